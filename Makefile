@@ -1,0 +1,66 @@
+# Every target works alone in a fresh clone: it makes .venv first.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+
+.PHONY: help setup system demo test test-long check format lint types contracts readme wire bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { echo "making $(VENV) (once; a few minutes)"; $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'torch==2.13.0'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+setup: $(STAMP) ## Make .venv with everything that the other targets need
+
+system: ## Install what is not Python: swtpm, tpm2-tools, the Fashion-MNIST data set
+	@tools/install-system-packages.sh
+
+demo: $(STAMP) ## Train a model across attested sites on this machine
+	@$(BIN)/fedlearn demo
+
+test: $(STAMP) ## Run the tests
+	@tools/install-system-packages.sh --quiet
+	@$(BIN)/python -m pytest -q -m 'not long'
+
+test-long: $(STAMP) ## Run the tests that take minutes
+	@$(BIN)/python -m pytest -q -m long
+
+check: format lint types contracts wire-check test readme ## Everything that CI runs
+
+format: $(STAMP)
+	@$(BIN)/ruff format --check .
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+
+types: $(STAMP)
+	@$(BIN)/mypy
+
+contracts: $(STAMP)
+	@$(BIN)/lint-imports
+
+readme: $(STAMP)
+	@$(BIN)/python tools/check_readme.py
+
+wire: $(STAMP) ## Generate the gRPC code from fedlearn/wire/fedlearn.proto
+	@$(BIN)/python tools/generate_wire.py
+
+wire-check: $(STAMP)
+	@$(BIN)/python tools/generate_wire.py --check
+
+bench: $(STAMP) ## Run the benchmarks; they print ratios
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean: ## Remove what the other targets made
+	@rm -rf $(VENV) build dist fedlearn-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

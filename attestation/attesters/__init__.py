@@ -1,0 +1,33 @@
+"""Attesters: the only part of this library that does input and output."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from attestation.binding import Binding
+from attestation.evidence import Evidence, Tee
+
+__all__ = ["Attester"]
+
+
+class Attester(Protocol):
+    """Something on this machine that can make evidence about it."""
+
+    @property
+    def tee(self) -> Tee:
+        """The kind of evidence that :meth:`collect` returns."""
+        ...
+
+    def extend(self, claim: str, digest: bytes) -> None:
+        """Measure ``digest`` (32 bytes) under ``claim`` into a runtime register and its log.
+
+        :raises AttesterError: when the environment has no register that can be extended.
+        """
+        ...
+
+    def collect(self, binding: Binding) -> Evidence:
+        """Return evidence over ``binding`` and everything measured so far.
+
+        :raises AttesterError: when evidence cannot be made now; trying again may help.
+        """
+        ...

@@ -1,0 +1,169 @@
+"""Evidence and the claims a verifier derives from it (RFC 9334, section 8).
+
+Evidence travels as one canonical JSON document (sorted keys, no spaces, base64 for
+bytes), so that its SHA-256 can be named in a certificate and in the ledger.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import enum
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+from attestation.errors import EvidenceError
+
+__all__ = ["MAX_EVIDENCE_BYTES", "Claims", "Evidence", "Scalar", "Tee"]
+
+MAX_EVIDENCE_BYTES: Final = 4 * 1024 * 1024
+"""Upper bound of one encoded evidence document, checked before it is parsed."""
+
+MAX_ENDORSEMENTS: Final = 16
+MAX_COMPONENTS: Final = 8
+
+Scalar = str | int | bool
+
+
+class Tee(enum.StrEnum):
+    """The kind of environment that an attester lives in."""
+
+    TDX = "tdx"
+    SGX = "sgx"
+    SNP = "snp"
+    TPM = "tpm"
+    AZURE_VTPM = "azure-vtpm"
+    NVIDIA = "nvidia"
+    SAMPLE = "sample"
+    """Software only. It proves nothing about hardware and is refused by default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What an attester produced, unverified.
+
+    ``quote``         the signed statement, in the native format of ``tee``
+    ``event_log``     the log that replays to the quoted registers; empty if there is none
+    ``endorsements``  certificates or collateral that came along (DER, PEM or JSON)
+    ``components``    further evidence of the same environment (a GPU, a container server)
+    """
+
+    tee: Tee
+    quote: bytes
+    event_log: bytes = b""
+    endorsements: tuple[bytes, ...] = ()
+    components: tuple[Evidence, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical encoding."""
+        return json.dumps(_to_json(self), sort_keys=True, separators=(",", ":")).encode()
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of the canonical encoding (32 bytes)."""
+        return hashlib.sha256(self.to_bytes()).digest()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Evidence:
+        """Parse an encoded document of at most :data:`MAX_EVIDENCE_BYTES`.
+
+        :raises EvidenceError: naming the field, for anything else.
+        """
+        if len(data) > MAX_EVIDENCE_BYTES:
+            raise EvidenceError(
+                f"{len(data)} bytes, at most {MAX_EVIDENCE_BYTES} are read", field="evidence"
+            )
+        try:
+            document = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise EvidenceError("not a JSON document", field="evidence") from error
+        return _from_json(document, "evidence", depth=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claims:
+    """What a verifier found to be genuine; nothing here says that anyone likes it.
+
+    ``measurements``  names as policies use them (``mrtd``, ``rtmr0``, ``launch``,
+                      ``pcr.14``, ``app``, ``job``), to raw digests
+    ``debug``         the environment can be inspected by its host
+    ``tcb``           the TCB status or version in the vendor's words
+    ``hardware_id``   chip id, PPID or the SHA-256 of the endorsement key
+    ``attributes``    every other verified fact (``advisories``, ``vmpl``, ``tpm.reset_count``)
+    ``unverified``    names of claims that were present and could not be verified
+    ``components``    claims of component evidence, in order
+    """
+
+    tee: Tee
+    measurements: Mapping[str, bytes]
+    debug: bool
+    tcb: str
+    hardware_id: bytes
+    attributes: Mapping[str, Scalar | tuple[str, ...]] = field(default_factory=dict)
+    unverified: tuple[str, ...] = ()
+    components: tuple[Claims, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "measurements", MappingProxyType(dict(self.measurements)))
+        object.__setattr__(self, "attributes", MappingProxyType(dict(self.attributes)))
+
+
+def _to_json(evidence: Evidence) -> dict[str, Any]:
+    return {
+        "tee": evidence.tee.value,
+        "quote": base64.b64encode(evidence.quote).decode(),
+        "event_log": base64.b64encode(evidence.event_log).decode(),
+        "endorsements": [base64.b64encode(item).decode() for item in evidence.endorsements],
+        "components": [_to_json(item) for item in evidence.components],
+    }
+
+
+def _from_json(document: object, where: str, *, depth: int) -> Evidence:
+    if not isinstance(document, dict):
+        raise EvidenceError("must be an object", field=where)
+    known = {"tee", "quote", "event_log", "endorsements", "components"}
+    if unknown := sorted(map(str, set(document) - known)):
+        raise EvidenceError(f"unknown key {unknown[0]!r}", field=where)
+    try:
+        tee = Tee(document.get("tee"))
+    except ValueError:
+        names = ", ".join(Tee)
+        raise EvidenceError(f"must be one of {names}", field=f"{where}.tee") from None
+    endorsements = _list(document.get("endorsements", []), f"{where}.endorsements")
+    components = _list(document.get("components", []), f"{where}.components")
+    if len(endorsements) > MAX_ENDORSEMENTS:
+        raise EvidenceError(f"more than {MAX_ENDORSEMENTS}", field=f"{where}.endorsements")
+    if components and depth > 0:
+        raise EvidenceError("components do not nest", field=f"{where}.components")
+    if len(components) > MAX_COMPONENTS:
+        raise EvidenceError(f"more than {MAX_COMPONENTS}", field=f"{where}.components")
+    return Evidence(
+        tee=tee,
+        quote=_base64(document.get("quote"), f"{where}.quote"),
+        event_log=_base64(document.get("event_log", ""), f"{where}.event_log"),
+        endorsements=tuple(
+            _base64(item, f"{where}.endorsements[{i}]") for i, item in enumerate(endorsements)
+        ),
+        components=tuple(
+            _from_json(item, f"{where}.components[{i}]", depth=depth + 1)
+            for i, item in enumerate(components)
+        ),
+    )
+
+
+def _list(value: object, where: str) -> list[object]:
+    if not isinstance(value, list):
+        raise EvidenceError("must be a list", field=where)
+    return value
+
+
+def _base64(value: object, where: str) -> bytes:
+    if not isinstance(value, str):
+        raise EvidenceError("must be a base64 string", field=where)
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise EvidenceError("is not base64", field=where) from None

@@ -1,0 +1,87 @@
+"""The outcome of an appraisal, as a value that explains itself.
+
+Tiers are those of AR4SI (draft-ietf-rats-ar4si, section 2.3.2). ``NONE`` is below
+``AFFIRMING`` in number and worse in meaning, so compare with ``is Tier.AFFIRMING``.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+__all__ = ["AttestationResult", "Finding", "Tier"]
+
+
+class Tier(enum.IntEnum):
+    """AR4SI trust tiers."""
+
+    NONE = 0
+    AFFIRMING = 2
+    WARNING = 32
+    CONTRAINDICATED = 96
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One claim, what the policy expected of it, and what the evidence said.
+
+    ``category`` is the member of the AR4SI trust vector that the claim belongs to:
+    ``instance-identity``, ``configuration``, ``executables``, ``file-system``,
+    ``hardware``, ``runtime-opaque``, ``storage-opaque`` or ``sourced-data``.
+    ``remedy`` says what a person can do; empty when the finding is affirming.
+    """
+
+    claim: str
+    tier: Tier
+    expected: str
+    actual: str
+    category: str = "executables"
+    remedy: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the finding as JSON-ready values."""
+        return {
+            "claim": self.claim,
+            "tier": self.tier.name.lower(),
+            "expected": self.expected,
+            "actual": self.actual,
+            "category": self.category,
+            "remedy": self.remedy,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttestationResult:
+    """Did one policy like one set of claims, and why.
+
+    ``status``          the worst tier of any finding; ``NONE`` when there are none
+    ``policy``          SHA-256 of the policy that was applied (32 bytes)
+    ``key_thumbprint``  SHA-256 of the TLS SPKI that the evidence was bound to; empty when
+                        the evidence was appraised without a binding
+    ``expires``         until when the result may be relied upon (aware, UTC)
+    """
+
+    status: Tier
+    tee: str
+    findings: tuple[Finding, ...]
+    policy: bytes
+    key_thumbprint: bytes
+    expires: datetime
+
+    @property
+    def refusals(self) -> tuple[Finding, ...]:
+        """The findings that keep the result from being affirming."""
+        return tuple(f for f in self.findings if f.tier is not Tier.AFFIRMING)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON-ready values."""
+        return {
+            "status": self.status.name.lower(),
+            "tee": self.tee,
+            "findings": [finding.to_json() for finding in self.findings],
+            "policy": self.policy.hex(),
+            "key_thumbprint": self.key_thumbprint.hex(),
+            "expires": self.expires.isoformat(),
+        }

@@ -1,0 +1,1 @@
+"""The edge: the agent of a site, its launchers, and the client inside the TEE."""

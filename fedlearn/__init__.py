@@ -1,0 +1,1 @@
+"""Federated confidential learning: train one model across attested sites."""

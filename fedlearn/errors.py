@@ -1,0 +1,142 @@
+"""The errors of fedlearn, one tree.
+
+::
+
+    FedlearnError (.code, .hint)
+    ├── ConfigError          a file or flag: what, where, what would be right
+    ├── JobError             a job cannot be accepted, found or continued
+    ├── LaunchError          a workload could not be started at a site
+    ├── TransportError       a peer cannot be reached or does not prove who it is
+    ├── AdmissionDenied      evidence was refused; carries the findings
+    ├── KeyReleaseDenied     a key is not for this party
+    ├── StoreError           sealed state cannot be read or written
+    ├── LedgerError          the ledger is damaged; names the entry
+    ├── PrivacyError         a budget would be exceeded, or parameters are impossible
+    └── RoundError
+        ├── QuorumNotReached
+        └── UpdateRejected
+
+``code`` is stable and machine-readable; ``hint`` says what to do next. The command line
+prints both on one line and never a trace.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "AdmissionDenied",
+    "ConfigError",
+    "FedlearnError",
+    "JobError",
+    "KeyReleaseDenied",
+    "LaunchError",
+    "LedgerError",
+    "PrivacyError",
+    "QuorumNotReached",
+    "RoundError",
+    "StoreError",
+    "TransportError",
+    "UpdateRejected",
+]
+
+
+class FedlearnError(Exception):
+    """Root of every error that fedlearn raises on purpose."""
+
+    code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ConfigError(FedlearnError):
+    """A configuration file or flag is wrong.
+
+    ``where`` is ``file:line`` or the flag; ``key`` the dotted key at fault.
+    """
+
+    code = "config"
+
+    def __init__(self, message: str, *, where: str = "", key: str = "", hint: str = "") -> None:
+        prefix = ": ".join(part for part in (where, key) if part)
+        super().__init__(f"{prefix}: {message}" if prefix else message, hint=hint)
+        self.where = where
+        self.key = key
+
+
+class JobError(FedlearnError):
+    """A job cannot be accepted, found or continued."""
+
+    code = "job"
+
+
+class LaunchError(FedlearnError):
+    """A workload could not be started at a site."""
+
+    code = "launch"
+
+
+class TransportError(FedlearnError):
+    """A peer cannot be reached, or does not prove who it is."""
+
+    code = "transport"
+
+
+class AdmissionDenied(FedlearnError):
+    """Evidence was refused. ``findings`` are JSON-ready and say why."""
+
+    code = "admission-denied"
+
+    def __init__(
+        self, message: str, *, findings: tuple[dict[str, object], ...] = (), hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.findings = findings
+
+
+class KeyReleaseDenied(FedlearnError):
+    """A content key is not for this party, or not now."""
+
+    code = "key-release-denied"
+
+
+class StoreError(FedlearnError):
+    """Sealed state cannot be read or written."""
+
+    code = "store"
+
+
+class LedgerError(FedlearnError):
+    """The ledger is damaged. ``entry`` is the sequence number of the first bad entry."""
+
+    code = "ledger"
+
+    def __init__(self, message: str, *, entry: int | None = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.entry = entry
+
+
+class PrivacyError(FedlearnError):
+    """A privacy budget would be exceeded, or its parameters are impossible."""
+
+    code = "privacy"
+
+
+class RoundError(FedlearnError):
+    """A round could not be completed."""
+
+    code = "round"
+
+
+class QuorumNotReached(RoundError):
+    """Too few sites answered before the deadline."""
+
+    code = "quorum"
+
+
+class UpdateRejected(RoundError):
+    """An update is not one that may enter the sum."""
+
+    code = "update-rejected"

@@ -1,0 +1,1 @@
+"""The wire between sites, clients and the coordinator: generated code and its limits."""

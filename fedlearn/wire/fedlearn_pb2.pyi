@@ -1,0 +1,378 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Empty(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class EnrollRequest(_message.Message):
+    __slots__ = ("token", "csr")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    CSR_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    csr: bytes
+    def __init__(self, token: _Optional[str] = ..., csr: _Optional[bytes] = ...) -> None: ...
+
+class EnrollReply(_message.Message):
+    __slots__ = ("status", "site", "certificate_chain", "order_key", "control_address")
+    class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        UNSPECIFIED: _ClassVar[EnrollReply.Status]
+        PENDING: _ClassVar[EnrollReply.Status]
+        ACCEPTED: _ClassVar[EnrollReply.Status]
+    UNSPECIFIED: EnrollReply.Status
+    PENDING: EnrollReply.Status
+    ACCEPTED: EnrollReply.Status
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_CHAIN_FIELD_NUMBER: _ClassVar[int]
+    ORDER_KEY_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    status: EnrollReply.Status
+    site: str
+    certificate_chain: bytes
+    order_key: bytes
+    control_address: str
+    def __init__(self, status: _Optional[_Union[EnrollReply.Status, str]] = ..., site: _Optional[str] = ..., certificate_chain: _Optional[bytes] = ..., order_key: _Optional[bytes] = ..., control_address: _Optional[str] = ...) -> None: ...
+
+class RenewSiteRequest(_message.Message):
+    __slots__ = ("csr",)
+    CSR_FIELD_NUMBER: _ClassVar[int]
+    csr: bytes
+    def __init__(self, csr: _Optional[bytes] = ...) -> None: ...
+
+class AttestCoordinatorRequest(_message.Message):
+    __slots__ = ("job", "nonce")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    nonce: bytes
+    def __init__(self, job: _Optional[str] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+
+class AttestCoordinatorReply(_message.Message):
+    __slots__ = ("evidence", "hpke_key")
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    HPKE_KEY_FIELD_NUMBER: _ClassVar[int]
+    evidence: bytes
+    hpke_key: bytes
+    def __init__(self, evidence: _Optional[bytes] = ..., hpke_key: _Optional[bytes] = ...) -> None: ...
+
+class ChallengeRequest(_message.Message):
+    __slots__ = ("job", "site")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    site: str
+    def __init__(self, job: _Optional[str] = ..., site: _Optional[str] = ...) -> None: ...
+
+class ChallengeReply(_message.Message):
+    __slots__ = ("nonce", "expires_unix_ms", "verifier_id")
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    VERIFIER_ID_FIELD_NUMBER: _ClassVar[int]
+    nonce: bytes
+    expires_unix_ms: int
+    verifier_id: bytes
+    def __init__(self, nonce: _Optional[bytes] = ..., expires_unix_ms: _Optional[int] = ..., verifier_id: _Optional[bytes] = ...) -> None: ...
+
+class AdmitRequest(_message.Message):
+    __slots__ = ("job", "site", "client", "nonce", "csr", "hpke_key", "evidence", "site_voucher")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    CSR_FIELD_NUMBER: _ClassVar[int]
+    HPKE_KEY_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    SITE_VOUCHER_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    site: str
+    client: str
+    nonce: bytes
+    csr: bytes
+    hpke_key: bytes
+    evidence: bytes
+    site_voucher: bytes
+    def __init__(self, job: _Optional[str] = ..., site: _Optional[str] = ..., client: _Optional[str] = ..., nonce: _Optional[bytes] = ..., csr: _Optional[bytes] = ..., hpke_key: _Optional[bytes] = ..., evidence: _Optional[bytes] = ..., site_voucher: _Optional[bytes] = ...) -> None: ...
+
+class AdmitReply(_message.Message):
+    __slots__ = ("admitted", "refused")
+    ADMITTED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    admitted: Admitted
+    refused: Refused
+    def __init__(self, admitted: _Optional[_Union[Admitted, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ...) -> None: ...
+
+class Admitted(_message.Message):
+    __slots__ = ("certificate_chain", "expires_unix_ms", "renew_after_unix_ms", "fleet_address", "control_address", "node_id", "result")
+    CERTIFICATE_CHAIN_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    RENEW_AFTER_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    FLEET_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    certificate_chain: bytes
+    expires_unix_ms: int
+    renew_after_unix_ms: int
+    fleet_address: str
+    control_address: str
+    node_id: int
+    result: bytes
+    def __init__(self, certificate_chain: _Optional[bytes] = ..., expires_unix_ms: _Optional[int] = ..., renew_after_unix_ms: _Optional[int] = ..., fleet_address: _Optional[str] = ..., control_address: _Optional[str] = ..., node_id: _Optional[int] = ..., result: _Optional[bytes] = ...) -> None: ...
+
+class Refused(_message.Message):
+    __slots__ = ("reason", "findings_json")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    FINDINGS_JSON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    findings_json: str
+    def __init__(self, reason: _Optional[str] = ..., findings_json: _Optional[str] = ...) -> None: ...
+
+class SiteReport(_message.Message):
+    __slots__ = ("hello", "workload", "capabilities", "heartbeat")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    WORKLOAD_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    workload: WorkloadStatus
+    capabilities: Capabilities
+    heartbeat: Heartbeat
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., workload: _Optional[_Union[WorkloadStatus, _Mapping]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("version", "running")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    running: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[str] = ..., running: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ("unix_ms",)
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    unix_ms: int
+    def __init__(self, unix_ms: _Optional[int] = ...) -> None: ...
+
+class Capabilities(_message.Message):
+    __slots__ = ("json",)
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: str
+    def __init__(self, json: _Optional[str] = ...) -> None: ...
+
+class WorkloadStatus(_message.Message):
+    __slots__ = ("assignment", "phase", "reason")
+    ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    assignment: str
+    phase: str
+    reason: str
+    def __init__(self, assignment: _Optional[str] = ..., phase: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class SiteOrder(_message.Message):
+    __slots__ = ("start", "stop", "heartbeat")
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    start: SignedAssignment
+    stop: StopOrder
+    heartbeat: Heartbeat
+    def __init__(self, start: _Optional[_Union[SignedAssignment, _Mapping]] = ..., stop: _Optional[_Union[StopOrder, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+
+class StopOrder(_message.Message):
+    __slots__ = ("assignment", "reason")
+    ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    assignment: str
+    reason: str
+    def __init__(self, assignment: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class SignedAssignment(_message.Message):
+    __slots__ = ("assignment_json", "signature")
+    ASSIGNMENT_JSON_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    assignment_json: bytes
+    signature: bytes
+    def __init__(self, assignment_json: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class FetchBundleRequest(_message.Message):
+    __slots__ = ("sha256",)
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    sha256: bytes
+    def __init__(self, sha256: _Optional[bytes] = ...) -> None: ...
+
+class CommitDataRequest(_message.Message):
+    __slots__ = ("job", "root", "records")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    ROOT_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    root: bytes
+    records: int
+    def __init__(self, job: _Optional[str] = ..., root: _Optional[bytes] = ..., records: _Optional[int] = ...) -> None: ...
+
+class CommitDataReply(_message.Message):
+    __slots__ = ("ledger_entry",)
+    LEDGER_ENTRY_FIELD_NUMBER: _ClassVar[int]
+    ledger_entry: int
+    def __init__(self, ledger_entry: _Optional[int] = ...) -> None: ...
+
+class ReleaseKeyRequest(_message.Message):
+    __slots__ = ("model", "version", "file_id")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    FILE_ID_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    file_id: bytes
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., file_id: _Optional[bytes] = ...) -> None: ...
+
+class ReleaseKeyReply(_message.Message):
+    __slots__ = ("wrapped",)
+    WRAPPED_FIELD_NUMBER: _ClassVar[int]
+    wrapped: bytes
+    def __init__(self, wrapped: _Optional[bytes] = ...) -> None: ...
+
+class SubmitJobRequest(_message.Message):
+    __slots__ = ("job_toml", "bundle", "policy_toml")
+    JOB_TOML_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    POLICY_TOML_FIELD_NUMBER: _ClassVar[int]
+    job_toml: str
+    bundle: bytes
+    policy_toml: str
+    def __init__(self, job_toml: _Optional[str] = ..., bundle: _Optional[bytes] = ..., policy_toml: _Optional[str] = ...) -> None: ...
+
+class JobName(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class SiteName(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class JobList(_message.Message):
+    __slots__ = ("jobs",)
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[JobState]
+    def __init__(self, jobs: _Optional[_Iterable[_Union[JobState, _Mapping]]] = ...) -> None: ...
+
+class SiteList(_message.Message):
+    __slots__ = ("sites",)
+    SITES_FIELD_NUMBER: _ClassVar[int]
+    sites: _containers.RepeatedCompositeFieldContainer[SiteState]
+    def __init__(self, sites: _Optional[_Iterable[_Union[SiteState, _Mapping]]] = ...) -> None: ...
+
+class JobState(_message.Message):
+    __slots__ = ("name", "id", "status", "round", "rounds", "detail", "model", "sites")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SITES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    id: str
+    status: str
+    round: int
+    rounds: int
+    detail: str
+    model: str
+    sites: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., id: _Optional[str] = ..., status: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., detail: _Optional[str] = ..., model: _Optional[str] = ..., sites: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FollowJobRequest(_message.Message):
+    __slots__ = ("name", "after", "past_only")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    PAST_ONLY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    after: int
+    past_only: bool
+    def __init__(self, name: _Optional[str] = ..., after: _Optional[int] = ..., past_only: _Optional[bool] = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("sequence", "unix_ms", "kind", "json")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    unix_ms: int
+    kind: str
+    json: str
+    def __init__(self, sequence: _Optional[int] = ..., unix_ms: _Optional[int] = ..., kind: _Optional[str] = ..., json: _Optional[str] = ...) -> None: ...
+
+class CreateTokenRequest(_message.Message):
+    __slots__ = ("site", "lifetime_s", "needs_approval")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    LIFETIME_S_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_APPROVAL_FIELD_NUMBER: _ClassVar[int]
+    site: str
+    lifetime_s: int
+    needs_approval: bool
+    def __init__(self, site: _Optional[str] = ..., lifetime_s: _Optional[int] = ..., needs_approval: _Optional[bool] = ...) -> None: ...
+
+class CreateTokenReply(_message.Message):
+    __slots__ = ("token", "expires_unix_ms")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    expires_unix_ms: int
+    def __init__(self, token: _Optional[str] = ..., expires_unix_ms: _Optional[int] = ...) -> None: ...
+
+class SiteState(_message.Message):
+    __slots__ = ("name", "status", "connected", "last_seen_unix_ms", "capabilities_json", "assignments", "key_thumbprint")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEEN_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_JSON_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNMENTS_FIELD_NUMBER: _ClassVar[int]
+    KEY_THUMBPRINT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    status: str
+    connected: bool
+    last_seen_unix_ms: int
+    capabilities_json: str
+    assignments: _containers.RepeatedScalarFieldContainer[str]
+    key_thumbprint: bytes
+    def __init__(self, name: _Optional[str] = ..., status: _Optional[str] = ..., connected: _Optional[bool] = ..., last_seen_unix_ms: _Optional[int] = ..., capabilities_json: _Optional[str] = ..., assignments: _Optional[_Iterable[str]] = ..., key_thumbprint: _Optional[bytes] = ...) -> None: ...
+
+class RevokeClientRequest(_message.Message):
+    __slots__ = ("job", "site", "reason")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    site: str
+    reason: str
+    def __init__(self, job: _Optional[str] = ..., site: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ReplacePolicyRequest(_message.Message):
+    __slots__ = ("job", "policy_toml")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    POLICY_TOML_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    policy_toml: str
+    def __init__(self, job: _Optional[str] = ..., policy_toml: _Optional[str] = ...) -> None: ...

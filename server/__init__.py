@@ -1,0 +1,1 @@
+"""The coordinator: admission, sealed store, ledger and rounds."""
