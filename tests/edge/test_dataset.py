@@ -1,0 +1,54 @@
+"""What counts as a record of a data mount does not depend on who looks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.dataset import records
+from fedlearn.errors import ConfigError
+
+
+def test_lines_rows_and_blocks_are_records(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"1,2\r\n3,4\n")
+    np.savez(tmp_path / "b.npz", x=np.arange(6).reshape(3, 2), y=np.zeros(3))
+    (tmp_path / "c.bin").write_bytes(bytes(70_000))
+    assert len(list(records(tmp_path))) == 2 + (3 + 3) + 2
+
+
+def test_a_changed_moved_or_added_record_is_seen(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    seen = set()
+    for content in (b"1\n2\n", b"2\n1\n", b"1\n3\n", b"1\n2\n3\n"):
+        file.write_bytes(content)
+        seen.add(tuple(records(tmp_path)))
+    assert len(seen) == 4
+
+
+def test_the_name_of_the_folder_does_not_matter(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.csv").write_bytes(b"1\n")
+    assert list(records(tmp_path / "one")) == list(records(tmp_path / "two"))
+
+
+def test_a_missing_mount_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist") as refusal:
+        list(records(tmp_path / "nothing"))
+    assert "site.toml" in refusal.value.hint
+
+
+def test_a_link_out_of_the_mount_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("s")
+    (tmp_path / "mount").mkdir()
+    (tmp_path / "mount" / "a.csv").symlink_to(tmp_path / "secret")
+    with pytest.raises(ConfigError, match="leads out"):
+        list(records(tmp_path / "mount"))
+
+
+def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([object()]), allow_pickle=True)
+    with pytest.raises(ConfigError, match="safe to read"):
+        list(records(tmp_path))
