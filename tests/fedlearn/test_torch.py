@@ -1,0 +1,72 @@
+"""The door to torch keeps every bit and every element type."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fedlearn.errors import UpdateRejected
+from fedlearn.torch import from_module, from_state_dict, load_into, to_state_dict
+from fedlearn.update import BF16, decode, encode
+
+
+class Net(torch.nn.Module):
+    """Parameters, a bfloat16 layer, and integer buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(3, 4)
+        self.norm = torch.nn.BatchNorm1d(4)
+        self.last = torch.nn.Linear(4, 2, bias=False, dtype=torch.bfloat16)
+
+
+def test_a_module_survives_the_wire_bit_for_bit() -> None:
+    net = Net()
+    update = from_module(net)
+    assert update["last.weight"].dtype == BF16
+    assert update["norm.num_batches_tracked"].shape == ()
+    other = Net()
+    load_into(other, decode(encode(update)))
+    for name, tensor in net.state_dict().items():
+        twin = other.state_dict()[name]
+        assert twin.dtype is tensor.dtype
+        assert torch.equal(twin, tensor)
+
+
+def test_tensors_made_from_an_update_are_copies() -> None:
+    update = from_state_dict({"w": torch.ones(2), "b": torch.ones(2, dtype=torch.bfloat16)})
+    state = to_state_dict(decode(encode(update)))
+    state["w"][0] = 9
+    assert update["w"][0] == 1
+    assert state["b"].dtype is torch.bfloat16
+
+
+def test_transposed_and_tracked_tensors_are_taken_by_value() -> None:
+    tensor = torch.arange(6.0, requires_grad=True).reshape(2, 3).T
+    np.testing.assert_array_equal(from_state_dict({"t": tensor})["t"], tensor.detach().numpy())
+
+
+def test_types_without_a_name_are_refused() -> None:
+    with pytest.raises(UpdateRejected, match=r"c: a tensor of torch\.complex64"):
+        from_state_dict({"c": torch.ones(1, dtype=torch.complex64)})
+    with pytest.raises(UpdateRejected, match="s: is no dense tensor"):
+        from_state_dict({"s": torch.eye(2).to_sparse()})
+
+
+def test_what_does_not_fit_changes_nothing() -> None:
+    net = Net()
+    good = dict(from_module(net))
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    wrong = {
+        "missing": {name: array for name, array in good.items() if name != "last.weight"},
+        "no 'x'": {**good, "x": np.zeros(1)},
+        "has shape": {**good, "last.weight": good["last.weight"].T},
+        "is F32": {**good, "last.weight": np.zeros((2, 4), np.float32)},
+    }
+    zeroed = {"first.weight": np.zeros((4, 3), np.float32)}
+    for reason, arrays in wrong.items():
+        with pytest.raises(UpdateRejected, match=reason):
+            load_into(net, {**arrays, **zeroed})
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name])
