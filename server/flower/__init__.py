@@ -1,0 +1,24 @@
+"""The door to Flower on the coordinator's side: nothing else under ``server`` imports it.
+
+::
+
+    plan        what the coordinator says about a job, and what it answers a job's process
+    host        one running job: its link, its process, its outcome
+    link        one job's Flower state in memory; what nodes and the job's process may do with it
+    run         the job's process: the user's ServerApp, unchanged
+    grid        the seam for model bytes, deadlines, quorum and order
+    loop        ``Strategy.start`` with checkpoints
+    fedavg      the built-in strategy, exact whatever the order
+    bundle      an application folder as one deterministic file
+    contract    the private names of Flower that we use, checked when a process starts
+
+Importing this package imports no Flower. Its telemetry and its update check are switched off
+here, before anybody can.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"

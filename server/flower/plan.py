@@ -1,0 +1,114 @@
+"""What the coordinator says about a job, and what it answers the job's process.
+
+No Flower here: the coordinator codes against these types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
+
+from fedlearn.errors import JobError
+
+__all__ = ["Checkpoint", "JobChannel", "JobPlan", "Outcome", "Stragglers"]
+
+Stragglers = Literal["drop", "fail"]
+"""``drop``: a round goes on without who is late, if the quorum is there. ``fail``: it does not."""
+
+_MAX_SITES = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPlan:
+    """Everything that decides the result of a job, apart from the data.
+
+    ``digest`` is the 32-byte digest of the job specification, ``bundle`` the application.
+    ``seconds`` is the deadline of one exchange with the clients (training or evaluation of
+    one round). ``strategy`` is ``None`` where the bundle brings its own ServerApp.
+
+    :raises JobError: for values with which no job can run.
+    """
+
+    job: str
+    digest: bytes
+    bundle: bytes = field(repr=False)
+    rounds: int
+    sites: tuple[str, ...]
+    quorum: int
+    seconds: float
+    seed: int
+    stragglers: Stragglers = "drop"
+    strategy: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    run_config: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    privacy: Mapping[str, Any] | None = None
+    max_update_bytes: int = 4 * 1024**3
+
+    def __post_init__(self) -> None:
+        if len(self.digest) != 32:
+            raise JobError(f"a job digest has 32 bytes, not {len(self.digest)}")
+        if not 1 <= len(self.sites) <= _MAX_SITES or len(set(self.sites)) != len(self.sites):
+            raise JobError(f"a job has 1 to {_MAX_SITES} different sites")
+        if not 1 <= self.quorum <= len(self.sites):
+            raise JobError(f"a quorum of {self.quorum} with {len(self.sites)} sites")
+        if self.rounds < 1 or not self.seconds > 0:
+            raise JobError("a job has at least one round and a deadline above 0 s")
+        if not 0 <= self.seed < 2**64:
+            raise JobError("a seed is a whole number from 0 below 2^64")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """All that a job needs to go on after ``round``.
+
+    ``model`` is the global model. ``tensors`` and ``state`` hold the rest (the state of the
+    strategy, the metrics so far); ``state`` is JSON. The arrays may be views of one buffer;
+    nobody writes to them.
+    """
+
+    round: int
+    model: Mapping[str, NDArray[Any]]
+    tensors: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+
+class JobChannel(Protocol):
+    """What a job's process may ask of the coordinator.
+
+    Calls come from one thread, in order, and block the job until they return. An error that
+    a call raises ends the job with that error.
+    """
+
+    def event(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """Take one event of :mod:`fedlearn.events`; for ``update.received`` with ``digest``."""
+        ...
+
+    def begin_round(self, round_: int, sites: tuple[str, ...]) -> None:
+        """Allow the round, or raise: the place for a privacy budget that would be exceeded."""
+        ...
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Seal the checkpoint; when this returns, it survives a crash."""
+        ...
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """Return the last sealed checkpoint of this job, or None."""
+        ...
+
+    def live_sites(self) -> frozenset[str]:
+        """Return the sites whose admission to this job is live now (not quarantined)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a job ended. ``code`` is that of an error of :mod:`fedlearn.errors`."""
+
+    status: Literal["finished", "failed", "cancelled"]
+    rounds: int = 0
+    code: str = ""
+    message: str = ""
+    hint: str = ""
