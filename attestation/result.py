@@ -72,8 +72,13 @@ class AttestationResult:
 
     @property
     def refusals(self) -> tuple[Finding, ...]:
-        """The findings that keep the result from being affirming."""
-        return tuple(f for f in self.findings if f.tier is not Tier.AFFIRMING)
+        """The findings that keep the result from being affirming.
+
+        Findings of tier ``NONE`` are notes in an affirming result, and reasons in one of
+        status ``NONE``.
+        """
+        notes = () if self.status is Tier.NONE else (Tier.NONE,)
+        return tuple(f for f in self.findings if f.tier not in (Tier.AFFIRMING, *notes))
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON-ready values."""

@@ -1,0 +1,102 @@
+"""Verifiers: is this evidence genuine? One module for each kind, imported when first needed.
+
+A verifier is pure. It gets bytes, a binding, trust anchors and the time, and returns
+:class:`attestation.evidence.Claims` or raises an :class:`attestation.errors.AttestationError`
+that names the step which failed. Whether anybody *likes* the claims is the business of
+:mod:`attestation.policy`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from datetime import datetime
+from typing import Final, Protocol, cast
+
+from attestation.binding import Bound
+from attestation.errors import VerificationError
+from attestation.evidence import Claims, Evidence, Tee
+from attestation.trust import TrustAnchors
+
+__all__ = ["Verifier", "verifier_for", "verify"]
+
+_MODULES: Final[dict[Tee, str]] = {
+    Tee.TDX: "attestation.verifiers.tdx",
+    Tee.SGX: "attestation.verifiers.tdx",
+    Tee.SNP: "attestation.verifiers.snp",
+    Tee.TPM: "attestation.verifiers.tpm",
+    Tee.AZURE_VTPM: "attestation.verifiers.azure",
+    Tee.NVIDIA: "attestation.verifiers.nvidia",
+    Tee.SAMPLE: "attestation.verifiers.sample",
+}
+
+
+class Verifier(Protocol):
+    """Verifies one kind of evidence."""
+
+    def verify(
+        self,
+        evidence: Evidence,
+        *,
+        binding: Bound | None,
+        trust: TrustAnchors,
+        now: datetime,
+    ) -> Claims:
+        """Return the claims of genuine evidence.
+
+        ``binding`` is compared with the report data; ``None`` leaves it unchecked, and
+        ``claims.attributes["bound"]`` then says ``False``. ``now`` is an aware time.
+        Component evidence is not looked at here; :func:`verify` does that.
+
+        :raises EvidenceError: when the bytes are malformed.
+        :raises VerificationError: when they are not genuine, fresh or bound.
+        """
+        ...
+
+
+def verifier_for(tee: Tee) -> Verifier:
+    """Return the verifier of ``tee``.
+
+    :raises VerificationError: when this installation has none.
+    """
+    name = _MODULES[tee]
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise VerificationError(
+            f"this installation cannot verify {tee.value} evidence ({error.name} is missing)",
+            step="verifier",
+        ) from error
+    return cast("Verifier", module.VERIFIER)
+
+
+def verify(
+    evidence: Evidence, *, binding: Bound | None, trust: TrustAnchors, now: datetime
+) -> Claims:
+    """Verify ``evidence`` and each of its components; return the claims of all of them.
+
+    A component that is not genuine makes the whole evidence not genuine. A component that
+    nobody can verify here is returned with its claims named in ``unverified``.
+
+    :raises ValueError: when ``now`` is naive, which is a fault of the caller.
+    :raises AttestationError: as :meth:`Verifier.verify`.
+    """
+    if now.tzinfo is None:
+        raise ValueError("the time of a verification must be aware")
+    claims = _verify_one(evidence, binding, trust, now)
+    components = tuple(_verify_one(item, binding, trust, now) for item in evidence.components)
+    return replace(claims, components=(*claims.components, *components))
+
+
+def _verify_one(
+    evidence: Evidence, binding: Bound | None, trust: TrustAnchors, now: datetime
+) -> Claims:
+    verifier = verifier_for(evidence.tee)
+    claims = verifier.verify(evidence, binding=binding, trust=trust, now=now)
+    if claims.tee is not evidence.tee:
+        raise VerificationError(
+            f"evidence said to be {evidence.tee.value} is {claims.tee.value}", step="format"
+        )
+    if binding is not None and claims.attributes.get("bound") is not True and not claims.unverified:
+        raise VerificationError("the binding was not checked", step="binding")
+    return claims

@@ -1,0 +1,75 @@
+"""What a verifier trusts before it sees any evidence, and the material it verifies with.
+
+Roots are pinned by the SHA-256 of their public key (DER SubjectPublicKeyInfo), so that a
+look-alike certificate with the same name never counts, and a re-issued root still does.
+
+Sources: the Intel SGX Provisioning Certification Root CA
+(https://certificates.trustedservices.intel.com), and the AMD root keys that the AMD key
+distribution service publishes for each product (https://kdsintf.amd.com, AMD publication 57230).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+__all__ = [
+    "AMD_ARK_KEYS",
+    "INTEL_ROOT_KEY",
+    "TrustAnchors",
+    "key_digest",
+]
+
+AMD_ARK_KEYS: Final[dict[str, bytes]] = {
+    "Milan": bytes.fromhex("9f056bee44377e29308cb5ffa895bdfb62d18881fa6bed8d6f075b0204089cb9"),
+    "Genoa": bytes.fromhex("429a69c9422aa258ee4d8db5fcda9c6470ef15f8cd5a9cebd6cbc7d90b863831"),
+    "Turin": bytes.fromhex("4f125410563a2ab9a50356f9243f6fe0b6f73de98603f53f90339c70e9d7ad08"),
+}
+"""SHA-256 of the SubjectPublicKeyInfo of each AMD root key, by product."""
+
+INTEL_ROOT_KEY: Final = bytes.fromhex(
+    "a0af031289f5d5d4132f9186068a7fc13628633ba235777472e29b6b6c67a49e"
+)
+"""SHA-256 of the SubjectPublicKeyInfo of the Intel SGX Root CA."""
+
+
+def key_digest(key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> bytes:
+    """Return the SHA-256 (32 bytes) of the DER SubjectPublicKeyInfo of ``key``."""
+    return hashlib.sha256(
+        key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    ).digest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustAnchors:
+    """Pinned roots, enrolled keys, and the collateral to verify with.
+
+    The default trusts the Intel and AMD roots, no TPM and no development key.
+
+    ``sample_keys``   SHA-256 of the SPKI of development keys; only for ``sample`` evidence
+    ``tpm_aks``       SHA-256 of the SPKI of attestation keys whose life inside a TPM was
+                      proven at enrollment (credential activation), or that were pinned
+    ``tpm_ek_roots``  DER certificates that endorsement key certificates may chain to
+    ``amd_ark_keys``  SHA-256 of the SPKI of the AMD root keys that count
+    ``intel_root``    SHA-256 of the SPKI of the Intel root CA that counts
+    ``collateral``    Intel collateral documents, each one the JSON of a QuoteCollateralV3
+    ``endorsements``  certificates and chains, DER or PEM: VCEK, VLEK, ASK, ASVK, ARK, EK,
+                      and AMD certificate revocation lists
+    """
+
+    sample_keys: frozenset[bytes] = frozenset()
+    tpm_aks: frozenset[bytes] = frozenset()
+    tpm_ek_roots: tuple[bytes, ...] = ()
+    amd_ark_keys: frozenset[bytes] = frozenset(AMD_ARK_KEYS.values())
+    intel_root: bytes = INTEL_ROOT_KEY
+    collateral: tuple[bytes, ...] = ()
+    endorsements: tuple[bytes, ...] = ()
+
+    def __post_init__(self) -> None:
+        pins = (*self.sample_keys, *self.tpm_aks, *self.amd_ark_keys, self.intel_root)
+        if any(len(pin) != hashlib.sha256().digest_size for pin in pins):
+            raise ValueError("a key is pinned by its SHA-256, 32 bytes")
