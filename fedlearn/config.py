@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import json
 import math
 import os
 import re
@@ -39,11 +40,13 @@ from fedlearn.errors import ConfigError
 __all__ = [
     "NAME",
     "ConfigErrors",
+    "Impossible",
     "Kind",
     "Place",
     "Wrong",
     "address",
     "choice",
+    "dumps",
     "each",
     "file_bytes",
     "flag",
@@ -55,6 +58,7 @@ __all__ = [
     "raw",
     "read",
     "read_file",
+    "read_table",
     "scalar",
     "seq",
     "shown",
@@ -84,6 +88,18 @@ class ConfigErrors(ConfigError):
         self.problems = problems
         self.where = problems[0].where
         self.key = problems[0].key
+
+
+class Impossible(ConfigError):
+    """Values that are right one by one and do not go together. Raised by ``__post_init__``.
+
+    ``faults`` are pairs of a path below the model and what is wrong with it.
+    """
+
+    def __init__(self, *faults: tuple[toml.Path, str]) -> None:
+        lines = (": ".join(filter(None, (toml.dotted(at), message))) for at, message in faults)
+        super().__init__("\n".join(lines))
+        self.faults = faults
 
 
 class Wrong(ValueError):
@@ -188,16 +204,8 @@ def read_file(model: type[M], path: Path) -> M:
     return read(model, file_bytes(path), where=str(path))
 
 
-def read(
-    model: type[M],
-    data: bytes | str,
-    *,
-    where: str,
-    check: Callable[[M, Place], None] | None = None,
-) -> M:
+def read(model: type[M], data: bytes | str, *, where: str) -> M:
     """Return the source as a ``model``; ``where`` is the file's name in messages.
-
-    ``check`` sees the finished model and complains about what no single key shows.
 
     :raises ConfigError: naming file, line and key of everything that is wrong.
     """
@@ -206,12 +214,24 @@ def read(
     except toml.TomlError as error:
         line = f":{error.line}" if error.line else ""
         raise ConfigError(str(error), where=f"{where}{line}") from None
+    return _read(model, source, where)
+
+
+def read_table(model: type[M], values: Mapping[str, object], *, where: str) -> M:
+    """Return values that were not read from a file, JSON for example, as a ``model``.
+
+    :raises ConfigError: naming the key of everything that is wrong.
+    """
+    return _read(model, toml.Source(table=dict(values), lines={}), where)
+
+
+def _read(model: type[M], source: toml.Source, where: str) -> M:
     place = Place(source, where)
-    found = _model(model, source.table, (), place)
+    try:
+        found = _model(model, source.table, (), place)
+    except RecursionError:
+        raise ConfigError("nests too deeply", where=where) from None
     place.raise_if_wrong()
-    if check is not None:
-        check(cast("M", found), place)
-        place.raise_if_wrong()
     return cast("M", found)
 
 
@@ -238,8 +258,9 @@ def _model(model: type[M], value: object, path: toml.Path, place: Place) -> M | 
         return None
     try:
         return model(**values)
-    except ValueError as error:
-        place.complain(path, str(error))
+    except Impossible as error:
+        for inner, message in error.faults:
+            place.complain((*path, *inner), message)
         return None
 
 
@@ -493,3 +514,41 @@ def raw() -> Kind[Mapping[str, Any]]:
         return MappingProxyType(value)
 
     return Kind("a table", convert)
+
+
+# --- writing --------------------------------------------------------------------------
+
+
+def dumps(values: Mapping[str, object]) -> str:
+    """Return TOML that :func:`read` turns into the same values.
+
+    Takes text, whole and finite numbers, truth values, lists of these, and tables.
+    """
+    return "\n".join(_table_lines((), values)).lstrip("\n") + "\n"
+
+
+def _table_lines(path: tuple[str, ...], values: Mapping[str, object]) -> list[str]:
+    lines = [f"\n[{'.'.join(map(_key_text, path))}]"] if path else []
+    below: list[str] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            below += _table_lines((*path, key), value)
+        else:
+            lines.append(f"{_key_text(key)} = {_value_text(value)}")
+    return lines + below
+
+
+def _key_text(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value_text(key)
+
+
+def _value_text(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, int | float) and math.isfinite(value):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value_text, value))}]"
+    raise TypeError(f"{type(value).__name__} is not written to TOML")

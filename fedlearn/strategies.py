@@ -1,0 +1,38 @@
+"""The aggregation strategies that a job may name, and the options of each.
+
+The names are those of ``flwr.serverapp.strategy`` in lower case; the options are keyword
+arguments of its classes. ``app`` leaves the choice to the application's own ServerApp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+__all__ = ["APP", "STRATEGIES"]
+
+APP: Final = "app"
+"""The application's ServerApp makes its strategy itself."""
+
+_SAMPLING: Final = ("fraction_train", "fraction_evaluate", "weighted_by_key")
+_ADAPTIVE: Final = (*_SAMPLING, "eta", "eta_l", "tau")
+
+STRATEGIES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        APP: (),
+        "bulyan": (*_SAMPLING, "num_malicious_nodes"),
+        "fedadagrad": _ADAPTIVE,
+        "fedadam": (*_ADAPTIVE, "beta_1", "beta_2"),
+        "fedavg": _SAMPLING,
+        "fedavgm": (*_SAMPLING, "server_learning_rate", "server_momentum"),
+        "fedmedian": _SAMPLING,
+        "fedprox": (*_SAMPLING, "proximal_mu"),
+        "fedtrimmedavg": (*_SAMPLING, "beta"),
+        "fedyogi": (*_ADAPTIVE, "beta_1", "beta_2"),
+        "krum": (*_SAMPLING, "num_malicious_nodes"),
+        "multikrum": (*_SAMPLING, "num_malicious_nodes", "num_nodes_to_select"),
+        "qfedavg": (*_SAMPLING, "client_learning_rate", "q", "train_loss_key"),
+    }
+)
+"""Options by strategy. Numbers of nodes are not options: a job states its sites and quorum."""
