@@ -1,0 +1,42 @@
+"""The ``fedlearn`` command: one module a noun, each imported only when it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+import click
+
+from fedlearn.console import Commands, Noun, version_text
+
+__all__ = ["NOUNS", "main"]
+
+
+def _noun(name: str, summary: str, attribute: str = "group") -> Noun:
+    return Noun(module=f"fedlearn.cli.{name}", attribute=attribute, summary=summary)
+
+
+NOUNS: Final[Mapping[str, Noun]] = MappingProxyType(
+    {
+        "demo": _noun("demo", "Train a model across attested sites on this machine.", "command"),
+        "job": _noun("job", "Write, check, submit and watch jobs."),
+        "site": _noun("site", "Invite sites, see them, drain and remove them."),
+        "policy": _noun("policy", "Check appraisal policies and explain what they demand."),
+        "evidence": _noun("evidence", "Collect, inspect and appraise evidence."),
+        "collateral": _noun("collateral", "Fetch and keep what verifiers need from vendors."),
+        "model": _noun("model", "List, open, export and verify sealed models."),
+        "ledger": _noun("ledger", "Show and verify the record of every decision."),
+        "doctor": _noun("doctor", "Find in seconds what would fail in minutes.", "command"),
+    }
+)
+"""The nouns of the command line, in the order in which ``--help`` shows them."""
+
+
+@click.group(cls=Commands, nouns=NOUNS)
+@click.version_option(version_text(), prog_name="fedlearn", message="%(prog)s %(version)s")
+def main() -> None:
+    """Train one model across attested sites.
+
+    A first own job:  fedlearn job init my-job && fedlearn job validate my-job/job.toml
+    """
