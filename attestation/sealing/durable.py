@@ -1,0 +1,92 @@
+"""Files that appear whole or not at all.
+
+A temporary file in the same directory, fsync, rename, fsync of the directory. After a
+crash the old content is still there, next to at most a temporary file whose name
+:func:`is_temporary` recognises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+__all__ = ["DurableFile", "is_temporary", "write_durably"]
+
+_TEMPORARY: Final = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    """Say whether ``name`` is that of a file which a crash may have left behind."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+class DurableFile:
+    """Write ``path`` anew. Without :meth:`commit` the previous content stays.
+
+    A context manager: leaving it without a commit, for whatever reason, removes the
+    temporary file. The file is readable by its owner only.
+
+    :raises OSError: when the disk is full or the directory cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        self._committed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append all of ``data``."""
+        view = memoryview(data)
+        while len(view):
+            view = view[os.write(self._fd, view) :]
+
+    def commit(self) -> None:
+        """Make what was written durable and put it in the place of ``path``."""
+        os.fsync(self._fd)
+        self._temporary.replace(self.path)
+        self._committed = True
+        _sync_directory(self.path.parent)
+
+    def close(self) -> None:
+        """Close the file; remove it unless it was committed."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            if not self._committed:
+                with contextlib.suppress(FileNotFoundError):
+                    self._temporary.unlink()
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write ``path`` with mode 0600, whole or not at all.
+
+    :raises OSError: when that is not possible; the previous content is then unchanged.
+    """
+    with DurableFile(path) as file:
+        file.write(data)
+        file.commit()
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
