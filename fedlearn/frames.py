@@ -1,0 +1,84 @@
+"""Several byte strings in one body: each is an 8-byte big-endian length and its bytes.
+
+This is how an exchange between a client and the front carries a message and all of its
+objects at once: the message first, then the objects in any order. Lengths are bounded before
+anything is allocated.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from fedlearn.errors import TransportError
+
+__all__ = ["FrameReader", "frames_length", "write_frames"]
+
+_HEAD: Final = struct.Struct(">Q")
+MAX_FRAMES: Final = 1_000_000
+
+
+def write_frames(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """Yield a body that holds ``parts``, without copying them."""
+    for part in parts:
+        yield _HEAD.pack(len(part))
+        yield part
+
+
+def frames_length(parts: Iterable[bytes | memoryview]) -> int:
+    """Return the length of the body that :func:`write_frames` makes of ``parts``."""
+    return sum(_HEAD.size + len(part) for part in parts)
+
+
+class FrameReader:
+    """Takes a body piece by piece and gives back its frames.
+
+    :param limit: the most bytes that the whole body may have; a frame that says it is longer
+        than what is left is refused when its head is read.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self._count = 0
+        self._head = bytearray()
+        self._body: bytearray | None = None
+        self._wanted = 0
+
+    def feed(self, piece: bytes | memoryview) -> Iterator[bytes]:
+        """Yield the frames that ``piece`` completes.
+
+        :raises TransportError: when a frame is longer than the body may be, or there are too
+            many.
+        """
+        view = memoryview(piece)
+        if len(view) > self._left:
+            raise TransportError("the body is longer than announced")
+        self._left -= len(view)
+        while len(view):
+            if self._body is None:
+                take = min(_HEAD.size - len(self._head), len(view))
+                self._head += view[:take]
+                view = view[take:]
+                if len(self._head) < _HEAD.size:
+                    return
+                (self._wanted,) = _HEAD.unpack(self._head)
+                self._head.clear()
+                self._count += 1
+                if self._wanted > self._left + len(view) or self._count > MAX_FRAMES:
+                    raise TransportError("a frame is longer than the body that holds it")
+                self._body = bytearray()
+            take = min(self._wanted - len(self._body), len(view))
+            self._body += view[:take]
+            view = view[take:]
+            if len(self._body) == self._wanted:
+                done, self._body = bytes(self._body), None
+                yield done
+
+    def finish(self) -> None:
+        """Check that the body ended with a whole frame.
+
+        :raises TransportError: when it did not.
+        """
+        if self._body is not None or self._head:
+            raise TransportError("the body ends in the middle of a frame")

@@ -1,0 +1,154 @@
+"""The exact mean: same bits in any order, right to the last place, refused when out of range."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedlearn.errors import UpdateRejected
+from fedlearn.update import BF16, to_bfloat16, to_float32
+from server.aggregation import MAX_UPDATES, MAX_WEIGHT, ExactMean, whole_weight
+
+_FLOATS = st.floats(-1000, 1000, width=32, allow_nan=False)
+_UPDATES = st.lists(
+    st.tuples(hnp.arrays(np.float32, 5, elements=_FLOATS), st.integers(1, 100_000)),
+    min_size=1,
+    max_size=6,
+)
+
+
+def _mean(updates: list[tuple[np.ndarray, int]]) -> np.ndarray:
+    mean = ExactMean({"w": updates[0][0]})
+    for array, weight in updates:
+        mean.add({"w": array}, weight)
+    return mean.result()["w"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(_UPDATES, st.randoms(use_true_random=False))
+def test_order_does_not_change_a_bit(updates, random):
+    expected = _mean(updates).tobytes()
+    random.shuffle(updates)
+    assert _mean(updates).tobytes() == expected
+
+
+@settings(deadline=None, max_examples=60)
+@given(_UPDATES)
+def test_error_is_below_one_unit_in_the_last_place(updates):
+    total = sum(weight for _, weight in updates)
+    found = _mean(updates)
+    for index in range(5):
+        exact = sum(Fraction(float(a[index])) * w for a, w in updates) / total
+        ulp = Fraction(float(np.spacing(np.abs(found[index]))))
+        grid = Fraction(len(updates), 2**61)
+        assert abs(Fraction(float(found[index])) - exact) < ulp + grid
+
+
+def test_one_update_is_its_own_mean():
+    array = np.array([1.5, -3.25, 0.1, 1e-12, 0.0], np.float32)
+    assert _mean([(array, 77)]).tobytes() == array.tobytes()
+
+
+def test_every_element_type_has_a_rule():
+    like = {
+        "half": np.zeros(2, np.float16),
+        "brain": to_bfloat16(np.zeros(2, np.float32)),
+        "double": np.zeros((), np.float64),
+        "count": np.zeros(2, np.int64),
+        "byte": np.zeros(1, np.uint8),
+        "flag": np.zeros(3, np.bool_),
+        "empty": np.zeros((0, 4), np.float32),
+    }
+    mean = ExactMean(like)
+    mean.add(
+        {
+            "half": np.array([1, 2], np.float16),
+            "brain": to_bfloat16(np.array([1, -8], np.float32)),
+            "double": np.array(0.25),
+            "count": np.array([10, 1]),
+            "byte": np.array([255], np.uint8),
+            "flag": np.array([True, True, False]),
+            "empty": np.zeros((0, 4), np.float32),
+        },
+        1,
+    )
+    mean.add({**like, "count": np.array([20, 2]), "byte": np.array([255], np.uint8)}, 1)
+    result = mean.result()
+    assert {name: array.dtype for name, array in result.items()} == {
+        name: array.dtype for name, array in like.items()
+    }
+    assert result["half"].tolist() == [0.5, 1.0]
+    assert result["brain"].dtype == BF16
+    assert to_float32(result["brain"]).tolist() == [0.5, -4.0]
+    assert result["double"].shape == ()
+    assert result["count"].tolist() == [15, 2]  # 1.5 rounds to even
+    assert result["byte"].tolist() == [255]
+    assert result["flag"].tolist() == [False, False, False]  # a tie is no majority
+    assert result["empty"].shape == (0, 4)
+
+
+def test_extremes_do_not_overflow():
+    largest = np.full(3, 2.0**40, np.float64)
+    mean = ExactMean({"w": largest})
+    mean.add({"w": largest}, 1)
+    for sums in (mean._coarse, mean._fine):
+        sums["w"] *= MAX_UPDATES
+    mean._weight = MAX_UPDATES
+    assert mean.result()["w"].tolist() == largest.tolist()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 2.0**41])
+def test_a_bad_value_is_refused_and_leaves_the_sum_alone(bad):
+    mean = ExactMean({"a": np.zeros(1), "b": np.zeros(2)})
+    mean.add({"a": np.ones(1), "b": np.ones(2)}, 3)
+    with pytest.raises(UpdateRejected, match="b: "):
+        mean.add({"a": np.ones(1) * 9, "b": np.array([0, bad])}, 1)
+    assert (mean.updates, mean.weight) == (1, 3)
+    assert mean.result()["a"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"w": np.zeros(4, np.float32)},
+        {"w": np.zeros(5, np.float64)},
+        {"v": np.zeros(5, np.float32)},
+        {},
+        {"w": np.zeros(5, np.float32), "x": np.zeros(1)},
+    ],
+)
+def test_another_model_is_refused(other):
+    mean = ExactMean({"w": np.zeros(5, np.float32)})
+    with pytest.raises(UpdateRejected):
+        mean.add(other, 1)
+
+
+@pytest.mark.parametrize("weight", [-1, 0.5, float("nan"), float("inf"), 2**29, True, "3", None])
+def test_a_weight_that_is_no_number_of_examples_is_refused(weight):
+    with pytest.raises(UpdateRejected):
+        whole_weight(weight)
+
+
+def test_weights_at_the_border():
+    assert whole_weight(np.int64(0)) == 0
+    assert whole_weight(512.0) == 512
+    assert whole_weight(MAX_WEIGHT) == MAX_WEIGHT
+
+
+def test_no_weight_is_no_mean():
+    mean = ExactMean({"w": np.zeros(1)})
+    mean.add({"w": np.zeros(1)}, 0)
+    with pytest.raises(UpdateRejected, match="no mean"):
+        mean.result()
+
+
+def test_too_many_updates_are_refused():
+    mean = ExactMean({})
+    mean._updates = MAX_UPDATES
+    with pytest.raises(UpdateRejected, match="at most"):
+        mean.add({}, 1)
