@@ -1,0 +1,145 @@
+"""Does the ledger still say what was written into it?"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fedlearn.errors import LedgerError
+from server.ledger.entry import (
+    Entry,
+    LedgerHead,
+    canonical_body,
+    entry_hash,
+    entry_of_row,
+    genesis,
+    key_fingerprint,
+    require_p256,
+    verify_signature,
+)
+
+__all__ = ["VerifiedLedger", "verify"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedLedger:
+    """What an intact ledger holds; only :func:`verify` makes one.
+
+    ``head_checked`` says whether the end was compared with a head that was kept elsewhere:
+    without one, entries cut off at the end cannot be missed.
+    """
+
+    entries: int
+    head: LedgerHead | None
+    kinds: Mapping[str, int]
+    first_time: int
+    last_time: int
+    key_fingerprint: str
+    head_checked: bool
+
+
+def verify(
+    connection: sqlite3.Connection,
+    public_key: ec.EllipticCurvePublicKey,
+    *,
+    expect_head: LedgerHead | None = None,
+) -> VerifiedLedger:
+    """Check every entry of a ledger under the coordinator's public key.
+
+    ``connection`` reads one snapshot. Finds an edit of any column, a deletion, an insertion
+    and a reordering, and, given a head that was exported earlier, entries cut off at the
+    end. Other tables, indices and triggers in the file do not matter. Memory does not grow
+    with the ledger.
+
+    Raises :class:`fedlearn.errors.LedgerError`, its ``entry`` the sequence number of the
+    first entry that is wrong or missing; None when the input cannot be used at all.
+    """
+    require_p256(public_key)
+    if expect_head is not None and expect_head.signature:
+        try:
+            verify_signature(public_key, expect_head.hash, expect_head.signature)
+        except LedgerError as error:
+            raise LedgerError(f"the given head is not of this ledger: {error}") from None
+    previous = genesis(public_key)
+    expected = 1
+    first_time = last_time = 0
+    kinds: Counter[str] = Counter()
+    last: Entry | None = None
+    try:
+        rows = connection.execute(
+            "SELECT sequence, time, kind, body, previous, hash, signature "
+            "FROM entry NOT INDEXED ORDER BY sequence"
+        )
+        for row in rows:
+            last = _check_row(row, expected, previous, public_key)
+            if expect_head is not None and expect_head.sequence == expected:
+                _check_head(last, expect_head)
+            first_time = first_time if expected > 1 else last.time
+            last_time = last.time
+            kinds[last.kind] += 1
+            previous = last.hash
+            expected += 1
+    except sqlite3.Error as error:
+        raise LedgerError(
+            f"entry {expected}: the file cannot be read: {error}", entry=expected
+        ) from error
+    if expect_head is not None and expect_head.sequence >= expected:
+        raise LedgerError(
+            f"entry {expected}: missing; the ledger ends before entry "
+            f"{expect_head.sequence} of the given head",
+            entry=expected,
+        )
+    return VerifiedLedger(
+        entries=expected - 1,
+        head=None if last is None else LedgerHead.of(last),
+        kinds=dict(sorted(kinds.items())),
+        first_time=first_time,
+        last_time=last_time,
+        key_fingerprint=key_fingerprint(public_key),
+        head_checked=expect_head is not None,
+    )
+
+
+def _check_row(
+    row: tuple[object, ...], expected: int, previous: bytes, public_key: ec.EllipticCurvePublicKey
+) -> Entry:
+    entry = entry_of_row(row, expected=expected)
+    if entry.sequence > expected:
+        raise LedgerError(f"entry {expected}: missing", entry=expected)
+    if entry.sequence < expected:
+        raise LedgerError(f"entry {entry.sequence}: there twice", entry=entry.sequence)
+
+    def damaged(what: str) -> LedgerError:
+        return LedgerError(f"entry {expected}: {what}", entry=expected)
+
+    digest = entry_hash(
+        sequence=entry.sequence,
+        time=entry.time,
+        kind=entry.kind,
+        body=canonical_body(entry.body),
+        previous=entry.previous,
+    )
+    if digest != entry.hash:
+        raise damaged("altered; its hash is not that of its content")
+    if entry.previous != previous:
+        if expected == 1:
+            raise damaged("it does not begin a ledger of this key")
+        raise damaged(f"it does not follow entry {expected - 1}")
+    try:
+        verify_signature(public_key, entry.hash, entry.signature)
+    except LedgerError as error:
+        raise damaged(str(error)) from None
+    return entry
+
+
+def _check_head(entry: Entry, head: LedgerHead) -> None:
+    if entry.hash != head.hash:
+        raise LedgerError(
+            f"entry {entry.sequence}: not the one that the given head vouches for; "
+            "it or an entry before it was written anew",
+            entry=entry.sequence,
+        )

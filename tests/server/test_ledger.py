@@ -1,0 +1,518 @@
+"""The ledger keeps what was written, and says where it was touched."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sqlite3
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedlearn.errors import LedgerError
+from server.ledger import (
+    LEDGER_FILE,
+    MAX_BODY_BYTES,
+    PUBLIC_KEY_FILE,
+    Ledger,
+    LedgerHead,
+    LedgerReader,
+    load_public_key,
+)
+from server.ledger.entry import canonical_body, parse_body
+
+KEY = ec.generate_private_key(ec.SECP256R1())
+OTHER = ec.generate_private_key(ec.SECP256R1())
+ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / LEDGER_FILE
+
+
+@pytest.fixture
+def filled(path: Path) -> Path:
+    with Ledger.open(path, KEY) as ledger:
+        for number in range(1, 8):
+            kind = "round" if number % 2 else "update"
+            ledger.append(kind, {"job": "demo", "round": number, "loss": 0.5})
+    return path
+
+
+def damage(path: Path, *statements: str) -> None:
+    """Edit the file as somebody would who has the disk but not the key."""
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TRIGGER IF EXISTS entry_is_not_changed")
+    connection.execute("DROP TRIGGER IF EXISTS entry_is_not_deleted")
+    for statement in statements:
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+def fails(path: Path, head: LedgerHead | None = None) -> LedgerError:
+    with pytest.raises(LedgerError) as caught:
+        LedgerReader(path).verify(KEY.public_key(), expect_head=head)
+    return caught.value
+
+
+def test_entries_come_back_in_order_and_verify(filled: Path) -> None:
+    reader = LedgerReader(filled)
+    assert [entry.sequence for entry in reader.entries()] == list(range(1, 8))
+    assert [entry.sequence for entry in reader.entries(after=2, kind="round")] == [3, 5, 7]
+    assert [entry.sequence for entry in reader.entries(after=1, limit=2)] == [2, 3]
+    verified = reader.verify(KEY.public_key())
+    assert verified.entries == 7
+    assert verified.kinds == {"round": 4, "update": 3}
+    assert not verified.head_checked
+    assert verified.head == reader.head()
+    assert verified.first_time <= verified.last_time
+
+
+def test_an_empty_ledger_is_intact(path: Path) -> None:
+    Ledger.open(path, KEY).close()
+    verified = LedgerReader(path).verify(KEY.public_key())
+    assert (verified.entries, verified.head) == (0, None)
+
+
+def test_it_goes_on_where_it_ended(filled: Path) -> None:
+    with Ledger.open(filled, KEY) as ledger:
+        entry = ledger.append("export", {"model": "demo", "version": 1})
+        assert entry.sequence == 8
+        assert ledger.verify(KEY.public_key()).entries == 8
+
+
+def test_an_entry_is_json_ready(filled: Path) -> None:
+    entry = next(LedgerReader(filled).entries())
+    assert entry.to_json()["hash"] == entry.hash.hex()
+    assert entry.to_json()["body"] == {"job": "demo", "round": 1, "loss": 0.5}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "time = time + 1",
+        "kind = 'policy'",
+        'body = CAST(\'{"job":"else"}\' AS BLOB)',
+        "body = CAST(replace(CAST(body AS TEXT), '0.5', '0.4') AS BLOB)",
+        "previous = zeroblob(32)",
+        "hash = zeroblob(32)",
+        "signature = zeroblob(64)",
+        "hash = zeroblob(31)",
+        "signature = zeroblob(1)",
+        "body = zeroblob(300000)",
+        "body = CAST('[]' AS BLOB)",
+        "body = CAST('{ }' AS BLOB)",
+        "body = CAST('{\"loss\":NaN}' AS BLOB)",
+        'body = CAST(\'{"a":1,"a":1}\' AS BLOB)',
+        "body = x'ff'",
+        "kind = 'No Kind'",
+        "time = -1",
+    ],
+)
+@pytest.mark.parametrize("number", [1, 4, 7])
+def test_an_edit_is_found_and_the_entry_named(filled: Path, change: str, number: int) -> None:
+    damage(filled, f"UPDATE entry SET {change} WHERE sequence = {number}")
+    error = fails(filled)
+    assert error.entry == number
+    assert f"entry {number}:" in str(error)
+
+
+def test_an_edit_with_its_hash_redone_is_found(filled: Path) -> None:
+    entry = list(LedgerReader(filled).entries())[3]
+    from server.ledger.entry import entry_hash
+
+    body = canonical_body({"job": "demo", "round": 4, "loss": 0.0})
+    digest = entry_hash(
+        sequence=4, time=entry.time, kind=entry.kind, body=body, previous=entry.previous
+    )
+    damage(
+        filled,
+        f"UPDATE entry SET body = x'{body.hex()}', hash = x'{digest.hex()}' WHERE sequence = 4",
+    )
+    error = fails(filled)
+    assert error.entry == 4
+    assert "signature" in str(error)
+
+
+def test_the_twin_of_a_signature_is_found(filled: Path) -> None:
+    entry = list(LedgerReader(filled).entries())[2]
+    s = ORDER - int.from_bytes(entry.signature[32:], "big")
+    twin = entry.signature[:32] + s.to_bytes(32, "big")
+    damage(filled, f"UPDATE entry SET signature = x'{twin.hex()}' WHERE sequence = 3")
+    assert fails(filled).entry == 3
+
+
+@pytest.mark.parametrize("number", [1, 2, 6])
+def test_a_deletion_is_found(filled: Path, number: int) -> None:
+    damage(filled, f"DELETE FROM entry WHERE sequence = {number}")
+    assert fails(filled).entry == number
+
+
+@pytest.mark.parametrize("number", [1, 3, 6])
+def test_a_deletion_with_the_rest_renumbered_is_found(filled: Path, number: int) -> None:
+    renumber = [
+        f"UPDATE entry SET sequence = {later - 1} WHERE sequence = {later}"
+        for later in range(number + 1, 8)
+    ]
+    damage(filled, f"DELETE FROM entry WHERE sequence = {number}", *renumber)
+    assert fails(filled).entry == number
+
+
+def test_reordering_is_found(filled: Path) -> None:
+    for first, second in itertools.combinations((2, 4, 6), 2):
+        copy = filled.with_name(f"copy-{first}-{second}.sqlite")
+        copy.write_bytes(filled.read_bytes())
+        damage(
+            copy,
+            f"UPDATE entry SET sequence = 99 WHERE sequence = {first}",
+            f"UPDATE entry SET sequence = {first} WHERE sequence = {second}",
+            f"UPDATE entry SET sequence = {second} WHERE sequence = 99",
+        )
+        assert fails(copy).entry == first
+
+
+def test_an_insertion_is_found(filled: Path) -> None:
+    damage(
+        filled,
+        *(f"UPDATE entry SET sequence = {n + 1} WHERE sequence = {n}" for n in range(7, 3, -1)),
+        "INSERT INTO entry SELECT 4, time, kind, body, previous, hash, signature "
+        "FROM entry WHERE sequence = 3",
+    )
+    assert fails(filled).entry == 4
+
+
+def test_a_genuine_entry_appended_again_is_found(filled: Path) -> None:
+    damage(
+        filled,
+        "INSERT INTO entry SELECT 8, time, kind, body, previous, hash, signature "
+        "FROM entry WHERE sequence = 2",
+    )
+    assert fails(filled).entry == 8
+
+
+def test_a_doubled_sequence_in_a_table_made_anew_is_found(filled: Path) -> None:
+    damage(
+        filled,
+        "CREATE TABLE fresh AS SELECT * FROM entry",
+        "INSERT INTO fresh SELECT * FROM entry WHERE sequence = 5",
+        "DROP TABLE entry",
+        "ALTER TABLE fresh RENAME TO entry",
+    )
+    error = fails(filled)
+    assert error.entry == 5
+    assert "twice" in str(error)
+
+
+def test_a_cut_tail_is_found_only_with_a_head(filled: Path) -> None:
+    head = LedgerReader(filled).head()
+    damage(filled, "DELETE FROM entry WHERE sequence >= 6")
+    assert LedgerReader(filled).verify(KEY.public_key()).entries == 5
+    error = fails(filled, head)
+    assert error.entry == 6
+    assert "missing" in str(error)
+
+
+def test_an_older_head_still_holds_after_the_ledger_grew(filled: Path) -> None:
+    head = LedgerReader(filled).head()
+    with Ledger.open(filled, KEY) as ledger:
+        ledger.append("export", {})
+    assert LedgerReader(filled).verify(KEY.public_key(), expect_head=head).head_checked
+
+
+def test_a_ledger_written_anew_by_the_key_holder_is_found_with_a_head(
+    filled: Path, tmp_path: Path
+) -> None:
+    head = LedgerReader(filled).head()
+    anew = tmp_path / "anew"
+    anew.mkdir()
+    with Ledger.open(anew / LEDGER_FILE, KEY) as ledger:
+        for number in range(9):
+            ledger.append("round", {"round": number})
+    assert fails(anew / LEDGER_FILE, head).entry == 7
+
+
+def test_a_head_travels_as_a_file_and_as_one_word(filled: Path) -> None:
+    head = LedgerReader(filled).head()
+    assert head is not None
+    assert LedgerHead.parse(head.to_bytes()) == head
+    short = LedgerHead.parse(f" {head}\n".encode())
+    assert (short.sequence, short.hash, short.signature) == (7, head.hash, b"")
+    LedgerReader(filled).verify(KEY.public_key(), expect_head=short)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b'{"format": "fedlearn-ledger-head/1"}',
+        b'{"format": "fedlearn-ledger-head/1", "sequence": "1", "time": 0}',
+        b'{"format": "fedlearn-ledger-head/1", "sequence": 1, "time": 0, "hash": "zz"}',
+        b"[" * 4000,
+        b"0:" + b"0" * 64,
+        b"99999999999999999999:" + b"0" * 64,
+        b"x" * 5000,
+    ],
+)
+def test_a_broken_head_is_refused(data: bytes) -> None:
+    with pytest.raises(LedgerError):
+        LedgerHead.parse(data)
+
+
+def test_a_head_signed_by_another_key_is_refused(filled: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    with Ledger.open(other / LEDGER_FILE, OTHER) as ledger:
+        ledger.append("round", {})
+    error = fails(filled, LedgerReader(other / LEDGER_FILE).head())
+    assert error.entry is None
+    assert "head" in str(error)
+
+
+def test_another_key_does_not_verify_it(filled: Path) -> None:
+    with pytest.raises(LedgerError, match="entry 1") as caught:
+        LedgerReader(filled).verify(OTHER.public_key())
+    assert caught.value.entry == 1
+
+
+def test_other_tables_and_triggers_do_not_matter(filled: Path) -> None:
+    damage(
+        filled,
+        "CREATE TABLE notes (text)",
+        "CREATE TRIGGER noise AFTER INSERT ON notes BEGIN DELETE FROM notes; END",
+    )
+    LedgerReader(filled).verify(KEY.public_key())
+
+
+def test_a_view_in_place_of_the_table_is_refused(filled: Path) -> None:
+    damage(
+        filled,
+        "ALTER TABLE entry RENAME TO hidden",
+        "CREATE VIEW entry AS SELECT * FROM hidden",
+    )
+    assert "plain table" in str(fails(filled))
+
+
+def test_a_file_overwritten_in_the_middle_is_found(path: Path) -> None:
+    with Ledger.open(path, KEY) as ledger:
+        for number in range(40):
+            ledger.append("round", {"job": "demo", "filler": "x" * 2000, "round": number})
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2 // 4096 * 4096
+    data[middle : middle + 4096] = os.urandom(4096)
+    path.write_bytes(data)
+    error = fails(path)
+    assert error.entry is not None
+    assert 1 < error.entry <= 40
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database, only text" * 400])
+def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / LEDGER_FILE
+    path.write_bytes(content)
+    assert fails(path).entry is None
+    if content:
+        with pytest.raises(LedgerError):
+            Ledger.open(path, KEY)
+
+
+def test_another_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / LEDGER_FILE
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE entry (x)")
+    connection.close()
+    assert "not a ledger" in str(fails(path))
+    with pytest.raises(LedgerError, match="not a ledger"):
+        Ledger.open(path, KEY)
+
+
+def test_a_missing_ledger_says_what_to_name(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError) as caught:
+        LedgerReader(tmp_path / LEDGER_FILE)
+    assert LEDGER_FILE in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        ({"loss": float("nan")}, "body.loss"),
+        ({"a": [1, {"b": b"bytes"}]}, r"body.a\[1\].b"),
+        ({"n": 2**63}, "64 bits"),
+        ({1: 2}, "not a string"),
+        ({"s": "\ud800"}, "not JSON"),
+        ({"x": "y" * (MAX_BODY_BYTES + 1)}, "at most"),
+    ],
+)
+def test_a_body_that_json_cannot_hold_is_refused_and_nothing_appended(
+    path: Path, body: dict[str, object], word: str
+) -> None:
+    with Ledger.open(path, KEY) as ledger:
+        with pytest.raises(LedgerError, match=word):
+            ledger.append("round", body)  # type: ignore[arg-type]
+        with pytest.raises(LedgerError, match=word):
+            ledger.append_all([("round", {}), ("round", body)])  # type: ignore[list-item]
+        assert ledger.head() is None
+
+
+def test_a_deep_body_is_refused(path: Path) -> None:
+    body: dict[str, object] = {}
+    for _ in range(40):
+        body = {"a": body}
+    with Ledger.open(path, KEY) as ledger, pytest.raises(LedgerError, match="deeper"):
+        ledger.append("round", body)  # type: ignore[arg-type]
+
+
+def test_an_unknown_kind_is_refused(path: Path) -> None:
+    with Ledger.open(path, KEY) as ledger, pytest.raises(LedgerError, match="gossip"):
+        ledger.append("gossip", {})
+
+
+def test_several_entries_are_appended_together(path: Path) -> None:
+    with Ledger.open(path, KEY) as ledger:
+        entries = ledger.append_all(("update", {"n": n}) for n in range(3))
+        assert [entry.sequence for entry in entries] == [1, 2, 3]
+        assert ledger.append_all([]) == []
+        assert ledger.verify(KEY.public_key()).entries == 3
+
+
+def test_threads_append_without_a_gap(path: Path) -> None:
+    with Ledger.open(path, KEY) as ledger:
+
+        def work(name: int) -> None:
+            for number in range(20):
+                ledger.append("update", {"thread": name, "n": number})
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in range(6)]
+        for thread in threads:
+            thread.start()
+        reads = 0
+        while any(thread.is_alive() for thread in threads):
+            reads = ledger.verify(KEY.public_key()).entries
+        for thread in threads:
+            thread.join()
+        assert reads <= 120
+        assert ledger.verify(KEY.public_key()).entries == 120
+        for name in range(6):
+            own = [e.body["n"] for e in ledger.entries() if e.body["thread"] == name]
+            assert own == list(range(20))
+
+
+def test_reading_sees_one_moment_while_entries_are_appended(path: Path) -> None:
+    with Ledger.open(path, KEY) as ledger:
+        for number in range(5):
+            ledger.append("round", {"round": number})
+        entries = ledger.entries()
+        next(entries)
+        ledger.append("round", {"round": 5})
+        assert len(list(entries)) == 4
+
+
+def test_a_second_writer_is_refused(path: Path) -> None:
+    with Ledger.open(path, KEY):
+        with pytest.raises(LedgerError, match="another process"):
+            Ledger.open(path, KEY)
+    Ledger.open(path, KEY).close()
+
+
+def test_another_key_does_not_open_it(filled: Path) -> None:
+    with pytest.raises(LedgerError, match="another key"):
+        Ledger.open(filled, OTHER)
+    (filled.parent / PUBLIC_KEY_FILE).unlink()
+    with pytest.raises(LedgerError, match="entry 7"):
+        Ledger.open(filled, OTHER)
+
+
+def test_a_damaged_end_is_not_appended_to(filled: Path) -> None:
+    damage(filled, "UPDATE entry SET time = 1 WHERE sequence = 7")
+    with pytest.raises(LedgerError, match="entry 7") as caught:
+        Ledger.open(filled, KEY)
+    assert "verify" in caught.value.hint
+
+
+def test_a_gap_is_not_appended_to(filled: Path) -> None:
+    damage(filled, "DELETE FROM entry WHERE sequence = 3")
+    with pytest.raises(LedgerError, match="6 entries"):
+        Ledger.open(filled, KEY)
+
+
+def test_a_closed_ledger_takes_nothing(path: Path) -> None:
+    ledger = Ledger.open(path, KEY)
+    ledger.close()
+    ledger.close()
+    with pytest.raises(LedgerError, match="closed"):
+        ledger.append("round", {})
+
+
+def test_plain_sql_cannot_change_an_entry_by_accident(filled: Path) -> None:
+    connection = sqlite3.connect(filled)
+    for statement in ("UPDATE entry SET time = 0", "DELETE FROM entry"):
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            connection.execute(statement)
+    connection.close()
+
+
+def test_files_are_for_the_coordinator_only(filled: Path) -> None:
+    assert stat.S_IMODE(filled.stat().st_mode) == 0o600
+    public = load_public_key(filled.parent / PUBLIC_KEY_FILE)
+    assert public.public_numbers() == KEY.public_key().public_numbers()
+
+
+def test_a_public_key_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / PUBLIC_KEY_FILE
+    with pytest.raises(LedgerError, match="cannot be read"):
+        load_public_key(path)
+    for content in (b"", b"not a key", b"x" * 20000):
+        path.write_bytes(content)
+        with pytest.raises(LedgerError):
+            load_public_key(path)
+
+
+def test_a_key_of_another_kind_is_refused(path: Path, filled: Path) -> None:
+    other = rsa.generate_private_key(65537, 2048).public_key()
+    with pytest.raises(LedgerError, match="P-256"):
+        LedgerReader(filled).verify(other)  # type: ignore[arg-type]
+    with pytest.raises(LedgerError, match="P-256"):
+        LedgerReader(filled).verify(ec.generate_private_key(ec.SECP384R1()).public_key())
+
+
+def test_a_full_disk_appends_nothing_and_says_so(path: Path) -> None:
+    with Ledger.open(path, KEY) as ledger:
+        ledger.append("round", {})
+        pages = ledger._connection.execute("PRAGMA page_count").fetchone()[0]
+        ledger._connection.execute(f"PRAGMA max_page_count = {pages + 2}")
+        with pytest.raises(LedgerError, match="full") as caught:
+            ledger.append_all([("round", {"x": "y" * 20000})] * 3)
+        assert "disk" in caught.value.hint
+        assert ledger.append("round", {}).sequence == 2
+        assert ledger.verify(KEY.public_key()).entries == 2
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), json_values, max_size=4))
+def test_a_body_has_one_canonical_form(body: dict[str, object]) -> None:
+    data = canonical_body(body)  # type: ignore[arg-type]
+    assert canonical_body(parse_body(data)) == data
+    assert parse_body(data) == body
