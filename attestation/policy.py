@@ -19,6 +19,7 @@ from typing import Any, Final
 from attestation.errors import PolicyError
 from attestation.evidence import Claims, Tee
 from attestation.result import AttestationResult, Finding
+from attestation.toml import MAX_TOML_BYTES
 
 __all__ = [
     "DEFAULT_LIFETIME",
@@ -32,7 +33,7 @@ __all__ = [
     "TpmRules",
 ]
 
-MAX_POLICY_BYTES: Final = 1024 * 1024
+MAX_POLICY_BYTES: Final = MAX_TOML_BYTES
 """Upper bound of a policy file, checked before it is parsed."""
 
 DEFAULT_LIFETIME: Final = timedelta(minutes=30)

@@ -28,7 +28,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import replace
 from datetime import timedelta
 from typing import Final
@@ -37,7 +36,6 @@ from attestation.errors import PolicyError
 from attestation.evidence import Tee
 from attestation.policy import (
     DEFAULT_LIFETIME,
-    MAX_POLICY_BYTES,
     AppraisalPolicy,
     NvidiaRules,
     ReferenceValue,
@@ -46,7 +44,8 @@ from attestation.policy import (
     TdxRules,
     TpmRules,
 )
-from attestation.tomltable import Table, line_index
+from attestation.toml import TomlError, parse
+from attestation.tomltable import Table
 
 __all__ = ["parse_policy"]
 
@@ -92,24 +91,15 @@ def parse_policy(data: bytes, where: str) -> AppraisalPolicy:
 
     :raises PolicyError: naming file, line and key, for anything that is not in the grammar.
     """
-    if len(data) > MAX_POLICY_BYTES:
-        raise PolicyError(f"{where}: {len(data)} bytes, at most {MAX_POLICY_BYTES} are read")
     try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
+        source = parse(data)
+    except TomlError as error:
+        line = f":{error.line}" if error.line else ""
         raise PolicyError(
-            f"{where}: not UTF-8 text at offset {error.start}",
+            f"{where}{line}: {error}",
             hint="a policy is a TOML file; `fedlearn policy init` writes one",
         ) from None
-    try:
-        document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-        raise PolicyError(
-            f"{where}: not TOML: {error}",
-            hint="a policy is a TOML file; `fedlearn policy init` writes one",
-        ) from None
-    table = Table(document, where=where, lines=line_index(text))
-    return _policy(table, top=True)
+    return _policy(Table(source, where), top=True)
 
 
 def _policy(table: Table, *, top: bool, parent: AppraisalPolicy | None = None) -> AppraisalPolicy:

@@ -37,7 +37,13 @@ def hardware_findings(policy: AppraisalPolicy, claims: Claims) -> Iterator[Findi
     if claims.tee in (Tee.TPM, Tee.AZURE_VTPM):
         yield from _tpm(policy.tpm, claims)
     if claims.tee is Tee.AZURE_VTPM and not (inside_snp or inside_tdx):
-        yield _check("report", good=False, expected="an SNP or TDX report", actual="absent")
+        yield _check(
+            "report",
+            good=False,
+            expected="an SNP or TDX report",
+            actual="absent",
+            remedy="send the hardware report together with the TPM's quote",
+        )
 
 
 def _has(claims: Claims, prefix: str) -> bool:

@@ -6,87 +6,12 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 from attestation.errors import PolicyError
+from attestation.toml import Path, Source, dotted
 
-__all__ = ["Table", "line_index"]
-
-Path = tuple[str | int, ...]
-
-_HEADER: Final = re.compile(r"\s*(\[\[?)\s*(.+?)\s*\]\]?\s*(?:#.*)?$")
-_KEY: Final = re.compile(
-    r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*="""
-)
-_PART: Final = re.compile(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""")
-_QUOTES: Final = ('"""', "'''")
-
-
-def line_index(text: str) -> dict[Path, int]:
-    """Return the line (from 1) on which each key and table of a TOML document stands.
-
-    The document is known to be valid TOML. Keys inside inline tables are not found; their
-    line is that of the table.
-    """
-    lines: dict[Path, int] = {}
-    counts: dict[Path, int] = {}
-    table: Path = ()
-    depth, quote = 0, ""
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not depth and not quote:
-            if (header := _HEADER.match(line)) and "=" not in header[2]:
-                table = _open(_parts(header[2]), counts, array=header[1] == "[[")
-                lines.setdefault(table, number)
-                continue
-            if key := _KEY.match(line):
-                lines.setdefault(table + _parts(key[1]), number)
-                line = line[key.end() :]
-        depth, quote = _scan(line, depth, quote)
-    return lines
-
-
-def _parts(dotted: str) -> Path:
-    return tuple(part.strip("\"'") for part in _PART.findall(dotted))
-
-
-def _open(path: Path, counts: dict[Path, int], *, array: bool) -> Path:
-    resolved: Path = ()
-    for part in path[:-1]:
-        resolved += (part,)
-        if resolved in counts:
-            resolved += (counts[resolved],)
-    resolved += path[-1:]
-    if array:
-        counts[resolved] = counts.get(resolved, -1) + 1
-        return (*resolved, counts[resolved])
-    return resolved
-
-
-def _scan(line: str, depth: int, quote: str) -> tuple[int, str]:
-    """Follow brackets and multi-line strings to the end of ``line``."""
-    index = 0
-    while index < len(line):
-        if quote:
-            if quote[0] == '"' and line[index] == "\\":
-                index += 2
-            elif line.startswith(quote, index):
-                index += len(quote)
-                quote = ""
-            else:
-                index += 1
-            continue
-        char = line[index]
-        if char == "#":
-            break
-        if line.startswith(_QUOTES, index):
-            quote = line[index : index + 3]
-            index += 3
-            continue
-        if char in "\"'":
-            quote = char
-        depth += (char in "[{") - (char in "]}")
-        index += 1
-    return max(depth, 0), quote if len(quote) == len(_QUOTES[0]) else ""
+__all__ = ["Table"]
 
 
 class Table:
@@ -96,21 +21,22 @@ class Table:
     right.
     """
 
-    def __init__(
-        self, values: Mapping[str, Any], *, where: str, lines: dict[Path, int], path: Path = ()
-    ) -> None:
-        self._values = values
+    def __init__(self, source: Source, where: str, path: Path = ()) -> None:
+        values: Any = source.table
+        for step in path:
+            values = values[step] if isinstance(step, int) else values.get(step, {})
+        self._values: Mapping[str, Any] = values
+        self._source = source
         self._where = where
-        self._lines = lines
         self._path = path
         self._asked: set[str] = set()
 
-    def error(self, key: str, message: str, hint: str = "") -> PolicyError:
-        """Return an error about ``key`` of this table."""
-        path = (*self._path, key)
-        known = (path[:end] for end in range(len(path), 0, -1))
-        line = next((self._lines[item] for item in known if item in self._lines), 1)
-        return PolicyError(f"{self._where}:{line}: {_dotted(path)}: {message}", hint=hint)
+    def error(self, key: str, message: str, *index: int, hint: str = "") -> PolicyError:
+        """Return an error about ``key`` of this table, or about an element of its list."""
+        path = (*self._path, key, *index)
+        line = self._source.line(path)
+        where = f"{self._where}:{line}" if line else self._where
+        return PolicyError(f"{where}: {dotted((*self._path, key))}: {message}", hint=hint)
 
     def names(self) -> Iterator[str]:
         """Iterate over the keys as written."""
@@ -134,16 +60,16 @@ class Table:
         """Return the table under ``key``, empty when it is absent."""
         value = self._get(key, {})
         if not isinstance(value, dict):
-            raise self.error(key, f"must be a table, written [{_dotted((*self._path, key))}]")
-        return self._inner(value, key)
+            raise self.error(key, f"must be a table, written [{dotted((*self._path, key))}]")
+        return self._inner(key)
 
     def tables(self, key: str, most: int) -> list[Table]:
         """Return the array of tables under ``key``, empty when it is absent."""
         value = self._get(key, [])
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            raise self.error(key, f"must be tables, each written [[{_dotted((*self._path, key))}]]")
+            raise self.error(key, f"must be tables, each written [[{dotted((*self._path, key))}]]")
         self._bound(key, value, most)
-        return [self._inner(item, key, index) for index, item in enumerate(value)]
+        return [self._inner(key, index) for index in range(len(value))]
 
     def flag(self, key: str, *, default: bool) -> bool:
         """Return a boolean."""
@@ -159,7 +85,9 @@ class Table:
     def integers(self, key: str, least: int, most: int, count: int) -> tuple[int, ...]:
         """Return a list of integers within bounds, sorted and without repetition."""
         values = self._list(key, (), count)
-        return tuple(sorted({self._integer(key, item, least, most) for item in values}))
+        return tuple(
+            sorted({self._integer(key, item, least, most, i) for i, item in enumerate(values)})
+        )
 
     def text(
         self,
@@ -172,7 +100,7 @@ class Table:
     ) -> str:
         """Return a string; without a default it must be written."""
         if default is None and key not in self._values:
-            raise self.error(key, f"is missing; write {key} = … with {what}")
+            raise self._missing(key, f"write {key} = … with {what}")
         return self._text(key, self._get(key, default), most, pattern, what)
 
     def texts(
@@ -186,7 +114,9 @@ class Table:
     ) -> tuple[str, ...]:
         """Return a list of strings, sorted and without repetition."""
         values = self._list(key, (), count)
-        return tuple(sorted({self._text(key, item, most, pattern, what) for item in values}))
+        return tuple(
+            sorted({self._text(key, item, most, pattern, what, i) for i, item in enumerate(values)})
+        )
 
     def choice(self, key: str, options: tuple[str, ...]) -> str | None:
         """Return one of ``options``, or ``None`` when the key is absent."""
@@ -198,18 +128,20 @@ class Table:
     ) -> tuple[str, ...]:
         """Return several of ``options``, sorted and without repetition."""
         values = self._list(key, default, 1024)
-        return tuple(sorted({self._choice(key, item, options) for item in values}))
+        return tuple(sorted({self._choice(key, item, options, i) for i, item in enumerate(values)}))
 
     def hexadecimal(self, key: str, least: int, most: int) -> bytes:
         """Return bytes written in hex, of ``least`` to ``most`` bytes; it must be written."""
         if key not in self._values:
-            raise self.error(key, f'is missing; write {key} = "…" in hex')
+            raise self._missing(key, f'write {key} = "…" in hex')
         return self._hex(key, self._get(key, None), least, most)
 
     def hexadecimals(self, key: str, least: int, most: int, count: int) -> tuple[bytes, ...]:
         """Return a list of bytes written in hex, sorted and without repetition."""
         values = self._list(key, (), count)
-        return tuple(sorted({self._hex(key, item, least, most) for item in values}))
+        return tuple(
+            sorted({self._hex(key, item, least, most, i) for i, item in enumerate(values)})
+        )
 
     def moment(self, key: str) -> datetime | None:
         """Return a time with a zone, as UTC, or ``None`` when the key is absent."""
@@ -228,12 +160,18 @@ class Table:
         except OverflowError:
             raise self.error(key, "is outside of the years 1 to 9999 in UTC") from None
 
+    def _missing(self, key: str, right: str) -> PolicyError:
+        written = [name for name in self._values if name not in self._asked]
+        if near := difflib.get_close_matches(key, written, n=1):
+            return self.error(near[0], f"unknown key; did you mean {key}?")
+        return self.error(key, f"is missing; {right}")
+
     def _get(self, key: str, default: Any) -> Any:
         self._asked.add(key)
         return self._values.get(key, default)
 
-    def _inner(self, values: dict[str, Any], *steps: str | int) -> Table:
-        return Table(values, where=self._where, lines=self._lines, path=(*self._path, *steps))
+    def _inner(self, *steps: str | int) -> Table:
+        return Table(self._source, self._where, (*self._path, *steps))
 
     def _list(self, key: str, default: tuple[Any, ...], count: int) -> list[Any]:
         value = self._get(key, list(default))
@@ -246,43 +184,46 @@ class Table:
         if len(value) > most:
             raise self.error(key, f"has {len(value)} items, at most {most} are read")
 
-    def _integer(self, key: str, value: object, least: int, most: int) -> int:
+    def _integer(self, key: str, value: object, least: int, most: int, *index: int) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
             raise self.error(
-                key, f"must be a whole number from {least} to {most}, not {_shown(value)}"
+                key, f"must be a whole number from {least} to {most}, not {_shown(value)}", *index
             )
         return value
 
     def _text(
-        self, key: str, value: object, most: int, pattern: re.Pattern[str] | None, what: str
+        self,
+        key: str,
+        value: object,
+        most: int,
+        pattern: re.Pattern[str] | None,
+        what: str,
+        *index: int,
     ) -> str:
         if not isinstance(value, str) or len(value) > most or not value.isprintable():
-            raise self.error(key, f"must be {what} of at most {most} characters on one line")
+            raise self.error(
+                key, f"must be {what} of at most {most} characters on one line", *index
+            )
         if pattern is not None and not pattern.fullmatch(value):
-            raise self.error(key, f"must be {what}, not {_shown(value)}")
+            raise self.error(key, f"must be {what}, not {_shown(value)}", *index)
         return value
 
-    def _choice(self, key: str, value: object, options: tuple[str, ...]) -> str:
+    def _choice(self, key: str, value: object, options: tuple[str, ...], *index: int) -> str:
         if isinstance(value, str) and value in options:
             return value
         near = difflib.get_close_matches(str(value), options, n=1)
         guess = f"; did you mean {near[0]}?" if near else ""
-        raise self.error(key, f"{_shown(value)} is not one of {', '.join(options)}{guess}")
+        raise self.error(
+            key, f"{_shown(value)} is not one of {', '.join(options)}{guess}", *index, *index
+        )
 
-    def _hex(self, key: str, value: object, least: int, most: int) -> bytes:
+    def _hex(self, key: str, value: object, least: int, most: int, *index: int) -> bytes:
         if not isinstance(value, str) or not re.fullmatch(r"(?:[0-9A-Fa-f]{2})*", value):
-            raise self.error(key, f"must be text in hex, not {_shown(value)}")
+            raise self.error(key, f"must be text in hex, not {_shown(value)}", *index)
         if not least <= len(value) // 2 <= most:
             size = f"{least}" if least == most else f"{least} to {most}"
-            raise self.error(key, f"must have {size} bytes, not {len(value) // 2}")
+            raise self.error(key, f"must have {size} bytes, not {len(value) // 2}", *index)
         return bytes.fromhex(value)
-
-
-def _dotted(path: Path) -> str:
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
 
 
 def _shown(value: object) -> str:
