@@ -1,0 +1,62 @@
+"""Reads untrusted binary structures forward, and says where and in which field it stopped."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from attestation.errors import EvidenceError
+
+__all__ = ["Cursor"]
+
+
+class Cursor:
+    """Reads forward through bytes and says where it stopped, in ``EvidenceError``."""
+
+    __slots__ = ("_data", "_offset", "_order", "_where")
+
+    def __init__(self, data: bytes, where: str, *, limit: int, little: bool = False) -> None:
+        if len(data) > limit:
+            raise EvidenceError(f"{len(data)} bytes, at most {limit} are read", field=where)
+        self._data = data
+        self._where = where
+        self._offset = 0
+        self._order: Literal["big", "little"] = "little" if little else "big"
+
+    @property
+    def offset(self) -> int:
+        """The position of the next byte."""
+        return self._offset
+
+    @property
+    def remaining(self) -> int:
+        """How many bytes are left."""
+        return len(self._data) - self._offset
+
+    def fail(self, message: str, field: str, *, offset: int | None = None) -> EvidenceError:
+        """Return the error for ``field``, at ``offset`` or where the cursor is."""
+        at = self._offset if offset is None else offset
+        return EvidenceError(message, field=f"{self._where}.{field}", offset=at)
+
+    def take(self, length: int, field: str) -> bytes:
+        """Read ``length`` bytes."""
+        if length > self.remaining:
+            raise self.fail(f"needs {length} bytes, {self.remaining} are left", field)
+        start, self._offset = self._offset, self._offset + length
+        return self._data[start : self._offset]
+
+    def integer(self, size: int, field: str) -> int:
+        """Read an unsigned integer of ``size`` bytes."""
+        return int.from_bytes(self.take(size, field), self._order)
+
+    def sized(self, field: str, *, limit: int, prefix: int = 2) -> bytes:
+        """Read a length of ``prefix`` bytes, at most ``limit``, and that many bytes."""
+        start = self._offset
+        length = self.integer(prefix, f"{field}.size")
+        if length > limit:
+            raise self.fail(f"{length} bytes, at most {limit} are legal", field, offset=start)
+        return self.take(length, field)
+
+    def finish(self) -> None:
+        """Refuse bytes behind the structure."""
+        if self.remaining:
+            raise self.fail(f"{self.remaining} bytes too many", "end")

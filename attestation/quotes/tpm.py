@@ -1,0 +1,264 @@
+"""The container of a TPM quote: everything that a verifier needs and a TPM does not sign.
+
+::
+
+    "FLTQ" | u8 version = 1 | { u8 tag | u32be length | value }     tags ascend, each once
+
+    1  TPMS_ATTEST          what the attestation key (AK) signed
+    2  TPMT_SIGNATURE
+    3  TPMT_PUBLIC          of the AK; or
+    4  SubjectPublicKeyInfo of the AK, DER, where only the bare key is known
+    5  PCR values           concatenated in the order of the quoted selection
+    6  scope                the job whose measurements are this client's own, UTF-8
+    7  EK certificate       DER, optional
+
+A quote from elsewhere comes in pieces (``tpm2_quote`` writes four files);
+:meth:`TpmQuote.assemble` takes those, and :meth:`TpmQuote.from_evidence` accepts them as a
+bare ``TPMS_ATTEST`` with the other pieces as endorsements, in any order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from attestation.errors import EvidenceError
+from attestation.evidence import Evidence
+from attestation.quotes.cursor import Cursor
+from attestation.quotes.tpm_structures import (
+    PublicArea,
+    PublicKey,
+    QuoteStatement,
+    TpmSignature,
+    load_public_key,
+    spki,
+)
+
+__all__ = ["MAX_TPM_QUOTE_BYTES", "TpmQuote"]
+
+MAX_TPM_QUOTE_BYTES: Final = 64 * 1024
+_MAGIC: Final = b"FLTQ\x01"
+_ATTEST_MAGIC: Final = b"\xffTCG"
+_MAX_FIELD_BYTES: Final = 16 * 1024
+_MAX_SCOPE_BYTES: Final = 64
+_SCOPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ATTEST, _SIGNATURE, _AK_PUBLIC, _AK_SPKI, _PCRS, _SCOPE_TAG, _EK = range(1, 8)
+_NAMES: Final = {
+    _ATTEST: "attest",
+    _SIGNATURE: "signature",
+    _AK_PUBLIC: "ak_public",
+    _AK_SPKI: "ak_spki",
+    _PCRS: "pcr_values",
+    _SCOPE_TAG: "scope",
+    _EK: "ek_certificate",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TpmQuote:
+    """A parsed quote. Nothing is verified yet.
+
+    ``ak_area`` is the AK as the TPM describes it, or ``None`` where only ``ak`` is known.
+    ``pcr_values`` are concatenated in the order of ``statement.selection``.
+    """
+
+    statement: QuoteStatement
+    signature: TpmSignature
+    ak: PublicKey
+    ak_area: PublicArea | None
+    pcr_values: bytes
+    scope: str = ""
+    ek_certificate: bytes = b""
+
+    @property
+    def ak_digest(self) -> bytes:
+        """SHA-256 of the AK's SubjectPublicKeyInfo: how trust anchors name it."""
+        return hashlib.sha256(spki(self.ak)).digest()
+
+    @property
+    def pcrs(self) -> Mapping[str, Mapping[int, bytes]]:
+        """The PCR values that came along, by bank and number."""
+        banks: dict[str, Mapping[int, bytes]] = {}
+        offset = 0
+        for selected in self.statement.selection:
+            size = hashlib.new(selected.bank).digest_size
+            values = {}
+            for pcr in selected.pcrs:
+                values[pcr] = self.pcr_values[offset : offset + size]
+                offset += size
+            banks[selected.bank] = MappingProxyType(values)
+        return MappingProxyType(banks)
+
+    def to_bytes(self) -> bytes:
+        """Return the container."""
+        fields = [(_ATTEST, self.statement.raw), (_SIGNATURE, self.signature.raw)]
+        if self.ak_area is not None:
+            fields.append((_AK_PUBLIC, self.ak_area.raw))
+        else:
+            fields.append((_AK_SPKI, spki(self.ak)))
+        fields.append((_PCRS, self.pcr_values))
+        if self.scope:
+            fields.append((_SCOPE_TAG, self.scope.encode()))
+        if self.ek_certificate:
+            fields.append((_EK, self.ek_certificate))
+        return _MAGIC + b"".join(
+            bytes((tag,)) + len(value).to_bytes(4, "big") + value for tag, value in fields
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> TpmQuote:
+        """Parse a container of at most :data:`MAX_TPM_QUOTE_BYTES`.
+
+        :raises EvidenceError: naming field and offset.
+        """
+        read = Cursor(data, "tpm_quote", limit=MAX_TPM_QUOTE_BYTES)
+        if read.take(min(len(_MAGIC), read.remaining), "magic") != _MAGIC:
+            raise read.fail("not a TPM quote container of version 1", "magic", offset=0)
+        fields: dict[int, bytes] = {}
+        while read.remaining:
+            at = read.offset
+            tag = read.integer(1, "tag")
+            if tag not in _NAMES:
+                raise read.fail(f"unknown field {tag}", "tag", offset=at)
+            if fields and tag <= max(fields):
+                raise read.fail("fields must ascend, each once", _NAMES[tag], offset=at)
+            fields[tag] = read.sized(_NAMES[tag], limit=_MAX_FIELD_BYTES, prefix=4)
+        for tag in (_ATTEST, _SIGNATURE, _PCRS):
+            if tag not in fields:
+                raise read.fail("is missing", _NAMES[tag])
+        if (_AK_PUBLIC in fields) == (_AK_SPKI in fields):
+            raise read.fail("exactly one of ak_public and ak_spki is needed", "ak_public")
+        for tag in (_SCOPE_TAG, _EK):
+            if fields.get(tag) == b"":
+                raise read.fail("is empty", _NAMES[tag])
+        return _build(
+            fields,
+            PublicArea.parse(fields[_AK_PUBLIC]) if _AK_PUBLIC in fields else None,
+            _canonical_key(fields[_AK_SPKI]) if _AK_SPKI in fields else None,
+        )
+
+    @classmethod
+    def assemble(
+        cls,
+        *,
+        attest: bytes,
+        signature: bytes,
+        ak: bytes,
+        pcr_values: bytes,
+        scope: str = "",
+        ek_certificate: bytes = b"",
+    ) -> TpmQuote:
+        """Put a quote together from its pieces.
+
+        ``ak`` is a ``TPMT_PUBLIC``, a ``TPM2B_PUBLIC``, or a public key in PEM or DER.
+
+        :raises EvidenceError: naming the piece.
+        """
+        fields = {
+            _ATTEST: attest,
+            _SIGNATURE: signature,
+            _PCRS: pcr_values,
+            _SCOPE_TAG: scope.encode(),
+            _EK: ek_certificate,
+        }
+        area = None
+        if ak[:2] in (b"\x00\x01", b"\x00\x23"):
+            area = PublicArea.parse(ak)
+        elif ak[:1] == b"\x00":
+            area = PublicArea.parse_sized(ak)
+        return _build(fields, area, None if area else load_public_key(ak, "ak"))
+
+    @classmethod
+    def from_evidence(cls, evidence: Evidence) -> TpmQuote:
+        """Parse the quote of TPM evidence, in a container or in pieces.
+
+        :raises EvidenceError: naming field and offset.
+        """
+        if evidence.quote[: len(_ATTEST_MAGIC)] == _ATTEST_MAGIC:
+            return _from_pieces(evidence.quote, evidence.endorsements)
+        return cls.from_bytes(evidence.quote)
+
+
+def _build(fields: Mapping[int, bytes], area: PublicArea | None, key: PublicKey | None) -> TpmQuote:
+    statement = QuoteStatement.parse(fields[_ATTEST])
+    values = fields[_PCRS]
+    if len(values) != statement.pcr_bytes:
+        raise EvidenceError(
+            f"{len(values)} bytes, the quoted selection has {statement.pcr_bytes}",
+            field="tpm_quote.pcr_values",
+        )
+    public = area.key if area is not None else key
+    if public is None:
+        raise EvidenceError("no attestation key", field="tpm_quote.ak_public")
+    return TpmQuote(
+        statement=statement,
+        signature=TpmSignature.parse(fields[_SIGNATURE]),
+        ak=public,
+        ak_area=area,
+        pcr_values=values,
+        scope=_scope(fields.get(_SCOPE_TAG, b"")),
+        ek_certificate=fields.get(_EK, b""),
+    )
+
+
+def _scope(data: bytes) -> str:
+    text = data[: _MAX_SCOPE_BYTES + 1].decode("ascii", "replace")
+    if text and not _SCOPE.fullmatch(text):
+        raise EvidenceError("must be 1 to 64 letters, digits, '.', '_' or '-'", field="scope")
+    return text
+
+
+def _canonical_key(data: bytes) -> PublicKey:
+    key = load_public_key(data, "tpm_quote.ak_spki")
+    if spki(key) != data:
+        raise EvidenceError("not the canonical DER encoding", field="tpm_quote.ak_spki")
+    return key
+
+
+def _from_pieces(attest: bytes, pieces: Sequence[bytes]) -> TpmQuote:
+    """Tell signature, key, PCR values and certificate apart by what they are."""
+    statement = QuoteStatement.parse(attest)
+    found: dict[str, bytes] = {}
+    for number, piece in enumerate(pieces):
+        kind = _kind(piece, statement)
+        if kind in found:
+            raise EvidenceError(f"a second {kind}", field=f"endorsements[{number}]")
+        found[kind] = piece
+    if "quote signature" not in found or "attestation key" not in found:
+        missing = "quote signature" if "quote signature" not in found else "attestation key"
+        raise EvidenceError(
+            f"the {missing} is missing",
+            field="endorsements",
+            hint="a bare TPMS_ATTEST needs its signature, the attestation key and the PCR "
+            "values beside it",
+        )
+    return TpmQuote.assemble(
+        attest=attest,
+        signature=found["quote signature"],
+        ak=found["attestation key"],
+        pcr_values=found.get("PCR values", b""),
+        ek_certificate=found.get("EK certificate", b""),
+    )
+
+
+def _kind(piece: bytes, statement: QuoteStatement) -> str:
+    if len(piece) == statement.pcr_bytes and piece:
+        try:
+            PublicArea.parse(piece)
+        except EvidenceError:
+            if not piece.startswith(b"\x30"):
+                return "PCR values"
+    if piece[:2] in (b"\x00\x14", b"\x00\x16", b"\x00\x18"):
+        return "quote signature"
+    if piece.lstrip().startswith(b"-----BEGIN CERTIFICATE"):
+        return "EK certificate"
+    if piece[:1] == b"\x30":
+        try:
+            load_public_key(piece, "ak")
+        except EvidenceError:
+            return "EK certificate"
+    return "attestation key"
