@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from attestation.errors import EventLogError, EvidenceError
+from attestation.errors import EventLogError
 from attestation.quotes.cursor import Cursor
 
 __all__ = [
@@ -318,7 +318,7 @@ def _header(read: Cursor) -> dict[str, int]:
         raise read.fail(
             f"says {size} bytes, its content has {read.offset - start}",
             "header.eventSize",
-            offset=_HEADER_BYTES - 4,
+            offset=start - 4,
         )
     return sizes
 

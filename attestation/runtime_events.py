@@ -13,7 +13,8 @@ Ours is the domain ``fedlearn``, operation ``measure``::
 that runs two jobs has the events of both in one register, and only the scope keeps them
 apart. A verifier reports the claims of the quoted scope by their plain names (``app``) and
 those of every other scope as ``other/<scope>/app`` (``other/app`` without a scope), so that
-nothing which was measured on the machine stays unseen. One claim of one scope has one value until the machine restarts.
+nothing which was measured on the machine stays unseen. One claim of one scope has one value
+until the machine restarts.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ _DIGEST_BYTES: Final = 32
 _CLAIM: Final = re.compile(r"[a-z][a-z0-9_.-]{0,31}")
 _SCOPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CONTENT: Final = re.compile(
-    rf"(?:(?P<scope>{_SCOPE.pattern})/)?(?P<claim>{_CLAIM.pattern}) sha256:(?P<digest>[0-9a-f]{{64}})"
+    rf"(?:(?P<scope>{_SCOPE.pattern})/)?(?P<claim>{_CLAIM.pattern})"
+    r" sha256:(?P<digest>[0-9a-f]{64})"
 )
 
 
