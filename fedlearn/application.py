@@ -10,14 +10,16 @@ from __future__ import annotations
 import io
 import tomllib
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Final
 
 from fedlearn.config import file_bytes
 from fedlearn.errors import JobError
 
-__all__ = ["MAX_BUNDLE_BYTES", "OUR_PACKAGES", "check_bundle", "check_folder"]
+__all__ = ["MAX_BUNDLE_BYTES", "OUR_PACKAGES", "Application", "check_bundle", "check_folder"]
 
 OUR_PACKAGES: Final = frozenset({"attestation", "edge", "fedlearn", "server"})
 """The import packages of this distribution."""
@@ -28,8 +30,20 @@ MAX_BUNDLE_BYTES: Final = 64 * 1024 * 1024
 _MAX_ENTRIES: Final = 10_000
 
 
-def check_folder(folder: Path) -> str:
-    """Return the name of the application in ``folder``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Application:
+    """What an application's ``pyproject.toml`` says.
+
+    ``defaults`` is its ``[tool.flwr.app.config]``, which a job's ``[config]`` overrides.
+    """
+
+    name: str
+    version: str
+    defaults: Mapping[str, object]
+
+
+def check_folder(folder: Path) -> Application:
+    """Return what is in ``folder``.
 
     :raises JobError: when it is not a Flower application, or takes the name of our packages.
     """
@@ -49,8 +63,8 @@ def check_folder(folder: Path) -> str:
     return _check_project(file_bytes(project), str(project))
 
 
-def check_bundle(bundle: bytes, *, where: str = "the bundle") -> str:
-    """Return the name of the application in ``bundle``.
+def check_bundle(bundle: bytes, *, where: str = "the bundle") -> Application:
+    """Return what is in ``bundle``.
 
     :raises JobError: when it is not a bundle, too large, has paths that leave it, or takes
         the name of our packages.
@@ -91,23 +105,24 @@ def _check_names(names: Iterable[str], where: str) -> None:
             )
 
 
-def _check_project(data: bytes, where: str) -> str:
+def _check_project(data: bytes, where: str) -> Application:
     try:
         project = tomllib.loads(data.decode())
         flower = project["tool"]["flwr"]["app"]
         components = flower["components"]
         apps = {key: components[key] for key in ("serverapp", "clientapp")}
-        name = project["project"]["name"]
+        name, version = project["project"]["name"], project["project"]["version"]
+        defaults = _flat(flower.get("config", {}))
     except (ValueError, RecursionError):
         raise JobError(f"{where}: is not TOML") from None
     except (KeyError, TypeError, AttributeError):
         raise JobError(
-            f"{where}: needs project.name and, in [tool.flwr.app.components], "
+            f"{where}: needs project.name, project.version and, in [tool.flwr.app.components], "
             "serverapp and clientapp",
             hint='for example: serverapp = "myapp.server_app:app"',
         ) from None
-    if not isinstance(name, str) or not name:
-        raise JobError(f"{where}: project.name must be text")
+    if not isinstance(name, str) or not name or not isinstance(version, str):
+        raise JobError(f"{where}: project.name and project.version must be text")
     for key, target in apps.items():
         module, _, attribute = target.partition(":") if isinstance(target, str) else ("", "", "")
         if not module or not attribute.isidentifier():
@@ -117,4 +132,15 @@ def _check_project(data: bytes, where: str) -> str:
                 f"{where}: {key} is in {module.split('.')[0]!r}, a package of fedlearn",
                 hint="rename the application's package",
             )
-    return name
+    return Application(name=name, version=version, defaults=MappingProxyType(defaults))
+
+
+def _flat(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested tables become dotted keys, as in Flower."""
+    found: dict[str, object] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

@@ -54,8 +54,9 @@ MAX_JOB_BYTES: Final = 1024 * 1024
 _FORMAT: Final = 1
 _WORKLOAD_DOMAIN: Final = b"fedlearn-workload/1\0"
 _OWNER_PREFIX: Final = "x25519:"
-_OPTION: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+_OPTION: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _DIGEST_BYTES: Final = 32
+_ELSEWHERE: Final = "-"
 
 Scalar = str | int | float | bool
 
@@ -243,9 +244,21 @@ class JobSpec:
         if not isinstance(document, dict) or document.pop("format", None) != _FORMAT:
             raise JobError(f"{where}: is not a job of format {_FORMAT}")
         try:
-            return _complete(reading.read_table(cls, document, where=where), where, None, None)
+            placed = {"app": _ELSEWHERE, "policy": _ELSEWHERE, **document}
+            return _complete(reading.read_table(cls, placed, where=where), where, None, None)
         except ConfigError as error:
             raise JobError(str(error), hint=error.hint) from None
+
+    @classmethod
+    def from_canonical(cls, data: bytes, where: str = "the job") -> JobSpec:
+        """Return the job that :meth:`canonical` encoded; ``app`` and ``policy`` have no path.
+
+        :raises JobError: when it is not a job, or not in the form that the digest covers.
+        """
+        spec = cls.from_json(data, where)
+        if spec.canonical() != data:
+            raise JobError(f"{where}: is not in canonical form")
+        return spec
 
     # --- writing ----------------------------------------------------------------------
 
@@ -291,13 +304,11 @@ class JobSpec:
     def canonical(self) -> bytes:
         """Return the meaning of the job as canonical JSON: sorted keys, no spaces, ASCII.
 
-        Left out are the paths of the submitter's machine (``app``, ``policy``) and of the
-        sites (``path`` and ``claim`` of a mount): what a host serves under a path is not
-        attested. The clients commit to their records instead.
+        Left out are the paths of the submitter's machine, ``app`` and ``policy``; the digest
+        of the policy is there instead, and :func:`workload_digest` adds that of the code.
         """
         document = {"format": _FORMAT, **self.to_table()}
         del document["app"], document["policy"]
-        document["data"] = {site: mount.set for site, mount in self.data.items() if mount.set}
         return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
     def digest(self) -> bytes:
