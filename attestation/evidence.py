@@ -128,7 +128,7 @@ def _from_json(document: object, where: str, *, depth: int) -> Evidence:
     if unknown := sorted(map(str, set(document) - known)):
         raise EvidenceError(f"unknown key {unknown[0]!r}", field=where)
     try:
-        tee = Tee(document.get("tee"))
+        tee = Tee(str(document.get("tee")))
     except ValueError:
         names = ", ".join(Tee)
         raise EvidenceError(f"must be one of {names}", field=f"{where}.tee") from None
