@@ -1,0 +1,1 @@
+"""Tell ten kinds of small grey images apart without moving an image."""

@@ -1,0 +1,1 @@
+"""Predict death in hospital without moving a patient's record."""

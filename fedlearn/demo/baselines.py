@@ -1,0 +1,194 @@
+"""What the federated model is compared with, by the code that the sites run.
+
+``alone``    a site trains on its own rows, with as many passes over them as in the job
+``member``   the same for one hospital of a site; where a site is a group of owners
+``pooled``   all rows in one place, which nobody is allowed to do: the upper reference
+
+Every model is judged on the test rows of all sites, because a model is wanted that works
+for the next patient and not only for one's own; the figures on a site's own test rows are
+given next to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fedlearn.demo import app
+from fedlearn.demo.data import Arrays, DemoData, SiteData
+
+__all__ = ["Baselines", "Judge", "SiteBaseline", "compare", "judge", "settings_of"]
+
+Weights = Mapping[str, npt.NDArray[Any]]
+Settings = Mapping[str, int | float | str]
+
+_ALONE: Final = 1_000_003
+_MEMBER: Final = 1_000_033
+_POOLED: Final = 1_000_037
+
+
+class Judge(Protocol):
+    """Trains and judges models with an app's own code."""
+
+    def start(self) -> Weights:
+        """Return the weights before the first round."""
+        ...
+
+    def train(self, rows: Arrays, *, epochs: int, rng: np.random.Generator) -> Weights:
+        """Return weights after ``epochs`` passes over ``rows``, from :meth:`start`."""
+        ...
+
+    def score(self, weights: Weights, rows: Arrays) -> float:
+        """Return the metric of ``weights`` on ``rows``; NaN where it is not defined."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteBaseline:
+    """One site that trains alone. ``own`` is judged on its own test rows, ``all`` on all."""
+
+    site: str
+    all: float
+    own: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baselines:
+    """``member`` is the mean over single owners; None where sites have no owners inside."""
+
+    sites: tuple[SiteBaseline, ...]
+    pooled: float
+    member: float | None
+    members: int
+
+
+def settings_of(data: DemoData, *, rounds: int | None = None) -> dict[str, int | float | str]:
+    """Return the ``run_config`` that a job on ``data`` runs with."""
+    config = {**app.settings(data.app), **data.settings, "seed": data.seed}
+    if rounds is not None:
+        config["num-server-rounds"] = rounds
+    return config
+
+
+def judge(data: DemoData, settings: Settings) -> Judge:
+    """Return the judge for the app of ``data``."""
+    model = app.module(data.app, "model")
+    if data.app == "medpar":
+        return _Medpar(settings, model, app.module("medpar", "ranking"))
+    return _Images(settings, model, app.module("images", "initial"))
+
+
+def compare(data: DemoData, settings: Settings) -> Baselines:
+    """Train every baseline on ``data`` and judge it."""
+    court = judge(data, settings)
+    epochs = int(settings["num-server-rounds"]) * int(settings["local-epochs"])
+    pooled = data.pooled()
+    sites = []
+    for number, site in enumerate(data.sites):
+        rng = np.random.default_rng([data.seed, _ALONE, number])
+        weights = court.train(site.train, epochs=epochs, rng=rng)
+        sites.append(
+            SiteBaseline(
+                site=site.name,
+                all=court.score(weights, pooled.test),
+                own=court.score(weights, site.test),
+            )
+        )
+    rng = np.random.default_rng([data.seed, _POOLED])
+    members = _members(court, data, epochs)
+    return Baselines(
+        sites=tuple(sites),
+        pooled=court.score(court.train(pooled.train, epochs=epochs, rng=rng), pooled.test),
+        member=float(np.mean(members)) if members else None,
+        members=len(members),
+    )
+
+
+def _members(court: Judge, data: DemoData, epochs: int) -> list[float]:
+    pooled = data.pooled()
+    scores = []
+    for number, site in enumerate(data.sites):
+        for member in range(len(site.members)):
+            rows = _select(site, member)
+            if not _any(rows):
+                continue
+            rng = np.random.default_rng([data.seed, _MEMBER, number, member])
+            scores.append(court.score(court.train(rows, epochs=epochs, rng=rng), pooled.test))
+    return scores
+
+
+def _select(site: SiteData, member: int) -> Arrays:
+    mine = site.train_members == member
+    return {name: array[mine] for name, array in site.train.items()}
+
+
+def _any(rows: Arrays) -> bool:
+    return len(next(iter(rows.values()))) > 0
+
+
+class _Medpar:
+    def __init__(self, settings: Settings, model: ModuleType, ranking: ModuleType) -> None:
+        self._settings, self._model, self._ranking = settings, model, ranking
+
+    def start(self) -> Weights:
+        return {"weights": self._model.initial()}
+
+    def train(self, rows: Arrays, *, epochs: int, rng: np.random.Generator) -> Weights:
+        features, outcome = self._model.design(rows["stays"])
+        weights = self._model.train(
+            self._model.initial(),
+            features,
+            outcome,
+            epochs=epochs,
+            batch=int(self._settings["batch-size"]),
+            rate=float(self._settings["learning-rate"]),
+            l2=float(self._settings["l2"]),
+            rng=rng,
+        )
+        return {"weights": weights}
+
+    def score(self, weights: Weights, rows: Arrays) -> float:
+        features, outcome = self._model.design(rows["stays"])
+        if outcome.min() == outcome.max():
+            return float("nan")
+        scores = self._model.predict(np.asarray(weights["weights"], np.float64), features)
+        return float(self._ranking.area(*self._ranking.histogram(scores, outcome)).value)
+
+
+class _Images:
+    def __init__(self, settings: Settings, model: ModuleType, initial: ModuleType) -> None:
+        self._settings, self._model, self._initial = settings, model, initial
+
+    def start(self) -> Weights:
+        size, seed = int(self._settings["image-size"]), int(self._settings["seed"])
+        weights: Weights = self._initial.weights(size, seed)
+        return weights
+
+    def train(self, rows: Arrays, *, epochs: int, rng: np.random.Generator) -> Weights:
+        net = self._net(self.start())
+        self._model.train(
+            net,
+            *self._model.tensors(rows["images"], rows["labels"]),
+            epochs=epochs,
+            batch=int(self._settings["batch-size"]),
+            rate=float(self._settings["learning-rate"]),
+            momentum=float(self._settings["momentum"]),
+            rng=rng,
+        )
+        weights: Weights = self._model.unload(net)
+        return weights
+
+    def score(self, weights: Weights, rows: Arrays) -> float:
+        images, labels = self._model.tensors(rows["images"], rows["labels"])
+        _, right = self._model.measure(self._net(weights), images, labels)
+        return float(right / len(labels))
+
+    def _net(self, weights: Weights) -> Any:
+        net = self._model.Net(int(self._settings["image-size"]))
+        self._model.load(net, weights)
+        return net

@@ -1,0 +1,34 @@
+"""Handwritten digits, 8 by 8 pixels, as installed with scikit-learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fedlearn.demo import images
+from fedlearn.demo.data import DemoData
+from fedlearn.demo.extra import optional
+
+__all__ = ["load"]
+
+
+def load(*, sites: int, seed: int) -> DemoData:
+    """Return 1,797 digits dealt to ``sites`` sites. Pixels are scaled to 0..255."""
+    datasets = optional("sklearn.datasets", needed_for="the data set 'digits'")
+    digits: Any = datasets.load_digits()
+    pixels = np.round(digits.images * (255.0 / 16.0)).astype(np.uint8)
+    return DemoData(
+        name="digits",
+        title="Handwritten digits",
+        task="tell ten handwritten digits apart",
+        source="scikit-learn's copy of the UCI optical digits: 1,797 images of 8 by 8 pixels",
+        licence="CC BY 4.0 (UCI); installed with scikit-learn",
+        app="images",
+        metric="accuracy",
+        unit="images",
+        partition=f"labels skewed by a Dirichlet draw, concentration {images.ALPHA}",
+        seed=seed,
+        sites=images.deal(pixels, digits.target.astype(np.uint8), sites=sites, seed=seed),
+        settings={"image-size": 8},
+    )
