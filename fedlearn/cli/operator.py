@@ -1,0 +1,43 @@
+"""How a command reaches the coordinator: the operator's login and the client made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedlearn.login import ENVIRONMENT, OperatorLogin, default_folder
+
+if TYPE_CHECKING:
+    from fedlearn.wire.operator import OperatorClient
+
+__all__ = ["connect", "json_option", "operator_option"]
+
+
+def operator_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--operator DIR``; the command gets the folder as ``operator``."""
+    return click.option(
+        "--operator",
+        type=click.Path(path_type=Path),
+        default=None,
+        metavar="DIR",
+        help=f"Folder of the operator's login (or {ENVIRONMENT} in the environment).",
+    )(command)
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--json``; the command gets ``as_json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(command)
+
+
+def connect(folder: Path | None) -> OperatorClient:
+    """Return a client of the coordinator that the login names; use it as a context.
+
+    :raises ConfigError: when the login is missing or wrong.
+    """
+    login = OperatorLogin.load(folder or default_folder())
+    from fedlearn.wire.operator import OperatorClient
+
+    return OperatorClient(address=login.address, ca=login.ca, chain=login.chain, key=login.key)
