@@ -28,6 +28,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from attestation.sealing import ITEM_BYTES
 from fedlearn.errors import UpdateRejected
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "dtype_name",
     "encode",
     "encoded_parts",
+    "safetensors_header",
     "to_bfloat16",
     "to_float32",
 ]
@@ -157,30 +159,38 @@ def encoded_parts(arrays: Mapping[str, Array]) -> Iterator[bytes | memoryview]:
     :raises UpdateRejected: for a name or an element type that cannot be encoded.
     """
     storable = {_checked_name(name): _storable(name, array) for name, array in arrays.items()}
-    layout = sorted(storable, key=lambda name: -storable[name].dtype.itemsize)
-    offsets: dict[str, tuple[int, int]] = {}
+    header, layout = safetensors_header(
+        {name: (dtype_name(array.dtype), array.shape) for name, array in storable.items()}
+    )
+    yield header
+    for name in layout:
+        yield _flat(storable[name])
+
+
+def safetensors_header(
+    specs: Mapping[str, tuple[str, tuple[int, ...]]],
+) -> tuple[bytes, list[str]]:
+    """Return the start of a canonical document, and the order in which the data follows.
+
+    :param specs: type name and shape of every array.
+    :raises UpdateRejected: when the header would be too large.
+    """
+    layout = sorted(specs, key=lambda name: -ITEM_BYTES[specs[name][0]])
+    offsets: dict[str, list[int]] = {}
     end = 0
     for name in layout:
-        start, end = end, end + storable[name].nbytes
-        offsets[name] = (start, end)
-    header = json.dumps(
-        {
-            name: {
-                "dtype": dtype_name(array.dtype),
-                "shape": list(array.shape),
-                "data_offsets": list(offsets[name]),
-            }
-            for name, array in storable.items()
-        },
-        separators=(",", ":"),
-        ensure_ascii=False,
-    ).encode()
+        dtype, shape = specs[name]
+        start, end = end, end + math.prod(shape) * ITEM_BYTES[dtype]
+        offsets[name] = [start, end]
+    document = {
+        name: {"dtype": dtype, "shape": list(shape), "data_offsets": offsets[name]}
+        for name, (dtype, shape) in specs.items()
+    }
+    header = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % _ALIGN)
     if len(header) > MAX_HEADER_BYTES:
         raise UpdateRejected(f"the header of an update has at most {MAX_HEADER_BYTES} bytes")
-    yield _LENGTH.pack(len(header)) + header
-    for name in layout:
-        yield _flat(storable[name])
+    return _LENGTH.pack(len(header)) + header, layout
 
 
 def encode(arrays: Mapping[str, Array]) -> bytes:

@@ -53,7 +53,6 @@ from attestation.sealing.keys import (
     hpke_open,
     hpke_seal,
     open_released,
-    recipient_id,
     release_to,
 )
 from attestation.sealing.reader import SealedReader, open_sealed, read_header
@@ -82,7 +81,6 @@ __all__ = [
     "open_released",
     "open_sealed",
     "read_header",
-    "recipient_id",
     "release_to",
     "seal",
     "write_durably",

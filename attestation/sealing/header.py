@@ -107,7 +107,7 @@ class TensorSpec:
 class Wrap:
     """The content key, wrapped to one X25519 public key.
 
-    ``recipient``  SHA-256 of the raw public key (32 bytes)
+    ``recipient``  the raw public key (32 bytes)
     ``sealed``     HPKE encapsulation and ciphertext (80 bytes)
     """
 

@@ -5,7 +5,6 @@ HPKE is RFC 9180 in base mode with DHKEM(X25519, HKDF-SHA256), HKDF-SHA256 and A
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -32,7 +31,6 @@ __all__ = [
     "hpke_seal",
     "nonce",
     "open_released",
-    "recipient_id",
     "release_to",
     "wrap_info",
 ]
@@ -104,7 +102,7 @@ class PrivateKey:
 
         :raises UnsealError: when there is no such wrap, or it was altered.
         """
-        mine = recipient_id(self.key.public_key().public_bytes_raw())
+        mine = self.key.public_key().public_bytes_raw()
         for wrap in header.wraps:
             if wrap.recipient == mine:
                 try:
@@ -149,11 +147,6 @@ def derive(content_key: bytes, header: Header) -> StreamKeys:
 def nonce(prefix: bytes, index: int, *, last: bool) -> bytes:
     """Return the 12 bytes for one chunk."""
     return prefix + _NONCE_TAIL.pack(index, last)
-
-
-def recipient_id(public_key: bytes) -> bytes:
-    """Return how a wrap names an X25519 public key of 32 bytes: by its SHA-256."""
-    return hashlib.sha256(public_key).digest()
 
 
 def wrap_info(core: bytes) -> bytes:

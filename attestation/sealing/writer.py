@@ -26,7 +26,7 @@ from attestation.sealing.header import (
     TensorSpec,
     Wrap,
 )
-from attestation.sealing.keys import SealingKey, derive, hpke_seal, nonce, recipient_id, wrap_info
+from attestation.sealing.keys import SealingKey, derive, hpke_seal, nonce, wrap_info
 
 __all__ = ["DIGEST_DOMAIN", "Sealed", "SealedWriter", "Tensor", "seal"]
 
@@ -100,7 +100,7 @@ class SealedWriter:
         self.header = replace(
             core,
             wraps=tuple(
-                Wrap(recipient=recipient_id(raw), sealed=hpke_seal(content_key, raw, info=info))
+                Wrap(recipient=raw, sealed=hpke_seal(content_key, raw, info=info))
                 for raw in recipients
             ),
         )
