@@ -21,7 +21,16 @@ from rich.text import Text
 from fedlearn import events
 from fedlearn.console import colours, print_json, printable
 
-__all__ = ["Board", "Show", "SiteRow", "bytes_text", "metrics_text", "seconds_text", "show_for"]
+__all__ = [
+    "Board",
+    "Show",
+    "SiteRow",
+    "bytes_text",
+    "lines_show",
+    "metrics_text",
+    "seconds_text",
+    "show_for",
+]
 
 _ROUNDS_SHOWN: Final = 8
 _SITES_SHOWN: Final = 16
@@ -60,6 +69,11 @@ def show_for(*, as_json: bool, stream: TextIO | None = None, metric: str = "") -
     if target.isatty() and colours():
         return _LiveShow(Console(file=target), metric)
     return _PlainShow(target, metric)
+
+
+def lines_show(*, as_json: bool, stream: TextIO | None = None, metric: str = "") -> Show:
+    """Return a show that prints one line an event, on a terminal as well."""
+    return _JsonShow() if as_json else _PlainShow(stream or sys.stdout, metric)
 
 
 # --- what is known --------------------------------------------------------------------

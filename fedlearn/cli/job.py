@@ -1,0 +1,251 @@
+"""``fedlearn job``: write, check, submit and watch jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from fedlearn.cli.operator import connect, json_option, operator_option
+from fedlearn.config import NAME
+from fedlearn.console import Commands, line, print_json, printable
+from fedlearn.errors import ConfigError, JobError, TransportError
+
+if TYPE_CHECKING:
+    from fedlearn import events
+    from fedlearn.wire.operator import OperatorClient
+
+__all__ = ["group"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+_OPEN: Final = frozenset({"pending", "running"})
+
+
+@click.group(cls=Commands, name="job")
+def group() -> None:
+    """Write, check, submit and watch jobs."""
+
+
+def _name_argument(*, required: bool = True) -> Callable[[Command], Command]:
+    def check(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        if value is not None and not NAME.fullmatch(value):
+            raise click.BadParameter(
+                f"{value[:80]!r} is no name of a job: 1 to 63 of a-z, 0-9 and '-'"
+            )
+        return value
+
+    return click.argument("name", required=required, callback=check)
+
+
+@group.command("init")
+@click.argument("directory", type=click.Path(path_type=Path), default=Path("my-job"))
+@click.option("--name", default=None, help="Name of the job; that of the directory by default.")
+@json_option
+def init(directory: Path, name: str | None, as_json: bool) -> None:
+    """Write a first own job: job.toml, policy.toml, a Flower app in torch and data to try.
+
+    DIRECTORY (my-job) must be new or empty. It is written whole or not at all.
+    """
+    from fedlearn.cli import template
+
+    chosen = name or directory.resolve().name
+    if name is None and not NAME.fullmatch(chosen):
+        raise ConfigError(
+            f"{chosen!r} cannot name a job",
+            where=str(directory),
+            hint="name the job with --name: 1 to 63 of a-z, 0-9 and '-'",
+        )
+    files = template.write(directory, chosen)
+    if as_json:
+        print_json({"name": chosen, "files": [str(path) for path in files]})
+        return
+    for path in files:
+        line(f"  {path}")
+    line("")
+    line(f"Next:  fedlearn job validate {directory / 'job.toml'}", bold=True)
+
+
+@group.command("validate")
+@click.argument("file", type=click.Path(path_type=Path), default=Path("job.toml"))
+@json_option
+def validate(file: Path, as_json: bool) -> None:
+    """Check a job with its policy and its app, without a coordinator.
+
+    Names every fault with its file, line and key.
+    """
+    from fedlearn.cli import validation
+
+    report = validation.examine(file)
+    if as_json:
+        print_json(report.to_json())
+        return
+    for text in report.found:
+        line(f"  ok    {text}", style="green")
+    for text in report.warnings:
+        line(f"  note  {text}", style="yellow")
+    line(f"{file} can run. Its digest is {report.spec.digest().hex()}", bold=True)
+
+
+@group.command("submit")
+@click.argument("file", type=click.Path(path_type=Path), default=Path("job.toml"))
+@click.option("--follow", is_flag=True, help="Show progress until the job ends.")
+@operator_option
+@json_option
+def submit(file: Path, follow: bool, operator: Path | None, as_json: bool) -> None:
+    """Check a job here and hand it to the coordinator."""
+    from fedlearn.cli import validation
+
+    report = validation.examine(file)
+    spec = report.spec
+    policy = report.policy_file.read_text(encoding="utf-8")
+    with connect(operator) as client:
+        bundle = _bundle(report.app)
+        state = client.submit_job(job_toml=spec.to_toml(), bundle=bundle, policy_toml=policy)
+        if not follow:
+            if as_json:
+                print_json(_state_json(state))
+            else:
+                line(f"job {state.name}: {state.status}")
+                line(f"Next:  fedlearn job logs {state.name} --follow", bold=True)
+            return
+        _follow(client, state.name, as_json=as_json, metric=spec.evaluate.metric)
+
+
+@group.command("status")
+@_name_argument(required=False)
+@operator_option
+@json_option
+def status(name: str | None, operator: Path | None, as_json: bool) -> None:
+    """Show one job, or all of them."""
+    with connect(operator) as client:
+        states = [client.get_job(name)] if name else list(client.list_jobs())
+    if as_json:
+        rows = [_state_json(state) for state in states]
+        print_json(rows[0] if name else {"jobs": rows})
+        return
+    if not states:
+        line("there are no jobs yet; `fedlearn job submit job.toml` adds one")
+        return
+    width = max(len(state.name) for state in states)
+    for state in states:
+        rounds = f"round {state.round}/{state.rounds}"
+        tail = f"  {printable(state.detail)}" if state.detail else ""
+        line(f"{printable(state.name):<{width}}  {printable(state.status):<11}  {rounds}{tail}")
+        if name:
+            line(f"  sites  {', '.join(map(printable, state.sites)) or '-'}")
+            line(f"  model  {printable(state.model) or '-'}")
+
+
+@group.command("logs")
+@_name_argument()
+@click.option("--follow", is_flag=True, help="Go on until the job ends.")
+@operator_option
+@json_option
+def logs(name: str, follow: bool, operator: Path | None, as_json: bool) -> None:
+    """Show what has happened in a job, and with --follow what happens."""
+    with connect(operator) as client:
+        if follow:
+            _follow(client, name, as_json=as_json, metric="")
+            return
+        from fedlearn.cli.progress import lines_show
+
+        with lines_show(as_json=as_json) as show:
+            for event, unix_ms in _events(client, name, past_only=True):
+                show.show(event, unix_ms=unix_ms)
+
+
+@group.command("cancel")
+@_name_argument()
+@operator_option
+@json_option
+def cancel(name: str, operator: Path | None, as_json: bool) -> None:
+    """Stop a job. What is sealed stays sealed; the job can be resumed."""
+    with connect(operator) as client:
+        _say(client.cancel_job(name), as_json=as_json)
+
+
+@group.command("resume")
+@_name_argument()
+@click.option("--follow", is_flag=True, help="Show progress until the job ends.")
+@operator_option
+@json_option
+def resume(name: str, follow: bool, operator: Path | None, as_json: bool) -> None:
+    """Go on with a job from its last sealed checkpoint."""
+    with connect(operator) as client:
+        state = client.resume_job(name)
+        if follow:
+            _follow(client, name, as_json=as_json, metric="")
+        else:
+            _say(state, as_json=as_json)
+
+
+def _bundle(app: Path) -> bytes:
+    # Building imports Flower, which takes a second: not for a job that is wrong anyway.
+    from server.flower import bundle
+
+    return bundle.build(app)
+
+
+def _follow(client: OperatorClient, name: str, *, as_json: bool, metric: str) -> None:
+    """Show events until the last one.
+
+    :raises JobError: when the job does not finish well.
+    """
+    from fedlearn import events
+    from fedlearn.cli.progress import show_for
+
+    last: events.Event | None = None
+    with show_for(as_json=as_json, metric=metric) as show:
+        for event, unix_ms in _events(client, name, past_only=False):
+            show.show(event, unix_ms=unix_ms)
+            last = event
+            # A job that was resumed has had an end before; only the last one counts.
+            if event.final and client.get_job(name).status not in _OPEN:
+                break
+    match last:
+        case events.JobFinished():
+            return
+        case events.JobFailed():
+            raise JobError(f"job {name} failed: {last.detail}", hint=last.hint)
+        case events.JobCancelled() | events.JobInterrupted():
+            raise JobError(
+                f"job {name} was {last.kind.removeprefix('job.')}: {last.detail}".rstrip(": "),
+                hint=f"`fedlearn job resume {name}` continues it",
+            )
+        case _:
+            raise TransportError(
+                f"the coordinator stopped sending while job {name} was running",
+                hint=f"`fedlearn job logs {name} --follow` goes on watching",
+            )
+
+
+def _events(
+    client: OperatorClient, name: str, *, past_only: bool
+) -> Iterator[tuple[events.Event, int]]:
+    """Yield events with the time at which they happened."""
+    from fedlearn import events
+
+    for item in client.follow_job(name, after=0, past_only=past_only):
+        yield events.Event.decode(item.kind, item.json), item.unix_ms
+
+
+def _say(state: Any, *, as_json: bool) -> None:
+    if as_json:
+        print_json(_state_json(state))
+    else:
+        line(f"job {printable(state.name)}: {printable(state.status)}")
+
+
+def _state_json(state: Any) -> dict[str, Any]:
+    return {
+        "name": state.name,
+        "id": state.id,
+        "status": state.status,
+        "round": state.round,
+        "rounds": state.rounds,
+        "detail": state.detail,
+        "model": state.model,
+        "sites": list(state.sites),
+    }

@@ -1,0 +1,132 @@
+"""Everything that can be said about a job before a coordinator has seen it."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attestation.policy import AppraisalPolicy
+from fedlearn import config
+from fedlearn.application import Application, check_bundle, check_folder
+from fedlearn.errors import ConfigError
+from fedlearn.job import JobSpec
+from fedlearn.strategies import APP
+
+__all__ = ["Report", "examine"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A job that can run. ``found`` says what is right, ``warnings`` what deserves a look."""
+
+    spec: JobSpec
+    app: Path
+    policy_file: Path
+    found: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON-ready values."""
+        return {
+            "ok": True,
+            "name": self.spec.name,
+            "digest": self.spec.digest().hex(),
+            "policy_digest": self.spec.policy_digest.hex(),
+            "found": list(self.found),
+            "warnings": list(self.warnings),
+        }
+
+
+def examine(path: Path) -> Report:
+    """Read a job with its policy and its app.
+
+    :raises ConfigError: naming file, line and key of what is wrong.
+    :raises JobError: when the app is not one that can run here.
+    :raises PolicyError: when the policy is not one.
+    """
+    spec = JobSpec.load(path)
+    base = path.parent
+    policy_file = base / spec.policy
+    policy = AppraisalPolicy.from_toml(config.file_bytes(policy_file), where=str(policy_file))
+    app = base / spec.app
+    application = _application(app)
+    _check_config(spec, application, path)
+    found = (
+        f"{spec.name}: {spec.rounds} rounds on {len(spec.sites)} sites, "
+        f"at least {spec.quorum} in each, {spec.deadline_s:g} s for one",
+        f"app {application.name} {application.version} in {app}",
+        f"strategy {spec.strategy.name}",
+        f"policy {policy.name} accepts {', '.join(policy.accept) or 'nobody'}",
+        _privacy(spec),
+    )
+    return Report(
+        spec=spec,
+        app=app,
+        policy_file=policy_file,
+        found=found,
+        warnings=tuple(_warnings(spec, policy, policy_file)),
+    )
+
+
+def _application(app: Path) -> Application:
+    if app.is_file():
+        from fedlearn.application import MAX_BUNDLE_BYTES
+
+        data = config.file_bytes(app, limit=MAX_BUNDLE_BYTES, what="the bundle")
+        return check_bundle(data, where=str(app))
+    return check_folder(app)
+
+
+def _check_config(spec: JobSpec, application: Application, path: Path) -> None:
+    for key, value in spec.config.items():
+        if key not in application.defaults:
+            known = [str(name) for name in application.defaults]
+            near = difflib.get_close_matches(key, known, n=1)
+            wish = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
+            raise ConfigError(
+                f"the app {application.name} has no such setting; {wish}",
+                where=str(path),
+                key=f"config.{key}",
+                hint="a setting and its default stand in [tool.flwr.app.config] of the app",
+            )
+        default = application.defaults[key]
+        numbers = isinstance(default, float) and type(value) in (int, float)
+        if type(value) is not type(default) and not numbers:
+            raise ConfigError(
+                f"must be like the app's default {config.shown(default)}, "
+                f"not {config.shown(value)}",
+                where=str(path),
+                key=f"config.{key}",
+            )
+
+
+def _privacy(spec: JobSpec) -> str:
+    if spec.privacy is None:
+        return "no privacy table: nothing is promised about what the model reveals"
+    promise = spec.privacy
+    return (
+        f"privacy: epsilon {promise.epsilon:g} at delta {promise.delta:g}, unit {promise.unit}, "
+        f"{promise.sampling_text}, accountant {promise.accountant}"
+    )
+
+
+def _warnings(spec: JobSpec, policy: AppraisalPolicy, policy_file: Path) -> list[str]:
+    notes = []
+    if not policy.accept:
+        notes.append(f"{policy_file} accepts no kind of evidence: nobody will be admitted")
+    if policy.insecure_sample:
+        notes.append(
+            f"{policy_file} accepts software evidence (insecure_sample): "
+            "it proves nothing about hardware"
+        )
+    if policy.insecure_debug:
+        notes.append(f"{policy_file} accepts TEEs whose memory their host can read")
+    if without := [site for site in spec.sites if site not in spec.data]:
+        notes.append(f"no data named for {', '.join(without)}: those sites choose")
+    if not spec.owner_key:
+        notes.append("no owner_key: only the coordinator can open the finished model")
+    if spec.strategy.name == APP:
+        notes.append("the app makes its own strategy: its own settings decide how many sites wait")
+    return notes
