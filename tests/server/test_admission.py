@@ -1,0 +1,464 @@
+"""Nobody is admitted but a vouched-for client whose evidence is genuine, bound and liked."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from attestation.attesters.sample import SampleAttester
+from attestation.binding import Role
+from attestation.result import Tier
+from fedlearn.errors import AdmissionDenied, ConfigError, StoreError
+from fedlearn.spiffe import ClientId
+from server.admission import AdmissionEvent, Change
+from server.challenges import Limits, NonceRefused, Throttled
+from server.pki import PeerCertificate
+
+
+@pytest.fixture
+def client(deployment: Any) -> Any:
+    return deployment.client()
+
+
+def denied(deployment: Any, request: Any, match: str, step: str) -> AdmissionDenied:
+    """Admission refuses with a reason and findings, in the ledger, and leaves nothing."""
+    with pytest.raises(AdmissionDenied, match=match) as caught:
+        deployment.gate.admit(request)
+    error = caught.value
+    assert error.findings
+    entry = deployment.last("refusal")
+    assert entry["step"] == step
+    assert entry["reason"] == str(error)
+    assert entry["findings"] == list(error.findings)
+    assert deployment.nodes.alive == {}
+    assert deployment.register.every(now=deployment.clock()) == ()
+    assert "admission" not in deployment.kinds()
+    return error
+
+
+def test_a_client_with_good_evidence_is_admitted(deployment: Any, client: Any) -> None:
+    admitted = deployment.admit(client)
+    admission = admitted.admission
+    peer = PeerCertificate.parse(admitted.certificate_chain)
+    assert peer.id == ClientId(trust_domain="test.example", job="alpha", site="site-a", client="c1")
+    assert peer.thumbprint == admission.thumbprint
+    assert peer.evidence_digest == admission.evidence_digest
+    assert peer.policy_digest == deployment.policy.digest == admission.policy_digest
+    assert admission.result.status is Tier.AFFIRMING
+    assert deployment.nodes.alive == {admission.node_id: ("alpha", client.tls_key)}
+    live = deployment.register.live(admission.thumbprint, now=deployment.clock())
+    assert live == admission
+    assert live.hpke_key == client.hpke_key
+    assert deployment.kinds()[-2:] == ["challenge", "admission"]
+    entry = deployment.last("admission")
+    assert entry["key_thumbprint"] == admission.thumbprint.hex()
+    assert entry["measurements"]["app"] == deployment.jobs["alpha"].bundle_digest.hex()
+
+
+def test_a_nonce_is_good_once(deployment: Any, client: Any) -> None:
+    request = deployment.request(client)
+    deployment.gate.admit(request)
+    with pytest.raises(NonceRefused, match="replay"):
+        deployment.gate.admit(request)
+    assert deployment.last("refusal")["step"] == "nonce"
+
+
+def test_a_refused_attempt_uses_up_its_nonce(deployment: Any, client: Any) -> None:
+    request = deployment.request(client, evidence=b"{}")
+    denied(deployment, request, "malformed", "evidence")
+    again = deployment.request(client, nonce=request.nonce)
+    denied(deployment, again, "replay", "nonce")
+
+
+def test_a_stale_nonce_is_refused(deployment: Any, client: Any) -> None:
+    request = deployment.request(client)
+    deployment.clock.advance(seconds=61)
+    denied(deployment, request, "stale", "nonce")
+
+
+def test_a_nonce_that_the_prover_chose_is_refused(deployment: Any, client: Any) -> None:
+    denied(deployment, deployment.request(client, nonce=b"n" * 32), "unknown", "nonce")
+
+
+def test_a_nonce_of_another_site_is_refused(deployment: Any, client: Any) -> None:
+    nonce = deployment.gate.challenge("alpha", "site-b", "ip:test").nonce
+    request = deployment.request(client, nonce=nonce)
+    denied(deployment, request, "given out for job alpha at site site-b", "nonce")
+
+
+def test_evidence_for_another_tls_key_is_refused(deployment: Any, client: Any) -> None:
+    other = deployment.client()
+    request = deployment.request(client, tls_key=other.tls_key)
+    denied(deployment, request, "not genuine", "verification")
+
+
+def test_evidence_for_another_hpke_key_is_refused(deployment: Any, client: Any) -> None:
+    request = replace(deployment.request(client), hpke_key=bytes(32))
+    denied(deployment, request, "not genuine", "verification")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"role": Role.COORDINATOR},
+        {"role": Role.SITE},
+        {"verifier_id": hashlib.sha256(b"another coordinator").digest()},
+        {"node_id": "site-b"},
+        {"workload": bytes(32)},
+    ],
+)
+def test_evidence_made_for_something_else_is_refused(
+    deployment: Any, client: Any, changes: dict[str, Any]
+) -> None:
+    """Wrong role, relayed from another relying party, diverted site, another workload."""
+    denied(deployment, deployment.request(client, **changes), "not genuine", "verification")
+
+
+def test_tampered_evidence_is_refused(deployment: Any, client: Any) -> None:
+    request = deployment.request(client)
+    position = request.evidence.index(b'"quote":"') + 60
+    flipped = b"A" if request.evidence[position : position + 1] != b"A" else b"B"
+    evidence = request.evidence[:position] + flipped + request.evidence[position + 1 :]
+    fresh = deployment.request(client, nonce=request.nonce, evidence=evidence)
+    with pytest.raises(AdmissionDenied, match=r"malformed|not genuine"):
+        deployment.gate.admit(fresh)
+    assert deployment.nodes.alive == {}
+
+
+def test_an_untrusted_development_key_is_refused(deployment: Any, client: Any) -> None:
+    key = deployment.site_keys["site-a"]
+    client.attester = SampleAttester(key, b"chip", {"app": b"a" * 32})
+    denied(deployment, deployment.request(client), "not genuine", "verification")
+
+
+@pytest.mark.parametrize("claim", ["app", "job"])
+def test_a_wrong_measurement_is_refused_and_named(deployment: Any, claim: str) -> None:
+    job = deployment.jobs["alpha"]
+    measured = {"app": job.bundle_digest, "job": job.job_digest, claim: bytes(32)}
+    rogue = deployment.client(measurements=measured)
+    error = denied(deployment, deployment.request(rogue), claim, "appraisal")
+    named = [f for f in error.findings if f["claim"] == claim and f["tier"] == "contraindicated"]
+    assert any(f["actual"] == bytes(32).hex() for f in named)
+    assert error.hint
+    assert deployment.last("refusal")["measurements"][claim] == bytes(32).hex()
+
+
+def test_a_measurement_that_the_policy_allows_but_is_not_this_jobs_is_refused(
+    deployment: Any,
+) -> None:
+    other = hashlib.sha256(b"another bundle").digest()
+    policy = deployment.make_policy(extra=f'[[reference]]\nclaim = "app"\nvalue = "{other.hex()}"')
+    deployment.gate.replace_policy("alpha", policy)
+    job = deployment.jobs["alpha"]
+    rogue = deployment.client(measurements={"app": other, "job": job.job_digest})
+    denied(deployment, deployment.request(rogue), "app is", "appraisal")
+
+
+def test_no_measurement_at_all_is_refused(deployment: Any) -> None:
+    rogue = deployment.client(measurements={})
+    denied(deployment, deployment.request(rogue), "app", "appraisal")
+
+
+def test_hardware_that_is_not_listed_for_the_site_is_refused(deployment: Any) -> None:
+    chip = b"chip-site-b".hex()
+    policy = deployment.make_policy(extra=f'[nodes]\nsite-a = ["{chip}"]')
+    deployment.gate.replace_policy("alpha", policy)
+    denied(deployment, deployment.request(deployment.client()), "policy", "appraisal")
+
+
+def test_a_site_that_is_not_in_the_job_is_refused(deployment: Any) -> None:
+    client = deployment.client(job="beta")
+    denied(deployment, deployment.request(client), "does not take part", "job")
+
+
+def test_an_unknown_job_is_refused(deployment: Any) -> None:
+    client = deployment.client(job="gamma")
+    denied(deployment, deployment.request(client), "not open", "job")
+
+
+def test_a_voucher_of_another_site_is_refused(deployment: Any, client: Any) -> None:
+    deployment.site_keys["site-a"] = deployment.site_keys["site-b"]
+    denied(deployment, deployment.request(client), "does not vouch", "voucher")
+
+
+def test_a_missing_voucher_is_refused(deployment: Any, client: Any) -> None:
+    request = deployment.request(client, site_voucher=b"")
+    denied(deployment, request, "no voucher", "voucher")
+
+
+def test_a_voucher_for_another_client_id_is_refused(deployment: Any, client: Any) -> None:
+    request = replace(deployment.request(client), client="c2")
+    denied(deployment, request, "does not vouch", "voucher")
+
+
+def test_a_removed_site_admits_nobody(deployment: Any, client: Any) -> None:
+    deployment.sites.remove("site-a")
+    denied(deployment, deployment.request(client), "removed", "site")
+
+
+def test_a_draining_site_admits_nobody_new_and_keeps_whom_it_has(
+    deployment: Any, client: Any
+) -> None:
+    current = deployment.admit(client).admission
+    deployment.sites.drain("site-a")
+    with pytest.raises(AdmissionDenied, match="draining"):
+        deployment.gate.admit(deployment.request(deployment.client()))
+    deployment.gate.renew(deployment.request(client), current)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"csr": b"junk"}, "PKCS#10"),
+        ({"csr": bytes(5000)}, "at most"),
+        ({"hpke_key": b""}, "X25519"),
+        ({"nonce": b"short"}, "32 bytes"),
+        ({"job": "../alpha"}, "not a name"),
+        ({"site": "x" * 9999}, "not a name"),
+        ({"client": "C1"}, "not a name"),
+        ({"evidence": b"\xff" * 10}, "malformed"),
+        ({"evidence": bytes(4 * 1024 * 1024 + 1)}, "at most"),
+        ({"site_voucher": bytes(1000)}, "too long"),
+    ],
+)
+def test_broken_requests_are_refused_with_a_reason(
+    deployment: Any, client: Any, changes: dict[str, Any], why: str
+) -> None:
+    honest = deployment.request(client)
+    request = replace(honest, **changes)
+    with pytest.raises(AdmissionDenied, match=why):
+        deployment.gate.admit(request)
+    assert deployment.nodes.alive == {}
+    assert len(str(deployment.last("refusal"))) < 4000
+
+
+def test_an_admission_that_cannot_be_recorded_does_not_take_place(
+    deployment: Any, client: Any
+) -> None:
+    request = deployment.request(client)
+
+    def full(kind: str, body: Any) -> None:
+        raise StoreError("the disk is full")
+
+    deployment.gate._record = full
+    with pytest.raises(StoreError):
+        deployment.gate.admit(request)
+    assert deployment.nodes.alive == {}
+    assert deployment.register.every(now=deployment.clock()) == ()
+
+
+def test_a_restarted_client_takes_the_place_of_the_former(deployment: Any, client: Any) -> None:
+    first = deployment.admit(client).admission
+    second = deployment.admit(deployment.client()).admission
+    assert list(deployment.nodes.alive) == [second.node_id]
+    with pytest.raises(AdmissionDenied, match="revoked: the same client was admitted anew"):
+        deployment.register.live(first.thumbprint, now=deployment.clock())
+
+
+def test_a_site_has_one_client_in_a_job(deployment: Any, client: Any) -> None:
+    deployment.admit(client)
+    with pytest.raises(AdmissionDenied, match="1 live clients"):
+        deployment.gate.admit(deployment.request(deployment.client(name="c2")))
+
+
+def test_a_renewal_gives_a_new_certificate_and_keeps_the_node(deployment: Any, client: Any) -> None:
+    first = deployment.admit(client)
+    deployment.clock.advance(minutes=9)
+    second = deployment.gate.renew(deployment.request(client, site_voucher=b""), first.admission)
+    assert second.admission.serial != first.admission.serial
+    assert second.admission.node_id == first.admission.node_id
+    deployment.clock.advance(minutes=9)
+    deployment.register.live(first.admission.thumbprint, now=deployment.clock())
+    assert deployment.kinds()[-1] == "renewal"
+
+
+def quarantined(deployment: Any, admission: Any) -> None:
+    with pytest.raises(AdmissionDenied, match="quarantined"):
+        deployment.register.live(admission.thumbprint, now=deployment.clock())
+    assert deployment.nodes.alive == {}
+    assert deployment.kinds()[-2:] == ["refusal", "quarantine"]
+
+
+def test_a_renewal_with_a_wrong_measurement_quarantines(deployment: Any, client: Any) -> None:
+    current = deployment.admit(client).admission
+    client.attester = deployment.client(measurements={"app": bytes(32)}).attester
+    with pytest.raises(AdmissionDenied):
+        deployment.gate.renew(deployment.request(client), current)
+    quarantined(deployment, current)
+    # It may prove itself from the beginning.
+    client = deployment.client()
+    deployment.admit(client)
+
+
+@pytest.mark.parametrize("changed", ["site", "job", "client"])
+def test_a_renewal_for_another_party_quarantines(
+    deployment: Any, client: Any, changed: str
+) -> None:
+    current = deployment.admit(client).admission
+    other = {"site": "site-b", "job": "beta", "client": "c2"}[changed]
+    job = "beta" if changed == "job" else "alpha"
+    site = "site-a" if changed == "client" else "site-b"
+    nonce = deployment.gate.challenge(job, site, "ip:test").nonce
+    request = replace(deployment.request(client, nonce=nonce), job=job, site=site)
+    request = replace(request, **{changed: other})
+    with pytest.raises(AdmissionDenied, match="renews nobody else"):
+        deployment.gate.renew(request, current)
+    quarantined(deployment, current)
+
+
+def test_a_renewal_with_another_key_quarantines(deployment: Any, client: Any) -> None:
+    current = deployment.admit(client).admission
+    with pytest.raises(AdmissionDenied, match="keeps its keys"):
+        deployment.gate.renew(deployment.request(deployment.client()), current)
+    quarantined(deployment, current)
+
+
+def test_a_client_that_does_not_attest_again_is_quarantined(deployment: Any, client: Any) -> None:
+    current = deployment.admit(client).admission
+    deployment.clock.advance(minutes=10)
+    with pytest.raises(AdmissionDenied, match="quarantined"):
+        deployment.register.live(current.thumbprint, now=deployment.clock())
+    events = deployment.gate.sweep()
+    assert [event.change for event in events] == [Change.QUARANTINED]
+    assert deployment.nodes.alive == {}
+    assert deployment.last("quarantine")["reason"] == "it did not attest again in time"
+    assert deployment.gate.sweep() == ()
+
+
+def test_an_expired_admission_is_refused_swept_or_not(deployment: Any, client: Any) -> None:
+    current = deployment.admit(client).admission
+    deployment.clock.advance(minutes=31)
+    for _ in range(2):
+        with pytest.raises(AdmissionDenied, match="expired"):
+            deployment.register.live(current.thumbprint, now=deployment.clock())
+        deployment.gate.sweep()
+    assert deployment.kinds()[-1] == "expiry"
+
+
+def test_revocation_is_told_and_takes_the_node(deployment: Any, client: Any) -> None:
+    told: list[AdmissionEvent] = []
+    deployment.register.subscribe(told.append)
+    current = deployment.admit(client).admission
+    assert deployment.gate.revoke_clients("alpha", "site-a", "the operator said so")
+    assert [event.change for event in told] == [Change.ADMITTED, Change.REVOKED]
+    with pytest.raises(AdmissionDenied, match="revoked: the operator said so"):
+        deployment.register.live(current.thumbprint, now=deployment.clock())
+    with pytest.raises(AdmissionDenied, match="revoked"):
+        deployment.gate.renew(deployment.request(client), current)
+    assert deployment.nodes.alive == {}
+    assert deployment.last("revocation")["reason"] == "the operator said so"
+
+
+def test_a_subscriber_that_fails_does_not_keep_the_others_from_knowing(
+    deployment: Any, client: Any
+) -> None:
+    def broken(event: AdmissionEvent) -> None:
+        raise RuntimeError("broken")
+
+    told: list[AdmissionEvent] = []
+    current = deployment.admit(client).admission
+    deployment.register.subscribe(broken)
+    deployment.register.subscribe(told.append)
+    with pytest.raises(RuntimeError, match="broken"):
+        deployment.register.revoke(current.thumbprint, "why", now=deployment.clock())
+    assert len(told) == 1
+    with pytest.raises(AdmissionDenied, match="revoked"):
+        deployment.register.live(current.thumbprint, now=deployment.clock())
+
+
+def test_a_policy_that_still_fits_keeps_its_clients(deployment: Any, client: Any) -> None:
+    deployment.admit(client)
+    renamed = deployment.make_policy(extra='[nodes]\nsite-a = ["' + b"chip-site-a".hex() + '"]')
+    assert deployment.gate.replace_policy("alpha", renamed) == ()
+    assert deployment.last("policy")["policy"] == renamed.digest.hex()
+    assert len(deployment.nodes.alive) == 1
+
+
+def test_a_policy_that_fits_no_more_revokes_at_once(deployment: Any, client: Any) -> None:
+    current = deployment.admit(client).admission
+    other = deployment.make_policy(extra='[nodes]\nsite-a = ["00"]')
+    assert deployment.gate.replace_policy("alpha", other) == (current,)
+    assert deployment.nodes.alive == {}
+    assert "policy changed" in deployment.last("revocation")["reason"]
+    with pytest.raises(AdmissionDenied, match="does not affirm"):
+        deployment.admit(deployment.client())
+    with pytest.raises(ConfigError, match="no open job"):
+        deployment.gate.replace_policy("gamma", other)
+
+
+def test_a_job_that_changes_during_verification_admits_nobody(deployment: Any, client: Any) -> None:
+    request = deployment.request(client)
+    answers = [deployment.jobs["alpha"], None]
+    deployment.gate._jobs = lambda name: answers.pop(0)
+    denied(deployment, request, "changed while", "register")
+
+
+def test_a_closed_job_ends_its_admissions(deployment: Any, client: Any) -> None:
+    deployment.admit(client)
+    assert len(deployment.gate.close_job("alpha")) == 1
+    assert deployment.nodes.alive == {}
+
+
+def test_floods_of_challenges_are_bounded(tmp_path: Any, fakes: Any) -> None:
+    limits = Limits(
+        outstanding=20,
+        outstanding_per_peer=8,
+        rate=1000,
+        burst=1000,
+        rate_per_peer=1,
+        burst_per_peer=12,
+    )
+    deployment = fakes("deployment").Deployment(tmp_path, limits=limits)
+    given, refused = 0, 0
+    for _ in range(100):
+        try:
+            deployment.gate.challenge("alpha", "site-a", "ip:flood")
+            given += 1
+        except Throttled:
+            refused += 1
+    assert (given, refused) == (8, 92)
+    # Others are still served, up to the overall bound, and the ledger grows no further.
+    for peer in range(12):
+        deployment.gate.challenge("alpha", "site-a", f"ip:{peer}")
+    with pytest.raises(Throttled, match="too many nonces"):
+        deployment.gate.challenge("alpha", "site-a", "ip:99")
+    assert deployment.kinds().count("challenge") == 20
+    assert len(deployment.gate._book) == 20
+    deployment.clock.advance(seconds=60)
+    deployment.gate.challenge("alpha", "site-a", "ip:flood")
+    assert len(deployment.gate._book) == 1
+
+
+def test_floods_of_admissions_are_bounded_before_any_work(tmp_path: Any, fakes: Any) -> None:
+    limits = Limits(rate_per_peer=1, burst_per_peer=5)
+    deployment = fakes("deployment").Deployment(tmp_path, limits=limits)
+    request = deployment.request(deployment.client(), nonce=b"n" * 32)
+    outcomes = []
+    for _ in range(50):
+        with pytest.raises(AdmissionDenied) as caught:
+            deployment.gate.admit(request)
+        outcomes.append(type(caught.value))
+    assert outcomes.count(NonceRefused) == 5
+    assert outcomes.count(Throttled) == 45
+    assert deployment.kinds().count("refusal") == 5
+
+
+def test_evidence_about_the_coordinator_is_bound_to_its_key(deployment: Any) -> None:
+    proof = deployment.proof.prove("alpha", b"n" * 32, "ip:test")
+    assert proof.evidence
+    with pytest.raises(AdmissionDenied, match="32 bytes"):
+        deployment.proof.prove("alpha", b"n", "ip:test")
+    with pytest.raises(AdmissionDenied, match="not open"):
+        deployment.proof.prove("gamma", b"n" * 32, "ip:test")
+
+
+def test_lapsing_is_judged_by_the_time_that_is_given(deployment: Any, client: Any) -> None:
+    current = deployment.admit(client).admission
+    just_before = current.renew_by - timedelta(microseconds=1)
+    assert deployment.register.live(current.thumbprint, now=just_before) == current
+    with pytest.raises(AdmissionDenied, match="quarantined"):
+        deployment.register.live(current.thumbprint, now=current.renew_by)

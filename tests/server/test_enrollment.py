@@ -1,0 +1,246 @@
+"""A join token binds a site's name to one key, once."""
+
+from __future__ import annotations
+
+import base64
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedlearn.errors import AdmissionDenied, ConfigError, StoreError, TransportError
+from fedlearn.join import JoinToken, checked_address
+from server.enrollment import EnrollmentRefused, SiteRegister, SiteStatus
+from server.pki import PeerCertificate, spki
+
+
+def csr_of(fakes: Any, key: Any) -> bytes:
+    made: bytes = fakes("deployment").new_csr(key)
+    return made
+
+
+@pytest.fixture
+def key(fakes: Any) -> Any:
+    return fakes("deployment").new_key()
+
+
+@pytest.fixture
+def csr(fakes: Any, key: Any) -> bytes:
+    return csr_of(fakes, key)
+
+
+@pytest.fixture
+def other_csr(fakes: Any) -> bytes:
+    return csr_of(fakes, fakes("deployment").new_key())
+
+
+def test_a_site_enrolls_waits_and_is_approved(deployment: Any, csr: bytes, key: Any) -> None:
+    sites = deployment.sites
+    token = sites.create_token("site-c").encode()
+    assert sites.enroll(token, csr).status is SiteStatus.PENDING
+    with pytest.raises(AdmissionDenied, match="pending"):
+        sites.key_of("site-c", admitting=True)
+    assert sites.approve("site-c").status is SiteStatus.ACTIVE
+    again = sites.enroll(token, csr)
+    assert again.status is SiteStatus.ACTIVE
+    assert sites.key_of("site-c", admitting=True) == spki(key.public_key()) == again.key
+    outcomes = [body["outcome"] for kind, body in deployment.entries if kind == "enrollment"]
+    assert outcomes[-2:] == ["invited", "pending"]
+    assert deployment.last("site")["status"] == "active"
+
+
+def test_a_token_that_was_used_is_refused_with_another_key(
+    deployment: Any, csr: bytes, other_csr: bytes
+) -> None:
+    token = deployment.sites.create_token("site-c", needs_approval=False).encode()
+    deployment.sites.enroll(token, csr)
+    with pytest.raises(EnrollmentRefused, match="used before, by another key"):
+        deployment.sites.enroll(token, other_csr, peer="ip:evil")
+    assert deployment.last("enrollment")["outcome"] == "refused"
+    assert deployment.last("enrollment")["peer"] == "ip:evil"
+
+
+def test_an_expired_token_is_refused(deployment: Any, csr: bytes) -> None:
+    token = deployment.sites.create_token("site-c", lifetime=timedelta(minutes=5)).encode()
+    deployment.clock.advance(minutes=5)
+    with pytest.raises(EnrollmentRefused, match="expired") as caught:
+        deployment.sites.enroll(token, csr)
+    assert "fedlearn site token site-c" in caught.value.hint
+
+
+def test_a_spent_token_lets_its_own_key_back_in_however_late(deployment: Any, csr: bytes) -> None:
+    token = deployment.sites.create_token("site-c", needs_approval=False).encode()
+    deployment.sites.enroll(token, csr)
+    deployment.clock.advance(days=90)
+    assert deployment.sites.enroll(token, csr).status is SiteStatus.ACTIVE
+
+
+def test_a_forged_token_is_told_apart_from_a_typing_mistake(deployment: Any, csr: bytes) -> None:
+    genuine = deployment.sites.create_token("site-c")
+    forged = JoinToken.fresh(
+        address=genuine.address, site=genuine.site, ca_pin=genuine.ca_pin
+    ).encode()
+    with pytest.raises(EnrollmentRefused, match="not one of this coordinator"):
+        deployment.sites.enroll(forged, csr)
+    text = genuine.encode()
+    position = len(text) // 2
+    mistyped = text[:position] + ("A" if text[position] != "A" else "B") + text[position + 1 :]
+    with pytest.raises(ConfigError, match="cut or mistyped"):
+        deployment.sites.enroll(mistyped, csr)
+
+
+def test_a_token_for_one_site_does_not_enroll_another(deployment: Any, csr: bytes) -> None:
+    genuine = deployment.sites.create_token("site-c")
+    renamed = JoinToken(
+        address=genuine.address, site="site-d", ca_pin=genuine.ca_pin, secret=genuine.secret
+    )
+    with pytest.raises(EnrollmentRefused, match="not one of this coordinator"):
+        deployment.sites.enroll(renamed.encode(), csr)
+
+
+def test_a_new_invitation_voids_the_former(deployment: Any, csr: bytes) -> None:
+    former = deployment.sites.create_token("site-c").encode()
+    latter = deployment.sites.create_token("site-c").encode()
+    with pytest.raises(EnrollmentRefused, match="void"):
+        deployment.sites.enroll(former, csr)
+    deployment.sites.enroll(latter, csr)
+
+
+def test_an_enrolled_site_gets_no_second_token(deployment: Any) -> None:
+    with pytest.raises(ConfigError, match="active already"):
+        deployment.sites.create_token("site-a")
+
+
+def test_one_key_is_one_site(deployment: Any, fakes: Any) -> None:
+    csr = csr_of(fakes, deployment.site_keys["site-a"])
+    token = deployment.sites.create_token("site-c").encode()
+    with pytest.raises(EnrollmentRefused, match="belongs to site site-a"):
+        deployment.sites.enroll(token, csr)
+
+
+def test_a_removed_site_is_cut_off_told_and_may_be_invited_anew(
+    deployment: Any, fakes: Any, csr: bytes
+) -> None:
+    sites = deployment.sites
+    told: list[Any] = []
+    sites.subscribe(told.append)
+    issued = deployment.ca.issue_site(
+        csr_of(fakes, deployment.site_keys["site-a"]), site="site-a", now=deployment.clock()
+    )
+    peer = PeerCertificate.parse(issued.der)
+    assert sites.authenticate(peer).name == "site-a"
+    sites.remove("site-a")
+    assert [(site.name, site.status) for site in told] == [("site-a", SiteStatus.REMOVED)]
+    with pytest.raises(TransportError, match="removed"):
+        sites.authenticate(peer)
+    with pytest.raises(ConfigError, match="is removed"):
+        sites.remove("site-a")
+    sites.enroll(sites.create_token("site-a", needs_approval=False).encode(), csr)
+    with pytest.raises(TransportError, match="another key"):
+        sites.authenticate(peer)
+
+
+def test_a_rejected_site_stays_out(deployment: Any, csr: bytes) -> None:
+    token = deployment.sites.create_token("site-c").encode()
+    deployment.sites.enroll(token, csr)
+    assert deployment.sites.reject("site-c").status is SiteStatus.REMOVED
+    with pytest.raises(EnrollmentRefused, match="void"):
+        deployment.sites.enroll(token, csr)
+
+
+def test_what_does_not_fit_the_status_is_refused(deployment: Any) -> None:
+    with pytest.raises(ConfigError, match="is active, not pending or draining"):
+        deployment.sites.approve("site-a")
+    with pytest.raises(ConfigError, match="no site"):
+        deployment.sites.approve("nobody")
+    deployment.sites.drain("site-a")
+    assert deployment.sites.approve("site-a").status is SiteStatus.ACTIVE
+
+
+def test_the_register_survives_a_restart_and_keeps_no_secret(
+    deployment: Any, tmp_path: Path, csr: bytes
+) -> None:
+    token = deployment.sites.create_token("site-c", needs_approval=False)
+    deployment.sites.close()
+    stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert token.secret not in stored
+    assert token.encode().encode() not in stored
+    assert (tmp_path / "sites.db").stat().st_mode & 0o077 == 0
+    reopened = SiteRegister(
+        tmp_path / "sites.db",
+        address="127.0.0.1:9443",
+        ca_pin=deployment.ca.key_digest,
+        clock=deployment.clock,
+        record=deployment.record,
+    )
+    assert [site.name for site in reopened.list()] == ["site-a", "site-b", "site-c"]
+    assert reopened.enroll(token.encode(), csr).status is SiteStatus.ACTIVE
+
+
+def test_a_change_that_cannot_be_recorded_does_not_take_place(deployment: Any, csr: bytes) -> None:
+    token = deployment.sites.create_token("site-c").encode()
+
+    def full(kind: str, body: Any) -> None:
+        raise StoreError("the disk is full")
+
+    deployment.sites._record = full
+    with pytest.raises(StoreError):
+        deployment.sites.enroll(token, csr)
+    assert deployment.sites.show("site-c").status is SiteStatus.INVITED
+
+
+def test_a_file_that_is_no_register_is_refused(deployment: Any, tmp_path: Path) -> None:
+    (tmp_path / "junk.db").write_bytes(b"this is no database, and long enough to tell" * 100)
+    with pytest.raises(StoreError, match="cannot be opened"):
+        SiteRegister(
+            tmp_path / "junk.db",
+            address="127.0.0.1:9443",
+            ca_pin=bytes(32),
+            clock=deployment.clock,
+            record=deployment.record,
+        )
+
+
+@pytest.mark.parametrize("report", ["", "[]", "{", "[" * 100_000, '{"a":"' + "x" * 300_000 + '"}'])
+def test_broken_capabilities_are_refused(deployment: Any, report: str) -> None:
+    with pytest.raises(ConfigError, match="capabilities"):
+        deployment.sites.report_capabilities("site-a", report)
+    deployment.sites.report_capabilities("site-a", '{"tee": ["tpm"]}')
+    assert deployment.sites.show("site-a").capabilities == '{"tee": ["tpm"]}'
+
+
+@pytest.mark.parametrize("lifetime", [timedelta(0), timedelta(days=31), timedelta(days=-1)])
+def test_an_impossible_lifetime_is_refused(deployment: Any, lifetime: timedelta) -> None:
+    with pytest.raises(ConfigError, match="lifetime"):
+        deployment.sites.create_token("site-c", lifetime=lifetime)
+
+
+def test_a_token_reads_back_and_hides_its_secret() -> None:
+    token = JoinToken.fresh(address="[::1]:9443", site="site-c", ca_pin=bytes(32))
+    assert JoinToken.parse(f"  {token.encode()}\n") == token
+    assert token.secret.hex() not in repr(token)
+    assert repr(token.secret) not in repr(token)
+
+
+def test_a_token_of_another_version_says_so() -> None:
+    import hashlib
+
+    body = bytes([9]) + bytes(70)
+    text = base64.urlsafe_b64encode(body + hashlib.sha256(body).digest()[:4]).decode()
+    with pytest.raises(ConfigError, match="another version"):
+        JoinToken.parse("fedlearn-join-" + text.rstrip("="))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "fedlearn-join-", "fedlearn-join-!!!!", "Bearer x", "fedlearn-join-" + "A" * 2000]
+)
+def test_what_is_no_token_says_so(text: str) -> None:
+    with pytest.raises(ConfigError, match="cut or mistyped"):
+        JoinToken.parse(text)
+
+
+@pytest.mark.parametrize("text", ["host", "host:0", "host:65536", "a b:1", "http://h:1", ":1", ""])
+def test_what_is_no_address_says_so(text: str) -> None:
+    with pytest.raises(ConfigError, match="not an address"):
+        checked_address(text)
