@@ -11,7 +11,9 @@ distribution service publishes for each product (https://kdsintf.amd.com, AMD pu
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -53,6 +55,8 @@ class TrustAnchors:
     ``sample_keys``   SHA-256 of the SPKI of development keys; only for ``sample`` evidence
     ``tpm_aks``       SHA-256 of the SPKI of attestation keys whose life inside a TPM was
                       proven at enrollment (credential activation), or that were pinned
+    ``tpm_ek_of``     SHA-256 of the SPKI of the endorsement key beside which an attestation
+                      key was proven to live, by the key of ``tpm_aks``
     ``tpm_ek_roots``  DER certificates that endorsement key certificates may chain to
     ``amd_ark_keys``  SHA-256 of the SPKI of the AMD root keys that count
     ``intel_root``    SHA-256 of the SPKI of the Intel root CA that counts
@@ -63,6 +67,7 @@ class TrustAnchors:
 
     sample_keys: frozenset[bytes] = frozenset()
     tpm_aks: frozenset[bytes] = frozenset()
+    tpm_ek_of: Mapping[bytes, bytes] = field(default_factory=dict, hash=False)
     tpm_ek_roots: tuple[bytes, ...] = ()
     amd_ark_keys: frozenset[bytes] = frozenset(AMD_ARK_KEYS.values())
     intel_root: bytes = INTEL_ROOT_KEY
@@ -70,6 +75,10 @@ class TrustAnchors:
     endorsements: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
-        pins = (*self.sample_keys, *self.tpm_aks, *self.amd_ark_keys, self.intel_root)
+        object.__setattr__(self, "tpm_ek_of", MappingProxyType(dict(self.tpm_ek_of)))
+        pins = (
+            *(*self.sample_keys, *self.tpm_aks, *self.amd_ark_keys, self.intel_root),
+            *(*self.tpm_ek_of.keys(), *self.tpm_ek_of.values()),
+        )
         if any(len(pin) != hashlib.sha256().digest_size for pin in pins):
             raise ValueError("a key is pinned by its SHA-256, 32 bytes")
