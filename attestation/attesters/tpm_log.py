@@ -1,0 +1,119 @@
+"""The runtime log of one machine, kept beside what the TPM's register says.
+
+Several processes measure into one register, and any of them can die at any moment. So an
+event is on disk before the register is extended, and whoever reads the log next compares
+both:
+
+- the log replays to the register: nothing to do;
+- the log without its last event does: that process died in between, the event is dropped;
+- the register is at its initial value: the TPM was reset, the log belongs to a past boot;
+- anything else: something that keeps no log extended the register, and only a restart of
+  the machine helps.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from attestation.errors import AttesterError, EvidenceError
+from attestation.eventlog import MAX_LOG_BYTES, EventLog
+
+__all__ = ["RuntimeLog"]
+
+_FILE: Final = "runtime.log"
+
+
+class RuntimeLog:
+    """The log file in ``directory`` for register ``index`` of the bank ``bank``.
+
+    ``base`` is a log that firmware wrote, whose events come before ours.
+    """
+
+    def __init__(self, directory: Path, index: int, bank: str, base: EventLog | None) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path = directory / _FILE
+        self._lock = directory / f"{_FILE}.lock"
+        self._index = index
+        self._bank = bank
+        self._base = base
+        if base is not None and bank not in base.sizes:
+            raise AttesterError(f"the firmware's event log has no {bank} digests")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from measuring meanwhile."""
+        lock = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def load(self, register: bytes) -> EventLog:
+        """Return our events of this boot, mended as the module says.
+
+        :raises AttesterError: when log and register cannot be brought together.
+        """
+        log = self._read()
+        if self._replay(log) == register:
+            return log
+        initial = EventLog.create((self._bank,))
+        shorter = EventLog(sizes=log.sizes, events=log.events[:-1], header=log.header)
+        for candidate in (shorter, initial):
+            if self._replay(candidate) == register:
+                self.store(candidate)
+                return candidate
+        raise AttesterError(
+            f"PCR {self._index} was extended by something that is not in {self._path}",
+            hint="restart the machine (or the software TPM) so that the register starts anew",
+        )
+
+    def store(self, log: EventLog) -> None:
+        """Replace the file, durably and at once."""
+        temporary = self._path.with_suffix(".new")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(log.to_bytes())
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(self._path)
+
+    def complete(self, log: EventLog) -> EventLog:
+        """Return the firmware's events followed by ours, as one log."""
+        if self._base is None:
+            return log
+        whole = self._base
+        for event in log.events:
+            whole = whole.append(event.index, event.type, event.digests, event.data)
+        return whole
+
+    def _read(self) -> EventLog:
+        try:
+            with self._path.open("rb") as stream:
+                data = stream.read(MAX_LOG_BYTES + 1)
+        except FileNotFoundError:
+            return EventLog.create((self._bank,))
+        try:
+            return EventLog.parse(data)
+        except EvidenceError as error:
+            raise AttesterError(
+                f"{self._path} is damaged ({error})",
+                hint="remove it and restart the machine (or the software TPM)",
+            ) from error
+
+    def _replay(self, log: EventLog) -> bytes:
+        if self._base is not None:
+            value = self._base.replay(self._bank).get(
+                self._index, self._base.initial(self._index, self._bank)
+            )
+        else:
+            value = log.initial(self._index, self._bank)
+        for event in log.extending(self._index):
+            value = hashlib.new(self._bank, value + event.digests[self._bank]).digest()
+        return value
