@@ -49,6 +49,7 @@ __all__ = [
     "dumps",
     "each",
     "file_bytes",
+    "file_path",
     "flag",
     "hexadecimal",
     "matching",
@@ -107,11 +108,15 @@ class Wrong(ValueError):
 
 
 class Place:
-    """Where in which file a value stands, and the faults found so far."""
+    """Where in which file a value stands, and the faults found so far.
 
-    def __init__(self, source: toml.Source, where: str) -> None:
+    ``base`` is the folder that relative paths in the file start from.
+    """
+
+    def __init__(self, source: toml.Source, where: str, base: Path) -> None:
         self._source = source
         self._where = where
+        self.base = base
         self.problems: list[tuple[int, ConfigError]] = []
 
     def complain(self, path: toml.Path, message: str, *, hint: str = "") -> None:
@@ -201,11 +206,13 @@ def read_file(model: type[M], path: Path) -> M:
 
     :raises ConfigError: naming file, line and key of everything that is wrong.
     """
-    return read(model, file_bytes(path), where=str(path))
+    return read(model, file_bytes(path), where=str(path), base=path.parent)
 
 
-def read(model: type[M], data: bytes | str, *, where: str) -> M:
+def read(model: type[M], data: bytes | str, *, where: str, base: Path | None = None) -> M:
     """Return the source as a ``model``; ``where`` is the file's name in messages.
+
+    Relative paths start from ``base``, or else from the working directory.
 
     :raises ConfigError: naming file, line and key of everything that is wrong.
     """
@@ -214,7 +221,7 @@ def read(model: type[M], data: bytes | str, *, where: str) -> M:
     except toml.TomlError as error:
         line = f":{error.line}" if error.line else ""
         raise ConfigError(str(error), where=f"{where}{line}") from None
-    return _read(model, source, where)
+    return _read(model, source, where, base or Path())
 
 
 def read_table(model: type[M], values: Mapping[str, object], *, where: str) -> M:
@@ -222,11 +229,11 @@ def read_table(model: type[M], values: Mapping[str, object], *, where: str) -> M
 
     :raises ConfigError: naming the key of everything that is wrong.
     """
-    return _read(model, toml.Source(table=dict(values), lines={}), where)
+    return _read(model, toml.Source(table=dict(values), lines={}), where, Path())
 
 
-def _read(model: type[M], source: toml.Source, where: str) -> M:
-    place = Place(source, where)
+def _read(model: type[M], source: toml.Source, where: str, base: Path) -> M:
+    place = Place(source, where, base)
     try:
         found = _model(model, source.table, (), place)
     except RecursionError:
@@ -453,6 +460,17 @@ def address(*, port_zero: bool = False) -> Kind[str]:
         return value
 
     return _simple(f'an address "host:port" with a port from {least} to 65535', accept)
+
+
+def file_path() -> Kind[Path]:
+    """A path; a relative one starts from the folder of the file that it stands in."""
+
+    def convert(value: object, path: toml.Path, place: Place) -> Path:
+        if not isinstance(value, str) or not 0 < len(value) <= 4096 or "\0" in value:
+            raise Wrong
+        return place.base / value
+
+    return Kind("a path", convert)
 
 
 def seq(

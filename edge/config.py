@@ -1,0 +1,176 @@
+# ruff: noqa: RUF009 (an option is a field specifier; each makes a new field)
+"""``site.toml``: one site, and what it is willing to run on its data.
+
+::
+
+    state = "state"                    # keys and certificates of this site
+
+    [launcher]
+    kind = "process"                   # or "kubernetes"
+
+    [data.medpar]                      # what a job calls the data set
+    path = "/srv/medpar"               # or claim = "a PersistentVolumeClaim"
+    jobs = ["mortality-*"]             # which jobs may use it; all that are accepted by default
+
+    [accept]
+    bundles = ["9f86d081..."]          # SHA-256 of the app bundles that were reviewed
+    other_bundles = "refuse"           # "ask" for approval here, or "insecure-accept"
+    approval = "automatic"             # "manual": a person here says yes to every job
+    hours = "20:00-06:00"              # UTC; always by default
+    data_paths = ["/srv"]              # below these a job may name a path of its own
+
+    [privacy]                          # the least that a job must promise
+    required = true
+    max_epsilon = 8.0
+
+    [caps]                             # the most that one client gets
+    [attester]                         # what proves this site's clients; see attesterfile
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from attestation import toml
+from fedlearn import config
+from fedlearn.attesterfile import AttesterSettings
+from fedlearn.config import (
+    Impossible,
+    choice,
+    each,
+    file_path,
+    flag,
+    hexadecimal,
+    matching,
+    number,
+    option,
+    seq,
+    table,
+    whole,
+)
+
+__all__ = ["Accept", "Caps", "DataSet", "Hours", "Launcher", "PrivacyFloor", "SiteConfig"]
+
+_JOB_PATTERN: Final = re.compile(r"[a-z0-9*][a-z0-9*-]{0,62}")
+_HOURS: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hours:
+    """A part of every day in minutes since midnight, UTC; it may pass midnight."""
+
+    start: int
+    end: int
+
+    def contain(self, minute: int) -> bool:
+        """Say whether ``minute`` (0 to 1439) is in it; the end is not."""
+        if self.start < self.end:
+            return self.start <= minute < self.end
+        return minute >= self.start or minute < self.end
+
+    def __str__(self) -> str:
+        start, end = (f"{at // 60:02d}:{at % 60:02d}" for at in (self.start, self.end))
+        return f"{start}-{end} UTC"
+
+
+def _hours() -> config.Kind[Hours]:
+    def convert(value: object, path: toml.Path, place: config.Place) -> Hours:
+        found = _HOURS.fullmatch(value) if isinstance(value, str) else None
+        if found is None:
+            raise config.Wrong
+        start, end = (60 * int(found[i]) + int(found[i + 1]) for i in (1, 3))
+        if start == end:
+            raise config.Wrong("is no time at all: leave it out for the whole day")
+        return Hours(start=start, end=end)
+
+    return config.Kind('hours of the day such as "20:00-06:00"', convert)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launcher:
+    """How clients are started."""
+
+    kind: str = option(choice("process", "kubernetes"), default="process")
+    start_s: float = option(number(1, 3600), default=60.0)
+    stop_s: float = option(number(0.1, 600), default=10.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSet:
+    """One data set: a path, or a PersistentVolumeClaim, and the jobs that may use it."""
+
+    path: Path | None = option(file_path(), default=None)
+    claim: str = option(config.name(), default="")
+    jobs: tuple[str, ...] = option(
+        seq(matching(_JOB_PATTERN, "a job's name, in which * stands for anything"), most=1000),
+        default=("*",),
+    )
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (not self.claim):
+            raise Impossible(((), "needs exactly one of path and claim"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accept:
+    """Which jobs this site is willing to run."""
+
+    bundles: tuple[bytes, ...] = option(seq(hexadecimal(32), most=10_000, unique=True), default=())
+    other_bundles: str = option(choice("refuse", "ask", "insecure-accept"), default="refuse")
+    approval: str = option(choice("automatic", "manual"), default="automatic")
+    hours: Hours | None = option(_hours(), default=None)
+    data_paths: tuple[Path, ...] = option(seq(file_path(), most=100), default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyFloor:
+    """The least that a job must promise about what leaves this site."""
+
+    required: bool = option(flag(), default=False)
+    max_epsilon: float = option(number(1e-6, 1e6), default=1e6)
+    max_delta: float = option(number(1e-15, 0.5), default=0.5)
+    min_noise_multiplier: float = option(number(0, 1e6), default=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caps:
+    """The most that one client gets; ``jobs`` run at once."""
+
+    cpu: float = option(number(0.1, 1024), default=1024.0)
+    memory_mib: int = option(whole(64, 16 * 1024 * 1024), default=16 * 1024 * 1024)
+    gpu: int = option(whole(0, 64), default=64)
+    jobs: int = option(whole(1, 1000), default=8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteConfig:
+    """One site. Paths are relative to the file that named them."""
+
+    state: Path = option(file_path())
+    launcher: Launcher = option(table(Launcher), factory=Launcher)
+    attester: AttesterSettings = option(table(AttesterSettings), factory=AttesterSettings)
+    data: Mapping[str, DataSet] = option(each(table(DataSet)), factory=lambda: MappingProxyType({}))
+    accept: Accept = option(table(Accept), factory=Accept)
+    privacy: PrivacyFloor = option(table(PrivacyFloor), factory=PrivacyFloor)
+    caps: Caps = option(table(Caps), factory=Caps)
+
+    def __post_init__(self) -> None:
+        if self.launcher.kind == "process":
+            for name, found in self.data.items():
+                if found.claim:
+                    raise Impossible(
+                        (("data", name, "claim"), 'needs launcher.kind = "kubernetes"')
+                    )
+
+    @classmethod
+    def load(cls, path: Path) -> SiteConfig:
+        """Return the configuration in ``path``.
+
+        :raises ConfigError: naming file, line and key of everything that is wrong.
+        """
+        return config.read_file(cls, path)

@@ -1,0 +1,68 @@
+# ruff: noqa: RUF009 (an option is a field specifier; each makes a new field)
+"""The ``[attester]`` table of ``server.toml`` and ``site.toml``: what makes our evidence.
+
+::
+
+    [attester]
+    kind = "auto"                      # or one of the kinds below
+    tcti = "device:/dev/tpmrm0"        # tpm: how tpm2-tools reach it
+    socket = "/run/ccnp/uds/..."       # ccnp: the quote server's socket
+    address = "127.0.0.1:8006"         # coco: the Attestation Agent's API server
+    key = "development.key"            # insecure-sample: the development key (P-256, PEM)
+    hardware_id = "00..."              # insecure-sample: 32 bytes that stand in for a chip
+
+``auto`` takes the hardware that is there (TSM, then CCNP, then a TPM), and never one of the
+insecure kinds: those prove nothing about hardware and are asked for by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from fedlearn.config import (
+    Impossible,
+    address,
+    choice,
+    file_path,
+    hexadecimal,
+    option,
+    text,
+)
+
+__all__ = ["ATTESTER_KINDS", "INSECURE_KINDS", "AttesterSettings"]
+
+INSECURE_KINDS: Final = frozenset({"insecure-sample", "insecure-software-tpm"})
+ATTESTER_KINDS: Final = ("auto", "tsm", "ccnp", "coco", "tpm", "azure", *sorted(INSECURE_KINDS))
+
+_ONLY_FOR: Final = {
+    "tcti": ("tpm", "azure"),
+    "socket": ("ccnp",),
+    "address": ("coco",),
+    "key": ("insecure-sample",),
+    "hardware_id": ("insecure-sample",),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttesterSettings:
+    """What makes evidence on this machine. A key that the kind does not use is refused."""
+
+    kind: str = option(choice(*ATTESTER_KINDS), default="auto")
+    tcti: str = option(text(most=512), default="")
+    socket: Path | None = option(file_path(), default=None)
+    address: str = option(address(), default="")
+    key: Path | None = option(file_path(), default=None)
+    hardware_id: bytes = option(hexadecimal(32), default=b"")
+
+    def __post_init__(self) -> None:
+        for name, kinds in _ONLY_FOR.items():
+            if getattr(self, name) and self.kind not in kinds:
+                wanted = " or ".join(f'"{kind}"' for kind in kinds)
+                raise Impossible(((name,), f'only for kind = {wanted}, not "{self.kind}"'))
+
+    @property
+    def insecure(self) -> bool:
+        """True when the evidence proves nothing about hardware."""
+        return self.kind in INSECURE_KINDS

@@ -1,0 +1,231 @@
+# ruff: noqa: RUF009 (an option is a field specifier; each makes a new field)
+"""``server.toml``: one coordinator.
+
+::
+
+    state = "state"                        # everything that the coordinator keeps
+    trust_domain = "hospitals.example"     # of all certificates that it issues
+
+    [listen]                               # defaults shown; port 0 takes any free one
+    gate = "127.0.0.1:9443"                # TLS: challenge, admission, enrollment
+    control = "127.0.0.1:9444"             # mTLS: sites, clients, operators
+    fleet = "127.0.0.1:9445"               # mTLS: model traffic
+
+    [advertise]                            # what others are told; needed for 0.0.0.0 and [::]
+    gate = "coordinator.hospitals.example:9443"
+
+    [keys]                                 # what keeps the root key; at least one
+    protect = ["tpm-policy", "recovery-key"]
+    recovery_key = "recovery.pub.pem"      # X25519; its private half stays offline
+    passphrase_file = "/run/secrets/root"  # for "passphrase"; read once at the start
+
+    [attester]                             # what proves the coordinator; see attesterfile
+    [certificates]                         # lifetimes in seconds
+    [limits]                               # what strangers and jobs may use up
+    [trust]                                # extra anchors for verifying clients
+    [jobs]
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from fedlearn import config
+from fedlearn.attesterfile import AttesterSettings
+from fedlearn.config import (
+    Impossible,
+    address,
+    choice,
+    file_path,
+    flag,
+    hexadecimal,
+    matching,
+    number,
+    option,
+    seq,
+    table,
+    text,
+    whole,
+)
+
+__all__ = [
+    "Advertise",
+    "Certificates",
+    "JobSettings",
+    "Keys",
+    "Limits",
+    "Listen",
+    "ServerConfig",
+    "Trust",
+]
+
+_TRUST_DOMAIN: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,126}[a-z0-9])?")
+_PROTECTORS: Final = ("tpm-policy", "recovery-key", "passphrase", "insecure-plain-key-file")
+_EVERYWHERE: Final = frozenset({"0.0.0.0", "[::]", "[0::0]"})  # noqa: S104 (compared, not bound)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listen:
+    """Where the three listeners are bound."""
+
+    gate: str = option(address(port_zero=True), default="127.0.0.1:9443")
+    control: str = option(address(port_zero=True), default="127.0.0.1:9444")
+    fleet: str = option(address(port_zero=True), default="127.0.0.1:9445")
+
+    def __post_init__(self) -> None:
+        ports = [item for item in (self.gate, self.control, self.fleet) if _port(item)]
+        for name in ("control", "fleet"):
+            if ports.count(getattr(self, name)) > 1:
+                raise Impossible(((name,), "is the address of another listener as well"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advertise:
+    """What sites, clients and operators are told. Empty: the address that is bound."""
+
+    gate: str = option(address(), default="")
+    control: str = option(address(), default="")
+    fleet: str = option(address(), default="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """What keeps the root key of the key service while the coordinator is not running.
+
+    ``protect``  any one of them opens it; ``insecure-plain-key-file`` stands alone
+    ``tcti``     how tpm2-tools reach the TPM
+    ``pcrs``     the registers that must keep their values
+    ``key_id``   the root key that must be found; stops a state folder made by somebody else
+    """
+
+    protect: tuple[str, ...] = option(seq(choice(*_PROTECTORS), least=1, most=4, unique=True))
+    recovery_key: Path | None = option(file_path(), default=None)
+    passphrase_file: Path | None = option(file_path(), default=None)
+    tcti: str = option(text(most=512), default="device:/dev/tpmrm0")
+    pcrs: tuple[int, ...] = option(
+        seq(whole(0, 23), least=1, most=24, unique=True), default=(0, 2, 4, 7)
+    )
+    key_id: str = option(text(most=128), default="")
+
+    def __post_init__(self) -> None:
+        faults: list[tuple[tuple[str, ...], str]] = []
+        for kind, key in (("recovery-key", "recovery_key"), ("passphrase", "passphrase_file")):
+            wanted, given = kind in self.protect, getattr(self, key) is not None
+            if wanted and not given:
+                faults.append((("protect",), f'"{kind}" needs the key {key!r}'))
+            if given and not wanted:
+                faults.append(((key,), f'is not used; add "{kind}" to protect'))
+        if self.insecure and len(self.protect) > 1:
+            faults.append((("protect",), f'"{_PROTECTORS[-1]}" makes the others pointless'))
+        if faults:
+            raise Impossible(*faults)
+
+    @property
+    def insecure(self) -> bool:
+        """True when whoever copies the disk can open everything."""
+        return "insecure-plain-key-file" in self.protect
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificates:
+    """Lifetimes in seconds. Clients attest again at the latest every ``renew_by_s``."""
+
+    client_s: int = option(whole(60, 1800), default=1800)
+    renew_after_s: int = option(whole(5, 600), default=300)
+    renew_by_s: int = option(whole(10, 600), default=600)
+    site_days: int = option(whole(1, 366), default=30)
+    token_s: int = option(whole(60, 30 * 86_400), default=86_400)
+
+    def __post_init__(self) -> None:
+        if not self.renew_after_s < self.renew_by_s <= self.client_s:
+            raise Impossible((("renew_by_s",), "must be above renew_after_s and at most client_s"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What strangers and jobs may use up.
+
+    ``challenges``           nonces that are given out and not used
+    ``requests_per_second``  at the gate, from all peers together
+    ``update_mib``           the largest update that is read
+    ``jobs``                 jobs that run at once
+    """
+
+    challenges: int = option(whole(16, 1_000_000), default=4096)
+    challenges_per_peer: int = option(whole(1, 100_000), default=64)
+    requests_per_second: float = option(number(1, 100_000), default=100.0)
+    requests_per_second_per_peer: float = option(number(0.1, 10_000), default=8.0)
+    update_mib: int = option(whole(1, 1024 * 1024), default=4096)
+    jobs: int = option(whole(1, 1000), default=8)
+    sites: int = option(whole(1, 10_000), default=1000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """Anchors for verifying clients, besides the roots of Intel and AMD that are built in.
+
+    ``insecure_sample_keys``  SHA-256 of the SPKI of development keys
+    ``tpm_aks``               SHA-256 of the SPKI of attestation keys that are known
+    """
+
+    collateral: tuple[Path, ...] = option(seq(file_path(), most=64), default=())
+    endorsements: tuple[Path, ...] = option(seq(file_path(), most=64), default=())
+    tpm_ek_roots: tuple[Path, ...] = option(seq(file_path(), most=64), default=())
+    tpm_aks: tuple[bytes, ...] = option(seq(hexadecimal(32), most=10_000), default=())
+    insecure_sample_keys: tuple[bytes, ...] = option(seq(hexadecimal(32), most=10_000), default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSettings:
+    """``resume`` goes on with interrupted jobs when the coordinator starts."""
+
+    resume: bool = option(flag(), default=True)
+    keep_checkpoints: int = option(whole(1, 1000), default=2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """One coordinator. Paths are relative to the file that named them."""
+
+    state: Path = option(file_path())
+    trust_domain: str = option(
+        matching(_TRUST_DOMAIN, 'a lower-case DNS name such as "hospitals.example"')
+    )
+    keys: Keys = option(table(Keys))
+    listen: Listen = option(table(Listen), factory=Listen)
+    advertise: Advertise = option(table(Advertise), factory=Advertise)
+    attester: AttesterSettings = option(table(AttesterSettings), factory=AttesterSettings)
+    certificates: Certificates = option(table(Certificates), factory=Certificates)
+    limits: Limits = option(table(Limits), factory=Limits)
+    trust: Trust = option(table(Trust), factory=Trust)
+    jobs: JobSettings = option(table(JobSettings), factory=JobSettings)
+
+    def __post_init__(self) -> None:
+        faults: list[tuple[tuple[str, ...], str]] = []
+        for name in ("gate", "control", "fleet"):
+            bound = getattr(self.listen, name)
+            if bound.rpartition(":")[0] in _EVERYWHERE and not getattr(self.advertise, name):
+                message = f"needs advertise.{name}: nobody can connect to {bound}"
+                faults.append((("listen", name), message))
+        if faults:
+            raise Impossible(*faults)
+
+    @classmethod
+    def load(cls, path: Path) -> ServerConfig:
+        """Return the configuration in ``path``.
+
+        :raises ConfigError: naming file, line and key of everything that is wrong.
+        """
+        return config.read_file(cls, path)
+
+    def advertised(self, listener: str, bound: str) -> str:
+        """Return what others are told about ``listener``, which is bound to ``bound``."""
+        told: str = getattr(self.advertise, listener)
+        return told or bound
+
+
+def _port(bound: str) -> int:
+    return int(bound.rpartition(":")[2])
