@@ -8,6 +8,9 @@
     ├── LaunchError          a workload could not be started at a site
     ├── TransportError       a peer cannot be reached or does not prove who it is
     ├── AdmissionDenied      evidence was refused; carries the findings
+    │   ├── NonceRefused         the nonce is unknown, used, stale or for something else
+    │   ├── EnrollmentRefused    a join token or a site's key is not accepted
+    │   └── Throttled            too many requests; nothing was decided
     ├── KeyReleaseDenied     a key is not for this party
     ├── StoreError           sealed state cannot be read or written
     ├── LedgerError          the ledger is damaged; names the entry
@@ -27,15 +30,18 @@ from typing import ClassVar
 __all__ = [
     "AdmissionDenied",
     "ConfigError",
+    "EnrollmentRefused",
     "FedlearnError",
     "JobError",
     "KeyReleaseDenied",
     "LaunchError",
     "LedgerError",
+    "NonceRefused",
     "PrivacyError",
     "QuorumNotReached",
     "RoundError",
     "StoreError",
+    "Throttled",
     "TransportError",
     "UpdateRejected",
 ]
@@ -94,6 +100,24 @@ class AdmissionDenied(FedlearnError):
     ) -> None:
         super().__init__(message, hint=hint)
         self.findings = findings
+
+
+class NonceRefused(AdmissionDenied):
+    """The nonce is unknown, used, stale, or was given out for something else."""
+
+    code = "nonce-refused"
+
+
+class EnrollmentRefused(AdmissionDenied):
+    """A join token or a site's key is not accepted."""
+
+    code = "enrollment-refused"
+
+
+class Throttled(AdmissionDenied):
+    """Too many requests. Nothing was decided about the caller; it may try again later."""
+
+    code = "throttled"
 
 
 class KeyReleaseDenied(FedlearnError):

@@ -11,34 +11,20 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import ClassVar, Final
+from typing import Final
 
 from attestation.binding import NONCE_BYTES
-from fedlearn.errors import AdmissionDenied
+from fedlearn.errors import NonceRefused, Throttled
 
 __all__ = [
     "NONCE_LIFETIME",
     "Challenge",
     "ChallengeBook",
     "Limits",
-    "NonceRefused",
     "Rates",
-    "Throttled",
 ]
 
 NONCE_LIFETIME: Final = timedelta(seconds=60)
-
-
-class Throttled(AdmissionDenied):
-    """Too many requests. Nothing was decided about the caller; it may try again later."""
-
-    code: ClassVar[str] = "throttled"
-
-
-class NonceRefused(AdmissionDenied):
-    """The nonce is unknown, used, stale, or was given out for something else."""
-
-    code: ClassVar[str] = "nonce-refused"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,14 +17,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
-from fedlearn.errors import AdmissionDenied, ConfigError, StoreError, TransportError
+from fedlearn.errors import (
+    AdmissionDenied,
+    ConfigError,
+    EnrollmentRefused,
+    StoreError,
+    TransportError,
+)
 from fedlearn.join import JoinToken, checked_address
 from fedlearn.spiffe import SiteId, checked_name
 from server.peers import PeerCertificate, csr_key, spki, thumbprint
 
-__all__ = ["EnrollmentRefused", "Site", "SiteRegister", "SiteStatus"]
+__all__ = ["Site", "SiteRegister", "SiteStatus"]
 
 MAX_SITES: Final = 10_000
 MAX_CAPABILITIES_BYTES: Final = 256 * 1024
@@ -44,12 +50,6 @@ CREATE TABLE IF NOT EXISTS sites (
     capabilities TEXT NOT NULL
 ) STRICT;
 """
-
-
-class EnrollmentRefused(AdmissionDenied):
-    """A join token or a site's key is not accepted."""
-
-    code: ClassVar[str] = "enrollment-refused"
 
 
 class SiteStatus(enum.StrEnum):

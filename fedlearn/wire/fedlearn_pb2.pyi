@@ -134,12 +134,16 @@ class Admitted(_message.Message):
     def __init__(self, certificate_chain: _Optional[bytes] = ..., expires_unix_ms: _Optional[int] = ..., renew_after_unix_ms: _Optional[int] = ..., fleet_address: _Optional[str] = ..., control_address: _Optional[str] = ..., node_id: _Optional[int] = ..., result: _Optional[bytes] = ...) -> None: ...
 
 class Refused(_message.Message):
-    __slots__ = ("reason", "findings_json")
+    __slots__ = ("reason", "findings_json", "code", "hint")
     REASON_FIELD_NUMBER: _ClassVar[int]
     FINDINGS_JSON_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    HINT_FIELD_NUMBER: _ClassVar[int]
     reason: str
     findings_json: str
-    def __init__(self, reason: _Optional[str] = ..., findings_json: _Optional[str] = ...) -> None: ...
+    code: str
+    hint: str
+    def __init__(self, reason: _Optional[str] = ..., findings_json: _Optional[str] = ..., code: _Optional[str] = ..., hint: _Optional[str] = ...) -> None: ...
 
 class SiteReport(_message.Message):
     __slots__ = ("hello", "workload", "capabilities", "heartbeat")

@@ -12,10 +12,10 @@ import pytest
 from attestation.attesters.sample import SampleAttester
 from attestation.binding import Role
 from attestation.result import Tier
-from fedlearn.errors import AdmissionDenied, ConfigError, StoreError
+from fedlearn.errors import AdmissionDenied, ConfigError, NonceRefused, StoreError, Throttled
 from fedlearn.spiffe import ClientId
 from server.admission import AdmissionEvent, Change
-from server.challenges import Limits, NonceRefused, Throttled
+from server.challenges import Limits
 from server.pki import PeerCertificate
 
 

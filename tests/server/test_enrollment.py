@@ -9,9 +9,15 @@ from typing import Any
 
 import pytest
 
-from fedlearn.errors import AdmissionDenied, ConfigError, StoreError, TransportError
+from fedlearn.errors import (
+    AdmissionDenied,
+    ConfigError,
+    EnrollmentRefused,
+    StoreError,
+    TransportError,
+)
 from fedlearn.join import JoinToken, checked_address
-from server.enrollment import EnrollmentRefused, SiteRegister, SiteStatus
+from server.enrollment import SiteRegister, SiteStatus
 from server.pki import PeerCertificate, spki
 
 
