@@ -1,7 +1,38 @@
-"""What happens to an update on its way out, outside of user code."""
+"""What happens to an update on its way out, outside of user code.
+
+The mechanism is ``central-gaussian``: each client clips its update inside its TEE
+(:class:`ClientPrivacy`), the coordinator adds Gaussian noise to the sum inside its own
+(:class:`ServerPrivacy`), and every round is paid for before it begins (:class:`Budget`).
+
+What is guaranteed, for a job whose rounds all pass through these three: the sequence of
+global models is (epsilon, delta)-differentially private for the unit and the adjacency that
+the :class:`PrivacySpec` names, against everybody who does not know the noise secret. It is a
+computational guarantee, as the noise comes from a cipher. It says nothing of what leaves
+beside the models: metrics, numbers of examples, the time that a site takes.
+"""
 
 from __future__ import annotations
 
+from fedlearn.privacy.accountant import Spent, noise_multiplier_for, rounds_within, spent
+from fedlearn.privacy.budget import Budget
+from fedlearn.privacy.chain import Chain, Clip, GridNoise, Step, l2_norm
+from fedlearn.privacy.client import ClientPrivacy
+from fedlearn.privacy.server import ServerPrivacy, noise_secret
 from fedlearn.privacy.spec import PrivacySpec
 
-__all__ = ["PrivacySpec"]
+__all__ = [
+    "Budget",
+    "Chain",
+    "ClientPrivacy",
+    "Clip",
+    "GridNoise",
+    "PrivacySpec",
+    "ServerPrivacy",
+    "Spent",
+    "Step",
+    "l2_norm",
+    "noise_multiplier_for",
+    "noise_secret",
+    "rounds_within",
+    "spent",
+]

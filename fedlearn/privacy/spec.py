@@ -79,7 +79,7 @@ _NUMBERS: Final = (
     "expected_cohort",
 )
 _COUNTS: Final = ("sample_size", "population")
-_FLAGS: Final = ("insecure_deterministic_noise",)
+_FLAGS: Final = ("insecure_deterministic_noise", "insecure_exact_metrics")
 _REQUIRED: Final = ("mechanism", "clip", "noise_multiplier", "epsilon", "delta")
 _KEYS: Final = (*_CHOICES, *_NUMBERS, *_COUNTS, *_FLAGS)
 
@@ -97,6 +97,8 @@ class PrivacySpec:
     ``insecure_deterministic_noise``
         derive the noise from the job's seed, so that two deployments agree to the bit.
         Whoever knows the seed can subtract the noise: there is then no guarantee.
+    ``insecure_exact_metrics``
+        let losses and other metrics of a site leave it as they are, beside the guarantee.
 
     Raises :class:`fedlearn.errors.ConfigError` naming the key when a value is impossible.
     """
@@ -115,6 +117,7 @@ class PrivacySpec:
     population: int | None = None
     expected_cohort: float | None = None
     insecure_deterministic_noise: bool = False
+    insecure_exact_metrics: bool = False
 
     def __post_init__(self) -> None:
         problem = _problem(self)

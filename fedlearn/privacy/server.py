@@ -1,0 +1,187 @@
+"""The coordinator's side, inside its TEE: noise on the sum before anybody sees it."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlearn.errors import PrivacyError, UpdateRejected
+from fedlearn.privacy.chain import Chain, GridNoise, l2_norm
+from fedlearn.privacy.difference import add_back, difference, is_floating, spacing
+from fedlearn.privacy.noise import SECRET_BYTES, GaussianStream
+from fedlearn.privacy.spec import PrivacySpec
+from fedlearn.seeds import derive
+from fedlearn.update import Array, check_like
+
+__all__ = ["ServerPrivacy", "noise_secret"]
+
+_TOLERANCE: Final = 1 + 1e-9
+_MAX_ROUND: Final = 2**32
+
+
+def noise_secret(spec: PrivacySpec, *, seed: int | None = None) -> bytes:
+    """Return the 32-byte noise secret of a new job, from the operating system's generator.
+
+    Draw it once per job and keep it sealed next to the job's state: a resumed job needs it
+    to arrive at the same bits, and whoever learns it can subtract the noise. Where the spec
+    says ``insecure_deterministic_noise`` it is derived from the job's ``seed`` instead.
+    """
+    if not spec.insecure_deterministic_noise:
+        return os.urandom(SECRET_BYTES)
+    if seed is None:
+        raise PrivacyError(
+            "insecure_deterministic_noise needs the seed of the job",
+            hint="set seed in the job, or drop insecure_deterministic_noise",
+        )
+    return derive(seed, "insecure deterministic noise", length=SECRET_BYTES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerPrivacy:
+    """What happens to the mean of a round before it becomes the next global model.
+
+    ``uniform_weights`` is True: the mean that comes in must weigh every site alike.
+    """
+
+    spec: PrivacySpec
+    secret: bytes = field(repr=False)
+    uniform_weights: Literal[True] = True
+
+    @classmethod
+    def from_spec(cls, spec: PrivacySpec, secret: bytes) -> ServerPrivacy:
+        """Return the coordinator's side of ``spec``; ``secret`` is from :func:`noise_secret`.
+
+        Raises :class:`fedlearn.errors.PrivacyError` for a secret of fewer than 32 bytes.
+        """
+        GaussianStream(secret)
+        return cls(spec=spec, secret=secret)
+
+    def cohort(self, sites: Sequence[str], round: int) -> tuple[str, ...]:  # noqa: A002
+        """Draw the sites of a round in the way that the accountant assumes.
+
+        The draw comes from the secret, so that it stays secret and a resumed job draws the
+        same; it does not depend on the order of ``sites``. Under Poisson sampling it may be
+        empty. Raises :class:`fedlearn.errors.PrivacyError` when ``sites`` is not the
+        population that the spec names.
+        """
+        ordered = sorted(set(sites))
+        if self.spec.sampling == "full":
+            return tuple(ordered)
+        words = GaussianStream(self.secret, b"cohort", _round_bytes(round)).words(len(ordered))
+        drawn = [int(word) for word in words]
+        if self.spec.sampling == "poisson":
+            limit = int((self.spec.sampling_rate or 0.0) * 2**64)
+            return tuple(site for site, word in zip(ordered, drawn, strict=True) if word < limit)
+        if len(ordered) != self.spec.population:
+            raise PrivacyError(
+                f"{len(ordered)} sites, but the spec says population = {self.spec.population}"
+            )
+        shuffled = sorted(range(len(ordered)), key=lambda index: drawn[index])
+        return tuple(ordered[index] for index in sorted(shuffled[: self.spec.sample_size]))
+
+    def check(self, update: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
+        """Check that an update was clipped; raises UpdateRejected saying by how much not."""
+        check_like(update, reference)
+        norm = l2_norm(difference(update, reference))
+        if not norm <= self.spec.clip * _TOLERANCE:
+            raise UpdateRejected(
+                f"the update has a norm of {norm:.6g}; clip is {self.spec.clip:g}",
+                hint="the client did not apply the privacy of its job",
+            )
+
+    def denominator(self, cohort_size: int) -> float:
+        """Return what the sum is divided by: a public number."""
+        if self.spec.expected_cohort is not None:
+            return self.spec.expected_cohort
+        if self.spec.sample_size is not None:
+            return float(self.spec.sample_size)
+        return float(cohort_size)
+
+    def after_mean(
+        self,
+        mean: Mapping[str, Array],
+        reference: Mapping[str, Array],
+        cohort_size: int,
+        round: int,  # noqa: A002 the word for it everywhere else
+    ) -> dict[str, Array]:
+        """Return the mean with noise, in the types and shapes of ``reference``.
+
+        ``mean`` is the unweighted mean of the ``cohort_size`` updates of the round, in the
+        type of the model or in a wider one (a float64 mean needs the least extra noise);
+        ``reference`` the global model that they started from. The sum of the differences
+        gets Gaussian noise of standard deviation ``noise_multiplier * sensitivity`` on every
+        number, and is divided by :meth:`denominator`. The sensitivity is enlarged by what
+        rounding can add. Arrays that are not floating-point stay as they are in the
+        reference. The inputs are not changed, and the same inputs give the same bits.
+
+        Charge the round to the :class:`fedlearn.privacy.Budget` first, and seal the result
+        before anybody is shown it.
+
+        Raises :class:`fedlearn.errors.PrivacyError` when the mean cannot be that of so many
+        clipped updates; there is then no guarantee to be had.
+        """
+        if list(mean) != list(reference):
+            raise PrivacyError("the mean does not hold the arrays of the model, in their order")
+        for name, base in reference.items():
+            if mean[name].shape != base.shape or is_floating(mean[name]) != is_floating(base):
+                raise PrivacyError(f"{name}: the mean has another shape or kind than the model")
+        if cohort_size < 0 or (self.spec.sample_size or cohort_size) < cohort_size:
+            raise PrivacyError(f"a cohort of {cohort_size} sites is not one of this job")
+        divisor = self.denominator(cohort_size)
+        if divisor == 0:
+            raise PrivacyError("no site took part, so there is no mean")
+        total = difference(mean, reference)
+        for array in total.values():
+            array *= float(cohort_size)
+        slack = self._rounding_slack(mean, reference, cohort_size)
+        norm, bound = l2_norm(total), self.spec.clip * cohort_size
+        if not norm <= bound * _TOLERANCE + slack:
+            raise PrivacyError(
+                f"round {round}: the sum has a norm of {norm:.6g}; {cohort_size} updates clipped "
+                f"to {self.spec.clip:g} cannot add up to more than {bound:.6g}",
+                hint="every client must clip, and the mean must weigh all sites alike",
+            )
+        noise = GridNoise(
+            multiplier=self.spec.noise_multiplier,
+            sensitivity=self.spec.sensitivity + slack,
+            secret=self.secret,
+            purpose=b"round" + _round_bytes(round),
+        )
+        noised = Chain((noise,)).apply(total)
+        for array in noised.values():
+            array /= divisor
+        return add_back(noised, reference)
+
+    def _rounding_slack(
+        self, mean: Mapping[str, Array], reference: Mapping[str, Array], cohort_size: int
+    ) -> float:
+        """Bound how far rounding of the mean can move two neighbouring sums apart.
+
+        Computed from public values only: no mean is farther from the reference than
+        ``clip``, and it is rounded by half of the spacing of its type.
+        """
+        parts = []
+        for name, base in reference.items():
+            if is_floating(base) and base.size:
+                reach = np.abs(difference({name: base}, {name: np.zeros_like(base)})[name])
+                reach += self.spec.clip
+                unit: NDArray[np.float64] = spacing(reach, mean[name].dtype)
+                unit += 4 * np.spacing(reach)
+                parts.append(float(np.sum(np.square(unit))))
+        slack = cohort_size * math.sqrt(math.fsum(parts))
+        if not math.isfinite(slack):
+            raise PrivacyError("the global model holds numbers beyond its own type")
+        return slack
+
+
+def _round_bytes(round: int) -> bytes:  # noqa: A002
+    if not 0 <= round < _MAX_ROUND:
+        raise PrivacyError(f"{round} is not the number of a round")
+    return struct.pack(">Q", round)
