@@ -1,0 +1,252 @@
+"""The coordinator's state directory: established once, opened at every start.
+
+::
+
+    STATE/keys/              the key service: everything secret, sealed under one root key
+    STATE/ca.pem             the root certificate (public)
+    STATE/ledger.sqlite      every decision;  STATE/ledger.pub.pem verifies it
+    STATE/store/             sealed models
+    STATE/jobs.sqlite        job specifications and their events
+    STATE/sites.sqlite       sites and digests of their tokens
+    STATE/operator/          the first operator's login, to be moved to where it is used
+    STATE/attester/          public state of the coordinator's own attester
+
+The private keys (CA, ledger, orders, results) exist in memory and sealed in ``keys/`` only.
+The key of the TLS listeners and the HPKE key are made anew at every start and never written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Final, Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+
+from attestation.sealing import write_durably
+from fedlearn.config import file_bytes
+from fedlearn.errors import ConfigError, StoreError
+from fedlearn.login import OperatorLogin
+from server.config import Keys, ServerConfig
+from server.keys import KeyService
+from server.ledger import LEDGER_FILE, Ledger
+from server.pki import CertificateAuthority
+from server.protectors import (
+    InsecurePlainKeyFile,
+    Passphrase,
+    Protector,
+    RecoveryKey,
+    TpmPolicy,
+)
+from server.rootkey import ROOT_FILE
+from server.store import ModelStore
+
+__all__ = ["KEYS_FOLDER", "OPERATOR_FOLDER", "STORE_FOLDER", "Home", "establish", "protectors_of"]
+
+KEYS_FOLDER: Final = "keys"
+STORE_FOLDER: Final = "store"
+OPERATOR_FOLDER: Final = "operator"
+_CA_FILE: Final = "ca.pem"
+_CA_KEY: Final = "ca-key"
+_LEDGER_KEY: Final = "ledger-key"
+_ORDER_KEY: Final = "order-key"
+_RESULT_KEY: Final = "result-key"
+_FIRST_OPERATOR: Final = "first"
+
+
+def protectors_of(keys: Keys, state: Path) -> list[Protector]:
+    """Return the protectors that the configuration names.
+
+    :raises ConfigError: when a key file or the passphrase is unusable.
+    """
+    made: list[Protector] = []
+    for kind in keys.protect:
+        if kind == "tpm-policy":
+            from attestation.tpm_seal import TpmSeal
+
+            made.append(TpmPolicy(TpmSeal(keys.tcti, state / "tpm-seal", keys.pcrs)))
+        elif kind == "recovery-key" and keys.recovery_key is not None:
+            made.append(_recovery_key(keys.recovery_key))
+        elif kind == "passphrase" and keys.passphrase_file is not None:
+            data = file_bytes(keys.passphrase_file, limit=4096, what="the passphrase file")
+            made.append(Passphrase(data.decode(errors="replace").rstrip("\r\n")))
+        elif kind == "insecure-plain-key-file":
+            made.append(InsecurePlainKeyFile(state / KEYS_FOLDER))
+    return made
+
+
+def establish(config: ServerConfig, *, now: datetime, control_address: str) -> None:
+    """Make keys, CA, ledger and the first operator's login in the state directory.
+
+    :raises ConfigError: when a coordinator was established there before.
+    """
+    state = config.state
+    if (state / KEYS_FOLDER / ROOT_FILE).exists():
+        raise ConfigError(
+            "a coordinator was established here before",
+            where=str(state),
+            hint="start it with `fedlearn-server run`, or name another `state` in server.toml",
+        )
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keys = KeyService.create(
+        state / KEYS_FOLDER,
+        protectors_of(config.keys, state),
+        allow_insecure_key_file=config.keys.insecure,
+    )
+    ca = CertificateAuthority.create(config.trust_domain, now)
+    keys.keep(_CA_KEY, ca.private_bytes())
+    write_durably(state / _CA_FILE, ca.certificate_pem)
+    for name in (_LEDGER_KEY, _ORDER_KEY, _RESULT_KEY):
+        keys.keep(name, _der(ec.generate_private_key(ec.SECP256R1())))
+    operator = ec.generate_private_key(ec.SECP256R1())
+    issued = ca.issue_operator(_csr(operator), name=_FIRST_OPERATOR, now=now)
+    OperatorLogin(
+        address=control_address,
+        ca=ca.certificate_pem,
+        chain=issued.chain_pem,
+        key=operator.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+    ).save(state / OPERATOR_FOLDER)
+    with Ledger.open(state / LEDGER_FILE, _key(keys, _LEDGER_KEY)) as ledger:
+        ledger.append("policy", {"change": "established", "trust_domain": config.trust_domain})
+    keys.close()
+
+
+@dataclass(slots=True)
+class Home:
+    """An open state directory. Close it, or use it as a context manager.
+
+    ``order_key`` signs assignments, ``result_key`` attestation results.
+    """
+
+    config: ServerConfig
+    keys: KeyService
+    ca: CertificateAuthority
+    ledger: Ledger
+    store: ModelStore
+    order_key: ec.EllipticCurvePrivateKey
+    result_key: ec.EllipticCurvePrivateKey
+    _open: ExitStack = field(repr=False)
+
+    @classmethod
+    def open(cls, config: ServerConfig) -> Self:
+        """Recover the root key and open everything under it.
+
+        :raises ConfigError: when nothing was established there.
+        :raises StoreError: when keys, store or ledger do not open.
+        """
+        state = config.state
+        if not (state / KEYS_FOLDER / ROOT_FILE).exists():
+            raise ConfigError(
+                "no coordinator was established here",
+                where=str(state),
+                hint="make one with `fedlearn-server init`",
+            )
+        with ExitStack() as stack:
+            keys = KeyService.open(
+                state / KEYS_FOLDER,
+                protectors_of(config.keys, state),
+                allow_insecure_key_file=config.keys.insecure,
+                expected_id=config.keys.key_id or None,
+            )
+            stack.callback(keys.close)
+            ledger = stack.enter_context(Ledger.open(state / LEDGER_FILE, _key(keys, _LEDGER_KEY)))
+            keys.record_with(ledger.append)
+            store = stack.enter_context(
+                ModelStore.open(state / STORE_FOLDER, keys, record=ledger.append)
+            )
+            ca_key = keys.secret(_CA_KEY)
+            if ca_key is None:
+                raise _incomplete(_CA_KEY)
+            ca = CertificateAuthority.load(file_bytes(state / _CA_FILE), ca_key)
+            if ca.trust_domain != config.trust_domain:
+                raise ConfigError(
+                    f"the CA in {state} is of {ca.trust_domain!r}, not {config.trust_domain!r}",
+                    key="trust_domain",
+                    hint="a trust domain is chosen once; correct server.toml",
+                )
+            return cls(
+                config=config,
+                keys=keys,
+                ca=ca,
+                ledger=ledger,
+                store=store,
+                order_key=_key(keys, _ORDER_KEY),
+                result_key=_key(keys, _RESULT_KEY),
+                _open=stack.pop_all(),
+            )
+
+    def close(self) -> None:
+        """Close everything and forget the keys."""
+        self._open.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def server_identity(
+        self, *, dns_names: Sequence[str], ips: Sequence[str], now: datetime
+    ) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
+        """Make a fresh key for the TLS listeners; return it and its chain (PEM)."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        issued = self.ca.issue_server(_csr(key), dns_names=dns_names, ips=ips, now=now)
+        return key, issued.chain_pem
+
+
+def _key(keys: KeyService, name: str) -> ec.EllipticCurvePrivateKey:
+    data = keys.secret(name)
+    if data is None:
+        raise _incomplete(name)
+    key = serialization.load_der_private_key(data, password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise _incomplete(name)
+    return key
+
+
+def _incomplete(name: str) -> StoreError:
+    return StoreError(
+        f"the state directory lacks the secret {name!r}",
+        hint="restore it from a backup, or establish a new coordinator in another folder",
+    )
+
+
+def _der(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.DER,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def _csr(key: ec.EllipticCurvePrivateKey) -> bytes:
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    return request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+
+def _recovery_key(path: Path) -> RecoveryKey:
+    data = file_bytes(path, limit=64 * 1024, what="the recovery key")
+    if b"PRIVATE KEY" in data:
+        private = serialization.load_pem_private_key(data, password=None)
+        from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+        if isinstance(private, X25519PrivateKey):
+            return RecoveryKey.of(private)
+    else:
+        try:
+            public = serialization.load_pem_public_key(data)
+        except ValueError:
+            raise ConfigError("not a key in PEM", where=str(path)) from None
+        if isinstance(public, X25519PublicKey):
+            return RecoveryKey(public.public_bytes_raw())
+    raise ConfigError("a recovery key is an X25519 key", where=str(path))
