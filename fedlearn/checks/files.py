@@ -1,0 +1,143 @@
+"""Certificates, ports, folders and secrets that a configuration names."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+
+from fedlearn.checks import Check, fail, ok, warn
+
+__all__ = ["certificates", "folder", "port", "reach", "secret"]
+
+_MAX_FILES: Final = 2000
+_MAX_BYTES: Final = 256 * 1024
+_SUFFIXES: Final = frozenset({".crt", ".pem", ".cert"})
+
+
+def certificates(state: Path, now: datetime | None = None) -> Iterator[Check]:
+    """Are the certificates below ``state`` valid now, and for a while?"""
+    moment = now or datetime.now(UTC)
+    count = 0
+    for path in _certificate_files(state):
+        try:
+            found = x509.load_pem_x509_certificates(path.read_bytes())
+        except ValueError:
+            continue
+        for certificate in found:
+            count += 1
+            check = _validity(path, certificate, moment)
+            if check is not None:
+                yield check
+    if count:
+        yield ok("certificates", f"{count} looked at in {state}")
+
+
+def _certificate_files(state: Path) -> Iterator[Path]:
+    if not state.is_dir():
+        return
+    for seen, path in enumerate(state.rglob("*")):
+        if seen >= _MAX_FILES:
+            return
+        if path.suffix in _SUFFIXES and path.is_file() and path.stat().st_size <= _MAX_BYTES:
+            yield path
+
+
+def _validity(path: Path, certificate: x509.Certificate, now: datetime) -> Check | None:
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now < start:
+        return fail("certificates", f"{path} is valid from {start} on", "check the clock")
+    if now > end:
+        return fail("certificates", f"{path} expired at {end}", "renew it, or enroll again")
+    if end - now < min(timedelta(days=7), (end - start) / 5):
+        return warn("certificates", f"{path} expires at {end}", "see that renewal works")
+    return None
+
+
+def port(address: str, *, name: str) -> Check:
+    """Can ``address`` be bound? Tries it, and lets it go at once."""
+    host, _, number = address.rpartition(":")
+    host = host.strip("[]")
+    what = f"{name} {address}"
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            host, int(number), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        mend = "name an address of this machine"
+        return fail("port", f"{what}: {(error.strerror or 'unknown').lower()}", mend)
+    with socket.socket(family, kind, protocol) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(place)
+            listener.listen(1)
+        except OSError as error:
+            return _port_failure(what, error)
+    return ok("port", f"{what} is free")
+
+
+def _port_failure(what: str, error: OSError) -> Check:
+    if error.errno == errno.EADDRINUSE:
+        mend = "a coordinator may be running already; otherwise choose another port"
+        return fail("port", f"{what} is in use", mend)
+    if error.errno == errno.EACCES:
+        return fail("port", f"{what}: not allowed", "choose a port above 1023")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return fail("port", f"{what}: no address of this machine", "listen on 0.0.0.0 or [::]")
+    return fail("port", f"{what}: {(error.strerror or 'unknown').lower()}", "look at the network")
+
+
+def reach(address: str, *, name: str, seconds: float = 3.0) -> Check:
+    """Does anybody answer at ``address``? Opens a connection and closes it."""
+    host, _, number = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(number)), timeout=seconds):
+            return ok(name, f"{address} answers")
+    except OSError as error:
+        reason = (error.strerror or str(error) or "no answer").lower()
+        mend = "is it running, and do firewalls let this machine through?"
+        return fail(name, f"{address}: {reason}", mend)
+
+
+def folder(path: Path, *, name: str, private: bool = False, write: bool = True) -> Check:
+    """Is there a folder that we can use, or can one be made?"""
+    if not path.exists():
+        parent = path.absolute()
+        while not parent.exists():
+            parent = parent.parent
+        if not write:
+            return fail(name, f"{path} is not there", "correct the path, or make it")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            return fail(name, f"{path} cannot be made in {parent}", "name a place to write to")
+        return ok(name, f"{path} will be made")
+    if write and not path.is_dir():
+        return fail(name, f"{path} is no folder", "name a folder")
+    wanted = os.R_OK | (os.W_OK if write else 0) | (os.X_OK if path.is_dir() else 0)
+    if not os.access(path, wanted):
+        return fail(name, f"{path} may not be used by this user", "check owner and permissions")
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if private and mode & 0o077:
+        return fail(name, f"{path} is open to others (mode {mode:03o})", f"chmod 700 {path}")
+    return ok(name, str(path))
+
+
+def secret(path: Path, *, name: str) -> Check:
+    """Is a file with a secret there, and closed to others?"""
+    try:
+        status = path.stat()
+    except OSError as error:
+        reason = (error.strerror or "unknown").lower()
+        return fail(name, f"{path}: {reason}", "make the file, or correct the path")
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o077:
+        return fail(name, f"{path} is open to others (mode {mode:03o})", f"chmod 600 {path}")
+    if not os.access(path, os.R_OK):
+        return fail(name, f"{path} may not be read by this user", "check its owner")
+    return ok(name, str(path))

@@ -1,0 +1,95 @@
+"""What on this machine can make evidence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from fedlearn.attesterfile import AttesterSettings
+from fedlearn.checks import Check, fail, ok, warn
+
+__all__ = ["attester", "devices", "tools"]
+
+_DEVICES: Final = (
+    ("Intel TDX", "dev/tdx_guest"),
+    ("Intel TDX", "dev/tdx-guest"),
+    ("AMD SEV-SNP", "dev/sev-guest"),
+    ("TPM", "dev/tpmrm0"),
+)
+_TSM: Final = "sys/kernel/config/tsm/report"
+_CCNP: Final = ("run/ccnp/uds/quote-server.sock", "run/ccnp/uds/ccnp-server.sock")
+_INSTALL: Final = {"swtpm": "apt-get install swtpm", "tpm2": "apt-get install tpm2-tools"}
+Which = Callable[[str], str | None]
+
+
+def devices(root: Path = Path("/")) -> Iterator[Check]:
+    """Which TEEs does this machine offer, and may we use them?"""
+    seen = []
+    for name, place in _DEVICES:
+        path = root / place
+        if not path.exists():
+            continue
+        if os.access(path, os.R_OK | os.W_OK):
+            seen.append(f"{name} ({path})")
+        else:
+            group = "tss" if "tpm" in place else path.name.replace("-", "_")
+            mend = f"give this user access, for example: usermod -aG {group} $USER"
+            yield warn("TEE", f"{name}: {path} is there and may not be opened", mend)
+    if (root / _TSM).is_dir():
+        seen.append(f"configfs TSM ({root / _TSM})")
+    for place in _CCNP:
+        path = root / place
+        if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+            seen.append(f"CCNP ({path})")
+    if seen:
+        yield ok("TEE", ", ".join(seen))
+    else:
+        mend = "run in a confidential VM for evidence of hardware; the demo needs none"
+        yield warn("TEE", "none on this machine", mend)
+
+
+def tools(which: Which = shutil.which) -> Iterator[Check]:
+    """Are the programs there that reach a TPM, or stand in for one?"""
+    for name, what in (("swtpm", "a software TPM"), ("tpm2", "TPM evidence")):
+        path = which(name)
+        if path:
+            yield ok(name, path)
+        else:
+            yield warn(name, f"not installed; {what} cannot be used", _INSTALL[name])
+
+
+def attester(
+    settings: AttesterSettings, *, root: Path = Path("/"), which: Which = shutil.which
+) -> Check:
+    """Is what ``[attester]`` asks for there?"""
+    kind = settings.kind
+    if kind == "auto":
+        here = [place for _, place in _DEVICES if (root / place).exists()]
+        if here or (root / _TSM).is_dir() or any((root / item).exists() for item in _CCNP):
+            return ok("attester", "auto: hardware is there")
+        mend = 'set attester.kind = "insecure-sample" to try things out without hardware'
+        return fail("attester", "auto: no TEE on this machine", mend)
+    if kind == "tsm" and not (root / _TSM).is_dir():
+        mend = "mount configfs, load the guest driver (Linux 6.7 or later), or use another kind"
+        return fail("attester", f"tsm: {root / _TSM} is not there", mend)
+    if kind == "ccnp":
+        socket = settings.socket or root / _CCNP[0]
+        if not socket.exists():
+            return fail("attester", f"ccnp: no socket {socket}", "start the CCNP quote server")
+    if kind in ("tpm", "azure", "insecure-software-tpm") and not which("tpm2"):
+        return fail("attester", f"{kind}: tpm2-tools are not installed", _INSTALL["tpm2"])
+    if kind == "insecure-software-tpm" and not which("swtpm"):
+        return fail("attester", f"{kind}: swtpm is not installed", _INSTALL["swtpm"])
+    if kind in ("tpm", "azure") and not settings.tcti and not (root / "dev/tpmrm0").exists():
+        mend = "enable the TPM in the firmware or the hypervisor, or name a tcti"
+        return fail("attester", f"{kind}: {root / 'dev/tpmrm0'} is not there", mend)
+    if kind == "insecure-sample" and settings.key is not None and not settings.key.is_file():
+        mend = "openssl ecparam -genkey -name prime256v1 -noout -out development.key"
+        return fail("attester", f"{kind}: {settings.key} is not there", mend)
+    if settings.insecure:
+        return warn("attester", f"{kind}: proves nothing about hardware", "for trying things only")
+    return ok("attester", kind)

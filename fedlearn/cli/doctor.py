@@ -1,0 +1,176 @@
+"""``fedlearn doctor``: find in seconds what would otherwise fail in minutes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import click
+
+from fedlearn import checks
+from fedlearn.checks import Check, Level, Probe, files, machine, tee
+from fedlearn.cli.operator import json_option
+from fedlearn.console import ERROR, line, print_json, printable
+
+__all__ = ["command", "edge_probes", "machine_probes", "server_probes"]
+
+_STYLES: Final = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
+_CONFIG = click.Path(path_type=Path)
+
+
+@click.command("doctor")
+@click.option("--server", type=_CONFIG, metavar="FILE", help="Check this server.toml as well.")
+@click.option("--edge", type=_CONFIG, metavar="FILE", help="Check this site.toml as well.")
+@click.option("--cluster", is_flag=True, help="Check the Kubernetes cluster as well.")
+@json_option
+def command(server: Path | None, edge: Path | None, cluster: bool, as_json: bool) -> None:
+    """Find in seconds what would fail in minutes, and say how to mend it.
+
+    Ends with status 1 when something will not work; notes alone are no failure.
+    """
+    probes = list(machine_probes())
+    if server is not None:
+        probes += server_probes(server)
+    if edge is not None:
+        probes += edge_probes(edge)
+    if cluster:
+        probes.append(("cluster", _cluster))
+    found = checks.run(probes)
+    failed = [check for check in found if check.level is Level.FAIL]
+    if as_json:
+        print_json({"ok": not failed, "checks": [check.to_json() for check in found]})
+    else:
+        _show(found)
+    if failed:
+        sys.exit(ERROR)
+
+
+def machine_probes() -> Iterator[tuple[str, Probe]]:
+    """What is looked at on any machine."""
+    yield "python", machine.python
+    yield "libraries", machine.packages
+    yield "packages", machine.shadowing
+    yield "clock", machine.clock
+    yield "TEE", tee.devices
+    yield "tools", tee.tools
+    yield "disk", lambda: machine.disk(Path.cwd())
+    yield "memory", machine.memory
+    yield "swap", machine.swap
+    yield "core dumps", machine.core_dumps
+    yield "umask", machine.file_mask
+    yield "open files", machine.open_files
+    yield "temporary files", machine.temporary
+
+
+def server_probes(path: Path) -> Iterator[tuple[str, Probe]]:
+    """What is looked at for a coordinator. A file that does not load is one failed check."""
+    from fedlearn.errors import ConfigError
+    from server.config import ServerConfig
+
+    try:
+        config = ServerConfig.load(path)
+    except ConfigError as error:
+        yield "server.toml", _raiser(error)
+        return
+    yield "server.toml", lambda: checks.ok("server.toml", f"{path} is right")
+    yield "state", lambda: files.folder(config.state, name="state", private=True)
+    yield "disk", lambda: machine.disk(config.state, what="state disk")
+    yield "certificates", lambda: files.certificates(config.state)
+    for name in ("gate", "control", "fleet"):
+        yield "port", _port(getattr(config.listen, name), name)
+    yield "attester", lambda: tee.attester(config.attester)
+    keys = config.keys
+    if keys.recovery_key is not None:
+        recovery = keys.recovery_key
+        yield "recovery key", lambda: files.folder(recovery, name="recovery key", write=False)
+    if keys.passphrase_file is not None:
+        passphrase = keys.passphrase_file
+        yield "passphrase", lambda: files.secret(passphrase, name="passphrase")
+    if keys.insecure:
+        yield (
+            "keys",
+            lambda: checks.warn(
+                "keys", "the root key lies in a plain file", "for development only"
+            ),
+        )
+    for item in (*config.trust.collateral, *config.trust.endorsements, *config.trust.tpm_ek_roots):
+        yield "trust", _readable(item, "trust")
+
+
+def edge_probes(path: Path) -> Iterator[tuple[str, Probe]]:
+    """What is looked at for a site. A file that does not load is one failed check."""
+    from edge.config import SiteConfig
+    from fedlearn.errors import ConfigError
+
+    try:
+        config = SiteConfig.load(path)
+    except ConfigError as error:
+        yield "site.toml", _raiser(error)
+        return
+    yield "site.toml", lambda: checks.ok("site.toml", f"{path} is right")
+    yield "state", lambda: files.folder(config.state, name="state", private=True)
+    yield "disk", lambda: machine.disk(config.state, what="state disk")
+    yield "certificates", lambda: files.certificates(config.state)
+    yield "attester", lambda: tee.attester(config.attester)
+    for name, data in config.data.items():
+        if data.path is not None:
+            yield "data", _readable(data.path, f"data set {name}")
+    if not config.data and not config.accept.data_paths:
+        yield (
+            "data",
+            lambda: checks.warn(
+                "data", "this site offers no data set", "add [data.NAME] with a path"
+            ),
+        )
+    if not config.accept.bundles and config.accept.other_bundles == "refuse":
+        yield (
+            "accept",
+            lambda: checks.warn(
+                "accept",
+                "no app bundle is accepted: every job will be refused",
+                'name bundles in [accept], or set other_bundles = "ask"',
+            ),
+        )
+
+
+def _cluster() -> Check:
+    return checks.fail(
+        "cluster",
+        "this release starts clients as processes and does not look at clusters",
+        'use launcher.kind = "process"',
+    )
+
+
+def _port(address: str, name: str) -> Probe:
+    return lambda: files.port(address, name=name)
+
+
+def _readable(path: Path, name: str) -> Probe:
+    return lambda: files.folder(path, name=name, write=False)
+
+
+def _raiser(error: Exception) -> Probe:
+    def probe() -> Check:
+        raise error
+
+    return probe
+
+
+def _show(found: tuple[Check, ...]) -> None:
+    width = max(len(check.name) for check in found)
+    for check in found:
+        mark = f"{check.level.value:<5}"
+        for number, text in enumerate(check.found.splitlines() or [""]):
+            head = f"{mark} {check.name:<{width}}" if number == 0 else " " * (width + 6)
+            line(f"{head}  {printable(text)}", style=_STYLES[check.level])
+        if check.mend and check.level is not Level.OK:
+            line(f"{'':<{width + 6}}  -> {printable(check.mend)}")
+    counts = {level: sum(check.level is level for check in found) for level in Level}
+    line("")
+    line(
+        f"{counts[Level.OK]} ok, {counts[Level.WARN]} to look at, "
+        f"{counts[Level.FAIL]} that will not work",
+        bold=True,
+    )
