@@ -4,6 +4,9 @@
 ``member``   the same for one hospital of a site; where a site is a group of owners
 ``pooled``   all rows in one place, which nobody is allowed to do: the upper reference
 
+:func:`federate` is federated averaging without Flower, in one process: what the deployed job
+should come to, and cheap enough to repeat over many splits.
+
 Every model is judged on the test rows of all sites, because a model is wanted that works
 for the next patient and not only for one's own; the figures on a site's own test rows are
 given next to it.
@@ -22,7 +25,15 @@ import numpy.typing as npt
 from fedlearn.demo import app
 from fedlearn.demo.data import Arrays, DemoData, SiteData
 
-__all__ = ["Baselines", "Judge", "SiteBaseline", "compare", "judge", "settings_of"]
+__all__ = [
+    "Baselines",
+    "Judge",
+    "SiteBaseline",
+    "compare",
+    "federate",
+    "judge",
+    "settings_of",
+]
 
 Weights = Mapping[str, npt.NDArray[Any]]
 Settings = Mapping[str, int | float | str]
@@ -39,8 +50,18 @@ class Judge(Protocol):
         """Return the weights before the first round."""
         ...
 
-    def train(self, rows: Arrays, *, epochs: int, rng: np.random.Generator) -> Weights:
-        """Return weights after ``epochs`` passes over ``rows``, from :meth:`start`."""
+    def train(
+        self,
+        rows: Arrays,
+        *,
+        epochs: int,
+        rng: np.random.Generator,
+        weights: Weights | None = None,
+    ) -> Weights:
+        """Return weights after ``epochs`` passes over ``rows``.
+
+        :param weights: where to begin; :meth:`start` by default.
+        """
         ...
 
     def score(self, weights: Weights, rows: Arrays) -> float:
@@ -109,6 +130,37 @@ def compare(data: DemoData, settings: Settings) -> Baselines:
     )
 
 
+def federate(data: DemoData, settings: Settings) -> list[Weights]:
+    """Return the global model after each round of federated averaging.
+
+    Seeds, order of the sites and 32-bit weights are those of the apps.
+    """
+    court = judge(data, settings)
+    rows = np.array([site.train_rows for site in data.sites], dtype=np.float64)
+    model = court.start()
+    models: list[Weights] = []
+    for number in range(1, int(settings["num-server-rounds"]) + 1):
+        updates = [
+            court.train(
+                site.train,
+                epochs=int(settings["local-epochs"]),
+                rng=np.random.default_rng([int(settings["seed"]), number, index]),
+                weights=model,
+            )
+            for index, site in enumerate(data.sites)
+        ]
+        model = {
+            name: np.average(
+                [np.asarray(update[name], np.float32) for update in updates],
+                axis=0,
+                weights=rows,
+            ).astype(np.float32)
+            for name in model
+        }
+        models.append(model)
+    return models
+
+
 def _members(court: Judge, data: DemoData, epochs: int) -> list[float]:
     pooled = data.pooled()
     scores = []
@@ -138,10 +190,18 @@ class _Medpar:
     def start(self) -> Weights:
         return {"weights": self._model.initial()}
 
-    def train(self, rows: Arrays, *, epochs: int, rng: np.random.Generator) -> Weights:
+    def train(
+        self,
+        rows: Arrays,
+        *,
+        epochs: int,
+        rng: np.random.Generator,
+        weights: Weights | None = None,
+    ) -> Weights:
         features, outcome = self._model.design(rows["stays"])
-        weights = self._model.train(
-            self._model.initial(),
+        first = weights if weights is not None else self.start()
+        trained = self._model.train(
+            np.asarray(first["weights"], np.float64),
             features,
             outcome,
             epochs=epochs,
@@ -150,7 +210,7 @@ class _Medpar:
             l2=float(self._settings["l2"]),
             rng=rng,
         )
-        return {"weights": weights}
+        return {"weights": trained}
 
     def score(self, weights: Weights, rows: Arrays) -> float:
         features, outcome = self._model.design(rows["stays"])
@@ -169,8 +229,15 @@ class _Images:
         weights: Weights = self._initial.weights(size, seed)
         return weights
 
-    def train(self, rows: Arrays, *, epochs: int, rng: np.random.Generator) -> Weights:
-        net = self._net(self.start())
+    def train(
+        self,
+        rows: Arrays,
+        *,
+        epochs: int,
+        rng: np.random.Generator,
+        weights: Weights | None = None,
+    ) -> Weights:
+        net = self._net(weights if weights is not None else self.start())
         self._model.train(
             net,
             *self._model.tensors(rows["images"], rows["labels"]),
@@ -180,8 +247,8 @@ class _Images:
             momentum=float(self._settings["momentum"]),
             rng=rng,
         )
-        weights: Weights = self._model.unload(net)
-        return weights
+        trained: Weights = self._model.unload(net)
+        return trained
 
     def score(self, weights: Weights, rows: Arrays) -> float:
         images, labels = self._model.tensors(rows["images"], rows["labels"])

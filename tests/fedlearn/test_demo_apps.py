@@ -179,18 +179,32 @@ def test_fedavg_over_two_sites_equals_the_hand_computation(
     import dataclasses
 
     both = dataclasses.replace(dealt, sites=dealt.sites[:2])
-    result = _run(load, both, tmp_path / "both", **{"num-server-rounds": 1})
-    judge = baselines.judge(both, baselines.settings_of(both))
-    epochs = int(baselines.settings_of(both)["local-epochs"])
+    config = {**baselines.settings_of(both), "num-server-rounds": 1}
+    found = _weights(_run(load, both, tmp_path, **config))
+    judge = baselines.judge(both, config)
     trained = [
-        judge.train(site.train, epochs=epochs, rng=np.random.default_rng([3, 1, number]))
+        judge.train(
+            site.train,
+            epochs=int(config["local-epochs"]),
+            rng=np.random.default_rng([3, 1, number]),
+        )
         for number, site in enumerate(both.sites)
     ]
-    rows = np.array([site.train_rows for site in both.sites], dtype=np.float64)
-    for name, array in _weights(result).items():
-        parts = [np.asarray(weights[name], np.float32) for weights in trained]
-        expected = np.average(parts, axis=0, weights=rows)
+    rows = [site.train_rows for site in both.sites]
+    for name, array in found.items():
+        one, two = (np.asarray(weights[name], np.float32) for weights in trained)
+        expected = (rows[0] * one + rows[1] * two) / sum(rows)
         np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_app_comes_to_what_plain_federated_averaging_comes_to(
+    load: Any, dealt: data.DemoData, tmp_path: Path
+) -> None:
+    config = {**baselines.settings_of(dealt), "num-server-rounds": 2}
+    found = _weights(_run(load, dealt, tmp_path, **config))
+    expected = baselines.federate(dealt, config)[-1]
+    for name, array in found.items():
+        np.testing.assert_allclose(array, expected[name], rtol=1e-4, atol=1e-5)
 
 
 def test_two_runs_with_one_seed_agree_to_the_bit(
@@ -251,7 +265,7 @@ def test_an_area_without_both_outcomes_is_refused() -> None:
 
 
 def test_federated_beats_a_site_alone_and_comes_near_pooled_data(load: Any, tmp_path: Path) -> None:
-    dealt = data.prepare("medpar", sites=6, seed=1)
+    dealt = data.prepare("medpar", sites=6, seed=data.DEFAULT_SEED)
     result = _run(load, dealt, tmp_path)
     federated = float(result.evaluate_metrics_clientapp[10]["auc"])
     baseline = baselines.compare(dealt, baselines.settings_of(dealt))
