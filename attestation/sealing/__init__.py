@@ -41,6 +41,7 @@ from attestation.sealing.header import (
     ITEM_BYTES,
     MAX_HEADER_BYTES,
     Header,
+    Scalar,
     TensorSpec,
     Wrap,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "KeySource",
     "PrivateKey",
     "RandomKey",
+    "Scalar",
     "Sealed",
     "SealedReader",
     "SealedWriter",

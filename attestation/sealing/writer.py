@@ -139,28 +139,48 @@ class SealedWriter:
         :raises ValueError: when there is no next tensor, or the length is not its own.
         :raises OSError: when the file cannot be written.
         """
-        if self._done == len(self.header.tensors):
-            raise ValueError("all tensors of the header were written")
-        spec = self.header.tensors[self._done]
+        spec = self._next()
         view = _bytes_view(data)
         if len(view) != spec.nbytes:
             raise ValueError(f"{spec.name}: {len(view)} bytes, its shape needs {spec.nbytes}")
         start = 0
         for length in self.header.lengths(spec):
-            last = self._index == self.header.chunks - 1
-            sealed = self._buffer[: length + TAG_BYTES]
-            self._keys.aead.encrypt_into(
-                nonce(self._keys.prefix, self._index, last=last),
-                view[start : start + length],
-                self.header.core,
-                sealed,
-            )
-            self._file.write(sealed)
-            self._digest.update(sealed[length:])
-            self._index += 1
+            self._write_chunk(view[start : start + length])
             start += length
-            self._size += len(sealed)
         self._done += 1
+
+    def write_chunks(self, chunks: Iterable[memoryview]) -> None:
+        """Seal the next tensor from its chunks, as ``SealedReader.chunks`` yields them.
+
+        :raises ValueError: when there is no next tensor, or the chunks are not its own.
+        :raises OSError: when the file cannot be written.
+        """
+        spec = self._next()
+        pieces = iter(chunks)
+        for length in self.header.lengths(spec):
+            piece = next(pieces, None)
+            if piece is None or len(piece) != length:
+                raise ValueError(f"{spec.name}: a chunk of {length} bytes is needed")
+            self._write_chunk(piece)
+        if next(pieces, None) is not None:
+            raise ValueError(f"{spec.name}: more chunks than its shape needs")
+        self._done += 1
+
+    def _next(self) -> TensorSpec:
+        if self._done == len(self.header.tensors):
+            raise ValueError("all tensors of the header were written")
+        return self.header.tensors[self._done]
+
+    def _write_chunk(self, plain: memoryview) -> None:
+        last = self._index == self.header.chunks - 1
+        sealed = self._buffer[: len(plain) + TAG_BYTES]
+        self._keys.aead.encrypt_into(
+            nonce(self._keys.prefix, self._index, last=last), plain, self.header.core, sealed
+        )
+        self._file.write(sealed)
+        self._digest.update(sealed[len(plain) :])
+        self._index += 1
+        self._size += len(sealed)
 
     def commit(self) -> Sealed:
         """Make the file durable under its name.

@@ -1,0 +1,155 @@
+"""The directory of the sealed store: one writer, a catalogue, and nothing unaccounted for.
+
+::
+
+    PATH/catalogue.sealed           the high-water marks (server.catalogue)
+    PATH/models/MODEL.VERSION.ID    FLSW files (attestation.sealing)
+    PATH/models/NAME.blob.ID        small sealed values
+    PATH/lock                       held by the one process that writes
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, Self
+
+from attestation.sealing import is_temporary
+from fedlearn.errors import StoreError
+from server.catalogue import CATALOGUE_FILE, Catalogue, CatalogueFile, MonotonicCounter
+from server.rootkey import RootKey, reason
+
+__all__ = ["RESTORE_HINT", "SealedDirectory"]
+
+RESTORE_HINT: Final = "restore the newest backup; the ledger names the versions that were written"
+
+
+class SealedDirectory:
+    """A directory in which files count only once the catalogue names them.
+
+    Safe to use from several threads; one process at a time may write.
+    """
+
+    def __init__(self, path: Path, file: CatalogueFile, lock: int | None) -> None:
+        self.path = path
+        self.files = path / "models"
+        self._file = file
+        self._lock_fd = lock
+        self._lock = threading.RLock()
+        self.catalogue = self._start()
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        root: RootKey,
+        *,
+        counter: MonotonicCounter | None,
+        adopt_counter: bool,
+        read_only: bool,
+    ) -> Self:
+        """Open or make the directory; see ``ModelStore.open``."""
+        lock = None
+        if not read_only:
+            try:
+                (path / "models").mkdir(mode=0o700, parents=True, exist_ok=True)
+                lock = _locked(path / "lock")
+            except OSError as error:
+                raise StoreError(f"{path}: {reason(error)}") from error
+        try:
+            file = CatalogueFile(
+                path / CATALOGUE_FILE,
+                root,
+                None if read_only else counter,
+                adopt=adopt_counter,
+                unbound=read_only,
+            )
+            return cls(path, file, lock)
+        except BaseException:
+            if lock is not None:
+                os.close(lock)
+            raise
+
+    def close(self) -> None:
+        """Let another process write."""
+        with self._lock:
+            if self._lock_fd is not None:
+                os.close(self._lock_fd)
+                self._lock_fd = None
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Exclude other threads while something is written.
+
+        :raises StoreError: when the directory is open for reading only, or closed.
+        """
+        with self._lock:
+            if self._lock_fd is None:
+                raise StoreError("the store is not open for writing")
+            yield
+
+    def commit(self, change: Callable[[Catalogue], object]) -> None:
+        """Make a change of the catalogue durable, then remove files that it names no more.
+
+        :raises StoreError: when it cannot be written; the catalogue is then as before,
+            unless only the counter failed.
+        """
+        fresh = self.catalogue.copy()
+        change(fresh)
+        try:
+            self._file.write(fresh)
+        except BaseException:
+            # Whether the new catalogue came to the disk is not known here; the disk decides.
+            self.catalogue = self._file.read() or self.catalogue
+            self._sweep(self.catalogue)
+            raise
+        self.catalogue = fresh
+        self._sweep(fresh)
+
+    def _start(self) -> Catalogue:
+        catalogue = self._file.read()
+        if self._lock_fd is None:
+            if catalogue is None:
+                raise StoreError(
+                    f"there is no model store in {self.path}",
+                    hint="name the coordinator's state directory",
+                )
+            return catalogue
+        if catalogue is None:
+            names = sorted(path.name for path in self.files.iterdir())
+            if left := [name for name in names if not is_temporary(name)]:
+                raise StoreError(
+                    f"{self.path / CATALOGUE_FILE} is missing, and {left[0]} is there",
+                    hint=RESTORE_HINT,
+                )
+            catalogue = Catalogue()
+            self._file.write(catalogue)
+        self._sweep(catalogue)
+        return catalogue
+
+    def _sweep(self, catalogue: Catalogue) -> None:
+        """Remove what the catalogue does not name: a crash came before it was committed."""
+        expected = catalogue.files()
+        for path in self.files.iterdir():
+            if path.name not in expected:
+                path.unlink()
+        for path in self.path.iterdir():
+            if is_temporary(path.name):
+                path.unlink()
+
+
+def _locked(path: Path) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise StoreError(
+            f"another process writes to {path.parent}",
+            hint="stop the coordinator first, or only read",
+        ) from None
+    return fd
