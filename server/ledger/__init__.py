@@ -10,28 +10,35 @@ wrote the truth; for that it is attested.
 
 What the entries hold (digests, thumbprints and identifiers as lower-case hexadecimal)::
 
-    admission    job site client thumbprint evidence policy measurements tee expires serial
+    challenge    job site peer nonce_sha256
+    admission    job site client key_thumbprint serial node_id tee hardware_id measurements
+                 evidence policy result expires
     renewal      as admission
-    refusal      job site reason findings
-    challenge    site client
-    quarantine   job site client thumbprint reason
-    revocation   job site client thumbprint reason
-    expiry       job site client thumbprint
-    enrollment   site thumbprint
-    site         site change
+    refusal      job site client peer step reason findings
+    quarantine   job site client key_thumbprint node_id reason
+    revocation   as quarantine
+    expiry       as quarantine
+    enrollment   site outcome key_thumbprint
+    site         site status former key_thumbprint
     job          job change digest bundle policy
     round        job round phase("started"|"finished") participants model_digest seconds metrics
-    update       job round site thumbprint digest examples accepted(bool) reason
-    checkpoint   job round version file_id digest
-    model        job version change
+    update       job round site key_thumbprint digest examples accepted(bool) reason
+    checkpoint   job round model version file_id digest
+    model        job model version change
     key-release  model version to allowed(bool)
-    export       model version to
+    export       job model version to
     commitment   job site root records
-    privacy      job round epsilon delta unit accountant sampling adjacency
-    policy       job old new
+    privacy      job round, and Spent.to_json(): epsilon delta rounds unit adjacency sampling
+                 accountant noise_multiplier ...
+    policy       job policy former
 
-``job``, ``site`` and ``client`` are names; ``round``, ``version``, ``examples``, ``records``
-and ``serial`` are whole numbers (``serial`` as a string where it exceeds 64 bits);
+The join of :meth:`LedgerReader.contributions` reads ``job``, ``round``, ``phase``, ``site``,
+``client``, ``key_thumbprint`` (or ``thumbprint``), ``digest``, ``examples``, ``accepted``,
+``tee``, ``measurements``, ``policy`` and ``version`` of admissions, renewals, quarantines,
+rounds, updates and checkpoints. Beginning a round takes back the job's rounds from it on.
+
+``job``, ``site`` and ``client`` are names; ``round``, ``version``, ``examples`` and ``records``
+are whole numbers, ``serial`` and ``node_id`` are text, as they may exceed 64 bits;
 ``seconds`` and ``epsilon`` are numbers; ``expires`` is RFC 3339 text; ``measurements`` maps
 claim names to hexadecimal. More fields may stand beside these.
 """

@@ -87,12 +87,15 @@ class _Rounds:
         if held is not None and digest in ("", held.digest):
             del self.running[number][sender]
 
-    def quarantine(self, sender: str) -> None:
+    def quarantine(self, *senders: str) -> None:
         for found in self.running.values():
-            found.pop(sender, None)
+            for sender in senders:
+                found.pop(sender, None)
 
     def finish(self, number: int) -> None:
-        self.finished[number] = list(self.running.pop(number, {}).values())
+        # A checkpoint ends a round as well: whichever of the two comes first.
+        if number in self.running or number not in self.finished:
+            self.finished[number] = list(self.running.pop(number, {}).values())
 
 
 def contributions(
@@ -128,13 +131,16 @@ def contributions(
         if entry.body.get("job") != job:
             continue
         if entry.kind in ("admission", "renewal"):
-            admissions[_text(entry, "thumbprint")] = entry
+            # By key, and by site for an update that names no key.
+            admissions[_thumbprint(entry)] = admissions["site " + _text(entry, "site")] = entry
         elif entry.kind == "round":
             _note_phase(entry, rounds)
         elif entry.kind == "update":
             _note_update(entry, admissions, rounds)
+        elif entry.kind == "checkpoint":
+            rounds.finish(_integer(entry, "round"))
         elif entry.kind == "quarantine":
-            rounds.quarantine(_text(entry, "thumbprint") or _text(entry, "site"))
+            rounds.quarantine(_thumbprint(entry), _text(entry, "site"))
     last = max(rounds.finished, default=None)
     if last is None or (round is not None and round not in rounds.finished):
         wanted = "finished round" if round is None else f"finished round {round}"
@@ -176,11 +182,11 @@ def _note_phase(entry: Entry, rounds: _Rounds) -> None:
 
 def _note_update(entry: Entry, admissions: Mapping[str, Entry], rounds: _Rounds) -> None:
     number = _integer(entry, "round")
-    site, thumbprint = _text(entry, "site"), _text(entry, "thumbprint")
+    site, thumbprint = _text(entry, "site"), _thumbprint(entry)
     if entry.body.get("accepted") is not True:
         rounds.reject(number, thumbprint or site, _text(entry, "digest"))
         return
-    admission = admissions.get(thumbprint) if thumbprint else None
+    admission = admissions.get(thumbprint or f"site {site}")
     granted: Mapping[str, Json] = {} if admission is None else admission.body
     measurements = granted.get("measurements")
     examples = entry.body.get("examples")
@@ -210,6 +216,10 @@ def _integer(entry: Entry, key: str) -> int:
             entry=entry.sequence,
         )
     return value
+
+
+def _thumbprint(entry: Entry) -> str:
+    return _text(entry, "key_thumbprint") or _text(entry, "thumbprint")
 
 
 def _text(entry: Entry, key: str) -> str:

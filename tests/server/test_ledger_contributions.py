@@ -25,13 +25,13 @@ def admit(ledger: Ledger, site: str, app: str, kind: str = "admission") -> None:
             "job": "demo",
             "site": site,
             "client": "0",
-            "thumbprint": f"key-{site}",
+            "key_thumbprint": f"key-{site}",
             "evidence": "ee",
             "policy": "p1",
             "measurements": {"app": app},
             "tee": "tpm",
             "expires": "2030-01-01T00:00:00Z",
-            "serial": 1,
+            "serial": "1",
         },
     )
 
@@ -127,6 +127,28 @@ def test_going_back_to_a_checkpoint_takes_back_later_rounds(ledger: Ledger) -> N
     assert digests(ledger) == ["a-1", "again"]
     assert digests(ledger, version=3) == ["a-1", "a-2", "a-3"]
     assert digests(ledger, version=4) == ["a-1", "again"]
+
+
+def test_an_update_without_a_key_is_joined_by_its_site(ledger: Ledger) -> None:
+    admit(ledger, "a", "app-1")
+    phase(ledger, 1, "started")
+    for site in "ab":
+        body = {"job": "demo", "round": 1, "site": site, "digest": site, "accepted": True}
+        ledger.append("update", body)
+    phase(ledger, 1, "finished")
+    found = ledger.contributions("demo")
+    assert [item.admission_entry for item in found] == [1, None]
+
+
+def test_a_checkpoint_ends_a_round_before_it_is_called_finished(ledger: Ledger) -> None:
+    checkpoint(ledger, 0, 1)
+    phase(ledger, 1, "started")
+    update(ledger, 1, "a", "a-1")
+    checkpoint(ledger, 1, 2)
+    assert digests(ledger, version=2) == ["a-1"]
+    phase(ledger, 1, "finished")
+    assert digests(ledger) == digests(ledger, version=2) == ["a-1"]
+    assert digests(ledger, version=1) == []
 
 
 def test_other_jobs_are_no_part(ledger: Ledger) -> None:
