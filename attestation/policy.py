@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
@@ -22,6 +23,7 @@ from attestation.result import AttestationResult, Finding
 from attestation.toml import MAX_TOML_BYTES
 
 __all__ = [
+    "CLAIM_NAME",
     "DEFAULT_LIFETIME",
     "MAX_POLICY_BYTES",
     "AppraisalPolicy",
@@ -35,6 +37,9 @@ __all__ = [
 
 MAX_POLICY_BYTES: Final = MAX_TOML_BYTES
 """Upper bound of a policy file, checked before it is parsed."""
+
+CLAIM_NAME: Final = re.compile(r"[a-z][A-Za-z0-9_.:/@-]{0,127}")
+"""What a claim may be called in a policy."""
 
 DEFAULT_LIFETIME: Final = timedelta(minutes=30)
 """How long a result may be relied upon, unless the policy or the caller says less."""

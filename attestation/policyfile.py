@@ -35,6 +35,7 @@ from typing import Final
 from attestation.errors import PolicyError
 from attestation.evidence import Tee
 from attestation.policy import (
+    CLAIM_NAME,
     DEFAULT_LIFETIME,
     AppraisalPolicy,
     NvidiaRules,
@@ -49,7 +50,6 @@ from attestation.tomltable import Table
 
 __all__ = ["parse_policy"]
 
-_CLAIM: Final = re.compile(r"[a-z][A-Za-z0-9_.:/@-]{0,127}")
 _NODE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _MAX_LIST: Final = 1024
 _MAX_REFERENCES: Final = 4096
@@ -133,7 +133,7 @@ def _policy(table: Table, *, top: bool, parent: AppraisalPolicy | None = None) -
 
 
 def _reference(table: Table) -> ReferenceValue:
-    claim = table.text("claim", pattern=_CLAIM, what='a claim name such as "mrtd" or "pcr.14"')
+    claim = table.text("claim", pattern=CLAIM_NAME, what='a claim name such as "mrtd" or "pcr.14"')
     value = table.hexadecimal("value", 1, _MAX_VALUE_BYTES)
     tee = table.choice("tee", tuple(tee.value for tee in Tee))
     reference = ReferenceValue(
@@ -155,7 +155,7 @@ def _reference(table: Table) -> ReferenceValue:
 
 
 def _require(table: Table) -> tuple[str, ...]:
-    claims = table.texts("claims", _MAX_LIST, pattern=_CLAIM, what="a claim name")
+    claims = table.texts("claims", _MAX_LIST, pattern=CLAIM_NAME, what="a claim name")
     table.finish()
     return claims
 

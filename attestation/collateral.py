@@ -1,0 +1,328 @@
+"""Collateral in a folder: everything that verification needs where no network is.
+
+A folder made by ``fedlearn collateral fetch`` has a ``bundle.json``::
+
+    {"version": 1, "items": [{"path", "kind", "name", "sha256"}, ...]}
+
+    kind  intel-collateral   JSON of a QuoteCollateralV3: PCK chain, CRLs, TCB info, QE identity
+          certificates       X.509 certificates, PEM or DER: ASK, ASVK, ARK, VCEK, VLEK, EK roots
+          crl                an X.509 revocation list, PEM or DER
+
+What an item says about its own validity is read from the item. A folder without a
+``bundle.json`` is taken as it is: every JSON, PEM, DER, CRT, CER and CRL file in it that is
+one of these kinds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+
+from attestation.errors import EndorsementError, EvidenceError, FreshnessError
+from attestation.offline import (
+    MAX_COLLATERAL_BYTES,
+    MAX_ENDORSEMENT_BYTES,
+    Input,
+    load_certificates,
+)
+
+__all__ = [
+    "BUNDLE_NAME",
+    "KINDS",
+    "WARN_BEFORE",
+    "Folder",
+    "Item",
+    "bundle_json",
+    "describe",
+    "load_folder",
+    "read_bundle",
+]
+
+BUNDLE_NAME: Final = "bundle.json"
+KINDS: Final = ("intel-collateral", "certificates", "crl")
+WARN_BEFORE: Final = timedelta(days=7)
+"""How long before the expiry of an item a warning is given."""
+
+_MAX_BUNDLE_BYTES: Final = 1024 * 1024
+_MAX_ITEMS: Final = 1024
+_SUFFIXES: Final = frozenset({".json", ".pem", ".der", ".crt", ".cer", ".crl"})
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_COLLATERAL_KEYS: Final = frozenset(
+    {
+        "pck_crl_issuer_chain",
+        "root_ca_crl",
+        "pck_crl",
+        "tcb_info_issuer_chain",
+        "tcb_info",
+        "tcb_info_signature",
+        "qe_identity_issuer_chain",
+        "qe_identity",
+        "qe_identity_signature",
+    }
+)
+_FETCH: Final = "fedlearn collateral fetch --directory"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One file of a bundle. Times are those that its content states (aware, UTC)."""
+
+    path: str
+    kind: str
+    name: str
+    sha256: bytes
+    data: bytes
+    not_before: datetime
+    not_after: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folder:
+    """What a folder holds, ready for trust anchors, and what will expire soon."""
+
+    collateral: tuple[bytes, ...]
+    endorsements: tuple[Input, ...]
+    warnings: tuple[str, ...]
+
+
+def load_folder(path: Path, *, now: datetime, warn_before: timedelta = WARN_BEFORE) -> Folder:
+    """Load a folder of collateral.
+
+    :raises EndorsementError: when an item of a bundle is missing or altered.
+    :raises FreshnessError: when one expired or is not yet valid at ``now``; both name the
+        item, the date and the command that mends it.
+    :raises EvidenceError: when ``bundle.json`` is malformed.
+    """
+    if not (path / BUNDLE_NAME).is_file():
+        return _loose(path)
+    items = read_bundle(path)
+    warnings = tuple(_check(path, items, now, warn_before))
+    return Folder(
+        collateral=tuple(item.data for item in items if item.kind == KINDS[0]),
+        endorsements=tuple(
+            Input(name=str(path / item.path), data=item.data)
+            for item in items
+            if item.kind != KINDS[0]
+        ),
+        warnings=warnings,
+    )
+
+
+def read_bundle(path: Path) -> tuple[Item, ...]:
+    """Read every item of a bundle and compare it with its digest; no time is judged.
+
+    :raises EndorsementError: naming the item that is missing or altered.
+    :raises EvidenceError: when ``bundle.json`` is missing or malformed.
+    """
+    where = f"{path / BUNDLE_NAME}"
+    listed = _listed(_bounded(path / BUNDLE_NAME, _MAX_BUNDLE_BYTES, path), where)
+    items = []
+    for number, entry in enumerate(listed):
+        field = f"{where}: items[{number}]"
+        if not isinstance(entry, dict) or entry.keys() != {"path", "kind", "name", "sha256"}:
+            raise EvidenceError("must have exactly kind, name, path, sha256", field=field)
+        values = {key: _text(entry[key], f"{field}.{key}") for key in entry}
+        inside = PurePosixPath(values["path"])
+        if inside.is_absolute() or ".." in inside.parts or not inside.parts:
+            raise EvidenceError("must stay inside of the folder", field=f"{field}.path")
+        if values["kind"] not in KINDS:
+            raise EvidenceError(f"must be one of {', '.join(KINDS)}", field=f"{field}.kind")
+        if not _DIGEST.fullmatch(values["sha256"]):
+            raise EvidenceError("must be a SHA-256 in hex", field=f"{field}.sha256")
+        data = _bounded(path / inside, MAX_COLLATERAL_BYTES, path)
+        if hashlib.sha256(data).hexdigest() != values["sha256"]:
+            raise EndorsementError(
+                f"{path / inside} ({values['name']}) is not the file that was fetched",
+                step="collateral",
+                hint=f"{_FETCH} {path}",
+            )
+        items.append(describe(data, path=values["path"], name=values["name"]))
+        if items[-1].kind != values["kind"]:
+            raise EvidenceError(f"is {items[-1].kind}", field=f"{field}.kind")
+    return tuple(items)
+
+
+def bundle_json(items: Iterable[Item]) -> bytes:
+    """Return the ``bundle.json`` that lists ``items``."""
+    listed = [
+        {"path": item.path, "kind": item.kind, "name": item.name, "sha256": item.sha256.hex()}
+        for item in sorted(items, key=lambda item: item.path)
+    ]
+    return json.dumps({"version": 1, "items": listed}, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def describe(data: bytes, *, path: str, name: str = "") -> Item:
+    """Say what one file of collateral is, and from when to when it counts.
+
+    :raises EvidenceError: when it is none of :data:`KINDS`.
+    """
+    for kind, look in (
+        (KINDS[0], _intel_window),
+        (KINDS[1], _certificate_window),
+        (KINDS[2], _crl_window),
+    ):
+        if (found := look(data)) is not None:
+            title, not_before, not_after = found
+            return Item(
+                path=path,
+                kind=kind,
+                name=name or title,
+                sha256=hashlib.sha256(data).digest(),
+                data=data,
+                not_before=not_before,
+                not_after=not_after,
+            )
+    raise EvidenceError(
+        "is neither Intel collateral nor certificates nor a revocation list", field=path
+    )
+
+
+def _check(
+    path: Path, items: Iterable[Item], now: datetime, warn_before: timedelta
+) -> Iterable[str]:
+    for item in items:
+        mend = f"{_FETCH} {path}"
+        if now >= item.not_after:
+            raise FreshnessError(
+                f"{item.name} ({item.path}) expired at {item.not_after.isoformat()}",
+                step="collateral",
+                hint=mend,
+            )
+        if now < item.not_before:
+            raise FreshnessError(
+                f"{item.name} ({item.path}) counts only from {item.not_before.isoformat()}",
+                step="collateral",
+                hint="check the clock, or judge at another time with --at",
+            )
+        if now >= item.not_after - warn_before:
+            yield f"{item.name} ({item.path}) expires at {item.not_after.isoformat()}; {mend}"
+
+
+def _loose(path: Path) -> Folder:
+    collateral: list[bytes] = []
+    endorsements: list[Input] = []
+    files = sorted(item for item in path.iterdir() if item.suffix.lower() in _SUFFIXES)
+    if len(files) > _MAX_ITEMS:
+        raise EvidenceError(f"{len(files)} files, at most {_MAX_ITEMS} are read", field=str(path))
+    for file in files:
+        if not file.is_file() or file.stat().st_size > MAX_ENDORSEMENT_BYTES:
+            continue
+        data = _bounded(file, MAX_ENDORSEMENT_BYTES, path)
+        try:
+            item = describe(data, path=file.name)
+        except EvidenceError:
+            continue
+        if item.kind == KINDS[0]:
+            collateral.append(data)
+        else:
+            endorsements.append(Input(name=str(file), data=data))
+    if not collateral and not endorsements:
+        raise EndorsementError(
+            f"{path} holds no collateral", step="collateral", hint=f"{_FETCH} {path}"
+        )
+    return Folder(collateral=tuple(collateral), endorsements=tuple(endorsements), warnings=())
+
+
+def _listed(data: bytes, where: str) -> list[Any]:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise EvidenceError("not a JSON document", field=where) from error
+    if not isinstance(document, dict) or document.keys() != {"version", "items"}:
+        raise EvidenceError("must have exactly version and items", field=where)
+    if document["version"] != 1:
+        raise EvidenceError("only version 1 is known", field=f"{where}: version")
+    items = document["items"]
+    if not isinstance(items, list) or len(items) > _MAX_ITEMS:
+        raise EvidenceError(f"must be a list of at most {_MAX_ITEMS}", field=f"{where}: items")
+    return items
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= 256 or not value.isprintable():
+        raise EvidenceError("must be text of 1 to 256 characters", field=where)
+    return value
+
+
+def _bounded(file: Path, limit: int, folder: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        reason = (error.strerror or "unknown reason").lower()
+        raise EndorsementError(
+            f"{file} cannot be read: {reason}", step="collateral", hint=f"{_FETCH} {folder}"
+        ) from None
+    if len(data) > limit:
+        raise EvidenceError(f"larger than {limit} bytes, which are read", field=str(file))
+    return data
+
+
+_Window = tuple[str, datetime, datetime]
+
+
+def _intel_window(data: bytes) -> _Window | None:
+    if data.lstrip()[:1] != b"{":
+        return None
+    try:
+        document = json.loads(data)
+        if not document.keys() >= _COLLATERAL_KEYS:
+            return None
+        tcb, identity = json.loads(document["tcb_info"]), json.loads(document["qe_identity"])
+        spans = [_stated(tcb), _stated(identity)]
+        for name in ("root_ca_crl", "pck_crl"):
+            window = _crl_window(bytes.fromhex(document[name]))
+            if window is None:
+                return None
+            spans.append(window[1:])
+        title = f"Intel collateral for FMSPC {tcb['fmspc']} ({tcb.get('id', 'SGX')})"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return title, max(span[0] for span in spans), min(span[1] for span in spans)
+
+
+def _stated(document: Mapping[str, Any]) -> tuple[datetime, datetime]:
+    issued = datetime.fromisoformat(document["issueDate"])
+    following = datetime.fromisoformat(document["nextUpdate"])
+    return issued.astimezone(UTC), following.astimezone(UTC)
+
+
+def _certificate_window(data: bytes) -> _Window | None:
+    try:
+        found = load_certificates(data)
+        names = [_common_name(item.subject) for item in found]
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+    return (
+        ", ".join(names),
+        max(item.not_valid_before_utc for item in found),
+        min(item.not_valid_after_utc for item in found),
+    )
+
+
+def _crl_window(data: bytes) -> _Window | None:
+    try:
+        if b"-----BEGIN X509 CRL" in data:
+            crl = x509.load_pem_x509_crl(data)
+        else:
+            crl = x509.load_der_x509_crl(data)
+        name = f"revocation list of {_common_name(crl.issuer)}"
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+    if crl.next_update_utc is None:
+        return None
+    return name, crl.last_update_utc, crl.next_update_utc
+
+
+def _common_name(name: x509.Name) -> str:
+    found = name.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    return str(found[0].value) if found else name.rfc4514_string()

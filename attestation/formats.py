@@ -1,0 +1,175 @@
+"""Evidence as it lies in files: which format it is, and what a verifier gets of it.
+
+======================  ==================================================================
+``tdx-quote``           a DCAP quote, versions 3 to 5; its header says TDX or SGX
+``sgx-quote``           the same, where only SGX will do
+``snp-report``          an AMD ATTESTATION_REPORT of 1184 bytes
+``tpm``                 a TPM quote in the container of :mod:`attestation.quotes.tpm`, or a
+                        bare ``TPMS_ATTEST`` with its pieces as endorsements
+``azure-vtpm``          the JSON of an Azure confidential VM: report, runtime data, TPM quote
+``evidence``            the canonical JSON of :class:`attestation.evidence.Evidence`
+======================  ==================================================================
+
+Quotes and reports may also be written in hex.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from dataclasses import replace
+from typing import Final
+
+from attestation.errors import EvidenceError
+from attestation.evidence import MAX_EVIDENCE_BYTES, Evidence, Tee
+
+__all__ = ["FORMATS", "MAX_INPUT_BYTES", "detect_format", "is_bare_tpm_quote", "to_evidence"]
+
+FORMATS: Final = ("tdx-quote", "sgx-quote", "snp-report", "tpm", "azure-vtpm", "evidence")
+MAX_INPUT_BYTES: Final = MAX_EVIDENCE_BYTES
+"""Upper bound of a file with evidence, checked before it is read."""
+
+_DCAP_VERSIONS: Final = (3, 4, 5)
+_DCAP_HEADER: Final = struct.Struct("<HHI")
+_TEE_TYPES: Final = {0x00: Tee.SGX, 0x81: Tee.TDX}
+_MIN_QUOTE_BYTES: Final = 48 + 384
+_REPORT_BYTES: Final = 1184
+_REPORT_VERSIONS: Final = range(2, 17)
+_TPM_MAGICS: Final = (b"FLTQ", b"\xffTCG")
+_HEX: Final = re.compile(rb"\s*(?:[0-9A-Fa-f]{2}\s*)+")
+_MIN_HEX_CHARACTERS: Final = 128
+
+
+def detect_format(data: bytes) -> str:
+    """Return the format of ``data``, one of :data:`FORMATS`.
+
+    :raises EvidenceError: when it is none of them.
+    """
+    data = _unhex(data)
+    if data.startswith(_TPM_MAGICS):
+        return "tpm"
+    if len(data) == _REPORT_BYTES and int.from_bytes(data[:4], "little") in _REPORT_VERSIONS:
+        return "snp-report"
+    if _dcap_tee(data) is not None:
+        return "tdx-quote"
+    if data.lstrip()[:1] == b"{":
+        return _json_format(data)
+    raise EvidenceError(
+        f"{_look(data)} is not evidence of any kind that is known here",
+        field="evidence",
+        hint=f"known formats: {', '.join(FORMATS)}",
+    )
+
+
+def to_evidence(
+    data: bytes,
+    format: str | None = None,  # noqa: A002 (the word that the command line uses)
+    *,
+    endorsements: tuple[bytes, ...] = (),
+    event_log: bytes = b"",
+) -> Evidence:
+    """Return the evidence in ``data``, whose format is detected where none is given.
+
+    ``endorsements`` and ``event_log`` came in files of their own.
+
+    :raises EvidenceError: when ``data`` is of another format, or too large.
+    """
+    if len(data) > MAX_INPUT_BYTES:
+        raise EvidenceError(
+            f"{len(data)} bytes, at most {MAX_INPUT_BYTES} are read", field="evidence"
+        )
+    chosen = format or detect_format(data)
+    if chosen == "evidence":
+        return _with_files(Evidence.from_bytes(data), endorsements, event_log)
+    return Evidence(
+        tee=_tee(data, chosen),
+        quote=data if chosen == "azure-vtpm" else _unhex(data),
+        event_log=event_log,
+        endorsements=endorsements,
+    )
+
+
+def is_bare_tpm_quote(evidence: Evidence) -> bool:
+    """Say whether this is a ``TPMS_ATTEST`` whose signature and key lie beside it."""
+    return evidence.tee is Tee.TPM and evidence.quote.startswith(_TPM_MAGICS[1])
+
+
+def _with_files(evidence: Evidence, endorsements: tuple[bytes, ...], event_log: bytes) -> Evidence:
+    if event_log and evidence.event_log:
+        raise EvidenceError(
+            "the evidence has an event log of its own; leave --event-log out", field="event_log"
+        )
+    return replace(
+        evidence,
+        endorsements=(*evidence.endorsements, *endorsements),
+        event_log=evidence.event_log or event_log,
+    )
+
+
+def _tee(data: bytes, chosen: str) -> Tee:
+    raw = _unhex(data)
+    if chosen in ("tdx-quote", "sgx-quote"):
+        tee = _dcap_tee(raw)
+        if tee is None:
+            raise _not(data, "a DCAP quote of version 3, 4 or 5")
+        if chosen == "sgx-quote" and tee is not Tee.SGX:
+            raise _not(data, "an SGX quote")
+        return tee
+    if chosen == "snp-report":
+        if len(raw) != _REPORT_BYTES:
+            raise _not(data, f"an SNP report of {_REPORT_BYTES} bytes")
+        return Tee.SNP
+    if chosen == "tpm":
+        if not raw.startswith(_TPM_MAGICS):
+            raise _not(data, "a TPM quote")
+        return Tee.TPM
+    if chosen == "azure-vtpm":
+        if data.lstrip()[:1] != b"{":
+            raise _not(data, "the JSON evidence of an Azure confidential VM")
+        return Tee.AZURE_VTPM
+    raise EvidenceError(f"must be one of {', '.join(FORMATS)}, not {chosen!r}", field="format")
+
+
+def _not(data: bytes, wanted: str) -> EvidenceError:
+    try:
+        found = f"; it looks like {detect_format(data)}"
+    except EvidenceError:
+        found = ""
+    return EvidenceError(f"{_look(data)} is not {wanted}{found}", field="evidence")
+
+
+def _dcap_tee(data: bytes) -> Tee | None:
+    if len(data) < _MIN_QUOTE_BYTES:
+        return None
+    version, _, tee_type = _DCAP_HEADER.unpack_from(data)
+    if version not in _DCAP_VERSIONS:
+        return None
+    # Version 3 has reserved bytes where later versions name the TEE.
+    return Tee.SGX if version == _DCAP_VERSIONS[0] else _TEE_TYPES.get(tee_type)
+
+
+def _json_format(data: bytes) -> str:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        raise EvidenceError("starts like JSON and is not", field="evidence") from None
+    if "tee" in document:
+        return "evidence"
+    if "hcl_report" in document or "tpm_quote" in document or "td_quote" in document:
+        return "azure-vtpm"
+    raise EvidenceError(
+        "is JSON without the keys of evidence that is known here",
+        field="evidence",
+        hint="fedlearn's own evidence has a key tee; Azure's has hcl_report and tpm_quote",
+    )
+
+
+def _unhex(data: bytes) -> bytes:
+    if len(data) >= _MIN_HEX_CHARACTERS and _HEX.fullmatch(data):
+        return bytes.fromhex(data.decode("ascii"))
+    return data
+
+
+def _look(data: bytes) -> str:
+    return f"{len(data)} bytes starting {data[:8].hex()}" if data else "an empty file"

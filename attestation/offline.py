@@ -1,0 +1,151 @@
+"""Evidence in files, with what somebody hands over beside it: the offline way in.
+
+Whoever names a file as an endorsement vouches for it. A public key among the endorsements is
+therefore a pinned key (a TPM's attestation key, a development key), and a self-signed CA
+certificate a root for TPM endorsement keys. Intel's and AMD's roots stay the pinned ones,
+whatever is handed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_der_public_key,
+    load_pem_public_key,
+)
+from cryptography.utils import CryptographyDeprecationWarning
+
+from attestation.errors import EndorsementError
+from attestation.evidence import Evidence, Tee
+from attestation.formats import is_bare_tpm_quote, to_evidence
+from attestation.quotes.tpm import TpmQuote
+from attestation.trust import TrustAnchors
+
+__all__ = [
+    "MAX_COLLATERAL_BYTES",
+    "MAX_ENDORSEMENT_BYTES",
+    "MAX_LOG_BYTES",
+    "Input",
+    "gather",
+    "load_certificates",
+]
+
+MAX_ENDORSEMENT_BYTES = 1024 * 1024
+MAX_COLLATERAL_BYTES = 4 * 1024 * 1024
+MAX_LOG_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """A file's bytes and the name to call it by in messages."""
+
+    name: str
+    data: bytes
+
+
+def gather(
+    evidence: Input,
+    *,
+    format: str | None = None,  # noqa: A002 (the word that the command line uses)
+    endorsements: tuple[Input, ...] = (),
+    event_log: bytes = b"",
+    collateral: tuple[bytes, ...] = (),
+) -> tuple[Evidence, TrustAnchors]:
+    """Return evidence and trust anchors, ready for :func:`attestation.verifiers.verify`.
+
+    :raises EvidenceError: when the evidence is of another format.
+    :raises EndorsementError: when a file is nothing that can vouch for evidence.
+    """
+    parsed = to_evidence(evidence.data, format, event_log=event_log)
+    pinned: set[bytes] = set()
+    certificates: list[bytes] = []
+    roots: list[bytes] = []
+    pieces: list[bytes] = []
+    for item in endorsements:
+        if (key := _public_key(item.data)) is not None:
+            pinned.add(hashlib.sha256(key).digest())
+            pieces.append(item.data)
+        elif (found := _certificates(item.data)) is not None:
+            certificates.append(item.data)
+            roots += [_der(cert) for cert in found if _is_root(cert)]
+        elif is_bare_tpm_quote(parsed):
+            pieces.append(item.data)
+        else:
+            raise EndorsementError(
+                f"{item.name} is not a certificate, a revocation list or a public key",
+                step="endorsement",
+            )
+    if is_bare_tpm_quote(parsed):
+        parsed = Evidence(
+            tee=Tee.TPM, quote=parsed.quote, event_log=event_log, endorsements=tuple(pieces)
+        )
+        # The key was handed over as a file of its own, so whoever did that vouches for it.
+        pinned.add(TpmQuote.from_evidence(parsed).ak_digest)
+    return parsed, TrustAnchors(
+        sample_keys=frozenset(pinned),
+        tpm_aks=frozenset(pinned),
+        tpm_ek_roots=tuple(roots),
+        collateral=collateral,
+        endorsements=tuple(certificates),
+    )
+
+
+def _public_key(data: bytes) -> bytes | None:
+    load = load_pem_public_key if data.lstrip().startswith(b"-----BEGIN") else load_der_public_key
+    try:
+        key = load(data)
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def load_certificates(data: bytes) -> list[x509.Certificate]:
+    """Return the certificates in a file, PEM or DER.
+
+    AMD gives its VCEKs the serial number 0, which RFC 5280 does not allow; the warning about
+    it says nothing that a person could act on.
+
+    :raises ValueError: when there are none.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        if b"-----BEGIN CERTIFICATE" in data:
+            return x509.load_pem_x509_certificates(data)
+        return [x509.load_der_x509_certificate(data)]
+
+
+def _certificates(data: bytes) -> list[x509.Certificate] | None:
+    """Return the certificates in a file, none for a revocation list, ``None`` for neither."""
+    if b"-----BEGIN X509 CRL" in data or _is_crl(data):
+        return []
+    try:
+        return load_certificates(data)
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+
+
+def _is_crl(data: bytes) -> bool:
+    try:
+        x509.load_der_x509_crl(data)
+    except (ValueError, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def _is_root(certificate: x509.Certificate) -> bool:
+    try:
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+    except (x509.ExtensionNotFound, ValueError):
+        return False
+    return constraints.value.ca and certificate.subject == certificate.issuer
+
+
+def _der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.DER)

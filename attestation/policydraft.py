@@ -1,0 +1,214 @@
+"""Drafts a policy from claims that were verified: it pins what one piece of evidence shows.
+
+The draft is meant to be read and edited. It never turns debugging on, and where the evidence
+is weaker than the defaults (an old TCB, a high VMPL, migration), the line that accepts it
+says so and is listed in :attr:`Draft.notes`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from attestation.evidence import Claims, Tee
+from attestation.policy import CLAIM_NAME, SnpRules, TdxRules
+
+__all__ = ["Draft", "draft_policy"]
+
+_MAX_VALUE_BYTES: Final = 64
+_ABOUT: Final = {
+    "app": "SHA-256 of the app bundle, measured by the client before it attested",
+    "host_data": "HOST_DATA, set by the host at launch (initdata digest)",
+    "initdata": "digest of the initdata document",
+    "job": "digest of the job",
+    "launch": "MEASUREMENT, the launch digest of firmware and initial state",
+    "mrconfigid": "MRCONFIGID, configuration set by the host at creation",
+    "mrenclave": "MRENCLAVE, the code and data of the enclave",
+    "mrowner": "MROWNER, owner set by the host at creation",
+    "mrownerconfig": "MROWNERCONFIG, owner configuration set by the host at creation",
+    "mrseam": "MRSEAM, the TDX module",
+    "mrsigner": "MRSIGNER, who signed the enclave",
+    "mrtd": "MRTD, the initial contents of the TD (firmware)",
+    "rtmr0": "RTMR0, firmware configuration",
+    "rtmr1": "RTMR1, boot loader and kernel",
+    "rtmr2": "RTMR2, command line, initrd and what the kernel measured",
+    "rtmr3": "RTMR3, what software measured at run time",
+}
+_SNP_COMPONENTS: Final = ("bootloader", "tee", "snp", "microcode", "fmc")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """The text of a policy, and what a person should know before using it."""
+
+    text: str
+    notes: tuple[str, ...]
+
+
+def draft_policy(
+    claims: Claims, *, source: str, now: datetime, name: str = "draft", node: str = ""
+) -> Draft:
+    """Return a policy that affirms ``claims``, unless they say ``debug``.
+
+    ``source`` names the evidence in a comment; with ``node`` the hardware identity is pinned
+    to that node, else it stands there as a comment.
+    """
+    notes: list[str] = []
+    lines = [
+        f"# Drafted from {_comment(source)} at {now.isoformat(timespec='seconds')}.",
+        "# It pins what that evidence shows. Read every line before you rely on it.",
+        "version = 1",
+        f"name = {_text(name)}",
+        f"accept = [{_text(claims.tee.value)}]",
+    ]
+    if claims.tee is Tee.SAMPLE:
+        lines += ["# Software evidence proves nothing about hardware: for development only."]
+        notes.append("sample evidence proves nothing about hardware; insecure_sample is set")
+    lines.append(f"insecure_sample = {_flag(claims.tee is Tee.SAMPLE)}")
+    if claims.debug or any(item.debug for item in claims.components):
+        lines.append("# The evidence is of an environment in debug mode, which stays refused.")
+        notes.append("the environment is in debug mode; the policy refuses it")
+    lines.append("insecure_debug = false")
+    lines += _references(claims, notes)
+    for index, component in enumerate(claims.components):
+        lines += ["", f"# Component {index}: {component.tee.value}."]
+        lines += _references(component, notes, tee=component.tee)
+    lines += _nodes(claims, node)
+    lines += _rules(claims, notes)
+    return Draft(text="\n".join(lines) + "\n", notes=tuple(notes))
+
+
+def _references(claims: Claims, notes: list[str], tee: Tee | None = None) -> list[str]:
+    lines: list[str] = []
+    for claim, value in sorted(claims.measurements.items()):
+        if not CLAIM_NAME.fullmatch(claim) or not 1 <= len(value) <= _MAX_VALUE_BYTES:
+            notes.append(f"{_comment(claim)} cannot be written in a policy, so it is not pinned")
+            continue
+        if claim in claims.unverified:
+            lines += ["", f"# {claim} was not verified, so it is not pinned."]
+            notes.append(f"{claim} was not verified, so it is not pinned")
+            continue
+        lines += ["", "[[reference]]"]
+        if claim in _ABOUT:
+            lines.append(f"# {_ABOUT[claim]}" + (" (all zero)" if not any(value) else ""))
+        lines += [f"claim = {_text(claim)}", f"value = {_text(value.hex())}"]
+        if tee is not None:
+            lines.append(f"tee = {_text(tee.value)}")
+    return lines
+
+
+def _nodes(claims: Claims, node: str) -> list[str]:
+    if not claims.hardware_id:
+        return []
+    entry = f"{node or 'site-a'} = [{_text(claims.hardware_id.hex())}]"
+    lines = ["", "# The hardware that each node may run on. With this table every node is listed."]
+    return [*lines, *(["[nodes]", entry] if node else ["# [nodes]", f"# {entry}"])]
+
+
+def _rules(claims: Claims, notes: list[str]) -> list[str]:
+    lines: list[str] = []
+    inside_td = any(name.startswith("td.") for name in claims.attributes)
+    inside_snp = any(name.startswith("snp.") for name in claims.attributes)
+    if claims.tee is Tee.TDX or (claims.tee is Tee.AZURE_VTPM and inside_td):
+        lines += ["", "[tdx]", *_intel(claims, notes), *_td_attributes(claims, notes)]
+    if claims.tee is Tee.SGX:
+        lines += ["", "[sgx]", *_intel(claims, notes)]
+        for key, attribute in (("isv_prod_id", "sgx.isv_prod_id"), ("min_isv_svn", "sgx.isv_svn")):
+            if (number := _number(claims, attribute)) is not None:
+                lines.append(f"{key} = {number}")
+    if claims.tee is Tee.SNP or (claims.tee is Tee.AZURE_VTPM and inside_snp):
+        lines += ["", "[snp]", *_snp(claims, notes)]
+    if claims.tee in (Tee.TPM, Tee.AZURE_VTPM):
+        lines += ["", "[tpm]", *_tpm(claims)]
+    return lines
+
+
+def _intel(claims: Claims, notes: list[str]) -> list[str]:
+    lines = []
+    if claims.tcb != TdxRules().tcb_status[0]:
+        lines.append("# Weaker than the default, which accepts only UpToDate.")
+        notes.append(f"the TCB status is {claims.tcb}; the policy accepts it")
+    lines.append(f"tcb_status = [{_text(claims.tcb)}]")
+    advisories = claims.attributes.get("advisories", ())
+    listed = advisories if isinstance(advisories, tuple) else ()
+    if listed:
+        lines.append("# Open on this platform; the default accepts none.")
+        notes.append(f"{', '.join(listed)} are open on the platform; the policy accepts them")
+    lines.append(f"advisories_allowed = {_list(listed)}")
+    if (number := _number(claims, "tcb_evaluation")) is not None:
+        lines.append(f"min_tcb_evaluation = {number}")
+    return lines
+
+
+def _td_attributes(claims: Claims, notes: list[str]) -> list[str]:
+    default = TdxRules()
+    lines = []
+    for key, names, wanted in (
+        ("require_attributes", default.require_attributes, True),
+        ("forbid_attributes", default.forbid_attributes, False),
+    ):
+        kept = [name for name in names if claims.attributes.get(f"td.{name}") is wanted]
+        if dropped := [name for name in names if name not in kept]:
+            lines.append(f"# Weaker than the default, which has {', '.join(dropped)} here.")
+            notes.append(f"[tdx] {key} leaves out {', '.join(dropped)}")
+        lines.append(f"{key} = {_list(kept)}")
+    return lines
+
+
+def _snp(claims: Claims, notes: list[str]) -> list[str]:
+    default = SnpRules()
+    lines = []
+    vmpl = _number(claims, "snp.vmpl")
+    if vmpl is not None:
+        if vmpl > default.max_vmpl:
+            lines.append(f"# Weaker than the default, which is {default.max_vmpl}.")
+            notes.append(f"the report was made at VMPL {vmpl}; the policy accepts it")
+        lines.append(f"max_vmpl = {vmpl}")
+    migration = claims.attributes.get("snp.policy.migration") is True
+    if migration:
+        lines.append("# Weaker than the default: a migration agent may move this guest.")
+        notes.append("the guest may be migrated; the policy accepts it")
+    lines.append(f"allow_migration = {_flag(migration)}")
+    lines.append(f"allow_smt = {_flag(claims.attributes.get('snp.policy.smt') is not False)}")
+    socket = claims.attributes.get("snp.policy.single_socket") is True
+    lines.append(f"require_single_socket = {_flag(socket)}")
+    product = claims.attributes.get("snp.product")
+    if isinstance(product, str) and product in ("Milan", "Genoa", "Turin"):
+        lines.append(f"products = [{_text(product)}]")
+    versions = {item: _number(claims, f"snp.reported_tcb.{item}") for item in _SNP_COMPONENTS}
+    if any(number is not None for number in versions.values()):
+        lines += ["", "[snp.min_tcb]"]
+        lines += [f"{item} = {number}" for item, number in versions.items() if number is not None]
+    return lines
+
+
+def _tpm(claims: Claims) -> list[str]:
+    lines = [f"require_safe_clock = {_flag(claims.attributes.get('tpm.safe') is True)}"]
+    if (firmware := _number(claims, "tpm.firmware")) is not None:
+        lines.append(f"firmware = [{firmware:#x}]")
+    return lines
+
+
+def _number(claims: Claims, name: str) -> int | None:
+    value = claims.attributes.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _list(items: Iterable[str]) -> str:
+    return "[" + ", ".join(_text(item) for item in items) + "]"
+
+
+def _text(value: str) -> str:
+    """Return a TOML basic string; JSON escapes quotes and backslashes as TOML does."""
+    return json.dumps(_comment(value), ensure_ascii=False)
+
+
+def _flag(value: bool) -> str:
+    return str(value).lower()
+
+
+def _comment(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text)
