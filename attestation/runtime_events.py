@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -121,38 +121,66 @@ def record(log: EventLog, measurement: Measurement, index: int) -> EventLog:
     return log.append(index, EV_EVENT_TAG, digests, data)
 
 
-def measurements(log: EventLog, index: int, bank: str) -> tuple[Measurement, ...]:
+def measurements(
+    log: EventLog, index: int, bank: str, *, start: bytes = b"", boot: Collection[bytes] = ()
+) -> tuple[Measurement, ...]:
     """Return what was measured under our domain into register ``index`` of ``bank``, in order.
 
     Call it after :func:`attestation.eventlog.check_replay`; before, it is only a claim. A
     value that was measured twice is listed twice.
 
-    :raises EventLogError: for a malformed event of our domain, or a claim of one scope that
-        has two values.
+    Only the digest of an event is proven, not its type or text. So a measurement could be
+    hidden behind another text, and a second one shown in its place. Therefore a register
+    that has a measurement of ours may have no event whose content does not explain its
+    digest, but for what came before the first agent's event and brought the register from
+    ``start`` (zero) to one of the ``boot`` values, which somebody knew beforehand.
+
+    :raises EventLogError: for an event that is not explained, a malformed event of our
+        domain, or a claim of one scope that has two values.
     """
     found: list[Measurement] = []
     values: dict[str, bytes] = {}
+    register = start or bytes(hashlib.new(bank).digest_size)
+    unexplained = explained = 0
     for event in log.extending(index):
         entry = RuntimeEvent.parse(event)
-        if entry is None or entry.domain != DOMAIN:
+        if entry is None or bank not in event.digests:
+            if entry is not None:
+                raise EventLogError(f"event {event.number}: it was not extended into {bank}")
+            if explained:
+                unexplained = unexplained or event.number
+            elif bank in event.digests:
+                register = hashlib.new(bank, register + event.digests[bank]).digest()
+                unexplained = event.number
             continue
-        if bank not in event.digests:
-            raise EventLogError(f"event {event.number}: it was not extended into {bank}")
-        match = _CONTENT.fullmatch(entry.content) if entry.operation == _MEASURE else None
-        if match is None:
-            raise EventLogError(f"event {event.number}: not a measurement of {DOMAIN}")
-        measured = Measurement(
-            claim=match["claim"],
-            digest=bytes.fromhex(match["digest"]),
-            scope=match["scope"] or "",
-        )
+        if not explained and register in boot:
+            unexplained = 0
+        explained += 1
+        if entry.domain != DOMAIN:
+            continue
+        measured = _measurement(event, entry)
         if values.setdefault(measured.name, measured.digest) != measured.digest:
             raise EventLogError(
                 f"event {event.number}: {measured.name} was measured before with another value",
                 hint="a machine must restart before it may measure another value",
             )
         found.append(measured)
+    if found and unexplained:
+        raise EventLogError(
+            f"event {unexplained} extends the register with a digest that its content does not "
+            f"explain (before the first measurement the register was {register.hex()})",
+            hint="name that value as one that the boot chain leaves, if you know it",
+        )
     return tuple(found)
+
+
+def _measurement(event: Event, entry: RuntimeEvent) -> Measurement:
+    match = _CONTENT.fullmatch(entry.content) if entry.operation == _MEASURE else None
+    if match is None:
+        raise EventLogError(f"event {event.number}: not a measurement of {DOMAIN}")
+    return Measurement(
+        claim=match["claim"], digest=bytes.fromhex(match["digest"]), scope=match["scope"] or ""
+    )
 
 
 def measured_claims(found: Sequence[Measurement], scope: str) -> Mapping[str, bytes]:

@@ -57,6 +57,8 @@ class TrustAnchors:
                       proven at enrollment (credential activation), or that were pinned
     ``tpm_ek_of``     SHA-256 of the SPKI of the endorsement key beside which an attestation
                       key was proven to live, by the key of ``tpm_aks``
+    ``tpm_boot_values``  values of PCR 14 (SHA-256 bank) at which a boot chain may hand over to
+                      software, where that is not zero (shim measures its key list there)
     ``tpm_ek_roots``  DER certificates that endorsement key certificates may chain to
     ``amd_ark_keys``  SHA-256 of the SPKI of the AMD root keys that count
     ``intel_root``    SHA-256 of the SPKI of the Intel root CA that counts
@@ -68,6 +70,7 @@ class TrustAnchors:
     sample_keys: frozenset[bytes] = frozenset()
     tpm_aks: frozenset[bytes] = frozenset()
     tpm_ek_of: Mapping[bytes, bytes] = field(default_factory=dict, hash=False)
+    tpm_boot_values: frozenset[bytes] = frozenset()
     tpm_ek_roots: tuple[bytes, ...] = ()
     amd_ark_keys: frozenset[bytes] = frozenset(AMD_ARK_KEYS.values())
     intel_root: bytes = INTEL_ROOT_KEY
@@ -78,7 +81,7 @@ class TrustAnchors:
         object.__setattr__(self, "tpm_ek_of", MappingProxyType(dict(self.tpm_ek_of)))
         pins = (
             *(*self.sample_keys, *self.tpm_aks, *self.amd_ark_keys, self.intel_root),
-            *(*self.tpm_ek_of.keys(), *self.tpm_ek_of.values()),
+            *(*self.tpm_ek_of.keys(), *self.tpm_ek_of.values(), *self.tpm_boot_values),
         )
         if any(len(pin) != hashlib.sha256().digest_size for pin in pins):
             raise ValueError("a key is pinned by its SHA-256, 32 bytes")

@@ -113,7 +113,7 @@ class TpmVerifier:
         if binding is not None:
             check_binding(quote.statement, binding)
         check_pcr_values(quote)
-        claims = {**pcr_claims(quote), **check_event_log(quote, evidence.event_log)}
+        claims = {**pcr_claims(quote), **check_event_log(quote, evidence.event_log, trust)}
         endorsement_key = trust.tpm_ek_of.get(quote.ak_digest)
         unverified = _check_endorsement_key(quote, endorsement_key, trust, now)
         return Claims(
@@ -238,11 +238,12 @@ def pcr_claims(quote: TpmQuote) -> dict[str, bytes]:
     return claims
 
 
-def check_event_log(quote: TpmQuote, data: bytes) -> Mapping[str, bytes]:
+def check_event_log(quote: TpmQuote, data: bytes, trust: TrustAnchors) -> Mapping[str, bytes]:
     """Replay the log against the quoted PCRs; return what software measured into PCR 14.
 
     A quoted PCR 14 that is not at its initial value must be explained by the log, so that a
-    log cannot be left away to hide what was measured.
+    log cannot be left away to hide what was measured; see
+    :func:`attestation.runtime_events.measurements` for events that hide something.
 
     :raises EventLogError: naming the register.
     :raises EvidenceError: when the log is malformed.
@@ -265,7 +266,8 @@ def check_event_log(quote: TpmQuote, data: bytes) -> Mapping[str, bytes]:
         raise EventLogError(
             f"{register} was extended and the log has no event for it", register=register
         )
-    return measured_claims(measurements(log, RUNTIME_PCR, bank), quote.scope)
+    found = measurements(log, RUNTIME_PCR, bank, boot=trust.tpm_boot_values)
+    return measured_claims(found, quote.scope)
 
 
 def statement_attributes(statement: QuoteStatement) -> dict[str, Scalar]:

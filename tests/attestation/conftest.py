@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -39,3 +42,21 @@ def fresh_tpm(tmp_path: Path) -> Iterator[SoftwareTpm]:
         pytest.skip(reason)
     with SoftwareTpm(tmp_path / "tpm-state") as tpm:
         yield tpm
+
+
+def _load_fake(name: str) -> ModuleType:
+    qualified = f"fedlearn_test_fakes_{name}"
+    if qualified not in sys.modules:
+        spec = importlib.util.spec_from_file_location(qualified, _ROOT / f"tests/fakes/{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[qualified] = module
+        spec.loader.exec_module(module)
+    return sys.modules[qualified]
+
+
+@pytest.fixture(scope="session")
+def paper_tpm() -> ModuleType:
+    """The module ``tests/fakes/paper_tpm.py``: TPM structures around a key of our own."""
+    return _load_fake("paper_tpm")

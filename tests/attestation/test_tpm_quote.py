@@ -1,0 +1,243 @@
+"""TPM structures and the quote container: what they take, and everything that they refuse."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attestation.errors import AttestationError, EvidenceError
+from attestation.evidence import Evidence, Tee
+from attestation.quotes.tpm import MAX_TPM_QUOTE_BYTES, TpmQuote
+from attestation.quotes.tpm_structures import (
+    PublicArea,
+    QuoteStatement,
+    TpmSignature,
+    load_public_key,
+    spki,
+)
+
+
+def read(vectors: Path, name: str) -> bytes:
+    return (vectors / "swtpm" / name).read_bytes()
+
+
+@pytest.fixture
+def pieces(vectors: Path) -> dict[str, bytes]:
+    return {
+        "attest": read(vectors, "attest.bin"),
+        "signature": read(vectors, "sig.bin"),
+        "ak": read(vectors, "ak.pem"),
+        "pcr_values": read(vectors, "pcrs.bin"),
+    }
+
+
+def test_a_real_quote_is_read_field_by_field(vectors: Path, pieces: dict[str, bytes]) -> None:
+    quote = TpmQuote.assemble(**pieces)
+    statement = quote.statement
+    assert statement.extra_data == read(vectors, "qualifying_data.bin")
+    assert statement.pcr_digest == hashlib.sha256(pieces["pcr_values"]).digest()
+    assert [(s.bank, s.pcrs) for s in statement.selection] == [
+        ("sha256", (0, 1, 2, 3, 4, 5, 6, 7, 14))
+    ]
+    assert statement.reset_count == 1
+    assert statement.safe is True
+    assert quote.pcrs["sha256"][14] == pieces["pcr_values"][-32:]
+    assert quote.signature.scheme == "ecdsa"
+
+
+def test_pieces_are_told_apart_in_any_order(vectors: Path, pieces: dict[str, bytes]) -> None:
+    beside = (pieces["pcr_values"], pieces["ak"], pieces["signature"])
+    whole = TpmQuote.assemble(**pieces)
+    for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)):
+        evidence = Evidence(
+            tee=Tee.TPM,
+            quote=pieces["attest"],
+            endorsements=tuple(beside[i] for i in order),
+        )
+        assert TpmQuote.from_evidence(evidence) == whole
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_a_missing_piece_is_named(pieces: dict[str, bytes], missing: int) -> None:
+    beside = [pieces["signature"], pieces["ak"], pieces["pcr_values"]]
+    del beside[missing]
+    evidence = Evidence(tee=Tee.TPM, quote=pieces["attest"], endorsements=tuple(beside))
+    names = ("quote signature", "attestation key", "pcr_values")
+    with pytest.raises(EvidenceError, match=names[missing]):
+        TpmQuote.from_evidence(evidence)
+
+
+def test_a_piece_that_comes_twice_is_refused(pieces: dict[str, bytes]) -> None:
+    evidence = Evidence(
+        tee=Tee.TPM,
+        quote=pieces["attest"],
+        endorsements=(pieces["signature"], pieces["ak"], pieces["pcr_values"], pieces["ak"]),
+    )
+    with pytest.raises(EvidenceError, match="a second attestation key"):
+        TpmQuote.from_evidence(evidence)
+
+
+def test_the_container_has_one_encoding(paper_tpm: ModuleType) -> None:
+    quote = paper_tpm.PaperTpm().quote(b"x" * 32, scope="job-1", ek=b"certificate")
+    again = TpmQuote.from_bytes(quote.to_bytes())
+    assert again == quote
+    assert again.to_bytes() == quote.to_bytes()
+    bare = paper_tpm.PaperTpm().quote(b"x" * 32, ak=spki(quote.ak))
+    assert TpmQuote.from_bytes(bare.to_bytes()) == bare
+
+
+def test_the_container_is_refused_truncated_at_every_length(paper_tpm: ModuleType) -> None:
+    data = paper_tpm.PaperTpm().quote(b"x" * 32, scope="job-1").to_bytes()
+    for length in range(len(data)):
+        if data[:length] == paper_tpm_without_scope(data):
+            continue
+        with pytest.raises(EvidenceError):
+            TpmQuote.from_bytes(data[:length])
+    with pytest.raises(EvidenceError):
+        TpmQuote.from_bytes(data + b"\0")
+
+
+def paper_tpm_without_scope(data: bytes) -> bytes:
+    """The same container before its last, optional field."""
+    return data[: data.rindex(b"\x06\0\0\0\x05job-1")]
+
+
+def test_bounds_hold_before_anything_is_read() -> None:
+    for parse in (QuoteStatement.parse, TpmSignature.parse, PublicArea.parse):
+        with pytest.raises(EvidenceError, match="at most"):
+            parse(bytes(10_000_000))
+    with pytest.raises(EvidenceError, match="at most"):
+        TpmQuote.from_bytes(b"FLTQ\x01" + bytes(MAX_TPM_QUOTE_BYTES))
+
+
+def test_fields_out_of_order_or_twice_are_refused(paper_tpm: ModuleType) -> None:
+    quote = paper_tpm.PaperTpm().quote(b"x" * 32)
+    data = quote.to_bytes()
+    first = data[5 : 5 + 5 + len(quote.statement.raw)]
+    with pytest.raises(EvidenceError, match="ascend"):
+        TpmQuote.from_bytes(data + first)
+    with pytest.raises(EvidenceError, match="unknown field"):
+        TpmQuote.from_bytes(data + b"\x63\0\0\0\0")
+    with pytest.raises(EvidenceError, match="is empty"):
+        TpmQuote.from_bytes(data + b"\x06\0\0\0\0")
+    with pytest.raises(EvidenceError, match="scope"):
+        TpmQuote.from_bytes(data + b"\x06\0\0\0\x03a/b")
+    other = spki(quote.ak)
+    start = data.index(b"\x05\0\0\x01\x20")
+    both = data[:start] + b"\x04" + len(other).to_bytes(4, "big") + other + data[start:]
+    with pytest.raises(EvidenceError, match="exactly one"):
+        TpmQuote.from_bytes(both)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"kind": 0x8017}, "type"),
+        ({"safe": 2}, "clockInfo.safe"),
+        ({"digest": bytes(65)}, "pcrDigest"),
+        ({"signer": bytes(67)}, "qualifiedSigner"),
+    ],
+)
+def test_statements_that_are_not_quotes_name_the_field(
+    paper_tpm: ModuleType, change: dict[str, object], field: str
+) -> None:
+    with pytest.raises(EvidenceError) as caught:
+        QuoteStatement.parse(paper_tpm.PaperTpm().statement(b"", **change))
+    assert caught.value.field == f"attest.{field}"
+    assert caught.value.offset is not None
+
+
+def test_a_bank_that_is_selected_twice_is_refused(paper_tpm: ModuleType) -> None:
+    tpm = paper_tpm.PaperTpm()
+    tpm.banks = ("sha256", "sha256")
+    with pytest.raises(EvidenceError, match="selected twice"):
+        QuoteStatement.parse(tpm.statement(b""))
+
+
+@pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()])
+def test_ecc_keys_come_back(paper_tpm: ModuleType, curve: ec.EllipticCurve) -> None:
+    key = ec.generate_private_key(curve).public_key()
+    area = PublicArea.parse(paper_tpm.public_area(key))
+    assert area.spki == spki(key)
+    assert area.scheme == "ecdsa"
+
+
+def test_rsa_keys_come_back_and_short_ones_do_not(paper_tpm: ModuleType) -> None:
+    key = rsa.generate_private_key(65537, 2048).public_key()
+    assert PublicArea.parse(paper_tpm.public_area(key)).spki == spki(key)
+    weak = rsa.generate_private_key(65537, 1024).public_key()
+    with pytest.raises(EvidenceError, match="1024"):
+        PublicArea.parse(paper_tpm.public_area(weak))
+    with pytest.raises(EvidenceError, match="1024"):
+        load_public_key(spki(weak), "ak")
+
+
+def test_a_point_off_its_curve_is_refused(paper_tpm: ModuleType) -> None:
+    data = bytearray(paper_tpm.public_area(ec.generate_private_key(ec.SECP256R1()).public_key()))
+    data[-1] ^= 1
+    with pytest.raises(EvidenceError, match="not a point"):
+        PublicArea.parse(bytes(data))
+
+
+def test_a_key_of_another_kind_is_refused() -> None:
+    key = ed25519.Ed25519PrivateKey.generate().public_key()
+    der = key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    for data in (der, b"", b"nonsense", b"-----BEGIN PUBLIC KEY-----\nAAAA\n"):
+        with pytest.raises(EvidenceError):
+            load_public_key(data, "ak")
+
+
+PARSERS = (
+    QuoteStatement.parse,
+    TpmSignature.parse,
+    PublicArea.parse,
+    PublicArea.parse_sized,
+    TpmQuote.from_bytes,
+)
+
+
+@given(data=st.binary(max_size=600))
+@settings(max_examples=300, deadline=None)
+def test_no_bytes_raise_anything_but_our_errors(data: bytes) -> None:
+    starts = (
+        b"",
+        b"\xffTCG\x80\x18",
+        b"\0\x18\0\x0b",
+        b"\0\x23\0\x0b",
+        b"\0\x01\0\x0b",
+        b"FLTQ\x01",
+    )
+    for parse in PARSERS:
+        for start in starts:
+            try:
+                parse(start + data)
+            except AttestationError:
+                continue
+
+
+@given(at=st.integers(0, 700), value=st.integers(0, 255), cut=st.integers(0, 700))
+@settings(max_examples=300, deadline=None)
+def test_no_mutation_of_a_real_quote_raises_anything_but_our_errors(
+    at: int, value: int, cut: int, real_container: bytes
+) -> None:
+    data = bytearray(real_container)
+    data[at % len(data)] = value
+    mutated = bytes(data[: max(1, len(data) - cut // 3)])
+    try:
+        assert TpmQuote.from_bytes(mutated).to_bytes() == mutated
+    except AttestationError:
+        return
+
+
+@pytest.fixture(scope="module")
+def real_container(paper_tpm: ModuleType) -> bytes:
+    return paper_tpm.PaperTpm().quote(b"x" * 32, scope="job").to_bytes()
