@@ -1,0 +1,365 @@
+"""A job: strict in its file, equal after every round trip, bound by its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedlearn.config import Impossible, dumps
+from fedlearn.errors import ConfigError, JobError
+from fedlearn.job import JobSpec, StrategySpec, owner_key_text, workload_digest
+from fedlearn.strategies import STRATEGIES
+
+POLICY = b'version = 1\nname = "p"\naccept = ["sample"]\ninsecure_sample = true\n'
+MINIMUM = 'name = "medpar"\napp = "app"\nrounds = 5\nsites = ["a", "b"]\npolicy = "policy.toml"\n'
+FULL = (
+    MINIMUM
+    + """
+quorum = 1
+deadline_s = 30
+stragglers = "fail"
+seed = 7
+launcher = "process"
+[strategy]
+name = "fedprox"
+options = { proximal_mu = 0.1 }
+[config]
+local-epochs = 3
+[evaluate]
+every = 2
+fraction = 0.5
+metric = "auc"
+[resources]
+cpu = 2
+memory_mib = 512
+gpu = 1
+[data.a]
+set = "medpar"
+[data.b]
+path = "/srv/b"
+[privacy]
+mechanism = "central-gaussian"
+clip = 1.0
+noise_multiplier = 1.1
+epsilon = 8.0
+delta = 1e-5
+"""
+)
+
+
+def _read(source: str, policy: bytes = POLICY) -> JobSpec:
+    return JobSpec.from_toml(source, policy=policy)
+
+
+def test_defaults_are_complete() -> None:
+    spec = _read(MINIMUM)
+    assert spec.quorum == 2
+    assert spec.stragglers == "drop"
+    assert spec.strategy.name == "app"
+    assert spec.privacy is None
+    assert len(spec.policy_digest) == 32
+
+
+@pytest.mark.parametrize("source", [MINIMUM, FULL], ids=["minimum", "full"])
+def test_round_trips(source: str) -> None:
+    spec = _read(source)
+    assert JobSpec.from_toml(spec.to_toml()) == spec
+    assert JobSpec.from_json(spec.to_json()) == spec
+    again = JobSpec.from_canonical(spec.canonical())
+    assert again.digest() == spec.digest()
+    assert (again.sites, again.data, again.privacy) == (spec.sites, spec.data, spec.privacy)
+
+
+names = st.from_regex(r"[a-z0-9](?:[a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True)
+scalars = st.one_of(
+    st.text(max_size=10),
+    st.integers(-(2**63), 2**63 - 1),
+    st.booleans(),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> JobSpec:
+    sites = tuple(draw(st.lists(names, min_size=1, max_size=5, unique=True)))
+    strategy = draw(st.sampled_from(sorted(STRATEGIES)))
+    options = STRATEGIES[strategy]
+    chosen = draw(st.lists(st.sampled_from(options), unique=True)) if options else []
+    return JobSpec(
+        name=draw(names),
+        app=draw(st.text(min_size=1, max_size=20).filter(lambda t: "\0" not in t)),
+        rounds=draw(st.integers(1, 10_000)),
+        sites=sites,
+        policy="policy.toml",
+        policy_digest=draw(st.binary(min_size=32, max_size=32)),
+        quorum=draw(st.integers(1, len(sites))),
+        deadline_s=draw(st.floats(1, 604_800)),
+        stragglers=draw(st.sampled_from(["drop", "fail"])),
+        seed=draw(st.integers(0, 2**63 - 1)),
+        owner_key=draw(
+            st.one_of(st.just(""), st.binary(min_size=32, max_size=32).map(owner_key_text))
+        ),
+        strategy=StrategySpec(name=strategy, options={key: draw(scalars) for key in chosen}),
+        config=draw(st.dictionaries(names.filter(lambda n: n[0].isalpha()), scalars, max_size=4)),
+    )
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(specs())
+def test_any_job_survives_toml_and_json(spec: JobSpec) -> None:
+    assert JobSpec.from_toml(spec.to_toml()) == spec
+    assert JobSpec.from_json(spec.to_json()) == spec
+    assert JobSpec.from_canonical(spec.canonical()).digest() == spec.digest()
+
+
+# --- digest ---------------------------------------------------------------------------
+
+
+def test_the_digest_does_not_depend_on_how_the_file_is_written() -> None:
+    spec = _read(FULL)
+    table = spec.to_table()
+    shuffled = dumps(dict(reversed(list(table.items()))))
+    with_comments = FULL.replace("\n", "  # said\n").replace("# said\n\n", "\n")
+    assert _read(shuffled).digest() == spec.digest()
+    assert _read(with_comments).digest() == spec.digest()
+    moved = FULL.replace('app = "app"', 'app = "elsewhere/app"')
+    assert _read(moved).digest() == spec.digest()
+    commented = POLICY + b"# a comment\n"
+    assert _read(FULL, commented).digest() == spec.digest()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('name = "medpar"', 'name = "medpar2"'),
+        ("rounds = 5", "rounds = 6"),
+        ('sites = ["a", "b"]', 'sites = ["b", "a"]'),
+        ('sites = ["a", "b"]', 'sites = ["a", "b", "c"]'),
+        ("quorum = 1", "quorum = 2"),
+        ("deadline_s = 30", "deadline_s = 31"),
+        ('"fail"', '"drop"'),
+        ("seed = 7", "seed = 8"),
+        ('launcher = "process"', 'launcher = "any"'),
+        ('"fedprox"\noptions = { proximal_mu = 0.1 }', '"fedavg"'),
+        ("proximal_mu = 0.1", "proximal_mu = 0.2"),
+        ("local-epochs = 3", "local-epochs = 4"),
+        ("every = 2", "every = 3"),
+        ("fraction = 0.5", "fraction = 0.6"),
+        ('metric = "auc"', 'metric = "loss"'),
+        ("cpu = 2", "cpu = 3"),
+        ("memory_mib = 512", "memory_mib = 513"),
+        ("gpu = 1", "gpu = 0"),
+        ('set = "medpar"', 'set = "other"'),
+        ('path = "/srv/b"', 'path = "/srv/c"'),
+        ("clip = 1.0", "clip = 1.1"),
+        ("delta = 1e-5", "delta = 1e-6"),
+    ],
+)
+def test_the_digest_changes_with_every_meaning(old: str, new: str) -> None:
+    assert old in FULL
+    assert _read(FULL.replace(old, new, 1)).digest() != _read(FULL).digest()
+
+
+def test_the_digest_changes_with_policy_and_owner() -> None:
+    spec = _read(FULL)
+    other = POLICY.replace(b"sample = true", b"sample = true\ninsecure_debug = true")
+    assert _read(FULL, other).digest() != spec.digest()
+    owned = f'owner_key = "{owner_key_text(bytes(32))}"\n{FULL}'
+    assert _read(owned).digest() != spec.digest()
+    assert _read(owned).owner_public_key() == bytes(32)
+    assert spec.owner_public_key() == b""
+
+
+def test_the_workload_digest_is_the_documented_one() -> None:
+    job, bundle = bytes(range(32)), bytes(range(32, 64))
+    length = (32).to_bytes(4, "big")
+    expected = hashlib.sha256(b"fedlearn-workload/1\0" + length + job + length + bundle).digest()
+    assert workload_digest(job, bundle) == expected
+    assert workload_digest(bundle, job) != expected
+    for wrong in (b"", bytes(31), bytes(33)):
+        with pytest.raises(ValueError, match="32 bytes"):
+            workload_digest(job, wrong)
+        with pytest.raises(ValueError, match="32 bytes"):
+            workload_digest(wrong, bundle)
+
+
+# --- refusals -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("rounds = 5", 'rounds = "ten"', "job.toml:3: rounds: must be a whole number from 1 to 10"),
+        ("rounds = 5", "rounds = 0", "job.toml:3: rounds: must be"),
+        ("rounds = 5", "rouns = 5", "job.toml:3: rouns: unknown key; did you mean 'rounds'?"),
+        ("rounds = 5\n", "", "job.toml: needs the key 'rounds'"),
+        ('"medpar"', '"Med par"', "job.toml:1: name: must be 1 to 63 of a-z"),
+        ('["a", "b"]', "[]", "job.toml:4: sites: must be a list of 1 to 1000"),
+        ('["a", "b"]', '["a", "a"]', 'job.toml:4: sites[1]: "a" stands there twice'),
+        ("quorum = 1", "quorum = 3", "job.toml:7: quorum: must be at most the 2 sites, not 3"),
+        ("deadline_s = 30", "deadline_s = 0", "deadline_s: must be a number from 1 to 604800"),
+        ('"fail"', '"wait"', 'stragglers: must be one of "drop", "fail", not "wait"'),
+        ("seed = 7", "seed = -1", "seed: must be a whole number from 0"),
+        ('"fedprox"', '"fedprix"', 'did you mean "fedprox"?'),
+        ("proximal_mu", "proximal_nu", "not an option of \"fedprox\"; did you mean 'proximal_mu'?"),
+        ('"fedprox"', '"app"', "the application makes its own strategy"),
+        ("local-epochs = 3", "local-epochs = [3]", "config.local-epochs: must be text, a finite"),
+        ("[data.b]", "[data.c]", "job.toml:27: data.c: is not a site of this job; add it to `sites`"),
+        ('path = "/srv/b"', 'path = "srv/b"', 'data.b.path: must be an absolute path without ".."'),
+        ('path = "/srv/b"', 'path = "/srv/../b"', "data.b.path: must be an absolute path"),
+        ('path = "/srv/b"', 'path = "/b"\nset = "x"', "data.b: needs exactly one of set, path"),
+        ("clip = 1.0", "clip = -1", "job.toml:31: privacy.clip:"),
+        ("clip = 1.0", "clipp = 1.0", "job.toml:31: privacy.clipp: unknown key; did you mean"),
+        ("clip = 1.0\n", "", "privacy.clip: missing"),
+        ("cpu = 2", "cpu = 0", "resources.cpu: must be a number from 0.1 to 1024, not 0"),
+        ("seed = 7", 'owner_key = "x25519:AAAA"', "owner_key: has 3 bytes"),
+        ("seed = 7", 'owner_key = "x25519:!"', "owner_key: is not base64"),
+        ("seed = 7", 'owner_key = "owner.pem"', 'owner_key: must be "x25519:..." here, not a path'),
+        ("seed = 7", f'policy_digest = "{"00" * 32}"', "policy_digest: is not the digest of"),
+        ("seed = 7", 'policy_digest = "00"', "policy_digest: must be 64 hexadecimal digits"),
+    ],
+)
+def test_a_broken_job_says_what_where_and_what_would_be_right(
+    old: str, new: str, message: str
+) -> None:
+    assert old in FULL
+    with pytest.raises(ConfigError) as caught:
+        _read(FULL.replace(old, new, 1))
+    assert message in str(caught.value)
+
+
+def test_a_job_whose_parts_do_not_go_together_cannot_be_made_in_code() -> None:
+    values: dict[str, Any] = {"name": "j", "app": "a", "rounds": 1, "policy": "p"}
+    with pytest.raises(Impossible, match="at most the 1 sites"):
+        JobSpec(**values, sites=("a",), quorum=2)
+    with pytest.raises(Impossible, match="not an option"):
+        StrategySpec(name="fedavg", options={"beta": 1})
+
+
+def test_without_the_policy_its_digest_is_needed() -> None:
+    with pytest.raises(ConfigError, match="policy_digest"):
+        JobSpec.from_toml(MINIMUM)
+    spec = JobSpec.from_toml(f'policy_digest = "{"ab" * 32}"\n{MINIMUM}')
+    assert spec.policy_digest == bytes([0xAB] * 32)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"format": 2}',
+        b'{"format": 1}',
+        b"\xff",
+        b"[" * 9999,
+        b"x" * 2**21,
+    ],
+    ids=lambda data: repr(data[:12]),
+)
+def test_what_is_no_job_on_the_wire_is_refused(data: bytes) -> None:
+    with pytest.raises(JobError):
+        JobSpec.from_json(data)
+
+
+def test_a_job_on_the_wire_is_read_as_strictly_as_a_file() -> None:
+    document = json.loads(_read(FULL).to_json())
+    for change in ({"rounds": "5"}, {"extra": 1}, {"quorum": 9}, {"privacy": {"clip": 1}}):
+        with pytest.raises(JobError):
+            JobSpec.from_json(json.dumps({**document, **change}))
+    canonical = _read(FULL).canonical()
+    with pytest.raises(JobError, match="canonical"):
+        JobSpec.from_canonical(canonical.replace(b":", b": ", 1))
+
+
+# --- files ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "policy.toml").write_bytes(POLICY)
+    (tmp_path / "job.toml").write_text(FULL)
+    return tmp_path
+
+
+def _owned(folder: Path, data: bytes) -> Path:
+    (folder / "owner.pem").write_bytes(data)
+    (folder / "job.toml").write_text(f'owner_key = "owner.pem"\n{FULL}')
+    return folder / "job.toml"
+
+
+def test_a_job_is_loaded_with_its_policy_and_owner(folder: Path) -> None:
+    assert JobSpec.load(folder / "job.toml") == _read(FULL)
+    key = X25519PrivateKey.generate().public_key()
+    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    spec = JobSpec.load(_owned(folder, pem))
+    assert spec.owner_public_key() == key.public_bytes_raw()
+    assert str(folder) not in spec.to_json()
+
+
+def _private_pem() -> bytes:
+    key = X25519PrivateKey.generate()
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _other_pem() -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_private_pem, "holds a private key"),
+        (_other_pem, "is not an X25519 key"),
+        (lambda: b"\0\1\2", "is not a public key in PEM"),
+        (lambda: b"x" * 100_000, "larger than"),
+    ],
+    ids=["private", "p256", "binary", "large"],
+)
+def test_a_wrong_owner_key_is_refused(
+    folder: Path, make: Callable[[], bytes], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        JobSpec.load(_owned(folder, make()))
+    assert "PRIVATE KEY-----" not in str(caught.value)
+
+
+def test_a_missing_part_is_named(folder: Path) -> None:
+    (folder / "job.toml").write_text(f'owner_key = "gone.pem"\n{FULL}')
+    with pytest.raises(ConfigError, match=r"gone\.pem: the owner's public key does not exist"):
+        JobSpec.load(folder / "job.toml")
+    (folder / "policy.toml").unlink()
+    with pytest.raises(ConfigError, match=r"policy\.toml: the policy does not exist"):
+        JobSpec.load(folder / "job.toml")
+    with pytest.raises(ConfigError, match="the job does not exist"):
+        JobSpec.load(folder / "jobs.toml")
+    with pytest.raises(ConfigError, match="is a directory"):
+        JobSpec.load(folder)
+
+
+def test_the_table_of_strategies_is_flowers() -> None:
+    import inspect
+
+    strategies = pytest.importorskip("flwr.serverapp.strategy")
+    found = {name.lower(): getattr(strategies, name) for name in strategies.__all__}
+    for name, options in STRATEGIES.items():
+        if name == "app":
+            continue
+        assert set(options) <= set(inspect.signature(found[name]).parameters), name
