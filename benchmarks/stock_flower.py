@@ -28,8 +28,8 @@ def run(
 ) -> dict[str, Any]:
     """Run ``app`` on ``sites`` SuperNodes and return what its ServerApp stamped.
 
-    ``seconds_to_submit`` is the time from the start of the first process until `flwr run`
-    returned; ``submitted`` the time of day at which it was called.
+    ``started`` is the time of day at which the first process was started, ``submitted`` that
+    at which `flwr run` was.
 
     :raises RuntimeError: when nothing was stamped within ``timeout`` seconds, with the logs.
     """

@@ -1,0 +1,196 @@
+"""Processes that the demo starts, and that end with it, however it ends.
+
+Each child hangs on a pipe: when the process that started it goes, SIGKILL included, the
+pipe closes and the child is asked to end (SIGTERM). What a child writes goes to a log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Final, Self
+
+from fedlearn.errors import LaunchError
+
+__all__ = ["Child", "Children", "terminate_as_interrupt"]
+
+_STOP_SECONDS: Final = 8.0
+_TAIL_BYTES: Final = 4096
+
+_LEASE: Final = """
+exec 3<&0
+"$@" </dev/null 3<&- & child=$!
+(cat <&3 >/dev/null; kill $child) 2>/dev/null & watch=$!
+exec 3<&-
+wait $child
+status=$?
+kill $watch 2>/dev/null
+exit $status
+"""
+
+
+class Child:
+    """One process. Made by :meth:`Children.start`."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.name = name
+        self.log = log
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        """The number of the session that the child and what it starts are in."""
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """The exit status; None while it runs."""
+        return self._process.poll()
+
+    def tail(self, lines: int = 12) -> str:
+        """Return the last lines that the child wrote."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - _TAIL_BYTES))
+                text = file.read().decode(errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def check(self) -> None:
+        """Return while the child runs.
+
+        :raises LaunchError: with what it wrote last, when it has ended.
+        """
+        if self.status is not None:
+            raise LaunchError(
+                f"{self.name} ended with status {self.status}:\n{self.tail()}",
+                hint=f"its whole log is {self.log}",
+            )
+
+    def wait(self, seconds: float) -> int | None:
+        """Return the exit status, or None when it still runs after ``seconds``."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def ask_to_stop(self) -> None:
+        """Ask the child to end, and do not wait."""
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+
+    def stop(self, seconds: float = _STOP_SECONDS) -> None:
+        """End the child: first by asking, then by force."""
+        self.ask_to_stop()
+        if self.wait(seconds) is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+class Children:
+    """All children of one command, as a context that ends them.
+
+    :param logs: folder for their logs, made when needed.
+    :param environment: added to this process's own.
+    """
+
+    def __init__(self, logs: Path, environment: Mapping[str, str] | None = None) -> None:
+        self._logs = logs
+        self._environment = {**os.environ, **(environment or {})}
+        self._all: list[Child] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self, name: str, command: Sequence[str | Path]) -> Child:
+        """Start ``command`` in a session of its own and return at once."""
+        self._logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        log = self._logs / f"{name}.log"
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", _LEASE, name, *map(str, command)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,
+            )
+        child = Child(name, process, log)
+        self._all.append(child)
+        return child
+
+    def run(self, name: str, command: Sequence[str | Path], *, seconds: float = 60.0) -> str:
+        """Run ``command`` to its end and return what it wrote to stdout.
+
+        :raises LaunchError: with what it wrote, when it fails or takes too long.
+        """
+        try:
+            done = subprocess.run(
+                [str(part) for part in command],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise LaunchError(f"{name} did not end within {seconds:.0f} s") from None
+        if done.returncode:
+            wrote = (done.stderr or done.stdout).decode(errors="replace").strip()
+            raise LaunchError(f"{name} ended with status {done.returncode}: {wrote}")
+        return done.stdout.decode(errors="replace")
+
+    def check(self) -> None:
+        """Return while every child runs.
+
+        :raises LaunchError: naming the first that has ended.
+        """
+        for child in self._all:
+            child.check()
+
+    def stop(self) -> None:
+        """End all children, the last one first, and wait until they are gone."""
+        for child in reversed(self._all):
+            child.ask_to_stop()
+        until = time.monotonic() + _STOP_SECONDS
+        for child in reversed(self._all):
+            child.stop(max(0.1, until - time.monotonic()))
+        self._all.clear()
+
+
+@contextlib.contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """Within it, SIGTERM ends this process as Ctrl-C does: everything is cleaned up first.
+
+    Only in the main thread; elsewhere it changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
