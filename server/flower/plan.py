@@ -6,14 +6,25 @@ No Flower here: the coordinator codes against these types.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
 from fedlearn.errors import JobError
+from fedlearn.privacy import PrivacySpec
+from fedlearn.strategies import APP, STRATEGIES
 
-__all__ = ["Checkpoint", "JobChannel", "JobPlan", "Outcome", "Stragglers"]
+__all__ = [
+    "Checkpoint",
+    "JobChannel",
+    "JobPlan",
+    "Outcome",
+    "Reply",
+    "Stragglers",
+    "from_record",
+    "to_record",
+]
 
 Stragglers = Literal["drop", "fail"]
 """``drop``: a round goes on without who is late, if the quorum is there. ``fail``: it does not."""
@@ -27,7 +38,9 @@ class JobPlan:
 
     ``digest`` is the 32-byte digest of the job specification, ``bundle`` the application.
     ``seconds`` is the deadline of one exchange with the clients (training or evaluation of
-    one round). ``strategy`` is ``None`` where the bundle brings its own ServerApp.
+    one round). ``strategy`` is one of :mod:`fedlearn.strategies`; unless it is ``app``, it
+    takes the place of the strategy that the application starts. ``noise_secret`` is from
+    :func:`fedlearn.privacy.noise_secret`, where the job has ``privacy``.
 
     :raises JobError: for values with which no job can run.
     """
@@ -41,10 +54,13 @@ class JobPlan:
     seconds: float
     seed: int
     stragglers: Stragglers = "drop"
-    strategy: str | None = None
+    strategy: str = APP
     options: Mapping[str, Any] = field(default_factory=dict)
+    evaluate_every: int = 1
+    evaluate_fraction: float = 1.0
     run_config: Mapping[str, bool | int | float | str] = field(default_factory=dict)
-    privacy: Mapping[str, Any] | None = None
+    privacy: PrivacySpec | None = None
+    noise_secret: bytes = field(default=b"", repr=False)
     max_update_bytes: int = 4 * 1024**3
 
     def __post_init__(self) -> None:
@@ -56,6 +72,10 @@ class JobPlan:
             raise JobError(f"a quorum of {self.quorum} with {len(self.sites)} sites")
         if self.rounds < 1 or not self.seconds > 0:
             raise JobError("a job has at least one round and a deadline above 0 s")
+        if self.strategy not in STRATEGIES:
+            raise JobError(f"{self.strategy!r} is not a strategy")
+        if self.evaluate_every < 1 or not 0 <= self.evaluate_fraction <= 1:
+            raise JobError("sites evaluate every round or less often, and 0 to 1 of them")
         if not 0 <= self.seed < 2**64:
             raise JobError("a seed is a whole number from 0 below 2^64")
 
@@ -112,3 +132,49 @@ class Outcome:
     code: str = ""
     message: str = ""
     hint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """An answer to one message: its protobuf, its tree, and every object by its id.
+
+    ``size`` is what the node sent for it, in bytes; 0 for an error that Flower made itself.
+    """
+
+    message: bytes
+    tree: bytes
+    objects: Mapping[str, bytes]
+    size: int
+
+
+def to_record(plan: JobPlan) -> tuple[dict[str, Any], list[bytes]]:
+    """Return a plan as JSON and the byte strings that JSON cannot hold."""
+    return {
+        "job": plan.job,
+        "rounds": plan.rounds,
+        "sites": list(plan.sites),
+        "quorum": plan.quorum,
+        "seconds": plan.seconds,
+        "seed": plan.seed,
+        "stragglers": plan.stragglers,
+        "strategy": plan.strategy,
+        "options": dict(plan.options),
+        "evaluate_every": plan.evaluate_every,
+        "evaluate_fraction": plan.evaluate_fraction,
+        "run_config": dict(plan.run_config),
+        "privacy": None if plan.privacy is None else asdict(plan.privacy),
+        "max_update_bytes": plan.max_update_bytes,
+    }, [plan.digest, plan.bundle, plan.noise_secret]
+
+
+def from_record(record: dict[str, Any], blobs: list[bytearray]) -> JobPlan:
+    """Return the plan that :func:`to_record` wrote."""
+    digest, app, secret = map(bytes, blobs)
+    privacy = record.pop("privacy")
+    return JobPlan(
+        **{**record, "sites": tuple(record["sites"])},
+        privacy=None if privacy is None else PrivacySpec(**privacy),
+        digest=digest,
+        bundle=app,
+        noise_secret=secret,
+    )

@@ -1,0 +1,122 @@
+"""An application bundle where it is to run: unpacked, read, and its app loaded.
+
+Both wings do this with untrusted bundles: the coordinator for the ServerApp, the client in its
+TEE for the ClientApp. What may be inside is decided by :mod:`fedlearn.application`; here it is
+written to a private folder, file by file, never as a link, never outside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import io
+import sys
+import tomllib
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from fedlearn.application import OUR_PACKAGES, check_bundle
+from fedlearn.errors import JobError
+
+__all__ = ["Installed", "check_packages", "unpack"]
+
+Scalar = bool | int | float | str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """An unpacked bundle. ``config`` is its run config, flat: keys are joined by dots."""
+
+    folder: Path
+    name: str
+    digest: bytes
+    serverapp: str
+    clientapp: str
+    config: Mapping[str, object]
+
+    def run_config(self, overrides: Mapping[str, Scalar]) -> dict[str, object]:
+        """Return the run config with a job's overrides.
+
+        :raises JobError: for a key that the application does not have.
+        """
+        for key in overrides:
+            if key not in self.config:
+                raise JobError(
+                    f"config: {key!r} is not in the run config of {self.name}",
+                    hint=f"it has {', '.join(sorted(self.config)) or 'none'}",
+                )
+        return {**self.config, **overrides}
+
+    def load(self, which: Literal["serverapp", "clientapp"]) -> Any:
+        """Import the app and return the object that the bundle names.
+
+        The folder goes to the front of the module path. Whatever user code raises while it is
+        imported comes out as it is.
+
+        :raises JobError: when the named attribute does not exist.
+        """
+        target = self.serverapp if which == "serverapp" else self.clientapp
+        module_name, _, attribute = target.partition(":")
+        if str(self.folder) not in sys.path:
+            sys.path.insert(0, str(self.folder))
+        importlib.invalidate_caches()
+        module = importlib.import_module(module_name)
+        if not hasattr(module, attribute):
+            raise JobError(f"{self.name}: {module_name} has no {attribute!r}")
+        return getattr(module, attribute)
+
+
+def check_packages() -> None:
+    """Check that our four packages come from one place, so that none was replaced.
+
+    :raises JobError: naming the two that differ.
+    """
+    homes: dict[Path, str] = {}
+    for name in sorted(OUR_PACKAGES):
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise JobError(f"the package {name!r} is not installed")
+        homes.setdefault(Path(spec.origin).resolve().parent.parent, name)
+    if len(homes) != 1:
+        first, second = sorted(homes.values())[:2]
+        raise JobError(
+            f"the packages {first!r} and {second!r} come from different places",
+            hint="something on the module path is called like a package of fedlearn",
+        )
+
+
+def unpack(bundle: bytes, folder: Path, *, digest: bytes | None = None) -> Installed:
+    """Write a bundle into ``folder``, which must not exist, and read what it is.
+
+    :param digest: the SHA-256 that it must have.
+    :raises JobError: when it has another, or is not a bundle that may run here.
+    """
+    found = hashlib.sha256(bundle).digest()
+    if digest is not None and found != digest:
+        raise JobError(
+            f"the bundle's digest is {found.hex()[:16]}…, not the {digest.hex()[:16]}… of the job",
+            hint="somebody changed the application after the job was submitted",
+        )
+    application = check_bundle(bundle)
+    folder.mkdir(mode=0o700, parents=True)
+    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+        for entry in archive.infolist():
+            path = folder.joinpath(*PurePosixPath(entry.filename).parts)
+            if entry.is_dir():
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                continue
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.write_bytes(archive.read(entry))
+    app = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    return Installed(
+        folder=folder,
+        name=application.name,
+        digest=found,
+        serverapp=app["components"]["serverapp"],
+        clientapp=app["components"]["clientapp"],
+        config=application.defaults,
+    )

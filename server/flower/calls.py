@@ -1,0 +1,234 @@
+"""What a job's process asks of the coordinator, both ends of it.
+
+:class:`Coordinator` is the job's end, :func:`serve` the coordinator's. One request at a time;
+every request gets one answer, which is a result or an error of :mod:`fedlearn.errors`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from fedlearn import errors, update
+from fedlearn.errors import FedlearnError, TransportError
+from fedlearn.flower import Flat
+from server.flower.pipe import Pipe
+from server.flower.plan import Checkpoint, JobChannel, Reply
+
+if TYPE_CHECKING:
+    from server.flower.link import JobLink
+
+__all__ = ["MAX_RECORD_BYTES", "Coordinator", "Node", "serve"]
+
+MAX_RECORD_BYTES: Final = 1 << 40
+_ERRORS: Final = {
+    error.code: error
+    for error in (
+        errors.JobError,
+        errors.PrivacyError,
+        errors.QuorumNotReached,
+        errors.RoundError,
+        errors.StoreError,
+        errors.TransportError,
+        errors.UpdateRejected,
+    )
+}
+
+Answer = tuple[Mapping[str, Any], Sequence[bytes | memoryview]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A site's client as a job sees it."""
+
+    number: int
+    site: str
+
+
+class Coordinator:
+    """The coordinator, as the job's process sees it. Safe to use from several threads.
+
+    Every method raises the error with which the coordinator answered, and TransportError when
+    it is gone.
+    """
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+        self._lock = threading.Lock()
+
+    def push(self, flat: Flat) -> list[str]:
+        """Hand messages to the nodes; return their ids, empty for one that was refused."""
+        header = {
+            "count": len(flat.messages),
+            "ids": list(flat.objects),
+        }
+        answer, _ = self._ask("push", header, [*flat.messages, *flat.trees, *flat.objects.values()])
+        return list(answer["ids"])
+
+    def pull(self, ids: Iterable[str], seconds: float) -> list[Reply]:
+        """Wait for answers to some of ``ids``, up to ``seconds``."""
+        answer, blobs = self._ask("pull", {"ids": sorted(ids), "seconds": seconds})
+        replies: list[Reply] = []
+        parts = iter(blobs)
+        for each in answer["replies"]:
+            message, tree = bytes(next(parts)), bytes(next(parts))
+            objects = {id_: bytes(next(parts)) for id_ in each["ids"]}
+            replies.append(Reply(message=message, tree=tree, objects=objects, size=each["size"]))
+        return replies
+
+    def forget(self, ids: Iterable[str]) -> None:
+        """Withdraw messages."""
+        self._ask("forget", {"ids": sorted(ids)})
+
+    def online(self, count: int = 0, seconds: float = 0.0) -> list[Node]:
+        """Return the nodes that are online, after waiting for ``count`` up to ``seconds``."""
+        answer, _ = self._ask("online", {"count": count, "seconds": seconds})
+        return [Node(number=number, site=site) for number, site in answer["nodes"]]
+
+    def live_sites(self) -> frozenset[str]:
+        """Return the sites whose admission is live."""
+        return frozenset(self._ask("live", {})[0]["sites"])
+
+    def traffic(self) -> tuple[int, int]:
+        """Return the bytes sent to and received from nodes so far."""
+        answer, _ = self._ask("traffic", {})
+        return answer["sent"], answer["received"]
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Tell people about the job."""
+        self._ask("event", {"kind": kind, "fields": fields})
+
+    def begin_round(self, round_: int, sites: Sequence[str]) -> None:
+        """Ask whether the round may be run."""
+        self._ask("begin", {"round": round_, "sites": list(sites)})
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Have a checkpoint sealed."""
+        header = {"round": checkpoint.round, "state": checkpoint.state}
+        documents = [update.encode(checkpoint.model), update.encode(checkpoint.tensors)]
+        self._ask("save", header, documents)
+
+    def load(self) -> Checkpoint | None:
+        """Return the job's last checkpoint."""
+        answer, blobs = self._ask("load", {})
+        if answer["round"] is None:
+            return None
+        model, tensors = (update.decode(blob, max_bytes=MAX_RECORD_BYTES) for blob in blobs)
+        return Checkpoint(
+            round=answer["round"], model=model, tensors=tensors, state=answer["state"]
+        )
+
+    def done(self, *, rounds: int, error: FedlearnError | None = None) -> None:
+        """Say how the job ended; the last request."""
+        failure = None if error is None else _told(error)
+        self._ask("done", {"rounds": rounds, "failure": failure})
+
+    def _ask(
+        self, what: str, header: Mapping[str, Any], blobs: Sequence[bytes] = ()
+    ) -> tuple[dict[str, Any], list[bytearray]]:
+        with self._lock:
+            self._pipe.send({"ask": what, **header}, blobs)
+            answer = self._pipe.receive()
+        if answer is None:
+            raise TransportError("the coordinator is gone")
+        failure = answer[0].get("error")
+        if failure is not None:
+            kind = _ERRORS.get(failure["code"], errors.JobError)
+            raise kind(failure["message"], hint=failure["hint"])
+        return answer
+
+
+def serve(
+    pipe: Pipe,
+    link: JobLink,
+    channel: JobChannel,
+    done: Callable[[int, Mapping[str, str] | None], None],
+) -> None:
+    """Answer a job's requests until it closes its end.
+
+    An error of ours goes back to the job, and out of its process again with the outcome.
+
+    :param done: called with the job's last word: rounds, and the failure if there was one.
+    :raises TransportError: when the job does not keep to the protocol.
+    """
+    while (record := pipe.receive()) is not None:
+        header, blobs = record
+        try:
+            answer, parts = _answer(header, blobs, link, channel, done)
+        except FedlearnError as error:
+            answer, parts = {"error": _told(error)}, ()
+        except (KeyError, TypeError, ValueError, StopIteration) as error:
+            raise TransportError(f"a request that is not one: {type(error).__name__}") from error
+        pipe.send(answer, parts)
+
+
+def _answer(
+    header: dict[str, Any],
+    blobs: list[bytearray],
+    link: JobLink,
+    channel: JobChannel,
+    done: Callable[[int, Mapping[str, str] | None], None],
+) -> Answer:
+    match header.pop("ask"):
+        case "push":
+            count, ids = int(header["count"]), header["ids"]
+            messages, trees = blobs[:count], blobs[count : 2 * count]
+            objects = zip(ids, map(bytes, blobs[2 * count :]), strict=True)
+            pushed = link.push(list(map(bytes, messages)), list(map(bytes, trees)), objects)
+            return {"ids": pushed}, ()
+        case "pull":
+            replies = link.pull(header["ids"], float(header["seconds"]))
+            told = [{"ids": list(each.objects), "size": each.size} for each in replies]
+            parts = [
+                part
+                for each in replies
+                for part in (each.message, each.tree, *each.objects.values())
+            ]
+            return {"replies": told}, parts
+        case "forget":
+            link.forget(header["ids"])
+            return {}, ()
+        case "online":
+            return {"nodes": link.wait_online(int(header["count"]), float(header["seconds"]))}, ()
+        case "live":
+            return {"sites": sorted(channel.live_sites())}, ()
+        case "traffic":
+            sent, received = link.traffic()
+            return {"sent": sent, "received": received}, ()
+        case "event":
+            channel.event(str(header["kind"]), dict(header["fields"]))
+            return {}, ()
+        case "begin":
+            channel.begin_round(int(header["round"]), tuple(map(str, header["sites"])))
+            return {}, ()
+        case "save":
+            model, tensors = (update.decode(blob, max_bytes=MAX_RECORD_BYTES) for blob in blobs)
+            channel.save_checkpoint(
+                Checkpoint(
+                    round=int(header["round"]),
+                    model=model,
+                    tensors=tensors,
+                    state=dict(header["state"]),
+                )
+            )
+            return {}, ()
+        case "load":
+            return _loaded(channel.load_checkpoint())
+        case "done":
+            done(int(header["rounds"]), header["failure"])
+            return {}, ()
+        case other:
+            raise TransportError(f"{other!r} is not a request")
+
+
+def _loaded(checkpoint: Checkpoint | None) -> Answer:
+    if checkpoint is None:
+        return {"round": None}, ()
+    header = {"round": checkpoint.round, "state": dict(checkpoint.state)}
+    return header, [update.encode(checkpoint.model), update.encode(checkpoint.tensors)]
+
+
+def _told(error: FedlearnError) -> dict[str, str]:
+    return {"code": error.code, "message": str(error), "hint": error.hint}

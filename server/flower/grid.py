@@ -1,0 +1,495 @@
+"""The grid of a job: the one seam through which arrays leave and enter a strategy.
+
+An application and its strategy see Flower's ``Grid``. Behind it
+
+* the global model is packed once for each exchange, however many clients get it;
+* nodes are listed in the order of the job, and replies are handed over in that order, so that
+  a strategy which adds floating-point numbers gets the same bits in every run. A strategy that
+  declares ``streams = True`` gets each reply when it arrives, and then it is let go;
+* an exchange ends at its deadline, by the job's rule for stragglers and its quorum;
+* an update is checked before it enters: names, types and shapes are those of the model, values
+  are finite, the sender is the node that was asked and is still admitted.
+
+What is refused reaches the strategy as an error message, which is how strategies of Flower
+know failures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app.error import Error
+from flwr.app.message import make_message
+from flwr.common.constant import ErrorCode
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.serverapp.grid import Grid
+from flwr.supercore.run import Run
+
+from fedlearn import update
+from fedlearn.errors import FedlearnError, QuorumNotReached, TransportError, UpdateRejected
+from fedlearn.flower import CALL, ArrayView, Packer, arrays_of, flatten, inflate, unpack
+from server.flower.calls import Coordinator, Node
+from server.flower.plan import Reply, Stragglers
+
+__all__ = ["JobGrid", "Rules", "Tainted"]
+
+_WAIT_SECONDS: Final = 5.0
+_GRACE_SECONDS: Final = 10.0
+"""How long to wait for the rest of the sites once the quorum is there."""
+
+Spec = dict[str, tuple[set[str], tuple[int, ...]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """The job's rules for an exchange; see :class:`server.flower.plan.JobPlan`."""
+
+    sites: tuple[str, ...]
+    quorum: int
+    seconds: float
+    stragglers: Stragglers
+    max_update_bytes: int
+
+
+class Tainted(FedlearnError):
+    """A site whose update is already in the result lost its admission: run the round again."""
+
+    code = "tainted"
+
+    def __init__(self, sites: frozenset[str]) -> None:
+        super().__init__(f"{', '.join(sorted(sites))} lost its admission in this round")
+        self.sites = sites
+
+
+@dataclass(slots=True)
+class _Asked:
+    node: Node
+    kind: str
+    spec: Spec | None
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """What one call of ``send_and_receive`` is about."""
+
+    asked: dict[str, _Asked]
+    end: float
+    limit: float
+    train: bool
+    accepted: set[str] = field(default_factory=set)
+
+
+class JobGrid(Grid):  # type: ignore[misc]
+    """Flower's grid for one job; see the module."""
+
+    def __init__(self, coordinator: Coordinator, rules: Rules) -> None:
+        self._coordinator = coordinator
+        self._rules = rules
+        self._order = {site: index for index, site in enumerate(rules.sites)}
+        self._run: Run | None = None
+        self._asked: dict[str, _Asked] = {}
+        self._nodes: dict[int, Node] = {}
+        self._missing: frozenset[str] = frozenset()
+        self._short_since: float | None = None
+        self._types: dict[str, str] = {}
+        self._round = 0
+        self._calls = 0
+        self._driven = False
+        self._contributors: frozenset[str] = frozenset()
+        self._cohort: frozenset[str] | None = None
+        self.streams = False
+
+    # What the loop around a strategy tells the grid
+
+    def begin_round(self, round_: int, *, streams: bool) -> None:
+        """A round begins; its exchanges carry this number."""
+        self._driven = True
+        self._round = round_
+        self._contributors = frozenset()
+        self.streams = streams
+
+    def remember_types(self, model: ArrayRecord) -> None:
+        """Take the element types of the first model: updates may always have these.
+
+        A strategy may average integers into floats; a client's integers stay welcome.
+        """
+        self._types = {name: str(each.dtype) for name, each in model.items()}
+
+    @property
+    def contributors(self) -> frozenset[str]:
+        """The sites whose updates were handed to the strategy in this round."""
+        return self._contributors
+
+    def check_contributors(self) -> None:
+        """Check that every site in the result of this round is still admitted.
+
+        :raises Tainted: naming those that are not.
+        """
+        gone = self._contributors - self._coordinator.live_sites()
+        if gone:
+            raise Tainted(gone)
+
+    def restrict(self, sites: frozenset[str] | None) -> None:
+        """Show the strategy these sites only; None for all of the job."""
+        self._cohort = sites
+
+    def refuse(self, number: int, reason: str) -> None:
+        """Note that a strategy did not take the update of a node."""
+        node = self._nodes.get(number)
+        if node is not None:
+            self._contributors -= {node.site}
+            self._coordinator.event(
+                "update.rejected", round=self._round, site=node.site, reason=reason[:2000]
+            )
+
+    def site(self, number: int) -> str:
+        """Return the site of a node; empty for a number that was never listed."""
+        node = self._nodes.get(number)
+        return "" if node is None else node.site
+
+    def place(self, number: int) -> int:
+        """Return where a node stands in the order of the job."""
+        node = self._nodes.get(number)
+        return len(self._order) if node is None else self._place(node)
+
+    def check_quorum(self, count: int, asked: int) -> None:
+        """Check that enough of the updates that were asked for can be used.
+
+        :raises QuorumNotReached: when not.
+        """
+        needed = min(self._rules.quorum, asked) if self._driven else 0
+        if count < needed:
+            raise QuorumNotReached(
+                f"{count} updates can be used, {needed} are needed",
+                hint="see the events of this round for what happened to the others",
+            )
+
+    # What an application may do
+
+    def set_run(self, run: Run) -> None:
+        """Set Flower's description of the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """Flower's description of the run."""
+        if self._run is None:
+            raise TransportError("the run is not known yet")
+        return Run(**vars(self._run))
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Make a message; the constructor of ``Message`` does the same."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes that are online, in the order of the job.
+
+        Waits for the quorum, and then a little for the other sites.
+
+        :raises QuorumNotReached: when the quorum is not there by the deadline.
+        """
+        started = time.monotonic()
+        quorum, everybody = self._rules.quorum, len(self._rules.sites)
+        nodes = self._coordinator.online()
+        while len(nodes) < quorum:
+            left = started + self._rules.seconds - time.monotonic()
+            if left <= 0:
+                raise QuorumNotReached(
+                    f"{len(nodes)} of {quorum} sites are there after {self._rules.seconds:g} s",
+                    hint="look at `fedlearn site list`, or lower `quorum`",
+                )
+            nodes = self._coordinator.online(quorum, min(left, _WAIT_SECONDS))
+        missing = self._absent(nodes)
+        if missing - self._missing and len(nodes) < everybody:
+            end = time.monotonic() + min(_GRACE_SECONDS, self._rules.seconds / 4)
+            while len(nodes) < everybody and (left := end - time.monotonic()) > 0:
+                nodes = self._coordinator.online(everybody, min(left, _WAIT_SECONDS))
+            missing = self._absent(nodes)
+        self._missing = missing
+        self._nodes.update((node.number, node) for node in nodes)
+        self._watch_patience(len(nodes))
+        cohort = self._cohort
+        return [node.number for node in nodes if cohort is None or node.site in cohort]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages; return their ids, empty for one whose node is gone."""
+        messages = list(messages)
+        if not messages:
+            return []
+        self._short_since = None
+        if not self._driven:
+            self._calls += 1
+        call = ConfigRecord({"round": self._round or self._calls, "driven": self._driven})
+        packer = Packer()
+        specs: dict[int, Spec | None] = {}
+        sent: list[Message] = []
+        for message in messages:
+            content = message.content
+            if id(content) not in specs:
+                specs[id(content)] = self._spec(content)
+            packed = packer.content(content, **{CALL: call})
+            sent.append(make_message(metadata=message.metadata, content=packed))
+        flat = flatten(sent)
+        pushed = self._coordinator.push(flat)
+        for message, id_, stored in zip(messages, flat.ids, pushed, strict=True):
+            message.metadata.__dict__["_message_id"] = id_
+            if stored:
+                number = message.metadata.dst_node_id
+                node = self._nodes.get(number, Node(number=number, site=""))
+                kind = message.metadata.message_type
+                self._asked[id_] = _Asked(node, kind, specs[id(message.content)])
+        return pushed
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return what has been answered, after waiting for a moment if nothing has."""
+        known = [id_ for id_ in message_ids if id_ in self._asked]
+        replies = self._coordinator.pull(known, 1.0) if known else []
+        return [message for _, message in self._opened(replies, self._asked)]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send messages and return the replies, by the job's rules.
+
+        :param timeout: seconds; the job's own deadline holds in any case.
+        :raises QuorumNotReached: when too few updates came, or somebody is late and the job
+            says that this is a failure.
+        """
+        messages = list(messages)
+        if not messages:
+            return []
+        seconds = min(self._rules.seconds, timeout if timeout is not None else float("inf"))
+        train = messages[0].metadata.message_type.split(".")[0] == MessageType.TRAIN
+        ids = [id_ for id_ in self.push_messages(messages) if id_]
+        asked = {id_: self._asked[id_] for id_ in ids}
+        exchange = _Exchange(
+            asked=asked,
+            end=time.monotonic() + seconds,
+            limit=seconds,
+            train=train,
+        )
+        refused = len(messages) - len(ids)
+        if refused and self._rules.stragglers == "fail":
+            raise QuorumNotReached(f"{refused} sites left before they could be asked")
+        arrivals = self._arrivals(exchange)
+        if self.streams and train:
+            return arrivals
+        replies = sorted(arrivals, key=lambda pair: self._place(pair[0]))
+        return [message for _, message in self._still_live(replies, train)]
+
+    # How a reply is taken
+
+    def _arrivals(self, exchange: _Exchange) -> Iterator[Any]:
+        """Yield replies as they arrive: with their node, or alone for one that streams."""
+        alone = self.streams and exchange.train
+        waiting = dict(exchange.asked)
+        try:
+            while waiting:
+                left = exchange.end - time.monotonic()
+                if left <= 0:
+                    break
+                replies = self._coordinator.pull(waiting, min(left, _WAIT_SECONDS))
+                for question, message in self._opened(replies, waiting):
+                    asked = exchange.asked[question]
+                    if message.has_content():
+                        exchange.accepted.add(asked.node.site)
+                        if exchange.train:
+                            self._contributors |= {asked.node.site}
+                    yield message if alone else (asked.node, message)
+        finally:
+            if waiting:
+                self._coordinator.forget(waiting)
+                for id_ in waiting:
+                    self._asked.pop(id_, None)
+        self._end(exchange, [asked.node.site for asked in waiting.values()])
+
+    def _opened(
+        self, replies: Iterable[Reply], waiting: dict[str, _Asked]
+    ) -> Iterator[tuple[str, Message]]:
+        for reply in replies:
+            proto = ProtoMessage.FromString(reply.message)
+            question = proto.metadata.reply_to_message_id
+            asked = waiting.pop(question, None)
+            if asked is None:
+                continue
+            self._asked.pop(question, None)
+            message = inflate(proto.metadata.message_id, dict(reply.objects))
+            try:
+                self._check_sender(message, question, asked, reply)
+                content = self._checked(message, asked) if message.has_content() else None
+            except UpdateRejected as error:
+                self._reject(asked, str(error))
+                yield question, _failure(message, str(error))
+                continue
+            if content is None:
+                self._reject(asked, message.error.reason)
+            else:
+                message.content = content
+                self._report(message, asked, reply)
+            yield question, message
+
+    def _check_sender(self, message: Message, question: str, asked: _Asked, reply: Reply) -> None:
+        metadata = message.metadata
+        own = message.has_error() and reply.size == 0  # Flower answers for a node that is gone
+        if not own and metadata.src_node_id != asked.node.number:
+            raise UpdateRejected("the reply is signed with another node's number")
+        if metadata.reply_to_message_id != question:
+            raise UpdateRejected("the reply is to another message")
+
+    def _checked(self, message: Message, asked: _Asked) -> RecordDict:
+        content = unpack(
+            message.content, max_bytes=self._rules.max_update_bytes, finite=asked.spec is not None
+        )
+        if asked.spec is None:
+            return content
+        records = content.array_records
+        for name, record in records.items():
+            arrays = arrays_of(record)
+            if not all(isinstance(array, ArrayView) for array in record.values()):
+                _check_finite(arrays)
+            if len(records) == 1:
+                self._check_like(arrays, asked.spec, name)
+        return content
+
+    def _check_like(self, arrays: Mapping[str, update.Array], spec: Spec, record: str) -> None:
+        if set(arrays) != set(spec):
+            odd = sorted(set(arrays) ^ set(spec))[0]
+            raise UpdateRejected(
+                f"{record}: the array {odd!r} is in the model or in the update only"
+            )
+        for name, array in arrays.items():
+            types, shape = spec[name]
+            if str(array.dtype) not in types:
+                raise UpdateRejected(
+                    f"{name}: is {array.dtype}, the model has {' or '.join(sorted(types))}"
+                )
+            document = array.ndim == 1 and array.dtype == np.uint8
+            if array.shape != shape and not document:
+                raise UpdateRejected(f"{name}: has shape {array.shape}, the model has {shape}")
+
+    def _spec(self, content: RecordDict) -> Spec | None:
+        """Return what an update must look like; None where no model was sent."""
+        records = list(content.array_records.values())
+        if not records:
+            return None
+        found: Spec = {}
+        for name, array in records[0].items():
+            types = {str(array.dtype)}
+            if name in self._types:
+                types.add(self._types[name])
+            found[name] = (types, tuple(array.shape))
+        return found
+
+    # How an exchange ends
+
+    def _end(self, exchange: _Exchange, late: list[str]) -> None:
+        for site in late:
+            self._coordinator.event(
+                "update.rejected",
+                round=self._round,
+                site=site,
+                reason=f"no answer within {exchange.limit:g} s",
+            )
+        if late and self._rules.stragglers == "fail":
+            raise QuorumNotReached(
+                f"{', '.join(late)} did not answer within {exchange.limit:g} s",
+                hint='raise `deadline_s`, or set stragglers = "drop"',
+            )
+        if exchange.train:
+            self.check_quorum(len(exchange.accepted), len(exchange.asked))
+
+    def _still_live(
+        self, replies: list[tuple[Node, Message]], train: bool
+    ) -> Iterator[tuple[Node, Message]]:
+        """Drop what sites sent that have lost their admission meanwhile."""
+        live = self._coordinator.live_sites()
+        kept = 0
+        for node, message in replies:
+            if message.has_content() and node.site not in live:
+                reason = "the site lost its admission in this round"
+                self._contributors -= {node.site}
+                self._coordinator.event(
+                    "update.rejected", round=self._round, site=node.site, reason=reason
+                )
+                message = _failure(message, reason)
+            kept += message.has_content()
+            yield node, message
+        if train:
+            self.check_quorum(kept, len(replies))
+
+    def _watch_patience(self, count: int) -> None:
+        """A strategy that wants more nodes than there are asks again and again: end that."""
+        now = time.monotonic()
+        if self._short_since is None:
+            self._short_since = now
+        elif now - self._short_since > self._rules.seconds:
+            raise QuorumNotReached(
+                f"the strategy wants more than the {count} nodes that are online",
+                hint="lower its min_available_nodes, or wait for more sites",
+            )
+
+    # What people are told
+
+    def _report(self, message: Message, asked: _Asked, reply: Reply) -> None:
+        if asked.kind.split(".")[0] != MessageType.TRAIN:
+            return
+        metrics = _numbers(message.content)
+        digest = ""
+        for record in message.content.array_records.values():
+            digest = update.digest(arrays_of(record)).hex()
+            break
+        self._coordinator.event(
+            "update.received",
+            round=self._round,
+            site=asked.node.site,
+            bytes=reply.size,
+            examples=max(0, int(metrics.pop("num-examples", 0))),
+            metrics=metrics,
+            digest=digest,
+        )
+
+    def _reject(self, asked: _Asked, reason: str) -> None:
+        self._coordinator.event(
+            "update.rejected", round=self._round, site=asked.node.site, reason=reason[:2000]
+        )
+
+    def _place(self, node: Node) -> int:
+        return self._order.get(node.site, len(self._order))
+
+    def _absent(self, nodes: list[Node]) -> frozenset[str]:
+        return frozenset(self._rules.sites) - {node.site for node in nodes}
+
+
+def _check_finite(arrays: Mapping[str, update.Array]) -> None:
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biufc":
+            raise UpdateRejected(f"{name}: an array of {array.dtype} is not numbers")
+        if not np.isfinite(array).all():
+            raise UpdateRejected(f"{name}: holds NaN or infinity")
+
+
+def _numbers(content: RecordDict) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for record in content.metric_records.values():
+        for name, value in record.items():
+            if isinstance(value, int | float) and np.isfinite(value):
+                found[name] = float(value)
+    return found
+
+
+def _failure(message: Message, reason: str) -> Message:
+    return make_message(
+        metadata=message.metadata, error=Error(code=ErrorCode.UNKNOWN, reason=reason)
+    )
