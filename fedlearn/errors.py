@@ -14,6 +14,7 @@
     ├── KeyReleaseDenied     a key is not for this party
     ├── StoreError           sealed state cannot be read or written
     ├── LedgerError          the ledger is damaged; names the entry
+    ├── CommitmentError      records are not those that a client committed to
     ├── PrivacyError         a budget would be exceeded, or parameters are impossible
     └── RoundError
         ├── QuorumNotReached
@@ -29,6 +30,7 @@ from typing import ClassVar
 
 __all__ = [
     "AdmissionDenied",
+    "CommitmentError",
     "ConfigError",
     "EnrollmentRefused",
     "FedlearnError",
@@ -140,6 +142,12 @@ class LedgerError(FedlearnError):
     def __init__(self, message: str, *, entry: int | None = None, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.entry = entry
+
+
+class CommitmentError(FedlearnError):
+    """Records are not those that a client committed to, or cannot be committed to."""
+
+    code = "commitment"
 
 
 class PrivacyError(FedlearnError):
