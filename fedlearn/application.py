@@ -8,7 +8,6 @@ folder and as a bundle (a FAB: a zip file with a ``pyproject.toml`` at its root)
 from __future__ import annotations
 
 import io
-import tomllib
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Final
 
+from attestation import toml
 from fedlearn.config import file_bytes
 from fedlearn.errors import JobError
 
@@ -79,6 +79,8 @@ def check_bundle(bundle: bytes, *, where: str = "the bundle") -> Application:
             if "pyproject.toml" not in names:
                 raise JobError(f"{where}: has no pyproject.toml at its root")
             _check_names(names, where)
+            if archive.getinfo("pyproject.toml").file_size > toml.MAX_TOML_BYTES:
+                raise JobError(f"{where}: its pyproject.toml is too large")
             return _check_project(archive.read("pyproject.toml"), f"{where}: pyproject.toml")
     except (zipfile.BadZipFile, NotImplementedError, EOFError, KeyError, RuntimeError):
         raise JobError(f"{where}: is not a Flower app bundle") from None
@@ -107,14 +109,14 @@ def _check_names(names: Iterable[str], where: str) -> None:
 
 def _check_project(data: bytes, where: str) -> Application:
     try:
-        project = tomllib.loads(data.decode())
+        project = toml.parse(data).table
         flower = project["tool"]["flwr"]["app"]
         components = flower["components"]
         apps = {key: components[key] for key in ("serverapp", "clientapp")}
         name, version = project["project"]["name"], project["project"]["version"]
         defaults = _flat(flower.get("config", {}))
-    except (ValueError, RecursionError):
-        raise JobError(f"{where}: is not TOML") from None
+    except toml.TomlError as error:
+        raise JobError(f"{where}: {error}") from None
     except (KeyError, TypeError, AttributeError):
         raise JobError(
             f"{where}: needs project.name, project.version and, in [tool.flwr.app.components], "
