@@ -142,6 +142,17 @@ class AdmissionGate:
         self._claims: dict[bytes, Claims] = {}
         register.subscribe(self._ended)
 
+    def now(self) -> datetime:
+        """Return the time by the gate's clock."""
+        return self._clock()
+
+    def count(self, peer: str) -> None:
+        """Count a request that is not an admission against the rates of ``peer``.
+
+        :raises Throttled: when it is one too many.
+        """
+        self._rates.take(peer, now=self._clock())
+
     def challenge(self, job: str, site: str, peer: str) -> Challenge:
         """Give out a nonce for one admission to ``job`` at ``site``.
 

@@ -1,4 +1,4 @@
-"""Fixtures of the coordinator's tests: parts shared with other areas, loaded by path."""
+"""Fixtures of the edge's tests: parts shared with other areas, loaded by path."""
 
 from __future__ import annotations
 
@@ -35,3 +35,11 @@ def fakes() -> Callable[[str], Any]:
 def deployment(tmp_path: Path) -> Any:
     """A fresh coordinator with two sites and two jobs."""
     return load_fake("deployment").Deployment(tmp_path)
+
+
+@pytest.fixture
+def front(deployment: Any) -> Any:
+    """The gRPC listeners of ``deployment``, on real sockets."""
+    running = load_fake("front").Front(deployment, load_fake("deployment"))
+    yield running
+    running.stop()

@@ -35,3 +35,11 @@ def fakes() -> Callable[[str], Any]:
 def deployment(tmp_path: Path) -> Any:
     """A fresh coordinator with two sites and two jobs."""
     return load_fake("deployment").Deployment(tmp_path)
+
+
+@pytest.fixture
+def front(deployment: Any) -> Any:
+    """The gRPC listeners of ``deployment``, on real sockets."""
+    running = load_fake("front").Front(deployment, load_fake("deployment"))
+    yield running
+    running.stop()

@@ -1,0 +1,101 @@
+"""gRPC channels to the coordinator: limits, keepalive, and whom they trust.
+
+A channel trusts the given certificates only, never those of the machine. The name that is
+checked is :data:`fedlearn.spiffe.COORDINATOR_DNS`: only the coordinator's CA signs it, so an
+address may change. When the root is the server's very certificate (a partial chain), the
+channel reaches the holder of that key and nobody else.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import grpc
+
+from fedlearn.join import checked_address
+from fedlearn.spiffe import COORDINATOR_DNS
+from fedlearn.wire.failure import Unreachable
+
+__all__ = [
+    "MAX_BUNDLE_BYTES",
+    "MAX_CONTROL_BYTES",
+    "MAX_MESSAGE_BYTES",
+    "open_channel",
+    "patiently",
+]
+
+MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024 + 64 * 1024
+"""Upper bound of any message but a job's submission: 4 MiB of evidence and what is around."""
+
+MAX_BUNDLE_BYTES: Final = 64 * 1024 * 1024
+MAX_CONTROL_BYTES: Final = MAX_BUNDLE_BYTES + 2 * 1024 * 1024
+"""Upper bound of a job's submission."""
+
+_T = TypeVar("_T")
+
+
+def open_channel(
+    address: str,
+    *,
+    roots: bytes,
+    chain: bytes | None = None,
+    key: bytes | None = None,
+    max_bytes: int = MAX_MESSAGE_BYTES,
+) -> grpc.Channel:
+    """Return a channel to ``host:port``. It connects when it is first used.
+
+    ``roots`` is PEM; ``chain`` and ``key`` (PEM) identify the caller in mutual TLS.
+
+    :raises ConfigError: when the address is malformed.
+    """
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=roots, private_key=key, certificate_chain=chain
+    )
+    options = [
+        ("grpc.ssl_target_name_override", COORDINATOR_DNS),
+        ("grpc.default_authority", COORDINATOR_DNS),
+        ("grpc.max_send_message_length", max_bytes),
+        ("grpc.max_receive_message_length", MAX_CONTROL_BYTES),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 0),
+        ("grpc.enable_retries", 0),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+        # The pinning handshake goes straight to the address; so must everything after it.
+        ("grpc.enable_http_proxy", 0),
+        # Channels with other certificates must not share a connection.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    return grpc.secure_channel(checked_address(address), credentials, options=options)
+
+
+def patiently(
+    call: Callable[[], _T],
+    *,
+    attempts: int = 6,
+    first: float = 0.1,
+    longest: float = 5.0,
+    sleep: Callable[[float], None] = time.sleep,
+    draw: Callable[[float, float], float] = random.uniform,
+) -> _T:
+    """Call again while nobody answers, with exponential backoff and full jitter.
+
+    Only for calls that may be made twice. Anything but :class:`Unreachable` is final.
+
+    :raises Unreachable: after ``attempts`` tries.
+    """
+    for attempt in range(attempts):
+        try:
+            return call()
+        except Unreachable:
+            if attempt == attempts - 1:
+                raise
+        sleep(draw(0.0, min(longest, first * 2**attempt)))
+    raise ValueError("attempts must be positive")

@@ -1,0 +1,162 @@
+"""Errors across the wire: a status code, a sentence, and what to do next.
+
+The status carries the message. Trailing metadata carries ``fedlearn-code`` (the stable code
+of :mod:`fedlearn.errors`, or ``attestation/<class>``), ``fedlearn-hint-bin`` and
+``fedlearn-findings-bin`` (UTF-8 and JSON). No trace and no path of the server crosses.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import grpc
+
+from attestation import errors as attestation_errors
+from attestation.errors import AttestationError
+from fedlearn import errors
+from fedlearn.errors import (
+    AdmissionDenied,
+    ConfigError,
+    FedlearnError,
+    JobError,
+    KeyReleaseDenied,
+    Throttled,
+    TransportError,
+)
+
+__all__ = ["Unreachable", "failure_of", "status_of", "trailing_of"]
+
+MAX_MESSAGE_CHARS: Final = 2000
+MAX_HINT_BYTES: Final = 1000
+MAX_FINDINGS_BYTES: Final = 3500
+"""gRPC gives all metadata of a call 8 KiB."""
+
+
+class Unreachable(TransportError):
+    """Nobody answered. The same call may succeed later."""
+
+
+_STATUS: Final = (
+    (Throttled, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (ConfigError, grpc.StatusCode.INVALID_ARGUMENT),
+    (JobError, grpc.StatusCode.FAILED_PRECONDITION),
+    (AdmissionDenied, grpc.StatusCode.PERMISSION_DENIED),
+    (KeyReleaseDenied, grpc.StatusCode.PERMISSION_DENIED),
+    (TransportError, grpc.StatusCode.UNAUTHENTICATED),
+    (AttestationError, grpc.StatusCode.INVALID_ARGUMENT),
+    (FedlearnError, grpc.StatusCode.INTERNAL),
+)
+
+
+def status_of(error: FedlearnError | AttestationError) -> grpc.StatusCode:
+    """Return the gRPC status that stands for ``error``."""
+    return next(status for kind, status in _STATUS if isinstance(error, kind))
+
+
+def trailing_of(error: FedlearnError | AttestationError) -> tuple[tuple[str, str | bytes], ...]:
+    """Return the trailing metadata that lets the caller rebuild ``error``."""
+    if isinstance(error, AttestationError):
+        code = f"attestation/{type(error).__name__}"
+    else:
+        code = error.code
+    trailing: list[tuple[str, str | bytes]] = [("fedlearn-code", code)]
+    if error.hint:
+        trailing.append(("fedlearn-hint-bin", error.hint.encode()[:MAX_HINT_BYTES]))
+    findings = getattr(error, "findings", ())
+    if findings:
+        kept: list[Any] = []
+        for finding in findings:
+            if len(json.dumps([*kept, finding]).encode()) > MAX_FINDINGS_BYTES:
+                break
+            kept.append(finding)
+        trailing.append(("fedlearn-findings-bin", json.dumps(kept).encode()))
+    return tuple(trailing)
+
+
+def failure_of(error: grpc.RpcError, what: str) -> FedlearnError | AttestationError:
+    """Return the error that a failed call stands for. ``what`` names the peer, for people."""
+    call: Any = error if hasattr(error, "trailing_metadata") else None
+    code = call.code() if call else grpc.StatusCode.UNKNOWN
+    details = (call.details() if call else "") or ""
+    trailing = (call.trailing_metadata() if call else ()) or ()
+    metadata: dict[str, Any] = {str(key): value for key, value in trailing}
+    ours = metadata.get("fedlearn-code")
+    if isinstance(ours, str):
+        return _rebuilt(ours, details[:MAX_MESSAGE_CHARS], metadata)
+    match code:
+        case grpc.StatusCode.UNAVAILABLE if "CERTIFICATE_VERIFY_FAILED" in details:
+            return TransportError(
+                f"{what} does not prove who it is: its certificate is not the expected one",
+                hint="see that address and CA are those of your coordinator; then attest again",
+            )
+        case grpc.StatusCode.UNAVAILABLE:
+            return Unreachable(
+                f"{what} cannot be reached, or closed the connection",
+                hint="see that it runs, that the address is right, that no firewall is between, "
+                "and that your certificate has not expired",
+            )
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return TransportError(f"{what} did not answer in time", hint="try again")
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return TransportError(
+                f"{what} refused the message: it is too large, or there are too many",
+                hint="see the limits in the documentation",
+            )
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return TransportError(
+                f"{what} does not know this call", hint="use the same release on both sides"
+            )
+        case grpc.StatusCode.CANCELLED:
+            return TransportError(f"the call to {what} was cancelled")
+        case _:
+            return TransportError(f"{what} failed: {_plain(details)}")
+
+
+def _rebuilt(code: str, message: str, metadata: dict[str, Any]) -> FedlearnError | AttestationError:
+    message = _plain(message)
+    raw = metadata.get("fedlearn-hint-bin", b"")
+    hint = _plain(raw.decode("utf-8", "replace")) if isinstance(raw, bytes) else ""
+    if code.startswith("attestation/"):
+        known = getattr(attestation_errors, code.removeprefix("attestation/"), None)
+        if isinstance(known, type) and issubclass(known, AttestationError):
+            return known(message, hint=hint)
+        return AttestationError(message, hint=hint)
+    kind = _BY_CODE.get(code, TransportError)
+    if issubclass(kind, AdmissionDenied):
+        return kind(message, findings=findings_of(metadata.get("fedlearn-findings-bin")), hint=hint)
+    return kind(message, hint=hint)
+
+
+def findings_of(raw: object) -> tuple[dict[str, object], ...]:
+    """Return the findings in ``raw`` (JSON); what is no list of objects is left out."""
+    if not isinstance(raw, bytes | str) or not raw:
+        return ()
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError):
+        return ()
+    if not isinstance(document, list):
+        return ()
+    return tuple(item for item in document if isinstance(item, dict))
+
+
+def denied_of(reason: str, *, findings_json: str, code: str, hint: str) -> AdmissionDenied:
+    """Return the refusal that a reply carries."""
+    kind = _BY_CODE.get(code, AdmissionDenied)
+    if not issubclass(kind, AdmissionDenied):
+        kind = AdmissionDenied
+    return kind(_plain(reason), findings=findings_of(findings_json), hint=_plain(hint))
+
+
+def _plain(text: str) -> str:
+    """Text from a peer, for a terminal: printable, on one line, bounded."""
+    shown = "".join(c if c.isprintable() else " " for c in text[: MAX_MESSAGE_CHARS + 1])
+    return shown if len(shown) <= MAX_MESSAGE_CHARS else shown[: MAX_MESSAGE_CHARS - 3] + "..."
+
+
+_BY_CODE: Final[dict[str, type[FedlearnError]]] = {
+    kind.code: kind
+    for kind in (getattr(errors, name) for name in errors.__all__)
+    if kind is not FedlearnError
+}

@@ -1,0 +1,165 @@
+"""Finding the coordinator's CA by the hash of its key: no trust on first use.
+
+The server sends its certificate and its CA in the handshake (RFC 8446, section 4.4.2). We
+take them from one handshake, check that the CA's key has the pinned hash and that it signed
+the certificate, and only then open real channels that trust exactly these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import ssl
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, cast
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from fedlearn.errors import TransportError
+from fedlearn.join import checked_address
+from fedlearn.spiffe import COORDINATOR_DNS, CoordinatorId, parse
+from fedlearn.wire.failure import Unreachable
+
+__all__ = ["PinnedServer", "fetch_pinned"]
+
+_MAX_CERTIFICATES: Final = 4
+_MAX_CERTIFICATE_BYTES: Final = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PinnedServer:
+    """A server whose CA has the pinned key.
+
+    ``ca_pem``, ``leaf_pem``  its CA, and the certificate of its listener
+    ``tls_key``               DER SPKI of the listener
+    ``verifier_id``           SHA-256 of the CA's SPKI: the pin
+    """
+
+    address: str
+    trust_domain: str
+    ca_pem: bytes
+    leaf_pem: bytes
+    tls_key: bytes
+    verifier_id: bytes
+
+
+def fetch_pinned(
+    address: str, *, ca_pin: bytes, now: datetime, timeout: float = 10.0
+) -> PinnedServer:
+    """Return who answers at ``address``, if the CA with the pinned key vouches for it.
+
+    :raises ConfigError: when the address is malformed.
+    :raises Unreachable: when nobody answers.
+    :raises TransportError: when the CA is another, or did not sign this certificate.
+    """
+    host, _, port = checked_address(address).rpartition(":")
+    chain = [_load(der) for der in _handshake(host.strip("[]"), int(port), timeout)]
+    if not chain:
+        raise TransportError(f"{address} shows no certificate")
+    leaf = chain[0]
+    authority = next((item for item in chain[1:] if _pin(item) == ca_pin), None)
+    if authority is None:
+        raise TransportError(
+            f"{address} is not the expected coordinator: its CA does not have the pinned key",
+            hint="check the address; if the coordinator has a new CA, ask for a new join token",
+        )
+    try:
+        is_ca = authority.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        leaf.verify_directly_issued_by(authority)
+    except (
+        ValueError,
+        TypeError,
+        InvalidSignature,
+        UnsupportedAlgorithm,
+        x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+    ) as error:
+        raise TransportError(
+            f"the certificate of {address} is not signed by the pinned CA"
+        ) from error
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    identity = parse(uris[0]) if len(uris) == 1 else None
+    if (
+        not is_ca
+        or not isinstance(identity, CoordinatorId)
+        or COORDINATOR_DNS not in names.get_values_for_type(x509.DNSName)
+        or list(usage) != [ExtendedKeyUsageOID.SERVER_AUTH]
+    ):
+        raise TransportError(f"the certificate of {address} is not that of a coordinator")
+    for item in (leaf, authority):
+        if not item.not_valid_before_utc <= now < item.not_valid_after_utc:
+            raise TransportError(
+                f"a certificate of {address} is valid from {item.not_valid_before_utc} "
+                f"to {item.not_valid_after_utc}",
+                hint="set the clocks of both machines (NTP), or renew the certificate",
+            )
+    return PinnedServer(
+        address=address,
+        trust_domain=identity.trust_domain,
+        ca_pem=authority.public_bytes(Encoding.PEM),
+        leaf_pem=leaf.public_bytes(Encoding.PEM),
+        tls_key=leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+        verifier_id=ca_pin,
+    )
+
+
+def _handshake(host: str, port: int, timeout: float) -> list[bytes]:
+    """Return the certificates that the server sent, DER, unverified."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Nothing is trusted here and nothing is sent: the caller judges the chain.
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection((host, port), timeout=timeout) as plain,
+            context.wrap_socket(plain, server_hostname=COORDINATOR_DNS) as secure,
+        ):
+            return _unverified_chain(secure)
+    except ssl.SSLError as error:
+        raise TransportError(
+            f"{host}:{port} does not speak TLS as a coordinator does: {error.reason}",
+            hint="check the port",
+        ) from error
+    except OSError as error:
+        raise Unreachable(
+            f"{host}:{port} cannot be reached: {error}",
+            hint="see that the coordinator runs and that no firewall is between",
+        ) from error
+
+
+def _unverified_chain(secure: ssl.SSLSocket) -> list[bytes]:
+    """Python 3.13 made this public; before, it is there on the inner object."""
+    public = getattr(secure, "get_unverified_chain", None)
+    if public is not None:
+        found: list[Any] = list(public())
+    else:
+        inner = cast("Any", secure)._sslobj
+        found = [item.public_bytes(2) for item in inner.get_unverified_chain() or ()]
+    certificates = [bytes(item) for item in found[:_MAX_CERTIFICATES]]
+    if any(len(item) > _MAX_CERTIFICATE_BYTES for item in certificates):
+        raise TransportError("the server shows a certificate that is too long")
+    return certificates
+
+
+def _load(der: bytes) -> x509.Certificate:
+    try:
+        return x509.load_der_x509_certificate(der)
+    except ValueError as error:
+        raise TransportError("the server shows a malformed certificate") from error
+
+
+def _pin(certificate: x509.Certificate) -> bytes:
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        return b""
+    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(der).digest()

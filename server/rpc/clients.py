@@ -1,0 +1,64 @@
+"""The Clients service: what an admitted client asks for."""
+
+from __future__ import annotations
+
+from fedlearn.errors import AdmissionDenied, ConfigError, Throttled, TransportError
+from fedlearn.wire import fedlearn_pb2 as pb
+from server.admission import AdmissionGate
+from server.register import Admission
+from server.rpc.gate import Welcome, admit_reply, admit_request, refused_reply
+from server.rpc.guard import Caller
+from server.rpc.ports import Coordinator
+
+__all__ = ["ClientsService"]
+
+_ROOT_BYTES = 32
+_MAX_FILE_ID_BYTES = 64
+_MAX_MODEL_CHARS = 256
+
+
+class ClientsService:
+    """Bodies of ``fedlearn.v1.Clients``. The guard has found the caller's live admission."""
+
+    def __init__(self, *, gate: AdmissionGate, coordinator: Coordinator, welcome: Welcome) -> None:
+        self._gate = gate
+        self._coordinator = coordinator
+        self._welcome = welcome
+
+    def Renew(self, request: pb.AdmitRequest, caller: Caller) -> pb.AdmitReply:  # noqa: N802
+        """Attest again; a refusal is a reply, with its findings."""
+        try:
+            admitted = self._gate.renew(admit_request(request, caller.peer), _admission(caller))
+        except Throttled:
+            raise
+        except AdmissionDenied as denied:
+            return refused_reply(denied)
+        return admit_reply(admitted, self._welcome)
+
+    def CommitData(self, request: pb.CommitDataRequest, caller: Caller) -> pb.CommitDataReply:  # noqa: N802
+        """Commit to the client's data set."""
+        admission = _admission(caller)
+        if request.job != admission.job:
+            raise ConfigError(f"the admission is for job {admission.job}", key="job")
+        if len(request.root) != _ROOT_BYTES:
+            raise ConfigError(f"a Merkle root has {_ROOT_BYTES} bytes", key="root")
+        entry = self._coordinator.commit_data(admission, root=request.root, records=request.records)
+        return pb.CommitDataReply(ledger_entry=entry)
+
+    def ReleaseKey(self, request: pb.ReleaseKeyRequest, caller: Caller) -> pb.ReleaseKeyReply:  # noqa: N802
+        """Release a content key to the attested key."""
+        if len(request.model) > _MAX_MODEL_CHARS or len(request.file_id) > _MAX_FILE_ID_BYTES:
+            raise ConfigError("the name of the model or file is too long", key="model")
+        wrapped = self._coordinator.release_key(
+            _admission(caller),
+            model=request.model,
+            version=request.version,
+            file_id=request.file_id,
+        )
+        return pb.ReleaseKeyReply(wrapped=wrapped)
+
+
+def _admission(caller: Caller) -> Admission:
+    if caller.admission is None:
+        raise TransportError("this service needs an admission")
+    return caller.admission

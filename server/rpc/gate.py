@@ -1,0 +1,141 @@
+"""The Gate service: enrollment, the coordinator's proof, challenges and admission."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from fedlearn.errors import AdmissionDenied, Throttled
+from fedlearn.wire import fedlearn_pb2 as pb
+from server.admission import AdmissionGate, AdmitRequest, Admitted
+from server.enrollment import Site, SiteRegister, SiteStatus
+from server.pki import CertificateAuthority
+from server.proof import CoordinatorProof
+from server.rpc.guard import Caller
+
+__all__ = ["GateService", "Welcome", "admit_reply", "admit_request", "refused_reply"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    """What newcomers are told: where to go next, and whose orders to follow.
+
+    ``order_key``  DER SPKI of the key that signs assignments
+    """
+
+    fleet_address: str
+    control_address: str
+    order_key: bytes
+
+
+class GateService:
+    """Bodies of ``fedlearn.v1.Gate``."""
+
+    def __init__(
+        self,
+        *,
+        gate: AdmissionGate,
+        proof: CoordinatorProof,
+        sites: SiteRegister,
+        ca: CertificateAuthority,
+        welcome: Welcome,
+    ) -> None:
+        self._gate = gate
+        self._proof = proof
+        self._sites = sites
+        self._ca = ca
+        self._welcome = welcome
+
+    def Enroll(self, request: pb.EnrollRequest, caller: Caller) -> pb.EnrollReply:  # noqa: N802
+        """Redeem a join token."""
+        self._gate.count(caller.peer)
+        site = self._sites.enroll(request.token, request.csr, peer=caller.peer)
+        return enroll_reply(site, request.csr, self._ca, self._gate, self._welcome)
+
+    def AttestCoordinator(  # noqa: N802
+        self, request: pb.AttestCoordinatorRequest, caller: Caller
+    ) -> pb.AttestCoordinatorReply:
+        """Prove the coordinator."""
+        proof = self._proof.prove(request.job, request.nonce, caller.peer)
+        return pb.AttestCoordinatorReply(evidence=proof.evidence, hpke_key=proof.hpke_key)
+
+    def Challenge(self, request: pb.ChallengeRequest, caller: Caller) -> pb.ChallengeReply:  # noqa: N802
+        """Give out a nonce."""
+        challenge = self._gate.challenge(request.job, request.site, caller.peer)
+        return pb.ChallengeReply(
+            nonce=challenge.nonce,
+            expires_unix_ms=int(challenge.expires.timestamp() * 1000),
+            verifier_id=challenge.verifier_id,
+        )
+
+    def Admit(self, request: pb.AdmitRequest, caller: Caller) -> pb.AdmitReply:  # noqa: N802
+        """Admit a client; a refusal is a reply, with its findings."""
+        try:
+            admitted = self._gate.admit(admit_request(request, caller.peer))
+        except Throttled:
+            raise
+        except AdmissionDenied as denied:
+            return refused_reply(denied)
+        return admit_reply(admitted, self._welcome)
+
+
+def enroll_reply(
+    site: Site,
+    csr: bytes,
+    ca: CertificateAuthority,
+    gate: AdmissionGate,
+    welcome: Welcome,
+) -> pb.EnrollReply:
+    """Return a certificate for an active site, or that it has to wait."""
+    if site.status not in (SiteStatus.ACTIVE, SiteStatus.DRAINING):
+        return pb.EnrollReply(status=pb.EnrollReply.PENDING, site=site.name)
+    issued = ca.issue_site(csr, site=site.name, now=gate.now())
+    return pb.EnrollReply(
+        status=pb.EnrollReply.ACCEPTED,
+        site=site.name,
+        certificate_chain=issued.chain_pem,
+        order_key=welcome.order_key,
+        control_address=welcome.control_address,
+    )
+
+
+def admit_request(request: pb.AdmitRequest, peer: str) -> AdmitRequest:
+    """Take a request off the wire."""
+    return AdmitRequest(
+        job=request.job,
+        site=request.site,
+        client=request.client,
+        nonce=request.nonce,
+        csr=request.csr,
+        hpke_key=request.hpke_key,
+        evidence=request.evidence,
+        site_voucher=request.site_voucher,
+        peer=peer,
+    )
+
+
+def admit_reply(admitted: Admitted, welcome: Welcome) -> pb.AdmitReply:
+    """Put an admission on the wire."""
+    return pb.AdmitReply(
+        admitted=pb.Admitted(
+            certificate_chain=admitted.certificate_chain,
+            expires_unix_ms=int(admitted.admission.expires.timestamp() * 1000),
+            renew_after_unix_ms=int(admitted.renew_after.timestamp() * 1000),
+            fleet_address=welcome.fleet_address,
+            control_address=welcome.control_address,
+            node_id=admitted.admission.node_id,
+            result=admitted.token,
+        )
+    )
+
+
+def refused_reply(denied: AdmissionDenied) -> pb.AdmitReply:
+    """Put a refusal on the wire."""
+    return pb.AdmitReply(
+        refused=pb.Refused(
+            reason=str(denied),
+            findings_json=json.dumps(list(denied.findings)),
+            code=denied.code,
+            hint=denied.hint,
+        )
+    )

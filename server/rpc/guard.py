@@ -1,0 +1,255 @@
+"""The guard before every call: who is calling, may they, and what they are told.
+
+Bodies of services are plain functions of a request and a :class:`Caller`. The guard runs
+them in a bounded pool of threads with a deadline, turns errors into statuses with a code and
+a hint, and lets nothing of the inside out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import secrets
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from urllib.parse import unquote
+
+import grpc
+
+from attestation.errors import AttestationError
+from fedlearn.errors import FedlearnError, Throttled, TransportError
+from fedlearn.spiffe import ClientId, OperatorId, SiteId
+from fedlearn.wire.channel import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES
+from fedlearn.wire.failure import MAX_MESSAGE_CHARS, status_of, trailing_of
+from server.enrollment import Site, SiteRegister
+from server.peers import PeerCertificate
+from server.register import Admission, AdmissionRegister
+
+__all__ = ["Caller", "Guard", "Identify", "identify_anyone", "identify_by_certificate"]
+
+_LOG = logging.getLogger("fedlearn.rpc")
+_SUBMIT: Final = "/fedlearn.v1.Operator/SubmitJob"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who is calling. Exactly what the service needs is set; the gate's callers have no name.
+
+    ``peer``  the network address without its port, for rates and the ledger
+    """
+
+    peer: str
+    certificate: PeerCertificate | None = None
+    site: Site | None = None
+    admission: Admission | None = None
+    operator: str = ""
+
+
+Identify = Callable[[str, str, bytes | None], Caller]
+"""From method, peer address and PEM certificate to a caller; raises TransportError or
+AdmissionDenied when it may not call this."""
+
+
+def identify_anyone(method: str, peer: str, pem: bytes | None) -> Caller:
+    """Let anyone call: for the gate, whose callers prove themselves in the message."""
+    return Caller(peer=peer)
+
+
+def identify_by_certificate(
+    *,
+    trust_domain: str,
+    sites: SiteRegister,
+    register: AdmissionRegister,
+    clock: Callable[[], datetime],
+) -> Identify:
+    """Return a function that admits sites to Sites, live clients to Clients, operators to
+    Operator, and nobody to anything else. It is asked on every call: a certificate that
+    expired, a site that was removed or an admission that ended counts at once, whatever
+    the age of the connection.
+    """
+
+    def identify(method: str, peer: str, pem: bytes | None) -> Caller:
+        if not pem:
+            raise TransportError("this service needs a client certificate")
+        now = clock()
+        certificate = PeerCertificate.parse(pem).checked(trust_domain=trust_domain, now=now)
+        service = method.split("/")[1].removeprefix("fedlearn.v1.")
+        match service, certificate.id:
+            case "Sites", SiteId():
+                site = sites.authenticate(certificate)
+                return Caller(peer=peer, certificate=certificate, site=site)
+            case "Clients", ClientId() as client:
+                admission = register.live(certificate.thumbprint, now=now)
+                named = (client.job, client.site, client.client)
+                if named != (admission.job, admission.site, admission.client):
+                    raise TransportError(f"{client} is not whom this key was admitted as")
+                return Caller(peer=peer, certificate=certificate, admission=admission)
+            case "Operator", OperatorId() as operator:
+                return Caller(peer=peer, certificate=certificate, operator=operator.name)
+            case _:
+                raise TransportError(
+                    f"{certificate.id} may not call {service}",
+                    hint="use the certificate that was issued for this service",
+                )
+
+    return identify
+
+
+@dataclass(frozen=True, slots=True)
+class _TooLong:
+    """What takes the place of a message that was not parsed."""
+
+    size: int
+    limit: int
+
+
+class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Wraps every method of a server."""
+
+    def __init__(
+        self, *, identify: Identify, pool: Executor, streams: Executor, deadline: float
+    ) -> None:
+        self._identify = identify
+        self._pool = pool
+        self._streams = streams
+        self._deadline = deadline
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Return the guarded form of the method that was called."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        limit = MAX_CONTROL_BYTES if method == _SUBMIT else MAX_MESSAGE_BYTES
+        parse = _bounded(handler.request_deserializer, limit)
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(
+                self._unary(method, handler.unary_unary),
+                request_deserializer=parse,
+                response_serializer=handler.response_serializer,
+            )
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(
+                self._feed(method, handler.unary_stream),
+                request_deserializer=parse,
+                response_serializer=handler.response_serializer,
+            )
+        return grpc.stream_stream_rpc_method_handler(
+            self._dialogue(method, handler.stream_stream),
+            request_deserializer=parse,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _unary(self, method: str, body: Callable[[Any, Caller], Any]) -> Any:
+        async def call(request: Any, context: Any) -> Any:
+            try:
+                caller = self._caller(method, context)
+                loop = asyncio.get_running_loop()
+                work = loop.run_in_executor(self._pool, body, _checked(request), caller)
+                return await asyncio.wait_for(asyncio.shield(work), self._deadline)
+            except Exception as error:  # noqa: BLE001 - the one place where errors are told
+                await _tell(context, method, error)
+
+        return call
+
+    def _feed(self, method: str, body: Callable[[Any, Caller, threading.Event], Any]) -> Any:
+        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+            stop = threading.Event()
+            try:
+                caller = self._caller(method, context)
+                source = body(_checked(request), caller, stop)
+                async for item in _drawn(source, self._streams):
+                    yield item
+            except Exception as error:  # noqa: BLE001 - the one place where errors are told
+                await _tell(context, method, error)
+            finally:
+                stop.set()
+
+        return call
+
+    def _dialogue(self, method: str, body: Callable[[AsyncIterator[Any], Caller], Any]) -> Any:
+        async def call(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+            try:
+                caller = self._caller(method, context)
+                async for item in body(_all_checked(requests), caller):
+                    yield item
+            except Exception as error:  # noqa: BLE001 - the one place where errors are told
+                await _tell(context, method, error)
+
+        return call
+
+    def _caller(self, method: str, context: Any) -> Caller:
+        shown = context.auth_context().get("x509_pem_cert") or (None,)
+        return self._identify(method, _address(context.peer()), shown[0])
+
+
+def _bounded(parse: Callable[[bytes], Any], limit: int) -> Callable[[bytes], Any]:
+    def parse_bounded(data: bytes) -> Any:
+        return _TooLong(len(data), limit) if len(data) > limit else parse(data)
+
+    return parse_bounded
+
+
+def _checked(request: Any) -> Any:
+    if isinstance(request, _TooLong):
+        raise Throttled(
+            f"the message has {request.size} bytes, at most {request.limit} are accepted"
+        )
+    return request
+
+
+async def _all_checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _checked(request)
+
+
+async def _drawn(source: Iterator[Any], pool: Executor) -> AsyncIterator[Any]:
+    """Draw from a blocking iterator in ``pool``."""
+    loop = asyncio.get_running_loop()
+    end = object()
+    while True:
+        item = await loop.run_in_executor(pool, next, source, end)
+        if item is end:
+            return
+        yield item
+
+
+async def _tell(context: Any, method: str, error: Exception) -> None:
+    """End the call with what the caller may know of ``error``."""
+    if isinstance(error, FedlearnError | AttestationError):
+        message = str(error)
+        if len(message) > MAX_MESSAGE_CHARS:
+            message = message[: MAX_MESSAGE_CHARS - 3] + "..."
+        await context.abort(status_of(error), message, trailing_of(error))
+    elif isinstance(error, TimeoutError):
+        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the coordinator took too long")
+    elif isinstance(error, grpc.aio.AbortError):
+        raise error
+    else:
+        reference = secrets.token_hex(4)
+        _LOG.error("%s failed (reference %s)", method, reference, exc_info=error)
+        await context.abort(
+            grpc.StatusCode.INTERNAL,
+            f"internal error; the coordinator's log has more under reference {reference}",
+        )
+
+
+def _address(peer: str) -> str:
+    """``ipv4:192.0.2.1:5000`` to ``192.0.2.1``; IPv6 to its /64, which one party holds."""
+    kind, _, rest = unquote(peer).partition(":")
+    if kind == "ipv4":
+        return rest.rpartition(":")[0]
+    if kind == "ipv6":
+        host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
+        network = ipaddress.ip_network((host, 64), strict=False)
+        return str(network)
+    return kind

@@ -1,0 +1,218 @@
+"""The two listeners, on one event loop in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Self
+
+from fedlearn.errors import ConfigError, FedlearnError, TransportError
+from fedlearn.join import checked_address
+from fedlearn.wire.channel import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES
+
+import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
+
+from fedlearn.wire import fedlearn_pb2_grpc as rpc
+from server.admission import AdmissionGate
+from server.enrollment import Site, SiteRegister, SiteStatus
+from server.pki import CertificateAuthority
+from server.proof import CoordinatorProof
+from server.rpc.clients import ClientsService
+from server.rpc.gate import GateService, Welcome
+from server.rpc.guard import Guard, Identify, identify_anyone, identify_by_certificate
+from server.rpc.operator import OperatorService
+from server.rpc.ports import Coordinator
+from server.rpc.sites import SitesService
+
+__all__ = ["Listeners", "RpcConfig"]
+
+_START_SECONDS: Final = 15.0
+_register: Final[Any] = rpc
+"""The generated functions, which carry no types."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RpcConfig:
+    """Where to listen, and how much at once. Port 0 takes any free port.
+
+    ``gate``, ``control``  ``host:port`` to bind
+    ``deadline``           seconds that one unary call may take
+    ``watchers``           how many operators may follow jobs at once
+    """
+
+    gate: str
+    control: str
+    deadline: float = 60.0
+    gate_calls: int = 256
+    control_calls: int = 4096
+    threads: int = 16
+    watchers: int = 32
+
+
+class Listeners:
+    """Serves Gate over TLS, and Sites, Clients and Operator over mutual TLS.
+
+    ``server_chain``, ``server_key``  PEM; the chain ends with the CA, which pinning needs
+    """
+
+    def __init__(
+        self,
+        *,
+        config: RpcConfig,
+        server_chain: bytes,
+        server_key: bytes,
+        ca: CertificateAuthority,
+        gate: AdmissionGate,
+        proof: CoordinatorProof,
+        sites: SiteRegister,
+        coordinator: Coordinator,
+        welcome: Welcome,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._config = config
+        self._chain = server_chain
+        self._key = server_key
+        self._ca = ca
+        self._gate_pool = ThreadPoolExecutor(config.threads, thread_name_prefix="gate")
+        self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="control")
+        self._watchers = ThreadPoolExecutor(config.watchers, thread_name_prefix="watch")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="rpc", daemon=True)
+        self._servers: list[Any] = []
+        self._identify = identify_by_certificate(
+            trust_domain=ca.trust_domain, sites=sites, register=gate.register, clock=clock
+        )
+        self._gate_service = GateService(
+            gate=gate, proof=proof, sites=sites, ca=ca, welcome=welcome
+        )
+        self._sites_service = SitesService(
+            coordinator=coordinator,
+            sites=sites,
+            gate=gate,
+            ca=ca,
+            welcome=welcome,
+            clock=clock,
+            pool=self._pool,
+        )
+        self._clients_service = ClientsService(gate=gate, coordinator=coordinator, welcome=welcome)
+        self._operator_service = OperatorService(
+            coordinator=coordinator,
+            sites=sites,
+            gate=gate,
+            connected=self._sites_service.connected,
+        )
+        self.gate_port = 0
+        self.control_port = 0
+
+        def cut_off(site: Site) -> None:
+            if site.status is SiteStatus.REMOVED:
+                gate.revoke_site(site.name, f"site {site.name} was removed")
+
+        sites.subscribe(cut_off)
+
+    def start(self) -> Self:
+        """Listen; return when both ports accept connections.
+
+        :raises ConfigError: when an address cannot be bound.
+        """
+        self._thread.start()
+        future = asyncio.run_coroutine_threadsafe(self._serve(), self._loop)
+        try:
+            future.result(_START_SECONDS)
+        except FedlearnError:
+            self.stop(0.0)
+            raise
+        except TimeoutError as error:
+            self.stop(0.0)
+            raise TransportError("the gRPC listeners did not start in time") from error
+        return self
+
+    def stop(self, grace: float = 2.0) -> None:
+        """Take no new calls, give those that run ``grace`` seconds, and end."""
+        if self._loop.is_closed():
+            return
+        future = asyncio.run_coroutine_threadsafe(self._stop(grace), self._loop)
+        future.result(grace + 10.0)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5.0)
+        self._loop.close()
+        for pool in (self._gate_pool, self._pool, self._watchers):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        """Start."""
+        return self.start()
+
+    def __exit__(self, *exception: object) -> None:
+        """Stop."""
+        self.stop(0.5)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    async def _serve(self) -> None:
+        gate = self._server(
+            identify_anyone, self._gate_pool, MAX_MESSAGE_BYTES, self._config.gate_calls
+        )
+        _register.add_GateServicer_to_server(self._gate_service, gate)
+        control = self._server(
+            self._identify, self._pool, MAX_CONTROL_BYTES, self._config.control_calls
+        )
+        _register.add_SitesServicer_to_server(self._sites_service, control)
+        _register.add_ClientsServicer_to_server(self._clients_service, control)
+        _register.add_OperatorServicer_to_server(self._operator_service, control)
+        self.gate_port = self._bind(gate, self._config.gate, mutual=False)
+        self.control_port = self._bind(control, self._config.control, mutual=True)
+        for server in (gate, control):
+            await server.start()
+            self._servers.append(server)
+
+    async def _stop(self, grace: float) -> None:
+        await asyncio.gather(*(server.stop(grace) for server in self._servers))
+
+    def _server(
+        self, identify: Identify, pool: ThreadPoolExecutor, max_bytes: int, calls: int
+    ) -> Any:
+        guard = Guard(
+            identify=identify,
+            pool=pool,
+            streams=self._watchers,
+            deadline=self._config.deadline,
+        )
+        options = [
+            ("grpc.max_receive_message_length", max_bytes),
+            ("grpc.max_send_message_length", MAX_CONTROL_BYTES),
+            ("grpc.so_reuseport", 0),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.max_connection_idle_ms", 15 * 60_000),
+            ("grpc.server_handshake_timeout_ms", 10_000),
+        ]
+        return grpc.aio.server(interceptors=[guard], options=options, maximum_concurrent_rpcs=calls)
+
+    def _bind(self, server: Any, address: str, *, mutual: bool) -> int:
+        host, _, port = address.rpartition(":")
+        if port != "0":
+            checked_address(address)
+        credentials = grpc.ssl_server_credentials(
+            [(self._key, self._chain)],
+            root_certificates=self._ca.certificate_pem if mutual else None,
+            require_client_auth=mutual,
+        )
+        try:
+            bound: int = server.add_secure_port(f"{host}:{port}", credentials)
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise ConfigError(
+                f"{address} cannot be bound",
+                key="listen",
+                hint="see that no other process listens there (`ss -ltnp`)",
+            )
+        return bound

@@ -1,0 +1,171 @@
+"""The Operator service: jobs, sites, revocation and policies."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+from fedlearn.errors import ConfigError
+from fedlearn.spiffe import checked_name
+from fedlearn.wire import fedlearn_pb2 as pb
+from server.admission import AdmissionGate
+from server.enrollment import TOKEN_LIFETIME, Site, SiteRegister
+from server.rpc.guard import Caller
+from server.rpc.ports import Coordinator, JobView
+
+__all__ = ["OperatorService"]
+
+_MAX_JOB_TOML_BYTES = 256 * 1024
+_MAX_POLICY_BYTES = 1024 * 1024
+_MAX_REASON_CHARS = 500
+
+
+class OperatorService:
+    """Bodies of ``fedlearn.v1.Operator``. ``connected`` says whether a site has a stream."""
+
+    def __init__(
+        self,
+        *,
+        coordinator: Coordinator,
+        sites: SiteRegister,
+        gate: AdmissionGate,
+        connected: Callable[[str], bool],
+    ) -> None:
+        self._coordinator = coordinator
+        self._sites = sites
+        self._gate = gate
+        self._connected = connected
+
+    def SubmitJob(self, request: pb.SubmitJobRequest, caller: Caller) -> pb.JobState:  # noqa: N802
+        """Accept a job."""
+        if len(request.job_toml.encode()) > _MAX_JOB_TOML_BYTES:
+            raise ConfigError(f"at most {_MAX_JOB_TOML_BYTES} bytes", where="job.toml")
+        _bounded_policy(request.policy_toml)
+        return _job(
+            self._coordinator.submit_job(
+                caller.operator,
+                job_toml=request.job_toml,
+                bundle=request.bundle,
+                policy_toml=request.policy_toml,
+            )
+        )
+
+    def ListJobs(self, request: pb.Empty, caller: Caller) -> pb.JobList:  # noqa: N802
+        """Return all jobs."""
+        return pb.JobList(jobs=[_job(view) for view in self._coordinator.list_jobs()])
+
+    def GetJob(self, request: pb.JobName, caller: Caller) -> pb.JobState:  # noqa: N802
+        """Return one job."""
+        return _job(self._coordinator.get_job(checked_name(request.name, "job")))
+
+    def FollowJob(  # noqa: N802
+        self, request: pb.FollowJobRequest, caller: Caller, stop: threading.Event
+    ) -> Iterator[pb.Event]:
+        """Return a job's events as they happen."""
+        events = self._coordinator.follow_job(
+            checked_name(request.name, "job"),
+            after=request.after,
+            past_only=request.past_only,
+            stop=stop,
+        )
+        for event in events:
+            yield pb.Event(
+                sequence=event.sequence, unix_ms=event.unix_ms, kind=event.kind, json=event.json
+            )
+
+    def CancelJob(self, request: pb.JobName, caller: Caller) -> pb.JobState:  # noqa: N802
+        """Stop a job."""
+        name = checked_name(request.name, "job")
+        return _job(self._coordinator.cancel_job(caller.operator, name))
+
+    def ResumeJob(self, request: pb.JobName, caller: Caller) -> pb.JobState:  # noqa: N802
+        """Go on with a job."""
+        name = checked_name(request.name, "job")
+        return _job(self._coordinator.resume_job(caller.operator, name))
+
+    def ReplacePolicy(self, request: pb.ReplacePolicyRequest, caller: Caller) -> pb.Empty:  # noqa: N802
+        """Put another policy in force."""
+        _bounded_policy(request.policy_toml)
+        name = checked_name(request.job, "job")
+        self._coordinator.replace_policy(caller.operator, name, request.policy_toml)
+        return pb.Empty()
+
+    def RevokeClient(self, request: pb.RevokeClientRequest, caller: Caller) -> pb.Empty:  # noqa: N802
+        """End a site's admissions to a job."""
+        job, site = checked_name(request.job, "job"), checked_name(request.site, "site")
+        if len(request.reason) > _MAX_REASON_CHARS:
+            raise ConfigError(f"at most {_MAX_REASON_CHARS} characters", key="reason")
+        reason = request.reason or "revoked"
+        if not self._gate.revoke_clients(job, site, f"{reason} (operator {caller.operator})"):
+            raise ConfigError(f"site {site} has no live client in job {job}", key="site")
+        return pb.Empty()
+
+    def CreateToken(self, request: pb.CreateTokenRequest, caller: Caller) -> pb.CreateTokenReply:  # noqa: N802
+        """Invite a site."""
+        seconds = request.lifetime_s or int(TOKEN_LIFETIME.total_seconds())
+        if not 0 < seconds < 10**9:
+            raise ConfigError(f"{seconds} s is no lifetime for a token", key="lifetime")
+        lifetime = timedelta(seconds=seconds)
+        token = self._sites.create_token(
+            request.site, lifetime=lifetime, needs_approval=request.needs_approval
+        )
+        expires = self._gate.now() + lifetime
+        return pb.CreateTokenReply(
+            token=token.encode(), expires_unix_ms=int(expires.timestamp() * 1000)
+        )
+
+    def ListSites(self, request: pb.Empty, caller: Caller) -> pb.SiteList:  # noqa: N802
+        """Return all sites, without what they report about themselves."""
+        sites = [self._site(site, whole=False) for site in self._sites.list()]
+        return pb.SiteList(sites=sites)
+
+    def GetSite(self, request: pb.SiteName, caller: Caller) -> pb.SiteState:  # noqa: N802
+        """Return one site."""
+        return self._site(self._sites.show(request.name))
+
+    def ApproveSite(self, request: pb.SiteName, caller: Caller) -> pb.SiteState:  # noqa: N802
+        """Let a site in."""
+        return self._site(self._sites.approve(request.name))
+
+    def RejectSite(self, request: pb.SiteName, caller: Caller) -> pb.SiteState:  # noqa: N802
+        """Turn a site away."""
+        return self._site(self._sites.reject(request.name))
+
+    def DrainSite(self, request: pb.SiteName, caller: Caller) -> pb.SiteState:  # noqa: N802
+        """Give a site no new clients."""
+        return self._site(self._sites.drain(request.name))
+
+    def RemoveSite(self, request: pb.SiteName, caller: Caller) -> pb.SiteState:  # noqa: N802
+        """Cut a site off."""
+        return self._site(self._sites.remove(request.name))
+
+    def _site(self, site: Site, *, whole: bool = True) -> pb.SiteState:
+        seen = site.last_seen
+        return pb.SiteState(
+            name=site.name,
+            status=site.status.value,
+            connected=self._connected(site.name),
+            last_seen_unix_ms=int(seen.timestamp() * 1000) if seen else 0,
+            capabilities_json=site.capabilities if whole else "",
+            assignments=list(self._coordinator.site_assignments(site.name)),
+            key_thumbprint=site.key_thumbprint,
+        )
+
+
+def _bounded_policy(policy_toml: str) -> None:
+    if len(policy_toml.encode()) > _MAX_POLICY_BYTES:
+        raise ConfigError(f"at most {_MAX_POLICY_BYTES} bytes", where="policy.toml")
+
+
+def _job(view: JobView) -> pb.JobState:
+    return pb.JobState(
+        name=view.name,
+        id=view.id,
+        status=view.status,
+        round=view.round,
+        rounds=view.rounds,
+        detail=view.detail,
+        model=view.model,
+        sites=list(view.sites),
+    )

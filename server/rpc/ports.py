@@ -1,0 +1,156 @@
+"""What the services need of the coordinator, in plain types."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from server.register import Admission
+
+__all__ = [
+    "Coordinator",
+    "EventView",
+    "JobView",
+    "Orders",
+    "StartOrder",
+    "StopOrder",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobView:
+    """A job as operators see it.
+
+    ``status`` is ``pending``, ``running``, ``finished``, ``failed``, ``cancelled`` or
+    ``interrupted``.
+    """
+
+    name: str
+    id: str
+    status: str
+    round: int = 0
+    rounds: int = 0
+    detail: str = ""
+    model: str = ""
+    sites: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventView:
+    """One line of a job's progress; ``json`` has the fields of its kind."""
+
+    sequence: int
+    unix_ms: int
+    kind: str
+    json: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartOrder:
+    """A signed assignment: the exact bytes that ``signature`` covers."""
+
+    assignment_json: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopOrder:
+    """Stop an assignment."""
+
+    assignment: str
+    reason: str
+
+
+class Orders(Protocol):
+    """The way to one connected site."""
+
+    def send(self, order: StartOrder | StopOrder) -> None:
+        """Queue ``order``; never blocks, from any thread.
+
+        :raises TransportError: when the site is gone or does not take its orders.
+        """
+        ...
+
+    def close(self, reason: str) -> None:
+        """End the connection."""
+        ...
+
+
+class Coordinator(Protocol):
+    """The coordinator behind the services.
+
+    Methods are called from several threads at once. They raise errors of
+    :mod:`fedlearn.errors` or :mod:`attestation.errors`, which the caller is told; anything
+    else is logged here and told as an internal error. ``operator`` is the name in the
+    caller's certificate, for the ledger.
+    """
+
+    def submit_job(
+        self, operator: str, *, job_toml: str, bundle: bytes, policy_toml: str
+    ) -> JobView:
+        """Accept a job."""
+        ...
+
+    def list_jobs(self) -> Sequence[JobView]:
+        """Return all jobs."""
+        ...
+
+    def get_job(self, name: str) -> JobView:
+        """Return one job."""
+        ...
+
+    def follow_job(
+        self, name: str, *, after: int, past_only: bool, stop: threading.Event
+    ) -> Iterator[EventView]:
+        """Yield events with a sequence above ``after``, until the job ends.
+
+        With ``past_only`` it does not wait for new ones. It looks at ``stop`` at least once
+        a second, and returns soon after it is set.
+        """
+        ...
+
+    def cancel_job(self, operator: str, name: str) -> JobView:
+        """Stop a job."""
+        ...
+
+    def resume_job(self, operator: str, name: str) -> JobView:
+        """Go on with a job from its last checkpoint."""
+        ...
+
+    def replace_policy(self, operator: str, name: str, policy_toml: str) -> None:
+        """Put another appraisal policy in force for a job."""
+        ...
+
+    def fetch_bundle(self, site: str, sha256: bytes) -> bytes:
+        """Return an app bundle that ``site`` has an assignment for."""
+        ...
+
+    def commit_data(self, admission: Admission, *, root: bytes, records: int) -> int:
+        """Record a client's commitment to its data; return the ledger entry's number."""
+        ...
+
+    def release_key(
+        self, admission: Admission, *, model: str, version: int, file_id: bytes
+    ) -> bytes:
+        """Return a content key, HPKE-wrapped to the admission's key."""
+        ...
+
+    def site_connected(
+        self, site: str, orders: Orders, *, version: str, running: tuple[str, ...]
+    ) -> None:
+        """A site's agent connected and says which assignments it runs."""
+        ...
+
+    def site_disconnected(self, site: str, orders: Orders) -> None:
+        """That connection ended. The site may be connected anew already, by other orders."""
+        ...
+
+    def workload_changed(self, site: str, *, assignment: str, phase: str, reason: str) -> None:
+        """A site reports on an assignment."""
+        ...
+
+    def site_assignments(self, site: str) -> tuple[str, ...]:
+        """Return the ids of what the site runs or shall run."""
+        ...
