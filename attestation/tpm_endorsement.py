@@ -11,6 +11,7 @@ not checked: manufacturers publish it by URL, and verification is offline.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -30,6 +31,34 @@ _MAX_DEPTH: Final = 5
 _EK_USAGE: Final = x509.ObjectIdentifier("2.23.133.8.1")
 """tcg-kp-EKCertificate."""
 
+_UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What ``cryptography`` raises for certificates that are not well-formed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Certificate:
+    """What is needed of a certificate, all of it read before any of it is used."""
+
+    x509: x509.Certificate
+    subject: x509.Name
+    issuer: x509.Name
+    start: datetime
+    end: datetime
+    authority: bool
+    path_length: int | None
+    usages: tuple[x509.ObjectIdentifier, ...]
+
+    @property
+    def name(self) -> str:
+        return self.subject.rfc4514_string() or "the EK certificate"
+
 
 def check_ek_certificate(
     certificate: bytes,
@@ -46,22 +75,16 @@ def check_ek_certificate(
     :raises EndorsementError: when it is not an EK certificate under one of ``roots``.
     """
     leaf = _load(certificate, "ek_certificate")
+    if _EK_USAGE not in leaf.usages:
+        raise EndorsementError("the certificate is not for an endorsement key", step=_STEP)
+    if leaf.authority:
+        raise EndorsementError("an authority's certificate is not a TPM's", step=_STEP)
     try:
-        extensions = leaf.extensions
-        usage = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        if _EK_USAGE not in usage:
-            raise EndorsementError("the certificate is not for an endorsement key", step=_STEP)
-        key = leaf.public_key()
-    except x509.ExtensionNotFound:
-        raise EndorsementError(
-            "the certificate does not say that it is for an endorsement key", step=_STEP
-        ) from None
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise EvidenceError("cannot be read", field="ek_certificate") from error
+        key = leaf.x509.public_key()
+    except _UNREADABLE as error:
+        raise EvidenceError("has no readable key", field="ek_certificate") from error
     if not isinstance(key, PUBLIC_KEY_TYPES):
         raise EndorsementError("not an RSA or EC key", step=_STEP)
-    if _is_authority(leaf):
-        raise EndorsementError("an authority's certificate is not a TPM's", step=_STEP)
     _check_time(leaf, now)
     anchors = [_load(root, "trusted root") for root in roots]
     known = [item for data in intermediates[:_MAX_INTERMEDIATES] if (item := _maybe(data))]
@@ -70,9 +93,9 @@ def check_ek_certificate(
 
 
 def _climb(
-    child: x509.Certificate,
-    known: Sequence[x509.Certificate],
-    anchors: Sequence[x509.Certificate],
+    child: _Certificate,
+    known: Sequence[_Certificate],
+    anchors: Sequence[_Certificate],
     now: datetime,
     *,
     depth: int,
@@ -84,7 +107,7 @@ def _climb(
             return
     if depth < _MAX_DEPTH:
         for issuer in known:
-            if issuer != child and _issued(child, issuer, depth):
+            if issuer.x509 != child.x509 and _issued(child, issuer, depth):
                 _check_time(issuer, now)
                 _climb(issuer, known, anchors, now, depth=depth + 1)
                 return
@@ -95,59 +118,59 @@ def _climb(
     )
 
 
-def _issued(child: x509.Certificate, issuer: x509.Certificate, depth: int) -> bool:
-    if not _is_authority(issuer) or child.issuer != issuer.subject:
+def _issued(child: _Certificate, issuer: _Certificate, depth: int) -> bool:
+    if not issuer.authority or child.issuer != issuer.subject:
         return False
-    constraint = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
-    if constraint.path_length is not None and constraint.path_length < depth:
+    if issuer.path_length is not None and issuer.path_length < depth:
         return False
     try:
-        child.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
+        child.x509.verify_directly_issued_by(issuer.x509)
+    except (InvalidSignature, *_UNREADABLE):
         return False
     return True
 
 
-def _is_authority(certificate: x509.Certificate) -> bool:
-    try:
-        extensions = certificate.extensions
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise EvidenceError("extensions cannot be read", field="certificate") from error
-    try:
-        authority = extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
-        return False
-    try:
-        signs = extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
-    except x509.ExtensionNotFound:
-        signs = True
-    return authority and signs
-
-
-def _check_time(certificate: x509.Certificate, now: datetime) -> None:
-    name = certificate.subject.rfc4514_string() or "the EK certificate"
-    if now < certificate.not_valid_before_utc:
+def _check_time(certificate: _Certificate, now: datetime) -> None:
+    if now < certificate.start:
         raise EndorsementError(
-            f"{name} is not valid before {certificate.not_valid_before_utc:%Y-%m-%d}", step=_STEP
+            f"{certificate.name} is not valid before {certificate.start:%Y-%m-%d}", step=_STEP
         )
-    if now > certificate.not_valid_after_utc:
+    if now > certificate.end:
         raise EndorsementError(
-            f"{name} expired on {certificate.not_valid_after_utc:%Y-%m-%d}", step=_STEP
+            f"{certificate.name} expired on {certificate.end:%Y-%m-%d}", step=_STEP
         )
 
 
-def _load(data: bytes, field: str) -> x509.Certificate:
+def _load(data: bytes, field: str) -> _Certificate:
     if len(data) > _MAX_CERTIFICATE_BYTES:
         raise EvidenceError(f"{len(data)} bytes are too long for a certificate", field=field)
     try:
         if data.lstrip().startswith(b"-----BEGIN"):
-            return x509.load_pem_x509_certificate(data)
-        return x509.load_der_x509_certificate(data)
-    except (ValueError, UnsupportedAlgorithm) as error:
+            found = x509.load_pem_x509_certificate(data)
+        else:
+            found = x509.load_der_x509_certificate(data)
+        extensions = {type(item.value): item.value for item in found.extensions}
+        constraints = extensions.get(x509.BasicConstraints)
+        key_usage = extensions.get(x509.KeyUsage)
+        usages = extensions.get(x509.ExtendedKeyUsage)
+        is_authority = isinstance(constraints, x509.BasicConstraints) and constraints.ca
+        if isinstance(key_usage, x509.KeyUsage) and not key_usage.key_cert_sign:
+            is_authority = False
+        return _Certificate(
+            x509=found,
+            subject=found.subject,
+            issuer=found.issuer,
+            start=found.not_valid_before_utc,
+            end=found.not_valid_after_utc,
+            authority=is_authority,
+            path_length=getattr(constraints, "path_length", None),
+            usages=tuple(usages) if isinstance(usages, x509.ExtendedKeyUsage) else (),
+        )
+    except _UNREADABLE as error:
         raise EvidenceError("not a certificate in DER or PEM", field=field) from error
 
 
-def _maybe(data: bytes) -> x509.Certificate | None:
+def _maybe(data: bytes) -> _Certificate | None:
     try:
         return _load(data, "endorsement")
     except EvidenceError:
@@ -162,4 +185,4 @@ def certificate_der(data: bytes) -> bytes:
     if len(data) < 4 or data[:2] != b"\x30\x82":
         raise EvidenceError("not a DER certificate", field="ek_certificate", offset=0)
     length = 4 + int.from_bytes(data[2:4], "big")
-    return _load(data[:length], "ek_certificate").public_bytes(Encoding.DER)
+    return _load(data[:length], "ek_certificate").x509.public_bytes(Encoding.DER)

@@ -197,7 +197,12 @@ class TpmCounter:
         :raises AttesterError: when the counter does not exist or the TPM cannot be used.
         """
         with self._tools.workspace() as work:
-            return self._value(work)
+            try:
+                return self._value(work)
+            except Tpm2CommandError as error:
+                if error.code is None or _base_code(error.code) != _RC_HANDLE:
+                    raise
+                raise AttesterError(f"this TPM has no counter at {self._index}") from None
 
     def increment(self) -> int:
         """Add one, creating the counter on first use, and return the new value.
