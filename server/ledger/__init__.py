@@ -47,13 +47,8 @@ from __future__ import annotations
 
 from server.ledger.contributions import Contribution
 from server.ledger.entry import KINDS, MAX_BODY_BYTES, Entry, Json, LedgerHead
-from server.ledger.log import (
-    LEDGER_FILE,
-    PUBLIC_KEY_FILE,
-    Ledger,
-    LedgerReader,
-    load_public_key,
-)
+from server.ledger.files import LEDGER_FILE, PUBLIC_KEY_FILE, load_public_key
+from server.ledger.log import Ledger, LedgerReader
 from server.ledger.verification import VerifiedLedger
 
 __all__ = [

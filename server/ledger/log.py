@@ -11,18 +11,15 @@ the process. Readers open the file for themselves, read-only, and see a snapshot
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sqlite3
 import threading
 import time as clock
-import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedlearn.errors import LedgerError
@@ -37,38 +34,24 @@ from server.ledger.entry import (
     entry_hash,
     entry_of_row,
     genesis,
-    key_fingerprint,
     parse_body,
     require_p256,
     sign_hash,
     verify_signature,
 )
+from server.ledger.files import (
+    LEDGER_FILE,
+    PUBLIC_KEY_FILE,
+    lock,
+    open_for_writing,
+    open_read_only,
+    publish_key,
+    require_ledger,
+)
 from server.ledger.verification import VerifiedLedger, verify
 
-__all__ = ["LEDGER_FILE", "PUBLIC_KEY_FILE", "Ledger", "LedgerReader", "load_public_key"]
+__all__ = ["Ledger", "LedgerReader"]
 
-LEDGER_FILE: Final = "ledger.sqlite"
-PUBLIC_KEY_FILE: Final = "ledger.pub.pem"
-
-_APPLICATION_ID: Final = 0x464C4C31  # "FLL1"
-_LARGEST_VALUE: Final = 1 << 20
-_MAX_KEY_BYTES: Final = 16 * 1024
-_SCHEMA: Final = """
-CREATE TABLE entry (
-  sequence  INTEGER PRIMARY KEY,
-  time      INTEGER NOT NULL,
-  kind      TEXT NOT NULL,
-  body      BLOB NOT NULL,
-  previous  BLOB NOT NULL,
-  hash      BLOB NOT NULL,
-  signature BLOB NOT NULL
-) STRICT;
-CREATE INDEX entry_kind ON entry (kind, sequence);
-CREATE TRIGGER entry_is_not_changed BEFORE UPDATE ON entry
-  BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER entry_is_not_deleted BEFORE DELETE ON entry
-  BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-"""
 _COLUMNS: Final = "sequence, time, kind, body, previous, hash, signature"
 
 
@@ -90,9 +73,9 @@ class LedgerReader:
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
         """Open a read-only connection that sees one moment of the ledger."""
-        connection = _open_read_only(self.path)
+        connection = open_read_only(self.path)
         try:
-            _require_ledger(connection, self.path)
+            require_ledger(connection, self.path)
             connection.execute("BEGIN")
             yield connection
         finally:
@@ -182,10 +165,10 @@ class Ledger(LedgerReader):
         written with another key, or when its end is damaged.
         """
         public_key = require_p256(signer.public_key())
-        lock_fd = _lock(path)
+        lock_fd = lock(path)
         try:
-            _publish_key(path.parent / PUBLIC_KEY_FILE, public_key)
-            connection = _open_for_writing(path)
+            publish_key(path.parent / PUBLIC_KEY_FILE, public_key)
+            connection = open_for_writing(path)
             try:
                 last = _last_entry(connection)
                 if last is not None:
@@ -290,24 +273,6 @@ class Ledger(LedgerReader):
         self.close()
 
 
-def load_public_key(path: Path) -> ec.EllipticCurvePublicKey:
-    """Read the PEM public key of a ledger; raises LedgerError saying what is wrong with it."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_KEY_BYTES + 1)
-    except OSError as error:
-        raise LedgerError(
-            f"the public key {path} cannot be read: {error.strerror}",
-            hint=f"the coordinator writes {PUBLIC_KEY_FILE} into its state directory",
-        ) from None
-    if len(data) > _MAX_KEY_BYTES:
-        raise LedgerError(f"{path} is too large for a public key")
-    try:
-        return require_p256(serialization.load_pem_public_key(data))
-    except ValueError as error:
-        raise LedgerError(f"{path} is not a PEM public key: {error}") from None
-
-
 def _damaged(error: sqlite3.Error, entry: int) -> LedgerError:
     return LedgerError(f"entry {entry}: the file cannot be read: {error}", entry=entry)
 
@@ -344,111 +309,3 @@ def _check_last(
             entry=last.sequence,
             hint="run: fedlearn ledger verify; nothing is appended to a damaged ledger",
         ) from None
-
-
-def _lock(path: Path) -> int:
-    try:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        fd = os.open(path.with_name(path.name + ".lock"), flags, 0o600)
-    except OSError as error:
-        raise LedgerError(
-            f"the ledger cannot be opened in {path.parent}: {error.strerror}"
-        ) from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise LedgerError(
-            f"another process writes to the ledger {path}",
-            hint="only one coordinator runs on a state directory; stop the other one",
-        ) from None
-    return fd
-
-
-def _publish_key(path: Path, public_key: ec.EllipticCurvePublicKey) -> None:
-    if path.exists():
-        stored = load_public_key(path)
-        if key_fingerprint(stored) != key_fingerprint(public_key):
-            raise LedgerError(
-                f"the ledger in {path.parent} was started with another key",
-                hint="open it with the key that it was started with",
-            )
-        return
-    pem = public_key.public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    fresh = path.with_name(path.name + ".new")
-    try:
-        with fresh.open("wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except OSError as error:
-        raise LedgerError(f"the public key {path} cannot be written: {error.strerror}") from None
-
-
-def _configure(connection: sqlite3.Connection) -> None:
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LARGEST_VALUE)
-    connection.execute("PRAGMA trusted_schema = OFF")
-    connection.execute("PRAGMA cell_size_check = ON")
-
-
-def _open_for_writing(path: Path) -> sqlite3.Connection:
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    except OSError as error:
-        raise LedgerError(f"{path} cannot be opened as a ledger: {error.strerror}") from None
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
-    try:
-        _configure(connection)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
-            script = f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id = {_APPLICATION_ID}; COMMIT"
-            connection.executescript(script)
-        _require_ledger(connection, path)
-    except sqlite3.Error as error:
-        connection.close()
-        raise LedgerError(f"{path} cannot be used as a ledger: {error}") from error
-    except LedgerError:
-        connection.close()
-        raise
-    return connection
-
-
-def _open_read_only(path: Path) -> sqlite3.Connection:
-    name = urllib.parse.quote(str(path.absolute()))
-    # A database in WAL mode needs its -shm file; on a read-only medium without a -wal file
-    # nothing can be missing, and SQLite may be told so.
-    modes = ["mode=ro"]
-    if not path.with_name(path.name + "-wal").exists():
-        modes.append("mode=ro&immutable=1")
-    problem: sqlite3.Error | None = None
-    for mode in modes:
-        connection = sqlite3.connect(
-            f"file:{name}?{mode}", uri=True, isolation_level=None, check_same_thread=False
-        )
-        try:
-            _configure(connection)
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        except sqlite3.Error as error:
-            connection.close()
-            problem = error
-        else:
-            return connection
-    raise LedgerError(f"{path} cannot be read as a ledger: {problem}") from problem
-
-
-def _require_ledger(connection: sqlite3.Connection, path: Path) -> None:
-    try:
-        found = connection.execute("PRAGMA application_id").fetchone()[0]
-        row = connection.execute(
-            "SELECT type, sql FROM sqlite_master WHERE name = 'entry'"
-        ).fetchone()
-    except sqlite3.Error as error:
-        raise LedgerError(f"{path} cannot be read as a ledger: {error}") from error
-    if found != _APPLICATION_ID or row is None:
-        raise LedgerError(f"{path} is a database, but not a ledger")
-    if row[0] != "table" or str(row[1]).upper().startswith("CREATE VIRTUAL"):
-        raise LedgerError(f"{path}: its entries are not a plain table")
