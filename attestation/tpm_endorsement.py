@@ -31,6 +31,15 @@ _MAX_DEPTH: Final = 5
 _EK_USAGE: Final = x509.ObjectIdentifier("2.23.133.8.1")
 """tcg-kp-EKCertificate."""
 
+_UNDERSTOOD: Final = (
+    x509.BasicConstraints,
+    x509.KeyUsage,
+    x509.ExtendedKeyUsage,
+    x509.SubjectAlternativeName,
+    x509.CertificatePolicies,
+)
+"""Extensions that may be critical: read, or without meaning for this chain."""
+
 _UNREADABLE: Final = (
     ValueError,
     TypeError,
@@ -46,7 +55,7 @@ _UNREADABLE: Final = (
 class _Certificate:
     """What is needed of a certificate, all of it read before any of it is used."""
 
-    x509: x509.Certificate
+    parsed: x509.Certificate
     subject: x509.Name
     issuer: x509.Name
     start: datetime
@@ -80,7 +89,7 @@ def check_ek_certificate(
     if leaf.authority:
         raise EndorsementError("an authority's certificate is not a TPM's", step=_STEP)
     try:
-        key = leaf.x509.public_key()
+        key = leaf.parsed.public_key()
     except _UNREADABLE as error:
         raise EvidenceError("has no readable key", field="ek_certificate") from error
     if not isinstance(key, PUBLIC_KEY_TYPES):
@@ -107,7 +116,7 @@ def _climb(
             return
     if depth < _MAX_DEPTH:
         for issuer in known:
-            if issuer.x509 != child.x509 and _issued(child, issuer, depth):
+            if issuer.parsed != child.parsed and _issued(child, issuer, depth):
                 _check_time(issuer, now)
                 _climb(issuer, known, anchors, now, depth=depth + 1)
                 return
@@ -124,7 +133,7 @@ def _issued(child: _Certificate, issuer: _Certificate, depth: int) -> bool:
     if issuer.path_length is not None and issuer.path_length < depth:
         return False
     try:
-        child.x509.verify_directly_issued_by(issuer.x509)
+        child.parsed.verify_directly_issued_by(issuer.parsed)
     except (InvalidSignature, *_UNREADABLE):
         return False
     return True
@@ -149,6 +158,11 @@ def _load(data: bytes, field: str) -> _Certificate:
             found = x509.load_pem_x509_certificate(data)
         else:
             found = x509.load_der_x509_certificate(data)
+        for item in found.extensions:
+            if item.critical and not isinstance(item.value, _UNDERSTOOD):
+                raise EvidenceError(
+                    f"critical extension {item.oid.dotted_string} is not understood", field=field
+                )
         extensions = {type(item.value): item.value for item in found.extensions}
         constraints = extensions.get(x509.BasicConstraints)
         key_usage = extensions.get(x509.KeyUsage)
@@ -157,7 +171,7 @@ def _load(data: bytes, field: str) -> _Certificate:
         if isinstance(key_usage, x509.KeyUsage) and not key_usage.key_cert_sign:
             is_authority = False
         return _Certificate(
-            x509=found,
+            parsed=found,
             subject=found.subject,
             issuer=found.issuer,
             start=found.not_valid_before_utc,
@@ -185,4 +199,4 @@ def certificate_der(data: bytes) -> bytes:
     if len(data) < 4 or data[:2] != b"\x30\x82":
         raise EvidenceError("not a DER certificate", field="ek_certificate", offset=0)
     length = 4 + int.from_bytes(data[2:4], "big")
-    return _load(data[:length], "ek_certificate").x509.public_bytes(Encoding.DER)
+    return _load(data[:length], "ek_certificate").parsed.public_bytes(Encoding.DER)
