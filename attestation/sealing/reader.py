@@ -36,7 +36,7 @@ class SealedReader:
 
     def __init__(self, path: Path, keys: KeySource) -> None:
         self.path = path
-        self._fd = os.open(path, os.O_RDONLY)
+        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             head, self.header, mac = _read_head(self._fd)
             self._start = len(head) + MAC_BYTES
@@ -214,7 +214,7 @@ def read_header(path: Path) -> Header:
     :raises UnsealError: when it is not a well-formed sealed file.
     :raises OSError: when the file cannot be read.
     """
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         return _read_head(fd)[1]
     finally:

@@ -1,0 +1,293 @@
+"""``fedlearn model``: sealed models, in a coordinator's state or as files of their own.
+
+Exit statuses: 0 done; 1 an error; 2 an answer that is a refusal: a key that does not open
+the model, or a sealed file that is not what was written.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from attestation.errors import UnsealError
+from attestation.sealing import Header, PrivateKey, SealedReader, open_sealed, read_header
+from fedlearn import sealed
+from fedlearn.cli.unlock import Unlock, ask_passphrase, unlock_options
+from fedlearn.console import REFUSED, Commands, line, print_json, printable
+from fedlearn.errors import ConfigError, KeyReleaseDenied, LedgerError, StoreError
+from fedlearn.keyfile import read_private_key
+from server.ledger import LEDGER_FILE, LedgerReader
+from server.store import StoredModel
+
+__all__ = ["group"]
+
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
+_version = click.option("--version", type=click.IntRange(1), help="By default the latest.")
+_key = click.option(
+    "--key", type=click.Path(path_type=Path), help="The owner's private key (PEM), for a FILE."
+)
+_NO_STATE: Final = "--state"
+
+
+@click.group(cls=Commands, name="model")
+def group() -> None:
+    """List, open, export and verify sealed models.
+
+    A TARGET is the name of a model in a coordinator's --state, or a sealed FILE that its
+    owner opens with --key.
+    """
+
+
+@group.command(name="list")
+@unlock_options
+@_json
+def list_models(unlock: Unlock | None, as_json: bool) -> None:
+    """List the versions of every model that the coordinator keeps."""
+    with _needed(unlock).reading() as store:
+        kept = [stored for model in store.models() for stored in store.versions(model)]
+    if as_json:
+        print_json([_stored_json(stored) for stored in kept])
+        return
+    if not kept:
+        line("no models")
+        return
+    rows = [("MODEL", "VERSION", "JOB", "ROUND", "BYTES", "DIGEST")]
+    for stored in kept:
+        size = str(stored.path.stat().st_size) if stored.path.exists() else "missing"
+        place = (stored.model, str(stored.version), stored.job, str(stored.round))
+        rows.append((*place, size, stored.digest.hex()[:16]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@group.command(name="open")
+@click.argument("target")
+@unlock_options
+@_key
+@_version
+@_json
+def open_model(
+    target: str, unlock: Unlock | None, key: Path | None, version: int | None, as_json: bool
+) -> None:
+    """Open a sealed model, check every byte of it, and show what it holds."""
+    with _opened(target, unlock, key, version) as reader:
+        try:
+            digest = reader.verify()
+        except UnsealError as error:
+            raise StoreError(f"{target}: {error}") from error
+        header = reader.header
+    if as_json:
+        print_json({**_header_json(header), "digest": digest.hex()})
+        return
+    weights = [spec for spec in header.tensors if spec.name != sealed.STATE]
+    line(f"{printable(header.model)}, version {header.version}, after round {header.round}")
+    for name, value in sorted(header.meta.items()):
+        line(f"  {printable(name)}: {printable(str(value))}")
+    for spec in weights:
+        shape = " x ".join(map(str, spec.shape)) or "scalar"
+        line(f"  {printable(spec.name)}  {spec.dtype}  {shape}")
+    line(
+        f"{len(weights)} tensors, {sum(spec.nbytes for spec in weights)} bytes, "
+        "every chunk authentic",
+        style="green",
+    )
+
+
+@group.command()
+@click.argument("target")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write.")
+@click.option("--replace", is_flag=True, help="Write over a file that is there.")
+@unlock_options
+@_key
+@_version
+@_json
+def export(
+    target: str,
+    out: Path,
+    replace: bool,
+    unlock: Unlock | None,
+    key: Path | None,
+    version: int | None,
+    as_json: bool,
+) -> None:
+    """Write the weights in the clear, as safetensors that only you can read (mode 0600).
+
+    From a coordinator's state the export is written to the ledger first.
+    """
+    if unlock is not None:
+        _refuse_key(key)
+        if out.resolve().is_relative_to(unlock.state.resolve()):
+            raise ConfigError(
+                "lies in the coordinator's state, where nothing is in the clear",
+                where=f"--out {out}",
+            )
+        with unlock.recording() as store:
+            stored = store.export(target, out, version=version, replace=replace)
+        model, found = stored.model, stored.version
+    else:
+        with _opened(target, None, key, version) as reader:
+            try:
+                sealed.export(reader, out, replace=replace)
+            except UnsealError as error:
+                raise StoreError(f"{target}: {error}") from error
+            model, found = reader.header.model, reader.header.version
+    size = out.stat().st_size
+    if as_json:
+        print_json({"model": model, "version": found, "out": str(out), "bytes": size})
+    else:
+        line(f"{printable(model)}, version {found}: {size} bytes in the clear in {out}")
+
+
+@group.command()
+@click.argument("model", required=False)
+@unlock_options
+@_json
+def verify(model: str | None, unlock: Unlock | None, as_json: bool) -> int:
+    """Read every byte of every version (of one MODEL), and compare with the ledger.
+
+    The ledger says which version was written last: an older state directory is found out.
+    """
+    unlock = _needed(unlock)
+    with unlock.reading() as store:
+        names = store.models() if model is None else (store.latest(model).model,)
+        faults = {}
+        checked: list[StoredModel] = []
+        written = _written(unlock.state)
+        for name in names:
+            try:
+                checked += store.verify(name)
+                store.latest(name, expected_version=written.get(name, 0))
+            except StoreError as error:
+                faults[name] = str(error)
+        if model is None:
+            for name in sorted(set(written) - set(names)):
+                faults[name] = f"{name}: version {written[name]} was written and is not there"
+    if as_json:
+        versions = [_stored_json(stored) for stored in checked]
+        print_json({"intact": not faults, "faults": faults, "versions": versions})
+        return REFUSED if faults else 0
+    for text in faults.values():
+        click.echo(f"damaged: {printable(text)}", err=True)
+    if faults:
+        return REFUSED
+    compared = "as the ledger says" if written else "with no ledger to compare"
+    line(f"intact: {len(checked)} versions of {len(names)} models, {compared}", style="green")
+    return 0
+
+
+@group.command()
+@click.argument("model")
+@unlock_options
+@_json
+def rotate(model: str, unlock: Unlock | None, as_json: bool) -> None:
+    """Seal all versions of MODEL under a new key, and destroy the old one.
+
+    Copies of the old files can then not be opened any more, but by the owner of the job.
+    """
+    with _needed(unlock).recording(writing=True) as store:
+        fresh = store.rotate(model)
+    if as_json:
+        print_json([_stored_json(stored) for stored in fresh])
+    else:
+        line(f"{model}: {len(fresh)} versions sealed under the key {fresh[-1].key}")
+
+
+@contextmanager
+def _opened(
+    target: str, unlock: Unlock | None, key: Path | None, version: int | None
+) -> Iterator[SealedReader]:
+    if unlock is not None:
+        _refuse_key(key)
+        with unlock.reading() as store, store.open_model(target, version) as reader:
+            yield reader
+        return
+    if key is None:
+        raise ConfigError(
+            "is needed to open a sealed file, or --state to open a coordinator's model",
+            where="--key",
+        )
+    with _opened_file(Path(target), key) as reader:
+        if version is not None and reader.header.version != version:
+            raise ConfigError(
+                f"the file holds version {reader.header.version}", where=f"--version {version}"
+            )
+        yield reader
+
+
+def _opened_file(path: Path, key: Path) -> SealedReader:
+    try:
+        header = read_header(path)
+    except UnsealError as error:
+        raise StoreError(f"{path}: {error}") from error
+    except OSError as error:
+        raise StoreError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from error
+    ask = functools.partial(ask_passphrase, "Passphrase of the owner's key")
+    private = read_private_key(key, what="the owner's key", ask=ask)
+    mine = private.public_key().public_bytes_raw()
+    try:
+        return open_sealed(path, PrivateKey(private))
+    except UnsealError as error:
+        if all(wrap.recipient != mine for wrap in header.wraps):
+            raise KeyReleaseDenied(f"{path}: {error}", hint=error.hint) from error
+        raise StoreError(f"{path}: {error}") from error
+
+
+def _written(state: Path) -> dict[str, int]:
+    """Return the highest version of each model that the ledger says was written."""
+    try:
+        entries = LedgerReader(state / LEDGER_FILE).entries(kind="checkpoint")
+        highest: dict[str, int] = {}
+        for entry in entries:
+            name, version = entry.body.get("model"), entry.body.get("version")
+            if isinstance(name, str) and isinstance(version, int):
+                highest[name] = max(version, highest.get(name, 0))
+    except LedgerError as error:
+        if error.entry is None:
+            return {}
+        raise
+    return highest
+
+
+def _needed(unlock: Unlock | None) -> Unlock:
+    if unlock is None:
+        raise ConfigError("is needed: the coordinator's state directory", where=_NO_STATE)
+    return unlock
+
+
+def _refuse_key(key: Path | None) -> None:
+    if key is not None:
+        raise ConfigError("opens a sealed file; leave out --state, or --key", where="--key")
+
+
+def _stored_json(stored: StoredModel) -> dict[str, Any]:
+    return {
+        "model": stored.model,
+        "job": stored.job,
+        "version": stored.version,
+        "round": stored.round,
+        "file": str(stored.path),
+        "file_id": stored.file_id.hex(),
+        "digest": stored.digest.hex(),
+        "key": stored.key,
+    }
+
+
+def _header_json(header: Header) -> dict[str, Any]:
+    return {
+        "model": header.model,
+        "version": header.version,
+        "round": header.round,
+        "meta": dict(header.meta),
+        "recipients": [wrap.recipient.hex() for wrap in header.wraps],
+        "tensors": [
+            {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+            for spec in header.tensors
+            if spec.name != sealed.STATE
+        ],
+    }

@@ -1,0 +1,320 @@
+"""``fedlearn model``: who may open a model does, and everybody else is told why not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_der_private_key,
+)
+
+from fedlearn.cli import main
+from server.keys import KeyService
+from server.ledger import LEDGER_FILE, Ledger, LedgerReader
+from server.protectors import InsecurePlainKeyFile, Passphrase, RecoveryKey
+from server.store import ModelStore
+
+WORDS = "correct horse battery staple"
+WEIGHTS: dict[str, np.ndarray[Any, Any]] = {
+    "w": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "b": np.ones(2, dtype=np.float64),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A coordinator's state with two versions of a model, and the keys of people."""
+
+    state: Path
+    recovery: Path
+    passphrase: Path
+    owner: Path
+    other: Path
+    sealed: Path
+
+    @property
+    def unlocked(self) -> tuple[str, str, str, str]:
+        return ("--state", str(self.state), "--recovery-key", str(self.recovery))
+
+
+def pem(path: Path, key: Any, password: bytes | None = None) -> Path:
+    protection = BestAvailableEncryption(password) if password else NoEncryption()
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection))
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    recovery, owner = X25519PrivateKey.generate(), X25519PrivateKey.generate()
+    state = tmp_path / "state"
+    passphrase = tmp_path / "passphrase"
+    passphrase.write_text(WORDS + "\n")
+    keys = KeyService.create(
+        state / "keys",
+        [RecoveryKey(recovery.public_key().public_bytes_raw()), Passphrase(WORDS, 2**15)],
+    )
+    signer = ec.generate_private_key(ec.SECP256R1())
+    keys.keep("ledger-key", signer.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
+    with Ledger.open(state / LEDGER_FILE, signer) as ledger:
+        with ModelStore.open(state / "store", keys, record=ledger.append) as store:
+            store.write("demo", {name: 0 * array for name, array in WEIGHTS.items()}, round=1)
+            stored = store.write(
+                "demo",
+                WEIGHTS,
+                round=2,
+                state=b"momentum",
+                meta={"final": True},
+                recipients=[owner.public_key().public_bytes_raw()],
+            )
+    return Place(
+        state=state,
+        recovery=pem(tmp_path / "recovery.pem", recovery),
+        passphrase=passphrase,
+        owner=pem(tmp_path / "owner.pem", owner),
+        other=pem(tmp_path / "other.pem", X25519PrivateKey.generate()),
+        sealed=stored.path,
+    )
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main(["model", *map(str, arguments)])
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err + captured.out
+    assert isinstance(caught.value.code, int)
+    return caught.value.code, captured.out, captured.err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path, status: int = 1) -> str:
+    code, out, err = run(capsys, *arguments)
+    assert code == status
+    assert out == ""
+    assert len(err.splitlines()) <= 3
+    return err
+
+
+def test_listing(capsys: pytest.CaptureFixture[str], place: Place) -> None:
+    code, out, _ = run(capsys, "list", *place.unlocked)
+    assert code == 0
+    assert [row.split()[:4] for row in out.splitlines()] == [
+        ["MODEL", "VERSION", "JOB", "ROUND"],
+        ["demo", "1", "demo", "1"],
+        ["demo", "2", "demo", "2"],
+    ]
+    code, out, _ = run(capsys, "list", "--json", *place.unlocked)
+    assert [item["version"] for item in json.loads(out)] == [1, 2]
+
+
+def test_each_way_of_unlocking(capsys: pytest.CaptureFixture[str], place: Place) -> None:
+    state = ("--state", place.state)
+    assert run(capsys, "list", *state, "--passphrase-file", place.passphrase)[0] == 0
+    assert "the state is sealed" in refused(capsys, "list", *state)
+    assert "not by" in refused(capsys, "list", *state, "--recovery-key", place.other)
+    place.passphrase.write_text("another passphrase entirely")
+    assert "passphrase is another one" in refused(
+        capsys, "list", *state, "--passphrase-file", place.passphrase
+    )
+    assert "does not protect this root key" in refused(
+        capsys, "list", *state, "--insecure-plain-key-file"
+    )
+    assert "--state" in refused(capsys, "list")
+    assert "--state" in refused(capsys, "list", "--recovery-key", place.recovery)
+    assert "no such directory" in refused(capsys, "list", "--state", place.state / "none")
+
+
+def test_a_development_set_up_opens_when_asked_for_by_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    state = tmp_path / "dev"
+    keys = KeyService.create(
+        state / "keys", [InsecurePlainKeyFile(state / "keys")], allow_insecure_key_file=True
+    )
+    ModelStore.open(state / "store", keys).close()
+    assert "the state is sealed" in refused(capsys, "list", "--state", state)
+    code, out, _ = run(capsys, "list", "--state", state, "--insecure-plain-key-file")
+    assert (code, out) == (0, "no models\n")
+
+
+def test_opening_a_model_of_the_coordinator(
+    capsys: pytest.CaptureFixture[str], place: Place
+) -> None:
+    code, out, _ = run(capsys, "open", "demo", *place.unlocked)
+    assert code == 0
+    assert "demo, version 2, after round 2" in out
+    assert "w  F32  3 x 4" in out
+    assert "2 tensors, 64 bytes, every chunk authentic" in out
+    code, out, _ = run(capsys, "open", "demo", "--version", "1", "--json", *place.unlocked)
+    assert json.loads(out)["version"] == 1
+    assert "demo has no version 9" in refused(
+        capsys, "open", "demo", "--version", "9", *place.unlocked
+    )
+    assert "no model 'nope'" in refused(capsys, "open", "nope", *place.unlocked)
+    assert "is not a name" in refused(capsys, "open", "../demo", *place.unlocked)
+
+
+def test_the_owner_opens_a_sealed_file_and_another_key_is_refused(
+    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+) -> None:
+    file = shutil.copy(place.sealed, tmp_path / "model.flsw")
+    shutil.rmtree(place.state)
+    code, out, _ = run(capsys, "open", file, "--key", place.owner, "--json")
+    assert code == 0
+    opened = json.loads(out)
+    assert opened["meta"] == {"job": "demo", "final": True}
+    assert [item["name"] for item in opened["tensors"]] == ["w", "b"]
+    err = refused(capsys, "open", file, "--key", place.other, status=2)
+    assert "not for this key" in err
+    assert refused(capsys, "export", file, "--key", place.other, "--out", tmp_path / "o", status=2)
+    assert not (tmp_path / "o").exists()
+    code, _, _ = run(capsys, "export", file, "--key", place.owner, "--out", tmp_path / "o")
+    assert code == 0
+    np.testing.assert_array_equal(safetensors.numpy.load_file(tmp_path / "o")["w"], WEIGHTS["w"])
+
+
+def test_bad_files_and_keys(
+    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+) -> None:
+    def attempt(file: Path, key: Path) -> str:
+        return refused(capsys, "open", file, "--key", key)
+
+    noise = tmp_path / "noise"
+    noise.write_bytes(os.urandom(100))
+    os.mkfifo(tmp_path / "pipe")
+    assert "does not start with FLSW" in attempt(noise, place.owner)
+    assert "no such file" in attempt(tmp_path / "none", place.owner)
+    assert "is a directory" in attempt(tmp_path, place.owner)
+    assert "illegal seek" in attempt(tmp_path / "pipe", place.owner)
+    assert "does not exist" in attempt(place.sealed, tmp_path / "none.pem")
+    assert "holds no key" in attempt(place.sealed, noise)
+    public = tmp_path / "owner.pub.pem"
+    key = X25519PrivateKey.generate()
+    public.write_bytes(
+        key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
+    assert "holds a public key, the private one is needed" in attempt(place.sealed, public)
+    curve = pem(tmp_path / "ec.pem", ec.generate_private_key(ec.SECP256R1()))
+    assert "is not an X25519 key" in attempt(place.sealed, curve)
+    broken = tmp_path / "broken.pem"
+    broken.write_text("-----BEGIN PRIVATE KEY-----\nnope\n-----END PRIVATE KEY-----\n")
+    assert "is not a private key in PEM" in attempt(place.sealed, broken)
+    locked = pem(tmp_path / "locked.pem", key, b"secret")
+    assert "nobody can be asked" in attempt(place.sealed, locked)
+    raw = bytearray(place.sealed.read_bytes())
+    raw[-1] ^= 1
+    noise.write_bytes(raw)
+    assert "tensor 'fedlearn.state', chunk 2 of the file: was altered" in attempt(
+        noise, place.owner
+    )
+    assert "--key" in refused(capsys, "open", place.sealed)
+    assert "leave out" in refused(capsys, "open", "demo", *place.unlocked, "--key", place.owner)
+    wrong = ("open", place.sealed, "--key", place.owner, "--version", "1")
+    assert "the file holds version 2" in refused(capsys, *wrong)
+
+
+def test_an_export_is_private_and_in_the_ledger(
+    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+) -> None:
+    out = tmp_path / "model.safetensors"
+    code, text, _ = run(capsys, "export", "demo", "--out", out, *place.unlocked)
+    assert code == 0
+    assert "in the clear" in text
+    assert out.stat().st_mode & 0o777 == 0o600
+    loaded = safetensors.numpy.load_file(out)
+    assert sorted(loaded) == ["b", "w"]
+    np.testing.assert_array_equal(loaded["w"], WEIGHTS["w"])
+    [entry] = LedgerReader(place.state / LEDGER_FILE).entries(kind="export")
+    assert (entry.body["model"], entry.body["version"]) == ("demo", 2)
+    before = out.read_bytes()
+    assert "exists already" in refused(capsys, "export", "demo", "--out", out, *place.unlocked)
+    assert out.read_bytes() == before
+    inside = place.state / "out"
+    assert "nothing is in the clear" in refused(
+        capsys, "export", "demo", "--out", inside, *place.unlocked
+    )
+    assert not inside.exists()
+    nowhere = tmp_path / "no" / "out"
+    assert "no such file" in refused(capsys, "export", "demo", "--out", nowhere, *place.unlocked)
+
+
+def test_verify_finds_damage_and_an_older_state(
+    capsys: pytest.CaptureFixture[str], place: Place
+) -> None:
+    code, out, _ = run(capsys, "verify", *place.unlocked)
+    assert code == 0
+    assert "intact: 2 versions of 1 models, as the ledger says" in out
+    assert run(capsys, "verify", "demo", *place.unlocked)[0] == 0
+    raw = bytearray(place.sealed.read_bytes())
+    raw[-1] ^= 1
+    place.sealed.write_bytes(raw)
+    err = refused(capsys, "verify", *place.unlocked, status=2)
+    assert "damaged: demo, version 2" in err
+    code, out, _ = run(capsys, "verify", "--json", *place.unlocked)
+    assert code == 2
+    assert json.loads(out)["intact"] is False
+
+
+def test_an_older_store_is_found_out_by_the_ledger(
+    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(place.state / "store", old)
+    keys = KeyService.open(place.state / "keys", [Passphrase(WORDS, 2**15)])
+    secret = keys.secret("ledger-key")
+    assert secret is not None
+    signer = load_der_private_key(secret, password=None)
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    with Ledger.open(place.state / LEDGER_FILE, signer) as ledger:
+        with ModelStore.open(place.state / "store", keys, record=ledger.append) as store:
+            store.write("demo", WEIGHTS, round=3)
+            store.write("other", WEIGHTS, round=1)
+    assert run(capsys, "verify", *place.unlocked)[0] == 0
+    shutil.rmtree(place.state / "store")
+    shutil.copytree(old, place.state / "store")
+    err = refused(capsys, "verify", *place.unlocked, status=2)
+    assert "rolled back: demo is at version 2, version 3 was written" in err
+    assert "other: version 1 was written and is not there" in err
+
+
+def test_rotation(capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path) -> None:
+    copy = shutil.copy(place.sealed, tmp_path / "old.flsw")
+    code, out, _ = run(capsys, "rotate", "demo", *place.unlocked)
+    assert code == 0
+    assert "demo: 2 versions sealed under the key" in out
+    assert run(capsys, "verify", *place.unlocked)[0] == 0
+    assert not place.sealed.exists()
+    assert run(capsys, "open", copy, "--key", place.owner)[0] == 0
+    [entry] = LedgerReader(place.state / LEDGER_FILE).entries(kind="model")
+    assert entry.body["change"] == "rotated"
+    assert "no model 'nope'" in refused(capsys, "rotate", "nope", *place.unlocked)
+
+
+def test_nothing_is_written_beside_a_running_coordinator(
+    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+) -> None:
+    keys = KeyService.open(place.state / "keys", [Passphrase(WORDS, 2**15)])
+    with ModelStore.open(place.state / "store", keys):
+        assert run(capsys, "list", *place.unlocked)[0] == 0
+        assert "another process writes" in refused(capsys, "rotate", "demo", *place.unlocked)
+
+
+def test_errors_are_one_object_for_programs(
+    capsys: pytest.CaptureFixture[str], place: Place
+) -> None:
+    code, out, err = run(capsys, "open", place.sealed, "--key", place.other, "--json")
+    assert (code, err) == (2, "")
+    assert json.loads(out)["error"]["code"] == "key-release-denied"
