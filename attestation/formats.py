@@ -32,6 +32,7 @@ MAX_INPUT_BYTES: Final = MAX_EVIDENCE_BYTES
 
 _DCAP_VERSIONS: Final = (3, 4, 5)
 _DCAP_HEADER: Final = struct.Struct("<HHI")
+_KEY_TYPES: Final = (2, 3)  # ECDSA-256 with P-256, ECDSA-384 with P-384
 _TEE_TYPES: Final = {0x00: Tee.SGX, 0x81: Tee.TDX}
 _MIN_QUOTE_BYTES: Final = 48 + 384
 _REPORT_BYTES: Final = 1184
@@ -142,8 +143,8 @@ def _not(data: bytes, wanted: str) -> EvidenceError:
 def _dcap_tee(data: bytes) -> Tee | None:
     if len(data) < _MIN_QUOTE_BYTES:
         return None
-    version, _, tee_type = _DCAP_HEADER.unpack_from(data)
-    if version not in _DCAP_VERSIONS:
+    version, key_type, tee_type = _DCAP_HEADER.unpack_from(data)
+    if version not in _DCAP_VERSIONS or key_type not in _KEY_TYPES:
         return None
     # Version 3 has reserved bytes where later versions name the TEE.
     return Tee.SGX if version == _DCAP_VERSIONS[0] else _TEE_TYPES.get(tee_type)

@@ -1,0 +1,83 @@
+"""Evidence and logs decoded field by field, each with its name in the specification.
+
+For people: nothing here is verified, and verifiers do not use it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from attestation.decoded.azure import decode_azure
+from attestation.decoded.dcap import decode_quote
+from attestation.decoded.fields import Field
+from attestation.decoded.log import decode_log
+from attestation.decoded.snp import decode_report
+from attestation.decoded.tpm import decode_tpm
+from attestation.evidence import Evidence, Tee
+from attestation.formats import to_evidence
+from attestation.quotes.sample import SampleQuote
+
+__all__ = ["EVENT_LOG", "Field", "decode_file"]
+
+EVENT_LOG = "event-log"
+"""The format of a file that holds an event log and no quote."""
+
+_LOG_HEADER = b"Spec ID Event"
+_LOG_HEADER_AT = 32
+
+
+def decode_file(data: bytes, format: str | None = None) -> tuple[str, tuple[Field, ...]]:  # noqa: A002
+    """Return the format of a file and all of its fields.
+
+    :raises EvidenceError: when it is of no known format, or malformed.
+    """
+    if format == EVENT_LOG or (format is None and _is_log(data)):
+        return EVENT_LOG, tuple(decode_log(data))
+    evidence = to_evidence(data, format)
+    return evidence.tee.value, tuple(_evidence(evidence))
+
+
+def _is_log(data: bytes) -> bool:
+    return data[_LOG_HEADER_AT : _LOG_HEADER_AT + len(_LOG_HEADER)] == _LOG_HEADER
+
+
+def _evidence(evidence: Evidence) -> Iterator[Field]:
+    if evidence.tee in (Tee.TDX, Tee.SGX):
+        yield from decode_quote(evidence.quote)
+    elif evidence.tee is Tee.SNP:
+        yield from decode_report(evidence.quote)
+    elif evidence.tee is Tee.TPM:
+        yield from decode_tpm(evidence)
+    elif evidence.tee is Tee.AZURE_VTPM:
+        yield from decode_azure(evidence.quote)
+    elif evidence.tee is Tee.SAMPLE:
+        yield from _sample(evidence.quote)
+    else:
+        yield Field(section=evidence.tee.value, name="quote", value=evidence.quote.hex())
+    if evidence.event_log:
+        yield from _log(evidence.event_log)
+    for number, item in enumerate(evidence.endorsements):
+        shown = f"{len(item)} bytes"
+        yield Field(section="evidence", name=f"endorsements[{number}]", value=shown)
+    for number, component in enumerate(evidence.components):
+        for field in _evidence(component):
+            yield Field(
+                section=f"component {number}: {field.section}", name=field.name, value=field.value
+            )
+
+
+def _log(data: bytes) -> Iterator[Field]:
+    if _is_log(data):
+        yield from decode_log(data)
+    else:
+        yield Field(section="evidence", name="event_log", value=f"{len(data)} bytes")
+
+
+def _sample(data: bytes) -> Iterator[Field]:
+    quote = SampleQuote.from_bytes(data)
+    for name, value in quote.statement.to_json().items():
+        shown = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        yield Field(section="sample statement (insecure)", name=name, value=shown)
+    yield Field(section="sample signature", name="key", value=quote.key.hex())
+    yield Field(section="sample signature", name="r|s", value=quote.signature.hex())

@@ -1,0 +1,99 @@
+"""Fields of the evidence of an Azure confidential VM: an HCL report and a TPM quote.
+
+The HCL report is a 32-byte header, the hardware report, a 20-byte request block and the
+runtime data (JSON), whose digest stands in the hardware report.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+from attestation.decoded.fields import Field, Layout, integer, read_layout
+from attestation.decoded.snp import decode_report
+from attestation.decoded.tpm import decode_statement
+from attestation.errors import EvidenceError
+
+__all__ = ["decode_azure"]
+
+_HEADER: Final[Layout] = (
+    ("signature", 0, 4),
+    ("#version", 4, 4),
+    ("#report_size", 8, 4),
+    ("#request_type", 12, 4),
+)
+_REQUEST: Final[Layout] = (
+    ("#data_size", 0, 4),
+    ("#version", 4, 4),
+    ("#report_type", 8, 4),
+    ("#report_data_hash_type", 12, 4),
+    ("#variable_data_size", 16, 4),
+)
+_REPORT_AT: Final = 32
+_REPORT_BYTES: Final = 1184
+_SNP: Final = 2
+_MAX_VALUE: Final = 256
+
+
+def decode_azure(data: bytes) -> Iterator[Field]:
+    """Yield every field.
+
+    :raises EvidenceError: naming the field that is malformed.
+    """
+    document = _json(data, "azure-vtpm")
+    report = _bytes(document.get("hcl_report"), "hcl_report")
+    yield from read_layout("HCL report header", _HEADER, report)
+    request = report[_REPORT_AT + _REPORT_BYTES :]
+    yield from read_layout("HCL request data", _REQUEST, request)
+    if integer(request[8:12]) == _SNP:
+        yield from decode_report(report[_REPORT_AT : _REPORT_AT + _REPORT_BYTES])
+    size = integer(request[16:20])
+    runtime = _json(request[20 : 20 + size], "HCL runtime data")
+    for key in runtime.get("keys", []) if isinstance(runtime.get("keys"), list) else []:
+        name = key.get("kid") if isinstance(key, dict) else None
+        yield Field(section="HCL runtime data", name=f"keys.{name}", value=_short(key))
+    for name, value in runtime.items():
+        if name != "keys":
+            yield Field(section="HCL runtime data", name=name, value=_short(value))
+    quote = document.get("tpm_quote")
+    if not isinstance(quote, dict):
+        raise EvidenceError("must be an object", field="tpm_quote")
+    yield from decode_statement(_bytes(quote.get("message"), "tpm_quote.message"))
+    pcrs = quote.get("pcrs")
+    for index, value in enumerate(pcrs if isinstance(pcrs, list) else []):
+        yield Field(
+            section="PCR (sha256)", name=str(index), value=_bytes(value, f"pcrs[{index}]").hex()
+        )
+
+
+def _json(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        document = json.loads(data.rstrip(b"\0"))
+    except (ValueError, RecursionError):
+        raise EvidenceError("not a JSON document", field=where) from None
+    if not isinstance(document, dict):
+        raise EvidenceError("must be an object", field=where)
+    return document
+
+
+def _bytes(value: object, where: str) -> bytes:
+    """Read bytes as writers of this format write them: base64, base64url, hex or a list."""
+    try:
+        if isinstance(value, list):
+            return bytes(value)
+        if isinstance(value, str):
+            if len(value) % 2 == 0 and not value.strip("0123456789abcdefABCDEF"):
+                return bytes.fromhex(value)
+            standard = value.translate(str.maketrans("-_", "+/")).rstrip("=")
+            return base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
+    except (ValueError, TypeError, binascii.Error):
+        pass
+    raise EvidenceError("must be bytes in base64 or hex", field=where)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}…"

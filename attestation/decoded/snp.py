@@ -1,0 +1,117 @@
+"""Fields of an AMD SEV-SNP attestation report.
+
+Names: AMD publication 56860, SEV Secure Nested Paging Firmware ABI, table
+``ATTESTATION_REPORT Structure``; guest policy and TCB version from the same document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from attestation.decoded.fields import Field, Layout, integer, read_layout
+from attestation.errors import EvidenceError
+
+__all__ = ["decode_report"]
+
+_REPORT_BYTES: Final = 1184
+_SECTION: Final = "ATTESTATION_REPORT"
+_REPORT: Final[Layout] = (
+    ("#VERSION", 0x00, 4),
+    ("#GUEST_SVN", 0x04, 4),
+    ("POLICY", 0x08, 8),
+    ("FAMILY_ID", 0x10, 16),
+    ("IMAGE_ID", 0x20, 16),
+    ("#VMPL", 0x30, 4),
+    ("#SIGNATURE_ALGO", 0x34, 4),
+    ("CURRENT_TCB", 0x38, 8),
+    ("PLATFORM_INFO", 0x40, 8),
+    ("KEY_INFO", 0x48, 4),
+    ("REPORT_DATA", 0x50, 64),
+    ("MEASUREMENT", 0x90, 48),
+    ("HOST_DATA", 0xC0, 32),
+    ("ID_KEY_DIGEST", 0xE0, 48),
+    ("AUTHOR_KEY_DIGEST", 0x110, 48),
+    ("REPORT_ID", 0x140, 32),
+    ("REPORT_ID_MA", 0x160, 32),
+    ("REPORTED_TCB", 0x180, 8),
+    ("CPUID_FAM_ID", 0x188, 1),
+    ("CPUID_MOD_ID", 0x189, 1),
+    ("CPUID_STEP", 0x18A, 1),
+    ("CHIP_ID", 0x1A0, 64),
+    ("COMMITTED_TCB", 0x1E0, 8),
+    ("#CURRENT_BUILD", 0x1E8, 1),
+    ("#CURRENT_MINOR", 0x1E9, 1),
+    ("#CURRENT_MAJOR", 0x1EA, 1),
+    ("#COMMITTED_BUILD", 0x1EC, 1),
+    ("#COMMITTED_MINOR", 0x1ED, 1),
+    ("#COMMITTED_MAJOR", 0x1EE, 1),
+    ("LAUNCH_TCB", 0x1F0, 8),
+    ("SIGNATURE R (little-endian)", 0x2A0, 72),
+    ("SIGNATURE S (little-endian)", 0x2E8, 72),
+)
+_POLICY_BITS: Final = {
+    16: "SMT",
+    18: "MIGRATE_MA",
+    19: "DEBUG",
+    20: "SINGLE_SOCKET",
+    21: "CXL_ALLOW",
+    22: "MEM_AES_256_XTS",
+    23: "RAPL_DIS",
+    24: "CIPHERTEXT_HIDING_DRAM",
+}
+_PLATFORM_BITS: Final = {
+    0: "SMT_EN",
+    1: "TSME_EN",
+    2: "ECC_EN",
+    3: "RAPL_DIS",
+    4: "CIPHERTEXT_HIDING_DRAM_EN",
+    5: "ALIAS_CHECK_COMPLETE",
+    7: "TIO_EN",
+}
+_SIGNERS: Final = {0: "VCEK", 1: "VLEK", 7: "none"}
+_TCB: Final = {"BOOT_LOADER": 0, "TEE": 1, "SNP": 6, "MICROCODE": 7}
+_TCB_TURIN: Final = {"FMC": 0, "BOOT_LOADER": 1, "TEE": 2, "SNP": 3, "MICROCODE": 7}
+_FAMILY_TURIN: Final = 0x1A
+_TCBS: Final = (
+    ("CURRENT_TCB", 0x38),
+    ("REPORTED_TCB", 0x180),
+    ("COMMITTED_TCB", 0x1E0),
+    ("LAUNCH_TCB", 0x1F0),
+)
+
+
+def decode_report(data: bytes) -> Iterator[Field]:
+    """Yield every field of a report of 1184 bytes.
+
+    :raises EvidenceError: for another size.
+    """
+    if len(data) != _REPORT_BYTES:
+        raise EvidenceError(f"{len(data)} bytes, a report has {_REPORT_BYTES}", field=_SECTION)
+    yield from read_layout(_SECTION, _REPORT, data)
+    policy, platform, info = data[0x08:0x10], data[0x40:0x48], integer(data[0x48:0x4C])
+    yield Field(section="POLICY", name="ABI_MAJOR.ABI_MINOR", value=f"{policy[1]}.{policy[0]}")
+    yield _set("POLICY", policy, _POLICY_BITS)
+    yield _set("PLATFORM_INFO", platform, _PLATFORM_BITS)
+    signer = _SIGNERS.get(info >> 2 & 7, f"reserved ({info >> 2 & 7})")
+    for name, value in (
+        ("AUTHOR_KEY_EN", str(info & 1)),
+        ("MASK_CHIP_KEY", str(info >> 1 & 1)),
+        ("SIGNING_KEY", signer),
+    ):
+        yield Field(section="KEY_INFO", name=name, value=value)
+    turin = integer(data[:4]) >= 3 and data[0x188] == _FAMILY_TURIN
+    for section, offset in _TCBS:
+        for name, index in (_TCB_TURIN if turin else _TCB).items():
+            yield Field(section=section, name=name, value=str(data[offset + index]))
+
+
+def _set(section: str, data: bytes, names: dict[int, str]) -> Field:
+    bits = integer(data)
+    first = 16 if section == "POLICY" else 0
+    shown = [
+        names.get(bit, f"bit {bit}")
+        for bit in range(first, 64)
+        if bits >> bit & 1 and (section != "POLICY" or bit != 17)
+    ]
+    return Field(section=section, name="set", value=", ".join(shown) or "none")
