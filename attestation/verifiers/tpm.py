@@ -241,8 +241,8 @@ def pcr_claims(quote: TpmQuote) -> dict[str, bytes]:
 def check_event_log(quote: TpmQuote, data: bytes, trust: TrustAnchors) -> Mapping[str, bytes]:
     """Replay the log against the quoted PCRs; return what software measured into PCR 14.
 
-    A quoted PCR 14 that is not at its initial value must be explained by the log, so that a
-    log cannot be left away to hide what was measured; see
+    Without any log nothing of what was measured is known, and the PCR values stand alone. A
+    log that is there must explain a quoted PCR 14 that is not at its initial value; see
     :func:`attestation.runtime_events.measurements` for events that hide something.
 
     :raises EventLogError: naming the register.
@@ -250,13 +250,11 @@ def check_event_log(quote: TpmQuote, data: bytes, trust: TrustAnchors) -> Mappin
     """
     bank = next((name for name in _BANKS if quote.pcrs.get(name)), None)
     quoted = quote.pcrs[bank] if bank else {}
-    log = EventLog.parse(data) if data else EventLog.create(_BANKS[:1])
-    if bank is None:
-        if log.events:
-            raise EventLogError("the quote covers no PCR that the log could replay to")
+    if not data:
         return {}
-    if bank not in log.sizes and not log.events:
-        log = EventLog.create((bank,))
+    log = EventLog.parse(data)
+    if bank is None:
+        raise EventLogError("the quote covers no PCR that the log could replay to")
     for name, values in quote.pcrs.items():
         if name in _BANKS and (name == bank or name in log.sizes):
             check_replay(log, values, bank=name)
