@@ -91,6 +91,8 @@ def _check_entries(entries: list[zipfile.ZipInfo], where: str) -> None:
         raise JobError(f"{where}: has more than {_MAX_ENTRIES} files")
     if sum(entry.file_size for entry in entries) > MAX_BUNDLE_BYTES:
         raise JobError(f"{where}: unpacks to more than {MAX_BUNDLE_BYTES} bytes")
+    if len({entry.filename for entry in entries}) != len(entries):
+        raise JobError(f"{where}: holds a path twice")
     for entry in entries:
         path = PurePosixPath(entry.filename)
         unsafe = path.is_absolute() or ".." in path.parts or "\\" in entry.filename

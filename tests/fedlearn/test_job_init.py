@@ -1,0 +1,185 @@
+"""A first own job: written whole or not at all, right, and able to learn."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from fedlearn.cli import main, template
+from fedlearn.errors import ConfigError
+
+
+def _run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(item) for item in arguments])
+
+
+def test_a_job_is_written_and_is_right(tmp_path: Path) -> None:
+    done = _run("job", "init", tmp_path / "my-job")
+    assert done.exit_code == 0
+    assert "fedlearn job validate" in done.stdout
+    checked = _run("job", "validate", tmp_path / "my-job/job.toml")
+    assert checked.exit_code == 0, checked.stderr
+    assert "can run" in checked.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["my-job"]
+
+
+def test_an_empty_directory_may_be_used_and_a_name_given(tmp_path: Path) -> None:
+    done = _run("job", "init", tmp_path, "--name", "heart-2", "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["name"] == "heart-2"
+    assert (tmp_path / "app/heart_2_app/client_app.py").is_file()
+    report = json.loads(_run("job", "validate", tmp_path / "job.toml", "--json").stdout)
+    assert report["ok"] is True
+    assert report["name"] == "heart-2"
+
+
+@pytest.mark.parametrize("name", ["server", "edge", "fedlearn", "attestation", "9lives", "a-b"])
+def test_no_job_writes_code_that_takes_our_place(tmp_path: Path, name: str) -> None:
+    assert _run("job", "init", tmp_path / "x", "--name", name).exit_code == 0
+    assert _run("job", "validate", tmp_path / "x/job.toml").exit_code == 0
+    assert template.package_name(name).isidentifier()
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for target in (tmp_path, tmp_path / "file"):
+        before = sorted(tmp_path.rglob("*"))
+        done = _run("job", "init", target, "--name", "x")
+        assert done.exit_code == 1
+        assert done.stderr.startswith("error: ")
+        assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["my job"], "cannot name a job"),
+        (["job", "--name", "Not A Name"], "cannot name a job"),
+        (["a" * 64], "cannot name a job"),
+    ],
+)
+def test_a_wrong_name_writes_nothing(tmp_path: Path, arguments: list[str], words: str) -> None:
+    done = _run("job", "init", tmp_path / arguments[0], *arguments[1:])
+    assert done.exit_code == 1
+    assert words in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = Path.write_text
+
+    def full(self: Path, *arguments: Any, **keywords: Any) -> int:
+        if self.name == "task.py":
+            raise OSError(28, "No space left on device", str(self))
+        return written(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    done = _run("job", "init", tmp_path / "x")
+    assert done.exit_code == 1
+    assert "no space left" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError):
+        template.write(tmp_path, "Not a name")
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Iterator[Path]:
+    template.write(tmp_path / "j", "j")
+    sys.path.insert(0, str(tmp_path / "j/app"))
+    yield tmp_path / "j"
+    sys.path.remove(str(tmp_path / "j/app"))
+    for name in [name for name in sys.modules if name.split(".")[0] == "j_app"]:
+        del sys.modules[name]
+
+
+def test_the_app_learns(written: Path) -> None:
+    pytest.importorskip("flwr")
+    task = importlib.import_module("j_app.task")
+    client = importlib.import_module("j_app.client_app")
+    server = importlib.import_module("j_app.server_app")
+    assert callable(client.app)
+    assert callable(server.app)
+    model = task.new_model()
+    folders = [str(written / "data" / site) for site in template.SITES]
+    before = [task.judge(model, folder)[1] for folder in folders]
+    for _ in range(5):
+        states = []
+        for folder in folders:
+            local = task.new_model()
+            local.load_state_dict(model.state_dict())
+            _, examples = task.train(local, folder, epochs=2, rate=0.5)
+            assert examples == 400
+            states.append(local.state_dict())
+        mean = {key: sum(state[key] for state in states) / len(states) for key in states[0]}
+        model.load_state_dict(mean)
+    after = [task.judge(model, folder)[1] for folder in folders]
+    assert min(after) > 0.7
+    assert min(after) > max(before) + 0.1
+
+
+def test_the_bundle_of_the_app_is_accepted(written: Path) -> None:
+    bundle = pytest.importorskip("server.flower.bundle")
+    first, second = bundle.build(written / "app"), bundle.build(written / "app")
+    assert first == second
+
+
+BREAKS = [
+    ("job.toml", "rounds = 5", "ronds = 5", "job.toml:5: ronds: unknown key; did you mean"),
+    (
+        "job.toml",
+        "local-epochs",
+        "local-epoch",
+        "config.local-epoch: the app x has no such setting",
+    ),
+    ("job.toml", "local-epochs = 2", 'local-epochs = "2"', "must be like the app's default 2"),
+    ("job.toml", '"app" ', '"application" ', "the application does not exist"),
+    ("job.toml", '"policy.toml"', '"polcy.toml"', "the policy does not exist"),
+    ("policy.toml", "accept =", "acept =", "policy.toml:9: acept: unknown key"),
+    ("policy.toml", 'name = "x"', "name = ", "policy.toml:5: is not TOML"),
+    ("app/pyproject.toml", "serverapp", "serveapp", "needs project.name"),
+    ("app/pyproject.toml", "x_app.server_app", "server.app", "a package of fedlearn"),
+]
+
+
+@pytest.mark.parametrize(("file", "old", "new", "words"), BREAKS)
+def test_validate_names_what_is_broken(
+    tmp_path: Path, file: str, old: str, new: str, words: str
+) -> None:
+    template.write(tmp_path / "x", "x")
+    path = tmp_path / "x" / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    done = _run("job", "validate", tmp_path / "x/job.toml")
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert words in done.stderr.splitlines()[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["server.py", "edge", "fedlearn"])
+def test_validate_refuses_code_that_takes_our_place(tmp_path: Path, name: str) -> None:
+    template.write(tmp_path / "x", "x")
+    (tmp_path / "x/app" / name).write_text("")
+    done = _run("job", "validate", tmp_path / "x/job.toml")
+    assert done.exit_code == 1
+    assert "would take the place of a package of fedlearn" in done.stderr
+
+
+def test_validate_notes_what_deserves_a_look(tmp_path: Path) -> None:
+    template.write(tmp_path / "x", "x")
+    path = tmp_path / "x/job.toml"
+    path.write_text(path.read_text().replace('[data.site-b]\nset = "x"\n', ""))
+    done = _run("job", "validate", path)
+    assert done.exit_code == 0
+    assert "no data named for site-b" in done.stdout
+    assert "insecure_sample" in done.stdout
