@@ -5,7 +5,7 @@ Control interface to reach and no port to guard. Two sides use a link:
 
 * *nodes*, the clients in their TEEs, through :mod:`server.front`, which calls the link as an
   ASGI application after it has decided who is speaking (``scope["fedlearn.caller"]``). The
-  actions are those of :data:`ACTIONS`, and a node can touch its own messages only.
+  actions are those of :data:`server.front.ACTIONS`, and a node can touch its own messages only.
 * *the job's process*, through :mod:`server.flower.host`, which calls :meth:`JobLink.push`,
   :meth:`JobLink.pull` and the rest from a thread of its own.
 
@@ -21,8 +21,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from flwr.app import Message
@@ -59,36 +58,14 @@ from fedlearn.frames import FrameReader, frames_length, write_frames
 from fedlearn.seeds import node_number
 from server.flower import contract
 from server.flower.plan import JobPlan, Reply
+from server.front import Caller, Receive, Scope, Send
 
-__all__ = ["ACTIONS", "Caller", "JobLink"]
+__all__ = ["JobLink"]
 
 _CONTROL_BYTES: Final = 64 * 1024
 _MAX_OBJECTS: Final = 200_000
 _HOLD_SECONDS: Final = 20.0
 """How long a node that asks for work is kept waiting before it is told that there is none."""
-
-ACTIONS: Final[Mapping[str, int | None]] = {
-    "/v1/fleet/activate-node": _CONTROL_BYTES,
-    "/v1/fleet/deactivate-node": _CONTROL_BYTES,
-    "/v1/fleet/send-node-heartbeat": _CONTROL_BYTES,
-    "/v1/fleet/get-run": _CONTROL_BYTES,
-    "/v1/fleet/fetch": _CONTROL_BYTES,
-    "/v1/fleet/deliver": None,
-}
-"""What a node may do, with the most bytes of a request; ``None``: as much as an update."""
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
-    """Who makes a request, as the front found out. ``still_live`` raises when it is no more."""
-
-    node_id: int
-    site: str
-    still_live: Callable[[], None]
 
 
 class _Gone(TransportError):
@@ -285,7 +262,7 @@ class JobLink:
     # What a node does
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one action of one node; see :data:`ACTIONS`."""
+        """Serve one action of one node; see :data:`server.front.ACTIONS`."""
         caller: Caller = scope["fedlearn.caller"]
         action = str(scope["path"]).rpartition("/")[2]
         length = int(scope["fedlearn.length"])
