@@ -118,6 +118,7 @@ def choice(*values: str) -> Kind[str]:
             raise Wrong
         if value not in values:
             near = difflib.get_close_matches(value, values, n=1)
+            near = near or [item for item in values if item.endswith(f"-{value}")]
             wish = f'; did you mean "{near[0]}"?' if near else ""
             raise Wrong(f"must be one of {listed}, not {shown(value)}{wish}")
         return value
