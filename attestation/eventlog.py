@@ -59,6 +59,7 @@ _LOCALITY: Final = b"StartupLocality\0"
 _MAX_ALGORITHMS: Final = 8
 _MAX_DIGEST: Final = 64
 _SHA1_BYTES: Final = 20
+_EVENT_HEADER: Final = struct.Struct("<III")
 _ALL_ONES_PCRS: Final = range(17, 23)
 """PCRs of a dynamic launch start at all ones (PC Client Platform TPM Profile, 4.6.2)."""
 
@@ -324,27 +325,24 @@ def _header(read: Cursor) -> dict[str, int]:
 
 
 def _event(read: Cursor, sizes: Mapping[str, int], number: int) -> Event:
-    field = f"event[{number}]"
     start = read.offset
-    index = read.integer(4, f"{field}.index")
-    kind = read.integer(4, f"{field}.type")
-    at = read.offset
-    count = read.integer(4, f"{field}.digests.count")
+    index, kind, count = read.unpack(_EVENT_HEADER, f"event[{number}].header")
     if not 1 <= count <= len(sizes):
         raise read.fail(
             f"{count} digests, the header has {len(sizes)} algorithms",
-            f"{field}.digests.count",
-            offset=at,
+            f"event[{number}].digests.count",
+            offset=start + 8,
         )
     digests: dict[str, bytes] = {}
+    field = f"event[{number}].digest"
     for _ in range(count):
         at = read.offset
-        identifier = read.integer(2, f"{field}.digest.algorithm")
-        name = _ALGORITHMS.get(identifier, f"alg-{identifier:#06x}")
+        identifier = read.integer(2, field)
+        name = _ALGORITHMS.get(identifier) or f"alg-{identifier:#06x}"
         if name not in sizes or name in digests:
-            raise read.fail(f"{name} is unexpected", f"{field}.digest.algorithm", offset=at)
-        digests[name] = read.take(sizes[name], f"{field}.digest")
-    data = read.sized(f"{field}.data", limit=MAX_LOG_BYTES, prefix=4)
+            raise read.fail(f"{name} is unexpected", f"{field}.algorithm", offset=at)
+        digests[name] = read.take(sizes[name], field)
+    data = read.sized(f"event[{number}].data", limit=MAX_LOG_BYTES, prefix=4)
     return Event(index=index, type=kind, digests=digests, data=data, number=number, offset=start)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Literal
 
 from attestation.errors import EvidenceError
@@ -39,19 +40,25 @@ class Cursor:
 
     def take(self, length: int, field: str) -> bytes:
         """Read ``length`` bytes."""
-        if length > self.remaining:
+        start = self._offset
+        end = start + length
+        if end > len(self._data):
             raise self.fail(f"needs {length} bytes, {self.remaining} are left", field)
-        start, self._offset = self._offset, self._offset + length
-        return self._data[start : self._offset]
+        self._offset = end
+        return self._data[start:end]
 
     def integer(self, size: int, field: str) -> int:
         """Read an unsigned integer of ``size`` bytes."""
         return int.from_bytes(self.take(size, field), self._order)
 
+    def unpack(self, layout: struct.Struct, field: str) -> tuple[int, ...]:
+        """Read the integers of a fixed layout, which names its own byte order."""
+        return layout.unpack(self.take(layout.size, field))
+
     def sized(self, field: str, *, limit: int, prefix: int = 2) -> bytes:
         """Read a length of ``prefix`` bytes, at most ``limit``, and that many bytes."""
         start = self._offset
-        length = self.integer(prefix, f"{field}.size")
+        length = int.from_bytes(self.take(prefix, field), self._order)
         if length > limit:
             raise self.fail(f"{length} bytes, at most {limit} are legal", field, offset=start)
         return self.take(length, field)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
@@ -30,6 +30,7 @@ from attestation.errors import EvidenceError
 from attestation.evidence import Evidence
 from attestation.quotes.cursor import Cursor
 from attestation.quotes.tpm_structures import (
+    DIGEST_SIZES,
     PublicArea,
     PublicKey,
     QuoteStatement,
@@ -63,7 +64,9 @@ class TpmQuote:
     """A parsed quote. Nothing is verified yet.
 
     ``ak_area`` is the AK as the TPM describes it, or ``None`` where only ``ak`` is known.
-    ``pcr_values`` are concatenated in the order of ``statement.selection``.
+    ``pcr_values`` are concatenated in the order of ``statement.selection``; ``pcrs`` are the
+    same by bank and number. ``ak_digest`` is the SHA-256 of the AK's SubjectPublicKeyInfo,
+    by which trust anchors name it.
     """
 
     statement: QuoteStatement
@@ -74,24 +77,12 @@ class TpmQuote:
     scope: str = ""
     ek_certificate: bytes = b""
 
-    @property
-    def ak_digest(self) -> bytes:
-        """SHA-256 of the AK's SubjectPublicKeyInfo: how trust anchors name it."""
-        return hashlib.sha256(spki(self.ak)).digest()
+    ak_digest: bytes = field(init=False, repr=False)
+    pcrs: Mapping[str, Mapping[int, bytes]] = field(init=False, repr=False)
 
-    @property
-    def pcrs(self) -> Mapping[str, Mapping[int, bytes]]:
-        """The PCR values that came along, by bank and number."""
-        banks: dict[str, Mapping[int, bytes]] = {}
-        offset = 0
-        for selected in self.statement.selection:
-            size = hashlib.new(selected.bank).digest_size
-            values = {}
-            for pcr in selected.pcrs:
-                values[pcr] = self.pcr_values[offset : offset + size]
-                offset += size
-            banks[selected.bank] = MappingProxyType(values)
-        return MappingProxyType(banks)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ak_digest", hashlib.sha256(spki(self.ak)).digest())
+        object.__setattr__(self, "pcrs", _split(self.statement, self.pcr_values))
 
     def to_bytes(self) -> bytes:
         """Return the container."""
@@ -181,6 +172,19 @@ class TpmQuote:
         if evidence.quote[: len(_ATTEST_MAGIC)] == _ATTEST_MAGIC:
             return _from_pieces(evidence.quote, evidence.endorsements)
         return cls.from_bytes(evidence.quote)
+
+
+def _split(statement: QuoteStatement, values: bytes) -> Mapping[str, Mapping[int, bytes]]:
+    banks: dict[str, Mapping[int, bytes]] = {}
+    offset = 0
+    for selected in statement.selection:
+        size = DIGEST_SIZES[selected.bank]
+        bank = {}
+        for pcr in selected.pcrs:
+            bank[pcr] = values[offset : offset + size]
+            offset += size
+        banks[selected.bank] = MappingProxyType(bank)
+    return MappingProxyType(banks)
 
 
 def _build(fields: Mapping[int, bytes], area: PublicArea | None, key: PublicKey | None) -> TpmQuote:

@@ -23,6 +23,7 @@ from attestation.errors import EvidenceError
 from attestation.quotes.cursor import Cursor
 
 __all__ = [
+    "DIGEST_SIZES",
     "HASH_NAMES",
     "MAX_ATTEST_BYTES",
     "MAX_PUBLIC_BYTES",
@@ -50,6 +51,12 @@ HASH_NAMES: Final[dict[int, str]] = {
     0x000D: "sha512",
 }
 """``TPM_ALG_ID`` of the hashes that are understood (Part 2, 6.3), as ``hashlib`` names."""
+
+DIGEST_SIZES: Final = {name: hashlib.new(name).digest_size for name in HASH_NAMES.values()}
+"""Bytes of a digest, by ``hashlib`` name."""
+
+_HASH_IDS: Final = {name: number for number, name in HASH_NAMES.items()}
+_CLOCK: Final = struct.Struct(">QIIBQ")
 
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 PUBLIC_KEY_TYPES: Final = (ec.EllipticCurvePublicKey, rsa.RSAPublicKey)
@@ -126,13 +133,10 @@ class QuoteStatement:
             raise read.fail(f"{kind:#06x} is not a quote (0x8018)", "type", offset=4)
         signer = read.sized("qualifiedSigner", limit=_MAX_DIGEST + 2)
         extra = read.sized("extraData", limit=_MAX_DIGEST + 2)
-        clock = read.integer(8, "clockInfo.clock")
-        reset = read.integer(4, "clockInfo.resetCount")
-        restart = read.integer(4, "clockInfo.restartCount")
-        safe = read.integer(1, "clockInfo.safe")
+        at = read.offset
+        clock, reset, restart, safe, firmware = read.unpack(_CLOCK, "clockInfo")
         if safe > 1:
-            raise read.fail(f"must be 0 or 1, not {safe}", "clockInfo.safe", offset=read.offset - 1)
-        firmware = read.integer(8, "firmwareVersion")
+            raise read.fail(f"must be 0 or 1, not {safe}", "clockInfo.safe", offset=at + 16)
         selection = _selection(read)
         digest = read.sized("pcrDigest", limit=_MAX_DIGEST)
         read.finish()
@@ -152,7 +156,7 @@ class QuoteStatement:
     @property
     def pcr_bytes(self) -> int:
         """The length of the quoted PCR values, concatenated."""
-        return sum(len(s.pcrs) * hashlib.new(s.bank).digest_size for s in self.selection)
+        return sum(len(s.pcrs) * DIGEST_SIZES[s.bank] for s in self.selection)
 
 
 def _selection(read: Cursor) -> tuple[PcrSelection, ...]:
@@ -362,8 +366,7 @@ def _ecc_key(read: Cursor) -> ec.EllipticCurvePublicKey:
 
 def qualify(hash_name: str, data: bytes) -> bytes:
     """Return u16 id of the hash, then the hash of ``data``: a Name or a qualified name."""
-    identifier = next(number for number, name in HASH_NAMES.items() if name == hash_name)
-    return struct.pack(">H", identifier) + hashlib.new(hash_name, data).digest()
+    return struct.pack(">H", _HASH_IDS[hash_name]) + hashlib.new(hash_name, data).digest()
 
 
 def spki(key: PublicKey) -> bytes:
