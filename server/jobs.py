@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     round INTEGER NOT NULL,
     spec TEXT NOT NULL,
     policy TEXT NOT NULL,
+    policy_in_force TEXT NOT NULL,
     bundle BLOB NOT NULL,
     created REAL NOT NULL
 ) STRICT;
@@ -67,12 +68,17 @@ class JobStatus(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
-    """One job. ``policy`` is the policy in force, which may differ from the first."""
+    """One job.
+
+    ``policy``           as it was submitted: its digest is part of the job
+    ``policy_in_force``  what clients are judged by now; an operator may have replaced it
+    """
 
     name: str
     status: JobStatus
     spec: JobSpec
     policy: str
+    policy_in_force: str
     bundle: bytes = field(repr=False)
     created: datetime
     detail: str = ""
@@ -128,7 +134,7 @@ class JobBook:
                 raise JobError(f"the coordinator keeps at most {MAX_JOBS} jobs")
             try:
                 db.execute(
-                    "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         record.name,
                         record.status.value,
@@ -136,6 +142,7 @@ class JobBook:
                         record.round,
                         record.spec.to_json(),
                         record.policy,
+                        record.policy_in_force,
                         record.bundle,
                         record.created.timestamp(),
                     ),
@@ -172,7 +179,7 @@ class JobBook:
         status: JobStatus | None = None,
         detail: str | None = None,
         round_: int | None = None,
-        policy: str | None = None,
+        policy_in_force: str | None = None,
     ) -> None:
         """Change what is given and keep the rest."""
         with self._transaction() as db:
@@ -180,7 +187,7 @@ class JobBook:
                 ("status", status.value if status else None),
                 ("detail", detail),
                 ("round", round_),
-                ("policy", policy),
+                ("policy_in_force", policy_in_force),
             ):
                 if value is not None:
                     statement = f"UPDATE jobs SET {column} = ? WHERE name = ?"  # noqa: S608
@@ -237,8 +244,8 @@ class JobBook:
             self._db.execute("COMMIT")
 
 
-def _record(row: tuple[str, str, str, int, str, str, bytes, float]) -> JobRecord:
-    name, status, detail, round_, spec, policy, bundle, created = row
+def _record(row: tuple[str, str, str, int, str, str, str, bytes, float]) -> JobRecord:
+    name, status, detail, round_, spec, policy, policy_in_force, bundle, created = row
     return JobRecord(
         name=name,
         status=JobStatus(status),
@@ -246,6 +253,7 @@ def _record(row: tuple[str, str, str, int, str, str, bytes, float]) -> JobRecord
         round=round_,
         spec=JobSpec.from_json(spec, where=f"job {name}"),
         policy=policy,
+        policy_in_force=policy_in_force,
         bundle=bundle,
         created=datetime.fromtimestamp(created, UTC),
     )

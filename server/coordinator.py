@@ -1,0 +1,644 @@
+"""The coordinator: jobs from submission to their sealed model, and the sites that run them.
+
+It stands behind the services of :mod:`server.rpc` (:class:`server.rpc.ports.Coordinator`),
+gives admission its jobs and nodes (:class:`server.admission.NodeDoor`), and gives the Fleet
+front its links. It decides nothing about evidence and touches no weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from attestation.policy import AppraisalPolicy
+from attestation.trust import TrustAnchors
+from fedlearn.application import check_bundle
+from fedlearn.assignment import Assignment
+from fedlearn.errors import FedlearnError, JobError, TransportError
+from fedlearn.events import (
+    ClientLost,
+    ClientStarting,
+    Event,
+    JobCancelled,
+    JobFailed,
+    JobFinished,
+    JobInterrupted,
+    JobSubmitted,
+    Log,
+)
+from fedlearn.job import JobSpec, workload_digest
+from fedlearn.privacy import Budget
+from fedlearn.privacy.server import noise_secret
+from server.admission import AdmissionGate, AdmittableJob
+from server.enrollment import SiteRegister, SiteStatus
+from server.flower.host import JobHost
+from server.flower.link import JobLink
+from server.flower.plan import JobPlan, Outcome
+from server.home import Home
+from server.jobs import JobBook, JobRecord, JobStatus
+from server.register import Admission, AdmissionEvent, AdmissionRegister
+from server.rpc.ports import EventView, JobView, Orders, StartOrder, StopOrder
+from server.running import JobDesk
+from server.voice import spoken
+
+__all__ = ["Coordinator"]
+
+_LOG = logging.getLogger(__name__)
+_MAX_ATTEMPTS: Final = 5
+"""How often one site's client is started for one job before a person has to look."""
+_MAX_CRASHES: Final = 3
+_RETRY_SECONDS: Final = 2.0
+_ASSIGNMENT_LIFETIME: Final = timedelta(days=7)
+_EVENT_PAGE: Final = 500
+
+
+@dataclass(slots=True)
+class _Open:
+    """A job that runs, or waits for its sites."""
+
+    record: JobRecord
+    admittable: AdmittableJob
+    host: JobHost
+    desk: JobDesk
+    started: datetime
+    attempts: dict[str, int] = field(default_factory=dict)
+    crashes: int = 0
+
+
+class Coordinator:
+    """All jobs of one coordinator. Safe to use from many threads.
+
+    :param runtime: a private directory for the processes of jobs; never holds weights.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        *,
+        book: JobBook,
+        sites: SiteRegister,
+        register: AdmissionRegister,
+        trust: Callable[[], TrustAnchors],
+        runtime: Path,
+        gate_address: str,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._home = home
+        self._book = book
+        self._sites = sites
+        self._register = register
+        self._trust = trust
+        self._runtime = runtime
+        self._gate_address = gate_address
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._open: dict[str, _Open] = {}
+        self._orders: dict[str, Orders] = {}
+        self._gate: AdmissionGate | None = None
+        self._stopping = False
+        register.subscribe(self._admission_changed)
+
+    def attach(self, gate: AdmissionGate) -> None:
+        """Set the gate, which itself needs this coordinator."""
+        self._gate = gate
+
+    def go_on(self) -> None:
+        """Open again what an earlier life left unfinished."""
+        for record in self._book.all():
+            if not record.status.open:
+                continue
+            if not self._home.config.jobs.resume:
+                self._book.change(record.name, status=JobStatus.INTERRUPTED)
+                continue
+            try:
+                self._begin(record)
+            except FedlearnError as error:
+                self._close(record.name, JobStatus.FAILED, JobFailed(detail=str(error)))
+
+    def stop(self) -> None:
+        """Interrupt every job; each goes on from its last checkpoint after a restart."""
+        with self._lock:
+            self._stopping = True
+            running = list(self._open.values())
+            self._open.clear()
+        for job in running:
+            job.host.cancel("the coordinator stopped")
+        for job in running:
+            job.host.close()
+            self._book.change(job.record.name, status=JobStatus.INTERRUPTED)
+            self._say(job.record.name, JobInterrupted(detail="the coordinator stopped"))
+
+    # --- for admission and the front --------------------------------------------------
+
+    def admittable(self, name: str) -> AdmittableJob | None:
+        """Return what admission needs to know of an open job."""
+        with self._lock:
+            job = self._open.get(name)
+        if job is None:
+            return None
+        return dataclasses.replace(job.admittable, trust=self._trust())
+
+    def link_of(self, name: str) -> JobLink | None:
+        """Return the link of an open job."""
+        with self._lock:
+            job = self._open.get(name)
+        return None if job is None else job.host.link
+
+    def create_node(self, job: str, site: str, tls_key: bytes) -> int:
+        """Admit a site to an open job.
+
+        :raises JobError: when the job is not open.
+        """
+        with self._lock:
+            found = self._open.get(job)
+        if found is None:
+            raise JobError(f"job {job} is not open")
+        return found.host.create_node(site, tls_key)
+
+    def delete_node(self, job: str, site: str) -> None:
+        """End a site's part in a job; nothing happens when either is gone."""
+        with self._lock:
+            found = self._open.get(job)
+        if found is not None:
+            found.host.delete_node(site)
+
+    def record(self, kind: str, body: dict[str, object]) -> object:
+        """Append to the ledger; tell people of a job what concerns them."""
+        entry = self._home.ledger.append(kind, body)  # type: ignore[arg-type]
+        event = spoken(kind, body)
+        name = body.get("job")
+        if event is not None and isinstance(name, str):
+            with self._lock:
+                known = name in self._open
+            if known:
+                self._say(name, event)
+        return entry
+
+    # --- operators --------------------------------------------------------------------
+
+    def submit_job(
+        self, operator: str, *, job_toml: str, bundle: bytes, policy_toml: str
+    ) -> JobView:
+        """Accept a job and order it at its sites.
+
+        :raises JobError: when a site is unknown, the budget cannot pay for its rounds, or
+            the coordinator runs as many jobs as it may.
+        """
+        policy = AppraisalPolicy.from_toml(policy_toml.encode(), where="policy.toml")
+        spec = JobSpec.from_toml(job_toml, where="job.toml", policy=policy_toml.encode())
+        check_bundle(bundle, where="the app bundle")
+        self._require_sites(spec)
+        if spec.privacy is not None:
+            Budget.require(spec.privacy, spec.rounds)
+        record = JobRecord(
+            name=spec.name,
+            status=JobStatus.PENDING,
+            spec=spec,
+            policy=policy_toml,
+            policy_in_force=policy_toml,
+            bundle=bundle,
+            created=self._clock(),
+        )
+        with self._lock:
+            limit = self._home.config.limits.jobs
+            if len(self._open) >= limit:
+                raise JobError(
+                    f"{limit} jobs run already",
+                    hint="wait for one to end, or raise limits.jobs in server.toml",
+                )
+            self._book.add(record)
+            self._home.ledger.append(
+                "job",
+                {
+                    "job": spec.name,
+                    "change": "submitted",
+                    "operator": operator,
+                    "digest": spec.digest().hex(),
+                    "bundle": hashlib.sha256(bundle).hexdigest(),
+                    "policy": policy.digest.hex(),
+                },
+            )
+            self._say(spec.name, JobSubmitted(job=spec.name, rounds=spec.rounds, sites=spec.sites))
+            self._begin(record)
+        return self.get_job(spec.name)
+
+    def list_jobs(self) -> Sequence[JobView]:
+        """Return all jobs, oldest first."""
+        return [_view(record) for record in self._book.all()]
+
+    def get_job(self, name: str) -> JobView:
+        """Return one job."""
+        return _view(self._book.get(name))
+
+    def follow_job(
+        self, name: str, *, after: int, past_only: bool, stop: threading.Event
+    ) -> Iterator[EventView]:
+        """Yield events, and new ones as they come, until the job has ended."""
+        self._book.get(name)
+        while not stop.is_set():
+            page = self._book.events(name, after=after, most=_EVENT_PAGE)
+            for event in page:
+                after = event.sequence
+                yield EventView(
+                    sequence=event.sequence,
+                    unix_ms=int(event.at.timestamp() * 1000),
+                    kind=event.kind,
+                    json=event.body,
+                )
+            if len(page) == _EVENT_PAGE:
+                continue
+            if past_only or not self._book.get(name).status.open:
+                return
+            self._book.wait(name, after=after, seconds=1.0)
+
+    def cancel_job(self, operator: str, name: str) -> JobView:
+        """Stop a job. Its sealed versions stay."""
+        record = self._book.get(name)
+        if not record.status.open:
+            raise JobError(f"job {name} is {record.status} already")
+        self._note(name, "cancelled", operator)
+        with self._lock:
+            job = self._open.get(name)
+        event = JobCancelled(detail=f"by operator {operator}")
+        self._close(name, JobStatus.CANCELLED, event)
+        if job is not None:
+            job.host.cancel(f"cancelled by operator {operator}")
+            job.host.close()
+        return self.get_job(name)
+
+    def resume_job(self, operator: str, name: str) -> JobView:
+        """Go on with a job that was cancelled, failed or interrupted."""
+        record = self._book.get(name)
+        with self._lock:
+            if name in self._open:
+                raise JobError(f"job {name} runs already")
+            if record.status is JobStatus.FINISHED:
+                raise JobError(
+                    f"job {name} has finished; there is nothing to resume",
+                    hint="submit a job with another name to train further",
+                )
+            self._require_sites(record.spec)
+            self._note(name, "resumed", operator)
+            self._begin(record)
+        return self.get_job(name)
+
+    def replace_policy(self, operator: str, name: str, policy_toml: str) -> None:
+        """Judge the clients of a job by another policy from now on."""
+        policy = AppraisalPolicy.from_toml(policy_toml.encode(), where="policy.toml")
+        with self._lock:
+            job = self._open.get(name)
+            if job is None:
+                raise JobError(f"job {name} is not open")
+            job.admittable = dataclasses.replace(job.admittable, policy=policy)
+        self._book.change(name, policy_in_force=policy_toml)
+        self._note(name, "policy replaced", operator)
+        self._admissions.replace_policy(name, policy)
+
+    # --- clients ----------------------------------------------------------------------
+
+    def commit_data(self, admission: Admission, *, root: bytes, records: int) -> int:
+        """Enter a commitment; a client whose data changed is put into quarantine."""
+        with self._lock:
+            job = self._open.get(admission.job)
+        if job is None:
+            raise JobError(f"job {admission.job} is not open")
+        try:
+            return job.desk.commit(admission, root=root, records=records)
+        except FedlearnError as error:
+            self._register.quarantine(admission.thumbprint, str(error), now=self._clock())
+            raise
+
+    def release_key(
+        self, admission: Admission, *, model: str, version: int, file_id: bytes
+    ) -> bytes:
+        """Wrap the content key of one sealed version to an admitted client."""
+        stored = self._home.store.version(model, version)
+        if stored.file_id != file_id:
+            raise JobError(f"version {version} of {model} is another file")
+        return self._home.keys.release(
+            admission, stored, register=self._register, now=self._clock()
+        )
+
+    # --- sites ------------------------------------------------------------------------
+
+    def fetch_bundle(self, site: str, sha256: bytes) -> bytes:
+        """Return the code of an open job that the site takes part in.
+
+        :raises JobError: when there is none.
+        """
+        with self._lock:
+            for job in self._open.values():
+                if site in job.record.spec.sites and job.admittable.bundle_digest == sha256:
+                    return job.record.bundle
+        raise JobError("no open job of this site has such a bundle")
+
+    def site_connected(
+        self, site: str, orders: Orders, *, version: str, running: tuple[str, ...]
+    ) -> None:
+        """Order what a site should run, and stop what it should not."""
+        with self._lock:
+            self._orders[site] = orders
+            wanted = {}
+            for job in self._open.values():
+                if site in job.record.spec.sites:
+                    wanted[job.record.name] = job
+            kept = set()
+            for name, job in wanted.items():
+                for attempt in range(1, _MAX_ATTEMPTS + 1):
+                    identity = _assignment_id(name, site, attempt)
+                    if identity in running:
+                        job.attempts[site] = attempt
+                        kept.add(identity)
+            for identity in running:
+                if identity not in kept:
+                    orders.send(StopOrder(assignment=identity, reason="the job is not open"))
+            for name, job in wanted.items():
+                if not any(_assignment_id(name, site, n) in kept for n in _attempts()):
+                    self._order(job, site, orders)
+
+    def site_disconnected(self, site: str, orders: Orders) -> None:
+        """Forget the way to a site, unless it has a newer one."""
+        with self._lock:
+            if self._orders.get(site) is orders:
+                del self._orders[site]
+
+    def workload_changed(self, site: str, *, assignment: str, phase: str, reason: str) -> None:
+        """Tell people, and start a client anew that died while its job runs."""
+        with self._lock:
+            job = self._job_of(site, assignment)
+        if job is None:
+            return
+        name = job.record.name
+        if phase in {"accepted", "starting"}:
+            self._say(name, ClientStarting(site=site, detail=reason))
+        elif phase in {"refused", "failed", "stopped", "succeeded"}:
+            self._say(name, ClientLost(site=site, reason=f"{phase}: {reason}"))
+            if phase == "failed":
+                self._again(job, site, reason)
+
+    def site_assignments(self, site: str) -> tuple[str, ...]:
+        """Return what the site runs, or shall run."""
+        with self._lock:
+            return tuple(
+                _assignment_id(name, site, job.attempts.get(site, 1))
+                for name, job in sorted(self._open.items())
+                if site in job.record.spec.sites
+            )
+
+    # --- inside -----------------------------------------------------------------------
+
+    @property
+    def _admissions(self) -> AdmissionGate:
+        if self._gate is None:
+            raise RuntimeError("the gate is not attached")
+        return self._gate
+
+    def _require_sites(self, spec: JobSpec) -> None:
+        for site in spec.sites:
+            status = self._sites.show(site).status
+            if status is not SiteStatus.ACTIVE:
+                raise JobError(
+                    f"site {site} is {status}",
+                    hint=f"`fedlearn site show {site}` says what it waits for",
+                )
+
+    def _begin(self, record: JobRecord) -> None:
+        spec = record.spec
+        bundle_digest = hashlib.sha256(record.bundle).digest()
+        policy = AppraisalPolicy.from_toml(record.policy_in_force.encode(), where="policy.toml")
+        desk = JobDesk(
+            spec,
+            store=self._home.store,
+            ledger=self._home.ledger,
+            register=self._register,
+            say=lambda event: self._say(record.name, event),
+            keep=self._home.config.jobs.keep_checkpoints,
+            clock=self._clock,
+        )
+        host = JobHost(
+            JobPlan(
+                job=spec.name,
+                digest=spec.digest(),
+                bundle=record.bundle,
+                rounds=spec.rounds,
+                sites=spec.sites,
+                quorum=spec.quorum,
+                seconds=spec.deadline_s,
+                seed=spec.seed,
+                stragglers="fail" if spec.stragglers == "fail" else "drop",
+                strategy=spec.strategy.name,
+                options=spec.strategy.options,
+                evaluate_every=spec.evaluate.every,
+                evaluate_fraction=spec.evaluate.fraction,
+                run_config=spec.config,
+                privacy=spec.privacy,
+                noise_secret=self._noise_secret(spec),
+                max_update_bytes=self._home.config.limits.update_mib * 1024 * 1024,
+            ),
+            desk,
+            directory=self._runtime / spec.name,
+        )
+        job = _Open(
+            record=record,
+            admittable=AdmittableJob(
+                name=spec.name,
+                job_digest=spec.digest(),
+                bundle_digest=bundle_digest,
+                workload=workload_digest(spec.digest(), bundle_digest),
+                policy=policy,
+                trust=self._trust(),
+                sites=frozenset(spec.sites),
+            ),
+            host=host,
+            desk=desk,
+            started=self._clock(),
+        )
+        with self._lock:
+            self._open[spec.name] = job
+            self._book.change(spec.name, status=JobStatus.RUNNING, detail="")
+            connected = [(s, self._orders[s]) for s in spec.sites if s in self._orders]
+            for site, orders in connected:
+                self._order(job, site, orders)
+        threading.Thread(
+            target=self._watch, args=(job,), name=f"watch {spec.name}", daemon=True
+        ).start()
+
+    def _noise_secret(self, spec: JobSpec) -> bytes:
+        if spec.privacy is None:
+            return b""
+        name = f"noise-{spec.name}"
+        known = self._home.keys.secret(name)
+        if known is None:
+            known = noise_secret(spec.privacy, seed=spec.seed)
+            self._home.keys.keep(name, known)
+        return known
+
+    def _order(self, job: _Open, site: str, orders: Orders) -> None:
+        """Send the assignment of the present attempt. The caller holds the lock."""
+        attempt = job.attempts.setdefault(site, 1)
+        now = self._clock()
+        assignment = Assignment(
+            id=_assignment_id(job.record.name, site, attempt),
+            job=job.record.name,
+            site=site,
+            spec=job.record.spec.to_json(),
+            bundle=job.admittable.bundle_digest,
+            policy=job.record.policy,
+            workload=job.admittable.workload,
+            issued=now - timedelta(minutes=1),
+            expires=now + _ASSIGNMENT_LIFETIME,
+        )
+        try:
+            orders.send(
+                StartOrder(
+                    assignment_json=assignment.to_bytes(),
+                    signature=assignment.sign(self._home.order_key),
+                )
+            )
+        except TransportError as error:
+            _LOG.warning("site %s: %s", site, error)
+
+    def _again(self, job: _Open, site: str, reason: str) -> None:
+        attempt = job.attempts.get(site, 1)
+        if attempt >= _MAX_ATTEMPTS:
+            self._say(
+                job.record.name,
+                Log(
+                    line=f"the client was started {attempt} times and is not started again: "
+                    f"{reason}",
+                    site=site,
+                    level="error",
+                ),
+            )
+            return
+
+        def start() -> None:
+            with self._lock:
+                orders = self._orders.get(site)
+                still = self._open.get(job.record.name) is job
+                if still and job.attempts.get(site) == attempt:
+                    job.attempts[site] = attempt + 1
+                    if orders is not None:
+                        self._order(job, site, orders)
+
+        timer = threading.Timer(_RETRY_SECONDS * attempt, start)
+        timer.daemon = True
+        timer.start()
+
+    def _watch(self, job: _Open) -> None:
+        """Run one job to its end."""
+        name = job.record.name
+        try:
+            while True:
+                job.host.start()
+                outcome = job.host.wait()
+                if outcome is None or self._stopping:
+                    return
+                crashed = outcome.status == "failed" and outcome.code == "crashed"
+                if not crashed or job.crashes >= _MAX_CRASHES:
+                    break
+                job.crashes += 1
+                self._say(name, Log(line=f"{outcome.message}; starting it again", level="warning"))
+        except FedlearnError as error:
+            outcome = Outcome(status="failed", code=error.code, message=str(error), hint=error.hint)
+        with self._lock:
+            if self._open.get(name) is not job:
+                return
+        self._conclude(job, outcome)
+        job.host.close()
+
+    def _conclude(self, job: _Open, outcome: Outcome) -> None:
+        name = job.record.name
+        seconds = (self._clock() - job.started).total_seconds()
+        if outcome.status == "finished":
+            self._home.ledger.append(
+                "job", {"job": name, "change": "finished", "rounds": job.desk.round}
+            )
+            event: Event = JobFinished(
+                model=job.desk.model, seconds=seconds, metrics=job.desk.metrics
+            )
+            self._close(name, JobStatus.FINISHED, event)
+        elif outcome.status == "cancelled":
+            self._close(name, JobStatus.CANCELLED, JobCancelled(detail=outcome.message))
+        else:
+            self._home.ledger.append(
+                "job", {"job": name, "change": "failed", "reason": outcome.message}
+            )
+            event = JobFailed(detail=outcome.message, hint=outcome.hint)
+            self._close(name, JobStatus.FAILED, event, detail=outcome.message)
+
+    def _close(self, name: str, status: JobStatus, event: Event, *, detail: str = "") -> None:
+        """Take a job out of service: its clients, its sites, its name among the open ones."""
+        with self._lock:
+            job = self._open.pop(name, None)
+        self._book.change(
+            name, status=status, detail=detail, round_=job.desk.round if job else None
+        )
+        self._say(name, event)
+        if job is None:
+            return
+        self._admissions.close_job(name, f"the job is {status}")
+        for site in job.record.spec.sites:
+            with self._lock:
+                orders = self._orders.get(site)
+            if orders is None:
+                continue
+            identity = _assignment_id(name, site, job.attempts.get(site, 1))
+            try:
+                orders.send(StopOrder(assignment=identity, reason=f"the job is {status}"))
+            except TransportError as error:
+                _LOG.info("site %s: %s", site, error)
+
+    def _admission_changed(self, event: AdmissionEvent) -> None:
+        said = spoken(event.change.value, event)
+        with self._lock:
+            known = event.admission.job in self._open
+        if said is not None and known:
+            self._say(event.admission.job, said)
+
+    def _job_of(self, site: str, assignment: str) -> _Open | None:
+        for name, job in self._open.items():
+            if site in job.record.spec.sites and any(
+                _assignment_id(name, site, attempt) == assignment for attempt in _attempts()
+            ):
+                return job
+        return None
+
+    def _note(self, name: str, change: str, operator: str) -> None:
+        self._home.ledger.append("job", {"job": name, "change": change, "operator": operator})
+
+    def _say(self, name: str, event: Event) -> None:
+        self._book.say(name, event, at=self._clock())
+        round_ = getattr(event, "round", None)
+        if event.to_json()["kind"] == "round.finished" and isinstance(round_, int):
+            self._book.change(name, round_=round_)
+
+
+def _attempts() -> range:
+    return range(1, _MAX_ATTEMPTS + 1)
+
+
+def _assignment_id(job: str, site: str, attempt: int) -> str:
+    """Name an assignment: the same for the same three, a DNS label whatever their length."""
+    text = f"{job}/{site}/{attempt}".encode()
+    return f"a-{hashlib.sha256(text).hexdigest()[:32]}"
+
+
+def _view(record: JobRecord) -> JobView:
+    return JobView(
+        name=record.name,
+        id=record.spec.digest().hex(),
+        status=record.status.value,
+        round=record.round,
+        rounds=record.spec.rounds,
+        detail=record.detail,
+        model=record.name if record.round else "",
+        sites=record.spec.sites,
+    )

@@ -1,0 +1,50 @@
+"""What people hear of admission: ledger entries and changes of the register, as events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedlearn.events import (
+    ClientAdmitted,
+    ClientLost,
+    ClientQuarantined,
+    ClientRefused,
+    ClientRenewed,
+    Event,
+)
+from server.register import Admission, AdmissionEvent, Change
+
+__all__ = ["spoken"]
+
+
+def spoken(kind: str, subject: Mapping[str, Any] | AdmissionEvent) -> Event | None:
+    """Return what to say about a ledger entry or a change; ``None`` when it is no news."""
+    if isinstance(subject, AdmissionEvent):
+        return _of_change(subject.change, subject.admission, subject.reason)
+    if kind == "refusal":
+        return ClientRefused(
+            site=str(subject.get("site", "")),
+            reason=str(subject.get("reason", "")),
+            tee=str(subject.get("tee", "")),
+            findings=tuple(subject.get("findings", ())),
+        )
+    return None
+
+
+def _of_change(change: Change, admission: Admission, reason: str) -> Event:
+    site, expires = admission.site, int(admission.expires.timestamp() * 1000)
+    match change:
+        case Change.ADMITTED:
+            return ClientAdmitted(
+                site=site,
+                tee=admission.result.tee,
+                client=admission.client,
+                expires_unix_ms=expires,
+            )
+        case Change.RENEWED:
+            return ClientRenewed(site=site, expires_unix_ms=expires)
+        case Change.QUARANTINED:
+            return ClientQuarantined(site=site, reason=reason)
+        case _:
+            return ClientLost(site=site, reason=reason)
