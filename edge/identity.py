@@ -35,6 +35,7 @@ from fedlearn.voucher import sign_voucher
 __all__ = ["SiteIdentity", "certification_request", "key_pem", "new_key"]
 
 _MAX_FILE_BYTES: Final = 64 * 1024
+_FILES: Final = ("site.json", "site.key", "site.pem", "ca.pem", "token")
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -131,6 +132,14 @@ class SiteIdentity:
             _write(folder / "site.json", json.dumps(document, indent=2).encode())
         except OSError as error:
             raise ConfigError(f"cannot be written: {error.strerror}", where=str(folder)) from error
+
+    @staticmethod
+    def discard(folder: Path) -> None:
+        """Delete what :meth:`save` wrote, and the folder when nothing else is in it."""
+        for name in _FILES:
+            (folder / name).unlink(missing_ok=True)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -272,11 +272,14 @@ def enroll(
     token: str,
     *,
     identity: SiteIdentity | None = None,
+    keep: Callable[[SiteIdentity], None] = lambda identity: None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> SiteIdentity:
     """Redeem a join token with a fresh key, or ask again with the key of ``identity``.
 
-    The result may be pending: ask again with it after the operator's approval.
+    The result may be pending: ask again with it after the operator's approval. ``keep`` is
+    called with the identity before the token is redeemed, so that a crash right after does
+    not lose the only key that the token is good for from then on.
 
     :raises ConfigError: when the token was mistyped.
     :raises EnrollmentRefused: when the coordinator does not accept it.
@@ -297,6 +300,7 @@ def enroll(
                 token=token.strip(),
             )
         identity = replace(identity, token=token.strip())
+        keep(identity)
         reply = gate.enroll(identity.token, certification_request(identity.key))
     if reply.status == pb.EnrollReply.PENDING:
         return replace(identity, chain=b"")

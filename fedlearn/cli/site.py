@@ -1,0 +1,286 @@
+"""``fedlearn site``: invite sites, see them, drain and remove them; and enroll one here."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from fedlearn.cli.operator import connect, json_option, operator_option
+from fedlearn.config import NAME
+from fedlearn.console import Commands, line, print_json, printable
+from fedlearn.errors import ConfigError, EnrollmentRefused
+
+if TYPE_CHECKING:
+    from fedlearn.wire.operator import OperatorClient, SiteState
+
+__all__ = ["group"]
+
+_MAX_TOKEN_FILE: Final = 4096
+_LIFETIME: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])")
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@click.group(cls=Commands, name="site")
+def group() -> None:
+    """Invite sites, see them, drain and remove them."""
+
+
+def _checked_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if not NAME.fullmatch(value):
+        raise click.BadParameter(
+            f"{value[:80]!r} is no name of a site: 1 to 63 of a-z, 0-9 and '-'"
+        )
+    return value
+
+
+def _lifetime(ctx: click.Context, param: click.Parameter, value: str) -> timedelta:
+    match = _LIFETIME.fullmatch(value)
+    if match is None:
+        raise click.BadParameter(f"{value[:40]!r} is no duration; write 90s, 15m, 24h or 7d")
+    return timedelta(seconds=int(match.group(1)) * _UNITS[match.group(2)])
+
+
+_name = click.argument("name", callback=_checked_name)
+
+
+@group.command("token")
+@_name
+@click.option(
+    "--lifetime",
+    default="24h",
+    show_default=True,
+    callback=_lifetime,
+    help="How long it may be redeemed: 90s, 15m, 24h, 7d.",
+)
+@click.option(
+    "--no-approval", is_flag=True, help="Let the site in as soon as it redeems the token."
+)
+@operator_option
+@json_option
+def token(
+    name: str, lifetime: timedelta, no_approval: bool, operator: Path | None, as_json: bool
+) -> None:
+    """Invite a site: print a join token that is good for one key.
+
+    The token is a secret; give it to the site's owner only.
+    """
+    with connect(operator) as client:
+        invitation = client.create_token(name, lifetime=lifetime, needs_approval=not no_approval)
+    install = (
+        f"helm install fedlearn-edge helm/fedlearn-edge --set site.name={name} "
+        "--set-file enrollment.token=token.txt"
+    )
+    enroll = f"fedlearn site enroll --token-file token.txt --state ./{name}"
+    if as_json:
+        print_json(
+            {
+                "site": name,
+                "token": invitation.token,
+                "expires": invitation.expires.isoformat(),
+                "needs_approval": not no_approval,
+                "helm": install,
+                "enroll": enroll,
+            }
+        )
+        return
+    # On a pipe the token alone goes to standard output, so that it can be saved as it is.
+    click.echo(invitation.token)
+    click.echo(
+        f"\nGood once, until {_when(invitation.expires)}. Saved as token.txt at the site:\n"
+        f"  {enroll}\nor, on Kubernetes:\n  {install}"
+        + ("" if no_approval else f"\nthen here:\n  fedlearn site approve {name}"),
+        err=True,
+    )
+
+
+@group.command("list")
+@operator_option
+@json_option
+def list_(operator: Path | None, as_json: bool) -> None:
+    """Show all sites."""
+    with connect(operator) as client:
+        sites = client.list_sites()
+    if as_json:
+        print_json({"sites": [_json(site) for site in sites]})
+        return
+    if not sites:
+        line("there are no sites yet; `fedlearn site token NAME` invites one")
+        return
+    width = max(len(site.name) for site in sites)
+    for site in sites:
+        line(f"{printable(site.name):<{width}}  {printable(site.status):<9}  {_contact(site)}")
+
+
+@group.command("show")
+@_name
+@operator_option
+@json_option
+def show(name: str, operator: Path | None, as_json: bool) -> None:
+    """Show one site: its standing, its key and what it can do."""
+    with connect(operator) as client:
+        site = client.get_site(name)
+    if as_json:
+        print_json(_json(site, whole=True))
+        return
+    line(f"{printable(site.name)}: {printable(site.status)}", bold=True)
+    line(f"  contact      {_contact(site)}")
+    line(f"  key          {site.key_thumbprint.hex() or '-'}")
+    line(f"  assignments  {', '.join(map(printable, site.assignments)) or '-'}")
+    for key, value in sorted(_capabilities(site).items()):
+        line(f"  {printable(str(key)):<11}  {printable(str(value))}")
+
+
+def _changing(verb: str, summary: str, call: Callable[[OperatorClient, str], SiteState]) -> None:
+    """Add a command that changes one site."""
+
+    @group.command(verb, help=summary)
+    @_name
+    @operator_option
+    @json_option
+    def change(name: str, operator: Path | None, as_json: bool) -> None:
+        with connect(operator) as client:
+            site = call(client, name)
+        if as_json:
+            print_json(_json(site))
+        else:
+            line(f"site {printable(site.name)}: {printable(site.status)}")
+
+
+_changing(
+    "approve",
+    "Let a pending site in, or a draining one take clients again.",
+    lambda client, name: client.approve_site(name),
+)
+_changing("reject", "Turn a pending site away.", lambda client, name: client.reject_site(name))
+_changing(
+    "drain",
+    "Give a site no new clients; those it has go on.",
+    lambda client, name: client.drain_site(name),
+)
+_changing(
+    "remove",
+    "Cut a site off at once, with all its clients.",
+    lambda client, name: client.remove_site(name),
+)
+
+
+@group.command("enroll")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, allow_dash=True),
+    required=True,
+    help="File with the join token, or - for standard input.",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Folder for the site's key and certificate.",
+)
+@json_option
+def enroll(token_file: Path, state: Path, as_json: bool) -> None:
+    """Enroll this machine as a site.
+
+    The key is made here and stays here. Run it again after the operator's approval, with
+    the same folder, to fetch the certificate.
+    """
+    from edge.identity import SiteIdentity
+    from edge.rpc import enroll as redeem
+    from fedlearn.join import JoinToken
+
+    text = _token(token_file)
+    parsed = JoinToken.parse(text)
+    known = SiteIdentity.load(state) if (state / "site.json").exists() else None
+    if known is not None and known.site != parsed.site:
+        raise ConfigError(
+            f"site {known.site} lives here, and the token is for {parsed.site}",
+            where=str(state),
+            hint="name another folder with --state",
+        )
+    try:
+        identity = redeem(text, identity=known, keep=lambda made: made.save(state))
+    except EnrollmentRefused:
+        if known is None:
+            SiteIdentity.discard(state)
+        raise
+    identity.save(state)
+    if as_json:
+        print_json(
+            {
+                "site": identity.site,
+                "status": "pending" if identity.pending else "active",
+                "state": str(state),
+                "control_address": identity.control_address,
+                "expires": identity.expires.isoformat() if identity.expires else None,
+            }
+        )
+    elif identity.pending:
+        line(f"site {identity.site} waits for approval: `fedlearn site approve {identity.site}`")
+        line("Then run this command again.", bold=True)
+    else:
+        line(f"site {identity.site} is enrolled; its identity is in {state}")
+        line("Next:  fedlearn-edge run", bold=True)
+
+
+def _token(path: Path) -> str:
+    try:
+        if str(path) == "-":
+            data = sys.stdin.buffer.read(_MAX_TOKEN_FILE + 1)
+        else:
+            with path.open("rb") as file:
+                data = file.read(_MAX_TOKEN_FILE + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be read: {error.strerror}", where=str(path), key="--token-file"
+        ) from error
+    try:
+        if len(data) > _MAX_TOKEN_FILE:
+            raise ValueError
+        return data.decode("ascii").strip()
+    except ValueError:
+        raise ConfigError(
+            "holds no join token",
+            where=str(path),
+            hint="save the line that `fedlearn site token` printed, and nothing else",
+        ) from None
+
+
+def _contact(site: SiteState) -> str:
+    if site.connected:
+        return "connected"
+    return f"last seen {_when(site.last_seen)}" if site.last_seen else "never connected"
+
+
+def _when(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _capabilities(site: SiteState) -> dict[str, Any]:
+    import json
+
+    try:
+        document = json.loads(site.capabilities) if site.capabilities else {}
+    except (ValueError, RecursionError):
+        return {"report": "cannot be read"}
+    return document if isinstance(document, dict) else {"report": "cannot be read"}
+
+
+def _json(site: SiteState, *, whole: bool = False) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "name": site.name,
+        "status": site.status,
+        "connected": site.connected,
+        "last_seen": site.last_seen.isoformat() if site.last_seen else None,
+        "assignments": list(site.assignments),
+        "key_thumbprint": site.key_thumbprint.hex(),
+    }
+    if whole:
+        body["capabilities"] = _capabilities(site)
+    return body

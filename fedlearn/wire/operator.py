@@ -1,0 +1,260 @@
+"""An operator's calls to the coordinator, for the command line and for programs.
+
+Replies are plain dataclasses. Every failure is an error of :mod:`fedlearn.errors` or
+:mod:`attestation.errors`, as the coordinator raised it, or a TransportError that says what
+to do.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from fedlearn.errors import ConfigError
+from fedlearn.wire import fedlearn_pb2 as pb
+from fedlearn.wire.channel import MAX_BUNDLE_BYTES, MAX_CONTROL_BYTES, open_channel, patiently
+from fedlearn.wire.failure import Unreachable, failure_of
+
+import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
+
+from fedlearn.wire import fedlearn_pb2_grpc as stubs
+
+__all__ = ["Invitation", "JobEvent", "JobState", "OperatorClient", "SiteState"]
+
+CALL_SECONDS: Final = 15.0
+SUBMIT_SECONDS: Final = 120.0
+RECONNECTS: Final = 4
+_stubs: Final[Any] = stubs
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobState:
+    """A job. ``status``: pending, running, finished, failed, cancelled or interrupted."""
+
+    name: str
+    id: str
+    status: str
+    round: int
+    rounds: int
+    detail: str
+    model: str
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEvent:
+    """One line of progress; ``json`` has the fields of its ``kind``."""
+
+    sequence: int
+    unix_ms: int
+    kind: str
+    json: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteState:
+    """A site. ``status``: invited, pending, active, draining or removed.
+
+    ``capabilities`` is the JSON that the site reports; empty in a list.
+    """
+
+    name: str
+    status: str
+    connected: bool
+    last_seen: datetime | None
+    capabilities: str
+    assignments: tuple[str, ...]
+    key_thumbprint: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invitation:
+    """A join token for a site's owner, until ``expires``. It is a secret."""
+
+    token: str
+    expires: datetime
+
+    def __repr__(self) -> str:
+        """Say until when; never the token."""
+        return f"Invitation(expires={self.expires.isoformat()})"
+
+
+class OperatorClient:
+    """Speaks to the control listener as an operator; a context that closes its channel.
+
+    ``address`` is ``host:port``; ``ca``, ``chain`` and ``key`` are PEM bytes.
+    """
+
+    def __init__(self, *, address: str, ca: bytes, chain: bytes, key: bytes) -> None:
+        self._channel = open_channel(
+            address, roots=ca, chain=chain, key=key, max_bytes=MAX_CONTROL_BYTES
+        )
+        self._operator = _stubs.OperatorStub(self._channel)
+        self._what = f"the coordinator at {address}"
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the channel."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the channel; calls that run end."""
+        self._channel.close()
+
+    def submit_job(self, *, job_toml: str, bundle: bytes, policy_toml: str) -> JobState:
+        """Hand in a job: its specification, its app bundle and its policy.
+
+        :raises ConfigError: when the bundle is longer than 64 MiB, or the coordinator finds
+            something wrong in the specification.
+        """
+        if len(bundle) > MAX_BUNDLE_BYTES:
+            raise ConfigError(
+                f"the app bundle has {len(bundle)} bytes, at most {MAX_BUNDLE_BYTES} are sent",
+                key="app",
+                hint="leave data and models out of the app's folder",
+            )
+        request = pb.SubmitJobRequest(job_toml=job_toml, bundle=bundle, policy_toml=policy_toml)
+        return _job(self._once(self._operator.SubmitJob, request, SUBMIT_SECONDS))
+
+    def list_jobs(self) -> tuple[JobState, ...]:
+        """Return all jobs."""
+        reply = self._patiently(self._operator.ListJobs, pb.Empty())
+        return tuple(_job(item) for item in reply.jobs)
+
+    def get_job(self, name: str) -> JobState:
+        """Return one job."""
+        return _job(self._patiently(self._operator.GetJob, pb.JobName(name=name)))
+
+    def follow_job(
+        self, name: str, *, after: int = 0, past_only: bool = False
+    ) -> Iterator[JobEvent]:
+        """Yield a job's events with a sequence above ``after``.
+
+        Ends when the job does, or with ``past_only`` after the last one there is. A broken
+        connection is taken up again after the last event that was yielded.
+        """
+        seen, failures = after, 0
+        while True:
+            request = pb.FollowJobRequest(name=name, after=seen, past_only=past_only)
+            call = self._operator.FollowJob(request)
+            try:
+                for item in call:
+                    seen, failures = item.sequence, 0
+                    yield JobEvent(
+                        sequence=item.sequence,
+                        unix_ms=item.unix_ms,
+                        kind=item.kind,
+                        json=item.json,
+                    )
+                return
+            except grpc.RpcError as error:
+                failure = failure_of(error, self._what)
+                failures += 1
+                if not isinstance(failure, Unreachable) or failures > RECONNECTS:
+                    raise failure from None
+            finally:
+                call.cancel()
+            time.sleep(random.uniform(0.0, 0.2 * 2**failures))  # noqa: S311 - jitter
+
+    def cancel_job(self, name: str) -> JobState:
+        """Stop a job."""
+        return _job(self._once(self._operator.CancelJob, pb.JobName(name=name)))
+
+    def resume_job(self, name: str) -> JobState:
+        """Go on with a job from its last checkpoint."""
+        return _job(self._once(self._operator.ResumeJob, pb.JobName(name=name)))
+
+    def replace_policy(self, job: str, policy_toml: str) -> None:
+        """Put another appraisal policy in force for a job, at once."""
+        request = pb.ReplacePolicyRequest(job=job, policy_toml=policy_toml)
+        self._once(self._operator.ReplacePolicy, request)
+
+    def revoke_client(self, job: str, site: str, reason: str) -> None:
+        """End a site's admissions to a job."""
+        request = pb.RevokeClientRequest(job=job, site=site, reason=reason)
+        self._once(self._operator.RevokeClient, request)
+
+    def create_token(
+        self, site: str, *, lifetime: timedelta = timedelta(hours=24), needs_approval: bool = True
+    ) -> Invitation:
+        """Invite a site."""
+        request = pb.CreateTokenRequest(
+            site=site, lifetime_s=int(lifetime.total_seconds()), needs_approval=needs_approval
+        )
+        reply = self._once(self._operator.CreateToken, request)
+        expires = datetime.fromtimestamp(reply.expires_unix_ms / 1000, UTC)
+        return Invitation(token=reply.token, expires=expires)
+
+    def list_sites(self) -> tuple[SiteState, ...]:
+        """Return all sites."""
+        reply = self._patiently(self._operator.ListSites, pb.Empty())
+        return tuple(_site(item) for item in reply.sites)
+
+    def get_site(self, name: str) -> SiteState:
+        """Return one site, with what it reports about itself."""
+        return _site(self._patiently(self._operator.GetSite, pb.SiteName(name=name)))
+
+    def approve_site(self, name: str) -> SiteState:
+        """Let a pending site in, or a draining one take clients again."""
+        return _site(self._once(self._operator.ApproveSite, pb.SiteName(name=name)))
+
+    def reject_site(self, name: str) -> SiteState:
+        """Turn a pending site away."""
+        return _site(self._once(self._operator.RejectSite, pb.SiteName(name=name)))
+
+    def drain_site(self, name: str) -> SiteState:
+        """Give a site no new clients."""
+        return _site(self._once(self._operator.DrainSite, pb.SiteName(name=name)))
+
+    def remove_site(self, name: str) -> SiteState:
+        """Cut a site off at once."""
+        return _site(self._once(self._operator.RemoveSite, pb.SiteName(name=name)))
+
+    def _once(self, method: Callable[..., _T], request: Any, seconds: float = CALL_SECONDS) -> _T:
+        try:
+            return method(request, timeout=seconds)
+        except grpc.RpcError as error:
+            raise failure_of(error, self._what) from None
+
+    def _patiently(self, method: Callable[..., _T], request: Any) -> _T:
+        return patiently(lambda: self._once(method, request), attempts=4)
+
+
+def _job(state: pb.JobState) -> JobState:
+    return JobState(
+        name=state.name,
+        id=state.id,
+        status=state.status,
+        round=state.round,
+        rounds=state.rounds,
+        detail=state.detail,
+        model=state.model,
+        sites=tuple(state.sites),
+    )
+
+
+def _site(state: pb.SiteState) -> SiteState:
+    seen = state.last_seen_unix_ms
+    return SiteState(
+        name=state.name,
+        status=state.status,
+        connected=state.connected,
+        last_seen=datetime.fromtimestamp(seen / 1000, UTC) if seen else None,
+        capabilities=state.capabilities_json,
+        assignments=tuple(state.assignments),
+        key_thumbprint=state.key_thumbprint,
+    )

@@ -1,0 +1,175 @@
+"""An operator's calls and the ``fedlearn site`` commands, against real listeners."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.identity import SiteIdentity
+from fedlearn.cli import main
+from fedlearn.errors import ConfigError, JobError, TransportError
+from fedlearn.join import JoinToken
+from fedlearn.login import OperatorLogin
+from fedlearn.wire.failure import Unreachable
+from fedlearn.wire.operator import OperatorClient
+
+
+@pytest.fixture
+def login(front: Any, fakes: Any, tmp_path: Path) -> Path:
+    """An operator's login for ``front``."""
+    parts = fakes("deployment")
+    key = parts.new_key()
+    issued = front.deployment.ca.issue_operator(
+        parts.new_csr(key), name="alice", now=front.deployment.clock()
+    )
+    OperatorLogin(
+        address=front.control,
+        ca=front.deployment.ca.certificate_pem,
+        chain=issued.chain_pem,
+        key=parts.key_pem(key),
+    ).save(tmp_path / "operator")
+    return tmp_path / "operator"
+
+
+@pytest.fixture
+def operator(login: Path) -> Any:
+    loaded = OperatorLogin.load(login)
+    with OperatorClient(
+        address=loaded.address, ca=loaded.ca, chain=loaded.chain, key=loaded.key
+    ) as client:
+        yield client
+
+
+def test_jobs_are_submitted_seen_followed_and_stopped(front: Any, operator: Any) -> None:
+    state = operator.submit_job(job_toml="name", bundle=b"app", policy_toml="policy")
+    assert (state.name, state.status, state.sites) == ("alpha", "pending", ("site-a",))
+    assert front.coordinator.calls == [("submit", ("alice", "name", 3, "policy"))]
+    assert [job.name for job in operator.list_jobs()] == ["alpha"]
+    assert operator.get_job("alpha").round == 1
+    events = list(operator.follow_job("alpha", after=1, past_only=True))
+    assert [event.sequence for event in events] == [2, 3]
+    assert operator.cancel_job("alpha").status == "cancelled"
+    assert operator.resume_job("alpha").status == "running"
+    operator.replace_policy("alpha", "version = 1")
+    assert front.coordinator.calls[-1] == ("policy", ("alice", "alpha", "version = 1"))
+
+
+def test_errors_come_back_as_they_were_raised(operator: Any) -> None:
+    with pytest.raises(ConfigError, match=r"job.toml:3: rounds: is not a number") as caught:
+        operator.submit_job(job_toml="broken", bundle=b"", policy_toml="")
+    assert caught.value.hint == "write 5"
+    with pytest.raises(JobError, match="no job nope"):
+        operator.get_job("nope")
+    with pytest.raises(TransportError, match="internal error") as crashed:
+        operator.submit_job(job_toml="crash", bundle=b"", policy_toml="")
+    assert "secret" not in str(crashed.value)
+    with pytest.raises(ConfigError, match="at most"):
+        operator.submit_job(job_toml="", bundle=bytes(65 * 1024 * 1024), policy_toml="")
+    with pytest.raises(ConfigError, match="no live client"):
+        operator.revoke_client("alpha", "site-a", "why")
+
+
+def test_a_client_is_revoked(front: Any, operator: Any) -> None:
+    front.deployment.admit(front.deployment.client())
+    operator.revoke_client("alpha", "site-a", "lost trust")
+    assert front.deployment.last("revocation")["reason"] == "lost trust (operator alice)"
+    assert front.deployment.nodes.alive == {}
+
+
+def test_a_coordinator_that_is_away_is_told_as_such(front: Any, operator: Any) -> None:
+    front.stop()
+    with pytest.raises(Unreachable, match="cannot be reached"):
+        operator.get_job("alpha")
+
+
+def test_an_invitation_hides_its_token(operator: Any) -> None:
+    invitation = operator.create_token("site-c", lifetime=timedelta(hours=1))
+    assert invitation.token not in repr(invitation)
+    assert timedelta(minutes=59) < invitation.expires - datetime.now(UTC) < timedelta(hours=1)
+
+
+def run(capsys: Any, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main.main(list(arguments))
+    captured = capsys.readouterr()
+    return int(ended.value.code or 0), captured.out, captured.err
+
+
+def test_a_site_is_invited_enrolled_approved_drained_and_removed(
+    front: Any, login: Path, tmp_path: Path, capsys: Any
+) -> None:
+    as_operator = ("--operator", str(login))
+    status, out, err = run(capsys, "site", "token", "site-c", *as_operator)
+    assert status == 0
+    assert "helm install" in err
+    assert "fedlearn site approve site-c" in err
+    made = JoinToken.parse(out)
+    # The listener of the test has a port of its own; the secret is the one that was printed.
+    token = JoinToken(address=front.gate, site=made.site, ca_pin=made.ca_pin, secret=made.secret)
+    (tmp_path / "token.txt").write_text(token.encode() + "\n")
+    enroll = ("site", "enroll", "--token-file", str(tmp_path / "token.txt"))
+    state = ("--state", str(tmp_path / "site-c"))
+    status, out, _ = run(capsys, *enroll, *state)
+    assert status == 0
+    assert "waits for approval" in out
+    _, out, _ = run(capsys, "site", "list", "--json", *as_operator)
+    listed = {site["name"]: site["status"] for site in json.loads(out)["sites"]}
+    assert listed == {"site-a": "active", "site-b": "active", "site-c": "pending"}
+    _, out, _ = run(capsys, "site", "approve", "site-c", *as_operator)
+    assert "active" in out
+    _, out, _ = run(capsys, *enroll, *state, "--json")
+    assert json.loads(out)["status"] == "active"
+    assert not SiteIdentity.load(tmp_path / "site-c").pending
+    front.deployment.sites.report_capabilities("site-c", '{"tee": "tpm"}')
+    _, out, _ = run(capsys, "site", "show", "site-c", *as_operator)
+    assert "tee" in out
+    assert "never connected" in out
+    _, out, _ = run(capsys, "site", "drain", "site-c", *as_operator)
+    assert "draining" in out
+    _, out, _ = run(capsys, "site", "remove", "site-c", "--json", *as_operator)
+    assert json.loads(out)["status"] == "removed"
+    _, out, _ = run(capsys, "site", "list", *as_operator)
+    assert "removed" in out
+
+
+def refused(capsys: Any, *arguments: str) -> str:
+    """The command fails, says why in words, and shows no trace."""
+    status, out, err = run(capsys, *arguments)
+    assert status != 0
+    assert "Traceback" not in out + err
+    return err
+
+
+def test_broken_input_is_one_message_and_leaves_nothing(
+    front: Any, login: Path, tmp_path: Path, capsys: Any
+) -> None:
+    as_operator = ("--operator", str(login))
+    assert "no name of a site" in refused(capsys, "site", "show", "../x", *as_operator)
+    assert "no site" in refused(capsys, "site", "show", "nobody", *as_operator)
+    assert "duration" in refused(
+        capsys, "site", "token", "site-c", "--lifetime", "soon", *as_operator
+    )
+    assert "lifetime" in refused(
+        capsys, "site", "token", "site-c", "--lifetime", "400d", *as_operator
+    )
+    assert "active already" in refused(capsys, "site", "token", "site-a", *as_operator)
+    assert "not invited" in refused(capsys, "site", "reject", "site-a", *as_operator)
+    state = ("--state", str(tmp_path / "new"))
+    enroll = ("site", "enroll", "--token-file")
+    assert "cannot be read" in refused(capsys, *enroll, str(tmp_path / "none"), *state)
+    (tmp_path / "junk").write_bytes(b"\xff" * 10)
+    assert "no join token" in refused(capsys, *enroll, str(tmp_path / "junk"), *state)
+    (tmp_path / "typo").write_text("fedlearn-join-AAAA")
+    assert "mistyped" in refused(capsys, *enroll, str(tmp_path / "typo"), *state)
+    forged = JoinToken.fresh(
+        address=front.gate, site="site-c", ca_pin=front.deployment.ca.key_digest
+    )
+    (tmp_path / "forged").write_text(forged.encode())
+    assert "not one of this coordinator" in refused(
+        capsys, *enroll, str(tmp_path / "forged"), *state
+    )
+    assert not (tmp_path / "new").exists()
