@@ -136,7 +136,7 @@ class Certificates:
     client_s: int = option(whole(60, 1800), default=1800)
     renew_after_s: int = option(whole(5, 600), default=300)
     renew_by_s: int = option(whole(10, 600), default=600)
-    site_days: int = option(whole(1, 366), default=30)
+    site_days: int = option(whole(1, 7), default=1)
     token_s: int = option(whole(60, 30 * 86_400), default=86_400)
 
     def __post_init__(self) -> None:

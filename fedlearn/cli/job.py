@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["group"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-_OPEN: Final = frozenset({"pending", "running"})
 
 
 @click.group(cls=Commands, name="job")
@@ -183,13 +182,15 @@ def resume(name: str, follow: bool, operator: Path | None, as_json: bool) -> Non
 
 def _bundle(app: Path) -> bytes:
     # Building imports Flower, which takes a second: not for a job that is wrong anyway.
-    from server.flower import bundle
+    from server.flower.bundle import build
 
-    return bundle.build(app)
+    return build(app)
 
 
 def _follow(client: OperatorClient, name: str, *, as_json: bool, metric: str) -> None:
-    """Show events until the last one.
+    """Show events until the stream ends, as it does when the job has ended.
+
+    A job that was resumed has had an end before; only the last event counts.
 
     :raises JobError: when the job does not finish well.
     """
@@ -201,9 +202,6 @@ def _follow(client: OperatorClient, name: str, *, as_json: bool, metric: str) ->
         for event, unix_ms in _events(client, name, past_only=False):
             show.show(event, unix_ms=unix_ms)
             last = event
-            # A job that was resumed has had an end before; only the last one counts.
-            if event.final and client.get_job(name).status not in _OPEN:
-                break
     match last:
         case events.JobFinished():
             return

@@ -1,0 +1,296 @@
+"""``fedlearn job`` against a coordinator's control port: real TLS, real gRPC, both ends."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from click.testing import CliRunner, Result
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+
+from fedlearn import events
+from fedlearn.application import check_bundle
+from fedlearn.cli import main, template
+from fedlearn.job import JobSpec
+from fedlearn.login import OperatorLogin
+from fedlearn.wire import fedlearn_pb2 as pb
+from fedlearn.wire import fedlearn_pb2_grpc as stubs
+from server.pki import CertificateAuthority
+
+
+@dataclass
+class Coordinator(stubs.OperatorServicer):  # type: ignore[misc]
+    """Keeps jobs in memory and tells a story about each."""
+
+    jobs: dict[str, pb.JobState] = field(default_factory=dict)
+    story: list[events.Event] = field(default_factory=list)
+    submitted: list[pb.SubmitJobRequest] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.JobState:
+        self.submitted.append(request)
+        spec = JobSpec.from_toml(request.job_toml, policy=request.policy_toml.encode())
+        state = pb.JobState(
+            name=spec.name, status="running", rounds=spec.rounds, sites=list(spec.sites)
+        )
+        self.jobs[spec.name] = state
+        return state
+
+    def ListJobs(self, request: pb.Empty, context: Any) -> pb.JobList:
+        return pb.JobList(jobs=list(self.jobs.values()))
+
+    def GetJob(self, request: pb.JobName, context: Any) -> pb.JobState:
+        if request.name not in self.jobs:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"there is no job {request.name}")
+        return self.jobs[request.name]
+
+    def CancelJob(self, request: pb.JobName, context: Any) -> pb.JobState:
+        state = self.GetJob(request, context)
+        state.status = "cancelled"
+        return state
+
+    def ResumeJob(self, request: pb.JobName, context: Any) -> pb.JobState:
+        state = self.GetJob(request, context)
+        state.status = "running"
+        return state
+
+    def FollowJob(self, request: pb.FollowJobRequest, context: Any) -> Iterator[pb.Event]:
+        self.GetJob(pb.JobName(name=request.name), context)
+        for number, event in enumerate(self.story, 1):
+            if event is self.story[-1] and event.final:
+                self.jobs[request.name].status = event.kind.removeprefix("job.")
+            if number > request.after:
+                yield pb.Event(sequence=number, unix_ms=1000, kind=event.kind, json=event.encode())
+
+
+@dataclass(frozen=True)
+class Deployment:
+    coordinator: Coordinator
+    login: Path
+    address: str
+
+    def run(self, *arguments: object) -> Result:
+        return CliRunner().invoke(
+            main, [*map(str, arguments), "--operator", str(self.login)], catch_exceptions=False
+        )
+
+
+def _identity(ca: CertificateAuthority, *, server: bool) -> tuple[bytes, bytes]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    der = csr.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+    now = datetime.now(UTC)
+    if server:
+        issued = ca.issue_server(der, ips=["127.0.0.1"], now=now)
+    else:
+        issued = ca.issue_operator(der, name="ada", now=now)
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return pem, issued.chain_pem
+
+
+@pytest.fixture
+def deployment(tmp_path: Path) -> Iterator[Deployment]:
+    ca = CertificateAuthority.create("test.example", datetime.now(UTC))
+    coordinator = Coordinator()
+    server = grpc.server(ThreadPoolExecutor(4))
+    stubs.add_OperatorServicer_to_server(coordinator, server)  # type: ignore[no-untyped-call]
+    credentials = grpc.ssl_server_credentials(
+        [_identity(ca, server=True)], ca.certificate_pem, require_client_auth=True
+    )
+    address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
+    server.start()
+    key, chain = _identity(ca, server=False)
+    login = tmp_path / "operator"
+    OperatorLogin(address=address, ca=ca.certificate_pem, chain=chain, key=key).save(login)
+    yield Deployment(coordinator, login, address)
+    server.stop(0).wait()
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    template.write(tmp_path / "heart", "heart")
+    return tmp_path / "heart/job.toml"
+
+
+GOOD = [
+    events.JobStarted(job="heart", rounds=1, sites=("site-a", "site-b")),
+    events.RoundStarted(round=1, rounds=1, sites=("site-a", "site-b")),
+    events.RoundFinished(round=1, rounds=1, seconds=0.3, sites=2, bytes=9, metrics={"accuracy": 1}),
+    events.JobFinished(model="heart"),
+]
+
+
+def test_a_job_is_submitted_whole(deployment: Deployment, job: Path) -> None:
+    done = deployment.run("job", "submit", job)
+    assert done.exit_code == 0, done.output
+    assert "job heart: running" in done.stdout
+    request = deployment.coordinator.submitted[0]
+    policy = request.policy_toml.encode()
+    spec = JobSpec.from_toml(request.job_toml, policy=policy)
+    assert spec.digest() == JobSpec.load(job).digest()
+    assert check_bundle(request.bundle).name == "heart"
+    assert str(job.parent) not in request.job_toml
+
+
+def test_a_job_is_followed_to_its_end(deployment: Deployment, job: Path) -> None:
+    deployment.coordinator.story = [*GOOD]
+    done = deployment.run("job", "submit", job, "--follow")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-2:] == [
+        "round 1/1: 2 sites  0.30 s  9 B  accuracy 1.0000",
+        "job finished, model heart is sealed",
+    ]
+    done = deployment.run("job", "logs", "heart", "--follow", "--json")
+    rows = [json.loads(text) for text in done.stdout.splitlines()]
+    assert [row["kind"] for row in rows] == [event.kind for event in GOOD]
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        (events.JobFailed(detail="quorum not reached", hint="see the sites"), "quorum not reached"),
+        (events.JobCancelled(detail="by ada"), "was cancelled: by ada"),
+        (events.JobInterrupted(), "was interrupted"),
+    ],
+)
+def test_a_job_that_ends_badly_is_an_error(
+    deployment: Deployment, job: Path, last: events.Event, words: str
+) -> None:
+    deployment.coordinator.story = [*GOOD[:-1], last]
+    done = deployment.run("job", "submit", job, "--follow")
+    assert done.exit_code == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_an_end_before_a_resumption_is_not_the_end(deployment: Deployment, job: Path) -> None:
+    deployment.coordinator.story = [GOOD[0], events.JobCancelled(), *GOOD]
+    done = deployment.run("job", "submit", job, "--follow")
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[-1] == "job finished, model heart is sealed"
+
+
+def test_a_stream_that_breaks_off_is_said(deployment: Deployment, job: Path) -> None:
+    deployment.coordinator.story = GOOD[:-1]
+    done = deployment.run("job", "submit", job, "--follow")
+    assert done.exit_code == 1
+    assert "stopped sending" in done.stderr
+    assert "job logs heart --follow" in done.stderr
+
+
+def test_status_cancel_and_resume(deployment: Deployment, job: Path) -> None:
+    assert "no jobs yet" in deployment.run("job", "status").stdout
+    deployment.run("job", "submit", job)
+    assert "running" in deployment.run("job", "status").stdout
+    assert "site-a, site-b" in deployment.run("job", "status", "heart").stdout
+    assert "cancelled" in deployment.run("job", "cancel", "heart").stdout
+    state = json.loads(deployment.run("job", "status", "heart", "--json").stdout)
+    assert (state["status"], state["rounds"]) == ("cancelled", 5)
+    assert json.loads(deployment.run("job", "status", "--json").stdout) == {"jobs": [state]}
+    assert "running" in deployment.run("job", "resume", "heart").stdout
+
+
+@pytest.mark.parametrize("verb", ["status", "logs", "cancel", "resume"])
+def test_a_job_that_is_not_there_is_named(deployment: Deployment, verb: str) -> None:
+    done = deployment.run("job", verb, "nobody")
+    assert done.exit_code == 1
+    assert "nobody" in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_a_job_that_is_wrong_never_leaves(deployment: Deployment, job: Path) -> None:
+    job.write_text(job.read_text().replace("rounds = 5", "rounds = 0"))
+    done = deployment.run("job", "submit", job)
+    assert done.exit_code == 1
+    assert "job.toml:5: rounds" in done.stderr
+    assert deployment.coordinator.submitted == []
+
+
+def test_a_coordinator_that_is_not_there_is_said(deployment: Deployment, tmp_path: Path) -> None:
+    good = OperatorLogin.load(deployment.login)
+    closed = OperatorLogin(address="127.0.0.1:1", ca=good.ca, chain=good.chain, key=good.key)
+    closed.save(tmp_path / "closed")
+    started = time.monotonic()
+    done = CliRunner().invoke(
+        main, ["job", "status", "--json", "--operator", str(tmp_path / "closed")]
+    )
+    assert time.monotonic() - started < 30
+    assert done.exit_code == 1
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == "transport"
+    assert "127.0.0.1:1" in error["message"]
+    assert error["hint"]
+
+
+def test_another_authority_is_not_trusted(deployment: Deployment, tmp_path: Path) -> None:
+    good = OperatorLogin.load(deployment.login)
+    other = CertificateAuthority.create("test.example", datetime.now(UTC))
+    OperatorLogin(
+        address=good.address, ca=other.certificate_pem, chain=good.chain, key=good.key
+    ).save(tmp_path / "other")
+    done = CliRunner().invoke(main, ["job", "status", "--operator", str(tmp_path / "other")])
+    assert done.exit_code == 1
+    assert "error: " in done.stderr
+
+
+# --- the login ------------------------------------------------------------------------
+
+
+def test_a_login_is_private_and_never_overwritten(deployment: Deployment) -> None:
+    from fedlearn.errors import ConfigError
+
+    assert (deployment.login.stat().st_mode & 0o777) == 0o700
+    assert ((deployment.login / "operator.key").stat().st_mode & 0o777) == 0o600
+    login = OperatorLogin.load(deployment.login)
+    assert "PRIVATE" not in repr(login)
+    with pytest.raises(ConfigError, match="exists"):
+        login.save(deployment.login)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("operator.key", None, "operator.key: does not exist"),
+        ("operator.key", b"nothing", "holds no private key"),
+        ("operator.pem", b"nothing", "holds no certificate"),
+        ("ca.pem", b"\0" * 10, "holds no certificate"),
+        ("ca.pem", b"x" * 10**6, "larger than"),
+        ("coordinator.toml", b"address = 5", "coordinator.toml:1: address: must be an address"),
+        ("coordinator.toml", b"", "needs the key 'address'"),
+        ("coordinator.toml", None, "coordinator.toml: does not exist"),
+    ],
+)
+def test_a_broken_login_is_named(
+    deployment: Deployment, file: str, content: bytes | None, words: str
+) -> None:
+    path = deployment.login / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+        path.chmod(0o600)
+    done = deployment.run("job", "status")
+    assert done.exit_code == 1
+    assert words in done.stderr
+
+
+def test_a_key_that_others_may_read_is_refused(deployment: Deployment) -> None:
+    (deployment.login / "operator.key").chmod(0o644)
+    done = deployment.run("job", "status")
+    assert done.exit_code == 1
+    assert "hint: chmod 600" in done.stderr
