@@ -22,6 +22,7 @@ from fedlearn.console import REFUSED, Commands, line, print_json, printable
 from fedlearn.errors import ConfigError, KeyReleaseDenied, LedgerError, StoreError
 from fedlearn.keyfile import read_private_key
 from server.ledger import LEDGER_FILE, LedgerReader
+from server.rollback import written_versions
 from server.store import StoredModel
 
 __all__ = ["group"]
@@ -239,19 +240,13 @@ def _opened_file(path: Path, key: Path) -> SealedReader:
 
 
 def _written(state: Path) -> dict[str, int]:
-    """Return the highest version of each model that the ledger says was written."""
+    """Return what the ledger says was written; nothing where there is no ledger."""
     try:
-        entries = LedgerReader(state / LEDGER_FILE).entries(kind="checkpoint")
-        highest: dict[str, int] = {}
-        for entry in entries:
-            name, version = entry.body.get("model"), entry.body.get("version")
-            if isinstance(name, str) and isinstance(version, int):
-                highest[name] = max(version, highest.get(name, 0))
+        return written_versions(LedgerReader(state / LEDGER_FILE))
     except LedgerError as error:
         if error.entry is None:
             return {}
         raise
-    return highest
 
 
 def _needed(unlock: Unlock | None) -> Unlock:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 import server.store
@@ -24,7 +25,9 @@ from fedlearn import sealed
 from fedlearn.errors import StoreError, UpdateRejected
 from fedlearn.update import Update
 from server.keys import KeyService
+from server.ledger import Ledger
 from server.protectors import RecoveryKey
+from server.rollback import check_not_older
 from server.store import ModelStore
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -203,6 +206,24 @@ def test_an_older_directory_is_refused_by_what_the_ledger_knows(
     with ModelStore.open(place, keys) as store:
         with pytest.raises(StoreError, match="rolled back: demo is at version 1, version 2"):
             store.latest("demo", expected_version=2)
+
+
+def test_a_store_is_compared_with_its_ledger_at_the_start(tmp_path: Path, keys: KeyService) -> None:
+    place = tmp_path / "s"
+    signer = ec.generate_private_key(ec.SECP256R1())
+    with Ledger.open(tmp_path / "ledger.sqlite", signer) as ledger:
+        with ModelStore.open(place, keys, record=ledger.append) as store:
+            check_not_older(store, ledger)
+            store.write("demo", arrays(1), round=0)
+            shutil.copytree(place, tmp_path / "one", ignore=shutil.ignore_patterns("lock"))
+            store.write("demo", arrays(2), round=1)
+            check_not_older(store, ledger)
+        with ModelStore.open(tmp_path / "one", keys) as store:
+            with pytest.raises(StoreError, match="rolled back: demo is at version 1, version 2"):
+                check_not_older(store, ledger)
+        with ModelStore.open(tmp_path / "none", keys) as store:
+            with pytest.raises(StoreError, match="version 2 of demo was written and is not there"):
+                check_not_older(store, ledger)
 
 
 def test_an_older_directory_is_refused_by_the_counter(tmp_path: Path, keys: KeyService) -> None:
