@@ -25,6 +25,7 @@
 
     [caps]                             # the most that one client gets
     [attester]                         # what proves this site's clients; see attesterfile
+    [trust]                            # anchors for verifying the coordinator; see trustfile
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ from fedlearn.config import (
     table,
     whole,
 )
+from fedlearn.trustfile import Trust
 
 __all__ = ["Accept", "Caps", "DataSet", "Hours", "Launcher", "PrivacyFloor", "SiteConfig"]
 
@@ -158,6 +160,7 @@ class SiteConfig:
     accept: Accept = option(table(Accept), factory=Accept)
     privacy: PrivacyFloor = option(table(PrivacyFloor), factory=PrivacyFloor)
     caps: Caps = option(table(Caps), factory=Caps)
+    trust: Trust = option(table(Trust), factory=Trust)
 
     def __post_init__(self) -> None:
         if self.launcher.kind == "process":

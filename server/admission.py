@@ -59,12 +59,15 @@ Record = Callable[[str, Mapping[str, Any]], object]
 class NodeDoor(Protocol):
     """What admission needs of Flower."""
 
-    def create_node(self, job: str, tls_key: bytes) -> int:
-        """Create the node of this key (DER SPKI) in the job's federation; return its id."""
+    def create_node(self, job: str, site: str, tls_key: bytes) -> int:
+        """Create the node of a site and its key (DER SPKI) in the job; return its id."""
         ...
 
-    def delete_node(self, job: str, node_id: int) -> None:
-        """Delete a node. It is no error when the job or the node is gone."""
+    def delete_node(self, job: str, site: str, tls_key: bytes) -> None:
+        """Delete the node of a site, unless it has another key than ``tls_key`` by now.
+
+        It is no error when the job or the node is gone.
+        """
         ...
 
 
@@ -338,7 +341,7 @@ class AdmissionGate:
         )
         made = current is None
         if current is None:
-            node = self._door.create_node(job.name, affirmed.tls_key)
+            node = self._door.create_node(job.name, request.site, affirmed.tls_key)
         else:
             node = current.node_id
         try:
@@ -363,7 +366,7 @@ class AdmissionGate:
             self._record(kind.value, admission_entry(admission, affirmed.claims))
         except BaseException:
             if made:
-                self._door.delete_node(job.name, node)
+                self._door.delete_node(job.name, request.site, affirmed.tls_key)
             raise
         self._claims[admission.thumbprint] = affirmed.claims
         self.register.add(admission, now=now)
@@ -401,7 +404,7 @@ class AdmissionGate:
         admission = event.admission
         self._claims.pop(admission.thumbprint, None)
         try:
-            self._door.delete_node(admission.job, admission.node_id)
+            self._door.delete_node(admission.job, admission.site, admission.tls_key)
         finally:
             self._record(event.change.value, ending_entry(event))
 

@@ -41,7 +41,6 @@ from fedlearn.config import (
     choice,
     file_path,
     flag,
-    hexadecimal,
     matching,
     number,
     option,
@@ -50,6 +49,7 @@ from fedlearn.config import (
     text,
     whole,
 )
+from fedlearn.trustfile import Trust
 
 __all__ = [
     "Advertise",
@@ -59,7 +59,6 @@ __all__ = [
     "Limits",
     "Listen",
     "ServerConfig",
-    "Trust",
 ]
 
 _TRUST_DOMAIN: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,126}[a-z0-9])?")
@@ -161,21 +160,6 @@ class Limits:
     update_mib: int = option(whole(1, 1024 * 1024), default=4096)
     jobs: int = option(whole(1, 1000), default=8)
     sites: int = option(whole(1, 10_000), default=1000)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trust:
-    """Anchors for verifying clients, besides the roots of Intel and AMD that are built in.
-
-    ``insecure_sample_keys``  SHA-256 of the SPKI of development keys
-    ``tpm_aks``               SHA-256 of the SPKI of attestation keys that are known
-    """
-
-    collateral: tuple[Path, ...] = option(seq(file_path(), most=64), default=())
-    endorsements: tuple[Path, ...] = option(seq(file_path(), most=64), default=())
-    tpm_ek_roots: tuple[Path, ...] = option(seq(file_path(), most=64), default=())
-    tpm_aks: tuple[bytes, ...] = option(seq(hexadecimal(32), most=10_000), default=())
-    insecure_sample_keys: tuple[bytes, ...] = option(seq(hexadecimal(32), most=10_000), default=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

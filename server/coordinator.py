@@ -70,6 +70,8 @@ class _Open:
     started: datetime
     attempts: dict[str, int] = field(default_factory=dict)
     crashes: int = 0
+    node_keys: dict[str, bytes] = field(default_factory=dict)
+    nodes: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Coordinator:
@@ -160,14 +162,21 @@ class Coordinator:
             found = self._open.get(job)
         if found is None:
             raise JobError(f"job {job} is not open")
-        return found.host.create_node(site, tls_key)
+        with found.nodes:
+            number = found.host.create_node(site, tls_key)
+            found.node_keys[site] = tls_key
+        return number
 
-    def delete_node(self, job: str, site: str) -> None:
-        """End a site's part in a job; nothing happens when either is gone."""
+    def delete_node(self, job: str, site: str, tls_key: bytes) -> None:
+        """End the part in a job that a site has with this key, if it still has."""
         with self._lock:
             found = self._open.get(job)
-        if found is not None:
-            found.host.delete_node(site)
+        if found is None:
+            return
+        with found.nodes:
+            if found.node_keys.get(site) == tls_key:
+                del found.node_keys[site]
+                found.host.delete_node(site)
 
     def record(self, kind: str, body: dict[str, object]) -> object:
         """Append to the ledger; tell people of a job what concerns them."""

@@ -87,13 +87,14 @@ class Nodes:
         self.alive: dict[int, tuple[str, bytes]] = {}
         self._next = 1
 
-    def create_node(self, job: str, tls_key: bytes) -> int:
+    def create_node(self, job: str, site: str, tls_key: bytes) -> int:
         node, self._next = self._next, self._next + 1
         self.alive[node] = (job, tls_key)
         return node
 
-    def delete_node(self, job: str, node_id: int) -> None:
-        self.alive.pop(node_id, None)
+    def delete_node(self, job: str, site: str, tls_key: bytes) -> None:
+        for node in [n for n, found in self.alive.items() if found == (job, tls_key)]:
+            del self.alive[node]
 
 
 @dataclass

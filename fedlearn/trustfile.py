@@ -1,0 +1,49 @@
+"""The ``[trust]`` table of ``server.toml`` and ``site.toml``: whose evidence may be genuine.
+
+The roots of Intel and AMD are built in. What a policy then likes is another question.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from attestation.trust import TrustAnchors
+from fedlearn.config import file_bytes, file_path, hexadecimal, option, seq
+
+__all__ = ["Trust"]
+
+_MAX_ITEM_BYTES: Final = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """Anchors for verifying the other side, besides the roots that are built in.
+
+    ``insecure_sample_keys``  SHA-256 of the SPKI of development keys
+    ``tpm_aks``               SHA-256 of the SPKI of attestation keys that are known
+    """
+
+    collateral: tuple[Path, ...] = option(seq(file_path(), most=64), default=())
+    endorsements: tuple[Path, ...] = option(seq(file_path(), most=64), default=())
+    tpm_ek_roots: tuple[Path, ...] = option(seq(file_path(), most=64), default=())
+    tpm_aks: tuple[bytes, ...] = option(seq(hexadecimal(32), most=10_000), default=())
+    insecure_sample_keys: tuple[bytes, ...] = option(seq(hexadecimal(32), most=10_000), default=())
+
+    def anchors(self) -> TrustAnchors:
+        """Read the files that are named and return the anchors.
+
+        :raises ConfigError: naming a file that cannot be read.
+        """
+        return TrustAnchors(
+            sample_keys=frozenset(self.insecure_sample_keys),
+            tpm_aks=frozenset(self.tpm_aks),
+            tpm_ek_roots=_read(self.tpm_ek_roots, "a TPM vendor's root"),
+            collateral=_read(self.collateral, "the collateral"),
+            endorsements=_read(self.endorsements, "the endorsement"),
+        )
+
+
+def _read(paths: tuple[Path, ...], what: str) -> tuple[bytes, ...]:
+    return tuple(file_bytes(path, limit=_MAX_ITEM_BYTES, what=what) for path in paths)
