@@ -2,15 +2,16 @@
 
 A folder made by ``fedlearn collateral fetch`` has a ``bundle.json``::
 
-    {"version": 1, "items": [{"path", "kind", "name", "sha256"}, ...]}
+    {"version": 1, "items": [{"path", "kind", "name", "sha256"}, ...],
+     "sources": {name: {part: address}}}
 
     kind  intel-collateral   JSON of a QuoteCollateralV3: PCK chain, CRLs, TCB info, QE identity
           certificates       X.509 certificates, PEM or DER: ASK, ASVK, ARK, VCEK, VLEK, EK roots
           crl                an X.509 revocation list, PEM or DER
 
-What an item says about its own validity is read from the item. A folder without a
-``bundle.json`` is taken as it is: every JSON, PEM, DER, CRT, CER and CRL file in it that is
-one of these kinds.
+``sources`` are the addresses to fetch from again. What an item says about its own validity is
+read from the item. A folder without a ``bundle.json`` is taken as it is: every JSON, PEM, DER,
+CRT, CER and CRL file in it that is one of these kinds.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
@@ -45,6 +46,7 @@ __all__ = [
     "describe",
     "load_folder",
     "read_bundle",
+    "read_sources",
 ]
 
 BUNDLE_NAME: Final = "bundle.json"
@@ -55,6 +57,8 @@ WARN_BEFORE: Final = timedelta(days=7)
 _MAX_BUNDLE_BYTES: Final = 1024 * 1024
 _MAX_ITEMS: Final = 1024
 _SUFFIXES: Final = frozenset({".json", ".pem", ".der", ".crt", ".cer", ".crl"})
+_MAX_TEXT: Final = 512
+_NAME: Final = re.compile(r"[a-z0-9][A-Za-z0-9-]{0,63}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _COLLATERAL_KEYS: Final = frozenset(
     {
@@ -117,14 +121,16 @@ def load_folder(path: Path, *, now: datetime, warn_before: timedelta = WARN_BEFO
     )
 
 
-def read_bundle(path: Path) -> tuple[Item, ...]:
+def read_bundle(path: Path, *, without: Collection[str] = ()) -> tuple[Item, ...]:
     """Read every item of a bundle and compare it with its digest; no time is judged.
+
+    Items whose path is in ``without`` are left out, and not looked at.
 
     :raises EndorsementError: naming the item that is missing or altered.
     :raises EvidenceError: when ``bundle.json`` is missing or malformed.
     """
     where = f"{path / BUNDLE_NAME}"
-    listed = _listed(_bounded(path / BUNDLE_NAME, _MAX_BUNDLE_BYTES, path), where)
+    listed = _document(path)["items"]
     items = []
     for number, entry in enumerate(listed):
         field = f"{where}: items[{number}]"
@@ -138,6 +144,8 @@ def read_bundle(path: Path) -> tuple[Item, ...]:
             raise EvidenceError(f"must be one of {', '.join(KINDS)}", field=f"{field}.kind")
         if not _DIGEST.fullmatch(values["sha256"]):
             raise EvidenceError("must be a SHA-256 in hex", field=f"{field}.sha256")
+        if values["path"] in without:
+            continue
         data = _bounded(path / inside, MAX_COLLATERAL_BYTES, path)
         if hashlib.sha256(data).hexdigest() != values["sha256"]:
             raise EndorsementError(
@@ -151,13 +159,34 @@ def read_bundle(path: Path) -> tuple[Item, ...]:
     return tuple(items)
 
 
-def bundle_json(items: Iterable[Item]) -> bytes:
-    """Return the ``bundle.json`` that lists ``items``."""
+def read_sources(path: Path) -> dict[str, dict[str, str]]:
+    """Return the addresses that the items of a bundle came from.
+
+    :raises EvidenceError: when ``bundle.json`` is missing or malformed.
+    """
+    field = f"{path / BUNDLE_NAME}: sources"
+    sources: dict[str, dict[str, str]] = {}
+    for name, parts in _document(path)["sources"].items():
+        if not isinstance(parts, dict) or not _NAME.fullmatch(name):
+            raise EvidenceError("must be names of objects", field=field)
+        sources[name] = {
+            _text(part, field): _text(address, f"{field}.{name}") for part, address in parts.items()
+        }
+    return sources
+
+
+def bundle_json(items: Iterable[Item], sources: Mapping[str, Mapping[str, str]]) -> bytes:
+    """Return the ``bundle.json`` that lists ``items`` and where they came from."""
     listed = [
         {"path": item.path, "kind": item.kind, "name": item.name, "sha256": item.sha256.hex()}
         for item in sorted(items, key=lambda item: item.path)
     ]
-    return json.dumps({"version": 1, "items": listed}, indent=1, sort_keys=True).encode() + b"\n"
+    document = {
+        "version": 1,
+        "items": listed,
+        "sources": {name: dict(parts) for name, parts in sources.items()},
+    }
+    return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
 
 
 def describe(data: bytes, *, path: str, name: str = "") -> Item:
@@ -232,24 +261,27 @@ def _loose(path: Path) -> Folder:
     return Folder(collateral=tuple(collateral), endorsements=tuple(endorsements), warnings=())
 
 
-def _listed(data: bytes, where: str) -> list[Any]:
+def _document(path: Path) -> dict[str, Any]:
+    where = str(path / BUNDLE_NAME)
     try:
-        document = json.loads(data)
+        document = json.loads(_bounded(path / BUNDLE_NAME, _MAX_BUNDLE_BYTES, path))
     except (ValueError, RecursionError) as error:
         raise EvidenceError("not a JSON document", field=where) from error
-    if not isinstance(document, dict) or document.keys() != {"version", "items"}:
-        raise EvidenceError("must have exactly version and items", field=where)
+    if not isinstance(document, dict) or document.keys() != {"version", "items", "sources"}:
+        raise EvidenceError("must have exactly items, sources and version", field=where)
     if document["version"] != 1:
         raise EvidenceError("only version 1 is known", field=f"{where}: version")
-    items = document["items"]
-    if not isinstance(items, list) or len(items) > _MAX_ITEMS:
-        raise EvidenceError(f"must be a list of at most {_MAX_ITEMS}", field=f"{where}: items")
-    return items
+    for key, kind in (("items", list), ("sources", dict)):
+        if not isinstance(document[key], kind) or len(document[key]) > _MAX_ITEMS:
+            raise EvidenceError(
+                f"must be a {kind.__name__} of at most {_MAX_ITEMS}", field=f"{where}: {key}"
+            )
+    return document
 
 
 def _text(value: object, where: str) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= 256 or not value.isprintable():
-        raise EvidenceError("must be text of 1 to 256 characters", field=where)
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT or not value.isprintable():
+        raise EvidenceError(f"must be text of 1 to {_MAX_TEXT} characters", field=where)
     return value
 
 

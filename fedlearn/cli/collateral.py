@@ -1,0 +1,248 @@
+"""``fedlearn collateral``: what verification needs, in a folder, for places without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import click
+import httpx
+
+from attestation.collateral import (
+    BUNDLE_NAME,
+    Item,
+    bundle_json,
+    describe,
+    load_folder,
+    read_bundle,
+    read_sources,
+)
+from attestation.collateral_sources import (
+    AMD_KDS,
+    INTEL_PCS,
+    INTEL_ROOT_CRL,
+    PRODUCTS,
+    Answer,
+    IntelPlatform,
+    amd_chip,
+    assemble_intel,
+    intel_platform,
+)
+from attestation.errors import EvidenceError
+from attestation.evidence import Tee
+from attestation.formats import MAX_INPUT_BYTES, to_evidence
+from attestation.offline import MAX_COLLATERAL_BYTES
+from fedlearn.cli.inputs import moment, write_new
+from fedlearn.config import file_bytes
+from fedlearn.console import Commands, line, print_json, printable
+from fedlearn.errors import ConfigError, TransportError
+
+__all__ = ["group"]
+
+_PATH = click.Path(path_type=Path)
+_TIMEOUT_S = 30.0
+
+
+@click.group(cls=Commands)
+def group() -> None:
+    """Collateral: vendors' certificates, TCB levels and revocation lists, in one folder."""
+
+
+_folder_option = click.option(
+    "--directory", "folder", type=_PATH, required=True, metavar="DIR", help="The folder."
+)
+_at_option = click.option(
+    "--at", default=None, metavar="RFC3339", help="Judge validity at this time instead of now."
+)
+
+
+@group.command()
+@_folder_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def show(folder: Path, as_json: bool) -> None:
+    """List what a folder holds, and until when it counts."""
+    items = read_bundle(_existing(folder))
+    if as_json:
+        print_json({"items": [_to_json(item) for item in items]})
+        return
+    for item in items:
+        until = item.not_after.isoformat(timespec="seconds")
+        line(f"{item.kind:<17} until {until}  {printable(item.name)}  ({printable(item.path)})")
+
+
+@group.command()
+@_folder_option
+@_at_option
+@click.option(
+    "--warn-days", type=click.IntRange(0, 3650), default=7, show_default=True, metavar="N"
+)
+def check(folder: Path, at: str | None, warn_days: int) -> None:
+    """Check that nothing is missing, altered or expired; warn of what soon will be."""
+    loaded = load_folder(_existing(folder), now=moment(at), warn_before=timedelta(days=warn_days))
+    for warning in loaded.warnings:
+        click.echo(f"warning: {printable(warning)}", err=True)
+    count = len(loaded.collateral) + len(loaded.endorsements)
+    line(f"{count} items, all present and valid")
+
+
+@group.command()
+@_folder_option
+@click.option(
+    "--evidence",
+    "evidence_files",
+    type=_PATH,
+    multiple=True,
+    metavar="FILE",
+    help="Fetch what this quote or report needs; repeatable.",
+)
+@click.option("--fmspc", default=None, metavar="HEX", help="Intel: fetch for this FMSPC.")
+@click.option(
+    "--ca", type=click.Choice(("processor", "platform")), default="platform", show_default=True
+)
+@click.option("--tee", type=click.Choice(("tdx", "sgx")), default="tdx", show_default=True)
+@click.option(
+    "--product", type=click.Choice(PRODUCTS), default=None, help="AMD: where a report is silent."
+)
+@click.option("--intel-url", default=INTEL_PCS, show_default=True, metavar="URL")
+@click.option("--intel-crl-url", default=INTEL_ROOT_CRL, show_default=True, metavar="URL")
+@click.option("--amd-url", default=AMD_KDS, show_default=True, metavar="URL")
+def fetch(
+    folder: Path,
+    evidence_files: tuple[Path, ...],
+    fmspc: str | None,
+    ca: str,
+    tee: str,
+    product: str | None,
+    intel_url: str,
+    intel_crl_url: str,
+    amd_url: str,
+) -> None:
+    """Fetch collateral from Intel and AMD into a folder, and list it there.
+
+    Without --evidence and --fmspc, everything that the folder lists is fetched again, which
+    renews what expired and mends what is missing.
+    """
+    wanted = dict(
+        _wanted(path, product, intel_url, intel_crl_url, amd_url) for path in evidence_files
+    )
+    if fmspc is not None:
+        platform = _platform(fmspc, ca, tee)
+        wanted[_intel_name(platform)] = platform.addresses(intel_url, intel_crl_url)
+    known = read_sources(folder) if (folder / BUNDLE_NAME).is_file() else {}
+    wanted = wanted or known
+    if not wanted:
+        raise ConfigError(
+            "nothing to fetch", hint="name --evidence FILE, or --fmspc HEX for an Intel platform"
+        )
+    with httpx.Client(timeout=_TIMEOUT_S, follow_redirects=False) as client:
+        fetched = [
+            item
+            for name, addresses in wanted.items()
+            for item in _items(name, {key: _get(client, url) for key, url in addresses.items()})
+        ]
+    _store(folder, fetched, known | wanted)
+    for item in fetched:
+        until = item.not_after.isoformat(timespec="seconds")
+        line(f"fetched {printable(item.name)}, valid until {until}")
+
+
+def _existing(folder: Path) -> Path:
+    if not (folder / BUNDLE_NAME).is_file():
+        raise ConfigError(
+            f"has no {BUNDLE_NAME}",
+            where=str(folder),
+            hint=f"fedlearn collateral fetch --directory {folder} --evidence FILE",
+        )
+    return folder
+
+
+def _wanted(
+    path: Path, product: str | None, intel_url: str, intel_crl_url: str, amd_url: str
+) -> tuple[str, dict[str, str]]:
+    try:
+        evidence = to_evidence(file_bytes(path, limit=MAX_INPUT_BYTES))
+        if evidence.tee in (Tee.TDX, Tee.SGX):
+            platform = intel_platform(evidence.quote)
+            return _intel_name(platform), platform.addresses(intel_url, intel_crl_url)
+        if evidence.tee is Tee.SNP:
+            chip = amd_chip(evidence.quote, product)
+            return f"amd-{chip.product}-{chip.chip_id.hex()[:16]}", chip.addresses(amd_url)
+    except EvidenceError as error:
+        raise ConfigError(str(error), where=str(path), hint=error.hint) from None
+    raise ConfigError(
+        f"is {evidence.tee.value} evidence, for which no vendor publishes collateral",
+        where=str(path),
+    )
+
+
+def _platform(fmspc: str, ca: str, tee: str) -> IntelPlatform:
+    try:
+        return IntelPlatform(fmspc=fmspc, ca=ca, tee=tee)
+    except ValueError as error:
+        raise ConfigError(str(error), where="--fmspc") from None
+
+
+def _intel_name(platform: IntelPlatform) -> str:
+    return f"intel-{platform.tee}-{platform.fmspc.lower()}"
+
+
+def _get(client: httpx.Client, url: str) -> Answer:
+    """Ask one address; the body is bounded while it is read.
+
+    :raises TransportError: naming the address and what is wrong.
+    """
+    hint = "fetch where a network exists, and carry the folder to where none does"
+    try:
+        with client.stream("GET", url) as response:
+            if response.status_code != httpx.codes.OK:
+                raise TransportError(f"{url} answered {response.status_code}", hint=hint)
+            body = bytearray()
+            for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > MAX_COLLATERAL_BYTES:
+                    raise TransportError(f"{url} sends more than {MAX_COLLATERAL_BYTES} bytes")
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            return Answer(headers=headers, body=bytes(body))
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        reason = str(error) or type(error).__name__
+        raise TransportError(f"{url} cannot be reached: {reason}", hint=hint) from None
+
+
+def _items(name: str, answers: Mapping[str, Answer]) -> Iterator[Item]:
+    if "tcb_info" in answers:
+        files = {f"{name}.json": assemble_intel(answers)}
+    else:
+        chain = name.rsplit("-", 1)[0]
+        files = {
+            f"{name}-vcek.der": answers["vcek"].body,
+            f"{chain}-chain.pem": answers["chain"].body,
+            f"{chain}.crl": answers["crl"].body,
+        }
+    for path, data in files.items():
+        try:
+            yield describe(data, path=path)
+        except EvidenceError:
+            raise TransportError(f"the answer for {path} is not collateral") from None
+
+
+def _store(folder: Path, fetched: list[Item], sources: dict[str, dict[str, str]]) -> None:
+    """Write the items, and then the list that names them with those that were there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept: tuple[Item, ...] = ()
+    if (folder / BUNDLE_NAME).is_file():
+        kept = read_bundle(folder, without={item.path for item in fetched})
+    for item in fetched:
+        write_new(folder / item.path, item.data, force=True)
+    write_new(folder / BUNDLE_NAME, bundle_json([*kept, *fetched], sources), force=True)
+
+
+def _to_json(item: Item) -> dict[str, str]:
+    return {
+        "path": item.path,
+        "kind": item.kind,
+        "name": item.name,
+        "sha256": item.sha256.hex(),
+        "not_before": item.not_before.isoformat(),
+        "not_after": item.not_after.isoformat(),
+    }
