@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
@@ -29,6 +29,7 @@ from typing import Final
 from attestation.errors import EvidenceError
 from attestation.evidence import Evidence
 from attestation.quotes.cursor import Cursor
+from attestation.quotes.tpm_pieces import sort_pieces
 from attestation.quotes.tpm_structures import (
     DIGEST_SIZES,
     PublicArea,
@@ -170,7 +171,8 @@ class TpmQuote:
         :raises EvidenceError: naming field and offset.
         """
         if evidence.quote[: len(_ATTEST_MAGIC)] == _ATTEST_MAGIC:
-            return _from_pieces(evidence.quote, evidence.endorsements)
+            found = sort_pieces(QuoteStatement.parse(evidence.quote), evidence.endorsements)
+            return cls.assemble(attest=evidence.quote, **found)
         return cls.from_bytes(evidence.quote)
 
 
@@ -221,48 +223,3 @@ def _canonical_key(data: bytes) -> PublicKey:
     if spki(key) != data:
         raise EvidenceError("not the canonical DER encoding", field="tpm_quote.ak_spki")
     return key
-
-
-def _from_pieces(attest: bytes, pieces: Sequence[bytes]) -> TpmQuote:
-    """Tell signature, key, PCR values and certificate apart by what they are."""
-    statement = QuoteStatement.parse(attest)
-    found: dict[str, bytes] = {}
-    for number, piece in enumerate(pieces):
-        kind = _kind(piece, statement)
-        if kind in found:
-            raise EvidenceError(f"a second {kind}", field=f"endorsements[{number}]")
-        found[kind] = piece
-    if "quote signature" not in found or "attestation key" not in found:
-        missing = "quote signature" if "quote signature" not in found else "attestation key"
-        raise EvidenceError(
-            f"the {missing} is missing",
-            field="endorsements",
-            hint="a bare TPMS_ATTEST needs its signature, the attestation key and the PCR "
-            "values beside it",
-        )
-    return TpmQuote.assemble(
-        attest=attest,
-        signature=found["quote signature"],
-        ak=found["attestation key"],
-        pcr_values=found.get("PCR values", b""),
-        ek_certificate=found.get("EK certificate", b""),
-    )
-
-
-def _kind(piece: bytes, statement: QuoteStatement) -> str:
-    if len(piece) == statement.pcr_bytes and piece:
-        try:
-            PublicArea.parse(piece)
-        except EvidenceError:
-            if not piece.startswith(b"\x30"):
-                return "PCR values"
-    if piece[:2] in (b"\x00\x14", b"\x00\x16", b"\x00\x18"):
-        return "quote signature"
-    if piece.lstrip().startswith(b"-----BEGIN CERTIFICATE"):
-        return "EK certificate"
-    if piece[:1] == b"\x30":
-        try:
-            load_public_key(piece, "ak")
-        except EvidenceError:
-            return "EK certificate"
-    return "attestation key"

@@ -29,7 +29,7 @@ from attestation.errors import (
     SignatureError,
 )
 from attestation.eventlog import EventLog
-from attestation.evidence import Claims, Evidence
+from attestation.evidence import Claims, Evidence, Tee
 from attestation.runtime_events import Measurement, record
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
@@ -256,6 +256,25 @@ def test_names_and_digests_that_cannot_be_measured_are_refused(
         TpmAttester(tmp_path / "site", tcti=software_tpm.tcti, scope="a/b")
     with pytest.raises(ValueError, match="ak is one of"):
         TpmAttester(tmp_path / "site", tcti=software_tpm.tcti, ak="dsa")
+
+
+def test_the_files_of_tpm2_quote_verify_as_they_are(
+    software_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType
+) -> None:
+    reset(software_tpm)
+    attester = TpmAttester(tmp_path / "site", tcti=software_tpm.tcti)
+    area, bound = attester.attestation_key, paper_tpm.binding()
+    with Tpm2Tools(software_tpm.tcti).workspace() as work:
+        work.run(
+            *("quote", "-Q", "-c", "0x8101fe14", "-l", "sha256:0,1,2,3,4,5,6,7,14+sha384:1"),
+            *("-q", bound.qualifying_data().hex(), "-m", "message", "-s", "sig", "-o", "pcrs"),
+        )
+        message, *beside = (work.read(name) for name in ("message", "sig", "pcrs"))
+    sized = len(area.raw).to_bytes(2, "big") + area.raw
+    evidence = Evidence(tee=Tee.TPM, quote=message, endorsements=(*beside, sized))
+    claims = check(evidence, attester, bound)
+    assert claims.measurements["pcr.14"] == bytes(32)
+    assert claims.measurements["pcr.1.sha384"] == bytes(48)
 
 
 def test_a_handle_with_another_key_is_not_used(fresh_tpm: SoftwareTpm, tmp_path: Path) -> None:

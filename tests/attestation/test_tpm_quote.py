@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from pathlib import Path
 from types import ModuleType
 
@@ -64,21 +65,50 @@ def test_pieces_are_told_apart_in_any_order(vectors: Path, pieces: dict[str, byt
         assert TpmQuote.from_evidence(evidence) == whole
 
 
+def serialized(values: bytes) -> bytes:
+    """PCR values of one SHA-256 bank as ``tpm2_quote`` writes them by default."""
+    digests = [values[i : i + 32] for i in range(0, len(values), 32)]
+    lists = [digests[i : i + 8] for i in range(0, len(digests), 8)]
+    packed = b"".join(
+        struct.pack("<I", len(part))
+        + b"".join(struct.pack("<H64s", len(d), d) for d in part)
+        + bytes(66 * (8 - len(part)))
+        for part in lists
+    )
+    selection = struct.pack("<IHB4s", 1, 0x0B, 3, b"\xff\x40\0\0").ljust(132, b"\0")
+    return selection + struct.pack("<I", len(lists)) + packed
+
+
+def test_pcr_values_in_the_format_of_the_tool_are_read(pieces: dict[str, bytes]) -> None:
+    def parse(values: bytes) -> TpmQuote:
+        beside = (pieces["signature"], pieces["ak"], values)
+        return TpmQuote.from_evidence(
+            Evidence(tee=Tee.TPM, quote=pieces["attest"], endorsements=beside)
+        )
+
+    packed = serialized(pieces["pcr_values"])
+    assert parse(packed) == TpmQuote.assemble(**pieces)
+    for altered in (packed[:-1], packed + bytes(532), packed[:-1] + b"\1", b"\2" + packed[1:]):
+        with pytest.raises(EvidenceError):
+            parse(altered)
+
+
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_a_missing_piece_is_named(pieces: dict[str, bytes], missing: int) -> None:
     beside = [pieces["signature"], pieces["ak"], pieces["pcr_values"]]
     del beside[missing]
     evidence = Evidence(tee=Tee.TPM, quote=pieces["attest"], endorsements=tuple(beside))
-    names = ("quote signature", "attestation key", "pcr_values")
+    names = ("quote signature", "attestation key", "PCR values")
     with pytest.raises(EvidenceError, match=names[missing]):
         TpmQuote.from_evidence(evidence)
 
 
 def test_a_piece_that_comes_twice_is_refused(pieces: dict[str, bytes]) -> None:
+    other = spki(ec.generate_private_key(ec.SECP256R1()).public_key())
     evidence = Evidence(
         tee=Tee.TPM,
         quote=pieces["attest"],
-        endorsements=(pieces["signature"], pieces["ak"], pieces["pcr_values"], pieces["ak"]),
+        endorsements=(pieces["signature"], pieces["ak"], pieces["pcr_values"], other),
     )
     with pytest.raises(EvidenceError, match="a second attestation key"):
         TpmQuote.from_evidence(evidence)

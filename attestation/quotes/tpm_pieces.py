@@ -1,0 +1,107 @@
+"""The files that ``tpm2_quote`` writes, told apart by what is in them.
+
+PCR values come either bare and concatenated (``-F values``) or in the tool's own format
+(``-F serialized``, its default): the C structures of a little-endian machine, a
+``TPML_PCR_SELECTION`` of 132 bytes, a u32 count, and that many ``TPML_DIGEST`` of 532 bytes,
+each a u32 count and eight slots of u16 length and 64 bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Final, TypedDict
+
+from attestation.errors import EvidenceError
+from attestation.quotes.tpm_structures import PublicArea, QuoteStatement, load_public_key
+
+__all__ = ["Pieces", "sort_pieces"]
+
+_MAX_PIECES: Final = 16
+_SELECTION_BYTES: Final = 132
+_SLOTS: Final = 8
+_SLOT: Final = struct.Struct("<H64s")
+_LIST_BYTES: Final = 4 + _SLOTS * _SLOT.size
+_SIGNATURE_IDS: Final = (b"\x00\x14", b"\x00\x16", b"\x00\x18")
+
+
+class Pieces(TypedDict):
+    """What belongs to a statement, as :meth:`TpmQuote.assemble` takes it."""
+
+    signature: bytes
+    ak: bytes
+    pcr_values: bytes
+    ek_certificate: bytes
+
+
+def sort_pieces(statement: QuoteStatement, pieces: Sequence[bytes]) -> Pieces:
+    """Find signature, attestation key, PCR values and certificate among ``pieces``.
+
+    :raises EvidenceError: when one is missing, comes twice, or cannot be read.
+    """
+    if len(pieces) > _MAX_PIECES:
+        raise EvidenceError(f"more than {_MAX_PIECES}", field="endorsements")
+    found: dict[str, bytes] = {}
+    for number, piece in enumerate(pieces):
+        kind, content = _recognise(piece, statement)
+        if found.setdefault(kind, content) != content:
+            raise EvidenceError(f"a second {kind}", field=f"endorsements[{number}]")
+    for kind in ("quote signature", "attestation key", "file of PCR values"):
+        if kind not in found and (statement.pcr_bytes or kind != "file of PCR values"):
+            raise EvidenceError(
+                f"the {kind} is missing",
+                field="endorsements",
+                hint="a bare TPMS_ATTEST needs its signature, the attestation key and the PCR "
+                "values beside it",
+            )
+    return Pieces(
+        signature=found["quote signature"],
+        ak=found["attestation key"],
+        pcr_values=found.get("file of PCR values", b""),
+        ek_certificate=found.get("EK certificate", b""),
+    )
+
+
+def _recognise(piece: bytes, statement: QuoteStatement) -> tuple[str, bytes]:
+    values = _unserialize(piece, statement)
+    if values is not None:
+        return "file of PCR values", values
+    if piece and len(piece) == statement.pcr_bytes and not _is_key(piece):
+        return "file of PCR values", piece
+    if piece[:2] in _SIGNATURE_IDS:
+        return "quote signature", piece
+    if piece.lstrip().startswith(b"-----BEGIN CERTIFICATE"):
+        return "EK certificate", piece
+    if piece[:1] == b"\x30" and not _is_key(piece):
+        return "EK certificate", piece
+    return "attestation key", piece
+
+
+def _is_key(piece: bytes) -> bool:
+    parse = PublicArea.parse if piece[:1] == b"\0" else lambda data: load_public_key(data, "ak")
+    try:
+        parse(piece)
+    except EvidenceError:
+        return False
+    return True
+
+
+def _unserialize(piece: bytes, statement: QuoteStatement) -> bytes | None:
+    """Return the values in the tool's format, or ``None`` when it is something else."""
+    start = _SELECTION_BYTES + 4
+    lists, rest = divmod(len(piece) - start, _LIST_BYTES)
+    if lists < 1 or rest or piece[:4] != struct.pack("<I", len(statement.selection)):
+        return None
+    if piece[_SELECTION_BYTES:start] != struct.pack("<I", lists):
+        return None
+    values: list[bytes] = []
+    for at in range(start, len(piece), _LIST_BYTES):
+        (count,) = struct.unpack_from("<I", piece, at)
+        if count > _SLOTS:
+            return None
+        for slot in range(_SLOTS):
+            length, content = _SLOT.unpack_from(piece, at + 4 + slot * _SLOT.size)
+            if length > len(content) or any(content[length:]) or bool(length) != (slot < count):
+                return None
+            values.append(content[:length])
+    return b"".join(values)
