@@ -102,6 +102,9 @@ class Admitted:
 class AdmissionGate:
     """Decides who is admitted. Safe to use from many threads.
 
+    ``jobs``, ``door`` and ``record`` are called while the gate holds its lock: they must not
+    wait for anything that calls the gate.
+
     ``jobs``         returns the job of a name, or ``None``
     ``sites``        the register of sites
     ``door``         where Flower nodes are made and deleted
@@ -185,11 +188,12 @@ class AdmissionGate:
         8. The evidence is genuine, fresh, and bound to role, nonce, our CA, both keys, the
            site and the workload.
         9. The policy affirms the claims; ``app`` and ``job`` are measured as this job's.
-        10. The policy is still the job's, and the site has no more clients than it may.
+        10. The policy is still the job's, and the site has no other client in it.
         11. The ledger has the admission; certificate and Flower node are made; the register
             has it.
 
-        An earlier admission of the same client is revoked: there is one of each.
+        An earlier admission of the same client is revoked first: a site has one client in a
+        job, so that nobody outweighs the others by running many.
 
         :raises AdmissionDenied: with findings. The refusal is in the ledger.
         """
@@ -201,14 +205,10 @@ class AdmissionGate:
             with self._lock:
                 attempt.step = "register"
                 self._check_unchanged(affirmed)
-                former = self._make_room(affirmed.job, request, thumbprint(affirmed.tls_key), now)
-                admitted = self._establish(affirmed, request, now, current=None)
+                self._make_room(request, thumbprint(affirmed.tls_key), now)
+                return self._establish(affirmed, request, now, current=None)
         except FedlearnError as error:
             raise self._refuse(attempt, error) from error
-        for admission in former:
-            reason = "the same client was admitted anew"
-            self.register.revoke(admission.thumbprint, reason, now=now)
-        return admitted
 
     def renew(self, request: AdmitRequest, current: Admission) -> Admitted:
         """Attest again, on the connection of ``current``, whose keys stay the same.
@@ -302,22 +302,25 @@ class AdmissionGate:
                 hint="try again with a new challenge",
             )
 
-    def _make_room(
-        self, job: AdmittableJob, request: AdmitRequest, key: bytes, now: datetime
-    ) -> list[Admission]:
-        """Step 10, second half: return the admissions that this one takes the place of."""
-        at_site = [a for a in self.register.of_job(job.name, now=now) if a.site == request.site]
-        others = [a for a in at_site if a.client != request.client]
-        if len(others) >= job.clients_per_site:
+    def _make_room(self, request: AdmitRequest, key: bytes, now: datetime) -> None:
+        """Step 10, second half: one client of a site in a job, one admission of a key.
+
+        A client that was restarted takes the place of its former self, whose node goes
+        first: a site has one node in a job.
+        """
+        at_site = [a for a in self.register.of_job(request.job, now=now) if a.site == request.site]
+        if any(a.client != request.client for a in at_site):
             raise AdmissionDenied(
-                f"site {request.site} has {len(others)} live clients in this job already",
+                f"site {request.site} has a live client in this job already",
                 hint="stop the other client, or restart it under the same client id",
             )
         if any(a.thumbprint == key for a in self.register.every(now=now)):
             raise AdmissionDenied(
                 "this key is admitted already", hint="renew it, or make a fresh key"
             )
-        return [a for a in at_site if a.client == request.client]
+        for former in at_site:
+            reason = "the same client was admitted anew"
+            self.register.revoke(former.thumbprint, reason, now=now)
 
     def _establish(
         self,

@@ -60,7 +60,7 @@ class AdmittableJob:
     ``job_digest``     digest of the JobSpec; must be measured as ``job``
     ``bundle_digest``  SHA-256 of the app bundle; must be measured as ``app``
     ``workload``       the workload digest that evidence is bound to
-    ``sites``          who takes part
+    ``sites``          who takes part, each with one client
     """
 
     name: str
@@ -70,7 +70,6 @@ class AdmittableJob:
     policy: AppraisalPolicy
     trust: TrustAnchors
     sites: frozenset[str]
-    clients_per_site: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,20 +81,21 @@ class Clock:
 
 
 class Nodes:
-    """Flower's nodes, as admission sees them."""
+    """Flower's nodes, as admission sees them: a site has one in a job, with one number."""
 
     def __init__(self) -> None:
         self.alive: dict[int, tuple[str, bytes]] = {}
-        self._next = 1
+        self._numbers: dict[tuple[str, str], int] = {}
 
     def create_node(self, job: str, site: str, tls_key: bytes) -> int:
-        node, self._next = self._next, self._next + 1
-        self.alive[node] = (job, tls_key)
-        return node
+        number = self._numbers.setdefault((job, site), len(self._numbers) + 1)
+        self.alive[number] = (job, tls_key)
+        return number
 
     def delete_node(self, job: str, site: str, tls_key: bytes) -> None:
-        for node in [n for n, found in self.alive.items() if found == (job, tls_key)]:
-            del self.alive[node]
+        number = self._numbers.get((job, site), 0)
+        if self.alive.get(number) == (job, tls_key):
+            del self.alive[number]
 
 
 @dataclass

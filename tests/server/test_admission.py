@@ -254,14 +254,17 @@ def test_an_admission_that_cannot_be_recorded_does_not_take_place(
 def test_a_restarted_client_takes_the_place_of_the_former(deployment: Any, client: Any) -> None:
     first = deployment.admit(client).admission
     second = deployment.admit(deployment.client()).admission
-    assert list(deployment.nodes.alive) == [second.node_id]
+    assert second.node_id == first.node_id
+    node = deployment.nodes.alive[second.node_id]
+    assert node == ("alpha", second.tls_key)
+    assert deployment.kinds()[-2:] == ["revocation", "admission"]
     with pytest.raises(AdmissionDenied, match="revoked: the same client was admitted anew"):
         deployment.register.live(first.thumbprint, now=deployment.clock())
 
 
 def test_a_site_has_one_client_in_a_job(deployment: Any, client: Any) -> None:
     deployment.admit(client)
-    with pytest.raises(AdmissionDenied, match="1 live clients"):
+    with pytest.raises(AdmissionDenied, match="a live client in this job already"):
         deployment.gate.admit(deployment.request(deployment.client(name="c2")))
 
 
