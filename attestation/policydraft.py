@@ -14,9 +14,9 @@ from datetime import datetime
 from typing import Final
 
 from attestation.evidence import Claims, Tee
-from attestation.policy import CLAIM_NAME, SnpRules, TdxRules
+from attestation.policy import CLAIM_NAME, ReferenceValue, SnpRules, TdxRules
 
-__all__ = ["Draft", "draft_policy"]
+__all__ = ["Draft", "draft_policy", "reference_text"]
 
 _MAX_VALUE_BYTES: Final = 64
 _ABOUT: Final = {
@@ -79,6 +79,22 @@ def draft_policy(
     lines += _nodes(claims, node)
     lines += _rules(claims, notes)
     return Draft(text="\n".join(lines) + "\n", notes=tuple(notes))
+
+
+def reference_text(reference: ReferenceValue) -> str:
+    """Return a reference value as a policy writes it."""
+    lines = ["[[reference]]"]
+    if reference.claim in _ABOUT:
+        lines.append(f"# {_ABOUT[reference.claim]}")
+    lines += [
+        f"claim = {_text(reference.claim)}",
+        f"value = {_text(reference.value.hex())}",
+    ]
+    if reference.name:
+        lines.append(f"name = {_text(reference.name)}")
+    if reference.tee is not None:
+        lines.append(f"tee = {_text(reference.tee.value)}")
+    return "\n".join(lines) + "\n"
 
 
 def _references(claims: Claims, notes: list[str], tee: Tee | None = None) -> list[str]:

@@ -25,6 +25,7 @@ from attestation.policysign import (
     verify_policy,
 )
 from fedlearn.cli.inputs import Request, evidence_options, pick, read_policy, write_new
+from fedlearn.cli.reference import reference
 from fedlearn.cli.verdict import Verdict, judge, print_explanation, print_summary
 from fedlearn.config import file_bytes
 from fedlearn.console import REFUSED, Commands, line, print_json, printable
@@ -156,6 +157,9 @@ def init(
         click.echo(f"wrote {output}")
     for note in draft.notes:
         click.echo(f"note: {printable(note)}", err=True)
+
+
+group.add_command(reference)
 
 
 @group.command()

@@ -401,3 +401,20 @@ def test_a_broken_signing_key_is_named(files: dict[str, Path]) -> None:
     broken.write_bytes(KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, secret))
     failed(run("sign", files["policy"], "--key", broken), "is encrypted")
     assert not (files["folder"] / "policy.toml.sig").exists()
+
+
+def test_reference_values_are_printed_as_a_policy_writes_them(tmp_path: Path) -> None:
+    initdata = tmp_path / "initdata.toml"
+    initdata.write_text('algorithm = "sha256"\nversion = "0.1.0"\n[data]\n')
+    printed = run("reference", "initdata", initdata, "--name", "v1")
+    policy = AppraisalPolicy.from_toml(printed.stdout.encode())
+    assert [item.claim for item in policy.references] == ["host_data", "mrconfigid"]
+    assert policy.references[0].value == hashlib.sha256(initdata.read_bytes()).digest()
+    image = run("reference", "image", f"app@sha256:{APP.hex()}")
+    assert AppraisalPolicy.from_toml(image.stdout.encode()).references[0].value == APP
+    failed(run("reference", "image", "app:latest"), "not an image by digest")
+    failed(run("reference", "event-log", initdata), "initdata.toml")
+    failed(run("reference", "initdata", tmp_path / "no"), "does not exist")
+    failed(run("reference", "snp", "--ovmf", tmp_path / "no", "--vcpus", "1"), "does not exist")
+    initdata.write_text("algorithm = 'md5'")
+    failed(run("reference", "initdata", initdata), "algorithm")

@@ -1,0 +1,194 @@
+"""Reference values that can be computed before anything runs.
+
+initdata: the kata and Confidential Containers initdata specification (the digest is that of
+the TOML document as it is, by the algorithm that it names). TDX RTMRs: replay of a known
+event log. SNP launch digest: AMD publication 56860, section "SNP_LAUNCH_UPDATE", computed by
+the optional package ``sev-snp-measure``. Image digest: OCI image specification, descriptors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from attestation.errors import EvidenceError, PolicyError
+from attestation.eventlog import EventLog, ccel_register, pcr_register
+from attestation.evidence import Tee
+from attestation.policy import ReferenceValue
+from attestation.toml import TomlError, parse
+
+__all__ = [
+    "MAX_INITDATA_BYTES",
+    "Initdata",
+    "image_references",
+    "initdata_references",
+    "log_references",
+    "read_initdata",
+    "snp_launch_reference",
+]
+
+MAX_INITDATA_BYTES: Final = 1024 * 1024
+_ALGORITHMS: Final = ("sha256", "sha384", "sha512")
+_HOST_DATA_BYTES: Final = 32
+_MRCONFIGID_BYTES: Final = 48
+_IMAGE: Final = re.compile(r"(?:[^@\s]{1,512}@)?sha256:([0-9a-f]{64})")
+_MAX_VCPUS: Final = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Initdata:
+    """An initdata document and its digest by the algorithm that it names."""
+
+    version: str
+    algorithm: str
+    digest: bytes
+    entries: tuple[str, ...]
+
+    @property
+    def host_data(self) -> bytes:
+        """The digest as SNP's HOST_DATA holds it: cut or padded with zeros to 32 bytes."""
+        return _fit(self.digest, _HOST_DATA_BYTES)
+
+    @property
+    def mrconfigid(self) -> bytes:
+        """The digest as TDX's MRCONFIGID holds it: cut or padded with zeros to 48 bytes."""
+        return _fit(self.digest, _MRCONFIGID_BYTES)
+
+
+def read_initdata(data: bytes) -> Initdata:
+    """Read an initdata document and compute its digest.
+
+    :raises PolicyError: when it is not one, naming what is wrong.
+    """
+    if len(data) > MAX_INITDATA_BYTES:
+        raise PolicyError(f"initdata: {len(data)} bytes, at most {MAX_INITDATA_BYTES} are read")
+    try:
+        table = parse(data).table
+    except TomlError as error:
+        raise PolicyError(f"initdata:{error.line}: {error}") from None
+    algorithm, version, entries = (table.get(key) for key in ("algorithm", "version", "data"))
+    if algorithm not in _ALGORITHMS:
+        raise PolicyError(
+            f"initdata: algorithm: must be one of {', '.join(_ALGORITHMS)}, not {algorithm!r}"
+        )
+    if not isinstance(version, str):
+        raise PolicyError('initdata: version: must be text, such as "0.1.0"')
+    if not isinstance(entries, dict) or not all(isinstance(v, str) for v in entries.values()):
+        raise PolicyError("initdata: data: must be a table of texts")
+    return Initdata(
+        version=version,
+        algorithm=algorithm,
+        digest=hashlib.new(algorithm, data).digest(),
+        entries=tuple(sorted(entries)),
+    )
+
+
+def initdata_references(data: bytes, *, name: str = "") -> tuple[ReferenceValue, ...]:
+    """Return what an initdata document gives, for SNP and for TDX.
+
+    :raises PolicyError: when it is not an initdata document.
+    """
+    initdata = read_initdata(data)
+    return (
+        ReferenceValue(claim="host_data", value=initdata.host_data, name=name, tee=Tee.SNP),
+        ReferenceValue(claim="mrconfigid", value=initdata.mrconfigid, name=name, tee=Tee.TDX),
+    )
+
+
+def log_references(data: bytes, *, tee: Tee, name: str = "") -> tuple[ReferenceValue, ...]:
+    """Return the registers that a known event log replays to.
+
+    A CCEL gives the RTMRs of TDX (SHA-384). A TPM log gives PCRs of the SHA-256 bank.
+
+    :raises EvidenceError: when the log is malformed.
+    :raises EventLogError: when it has no digests of the right kind.
+    """
+    if tee not in (Tee.TDX, Tee.TPM):
+        raise EvidenceError(f"{tee.value} has no registers that a log extends", field="tee")
+    ccel = tee is Tee.TDX
+    registers = EventLog.parse(data).replay("sha384" if ccel else "sha256", ccel=ccel)
+    label = ccel_register if ccel else pcr_register
+    return tuple(
+        ReferenceValue(claim=label(index), value=value, name=name, tee=tee)
+        for index, value in sorted(registers.items())
+        if not (ccel and index == 0)
+    )
+
+
+def image_references(reference: str, *, name: str = "") -> tuple[ReferenceValue, ...]:
+    """Return the digest in ``sha256:…`` or ``registry/image@sha256:…``.
+
+    :raises PolicyError: for a tag, which names another image tomorrow.
+    """
+    found = _IMAGE.fullmatch(reference)
+    if found is None:
+        raise PolicyError(
+            f"{reference[:80]!r} is not an image by digest",
+            hint="name it as registry/image@sha256:…; a tag may point elsewhere tomorrow",
+        )
+    return (ReferenceValue(claim="image", value=bytes.fromhex(found[1]), name=name),)
+
+
+def snp_launch_reference(
+    *,
+    ovmf: Path,
+    vcpus: int,
+    vcpu_type: str = "EPYC-v4",
+    kernel: Path | None = None,
+    initrd: Path | None = None,
+    append: str = "",
+    guest_features: int = 1,
+    name: str = "",
+) -> ReferenceValue:
+    """Return the launch digest of an SNP guest that QEMU starts with these files.
+
+    ``vcpu_type`` is QEMU's name of the CPU model; ``guest_features`` the SEV features of the
+    VMSA (1 is SNP alone).
+
+    :raises PolicyError: when ``sev-snp-measure`` is not installed, or cannot use the files.
+    """
+    if not 1 <= vcpus <= _MAX_VCPUS:
+        raise PolicyError(f"vcpus: must be 1 to {_MAX_VCPUS}, not {vcpus}")
+    if (initrd or append) and kernel is None:
+        raise PolicyError("initrd and append are measured only together with a kernel")
+    guest, types, monitors = _measuring()
+    if vcpu_type not in types.CPU_SIGS:
+        known = ", ".join(sorted(types.CPU_SIGS))
+        raise PolicyError(f"vcpu_type: {vcpu_type!r} is not one of {known}")
+    try:
+        digest: bytes = guest.snp_calc_launch_digest(
+            vcpus,
+            types.CPU_SIGS[vcpu_type],
+            str(ovmf),
+            str(kernel) if kernel else None,
+            str(initrd) if initrd else None,
+            append,
+            guest_features,
+            "",
+            monitors.VMMType.QEMU,
+        )
+    except (OSError, ValueError, RuntimeError, IndexError) as error:
+        raise PolicyError(f"{ovmf}: cannot be measured: {error}") from None
+    return ReferenceValue(claim="launch", value=digest, name=name, tee=Tee.SNP)
+
+
+def _measuring() -> tuple[Any, Any, Any]:
+    try:
+        return (
+            importlib.import_module("sevsnpmeasure.guest"),
+            importlib.import_module("sevsnpmeasure.vcpu_types"),
+            importlib.import_module("sevsnpmeasure.vmm_types"),
+        )
+    except ModuleNotFoundError:
+        raise PolicyError(
+            "the SNP launch digest needs the package sev-snp-measure",
+            hint="pip install sev-snp-measure",
+        ) from None
+
+
+def _fit(digest: bytes, size: int) -> bytes:
+    return digest[:size].ljust(size, b"\0")
