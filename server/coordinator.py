@@ -89,7 +89,6 @@ class Coordinator:
         register: AdmissionRegister,
         trust: Callable[[], TrustAnchors],
         runtime: Path,
-        gate_address: str,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._home = home
@@ -98,7 +97,6 @@ class Coordinator:
         self._register = register
         self._trust = trust
         self._runtime = runtime
-        self._gate_address = gate_address
         self._clock = clock
         self._lock = threading.RLock()
         self._open: dict[str, _Open] = {}

@@ -1,0 +1,254 @@
+"""A running coordinator: everything wired together, started and stopped in order."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import resource
+import shutil
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from attestation import ear
+from attestation.result import AttestationResult
+from fedlearn.attester import device, open_attester
+from fedlearn.tls import server_context
+from server.admission import AdmissionGate, Periods
+from server.challenges import Limits
+from server.config import ServerConfig
+from server.coordinator import Coordinator
+from server.enrollment import SiteRegister
+from server.front import Front
+from server.home import Home
+from server.jobs import JobBook
+from server.peers import spki
+from server.proof import CoordinatorProof
+from server.register import AdmissionRegister
+from server.rpc import Listeners, RpcConfig, Welcome
+
+__all__ = ["Service", "serve"]
+
+_LOG = logging.getLogger(__name__)
+_SWEEP_SECONDS: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A coordinator that answers. Addresses are those that others are told."""
+
+    home: Home
+    coordinator: Coordinator
+    gate_address: str
+    control_address: str
+    fleet_address: str
+
+
+@contextmanager
+def serve(config: ServerConfig) -> Iterator[Service]:
+    """Run a coordinator for as long as the context is entered.
+
+    :raises FedlearnError: when the state does not open or an address cannot be bound.
+    :raises AttesterError: when the coordinator cannot prove itself on this machine.
+    """
+    # A core dump would hold keys and weights in the clear.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.umask(0o077)
+    with ExitStack() as stack:
+        home = stack.enter_context(Home.open(config))
+        home.keys.sweep()
+        settings = stack.enter_context(device(config.attester, state=config.state))
+        attester = open_attester(settings, state=config.state, scope="coordinator")
+        listen = {
+            name: _resolved(getattr(config.listen, name)) for name in ("gate", "control", "fleet")
+        }
+        told = {name: config.advertised(name, bound) for name, bound in listen.items()}
+        dns_names, ips = _names([*listen.values(), *told.values()])
+        key, chain = home.server_identity(dns_names=dns_names, ips=ips, now=_now())
+        register = AdmissionRegister()
+        book = JobBook(config.state / "jobs.sqlite")
+        stack.callback(book.close)
+        sites = SiteRegister(
+            config.state / "sites.sqlite",
+            address=told["gate"],
+            ca_pin=home.ca.key_digest,
+            clock=_now,
+            record=home.ledger.append,
+        )
+        stack.callback(sites.close)
+        runtime = config.state / "run"
+        shutil.rmtree(runtime, ignore_errors=True)
+        runtime.mkdir(mode=0o700)
+        anchors = config.trust.anchors()
+        coordinator = Coordinator(
+            home,
+            book=book,
+            sites=sites,
+            register=register,
+            trust=lambda: anchors,
+            runtime=runtime,
+            clock=_now,
+        )
+        gate = _gate(home, coordinator, register, sites)
+        coordinator.attach(gate)
+        front = Front(
+            tls=server_context(
+                x509.load_pem_x509_certificates(chain),
+                key,
+                [x509.load_pem_x509_certificate(home.ca.certificate_pem)],
+            ),
+            register=register,
+            link_of=coordinator.link_of,
+            trust_domain=config.trust_domain,
+            host=listen["fleet"].rpartition(":")[0].strip("[]"),
+            port=int(listen["fleet"].rpartition(":")[2]),
+            max_update_bytes=config.limits.update_mib * 1024 * 1024,
+        )
+        front.start()
+        stack.callback(front.stop)
+        hpke = X25519PrivateKey.generate().public_key().public_bytes_raw()
+        listeners = Listeners(
+            config=RpcConfig(gate=listen["gate"], control=listen["control"]),
+            server_chain=chain,
+            server_key=_pem(key),
+            ca=home.ca,
+            gate=gate,
+            proof=CoordinatorProof(
+                attester=attester,
+                verifier_id=home.ca.key_digest,
+                tls_key=spki(key.public_key()),
+                hpke_key=hpke,
+                jobs=coordinator.admittable,
+                clock=_now,
+                limits=_limits(config),
+            ),
+            sites=sites,
+            coordinator=coordinator,
+            welcome=Welcome(
+                fleet_address=told["fleet"],
+                control_address=told["control"],
+                order_key=spki(home.order_key.public_key()),
+            ),
+            clock=_now,
+        )
+        listeners.start()
+        stack.callback(listeners.stop)
+        stack.enter_context(_sweeping(gate))
+        stack.callback(coordinator.stop)
+        coordinator.go_on()
+        yield Service(
+            home=home,
+            coordinator=coordinator,
+            gate_address=told["gate"],
+            control_address=told["control"],
+            fleet_address=told["fleet"],
+        )
+
+
+def _gate(
+    home: Home, coordinator: Coordinator, register: AdmissionRegister, sites: SiteRegister
+) -> AdmissionGate:
+    certificates = home.config.certificates
+
+    def sign(result: AttestationResult) -> bytes:
+        return ear.issue(result, key=home.result_key, issued=_now()).encode()
+
+    def record(kind: str, body: Mapping[str, Any]) -> object:
+        return coordinator.record(kind, dict(body))
+
+    return AdmissionGate(
+        ca=home.ca,
+        register=register,
+        jobs=coordinator.admittable,
+        sites=sites,
+        door=coordinator,
+        record=record,
+        clock=_now,
+        periods=Periods(
+            lifetime=timedelta(seconds=certificates.client_s),
+            renew_after=timedelta(seconds=certificates.renew_after_s),
+            renew_by=timedelta(seconds=certificates.renew_by_s),
+        ),
+        limits=_limits(home.config),
+        sign_result=sign,
+    )
+
+
+def _limits(config: ServerConfig) -> Limits:
+    limits = config.limits
+    rate, per_peer = limits.requests_per_second, limits.requests_per_second_per_peer
+    return Limits(
+        outstanding=limits.challenges,
+        outstanding_per_peer=limits.challenges_per_peer,
+        rate=rate,
+        burst=max(1, int(4 * rate)),
+        rate_per_peer=per_peer,
+        burst_per_peer=max(8, int(8 * per_peer)),
+    )
+
+
+@contextmanager
+def _sweeping(gate: AdmissionGate) -> Iterator[None]:
+    """End what has lapsed, about twice a second."""
+    over = threading.Event()
+
+    def sweep() -> None:
+        while not over.wait(_SWEEP_SECONDS):
+            try:
+                gate.sweep()
+            except Exception:  # noqa: BLE001 (logged; the next sweep tries again)
+                _LOG.exception("ending lapsed admissions failed; trying again")
+
+    thread = threading.Thread(target=sweep, name="sweep", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(5)
+
+
+def _resolved(address: str) -> str:
+    """Return ``address`` with a port that is free now in place of port 0."""
+    host, _, port = address.rpartition(":")
+    if port != "0":
+        return address
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((host.strip("[]"), 0))
+        return f"{host}:{probe.getsockname()[1]}"
+
+
+def _names(addresses: list[str]) -> tuple[list[str], list[str]]:
+    """Return the DNS names and the IP addresses in ``addresses``, for the certificate."""
+    names: set[str] = set()
+    ips: set[str] = set()
+    for address in addresses:
+        host = address.rpartition(":")[0].strip("[]")
+        try:
+            ips.add(str(ipaddress.ip_address(host)))
+        except ValueError:
+            names.add(host)
+    return sorted(names), sorted(ips)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
