@@ -70,10 +70,7 @@ class Child:
         :raises LaunchError: with what it wrote last, when it has ended.
         """
         if self.status is not None:
-            raise LaunchError(
-                f"{self.name} ended with status {self.status}:\n{self.tail()}",
-                hint=f"its whole log is {self.log}",
-            )
+            raise LaunchError(f"{self.name} ended with status {self.status}:\n{self.tail()}")
 
     def wait(self, seconds: float) -> int | None:
         """Return the exit status, or None when it still runs after ``seconds``."""
