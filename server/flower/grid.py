@@ -40,7 +40,7 @@ __all__ = ["JobGrid", "Rules", "Tainted"]
 
 _WAIT_SECONDS: Final = 5.0
 _GRACE_SECONDS: Final = 10.0
-"""How long to wait for the rest of the sites once the quorum is there."""
+"""How long to wait for sites that were never there, once the quorum is."""
 
 Spec = dict[str, tuple[set[str], tuple[int, ...]]]
 
@@ -94,7 +94,7 @@ class JobGrid(Grid):  # type: ignore[misc]
         self._run: Run | None = None
         self._asked: dict[str, _Asked] = {}
         self._nodes: dict[int, Node] = {}
-        self._missing: frozenset[str] = frozenset()
+        self._met: frozenset[str] = frozenset()
         self._short_since: float | None = None
         self._types: dict[str, str] = {}
         self._round = 0
@@ -196,7 +196,7 @@ class JobGrid(Grid):  # type: ignore[misc]
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes that are online, in the order of the job.
 
-        Waits for the quorum, and then a little for the other sites.
+        Waits for the quorum, and then a little, once, for sites that were never there yet.
 
         :raises QuorumNotReached: when the quorum is not there by the deadline.
         """
@@ -211,13 +211,12 @@ class JobGrid(Grid):  # type: ignore[misc]
                     hint="look at `fedlearn site list`, or lower `quorum`",
                 )
             nodes = self._coordinator.online(quorum, min(left, _WAIT_SECONDS))
-        missing = self._absent(nodes)
-        if missing - self._missing and len(nodes) < everybody:
+        if self._absent(nodes) - self._met:
             end = time.monotonic() + min(_GRACE_SECONDS, self._rules.seconds / 4)
             while len(nodes) < everybody and (left := end - time.monotonic()) > 0:
                 nodes = self._coordinator.online(everybody, min(left, _WAIT_SECONDS))
-            missing = self._absent(nodes)
-        self._missing = missing
+            self._met = frozenset(self._rules.sites)
+        self._met |= {node.site for node in nodes}
         self._nodes.update((node.number, node) for node in nodes)
         self._watch_patience(len(nodes))
         cohort = self._cohort

@@ -17,7 +17,7 @@ from typing import Final
 from fedlearn.errors import FedlearnError, JobError
 from server.flower.calls import MAX_RECORD_BYTES, serve
 from server.flower.link import JobLink
-from server.flower.pipe import Pipe
+from server.flower.pipe import Pipe, PipeClosed
 from server.flower.plan import JobChannel, JobPlan, Outcome, to_record
 
 __all__ = ["JobHost"]
@@ -146,8 +146,9 @@ class JobHost:
             logs = threading.Thread(target=self._follow, args=(process,), daemon=True)
             logs.start()
             header, blobs = to_record(self.plan)
-            pipe.send(header, [*blobs, self.link.run()])
-            serve(pipe, self.link, self._channel, self._done)
+            with contextlib.suppress(PipeClosed):  # its status says how the process ended
+                pipe.send(header, [*blobs, self.link.run()])
+                serve(pipe, self.link, self._channel, self._done)
         finally:
             pipe.close()
         status = process.wait()

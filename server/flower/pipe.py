@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from fedlearn.errors import TransportError
 
-__all__ = ["Pipe"]
+__all__ = ["Pipe", "PipeClosed"]
 
 _HEAD: Final = struct.Struct(">I")
 _MAX_HEADER: Final = 64 * 1024 * 1024
@@ -24,6 +24,10 @@ _MAX_BLOBS: Final = 1_000_000
 _PIECE: Final = 1 << 20
 
 Blob = bytes | bytearray | memoryview
+
+
+class PipeClosed(TransportError):
+    """The other end is gone."""
 
 
 class Pipe:
@@ -39,7 +43,7 @@ class Pipe:
     def send(self, header: Mapping[str, Any], blobs: Sequence[Blob] = ()) -> None:
         """Send one record.
 
-        :raises TransportError: when the other end is gone.
+        :raises PipeClosed: when the other end is gone.
         """
         body = json.dumps({**header, "blobs": [len(b) for b in blobs]}).encode()
         try:
@@ -47,12 +51,13 @@ class Pipe:
             for blob in blobs:
                 self._end.sendall(blob)
         except OSError as error:
-            raise TransportError("the other end of the pipe is gone") from error
+            raise PipeClosed("the other end of the pipe is gone") from error
 
     def receive(self) -> tuple[dict[str, Any], list[bytearray]] | None:
         """Return the next record, or None when the other end closed between two records.
 
-        :raises TransportError: when a record is malformed, too long, or cut off.
+        :raises PipeClosed: when a record is cut off.
+        :raises TransportError: when a record is malformed or too long.
         """
         head = self._read(_HEAD.size, at_start=True)
         if head is None:
@@ -79,7 +84,7 @@ class Pipe:
     def _whole(self, length: int) -> bytearray:
         data = self._read(length, at_start=False)
         if data is None:
-            raise TransportError("the other end of the pipe is gone")
+            raise PipeClosed("the other end of the pipe is gone")
         return data
 
     def _read(self, length: int, *, at_start: bool) -> bytearray | None:
@@ -91,10 +96,10 @@ class Pipe:
                 if not piece:
                     if at_start and not data:
                         return None
-                    raise TransportError("the other end of the pipe is gone")
+                    raise PipeClosed("the other end of the pipe is gone")
                 data += piece
         except OSError as error:
             if at_start and not data:
                 return None
-            raise TransportError("the other end of the pipe is gone") from error
+            raise PipeClosed("the other end of the pipe is gone") from error
         return data

@@ -56,9 +56,15 @@ app = ServerApp()
 @app.main()
 def main(grid, context):
     config = context.run_config
-    strategy = getattr(strategies, config["strategy"])(min_available_nodes=1, min_train_nodes=1, min_evaluate_nodes=1)
-    first = ArrayRecord([np.random.rand(config["size"]).astype("float32"), np.zeros((), "int64")])
-    result = strategy.start(grid=grid, initial_arrays=first, num_rounds=config["num-server-rounds"])
+    strategy = getattr(strategies, config["strategy"])(
+        min_available_nodes=1, min_train_nodes=1, min_evaluate_nodes=1
+    )
+    weights = np.random.rand(config["size"]).astype("float32")
+    result = strategy.start(
+        grid=grid,
+        initial_arrays=ArrayRecord([weights, np.zeros((), "int64")]),
+        num_rounds=config["num-server-rounds"],
+    )
     print("final", [a.numpy().sum() for a in result.arrays.values()])
 """
 
@@ -84,7 +90,9 @@ def train(message, context):
     examples = 10 + context.node_config["index"]
     content = RecordDict({
         "arrays": ArrayRecord(new),
-        "metrics": MetricRecord({"num-examples": examples, "loss": float(noise.mean()), "calls": count}),
+        "metrics": MetricRecord(
+            {"num-examples": examples, "loss": float(noise.mean()), "calls": count}
+        ),
     })
     return Message(content, reply_to=message)
 

@@ -1,0 +1,220 @@
+"""Jobs with real processes and sockets: rounds, their cost, the same bits, and interruptions."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+
+def _load() -> Any:
+    name = "fedlearn_test_fakes_federation"
+    if name not in sys.modules:
+        path = Path(__file__).resolve().parents[1] / "fakes" / "federation.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+fakes = _load()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    from server.flower.bundle import build
+
+    return build(fakes.write_app(tmp_path_factory.mktemp("src") / "app"))
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Any]:
+    made = fakes.Federation(tmp_path)
+    yield made
+    made.close()
+
+
+Run = Callable[..., tuple[Any, Any]]
+
+
+@pytest.fixture
+def run(federation: Any, bundle: bytes) -> Run:
+    """Run a job to its end; return outcome and channel."""
+
+    def go(*, channel: Any = None, during: Any = None, **plan: Any) -> tuple[Any, Any]:
+        made = fakes.make_plan(bundle, **plan)
+        host, channel = federation.host(made, channel=channel)
+        for site in made.sites:
+            federation.client(made, site)
+        host.start()
+        if during is not None:
+            during(host, channel)
+        outcome = host.wait(60)
+        host.close()
+        assert outcome is not None
+        return outcome, channel
+
+    return go
+
+
+def _bits(channel: Any) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in channel.checkpoints[-1].model.items()}
+
+
+def test_a_round_costs_less_than_half_a_second_and_repeats_to_the_bit(run, capsys):
+    first, told = run(job="one", rounds=4)
+    assert (first.status, first.rounds) == ("finished", 4)
+    seconds = [fields["seconds"] for fields in told.of("round.finished")]
+    with capsys.disabled():
+        print(f"\n  rounds of 4 sites: {', '.join(f'{each:.3f} s' for each in seconds)}")
+    assert min(seconds[1:]) < 0.5
+    assert len(told.of("update.received")) == 16
+    assert [number for number, _ in told.begun] == [1, 2, 3, 4]
+    # A client's state lives on between rounds: the app counts its calls there.
+    assert {e["metrics"]["calls"] for e in told.of("update.received") if e["round"] == 4} == {4.0}
+
+    second, again = run(job="two", rounds=4)
+    assert second.status == "finished"
+    assert _bits(again) == _bits(told)
+
+    other, changed = run(job="three", rounds=4, seed=8)
+    assert other.status == "finished"
+    assert _bits(changed) != _bits(told)
+
+
+def test_the_exact_mean_agrees_with_flowers(run):
+    flower, theirs = run(job="stock", sites=3)
+    exact, ours = run(job="exact", sites=3, strategy="fedavg")
+    assert flower.status == exact.status == "finished"
+    for name, array in ours.checkpoints[-1].model.items():
+        np.testing.assert_allclose(array, theirs.checkpoints[-1].model[name], rtol=1e-5)
+    assert ours.checkpoints[-1].model["1"].dtype == np.int64
+
+
+@pytest.mark.parametrize("name", ["FedAdam", "FedMedian"])
+def test_strategies_of_flower_run_unchanged_and_resume_to_the_bit(run, name):
+    config = {"strategy": name}
+    whole, expected = run(job="whole", sites=3, rounds=3, run_config=config)
+    assert whole.status == "finished", whole
+
+    def kill(host: Any, channel: Any) -> None:
+        channel.wait_for("round.finished", 2)
+        os.kill(host.pid, signal.SIGKILL)
+        assert host.wait(10).code == "crashed"
+        host.start()
+
+    resumed, channel = run(job="killed", sites=3, rounds=3, run_config=config, during=kill)
+    assert resumed.status == "finished", resumed
+    assert channel.of("job.started")[-1]["resumed_from"] >= 2
+    assert _bits(channel) == _bits(expected)
+
+
+@pytest.mark.parametrize("strategy", ["app", "fedavg"])
+def test_a_job_killed_in_the_middle_of_a_round_ends_with_the_same_bits(run, strategy):
+    config = {"pause": 0.2}
+    whole, expected = run(job="whole", sites=2, run_config=config, strategy=strategy)
+    assert whole.status == "finished"
+
+    def kill(host: Any, channel: Any) -> None:
+        for started in (1, 3):
+            channel.wait_for("round.started", started)
+            time.sleep(0.1)
+            os.kill(host.pid, signal.SIGKILL)
+            assert host.wait(10).code == "crashed"
+            host.start()
+
+    killed, channel = run(job="killed", sites=2, run_config=config, strategy=strategy, during=kill)
+    assert killed.status == "finished", killed
+    assert len(channel.of("job.started")) == 3
+    assert _bits(channel) == _bits(expected)
+
+
+def test_an_exception_of_an_app_is_one_site_short_of_the_quorum(run):
+    fails, channel = run(job="strict", sites=2, run_config={"fail-on": "site-1"})
+    assert (fails.status, fails.code) == ("failed", "quorum")
+    assert "planted failure" in channel.of("update.rejected")[0]["reason"]
+
+    goes_on, told = run(job="lax", sites=2, quorum=1, run_config={"fail-on": "site-1"})
+    assert goes_on.status == "finished"
+    assert {fields["site"] for fields in told.of("update.received")} == {"site-0"}
+
+
+def test_a_killed_client_does_not_hold_up_a_round(run, federation):
+    def kill(host: Any, channel: Any) -> None:
+        channel.wait_for("round.started", 2)
+        federation.clients[-1].kill()
+
+    begun = time.monotonic()
+    outcome, channel = run(job="lossy", sites=3, quorum=2, run_config={"pause": 0.5}, during=kill)
+    assert outcome.status == "finished", outcome
+    assert time.monotonic() - begun < 30
+    assert channel.of("round.finished")[-1]["sites"] == 2
+
+
+@pytest.mark.parametrize("strategy", ["app", "fedavg"])
+def test_an_update_of_a_revoked_site_is_not_in_the_round(run, federation, strategy):
+    from datetime import UTC, datetime
+
+    def revoke(host: Any, channel: Any) -> None:
+        channel.wait_for("update.received", 1)
+        site = channel.of("update.received")[0]["site"]
+        thumbprint = federation.identities[site]["thumbprint"]
+        federation.register.revoke(thumbprint, "planted", now=datetime.now(UTC))
+        host.delete_node(site)
+        channel.revoked = site
+
+    config = {"pause": 0.3}
+    outcome, channel = run(
+        job="revoked", sites=3, quorum=2, strategy=strategy, run_config=config, during=revoke
+    )
+    assert outcome.status == "finished", outcome
+    assert channel.of("round.finished")[-1]["sites"] == 2
+    last = channel.of("update.received")[-2:]
+    assert channel.revoked not in {fields["site"] for fields in last}
+
+
+def test_a_job_that_is_late_fails_or_goes_on_by_its_rule(run):
+    late, _ = run(job="late", sites=2, seconds=1.0, stragglers="fail", run_config={"pause": 3.0})
+    assert (late.status, late.code) == ("failed", "quorum")
+    assert "did not answer" in late.message
+
+
+def test_cancel_ends_a_job_at_once(run):
+    def cancel(host: Any, channel: Any) -> None:
+        channel.wait_for("round.started")
+        host.cancel("enough")
+
+    outcome, _ = run(job="stopped", sites=2, run_config={"pause": 5.0}, during=cancel)
+    assert (outcome.status, outcome.message) == ("cancelled", "enough")
+
+
+def test_a_budget_that_is_spent_ends_the_job(federation, bundle):
+    from fedlearn.errors import PrivacyError
+
+    class Spent(fakes.Channel):  # type: ignore[misc, name-defined]
+        def begin_round(self, round_: int, sites: tuple[str, ...]) -> None:
+            if round_ == 2:
+                raise PrivacyError("the budget is spent", hint="ask for fewer rounds")
+
+    plan = fakes.make_plan(bundle, sites=2, job="spent")
+    host, channel = federation.host(plan, channel=Spent(lambda: federation.live("spent")))
+    for site in plan.sites:
+        federation.client(plan, site)
+    host.start()
+    outcome = host.wait(60)
+    assert outcome is not None
+    assert (outcome.code, outcome.message) == ("privacy", "the budget is spent")
+    assert len(channel.checkpoints) == 1
