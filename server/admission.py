@@ -131,6 +131,7 @@ class AdmissionGate:
         self._ca = ca
         self._jobs = jobs
         self._door = door
+        self._sites = sites
         self._record = record
         self._clock = clock
         self._sign_result = sign_result or _unsigned
@@ -204,7 +205,7 @@ class AdmissionGate:
             affirmed = self._examiner.examine(attempt, job_of=self._job, current=None, now=now)
             with self._lock:
                 attempt.step = "register"
-                self._check_unchanged(affirmed)
+                self._check_unchanged(affirmed, request.site, admitting=True)
                 self._make_room(request, thumbprint(affirmed.tls_key), now)
                 return self._establish(affirmed, request, now, current=None)
         except FedlearnError as error:
@@ -227,7 +228,7 @@ class AdmissionGate:
             affirmed = self._examiner.examine(attempt, job_of=self._job, current=current, now=now)
             with self._lock:
                 attempt.step = "register"
-                self._check_unchanged(affirmed)
+                self._check_unchanged(affirmed, request.site, admitting=False)
                 latest = self.register.live(current.thumbprint, now=now)
                 return self._establish(affirmed, request, now, current=latest)
         except FedlearnError as error:
@@ -267,34 +268,38 @@ class AdmissionGate:
                 )
                 if result.status is not Tier.AFFIRMING:
                     unfit.append((admission, summary(result.refusals)))
-        for admission, why in unfit:
-            reason = f"the job's policy changed: {why}"
-            self.register.revoke(admission.thumbprint, reason, now=now)
+            for admission, why in unfit:
+                reason = f"the job's policy changed: {why}"
+                self.register.revoke(admission.thumbprint, reason, now=now)
         return tuple(admission for admission, _ in unfit)
 
     def close_job(self, job: str, reason: str = "the job ended") -> tuple[Admission, ...]:
         """End all admissions of ``job`` and forget a policy that replaced its first."""
         with self._lock:
             self._policies.pop(job, None)
-        return self.register.revoke_job(job, reason, now=self._clock())
+            return self.register.revoke_job(job, reason, now=self._clock())
 
     def revoke_site(self, site: str, reason: str) -> tuple[Admission, ...]:
         """End all admissions of ``site``: to be called when a site is removed."""
-        return self.register.revoke_site(site, reason, now=self._clock())
+        # The lock: whoever is between its last check and the register is not missed.
+        with self._lock:
+            return self.register.revoke_site(site, reason, now=self._clock())
 
     def revoke_clients(self, job: str, site: str, reason: str) -> tuple[Admission, ...]:
         """End the admissions of ``site`` to ``job``."""
         now = self._clock()
-        found = [a for a in self.register.of_job(job, now=now) if a.site == site]
-        ended = [self.register.revoke(a.thumbprint, reason, now=now) for a in found]
+        with self._lock:
+            found = [a for a in self.register.of_job(job, now=now) if a.site == site]
+            ended = [self.register.revoke(a.thumbprint, reason, now=now) for a in found]
         return tuple(admission for admission in ended if admission is not None)
 
     def sweep(self) -> tuple[AdmissionEvent, ...]:
         """End what has lapsed. To be called about once a second by the owner."""
         return self.register.sweep(now=self._clock())
 
-    def _check_unchanged(self, affirmed: Affirmed) -> None:
-        """Step 10, first half: the job may have been closed or changed meanwhile."""
+    def _check_unchanged(self, affirmed: Affirmed, site: str, *, admitting: bool) -> None:
+        """Step 10, first half: the job or the site may have gone or changed meanwhile."""
+        self._sites.key_of(site, admitting=admitting)
         job = self._job(affirmed.job.name)
         if job is None or job != affirmed.job:
             raise AdmissionDenied(
@@ -308,13 +313,14 @@ class AdmissionGate:
         A client that was restarted takes the place of its former self, whose node goes
         first: a site has one node in a job.
         """
-        at_site = [a for a in self.register.of_job(request.job, now=now) if a.site == request.site]
+        live = self.register.every(now=now)
+        at_site = [a for a in live if (a.job, a.site) == (request.job, request.site)]
         if any(a.client != request.client for a in at_site):
             raise AdmissionDenied(
                 f"site {request.site} has a live client in this job already",
                 hint="stop the other client, or restart it under the same client id",
             )
-        if any(a.thumbprint == key for a in self.register.every(now=now)):
+        if any(a.thumbprint == key for a in live):
             raise AdmissionDenied(
                 "this key is admitted already", hint="renew it, or make a fresh key"
             )
@@ -372,7 +378,10 @@ class AdmissionGate:
                 self._door.delete_node(job.name, request.site, affirmed.tls_key)
             raise
         self._claims[admission.thumbprint] = affirmed.claims
-        self.register.add(admission, now=now)
+        if made:
+            self.register.add(admission, now=now)
+        else:
+            self.register.renew(admission, now=now)
         return Admitted(
             admission=admission,
             certificate_chain=issued.chain_pem,

@@ -101,13 +101,29 @@ class AdmissionRegister:
         return unsubscribe
 
     def add(self, admission: Admission, *, now: datetime) -> None:
-        """Put ``admission`` in force; with a known key it renews, else it admits."""
+        """Put a new admission in force.
+
+        :raises AdmissionDenied: when its key is admitted already.
+        """
         with self._lock:
-            renews = admission.thumbprint in self._live
+            if admission.thumbprint in self._live:
+                raise AdmissionDenied(
+                    "this key is admitted already", hint="renew it, or make a fresh key"
+                )
             self._live[admission.thumbprint] = admission
             self._ended.pop(admission.thumbprint, None)
-        change = Change.RENEWED if renews else Change.ADMITTED
-        self._publish([_event(change, admission, "the evidence was affirmed", now)])
+        self._publish([_event(Change.ADMITTED, admission, "the evidence was affirmed", now)])
+
+    def renew(self, admission: Admission, *, now: datetime) -> None:
+        """Put ``admission`` in the place of the live one of the same key.
+
+        :raises AdmissionDenied: when there is none, or none any more: what was revoked while
+            the evidence was verified stays revoked.
+        """
+        with self._lock:
+            self._check_live(admission.thumbprint, now)
+            self._live[admission.thumbprint] = admission
+        self._publish([_event(Change.RENEWED, admission, "the evidence was affirmed again", now)])
 
     def live(self, thumbprint: bytes, *, now: datetime) -> Admission:
         """Return the admission of the key with this thumbprint.
@@ -116,17 +132,7 @@ class AdmissionRegister:
             quarantined.
         """
         with self._lock:
-            admission = self._live.get(thumbprint)
-            ended = self._ended.get(thumbprint)
-        if admission is not None:
-            if now >= admission.expires:
-                raise _denied("expired", f"its certificate expired at {admission.expires}")
-            if admission.renew_by is not None and now >= admission.renew_by:
-                raise _denied("quarantined", f"it had to attest again by {admission.renew_by}")
-            return admission
-        if ended is not None:
-            raise _denied(_PAST[ended.change], ended.reason)
-        raise _denied("unknown", "this key was never admitted, or before a restart")
+            return self._check_live(thumbprint, now)
 
     def of_job(self, job: str, *, now: datetime) -> tuple[Admission, ...]:
         """Return the live admissions of ``job``, ordered by site and client."""
@@ -177,6 +183,20 @@ class AdmissionRegister:
                 events.append(event)
         self._publish(events)
         return tuple(events)
+
+    def _check_live(self, thumbprint: bytes, now: datetime) -> Admission:
+        """The caller holds the lock."""
+        admission = self._live.get(thumbprint)
+        ended = self._ended.get(thumbprint)
+        if admission is not None:
+            if now >= admission.expires:
+                raise _denied("expired", f"its certificate expired at {admission.expires}")
+            if admission.renew_by is not None and now >= admission.renew_by:
+                raise _denied("quarantined", f"it had to attest again by {admission.renew_by}")
+            return admission
+        if ended is not None:
+            raise _denied(_PAST[ended.change], ended.reason)
+        raise _denied("unknown", "this key was never admitted, or before a restart")
 
     def _end(
         self, thumbprint: bytes, change: Change, reason: str, now: datetime

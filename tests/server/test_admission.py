@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -465,3 +466,70 @@ def test_lapsing_is_judged_by_the_time_that_is_given(deployment: Any, client: An
     assert deployment.register.live(current.thumbprint, now=just_before) == current
     with pytest.raises(AdmissionDenied, match="quarantined"):
         deployment.register.live(current.thumbprint, now=current.renew_by)
+
+
+def test_a_revocation_during_verification_is_not_undone_by_a_renewal(
+    deployment: Any, client: Any
+) -> None:
+    current = deployment.admit(client).admission
+    request = deployment.request(client)
+    examine = deployment.gate._examiner.examine
+
+    def slow(*arguments: Any, **named: Any) -> Any:
+        affirmed = examine(*arguments, **named)
+        deployment.register.revoke(current.thumbprint, "meanwhile", now=deployment.clock())
+        return affirmed
+
+    deployment.gate._examiner.examine = slow
+    with pytest.raises(AdmissionDenied, match="revoked: meanwhile"):
+        deployment.gate.renew(request, current)
+    with pytest.raises(AdmissionDenied, match="revoked"):
+        deployment.register.renew(current, now=deployment.clock())
+    assert deployment.register.every(now=deployment.clock()) == ()
+
+
+def test_a_site_that_is_removed_during_verification_admits_nobody(
+    deployment: Any, client: Any
+) -> None:
+    request = deployment.request(client)
+    examine = deployment.gate._examiner.examine
+
+    def slow(*arguments: Any, **named: Any) -> Any:
+        affirmed = examine(*arguments, **named)
+        deployment.sites.remove("site-a")
+        return affirmed
+
+    deployment.gate._examiner.examine = slow
+    denied(deployment, request, "removed", "register")
+
+
+def test_one_request_in_many_threads_is_admitted_once(deployment: Any, client: Any) -> None:
+    request = deployment.request(client)
+
+    def attempt(_: int) -> str:
+        try:
+            deployment.gate.admit(request)
+        except NonceRefused:
+            return "replay"
+        return "admitted"
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(attempt, range(16)))
+    assert outcomes.count("admitted") == 1
+    assert outcomes.count("replay") == 15
+    assert len(deployment.nodes.alive) == 1
+
+
+def test_two_clients_of_a_site_at_once_leave_one(deployment: Any) -> None:
+    requests = [deployment.request(deployment.client(name=f"c{n}")) for n in range(6)]
+
+    def attempt(request: Any) -> bool:
+        try:
+            deployment.gate.admit(request)
+        except AdmissionDenied:
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(attempt, requests)) == 1
+    assert len(deployment.register.every(now=deployment.clock())) == 1
