@@ -115,10 +115,13 @@ class ExactMean:
         self._updates += 1
         self._weight += weight
 
-    def result(self) -> dict[str, Array]:
+    def result(self, *, wide: bool = False) -> dict[str, Array]:
         """Return the mean of what was added, in the element types of the model.
 
         The sum itself is not changed: more may be added afterwards.
+
+        :param wide: leave the mean of floating-point arrays as float64, for a step that goes
+            on calculating with it.
 
         :raises UpdateRejected: when the weights sum to zero.
         """
@@ -127,9 +130,9 @@ class ExactMean:
                 "no update with a weight above 0 arrived, so there is no mean",
                 hint="a client reports how many examples it trained on",
             )
-        return {name: self._mean(name) for name in self._like}
+        return {name: self._mean(name, wide) for name in self._like}
 
-    def _mean(self, name: str) -> Array:
+    def _mean(self, name: str, wide: bool) -> Array:
         like = self._like[name]
         mean = np.empty(like.size, np.float64)
         for start in range(0, like.size, _BLOCK):
@@ -144,6 +147,8 @@ class ExactMean:
             tail = (coarse - head.astype(np.int64)).astype(np.float64)
             small = tail / _COARSE + fine.astype(np.float64) / _FINE
             mean[part] = (head / _COARSE + small) / float(self._weight)
+        if wide and (like.dtype == BF16 or like.dtype.kind == "f"):
+            return mean.reshape(like.shape)
         return _as_type(mean, like.dtype).reshape(like.shape)
 
 
