@@ -70,7 +70,7 @@ set = "$name"
 # [privacy]
 # mechanism = "central-gaussian"
 # clip = 1.0
-# noise_multiplier = 1.1
+# noise_multiplier = 1.5
 # epsilon = 8.0
 # delta = 1e-5
 """

@@ -45,6 +45,7 @@ def examine(path: Path) -> Report:
     :raises ConfigError: naming file, line and key of what is wrong.
     :raises JobError: when the app is not one that can run here.
     :raises PolicyError: when the policy is not one.
+    :raises PrivacyError: when the rounds would spend more than the privacy budget.
     """
     spec = JobSpec.load(path)
     base = path.parent
@@ -105,11 +106,10 @@ def _check_config(spec: JobSpec, application: Application, path: Path) -> None:
 def _privacy(spec: JobSpec) -> str:
     if spec.privacy is None:
         return "no privacy table: nothing is promised about what the model reveals"
-    promise = spec.privacy
-    return (
-        f"privacy: epsilon {promise.epsilon:g} at delta {promise.delta:g}, unit {promise.unit}, "
-        f"{promise.sampling_text}, accountant {promise.accountant}"
-    )
+    # The accountant takes a second to import.
+    from fedlearn.privacy import Budget
+
+    return f"privacy after all rounds: {Budget.require(spec.privacy, spec.rounds)}"
 
 
 def _warnings(spec: JobSpec, policy: AppraisalPolicy, policy_file: Path) -> list[str]:

@@ -183,3 +183,29 @@ def test_validate_notes_what_deserves_a_look(tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert "no data named for site-b" in done.stdout
     assert "insecure_sample" in done.stdout
+
+
+def _with_privacy(folder: Path, **changes: str) -> Result:
+    template.write(folder / "x", "x")
+    path = folder / "x/job.toml"
+    text = path.read_text()
+    start = text.index("# [privacy]")
+    table = text[start:].replace("# ", "")
+    for old, new in changes.items():
+        table = table.replace(f"{old} = 8.0", f"{old} = {new}")
+    path.write_text(text[:start] + table)
+    return _run("job", "validate", path)
+
+
+def test_the_privacy_table_that_is_offered_pays_for_the_job(tmp_path: Path) -> None:
+    done = _with_privacy(tmp_path)
+    assert done.exit_code == 0, done.stderr
+    for words in ("epsilon", "delta", "unit", "sampling", "accountant"):
+        assert words in done.stdout
+
+
+def test_a_job_that_its_budget_does_not_pay_for_is_refused(tmp_path: Path) -> None:
+    done = _with_privacy(tmp_path, epsilon="1.0")
+    assert done.exit_code == 1
+    assert "exceed the privacy budget" in done.stderr
+    assert "set noise_multiplier" in done.stderr
