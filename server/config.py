@@ -15,7 +15,7 @@
     gate = "coordinator.hospitals.example:9443"
 
     [keys]                                 # what keeps the root key; at least one
-    protect = ["tpm-policy", "recovery-key"]
+    protect = ["tpm-policy", "recovery-key", "passphrase"]
     recovery_key = "recovery.pub.pem"      # X25519; its private half stays offline
     passphrase_file = "/run/secrets/root"  # for "passphrase"; read once at the start
 
