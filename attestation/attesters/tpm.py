@@ -179,7 +179,7 @@ class TpmAttester:
             measured = Measurement(claim=claim, digest=digest, scope=self._scope)
         except ValueError as error:
             raise AttesterError(str(error)) from None
-        with self._log.held(), self._tools.workspace() as work:
+        with self._log.held() as lock, self._tools.workspace(locks=(lock,)) as work:
             work.run("pcrread", "-Q", "-o", "register", f"{_BANK}:{_RUNTIME_PCR}")
             log = self._log.load(work.read("register"))
             for other in measurements(log, _RUNTIME_PCR, _BANK):
@@ -203,7 +203,7 @@ class TpmAttester:
         """
         ak = self.attestation_key
         selection = f"{_BANK}:" + ",".join(map(str, self._pcrs))
-        with self._log.held(), self._tools.workspace() as work:
+        with self._log.held() as lock, self._tools.workspace(locks=(lock,)) as work:
             work.run(
                 *("quote", "-Q", "-c", self._ak.handle, "-l", selection),
                 *("--scheme", self._ak.scheme, "-g", _BANK),

@@ -52,16 +52,17 @@ class Tpm2CommandError(AttesterError):
 class Workspace:
     """A scratch directory in which a sequence of tpm2 commands runs."""
 
-    def __init__(self, tools: Tpm2Tools, path: Path) -> None:
+    def __init__(self, tools: Tpm2Tools, path: Path, locks: tuple[int, ...]) -> None:
         self._tools = tools
         self._path = path
+        self._locks = locks
 
     def run(self, command: str, *arguments: str, stdin: bytes = b"") -> bytes:
         """Run one command here and return its standard output.
 
         :raises Tpm2CommandError: when it fails, naming the TPM's reason.
         """
-        return self._tools.invoke(self._path, command, arguments, stdin)
+        return self._tools.invoke(self._path, command, arguments, stdin, self._locks)
 
     def release(self) -> None:
         """Free the slots of transient objects; their saved contexts stay usable."""
@@ -118,13 +119,21 @@ class Tpm2Tools:
         return ""
 
     @contextmanager
-    def workspace(self, *, objects: bool = False) -> Iterator[Workspace]:
+    def workspace(
+        self, *, objects: bool = False, locks: tuple[int, ...] = ()
+    ) -> Iterator[Workspace]:
         """Hold the TPM and a scratch directory for one sequence of commands.
 
-        ``objects`` says that the sequence loads transient objects or starts sessions.
+        ``objects``  the sequence loads transient objects or starts sessions
+        ``locks``    descriptors of file locks that the sequence is under. Its commands
+                     inherit them, and the TPM's: a command that outlives this process, when
+                     that is killed, still keeps others away until it is done.
         """
-        with self._exclusive(), tempfile.TemporaryDirectory(prefix="fedlearn-tpm-") as scratch:
-            work = Workspace(self, Path(scratch))
+        with (
+            self._exclusive() as held,
+            tempfile.TemporaryDirectory(prefix="fedlearn-tpm-") as scratch,
+        ):
+            work = Workspace(self, Path(scratch), (*locks, *held))
             flush = objects and not self.managed
             if flush:
                 _flush(work)
@@ -135,7 +144,12 @@ class Tpm2Tools:
                     _flush(work)
 
     def invoke(
-        self, directory: Path, command: str, arguments: tuple[str, ...], stdin: bytes
+        self,
+        directory: Path,
+        command: str,
+        arguments: tuple[str, ...],
+        stdin: bytes,
+        locks: tuple[int, ...],
     ) -> bytes:
         """Run ``tpm2 command arguments`` in ``directory``; see :meth:`Workspace.run`."""
         try:
@@ -147,6 +161,7 @@ class Tpm2Tools:
                 capture_output=True,
                 timeout=_COMMAND_SECONDS,
                 umask=0o077,
+                pass_fds=locks,
                 check=False,
             )
         except FileNotFoundError:
@@ -167,11 +182,11 @@ class Tpm2Tools:
         return done.stdout[:_MAX_OUTPUT_BYTES]
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[tuple[int, ...]]:
         """Take turns on a TPM that is a socket; a device node takes care of itself."""
         _, found, socket_path = self.tcti.partition("path=")
         if not found:
-            yield
+            yield ()
             return
         try:
             lock = os.open(f"{socket_path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -182,7 +197,7 @@ class Tpm2Tools:
             ) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            yield (lock,)
         finally:
             os.close(lock)
 

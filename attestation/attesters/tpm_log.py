@@ -46,12 +46,12 @@ class RuntimeLog:
             raise AttesterError(f"the firmware's event log has no {bank} digests")
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other processes from measuring meanwhile."""
+    def held(self) -> Iterator[int]:
+        """Keep other processes from measuring meanwhile; yield the lock's descriptor."""
         lock = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            yield lock
         finally:
             os.close(lock)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -66,9 +68,12 @@ def test_measure_quote_and_verify(
     assert claims.measurements["app"] == APP
     assert claims.measurements["job"] == JOB
     assert claims.attributes["tpm.hierarchy"] == "endorsement"
-    started = time.perf_counter()
-    evidence = attester.collect(bound)
-    assert time.perf_counter() - started < 0.3
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        evidence = attester.collect(bound)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.3
     with pytest.raises(BindingError):
         check(evidence, attester, paper_tpm.binding(nonce=b"m" * 32))
     with pytest.raises(BindingError):
@@ -198,6 +203,45 @@ def test_a_process_that_died_between_log_and_register_is_mended(
     assert check(attester.collect(bound), attester, bound).measurements["job"] == JOB
 
 
+def test_processes_killed_while_they_measure_leave_a_log_that_explains_the_register(
+    fresh_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType
+) -> None:
+    code = (
+        "import sys, itertools\nfrom pathlib import Path\n"
+        "from attestation.attesters.tpm import TpmAttester\n"
+        "attester = TpmAttester(Path(sys.argv[1]), tcti=sys.argv[2], scope=sys.argv[3])\n"
+        "for i in itertools.count():\n"
+        "    attester.extend(f'claim-{i}', bytes(32))\n"
+        "    print('measured', flush=True)\n"
+    )
+    bound, measured = paper_tpm.binding(), 0
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for run in range(8):
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "site"), fresh_tpm.tcti, f"run-{run}"],
+            stdout=subprocess.PIPE,
+            env=environment,
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(0.02 + random.random() / 20)
+            process.kill()
+        attester = TpmAttester(tmp_path / "site", tcti=fresh_tpm.tcti, scope=f"run-{run}")
+        evidence = attester.collect(bound)
+        check(evidence, attester, bound)
+        measured = len(EventLog.parse(evidence.event_log).events)
+    assert measured >= 8
+
+
+def test_a_tpm_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attestation.attesters.tpm2_tools._COMMAND_SECONDS", 0.2)
+    with socket.socket(socket.AF_UNIX) as silent, socket.socket(socket.AF_UNIX) as control:
+        for listener, name in ((silent, "silent"), (control, "silent.ctrl")):
+            listener.bind(str(tmp_path / name))
+            listener.listen(8)
+        assert "did not answer within" in TpmAttester.detect(f"swtpm:path={tmp_path}/silent")
+
+
 def test_a_register_that_others_extended_is_refused_with_a_way_out(
     fresh_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType
 ) -> None:
@@ -292,16 +336,17 @@ def test_a_handle_with_another_key_is_not_used(fresh_tpm: SoftwareTpm, tmp_path:
 def test_it_starts_and_stops_fast_and_keeps_its_state(tmp_path: Path) -> None:
     if reason := SoftwareTpm.available():
         pytest.skip(reason)
-    keys = []
+    keys, seconds = [], []
     for _ in range(2):
         started = time.perf_counter()
         with SoftwareTpm(tmp_path / "tpm") as tpm:
-            assert time.perf_counter() - started < 0.5
+            seconds.append(time.perf_counter() - started)
             assert TpmAttester.detect(tpm.tcti) == ""
             keys.append(TpmAttester(tmp_path / "site", tcti=tpm.tcti).attestation_key)
         with pytest.raises(AttesterError, match="not running"):
             _ = tpm.tcti
     assert keys[0] == keys[1]
+    assert min(seconds) < 0.5
 
 
 def test_a_long_path_gets_a_socket_elsewhere(tmp_path: Path) -> None:
@@ -309,9 +354,9 @@ def test_a_long_path_gets_a_socket_elsewhere(tmp_path: Path) -> None:
         pytest.skip(reason)
     with SoftwareTpm(tmp_path / ("x" * 60) / ("y" * 60)) as tpm:
         assert TpmAttester.detect(tpm.tcti) == ""
-        socket = Path(tpm.tcti.removeprefix("swtpm:path="))
-        assert socket.parent.stat().st_mode & 0o777 == 0o700
-    assert not socket.parent.exists()
+        path = Path(tpm.tcti.removeprefix("swtpm:path="))
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert not path.parent.exists()
 
 
 def test_a_directory_serves_one_tpm_at_a_time(fresh_tpm: SoftwareTpm, tmp_path: Path) -> None:
