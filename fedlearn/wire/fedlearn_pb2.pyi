@@ -251,6 +251,36 @@ class ReleaseKeyReply(_message.Message):
     wrapped: bytes
     def __init__(self, wrapped: _Optional[bytes] = ...) -> None: ...
 
+class LaunchTicket(_message.Message):
+    __slots__ = ("assignment", "tag")
+    ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    TAG_FIELD_NUMBER: _ClassVar[int]
+    assignment: str
+    tag: bytes
+    def __init__(self, assignment: _Optional[str] = ..., tag: _Optional[bytes] = ...) -> None: ...
+
+class ClientBootstrap(_message.Message):
+    __slots__ = ("json",)
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: bytes
+    def __init__(self, json: _Optional[bytes] = ...) -> None: ...
+
+class VouchRequest(_message.Message):
+    __slots__ = ("ticket", "nonce", "tls_key")
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    TLS_KEY_FIELD_NUMBER: _ClassVar[int]
+    ticket: LaunchTicket
+    nonce: bytes
+    tls_key: bytes
+    def __init__(self, ticket: _Optional[_Union[LaunchTicket, _Mapping]] = ..., nonce: _Optional[bytes] = ..., tls_key: _Optional[bytes] = ...) -> None: ...
+
+class VouchReply(_message.Message):
+    __slots__ = ("voucher",)
+    VOUCHER_FIELD_NUMBER: _ClassVar[int]
+    voucher: bytes
+    def __init__(self, voucher: _Optional[bytes] = ...) -> None: ...
+
 class SubmitJobRequest(_message.Message):
     __slots__ = ("job_toml", "bundle", "policy_toml")
     JOB_TOML_FIELD_NUMBER: _ClassVar[int]

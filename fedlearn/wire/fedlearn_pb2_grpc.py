@@ -559,6 +559,170 @@ class Clients:
             _registered_method=True)
 
 
+class SponsorStub:
+    """Served by a site's agent to the clients that it started in a cluster, over TLS whose key is
+    pinned in the client's environment. A ticket is bound to one assignment; it opens nothing.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Bootstrap = channel.unary_unary(
+                '/fedlearn.v1.Sponsor/Bootstrap',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.LaunchTicket.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ClientBootstrap.FromString,
+                _registered_method=True)
+        self.FetchApp = channel.unary_stream(
+                '/fedlearn.v1.Sponsor/FetchApp',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.LaunchTicket.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.Chunk.FromString,
+                _registered_method=True)
+        self.Vouch = channel.unary_unary(
+                '/fedlearn.v1.Sponsor/Vouch',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.VouchRequest.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.VouchReply.FromString,
+                _registered_method=True)
+
+
+class SponsorServicer:
+    """Served by a site's agent to the clients that it started in a cluster, over TLS whose key is
+    pinned in the client's environment. A ticket is bound to one assignment; it opens nothing.
+    """
+
+    def Bootstrap(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchApp(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Vouch(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_SponsorServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Bootstrap': grpc.unary_unary_rpc_method_handler(
+                    servicer.Bootstrap,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.LaunchTicket.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ClientBootstrap.SerializeToString,
+            ),
+            'FetchApp': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchApp,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.LaunchTicket.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.Chunk.SerializeToString,
+            ),
+            'Vouch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Vouch,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.VouchRequest.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.VouchReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'fedlearn.v1.Sponsor', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('fedlearn.v1.Sponsor', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Sponsor:
+    """Served by a site's agent to the clients that it started in a cluster, over TLS whose key is
+    pinned in the client's environment. A ticket is bound to one assignment; it opens nothing.
+    """
+
+    @staticmethod
+    def Bootstrap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlearn.v1.Sponsor/Bootstrap',
+            fedlearn_dot_wire_dot_fedlearn__pb2.LaunchTicket.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.ClientBootstrap.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchApp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedlearn.v1.Sponsor/FetchApp',
+            fedlearn_dot_wire_dot_fedlearn__pb2.LaunchTicket.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Vouch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlearn.v1.Sponsor/Vouch',
+            fedlearn_dot_wire_dot_fedlearn__pb2.VouchRequest.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.VouchReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class OperatorStub:
     """Needs an operator certificate: spiffe://<trust domain>/operator/<name>
     """

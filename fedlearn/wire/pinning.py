@@ -79,6 +79,7 @@ def fetch_pinned(
         UnsupportedAlgorithm,
         x509.ExtensionNotFound,
         x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
     ) as error:
         raise TransportError(
             f"the certificate of {address} is not signed by the pinned CA"
@@ -152,7 +153,7 @@ def _unverified_chain(secure: ssl.SSLSocket) -> list[bytes]:
 def _load(der: bytes) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(der)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise TransportError("the server shows a malformed certificate") from error
 
 
