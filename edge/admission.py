@@ -217,7 +217,7 @@ def _checked(admitted: AdmittedClient, membership: Membership) -> AdmittedClient
         key = leaf.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, x509.InvalidVersion) as error:
         raise TransportError("the coordinator sent a malformed certificate") from error
     if key != membership.keys.tls_key:
         raise TransportError("the coordinator sent a certificate for another key")

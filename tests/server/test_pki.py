@@ -184,6 +184,12 @@ def foreign(names: list[x509.GeneralName], *, ca: bool = False, usage: Any = Non
 URI = x509.UniformResourceIdentifier(f"spiffe://{DOMAIN}/site/a")
 
 
+def of_version_4() -> bytes:
+    """A certificate whose version field is beyond X.509's."""
+    data = foreign([URI])
+    return data.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x03", 1)
+
+
 @pytest.mark.parametrize(
     ("data", "why"),
     [
@@ -193,6 +199,7 @@ URI = x509.UniformResourceIdentifier(f"spiffe://{DOMAIN}/site/a")
         (foreign([URI], ca=True), "CA certificate"),
         (foreign([URI], usage=ExtendedKeyUsageOID.SERVER_AUTH), "another use"),
         (foreign([x509.UniformResourceIdentifier("https://a.example/")]), "not a SPIFFE id"),
+        (of_version_4(), "not one of this coordinator"),
         (b"junk", "not one of this coordinator"),
         (bytes(20_000), "too long"),
     ],
