@@ -101,9 +101,11 @@ scalars = st.sampled_from(
 )
 values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3).map(lambda v: "[\n" + ",\n".join(v) + "]")
-    | st.lists(inner, max_size=3).map(
-        lambda v: "{" + ", ".join(f"k{i} = {x}" for i, x in enumerate(v)) + "}"
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda v: "[\n" + ",\n".join(v) + "]")
+        | st.lists(inner, max_size=3).map(
+            lambda v: "{" + ", ".join(f"k{i} = {x}" for i, x in enumerate(v)) + "}"
+        )
     ),
     max_leaves=6,
 )
