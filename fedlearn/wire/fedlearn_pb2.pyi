@@ -259,12 +259,6 @@ class LaunchTicket(_message.Message):
     tag: bytes
     def __init__(self, assignment: _Optional[str] = ..., tag: _Optional[bytes] = ...) -> None: ...
 
-class ClientBootstrap(_message.Message):
-    __slots__ = ("json",)
-    JSON_FIELD_NUMBER: _ClassVar[int]
-    json: bytes
-    def __init__(self, json: _Optional[bytes] = ...) -> None: ...
-
 class VouchRequest(_message.Message):
     __slots__ = ("ticket", "nonce", "tls_key")
     TICKET_FIELD_NUMBER: _ClassVar[int]
@@ -280,6 +274,16 @@ class VouchReply(_message.Message):
     VOUCHER_FIELD_NUMBER: _ClassVar[int]
     voucher: bytes
     def __init__(self, voucher: _Optional[bytes] = ...) -> None: ...
+
+class ClientState(_message.Message):
+    __slots__ = ("ticket", "phase", "reason")
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ticket: LaunchTicket
+    phase: str
+    reason: str
+    def __init__(self, ticket: _Optional[_Union[LaunchTicket, _Mapping]] = ..., phase: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class SubmitJobRequest(_message.Message):
     __slots__ = ("job_toml", "bundle", "policy_toml")

@@ -570,13 +570,8 @@ class SponsorStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Bootstrap = channel.unary_unary(
+        self.Bootstrap = channel.unary_stream(
                 '/fedlearn.v1.Sponsor/Bootstrap',
-                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.LaunchTicket.SerializeToString,
-                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ClientBootstrap.FromString,
-                _registered_method=True)
-        self.FetchApp = channel.unary_stream(
-                '/fedlearn.v1.Sponsor/FetchApp',
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.LaunchTicket.SerializeToString,
                 response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.Chunk.FromString,
                 _registered_method=True)
@@ -584,6 +579,11 @@ class SponsorStub:
                 '/fedlearn.v1.Sponsor/Vouch',
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.VouchRequest.SerializeToString,
                 response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.VouchReply.FromString,
+                _registered_method=True)
+        self.Tell = channel.unary_unary(
+                '/fedlearn.v1.Sponsor/Tell',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ClientState.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.Empty.FromString,
                 _registered_method=True)
 
 
@@ -593,13 +593,8 @@ class SponsorServicer:
     """
 
     def Bootstrap(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def FetchApp(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The document that edge.bootstrap encodes.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -610,16 +605,18 @@ class SponsorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tell(self, request, context):
+        """Where the client stands, in its own words: for people, decides nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SponsorServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Bootstrap': grpc.unary_unary_rpc_method_handler(
+            'Bootstrap': grpc.unary_stream_rpc_method_handler(
                     servicer.Bootstrap,
-                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.LaunchTicket.FromString,
-                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ClientBootstrap.SerializeToString,
-            ),
-            'FetchApp': grpc.unary_stream_rpc_method_handler(
-                    servicer.FetchApp,
                     request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.LaunchTicket.FromString,
                     response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.Chunk.SerializeToString,
             ),
@@ -627,6 +624,11 @@ def add_SponsorServicer_to_server(servicer, server):
                     servicer.Vouch,
                     request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.VouchRequest.FromString,
                     response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.VouchReply.SerializeToString,
+            ),
+            'Tell': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tell,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ClientState.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.Empty.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -652,37 +654,10 @@ class Sponsor:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/fedlearn.v1.Sponsor/Bootstrap',
-            fedlearn_dot_wire_dot_fedlearn__pb2.LaunchTicket.SerializeToString,
-            fedlearn_dot_wire_dot_fedlearn__pb2.ClientBootstrap.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def FetchApp(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/fedlearn.v1.Sponsor/FetchApp',
+            '/fedlearn.v1.Sponsor/Bootstrap',
             fedlearn_dot_wire_dot_fedlearn__pb2.LaunchTicket.SerializeToString,
             fedlearn_dot_wire_dot_fedlearn__pb2.Chunk.FromString,
             options,
@@ -712,6 +687,33 @@ class Sponsor:
             '/fedlearn.v1.Sponsor/Vouch',
             fedlearn_dot_wire_dot_fedlearn__pb2.VouchRequest.SerializeToString,
             fedlearn_dot_wire_dot_fedlearn__pb2.VouchReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tell(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlearn.v1.Sponsor/Tell',
+            fedlearn_dot_wire_dot_fedlearn__pb2.ClientState.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,
