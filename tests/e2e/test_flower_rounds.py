@@ -218,3 +218,97 @@ def test_a_budget_that_is_spent_ends_the_job(federation, bundle):
     assert outcome is not None
     assert (outcome.code, outcome.message) == ("privacy", "the budget is spent")
     assert len(channel.checkpoints) == 1
+
+
+def test_privacy_is_applied_outside_of_user_code(federation, bundle):
+    from dataclasses import asdict
+
+    from fedlearn.privacy import PrivacySpec
+
+    spec = PrivacySpec(clip=0.5, noise_multiplier=1.0, epsilon=100.0, delta=1e-5)
+    models = []
+    for job in ("p-one", "p-two"):
+        plan = fakes.make_plan(
+            bundle, job=job, sites=2, rounds=2, privacy=spec, noise_secret=b"s" * 32
+        )
+        host, channel = federation.host(plan)
+        for site in plan.sites:
+            federation.client(plan, site, privacy=asdict(spec))
+        host.start()
+        outcome = host.wait(60)
+        assert outcome is not None
+        assert outcome.status == "finished", outcome
+        host.close()
+        models.append(_bits(channel))
+        received = channel.of("update.received")
+        assert {(fields["examples"], tuple(fields["metrics"])) for fields in received} == {(1, ())}
+    assert models[0] == models[1]
+
+
+def test_a_client_without_the_privacy_of_its_job_is_refused(federation, bundle):
+    from fedlearn.privacy import PrivacySpec
+
+    spec = PrivacySpec(clip=0.5, noise_multiplier=1.0, epsilon=100.0, delta=1e-5)
+    plan = fakes.make_plan(bundle, job="cheat", sites=2, privacy=spec, noise_secret=b"s" * 32)
+    host, channel = federation.host(plan)
+    for site in plan.sites:
+        federation.client(plan, site)
+    host.start()
+    outcome = host.wait(60)
+    assert outcome is not None
+    assert outcome.code == "quorum"
+    assert "weighs 1" in channel.of("update.rejected")[0]["reason"]
+    assert channel.checkpoints == []
+
+
+def test_a_certificate_is_renewed_under_a_running_client(federation, bundle, tmp_path):
+    import hashlib
+    import threading
+    from datetime import UTC, datetime
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    from edge.flower.client import ClientPlan, Identity, WarmClient
+
+    def identity(admitted: dict[str, Any]) -> Identity:
+        key: Any = load_pem_private_key(admitted["key"].encode(), None)
+        return Identity(
+            chain=tuple(x509.load_pem_x509_certificates(admitted["chain"].encode())),
+            key=key,
+            authorities=(federation.root,),
+        )
+
+    plan = fakes.make_plan(bundle, job="renewed", sites=1, rounds=4, run_config={"pause": 0.4})
+    host, channel = federation.host(plan)
+    first = federation.admit(plan.job, "site-0")
+    client = WarmClient(
+        ClientPlan(
+            job=plan.job,
+            site="site-0",
+            seed=plan.seed,
+            bundle=bundle,
+            bundle_digest=hashlib.sha256(bundle).digest(),
+            node_config={"site": "site-0", "index": 0},
+            run_config=plan.run_config,
+            patience=10,
+        ),
+        address=f"127.0.0.1:{federation.address[1]}",
+        identity=identity(first),
+        directory=tmp_path / "client-app",
+    )
+    said: list[str] = []
+    thread = threading.Thread(target=lambda: said.append(client.run()), daemon=True)
+    thread.start()
+    host.start()
+    channel.wait_for("round.started", 2)
+    client.renew(identity(federation.admit(plan.job, "site-0")))
+    federation.register.revoke(first["thumbprint"], "replaced", now=datetime.now(UTC))
+    outcome = host.wait(60)
+    assert outcome is not None
+    assert outcome.status == "finished", outcome
+    host.close()
+    thread.join(10)
+    assert said == ["the job has ended"]
+    calls = [fields["metrics"]["calls"] for fields in channel.of("update.received")]
+    assert calls == [1, 2, 3, 4]
