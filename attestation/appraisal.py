@@ -286,6 +286,7 @@ def _gpu(policy: AppraisalPolicy, claims: Claims) -> Iterator[Finding]:
         return
     gpus = [item for item in claims.components if item.tee is Tee.NVIDIA]
     verified = bool(gpus) and not any(gpu.unverified for gpu in gpus)
+    pinned = any(item.tee is Tee.NVIDIA for item in policy.references)
     seen = "verified" if verified else "present, not verified"
     yield Finding(
         claim="nvidia",
@@ -293,8 +294,18 @@ def _gpu(policy: AppraisalPolicy, claims: Claims) -> Iterator[Finding]:
         expected="a verified GPU",
         actual=seen if gpus else "absent",
         category="hardware",
-        remedy="" if verified else "install a GPU verifier, or set nvidia.required = false",
+        remedy=""
+        if verified
+        else "send the GPU's report with its certificate chain, or set nvidia.required = false",
     )
+    if not pinned:
+        yield Finding(
+            claim="nvidia.reference",
+            tier=Tier.WARNING,
+            expected="at least one reference value for the GPU",
+            actual="none in the policy, so any firmware would do",
+            remedy='add a [[reference]] with tee = "nvidia" to the policy',
+        )
 
 
 def _tier(good: bool) -> Tier:

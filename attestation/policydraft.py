@@ -8,6 +8,7 @@ says so and is listed in :attr:`Draft.notes`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -99,7 +100,7 @@ def reference_text(reference: ReferenceValue) -> str:
 
 def _references(claims: Claims, notes: list[str], tee: Tee | None = None) -> list[str]:
     lines: list[str] = []
-    for claim, value in sorted(claims.measurements.items()):
+    for claim, value in sorted(claims.measurements.items(), key=_natural):
         if not CLAIM_NAME.fullmatch(claim) or not 1 <= len(value) <= _MAX_VALUE_BYTES:
             notes.append(f"{_comment(claim)} cannot be written in a policy, so it is not pinned")
             continue
@@ -114,6 +115,13 @@ def _references(claims: Claims, notes: list[str], tee: Tee | None = None) -> lis
         if tee is not None:
             lines.append(f"tee = {_text(tee.value)}")
     return lines
+
+
+def _natural(item: tuple[str, bytes]) -> list[tuple[int, str]]:
+    """Order ``pcr.2`` before ``pcr.14``."""
+    return [
+        (int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", item[0])
+    ]
 
 
 def _nodes(claims: Claims, node: str) -> list[str]:

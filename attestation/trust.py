@@ -4,8 +4,9 @@ Roots are pinned by the SHA-256 of their public key (DER SubjectPublicKeyInfo), 
 look-alike certificate with the same name never counts, and a re-issued root still does.
 
 Sources: the Intel SGX Provisioning Certification Root CA
-(https://certificates.trustedservices.intel.com), and the AMD root keys that the AMD key
-distribution service publishes for each product (https://kdsintf.amd.com, AMD publication 57230).
+(https://certificates.trustedservices.intel.com), the AMD root keys that the AMD key
+distribution service publishes for each product (https://kdsintf.amd.com, AMD publication 57230),
+and the NVIDIA Device Identity CA (https://github.com/NVIDIA/nvtrust).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 __all__ = [
     "AMD_ARK_KEYS",
     "INTEL_ROOT_KEY",
+    "NVIDIA_ROOT_KEY",
     "TrustAnchors",
     "key_digest",
 ]
@@ -38,6 +40,11 @@ INTEL_ROOT_KEY: Final = bytes.fromhex(
 )
 """SHA-256 of the SubjectPublicKeyInfo of the Intel SGX Root CA."""
 
+NVIDIA_ROOT_KEY: Final = bytes.fromhex(
+    "a90c4eb5acfd3e3d03a25db6a26b84f720ad0503196c627c21ddd48dd85b06a4"
+)
+"""SHA-256 of the SubjectPublicKeyInfo of the NVIDIA Device Identity CA."""
+
 
 def key_digest(key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> bytes:
     """Return the SHA-256 (32 bytes) of the DER SubjectPublicKeyInfo of ``key``."""
@@ -50,7 +57,7 @@ def key_digest(key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> bytes:
 class TrustAnchors:
     """Pinned roots, enrolled keys, and the collateral to verify with.
 
-    The default trusts the Intel and AMD roots, no TPM and no development key.
+    The default trusts the Intel, AMD and NVIDIA roots, no TPM and no development key.
 
     ``sample_keys``   SHA-256 of the SPKI of development keys; only for ``sample`` evidence
     ``tpm_aks``       SHA-256 of the SPKI of attestation keys whose life inside a TPM was
@@ -62,6 +69,7 @@ class TrustAnchors:
     ``tpm_ek_roots``  DER certificates that endorsement key certificates may chain to
     ``amd_ark_keys``  SHA-256 of the SPKI of the AMD root keys that count
     ``intel_root``    SHA-256 of the SPKI of the Intel root CA that counts
+    ``nvidia_root``   SHA-256 of the SPKI of the NVIDIA root CA that counts
     ``collateral``    Intel collateral documents, each one the JSON of a QuoteCollateralV3
     ``endorsements``  certificates and chains, DER or PEM: VCEK, VLEK, ASK, ASVK, ARK, EK,
                       and AMD certificate revocation lists
@@ -74,13 +82,15 @@ class TrustAnchors:
     tpm_ek_roots: tuple[bytes, ...] = ()
     amd_ark_keys: frozenset[bytes] = frozenset(AMD_ARK_KEYS.values())
     intel_root: bytes = INTEL_ROOT_KEY
+    nvidia_root: bytes = NVIDIA_ROOT_KEY
     collateral: tuple[bytes, ...] = ()
     endorsements: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tpm_ek_of", MappingProxyType(dict(self.tpm_ek_of)))
         pins = (
-            *(*self.sample_keys, *self.tpm_aks, *self.amd_ark_keys, self.intel_root),
+            *(*self.sample_keys, *self.tpm_aks, *self.amd_ark_keys),
+            *(self.intel_root, self.nvidia_root),
             *(*self.tpm_ek_of.keys(), *self.tpm_ek_of.values(), *self.tpm_boot_values),
         )
         if any(len(pin) != hashlib.sha256().digest_size for pin in pins):

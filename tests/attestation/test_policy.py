@@ -352,6 +352,8 @@ def gpu(**changes: Any) -> Claims:
 
 def test_a_required_gpu_must_be_there_and_verified() -> None:
     needing = policy(nvidia=NvidiaRules(required=True))
+    refused(appraise(needing, claims(components=(gpu(),))), "nvidia.reference")
+    needing = needing.with_references(ReferenceValue(claim="vbios", value=APP, tee=Tee.NVIDIA))
     assert refused(appraise(needing, claims()), "nvidia").actual == "absent"
     unverified = claims(components=(gpu(unverified=("report",)),))
     assert "not verified" in refused(appraise(needing, unverified), "nvidia").actual
