@@ -84,12 +84,20 @@ def attester(
         return fail("attester", f"{kind}: tpm2-tools are not installed", _INSTALL["tpm2"])
     if kind == "insecure-software-tpm" and not which("swtpm"):
         return fail("attester", f"{kind}: swtpm is not installed", _INSTALL["swtpm"])
-    if kind in ("tpm", "azure") and not settings.tcti and not (root / "dev/tpmrm0").exists():
-        mend = "enable the TPM in the firmware or the hypervisor, or name a tcti"
-        return fail("attester", f"{kind}: {root / 'dev/tpmrm0'} is not there", mend)
+    if kind in ("tpm", "azure"):
+        device = _device(settings.tcti or "device:/dev/tpmrm0", root)
+        if device is not None and not device.exists():
+            mend = "enable the TPM in the firmware or the hypervisor, or name a tcti"
+            return fail("attester", f"{kind}: {device} is not there", mend)
     if kind == "insecure-sample" and settings.key is not None and not settings.key.is_file():
         mend = "openssl ecparam -genkey -name prime256v1 -noout -out development.key"
         return fail("attester", f"{kind}: {settings.key} is not there", mend)
     if settings.insecure:
         return warn("attester", f"{kind}: proves nothing about hardware", "for trying things only")
     return ok("attester", kind)
+
+
+def _device(tcti: str, root: Path) -> Path | None:
+    """Return the device of a TCTI; None where it reaches a TPM in another way."""
+    kind, _, place = tcti.partition(":")
+    return root / place.lstrip("/") if kind == "device" and place else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Final
 import click
 
 from fedlearn import checks
+from fedlearn.attesterfile import AttesterSettings
 from fedlearn.checks import Check, Level, Probe, files, machine, tee
 from fedlearn.cli.operator import json_option
 from fedlearn.console import ERROR, line, print_json, printable
@@ -81,7 +83,15 @@ def server_probes(path: Path) -> Iterator[tuple[str, Probe]]:
     for name in ("gate", "control", "fleet"):
         yield "port", _port(getattr(config.listen, name), name)
     yield "attester", lambda: tee.attester(config.attester)
+    yield "flower", _flower
     keys = config.keys
+    if "tpm-policy" in keys.protect:
+        yield (
+            "keys",
+            lambda: dataclasses.replace(
+                tee.attester(AttesterSettings(kind="tpm", tcti=keys.tcti)), name="keys"
+            ),
+        )
     if keys.recovery_key is not None:
         recovery = keys.recovery_key
         yield "recovery key", lambda: files.folder(recovery, name="recovery key", write=False)
@@ -133,6 +143,13 @@ def edge_probes(path: Path) -> Iterator[tuple[str, Probe]]:
                 'name bundles in [accept], or set other_bundles = "ask"',
             ),
         )
+
+
+def _flower() -> Check:
+    from server.flower import contract
+
+    contract.check()
+    return checks.ok("flower", "has every part that a coordinator builds on")
 
 
 def _cluster() -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -101,7 +102,11 @@ def submit(file: Path, follow: bool, operator: Path | None, as_json: bool) -> No
     policy = report.policy_file.read_text(encoding="utf-8")
     with connect(operator) as client:
         bundle = _bundle(report.app)
-        state = client.submit_job(job_toml=spec.to_toml(), bundle=bundle, policy_toml=policy)
+        # Paths of this machine are nobody else's business.
+        told = dataclasses.replace(
+            spec, app=report.app.name or "app", policy=report.policy_file.name
+        )
+        state = client.submit_job(job_toml=told.to_toml(), bundle=bundle, policy_toml=policy)
         if not follow:
             if as_json:
                 print_json(_state_json(state))

@@ -270,20 +270,49 @@ def write(folder: Path, name: str) -> tuple[Path, ...]:
         raise ConfigError(
             "is not empty", where=str(folder), hint="name a new directory; nothing was written"
         )
+    files = _files(name)
+    if folder.is_dir():
+        _fill(folder, files)
+    else:
+        _make(folder, files)
+    return tuple(folder / path for path in files)
+
+
+def _make(folder: Path, files: Mapping[str, str]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        for path, text in _files(name).items():
-            target = scratch / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
+        _write(scratch, files)
         scratch.chmod(0o777 & ~_umask())
-        # rename(2) replaces an empty directory and nothing else.
         scratch.rename(folder)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    return tuple(folder / path for path in _files(name))
+
+
+def _fill(folder: Path, files: Mapping[str, str]) -> None:
+    """Fill an empty folder, which stays the same folder: somebody may stand in it."""
+    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
+    try:
+        _write(scratch, files)
+        for path in sorted(scratch.iterdir()):
+            path.rename(folder / path.name)
+        scratch.rmdir()
+    except BaseException:
+        # The folder was empty: what has these names is ours.
+        for name in {Path(path).parts[0] for path in files}:
+            shutil.rmtree(folder / name, ignore_errors=True)
+            if (folder / name).is_file():
+                (folder / name).unlink()
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def _write(folder: Path, files: Mapping[str, str]) -> None:
+    for path, text in files.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
 
 
 def _files(name: str) -> Mapping[str, str]:

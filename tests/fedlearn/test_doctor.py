@@ -247,6 +247,7 @@ def test_a_coordinator_is_examined(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert checks["server.toml"]["level"] == "ok"
     assert checks["keys"]["level"] == "warn"
+    assert checks["flower"]["level"] == "ok"
     assert checks["state"]["found"].endswith("will be made")
     assert not (tmp_path / "state").exists()
 
@@ -256,6 +257,7 @@ def test_a_coordinator_is_examined(tmp_path: Path) -> None:
     [
         ("--server", "state = 1", "server.toml"),
         ("--server", SERVER.format(keys="recovery-key"), "needs the key 'recovery_key'"),
+        ("--server", SERVER.format(keys="tpm-policy") + 'tcti = "device:/gone"', "/gone is not"),
         ("--edge", 'state = "s"\n[data.x]\npath = "gone"\n', "gone is not there"),
         ("--edge", "stat = 's'", "did you mean 'state'?"),
     ],

@@ -40,6 +40,24 @@ def test_an_empty_directory_may_be_used_and_a_name_given(tmp_path: Path) -> None
     assert report["name"] == "heart-2"
 
 
+def test_the_directory_one_stands_in_stays_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    inode = folder.stat().st_ino
+    monkeypatch.chdir(folder)
+    assert _run("job", "init", ".").exit_code == 0
+    assert folder.stat().st_ino == inode
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "app",
+        "data",
+        "job.toml",
+        "policy.toml",
+    ]
+    assert _run("job", "validate").exit_code == 0
+
+
 @pytest.mark.parametrize("name", ["server", "edge", "fedlearn", "attestation", "9lives", "a-b"])
 def test_no_job_writes_code_that_takes_our_place(tmp_path: Path, name: str) -> None:
     assert _run("job", "init", tmp_path / "x", "--name", name).exit_code == 0
@@ -84,10 +102,11 @@ def test_a_disk_that_fills_up_leaves_nothing(
         return written(self, *arguments, **keywords)
 
     monkeypatch.setattr(Path, "write_text", full)
-    done = _run("job", "init", tmp_path / "x")
-    assert done.exit_code == 1
-    assert "no space left" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    for target in (tmp_path / "x", tmp_path):
+        done = _run("job", "init", target, "--name", "x")
+        assert done.exit_code == 1
+        assert "no space left" in done.stderr
+        assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError):
         template.write(tmp_path, "Not a name")
 
