@@ -82,7 +82,8 @@ class TpmQuote:
     pcrs: Mapping[str, Mapping[int, bytes]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ak_digest", hashlib.sha256(spki(self.ak)).digest())
+        public = spki(self.ak) if self.ak_area is None else self.ak_area.spki
+        object.__setattr__(self, "ak_digest", hashlib.sha256(public).digest())
         object.__setattr__(self, "pcrs", _split(self.statement, self.pcr_values))
 
     def to_bytes(self) -> bytes:

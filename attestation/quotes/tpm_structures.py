@@ -10,9 +10,10 @@ longer than the largest legal structure are refused before they are read.
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -247,7 +248,9 @@ class PublicArea:
     """A ``TPMT_PUBLIC`` of an RSA or ECC key.
 
     ``symmetric`` is the algorithm, key bits and mode that protect children of a storage
-    key, or ``(ALG_NULL, 0, 0)``. ``scheme`` is empty where the key leaves it open.
+    key, or ``(ALG_NULL, 0, 0)``. ``scheme`` is empty where the key leaves it open. ``name``
+    is the object's Name: u16 hash id, then the hash of ``raw`` (Part 1, section 16).
+    ``spki`` is the key as DER SubjectPublicKeyInfo.
     """
 
     raw: bytes
@@ -259,15 +262,12 @@ class PublicArea:
     scheme_hash: str
     key: PublicKey
 
-    @property
-    def name(self) -> bytes:
-        """The object's Name: u16 hash id, then the hash of the whole structure (Part 1, 16)."""
-        return qualify(self.name_hash, self.raw)
+    name: bytes = field(init=False, repr=False)
+    spki: bytes = field(init=False, repr=False)
 
-    @property
-    def spki(self) -> bytes:
-        """The key as DER SubjectPublicKeyInfo."""
-        return spki(self.key)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", qualify(self.name_hash, self.raw))
+        object.__setattr__(self, "spki", spki(self.key))
 
     @classmethod
     def parse(cls, data: bytes) -> PublicArea:
@@ -276,35 +276,11 @@ class PublicArea:
         :raises EvidenceError: naming field and offset; also for RSA keys below 2048 bits,
             and for points that are not on their curve.
         """
-        read = Cursor(data, "public", limit=MAX_PUBLIC_BYTES)
-        kind = read.integer(2, "type")
-        if kind not in (_ALG_RSA, _ALG_ECC):
-            raise read.fail("not an RSA or ECC key", "type", offset=0)
-        name_hash = HASH_NAMES.get(read.integer(2, "nameAlg"))
-        if name_hash is None:
-            raise read.fail("unknown hash algorithm", "nameAlg", offset=2)
-        attributes = ObjectAttribute(read.integer(4, "objectAttributes"))
-        policy = read.sized("authPolicy", limit=_MAX_DIGEST)
-        symmetric = (read.integer(2, "symmetric"), 0, 0)
-        if symmetric[0] != _ALG_NULL:
-            symmetric = (
-                symmetric[0],
-                read.integer(2, "symmetric.keyBits"),
-                read.integer(2, "symmetric.mode"),
+        if len(data) > MAX_PUBLIC_BYTES:
+            raise EvidenceError(
+                f"{len(data)} bytes, at most {MAX_PUBLIC_BYTES} are read", field="public"
             )
-        scheme, scheme_hash = _scheme(read)
-        key = _rsa_key(read) if kind == _ALG_RSA else _ecc_key(read)
-        read.finish()
-        return cls(
-            raw=data,
-            name_hash=name_hash,
-            attributes=attributes,
-            auth_policy=policy,
-            symmetric=symmetric,
-            scheme=scheme,
-            scheme_hash=scheme_hash,
-            key=key,
-        )
+        return _public_area(data)
 
     @classmethod
     def parse_sized(cls, data: bytes) -> PublicArea:
@@ -313,6 +289,40 @@ class PublicArea:
         inner = read.sized("size", limit=MAX_PUBLIC_BYTES)
         read.finish()
         return cls.parse(inner)
+
+
+@functools.lru_cache(maxsize=256)
+def _public_area(data: bytes) -> PublicArea:
+    """Parse a key that was not among the last 256: one site sends one key, again and again."""
+    read = Cursor(data, "public", limit=MAX_PUBLIC_BYTES)
+    kind = read.integer(2, "type")
+    if kind not in (_ALG_RSA, _ALG_ECC):
+        raise read.fail("not an RSA or ECC key", "type", offset=0)
+    name_hash = HASH_NAMES.get(read.integer(2, "nameAlg"))
+    if name_hash is None:
+        raise read.fail("unknown hash algorithm", "nameAlg", offset=2)
+    attributes = ObjectAttribute(read.integer(4, "objectAttributes"))
+    policy = read.sized("authPolicy", limit=_MAX_DIGEST)
+    symmetric = (read.integer(2, "symmetric"), 0, 0)
+    if symmetric[0] != _ALG_NULL:
+        symmetric = (
+            symmetric[0],
+            read.integer(2, "symmetric.keyBits"),
+            read.integer(2, "symmetric.mode"),
+        )
+    scheme, scheme_hash = _scheme(read)
+    key = _rsa_key(read) if kind == _ALG_RSA else _ecc_key(read)
+    read.finish()
+    return PublicArea(
+        raw=data,
+        name_hash=name_hash,
+        attributes=attributes,
+        auth_policy=policy,
+        symmetric=symmetric,
+        scheme=scheme,
+        scheme_hash=scheme_hash,
+        key=key,
+    )
 
 
 def _scheme(read: Cursor) -> tuple[str, str]:
