@@ -25,12 +25,14 @@ class Phase(enum.StrEnum):
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    REFUSED = "refused"
+    """The coordinator did not admit the client; starting it again would not help."""
     STOPPED = "stopped"
 
     @property
     def final(self) -> bool:
         """Whether the workload has ended."""
-        return self in {Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED}
+        return self not in {Phase.STARTING, Phase.RUNNING}
 
 
 Report = Callable[[str, Phase, str], None]

@@ -1,0 +1,340 @@
+"""The agent of a site: dials out, takes signed orders, and lets the site decide.
+
+One stream to the coordinator, opened from here, so a site needs no open port. It comes back
+after any pause with growing waits; what runs meanwhile goes on. An order is followed when the
+coordinator's order key signed it for this site, the site's own rules allow it
+(:mod:`edge.rules`), and its code has the digest that the order names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from attestation.trust import TrustAnchors
+from edge.bootstrap import Bootstrap
+from edge.config import SiteConfig
+from edge.identity import SiteIdentity
+from edge.launcher import Launcher, Phase, Workload
+from edge.reports import Order, Reports, Start, Stop
+from edge.rpc import ControlClient, enroll
+from edge.rules import Answer, decide
+from fedlearn.assignment import Assignment
+from fedlearn.attesterfile import AttesterSettings
+from fedlearn.console import version_text
+from fedlearn.errors import FedlearnError, JobError, TransportError
+from fedlearn.job import JobSpec
+
+__all__ = ["Agent", "approval_name", "bootstrap_of"]
+
+_LOG = logging.getLogger(__name__)
+_FIRST_PAUSE: Final = 0.2
+_LONGEST_PAUSE: Final = 60.0
+_HEARTBEAT_SECONDS: Final = 15.0
+_ASK_AGAIN_SECONDS: Final = 30.0
+_CLIENT: Final = "c1"
+_SEED_BYTES: Final = 32
+
+
+@dataclass(slots=True)
+class _Held:
+    """An assignment that this site knows, and where it stands."""
+
+    assignment: Assignment
+    phase: str = "accepted"
+    reason: str = ""
+    timer: threading.Timer | None = field(default=None, repr=False)
+
+
+class Agent:
+    """One site's agent. ``run`` returns when ``stop`` is called.
+
+    :param launcher: makes a launcher that reports to this agent.
+    """
+
+    def __init__(
+        self,
+        config: SiteConfig,
+        identity: SiteIdentity,
+        *,
+        launcher: Callable[[Agent], Launcher],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.config = config
+        self.identity = identity
+        self._now = now
+        self._lock = threading.RLock()
+        self._held: dict[str, _Held] = {}
+        self._reports: Reports | None = None
+        self._stopped = threading.Event()
+        self._launcher = launcher(self)
+
+    def stop(self) -> None:
+        """Make :meth:`run` return; safe from a signal handler's thread."""
+        self._stopped.set()
+        reports = self._reports
+        if reports is not None:
+            reports.close()
+
+    def run(self) -> None:
+        """Follow the coordinator until :meth:`stop`."""
+        pause = _FIRST_PAUSE
+        while not self._stopped.is_set():
+            began = self._now()
+            try:
+                self._renew_if_due()
+                self._follow()
+            except FedlearnError as error:
+                _LOG.warning("the stream ended: %s", error)
+            if self._now() - began > timedelta(seconds=_LONGEST_PAUSE):
+                pause = _FIRST_PAUSE
+            # Many sites lose one coordinator at once; they do not come back at once.
+            self._stopped.wait(pause * (0.5 + secrets.randbelow(1000) / 1000))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        self._launcher.close()
+
+    def report(self, assignment: str, phase: Phase, reason: str) -> None:
+        """Take a launcher's word; the coordinator hears it now or when it is back."""
+        with self._lock:
+            held = self._held.get(assignment)
+            if held is not None:
+                held.phase, held.reason = phase.value, reason
+                if phase.final:
+                    del self._held[assignment]
+        self._say(assignment, phase.value, reason)
+
+    def vouch_for(self, workload: Workload, nonce: bytes, tls_key: bytes) -> bytes:
+        """Sign for a client that this agent started."""
+        assignment = workload.assignment
+        with self._lock:
+            if assignment.id not in self._held:
+                raise JobError(f"assignment {assignment.id} does not run here")
+        return self.identity.vouch(
+            job=assignment.job, client=workload.client, nonce=nonce, tls_key=tls_key
+        )
+
+    # --- the stream -------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        reports = Reports(version=version_text()[:64], running=self._launcher.running())
+        self._reports = reports
+        if self._stopped.is_set():
+            return
+        over = threading.Event()
+        with ControlClient.of_site(self.identity) as control:
+            reports.capabilities(json.dumps(dict(self._launcher.capabilities())))
+            beats = threading.Thread(target=self._beat, args=(reports, control, over), daemon=True)
+            beats.start()
+            try:
+                for order in control.follow(reports):
+                    self._take(order, control)
+            finally:
+                over.set()
+                reports.close()
+                self._reports = None
+
+    def _beat(self, reports: Reports, control: ControlClient, over: threading.Event) -> None:
+        while not over.wait(_HEARTBEAT_SECONDS):
+            try:
+                reports.heartbeat()
+                self._renew_if_due(control)
+            except FedlearnError as error:
+                _LOG.info("a heartbeat was not sent: %s", error)
+
+    def _renew_if_due(self, control: ControlClient | None = None) -> None:
+        """Renew the site's certificate after half of its life, or come back with the token."""
+        identity, now = self.identity, self._now()
+        if identity.renew_at is not None and now < identity.renew_at:
+            return
+        if identity.expires is not None and now < identity.expires:
+            if control is None:
+                with ControlClient.of_site(identity) as own:
+                    self._renewed(own.renew_site(identity))
+            else:
+                self._renewed(control.renew_site(identity))
+            return
+        self._renewed(enroll(identity.token, identity=identity, now=self._now))
+        if self.identity.pending:
+            raise TransportError(
+                f"site {identity.site} waits for approval",
+                hint=f"the coordinator's operator runs `fedlearn site approve {identity.site}`",
+            )
+
+    def _renewed(self, identity: SiteIdentity) -> None:
+        identity.save(self.config.state)
+        self.identity = identity
+
+    # --- orders -----------------------------------------------------------------------
+
+    def _take(self, order: Order, control: ControlClient) -> None:
+        match order:
+            case Start():
+                self._start(order, control)
+            case Stop():
+                with self._lock:
+                    held = self._held.pop(order.assignment, None)
+                if held is not None and held.timer is not None:
+                    held.timer.cancel()
+                self._launcher.stop(order.assignment, order.reason)
+
+    def _start(self, order: Start, control: ControlClient) -> None:
+        try:
+            assignment = Assignment.verify(
+                order.assignment_json,
+                order.signature,
+                order_key=self.identity.order_key,
+                site=self.identity.site,
+                now=self._now(),
+            )
+        except JobError as error:
+            # There is no id to answer for that could be believed.
+            _LOG.error("an order was refused: %s", error)
+            return
+        with self._lock:
+            if assignment.id in self._held:
+                return
+            self._held[assignment.id] = _Held(assignment=assignment)
+        self._consider(assignment, control)
+
+    def _consider(self, assignment: Assignment, control: ControlClient) -> None:
+        """Decide, and start what the site agrees to."""
+        try:
+            spec = JobSpec.from_json(assignment.spec)
+            decision = decide(
+                self.config,
+                spec,
+                site=self.identity.site,
+                bundle=assignment.bundle,
+                now=self._now(),
+                running=len(self._launcher.running()),
+                approved=self._approved(assignment),
+            )
+            reason = "; ".join(decision.reasons)
+            if decision.answer is Answer.REFUSE:
+                self._refuse(assignment, reason)
+                return
+            if decision.answer is not Answer.RUN:
+                self._wait(assignment, reason)
+                return
+            bundle = control.fetch_bundle(assignment.bundle)
+            if hashlib.sha256(bundle).digest() != assignment.bundle:
+                raise JobError("the app bundle is not the one that the order names")
+            self._say(assignment.id, "accepted", "")
+            self._launcher.launch(
+                Workload(
+                    assignment=assignment,
+                    spec=spec,
+                    bundle=bundle,
+                    data=decision.data,
+                    client=_CLIENT,
+                )
+            )
+        except TransportError as error:
+            self._wait(assignment, str(error))
+        except FedlearnError as error:
+            with self._lock:
+                self._held.pop(assignment.id, None)
+            self._say(assignment.id, "failed", str(error))
+
+    def _refuse(self, assignment: Assignment, reason: str) -> None:
+        with self._lock:
+            self._held.pop(assignment.id, None)
+        self._say(assignment.id, "refused", reason)
+
+    def _wait(self, assignment: Assignment, reason: str) -> None:
+        """Look again later: the hours may come, or a person may say yes."""
+        self._say(assignment.id, "accepted", f"waiting: {reason}")
+
+        def again() -> None:
+            with self._lock:
+                if assignment.id not in self._held or self._stopped.is_set():
+                    return
+            try:
+                with ControlClient.of_site(self.identity) as control:
+                    self._consider(assignment, control)
+            except FedlearnError as error:
+                self._wait(assignment, str(error))
+
+        timer = threading.Timer(_ASK_AGAIN_SECONDS, again)
+        timer.daemon = True
+        with self._lock:
+            held = self._held.get(assignment.id)
+            if held is None:
+                return
+            held.timer = timer
+        timer.start()
+
+    def _approved(self, assignment: Assignment) -> bool:
+        """Return whether a person at this site said yes to this job and this code."""
+        name = approval_name(assignment.job, assignment.bundle)
+        return (self.config.state / "approvals" / name).is_file()
+
+    def _say(self, assignment: str, phase: str, reason: str) -> None:
+        reports = self._reports
+        if reports is None:
+            return
+        try:
+            reports.workload(assignment, phase, reason)
+        except TransportError as error:
+            _LOG.info("a report was not sent: %s", error)
+
+
+def approval_name(job: str, bundle: bytes) -> str:
+    """Return the name of the file that says yes to a job with this code (SHA-256)."""
+    return f"{job}.{bundle.hex()}"
+
+
+def bootstrap_of(
+    workload: Workload,
+    *,
+    identity: SiteIdentity,
+    attester: AttesterSettings,
+    state: Path,
+    trust: TrustAnchors,
+    data: str = "",
+) -> Bootstrap:
+    """Return what a client of this site is told."""
+    assignment = workload.assignment
+    if attester.key is not None:
+        attester = dataclasses.replace(attester, key=attester.key.resolve())
+    return Bootstrap(
+        site=identity.site,
+        client=workload.client,
+        spec=assignment.spec,
+        policy=assignment.policy,
+        bundle=workload.bundle,
+        gate_address=identity.gate_address,
+        ca_pin=identity.ca_pin,
+        data=data or workload.data,
+        attester=attester,
+        state=state.resolve(),
+        trust=trust,
+        commitment_seed=_seed(state, assignment.job),
+    )
+
+
+def _seed(state: Path, job: str) -> bytes:
+    """Return the secret that hides this site's records, the same for one job's whole life."""
+    folder = state / "commitments"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / f"{job}.seed"
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_bytes()
+    seed = secrets.token_bytes(_SEED_BYTES)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(seed)
+        file.flush()
+        os.fsync(file.fileno())
+    return seed

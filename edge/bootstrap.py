@@ -1,0 +1,164 @@
+"""What a client is told when it is started. Nothing in it opens anything.
+
+The client trusts none of it blindly: job, policy and code are measured and bound into its
+evidence, and the coordinator behind ``ca_pin`` has to prove itself before anything is sent.
+``commitment_seed`` is the site's own secret, which hides its records in its commitment; it
+never leaves the site.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from attestation.policy import AppraisalPolicy
+from attestation.trust import TrustAnchors
+from fedlearn import config
+from fedlearn.attesterfile import AttesterSettings
+from fedlearn.errors import ConfigError, JobError
+from fedlearn.job import JobSpec, workload_digest
+
+__all__ = ["MAX_BOOTSTRAP_BYTES", "Bootstrap"]
+
+MAX_BOOTSTRAP_BYTES: Final = 128 * 1024 * 1024
+"""Upper bound of an encoded document; the largest part is the app bundle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bootstrap:
+    """One client's start.
+
+    ``spec``    the job, as :meth:`fedlearn.job.JobSpec.to_json` writes it
+    ``policy``  its appraisal policy, TOML
+    ``bundle``  its code
+    ``data``    path of the data mount, as the client sees it
+    ``state``   the attester's private directory
+    """
+
+    site: str
+    client: str
+    spec: str
+    policy: str
+    bundle: bytes = field(repr=False)
+    gate_address: str
+    ca_pin: bytes
+    data: str
+    attester: AttesterSettings
+    state: Path
+    trust: TrustAnchors = field(default_factory=TrustAnchors)
+    commitment_seed: bytes = field(repr=False)
+
+    def job(self) -> JobSpec:
+        """Return the job, after checking that the policy is the one it names.
+
+        :raises JobError: when it is another, or the job does not name this site.
+        """
+        spec = JobSpec.from_json(self.spec)
+        if self.appraisal_policy().digest != spec.policy_digest:
+            raise JobError("the policy that came with the job is not the one it names")
+        if self.site not in spec.sites:
+            raise JobError(f"job {spec.name} does not name the site {self.site}")
+        return spec
+
+    def appraisal_policy(self) -> AppraisalPolicy:
+        """Return the policy."""
+        return AppraisalPolicy.from_toml(self.policy.encode(), where="the job's policy")
+
+    def bundle_digest(self) -> bytes:
+        """Return the SHA-256 of the code that is here, whatever anybody says of it."""
+        return hashlib.sha256(self.bundle).digest()
+
+    def workload(self) -> bytes:
+        """Return the workload digest of this very job and code."""
+        return workload_digest(self.job().digest(), self.bundle_digest())
+
+    def encode(self) -> bytes:
+        """Return the document as JSON."""
+        trust = self.trust
+        document = {
+            "site": self.site,
+            "client": self.client,
+            "spec": self.spec,
+            "policy": self.policy,
+            "bundle": _text(self.bundle),
+            "gate_address": self.gate_address,
+            "ca_pin": _text(self.ca_pin),
+            "data": self.data,
+            "attester": _settings(self.attester),
+            "state": str(self.state),
+            "commitment_seed": _text(self.commitment_seed),
+            "trust": {
+                "sample_keys": sorted(map(_text, trust.sample_keys)),
+                "tpm_aks": sorted(map(_text, trust.tpm_aks)),
+                "tpm_ek_roots": list(map(_text, trust.tpm_ek_roots)),
+                "collateral": list(map(_text, trust.collateral)),
+                "endorsements": list(map(_text, trust.endorsements)),
+            },
+        }
+        return json.dumps(document).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Return what :meth:`encode` wrote.
+
+        :raises ConfigError: when it is not such a document.
+        """
+        if len(data) > MAX_BOOTSTRAP_BYTES:
+            raise ConfigError(f"a bootstrap document has at most {MAX_BOOTSTRAP_BYTES} bytes")
+        try:
+            document: dict[str, Any] = json.loads(data)
+            trust: Mapping[str, Any] = document["trust"]
+            return cls(
+                site=str(document["site"]),
+                client=str(document["client"]),
+                spec=str(document["spec"]),
+                policy=str(document["policy"]),
+                bundle=_bytes(document["bundle"]),
+                gate_address=str(document["gate_address"]),
+                ca_pin=_bytes(document["ca_pin"]),
+                data=str(document["data"]),
+                attester=config.read_table(
+                    AttesterSettings, document["attester"], where="bootstrap"
+                ),
+                state=Path(str(document["state"])),
+                commitment_seed=_bytes(document["commitment_seed"]),
+                trust=TrustAnchors(
+                    sample_keys=frozenset(map(_bytes, trust["sample_keys"])),
+                    tpm_aks=frozenset(map(_bytes, trust["tpm_aks"])),
+                    tpm_ek_roots=tuple(map(_bytes, trust["tpm_ek_roots"])),
+                    collateral=tuple(map(_bytes, trust["collateral"])),
+                    endorsements=tuple(map(_bytes, trust["endorsements"])),
+                ),
+            )
+        except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
+            raise ConfigError(f"the bootstrap document is malformed: {error}") from None
+
+
+def _settings(settings: AttesterSettings) -> dict[str, object]:
+    values: dict[str, object] = {}
+    for item in dataclasses.fields(settings):
+        value = getattr(settings, item.name)
+        if isinstance(value, bytes):
+            value = value.hex()
+        elif isinstance(value, Path):
+            value = str(value)
+        if value not in ("", None):
+            values[item.name] = value
+    return values
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _bytes(text: object) -> bytes:
+    if not isinstance(text, str):
+        raise TypeError("bytes are written in base64")
+    return base64.b64decode(text, validate=True)

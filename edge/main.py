@@ -1,0 +1,178 @@
+"""``fedlearn-edge``: run, check and look after one site."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedlearn.console import Commands, line, print_json, version_text
+from fedlearn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edge.agent import Agent
+    from edge.bootstrap import Bootstrap
+    from edge.config import SiteConfig
+    from edge.launcher import Launcher, Workload
+    from fedlearn.attesterfile import AttesterSettings
+
+__all__ = ["main"]
+
+
+@click.group(cls=Commands)
+@click.version_option(version_text(), prog_name="fedlearn-edge", message="%(prog)s %(version)s")
+def main() -> None:
+    """Run a site: its agent, its rules, and the clients that train on its data."""
+
+
+def _config_option(command: Any) -> Any:
+    return click.option(
+        "--config",
+        "path",
+        type=click.Path(path_type=Path, dir_okay=False),
+        default=Path("site.toml"),
+        show_default=True,
+        help="The site's configuration.",
+    )(command)
+
+
+@main.command()
+@_config_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def run(path: Path, as_json: bool) -> int:
+    """Run the site's agent until SIGTERM or Ctrl-C."""
+    from edge.agent import Agent
+    from edge.config import SiteConfig
+    from edge.identity import SiteIdentity
+    from fedlearn.attester import device
+
+    config = SiteConfig.load(path)
+    identity = SiteIdentity.load(config.state)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=os.environ.get("FEDLEARN_LOG", "WARNING").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.umask(0o077)
+    with device(config.attester, state=config.state) as attester:
+        agent = Agent(config, identity, launcher=lambda own: _launcher(own, config, attester))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: agent.stop())
+        if as_json:
+            print_json({"event": "running", "site": identity.site, "pid": os.getpid()})
+        else:
+            line(f"site {identity.site} follows {identity.gate_address}")
+        sys.stdout.flush()
+        agent.run()
+    return 0
+
+
+@main.command()
+@_config_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def check(path: Path, as_json: bool) -> int:
+    """Say what would keep this site from working, and change nothing."""
+    from edge.config import SiteConfig
+    from edge.dataset import records
+    from edge.identity import SiteIdentity
+    from fedlearn.attester import device, open_attester
+
+    config = SiteConfig.load(path)
+    identity = SiteIdentity.load(config.state)
+    found: dict[str, Any] = {
+        "site": identity.site,
+        "coordinator": identity.gate_address,
+        "pending": identity.pending,
+        "expires": identity.expires.isoformat() if identity.expires else None,
+        "data": {},
+    }
+    with device(config.attester, state=config.state) as settings:
+        attester = open_attester(settings, state=config.state, scope="check")
+        found["tee"] = attester.tee.value
+    for name, data in sorted(config.data.items()):
+        if data.path is not None:
+            found["data"][name] = sum(1 for _ in records(data.path))
+    config.trust.anchors()
+    if as_json:
+        print_json(found)
+    else:
+        for key, value in found.items():
+            line(f"{key:12} {value}")
+    if identity.expires is not None and identity.expires <= datetime.now(UTC):
+        raise ConfigError(
+            "the site's certificate has expired",
+            where=str(config.state),
+            hint="the agent renews it with the join token when it runs",
+        )
+    return 0
+
+
+@main.command()
+@_config_option
+@click.argument("job")
+@click.argument("bundle")
+@click.option("--withdraw", is_flag=True, help="Take the approval back.")
+def approve(path: Path, job: str, bundle: str, withdraw: bool) -> int:
+    """Say yes to JOB running the code with the SHA-256 BUNDLE on this site's data."""
+    from edge.agent import approval_name
+    from edge.config import SiteConfig
+    from fedlearn.spiffe import checked_name
+
+    config = SiteConfig.load(path)
+    checked_name(job, "job")
+    try:
+        digest = bytes.fromhex(bundle)
+    except ValueError:
+        digest = b""
+    if len(digest) != 32:
+        raise ConfigError("must be a SHA-256 in hexadecimal", key="BUNDLE")
+    file = config.state / "approvals" / approval_name(job, digest)
+    if withdraw:
+        file.unlink(missing_ok=True)
+        line(f"{job} is no longer approved")
+        return 0
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file.touch(mode=0o600)
+    line(f"{job} may run the code {bundle[:16]}... here", style="green")
+    return 0
+
+
+def _launcher(agent: Agent, config: SiteConfig, attester: AttesterSettings) -> Launcher:
+    from edge.agent import bootstrap_of
+
+    anchors = config.trust.anchors()
+
+    def prepare(workload: Workload) -> Bootstrap:
+        return bootstrap_of(
+            workload,
+            identity=agent.identity,
+            attester=attester,
+            state=config.state,
+            trust=anchors,
+        )
+
+    if config.launcher.kind == "kubernetes":
+        from edge.kubelauncher import kube_launcher
+
+        return kube_launcher(agent, config, prepare)
+    from edge.local import LocalLauncher
+
+    return LocalLauncher(
+        config.state / "clients",
+        prepare=prepare,
+        vouch_for=agent.vouch_for,
+        report=agent.report,
+        stop_s=config.launcher.stop_s,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
