@@ -26,7 +26,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
 from attestation.errors import EndorsementError, EvidenceError, FreshnessError
 from attestation.offline import (
@@ -332,7 +331,7 @@ def _certificate_window(data: bytes) -> _Window | None:
     try:
         found = load_certificates(data)
         names = [_common_name(item.subject) for item in found]
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         return None
     return (
         ", ".join(names),
@@ -348,7 +347,7 @@ def _crl_window(data: bytes) -> _Window | None:
         else:
             crl = x509.load_der_x509_crl(data)
         name = f"revocation list of {_common_name(crl.issuer)}"
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         return None
     if crl.next_update_utc is None:
         return None

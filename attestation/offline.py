@@ -32,6 +32,7 @@ __all__ = [
     "MAX_COLLATERAL_BYTES",
     "MAX_ENDORSEMENT_BYTES",
     "MAX_LOG_BYTES",
+    "UNREADABLE",
     "Input",
     "gather",
     "load_certificates",
@@ -40,6 +41,17 @@ __all__ = [
 MAX_ENDORSEMENT_BYTES = 1024 * 1024
 MAX_COLLATERAL_BYTES = 4 * 1024 * 1024
 MAX_LOG_BYTES = 4 * 1024 * 1024
+
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What ``cryptography`` raises for keys and certificates that are not well-formed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +113,7 @@ def _public_key(data: bytes) -> bytes | None:
     load = load_pem_public_key if data.lstrip().startswith(b"-----BEGIN") else load_der_public_key
     try:
         key = load(data)
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         return None
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
@@ -112,7 +124,7 @@ def load_certificates(data: bytes) -> list[x509.Certificate]:
     AMD gives its VCEKs the serial number 0, which RFC 5280 does not allow; the warning about
     it says nothing that a person could act on.
 
-    :raises ValueError: when there are none.
+    :raises Exception: one of :data:`UNREADABLE`, when there are none.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CryptographyDeprecationWarning)
@@ -127,14 +139,14 @@ def _certificates(data: bytes) -> list[x509.Certificate] | None:
         return []
     try:
         return load_certificates(data)
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         return None
 
 
 def _is_crl(data: bytes) -> bool:
     try:
         x509.load_der_x509_crl(data)
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         return False
     return True
 
@@ -142,7 +154,7 @@ def _is_crl(data: bytes) -> bool:
 def _is_root(certificate: x509.Certificate) -> bool:
     try:
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, *UNREADABLE):
         return False
     return constraints.value.ca and certificate.subject == certificate.issuer
 

@@ -74,6 +74,7 @@ _TD_ATTRIBUTES: Final = (
     "perf_prof",
     "perfmon",
     "pks",
+    "pmt_prof",
     "sept_ve_disable",
     "tpa",
 )

@@ -13,7 +13,7 @@ from cryptography import x509
 
 from attestation.decoded.fields import Field, Layout, integer, read_layout
 from attestation.errors import EvidenceError
-from attestation.offline import load_certificates
+from attestation.offline import UNREADABLE, load_certificates
 
 __all__ = ["decode_quote"]
 
@@ -173,12 +173,11 @@ def _certification(part: bytes, at: int) -> Iterator[Field]:
         return
     try:
         chain = load_certificates(content.rstrip(b"\0"))
-    except ValueError:
+        names = [_subject(certificate) for certificate in chain[:_MAX_CERTIFICATES]]
+    except UNREADABLE:
         raise EvidenceError("is not a chain in PEM", field="PCK Certificate Chain") from None
-    for number, certificate in enumerate(chain[:_MAX_CERTIFICATES]):
-        yield Field(
-            section=section, name=f"PCK Certificate Chain [{number}]", value=_subject(certificate)
-        )
+    for number, name in enumerate(names):
+        yield Field(section=section, name=f"PCK Certificate Chain [{number}]", value=name)
 
 
 def _subject(certificate: x509.Certificate) -> str:

@@ -37,7 +37,7 @@ from attestation.errors import (
     SignatureError,
 )
 from attestation.evidence import Claims, Evidence, Scalar, Tee
-from attestation.offline import load_certificates
+from attestation.offline import UNREADABLE, load_certificates
 from attestation.quotes.nvidia import NvidiaReport
 from attestation.trust import TrustAnchors
 
@@ -108,17 +108,28 @@ def _chain(endorsements: Sequence[bytes]) -> list[x509.Certificate]:
     chain: list[x509.Certificate] = []
     for number, item in enumerate(endorsements):
         try:
-            chain += load_certificates(item)
-        except ValueError:
+            found = load_certificates(item)
+            for certificate in found:
+                _read_all(certificate)
+        except UNREADABLE:
             raise EvidenceError(
                 "is not a certificate chain", field=f"endorsements[{number}]"
             ) from None
+        chain += found
     if chain and not _MIN_CHAIN <= len(chain) <= _MAX_CHAIN:
         raise EvidenceError(
             f"{len(chain)} certificates, a chain has {_MIN_CHAIN} to {_MAX_CHAIN}",
             field="endorsements",
         )
     return chain
+
+
+def _read_all(certificate: x509.Certificate) -> None:
+    """Read now what is needed later: ``cryptography`` parses these parts when asked."""
+    certificate.subject.rfc4514_string()
+    certificate.issuer.rfc4514_string()
+    certificate.public_key()
+    _ = certificate.extensions, certificate.not_valid_before_utc, certificate.not_valid_after_utc
 
 
 def _check_chain(chain: Sequence[x509.Certificate], trust: TrustAnchors, now: datetime) -> None:
@@ -135,7 +146,7 @@ def _check_chain(chain: Sequence[x509.Certificate], trust: TrustAnchors, now: da
             raise EndorsementError(f"the issuer of {name} is no CA", step=step)
         try:
             subject.verify_directly_issued_by(issuer)
-        except (ValueError, TypeError, InvalidSignature):
+        except (*UNREADABLE, InvalidSignature):
             raise EndorsementError(f"{name} was not issued by the next one", step=step) from None
 
 
@@ -150,7 +161,7 @@ def _may_sign(certificate: x509.Certificate) -> bool:
     try:
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
-    except (x509.ExtensionNotFound, ValueError):
+    except x509.ExtensionNotFound:
         return False
     return constraints.ca and usage.key_cert_sign
 
@@ -175,7 +186,7 @@ def _check_firmware(report: NvidiaReport, leaf: x509.Certificate) -> None:
     step = "gpu firmware id"
     try:
         extension = leaf.extensions.get_extension_for_oid(_TCB_INFO).value
-    except (x509.ExtensionNotFound, ValueError):
+    except x509.ExtensionNotFound:
         raise EndorsementError("the leaf has no DICE extension", step=step) from None
     stated = extension.value if isinstance(extension, x509.UnrecognizedExtension) else b""
     firmware = report.firmware_id

@@ -158,6 +158,19 @@ def test_every_flipped_byte_and_every_truncation_is_refused() -> None:
             check(replace(EVIDENCE, quote=quote[:index]))
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2), st.integers(0, 10_000), st.integers(1, 255))
+def test_no_damaged_certificate_is_accepted_or_raises_anything_of_another_tree(
+    which: int, at: int, mask: int
+) -> None:
+    chain = [item.public_bytes(Encoding.DER) for item in x509.load_pem_x509_certificates(CHAIN)]
+    damaged = bytearray(chain[which])
+    damaged[at % len(damaged)] ^= mask
+    chain[which] = bytes(damaged)
+    with pytest.raises(AttestationError):
+        check(replace(EVIDENCE, endorsements=tuple(chain)))
+
+
 def test_broken_endorsements_are_named() -> None:
     with pytest.raises(EvidenceError, match=r"endorsements\[0\]"):
         check(replace(EVIDENCE, endorsements=(b"junk",)))
