@@ -14,8 +14,8 @@ import threading
 import time
 from pathlib import Path
 
-from edge.leash import AgentLine, Gone
 from edge.launcher import Phase
+from edge.leash import AgentLine, Gone
 from fedlearn.errors import FedlearnError
 
 _GRACE_SECONDS = 5.0
