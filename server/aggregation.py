@@ -134,7 +134,8 @@ class ExactMean:
 
     def _mean(self, name: str, wide: bool) -> Array:
         like = self._like[name]
-        mean = np.empty(like.size, np.float64)
+        keep = wide and (like.dtype == BF16 or like.dtype.kind == "f")
+        found: Array = np.empty(like.size, np.float64 if keep else like.dtype)
         for start in range(0, like.size, _BLOCK):
             part = slice(start, start + _BLOCK)
             fine = self._fine[name][part]
@@ -146,10 +147,9 @@ class ExactMean:
             head = coarse.astype(np.float64)
             tail = (coarse - head.astype(np.int64)).astype(np.float64)
             small = tail / _COARSE + fine.astype(np.float64) / _FINE
-            mean[part] = (head / _COARSE + small) / float(self._weight)
-        if wide and (like.dtype == BF16 or like.dtype.kind == "f"):
-            return mean.reshape(like.shape)
-        return _as_type(mean, like.dtype).reshape(like.shape)
+            mean = (head / _COARSE + small) / float(self._weight)
+            found[part] = mean if keep else _as_type(mean, like.dtype)
+        return found.reshape(like.shape)
 
 
 def _empty_like(array: Array) -> Array:
