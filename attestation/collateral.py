@@ -31,6 +31,7 @@ from attestation.errors import EndorsementError, EvidenceError, FreshnessError
 from attestation.offline import (
     MAX_COLLATERAL_BYTES,
     MAX_ENDORSEMENT_BYTES,
+    UNREADABLE,
     Input,
     load_certificates,
 )
