@@ -152,6 +152,9 @@ def _rules(claims: Claims, notes: list[str]) -> list[str]:
 
 def _intel(claims: Claims, notes: list[str]) -> list[str]:
     lines = []
+    if "tcb" in claims.unverified:
+        notes.append("the TCB status is not known without collateral; the policy asks for UpToDate")
+        return [f"tcb_status = {_list(TdxRules().tcb_status)}", "advisories_allowed = []"]
     if claims.tcb != TdxRules().tcb_status[0]:
         lines.append("# Weaker than the default, which accepts only UpToDate.")
         notes.append(f"the TCB status is {claims.tcb}; the policy accepts it")

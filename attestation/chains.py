@@ -1,0 +1,185 @@
+"""Certificate chains that are checked by hand, link by link.
+
+General path validators refuse what TEE vendors issue (serial number 0, RSA-PSS, names that
+mean nothing), so a verifier walks the chain itself: each signature, each name, each validity
+window, and a root that is pinned by the digest of its public key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import warnings
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.utils import CryptographyDeprecationWarning
+
+from attestation.errors import EndorsementError, EvidenceError, FreshnessError
+
+__all__ = [
+    "MAX_CERTIFICATE_BYTES",
+    "UNREADABLE",
+    "Certificate",
+    "check_issued",
+    "check_validity",
+    "load_certificate",
+    "split_certificates",
+]
+
+MAX_CERTIFICATE_BYTES: Final = 16 * 1024
+_MAX_FILE_BYTES: Final = 256 * 1024
+_MAX_PER_FILE: Final = 16
+
+UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    KeyError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What ``cryptography`` raises for certificates that are not well-formed."""
+
+_WARNINGS = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """What is needed of a certificate, all of it read before any of it is used.
+
+    ``extensions`` are the raw values of extensions without a type of their own, by OID;
+    ``key_digest`` is the SHA-256 of the SubjectPublicKeyInfo.
+    """
+
+    der: bytes
+    parsed: x509.Certificate
+    subject: x509.Name
+    issuer: x509.Name
+    start: datetime
+    end: datetime
+    authority: bool
+    key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+    key_digest: bytes
+    extensions: dict[str, bytes]
+
+    @property
+    def name(self) -> str:
+        """The common name, or the whole subject where there is none."""
+        found = self.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+        return str(found[0].value) if found else self.subject.rfc4514_string()
+
+    @property
+    def self_issued(self) -> bool:
+        """True when subject and issuer are the same name, as in a root."""
+        return self.subject == self.issuer
+
+
+def load_certificate(der: bytes, field: str) -> Certificate:
+    """Parse one certificate in DER.
+
+    :raises EvidenceError: when it is not one, naming ``field``.
+    """
+    if len(der) > MAX_CERTIFICATE_BYTES:
+        raise EvidenceError(f"{len(der)} bytes are too long for a certificate", field=field)
+    try:
+        return _load(der)
+    except UNREADABLE as error:
+        raise EvidenceError("not a well-formed certificate", field=field) from error
+
+
+@lru_cache(maxsize=256)
+def _load(der: bytes) -> Certificate:
+    with _WARNINGS, warnings.catch_warnings():
+        # AMD gives its VCEKs the serial number 0, which RFC 5280 does not allow.
+        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        parsed = x509.load_der_x509_certificate(der)
+        key = parsed.public_key()
+        listed = list(parsed.extensions)
+    if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
+        raise TypeError("neither an EC nor an RSA key")
+    if parsed.public_bytes(Encoding.DER) != der:
+        raise ValueError("not the canonical encoding")
+    constraints = [e.value for e in listed if isinstance(e.value, x509.BasicConstraints)]
+    usage = [e.value for e in listed if isinstance(e.value, x509.KeyUsage)]
+    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return Certificate(
+        der=der,
+        parsed=parsed,
+        subject=parsed.subject,
+        issuer=parsed.issuer,
+        start=parsed.not_valid_before_utc,
+        end=parsed.not_valid_after_utc,
+        authority=bool(constraints and constraints[0].ca)
+        and all(item.key_cert_sign for item in usage),
+        key=key,
+        key_digest=hashlib.sha256(spki).digest(),
+        extensions={
+            e.oid.dotted_string: e.value.value
+            for e in listed
+            if isinstance(e.value, x509.UnrecognizedExtension)
+        },
+    )
+
+
+def split_certificates(data: bytes, field: str) -> tuple[Certificate, ...]:
+    """Return the certificates in ``data``, DER or PEM; none when it is something else.
+
+    :raises EvidenceError: when it looks like certificates and is malformed.
+    """
+    if len(data) > _MAX_FILE_BYTES:
+        raise EvidenceError(f"{len(data)} bytes are too long for a chain", field=field)
+    if b"-----BEGIN CERTIFICATE-----" in data:
+        try:
+            with _WARNINGS, warnings.catch_warnings():
+                warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+                found = x509.load_pem_x509_certificates(data)
+                ders = [item.public_bytes(Encoding.DER) for item in found]
+        except UNREADABLE as error:
+            raise EvidenceError("not a chain of certificates in PEM", field=field) from error
+        if len(ders) > _MAX_PER_FILE:
+            raise EvidenceError(f"more than {_MAX_PER_FILE} certificates", field=field)
+        return tuple(load_certificate(der, field) for der in ders)
+    return (load_certificate(data, field),)
+
+
+def check_issued(child: Certificate, issuer: Certificate, *, step: str) -> None:
+    """Check that ``issuer``, an authority with that name, signed ``child``.
+
+    :raises EndorsementError: when it did not.
+    """
+    if not issuer.authority:
+        raise EndorsementError(f"{issuer.name} is not an authority", step=step)
+    if child.issuer != issuer.subject:
+        raise EndorsementError(
+            f"{child.name} was issued by {child.issuer.rfc4514_string()}, not by {issuer.name}",
+            step=step,
+        )
+    try:
+        child.parsed.verify_directly_issued_by(issuer.parsed)
+    except (InvalidSignature, *UNREADABLE):
+        raise EndorsementError(f"{issuer.name} did not sign {child.name}", step=step) from None
+
+
+def check_validity(certificate: Certificate, now: datetime, *, step: str, hint: str = "") -> None:
+    """Check that ``now`` is inside of the certificate's validity window.
+
+    :raises FreshnessError: naming the certificate and the date.
+    """
+    if now < certificate.start:
+        raise FreshnessError(
+            f"{certificate.name} is not valid before {certificate.start.isoformat()}",
+            step=step,
+            hint="check the clock, or judge at another time",
+        )
+    if now > certificate.end:
+        raise FreshnessError(
+            f"{certificate.name} expired on {certificate.end.isoformat()}", step=step, hint=hint
+        )

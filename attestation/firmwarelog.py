@@ -1,0 +1,167 @@
+"""What firmware and boot loader logged, as claims that a policy may name.
+
+Formats: TCG PC Client Platform Firmware Profile, section 10.4 (event types), UEFI 2.10,
+section 38.4.1 (CCEL), and the events of GRUB, shim and the Linux EFI stub.
+
+==================  ==============================================================
+``firmware``        digest of the firmware volume that firmware measured of itself
+``boot.1``, ``.2``  digest (Authenticode) of each image that firmware started
+``kernel``          of the kernel: as GRUB measured it, else the last such image
+``cmdline``         of the kernel's command line
+``initrd``          of the initial RAM disk
+``initdata``        of the initdata document, measured by a guest agent (AAEL)
+``image.N``         of the N-th container image that a guest agent pulled (AAEL)
+==================  ==============================================================
+
+Values have the size of the log's bank (SHA-384 in a CCEL), except those of agents, which
+have the size that the agent wrote.
+
+**What they prove.** A replay proves digests and their order, not the types and texts beside
+them. A kernel that was measured before it ran cannot take its own digest back, but it could
+send a log in which its event has another label, and a good one is claimed for a digest that
+it extended itself later. So these claims are read only from events that come before the
+firmware handed over (``Exit Boot Services``), only from the register that their writer
+extends, and ``kernel`` only where no other image was started unnoticed: every event of that
+register whose digest is not the hash of its data counts as an image in ``boot.N``. For the
+same reason a policy that relies on them should pin ``mrtd`` and one of ``rtmr1`` or all of
+``boot.N``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from attestation.errors import EventLogError
+from attestation.eventlog import Event, EventLog, ccel_register, check_replay
+from attestation.runtime_events import RuntimeEvent, measured_claims, measurements
+
+__all__ = ["RTMR_RUNTIME", "agent_claims", "boot_claims", "check_ccel"]
+
+RTMR_RUNTIME: Final = 4
+"""Index of RTMR3 in a CCEL: what software measured while the domain ran."""
+
+_BANK: Final = "sha384"
+_FIRMWARE_BLOBS: Final = (0x80000008, 0x8000000A)
+_BOOT_APPLICATION: Final = 0x80000003
+_VARIABLE_BOOT: Final = (0x80000002, 0x8000000C)
+_IPL: Final = 0x0000000D
+_EVENT_TAG: Final = 0x00000006
+_ACTION: Final = 0x80000007
+_EXIT: Final = b"Exit Boot Services Invocation"
+_LOAD_OPTIONS: Final = 0x8F3B22ED
+_INITRD: Final = 0x8F3B22EC
+_MAX_EXPLAINED: Final = 64 * 1024
+_CCEL_REGISTERS: Final = (1, 2, 3)
+_PCR_REGISTERS: Final = (0, 4, 8)
+_CMDLINE: Final = re.compile(rb"(?:grub_)?kernel_cmdline:? ")
+_DIGEST: Final = re.compile(
+    r"(?:sha256|sha384|sha512)[:-]([0-9a-f]{64}|[0-9a-f]{96}|[0-9a-f]{128})"
+)
+_AGENT_DOMAINS: Final = frozenset({"github.com/confidential-containers", "coco.com"})
+_MAX_IMAGES: Final = 64
+
+
+def check_ccel(data: bytes, rtmrs: Sequence[bytes]) -> dict[str, bytes]:
+    """Replay a CCEL against the quoted RTMRs and return the claims of its events.
+
+    Without a log nothing of it is known, and the registers stand alone. A log that is there
+    must explain RTMR3 where that is not zero.
+
+    :raises EventLogError: naming the first register that differs.
+    :raises EvidenceError: when the log is malformed.
+    """
+    if not data:
+        return {}
+    log = EventLog.parse(data)
+    quoted = {number + 1: value for number, value in enumerate(rtmrs)}
+    check_replay(log, quoted, bank=_BANK, name=ccel_register, ccel=True)
+    runtime = quoted[RTMR_RUNTIME]
+    if any(runtime) and not log.extending(RTMR_RUNTIME):
+        register = ccel_register(RTMR_RUNTIME)
+        raise EventLogError(
+            f"{register} was extended and the log has no event for it", register=register
+        )
+    found = boot_claims(log, _BANK, ccel=True)
+    found |= agent_claims(log, RTMR_RUNTIME)
+    return {**found, **measured_claims(measurements(log, RTMR_RUNTIME, _BANK), "")}
+
+
+def boot_claims(log: EventLog, bank: str, *, ccel: bool) -> dict[str, bytes]:
+    """Return the claims about what was booted. Call it after the replay."""
+    firmware, images, loader = _CCEL_REGISTERS if ccel else _PCR_REGISTERS
+    found: dict[str, bytes] = {}
+    started: list[bytes] = []
+    for event in _before_exit(log):
+        digest = event.digests.get(bank)
+        if digest is None or not event.extends:
+            continue
+        if event.index == firmware and event.type in _FIRMWARE_BLOBS:
+            found.setdefault("firmware", digest)
+        elif event.index == images and _is_image(event):
+            started.append(digest)
+        elif event.index == loader or (not ccel and event.index == loader + 1):
+            _loader_claim(event, digest, found)
+    found |= {f"boot.{number}": digest for number, digest in enumerate(started, 1)}
+    if started:
+        found.setdefault("kernel", started[-1])
+    return found
+
+
+def _before_exit(log: EventLog) -> Iterator[Event]:
+    for event in log.events:
+        if event.type == _ACTION and event.data == _EXIT:
+            return
+        yield event
+
+
+def _is_image(event: Event) -> bool:
+    if event.type == _BOOT_APPLICATION:
+        return True
+    if event.type in _VARIABLE_BOOT:
+        return False
+    return not (event.hashes_data() and len(event.data) <= _MAX_EXPLAINED)
+
+
+def _loader_claim(event: Event, digest: bytes, found: dict[str, bytes]) -> None:
+    if event.type == _EVENT_TAG and len(event.data) >= 8:
+        tag = int.from_bytes(event.data[:4], "little")
+        if tag == _LOAD_OPTIONS:
+            found.setdefault("cmdline", digest)
+        elif tag == _INITRD:
+            found.setdefault("initrd", digest)
+    elif event.type == _IPL:
+        text = event.data.split(b"\0", 1)[0]
+        if _CMDLINE.match(text):
+            found["cmdline"] = digest
+        elif text == b"grub_linuxefi Kernel" or (b"/vmlinuz" in text and b" " not in text):
+            found["kernel"] = digest
+        elif text == b"grub_linuxefi Initrd" or (b"/init" in text and b" " not in text):
+            found["initrd"] = digest
+
+
+def agent_claims(log: EventLog, index: int) -> dict[str, bytes]:
+    """Return what a guest agent measured: the initdata digest and pulled images.
+
+    Agents write AAEL events, whose digest is the hash of their text, so the text is proven.
+
+    :raises EventLogError: for a malformed AAEL event, or a claim with two values.
+    """
+    found: dict[str, bytes] = {}
+    images = 0
+    for event in log.extending(index):
+        entry = RuntimeEvent.parse(event)
+        if entry is None or entry.domain not in _AGENT_DOMAINS:
+            continue
+        digest = _DIGEST.search(entry.content)
+        if digest is None:
+            continue
+        value = bytes.fromhex(digest[1])
+        if entry.operation.lower() in ("initdata", "load-initdata"):
+            if found.setdefault("initdata", value) != value:
+                raise EventLogError(f"event {event.number}: initdata was measured before")
+        elif entry.operation.lower() in ("pullimage", "pull-image") and images < _MAX_IMAGES:
+            images += 1
+            found[f"image.{images}"] = value
+    return found

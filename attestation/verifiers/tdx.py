@@ -1,0 +1,234 @@
+"""Verifies Intel TDX quotes (versions 4 and 5) and SGX quotes (version 3), offline.
+
+Steps, in this order, each named in the error that it raises:
+
+1. *structure*: :mod:`attestation.quotes.dcap`, to the last byte;
+2. *PCK chain*, *quoting enclave*, *attestation key*, *quote signature*: a genuine platform
+   made the quote, under the pinned root of Intel;
+3. *collateral*, *TCB*: signed and current collateral for this platform gives a TCB status;
+4. *binding*: report data is the digest of this nonce, these keys and this role, either
+   directly or as a CCNP server composes it: SHA-512(nonce | digest);
+5. *event log*: the CCEL replays to the quoted RTMRs, register by register.
+
+**Without any collateral** steps 1, 2, 4 and 5 still run. The TCB status is then ``unknown``,
+``tcb`` is listed in :attr:`~attestation.evidence.Claims.unverified`, and no policy accepts
+that: there is no name for it in the grammar. It lets a person see what the quote says, and
+lets an appraisal refuse with the command that fetches what is missing. Where collateral was
+given and none of it is for this platform, that is an :class:`EndorsementError`.
+
+``hardware_id`` is the PPID of the PCK certificate (16 bytes): the same platform has the same
+PPID in every quote, whichever TD asks. Collateral of the relying party is preferred; what
+came with the evidence counts only where the relying party has none for the platform, and
+then only as far as it is signed and current.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final
+
+from attestation.binding import Bound
+from attestation.errors import (
+    BindingError,
+    EndorsementError,
+    EvidenceError,
+    FreshnessError,
+    VerificationError,
+)
+from attestation.evidence import Claims, Evidence, Scalar, Tee
+from attestation.firmwarelog import check_ccel
+from attestation.intel import (
+    Collateral,
+    Pck,
+    Verdict,
+    check_root,
+    check_signatures,
+    judge,
+    parse_collateral,
+    read_pck,
+)
+from attestation.quotes.dcap import DcapQuote
+from attestation.quotes.tdx import TD_ATTRIBUTES, TdReport
+from attestation.trust import TrustAnchors
+
+__all__ = [
+    "UNKNOWN_TCB",
+    "VERIFIER",
+    "DcapVerifier",
+    "check_report_data",
+    "td_attributes",
+    "td_measurements",
+]
+
+UNKNOWN_TCB: Final = "unknown"
+"""The TCB status of a platform that no collateral was given for."""
+
+_COLLATERAL_START: Final = b"{"
+
+
+class DcapVerifier:
+    """Verifies TDX and SGX evidence; see the module for the steps.
+
+    TDX claims: ``mrtd``, ``rtmr0`` to ``rtmr3``, ``mrconfigid``, ``mrowner``,
+    ``mrownerconfig``, ``mrseam``, ``mrservicetd`` (TD 1.5), and those of the event log; see
+    :mod:`attestation.firmwarelog`. SGX claims: ``mrenclave``, ``mrsigner``.
+    Attributes: ``bound``, ``report_data`` (hex), ``fmspc``, ``quote_version``; with
+    collateral ``advisories``, ``tcb_evaluation``, ``tcb_date``; for a TD ``td.*`` for each
+    name of :data:`~attestation.quotes.tdx.TD_ATTRIBUTES`; for an enclave
+    ``sgx.isv_prod_id`` and ``sgx.isv_svn``.
+    """
+
+    def verify(
+        self, evidence: Evidence, *, binding: Bound | None, trust: TrustAnchors, now: datetime
+    ) -> Claims:
+        """See :meth:`attestation.verifiers.Verifier.verify`."""
+        if evidence.tee not in (Tee.TDX, Tee.SGX):
+            raise EvidenceError(
+                f"not an Intel TEE's but {evidence.tee.value} evidence", field="tee"
+            )
+        quote = DcapQuote.parse(evidence.quote)
+        if quote.tee is not evidence.tee:
+            raise EvidenceError(
+                f"is of {quote.tee.value}, not of {evidence.tee.value}", field="quote"
+            )
+        pck = read_pck(quote)
+        verdict = _judge(quote, pck, evidence, trust, now)
+        if binding is not None:
+            check_report_data(quote.body.report_data, binding)
+        body = quote.body
+        attributes: dict[str, Scalar | tuple[str, ...]] = {
+            "bound": binding is not None,
+            "fmspc": pck.fmspc.hex().upper(),
+            "quote_version": quote.version,
+            "report_data": body.report_data.hex(),
+        }
+        if isinstance(body, TdReport):
+            measurements = td_measurements(body)
+            measurements |= check_ccel(evidence.event_log, body.rtmrs)
+            attributes |= td_attributes(body)
+        else:
+            if evidence.event_log:
+                raise EvidenceError("SGX evidence has no event log", field="event_log")
+            measurements = {"mrenclave": body.mr_enclave, "mrsigner": body.mr_signer}
+            attributes |= {"sgx.isv_prod_id": body.isv_prod_id, "sgx.isv_svn": body.isv_svn}
+        if verdict is not None:
+            attributes |= {
+                "advisories": verdict.advisories,
+                "tcb_date": verdict.tcb_date,
+                "tcb_evaluation": verdict.evaluation,
+            }
+        else:
+            attributes["tcb_missing"] = pck.fetch_command(quote.tee)
+        return Claims(
+            tee=quote.tee,
+            measurements=measurements,
+            debug=body.debug,
+            tcb=verdict.status if verdict is not None else UNKNOWN_TCB,
+            hardware_id=pck.identity,
+            attributes=attributes,
+            unverified=() if verdict is not None else ("tcb",),
+        )
+
+
+VERIFIER: Final = DcapVerifier()
+
+
+def _judge(
+    quote: DcapQuote, pck: Pck, evidence: Evidence, trust: TrustAnchors, now: datetime
+) -> Verdict | None:
+    """Check the quote's signatures and judge its TCB, each signature once where all is well."""
+    fetch = pck.fetch_command(quote.tee)
+    collateral = _choose(quote.tee, pck, evidence, trust, now)
+    if collateral is None:
+        check_signatures(quote, trust.intel_root, now)
+        return None
+    try:
+        root = check_root(quote, trust.intel_root)
+        collateral.check_windows(now, fetch)
+        return judge(quote, collateral, root, now)
+    except (VerificationError, EvidenceError) as refused:
+        # What is wrong with the quote itself is said first; collateral comes after it.
+        check_signatures(quote, trust.intel_root, now)
+        if isinstance(refused, FreshnessError) and not refused.hint:
+            refused.hint = fetch
+        raise
+
+
+def _choose(
+    tee: Tee, pck: Pck, evidence: Evidence, trust: TrustAnchors, now: datetime
+) -> Collateral | None:
+    """Return the collateral to judge by; ``None`` when there is none at all.
+
+    Of several documents for one platform the highest evaluation number that counts now is
+    taken, so that an older one that is still current cannot hide a newer.
+
+    :raises EndorsementError: when there is collateral, and none for this platform.
+    """
+    found = 0
+    for source in (trust.collateral, _documents(evidence.endorsements)):
+        usable = [item for item in map(parse_collateral, source) if item is not None]
+        found += len(usable)
+        mine = [item for item in usable if item.fmspc == pck.fmspc and item.tee is tee]
+        mine.sort(key=lambda item: item.evaluation, reverse=True)
+        for item in mine:
+            if all(start <= now <= end for _, start, end in item.windows):
+                return item
+        if mine:
+            return mine[0]
+    if found:
+        raise EndorsementError(
+            f"no collateral for FMSPC {pck.fmspc.hex().upper()} ({tee.value})",
+            step="collateral",
+            hint=pck.fetch_command(tee),
+        )
+    return None
+
+
+def _documents(items: Iterable[bytes]) -> tuple[bytes, ...]:
+    return tuple(item for item in items if item.lstrip()[:1] == _COLLATERAL_START)
+
+
+def check_report_data(value: bytes, binding: Bound) -> None:
+    """Compare report data with a binding, directly and in CCNP's composition.
+
+    A CCNP server places SHA-512(nonce | user data) into the report; our nonce is its nonce
+    and our digest its user data, and both steps are computed again here.
+
+    :raises BindingError: when it is neither.
+    """
+    expected = binding.report_data()
+    if hmac.compare_digest(value, expected):
+        return
+    composed = hashlib.sha512(binding.nonce + expected).digest()
+    if binding.nonce and hmac.compare_digest(value, composed):
+        return
+    raise BindingError(
+        "report data is not the digest of this nonce, these keys and this role", step="binding"
+    )
+
+
+def td_measurements(body: TdReport) -> dict[str, bytes]:
+    """Name what the TDX module measured, as policies do."""
+    found = {
+        "mrtd": body.mr_td,
+        "mrconfigid": body.mr_config_id,
+        "mrowner": body.mr_owner,
+        "mrownerconfig": body.mr_owner_config,
+        "mrseam": body.mr_seam,
+        **{f"rtmr{number}": value for number, value in enumerate(body.rtmrs)},
+    }
+    if body.mr_service_td:
+        found["mrservicetd"] = body.mr_service_td
+    return found
+
+
+def td_attributes(body: TdReport) -> dict[str, Scalar | tuple[str, ...]]:
+    """Name the attributes of a TD, as policies do."""
+    return {
+        **{f"td.{name}": body.has(name) for name in TD_ATTRIBUTES},
+        "td.reserved": f"{body.reserved_attributes:#x}",
+        "td.xfam": f"{body.xfam:#x}",
+    }
