@@ -61,15 +61,17 @@ def _intel_tcb(rules: TdxRules | SgxRules, claims: Claims, table: str) -> Iterat
         if "tcb_missing" in claims.attributes
         else f"{_UPDATE}; or accept the status in [{table}] tcb_status",
     )
-    advisories = claims.attributes.get("advisories", ())
-    listed = advisories if isinstance(advisories, tuple) else (str(advisories),)
+    advisories = claims.attributes.get("advisories")
+    listed = advisories if isinstance(advisories, tuple) else ()
     unexpected = [item for item in listed if item not in rules.advisories_allowed]
     yield _check(
         "advisories",
-        good=not unexpected,
+        good=isinstance(advisories, tuple) and not unexpected,
         expected="none" + _other(rules.advisories_allowed),
-        actual=", ".join(listed) or "none",
-        remedy=f"{_UPDATE}; or accept {', '.join(unexpected)} in [{table}] advisories_allowed",
+        actual="absent" if advisories is None else ", ".join(listed) or "none",
+        remedy=f"{_UPDATE}; or accept {', '.join(unexpected)} in [{table}] advisories_allowed"
+        if unexpected
+        else "give collateral, which says what is open on the platform",
     )
     if rules.min_tcb_evaluation:
         yield _minimum(claims, "tcb_evaluation", rules.min_tcb_evaluation, "fetch newer collateral")

@@ -242,6 +242,7 @@ def test_the_result_lives_as_long_as_the_stricter_side_says() -> None:
 TDX_REFUSALS: list[tuple[TdxRules, dict[str, Any], str]] = [
     (TdxRules(), {"tcb": "OutOfDate"}, "tcb_status"),
     (TdxRules(), {"tcb": ""}, "tcb_status"),
+    (TdxRules(), {"unverified": ("tcb",)}, "tcb_status"),
     (TdxRules(tcb_status=()), {}, "tcb_status"),
     (TdxRules(), {"attributes": {"advisories": ("INTEL-SA-1",)}}, "advisories"),
     (
@@ -301,7 +302,8 @@ def test_snp_minimums_can_be_met() -> None:
 def test_claims_without_the_attributes_of_their_tee_are_refused() -> None:
     bare = {"bound": True}
     refused(appraise(policy(Tee.SNP), replace(claims(Tee.SNP), attributes=bare)), "snp.vmpl")
-    refused(appraise(policy(Tee.TDX), replace(claims(Tee.TDX), attributes=bare)), "td.migratable")
+    for claim in ("td.migratable", "advisories"):
+        refused(appraise(policy(Tee.TDX), replace(claims(Tee.TDX), attributes=bare)), claim)
     azure = replace(claims(Tee.AZURE_VTPM), attributes=bare)
     refused(appraise(policy(Tee.AZURE_VTPM), azure), "report")
 
