@@ -1,7 +1,7 @@
 """A client from its start to the end of its job. This is what runs inside the TEE.
 
-1. Measure: ``app`` (the bundle) and ``job`` (its specification) into a runtime register,
-   before a line of the app has run.
+1. Measure: ``software`` (our own code), ``app`` (the bundle) and ``job`` (its specification)
+   into a runtime register, before a line of the app has run.
 2. Find the coordinator by its pin and verify *its* evidence by the job's policy.
 3. Make keys in memory, attest, and get a certificate for them.
 4. Commit to the data: a salted Merkle root over its records.
@@ -45,6 +45,7 @@ from fedlearn.attester import open_attester
 from fedlearn.commitment import Commitment, commit
 from fedlearn.errors import AdmissionDenied, FedlearnError, TransportError
 from fedlearn.job import JobSpec
+from fedlearn.software import software_digest
 
 __all__ = ["Say", "run"]
 
@@ -158,8 +159,9 @@ class _Client:
         attester = open_attester(
             bootstrap.attester,
             state=bootstrap.state,
-            scope=f"{job.name}-{job.digest().hex()[:16]}",
+            scope=f"{job.name}-{bootstrap.workload().hex()[:16]}",
         )
+        attester.extend("software", software_digest())
         attester.extend("app", bootstrap.bundle_digest())
         attester.extend("job", job.digest())
         return attester

@@ -301,12 +301,14 @@ class Coordinator:
         policy = AppraisalPolicy.from_toml(policy_toml.encode(), where="policy.toml")
         with self._lock:
             job = self._open.get(name)
-            if job is None:
-                raise JobError(f"job {name} is not open")
-            job.admittable = dataclasses.replace(job.admittable, policy=policy)
-        self._book.change(name, policy_in_force=policy_toml)
+        if job is None:
+            raise JobError(f"job {name} is not open")
         self._note(name, "policy replaced", operator)
         self._admissions.replace_policy(name, policy)
+        # The gate judges by the new one already; this is what a restart will find.
+        self._book.change(name, policy_in_force=policy_toml)
+        with self._lock:
+            job.admittable = dataclasses.replace(job.admittable, policy=policy)
 
     # --- clients ----------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from attestation import ear
 from attestation.result import AttestationResult
 from fedlearn.attester import device, open_attester
+from fedlearn.software import software_digest
 from fedlearn.tls import server_context
 from server.admission import AdmissionGate, Periods
 from server.challenges import Limits
@@ -68,7 +69,11 @@ def serve(config: ServerConfig) -> Iterator[Service]:
         home = stack.enter_context(Home.open(config))
         home.keys.sweep()
         settings = stack.enter_context(device(config.attester, state=config.state))
-        attester = open_attester(settings, state=config.state, scope="coordinator")
+        software = software_digest()
+        attester = open_attester(
+            settings, state=config.state, scope=f"coordinator-{software.hex()[:16]}"
+        )
+        attester.extend("software", software)
         listen = {
             name: _resolved(getattr(config.listen, name)) for name in ("gate", "control", "fleet")
         }

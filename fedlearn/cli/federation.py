@@ -28,6 +28,7 @@ from fedlearn.cli.children import Child, Children
 from fedlearn.cli.machines import Machine, make_machine
 from fedlearn.errors import ConfigError, FedlearnError, LaunchError, TransportError
 from fedlearn.login import OperatorLogin
+from fedlearn.software import software_digest
 
 if TYPE_CHECKING:
     from fedlearn.wire.operator import OperatorClient
@@ -242,6 +243,7 @@ def policy_text(
     tee = federation.tee.value
     insecure = str(federation.tee is Tee.SAMPLE).lower()
     machines = federation.machines
+    software = software_digest().hex()
     nodes = "\n".join(f'{site} = ["{machines[site].hardware_id.hex()}"]' for site in sites)
     return f"""\
 # Who is admitted to the job {name!r}. What is not named here is refused.
@@ -255,8 +257,13 @@ claim = "app"
 value = "{bundle.hex()}"
 name = "{app}"
 
+[[reference]]
+claim = "software"
+value = "{software}"
+name = "this installation of fedlearn"
+
 [require]
-claims = ["app", "job"]
+claims = ["software", "app", "job"]
 
 [nodes]
 {nodes}
@@ -266,6 +273,11 @@ version = 1
 name = "{name}-coordinator"
 accept = ["{tee}"]
 insecure_sample = {insecure}
+
+[[coordinator.reference]]
+claim = "software"
+value = "{software}"
+name = "this installation of fedlearn"
 
 [coordinator.nodes]
 {coordinator_table(machines[COORDINATOR])}

@@ -1,0 +1,38 @@
+"""The digest of fedlearn's own code, as it lies on this machine.
+
+A coordinator measures it as ``software`` before it serves anybody, and a client before it
+seeks admission, so that a policy can name the versions that it accepts. In a confidential
+container the image digest says the same with more weight; on a plain machine this is what
+there is.
+
+``SHA-256("fedlearn-software/1\\0" | for each file: LP(path) | SHA-256(content))``, files of
+the four packages in byte order of their paths, compiled files left out; LP(x) = u32be(len x) | x.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from pathlib import Path
+from typing import Final
+
+import fedlearn
+
+__all__ = ["software_digest"]
+
+_DOMAIN: Final = b"fedlearn-software/1\0"
+_PACKAGES: Final = ("attestation", "edge", "fedlearn", "server")
+
+
+def software_digest() -> bytes:
+    """Return the digest (32 bytes) of the code that this process was started from."""
+    root = Path(fedlearn.__file__).resolve().parent.parent
+    total = hashlib.sha256(_DOMAIN)
+    for package in _PACKAGES:
+        for path in sorted((root / package).rglob("*")):
+            if not path.is_file() or "__pycache__" in path.parts or path.suffix == ".pyc":
+                continue
+            name = path.relative_to(root).as_posix().encode()
+            total.update(struct.pack(">I", len(name)) + name)
+            total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.digest()
