@@ -26,6 +26,7 @@ __all__ = [
     "CLAIM_NAME",
     "DEFAULT_LIFETIME",
     "MAX_POLICY_BYTES",
+    "TCB_STATUSES",
     "AppraisalPolicy",
     "NvidiaRules",
     "ReferenceValue",
@@ -40,6 +41,16 @@ MAX_POLICY_BYTES: Final = MAX_TOML_BYTES
 
 CLAIM_NAME: Final = re.compile(r"[a-z][A-Za-z0-9_.:/@-]{0,127}")
 """What a claim may be called in a policy."""
+
+TCB_STATUSES: Final = (
+    "UpToDate",
+    "SWHardeningNeeded",
+    "ConfigurationNeeded",
+    "ConfigurationAndSWHardeningNeeded",
+    "OutOfDate",
+    "OutOfDateConfigurationNeeded",
+)
+"""TCB statuses of Intel that a policy may accept. ``Revoked`` is not one of them."""
 
 DEFAULT_LIFETIME: Final = timedelta(minutes=30)
 """How long a result may be relied upon, unless the policy or the caller says less."""

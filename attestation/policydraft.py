@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Final
 
 from attestation.evidence import Claims, Tee
-from attestation.policy import CLAIM_NAME, ReferenceValue, SnpRules, TdxRules
+from attestation.policy import CLAIM_NAME, TCB_STATUSES, ReferenceValue, SnpRules, TdxRules
 
 __all__ = ["Draft", "draft_policy", "reference_text"]
 
@@ -154,6 +154,9 @@ def _intel(claims: Claims, notes: list[str]) -> list[str]:
     lines = []
     if "tcb" in claims.unverified:
         notes.append("the TCB status is not known without collateral; the policy asks for UpToDate")
+        return [f"tcb_status = {_list(TdxRules().tcb_status)}", "advisories_allowed = []"]
+    if claims.tcb not in TCB_STATUSES:
+        notes.append(f"no policy can accept the TCB status {_comment(claims.tcb)}")
         return [f"tcb_status = {_list(TdxRules().tcb_status)}", "advisories_allowed = []"]
     if claims.tcb != TdxRules().tcb_status[0]:
         lines.append("# Weaker than the default, which accepts only UpToDate.")

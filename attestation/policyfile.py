@@ -37,6 +37,7 @@ from attestation.evidence import Tee
 from attestation.policy import (
     CLAIM_NAME,
     DEFAULT_LIFETIME,
+    TCB_STATUSES,
     AppraisalPolicy,
     NvidiaRules,
     ReferenceValue,
@@ -56,14 +57,6 @@ _MAX_REFERENCES: Final = 4096
 _MAX_VALUE_BYTES: Final = 64
 _MAX_INT: Final = 2**63 - 1
 _DIGEST_BYTES: Final = 32
-_TCB_STATUSES: Final = (
-    "UpToDate",
-    "SWHardeningNeeded",
-    "ConfigurationNeeded",
-    "ConfigurationAndSWHardeningNeeded",
-    "OutOfDate",
-    "OutOfDateConfigurationNeeded",
-)
 _TD_ATTRIBUTES: Final = (
     "debug",
     "hgs_plus_prof",
@@ -183,7 +176,7 @@ def _nodes(table: Table) -> dict[str, frozenset[bytes]]:
 def _tdx(table: Table) -> TdxRules:
     default = TdxRules()
     rules = TdxRules(
-        tcb_status=table.choices("tcb_status", _TCB_STATUSES, default.tcb_status),
+        tcb_status=table.choices("tcb_status", TCB_STATUSES, default.tcb_status),
         advisories_allowed=table.texts("advisories_allowed", _MAX_LIST),
         min_tcb_evaluation=table.integer("min_tcb_evaluation", default=0, least=0, most=_MAX_INT),
         require_attributes=table.choices(
@@ -201,7 +194,7 @@ def _tdx(table: Table) -> TdxRules:
 
 def _sgx(table: Table) -> SgxRules:
     rules = SgxRules(
-        tcb_status=table.choices("tcb_status", _TCB_STATUSES, SgxRules().tcb_status),
+        tcb_status=table.choices("tcb_status", TCB_STATUSES, SgxRules().tcb_status),
         advisories_allowed=table.texts("advisories_allowed", _MAX_LIST),
         min_tcb_evaluation=table.integer("min_tcb_evaluation", default=0, least=0, most=_MAX_INT),
         mrenclave=table.hexadecimals("mrenclave", _DIGEST_BYTES, _DIGEST_BYTES, _MAX_LIST),
