@@ -1,0 +1,241 @@
+"""The attestation report of AMD SEV-SNP, 1184 bytes.
+
+Layout: AMD publication 56860, SEV Secure Nested Paging Firmware ABI, table
+``ATTESTATION_REPORT Structure``; ``TCB_VERSION`` from the same document. Which byte of a TCB
+version means what depends on the product, which a report before version 3 does not name, so
+:meth:`SnpReport.tcb` gets it from the caller, who has it from the certificate.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from attestation.errors import EvidenceError
+from attestation.quotes.cursor import Cursor
+
+__all__ = [
+    "PRODUCTS",
+    "REPORT_BYTES",
+    "SIGNED_BYTES",
+    "VCEK",
+    "VLEK",
+    "SnpReport",
+    "parse_certificate_table",
+]
+
+REPORT_BYTES: Final = 1184
+SIGNED_BYTES: Final = 0x2A0
+PRODUCTS: Final = ("Milan", "Genoa", "Turin")
+VCEK: Final = 0
+"""``SIGNING_KEY``: the report is signed by a key of this chip."""
+
+VLEK: Final = 1
+"""``SIGNING_KEY``: the report is signed by a key of the cloud that runs this chip."""
+
+_VERSIONS: Final = range(2, 6)
+_ECDSA_P384_SHA384: Final = 1
+_SCALAR_FIELD: Final = 72
+_SCALAR: Final = 48
+_CHIP_ID_BYTES: Final = 64
+_TCB: Final = {"bootloader": 0, "tee": 1, "snp": 6, "microcode": 7}
+_TCB_TURIN: Final = {"fmc": 0, "bootloader": 1, "tee": 2, "snp": 3, "microcode": 7}
+_POLICY_BITS: Final = {
+    "smt": 16,
+    "migration": 18,
+    "debug": 19,
+    "single_socket": 20,
+    "cxl": 21,
+    "aes_256_xts": 22,
+    "rapl_disabled": 23,
+    "ciphertext_hiding": 24,
+}
+_PLATFORM_BITS: Final = {
+    "smt_enabled": 0,
+    "tsme_enabled": 1,
+    "ecc_enabled": 2,
+    "rapl_disabled": 3,
+    "ciphertext_hiding": 4,
+    "alias_check": 5,
+}
+_CPUID_VERSION: Final = 3
+_FAMILY_19: Final = 0x19
+_FAMILY_1A: Final = 0x1A
+_TABLE_ENTRY: Final = struct.Struct("<16sII")
+_MAX_TABLE_BYTES: Final = 64 * 1024
+_MAX_TABLE_ENTRIES: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnpReport:
+    """The fields of a report, as the specification names them. Nothing is verified.
+
+    ``policy``          guest policy; ``guest_policy`` has its bits by name
+    ``*_tcb``           8 bytes each; see :meth:`tcb`
+    ``signing_key``     :data:`VCEK` or :data:`VLEK`
+    ``cpuid``           family, model, stepping; ``None`` before version 3
+    ``signature``       r and s as integers
+    """
+
+    raw: bytes
+    version: int
+    guest_svn: int
+    policy: int
+    family_id: bytes
+    image_id: bytes
+    vmpl: int
+    current_tcb: bytes
+    platform_info: int
+    author_key_enabled: bool
+    mask_chip_key: bool
+    signing_key: int
+    report_data: bytes
+    measurement: bytes
+    host_data: bytes
+    id_key_digest: bytes
+    author_key_digest: bytes
+    report_id: bytes
+    report_id_ma: bytes
+    reported_tcb: bytes
+    cpuid: tuple[int, int, int] | None
+    chip_id: bytes
+    committed_tcb: bytes
+    launch_tcb: bytes
+    signature: tuple[int, int]
+
+    @property
+    def signed(self) -> bytes:
+        """The bytes that the signature covers."""
+        return self.raw[:SIGNED_BYTES]
+
+    @property
+    def guest_policy(self) -> Mapping[str, bool]:
+        """The bits of the guest policy: ``debug``, ``migration``, ``smt``, ..."""
+        return {name: bool(self.policy >> bit & 1) for name, bit in _POLICY_BITS.items()}
+
+    @property
+    def platform(self) -> Mapping[str, bool]:
+        """The bits of ``PLATFORM_INFO``."""
+        return {name: bool(self.platform_info >> bit & 1) for name, bit in _PLATFORM_BITS.items()}
+
+    @property
+    def product(self) -> str | None:
+        """The product that the CPUID of the report belongs to, where there is one."""
+        if self.cpuid is None:
+            return None
+        family, model, _ = self.cpuid
+        if family == _FAMILY_1A:
+            return "Turin"
+        if family == _FAMILY_19:
+            return "Milan" if model < 0x10 else "Genoa"
+        return None
+
+    def tcb(self, value: bytes, product: str) -> dict[str, int]:
+        """Return the security versions in one of the TCB fields, by component."""
+        layout = _TCB_TURIN if product == "Turin" else _TCB
+        return {name: value[offset] for name, offset in layout.items()}
+
+    @classmethod
+    def parse(cls, data: bytes) -> SnpReport:
+        """Parse exactly 1184 bytes.
+
+        :raises EvidenceError: naming field and offset.
+        """
+        read = Cursor(data, "report", limit=REPORT_BYTES, little=True)
+        if len(data) != REPORT_BYTES:
+            raise read.fail(f"{len(data)} bytes, a report has {REPORT_BYTES}", "size")
+        version = read.integer(4, "version")
+        if version not in _VERSIONS:
+            raise read.fail(f"{version} is not 2 to 5", "version", offset=0)
+        guest_svn = read.integer(4, "guest_svn")
+        policy = read.integer(8, "policy")
+        family_id, image_id = read.take(16, "family_id"), read.take(16, "image_id")
+        vmpl = read.integer(4, "vmpl")
+        algorithm = read.integer(4, "signature_algo")
+        if algorithm != _ECDSA_P384_SHA384:
+            raise read.fail(
+                f"{algorithm} is not ECDSA P-384 with SHA-384 (1)", "signature_algo", offset=0x34
+            )
+        current_tcb = read.take(8, "current_tcb")
+        platform_info = read.integer(8, "platform_info")
+        key_info = read.integer(4, "key_info")
+        signing_key = key_info >> 2 & 7
+        if signing_key not in (VCEK, VLEK):
+            raise read.fail(f"signed by no key ({signing_key})", "key_info", offset=0x48)
+        read.take(4, "reserved")
+        report_data, measurement = read.take(64, "report_data"), read.take(48, "measurement")
+        host_data = read.take(32, "host_data")
+        id_key, author_key = read.take(48, "id_key_digest"), read.take(48, "author_key_digest")
+        report_id, report_id_ma = read.take(32, "report_id"), read.take(32, "report_id_ma")
+        reported_tcb = read.take(8, "reported_tcb")
+        family, model, stepping = (read.integer(1, "cpuid") for _ in range(3))
+        read.take(21, "reserved")
+        chip_id, committed_tcb = read.take(_CHIP_ID_BYTES, "chip_id"), read.take(8, "committed_tcb")
+        read.take(8, "firmware_versions")
+        launch_tcb = read.take(8, "launch_tcb")
+        read.take(SIGNED_BYTES - read.offset, "reserved")
+        signature = _scalar(read, "signature.r"), _scalar(read, "signature.s")
+        at = read.offset
+        if any(read.take(read.remaining, "signature.reserved")):
+            raise read.fail("must be zero", "signature.reserved", offset=at)
+        return cls(
+            raw=data,
+            version=version,
+            guest_svn=guest_svn,
+            policy=policy,
+            family_id=family_id,
+            image_id=image_id,
+            vmpl=vmpl,
+            current_tcb=current_tcb,
+            platform_info=platform_info,
+            author_key_enabled=bool(key_info & 1),
+            mask_chip_key=bool(key_info & 2),
+            signing_key=signing_key,
+            report_data=report_data,
+            measurement=measurement,
+            host_data=host_data,
+            id_key_digest=id_key,
+            author_key_digest=author_key,
+            report_id=report_id,
+            report_id_ma=report_id_ma,
+            reported_tcb=reported_tcb,
+            cpuid=(family, model, stepping) if version >= _CPUID_VERSION else None,
+            chip_id=chip_id,
+            committed_tcb=committed_tcb,
+            launch_tcb=launch_tcb,
+            signature=signature,
+        )
+
+
+def _scalar(read: Cursor, field: str) -> int:
+    at = read.offset
+    value = read.take(_SCALAR_FIELD, field)
+    if any(value[_SCALAR:]):
+        raise read.fail("does not fit P-384", field, offset=at + _SCALAR)
+    return int.from_bytes(value, "little")
+
+
+def parse_certificate_table(data: bytes) -> tuple[bytes, ...]:
+    """Return the certificates that a host sent along with a report.
+
+    Format: AMD publication 56421, Guest Hypervisor Communication Block Standardization,
+    ``cert_table``: entries of ``GUID 16 | u32le offset | u32le length`` up to one of zeros,
+    then the certificates. Nothing of it is signed as a whole.
+
+    :raises EvidenceError: naming field and offset.
+    """
+    read = Cursor(data, "cert_table", limit=_MAX_TABLE_BYTES, little=True)
+    found: list[bytes] = []
+    while read.remaining:
+        at = read.offset
+        guid, offset, length = _TABLE_ENTRY.unpack(read.take(_TABLE_ENTRY.size, "entry"))
+        if not any(guid):
+            return tuple(found)
+        if len(found) == _MAX_TABLE_ENTRIES:
+            raise read.fail(f"more than {_MAX_TABLE_ENTRIES} entries", "entry", offset=at)
+        if not length or offset + length > len(data):
+            raise EvidenceError("points outside of the table", field="cert_table.entry", offset=at)
+        found.append(data[offset : offset + length])
+    raise read.fail("has no end", "entry")

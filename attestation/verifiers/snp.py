@@ -1,0 +1,111 @@
+"""Verifies AMD SEV-SNP attestation reports, versions 2 to 5, of Milan, Genoa and Turin.
+
+Steps, in this order, each named in the error that it raises:
+
+1. *structure*: :mod:`attestation.quotes.snp`, to the last byte;
+2. *AMD chain*: VCEK or VLEK, ASK or ASVK, and an ARK whose key is pinned; validity now, and
+   revocation lists where there are any;
+3. *report signature*;
+4. *reported TCB*, *chip id*: those of the certificate (a Turin chip id has 8 bytes, and its
+   TCB has another layout with the FMC);
+5. *binding*: report data is the digest of this nonce, these keys and this role, directly or
+   as a CCNP server composes it.
+
+Certificates and CRLs come from the relying party (``trust.endorsements``) or along with the
+evidence; only the root is trusted for itself. A report may mask its chip id. Under a VCEK the
+chip is known nevertheless; under a VLEK it then is not, and ``hardware_id`` is empty, which
+no allow list has.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+from attestation.amd import Endorsements, SnpPlatform, check_report
+from attestation.binding import Bound
+from attestation.errors import EvidenceError
+from attestation.evidence import Claims, Evidence, Scalar, Tee
+from attestation.quotes.snp import SnpReport
+from attestation.trust import TrustAnchors
+from attestation.verifiers.tdx import check_report_data
+
+__all__ = ["VERIFIER", "SnpVerifier", "snp_attributes", "snp_measurements"]
+
+
+class SnpVerifier:
+    """Verifies SNP evidence; see the module for the steps.
+
+    Claims: ``launch`` (MEASUREMENT), ``host_data``, and where they are set
+    ``id_key_digest`` and ``author_key_digest``. Attributes: ``bound``, ``report_data``,
+    ``snp.product``, ``snp.vmpl``, ``snp.policy.*``, ``snp.platform.*``,
+    ``snp.reported_tcb.*``, ``snp.committed_tcb``, ``snp.launch_tcb``, ``snp.signer``,
+    ``snp.csp`` (of a VLEK), ``snp.chip_id_masked``, ``snp.mask_chip_key``,
+    ``snp.author_key``. The TCB status is the reported TCB in hex.
+    """
+
+    def verify(
+        self, evidence: Evidence, *, binding: Bound | None, trust: TrustAnchors, now: datetime
+    ) -> Claims:
+        """See :meth:`attestation.verifiers.Verifier.verify`."""
+        if evidence.tee is not Tee.SNP:
+            raise EvidenceError(f"not SNP but {evidence.tee.value} evidence", field="tee")
+        if evidence.event_log:
+            raise EvidenceError(
+                "an SNP report has no register that a log could replay to", field="event_log"
+            )
+        report = SnpReport.parse(evidence.quote)
+        endorsements = Endorsements.gather(trust.endorsements, evidence.endorsements)
+        platform = check_report(report, endorsements, trust, now)
+        if binding is not None:
+            check_report_data(report.report_data, binding)
+        return Claims(
+            tee=Tee.SNP,
+            measurements=snp_measurements(report),
+            debug=report.guest_policy["debug"],
+            tcb=report.reported_tcb.hex(),
+            hardware_id=platform.hardware_id,
+            attributes={
+                **snp_attributes(report, platform),
+                "bound": binding is not None,
+                "report_data": report.report_data.hex(),
+            },
+        )
+
+
+VERIFIER: Final = SnpVerifier()
+
+
+def snp_measurements(report: SnpReport) -> dict[str, bytes]:
+    """Name what a report measured, as policies do."""
+    found = {"launch": report.measurement, "host_data": report.host_data}
+    if any(report.id_key_digest):
+        found["id_key_digest"] = report.id_key_digest
+    if report.author_key_enabled:
+        found["author_key_digest"] = report.author_key_digest
+    return found
+
+
+def snp_attributes(report: SnpReport, platform: SnpPlatform) -> dict[str, Scalar]:
+    """Name everything else that a report says, as policies do."""
+    tcb = report.tcb(report.reported_tcb, platform.product)
+    found: dict[str, Scalar] = {
+        "snp.author_key": report.author_key_enabled,
+        "snp.chip_id_masked": not any(report.chip_id),
+        "snp.committed_tcb": report.committed_tcb.hex(),
+        "snp.family_id": report.family_id.hex(),
+        "snp.guest_svn": report.guest_svn,
+        "snp.image_id": report.image_id.hex(),
+        "snp.launch_tcb": report.launch_tcb.hex(),
+        "snp.mask_chip_key": report.mask_chip_key,
+        "snp.product": platform.product,
+        "snp.signer": platform.signer,
+        "snp.version": report.version,
+        "snp.vmpl": report.vmpl,
+        **{f"snp.policy.{name}": value for name, value in report.guest_policy.items()},
+        **{f"snp.platform.{name}": value for name, value in report.platform.items()},
+        **{f"snp.reported_tcb.{name}": value for name, value in tcb.items()},
+    }
+    if platform.csp:
+        found["snp.csp"] = platform.csp
+    return found
