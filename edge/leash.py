@@ -22,6 +22,7 @@ from fedlearn.errors import LaunchError
 __all__ = ["AgentLine", "Gone", "receive", "send"]
 
 _MAX_REPLY_BYTES: Final = 64 * 1024
+_ANSWER_SECONDS: Final = 30.0
 
 
 class Gone(LaunchError):
@@ -60,7 +61,7 @@ class AgentLine:
         self._sending = threading.Lock()
         self._asking = threading.Lock()
         self._answered = threading.Condition()
-        self._answer: dict[str, Any] | None = None
+        self._answers: list[dict[str, Any]] = []
         self._closed = False
         self.stop = threading.Event()
         """Set when the agent asks the client to stop, or is gone."""
@@ -80,15 +81,9 @@ class AgentLine:
         """Ask the agent to vouch; see :class:`edge.launcher.Sponsor`."""
         question = {"nonce": nonce.hex(), "tls_key": base64.b64encode(tls_key).decode()}
         with self._asking:
-            with self._answered:
-                self._answer = None
             with self._sending:
                 send(self._line, {"vouch": question})
-            with self._answered:
-                self._answered.wait_for(lambda: self._answer is not None or self._closed, 30)
-                answer = self._answer
-        if answer is None:
-            raise Gone("the agent did not answer")
+            answer = self._take_answer(_ANSWER_SECONDS)
         if answer.get("why"):
             raise LaunchError(f"the agent does not vouch: {str(answer['why'])[:500]}")
         try:
@@ -96,13 +91,20 @@ class AgentLine:
         except (KeyError, TypeError, binascii.Error):
             raise LaunchError("the agent's answer is no voucher") from None
 
+    def _take_answer(self, seconds: float) -> dict[str, Any]:
+        with self._answered:
+            self._answered.wait_for(lambda: bool(self._answers) or self._closed, seconds)
+            if not self._answers:
+                raise Gone("the agent did not answer")
+            return self._answers.pop()
+
     def _listen(self) -> None:
         try:
             while True:
                 message = json.loads(receive(self._line))
                 if isinstance(message, dict) and "voucher" in message:
                     with self._answered:
-                        self._answer = message
+                        self._answers = [message]
                         self._answered.notify_all()
                 else:
                     self.stop.set()
