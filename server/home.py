@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
@@ -32,7 +33,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from attestation.sealing import write_durably
 from fedlearn.config import file_bytes
 from fedlearn.errors import ConfigError, StoreError
+from fedlearn.keyfile import read_private_key
 from fedlearn.login import OperatorLogin
+from server.catalogue import MonotonicCounter
 from server.config import Keys, ServerConfig
 from server.keys import KeyService
 from server.ledger import LEDGER_FILE, Ledger
@@ -44,6 +47,7 @@ from server.protectors import (
     RecoveryKey,
     TpmPolicy,
 )
+from server.rollback import check_not_older
 from server.rootkey import ROOT_FILE
 from server.store import ModelStore
 
@@ -142,7 +146,9 @@ class Home:
         """Recover the root key and open everything under it.
 
         :raises ConfigError: when nothing was established there.
-        :raises StoreError: when keys, store or ledger do not open.
+        :raises StoreError: when keys or store do not open, or the store is older than the
+            ledger or the TPM's counter says.
+        :raises LedgerError: when the ledger does not open.
         """
         state = config.state
         if not (state / KEYS_FOLDER / ROOT_FILE).exists():
@@ -162,8 +168,14 @@ class Home:
             ledger = stack.enter_context(Ledger.open(state / LEDGER_FILE, _key(keys, _LEDGER_KEY)))
             keys.record_with(ledger.append)
             store = stack.enter_context(
-                ModelStore.open(state / STORE_FOLDER, keys, record=ledger.append)
+                ModelStore.open(
+                    state / STORE_FOLDER,
+                    keys,
+                    counter=_counter(config.keys),
+                    record=ledger.append,
+                )
             )
+            check_not_older(store, ledger)
             ca_key = keys.secret(_CA_KEY)
             if ca_key is None:
                 raise _incomplete(_CA_KEY)
@@ -235,18 +247,23 @@ def _csr(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _recovery_key(path: Path) -> RecoveryKey:
+    """Read either half: the public one protects, the private one also recovers."""
     data = file_bytes(path, limit=64 * 1024, what="the recovery key")
     if b"PRIVATE KEY" in data:
-        private = serialization.load_pem_private_key(data, password=None)
-        from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+        return RecoveryKey.of(read_private_key(path, what="the recovery key"))
+    try:
+        public = serialization.load_pem_public_key(data)
+    except (ValueError, UnsupportedAlgorithm):
+        raise ConfigError("not a key in PEM", where=str(path)) from None
+    if not isinstance(public, X25519PublicKey):
+        raise ConfigError("a recovery key is an X25519 key", where=str(path))
+    return RecoveryKey(public.public_bytes_raw())
 
-        if isinstance(private, X25519PrivateKey):
-            return RecoveryKey.of(private)
-    else:
-        try:
-            public = serialization.load_pem_public_key(data)
-        except ValueError:
-            raise ConfigError("not a key in PEM", where=str(path)) from None
-        if isinstance(public, X25519PublicKey):
-            return RecoveryKey(public.public_bytes_raw())
-    raise ConfigError("a recovery key is an X25519 key", where=str(path))
+
+def _counter(keys: Keys) -> MonotonicCounter | None:
+    """Return the TPM's counter where the TPM keeps the root key: it finds an older disk."""
+    if "tpm-policy" not in keys.protect:
+        return None
+    from attestation.tpm_seal import TpmCounter
+
+    return TpmCounter(keys.tcti)
