@@ -11,6 +11,7 @@ global model is encoded once a round. A record that safetensors cannot hold trav
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -19,6 +20,7 @@ import flwr
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import SType
+from flwr.common.logger import FLOWER_LOGGER
 from flwr.common.serde import message_to_proto
 from flwr.supercore.inflatable.inflatable_object import (
     InflatableObject,
@@ -55,6 +57,9 @@ CALL: Final = "fedlearn.call"
 """The name of the record that tells a client which round this is; apps do not see it."""
 
 _NAME: Final = "packed"
+
+# What Flower says for its own sake would drown what an application and we say.
+FLOWER_LOGGER.setLevel(logging.WARNING)
 
 
 class ArrayView(Array):  # type: ignore[misc]
@@ -212,12 +217,14 @@ def inflate(root: str, contents: dict[str, bytes]) -> Message:
 
     Whoever took the objects from a peer has checked that their names are their digests.
 
-    :raises TransportError: when the objects do not make up a message.
+    :raises TransportError: when the objects do not make up a message, however they fail to.
     """
     try:
         message = inflate_object_from_contents(root, contents)
-    except (KeyError, ValueError, TypeError, UnicodeDecodeError, RecursionError) as error:
-        raise TransportError("the objects do not make up a message") from error
+    except Exception as error:  # whatever Flower's parsers raise on bytes of a peer
+        raise TransportError(
+            f"the objects do not make up a message ({type(error).__name__})"
+        ) from error
     if not isinstance(message, Message):
         raise TransportError("the objects make up something else than a message")
     message.metadata.__dict__["_message_id"] = root

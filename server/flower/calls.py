@@ -6,6 +6,7 @@ every request gets one answer, which is a result or an error of :mod:`fedlearn.e
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_RECORD_BYTES", "Coordinator", "Node", "serve"]
 
 MAX_RECORD_BYTES: Final = 1 << 40
+_LOG = logging.getLogger(__name__)
 _ERRORS: Final = {
     error.code: error
     for error in (
@@ -198,7 +200,11 @@ def _answer(
             sent, received = link.traffic()
             return {"sent": sent, "received": received}, ()
         case "event":
-            channel.event(str(header["kind"]), dict(header["fields"]))
+            try:
+                channel.event(str(header["kind"]), dict(header["fields"]))
+            except ValueError as error:
+                # An event informs; one that cannot be shown must not end a job.
+                _LOG.warning("an event was not passed on: %s", error)
             return {}, ()
         case "begin":
             channel.begin_round(int(header["round"]), tuple(map(str, header["sites"])))

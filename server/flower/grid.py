@@ -26,6 +26,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.app.error import Error
 from flwr.app.message import make_message
 from flwr.common.constant import ErrorCode
+from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp.grid import Grid
 from flwr.supercore.run import Run
@@ -324,13 +325,14 @@ class JobGrid(Grid):  # type: ignore[misc]
             if asked is None:
                 continue
             self._asked.pop(question, None)
-            message = inflate(proto.metadata.message_id, dict(reply.objects))
+            metadata = metadata_from_proto(proto.metadata)
             try:
+                message = inflate(proto.metadata.message_id, dict(reply.objects))
                 self._check_sender(message, question, asked, reply)
                 content = self._checked(message, asked) if message.has_content() else None
-            except UpdateRejected as error:
+            except (TransportError, UpdateRejected) as error:
                 self._reject(asked, str(error))
-                yield question, _failure(message, str(error))
+                yield question, _failure(metadata, str(error))
                 continue
             if content is None:
                 self._reject(asked, message.error.reason)
@@ -422,7 +424,7 @@ class JobGrid(Grid):  # type: ignore[misc]
                 self._coordinator.event(
                     "update.rejected", round=self._round, site=node.site, reason=reason
                 )
-                message = _failure(message, reason)
+                message = _failure(message.metadata, reason)
             kept += message.has_content()
             yield node, message
         if train:
@@ -488,7 +490,5 @@ def _numbers(content: RecordDict) -> dict[str, float]:
     return found
 
 
-def _failure(message: Message, reason: str) -> Message:
-    return make_message(
-        metadata=message.metadata, error=Error(code=ErrorCode.UNKNOWN, reason=reason)
-    )
+def _failure(metadata: Any, reason: str) -> Message:
+    return make_message(metadata=metadata, error=Error(code=ErrorCode.UNKNOWN, reason=reason))

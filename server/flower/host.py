@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -35,6 +36,7 @@ _KEPT: Final = (
     "VIRTUAL_ENV",
 )
 _MAX_LINE: Final = 4096
+_LOG = logging.getLogger(__name__)
 
 
 class JobHost:
@@ -126,8 +128,9 @@ class JobHost:
             status = self._run()
         except FedlearnError as error:
             failure = error
-        except OSError as error:
-            failure = JobError(f"the job's process could not be started: {error}")
+        except Exception as error:  # noqa: BLE001  a channel may raise anything; told, not lost
+            _LOG.exception("job %s ends", self.plan.job)
+            failure = JobError(f"the coordinator failed: {type(error).__name__}: {error}")
         finally:
             with self._lock:
                 self._kill()

@@ -48,7 +48,12 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.fab import Fab
-from flwr.supercore.inflatable.inflatable_object import get_object_id, iterate_object_tree
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_id,
+    is_valid_sha256_hash,
+    iterate_object_tree,
+)
+from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.run import Run
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Proto
@@ -408,6 +413,8 @@ class JobLink:
         if tree.object_id != request.messages_list[0].metadata.message_id:
             raise TransportError("the tree does not belong to the message")
         expected = {each.object_id for each in _each(tree)}
+        if not all(map(is_valid_sha256_hash, expected)):
+            raise TransportError("an object's name is not a SHA-256")
         return request, expected
 
     def _accept(self, request: PushMessagesRequest, objects: dict[str, bytes], size: int) -> bool:
@@ -428,8 +435,11 @@ class JobLink:
             try:
                 self._store(session, dict.fromkeys(missing), objects)
             except TransportError:
+                # The question is withdrawn with it: the job learns that there is no answer.
                 self._state.delete_messages({message.metadata.reply_to_message_id})
                 self._state.object_store.delete(message.metadata.message_id)
+                del self._in_hand[node]
+                self._changed.notify_all()
                 raise
             self._sizes[message.metadata.reply_to_message_id] = size
             del self._in_hand[node]
@@ -484,7 +494,10 @@ class JobLink:
         for message in found:
             question = message.metadata.reply_to_message_id
             root = message.metadata.message_id
-            tree = store.get_object_tree(root)
+            try:
+                tree = store.get_object_tree(root)
+            except NoObjectInStoreError:
+                tree = ObjectTree(object_id=root)
             objects = {each.object_id: store.get(each.object_id) or b"" for each in _each(tree)}
             replies.append(
                 Reply(

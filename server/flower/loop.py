@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.common import log
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
-from fedlearn.errors import PrivacyError, RoundError
+from fedlearn.errors import JobError, PrivacyError, RoundError
 from fedlearn.flower import arrays_of, mismatch, record_of
 from fedlearn.privacy import ServerPrivacy
 from fedlearn.seeds import derive, seed_generators
@@ -224,7 +225,8 @@ class Rounds:
         messages = list(
             job.strategy.configure_train(number, job.arrays, job.train_config, job.grid)
         )
-        sites = [job.grid.site(each.metadata.dst_node_id) for each in messages]
+        asked = {job.grid.site(each.metadata.dst_node_id) for each in messages}
+        sites = [site for site in self._plan.sites if site in asked]
         self._coordinator.begin_round(number, sites)
         self._coordinator.event("round.started", round=number, rounds=rounds, sites=sites)
         replies = job.grid.send_and_receive(messages, timeout=job.timeout)
@@ -284,7 +286,13 @@ class Rounds:
                 f"{plan.strategy} does more than a mean that can carry noise",
                 hint='set [strategy] name = "fedavg"',
             )
-        return cast("Strategy", getattr(strategies, _CLASSES[plan.strategy])(**options))
+        try:
+            return cast("Strategy", getattr(strategies, _CLASSES[plan.strategy])(**options))
+        except (TypeError, ValueError) as error:
+            raise JobError(
+                f"the strategy {plan.strategy} cannot be made: {error}",
+                hint="see its options under [strategy.options]",
+            ) from error
 
     def _privacy(self) -> ServerPrivacy | None:
         if self._plan.privacy is None:
@@ -376,5 +384,6 @@ def _shown(result: Result, number: int) -> dict[str, Any]:
     ):
         for key, value in getattr(result, name).get(number, {}).items():
             if isinstance(value, int | float):
-                shown[key] = repr(float(value)) if value != value else float(value)
+                number_ = float(value)
+                shown[key] = number_ if math.isfinite(number_) else repr(number_)
     return shown

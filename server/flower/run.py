@@ -8,7 +8,6 @@ weights; it ends with its parent.
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import resource
 import signal
@@ -20,7 +19,6 @@ from typing import Any
 
 from flwr.app import Context, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.common.logger import FLOWER_LOGGER
 from flwr.common.serde import run_from_proto
 from flwr.proto.run_pb2 import Run as ProtoRun
 from flwr.serverapp import ServerApp
@@ -45,7 +43,6 @@ def main() -> None:
     descriptor, parent, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     _end_with(parent)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    FLOWER_LOGGER.setLevel(logging.WARNING)
     pipe = Pipe(socket.socket(fileno=descriptor), limit=MAX_RECORD_BYTES)
     first = pipe.receive()
     if first is None:

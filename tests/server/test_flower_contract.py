@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import socket
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,20 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
-from flwr.serverapp.strategy import FedAdam, Strategy
+from flwr.serverapp.strategy import FedAdam, FedAvg, Strategy
 from flwr.supercore.date import now
 
 from fedlearn import flower
-from fedlearn.errors import AdmissionDenied, JobError, TransportError
+from fedlearn.errors import AdmissionDenied, JobError, PrivacyError, TransportError
 from fedlearn.flower import ArrayView, FlowerMismatch, Packer, arrays_of, flatten, inflate, unpack
 from fedlearn.frames import FrameReader, write_frames
+from fedlearn.privacy import PrivacySpec
+from fedlearn.strategies import STRATEGIES
 from server.flower import contract, loop
 from server.flower.capture import NotCaptured, capture, restore
 from server.flower.link import JobLink
-from server.flower.plan import JobPlan
+from server.flower.pipe import Pipe
+from server.flower.plan import JobPlan, from_record, to_record
 from server.front import Caller
 
 
@@ -349,3 +353,58 @@ def test_a_plan_that_cannot_work_is_refused():
 def test_flower_is_told_what_is_missing():
     with pytest.raises(FlowerMismatch, match="list has no nothing"):
         flower.has(list, "nothing")
+
+
+def test_every_strategy_that_a_job_may_name_can_be_made():
+    for name in STRATEGIES:
+        options = {"client_learning_rate": 0.1} if name == "qfedavg" else {}
+        rounds = loop.Rounds(None, _plan(strategy=name, options=options))
+        made = rounds._chosen(FedAvg())
+        assert isinstance(made, FedAvg), name
+
+
+def test_a_strategy_without_what_it_needs_is_refused():
+    with pytest.raises(JobError, match="client_learning_rate"):
+        loop.Rounds(None, _plan(strategy="qfedavg"))._chosen(FedAvg())
+
+
+def test_noise_is_refused_where_it_would_not_be_on_a_mean():
+    spec = PrivacySpec(clip=1.0, noise_multiplier=1.0, epsilon=1.0, delta=1e-5)
+    for name, given in (("fedadam", FedAvg()), ("app", FedAdam())):
+        plan = _plan(strategy=name, privacy=spec, noise_secret=bytes(32))
+        with pytest.raises(PrivacyError, match="more than a mean"):
+            loop.Rounds(None, plan)._chosen(given)
+    exact = loop.Rounds(None, _plan(privacy=spec, noise_secret=bytes(32)))._chosen(FedAvg())
+    assert exact.privacy is not None
+
+
+def test_a_plan_crosses_the_pipe_whole():
+    spec = PrivacySpec(clip=1.0, noise_multiplier=1.0, epsilon=1.0, delta=1e-5)
+    plan = _plan(privacy=spec, noise_secret=bytes(32), run_config={"a": 1}, stragglers="fail")
+    ours, theirs = socket.socketpair()
+    header, blobs = to_record(plan)
+    Pipe(ours, limit=1000).send(header, blobs)
+    received = Pipe(theirs, limit=1000).receive()
+    assert received is not None
+    assert from_record(*received) == plan
+    Pipe(ours, limit=1000).close()
+    assert Pipe(theirs, limit=1000).receive() is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xff\xff\xff",
+        b"\0\0\0\x02{}",
+        b"\0\0\0\x02[]",
+        b'\0\0\0\x0e{"blobs":[-1]}',
+        b'\0\0\0\x10{"blobs":[9999]}',
+        b'\0\0\0\x0d{"blobs":[5]}abc',
+    ],
+)
+def test_a_record_that_is_not_one_is_refused(data):
+    ours, theirs = socket.socketpair()
+    ours.sendall(data)
+    ours.close()
+    with pytest.raises(TransportError):
+        Pipe(theirs, limit=1000).receive()
