@@ -32,7 +32,8 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from google.protobuf.message import Message as Proto
 
 from fedlearn import update
-from fedlearn.errors import FedlearnError, TransportError, UpdateRejected
+from fedlearn.errors import TransportError, UpdateRejected
+from fedlearn.flower_pin import KNOWN, FlowerMismatch
 
 __all__ = [
     "CALL",
@@ -92,12 +93,6 @@ class ArrayView(Array):  # type: ignore[misc]
 ArrayView.__qualname__ = Array.__qualname__
 
 
-class FlowerMismatch(FedlearnError):
-    """The installed Flower is not one that this version of fedlearn knows."""
-
-    code = "flower-mismatch"
-
-
 def has(owner: Any, name: str) -> None:
     """Check that Flower still has something that we rely on.
 
@@ -112,7 +107,7 @@ def mismatch(what: str) -> FlowerMismatch:
     """Return the error that says what is different from the Flower that we know."""
     return FlowerMismatch(
         f"Flower {flwr.__version__} does not fit: {what}",
-        hint="install flwr==1.41.0, the version that this release was tested with",
+        hint=f"install flwr=={' or '.join(sorted(KNOWN))}, with which this release was tested",
     )
 
 

@@ -12,13 +12,12 @@
     bundle      an application folder as one deterministic file
     contract    the private names of Flower that we use, checked when a process starts
 
-Importing this package imports no Flower. Its telemetry and its update check are switched off
-here, before anybody can.
+Importing this package imports no Flower; it checks its version, and switches its telemetry and
+update check off before anybody can import it.
 """
 
 from __future__ import annotations
 
-import os
+from fedlearn import flower_pin
 
-os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+flower_pin.prepare()

@@ -24,7 +24,7 @@ from flwr.proto.node_pb2 import Node
 from flwr.serverapp.strategy import FedAdam, FedAvg, Strategy
 from flwr.supercore.date import now
 
-from fedlearn import flower
+from fedlearn import flower, flower_pin
 from fedlearn.errors import AdmissionDenied, JobError, PrivacyError, TransportError
 from fedlearn.flower import ArrayView, FlowerMismatch, Packer, arrays_of, flatten, inflate, unpack
 from fedlearn.frames import FrameReader, write_frames
@@ -55,6 +55,19 @@ def _plan(**more: Any) -> JobPlan:
 def test_the_installed_flower_fits():
     contract.check()
     loop.check_start()
+
+
+def test_another_release_is_named_before_it_is_imported(monkeypatch):
+    monkeypatch.setattr(flower_pin, "version", lambda _: "1.42.0")
+    with pytest.raises(FlowerMismatch, match=r"1\.42\.0 is installed; .* knows 1\.41\.0"):
+        flower_pin.prepare()
+
+    def missing(_: str) -> str:
+        raise flower_pin.PackageNotFoundError
+
+    monkeypatch.setattr(flower_pin, "version", missing)
+    with pytest.raises(FlowerMismatch, match="not installed"):
+        flower_pin.prepare()
 
 
 def test_another_flower_is_named(monkeypatch):
