@@ -24,6 +24,7 @@
     max_epsilon = 8.0
 
     [caps]                             # the most that one client gets
+    [kubernetes]                       # for launcher.kind = "kubernetes"; see kubesettings
     [attester]                         # what proves this site's clients; see attesterfile
     [trust]                            # anchors for verifying the coordinator; see trustfile
 """
@@ -38,6 +39,7 @@ from types import MappingProxyType
 from typing import Final
 
 from attestation import toml
+from edge.kubesettings import KubernetesSettings
 from fedlearn import config
 from fedlearn.attesterfile import AttesterSettings
 from fedlearn.config import (
@@ -161,14 +163,18 @@ class SiteConfig:
     privacy: PrivacyFloor = option(table(PrivacyFloor), factory=PrivacyFloor)
     caps: Caps = option(table(Caps), factory=Caps)
     trust: Trust = option(table(Trust), factory=Trust)
+    kubernetes: KubernetesSettings | None = option(table(KubernetesSettings), default=None)
 
     def __post_init__(self) -> None:
-        if self.launcher.kind == "process":
-            for name, found in self.data.items():
-                if found.claim:
-                    raise Impossible(
-                        (("data", name, "claim"), 'needs launcher.kind = "kubernetes"')
-                    )
+        inside = self.launcher.kind == "kubernetes"
+        if inside and self.kubernetes is None:
+            raise Impossible((("launcher", "kind"), "needs a table [kubernetes] with an image"))
+        for name, found in self.data.items():
+            if found.claim and not inside:
+                raise Impossible((("data", name, "claim"), 'needs launcher.kind = "kubernetes"'))
+            if found.path is not None and inside:
+                wish = "a pod sees no path of this machine: name a claim"
+                raise Impossible((("data", name, "path"), wish))
 
     @classmethod
     def load(cls, path: Path) -> SiteConfig:

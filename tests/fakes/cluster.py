@@ -39,8 +39,7 @@ def assets() -> Path:
     done = subprocess.run(
         [str(ROOT / "tools/get-kubernetes.sh")],
         check=False,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
     if done.returncode != 0:
