@@ -88,6 +88,53 @@ def validate(file: Path, as_json: bool) -> None:
     line(f"{file} can run. Its digest is {report.spec.digest().hex()}", bold=True)
 
 
+@group.command("try")
+@click.argument("file", type=click.Path(path_type=Path), default=Path("job.toml"))
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Folder with one folder of data for each site; 'data' next to FILE by default.",
+)
+@click.option(
+    "--tee",
+    type=click.Choice(["auto", "tpm", "sample"]),
+    default="auto",
+    show_default=True,
+    help="tpm: software TPMs; sample: development keys; auto: tpm where swtpm is installed.",
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="Where to write the weights; NAME.safetensors by default.",
+)
+@json_option
+def try_(file: Path, data: Path | None, tee: str, model: Path | None, as_json: bool) -> None:
+    """Run a job here, with a coordinator and sites made for the occasion."""
+    from typing import cast
+
+    from fedlearn.cli import validation
+    from fedlearn.cli.machines import TeeChoice
+    from fedlearn.cli.progress import show_for
+    from fedlearn.cli.trial import attempt
+
+    report = validation.examine(file)
+    spec = report.spec
+    trial = attempt(
+        report,
+        data=data or file.parent / "data",
+        tee=cast("TeeChoice", tee),
+        model=model or Path(f"{spec.name}.safetensors"),
+        bundle=_bundle(report.app),
+        show=show_for(as_json=as_json, metric=spec.evaluate.metric),
+    )
+    if as_json:
+        print_json({"job": trial.job, "rounds": trial.rounds, "model": str(trial.model)})
+        return
+    line(f"the weights are in {trial.model}", style="green")
+
+
 @group.command("submit")
 @click.argument("file", type=click.Path(path_type=Path), default=Path("job.toml"))
 @click.option("--follow", is_flag=True, help="Show progress until the job ends.")

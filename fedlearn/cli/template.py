@@ -6,6 +6,7 @@ who falls ill. Everything that a user replaces is marked in the files themselves
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 import os
 import random
@@ -19,6 +20,7 @@ from typing import Final
 
 from fedlearn.config import NAME
 from fedlearn.errors import ConfigError
+from fedlearn.software import software_digest
 
 __all__ = ["SITES", "package_name", "write"]
 
@@ -87,8 +89,27 @@ name = "$name"
 accept = ["sample"]
 insecure_sample = true
 
+# The digest of the fedlearn that wrote this file. Sites and coordinators with another one
+# are refused; name several values while you upgrade.
+[[reference]]
+claim = "software"
+value = "$software"
+name = "fedlearn $version"
+
 [require]
-claims = ["app", "job"]
+claims = ["software", "app", "job"]
+
+# What the coordinator must prove to every client before it is sent anything.
+[coordinator]
+version = 1
+name = "$name-coordinator"
+accept = ["sample"]
+insecure_sample = true
+
+[[coordinator.reference]]
+claim = "software"
+value = "$software"
+name = "fedlearn $version"
 """
 
 _PROJECT: Final = """\
@@ -317,9 +338,15 @@ def _write(folder: Path, files: Mapping[str, str]) -> None:
 
 def _files(name: str) -> Mapping[str, str]:
     package = package_name(name)
+    software = software_digest().hex()
 
     def fill(text: str) -> str:
-        return Template(text).substitute(name=name, package=package)
+        return Template(text).substitute(
+            name=name,
+            package=package,
+            software=software,
+            version=importlib.metadata.version("fedlearn"),
+        )
 
     files = {
         "job.toml": fill(_JOB),
