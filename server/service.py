@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 from cryptography import x509
@@ -91,7 +92,8 @@ def serve(config: ServerConfig) -> Iterator[Service]:
             record=home.ledger.append,
         )
         stack.callback(sites.close)
-        runtime = config.state / "run"
+        # Sockets and unpacked apps; systemd and the chart name a folder in memory for them.
+        runtime = Path(os.environ.get("RUNTIME_DIRECTORY", config.state)) / "run"
         shutil.rmtree(runtime, ignore_errors=True)
         runtime.mkdir(mode=0o700)
         anchors = config.trust.anchors()
