@@ -158,6 +158,7 @@ class Fleet:
         content = request.SerializeToString()
         with self._streamed("fetch", content, len(content), _FETCH_SECONDS) as response:
             if response.status_code == httpx.codes.NO_CONTENT:
+                _body(response, 0)
                 return None
             return self._work(response)
 
@@ -177,6 +178,7 @@ class Fleet:
         size = frames_length(parts)
         body = (bytes(part) for part in write_frames(parts))
         with self._streamed("deliver", body, size, _CALL_SECONDS, gone=False) as response:
+            _body(response, _MAX_ANSWER_BYTES)  # an answer that is not read costs the connection
             return response.status_code != httpx.codes.GONE
 
     def _work(self, response: httpx.Response) -> Work:

@@ -89,6 +89,7 @@ class JobLink:
         self._sites: dict[int, str] = {}
         self._numbers = {site: node_number(plan.digest, site) for site in plan.sites}
         self._in_hand: dict[int, Message] = {}
+        self._promised: dict[int, float] = {}
         self._sizes: dict[str, int] = {}
         self._waiting: dict[int, set[tuple[asyncio.AbstractEventLoop, asyncio.Event]]] = {}
         self._received = 0
@@ -127,6 +128,7 @@ class JobLink:
             if self._sites.pop(number, None) is not None:
                 contract.remove_node(self._state, number)
             self._in_hand.pop(number, None)
+            self._promised.pop(number, None)
             self._changed.notify_all()
         self._wake(number)
 
@@ -301,6 +303,7 @@ class JobLink:
             elif action == "deactivate-node":
                 _own(_parsed(DeactivateNodeRequest, body).node_id, caller)
                 self._state.deactivate_node(caller.node_id)
+                self._promised.pop(caller.node_id, None)
                 self._changed.notify_all()
                 answer = DeactivateNodeResponse()
             elif action == "get-run":
@@ -317,6 +320,18 @@ class JobLink:
             )
         if node not in self._sites:
             raise _Gone("this node is not part of the job any more")
+        self._promised[node] = interval
+        self._alive(node)
+
+    def _alive(self, node: int) -> None:
+        """Note a sign of life of a node that is active: whoever asks for work is there.
+
+        A client that came back after :meth:`absent` is online with its first question; to
+        wait for its next heartbeat would hold up a round for seconds.
+        """
+        interval = self._promised.get(node)
+        if interval is None:
+            return
         self._state.activate_node(node, interval)
         self._state.acknowledge_node_heartbeat(node, interval)
         self._changed.notify_all()
@@ -355,6 +370,7 @@ class JobLink:
                 raise _Gone("the job has ended")
             if node not in self._sites:
                 raise _Gone("this node is not part of the job any more")
+            self._alive(node)
             message = self._in_hand.get(node)
             if message is None:
                 found = self._state.get_message_ins(node_id=node, limit=1)

@@ -14,6 +14,7 @@ from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
+    DeactivateNodeRequest,
     PullMessagesRequest,
     PullMessagesResponse,
     PushMessagesRequest,
@@ -309,6 +310,20 @@ def test_an_admission_that_ended_meanwhile_gets_no_message(link, nodes):
     nodes[0].live = False
     with pytest.raises(AdmissionDenied):
         nodes[0].fetch()
+
+
+def test_a_node_that_lost_its_connections_is_back_with_its_next_question(link, nodes):
+    link.absent("a")
+    assert [site for _, site in link.online()] == ["b"]
+    assert nodes[0].fetch()[0] == 204
+    assert [site for _, site in link.online()] == ["a", "b"]
+
+
+def test_a_node_that_left_is_not_brought_back_by_a_late_question(link, nodes):
+    request = DeactivateNodeRequest(node_id=nodes[0].number)
+    assert nodes[0].call("deactivate-node", request.SerializeToString())[0] == 200
+    assert nodes[0].fetch()[0] == 204
+    assert [site for _, site in link.online()] == ["b"]
 
 
 def test_a_closed_link_lets_everybody_go(link, nodes):

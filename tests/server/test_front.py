@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from edge.flower.fleet import Fleet, Identity
 from fedlearn.errors import AdmissionDenied, ConfigError, TransportError
+from fedlearn.flower import Flat
 from fedlearn.spiffe import COORDINATOR_DNS
 from fedlearn.tls import client_context, server_context
 from server.front import Front
@@ -311,3 +312,21 @@ def test_a_weak_context_or_a_taken_port_is_refused(federation):
     )
     with pytest.raises(ConfigError, match="cannot listen"):
         taken.start()
+
+
+def test_a_client_keeps_its_connection_from_one_call_to_the_next(federation, monkeypatch):
+    opened = []
+    whole = federation.front.opened
+
+    def counting(connection: Any, peer: Any) -> None:
+        opened.append(connection)
+        whole(connection, peer)
+
+    monkeypatch.setattr(federation.front, "opened", counting)
+    admitted = federation.admit("alpha", "site-a", node_id=5)
+    address = f"127.0.0.1:{federation.address[1]}"
+    fleet = Fleet(address, _identity(admitted), max_message_bytes=1024)
+    for _ in range(3):
+        assert fleet.deliver(Flat(ids=("",), messages=(b"",), trees=(b"",), objects={}), 0.0)
+    fleet.close()
+    assert len(opened) == 1
