@@ -314,13 +314,13 @@ class Node:
                 place = folder / "volumes" / mount.name
                 place.mkdir(parents=True, exist_ok=True)
             mounts[mount.mount_path] = str(place)
+        mounts[container.termination_message_path] = str(folder / "termination")
         # What an image has: the interpreter and the packages of this very environment.
         values = {key: os.environ[key] for key in _KEPT if key in os.environ}
         values["PATH"] = f"{Path(sys.executable).parent}:{values.get('PATH', '')}"
         values |= self._environment
         for item in container.env or ():
             values[item.name] = mounts.get(item.value, item.value or "")
-        values["TERMINATION_LOG"] = str(folder / "termination")
         return values
 
     def _patch(self, pod: Any, phase: str, state: dict[str, Any], evicted: str = "") -> None:
