@@ -66,6 +66,16 @@ _KEYS: Final = (
     "qe_identity_signature",
 )
 _EXPIRY: Final = ("expired", "CertNotValidYet", "in the future", "Expired")
+_ATTRIBUTES: Final = (
+    "Debug mode",
+    "SEPT_VE_DISABLE",
+    "Reserved bits in TD attributes",
+    "MR service TD",
+    "TD migration",
+    "TD profiling",
+)
+"""What ``dcap_qvl`` refuses last, once everything else was found good."""
+
 _FETCH: Final = "fedlearn collateral fetch --directory DIR --fmspc {} --ca {} --tee {}"
 
 
@@ -127,12 +137,16 @@ class Collateral:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What Intel's collateral says of a platform's TCB."""
+    """What Intel's collateral says of a platform's TCB.
 
-    status: str
-    advisories: tuple[str, ...]
-    evaluation: int
-    tcb_date: str
+    ``missing`` says why there is no ``status``; it is empty where there is one.
+    """
+
+    status: str = ""
+    advisories: tuple[str, ...] = ()
+    evaluation: int = 0
+    tcb_date: str = ""
+    missing: str = ""
 
 
 def read_pck(quote: DcapQuote) -> Pck:
@@ -255,6 +269,9 @@ def judge(quote: DcapQuote, collateral: Collateral, root: Certificate, now: date
     Everything is checked up to ``root``, which the caller pinned: the collateral's signatures
     and windows, revocation, the quote's signatures, the Quoting Enclave and the TDX module.
 
+    An environment with attributes that ``dcap_qvl`` never accepts (debug, for one) gets no
+    status, so that a policy sees those attributes and refuses by name.
+
     :raises VerificationError: with ``dcap_qvl``'s reason; :class:`FreshnessError` where it
         is about time.
     """
@@ -273,12 +290,31 @@ def judge(quote: DcapQuote, collateral: Collateral, root: Certificate, now: date
             tcb_date=str(level["tcbDate"]),
         )
     except (ValueError, KeyError, TypeError, OverflowError) as error:
+        if any(word in str(error) for word in _ATTRIBUTES):
+            return Verdict(missing=f"{_reason(error)}; start it with other attributes")
+        if "certificate chain" in str(error):
+            error = _cause(quote, collateral, root, seconds) or error
         raise _refusal(error) from error
+
+
+def _cause(
+    quote: DcapQuote, collateral: Collateral, root: Certificate, seconds: int
+) -> ValueError | None:
+    """Ask once more in the way that names the cause of a chain that does not verify."""
+    try:
+        dcap_qvl.verify_with_root_ca(quote.raw, collateral.parsed, root.der, seconds)
+    except ValueError as error:
+        return error
+    return None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).removeprefix("Verification failed: ").split())
 
 
 def _refusal(error: Exception) -> VerificationError:
     """Say what ``dcap_qvl`` refused, once the quote's own signatures are known to be good."""
-    text = " ".join(str(error).removeprefix("Verification failed: ").split())
+    text = _reason(error)
     if any(word in text for word in _EXPIRY):
         return FreshnessError(text, step="collateral", hint="fetch newer collateral")
     if "Signature is invalid" in text and "collateral" not in text:

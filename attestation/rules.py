@@ -55,8 +55,7 @@ def _intel_tcb(rules: TdxRules | SgxRules, claims: Claims, table: str) -> Iterat
         "tcb_status",
         good=claims.tcb in rules.tcb_status and "tcb" not in claims.unverified,
         expected=" or ".join(rules.tcb_status) or "nothing: no TCB status is accepted",
-        actual=(claims.tcb or "absent")
-        + (" (no collateral was given)" if "tcb" in claims.unverified else ""),
+        actual=(claims.tcb or "absent") + (" (not judged)" if "tcb" in claims.unverified else ""),
         remedy=str(claims.attributes["tcb_missing"])
         if "tcb_missing" in claims.attributes
         else f"{_UPDATE}; or accept the status in [{table}] tcb_status",

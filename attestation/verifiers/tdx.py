@@ -13,7 +13,8 @@ Steps, in this order, each named in the error that it raises:
 **Without any collateral** steps 1, 2, 4 and 5 still run. The TCB status is then ``unknown``,
 ``tcb`` is listed in :attr:`~attestation.evidence.Claims.unverified`, and no policy accepts
 that: there is no name for it in the grammar. It lets a person see what the quote says, and
-lets an appraisal refuse with the command that fetches what is missing. Where collateral was
+lets an appraisal refuse with the command that fetches what is missing. The same holds for
+an environment in debug mode, whose TCB ``dcap_qvl`` does not judge. Where collateral was
 given and none of it is for this platform, that is an :class:`EndorsementError`.
 
 ``hardware_id`` is the PPID of the PCK certificate (16 bytes): the same platform has the same
@@ -114,22 +115,23 @@ class DcapVerifier:
                 raise EvidenceError("SGX evidence has no event log", field="event_log")
             measurements = {"mrenclave": body.mr_enclave, "mrsigner": body.mr_signer}
             attributes |= {"sgx.isv_prod_id": body.isv_prod_id, "sgx.isv_svn": body.isv_svn}
-        if verdict is not None:
+        judged = not verdict.missing
+        if judged:
             attributes |= {
                 "advisories": verdict.advisories,
                 "tcb_date": verdict.tcb_date,
                 "tcb_evaluation": verdict.evaluation,
             }
         else:
-            attributes["tcb_missing"] = pck.fetch_command(quote.tee)
+            attributes["tcb_missing"] = verdict.missing
         return Claims(
             tee=quote.tee,
             measurements=measurements,
             debug=body.debug,
-            tcb=verdict.status if verdict is not None else UNKNOWN_TCB,
+            tcb=verdict.status if judged else UNKNOWN_TCB,
             hardware_id=pck.identity,
             attributes=attributes,
-            unverified=() if verdict is not None else ("tcb",),
+            unverified=() if judged else ("tcb",),
         )
 
 
@@ -138,23 +140,26 @@ VERIFIER: Final = DcapVerifier()
 
 def _judge(
     quote: DcapQuote, pck: Pck, evidence: Evidence, trust: TrustAnchors, now: datetime
-) -> Verdict | None:
+) -> Verdict:
     """Check the quote's signatures and judge its TCB, each signature once where all is well."""
     fetch = pck.fetch_command(quote.tee)
     collateral = _choose(quote.tee, pck, evidence, trust, now)
     if collateral is None:
         check_signatures(quote, trust.intel_root, now)
-        return None
+        return Verdict(missing=fetch)
     try:
         root = check_root(quote, trust.intel_root)
         collateral.check_windows(now, fetch)
-        return judge(quote, collateral, root, now)
+        verdict = judge(quote, collateral, root, now)
     except (VerificationError, EvidenceError) as refused:
         # What is wrong with the quote itself is said first; collateral comes after it.
         check_signatures(quote, trust.intel_root, now)
         if isinstance(refused, FreshnessError) and not refused.hint:
             refused.hint = fetch
         raise
+    if verdict.missing:
+        check_signatures(quote, trust.intel_root, now)
+    return verdict
 
 
 def _choose(
