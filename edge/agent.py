@@ -132,7 +132,7 @@ class Agent:
             return
         over = threading.Event()
         with ControlClient.of_site(self.identity) as control:
-            reports.capabilities(json.dumps(dict(self._launcher.capabilities())))
+            reports.capabilities(json.dumps(self._capabilities()))
             beats = threading.Thread(target=self._beat, args=(reports, control, over), daemon=True)
             beats.start()
             try:
@@ -142,6 +142,17 @@ class Agent:
                 over.set()
                 reports.close()
                 self._reports = None
+
+    def _capabilities(self) -> dict[str, object]:
+        """Return what this site can run: what its launcher sees, within its own caps."""
+        found: dict[str, object] = dict(self._launcher.capabilities())
+        caps = self.config.caps
+        for name, cap in (("cpu", caps.cpu), ("memory_mib", caps.memory_mib), ("gpu", caps.gpu)):
+            has = found.get(name)
+            if isinstance(has, int | float):
+                found[name] = min(has, cap)
+        found["data"] = sorted(self.config.data)
+        return found
 
     def _beat(self, reports: Reports, control: ControlClient, over: threading.Event) -> None:
         while not over.wait(_HEARTBEAT_SECONDS):

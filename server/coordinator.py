@@ -43,6 +43,7 @@ from server.flower.link import JobLink
 from server.flower.plan import JobPlan, Outcome
 from server.home import Home
 from server.jobs import JobBook, JobRecord, JobStatus
+from server.placement import obstacles
 from server.register import Admission, AdmissionEvent, AdmissionRegister
 from server.rpc.ports import EventView, JobView, Orders, StartOrder, StopOrder
 from server.running import JobDesk
@@ -201,7 +202,7 @@ class Coordinator:
         policy = AppraisalPolicy.from_toml(policy_toml.encode(), where="policy.toml")
         spec = JobSpec.from_toml(job_toml, where="job.toml", policy=policy_toml.encode())
         check_bundle(bundle, where="the app bundle")
-        self._require_sites(spec)
+        self._require_sites(spec, policy)
         if spec.privacy is not None:
             Budget.require(spec.privacy, spec.rounds)
         record = JobRecord(
@@ -291,7 +292,8 @@ class Coordinator:
                     f"job {name} has finished; there is nothing to resume",
                     hint="submit a job with another name to train further",
                 )
-            self._require_sites(record.spec)
+            policy = AppraisalPolicy.from_toml(record.policy_in_force.encode())
+            self._require_sites(record.spec, policy)
             self._note(name, "resumed", operator)
             self._begin(record)
         return self.get_job(name)
@@ -409,14 +411,27 @@ class Coordinator:
             raise RuntimeError("the gate is not attached")
         return self._gate
 
-    def _require_sites(self, spec: JobSpec) -> None:
-        for site in spec.sites:
-            status = self._sites.show(site).status
-            if status is not SiteStatus.ACTIVE:
+    def _require_sites(self, spec: JobSpec, policy: AppraisalPolicy) -> None:
+        """Refuse a job before its first round when too few of its sites can run it.
+
+        :raises JobError: naming what stands in the way.
+        """
+        lacking = []
+        for name in spec.sites:
+            site = self._sites.show(name)
+            if site.status is not SiteStatus.ACTIVE:
                 raise JobError(
-                    f"site {site} is {status}",
-                    hint=f"`fedlearn site show {site}` says what it waits for",
+                    f"site {name} is {site.status}",
+                    hint=f"`fedlearn site show {name}` says what it waits for",
                 )
+            reasons = obstacles(spec, policy, site=name, capabilities=site.capabilities)
+            lacking += [f"site {name}: {reason}" for reason in reasons]
+        unable = {text.split(":")[0] for text in lacking}
+        if len(spec.sites) - len(unable) < spec.quorum:
+            raise JobError(
+                f"{'; '.join(lacking)}",
+                hint="change the job or the sites, or lower `quorum` to go on without them",
+            )
 
     def _begin(self, record: JobRecord) -> None:
         spec = record.spec
