@@ -26,7 +26,7 @@ def obstacles(
     been heard of yet. What it does not mention is not held against it.
     """
     try:
-        report = json.loads(capabilities) if capabilities else {}
+        report: object = json.loads(capabilities) if capabilities else {}
     except (ValueError, RecursionError):
         return ("its report of capabilities is not JSON",)
     if not isinstance(report, Mapping):
@@ -50,9 +50,11 @@ def _reasons(
         ("memory_mib", spec.resources.memory_mib),
         ("gpu", spec.resources.gpu),
     ):
-        has = report.get(name)
-        if isinstance(has, int | float) and not isinstance(has, bool) and has < wanted:
-            yield f"the job wants {name} = {wanted:g}, it has {has:g}"
+        available = report.get(name)
+        if isinstance(available, bool) or not isinstance(available, int | float):
+            continue
+        if available < wanted:
+            yield f"the job wants {name} = {wanted:g}, it has {available:g}"
     mount = spec.data.get(site)
     sets = report.get("data")
     if mount is not None and mount.set and isinstance(sets, list) and mount.set not in sets:
