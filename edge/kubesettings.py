@@ -48,6 +48,7 @@ from fedlearn.config import (
 )
 
 __all__ = [
+    "NFD_LABELS",
     "Devices",
     "Hints",
     "KubernetesSettings",
@@ -72,7 +73,7 @@ _RESOURCE: Final = re.compile(
     r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 )
 _LABEL_VALUE: Final = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
-_NFD: Final = {
+NFD_LABELS: Final = {
     "tdx": "feature.node.kubernetes.io/cpu-security.tdx.enabled",
     "snp": "feature.node.kubernetes.io/cpu-security.sev.snp.enabled",
 }
@@ -207,7 +208,7 @@ class KubernetesSettings:
                 raise Impossible((("tee",), 'is needed for workload = "kubevirt": "tdx" or "snp"'))
             if self.runtime_class:
                 raise Impossible((("runtime_class",), "a virtual machine has none"))
-        told = next((tee for tee in _NFD if self.runtime_class.endswith(f"-{tee}")), "")
+        told = next((tee for tee in NFD_LABELS if self.runtime_class.endswith(f"-{tee}")), "")
         if self.tee and told and self.tee != told:
             raise Impossible((("tee",), f'is "{self.tee}", but runtime_class is for "{told}"'))
         if not self.tee:
@@ -219,5 +220,5 @@ class KubernetesSettings:
         if self.placement.tee_label:
             return self.placement.tee_label.removeprefix("-")
         if self.workload in ("confidential-containers", "kubevirt"):
-            return _NFD.get(self.tee, "")
+            return NFD_LABELS.get(self.tee, "")
         return ""
