@@ -1,0 +1,16 @@
+# Enrolls the site when there is no identity. The key is made here and stays here; the token is
+# good for this key only, so whoever reads it later has nothing.
+set -eu
+umask 077
+disk="${FEDLEARN_DISK:-/var/lib/fedlearn}" token="${FEDLEARN_TOKEN:-/run/secrets/fedlearn/token}"
+if [ -e "$disk/state/site.json" ]; then
+  # A volume that was mounted with another group may have been opened to it.
+  chmod -R go= "$disk/state"
+  exit 0
+fi
+if [ ! -s "$token" ]; then
+  echo "no site is enrolled and there is no join token: give one with" >&2
+  echo "  --set-file enrollment.token=token.txt, or enrollment.existingSecret" >&2
+  exit 1
+fi
+exec fedlearn site enroll --token-file "$token" --state "$disk/state"

@@ -1,0 +1,46 @@
+"""Checks from inside the cluster that a coordinator answers: check.py HOST GATE CONTROL FLEET.
+
+The gate must present a certificate for the name that all clients ask for, and control and
+fleet must refuse whoever has no certificate of their own. Which CA signed it is not checked
+here: sites pin that through their join token.
+"""
+
+import socket
+import ssl
+import sys
+
+NAME = "coordinator.fedlearn.internal"
+
+
+def connect(host, port):
+    """Return a TLS connection that has verified nothing."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    plain = socket.create_connection((host, int(port)), timeout=10)
+    return context.wrap_socket(plain, server_hostname=NAME)
+
+
+def main(host, gate, control, fleet):
+    """Return 0, or say what is wrong."""
+    with connect(host, gate) as secure:
+        leaf = secure.getpeercert(binary_form=True)
+        if not leaf or NAME.encode() not in leaf:
+            return f"gate: whoever answers at {host}:{gate} is no coordinator, or TLS ends before it"
+        print(f"gate     {host}:{gate} speaks {secure.version()} for {NAME}")
+    for what, port in (("control", control), ("fleet", fleet)):
+        try:
+            with connect(host, port) as secure:
+                secure.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                said = secure.recv(64)
+        except (ssl.SSLError, ConnectionResetError):
+            print(f"{what:8} {host}:{port} refuses a client without a certificate")
+            continue
+        if said:
+            return f"{what}: {host}:{port} answers a client that has no certificate"
+        print(f"{what:8} {host}:{port} refuses a client without a certificate")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
