@@ -103,25 +103,26 @@ def _read(
     certificates: list[Certificate],
     crls: list[x509.CertificateRevocationList],
 ) -> None:
-    pem = b"-----BEGIN X509 CRL-----" in data
-    if pem or _may_be_crl(data):
-        if len(data) > _MAX_CRL_BYTES:
-            raise EvidenceError(f"{len(data)} bytes are too long for a CRL", field=field)
-        try:
-            crls.append(x509.load_pem_x509_crl(data) if pem else x509.load_der_x509_crl(data))
-        except UNREADABLE as error:
-            raise EvidenceError("not a revocation list", field=field) from error
-        if not pem:
+    if b"-----BEGIN X509 CRL-----" in data:
+        crls.append(_crl(data, field))
+        if b"-----BEGIN CERTIFICATE-----" not in data:
             return
-    if not pem or b"-----BEGIN CERTIFICATE-----" in data:
+    try:
         certificates.extend(split_certificates(data, field))
+    except EvidenceError:
+        if b"-----BEGIN" in data or len(data) > _MAX_CRL_BYTES:
+            raise
+        crls.append(_crl(data, field))
 
 
-def _may_be_crl(data: bytes) -> bool:
-    """Tell a DER CRL from a certificate: its first inner field is an INTEGER or a SEQUENCE."""
-    if data[:2] != b"\x30\x82" or data[4:6] != b"\x30\x82":
-        return False
-    return data[8:9] in (b"\x02", b"\x30")
+def _crl(data: bytes, field: str) -> x509.CertificateRevocationList:
+    if len(data) > _MAX_CRL_BYTES:
+        raise EvidenceError(f"{len(data)} bytes are too long for a CRL", field=field)
+    pem = data.lstrip().startswith(b"-----BEGIN")
+    try:
+        return x509.load_pem_x509_crl(data) if pem else x509.load_der_x509_crl(data)
+    except UNREADABLE as error:
+        raise EvidenceError("neither a certificate nor a revocation list", field=field) from error
 
 
 def check_report(

@@ -67,7 +67,7 @@ def check_ccel(data: bytes, rtmrs: Sequence[bytes]) -> dict[str, bytes]:
     """Replay a CCEL against the quoted RTMRs and return the claims of its events.
 
     Without a log nothing of it is known, and the registers stand alone. A log that is there
-    must explain RTMR3 where that is not zero.
+    must explain every register that is not zero, so that none of it can be cut off.
 
     :raises EventLogError: naming the first register that differs.
     :raises EvidenceError: when the log is malformed.
@@ -77,12 +77,14 @@ def check_ccel(data: bytes, rtmrs: Sequence[bytes]) -> dict[str, bytes]:
     log = EventLog.parse(data)
     quoted = {number + 1: value for number, value in enumerate(rtmrs)}
     check_replay(log, quoted, bank=_BANK, name=ccel_register, ccel=True)
-    runtime = quoted[RTMR_RUNTIME]
-    if any(runtime) and not log.extending(RTMR_RUNTIME):
-        register = ccel_register(RTMR_RUNTIME)
-        raise EventLogError(
-            f"{register} was extended and the log has no event for it", register=register
-        )
+    for index, value in quoted.items():
+        if any(value) and not log.extending(index):
+            register = ccel_register(index)
+            raise EventLogError(
+                f"{register} was extended and the log has no event for it",
+                register=register,
+                hint="send the whole log",
+            )
     found = boot_claims(log, _BANK, ccel=True)
     found |= agent_claims(log, RTMR_RUNTIME)
     return {**found, **measured_claims(measurements(log, RTMR_RUNTIME, _BANK), "")}

@@ -14,6 +14,7 @@ import pytest
 from attestation.attesters.software_tpm import SoftwareTpm
 
 _ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(_ROOT / "tests/vectors"))
 
 
 @pytest.fixture(scope="session")

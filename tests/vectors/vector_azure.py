@@ -24,6 +24,7 @@ def evidence(
     ak: str = "azure ak",
     policy: int = 1 << 17 | 1 << 16,
     vmpl: int = 0,
+    attributes: int = 1 << 28,
 ) -> bytes:
     """Return the JSON evidence whose quote has ``extra`` as its ``extraData``."""
     key = keys.rsa_key("azure ak")
@@ -49,7 +50,9 @@ def evidence(
     document = {"version": 1}
     if intel is not None:
         hardware, kind = bytes(1184), 4
-        document["td_quote"] = base64.b64encode(intel.quote(report_data=report_data)).decode()
+        document["td_quote"] = base64.b64encode(
+            intel.quote(report_data=report_data, attributes=attributes)
+        ).decode()
     else:
         chip = amd or Amd()
         hardware, kind = chip.report(report_data=report_data, policy=policy, vmpl=vmpl), 2
