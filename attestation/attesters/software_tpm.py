@@ -37,6 +37,7 @@ exec 3<&0
 swtpm "$@" </dev/null 3<&- & tpm=$!
 (cat <&3 >/dev/null; kill $tpm) 2>/dev/null & exec 3<&-
 wait $tpm
+kill $! 2>/dev/null
 """
 
 
@@ -163,7 +164,7 @@ class SoftwareTpm:
 
     def _await_ready(self, process: subprocess.Popen[bytes], control: Path, log: Path) -> None:
         deadline = time.monotonic() + _START_SECONDS
-        while not _answers(control):
+        while not (_answers(control) and _answers(self._socket)):
             if process.poll() is not None:
                 raise AttesterError(
                     f"swtpm did not start{_last_line(log)}",
@@ -174,11 +175,13 @@ class SoftwareTpm:
             time.sleep(_POLL_SECONDS)
 
 
-def _answers(control: Path) -> bool:
-    """True when the control socket accepts connections, which it does last."""
+def _answers(path: Path | None) -> bool:
+    """True when something accepts connections at ``path``."""
+    if path is None:
+        return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
-            probe.connect(str(control))
+            probe.connect(str(path))
         except OSError:
             return False
     return True
