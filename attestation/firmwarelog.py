@@ -33,6 +33,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from attestation.accumulator import CONTAINER, hardware_part
 from attestation.errors import EventLogError
 from attestation.eventlog import Event, EventLog, ccel_register, check_replay
 from attestation.runtime_events import RuntimeEvent, measured_claims, measurements
@@ -42,6 +43,7 @@ __all__ = ["RTMR_RUNTIME", "agent_claims", "boot_claims", "check_ccel"]
 RTMR_RUNTIME: Final = 4
 """Index of RTMR3 in a CCEL: what software measured while the domain ran."""
 
+_RTMR_SYSTEM: Final = 3
 _BANK: Final = "sha384"
 _FIRMWARE_BLOBS: Final = (0x80000008, 0x8000000A)
 _BOOT_APPLICATION: Final = 0x80000003
@@ -63,22 +65,25 @@ _AGENT_DOMAINS: Final = frozenset({"github.com/confidential-containers", "coco.c
 _MAX_IMAGES: Final = 64
 
 
-def check_ccel(data: bytes, rtmrs: Sequence[bytes]) -> dict[str, bytes]:
+def check_ccel(log: EventLog | None, rtmrs: Sequence[bytes]) -> dict[str, bytes]:
     """Replay a CCEL against the quoted RTMRs and return the claims of its events.
 
     Without a log nothing of it is known, and the registers stand alone. A log that is there
-    must explain every register that is not zero, so that none of it can be cut off.
+    must explain every register that is not zero, so that none of it can be cut off. Only a
+    server that isolates containers withholds RTMR2, which has the events of all of them.
+    Events of software registers are left out.
 
     :raises EventLogError: naming the first register that differs.
-    :raises EvidenceError: when the log is malformed.
     """
-    if not data:
+    if log is None:
         return {}
-    log = EventLog.parse(data)
+    isolated = bool(log.extending(CONTAINER))
+    log = hardware_part(log)
     quoted = {number + 1: value for number, value in enumerate(rtmrs)}
     check_replay(log, quoted, bank=_BANK, name=ccel_register, ccel=True)
     for index, value in quoted.items():
-        if any(value) and not log.extending(index):
+        withheld = isolated and index == _RTMR_SYSTEM
+        if any(value) and not log.extending(index) and not withheld:
             register = ccel_register(index)
             raise EventLogError(
                 f"{register} was extended and the log has no event for it",

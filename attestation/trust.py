@@ -70,6 +70,8 @@ class TrustAnchors:
     ``amd_ark_keys``  SHA-256 of the SPKI of the AMD root keys that count
     ``intel_root``    SHA-256 of the SPKI of the Intel root CA that counts
     ``nvidia_root``   SHA-256 of the SPKI of the NVIDIA root CA that counts
+    ``container_servers``  digests of events which measure a CCNP or CIMA server, or an image
+                      that contains it; a container's own register counts only under one
     ``collateral``    Intel collateral documents, each one the JSON of a QuoteCollateralV3
     ``endorsements``  certificates and chains, DER or PEM: VCEK, VLEK, ASK, ASVK, ARK, EK,
                       and AMD certificate revocation lists
@@ -83,6 +85,7 @@ class TrustAnchors:
     amd_ark_keys: frozenset[bytes] = frozenset(AMD_ARK_KEYS.values())
     intel_root: bytes = INTEL_ROOT_KEY
     nvidia_root: bytes = NVIDIA_ROOT_KEY
+    container_servers: frozenset[bytes] = frozenset()
     collateral: tuple[bytes, ...] = ()
     endorsements: tuple[bytes, ...] = ()
 

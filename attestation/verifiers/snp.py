@@ -8,8 +8,9 @@ Steps, in this order, each named in the error that it raises:
 3. *report signature*;
 4. *reported TCB*, *chip id*: those of the certificate (a Turin chip id has 8 bytes, and its
    TCB has another layout with the FMC);
-5. *binding*: report data is the digest of this nonce, these keys and this role, directly or
-   as a CCNP server composes it.
+5. *binding*: report data is the digest of this nonce, these keys and this role, in one of
+   the compositions of :mod:`attestation.accumulator`, which also says what a log is worth
+   here: SNP has no register for software.
 
 Certificates and CRLs come from the relying party (``trust.endorsements``) or along with the
 evidence; only the root is trusted for itself. A report may mask its chip id. Under a VCEK the
@@ -22,13 +23,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
+from attestation.accumulator import (
+    SoftwareRegisters,
+    check_report_data,
+    refuse_hardware_events,
+)
 from attestation.amd import Endorsements, SnpPlatform, check_report
 from attestation.binding import Bound
 from attestation.errors import EvidenceError
+from attestation.eventlog import EventLog
 from attestation.evidence import Claims, Evidence, Scalar, Tee
 from attestation.quotes.snp import SnpReport
 from attestation.trust import TrustAnchors
-from attestation.verifiers.tdx import check_report_data
 
 __all__ = ["VERIFIER", "SnpVerifier", "snp_attributes", "snp_measurements"]
 
@@ -50,18 +56,17 @@ class SnpVerifier:
         """See :meth:`attestation.verifiers.Verifier.verify`."""
         if evidence.tee is not Tee.SNP:
             raise EvidenceError(f"not SNP but {evidence.tee.value} evidence", field="tee")
-        if evidence.event_log:
-            raise EvidenceError(
-                "an SNP report has no register that a log could replay to", field="event_log"
-            )
+        log = EventLog.parse(evidence.event_log) if evidence.event_log else None
+        if log is not None:
+            refuse_hardware_events(log)
+        software = SoftwareRegisters.read(log)
         report = SnpReport.parse(evidence.quote)
         endorsements = Endorsements.gather(trust.endorsements, evidence.endorsements)
         platform = check_report(report, endorsements, trust, now)
-        if binding is not None:
-            check_report_data(report.report_data, binding)
+        proven = check_report_data(report.report_data, binding, software)
         return Claims(
             tee=Tee.SNP,
-            measurements=snp_measurements(report),
+            measurements={**software.claims, **snp_measurements(report)},
             debug=report.guest_policy["debug"],
             tcb=report.reported_tcb.hex(),
             hardware_id=platform.hardware_id,
@@ -70,6 +75,7 @@ class SnpVerifier:
                 "bound": binding is not None,
                 "report_data": report.report_data.hex(),
             },
+            unverified=software.unproven(bound=proven, server_measured=False),
         )
 
 

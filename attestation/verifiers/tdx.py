@@ -6,9 +6,12 @@ Steps, in this order, each named in the error that it raises:
 2. *PCK chain*, *quoting enclave*, *attestation key*, *quote signature*: a genuine platform
    made the quote, under the pinned root of Intel;
 3. *collateral*, *TCB*: signed and current collateral for this platform gives a TCB status;
-4. *binding*: report data is the digest of this nonce, these keys and this role, either
-   directly or as a CCNP server composes it: SHA-512(nonce | digest);
-5. *event log*: the CCEL replays to the quoted RTMRs, register by register.
+4. *binding*: report data is the digest of this nonce, these keys and this role, in one of
+   the compositions of :mod:`attestation.accumulator`;
+5. *event log*: the CCEL replays to the quoted RTMRs, register by register; registers kept in
+   software count as far as that module says. ``container.imr`` of a CCNP server counts where
+   the report data covers it *and* an event of the replayed log has a digest of
+   ``trust.container_servers``; else it is listed as unverified.
 
 **Without any collateral** steps 1, 2, 4 and 5 still run. The TCB status is then ``unknown``,
 ``tcb`` is listed in :attr:`~attestation.evidence.Claims.unverified`, and no policy accepts
@@ -25,20 +28,19 @@ then only as far as it is signed and current.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
 
+from attestation.accumulator import SoftwareRegisters, check_report_data, hardware_part
 from attestation.binding import Bound
 from attestation.errors import (
-    BindingError,
     EndorsementError,
     EvidenceError,
     FreshnessError,
     VerificationError,
 )
+from attestation.eventlog import EventLog
 from attestation.evidence import Claims, Evidence, Scalar, Tee
 from attestation.firmwarelog import check_ccel
 from attestation.intel import (
@@ -59,7 +61,6 @@ __all__ = [
     "UNKNOWN_TCB",
     "VERIFIER",
     "DcapVerifier",
-    "check_report_data",
     "td_attributes",
     "td_measurements",
 ]
@@ -97,9 +98,10 @@ class DcapVerifier:
             )
         pck = read_pck(quote)
         verdict = _judge(quote, pck, evidence, trust, now)
-        if binding is not None:
-            check_report_data(quote.body.report_data, binding)
         body = quote.body
+        log = EventLog.parse(evidence.event_log) if evidence.event_log else None
+        software = SoftwareRegisters.read(log)
+        proven = check_report_data(body.report_data, binding, software)
         attributes: dict[str, Scalar | tuple[str, ...]] = {
             "bound": binding is not None,
             "fmspc": pck.fmspc.hex().upper(),
@@ -108,7 +110,7 @@ class DcapVerifier:
         }
         if isinstance(body, TdReport):
             measurements = td_measurements(body)
-            measurements |= check_ccel(evidence.event_log, body.rtmrs)
+            measurements |= check_ccel(log, body.rtmrs)
             attributes |= td_attributes(body)
         else:
             if evidence.event_log:
@@ -126,12 +128,15 @@ class DcapVerifier:
             attributes["tcb_missing"] = verdict.missing
         return Claims(
             tee=quote.tee,
-            measurements=measurements,
+            measurements={**software.claims, **measurements},
             debug=body.debug,
             tcb=verdict.status if judged else UNKNOWN_TCB,
             hardware_id=pck.identity,
             attributes=attributes,
-            unverified=() if judged else ("tcb",),
+            unverified=(
+                *(() if judged else ("tcb",)),
+                *software.unproven(bound=proven, server_measured=_server_measured(log, trust)),
+            ),
         )
 
 
@@ -196,22 +201,13 @@ def _documents(items: Iterable[bytes]) -> tuple[bytes, ...]:
     return tuple(item for item in items if item.lstrip()[:1] == _COLLATERAL_START)
 
 
-def check_report_data(value: bytes, binding: Bound) -> None:
-    """Compare report data with a binding, directly and in CCNP's composition.
-
-    A CCNP server places SHA-512(nonce | user data) into the report; our nonce is its nonce
-    and our digest its user data, and both steps are computed again here.
-
-    :raises BindingError: when it is neither.
-    """
-    expected = binding.report_data()
-    if hmac.compare_digest(value, expected):
-        return
-    composed = hashlib.sha512(binding.nonce + expected).digest()
-    if binding.nonce and hmac.compare_digest(value, composed):
-        return
-    raise BindingError(
-        "report data is not the digest of this nonce, these keys and this role", step="binding"
+def _server_measured(log: EventLog | None, trust: TrustAnchors) -> bool:
+    """Say whether the log, which was replayed, has a container server that is trusted."""
+    return log is not None and any(
+        digest in trust.container_servers
+        for event in hardware_part(log).events
+        if event.extends
+        for digest in event.digests.values()
     )
 
 
