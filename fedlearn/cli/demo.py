@@ -196,7 +196,7 @@ class _Person:
         console = Console(no_color=not colours(), width=None if sys.stdout.isatty() else 110)
         console.print()
         for refused in outcome.refused:
-            console.print(f"{refused.name} was refused in round {refused.round}:", style="bold")
+            line(f"{refused.name} was refused in round {refused.round}:", bold=True)
             console.print(findings_table(refused))
         console.print(summary(outcome))
         console.print()

@@ -31,6 +31,7 @@ from edge.rpc import GateClient
 from fedlearn.attester import device, open_attester
 from fedlearn.cli.machines import settings_of
 from fedlearn.errors import AdmissionDenied
+from fedlearn.software import software_digest
 
 __all__ = ["try_to_join"]
 
@@ -50,6 +51,7 @@ def try_to_join(order: Mapping[str, Any], wait: Callable[[], object]) -> dict[st
         GateClient.connect(identity.gate_address, ca_pin=identity.ca_pin) as gate,
     ):
         attester = open_attester(settings, state=state, scope=order["job"])
+        attester.extend("software", software_digest())
         attester.extend("app", bytes.fromhex(order["bundle"]))
         attester.extend("job", bytes.fromhex(order["job_digest"]))
         membership = Membership(

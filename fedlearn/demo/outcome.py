@@ -59,6 +59,15 @@ class RefusedSite:
     findings: tuple[Mapping[str, Any], ...] = ()
     round: int = 0
 
+    @property
+    def against(self) -> tuple[Mapping[str, Any], ...]:
+        """The findings that kept it out, one for each claim and what was found of it."""
+        seen: dict[tuple[object, object], Mapping[str, Any]] = {}
+        for finding in self.findings:
+            if finding.get("tier") != "affirming":
+                seen.setdefault((finding.get("claim"), finding.get("actual")), finding)
+        return tuple(seen.values())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundFacts:

@@ -199,8 +199,7 @@ def _refused(site: RefusedSite) -> str:
             f"<td><code>{escape(str(finding.get('actual', '')))}</code></td>",
             f"<td>{escape(str(finding.get('remedy', '')))}</td>",
         )
-        for finding in site.findings
-        if finding.get("tier") != "affirming"
+        for finding in site.against
     ]
     when = f" during round {site.round}" if site.round else ""
     table = ""

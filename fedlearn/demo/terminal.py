@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fedlearn.console import printable
 from fedlearn.demo.outcome import DemoOutcome, RefusedSite, SiteFacts
 
 __all__ = ["findings_table", "site_table", "summary"]
@@ -32,7 +33,7 @@ def site_table(outcome: DemoOutcome) -> Table:
     table.add_column("gain", justify="right", footer=_gain(outcome.federated - outcome.alone))
     for site in outcome.sites:
         table.add_row(
-            site.name,
+            Text(site.name),
             f"{site.train + site.test:,}",
             _tee(site),
             f"{site.admitted:.1f} s" if math.isfinite(site.admitted) else "n/a",
@@ -43,9 +44,9 @@ def site_table(outcome: DemoOutcome) -> Table:
         )
     for refused in outcome.refused:
         table.add_row(
-            Text(refused.name, style="red"),
+            Text(printable(refused.name), style="red"),
             "",
-            refused.tee,
+            Text(printable(refused.tee)),
             Text("refused", style="bold red"),
             "0",
             "",
@@ -60,11 +61,9 @@ def findings_table(site: RefusedSite) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for head in ("claim", "expected", "found", "what would help"):
         table.add_column(head, overflow="fold")
-    for finding in site.findings:
-        if finding.get("tier") != "affirming":
-            table.add_row(
-                *(str(finding.get(key, "")) for key in ("claim", "expected", "actual", "remedy"))
-            )
+    for finding in site.against:
+        keys = ("claim", "expected", "actual", "remedy")
+        table.add_row(*(Text(printable(str(finding.get(key, "")))) for key in keys))
     return table
 
 
@@ -103,7 +102,7 @@ def _check(good: bool, yes: str, no: str) -> Text:
 def _tee(site: SiteFacts) -> Text:
     if site.tee == "sample":
         return Text("sample (insecure)", style="yellow")
-    return Text(f"{site.tee} (software)" if site.tee == "tpm" else site.tee)
+    return Text(f"{site.tee} (software)" if site.tee == "tpm" else printable(site.tee))
 
 
 def _n(value: float) -> str:

@@ -285,6 +285,8 @@ def test_the_terminal_shows_the_same(outcome: DemoOutcome) -> None:
     for wanted in ("hospitals-1", "refused", "0.650", "+0.031", "128 entries verified", "app"):
         assert wanted in text, wanted
     assert "affirming" not in text
+    assert "[reference" in text
+    assert "this job's bundle" not in text
     assert "FAIL" not in text
 
 
