@@ -89,7 +89,15 @@ def make_outcome() -> DemoOutcome:
                         "expected": "5ee807357f191798" * 4,
                         "actual": "c1d0" * 16,
                         "category": "executables",
-                        "remedy": "run the app bundle that the job names",
+                        "remedy": "run the app bundle that the job names, or add it to [reference]",
+                    },
+                    {
+                        "claim": "app",
+                        "tier": "contraindicated",
+                        "expected": "this job's bundle",
+                        "actual": "c1d0" * 16,
+                        "category": "executables",
+                        "remedy": "run the bundle that was submitted",
                     },
                     {
                         "claim": "job",
