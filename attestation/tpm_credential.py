@@ -45,12 +45,15 @@ __all__ = [
     "ProvenKey",
     "TpmIdentity",
     "challenge_identity",
+    "check_credential",
     "make_credential",
 ]
 
 SECRET_BYTES: Final = 32
 _MAX_IDENTITY_BYTES: Final = 64 * 1024
 _MAX_CHAIN: Final = 4
+_MAX_CREDENTIAL_BYTES: Final = 2048
+_MAX_PART_BYTES: Final = 600
 _MAGIC: Final = b"FLTI\x01"
 _TOOL_HEADER: Final = bytes.fromhex("badcc0de00000001")
 """The header that ``tpm2_activatecredential`` expects before the two structures."""
@@ -80,6 +83,16 @@ class TpmIdentity:
     ak: PublicArea
     ek_certificate: bytes = b""
     chain: tuple[bytes, ...] = ()
+
+    @property
+    def ek_digest(self) -> bytes:
+        """SHA-256 of the SPKI of the endorsement key."""
+        return hashlib.sha256(self.ek.spki).digest()
+
+    @property
+    def ak_digest(self) -> bytes:
+        """SHA-256 of the SPKI of the attestation key."""
+        return hashlib.sha256(self.ak.spki).digest()
 
     def to_bytes(self) -> bytes:
         """Return the encoding."""
@@ -162,7 +175,7 @@ def challenge_identity(
     """
     _check_kind(identity.ek, "endorsement key", signs=False)
     _check_kind(identity.ak, "attestation key", signs=True)
-    ek = hashlib.sha256(identity.ek.spki).digest()
+    ek = identity.ek_digest
     if ek in pinned:
         endorsement = "pinned"
     elif identity.ek_certificate and roots:
@@ -180,7 +193,7 @@ def challenge_identity(
             hint="pin this endorsement key, or add its manufacturer's root certificate",
         )
     secret = secrets.token_bytes(SECRET_BYTES)
-    ak = hashlib.sha256(identity.ak.spki).digest()
+    ak = identity.ak_digest
     return ActivationChallenge(
         blob=make_credential(identity.ek, identity.ak.name, secret),
         proven=ProvenKey(ak=ak, ek=ek, endorsement=endorsement),
@@ -223,6 +236,21 @@ def make_credential(ek: PublicArea, name: bytes, secret: bytes) -> bytes:
     integrity_key = _kdfa(ek.name_hash, seed, b"INTEGRITY", b"", b"", digest_bits)
     integrity = hmac.digest(integrity_key, identity + name, ek.name_hash)
     return _TOOL_HEADER + _sized(_sized(integrity) + identity) + _sized(encrypted_seed)
+
+
+def check_credential(blob: bytes) -> None:
+    """Check the form of a challenge, since the tool that reads it trusts its lengths.
+
+    :raises EvidenceError: naming field and offset.
+    """
+    read = Cursor(blob, "credential", limit=_MAX_CREDENTIAL_BYTES)
+    if read.take(min(len(_TOOL_HEADER), read.remaining), "header") != _TOOL_HEADER:
+        raise read.fail("not a credential of version 1", "header", offset=0)
+    inner = Cursor(read.sized("id_object", limit=_MAX_PART_BYTES), "id_object", limit=1024)
+    inner.sized("integrity", limit=hashlib.sha512().digest_size)
+    inner.take(3, "identity")
+    read.sized("secret", limit=_MAX_PART_BYTES)
+    read.finish()
 
 
 def _share_seed(ek: PublicArea) -> tuple[bytes, bytes]:

@@ -21,11 +21,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from attestation.errors import AttestationError
 from attestation.trust import TrustAnchors
 from edge.bootstrap import Bootstrap
 from edge.config import SiteConfig
 from edge.identity import SiteIdentity
 from edge.launcher import Launcher, Phase, Workload
+from edge.ownership import OwnTpm, prove_tpm
 from edge.reports import Order, Reports, Start, Stop
 from edge.rpc import ControlClient, enroll
 from edge.rules import Answer, decide
@@ -60,6 +62,7 @@ class Agent:
     """One site's agent. ``run`` returns when ``stop`` is called.
 
     :param launcher: makes a launcher that reports to this agent.
+    :param tpm: this machine's TPM, which the agent proves before it takes orders.
     """
 
     def __init__(
@@ -68,11 +71,14 @@ class Agent:
         identity: SiteIdentity,
         *,
         launcher: Callable[[Agent], Launcher],
+        tpm: OwnTpm | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.config = config
         self.identity = identity
         self._now = now
+        self._tpm = tpm
+        self._proven = False
         self._lock = threading.RLock()
         self._held: dict[str, _Held] = {}
         self._reports: Reports | None = None
@@ -94,7 +100,7 @@ class Agent:
             try:
                 self._renew_if_due()
                 self._follow()
-            except FedlearnError as error:
+            except (FedlearnError, AttestationError) as error:
                 _LOG.warning("the stream ended: %s", error)
             if self._now() - began > timedelta(seconds=_LONGEST_PAUSE):
                 pause = _FIRST_PAUSE
@@ -132,6 +138,7 @@ class Agent:
             return
         over = threading.Event()
         with ControlClient.of_site(self.identity) as control:
+            self._prove_tpm(control)
             reports.capabilities(json.dumps(self._capabilities()))
             beats = threading.Thread(target=self._beat, args=(reports, control, over), daemon=True)
             beats.start()
@@ -154,6 +161,12 @@ class Agent:
         found["data"] = sorted(self.config.data)
         return found
 
+    def _prove_tpm(self, control: ControlClient) -> None:
+        """Prove this machine's TPM, once in the agent's life: its keys stay the same."""
+        if self._tpm is not None and not self._proven:
+            prove_tpm(control, self._tpm, site=self.identity.site)
+            self._proven = True
+
     def _beat(self, reports: Reports, control: ControlClient, over: threading.Event) -> None:
         while not over.wait(_HEARTBEAT_SECONDS):
             try:
@@ -174,7 +187,8 @@ class Agent:
             else:
                 self._renewed(control.renew_site(identity))
             return
-        self._renewed(enroll(identity.token, identity=identity, now=self._now))
+        shown = self._tpm.identity().to_bytes() if self._tpm is not None else b""
+        self._renewed(enroll(identity.token, identity=identity, tpm=shown, now=self._now))
         if self.identity.pending:
             raise TransportError(
                 f"site {identity.site} waits for approval",

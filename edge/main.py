@@ -17,6 +17,7 @@ from fedlearn.console import Commands, line, print_json, version_text
 from fedlearn.errors import ConfigError
 
 if TYPE_CHECKING:
+    from attestation.attesters.tpm import TpmAttester
     from edge.agent import Agent
     from edge.bootstrap import Bootstrap
     from edge.config import SiteConfig
@@ -63,7 +64,12 @@ def run(path: Path, as_json: bool) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o077)
     with device(config.attester, state=config.state) as attester:
-        agent = Agent(config, identity, launcher=lambda own: _launcher(own, config, attester))
+        agent = Agent(
+            config,
+            identity,
+            launcher=lambda own: _launcher(own, config, attester),
+            tpm=_tpm(config, attester),
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: agent.stop())
         if as_json:
@@ -97,6 +103,9 @@ def check(path: Path, as_json: bool) -> int:
     with device(config.attester, state=config.state) as settings:
         attester = open_attester(settings, state=config.state, scope="check")
         found["tee"] = attester.tee.value
+        tpm = _tpm(config, settings)
+        if tpm is not None:
+            found["ek"] = tpm.identity().ek_digest.hex()
     for name, data in sorted(config.data.items()):
         if data.path is not None:
             found["data"][name] = sum(1 for _ in records(data.path))
@@ -143,6 +152,25 @@ def approve(path: Path, job: str, bundle: str, withdraw: bool) -> int:
     file.touch(mode=0o600)
     line(f"{job} may run the code {bundle[:16]}... here", style="green")
     return 0
+
+
+def _tpm(config: SiteConfig, attester: AttesterSettings) -> TpmAttester | None:
+    """Return the TPM that clients of this site attest with, where they share this machine.
+
+    Pods run on other machines, whose attestation keys the coordinator's operator pins.
+    """
+    from attestation.errors import AttesterError
+    from fedlearn.attester import open_tpm
+
+    if config.launcher.kind != "process":
+        return None
+    try:
+        return open_tpm(attester, state=config.state)
+    except AttesterError as error:
+        if attester.kind != "auto":
+            raise
+        logging.getLogger(__name__).warning("nothing here makes evidence: %s", error)
+        return None
 
 
 def _launcher(agent: Agent, config: SiteConfig, attester: AttesterSettings) -> Launcher:

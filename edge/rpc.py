@@ -33,6 +33,7 @@ __all__ = [
     "CoordinatorEvidence",
     "GateClient",
     "Request",
+    "TpmChallenge",
     "enroll",
 ]
 
@@ -57,6 +58,14 @@ class Challenge:
     nonce: bytes
     expires: datetime
     verifier_id: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TpmChallenge:
+    """What only the site's TPM can open, and the name under which to answer, once."""
+
+    challenge: bytes
+    blob: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,10 +149,13 @@ class GateClient(_Client):
         """
         return cls(patiently(lambda: fetch_pinned(address, ca_pin=ca_pin, now=now())))
 
-    def enroll(self, token: str, csr: bytes) -> pb.EnrollReply:
-        """Redeem a join token, or ask again with the key that did."""
+    def enroll(self, token: str, csr: bytes, tpm: bytes = b"") -> pb.EnrollReply:
+        """Redeem a join token, or ask again with the key that did.
+
+        ``tpm`` is the encoded identity of the site's TPM, for the operator to see.
+        """
         reply: pb.EnrollReply = self._patiently(
-            self._gate.Enroll, pb.EnrollRequest(token=token, csr=csr)
+            self._gate.Enroll, pb.EnrollRequest(token=token, csr=csr, tpm_identity=tpm)
         )
         return reply
 
@@ -222,6 +234,22 @@ class ControlClient(_Client):
         reply = self._patiently(self._sites.RenewSite, pb.RenewSiteRequest(csr=csr))
         return _accepted(identity, reply)
 
+    def propose_tpm(self, identity: bytes) -> TpmChallenge:
+        """Say which TPM the site has; return what it has to open."""
+        reply = self._once(self._sites.ProposeTpm, pb.ProposeTpmRequest(identity=identity))
+        return TpmChallenge(challenge=reply.challenge, blob=reply.blob)
+
+    def prove_tpm(self, challenge: TpmChallenge, secret: bytes) -> str:
+        """Give the answer, once; return why the coordinator believes the endorsement key.
+
+        Empty when the operator has to approve it first.
+
+        :raises EnrollmentRefused: when the answer is wrong, or the TPM is another site's.
+        """
+        request = pb.ProveTpmRequest(challenge=challenge.challenge, secret=secret)
+        reply = self._once(self._sites.ProveTpm, request)
+        return str(reply.endorsement) if reply.accepted else ""
+
     def fetch_bundle(self, sha256: bytes) -> bytes:
         """Return an app bundle. The caller checks its digest before it is used.
 
@@ -273,13 +301,15 @@ def enroll(
     *,
     identity: SiteIdentity | None = None,
     keep: Callable[[SiteIdentity], None] = lambda identity: None,
+    tpm: bytes = b"",
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> SiteIdentity:
     """Redeem a join token with a fresh key, or ask again with the key of ``identity``.
 
     The result may be pending: ask again with it after the operator's approval. ``keep`` is
     called with the identity before the token is redeemed, so that a crash right after does
-    not lose the only key that the token is good for from then on.
+    not lose the only key that the token is good for from then on. ``tpm`` is the encoded
+    identity of the site's TPM, which the operator sees while the site waits.
 
     :raises ConfigError: when the token was mistyped.
     :raises EnrollmentRefused: when the coordinator does not accept it.
@@ -301,7 +331,7 @@ def enroll(
             )
         identity = replace(identity, token=token.strip())
         keep(identity)
-        reply = gate.enroll(identity.token, certification_request(identity.key))
+        reply = gate.enroll(identity.token, certification_request(identity.key), tpm)
     if reply.status == pb.EnrollReply.PENDING:
         return replace(identity, chain=b"")
     return _accepted(identity, reply)

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -22,7 +23,10 @@ from fedlearn.attesterfile import AttesterSettings
 from fedlearn.config import file_bytes
 from fedlearn.errors import ConfigError
 
-__all__ = ["device", "open_attester"]
+if TYPE_CHECKING:
+    from attestation.attesters.tpm import TpmAttester
+
+__all__ = ["device", "open_attester", "open_tpm"]
 
 _TPM_DIRECTORY = "tpm"
 _MAX_KEY_BYTES = 64 * 1024
@@ -75,6 +79,19 @@ def open_attester(settings: AttesterSettings, *, state: Path, scope: str = "") -
         socket=settings.socket,
         address=settings.address,
     )
+
+
+def open_tpm(settings: AttesterSettings, *, state: Path) -> TpmAttester | None:
+    """Return this machine's TPM where it is what makes the evidence here; else ``None``.
+
+    :raises AttesterError: when the settings ask for a TPM that cannot be used.
+    """
+    if settings.kind not in ("auto", "tpm"):
+        return None
+    from attestation.attesters.tpm import TpmAttester
+
+    attester = open_attester(settings, state=state)
+    return attester if isinstance(attester, TpmAttester) else None
 
 
 def _sample(settings: AttesterSettings, state: Path) -> Attester:

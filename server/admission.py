@@ -187,7 +187,8 @@ class AdmissionGate:
         6. The site vouches: its enrolled key signed job, client, nonce and that key.
         7. The evidence decodes.
         8. The evidence is genuine, fresh, and bound to role, nonce, our CA, both keys, the
-           site and the workload.
+           site and the workload. A TPM's attestation key counts when this very site has
+           proven it, or when it is pinned and no other site has.
         9. The policy affirms the claims; ``app`` and ``job`` are measured as this job's.
         10. The policy is still the job's, and the site has no other client in it.
         11. The ledger has the admission; certificate and Flower node are made; the register
@@ -300,6 +301,11 @@ class AdmissionGate:
     def _check_unchanged(self, affirmed: Affirmed, site: str, *, admitting: bool) -> None:
         """Step 10, first half: the job or the site may have gone or changed meanwhile."""
         self._sites.key_of(site, admitting=admitting)
+        if self._sites.tpm_of(site) != affirmed.tpm:
+            raise AdmissionDenied(
+                f"the TPM of site {site} changed while the evidence was verified",
+                hint="try again with a new challenge",
+            )
         job = self._job(affirmed.job.name)
         if job is None or job != affirmed.job:
             raise AdmissionDenied(

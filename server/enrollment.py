@@ -4,21 +4,24 @@ A token is good for one key. The key that redeems it may present it again (it as
 it was approved, or comes back after its certificate ran out); no other key can. Only a
 digest of the token's secret is stored. A site's name stays bound to its key until the
 operator removes the site and invites it anew.
+
+A site with a TPM is bound to its endorsement key as well (:mod:`server.sitetpm`): when another
+one is proven, the site waits for approval again, and its clients end.
 """
 
 from __future__ import annotations
 
-import enum
 import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from attestation.tpm_credential import ProvenKey
 from fedlearn.errors import (
     AdmissionDenied,
     ConfigError,
@@ -29,6 +32,9 @@ from fedlearn.errors import (
 from fedlearn.join import JoinToken, checked_address
 from fedlearn.spiffe import SiteId, checked_name
 from server.peers import PeerCertificate, csr_key, spki, thumbprint
+from server.site import Site, SiteStatus, site_of_row
+from server.sitetpm import SCHEMA as TPM_SCHEMA
+from server.sitetpm import SiteTpm, TpmTable, check_digest
 
 __all__ = ["Site", "SiteRegister", "SiteStatus"]
 
@@ -50,34 +56,6 @@ CREATE TABLE IF NOT EXISTS sites (
     capabilities TEXT NOT NULL
 ) STRICT;
 """
-
-
-class SiteStatus(enum.StrEnum):
-    """Where a site stands."""
-
-    INVITED = "invited"
-    PENDING = "pending"
-    ACTIVE = "active"
-    DRAINING = "draining"
-    """Keeps its running clients; gets no new ones."""
-    REMOVED = "removed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """One site. ``key`` is its DER SPKI, empty until a key redeemed the token."""
-
-    name: str
-    status: SiteStatus
-    key: bytes
-    changed: datetime
-    last_seen: datetime | None
-    capabilities: str
-
-    @property
-    def key_thumbprint(self) -> bytes:
-        """SHA-256 of the key; empty when there is none."""
-        return thumbprint(self.key) if self.key else b""
 
 
 Subscriber = Callable[[Site], None]
@@ -119,9 +97,10 @@ class SiteRegister:
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_SCHEMA)
+            self._db.executescript(_SCHEMA + TPM_SCHEMA)
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{path}: the register of sites cannot be opened: {error}") from error
+        self._tpms = TpmTable(self._db)
 
     def close(self) -> None:
         """Close the file."""
@@ -138,13 +117,17 @@ class SiteRegister:
         *,
         lifetime: timedelta = TOKEN_LIFETIME,
         needs_approval: bool = True,
+        ek: bytes = b"",
     ) -> JoinToken:
         """Invite ``site``. A former invitation that nobody took up is void.
+
+        ``ek`` is the SHA-256 of the endorsement key that its TPM must have, where it is known.
 
         :raises ConfigError: when the name or lifetime is impossible, the site is enrolled
             already, or there are too many sites.
         """
         checked_name(site, "site")
+        check_digest(ek)
         if not timedelta(minutes=1) <= lifetime <= MAX_TOKEN_LIFETIME:
             raise ConfigError(
                 f"{lifetime} is no lifetime for a token",
@@ -174,6 +157,9 @@ class SiteRegister:
                     now.timestamp(),
                 ),
             )
+            self._tpms.drop(site)
+            if ek:
+                self._tpms.put(SiteTpm(site=site, ek=ek, endorsement="invitation"))
             self._record(
                 "enrollment",
                 {
@@ -181,6 +167,7 @@ class SiteRegister:
                     "outcome": "invited",
                     "expires": (now + lifetime).isoformat(),
                     "needs_approval": needs_approval,
+                    **({"ek": ek.hex()} if ek else {}),
                 },
             )
         return token
@@ -213,9 +200,18 @@ class SiteRegister:
             self._tell(site)
         return site
 
-    def approve(self, site: str) -> Site:
-        """Let a pending site in, or a draining one take new clients again."""
-        return self._change(site, SiteStatus.ACTIVE, (SiteStatus.PENDING, SiteStatus.DRAINING))
+    def approve(self, site: str, *, ek: bytes = b"") -> Site:
+        """Let a pending site in, or a draining one take new clients again.
+
+        It binds the site to the endorsement key that it has shown. ``ek`` says which one the
+        operator means; where the site had another one before, it must be named.
+
+        :raises ConfigError: when the site has shown another key, or changed it and ``ek`` is
+            not given.
+        """
+        check_digest(ek)
+        former = (SiteStatus.PENDING, SiteStatus.DRAINING)
+        return self._change(site, SiteStatus.ACTIVE, former, ek=ek)
 
     def reject(self, site: str) -> Site:
         """Turn a pending site away; its token is void."""
@@ -234,7 +230,7 @@ class SiteRegister:
         """Return all sites by name."""
         with self._lock:
             rows = self._db.execute("SELECT * FROM sites ORDER BY name").fetchall()
-        return tuple(_site(row) for row in rows)
+        return tuple(site_of_row(row) for row in rows)
 
     def show(self, site: str) -> Site:
         """Return one site.
@@ -285,6 +281,83 @@ class SiteRegister:
             raise TransportError(f"site {peer.id.site} is enrolled with another key")
         return found
 
+    def tpm(self, site: str) -> SiteTpm:
+        """Return what is known of a site's TPM, an empty value when that is nothing."""
+        with self._lock:
+            return self._tpms.get(site)
+
+    def tpm_of(self, site: str) -> ProvenKey | None:
+        """Return the keys that the TPM of an enrolled site has proven, if it has."""
+        return self.tpm(site).proven
+
+    def site_of_ak(self, ak: bytes) -> str | None:
+        """Return the site whose TPM holds the attestation key ``ak`` (SHA-256), if any does."""
+        with self._lock:
+            return self._tpms.holder(ak=ak)
+
+    def show_tpm(self, site: str, *, ek: bytes, certificate: str) -> None:
+        """Note which endorsement key a site that waits for approval says it has."""
+        with self._transaction():
+            known = self._tpms.get(site)
+            if self.show(site).status is SiteStatus.PENDING and ek not in (
+                known.ek,
+                known.shown_ek,
+            ):
+                self._tpms.put(replace(known, shown_ek=ek, shown_ak=b"", certificate=certificate))
+
+    def prove_tpm(self, site: str, proven: ProvenKey, *, certificate: str) -> Site:
+        """Keep what the TPM of an active site has proven; return the site.
+
+        When the endorsement key is not believed, or is another than before, the site waits
+        for approval from now on: it is returned as pending.
+
+        ``proven.endorsement`` is ``certificate`` where the key's certificate was verified;
+        ``certificate`` says in words what was found of it.
+
+        :raises EnrollmentRefused: when the TPM is that of another site, or the site may not
+            talk to us.
+        """
+        with self._transaction() as db:
+            found = self.show(site)
+            if found.status not in (SiteStatus.ACTIVE, SiteStatus.DRAINING):
+                raise EnrollmentRefused(f"site {site} is {found.status}")
+            known = self._tpms.get(site)
+            tpm = known.after(proven, certificate)
+            status = found.status if known.believes(proven) else SiteStatus.PENDING
+            if tpm != known or status is not found.status:
+                self._tpms.put(tpm)
+                db.execute(
+                    "UPDATE sites SET status=?, changed=? WHERE name=?",
+                    (status.value, self._clock().timestamp(), site),
+                )
+                self._record(
+                    "site",
+                    {
+                        "site": site,
+                        "status": status.value,
+                        "former": found.status.value,
+                        "key_thumbprint": found.key_thumbprint.hex(),
+                        "tpm": tpm.entry(),
+                    },
+                )
+            changed = self.show(site)
+        if status is not found.status:
+            self._tell(changed)
+        return changed
+
+    def refuse_tpm(self, site: str, proven: ProvenKey, reason: str) -> None:
+        """Enter into the ledger that a site did not prove the keys that it named."""
+        self._record(
+            "enrollment",
+            {
+                "site": site,
+                "outcome": "refused",
+                "reason": reason,
+                "ak": proven.ak.hex(),
+                "ek": proven.ek.hex(),
+            },
+        )
+
     def report_capabilities(self, site: str, capabilities: str) -> None:
         """Keep what a site says it can do: a JSON object of at most 256 KiB.
 
@@ -324,7 +397,7 @@ class SiteRegister:
                 "the join token is not one of this coordinator, or void",
                 hint=f"ask its operator for `fedlearn site token {token.site}`",
             )
-        site = _site(row)
+        site = site_of_row(row)
         if site.key:
             if site.key != key:
                 raise EnrollmentRefused(
@@ -358,12 +431,21 @@ class SiteRegister:
         )
         return self.show(site.name), True
 
-    def _change(self, name: str, to: SiteStatus, former: tuple[SiteStatus, ...]) -> Site:
+    def _change(
+        self, name: str, to: SiteStatus, former: tuple[SiteStatus, ...], *, ek: bytes = b""
+    ) -> Site:
         with self._transaction() as db:
             site = self.show(name)
             if site.status not in former:
                 expected = " or ".join(former)
                 raise ConfigError(f"site {name} is {site.status}, not {expected}", key="site")
+            known = tpm = self._tpms.get(name)
+            if to is SiteStatus.REMOVED:
+                self._tpms.drop(name)
+            elif to is SiteStatus.ACTIVE:
+                tpm = known.approved(ek)
+            if tpm != known:
+                self._tpms.put(tpm)
             db.execute(
                 "UPDATE sites SET status=?, changed=? WHERE name=?",
                 (to.value, self._clock().timestamp(), name),
@@ -375,6 +457,7 @@ class SiteRegister:
                     "status": to.value,
                     "former": site.status.value,
                     "key_thumbprint": site.key_thumbprint.hex(),
+                    **({"tpm": tpm.entry()} if tpm.ek else {}),
                 },
             )
             changed = self.show(name)
@@ -387,7 +470,7 @@ class SiteRegister:
 
     def _find(self, name: str) -> Site | None:
         row = self._db.execute("SELECT * FROM sites WHERE name=?", (name,)).fetchone()
-        return None if row is None else _site(row)
+        return None if row is None else site_of_row(row)
 
     def _count(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM sites").fetchone()[0])
@@ -409,15 +492,3 @@ class SiteRegister:
                     f"the register of sites cannot be written: {error}",
                     hint="see that its disk is neither full nor read-only",
                 ) from error
-
-
-def _site(row: sqlite3.Row) -> Site:
-    seen = float(row["last_seen"])
-    return Site(
-        name=row["name"],
-        status=SiteStatus(row["status"]),
-        key=row["key"],
-        changed=datetime.fromtimestamp(row["changed"], UTC),
-        last_seen=datetime.fromtimestamp(seen, UTC) if seen else None,
-        capabilities=row["capabilities"],
-    )

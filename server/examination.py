@@ -5,6 +5,7 @@ No state but the challenge book's is changed here, and nothing is decided but re
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -15,6 +16,7 @@ from attestation.errors import AttestationError, EvidenceError
 from attestation.evidence import MAX_EVIDENCE_BYTES, Claims, Evidence
 from attestation.policy import AppraisalPolicy
 from attestation.result import AttestationResult, Finding, Tier
+from attestation.tpm_credential import ProvenKey
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 from fedlearn.errors import AdmissionDenied, ConfigError
@@ -50,6 +52,14 @@ class SiteKeys(Protocol):
         :raises AdmissionDenied: when the site is unknown, pending, removed, or draining
             while ``admitting``.
         """
+        ...
+
+    def tpm_of(self, site: str) -> ProvenKey | None:
+        """Return the keys that the TPM of ``site`` has proven, if it has."""
+        ...
+
+    def site_of_ak(self, ak: bytes) -> str | None:
+        """Return the site whose TPM holds an attestation key (SHA-256), if any is known to."""
         ...
 
 
@@ -105,6 +115,7 @@ class Affirmed:
     evidence_digest: bytes
     claims: Claims
     result: AttestationResult
+    tpm: ProvenKey | None = None
 
 
 class Examiner:
@@ -165,6 +176,7 @@ class Examiner:
         else:
             _same_party(request, tls_key, current)
         attempt.step = "evidence"
+        tpm = self._sites.tpm_of(request.site)
         try:
             evidence = Evidence.from_bytes(request.evidence)
             digest = evidence.digest()
@@ -181,13 +193,14 @@ class Examiner:
                     node_id=request.site,
                     workload=job.workload,
                 ),
-                trust=job.trust,
+                trust=_trusting(job.trust, tpm),
                 now=now,
             )
         except AttestationError as error:
             raise _not_genuine(error) from error
         if claims.attributes.get("bound") is not True:
             raise AdmissionDenied("the verifier did not check what the evidence is bound to")
+        self._check_own_key(request.site, claims)
         attempt.step = "appraisal"
         attempt.body |= {
             "hardware_id": claims.hardware_id.hex(),
@@ -202,8 +215,27 @@ class Examiner:
                 hint=next((f.remedy for f in result.refusals if f.remedy), ""),
             )
         return Affirmed(
-            job=job, tls_key=tls_key, evidence_digest=digest, claims=claims, result=result
+            job=job,
+            tls_key=tls_key,
+            evidence_digest=digest,
+            claims=claims,
+            result=result,
+            tpm=tpm,
         )
+
+    def _check_own_key(self, site: str, claims: Claims) -> None:
+        """Refuse evidence whose attestation key was proven to live at another site.
+
+        The anchors of another site are never used here; this is for keys that are pinned for
+        all sites, and proven by one.
+        """
+        named = claims.attributes.get("tpm.ak")
+        if not isinstance(named, str):
+            return
+        owner = self._sites.site_of_ak(bytes.fromhex(named))
+        if owner not in (None, site):
+            why = f"the attestation key {named} is that of another site's TPM"
+            raise AdmissionDenied(why, findings=(refusal_finding("attestation key", why, ""),))
 
     def appraise(
         self, job: AdmittableJob, site: str, claims: Claims, tls_key: bytes, now: datetime
@@ -255,6 +287,17 @@ def _same_party(request: AdmitRequest, tls_key: bytes, current: Admission) -> No
         )
     if tls_key != current.tls_key or request.hpke_key != current.hpke_key:
         raise AdmissionDenied("a renewal keeps its keys", hint="seek a new admission for a new key")
+
+
+def _trusting(trust: TrustAnchors, tpm: ProvenKey | None) -> TrustAnchors:
+    """Return ``trust`` with the attestation key that this site, and no other, has proven."""
+    if tpm is None:
+        return trust
+    return dataclasses.replace(
+        trust,
+        tpm_aks=trust.tpm_aks | {tpm.ak},
+        tpm_ek_of={**trust.tpm_ek_of, tpm.ak: tpm.ek},
+    )
 
 
 def _measured(claims: Claims, claim: str, expected: bytes, remedy: str) -> Finding:

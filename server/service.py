@@ -38,6 +38,7 @@ from server.peers import spki
 from server.proof import CoordinatorProof
 from server.register import AdmissionRegister
 from server.rpc import Listeners, RpcConfig, Welcome
+from server.tpm_enrollment import TpmEnrollment
 
 __all__ = ["Service", "serve"]
 
@@ -147,6 +148,7 @@ def serve(config: ServerConfig) -> Iterator[Service]:
                 order_key=spki(home.order_key.public_key()),
             ),
             clock=_now,
+            tpms=TpmEnrollment(sites=sites, trust=lambda: anchors, clock=_now),
         )
         listeners.start()
         stack.callback(listeners.stop)

@@ -68,6 +68,7 @@ class Federation:
         self.tee = tee
         self.machines: dict[str, Machine] = {}
         self.parties: dict[str, Party] = {}
+        self.pinned: tuple[str, ...] = ()
         self._children = children
         self._server = folder / COORDINATOR
         self._client: OperatorClient | None = None
@@ -90,8 +91,14 @@ class Federation:
             raise TransportError("the coordinator was not started")
         return self._client
 
-    def make_machines(self, names: Iterable[str]) -> None:
-        """Make a machine for the coordinator and for each site in ``names``."""
+    def make_machines(self, names: Iterable[str], *, pinned: Iterable[str] = ()) -> None:
+        """Make a machine for the coordinator and for each site in ``names``.
+
+        The coordinator knows the attestation keys of the ``pinned`` ones beforehand; a site
+        that joins proves its own.
+        """
+        self.pinned = tuple(pinned)
+        names = (*names, *self.pinned)
         wanted = {COORDINATOR: self.state, **{name: self._site_state(name) for name in names}}
         with ThreadPoolExecutor(max_workers=4) as pool:
             made = pool.map(lambda item: (item[0], make_machine(self.tee, item[1])), wanted.items())
@@ -115,9 +122,11 @@ class Federation:
         self._client = self._connect(self._process)
 
     def token(self, site: str) -> str:
-        """Return a join token for ``site``, good once and for ten minutes."""
+        """Return a join token for ``site`` on its machine, good once and for ten minutes."""
+        machine = self.machines.get(site)
+        ek = machine.hardware_id if machine is not None and machine.tee is Tee.TPM else b""
         invitation = self.operator.create_token(
-            site, lifetime=timedelta(minutes=10), needs_approval=False
+            site, lifetime=timedelta(minutes=10), needs_approval=False, ek=ek
         )
         return invitation.token
 
@@ -183,15 +192,18 @@ class Federation:
     def server_table(self) -> dict[str, object]:
         """Return the coordinator's ``server.toml``, on ports that are free now."""
         listen = {name: f"127.0.0.1:{free_port()}" for name in ("gate", "control", "fleet")}
-        anchors = self.anchors(name for name in self.machines if name != COORDINATOR)
-        trust = "tpm_aks" if self.tee is Tee.TPM else "insecure_sample_keys"
+        if self.tee is Tee.TPM:
+            trust, known = "tpm_aks", self.pinned
+        else:
+            sites = tuple(name for name in self.machines if name != COORDINATOR)
+            trust, known = "insecure_sample_keys", sites
         return {
             "state": "state",
             "trust_domain": _TRUST_DOMAIN,
             "listen": listen,
             "keys": {"protect": ["passphrase"], "passphrase_file": "../operator/passphrase"},
             "attester": self.machines[COORDINATOR].table(),
-            "trust": {trust: anchors},
+            "trust": {trust: self.anchors(known)},
         }
 
     def site_table(self, party: Party, bundle: bytes) -> dict[str, object]:
@@ -286,7 +298,7 @@ name = "this installation of fedlearn"
 
 def coordinator_table(machine: Machine) -> str:
     """Return the line that pins the coordinator's hardware."""
-    return f'{COORDINATOR} = ["{machine.hardware_id.hex()}"]'
+    return f'{COORDINATOR} = ["{machine.pinned_id.hex()}"]'
 
 
 def program(name: str) -> Path:

@@ -1,8 +1,9 @@
 """Stand-ins for the machines of sites, where one real machine plays all of them.
 
-Each has a TPM of its own in software, or a development key; its attestation key is read once
-and pinned, as an operator does with real machines at enrollment. Neither proves anything
-about hardware, and both are asked for by a name that says so.
+Each has a TPM of its own in software, or a development key. The endorsement key of a TPM is
+read once, as an operator does with a real machine, and the invitation of its site names it; a
+development key is pinned. Neither proves anything about hardware, and both are asked for by a
+name that says so.
 """
 
 from __future__ import annotations
@@ -35,13 +36,19 @@ class Machine:
 
     ``state``        the folder in which its attester keeps what it must
     ``anchor``       SHA-256 of the SPKI of its attestation key
-    ``hardware_id``  what evidence from it will name as its hardware
+    ``hardware_id``  what evidence from it will name as its hardware; of a TPM, the SHA-256 of
+                     the SPKI of its endorsement key, once its attestation key is proven
     """
 
     tee: Tee
     state: Path
     anchor: bytes
     hardware_id: bytes
+
+    @property
+    def pinned_id(self) -> bytes:
+        """What evidence names as its hardware where its attestation key is only pinned."""
+        return self.anchor if self.tee is Tee.TPM else self.hardware_id
 
     def table(self) -> dict[str, object]:
         """Return the ``[attester]`` table of this machine's configuration."""
@@ -89,8 +96,8 @@ def make_machine(tee: Tee, state: Path) -> Machine:
         attester = open_attester(settings, state=state)
         if not isinstance(attester, TpmAttester):
             raise TypeError("a software TPM is opened by the TPM attester")
-        anchor = hashlib.sha256(attester.attestation_key.spki).digest()
-    return Machine(tee=tee, state=state, anchor=anchor, hardware_id=anchor)
+        keys = attester.identity()
+    return Machine(tee=tee, state=state, anchor=keys.ak_digest, hardware_id=keys.ek_digest)
 
 
 def trust_in(machines: list[Machine]) -> TrustAnchors:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,12 +17,13 @@ from fedlearn.console import Commands, line, print_json, printable
 from fedlearn.errors import ConfigError, EnrollmentRefused
 
 if TYPE_CHECKING:
-    from fedlearn.wire.operator import OperatorClient, SiteState
+    from fedlearn.wire.operator import OperatorClient, SiteState, SiteTpm
 
 __all__ = ["group"]
 
 _MAX_TOKEN_FILE: Final = 4096
 _LIFETIME: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -46,6 +47,12 @@ def _lifetime(ctx: click.Context, param: click.Parameter, value: str) -> timedel
     return timedelta(seconds=int(match.group(1)) * _UNITS[match.group(2)])
 
 
+def _digest(ctx: click.Context, param: click.Parameter, value: str) -> bytes:
+    if value and not _SHA256.fullmatch(value):
+        raise click.BadParameter("must be a SHA-256: 64 digits in hexadecimal, lower case")
+    return bytes.fromhex(value)
+
+
 _name = click.argument("name", callback=_checked_name)
 
 
@@ -61,17 +68,31 @@ _name = click.argument("name", callback=_checked_name)
 @click.option(
     "--no-approval", is_flag=True, help="Let the site in as soon as it redeems the token."
 )
+@click.option(
+    "--ek",
+    default="",
+    callback=_digest,
+    metavar="SHA256",
+    help="Endorsement key that the site's TPM must have, as `fedlearn-edge check` prints it there.",
+)
 @operator_option
 @json_option
 def token(
-    name: str, lifetime: timedelta, no_approval: bool, operator: Path | None, as_json: bool
+    name: str,
+    lifetime: timedelta,
+    no_approval: bool,
+    ek: bytes,
+    operator: Path | None,
+    as_json: bool,
 ) -> None:
     """Invite a site: print a join token that is good for one key.
 
     The token is a secret; give it to the site's owner only.
     """
     with connect(operator) as client:
-        invitation = client.create_token(name, lifetime=lifetime, needs_approval=not no_approval)
+        invitation = client.create_token(
+            name, lifetime=lifetime, needs_approval=not no_approval, ek=ek
+        )
     install = (
         f"helm install fedlearn-edge helm/fedlearn-edge --set site.name={name} "
         "--set-file enrollment.token=token.txt"
@@ -131,6 +152,8 @@ def show(name: str, operator: Path | None, as_json: bool) -> None:
     line(f"{printable(site.name)}: {printable(site.status)}", bold=True)
     line(f"  contact      {_contact(site)}")
     line(f"  key          {site.key_thumbprint.hex() or '-'}")
+    for key, value in _tpm_lines(site.tpm):
+        line(f"  {key:<11}  {printable(value)}")
     line(f"  assignments  {', '.join(map(printable, site.assignments)) or '-'}")
     for key, value in sorted(_capabilities(site).items()):
         line(f"  {printable(str(key)):<11}  {printable(str(value))}")
@@ -152,11 +175,33 @@ def _changing(verb: str, summary: str, call: Callable[[OperatorClient, str], Sit
             line(f"site {printable(site.name)}: {printable(site.status)}")
 
 
-_changing(
-    "approve",
-    "Let a pending site in, or a draining one take clients again.",
-    lambda client, name: client.approve_site(name),
+@group.command("approve")
+@_name
+@click.option(
+    "--ek",
+    default="",
+    callback=_digest,
+    metavar="SHA256",
+    help="The endorsement key that is meant; needed where the site had another one before.",
 )
+@operator_option
+@json_option
+def approve(name: str, ek: bytes, operator: Path | None, as_json: bool) -> None:
+    """Let a pending site in, or a draining one take clients again.
+
+    This binds the site to the TPM that `fedlearn site show` prints. Compare it before with
+    what `fedlearn-edge check` prints at the site.
+    """
+    with connect(operator) as client:
+        site = client.approve_site(name, ek=ek)
+    if as_json:
+        print_json(_json(site))
+        return
+    line(f"site {printable(site.name)}: {printable(site.status)}")
+    if site.tpm.ek:
+        line(f"  bound to the endorsement key {site.tpm.ek.hex()}")
+
+
 _changing("reject", "Turn a pending site away.", lambda client, name: client.reject_site(name))
 _changing(
     "drain",
@@ -252,6 +297,17 @@ def _token(path: Path) -> str:
         ) from None
 
 
+def _tpm_lines(tpm: SiteTpm) -> Iterator[tuple[str, str]]:
+    """Yield what a person should know of a site's TPM."""
+    if tpm.ek:
+        yield "TPM", f"{tpm.ek.hex()} ({tpm.endorsement})"
+        yield "proven", tpm.ak.hex() if tpm.ak else "no: its evidence does not count yet"
+    if tpm.shown_ek:
+        yield "TPM shown", f"{tpm.shown_ek.hex()}, which waits for approval"
+    if tpm.certificate:
+        yield "certificate", tpm.certificate
+
+
 def _contact(site: SiteState) -> str:
     if site.connected:
         return "connected"
@@ -280,6 +336,13 @@ def _json(site: SiteState, *, whole: bool = False) -> dict[str, Any]:
         "last_seen": site.last_seen.isoformat() if site.last_seen else None,
         "assignments": list(site.assignments),
         "key_thumbprint": site.key_thumbprint.hex(),
+        "tpm": {
+            "ek": site.tpm.ek.hex(),
+            "endorsement": site.tpm.endorsement,
+            "ak": site.tpm.ak.hex(),
+            "shown_ek": site.tpm.shown_ek.hex(),
+            "certificate": site.tpm.certificate,
+        },
     }
     if whole:
         body["capabilities"] = _capabilities(site)

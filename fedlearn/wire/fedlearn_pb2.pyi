@@ -18,12 +18,14 @@ class Chunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class EnrollRequest(_message.Message):
-    __slots__ = ("token", "csr")
+    __slots__ = ("token", "csr", "tpm_identity")
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     CSR_FIELD_NUMBER: _ClassVar[int]
+    TPM_IDENTITY_FIELD_NUMBER: _ClassVar[int]
     token: str
     csr: bytes
-    def __init__(self, token: _Optional[str] = ..., csr: _Optional[bytes] = ...) -> None: ...
+    tpm_identity: bytes
+    def __init__(self, token: _Optional[str] = ..., csr: _Optional[bytes] = ..., tpm_identity: _Optional[bytes] = ...) -> None: ...
 
 class EnrollReply(_message.Message):
     __slots__ = ("status", "site", "certificate_chain", "order_key", "control_address")
@@ -52,6 +54,38 @@ class RenewSiteRequest(_message.Message):
     CSR_FIELD_NUMBER: _ClassVar[int]
     csr: bytes
     def __init__(self, csr: _Optional[bytes] = ...) -> None: ...
+
+class ProposeTpmRequest(_message.Message):
+    __slots__ = ("identity",)
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    identity: bytes
+    def __init__(self, identity: _Optional[bytes] = ...) -> None: ...
+
+class ProposeTpmReply(_message.Message):
+    __slots__ = ("challenge", "blob", "expires_unix_ms")
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    BLOB_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    challenge: bytes
+    blob: bytes
+    expires_unix_ms: int
+    def __init__(self, challenge: _Optional[bytes] = ..., blob: _Optional[bytes] = ..., expires_unix_ms: _Optional[int] = ...) -> None: ...
+
+class ProveTpmRequest(_message.Message):
+    __slots__ = ("challenge", "secret")
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    challenge: bytes
+    secret: bytes
+    def __init__(self, challenge: _Optional[bytes] = ..., secret: _Optional[bytes] = ...) -> None: ...
+
+class ProveTpmReply(_message.Message):
+    __slots__ = ("accepted", "endorsement")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    ENDORSEMENT_FIELD_NUMBER: _ClassVar[int]
+    accepted: bool
+    endorsement: str
+    def __init__(self, accepted: _Optional[bool] = ..., endorsement: _Optional[str] = ...) -> None: ...
 
 class AttestCoordinatorRequest(_message.Message):
     __slots__ = ("job", "nonce")
@@ -286,14 +320,16 @@ class ClientState(_message.Message):
     def __init__(self, ticket: _Optional[_Union[LaunchTicket, _Mapping]] = ..., phase: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class SubmitJobRequest(_message.Message):
-    __slots__ = ("job_toml", "bundle", "policy_toml")
+    __slots__ = ("job_toml", "bundle", "policy_toml", "policy_signature")
     JOB_TOML_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     POLICY_TOML_FIELD_NUMBER: _ClassVar[int]
+    POLICY_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     job_toml: str
     bundle: bytes
     policy_toml: str
-    def __init__(self, job_toml: _Optional[str] = ..., bundle: _Optional[bytes] = ..., policy_toml: _Optional[str] = ...) -> None: ...
+    policy_signature: bytes
+    def __init__(self, job_toml: _Optional[str] = ..., bundle: _Optional[bytes] = ..., policy_toml: _Optional[str] = ..., policy_signature: _Optional[bytes] = ...) -> None: ...
 
 class JobName(_message.Message):
     __slots__ = ("name",)
@@ -306,6 +342,14 @@ class SiteName(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     name: str
     def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ApproveSiteRequest(_message.Message):
+    __slots__ = ("name", "ek")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    EK_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    ek: bytes
+    def __init__(self, name: _Optional[str] = ..., ek: _Optional[bytes] = ...) -> None: ...
 
 class JobList(_message.Message):
     __slots__ = ("jobs",)
@@ -362,14 +406,16 @@ class Event(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., unix_ms: _Optional[int] = ..., kind: _Optional[str] = ..., json: _Optional[str] = ...) -> None: ...
 
 class CreateTokenRequest(_message.Message):
-    __slots__ = ("site", "lifetime_s", "needs_approval")
+    __slots__ = ("site", "lifetime_s", "needs_approval", "ek")
     SITE_FIELD_NUMBER: _ClassVar[int]
     LIFETIME_S_FIELD_NUMBER: _ClassVar[int]
     NEEDS_APPROVAL_FIELD_NUMBER: _ClassVar[int]
+    EK_FIELD_NUMBER: _ClassVar[int]
     site: str
     lifetime_s: int
     needs_approval: bool
-    def __init__(self, site: _Optional[str] = ..., lifetime_s: _Optional[int] = ..., needs_approval: _Optional[bool] = ...) -> None: ...
+    ek: bytes
+    def __init__(self, site: _Optional[str] = ..., lifetime_s: _Optional[int] = ..., needs_approval: _Optional[bool] = ..., ek: _Optional[bytes] = ...) -> None: ...
 
 class CreateTokenReply(_message.Message):
     __slots__ = ("token", "expires_unix_ms")
@@ -380,7 +426,7 @@ class CreateTokenReply(_message.Message):
     def __init__(self, token: _Optional[str] = ..., expires_unix_ms: _Optional[int] = ...) -> None: ...
 
 class SiteState(_message.Message):
-    __slots__ = ("name", "status", "connected", "last_seen_unix_ms", "capabilities_json", "assignments", "key_thumbprint")
+    __slots__ = ("name", "status", "connected", "last_seen_unix_ms", "capabilities_json", "assignments", "key_thumbprint", "tpm")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
@@ -388,6 +434,7 @@ class SiteState(_message.Message):
     CAPABILITIES_JSON_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENTS_FIELD_NUMBER: _ClassVar[int]
     KEY_THUMBPRINT_FIELD_NUMBER: _ClassVar[int]
+    TPM_FIELD_NUMBER: _ClassVar[int]
     name: str
     status: str
     connected: bool
@@ -395,7 +442,22 @@ class SiteState(_message.Message):
     capabilities_json: str
     assignments: _containers.RepeatedScalarFieldContainer[str]
     key_thumbprint: bytes
-    def __init__(self, name: _Optional[str] = ..., status: _Optional[str] = ..., connected: _Optional[bool] = ..., last_seen_unix_ms: _Optional[int] = ..., capabilities_json: _Optional[str] = ..., assignments: _Optional[_Iterable[str]] = ..., key_thumbprint: _Optional[bytes] = ...) -> None: ...
+    tpm: SiteTpm
+    def __init__(self, name: _Optional[str] = ..., status: _Optional[str] = ..., connected: _Optional[bool] = ..., last_seen_unix_ms: _Optional[int] = ..., capabilities_json: _Optional[str] = ..., assignments: _Optional[_Iterable[str]] = ..., key_thumbprint: _Optional[bytes] = ..., tpm: _Optional[_Union[SiteTpm, _Mapping]] = ...) -> None: ...
+
+class SiteTpm(_message.Message):
+    __slots__ = ("ek", "endorsement", "ak", "shown_ek", "certificate")
+    EK_FIELD_NUMBER: _ClassVar[int]
+    ENDORSEMENT_FIELD_NUMBER: _ClassVar[int]
+    AK_FIELD_NUMBER: _ClassVar[int]
+    SHOWN_EK_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    ek: bytes
+    endorsement: str
+    ak: bytes
+    shown_ek: bytes
+    certificate: str
+    def __init__(self, ek: _Optional[bytes] = ..., endorsement: _Optional[str] = ..., ak: _Optional[bytes] = ..., shown_ek: _Optional[bytes] = ..., certificate: _Optional[str] = ...) -> None: ...
 
 class RevokeClientRequest(_message.Message):
     __slots__ = ("job", "site", "reason")
@@ -408,9 +470,11 @@ class RevokeClientRequest(_message.Message):
     def __init__(self, job: _Optional[str] = ..., site: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ReplacePolicyRequest(_message.Message):
-    __slots__ = ("job", "policy_toml")
+    __slots__ = ("job", "policy_toml", "policy_signature")
     JOB_FIELD_NUMBER: _ClassVar[int]
     POLICY_TOML_FIELD_NUMBER: _ClassVar[int]
+    POLICY_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     job: str
     policy_toml: str
-    def __init__(self, job: _Optional[str] = ..., policy_toml: _Optional[str] = ...) -> None: ...
+    policy_signature: bytes
+    def __init__(self, job: _Optional[str] = ..., policy_toml: _Optional[str] = ..., policy_signature: _Optional[bytes] = ...) -> None: ...

@@ -253,6 +253,16 @@ class SitesStub:
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.RenewSiteRequest.SerializeToString,
                 response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.EnrollReply.FromString,
                 _registered_method=True)
+        self.ProposeTpm = channel.unary_unary(
+                '/fedlearn.v1.Sites/ProposeTpm',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ProposeTpmRequest.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ProposeTpmReply.FromString,
+                _registered_method=True)
+        self.ProveTpm = channel.unary_unary(
+                '/fedlearn.v1.Sites/ProveTpm',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ProveTpmRequest.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ProveTpmReply.FromString,
+                _registered_method=True)
         self.FetchBundle = channel.unary_stream(
                 '/fedlearn.v1.Sites/FetchBundle',
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.FetchBundleRequest.SerializeToString,
@@ -277,6 +287,19 @@ class SitesServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ProposeTpm(self, request, context):
+        """The site says which TPM it has, and proves that its attestation key lives there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProveTpm(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FetchBundle(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -295,6 +318,16 @@ def add_SitesServicer_to_server(servicer, server):
                     servicer.RenewSite,
                     request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.RenewSiteRequest.FromString,
                     response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.EnrollReply.SerializeToString,
+            ),
+            'ProposeTpm': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProposeTpm,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ProposeTpmRequest.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ProposeTpmReply.SerializeToString,
+            ),
+            'ProveTpm': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProveTpm,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ProveTpmRequest.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ProveTpmReply.SerializeToString,
             ),
             'FetchBundle': grpc.unary_stream_rpc_method_handler(
                     servicer.FetchBundle,
@@ -357,6 +390,60 @@ class Sites:
             '/fedlearn.v1.Sites/RenewSite',
             fedlearn_dot_wire_dot_fedlearn__pb2.RenewSiteRequest.SerializeToString,
             fedlearn_dot_wire_dot_fedlearn__pb2.EnrollReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProposeTpm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlearn.v1.Sites/ProposeTpm',
+            fedlearn_dot_wire_dot_fedlearn__pb2.ProposeTpmRequest.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.ProposeTpmReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProveTpm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlearn.v1.Sites/ProveTpm',
+            fedlearn_dot_wire_dot_fedlearn__pb2.ProveTpmRequest.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.ProveTpmReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -782,7 +869,7 @@ class OperatorStub:
                 _registered_method=True)
         self.ApproveSite = channel.unary_unary(
                 '/fedlearn.v1.Operator/ApproveSite',
-                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.SiteName.SerializeToString,
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ApproveSiteRequest.SerializeToString,
                 response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.SiteState.FromString,
                 _registered_method=True)
         self.RejectSite = channel.unary_unary(
@@ -956,7 +1043,7 @@ def add_OperatorServicer_to_server(servicer, server):
             ),
             'ApproveSite': grpc.unary_unary_rpc_method_handler(
                     servicer.ApproveSite,
-                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.SiteName.FromString,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ApproveSiteRequest.FromString,
                     response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.SiteState.SerializeToString,
             ),
             'RejectSite': grpc.unary_unary_rpc_method_handler(
@@ -1254,7 +1341,7 @@ class Operator:
             request,
             target,
             '/fedlearn.v1.Operator/ApproveSite',
-            fedlearn_dot_wire_dot_fedlearn__pb2.SiteName.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.ApproveSiteRequest.SerializeToString,
             fedlearn_dot_wire_dot_fedlearn__pb2.SiteState.FromString,
             options,
             channel_credentials,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -24,7 +24,7 @@ import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
 
 from fedlearn.wire import fedlearn_pb2_grpc as stubs
 
-__all__ = ["Invitation", "JobEvent", "JobState", "OperatorClient", "SiteState"]
+__all__ = ["Invitation", "JobEvent", "JobState", "OperatorClient", "SiteState", "SiteTpm"]
 
 CALL_SECONDS: Final = 15.0
 SUBMIT_SECONDS: Final = 120.0
@@ -58,6 +58,24 @@ class JobEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SiteTpm:
+    """A site's TPM. Keys are SHA-256 of their SPKI, empty where there is none.
+
+    ``ek``           the endorsement key that the site is bound to
+    ``endorsement``  why it is believed: certificate, operator or invitation
+    ``ak``           the attestation key that was proven to live beside it
+    ``shown_ek``     another endorsement key, which waits for approval
+    ``certificate``  what was found of the endorsement key's certificate
+    """
+
+    ek: bytes = b""
+    endorsement: str = ""
+    ak: bytes = b""
+    shown_ek: bytes = b""
+    certificate: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SiteState:
     """A site. ``status``: invited, pending, active, draining or removed.
 
@@ -71,6 +89,7 @@ class SiteState:
     capabilities: str
     assignments: tuple[str, ...]
     key_thumbprint: bytes
+    tpm: SiteTpm = field(default_factory=SiteTpm)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,11 +208,19 @@ class OperatorClient:
         self._once(self._operator.RevokeClient, request)
 
     def create_token(
-        self, site: str, *, lifetime: timedelta = timedelta(hours=24), needs_approval: bool = True
+        self,
+        site: str,
+        *,
+        lifetime: timedelta = timedelta(hours=24),
+        needs_approval: bool = True,
+        ek: bytes = b"",
     ) -> Invitation:
-        """Invite a site."""
+        """Invite a site; ``ek`` names the endorsement key that its TPM must have (SHA-256)."""
         request = pb.CreateTokenRequest(
-            site=site, lifetime_s=int(lifetime.total_seconds()), needs_approval=needs_approval
+            site=site,
+            lifetime_s=int(lifetime.total_seconds()),
+            needs_approval=needs_approval,
+            ek=ek,
         )
         reply = self._once(self._operator.CreateToken, request)
         expires = datetime.fromtimestamp(reply.expires_unix_ms / 1000, UTC)
@@ -208,9 +235,14 @@ class OperatorClient:
         """Return one site, with what it reports about itself."""
         return _site(self._patiently(self._operator.GetSite, pb.SiteName(name=name)))
 
-    def approve_site(self, name: str) -> SiteState:
-        """Let a pending site in, or a draining one take clients again."""
-        return _site(self._once(self._operator.ApproveSite, pb.SiteName(name=name)))
+    def approve_site(self, name: str, *, ek: bytes = b"") -> SiteState:
+        """Let a pending site in, or a draining one take clients again.
+
+        The site is bound to the endorsement key that it has shown; ``ek`` says which one is
+        meant, and must where the site had another one before.
+        """
+        request = pb.ApproveSiteRequest(name=name, ek=ek)
+        return _site(self._once(self._operator.ApproveSite, request))
 
     def reject_site(self, name: str) -> SiteState:
         """Turn a pending site away."""
@@ -257,4 +289,11 @@ def _site(state: pb.SiteState) -> SiteState:
         capabilities=state.capabilities_json,
         assignments=tuple(state.assignments),
         key_thumbprint=state.key_thumbprint,
+        tpm=SiteTpm(
+            ek=state.tpm.ek,
+            endorsement=state.tpm.endorsement,
+            ak=state.tpm.ak,
+            shown_ek=state.tpm.shown_ek,
+            certificate=state.tpm.certificate,
+        ),
     )

@@ -12,6 +12,7 @@ from server.enrollment import Site, SiteRegister, SiteStatus
 from server.pki import CertificateAuthority
 from server.proof import CoordinatorProof
 from server.rpc.guard import Caller
+from server.tpm_enrollment import TpmEnrollment
 
 __all__ = ["GateService", "Welcome", "admit_reply", "admit_request", "refused_reply"]
 
@@ -37,19 +38,23 @@ class GateService:
         gate: AdmissionGate,
         proof: CoordinatorProof,
         sites: SiteRegister,
+        tpms: TpmEnrollment,
         ca: CertificateAuthority,
         welcome: Welcome,
     ) -> None:
         self._gate = gate
         self._proof = proof
         self._sites = sites
+        self._tpms = tpms
         self._ca = ca
         self._welcome = welcome
 
     def Enroll(self, request: pb.EnrollRequest, caller: Caller) -> pb.EnrollReply:  # noqa: N802
-        """Redeem a join token."""
+        """Redeem a join token; the operator sees which TPM the site says it has."""
         self._gate.count(caller.peer)
         site = self._sites.enroll(request.token, request.csr, peer=caller.peer)
+        if request.tpm_identity and site.status is SiteStatus.PENDING:
+            self._tpms.show(site.name, request.tpm_identity)
         return enroll_reply(site, request.csr, self._ca, self._gate, self._welcome)
 
     def AttestCoordinator(  # noqa: N802

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Self
 
+from attestation.trust import TrustAnchors
 from fedlearn.errors import ConfigError, FedlearnError, TransportError
 from fedlearn.join import checked_address
 from fedlearn.wire.channel import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES
@@ -27,6 +28,7 @@ from server.rpc.guard import Guard, Identify, identify_anyone, identify_by_certi
 from server.rpc.operator import OperatorService
 from server.rpc.ports import Coordinator
 from server.rpc.sites import SitesService
+from server.tpm_enrollment import TpmEnrollment
 
 __all__ = ["Listeners", "RpcConfig"]
 
@@ -57,6 +59,7 @@ class Listeners:
     """Serves Gate over TLS, and Sites, Clients and Operator over mutual TLS.
 
     ``server_chain``, ``server_key``  PEM; the chain ends with the CA, which pinning needs
+    ``tpms``                          takes proofs of sites' TPMs; by default it knows no roots
     """
 
     def __init__(
@@ -72,7 +75,9 @@ class Listeners:
         coordinator: Coordinator,
         welcome: Welcome,
         clock: Callable[[], datetime],
+        tpms: TpmEnrollment | None = None,
     ) -> None:
+        tpms = tpms or TpmEnrollment(sites=sites, trust=TrustAnchors, clock=clock)
         self._config = config
         self._chain = server_chain
         self._key = server_key
@@ -87,11 +92,12 @@ class Listeners:
             trust_domain=ca.trust_domain, sites=sites, register=gate.register, clock=clock
         )
         self._gate_service = GateService(
-            gate=gate, proof=proof, sites=sites, ca=ca, welcome=welcome
+            gate=gate, proof=proof, sites=sites, tpms=tpms, ca=ca, welcome=welcome
         )
         self._sites_service = SitesService(
             coordinator=coordinator,
             sites=sites,
+            tpms=tpms,
             gate=gate,
             ca=ca,
             welcome=welcome,
@@ -111,6 +117,8 @@ class Listeners:
         def cut_off(site: Site) -> None:
             if site.status is SiteStatus.REMOVED:
                 gate.revoke_site(site.name, f"site {site.name} was removed")
+            elif site.status is SiteStatus.PENDING:
+                gate.revoke_site(site.name, f"site {site.name} has to be approved again")
 
         sites.subscribe(cut_off)
 

@@ -19,6 +19,7 @@ __all__ = ["OperatorService"]
 _MAX_JOB_TOML_BYTES = 256 * 1024
 _MAX_POLICY_BYTES = 1024 * 1024
 _MAX_REASON_CHARS = 500
+_MAX_CERTIFICATE_CHARS = 500
 
 
 class OperatorService:
@@ -108,7 +109,10 @@ class OperatorService:
             raise ConfigError(f"{seconds} s is no lifetime for a token", key="lifetime")
         lifetime = timedelta(seconds=seconds)
         token = self._sites.create_token(
-            request.site, lifetime=lifetime, needs_approval=request.needs_approval
+            request.site,
+            lifetime=lifetime,
+            needs_approval=request.needs_approval,
+            ek=request.ek,
         )
         expires = self._gate.now() + lifetime
         return pb.CreateTokenReply(
@@ -124,9 +128,9 @@ class OperatorService:
         """Return one site."""
         return self._site(self._sites.show(request.name))
 
-    def ApproveSite(self, request: pb.SiteName, caller: Caller) -> pb.SiteState:  # noqa: N802
-        """Let a site in."""
-        return self._site(self._sites.approve(request.name))
+    def ApproveSite(self, request: pb.ApproveSiteRequest, caller: Caller) -> pb.SiteState:  # noqa: N802
+        """Let a site in, and bind it to the TPM that it has shown."""
+        return self._site(self._sites.approve(request.name, ek=request.ek))
 
     def RejectSite(self, request: pb.SiteName, caller: Caller) -> pb.SiteState:  # noqa: N802
         """Turn a site away."""
@@ -142,6 +146,7 @@ class OperatorService:
 
     def _site(self, site: Site, *, whole: bool = True) -> pb.SiteState:
         seen = site.last_seen
+        tpm = self._sites.tpm(site.name)
         return pb.SiteState(
             name=site.name,
             status=site.status.value,
@@ -150,6 +155,13 @@ class OperatorService:
             capabilities_json=site.capabilities if whole else "",
             assignments=list(self._coordinator.site_assignments(site.name)),
             key_thumbprint=site.key_thumbprint,
+            tpm=pb.SiteTpm(
+                ek=tpm.ek,
+                endorsement=tpm.endorsement,
+                ak=tpm.ak,
+                shown_ek=tpm.shown_ek,
+                certificate=tpm.certificate[:_MAX_CERTIFICATE_CHARS],
+            ),
         )
 
 

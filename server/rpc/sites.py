@@ -23,6 +23,7 @@ from server.pki import CertificateAuthority
 from server.rpc.gate import Welcome, enroll_reply
 from server.rpc.guard import Caller
 from server.rpc.ports import Coordinator, StartOrder, StopOrder
+from server.tpm_enrollment import TpmEnrollment
 
 __all__ = ["SitesService"]
 
@@ -107,6 +108,7 @@ class SitesService:
         *,
         coordinator: Coordinator,
         sites: SiteRegister,
+        tpms: TpmEnrollment,
         gate: AdmissionGate,
         ca: CertificateAuthority,
         welcome: Welcome,
@@ -115,6 +117,7 @@ class SitesService:
     ) -> None:
         self._coordinator = coordinator
         self._sites = sites
+        self._tpms = tpms
         self._gate = gate
         self._ca = ca
         self._welcome = welcome
@@ -138,6 +141,22 @@ class SitesService:
                 hint="a new key needs a new join token",
             )
         return enroll_reply(site, request.csr, self._ca, self._gate, self._welcome)
+
+    def ProposeTpm(self, request: pb.ProposeTpmRequest, caller: Caller) -> pb.ProposeTpmReply:  # noqa: N802
+        """Challenge the TPM that a site says it has."""
+        site = _site(caller)
+        self._gate.count(f"tpm/{site.name}")
+        proposal = self._tpms.propose(site.name, request.identity)
+        return pb.ProposeTpmReply(
+            challenge=proposal.challenge,
+            blob=proposal.blob,
+            expires_unix_ms=int(proposal.expires.timestamp() * 1000),
+        )
+
+    def ProveTpm(self, request: pb.ProveTpmRequest, caller: Caller) -> pb.ProveTpmReply:  # noqa: N802
+        """Take the answer of a site's TPM."""
+        outcome = self._tpms.prove(_site(caller).name, request.challenge, request.secret)
+        return pb.ProveTpmReply(accepted=outcome.accepted, endorsement=outcome.endorsement)
 
     def FetchBundle(  # noqa: N802
         self, request: pb.FetchBundleRequest, caller: Caller, stop: threading.Event
@@ -248,13 +267,17 @@ class SitesService:
             former.close(f"site {stream.site} connected again")
 
     def _changed(self, site: Site) -> None:
-        """A removed site is cut off at once."""
-        if site.status is not SiteStatus.REMOVED:
+        """A site that was removed, or has to be approved again, is cut off at once."""
+        if site.status is SiteStatus.REMOVED:
+            reason = f"site {site.name} was removed by the coordinator's operator"
+        elif site.status is SiteStatus.PENDING:
+            reason = f"site {site.name} has to be approved again"
+        else:
             return
         with self._lock:
             stream = self._streams.get(site.name)
         if stream is not None:
-            stream.close(f"site {site.name} was removed by the coordinator's operator")
+            stream.close(reason)
 
 
 def _site(caller: Caller) -> Site:

@@ -1,0 +1,463 @@
+"""A site's attestation key counts when its TPM has proven it, and for that site alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attestation.attesters.software_tpm import SoftwareTpm
+from attestation.attesters.tpm import TpmAttester
+from attestation.errors import AttesterError, EndorsementError, EvidenceError
+from attestation.tpm_credential import TpmIdentity
+from attestation.trust import TrustAnchors
+from edge.identity import SiteIdentity
+from edge.ownership import prove_tpm
+from edge.rpc import ControlClient, GateClient, TpmChallenge, enroll
+from fedlearn.errors import (
+    AdmissionDenied,
+    ConfigError,
+    EnrollmentRefused,
+    NonceRefused,
+    TransportError,
+)
+from fedlearn.join import JoinToken
+from server.enrollment import SiteRegister
+from server.site import SiteStatus
+from server.tpm_enrollment import TpmEnrollment
+
+pytestmark = pytest.mark.swtpm
+
+
+@pytest.fixture(scope="module")
+def tpms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TpmAttester, TpmAttester]]:
+    """Two machines."""
+    if reason := SoftwareTpm.available():
+        pytest.skip(reason)
+    here, there = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("there")
+    with SoftwareTpm(here / "tpm") as first, SoftwareTpm(there / "tpm") as second:
+        yield (
+            TpmAttester(here / "state", tcti=first.tcti, scope="alpha"),
+            TpmAttester(there / "state", tcti=second.tcti, scope="alpha"),
+        )
+
+
+@pytest.fixture(scope="module")
+def identities(tpms: tuple[TpmAttester, TpmAttester]) -> tuple[TpmIdentity, TpmIdentity]:
+    return tpms[0].identity(), tpms[1].identity()
+
+
+@pytest.fixture
+def enrollment(deployment: Any) -> TpmEnrollment:
+    return TpmEnrollment(sites=deployment.sites, trust=TrustAnchors, clock=deployment.clock)
+
+
+def invite(deployment: Any, parts: Any, name: str, ek: bytes = b"") -> None:
+    """Enroll a site whose invitation names the endorsement key."""
+    key = parts.new_key()
+    token = deployment.sites.create_token(name, needs_approval=False, ek=ek)
+    deployment.sites.enroll(token.encode(), parts.new_csr(key))
+    deployment.site_keys[name] = key
+
+
+def control(front: Any, parts: Any, name: str) -> ControlClient:
+    key = front.deployment.site_keys[name]
+    issued = front.deployment.ca.issue_site(
+        parts.new_csr(key), site=name, now=front.deployment.clock()
+    )
+    return ControlClient(
+        front.control,
+        roots=front.deployment.ca.certificate_pem,
+        chain=issued.chain_pem,
+        key=parts.key_pem(key),
+    )
+
+
+@pytest.fixture
+def parts(fakes: Any) -> Any:
+    return fakes("deployment")
+
+
+def test_a_site_proves_its_tpm_over_the_wire(
+    front: Any, parts: Any, tpms: Any, identities: Any
+) -> None:
+    sites: SiteRegister = front.deployment.sites
+    identity = identities[0]
+    invite(front.deployment, parts, "site-t", identity.ek_digest)
+    assert sites.tpm_of("site-t") is None
+    with control(front, parts, "site-t") as site:
+        assert prove_tpm(site, tpms[0], site="site-t") == "invitation"
+        assert prove_tpm(site, tpms[0], site="site-t") == "invitation"
+    proven = sites.tpm_of("site-t")
+    assert proven is not None
+    assert (proven.ek, proven.ak) == (identity.ek_digest, identity.ak_digest)
+    assert sites.site_of_ak(identity.ak_digest) == "site-t"
+    entries = [body for kind, body in front.deployment.entries if kind == "site"]
+    assert len(entries) == 1, "what is known already is not written again"
+    assert entries[0]["tpm"]["ak"] == identity.ak_digest.hex()
+
+
+def test_what_was_proven_outlives_a_restart(
+    deployment: Any, enrollment: Any, parts: Any, tpms: Any, identities: Any, tmp_path: Path
+) -> None:
+    invite(deployment, parts, "site-t", identities[0].ek_digest)
+    asked = enrollment.propose("site-t", identities[0].to_bytes())
+    enrollment.prove("site-t", asked.challenge, tpms[0].activate(asked.blob))
+    deployment.sites.close()
+    again = SiteRegister(
+        tmp_path / "sites.db",
+        address="127.0.0.1:9443",
+        ca_pin=bytes(32),
+        clock=deployment.clock,
+        record=deployment.record,
+    )
+    proven = again.tpm_of("site-t")
+    again.close()
+    assert proven is not None
+    assert proven.ak == identities[0].ak_digest
+
+
+def test_a_wrong_secret_proves_nothing_and_is_in_the_ledger(
+    deployment: Any, enrollment: TpmEnrollment, parts: Any, identities: Any
+) -> None:
+    invite(deployment, parts, "site-t", identities[0].ek_digest)
+    asked = enrollment.propose("site-t", identities[0].to_bytes())
+    with pytest.raises(EnrollmentRefused, match="does not hold this attestation key"):
+        enrollment.prove("site-t", asked.challenge, bytes(32))
+    assert deployment.sites.tpm_of("site-t") is None
+    entry = deployment.last("enrollment")
+    assert (entry["site"], entry["outcome"]) == ("site-t", "refused")
+    assert entry["ek"] == identities[0].ek_digest.hex()
+
+
+def test_an_answer_counts_once_and_in_time(
+    deployment: Any, enrollment: TpmEnrollment, parts: Any, tpms: Any, identities: Any
+) -> None:
+    invite(deployment, parts, "site-t", identities[0].ek_digest)
+    asked = enrollment.propose("site-t", identities[0].to_bytes())
+    secret = tpms[0].activate(asked.blob)
+    with pytest.raises(NonceRefused):
+        enrollment.prove("site-a", asked.challenge, secret)
+    assert enrollment.prove("site-t", asked.challenge, secret).accepted
+    with pytest.raises(NonceRefused, match="used before"):
+        enrollment.prove("site-t", asked.challenge, secret)
+    # Asking anew voids the former challenge, and both lapse.
+    former = enrollment.propose("site-t", identities[0].to_bytes())
+    asked = enrollment.propose("site-t", identities[0].to_bytes())
+    with pytest.raises(NonceRefused):
+        enrollment.prove("site-t", former.challenge, secret)
+    deployment.clock.advance(seconds=61)
+    with pytest.raises(NonceRefused, match="stale"):
+        enrollment.prove("site-t", asked.challenge, secret)
+
+
+def test_a_wrong_answer_uses_the_challenge_up(
+    deployment: Any, enrollment: TpmEnrollment, parts: Any, tpms: Any, identities: Any
+) -> None:
+    invite(deployment, parts, "site-t", identities[0].ek_digest)
+    asked = enrollment.propose("site-t", identities[0].to_bytes())
+    with pytest.raises(EnrollmentRefused):
+        enrollment.prove("site-t", asked.challenge, b"")
+    with pytest.raises(NonceRefused):
+        enrollment.prove("site-t", asked.challenge, tpms[0].activate(asked.blob))
+
+
+def test_the_attestation_key_of_another_tpm_is_not_proven(
+    front: Any, parts: Any, tpms: Any, identities: Any
+) -> None:
+    invite(front.deployment, parts, "site-t", identities[0].ek_digest)
+
+    class Mixed:
+        """Our endorsement key, and the attestation key of a machine elsewhere."""
+
+        def identity(self) -> TpmIdentity:
+            return replace(identities[0], ak=identities[1].ak)
+
+        def activate(self, blob: bytes) -> bytes:
+            return tpms[0].activate(blob)
+
+    with control(front, parts, "site-t") as site:
+        with pytest.raises(AttesterError, match="activatecredential"):
+            prove_tpm(site, Mixed(), site="site-t")
+        asked = site.propose_tpm(Mixed().identity().to_bytes())
+        for guess in (b"", bytes(32), asked.blob[-32:]):
+            with pytest.raises((EnrollmentRefused, NonceRefused)):
+                site.prove_tpm(asked, guess)
+    assert front.deployment.sites.tpm_of("site-t") is None
+
+
+def test_malformed_identities_and_keys_that_sign_anything_are_refused(
+    front: Any, parts: Any, identities: Any
+) -> None:
+    honest = identities[0]
+    with control(front, parts, "site-a") as site:
+        for junk in (b"", b"FLTI\x01", honest.to_bytes()[:-1], bytes(70_000)):
+            with pytest.raises(EvidenceError):
+                site.propose_tpm(junk)
+        with pytest.raises(EndorsementError, match="restricted signing key"):
+            site.propose_tpm(replace(honest, ak=honest.ek).to_bytes())
+        with pytest.raises(NonceRefused):
+            site.prove_tpm(TpmChallenge(challenge=b"", blob=b""), b"")
+
+
+def test_an_endorsement_key_that_nobody_knows_waits_for_the_operator(
+    front: Any, parts: Any, tpms: Any, identities: Any
+) -> None:
+    sites: SiteRegister = front.deployment.sites
+    front.deployment.admit(front.deployment.client())
+    with control(front, parts, "site-a") as site:
+        with pytest.raises(TransportError, match="waits until the endorsement key") as caught:
+            prove_tpm(site, tpms[0], site="site-a")
+        assert identities[0].ek_digest.hex() in caught.value.hint
+        assert sites.show("site-a").status is SiteStatus.PENDING
+        assert sites.tpm_of("site-a") is None
+        assert front.deployment.nodes.alive == {}, "its clients ended"
+        with pytest.raises(TransportError, match="pending"):
+            prove_tpm(site, tpms[0], site="site-a")
+        sites.approve("site-a")
+        # It had proven that both keys live together; the approval was all that was missing.
+        proven = sites.tpm_of("site-a")
+        assert proven is not None
+        assert (proven.ak, proven.endorsement) == (identities[0].ak_digest, "operator")
+        assert prove_tpm(site, tpms[0], site="site-a") == "operator"
+
+
+def test_a_pinned_attestation_key_needs_no_approval(
+    deployment: Any, tpms: Any, identities: Any
+) -> None:
+    trust = TrustAnchors(tpm_aks=frozenset({identities[0].ak_digest}))
+    enrollment = TpmEnrollment(sites=deployment.sites, trust=lambda: trust, clock=deployment.clock)
+    asked = enrollment.propose("site-a", identities[0].to_bytes())
+    outcome = enrollment.prove("site-a", asked.challenge, tpms[0].activate(asked.blob))
+    assert (outcome.accepted, outcome.endorsement) == (True, "pinned")
+    assert deployment.sites.show("site-a").status is SiteStatus.ACTIVE
+
+
+def test_another_endorsement_key_sends_the_site_back(
+    front: Any, parts: Any, tpms: Any, identities: Any
+) -> None:
+    sites: SiteRegister = front.deployment.sites
+    invite(front.deployment, parts, "site-t", identities[0].ek_digest)
+    with control(front, parts, "site-t") as site:
+        prove_tpm(site, tpms[0], site="site-t")
+        with pytest.raises(TransportError, match="waits until"):
+            prove_tpm(site, tpms[1], site="site-t")
+        assert sites.show("site-t").status is SiteStatus.PENDING
+        assert sites.tpm_of("site-t") is None, "the former key counts no more"
+        with pytest.raises(ConfigError, match="another endorsement key than before") as caught:
+            sites.approve("site-t")
+        assert f"--ek {identities[1].ek_digest.hex()}" in caught.value.hint
+        with pytest.raises(ConfigError, match="has shown"):
+            sites.approve("site-t", ek=bytes(32))
+        assert sites.approve("site-t", ek=identities[1].ek_digest).status is SiteStatus.ACTIVE
+        assert prove_tpm(site, tpms[1], site="site-t") == "operator"
+
+
+def test_the_former_machine_may_be_meant(
+    deployment: Any, enrollment: TpmEnrollment, parts: Any, tpms: Any, identities: Any
+) -> None:
+    invite(deployment, parts, "site-t", identities[0].ek_digest)
+    asked = enrollment.propose("site-t", identities[1].to_bytes())
+    assert not enrollment.prove("site-t", asked.challenge, tpms[1].activate(asked.blob)).accepted
+    deployment.sites.approve("site-t", ek=identities[0].ek_digest)
+    known = deployment.sites.tpm("site-t")
+    assert (known.ek, known.shown_ek, known.ak) == (identities[0].ek_digest, b"", b"")
+
+
+def test_one_tpm_speaks_for_one_site(front: Any, parts: Any, tpms: Any, identities: Any) -> None:
+    sites: SiteRegister = front.deployment.sites
+    invite(front.deployment, parts, "site-t", identities[0].ek_digest)
+    with control(front, parts, "site-t") as site, control(front, parts, "site-a") as other:
+        prove_tpm(site, tpms[0], site="site-t")
+        with pytest.raises(EnrollmentRefused, match="belongs to site site-t already"):
+            prove_tpm(other, tpms[0], site="site-a")
+    assert sites.show("site-a").status is SiteStatus.ACTIVE
+    with pytest.raises(EnrollmentRefused, match="belongs to site site-t"):
+        sites.create_token("site-u", ek=identities[0].ek_digest)
+    sites.remove("site-t")
+    assert sites.site_of_ak(identities[0].ak_digest) is None
+    assert sites.create_token("site-u", ek=identities[0].ek_digest)
+
+
+def test_a_removed_site_proves_nothing(front: Any, parts: Any, tpms: Any, identities: Any) -> None:
+    invite(front.deployment, parts, "site-t", identities[0].ek_digest)
+    with control(front, parts, "site-t") as site:
+        asked = site.propose_tpm(identities[0].to_bytes())
+        secret = tpms[0].activate(asked.blob)
+        front.deployment.sites.remove("site-t")
+        with pytest.raises(TransportError, match="removed"):
+            site.prove_tpm(asked, secret)
+    with pytest.raises(EnrollmentRefused, match="removed"):
+        front.deployment.sites.prove_tpm(
+            "site-t", replace_proven(identities[0]), certificate="none"
+        )
+    assert front.deployment.sites.tpm_of("site-t") is None
+
+
+def replace_proven(identity: TpmIdentity) -> Any:
+    from attestation.tpm_credential import ProvenKey
+
+    return ProvenKey(ak=identity.ak_digest, ek=identity.ek_digest, endorsement="certificate")
+
+
+def test_the_operator_sees_the_key_before_the_first_approval(
+    front: Any, parts: Any, tpms: Any, identities: Any, tmp_path: Path
+) -> None:
+    sites: SiteRegister = front.deployment.sites
+    made = sites.create_token("site-t")
+    token = JoinToken(
+        address=front.gate, site="site-t", ca_pin=made.ca_pin, secret=made.secret
+    ).encode()
+    shown = identities[0].to_bytes()
+    identity = enroll(token, tpm=shown)
+    assert identity.pending
+    assert sites.tpm("site-t").shown_ek == identities[0].ek_digest
+    assert sites.tpm("site-t").ak == b"", "nothing is proven by saying so"
+    with GateClient.connect(front.gate, ca_pin=made.ca_pin) as gate:
+        with pytest.raises(EvidenceError):
+            gate.enroll(token, parts.new_csr(identity.key), b"junk")
+    sites.approve("site-t", ek=identities[0].ek_digest)
+    identity = replace(enroll(token, identity=identity, tpm=shown), control_address=front.control)
+    identity.save(tmp_path / "site")
+    with ControlClient.of_site(SiteIdentity.load(tmp_path / "site")) as site:
+        assert prove_tpm(site, tpms[0], site="site-t") == "operator"
+
+
+# --- admission ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(deployment: Any, parts: Any, tpms: Any) -> Any:
+    """A job that accepts TPM evidence; both machines have measured it."""
+    for tpm in tpms:
+        tpm.extend("app", parts.BUNDLE)
+        tpm.extend("job", parts.JOB)
+    return tpms
+
+
+def make_job(
+    deployment: Any, parts: Any, nodes: str = "", trust: TrustAnchors | None = None
+) -> Any:
+    from attestation.policy import AppraisalPolicy
+
+    text = f"""
+version = 1
+name = "tpm"
+accept = ["tpm"]
+[[reference]]
+claim = "app"
+value = "{parts.BUNDLE.hex()}"
+{nodes}
+"""
+    deployment.jobs["alpha"] = replace(
+        deployment.jobs["alpha"],
+        policy=AppraisalPolicy.from_toml(text.encode()),
+        trust=trust or TrustAnchors(),
+        sites=frozenset({"site-t", "site-u", "site-a"}),
+    )
+
+
+def client_of(deployment: Any, site: str, attester: Any) -> Any:
+    client = deployment.client(site=site)
+    client.attester = attester
+    return client
+
+
+def prove(deployment: Any, enrollment: TpmEnrollment, site: str, tpm: Any) -> None:
+    asked = enrollment.propose(site, tpm.identity().to_bytes())
+    assert enrollment.prove(site, asked.challenge, tpm.activate(asked.blob)).accepted
+
+
+def test_evidence_counts_once_its_key_is_proven(
+    deployment: Any, enrollment: TpmEnrollment, parts: Any, measured: Any, identities: Any
+) -> None:
+    nodes = f'[nodes]\nsite-t = ["{identities[0].ek_digest.hex()}"]'
+    make_job(deployment, parts, nodes)
+    invite(deployment, parts, "site-t", identities[0].ek_digest)
+    client = client_of(deployment, "site-t", measured[0])
+    with pytest.raises(AdmissionDenied, match="neither proven to live in a TPM nor pinned"):
+        deployment.admit(client)
+    prove(deployment, enrollment, "site-t", measured[0])
+    deployment.admit(client)
+    assert deployment.last("admission")["hardware_id"] == identities[0].ek_digest.hex()
+
+
+def test_a_key_proven_by_one_site_vouches_for_no_other(
+    deployment: Any, enrollment: TpmEnrollment, parts: Any, measured: Any, identities: Any
+) -> None:
+    make_job(deployment, parts)
+    invite(deployment, parts, "site-t", identities[0].ek_digest)
+    invite(deployment, parts, "site-u", identities[1].ek_digest)
+    prove(deployment, enrollment, "site-t", measured[0])
+    prove(deployment, enrollment, "site-u", measured[1])
+    with pytest.raises(AdmissionDenied, match="neither proven"):
+        deployment.admit(client_of(deployment, "site-u", measured[0]))
+    deployment.admit(client_of(deployment, "site-u", measured[1]))
+
+
+def test_a_key_pinned_for_all_is_only_for_the_site_that_proved_it(
+    deployment: Any, enrollment: TpmEnrollment, parts: Any, measured: Any, identities: Any
+) -> None:
+    trust = TrustAnchors(tpm_aks=frozenset(i.ak_digest for i in identities))
+    make_job(deployment, parts, trust=trust)
+    invite(deployment, parts, "site-t", identities[0].ek_digest)
+    prove(deployment, enrollment, "site-t", measured[0])
+    with pytest.raises(AdmissionDenied, match="that of another site's TPM"):
+        deployment.admit(client_of(deployment, "site-a", measured[0]))
+    assert deployment.last("refusal")["step"] == "verification"
+    deployment.admit(client_of(deployment, "site-a", measured[1]))
+
+
+def test_a_removed_site_takes_its_key_along(
+    deployment: Any, enrollment: TpmEnrollment, parts: Any, measured: Any, identities: Any
+) -> None:
+    make_job(deployment, parts)
+    invite(deployment, parts, "site-t", identities[0].ek_digest)
+    prove(deployment, enrollment, "site-t", measured[0])
+    client = client_of(deployment, "site-t", measured[0])
+    deployment.admit(client)
+    deployment.sites.remove("site-t")
+    with pytest.raises(AdmissionDenied):
+        deployment.admit(client)
+    invite(deployment, parts, "site-t")
+    with pytest.raises(AdmissionDenied, match="neither proven"):
+        deployment.admit(client)
+
+
+def test_the_operator_is_shown_the_tpm(
+    front: Any, parts: Any, identities: Any, tmp_path: Path, capsys: Any
+) -> None:
+    from fedlearn.cli import main
+    from fedlearn.login import OperatorLogin
+
+    key = parts.new_key()
+    issued = front.deployment.ca.issue_operator(
+        parts.new_csr(key), name="alice", now=front.deployment.clock()
+    )
+    OperatorLogin(
+        address=front.control,
+        ca=front.deployment.ca.certificate_pem,
+        chain=issued.chain_pem,
+        key=parts.key_pem(key),
+    ).save(tmp_path / "operator")
+
+    def run(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main.main(["site", *arguments, "--operator", str(tmp_path / "operator")])
+        told = capsys.readouterr()
+        return f"{ended.value.code or 0} {told.out}{told.err}"
+
+    ek = identities[0].ek_digest
+    assert run("token", "site-t", "--ek", "nonsense").startswith("1 ")
+    made = json.loads(run("token", "site-t", "--json").removeprefix("0 "))
+    sites: SiteRegister = front.deployment.sites
+    sites.enroll(made["token"], parts.new_csr(parts.new_key()))
+    sites.show_tpm("site-t", ek=ek, certificate="none")
+    assert f"{ek.hex()}, which waits for approval" in run("show", "site-t")
+    assert "has shown" in run("approve", "site-t", "--ek", bytes(32).hex())
+    assert f"bound to the endorsement key {ek.hex()}" in run("approve", "site-t")
+    assert "its evidence does not count yet" in run("show", "site-t")
