@@ -149,9 +149,12 @@ class TpmSeal:
                 raise UnsealError(f"{name} is missing")
             (length,) = struct.unpack_from(">H", blob, offset)
             offset += 2
-            if not 1 <= length <= _MAX_PART_BYTES or offset + length > len(blob):
+            if not 2 <= length <= _MAX_PART_BYTES or offset + length > len(blob):
                 raise UnsealError(f"{name} has an impossible length")
-            parts.append(blob[offset : offset + length])
+            part = blob[offset : offset + length]
+            if int.from_bytes(part[:2], "big") != length - 2:
+                raise UnsealError(f"{name} contradicts its length")
+            parts.append(part)
             offset += length
         if offset != len(blob):
             raise UnsealError(f"{len(blob) - offset} bytes too many")

@@ -31,7 +31,7 @@ from attestation.evidence import Evidence, Tee
 from attestation.quotes.tpm import TpmQuote
 from attestation.quotes.tpm_structures import ObjectAttribute, PublicArea
 from attestation.runtime_events import Measurement, measurements, record
-from attestation.tpm_credential import TpmIdentity
+from attestation.tpm_credential import TpmIdentity, check_credential
 from attestation.tpm_endorsement import certificate_der
 
 __all__ = ["QUOTED_PCRS", "KeyTemplate", "TpmAttester"]
@@ -154,8 +154,13 @@ class TpmAttester:
     def activate(self, blob: bytes) -> bytes:
         """Answer a challenge of :func:`attestation.tpm_credential.challenge_identity`.
 
-        :raises AttesterError: when this TPM cannot open it: it is for another EK or AK.
+        :raises AttesterError: when this TPM cannot open it: it is for another EK or AK, or
+            altered.
         """
+        try:
+            check_credential(blob)
+        except EvidenceError as error:
+            raise AttesterError(f"not a challenge that activatecredential reads: {error}") from None
         self.identity()
         with self._tools.workspace(objects=True) as work:
             work.write("credential", blob)

@@ -177,6 +177,8 @@ class Tpm2Tools:
             ) from None
         if done.returncode != 0:
             reason, code = _diagnose(done.stderr)
+            if done.returncode < 0:
+                reason = f"the tool died of signal {-done.returncode}; {reason}"
             hint = "" if code is not None else f"is the TPM at {self.tcti} running?"
             raise Tpm2CommandError(f"tpm2_{command}", reason, code=code, hint=hint)
         return done.stdout[:_MAX_OUTPUT_BYTES]

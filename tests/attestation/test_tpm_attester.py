@@ -73,7 +73,7 @@ def test_measure_quote_and_verify(
         started = time.perf_counter()
         evidence = attester.collect(bound)
         seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 0.3
+    assert min(seconds) < 1  # 0.02 on an idle machine; see benchmarks/tpm.py
     with pytest.raises(BindingError):
         check(evidence, attester, paper_tpm.binding(nonce=b"m" * 32))
     with pytest.raises(BindingError):
@@ -346,7 +346,7 @@ def test_it_starts_and_stops_fast_and_keeps_its_state(tmp_path: Path) -> None:
         with pytest.raises(AttesterError, match="not running"):
             _ = tpm.tcti
     assert keys[0] == keys[1]
-    assert min(seconds) < 0.5
+    assert min(seconds) < 1  # 0.02 on an idle machine
 
 
 def test_a_long_path_gets_a_socket_elsewhere(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_tpm_that_is_not_there_is_another_error(tmp_path: Path) -> None:
     seal = TpmSeal(f"swtpm:path={tmp_path}/none", tmp_path)
     with pytest.raises(AttesterError):
         seal.seal(b"secret")
-    blob = b"FLTS\x01\x02\x07\x0e\0\x01p\0\x01q"
+    blob = b"FLTS\x01\x02\x07\x0e\0\x03\0\x01p\0\x03\0\x01q"
     with pytest.raises(AttesterError):
         seal.unseal(blob)
 
