@@ -66,11 +66,15 @@ class NodeReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What a cluster can run. ``unseen`` names what this account may not look at."""
+    """What a cluster can run. ``unseen`` names what this account may not look at.
+
+    ``tee``, ``gpu``  the TEE that this site's clients need, and the GPUs that they get
+    """
 
     version: str
     workload: str
     tee: str
+    gpu: str = ""
     runtime_classes: tuple[RuntimeClass, ...] = ()
     nodes: tuple[NodeReport, ...] = ()
     unseen: tuple[str, ...] = ()
@@ -84,36 +88,44 @@ class Survey:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the survey for the coordinator, without the names of nodes."""
+        """Return the survey for the coordinator, without the names of nodes.
+
+        ``cpu``, ``memory_mib`` and ``gpu`` are the most that one client can get. What cannot
+        be seen is left out, and is not held against the site.
+        """
         fit = self.suitable
+        report: dict[str, Any] = {
+            "launcher": "kubernetes",
+            "version": self.version,
+            "workload": self.workload,
+            "ccnp": self.ccnp_here,
+            "unseen": list(self.unseen),
+        }
+        if "runtimeclasses" not in self.unseen:
+            report["runtime_classes"] = [item.name for item in self.runtime_classes]
+        if "nodes" in self.unseen:
+            return report
         devices: dict[str, int] = {}
         for node in fit:
             for name, count in node.extended.items():
                 devices[name] = devices.get(name, 0) + count
-        return {
-            "launcher": "kubernetes",
-            "version": self.version,
-            "workload": self.workload,
-            "tee": self.tee,
-            "runtime_classes": [item.name for item in self.runtime_classes],
+        report |= {
             "nodes": len(self.nodes),
             "suitable_nodes": len(fit),
             "tee_nodes": {
                 tee: sum(tee in node.tees for node in self.nodes) for tee in sorted(NFD_LABELS)
             },
-            # The most that one client can get, and all that there is.
-            "largest": {
-                "cpu": max((node.cpu for node in fit), default=0.0),
-                "memory_mib": max((node.memory_mib for node in fit), default=0),
-            },
-            "total": {
-                "cpu": round(sum(node.cpu for node in fit), 3),
-                "memory_mib": sum(node.memory_mib for node in fit),
-            },
+            "cpu": max((node.cpu for node in fit), default=0.0),
+            "memory_mib": max((node.memory_mib for node in fit), default=0),
+            "total_cpu": round(sum(node.cpu for node in fit), 3),
+            "total_memory_mib": sum(node.memory_mib for node in fit),
             "devices": devices,
-            "ccnp": self.ccnp_here,
-            "unseen": list(self.unseen),
         }
+        if self.tee:
+            report["tees"] = [self.tee] if fit else []
+        if self.gpu:
+            report["gpu"] = max((node.extended.get(self.gpu, 0) for node in fit), default=0)
+        return report
 
 
 def survey(kube: Kube, settings: KubernetesSettings) -> Survey:
@@ -136,6 +148,7 @@ def survey(kube: Kube, settings: KubernetesSettings) -> Survey:
         version=kube.version(),
         workload=settings.workload,
         tee=settings.tee,
+        gpu="" if settings.devices.gpu_claim else settings.devices.gpu,
         runtime_classes=classes,
         nodes=nodes,
         unseen=tuple(unseen),

@@ -22,7 +22,7 @@ _KILLED: Final = 137
 _TERMINATED: Final = 143
 _MOST: Final = 500
 
-_INSUFFICIENT: Final = re.compile(r"Insufficient ([A-Za-z0-9./_-]+)")
+_INSUFFICIENT: Final = re.compile(r"Insufficient ([A-Za-z0-9./_-]*[A-Za-z0-9])")
 _NODES: Final = re.compile(r"^(\d+)/(\d+) nodes are available")
 _TAINT: Final = re.compile(r"taints? \{([^}]*?)(?:: ?[^}]*)?\}")
 _CLAIM: Final = re.compile(r'persistentvolumeclaim "([^"]+)" (not found|is being deleted)')

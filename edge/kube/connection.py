@@ -162,7 +162,7 @@ class Kube:
         try:
             token = (_ACCOUNT_FOLDER / "token").read_text()
         except OSError:
-            token = str(self._api.configuration.api_key.get("authorization", ""))
+            token = str(self._api.configuration.api_key.get("BearerToken", ""))
         return _account(token)
 
     # --- watching ---------------------------------------------------------------------

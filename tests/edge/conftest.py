@@ -43,3 +43,18 @@ def front(deployment: Any) -> Any:
     running = load_fake("front").Front(deployment, load_fake("deployment"))
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A real control plane, started once."""
+    with load_fake("cluster").Cluster(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
+
+
+@pytest.fixture
+def cluster_site(cluster: Any, tmp_path: Path) -> Any:
+    """A namespace in it, with an agent's account and Role; nodes come by its ``node``."""
+    site = load_fake("cluster_site").ClusterSite(cluster, load_fake("node").Node, tmp_path)
+    yield site
+    site.close()

@@ -7,17 +7,15 @@ programs are those that ``tools/get-kubernetes.sh`` fetches; they end with this 
 from __future__ import annotations
 
 import base64
-import ctypes
 import json
 import os
-import signal
 import socket
 import ssl
 import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -29,8 +27,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
-_PR_SET_PDEATHSIG: Final = 1
 _READY_SECONDS: Final = 90.0
 
 
@@ -47,9 +43,9 @@ def assets() -> Path:
     return Path(done.stdout.strip())
 
 
-def end_with_parent() -> None:
-    """For ``preexec_fn``: the process gets SIGTERM when the thread that starts it is gone."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def tied(command: Sequence[str], sign: str = "TERM") -> list[str]:
+    """Return a command whose process gets a signal when the thread that started it is gone."""
+    return ["setpriv", "--pdeathsig", sign, "--", *command]
 
 
 def reserve_port() -> int:
@@ -335,13 +331,12 @@ class Cluster:
     def _run(self, name: str, *flags: str) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
-                [str(self._programs / name), *flags],
+                tied([str(self._programs / name), *flags]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
                 env={"PATH": os.environ.get("PATH", ""), "HOME": str(self.folder)},
-                preexec_fn=end_with_parent,
             )
 
     def _run_etcd(self) -> None:

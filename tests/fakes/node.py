@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self
@@ -41,6 +41,7 @@ class Node:
     ``extended``  extended resources and how many, such as ``{"nvidia.com/gpu": 1}``
     ``handlers``  runtime handlers that it has; a pod of another RuntimeClass does not start
     ``folders``   the folder behind each PersistentVolumeClaim, by its name
+    ``programs``  what an image runs in place of the pod's command, by the image's name
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Node:
         taints: Iterable[Mapping[str, str]] = (),
         handlers: Iterable[str] = (),
         folders: Mapping[str, Path] | None = None,
+        programs: Mapping[str, Sequence[str]] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
@@ -69,6 +71,7 @@ class Node:
         self._handlers = frozenset(handlers)
         self._runtime_classes = client.NodeV1Api(config.new_client_from_config(str(cluster.admin)))
         self._folders = dict(folders or {})
+        self._programs = dict(programs or {})
         self._environment = dict(environment or {})
         self._off = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -272,7 +275,11 @@ class Node:
                 self._tell(pod, "FailedCreatePodSandBox", message)
                 return
             started = _now()
-            known.start(self._process_environment(pod, known.folder))
+            container = pod.spec.containers[0]
+            command = self._programs.get(
+                container.image, [*(container.command or ()), *(container.args or ())]
+            )
+            known.start(command, self._process_environment(pod, known.folder))
             self._patch(pod, "Running", {"running": {"startedAt": started}})
             code = known.wait()
             if self._off.is_set():
@@ -391,21 +398,19 @@ class _Pod:
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def start(self, environment: dict[str, str]) -> None:
-        container = self.pod.spec.containers[0]
+    def start(self, command: Sequence[str], environment: dict[str, str]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [*(container.command or ()), *(container.args or ())]
         program = shutil.which(command[0], path=environment["PATH"]) or command[0]
         with (self.folder / "output").open("wb") as output:
             self._process = subprocess.Popen(
-                [program, *command[1:]],
+                # The thread of a pod waits for its process; when it is gone, so is the process.
+                ["setpriv", "--pdeathsig", "KILL", "--", program, *command[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
                 env=environment,
                 start_new_session=True,
-                preexec_fn=_end_with_thread,
             )
 
     def wait(self) -> int:
@@ -432,10 +437,3 @@ class _Pod:
 
 def _core(kubeconfig: Path) -> client.CoreV1Api:
     return client.CoreV1Api(config.new_client_from_config(str(kubeconfig)))
-
-
-def _end_with_thread() -> None:
-    """The thread of a pod waits for its process; when it is gone, so is the process."""
-    import ctypes
-
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
