@@ -135,7 +135,8 @@ class Devices:
                       ``tdx.intel.com/tdx-guest``; none by default
     ``gpu``           extended resource of GPUs; with KubeVirt the device's name
     ``gpu_claim``     name of a ResourceClaimTemplate; GPUs are then claimed through it, one
-                      claim each (dynamic resource allocation), and ``gpu`` is not used
+                      claim each (dynamic resource allocation, Kubernetes 1.31 and later), and
+                      ``gpu`` is not used
     ``scratch_class`` StorageClass of a volume that lives as long as the pod; memory and the
                       node's disk by default
     ``ccnp_socket``   folder of CCNP's socket on the nodes of a confidential cluster
@@ -174,7 +175,8 @@ class KubernetesSettings:
     ``service_account``  of the clients; it needs no rights and its token is not mounted
     ``pull_secrets``     names of Secrets with the registry's credentials
     ``retries``          how often a client that failed is started again
-    ``keep_s``           seconds that an ended client stays visible in the cluster
+    ``keep_s``           seconds that an ended client stays visible in the cluster, and in
+                         which an agent that was away still learns how it ended
     """
 
     kubeconfig: Path | None = option(file_path(), default=None)
@@ -190,7 +192,7 @@ class KubernetesSettings:
     service_account: str = option(_subdomain(), default="fedlearn-client")
     pull_secrets: tuple[str, ...] = option(seq(_subdomain(), most=10), default=())
     retries: int = option(whole(0, 10), default=2)
-    keep_s: int = option(whole(0, 7 * 86_400), default=600)
+    keep_s: int = option(whole(0, 7 * 86_400), default=6 * 3600)
     placement: Placement = option(table(Placement), factory=Placement)
     devices: Devices = option(table(Devices), factory=Devices)
     hints: Hints = option(table(Hints), factory=Hints)

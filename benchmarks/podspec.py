@@ -1,0 +1,65 @@
+"""How many manifests a second: a site's agent must never be what a job waits for.
+
+Prints manifests a second for each kind of workload, and the ratio to the 5,000 that are
+promised.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from edge.kubesettings import Devices, KubernetesSettings
+from edge.podspec import Launch, manifest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMISED = 5_000
+IMAGE = "registry.example/fedlearn-client@sha256:" + "ab" * 32
+KINDS = {
+    "confidential-containers": KubernetesSettings(
+        image=IMAGE, runtime_class="kata-qemu-tdx", devices=Devices(tee="tdx.intel.com/tdx-guest")
+    ),
+    "kubevirt": KubernetesSettings(image=IMAGE, workload="kubevirt", tee="snp"),
+    "confidential-cluster": KubernetesSettings(image=IMAGE, workload="confidential-cluster"),
+}
+
+
+def rate(kind: str, *, seconds: float = 0.5) -> float:
+    """Return manifests a second, in this thread's own time."""
+    workload = _fake("cluster_site").workload("a", gpu=1, data="medpar")
+    launch = Launch(sponsor="agent:8453", pin=bytes(32), ticket=bytes(32))
+    settings = KINDS[kind]
+    count, began = 0, time.thread_time()
+    while (spent := time.thread_time() - began) < seconds:
+        for _ in range(50):
+            manifest(workload, settings, launch)
+        count += 50
+    return count / spent
+
+
+def _fake(name: str) -> Any:
+    path = ROOT / "tests" / "fakes" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"fedlearn_benchmark_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def main() -> int:
+    """Run the benchmark; fail below what is promised."""
+    slowest = float("inf")
+    for kind in KINDS:
+        found = rate(kind)
+        slowest = min(slowest, found)
+        print(f"{kind:24} {found:10,.0f} manifests a second, {found / PROMISED:6.1f} x promised")
+    return 0 if slowest >= PROMISED else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
