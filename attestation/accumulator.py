@@ -19,10 +19,12 @@ Report data over them, with ``digest`` the binding's::
     digest' = SHA-512("fedlearn-runtime/1\\0" | RUNTIME | digest)    where RUNTIME has events
     report data = digest'                                           made by ourselves
     report data = SHA-512(CONTAINER | nonce | digest')              made by a CCNP server
+    report data = hex(SHA-256(digest'))                             made by a CoCo agent
 
 The second is the rule of those servers (``GetCcReport``: SHA-512 of nonce and user data,
 where a server that isolates containers puts the container's register before the nonce).
-Every part has a known length, so the concatenation is not ambiguous. A register that the
+Every part has a known length, so the concatenation is not ambiguous. The third is for
+agents that take runtime data as text of at most 64 bytes. A register that the
 report data does not cover is merely claimed: it is listed as unverified or refused.
 """
 
@@ -48,6 +50,7 @@ __all__ = [
     "hardware_part",
     "refuse_hardware_events",
     "runtime_digest",
+    "runtime_text",
 ]
 
 RUNTIME: Final = 0x464C0001
@@ -109,6 +112,11 @@ def runtime_digest(digest: bytes, runtime: bytes) -> bytes:
     return hashlib.sha512(_DOMAIN + runtime + digest).digest() if runtime else digest
 
 
+def runtime_text(digest: bytes) -> str:
+    """Return ``digest`` as the 64 characters that fit where only text is taken."""
+    return hashlib.sha256(digest).hexdigest()
+
+
 def check_report_data(
     value: bytes, binding: Bound | None, software: SoftwareRegisters | None = None
 ) -> bool:
@@ -117,13 +125,15 @@ def check_report_data(
     Report data that somebody else composed (a binding without a nonce) is compared as it
     is, and proves no software register.
 
-    :raises BindingError: when it is neither of the two compositions.
+    :raises BindingError: when it is none of the compositions above.
     """
     registers = software or SoftwareRegisters()
     if binding is None:
         return False
     expected = runtime_digest(binding.report_data(), registers.runtime)
     if not registers.container and hmac.compare_digest(value, expected):
+        return True
+    if not registers.container and hmac.compare_digest(value, runtime_text(expected).encode()):
         return True
     composed = hashlib.sha512(registers.container + binding.nonce + expected).digest()
     if binding.nonce and hmac.compare_digest(value, composed):

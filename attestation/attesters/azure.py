@@ -1,0 +1,104 @@
+"""Evidence from an Azure confidential VM with SEV-SNP: its HCL report and its vTPM.
+
+The paravisor keeps its report in the TPM's NV index 0x01400001 and its attestation key at
+the persistent handle 0x81000003 (Azure documentation, "Guest attestation for confidential
+VMs"). The hardware report in it is made at boot; what is fresh is the TPM's quote, by a key
+whose digest that report has. Software measures into PCR 14, as on any TPM.
+
+The VCEK is published at an address of the platform and by AMD; the relying party has it from
+its collateral, so no network is used here. On TDX the quote must be fetched from a service of
+the platform, which this attester does not do: it says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Final
+
+from attestation.attesters.tpm import QUOTED_PCRS, TpmAttester
+from attestation.attesters.tpm2_tools import DEFAULT_TCTI, Tpm2Tools
+from attestation.attesters.tpm_log import RuntimeLog
+from attestation.binding import Binding
+from attestation.errors import AttesterError, EvidenceError
+from attestation.evidence import Evidence, Tee
+from attestation.quotes.azure import HclReport
+
+__all__ = ["AK_HANDLE", "HCL_INDEX", "AzureAttester"]
+
+HCL_INDEX: Final = "0x01400001"
+AK_HANDLE: Final = "0x81000003"
+_PCR: Final = 14
+_BANK: Final = "sha256"
+_PCR_BYTES: Final = 32
+_SIGNATURE_HEADER: Final = 6
+
+
+class AzureAttester:
+    """Makes evidence with the vTPM at ``tcti``; an :class:`~attestation.attesters.Attester`.
+
+    Arguments as for :class:`~attestation.attesters.tpm.TpmAttester`.
+
+    :raises AttesterError: when the vTPM has no HCL report, or one of another platform.
+    """
+
+    def __init__(self, directory: Path, *, tcti: str = DEFAULT_TCTI, scope: str = "") -> None:
+        self._tpm = TpmAttester(directory, tcti=tcti, scope=scope)
+        self._tools = Tpm2Tools(tcti)
+        self._log = RuntimeLog(directory, _PCR, _BANK, None)
+        self._scope = scope
+        with self._tools.workspace() as work:
+            data = work.run("nvread", "-C", "o", HCL_INDEX)
+        try:
+            report = HclReport.parse(data)
+        except EvidenceError as error:
+            raise AttesterError(f"NV index {HCL_INDEX} has no HCL report: {error}") from error
+        if report.tee is not Tee.SNP:
+            raise AttesterError(
+                f"this VM has {report.tee.value}, whose quote a service of the platform makes",
+                hint='use kind = "tsm" where configfs-tsm is there',
+            )
+        self._report = data
+
+    @property
+    def tee(self) -> Tee:
+        """:attr:`Tee.AZURE_VTPM`."""
+        return Tee.AZURE_VTPM
+
+    def extend(self, claim: str, digest: bytes) -> None:
+        """See :meth:`attestation.attesters.tpm.TpmAttester.extend`."""
+        self._tpm.extend(claim, digest)
+
+    def collect(self, binding: Binding) -> Evidence:
+        """Return the HCL report and a quote over ``binding``, with the log of PCR 14.
+
+        :raises AttesterError: when the vTPM cannot be used now.
+        """
+        selection = f"{_BANK}:" + ",".join(map(str, QUOTED_PCRS))
+        with self._log.held() as lock, self._tools.workspace(locks=(lock,)) as work:
+            work.run(
+                *("quote", "-Q", "-c", AK_HANDLE, "-l", selection, "--scheme", "rsassa"),
+                *("-g", _BANK, "-q", binding.qualifying_data().hex()),
+                *("-m", "attest", "-s", "signature", "-o", "pcrs", "-F", "values"),
+            )
+            attest, signature, values = (
+                work.read(name) for name in ("attest", "signature", "pcrs")
+            )
+            pcrs = [values[at : at + _PCR_BYTES] for at in range(0, len(values), _PCR_BYTES)]
+            log = self._log.load(pcrs[QUOTED_PCRS.index(_PCR)])
+        document = {
+            "version": 1,
+            "hcl_report": base64.urlsafe_b64encode(self._report).decode().rstrip("="),
+            "tpm_quote": {
+                "message": attest.hex(),
+                "signature": signature[_SIGNATURE_HEADER:].hex(),
+                "pcrs": [value.hex() for value in pcrs],
+            },
+            "scope": self._scope,
+        }
+        return Evidence(
+            tee=Tee.AZURE_VTPM,
+            quote=json.dumps(document, sort_keys=True).encode(),
+            event_log=self._log.complete(log).to_bytes(),
+        )

@@ -1,0 +1,276 @@
+"""Evidence from a CCNP or CIMA server of the node, over its unix socket.
+
+Interface: Container Integrity Measurement Agent (formerly Confidential Cloud-Native
+Primitives), ``cima-server.proto`` and ``ccnp-server.proto``: service ``cima`` or ``ccnp`` with
+``GetCcReport(container_id, user_data, nonce)`` and ``GetCcEventlog(container_id)``. Nonce and
+user data are base64 *texts*; the server puts SHA-512(nonce | user data) into the quote, and
+where it isolates containers the container's own register before the nonce.
+
+Our nonce is its nonce and our digest its user data. The log is brought into the form of a
+CCEL: the server counts RTMRs from 0, and lists a container's events under RTMR3's number,
+which the quote tells apart. What that register is worth: :mod:`attestation.accumulator`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import grpc
+
+from attestation.accumulator import BANK, CONTAINER
+from attestation.attesters.protowire import WireError, bytes_field, fields
+from attestation.attesters.runtime import RuntimeRegister
+from attestation.binding import Bound
+from attestation.errors import AttesterError, EvidenceError
+from attestation.eventlog import EV_NO_ACTION, EventLog
+from attestation.evidence import Evidence, Tee
+from attestation.quotes.dcap import DcapQuote
+from attestation.quotes.tdx import TdReport
+
+__all__ = ["SOCKETS", "CcnpAttester", "check_socket", "container_id"]
+
+SOCKETS: Final = (
+    Path("/run/cima/uds/cima-server.sock"),
+    Path("/run/ccnp/uds/ccnp-server.sock"),
+)
+"""Where the servers listen."""
+
+_SERVICES: Final = ("cima_server_pb.cima", "ccnp_server_pb.ccnp")
+_TDX: Final = 1
+_SHA384: Final = 0x000C
+_TIMEOUT_S: Final = 30.0
+_TRIES: Final = 5
+_MAX_MESSAGE: Final = 8 * 1024 * 1024
+_MAX_EVENTS: Final = 16 * 1024
+_CONTAINER_IMR: Final = 3
+_MAX_PROC: Final = 256 * 1024
+_OPTIONS: Final = (
+    ("grpc.default_authority", "localhost"),
+    ("grpc.max_receive_message_length", _MAX_MESSAGE),
+    ("grpc.enable_http_proxy", 0),
+)
+_IDS: Final = (
+    (re.compile(r"/docker/containers/([0-9a-f]{64})/"), ""),
+    (re.compile(r"/kubelet/pods/([0-9a-f-]{36})/"), "-"),
+    (re.compile(r"[/-]([0-9a-f]{64})(?:\.scope)?$", re.MULTILINE), ""),
+    (re.compile(r"pod([0-9a-f_-]{36})(?:\.slice|/)"), "-"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ServerEvent:
+    index: int
+    type: int
+    digests: dict[int, bytes]
+    data: bytes
+
+
+def container_id(proc: Path = Path("/proc/self")) -> str:
+    """Return the id of this container as the servers know it.
+
+    It is read from the mounts, then from the control group, of this process; a server
+    looks the same id up in its own measurements.
+
+    :raises AttesterError: when this is not a container of Docker or Kubernetes.
+    """
+    for name in ("mountinfo", "cgroup"):
+        try:
+            with (proc / name).open("rb") as stream:
+                text = stream.read(_MAX_PROC).decode("utf-8", "replace")
+        except OSError:
+            continue
+        for pattern, dash in _IDS:
+            if match := pattern.search(text):
+                return match[1].replace(dash, "_") if dash else match[1]
+    raise AttesterError(
+        "this process is in no container of Docker or Kubernetes",
+        hint="a CCNP server measures containers; run the client in one",
+    )
+
+
+def check_socket(path: Path) -> None:
+    """Check that only root or this user can have put a socket there.
+
+    :raises AttesterError: saying what is wrong with it.
+    """
+    trusted = (0, os.geteuid())
+    try:
+        socket, folder = path.lstat(), path.parent.lstat()
+    except OSError as error:
+        raise AttesterError(
+            f"{path} cannot be used: {(error.strerror or 'unknown reason').lower()}",
+            hint="mount the CCNP server's socket into this container",
+        ) from error
+    if not stat.S_ISSOCK(socket.st_mode):
+        raise AttesterError(f"{path} is not a socket")
+    if socket.st_uid not in trusted or folder.st_uid not in trusted:
+        raise AttesterError(f"{path} belongs to another user, who could answer in its place")
+    if folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise AttesterError(
+            f"{path.parent} can be written by others, who could put another socket there",
+            hint=f"chmod go-w {path.parent}",
+        )
+
+
+class CcnpAttester:
+    """Makes TDX evidence through the server at ``socket``.
+
+    ``container``  its id for this container; found in ``/proc`` when it is left out
+
+    :raises AttesterError: when the socket cannot be trusted or nobody answers.
+    """
+
+    def __init__(self, socket: Path | None = None, *, container: str = "") -> None:
+        self._socket = socket or next((path for path in SOCKETS if path.exists()), SOCKETS[0])
+        check_socket(self._socket)
+        self._container = container or container_id()
+        self._service = _SERVICES[1 if "ccnp" in self._socket.name else 0]
+        self._software = RuntimeRegister()
+
+    @property
+    def tee(self) -> Tee:
+        """Always :attr:`Tee.TDX`: these servers make no other quotes."""
+        return Tee.TDX
+
+    def extend(self, claim: str, digest: bytes) -> None:
+        """Measure ``digest`` (32 bytes) under ``claim`` into a register of this process.
+
+        A container has no register of its own that it could extend.
+        """
+        self._software.extend(claim, digest)
+
+    def collect(self, binding: Bound) -> Evidence:
+        """Return evidence over ``binding`` and everything measured so far.
+
+        The container's register may grow between the quote and the log; both are asked for
+        again until they agree.
+
+        :raises AttesterError: when the server does not answer, or quote and log do not agree.
+        """
+        data = self._software.report_data(binding)
+        check_socket(self._socket)
+        with grpc.insecure_channel(f"unix:{self._socket}", options=_OPTIONS) as channel:
+            for _ in range(_TRIES):
+                quote = self._report(channel, binding.nonce, data)
+                report = _td_report(quote)
+                log = _to_ccel(self._events(channel), report)
+                register = log.replay(BANK, ccel=True).get(CONTAINER, b"")
+                composed = hashlib.sha512(register + binding.nonce + data).digest()
+                if report.report_data == composed:
+                    whole = self._software.behind(log)
+                    return Evidence(tee=Tee.TDX, quote=quote, event_log=whole.to_bytes())
+        raise AttesterError(
+            "the server's quote is not over our nonce, our data and its log of this container",
+            hint="is the server one that composes report data as CCNP and CIMA do?",
+        )
+
+    def _report(self, channel: grpc.Channel, nonce: bytes, data: bytes) -> bytes:
+        request = (
+            bytes_field(1, self._container.encode())
+            + bytes_field(2, base64.b64encode(data))
+            + bytes_field(3, base64.b64encode(nonce))
+        )
+        answer = dict(self._call(channel, "GetCcReport", request))
+        kind, quote = answer.get(1, 0), answer.get(2)
+        if kind != _TDX or not isinstance(quote, bytes):
+            raise AttesterError(f"the server made a report of type {kind!r}, not TDX")
+        return quote
+
+    def _events(self, channel: grpc.Channel) -> list[_ServerEvent]:
+        answer = self._call(channel, "GetCcEventlog", bytes_field(1, self._container.encode()))
+        found = [_event(value) for number, value in answer if number == 1]
+        if len(found) > _MAX_EVENTS:
+            raise AttesterError(f"the server sent {len(found)} events")
+        return found
+
+    def _call(
+        self, channel: grpc.Channel, method: str, request: bytes
+    ) -> list[tuple[int, int | bytes]]:
+        call = channel.unary_unary(
+            f"/{self._service}/{method}", request_serializer=None, response_deserializer=None
+        )
+        try:
+            return list(fields(call(request, timeout=_TIMEOUT_S)))
+        except grpc.RpcError as error:
+            code = getattr(error, "code", lambda: None)()
+            if code is grpc.StatusCode.UNIMPLEMENTED and self._service == _SERVICES[0]:
+                self._service = _SERVICES[1]
+                return self._call(channel, method, request)
+            reason = code.name if code is not None else "unknown"
+            raise AttesterError(
+                f"the server at {self._socket} answers {method}: {reason}"
+            ) from error
+        except WireError as error:
+            raise AttesterError(f"the server's answer to {method}: {error}") from error
+
+
+def _event(message: int | bytes) -> _ServerEvent:
+    numbers: dict[int, int] = {}
+    digests: dict[int, bytes] = {}
+    data = b""
+    try:
+        for number, value in fields(message if isinstance(message, bytes) else b"\xff"):
+            if number == 4 and isinstance(value, bytes):
+                digest = dict(fields(value))
+                algorithm, content = digest.get(1, 0), digest.get(2, b"")
+                if isinstance(algorithm, int) and isinstance(content, bytes):
+                    digests[algorithm] = content
+            elif number == 6 and isinstance(value, bytes):
+                data = value
+            elif isinstance(value, int):
+                numbers[number] = value
+    except WireError as error:
+        raise AttesterError(f"an event of the server: {error}") from error
+    return _ServerEvent(index=numbers.get(2, 0), type=numbers.get(3, 0), digests=digests, data=data)
+
+
+def _td_report(quote: bytes) -> TdReport:
+    try:
+        body = DcapQuote.parse(quote).body
+    except EvidenceError as error:
+        raise AttesterError(f"the server's quote cannot be read: {error}") from error
+    if not isinstance(body, TdReport):
+        raise AttesterError("the server's quote is not of a TD")
+    return body
+
+
+def _to_ccel(events: list[_ServerEvent], report: TdReport) -> EventLog:
+    """Return the server's events as a CCEL that fits the quote.
+
+    Servers count RTMRs from 0 or as a CCEL does, and list either RTMR3 or the container
+    under number 3; the quoted registers say which.
+    """
+    quoted = dict(enumerate(report.rtmrs, 1))
+    for first in (1, 0):
+        for last in (_CONTAINER_IMR + 1, CONTAINER):
+            log = _convert(events, first, last)
+            registers = log.replay(BANK, ccel=True)
+            hardware = {index: value for index, value in registers.items() if index != CONTAINER}
+            if all(quoted.get(index) == value for index, value in hardware.items()):
+                return log
+    raise AttesterError(
+        "the server's log does not replay to its own quote",
+        hint="the firmware's log may be incomplete, or something extended an RTMR unlogged",
+    )
+
+
+def _convert(events: list[_ServerEvent], first: int, last: int) -> EventLog:
+    log = EventLog.create((BANK,), index=1)
+    for event in events:
+        digest = event.digests.get(_SHA384)
+        if event.type == EV_NO_ACTION or digest is None:
+            continue
+        third = event.index + first == _CONTAINER_IMR + 1
+        index = last if third else event.index + first
+        try:
+            log = log.append(index, event.type, {BANK: digest}, event.data)
+        except ValueError as error:
+            raise AttesterError(f"an event of the server: {error}") from error
+    return log

@@ -1,0 +1,63 @@
+"""Our client's measurements where hardware has no register for them: kept in this process.
+
+See :mod:`attestation.accumulator` for what such a register is worth. It lives as long as the
+process: whoever starts anew measures anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from attestation.accumulator import BANK, RUNTIME, runtime_digest
+from attestation.binding import Bound
+from attestation.errors import AttesterError
+from attestation.eventlog import EventLog
+from attestation.runtime_events import Measurement, record
+
+__all__ = ["RuntimeRegister"]
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class RuntimeRegister:
+    """An accumulator and its log; ``base`` is a log whose events come before ours."""
+
+    def __init__(self, base: EventLog | None = None) -> None:
+        if base is not None and BANK not in base.sizes:
+            raise AttesterError(f"the firmware's event log has no {BANK} digests")
+        self._log = base or EventLog.create((BANK,), index=1)
+        self._measured: dict[str, bytes] = {}
+
+    @property
+    def log(self) -> EventLog:
+        """The whole log."""
+        return self._log
+
+    def extend(self, claim: str, digest: bytes) -> None:
+        """Measure ``digest`` under ``claim``, once.
+
+        :raises AttesterError: for another size, or a claim that already has another value.
+        """
+        if len(digest) != _DIGEST_BYTES:
+            raise AttesterError(f"a digest has {_DIGEST_BYTES} bytes, not {len(digest)}")
+        known = self._measured.setdefault(claim, digest)
+        if known != digest:
+            raise AttesterError(
+                f"{claim} was already measured in this process",
+                hint="start a new process for another workload",
+            )
+        measurement = Measurement(claim=claim, digest=digest)
+        if not any(event.data == measurement.to_data() for event in self._log.extending(RUNTIME)):
+            self._log = record(self._log, measurement, RUNTIME)
+
+    def behind(self, base: EventLog | None) -> EventLog:
+        """Return ``base`` followed by what was measured here."""
+        whole = base or EventLog.create((BANK,), index=1)
+        for event in self._log.extending(RUNTIME):
+            whole = whole.append(event.index, event.type, event.digests, event.data)
+        return whole
+
+    def report_data(self, binding: Bound) -> bytes:
+        """Return the 64 bytes that cover ``binding`` and everything measured so far."""
+        register = self._log.replay(BANK, ccel=True).get(RUNTIME, b"")
+        return runtime_digest(binding.report_data(), register)
