@@ -45,7 +45,7 @@ def resolve(requirements: list[str]) -> dict[str, tuple[str, str]]:
         command += ["--platform=any", "--constraint", str(ROOT / "constraints.txt")]
         subprocess.run([*command, *requirements], check=True)
         document: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for item in document["install"]:
         info = item["download_info"]
         digest = info["archive_info"].get("hashes", {}).get("sha256")
@@ -58,7 +58,10 @@ def resolve(requirements: list[str]) -> dict[str, tuple[str, str]]:
 
 def text(wheels: dict[str, tuple[str, str]]) -> str:
     """Return a list as pip reads it."""
-    lines = (f"{name}=={version} --hash=sha256:{digest}\n" for name, (version, digest) in sorted(wheels.items()))
+    lines = (
+        f"{name}=={version} --hash=sha256:{digest}\n"
+        for name, (version, digest) in sorted(wheels.items())
+    )
     return HEAD + "".join(lines)
 
 
@@ -89,7 +92,9 @@ def check() -> int:
             continue
         constraint = Requirement(line)
         version = found.get(canonicalize_name(constraint.name))
-        if version and not constraint.specifier.contains(version.partition("+")[0], prereleases=True):
+        if version and not constraint.specifier.contains(
+            version.partition("+")[0], prereleases=True
+        ):
             wrong.append(f"{constraint.name} is {version}, not {constraint.specifier}")
     for line in wrong:
         print(f"images/*.lock: {line}", file=sys.stderr)

@@ -101,7 +101,9 @@ class Helm:
 
     program: Path
 
-    def run(self, *words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *words: str, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run one command."""
         return subprocess.run(
             [str(self.program), *words],

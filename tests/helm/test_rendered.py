@@ -16,8 +16,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 CHARTS = ("fedlearn-server", "fedlearn-edge")
 VERSIONS = tuple(
-    f"1.{minor}"
-    for minor in range(30, int(kubernetes_validate.latest_version().split(".")[1]) + 1)
+    f"1.{minor}" for minor in range(30, int(kubernetes_validate.latest_version().split(".")[1]) + 1)
 )
 CUSTOM = {
     "AuthorizationPolicy",
@@ -41,9 +40,7 @@ MATRIX: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
                 "limits": {"requests_per_second": 1000000, "update_mib": 1024},
                 "jobs": {"resume": False},
             },
-            "keys": {
-                "recoveryKey": "-----BEGIN PUBLIC KEY-----\nMCow\n-----END PUBLIC KEY-----\n"
-            },
+            "keys": {"recoveryKey": "-----BEGIN PUBLIC KEY-----\nMCow\n-----END PUBLIC KEY-----\n"},
             "image": {"pullSecrets": ["mirror"]},
             "nodeSelector": {"tee": "snp"},
             "tolerations": [{"key": "tee", "operator": "Exists"}],
@@ -88,7 +85,7 @@ MATRIX: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "edge-kubevirt": (
         "fedlearn-edge",
         {
-            "config": {"kubernetes": {"workload": "kubevirt", "runtime_class": "", "tee": "tdx"}},
+            "config": {"kubernetes": {"workload": "kubevirt", "tee": "tdx"}},
             "mesh": "linkerd",
         },
         (),
@@ -97,7 +94,7 @@ MATRIX: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         "fedlearn-edge",
         {
             "config": {
-                "kubernetes": {"workload": "confidential-cluster", "runtime_class": ""},
+                "kubernetes": {"workload": "confidential-cluster"},
                 "attester": {"kind": "ccnp"},
             },
             "ccnp": {"enabled": True, "image": {"digest": "sha256:" + "cd" * 32}},
@@ -224,9 +221,7 @@ def test_upgrades_change_nothing_that_cannot_change(helm: Any, tmp_path: Path) -
                     "name": one["metadata"]["name"],
                     "selector": spec["selector"],
                     "serviceName": spec.get("serviceName"),
-                    "claims": [
-                        claim["metadata"] for claim in spec.get("volumeClaimTemplates", [])
-                    ],
+                    "claims": [claim["metadata"] for claim in spec.get("volumeClaimTemplates", [])],
                 }
                 fixed.setdefault(chart, set()).add(json.dumps(kept, sort_keys=True))
     assert {chart: len(kept) for chart, kept in fixed.items()} == dict.fromkeys(CHARTS, 1)

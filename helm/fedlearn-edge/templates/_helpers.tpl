@@ -108,6 +108,12 @@ limits: {{ toJson . }}
 {{- $_ := set $kubernetes "sponsor_address" (printf "%s.%s.svc:%d" (include "fedlearn.name" .) .Release.Namespace (int .Values.sponsor.port)) -}}
 {{- $_ := set $kubernetes "service_account" (include "fedlearn.clientAccount" .) -}}
 {{- with .Values.client.pullSecrets }}{{ $_ := set $kubernetes "pull_secrets" . }}{{ end -}}
+{{- if and (eq $kubernetes.workload "confidential-containers") (not $kubernetes.runtime_class) -}}
+{{- $_ := set $kubernetes "runtime_class" "kata-qemu-tdx" -}}
+{{- end -}}
+{{- range $key := list "runtime_class" "tee" -}}
+{{- if not (get $kubernetes $key) }}{{ $_ := unset $kubernetes $key }}{{ end -}}
+{{- end -}}
 {{- $_ := set $config "kubernetes" $kubernetes -}}
 {{- $launcher := $config.launcher | default dict -}}
 {{- $_ := set $launcher "kind" "kubernetes" -}}

@@ -26,7 +26,7 @@ def main(host, gate, control, fleet):
     with connect(host, gate) as secure:
         leaf = secure.getpeercert(binary_form=True)
         if not leaf or NAME.encode() not in leaf:
-            return f"gate: whoever answers at {host}:{gate} is no coordinator, or TLS ends before it"
+            return f"gate: what answers at {host}:{gate} is no coordinator, or TLS ends before it"
         print(f"gate     {host}:{gate} speaks {secure.version()} for {NAME}")
     for what, port in (("control", control), ("fleet", fleet)):
         try:

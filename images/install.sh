@@ -1,0 +1,18 @@
+# Runs inside of the build stage: the wheels of the lists in "$1", by hash, and our own.
+set -eu
+python3 -m venv --without-pip /opt/fedlearn
+pip="$(echo /wheels/pip-*.whl)"
+for lock in $1; do
+  set -- "$@" --requirement "/locks/$lock"
+done
+shift
+PYTHONPATH="$pip" /opt/fedlearn/bin/python -m pip install --quiet --disable-pip-version-check \
+  --no-index --find-links /wheels --no-deps --no-compile --require-hashes "$@"
+PYTHONPATH="$pip" /opt/fedlearn/bin/python -m pip install --quiet --disable-pip-version-check \
+  --no-index --no-deps --no-compile /wheels/fedlearn-*.whl
+# What nobody runs here: uv resolves, tests test; and an image has no business installing.
+rm -rf /opt/fedlearn/bin/uv /opt/fedlearn/bin/uvx
+find /opt/fedlearn -depth -type d -name tests -path '*/site-packages/*/tests' -prune -exec rm -rf {} +
+# Byte code that names the hash of its source, not a time: the same bytes at every build.
+/opt/fedlearn/bin/python -m compileall -q -j 1 --invalidation-mode unchecked-hash \
+  -s /opt/fedlearn -p /opt/fedlearn /opt/fedlearn/lib || true
