@@ -34,7 +34,7 @@ def deal(
         train, test = partition.split(rows, test=_TEST, rng=rng)
         result.append(
             SiteData(
-                name=f"site-{site + 1:0{width}d}",
+                name=f"archive-{site + 1:0{width}d}",
                 train={"images": images[train], "labels": labels[train]},
                 test={"images": images[test], "labels": labels[test]},
             )
