@@ -12,121 +12,36 @@ policy, and the policy names this document's digest.
 from __future__ import annotations
 
 import base64
-import functools
 import struct
 import zlib
-from collections.abc import Sequence
 from typing import Final
 
 from attestation.policy import ReferenceValue
 from attestation.references import initdata_references
+from edge.guestpolicy import guest_policy
 from fedlearn import config
 from fedlearn.errors import ConfigError
 
 __all__ = [
     "ANNOTATION",
-    "COMMAND",
     "annotation_value",
-    "guest_policy",
     "initdata_document",
     "initdata_values",
     "opened",
 ]
 
 ANNOTATION: Final = "io.katacontainers.config.hypervisor.cc_init_data"
-COMMAND: Final = ("python", "-m", "edge.podclient")
-"""What a client's container runs; the guest policy allows nothing else."""
-
 _VERSION: Final = "0.1.0"
 _MAX_BYTES: Final = 1024 * 1024
 _GZIP_HEADER: Final = b"\x1f\x8b\x08" + bytes(5) + b"\x02\xff"
 """RFC 1952 without a time, name or operating system: the same bytes everywhere."""
 
-_ALLOWED: Final = (
-    "AddARPNeighbors",
-    "AddSwap",
-    "CloseStdin",
-    "CopyFile",
-    "CreateSandbox",
-    "DestroySandbox",
-    "GetMetrics",
-    "GetOOMEvent",
-    "GuestDetails",
-    "ListInterfaces",
-    "ListRoutes",
-    "MemHotplugByProbe",
-    "OnlineCPUMem",
-    "PauseContainer",
-    "PullImage",
-    "RemoveContainer",
-    "RemoveStaleVirtiofsShareMounts",
-    "ReseedRandomDev",
-    "ResumeContainer",
-    "SetGuestDateTime",
-    "SignalProcess",
-    "StartContainer",
-    "StatsContainer",
-    "TtyWinResize",
-    "UpdateContainer",
-    "UpdateEphemeralMounts",
-    "UpdateInterface",
-    "UpdateRoutes",
-    "WaitProcess",
-)
-_REFUSED: Final = (
-    "CreateContainer",  # but for the containers that a rule below allows
-    "ExecProcess",  # nobody gets a shell
-    "ReadStream",  # nobody reads what the client writes
-    "SetPolicy",  # nobody replaces this policy
-    "StartTracing",
-    "StopTracing",
-    "WriteStream",
-)
 _ATTESTATION_AGENT: Final = """\
 [eventlog_config]
 enable_eventlog = true
 eventlog_algorithm = "sha384"
 init_pcr = 17
 """
-
-
-@functools.lru_cache(maxsize=64)
-def guest_policy(image: str, command: Sequence[str] = COMMAND) -> str:
-    """Return the kata agent's policy, in Rego: one image, one command, no exec, no logs.
-
-    ``image`` is by digest. The guest pulls it itself, so the digest is checked inside.
-
-    :raises ConfigError: for a text that cannot stand in a policy.
-    """
-    for item in (image, *command):
-        if not item.isprintable() or '"' in item or "\\" in item or not item.isascii():
-            raise ConfigError(f"{item!r} cannot stand in the guest's policy", key="image")
-    arguments = ", ".join(f'"{item}"' for item in command)
-    lines = [
-        "package agent_policy",
-        "",
-        "import future.keywords.every",
-        "import future.keywords.if",
-        "import future.keywords.in",
-        "",
-        *(f"default {name}Request := true" for name in _ALLOWED),
-        *(f"default {name}Request := false" for name in _REFUSED),
-        "",
-        "# The sandbox's own container, which runs nothing of ours.",
-        "CreateContainerRequest if {",
-        '  input.OCI.Annotations["io.kubernetes.cri.container-type"] == "sandbox"',
-        "}",
-        "",
-        "CreateContainerRequest if {",
-        '  input.OCI.Annotations["io.kubernetes.cri.container-type"] == "container"',
-        f"  input.OCI.Process.Args == [{arguments}]",
-        "  some pulled in input.storages",
-        '  pulled.driver == "image_guest_pull"',
-        f'  pulled.source == "{image}"',
-        "}",
-        "",
-    ]
-    return "\n".join(lines)
 
 
 def initdata_document(*, image: str, bundle: bytes, tee: str = "") -> bytes:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from edge import labels
-from edge.initdata import ANNOTATION, COMMAND, annotation_value, initdata_document
+from edge.guestpolicy import COMMAND
+from edge.initdata import ANNOTATION, annotation_value, initdata_document
 from edge.kubesettings import KubernetesSettings
 from edge.launcher import Workload
 from fedlearn.errors import LaunchError

@@ -16,7 +16,6 @@ from edge import labels
 from edge.initdata import (
     ANNOTATION,
     annotation_value,
-    guest_policy,
     initdata_document,
     initdata_values,
     opened,
@@ -199,23 +198,6 @@ def test_other_initdata_has_another_digest() -> None:
     assert base == initdata_values(image=IMAGE, bundle=bundle)
     assert base != initdata_values(image=IMAGE, bundle=other)
     assert base != initdata_values(image=IMAGE.replace("ab", "cd"), bundle=bundle)
-
-
-def test_the_guest_policy_lets_nobody_in() -> None:
-    policy = guest_policy(IMAGE)
-    for name in ("ExecProcess", "ReadStream", "WriteStream", "SetPolicy", "CreateContainer"):
-        assert f"default {name}Request := false" in policy
-        assert f"default {name}Request := true" not in policy
-    assert policy.count("CreateContainerRequest if {") == 2
-    assert "ExecProcessRequest if" not in policy
-    assert f'pulled.source == "{IMAGE}"' in policy
-    assert '["python", "-m", "edge.podclient"]' in policy
-
-
-@pytest.mark.parametrize("image", ['a"@sha256:', "a\n", "a\\b", "a\0"])
-def test_nothing_can_be_written_into_the_guest_policy(image: str) -> None:
-    with pytest.raises(ConfigError, match="cannot stand in the guest's policy"):
-        guest_policy(image)
 
 
 @given(st.binary(max_size=5000))

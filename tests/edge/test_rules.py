@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from attestation.policy import AppraisalPolicy
+from attestation.policysign import operator_key_digest, sign_policy
 from edge.config import SiteConfig
 from edge.rules import Answer, Decision, decide
 from fedlearn.job import JobSpec
@@ -61,6 +65,8 @@ def _decide(
     now: datetime = NOON,
     running: int = 0,
     approved: bool = False,
+    policy: str = "",
+    signature: bytes = b"",
 ) -> Decision:
     assert site[0] in SITE
     assert job[0] in JOB
@@ -75,6 +81,8 @@ def _decide(
         now=now,
         running=running,
         approved=approved,
+        policy=policy,
+        policy_signature=signature,
     )
 
 
@@ -150,6 +158,33 @@ def test_a_path_may_not_leave_what_the_site_allows(folder: Path) -> None:
     (folder / "medpar/link").symlink_to("/etc")
     outside = ('set = "medpar"', f'path = "{folder}/medpar/link/passwd"')
     assert _decide(folder, site=allow, job=outside).answer is Answer.REFUSE
+
+
+def test_a_site_may_ask_who_signed_the_policy(folder: Path) -> None:
+    known, stranger = (ed25519.Ed25519PrivateKey.generate() for _ in range(2))
+    text = 'version = 1\naccept = ["tpm"]'
+    policy = AppraisalPolicy.from_toml(text.encode())
+    signed = sign_policy(policy, known)
+    key = operator_key_digest(known.public_key()).hex()
+    asks = ("[accept]", f'[accept]\npolicy_keys = ["{key}"]')
+    names = ("00" * 32, policy.digest.hex())
+
+    def answer(**given: Any) -> Decision:
+        return _decide(folder, **{"site": asks, "job": names, "policy": text, **given})
+
+    assert answer(signature=signed).answer is Answer.RUN
+    for found, words in (
+        (answer(), "is not signed"),
+        (answer(signature=sign_policy(policy, stranger)), "not a known operator"),
+        (answer(signature=b"junk"), "policy signature"),
+        (answer(signature=signed, job=("", "")), "not the one it names"),
+        (answer(signature=signed, policy=text + "\nrequire = 1"), "not acceptable here"),
+        (answer(signature=signed, policy='version = 1\naccept = ["sample"]'), "another policy"),
+    ):
+        assert found.answer is Answer.REFUSE
+        assert words in "; ".join(found.reasons)
+    # A site that does not ask runs it signed or not.
+    assert _decide(folder, policy=text).answer is Answer.RUN
 
 
 def test_a_job_that_names_no_data_gets_the_only_one(folder: Path) -> None:
