@@ -177,3 +177,9 @@ def refusal(helm: Helm, tmp_path: Path) -> Callable[[str, Mapping[str, Any]], st
         return done.stderr
 
     return refusal
+
+
+@pytest.fixture(scope="session")
+def fake() -> Callable[[str], ModuleType]:
+    """Load a module of ``tests/fakes`` by its name."""
+    return load_fake
