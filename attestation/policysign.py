@@ -2,12 +2,13 @@
 
 ``policy.toml.sig`` is canonical JSON::
 
-    {"algorithm", "digest", "key", "signature", "version"}
-    algorithm  "ed25519" or "ecdsa-p256-sha256"
-    digest     AppraisalPolicy.digest, hex
-    key        SHA-256 of the signer's SubjectPublicKeyInfo, hex
-    version    AppraisalPolicy.version
-    signed     "fedlearn-policy-signature/1\\0" | u64be version | digest
+    {"algorithm", "digest", "key", "public_key", "signature", "version"}
+    algorithm   "ed25519" or "ecdsa-p256-sha256"
+    digest      AppraisalPolicy.digest, hex
+    key         SHA-256 of the signer's SubjectPublicKeyInfo, hex
+    public_key  that SubjectPublicKeyInfo, DER, hex: who knows its digest needs no other file
+    version     AppraisalPolicy.version
+    signed      "fedlearn-policy-signature/1\\0" | u64be version | digest
 
 The digest is that of the policy's meaning, so a comment may be added without signing again,
 and nothing that changes a verdict may be.
@@ -21,10 +22,14 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_der_public_key,
+)
 
 from attestation.errors import EndorsementError, EvidenceError, FreshnessError, SignatureError
 from attestation.policy import AppraisalPolicy
@@ -35,6 +40,7 @@ __all__ = [
     "PublicKey",
     "operator_key_digest",
     "sign_policy",
+    "signer_of",
     "verify_policy",
 ]
 
@@ -51,8 +57,7 @@ _HEX: Final = re.compile(r"(?:[0-9a-f]{2})+")
 
 def operator_key_digest(key: PublicKey) -> bytes:
     """Return the SHA-256 (32 bytes) of the DER SubjectPublicKeyInfo of an operator's key."""
-    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(spki).digest()
+    return hashlib.sha256(_spki(key)).digest()
 
 
 def sign_policy(policy: AppraisalPolicy, key: PrivateKey) -> bytes:
@@ -72,6 +77,7 @@ def sign_policy(policy: AppraisalPolicy, key: PrivateKey) -> bytes:
             "algorithm": algorithm,
             "digest": policy.digest.hex(),
             "key": operator_key_digest(key.public_key()).hex(),
+            "public_key": _spki(key.public_key()).hex(),
             "signature": signature.hex(),
             "version": policy.version,
         }
@@ -82,11 +88,14 @@ def verify_policy(
     policy: AppraisalPolicy,
     signature: bytes,
     *,
-    keys: Iterable[PublicKey],
+    keys: Iterable[PublicKey] = (),
+    key_digests: Iterable[bytes] = (),
     minimum_version: int = 1,
 ) -> bytes:
-    """Return the digest of the operator's key that signed ``policy``; one of ``keys``.
+    """Return the digest of the operator's key that signed ``policy``.
 
+    It is one of ``keys``, or one whose SHA-256 (of its SubjectPublicKeyInfo) is among
+    ``key_digests``; the key itself then comes with the signature.
     ``minimum_version`` is the newest version that was seen before; an older one is a
     rollback.
 
@@ -98,6 +107,9 @@ def verify_policy(
     fields = _parse(signature)
     known = {operator_key_digest(key): key for key in keys}
     signer = bytes.fromhex(str(fields["key"]))
+    shown = bytes.fromhex(str(fields["public_key"]))
+    if signer in frozenset(key_digests) and hashlib.sha256(shown).digest() == signer:
+        known.setdefault(signer, _load(shown))
     if signer not in known:
         raise EndorsementError(
             f"signed by {signer.hex()[:16]}…, which is not a known operator's key",
@@ -110,12 +122,36 @@ def verify_policy(
             hint="`fedlearn policy sign` signs the policy as it is now",
         )
     _check(known[signer], str(fields["algorithm"]), bytes.fromhex(str(fields["signature"])), policy)
+    if shown != _spki(known[signer]):
+        raise SignatureError("another public key came with the signature", step="policy signature")
     if policy.version < minimum_version:
         raise FreshnessError(
             f"version {policy.version} is older than {minimum_version}, which was seen before",
             step="policy version",
         )
     return signer
+
+
+def signer_of(signature: bytes) -> bytes:
+    """Return the digest of the key that ``signature`` says it is by; nothing is verified.
+
+    :raises EvidenceError: when the signature file is malformed.
+    """
+    return bytes.fromhex(str(_parse(signature)["key"]))
+
+
+def _spki(key: PublicKey) -> bytes:
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _load(spki: bytes) -> PublicKey:
+    try:
+        key = load_der_public_key(spki)
+    except (ValueError, UnsupportedAlgorithm):
+        raise EvidenceError("not a public key", field="policy signature.public_key") from None
+    if not isinstance(key, ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey):
+        raise EvidenceError("not an operator's key", field="policy signature.public_key")
+    return key
 
 
 def _check(key: PublicKey, algorithm: str, signature: bytes, policy: AppraisalPolicy) -> None:
@@ -149,7 +185,7 @@ def _parse(data: bytes) -> dict[str, str | int]:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise EvidenceError("not a JSON document", field="policy signature") from error
-    texts = ("algorithm", "digest", "key", "signature")
+    texts = ("algorithm", "digest", "key", "public_key", "signature")
     if not isinstance(document, dict) or document.keys() != {*texts, "version"}:
         raise EvidenceError(
             f"must have exactly {', '.join(texts)} and version", field="policy signature"

@@ -243,6 +243,8 @@ class Agent:
                 now=self._now(),
                 running=len(self._launcher.running()),
                 approved=self._approved(assignment),
+                policy=assignment.policy,
+                policy_signature=assignment.policy_signature,
             )
             reason = "; ".join(decision.reasons)
             if decision.answer is Answer.REFUSE:

@@ -122,13 +122,17 @@ class DataSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accept:
-    """Which jobs this site is willing to run."""
+    """Which jobs this site is willing to run.
+
+    ``policy_keys``  SHA-256 of the SPKI of keys that must have signed a job's policy
+    """
 
     bundles: tuple[bytes, ...] = option(seq(hexadecimal(32), most=10_000, unique=True), default=())
     other_bundles: str = option(choice("refuse", "ask", "insecure-accept"), default="refuse")
     approval: str = option(choice("automatic", "manual"), default="automatic")
     hours: Hours | None = option(_hours(), default=None)
     data_paths: tuple[Path, ...] = option(seq(file_path(), most=100), default=())
+    policy_keys: tuple[bytes, ...] = option(seq(hexadecimal(32), most=100), default=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from attestation.errors import AttestationError
+from attestation.policy import AppraisalPolicy
+from attestation.policysign import verify_policy
 from edge.config import SiteConfig
 from fedlearn.job import JobSpec
 
@@ -51,14 +54,18 @@ def decide(
     now: datetime,
     running: int = 0,
     approved: bool = False,
+    policy: str = "",
+    policy_signature: bytes = b"",
 ) -> Decision:
     """Return whether ``site`` runs ``spec`` with the code ``bundle`` (SHA-256, 32 bytes).
 
     ``running`` clients run here already; ``approved`` when a person here said yes to this
-    very job and bundle. ``now`` must have a time zone.
+    very job and bundle. ``now`` must have a time zone. ``policy`` is the job's appraisal
+    policy (TOML), with its operator's signature.
     """
     data, problem = _data(config, spec, site)
     refusals = [*_refusals(config, spec, site, bundle), *([problem] if problem else [])]
+    refusals += _unsigned(config, spec, policy, policy_signature)
     if refusals:
         return Decision(answer=Answer.REFUSE, reasons=tuple(refusals))
     if not approved and (asks := list(_asks(config, bundle))):
@@ -80,6 +87,23 @@ def _refusals(config: SiteConfig, spec: JobSpec, site: str, bundle: bytes) -> It
         wanted, cap = getattr(spec.resources, name), getattr(config.caps, name)
         if wanted > cap:
             yield f"the job wants {name} = {wanted:g}, this site gives at most {cap:g}"
+
+
+def _unsigned(config: SiteConfig, spec: JobSpec, policy: str, signature: bytes) -> Iterator[str]:
+    """Say why the job's policy is not one that somebody signed whom this site believes."""
+    keys = config.accept.policy_keys
+    if not keys:
+        return
+    if not signature:
+        yield "the job's policy is not signed, and this site requires it"
+        return
+    try:
+        found = AppraisalPolicy.from_toml(policy.encode(), where="the job's policy")
+        if found.digest != spec.policy_digest:
+            yield "the policy that came with the job is not the one it names"
+        verify_policy(found, signature, key_digests=keys)
+    except AttestationError as error:
+        yield f"the job's policy is not acceptable here: {error}"
 
 
 def _privacy(config: SiteConfig, spec: JobSpec) -> Iterator[str]:

@@ -37,6 +37,7 @@ class Assignment:
     ``spec``      the job's canonical JSON (:meth:`fedlearn.job.JobSpec.canonical`)
     ``bundle``    SHA-256 of the app bundle
     ``policy``    the appraisal policy, TOML, which names what the coordinator must prove
+    ``policy_signature``  its operator's signature (:mod:`attestation.policysign`), if any
     ``workload``  :func:`fedlearn.job.workload_digest` of job and bundle
     """
 
@@ -49,10 +50,11 @@ class Assignment:
     workload: bytes
     issued: datetime
     expires: datetime
+    policy_signature: bytes = b""
 
     def to_bytes(self) -> bytes:
         """Return the bytes that :meth:`sign` covers."""
-        document = {
+        document: dict[str, str] = {
             "id": self.id,
             "job": self.job,
             "site": self.site,
@@ -63,6 +65,8 @@ class Assignment:
             "issued": self.issued.isoformat(),
             "expires": self.expires.isoformat(),
         }
+        if self.policy_signature:
+            document["policy_signature"] = self.policy_signature.hex()
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
     def sign(self, key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -113,6 +117,9 @@ class Assignment:
                 workload=_digest(document["workload"], "workload"),
                 issued=_instant(document["issued"], "issued"),
                 expires=_instant(document["expires"], "expires"),
+                policy_signature=bytes.fromhex(
+                    _text(document.get("policy_signature", ""), "policy_signature")
+                ),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise JobError(f"the assignment is malformed: {error}") from None

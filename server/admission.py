@@ -239,10 +239,13 @@ class AdmissionGate:
             )
             raise denied from error
 
-    def replace_policy(self, job: str, policy: AppraisalPolicy) -> tuple[Admission, ...]:
+    def replace_policy(
+        self, job: str, policy: AppraisalPolicy, *, noted: Mapping[str, Any] | None = None
+    ) -> tuple[Admission, ...]:
         """Put ``policy`` in force for ``job`` and judge its clients by it at once.
 
         The claims of each live client are appraised again; who is not affirmed is revoked.
+        ``noted`` goes into the ledger beside it: who signed, which version.
 
         :returns: the admissions that were revoked.
         :raises ConfigError: when there is no such job.
@@ -254,7 +257,12 @@ class AdmissionGate:
                 raise ConfigError(f"there is no open job {job!r}", key="job")
             self._record(
                 "policy",
-                {"job": job, "policy": policy.digest.hex(), "former": offered.policy.digest.hex()},
+                {
+                    "job": job,
+                    "policy": policy.digest.hex(),
+                    "former": offered.policy.digest.hex(),
+                    **(noted or {}),
+                },
             )
             self._policies[job] = policy
             offered = dataclasses.replace(offered, policy=policy)

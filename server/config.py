@@ -41,6 +41,7 @@ from fedlearn.config import (
     choice,
     file_path,
     flag,
+    hexadecimal,
     matching,
     number,
     option,
@@ -59,6 +60,7 @@ __all__ = [
     "Limits",
     "Listen",
     "ServerConfig",
+    "ServerTrust",
 ]
 
 _TRUST_DOMAIN: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,126}[a-z0-9])?")
@@ -163,6 +165,17 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerTrust(Trust):
+    """Anchors for verifying clients, and whose policies judge them.
+
+    ``policy_keys``  SHA-256 of the SPKI of operators' policy keys; when there are any, a
+                     policy that none of them signed, or an older one, is refused
+    """
+
+    policy_keys: tuple[bytes, ...] = option(seq(hexadecimal(32), most=100), default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobSettings:
     """``resume`` goes on with interrupted jobs when the coordinator starts."""
 
@@ -184,7 +197,7 @@ class ServerConfig:
     attester: AttesterSettings = option(table(AttesterSettings), factory=AttesterSettings)
     certificates: Certificates = option(table(Certificates), factory=Certificates)
     limits: Limits = option(table(Limits), factory=Limits)
-    trust: Trust = option(table(Trust), factory=Trust)
+    trust: ServerTrust = option(table(ServerTrust), factory=ServerTrust)
     jobs: JobSettings = option(table(JobSettings), factory=JobSettings)
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from attestation.errors import AttestationError
 from attestation.policy import AppraisalPolicy
 from attestation.trust import TrustAnchors
 from fedlearn.application import check_bundle
@@ -44,6 +45,7 @@ from server.flower.plan import JobPlan, Outcome
 from server.home import Home
 from server.jobs import JobBook, JobRecord, JobStatus
 from server.placement import obstacles
+from server.policies import PolicyDesk
 from server.register import Admission, AdmissionEvent, AdmissionRegister
 from server.rpc.ports import EventView, JobView, Orders, StartOrder, StopOrder
 from server.running import JobDesk
@@ -99,6 +101,10 @@ class Coordinator:
         self._trust = trust
         self._runtime = runtime
         self._clock = clock
+        self._policies = PolicyDesk(
+            keys=frozenset(home.config.trust.policy_keys),
+            entries=lambda: (entry.body for entry in home.ledger.entries(kind="policy")),
+        )
         self._lock = threading.RLock()
         self._open: dict[str, _Open] = {}
         self._orders: dict[str, Orders] = {}
@@ -120,7 +126,7 @@ class Coordinator:
                 continue
             try:
                 self._begin(record)
-            except FedlearnError as error:
+            except (FedlearnError, AttestationError) as error:
                 self._close(record.name, JobStatus.FAILED, JobFailed(detail=str(error)))
 
     def stop(self) -> None:
@@ -192,12 +198,20 @@ class Coordinator:
     # --- operators --------------------------------------------------------------------
 
     def submit_job(
-        self, operator: str, *, job_toml: str, bundle: bytes, policy_toml: str
+        self,
+        operator: str,
+        *,
+        job_toml: str,
+        bundle: bytes,
+        policy_toml: str,
+        policy_signature: bytes = b"",
     ) -> JobView:
         """Accept a job and order it at its sites.
 
         :raises JobError: when a site is unknown, the budget cannot pay for its rounds, or
             the coordinator runs as many jobs as it may.
+        :raises AttestationError: when its policy is not signed as it has to be, or older
+            than one that was accepted before.
         """
         policy = AppraisalPolicy.from_toml(policy_toml.encode(), where="policy.toml")
         spec = JobSpec.from_toml(job_toml, where="job.toml", policy=policy_toml.encode())
@@ -213,8 +227,11 @@ class Coordinator:
             policy_in_force=policy_toml,
             bundle=bundle,
             created=self._clock(),
+            policy_signature=policy_signature,
+            signature_in_force=policy_signature,
         )
-        with self._lock:
+        with self._policies.deciding(), self._lock:
+            signer = self._policies.check(policy, policy_signature)
             limit = self._home.config.limits.jobs
             if len(self._open) >= limit:
                 raise JobError(
@@ -231,6 +248,16 @@ class Coordinator:
                     "digest": spec.digest().hex(),
                     "bundle": hashlib.sha256(bundle).hexdigest(),
                     "policy": policy.digest.hex(),
+                },
+            )
+            self._home.ledger.append(
+                "policy",
+                {
+                    "job": spec.name,
+                    "policy": policy.digest.hex(),
+                    "former": "",
+                    "operator": operator,
+                    **self._policies.entry(policy, signer),
                 },
             )
             self._say(spec.name, JobSubmitted(job=spec.name, rounds=spec.rounds, sites=spec.sites))
@@ -298,17 +325,37 @@ class Coordinator:
             self._begin(record)
         return self.get_job(name)
 
-    def replace_policy(self, operator: str, name: str, policy_toml: str) -> None:
-        """Judge the clients of a job by another policy from now on."""
+    def replace_policy(
+        self, operator: str, name: str, policy_toml: str, policy_signature: bytes = b""
+    ) -> None:
+        """Judge the clients of a job by another policy from now on.
+
+        :raises AttestationError: when the policy is not signed as it has to be, or older than
+            one that was accepted before.
+        """
         policy = AppraisalPolicy.from_toml(policy_toml.encode(), where="policy.toml")
         with self._lock:
             job = self._open.get(name)
         if job is None:
             raise JobError(f"job {name} is not open")
-        self._note(name, "policy replaced", operator)
-        self._admissions.replace_policy(name, policy)
-        # The gate judges by the new one already; this is what a restart will find.
-        self._book.change(name, policy_in_force=policy_toml)
+        with self._policies.deciding():
+            signer = self._policies.check(policy, policy_signature)
+            former = self._book.get(name)
+            # The book first: what a restart finds is never older than the ledger.
+            self._book.change(
+                name, policy_in_force=policy_toml, signature_in_force=policy_signature
+            )
+            noted = {"operator": operator, **self._policies.entry(policy, signer)}
+            try:
+                self._admissions.replace_policy(name, policy, noted=noted)
+            except BaseException:
+                self._book.change(
+                    name,
+                    policy_in_force=former.policy_in_force,
+                    signature_in_force=former.signature_in_force,
+                )
+                raise
+            self._note(name, "policy replaced", operator)
         with self._lock:
             job.admittable = dataclasses.replace(job.admittable, policy=policy)
 
@@ -437,6 +484,7 @@ class Coordinator:
         spec = record.spec
         bundle_digest = hashlib.sha256(record.bundle).digest()
         policy = AppraisalPolicy.from_toml(record.policy_in_force.encode(), where="policy.toml")
+        self._policies.check_again(policy, record.signature_in_force, job=record.name)
         desk = JobDesk(
             spec,
             store=self._home.store,
@@ -515,6 +563,7 @@ class Coordinator:
             spec=job.record.spec.to_json(),
             bundle=job.admittable.bundle_digest,
             policy=job.record.policy,
+            policy_signature=job.record.policy_signature,
             workload=job.admittable.workload,
             issued=now - timedelta(minutes=1),
             expires=now + _ASSIGNMENT_LIFETIME,

@@ -26,6 +26,10 @@ MAX_JOBS: Final = 10_000
 MAX_EVENTS: Final = 200_000
 """Events kept of one job; beyond it only final ones are."""
 
+_QUERY: Final = """
+SELECT jobs.*, coalesce(submitted, x''), coalesce(in_force, x'')
+FROM jobs LEFT JOIN policy_signatures ON policy_signatures.job = jobs.name
+"""
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS jobs (
     name TEXT PRIMARY KEY,
@@ -37,6 +41,11 @@ CREATE TABLE IF NOT EXISTS jobs (
     policy_in_force TEXT NOT NULL,
     bundle BLOB NOT NULL,
     created REAL NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS policy_signatures (
+    job TEXT PRIMARY KEY,
+    submitted BLOB NOT NULL,
+    in_force BLOB NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS events (
     job TEXT NOT NULL,
@@ -72,6 +81,8 @@ class JobRecord:
 
     ``policy``           as it was submitted: its digest is part of the job
     ``policy_in_force``  what clients are judged by now; an operator may have replaced it
+
+    Beside each stands the operator's signature (:mod:`attestation.policysign`), or nothing.
     """
 
     name: str
@@ -83,6 +94,8 @@ class JobRecord:
     created: datetime
     detail: str = ""
     round: int = 0
+    policy_signature: bytes = b""
+    signature_in_force: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +165,10 @@ class JobBook:
                     f"there is a job {record.name!r} already",
                     hint="choose another `name` in job.toml; a name is used once",
                 ) from None
+            db.execute(
+                "INSERT INTO policy_signatures VALUES (?, ?, ?)",
+                (record.name, record.policy_signature, record.signature_in_force),
+            )
 
     def get(self, name: str) -> JobRecord:
         """Return a job.
@@ -159,7 +176,7 @@ class JobBook:
         :raises JobError: when there is none of that name.
         """
         with self._lock:
-            row = self._db.execute("SELECT * FROM jobs WHERE name = ?", (name,)).fetchone()
+            row = self._db.execute(f"{_QUERY} WHERE name = ?", (name,)).fetchone()
         if row is None:
             raise JobError(
                 f"there is no job {name!r}", hint="`fedlearn job status` lists all of them"
@@ -169,7 +186,7 @@ class JobBook:
     def all(self) -> tuple[JobRecord, ...]:
         """Return all jobs, oldest first."""
         with self._lock:
-            rows = self._db.execute("SELECT * FROM jobs ORDER BY created, name").fetchall()
+            rows = self._db.execute(f"{_QUERY} ORDER BY created, name").fetchall()
         return tuple(map(_record, rows))
 
     def change(
@@ -180,6 +197,7 @@ class JobBook:
         detail: str | None = None,
         round_: int | None = None,
         policy_in_force: str | None = None,
+        signature_in_force: bytes | None = None,
     ) -> None:
         """Change what is given and keep the rest."""
         with self._transaction() as db:
@@ -192,6 +210,12 @@ class JobBook:
                 if value is not None:
                     statement = f"UPDATE jobs SET {column} = ? WHERE name = ?"  # noqa: S608
                     db.execute(statement, (value, name))
+            if signature_in_force is not None:
+                db.execute(
+                    "INSERT INTO policy_signatures VALUES (?, x'', ?)"
+                    " ON CONFLICT (job) DO UPDATE SET in_force = excluded.in_force",
+                    (name, signature_in_force),
+                )
 
     def say(self, name: str, event: Event, *, at: datetime) -> int:
         """Keep one event and wake who waits for it; return its sequence number.
@@ -244,8 +268,10 @@ class JobBook:
             self._db.execute("COMMIT")
 
 
-def _record(row: tuple[str, str, str, int, str, str, str, bytes, float]) -> JobRecord:
-    name, status, detail, round_, spec, policy, policy_in_force, bundle, created = row
+def _record(
+    row: tuple[str, str, str, int, str, str, str, bytes, float, bytes, bytes],
+) -> JobRecord:
+    name, status, detail, round_, spec, policy, policy_in_force, bundle, created, *signed = row
     return JobRecord(
         name=name,
         status=JobStatus(status),
@@ -256,4 +282,6 @@ def _record(row: tuple[str, str, str, int, str, str, str, bytes, float]) -> JobR
         policy_in_force=policy_in_force,
         bundle=bundle,
         created=datetime.fromtimestamp(created, UTC),
+        policy_signature=signed[0],
+        signature_in_force=signed[1],
     )

@@ -153,7 +153,12 @@ def submit(file: Path, follow: bool, operator: Path | None, as_json: bool) -> No
         told = dataclasses.replace(
             spec, app=report.app.name or "app", policy=report.policy_file.name
         )
-        state = client.submit_job(job_toml=told.to_toml(), bundle=bundle, policy_toml=policy)
+        state = client.submit_job(
+            job_toml=told.to_toml(),
+            bundle=bundle,
+            policy_toml=policy,
+            policy_signature=validation.policy_signature(report.policy_file),
+        )
         if not follow:
             if as_json:
                 print_json(_state_json(state))
@@ -215,6 +220,40 @@ def cancel(name: str, operator: Path | None, as_json: bool) -> None:
     """Stop a job. What is sealed stays sealed; the job can be resumed."""
     with connect(operator) as client:
         _say(client.cancel_job(name), as_json=as_json)
+
+
+@group.command("policy")
+@_name_argument()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@operator_option
+@json_option
+def policy(name: str, file: Path, operator: Path | None, as_json: bool) -> None:
+    """Judge the clients of a running job by the policy in FILE from now on.
+
+    FILE.sig goes along where there is one. Clients that the policy does not affirm end at once.
+    """
+    from attestation.policy import AppraisalPolicy
+    from fedlearn.cli import validation
+    from fedlearn.config import file_bytes
+
+    data = file_bytes(file, what="the policy")
+    new = AppraisalPolicy.from_toml(data, where=str(file))
+    signature = validation.policy_signature(file)
+    with connect(operator) as client:
+        client.replace_policy(name, data.decode("utf-8"), signature)
+    if as_json:
+        print_json(
+            {
+                "job": name,
+                "policy": new.digest.hex(),
+                "name": new.name,
+                "version": new.version,
+                "signed": bool(signature),
+            }
+        )
+        return
+    signed = "signed" if signature else "not signed"
+    line(f"job {name} goes by version {new.version} of the policy {new.name!r} ({signed})")
 
 
 @group.command("resume")

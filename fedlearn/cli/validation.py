@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from attestation.policy import AppraisalPolicy
+from attestation.policysign import MAX_SIGNATURE_BYTES, signer_of, verify_policy
 from fedlearn import config
 from fedlearn.application import Application, check_bundle, check_folder
 from fedlearn.errors import ConfigError
 from fedlearn.job import JobSpec
 from fedlearn.strategies import APP
 
-__all__ = ["Report", "examine"]
+__all__ = ["Report", "examine", "policy_signature"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ def examine(path: Path) -> Report:
     :raises ConfigError: naming file, line and key of what is wrong.
     :raises JobError: when the app is not one that can run here.
     :raises PolicyError: when the policy is not one.
+    :raises VerificationError: when a signature lies beside it that is not its own.
     :raises PrivacyError: when the rounds would spend more than the privacy budget.
     """
     spec = JobSpec.load(path)
@@ -54,7 +56,7 @@ def examine(path: Path) -> Report:
     app = base / spec.app
     application = _application(app)
     _check_config(spec, application, path)
-    found = (
+    found: tuple[str, ...] = (
         f"{spec.name}: {spec.rounds} rounds on {len(spec.sites)} sites, "
         f"at least {spec.quorum} in each, {spec.deadline_s:g} s for one",
         f"app {application.name} {application.version} in {app}",
@@ -62,6 +64,9 @@ def examine(path: Path) -> Report:
         f"policy {policy.name} accepts {', '.join(policy.accept) or 'nobody'}",
         _privacy(spec),
     )
+    if signature := policy_signature(policy_file):
+        signer = verify_policy(policy, signature, key_digests={signer_of(signature)})
+        found += (f"policy signed by the key {signer.hex()}",)
     return Report(
         spec=spec,
         app=app,
@@ -69,6 +74,17 @@ def examine(path: Path) -> Report:
         found=found,
         warnings=tuple(_warnings(spec, policy, policy_file)),
     )
+
+
+def policy_signature(policy_file: Path) -> bytes:
+    """Return the signature that lies beside a policy as ``FILE.sig``; empty: there is none.
+
+    :raises ConfigError: when it cannot be read.
+    """
+    path = policy_file.with_name(f"{policy_file.name}.sig")
+    if not path.exists():
+        return b""
+    return config.file_bytes(path, limit=MAX_SIGNATURE_BYTES, what="the policy's signature")
 
 
 def _application(app: Path) -> Application:

@@ -134,8 +134,10 @@ class OperatorClient:
         """Close the channel; calls that run end."""
         self._channel.close()
 
-    def submit_job(self, *, job_toml: str, bundle: bytes, policy_toml: str) -> JobState:
-        """Hand in a job: its specification, its app bundle and its policy.
+    def submit_job(
+        self, *, job_toml: str, bundle: bytes, policy_toml: str, policy_signature: bytes = b""
+    ) -> JobState:
+        """Hand in a job: its specification, its app bundle, its policy and who signed that.
 
         :raises ConfigError: when the bundle is longer than 64 MiB, or the coordinator finds
             something wrong in the specification.
@@ -146,7 +148,12 @@ class OperatorClient:
                 key="app",
                 hint="leave data and models out of the app's folder",
             )
-        request = pb.SubmitJobRequest(job_toml=job_toml, bundle=bundle, policy_toml=policy_toml)
+        request = pb.SubmitJobRequest(
+            job_toml=job_toml,
+            bundle=bundle,
+            policy_toml=policy_toml,
+            policy_signature=policy_signature,
+        )
         return _job(self._once(self._operator.SubmitJob, request, SUBMIT_SECONDS))
 
     def list_jobs(self) -> tuple[JobState, ...]:
@@ -197,9 +204,11 @@ class OperatorClient:
         """Go on with a job from its last checkpoint."""
         return _job(self._once(self._operator.ResumeJob, pb.JobName(name=name)))
 
-    def replace_policy(self, job: str, policy_toml: str) -> None:
+    def replace_policy(self, job: str, policy_toml: str, signature: bytes = b"") -> None:
         """Put another appraisal policy in force for a job, at once."""
-        request = pb.ReplacePolicyRequest(job=job, policy_toml=policy_toml)
+        request = pb.ReplacePolicyRequest(
+            job=job, policy_toml=policy_toml, policy_signature=signature
+        )
         self._once(self._operator.ReplacePolicy, request)
 
     def revoke_client(self, job: str, site: str, reason: str) -> None:

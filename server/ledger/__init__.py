@@ -18,8 +18,8 @@ What the entries hold (digests, thumbprints and identifiers as lower-case hexade
     quarantine   job site client key_thumbprint node_id reason
     revocation   as quarantine
     expiry       as quarantine
-    enrollment   site outcome key_thumbprint
-    site         site status former key_thumbprint
+    enrollment   site outcome key_thumbprint, or ek ak of a TPM that did not prove itself
+    site         site status former key_thumbprint tpm(ek endorsement ak shown_ek certificate)
     job          job change digest bundle policy
     round        job round phase("started"|"finished") participants model_digest seconds metrics
     update       job round site key_thumbprint digest examples accepted(bool) reason
@@ -30,7 +30,7 @@ What the entries hold (digests, thumbprints and identifiers as lower-case hexade
     commitment   job site root records
     privacy      job round, and Spent.to_json(): epsilon delta rounds unit adjacency sampling
                  accountant noise_multiplier ...
-    policy       job policy former
+    policy       job policy former name version signer operator
 
 The join of :meth:`LedgerReader.contributions` reads ``job``, ``round``, ``phase``, ``site``,
 ``client``, ``key_thumbprint`` (or ``thumbprint``), ``digest``, ``examples``, ``accepted``,

@@ -49,6 +49,7 @@ class OperatorService:
                 job_toml=request.job_toml,
                 bundle=request.bundle,
                 policy_toml=request.policy_toml,
+                policy_signature=request.policy_signature,
             )
         )
 
@@ -89,7 +90,9 @@ class OperatorService:
         """Put another policy in force."""
         _bounded_policy(request.policy_toml)
         name = checked_name(request.job, "job")
-        self._coordinator.replace_policy(caller.operator, name, request.policy_toml)
+        self._coordinator.replace_policy(
+            caller.operator, name, request.policy_toml, request.policy_signature
+        )
         return pb.Empty()
 
     def RevokeClient(self, request: pb.RevokeClientRequest, caller: Caller) -> pb.Empty:  # noqa: N802

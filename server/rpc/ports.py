@@ -88,7 +88,13 @@ class Coordinator(Protocol):
     """
 
     def submit_job(
-        self, operator: str, *, job_toml: str, bundle: bytes, policy_toml: str
+        self,
+        operator: str,
+        *,
+        job_toml: str,
+        bundle: bytes,
+        policy_toml: str,
+        policy_signature: bytes = b"",
     ) -> JobView:
         """Accept a job."""
         ...
@@ -119,7 +125,9 @@ class Coordinator(Protocol):
         """Go on with a job from its last checkpoint."""
         ...
 
-    def replace_policy(self, operator: str, name: str, policy_toml: str) -> None:
+    def replace_policy(
+        self, operator: str, name: str, policy_toml: str, policy_signature: bytes = b""
+    ) -> None:
         """Put another appraisal policy in force for a job."""
         ...
 

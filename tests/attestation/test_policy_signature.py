@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -15,7 +16,13 @@ from attestation.errors import (
     SignatureError,
 )
 from attestation.policy import AppraisalPolicy
-from attestation.policysign import PrivateKey, operator_key_digest, sign_policy, verify_policy
+from attestation.policysign import (
+    PrivateKey,
+    operator_key_digest,
+    sign_policy,
+    signer_of,
+    verify_policy,
+)
 
 TEXT = b'version = 3\naccept = ["tpm"]\n'
 POLICY = AppraisalPolicy.from_toml(TEXT)
@@ -30,6 +37,31 @@ def test_a_signed_policy_names_its_signer(key: PrivateKey) -> None:
     assert verify_policy(POLICY, signature, keys=keys) == operator_key_digest(key.public_key())
     commented = AppraisalPolicy.from_toml(b"# reviewed\n" + TEXT)
     assert verify_policy(commented, signature, keys=keys)
+
+
+@pytest.mark.parametrize("key", [ED, EC])
+def test_the_digest_of_a_key_is_enough_to_know_it(key: PrivateKey) -> None:
+    signature = sign_policy(POLICY, key)
+    digest = operator_key_digest(key.public_key())
+    assert signer_of(signature) == digest
+    assert verify_policy(POLICY, signature, key_digests=[digest]) == digest
+    with pytest.raises(EndorsementError, match="not a known operator"):
+        verify_policy(POLICY, signature, key_digests=[bytes(32)])
+
+
+def test_another_key_does_not_pass_for_the_one_that_is_named() -> None:
+    digest = operator_key_digest(ED.public_key())
+    document = json.loads(sign_policy(POLICY, ed25519.Ed25519PrivateKey.generate()))
+    document["key"] = digest.hex()
+    forged = json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+    with pytest.raises(EndorsementError):
+        verify_policy(POLICY, forged, key_digests=[digest])
+    document = json.loads(sign_policy(POLICY, ED))
+    document["public_key"] = "00"
+    document["key"] = hashlib.sha256(b"\0").hexdigest()
+    junk = json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+    with pytest.raises(EvidenceError, match="public_key"):
+        verify_policy(POLICY, junk, key_digests=[hashlib.sha256(b"\0").digest()])
 
 
 @pytest.mark.parametrize("key", [ED, EC])

@@ -17,13 +17,21 @@ class RememberingCoordinator:
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
         self.orders: dict[str, Any] = {}
+        self.signatures: list[bytes] = []
         self.bundle = b"bundle" * 400_000
         self.stopped = threading.Event()
         self.connected = threading.Event()
 
     def submit_job(
-        self, operator: str, *, job_toml: str, bundle: bytes, policy_toml: str
+        self,
+        operator: str,
+        *,
+        job_toml: str,
+        bundle: bytes,
+        policy_toml: str,
+        policy_signature: bytes = b"",
     ) -> JobView:
+        self.signatures.append(policy_signature)
         self.calls.append(("submit", (operator, job_toml, len(bundle), policy_toml)))
         if job_toml == "broken":
             raise ConfigError("is not a number", where="job.toml:3", key="rounds", hint="write 5")
@@ -55,7 +63,10 @@ class RememberingCoordinator:
     def resume_job(self, operator: str, name: str) -> JobView:
         return JobView(name=name, id="1", status="running")
 
-    def replace_policy(self, operator: str, name: str, policy_toml: str) -> None:
+    def replace_policy(
+        self, operator: str, name: str, policy_toml: str, policy_signature: bytes = b""
+    ) -> None:
+        self.signatures.append(policy_signature)
         self.calls.append(("policy", (operator, name, policy_toml)))
 
     def fetch_bundle(self, site: str, sha256: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -47,6 +48,20 @@ def test_a_signed_assignment_is_read_back(
         assignment.to_bytes(), assignment.sign(key), order_key=spki(key), site="north", now=NOW
     )
     assert read == assignment
+
+
+def test_the_policys_signature_travels_along(
+    key: ec.EllipticCurvePrivateKey, assignment: Assignment
+) -> None:
+    signed = dataclasses.replace(assignment, policy_signature=b"signature")
+    read = Assignment.verify(
+        signed.to_bytes(), signed.sign(key), order_key=spki(key), site="north", now=NOW
+    )
+    assert read.policy_signature == b"signature"
+    with pytest.raises(JobError, match="not signed by the coordinator"):
+        Assignment.verify(
+            assignment.to_bytes(), signed.sign(key), order_key=spki(key), site="north", now=NOW
+        )
 
 
 def test_another_coordinators_signature_is_refused(

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from attestation.policy import AppraisalPolicy
+from attestation.policysign import sign_policy
 from edge.identity import SiteIdentity
 from fedlearn.cli import main
 from fedlearn.errors import ConfigError, JobError, TransportError
@@ -134,6 +137,42 @@ def test_a_site_is_invited_enrolled_approved_drained_and_removed(
     assert json.loads(out)["status"] == "removed"
     _, out, _ = run(capsys, "site", "list", *as_operator)
     assert "removed" in out
+
+
+def test_a_policy_is_replaced_with_the_signature_that_lies_beside_it(
+    front: Any, login: Path, tmp_path: Path, capsys: Any
+) -> None:
+    as_operator = ("--operator", str(login))
+    key = ed25519.Ed25519PrivateKey.generate()
+    text = 'version = 2\nname = "p"\naccept = ["tpm"]\n'
+    file = tmp_path / "policy.toml"
+    file.write_text(text)
+    _, out, _ = run(capsys, "job", "policy", "alpha", str(file), *as_operator)
+    assert "job alpha goes by version 2 of the policy 'p' (not signed)" in out
+    signature = sign_policy(AppraisalPolicy.from_toml(text.encode()), key)
+    (tmp_path / "policy.toml.sig").write_bytes(signature)
+    _, out, _ = run(capsys, "job", "policy", "alpha", str(file), "--json", *as_operator)
+    assert json.loads(out)["signed"] is True
+    assert front.coordinator.signatures == [b"", signature]
+    assert front.coordinator.calls[-1] == ("policy", ("alice", "alpha", text))
+
+
+def test_a_policy_that_cannot_be_one_is_not_sent(
+    front: Any, login: Path, tmp_path: Path, capsys: Any
+) -> None:
+    as_operator = ("--operator", str(login))
+    missing = refused(capsys, "job", "policy", "alpha", str(tmp_path / "none"), *as_operator)
+    assert "none" in missing
+    (tmp_path / "policy.toml").write_text("accept = 7")
+    assert "accept" in refused(
+        capsys, "job", "policy", "alpha", str(tmp_path / "policy.toml"), *as_operator
+    )
+    (tmp_path / "policy.toml").write_text('accept = ["tpm"]')
+    (tmp_path / "policy.toml.sig").write_bytes(bytes(10_000))
+    assert "policy.toml.sig" in refused(
+        capsys, "job", "policy", "alpha", str(tmp_path / "policy.toml"), *as_operator
+    )
+    assert front.coordinator.calls == []
 
 
 def refused(capsys: Any, *arguments: str) -> str:

@@ -1,0 +1,307 @@
+"""Policies are taken from whom the coordinator was told to, and never an older one."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
+
+from attestation.errors import EndorsementError, EvidenceError, FreshnessError, SignatureError
+from attestation.policy import AppraisalPolicy
+from attestation.policysign import operator_key_digest, sign_policy
+from attestation.trust import TrustAnchors
+from fedlearn import config
+from fedlearn.errors import JobError
+from server.admission import AdmissionGate
+from server.config import ServerConfig
+from server.coordinator import Coordinator
+from server.enrollment import SiteRegister
+from server.home import Home, establish
+from server.jobs import JobBook, JobStatus
+from server.policies import PolicyDesk
+from server.register import AdmissionRegister
+
+KEY = ed25519.Ed25519PrivateKey.generate()
+OTHER = ed25519.Ed25519PrivateKey.generate()
+DIGEST = operator_key_digest(KEY.public_key())
+
+
+def policy(version: int = 1, *, name: str = "p", accept: str = "sample") -> AppraisalPolicy:
+    return AppraisalPolicy.from_toml(text(version, name=name, accept=accept).encode())
+
+
+def text(version: int = 1, *, name: str = "p", accept: str = "sample") -> str:
+    return f'version = {version}\nname = "{name}"\naccept = ["{accept}"]\ninsecure_sample = true\n'
+
+
+class Desk:
+    """A desk, and the ledger's entries that it looks at."""
+
+    def __init__(self, *keys: bytes) -> None:
+        self.entries: list[dict[str, Any]] = [{"change": "established"}]
+        self.desk = PolicyDesk(keys=frozenset(keys), entries=lambda: iter(self.entries))
+
+    def accept(self, new: AppraisalPolicy, signature: bytes, job: str = "alpha") -> bytes:
+        signer = self.desk.check(new, signature)
+        noted = self.desk.entry(new, signer)
+        self.entries.append({"job": job, "policy": new.digest.hex(), **noted})
+        return signer
+
+
+def test_a_policy_has_to_be_signed_by_a_known_key() -> None:
+    desk = Desk(DIGEST)
+    assert desk.accept(policy(), sign_policy(policy(), KEY)) == DIGEST
+    assert desk.entries[-1]["signer"] == DIGEST.hex()
+    with pytest.raises(EvidenceError, match="signed policies only"):
+        desk.accept(policy(), b"")
+    with pytest.raises(EndorsementError, match="not a known operator"):
+        desk.accept(policy(), sign_policy(policy(), OTHER))
+    with pytest.raises(SignatureError, match="another policy"):
+        desk.accept(policy(), sign_policy(policy(2), KEY))
+
+
+def test_an_older_version_of_a_name_is_a_rollback() -> None:
+    desk = Desk(DIGEST)
+    desk.accept(policy(3), sign_policy(policy(3), KEY))
+    desk.accept(policy(3), sign_policy(policy(3), KEY), job="beta")
+    with pytest.raises(FreshnessError, match="older than 3"):
+        desk.accept(policy(2), sign_policy(policy(2), KEY))
+    with pytest.raises(FreshnessError, match="another content"):
+        desk.accept(policy(3, accept="tpm"), sign_policy(policy(3, accept="tpm"), KEY))
+    desk.accept(policy(1, name="q"), sign_policy(policy(1, name="q"), KEY))
+    desk.accept(policy(4), sign_policy(policy(4), KEY))
+
+
+def test_without_keys_anybody_may_sign_or_nobody() -> None:
+    desk = Desk()
+    assert desk.accept(policy(2), b"") == b""
+    assert desk.accept(policy(1), sign_policy(policy(1), OTHER)) == operator_key_digest(
+        OTHER.public_key()
+    )
+    with pytest.raises(SignatureError):
+        desk.accept(policy(1), sign_policy(policy(2), OTHER))
+    with pytest.raises(EvidenceError):
+        desk.accept(policy(1), b"junk")
+
+
+def test_versions_that_strangers_signed_hold_nobody_back() -> None:
+    desk = Desk()
+    desk.accept(policy(9), sign_policy(policy(9), OTHER))
+    desk.accept(policy(9), b"")
+    strict = PolicyDesk(keys=frozenset({DIGEST}), entries=lambda: iter(desk.entries))
+    assert strict.check(policy(1), sign_policy(policy(1), KEY)) == DIGEST
+
+
+def test_a_job_does_not_go_on_by_a_policy_older_than_the_ledger() -> None:
+    desk = Desk(DIGEST)
+    old, new = policy(1), policy(2)
+    desk.accept(old, sign_policy(old, KEY))
+    desk.desk.check_again(old, sign_policy(old, KEY), job="alpha")
+    desk.accept(new, sign_policy(new, KEY))
+    with pytest.raises(JobError, match="older than the ledger"):
+        desk.desk.check_again(old, sign_policy(old, KEY), job="alpha")
+    with pytest.raises(EvidenceError):
+        desk.desk.check_again(new, b"", job="alpha")
+    desk.desk.check_again(new, sign_policy(new, KEY), job="alpha")
+
+
+# --- a coordinator ------------------------------------------------------------------------
+
+
+PYPROJECT = """
+[project]
+name = "tiny"
+version = "1.0.0"
+license = "Apache-2.0"
+[tool.flwr.app]
+publisher = "tests"
+[tool.flwr.app.components]
+serverapp = "tiny.server_app:app"
+clientapp = "tiny.client_app:app"
+"""
+APP = "from flwr.serverapp import ServerApp\napp = ServerApp()\n"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> bytes:
+    from server.flower.bundle import build
+
+    folder = tmp_path / "app"
+    (folder / "tiny").mkdir(parents=True)
+    (folder / "pyproject.toml").write_text(PYPROJECT)
+    (folder / "tiny" / "__init__.py").write_text("")
+    (folder / "tiny" / "server_app.py").write_text(APP)
+    (folder / "tiny" / "client_app.py").write_text(
+        "from flwr.clientapp import ClientApp\napp = ClientApp()\n"
+    )
+    made = build(folder)
+    assert zipfile.ZipFile(io.BytesIO(made)).testzip() is None
+    return made
+
+
+@pytest.fixture
+def coordinators(tmp_path: Path, fakes: Any) -> Iterator[Callable[[], Coordinator]]:
+    """Start the coordinator of one state folder, again and again."""
+    parts = fakes("deployment")
+    (tmp_path / "server.toml").write_text(
+        config.dumps(
+            {
+                "state": "state",
+                "trust_domain": "test.example",
+                "keys": {"protect": ["insecure-plain-key-file"]},
+                "trust": {"policy_keys": [DIGEST.hex()]},
+            }
+        )
+    )
+    settings = ServerConfig.load(tmp_path / "server.toml")
+    assert settings.trust.policy_keys == (DIGEST,)
+    establish(settings, now=datetime.now(UTC), control_address="127.0.0.1:1")
+    closing: list[Callable[[], object]] = []
+
+    def stop() -> None:
+        while closing:
+            closing.pop()()
+
+    def start() -> Coordinator:
+        stop()
+        home = Home.open(settings)
+        closing.append(home.close)
+        book = JobBook(settings.state / "jobs.sqlite")
+        closing.append(book.close)
+        sites = SiteRegister(
+            settings.state / "sites.sqlite",
+            address="127.0.0.1:1",
+            ca_pin=home.ca.key_digest,
+            clock=lambda: datetime.now(UTC),
+            record=home.ledger.append,
+        )
+        closing.append(sites.close)
+        if not sites.list():
+            token = sites.create_token("site-a", needs_approval=False)
+            sites.enroll(token.encode(), parts.new_csr(parts.new_key()))
+        register = AdmissionRegister()
+        runtime = tmp_path / "run"
+        runtime.mkdir(exist_ok=True)
+        coordinator = Coordinator(
+            home,
+            book=book,
+            sites=sites,
+            register=register,
+            trust=TrustAnchors,
+            runtime=runtime,
+        )
+        coordinator.attach(
+            AdmissionGate(
+                ca=home.ca,
+                register=register,
+                jobs=coordinator.admittable,
+                sites=sites,
+                door=coordinator,
+                record=lambda kind, body: coordinator.record(kind, dict(body)),
+                clock=lambda: datetime.now(UTC),
+            )
+        )
+        closing.append(coordinator.stop)
+        coordinator.go_on()
+        return coordinator
+
+    yield start
+    stop()
+
+
+JOB = 'name = "alpha"\napp = "app"\nrounds = 1\nsites = ["site-a"]\npolicy = "policy.toml"\n'
+
+
+def policy_entries(coordinator: Coordinator) -> list[dict[str, Any]]:
+    ledger = coordinator._home.ledger
+    found = [json.loads(json.dumps(dict(e.body))) for e in ledger.entries(kind="policy")]
+    return [body for body in found if "job" in body]
+
+
+class Handed:
+    """Orders as a connected site gets them."""
+
+    def __init__(self) -> None:
+        self.orders: list[Any] = []
+
+    def send(self, order: Any) -> None:
+        self.orders.append(order)
+
+    def close(self, reason: str) -> None:
+        pass
+
+
+def test_a_coordinator_takes_signed_policies_and_remembers(
+    coordinators: Callable[[], Coordinator], bundle: bytes
+) -> None:
+    coordinator = coordinators()
+    site = Handed()
+    coordinator.site_connected("site-a", site, version="1", running=())
+
+    def submit(signature: bytes) -> Any:
+        return coordinator.submit_job(
+            "alice",
+            job_toml=JOB,
+            bundle=bundle,
+            policy_toml=text(2),
+            policy_signature=signature,
+        )
+
+    with pytest.raises(EvidenceError, match="signed policies only"):
+        submit(b"")
+    with pytest.raises(EndorsementError):
+        submit(sign_policy(policy(2), OTHER))
+    assert coordinator.list_jobs() == []
+    signature = sign_policy(policy(2), KEY)
+    submit(signature)
+    assert policy_entries(coordinator) == [
+        {
+            "job": "alpha",
+            "policy": policy(2).digest.hex(),
+            "former": "",
+            "operator": "alice",
+            "name": "p",
+            "version": 2,
+            "signer": DIGEST.hex(),
+        }
+    ]
+    assigned = json.loads(site.orders[0].assignment_json)
+    assert bytes.fromhex(assigned["policy_signature"]) == signature
+
+    with pytest.raises(FreshnessError, match="older than 2"):
+        coordinator.replace_policy("bob", "alpha", text(1), sign_policy(policy(1), KEY))
+    with pytest.raises(EvidenceError):
+        coordinator.replace_policy("bob", "alpha", text(3))
+    coordinator.replace_policy("bob", "alpha", text(3), sign_policy(policy(3), KEY))
+    entry = policy_entries(coordinator)[-1]
+    assert (entry["operator"], entry["version"], entry["signer"]) == ("bob", 3, DIGEST.hex())
+    assert entry["former"] == policy(2).digest.hex()
+
+    coordinator = coordinators()
+    offered = coordinator.admittable("alpha")
+    assert offered is not None
+    assert offered.policy == policy(3)
+
+    # Somebody with the disk puts the older policy back, with its own good signature.
+    book = coordinator._book
+    book.change("alpha", policy_in_force=text(2), signature_in_force=signature)
+    coordinator = coordinators()
+    assert coordinator.admittable("alpha") is None
+    record = coordinator._book.get("alpha")
+    assert record.status is JobStatus.FAILED
+
+    # Or one of their own.
+    coordinator._book.change("alpha", policy_in_force=text(4), signature_in_force=b"")
+    with pytest.raises(EvidenceError, match="signed policies only"):
+        coordinator.resume_job("alice", "alpha")
+    coordinator._book.change(
+        "alpha", policy_in_force=text(4), signature_in_force=sign_policy(policy(4), KEY)
+    )
+    assert coordinator.resume_job("alice", "alpha").status == "running"
