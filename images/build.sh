@@ -30,7 +30,7 @@ mkdir -p "$work/context/wheels" "$work/context/locks"
 buildah() { command buildah --root "$work/storage" --runroot "$work/run" "$@"; }
 
 # 1. The base: Debian without apt, with Python and the TPM's tools.
-packages=python3,ca-certificates,tpm2-tools,libtss2-tcti-device0
+packages=python3,libstdc++6,ca-certificates,tpm2-tools,libtss2-tcti-device0
 [ -z "${INSECURE_EVALUATION:-}" ] || packages+=,swtpm,libtss2-tcti-swtpm0
 base="$work/base-$SOURCE_DATE_EPOCH${INSECURE_EVALUATION:+-insecure}.tar"
 if [ ! -s "$base" ]; then
@@ -40,6 +40,7 @@ if [ ! -s "$base" ]; then
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
     --customize-hook='rm -rf "$1"/var/cache/* "$1"/var/log/* "$1"/usr/lib/python3*/test' \
     --customize-hook='find "$1"/usr -name "*.pyc" -delete' \
+    --customize-hook='find "$1" -xdev -perm /6000 -type f -exec chmod a-s {} +' \
     --customize-hook='printf "fedlearn:x:65532:65532::/tmp:/usr/sbin/nologin\n" >>"$1"/etc/passwd' \
     --customize-hook='printf "fedlearn:x:65532:\n" >>"$1"/etc/group' \
     bookworm "$base.part" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"}
@@ -78,6 +79,16 @@ for target in "${targets[@]}"; do
   echo "images: building $target" >&2
   buildah bud --quiet --timestamp "$SOURCE_DATE_EPOCH" --build-arg LOCKS="$wanted" \
     --format oci --file "$file" --tag "localhost/fedlearn/$target" "$work/context" >/dev/null
+  # It has to work, as the user that it names and with nothing mounted.
+  case "$target" in
+    server) modules="server.main, server.service, attestation.tpm_seal" ;;
+    edge) modules="edge.main, edge.agent, edge.kubelauncher, edge.podclient" ;;
+    client) modules="edge.podclient, edge.client, fedlearn.torch" ;;
+  esac
+  container="$(buildah from "localhost/fedlearn/$target")"
+  buildah run "$container" -- sh -c "test \$(id -u) = 65532 && tpm2_getcap --version >/dev/null"
+  buildah run "$container" -- python -c "import $modules"
+  buildah rm "$container" >/dev/null
   rm -rf "${out:?}/$target"
   buildah push --quiet "localhost/fedlearn/$target" "oci:$out/$target"
   "$python" tools/sbom.py "$out/$target" >"$out/$target.cdx.json"
