@@ -50,7 +50,7 @@ __all__ = ["KubeLauncher", "kube_launcher"]
 
 _LOG = logging.getLogger(__name__)
 _MOST_WARNINGS: Final = 20
-_ATTEMPTS: Final = 6
+_ATTEMPTS: Final = 8
 _LIST_SECONDS: Final = 10.0
 _T = TypeVar("_T")
 
@@ -497,10 +497,11 @@ class KubeLauncher:
         return Owner(api_version="v1", kind="ServiceAccount", name=account.name, uid=account.uid)
 
 
-def _retrying(call: Callable[[], _T]) -> _T:
+def _retrying(call: Callable[[], _T], *, again: type[KubeError] = Unavailable) -> _T:
+    """Call once; say that it may be tried again when the server is away, or ``again``."""
     try:
         return call()
-    except Unavailable as error:
+    except (Unavailable, again) as error:
         raise Unreachable(str(error), hint=error.hint) from error
 
 
@@ -510,4 +511,6 @@ def _words() -> Iterator[None]:
     try:
         yield
     except Unreachable as error:
+        if isinstance(error.__cause__, KubeError):
+            raise error.__cause__ from None
         raise LaunchError(str(error), hint=error.hint) from error

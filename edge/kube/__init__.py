@@ -8,7 +8,8 @@ asks nothing while nothing happens.
 
 from __future__ import annotations
 
-from edge.kube.connection import Account, Kube
+from edge.kube.access import Account
+from edge.kube.connection import Kube
 from edge.kube.errors import Exists, Forbidden, KubeError, Missing, Unavailable
 from edge.kube.follower import Follower
 from edge.kube.resources import (

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
+from urllib.parse import urlencode
 
 import urllib3
-from kubernetes import client, config
-from kubernetes.client.exceptions import ApiException
-from kubernetes.config.config_exception import ConfigException
+from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError
 
+from edge.kube.access import Access, Account, account_of, by_kubeconfig, in_cluster
 from edge.kube.errors import KubeError, Missing, Unavailable, cause_of, refusal
 from edge.kube.follower import Follower
 from edge.kube.resources import PODS, Object, Resource
-from fedlearn.errors import ConfigError
 
-__all__ = ["Account", "Kube"]
+__all__ = ["Kube"]
 
 _CONNECT_SECONDS: Final = 5.0
 _CALL_SECONDS: Final = 20.0
@@ -31,62 +27,30 @@ _SILENCE_SECONDS: Final = 150.0
 _PAGE: Final = 500
 _MAX_OBJECTS: Final = 20_000
 _MAX_LOG_BYTES: Final = 1024 * 1024
-_ACCOUNT_FOLDER: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Account:
-    """The service account that this process has, as its own token says."""
-
-    namespace: str
-    name: str
-    uid: str
+_USER_AGENT: Final = "fedlearn-edge"
 
 
 class Kube:
     """A connection to one API server, bound to one namespace. Safe to use from many threads."""
 
-    def __init__(self, configuration: Any, *, namespace: str) -> None:
-        # Waiting and trying again is done here, where it is known what may be repeated.
-        configuration.retries = False
-        configuration.socket_options = [
-            *urllib3.connection.HTTPConnection.default_socket_options,
-            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        ]
-        self._api = client.ApiClient(configuration)
+    def __init__(self, access: Access, *, namespace: str) -> None:
+        self._access = access
+        self._pool = _pool(access)
         self.namespace = namespace
-        self.address: str = configuration.host
+        self.address = access.host
 
     @classmethod
     def connect(cls, kubeconfig: Path | None, *, namespace: str) -> Self:
         """Return a connection by a kubeconfig, or by the service account of this pod.
 
-        :raises ConfigError: when there is neither, or it cannot be read.
+        :raises ConfigError: when there is neither, or it cannot be used.
         """
-        configuration = client.Configuration()
-        try:
-            if kubeconfig is None:
-                config.load_incluster_config(configuration)
-            else:
-                config.load_kube_config(str(kubeconfig), client_configuration=configuration)
-        except (ConfigException, OSError, ValueError, TypeError, KeyError) as error:
-            if kubeconfig is None:
-                raise ConfigError(
-                    "this process does not run in a cluster, and no kubeconfig is named",
-                    key="kubernetes.kubeconfig",
-                    hint="name one in site.toml, or install the agent with the fedlearn-edge chart",
-                ) from error
-            raise ConfigError(
-                f"cannot be used: {str(error)[:300]}",
-                where=str(kubeconfig),
-                key="kubernetes.kubeconfig",
-                hint=f"try it: kubectl --kubeconfig {kubeconfig} get pods -n {namespace}",
-            ) from error
-        return cls(configuration, namespace=namespace)
+        access = in_cluster() if kubeconfig is None else by_kubeconfig(kubeconfig)
+        return cls(access, namespace=namespace)
 
     def close(self) -> None:
         """Close idle connections."""
-        self._api.close()
+        self._pool.clear()
 
     # --- one object, or all -----------------------------------------------------------
 
@@ -158,12 +122,8 @@ class Kube:
         return str(self._json("GET", "/version", asked).get("gitVersion", ""))
 
     def account(self) -> Account | None:
-        """Return this process's service account, or ``None`` when it has no bound token."""
-        try:
-            token = (_ACCOUNT_FOLDER / "token").read_text()
-        except OSError:
-            token = str(self._api.configuration.api_key.get("BearerToken", ""))
-        return _account(token)
+        """Return this process's service account, or ``None`` when it has other credentials."""
+        return account_of(self._access.authorization())
 
     # --- watching ---------------------------------------------------------------------
 
@@ -244,25 +204,24 @@ class Kube:
         seconds: float = _CALL_SECONDS,
         stream: bool = False,
     ) -> urllib3.BaseHTTPResponse:
-        headers = {"Accept": "application/json"}
+        headers = {"Accept": "application/json", "User-Agent": _USER_AGENT}
         if body is not None:
             headers["Content-Type"] = "application/json"
         try:
-            request = self._api.param_serialize(
+            if authorization := self._access.authorization():
+                headers["Authorization"] = authorization
+            answer: urllib3.BaseHTTPResponse = self._pool.request(
                 method,
-                path,
-                query_params=query or [],
-                header_params=headers,
-                body=body,
-                auth_settings=["BearerToken"],
+                f"{self.address}{path}?{urlencode(query)}" if query else self.address + path,
+                headers=headers,
+                body=None if body is None else json.dumps(body).encode(),
+                timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=seconds),
+                preload_content=False,
             )
-            answer: urllib3.BaseHTTPResponse = self._api.call_api(
-                *request, _request_timeout=(_CONNECT_SECONDS, seconds)
-            ).response
             if answer.status < 300 and stream:
                 return answer
             _ = answer.data
-        except (HTTPError, ApiException, OSError) as error:
+        except (HTTPError, OSError) as error:
             raise Unavailable(
                 f"the API server {self.address} cannot be reached: {cause_of(error)}",
                 hint="see that it runs and that a NetworkPolicy lets this agent reach it",
@@ -278,17 +237,23 @@ def _selecting(selector: Mapping[str, str]) -> list[tuple[str, str]]:
     return [("labelSelector", ",".join(f"{key}={value}" for key, value in selector.items()))]
 
 
-def _account(token: str) -> Account | None:
-    """Read our own token (RFC 7519), which nobody has to verify here."""
-    parts = token.removeprefix("bearer ").removeprefix("Bearer ").strip().split(".")
-    if len(parts) != 3:
-        return None
-    try:
-        padded = parts[1] + "=" * (-len(parts[1]) % 4)
-        bound = json.loads(base64.urlsafe_b64decode(padded))["kubernetes.io"]
-        account = bound["serviceaccount"]
-        return Account(
-            namespace=str(bound["namespace"]), name=str(account["name"]), uid=str(account["uid"])
-        )
-    except (ValueError, KeyError, TypeError, binascii.Error):
-        return None
+def _pool(access: Access) -> urllib3.PoolManager:
+    """Return a pool that trusts one authority, and neither repeats nor follows redirects.
+
+    Waiting and trying again is done by those who know what may be repeated.
+    """
+    alive = (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options: dict[str, Any] = {
+        "cert_reqs": "CERT_REQUIRED",
+        "ca_certs": access.authority or None,
+        "cert_file": access.certificate or None,
+        "key_file": access.key or None,
+        "retries": False,
+        "maxsize": 8,
+        "socket_options": [*HTTPConnection.default_socket_options, alive],
+    }
+    if access.server_name:
+        options["server_hostname"] = access.server_name
+    if access.proxy:
+        return urllib3.ProxyManager(access.proxy, **options)
+    return urllib3.PoolManager(**options)
