@@ -167,6 +167,9 @@ def _leaf(report: SnpReport, certificates: Sequence[Certificate]) -> Certificate
             hint=_FETCH,
         )
 
+    if len(leaves) == 1:
+        return leaves[0]
+
     def distance(item: Certificate) -> tuple[bool, bool]:
         if _kind(item) != report.signing_key:
             return True, True

@@ -138,16 +138,21 @@ def split_certificates(data: bytes, field: str) -> tuple[Certificate, ...]:
         raise EvidenceError(f"{len(data)} bytes are too long for a chain", field=field)
     if b"-----BEGIN CERTIFICATE-----" in data:
         try:
-            with _WARNINGS, warnings.catch_warnings():
-                warnings.simplefilter("ignore", CryptographyDeprecationWarning)
-                found = x509.load_pem_x509_certificates(data)
-                ders = [item.public_bytes(Encoding.DER) for item in found]
+            ders = _split(data)
         except UNREADABLE as error:
             raise EvidenceError("not a chain of certificates in PEM", field=field) from error
         if len(ders) > _MAX_PER_FILE:
             raise EvidenceError(f"more than {_MAX_PER_FILE} certificates", field=field)
         return tuple(load_certificate(der, field) for der in ders)
     return (load_certificate(data, field),)
+
+
+@lru_cache(maxsize=64)
+def _split(data: bytes) -> tuple[bytes, ...]:
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        found = x509.load_pem_x509_certificates(data)
+        return tuple(item.public_bytes(Encoding.DER) for item in found)
 
 
 def check_issued(child: Certificate, issuer: Certificate, *, step: str) -> None:

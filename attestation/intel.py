@@ -105,7 +105,8 @@ class Pck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collateral:
-    """One document of collateral. ``windows`` are (item, from, until), all of them stated
+    """One document of collateral. ``evaluation`` is the smaller TCB evaluation number of its
+    TCB info and QE identity. ``windows`` are (item, from, until), all of them stated
     by the items themselves; they count because the items are signed."""
 
     fmspc: bytes
@@ -145,7 +146,6 @@ class Verdict:
     status: str = ""
     advisories: tuple[str, ...] = ()
     evaluation: int = 0
-    tcb_date: str = ""
     missing: str = ""
 
 
@@ -161,9 +161,14 @@ def read_pck(quote: DcapQuote) -> Pck:
             step="PCK chain",
             hint="have the quote made on a platform that is registered with Intel",
         )
-    certificate = load_certificate(quote.chain[0], "quote.pck_certificate")
+    return _read_pck(quote.chain[0], quote.chain_pem)
+
+
+@lru_cache(maxsize=256)
+def _read_pck(der: bytes, pem: bytes) -> Pck:
+    certificate = load_certificate(der, "quote.pck_certificate")
     try:
-        extension = _pck_extension(quote.chain_pem)
+        extension = dcap_qvl.parse_pck_extension_from_pem(pem)
     except (ValueError, OverflowError) as error:
         raise EvidenceError(
             "has no SGX extension that can be read", field="quote.pck_certificate"
@@ -175,11 +180,6 @@ def read_pck(quote: DcapQuote) -> Pck:
         ca="platform" if "Platform" in issuer else "processor",
         key_digest=certificate.key_digest,
     )
-
-
-@lru_cache(maxsize=64)
-def _pck_extension(pem: bytes) -> Any:
-    return dcap_qvl.parse_pck_extension_from_pem(pem)
 
 
 def check_root(quote: DcapQuote, pinned: bytes) -> Certificate:
@@ -275,37 +275,19 @@ def judge(quote: DcapQuote, collateral: Collateral, root: Certificate, now: date
     :raises VerificationError: with ``dcap_qvl``'s reason; :class:`FreshnessError` where it
         is about time.
     """
-    seconds = int(now.timestamp())
     try:
-        policy = dcap_qvl.QuotePolicy.claims_only(seconds)
-        verifier = dcap_qvl.QuoteVerifier(root.der)
-        claims = json.loads(
-            verifier.verify_with_policy(quote.raw, collateral.parsed, seconds, policy).to_json()
+        report = dcap_qvl.verify_with_root_ca(
+            quote.raw, collateral.parsed, root.der, int(now.timestamp())
         )
-        tcb, level = claims["tcb"], claims["platform"]["tcb_level"]
-        return Verdict(
-            status=str(tcb["status"]),
-            advisories=tuple(sorted(map(str, tcb["advisory_ids"]))),
-            evaluation=int(tcb["eval_data_number"]),
-            tcb_date=str(level["tcbDate"]),
-        )
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, OverflowError) as error:
         if any(word in str(error) for word in _ATTRIBUTES):
             return Verdict(missing=f"{_reason(error)}; start it with other attributes")
-        if "certificate chain" in str(error):
-            error = _cause(quote, collateral, root, seconds) or error
         raise _refusal(error) from error
-
-
-def _cause(
-    quote: DcapQuote, collateral: Collateral, root: Certificate, seconds: int
-) -> ValueError | None:
-    """Ask once more in the way that names the cause of a chain that does not verify."""
-    try:
-        dcap_qvl.verify_with_root_ca(quote.raw, collateral.parsed, root.der, seconds)
-    except ValueError as error:
-        return error
-    return None
+    return Verdict(
+        status=str(report.status),
+        advisories=tuple(sorted(map(str, report.advisory_ids))),
+        evaluation=collateral.evaluation,
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -319,7 +301,9 @@ def _refusal(error: Exception) -> VerificationError:
         return FreshnessError(text, step="collateral", hint="fetch newer collateral")
     if "Signature is invalid" in text and "collateral" not in text:
         return SignatureError(text, step="quote signature")
-    return EndorsementError(text, step="TCB")
+    old = "No matching TCB level" in text
+    hint = "the platform is older than every level that Intel lists; update its firmware"
+    return EndorsementError(text, step="TCB", hint=hint if old else "")
 
 
 @lru_cache(maxsize=32)
@@ -351,7 +335,7 @@ def parse_collateral(data: bytes) -> Collateral | None:
         return Collateral(
             fmspc=bytes.fromhex(tcb["fmspc"]),
             tee=Tee.TDX if tcb.get("id") == "TDX" else Tee.SGX,
-            evaluation=int(tcb["tcbEvaluationDataNumber"]),
+            evaluation=min(int(item["tcbEvaluationDataNumber"]) for item in (tcb, identity)),
             windows=tuple(_windows(document, tcb, identity)),
             parsed=parsed,
         )

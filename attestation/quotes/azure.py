@@ -26,6 +26,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -86,43 +87,49 @@ class HclReport:
 
         :raises EvidenceError: naming field and offset.
         """
-        read = Cursor(data, "hcl_report", limit=_MAX_HCL_BYTES, little=True)
-        if read.take(4, "signature") != _MAGIC:
-            raise read.fail("does not start with HCLA", "signature", offset=0)
-        if read.integer(4, "version") not in (1, 2):
-            raise read.fail("is not 1 or 2", "version", offset=4)
-        report_size = read.integer(4, "report_size")
-        if read.integer(4, "request_type") != 2:
-            raise read.fail("is not a report (2)", "request_type", offset=12)
-        if any(read.take(16, "reserved")):
-            raise read.fail("must be zero", "reserved", offset=16)
-        hardware = read.take(_HARDWARE_REPORT, "hardware_report")
-        at = read.offset
-        size, version, kind, algorithm, length = (
-            read.integer(4, name)
-            for name in ("data_size", "version", "report_type", "hash_type", "variable_data_size")
+        return _parse_hcl(data)
+
+
+@lru_cache(maxsize=64)
+def _parse_hcl(data: bytes) -> HclReport:
+    # A VM has one report for as long as it runs.
+    read = Cursor(data, "hcl_report", limit=_MAX_HCL_BYTES, little=True)
+    if read.take(4, "signature") != _MAGIC:
+        raise read.fail("does not start with HCLA", "signature", offset=0)
+    if read.integer(4, "version") not in (1, 2):
+        raise read.fail("is not 1 or 2", "version", offset=4)
+    report_size = read.integer(4, "report_size")
+    if read.integer(4, "request_type") != 2:
+        raise read.fail("is not a report (2)", "request_type", offset=12)
+    if any(read.take(16, "reserved")):
+        raise read.fail("must be zero", "reserved", offset=16)
+    hardware = read.take(_HARDWARE_REPORT, "hardware_report")
+    at = read.offset
+    size, version, kind, algorithm, length = (
+        read.integer(4, name)
+        for name in ("data_size", "version", "report_type", "hash_type", "variable_data_size")
+    )
+    if version != 1 or kind not in _TEES or algorithm not in _HASHES:
+        raise read.fail(
+            f"version {version}, report type {kind}, hash {algorithm} are not known",
+            "request",
+            offset=at + 4,
         )
-        if version != 1 or kind not in _TEES or algorithm not in _HASHES:
-            raise read.fail(
-                f"version {version}, report type {kind}, hash {algorithm} are not known",
-                "request",
-                offset=at + 4,
-            )
-        if size != 20 + length or report_size != at + size:
-            raise read.fail("sizes do not add up", "data_size", offset=at)
-        runtime = read.take(length, "runtime_data")
-        at = read.offset
-        if any(read.take(read.remaining, "padding")):
-            raise read.fail("must be zero", "padding", offset=at)
-        document = _object(_json(runtime, "runtime_data"), "runtime_data")
-        return cls(
-            tee=_TEES[kind],
-            hardware_report=hardware,
-            hash=_HASHES[algorithm],
-            runtime_data=runtime,
-            ak=_attestation_key(document),
-            configuration=MappingProxyType(_configuration(document)),
-        )
+    if size != 20 + length or report_size != at + size:
+        raise read.fail("sizes do not add up", "data_size", offset=at)
+    runtime = read.take(length, "runtime_data")
+    at = read.offset
+    if any(read.take(read.remaining, "padding")):
+        raise read.fail("must be zero", "padding", offset=at)
+    document = _object(_json(runtime, "runtime_data"), "runtime_data")
+    return HclReport(
+        tee=_TEES[kind],
+        hardware_report=hardware,
+        hash=_HASHES[algorithm],
+        runtime_data=runtime,
+        ak=_attestation_key(document),
+        configuration=MappingProxyType(_configuration(document)),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

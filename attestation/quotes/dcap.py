@@ -19,6 +19,7 @@ import base64
 import binascii
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from attestation.evidence import Tee
@@ -174,24 +175,32 @@ def _expect(read: Cursor, size: int, wanted: int, field: str) -> None:
 
 def _chain(read: Cursor, data: bytes, at: int) -> tuple[bytes, ...]:
     """Decode a PEM chain that has nothing between, before or behind its certificates."""
-    field = "qe_certification_data.chain"
+    found, problem, offset = _decode_chain(data)
+    if problem:
+        raise read.fail(problem, "qe_certification_data.chain", offset=at + offset)
+    return found
+
+
+@lru_cache(maxsize=256)
+def _decode_chain(data: bytes) -> tuple[tuple[bytes, ...], str, int]:
+    """Return the certificates, and what is wrong where; a platform sends one chain always."""
     found: list[bytes] = []
     offset = 0
     while match := _PEM.match(data, offset):
         if len(found) == _MAX_CERTIFICATES:
-            raise read.fail(f"more than {_MAX_CERTIFICATES} certificates", field, offset=at)
+            return (), f"more than {_MAX_CERTIFICATES} certificates", offset
         text = _NEWLINE.sub(b"", match[1])
         try:
             der = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):
-            raise read.fail("is not base64", field, offset=at + match.start(1)) from None
+            return (), "is not base64", match.start(1)
         if base64.b64encode(der) != text:
-            raise read.fail("is not canonical base64", field, offset=at + match.start(1))
+            return (), "is not canonical base64", match.start(1)
         found.append(der)
         offset = match.end()
         newline = _NEWLINE.match(data, offset)
         if newline and newline.end() < len(data) and data[newline.end()] != 0:
             offset = newline.end()
     if not found or not _PEM_END.fullmatch(data, offset):
-        raise read.fail("is not a chain of certificates in PEM", field, offset=at + offset)
-    return tuple(found)
+        return (), "is not a chain of certificates in PEM", offset
+    return tuple(found), "", offset

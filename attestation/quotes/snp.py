@@ -39,7 +39,6 @@ _VERSIONS: Final = range(2, 6)
 _ECDSA_P384_SHA384: Final = 1
 _SCALAR_FIELD: Final = 72
 _SCALAR: Final = 48
-_CHIP_ID_BYTES: Final = 64
 _TCB: Final = {"bootloader": 0, "tee": 1, "snp": 6, "microcode": 7}
 _TCB_TURIN: Final = {"fmc": 0, "bootloader": 1, "tee": 2, "snp": 3, "microcode": 7}
 _POLICY_BITS: Final = {
@@ -63,6 +62,9 @@ _PLATFORM_BITS: Final = {
 _CPUID_VERSION: Final = 3
 _FAMILY_19: Final = 0x19
 _FAMILY_1A: Final = 0x1A
+_LAYOUT: Final = struct.Struct("<IIQ16s16sII8sQI4x64s48s32s48s48s32s32s8sBBB21x64s8s8x8s168x")
+"""The signed part, field by field as in the table; ``x`` is reserved or not used."""
+
 _TABLE_ENTRY: Final = struct.Struct("<16sII")
 _MAX_TABLE_BYTES: Final = 64 * 1024
 _MAX_TABLE_ENTRIES: Final = 16
@@ -146,36 +148,20 @@ class SnpReport:
         read = Cursor(data, "report", limit=REPORT_BYTES, little=True)
         if len(data) != REPORT_BYTES:
             raise read.fail(f"{len(data)} bytes, a report has {REPORT_BYTES}", "size")
-        version = read.integer(4, "version")
+        fields = _LAYOUT.unpack(read.take(SIGNED_BYTES, "report"))
+        version, guest_svn, policy, family_id, image_id, vmpl, algorithm = fields[:7]
+        current_tcb, platform_info, key_info, report_data, measurement, host_data = fields[7:13]
+        id_key, author_key, report_id, report_id_ma, reported_tcb = fields[13:18]
+        family, model, stepping, chip_id, committed_tcb, launch_tcb = fields[18:]
         if version not in _VERSIONS:
             raise read.fail(f"{version} is not 2 to 5", "version", offset=0)
-        guest_svn = read.integer(4, "guest_svn")
-        policy = read.integer(8, "policy")
-        family_id, image_id = read.take(16, "family_id"), read.take(16, "image_id")
-        vmpl = read.integer(4, "vmpl")
-        algorithm = read.integer(4, "signature_algo")
         if algorithm != _ECDSA_P384_SHA384:
             raise read.fail(
                 f"{algorithm} is not ECDSA P-384 with SHA-384 (1)", "signature_algo", offset=0x34
             )
-        current_tcb = read.take(8, "current_tcb")
-        platform_info = read.integer(8, "platform_info")
-        key_info = read.integer(4, "key_info")
         signing_key = key_info >> 2 & 7
         if signing_key not in (VCEK, VLEK):
             raise read.fail(f"signed by no key ({signing_key})", "key_info", offset=0x48)
-        read.take(4, "reserved")
-        report_data, measurement = read.take(64, "report_data"), read.take(48, "measurement")
-        host_data = read.take(32, "host_data")
-        id_key, author_key = read.take(48, "id_key_digest"), read.take(48, "author_key_digest")
-        report_id, report_id_ma = read.take(32, "report_id"), read.take(32, "report_id_ma")
-        reported_tcb = read.take(8, "reported_tcb")
-        family, model, stepping = (read.integer(1, "cpuid") for _ in range(3))
-        read.take(21, "reserved")
-        chip_id, committed_tcb = read.take(_CHIP_ID_BYTES, "chip_id"), read.take(8, "committed_tcb")
-        read.take(8, "firmware_versions")
-        launch_tcb = read.take(8, "launch_tcb")
-        read.take(SIGNED_BYTES - read.offset, "reserved")
         signature = _scalar(read, "signature.r"), _scalar(read, "signature.s")
         at = read.offset
         if any(read.take(read.remaining, "signature.reserved")):

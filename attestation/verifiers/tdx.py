@@ -78,7 +78,7 @@ class DcapVerifier:
     ``mrownerconfig``, ``mrseam``, ``mrservicetd`` (TD 1.5), and those of the event log; see
     :mod:`attestation.firmwarelog`. SGX claims: ``mrenclave``, ``mrsigner``.
     Attributes: ``bound``, ``report_data`` (hex), ``fmspc``, ``quote_version``; with
-    collateral ``advisories``, ``tcb_evaluation``, ``tcb_date``; for a TD ``td.*`` for each
+    collateral ``advisories``, ``tcb_evaluation``; for a TD ``td.*`` for each
     name of :data:`~attestation.quotes.tdx.TD_ATTRIBUTES`; for an enclave
     ``sgx.isv_prod_id`` and ``sgx.isv_svn``.
     """
@@ -121,7 +121,6 @@ class DcapVerifier:
         if judged:
             attributes |= {
                 "advisories": verdict.advisories,
-                "tcb_date": verdict.tcb_date,
                 "tcb_evaluation": verdict.evaluation,
             }
         else:

@@ -1,0 +1,199 @@
+"""Verifications a second on one core, and as a multiple of the bare signature checks in them.
+
+For each kind of evidence the same signatures are checked twice, in turns: once as a whole
+verification, from bytes to claims, and once as nothing but calls of ``cryptography`` with
+keys that are parsed and messages that are at hand. The multiple is what parsing, chains,
+replay and comparison cost on top; the target is at most 1.5.
+
+Evidence, chains and collateral are the made vectors of ``tests/vectors``. Certificates of the
+relying party (roots, authorities, collateral) are parsed once and then remembered, as in a
+coordinator that admits many clients; every signature is checked every time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/vectors")]
+
+import vector_cases  # noqa: E402
+import vector_keys as keys  # noqa: E402
+from cryptography import x509  # noqa: E402
+from cryptography.hazmat.primitives import hashes  # noqa: E402
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa  # noqa: E402
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature  # noqa: E402
+
+from attestation.chains import Certificate, load_certificate, split_certificates  # noqa: E402
+from attestation.evidence import Evidence, Tee  # noqa: E402
+from attestation.quotes.azure import AzureEvidence  # noqa: E402
+from attestation.quotes.dcap import DcapQuote  # noqa: E402
+from attestation.quotes.sample import SampleQuote  # noqa: E402
+from attestation.quotes.snp import SnpReport  # noqa: E402
+from attestation.quotes.tpm import TpmQuote  # noqa: E402
+from attestation.verifiers import verify  # noqa: E402
+
+Check = Callable[[], None]
+TARGET = 1.5
+
+
+def p256(key: ec.EllipticCurvePublicKey, signature: bytes, data: bytes) -> Check:
+    """Return the check of one raw P-256 signature."""
+    encoded = encode_dss_signature(
+        int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
+    )
+    return lambda: key.verify(encoded, data, ec.ECDSA(hashes.SHA256()))
+
+
+def issued(child: x509.Certificate, key: Any) -> Check:
+    """Return the check of one certificate's or list's signature."""
+    data = getattr(child, "tbs_certificate_bytes", None) or child.tbs_certlist_bytes  # type: ignore[attr-defined]
+    if isinstance(key, rsa.RSAPublicKey):
+        scheme = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
+        return lambda: key.verify(child.signature, data, scheme, hashes.SHA384())
+    return lambda: key.verify(child.signature, data, ec.ECDSA(hashes.SHA256()))
+
+
+def dcap_checks(evidence: Evidence, collateral: bytes) -> list[Check]:
+    """Quote, QE report, PCK, its CA, TCB signer, TCB info, QE identity, and two CRLs."""
+    quote = DcapQuote.parse(evidence.quote)
+    pck, authority, root = (load_certificate(der, "chain") for der in quote.chain)
+    point = ec.EllipticCurvePublicKey.from_encoded_point(
+        ec.SECP256R1(), b"\4" + quote.attestation_key
+    )
+    document = json.loads(collateral)
+    signer = split_certificates(document["tcb_info_issuer_chain"].encode(), "signer")[0]
+    lists = [x509.load_der_x509_crl(bytes.fromhex(document[k])) for k in ("root_ca_crl", "pck_crl")]
+    assert isinstance(pck.key, ec.EllipticCurvePublicKey)
+    assert isinstance(signer.key, ec.EllipticCurvePublicKey)
+    signed = [
+        p256(signer.key, bytes.fromhex(document[f"{k}_signature"]), document[k].encode())
+        for k in ("tcb_info", "qe_identity")
+    ]
+    return [
+        p256(point, quote.signature, quote.signed),
+        p256(pck.key, quote.qe_report_signature, quote.qe_report.raw),
+        issued(pck.parsed, authority.key),
+        issued(authority.parsed, root.key),
+        issued(signer.parsed, root.key),
+        *signed,
+        issued(lists[0], root.key),  # type: ignore[arg-type]
+        issued(lists[1], authority.key),  # type: ignore[arg-type]
+    ]
+
+
+def snp_checks(report: SnpReport, chain: list[Certificate]) -> list[Check]:
+    """Report, VCEK or VLEK, ASK or ASVK, and the ARK's own."""
+    leaf, authority, root = chain
+    key = leaf.key
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    encoded = encode_dss_signature(*report.signature)
+    return [
+        lambda: key.verify(encoded, report.signed, ec.ECDSA(hashes.SHA384())),
+        issued(leaf.parsed, authority.key),
+        issued(authority.parsed, root.key),
+        issued(root.parsed, root.key),
+    ]
+
+
+def tpm_check(quote: TpmQuote) -> Check:
+    """Return the check of a TPM quote's signature."""
+    ak, raw = quote.ak, quote.statement.raw
+    if isinstance(ak, rsa.RSAPublicKey):
+        return lambda: ak.verify(quote.signature.value, raw, padding.PKCS1v15(), hashes.SHA256())
+    encoded = encode_dss_signature(*quote.signature.numbers)
+    return lambda: ak.verify(encoded, raw, ec.ECDSA(hashes.SHA256()))
+
+
+def bare_checks(subject: vector_cases.Subject, evidence: Evidence) -> list[Check]:
+    """Return the signature checks that a verification of ``evidence`` cannot do without."""
+    if evidence.tee in (Tee.TDX, Tee.SGX):
+        return dcap_checks(evidence, subject.trust.collateral[0])
+    chain = [c for data in subject.trust.endorsements for c in split_certificates(data, "chain")]
+    if evidence.tee is Tee.SNP:
+        return snp_checks(SnpReport.parse(evidence.quote), chain)
+    if evidence.tee is Tee.TPM:
+        return [tpm_check(TpmQuote.from_evidence(evidence))]
+    if evidence.tee is Tee.SAMPLE:
+        sample = SampleQuote.from_bytes(evidence.quote)
+        key = keys.ec_key("a development key").public_key()
+        return [p256(key, sample.signature, sample.statement.signed_bytes())]
+    composite = AzureEvidence.parse(evidence.quote)
+    if composite.hcl.tee is Tee.SNP:
+        chain = [load_certificate(composite.vcek, "vcek"), *chain]
+        inner = snp_checks(SnpReport.parse(composite.hcl.hardware_report), chain)
+    else:
+        quote = Evidence(tee=Tee.TDX, quote=composite.td_quote)
+        inner = dcap_checks(quote, subject.trust.collateral[0])
+    return [*inner, tpm_check(composite.quote)]
+
+
+def seconds(work: Callable[[], object], count: int) -> float:
+    """Return the seconds that one call takes."""
+    start = time.process_time()
+    for _ in range(count):
+        work()
+    return (time.process_time() - start) / count
+
+
+def measure(subject: vector_cases.Subject, count: int, repeat: int) -> dict[str, Any]:
+    """Return the rate and the multiple of one kind, in turns, by their medians."""
+    binding = vector_cases.binding()
+    evidence = subject.make(binding)
+    checks = bare_checks(subject, evidence)
+
+    def whole() -> None:
+        verify(evidence, binding=binding, trust=subject.trust, now=keys.AT)
+
+    def bare() -> None:
+        for check in checks:
+            check()
+
+    whole()
+    bare()
+    pairs = [(seconds(whole, count), seconds(bare, count)) for _ in range(repeat)]
+    multiple = statistics.median(one / other for one, other in pairs)
+    return {
+        "evidence": subject.name,
+        "signatures": len(checks),
+        "per_second": round(1 / statistics.median(one for one, _ in pairs), 1),
+        "multiple": round(multiple, 2),
+    }
+
+
+def main() -> int:
+    """Print a table, or one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=40, help="verifications in each repetition")
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    arguments = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    rows = [
+        measure(subject, arguments.count, arguments.repeat) for subject in vector_cases.subjects()
+    ]
+    if arguments.json:
+        print(json.dumps({"target": TARGET, "rows": rows}, indent=1))
+        return 0
+    print(
+        f"{'evidence':<20} {'signatures':>10} {'a second':>10} {'multiple':>9}  (target {TARGET})"
+    )
+    for row in rows:
+        print(
+            f"{row['evidence']:<20} {row['signatures']:>10} {row['per_second']:>10} "
+            f"{row['multiple']:>9}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
