@@ -24,6 +24,9 @@
     [limits]                               # what strangers and jobs may use up
     [trust]                                # extra anchors for verifying clients
     [jobs]
+
+    [metrics]
+    listen = ""                            # host:port for Prometheus; off by default
 """
 
 from __future__ import annotations
@@ -59,6 +62,7 @@ __all__ = [
     "Keys",
     "Limits",
     "Listen",
+    "Metrics",
     "ServerConfig",
     "ServerTrust",
 ]
@@ -184,6 +188,13 @@ class JobSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Where counts are served over plain HTTP; nowhere when empty."""
+
+    listen: str = option(address(port_zero=True), default="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """One coordinator. Paths are relative to the file that named them."""
 
@@ -199,6 +210,7 @@ class ServerConfig:
     limits: Limits = option(table(Limits), factory=Limits)
     trust: ServerTrust = option(table(ServerTrust), factory=ServerTrust)
     jobs: JobSettings = option(table(JobSettings), factory=JobSettings)
+    metrics: Metrics = option(table(Metrics), factory=Metrics)
 
     def __post_init__(self) -> None:
         faults: list[tuple[tuple[str, ...], str]] = []

@@ -9,10 +9,12 @@ import resource
 import shutil
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,10 +32,11 @@ from server.admission import AdmissionGate, Periods
 from server.challenges import Limits
 from server.config import ServerConfig
 from server.coordinator import Coordinator
-from server.enrollment import SiteRegister
+from server.enrollment import SiteRegister, SiteStatus
 from server.front import Front
 from server.home import Home
-from server.jobs import JobBook
+from server.jobs import JobBook, JobStatus
+from server.metrics import AdmissionCounts, Gauge, serve_metrics
 from server.peers import spki
 from server.proof import CoordinatorProof
 from server.register import AdmissionRegister
@@ -83,6 +86,8 @@ def serve(config: ServerConfig) -> Iterator[Service]:
         dns_names, ips = _names([*listen.values(), *told.values()])
         key, chain = home.server_identity(dns_names=dns_names, ips=ips, now=_now())
         register = AdmissionRegister()
+        counts = AdmissionCounts()
+        register.subscribe(counts)
         book = JobBook(config.state / "jobs.sqlite")
         stack.callback(book.close)
         sites = SiteRegister(
@@ -155,6 +160,9 @@ def serve(config: ServerConfig) -> Iterator[Service]:
         stack.enter_context(_sweeping(gate))
         stack.callback(coordinator.stop)
         coordinator.go_on()
+        if config.metrics.listen:
+            read = partial(_gauges, home, coordinator, sites, counts)
+            stack.enter_context(serve_metrics(config.metrics.listen, read))
         yield Service(
             home=home,
             coordinator=coordinator,
@@ -162,6 +170,34 @@ def serve(config: ServerConfig) -> Iterator[Service]:
             control_address=told["control"],
             fleet_address=told["fleet"],
         )
+
+
+def _gauges(
+    home: Home, coordinator: Coordinator, sites: SiteRegister, counts: AdmissionCounts
+) -> tuple[Gauge, ...]:
+    jobs = Counter(job.status for job in coordinator.list_jobs())
+    known = Counter(site.status.value for site in sites.list())
+    head = home.ledger.head()
+    return (
+        Gauge(
+            name="fedlearn_jobs",
+            help="Jobs by status.",
+            values={status.value: jobs[status.value] for status in JobStatus},
+            label="status",
+        ),
+        Gauge(
+            name="fedlearn_sites",
+            help="Sites by status.",
+            values={status.value: known[status.value] for status in SiteStatus},
+            label="status",
+        ),
+        Gauge(
+            name="fedlearn_ledger_entries",
+            help="Entries of the ledger.",
+            values={"": head.sequence if head is not None else 0},
+        ),
+        *counts.gauges(),
+    )
 
 
 def _gate(

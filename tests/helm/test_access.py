@@ -113,6 +113,29 @@ def test_only_three_ports_are_open_at_the_coordinator(render: Callable[..., Any]
     assert _ports(policy["egress"]) == {53}
 
 
+def test_counts_are_for_the_monitoring_only(render: Callable[..., Any]) -> None:
+    rendered = render(
+        SERVER,
+        {"metrics": {"enabled": True, "labels": {"release": "prometheus"}}},
+        more=("--api-versions", "monitoring.coreos.com/v1"),
+    )
+    assert 'listen = "0.0.0.0:9446"' in rendered.one("ConfigMap", "here")["data"]["server.toml"]
+    ports = {port["name"] for port in rendered.one("Service", "here")["spec"]["ports"]}
+    assert ports == {"gate", "control", "fleet"}
+    service = rendered.one("Service", "here-metrics")
+    monitor = rendered.one("ServiceMonitor")
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    assert wanted <= service["metadata"]["labels"].items()
+    assert not wanted <= rendered.one("Service", "here")["metadata"]["labels"].items()
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint == {"port": "metrics", "path": "/metrics", "interval": "30s"}
+    rule = rendered.one("NetworkPolicy")["spec"]["ingress"][1]
+    assert rule["ports"][0]["port"] == 9446
+    labels = rule["from"][0]["namespaceSelector"]["matchLabels"]
+    assert labels == {"kubernetes.io/metadata.name": "monitoring"}
+
+
 def test_clients_reach_coordinator_sponsor_and_dns(render: Callable[..., Any]) -> None:
     rendered = render(EDGE)
     closed = rendered.one("NetworkPolicy", "here-deny")

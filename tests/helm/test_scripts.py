@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,12 +38,16 @@ passphrase_file = "{folder}/passphrase"
 [attester]
 kind = "insecure-sample"
 key = "{folder}/sample.key"
+[metrics]
+listen = "127.0.0.1:{port}"
 """
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def place(tmp_path: Path, fake: Callable[[str], Any]) -> Path:
     """Stand-ins for the volumes of the coordinator's pod."""
+    port = fake("cluster").reserve_port()
+    (tmp_path / "port").write_text(str(port))
     for name in ("disk", "memory", "etc"):
         (tmp_path / name).mkdir()
     etc = tmp_path / "etc"
@@ -54,7 +59,7 @@ def place(tmp_path: Path) -> Path:
         capture_output=True,
     )  # fmt: skip
     for file, state in (("init.toml", "memory/new"), ("server.toml", "disk/state")):
-        (etc / file).write_text(CONFIG.format(state=tmp_path / state, folder=etc))
+        (etc / file).write_text(CONFIG.format(state=tmp_path / state, folder=etc, port=port))
     return tmp_path
 
 
@@ -120,6 +125,13 @@ def test_first_start_keeps_the_login_in_memory_and_the_rest_sealed(place: Path) 
         assert done.returncode == 0, done.stdout + done.stderr
         assert "speaks TLSv1.3" in done.stdout
         assert done.stdout.count("refuses a client without a certificate") == 2
+
+        port = (place / "port").read_text()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            counts = answer.read().decode()
+        assert "\nfedlearn_ledger_entries 1\n" in counts
+        assert '\nfedlearn_sites{status="active"} 0\n' in counts
+        assert '\nfedlearn_jobs{status="running"} 0\n' in counts
 
 
 @pytest.mark.e2e

@@ -89,6 +89,9 @@ fleet: 9445
 {{- if has "passphrase" $config.keys.protect -}}
 {{- $_ := set $config.keys "passphrase_file" "/run/secrets/fedlearn/passphrase" -}}
 {{- end -}}
+{{- if $root.Values.metrics.enabled -}}
+{{- $_ := set $config "metrics" (dict "listen" (printf "0.0.0.0:%d" (int $root.Values.metrics.port))) -}}
+{{- end -}}
 {{- include "fedlearn.toml" (dict "table" $config) -}}
 {{- end -}}
 

@@ -1,0 +1,136 @@
+"""Counts of what a coordinator does, for Prometheus. Nothing secret, and nobody's name.
+
+``GET /metrics`` answers in the text format 0.0.4 over plain HTTP. It is off unless
+``[metrics] listen`` names an address; whoever reaches that sees how many sites, jobs and
+admissions there are, and how fast they change. One request is answered at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any, Final
+
+from fedlearn.errors import ConfigError
+from server.register import AdmissionEvent, Change
+
+__all__ = ["AdmissionCounts", "Gauge", "exposition", "serve_metrics"]
+
+_LOG = logging.getLogger(__name__)
+_SECONDS: Final = 5.0
+_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gauge:
+    """One metric and its values, by the value of ``label``; ``""`` when it has no label.
+
+    ``kind`` is ``gauge`` or ``counter``.
+    """
+
+    name: str
+    help: str
+    values: Mapping[str, float]
+    label: str = ""
+    kind: str = "gauge"
+
+
+class AdmissionCounts:
+    """How often admissions changed, and how many are in force; a subscriber of the register."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._changes: Counter[str] = Counter({change.value: 0 for change in Change})
+        self._live = 0
+
+    def __call__(self, event: AdmissionEvent) -> None:
+        """Count one change."""
+        with self._lock:
+            self._changes[event.change.value] += 1
+            if event.change is Change.ADMITTED:
+                self._live += 1
+            elif event.change is not Change.RENEWED:
+                self._live -= 1
+
+    def gauges(self) -> tuple[Gauge, Gauge]:
+        """Return what was counted."""
+        with self._lock:
+            changes, live = dict(self._changes), self._live
+        return (
+            Gauge(
+                name="fedlearn_admissions",
+                help="Clients that are admitted now.",
+                values={"": live},
+            ),
+            Gauge(
+                name="fedlearn_admission_changes_total",
+                help="Changes of admissions since the start.",
+                values=changes,
+                label="change",
+                kind="counter",
+            ),
+        )
+
+
+def exposition(gauges: Iterable[Gauge]) -> str:
+    """Return metrics in Prometheus' text format."""
+    lines = []
+    for gauge in gauges:
+        lines += [f"# HELP {gauge.name} {gauge.help}", f"# TYPE {gauge.name} {gauge.kind}"]
+        for value, number in sorted(gauge.values.items()):
+            label = f'{{{gauge.label}="{value}"}}' if gauge.label else ""
+            lines.append(f"{gauge.name}{label} {number:g}")
+    return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def serve_metrics(address: str, read: Callable[[], Iterable[Gauge]]) -> Iterator[str]:
+    """Answer at ``host:port`` while the context is entered; yield the address that is bound.
+
+    :raises ConfigError: when the address cannot be bound.
+    """
+
+    class Answer(BaseHTTPRequestHandler):
+        timeout = _SECONDS
+        server_version = "fedlearn"
+        sys_version = ""
+
+        def do_GET(self) -> None:
+            if self.path != "/metrics":
+                self.send_error(404)
+                return
+            try:
+                body = exposition(read()).encode()
+            except Exception:  # noqa: BLE001 (logged; a count that fails is no reason to end)
+                _LOG.exception("metrics could not be read")
+                self.send_error(500)
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", _TYPE)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (theirs)
+            _LOG.debug(format, *args)
+
+    host, _, port = address.rpartition(":")
+    try:
+        server = HTTPServer((host.strip("[]"), int(port)), Answer)
+    except OSError as error:
+        raise ConfigError(
+            f"{address} cannot be bound: {error.strerror}", key="metrics.listen"
+        ) from error
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
+    try:
+        yield f"{host}:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(_SECONDS)
