@@ -26,7 +26,7 @@
     [jobs]
 
     [metrics]
-    listen = ""                            # host:port for Prometheus; off by default
+    listen = "127.0.0.1:9446"              # counts for Prometheus; nowhere by default
 """
 
 from __future__ import annotations
