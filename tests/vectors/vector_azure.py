@@ -9,7 +9,7 @@ import struct
 
 import vector_keys as keys
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from vector_amd import Amd
 from vector_intel import Intel
 
@@ -27,39 +27,15 @@ def evidence(
     attributes: int = 1 << 28,
 ) -> bytes:
     """Return the JSON evidence whose quote has ``extra`` as its ``extraData``."""
-    key = keys.rsa_key("azure ak")
-    numbers = key.public_key().public_numbers()
-    runtime = json.dumps(
-        {
-            "keys": [
-                {
-                    "kid": "HCLAkPub",
-                    "key_ops": ["sign"],
-                    "kty": "RSA",
-                    "e": "AQAB",
-                    "n": base64.urlsafe_b64encode(numbers.n.to_bytes(256, "big"))
-                    .decode()
-                    .rstrip("="),
-                }
-            ],
-            "vm-configuration": {"secure-boot": True, "vmUniqueId": "test"},
-        },
-        separators=(",", ":"),
-    ).encode()
-    report_data = hashlib.sha256(runtime).digest() + bytes(32)
-    document = {"version": 1}
+    document: dict[str, object] = {"version": 1}
+    key = keys.rsa_key("azure ak").public_key()
+    report_data = hashlib.sha256(_runtime(key)).digest() + bytes(32)
     if intel is not None:
-        hardware, kind = bytes(1184), 4
-        document["td_quote"] = base64.b64encode(
-            intel.quote(report_data=report_data, attributes=attributes)
-        ).decode()
+        quote = intel.quote(report_data=report_data, attributes=attributes)
+        document["td_quote"] = base64.b64encode(quote).decode()
     else:
-        chip = amd or Amd()
-        hardware, kind = chip.report(report_data=report_data, policy=policy, vmpl=vmpl), 2
-        document["vcek"] = base64.b64encode(chip.leaf()).decode()
-    size = 20 + len(runtime)
-    hcl = struct.pack("<4sIII", b"HCLA", 1, 32 + 1184 + size, 2) + bytes(16) + hardware
-    hcl += struct.pack("<IIIII", size, 1, kind, 1, len(runtime)) + runtime + bytes(40)
+        document["vcek"] = base64.b64encode((amd or Amd()).leaf()).decode()
+    hcl = hcl_report(key, amd=amd, intel=intel, policy=policy, vmpl=vmpl)
     message = _attest(extra)
     signer = keys.rsa_key(ak)
     signature = signer.sign(message, padding.PKCS1v15(), hashes.SHA256())
@@ -70,6 +46,46 @@ def evidence(
         "pcrs": [value.hex() for value in PCRS],
     }
     return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def hcl_report(
+    key: rsa.RSAPublicKey,
+    *,
+    amd: Amd | None = None,
+    intel: Intel | None = None,
+    policy: int = 1 << 17 | 1 << 16,
+    vmpl: int = 0,
+) -> bytes:
+    """Return the paravisor's report over the attestation key ``key``."""
+    runtime = _runtime(key)
+    if intel is not None:
+        hardware, kind = bytes(1184), 4
+    else:
+        report_data = hashlib.sha256(runtime).digest() + bytes(32)
+        hardware = (amd or Amd()).report(report_data=report_data, policy=policy, vmpl=vmpl)
+        kind = 2
+    size = 20 + len(runtime)
+    head = struct.pack("<4sIII", b"HCLA", 1, 32 + 1184 + size, 2) + bytes(16) + hardware
+    return head + struct.pack("<IIIII", size, 1, kind, 1, len(runtime)) + runtime + bytes(40)
+
+
+def _runtime(key: rsa.RSAPublicKey) -> bytes:
+    modulus = key.public_numbers().n.to_bytes(256, "big")
+    return json.dumps(
+        {
+            "keys": [
+                {
+                    "kid": "HCLAkPub",
+                    "key_ops": ["sign"],
+                    "kty": "RSA",
+                    "e": "AQAB",
+                    "n": base64.urlsafe_b64encode(modulus).decode().rstrip("="),
+                }
+            ],
+            "vm-configuration": {"secure-boot": True, "vmUniqueId": "test"},
+        },
+        separators=(",", ":"),
+    ).encode()
 
 
 def _attest(extra: bytes) -> bytes:
