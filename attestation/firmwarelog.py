@@ -59,7 +59,9 @@ _CCEL_REGISTERS: Final = (1, 2, 3)
 _PCR_REGISTERS: Final = (0, 4, 8)
 _CMDLINE: Final = re.compile(rb"(?:grub_)?kernel_cmdline:? ")
 _DIGEST: Final = re.compile(
-    r"(?:sha256|sha384|sha512)[:-]([0-9a-f]{64}|[0-9a-f]{96}|[0-9a-f]{128})"
+    r"(?:sha256[:-](?=[0-9a-f]{64}(?![0-9a-f]))"
+    r"|sha384[:-](?=[0-9a-f]{96}(?![0-9a-f]))"
+    r"|sha512[:-](?=[0-9a-f]{128}(?![0-9a-f])))([0-9a-f]+)"
 )
 _AGENT_DOMAINS: Final = frozenset({"github.com/confidential-containers", "coco.com"})
 _MAX_IMAGES: Final = 64

@@ -39,6 +39,7 @@ from attestation.errors import (
 )
 from attestation.eventlog import EventLog, check_replay, pcr_register
 from attestation.evidence import Claims, Evidence, Scalar, Tee
+from attestation.firmwarelog import boot_claims
 from attestation.quotes.tpm import TpmQuote
 from attestation.quotes.tpm_structures import (
     ObjectAttribute,
@@ -239,7 +240,7 @@ def pcr_claims(quote: TpmQuote) -> dict[str, bytes]:
 
 
 def check_event_log(quote: TpmQuote, data: bytes, trust: TrustAnchors) -> Mapping[str, bytes]:
-    """Replay the log against the quoted PCRs; return what software measured into PCR 14.
+    """Replay the log against the quoted PCRs; return what was booted, and measured into PCR 14.
 
     Without any log nothing of what was measured is known, and the PCR values stand alone. A
     log that is there must explain a quoted PCR 14 that is not at its initial value; see
@@ -265,7 +266,8 @@ def check_event_log(quote: TpmQuote, data: bytes, trust: TrustAnchors) -> Mappin
             f"{register} was extended and the log has no event for it", register=register
         )
     found = measurements(log, RUNTIME_PCR, bank, boot=trust.tpm_boot_values)
-    return measured_claims(found, quote.scope)
+    booted = boot_claims(log, bank, ccel=False)
+    return {**booted, **measured_claims(found, quote.scope)}
 
 
 def statement_attributes(statement: QuoteStatement) -> dict[str, Scalar]:
