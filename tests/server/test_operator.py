@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from attestation.policy import AppraisalPolicy
-from attestation.policysign import sign_policy
+from attestation.policysign import operator_key_digest, sign_policy
 from edge.identity import SiteIdentity
 from fedlearn.cli import main
 from fedlearn.errors import ConfigError, JobError, TransportError
@@ -155,6 +156,33 @@ def test_a_policy_is_replaced_with_the_signature_that_lies_beside_it(
     assert json.loads(out)["signed"] is True
     assert front.coordinator.signatures == [b"", signature]
     assert front.coordinator.calls[-1] == ("policy", ("alice", "alpha", text))
+
+
+def test_a_job_is_submitted_with_the_signature_of_its_policy(
+    front: Any, login: Path, tmp_path: Path, capsys: Any
+) -> None:
+    as_operator = ("--operator", str(login))
+    job = tmp_path / "my-job"
+    run(capsys, "job", "init", str(job))
+    key = ed25519.Ed25519PrivateKey.generate()
+    (tmp_path / "operator.pem").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    policy, signature = job / "policy.toml", job / "policy.toml.sig"
+    sign = ("policy", "sign", str(policy), "--key", str(tmp_path / "operator.pem"))
+    assert run(capsys, *sign)[0] == 0
+    signer = operator_key_digest(key.public_key()).hex()
+    assert signer in run(capsys, "job", "validate", str(job / "job.toml"))[1]
+    assert run(capsys, "job", "submit", str(job / "job.toml"), *as_operator)[0] == 0
+    assert front.coordinator.signatures == [signature.read_bytes()]
+    policy.write_text(policy.read_text().replace("version = 1", "version = 2", 1))
+    changed = refused(capsys, "job", "submit", str(job / "job.toml"), *as_operator)
+    assert "another policy" in changed
+    assert len(front.coordinator.signatures) == 1
 
 
 def test_a_policy_that_cannot_be_one_is_not_sent(
