@@ -30,7 +30,7 @@ same reason a policy that relies on them should pin ``mrtd`` and one of ``rtmr1`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 from attestation.accumulator import CONTAINER, hardware_part
@@ -67,13 +67,16 @@ _AGENT_DOMAINS: Final = frozenset({"github.com/confidential-containers", "coco.c
 _MAX_IMAGES: Final = 64
 
 
-def check_ccel(log: EventLog | None, rtmrs: Sequence[bytes]) -> dict[str, bytes]:
+def check_ccel(
+    log: EventLog | None, rtmrs: Sequence[bytes], *, known: Collection[bytes] = ()
+) -> dict[str, bytes]:
     """Replay a CCEL against the quoted RTMRs and return the claims of its events.
 
     Without a log nothing of it is known, and the registers stand alone. A log that is there
     must explain every register that is not zero, so that none of it can be cut off. Only a
     server that isolates containers withholds RTMR2, which has the events of all of them.
-    Events of software registers are left out.
+    Events of software registers are left out. ``known`` as for
+    :func:`attestation.eventlog.check_replay`.
 
     :raises EventLogError: naming the first register that differs.
     """
@@ -82,7 +85,7 @@ def check_ccel(log: EventLog | None, rtmrs: Sequence[bytes]) -> dict[str, bytes]
     isolated = bool(log.extending(CONTAINER))
     log = hardware_part(log)
     quoted = {number + 1: value for number, value in enumerate(rtmrs)}
-    check_replay(log, quoted, bank=_BANK, name=ccel_register, ccel=True)
+    check_replay(log, quoted, bank=_BANK, name=ccel_register, ccel=True, known=known)
     for index, value in quoted.items():
         withheld = isolated and index == _RTMR_SYSTEM
         if any(value) and not log.extending(index) and not withheld:

@@ -72,6 +72,8 @@ class TrustAnchors:
     ``nvidia_root``   SHA-256 of the SPKI of the NVIDIA root CA that counts
     ``container_servers``  digests of events which measure a CCNP or CIMA server, or an image
                       that contains it; a container's own register counts only under one
+    ``known_events``  digests of log events that reference values know; where a log does not
+                      replay, the error points at the first event that is none of them
     ``collateral``    Intel collateral documents, each one the JSON of a QuoteCollateralV3
     ``endorsements``  certificates and chains, DER or PEM: VCEK, VLEK, ASK, ASVK, ARK, EK,
                       and AMD certificate revocation lists
@@ -86,6 +88,7 @@ class TrustAnchors:
     intel_root: bytes = INTEL_ROOT_KEY
     nvidia_root: bytes = NVIDIA_ROOT_KEY
     container_servers: frozenset[bytes] = frozenset()
+    known_events: frozenset[bytes] = frozenset()
     collateral: tuple[bytes, ...] = ()
     endorsements: tuple[bytes, ...] = ()
 

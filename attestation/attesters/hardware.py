@@ -8,6 +8,7 @@ never found: it is asked for by name.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket as sockets
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ KINDS: Final = ("tsm", "ccnp", "coco", "azure", "tpm")
 """What :func:`open_hardware` opens, the strongest first."""
 
 _CONNECT_S: Final = 0.5
+_LOG: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,7 @@ def open_hardware(
 
     ``state``   a private directory, the same for all processes that use one device
     ``scope``   whose measurements are ours, where one device serves several workloads (TPM)
-    ``report``  is told in one line which was taken by ``auto``, and why
+    ``report``  is told in one line which was taken by ``auto``, and why; the log is, always
 
     :raises AttesterError: when it is not here; for ``auto`` it says why each is not.
     """
@@ -117,9 +119,11 @@ def _strongest(state: Path, scope: str, report: Callable[[str], None] | None) ->
         except AttesterError as error:
             reasons.append(f"{found.kind}: {error}")
             continue
+        passed = f" (not {'; not '.join(reasons)})" if reasons else ""
+        line = f"attesting with {found.kind}: {found.why}{passed}"
+        _LOG.info(line)
         if report is not None:
-            passed = f" (not {'; not '.join(reasons)})" if reasons else ""
-            report(f"attesting with {found.kind}: {found.why}{passed}")
+            report(line)
         return attester
     raise AttesterError(
         f"nothing here can attest: {'; '.join(reasons)}",

@@ -28,7 +28,7 @@ from attestation.eventlog import MAX_LOG_BYTES, EventLog
 from attestation.evidence import Evidence, Tee
 from attestation.firmwarelog import RTMR_RUNTIME
 from attestation.quotes.snp import parse_certificate_table
-from attestation.runtime_events import Measurement, record
+from attestation.runtime_events import Measurement, measurements, record
 
 __all__ = ["CCEL", "REPORTS", "RTMR3", "ConfigFs", "ReportFiles", "TsmAttester"]
 
@@ -139,8 +139,15 @@ class TsmAttester:
         measurement = Measurement(claim=claim, digest=digest)
         with self._log.held():
             log = self._log.load(self._value(self._register))
-            if any(event.data == measurement.to_data() for event in log.events):
-                return
+            for other in measurements(log, RTMR_RUNTIME, _BANK):
+                if other.name != measurement.name:
+                    continue
+                if other.digest == digest:
+                    return
+                raise AttesterError(
+                    f"{claim} was already measured as {other.digest.hex()} in this domain",
+                    hint="start a new confidential VM for another workload",
+                )
             longer = record(log, measurement, RTMR_RUNTIME)
             self._log.store(longer)
             self._write(self._register, longer.events[-1].digests[_BANK])

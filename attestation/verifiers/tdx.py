@@ -110,7 +110,7 @@ class DcapVerifier:
         }
         if isinstance(body, TdReport):
             measurements = td_measurements(body)
-            measurements |= check_ccel(log, body.rtmrs)
+            measurements |= check_ccel(log, body.rtmrs, known=trust.known_events)
             attributes |= td_attributes(body)
         else:
             if evidence.event_log:

@@ -258,7 +258,7 @@ def check_event_log(quote: TpmQuote, data: bytes, trust: TrustAnchors) -> Mappin
         raise EventLogError("the quote covers no PCR that the log could replay to")
     for name, values in quote.pcrs.items():
         if name in _BANKS and (name == bank or name in log.sizes):
-            check_replay(log, values, bank=name)
+            check_replay(log, values, bank=name, known=trust.known_events)
     runtime = quoted.get(RUNTIME_PCR)
     if runtime is not None and not log.extending(RUNTIME_PCR) and any(runtime):
         register = pcr_register(RUNTIME_PCR)

@@ -129,6 +129,8 @@ def test_tsm_measures_into_rtmr3_where_the_kernel_offers_it(
     claims = judged(attester.collect(binding()))
     assert claims.measurements["rtmr3"] == register.read_bytes()
     assert (claims.measurements["app"], claims.measurements["job"]) == (APP, JOB)
+    with pytest.raises(AttesterError, match="already measured"):
+        attester.extend("app", JOB)
     extend(register, bytes(48))
     with pytest.raises(AttesterError, match="extended by something"):
         attester.collect(binding())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import make
@@ -94,3 +95,8 @@ def test_a_log_with_one_event_too_many_names_rtmr3() -> None:
         verify(evidence, binding=None, trust=trust("tdx_collateral.json"), now=keys.AT)
     assert refused.value.register == "rtmr3"
     assert f"event {longer.events[-1].number}" in str(refused.value)
+    # With reference values, the error points at the first event that none of them knows.
+    known = frozenset(event.digests["sha384"] for event in log.events[:-1])
+    anchors = replace(trust("tdx_collateral.json"), known_events=known)
+    with pytest.raises(EventLogError, match=f"event {log.events[-1].number} is the first"):
+        verify(evidence, binding=None, trust=anchors, now=keys.AT)
