@@ -255,7 +255,6 @@ class Coordinator:
                 {
                     "job": spec.name,
                     "policy": policy.digest.hex(),
-                    "former": "",
                     "operator": operator,
                     **self._policies.entry(policy, signer),
                 },

@@ -265,7 +265,6 @@ def test_a_coordinator_takes_signed_policies_and_remembers(
         {
             "job": "alpha",
             "policy": policy(2).digest.hex(),
-            "former": "",
             "operator": "alice",
             "name": "p",
             "version": 2,
