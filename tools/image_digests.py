@@ -1,6 +1,7 @@
 """Print the digests of images, and the reference values of confidential pods made from them.
 
     image_digests.py LAYOUT...                                  digests, for values.yaml
+    image_digests.py --stamp CHARTS LAYOUT...                   ... and writes them there
     image_digests.py --client IMAGE@sha256:... --bundle HEX     reference values, for policy.toml
 
 A confidential pod is measured with its initdata, which names the client's image and the app's
@@ -61,6 +62,36 @@ def describe(layout: Path) -> dict[str, Any]:
     }
 
 
+STAMPS = {
+    "server": ("fedlearn-server", "image"),
+    "edge": ("fedlearn-edge", "image"),
+    "client": ("fedlearn-edge", "client.image"),
+}
+"""Where the digest of each image stands: the chart, and the path in its values."""
+
+
+def stamp(charts: Path, image: str, digest: str) -> None:
+    """Write a digest into the values of its chart, and nothing else."""
+    if image not in STAMPS:
+        raise Damaged(f"{image!r} is none of {', '.join(STAMPS)}")
+    chart, place = STAMPS[image]
+    path = charts / chart / "values.yaml"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    at: list[tuple[int, str]] = []
+    for number, line in enumerate(lines):
+        found = re.match(r"( *)([A-Za-z0-9_.-]+):", line)
+        if found is None:
+            continue
+        while at and at[-1][0] >= len(found[1]):
+            at.pop()
+        at.append((len(found[1]), found[2]))
+        if ".".join(name for _, name in at) == f"{place}.digest":
+            lines[number] = f'{found[1]}digest: "{digest}"\n'
+            path.write_text("".join(lines), encoding="utf-8")
+            return
+    raise Damaged(f"{path} has no {place}.digest")
+
+
 def references(image: str, bundle: bytes, tee: str) -> str:
     """Return the [[reference]] tables of a policy, for one client image and one app."""
     from edge.initdata import initdata_values
@@ -81,6 +112,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("layouts", nargs="*", type=Path, metavar="LAYOUT", help="an OCI layout")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    parser.add_argument("--stamp", type=Path, metavar="CHARTS", help="folder of the charts")
     parser.add_argument("--client", metavar="IMAGE", help="a client's image by digest")
     parser.add_argument("--bundle", metavar="HEX", help="SHA-256 of the app's bundle")
     parser.add_argument("--tee", choices=("tdx", "snp"), default="tdx")
@@ -100,6 +132,8 @@ def main() -> int:
     for layout in arguments.layouts:
         try:
             found.append(describe(layout))
+            if arguments.stamp:
+                stamp(arguments.stamp, layout.name, found[-1]["digest"])
         except (OSError, ValueError, KeyError, Damaged) as error:
             print(f"{layout}: {error}", file=sys.stderr)
             return 1

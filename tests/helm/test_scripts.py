@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -219,6 +220,24 @@ def test_helm_test_finds_a_listener_that_asks_for_no_certificate(tmp_path: Path)
     assert "answers a client that has no certificate" in done.stderr
 
 
+def test_helm_test_of_a_site_wants_somebody_who_speaks_tls(tmp_path: Path) -> None:
+    def check(address: str) -> subprocess.CompletedProcess[str]:
+        host, _, port = address.rpartition(":")
+        return subprocess.run(
+            [sys.executable, str(EDGE / "check.py"), host, port],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    with _impostor(tmp_path, "agent") as address:
+        assert check(address).returncode == 0
+    closed = check(address)
+    assert closed.returncode == 1
+    assert "nobody speaks TLS" in closed.stderr
+
+
 # --- the site -----------------------------------------------------------------------------
 
 
@@ -239,7 +258,7 @@ def _enroll(place: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.e2e
-def test_a_site_enrolls_once_and_then_needs_no_token(place: Path) -> None:
+def test_a_site_enrolls_once_and_then_needs_no_token(place: Path, helm: Any) -> None:
     assert _establish(place).returncode == 0
     token = place / "etc/token"
     (place / "site").mkdir()
@@ -252,13 +271,15 @@ def test_a_site_enrolls_once_and_then_needs_no_token(place: Path) -> None:
         settings = login / "coordinator.toml"
         settings.write_text(f'address = "{told["control"]}"\n')
         printed = subprocess.run(
-            ["fedlearn", "site", "token", "ward", "--operator", str(login)],
+            ["fedlearn", "site", "token", "ward", "--operator", str(login), "--json"],
             check=True,
             capture_output=True,
             text=True,
             env={**os.environ, "PATH": PATH},
         )
-        token.write_text(printed.stdout)
+        told_of = json.loads(printed.stdout)
+        token.write_text(told_of["token"])
+        _check_install_line(helm, told_of["helm"], place)
         done = _enroll(place)
         assert done.returncode == 0, done.stderr
         assert "site ward waits for approval" in done.stdout + done.stderr
@@ -280,6 +301,26 @@ def test_a_site_enrolls_once_and_then_needs_no_token(place: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (state / "site.key").read_bytes() == key
     assert stat.S_IMODE((state / "site.key").stat().st_mode) == 0o600
+
+
+def _check_install_line(helm: Any, printed: str, place: Path) -> None:
+    """What is printed for the site's owner is what the chart takes, but for the digests, which a
+    release writes into the values (tools/image_digests.py --stamp)."""
+    (place / "token.txt").write_text((place / "etc/token").read_text())
+    (place / "helm").symlink_to(ROOT / "helm")
+    program, *words = shlex.split(printed)
+    assert program == "helm"
+    digest = "sha256:" + "ab" * 32
+    words += ["--set", f"image.digest={digest}", "--set", f"client.image.digest={digest}"]
+    done = subprocess.run(
+        [str(helm.program), *words, "--dry-run=client"],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=place,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (place / "etc/token").read_text() in done.stdout
 
 
 def test_scripts_in_pods_are_those_in_the_charts(render: Callable[..., Any]) -> None:

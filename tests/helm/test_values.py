@@ -157,7 +157,7 @@ def test_site_toml_is_what_the_values_say(render: Callable[..., Any], tmp_path: 
     assert config.launcher.kind == "kubernetes"
     assert kubernetes.namespace == "fedlearn-clients"
     assert kubernetes.sponsor_address == "here.fedlearn.svc:9000"
-    assert kubernetes.image.startswith("registry.example/fedlearn/edge@sha256:")
+    assert kubernetes.image.startswith("registry.example/fedlearn/client@sha256:")
     assert kubernetes.service_account == "here-client"
     assert kubernetes.pull_secrets == ("mirror",)
     assert dict(kubernetes.placement.node_selector) == {"example.com/tee": "tdx"}

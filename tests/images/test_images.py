@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "registry.example/fedlearn/edge@sha256:" + "ab" * 32
@@ -156,6 +157,35 @@ def test_digests_are_those_of_the_bytes(layout: Path) -> None:
     assert found["digest"] == index["manifests"][0]["digest"]
     assert found["user"] == "65532:65532"
     assert len(found["layers"]) == 2
+
+
+def test_digests_are_stamped_into_the_charts(layout: Path, tmp_path: Path) -> None:
+    charts = tmp_path / "helm"
+    shutil.copytree(ROOT / "helm", charts)
+    for name in ("edge", "client"):
+        shutil.copytree(layout, layout.parent / name)
+    layouts = [str(layout.parent / name) for name in ("server", "edge", "client")]
+    done = _tool("image_digests.py", "--stamp", str(charts), *layouts)
+    assert done.returncode == 0, done.stderr
+    digest = json.loads((layout / "index.json").read_text())["manifests"][0]["digest"]
+    server, edge = (
+        yaml.safe_load((charts / f"fedlearn-{name}/values.yaml").read_text())
+        for name in ("server", "edge")
+    )
+    assert server["image"]["digest"] == edge["image"]["digest"] == digest
+    assert edge["client"]["image"]["digest"] == digest
+    assert edge["ccnp"]["image"]["digest"] == ""
+    lines = (charts / "fedlearn-edge/values.yaml").read_text().splitlines()
+    before = (ROOT / "helm/fedlearn-edge/values.yaml").read_text().splitlines()
+    assert sum(new != old for new, old in zip(lines, before, strict=True)) == 2
+
+
+def test_another_image_has_no_place_in_the_charts(layout: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(layout, other)
+    done = _tool("image_digests.py", "--stamp", str(ROOT / "helm"), str(other))
+    assert done.returncode == 1
+    assert "'other' is none of server, edge, client" in done.stderr
 
 
 def test_an_image_that_was_altered_is_refused(layout: Path) -> None:
