@@ -162,6 +162,35 @@ class ClusterSite:
         self._nodes.append(node)
         return node
 
+    def claim(self, name: str, folder: Path) -> None:
+        """Make a PersistentVolumeClaim that is bound to a volume with ``folder``."""
+        volume = f"{self.namespace}-{name}"
+        size = {"storage": "1Gi"}
+        self._make(
+            "/api/v1/persistentvolumes",
+            {
+                "metadata": {"name": volume},
+                "spec": {
+                    "capacity": size,
+                    "accessModes": ["ReadOnlyMany"],
+                    "hostPath": {"path": str(folder)},
+                    "claimRef": {"name": name, "namespace": self.namespace},
+                },
+            },
+        )
+        self._make(
+            f"/api/v1/namespaces/{self.namespace}/persistentvolumeclaims",
+            {
+                "metadata": {"name": name},
+                "spec": {
+                    "accessModes": ["ReadOnlyMany"],
+                    "storageClassName": "",
+                    "volumeName": volume,
+                    "resources": {"requests": size},
+                },
+            },
+        )
+
     def settings(self, **changes: Any) -> KubernetesSettings:
         """Settings for this namespace."""
         values: dict[str, Any] = {

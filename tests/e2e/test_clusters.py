@@ -1,0 +1,124 @@
+"""A federation whose sites are clusters: real control planes, clients as pods.
+
+Two edge clusters, each with its own API server, scheduler and controllers; the clients are
+processes of pods that these placed, admitted over mutual TLS like any other.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+FAKES = Path(__file__).resolve().parents[1] / "fakes"
+SITES = ("site-a", "site-b")
+
+
+def _fake(name: str) -> Any:
+    qualified = f"fedlearn_test_fakes_{name}"
+    if qualified not in sys.modules:
+        spec = importlib.util.spec_from_file_location(qualified, FAKES / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[qualified] = module
+        spec.loader.exec_module(module)
+    return sys.modules[qualified]
+
+
+@pytest.fixture(scope="module")
+def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Any]]:
+    """Two control planes at once."""
+    made = [_fake("cluster").Cluster(tmp_path_factory.mktemp(site)) for site in SITES]
+    try:
+        # Each ends with the thread that started it, so the threads have to stay.
+        with ThreadPoolExecutor(len(made)) as pool:
+            list(pool.map(lambda cluster: cluster.start(), made))
+            yield made
+    finally:
+        for cluster in made:
+            cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def spine(clusters: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A coordinator, and an agent in each cluster with two nodes."""
+    folder = tmp_path_factory.mktemp("federation")
+    places = {}
+    for site, cluster in zip(SITES, clusters, strict=True):
+        place = _fake("cluster_site").ClusterSite(
+            cluster, _fake("node").Node, folder / "places" / site
+        )
+        data = folder / "sites" / site / "data"
+        place.nodes = [place.node(name, folders={"small": data}) for name in ("one", "two")]
+        places[site] = place
+    try:
+        with _fake("cluster_spine").ClusterSpine(folder, places) as running:
+            yield running
+    finally:
+        for place in places.values():
+            place.close()
+
+
+def _clients(spine: Any, site: str) -> list[tuple[Any, str]]:
+    """The pods of a site that run: their node and name."""
+    return [(node, pod) for node in spine.places[site].nodes for pod in node.pods()]
+
+
+def test_a_federated_training_runs_to_the_end(spine: Any) -> None:
+    job = spine.run("through")
+    admitted = job.ledger("admission")
+    assert sorted({entry["site"] for entry in admitted}) == list(SITES)
+    assert [entry["phase"] for entry in job.ledger("round")].count("started") == 3
+    assert spine.digest("through")
+    for site in SITES:
+        assert '"launcher": "kubernetes"' in spine.operator.get_site(site).capabilities
+
+
+def test_it_gives_the_same_bits_as_processes(spine: Any, shared: Any) -> None:
+    job = spine.job("bits")
+    for site in SITES:
+        assert (shared.data[site][0] == spine.data[site][0]).all()
+    job.submit().finish()
+    shared.run("bits", sites=list(SITES))
+    assert spine.digest("bits") == shared.digest("bits")
+
+
+def test_a_client_that_is_evicted_in_a_round_comes_back(spine: Any) -> None:
+    job = spine.job("evicted", rounds=4, config={"wait": 1.0}, deadline_s=120).submit()
+    job.wait_for("round.started", 2)
+    ((_, pod),) = _clients(spine, "site-a")
+    spine.places["site-a"].evict(pod)
+    job.finish(seconds=150)
+    assert len(job.ledger("admission")) >= 3
+    assert pod not in [name for _, name in _clients(spine, "site-a")]
+
+
+def test_a_killed_agent_adopts_its_client(spine: Any) -> None:
+    job = spine.job("adopted", rounds=4, config={"wait": 1.0}, deadline_s=120).submit()
+    job.wait_for("round.started", 2)
+    before = _clients(spine, "site-b")
+    spine.restart_agent("site-b")
+    job.finish(seconds=120)
+    assert len(before) == 1
+    started = [name for node in spine.places["site-b"].nodes for name in node.started()]
+    mine = [name for name in started if name.rsplit("-", 1)[0] == before[0][1].rsplit("-", 1)[0]]
+    assert mine == [before[0][1]]
+
+
+def test_a_site_that_is_removed_in_a_round_is_cut_off(spine: Any) -> None:
+    job = spine.job(
+        "removed", rounds=3, config={"wait": 1.0}, quorum=1, stragglers="drop", deadline_s=20
+    ).submit()
+    job.wait_for("round.started", 1)
+    spine.operator.remove_site("site-b")
+    job.finish(seconds=120)
+    last = {event.site for event in job.of("update.received") if event.round == 3}
+    assert last == {"site-a"}
