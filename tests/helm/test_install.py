@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -51,6 +52,42 @@ class Site:
         verb = ("upgrade", "--install", "--create-namespace")
         path = str(ROOT / "helm" / chart)
         return self.run(*verb, chart, path, "--values", str(self.values[chart]), *more)
+
+    @staticmethod
+    def plural(kind: str) -> str:
+        name = kind.lower()
+        return f"{name[:-1]}ies" if name.endswith("cy") else f"{name}s"
+
+    def define(self, group: str, version: str, kind: str) -> None:
+        """Define a kind of somebody else's, whose objects may hold anything."""
+        anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+        schema = {"type": "object", "properties": {"spec": anything, "status": anything}}
+        plural = self.plural(kind)
+        definition = {
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {
+                "name": f"{plural}.{group}",
+                "annotations": {"api-approved.kubernetes.io": "https://example.org"},
+            },
+            "spec": {
+                "group": group,
+                "scope": "Namespaced",
+                "names": {"plural": plural, "kind": kind},
+                "versions": [
+                    {
+                        "name": version,
+                        "served": True,
+                        "storage": True,
+                        "schema": {"openAPIV3Schema": schema},
+                    }
+                ],
+            },
+        }
+        path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+        self.cluster.request(path, "POST", definition)
+        path = f"/apis/{group}/{version}/{plural}"
+        self.cluster.wait(lambda: bool(self.cluster.request(path)), f"the kind {kind}", 20)
 
     def call(self, path: str, token: str, method: str = "GET", body: object = None) -> Any:
         """Call the API with a token of a service account."""
@@ -275,9 +312,7 @@ def test_a_client_cannot_remove_others(site: Site) -> None:
 
 
 def test_backups_are_made_and_the_oldest_dropped(site: Site, tmp_path: Path) -> None:
-    site.cluster.request(
-        "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", "POST", _snapshot_crd()
-    )
+    site.define("snapshot.storage.k8s.io", "v1", "VolumeSnapshot")
     values = site.helm.values(SERVER, {"backup": {"enabled": True, "keep": 2}}, tmp_path)
     rendered = site.helm.template(SERVER, values)
     groups = {"ServiceAccount": "/api/v1", "Role": "/apis/rbac.authorization.k8s.io/v1"}
@@ -288,7 +323,6 @@ def test_backups_are_made_and_the_oldest_dropped(site: Site, tmp_path: Path) -> 
             f"{group}/namespaces/{NAMESPACE}/{kind.lower()}s", "POST", {**one, "metadata": {
                 **one["metadata"], "namespace": NAMESPACE}}
         )  # fmt: skip
-    site.cluster.wait(lambda: bool(site.cluster.request(SNAPSHOTS)), "VolumeSnapshots", 20)
     for day in ("20240101000000", "20240102000000", "20240103000000"):
         site.cluster.request(SNAPSHOTS, "POST", _snapshot(f"state-here-0-{day}"))
     spec = rendered.one("CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
@@ -316,30 +350,45 @@ def _snapshot(name: str) -> dict[str, Any]:
     }
 
 
-def _snapshot_crd() -> dict[str, Any]:
-    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    schema = {"type": "object", "properties": {"spec": anything, "status": anything}}
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {
-            "name": "volumesnapshots.snapshot.storage.k8s.io",
-            "annotations": {"api-approved.kubernetes.io": "https://example.org"},
-        },
-        "spec": {
-            "group": "snapshot.storage.k8s.io",
-            "scope": "Namespaced",
-            "names": {"plural": "volumesnapshots", "kind": "VolumeSnapshot"},
-            "versions": [
-                {
-                    "name": "v1",
-                    "served": True,
-                    "storage": True,
-                    "schema": {"openAPIV3Schema": schema},
-                }
-            ],
-        },
-    }
+CUSTOM = (
+    ("gateway.networking.k8s.io", "v1alpha3", "TLSRoute"),
+    ("monitoring.coreos.com", "v1", "ServiceMonitor"),
+    ("networking.istio.io", "v1", "DestinationRule"),
+    ("networking.istio.io", "v1", "VirtualService"),
+    ("security.istio.io", "v1", "AuthorizationPolicy"),
+    ("security.istio.io", "v1", "PeerAuthentication"),
+)
+
+
+def test_gateway_mesh_and_monitoring_are_taken_where_they_are_known(site: Site) -> None:
+    """Kinds of others, defined as far as their names go; helm asks the server which it has."""
+    more = ["--set", "tlsRoute.enabled=true", "--set", "tlsRoute.gateway.name=edge"]
+    more += ["--set", "metrics.enabled=true", "--set", "mesh=istio"]
+    more += ["--set", "meshOptions.gateways={istio-ingress/fedlearn}"]
+    for group, version, kind in CUSTOM:
+        site.define(group, version, kind)
+    site.install(SERVER, *more)
+    for group, version, kind in CUSTOM:
+        path = f"/apis/{group}/{version}/namespaces/{NAMESPACE}/{site.plural(kind)}"
+        found = [one["metadata"]["name"] for one in site.cluster.request(path)["items"]]
+        names = [f"{SERVER}-{port}" for port in ("control", "fleet", "gate")]
+        assert sorted(found) == (names if kind == "TLSRoute" else [SERVER])
+    # And away again.
+    site.install(SERVER)
+    path = f"/apis/security.istio.io/v1/namespaces/{NAMESPACE}/peerauthentications"
+    assert site.cluster.request(path)["items"] == []
+
+
+def test_a_mesh_that_is_not_there_is_an_error_and_changes_nothing(site: Site) -> None:
+    """What was asked for and cannot be is never left out in silence."""
+    path = f"/apis/apps/v1/namespaces/{NAMESPACE}/statefulsets/{SERVER}"
+    before = site.cluster.request(path)["metadata"]["generation"]
+    unknown = "gateway.networking.k8s.io/v9"
+    more = ["--set", "tlsRoute.enabled=true", "--set", "tlsRoute.gateway.name=edge"]
+    more += ["--set", f"tlsRoute.apiVersion={unknown}"]
+    with pytest.raises(AssertionError, match=re.escape(unknown)):
+        site.install(SERVER, *more)
+    assert site.cluster.request(path)["metadata"]["generation"] == before
 
 
 def test_uninstalling_keeps_the_sites_key_and_data(site: Site) -> None:

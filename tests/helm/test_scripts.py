@@ -323,6 +323,24 @@ def _check_install_line(helm: Any, printed: str, place: Path) -> None:
     assert (place / "etc/token").read_text() in done.stdout
 
 
+def test_the_script_for_clusters_with_tees_says_what_it_needs(helm: Any, tmp_path: Path) -> None:
+    script = ROOT / "tools/e2e-coco.sh"
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+    environment = {"PATH": f"{helm.program.parent}:{PATH}", "HOME": str(tmp_path)}
+    said = []
+    for name in ("KUBECONFIG", "SERVER_VALUES", "EDGE_VALUES", "JOB"):
+        done = subprocess.run(
+            [str(script)], check=False, capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 1
+        said.append(done.stderr.splitlines()[0])
+        (tmp_path / name).touch()
+        environment[name] = str(tmp_path / name)
+    assert said == [
+        f"FAIL  {name} is not set" for name in ("KUBECONFIG", "SERVER_VALUES", "EDGE_VALUES", "JOB")
+    ]
+
+
 def test_scripts_in_pods_are_those_in_the_charts(render: Callable[..., Any]) -> None:
     data = render("fedlearn-server", {"backup": {"enabled": True}}).all("ConfigMap")
     files = {name: text for one in data for name, text in one["data"].items()}
