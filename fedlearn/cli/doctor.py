@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,7 @@ from fedlearn.checks import Check, Level, Probe, files, machine, tee
 from fedlearn.cli.operator import json_option
 from fedlearn.console import ERROR, line, print_json, printable
 
-__all__ = ["command", "edge_probes", "machine_probes", "server_probes"]
+__all__ = ["cluster_probe", "command", "edge_probes", "machine_probes", "server_probes"]
 
 _STYLES: Final = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 _CONFIG = click.Path(path_type=Path)
@@ -25,7 +25,7 @@ _CONFIG = click.Path(path_type=Path)
 @click.command("doctor")
 @click.option("--server", type=_CONFIG, metavar="FILE", help="Check this server.toml as well.")
 @click.option("--edge", type=_CONFIG, metavar="FILE", help="Check this site.toml as well.")
-@click.option("--cluster", is_flag=True, help="Check the Kubernetes cluster as well.")
+@click.option("--cluster", is_flag=True, help="Check the cluster of --edge as well.")
 @json_option
 def command(server: Path | None, edge: Path | None, cluster: bool, as_json: bool) -> None:
     """Find in seconds what would fail in minutes, and say how to mend it.
@@ -38,7 +38,7 @@ def command(server: Path | None, edge: Path | None, cluster: bool, as_json: bool
     if edge is not None:
         probes += edge_probes(edge)
     if cluster:
-        probes.append(("cluster", _cluster))
+        probes.append(("cluster", cluster_probe(edge)))
     found = checks.run(probes)
     failed = [check for check in found if check.level is Level.FAIL]
     if as_json:
@@ -152,12 +152,36 @@ def _flower() -> Check:
     return checks.ok("flower", "has every part that a coordinator builds on")
 
 
-def _cluster() -> Check:
-    return checks.fail(
-        "cluster",
-        "this release starts clients as processes and does not look at clusters",
-        'use launcher.kind = "process"',
-    )
+def cluster_probe(edge: Path | None) -> Probe:
+    """What is looked at in the cluster of a site, under the rights that its agent has."""
+
+    def probe() -> Iterable[Check]:
+        from edge.capabilities import cluster_checks
+        from edge.config import SiteConfig
+        from edge.kube import Kube
+
+        if edge is None:
+            return (
+                checks.fail(
+                    "cluster", "nothing says which cluster", "name the site: --edge site.toml"
+                ),
+            )
+        settings = SiteConfig.load(edge).kubernetes
+        if settings is None:
+            return (
+                checks.fail(
+                    "cluster",
+                    f"{edge} has no table [kubernetes]",
+                    'add it, with launcher.kind = "kubernetes"',
+                ),
+            )
+        kube = Kube.connect(settings.kubeconfig, namespace=settings.namespace)
+        try:
+            return tuple(cluster_checks(kube, settings))
+        finally:
+            kube.close()
+
+    return probe
 
 
 def _port(address: str, name: str) -> Probe:

@@ -506,3 +506,36 @@ def test_the_doctor_says_what_is_missing_and_how_to_mend_it(
         assert all(failed.values())
     finally:
         site.close()
+
+
+def test_the_doctor_command_looks_at_the_cluster(
+    cluster_site: Any, tmp_path: Path, fakes: Any
+) -> None:
+    from click.testing import CliRunner
+
+    from fedlearn.cli.doctor import command
+
+    config = tmp_path / "site.toml"
+    config.write_text(
+        f"""\
+state = "state"
+
+[launcher]
+kind = "kubernetes"
+
+[kubernetes]
+kubeconfig = "{cluster_site.kubeconfig}"
+namespace = "{cluster_site.namespace}"
+workload = "insecure-pods"
+image = "{fakes("cluster_site").IMAGE}"
+"""
+    )
+    cluster_site.node("n", WAIT)
+    said = CliRunner().invoke(command, ["--edge", str(config), "--cluster"]).output
+    assert "jobs.batch: create, get, list, watch, delete" in said
+    assert "clients run outside of any TEE" in said
+    assert "v1.20.2: it retries clients that were refused" in said
+    without = config.read_text().partition("[launcher]")[0]
+    config.write_text(without)
+    said = CliRunner().invoke(command, ["--edge", str(config), "--cluster"]).output
+    assert "has no table [kubernetes]" in said

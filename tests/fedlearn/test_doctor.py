@@ -277,4 +277,6 @@ def test_a_missing_configuration_and_a_cluster_are_said_plainly(tmp_path: Path) 
     done = _run("doctor", "--edge", tmp_path / "gone.toml", "--cluster")
     assert done.exit_code == 1
     assert "does not exist" in done.stdout
-    assert "does not look at clusters" in done.stdout
+    assert done.stdout.count("does not exist") == 2
+    alone = _run("doctor", "--cluster")
+    assert "name the site: --edge site.toml" in alone.stdout
