@@ -97,7 +97,7 @@ def check_ccel(
             )
     found = boot_claims(log, _BANK, ccel=True)
     found |= agent_claims(log, RTMR_RUNTIME)
-    return {**found, **measured_claims(measurements(log, RTMR_RUNTIME, _BANK), "")}
+    return {**measured_claims(measurements(log, RTMR_RUNTIME, _BANK), ""), **found}
 
 
 def boot_claims(log: EventLog, bank: str, *, ccel: bool) -> dict[str, bytes]:

@@ -38,6 +38,13 @@ _MAX_TEXT_BYTES: Final = 64 * 1024
 _DIGEST_BYTES: Final = 32
 _CLAIM: Final = re.compile(r"[a-z][a-z0-9_.-]{0,31}")
 _SCOPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_RESERVED: Final = re.compile(
+    r"(?:pcr|rtmr|boot|image|container|measurement|other)(?:[0-9.].*)?"
+    r"|mr[a-z]+|firmware|kernel|cmdline|initrd|initdata|launch|host_data"
+    r"|(?:id|author)_key_digest|firmware_id"
+)
+"""What hardware and firmware measure: software may not claim it under these names."""
+
 _CONTENT: Final = re.compile(
     rf"(?:(?P<scope>{_SCOPE.pattern})/)?(?P<claim>{_CLAIM.pattern})"
     r" sha256:(?P<digest>[0-9a-f]{64})"
@@ -94,6 +101,8 @@ class Measurement:
     def __post_init__(self) -> None:
         if not _CLAIM.fullmatch(self.claim):
             raise ValueError(f"{self.claim!r} is not a claim name (lower case, at most 32)")
+        if _RESERVED.fullmatch(self.claim):
+            raise ValueError(f"{self.claim} is measured by hardware or firmware, not by software")
         if self.scope and not _SCOPE.fullmatch(self.scope):
             raise ValueError(f"{self.scope!r} is not a scope (letters, digits, '.', '_', '-')")
         if len(self.digest) != _DIGEST_BYTES:
@@ -178,9 +187,12 @@ def _measurement(event: Event, entry: RuntimeEvent) -> Measurement:
     match = _CONTENT.fullmatch(entry.content) if entry.operation == _MEASURE else None
     if match is None:
         raise EventLogError(f"event {event.number}: not a measurement of {DOMAIN}")
-    return Measurement(
-        claim=match["claim"], digest=bytes.fromhex(match["digest"]), scope=match["scope"] or ""
-    )
+    try:
+        return Measurement(
+            claim=match["claim"], digest=bytes.fromhex(match["digest"]), scope=match["scope"] or ""
+        )
+    except ValueError as error:
+        raise EventLogError(f"event {event.number}: {error}") from None
 
 
 def measured_claims(found: Sequence[Measurement], scope: str) -> Mapping[str, bytes]:

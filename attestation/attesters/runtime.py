@@ -40,13 +40,16 @@ class RuntimeRegister:
         """
         if len(digest) != _DIGEST_BYTES:
             raise AttesterError(f"a digest has {_DIGEST_BYTES} bytes, not {len(digest)}")
+        try:
+            measurement = Measurement(claim=claim, digest=digest)
+        except ValueError as error:
+            raise AttesterError(str(error)) from None
         known = self._measured.setdefault(claim, digest)
         if known != digest:
             raise AttesterError(
                 f"{claim} was already measured in this process",
                 hint="start a new process for another workload",
             )
-        measurement = Measurement(claim=claim, digest=digest)
         if not any(event.data == measurement.to_data() for event in self._log.extending(RUNTIME)):
             self._log = record(self._log, measurement, RUNTIME)
 

@@ -14,7 +14,6 @@ SNP, and on TDX without it, into a register of this process that report data cov
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import secrets
 from pathlib import Path
@@ -134,9 +133,10 @@ class TsmAttester:
         if self._register is None or self._log is None:
             self._software.extend(claim, digest)
             return
-        if len(digest) != hashlib.sha256().digest_size:
-            raise AttesterError(f"a digest has 32 bytes, not {len(digest)}")
-        measurement = Measurement(claim=claim, digest=digest)
+        try:
+            measurement = Measurement(claim=claim, digest=digest)
+        except ValueError as error:
+            raise AttesterError(str(error)) from None
         with self._log.held():
             log = self._log.load(self._value(self._register))
             for other in measurements(log, RTMR_RUNTIME, _BANK):

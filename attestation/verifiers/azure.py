@@ -80,9 +80,9 @@ class AzureVerifier:
         return Claims(
             tee=Tee.AZURE_VTPM,
             measurements={
-                **hardware.measurements,
-                **pcr_claims(quote),
                 **check_event_log(quote, evidence.event_log, trust),
+                **pcr_claims(quote),
+                **hardware.measurements,
             },
             debug=hardware.debug,
             tcb=hardware.tcb,

@@ -110,7 +110,10 @@ class DcapVerifier:
         }
         if isinstance(body, TdReport):
             measurements = td_measurements(body)
-            measurements |= check_ccel(log, body.rtmrs, known=trust.known_events)
+            measurements = {
+                **check_ccel(log, body.rtmrs, known=trust.known_events),
+                **measurements,
+            }
             attributes |= td_attributes(body)
         else:
             if evidence.event_log:

@@ -114,7 +114,7 @@ class TpmVerifier:
         if binding is not None:
             check_binding(quote.statement, binding)
         check_pcr_values(quote)
-        claims = {**pcr_claims(quote), **check_event_log(quote, evidence.event_log, trust)}
+        claims = {**check_event_log(quote, evidence.event_log, trust), **pcr_claims(quote)}
         endorsement_key = trust.tpm_ek_of.get(quote.ak_digest)
         unverified = _check_endorsement_key(quote, endorsement_key, trust, now)
         return Claims(
@@ -267,7 +267,7 @@ def check_event_log(quote: TpmQuote, data: bytes, trust: TrustAnchors) -> Mappin
         )
     found = measurements(log, RUNTIME_PCR, bank, boot=trust.tpm_boot_values)
     booted = boot_claims(log, bank, ccel=False)
-    return {**booted, **measured_claims(found, quote.scope)}
+    return {**measured_claims(found, quote.scope), **booted}
 
 
 def statement_attributes(statement: QuoteStatement) -> dict[str, Scalar]:

@@ -216,6 +216,32 @@ def test_evidence_is_good_for_nothing_else(name: str) -> None:
         assert isinstance(error, BindingError)
 
 
+@pytest.mark.parametrize("claim", ["pcr.4", "mrtd", "kernel", "launch", "container.imr"])
+def test_software_does_not_speak_for_hardware(claim: str) -> None:
+    """A client may measure what it likes, but not under the name of a hardware claim."""
+    import hashlib
+
+    from vector_cases import _paper_tpm
+
+    from attestation.runtime_events import RuntimeEvent
+
+    content = f"{claim} sha256:{'ab' * 32}"
+    data = RuntimeEvent(domain="fedlearn", operation="measure", content=content).to_data()
+    paper = _paper_tpm().PaperTpm(key=keys.ec_key("a TPM's attestation key"))
+    digest = hashlib.sha256(data).digest()
+    paper.log = paper.log.append(14, 6, {"sha256": digest}, data)
+    paper.extend(14, {"sha256": digest})
+    error = refused("false name", paper.evidence(binding()), SUBJECTS["tpm"].trust)
+    assert isinstance(error, EventLogError)
+    log = EventLog.parse(event_log()[0])
+    long = log.append(4, 6, {"sha384": hashlib.sha384(data).digest()}, data)
+    registers = long.replay("sha384", ccel=True)
+    rtmrs = tuple(registers[index] for index in range(1, 5))
+    evidence = replace(bound_quote(Intel(), rtmrs=rtmrs), event_log=long.to_bytes())
+    error = refused("false name", evidence, SUBJECTS["tdx-v4"].trust)
+    assert isinstance(error, EventLogError)
+
+
 def tdx(quote: bytes) -> Evidence:
     return Evidence(tee=Tee.TDX, quote=quote)
 

@@ -174,6 +174,14 @@ def test_a_digest_of_another_size_is_refused(bench: Bench, size: int) -> None:
         bench.attester.extend("app", bytes(size))
 
 
+@pytest.mark.parametrize("claim", ["pcr.4", "mrtd", "rtmr0", "launch", "kernel", "boot.1", "UP"])
+def test_software_does_not_speak_for_hardware(bench: Bench, claim: str) -> None:
+    if isinstance(bench.attester, SampleAttester):
+        pytest.skip("a sample has no hardware to speak for: all of its claims are declared")
+    with pytest.raises(AttesterError):
+        bench.attester.extend(claim, APP)
+
+
 def test_what_was_measured_cannot_be_left_out(bench: Bench) -> None:
     before = bench.attester.collect(binding())
     bench.attester.extend("app", APP)
