@@ -340,7 +340,7 @@ class AdmissionGate:
             )
         for former in at_site:
             reason = "the same client was admitted anew"
-            self.register.revoke(former.thumbprint, reason, now=now)
+            self.register.revoke(former.thumbprint, reason, now=now, superseded=True)
 
     def _establish(
         self,

@@ -46,7 +46,7 @@ from server.home import Home
 from server.jobs import JobBook, JobRecord, JobStatus
 from server.placement import obstacles
 from server.policies import PolicyDesk
-from server.register import Admission, AdmissionEvent, AdmissionRegister
+from server.register import Admission, AdmissionEvent, AdmissionRegister, Change
 from server.rpc.ports import EventView, JobView, Orders, StartOrder, StopOrder
 from server.running import JobDesk
 from server.voice import spoken
@@ -71,10 +71,20 @@ class _Open:
     host: JobHost
     desk: JobDesk
     started: datetime
+    life: int = 0
     attempts: dict[str, int] = field(default_factory=dict)
     crashes: int = 0
     node_keys: dict[str, bytes] = field(default_factory=dict)
     nodes: threading.Lock = field(default_factory=threading.Lock)
+
+    def assignment(self, site: str, attempt: int) -> str:
+        """Name the ``attempt`` of a site in this life of the job, the same after a restart.
+
+        A DNS label whatever the names are. A job that is resumed has a new life: its sites may
+        still be busy with stopping what the former one ordered.
+        """
+        text = f"{self.record.name}/{site}/{self.life}/{attempt}".encode()
+        return f"a-{hashlib.sha256(text).hexdigest()[:32]}"
 
 
 class Coordinator:
@@ -407,17 +417,17 @@ class Coordinator:
                 if site in job.record.spec.sites:
                     wanted[job.record.name] = job
             kept = set()
-            for name, job in wanted.items():
+            for job in wanted.values():
                 for attempt in range(1, _MAX_ATTEMPTS + 1):
-                    identity = _assignment_id(name, site, attempt)
+                    identity = job.assignment(site, attempt)
                     if identity in running:
                         job.attempts[site] = attempt
                         kept.add(identity)
             for identity in running:
                 if identity not in kept:
                     orders.send(StopOrder(assignment=identity, reason="the job is not open"))
-            for name, job in wanted.items():
-                if not any(_assignment_id(name, site, n) in kept for n in _attempts()):
+            for job in wanted.values():
+                if not any(job.assignment(site, n) in kept for n in _attempts()):
                     self._order(job, site, orders)
 
     def site_disconnected(self, site: str, orders: Orders) -> None:
@@ -437,6 +447,7 @@ class Coordinator:
             self._say(name, ClientStarting(site=site, detail=reason))
         elif phase in {"refused", "failed", "stopped", "succeeded"}:
             self._say(name, ClientLost(site=site, reason=f"{phase}: {reason}"))
+            job.host.link.absent(site)
             if phase == "failed":
                 self._again(job, site, reason)
 
@@ -444,7 +455,7 @@ class Coordinator:
         """Return what the site runs, or shall run."""
         with self._lock:
             return tuple(
-                _assignment_id(name, site, job.attempts.get(site, 1))
+                job.assignment(site, job.attempts.get(site, 1))
                 for name, job in sorted(self._open.items())
                 if site in job.record.spec.sites
             )
@@ -530,6 +541,7 @@ class Coordinator:
             host=host,
             desk=desk,
             started=self._clock(),
+            life=self._lives(spec.name),
         )
         with self._lock:
             self._open[spec.name] = job
@@ -540,6 +552,14 @@ class Coordinator:
         threading.Thread(
             target=self._watch, args=(job,), name=f"watch {spec.name}", daemon=True
         ).start()
+
+    def _lives(self, name: str) -> int:
+        """Return how often an operator resumed a job; the ledger knows, after a restart too."""
+        entries = self._home.ledger.entries(kind="job")
+        return sum(
+            entry.body.get("job") == name and entry.body.get("change") == "resumed"
+            for entry in entries
+        )
 
     def _noise_secret(self, spec: JobSpec) -> bytes:
         if spec.privacy is None:
@@ -556,7 +576,7 @@ class Coordinator:
         attempt = job.attempts.setdefault(site, 1)
         now = self._clock()
         assignment = Assignment(
-            id=_assignment_id(job.record.name, site, attempt),
+            id=job.assignment(site, attempt),
             job=job.record.name,
             site=site,
             spec=job.record.spec.to_json(),
@@ -662,7 +682,7 @@ class Coordinator:
                 orders = self._orders.get(site)
             if orders is None:
                 continue
-            identity = _assignment_id(name, site, job.attempts.get(site, 1))
+            identity = job.assignment(site, job.attempts.get(site, 1))
             try:
                 orders.send(StopOrder(assignment=identity, reason=f"the job is {status}"))
             except TransportError as error:
@@ -671,14 +691,18 @@ class Coordinator:
     def _admission_changed(self, event: AdmissionEvent) -> None:
         said = spoken(event.change.value, event)
         with self._lock:
-            known = event.admission.job in self._open
-        if said is not None and known:
+            job = self._open.get(event.admission.job)
+        if job is None:
+            return
+        if event.change not in {Change.ADMITTED, Change.RENEWED}:
+            job.desk.admission_ended(event)
+        if said is not None:
             self._say(event.admission.job, said)
 
     def _job_of(self, site: str, assignment: str) -> _Open | None:
-        for name, job in self._open.items():
+        for job in self._open.values():
             if site in job.record.spec.sites and any(
-                _assignment_id(name, site, attempt) == assignment for attempt in _attempts()
+                job.assignment(site, attempt) == assignment for attempt in _attempts()
             ):
                 return job
         return None
@@ -695,12 +719,6 @@ class Coordinator:
 
 def _attempts() -> range:
     return range(1, _MAX_ATTEMPTS + 1)
-
-
-def _assignment_id(job: str, site: str, attempt: int) -> str:
-    """Name an assignment: the same for the same three, a DNS label whatever their length."""
-    text = f"{job}/{site}/{attempt}".encode()
-    return f"a-{hashlib.sha256(text).hexdigest()[:32]}"
 
 
 def _view(record: JobRecord) -> JobView:

@@ -10,8 +10,9 @@ TLS 1.3 and a certificate of this coordinator's CA are the price of a connection
 5. the job of the certificate, and not of the request, chooses the link that answers.
 
 When an admission ends, by expiry, revocation or quarantine, its open connections end with it.
-When the last connection of a client is gone for a moment, its job is told: a client that was
-killed does not hold up a round until the deadline.
+When a client has had no connection for longer than it waits between two heartbeats, its job is
+told: a client that vanished does not hold up a round until the deadline. (Of one that was
+killed its agent tells at once.)
 
 Flower is not imported here. A link is an ASGI application; see :class:`Link`.
 """
@@ -53,7 +54,9 @@ _CONTROL_BYTES: Final = 64 * 1024
 _MAX_HEAD_BYTES: Final = 64 * 1024
 _MAX_UPDATE_BYTES: Final = 4 * 1024**3
 _IDLE_SECONDS: Final = 120
-_ABSENT_SECONDS: Final = 2.0
+_ABSENT_SECONDS: Final = 15.0
+"""Longer than a client waits between two heartbeats: one that is there has a connection again."""
+
 _START_SECONDS: Final = 30.0
 
 ACTIONS: Final[Mapping[str, int | None]] = {
@@ -74,12 +77,14 @@ class Caller:
     """Who makes a request, as the front found out.
 
     ``still_live`` raises AdmissionDenied when the admission has ended meanwhile; whoever
-    waited, or read a long body, asks it before acting.
+    waited, or read a long body, asks it before acting. ``key`` is the thumbprint under which
+    the register knows the admission.
     """
 
     node_id: int
     site: str
     still_live: Callable[[], None]
+    key: bytes = b""
 
 
 class Link(Protocol):
@@ -297,7 +302,12 @@ class Front:
         def still_live() -> None:
             self._admission(peer)
 
-        caller = Caller(node_id=admission.node_id, site=admission.site, still_live=still_live)
+        caller = Caller(
+            node_id=admission.node_id,
+            site=admission.site,
+            still_live=still_live,
+            key=admission.thumbprint,
+        )
         return link, caller, length
 
     def _admission(self, peer: PeerCertificate) -> Admission:

@@ -63,12 +63,16 @@ class Change(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionEvent:
-    """One change of one admission. ``reason`` is for people."""
+    """One change of one admission. ``reason`` is for people.
+
+    ``superseded``  it ended only because the same client, affirmed again, took its place
+    """
 
     change: Change
     admission: Admission
     reason: str
     at: datetime
+    superseded: bool = False
 
 
 Subscriber = Callable[[AdmissionEvent], None]
@@ -146,9 +150,16 @@ class AdmissionRegister:
             found = [a for a in self._live.values() if not _lapsed(a, now)]
         return tuple(sorted(found, key=lambda a: (a.job, a.site, a.client)))
 
-    def revoke(self, thumbprint: bytes, reason: str, *, now: datetime) -> Admission | None:
+    def revoke(
+        self, thumbprint: bytes, reason: str, *, now: datetime, superseded: bool = False
+    ) -> Admission | None:
         """End an admission for good; return it, or ``None`` when it had ended before."""
-        return self._end(thumbprint, Change.REVOKED, reason, now)
+        return self._end(thumbprint, Change.REVOKED, reason, now, superseded=superseded)
+
+    def ended(self, thumbprint: bytes) -> AdmissionEvent | None:
+        """Return how the admission of a key ended, or ``None`` when it has not, so far as known."""
+        with self._lock:
+            return None if thumbprint in self._live else self._ended.get(thumbprint)
 
     def quarantine(self, thumbprint: bytes, reason: str, *, now: datetime) -> Admission | None:
         """End an admission whose client did not prove itself again.
@@ -199,13 +210,19 @@ class AdmissionRegister:
         raise _denied("unknown", "this key was never admitted, or before a restart")
 
     def _end(
-        self, thumbprint: bytes, change: Change, reason: str, now: datetime
+        self,
+        thumbprint: bytes,
+        change: Change,
+        reason: str,
+        now: datetime,
+        *,
+        superseded: bool = False,
     ) -> Admission | None:
         with self._lock:
             admission = self._live.get(thumbprint)
             if admission is None:
                 return None
-            event = _event(change, admission, reason, now)
+            event = _event(change, admission, reason, now, superseded=superseded)
             self._forget(event)
         self._publish([event])
         return admission
@@ -253,8 +270,12 @@ _PAST: Final = {
 }
 
 
-def _event(change: Change, admission: Admission, reason: str, now: datetime) -> AdmissionEvent:
-    return AdmissionEvent(change=change, admission=admission, reason=reason, at=now)
+def _event(
+    change: Change, admission: Admission, reason: str, now: datetime, *, superseded: bool = False
+) -> AdmissionEvent:
+    return AdmissionEvent(
+        change=change, admission=admission, reason=reason, at=now, superseded=superseded
+    )
 
 
 def _lapsed(admission: Admission, now: datetime) -> bool:

@@ -34,7 +34,7 @@ from fedlearn.job import JobSpec
 from fedlearn.privacy import Budget, PrivacySpec
 from server.flower.plan import Checkpoint
 from server.ledger import Ledger
-from server.register import Admission, AdmissionRegister
+from server.register import Admission, AdmissionEvent, AdmissionRegister
 from server.store import ModelStore
 
 __all__ = ["JobDesk"]
@@ -78,6 +78,8 @@ class JobDesk:
         self._lock = threading.Lock()
         self._round = 0
         self._roots: dict[str, bytes] = {}
+        self._senders: dict[str, str] = {}
+        self._dropped: set[str] = set()
         self._last_digest = ""
         self._metrics: Mapping[str, float] = {}
         self._budget: Budget | None = None
@@ -172,10 +174,21 @@ class JobDesk:
         return Checkpoint(round=stored.round, model=model, tensors=tensors, state=state)
 
     def live_sites(self) -> frozenset[str]:
-        """Return the sites that are admitted now and have committed to their data."""
+        """Return the sites that are admitted now and have committed to their data.
+
+        Without those whose admission ended after their update of this round, though they may
+        have a new one: what was sent under the old one does not count.
+        """
         live = self._register.of_job(self.spec.name, now=self._clock())
         with self._lock:
-            return frozenset(a.site for a in live if a.site in self._roots)
+            fit = self._roots.keys() - self._dropped
+            return frozenset(a.site for a in live if a.site in fit)
+
+    def admission_ended(self, event: AdmissionEvent) -> None:
+        """Drop what a site has sent in this round; not when the same client came back."""
+        with self._lock:
+            if not event.superseded and event.admission.site in self._senders:
+                self._dropped.add(event.admission.site)
 
     # --- what clients commit to -------------------------------------------------------
 
@@ -235,21 +248,22 @@ class JobDesk:
         if isinstance(event, RoundStarted):
             body: dict[str, Any] = {"phase": "started", "participants": list(event.sites)}
             self._ledger.append("round", {"job": job, "round": event.round, **body})
+            with self._lock:
+                self._senders.clear()
+                self._dropped.clear()
         elif isinstance(event, UpdateReceived):
-            sender = self._sender(event.site)
             body = {
                 "site": event.site,
-                "key_thumbprint": sender.thumbprint.hex() if sender else "",
+                "key_thumbprint": self._note_sender(event.site, str(fields.get("key", ""))),
                 "digest": str(fields.get("digest", "")),
                 "examples": event.examples,
                 "accepted": True,
             }
             self._ledger.append("update", {"job": job, "round": event.round, **body})
         elif isinstance(event, UpdateRejected):
-            sender = self._sender(event.site)
             body = {
                 "site": event.site,
-                "key_thumbprint": sender.thumbprint.hex() if sender else "",
+                "key_thumbprint": self._senders.get(event.site) or self._key_of(event.site),
                 "accepted": False,
                 "reason": event.reason,
             }
@@ -267,9 +281,19 @@ class JobDesk:
         elif isinstance(event, OtherEvent):
             self._say(Log(line=f"an event of an unknown kind: {event.name}"))
 
-    def _sender(self, site: str) -> Admission | None:
+    def _note_sender(self, site: str, key: str) -> str:
+        """Remember with which admission a site sent its update; return its thumbprint."""
+        key = key or self._key_of(site)
+        with self._lock:
+            self._senders[site] = key
+            ended = self._register.ended(bytes.fromhex(key))
+            if ended is not None and not ended.superseded:
+                self._dropped.add(site)
+        return key
+
+    def _key_of(self, site: str) -> str:
         live = self._register.of_job(self.spec.name, now=self._clock())
-        return next((admission for admission in live if admission.site == site), None)
+        return next((a.thumbprint.hex() for a in live if a.site == site), "")
 
 
 def _pack(checkpoint: Checkpoint) -> bytes:

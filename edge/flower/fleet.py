@@ -83,6 +83,7 @@ class _Session:
         self.client = httpx.Client(
             verify=context,
             timeout=httpx.Timeout(_CALL_SECONDS, connect=_CONNECT_SECONDS),
+            limits=httpx.Limits(keepalive_expiry=2 * HEARTBEAT_SECONDS),
             follow_redirects=False,
             trust_env=False,
         )
@@ -115,14 +116,22 @@ class Fleet:
         self._node = 0
 
     def renew(self, identity: Identity) -> None:
-        """Use another certificate from now on; calls under way finish with the old one."""
+        """Use another certificate from now on; calls under way finish with the old one.
+
+        Says at once that this client is there: it may be at work for long, and a client
+        without any connection is taken for lost.
+        """
         fresh = _Session(identity)
         with self._lock:
             old, self._session = self._session, fresh
             old.retired = True
             idle = old.users == 0
-        if idle:
-            old.client.close()
+        try:
+            if self._node:
+                self.heartbeat()
+        finally:
+            if idle:
+                old.client.close()
 
     def close(self) -> None:
         """End all connections."""

@@ -77,7 +77,8 @@ class Coordinator:
         for each in answer["replies"]:
             message, tree = bytes(next(parts)), bytes(next(parts))
             objects = {id_: bytes(next(parts)) for id_ in each["ids"]}
-            replies.append(Reply(message=message, tree=tree, objects=objects, size=each["size"]))
+            size, key = each["size"], each["key"]
+            replies.append(Reply(message=message, tree=tree, objects=objects, size=size, key=key))
         return replies
 
     def forget(self, ids: Iterable[str]) -> None:
@@ -182,7 +183,9 @@ def _answer(
             return {"ids": pushed}, ()
         case "pull":
             replies = link.pull(header["ids"], float(header["seconds"]))
-            told = [{"ids": list(each.objects), "size": each.size} for each in replies]
+            told = [
+                {"ids": list(each.objects), "size": each.size, "key": each.key} for each in replies
+            ]
             parts = [
                 part
                 for each in replies

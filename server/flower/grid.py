@@ -397,12 +397,7 @@ class JobGrid(Grid):  # type: ignore[misc]
 
     def _end(self, exchange: _Exchange, late: list[str]) -> None:
         for site in late:
-            self._coordinator.event(
-                "update.rejected",
-                round=self._round,
-                site=site,
-                reason=f"no answer within {exchange.limit:g} s",
-            )
+            self._drop(site, f"no answer within {exchange.limit:g} s", train=exchange.train)
         if late and self._rules.stragglers == "fail":
             raise QuorumNotReached(
                 f"{', '.join(late)} did not answer within {exchange.limit:g} s",
@@ -421,9 +416,7 @@ class JobGrid(Grid):  # type: ignore[misc]
             if message.has_content() and node.site not in live:
                 reason = "the site lost its admission in this round"
                 self._contributors -= {node.site}
-                self._coordinator.event(
-                    "update.rejected", round=self._round, site=node.site, reason=reason
-                )
+                self._drop(node.site, reason, train=train)
                 message = _failure(message.metadata, reason)
             kept += message.has_content()
             yield node, message
@@ -459,12 +452,22 @@ class JobGrid(Grid):  # type: ignore[misc]
             examples=max(0, int(metrics.pop("num-examples", 0))),
             metrics=metrics,
             digest=digest,
+            key=reply.key,
         )
 
     def _reject(self, asked: _Asked, reason: str) -> None:
-        self._coordinator.event(
-            "update.rejected", round=self._round, site=asked.node.site, reason=reason[:2000]
-        )
+        train = asked.kind.split(".")[0] == MessageType.TRAIN
+        self._drop(asked.node.site, reason, train=train)
+
+    def _drop(self, site: str, reason: str, *, train: bool) -> None:
+        """Say that an answer does not count. Only one to training is an update."""
+        if train:
+            self._coordinator.event(
+                "update.rejected", round=self._round, site=site, reason=reason[:2000]
+            )
+            return
+        line = f"round {self._round}: no evaluation of this site: {reason[:2000]}"
+        self._coordinator.event("log", line=line, site=site, level="warning")
 
     def _place(self, node: Node) -> int:
         return self._order.get(node.site, len(self._order))

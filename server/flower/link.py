@@ -90,7 +90,7 @@ class JobLink:
         self._numbers = {site: node_number(plan.digest, site) for site in plan.sites}
         self._in_hand: dict[int, Message] = {}
         self._promised: dict[int, float] = {}
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[str, tuple[int, str]] = {}
         self._waiting: dict[int, set[tuple[asyncio.AbstractEventLoop, asyncio.Event]]] = {}
         self._received = 0
         self._sent = 0
@@ -415,7 +415,7 @@ class JobLink:
         if request is None:
             raise TransportError("a delivery begins with its message")
         caller.still_live()
-        stored = await asyncio.to_thread(self._accept, request, objects, length)
+        stored = await asyncio.to_thread(self._accept, request, objects, length, caller.key)
         answer = PushMessagesResponse(results={request.messages_list[0].metadata.message_id: 0})
         await _respond(send, 200 if stored else 410, [_bytes(answer)])
 
@@ -433,7 +433,9 @@ class JobLink:
             raise TransportError("an object's name is not a SHA-256")
         return request, expected
 
-    def _accept(self, request: PushMessagesRequest, objects: dict[str, bytes], size: int) -> bool:
+    def _accept(
+        self, request: PushMessagesRequest, objects: dict[str, bytes], size: int, key: bytes
+    ) -> bool:
         """Store a reply; return False when nobody waits for it any more."""
         message = message_from_proto(request.messages_list[0])
         node = message.metadata.src_node_id
@@ -457,7 +459,7 @@ class JobLink:
                 del self._in_hand[node]
                 self._changed.notify_all()
                 raise
-            self._sizes[message.metadata.reply_to_message_id] = size
+            self._sizes[message.metadata.reply_to_message_id] = (size, key.hex())
             del self._in_hand[node]
             self._changed.notify_all()
         return True
@@ -515,12 +517,14 @@ class JobLink:
             except NoObjectInStoreError:
                 tree = ObjectTree(object_id=root)
             objects = {each.object_id: store.get(each.object_id) or b"" for each in _each(tree)}
+            size, key = self._sizes.pop(question, (0, ""))
             replies.append(
                 Reply(
                     message=_bytes(message_to_proto(message)),
                     tree=_bytes(tree),
                     objects=objects,
-                    size=self._sizes.pop(question, 0),
+                    size=size,
+                    key=key,
                 )
             )
             store.delete(root)

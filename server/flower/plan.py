@@ -139,12 +139,14 @@ class Reply:
     """An answer to one message: its protobuf, its tree, and every object by its id.
 
     ``size`` is what the node sent for it, in bytes; 0 for an error that Flower made itself.
+    ``key`` is the thumbprint of the admission with which it was sent, in hexadecimal.
     """
 
     message: bytes
     tree: bytes
     objects: Mapping[str, bytes]
     size: int
+    key: str = ""
 
 
 def to_record(plan: JobPlan) -> tuple[dict[str, Any], list[bytes]]:

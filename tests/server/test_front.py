@@ -271,13 +271,29 @@ def test_a_head_is_bounded(caller):
         caller.post(headers={"x-long": "a" * 400_000})
 
 
-def test_the_last_connection_of_a_client_is_noticed(federation, caller):
+def test_the_last_connection_of_a_client_is_noticed(federation, caller, monkeypatch):
+    monkeypatch.setattr("server.front._ABSENT_SECONDS", 0.5)
     assert caller.post().status_code == 200
     caller.client.close()
     end = time.monotonic() + 8
     while not federation.hosts["alpha"].link.absences and time.monotonic() < end:
         time.sleep(0.05)
     assert federation.hosts["alpha"].link.absences == ["site-a"]
+
+
+def test_a_client_at_work_is_there_after_its_certificate_was_renewed(federation, monkeypatch):
+    """It holds a connection though nothing is asked or answered while the app trains."""
+    monkeypatch.setattr("server.front._ABSENT_SECONDS", 0.5)
+    link = federation.hosts["alpha"].link
+    admitted = federation.admit("alpha", "site-a", node_id=5)
+    address = f"127.0.0.1:{federation.address[1]}"
+    fleet = Fleet(address, _identity(admitted), max_message_bytes=1024)
+    fleet._node = 5
+    fleet.heartbeat()
+    fleet.renew(_identity(admitted))
+    time.sleep(1.5)
+    assert link.absences == []
+    fleet.close()
 
 
 def test_the_client_says_why_it_is_not_let_in(federation):

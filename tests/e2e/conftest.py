@@ -1,0 +1,50 @@
+"""Fixtures of the end to end tests: one federation for all that can share it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FAKES = Path(__file__).resolve().parents[1] / "fakes"
+
+
+def load_fake(name: str) -> Any:
+    qualified = f"fedlearn_test_fakes_{name}"
+    if qualified not in sys.modules:
+        spec = importlib.util.spec_from_file_location(qualified, FAKES / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[qualified] = module
+        spec.loader.exec_module(module)
+    return sys.modules[qualified]
+
+
+@pytest.fixture(scope="session")
+def fakes() -> Any:
+    """The module ``tests/fakes/spine.py``."""
+    return load_fake("spine")
+
+
+@pytest.fixture(scope="session")
+def shared(fakes: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A running coordinator with three sites; every test brings a job of its own."""
+    with fakes.Spine(tmp_path_factory.mktemp("spine")) as spine:
+        yield spine
+
+
+@pytest.fixture(scope="session")
+def puppets() -> Any:
+    """The module ``tests/fakes/puppet.py``."""
+    return load_fake("puppet")
+
+
+@pytest.fixture(scope="session")
+def puppet(shared: Any, puppets: Any) -> Any:
+    """A site of ``shared`` whose client is the test."""
+    return puppets.Puppet(shared)
