@@ -12,31 +12,27 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from edge import labels, podstatus
+from edge import labels
 from edge.bootstrap import Bootstrap
 from edge.config import SiteConfig
 from edge.kube import (
-    EVENTS,
     JOBS,
     MACHINES,
-    PODS,
     RUNTIME_CLASSES,
     Exists,
-    Follower,
     Forbidden,
     Kube,
     KubeError,
     Missing,
     Unavailable,
 )
+from edge.kubeclients import Client, Clients
 from edge.kubesettings import KubernetesSettings
 from edge.launcher import Phase, Report, Workload
 from edge.podspec import Launch, Owner, manifest
-from edge.podstatus import Standing
 from edge.sponsor import Keys, Sponsorship
 from fedlearn.errors import ConfigError, LaunchError
 from fedlearn.wire.channel import patiently
@@ -49,9 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["KubeLauncher", "kube_launcher"]
 
 _LOG = logging.getLogger(__name__)
-_MOST_WARNINGS: Final = 20
 _ATTEMPTS: Final = 8
-_LIST_SECONDS: Final = 10.0
 _T = TypeVar("_T")
 
 
@@ -79,25 +73,6 @@ def kube_launcher(
     )
 
 
-@dataclass(slots=True)
-class _Client:
-    """What is known of one assignment's client."""
-
-    workload: Workload | None = None
-    found: Mapping[str, Any] | None = None
-    pods: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    warnings: list[Mapping[str, Any]] = field(default_factory=list)
-    told: str = ""
-    said: tuple[Phase, str] | None = None
-    stopping: str | None = None
-    given_up: str = ""
-    timer: threading.Timer | None = None
-
-    @property
-    def alive(self) -> bool:
-        return self.said is None or not self.said[0].final
-
-
 class KubeLauncher:
     """Starts clients in a cluster.
 
@@ -123,15 +98,14 @@ class KubeLauncher:
     ) -> None:
         self._kube = kube
         self._settings = settings
-        self._site = site
         self._prepare = prepare
         self._report = report
         self._record = record
         self._start_s = start_s
         self._stop_s = stop_s
         self._resource = MACHINES if settings.workload == "kubevirt" else JOBS
-        self._lock = threading.RLock()
-        self._clients: dict[str, _Client] = {}
+        self._clients = Clients(kube, self._resource, site=site, news=self._look)
+        self._lock = self._clients.lock
         self._closed = False
         record.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._sponsorship = Sponsorship(keys, vouch_for=vouch_for, told=self._told)
@@ -139,8 +113,7 @@ class KubeLauncher:
             self._sponsorship, keys.tls, listen=settings.sponsor_listen
         ).start()
         self._owner = self._own()
-        self._listed = threading.Event()
-        self._followers = self._follow()
+        self._clients.follow()
 
     # --- the protocol -----------------------------------------------------------------
 
@@ -155,7 +128,7 @@ class KubeLauncher:
         # The client may be faster than the answer to its creation.
         self._sponsorship.take(workload, self._prepare)
         with self._lock:
-            client = self._clients.setdefault(identity, _Client())
+            client = self._clients.known.setdefault(identity, Client())
             client.workload = workload
             # What an agent's earlier life knew was told to nobody in this one.
             client.said = None
@@ -168,9 +141,9 @@ class KubeLauncher:
 
     def stop(self, assignment: str, reason: str) -> None:
         """Stop a client and clean up after it."""
-        self._listed.wait(_LIST_SECONDS)
+        self._clients.wait_listed()
         with self._lock:
-            client = self._clients.get(assignment)
+            client = self._clients.known.get(assignment)
             if client is None or client.stopping is not None:
                 return
             client.stopping = reason or "stopped"
@@ -178,11 +151,11 @@ class KubeLauncher:
 
     def running(self) -> tuple[str, ...]:
         """Return the assignments whose clients are there."""
-        self._listed.wait(_LIST_SECONDS)
+        self._clients.wait_listed()
         with self._lock:
             return tuple(
                 name
-                for name, client in self._clients.items()
+                for name, client in self._clients.known.items()
                 if client.found is not None and client.alive
             )
 
@@ -196,11 +169,10 @@ class KubeLauncher:
         """Let go; the clients stay."""
         with self._lock:
             self._closed = True
-            timers = [client.timer for client in self._clients.values() if client.timer]
+            timers = [client.timer for client in self._clients.known.values() if client.timer]
         for timer in timers:
             timer.cancel()
-        for follower in self._followers:
-            follower.stop()
+        self._clients.stop()
         self._server.stop()
         self._kube.close()
 
@@ -233,7 +205,7 @@ class KubeLauncher:
                 marker.touch(mode=0o600)
         self._check_same(found, body)
         with self._lock:
-            client = self._clients[identity]
+            client = self._clients.known[identity]
             if client.found is None:
                 client.found = found
 
@@ -279,7 +251,7 @@ class KubeLauncher:
             # Then an event says it later.
             return
 
-    def _set_deadline(self, identity: str, client: _Client) -> None:
+    def _set_deadline(self, identity: str, client: Client) -> None:
         """A client that starts, for the first time or again, has so much time."""
         if client.timer is not None and client.timer.is_alive():
             return
@@ -290,11 +262,11 @@ class KubeLauncher:
     def _give_up(self, identity: str) -> None:
         """End a client that does not come up; what it waited for is the reason."""
         with self._lock:
-            client = self._clients.get(identity)
+            client = self._clients.known.get(identity)
             if client is None or self._closed or not client.alive:
                 return
             client.timer = None
-            standing = self._assess(client)
+            standing = self._clients.assess(client)
             if standing is None or standing.phase is not Phase.STARTING:
                 return
             if standing.waits:
@@ -306,11 +278,12 @@ class KubeLauncher:
     # --- ending -----------------------------------------------------------------------
 
     def _remove(self, identity: str) -> None:
+        def delete() -> None:
+            # KubeVirt keeps a machine until its pod is gone, by a finalizer of its own.
+            self._kube.delete(self._resource, identity, foreground=self._resource is JOBS)
+
         try:
-            patiently(
-                lambda: _retrying(lambda: self._kube.delete(self._resource, identity)),
-                attempts=_ATTEMPTS,
-            )
+            patiently(lambda: _retrying(delete), attempts=_ATTEMPTS)
         except (KubeError, Unreachable) as error:
             _LOG.warning("%s cannot be removed from the cluster: %s", identity, error)
         self._look(identity)
@@ -318,135 +291,29 @@ class KubeLauncher:
     def _forget(self, identity: str) -> None:
         self._sponsorship.release(identity)
         with self._lock:
-            client = self._clients.get(identity)
+            client = self._clients.known.get(identity)
             if client is not None and client.found is None:
-                del self._clients[identity]
+                del self._clients.known[identity]
 
-    # --- following --------------------------------------------------------------------
-
-    def _follow(self) -> tuple[Follower, ...]:
-        mine = labels.clients_of(self._site)
-        followers = [
-            self._kube.follow(
-                self._resource, listed=self._all_found, changed=self._found, selector=mine
-            ),
-            self._kube.follow(PODS, listed=self._all_pods, changed=self._pod, selector=mine),
-        ]
-        try:
-            heard = self._kube.may("watch", EVENTS)
-        except KubeError:
-            heard = False
-        if heard:
-            followers.append(
-                self._kube.follow(EVENTS, listed=self._all_events, changed=self._event)
-            )
-        return tuple(followers)
-
-    def _all_found(self, objects: list[dict[str, Any]]) -> None:
-        names = {found["metadata"]["name"] for found in objects}
-        with self._lock:
-            for found in objects:
-                self._clients.setdefault(found["metadata"]["name"], _Client()).found = found
-            absent = [
-                (name, client.found)
-                for name, client in self._clients.items()
-                if client.found is not None and name not in names
-            ]
-        self._listed.set()
-        for name in names:
-            self._look(name)
-        for name, before in absent:
-            # The list may be older than the object.
-            try:
-                if self._find(name) is None:
-                    self._found(before, True)
-            except KubeError as error:
-                _LOG.info("whether %s is still there cannot be known: %s", name, error)
-
-    def _found(self, found: Mapping[str, Any], gone: bool) -> None:
-        name = found["metadata"]["name"]
-        with self._lock:
-            client = self._clients.setdefault(name, _Client())
-            client.found = None if gone else found
-            if gone:
-                if not client.alive or client.workload is None:
-                    del self._clients[name]
-                    return
-                client.said = client.said or (Phase.STARTING, "")
-        self._look(name)
-
-    def _all_pods(self, pods: list[dict[str, Any]]) -> None:
-        with self._lock:
-            for client in self._clients.values():
-                client.pods.clear()
-        for pod in pods:
-            self._pod(pod, False)
-
-    def _pod(self, pod: Mapping[str, Any], gone: bool) -> None:
-        metadata = pod["metadata"]
-        name = (metadata.get("labels") or {}).get(labels.ASSIGNMENT, "")
-        with self._lock:
-            client = self._clients.get(name)
-            if client is None:
-                if gone:
-                    return
-                client = self._clients[name] = _Client()
-            if gone:
-                client.pods.pop(metadata["uid"], None)
-                if client.found is None and client.workload is None and not client.pods:
-                    del self._clients[name]
-                    return
-            else:
-                client.pods[metadata["uid"]] = pod
-        self._look(name)
-
-    def _all_events(self, events: list[dict[str, Any]]) -> None:
-        self._listed.wait(_LIST_SECONDS)
-        for event in events:
-            self._event(event, False)
-
-    def _event(self, event: Mapping[str, Any], gone: bool) -> None:
-        if gone or event.get("type") != "Warning":
-            return
-        about = event.get("involvedObject") or {}
-        with self._lock:
-            name = self._named(about)
-            if not name:
-                return
-            warnings = self._clients[name].warnings
-            warnings.append(event)
-            del warnings[:-_MOST_WARNINGS]
-        self._look(name)
-
-    def _named(self, about: Mapping[str, Any]) -> str:
-        """Return the assignment that an event is about; empty when it is none of ours."""
-        name = str(about.get("name") or "")
-        if about.get("kind") != "Pod":
-            return name if name in self._clients else ""
-        for assignment, client in self._clients.items():
-            if about.get("uid") in client.pods or name.startswith(f"{assignment}-"):
-                return assignment
-        return ""
+    # --- saying -----------------------------------------------------------------------
 
     def _told(self, assignment: str, phase: Phase, reason: str) -> None:
         """Hear the client itself; its words explain what the cluster says."""
         with self._lock:
-            client = self._clients.get(assignment)
+            client = self._clients.known.get(assignment)
             if client is None:
                 return
             client.told = reason
         _LOG.info("client of %s: %s: %s", assignment, phase.value, reason)
         self._look(assignment)
 
-    # --- saying -----------------------------------------------------------------------
-
     def _look(self, identity: str) -> None:
         """Report where a client stands, if that is news."""
         with self._lock:
-            client = self._clients.get(identity)
+            client = self._clients.known.get(identity)
             if client is None or self._closed:
                 return
-            standing = self._assess(client)
+            standing = self._clients.assess(client)
             if standing is None or not client.alive:
                 return
             now = (standing.phase, standing.reason)
@@ -454,7 +321,7 @@ class KubeLauncher:
                 return
             client.said = now
             # Said in the order in which it happened: reports do not block.
-            if client.workload is not None:
+            if client.workload is not None or client.stopping is not None:
                 self._report(identity, standing.phase, standing.reason)
             final = standing.phase.final
             if final and client.timer is not None:
@@ -462,32 +329,12 @@ class KubeLauncher:
             if standing.phase is Phase.STARTING and client.workload is not None:
                 self._set_deadline(identity, client)
             if final and client.found is None:
-                del self._clients[identity]
+                del self._clients.known[identity]
         if final:
             self._sponsorship.release(identity)
             if standing.phase is Phase.REFUSED:
                 # The cluster would try again where it does not know better.
                 self._remove(identity)
-
-    def _assess(self, client: _Client) -> Standing | None:
-        if client.found is None:
-            if client.said is None:
-                return None
-            if client.stopping is not None:
-                return Standing(phase=Phase.STOPPED, reason=client.stopping)
-            reason = client.given_up or "its object was removed from the cluster by somebody else"
-            return Standing(phase=Phase.FAILED, reason=reason)
-        if self._resource is MACHINES:
-            standing = podstatus.of_machine(client.found, client.warnings, told=client.told)
-        else:
-            pods = list(client.pods.values())
-            standing = podstatus.of_job(client.found, pods, client.warnings, told=client.told)
-        if standing.phase is Phase.STOPPED or (client.given_up and not standing.phase.final):
-            # Being removed is not removed: wait until it is gone.
-            return None
-        if standing.phase.final and client.stopping is not None:
-            return Standing(phase=Phase.STOPPED, reason=client.stopping)
-        return standing
 
     def _own(self) -> Owner | None:
         """Return what owns the clients: our service account, so that they go with the chart."""

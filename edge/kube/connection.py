@@ -74,12 +74,15 @@ class Kube:
         """Return all objects with these labels, at most 20,000."""
         return self.snapshot(resource, selector or {})[0]
 
-    def delete(self, resource: Resource, name: str, *, uid: str = "") -> None:
-        """Delete an object once what it owns is gone; nothing happens when there is none.
+    def delete(
+        self, resource: Resource, name: str, *, uid: str = "", foreground: bool = True
+    ) -> None:
+        """Delete an object; nothing happens when there is none.
 
         :param uid: delete this very object only, not a later one of the same name.
+        :param foreground: keep it until what it owns is gone.
         """
-        body: Object = {"propagationPolicy": "Foreground"}
+        body: Object = {"propagationPolicy": "Foreground" if foreground else "Background"}
         if uid:
             body["preconditions"] = {"uid": uid}
         try:

@@ -13,7 +13,7 @@ from edge.capabilities import cluster_checks, survey
 from edge.kube import JOBS, PODS, Exists, Forbidden, Kube, Missing, Resource, Unavailable
 from edge.kubesettings import NFD_LABELS, Devices, Placement
 from edge.launcher import Phase
-from edge.permissions import NEVER, OPTIONAL, REQUIRED
+from edge.permissions import MACHINES_REQUIRED, NEVER, OPTIONAL, REQUIRED
 from fedlearn.checks import Level
 from fedlearn.errors import ConfigError, LaunchError
 
@@ -539,3 +539,66 @@ image = "{fakes("cluster_site").IMAGE}"
     config.write_text(without)
     said = CliRunner().invoke(command, ["--edge", str(config), "--cluster"]).output
     assert "has no table [kubernetes]" in said
+
+
+# --- virtual machines ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def kubevirt(cluster: Any) -> None:
+    """The kind of object that KubeVirt has, without KubeVirt."""
+    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+    name = "virtualmachineinstances.kubevirt.io"
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    cluster.request(
+        path,
+        "POST",
+        {
+            "metadata": {"name": name},
+            "spec": {
+                "group": "kubevirt.io",
+                "scope": "Namespaced",
+                "names": {
+                    "kind": "VirtualMachineInstance",
+                    "plural": "virtualmachineinstances",
+                    "singular": "virtualmachineinstance",
+                },
+                "versions": [
+                    {
+                        "name": "v1",
+                        "served": True,
+                        "storage": True,
+                        "schema": {"openAPIV3Schema": anything},
+                    }
+                ],
+            },
+        },
+    )
+    everywhere = "/apis/kubevirt.io/v1/virtualmachineinstances"
+    cluster.wait(lambda: "items" in cluster.request(everywhere), "KubeVirt's kind to be served")
+
+
+def test_a_client_runs_in_a_virtual_machine(
+    cluster: Any, fakes: Any, workload: Any, tmp_path: Path, kubevirt: None
+) -> None:
+    site = fakes("cluster_site").ClusterSite(
+        cluster, fakes("node").Node, tmp_path, rights=(*MACHINES_REQUIRED, *REQUIRED, *OPTIONAL)
+    )
+    try:
+        launcher = site.launcher(workload="kubevirt", tee="snp", retries=0)
+        launcher.launch(workload("a"))
+        launcher.launch(workload("b"))
+        where = f"/apis/kubevirt.io/v1/namespaces/{site.namespace}/virtualmachineinstances"
+        made = cluster.request(f"{where}/a")
+        assert made["spec"]["domain"]["launchSecurity"] == {"snp": {}}
+        assert "FEDLEARN_TICKET=" in made["spec"]["volumes"][1]["cloudInitNoCloud"]["userData"]
+        cluster.request(f"{where}/a", "PATCH", {"status": {"phase": "Running"}})
+        site.reports.wait("a", Phase.RUNNING, "its machine runs")
+        cluster.request(f"{where}/a", "PATCH", {"status": {"phase": "Failed"}})
+        site.reports.wait("a", Phase.FAILED, "its machine ended with a failure")
+        assert launcher.running() == ("b",)
+        launcher.stop("b", "enough")
+        site.reports.wait("b", Phase.STOPPED)
+        assert [item["metadata"]["name"] for item in cluster.request(where)["items"]] == ["a"]
+    finally:
+        site.close()

@@ -394,7 +394,7 @@ class Cluster:
             "--feature-gates=TTLAfterFinished=true,GenericEphemeralVolume=true",
             # A lost node is noticed in seconds, so that tests can lose one.
             "--node-monitor-period=1s",
-            "--node-monitor-grace-period=4s",
+            "--node-monitor-grace-period=6s",
             f"--cert-dir={file('controllers')}",
         )
 

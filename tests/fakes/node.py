@@ -26,7 +26,7 @@ from kubernetes import client, config, watch
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-LEASE_SECONDS: Final = 2.0
+LEASE_SECONDS: Final = 1.0
 _FAILED: Final = (ApiException, HTTPError, OSError)
 _KEPT: Final = ("PATH", "PYTHONPATH", "LANG", "LD_LIBRARY_PATH")
 
@@ -198,6 +198,8 @@ class Node:
         while not self._off.wait(LEASE_SECONDS):
             try:
                 self._heartbeat()
+                # A node that was given up for lost is ready again when it says so itself.
+                self._core.patch_node_status(self.name, {"status": self._status()})
             except _FAILED:
                 continue
 
