@@ -220,6 +220,13 @@ def test_helm_test_finds_a_listener_that_asks_for_no_certificate(tmp_path: Path)
     assert "answers a client that has no certificate" in done.stderr
 
 
+def test_helm_test_says_who_is_not_there(fake: Callable[[str], Any]) -> None:
+    address = f"127.0.0.1:{fake('cluster').reserve_port()}"
+    done = _check(dict.fromkeys(("gate", "control", "fleet"), address))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"gate: nobody speaks TLS at {address}")
+
+
 def test_helm_test_of_a_site_wants_somebody_who_speaks_tls(tmp_path: Path) -> None:
     def check(address: str) -> subprocess.CompletedProcess[str]:
         host, _, port = address.rpartition(":")

@@ -23,11 +23,14 @@ def connect(host, port):
 
 def main(host, gate, control, fleet):
     """Return 0, or say what is wrong."""
-    with connect(host, gate) as secure:
-        leaf = secure.getpeercert(binary_form=True)
-        if not leaf or NAME.encode() not in leaf:
-            return f"gate: what answers at {host}:{gate} is no coordinator, or TLS ends before it"
-        print(f"gate     {host}:{gate} speaks {secure.version()} for {NAME}")
+    try:
+        with connect(host, gate) as secure:
+            leaf, version = secure.getpeercert(binary_form=True), secure.version()
+    except OSError as error:
+        return f"gate: nobody speaks TLS at {host}:{gate}: {error}"
+    if not leaf or NAME.encode() not in leaf:
+        return f"gate: what answers at {host}:{gate} is no coordinator, or TLS ends before it"
+    print(f"gate     {host}:{gate} speaks {version} for {NAME}")
     for what, port in (("control", control), ("fleet", fleet)):
         try:
             with connect(host, port) as secure:
@@ -36,6 +39,8 @@ def main(host, gate, control, fleet):
         except (ssl.SSLError, ConnectionResetError):
             print(f"{what:8} {host}:{port} refuses a client without a certificate")
             continue
+        except OSError as error:
+            return f"{what}: nobody answers at {host}:{port}: {error}"
         if said:
             return f"{what}: {host}:{port} answers a client that has no certificate"
         print(f"{what:8} {host}:{port} refuses a client without a certificate")
