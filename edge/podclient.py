@@ -5,9 +5,11 @@ Its environment says where its agent is (``FEDLEARN_SPONSOR``), which key that h
 ``FEDLEARN_TICKET``); and where its data, state and scratch folders are. None of it is secret
 and none of it is trusted: what counts is measured and attested.
 
-Exit status: 0 when the job ended well or the client was asked to stop, 3 when the client was
-not admitted (starting it again would not help), 1 for everything else. The last words are in
-``FEDLEARN_LAST_WORDS``, which Kubernetes shows as the termination message.
+Exit status: 0 when the job ended well, 3 when the client was not admitted (starting it again
+would not help), 143 when it was asked to stop before its job ended, 1 for everything else. A
+client that an eviction stops has not done its work: with status 0 its Job would be complete,
+and nothing would start it elsewhere. The last words are in ``FEDLEARN_LAST_WORDS``, which
+Kubernetes shows as the termination message.
 """
 
 from __future__ import annotations
@@ -30,11 +32,17 @@ from edge.podspec import REFUSED_EXIT
 from fedlearn.errors import ConfigError, FedlearnError
 from fedlearn.wire.sponsor import SponsorClient, Ticket
 
-__all__ = ["Surroundings", "main"]
+__all__ = ["EXIT", "Surroundings", "main"]
 
 _LOG = logging.getLogger(__name__)
 _GRACE_SECONDS: Final = 5.0
-_EXIT: Final = {Phase.SUCCEEDED: 0, Phase.STOPPED: 0, Phase.REFUSED: REFUSED_EXIT}
+_TERMINATED: Final = 128 + signal.SIGTERM
+EXIT: Final = {
+    Phase.SUCCEEDED: 0,
+    Phase.REFUSED: REFUSED_EXIT,
+    Phase.STOPPED: _TERMINATED,
+    Phase.FAILED: 1,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +130,7 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
         _LOG.error("%s", error)
         leave_word(last_words, f"{error}{f' ({error.hint})' if error.hint else ''}")
         return 1
-    return _EXIT.get(phase, 1)
+    return EXIT[phase]
 
 
 def _run(around: Surroundings, stop: threading.Event) -> Phase:

@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from edge.bootstrap import MAX_BOOTSTRAP_BYTES, Bootstrap
 from edge.launcher import Phase
-from edge.podclient import Surroundings
-from edge.podspec import Launch, environment
+from edge.podclient import EXIT, Surroundings
+from edge.podspec import REFUSED_EXIT, Launch, environment
 from edge.sponsor import Keys, Sponsorship
 from fedlearn.errors import ConfigError, LaunchError, TransportError
 from fedlearn.voucher import sign_voucher, verify_voucher
@@ -203,3 +203,11 @@ def test_the_program_leaves_its_last_words(line: Any, tmp_path: Path) -> None:
     # Its job names another policy than the one that came with it.
     assert done.returncode == 1, done.stderr
     assert "policy" in words.read_text()
+
+
+def test_only_a_job_that_ended_well_is_complete() -> None:
+    """Kubernetes starts a client again unless its status is 0, or says that it was refused."""
+    assert set(EXIT) == {phase for phase in Phase if phase.final}
+    assert [phase for phase, status in EXIT.items() if status == 0] == [Phase.SUCCEEDED]
+    assert EXIT[Phase.REFUSED] == REFUSED_EXIT
+    assert len(set(EXIT.values())) == len(EXIT)
