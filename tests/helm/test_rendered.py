@@ -113,6 +113,16 @@ MATRIX: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def schemas_once() -> Iterator[None]:
+    """kubernetes-validate reads a megabyte of schemas for each object; read each file once."""
+    patch = pytest.MonkeyPatch()
+    utils = kubernetes_validate.utils
+    patch.setattr(utils, "schema_contents", functools.cache(utils.schema_contents))
+    yield
+    patch.undo()
+
+
 @functools.cache
 def _fault(document: str, version: str) -> str:
     try:
