@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
-import os
 import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -196,7 +195,7 @@ def _listening(pids: list[int]) -> set[str]:
         with contextlib.suppress(OSError):
             for each in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
-                    target = os.readlink(each)
+                    target = str(each.readlink())
                     if target.startswith("socket:["):
                         inodes.add(target[8:-1])
     found = set()

@@ -31,6 +31,8 @@ from fedlearn.job import JobSpec
 MARKER = np.frombuffer(hashlib.sha512(b"marker").digest(), np.uint8) * np.float32(1234.5)
 """Weights that training does not touch, with bytes that stand in no source file."""
 
+_OPEN = {"pending", "running", "interrupted"}
+
 PYPROJECT = """
 [project]
 name = "small"
@@ -52,6 +54,7 @@ fail-site = ""
 fail-round = 0
 poison-site = ""
 noise = 0.0
+ballast = 1
 strategy = "FedAvg"
 num-server-rounds = 3
 """
@@ -85,7 +88,11 @@ def main(grid, context):
     strategy = getattr(strategies, settings["strategy"])(
         min_available_nodes=1, min_train_nodes=1, min_evaluate_nodes=1
     )
-    first = {"weights": Array(np.zeros(4, np.float32)), "marker": Array(MARKER)}
+    first = {
+        "weights": Array(np.zeros(4, np.float32)),
+        "marker": Array(MARKER),
+        "ballast": Array(np.zeros(settings["ballast"], np.float32)),
+    }
     strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(first),
@@ -239,7 +246,7 @@ class Job:
         end = time.monotonic() + seconds
         while len(found := matching()) < count:
             said = self.events()
-            if said and said[-1].final and len(matching()) < count:
+            if self.status not in _OPEN and len(matching()) < count:
                 raise AssertionError(f"{self.name} ended without {count} {kind}: {said[-4:]}")
             if time.monotonic() > end:
                 raise AssertionError(f"no {kind} of {self.name} in {seconds} s: {said[-6:]}")
@@ -253,11 +260,7 @@ class Job:
     def finish(self, status: str = "finished", *, seconds: float = 60) -> Any:
         """Wait for the end; check that it is the one that was expected; return the state."""
         end = time.monotonic() + seconds
-        while (state := self.spine.operator.get_job(self.name)).status in {
-            "pending",
-            "running",
-            "interrupted",
-        }:
+        while (state := self.spine.operator.get_job(self.name)).status in _OPEN:
             if time.monotonic() > end:
                 raise AssertionError(f"{self.name} still runs: {self.events()[-6:]}")
             time.sleep(0.03)

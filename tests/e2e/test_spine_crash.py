@@ -1,0 +1,156 @@
+"""Killed, full, tampered with, rolled back: what a job is after all of that."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+_USUAL: dict[str, Any] = {"rounds": 4, "config": {"noise": 0.25, "wait": 0.2}}
+_STRATEGIES = ("fedavg", "fedadam")
+
+
+@pytest.fixture(scope="module")
+def phoenix(fakes: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A federation of two sites, whose coordinator dies and comes back."""
+    folder = tmp_path_factory.mktemp("phoenix")
+    with fakes.Spine(folder, ("site-a", "site-b")) as spine:
+        yield spine
+
+
+@pytest.fixture(scope="module")
+def undisturbed(phoenix: Any) -> dict[str, str]:
+    """The models of jobs that nobody disturbed, by strategy."""
+    found = {}
+    for name in _STRATEGIES:
+        phoenix.run(f"calm-{name}", strategy={"name": name}, **_USUAL)
+        found[name] = phoenix.digest(f"calm-{name}")
+    return found
+
+
+def test_two_runs_agree_to_the_bit_whatever_arrives_first(phoenix, undisturbed):
+    late = {"slow-site": "site-a", "slow": 0.4}
+    config = {**_USUAL["config"], **late}
+    phoenix.run("again", strategy={"name": "fedavg"}, rounds=4, config=config)
+    assert phoenix.digest("again") == undisturbed["fedavg"]
+    phoenix.run("other-seed", strategy={"name": "fedavg"}, **{**_USUAL, "seed": 6})
+    assert phoenix.digest("other-seed") != undisturbed["fedavg"]
+
+
+def _killed(phoenix: Any, fakes: Any, name: str, strategy: str, generator: random.Random) -> str:
+    """Run a job whose coordinator is killed at a random moment, and return its model."""
+    job = phoenix.job(name, strategy={"name": strategy}, **_USUAL).submit()
+    if generator.random() < 0.7:
+        job.wait_for("round.started")
+    delay = generator.uniform(0.0, 3.0)
+    print(f"{name}: killed {delay:.3f} s later")
+    time.sleep(delay)
+    phoenix.kill_coordinator()
+    assert phoenix.plaintext(fakes.MARKER.tobytes()[:64]) == []
+    phoenix.start_coordinator()
+    job.finish(seconds=90)
+    verified = phoenix.command("fedlearn", "ledger", "verify", "--state", phoenix.state, "--json")
+    assert '"intact": true' in verified.stdout
+    return phoenix.digest(name)
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_a_killed_coordinator_resumes_to_the_same_bits(phoenix, undisturbed, fakes, turn):
+    strategy = _STRATEGIES[turn % 2]
+    name = f"killed-{turn}"
+    made = _killed(phoenix, fakes, name, strategy, random.Random(turn))
+    assert made == undisturbed[strategy]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("turn", range(100, 120))
+def test_twenty_killed_coordinators_resume_to_the_same_bits(phoenix, undisturbed, fakes, turn):
+    strategy = _STRATEGIES[turn % 2]
+    generator = random.Random()
+    assert _killed(phoenix, fakes, f"killed-{turn}", strategy, generator) == undisturbed[strategy]
+
+
+def test_a_killed_job_process_is_started_again_and_gives_the_same_bits(phoenix, undisturbed):
+    job = phoenix.job("job-killed", strategy={"name": "fedadam"}, **_USUAL).submit()
+    job.wait_for("round.finished", round=1)
+    os.kill(phoenix.job_pid(job.name), signal.SIGKILL)
+    job.finish()
+    assert phoenix.digest(job.name) == undisturbed["fedadam"]
+    assert any("signal 9" in event.line for event in job.of("log"))
+
+
+def test_a_full_disk_fails_the_job_in_words_and_it_resumes_when_there_is_room(phoenix):
+    """No file may grow beyond 6 MiB: the sealed model has 10."""
+    config = {"noise": 0.25, "ballast": 2_500_000, "wait": 0.5}
+    job = phoenix.job("full", rounds=3, config=config).submit()
+    job.wait_for("checkpoint.sealed", round=1)
+    pid = phoenix.server_pid()
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE, (6 << 20, resource.RLIM_INFINITY))
+    try:
+        state = job.finish("failed")
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+    assert state.detail.startswith("full, version ")
+    assert "file too large" in state.detail
+    assert "Traceback" not in state.detail
+    failed = job.of("job.failed")[-1]
+    assert failed.hint
+    whole = {path.name for path in phoenix.sealed(job.name)}
+    opened = phoenix.command(
+        "fedlearn", "model", "open", phoenix.sealed(job.name)[-1], "--key", phoenix.owner.file
+    )
+    assert "ballast" in opened.stdout
+    phoenix.operator.resume_job(job.name)
+    job.finish()
+    assert job.of("job.started")[-1].resumed_from >= 1
+    assert len(whole) <= 2
+    phoenix.run("roomy", rounds=3, config=config)
+    assert phoenix.digest(job.name) == phoenix.digest("roomy")
+
+
+def test_a_tampered_checkpoint_and_an_older_store_are_refused_by_name(phoenix, tmp_path):
+    config = {"noise": 0.25, "wait": 0.4}
+    job = phoenix.job("victim", rounds=10, config=config).submit()
+    job.wait_for("checkpoint.sealed", round=2)
+    phoenix.kill_coordinator()
+    store, old, new = phoenix.state / "store", tmp_path / "old", tmp_path / "new"
+    shutil.copytree(store, old)
+
+    # One bit of the newest version.
+    newest = phoenix.sealed("victim")[-1]
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:])
+    phoenix.start_coordinator()
+    state = job.finish("failed")
+    assert "victim, version" in state.detail
+    assert "Traceback" not in state.detail
+    phoenix.stop_coordinator()
+    newest.write_bytes(whole)
+    phoenix.start_coordinator()
+    phoenix.operator.resume_job("victim")
+    job.wait_for("checkpoint.sealed", round=5)
+    phoenix.kill_coordinator()
+
+    # A copy of the whole store from before.
+    shutil.copytree(store, new)
+    shutil.rmtree(store)
+    shutil.copytree(old, store)
+    done = phoenix.command("fedlearn-server", "run", "--config", phoenix.server_toml, ok=False)
+    assert done.returncode == 1
+    assert "rolled back: victim is at version" in done.stderr
+    assert "Traceback" not in done.stderr
+    shutil.rmtree(store)
+    shutil.copytree(new, store)
+    phoenix.start_coordinator()
+    job.finish()
+    phoenix.run("unharmed", rounds=10, config={"noise": 0.25})
+    assert phoenix.digest("victim") == phoenix.digest("unharmed")
