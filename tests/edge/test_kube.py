@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -602,3 +605,85 @@ def test_a_client_runs_in_a_virtual_machine(
         assert [item["metadata"]["name"] for item in cluster.request(where)["items"]] == ["a"]
     finally:
         site.close()
+
+
+# --- in a cluster -------------------------------------------------------------------------
+
+AGENT = """
+import json, sys
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+import edge.agent, edge.main
+from edge.kube import Kube
+from edge.kube.access import in_cluster
+from edge.kubelauncher import KubeLauncher
+from edge.kubesettings import KubernetesSettings
+from edge.sponsor import Keys
+
+environment, folder, namespace, image = json.loads(sys.argv[1])
+launcher = KubeLauncher(
+    Kube(in_cluster(environment, Path(folder)), namespace=namespace),
+    KubernetesSettings(
+        namespace=namespace, image=image, workload="insecure-pods", sponsor_listen="127.0.0.1:0"
+    ),
+    site="site-a",
+    keys=Keys(ec.generate_private_key(ec.SECP256R1())),
+    prepare=None,
+    vouch_for=None,
+    report=lambda *said: None,
+    record=Path(folder) / "launched",
+    start_s=10,
+    stop_s=1,
+)
+assert launcher.running() == ()
+account = launcher._kube.account()
+status = Path("/proc/self/status").read_text()
+resident = next(int(line.split()[1]) for line in status.splitlines() if "VmRSS" in line)
+print(json.dumps({
+    "mib": resident // 1024,
+    "version": launcher.capabilities()["version"],
+    "account": account.name,
+    "client": "kubernetes" in sys.modules,
+}))
+launcher.close()
+"""
+
+
+def test_an_agent_in_a_cluster_is_small(
+    cluster_site: Any, cluster: Any, tmp_path: Path, fakes: Any
+) -> None:
+    folder = tmp_path / "account"
+    folder.mkdir()
+    (folder / "token").write_text(cluster.token(cluster_site.namespace, "fedlearn-edge"))
+    (folder / "ca.crt").write_bytes(cluster.authority.path.read_bytes())
+    host, _, port = cluster.url.removeprefix("https://").rpartition(":")
+    environment = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
+    given = [environment, str(folder), cluster_site.namespace, fakes("cluster_site").IMAGE]
+    done = subprocess.run(
+        [sys.executable, "-c", AGENT, json.dumps(given)],
+        cwd=Path(__file__).resolve().parents[2],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["account"] == "fedlearn-edge"
+    assert found["version"] == "v1.20.2"
+    assert not found["client"], "Kubernetes' own client is for kubeconfigs only"
+    assert found["mib"] < 80
+
+
+def test_a_kubeconfig_that_checks_no_certificate_is_refused(cluster: Any, tmp_path: Path) -> None:
+    document = json.loads(cluster.admin.read_text())
+    document["clusters"][0]["cluster"] = {
+        "server": cluster.url,
+        "insecure-skip-tls-verify": True,
+    }
+    path = tmp_path / "kubeconfig"
+    path.write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match="does not check the API server's certificate"):
+        Kube.connect(path, namespace="default")
