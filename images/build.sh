@@ -35,7 +35,7 @@ packages=python3,libstdc++6,ca-certificates,tpm2-tools,libtss2-tcti-device0
 base="$work/base-$SOURCE_DATE_EPOCH${INSECURE_EVALUATION:+-insecure}.tar"
 if [ ! -s "$base" ]; then
   echo "images: making the base" >&2
-  mmdebstrap --quiet --mode=root --variant=essential --include="$packages" \
+  mmdebstrap --quiet --mode=root --format=tar --variant=essential --include="$packages" \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
     --customize-hook='rm -rf "$1"/var/cache/* "$1"/var/log/* "$1"/usr/lib/python3*/test' \

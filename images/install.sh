@@ -1,5 +1,6 @@
 # Runs inside of the build stage: the wheels of the lists in "$1", by hash, and our own.
 set -eu
+export PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
 python3 -m venv --without-pip /opt/fedlearn
 pip="$(echo /wheels/pip-*.whl)"
 for lock in $1; do
@@ -14,5 +15,5 @@ PYTHONPATH="$pip" /opt/fedlearn/bin/python -m pip install --quiet --disable-pip-
 rm -rf /opt/fedlearn/bin/uv /opt/fedlearn/bin/uvx
 find /opt/fedlearn -depth -type d -name tests -path '*/site-packages/*/tests' -prune -exec rm -rf {} +
 # Byte code that names the hash of its source, not a time: the same bytes at every build.
-/opt/fedlearn/bin/python -m compileall -q -j 1 --invalidation-mode unchecked-hash \
+/opt/fedlearn/bin/python -m compileall -q -f -j 1 --invalidation-mode unchecked-hash \
   -s /opt/fedlearn -p /opt/fedlearn /opt/fedlearn/lib || true
