@@ -187,7 +187,7 @@ def test_an_update_of_a_revoked_site_is_not_in_the_round(run, federation, strate
 
 
 def test_a_job_that_is_late_fails_or_goes_on_by_its_rule(run):
-    late, _ = run(job="late", sites=2, seconds=1.0, stragglers="fail", run_config={"pause": 3.0})
+    late, _ = run(job="late", sites=2, seconds=6.0, stragglers="fail", run_config={"pause": 60.0})
     assert (late.status, late.code) == ("failed", "quorum")
     assert "did not answer" in late.message
 

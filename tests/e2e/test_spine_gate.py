@@ -192,13 +192,12 @@ def test_clients_refuse_a_coordinator_that_changed_and_nobody_is_admitted(shared
     head, found, tail = policy.partition("[[coordinator.reference]]")
     value = tail.split('value = "')[1].split('"')[0]
     changed = head + found + tail.replace(value, "ab" * 32, 1)
-    started = time.monotonic()
     job = shared.job("gate-mutual", policy=changed, deadline_s=6).submit()
-    lost = job.wait_for("client.lost", 3)
-    assert all("coordinator" in each.reason for each in lost)
     state = job.finish("failed")
-    assert time.monotonic() - started < 30
-    assert state.detail
+    lost = job.of("client.lost")
+    assert lost
+    assert all("does not affirm the coordinator" in each.reason for each in lost)
+    assert "does not affirm the coordinator" in state.detail
     assert job.ledger("admission") == job.ledger("challenge") == job.ledger("refusal") == []
     assert job.ledger("commitment") == job.ledger("round") == []
 
