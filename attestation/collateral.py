@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from cryptography import x509
 
+from attestation.collateral_forms import read_collateral
 from attestation.errors import EndorsementError, EvidenceError, FreshnessError
 from attestation.offline import (
     MAX_COLLATERAL_BYTES,
@@ -60,19 +61,6 @@ _SUFFIXES: Final = frozenset({".json", ".pem", ".der", ".crt", ".cer", ".crl"})
 _MAX_TEXT: Final = 512
 _NAME: Final = re.compile(r"[a-z0-9][A-Za-z0-9-]{0,63}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-_COLLATERAL_KEYS: Final = frozenset(
-    {
-        "pck_crl_issuer_chain",
-        "root_ca_crl",
-        "pck_crl",
-        "tcb_info_issuer_chain",
-        "tcb_info",
-        "tcb_info_signature",
-        "qe_identity_issuer_chain",
-        "qe_identity",
-        "qe_identity_signature",
-    }
-)
 _FETCH: Final = "fedlearn collateral fetch --directory"
 
 
@@ -307,8 +295,9 @@ def _intel_window(data: bytes) -> _Window | None:
         return None
     try:
         document = json.loads(data)
-        if not document.keys() >= _COLLATERAL_KEYS:
+        if "tcb_info" not in document:
             return None
+        document = read_collateral(document)
         tcb, identity = json.loads(document["tcb_info"]), json.loads(document["qe_identity"])
         spans = [_stated(tcb), _stated(identity)]
         for name in ("root_ca_crl", "pck_crl"):
@@ -317,7 +306,7 @@ def _intel_window(data: bytes) -> _Window | None:
                 return None
             spans.append(window[1:])
         title = f"Intel collateral for FMSPC {tcb['fmspc']} ({tcb.get('id', 'SGX')})"
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (EvidenceError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return title, max(span[0] for span in spans), min(span[1] for span in spans)
 

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 import dcap_qvl
 
+from attestation.collateral_forms import split_signed
 from attestation.errors import EndorsementError, EvidenceError
 
 __all__ = [
@@ -187,14 +188,10 @@ def assemble_intel(answers: Mapping[str, Answer]) -> bytes:
 
 
 def _signed(body: bytes, name: str) -> tuple[str, str]:
-    pattern = rb'\s*\{\s*"%s"\s*:\s*(\{.*\})\s*,\s*"signature"\s*:\s*"([0-9A-Fa-f]+)"\s*\}\s*'
-    found = re.fullmatch(pattern % name.encode(), body, re.DOTALL)
+    found = split_signed(body, name)
     if found is None:
         raise EndorsementError(f"the answer is not a signed {name}", step="collateral")
-    try:
-        return found[1].decode("utf-8"), found[2].decode("ascii").lower()
-    except UnicodeDecodeError:
-        raise EndorsementError(f"the {name} is not UTF-8", step="collateral") from None
+    return found
 
 
 def _chain(answer: Answer, header: str) -> str:

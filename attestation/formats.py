@@ -3,26 +3,31 @@
 ======================  ==================================================================
 ``tdx-quote``           a DCAP quote, versions 3 to 5; its header says TDX or SGX
 ``sgx-quote``           the same, where only SGX will do
-``snp-report``          an AMD ATTESTATION_REPORT of 1184 bytes
-``tpm``                 a TPM quote in the container of :mod:`attestation.quotes.tpm`, or a
-                        bare ``TPMS_ATTEST`` with its pieces as endorsements
+``snp-report``          an AMD ATTESTATION_REPORT of 1184 bytes, with the certificate table
+                        of an extended report behind it where there is one, or inside of
+                        the ``SNP_REPORT_RESP`` that firmware answers with
+``tpm``                 a TPM quote in the container of :mod:`attestation.quotes.tpm`, the
+                        JSON of :mod:`attestation.quotes.tpm_document`, or a bare
+                        ``TPMS_ATTEST`` with its pieces as endorsements
 ``azure-vtpm``          the JSON of an Azure confidential VM: report, runtime data, TPM quote
 ``evidence``            the canonical JSON of :class:`attestation.evidence.Evidence`
 ======================  ==================================================================
 
-Quotes and reports may also be written in hex.
+Quotes and reports may also be written in hex or base64.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import struct
 from dataclasses import replace
 from typing import Final
 
+from attestation.encodings import unwrap_text
 from attestation.errors import EvidenceError
 from attestation.evidence import MAX_EVIDENCE_BYTES, Evidence, Tee
+from attestation.quotes.snp import parse_certificate_table
+from attestation.quotes.tpm_document import is_tpm_document, parse_tpm_document
 
 __all__ = ["FORMATS", "MAX_INPUT_BYTES", "detect_format", "is_bare_tpm_quote", "to_evidence"]
 
@@ -38,8 +43,16 @@ _MIN_QUOTE_BYTES: Final = 48 + 384
 _REPORT_BYTES: Final = 1184
 _REPORT_VERSIONS: Final = range(2, 17)
 _TPM_MAGICS: Final = (b"FLTQ", b"\xffTCG")
-_HEX: Final = re.compile(rb"\s*(?:[0-9A-Fa-f]{2}\s*)+")
-_MIN_HEX_CHARACTERS: Final = 128
+_RESPONSE_HEADER: Final = struct.pack("<II", 0, _REPORT_BYTES) + bytes(24)
+"""``SNP_REPORT_RESP``: status, size of the report, reserved (AMD publication 56860)."""
+
+_AZURE_OLD: Final = frozenset({"report", "quote"})
+_OTHERS: Final = {
+    b"\x11\xe0": "a report of an NVIDIA GPU, which counts as a component of evidence",
+    b"HCLA": "an HCL report, which counts inside of the JSON of an Azure confidential VM",
+    b"0\x82": "a certificate or revocation list, which goes to --endorsement",
+    b"----": "a certificate or key in PEM, which goes to --endorsement",
+}
 
 
 def detect_format(data: bytes) -> str:
@@ -47,19 +60,20 @@ def detect_format(data: bytes) -> str:
 
     :raises EvidenceError: when it is none of them.
     """
-    data = _unhex(data)
+    data = unwrap_text(data)
     if data.startswith(_TPM_MAGICS):
         return "tpm"
-    if len(data) == _REPORT_BYTES and int.from_bytes(data[:4], "little") in _REPORT_VERSIONS:
-        return "snp-report"
     if _dcap_tee(data) is not None:
         return "tdx-quote"
+    if _is_report(data):
+        return "snp-report"
     if data.lstrip()[:1] == b"{":
         return _json_format(data)
+    other = next((text for start, text in _OTHERS.items() if data.startswith(start)), "")
     raise EvidenceError(
         f"{_look(data)} is not evidence of any kind that is known here",
         field="evidence",
-        hint=f"known formats: {', '.join(FORMATS)}",
+        hint=f"it looks like {other}" if other else f"known formats: {', '.join(FORMATS)}",
     )
 
 
@@ -83,11 +97,9 @@ def to_evidence(
     chosen = format or detect_format(data)
     if chosen == "evidence":
         return _with_files(Evidence.from_bytes(data), endorsements, event_log)
+    tee, quote, beside = _quote(data, chosen)
     return Evidence(
-        tee=_tee(data, chosen),
-        quote=data if chosen == "azure-vtpm" else _unhex(data),
-        event_log=event_log,
-        endorsements=endorsements,
+        tee=tee, quote=quote, event_log=event_log, endorsements=(*beside, *endorsements)
     )
 
 
@@ -108,28 +120,53 @@ def _with_files(evidence: Evidence, endorsements: tuple[bytes, ...], event_log: 
     )
 
 
-def _tee(data: bytes, chosen: str) -> Tee:
-    raw = _unhex(data)
+def _quote(data: bytes, chosen: str) -> tuple[Tee, bytes, tuple[bytes, ...]]:
+    """Return the kind, the quote itself, and the endorsements that came in the same file."""
+    raw = unwrap_text(data)
     if chosen in ("tdx-quote", "sgx-quote"):
         tee = _dcap_tee(raw)
         if tee is None:
             raise _not(data, "a DCAP quote of version 3, 4 or 5")
         if chosen == "sgx-quote" and tee is not Tee.SGX:
             raise _not(data, "an SGX quote")
-        return tee
+        return tee, raw, ()
     if chosen == "snp-report":
-        if len(raw) != _REPORT_BYTES:
+        if not _is_report(raw):
             raise _not(data, f"an SNP report of {_REPORT_BYTES} bytes")
-        return Tee.SNP
+        return (Tee.SNP, *_report(raw))
     if chosen == "tpm":
+        if is_tpm_document(raw):
+            return Tee.TPM, parse_tpm_document(raw).to_bytes(), ()
         if not raw.startswith(_TPM_MAGICS):
             raise _not(data, "a TPM quote")
-        return Tee.TPM
+        return Tee.TPM, raw, ()
     if chosen == "azure-vtpm":
         if data.lstrip()[:1] != b"{":
             raise _not(data, "the JSON evidence of an Azure confidential VM")
-        return Tee.AZURE_VTPM
+        return Tee.AZURE_VTPM, data, ()
     raise EvidenceError(f"must be one of {', '.join(FORMATS)}, not {chosen!r}", field="format")
+
+
+def _is_report(data: bytes) -> bool:
+    start = len(_RESPONSE_HEADER) if data.startswith(_RESPONSE_HEADER) else 0
+    version = int.from_bytes(data[start : start + 4], "little")
+    return len(data) - start >= _REPORT_BYTES and version in _REPORT_VERSIONS
+
+
+def _report(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
+    """Take a report out of what lies around it; whatever is not used there must be zero."""
+    if data.startswith(_RESPONSE_HEADER):
+        start, table = len(_RESPONSE_HEADER), b""
+        rest = data[start + _REPORT_BYTES :]
+    else:
+        start, rest, table = 0, b"", data[_REPORT_BYTES:]
+    if any(rest) or (table and not any(table)):
+        raise EvidenceError(
+            "the bytes behind the report are no certificate table",
+            field="report.end",
+            offset=start + _REPORT_BYTES,
+        )
+    return data[start : start + _REPORT_BYTES], parse_certificate_table(table) if table else ()
 
 
 def _not(data: bytes, wanted: str) -> EvidenceError:
@@ -157,19 +194,15 @@ def _json_format(data: bytes) -> str:
         raise EvidenceError("starts like JSON and is not", field="evidence") from None
     if "tee" in document:
         return "evidence"
-    if "hcl_report" in document or "tpm_quote" in document or "td_quote" in document:
+    if is_tpm_document(data):
+        return "tpm"
+    if document.keys() & {"hcl_report", "tpm_quote", "td_quote"} or document.keys() >= _AZURE_OLD:
         return "azure-vtpm"
     raise EvidenceError(
         "is JSON without the keys of evidence that is known here",
         field="evidence",
         hint="fedlearn's own evidence has a key tee; Azure's has hcl_report and tpm_quote",
     )
-
-
-def _unhex(data: bytes) -> bytes:
-    if len(data) >= _MIN_HEX_CHARACTERS and _HEX.fullmatch(data):
-        return bytes.fromhex(data.decode("ascii"))
-    return data
 
 
 def _look(data: bytes) -> str:

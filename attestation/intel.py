@@ -31,6 +31,7 @@ from attestation.chains import (
     load_certificate,
     split_certificates,
 )
+from attestation.collateral_forms import read_collateral
 from attestation.errors import (
     EndorsementError,
     EvidenceError,
@@ -54,17 +55,6 @@ __all__ = [
 
 MAX_COLLATERAL_BYTES: Final = 1024 * 1024
 _COORDINATE: Final = 32
-_KEYS: Final = (
-    "pck_crl_issuer_chain",
-    "root_ca_crl",
-    "pck_crl",
-    "tcb_info_issuer_chain",
-    "tcb_info",
-    "tcb_info_signature",
-    "qe_identity_issuer_chain",
-    "qe_identity",
-    "qe_identity_signature",
-)
 _EXPIRY: Final = ("expired", "CertNotValidYet", "in the future", "Expired")
 _ATTRIBUTES: Final = (
     "Debug mode",
@@ -324,11 +314,9 @@ def parse_collateral(data: bytes) -> Collateral | None:
         raise EvidenceError("not a JSON document", field="collateral") from error
     if not isinstance(document, dict) or "tcb_info" not in document:
         return None
-    for key in _KEYS:
-        if not isinstance(document.get(key), str):
-            raise EvidenceError("is missing, or is not text", field=f"collateral.{key}")
     # A chain that came along would stand in for the quote's own, which is what was checked.
-    text = json.dumps({key: document[key] for key in _KEYS})
+    document = read_collateral(document)
+    text = json.dumps(document)
     try:
         parsed = dcap_qvl.QuoteCollateralV3.from_json(text)
         tcb, identity = json.loads(document["tcb_info"]), json.loads(document["qe_identity"])

@@ -2,8 +2,8 @@
 
 Whoever names a file as an endorsement vouches for it. A public key among the endorsements is
 therefore a pinned key (a TPM's attestation key, a development key), and a self-signed CA
-certificate a root for TPM endorsement keys. Intel's and AMD's roots stay the pinned ones,
-whatever is handed over.
+certificate a root for TPM endorsement keys. Collateral may be among them as well. The roots of
+Intel and AMD stay the pinned ones, whatever is handed over.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.utils import CryptographyDeprecationWarning
 
-from attestation.errors import EndorsementError
+from attestation.encodings import unwrap_text
+from attestation.errors import EndorsementError, EvidenceError
 from attestation.evidence import Evidence, Tee
 from attestation.formats import is_bare_tpm_quote, to_evidence
+from attestation.intel import parse_collateral
 from attestation.quotes.tpm import TpmQuote
 from attestation.trust import TrustAnchors
 
@@ -80,8 +82,11 @@ def gather(
     certificates: list[bytes] = []
     roots: list[bytes] = []
     pieces: list[bytes] = []
-    for item in endorsements:
-        if (key := _public_key(item.data)) is not None:
+    documents = list(collateral)
+    for item in map(_unwrapped, endorsements):
+        if _is_collateral(item):
+            documents.append(item.data)
+        elif (key := _public_key(item.data)) is not None:
             pinned.add(hashlib.sha256(key).digest())
             pieces.append(item.data)
         elif (found := _certificates(item.data)) is not None:
@@ -91,7 +96,7 @@ def gather(
             pieces.append(item.data)
         else:
             raise EndorsementError(
-                f"{item.name} is not a certificate, a revocation list or a public key",
+                f"{item.name} is not a certificate, a revocation list, a public key or collateral",
                 step="endorsement",
             )
     if is_bare_tpm_quote(parsed):
@@ -104,9 +109,20 @@ def gather(
         sample_keys=frozenset(pinned),
         tpm_aks=frozenset(pinned),
         tpm_ek_roots=tuple(roots),
-        collateral=collateral,
+        collateral=tuple(documents),
         endorsements=tuple(certificates),
     )
+
+
+def _is_collateral(item: Input) -> bool:
+    try:
+        return parse_collateral(item.data) is not None
+    except EvidenceError as error:
+        raise EndorsementError(f"{item.name}: {error}", step="collateral") from None
+
+
+def _unwrapped(item: Input) -> Input:
+    return Input(name=item.name, data=unwrap_text(item.data))
 
 
 def _public_key(data: bytes) -> bytes | None:

@@ -8,23 +8,30 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from attestation.decoded.azure import decode_azure
+from attestation.decoded.azure import decode_azure, decode_hcl
 from attestation.decoded.dcap import decode_quote
 from attestation.decoded.fields import Field
 from attestation.decoded.log import decode_log
+from attestation.decoded.nvidia import decode_nvidia
 from attestation.decoded.snp import decode_report
 from attestation.decoded.tpm import decode_tpm
+from attestation.encodings import unwrap_text
 from attestation.evidence import Evidence, Tee
 from attestation.formats import to_evidence
 from attestation.quotes.sample import SampleQuote
 
-__all__ = ["EVENT_LOG", "Field", "decode_file"]
+__all__ = ["EVENT_LOG", "HCL_REPORT", "Field", "decode_file"]
 
 EVENT_LOG = "event-log"
 """The format of a file that holds an event log and no quote."""
 
+HCL_REPORT = "hcl-report"
+"""The format of the report of Azure's paravisor, alone."""
+
 _LOG_HEADER = b"Spec ID Event"
 _LOG_HEADER_AT = 32
+_NVIDIA = b"\x11\xe0"
+_HCL = b"HCLA"
 
 
 def decode_file(data: bytes, format: str | None = None) -> tuple[str, tuple[Field, ...]]:  # noqa: A002
@@ -34,6 +41,11 @@ def decode_file(data: bytes, format: str | None = None) -> tuple[str, tuple[Fiel
     """
     if format == EVENT_LOG or (format is None and _is_log(data)):
         return EVENT_LOG, tuple(decode_log(data))
+    raw = unwrap_text(data)
+    if format is None and raw.startswith(_NVIDIA):
+        return Tee.NVIDIA.value, tuple(decode_nvidia(raw))
+    if format is None and raw.startswith(_HCL):
+        return HCL_REPORT, tuple(decode_hcl(raw))
     evidence = to_evidence(data, format)
     return evidence.tee.value, tuple(_evidence(evidence))
 
@@ -54,7 +66,7 @@ def _evidence(evidence: Evidence) -> Iterator[Field]:
     elif evidence.tee is Tee.SAMPLE:
         yield from _sample(evidence.quote)
     else:
-        yield Field(section=evidence.tee.value, name="quote", value=evidence.quote.hex())
+        yield from decode_nvidia(evidence.quote)
     if evidence.event_log:
         yield from _log(evidence.event_log)
     for number, item in enumerate(evidence.endorsements):

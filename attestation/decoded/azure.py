@@ -6,18 +6,19 @@ runtime data (JSON), whose digest stands in the hardware report.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Iterator
 from typing import Any, Final
 
+from attestation.decoded.dcap import decode_quote
 from attestation.decoded.fields import Field, Layout, integer, read_layout
 from attestation.decoded.snp import decode_report
 from attestation.decoded.tpm import decode_statement
+from attestation.encodings import json_bytes
 from attestation.errors import EvidenceError
+from attestation.quotes.azure import azure_document
 
-__all__ = ["decode_azure"]
+__all__ = ["decode_azure", "decode_hcl"]
 
 _HEADER: Final[Layout] = (
     ("signature", 0, 4),
@@ -43,8 +44,16 @@ def decode_azure(data: bytes) -> Iterator[Field]:
 
     :raises EvidenceError: naming the field that is malformed.
     """
-    document = _json(data, "azure-vtpm")
-    report = _bytes(document.get("hcl_report"), "hcl_report")
+    document = azure_document(data)
+    yield from decode_hcl(json_bytes(document.get("hcl_report"), "hcl_report"))
+    yield from _rest(document)
+
+
+def decode_hcl(report: bytes) -> Iterator[Field]:
+    """Yield every field of an HCL report alone.
+
+    :raises EvidenceError: naming the field that is malformed.
+    """
     yield from read_layout("HCL report header", _HEADER, report)
     request = report[_REPORT_AT + _REPORT_BYTES :]
     yield from read_layout("HCL request data", _REQUEST, request)
@@ -58,14 +67,21 @@ def decode_azure(data: bytes) -> Iterator[Field]:
     for name, value in runtime.items():
         if name != "keys":
             yield Field(section="HCL runtime data", name=name, value=_short(value))
+
+
+def _rest(document: dict[str, Any]) -> Iterator[Field]:
+    if document.get("td_quote"):
+        yield from decode_quote(json_bytes(document["td_quote"], "td_quote"))
+    if document.get("vcek"):
+        yield Field(section="document", name="vcek", value="a certificate")
     quote = document.get("tpm_quote")
     if not isinstance(quote, dict):
         raise EvidenceError("must be an object", field="tpm_quote")
-    yield from decode_statement(_bytes(quote.get("message"), "tpm_quote.message"))
+    yield from decode_statement(json_bytes(quote.get("message"), "tpm_quote.message"))
     pcrs = quote.get("pcrs")
     for index, value in enumerate(pcrs if isinstance(pcrs, list) else []):
         yield Field(
-            section="PCR (sha256)", name=str(index), value=_bytes(value, f"pcrs[{index}]").hex()
+            section="PCR (sha256)", name=str(index), value=json_bytes(value, f"pcrs[{index}]").hex()
         )
 
 
@@ -77,21 +93,6 @@ def _json(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise EvidenceError("must be an object", field=where)
     return document
-
-
-def _bytes(value: object, where: str) -> bytes:
-    """Read bytes as writers of this format write them: base64, base64url, hex or a list."""
-    try:
-        if isinstance(value, list):
-            return bytes(value)
-        if isinstance(value, str):
-            if len(value) % 2 == 0 and not value.strip("0123456789abcdefABCDEF"):
-                return bytes.fromhex(value)
-            standard = value.translate(str.maketrans("-_", "+/")).rstrip("=")
-            return base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
-    except (ValueError, TypeError, binascii.Error):
-        pass
-    raise EvidenceError("must be bytes in base64 or hex", field=where)
 
 
 def _short(value: object) -> str:

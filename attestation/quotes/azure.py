@@ -5,24 +5,24 @@ attestation key into runtime data, whose digest the hardware signs::
 
     {"version": 1, "hcl_report": ..., "tpm_quote": {"message", "signature", "pcrs"},
      "vcek": ..., "td_quote": ..., "scope": ...}
+    {"report": ..., "quote": {...}, "vcek": ...}         the same before there were versions
 
     HCL report   header 32 | hardware report 1184 | request 20 | runtime data (JSON) | zeros
 
 Bytes are base64, base64url, hex, or lists of numbers, as the writers of this format have it
 (Confidential Containers, ``az-snp-vtpm`` and ``az-tdx-vtpm``; ``az-cvm-vtpm``). ``vcek`` is
 DER in base64 or PEM, and optional; ``td_quote`` is there for TDX; ``scope`` is ours, and
-optional: whose measurements in PCR 14 are this client's own.
+optional: whose measurements in PCR 14 are this client's own. In version 2 the runtime data
+have ``user-data``, which must be the quote's ``extraData`` with zeros up to 64 bytes, so that
+the hardware's report is as fresh as the TPM's quote.
 
 The parser is strict: sizes must add up, and what is not used must be zero.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
-import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,13 +32,14 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from attestation.encodings import json_bytes
 from attestation.errors import EvidenceError
 from attestation.evidence import Tee
 from attestation.quotes.cursor import Cursor
 from attestation.quotes.tpm import TpmQuote
 from attestation.quotes.tpm_structures import QuoteStatement, spki
 
-__all__ = ["MAX_AZURE_BYTES", "AzureEvidence", "HclReport"]
+__all__ = ["MAX_AZURE_BYTES", "AzureEvidence", "HclReport", "azure_document"]
 
 MAX_AZURE_BYTES: Final = 512 * 1024
 _MAX_HCL_BYTES: Final = 64 * 1024
@@ -47,10 +48,11 @@ _MAGIC: Final = b"HCLA"
 _TEES: Final = {2: Tee.SNP, 4: Tee.TDX}
 _HASHES: Final = {1: "sha256", 2: "sha384", 3: "sha512"}
 _KEYS: Final = {"version", "hcl_report", "tpm_quote", "vcek", "td_quote", "scope"}
+_OLD_NAMES: Final = {"report": "hcl_report", "quote": "tpm_quote"}
+_USER_DATA: Final = "user-data"
+_USER_DATA_BYTES: Final = 64
 _QUOTE_KEYS: Final = {"message", "signature", "pcrs"}
 _AK: Final = "HCLAkPub"
-_HEX: Final = re.compile(r"(?:[0-9a-f]{2})+|(?:[0-9A-F]{2})+")
-_BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]*={0,2}")
 _MAX_PCRS: Final = 24
 _PCR_BYTES: Final = 32
 _RSASSA_SHA256: Final = (0x0014, 0x000B)
@@ -67,6 +69,7 @@ class HclReport:
     ``runtime_data``     JSON, as it was hashed with ``hash``
     ``ak``               the vTPM's attestation key in it
     ``configuration``    what the runtime data says about the VM, flat
+    ``user_data``        what the guest asked the paravisor to have signed; empty for nothing
     """
 
     tee: Tee
@@ -75,6 +78,7 @@ class HclReport:
     runtime_data: bytes
     ak: rsa.RSAPublicKey
     configuration: Mapping[str, str | bool]
+    user_data: bytes
 
     @property
     def runtime_digest(self) -> bytes:
@@ -129,6 +133,7 @@ def _parse_hcl(data: bytes) -> HclReport:
         runtime_data=runtime,
         ak=_attestation_key(document),
         configuration=MappingProxyType(_configuration(document)),
+        user_data=_user_data(document),
     )
 
 
@@ -140,6 +145,7 @@ class AzureEvidence:
     quote: TpmQuote
     vcek: bytes
     td_quote: bytes
+    version: int = 1
 
     @classmethod
     def parse(cls, data: bytes) -> AzureEvidence:
@@ -151,18 +157,20 @@ class AzureEvidence:
             raise EvidenceError(
                 f"{len(data)} bytes, at most {MAX_AZURE_BYTES} are read", field="azure"
             )
-        document = _object(_json(data, "azure"), "azure")
+        document = azure_document(data)
         if unknown := sorted(map(str, document.keys() - _KEYS)):
             raise EvidenceError(f"unknown key {unknown[0][:64]!r}", field="azure")
         version = document.get("version", 1)
-        if version != 1 or isinstance(version, bool):
-            raise EvidenceError("only version 1 is known", field="azure.version")
-        hcl = HclReport.parse(_bytes(document.get("hcl_report"), "hcl_report"))
+        if version not in (1, 2) or isinstance(version, bool):
+            raise EvidenceError("only versions 1 and 2 are known", field="azure.version")
+        hcl = HclReport.parse(json_bytes(document.get("hcl_report"), "hcl_report"))
         quote = _object(document.get("tpm_quote"), "tpm_quote")
         if quote.keys() != _QUOTE_KEYS:
             raise EvidenceError(
                 f"must have exactly the keys {', '.join(sorted(_QUOTE_KEYS))}", field="tpm_quote"
             )
+        if version == 2 and not hcl.user_data:
+            raise EvidenceError("is missing", field=f"runtime_data.{_USER_DATA}")
         scope = document.get("scope", "")
         if not isinstance(scope, str):
             raise EvidenceError("must be text", field="azure.scope")
@@ -170,17 +178,47 @@ class AzureEvidence:
             hcl=hcl,
             quote=_quote(quote, hcl.ak, scope),
             vcek=_certificate(document.get("vcek")),
-            td_quote=_bytes(document["td_quote"], "td_quote") if document.get("td_quote") else b"",
+            td_quote=json_bytes(document["td_quote"], "td_quote")
+            if document.get("td_quote")
+            else b"",
+            version=version,
         )
 
 
+def azure_document(data: bytes) -> dict[str, Any]:
+    """Return the document with its present names, whichever version wrote it.
+
+    :raises EvidenceError: when it is no JSON object.
+    """
+    document = _object(_json(data, "azure"), "azure")
+    if "version" in document or not document.keys() >= _OLD_NAMES.keys():
+        return document
+    if document.keys() & set(_OLD_NAMES.values()):
+        raise EvidenceError("has a part under two names", field="azure")
+    return {_OLD_NAMES.get(name, name): value for name, value in document.items()}
+
+
+def _user_data(document: dict[str, Any]) -> bytes:
+    value = document.get(_USER_DATA, "")
+    where = f"runtime_data.{_USER_DATA}"
+    if value == "":
+        return b""
+    try:
+        found = bytes.fromhex(value) if isinstance(value, str) else b""
+    except ValueError:
+        found = b""
+    if len(found) != _USER_DATA_BYTES:
+        raise EvidenceError(f"must be hex of {_USER_DATA_BYTES} bytes", field=where)
+    return found
+
+
 def _quote(quote: dict[str, Any], ak: rsa.RSAPublicKey, scope: str) -> TpmQuote:
-    message = _bytes(quote["message"], "tpm_quote.message")
-    signature = _bytes(quote["signature"], "tpm_quote.signature")
+    message = json_bytes(quote["message"], "tpm_quote.message")
+    signature = json_bytes(quote["signature"], "tpm_quote.signature")
     pcrs = quote["pcrs"]
     if not isinstance(pcrs, list) or len(pcrs) > _MAX_PCRS:
         raise EvidenceError(f"must be a list of at most {_MAX_PCRS}", field="tpm_quote.pcrs")
-    values = [_bytes(item, f"tpm_quote.pcrs[{number}]") for number, item in enumerate(pcrs)]
+    values = [json_bytes(item, f"tpm_quote.pcrs[{number}]") for number, item in enumerate(pcrs)]
     for number, value in enumerate(values):
         if len(value) != _PCR_BYTES:
             raise EvidenceError(f"{len(value)} bytes, not 32", field=f"tpm_quote.pcrs[{number}]")
@@ -209,8 +247,8 @@ def _attestation_key(document: dict[str, Any]) -> rsa.RSAPublicKey:
     ]
     if len(found) != 1 or found[0].get("kty") != "RSA":
         raise EvidenceError(f"must have one RSA key {_AK}", field="runtime_data.keys")
-    modulus = _bytes(found[0].get("n"), f"runtime_data.{_AK}.n")
-    exponent = _bytes(found[0].get("e"), f"runtime_data.{_AK}.e")
+    modulus = json_bytes(found[0].get("n"), f"runtime_data.{_AK}.n")
+    exponent = json_bytes(found[0].get("e"), f"runtime_data.{_AK}.e")
     if not _MIN_RSA_BYTES <= len(modulus) <= _MAX_RSA_BYTES:
         raise EvidenceError(f"a modulus of {len(modulus)} bytes", field=f"runtime_data.{_AK}.n")
     number = int.from_bytes(exponent, "big")
@@ -236,7 +274,7 @@ def _certificate(value: object) -> bytes:
         return b""
     if isinstance(value, str) and value.lstrip().startswith("-----BEGIN"):
         return value.encode("utf-8", "replace")
-    return _bytes(value, "vcek")
+    return json_bytes(value, "vcek")
 
 
 def _json(data: bytes, where: str) -> object:
@@ -250,26 +288,3 @@ def _object(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise EvidenceError("must be an object", field=where)
     return value
-
-
-def _bytes(value: object, where: str) -> bytes:
-    """Decode bytes; a text that is hex throughout is hex."""
-    try:
-        if isinstance(value, list):
-            return bytes(value)
-        if isinstance(value, str):
-            if _HEX.fullmatch(value):
-                return bytes.fromhex(value)
-            if _BASE64.fullmatch(value):
-                return _base64(value)
-    except (ValueError, TypeError, binascii.Error):
-        pass
-    raise EvidenceError("must be bytes in base64, base64url or hex", field=where)
-
-
-def _base64(value: str) -> bytes:
-    text = value.rstrip("=").translate(str.maketrans("-_", "+/"))
-    data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    if base64.b64encode(data).decode().rstrip("=") != text:
-        raise ValueError("not canonical")
-    return data

@@ -9,6 +9,7 @@ version means what depends on the product, which a report before version 3 does 
 from __future__ import annotations
 
 import struct
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -65,6 +66,18 @@ _FAMILY_1A: Final = 0x1A
 _LAYOUT: Final = struct.Struct("<IIQ16s16sII8sQI4x64s48s32s48s48s32s32s8sBBB21x64s8s8x8s168x")
 """The signed part, field by field as in the table; ``x`` is reserved or not used."""
 
+_TABLE_KINDS: Final = frozenset(
+    map(
+        uuid.UUID,
+        (
+            "63da758d-e664-4564-adc5-f4b93be8accd",  # VCEK
+            "a8074bc2-a25a-483e-aae6-39c045a0b8a1",  # VLEK
+            "4ab7b379-bbac-4fe4-a02f-05aef327c782",  # ASK
+            "c0b406a4-a803-4952-9743-3fb6014cd0ae",  # ARK
+            "92f81bc3-5811-4d3d-97ff-d19f88dc67ea",  # CRL
+        ),
+    )
+)
 _TABLE_ENTRY: Final = struct.Struct("<16sII")
 _MAX_TABLE_BYTES: Final = 64 * 1024
 _MAX_TABLE_ENTRIES: Final = 16
@@ -208,7 +221,8 @@ def parse_certificate_table(data: bytes) -> tuple[bytes, ...]:
 
     Format: AMD publication 56421, Guest Hypervisor Communication Block Standardization,
     ``cert_table``: entries of ``GUID 16 | u32le offset | u32le length`` up to one of zeros,
-    then the certificates. Nothing of it is signed as a whole.
+    then the certificates. Nothing of it is signed as a whole. An entry of a kind that
+    is neither a certificate nor a revocation list is passed over.
 
     :raises EvidenceError: naming field and offset.
     """
@@ -219,9 +233,10 @@ def parse_certificate_table(data: bytes) -> tuple[bytes, ...]:
         guid, offset, length = _TABLE_ENTRY.unpack(read.take(_TABLE_ENTRY.size, "entry"))
         if not any(guid):
             return tuple(found)
-        if len(found) == _MAX_TABLE_ENTRIES:
+        if at == _MAX_TABLE_ENTRIES * _TABLE_ENTRY.size:
             raise read.fail(f"more than {_MAX_TABLE_ENTRIES} entries", "entry", offset=at)
         if not length or offset + length > len(data):
             raise EvidenceError("points outside of the table", field="cert_table.entry", offset=at)
-        found.append(data[offset : offset + length])
+        if uuid.UUID(bytes=guid) in _TABLE_KINDS:
+            found.append(data[offset : offset + length])
     raise read.fail("has no end", "entry")

@@ -5,7 +5,7 @@ Steps, in this order, each named in the error that it raises:
 1. the hardware report is genuine, by the steps of :mod:`attestation.verifiers.snp` or
    :mod:`attestation.verifiers.tdx`;
 2. *runtime data*: its digest stands in the report, so the vTPM's attestation key belongs to
-   this VM;
+   this VM; in version 2 it also names what the quote is bound to;
 3. *quote signature*, *pcr digest*, *event log*: as :mod:`attestation.verifiers.tpm`;
 4. *binding*: ``extraData`` of the quote is the digest of this nonce, these keys and this role.
 
@@ -65,6 +65,7 @@ class AzureVerifier:
         )
         quote = composite.quote
         check_quote_signature(quote)
+        _check_user_data(composite)
         if binding is not None:
             check_binding(quote.statement, binding)
         check_pcr_values(quote)
@@ -134,3 +135,12 @@ def _check_runtime_data(composite: AzureEvidence, report_data: bytes) -> None:
     digest = composite.hcl.runtime_digest
     if not hmac.compare_digest(report_data, digest.ljust(len(report_data), b"\0")):
         raise BindingError("its digest is not in the hardware's report data", step=_STEP)
+
+
+def _check_user_data(composite: AzureEvidence) -> None:
+    """Check that the hardware signed what the TPM's quote is bound to, from version 2 on."""
+    if composite.version == 1:
+        return
+    wanted = composite.quote.statement.extra_data.ljust(len(composite.hcl.user_data), b"\0")
+    if not hmac.compare_digest(composite.hcl.user_data, wanted):
+        raise BindingError("its user-data is not the quote's extraData", step=_STEP)

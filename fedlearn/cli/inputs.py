@@ -268,7 +268,9 @@ def _collateral(
     if path is None:
         return (), (), ()
     if not path.is_dir():
-        return (file_bytes(path, limit=MAX_COLLATERAL_BYTES, what="collateral"),), (), ()
+        data = file_bytes(path, limit=MAX_COLLATERAL_BYTES, what="collateral")
+        # AMD's chains and lists are collateral too; what it is, is seen where it is read.
+        return (), (Input(name=str(path), data=data),), ()
     from attestation.collateral import load_folder
 
     loaded = load_folder(path, now=now)

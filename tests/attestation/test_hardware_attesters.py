@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import struct
 import sys
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -139,7 +140,9 @@ def test_tsm_measures_into_rtmr3_where_the_kernel_offers_it(
 def test_tsm_makes_evidence_of_a_guest_with_its_certificates(tmp_path: Path) -> None:
     amd = Amd(product="Genoa")
     leaf = amd.leaf()
-    table = struct.pack("<16sII", b"v" * 16, 48, len(leaf)) + bytes(24) + leaf
+    vcek = uuid.UUID("63da758d-e664-4564-adc5-f4b93be8accd").bytes
+    other = struct.pack("<16sII", b"v" * 16, 72, 4)  # of a kind that is no certificate
+    table = other + struct.pack("<16sII", vcek, 72, len(leaf)) + bytes(24) + leaf
     kernel = fake("tsm_kernel").TsmKernel(
         lambda data: amd.report(3, report_data=data), provider="sev_guest", auxblob=table
     )

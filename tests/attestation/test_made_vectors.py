@@ -14,7 +14,8 @@ import vector_keys as keys
 from vector_intel import APP, JOB
 
 from attestation.binding import ReportData
-from attestation.errors import BindingError, EventLogError
+from attestation.errors import BindingError, EndorsementError, EventLogError
+from attestation.eventlog import EventLog
 from attestation.evidence import Evidence, Tee
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
@@ -31,6 +32,7 @@ def trust(*names: str) -> TrustAnchors:
     return TrustAnchors(
         intel_root=bytes.fromhex(MANIFEST["intel_root"]),
         amd_ark_keys=frozenset({bytes.fromhex(MANIFEST["amd_ark"])}),
+        tpm_aks=frozenset(map(bytes.fromhex, MANIFEST["tpm_aks"])),
         collateral=tuple(read(name) for name in names if name.endswith(".json")),
         endorsements=tuple(read(name) for name in names if not name.endswith(".json")),
     )
@@ -62,6 +64,8 @@ CASES = [
     ),
     ("azure_snp.json", Tee.AZURE_VTPM, "", ("snp_milan_ask_ark.pem",)),
     ("azure_tdx.json", Tee.AZURE_VTPM, "", ("tdx_collateral.json",)),
+    ("tpm_ecdsa_quote.bin", Tee.TPM, "tpm_log.bin", ()),
+    ("tpm_rsassa_quote.bin", Tee.TPM, "tpm_log.bin", ()),
 ]
 
 
@@ -71,14 +75,14 @@ def test_a_vector_is_genuine_and_bound(
 ) -> None:
     evidence = Evidence(tee=tee, quote=read(name), event_log=read(log) if log else b"")
     value = bytes.fromhex(MANIFEST["report_data"])
-    bound = ReportData(value=value[:32] if tee is Tee.AZURE_VTPM else value)
+    bound = ReportData(value=value[:32] if tee in (Tee.AZURE_VTPM, Tee.TPM) else value)
     now = dt.datetime.fromisoformat(MANIFEST["at"])
     claims = verify(evidence, binding=bound, trust=trust(*vouching), now=now)
     assert claims.attributes["bound"] is True
     assert not claims.debug
     assert not claims.unverified
     if log:
-        assert any(claims.measurements["rtmr3"])
+        assert any(claims.measurements["pcr.14" if tee is Tee.TPM else "rtmr3"])
         assert (claims.measurements["app"], claims.measurements["job"]) == (APP, JOB)
     other = ReportData(value=b"\1" * 64)
     with pytest.raises(BindingError):
@@ -86,8 +90,6 @@ def test_a_vector_is_genuine_and_bound(
 
 
 def test_a_log_with_one_event_too_many_names_rtmr3() -> None:
-    from attestation.eventlog import EventLog
-
     log = EventLog.parse(read("ccel.bin"))
     longer = log.append(4, 6, {"sha384": bytes(48)}, b"another event")
     evidence = Evidence(tee=Tee.TDX, quote=read("tdx_v4_quote.bin"), event_log=longer.to_bytes())
@@ -100,3 +102,20 @@ def test_a_log_with_one_event_too_many_names_rtmr3() -> None:
     anchors = replace(trust("tdx_collateral.json"), known_events=known)
     with pytest.raises(EventLogError, match=f"event {log.events[-1].number} is the first"):
         verify(evidence, binding=None, trust=anchors, now=keys.AT)
+
+
+@pytest.mark.parametrize("kind", ["ecdsa", "rsassa"])
+def test_a_tpm_log_with_one_event_less_names_the_register(kind: str) -> None:
+    log = EventLog.parse(read("tpm_log.bin"))
+    shorter = replace(log, events=log.events[:-1]).to_bytes()
+    evidence = Evidence(tee=Tee.TPM, quote=read(f"tpm_{kind}_quote.bin"), event_log=shorter)
+    with pytest.raises(EventLogError) as refused:
+        verify(evidence, binding=None, trust=trust(), now=keys.AT)
+    assert refused.value.register == "pcr.14"
+
+
+@pytest.mark.parametrize("kind", ["ecdsa", "rsassa"])
+def test_a_tpm_key_that_nobody_proved_is_refused(kind: str) -> None:
+    evidence = Evidence(tee=Tee.TPM, quote=read(f"tpm_{kind}_quote.bin"))
+    with pytest.raises(EndorsementError, match="neither proven"):
+        verify(evidence, binding=None, trust=TrustAnchors(), now=keys.AT)

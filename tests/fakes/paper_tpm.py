@@ -157,7 +157,8 @@ class PaperTpm:
         algorithm = getattr(hashes, self.hash.upper())()
         identifier = HASHES[self.hash]
         if isinstance(self.key, ec.EllipticCurvePrivateKey):
-            r, s = decode_dss_signature(self.key.sign(statement, ec.ECDSA(algorithm)))
+            scheme = ec.ECDSA(algorithm, deterministic_signing=True)  # for vectors
+            r, s = decode_dss_signature(self.key.sign(statement, scheme))
             width = (self.key.curve.key_size + 7) // 8
             numbers = sized(r.to_bytes(width, "big")) + sized(s.to_bytes(width, "big"))
             return struct.pack(">HH", 0x18, identifier) + numbers

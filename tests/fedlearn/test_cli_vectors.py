@@ -271,3 +271,91 @@ def test_a_flipped_bit_is_refused(case: Case, tmp_path: Path) -> None:
         flags = [str(target) if item.endswith(case.evidence) else item for item in case.flags()]
         result = run("verify", *flags, "--policy", policy)
         assert result.exit_code in (1, 2), result.output
+
+
+EVIDENCE = {case.evidence for case in (*GENUINE, V5, NO_COLLATERAL, DEBUG)}
+LOGS = {"gcp_ccel_data.dat", "trustee_CCEL_AAEL_alibabacloud", "trustee_CCEL_data_ovmf"}
+BESIDE = {
+    "gcp_cos113_nonce.dat",
+    "nv_hopper_chain.txt",
+    "swtpm/ak.pem",
+    "swtpm/nonce.bin",
+    "swtpm/pcrs.bin",
+    "swtpm/qualifying_data.bin",
+    "swtpm/sig.bin",
+    "swtpm/spki.der",
+}
+"""What counts only together with evidence, besides certificates and collateral."""
+
+GPU = "nv_hopper_report.txt"
+
+
+def manifest() -> list[str]:
+    path = VECTORS / "manifest.json"
+    return sorted(json.loads(path.read_bytes())) if path.is_file() else []
+
+
+@pytest.mark.parametrize("file", manifest())
+def test_every_file_is_shown_or_named_for_what_it_is(file: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["evidence", "show", str(VECTORS / file)])
+    assert "Traceback" not in result.output
+    shown = file in EVIDENCE | LOGS | {GPU}
+    known = shown or file in BESIDE or file.endswith((".der", ".pem", ".collateral.json"))
+    assert known, f"{file} has no expectation here"
+    assert result.exit_code == (0 if shown else 1), result.output
+    policy = tmp_path / "policy.toml"
+    policy.write_text('accept = ["tdx", "sgx", "snp", "tpm", "azure-vtpm"]\n')
+    bare = run("verify", "--evidence", VECTORS / file, "--policy", policy, "--json")
+    # Alone and now, nothing of this passes: too old, without endorsements, or no evidence.
+    assert bare.exit_code == (2 if file in EVIDENCE - {TPM.evidence} else 1), bare.output
+    if bare.exit_code == 1:
+        error = json.loads(bare.stdout)["error"]
+        assert file in error["message"]
+        assert error["hint"]
+
+
+def test_the_document_has_the_keys_that_programs_read(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('accept = ["tdx"]\n')
+    for case in (TDX, V5):
+        _, document = verdict(case, policy)
+        assert document.keys() >= {
+            "status",
+            "tee",
+            "tcb_status",
+            "advisories",
+            "claims",
+            "findings",
+        }
+        for finding in document["findings"]:
+            assert finding.keys() >= {"claim", "expected", "actual", "tier"}
+
+
+@pytest.mark.parametrize("drafted", [SNP, TDX], ids=name, indirect=True)
+def test_a_folder_does_what_files_do(drafted: tuple[Case, Path], tmp_path: Path) -> None:
+    case, policy = drafted
+    folder = tmp_path / "collateral"
+    folder.mkdir()
+    for item in (*case.endorsements, case.collateral):
+        if item:
+            (folder / item).write_bytes((VECTORS / item).read_bytes())
+    flags = ["--evidence", VECTORS / case.evidence, "--collateral", folder, "--at", case.at]
+    assert run("verify", *flags, "--policy", policy).exit_code == 0
+    for item in folder.iterdir():
+        item.unlink()
+    assert run("verify", *flags, "--policy", policy).exit_code == 1
+    assert "holds no collateral" in run("verify", *flags, "--policy", policy).output
+
+
+@pytest.mark.parametrize(
+    ("file", "word"),
+    [("swtpm/nonce.bin", "is not"), ("gcp_ccel_data.dat", "is not"), ("manifest.json", "is not")],
+)
+def test_collateral_of_another_kind_is_named(file: str, word: str, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('accept = ["tdx"]\n')
+    flags = ["--evidence", VECTORS / TDX.evidence, "--collateral", VECTORS / file]
+    result = run("verify", *flags, "--policy", policy)
+    assert result.exit_code == 1
+    assert word in result.stderr
+    assert file in result.stderr

@@ -20,7 +20,10 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 import vector_azure as azure  # noqa: E402
 import vector_keys as keys  # noqa: E402
 from vector_amd import Amd  # noqa: E402
-from vector_intel import Intel, event_log  # noqa: E402
+from vector_cases import paper_tpm  # noqa: E402
+from vector_intel import APP, JOB, Intel, event_log  # noqa: E402
+
+from attestation.trust import key_digest  # noqa: E402
 
 DATA = HERE / "data"
 REPORT_DATA = hashlib.sha512(b"the report data of every vector").digest()
@@ -49,11 +52,21 @@ def build() -> dict[str, bytes]:
     files["snp_milan_v2_report.bin"] = Amd().report(2, report_data=REPORT_DATA)
     files["azure_snp.json"] = azure.evidence(REPORT_DATA[:32])
     files["azure_tdx.json"] = azure.evidence(REPORT_DATA[:32], intel=intel)
+    for kind, key in (("ecdsa", keys.ec_key("tpm ak")), ("rsassa", keys.rsa_key("tpm ak"))):
+        tpm = paper_tpm().PaperTpm(key=key, scheme=kind, banks=("sha256", "sha384"))
+        tpm.measure("app", APP)
+        tpm.measure("job", JOB)
+        files[f"tpm_{kind}_quote.bin"] = tpm.quote(REPORT_DATA[:32]).to_bytes()
+        files["tpm_log.bin"] = tpm.log.to_bytes()
     manifest = {
         "at": keys.AT.isoformat(),
         "report_data": REPORT_DATA.hex(),
         "intel_root": intel.root_key.hex(),
         "amd_ark": Amd().root_key.hex(),
+        "tpm_aks": [
+            key_digest(key.public_key()).hex()
+            for key in (keys.ec_key("tpm ak"), keys.rsa_key("tpm ak"))
+        ],
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())},
     }
     files["manifest.json"] = json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"

@@ -25,17 +25,21 @@ def evidence(
     policy: int = 1 << 17 | 1 << 16,
     vmpl: int = 0,
     attributes: int = 1 << 28,
+    user_data: bytes = b"",
 ) -> bytes:
-    """Return the JSON evidence whose quote has ``extra`` as its ``extraData``."""
-    document: dict[str, object] = {"version": 1}
+    """Return the JSON evidence whose quote has ``extra`` as its ``extraData``.
+
+    With ``user_data`` (64 bytes) it is of version 2.
+    """
+    document: dict[str, object] = {"version": 2 if user_data else 1}
     key = keys.rsa_key("azure ak").public_key()
-    report_data = hashlib.sha256(_runtime(key)).digest() + bytes(32)
+    report_data = hashlib.sha256(_runtime(key, user_data)).digest() + bytes(32)
     if intel is not None:
         quote = intel.quote(report_data=report_data, attributes=attributes)
         document["td_quote"] = base64.b64encode(quote).decode()
     else:
         document["vcek"] = base64.b64encode((amd or Amd()).leaf()).decode()
-    hcl = hcl_report(key, amd=amd, intel=intel, policy=policy, vmpl=vmpl)
+    hcl = hcl_report(key, amd=amd, intel=intel, policy=policy, vmpl=vmpl, user_data=user_data)
     message = _attest(extra)
     signer = keys.rsa_key(ak)
     signature = signer.sign(message, padding.PKCS1v15(), hashes.SHA256())
@@ -55,9 +59,10 @@ def hcl_report(
     intel: Intel | None = None,
     policy: int = 1 << 17 | 1 << 16,
     vmpl: int = 0,
+    user_data: bytes = b"",
 ) -> bytes:
     """Return the paravisor's report over the attestation key ``key``."""
-    runtime = _runtime(key)
+    runtime = _runtime(key, user_data)
     if intel is not None:
         hardware, kind = bytes(1184), 4
     else:
@@ -69,8 +74,9 @@ def hcl_report(
     return head + struct.pack("<IIIII", size, 1, kind, 1, len(runtime)) + runtime + bytes(40)
 
 
-def _runtime(key: rsa.RSAPublicKey) -> bytes:
+def _runtime(key: rsa.RSAPublicKey, user_data: bytes = b"") -> bytes:
     modulus = key.public_numbers().n.to_bytes(256, "big")
+    more = {"user-data": user_data.hex().upper()} if user_data else {}
     return json.dumps(
         {
             "keys": [
@@ -83,6 +89,7 @@ def _runtime(key: rsa.RSAPublicKey) -> bytes:
                 }
             ],
             "vm-configuration": {"secure-boot": True, "vmUniqueId": "test"},
+            **more,
         },
         separators=(",", ":"),
     ).encode()

@@ -24,7 +24,8 @@ from attestation.trust import TrustAnchors, key_digest
 ROOT = Path(__file__).parents[2]
 
 
-def _paper_tpm() -> ModuleType:
+def paper_tpm() -> ModuleType:
+    """Return the module ``tests/fakes/paper_tpm.py``: TPM structures around a key of our own."""
     qualified = "fedlearn_test_fakes_paper_tpm"
     if qualified not in sys.modules:
         spec = importlib.util.spec_from_file_location(qualified, ROOT / "tests/fakes/paper_tpm.py")
@@ -285,7 +286,7 @@ def _sample() -> Subject:
 
 
 def _tpm() -> Subject:
-    paper = _paper_tpm().PaperTpm(key=keys.ec_key("a TPM's attestation key"))
+    paper = paper_tpm().PaperTpm(key=keys.ec_key("a TPM's attestation key"))
     paper.measure("app", APP)
     paper.measure("job", JOB)
     ak = key_digest(paper.key.public_key())

@@ -1,0 +1,73 @@
+"""Bytes written as text: hex and base64, in files and in JSON documents.
+
+Every encoding has one spelling here, so that no two files mean the same bytes by accident:
+hex of one case, base64 that is canonical, and nothing between the characters but the ends of
+lines.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import Final
+
+from attestation.errors import EvidenceError
+
+__all__ = ["json_bytes", "unwrap_text"]
+
+_MIN_CHARACTERS: Final = 128
+_HEX_FILE: Final = re.compile(
+    rb"(?:0x)?(?:(?:[0-9a-f]{2})+(?:\r?\n|$))+|(?:0x)?(?:(?:[0-9A-F]{2})+(?:\r?\n|$))+"
+)
+_BASE64_FILE: Final = re.compile(rb"(?:[A-Za-z0-9+/]+(?:\r?\n))*[A-Za-z0-9+/]+={0,2}(?:\r?\n)?")
+_LINE_END: Final = re.compile(rb"\r?\n")
+_HEX: Final = re.compile(r"(?:[0-9a-f]{2})+|(?:[0-9A-F]{2})+")
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]*={0,2}")
+
+
+def unwrap_text(data: bytes) -> bytes:
+    """Return the bytes that a file of hex or base64 writes; ``data`` itself where it is neither.
+
+    Hex may start with ``0x``. A file of fewer than 128 characters is taken as it is.
+    """
+    if len(data) < _MIN_CHARACTERS:
+        return data
+    if _HEX_FILE.fullmatch(data):
+        return bytes.fromhex(_LINE_END.sub(b"", data).removeprefix(b"0x").decode("ascii"))
+    if _BASE64_FILE.fullmatch(data):
+        text = _LINE_END.sub(b"", data)
+        try:
+            found = base64.b64decode(text, validate=True)
+        except binascii.Error:
+            return data
+        return found if base64.b64encode(found) == text else data
+    return data
+
+
+def json_bytes(value: object, where: str) -> bytes:
+    """Return bytes as documents of other tools have them: hex, base64, base64url, numbers.
+
+    A text that is hex throughout is hex. The value's size is bounded by its document's.
+
+    :raises EvidenceError: when it is none of them, naming ``where``.
+    """
+    try:
+        if isinstance(value, list):
+            return bytes(value)
+        if isinstance(value, str):
+            if _HEX.fullmatch(value):
+                return bytes.fromhex(value)
+            if _BASE64.fullmatch(value):
+                return _base64(value)
+    except (ValueError, TypeError, binascii.Error):
+        pass
+    raise EvidenceError("must be bytes in base64, base64url or hex", field=where)
+
+
+def _base64(value: str) -> bytes:
+    text = value.rstrip("=").translate(str.maketrans("-_", "+/"))
+    data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    if base64.b64encode(data).decode().rstrip("=") != text:
+        raise ValueError("not canonical")
+    return data
