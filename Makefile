@@ -30,10 +30,13 @@ demo: $(STAMP) ## Train a model across attested sites on this machine
 	@$(BIN)/fedlearn demo
 
 test: $(STAMP) ## Run the tests
-	@tools/install-system-packages.sh --quiet
+	@tools/install-system-packages.sh
+	@tools/get-kubernetes.sh >/dev/null
 	@$(BIN)/python -m pytest -q -m 'not long'
 
-test-long: $(STAMP) ## Run the tests that take minutes
+test-long: $(STAMP) ## Run the tests that take minutes, image builds among them
+	@tools/install-system-packages.sh
+	@tools/get-kubernetes.sh >/dev/null
 	@$(BIN)/python -m pytest -q -m long
 
 check: format lint types contracts wire-check test readme ## Everything that CI runs
@@ -52,6 +55,8 @@ contracts: $(STAMP)
 
 readme: $(STAMP)
 	@$(BIN)/python tools/check_readme.py
+	@$(BIN)/python tools/chart_readme.py --check
+	@$(BIN)/python tools/chart_schema.py --check
 
 wire: $(STAMP) ## Generate the gRPC code from fedlearn/wire/fedlearn.proto
 	@$(BIN)/python tools/generate_wire.py
