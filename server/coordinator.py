@@ -74,6 +74,7 @@ class _Open:
     life: int = 0
     attempts: dict[str, int] = field(default_factory=dict)
     crashes: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
     node_keys: dict[str, bytes] = field(default_factory=dict)
     nodes: threading.Lock = field(default_factory=threading.Lock)
 
@@ -450,6 +451,8 @@ class Coordinator:
             job.host.link.absent(site)
             if phase == "failed":
                 self._again(job, site, reason)
+            elif phase == "refused":
+                self._give_up_if_hopeless(job, site, reason)
 
     def site_assignments(self, site: str) -> tuple[str, ...]:
         """Return what the site runs, or shall run."""
@@ -624,6 +627,28 @@ class Coordinator:
         timer.daemon = True
         timer.start()
 
+    def _give_up_if_hopeless(self, job: _Open, site: str, reason: str) -> None:
+        """End a job at once when those that were refused leave too few for its quorum."""
+        spec = job.record.spec
+        with self._lock:
+            job.refused[site] = reason
+            hopeless = len(spec.sites) - len(job.refused) < spec.quorum
+            if not hopeless or self._open.get(spec.name) is not job:
+                return
+            reasons = "; ".join(f"{name}: {why}" for name, why in sorted(job.refused.items()))
+        self._conclude(
+            job,
+            Outcome(
+                status="failed",
+                code="quorum",
+                message=f"too few sites can take part, {spec.quorum} are needed: {reasons}"[:4000],
+                hint="`fedlearn ledger show --kind refusal` has the findings; correct the policy "
+                "or the sites, then `fedlearn job resume`",
+            ),
+        )
+        job.host.cancel("too few sites can take part")
+        job.host.close()
+
     def _watch(self, job: _Open) -> None:
         """Run one job to its end."""
         name = job.record.name
@@ -692,6 +717,8 @@ class Coordinator:
         said = spoken(event.change.value, event)
         with self._lock:
             job = self._open.get(event.admission.job)
+            if job is not None and event.change is Change.ADMITTED:
+                job.refused.pop(event.admission.site, None)
         if job is None:
             return
         if event.change not in {Change.ADMITTED, Change.RENEWED}:
