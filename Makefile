@@ -10,7 +10,7 @@ STAMP := $(VENV)/.ready
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: help setup system demo test test-long check format lint types contracts readme wire bench clean
+.PHONY: help setup system demo test test-long check format lint types contracts readme wire wire-check images e2e-coco bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -63,6 +63,12 @@ wire: $(STAMP) ## Generate the gRPC code from fedlearn/wire/fedlearn.proto
 
 wire-check: $(STAMP)
 	@$(BIN)/python tools/generate_wire.py --check
+
+images: $(STAMP) ## Build the container images below build/images (minutes; root, buildah)
+	@images/build.sh
+
+e2e-coco: ## Show on a cluster with TEEs what no other machine can: KUBECONFIG=... JOB=...
+	@PATH="$(CURDIR)/$(BIN):$$PATH" tools/e2e-coco.sh
 
 bench: $(STAMP) ## Run the benchmarks; they print ratios
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
