@@ -3,7 +3,10 @@
 One stream to the coordinator, opened from here, so a site needs no open port. It comes back
 after any pause with growing waits; what runs meanwhile goes on. An order is followed when the
 coordinator's order key signed it for this site, the site's own rules allow it
-(:mod:`edge.rules`), and its code has the digest that the order names.
+(:mod:`edge.rules`), and its code has the digest that the order names. It is followed once: a
+client that ended is not started again under the same assignment.
+
+An agent whose site is no longer enrolled stops all clients, and ends.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import logging
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -34,7 +38,13 @@ from edge.rules import Answer, decide
 from fedlearn.assignment import Assignment
 from fedlearn.attesterfile import AttesterSettings
 from fedlearn.console import version_text
-from fedlearn.errors import FedlearnError, JobError, TransportError
+from fedlearn.errors import (
+    EnrollmentRefused,
+    FedlearnError,
+    JobError,
+    NotEnrolled,
+    TransportError,
+)
 from fedlearn.job import JobSpec
 
 __all__ = ["Agent", "approval_name", "bootstrap_of"]
@@ -46,6 +56,9 @@ _HEARTBEAT_SECONDS: Final = 15.0
 _ASK_AGAIN_SECONDS: Final = 30.0
 _CLIENT: Final = "c1"
 _SEED_BYTES: Final = 32
+_MOST_ENDED: Final = 1000
+_PROMPT_SECONDS: Final = 30.0
+_LOOK_SECONDS: Final = 0.1
 
 
 @dataclass(slots=True)
@@ -59,7 +72,7 @@ class _Held:
 
 
 class Agent:
-    """One site's agent. ``run`` returns when ``stop`` is called.
+    """One site's agent. ``run`` returns when ``stop`` is called, or the site was removed.
 
     :param launcher: makes a launcher that reports to this agent.
     :param tpm: this machine's TPM, which the agent proves before it takes orders.
@@ -81,6 +94,7 @@ class Agent:
         self._proven = False
         self._lock = threading.RLock()
         self._held: dict[str, _Held] = {}
+        self._ended: dict[str, tuple[str, str]] = {}
         self._reports: Reports | None = None
         self._stopped = threading.Event()
         self._launcher = launcher(self)
@@ -93,13 +107,30 @@ class Agent:
             reports.close()
 
     def run(self) -> None:
-        """Follow the coordinator until :meth:`stop`."""
+        """Follow the coordinator until :meth:`stop`.
+
+        :raises NotEnrolled: when the coordinator does not know the site any more. All of its
+            clients were stopped then.
+        """
+        try:
+            self._keep_following()
+        except NotEnrolled as error:
+            _LOG.error("%s; its clients are stopped", error)
+            self._end_clients(str(error))
+            raise
+        finally:
+            self._stopped.set()
+            self._launcher.close()
+
+    def _keep_following(self) -> None:
         pause = _FIRST_PAUSE
         while not self._stopped.is_set():
             began = self._now()
             try:
                 self._renew_if_due()
                 self._follow()
+            except NotEnrolled:
+                raise
             except (FedlearnError, AttestationError) as error:
                 _LOG.warning("the stream ended: %s", error)
             if self._now() - began > timedelta(seconds=_LONGEST_PAUSE):
@@ -107,7 +138,21 @@ class Agent:
             # Many sites lose one coordinator at once; they do not come back at once.
             self._stopped.wait(pause * (0.5 + secrets.randbelow(1000) / 1000))
             pause = min(2 * pause, _LONGEST_PAUSE)
-        self._launcher.close()
+
+    def _end_clients(self, reason: str) -> None:
+        """Stop every client, also those of an earlier life; return when they are gone."""
+        self._stopped.set()
+        with self._lock:
+            held = list(self._held.values())
+            self._held.clear()
+        for each in held:
+            if each.timer is not None:
+                each.timer.cancel()
+        for assignment in self._launcher.running():
+            self._launcher.stop(assignment, reason)
+        until = time.monotonic() + _PROMPT_SECONDS
+        while self._launcher.running() and time.monotonic() < until:
+            time.sleep(_LOOK_SECONDS)
 
     def report(self, assignment: str, phase: Phase, reason: str) -> None:
         """Take a launcher's word; the coordinator hears it now or when it is back."""
@@ -115,8 +160,11 @@ class Agent:
             held = self._held.get(assignment)
             if held is not None:
                 held.phase, held.reason = phase.value, reason
-                if phase.final:
-                    del self._held[assignment]
+            if phase.final:
+                self._held.pop(assignment, None)
+                self._ended[assignment] = (phase.value, reason)
+                while len(self._ended) > _MOST_ENDED:
+                    del self._ended[next(iter(self._ended))]
         self._say(assignment, phase.value, reason)
 
     def vouch_for(self, workload: Workload, nonce: bytes, tls_key: bytes) -> bytes:
@@ -188,7 +236,11 @@ class Agent:
                 self._renewed(control.renew_site(identity))
             return
         shown = self._tpm.identity().to_bytes() if self._tpm is not None else b""
-        self._renewed(enroll(identity.token, identity=identity, tpm=shown, now=self._now))
+        try:
+            enrolled = enroll(identity.token, identity=identity, tpm=shown, now=self._now)
+        except EnrollmentRefused as refused:
+            raise NotEnrolled(str(refused), hint=refused.hint) from refused
+        self._renewed(enrolled)
         if self.identity.pending:
             raise TransportError(
                 f"site {identity.site} waits for approval",
@@ -228,26 +280,40 @@ class Agent:
         with self._lock:
             if assignment.id in self._held:
                 return
-            self._held[assignment.id] = _Held(assignment=assignment)
-        self._consider(assignment, control)
+            ended = self._ended.get(assignment.id)
+            if ended is None:
+                self._held[assignment.id] = _Held(assignment=assignment)
+        if ended is None:
+            self._consider(assignment, control)
+            return
+        # The coordinator may not have heard how it ended; it has others to give.
+        phase, reason = ended
+        if phase != Phase.REFUSED:
+            phase, reason = Phase.FAILED, f"its client has ended here: {phase}: {reason}"
+        self._say(assignment.id, phase, reason)
 
     def _consider(self, assignment: Assignment, control: ControlClient) -> None:
         """Decide, and start what the site agrees to."""
         try:
             spec = JobSpec.from_json(assignment.spec)
+            running = set(self._launcher.running())
+            adopting = assignment.id in running
             decision = decide(
                 self.config,
                 spec,
                 site=self.identity.site,
                 bundle=assignment.bundle,
                 now=self._now(),
-                running=len(self._launcher.running()),
+                running=len(running - {assignment.id}),
                 approved=self._approved(assignment),
+                adopting=adopting,
                 policy=assignment.policy,
                 policy_signature=assignment.policy_signature,
             )
             reason = "; ".join(decision.reasons)
             if decision.answer is Answer.REFUSE:
+                if adopting:
+                    self._launcher.stop(assignment.id, f"this site refuses it now: {reason}")
                 self._refuse(assignment, reason)
                 return
             if decision.answer is not Answer.RUN:

@@ -54,13 +54,15 @@ def decide(
     now: datetime,
     running: int = 0,
     approved: bool = False,
+    adopting: bool = False,
     policy: str = "",
     policy_signature: bytes = b"",
 ) -> Decision:
     """Return whether ``site`` runs ``spec`` with the code ``bundle`` (SHA-256, 32 bytes).
 
-    ``running`` clients run here already; ``approved`` when a person here said yes to this
-    very job and bundle. ``now`` must have a time zone. ``policy`` is the job's appraisal
+    ``running`` other clients run here already; ``approved`` when a person here said yes to
+    this very job and bundle; ``adopting`` when its client runs here already, so that there is
+    nothing to wait for. ``now`` must have a time zone. ``policy`` is the job's appraisal
     policy (TOML), with its operator's signature.
     """
     data, problem = _data(config, spec, site)
@@ -68,6 +70,8 @@ def decide(
     refusals += _unsigned(config, spec, policy, policy_signature)
     if refusals:
         return Decision(answer=Answer.REFUSE, reasons=tuple(refusals))
+    if adopting:
+        return Decision(answer=Answer.RUN, reasons=(), data=data)
     if not approved and (asks := list(_asks(config, bundle))):
         return Decision(answer=Answer.ASK, reasons=tuple(asks))
     if waits := list(_waits(config, now, running)):

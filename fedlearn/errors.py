@@ -7,6 +7,7 @@
     ├── JobError             a job cannot be accepted, found or continued
     ├── LaunchError          a workload could not be started at a site
     ├── TransportError       a peer cannot be reached or does not prove who it is
+    │   └── NotEnrolled          the coordinator does not know this site, or no longer
     ├── AdmissionDenied      evidence was refused; carries the findings
     │   ├── NonceRefused         the nonce is unknown, used, stale or for something else
     │   ├── EnrollmentRefused    a join token or a site's key is not accepted
@@ -39,6 +40,7 @@ __all__ = [
     "LaunchError",
     "LedgerError",
     "NonceRefused",
+    "NotEnrolled",
     "PrivacyError",
     "QuorumNotReached",
     "RoundError",
@@ -90,6 +92,12 @@ class TransportError(FedlearnError):
     """A peer cannot be reached, or does not prove who it is."""
 
     code = "transport"
+
+
+class NotEnrolled(TransportError):
+    """The coordinator does not know this site, or no longer: it was removed, or never enrolled."""
+
+    code = "not-enrolled"
 
 
 class AdmissionDenied(FedlearnError):

@@ -427,9 +427,9 @@ class Coordinator:
             for identity in running:
                 if identity not in kept:
                     orders.send(StopOrder(assignment=identity, reason="the job is not open"))
+            # Also what runs there already: an agent that was restarted adopts it by the order.
             for job in wanted.values():
-                if not any(job.assignment(site, n) in kept for n in _attempts()):
-                    self._order(job, site, orders)
+                self._order(job, site, orders)
 
     def site_disconnected(self, site: str, orders: Orders) -> None:
         """Forget the way to a site, unless it has a newer one."""

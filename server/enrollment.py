@@ -26,6 +26,7 @@ from fedlearn.errors import (
     AdmissionDenied,
     ConfigError,
     EnrollmentRefused,
+    NotEnrolled,
     StoreError,
     TransportError,
 )
@@ -265,20 +266,26 @@ class SiteRegister:
     def authenticate(self, peer: PeerCertificate) -> Site:
         """Return the site that a certificate belongs to, if it may talk to us now.
 
-        :raises TransportError: when it is no site, was removed, or has another key now.
+        :raises NotEnrolled: when it is unknown, was removed, or has another key now.
+        :raises TransportError: when it is no site, or waits for approval.
         """
         if not isinstance(peer.id, SiteId):
             raise TransportError(f"{peer.id} is not a site")
         with self._lock:
             found = self._find(peer.id.site)
-        if found is None or found.status not in (SiteStatus.ACTIVE, SiteStatus.DRAINING):
-            standing = "unknown" if found is None else str(found.status)
-            raise TransportError(
-                f"site {peer.id.site} is {standing}",
+        name = peer.id.site
+        if found is None or found.status in (SiteStatus.REMOVED, SiteStatus.INVITED):
+            raise NotEnrolled(
+                f"site {name} is {'unknown' if found is None else found.status}",
                 hint="ask the coordinator's operator for a new join token",
             )
         if found.key_thumbprint != peer.thumbprint:
-            raise TransportError(f"site {peer.id.site} is enrolled with another key")
+            raise NotEnrolled(f"site {name} is enrolled with another key")
+        if found.status is SiteStatus.PENDING:
+            raise TransportError(
+                f"site {name} is pending",
+                hint=f"the coordinator's operator runs `fedlearn site approve {name}`",
+            )
         return found
 
     def tpm(self, site: str) -> SiteTpm:

@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from datetime import datetime
 from typing import Any
 
-from fedlearn.errors import ConfigError, FedlearnError, TransportError
+from fedlearn.errors import ConfigError, FedlearnError, NotEnrolled, TransportError
 from fedlearn.wire import fedlearn_pb2 as pb
 from server.admission import AdmissionGate
 from server.enrollment import Site, SiteRegister, SiteStatus
@@ -268,16 +268,20 @@ class SitesService:
 
     def _changed(self, site: Site) -> None:
         """A site that was removed, or has to be approved again, is cut off at once."""
+        error: FedlearnError
         if site.status is SiteStatus.REMOVED:
-            reason = f"site {site.name} was removed by the coordinator's operator"
+            error = NotEnrolled(
+                f"site {site.name} was removed by the coordinator's operator",
+                hint="ask for a new join token, if the site is to come back",
+            )
         elif site.status is SiteStatus.PENDING:
-            reason = f"site {site.name} has to be approved again"
+            error = TransportError(f"site {site.name} has to be approved again")
         else:
             return
         with self._lock:
             stream = self._streams.get(site.name)
         if stream is not None:
-            stream.close(reason)
+            stream.fail(error)
 
 
 def _site(caller: Caller) -> Site:

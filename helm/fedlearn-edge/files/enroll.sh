@@ -1,12 +1,15 @@
-# Enrolls the site when there is no identity. The key is made here and stays here; the token is
-# good for this key only, so whoever reads it later has nothing.
+# Enrolls the site when there is no identity, or again with a new token after it was removed.
+# The key is made here and stays here; the token is good for this key only, so whoever reads it
+# later has nothing.
 set -eu
 umask 077
 disk="${FEDLEARN_DISK:-/var/lib/fedlearn}" token="${FEDLEARN_TOKEN:-/run/secrets/fedlearn/token}"
 if [ -e "$disk/state/site.json" ]; then
   # A volume that was mounted with another group may have been opened to it.
   chmod -R go= "$disk/state"
-  exit 0
+  if [ ! -s "$token" ] || [ "$(cat "$token")" = "$(cat "$disk/state/token")" ]; then
+    exit 0
+  fi
 fi
 if [ ! -s "$token" ]; then
   echo "no site is enrolled and there is no join token: give one with" >&2

@@ -1,0 +1,273 @@
+"""An agent on a real stream: it adopts, follows an order once, and ends when its site is gone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+from edge import agent as agents
+from edge.agent import Agent
+from edge.config import Accept, Caps, DataSet, SiteConfig
+from edge.identity import SiteIdentity
+from edge.launcher import Phase, Workload
+from edge.rpc import enroll
+from fedlearn.assignment import Assignment
+from fedlearn.errors import NotEnrolled
+from fedlearn.job import JobSpec, workload_digest
+from server.rpc import StartOrder
+
+JOB = """
+name = "alpha"
+app = "app"
+rounds = 1
+sites = ["site-c"]
+policy = "policy.toml"
+"""
+POLICY = b'version = 1\nname = "p"\naccept = []\n'
+
+
+class Clients:
+    """A launcher whose clients are names."""
+
+    kind = "process"
+
+    def __init__(self, running: tuple[str, ...] = ()) -> None:
+        self.there = list(running)
+        self.launched: list[str] = []
+        self.stopped: list[tuple[str, str]] = []
+        self.closed = False
+
+    def launch(self, workload: Workload) -> None:
+        self.launched.append(workload.assignment.id)
+        if workload.assignment.id not in self.there:
+            self.there.append(workload.assignment.id)
+
+    def stop(self, assignment: str, reason: str) -> None:
+        self.stopped.append((assignment, reason))
+        if assignment in self.there:
+            self.there.remove(assignment)
+
+    def running(self) -> tuple[str, ...]:
+        return tuple(self.there)
+
+    def capabilities(self) -> Mapping[str, Any]:
+        return {"launcher": self.kind}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Site:
+    """``site-c`` with an agent that can be run in a thread, and orders for it."""
+
+    def __init__(self, front: Any, fakes: Any, folder: Path) -> None:
+        self.front = front
+        self.order_key = fakes("deployment").new_key()
+        self.folder = folder
+        token = front.deployment.sites.create_token("site-c", needs_approval=False)
+        text = dataclasses.replace(token, address=front.gate).encode()
+        self.identity = self._known(enroll(text))
+        self.bundle = front.coordinator.bundle
+        self.raised: list[BaseException] = []
+        self._running: list[tuple[Agent, threading.Thread]] = []
+
+    def _known(self, identity: SiteIdentity) -> SiteIdentity:
+        public = self.order_key.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        return dataclasses.replace(identity, control_address=self.front.control, order_key=public)
+
+    def agent(
+        self, clients: Clients, *, identity: SiteIdentity | None = None, **caps: Any
+    ) -> Agent:
+        config = SiteConfig(
+            state=self.folder,
+            accept=Accept(other_bundles="insecure-accept"),
+            data={"d": DataSet(path=self.folder)},
+            caps=Caps(**caps),
+        )
+        made = Agent(config, identity or self.identity, launcher=lambda agent: clients)
+
+        def run() -> None:
+            try:
+                made.run()
+            except BaseException as error:
+                self.raised.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        self._running.append((made, thread))
+        return made
+
+    def order(self, identity: str) -> None:
+        """Send a signed assignment."""
+        import hashlib
+
+        spec = JobSpec.from_toml(JOB, policy=POLICY)
+        digest = hashlib.sha256(self.bundle).digest()
+        now = datetime.now(UTC)
+        assignment = Assignment(
+            id=identity,
+            job=spec.name,
+            site="site-c",
+            spec=spec.to_json(),
+            bundle=digest,
+            policy=POLICY.decode(),
+            workload=workload_digest(spec.digest(), digest),
+            issued=now - timedelta(minutes=1),
+            expires=now + timedelta(hours=1),
+        )
+        order = StartOrder(
+            assignment_json=assignment.to_bytes(), signature=assignment.sign(self.order_key)
+        )
+        eventually(lambda: "site-c" in self.front.coordinator.orders)
+        self.front.coordinator.orders["site-c"].send(order)
+
+    def said(self, identity: str) -> list[tuple[str, str]]:
+        """What the agent reported of an assignment: phases and reasons."""
+        return [
+            (what[2], what[3])
+            for kind, what in self.front.coordinator.calls
+            if kind == "workload" and what[1] == identity
+        ]
+
+    def close(self) -> None:
+        for agent, thread in self._running:
+            agent.stop()
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def eventually(so: Callable[[], Any], seconds: float = 15.0) -> None:
+    end = time.monotonic() + seconds
+    while not so():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def site(front: Any, fakes: Any, tmp_path: Path) -> Iterator[Site]:
+    made = Site(front, fakes, tmp_path)
+    yield made
+    made.close()
+
+
+# --- a site that is gone ------------------------------------------------------------------
+
+
+def test_an_agent_whose_site_is_removed_stops_its_clients_and_ends(site: Site) -> None:
+    clients = Clients()
+    site.agent(clients)
+    site.order("a-1")
+    eventually(lambda: clients.launched == ["a-1"])
+    site.front.deployment.sites.remove("site-c")
+    eventually(lambda: site.raised)
+    assert isinstance(site.raised[0], NotEnrolled)
+    assert "removed by the coordinator's operator" in str(site.raised[0])
+    assert site.raised[0].hint
+    assert [name for name, _ in clients.stopped] == ["a-1"]
+    assert "removed" in clients.stopped[0][1]
+    assert clients.closed
+
+
+def test_an_agent_that_was_away_learns_it_and_stops_the_clients_of_its_earlier_life(
+    site: Site,
+) -> None:
+    site.front.deployment.sites.remove("site-c")
+    clients = Clients(running=("a-old",))
+    site.agent(clients)
+    eventually(lambda: site.raised)
+    assert isinstance(site.raised[0], NotEnrolled)
+    assert [name for name, _ in clients.stopped] == ["a-old"]
+
+
+def test_a_token_that_is_void_ends_the_agent_too(site: Site) -> None:
+    """Its certificate has run out meanwhile: only the token could bring it back."""
+    site.front.deployment.sites.remove("site-c")
+    clients = Clients(running=("a-old",))
+    site.agent(clients, identity=dataclasses.replace(site.identity, chain=b""))
+    eventually(lambda: site.raised)
+    assert isinstance(site.raised[0], NotEnrolled)
+    assert "void" in str(site.raised[0])
+    assert clients.running() == ()
+
+
+def test_a_site_that_waits_for_approval_keeps_its_clients_and_its_agent(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agents, "_LONGEST_PAUSE", 0.2)
+    clients = Clients(running=("a-old",))
+    sites = site.front.deployment.sites
+    with sites._transaction() as db:
+        db.execute("UPDATE sites SET status='pending' WHERE name='site-c'")
+    site.agent(clients)
+    time.sleep(1.0)
+    assert site.raised == []
+    assert clients.stopped == []
+    sites.approve("site-c")
+    eventually(lambda: site.front.coordinator.connected.is_set())
+
+
+def test_a_lost_coordinator_ends_nothing(site: Site) -> None:
+    clients = Clients(running=("a-old",))
+    site.agent(clients)
+    eventually(lambda: site.front.coordinator.connected.is_set())
+    site.front.stop()
+    time.sleep(0.5)
+    assert site.raised == []
+    assert clients.stopped == []
+
+
+# --- adopting, and once only --------------------------------------------------------------
+
+
+def test_a_client_that_runs_here_already_is_adopted_whatever_the_cap(site: Site) -> None:
+    clients = Clients(running=("a-1",))
+    site.agent(clients, jobs=1)
+    site.order("a-1")
+    eventually(lambda: clients.launched == ["a-1"])
+    # The twin: another one has to wait for it.
+    site.order("a-2")
+    eventually(lambda: site.said("a-2"))
+    assert site.said("a-2")[0][0] == "accepted"
+    assert "1 jobs run here" in site.said("a-2")[0][1]
+    assert clients.launched == ["a-1"]
+
+
+def test_an_adopted_client_that_the_rules_refuse_now_is_stopped(site: Site) -> None:
+    clients = Clients(running=("a-1",))
+    made = site.agent(clients)
+    made.config = dataclasses.replace(made.config, accept=Accept())
+    site.order("a-1")
+    eventually(lambda: site.said("a-1"))
+    assert site.said("a-1")[0][0] == "refused"
+    assert clients.stopped[0][0] == "a-1"
+
+
+@pytest.mark.parametrize(
+    ("ended", "told"),
+    [(Phase.FAILED, "failed"), (Phase.SUCCEEDED, "failed"), (Phase.REFUSED, "refused")],
+)
+def test_an_assignment_is_never_started_twice(site: Site, ended: Phase, told: str) -> None:
+    clients = Clients()
+    made = site.agent(clients)
+    site.order("a-1")
+    eventually(lambda: clients.launched == ["a-1"])
+    clients.there.clear()
+    made.report("a-1", ended, "that is how it ended")
+    site.order("a-1")
+    eventually(lambda: len(site.said("a-1")) >= 3)
+    phase, reason = site.said("a-1")[-1]
+    assert phase == told
+    assert "that is how it ended" in reason
+    assert clients.launched == ["a-1"]
+    assert json.dumps(reason)
