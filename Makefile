@@ -57,6 +57,7 @@ readme: $(STAMP)
 	@$(BIN)/python tools/check_readme.py
 	@$(BIN)/python tools/chart_readme.py --check
 	@$(BIN)/python tools/chart_schema.py --check
+	@$(BIN)/python tools/lock_images.py --check
 
 wire: $(STAMP) ## Generate the gRPC code from fedlearn/wire/fedlearn.proto
 	@$(BIN)/python tools/generate_wire.py

@@ -24,7 +24,7 @@
     max_epsilon = 8.0
 
     [caps]                             # the most that one client gets
-    [kubernetes]                       # for launcher.kind = "kubernetes"; see kubesettings
+    # [kubernetes]                     # for launcher.kind = "kubernetes"; see kubesettings
     [attester]                         # what proves this site's clients; see attesterfile
     [trust]                            # anchors for verifying the coordinator; see trustfile
 """
