@@ -207,6 +207,9 @@ class Agent:
             if isinstance(has, int | float):
                 found[name] = min(has, cap)
         found["data"] = sorted(self.config.data)
+        found["jobs"] = caps.jobs
+        if caps.cost is not None:
+            found["cost"] = caps.cost
         return found
 
     def _prove_tpm(self, control: ControlClient) -> None:

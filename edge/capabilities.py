@@ -90,7 +90,8 @@ class Survey:
     def to_json(self) -> dict[str, Any]:
         """Return the survey for the coordinator, without the names of nodes.
 
-        ``cpu``, ``memory_mib`` and ``gpu`` are the most that one client can get. What cannot
+        ``cpu``, ``memory_mib`` and ``gpu`` are the most that one client can get, with
+        ``total_`` before them what all clients together can. What cannot
         be seen is left out, and is not held against the site.
         """
         fit = self.suitable
@@ -125,6 +126,7 @@ class Survey:
             report["tees"] = [self.tee] if fit else []
         if self.gpu:
             report["gpu"] = max((node.extended.get(self.gpu, 0) for node in fit), default=0)
+            report["total_gpu"] = sum(node.extended.get(self.gpu, 0) for node in fit)
         return report
 
 

@@ -147,12 +147,17 @@ class PrivacyFloor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caps:
-    """The most that one client gets; ``jobs`` run at once."""
+    """The most that one client gets; ``jobs`` run at once.
+
+    ``cost``  of one client's hour, in the unit that the federation agreed on; a coordinator
+              that chooses sites is told it
+    """
 
     cpu: float = option(number(0.1, 1024), default=1024.0)
     memory_mib: int = option(whole(64, 16 * 1024 * 1024), default=16 * 1024 * 1024)
     gpu: int = option(whole(0, 64), default=64)
     jobs: int = option(whole(1, 1000), default=8)
+    cost: float | None = option(number(0, 1e9), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

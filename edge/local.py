@@ -128,10 +128,13 @@ class LocalLauncher:
     def capabilities(self) -> Mapping[str, Any]:
         """Return cores and memory of this machine."""
         pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+        cpu, memory_mib = os.cpu_count() or 1, pages * size // (1024 * 1024)
         return {
             "launcher": self.kind,
-            "cpu": os.cpu_count() or 1,
-            "memory_mib": pages * size // (1024 * 1024),
+            "cpu": cpu,
+            "memory_mib": memory_mib,
+            "total_cpu": cpu,
+            "total_memory_mib": memory_mib,
         }
 
     def close(self) -> None:

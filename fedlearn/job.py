@@ -18,7 +18,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -32,6 +32,7 @@ from attestation import toml
 from fedlearn import config as reading
 from fedlearn.config import choice, each, number, option, scalar, seq, table, text, whole
 from fedlearn.errors import ConfigError, JobError
+from fedlearn.placement import Placement
 from fedlearn.privacy.spec import PrivacySpec
 from fedlearn.strategies import APP, STRATEGIES
 
@@ -41,6 +42,7 @@ __all__ = [
     "DataMount",
     "EvaluateSpec",
     "JobSpec",
+    "Placement",
     "Resources",
     "StrategySpec",
     "owner_key_text",
@@ -148,7 +150,8 @@ class JobSpec:
     ``app``            folder or bundle of the Flower application, relative to the job's file
     ``config``         overrides of the application's run config
     ``sites``          who takes part, in the order that every aggregation uses
-    ``quorum``         updates that a round needs; 0 in a file means all sites
+    ``placement``      how many of them, when not all (:mod:`fedlearn.placement`)
+    ``quorum``         updates that a round needs; 0 in a file means all that take part
     ``deadline_s``     seconds that a round may take
     ``stragglers``     at the deadline: ``drop`` who is late, or ``fail`` the job
     ``policy``         path of the appraisal policy, relative to the job's file
@@ -178,6 +181,7 @@ class JobSpec:
     )
     evaluate: EvaluateSpec = option(table(EvaluateSpec), factory=EvaluateSpec)
     resources: Resources = option(table(Resources), factory=Resources)
+    placement: Placement = option(table(Placement), factory=Placement)
     privacy: PrivacySpec | None = option(_privacy(), default=None)
     data: Mapping[str, DataMount] = option(
         each(table(DataMount)), factory=lambda: MappingProxyType({})
@@ -185,10 +189,13 @@ class JobSpec:
 
     def __post_init__(self) -> None:
         faults: list[tuple[toml.Path, str]] = []
-        if self.quorum > len(self.sites):
-            faults.append(
-                (("quorum",), f"must be at most the {len(self.sites)} sites, not {self.quorum}")
-            )
+        most = self.placement.choose or len(self.sites)
+        for key, count, limit in (
+            (("placement", "choose"), self.placement.choose, len(self.sites)),
+            (("quorum",), self.quorum, most),
+        ):
+            if count > limit:
+                faults.append((key, f"must be at most the {limit} sites, not {count}"))
         for site in self.data:
             if site not in self.sites:
                 near = difflib.get_close_matches(site, self.sites, n=1)
@@ -197,7 +204,23 @@ class JobSpec:
         if faults:
             raise reading.Impossible(*faults)
         if self.quorum == 0:
-            object.__setattr__(self, "quorum", len(self.sites))
+            object.__setattr__(self, "quorum", most)
+
+    def at(self, sites: Collection[str]) -> JobSpec:
+        """Return the job in force when it runs at exactly these of its sites.
+
+        They stand in the order in which they were listed; nothing is left to choose.
+
+        :raises ValueError: when they are not as many of its sites as it wants.
+        """
+        if not set(sites) <= set(self.sites) or len(sites) != self.placement.choose:
+            raise ValueError(f"{sorted(sites)} are not {self.placement.choose} of the job's sites")
+        return dataclasses.replace(
+            self,
+            sites=tuple(site for site in self.sites if site in sites),
+            data={site: mount for site, mount in self.data.items() if site in sites},
+            placement=Placement(),
+        )
 
     # --- reading ----------------------------------------------------------------------
 
@@ -286,6 +309,9 @@ class JobSpec:
                 for site, mount in self.data.items()
             },
         }
+        if self.placement.choose:
+            # A job that chooses nothing has the digest that it had before there was a choice.
+            values["placement"] = _fields(self.placement)
         if self.privacy is not None:
             values["privacy"] = self.privacy.to_mapping()
         return values

@@ -11,11 +11,12 @@ import dataclasses
 import hashlib
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from attestation.errors import AttestationError
 from attestation.policy import AppraisalPolicy
@@ -44,7 +45,7 @@ from server.flower.link import JobLink
 from server.flower.plan import JobPlan, Outcome
 from server.home import Home
 from server.jobs import JobBook, JobRecord, JobStatus
-from server.placement import obstacles
+from server.placement import Candidate, Choice, choose, obstacles
 from server.policies import PolicyDesk
 from server.register import Admission, AdmissionEvent, AdmissionRegister, Change
 from server.rpc.ports import EventView, JobView, Orders, StartOrder, StopOrder
@@ -60,6 +61,8 @@ _MAX_CRASHES: Final = 3
 _RETRY_SECONDS: Final = 2.0
 _ASSIGNMENT_LIFETIME: Final = timedelta(days=7)
 _EVENT_PAGE: Final = 500
+_LATELY: Final = timedelta(hours=1)
+_MOST_FAILURES: Final = 100
 
 
 @dataclass(slots=True)
@@ -119,6 +122,7 @@ class Coordinator:
         self._lock = threading.RLock()
         self._open: dict[str, _Open] = {}
         self._orders: dict[str, Orders] = {}
+        self._failures: dict[str, deque[datetime]] = {}
         self._gate: AdmissionGate | None = None
         self._stopping = False
         register.subscribe(self._admission_changed)
@@ -219,15 +223,23 @@ class Coordinator:
     ) -> JobView:
         """Accept a job and order it at its sites.
 
-        :raises JobError: when a site is unknown, the budget cannot pay for its rounds, or
-            the coordinator runs as many jobs as it may.
+        Where the job leaves the choice of its sites to us, the job that is accepted and in
+        force names exactly those that were chosen.
+
+        :raises JobError: when a site is unknown or too few are able, the budget cannot pay for
+            its rounds, or the coordinator runs as many jobs as it may.
         :raises AttestationError: when its policy is not signed as it has to be, or older
             than one that was accepted before.
         """
         policy = AppraisalPolicy.from_toml(policy_toml.encode(), where="policy.toml")
         spec = JobSpec.from_toml(job_toml, where="job.toml", policy=policy_toml.encode())
         check_bundle(bundle, where="the app bundle")
-        self._require_sites(spec, policy)
+        asked, choice = spec, None
+        if asked.placement.choose:
+            choice = self._chosen(asked, policy)
+            spec = asked.at(choice.sites)
+        else:
+            self._require_sites(spec, policy)
         if spec.privacy is not None:
             Budget.require(spec.privacy, spec.rounds)
         record = JobRecord(
@@ -259,6 +271,7 @@ class Coordinator:
                     "digest": spec.digest().hex(),
                     "bundle": hashlib.sha256(bundle).hexdigest(),
                     "policy": policy.digest.hex(),
+                    **({} if choice is None else _placed(asked, choice)),
                 },
             )
             self._home.ledger.append(
@@ -271,6 +284,8 @@ class Coordinator:
                 },
             )
             self._say(spec.name, JobSubmitted(job=spec.name, rounds=spec.rounds, sites=spec.sites))
+            for site, reason in choice.passed_over.items() if choice is not None else ():
+                self._say(spec.name, Log(line=f"not chosen: {reason}", site=site))
             self._begin(record)
         return self.get_job(spec.name)
 
@@ -450,6 +465,7 @@ class Coordinator:
             self._say(name, ClientLost(site=site, reason=f"{phase}: {reason}"))
             job.host.link.absent(site)
             if phase == "failed":
+                self._failed_at(site)
                 self._again(job, site, reason)
             elif phase == "refused":
                 self._give_up_if_hopeless(job, site, reason)
@@ -492,6 +508,38 @@ class Coordinator:
                 f"{'; '.join(lacking)}",
                 hint="change the job or the sites, or lower `quorum` to go on without them",
             )
+
+    def _chosen(self, spec: JobSpec, policy: AppraisalPolicy) -> Choice:
+        """Choose the sites of a job that wants some of those it names.
+
+        :raises JobError: when too few are able.
+        """
+        return choose(spec, policy, [self._candidate(name) for name in spec.sites])
+
+    def _candidate(self, name: str) -> Candidate:
+        site, unable = self._sites.show(name), ""
+        since = self._clock() - _LATELY
+        with self._lock:
+            if site.status is not SiteStatus.ACTIVE:
+                unable = f"it is {site.status}"
+            elif name not in self._orders:
+                unable = "it is not connected"
+            return Candidate(
+                name=name,
+                unable=unable,
+                capabilities=site.capabilities,
+                busy=tuple(
+                    job.record.spec.resources
+                    for job in self._open.values()
+                    if name in job.record.spec.sites
+                ),
+                failures=sum(at > since for at in self._failures.get(name, ())),
+            )
+
+    def _failed_at(self, site: str) -> None:
+        with self._lock:
+            failures = self._failures.setdefault(site, deque(maxlen=_MOST_FAILURES))
+            failures.append(self._clock())
 
     def _begin(self, record: JobRecord) -> None:
         spec = record.spec
@@ -746,6 +794,16 @@ class Coordinator:
 
 def _attempts() -> range:
     return range(1, _MAX_ATTEMPTS + 1)
+
+
+def _placed(asked: JobSpec, choice: Choice) -> dict[str, Any]:
+    """Return what the ledger keeps of a choice, besides the job that came of it."""
+    return {
+        "asked": asked.digest().hex(),
+        "prefer": asked.placement.prefer,
+        "sites": list(choice.sites),
+        "passed_over": dict(choice.passed_over),
+    }
 
 
 def _view(record: JobRecord) -> JobView:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +21,7 @@ from edge.identity import SiteIdentity
 from edge.launcher import Phase, Workload
 from edge.rpc import enroll
 from fedlearn.assignment import Assignment
-from fedlearn.errors import NotEnrolled
+from fedlearn.errors import FedlearnError, NotEnrolled
 from fedlearn.job import JobSpec, workload_digest
 from server.rpc import StartOrder
 
@@ -77,7 +77,7 @@ class Site:
         text = dataclasses.replace(token, address=front.gate).encode()
         self.identity = self._known(enroll(text))
         self.bundle = front.coordinator.bundle
-        self.raised: list[BaseException] = []
+        self.raised: list[FedlearnError] = []
         self._running: list[tuple[Agent, threading.Thread]] = []
 
     def _known(self, identity: SiteIdentity) -> SiteIdentity:
@@ -100,7 +100,7 @@ class Site:
         def run() -> None:
             try:
                 made.run()
-            except BaseException as error:
+            except FedlearnError as error:
                 self.raised.append(error)
 
         thread = threading.Thread(target=run, daemon=True)
@@ -110,8 +110,6 @@ class Site:
 
     def order(self, identity: str) -> None:
         """Send a signed assignment."""
-        import hashlib
-
         spec = JobSpec.from_toml(JOB, policy=POLICY)
         digest = hashlib.sha256(self.bundle).digest()
         now = datetime.now(UTC)
@@ -270,4 +268,3 @@ def test_an_assignment_is_never_started_twice(site: Site, ended: Phase, told: st
     assert phase == told
     assert "that is how it ended" in reason
     assert clients.launched == ["a-1"]
-    assert json.dumps(reason)
