@@ -25,6 +25,7 @@ from attestation.chains import (
     Certificate,
     check_issued,
     check_validity,
+    names_issuer,
     split_certificates,
 )
 from attestation.errors import (
@@ -196,7 +197,7 @@ def _product(certificate: Certificate) -> str:
 
 def _issuer(child: Certificate, certificates: Sequence[Certificate]) -> Certificate:
     """Return the certificate with the name of the issuer that signed ``child``."""
-    named = [item for item in certificates if item.subject == child.issuer and item.authority]
+    named = [item for item in certificates if item.authority and names_issuer(child, item)]
     for item in named[:-1]:
         try:
             check_issued(child, item, step=_STEP)

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from attestation.evidence import Claims, Tee
+from attestation.policy import CONTAINER_SERVER, EVENT
 from attestation.result import AttestationResult, Finding, Tier
 from attestation.rules import hardware_findings
 
@@ -194,6 +195,8 @@ def _references(
 ) -> Iterator[Finding]:
     groups: dict[str, list[ReferenceValue]] = {}
     for reference in policy.references:
+        if reference.claim == EVENT:
+            continue
         if (reference.tee is None and not prefix) or reference.tee is claims.tee:
             groups.setdefault(reference.claim, []).append(reference)
     for claim, references in groups.items():
@@ -241,7 +244,11 @@ def _describe(reference: ReferenceValue, now: datetime) -> str:
 
 def _mend(claim: str, value: bytes | None, unverified: bool) -> str:
     if unverified:
-        return f"{claim} is only claimed; it counts when the evidence binds it"
+        return f"{claim} is only claimed; it counts when the evidence binds it" + (
+            f", and the log measures a server that a reference for {CONTAINER_SERVER} names"
+            if claim == "container.imr"
+            else ""
+        )
     if value is None:
         return f"run what measures {claim}, or send its event log"
     return "run the expected software, or add a reference value if this one is good"

@@ -22,8 +22,7 @@ _HEX_FILE: Final = re.compile(
 )
 _BASE64_FILE: Final = re.compile(rb"(?:[A-Za-z0-9+/]+(?:\r?\n))*[A-Za-z0-9+/]+={0,2}(?:\r?\n)?")
 _LINE_END: Final = re.compile(rb"\r?\n")
-_HEX: Final = re.compile(r"(?:[0-9a-f]{2})+|(?:[0-9A-F]{2})+")
-_BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]*={0,2}")
+_STANDARD: Final = str.maketrans("-_", "+/")
 
 
 def unwrap_text(data: bytes) -> bytes:
@@ -56,18 +55,24 @@ def json_bytes(value: object, where: str) -> bytes:
         if isinstance(value, list):
             return bytes(value)
         if isinstance(value, str):
-            if _HEX.fullmatch(value):
-                return bytes.fromhex(value)
-            if _BASE64.fullmatch(value):
-                return _base64(value)
+            return _hex(value) or _base64(value)
     except (ValueError, TypeError, binascii.Error):
         pass
     raise EvidenceError("must be bytes in base64, base64url or hex", field=where)
 
 
+def _hex(value: str) -> bytes:
+    """Return the bytes, or none where it is not hex of one case."""
+    try:
+        data = bytes.fromhex(value)
+    except ValueError:
+        return b""
+    return data if value in (data.hex(), data.hex().upper()) else b""
+
+
 def _base64(value: str) -> bytes:
-    text = value.rstrip("=").translate(str.maketrans("-_", "+/"))
+    text = value.rstrip("=").translate(_STANDARD)
     data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    if base64.b64encode(data).decode().rstrip("=") != text:
+    if base64.b64encode(data).decode().rstrip("=") != text or len(value) - len(text) > 2:
         raise ValueError("not canonical")
     return data

@@ -16,7 +16,8 @@ the registers that a quote signs. Even then only *digests* are proven; what an e
 says is proven where :meth:`Event.hashes_data` holds, and only for event types whose digest
 is defined as the hash of that data.
 
-Bounds: a log has at most 4 MiB and 16,384 events, which bounds memory to about 16 MiB.
+Bounds: a log has at most 4 MiB and 16,384 events, which bounds memory to about 16 MiB. The
+last 64 logs of at most 16 KiB are remembered as they were parsed, below 16 MiB in all.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import hmac
 import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
@@ -45,6 +47,7 @@ __all__ = [
 
 MAX_LOG_BYTES: Final = 4 * 1024 * 1024
 MAX_EVENTS: Final = 16 * 1024
+_MAX_REMEMBERED: Final = 16 * 1024
 
 EV_NO_ACTION: Final = 0x00000003
 """An event that informs and is not extended."""
@@ -154,16 +157,7 @@ class EventLog:
 
         :raises EvidenceError: naming field and offset.
         """
-        read = Cursor(data, "event_log", limit=MAX_LOG_BYTES, little=True)
-        sizes = _header(read)
-        header = data[: read.offset]
-        end = _end(data)
-        events: list[Event] = []
-        while read.offset < end:
-            if len(events) == MAX_EVENTS:
-                raise read.fail(f"more than {MAX_EVENTS} events", "event")
-            events.append(_event(read, sizes, len(events) + 1))
-        return cls(sizes=MappingProxyType(sizes), events=tuple(events), header=header)
+        return _remembered(data) if len(data) <= _MAX_REMEMBERED else _parse(data)
 
     def to_bytes(self) -> bytes:
         """Return the log without padding; parsing it gives an equal log."""
@@ -282,6 +276,25 @@ def _suspect(
             return f"event {event.number} is the first whose digest is not that of its content"
     first, last = events[0].number, events[-1].number
     return f"events {first} to {last} of the log extend it"
+
+
+@lru_cache(maxsize=64)
+def _remembered(data: bytes) -> EventLog:
+    """Parse a short log once: a client shows the same one each time that it attests."""
+    return _parse(data)
+
+
+def _parse(data: bytes) -> EventLog:
+    read = Cursor(data, "event_log", limit=MAX_LOG_BYTES, little=True)
+    sizes = _header(read)
+    header = data[: read.offset]
+    end = _end(data)
+    events: list[Event] = []
+    while read.offset < end:
+        if len(events) == MAX_EVENTS:
+            raise read.fail(f"more than {MAX_EVENTS} events", "event")
+        events.append(_event(read, sizes, len(events) + 1))
+    return EventLog(sizes=MappingProxyType(sizes), events=tuple(events), header=header)
 
 
 def _header(read: Cursor) -> dict[str, int]:

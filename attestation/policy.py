@@ -21,9 +21,12 @@ from attestation.errors import PolicyError
 from attestation.evidence import Claims, Tee
 from attestation.result import AttestationResult, Finding
 from attestation.toml import MAX_TOML_BYTES
+from attestation.trust import TrustAnchors
 
 __all__ = [
     "CLAIM_NAME",
+    "CONTAINER_SERVER",
+    "EVENT",
     "DEFAULT_LIFETIME",
     "MAX_POLICY_BYTES",
     "TCB_STATUSES",
@@ -51,6 +54,12 @@ TCB_STATUSES: Final = (
     "OutOfDateConfigurationNeeded",
 )
 """TCB statuses of Intel that a policy may accept. ``Revoked`` is not one of them."""
+
+CONTAINER_SERVER: Final = "container.server"
+"""The claim that a container server is measured; see :meth:`AppraisalPolicy.anchors_for`."""
+
+EVENT: Final = "event"
+"""What a reference value is called that demands nothing: a digest that may stand in a log."""
 
 DEFAULT_LIFETIME: Final = timedelta(minutes=30)
 """How long a result may be relied upon, unless the policy or the caller says less."""
@@ -216,6 +225,28 @@ class AppraisalPolicy:
     def with_references(self, *references: ReferenceValue) -> AppraisalPolicy:
         """Return this policy with more accepted values; its digest changes with it."""
         return replace(self, references=(*self.references, *references))
+
+    def anchors_for(self, trust: TrustAnchors, *, now: datetime) -> TrustAnchors:
+        """Return ``trust`` with what this policy's reference values say about event logs.
+
+        Whoever verifies evidence for this policy passes the result to
+        :func:`attestation.verifiers.verify`. Values outside of their window do not count.
+
+        * References for ``container.server`` are digests of events that measure a server
+          whose containers' registers may be believed. No other server's are.
+        * Every reference value is a digest that a log may have; where a log does not replay,
+          the error points at the first event that has none of them. ``event`` names digests
+          for this and for nothing else.
+        """
+        current = [item for item in self.references if item.valid_at(now)]
+        if not current:
+            return trust
+        servers = {item.value for item in current if item.claim == CONTAINER_SERVER}
+        return replace(
+            trust,
+            container_servers=trust.container_servers | servers,
+            known_events=trust.known_events | {item.value for item in current},
+        )
 
     def appraise(
         self,

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from attestation.evidence import Tee
-from attestation.policy import AppraisalPolicy, SnpRules, TdxRules
+from attestation.policy import EVENT, AppraisalPolicy, SnpRules, TdxRules
 
 __all__ = ["lint_policy"]
 
@@ -45,7 +45,8 @@ def _look(policy: AppraisalPolicy, now: datetime) -> Iterator[str]:
 def _references(policy: AppraisalPolicy, now: datetime) -> Iterator[str]:
     for tee in policy.accept:
         enclave = tee is Tee.SGX and (policy.sgx.mrenclave or policy.sgx.mrsigner)
-        if not enclave and not any(item.tee in (None, tee) for item in policy.references):
+        named = [item for item in policy.references if item.claim != EVENT]
+        if not enclave and not any(item.tee in (None, tee) for item in named):
             yield f"no reference value applies to {tee.value}, so its evidence is refused"
     seen = set()
     for index, item in enumerate(policy.references):

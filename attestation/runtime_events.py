@@ -39,7 +39,7 @@ _DIGEST_BYTES: Final = 32
 _CLAIM: Final = re.compile(r"[a-z][a-z0-9_.-]{0,31}")
 _SCOPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RESERVED: Final = re.compile(
-    r"(?:pcr|rtmr|boot|image|container|measurement|other)(?:[0-9.].*)?"
+    r"(?:pcr|rtmr|boot|image|container|measurement|other|event)(?:[0-9.].*)?"
     r"|mr[a-z]+|firmware|kernel|cmdline|initrd|initdata|launch|host_data"
     r"|(?:id|author)_key_digest|firmware_id"
 )

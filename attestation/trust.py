@@ -73,7 +73,8 @@ class TrustAnchors:
     ``container_servers``  digests of events which measure a CCNP or CIMA server, or an image
                       that contains it; a container's own register counts only under one
     ``known_events``  digests of log events that reference values know; where a log does not
-                      replay, the error points at the first event that is none of them
+                      replay, the error points at the first event that is none of them.
+                      A policy fills in both: :meth:`~.policy.AppraisalPolicy.anchors_for`
     ``collateral``    Intel collateral documents, each one the JSON of a QuoteCollateralV3
     ``endorsements``  certificates and chains, DER or PEM: VCEK, VLEK, ASK, ASVK, ARK, EK,
                       and AMD certificate revocation lists

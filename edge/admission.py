@@ -119,7 +119,7 @@ def verify_coordinator(
                 node_id=COORDINATOR_NODE,
                 workload=membership.workload,
             ),
-            trust=membership.trust,
+            trust=demanded.anchors_for(membership.trust, now=now()),
             now=now(),
         )
         if claims.attributes.get("bound") is not True:

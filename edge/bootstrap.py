@@ -81,7 +81,6 @@ class Bootstrap:
 
     def encode(self) -> bytes:
         """Return the document as JSON."""
-        trust = self.trust
         document = {
             "site": self.site,
             "client": self.client,
@@ -94,13 +93,7 @@ class Bootstrap:
             "attester": _settings(self.attester),
             "state": str(self.state),
             "commitment_seed": _text(self.commitment_seed),
-            "trust": {
-                "sample_keys": sorted(map(_text, trust.sample_keys)),
-                "tpm_aks": sorted(map(_text, trust.tpm_aks)),
-                "tpm_ek_roots": list(map(_text, trust.tpm_ek_roots)),
-                "collateral": list(map(_text, trust.collateral)),
-                "endorsements": list(map(_text, trust.endorsements)),
-            },
+            "trust": _anchors_json(self.trust),
         }
         return json.dumps(document).encode()
 
@@ -129,15 +122,16 @@ class Bootstrap:
                 ),
                 state=Path(str(document["state"])),
                 commitment_seed=_bytes(document["commitment_seed"]),
-                trust=TrustAnchors(
-                    sample_keys=frozenset(map(_bytes, trust["sample_keys"])),
-                    tpm_aks=frozenset(map(_bytes, trust["tpm_aks"])),
-                    tpm_ek_roots=tuple(map(_bytes, trust["tpm_ek_roots"])),
-                    collateral=tuple(map(_bytes, trust["collateral"])),
-                    endorsements=tuple(map(_bytes, trust["endorsements"])),
-                ),
+                trust=_anchors(trust),
             )
-        except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            binascii.Error,
+        ) as error:
             raise ConfigError(f"the bootstrap document is malformed: {error}") from None
 
 
@@ -152,6 +146,35 @@ def _settings(settings: AttesterSettings) -> dict[str, object]:
         if value not in ("", None):
             values[item.name] = value
     return values
+
+
+def _anchors_json(trust: TrustAnchors) -> dict[str, object]:
+    """Return every field, each in the shape of its type: a text, a list, or an object."""
+    document: dict[str, object] = {}
+    for item in dataclasses.fields(trust):
+        value = getattr(trust, item.name)
+        if isinstance(value, bytes):
+            document[item.name] = _text(value)
+        elif isinstance(value, Mapping):
+            document[item.name] = {_text(key): _text(other) for key, other in value.items()}
+        else:
+            texts = list(map(_text, value))
+            document[item.name] = sorted(texts) if isinstance(value, frozenset) else texts
+    return document
+
+
+def _anchors(document: Mapping[str, Any]) -> TrustAnchors:
+    values: dict[str, Any] = {}
+    pinned = TrustAnchors()
+    for item in dataclasses.fields(TrustAnchors):
+        written, kind = document[item.name], getattr(pinned, item.name)
+        if isinstance(kind, bytes):
+            values[item.name] = _bytes(written)
+        elif isinstance(kind, Mapping):
+            values[item.name] = {_bytes(key): _bytes(other) for key, other in written.items()}
+        else:
+            values[item.name] = type(kind)(map(_bytes, written))
+    return TrustAnchors(**values)
 
 
 def _text(data: bytes) -> str:

@@ -5,16 +5,20 @@ The roots of Intel and AMD are built in. What a policy then likes is another que
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from attestation.trust import TrustAnchors
-from fedlearn.config import file_bytes, file_path, hexadecimal, option, seq
+from fedlearn.config import each, file_bytes, file_path, hexadecimal, option, seq
 
 __all__ = ["Trust"]
 
 _MAX_ITEM_BYTES: Final = 4 * 1024 * 1024
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +27,22 @@ class Trust:
 
     ``insecure_sample_keys``  SHA-256 of the SPKI of development keys
     ``tpm_aks``               SHA-256 of the SPKI of attestation keys that are known
+    ``tpm_ek_of``             by the digest of a known attestation key, that of the SPKI of its
+                              TPM's endorsement key, which then is the hardware's identity
+    ``tpm_boot_values``       values at which a boot chain leaves PCR 14, where not at zero
+    ``container_servers``     digests of events that measure a CCNP or CIMA server, besides
+                              the policy's references for ``container.server``
     """
 
     collateral: tuple[Path, ...] = option(seq(file_path(), most=64), default=())
     endorsements: tuple[Path, ...] = option(seq(file_path(), most=64), default=())
     tpm_ek_roots: tuple[Path, ...] = option(seq(file_path(), most=64), default=())
     tpm_aks: tuple[bytes, ...] = option(seq(hexadecimal(32), most=10_000), default=())
+    tpm_ek_of: Mapping[str, bytes] = option(
+        each(hexadecimal(32), key=_DIGEST, most=10_000), factory=lambda: MappingProxyType({})
+    )
+    tpm_boot_values: tuple[bytes, ...] = option(seq(hexadecimal(32), most=1000), default=())
+    container_servers: tuple[bytes, ...] = option(seq(hexadecimal(48), most=1000), default=())
     insecure_sample_keys: tuple[bytes, ...] = option(seq(hexadecimal(32), most=10_000), default=())
 
     def anchors(self) -> TrustAnchors:
@@ -38,7 +52,10 @@ class Trust:
         """
         return TrustAnchors(
             sample_keys=frozenset(self.insecure_sample_keys),
-            tpm_aks=frozenset(self.tpm_aks),
+            tpm_aks=frozenset(self.tpm_aks) | frozenset(map(bytes.fromhex, self.tpm_ek_of)),
+            tpm_ek_of={bytes.fromhex(ak): ek for ak, ek in self.tpm_ek_of.items()},
+            tpm_boot_values=frozenset(self.tpm_boot_values),
+            container_servers=frozenset(self.container_servers),
             tpm_ek_roots=_read(self.tpm_ek_roots, "a TPM vendor's root"),
             collateral=_read(self.collateral, "the collateral"),
             endorsements=_read(self.endorsements, "the endorsement"),

@@ -193,7 +193,7 @@ class Examiner:
                     node_id=request.site,
                     workload=job.workload,
                 ),
-                trust=_trusting(job.trust, tpm),
+                trust=job.policy.anchors_for(_trusting(job.trust, tpm), now=now),
                 now=now,
             )
         except AttestationError as error:

@@ -37,7 +37,7 @@ from attestation.errors import EvidenceError
 from attestation.evidence import Tee
 from attestation.quotes.cursor import Cursor
 from attestation.quotes.tpm import TpmQuote
-from attestation.quotes.tpm_structures import QuoteStatement, spki
+from attestation.quotes.tpm_structures import QuoteStatement
 
 __all__ = ["MAX_AZURE_BYTES", "AzureEvidence", "HclReport", "azure_document"]
 
@@ -222,7 +222,8 @@ def _quote(quote: dict[str, Any], ak: rsa.RSAPublicKey, scope: str) -> TpmQuote:
     for number, value in enumerate(values):
         if len(value) != _PCR_BYTES:
             raise EvidenceError(f"{len(value)} bytes, not 32", field=f"tpm_quote.pcrs[{number}]")
-    selected = [item.pcrs for item in QuoteStatement.parse(message).selection if item.pcrs]
+    statement = QuoteStatement.parse(message)
+    selected = [item.pcrs for item in statement.selection if item.pcrs]
     if len(selected) != 1:
         raise EvidenceError("must select PCRs of one bank", field="tpm_quote.message")
     if len(values) == _MAX_PCRS and len(selected[0]) != _MAX_PCRS:
@@ -230,9 +231,9 @@ def _quote(quote: dict[str, Any], ak: rsa.RSAPublicKey, scope: str) -> TpmQuote:
     if not _MIN_RSA_BYTES <= len(signature) <= _MAX_RSA_BYTES:
         raise EvidenceError(f"{len(signature)} bytes", field="tpm_quote.signature")
     return TpmQuote.assemble(
-        attest=message,
+        attest=statement,
         signature=struct.pack(">HHH", *_RSASSA_SHA256, len(signature)) + signature,
-        ak=spki(ak),
+        ak=ak,
         pcr_values=b"".join(values),
         scope=scope,
     )

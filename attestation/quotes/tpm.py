@@ -129,6 +129,7 @@ class TpmQuote:
             if fields.get(tag) == b"":
                 raise read.fail("is empty", _NAMES[tag])
         return _build(
+            QuoteStatement.parse(fields[_ATTEST]),
             fields,
             PublicArea.parse(fields[_AK_PUBLIC]) if _AK_PUBLIC in fields else None,
             _canonical_key(fields[_AK_SPKI]) if _AK_SPKI in fields else None,
@@ -138,32 +139,34 @@ class TpmQuote:
     def assemble(
         cls,
         *,
-        attest: bytes,
+        attest: bytes | QuoteStatement,
         signature: bytes,
-        ak: bytes,
+        ak: bytes | PublicKey,
         pcr_values: bytes,
         scope: str = "",
         ek_certificate: bytes = b"",
     ) -> TpmQuote:
         """Put a quote together from its pieces.
 
-        ``ak`` is a ``TPMT_PUBLIC``, a ``TPM2B_PUBLIC``, or a public key in PEM or DER.
+        ``ak`` is a ``TPMT_PUBLIC``, a ``TPM2B_PUBLIC``, or a public key, also in PEM or DER.
 
         :raises EvidenceError: naming the piece.
         """
         fields = {
-            _ATTEST: attest,
             _SIGNATURE: signature,
             _PCRS: pcr_values,
             _SCOPE_TAG: scope.encode(),
             _EK: ek_certificate,
         }
+        statement = QuoteStatement.parse(attest) if isinstance(attest, bytes) else attest
+        if not isinstance(ak, bytes):
+            return _build(statement, fields, None, ak)
         area = None
         if ak[:2] in (b"\x00\x01", b"\x00\x23"):
             area = PublicArea.parse(ak)
         elif ak[:1] == b"\x00":
             area = PublicArea.parse_sized(ak)
-        return _build(fields, area, None if area else load_public_key(ak, "ak"))
+        return _build(statement, fields, area, None if area else load_public_key(ak, "ak"))
 
     @classmethod
     def from_evidence(cls, evidence: Evidence) -> TpmQuote:
@@ -172,8 +175,9 @@ class TpmQuote:
         :raises EvidenceError: naming field and offset.
         """
         if evidence.quote[: len(_ATTEST_MAGIC)] == _ATTEST_MAGIC:
-            found = sort_pieces(QuoteStatement.parse(evidence.quote), evidence.endorsements)
-            return cls.assemble(attest=evidence.quote, **found)
+            statement = QuoteStatement.parse(evidence.quote)
+            found = sort_pieces(statement, evidence.endorsements)
+            return cls.assemble(attest=statement, **found)
         return cls.from_bytes(evidence.quote)
 
 
@@ -190,8 +194,12 @@ def _split(statement: QuoteStatement, values: bytes) -> Mapping[str, Mapping[int
     return MappingProxyType(banks)
 
 
-def _build(fields: Mapping[int, bytes], area: PublicArea | None, key: PublicKey | None) -> TpmQuote:
-    statement = QuoteStatement.parse(fields[_ATTEST])
+def _build(
+    statement: QuoteStatement,
+    fields: Mapping[int, bytes],
+    area: PublicArea | None,
+    key: PublicKey | None,
+) -> TpmQuote:
     values = fields[_PCRS]
     if len(values) != statement.pcr_bytes:
         raise EvidenceError(

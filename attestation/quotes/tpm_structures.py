@@ -177,14 +177,15 @@ def _selection(read: Cursor) -> tuple[PcrSelection, ...]:
         if any(bank == other.bank for other in found):
             raise read.fail(f"{bank} is selected twice", f"{field}.hash", offset=at)
         bits = read.sized(field, limit=_MAX_SELECT, prefix=1)
-        pcrs = tuple(
-            8 * byte + bit
-            for byte, value in enumerate(bits)
-            for bit in range(8)
-            if value & 1 << bit
-        )
-        found.append(PcrSelection(bank=bank, pcrs=pcrs))
+        found.append(PcrSelection(bank=bank, pcrs=_numbers(bits)))
     return tuple(found)
+
+
+@functools.lru_cache(maxsize=64)
+def _numbers(bits: bytes) -> tuple[int, ...]:
+    return tuple(
+        8 * byte + bit for byte, value in enumerate(bits) for bit in range(8) if value >> bit & 1
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,6 +84,8 @@ def verify(
     if now.tzinfo is None:
         raise ValueError("the time of a verification must be aware")
     claims = _verify_one(evidence, binding, trust, now)
+    if not evidence.components:
+        return claims
     components = tuple(_verify_one(item, binding, trust, now) for item in evidence.components)
     return replace(claims, components=(*claims.components, *components))
 

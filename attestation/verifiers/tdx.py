@@ -11,7 +11,8 @@ Steps, in this order, each named in the error that it raises:
 5. *event log*: the CCEL replays to the quoted RTMRs, register by register; registers kept in
    software count as far as that module says. ``container.imr`` of a CCNP server counts where
    the report data covers it *and* an event of the replayed log has a digest of
-   ``trust.container_servers``; else it is listed as unverified.
+   ``trust.container_servers``, which ``container.server`` then names; else it is listed as
+   unverified.
 
 **Without any collateral** steps 1, 2, 4 and 5 still run. The TCB status is then ``unknown``,
 ``tcb`` is listed in :attr:`~attestation.evidence.Claims.unverified`, and no policy accepts
@@ -101,6 +102,7 @@ class DcapVerifier:
         body = quote.body
         log = EventLog.parse(evidence.event_log) if evidence.event_log else None
         software = SoftwareRegisters.read(log)
+        server = _measured_server(log, trust) if software.container else b""
         proven = check_report_data(body.report_data, binding, software)
         attributes: dict[str, Scalar | tuple[str, ...]] = {
             "bound": binding is not None,
@@ -130,14 +132,18 @@ class DcapVerifier:
             attributes["tcb_missing"] = verdict.missing
         return Claims(
             tee=quote.tee,
-            measurements={**software.claims, **measurements},
+            measurements={
+                **software.claims,
+                **({"container.server": server} if server else {}),
+                **measurements,
+            },
             debug=body.debug,
             tcb=verdict.status if judged else UNKNOWN_TCB,
             hardware_id=pck.identity,
             attributes=attributes,
             unverified=(
                 *(() if judged else ("tcb",)),
-                *software.unproven(bound=proven, server_measured=_server_measured(log, trust)),
+                *software.unproven(bound=proven, server_measured=bool(server)),
             ),
         )
 
@@ -203,14 +209,18 @@ def _documents(items: Iterable[bytes]) -> tuple[bytes, ...]:
     return tuple(item for item in items if item.lstrip()[:1] == _COLLATERAL_START)
 
 
-def _server_measured(log: EventLog | None, trust: TrustAnchors) -> bool:
-    """Say whether the log, which was replayed, has a container server that is trusted."""
-    return log is not None and any(
-        digest in trust.container_servers
+def _measured_server(log: EventLog | None, trust: TrustAnchors) -> bytes:
+    """Return the digest of a trusted container server in the log, which was replayed."""
+    if log is None or not trust.container_servers:
+        return b""
+    found = (
+        digest
         for event in hardware_part(log).events
         if event.extends
         for digest in event.digests.values()
+        if digest in trust.container_servers
     )
+    return next(found, b"")
 
 
 def td_measurements(body: TdReport) -> dict[str, bytes]:

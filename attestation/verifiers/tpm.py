@@ -22,6 +22,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -187,16 +188,27 @@ def check_attestation_key(quote: TpmQuote, trust: TrustAnchors) -> str:
         )
     if quote.ak_area is None:
         return "unknown"
-    if quote.ak_area.attributes & (_REQUIRED | ObjectAttribute.DECRYPT) != _REQUIRED:
+    restricted, names = _examined(quote.ak_area.raw)
+    if not restricted:
         raise EndorsementError(
             "the key is not a restricted signing key that is fixed to its TPM", step=step
         )
-    for name, handle in _PERMANENT_HANDLES.items():
-        if _qualified(quote.ak_area, handle) == quote.statement.signer:
-            return name
-    raise EndorsementError(
-        "the signed qualified name is not that of this key in any hierarchy", step=step
-    )
+    hierarchy = names.get(quote.statement.signer)
+    if hierarchy is None:
+        raise EndorsementError(
+            "the signed qualified name is not that of this key in any hierarchy", step=step
+        )
+    return hierarchy
+
+
+@lru_cache(maxsize=256)
+def _examined(raw: bytes) -> tuple[bool, Mapping[bytes, str]]:
+    """Return whether a key is of the right kind, and its qualified name in each hierarchy."""
+    area = PublicArea.parse(raw)
+    restricted = area.attributes & (_REQUIRED | ObjectAttribute.DECRYPT) == _REQUIRED
+    return restricted, {
+        _qualified(area, handle): name for name, handle in _PERMANENT_HANDLES.items()
+    }
 
 
 def _qualified(area: PublicArea, parent: int) -> bytes:

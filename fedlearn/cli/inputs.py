@@ -54,13 +54,14 @@ class Request:
     source: str
     warnings: tuple[str, ...]
 
-    def verify(self) -> Claims:
-        """Return the claims.
+    def verify(self, policy: AppraisalPolicy | None = None) -> Claims:
+        """Return the claims, with the reference values of ``policy`` for event logs.
 
         :raises EvidenceError: when the input is malformed.
         :raises VerificationError: when it is not genuine.
         """
-        return verify(self.evidence, binding=self.report_data, trust=self.trust, now=self.now)
+        trust = policy.anchors_for(self.trust, now=self.now) if policy else self.trust
+        return verify(self.evidence, binding=self.report_data, trust=trust, now=self.now)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

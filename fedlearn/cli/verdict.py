@@ -110,7 +110,7 @@ def judge(request: Request, policy: AppraisalPolicy, *, node: str | None = None)
     :raises EvidenceError: when the input is malformed.
     """
     try:
-        claims = request.verify()
+        claims = request.verify(policy)
     except VerificationError as error:
         return Verdict(
             evidence=request.evidence,

@@ -216,18 +216,18 @@ def test_evidence_is_good_for_nothing_else(name: str) -> None:
         assert isinstance(error, BindingError)
 
 
-@pytest.mark.parametrize("claim", ["pcr.4", "mrtd", "kernel", "launch", "container.imr"])
+@pytest.mark.parametrize("claim", ["pcr.4", "mrtd", "kernel", "launch", "container.imr", "event"])
 def test_software_does_not_speak_for_hardware(claim: str) -> None:
     """A client may measure what it likes, but not under the name of a hardware claim."""
     import hashlib
 
-    from vector_cases import _paper_tpm
+    from vector_cases import paper_tpm
 
     from attestation.runtime_events import RuntimeEvent
 
     content = f"{claim} sha256:{'ab' * 32}"
     data = RuntimeEvent(domain="fedlearn", operation="measure", content=content).to_data()
-    paper = _paper_tpm().PaperTpm(key=keys.ec_key("a TPM's attestation key"))
+    paper = paper_tpm().PaperTpm(key=keys.ec_key("a TPM's attestation key"))
     digest = hashlib.sha256(data).digest()
     paper.log = paper.log.append(14, 6, {"sha256": digest}, data)
     paper.extend(14, {"sha256": digest})

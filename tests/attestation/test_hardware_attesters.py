@@ -28,6 +28,8 @@ from attestation.attesters.tsm import ConfigFs, TsmAttester
 from attestation.errors import AttesterError, BindingError, EventLogError
 from attestation.eventlog import EventLog
 from attestation.evidence import Claims, Evidence, Tee
+from attestation.policy import AppraisalPolicy, ReferenceValue
+from attestation.result import Tier
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 
@@ -235,6 +237,63 @@ def test_a_container_counts_under_a_measured_server(folder: Path, service: str) 
     # Without a server that is known to be measured, the register is only claimed.
     unknown = judged(evidence)
     assert unknown.unverified == ("container.imr",)
+
+
+def container_policy(server: bytes | None, **window: Any) -> AppraisalPolicy:
+    """Return a policy that names the container's register, and who may keep it."""
+    references = [ReferenceValue(claim="mrtd", value=keys.stream("mrtd", 48))]
+    references.append(ReferenceValue(claim="event", value=bytes(48), name="demands nothing"))
+    if server is not None:
+        reference = ReferenceValue(claim="container.server", value=server, **window)
+        references.append(reference)
+    return AppraisalPolicy(
+        accept=(Tee.TDX,), references=tuple(references), require=("container.imr", "app")
+    )
+
+
+@pytest.mark.parametrize(
+    ("server", "window", "refused"),
+    [
+        (SERVER, {}, set()),
+        (SERVER, {"not_before": keys.AT, "not_after": keys.END}, set()),
+        (SERVER, {"not_after": keys.AT}, {"require.container.imr", "container.server"}),
+        (bytes(48), {}, {"require.container.imr", "container.server"}),
+        (None, {}, {"require.container.imr"}),
+    ],
+)
+def test_the_policy_says_whose_containers_count(
+    folder: Path, server: bytes | None, window: dict[str, Any], refused: set[str]
+) -> None:
+    policy = container_policy(server, **window)
+    with ccnp(folder) as running:
+        attester = CcnpAttester(running.socket, container=POD)
+        attester.extend("app", APP)
+        evidence = attester.collect(binding())
+    trust = policy.anchors_for(
+        TrustAnchors(intel_root=INTEL.root_key, collateral=(INTEL.collateral(),)), now=keys.AT
+    )
+    claims = verify(evidence, binding=binding(), trust=trust, now=keys.AT)
+    assert ("container.server" in claims.measurements) == (not refused)
+    result = policy.appraise(claims, now=keys.AT)
+    assert {finding.claim for finding in result.refusals} == refused
+    assert (result.status is Tier.AFFIRMING) == (not refused)
+
+
+def test_a_policy_points_at_the_first_event_that_it_does_not_know() -> None:
+    log = boot_log()
+    known = [event.digests["sha384"] for event in log.events]
+    longer = log.append(2, 6, {"sha384": bytes(48)}, b"another event").append(
+        2, 6, {"sha384": known[0]}, b"the last"
+    )
+    policy = AppraisalPolicy(
+        references=tuple(ReferenceValue(claim="event", value=digest) for digest in known)
+    )
+    trust = policy.anchors_for(
+        TrustAnchors(intel_root=INTEL.root_key, collateral=(INTEL.collateral(),)), now=keys.AT
+    )
+    evidence = Evidence(tee=Tee.TDX, quote=quote(bytes(64)), event_log=longer.to_bytes())
+    with pytest.raises(EventLogError, match=f"event {len(known) + 1} is the first that no ref"):
+        verify(evidence, binding=None, trust=trust, now=keys.AT)
 
 
 def test_a_container_that_is_merely_claimed_is_refused(folder: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from attestation.attesters.software_tpm import SoftwareTpm
 from attestation.attesters.tpm import TpmAttester
+from attestation.binding import ReportData
 from attestation.errors import AttesterError, EndorsementError, EvidenceError
 from attestation.tpm_credential import TpmIdentity
 from attestation.trust import TrustAnchors
@@ -384,6 +385,37 @@ def test_evidence_counts_once_its_key_is_proven(
     prove(deployment, enrollment, "site-t", measured[0])
     deployment.admit(client)
     assert deployment.last("admission")["hardware_id"] == identities[0].ek_digest.hex()
+
+
+def test_the_policy_says_which_events_are_known(
+    deployment: Any, enrollment: TpmEnrollment, parts: Any, measured: Any, identities: Any
+) -> None:
+    from attestation.eventlog import EventLog
+
+    genuine = measured[0]
+
+    class Longer:
+        """Sends along one event more than the register has."""
+
+        tee = genuine.tee
+
+        def collect(self, bound: Any) -> Any:
+            evidence = genuine.collect(bound)
+            log = EventLog.parse(evidence.event_log)
+            digests = {name: bytes(size) for name, size in log.sizes.items()}
+            return replace(evidence, event_log=log.append(14, 6, digests, b"more").to_bytes())
+
+    log = EventLog.parse(genuine.collect(ReportData(value=bytes(32))).event_log)
+    known = "".join(
+        f'[[reference]]\nclaim = "event"\nvalue = "{event.digests["sha256"].hex()}"\n'
+        for event in log.events
+    )
+    make_job(deployment, parts, known)
+    invite(deployment, parts, "site-t", identities[0].ek_digest)
+    prove(deployment, enrollment, "site-t", genuine)
+    with pytest.raises(AdmissionDenied, match=f"event {len(log.events) + 1} is the first that no"):
+        deployment.admit(client_of(deployment, "site-t", Longer()))
+    deployment.admit(client_of(deployment, "site-t", genuine))
 
 
 def test_a_key_proven_by_one_site_vouches_for_no_other(

@@ -1,0 +1,68 @@
+"""The `[trust]` table: what it says becomes anchors, and a digest is a digest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedlearn import config
+from fedlearn.errors import ConfigError
+from fedlearn.trustfile import Trust
+
+AK, EK = "aa" * 32, "ee" * 32
+
+
+def read(text: str, base: Path | None = None) -> Trust:
+    return config.read(Trust, text, where="server.toml", base=base)
+
+
+def test_every_key_becomes_an_anchor(tmp_path: Path) -> None:
+    for name in ("root.der", "collateral.json", "chain.pem"):
+        (tmp_path / name).write_bytes(name.encode())
+    trust = read(
+        f"""
+collateral = ["collateral.json"]
+endorsements = ["chain.pem"]
+tpm_ek_roots = ["root.der"]
+tpm_aks = ["{"bb" * 32}"]
+tpm_ek_of = {{ {AK} = "{EK}" }}
+tpm_boot_values = ["{"cc" * 32}"]
+container_servers = ["{"dd" * 48}"]
+insecure_sample_keys = ["{"ff" * 32}"]
+""",
+        tmp_path,
+    ).anchors()
+    assert trust.tpm_aks == {b"\xbb" * 32, b"\xaa" * 32}
+    assert trust.tpm_ek_of == {b"\xaa" * 32: b"\xee" * 32}
+    assert trust.tpm_boot_values == {b"\xcc" * 32}
+    assert trust.container_servers == {b"\xdd" * 48}
+    assert trust.sample_keys == {b"\xff" * 32}
+    assert (trust.collateral, trust.endorsements) == ((b"collateral.json",), (b"chain.pem",))
+    assert trust.tpm_ek_roots == (b"root.der",)
+
+
+def test_nothing_is_trusted_by_default() -> None:
+    trust = read("").anchors()
+    assert not (trust.tpm_aks)
+    assert not (trust.tpm_ek_of)
+    assert not (trust.sample_keys)
+    assert not trust.container_servers
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'tpm_ek_of = { a = "b" }',
+        f'tpm_ek_of = {{ {AK} = "{EK[2:]}" }}',
+        f'tpm_ek_of = {{ {AK.upper()} = "{EK}" }}',
+        f'tpm_ek_of = ["{AK}"]',
+        f'tpm_boot_values = ["{AK}00"]',
+        f'container_servers = ["{AK}"]',
+        "container_server = []",
+    ],
+)
+def test_what_is_no_digest_is_refused_by_its_key(text: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read(text)
+    assert text.split(" ", 1)[0] in str(refused.value)
