@@ -52,6 +52,8 @@ __all__ = ["Agent", "approval_name", "bootstrap_of"]
 _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 60.0
+_GOOD_SECONDS: Final = 5.0
+"""An attempt that lasted so long is seldom enough by itself: the next follows at once."""
 _HEARTBEAT_SECONDS: Final = 15.0
 _ASK_AGAIN_SECONDS: Final = 30.0
 _CLIENT: Final = "c1"
@@ -133,7 +135,7 @@ class Agent:
                 raise
             except (FedlearnError, AttestationError) as error:
                 _LOG.warning("the stream ended: %s", error)
-            if self._now() - began > timedelta(seconds=_LONGEST_PAUSE):
+            if self._now() - began > timedelta(seconds=_GOOD_SECONDS):
                 pause = _FIRST_PAUSE
             # Many sites lose one coordinator at once; they do not come back at once.
             self._stopped.wait(pause * (0.5 + secrets.randbelow(1000) / 1000))

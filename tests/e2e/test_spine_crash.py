@@ -48,6 +48,8 @@ def test_two_runs_agree_to_the_bit_whatever_arrives_first(phoenix, undisturbed):
 
 def _killed(phoenix: Any, fakes: Any, name: str, strategy: str, generator: random.Random) -> str:
     """Run a job whose coordinator is killed at a random moment, and return its model."""
+    with fakes.eventually(90) as wait:  # agents come back with growing pauses
+        wait(lambda: all(s.connected for s in phoenix.operator.list_sites()))
     job = phoenix.job(name, strategy={"name": strategy}, **_USUAL).submit()
     if generator.random() < 0.7:
         job.wait_for("round.started")
