@@ -16,7 +16,6 @@ def test_the_ground_contract_names_every_module_of_the_ground() -> None:
     found = {
         f"fedlearn.{path.stem}"
         for path in package.iterdir()
-        if (path.suffix == ".py" and path.stem != "__init__")
-        or (path / "__init__.py").is_file()
+        if (path.suffix == ".py" and path.stem != "__init__") or (path / "__init__.py").is_file()
     }
     assert set(named) == found - {"fedlearn.cli"}
