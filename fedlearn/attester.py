@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,11 +47,18 @@ def device(settings: AttesterSettings, *, state: Path) -> Iterator[AttesterSetti
     yield settings
 
 
-def open_attester(settings: AttesterSettings, *, state: Path, scope: str = "") -> Attester:
+def open_attester(
+    settings: AttesterSettings,
+    *,
+    state: Path,
+    scope: str = "",
+    report: Callable[[str], None] | None = None,
+) -> Attester:
     """Return the attester that ``settings`` name.
 
-    ``state``  a private directory, the same for all processes that use one device
-    ``scope``  whose measurements are ours, where one device serves several workloads
+    ``state``   a private directory, the same for all processes that use one device
+    ``scope``   whose measurements are ours, where one device serves several workloads
+    ``report``  is told in one line which was taken where ``kind`` is ``auto``, and why
 
     :raises AttesterError: when it is not there.
     :raises ConfigError: when a key or file of the settings is unusable.
@@ -78,6 +85,7 @@ def open_attester(settings: AttesterSettings, *, state: Path, scope: str = "") -
         tcti=settings.tcti,
         socket=settings.socket,
         address=settings.address,
+        report=report,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from attestation.binding import Binding
+from attestation.binding import Bound
 from attestation.evidence import Evidence, Tee
 
 __all__ = ["Attester"]
@@ -25,7 +25,7 @@ class Attester(Protocol):
         """
         ...
 
-    def collect(self, binding: Binding) -> Evidence:
+    def collect(self, binding: Bound) -> Evidence:
         """Return evidence over ``binding`` and everything measured so far.
 
         :raises AttesterError: when evidence cannot be made now; trying again may help.

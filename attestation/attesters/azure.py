@@ -20,7 +20,7 @@ from typing import Final
 from attestation.attesters.tpm import QUOTED_PCRS, TpmAttester
 from attestation.attesters.tpm2_tools import DEFAULT_TCTI, Tpm2Tools
 from attestation.attesters.tpm_log import RuntimeLog
-from attestation.binding import Binding
+from attestation.binding import Bound
 from attestation.errors import AttesterError, EvidenceError
 from attestation.evidence import Evidence, Tee
 from attestation.quotes.azure import HclReport
@@ -70,7 +70,7 @@ class AzureAttester:
         """See :meth:`attestation.attesters.tpm.TpmAttester.extend`."""
         self._tpm.extend(claim, digest)
 
-    def collect(self, binding: Binding) -> Evidence:
+    def collect(self, binding: Bound) -> Evidence:
         """Return the HCL report and a quote over ``binding``, with the log of PCR 14.
 
         :raises AttesterError: when the vTPM cannot be used now.

@@ -24,7 +24,7 @@ from attestation.attesters.tpm2_tools import (
     Workspace,
 )
 from attestation.attesters.tpm_log import RuntimeLog
-from attestation.binding import Binding
+from attestation.binding import Bound
 from attestation.errors import AttesterError, EvidenceError
 from attestation.eventlog import MAX_LOG_BYTES, EventLog
 from attestation.evidence import Evidence, Tee
@@ -200,7 +200,7 @@ class TpmAttester:
             value = log.events[-1].digests[_BANK].hex()
             work.run("pcrextend", "-Q", f"{_RUNTIME_PCR}:{_BANK}={value}")
 
-    def collect(self, binding: Binding) -> Evidence:
+    def collect(self, binding: Bound) -> Evidence:
         """Return a quote over ``binding`` and the PCRs, with the log that explains it.
 
         :raises AttesterError: when the TPM cannot be used now, or PCR 14 is not what our

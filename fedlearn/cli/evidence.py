@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import click
 
-from attestation.binding import Binding, ReportData
+from attestation.binding import ReportData
 from attestation.decoded import EVENT_LOG, Field, decode_file
 from attestation.errors import EvidenceError
 from attestation.evidence import Evidence, Tee
@@ -105,10 +104,11 @@ def collect(
     settings = _settings(kind, tcti, socket, address, key)
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     with device(settings, state=state) as ready:
-        attester = open_attester(ready, state=state)
+        if kind != "auto":
+            line(f"attesting with {kind}: asked for by name")
+        attester = open_attester(ready, state=state, report=line)
         bound = ReportData(value=_sized(value, attester.tee))
-        # Attesters read nothing of a binding but what every Bound has.
-        evidence = attester.collect(cast("Binding", bound))
+        evidence = attester.collect(bound)
     write_new(output, evidence.to_bytes(), force=force)
     line(f"wrote {output}: {_about(evidence)}")
 

@@ -50,6 +50,11 @@ class Vendor:
         self.asked: list[str] = []
         self.status = 200
         self.broken = ""
+        self.sooner = ""
+
+    def ends(self, path: str) -> datetime:
+        """When what lies at ``path`` ends: in three days where ``sooner`` is part of it."""
+        return NOW + timedelta(days=3) if self.sooner and self.sooner in path else self.until
 
     def answer(self, path: str) -> tuple[dict[str, str], bytes]:
         self.asked.append(path)
@@ -58,7 +63,7 @@ class Vendor:
             return {}, b"<html>"
         dates = {
             "issueDate": (NOW - timedelta(days=1)).isoformat().replace("+00:00", "Z"),
-            "nextUpdate": self.until.isoformat().replace("+00:00", "Z"),
+            "nextUpdate": self.ends(path).isoformat().replace("+00:00", "Z"),
         }
         if "/tcb?" in path:
             info = json.dumps({"id": "TDX", "fmspc": FMSPC, **dates}, separators=(",", ":"))
@@ -68,10 +73,10 @@ class Vendor:
             body = f'{{"enclaveIdentity":{json.dumps(dates)},"signature":"abcd"}}'
             return {"SGX-Enclave-Identity-Issuer-Chain": chain}, body.encode()
         if "/pckcrl?" in path:
-            return {"SGX-PCK-CRL-Issuer-Chain": chain}, crl(self.until)
+            return {"SGX-PCK-CRL-Issuer-Chain": chain}, crl(self.ends(path))
         if path.endswith((".der", "/crl")):
-            return {}, crl(self.until)
-        return {}, certificate(self.until)
+            return {}, crl(self.ends(path))
+        return {}, certificate(self.ends(path))
 
 
 @contextmanager
@@ -183,6 +188,41 @@ def test_what_expires_is_warned_of_and_then_refused_and_mended(tmp_path: Path) -
         vendor.until = NOW + timedelta(days=60)
         assert run("fetch", "--directory", folder).exit_code == 0
         assert run("check", "--directory", folder, "--at", late).exit_code == 0
+
+
+KINDS = {
+    "TCB info": ("/tcb?", "Intel collateral"),
+    "QE identity": ("/qe/identity", "Intel collateral"),
+    "PCK CRL": ("/pckcrl?", "Intel collateral"),
+    "root CA CRL": ("/root.der", "Intel collateral"),
+    "VCEK": ("?blSPL", "-vcek.der"),
+    "AMD chain": ("/cert_chain", "-chain.pem"),
+    "AMD CRL": ("/crl", "revocation list"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_warns_before_its_day_and_is_refused_after_it(tmp_path: Path, kind: str) -> None:
+    vendor, folder, evidence = Vendor(), tmp_path / "bundle", tmp_path / "report.bin"
+    vendor.sooner, named = KINDS[kind]
+    evidence.write_bytes(report())
+    with serving(vendor) as url:
+        assert fetch(folder, url, "--fmspc", FMSPC, "--evidence", evidence).exit_code == 0
+    policy = tmp_path / "policy.toml"
+    policy.write_text('accept = ["snp"]\n')
+    day = vendor.ends(vendor.sooner)
+    verify = ("verify", "--evidence", evidence, "--collateral", folder, "--policy", policy)
+    for at, late in ((NOW, False), (day + timedelta(seconds=1), True)):
+        checked = run("check", "--directory", folder, "--at", at.isoformat())
+        verified = CliRunner().invoke(main, ["policy", *map(str, verify), "--at", at.isoformat()])
+        for result in (checked, verified):
+            word = "expired at" if late else "expires at"
+            [line] = [line for line in result.stderr.splitlines() if word in line]
+            assert line.startswith("error: " if late else "warning: ")
+            assert named in line
+            assert f"{word} {day.isoformat()}" in line
+            assert f"fedlearn collateral fetch --directory {folder}" in result.stderr
+        assert checked.exit_code == (1 if late else 0)
 
 
 @pytest.mark.parametrize("damage", ["missing", "altered"])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import struct
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from click.testing import CliRunner, Result
@@ -14,7 +17,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attestation.attesters.hardware import detect
 from attestation.attesters.sample import SampleAttester
+from attestation.attesters.software_tpm import SoftwareTpm
 from attestation.binding import ReportData
 from attestation.decoded import decode_file
 from attestation.errors import EvidenceError
@@ -54,6 +59,21 @@ def quote(version: int, kind: int, size: int) -> bytes:
 
 
 QUOTES = [quote(3, 1, 384), quote(4, 2, 584), quote(5, 2, 584), quote(5, 3, 648), quote(5, 1, 384)]
+
+
+def with_report_data(data: bytes) -> bytes:
+    return QUOTES[1][: 48 + 520] + data + QUOTES[1][48 + 584 :]
+
+
+def fake(name: str) -> ModuleType:
+    path = Path(__file__).parents[1] / f"fakes/{name}.py"
+    spec = importlib.util.spec_from_file_location(f"fedlearn_test_fakes_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def run(*arguments: object) -> Result:
@@ -169,6 +189,57 @@ def test_sample_evidence_is_collected_by_name(tmp_path: Path) -> None:
     assert fields(target)["sample statement (insecure)/report_data"] == "ab" * 64
     failed(run("collect", *common, "--output", target), "exists already")
     failed(run("collect", *common, "--report-data", "ab", "--output", target, "--force"), "64")
+
+
+def test_auto_says_what_it_looked_for_and_why_it_found_nothing(tmp_path: Path) -> None:
+    if any(found.present for found in detect()):
+        pytest.skip("this machine can attest")
+    target = tmp_path / "evidence.json"
+    result = run("collect", "--state", tmp_path / "state", "--output", target)
+    looked = ("tsm: ", "ccnp: ", "coco: ", "azure: ", "tpm: there is no TPM device", "hint: ")
+    failed(result, "nothing here can attest", *looked)
+    assert not target.exists()
+
+
+@pytest.mark.swtpm
+def test_a_software_tpm_attests_when_it_is_asked_for_by_name(tmp_path: Path) -> None:
+    if reason := SoftwareTpm.available():
+        pytest.skip(reason)
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    state = ("--state", tmp_path / "state")
+    result = run(
+        *("collect", "--attester", "insecure-software-tpm", *state),
+        *("--report-data", "ab" * 32, "--output", first),
+    )
+    assert result.exit_code == 0, result.output
+    assert "attesting with insecure-software-tpm: asked for by name" in result.output
+    assert fields(first)["TPMS_ATTEST/extraData"] == "ab" * 32
+    with SoftwareTpm(tmp_path / "tpm") as tpm:
+        named = ("collect", "--attester", "tpm", "--tcti", tpm.tcti, *state)
+        result = run(*named, "--output", second)
+        assert result.exit_code == 0, result.output
+        assert "attesting with tpm" in result.output
+        gone = tpm.tcti
+    assert fields(second)["TPMS_ATTEST/extraData"] == bytes(32).hex()
+    failed(
+        run("collect", "--attester", "tpm", "--tcti", gone, *state, "--output", tmp_path / "x"),
+        "tpm",
+    )
+
+
+def test_auto_names_what_it_took_and_what_it_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fake("coco_agent").CocoAgent(
+        quote=lambda data, log: with_report_data(data), log=EventLog.parse(LOG)
+    ) as agent:
+        monkeypatch.setattr("attestation.attesters.coco.DEFAULT_ADDRESS", agent.address)
+        if detect()[0].present or detect()[1].present:
+            pytest.skip("this machine can attest with something stronger")
+        result = run("collect", "--state", tmp_path / "s", "--output", tmp_path / "evidence")
+    assert result.exit_code == 0, result.output
+    assert f"attesting with coco: something listens on {agent.address}" in result.output
+    assert "(not tsm: " in result.output
 
 
 def test_a_setting_of_another_attester_is_named(tmp_path: Path) -> None:
