@@ -10,7 +10,7 @@ STAMP := $(VENV)/.ready
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: help setup system demo test test-long check format lint types contracts readme wire wire-check images e2e-coco bench clean
+.PHONY: help setup system demo test test-long check format lint types contracts readme wire wire-check images e2e-coco bench fuzz clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -73,6 +73,15 @@ e2e-coco: ## Show on a cluster with TEEs what no other machine can: KUBECONFIG=.
 
 bench: $(STAMP) ## Run the benchmarks; they print ratios
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+FUZZ_SECONDS ?= 60
+fuzz: $(STAMP) ## Fuzz every parser for FUZZ_SECONDS (60) each; finds lie in .cache/fuzz
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/fuzz/requirements.txt
+	@for target in $$($(BIN)/python tests/fuzz/fuzz.py --list); do \
+	  echo "== $$target"; \
+	  $(BIN)/python tests/fuzz/fuzz.py $$target --seconds $(FUZZ_SECONDS) --corpus .cache/fuzz/$$target \
+	    || exit 1; \
+	done
 
 clean: ## Remove what the other targets made
 	@rm -rf $(VENV) build dist fedlearn-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
