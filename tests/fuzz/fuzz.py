@@ -5,8 +5,8 @@
 
 It stops with a status other than 0, and writes the input to the corpus folder, when a target
 raises an error that is not ours, takes longer than 10 s for one input, or when the process
-needs more than 1 GiB of memory (the interpreter, its libraries and the instrumented modules
-are about 300 MiB of that). ``--list`` prints the names of the targets.
+needs more than 1 GiB of memory (about 100 MiB of which are the interpreter and its
+libraries). ``--list`` prints the names of the targets.
 """
 
 from __future__ import annotations
