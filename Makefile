@@ -10,10 +10,10 @@ STAMP := $(VENV)/.ready
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: help setup system demo test test-long check format lint types contracts readme wire wire-check images e2e-coco bench fuzz clean
+.PHONY: help setup system demo demo-k8s test test-long check format lint types contracts readme wire wire-check images e2e-coco bench fuzz clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "making $(VENV) (once; a few minutes)"; $(PYTHON) -m venv $(VENV); }
@@ -28,6 +28,10 @@ system: ## Install what is not Python: swtpm, tpm2-tools, the Fashion-MNIST data
 
 demo: $(STAMP) ## Train a model across attested sites on this machine
 	@$(BIN)/fedlearn demo
+
+demo-k8s: $(STAMP) ## The same with sites in two Kubernetes clusters on this machine
+	@tools/get-kubernetes.sh >/dev/null
+	@$(BIN)/python tools/demo_k8s.py
 
 test: $(STAMP) ## Run the tests
 	@tools/install-system-packages.sh

@@ -54,13 +54,16 @@ class Account:
     uid: str
 
 
-def in_cluster(environment: Mapping[str, str] = os.environ, folder: Path = _FOLDER) -> Access:
+def in_cluster(environment: Mapping[str, str] = os.environ, folder: Path | None = None) -> Access:
     """Return the access of this pod's service account.
 
+    :param folder: where its token is; by default where ``FEDLEARN_ACCOUNT`` says, or else
+        where Kubernetes mounts it.
     :raises ConfigError: when this process is in no pod, or its token is not mounted.
     """
     host = environment.get("KUBERNETES_SERVICE_HOST", "")
     port = environment.get("KUBERNETES_SERVICE_PORT", "")
+    folder = folder or Path(environment.get("FEDLEARN_ACCOUNT") or _FOLDER)
     authority, token = folder / "ca.crt", folder / "token"
     if not (host and port and authority.is_file() and token.is_file()):
         raise ConfigError(

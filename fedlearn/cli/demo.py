@@ -19,11 +19,12 @@ from fedlearn.demo.data import DATA_SETS, DEFAULT_SEED, DEFAULT_SITES, MAX_SITES
 from fedlearn.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fedlearn.cli.demo_stage import MakeFederation, Options
     from fedlearn.cli.machines import TeeChoice
     from fedlearn.cli.progress import Show
     from fedlearn.demo.outcome import DemoOutcome
 
-__all__ = ["command"]
+__all__ = ["command", "run"]
 
 _TEES: Final = ("auto", "tpm", "sample")
 _MAX_ROUNDS: Final = 1000
@@ -92,16 +93,8 @@ def command(
     admitted only after its evidence verified; an altered client is turned away; the model
     stays sealed; a report is written to OUTPUT.
     """
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-    from fedlearn.cli.children import terminate_as_interrupt
-    from fedlearn.cli.demo_stage import Options, perform
-    from fedlearn.demo.extra import optional
-    from fedlearn.demo.report import write_report
+    from fedlearn.cli.demo_stage import Options
 
-    _writable(output)
-    # What would fail at the very end is found at the beginning.
-    optional("matplotlib", needed_for="the demo's report")
     options = Options(
         data=name,
         sites=sites,
@@ -110,10 +103,32 @@ def command(
         seed=seed,
         output=output,
     )
+    run(options, keep=keep, as_json=as_json)
+
+
+def run(
+    options: Options, *, keep: bool, as_json: bool, federation: MakeFederation | None = None
+) -> None:
+    """Run the demo, show it, and write its report; end with an error status when it has faults.
+
+    :param federation: makes the federation; by default its sites are processes.
+    :raises FedlearnError: when an act fails. All processes are gone then.
+    """
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    from fedlearn.cli.children import terminate_as_interrupt
+    from fedlearn.cli.demo_stage import perform
+    from fedlearn.cli.federation import Federation
+    from fedlearn.demo.extra import optional
+    from fedlearn.demo.report import write_report
+
+    _writable(options.output)
+    # What would fail at the very end is found at the beginning.
+    optional("matplotlib", needed_for="the demo's report")
     narrator = _Json() if as_json else _Person()
-    with terminate_as_interrupt(), _folder(output, keep=keep) as folder:
-        outcome = perform(options, folder, narrator)
-        written = write_report(outcome, output)
+    with terminate_as_interrupt(), _folder(options.output, keep=keep) as folder:
+        outcome = perform(options, folder, narrator, federation or Federation)
+        written = write_report(outcome, options.output)
     narrator.end(outcome, written)
     if outcome.faults:
         sys.exit(ERROR)

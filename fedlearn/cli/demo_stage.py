@@ -34,7 +34,7 @@ from fedlearn.demo.outcome import DemoOutcome, LedgerFacts, RefusedSite, RoundFa
 from fedlearn.errors import JobError
 from fedlearn.job import JobSpec
 
-__all__ = ["Narrator", "Options", "perform"]
+__all__ = ["MakeFederation", "Narrator", "Options", "perform"]
 
 _DEADLINE_SECONDS: Final = 120
 _ALTERATION: Final = (
@@ -44,7 +44,11 @@ _ALTERATION: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What was asked for. ``rounds`` is None for the app's own number."""
+    """What was asked for. ``rounds`` is None for the app's own number.
+
+    ``program``  the command line before its options
+    ``limits``   what this run does not show, for the report, besides what none does
+    """
 
     data: str = "medpar"
     sites: int = DEFAULT_SITES
@@ -52,11 +56,13 @@ class Options:
     tee: TeeChoice = "auto"
     seed: int = DEFAULT_SEED
     output: Path = Path("fedlearn-demo")
+    program: str = "fedlearn demo"
+    limits: tuple[str, ...] = ()
 
     def command(self, rounds: int) -> str:
         """Return the command line that does the same again."""
         return (
-            f"fedlearn demo --data {self.data} --sites {self.sites} --rounds {rounds} "
+            f"{self.program} --data {self.data} --sites {self.sites} --rounds {rounds} "
             f"--tee {self.tee} --seed {self.seed}"
         )
 
@@ -78,6 +84,14 @@ class Narrator(Protocol):
 
     def job(self, metric: str) -> contextlib.AbstractContextManager[Show]:
         """The job begins: show its events until the context ends."""
+        ...
+
+
+class MakeFederation(Protocol):
+    """Makes the parties of a demo."""
+
+    def __call__(self, folder: Path, children: Children, *, tee: Tee) -> Federation:
+        """Return a federation that has not been started."""
         ...
 
 
@@ -107,8 +121,15 @@ class _Clock:
         self.acts[name] = time.monotonic() - started
 
 
-def perform(options: Options, folder: Path, narrator: Narrator) -> DemoOutcome:
+def perform(
+    options: Options,
+    folder: Path,
+    narrator: Narrator,
+    federation: MakeFederation = Federation,
+) -> DemoOutcome:
     """Run the demo with all state below ``folder``; return what happened.
+
+    :param federation: makes the federation; by default its sites are processes.
 
     :raises FedlearnError: when an act fails. All processes are gone then.
     """
@@ -117,11 +138,11 @@ def perform(options: Options, folder: Path, narrator: Narrator) -> DemoOutcome:
     narrator.say(warning, warning=True)
     environment = {"FLWR_HOME": str(folder / "flower"), "PYTHONUNBUFFERED": "1"}
     with Children(folder / "logs", environment) as children:
-        federation = Federation(folder, children, tee=tee)
+        made = federation(folder, children, tee=tee)
         try:
-            return _Stage(options, folder, narrator, clock, children, federation).play()
+            return _Stage(options, folder, narrator, clock, children, made).play()
         finally:
-            federation.close()
+            made.close()
 
 
 class _Stage:
@@ -361,6 +382,7 @@ class _Stage:
         _, warning = choose_tee(self._options.tee)
         return (
             warning[:1].upper() + warning[1:] + ".",
+            *self._options.limits,
             "All parties ran as one user on one machine, so nothing but their folders kept "
             "their files apart.",
             "The model was trained without differential privacy: it protects the records from "

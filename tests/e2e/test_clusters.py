@@ -72,6 +72,12 @@ def _clients(spine: Any, site: str) -> list[tuple[Any, str]]:
     return [(node, pod) for node in spine.places[site].nodes for pod in node.pods()]
 
 
+def _pods_of(spine: Any, site: str, pod: str) -> list[str]:
+    """All pods that were ever started for the client that ``pod`` belongs to."""
+    started = [name for node in spine.places[site].nodes for name in node.started()]
+    return [name for name in started if name.rsplit("-", 1)[0] == pod.rsplit("-", 1)[0]]
+
+
 def test_a_federated_training_runs_to_the_end(spine: Any) -> None:
     job = spine.run("through")
     admitted = job.ledger("admission")
@@ -108,9 +114,20 @@ def test_a_killed_agent_adopts_its_client(spine: Any) -> None:
     spine.restart_agent("site-b")
     job.finish(seconds=120)
     assert len(before) == 1
-    started = [name for node in spine.places["site-b"].nodes for name in node.started()]
-    mine = [name for name in started if name.rsplit("-", 1)[0] == before[0][1].rsplit("-", 1)[0]]
-    assert mine == [before[0][1]]
+    assert _pods_of(spine, "site-b", before[0][1]) == [before[0][1]]
+
+
+def test_an_adopted_client_has_a_sponsor_again(spine: Any) -> None:
+    """What replaces its pod asks the new agent for its start and for a voucher."""
+    job = spine.job("sponsored", rounds=5, config={"wait": 1.0}, deadline_s=120).submit()
+    job.wait_for("round.started", 1)
+    ((_, pod),) = _clients(spine, "site-b")
+    spine.restart_agent("site-b")
+    spine.federation.await_connected(["site-b"])
+    spine.places["site-b"].evict(pod)
+    job.finish(seconds=150)
+    assert len(_pods_of(spine, "site-b", pod)) >= 2
+    assert [entry["site"] for entry in job.ledger("admission")].count("site-b") >= 2
 
 
 def test_a_site_that_is_removed_in_a_round_is_cut_off(spine: Any) -> None:
@@ -122,3 +139,7 @@ def test_a_site_that_is_removed_in_a_round_is_cut_off(spine: Any) -> None:
     job.finish(seconds=120)
     last = {event.site for event in job.of("update.received") if event.round == 3}
     assert last == {"site-a"}
+    # The agent has learned it: it stopped its clients, and ended.
+    assert spine.agent("site-b").wait(30) not in (None, 0)
+    assert spine.places["site-b"].jobs() == {}
+    assert _clients(spine, "site-b") == []

@@ -6,18 +6,23 @@ cannot. It acts under a kubelet's own identity (``system:node:NAME``), so the No
 and NodeRestriction apply to it.
 
 A process sees no mounts. Where the value of an environment variable is a mount path, the
-process gets the folder behind it instead.
+process gets the folder behind it instead; so do the words of its command, and the files of
+ConfigMaps, in which paths below a mount are rewritten. A service account's token is where
+``FEDLEARN_ACCOUNT`` says.
 """
 
 from __future__ import annotations
 
+import base64
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self
@@ -29,6 +34,8 @@ from urllib3.exceptions import HTTPError
 LEASE_SECONDS: Final = 1.0
 _FAILED: Final = (ApiException, HTTPError, OSError)
 _KEPT: Final = ("PATH", "PYTHONPATH", "LANG", "LD_LIBRARY_PATH")
+_ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
+_READ_SECONDS: Final = 10.0
 
 
 def _now() -> str:
@@ -40,7 +47,10 @@ class Node:
 
     ``extended``  extended resources and how many, such as ``{"nvidia.com/gpu": 1}``
     ``handlers``  runtime handlers that it has; a pod of another RuntimeClass does not start
-    ``folders``   the folder behind each PersistentVolumeClaim, by its name
+    ``folders``   the folder behind each PersistentVolumeClaim, by its name; by default that of
+                  its volume
+    ``names``     what the files of ConfigMaps get in place of other words, such as names that
+                  only a cluster's DNS knows; it may grow while the node runs
     ``programs``  what an image runs in place of the pod's command, by the image's name
     """
 
@@ -56,6 +66,7 @@ class Node:
         folders: Mapping[str, Path] | None = None,
         programs: Mapping[str, Sequence[str]] | None = None,
         environment: Mapping[str, str] | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.folder: Path = cluster.folder / "nodes" / name
@@ -73,6 +84,8 @@ class Node:
         self._folders = dict(folders or {})
         self._programs = dict(programs or {})
         self._environment = dict(environment or {})
+        self._names = names if names is not None else {}
+        self._server = cluster.url
         self._off = threading.Event()
         self._threads: list[threading.Thread] = []
         self._pods: dict[str, _Pod] = {}
@@ -277,13 +290,22 @@ class Node:
                 self._tell(pod, "FailedCreatePodSandBox", message)
                 return
             started = _now()
-            container = pod.spec.containers[0]
-            command = self._programs.get(
-                container.image, [*(container.command or ()), *(container.args or ())]
-            )
-            known.start(command, self._process_environment(pod, known.folder))
-            self._patch(pod, "Running", {"running": {"startedAt": started}})
-            code = known.wait()
+            mounts = self._mounts(pod, known.folder)
+            code = 0
+            main = pod.spec.containers[0]
+            for container in (*(pod.spec.init_containers or ()), main):
+                words = self._programs.get(
+                    container.image, [*(container.command or ()), *(container.args or ())]
+                )
+                known.start(
+                    [_translated(word, mounts) for word in words],
+                    self._process_environment(container, mounts),
+                )
+                if container is main:
+                    self._patch(pod, "Running", {"running": {"startedAt": started}})
+                code = known.wait()
+                if code or known.deleted:
+                    break
             if self._off.is_set():
                 return
             reason = "Completed" if code == 0 else "Error"
@@ -309,25 +331,69 @@ class Node:
         handler: str = self._runtime_classes.read_runtime_class(wanted).handler
         return "" if handler in self._handlers else handler
 
-    def _process_environment(self, pod: Any, folder: Path) -> dict[str, str]:
-        container = pod.spec.containers[0]
+    def _mounts(self, pod: Any, folder: Path) -> dict[str, str]:
+        """Return the folder behind each path that a container of the pod mounts."""
         volumes = {volume.name: volume for volume in pod.spec.volumes or ()}
-        mounts: dict[str, str] = {}
-        for mount in container.volume_mounts or ():
-            volume = volumes[mount.name]
-            if volume.persistent_volume_claim is not None:
-                place = self._folders[volume.persistent_volume_claim.claim_name]
-            elif volume.host_path is not None:
-                place = Path(volume.host_path.path)
-            else:
-                place = folder / "volumes" / mount.name
-                place.mkdir(parents=True, exist_ok=True)
-            mounts[mount.mount_path] = str(place)
-        mounts[container.termination_message_path] = str(folder / "termination")
+        found: dict[str, str] = {}
+        written: list[tuple[Path, Mapping[str, bytes]]] = []
+        for container in (*(pod.spec.init_containers or ()), *pod.spec.containers):
+            for mount in container.volume_mounts or ():
+                if mount.mount_path in found:
+                    continue
+                volume, namespace = volumes[mount.name], pod.metadata.namespace
+                if volume.persistent_volume_claim is not None:
+                    name = volume.persistent_volume_claim.claim_name
+                    place = self._folders.get(name) or self._claimed(namespace, name)
+                elif volume.host_path is not None:
+                    place = Path(volume.host_path.path)
+                else:
+                    place = folder / "volumes" / mount.name
+                    place.mkdir(parents=True, exist_ok=True)
+                    if files := self._files(volume, namespace):
+                        written.append((place, files))
+                found[mount.mount_path] = str(place)
+            found[container.termination_message_path] = str(folder / "termination")
+        lasting = {path: place for path, place in found.items() if not _fleeting(path)}
+        for place, files in written:
+            for name, data in files.items():
+                text = _translated(data.decode(), {**self._names, **lasting})
+                (place / name).write_text(text)
+                (place / name).chmod(0o600)
+        return found
+
+    def _claimed(self, namespace: str, name: str) -> Path:
+        claim = self._admin.read_namespaced_persistent_volume_claim(name, namespace)
+        volume = self._admin.read_persistent_volume(claim.spec.volume_name)
+        return Path(volume.spec.host_path.path)
+
+    def _files(self, volume: Any, namespace: str) -> dict[str, bytes]:
+        if volume.config_map is not None:
+            name = volume.config_map.name
+            found = _patiently(lambda: self._core.read_namespaced_config_map(name, namespace))
+            return {key: text.encode() for key, text in (found.data or {}).items()}
+        if volume.secret is None:
+            return {}
+        secret, name = volume.secret, volume.secret.secret_name
+        try:
+            found = _patiently(lambda: self._core.read_namespaced_secret(name, namespace))
+        except ApiException as error:
+            if error.status == 404 and secret.optional:
+                return {}
+            raise
+        data = {key: base64.b64decode(value) for key, value in (found.data or {}).items()}
+        if secret.items:
+            return {item.path: data[item.key] for item in secret.items if item.key in data}
+        return data
+
+    def _process_environment(self, container: Any, mounts: Mapping[str, str]) -> dict[str, str]:
         # What an image has: the interpreter and the packages of this very environment.
         values = {key: os.environ[key] for key in _KEPT if key in os.environ}
         values["PATH"] = f"{Path(sys.executable).parent}:{values.get('PATH', '')}"
         values |= self._environment
+        if _ACCOUNT in mounts:
+            host, _, port = self._server.removeprefix("https://").rpartition(":")
+            values |= {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
+            values["FEDLEARN_ACCOUNT"] = mounts[_ACCOUNT]
         for item in container.env or ():
             values[item.name] = mounts.get(item.value, item.value or "")
         return values
@@ -403,7 +469,7 @@ class _Pod:
     def start(self, command: Sequence[str], environment: dict[str, str]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         program = shutil.which(command[0], path=environment["PATH"]) or command[0]
-        with (self.folder / "output").open("wb") as output:
+        with (self.folder / "output").open("ab") as output:
             self._process = subprocess.Popen(
                 # The thread of a pod waits for its process; when it is gone, so is the process.
                 ["setpriv", "--pdeathsig", "KILL", "--", program, *command[1:]],
@@ -439,3 +505,29 @@ class _Pod:
 
 def _core(kubeconfig: Path) -> client.CoreV1Api:
     return client.CoreV1Api(config.new_client_from_config(str(kubeconfig)))
+
+
+def _fleeting(path: str) -> bool:
+    """Whether a mount path is one that the files of this machine may be below, too."""
+    return path in ("/tmp", "/dev/termination-log")
+
+
+def _translated(text: str, places: Mapping[str, str]) -> str:
+    """Return ``text`` with the longest of the words that have another place in their place."""
+    words = sorted((word for word in places if not _fleeting(word)), key=len, reverse=True)
+    if not words:
+        return text
+    pattern = rf"(?<![\w./])(?:{'|'.join(map(re.escape, words))})(?![\w.-])"
+    return re.sub(pattern, lambda found: places[found[0]], text)
+
+
+def _patiently(call: Callable[[], Any]) -> Any:
+    """Call again while the authorizer has not heard yet that the pod is bound to this node."""
+    deadline = time.monotonic() + _READ_SECONDS
+    while True:
+        try:
+            return call()
+        except ApiException as error:
+            if error.status != 403 or time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
