@@ -11,10 +11,8 @@ import dataclasses
 import hashlib
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,8 +20,7 @@ from attestation.errors import AttestationError
 from attestation.policy import AppraisalPolicy
 from attestation.trust import TrustAnchors
 from fedlearn.application import check_bundle
-from fedlearn.assignment import Assignment
-from fedlearn.errors import FedlearnError, JobError, TransportError
+from fedlearn.errors import FedlearnError, JobError
 from fedlearn.events import (
     ClientLost,
     ClientStarting,
@@ -35,60 +32,27 @@ from fedlearn.events import (
     JobSubmitted,
     Log,
 )
-from fedlearn.job import JobSpec, workload_digest
+from fedlearn.job import JobSpec
 from fedlearn.privacy import Budget
-from fedlearn.privacy.server import noise_secret
 from server.admission import AdmissionGate, AdmittableJob
+from server.dispatch import Dispatch
 from server.enrollment import SiteRegister, SiteStatus
-from server.flower.host import JobHost
 from server.flower.link import JobLink
-from server.flower.plan import JobPlan, Outcome
+from server.flower.plan import Outcome
 from server.home import Home
 from server.jobs import JobBook, JobRecord, JobStatus
+from server.openjob import OpenJob, opened
 from server.placement import Candidate, Choice, choose, obstacles
 from server.policies import PolicyDesk
 from server.register import Admission, AdmissionEvent, AdmissionRegister, Change
-from server.rpc.ports import EventView, JobView, Orders, StartOrder, StopOrder
-from server.running import JobDesk
+from server.rpc.ports import EventView, JobView, Orders
 from server.voice import spoken
 
 __all__ = ["Coordinator"]
 
 _LOG = logging.getLogger(__name__)
-_MAX_ATTEMPTS: Final = 5
-"""How often one site's client is started for one job before a person has to look."""
 _MAX_CRASHES: Final = 3
-_RETRY_SECONDS: Final = 2.0
-_ASSIGNMENT_LIFETIME: Final = timedelta(days=7)
 _EVENT_PAGE: Final = 500
-_LATELY: Final = timedelta(hours=1)
-_MOST_FAILURES: Final = 100
-
-
-@dataclass(slots=True)
-class _Open:
-    """A job that runs, or waits for its sites."""
-
-    record: JobRecord
-    admittable: AdmittableJob
-    host: JobHost
-    desk: JobDesk
-    started: datetime
-    life: int = 0
-    attempts: dict[str, int] = field(default_factory=dict)
-    crashes: int = 0
-    refused: dict[str, str] = field(default_factory=dict)
-    node_keys: dict[str, bytes] = field(default_factory=dict)
-    nodes: threading.Lock = field(default_factory=threading.Lock)
-
-    def assignment(self, site: str, attempt: int) -> str:
-        """Name the ``attempt`` of a site in this life of the job, the same after a restart.
-
-        A DNS label whatever the names are. A job that is resumed has a new life: its sites may
-        still be busy with stopping what the former one ordered.
-        """
-        text = f"{self.record.name}/{site}/{self.life}/{attempt}".encode()
-        return f"a-{hashlib.sha256(text).hexdigest()[:32]}"
 
 
 class Coordinator:
@@ -120,9 +84,14 @@ class Coordinator:
             entries=lambda: (entry.body for entry in home.ledger.entries(kind="policy")),
         )
         self._lock = threading.RLock()
-        self._open: dict[str, _Open] = {}
-        self._orders: dict[str, Orders] = {}
-        self._failures: dict[str, deque[datetime]] = {}
+        self._open: dict[str, OpenJob] = {}
+        self._dispatch = Dispatch(
+            open_jobs=self._open,
+            lock=self._lock,
+            order_key=home.order_key,
+            say=self._say,
+            clock=clock,
+        )
         self._gate: AdmissionGate | None = None
         self._stopping = False
         register.subscribe(self._admission_changed)
@@ -426,36 +395,15 @@ class Coordinator:
         self, site: str, orders: Orders, *, version: str, running: tuple[str, ...]
     ) -> None:
         """Order what a site should run, and stop what it should not."""
-        with self._lock:
-            self._orders[site] = orders
-            wanted = {}
-            for job in self._open.values():
-                if site in job.record.spec.sites:
-                    wanted[job.record.name] = job
-            kept = set()
-            for job in wanted.values():
-                for attempt in range(1, _MAX_ATTEMPTS + 1):
-                    identity = job.assignment(site, attempt)
-                    if identity in running:
-                        job.attempts[site] = attempt
-                        kept.add(identity)
-            for identity in running:
-                if identity not in kept:
-                    orders.send(StopOrder(assignment=identity, reason="the job is not open"))
-            # Also what runs there already: an agent that was restarted adopts it by the order.
-            for job in wanted.values():
-                self._order(job, site, orders)
+        self._dispatch.connected(site, orders, running=running)
 
     def site_disconnected(self, site: str, orders: Orders) -> None:
         """Forget the way to a site, unless it has a newer one."""
-        with self._lock:
-            if self._orders.get(site) is orders:
-                del self._orders[site]
+        self._dispatch.disconnected(site, orders)
 
     def workload_changed(self, site: str, *, assignment: str, phase: str, reason: str) -> None:
         """Tell people, and start a client anew that died while its job runs."""
-        with self._lock:
-            job = self._job_of(site, assignment)
+        job = self._dispatch.job_of(site, assignment)
         if job is None:
             return
         name = job.record.name
@@ -465,19 +413,13 @@ class Coordinator:
             self._say(name, ClientLost(site=site, reason=f"{phase}: {reason}"))
             job.host.link.absent(site)
             if phase == "failed":
-                self._failed_at(site)
-                self._again(job, site, reason)
+                self._dispatch.again(job, site, reason)
             elif phase == "refused":
                 self._give_up_if_hopeless(job, site, reason)
 
     def site_assignments(self, site: str) -> tuple[str, ...]:
         """Return what the site runs, or shall run."""
-        with self._lock:
-            return tuple(
-                job.assignment(site, job.attempts.get(site, 1))
-                for name, job in sorted(self._open.items())
-                if site in job.record.spec.sites
-            )
+        return self._dispatch.assignments(site)
 
     # --- inside -----------------------------------------------------------------------
 
@@ -518,11 +460,10 @@ class Coordinator:
 
     def _candidate(self, name: str) -> Candidate:
         site, unable = self._sites.show(name), ""
-        since = self._clock() - _LATELY
         with self._lock:
             if site.status is not SiteStatus.ACTIVE:
                 unable = f"it is {site.status}"
-            elif name not in self._orders:
+            elif not self._dispatch.is_connected(name):
                 unable = "it is not connected"
             return Candidate(
                 name=name,
@@ -533,149 +474,30 @@ class Coordinator:
                     for job in self._open.values()
                     if name in job.record.spec.sites
                 ),
-                failures=sum(at > since for at in self._failures.get(name, ())),
+                failures=self._dispatch.failures(name),
             )
-
-    def _failed_at(self, site: str) -> None:
-        with self._lock:
-            failures = self._failures.setdefault(site, deque(maxlen=_MOST_FAILURES))
-            failures.append(self._clock())
 
     def _begin(self, record: JobRecord) -> None:
-        spec = record.spec
-        bundle_digest = hashlib.sha256(record.bundle).digest()
+        name = record.name
         policy = AppraisalPolicy.from_toml(record.policy_in_force.encode(), where="policy.toml")
-        self._policies.check_again(policy, record.signature_in_force, job=record.name)
-        desk = JobDesk(
-            spec,
-            store=self._home.store,
-            ledger=self._home.ledger,
+        self._policies.check_again(policy, record.signature_in_force, job=name)
+        job = opened(
+            record,
+            home=self._home,
             register=self._register,
-            say=lambda event: self._say(record.name, event),
-            keep=self._home.config.jobs.keep_checkpoints,
+            policy=policy,
+            trust=self._trust(),
+            runtime=self._runtime,
+            say=lambda event: self._say(name, event),
             clock=self._clock,
         )
-        host = JobHost(
-            JobPlan(
-                job=spec.name,
-                digest=spec.digest(),
-                bundle=record.bundle,
-                rounds=spec.rounds,
-                sites=spec.sites,
-                quorum=spec.quorum,
-                seconds=spec.deadline_s,
-                seed=spec.seed,
-                stragglers="fail" if spec.stragglers == "fail" else "drop",
-                strategy=spec.strategy.name,
-                options=spec.strategy.options,
-                evaluate_every=spec.evaluate.every,
-                evaluate_fraction=spec.evaluate.fraction,
-                run_config=spec.config,
-                privacy=spec.privacy,
-                noise_secret=self._noise_secret(spec),
-                max_update_bytes=self._home.config.limits.update_mib * 1024 * 1024,
-            ),
-            desk,
-            directory=self._runtime / spec.name,
-        )
-        job = _Open(
-            record=record,
-            admittable=AdmittableJob(
-                name=spec.name,
-                job_digest=spec.digest(),
-                bundle_digest=bundle_digest,
-                workload=workload_digest(spec.digest(), bundle_digest),
-                policy=policy,
-                trust=self._trust(),
-                sites=frozenset(spec.sites),
-            ),
-            host=host,
-            desk=desk,
-            started=self._clock(),
-            life=self._lives(spec.name),
-        )
         with self._lock:
-            self._open[spec.name] = job
-            self._book.change(spec.name, status=JobStatus.RUNNING, detail="")
-            connected = [(s, self._orders[s]) for s in spec.sites if s in self._orders]
-            for site, orders in connected:
-                self._order(job, site, orders)
-        threading.Thread(
-            target=self._watch, args=(job,), name=f"watch {spec.name}", daemon=True
-        ).start()
+            self._open[name] = job
+            self._book.change(name, status=JobStatus.RUNNING, detail="")
+        self._dispatch.begin(job)
+        threading.Thread(target=self._watch, args=(job,), name=f"watch {name}", daemon=True).start()
 
-    def _lives(self, name: str) -> int:
-        """Return how often an operator resumed a job; the ledger knows, after a restart too."""
-        entries = self._home.ledger.entries(kind="job")
-        return sum(
-            entry.body.get("job") == name and entry.body.get("change") == "resumed"
-            for entry in entries
-        )
-
-    def _noise_secret(self, spec: JobSpec) -> bytes:
-        if spec.privacy is None:
-            return b""
-        name = f"noise-{spec.name}"
-        known = self._home.keys.secret(name)
-        if known is None:
-            known = noise_secret(spec.privacy, seed=spec.seed)
-            self._home.keys.keep(name, known)
-        return known
-
-    def _order(self, job: _Open, site: str, orders: Orders) -> None:
-        """Send the assignment of the present attempt. The caller holds the lock."""
-        attempt = job.attempts.setdefault(site, 1)
-        now = self._clock()
-        assignment = Assignment(
-            id=job.assignment(site, attempt),
-            job=job.record.name,
-            site=site,
-            spec=job.record.spec.to_json(),
-            bundle=job.admittable.bundle_digest,
-            policy=job.record.policy,
-            policy_signature=job.record.policy_signature,
-            workload=job.admittable.workload,
-            issued=now - timedelta(minutes=1),
-            expires=now + _ASSIGNMENT_LIFETIME,
-        )
-        try:
-            orders.send(
-                StartOrder(
-                    assignment_json=assignment.to_bytes(),
-                    signature=assignment.sign(self._home.order_key),
-                )
-            )
-        except TransportError as error:
-            _LOG.warning("site %s: %s", site, error)
-
-    def _again(self, job: _Open, site: str, reason: str) -> None:
-        attempt = job.attempts.get(site, 1)
-        if attempt >= _MAX_ATTEMPTS:
-            self._say(
-                job.record.name,
-                Log(
-                    line=f"the client was started {attempt} times and is not started again: "
-                    f"{reason}",
-                    site=site,
-                    level="error",
-                ),
-            )
-            return
-
-        def start() -> None:
-            with self._lock:
-                orders = self._orders.get(site)
-                still = self._open.get(job.record.name) is job
-                if still and job.attempts.get(site) == attempt:
-                    job.attempts[site] = attempt + 1
-                    if orders is not None:
-                        self._order(job, site, orders)
-
-        timer = threading.Timer(_RETRY_SECONDS * attempt, start)
-        timer.daemon = True
-        timer.start()
-
-    def _give_up_if_hopeless(self, job: _Open, site: str, reason: str) -> None:
+    def _give_up_if_hopeless(self, job: OpenJob, site: str, reason: str) -> None:
         """End a job at once when those that were refused leave too few for its quorum."""
         spec = job.record.spec
         with self._lock:
@@ -697,7 +519,7 @@ class Coordinator:
         job.host.cancel("too few sites can take part")
         job.host.close()
 
-    def _watch(self, job: _Open) -> None:
+    def _watch(self, job: OpenJob) -> None:
         """Run one job to its end."""
         name = job.record.name
         try:
@@ -719,7 +541,7 @@ class Coordinator:
         self._conclude(job, outcome)
         job.host.close()
 
-    def _conclude(self, job: _Open, outcome: Outcome) -> None:
+    def _conclude(self, job: OpenJob, outcome: Outcome) -> None:
         name = job.record.name
         seconds = (self._clock() - job.started).total_seconds()
         if outcome.status == "finished":
@@ -750,16 +572,7 @@ class Coordinator:
         if job is None:
             return
         self._admissions.close_job(name, f"the job is {status}")
-        for site in job.record.spec.sites:
-            with self._lock:
-                orders = self._orders.get(site)
-            if orders is None:
-                continue
-            identity = job.assignment(site, job.attempts.get(site, 1))
-            try:
-                orders.send(StopOrder(assignment=identity, reason=f"the job is {status}"))
-            except TransportError as error:
-                _LOG.info("site %s: %s", site, error)
+        self._dispatch.end(job, f"the job is {status}")
 
     def _admission_changed(self, event: AdmissionEvent) -> None:
         said = spoken(event.change.value, event)
@@ -774,14 +587,6 @@ class Coordinator:
         if said is not None:
             self._say(event.admission.job, said)
 
-    def _job_of(self, site: str, assignment: str) -> _Open | None:
-        for job in self._open.values():
-            if site in job.record.spec.sites and any(
-                job.assignment(site, attempt) == assignment for attempt in _attempts()
-            ):
-                return job
-        return None
-
     def _note(self, name: str, change: str, operator: str) -> None:
         self._home.ledger.append("job", {"job": name, "change": change, "operator": operator})
 
@@ -790,10 +595,6 @@ class Coordinator:
         round_ = getattr(event, "round", None)
         if event.to_json()["kind"] == "round.finished" and isinstance(round_, int):
             self._book.change(name, round_=round_)
-
-
-def _attempts() -> range:
-    return range(1, _MAX_ATTEMPTS + 1)
 
 
 def _placed(asked: JobSpec, choice: Choice) -> dict[str, Any]:

@@ -1,0 +1,147 @@
+"""A job that runs, or waits for its sites: what the coordinator holds of it, and how it is made."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from attestation.policy import AppraisalPolicy
+from attestation.trust import TrustAnchors
+from fedlearn.events import Event
+from fedlearn.job import JobSpec, workload_digest
+from fedlearn.privacy.server import noise_secret
+from server.admission import AdmittableJob
+from server.flower.host import JobHost
+from server.flower.plan import JobPlan
+from server.home import Home
+from server.jobs import JobRecord
+from server.register import AdmissionRegister
+from server.running import JobDesk
+
+__all__ = ["MAX_ATTEMPTS", "OpenJob", "opened"]
+
+MAX_ATTEMPTS: Final = 5
+"""How often one site's client is started for one job before a person has to look."""
+
+
+@dataclass(slots=True)
+class OpenJob:
+    """One open job.
+
+    ``attempts``   how often each site was ordered to start its client
+    ``refused``    sites whose client was not admitted, and why
+    ``node_keys``  the key of each site's Flower node; ``nodes`` guards them
+    """
+
+    record: JobRecord
+    admittable: AdmittableJob
+    host: JobHost
+    desk: JobDesk
+    started: datetime
+    life: int = 0
+    attempts: dict[str, int] = field(default_factory=dict)
+    crashes: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+    node_keys: dict[str, bytes] = field(default_factory=dict)
+    nodes: threading.Lock = field(default_factory=threading.Lock)
+
+    def assignment(self, site: str, attempt: int) -> str:
+        """Name the ``attempt`` of a site in this life of the job, the same after a restart.
+
+        A DNS label whatever the names are. A job that is resumed has a new life: its sites may
+        still be busy with stopping what the former one ordered.
+        """
+        text = f"{self.record.name}/{site}/{self.life}/{attempt}".encode()
+        return f"a-{hashlib.sha256(text).hexdigest()[:32]}"
+
+    def assignments(self, site: str) -> Iterator[tuple[int, str]]:
+        """Yield every attempt that a site may make, and its name."""
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            yield attempt, self.assignment(site, attempt)
+
+
+def opened(
+    record: JobRecord,
+    *,
+    home: Home,
+    register: AdmissionRegister,
+    policy: AppraisalPolicy,
+    trust: TrustAnchors,
+    runtime: Path,
+    say: Callable[[Event], object],
+    clock: Callable[[], datetime],
+) -> OpenJob:
+    """Make an open job of a record; nothing of it runs yet.
+
+    ``policy`` is the one in force, ``runtime`` a private directory that never holds weights.
+    """
+    spec = record.spec
+    bundle_digest = hashlib.sha256(record.bundle).digest()
+    desk = JobDesk(
+        spec,
+        store=home.store,
+        ledger=home.ledger,
+        register=register,
+        say=say,
+        keep=home.config.jobs.keep_checkpoints,
+        clock=clock,
+    )
+    plan = JobPlan(
+        job=spec.name,
+        digest=spec.digest(),
+        bundle=record.bundle,
+        rounds=spec.rounds,
+        sites=spec.sites,
+        quorum=spec.quorum,
+        seconds=spec.deadline_s,
+        seed=spec.seed,
+        stragglers="fail" if spec.stragglers == "fail" else "drop",
+        strategy=spec.strategy.name,
+        options=spec.strategy.options,
+        evaluate_every=spec.evaluate.every,
+        evaluate_fraction=spec.evaluate.fraction,
+        run_config=spec.config,
+        privacy=spec.privacy,
+        noise_secret=_noise_secret(home, spec),
+        max_update_bytes=home.config.limits.update_mib * 1024 * 1024,
+    )
+    return OpenJob(
+        record=record,
+        admittable=AdmittableJob(
+            name=spec.name,
+            job_digest=spec.digest(),
+            bundle_digest=bundle_digest,
+            workload=workload_digest(spec.digest(), bundle_digest),
+            policy=policy,
+            trust=trust,
+            sites=frozenset(spec.sites),
+        ),
+        host=JobHost(plan, desk, directory=runtime / spec.name),
+        desk=desk,
+        started=clock(),
+        life=_lives(home, spec.name),
+    )
+
+
+def _lives(home: Home, name: str) -> int:
+    """Return how often an operator resumed a job; the ledger knows, after a restart too."""
+    entries = home.ledger.entries(kind="job")
+    return sum(
+        entry.body.get("job") == name and entry.body.get("change") == "resumed" for entry in entries
+    )
+
+
+def _noise_secret(home: Home, spec: JobSpec) -> bytes:
+    if spec.privacy is None:
+        return b""
+    name = f"noise-{spec.name}"
+    known = home.keys.secret(name)
+    if known is None:
+        known = noise_secret(spec.privacy, seed=spec.seed)
+        home.keys.keep(name, known)
+    return known
