@@ -222,6 +222,29 @@ def cancel(name: str, operator: Path | None, as_json: bool) -> None:
         _say(client.cancel_job(name), as_json=as_json)
 
 
+@group.command("revoke")
+@_name_argument()
+@click.argument("site")
+@click.option("--reason", default="revoked", show_default=True, help="Why, for the ledger.")
+@operator_option
+@json_option
+def revoke(name: str, site: str, reason: str, operator: Path | None, as_json: bool) -> None:
+    """End the admission of SITE's client to a running job, and drop its update of this round.
+
+    A client that is what it should be attests again and is back. To keep a site out, replace
+    the job's policy or remove the site.
+    """
+    from fedlearn.spiffe import checked_name
+
+    checked_name(site, "site")
+    with connect(operator) as client:
+        client.revoke_client(name, site, reason)
+    if as_json:
+        print_json({"job": name, "site": site, "revoked": True})
+        return
+    line(f"the admission of {site} to {name} has ended")
+
+
 @group.command("policy")
 @_name_argument()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))

@@ -42,6 +42,12 @@ class Coordinator(stubs.OperatorServicer):  # type: ignore[misc]
     story: list[events.Event] = field(default_factory=list)
     submitted: list[pb.SubmitJobRequest] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
+    revoked: list[pb.RevokeClientRequest] = field(default_factory=list)
+
+    def RevokeClient(self, request: pb.RevokeClientRequest, context: Any) -> pb.Empty:
+        self.GetJob(pb.JobName(name=request.job), context)
+        self.revoked.append(request)
+        return pb.Empty()
 
     def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.JobState:
         self.submitted.append(request)
@@ -204,6 +210,27 @@ def test_status_cancel_and_resume(deployment: Deployment, job: Path) -> None:
     assert (state["status"], state["rounds"]) == ("cancelled", 5)
     assert json.loads(deployment.run("job", "status", "--json").stdout) == {"jobs": [state]}
     assert "running" in deployment.run("job", "resume", "heart").stdout
+
+
+def test_a_client_is_revoked_with_a_reason(deployment: Deployment, job: Path) -> None:
+    deployment.run("job", "submit", job)
+    done = deployment.run("job", "revoke", "heart", "site-a", "--reason", "stolen disk")
+    assert "site-a" in done.stdout
+    (request,) = deployment.coordinator.revoked
+    assert (request.job, request.site, request.reason) == ("heart", "site-a", "stolen disk")
+
+
+@pytest.mark.parametrize(
+    "words", [("heart", "Site A"), ("nobody", "site-a"), ("heart",)], ids=["site", "job", "few"]
+)
+def test_a_revocation_that_is_wrong_revokes_nobody(
+    deployment: Deployment, job: Path, words: tuple[str, ...]
+) -> None:
+    deployment.run("job", "submit", job)
+    done = deployment.run("job", "revoke", *words)
+    assert done.exit_code == 1
+    assert "Traceback" not in done.output
+    assert deployment.coordinator.revoked == []
 
 
 @pytest.mark.parametrize("verb", ["status", "logs", "cancel", "resume"])
