@@ -121,9 +121,13 @@ def _crl(data: bytes, field: str) -> x509.CertificateRevocationList:
         raise EvidenceError(f"{len(data)} bytes are too long for a CRL", field=field)
     pem = data.lstrip().startswith(b"-----BEGIN")
     try:
-        return x509.load_pem_x509_crl(data) if pem else x509.load_der_x509_crl(data)
+        found = x509.load_pem_x509_crl(data) if pem else x509.load_der_x509_crl(data)
+        # Are parsed when first asked for, so here.
+        _ = (found.issuer, found.last_update_utc, found.next_update_utc)
+        _ = (found.signature_hash_algorithm, found.extensions)
     except UNREADABLE as error:
         raise EvidenceError("neither a certificate nor a revocation list", field=field) from error
+    return found
 
 
 def check_report(

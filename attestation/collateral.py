@@ -320,14 +320,13 @@ def _stated(document: Mapping[str, Any]) -> tuple[datetime, datetime]:
 def _certificate_window(data: bytes) -> _Window | None:
     try:
         found = load_certificates(data)
-        names = [_common_name(item.subject) for item in found]
+        return (
+            ", ".join(_common_name(item.subject) for item in found),
+            max(item.not_valid_before_utc for item in found),
+            min(item.not_valid_after_utc for item in found),
+        )
     except UNREADABLE:
         return None
-    return (
-        ", ".join(names),
-        max(item.not_valid_before_utc for item in found),
-        min(item.not_valid_after_utc for item in found),
-    )
 
 
 def _crl_window(data: bytes) -> _Window | None:
@@ -337,11 +336,10 @@ def _crl_window(data: bytes) -> _Window | None:
         else:
             crl = x509.load_der_x509_crl(data)
         name = f"revocation list of {_common_name(crl.issuer)}"
+        start, end = crl.last_update_utc, crl.next_update_utc
     except UNREADABLE:
         return None
-    if crl.next_update_utc is None:
-        return None
-    return name, crl.last_update_utc, crl.next_update_utc
+    return None if end is None else (name, start, end)
 
 
 def _common_name(name: x509.Name) -> str:

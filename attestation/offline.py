@@ -154,9 +154,12 @@ def _certificates(data: bytes) -> list[x509.Certificate] | None:
     if b"-----BEGIN X509 CRL" in data or _is_crl(data):
         return []
     try:
-        return load_certificates(data)
+        found = load_certificates(data)
+        for item in found:
+            _ = (item.subject, item.issuer, item.extensions)  # are parsed when first asked for
     except UNREADABLE:
         return None
+    return found
 
 
 def _is_crl(data: bytes) -> bool:

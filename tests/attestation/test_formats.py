@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import struct
@@ -30,7 +31,7 @@ from attestation.errors import BindingError, EndorsementError, EvidenceError, Ve
 from attestation.evidence import Claims, Tee
 from attestation.formats import detect_format, to_evidence
 from attestation.offline import Input, gather
-from attestation.trust import key_digest
+from attestation.trust import TrustAnchors, key_digest
 from attestation.verifiers import verify
 
 DATA = Path(make.__file__).parent / "data"
@@ -336,3 +337,17 @@ def test_an_hcl_report_alone_is_decoded() -> None:
     digest = hashlib.sha384(b"").hexdigest()
     assert digest not in {field.value for field in found}
     assert {"report_size", "MEASUREMENT", "keys.HCLAkPub"} <= {field.name for field in found}
+
+
+@pytest.mark.parametrize("data", [VCEK, ders(CHAIN)[0], ders(CHAIN)[1], AMD.crl()])
+def test_what_is_parsed_late_fails_early(data: bytes) -> None:
+    """Libraries read parts of a certificate or list when they are first asked for."""
+    for at in range(min(len(data), 700)):
+        altered = bytearray(data)
+        altered[at] ^= 0xFF
+        with contextlib.suppress(EvidenceError, VerificationError):
+            judged(REPORT, bytes(altered), VCEK, CHAIN)
+        with contextlib.suppress(EvidenceError, VerificationError):
+            evidence = replace(to_evidence(REPORT), endorsements=(bytes(altered), VCEK, CHAIN))
+            trust = TrustAnchors(amd_ark_keys=frozenset({AMD.root_key}))
+            verify(evidence, binding=None, trust=trust, now=keys.AT)

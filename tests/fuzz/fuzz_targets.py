@@ -22,6 +22,7 @@ import vector_keys as keys  # noqa: E402
 from cryptography.hazmat.primitives import hashes  # noqa: E402
 from cryptography.hazmat.primitives.asymmetric import ec  # noqa: E402
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat  # noqa: E402
+from vector_amd import Amd  # noqa: E402
 from vector_cases import BEFORE, Subject, binding, paper_tpm, subjects  # noqa: E402
 
 from attestation import ear  # noqa: E402
@@ -242,7 +243,13 @@ TARGETS: dict[str, Target] = {
         ),
     ),
     "collateral": Target(
-        read=lambda data: describe(data, path="file"), seeds=(_seed("tdx_collateral.json"),)
+        read=lambda data: describe(data, path="file"),
+        seeds=(
+            _seed("tdx_collateral.json"),
+            _seed("snp_milan_vcek.der"),
+            _seed("snp_milan_ask_ark.pem"),
+            Amd().crl(),
+        ),
     ),
     "endorsement": Target(
         read=_endorsement,
@@ -250,6 +257,7 @@ TARGETS: dict[str, Target] = {
             _seed("snp_milan_vcek.der"),
             _seed("snp_milan_ask_ark.pem"),
             _seed("tdx_collateral.json"),
+            Amd().crl(),
             ORDER_KEY,
         ),
     ),
