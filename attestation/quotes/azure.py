@@ -218,10 +218,7 @@ def _quote(quote: dict[str, Any], ak: rsa.RSAPublicKey, scope: str) -> TpmQuote:
     pcrs = quote["pcrs"]
     if not isinstance(pcrs, list) or len(pcrs) > _MAX_PCRS:
         raise EvidenceError(f"must be a list of at most {_MAX_PCRS}", field="tpm_quote.pcrs")
-    values = [json_bytes(item, f"tpm_quote.pcrs[{number}]") for number, item in enumerate(pcrs)]
-    for number, value in enumerate(values):
-        if len(value) != _PCR_BYTES:
-            raise EvidenceError(f"{len(value)} bytes, not 32", field=f"tpm_quote.pcrs[{number}]")
+    values = _pcr_values(pcrs)
     statement = QuoteStatement.parse(message)
     selected = [item.pcrs for item in statement.selection if item.pcrs]
     if len(selected) != 1:
@@ -237,6 +234,19 @@ def _quote(quote: dict[str, Any], ak: rsa.RSAPublicKey, scope: str) -> TpmQuote:
         pcr_values=b"".join(values),
         scope=scope,
     )
+
+
+def _pcr_values(pcrs: list[Any]) -> list[bytes]:
+    texts = [item for item in pcrs if isinstance(item, str) and len(item) == 2 * _PCR_BYTES]
+    if len(texts) == len(pcrs):  # as everybody writes them; then they are read at once
+        joined = json_bytes("".join(texts), "tpm_quote.pcrs")
+        if len(joined) == _PCR_BYTES * len(texts):
+            return [joined[at : at + _PCR_BYTES] for at in range(0, len(joined), _PCR_BYTES)]
+    values = [json_bytes(item, f"tpm_quote.pcrs[{number}]") for number, item in enumerate(pcrs)]
+    for number, value in enumerate(values):
+        if len(value) != _PCR_BYTES:
+            raise EvidenceError(f"{len(value)} bytes, not 32", field=f"tpm_quote.pcrs[{number}]")
+    return values
 
 
 def _attestation_key(document: dict[str, Any]) -> rsa.RSAPublicKey:
