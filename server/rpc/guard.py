@@ -164,6 +164,9 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def _feed(self, method: str, body: Callable[[Any, Caller, threading.Event], Any]) -> Any:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             stop = threading.Event()
+            # A call that is cancelled while an item is being sent leaves this generator where
+            # it is, and `finally` to the garbage collector.
+            context.add_done_callback(lambda _: stop.set())
             try:
                 caller = self._caller(method, context)
                 source = body(_checked(request), caller, stop)
