@@ -19,6 +19,7 @@ class RememberingCoordinator:
         self.orders: dict[str, Any] = {}
         self.signatures: list[bytes] = []
         self.bundle = b"bundle" * 400_000
+        self.waiting = threading.Event()
         self.stopped = threading.Event()
         self.connected = threading.Event()
 
@@ -53,6 +54,7 @@ class RememberingCoordinator:
         for sequence in range(after + 1, 4):
             yield EventView(sequence=sequence, unix_ms=5, kind="log", json='{"line":"x"}')
         if not past_only:
+            self.waiting.set()
             while not stop.wait(0.05):
                 time.sleep(0)
         self.stopped.set()

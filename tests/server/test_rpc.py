@@ -346,6 +346,7 @@ def test_a_watcher_that_leaves_frees_its_thread(front: Any, opened: Any, parts: 
     stub = rpc.OperatorStub(opened(*operator_chain(front, parts)))
     call = stub.FollowJob(pb.FollowJobRequest(name="alpha"))
     assert [next(call).sequence for _ in range(3)] == [1, 2, 3]
+    assert front.coordinator.waiting.wait(5)
     call.cancel()
     assert front.coordinator.stopped.wait(5)
     past = list(stub.FollowJob(pb.FollowJobRequest(name="alpha", after=2, past_only=True)))
