@@ -324,8 +324,8 @@ class AdmissionGate:
     def _make_room(self, request: AdmitRequest, key: bytes, now: datetime) -> None:
         """Step 10, second half: one client of a site in a job, one admission of a key.
 
-        A client that was restarted takes the place of its former self, whose node goes
-        first: a site has one node in a job.
+        A client that was restarted takes the place of its former self. A site has one node in
+        a job, which stays: what it was asked and did not answer, its new client is asked.
         """
         live = self.register.every(now=now)
         at_site = [a for a in live if (a.job, a.site) == (request.job, request.site)]
@@ -352,22 +352,22 @@ class AdmissionGate:
     ) -> Admitted:
         """Step 11. The caller holds the lock."""
         job = affirmed.job
-        issued = self._ca.issue_client(
-            request.csr,
-            job=job.name,
-            site=request.site,
-            client=request.client,
-            evidence_digest=affirmed.evidence_digest,
-            policy_digest=affirmed.result.policy,
-            now=now,
-            lifetime=self.periods.lifetime,
-        )
         made = current is None
         if current is None:
             node = self._door.create_node(job.name, request.site, affirmed.tls_key)
         else:
             node = current.node_id
         try:
+            issued = self._ca.issue_client(
+                request.csr,
+                job=job.name,
+                site=request.site,
+                client=request.client,
+                evidence_digest=affirmed.evidence_digest,
+                policy_digest=affirmed.result.policy,
+                now=now,
+                lifetime=self.periods.lifetime,
+            )
             admission = Admission(
                 job=job.name,
                 site=request.site,
@@ -424,13 +424,17 @@ class AdmissionGate:
         return denied
 
     def _ended(self, event: AdmissionEvent) -> None:
-        """Whatever ends an admission also ends its Flower node, and is in the ledger."""
+        """Whatever ends an admission also ends its Flower node, and is in the ledger.
+
+        But for one that ended because its client came back: the node is that client's now.
+        """
         if event.change in (Change.ADMITTED, Change.RENEWED):
             return
         admission = event.admission
         self._claims.pop(admission.thumbprint, None)
         try:
-            self._door.delete_node(admission.job, admission.site, admission.tls_key)
+            if not event.superseded:
+                self._door.delete_node(admission.job, admission.site, admission.tls_key)
         finally:
             self._record(event.change.value, ending_entry(event))
 

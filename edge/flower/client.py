@@ -31,7 +31,6 @@ from edge.flower.fleet import HEARTBEAT_SECONDS, Ended, Fleet, Identity, Work
 from edge.flower.state import Call, StateHistory
 from fedlearn import bundle
 from fedlearn.errors import (
-    AdmissionDenied,
     FedlearnError,
     JobError,
     TransportError,
@@ -125,7 +124,11 @@ class WarmClient:
         self._denied.clear()
 
     def stop(self) -> None:
-        """Make :meth:`run` return after the call that is under way."""
+        """Make :meth:`run` return after the call that is under way.
+
+        The coordinator is not told that this client leaves: one that was evicted starts
+        elsewhere, and is asked again what it did not answer. Whether it does, the agent knows.
+        """
         self._stop.set()
 
     def run(self) -> str:
@@ -148,7 +151,6 @@ class WarmClient:
                 work = self._patiently(self._fleet.fetch)
                 if work is not None:
                     self._handle(work)
-            self._leave()
             return "stopped"
         except Ended as ended:
             return str(ended)
@@ -167,12 +169,6 @@ class WarmClient:
         TaskIdentity.run_id = run.run_id
         TaskIdentity.node_id = context.node_id
         TaskIdentity.task_id = run.primary_task_id
-
-    def _leave(self) -> None:
-        try:
-            self._fleet.deactivate()
-        except (AdmissionDenied, Ended, TransportError) as error:
-            _LOG.info("the coordinator was not told that this client leaves: %s", error)
 
     def _patiently(self, action: Any) -> Any:
         """Do something again until it works or patience ends."""

@@ -21,7 +21,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     ActivateNodeResponse,
-    DeactivateNodeRequest,
     PullMessagesRequest,
     PullMessagesResponse,
     PushMessagesRequest,
@@ -150,11 +149,6 @@ class Fleet:
             node=Node(node_id=self._node), heartbeat_interval=HEARTBEAT_SECONDS
         )
         self._post("send-node-heartbeat", request.SerializeToString())
-
-    def deactivate(self) -> None:
-        """Say that it leaves."""
-        request = DeactivateNodeRequest(node_id=self._node)
-        self._post("deactivate-node", request.SerializeToString())
 
     def run(self) -> Any:
         """Return Flower's description of the run, as protobuf."""

@@ -90,7 +90,8 @@ class JobLink:
         self._numbers = {site: node_number(plan.digest, site) for site in plan.sites}
         self._in_hand: dict[int, Message] = {}
         self._promised: dict[int, float] = {}
-        self._sizes: dict[str, tuple[int, str]] = {}
+        self._sizes: dict[str, tuple[int, str, int]] = {}
+        self._leaving: set[int] = set()
         self._waiting: dict[int, set[tuple[asyncio.AbstractEventLoop, asyncio.Event]]] = {}
         self._received = 0
         self._sent = 0
@@ -129,6 +130,7 @@ class JobLink:
                 contract.remove_node(self._state, number)
             self._in_hand.pop(number, None)
             self._promised.pop(number, None)
+            self._leaving.discard(number)
             self._changed.notify_all()
         self._wake(number)
 
@@ -139,8 +141,19 @@ class JobLink:
             return
         with self._lock:
             if number in self._sites:
-                self._state.deactivate_node(number)
+                self._deactivate(number)
             self._changed.notify_all()
+
+    def _deactivate(self, node: int) -> None:
+        """Take a node offline, once nothing that it has answered lies here any more.
+
+        Flower puts an error in the place of whatever a node sent before it went.
+        """
+        if any(sender == node for _, _, sender in self._sizes.values()):
+            self._leaving.add(node)
+        else:
+            self._leaving.discard(node)
+            self._state.deactivate_node(node)
 
     @property
     def closed(self) -> bool:
@@ -262,6 +275,7 @@ class JobLink:
             for id_ in wanted:
                 self._state.object_store.delete(id_)
                 self._sizes.pop(id_, None)
+            self._let_leave()
             for node, message in list(self._in_hand.items()):
                 if message.metadata.message_id in wanted:
                     del self._in_hand[node]
@@ -302,7 +316,7 @@ class JobLink:
                 answer = SendNodeHeartbeatResponse(success=True)
             elif action == "deactivate-node":
                 _own(_parsed(DeactivateNodeRequest, body).node_id, caller)
-                self._state.deactivate_node(caller.node_id)
+                self._deactivate(caller.node_id)
                 self._promised.pop(caller.node_id, None)
                 self._changed.notify_all()
                 answer = DeactivateNodeResponse()
@@ -332,6 +346,7 @@ class JobLink:
         interval = self._promised.get(node)
         if interval is None:
             return
+        self._leaving.discard(node)
         self._state.activate_node(node, interval)
         self._state.acknowledge_node_heartbeat(node, interval)
         self._changed.notify_all()
@@ -459,7 +474,7 @@ class JobLink:
                 del self._in_hand[node]
                 self._changed.notify_all()
                 raise
-            self._sizes[message.metadata.reply_to_message_id] = (size, key.hex())
+            self._sizes[message.metadata.reply_to_message_id] = (size, key.hex(), node)
             del self._in_hand[node]
             self._changed.notify_all()
         return True
@@ -517,7 +532,7 @@ class JobLink:
             except NoObjectInStoreError:
                 tree = ObjectTree(object_id=root)
             objects = {each.object_id: store.get(each.object_id) or b"" for each in _each(tree)}
-            size, key = self._sizes.pop(question, (0, ""))
+            size, key, _ = self._sizes.pop(question, (0, "", 0))
             replies.append(
                 Reply(
                     message=_bytes(message_to_proto(message)),
@@ -533,7 +548,12 @@ class JobLink:
             for node, held in list(self._in_hand.items()):
                 if held.metadata.message_id == question:
                     del self._in_hand[node]
+        self._let_leave()
         return replies
+
+    def _let_leave(self) -> None:
+        for node in list(self._leaving):
+            self._deactivate(node)
 
     def _wake(self, node: int) -> None:
         with self._lock:

@@ -326,6 +326,45 @@ def test_a_node_that_left_is_not_brought_back_by_a_late_question(link, nodes):
     assert [site for _, site in link.online()] == ["b"]
 
 
+def _leave(node: Node_, link: JobLink, how: str) -> None:
+    if how == "absent":
+        link.absent("a")
+        return
+    request = DeactivateNodeRequest(node_id=node.number)
+    assert node.call("deactivate-node", request.SerializeToString())[0] == 200
+
+
+@pytest.mark.parametrize("how", ["leaves", "absent"])
+def test_what_a_node_sent_before_it_left_counts(link, nodes, how):
+    """A client that is told to stop answers what it has in hand, and goes at once."""
+    (question,) = _ask(link, nodes[0])
+    nodes[0].fetch()
+    assert nodes[0].deliver(_answer(nodes[0], link, question)) == 200
+    _leave(nodes[0], link, how)
+    (reply,) = link.pull([question], 2)
+    assert not ProtoMessage.FromString(reply.message).HasField("error")
+    assert reply.size > 0
+    assert [site for _, site in link.online()] == ["b"]
+
+
+def test_a_node_that_left_without_an_answer_has_none(link, nodes):
+    (question,) = _ask(link, nodes[0])
+    nodes[0].fetch()
+    _leave(nodes[0], link, "leaves")
+    (reply,) = link.pull([question], 2)
+    assert ProtoMessage.FromString(reply.message).HasField("error")
+
+
+def test_a_node_that_is_back_before_its_answer_was_taken_stays(link, nodes):
+    (question,) = _ask(link, nodes[0])
+    nodes[0].fetch()
+    nodes[0].deliver(_answer(nodes[0], link, question))
+    link.absent("a")
+    assert nodes[0].fetch()[0] == 204
+    assert len(link.pull([question], 2)) == 1
+    assert [site for _, site in link.online()] == ["a", "b"]
+
+
 def test_a_closed_link_lets_everybody_go(link, nodes):
     link.close(completed=True)
     assert nodes[0].fetch()[0] == 410
