@@ -218,8 +218,7 @@ class _Stage:
     def _open_house(self, dealt: data.DemoData) -> None:
         self._narrator.act("A coordinator, and machines for the sites")
         names = [site.name for site in dealt.sites]
-        self._federation.make_machines(names, pinned=[IMPOSTOR])
-        self._federation.start()
+        self._federation.open(names, pinned=[IMPOSTOR])
         kind = "software TPM" if self._federation.tee is Tee.TPM else "development key"
         self._narrator.say(f"coordinator in a process of its own, proven by its {kind}")
 

@@ -98,11 +98,31 @@ class Federation:
         that joins proves its own.
         """
         self.pinned = tuple(pinned)
-        names = (*names, *self.pinned)
-        wanted = {COORDINATOR: self.state, **{name: self._site_state(name) for name in names}}
         with ThreadPoolExecutor(max_workers=4) as pool:
-            made = pool.map(lambda item: (item[0], make_machine(self.tee, item[1])), wanted.items())
-            self.machines = dict(made)
+            self._make([COORDINATOR, *names, *self.pinned], pool)
+
+    def open(self, names: Iterable[str], *, pinned: Iterable[str] = ()) -> None:
+        """Do :meth:`make_machines` and :meth:`start`, at once where that can be.
+
+        A coordinator that need not know the sites' keys beforehand starts while the machines
+        of the sites are made.
+        """
+        self.pinned = tuple(pinned)
+        first, later = [COORDINATOR, *self.pinned], list(names)
+        if self.tee is not Tee.TPM:
+            first, later = [*first, *later], []
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            self._make(first, pool)
+            rest = pool.submit(self._make, later, pool)
+            self.start()
+            rest.result()
+
+    def _make(self, names: Iterable[str], pool: ThreadPoolExecutor) -> None:
+        def make(name: str) -> tuple[str, Machine]:
+            state = self.state if name == COORDINATOR else self._site_state(name)
+            return name, make_machine(self.tee, state)
+
+        self.machines.update(pool.map(make, names))
 
     def start(self) -> None:
         """Establish the coordinator and start it; return when it answers its operator.

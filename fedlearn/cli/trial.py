@@ -68,8 +68,7 @@ def attempt(
     ):
         federation = Federation(Path(scratch), children, tee=kind)
         try:
-            federation.make_machines(spec.sites)
-            federation.start()
+            federation.open(spec.sites)
             digest = hashlib.sha256(bundle).digest()
             for site in spec.sites:
                 mount = spec.data.get(site)
