@@ -157,6 +157,7 @@ class Limits:
     ``requests_per_second``  at the gate, from all peers together
     ``update_mib``           the largest update that is read
     ``jobs``                 jobs that run at once
+    ``sites``                sites that may be invited, those that were removed included
     """
 
     challenges: int = option(whole(16, 1_000_000), default=4096)

@@ -70,6 +70,7 @@ class SiteRegister:
 
     ``address``  where sites reach the gate; it is written into tokens
     ``ca_pin``   SHA-256 of the CA's SPKI; likewise
+    ``limit``    how many sites there may be, those that were removed included
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class SiteRegister:
         ca_pin: bytes,
         clock: Callable[[], datetime],
         record: Callable[[str, Mapping[str, Any]], object],
+        limit: int = MAX_SITES,
     ) -> None:
         """Open or create the register.
 
@@ -89,6 +91,7 @@ class SiteRegister:
         self._ca_pin = ca_pin
         self._clock = clock
         self._record = record
+        self._limit = limit
         self._lock = threading.RLock()
         self._subscribers: list[Subscriber] = []
         self._seen: dict[str, datetime] = {}
@@ -145,8 +148,12 @@ class SiteRegister:
                     key="site",
                     hint=f"`fedlearn site remove {site}` first, if it is to get a new key",
                 )
-            if known is None and self._count() >= MAX_SITES:
-                raise ConfigError(f"there are {MAX_SITES} sites already", key="site")
+            if known is None and self._count() >= self._limit:
+                raise ConfigError(
+                    f"there are {self._limit} sites already",
+                    key="site",
+                    hint="raise limits.sites in server.toml",
+                )
             db.execute(
                 "INSERT OR REPLACE INTO sites VALUES (?, ?, x'', ?, ?, ?, ?, 0, '')",
                 (

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -18,6 +19,7 @@ from fedlearn.errors import ConfigError
 
 __all__ = ["main"]
 
+_OPEN_FILES: Final = 65_536
 _TEMPLATE = """\
 # One coordinator. Every key: server/config.py, or `fedlearn-server check --config FILE`.
 state = "state"
@@ -100,6 +102,7 @@ def run(path: Path, as_json: bool) -> int:
 
     config = ServerConfig.load(path)
     _log_to_stderr()
+    _raise_open_files()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -197,6 +200,14 @@ def _development_key(state: Path) -> Path:
         )
     )
     return path
+
+
+def _raise_open_files() -> None:
+    """Allow as many open files as this process may: each connected site has one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _log_to_stderr() -> None:

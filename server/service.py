@@ -96,6 +96,7 @@ def serve(config: ServerConfig) -> Iterator[Service]:
             ca_pin=home.ca.key_digest,
             clock=_now,
             record=home.ledger.append,
+            limit=config.limits.sites,
         )
         stack.callback(sites.close)
         # Sockets and unpacked apps; systemd and the chart name a folder in memory for them.

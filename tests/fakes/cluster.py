@@ -147,10 +147,15 @@ class Cluster:
 
     ``url``    of the API server
     ``admin``  path of a kubeconfig that may do anything
+
+    :param audited: have the API server note who asks for what; see :meth:`asked`.
     """
 
-    def __init__(self, folder: Path, *, programs: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, programs: Path | None = None, audited: bool = False
+    ) -> None:
         self.folder = folder
+        self._audited = audited
         self._programs = programs or assets()
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -286,6 +291,16 @@ class Cluster:
         }
         return str(self.request(path, "POST", body)["status"]["token"])
 
+    def asked(self, user: str) -> list[dict[str, Any]]:
+        """Return the audit log's entries of what a user has asked for, one for each request."""
+        lines = (self.folder / "audit.log").read_text().splitlines()
+        entries = [json.loads(line) for line in lines if line.endswith("}")]
+        return [
+            entry
+            for entry in entries
+            if entry["user"].get("username") == user and entry["stage"] == "RequestReceived"
+        ]
+
     def log(self, component: str) -> str:
         """Return what a component wrote."""
         return (self.folder / f"{component}.log").read_text(errors="replace")
@@ -378,7 +393,20 @@ class Cluster:
             f"--kubelet-client-key={file('kubelet-client.key')}",
             f"--kubelet-certificate-authority={file('ca.crt')}",
             "--kubelet-preferred-address-types=InternalIP",
+            *self._audit_flags(),
         )
+
+    def _audit_flags(self) -> tuple[str, ...]:
+        if not self._audited:
+            return ()
+        policy = self.folder / "audit-policy.json"
+        rules = {
+            "kind": "Policy",
+            "apiVersion": "audit.k8s.io/v1",
+            "rules": [{"level": "Metadata"}],
+        }
+        policy.write_text(json.dumps(rules))
+        return (f"--audit-policy-file={policy}", f"--audit-log-path={self.folder / 'audit.log'}")
 
     def _run_controllers(self) -> None:
         config = self.kubeconfig("system:kube-controller-manager")

@@ -250,3 +250,12 @@ def test_what_is_no_token_says_so(text: str) -> None:
 def test_what_is_no_address_says_so(text: str) -> None:
     with pytest.raises(ConfigError, match="not an address"):
         checked_address(text)
+
+
+def test_no_more_sites_are_invited_than_the_operator_allows(deployment: Any) -> None:
+    deployment.sites._limit = 3
+    deployment.sites.create_token("site-c")
+    deployment.sites.create_token("site-c")
+    with pytest.raises(ConfigError, match="there are 3 sites already") as caught:
+        deployment.sites.create_token("site-d")
+    assert "limits.sites" in caught.value.hint

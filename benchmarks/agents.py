@@ -1,0 +1,459 @@
+"""What connected sites cost a coordinator, and what an agent costs its site.
+
+    python benchmarks/agents.py [--sites 1000] [--seconds 45] [--only sites|agent] [--json]
+
+*Sites.* A real coordinator (``fedlearn-server``), all of whose threads are held on one core.
+As many sites enroll, each with a key of its own, and each opens its stream over mutual TLS, as
+an agent does: greeting, report, a heartbeat every 15 seconds. Some processes play all of them.
+Memory and processor time are those of the coordinator's process: before anybody connects, while
+they connect, and while nothing happens but heartbeats.
+
+*Agent.* A real agent (``fedlearn-edge``) in a real Kubernetes control plane, connected to that
+coordinator, idle. Its memory is read from the kernel, its requests from the API server's audit
+log. Left out where the programs of Kubernetes are missing (``tools/get-kubernetes.sh``).
+
+Everything is on the loopback interface. The status is 1 when a limit is not kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from attestation.evidence import Tee
+from edge.identity import certification_request, key_pem, new_key
+from edge.rpc import GateClient, enroll
+from fedlearn import config
+from fedlearn.cli.children import Child, Children
+from fedlearn.cli.federation import Federation, program
+from fedlearn.join import JoinToken
+from fedlearn.spiffe import COORDINATOR_DNS
+from fedlearn.wire import fedlearn_pb2 as pb
+
+import grpc  # isort: skip  (the wire sets gRPC's verbosity first)
+from fedlearn.wire import fedlearn_pb2_grpc as stubs
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+AGENT_MIB: Final = 80
+REQUESTS_PER_SECOND: Final = 1.0
+CORES: Final = 1.0
+PROCESSES: Final = 4
+HEARTBEAT_SECONDS: Final = 15.0
+AT_ONCE: Final = 16
+CONNECT_SECONDS: Final = 240.0
+REPORT: Final = json.dumps({"launcher": "process", "cpu": 4, "memory_mib": 8192, "data": ["stays"]})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sites:
+    """What streams cost. Memory in MiB, processor time in seconds of one core."""
+
+    streams: int
+    held: int
+    before_mib: float
+    after_mib: float
+    connecting_s: float
+    connecting_cpu_s: float
+    idle_s: float
+    idle_cpu_s: float
+
+    @property
+    def kib_per_stream(self) -> float:
+        """Memory of one stream."""
+        return (self.after_mib - self.before_mib) * 1024 / self.streams
+
+    @property
+    def core_share(self) -> float:
+        """Which part of a core they take while nothing happens but heartbeats."""
+        return self.idle_cpu_s / self.idle_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """What an idle agent in a cluster costs; ``requests`` in ``seconds``."""
+
+    mib: float
+    requests: int
+    seconds: float
+
+
+class Coordinator(Federation):
+    """The coordinator of the demo, with room for many at the gate."""
+
+    def server_table(self) -> dict[str, object]:
+        """Return ``server.toml`` without the limits that are there for strangers."""
+        limits = {
+            "requests_per_second": 100_000.0,
+            "requests_per_second_per_peer": 10_000.0,
+            "sites": 10_000,
+        }
+        return {**super().server_table(), "limits": limits}
+
+
+# --- the coordinator's side -------------------------------------------------------------------
+
+
+def program_pid(child: Child) -> int:
+    """Return the process of a command below ``child``, which is a shell: the largest there."""
+    found, waiting = [child.pid], [child.pid]
+    while waiting:
+        for task in Path(f"/proc/{waiting.pop()}/task").iterdir():
+            with contextlib.suppress(OSError):
+                below = [int(pid) for pid in (task / "children").read_text().split()]
+                found += below
+                waiting += below
+    return max(found, key=resident_mib)
+
+
+def pin(pid: int, core: int) -> None:
+    """Hold all threads of a process on one core; threads to come inherit it."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(task.name), {core})
+
+
+def resident_mib(pid: int) -> float:
+    """Return VmRSS."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure_sites(federation: Federation, pid: int, count: int, seconds: float) -> Sites:
+    """Enroll ``count`` sites and let them be connected."""
+    before = resident_mib(pid)
+    address, roots, identities = enrolled(federation, count)
+    cores = sorted(os.sched_getaffinity(0) - os.sched_getaffinity(pid)) or [0]
+    began, cpu = time.monotonic(), cpu_seconds(pid)
+    with contextlib.ExitStack() as stack:
+        players = [
+            stack.enter_context(player(address, roots, identities[index::PROCESSES], cores))
+            for index in range(PROCESSES)
+        ]
+        for one in players:
+            told(one)
+        connecting, connecting_cpu = time.monotonic() - began, cpu_seconds(pid) - cpu
+        # The first heartbeats fall together; let them spread.
+        time.sleep(HEARTBEAT_SECONDS / 3)
+        began, cpu = time.monotonic(), cpu_seconds(pid)
+        time.sleep(seconds)
+        idle, idle_cpu = time.monotonic() - began, cpu_seconds(pid) - cpu
+        after = resident_mib(pid)
+        connected = sum(site.connected for site in federation.operator.list_sites())
+        held = 0
+        for one in players:
+            close(one)
+            held += told(one)
+    if held != connected:
+        raise SystemExit(f"{held} streams are held, and the coordinator says {connected}")
+    return Sites(
+        streams=count,
+        held=held,
+        before_mib=before,
+        after_mib=after,
+        connecting_s=connecting,
+        connecting_cpu_s=connecting_cpu,
+        idle_s=idle,
+        idle_cpu_s=idle_cpu,
+    )
+
+
+def enrolled(federation: Federation, count: int) -> tuple[str, str, list[dict[str, str]]]:
+    """Return the control address, the CA, and a chain and key for each of ``count`` sites."""
+    found: list[dict[str, str]] = []
+    gate: GateClient | None = None
+    address = ""
+    try:
+        for number in range(count):
+            invitation = federation.operator.create_token(
+                f"site-{number}", lifetime=timedelta(hours=1), needs_approval=False
+            )
+            if gate is None:
+                parsed = JoinToken.parse(invitation.token)
+                gate = GateClient.connect(parsed.address, ca_pin=parsed.ca_pin)
+            key = new_key()
+            reply = gate.enroll(invitation.token, certification_request(key))
+            address = reply.control_address
+            chain = bytes(reply.certificate_chain).decode()
+            found.append({"chain": chain, "key": key_pem(key).decode()})
+        if gate is None:
+            raise SystemExit("no sites, no measurement")
+        return address, gate.pinned.ca_pem.decode(), found
+    finally:
+        if gate is not None:
+            gate.close()
+
+
+# --- the sites' side --------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def player(
+    address: str, roots: str, identities: list[dict[str, str]], cores: list[int]
+) -> Iterator[subprocess.Popen[str]]:
+    """Start a process that plays sites: this file, with ``--play``."""
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--play"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    os.sched_setaffinity(process.pid, cores)
+    try:
+        if process.stdin is None:
+            raise SystemExit("a player has no input")
+        process.stdin.write(
+            json.dumps({"address": address, "roots": roots, "sites": identities}) + "\n"
+        )
+        process.stdin.flush()
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def told(process: subprocess.Popen[str]) -> int:
+    """Return the number on a player's next line."""
+    line = process.stdout.readline() if process.stdout is not None else ""
+    if not line:
+        raise SystemExit("a process that plays sites has ended")
+    return int(line)
+
+
+def close(process: subprocess.Popen[str]) -> None:
+    """Let a player end."""
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+async def play(address: str, roots: str, sites: list[dict[str, str]]) -> None:
+    """Hold a stream for each site; print how many there are, at the start and at the end."""
+    gate = asyncio.Semaphore(AT_ONCE)
+    open_streams: set[int] = set()
+    everybody = asyncio.Event()
+
+    async def one(number: int, site: dict[str, str]) -> None:
+        credentials = grpc.ssl_channel_credentials(
+            roots.encode(), site["key"].encode(), site["chain"].encode()
+        )
+        options = [
+            ("grpc.ssl_target_name_override", COORDINATOR_DNS),
+            ("grpc.default_authority", COORDINATOR_DNS),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.enable_http_proxy", 0),
+        ]
+        async with grpc.aio.secure_channel(address, credentials, options) as channel:
+            call = stubs.SitesStub(channel).Follow()  # type: ignore[no-untyped-call]
+            async with gate:
+                await call.write(pb.SiteReport(hello=pb.Hello(version="benchmark")))
+                await call.write(pb.SiteReport(capabilities=pb.Capabilities(json=REPORT)))
+            open_streams.add(number)
+            if len(open_streams) == len(sites):
+                everybody.set()
+            reader = asyncio.create_task(listen(call))
+            try:
+                while not reader.done():
+                    await asyncio.wait({reader}, timeout=HEARTBEAT_SECONDS)
+                    now = pb.Heartbeat(unix_ms=int(time.time() * 1000))
+                    await call.write(pb.SiteReport(heartbeat=now))
+            finally:
+                open_streams.discard(number)
+                reader.cancel()
+
+    async def listen(call: Any) -> None:
+        async for _ in call:
+            pass
+
+    tasks = [asyncio.create_task(one(number, site)) for number, site in enumerate(sites)]
+    try:
+        await asyncio.wait_for(everybody.wait(), CONNECT_SECONDS)
+    except TimeoutError:
+        raise SystemExit(f"{len(open_streams)} of {len(sites)} streams came up") from None
+    print(len(open_streams), flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    print(len(open_streams), flush=True)
+    for task in tasks:
+        task.cancel()
+
+
+# --- an agent in a cluster --------------------------------------------------------------------
+
+
+def fake(name: str) -> ModuleType:
+    """Load ``tests/fakes/NAME.py``; it is in no package."""
+    qualified = f"fedlearn_test_fakes_{name}"
+    if qualified not in sys.modules:
+        spec = importlib.util.spec_from_file_location(qualified, ROOT / f"tests/fakes/{name}.py")
+        if spec is None or spec.loader is None:
+            raise SystemExit(f"tests/fakes/{name}.py is not there")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[qualified] = module
+        spec.loader.exec_module(module)
+    return sys.modules[qualified]
+
+
+def measure_agent(folder: Path, federation: Federation, seconds: float) -> Agent:
+    """Run an agent under its own account in a cluster, and let it be idle."""
+    with fake("cluster").Cluster(folder / "cluster", audited=True) as cluster:
+        site = fake("cluster_site").ClusterSite(cluster, fake("node").Node, folder / "place")
+        name, state = "in-a-cluster", folder / "agent"
+        account = state / "account"
+        account.mkdir(parents=True, mode=0o700)
+        (account / "token").write_text(cluster.token(site.namespace, "fedlearn-edge"))
+        (account / "ca.crt").write_bytes(cluster.authority.path.read_bytes())
+        host, _, port = cluster.url.removeprefix("https://").rpartition(":")
+        settings = site.settings()
+        table = {
+            "state": "state",
+            "launcher": {"kind": "kubernetes"},
+            "attester": {"kind": "insecure-sample"},
+            "kubernetes": {
+                "namespace": site.namespace,
+                "workload": settings.workload,
+                "image": settings.image,
+                "sponsor_listen": "127.0.0.1:0",
+            },
+        }
+        (state / "site.toml").write_text(config.dumps(table))
+        enroll(federation.token(name)).save(state / "state")
+        environment = {
+            "KUBERNETES_SERVICE_HOST": host,
+            "KUBERNETES_SERVICE_PORT": port,
+            "FEDLEARN_ACCOUNT": str(account),
+        }
+        user = f"system:serviceaccount:{site.namespace}:fedlearn-edge"
+        with Children(folder / "agent-logs", environment) as children:
+            command: list[str | Path] = [program("fedlearn-edge"), "run"]
+            child = children.start(name, [*command, "--config", state / "site.toml"])
+            federation.await_connected([name])
+            time.sleep(3.0)
+            before = len(cluster.asked(user))
+            if not before:
+                raise SystemExit("the audit log has no request of the agent")
+            time.sleep(seconds)
+            children.check()
+            asked = len(cluster.asked(user)) - before
+            return Agent(mib=resident_mib(program_pid(child)), requests=asked, seconds=seconds)
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sites", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=45.0, help="how long to watch, idle")
+    parser.add_argument("--only", choices=("sites", "agent"))
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--play", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 65_536)), hard))
+    if arguments.play:
+        asyncio.run(play(**json.loads(sys.stdin.readline())))
+        return 0
+    sites: Sites | None = None
+    agent: Agent | None = None
+    with tempfile.TemporaryDirectory(prefix="fedlearn-agents-") as scratch:
+        folder = Path(scratch)
+        with Children(folder / "logs") as children:
+            federation = Coordinator(folder, children, tee=Tee.SAMPLE)
+            try:
+                federation.make_machines([])
+                federation.start()
+                if federation._process is None:
+                    raise SystemExit("the coordinator does not run")
+                pid = program_pid(federation._process)
+                pin(pid, min(os.sched_getaffinity(0)))
+                if arguments.only != "agent":
+                    sites = measure_sites(federation, pid, arguments.sites, arguments.seconds)
+                if arguments.only != "sites":
+                    agent = measure_agent(folder, federation, arguments.seconds)
+            finally:
+                federation.close()
+    return show(sites, agent, as_json=arguments.json)
+
+
+def show(sites: Sites | None, agent: Agent | None, *, as_json: bool) -> int:
+    """Print what was measured beside its limit; return 1 when one is not kept."""
+    kept: dict[str, bool] = {}
+    figures: dict[str, float] = {}
+    if sites is not None:
+        kept |= {"streams": sites.held == sites.streams, "core": sites.core_share < CORES}
+        figures |= {
+            "streams": sites.held,
+            "kib_per_stream": round(sites.kib_per_stream, 1),
+            "connecting_cpu_ms_per_stream": round(1000 * sites.connecting_cpu_s / sites.streams, 2),
+            "connecting_per_second": round(sites.streams / sites.connecting_s, 1),
+            "idle_cpu_ms_per_stream_and_minute": round(
+                60_000 * sites.core_share / sites.streams, 2
+            ),
+            "core_share": round(sites.core_share, 4),
+        }
+    if agent is not None:
+        rate = agent.requests / agent.seconds
+        kept |= {"agent_memory": agent.mib < AGENT_MIB, "requests": rate < REQUESTS_PER_SECOND}
+        figures |= {
+            "agent_mib": round(agent.mib, 1),
+            "agent_memory_of_limit": round(agent.mib / AGENT_MIB, 3),
+            "requests_per_second": round(rate, 4),
+        }
+    if as_json:
+        print(json.dumps({**figures, "kept": kept}))
+    else:
+        lines(sites, agent, figures)
+    return 0 if all(kept.values()) else 1
+
+
+def lines(sites: Sites | None, agent: Agent | None, figures: dict[str, float]) -> None:
+    """Print for people."""
+    if sites is not None:
+        print(f"streams held             {sites.held} of {sites.streams}, on one core")
+        print(
+            f"memory of a stream       {figures['kib_per_stream']:.1f} KiB "
+            f"(coordinator: {sites.before_mib:.0f} MiB before, {sites.after_mib:.0f} MiB after)"
+        )
+        print(
+            f"to connect               {figures['connecting_cpu_ms_per_stream']:.2f} ms of "
+            f"processor time each, {figures['connecting_per_second']:.0f} a second"
+        )
+        print(
+            f"idle                     {100 * sites.core_share:.1f} % of the core, "
+            f"{figures['idle_cpu_ms_per_stream_and_minute']:.2f} ms a minute for each stream"
+        )
+    if agent is not None:
+        print(
+            f"agent in a cluster       {agent.mib:.1f} MiB, "
+            f"{agent.mib / AGENT_MIB:.2f} of the {AGENT_MIB} MiB that are promised"
+        )
+        print(
+            f"requests of an idle one  {figures['requests_per_second']:.3f} a second to the API "
+            f"server ({agent.requests} in {agent.seconds:.0f} s); promised: under "
+            f"{REQUESTS_PER_SECOND:g}"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
