@@ -11,12 +11,14 @@ An agent whose site is no longer enrolled stops all clients, and ends.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
 import secrets
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -35,6 +37,7 @@ from edge.ownership import OwnTpm, prove_tpm
 from edge.reports import Order, Reports, Start, Stop
 from edge.rpc import ControlClient, enroll
 from edge.rules import Answer, decide
+from edge.seedgrant import Client, grant_seed
 from fedlearn.assignment import Assignment
 from fedlearn.attesterfile import AttesterSettings
 from fedlearn.console import version_text
@@ -177,6 +180,23 @@ class Agent:
                 raise JobError(f"assignment {assignment.id} does not run here")
         return self.identity.vouch(
             job=assignment.job, client=workload.client, nonce=nonce, tls_key=tls_key
+        )
+
+    def seed_for(self, workload: Workload, request: bytes) -> bytes:
+        """Give a client that was admitted the seed of its commitment, sealed to it."""
+        assignment = workload.assignment
+        with self._lock:
+            if assignment.id not in self._held:
+                raise JobError(f"assignment {assignment.id} does not run here")
+        identity = self.identity
+        return grant_seed(
+            request,
+            Client(job=assignment.job, site=identity.site, client=workload.client),
+            seed=_seed(self.config.state, assignment.job),
+            ca_pem=identity.ca_pem,
+            chain=identity.chain,
+            key=identity.key,
+            now=self._now(),
         )
 
     # --- the stream -------------------------------------------------------------------
@@ -417,7 +437,6 @@ def bootstrap_of(
         attester=attester,
         state=state.resolve(),
         trust=trust,
-        commitment_seed=_seed(state, assignment.job),
     )
 
 
@@ -426,13 +445,17 @@ def _seed(state: Path, job: str) -> bytes:
     folder = state / "commitments"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / f"{job}.seed"
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
+    if path.exists():
         return path.read_bytes()
-    seed = secrets.token_bytes(_SEED_BYTES)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(seed)
-        file.flush()
-        os.fsync(file.fileno())
-    return seed
+    descriptor, scratch = tempfile.mkstemp(prefix=f".{job}.", dir=folder)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(_SEED_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        # Whoever is first gives it its name; everybody reads that one.
+        with contextlib.suppress(FileExistsError):
+            os.link(scratch, path)
+    finally:
+        Path(scratch).unlink()
+    return path.read_bytes()

@@ -2,8 +2,6 @@
 
 The client trusts none of it blindly: job, policy and code are measured and bound into its
 evidence, and the coordinator behind ``ca_pin`` has to prove itself before anything is sent.
-``commitment_seed`` is the site's own secret, which hides its records in its commitment; it
-never leaves the site.
 """
 
 from __future__ import annotations
@@ -53,7 +51,6 @@ class Bootstrap:
     attester: AttesterSettings
     state: Path
     trust: TrustAnchors = field(default_factory=TrustAnchors)
-    commitment_seed: bytes = field(repr=False)
 
     def job(self) -> JobSpec:
         """Return the job, after checking that the policy is the one it names.
@@ -92,7 +89,6 @@ class Bootstrap:
             "data": self.data,
             "attester": _settings(self.attester),
             "state": str(self.state),
-            "commitment_seed": _text(self.commitment_seed),
             "trust": _anchors_json(self.trust),
         }
         return json.dumps(document).encode()
@@ -121,7 +117,6 @@ class Bootstrap:
                     AttesterSettings, document["attester"], where="bootstrap"
                 ),
                 state=Path(str(document["state"])),
-                commitment_seed=_bytes(document["commitment_seed"]),
                 trust=_anchors(trust),
             )
         except (

@@ -4,7 +4,8 @@
    into a runtime register, before a line of the app has run.
 2. Find the coordinator by its pin and verify *its* evidence by the job's policy.
 3. Make keys in memory, attest, and get a certificate for them.
-4. Commit to the data: a salted Merkle root over its records.
+4. Get the seed of the site's commitments, sealed to these keys, and commit to the data: a
+   salted Merkle root over its records.
 5. Load the app and work, round by round, in this one process. In the background: attest
    again, in time, and see that the data is still what was committed to.
 
@@ -41,8 +42,9 @@ from edge.flower.client import ClientPlan, WarmClient
 from edge.flower.fleet import Identity
 from edge.launcher import Phase, Sponsor
 from edge.rpc import AdmittedClient, GateClient
+from edge.seedgrant import Client, open_grant, request_seed
 from fedlearn.attester import open_attester
-from fedlearn.commitment import Commitment, commit
+from fedlearn.commitment import commit
 from fedlearn.errors import AdmissionDenied, FedlearnError, TransportError
 from fedlearn.job import JobSpec
 from fedlearn.software import software_digest
@@ -119,7 +121,7 @@ class _Client:
         self._scratch = scratch
         self._now = now
         self._job: JobSpec = bootstrap.job()
-        self._commitment: Commitment | None = None
+        self._seed: bytes | None = None
 
     def run(self) -> str:
         """Do all of it; return why it is over."""
@@ -208,9 +210,29 @@ class _Client:
     def _commit(self, standing: _Standing) -> None:
         """Step 4; the same records give the same root each time."""
         mount = Path(self._bootstrap.data)
-        commitment = commit(records(mount), self._bootstrap.commitment_seed)
+        if self._seed is None:
+            self._seed = self._granted(standing)
+        commitment = commit(records(mount), self._seed)
         with control_of(standing.gate, standing.admitted, standing.membership.keys) as control:
             control.commit_data(self._job.name, root=commitment.root, records=commitment.count)
+
+    def _granted(self, standing: _Standing) -> bytes:
+        """Ask the site for the seed, as the client that was admitted just now."""
+        membership = standing.membership
+        who = Client(job=membership.job, site=membership.site, client=membership.client)
+        request = request_seed(
+            who,
+            chain=standing.admitted.chain,
+            key=membership.keys.tls,
+            hpke_key=membership.keys.hpke_key,
+        )
+        return open_grant(
+            self._sponsor.grant_seed(request),
+            who,
+            ca_pem=standing.gate.pinned.ca_pem,
+            hpke=membership.keys.hpke,
+            now=self._now(),
+        )
 
     def _warm(self, standing: _Standing) -> WarmClient:
         """Step 5, first half."""

@@ -66,6 +66,7 @@ def kube_launcher(
         keys=Keys(agent.identity.key),
         prepare=prepare,
         vouch_for=agent.vouch_for,
+        seed_for=agent.seed_for,
         report=agent.report,
         record=config.state / "launched",
         start_s=config.launcher.start_s,
@@ -91,6 +92,7 @@ class KubeLauncher:
         keys: Keys,
         prepare: Callable[[Workload], Bootstrap],
         vouch_for: Callable[[Workload, bytes, bytes], bytes],
+        seed_for: Callable[[Workload, bytes], bytes],
         report: Report,
         record: Path,
         start_s: float,
@@ -108,7 +110,9 @@ class KubeLauncher:
         self._lock = self._clients.lock
         self._closed = False
         record.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._sponsorship = Sponsorship(keys, vouch_for=vouch_for, told=self._told)
+        self._sponsorship = Sponsorship(
+            keys, vouch_for=vouch_for, seed_for=seed_for, told=self._told
+        )
         self._server = SponsorServer(
             self._sponsorship, keys.tls, listen=settings.sponsor_listen
         ).start()
@@ -192,7 +196,7 @@ class KubeLauncher:
         marker = self._record / identity
         with _words():
             if marker.exists():
-                found = patiently(lambda: _retrying(lambda: self._find(identity)))
+                found = _retrying(lambda: self._find(identity))
                 if found is None:
                     raise LaunchError(
                         f"assignment {identity} was started before, and its client is gone "
@@ -201,7 +205,7 @@ class KubeLauncher:
                     )
             else:
                 self._check_runtime_class()
-                found = patiently(lambda: _retrying(lambda: self._create(body)), attempts=_ATTEMPTS)
+                found = _retrying(lambda: self._create(body))
                 marker.touch(mode=0o600)
         self._check_same(found, body)
         with self._lock:
@@ -238,10 +242,7 @@ class KubeLauncher:
         if not wanted:
             return
         try:
-            patiently(
-                lambda: _retrying(lambda: self._kube.get(RUNTIME_CLASSES, wanted)),
-                attempts=_ATTEMPTS,
-            )
+            _retrying(lambda: self._kube.get(RUNTIME_CLASSES, wanted))
         except Missing:
             raise LaunchError(
                 f"the cluster has no RuntimeClass `{wanted}`",
@@ -283,7 +284,7 @@ class KubeLauncher:
             self._kube.delete(self._resource, identity, foreground=self._resource is JOBS)
 
         try:
-            patiently(lambda: _retrying(delete), attempts=_ATTEMPTS)
+            _retrying(delete)
         except (KubeError, Unreachable) as error:
             _LOG.warning("%s cannot be removed from the cluster: %s", identity, error)
         self._look(identity)
@@ -344,12 +345,29 @@ class KubeLauncher:
         return Owner(api_version="v1", kind="ServiceAccount", name=account.name, uid=account.uid)
 
 
-def _retrying(call: Callable[[], _T], *, again: type[KubeError] = Unavailable) -> _T:
-    """Call once; say that it may be tried again when the server is away, or ``again``."""
-    try:
-        return call()
-    except (Unavailable, again) as error:
-        raise Unreachable(str(error), hint=error.hint) from error
+def _retrying(call: Callable[[], _T]) -> _T:
+    """Call until the server answers, for some seconds.
+
+    A server that has just come back may not know all roles yet: what it forbids then is tried
+    again as well.
+
+    :raises Unreachable: when the time is up; its cause is the last answer.
+    """
+    away = False
+
+    def once() -> _T:
+        nonlocal away
+        try:
+            return call()
+        except Unavailable as error:
+            away = True
+            raise Unreachable(str(error), hint=error.hint) from error
+        except Forbidden as error:
+            if not away:
+                raise
+            raise Unreachable(str(error), hint=error.hint) from error
+
+    return patiently(once, attempts=_ATTEMPTS)
 
 
 @contextmanager

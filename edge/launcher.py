@@ -64,6 +64,13 @@ class Sponsor(Protocol):
         """
         ...
 
+    def grant_seed(self, request: bytes) -> bytes:
+        """Return the seed of this client's commitment, sealed to it (:mod:`edge.seedgrant`).
+
+        :raises LaunchError: when the agent is gone or the client is not admitted.
+        """
+        ...
+
 
 class Launcher(Protocol):
     """Starts and stops clients. Methods are called from several threads and do not block."""

@@ -2,7 +2,7 @@
 
 A frame is a u32 big-endian length and that many bytes of JSON. The first one, to the client,
 is its bootstrap document. Then the client speaks: it says where it stands, and asks for a
-voucher; only that is answered. When either end goes away the other one notices.
+voucher and for its seed; only these are answered. When either end goes away the other one notices.
 """
 
 from __future__ import annotations
@@ -80,16 +80,24 @@ class AgentLine:
     def vouch(self, nonce: bytes, tls_key: bytes) -> bytes:
         """Ask the agent to vouch; see :class:`edge.launcher.Sponsor`."""
         question = {"nonce": nonce.hex(), "tls_key": base64.b64encode(tls_key).decode()}
+        return self._ask({"vouch": question}, "does not vouch")
+
+    def grant_seed(self, request: bytes) -> bytes:
+        """Ask the agent for the seed; see :class:`edge.launcher.Sponsor`."""
+        question = base64.b64encode(request).decode()
+        return self._ask({"seed": question}, "does not give the seed")
+
+    def _ask(self, question: dict[str, Any], refusal: str) -> bytes:
         with self._asking:
             with self._sending:
-                send(self._line, {"vouch": question})
+                send(self._line, question)
             answer = self._take_answer(_ANSWER_SECONDS)
         if answer.get("why"):
-            raise LaunchError(f"the agent does not vouch: {str(answer['why'])[:500]}")
+            raise LaunchError(f"the agent {refusal}: {str(answer['why'])[:500]}")
         try:
-            return base64.b64decode(answer["voucher"], validate=True)
+            return base64.b64decode(answer["answer"], validate=True)
         except (KeyError, TypeError, binascii.Error):
-            raise LaunchError("the agent's answer is no voucher") from None
+            raise LaunchError("the agent's answer makes no sense") from None
 
     def _take_answer(self, seconds: float) -> dict[str, Any]:
         with self._answered:
@@ -102,7 +110,7 @@ class AgentLine:
         try:
             while True:
                 message = json.loads(receive(self._line))
-                if isinstance(message, dict) and "voucher" in message:
+                if isinstance(message, dict) and "answer" in message:
                     with self._answered:
                         self._answers = [message]
                         self._answered.notify_all()

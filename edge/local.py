@@ -25,7 +25,7 @@ from edge.launcher import Phase, Report, Workload
 from edge.leash import Gone, receive, send
 from fedlearn.errors import FedlearnError, LaunchError
 
-__all__ = ["LocalLauncher", "Prepare", "VouchFor"]
+__all__ = ["LocalLauncher", "Prepare", "SeedFor", "VouchFor"]
 
 _KEPT: Final = (
     "FEDLEARN_LOG",
@@ -48,6 +48,9 @@ Prepare = Callable[[Workload], Bootstrap]
 
 VouchFor = Callable[[Workload, bytes, bytes], bytes]
 """``vouch_for(workload, nonce, tls_key)``: the site's signature for its client."""
+
+SeedFor = Callable[[Workload, bytes], bytes]
+"""``seed_for(workload, request)``: the seed of a client's commitment, sealed to it."""
 
 
 @dataclass(slots=True)
@@ -76,12 +79,14 @@ class LocalLauncher:
         *,
         prepare: Prepare,
         vouch_for: VouchFor,
+        seed_for: SeedFor,
         report: Report,
         stop_s: float = 10.0,
     ) -> None:
         self._directory = directory
         self._prepare = prepare
         self._vouch_for = vouch_for
+        self._seed_for = seed_for
         self._report = report
         self._stop_s = stop_s
         self._lock = threading.Lock()
@@ -213,9 +218,8 @@ class LocalLauncher:
                 message = json.loads(receive(running.line))
             except ValueError:
                 raise Gone("the client does not make sense") from None
-            if "vouch" in message:
-                question = message["vouch"]
-                answer = self._answer(running.workload, question)
+            if "vouch" in message or "seed" in message:
+                answer = self._answer(running.workload, message)
                 with running.sending:
                     send(running.line, answer)
                 continue
@@ -224,14 +228,18 @@ class LocalLauncher:
             if not phase.final:
                 self._report(identity, phase, reason)
 
-    def _answer(self, workload: Workload, question: Mapping[str, str]) -> dict[str, str]:
+    def _answer(self, workload: Workload, message: Mapping[str, Any]) -> dict[str, str]:
         try:
-            nonce = bytes.fromhex(question["nonce"])
-            tls_key = base64.b64decode(question["tls_key"], validate=True)
-            voucher = self._vouch_for(workload, nonce, tls_key)
-        except (KeyError, ValueError, FedlearnError) as error:
-            return {"voucher": "", "why": str(error)}
-        return {"voucher": base64.b64encode(voucher).decode()}
+            if "seed" in message:
+                answer = self._seed_for(workload, base64.b64decode(message["seed"], validate=True))
+            else:
+                question = message["vouch"]
+                nonce = bytes.fromhex(question["nonce"])
+                tls_key = base64.b64decode(question["tls_key"], validate=True)
+                answer = self._vouch_for(workload, nonce, tls_key)
+        except (KeyError, TypeError, ValueError, FedlearnError) as error:
+            return {"answer": "", "why": str(error)}
+        return {"answer": base64.b64encode(answer).decode()}
 
     def _end(self, running: _Running) -> None:
         try:

@@ -197,6 +197,7 @@ def _launcher(agent: Agent, config: SiteConfig, attester: AttesterSettings) -> L
         config.state / "clients",
         prepare=prepare,
         vouch_for=agent.vouch_for,
+        seed_for=agent.seed_for,
         report=agent.report,
         stop_s=config.launcher.stop_s,
     )

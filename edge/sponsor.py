@@ -3,7 +3,8 @@
 A launch ticket is an HMAC over the assignment's id, under a key that is derived from the
 site's key and exists in memory only. It stands in the pod's environment, where whoever may
 read pods can see it. It lets its holder ask for a voucher and for the client's bootstrap
-document; whether the holder is admitted is decided by evidence.
+document; whether the holder is admitted is decided by evidence. The seed of the commitment is for
+the admitted only, and sealed (:mod:`edge.seedgrant`).
 
 Both keys here are derived, so that tickets and the pinned TLS key outlive the agent: clients
 go on when it is restarted, and the site's own key signs nothing that others choose.
@@ -77,6 +78,7 @@ class Sponsorship:
     """Answers clients; implements :class:`fedlearn.wire.sponsor.Host`.
 
     :param vouch_for: ``vouch_for(workload, nonce, tls_key)``, the site's signature.
+    :param seed_for: ``seed_for(workload, request)``, the seed of its commitment, sealed.
     :param told: ``told(assignment, phase, reason)``, a client's own words.
     """
 
@@ -85,10 +87,12 @@ class Sponsorship:
         keys: Keys,
         *,
         vouch_for: Callable[[Workload, bytes, bytes], bytes],
+        seed_for: Callable[[Workload, bytes], bytes],
         told: Callable[[str, Phase, str], None],
     ) -> None:
         self.keys = keys
         self._vouch_for = vouch_for
+        self._seed_for = seed_for
         self._told = told
         self._lock = threading.Lock()
         self._charges: dict[str, _Charge] = {}
@@ -123,6 +127,15 @@ class Sponsorship:
         if not least <= len(nonce) <= most or not 0 < len(tls_key) <= _MAX_KEY_BYTES:
             raise LaunchError("the question for a voucher is malformed")
         return self._vouch_for(charge.workload, nonce, tls_key)
+
+    def grant_seed(self, ticket: Ticket, request: bytes) -> bytes:
+        """Return the seed of a client's commitment, sealed to a client that was admitted.
+
+        :raises LaunchError: for a ticket that is not ours, or when the client was not.
+        :raises Unreachable: when this agent does not know the assignment (yet).
+        """
+        charge = self._charge(ticket)
+        return self._seed_for(charge.workload, request)
 
     def tell(self, ticket: Ticket, phase: str, reason: str) -> None:
         """Hear where a client says that it stands.

@@ -309,6 +309,20 @@ class VouchReply(_message.Message):
     voucher: bytes
     def __init__(self, voucher: _Optional[bytes] = ...) -> None: ...
 
+class SeedRequest(_message.Message):
+    __slots__ = ("ticket", "request")
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    ticket: LaunchTicket
+    request: bytes
+    def __init__(self, ticket: _Optional[_Union[LaunchTicket, _Mapping]] = ..., request: _Optional[bytes] = ...) -> None: ...
+
+class SeedReply(_message.Message):
+    __slots__ = ("reply",)
+    REPLY_FIELD_NUMBER: _ClassVar[int]
+    reply: bytes
+    def __init__(self, reply: _Optional[bytes] = ...) -> None: ...
+
 class ClientState(_message.Message):
     __slots__ = ("ticket", "phase", "reason")
     TICKET_FIELD_NUMBER: _ClassVar[int]

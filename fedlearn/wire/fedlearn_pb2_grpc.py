@@ -667,6 +667,11 @@ class SponsorStub:
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.VouchRequest.SerializeToString,
                 response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.VouchReply.FromString,
                 _registered_method=True)
+        self.GrantSeed = channel.unary_unary(
+                '/fedlearn.v1.Sponsor/GrantSeed',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.SeedRequest.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.SeedReply.FromString,
+                _registered_method=True)
         self.Tell = channel.unary_unary(
                 '/fedlearn.v1.Sponsor/Tell',
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ClientState.SerializeToString,
@@ -692,6 +697,13 @@ class SponsorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GrantSeed(self, request, context):
+        """The seed of the client's commitment, for one that was admitted; see edge.seedgrant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tell(self, request, context):
         """Where the client stands, in its own words: for people, decides nothing.
         """
@@ -711,6 +723,11 @@ def add_SponsorServicer_to_server(servicer, server):
                     servicer.Vouch,
                     request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.VouchRequest.FromString,
                     response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.VouchReply.SerializeToString,
+            ),
+            'GrantSeed': grpc.unary_unary_rpc_method_handler(
+                    servicer.GrantSeed,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.SeedRequest.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.SeedReply.SerializeToString,
             ),
             'Tell': grpc.unary_unary_rpc_method_handler(
                     servicer.Tell,
@@ -774,6 +791,33 @@ class Sponsor:
             '/fedlearn.v1.Sponsor/Vouch',
             fedlearn_dot_wire_dot_fedlearn__pb2.VouchRequest.SerializeToString,
             fedlearn_dot_wire_dot_fedlearn__pb2.VouchReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GrantSeed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlearn.v1.Sponsor/GrantSeed',
+            fedlearn_dot_wire_dot_fedlearn__pb2.SeedRequest.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.SeedReply.FromString,
             options,
             channel_credentials,
             insecure,

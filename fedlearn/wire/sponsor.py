@@ -73,6 +73,10 @@ class Host(Protocol):
         """Return a voucher."""
         ...
 
+    def grant_seed(self, ticket: Ticket, request: bytes) -> bytes:
+        """Return the seed of the client's commitment, sealed to it."""
+        ...
+
     def tell(self, ticket: Ticket, phase: str, reason: str) -> None:
         """Hear where a client stands."""
         ...
@@ -162,6 +166,12 @@ class SponsorClient:
         reply = patiently(lambda: self._once(self._stub.Vouch, request), attempts=10)
         return bytes(reply.voucher)
 
+    def grant_seed(self, request: bytes) -> bytes:
+        """Ask for the seed; see :class:`edge.launcher.Sponsor`."""
+        message = pb.SeedRequest(ticket=self._ticket, request=request)
+        reply = patiently(lambda: self._once(self._stub.GrantSeed, message), attempts=10)
+        return bytes(reply.reply)
+
     def tell(self, phase: str, reason: str) -> None:
         """Say where this client stands.
 
@@ -205,6 +215,12 @@ class _Service:
             lambda: self._host.vouch(_ticket(request.ticket), request.nonce, request.tls_key),
         )
         return pb.VouchReply(voucher=voucher)
+
+    def GrantSeed(self, request: pb.SeedRequest, context: Any) -> pb.SeedReply:  # noqa: N802
+        reply = _told(
+            context, lambda: self._host.grant_seed(_ticket(request.ticket), request.request)
+        )
+        return pb.SeedReply(reply=reply)
 
     def Tell(self, request: pb.ClientState, context: Any) -> pb.Empty:  # noqa: N802
         _told(

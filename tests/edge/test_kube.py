@@ -632,6 +632,7 @@ launcher = KubeLauncher(
     keys=Keys(ec.generate_private_key(ec.SECP256R1())),
     prepare=None,
     vouch_for=None,
+    seed_for=None,
     report=lambda *said: None,
     record=Path(folder) / "launched",
     start_s=10,

@@ -47,7 +47,10 @@ class Line:
             )
 
         self.sponsorship = Sponsorship(
-            self.keys, vouch_for=vouch, told=lambda *said: self.told.append(said)
+            self.keys,
+            vouch_for=vouch,
+            seed_for=lambda item, request: b"sealed for " + item.assignment.id.encode() + request,
+            told=lambda *said: self.told.append(said),
         )
         self.server = SponsorServer(self.sponsorship, self.keys.tls, listen="127.0.0.1:0").start()
         self.address = f"127.0.0.1:{self.server.port}"
@@ -85,6 +88,7 @@ def test_a_client_gets_its_start_and_a_voucher(line: Any) -> None:
         nonce=NONCE,
         tls_key=der,
     )
+    assert client.grant_seed(b" and so on") == b"sealed for a and so on"
     client.tell("running", "admitted\x1b[31m")
     assert line.told == [("a", Phase.RUNNING, "admitted [31m")]
     client.close()

@@ -85,7 +85,6 @@ def bootstrap(item: Workload) -> Bootstrap:
         attester=AttesterSettings(kind="insecure-sample"),
         state=Path("/state"),
         trust=TrustAnchors(),
-        commitment_seed=bytes(32),
     )
 
 
@@ -223,6 +222,7 @@ class ClusterSite:
             keys=Keys(self.key),
             prepare=bootstrap,
             vouch_for=vouch,
+            seed_for=lambda item, request: b"seed of " + item.assignment.id.encode() + request,
             report=self.reports,
             record=self.state / "launched",
             start_s=start_s,
