@@ -7,6 +7,7 @@ checks are what ``fedlearn doctor --cluster`` prints: each says how to mend what
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -69,12 +70,14 @@ class Survey:
     """What a cluster can run. ``unseen`` names what this account may not look at.
 
     ``tee``, ``gpu``  the TEE that this site's clients need, and the GPUs that they get
+    ``runtime_class`` that of this site's clients, or empty
     """
 
     version: str
     workload: str
     tee: str
     gpu: str = ""
+    runtime_class: str = ""
     runtime_classes: tuple[RuntimeClass, ...] = ()
     nodes: tuple[NodeReport, ...] = ()
     unseen: tuple[str, ...] = ()
@@ -87,11 +90,16 @@ class Survey:
             node for node in self.nodes if node.ready and (not self.tee or self.tee in node.tees)
         )
 
+    def _overhead(self, name: str) -> float:
+        """Return what the RuntimeClass takes of each pod's node besides what its client gets."""
+        found = (item.overhead for item in self.runtime_classes if item.name == self.runtime_class)
+        return quantity(next(found, {}).get(name, "0"))
+
     def to_json(self) -> dict[str, Any]:
         """Return the survey for the coordinator, without the names of nodes.
 
-        ``cpu``, ``memory_mib`` and ``gpu`` are the most that one client can get, with
-        ``total_`` before them what all clients together can. What cannot
+        ``cpu``, ``memory_mib`` and ``gpu`` are the most that one client can get, after the
+        overhead of its RuntimeClass; with ``total_`` before them what all pods can. What cannot
         be seen is left out, and is not held against the site.
         """
         fit = self.suitable
@@ -116,8 +124,12 @@ class Survey:
             "tee_nodes": {
                 tee: sum(tee in node.tees for node in self.nodes) for tee in sorted(NFD_LABELS)
             },
-            "cpu": max((node.cpu for node in fit), default=0.0),
-            "memory_mib": max((node.memory_mib for node in fit), default=0),
+            "cpu": max(0.0, max((node.cpu for node in fit), default=0.0) - self._overhead("cpu")),
+            "memory_mib": max(
+                0,
+                max((node.memory_mib for node in fit), default=0)
+                - math.ceil(self._overhead("memory") / 2**20),
+            ),
             "total_cpu": round(sum(node.cpu for node in fit), 3),
             "total_memory_mib": sum(node.memory_mib for node in fit),
             "devices": devices,
@@ -151,6 +163,7 @@ def survey(kube: Kube, settings: KubernetesSettings) -> Survey:
         workload=settings.workload,
         tee=settings.tee,
         gpu="" if settings.devices.gpu_claim else settings.devices.gpu,
+        runtime_class=settings.runtime_class,
         runtime_classes=classes,
         nodes=nodes,
         unseen=tuple(unseen),

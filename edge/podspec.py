@@ -8,7 +8,7 @@ that their quality of service is Guaranteed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -129,19 +129,16 @@ def batch_job(workload: Workload, settings: KubernetesSettings, launch: Launch) 
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
 
 
-def manifest_work(manifest: Mapping[str, Any], *, cluster: str) -> dict[str, Any]:
-    """Wrap a manifest for Open Cluster Management: a hub sends it to ``cluster``."""
-    metadata = manifest["metadata"]
+def manifest_work(
+    manifests: Sequence[Mapping[str, Any]], *, name: str, cluster: str
+) -> dict[str, Any]:
+    """Wrap manifests for Open Cluster Management: a hub sends them to ``cluster``."""
     return {
         "apiVersion": "work.open-cluster-management.io/v1",
         "kind": "ManifestWork",
-        "metadata": {
-            "name": metadata["name"],
-            "namespace": cluster,
-            "labels": metadata["labels"],
-        },
+        "metadata": {"name": name, "namespace": cluster},
         "spec": {
-            "workload": {"manifests": [dict(manifest)]},
+            "workload": {"manifests": [dict(manifest) for manifest in manifests]},
             "deleteOption": {"propagationPolicy": "Foreground"},
         },
     }

@@ -156,7 +156,7 @@ def show(name: str, operator: Path | None, as_json: bool) -> None:
         line(f"  {key:<11}  {printable(value)}")
     line(f"  assignments  {', '.join(map(printable, site.assignments)) or '-'}")
     for key, value in sorted(_capabilities(site).items()):
-        line(f"  {printable(str(key)):<11}  {printable(str(value))}")
+        line(f"  {printable(str(key)):<11}  {printable(_words(value))}")
 
 
 def _changing(verb: str, summary: str, call: Callable[[OperatorClient, str], SiteState]) -> None:
@@ -316,6 +316,21 @@ def _contact(site: SiteState) -> str:
 
 def _when(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _words(value: object) -> str:
+    """Return what a site reports, for people."""
+    match value:
+        case dict():
+            return ", ".join(f"{key} {_words(each)}" for key, each in sorted(value.items())) or "-"
+        case list():
+            return ", ".join(map(_words, value)) or "-"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:g}"
+        case _:
+            return str(value)
 
 
 def _capabilities(site: SiteState) -> dict[str, Any]:

@@ -108,8 +108,8 @@ class Site:
         self._running.append((made, thread))
         return made
 
-    def order(self, identity: str) -> None:
-        """Send a signed assignment."""
+    def order(self, identity: str, *, key: Any = None, **changes: Any) -> None:
+        """Send a signed assignment; ``key`` signs it, or the coordinator's own."""
         spec = JobSpec.from_toml(JOB, policy=POLICY)
         digest = hashlib.sha256(self.bundle).digest()
         now = datetime.now(UTC)
@@ -124,8 +124,9 @@ class Site:
             issued=now - timedelta(minutes=1),
             expires=now + timedelta(hours=1),
         )
+        assignment = dataclasses.replace(assignment, **changes)
         order = StartOrder(
-            assignment_json=assignment.to_bytes(), signature=assignment.sign(self.order_key)
+            assignment_json=assignment.to_bytes(), signature=assignment.sign(key or self.order_key)
         )
         eventually(lambda: "site-c" in self.front.coordinator.orders)
         self.front.coordinator.orders["site-c"].send(order)
@@ -223,6 +224,63 @@ def test_a_lost_coordinator_ends_nothing(site: Site) -> None:
     time.sleep(0.5)
     assert site.raised == []
     assert clients.stopped == []
+
+
+# --- orders that are none -----------------------------------------------------------------
+
+
+def _nothing_comes_of_it(site: Site, clients: Clients) -> None:
+    """Orders are taken one after the other: when the last was, so was the first."""
+    site.order("a-good")
+    eventually(lambda: clients.launched)
+    assert clients.launched == ["a-good"]
+    assert site.said("a-bad") == []
+
+
+def test_an_order_with_a_bad_signature_is_not_followed(site: Site, fakes: Any) -> None:
+    clients = Clients()
+    site.agent(clients)
+    site.order("a-bad", key=fakes("deployment").new_key())
+    _nothing_comes_of_it(site, clients)
+
+
+def test_an_order_for_another_site_is_not_followed(site: Site) -> None:
+    clients = Clients()
+    site.agent(clients)
+    site.order("a-bad", site="site-b")
+    _nothing_comes_of_it(site, clients)
+
+
+def test_an_order_that_has_expired_is_not_followed(site: Site) -> None:
+    clients = Clients()
+    site.agent(clients)
+    site.order("a-bad", expires=datetime.now(UTC) - timedelta(seconds=1))
+    _nothing_comes_of_it(site, clients)
+
+
+def test_an_order_against_the_sites_rules_is_refused_in_words(site: Site) -> None:
+    clients = Clients()
+    made = site.agent(clients)
+    made.config = dataclasses.replace(made.config, accept=Accept())
+    site.order("a-1")
+    eventually(lambda: site.said("a-1"))
+    phase, reason = site.said("a-1")[0]
+    assert phase == "refused"
+    assert "is not in accept.bundles of this site" in reason
+    assert clients.launched == []
+
+
+def test_code_that_is_not_what_was_ordered_is_not_started(site: Site) -> None:
+    clients = Clients()
+    site.agent(clients)
+    site.order("a-1")
+    eventually(lambda: clients.launched)
+    site.front.coordinator.bundle = b"other code"
+    site.order("a-2", job="beta")
+    eventually(lambda: site.said("a-2"))
+    assert site.said("a-2")[-1][0] == "failed"
+    assert "not the one that the order names" in site.said("a-2")[-1][1]
+    assert clients.launched == ["a-1"]
 
 
 # --- adopting, and once only --------------------------------------------------------------

@@ -255,7 +255,7 @@ def test_a_queued_job_is_suspended(workload: Workload) -> None:
 
 def test_a_hub_gets_the_job_wrapped(workload: Workload) -> None:
     document = batch_job(workload, KINDS["insecure-pods"], LAUNCH)
-    work = manifest_work(document, cluster="edge-1")
+    work = manifest_work([document], name="a", cluster="edge-1")
     assert work["metadata"]["namespace"] == "edge-1"
     assert work["spec"]["workload"]["manifests"] == [document]
 

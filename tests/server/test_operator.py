@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -128,9 +129,12 @@ def test_a_site_is_invited_enrolled_approved_drained_and_removed(
     _, out, _ = run(capsys, *enroll, *state, "--json")
     assert json.loads(out)["status"] == "active"
     assert not SiteIdentity.load(tmp_path / "site-c").pending
-    front.deployment.sites.report_capabilities("site-c", '{"tee": "tpm"}')
+    report = {"tees": ["tdx"], "devices": {"tdx.intel.com/tdx-guest": 2, "a/b": 1}, "ccnp": False}
+    front.deployment.sites.report_capabilities("site-c", json.dumps(report))
     _, out, _ = run(capsys, "site", "show", "site-c", *as_operator)
-    assert "tee" in out
+    assert re.search(r"tees +tdx\n", out)
+    assert re.search(r"devices +a/b 1, tdx.intel.com/tdx-guest 2\n", out)
+    assert re.search(r"ccnp +no\n", out)
     assert "never connected" in out
     _, out, _ = run(capsys, "site", "drain", "site-c", *as_operator)
     assert "draining" in out
