@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,13 @@ def _clients(spine: Any, site: str) -> list[tuple[Any, str]]:
     return [(node, pod) for node in spine.places[site].nodes for pod in node.pods()]
 
 
+def _until(so: Callable[[], Any], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not so():
+        assert time.monotonic() < end, f"not so within {seconds} s"
+        time.sleep(0.1)
+
+
 def _pods_of(spine: Any, site: str, pod: str) -> list[str]:
     """All pods that were ever started for the client that ``pod`` belongs to."""
     started = [name for node in spine.places[site].nodes for name in node.started()]
@@ -128,6 +136,38 @@ def test_an_adopted_client_has_a_sponsor_again(spine: Any) -> None:
     job.finish(seconds=150)
     assert len(_pods_of(spine, "site-b", pod)) >= 2
     assert [entry["site"] for entry in job.ledger("admission")].count("site-b") >= 2
+
+
+def test_a_training_goes_on_while_an_api_server_is_away(spine: Any) -> None:
+    """What runs needs no control plane: clients speak to the coordinator themselves."""
+    job = spine.job("headless", rounds=4, config={"wait": 1.0}, deadline_s=120).submit()
+    job.wait_for("round.started", 1)
+    cluster = spine.places["site-a"].cluster
+    cluster.kill_api_server()
+    try:
+        job.finish(seconds=120)
+    finally:
+        cluster.restart_api_server()
+    assert {e.site for e in job.of("update.received") if e.round == 4} == set(SITES)
+
+
+def test_a_site_comes_back_when_its_node_was_lost_in_a_round(spine: Any) -> None:
+    job = spine.job(
+        "lost", rounds=40, config={"wait": 1.0}, quorum=1, stragglers="drop", deadline_s=20
+    ).submit()
+    job.wait_for("round.started", 2)
+    place = spine.places["site-a"]
+    ((node, pod),) = _clients(spine, "site-a")
+    node.lose()
+    try:
+        _until(lambda: [name for _, name in _clients(spine, "site-a") if name != pod], 120)
+        before = max(event.round for event in job.of("round.started"))
+        job.wait_for("update.received", 1, seconds=60, site="site-a", round=before + 2)
+    finally:
+        spine.operator.cancel_job("lost")
+        place.nodes.remove(node)
+        node.stop()
+    assert [entry["site"] for entry in job.ledger("admission")].count("site-a") >= 2
 
 
 def test_a_site_that_is_removed_in_a_round_is_cut_off(spine: Any) -> None:
