@@ -301,6 +301,25 @@ def test_a_site_enrolls_once_and_then_needs_no_token(place: Path, helm: Any) -> 
         assert done.returncode != 0
         assert not (other / "site/state").exists()
 
+        # The same token again asks nobody; a new one brings a removed site back.
+        done = _enroll(place)
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        as_operator = ("--operator", str(login), "--json")
+        again = ("reject", "ward"), ("token", "ward")
+        for words in again:
+            printed = subprocess.run(
+                ["fedlearn", "site", *words, *as_operator],
+                check=True,
+                capture_output=True,
+                text=True,
+                env={**os.environ, "PATH": PATH},
+            )
+        token.write_text(json.loads(printed.stdout)["token"] + "\n")
+        done = _enroll(place)
+        assert done.returncode == 0, done.stderr
+        assert "site ward waits for approval" in done.stdout + done.stderr
+        assert (state / "token").read_text() == token.read_text().strip()
+
     # The coordinator is away and the token is gone: the next start does not mind.
     token.unlink()
     (state / "site.key").chmod(0o660)
