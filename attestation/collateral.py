@@ -10,8 +10,9 @@ A folder made by ``fedlearn collateral fetch`` has a ``bundle.json``::
           crl                an X.509 revocation list, PEM or DER
 
 ``sources`` are the addresses to fetch from again. What an item says about its own validity is
-read from the item. A folder without a ``bundle.json`` is taken as it is: every JSON, PEM, DER,
-CRT, CER and CRL file in it that is one of these kinds.
+read from the item. A folder without a ``bundle.json`` is taken as it is: every file in it that
+is one of these kinds, and the answers of Intel's service as they came, which are put together
+(:mod:`attestation.collateral_answers`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
@@ -27,6 +28,7 @@ from typing import Any, Final
 
 from cryptography import x509
 
+from attestation.collateral_answers import assemble_answers
 from attestation.collateral_forms import read_collateral
 from attestation.errors import EndorsementError, EvidenceError, FreshnessError
 from attestation.offline import (
@@ -47,6 +49,7 @@ __all__ = [
     "describe",
     "load_folder",
     "read_bundle",
+    "read_files",
     "read_sources",
 ]
 
@@ -57,7 +60,6 @@ WARN_BEFORE: Final = timedelta(days=7)
 
 _MAX_BUNDLE_BYTES: Final = 1024 * 1024
 _MAX_ITEMS: Final = 1024
-_SUFFIXES: Final = frozenset({".json", ".pem", ".der", ".crt", ".cer", ".crl"})
 _MAX_TEXT: Final = 512
 _NAME: Final = re.compile(r"[a-z0-9][A-Za-z0-9-]{0,63}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -95,7 +97,7 @@ def load_folder(path: Path, *, now: datetime, warn_before: timedelta = WARN_BEFO
     :raises EvidenceError: when ``bundle.json`` is malformed.
     """
     if not (path / BUNDLE_NAME).is_file():
-        return _loose(path)
+        return _loose(path, now)
     items = read_bundle(path)
     warnings = tuple(_check(path, items, now, warn_before))
     return Folder(
@@ -107,6 +109,29 @@ def load_folder(path: Path, *, now: datetime, warn_before: timedelta = WARN_BEFO
         ),
         warnings=warnings,
     )
+
+
+def read_files(paths: Iterable[Path]) -> Iterator[Input]:
+    """Read files, and those that lie in folders, whatever they hold.
+
+    Folders inside of folders, hidden files, and files in a folder that are larger than
+    :data:`~attestation.offline.MAX_ENDORSEMENT_BYTES` are passed over.
+
+    :raises EndorsementError: when a file cannot be read.
+    :raises EvidenceError: when a file that was named is too large, or a folder has too many.
+    """
+    for path in paths:
+        if not path.is_dir():
+            yield Input(name=str(path), data=_bounded(path, MAX_ENDORSEMENT_BYTES, path.parent))
+            continue
+        files = sorted(item for item in path.iterdir() if not item.name.startswith("."))
+        if len(files) > _MAX_ITEMS:
+            raise EvidenceError(
+                f"{len(files)} files, at most {_MAX_ITEMS} are read", field=str(path)
+            )
+        for file in files:
+            if file.is_file() and file.stat().st_size <= MAX_ENDORSEMENT_BYTES:
+                yield Input(name=str(file), data=_bounded(file, MAX_ENDORSEMENT_BYTES, path))
 
 
 def read_bundle(path: Path, *, without: Collection[str] = ()) -> tuple[Item, ...]:
@@ -224,29 +249,29 @@ def _check(
             yield f"{item.name} ({item.path}) expires at {item.not_after.isoformat()}; {mend}"
 
 
-def _loose(path: Path) -> Folder:
-    collateral: list[bytes] = []
+def _loose(path: Path, now: datetime) -> Folder:
+    files = tuple(read_files([path]))
+    answers = assemble_answers(files, now=now)
+    collateral = [item.data for item in answers.documents]
     endorsements: list[Input] = []
-    files = sorted(item for item in path.iterdir() if item.suffix.lower() in _SUFFIXES)
-    if len(files) > _MAX_ITEMS:
-        raise EvidenceError(f"{len(files)} files, at most {_MAX_ITEMS} are read", field=str(path))
     for file in files:
-        if not file.is_file() or file.stat().st_size > MAX_ENDORSEMENT_BYTES:
+        if file.name in answers.used:
             continue
-        data = _bounded(file, MAX_ENDORSEMENT_BYTES, path)
         try:
-            item = describe(data, path=file.name)
+            item = describe(file.data, path=file.name)
         except EvidenceError:
             continue
         if item.kind == KINDS[0]:
-            collateral.append(data)
+            collateral.append(file.data)
         else:
-            endorsements.append(Input(name=str(file), data=data))
+            endorsements.append(file)
     if not collateral and not endorsements:
         raise EndorsementError(
             f"{path} holds no collateral", step="collateral", hint=f"{_FETCH} {path}"
         )
-    return Folder(collateral=tuple(collateral), endorsements=tuple(endorsements), warnings=())
+    return Folder(
+        collateral=tuple(collateral), endorsements=tuple(endorsements), warnings=answers.missing
+    )
 
 
 def _document(path: Path) -> dict[str, Any]:

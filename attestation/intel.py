@@ -95,12 +95,14 @@ class Pck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collateral:
-    """One document of collateral. ``evaluation`` is the smaller TCB evaluation number of its
+    """One document of collateral. ``ca`` is ``platform`` or ``processor``, whose revocation list
+    is in it. ``evaluation`` is the smaller TCB evaluation number of its
     TCB info and QE identity. ``windows`` are (item, from, until), all of them stated
     by the items themselves; they count because the items are signed."""
 
     fmspc: bytes
     tee: Tee
+    ca: str
     evaluation: int
     windows: tuple[tuple[str, datetime, datetime], ...]
     parsed: Any
@@ -163,13 +165,16 @@ def _read_pck(der: bytes, pem: bytes) -> Pck:
         raise EvidenceError(
             "has no SGX extension that can be read", field="quote.pck_certificate"
         ) from error
-    issuer = certificate.issuer.rfc4514_string()
     return Pck(
         fmspc=bytes(extension.fmspc),
         ppid=bytes(extension.ppid),
-        ca="platform" if "Platform" in issuer else "processor",
+        ca=_authority(certificate.issuer),
         key_digest=certificate.key_digest,
     )
+
+
+def _authority(name: x509.Name) -> str:
+    return "platform" if "Platform" in name.rfc4514_string() else "processor"
 
 
 def check_root(quote: DcapQuote, pinned: bytes) -> Certificate:
@@ -319,10 +324,12 @@ def parse_collateral(data: bytes) -> Collateral | None:
     text = json.dumps(document)
     try:
         parsed = dcap_qvl.QuoteCollateralV3.from_json(text)
+        crl = x509.load_der_x509_crl(bytes.fromhex(document["pck_crl"]))
         tcb, identity = json.loads(document["tcb_info"]), json.loads(document["qe_identity"])
         return Collateral(
             fmspc=bytes.fromhex(tcb["fmspc"]),
             tee=Tee.TDX if tcb.get("id") == "TDX" else Tee.SGX,
+            ca=_authority(crl.issuer),
             evaluation=min(int(item["tcbEvaluationDataNumber"]) for item in (tcb, identity)),
             windows=tuple(_windows(document, tcb, identity)),
             parsed=parsed,

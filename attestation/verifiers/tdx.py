@@ -69,6 +69,7 @@ __all__ = [
 UNKNOWN_TCB: Final = "unknown"
 """The TCB status of a platform that no collateral was given for."""
 
+_NAMED_ATTRIBUTES: Final = {f"td.{name}": bit for name, bit in TD_ATTRIBUTES.items()}
 _COLLATERAL_START: Final = b"{"
 
 
@@ -190,7 +191,7 @@ def _choose(
         usable = [item for item in map(parse_collateral, source) if item is not None]
         found += len(usable)
         mine = [item for item in usable if item.fmspc == pck.fmspc and item.tee is tee]
-        mine.sort(key=lambda item: item.evaluation, reverse=True)
+        mine.sort(key=lambda item: (item.ca == pck.ca, item.evaluation), reverse=True)
         for item in mine:
             if all(start <= now <= end for _, start, end in item.windows):
                 return item
@@ -241,7 +242,7 @@ def td_measurements(body: TdReport) -> dict[str, bytes]:
 def td_attributes(body: TdReport) -> dict[str, Scalar | tuple[str, ...]]:
     """Name the attributes of a TD, as policies do."""
     return {
-        **{f"td.{name}": body.has(name) for name in TD_ATTRIBUTES},
+        **{name: bool(body.td_attributes >> bit & 1) for name, bit in _NAMED_ATTRIBUTES.items()},
         "td.reserved": f"{body.reserved_attributes:#x}",
         "td.xfam": f"{body.xfam:#x}",
     }

@@ -16,8 +16,10 @@ from attestation.collateral import (
     describe,
     load_folder,
     read_bundle,
+    read_files,
     read_sources,
 )
+from attestation.collateral_answers import Assembly, assemble_answers
 from attestation.collateral_sources import (
     AMD_KDS,
     INTEL_PCS,
@@ -32,7 +34,7 @@ from attestation.collateral_sources import (
 from attestation.errors import EvidenceError
 from attestation.evidence import Tee
 from attestation.formats import MAX_INPUT_BYTES, to_evidence
-from attestation.offline import MAX_COLLATERAL_BYTES
+from attestation.offline import MAX_COLLATERAL_BYTES, Input
 from fedlearn.cli.inputs import moment, write_new
 from fedlearn.config import file_bytes
 from fedlearn.console import Commands, line, print_json, printable
@@ -145,6 +147,64 @@ def fetch(
     for item in fetched:
         until = item.not_after.isoformat(timespec="seconds")
         line(f"fetched {printable(item.name)}, valid until {until}")
+
+
+@group.command()
+@_folder_option
+@click.argument("paths", type=_PATH, nargs=-1, required=True, metavar="FILE_OR_DIR...")
+@_at_option
+def add(folder: Path, paths: tuple[Path, ...], at: str | None) -> None:
+    """Add files that came another way: answers of Intel's service, certificates, lists.
+
+    The answers to TCB info, QE identity and revocation lists are put together, with the issuer
+    chains of their header fields (as `curl -i` or `curl -D` keeps them), for each FMSPC.
+    """
+    files = list(read_files(paths))
+    answers = assemble_answers(files, now=moment(at))
+    for text in answers.missing:
+        click.echo(f"warning: {printable(text)}", err=True)
+    names = _document_names(answers)
+    added = [
+        describe(document.data, path=f"{name}.json")
+        for name, document in zip(names, answers.documents, strict=True)
+    ]
+    added += _others([file for file in files if file.name not in answers.used], paths)
+    if not added:
+        raise ConfigError("hold no collateral", where=", ".join(map(str, paths)))
+    if twice := {
+        item.path for item in added if [other.path for other in added].count(item.path) > 1
+    }:
+        raise ConfigError("several files of this name", where=min(twice), hint="rename one")
+    known = read_sources(folder) if (folder / BUNDLE_NAME).is_file() else {}
+    made = zip(names, answers.documents, strict=True)
+    _store(folder, added, known | {name: item.platform.addresses() for name, item in made})
+    for item in added:
+        until = item.not_after.isoformat(timespec="seconds")
+        line(f"added {printable(item.name)}, valid until {until}")
+
+
+def _document_names(answers: Assembly) -> list[str]:
+    """Name the documents as `fetch` does, and by their CA where there are both."""
+    platforms = [item.platform for item in answers.documents]
+    if len({platform.ca for platform in platforms}) == 1:
+        return [_intel_name(platform) for platform in platforms]
+    return [f"{_intel_name(platform)}-{platform.ca}" for platform in platforms]
+
+
+def _others(files: list[Input], named: tuple[Path, ...]) -> Iterator[Item]:
+    """Describe what is collateral already; in a folder, what is none is passed over.
+
+    :raises ConfigError: when a file that was named is no collateral.
+    """
+    for file in files:
+        try:
+            yield describe(file.data, path=Path(file.name).name)
+        except EvidenceError:
+            if Path(file.name) in named:
+                raise ConfigError(
+                    "is no answer of Intel's service, certificate or revocation list",
+                    where=file.name,
+                ) from None
 
 
 def _existing(folder: Path) -> Path:
