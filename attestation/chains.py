@@ -2,7 +2,8 @@
 
 General path validators refuse what TEE vendors issue (serial number 0, RSA-PSS, names that
 mean nothing), so a verifier walks the chain itself: each signature, each name, each validity
-window, and a root that is pinned by the digest of its public key.
+window, and a root that is pinned by the digest of its public key. What was parsed is
+remembered; every signature is checked every time.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.utils import CryptographyDeprecationWarning
 
@@ -180,9 +182,44 @@ def check_issued(child: Certificate, issuer: Certificate, *, step: str) -> None:
             step=step,
         )
     try:
-        child.parsed.verify_directly_issued_by(issuer.parsed)
+        _check_form(child.der, issuer.der)
+        signed = _signed(child.der)
+        if isinstance(issuer.key, rsa.RSAPublicKey):
+            if not isinstance(signed.scheme, padding.AsymmetricPadding):
+                raise TypeError("not an RSA signature")
+            issuer.key.verify(signed.signature, signed.data, signed.scheme, signed.hash)
+        else:
+            issuer.key.verify(signed.signature, signed.data, ec.ECDSA(signed.hash))
     except (InvalidSignature, *UNREADABLE):
         raise EndorsementError(f"{issuer.name} did not sign {child.name}", step=step) from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Signed:
+    data: bytes
+    signature: bytes
+    scheme: object
+    hash: hashes.HashAlgorithm
+
+
+@lru_cache(maxsize=256)
+def _signed(der: bytes) -> _Signed:
+    parsed = _load(der).parsed
+    algorithm = parsed.signature_hash_algorithm
+    if algorithm is None:
+        raise TypeError("neither an RSA nor an ECDSA signature")
+    return _Signed(
+        data=parsed.tbs_certificate_bytes,
+        signature=parsed.signature,
+        scheme=parsed.signature_algorithm_parameters,
+        hash=algorithm,
+    )
+
+
+@lru_cache(maxsize=1024)
+def _check_form(child: bytes, issuer: bytes) -> None:
+    """Check once for each pair what is around a signature: names, algorithms, kinds of key."""
+    _load(child).parsed.verify_directly_issued_by(_load(issuer).parsed)
 
 
 def check_validity(certificate: Certificate, now: datetime, *, step: str, hint: str = "") -> None:

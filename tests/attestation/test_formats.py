@@ -120,6 +120,26 @@ def test_every_altered_character_of_a_text_is_refused() -> None:
                     judged(bytes(altered), VCEK, CHAIN)
 
 
+@pytest.mark.parametrize("size", range(1, 40))
+def test_base64_in_a_document_has_one_spelling(size: int) -> None:
+    data = keys.stream("base64", size) + b"\xff\xfe\xfb"
+    text = base64.b64encode(data).decode()
+    for spelling in (text, text.rstrip("="), text.translate(str.maketrans("+/", "-_"))):
+        assert json_bytes(spelling, "field") == data
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    bare = text.rstrip("=")
+    for last in alphabet:
+        altered = bare[:-1] + last
+        if last != bare[-1]:
+            try:
+                assert json_bytes(altered, "field") != data
+            except EvidenceError:
+                continue
+    for wrong in (text + "=", text + "===", text + "\n", " " + text, bare + "===="):
+        with pytest.raises(EvidenceError):
+            json_bytes(wrong, "field")
+
+
 def table(*entries: tuple[str, bytes]) -> bytes:
     """Return a certificate table: entries of name and content, then the contents."""
     at = 24 * (len(entries) + 1)
