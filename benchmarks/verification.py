@@ -125,7 +125,7 @@ def bare_checks(subject: vector_cases.Subject, evidence: Evidence) -> list[Check
     if evidence.tee is Tee.SAMPLE:
         sample = SampleQuote.from_bytes(evidence.quote)
         key = keys.ec_key("a development key").public_key()
-        return [p256(key, sample.signature, sample.statement.signed_bytes())]
+        return [p256(key, sample.signature, sample.signed)]
     composite = AzureEvidence.parse(evidence.quote)
     if composite.hcl.tee is Tee.SNP:
         chain = [load_certificate(composite.vcek, "vcek"), *chain]

@@ -80,14 +80,14 @@ class SampleAttester:
             time=int(self._clock()),
             debug=self._debug,
         )
-        r, s = decode_dss_signature(
-            self._key.sign(statement.signed_bytes(), ec.ECDSA(hashes.SHA256()))
-        )
+        signed = statement.signed_bytes()
+        r, s = decode_dss_signature(self._key.sign(signed, ec.ECDSA(hashes.SHA256())))
         quote = SampleQuote(
             statement=statement,
             key=self._key.public_key().public_bytes(
                 Encoding.DER, PublicFormat.SubjectPublicKeyInfo
             ),
             signature=r.to_bytes(_SCALAR_BYTES, "big") + s.to_bytes(_SCALAR_BYTES, "big"),
+            signed=signed,
         )
         return Evidence(tee=Tee.SAMPLE, quote=quote.to_bytes())

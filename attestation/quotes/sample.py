@@ -32,6 +32,12 @@ _MAX_KEY_BYTES: Final = 1024
 _MAX_TIME: Final = 253402300799  # the last second of the year 9999
 _NAME: Final = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 _DOMAIN: Final = b"fedlearn-sample/1\0"
+_QUOTE_KEYS: Final = frozenset({"key", "signature", "statement"})
+_STATEMENT_KEYS: Final = frozenset(
+    {"debug", "hardware_id", "measurements", "report_data", "time", "version"}
+)
+_STATEMENT_MEMBER: Final = b'"statement":'
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +75,15 @@ class SampleStatement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleQuote:
-    """A statement, the key that signed it (DER SPKI), and the signature (r | s, 64 bytes)."""
+    """A statement, the key that signed it (DER SPKI), and the signature (r | s, 64 bytes).
+
+    ``signed`` are the bytes that the signature covers, as they came.
+    """
 
     statement: SampleStatement
     key: bytes
     signature: bytes
+    signed: bytes
 
     def to_bytes(self) -> bytes:
         """Return the canonical encoding."""
@@ -96,27 +106,28 @@ class SampleQuote:
                 f"{len(data)} bytes, at most {MAX_SAMPLE_BYTES} are read", field="sample"
             )
         try:
-            document = json.loads(data)
+            document = json.loads(data.decode("ascii"))
         except (ValueError, RecursionError) as error:
             raise EvidenceError("not a JSON document", field="sample") from error
-        outer = _object(document, {"key", "signature", "statement"}, "sample")
+        outer = _object(document, _QUOTE_KEYS, "sample")
         quote = cls(
             statement=_statement(outer["statement"]),
             key=_hex(outer["key"], "sample.key", 1, _MAX_KEY_BYTES),
             signature=_hex(
                 outer["signature"], "sample.signature", _SIGNATURE_BYTES, _SIGNATURE_BYTES
             ),
+            # The last of three members, and the two before it are hex.
+            signed=_DOMAIN + data.partition(_STATEMENT_MEMBER)[2][:-1],
         )
-        if quote.to_bytes() != data:
+        if _canonical(document) != data:
             raise EvidenceError("not the canonical encoding of its content", field="sample")
         return quote
 
 
 def _statement(document: object) -> SampleStatement:
     where = "sample.statement"
-    known = {"debug", "hardware_id", "measurements", "report_data", "time", "version"}
-    inner = _object(document, known, where)
-    if inner["version"] != 1 or isinstance(inner["version"], bool):
+    inner = _object(document, _STATEMENT_KEYS, where)
+    if type(inner["version"]) is not int or inner["version"] != 1:
         raise EvidenceError("only version 1 is known", field=f"{where}.version")
     time, debug, measurements = inner["time"], inner["debug"], inner["measurements"]
     if not isinstance(time, int) or isinstance(time, bool) or not 0 <= time <= _MAX_TIME:
@@ -145,7 +156,7 @@ def _statement(document: object) -> SampleStatement:
     )
 
 
-def _object(document: object, keys: set[str], where: str) -> dict[str, Any]:
+def _object(document: object, keys: frozenset[str], where: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise EvidenceError("must be an object", field=where)
     if document.keys() != keys:
@@ -154,13 +165,17 @@ def _object(document: object, keys: set[str], where: str) -> dict[str, Any]:
 
 
 def _hex(value: object, where: str, least: int, most: int) -> bytes:
-    if not isinstance(value, str) or not re.fullmatch(r"(?:[0-9a-f]{2})*", value):
+    try:
+        data = bytes.fromhex(value) if isinstance(value, str) else b""
+    except ValueError:
+        data = b""
+    if data.hex() != value:
         raise EvidenceError("must be lower-case hex", field=where)
-    if not least <= len(value) // 2 <= most:
+    if not least <= len(data) <= most:
         size = f"{least}" if least == most else f"{least} to {most}"
-        raise EvidenceError(f"must have {size} bytes, not {len(value) // 2}", field=where)
-    return bytes.fromhex(value)
+        raise EvidenceError(f"must have {size} bytes, not {len(data)}", field=where)
+    return data
 
 
 def _canonical(document: Any) -> bytes:
-    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode("ascii")
+    return _ENCODER.encode(document).encode("ascii")

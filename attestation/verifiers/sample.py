@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -73,20 +74,13 @@ class SampleVerifier:
             raise EndorsementError(
                 "signed by a key that is not a trusted development key", step="sample key"
             )
-        try:
-            key = load_der_public_key(quote.key)
-        except (ValueError, UnsupportedAlgorithm) as error:
-            raise EvidenceError("is not a public key", field="sample.key") from error
-        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(
-            key.curve, ec.SECP256R1
-        ):
-            raise EvidenceError("is not a P-256 key", field="sample.key")
+        key = _load(quote.key)
         signature = encode_dss_signature(
             int.from_bytes(quote.signature[:_SCALAR_BYTES], "big"),
             int.from_bytes(quote.signature[_SCALAR_BYTES:], "big"),
         )
         try:
-            key.verify(signature, quote.statement.signed_bytes(), ec.ECDSA(hashes.SHA256()))
+            key.verify(signature, quote.signed, ec.ECDSA(hashes.SHA256()))
         except InvalidSignature:
             raise SignatureError(
                 "the statement was not signed by its key", step="sample signature"
@@ -94,3 +88,15 @@ class SampleVerifier:
 
 
 VERIFIER = SampleVerifier()
+
+
+@lru_cache(maxsize=64)
+def _load(data: bytes) -> ec.EllipticCurvePublicKey:
+    """Load a trusted key; the last ones are remembered."""
+    try:
+        key = load_der_public_key(data)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise EvidenceError("is not a public key", field="sample.key") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise EvidenceError("is not a P-256 key", field="sample.key")
+    return key
