@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import struct
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -73,8 +72,10 @@ class Binding:
             self.node_id.encode(),
             self.workload,
         )
-        prefixed = b"".join(struct.pack(">I", len(item)) + item for item in fields)
-        return hashlib.sha512(_DOMAIN + prefixed).digest()
+        digest = hashlib.sha512(_DOMAIN)
+        for item in fields:
+            digest.update(len(item).to_bytes(4, "big") + item)
+        return digest.digest()
 
     def qualifying_data(self) -> bytes:
         """Return the 32 bytes that a TPM places in ``extraData`` of its quote."""

@@ -38,6 +38,7 @@ __all__ = [
     "EV_EVENT_TAG",
     "EV_NO_ACTION",
     "MAX_LOG_BYTES",
+    "MAX_REMEMBERED_BYTES",
     "Event",
     "EventLog",
     "ccel_register",
@@ -47,7 +48,8 @@ __all__ = [
 
 MAX_LOG_BYTES: Final = 4 * 1024 * 1024
 MAX_EVENTS: Final = 16 * 1024
-_MAX_REMEMBERED: Final = 16 * 1024
+MAX_REMEMBERED_BYTES: Final = 16 * 1024
+"""Longer logs are parsed each time; shorter ones are kept for the next."""
 
 EV_NO_ACTION: Final = 0x00000003
 """An event that informs and is not extended."""
@@ -157,7 +159,7 @@ class EventLog:
 
         :raises EvidenceError: naming field and offset.
         """
-        return _remembered(data) if len(data) <= _MAX_REMEMBERED else _parse(data)
+        return _remembered(data) if len(data) <= MAX_REMEMBERED_BYTES else _parse(data)
 
     def to_bytes(self) -> bytes:
         """Return the log without padding; parsing it gives an equal log."""

@@ -5,14 +5,16 @@ It is the body of an SGX quote, and the Quoting Enclave's own report inside ever
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Final
 
-from attestation.quotes.cursor import Cursor
+from attestation.errors import EvidenceError
 
 __all__ = ["ENCLAVE_REPORT_BYTES", "EnclaveReport"]
 
 ENCLAVE_REPORT_BYTES: Final = 384
+_REPORT: Final = struct.Struct("<16sI28x16s32s32x32s96xHH60x64s")
 _DEBUG: Final = 1 << 1
 
 
@@ -41,20 +43,18 @@ class EnclaveReport:
 
         :raises EvidenceError: for another length.
         """
-        read = Cursor(data, where, limit=ENCLAVE_REPORT_BYTES, little=True)
-        cpu_svn = read.take(16, "cpu_svn")
-        misc_select = read.integer(4, "misc_select")
-        read.take(28, "reserved1")
-        attributes = read.take(16, "attributes")
-        mr_enclave = read.take(32, "mr_enclave")
-        read.take(32, "reserved2")
-        mr_signer = read.take(32, "mr_signer")
-        read.take(96, "reserved3")
-        isv_prod_id = read.integer(2, "isv_prod_id")
-        isv_svn = read.integer(2, "isv_svn")
-        read.take(60, "reserved4")
-        report_data = read.take(64, "report_data")
-        read.finish()
+        if len(data) != ENCLAVE_REPORT_BYTES:
+            raise EvidenceError(f"{len(data)} bytes, not {ENCLAVE_REPORT_BYTES}", field=where)
+        (
+            cpu_svn,
+            misc_select,
+            attributes,
+            mr_enclave,
+            mr_signer,
+            isv_prod_id,
+            isv_svn,
+            report_data,
+        ) = _REPORT.unpack(data)
         return cls(
             raw=data,
             cpu_svn=cpu_svn,

@@ -7,10 +7,11 @@ is kept in ``rest``. Attributes: Intel TDX module ABI, ``TD_PARAMS.ATTRIBUTES``.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Final
 
-from attestation.quotes.cursor import Cursor
+from attestation.errors import EvidenceError
 
 __all__ = ["TD_ATTRIBUTES", "TD_BODY_BYTES", "TdReport"]
 
@@ -33,7 +34,7 @@ TD_ATTRIBUTES: Final = {
 }
 """Bits of ``ATTRIBUTES``, by the names that policies use."""
 
-_TD_10_BYTES: Final = 584
+_TD_10: Final = struct.Struct("<16s48s48s8sQQ48s48s48s48s48s48s48s48s64s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,23 +76,24 @@ class TdReport:
     def parse(cls, data: bytes, where: str = "td_report") -> TdReport:
         """Parse a body of one of the sizes in :data:`TD_BODY_BYTES`.
 
-        :raises EvidenceError: naming field and offset.
+        :raises EvidenceError: for another size.
         """
-        read = Cursor(data, where, limit=max(TD_BODY_BYTES.values()), little=True)
         if len(data) not in TD_BODY_BYTES.values():
-            raise read.fail(f"{len(data)} bytes is no size of a TD report", "size")
-        tee_tcb_svn = read.take(16, "tee_tcb_svn")
-        mr_seam = read.take(48, "mr_seam")
-        mr_signer_seam = read.take(48, "mr_signer_seam")
-        seam_attributes = read.take(8, "seam_attributes")
-        td_attributes = read.integer(8, "td_attributes")
-        xfam = read.integer(8, "xfam")
-        mr_td, config_id, owner, owner_config = (
-            read.take(48, name) for name in ("mr_td", "mr_config_id", "mr_owner", "mr_owner_config")
-        )
-        rtmr0, rtmr1, rtmr2, rtmr3 = (read.take(48, f"rtmr{number}") for number in range(4))
-        report_data = read.take(64, "report_data")
-        longer = len(data) > _TD_10_BYTES
+            raise EvidenceError(f"{len(data)} bytes is no size of a TD report", field=where)
+        (
+            tee_tcb_svn,
+            mr_seam,
+            mr_signer_seam,
+            seam_attributes,
+            td_attributes,
+            xfam,
+            mr_td,
+            mr_config_id,
+            mr_owner,
+            mr_owner_config,
+            *rtmrs,
+            report_data,
+        ) = _TD_10.unpack_from(data)
         return cls(
             raw=data,
             tee_tcb_svn=tee_tcb_svn,
@@ -101,12 +103,12 @@ class TdReport:
             td_attributes=td_attributes,
             xfam=xfam,
             mr_td=mr_td,
-            mr_config_id=config_id,
-            mr_owner=owner,
-            mr_owner_config=owner_config,
-            rtmrs=(rtmr0, rtmr1, rtmr2, rtmr3),
+            mr_config_id=mr_config_id,
+            mr_owner=mr_owner,
+            mr_owner_config=mr_owner_config,
+            rtmrs=(rtmrs[0], rtmrs[1], rtmrs[2], rtmrs[3]),
             report_data=report_data,
-            tee_tcb_svn_2=read.take(16, "tee_tcb_svn_2") if longer else b"",
-            mr_service_td=read.take(48, "mr_service_td") if longer else b"",
-            rest=read.take(read.remaining, "rest"),
+            tee_tcb_svn_2=data[584:600],
+            mr_service_td=data[600:648],
+            rest=data[648:],
         )

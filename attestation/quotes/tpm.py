@@ -21,17 +21,19 @@ from __future__ import annotations
 
 import hashlib
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
 from attestation.errors import EvidenceError
 from attestation.evidence import Evidence
-from attestation.quotes.cursor import Cursor
 from attestation.quotes.tpm_pieces import sort_pieces
 from attestation.quotes.tpm_structures import (
     DIGEST_SIZES,
+    PcrSelection,
     PublicArea,
     PublicKey,
     QuoteStatement,
@@ -40,10 +42,11 @@ from attestation.quotes.tpm_structures import (
     spki,
 )
 
-__all__ = ["MAX_TPM_QUOTE_BYTES", "TpmQuote"]
+__all__ = ["MAX_TPM_QUOTE_BYTES", "TpmQuote", "split_values"]
 
 MAX_TPM_QUOTE_BYTES: Final = 64 * 1024
 _MAGIC: Final = b"FLTQ\x01"
+_FIELD: Final = struct.Struct(">BI")
 _ATTEST_MAGIC: Final = b"\xffTCG"
 _MAX_FIELD_BYTES: Final = 16 * 1024
 _MAX_SCOPE_BYTES: Final = 64
@@ -82,9 +85,10 @@ class TpmQuote:
     pcrs: Mapping[str, Mapping[int, bytes]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        public = spki(self.ak) if self.ak_area is None else self.ak_area.spki
-        object.__setattr__(self, "ak_digest", hashlib.sha256(public).digest())
-        object.__setattr__(self, "pcrs", _split(self.statement, self.pcr_values))
+        area = self.ak_area
+        digest = area.digest if area is not None else hashlib.sha256(spki(self.ak)).digest()
+        object.__setattr__(self, "ak_digest", digest)
+        object.__setattr__(self, "pcrs", split_values(self.statement.selection, self.pcr_values))
 
     def to_bytes(self) -> bytes:
         """Return the container."""
@@ -108,26 +112,7 @@ class TpmQuote:
 
         :raises EvidenceError: naming field and offset.
         """
-        read = Cursor(data, "tpm_quote", limit=MAX_TPM_QUOTE_BYTES)
-        if read.take(min(len(_MAGIC), read.remaining), "magic") != _MAGIC:
-            raise read.fail("not a TPM quote container of version 1", "magic", offset=0)
-        fields: dict[int, bytes] = {}
-        while read.remaining:
-            at = read.offset
-            tag = read.integer(1, "tag")
-            if tag not in _NAMES:
-                raise read.fail(f"unknown field {tag}", "tag", offset=at)
-            if fields and tag <= max(fields):
-                raise read.fail("fields must ascend, each once", _NAMES[tag], offset=at)
-            fields[tag] = read.sized(_NAMES[tag], limit=_MAX_FIELD_BYTES, prefix=4)
-        for tag in (_ATTEST, _SIGNATURE, _PCRS):
-            if tag not in fields:
-                raise read.fail("is missing", _NAMES[tag])
-        if (_AK_PUBLIC in fields) == (_AK_SPKI in fields):
-            raise read.fail("exactly one of ak_public and ak_spki is needed", "ak_public")
-        for tag in (_SCOPE_TAG, _EK):
-            if fields.get(tag) == b"":
-                raise read.fail("is empty", _NAMES[tag])
+        fields = _fields(data)
         return _build(
             QuoteStatement.parse(fields[_ATTEST]),
             fields,
@@ -181,10 +166,60 @@ class TpmQuote:
         return cls.from_bytes(evidence.quote)
 
 
-def _split(statement: QuoteStatement, values: bytes) -> Mapping[str, Mapping[int, bytes]]:
+def _fields(data: bytes) -> dict[int, bytes]:
+    """Take a container apart, and check that it has the fields that belong together."""
+    if len(data) > MAX_TPM_QUOTE_BYTES:
+        raise EvidenceError(
+            f"{len(data)} bytes, at most {MAX_TPM_QUOTE_BYTES} are read", field="tpm_quote"
+        )
+    if not data.startswith(_MAGIC):
+        raise _malformed("not a TPM quote container of version 1", "magic", 0)
+    fields: dict[int, bytes] = {}
+    last, at, end = 0, len(_MAGIC), len(data)
+    while at < end:
+        if end - at < _FIELD.size:
+            raise _malformed(f"{end - at} bytes, a field has at least {_FIELD.size}", "tag", at)
+        tag, length = _FIELD.unpack_from(data, at)
+        if tag not in _NAMES:
+            raise _malformed(f"unknown field {tag}", "tag", at)
+        if tag <= last:
+            raise _malformed("fields must ascend, each once", _NAMES[tag], at)
+        start = at + _FIELD.size
+        if length > min(_MAX_FIELD_BYTES, end - start):
+            raise _malformed(
+                f"{length} bytes, {end - start} are left and at most {_MAX_FIELD_BYTES} legal",
+                _NAMES[tag],
+                at,
+            )
+        last, at = tag, start + length
+        fields[tag] = data[start:at]
+    for tag in (_ATTEST, _SIGNATURE, _PCRS):
+        if tag not in fields:
+            raise _malformed("is missing", _NAMES[tag], end)
+    if (_AK_PUBLIC in fields) == (_AK_SPKI in fields):
+        raise _malformed("exactly one of ak_public and ak_spki is needed", "ak_public", end)
+    for tag in (_SCOPE_TAG, _EK):
+        if fields.get(tag) == b"":
+            raise _malformed("is empty", _NAMES[tag], end)
+    return fields
+
+
+def _malformed(message: str, field: str, offset: int) -> EvidenceError:
+    return EvidenceError(message, field=f"tpm_quote.{field}", offset=offset)
+
+
+@lru_cache(maxsize=64)
+def split_values(
+    selection: tuple[PcrSelection, ...], values: bytes
+) -> Mapping[str, Mapping[int, bytes]]:
+    """Return concatenated PCR values by bank and number.
+
+    ``values`` has as many bytes as ``selection`` asks for. The last 64 results are
+    remembered: a machine shows the same values each time that it attests.
+    """
     banks: dict[str, Mapping[int, bytes]] = {}
     offset = 0
-    for selected in statement.selection:
+    for selected in selection:
         size = DIGEST_SIZES[selected.bank]
         bank = {}
         for pcr in selected.pcrs:

@@ -58,6 +58,10 @@ DIGEST_SIZES: Final = {name: hashlib.new(name).digest_size for name in HASH_NAME
 
 _HASH_IDS: Final = {name: number for number, name in HASH_NAMES.items()}
 _CLOCK: Final = struct.Struct(">QIIBQ")
+_USUAL_ATTEST: Final = struct.Struct(">IHH34sH32sQIIBQIHB3sH32s")
+"""A quote over one bank, with SHA-256 throughout: what nearly every TPM sends."""
+
+_USUAL_ECDSA: Final = struct.Struct(">HHH32sH32s")
 
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 PUBLIC_KEY_TYPES: Final = (ec.EllipticCurvePublicKey, rsa.RSAPublicKey)
@@ -126,6 +130,11 @@ class QuoteStatement:
 
         :raises EvidenceError: naming field and offset.
         """
+        return _usual_attest(data) or cls._walk(data)
+
+    @classmethod
+    def _walk(cls, data: bytes) -> QuoteStatement:
+        """Parse field by field, which says what is wrong and where."""
         read = Cursor(data, "attest", limit=MAX_ATTEST_BYTES)
         if read.integer(4, "magic") != _GENERATED:
             raise read.fail("not a structure that a TPM generated", "magic", offset=0)
@@ -158,6 +167,37 @@ class QuoteStatement:
     def pcr_bytes(self) -> int:
         """The length of the quoted PCR values, concatenated."""
         return sum(len(s.pcrs) * DIGEST_SIZES[s.bank] for s in self.selection)
+
+
+def _usual_attest(data: bytes) -> QuoteStatement | None:
+    """Read the usual layout at once; ``None`` for every other, right or wrong."""
+    if len(data) != _USUAL_ATTEST.size:
+        return None
+    magic, kind, n_signer, signer, n_extra, extra, *clock, banks, bank, n_bits, bits, n, digest = (
+        _USUAL_ATTEST.unpack(data)
+    )
+    lengths = (n_signer, n_extra, banks, n_bits, n)
+    if (magic, kind, lengths) != (_GENERATED, _ST_ATTEST_QUOTE, (34, 32, 1, 3, 32)):
+        return None
+    if bank not in HASH_NAMES or clock[3] > 1:
+        return None
+    return QuoteStatement(
+        raw=data,
+        signer=signer,
+        extra_data=extra,
+        clock=clock[0],
+        reset_count=clock[1],
+        restart_count=clock[2],
+        safe=bool(clock[3]),
+        firmware=clock[4],
+        selection=_one_bank(bank, bits),
+        pcr_digest=digest,
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _one_bank(bank: int, bits: bytes) -> tuple[PcrSelection, ...]:
+    return (PcrSelection(bank=HASH_NAMES[bank], pcrs=_numbers(bits)),)
 
 
 def _selection(read: Cursor) -> tuple[PcrSelection, ...]:
@@ -208,6 +248,11 @@ class TpmSignature:
 
         :raises EvidenceError: naming field and offset.
         """
+        return _usual_ecdsa(data) or cls._walk(data)
+
+    @classmethod
+    def _walk(cls, data: bytes) -> TpmSignature:
+        """Parse field by field, which says what is wrong and where."""
         read = Cursor(data, "signature", limit=MAX_SIGNATURE_BYTES)
         scheme = _SCHEMES.get(read.integer(2, "sigAlg"))
         if scheme is None:
@@ -225,6 +270,21 @@ class TpmSignature:
         value = read.sized("sig", limit=_MAX_RSA_BYTES)
         read.finish()
         return cls(raw=data, scheme=scheme, hash=name, value=value)
+
+
+def _usual_ecdsa(data: bytes) -> TpmSignature | None:
+    """Read an ECDSA signature of P-256 at once; ``None`` for every other, right or wrong."""
+    if len(data) != _USUAL_ECDSA.size:
+        return None
+    scheme, algorithm, n_r, r, n_s, s = _USUAL_ECDSA.unpack(data)
+    if scheme != _ALG_ECDSA or n_r != 32 or n_s != 32 or algorithm not in HASH_NAMES:
+        return None
+    return TpmSignature(
+        raw=data,
+        scheme="ecdsa",
+        hash=HASH_NAMES[algorithm],
+        numbers=(int.from_bytes(r, "big"), int.from_bytes(s, "big")),
+    )
 
 
 class ObjectAttribute(enum.IntFlag):
@@ -251,7 +311,7 @@ class PublicArea:
     ``symmetric`` is the algorithm, key bits and mode that protect children of a storage
     key, or ``(ALG_NULL, 0, 0)``. ``scheme`` is empty where the key leaves it open. ``name``
     is the object's Name: u16 hash id, then the hash of ``raw`` (Part 1, section 16).
-    ``spki`` is the key as DER SubjectPublicKeyInfo.
+    ``spki`` is the key as DER SubjectPublicKeyInfo, and ``digest`` its SHA-256.
     """
 
     raw: bytes
@@ -265,10 +325,12 @@ class PublicArea:
 
     name: bytes = field(init=False, repr=False)
     spki: bytes = field(init=False, repr=False)
+    digest: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", qualify(self.name_hash, self.raw))
         object.__setattr__(self, "spki", spki(self.key))
+        object.__setattr__(self, "digest", hashlib.sha256(self.spki).digest())
 
     @classmethod
     def parse(cls, data: bytes) -> PublicArea:

@@ -8,6 +8,7 @@ that names the step which failed. Whether anybody *likes* the claims is the busi
 
 from __future__ import annotations
 
+import functools
 import importlib
 from dataclasses import replace
 from datetime import datetime
@@ -54,6 +55,7 @@ class Verifier(Protocol):
         ...
 
 
+@functools.cache
 def verifier_for(tee: Tee) -> Verifier:
     """Return the verifier of ``tee``.
 

@@ -23,6 +23,7 @@ import hmac
 from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -38,12 +39,13 @@ from attestation.errors import (
     EvidenceError,
     SignatureError,
 )
-from attestation.eventlog import EventLog, check_replay, pcr_register
+from attestation.eventlog import MAX_REMEMBERED_BYTES, EventLog, check_replay, pcr_register
 from attestation.evidence import Claims, Evidence, Scalar, Tee
 from attestation.firmwarelog import boot_claims
-from attestation.quotes.tpm import TpmQuote
+from attestation.quotes.tpm import TpmQuote, split_values
 from attestation.quotes.tpm_structures import (
     ObjectAttribute,
+    PcrSelection,
     PublicArea,
     QuoteStatement,
     qualify,
@@ -238,17 +240,22 @@ def check_pcr_values(quote: TpmQuote) -> None:
         raise SignatureError("the PCR values are not the ones that were signed", step="pcr digest")
 
 
-def pcr_claims(quote: TpmQuote) -> dict[str, bytes]:
+def pcr_claims(quote: TpmQuote) -> Mapping[str, bytes]:
     """Name the quoted PCR values as policies do: ``pcr.7``, ``pcr.7.sha384``.
 
     Values of a SHA-1 bank are left out.
     """
+    return _named(quote.statement.selection, quote.pcr_values)
+
+
+@lru_cache(maxsize=64)
+def _named(selection: tuple[PcrSelection, ...], values: bytes) -> Mapping[str, bytes]:
     claims: dict[str, bytes] = {}
-    for bank, values in quote.pcrs.items():
+    for bank, registers in split_values(selection, values).items():
         if bank in _BANKS:
             suffix = "" if bank == "sha256" else f".{bank}"
-            claims.update({f"{pcr_register(i)}{suffix}": value for i, value in values.items()})
-    return claims
+            claims.update({f"{pcr_register(i)}{suffix}": v for i, v in registers.items()})
+    return MappingProxyType(claims)
 
 
 def check_event_log(quote: TpmQuote, data: bytes, trust: TrustAnchors) -> Mapping[str, bytes]:
@@ -261,25 +268,47 @@ def check_event_log(quote: TpmQuote, data: bytes, trust: TrustAnchors) -> Mappin
     :raises EventLogError: naming the register.
     :raises EvidenceError: when the log is malformed.
     """
-    bank = next((name for name in _BANKS if quote.pcrs.get(name)), None)
-    quoted = quote.pcrs[bank] if bank else {}
     if not data:
         return {}
+    explain = _explain if len(data) <= MAX_REMEMBERED_BYTES else _explain.__wrapped__
+    return explain(
+        data,
+        quote.statement.selection,
+        quote.pcr_values,
+        quote.scope,
+        trust.known_events,
+        trust.tpm_boot_values,
+    )
+
+
+@lru_cache(maxsize=64)
+def _explain(
+    data: bytes,
+    selection: tuple[PcrSelection, ...],
+    values: bytes,
+    scope: str,
+    known: frozenset[bytes],
+    boot: frozenset[bytes],
+) -> Mapping[str, bytes]:
+    """Replay and read a log. Remembered: a machine shows the same log and values each time."""
+    pcrs = split_values(selection, values)
+    bank = next((name for name in _BANKS if pcrs.get(name)), None)
     log = EventLog.parse(data)
     if bank is None:
         raise EventLogError("the quote covers no PCR that the log could replay to")
-    for name, values in quote.pcrs.items():
+    quoted = pcrs[bank]
+    for name, registers in pcrs.items():
         if name in _BANKS and (name == bank or name in log.sizes):
-            check_replay(log, values, bank=name, known=trust.known_events)
+            check_replay(log, registers, bank=name, known=known)
     runtime = quoted.get(RUNTIME_PCR)
     if runtime is not None and not log.extending(RUNTIME_PCR) and any(runtime):
         register = pcr_register(RUNTIME_PCR)
         raise EventLogError(
             f"{register} was extended and the log has no event for it", register=register
         )
-    found = measurements(log, RUNTIME_PCR, bank, boot=trust.tpm_boot_values)
+    found = measurements(log, RUNTIME_PCR, bank, boot=boot)
     booted = boot_claims(log, bank, ccel=False)
-    return {**measured_claims(found, quote.scope), **booted}
+    return MappingProxyType({**measured_claims(found, scope), **booted})
 
 
 def statement_attributes(statement: QuoteStatement) -> dict[str, Scalar]:

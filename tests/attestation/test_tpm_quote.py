@@ -268,6 +268,28 @@ def test_no_mutation_of_a_real_quote_raises_anything_but_our_errors(
         return
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 1023), st.integers(0, 255)), max_size=4),
+    cut=st.integers(0, 3),
+)
+def test_reading_at_once_and_field_by_field_agree(
+    paper_tpm: ModuleType, changes: list[tuple[int, int]], cut: int
+) -> None:
+    quote = TpmQuote.from_evidence(paper_tpm.PaperTpm().evidence(paper_tpm.binding()))
+    for kind, raw in ((QuoteStatement, quote.statement.raw), (TpmSignature, quote.signature.raw)):
+        data = bytearray(raw[: len(raw) - cut])
+        for at, value in changes:
+            data[at % len(data)] = value
+        outcomes = []
+        for parse in (kind.parse, kind._walk):
+            try:
+                outcomes.append(parse(bytes(data)))
+            except EvidenceError as error:
+                outcomes.append(str(error))
+        assert outcomes[0] == outcomes[1]
+
+
 @pytest.fixture(scope="module")
 def real_container(paper_tpm: ModuleType) -> bytes:
     return paper_tpm.PaperTpm().quote(b"x" * 32, scope="job").to_bytes()
