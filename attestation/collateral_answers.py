@@ -254,9 +254,9 @@ def _documents(info: _Signed, pieces: _Pieces, now: datetime) -> Iterator[Assemb
             f"it is the answer of {addresses['qe_identity']}",
         )
     identity = _newest(own, now)
-    signer = _signer(info, pieces, "TCB-Info-Issuer-Chain", addresses["tcb_info"])
+    signer = _signer(info, pieces, now, "TCB-Info-Issuer-Chain", addresses["tcb_info"])
     identity_signer = _signer(
-        identity, pieces, "SGX-Enclave-Identity-Issuer-Chain", addresses["qe_identity"]
+        identity, pieces, now, "SGX-Enclave-Identity-Issuer-Chain", addresses["qe_identity"]
     )
     roots = [item for item in pieces.lists if item.issuer == signer.issuer]
     if not roots:
@@ -299,12 +299,16 @@ def _addresses(fmspc: str, tee: str) -> dict[str, str]:
     return {key: value.replace("0" * 12, fmspc) for key, value in known.items()}
 
 
-def _signer(signed: _Signed, pieces: _Pieces, header: str, address: str) -> Certificate:
-    """Return who signed; where nobody here did, who says so, for verification to refuse."""
+def _signer(
+    signed: _Signed, pieces: _Pieces, now: datetime, header: str, address: str
+) -> Certificate:
+    """Return who signed; where nobody here did, who says so, for verification to refuse.
+
+    Intel has issued certificates for one signing key again; one that counts now is preferred.
+    """
     leaves = [item for item in pieces.certificates.values() if not item.authority]
-    for item in leaves:
-        if _verifies(item, signed):
-            return item
+    if found := [item for item in leaves if _verifies(item, signed)]:
+        return max(found, key=lambda item: (item.start <= now <= item.end, item.start))
     named = [item for item in leaves if _SIGNER in item.name]
     if not named:
         raise _MissingError(

@@ -40,7 +40,9 @@ from attestation.errors import (
     VerificationError,
 )
 from attestation.evidence import Tee
+from attestation.intel_tcb import Platform, tcb_status
 from attestation.quotes.dcap import INTEL_QE_VENDOR, DcapQuote
+from attestation.quotes.tdx import TdReport
 
 __all__ = [
     "Collateral",
@@ -66,6 +68,8 @@ _ATTRIBUTES: Final = (
 )
 """What ``dcap_qvl`` refuses last, once everything else was found good."""
 
+_NEVER: Final = ("hgs_plus_prof", "perf_prof", "pmt_prof", "migratable")
+
 _FETCH: Final = "fedlearn collateral fetch --directory DIR --fmspc {} --ca {} --tee {}"
 
 
@@ -76,12 +80,14 @@ class Pck:
     ``fmspc``   family, model and stepping, by which collateral is published (6 bytes)
     ``ppid``    the platform's provisioning id (16 bytes)
     ``ca``      ``platform`` or ``processor``: which CA of Intel's issued the certificate
+    ``svns``    what TCB levels are compared with
     """
 
     fmspc: bytes
     ppid: bytes
     ca: str
     key_digest: bytes
+    svns: Platform
 
     @property
     def identity(self) -> bytes:
@@ -170,6 +176,7 @@ def _read_pck(der: bytes, pem: bytes) -> Pck:
         ppid=bytes(extension.ppid),
         ca=_authority(certificate.issuer),
         key_digest=certificate.key_digest,
+        svns=Platform(cpu_svn=bytes(extension.cpu_svn), pce_svn=int(extension.pce_svn)),
     )
 
 
@@ -258,14 +265,17 @@ def _check(key: ec.EllipticCurvePublicKey, signature: bytes, data: bytes, step: 
         raise SignatureError("the signature does not verify", step=step) from None
 
 
-def judge(quote: DcapQuote, collateral: Collateral, root: Certificate, now: datetime) -> Verdict:
+def judge(
+    quote: DcapQuote, pck: Pck, collateral: Collateral, root: Certificate, now: datetime
+) -> Verdict:
     """Verify ``quote`` with ``collateral`` and return the status of its platform's TCB.
 
     Everything is checked up to ``root``, which the caller pinned: the collateral's signatures
     and windows, revocation, the quote's signatures, the Quoting Enclave and the TDX module.
 
-    An environment with attributes that ``dcap_qvl`` never accepts (debug, for one) gets no
-    status, so that a policy sees those attributes and refuses by name.
+    ``dcap_qvl`` never accepts some attributes of an environment, and looks at them last. What
+    a policy can accept by name (debug, no SEPT_VE_DISABLE, a service TD) gets its status from
+    :mod:`attestation.intel_tcb`; the rest (reserved bits, profiling, migration) gets none.
 
     :raises VerificationError: with ``dcap_qvl``'s reason; :class:`FreshnessError` where it
         is about time.
@@ -275,14 +285,30 @@ def judge(quote: DcapQuote, collateral: Collateral, root: Certificate, now: date
             quote.raw, collateral.parsed, root.der, int(now.timestamp())
         )
     except (ValueError, OverflowError) as error:
-        if any(word in str(error) for word in _ATTRIBUTES):
+        if not any(word in str(error) for word in _ATTRIBUTES):
+            raise _refusal(error) from error
+        if not _nameable(quote):
             return Verdict(missing=f"{_reason(error)}; start it with other attributes")
-        raise _refusal(error) from error
+        status, advisories = tcb_status(
+            quote,
+            pck.svns,
+            json.loads(collateral.parsed.tcb_info),
+            json.loads(collateral.parsed.qe_identity),
+        )
+        return Verdict(status=status, advisories=advisories, evaluation=collateral.evaluation)
     return Verdict(
         status=str(report.status),
         advisories=tuple(sorted(map(str, report.advisory_ids))),
         evaluation=collateral.evaluation,
     )
+
+
+def _nameable(quote: DcapQuote) -> bool:
+    """Say whether a policy has a name for each attribute that ``dcap_qvl`` may have refused."""
+    body = quote.body
+    if not isinstance(body, TdReport):
+        return True
+    return not body.reserved_attributes and not any(map(body.has, _NEVER))
 
 
 def _reason(error: Exception) -> str:

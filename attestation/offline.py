@@ -44,6 +44,12 @@ MAX_ENDORSEMENT_BYTES = 1024 * 1024
 MAX_COLLATERAL_BYTES = 4 * 1024 * 1024
 MAX_LOG_BYTES = 4 * 1024 * 1024
 
+_ANSWERS = (b'{"tcbInfo"', b'{"enclaveIdentity"')
+_ANSWERS_HINT = (
+    "it is one of several answers of Intel's service: put all of them into one folder, and name "
+    "that with --collateral"
+)
+
 UNREADABLE = (
     ValueError,
     TypeError,
@@ -98,6 +104,7 @@ def gather(
             raise EndorsementError(
                 f"{item.name} is not a certificate, a revocation list, a public key or collateral",
                 step="endorsement",
+                hint=_ANSWERS_HINT if item.data.lstrip().startswith(_ANSWERS) else "",
             )
     if is_bare_tpm_quote(parsed):
         parsed = Evidence(

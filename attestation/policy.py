@@ -52,6 +52,8 @@ TCB_STATUSES: Final = (
     "ConfigurationAndSWHardeningNeeded",
     "OutOfDate",
     "OutOfDateConfigurationNeeded",
+    "TDRelaunchAdvised",
+    "TDRelaunchAdvisedConfigurationNeeded",
 )
 """TCB statuses of Intel that a policy may accept. ``Revoked`` is not one of them."""
 

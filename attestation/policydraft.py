@@ -32,6 +32,7 @@ _ABOUT: Final = {
     "mrownerconfig": "MROWNERCONFIG, owner configuration set by the host at creation",
     "mrseam": "MRSEAM, the TDX module",
     "mrsigner": "MRSIGNER, who signed the enclave",
+    "mrservicetd": "MRSERVICETD, the service TD that is bound to this one",
     "mrtd": "MRTD, the initial contents of the TD (firmware)",
     "rtmr0": "RTMR0, firmware configuration",
     "rtmr1": "RTMR1, boot loader and kernel",
@@ -138,6 +139,8 @@ def _rules(claims: Claims, notes: list[str]) -> list[str]:
     inside_snp = any(name.startswith("snp.") for name in claims.attributes)
     if claims.tee is Tee.TDX or (claims.tee is Tee.AZURE_VTPM and inside_td):
         lines += ["", "[tdx]", *_intel(claims, notes), *_td_attributes(claims, notes)]
+    if any(claims.measurements.get("mrservicetd", b"")):
+        notes.append("a service TD is bound to this domain; the policy names it")
     if claims.tee is Tee.SGX:
         lines += ["", "[sgx]", *_intel(claims, notes)]
         for key, attribute in (("isv_prod_id", "sgx.isv_prod_id"), ("min_isv_svn", "sgx.isv_svn")):

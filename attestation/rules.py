@@ -30,6 +30,7 @@ def hardware_findings(policy: AppraisalPolicy, claims: Claims) -> Iterator[Findi
     inside_tdx = claims.tee is Tee.AZURE_VTPM and _has(claims, "td.")
     if claims.tee is Tee.TDX or inside_tdx:
         yield from _tdx(policy.tdx, claims)
+        yield from _service_domain(policy, claims)
     if claims.tee is Tee.SGX:
         yield from _sgx(policy.sgx, claims)
     if claims.tee is Tee.SNP or inside_snp:
@@ -82,6 +83,20 @@ def _tdx(rules: TdxRules, claims: Claims) -> Iterator[Finding]:
         yield _flag(claims, f"td.{name}", wanted=True)
     for name in rules.forbid_attributes:
         yield _flag(claims, f"td.{name}", wanted=False)
+
+
+def _service_domain(policy: AppraisalPolicy, claims: Claims) -> Iterator[Finding]:
+    """Refuse a service TD that no reference value names: it may move or read this domain."""
+    bound = claims.measurements.get("mrservicetd", b"")
+    if any(bound) and not any(item.claim == "mrservicetd" for item in policy.references):
+        yield _check(
+            "mrservicetd",
+            good=False,
+            expected="no service TD",
+            actual=bound.hex(),
+            category="configuration",
+            remedy="start the domain without one, or name it with a reference for mrservicetd",
+        )
 
 
 def _sgx(rules: SgxRules, claims: Claims) -> Iterator[Finding]:

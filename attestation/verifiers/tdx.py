@@ -18,7 +18,7 @@ Steps, in this order, each named in the error that it raises:
 ``tcb`` is listed in :attr:`~attestation.evidence.Claims.unverified`, and no policy accepts
 that: there is no name for it in the grammar. It lets a person see what the quote says, and
 lets an appraisal refuse with the command that fetches what is missing. The same holds for
-an environment in debug mode, whose TCB ``dcap_qvl`` does not judge. Where collateral was
+a domain with reserved, profiling or migration bits. Where collateral was
 given and none of it is for this platform, that is an :class:`EndorsementError`.
 
 ``hardware_id`` is the PPID of the PCK certificate (16 bytes): the same platform has the same
@@ -164,7 +164,7 @@ def _judge(
     try:
         root = check_root(quote, trust.intel_root)
         collateral.check_windows(now, fetch)
-        verdict = judge(quote, collateral, root, now)
+        verdict = judge(quote, pck, collateral, root, now)
     except (VerificationError, EvidenceError) as refused:
         # What is wrong with the quote itself is said first; collateral comes after it.
         check_signatures(quote, trust.intel_root, now)

@@ -100,14 +100,19 @@ class Intel:
         kind: int = 3,
         mrtd: bytes = b"",
         tee_tcb_svn: bytes = _TEE_TCB_SVN,
+        tee_tcb_svn_2: bytes = b"",
+        service_td: bytes = bytes(48),
     ) -> bytes:
-        """Return a TDX quote; ``kind`` is the body type of version 5."""
+        """Return a TDX quote; ``kind`` is the body type of version 5.
+
+        ``tee_tcb_svn_2`` and ``service_td`` stand in a body of TD 1.5.
+        """
         body = tee_tcb_svn + keys.stream("mrseam", 48) + bytes(48 + 8)
         body += struct.pack("<QQ", attributes, 0x602E7) + (mrtd or keys.stream("mrtd", 48))
         body += keys.stream("mrconfigid", 48) + bytes(96) + b"".join(rtmrs) + report_data
         if version == 5:
             if kind == 3:
-                body += tee_tcb_svn + bytes(48)
+                body += (tee_tcb_svn_2 or tee_tcb_svn) + service_td
             body = struct.pack("<HI", kind, len(body)) + body
         return self._wrap(_header(version, 0x81) + body, version)
 
