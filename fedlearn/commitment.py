@@ -23,12 +23,12 @@ import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Final
 
 from fedlearn.errors import CommitmentError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = [
     "MAX_RECORDS",
@@ -199,6 +199,9 @@ def records_of_arrays(arrays: Mapping[str, NDArray[Any]]) -> Iterator[bytes]:
     """
     if not arrays:
         raise CommitmentError("there are no arrays to take records from")
+    # Who only keeps a seed needs no numpy.
+    import numpy as np
+
     named = [(name, np.asarray(arrays[name])) for name in sorted(arrays)]
     length: int | None = None
     for name, array in named:

@@ -13,12 +13,17 @@ beside the models: metrics, numbers of examples, the time that a site takes.
 
 from __future__ import annotations
 
-from fedlearn.privacy.accountant import Spent, noise_multiplier_for, rounds_within, spent
-from fedlearn.privacy.budget import Budget
-from fedlearn.privacy.chain import Chain, Clip, GridNoise, Step, l2_norm
-from fedlearn.privacy.client import ClientPrivacy
-from fedlearn.privacy.server import ServerPrivacy, noise_secret
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
 from fedlearn.privacy.spec import PrivacySpec
+
+if TYPE_CHECKING:
+    from fedlearn.privacy.accountant import Spent, noise_multiplier_for, rounds_within, spent
+    from fedlearn.privacy.budget import Budget
+    from fedlearn.privacy.chain import Chain, Clip, GridNoise, Step, l2_norm
+    from fedlearn.privacy.client import ClientPrivacy
+    from fedlearn.privacy.server import ServerPrivacy, noise_secret
 
 __all__ = [
     "Budget",
@@ -36,3 +41,28 @@ __all__ = [
     "rounds_within",
     "spent",
 ]
+
+_HOMES: Final = {
+    "Budget": "budget",
+    "Chain": "chain",
+    "ClientPrivacy": "client",
+    "Clip": "chain",
+    "GridNoise": "chain",
+    "ServerPrivacy": "server",
+    "Spent": "accountant",
+    "Step": "chain",
+    "l2_norm": "chain",
+    "noise_multiplier_for": "accountant",
+    "noise_secret": "server",
+    "rounds_within": "accountant",
+    "spent": "accountant",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what computes when it is first asked for: who only reads a job needs no numpy."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
