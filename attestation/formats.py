@@ -13,7 +13,8 @@
 ``evidence``            the canonical JSON of :class:`attestation.evidence.Evidence`
 ======================  ==================================================================
 
-Quotes and reports may also be written in hex or base64.
+Quotes and reports may also be written in hex or base64, or stand in the JSON of another agent
+(:mod:`attestation.agent_documents`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
+from attestation.agent_documents import AgentDocument, is_agent_document, parse_agent_document
 from attestation.encodings import unwrap_text
 from attestation.errors import EvidenceError
 from attestation.evidence import MAX_EVIDENCE_BYTES, Evidence, Tee
@@ -97,15 +99,38 @@ def to_evidence(
     chosen = format or detect_format(data)
     if chosen == "evidence":
         return _with_files(Evidence.from_bytes(data), endorsements, event_log)
-    tee, quote, beside = _quote(data, chosen)
-    return Evidence(
-        tee=tee, quote=quote, event_log=event_log, endorsements=(*beside, *endorsements)
+    around = _around(data)
+    tee, quote, beside = _quote(around.quote, chosen)
+    evidence = Evidence(
+        tee=tee,
+        quote=quote,
+        event_log=around.event_log,
+        endorsements=(*around.endorsements, *beside),
     )
+    return _with_files(evidence, endorsements, event_log)
 
 
 def is_bare_tpm_quote(evidence: Evidence) -> bool:
     """Say whether this is a ``TPMS_ATTEST`` whose signature and key lie beside it."""
     return evidence.tee is Tee.TPM and evidence.quote.startswith(_TPM_MAGICS[1])
+
+
+def _around(data: bytes) -> AgentDocument:
+    """Take a quote or report out of the document of another agent; other data as it is."""
+    document = _object(data)
+    if document is not None and is_agent_document(document):
+        return parse_agent_document(data)
+    return AgentDocument(quote=data)
+
+
+def _object(data: bytes) -> dict[str, Any] | None:
+    if data.lstrip()[:1] != b"{":
+        return None
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
 
 
 def _with_files(evidence: Evidence, endorsements: tuple[bytes, ...], event_log: bytes) -> Evidence:
@@ -188,10 +213,11 @@ def _dcap_tee(data: bytes) -> Tee | None:
 
 
 def _json_format(data: bytes) -> str:
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        raise EvidenceError("starts like JSON and is not", field="evidence") from None
+    document = _object(data)
+    if document is None:
+        raise EvidenceError("starts like JSON and is not", field="evidence")
+    if is_agent_document(document):
+        return detect_format(parse_agent_document(data).quote)
     if "tee" in document:
         return "evidence"
     if is_tpm_document(data):
@@ -201,7 +227,9 @@ def _json_format(data: bytes) -> str:
     raise EvidenceError(
         "is JSON without the keys of evidence that is known here",
         field="evidence",
-        hint="fedlearn's own evidence has a key tee; Azure's has hcl_report and tpm_quote",
+        hint="it has a quote among other things; take that out: jq -r .quote FILE > quote.txt"
+        if isinstance(document.get("quote"), str)
+        else "fedlearn's own evidence has a key tee; Azure's has hcl_report and tpm_quote",
     )
 
 

@@ -27,6 +27,7 @@ from attestation.errors import EndorsementError, EvidenceError
 from attestation.evidence import Evidence, Tee
 from attestation.formats import is_bare_tpm_quote, to_evidence
 from attestation.intel import parse_collateral
+from attestation.quotes.snp import is_certificate_table, parse_certificate_table
 from attestation.quotes.tpm import TpmQuote
 from attestation.trust import TrustAnchors
 
@@ -92,6 +93,8 @@ def gather(
     for item in map(_unwrapped, endorsements):
         if _is_collateral(item):
             documents.append(item.data)
+        elif is_certificate_table(item.data):
+            certificates += _table(item)
         elif (key := _public_key(item.data)) is not None:
             pinned.add(hashlib.sha256(key).digest())
             pieces.append(item.data)
@@ -126,6 +129,13 @@ def _is_collateral(item: Input) -> bool:
         return parse_collateral(item.data) is not None
     except EvidenceError as error:
         raise EndorsementError(f"{item.name}: {error}", step="collateral") from None
+
+
+def _table(item: Input) -> tuple[bytes, ...]:
+    try:
+        return parse_certificate_table(item.data)
+    except EvidenceError as error:
+        raise EndorsementError(f"{item.name}: {error}", step="endorsement") from None
 
 
 def _unwrapped(item: Input) -> Input:

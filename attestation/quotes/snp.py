@@ -24,6 +24,7 @@ __all__ = [
     "VCEK",
     "VLEK",
     "SnpReport",
+    "is_certificate_table",
     "parse_certificate_table",
 ]
 
@@ -78,6 +79,8 @@ _TABLE_KINDS: Final = frozenset(
         ),
     )
 )
+_GUID_BYTES: Final = 16
+_TABLE_STARTS: Final = frozenset(kind.bytes for kind in _TABLE_KINDS)
 _TABLE_ENTRY: Final = struct.Struct("<16sII")
 _MAX_TABLE_BYTES: Final = 64 * 1024
 _MAX_TABLE_ENTRIES: Final = 16
@@ -214,6 +217,11 @@ def _scalar(read: Cursor, field: str) -> int:
     if any(value[_SCALAR:]):
         raise read.fail("does not fit P-384", field, offset=at + _SCALAR)
     return int.from_bytes(value, "little")
+
+
+def is_certificate_table(data: bytes) -> bool:
+    """Say whether ``data`` starts like a table of certificates."""
+    return len(data) > _TABLE_ENTRY.size and data[:_GUID_BYTES] in _TABLE_STARTS
 
 
 def parse_certificate_table(data: bytes) -> tuple[bytes, ...]:
