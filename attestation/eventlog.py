@@ -60,6 +60,7 @@ EV_EVENT_TAG: Final = 0x00000006
 _ALGORITHMS: Final = {0x0004: "sha1", 0x000B: "sha256", 0x000C: "sha384", 0x000D: "sha512"}
 _IDENTIFIERS: Final = {name: number for number, name in _ALGORITHMS.items()}
 _SIGNATURE: Final = b"Spec ID Event03\0"
+_OLD: Final = "an old log, of SHA-1 digests alone, proves nothing"
 _LOCALITY: Final = b"StartupLocality\0"
 _MAX_ALGORITHMS: Final = 8
 _MAX_DIGEST: Final = 64
@@ -303,14 +304,18 @@ def _header(read: Cursor) -> dict[str, int]:
     """Read the first event, which keeps the old format (``TCG_PCClientPCREvent``)."""
     read.integer(4, "header.index")
     if read.integer(4, "header.eventType") != EV_NO_ACTION:
-        raise read.fail("the first event must be EV_NO_ACTION", "header.eventType", offset=4)
+        raise read.fail(
+            f"the first event must be EV_NO_ACTION; {_OLD}", "header.eventType", offset=4
+        )
     if any(read.take(_SHA1_BYTES, "header.digest")):
         raise read.fail("the first event's digest must be zero", "header.digest", offset=8)
     size = read.integer(4, "header.eventSize")
     start = read.offset
     if read.take(min(16, read.remaining), "header.signature") != _SIGNATURE:
         raise read.fail(
-            "not a crypto-agile log (Spec ID Event03)", "header.signature", offset=start
+            f"not a crypto-agile log (Spec ID Event03); {_OLD}",
+            "header.signature",
+            offset=start,
         )
     read.take(8, "header.version")
     at = read.offset

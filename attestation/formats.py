@@ -51,6 +51,8 @@ _RESPONSE_HEADER: Final = struct.pack("<II", 0, _REPORT_BYTES) + bytes(24)
 _AZURE_OLD: Final = frozenset({"report", "quote"})
 _OTHERS: Final = {
     b"\x11\xe0": "a report of an NVIDIA GPU, which counts as a component of evidence",
+    b"CCEL": "the ACPI table that points at a CCEL; the log is /sys/firmware/acpi/tables/data/CCEL",
+    b"\x81\0\0\0": "a TDREPORT, which only its own machine can check; ask for a quote",
     b"HCLA": "an HCL report, which counts inside of the JSON of an Azure confidential VM",
     b"0\x82": "a certificate or revocation list, which goes to --endorsement",
     b"----": "a certificate or key in PEM, which goes to --endorsement",

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from attestation.decoded.azure import decode_azure, decode_hcl
 from attestation.decoded.dcap import decode_quote
 from attestation.decoded.fields import Field
-from attestation.decoded.log import decode_log
+from attestation.decoded.log import decode_log, is_log, is_old_log
 from attestation.decoded.nvidia import decode_nvidia
 from attestation.decoded.snp import decode_report
 from attestation.decoded.tpm import decode_tpm
 from attestation.encodings import unwrap_text
+from attestation.errors import EvidenceError
 from attestation.evidence import Evidence, Tee
 from attestation.formats import to_evidence
 from attestation.quotes.sample import SampleQuote
@@ -28,8 +29,6 @@ EVENT_LOG = "event-log"
 HCL_REPORT = "hcl-report"
 """The format of the report of Azure's paravisor, alone."""
 
-_LOG_HEADER = b"Spec ID Event"
-_LOG_HEADER_AT = 32
 _NVIDIA = b"\x11\xe0"
 _HCL = b"HCLA"
 
@@ -39,19 +38,20 @@ def decode_file(data: bytes, format: str | None = None) -> tuple[str, tuple[Fiel
 
     :raises EvidenceError: when it is of no known format, or malformed.
     """
-    if format == EVENT_LOG or (format is None and _is_log(data)):
-        return EVENT_LOG, tuple(decode_log(data))
     raw = unwrap_text(data)
+    if format == EVENT_LOG or (format is None and is_log(raw)):
+        return EVENT_LOG, tuple(decode_log(raw))
     if format is None and raw.startswith(_NVIDIA):
         return Tee.NVIDIA.value, tuple(decode_nvidia(raw))
     if format is None and raw.startswith(_HCL):
         return HCL_REPORT, tuple(decode_hcl(raw))
-    evidence = to_evidence(data, format)
+    try:
+        evidence = to_evidence(data, format)
+    except EvidenceError:
+        if format is None and is_old_log(raw):
+            return EVENT_LOG, tuple(decode_log(raw))
+        raise
     return evidence.tee.value, tuple(_evidence(evidence))
-
-
-def _is_log(data: bytes) -> bool:
-    return data[_LOG_HEADER_AT : _LOG_HEADER_AT + len(_LOG_HEADER)] == _LOG_HEADER
 
 
 def _evidence(evidence: Evidence) -> Iterator[Field]:
@@ -80,7 +80,7 @@ def _evidence(evidence: Evidence) -> Iterator[Field]:
 
 
 def _log(data: bytes) -> Iterator[Field]:
-    if _is_log(data):
+    if is_log(data):
         yield from decode_log(data)
     else:
         yield Field(section="evidence", name="event_log", value=f"{len(data)} bytes")

@@ -1,4 +1,9 @@
-"""Fields of an event log. Names: TCG PC Client Platform Firmware Profile, section 10."""
+"""Fields of an event log. Names: TCG PC Client Platform Firmware Profile, section 10.
+
+Firmware of before TPM 2.0 writes another log, of SHA-1 digests alone (TCG PC Client Specific
+Implementation Specification for Conventional BIOS 1.21, ``TCG_PCClientPCREventStruct``). It is
+shown here and verified nowhere, because SHA-1 proves nothing any more.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from attestation.decoded.fields import Field
-from attestation.eventlog import Event, EventLog
+from attestation.errors import EvidenceError
+from attestation.eventlog import MAX_EVENTS, MAX_LOG_BYTES, EventLog
+from attestation.quotes.cursor import Cursor
 
-__all__ = ["decode_log"]
+__all__ = ["decode_log", "is_log", "is_old_log"]
 
 _TYPES: Final = {
     0x00000000: "EV_PREBOOT_CERT",
@@ -44,13 +51,38 @@ _TYPES: Final = {
     0x800000E1: "EV_EFI_SPDM_FIRMWARE_BLOB",
 }
 _MAX_SHOWN: Final = 96
+_SIGNATURE: Final = b"Spec ID Event03"
+_SIGNATURE_AT: Final = 32
+_SHA1_BYTES: Final = 20
+_OLD_PCRS: Final = frozenset({*range(24), 0xFFFFFFFF})
+"""PCRs of an old log; the last is no PCR, for events that only inform."""
+
+
+def is_log(data: bytes) -> bool:
+    """Say whether ``data`` starts like a crypto-agile log, as TCG2 and CCEL are."""
+    return data[_SIGNATURE_AT : _SIGNATURE_AT + len(_SIGNATURE)] == _SIGNATURE
+
+
+def is_old_log(data: bytes) -> bool:
+    """Say whether ``data`` is a log of SHA-1 digests, from its first event to its last.
+
+    Nothing marks such a log, so other kinds of files are to be ruled out first.
+    """
+    try:
+        fields = list(_decode_old(data))
+    except EvidenceError:
+        return False
+    return bool(fields)
 
 
 def decode_log(data: bytes) -> Iterator[Field]:
-    """Yield the header and every event of a crypto-agile log (TCG2 or CCEL).
+    """Yield the header and every event of a log: TCG2, CCEL, or old with SHA-1 digests.
 
     :raises EvidenceError: naming field and offset.
     """
+    if not is_log(data) and is_old_log(data):
+        yield from _decode_old(data)
+        return
     log = EventLog.parse(data)
     sizes = ", ".join(f"{name} ({size} bytes)" for name, size in log.sizes.items())
     yield Field(section="TCG_EfiSpecIDEvent", name="digestSizes", value=sizes)
@@ -61,13 +93,34 @@ def decode_log(data: bytes) -> Iterator[Field]:
         yield Field(section=section, name="eventType", value=kind)
         for name, digest in event.digests.items():
             yield Field(section=section, name=f"digests.{name}", value=digest.hex())
-        yield Field(section=section, name="event", value=_content(event))
+        yield Field(section=section, name="event", value=_shown(event.data))
 
 
-def _content(event: Event) -> str:
-    text = event.data.rstrip(b"\0")
-    if text and all(0x20 <= byte < 0x7F for byte in text):
-        shown = text.decode("ascii")
-    else:
-        shown = event.data.hex()
-    return shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}… ({len(event.data)} bytes)"
+def _decode_old(data: bytes) -> Iterator[Field]:
+    read = Cursor(data, "event_log", limit=MAX_LOG_BYTES, little=True)
+    end = min(len(data.rstrip(b"\xff")), len(data.rstrip(b"\0")))
+    number = 0
+    while read.offset < end:
+        number += 1
+        if number > MAX_EVENTS:
+            raise EvidenceError(f"more than {MAX_EVENTS} events", field="event_log")
+        field = f"event[{number}]"
+        section = f"TCG_PCClientPCREvent {number}"
+        at = read.offset
+        index = read.integer(4, f"{field}.pcrIndex")
+        if index not in _OLD_PCRS:
+            raise read.fail(f"{index} is no PCR", f"{field}.pcrIndex", offset=at)
+        kind = read.integer(4, f"{field}.eventType")
+        digest = read.take(_SHA1_BYTES, f"{field}.digest")
+        content = read.sized(f"{field}.event", limit=MAX_LOG_BYTES, prefix=4)
+        yield Field(section=section, name="pcrIndex", value=str(index))
+        yield Field(section=section, name="eventType", value=_TYPES.get(kind, f"{kind:#010x}"))
+        yield Field(section=section, name="digest.sha1", value=digest.hex())
+        yield Field(section=section, name="event", value=_shown(content))
+
+
+def _shown(data: bytes) -> str:
+    text = data.rstrip(b"\0")
+    plain = text and all(0x20 <= byte < 0x7F for byte in text)
+    shown = text.decode("ascii") if plain else data.hex()
+    return shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}… ({len(data)} bytes)"

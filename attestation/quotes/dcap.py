@@ -11,6 +11,12 @@ Quoting Library API, appendix A.3 (versions 4 and 5)::
 The parser is strict: sizes must add up to the last byte, the certificate chain must be PEM
 and nothing else, and only zeros (the rest of a driver's buffer) may follow. So no byte of a
 quote can change without being noticed here or by a signature.
+
+Other verifiers (Intel's library, ``go-tdx-guest``, ``dcap-qvl``) pass over whatever follows. We
+do not, for what nobody signed would lie in the ledger beside what was verified, and one quote
+would have many digests. Linux's ``configfs-tsm`` gives as many bytes as the quote has, and
+the whole buffers of drivers that were seen end in zeros. The error says where the quote ends,
+so that a person can cut the file there.
 """
 
 from __future__ import annotations
@@ -22,6 +28,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+from attestation.errors import EvidenceError
 from attestation.evidence import Tee
 from attestation.quotes.cursor import Cursor
 from attestation.quotes.sgx import ENCLAVE_REPORT_BYTES, EnclaveReport
@@ -114,7 +121,12 @@ class DcapQuote:
         chain = _chain(read, certification, at) if kind == PCK_CHAIN else ()
         at = read.offset
         if any(read.take(read.remaining, "padding")):
-            raise read.fail("bytes behind the signature data are not zero", "padding", offset=at)
+            raise EvidenceError(
+                "bytes behind the signature data are not zero",
+                field="quote.padding",
+                offset=at,
+                hint=f"the quote ends there, and nobody signed what follows; cut it: head -c {at}",
+            )
         return cls(
             raw=data,
             version=version,

@@ -189,6 +189,12 @@ def test_a_report_is_found_inside_of_the_answer_of_the_firmware() -> None:
         judged(failed, VCEK, CHAIN)
 
 
+def test_bytes_behind_a_quote_are_refused_and_the_error_says_where_to_cut() -> None:
+    with pytest.raises(EvidenceError, match=f"quote.padding at offset {len(QUOTE)}") as raised:
+        judged(QUOTE + b"not signed", collateral=COLLATERAL)
+    assert f"head -c {len(QUOTE)}" in raised.value.hint
+
+
 def test_certificates_come_in_any_order_and_any_number_of_files() -> None:
     ask, ark = ders(CHAIN)
     pems = [keys.pem(item) for item in (VCEK, ask, ark)]

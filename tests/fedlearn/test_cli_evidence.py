@@ -129,6 +129,35 @@ def test_a_log_is_shown_event_by_event(tmp_path: Path) -> None:
     assert shown["TCG_PCR_EVENT2 1/digests.sha384"] == "02" * 48
 
 
+def old_event(index: int, kind: int, data: bytes) -> bytes:
+    return struct.pack("<II20sI", index, kind, b"\x03" * 20, len(data)) + data
+
+
+@pytest.mark.parametrize("padding", [b"", bytes(64), b"\xff" * 64], ids=["no", "00", "ff"])
+def test_a_log_of_sha1_digests_is_shown_and_never_verified(tmp_path: Path, padding: bytes) -> None:
+    path = tmp_path / "log"
+    events = (old_event(0, 8, b"v\0"), old_event(0xFFFFFFFF, 3, b"note"), old_event(4, 13, b"\xab"))
+    path.write_bytes(b"".join(events) + padding)
+    shown = fields(path)
+    assert shown["TCG_PCClientPCREvent 1/eventType"] == "EV_S_CRTM_VERSION"
+    assert shown["TCG_PCClientPCREvent 3/digest.sha1"] == "03" * 20
+    assert shown["TCG_PCClientPCREvent 3/event"] == "ab"
+    with pytest.raises(EvidenceError, match="of SHA-1 digests alone, proves nothing"):
+        EventLog.parse(path.read_bytes())
+    for damage in (path.read_bytes()[: len(events[0]) - 1], old_event(99, 8, b"v")):
+        path.write_bytes(damage)
+        failed(run("show", path), "known formats")
+
+
+@pytest.mark.parametrize(
+    ("start", "words"), [(b"CCEL\x38\0\0\0", "tables/data/CCEL"), (b"\x81\0\0\0", "TDREPORT")]
+)
+def test_what_is_near_evidence_is_told_from_it(tmp_path: Path, start: bytes, words: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(start + bytes(range(1, 200)))
+    failed(run("show", path), "it looks like", words)
+
+
 def test_evidence_is_shown_with_its_components(tmp_path: Path) -> None:
     path = tmp_path / "evidence.json"
     report = Evidence(tee=Tee.SNP, quote=bytes(REPORT))
