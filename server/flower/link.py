@@ -3,9 +3,8 @@
 Flower's own servers are not started: this talks to its LinkState directly, so there is no
 Control interface to reach and no port to guard. Two sides use a link:
 
-* *nodes*, the clients in their TEEs, through :mod:`server.front`, which calls the link as an
-  ASGI application after it has decided who is speaking (``scope["fedlearn.caller"]``). The
-  actions are those of :data:`server.front.ACTIONS`, and a node can touch its own messages only.
+* *nodes*, the clients in their TEEs, through :mod:`server.front`, which decides who is speaking,
+  and :mod:`server.flower.nodes`, which serves what a node may do.
 * *the job's process*, through :mod:`server.flower.host`, which calls :meth:`JobLink.push`,
   :meth:`JobLink.pull` and the rest from a thread of its own.
 
@@ -19,62 +18,31 @@ again when its node asks for work.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from flwr.app import Message
-from flwr.common.constant import (
-    HEARTBEAT_MAX_INTERVAL,
-    HEARTBEAT_MIN_INTERVAL,
-    NOOP_FLWR_AID,
-    SubStatus,
-)
+from flwr.common.constant import NOOP_FLWR_AID, SubStatus
 from flwr.common.serde import message_from_proto, message_to_proto, run_to_proto
-from flwr.proto.fleet_pb2 import (
-    ActivateNodeRequest,
-    ActivateNodeResponse,
-    DeactivateNodeRequest,
-    DeactivateNodeResponse,
-    PullMessagesRequest,
-    PullMessagesResponse,
-    PushMessagesRequest,
-    PushMessagesResponse,
-)
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
+from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import ObjectTree
-from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.fab import Fab
-from flwr.supercore.inflatable.inflatable_object import (
-    get_object_id,
-    is_valid_sha256_hash,
-    iterate_object_tree,
-)
 from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.run import Run
-from google.protobuf.message import DecodeError
-from google.protobuf.message import Message as Proto
 
 from fedlearn.errors import JobError, TransportError
-from fedlearn.frames import FrameReader, frames_length, write_frames
 from fedlearn.seeds import node_number
 from server.flower import contract
+from server.flower.messages import each_object, encoded, parsed
+from server.flower.nodes import NodeActions, NodeGone
 from server.flower.plan import JobPlan, Reply
-from server.front import Caller, Receive, Scope, Send
+from server.front import Receive, Scope, Send
 
 __all__ = ["JobLink"]
-
-_CONTROL_BYTES: Final = 64 * 1024
-_MAX_OBJECTS: Final = 200_000
-_HOLD_SECONDS: Final = 20.0
-"""How long a node that asks for work is kept waiting before it is told that there is none."""
-
-
-class _Gone(TransportError):
-    """There is nothing left to do for this node."""
 
 
 class JobLink:
@@ -97,6 +65,7 @@ class JobLink:
         self._sent = 0
         self._closed = False
         self._run_id = self._start()
+        self._actions = NodeActions(self)
 
     # What the coordinator does
 
@@ -186,7 +155,7 @@ class JobLink:
 
     def run(self) -> bytes:
         """Return Flower's description of the run, as protobuf."""
-        return _bytes(run_to_proto(self._current_run()))
+        return encoded(run_to_proto(self.current_run()))
 
     def traffic(self) -> tuple[int, int]:
         """Return the bytes sent to and received from nodes so far."""
@@ -224,9 +193,9 @@ class JobLink:
 
         :raises TransportError: when something is malformed or an object is missing.
         """
-        parsed = [_parsed(ProtoMessage, data) for data in messages]
-        roots = [_parsed(ObjectTree, data) for data in trees]
-        if len(parsed) != len(roots):
+        protos = [parsed(ProtoMessage, data) for data in messages]
+        roots = [parsed(ObjectTree, data) for data in trees]
+        if len(protos) != len(roots):
             raise TransportError("every message needs its tree")
         given = dict(objects)
         ids: list[str] = []
@@ -234,7 +203,7 @@ class JobLink:
             self._keep_alive()
             session = self._state.start_session(self._run_id)
             wanted: dict[str, None] = {}
-            for proto, root in zip(parsed, roots, strict=True):
+            for proto, root in zip(protos, roots, strict=True):
                 message = message_from_proto(proto)
                 stored, missing = self._state.store_message_and_object_tree(message, root, session)
                 ids.append(message.metadata.message_id if stored else "")
@@ -244,7 +213,7 @@ class JobLink:
             except TransportError:
                 self.forget(ids)
                 raise
-        for proto in parsed:
+        for proto in protos:
             self._wake(proto.metadata.dst_node_id)
         return ids
 
@@ -280,62 +249,29 @@ class JobLink:
                 if message.metadata.message_id in wanted:
                     del self._in_hand[node]
 
-    # What a node does
+    # What nodes do, through NodeActions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one action of one node; see :data:`server.front.ACTIONS`."""
-        caller: Caller = scope["fedlearn.caller"]
-        action = str(scope["path"]).rpartition("/")[2]
-        length = int(scope["fedlearn.length"])
-        try:
-            if action == "deliver":
-                await self._deliver(caller, length, receive, send)
-                return
-            body = await _read(receive, length)
-            if action == "fetch":
-                await self._fetch(caller, body, send)
-            else:
-                answer = await asyncio.to_thread(self._simple, action, caller, body)
-                await _respond(send, 200, [answer])
-        except _Gone as error:
-            await _respond(send, 410, [str(error).encode()], kind=b"text/plain; charset=utf-8")
-        except TransportError as error:
-            await _respond(send, 400, [str(error).encode()], kind=b"text/plain; charset=utf-8")
+        """Serve one action of one node; see :mod:`server.flower.nodes`."""
+        await self._actions(scope, receive, send)
 
-    def _simple(self, action: str, caller: Caller, body: bytes) -> bytes:
-        answer: Proto
+    def beat(self, node: int, interval: float) -> None:
+        """Note that a node is there, and will say so again within ``interval`` seconds.
+
+        :raises NodeGone: when it is not part of the job.
+        """
         with self._lock:
-            if action == "activate-node":
-                activate = _parsed(ActivateNodeRequest, body)
-                self._beat(caller.node_id, activate.heartbeat_interval)
-                answer = ActivateNodeResponse(node_id=caller.node_id)
-            elif action == "send-node-heartbeat":
-                beat = _parsed(SendNodeHeartbeatRequest, body)
-                _own(beat.node.node_id, caller)
-                self._beat(caller.node_id, beat.heartbeat_interval)
-                answer = SendNodeHeartbeatResponse(success=True)
-            elif action == "deactivate-node":
-                _own(_parsed(DeactivateNodeRequest, body).node_id, caller)
-                self._deactivate(caller.node_id)
-                self._promised.pop(caller.node_id, None)
-                self._changed.notify_all()
-                answer = DeactivateNodeResponse()
-            elif action == "get-run":
-                _own(_parsed(GetRunRequest, body).node.node_id, caller)
-                answer = GetRunResponse(run=run_to_proto(self._current_run()))
-            else:
-                raise TransportError(f"{action} is not an action")
-        return _bytes(answer)
+            if node not in self._sites:
+                raise NodeGone("this node is not part of the job any more")
+            self._promised[node] = interval
+            self._alive(node)
 
-    def _beat(self, node: int, interval: float) -> None:
-        if not HEARTBEAT_MIN_INTERVAL <= interval <= HEARTBEAT_MAX_INTERVAL:
-            raise TransportError(
-                f"a heartbeat comes every {HEARTBEAT_MIN_INTERVAL} to {HEARTBEAT_MAX_INTERVAL} s"
-            )
-        if node not in self._sites:
-            raise _Gone("this node is not part of the job any more")
-        self._promised[node] = interval
-        self._alive(node)
+    def leave(self, node: int) -> None:
+        """Take a node offline, as it asks."""
+        with self._lock:
+            self._deactivate(node)
+            self._promised.pop(node, None)
+            self._changed.notify_all()
 
     def _alive(self, node: int) -> None:
         """Note a sign of life of a node that is active: whoever asks for work is there.
@@ -351,40 +287,36 @@ class JobLink:
         self._state.acknowledge_node_heartbeat(node, interval)
         self._changed.notify_all()
 
-    async def _fetch(self, caller: Caller, body: bytes, send: Send) -> None:
-        """Answer with the next message and its objects, or with 204 after a while."""
-        _own(_parsed(PullMessagesRequest, body).node.node_id, caller)
-        loop, event = asyncio.get_running_loop(), asyncio.Event()
+    @contextlib.contextmanager
+    def woken(self, node: int, loop: asyncio.AbstractEventLoop) -> Iterator[asyncio.Event]:
+        """Yield an event of ``loop`` that is set whenever there may be something for a node."""
+        entry = loop, asyncio.Event()
         with self._lock:
-            self._waiting.setdefault(caller.node_id, set()).add((loop, event))
+            self._waiting.setdefault(node, set()).add(entry)
         try:
-            end = loop.time() + _HOLD_SECONDS
-            while (parts := await asyncio.to_thread(self._next, caller.node_id)) is None:
-                left = end - loop.time()
-                if left <= 0:
-                    await _respond(send, 204, [])
-                    return
-                try:
-                    await asyncio.wait_for(event.wait(), left)
-                except TimeoutError:
-                    continue
-                event.clear()
-                caller.still_live()
+            yield entry[1]
         finally:
             with self._lock:
-                self._waiting[caller.node_id].discard((loop, event))
-        caller.still_live()
-        size = frames_length(parts)
+                self._waiting[node].discard(entry)
+
+    def count_sent(self, size: int) -> None:
+        """Add to :meth:`traffic`."""
         with self._lock:
             self._sent += size
-        await _respond(send, 200, list(write_frames(parts)), size=size)
 
-    def _next(self, node: int) -> list[bytes] | None:
+    def next_question(self, node: int) -> list[bytes] | None:
+        """Return the message that a node has to answer, and its objects; ``None`` for none.
+
+        The first part is a ``PullMessagesResponse``. A message that was handed out and not
+        answered is handed out again.
+
+        :raises NodeGone: when the job has ended, or the node is not part of it.
+        """
         with self._lock:
             if self._closed:
-                raise _Gone("the job has ended")
+                raise NodeGone("the job has ended")
             if node not in self._sites:
-                raise _Gone("this node is not part of the job any more")
+                raise NodeGone("this node is not part of the job any more")
             self._alive(node)
             message = self._in_hand.get(node)
             if message is None:
@@ -395,60 +327,15 @@ class JobLink:
             root = message.metadata.message_id
             store = self._state.object_store
             tree = store.get_object_tree(root)
-            contents = {each.object_id: store.get(each.object_id) for each in _each(tree)}
+            contents = {each.object_id: store.get(each.object_id) for each in each_object(tree)}
             if not all(contents.values()):
                 raise TransportError("an object of the message is missing")
             response = PullMessagesResponse(
                 messages_list=[message_to_proto(message)], message_object_trees=[tree]
             )
-            return [_bytes(response), *(content for content in contents.values() if content)]
+            return [encoded(response), *(content for content in contents.values() if content)]
 
-    async def _deliver(self, caller: Caller, length: int, receive: Receive, send: Send) -> None:
-        """Take one reply and all of its objects, piece by piece as they arrive."""
-        reader = FrameReader(length)
-        request: PushMessagesRequest | None = None
-        expected: set[str] = set()
-        objects: dict[str, bytes] = {}
-        left = length
-        while True:
-            event = await receive()
-            if event["type"] == "http.disconnect":
-                return
-            piece = event.get("body", b"")
-            left -= len(piece)
-            for frame in reader.feed(piece):
-                if request is None:
-                    request, expected = self._opened(frame, caller)
-                    continue
-                id_ = await _hashed(frame)
-                if id_ not in expected or id_ in objects:
-                    raise TransportError("an object that the message does not hold")
-                objects[id_] = frame
-            if not event.get("more_body", False):
-                break
-        reader.finish()
-        if request is None:
-            raise TransportError("a delivery begins with its message")
-        caller.still_live()
-        stored = await asyncio.to_thread(self._accept, request, objects, length, caller.key)
-        answer = PushMessagesResponse(results={request.messages_list[0].metadata.message_id: 0})
-        await _respond(send, 200 if stored else 410, [_bytes(answer)])
-
-    def _opened(self, frame: bytes, caller: Caller) -> tuple[PushMessagesRequest, set[str]]:
-        request = _parsed(PushMessagesRequest, frame)
-        if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
-            raise TransportError("a delivery holds one message")
-        _own(request.node.node_id, caller)
-        _own(request.messages_list[0].metadata.src_node_id, caller)
-        tree = request.message_object_trees[0]
-        if tree.object_id != request.messages_list[0].metadata.message_id:
-            raise TransportError("the tree does not belong to the message")
-        expected = {each.object_id for each in _each(tree)}
-        if not all(map(is_valid_sha256_hash, expected)):
-            raise TransportError("an object's name is not a SHA-256")
-        return request, expected
-
-    def _accept(
+    def accept(
         self, request: PushMessagesRequest, objects: dict[str, bytes], size: int, key: bytes
     ) -> bool:
         """Store a reply; return False when nobody waits for it any more."""
@@ -505,7 +392,8 @@ class JobLink:
         if not self._closed:
             self._state.acknowledge_task_heartbeat(contract.primary_task(self._state, self._run_id))
 
-    def _current_run(self) -> Run:
+    def current_run(self) -> Run:
+        """Return Flower's description of the run."""
         with self._lock:
             self._keep_alive()
             return self._state.get_run_info(run_ids=[self._run_id])[0]
@@ -531,12 +419,14 @@ class JobLink:
                 tree = store.get_object_tree(root)
             except NoObjectInStoreError:
                 tree = ObjectTree(object_id=root)
-            objects = {each.object_id: store.get(each.object_id) or b"" for each in _each(tree)}
+            objects = {
+                each.object_id: store.get(each.object_id) or b"" for each in each_object(tree)
+            }
             size, key, _ = self._sizes.pop(question, (0, "", 0))
             replies.append(
                 Reply(
-                    message=_bytes(message_to_proto(message)),
-                    tree=_bytes(tree),
+                    message=encoded(message_to_proto(message)),
+                    tree=encoded(tree),
                     objects=objects,
                     size=size,
                     key=key,
@@ -561,65 +451,3 @@ class JobLink:
         for loop, event in waiting:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(event.set)
-
-
-def _own(node: int, caller: Caller) -> None:
-    if node != caller.node_id:
-        raise TransportError("a node may speak for itself only")
-
-
-def _each(tree: ObjectTree) -> Iterable[ObjectTree]:
-    for count, each in enumerate(iterate_object_tree(tree)):
-        if count >= _MAX_OBJECTS:
-            raise TransportError(f"a message of more than {_MAX_OBJECTS} objects")
-        yield each
-
-
-def _parsed(kind: type[Any], data: bytes) -> Any:
-    message = kind()
-    try:
-        message.ParseFromString(data)
-    except DecodeError:
-        raise TransportError(f"not a {kind.__name__}") from None
-    return message
-
-
-def _bytes(message: Proto) -> bytes:
-    return bytes(message.SerializeToString(deterministic=True))
-
-
-async def _hashed(frame: bytes) -> str:
-    if len(frame) < _CONTROL_BYTES:
-        return str(get_object_id(frame))
-    return str(await asyncio.to_thread(get_object_id, frame))
-
-
-async def _read(receive: Receive, length: int) -> bytes:
-    body = bytearray()
-    while True:
-        event = await receive()
-        if event["type"] == "http.disconnect":
-            raise TransportError("the connection ended in the middle of a request")
-        body += event.get("body", b"")
-        if len(body) > length:
-            raise TransportError("the body is longer than announced")
-        if not event.get("more_body", False):
-            return bytes(body)
-
-
-async def _respond(
-    send: Send,
-    status: int,
-    parts: Sequence[bytes | memoryview],
-    *,
-    size: int | None = None,
-    kind: bytes = b"application/protobuf",
-) -> None:
-    length = sum(map(len, parts)) if size is None else size
-    headers = [(b"content-type", kind), (b"content-length", str(length).encode())]
-    if status == 204:
-        headers = []
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    for part in parts:
-        await send({"type": "http.response.body", "body": bytes(part), "more_body": True})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -199,7 +199,7 @@ class Node_:  # noqa: N801  a node of Flower, as the front would present it
 
 @pytest.fixture
 def link(monkeypatch):
-    monkeypatch.setattr("server.flower.link._HOLD_SECONDS", 0.2)
+    monkeypatch.setattr("server.flower.nodes._HOLD_SECONDS", 0.2)
     made = JobLink(_plan())
     yield made
     made.close(completed=False)
