@@ -4,7 +4,9 @@
 
     plan        what the coordinator says about a job, and what it answers a job's process
     host        one running job: its link, its process, its outcome
-    link        one job's Flower state in memory; what nodes and the job's process may do with it
+    link        one job's Flower state in memory; what the job's process may do with it
+    nodes       what a node may do with it, as an ASGI application
+    messages    Flower's protobuf messages, read with bounds
     run         the job's process: the user's ServerApp, unchanged
     grid        the seam for model bytes, deadlines, quorum and order
     loop        ``Strategy.start`` with checkpoints
