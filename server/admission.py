@@ -33,6 +33,7 @@ from server.examination import (
     refusal_finding,
     summary,
 )
+from server.exclusions import Exclusion, ExclusionList
 from server.peers import thumbprint
 from server.pki import MAX_CLIENT_LIFETIME, CertificateAuthority
 from server.register import Admission, AdmissionEvent, AdmissionRegister, Change
@@ -110,6 +111,8 @@ class AdmissionGate:
     ``door``         where Flower nodes are made and deleted
     ``record``       the ledger; an admission that cannot be recorded does not take place
     ``sign_result``  encodes the attestation result for the client (a signed EAR)
+    ``exclusions``   who is kept out of a job by an operator
+    ``readmitted``   told of an exclusion that ended, after it did
     """
 
     def __init__(
@@ -125,8 +128,12 @@ class AdmissionGate:
         periods: Periods | None = None,
         limits: Limits | None = None,
         sign_result: Callable[[AttestationResult], bytes] | None = None,
+        exclusions: ExclusionList | None = None,
+        readmitted: Callable[[Exclusion], object] = lambda _: None,
     ) -> None:
         self.register = register
+        self.exclusions = exclusions or ExclusionList()
+        self._readmitted = readmitted
         self.periods = periods or Periods()
         self._ca = ca
         self._jobs = jobs
@@ -141,6 +148,7 @@ class AdmissionGate:
             sites=sites,
             verifier_id=ca.key_digest,
             lifetime=self.periods.lifetime,
+            exclusions=self.exclusions,
         )
         self._rates = Rates(limits=limits)
         self._attempts = Rates(limits=limits)
@@ -182,7 +190,8 @@ class AdmissionGate:
         2. The nonce is known, unused and fresh, and was given out for this job and site.
            Whatever follows, it is used up.
         3. The job is open and the site takes part in it.
-        4. The site is enrolled and active.
+        4. The site is enrolled and active, and no operator keeps it, or this client of it, out
+           of the job.
         5. The CSR is signed by its own P-256 key.
         6. The site vouches: its enrolled key signed job, client, nonce and that key.
         7. The evidence decodes.
@@ -206,7 +215,7 @@ class AdmissionGate:
             affirmed = self._examiner.examine(attempt, job_of=self._job, current=None, now=now)
             with self._lock:
                 attempt.step = "register"
-                self._check_unchanged(affirmed, request.site, admitting=True)
+                self._check_unchanged(affirmed, request, now, admitting=True)
                 self._make_room(request, thumbprint(affirmed.tls_key), now)
                 return self._establish(affirmed, request, now, current=None)
         except FedlearnError as error:
@@ -229,7 +238,7 @@ class AdmissionGate:
             affirmed = self._examiner.examine(attempt, job_of=self._job, current=current, now=now)
             with self._lock:
                 attempt.step = "register"
-                self._check_unchanged(affirmed, request.site, admitting=False)
+                self._check_unchanged(affirmed, request, now, admitting=False)
                 latest = self.register.live(current.thumbprint, now=now)
                 return self._establish(affirmed, request, now, current=latest)
         except FedlearnError as error:
@@ -294,20 +303,72 @@ class AdmissionGate:
         with self._lock:
             return self.register.revoke_site(site, reason, now=self._clock())
 
-    def revoke_clients(self, job: str, site: str, reason: str) -> tuple[Admission, ...]:
-        """End the admissions of ``site`` to ``job``."""
+    def revoke_clients(
+        self, job: str, site: str, reason: str, *, client: str = ""
+    ) -> tuple[Admission, ...]:
+        """End the admissions of ``site``, or of one client of it, to ``job``.
+
+        Who is what it should be attests again and is back; :meth:`exclude` keeps it out.
+        """
         now = self._clock()
         with self._lock:
-            found = [a for a in self.register.of_job(job, now=now) if a.site == site]
+            found = [
+                a
+                for a in self.register.of_job(job, now=now)
+                if a.site == site and client in ("", a.client)
+            ]
             ended = [self.register.revoke(a.thumbprint, reason, now=now) for a in found]
         return tuple(admission for admission in ended if admission is not None)
 
+    def exclude(self, exclusion: Exclusion) -> tuple[Admission, ...]:
+        """Keep a site, or one client of it, out of a job; return the admissions that ended.
+
+        :raises ConfigError: when its time is over already, or there are too many.
+        """
+        now = self._clock()
+        if exclusion.over(now):
+            raise ConfigError("is in the past", key="until")
+        with self._lock:
+            self.exclusions.check_room(exclusion)
+            self._record("exclusion", exclusion.entry("laid"))
+            self.exclusions.lay(exclusion)
+            reason = f"{exclusion.reason} (operator {exclusion.operator})"
+            return self.revoke_clients(
+                exclusion.job, exclusion.site, reason, client=exclusion.client
+            )
+
+    def readmit(self, job: str, site: str, *, client: str = "", operator: str) -> Exclusion:
+        """Lift an exclusion. Its clients may attest again.
+
+        :raises ConfigError: when there is none of exactly these names.
+        """
+        with self._lock:
+            found = self.exclusions.find(job, site, client)
+            self._lift(dataclasses.replace(found, operator=operator), "lifted")
+        self._readmitted(found)
+        return found
+
     def sweep(self) -> tuple[AdmissionEvent, ...]:
         """End what has lapsed. To be called about once a second by the owner."""
-        return self.register.sweep(now=self._clock())
+        now = self._clock()
+        for exclusion in self.exclusions.over(now=now):
+            with self._lock:
+                if exclusion not in self.exclusions.over(now=now):
+                    continue
+                self._lift(exclusion, "over")
+            self._readmitted(exclusion)
+        return self.register.sweep(now=now)
 
-    def _check_unchanged(self, affirmed: Affirmed, site: str, *, admitting: bool) -> None:
+    def _lift(self, exclusion: Exclusion, change: str) -> None:
+        self._record("exclusion", exclusion.entry(change))
+        self.exclusions.lift(exclusion)
+
+    def _check_unchanged(
+        self, affirmed: Affirmed, request: AdmitRequest, now: datetime, *, admitting: bool
+    ) -> None:
         """Step 10, first half: the job or the site may have gone or changed meanwhile."""
+        site = request.site
+        self.exclusions.check(request.job, site, request.client, now=now)
         self._sites.key_of(site, admitting=admitting)
         if self._sites.tpm_of(site) != affirmed.tpm:
             raise AdmissionDenied(

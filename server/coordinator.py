@@ -37,6 +37,7 @@ from fedlearn.privacy import Budget
 from server.admission import AdmissionGate, AdmittableJob
 from server.dispatch import Dispatch
 from server.enrollment import SiteRegister, SiteStatus
+from server.exclusions import Exclusion
 from server.flower.link import JobLink
 from server.flower.plan import Outcome
 from server.home import Home
@@ -166,6 +167,14 @@ class Coordinator:
             if found.node_keys.get(site) == tls_key:
                 del found.node_keys[site]
                 found.host.delete_node(site)
+
+    def readmitted(self, exclusion: Exclusion) -> None:
+        """Have a site whose client was turned away start it again, now that it may."""
+        with self._lock:
+            job = self._open.get(exclusion.job)
+            turned_away = job is not None and job.refused.pop(exclusion.site, None) is not None
+        if job is not None and turned_away:
+            self._dispatch.anew(job, exclusion.site)
 
     def record(self, kind: str, body: dict[str, object]) -> object:
         """Append to the ledger; tell people of a job what concerns them."""

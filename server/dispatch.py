@@ -124,6 +124,19 @@ class Dispatch:
         timer.daemon = True
         timer.start()
 
+    def anew(self, job: OpenJob, site: str) -> None:
+        """Order a site's client once more, after what kept it out is gone."""
+        with self._lock:
+            attempt = job.attempts.get(site, 1)
+            orders = self._orders.get(site)
+            if attempt >= MAX_ATTEMPTS:
+                text = f"the client was started {attempt} times and is not started again"
+                self._say(job.record.name, Log(line=text, site=site, level="error"))
+                return
+            job.attempts[site] = attempt + 1
+            if orders is not None:
+                self._order(job, site, orders)
+
     def failures(self, site: str) -> int:
         """Return how many clients of the site failed in the last hour."""
         since = self._clock() - _LATELY

@@ -23,6 +23,7 @@ from fedlearn.errors import AdmissionDenied, ConfigError
 from fedlearn.spiffe import checked_name
 from fedlearn.voucher import verify_voucher
 from server.challenges import ChallengeBook
+from server.exclusions import ExclusionList
 from server.peers import csr_key, spki, thumbprint
 from server.register import Admission
 
@@ -122,8 +123,15 @@ class Examiner:
     """Examines requests against one challenge book, one register of sites and one CA."""
 
     def __init__(
-        self, *, book: ChallengeBook, sites: SiteKeys, verifier_id: bytes, lifetime: timedelta
+        self,
+        *,
+        book: ChallengeBook,
+        sites: SiteKeys,
+        verifier_id: bytes,
+        lifetime: timedelta,
+        exclusions: ExclusionList,
     ) -> None:
+        self._exclusions = exclusions
         self._book = book
         self._sites = sites
         self._verifier_id = verifier_id
@@ -159,6 +167,8 @@ class Examiner:
             )
         attempt.step = "site"
         site_key = self._sites.key_of(request.site, admitting=current is None)
+        attempt.step = "exclusion"
+        self._exclusions.check(request.job, request.site, request.client, now=now)
         attempt.step = "csr"
         tls_key = spki(csr_key(request.csr))
         attempt.body["key_thumbprint"] = thumbprint(tls_key).hex()

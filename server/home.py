@@ -8,7 +8,8 @@
     STATE/store/             sealed models
     STATE/jobs.sqlite        job specifications and their events
     STATE/sites.sqlite       sites and digests of their tokens
-    STATE/operator/          the first operator's login, to be moved to where it is used
+    STATE/operator.toml      the answer to the first operator's request (public), or
+    STATE/operator/          insecure: the first operator's login with its key, made here
     STATE/attester/          public state of the coordinator's own attester
 
 The private keys (CA, ledger, orders, results) exist in memory and sealed in ``keys/`` only.
@@ -34,11 +35,13 @@ from attestation.sealing import write_durably
 from fedlearn.config import file_bytes
 from fedlearn.errors import ConfigError, StoreError
 from fedlearn.keyfile import read_private_key
-from fedlearn.login import OperatorLogin
+from fedlearn.login import LoginGrant, OperatorLogin, csr_der, new_request
 from server.catalogue import MonotonicCounter
 from server.config import Keys, ServerConfig
 from server.keys import KeyService
 from server.ledger import LEDGER_FILE, Ledger
+from server.operators import OperatorRegister, requested_name
+from server.peers import csr_key
 from server.pki import CertificateAuthority
 from server.protectors import (
     InsecurePlainKeyFile,
@@ -51,11 +54,21 @@ from server.rollback import check_not_older
 from server.rootkey import ROOT_FILE
 from server.store import ModelStore
 
-__all__ = ["KEYS_FOLDER", "OPERATOR_FOLDER", "STORE_FOLDER", "Home", "establish", "protectors_of"]
+__all__ = [
+    "GRANT_FILE",
+    "KEYS_FOLDER",
+    "OPERATOR_FOLDER",
+    "STORE_FOLDER",
+    "Home",
+    "admit_operator",
+    "establish",
+    "protectors_of",
+]
 
 KEYS_FOLDER: Final = "keys"
 STORE_FOLDER: Final = "store"
 OPERATOR_FOLDER: Final = "operator"
+GRANT_FILE: Final = "operator.toml"
 _CA_FILE: Final = "ca.pem"
 _CA_KEY: Final = "ca-key"
 _LEDGER_KEY: Final = "ledger-key"
@@ -85,10 +98,18 @@ def protectors_of(keys: Keys, state: Path) -> list[Protector]:
     return made
 
 
-def establish(config: ServerConfig, *, now: datetime, control_address: str) -> None:
-    """Make keys, CA, ledger and the first operator's login in the state directory.
+def establish(
+    config: ServerConfig, *, now: datetime, control_address: str, operator_csr: Path | None
+) -> Path:
+    """Make keys, CA, ledger and the first operator in the state directory.
 
-    :raises ConfigError: when a coordinator was established there before.
+    :param operator_csr: the operator's certification request (PEM). Its answer is written to
+        ``operator.toml``, which is public. ``None`` is insecure: the operator's key is made
+        here and written, in clear, beside its certificate.
+    :returns: the answer's file, or the login's folder.
+    :raises ConfigError: when a coordinator was established there before, or the request is
+        none of an operator.
+    :raises TransportError: when the request is not signed by its own key on P-256.
     """
     state = config.state
     if (state / KEYS_FOLDER / ROOT_FILE).exists():
@@ -97,6 +118,8 @@ def establish(config: ServerConfig, *, now: datetime, control_address: str) -> N
             where=str(state),
             hint="start it with `fedlearn-server run`, or name another `state` in server.toml",
         )
+    # All that can be wrong with the request is found before anything is made.
+    name, request, key = _first_request(operator_csr, config.trust_domain)
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     keys = KeyService.create(
         state / KEYS_FOLDER,
@@ -106,23 +129,38 @@ def establish(config: ServerConfig, *, now: datetime, control_address: str) -> N
     ca = CertificateAuthority.create(config.trust_domain, now)
     keys.keep(_CA_KEY, ca.private_bytes())
     write_durably(state / _CA_FILE, ca.certificate_pem)
-    for name in (_LEDGER_KEY, _ORDER_KEY, _RESULT_KEY):
-        keys.keep(name, _der(ec.generate_private_key(ec.SECP256R1())))
-    operator = ec.generate_private_key(ec.SECP256R1())
-    issued = ca.issue_operator(_csr(operator), name=_FIRST_OPERATOR, now=now)
-    OperatorLogin(
-        address=control_address,
-        ca=ca.certificate_pem,
-        chain=issued.chain_pem,
-        key=operator.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        ),
-    ).save(state / OPERATOR_FOLDER)
+    for secret in (_LEDGER_KEY, _ORDER_KEY, _RESULT_KEY):
+        keys.keep(secret, _der(ec.generate_private_key(ec.SECP256R1())))
     with Ledger.open(state / LEDGER_FILE, _key(keys, _LEDGER_KEY)) as ledger:
         ledger.append("policy", {"change": "established", "trust_domain": config.trust_domain})
+        operators = OperatorRegister(ca=ca, entries=(), record=ledger.append, clock=lambda: now)
+        _, issued = operators.add(name, request)
     keys.close()
+    if key is None:
+        grant = LoginGrant(address=control_address, certificates=issued.chain_pem.decode())
+        write_durably(state / GRANT_FILE, grant.to_toml().encode())
+        return state / GRANT_FILE
+    OperatorLogin(
+        address=control_address, ca=ca.certificate_pem, chain=issued.chain_pem, key=key
+    ).save(state / OPERATOR_FOLDER)
+    return state / OPERATOR_FOLDER
+
+
+def admit_operator(home: Home, name: str, csr: Path, *, now: datetime, control: str) -> LoginGrant:
+    """Let an operator in where no other operator can: the coordinator must not be running.
+
+    :param csr: the operator's certification request (PEM).
+    :raises ConfigError: when the name is taken, or the request is none for it.
+    :raises TransportError: when the request is not signed by its own key on P-256.
+    """
+    operators = OperatorRegister(
+        ca=home.ca,
+        entries=(entry.body for entry in home.ledger.entries(kind="operator")),
+        record=home.ledger.append,
+        clock=lambda: now,
+    )
+    _, issued = operators.add(name, csr_der(csr))
+    return LoginGrant(address=control, certificates=issued.chain_pem.decode())
 
 
 @dataclass(slots=True)
@@ -214,6 +252,17 @@ class Home:
         key = ec.generate_private_key(ec.SECP256R1())
         issued = self.ca.issue_server(_csr(key), dns_names=dns_names, ips=ips, now=now)
         return key, issued.chain_pem
+
+
+def _first_request(csr: Path | None, trust_domain: str) -> tuple[str, bytes, bytes | None]:
+    """Return the first operator's name and request (DER), and its key where we made it (PEM)."""
+    if csr is None:
+        key, pem = new_request(_FIRST_OPERATOR)
+        made = x509.load_pem_x509_csr(pem).public_bytes(serialization.Encoding.DER)
+        return _FIRST_OPERATOR, made, key
+    request = csr_der(csr)
+    csr_key(request)
+    return requested_name(request, trust_domain=trust_domain), request, None
 
 
 def _key(keys: KeyService, name: str) -> ec.EllipticCurvePrivateKey:

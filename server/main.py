@@ -62,35 +62,80 @@ def _config_option(command: Any) -> Any:
 @click.option(
     "--insecure-development",
     is_flag=True,
-    help="Without a configuration: write one with a plain key file and a software attester.",
+    help="Without a configuration: write one with a plain key file and a software attester, and "
+    "make the operator's key here.",
+)
+@click.option(
+    "--operator-csr",
+    "csr",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    metavar="FILE",
+    help="The first operator's request, as `fedlearn operator request NAME` makes it.",
+)
+@click.option(
+    "--insecure-operator-key-here",
+    "key_here",
+    is_flag=True,
+    help="Make the operator's key on this machine: whoever runs the coordinator then holds it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def init(
-    path: Path, trust_domain: str, host: str, insecure_development: bool, as_json: bool
+    path: Path,
+    trust_domain: str,
+    host: str,
+    insecure_development: bool,
+    csr: Path | None,
+    key_here: bool,
+    as_json: bool,
 ) -> None:
     """Establish a coordinator: its keys, CA, ledger and first operator.
 
     Writes the configuration too where there is none.
     """
+    from fedlearn.login import ca_pin
     from server.config import ServerConfig
-    from server.home import OPERATOR_FOLDER, establish
+    from server.home import GRANT_FILE, establish
 
+    if csr is not None and key_here:
+        raise click.UsageError("--operator-csr and --insecure-operator-key-here exclude each other")
     written = _write_template(path, trust_domain, host, insecure_development)
     try:
         config = ServerConfig.load(path)
+        if csr is None and not key_here and not insecure_development:
+            raise ConfigError(
+                "the first operator's request is missing",
+                key="--operator-csr",
+                hint="`fedlearn operator request NAME` makes key and request on the operator's "
+                "machine; --insecure-operator-key-here makes the key on this one",
+            )
         control = config.advertised("control", config.listen.control)
-        establish(config, now=datetime.now(UTC), control_address=control)
+        operator = establish(
+            config, now=datetime.now(UTC), control_address=control, operator_csr=csr
+        )
     except BaseException:
         for file in written:
             file.unlink(missing_ok=True)
         raise
-    operator = config.state / OPERATOR_FOLDER
+    pin = ca_pin((config.state / "ca.pem").read_bytes())
     if as_json:
-        print_json({"state": str(config.state), "operator": str(operator), "config": str(path)})
+        print_json(
+            {
+                "state": str(config.state),
+                "operator": str(operator),
+                "config": str(path),
+                "ca_pin": pin,
+            }
+        )
         return
     line(f"established in {config.state}", style="green")
     line(f"next:  fedlearn-server run --config {path}")
+    if operator.name == GRANT_FILE:
+        line(f"then:  send {operator} to the operator, and tell them the CA's pin another way:")
+        line(f"       fedlearn operator login {operator.name} --ca-pin {pin}")
+        return
     line(f"then:  fedlearn site token NAME --operator {operator}")
+    line(f"INSECURE: the operator's key was made on this machine, in {operator}", style="yellow")
 
 
 @main.command()
@@ -122,6 +167,40 @@ def run(path: Path, as_json: bool) -> int:
         sys.stdout.flush()
         stop.wait()
     return 0
+
+
+@main.command()
+@click.argument("name")
+@click.argument("csr", type=click.Path(path_type=Path, dir_okay=False))
+@_config_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="Where to write the answer; NAME.toml by default.",
+)
+def operator(name: str, csr: Path, path: Path, out: Path | None) -> None:
+    """Let operator NAME in by the request in CSR, where no other operator can.
+
+    For a coordinator that is not running. The answer that is written holds no secret.
+    """
+    from fedlearn.login import ca_pin
+    from fedlearn.spiffe import checked_name
+    from server.config import ServerConfig
+    from server.home import Home, admit_operator
+
+    checked_name(name, "NAME")
+    target = out or Path(f"{name}.toml")
+    if target.exists():
+        raise ConfigError("exists", where=str(target), hint="name another file with --out")
+    config = ServerConfig.load(path)
+    with Home.open(config) as home:
+        control = config.advertised("control", config.listen.control)
+        grant = admit_operator(home, name, csr, now=datetime.now(UTC), control=control)
+        pin = ca_pin(home.ca.certificate_pem)
+    target.write_text(grant.to_toml())
+    line(f"{name} is an operator; send {target} there:", style="green")
+    line(f"  fedlearn operator login {target} --ca-pin {pin}")
 
 
 @main.command()

@@ -33,10 +33,12 @@ from server.challenges import Limits
 from server.config import ServerConfig
 from server.coordinator import Coordinator
 from server.enrollment import SiteRegister, SiteStatus
+from server.exclusions import ExclusionList
 from server.front import Front
 from server.home import Home
 from server.jobs import JobBook, JobStatus
 from server.metrics import AdmissionCounts, Gauge, serve_metrics
+from server.operators import OperatorRegister
 from server.peers import spki
 from server.proof import CoordinatorProof
 from server.register import AdmissionRegister
@@ -99,6 +101,12 @@ def serve(config: ServerConfig) -> Iterator[Service]:
             limit=config.limits.sites,
         )
         stack.callback(sites.close)
+        operators = OperatorRegister(
+            ca=home.ca,
+            entries=(entry.body for entry in home.ledger.entries(kind="operator")),
+            record=home.ledger.append,
+            clock=_now,
+        )
         # Sockets and unpacked apps; systemd and the chart name a folder in memory for them.
         runtime = Path(os.environ.get("RUNTIME_DIRECTORY", config.state)) / "run"
         shutil.rmtree(runtime, ignore_errors=True)
@@ -147,6 +155,7 @@ def serve(config: ServerConfig) -> Iterator[Service]:
                 limits=_limits(config),
             ),
             sites=sites,
+            operators=operators,
             coordinator=coordinator,
             welcome=Welcome(
                 fleet_address=told["fleet"],
@@ -227,6 +236,8 @@ def _gate(
         ),
         limits=_limits(home.config),
         sign_result=sign,
+        exclusions=ExclusionList(entry.body for entry in home.ledger.entries(kind="exclusion")),
+        readmitted=coordinator.readmitted,
     )
 
 

@@ -12,6 +12,7 @@ from fedlearn.events import (
     ClientRefused,
     ClientRenewed,
     Event,
+    Log,
 )
 from server.register import Admission, AdmissionEvent, Change
 
@@ -29,6 +30,13 @@ def spoken(kind: str, subject: Mapping[str, Any] | AdmissionEvent) -> Event | No
             tee=str(subject.get("tee", "")),
             findings=tuple(subject.get("findings", ())),
         )
+    if kind == "exclusion":
+        client = subject.get("client")
+        who = f"client {client}" if client else "every client"
+        told = {"laid": "is kept out", "lifted": "may take part again"}
+        what = told.get(str(subject.get("change")), "may take part again: the time is over")
+        why = f": {subject.get('reason')}" if subject.get("change") == "laid" else ""
+        return Log(line=f"{who} of the site {what}{why}", site=str(subject.get("site", "")))
     return None
 
 

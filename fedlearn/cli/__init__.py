@@ -22,6 +22,7 @@ NOUNS: Final[Mapping[str, Noun]] = MappingProxyType(
         "demo": _noun("demo", "Train a model across attested sites on this machine.", "command"),
         "job": _noun("job", "Write, check, submit and watch jobs."),
         "site": _noun("site", "Invite sites, see them, drain and remove them."),
+        "operator": _noun("operators", "Log in, and say who else may operate the coordinator."),
         "policy": _noun("policy", "Check appraisal policies and explain what they demand."),
         "evidence": _noun("evidence", "Collect, inspect and appraise evidence."),
         "collateral": _noun("collateral", "Fetch and keep what verifiers need from vendors."),

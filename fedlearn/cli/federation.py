@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -27,7 +27,7 @@ from fedlearn import config
 from fedlearn.cli.children import Child, Children
 from fedlearn.cli.machines import Machine, make_machine
 from fedlearn.errors import ConfigError, FedlearnError, LaunchError, TransportError
-from fedlearn.login import OperatorLogin
+from fedlearn.login import OperatorLogin, accept_grant, ca_pin, request_login
 from fedlearn.software import software_digest
 
 if TYPE_CHECKING:
@@ -85,6 +85,11 @@ class Federation:
         return self.folder / "operator" / "passphrase"
 
     @property
+    def login(self) -> Path:
+        """The operator's login."""
+        return self.folder / "operator" / "login"
+
+    @property
     def operator(self) -> OperatorClient:
         """The operator's client, once :meth:`start` has returned."""
         if self._client is None:
@@ -137,7 +142,18 @@ class Federation:
         settings.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
         settings.write_text(config.dumps(self.server_table()))
         command = program("fedlearn-server")
-        self._children.run("fedlearn-server init", [command, "init", "--config", settings])
+        # The operator's key is made at the operator; the coordinator sees the request.
+        request = request_login(self.login, "operator")
+        self._children.run(
+            "fedlearn-server init",
+            [command, "init", "--config", settings, "--operator-csr", request],
+        )
+        accept_grant(
+            self.login,
+            self.state / "operator.toml",
+            now=datetime.now(UTC),
+            pin=ca_pin((self.state / "ca.pem").read_bytes()),
+        )
         self._process = self._children.start(COORDINATOR, [command, "run", "--config", settings])
         self._client = self._connect(self._process)
 
@@ -244,7 +260,7 @@ class Federation:
     def _connect(self, process: Child) -> OperatorClient:
         from fedlearn.wire.operator import OperatorClient
 
-        login = OperatorLogin.load(self.state / "operator")
+        login = OperatorLogin.load(self.login)
 
         def attempt() -> tuple[OperatorClient | None, FedlearnError | None]:
             process.check()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from fedlearn.wire.operator import OperatorClient
 
 __all__ = ["group"]
+
+_DURATION: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])")
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -192,6 +197,11 @@ def status(name: str | None, operator: Path | None, as_json: bool) -> None:
         if name:
             line(f"  sites  {', '.join(map(printable, state.sites)) or '-'}")
             line(f"  model  {printable(state.model) or '-'}")
+            for out in state.exclusions:
+                who = f"client {out.client} of {out.site}" if out.client else out.site
+                lasts = f" until {out.until.isoformat(timespec='seconds')}" if out.until else ""
+                said = f"{who}{lasts}: {out.reason} (operator {out.operator})"
+                line(f"  out    {printable(said)}", style="yellow")
 
 
 @group.command("logs")
@@ -222,27 +232,101 @@ def cancel(name: str, operator: Path | None, as_json: bool) -> None:
         _say(client.cancel_job(name), as_json=as_json)
 
 
+def _until(ctx: click.Context, param: click.Parameter, value: str) -> datetime | None:
+    """A duration from now, or a moment in RFC 3339."""
+    if not value:
+        return None
+    if match := _DURATION.fullmatch(value):
+        return datetime.now(UTC) + timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise click.BadParameter(
+            f"{value[:40]!r} is no time; write 30m, 12h, 7d or 2030-01-31T12:00Z"
+        )
+    return moment
+
+
+_site_option = click.option("--site", required=True, help="The site.")
+_client_option = click.option(
+    "--client", default="", help="One client of the site, instead of all of them."
+)
+
+
 @group.command("revoke")
 @_name_argument()
-@click.argument("site")
+@_site_option
+@_client_option
+@click.option(
+    "--until",
+    default="",
+    callback=_until,
+    metavar="WHEN",
+    help="When it ends by itself: 30m, 12h, 7d, or a time such as 2030-01-31T12:00Z.",
+)
+@click.option(
+    "--once", is_flag=True, help="End the admission only: an honest client attests and is back."
+)
 @click.option("--reason", default="revoked", show_default=True, help="Why, for the ledger.")
 @operator_option
 @json_option
-def revoke(name: str, site: str, reason: str, operator: Path | None, as_json: bool) -> None:
-    """End the admission of SITE's client to a running job, and drop its update of this round.
+def revoke(
+    name: str,
+    site: str,
+    client: str,
+    until: datetime | None,
+    once: bool,
+    reason: str,
+    operator: Path | None,
+    as_json: bool,
+) -> None:
+    """Keep a site out of job NAME, and drop its update of this round.
 
-    A client that is what it should be attests again and is back. To keep a site out, replace
-    the job's policy or remove the site.
+    It lasts until `fedlearn job readmit`, or until the time that --until names.
     """
+    _check_names(site, client)
+    if once and until is not None:
+        raise click.UsageError("--once and --until exclude each other")
+    with connect(operator) as coordinator:
+        coordinator.revoke_client(name, site, reason, client=client, until=until, once=once)
+    if as_json:
+        row = {"job": name, "site": site, "client": client, "revoked": True, "once": once}
+        print_json({**row, "until": until.isoformat() if until else None})
+        return
+    who = f"client {client} of {site}" if client else site
+    if once:
+        line(f"the admission of {who} to {name} has ended; it may attest again")
+        return
+    lasts = f"until {until.isoformat(timespec='seconds')}" if until else "until you lift it"
+    line(f"{who} is out of {name} {lasts}:")
+    line(f"  fedlearn job readmit {name} --site {site}{f' --client {client}' if client else ''}")
+
+
+@group.command("readmit")
+@_name_argument()
+@_site_option
+@_client_option
+@operator_option
+@json_option
+def readmit(name: str, site: str, client: str, operator: Path | None, as_json: bool) -> None:
+    """Let a site, or one client of it, attest again for job NAME after `job revoke`."""
+    _check_names(site, client)
+    with connect(operator) as coordinator:
+        coordinator.readmit_client(name, site, client=client)
+    if as_json:
+        print_json({"job": name, "site": site, "client": client, "revoked": False})
+        return
+    line(f"{f'client {client} of {site}' if client else site} may take part in {name} again")
+
+
+def _check_names(site: str, client: str) -> None:
     from fedlearn.spiffe import checked_name
 
     checked_name(site, "site")
-    with connect(operator) as client:
-        client.revoke_client(name, site, reason)
-    if as_json:
-        print_json({"job": name, "site": site, "revoked": True})
-        return
-    line(f"the admission of {site} to {name} has ended")
+    if client:
+        checked_name(client, "client")
 
 
 @group.command("policy")
@@ -360,4 +444,14 @@ def _state_json(state: Any) -> dict[str, Any]:
         "detail": state.detail,
         "model": state.model,
         "sites": list(state.sites),
+        "exclusions": [
+            {
+                "site": out.site,
+                "client": out.client,
+                "until": out.until.isoformat() if out.until else None,
+                "reason": out.reason,
+                "operator": out.operator,
+            }
+            for out in state.exclusions
+        ],
     }

@@ -378,7 +378,7 @@ class SiteList(_message.Message):
     def __init__(self, sites: _Optional[_Iterable[_Union[SiteState, _Mapping]]] = ...) -> None: ...
 
 class JobState(_message.Message):
-    __slots__ = ("name", "id", "status", "round", "rounds", "detail", "model", "sites")
+    __slots__ = ("name", "id", "status", "round", "rounds", "detail", "model", "sites", "exclusions")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -387,6 +387,7 @@ class JobState(_message.Message):
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SITES_FIELD_NUMBER: _ClassVar[int]
+    EXCLUSIONS_FIELD_NUMBER: _ClassVar[int]
     name: str
     id: str
     status: str
@@ -395,7 +396,22 @@ class JobState(_message.Message):
     detail: str
     model: str
     sites: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., id: _Optional[str] = ..., status: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., detail: _Optional[str] = ..., model: _Optional[str] = ..., sites: _Optional[_Iterable[str]] = ...) -> None: ...
+    exclusions: _containers.RepeatedCompositeFieldContainer[Exclusion]
+    def __init__(self, name: _Optional[str] = ..., id: _Optional[str] = ..., status: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., detail: _Optional[str] = ..., model: _Optional[str] = ..., sites: _Optional[_Iterable[str]] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ...) -> None: ...
+
+class Exclusion(_message.Message):
+    __slots__ = ("site", "client", "until_unix_ms", "reason", "operator")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    OPERATOR_FIELD_NUMBER: _ClassVar[int]
+    site: str
+    client: str
+    until_unix_ms: int
+    reason: str
+    operator: str
+    def __init__(self, site: _Optional[str] = ..., client: _Optional[str] = ..., until_unix_ms: _Optional[int] = ..., reason: _Optional[str] = ..., operator: _Optional[str] = ...) -> None: ...
 
 class FollowJobRequest(_message.Message):
     __slots__ = ("name", "after", "past_only")
@@ -474,14 +490,82 @@ class SiteTpm(_message.Message):
     def __init__(self, ek: _Optional[bytes] = ..., endorsement: _Optional[str] = ..., ak: _Optional[bytes] = ..., shown_ek: _Optional[bytes] = ..., certificate: _Optional[str] = ...) -> None: ...
 
 class RevokeClientRequest(_message.Message):
-    __slots__ = ("job", "site", "reason")
+    __slots__ = ("job", "site", "reason", "client", "once", "until_unix_ms")
     JOB_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    ONCE_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     job: str
     site: str
     reason: str
-    def __init__(self, job: _Optional[str] = ..., site: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    client: str
+    once: bool
+    until_unix_ms: int
+    def __init__(self, job: _Optional[str] = ..., site: _Optional[str] = ..., reason: _Optional[str] = ..., client: _Optional[str] = ..., once: _Optional[bool] = ..., until_unix_ms: _Optional[int] = ...) -> None: ...
+
+class ReadmitClientRequest(_message.Message):
+    __slots__ = ("job", "site", "client")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    site: str
+    client: str
+    def __init__(self, job: _Optional[str] = ..., site: _Optional[str] = ..., client: _Optional[str] = ...) -> None: ...
+
+class OperatorState(_message.Message):
+    __slots__ = ("name", "serial", "key_thumbprint", "expires_unix_ms", "by", "revoked", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    KEY_THUMBPRINT_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    REVOKED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    serial: str
+    key_thumbprint: bytes
+    expires_unix_ms: int
+    by: str
+    revoked: bool
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., serial: _Optional[str] = ..., key_thumbprint: _Optional[bytes] = ..., expires_unix_ms: _Optional[int] = ..., by: _Optional[str] = ..., revoked: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class OperatorList(_message.Message):
+    __slots__ = ("operators",)
+    OPERATORS_FIELD_NUMBER: _ClassVar[int]
+    operators: _containers.RepeatedCompositeFieldContainer[OperatorState]
+    def __init__(self, operators: _Optional[_Iterable[_Union[OperatorState, _Mapping]]] = ...) -> None: ...
+
+class AddOperatorRequest(_message.Message):
+    __slots__ = ("name", "csr")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CSR_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    csr: bytes
+    def __init__(self, name: _Optional[str] = ..., csr: _Optional[bytes] = ...) -> None: ...
+
+class AddOperatorReply(_message.Message):
+    __slots__ = ("operator", "certificate_chain", "control_address")
+    OPERATOR_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    operator: OperatorState
+    certificate_chain: bytes
+    control_address: str
+    def __init__(self, operator: _Optional[_Union[OperatorState, _Mapping]] = ..., certificate_chain: _Optional[bytes] = ..., control_address: _Optional[str] = ...) -> None: ...
+
+class RevokeOperatorRequest(_message.Message):
+    __slots__ = ("name", "serial", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    serial: str
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., serial: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ReplacePolicyRequest(_message.Message):
     __slots__ = ("job", "policy_toml", "policy_signature")

@@ -936,10 +936,30 @@ class OperatorStub:
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.RevokeClientRequest.SerializeToString,
                 response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.Empty.FromString,
                 _registered_method=True)
+        self.ReadmitClient = channel.unary_unary(
+                '/fedlearn.v1.Operator/ReadmitClient',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ReadmitClientRequest.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.Empty.FromString,
+                _registered_method=True)
         self.ReplacePolicy = channel.unary_unary(
                 '/fedlearn.v1.Operator/ReplacePolicy',
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ReplacePolicyRequest.SerializeToString,
                 response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.Empty.FromString,
+                _registered_method=True)
+        self.ListOperators = channel.unary_unary(
+                '/fedlearn.v1.Operator/ListOperators',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.Empty.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.OperatorList.FromString,
+                _registered_method=True)
+        self.AddOperator = channel.unary_unary(
+                '/fedlearn.v1.Operator/AddOperator',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.AddOperatorRequest.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.AddOperatorReply.FromString,
+                _registered_method=True)
+        self.RevokeOperator = channel.unary_unary(
+                '/fedlearn.v1.Operator/RevokeOperator',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.RevokeOperatorRequest.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.OperatorList.FromString,
                 _registered_method=True)
 
 
@@ -1031,7 +1051,33 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadmitClient(self, request, context):
+        """Lifts what RevokeClient laid on a site or a client.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReplacePolicy(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOperators(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddOperator(self, request, context):
+        """Signs another operator's request, or the caller's own for a new key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeOperator(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1110,10 +1156,30 @@ def add_OperatorServicer_to_server(servicer, server):
                     request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.RevokeClientRequest.FromString,
                     response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.Empty.SerializeToString,
             ),
+            'ReadmitClient': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadmitClient,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ReadmitClientRequest.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.Empty.SerializeToString,
+            ),
             'ReplacePolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.ReplacePolicy,
                     request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ReplacePolicyRequest.FromString,
                     response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.Empty.SerializeToString,
+            ),
+            'ListOperators': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOperators,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.Empty.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.OperatorList.SerializeToString,
+            ),
+            'AddOperator': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddOperator,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.AddOperatorRequest.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.AddOperatorReply.SerializeToString,
+            ),
+            'RevokeOperator': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeOperator,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.RevokeOperatorRequest.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.OperatorList.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1506,6 +1572,33 @@ class Operator:
             _registered_method=True)
 
     @staticmethod
+    def ReadmitClient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlearn.v1.Operator/ReadmitClient',
+            fedlearn_dot_wire_dot_fedlearn__pb2.ReadmitClientRequest.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ReplacePolicy(request,
             target,
             options=(),
@@ -1522,6 +1615,87 @@ class Operator:
             '/fedlearn.v1.Operator/ReplacePolicy',
             fedlearn_dot_wire_dot_fedlearn__pb2.ReplacePolicyRequest.SerializeToString,
             fedlearn_dot_wire_dot_fedlearn__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOperators(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlearn.v1.Operator/ListOperators',
+            fedlearn_dot_wire_dot_fedlearn__pb2.Empty.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.OperatorList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddOperator(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlearn.v1.Operator/AddOperator',
+            fedlearn_dot_wire_dot_fedlearn__pb2.AddOperatorRequest.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.AddOperatorReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeOperator(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlearn.v1.Operator/RevokeOperator',
+            fedlearn_dot_wire_dot_fedlearn__pb2.RevokeOperatorRequest.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.OperatorList.FromString,
             options,
             channel_credentials,
             insecure,

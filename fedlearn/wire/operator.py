@@ -24,7 +24,17 @@ import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
 
 from fedlearn.wire import fedlearn_pb2_grpc as stubs
 
-__all__ = ["Invitation", "JobEvent", "JobState", "OperatorClient", "SiteState", "SiteTpm"]
+__all__ = [
+    "ExclusionState",
+    "Invitation",
+    "JobEvent",
+    "JobState",
+    "OperatorClient",
+    "OperatorGrant",
+    "OperatorState",
+    "SiteState",
+    "SiteTpm",
+]
 
 CALL_SECONDS: Final = 15.0
 SUBMIT_SECONDS: Final = 120.0
@@ -34,8 +44,22 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExclusionState:
+    """A site, or one ``client`` of it, that is kept out of a job; ``until`` somebody lifts it."""
+
+    site: str
+    client: str
+    until: datetime | None
+    reason: str
+    operator: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobState:
-    """A job. ``status``: pending, running, finished, failed, cancelled or interrupted."""
+    """A job. ``status``: pending, running, finished, failed, cancelled or interrupted.
+
+    ``exclusions`` is empty in a list.
+    """
 
     name: str
     id: str
@@ -45,6 +69,7 @@ class JobState:
     detail: str
     model: str
     sites: tuple[str, ...]
+    exclusions: tuple[ExclusionState, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +127,28 @@ class Invitation:
     def __repr__(self) -> str:
         """Say until when; never the token."""
         return f"Invitation(expires={self.expires.isoformat()})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorState:
+    """One certificate of an operator. ``serial`` is hexadecimal, ``by`` who added it."""
+
+    name: str
+    serial: str
+    key_thumbprint: bytes
+    expires: datetime
+    by: str
+    revoked: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorGrant:
+    """What a new operator gets: its certificate (PEM, leaf first) and where to use it."""
+
+    operator: OperatorState
+    chain: bytes
+    address: str
 
 
 class OperatorClient:
@@ -211,10 +258,58 @@ class OperatorClient:
         )
         self._once(self._operator.ReplacePolicy, request)
 
-    def revoke_client(self, job: str, site: str, reason: str) -> None:
-        """End a site's admissions to a job."""
-        request = pb.RevokeClientRequest(job=job, site=site, reason=reason)
+    def revoke_client(
+        self,
+        job: str,
+        site: str,
+        reason: str,
+        *,
+        client: str = "",
+        until: datetime | None = None,
+        once: bool = False,
+    ) -> None:
+        """Keep a site, or one client of it, out of a job; its admission ends at once.
+
+        It lasts until ``until``, or until :meth:`readmit_client`. With ``once`` the admission
+        ends and nothing else: the client may attest again.
+        """
+        request = pb.RevokeClientRequest(
+            job=job,
+            site=site,
+            reason=reason,
+            client=client,
+            once=once,
+            until_unix_ms=int(until.timestamp() * 1000) if until is not None else 0,
+        )
         self._once(self._operator.RevokeClient, request)
+
+    def readmit_client(self, job: str, site: str, *, client: str = "") -> None:
+        """Lift what :meth:`revoke_client` laid on exactly this site or client."""
+        request = pb.ReadmitClientRequest(job=job, site=site, client=client)
+        self._once(self._operator.ReadmitClient, request)
+
+    def list_operators(self) -> tuple[OperatorState, ...]:
+        """Return all operators, those that were revoked included."""
+        reply = self._patiently(self._operator.ListOperators, pb.Empty())
+        return tuple(_operator(item) for item in reply.operators)
+
+    def add_operator(self, name: str, csr: bytes) -> OperatorGrant:
+        """Have the request ``csr`` (DER) of another operator signed, or an own one."""
+        request = pb.AddOperatorRequest(name=name, csr=csr)
+        reply = self._once(self._operator.AddOperator, request)
+        return OperatorGrant(
+            operator=_operator(reply.operator),
+            chain=reply.certificate_chain,
+            address=reply.control_address,
+        )
+
+    def revoke_operator(
+        self, *, name: str = "", serial: str = "", reason: str = ""
+    ) -> tuple[OperatorState, ...]:
+        """Shut an operator out by name, or one certificate by its serial; return what ended."""
+        request = pb.RevokeOperatorRequest(name=name, serial=serial, reason=reason)
+        reply = self._once(self._operator.RevokeOperator, request)
+        return tuple(_operator(item) for item in reply.operators)
 
     def create_token(
         self,
@@ -232,8 +327,7 @@ class OperatorClient:
             ek=ek,
         )
         reply = self._once(self._operator.CreateToken, request)
-        expires = datetime.fromtimestamp(reply.expires_unix_ms / 1000, UTC)
-        return Invitation(token=reply.token, expires=expires)
+        return Invitation(token=reply.token, expires=_moment(reply.expires_unix_ms))
 
     def list_sites(self) -> tuple[SiteState, ...]:
         """Return all sites."""
@@ -285,7 +379,33 @@ def _job(state: pb.JobState) -> JobState:
         detail=state.detail,
         model=state.model,
         sites=tuple(state.sites),
+        exclusions=tuple(
+            ExclusionState(
+                site=item.site,
+                client=item.client,
+                until=_moment(item.until_unix_ms) if item.until_unix_ms else None,
+                reason=item.reason,
+                operator=item.operator,
+            )
+            for item in state.exclusions
+        ),
     )
+
+
+def _operator(state: pb.OperatorState) -> OperatorState:
+    return OperatorState(
+        name=state.name,
+        serial=state.serial,
+        key_thumbprint=state.key_thumbprint,
+        expires=_moment(state.expires_unix_ms),
+        by=state.by,
+        revoked=state.revoked,
+        reason=state.reason,
+    )
+
+
+def _moment(unix_ms: int) -> datetime:
+    return datetime.fromtimestamp(unix_ms / 1000, UTC)
 
 
 def _site(state: pb.SiteState) -> SiteState:
@@ -294,7 +414,7 @@ def _site(state: pb.SiteState) -> SiteState:
         name=state.name,
         status=state.status,
         connected=state.connected,
-        last_seen=datetime.fromtimestamp(seen / 1000, UTC) if seen else None,
+        last_seen=_moment(seen) if seen else None,
         capabilities=state.capabilities_json,
         assignments=tuple(state.assignments),
         key_thumbprint=state.key_thumbprint,

@@ -27,6 +27,7 @@ from fedlearn.spiffe import ClientId, OperatorId, SiteId
 from fedlearn.wire.channel import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES
 from fedlearn.wire.failure import MAX_MESSAGE_CHARS, status_of, trailing_of
 from server.enrollment import Site, SiteRegister
+from server.operators import OperatorRegister
 from server.peers import PeerCertificate
 from server.register import Admission, AdmissionRegister
 
@@ -34,6 +35,8 @@ __all__ = ["Caller", "Guard", "Identify", "identify_anyone", "identify_by_certif
 
 _LOG = logging.getLogger("fedlearn.rpc")
 _SUBMIT: Final = "/fedlearn.v1.Operator/SubmitJob"
+_STILL_SECONDS: Final = 0.5
+"""How often a caller who waits for the next answer of a stream is looked at again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +68,13 @@ def identify_by_certificate(
     trust_domain: str,
     sites: SiteRegister,
     register: AdmissionRegister,
+    operators: OperatorRegister,
     clock: Callable[[], datetime],
 ) -> Identify:
     """Return a function that admits sites to Sites, live clients to Clients, operators to
-    Operator, and nobody to anything else. It is asked on every call: a certificate that
-    expired, a site that was removed or an admission that ended counts at once, whatever
-    the age of the connection.
+    Operator, and nobody to anything else. It is asked on every call, and while a stream of
+    answers lasts: a certificate that expired, a site that was removed, an operator who was
+    revoked or an admission that ended counts at once, whatever the age of the connection.
     """
 
     def identify(method: str, peer: str, pem: bytes | None) -> Caller:
@@ -89,7 +93,8 @@ def identify_by_certificate(
                 if named != (admission.job, admission.site, admission.client):
                     raise TransportError(f"{client} is not whom this key was admitted as")
                 return Caller(peer=peer, certificate=certificate, admission=admission)
-            case "Operator", OperatorId() as operator:
+            case "Operator", OperatorId():
+                operator = operators.authenticate(certificate)
                 return Caller(peer=peer, certificate=certificate, operator=operator.name)
             case _:
                 raise TransportError(
@@ -170,7 +175,10 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             try:
                 caller = self._caller(method, context)
                 source = body(_checked(request), caller, stop)
-                async for item in _drawn(source, self._streams):
+                # Nothing is sent to a caller who may not call any more.
+                async for item in _drawn(
+                    source, self._streams, still=lambda: self._caller(method, context)
+                ):
                     yield item
             except Exception as error:  # noqa: BLE001 - the one place where errors are told
                 await _tell(context, method, error)
@@ -215,12 +223,19 @@ async def _all_checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield _checked(request)
 
 
-async def _drawn(source: Iterator[Any], pool: Executor) -> AsyncIterator[Any]:
-    """Draw from a blocking iterator in ``pool``."""
+async def _drawn(
+    source: Iterator[Any], pool: Executor, *, still: Callable[[], object]
+) -> AsyncIterator[Any]:
+    """Draw from a blocking iterator in ``pool``, for as long as ``still`` does not raise."""
     loop = asyncio.get_running_loop()
     end = object()
     while True:
-        item = await loop.run_in_executor(pool, next, source, end)
+        drawing = loop.run_in_executor(pool, next, source, end)
+        done: set[Any] = set()
+        while not done:
+            done, _ = await asyncio.wait({drawing}, timeout=_STILL_SECONDS)
+            still()
+        item = drawing.result()
         if item is end:
             return
         yield item

@@ -20,6 +20,7 @@ import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
 from fedlearn.wire import fedlearn_pb2_grpc as rpc
 from server.admission import AdmissionGate
 from server.enrollment import Site, SiteRegister, SiteStatus
+from server.operators import OperatorRegister
 from server.pki import CertificateAuthority
 from server.proof import CoordinatorProof
 from server.rpc.clients import ClientsService
@@ -72,6 +73,7 @@ class Listeners:
         gate: AdmissionGate,
         proof: CoordinatorProof,
         sites: SiteRegister,
+        operators: OperatorRegister,
         coordinator: Coordinator,
         welcome: Welcome,
         clock: Callable[[], datetime],
@@ -89,7 +91,11 @@ class Listeners:
         self._thread = threading.Thread(target=self._run, name="rpc", daemon=True)
         self._servers: list[Any] = []
         self._identify = identify_by_certificate(
-            trust_domain=ca.trust_domain, sites=sites, register=gate.register, clock=clock
+            trust_domain=ca.trust_domain,
+            sites=sites,
+            register=gate.register,
+            operators=operators,
+            clock=clock,
         )
         self._gate_service = GateService(
             gate=gate, proof=proof, sites=sites, tpms=tpms, ca=ca, welcome=welcome
@@ -108,8 +114,10 @@ class Listeners:
         self._operator_service = OperatorService(
             coordinator=coordinator,
             sites=sites,
+            operators=operators,
             gate=gate,
             connected=self._sites_service.connected,
+            control_address=welcome.control_address,
         )
         self.gate_port = 0
         self.control_port = 0

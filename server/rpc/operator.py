@@ -1,16 +1,19 @@
-"""The Operator service: jobs, sites, revocation and policies."""
+"""The Operator service: jobs, sites, revocation, policies, and who is an operator."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
-from fedlearn.errors import ConfigError
+from fedlearn.errors import ConfigError, TransportError
 from fedlearn.spiffe import checked_name
 from fedlearn.wire import fedlearn_pb2 as pb
 from server.admission import AdmissionGate
 from server.enrollment import TOKEN_LIFETIME, Site, SiteRegister
+from server.exclusions import Exclusion
+from server.operators import Operator, OperatorRegister
+from server.peers import PeerCertificate
 from server.rpc.guard import Caller
 from server.rpc.ports import Coordinator, JobView
 
@@ -20,6 +23,7 @@ _MAX_JOB_TOML_BYTES = 256 * 1024
 _MAX_POLICY_BYTES = 1024 * 1024
 _MAX_REASON_CHARS = 500
 _MAX_CERTIFICATE_CHARS = 500
+_MAX_UNIX_MS = 4_102_444_800_000  # the year 2100
 
 
 class OperatorService:
@@ -30,11 +34,15 @@ class OperatorService:
         *,
         coordinator: Coordinator,
         sites: SiteRegister,
+        operators: OperatorRegister,
         gate: AdmissionGate,
         connected: Callable[[str], bool],
+        control_address: str,
     ) -> None:
         self._coordinator = coordinator
         self._sites = sites
+        self._operators = operators
+        self._control_address = control_address
         self._gate = gate
         self._connected = connected
 
@@ -59,7 +67,11 @@ class OperatorService:
 
     def GetJob(self, request: pb.JobName, caller: Caller) -> pb.JobState:  # noqa: N802
         """Return one job."""
-        return _job(self._coordinator.get_job(checked_name(request.name, "job")))
+        name = checked_name(request.name, "job")
+        state = _job(self._coordinator.get_job(name))
+        excluded = self._gate.exclusions.of_job(name, now=self._gate.now())
+        state.exclusions.extend(_exclusion(one) for one in excluded)
+        return state
 
     def FollowJob(  # noqa: N802
         self, request: pb.FollowJobRequest, caller: Caller, stop: threading.Event
@@ -96,14 +108,47 @@ class OperatorService:
         return pb.Empty()
 
     def RevokeClient(self, request: pb.RevokeClientRequest, caller: Caller) -> pb.Empty:  # noqa: N802
-        """End a site's admissions to a job."""
-        job, site = checked_name(request.job, "job"), checked_name(request.site, "site")
-        if len(request.reason) > _MAX_REASON_CHARS:
-            raise ConfigError(f"at most {_MAX_REASON_CHARS} characters", key="reason")
-        reason = request.reason or "revoked"
-        if not self._gate.revoke_clients(job, site, f"{reason} (operator {caller.operator})"):
-            raise ConfigError(f"site {site} has no live client in job {job}", key="site")
+        """Keep a site, or one client of it, out of a job; or only end its admission."""
+        job, site, client = self._named(request)
+        reason = _reason(request.reason) or "revoked"
+        if request.once:
+            why = f"{reason} (operator {caller.operator})"
+            if not self._gate.revoke_clients(job, site, why, client=client):
+                raise ConfigError(f"site {site} has no live client in job {job}", key="site")
+            return pb.Empty()
+        if not 0 <= request.until_unix_ms < _MAX_UNIX_MS:
+            raise ConfigError("is no moment", key="until")
+        until = None
+        if request.until_unix_ms:
+            until = datetime.fromtimestamp(request.until_unix_ms / 1000, UTC)
+        self._gate.exclude(
+            Exclusion(
+                job=job,
+                site=site,
+                client=client,
+                until=until,
+                reason=reason,
+                operator=caller.operator,
+            )
+        )
         return pb.Empty()
+
+    def ReadmitClient(self, request: pb.ReadmitClientRequest, caller: Caller) -> pb.Empty:  # noqa: N802
+        """Lift what RevokeClient laid on a site or a client."""
+        job, site, client = self._named(request)
+        self._gate.readmit(job, site, client=client, operator=caller.operator)
+        return pb.Empty()
+
+    def _named(
+        self, request: pb.RevokeClientRequest | pb.ReadmitClientRequest
+    ) -> tuple[str, str, str]:
+        """Return job, site and client of a request; the site has to be one of the job's."""
+        job, site = checked_name(request.job, "job"), checked_name(request.site, "site")
+        if request.client:
+            checked_name(request.client, "client")
+        if site not in self._coordinator.get_job(job).sites:
+            raise ConfigError(f"site {site} does not take part in job {job}", key="site")
+        return job, site, request.client
 
     def CreateToken(self, request: pb.CreateTokenRequest, caller: Caller) -> pb.CreateTokenReply:  # noqa: N802
         """Invite a site."""
@@ -147,6 +192,31 @@ class OperatorService:
         """Cut a site off."""
         return self._site(self._sites.remove(request.name))
 
+    def ListOperators(self, request: pb.Empty, caller: Caller) -> pb.OperatorList:  # noqa: N802
+        """Return all operators, those that were revoked included."""
+        return pb.OperatorList(operators=[_operator(one) for one in self._operators.list()])
+
+    def AddOperator(self, request: pb.AddOperatorRequest, caller: Caller) -> pb.AddOperatorReply:  # noqa: N802
+        """Let another operator in, or the caller with a new key."""
+        added, issued = self._operators.add(request.name, request.csr, by=_certificate(caller))
+        return pb.AddOperatorReply(
+            operator=_operator(added),
+            certificate_chain=issued.chain_pem,
+            control_address=self._control_address,
+        )
+
+    def RevokeOperator(  # noqa: N802
+        self, request: pb.RevokeOperatorRequest, caller: Caller
+    ) -> pb.OperatorList:
+        """Shut an operator out; return what was revoked."""
+        ended = self._operators.revoke(
+            name=request.name,
+            serial=request.serial,
+            reason=_reason(request.reason),
+            by=_certificate(caller),
+        )
+        return pb.OperatorList(operators=[_operator(one) for one in ended])
+
     def _site(self, site: Site, *, whole: bool = True) -> pb.SiteState:
         seen = site.last_seen
         tpm = self._sites.tpm(site.name)
@@ -166,6 +236,40 @@ class OperatorService:
                 certificate=tpm.certificate[:_MAX_CERTIFICATE_CHARS],
             ),
         )
+
+
+def _certificate(caller: Caller) -> PeerCertificate:
+    if caller.certificate is None:
+        raise TransportError("this service needs an operator's certificate")
+    return caller.certificate
+
+
+def _reason(text: str) -> str:
+    if len(text) > _MAX_REASON_CHARS:
+        raise ConfigError(f"at most {_MAX_REASON_CHARS} characters", key="reason")
+    return text
+
+
+def _operator(one: Operator) -> pb.OperatorState:
+    return pb.OperatorState(
+        name=one.name,
+        serial=one.serial,
+        key_thumbprint=one.thumbprint,
+        expires_unix_ms=int(one.expires.timestamp() * 1000),
+        by=one.by,
+        revoked=one.revoked,
+        reason=one.reason,
+    )
+
+
+def _exclusion(one: Exclusion) -> pb.Exclusion:
+    return pb.Exclusion(
+        site=one.site,
+        client=one.client,
+        until_unix_ms=int(one.until.timestamp() * 1000) if one.until else 0,
+        reason=one.reason,
+        operator=one.operator,
+    )
 
 
 def _bounded_policy(policy_toml: str) -> None:

@@ -97,7 +97,7 @@ def _with(file: str, table: dict[str, Any], /, **changes: Any) -> Callable[[Path
 
 _BINARY = b"\x7fELF\0\xff\xfe" * 50
 _VALIDATE = ("fedlearn", "job", "validate")
-_INIT = ("fedlearn-server", "init")
+_INIT = ("fedlearn-server", "init", "--insecure-operator-key-here")
 _CHECK = ("fedlearn-server", "check")
 _RUN = ("fedlearn-server", "run")
 _EDGE = ("fedlearn-edge", "check")
@@ -252,6 +252,19 @@ FLAGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "init in a full place": (("fedlearn", "job", "init", "."), ("",)),
     "job's name": (("fedlearn", "job", "init", "new", "--name", "Not OK"), ("name",)),
     "server elsewhere": (("fedlearn-server", "run", "--config", "no.toml"), ("no.toml",)),
+    "no operator's request": (("fedlearn-server", "init"), ("--operator-csr", "operator request")),
+    "operator's request": (
+        ("fedlearn-server", "init", "--operator-csr", "nowhere.csr"),
+        ("nowhere.csr",),
+    ),
+    "operator's pin": (("fedlearn", "operator", "login", "x", "--ca-pin", "12"), ("--ca-pin",)),
+    "operator's answer": (
+        ("fedlearn", "operator", "login", "nowhere.toml", "--operator", "new"),
+        ("operator request",),
+    ),
+    "operator nobody": (("fedlearn", "operator", "revoke"), ("NAME",)),
+    "until": (("fedlearn", "job", "revoke", "j", "--site", "a", "--until", "soon"), ("soon",)),
+    "no site": (("fedlearn", "job", "readmit", "j"), ("--site",)),
     "trust domain": (
         ("fedlearn-server", "init", "--config", "new.toml", "--trust-domain", "A B",
          "--insecure-development"),

@@ -44,7 +44,7 @@ def _updates(job: Any, round_: int) -> dict[str, list[bool]]:
 def test_a_revoked_client_is_out_and_its_update_with_it(shared):
     job = shared.job("revoked", **_slow()).submit()
     job.wait_for("update.received", round=2, site="site-a")
-    shared.operator.revoke_client(job.name, "site-a", "seen on another machine")
+    shared.operator.revoke_client(job.name, "site-a", "seen on another machine", once=True)
     job.finish()
     (entry,) = [e for e in job.ledger("revocation") if "another machine" in e["reason"]]
     assert entry["site"] == "site-a"

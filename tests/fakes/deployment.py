@@ -32,6 +32,7 @@ from server.admission import (
 )
 from server.challenges import Limits
 from server.enrollment import SiteRegister
+from server.operators import OperatorRegister
 from server.pki import CertificateAuthority, spki
 from server.proof import CoordinatorProof
 
@@ -149,6 +150,9 @@ class Deployment:
             clock=self.clock,
             record=self.record,
         )
+        self.operators = OperatorRegister(
+            ca=self.ca, entries=(), record=self.record, clock=self.clock
+        )
         self.site_keys = {name: self.enroll(name) for name in ("site-a", "site-b")}
         self.register = AdmissionRegister()
         self.gate = AdmissionGate(
@@ -217,6 +221,11 @@ value = "{coordinator.hex()}"
         token = self.sites.create_token(name, needs_approval=False)
         self.sites.enroll(token.encode(), new_csr(key))
         return key
+
+    def operator(self, name: str = "alice") -> tuple[bytes, ec.EllipticCurvePrivateKey]:
+        """Let an operator in; return its chain (PEM) and its key."""
+        key = new_key()
+        return self.operators.add(name, new_csr(key))[1].chain_pem, key
 
     def client(
         self,

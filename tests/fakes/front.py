@@ -41,7 +41,8 @@ class RememberingCoordinator:
         return JobView(name="alpha", id="1", status="pending", rounds=3, sites=("site-a",))
 
     def list_jobs(self) -> list[JobView]:
-        return [JobView(name="alpha", id="1", status="running", round=1, rounds=3)]
+        sites = ("site-a", "site-b")
+        return [JobView(name="alpha", id="1", status="running", round=1, rounds=3, sites=sites)]
 
     def get_job(self, name: str) -> JobView:
         if name != "alpha":
@@ -113,6 +114,7 @@ class Front:
             gate=deployment.gate,
             proof=deployment.proof,
             sites=deployment.sites,
+            operators=deployment.operators,
             coordinator=self.coordinator,
             welcome=welcome,
             clock=deployment.clock,

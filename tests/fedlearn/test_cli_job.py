@@ -214,14 +214,17 @@ def test_status_cancel_and_resume(deployment: Deployment, job: Path) -> None:
 
 def test_a_client_is_revoked_with_a_reason(deployment: Deployment, job: Path) -> None:
     deployment.run("job", "submit", job)
-    done = deployment.run("job", "revoke", "heart", "site-a", "--reason", "stolen disk")
+    done = deployment.run("job", "revoke", "heart", "--site", "site-a", "--reason", "stolen disk")
     assert "site-a" in done.stdout
     (request,) = deployment.coordinator.revoked
     assert (request.job, request.site, request.reason) == ("heart", "site-a", "stolen disk")
+    assert (request.client, request.once, request.until_unix_ms) == ("", False, 0)
 
 
 @pytest.mark.parametrize(
-    "words", [("heart", "Site A"), ("nobody", "site-a"), ("heart",)], ids=["site", "job", "few"]
+    "words",
+    [("heart", "--site", "Site A"), ("nobody", "--site", "site-a"), ("heart",)],
+    ids=["site", "job", "few"],
 )
 def test_a_revocation_that_is_wrong_revokes_nobody(
     deployment: Deployment, job: Path, words: tuple[str, ...]

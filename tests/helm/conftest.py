@@ -22,6 +22,16 @@ DIGEST: Final = "sha256:" + "ab" * 32
 
 Object = dict[str, Any]
 
+REQUEST: Final = """\
+-----BEGIN CERTIFICATE REQUEST-----
+MIHKMHICAQAwEDEOMAwGA1UEAwwFYWxpY2UwWTATBgcqhkjOPQIBBggqhkjOPQMB
+BwNCAAQkBypW5y5qdh6tOl+/63iJlKFVioa71yLflCHPdPUvUoyKckmkcG36fV1H
+mZOVbdmbjvz3+A11l7LYKpozMrvAoAAwCgYIKoZIzj0EAwIDSAAwRQIhAIXJcgO8
+mcGlEOOWT58Tc+je+NhGxcgExRuHTNdbPthNAiBQ1J6T/2UAgFU5jtXxsvNvrkXO
+ZcLxQ4c/8oz+wPdmfA==
+-----END CERTIFICATE REQUEST-----
+"""
+
 LEAST: Final[dict[str, Object]] = {
     "fedlearn-server": {
         "image": {"digest": DIGEST},
@@ -30,6 +40,7 @@ LEAST: Final[dict[str, Object]] = {
             "keys": {"protect": ["passphrase"]},
         },
         "keys": {"passphrase": {"existingSecret": "root"}},
+        "operator": {"csr": REQUEST},
     },
     "fedlearn-edge": {
         "site": {"name": "hospital-a"},

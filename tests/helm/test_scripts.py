@@ -64,6 +64,15 @@ def place(tmp_path: Path, fake: Callable[[str], Any]) -> Path:
     return tmp_path
 
 
+def _control_on_a_known_port(place: Path) -> None:
+    """Give control the port that was reserved for the metrics, which are off then."""
+    control = f'control = "127.0.0.1:{(place / "port").read_text()}"'
+    for name in ("init.toml", "server.toml"):
+        file = place / "etc" / name
+        kept = file.read_text().partition("[metrics]")[0]
+        file.write_text(kept.replace('control = "127.0.0.1:0"', control))
+
+
 def _establish(place: Path, path: str = PATH) -> subprocess.CompletedProcess[str]:
     environment = {
         "PATH": path,
@@ -130,9 +139,44 @@ def test_first_start_keeps_the_login_in_memory_and_the_rest_sealed(place: Path) 
         port = (place / "port").read_text()
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
             counts = answer.read().decode()
-        assert "\nfedlearn_ledger_entries 1\n" in counts
+        assert "\nfedlearn_ledger_entries 2\n" in counts
         assert '\nfedlearn_sites{status="active"} 0\n' in counts
         assert '\nfedlearn_jobs{status="running"} 0\n' in counts
+
+
+@pytest.mark.e2e
+def test_a_first_start_answers_a_request_and_never_has_the_operators_key(place: Path) -> None:
+    request = ["fedlearn", "operator", "request", "alice", "--operator", str(place / "alice")]
+    environment = {**os.environ, "PATH": PATH}
+    subprocess.run(request, check=True, capture_output=True, env=environment)
+    shutil.copy(place / "alice/operator.csr", place / "etc/operator.csr")
+    _control_on_a_known_port(place)
+    done = _establish(place)
+    assert done.returncode == 0, done.stderr
+    answer = place / "operator.toml"
+    answer.write_text(done.stdout)
+    assert not (place / "memory/operator").exists()
+    for volume in ("disk", "memory"):
+        for path in (place / volume).rglob("*"):
+            assert not path.is_file() or b"PRIVATE KEY" not in path.read_bytes(), path
+    # The answer is there at every start, and is all that there is to read.
+    assert _establish(place).stdout == done.stdout
+    login = ["fedlearn", "operator", "login", str(answer), "--operator", str(place / "alice")]
+    subprocess.run(login, check=True, capture_output=True, env=environment)
+    with _coordinator(place):
+        listed = ["fedlearn", "site", "list", "--json", "--operator", str(place / "alice")]
+        said = subprocess.run(listed, check=True, capture_output=True, env=environment)
+        assert json.loads(said.stdout) == {"sites": []}
+
+
+@pytest.mark.e2e
+def test_a_first_start_refuses_a_request_that_is_none(place: Path) -> None:
+    (place / "etc/operator.csr").write_text("-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n")
+    done = _establish(place)
+    assert done.returncode != 0
+    assert "not a certification request" in done.stderr
+    assert not any((place / "disk").iterdir())
+    assert not (place / "memory/operator").exists()
 
 
 @pytest.mark.e2e

@@ -35,6 +35,13 @@ def _schema(chart: str) -> dict[str, Any]:
         (SERVER, {"image": {"digest": "latest"}}, "at '/image/digest': 'latest' does not match"),
         (SERVER, {"image": {"tag": "v1"}}, "'tag' not allowed"),
         (SERVER, {"config": {"trust_domain": "Hospitals"}}, "at '/config/trust_domain'"),
+        (
+            SERVER,
+            {"operator": {"csr": ""}},
+            "operator.csr: the first operator's request is missing",
+        ),
+        (SERVER, {"operator": {"csr": "-----BEGIN PRIVATE KEY-----"}}, "at '/operator/csr'"),
+        (SERVER, {"operator": {"key": "x"}}, "'key' not allowed"),
         (SERVER, {"config": {"keys": {"protect": []}}}, "at '/config/keys/protect'"),
         (SERVER, {"config": {"keys": {"protect": ["plain"]}}}, "'insecure-plain-key-file'"),
         (SERVER, {"config": {"limits": {"update_mb": 5}}}, "'update_mb' not allowed"),
@@ -182,6 +189,20 @@ def test_examples_make_configurations_that_load(helm: Any, path: Path, tmp_path:
         assert _server(rendered, tmp_path).trust_domain
     else:
         assert _site(rendered, tmp_path).launcher.kind == "kubernetes"
+
+
+def test_the_first_operators_request_reaches_the_pod_and_is_asked_for_once(
+    render: Callable[..., Any], tmp_path: Path
+) -> None:
+    data = render(SERVER).one("ConfigMap", "here")["data"]
+    assert data["operator.csr"].startswith("-----BEGIN CERTIFICATE REQUEST-----\n")
+    none = {"operator": {"csr": ""}}
+    assert (
+        "operator.csr"
+        not in render(SERVER, none, more=["--is-upgrade"]).one("ConfigMap", "here")["data"]
+    )
+    here = {"operator": {"csr": "", "insecureKeyInPod": True}}
+    assert "operator.csr" not in render(SERVER, here).one("ConfigMap", "here")["data"]
 
 
 # --- the schema knows every key -----------------------------------------------------------

@@ -16,7 +16,7 @@ from attestation.policy import AppraisalPolicy
 from attestation.policysign import operator_key_digest, sign_policy
 from edge.identity import SiteIdentity
 from fedlearn.cli import main
-from fedlearn.errors import ConfigError, JobError, TransportError
+from fedlearn.errors import AdmissionDenied, ConfigError, JobError, TransportError
 from fedlearn.join import JoinToken
 from fedlearn.login import OperatorLogin
 from fedlearn.wire.failure import Unreachable
@@ -27,14 +27,11 @@ from fedlearn.wire.operator import OperatorClient
 def login(front: Any, fakes: Any, tmp_path: Path) -> Path:
     """An operator's login for ``front``."""
     parts = fakes("deployment")
-    key = parts.new_key()
-    issued = front.deployment.ca.issue_operator(
-        parts.new_csr(key), name="alice", now=front.deployment.clock()
-    )
+    chain, key = front.deployment.operator()
     OperatorLogin(
         address=front.control,
         ca=front.deployment.ca.certificate_pem,
-        chain=issued.chain_pem,
+        chain=chain,
         key=parts.key_pem(key),
     ).save(tmp_path / "operator")
     return tmp_path / "operator"
@@ -75,14 +72,50 @@ def test_errors_come_back_as_they_were_raised(operator: Any) -> None:
     with pytest.raises(ConfigError, match="at most"):
         operator.submit_job(job_toml="", bundle=bytes(65 * 1024 * 1024), policy_toml="")
     with pytest.raises(ConfigError, match="no live client"):
-        operator.revoke_client("alpha", "site-a", "why")
+        operator.revoke_client("alpha", "site-a", "why", once=True)
 
 
-def test_a_client_is_revoked(front: Any, operator: Any) -> None:
+def test_a_client_is_revoked_once_and_comes_back(front: Any, operator: Any) -> None:
     front.deployment.admit(front.deployment.client())
-    operator.revoke_client("alpha", "site-a", "lost trust")
+    operator.revoke_client("alpha", "site-a", "lost trust", once=True)
     assert front.deployment.last("revocation")["reason"] == "lost trust (operator alice)"
     assert front.deployment.nodes.alive == {}
+    assert front.deployment.admit(front.deployment.client())
+
+
+def test_a_site_is_kept_out_until_it_is_readmitted(front: Any, operator: Any) -> None:
+    deployment = front.deployment
+    deployment.admit(deployment.client())
+    operator.revoke_client("alpha", "site-a", "seen elsewhere")
+    assert deployment.last("revocation")["reason"] == "seen elsewhere (operator alice)"
+    assert deployment.nodes.alive == {}
+    with pytest.raises(AdmissionDenied, match="excluded from job alpha by operator alice"):
+        deployment.admit(deployment.client())
+    (shown,) = operator.get_job("alpha").exclusions
+    assert (shown.site, shown.client, shown.until) == ("site-a", "", None)
+    assert (shown.reason, shown.operator) == ("seen elsewhere", "alice")
+    operator.readmit_client("alpha", "site-a")
+    assert deployment.last("exclusion")["change"] == "lifted"
+    assert operator.get_job("alpha").exclusions == ()
+    assert deployment.admit(deployment.client())
+
+
+def test_a_revocation_that_cannot_be_is_refused(front: Any, operator: Any) -> None:
+    with pytest.raises(JobError, match="no job nope"):
+        operator.revoke_client("nope", "site-a", "why")
+    with pytest.raises(ConfigError, match="site-z does not take part in job alpha"):
+        operator.revoke_client("alpha", "site-z", "why")
+    with pytest.raises(ConfigError, match="client"):
+        operator.revoke_client("alpha", "site-a", "why", client="Not OK")
+    with pytest.raises(ConfigError, match="past"):
+        operator.revoke_client("alpha", "site-a", "why", until=datetime(2001, 1, 1, tzinfo=UTC))
+    with pytest.raises(ConfigError, match="no moment"):
+        operator.revoke_client("alpha", "site-a", "why", until=datetime(2900, 1, 1, tzinfo=UTC))
+    with pytest.raises(ConfigError, match="at most 500"):
+        operator.revoke_client("alpha", "site-a", "x" * 501)
+    with pytest.raises(ConfigError, match="site site-a is not excluded"):
+        operator.readmit_client("alpha", "site-a")
+    assert "exclusion" not in front.deployment.kinds()
 
 
 def test_a_coordinator_that_is_away_is_told_as_such(front: Any, operator: Any) -> None:
@@ -142,6 +175,107 @@ def test_a_site_is_invited_enrolled_approved_drained_and_removed(
     assert json.loads(out)["status"] == "removed"
     _, out, _ = run(capsys, "site", "list", *as_operator)
     assert "removed" in out
+
+
+def test_a_client_is_kept_out_and_readmitted_by_commands(
+    front: Any, login: Path, capsys: Any
+) -> None:
+    as_operator = ("--operator", str(login))
+    about = ("alpha", "--site", "site-a", "--client", "c1")
+    status, out, _ = run(
+        capsys, "job", "revoke", *about, "--until", "12h", "--reason", "odd", *as_operator
+    )
+    assert status == 0
+    assert "client c1 of site-a is out of alpha until" in out
+    assert "fedlearn job readmit alpha --site site-a --client c1" in out
+    with pytest.raises(AdmissionDenied, match="client c1 of site site-a is excluded"):
+        front.deployment.admit(front.deployment.client())
+    _, out, _ = run(capsys, "job", "status", "alpha", *as_operator)
+    assert re.search(r"out +client c1 of site-a until \S+: odd \(operator alice\)", out)
+    _, out, _ = run(capsys, "job", "status", "alpha", "--json", *as_operator)
+    (row,) = json.loads(out)["exclusions"]
+    assert (row["site"], row["client"], row["reason"]) == ("site-a", "c1", "odd")
+    assert datetime.fromisoformat(row["until"]) > datetime.now(UTC) + timedelta(hours=11)
+    assert "site-a is not excluded" in refused(
+        capsys, "job", "readmit", "alpha", "--site", "site-a", *as_operator
+    )
+    assert run(capsys, "job", "readmit", *about, *as_operator)[0] == 0
+    assert front.deployment.admit(front.deployment.client())
+    _, out, _ = run(
+        capsys, "job", "revoke", "alpha", "--site", "site-a", "--once", "--json", *as_operator
+    )
+    assert json.loads(out)["once"] is True
+
+
+def test_a_revocation_by_command_that_is_wrong_is_named(
+    front: Any, login: Path, capsys: Any
+) -> None:
+    as_operator = ("--operator", str(login))
+    revoke = ("job", "revoke", "alpha", "--site", "site-a", *as_operator)
+    assert "--site" in refused(capsys, "job", "revoke", "alpha", *as_operator)
+    for when in ("soon", "2030-01-31T12:00", "-3h", "0m", "12"):
+        assert "is no time" in refused(capsys, *revoke, "--until", when)
+    assert "past" in refused(capsys, *revoke, "--until", "2001-01-01T00:00Z")
+    assert "exclude each other" in refused(capsys, *revoke, "--until", "1h", "--once")
+    assert "not a name" in refused(capsys, *revoke, "--client", "../x")
+    assert "no live client" in refused(capsys, *revoke, "--once")
+    assert "exclusion" not in front.deployment.kinds()
+
+
+def test_an_operator_asks_is_added_logs_in_renews_and_is_revoked(
+    front: Any, login: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    as_alice, as_bob = ("--operator", str(login)), ("--operator", str(tmp_path / "bob"))
+    status, out, _ = run(capsys, "operator", "request", "bob", *as_bob)
+    assert status == 0
+    assert "fedlearn operator login FILE" in out
+    csr = tmp_path / "bob/operator.csr"
+    assert (tmp_path / "bob/operator.key").stat().st_mode & 0o777 == 0o600
+    assert "waits for its certificate" in refused(capsys, "site", "list", *as_bob)
+    _, out, _ = run(capsys, "operator", "add", "bob", str(csr), *as_alice)
+    pin = front.deployment.ca.key_digest.hex()
+    assert f"fedlearn operator login bob.toml --ca-pin {pin}" in out
+    assert "PRIVATE" not in (tmp_path / "bob.toml").read_text()
+    _, out, _ = run(capsys, "operator", "login", "bob.toml", "--ca-pin", pin, *as_bob)
+    assert f"logged in to {front.control}" in out
+    assert "alpha" in run(capsys, "job", "status", *as_bob)[1]
+    former = (tmp_path / "bob/operator.key").read_bytes()
+    _, out, _ = run(capsys, "operator", "renew", *as_bob)
+    assert "operator bob has a new key" in out
+    assert (tmp_path / "bob/operator.key").read_bytes() != former
+    assert "alpha" in run(capsys, "job", "status", *as_bob)[1]
+    _, out, _ = run(capsys, "operator", "list", "--json", *as_bob)
+    rows = [(o["name"], o["revoked"], o["reason"]) for o in json.loads(out)["operators"]]
+    assert sorted(rows) == [("alice", False, ""), ("bob", False, ""), ("bob", True, "renewed")]
+    _, out, _ = run(capsys, "operator", "revoke", "bob", "--reason", "left us", *as_alice)
+    assert "operator bob is out" in out
+    said = refused(capsys, "job", "status", *as_bob)
+    assert "operator bob was revoked: left us" in said
+    assert re.search(r"bob +revoked: left us", run(capsys, "operator", "list", *as_alice)[1])
+    assert "last operator" in refused(capsys, "operator", "revoke", "alice", *as_alice)
+
+
+def test_an_operator_command_that_is_wrong_is_named(
+    front: Any, login: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    as_alice = ("--operator", str(login))
+    assert "no name of an operator" in refused(capsys, "operator", "request", "Bob Smith")
+    assert "exists" in refused(capsys, "operator", "request", "bob", *as_alice)
+    assert "does not exist" in refused(capsys, "operator", "add", "bob", "none.csr", *as_alice)
+    key = login / "operator.key"
+    assert "private key" in refused(capsys, "operator", "add", "bob", str(key), *as_alice)
+    ca = login / "ca.pem"
+    assert "not a certification" in refused(capsys, "operator", "add", "bob", str(ca), *as_alice)
+    (tmp_path / "bob.toml").write_text("")
+    assert "--out" in refused(capsys, "operator", "add", "bob", str(ca), *as_alice)
+    assert "give a NAME" in refused(capsys, "operator", "revoke", *as_alice)
+    assert "give a NAME" in refused(capsys, "operator", "revoke", "b", "--serial", "1", *as_alice)
+    assert "SHA-256" in refused(capsys, "operator", "login", "x", "--ca-pin", "12", *as_alice)
+    assert "no request was made" in refused(capsys, "operator", "login", "x", *as_alice)
+    assert [path.name for path in tmp_path.glob("*.toml")] == ["bob.toml"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["operator"]
 
 
 def test_a_policy_is_replaced_with_the_signature_that_lies_beside_it(

@@ -162,7 +162,7 @@ def coordinators(tmp_path: Path, fakes: Any) -> Iterator[Callable[[], Coordinato
     )
     settings = ServerConfig.load(tmp_path / "server.toml")
     assert settings.trust.policy_keys == (DIGEST,)
-    establish(settings, now=datetime.now(UTC), control_address="127.0.0.1:1")
+    establish(settings, now=datetime.now(UTC), control_address="127.0.0.1:1", operator_csr=None)
     closing: list[Callable[[], object]] = []
 
     def stop() -> None:

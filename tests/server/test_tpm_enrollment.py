@@ -466,14 +466,11 @@ def test_the_operator_is_shown_the_tpm(
     from fedlearn.cli import main
     from fedlearn.login import OperatorLogin
 
-    key = parts.new_key()
-    issued = front.deployment.ca.issue_operator(
-        parts.new_csr(key), name="alice", now=front.deployment.clock()
-    )
+    chain, key = front.deployment.operator()
     OperatorLogin(
         address=front.control,
         ca=front.deployment.ca.certificate_pem,
-        chain=issued.chain_pem,
+        chain=chain,
         key=parts.key_pem(key),
     ).save(tmp_path / "operator")
 

@@ -1,0 +1,182 @@
+"""``fedlearn-server init``: the first operator's key stays with the operator. Real commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from fedlearn.cli import main as fedlearn
+from fedlearn.cli.federation import free_port
+from fedlearn.login import OperatorLogin
+from fedlearn.wire.operator import OperatorClient
+from server.config import ServerConfig
+from server.main import main as server
+from server.service import serve
+
+CONFIG = """\
+state = "state"
+trust_domain = "test.example"
+[listen]
+gate = "127.0.0.1:0"
+control = "127.0.0.1:{port}"
+fleet = "127.0.0.1:0"
+[keys]
+protect = ["passphrase"]
+passphrase_file = "passphrase"
+[attester]
+kind = "insecure-sample"
+key = "sample.key"
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "server.toml").write_text(CONFIG.format(port=free_port()))
+    (tmp_path / "passphrase").write_text("correct horse battery staple\n")
+    key = ec.generate_private_key(ec.SECP256R1())
+    (tmp_path / "sample.key").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return tmp_path
+
+
+def run(*arguments: str, command: Any = server) -> Result:
+    return CliRunner().invoke(command, list(arguments), catch_exceptions=False)
+
+
+def operator(*arguments: str) -> Result:
+    return run("operator", *arguments, command=fedlearn)
+
+
+def refused(result: Result, *words: str) -> None:
+    assert result.exit_code != 0, result.output
+    assert "Traceback" not in result.output
+    for word in words:
+        assert word in result.output, result.output
+
+
+def test_the_first_operators_key_is_never_at_the_coordinator(place: Path) -> None:
+    assert operator("request", "alice", "--operator", "mine").exit_code == 0
+    done = run("init", "--operator-csr", "mine/operator.csr", "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["operator"] == "state/operator.toml"
+    for path in (place / "state").rglob("*"):
+        assert path.is_dir() or b"PRIVATE KEY" not in path.read_bytes(), path
+    assert not (place / "state/operator").exists()
+
+    login = ("login", "state/operator.toml", "--operator", "mine")
+    refused(operator(*login, "--ca-pin", "0" * 64), "the CA is", told["ca_pin"])
+    with serve(ServerConfig.load(place / "server.toml")) as service:
+        done = operator(*login, "--ca-pin", told["ca_pin"])
+        assert done.exit_code == 0, done.output
+        done = operator("list", "--operator", "mine", "--json")
+        (row,) = json.loads(done.stdout)["operators"]
+        assert (row["name"], row["by"], row["revoked"]) == ("alice", "(coordinator)", False)
+        entries = list(service.home.ledger.entries(kind="operator"))
+    assert [(e.body["operator"], e.body["change"]) for e in entries] == [("alice", "added")]
+
+
+def test_a_key_at_the_coordinator_is_asked_for_by_name(place: Path) -> None:
+    refused(run("init"), "--operator-csr", "fedlearn operator request NAME")
+    assert not (place / "state").exists()
+    both = ("--operator-csr", "x.csr", "--insecure-operator-key-here")
+    refused(run("init", *both), "exclude each other")
+    done = run("init", "--insecure-operator-key-here")
+    assert done.exit_code == 0
+    assert "INSECURE" in done.output
+    assert OperatorLogin.load(place / "state/operator").key.startswith(b"-----BEGIN PRIVATE")
+
+
+def _csr(key: Any, name: x509.Name, uri: str = "") -> bytes:
+    builder = x509.CertificateSigningRequestBuilder().subject_name(name)
+    if uri:
+        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
+        builder = builder.add_extension(names, critical=False)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def _tampered(pem: bytes) -> bytes:
+    der = bytearray(x509.load_pem_x509_csr(pem).public_bytes(serialization.Encoding.DER))
+    der[-1] ^= 1
+    return x509.load_der_x509_csr(bytes(der)).public_bytes(serialization.Encoding.PEM)
+
+
+ALICE = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "alice")])
+P256 = ec.generate_private_key(ec.SECP256R1())
+BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
+    "no file": (lambda: b"", "not a certification request"),
+    "no PEM": (lambda: b"\x30\x82", "not a certification request"),
+    "RSA of 1024 bits": (
+        lambda: _csr(rsa.generate_private_key(public_exponent=65537, key_size=1024), ALICE),
+        "another kind of key",
+    ),
+    "P-384": (
+        lambda: _csr(ec.generate_private_key(ec.SECP384R1()), ALICE),
+        "another kind of key",
+    ),
+    "tampered": (lambda: _tampered(_csr(P256, ALICE)), "not signed by its own key"),
+    "nobody": (lambda: _csr(P256, x509.Name([])), "names no operator"),
+    "a site": (lambda: _csr(P256, ALICE, "spiffe://test.example/site/a"), "asks for the identity"),
+    "a client": (
+        lambda: _csr(P256, ALICE, "spiffe://test.example/job/j/site/a/client/c"),
+        "asks for the identity",
+    ),
+    "a key": (
+        lambda: P256.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+        "holds a private key",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(BROKEN))
+def test_a_request_that_is_none_establishes_nothing(place: Path, case: str) -> None:
+    make, why = BROKEN[case]
+    (place / "alice.csr").write_bytes(make())
+    refused(run("init", "--operator-csr", "alice.csr"), why)
+    assert not (place / "state").exists()
+
+
+def test_an_operator_is_let_in_where_none_is_left(place: Path) -> None:
+    operator("request", "alice", "--operator", "alice")
+    operator("request", "bob", "--operator", "bob")
+    assert run("init", "--operator-csr", "alice/operator.csr").exit_code == 0
+    taken = run("operator", "alice", "bob/operator.csr", "--out", "bob.toml")
+    refused(taken, "the request is for bob, not for alice")
+    refused(run("operator", "alice", "alice/operator.csr"), "used for operator alice before")
+    assert not (place / "alice.toml").exists()
+    done = run("operator", "bob", "bob/operator.csr")
+    assert done.exit_code == 0, done.output
+    with serve(ServerConfig.load(place / "server.toml")):
+        done = operator("login", "bob.toml", "--operator", "bob")
+        assert done.exit_code == 0, done.output
+        login = OperatorLogin.load(place / "bob")
+        with OperatorClient(
+            address=login.address, ca=login.ca, chain=login.chain, key=login.key
+        ) as client:
+            assert [one.name for one in client.list_operators()] == ["alice", "bob"]
+            client.revoke_operator(name="alice", reason="lost the key")
+    # It is in the ledger, so that the next start knows.
+    with serve(ServerConfig.load(place / "server.toml")) as service:
+        with OperatorClient(
+            address=service.control_address, ca=login.ca, chain=login.chain, key=login.key
+        ) as client:
+            standing = {one.name: one.revoked for one in client.list_operators()}
+        assert standing == {"alice": True, "bob": False}
