@@ -149,7 +149,7 @@ class TpmQuote:
         area = None
         if ak[:2] in (b"\x00\x01", b"\x00\x23"):
             area = PublicArea.parse(ak)
-        elif ak[:1] == b"\x00":
+        elif ak[:1] == b"\x00" or int.from_bytes(ak[:2], "big") == len(ak) - 2:
             area = PublicArea.parse_sized(ak)
         return _build(statement, fields, area, None if area else load_public_key(ak, "ak"))
 

@@ -4,6 +4,11 @@ PCR values come either bare and concatenated (``-F values``) or in the tool's ow
 (``-F serialized``, its default): the C structures of a little-endian machine, a
 ``TPML_PCR_SELECTION`` of 132 bytes, a u32 count, and that many ``TPML_DIGEST`` of 532 bytes,
 each a u32 count and eight slots of u16 length and 64 bytes.
+
+The attestation key comes in PEM, in DER, or as the TPM's own description of it. Of a primary
+key the signed statement proves that description. ``tpm2_createak`` makes the key a child of the
+endorsement key instead, whose name is not here, so that nothing proves it: such a key must
+be described as one that TPMs restrict, and counts as its public key alone, like one in PEM.
 """
 
 from __future__ import annotations
@@ -13,7 +18,13 @@ from collections.abc import Sequence
 from typing import Final, TypedDict
 
 from attestation.errors import EvidenceError
-from attestation.quotes.tpm_structures import PublicArea, QuoteStatement, load_public_key
+from attestation.quotes.tpm_structures import (
+    ObjectAttribute,
+    PublicArea,
+    QuoteStatement,
+    load_public_key,
+    qualify,
+)
 
 __all__ = ["Pieces", "sort_pieces"]
 
@@ -22,6 +33,17 @@ _SELECTION_BYTES: Final = 132
 _SLOTS: Final = 8
 _SLOT: Final = struct.Struct("<H64s")
 _LIST_BYTES: Final = 4 + _SLOTS * _SLOT.size
+_KEY_TYPES: Final = (b"\x00\x01", b"\x00\x23")
+_HIERARCHIES: Final = tuple(
+    handle.to_bytes(4, "big") for handle in (0x40000001, 0x4000000B, 0x4000000C)
+)
+_RESTRICTED: Final = (
+    ObjectAttribute.FIXED_TPM
+    | ObjectAttribute.FIXED_PARENT
+    | ObjectAttribute.SENSITIVE_DATA_ORIGIN
+    | ObjectAttribute.RESTRICTED
+    | ObjectAttribute.SIGN
+)
 _SIGNATURE_IDS: Final = (b"\x00\x14", b"\x00\x16", b"\x00\x18")
 
 
@@ -56,7 +78,7 @@ def sort_pieces(statement: QuoteStatement, pieces: Sequence[bytes]) -> Pieces:
             )
     return Pieces(
         signature=found["quote signature"],
-        ak=found["attestation key"],
+        ak=_key(found["attestation key"], statement),
         pcr_values=found.get("file of PCR values", b""),
         ek_certificate=found.get("EK certificate", b""),
     )
@@ -78,12 +100,36 @@ def _recognise(piece: bytes, statement: QuoteStatement) -> tuple[str, bytes]:
 
 
 def _is_key(piece: bytes) -> bool:
-    parse = PublicArea.parse if piece[:1] == b"\0" else lambda data: load_public_key(data, "ak")
     try:
-        parse(piece)
+        if _area(piece) is None:
+            load_public_key(piece, "ak")
     except EvidenceError:
         return False
     return True
+
+
+def _area(piece: bytes) -> PublicArea | None:
+    """Return what a ``TPMT_PUBLIC`` or ``TPM2B_PUBLIC`` says; ``None`` for another file."""
+    if piece[:2] in _KEY_TYPES:
+        return PublicArea.parse(piece)
+    if int.from_bytes(piece[:2], "big") == len(piece) - 2:
+        return PublicArea.parse_sized(piece)
+    return None
+
+
+def _key(piece: bytes, statement: QuoteStatement) -> bytes:
+    """Return the key as it counts; see the module."""
+    area = _area(piece)
+    if area is None:
+        return piece
+    primary = {qualify(area.name_hash, handle + area.name) for handle in _HIERARCHIES}
+    if statement.signer in primary:
+        return piece
+    if area.attributes & (_RESTRICTED | ObjectAttribute.DECRYPT) != _RESTRICTED:
+        raise EvidenceError(
+            "is not a restricted signing key that is fixed to its TPM", field="attestation key"
+        )
+    return area.spki
 
 
 def _unserialize(piece: bytes, statement: QuoteStatement) -> bytes | None:

@@ -28,10 +28,12 @@ from attestation.errors import (
     BindingError,
     EndorsementError,
     EventLogError,
+    EvidenceError,
     SignatureError,
 )
 from attestation.eventlog import EventLog
 from attestation.evidence import Claims, Evidence, Tee
+from attestation.quotes.tpm_structures import ObjectAttribute, PublicArea
 from attestation.runtime_events import Measurement, record
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
@@ -319,6 +321,42 @@ def test_the_files_of_tpm2_quote_verify_as_they_are(
     claims = check(evidence, attester, bound)
     assert claims.measurements["pcr.14"] == bytes(32)
     assert claims.measurements["pcr.1.sha384"] == bytes(48)
+
+
+@pytest.mark.parametrize(("algorithm", "scheme"), [("ecc", "ecdsa"), ("rsa", "rsassa")])
+def test_a_key_that_tpm2_createak_made_counts_as_its_public_key(
+    fresh_tpm: SoftwareTpm, paper_tpm: ModuleType, algorithm: str, scheme: str
+) -> None:
+    bound = paper_tpm.binding()
+    with Tpm2Tools(fresh_tpm.tcti).workspace(objects=True) as work:
+        work.run("createek", "-Q", "-c", "ek.ctx", "-G", algorithm, "-u", "ek.pub")
+        work.run("flushcontext", "-t")
+        signing = ("-G", algorithm, "-g", "sha256", "-s", scheme)
+        work.run("createak", "-Q", "-C", "ek.ctx", "-c", "ak.ctx", *signing, "-u", "ak.pub")
+        work.run("flushcontext", "-t")
+        work.run(
+            *("quote", "-Q", "-c", "ak.ctx", "-l", "sha256:0,1,2,3", "-m", "message"),
+            *("-q", bound.qualifying_data().hex(), "-s", "sig", "-o", "pcrs"),
+        )
+        message, *beside = (work.read(name) for name in ("message", "sig", "pcrs", "ak.pub"))
+    area = PublicArea.parse_sized(beside[-1])
+    evidence = Evidence(tee=Tee.TPM, quote=message, endorsements=tuple(beside))
+    trust = TrustAnchors(tpm_aks=frozenset({area.digest}))
+    claims = verify(evidence, binding=bound, trust=trust, now=datetime.now(UTC))
+    assert claims.attributes["tpm.hierarchy"] == "unknown"
+    assert claims.hardware_id == area.digest
+    with pytest.raises(EndorsementError, match="neither proven"):
+        verify(evidence, binding=bound, trust=TrustAnchors(), now=datetime.now(UTC))
+    at = beside[-1].index(int(area.attributes).to_bytes(4, "big"))
+    loose = int(area.attributes & ~ObjectAttribute.RESTRICTED).to_bytes(4, "big")
+    beside[-1] = beside[-1][:at] + loose + beside[-1][at + 4 :]
+    with pytest.raises(EvidenceError, match="restricted signing key"):
+        verify(
+            replace(evidence, endorsements=tuple(beside)),
+            binding=bound,
+            trust=trust,
+            now=datetime.now(UTC),
+        )
 
 
 def test_a_handle_with_another_key_is_not_used(fresh_tpm: SoftwareTpm, tmp_path: Path) -> None:
