@@ -48,3 +48,15 @@ def puppets() -> Any:
 def puppet(shared: Any, puppets: Any) -> Any:
     """A site of ``shared`` whose client is the test."""
     return puppets.Puppet(shared)
+
+
+@pytest.fixture(scope="session")
+def envoys() -> Any:
+    """The module ``tests/fakes/envoy.py``."""
+    return load_fake("envoy")
+
+
+@pytest.fixture(scope="session")
+def helm() -> Path:
+    """Real helm."""
+    return Path(load_fake("cluster").assets()) / "helm"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from edge.labels import clients_of
 from edge.permissions import MACHINES_REQUIRED, NEVER, OPTIONAL, REQUIRED, Permission
 from fedlearn.spiffe import COORDINATOR_DNS
+from server.config import ServerConfig
 
 SERVER, EDGE = "fedlearn-server", "fedlearn-edge"
+NET = "10.0.0.0/8"
 LIFE = {"create", "get", "list", "watch", "delete"}
 READ = {"get", "list", "watch"}
 
@@ -267,8 +271,89 @@ def test_what_an_old_cluster_lacks_is_left_out(render: Callable[..., Any]) -> No
     assert render(SERVER, values, version="1.30.0").all("CronJob")
 
 
-def test_there_is_one_coordinator_and_no_autoscaler(render: Callable[..., Any]) -> None:
+def test_there_is_one_coordinator(render: Callable[..., Any]) -> None:
     rendered = render(SERVER, {"podDisruptionBudget": {"enabled": True}})
     assert rendered.one("StatefulSet")["spec"]["replicas"] == 1
     assert not rendered.all("HorizontalPodAutoscaler")
     assert rendered.one("PodDisruptionBudget")["spec"]["maxUnavailable"] == 0
+
+
+# --- the front ----------------------------------------------------------------------------
+
+FRONT = {"front": {"enabled": True, "image": {"digest": "sha256:" + "ef" * 32}}}
+PODS_OF_THE_FRONT = {
+    "app.kubernetes.io/name": "fedlearn-server-front",
+    "app.kubernetes.io/instance": "here",
+}
+
+
+def test_only_the_front_is_scaled(render: Callable[..., Any]) -> None:
+    rendered = render(SERVER, FRONT)
+    scaler = rendered.one("HorizontalPodAutoscaler")["spec"]
+    assert scaler["scaleTargetRef"]["kind"] == "Deployment"
+    assert scaler["scaleTargetRef"]["name"] == "here-front"
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (2, 6)
+    deployment = rendered.one("Deployment", "here-front")["spec"]
+    assert "replicas" not in deployment
+    assert deployment["selector"]["matchLabels"] == PODS_OF_THE_FRONT
+    assert rendered.one("StatefulSet")["spec"]["replicas"] == 1
+    budget = rendered.one("PodDisruptionBudget")["spec"]
+    assert budget["selector"]["matchLabels"] == PODS_OF_THE_FRONT
+    # Utilization is of what is requested, so there has to be a request.
+    (container,) = deployment["template"]["spec"]["containers"]
+    assert container["resources"]["requests"]["cpu"] == "500m"
+
+
+def test_a_front_of_fixed_size_or_on_an_old_cluster_has_no_autoscaler(
+    render: Callable[..., Any],
+) -> None:
+    fixed = render(SERVER, {"front": {**FRONT["front"], "replicas": {"min": 3, "max": 3}}})
+    assert not fixed.all("HorizontalPodAutoscaler")
+    assert fixed.one("Deployment", "here-front")["spec"]["replicas"] == 3
+
+
+def test_sites_reach_the_front_and_only_the_front_reaches_the_coordinator(
+    render: Callable[..., Any],
+) -> None:
+    rendered = render(SERVER, {**FRONT, "networkPolicy": {"from": [{"ipBlock": {"cidr": NET}}]}})
+    assert rendered.one("Service", "here")["spec"]["selector"] == PODS_OF_THE_FRONT
+    behind = rendered.one("Service", "here-behind")["spec"]
+    labels = rendered.one("StatefulSet")["spec"]["template"]["metadata"]["labels"]
+    assert behind["selector"].items() <= labels.items()
+    ingress = rendered.one("NetworkPolicy", "here")["spec"]["ingress"]
+    assert [rule["from"] for rule in ingress] == [
+        [{"podSelector": {"matchLabels": PODS_OF_THE_FRONT}}]
+    ]
+    front = rendered.one("NetworkPolicy", "here-front")["spec"]
+    assert front["podSelector"]["matchLabels"] == PODS_OF_THE_FRONT
+    assert [rule["from"] for rule in front["ingress"]] == [[{"ipBlock": {"cidr": NET}}]]
+    assert front["egress"][0]["to"] == [{"podSelector": {"matchLabels": behind["selector"]}}]
+
+
+def test_envoy_is_told_where_the_coordinator_is(render: Callable[..., Any]) -> None:
+    text = render(SERVER, FRONT).one("ConfigMap", "here-front")["data"]["envoy.yaml"]
+    resources = yaml.safe_load(text)["static_resources"]
+    assert {
+        cluster["name"]: cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"][
+            "address"
+        ]["socket_address"]
+        for cluster in resources["clusters"]
+    } == {
+        name: {"address": "here-behind.fedlearn.svc", "port_value": port}
+        for name, port in (("gate", 9443), ("control", 9444), ("fleet", 9445))
+    }
+
+
+def test_behind_the_front_an_address_stands_for_everybody(
+    render: Callable[..., Any], tmp_path: Path
+) -> None:
+    for limits, expected in (
+        ({}, (100.0, 4096)),
+        ({"requests_per_second": 50, "challenges": 99}, (50.0, 99)),
+        ({"requests_per_second_per_peer": 7, "challenges_per_peer": 3}, (7.0, 3)),
+    ):
+        rendered = render(SERVER, {**FRONT, "config": {"limits": limits}})
+        file = tmp_path / "server.toml"
+        file.write_text(rendered.one("ConfigMap", "here")["data"]["server.toml"])
+        found = ServerConfig.load(file).limits
+        assert (found.requests_per_second_per_peer, found.challenges_per_peer) == expected

@@ -70,6 +70,22 @@ MATRIX: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         {"mesh": "istio", "meshOptions": {"intercept": False}},
         (),
     ),
+    "server-front": (
+        "fedlearn-server",
+        {
+            "front": {
+                "enabled": True,
+                "image": {"digest": "sha256:" + "ef" * 32},
+                "nodeSelector": {"zone": "edge"},
+                "tolerations": [{"key": "edge", "operator": "Exists"}],
+                "priorityClassName": "high",
+            },
+            "image": {"pullSecrets": ["mirror"]},
+            "service": {"type": "LoadBalancer"},
+            "metrics": {"enabled": True},
+        },
+        MONITORING,
+    ),
     "server-linkerd": ("fedlearn-server", {"mesh": "linkerd"}, ()),
     "server-linkerd-aside": (
         "fedlearn-server",
@@ -220,7 +236,7 @@ def test_selectors_find_their_pods_and_nobody_elses(rendered: Any) -> None:
 
 def test_upgrades_change_nothing_that_cannot_change(helm: Any, tmp_path: Path) -> None:
     """Whatever the values, selectors, claims and names stay; so a release can be upgraded."""
-    fixed: dict[str, set[str]] = {}
+    fixed: dict[tuple[str, str], set[str]] = {}
     for chart, values, more in MATRIX.values():
         file = helm.values(chart, values, tmp_path)
         found = helm.template(chart, file, more=more)
@@ -228,13 +244,17 @@ def test_upgrades_change_nothing_that_cannot_change(helm: Any, tmp_path: Path) -
             for one in found.all(kind):
                 spec = one["spec"]
                 kept = {
-                    "name": one["metadata"]["name"],
                     "selector": spec["selector"],
                     "serviceName": spec.get("serviceName"),
                     "claims": [claim["metadata"] for claim in spec.get("volumeClaimTemplates", [])],
                 }
-                fixed.setdefault(chart, set()).add(json.dumps(kept, sort_keys=True))
-    assert {chart: len(kept) for chart, kept in fixed.items()} == dict.fromkeys(CHARTS, 1)
+                name = f"{kind}/{one['metadata']['name']}"
+                fixed.setdefault((chart, name), set()).add(json.dumps(kept, sort_keys=True))
+    assert {name: len(kept) for name, kept in fixed.items()} == {
+        ("fedlearn-server", "StatefulSet/here"): 1,
+        ("fedlearn-server", "Deployment/here-front"): 1,
+        ("fedlearn-edge", "Deployment/here"): 1,
+    }
     for kept in fixed.values():
         assert "helm.sh/chart" not in next(iter(kept)), "a label that changes with the version"
 

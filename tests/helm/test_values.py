@@ -50,6 +50,9 @@ def _schema(chart: str) -> dict[str, Any]:
         (SERVER, {"keys": {"recoveryKey": "-----BEGIN PRIVATE KEY-----"}}, "/keys/recoveryKey"),
         (SERVER, {"replicas": 2}, "'replicas' not allowed"),
         (SERVER, {"resources": {"memory": "8 gigs"}}, "at '/resources/memory'"),
+        (SERVER, {"front": {"enabled": True}}, "at '/front/image/digest'"),
+        (SERVER, {"front": {"replicas": {"min": 0}}}, "at '/front/replicas/min'"),
+        (SERVER, {"front": {"limits": {"rate": 5}}}, "'rate' not allowed"),
         (SERVER, {"mesh": "consul"}, "'none', 'istio', 'linkerd'"),
         (SERVER, {"tlsRoute": {"enabled": True}}, "/tlsRoute/gateway/name"),
         (SERVER, {"backup": {"schedule": "daily"}}, "at '/backup/schedule'"),
@@ -82,6 +85,13 @@ def test_a_tag_is_taken_where_it_is_called_insecure(render: Callable[..., Any]) 
     [
         ({"config": {"keys": {"protect": ["recovery-key"]}}}, "keys.recoveryKey"),
         ({"keys": {"passphrase": {"existingSecret": ""}}}, "keys.passphrase.existingSecret"),
+        (
+            {
+                "mesh": "istio",
+                "front": {"enabled": True, "image": {"digest": "sha256:" + 64 * "a"}},
+            },
+            "front.enabled: a mesh brings its own gateway",
+        ),
     ],
 )
 def test_what_belongs_together_is_asked_for_together(
@@ -181,16 +191,6 @@ def test_strings_cannot_write_more_toml(render: Callable[..., Any], tmp_path: Pa
     assert config.trust.collateral == (Path(path),)
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("helm/*/examples/*.yaml")), ids=lambda p: p.stem)
-def test_examples_make_configurations_that_load(helm: Any, path: Path, tmp_path: Path) -> None:
-    chart = path.parents[1].name
-    rendered = helm.template(chart, path)
-    if chart == SERVER:
-        assert _server(rendered, tmp_path).trust_domain
-    else:
-        assert _site(rendered, tmp_path).launcher.kind == "kubernetes"
-
-
 def test_the_first_operators_request_reaches_the_pod_and_is_asked_for_once(
     render: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -203,6 +203,16 @@ def test_the_first_operators_request_reaches_the_pod_and_is_asked_for_once(
     )
     here = {"operator": {"csr": "", "insecureKeyInPod": True}}
     assert "operator.csr" not in render(SERVER, here).one("ConfigMap", "here")["data"]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("helm/*/examples/*.yaml")), ids=lambda p: p.stem)
+def test_examples_make_configurations_that_load(helm: Any, path: Path, tmp_path: Path) -> None:
+    chart = path.parents[1].name
+    rendered = helm.template(chart, path)
+    if chart == SERVER:
+        assert _server(rendered, tmp_path).trust_domain
+    else:
+        assert _site(rendered, tmp_path).launcher.kind == "kubernetes"
 
 
 # --- the schema knows every key -----------------------------------------------------------

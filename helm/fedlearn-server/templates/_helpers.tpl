@@ -89,6 +89,17 @@ fleet: 9445
 {{- if has "passphrase" $config.keys.protect -}}
 {{- $_ := set $config.keys "passphrase_file" "/run/secrets/fedlearn/passphrase" -}}
 {{- end -}}
+{{- if $root.Values.front.enabled -}}
+{{- /* To the gate everybody has the front's address. */ -}}
+{{- $limits := $config.limits | default dict -}}
+{{- if not (hasKey $limits "requests_per_second_per_peer") -}}
+{{- $_ := set $limits "requests_per_second_per_peer" (get $limits "requests_per_second" | default 100) -}}
+{{- end -}}
+{{- if not (hasKey $limits "challenges_per_peer") -}}
+{{- $_ := set $limits "challenges_per_peer" (get $limits "challenges" | default 4096) -}}
+{{- end -}}
+{{- $_ := set $config "limits" $limits -}}
+{{- end -}}
 {{- if $root.Values.metrics.enabled -}}
 {{- $_ := set $config "metrics" (dict "listen" (printf "0.0.0.0:%d" (int $root.Values.metrics.port))) -}}
 {{- end -}}
