@@ -17,7 +17,7 @@ A document has these keys and no others, so that nothing in it can change unnoti
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -78,6 +78,7 @@ _SIGNATURE: Final = ((0x2A0, "r"), (0x2E8, "s"))
 _SCALAR_BYTES: Final = 72
 _OLD: Final = ("bootloader", "tee", "", "", "", "", "snp", "microcode")
 _TURIN: Final = ("fmc", "bootloader", "tee", "snp", "", "", "", "microcode")
+_RESERVED: Final = tuple(f"_reserved_{number}" for number in range(5))
 _MAY_LACK: Final = frozenset(
     {"cpuid_fam_id", "cpuid_mod_id", "cpuid_step", "launch_mit_vector", "current_mit_vector"}
 )
@@ -105,7 +106,7 @@ def parse_agent_document(data: bytes) -> AgentDocument:
     if len(data) > 2 * MAX_EVIDENCE_BYTES:
         raise EvidenceError(f"{len(data)} bytes are too many", field="document")
     try:
-        document = json.loads(data)
+        document = json.loads(data, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         raise EvidenceError("is not JSON", field="document") from None
     form = _form(document) if isinstance(document, dict) else None
@@ -133,6 +134,13 @@ def parse_agent_document(data: bytes) -> AgentDocument:
     raise EvidenceError("has not the keys of an agent's evidence", field="document")
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise EvidenceError("has a key twice", field="document")
+    return found
+
+
 def _form(document: Mapping[str, Any]) -> int | None:
     for number, (needed, allowed) in enumerate(_FORMS):
         if needed <= document.keys() <= needed | allowed:
@@ -155,6 +163,7 @@ def _report(fields: dict[str, Any]) -> bytes:
         for name in ("current", "committed")
         for part, value in _object(fields.get(name, {}), name).items()
     }
+    known |= {name for name in _MAY_LACK if name in fields}
     for offset, size, names in _NUMBERS:
         name = next((item for item in names if item in flat), names[0])
         value = flat.get(name)
@@ -174,27 +183,27 @@ def _report(fields: dict[str, Any]) -> bytes:
     for offset, name in _SIGNATURE:
         scalar = _sized(signature.get(name), _SCALAR_BYTES, f"signature.{name}")
         report[offset : offset + _SCALAR_BYTES] = scalar
-    _unused(fields, known | {"signature", "current", "committed"}, "report")
-    _unused(signature, {"r", "s"}, "signature")
+    _check_keys(fields, known | {"signature", "current", "committed"}, _RESERVED, "report")
+    _check_keys(signature, {"r", "s"}, ("_reserved",), "signature")
     return bytes(report)
 
 
 def _tcb(versions: dict[str, Any], where: str) -> bytes:
     order = _OLD if versions.get("fmc") is None else _TURIN
-    _unused(versions, {*order, "fmc"}, where)
+    _check_keys(versions, {*order, "fmc"}, ("_reserved",), where)
     found = [versions.get(name) if name else 0 for name in order]
     if not all(isinstance(item, int) and 0 <= item < 256 for item in found):
         raise EvidenceError("must be numbers of one byte", field=where)
     return bytes(item for item in found if item is not None)
 
 
-def _unused(fields: Mapping[str, Any], known: set[str], where: str) -> None:
-    """Refuse what has no place in the report, unless it is reserved and zero."""
+def _check_keys(
+    fields: Mapping[str, Any], known: set[str], reserved: Sequence[str], where: str
+) -> None:
+    """Refuse what has no place in the report, and what is reserved and not zero."""
     for name, value in fields.items():
-        if name in known or value is None:
-            continue
         zero = not any(value) if isinstance(value, list) else value == 0
-        if not (name.startswith("_") and zero):
+        if name not in known and not (name in reserved and zero):
             raise EvidenceError("has no place in a report", field=f"{where}.{name[:64]}")
 
 

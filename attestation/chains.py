@@ -103,7 +103,10 @@ def _load(der: bytes) -> Certificate:
     with _WARNINGS, warnings.catch_warnings():
         # AMD gives its VCEKs the serial number 0, which RFC 5280 does not allow.
         warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        # Of a name that is malformed it warns when the name is first asked for.
+        warnings.simplefilter("ignore", UserWarning)
         parsed = x509.load_der_x509_certificate(der)
+        subject, issuer = parsed.subject, parsed.issuer
         key = parsed.public_key()
         listed = list(parsed.extensions)
     if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
@@ -116,8 +119,8 @@ def _load(der: bytes) -> Certificate:
     return Certificate(
         der=der,
         parsed=parsed,
-        subject=parsed.subject,
-        issuer=parsed.issuer,
+        subject=subject,
+        issuer=issuer,
         start=parsed.not_valid_before_utc,
         end=parsed.not_valid_after_utc,
         authority=bool(constraints and constraints[0].ca)

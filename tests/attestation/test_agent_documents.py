@@ -81,7 +81,8 @@ def fields(report: bytes, *, old: bool = False) -> dict[str, Any]:
         values = {part: report[at + offset] for part, offset in parts.items()}
         found |= {f"{name}_{part}": v for part, v in values.items()} if old else {name: values}
     if old:
-        found |= {"_author_key_en": number(0x48, 4), "_reserved_0": 0, "_reserved_4": [0] * 168}
+        found |= {"_author_key_en": number(0x48, 4), "_reserved_0": 0, "_reserved_1": [0] * 24}
+        found |= {"_reserved_2": 0, "_reserved_3": 0, "_reserved_4": [0] * 168}
         found["signature"]["_reserved"] = [0] * 368
     else:
         found["key_info"] = number(0x48, 4)
@@ -226,6 +227,32 @@ def changed(path: str, value: object) -> dict[str, Any]:
 def test_a_malformed_document_is_named(path: str, value: object, field: str) -> None:
     with pytest.raises((EvidenceError, VerificationError), match=field):
         judged(changed(path, value), "snp_milan_vcek.der", "snp_milan_ask_ark.pem")
+
+
+@pytest.mark.parametrize(("name", "old"), [("snp_milan_v2", True), ("snp_genoa_vcek", False)])
+def test_no_altered_byte_of_a_document_passes(name: str, old: bool) -> None:
+    product = name.split("_")[1]
+    leaf = [{"cert_type": "VCEK", "data": list(read(f"snp_{product}_vcek.der"))}]
+    report = read(f"{name}_report.bin")
+    data = json.dumps(coco(report, leaf, old=old), separators=(",", ":")).encode()
+    chain = (read(f"snp_{product}_ask_ark.pem"),)
+    trust = TrustAnchors(
+        amd_ark_keys=frozenset({bytes.fromhex(MADE["amd_ark"])}), endorsements=chain
+    )
+    assert verify(to_evidence(data), binding=None, trust=trust, now=NOW).tee is Tee.SNP
+    names = [at for at in range(len(data)) if chr(data[at]).isalpha() or data[at] == ord("_")]
+    for at in {*names, *range(0, len(data), 13)}:
+        altered = bytearray(data)
+        altered[at] ^= 1
+        with pytest.raises((EvidenceError, VerificationError)):
+            verify(to_evidence(bytes(altered)), binding=None, trust=trust, now=NOW)
+
+
+def test_a_key_that_comes_twice_is_refused() -> None:
+    document = json.dumps(coco(read("snp_milan_vcek_report.bin")))
+    twice = document.replace('"vmpl":', '"vmpl": 7, "vmpl":')
+    with pytest.raises(EvidenceError, match="twice"):
+        to_evidence(twice.encode())
 
 
 def test_what_is_no_document_is_an_error_of_ours() -> None:

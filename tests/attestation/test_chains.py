@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import warnings
 
 import pytest
 import vector_keys as keys
@@ -104,3 +105,20 @@ def test_every_altered_byte_of_a_signature_is_refused() -> None:
             continue
         with pytest.raises(EndorsementError):
             check_issued(changed, ROOT, step="test")
+
+
+def test_a_malformed_name_prints_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        country = x509.NameAttribute(NameOID.COUNTRY_NAME, "Atlantis", _validate=False)
+    built = keys.builder(
+        x509.Name([country]),
+        x509.Name([country]),
+        keys.ec_key("warned").public_key(),
+        serial=1,
+        authority=True,
+    )
+    der = keys.sign_ec(built, keys.ec_key("warned"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_certificate(der, "test").self_issued
