@@ -58,6 +58,7 @@ _LONGEST_PAUSE: Final = 60.0
 _GOOD_SECONDS: Final = 5.0
 """An attempt that lasted so long is seldom enough by itself: the next follows at once."""
 _HEARTBEAT_SECONDS: Final = 15.0
+_SHORTEST_BEAT_SECONDS: Final = 0.5
 _ASK_AGAIN_SECONDS: Final = 30.0
 _CLIENT: Final = "c1"
 _SEED_BYTES: Final = 32
@@ -133,7 +134,8 @@ class Agent:
             began = self._now()
             try:
                 self._renew_if_due()
-                self._follow()
+                if self._follow():
+                    continue
             except NotEnrolled:
                 raise
             except (FedlearnError, AttestationError) as error:
@@ -201,11 +203,12 @@ class Agent:
 
     # --- the stream -------------------------------------------------------------------
 
-    def _follow(self) -> None:
+    def _follow(self) -> bool:
+        """Take orders until the stream ends; say whether it ended for a new certificate only."""
         reports = Reports(version=version_text()[:64], running=self._launcher.running())
         self._reports = reports
         if self._stopped.is_set():
-            return
+            return False
         over = threading.Event()
         with ControlClient.of_site(self.identity) as control:
             self._prove_tpm(control)
@@ -219,6 +222,7 @@ class Agent:
                 over.set()
                 reports.close()
                 self._reports = None
+        return reports.finished and not self._stopped.is_set()
 
     def _capabilities(self) -> dict[str, object]:
         """Return what this site can run: what its launcher sees, within its own caps."""
@@ -241,25 +245,42 @@ class Agent:
             self._proven = True
 
     def _beat(self, reports: Reports, control: ControlClient, over: threading.Event) -> None:
-        while not over.wait(_HEARTBEAT_SECONDS):
+        while not over.wait(self._until_next_beat()):
             try:
                 reports.heartbeat()
-                self._renew_if_due(control)
+                if self._renew_if_due(control):
+                    # A stream ends with the certificate that opened it. The next one is opened
+                    # with the new one, while the former still counts.
+                    reports.finish()
+                    return
             except FedlearnError as error:
                 _LOG.info("a heartbeat was not sent: %s", error)
 
-    def _renew_if_due(self, control: ControlClient | None = None) -> None:
-        """Renew the site's certificate after half of its life, or come back with the token."""
+    def _until_next_beat(self) -> float:
+        """Return seconds: in time to renew, and often enough to try that several times."""
+        identity, now = self.identity, self._now()
+        if identity.renew_at is None or identity.expires is None:
+            return _HEARTBEAT_SECONDS
+        due = (identity.renew_at - now).total_seconds()
+        if due <= 0:
+            due = (identity.expires - now).total_seconds() / 4
+        return min(_HEARTBEAT_SECONDS, max(due, _SHORTEST_BEAT_SECONDS))
+
+    def _renew_if_due(self, control: ControlClient | None = None) -> bool:
+        """Renew the site's certificate after half of its life, or come back with the token.
+
+        Says whether there is a new one.
+        """
         identity, now = self.identity, self._now()
         if identity.renew_at is not None and now < identity.renew_at:
-            return
+            return False
         if identity.expires is not None and now < identity.expires:
             if control is None:
                 with ControlClient.of_site(identity) as own:
                     self._renewed(own.renew_site(identity))
             else:
                 self._renewed(control.renew_site(identity))
-            return
+            return True
         shown = self._tpm.identity().to_bytes() if self._tpm is not None else b""
         try:
             enrolled = enroll(identity.token, identity=identity, tpm=shown, now=self._now)
@@ -271,6 +292,7 @@ class Agent:
                 f"site {identity.site} waits for approval",
                 hint=f"the coordinator's operator runs `fedlearn site approve {identity.site}`",
             )
+        return True
 
     def _renewed(self, identity: SiteIdentity) -> None:
         identity.save(self.config.state)

@@ -43,6 +43,7 @@ class Reports:
         self._queue.put(pb.SiteReport(hello=pb.Hello(version=version, running=list(running))))
         self._end: Callable[[], object] | None = None
         self.closed = False
+        self.finished = False
 
     def workload(self, assignment: str, phase: str, reason: str = "") -> None:
         """Say where an assignment stands, in words that a person understands."""
@@ -67,6 +68,11 @@ class Reports:
         if not self._queue.full():
             self._queue.put_nowait(None)
 
+    def finish(self) -> None:
+        """End the stream from this side when all that was said so far has been taken."""
+        self.finished = True
+        self._put(None)
+
     def ends(self, end: Callable[[], object]) -> None:
         """Have ``end`` called when the reports are closed."""
         self._end = end
@@ -81,7 +87,7 @@ class Reports:
                 return
             yield report
 
-    def _put(self, report: pb.SiteReport) -> None:
+    def _put(self, report: pb.SiteReport | None) -> None:
         try:
             self._queue.put_nowait(report)
         except queue.Full:

@@ -260,7 +260,7 @@ class ControlClient(_Client):
     def follow(self, reports: Reports) -> Iterator[Order]:
         """Send ``reports`` and yield orders until the stream ends.
 
-        :raises FedlearnError: saying why it ended, unless ``reports`` was closed.
+        :raises FedlearnError: saying why it ended, unless ``reports`` was closed or finished.
         """
         call = self._sites.Follow(iter(reports))
         reports.ends(call.cancel)
@@ -277,7 +277,7 @@ class ControlClient(_Client):
                     case _:
                         continue
         except grpc.RpcError as error:
-            if not reports.closed:
+            if not (reports.closed or reports.finished):
                 raise failure_of(error, self._what) from None
         finally:
             call.cancel()

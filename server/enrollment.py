@@ -71,6 +71,7 @@ class SiteRegister:
     ``address``  where sites reach the gate; it is written into tokens
     ``ca_pin``   SHA-256 of the CA's SPKI; likewise
     ``limit``    how many sites there may be, those that were removed included
+    ``token_lifetime``  how long a token may be redeemed, where nothing else is asked for
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class SiteRegister:
         clock: Callable[[], datetime],
         record: Callable[[str, Mapping[str, Any]], object],
         limit: int = MAX_SITES,
+        token_lifetime: timedelta = TOKEN_LIFETIME,
     ) -> None:
         """Open or create the register.
 
@@ -92,6 +94,7 @@ class SiteRegister:
         self._clock = clock
         self._record = record
         self._limit = limit
+        self.token_lifetime = token_lifetime
         self._lock = threading.RLock()
         self._subscribers: list[Subscriber] = []
         self._seen: dict[str, datetime] = {}
@@ -119,7 +122,7 @@ class SiteRegister:
         self,
         site: str,
         *,
-        lifetime: timedelta = TOKEN_LIFETIME,
+        lifetime: timedelta | None = None,
         needs_approval: bool = True,
         ek: bytes = b"",
     ) -> JoinToken:
@@ -132,6 +135,7 @@ class SiteRegister:
         """
         checked_name(site, "site")
         check_digest(ek)
+        lifetime = self.token_lifetime if lifetime is None else lifetime
         if not timedelta(minutes=1) <= lifetime <= MAX_TOKEN_LIFETIME:
             raise ConfigError(
                 f"{lifetime} is no lifetime for a token",

@@ -99,6 +99,7 @@ def serve(config: ServerConfig) -> Iterator[Service]:
             clock=_now,
             record=home.ledger.append,
             limit=config.limits.sites,
+            token_lifetime=timedelta(seconds=config.certificates.token_s),
         )
         stack.callback(sites.close)
         operators = OperatorRegister(
@@ -161,6 +162,7 @@ def serve(config: ServerConfig) -> Iterator[Service]:
                 fleet_address=told["fleet"],
                 control_address=told["control"],
                 order_key=spki(home.order_key.public_key()),
+                site_lifetime=timedelta(days=config.certificates.site_days),
             ),
             clock=_now,
             tpms=TpmEnrollment(sites=sites, trust=lambda: anchors, clock=_now),

@@ -40,7 +40,9 @@ def _checked_name(ctx: click.Context, param: click.Parameter, value: str) -> str
     return value
 
 
-def _lifetime(ctx: click.Context, param: click.Parameter, value: str) -> timedelta:
+def _lifetime(ctx: click.Context, param: click.Parameter, value: str) -> timedelta | None:
+    if not value:
+        return None
     match = _LIFETIME.fullmatch(value)
     if match is None:
         raise click.BadParameter(f"{value[:40]!r} is no duration; write 90s, 15m, 24h or 7d")
@@ -60,10 +62,9 @@ _name = click.argument("name", callback=_checked_name)
 @_name
 @click.option(
     "--lifetime",
-    default="24h",
-    show_default=True,
+    default="",
     callback=_lifetime,
-    help="How long it may be redeemed: 90s, 15m, 24h, 7d.",
+    help="How long it may be redeemed: 90s, 15m, 24h, 7d; as server.toml says by default.",
 )
 @click.option(
     "--no-approval", is_flag=True, help="Let the site in as soon as it redeems the token."
@@ -79,7 +80,7 @@ _name = click.argument("name", callback=_checked_name)
 @json_option
 def token(
     name: str,
-    lifetime: timedelta,
+    lifetime: timedelta | None,
     no_approval: bool,
     ek: bytes,
     operator: Path | None,

@@ -315,14 +315,17 @@ class OperatorClient:
         self,
         site: str,
         *,
-        lifetime: timedelta = timedelta(hours=24),
+        lifetime: timedelta | None = None,
         needs_approval: bool = True,
         ek: bytes = b"",
     ) -> Invitation:
-        """Invite a site; ``ek`` names the endorsement key that its TPM must have (SHA-256)."""
+        """Invite a site; ``ek`` names the endorsement key that its TPM must have (SHA-256).
+
+        Without ``lifetime`` the token lives for as long as the coordinator's configuration says.
+        """
         request = pb.CreateTokenRequest(
             site=site,
-            lifetime_s=int(lifetime.total_seconds()),
+            lifetime_s=int(lifetime.total_seconds()) if lifetime is not None else 0,
             needs_approval=needs_approval,
             ek=ek,
         )

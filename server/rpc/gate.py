@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import timedelta
 
 from fedlearn.errors import AdmissionDenied, Throttled
 from fedlearn.wire import fedlearn_pb2 as pb
@@ -21,12 +22,14 @@ __all__ = ["GateService", "Welcome", "admit_reply", "admit_request", "refused_re
 class Welcome:
     """What newcomers are told: where to go next, and whose orders to follow.
 
-    ``order_key``  DER SPKI of the key that signs assignments
+    ``order_key``      DER SPKI of the key that signs assignments
+    ``site_lifetime``  of the certificates that sites get
     """
 
     fleet_address: str
     control_address: str
     order_key: bytes
+    site_lifetime: timedelta = timedelta(days=1)
 
 
 class GateService:
@@ -94,7 +97,7 @@ def enroll_reply(
     """Return a certificate for an active site, or that it has to wait."""
     if site.status not in (SiteStatus.ACTIVE, SiteStatus.DRAINING):
         return pb.EnrollReply(status=pb.EnrollReply.PENDING, site=site.name)
-    issued = ca.issue_site(csr, site=site.name, now=gate.now())
+    issued = ca.issue_site(csr, site=site.name, now=gate.now(), lifetime=welcome.site_lifetime)
     return pb.EnrollReply(
         status=pb.EnrollReply.ACCEPTED,
         site=site.name,

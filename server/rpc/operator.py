@@ -10,7 +10,7 @@ from fedlearn.errors import ConfigError, TransportError
 from fedlearn.spiffe import checked_name
 from fedlearn.wire import fedlearn_pb2 as pb
 from server.admission import AdmissionGate
-from server.enrollment import TOKEN_LIFETIME, Site, SiteRegister
+from server.enrollment import Site, SiteRegister
 from server.exclusions import Exclusion
 from server.operators import Operator, OperatorRegister
 from server.peers import PeerCertificate
@@ -152,7 +152,7 @@ class OperatorService:
 
     def CreateToken(self, request: pb.CreateTokenRequest, caller: Caller) -> pb.CreateTokenReply:  # noqa: N802
         """Invite a site."""
-        seconds = request.lifetime_s or int(TOKEN_LIFETIME.total_seconds())
+        seconds = request.lifetime_s or int(self._sites.token_lifetime.total_seconds())
         if not 0 < seconds < 10**9:
             raise ConfigError(f"{seconds} s is no lifetime for a token", key="lifetime")
         lifetime = timedelta(seconds=seconds)

@@ -102,10 +102,14 @@ class RememberingCoordinator:
 class Front:
     """Listeners of a deployment on free ports of this machine."""
 
-    def __init__(self, deployment: Any, keys: Any, **config: Any) -> None:
+    def __init__(
+        self, deployment: Any, keys: Any, *, welcome: Welcome | None = None, **config: Any
+    ) -> None:
         self.deployment = deployment
         self.coordinator = RememberingCoordinator()
-        welcome = Welcome(fleet_address="127.0.0.1:1", control_address="", order_key=b"order")
+        welcome = welcome or Welcome(
+            fleet_address="127.0.0.1:1", control_address="", order_key=b"order"
+        )
         self.listeners = Listeners(
             config=RpcConfig(**({"gate": "127.0.0.1:0", "control": "127.0.0.1:0"} | config)),
             server_chain=deployment.server.chain_pem,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from edge.rpc import enroll
 from fedlearn.cli import main as fedlearn
-from fedlearn.cli.federation import free_port
 from fedlearn.login import OperatorLogin
 from fedlearn.wire.operator import OperatorClient
 from server.config import ServerConfig
@@ -38,9 +39,9 @@ key = "sample.key"
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "server.toml").write_text(CONFIG.format(port=free_port()))
+    (tmp_path / "server.toml").write_text(CONFIG.format(port=fakes("cluster").reserve_port()))
     (tmp_path / "passphrase").write_text("correct horse battery staple\n")
     key = ec.generate_private_key(ec.SECP256R1())
     (tmp_path / "sample.key").write_bytes(
@@ -180,3 +181,26 @@ def test_an_operator_is_let_in_where_none_is_left(place: Path) -> None:
         ) as client:
             standing = {one.name: one.revoked for one in client.list_operators()}
         assert standing == {"alice": True, "bob": False}
+
+
+def test_the_lifetimes_of_server_toml_are_those_of_tokens_and_sites(place: Path) -> None:
+    with (place / "server.toml").open("a") as file:
+        file.write("[certificates]\nsite_days = 3\ntoken_s = 120\n")
+    operator("request", "alice", "--operator", "alice")
+    assert run("init", "--operator-csr", "alice/operator.csr").exit_code == 0
+    operator("login", "state/operator.toml", "--operator", "alice")
+    login = OperatorLogin.load(place / "alice")
+    with (
+        serve(ServerConfig.load(place / "server.toml")),
+        OperatorClient(
+            address=login.address, ca=login.ca, chain=login.chain, key=login.key
+        ) as client,
+    ):
+        invitation = client.create_token("site-a", needs_approval=False)
+        identity = enroll(invitation.token)
+        longer = client.create_token("site-b", lifetime=timedelta(hours=2))
+    now = datetime.now(UTC)
+    assert timedelta(seconds=60) < invitation.expires - now <= timedelta(seconds=120)
+    assert timedelta(hours=1) < longer.expires - now <= timedelta(hours=2)
+    assert identity.expires is not None
+    assert timedelta(days=2, hours=23) < identity.expires - now <= timedelta(days=3)
