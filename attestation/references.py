@@ -23,6 +23,7 @@ from attestation.toml import TomlError, parse
 
 __all__ = [
     "MAX_INITDATA_BYTES",
+    "MONITORS",
     "Initdata",
     "image_references",
     "initdata_references",
@@ -37,6 +38,19 @@ _HOST_DATA_BYTES: Final = 32
 _MRCONFIGID_BYTES: Final = 48
 _IMAGE: Final = re.compile(r"(?:[^@\s]{1,512}@)?sha256:([0-9a-f]{64})")
 _MAX_VCPUS: Final = 4096
+_UNUSABLE: Final = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    AssertionError,
+)
+"""What ``sev-snp-measure`` raises for files that it cannot use."""
+
+MONITORS: Final = {"qemu": "QEMU", "ec2": "ec2", "gce": "gce"}
+"""Virtual machine monitors whose launch of a guest can be computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,24 +156,35 @@ def snp_launch_reference(
     initrd: Path | None = None,
     append: str = "",
     guest_features: int = 1,
+    vmm: str = "qemu",
     name: str = "",
 ) -> ReferenceValue:
-    """Return the launch digest of an SNP guest that QEMU starts with these files.
+    """Return the launch digest of an SNP guest that is started with these files.
 
     ``vcpu_type`` is QEMU's name of the CPU model; ``guest_features`` the SEV features of the
-    VMSA (1 is SNP alone).
+    VMSA (1 is SNP alone); ``vmm`` one of :data:`MONITORS`, which differ in what they measure.
+    Kernel, initrd and command line are measured where the firmware has a table for their
+    hashes.
 
-    :raises PolicyError: when ``sev-snp-measure`` is not installed, or cannot use the files.
+    :raises PolicyError: when ``sev-snp-measure`` is not installed, or cannot use the files, or
+        the firmware does not say what an SNP guest starts with.
     """
+    if vmm not in MONITORS:
+        raise PolicyError(f"vmm: {vmm!r} is not one of {', '.join(MONITORS)}")
     if not 1 <= vcpus <= _MAX_VCPUS:
         raise PolicyError(f"vcpus: must be 1 to {_MAX_VCPUS}, not {vcpus}")
     if (initrd or append) and kernel is None:
         raise PolicyError("initrd and append are measured only together with a kernel")
-    guest, types, monitors = _measuring()
+    guest, types, monitors, firmware = _measuring()
     if vcpu_type not in types.CPU_SIGS:
         known = ", ".join(sorted(types.CPU_SIGS))
         raise PolicyError(f"vcpu_type: {vcpu_type!r} is not one of {known}")
     try:
+        if not firmware.OVMF(str(ovmf)).metadata_items():
+            raise PolicyError(
+                f"{ovmf}: has no SEV-SNP metadata, so no SNP guest starts from it",
+                hint="take a build of OVMF that has it, such as Debian's /usr/share/ovmf/OVMF.fd",
+            )
         digest: bytes = guest.snp_calc_launch_digest(
             vcpus,
             types.CPU_SIGS[vcpu_type],
@@ -169,19 +194,21 @@ def snp_launch_reference(
             append,
             guest_features,
             "",
-            monitors.VMMType.QEMU,
+            monitors.VMMType[MONITORS[vmm]],
         )
-    except (OSError, ValueError, RuntimeError, IndexError) as error:
-        raise PolicyError(f"{ovmf}: cannot be measured: {error}") from None
+    except _UNUSABLE as error:
+        reason = str(error) or type(error).__name__
+        raise PolicyError(f"{ovmf}: cannot be measured: {reason}") from None
     return ReferenceValue(claim="launch", value=digest, name=name, tee=Tee.SNP)
 
 
-def _measuring() -> tuple[Any, Any, Any]:
+def _measuring() -> tuple[Any, Any, Any, Any]:
     try:
         return (
             importlib.import_module("sevsnpmeasure.guest"),
             importlib.import_module("sevsnpmeasure.vcpu_types"),
             importlib.import_module("sevsnpmeasure.vmm_types"),
+            importlib.import_module("sevsnpmeasure.ovmf"),
         )
     except ModuleNotFoundError:
         raise PolicyError(

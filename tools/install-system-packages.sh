@@ -2,7 +2,7 @@
 # Installs the few parts that no Python index has, where Debian's apt and the right to use it
 # are at hand. Everything else works without them; what needs them says so.
 set -euo pipefail
-packages=(swtpm tpm2-tools dataset-fashion-mnist)
+packages=(swtpm tpm2-tools dataset-fashion-mnist ovmf)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

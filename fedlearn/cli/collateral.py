@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 import httpx
@@ -44,6 +45,15 @@ __all__ = ["group"]
 
 _PATH = click.Path(path_type=Path)
 _TIMEOUT_S = 30.0
+_ITEMS = {
+    "tcb_info": "TCB info",
+    "qe_identity": "QE identity",
+    "pck_crl": "revocation list of the PCK CA",
+    "root_ca_crl": "revocation list of Intel's root CA",
+    "vcek": "VCEK of the chip",
+    "chain": "chain of AMD's certificates",
+    "crl": "revocation list of AMD's root",
+}
 
 
 @click.group(cls=Commands)
@@ -141,7 +151,9 @@ def fetch(
         fetched = [
             item
             for name, addresses in wanted.items()
-            for item in _items(name, {key: _get(client, url) for key, url in addresses.items()})
+            for item in _items(
+                name, {key: _get(client, url, key) for key, url in addresses.items()}
+            )
         ]
     _store(folder, fetched, known | wanted)
     for item in fetched:
@@ -247,26 +259,30 @@ def _intel_name(platform: IntelPlatform) -> str:
     return f"intel-{platform.tee}-{platform.fmspc.lower()}"
 
 
-def _get(client: httpx.Client, url: str) -> Answer:
+def _get(client: httpx.Client, url: str, item: str) -> Answer:
     """Ask one address; the body is bounded while it is read.
 
-    :raises TransportError: naming the address and what is wrong.
+    :raises TransportError: naming the host, what it was asked for, and what is wrong.
     """
-    hint = "fetch where a network exists, and carry the folder to where none does"
+    what = f"{_ITEMS.get(item, item)}: {urlsplit(url).netloc or url}"
+    hint = (
+        "fetch where a network exists, and carry the folder to where none does; or keep the "
+        f"answer of {url} in a file, and give it to `fedlearn collateral add`"
+    )
     try:
         with client.stream("GET", url) as response:
             if response.status_code != httpx.codes.OK:
-                raise TransportError(f"{url} answered {response.status_code}", hint=hint)
+                raise TransportError(f"{what} answered {response.status_code}", hint=hint)
             body = bytearray()
             for chunk in response.iter_bytes():
                 body += chunk
                 if len(body) > MAX_COLLATERAL_BYTES:
-                    raise TransportError(f"{url} sends more than {MAX_COLLATERAL_BYTES} bytes")
+                    raise TransportError(f"{what} sends more than {MAX_COLLATERAL_BYTES} bytes")
             headers = {name.lower(): value for name, value in response.headers.items()}
             return Answer(headers=headers, body=bytes(body))
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = str(error) or type(error).__name__
-        raise TransportError(f"{url} cannot be reached: {reason}", hint=hint) from None
+        raise TransportError(f"{what} cannot be reached: {reason}", hint=hint) from None
 
 
 def _items(name: str, answers: Mapping[str, Answer]) -> Iterator[Item]:

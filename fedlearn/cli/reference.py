@@ -14,6 +14,7 @@ from attestation.policy import ReferenceValue
 from attestation.policydraft import reference_text
 from attestation.references import (
     MAX_INITDATA_BYTES,
+    MONITORS,
     image_references,
     initdata_references,
     log_references,
@@ -74,6 +75,7 @@ def image(image: str, name: str) -> None:
 @click.option("--initrd", type=_PATH, default=None, metavar="FILE")
 @click.option("--append", default="", metavar="TEXT", help="The kernel's command line.")
 @click.option("--guest-features", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--vmm", type=click.Choice(tuple(MONITORS)), default="qemu", show_default=True)
 @_name_option
 def snp(
     ovmf: Path,
@@ -83,9 +85,10 @@ def snp(
     initrd: Path | None,
     append: str,
     guest_features: int,
+    vmm: str,
     name: str,
 ) -> None:
-    """The launch digest of an SNP guest under QEMU (needs sev-snp-measure)."""
+    """The launch digest of an SNP guest (needs sev-snp-measure)."""
     for path in (ovmf, kernel, initrd):
         if path is not None and not path.is_file():
             raise ConfigError("does not exist, or is no file", where=str(path))
@@ -99,6 +102,7 @@ def snp(
                 initrd=initrd,
                 append=append,
                 guest_features=guest_features,
+                vmm=vmm,
                 name=name,
             )
         ]

@@ -245,7 +245,9 @@ def test_a_missing_or_altered_item_is_named_and_mended(tmp_path: Path, damage: s
 def test_no_network_is_one_plain_line(tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     result = fetch(folder, "http://127.0.0.1:9", "--fmspc", FMSPC)
-    failed(result, "http://127.0.0.1:9", "cannot be reached", "carry the folder")
+    failed(result, "TCB info: 127.0.0.1:9 cannot be reached", "carry the folder")
+    assert f"http://127.0.0.1:9/tdx/certification/v4/tcb?fmspc={FMSPC}" in result.stderr
+    assert "fedlearn collateral add" in result.stderr
     assert not folder.exists()
 
 
