@@ -32,9 +32,10 @@ from edge.podspec import REFUSED_EXIT
 from fedlearn.errors import ConfigError, FedlearnError
 from fedlearn.wire.sponsor import SponsorClient, Ticket
 
-__all__ = ["EXIT", "Surroundings", "main"]
+__all__ = ["EXIT", "FIRST_WORDS", "Surroundings", "main"]
 
 _LOG = logging.getLogger(__name__)
+FIRST_WORDS: Final = "fedlearn client: started"
 _GRACE_SECONDS: Final = 5.0
 _TERMINATED: Final = 128 + signal.SIGTERM
 EXIT: Final = {
@@ -111,7 +112,12 @@ class _Line:
 
 
 def main(environment: Mapping[str, str] = os.environ) -> int:
-    """Run one client."""
+    """Run one client.
+
+    Its first act is one line on standard error, whatever the log level is: where a guest keeps
+    what its pod writes, an empty log shows that it does.
+    """
+    print(FIRST_WORDS, file=sys.stderr, flush=True)
     logging.basicConfig(
         stream=sys.stderr,
         level=environment.get("FEDLEARN_LOG", "WARNING").upper(),

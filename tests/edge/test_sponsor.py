@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from edge.bootstrap import MAX_BOOTSTRAP_BYTES, Bootstrap
 from edge.launcher import Phase
-from edge.podclient import EXIT, Surroundings
+from edge.podclient import EXIT, FIRST_WORDS, Surroundings
 from edge.podspec import REFUSED_EXIT, Launch, environment
 from edge.sponsor import Keys, Sponsorship
 from fedlearn.errors import ConfigError, LaunchError, TransportError
@@ -192,6 +192,7 @@ def test_the_program_leaves_its_last_words(line: Any, tmp_path: Path) -> None:
     variables = {
         **environment(line.workload, launch),
         "FEDLEARN_LAST_WORDS": str(words),
+        "FEDLEARN_LOG": "CRITICAL",
         "FEDLEARN_SCRATCH": str(tmp_path),
         "FEDLEARN_STATE": str(tmp_path / "state"),
     }
@@ -207,6 +208,8 @@ def test_the_program_leaves_its_last_words(line: Any, tmp_path: Path) -> None:
     # Its job names another policy than the one that came with it.
     assert done.returncode == 1, done.stderr
     assert "policy" in words.read_text()
+    # Whatever the log level: an empty log then shows that the guest keeps it.
+    assert done.stderr.splitlines()[0] == FIRST_WORDS
 
 
 def test_only_a_job_that_ended_well_is_complete() -> None:
