@@ -6,8 +6,10 @@ nonce against the binding.
 
 What is *not* checked, and what a policy therefore pins or accepts: revocation (NVIDIA answers
 OCSP on line only), and NVIDIA's reference measurements (RIM), in whose place a policy lists
-the measurements that it accepts. A report proves that *a* genuine GPU answered this nonce;
-that it is the one plugged into this VM is as true as the measured software that asked it.
+the measurements that it accepts. A policy that requires the claim ``nvidia.rim`` or
+``nvidia.revocation`` refuses, because nothing here gives it. A report proves that *a* genuine
+GPU answered this nonce; that it is the one plugged into this VM is as true as the measured
+software that asked it.
 
 A report without its chain is returned with every claim in ``unverified``.
 """
@@ -52,7 +54,8 @@ _MIN_CHAIN: Final = 2
 
 class NvidiaVerifier:
     """Claims: ``measurement.N`` (SPDM index), ``firmware_id``. Attributes: ``nvidia.driver``,
-    ``nvidia.vbios``, ``nvidia.revocation`` (``not checked``), ``bound``.
+    ``nvidia.vbios``, ``nvidia.revocation`` and ``nvidia.rim`` (both ``not checked``),
+    ``bound``.
 
     ``hardware_id`` is the SHA-256 of the SPKI of the device's own certificate, which its boot
     ROM holds.
@@ -88,6 +91,7 @@ class NvidiaVerifier:
             "nvidia.driver": report.driver,
             "nvidia.vbios": report.vbios,
             "nvidia.revocation": "not checked",
+            "nvidia.rim": "not checked",
         }
         return Claims(
             tee=Tee.NVIDIA,

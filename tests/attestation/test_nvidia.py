@@ -210,6 +210,26 @@ def test_a_policy_that_needs_a_gpu_gets_a_verified_one() -> None:
         assert policy.appraise(claims, now=NOW).status is tier
 
 
+@pytest.mark.parametrize("claim", ["nvidia.rim", "nvidia.revocation"])
+def test_a_policy_that_needs_what_is_not_checked_refuses_a_genuine_gpu(claim: str) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    host = SampleAttester(key, b"host", {"app": b"\x07" * 32}, clock=NOW.timestamp).collect(BINDING)
+    trust = replace(TRUST, sample_keys=frozenset({key_digest(key.public_key())}))
+    text = (
+        'accept = ["sample"]\ninsecure_sample = true\n[nvidia]\nrequired = true\n'
+        f'[[reference]]\nclaim = "app"\nvalue = "{"07" * 32}"\n'
+        f'[[reference]]\nclaim = "firmware_id"\nvalue = "{FWID.hex()}"\ntee = "nvidia"\n'
+    )
+    whole = replace(host, components=(EVIDENCE,))
+    claims = verify(whole, binding=BINDING, trust=trust, now=NOW)
+    assert claims.components[0].attributes[claim] == "not checked"
+    assert AppraisalPolicy.from_toml(text).appraise(claims, now=NOW).status is Tier.AFFIRMING
+    needing = AppraisalPolicy.from_toml(text + f'[require]\nclaims = ["{claim}"]\n')
+    result = needing.appraise(claims, now=NOW)
+    assert result.status is Tier.CONTRAINDICATED
+    assert [item.actual for item in result.refusals] == ["absent"]
+
+
 def test_a_real_report_verifies_and_its_damage_does_not() -> None:
     folder = Path(os.environ.get("FEDLEARN_VECTORS", Path(__file__).parents[3] / "shared/vectors"))
     if not (folder / "nv_hopper_report.txt").is_file():
