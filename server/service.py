@@ -123,7 +123,7 @@ def serve(config: ServerConfig) -> Iterator[Service]:
             clock=_now,
         )
         gate = _gate(home, coordinator, register, sites)
-        coordinator.attach(gate)
+        coordinator.jobs.attach(gate)
         front = Front(
             tls=server_context(
                 x509.load_pem_x509_certificates(chain),
@@ -131,7 +131,7 @@ def serve(config: ServerConfig) -> Iterator[Service]:
                 [x509.load_pem_x509_certificate(home.ca.certificate_pem)],
             ),
             register=register,
-            link_of=coordinator.link_of,
+            link_of=coordinator.jobs.link_of,
             trust_domain=config.trust_domain,
             host=listen["fleet"].rpartition(":")[0].strip("[]"),
             port=int(listen["fleet"].rpartition(":")[2]),
@@ -151,7 +151,7 @@ def serve(config: ServerConfig) -> Iterator[Service]:
                 verifier_id=home.ca.key_digest,
                 tls_key=spki(key.public_key()),
                 hpke_key=hpke,
-                jobs=coordinator.admittable,
+                jobs=coordinator.jobs.admittable,
                 clock=_now,
                 limits=_limits(config),
             ),
@@ -170,8 +170,8 @@ def serve(config: ServerConfig) -> Iterator[Service]:
         listeners.start()
         stack.callback(listeners.stop)
         stack.enter_context(_sweeping(gate))
-        stack.callback(coordinator.stop)
-        coordinator.go_on()
+        stack.callback(coordinator.jobs.stop)
+        coordinator.jobs.go_on()
         if config.metrics.listen:
             read = partial(_gauges, home, coordinator, sites, counts)
             stack.enter_context(serve_metrics(config.metrics.listen, read))
@@ -221,14 +221,14 @@ def _gate(
         return ear.issue(result, key=home.result_key, issued=_now()).encode()
 
     def record(kind: str, body: Mapping[str, Any]) -> object:
-        return coordinator.record(kind, dict(body))
+        return coordinator.jobs.record(kind, dict(body))
 
     return AdmissionGate(
         ca=home.ca,
         register=register,
-        jobs=coordinator.admittable,
+        jobs=coordinator.jobs.admittable,
         sites=sites,
-        door=coordinator,
+        door=coordinator.jobs,
         record=record,
         clock=_now,
         periods=Periods(
@@ -239,7 +239,7 @@ def _gate(
         limits=_limits(home.config),
         sign_result=sign,
         exclusions=ExclusionList(entry.body for entry in home.ledger.entries(kind="exclusion")),
-        readmitted=coordinator.readmitted,
+        readmitted=coordinator.jobs.readmitted,
     )
 
 

@@ -197,19 +197,19 @@ def coordinators(tmp_path: Path, fakes: Any) -> Iterator[Callable[[], Coordinato
             trust=TrustAnchors,
             runtime=runtime,
         )
-        coordinator.attach(
+        coordinator.jobs.attach(
             AdmissionGate(
                 ca=home.ca,
                 register=register,
-                jobs=coordinator.admittable,
+                jobs=coordinator.jobs.admittable,
                 sites=sites,
-                door=coordinator,
-                record=lambda kind, body: coordinator.record(kind, dict(body)),
+                door=coordinator.jobs,
+                record=lambda kind, body: coordinator.jobs.record(kind, dict(body)),
                 clock=lambda: datetime.now(UTC),
             )
         )
-        closing.append(coordinator.stop)
-        coordinator.go_on()
+        closing.append(coordinator.jobs.stop)
+        coordinator.jobs.go_on()
         return coordinator
 
     yield start
@@ -284,7 +284,7 @@ def test_a_coordinator_takes_signed_policies_and_remembers(
     assert entry["former"] == policy(2).digest.hex()
 
     coordinator = coordinators()
-    offered = coordinator.admittable("alpha")
+    offered = coordinator.jobs.admittable("alpha")
     assert offered is not None
     assert offered.policy == policy(3)
 
@@ -292,7 +292,7 @@ def test_a_coordinator_takes_signed_policies_and_remembers(
     book = coordinator._book
     book.change("alpha", policy_in_force=text(2), signature_in_force=signature)
     coordinator = coordinators()
-    assert coordinator.admittable("alpha") is None
+    assert coordinator.jobs.admittable("alpha") is None
     record = coordinator._book.get("alpha")
     assert record.status is JobStatus.FAILED
 
