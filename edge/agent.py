@@ -28,12 +28,14 @@ from pathlib import Path
 from typing import Final
 
 from attestation.errors import AttestationError
+from attestation.policy import AppraisalPolicy
 from attestation.trust import TrustAnchors
 from edge.bootstrap import Bootstrap
 from edge.config import SiteConfig
 from edge.identity import SiteIdentity
 from edge.launcher import Launcher, Phase, Workload
 from edge.ownership import OwnTpm, prove_tpm
+from edge.policymemory import PolicyMemory
 from edge.reports import Order, Reports, Start, Stop
 from edge.rpc import ControlClient, enroll
 from edge.rules import Answer, decide
@@ -101,6 +103,7 @@ class Agent:
         self._lock = threading.RLock()
         self._held: dict[str, _Held] = {}
         self._ended: dict[str, tuple[str, str]] = {}
+        self._policies = PolicyMemory(config.state)
         self._reports: Reports | None = None
         self._stopped = threading.Event()
         self._launcher = launcher(self)
@@ -356,6 +359,7 @@ class Agent:
                 adopting=adopting,
                 policy=assignment.policy,
                 policy_signature=assignment.policy_signature,
+                seen=self._policies.seen(),
             )
             reason = "; ".join(decision.reasons)
             if decision.answer is Answer.REFUSE:
@@ -369,6 +373,8 @@ class Agent:
             bundle = control.fetch_bundle(assignment.bundle)
             if hashlib.sha256(bundle).digest() != assignment.bundle:
                 raise JobError("the app bundle is not the one that the order names")
+            if self.config.accept.policy_keys:
+                self._policies.remember(AppraisalPolicy.from_toml(assignment.policy.encode()))
             self._say(assignment.id, "accepted", "")
             self._launcher.launch(
                 Workload(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedlearn.console import Commands, line, print_json, version_text
+from fedlearn.console import Commands, line, print_json, printable, version_text
 from fedlearn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -151,6 +151,33 @@ def approve(path: Path, job: str, bundle: str, withdraw: bool) -> int:
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     file.touch(mode=0o600)
     line(f"{job} may run the code {bundle[:16]}... here", style="green")
+    return 0
+
+
+@main.command()
+@_config_option
+@click.option("--forget", default="", metavar="NAME", help="Take any version of NAME again.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def policies(path: Path, forget: str, as_json: bool) -> int:
+    """Show the newest version of each signed policy that this site has run a job by.
+
+    An older version of the same name is refused.
+    """
+    from edge.config import SiteConfig
+    from edge.policymemory import PolicyMemory
+
+    memory = PolicyMemory(SiteConfig.load(path).state)
+    if forget:
+        memory.forget(forget)
+    seen = memory.seen()
+    if as_json:
+        rows = {n: {"version": p.version, "digest": p.digest.hex()} for n, p in seen.items()}
+        print_json({"policies": rows})
+        return 0
+    if forget:
+        line(f"any version of {printable(forget)} is taken again")
+    for name, policy in seen.items():
+        line(f"{printable(name)}  version {policy.version}  {policy.digest.hex()}")
     return 0
 
 

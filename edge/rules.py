@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import enum
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 from attestation.errors import AttestationError
 from attestation.policy import AppraisalPolicy
 from attestation.policysign import verify_policy
 from edge.config import SiteConfig
+from edge.policymemory import SeenPolicy, rollback
 from fedlearn.job import JobSpec
 
 __all__ = ["Answer", "Decision", "decide"]
@@ -57,17 +59,19 @@ def decide(
     adopting: bool = False,
     policy: str = "",
     policy_signature: bytes = b"",
+    seen: Mapping[str, SeenPolicy] = MappingProxyType({}),
 ) -> Decision:
     """Return whether ``site`` runs ``spec`` with the code ``bundle`` (SHA-256, 32 bytes).
 
     ``running`` other clients run here already; ``approved`` when a person here said yes to
     this very job and bundle; ``adopting`` when its client runs here already, so that there is
     nothing to wait for. ``now`` must have a time zone. ``policy`` is the job's appraisal
-    policy (TOML), with its operator's signature.
+    policy (TOML), with its operator's signature. ``seen`` are the versions of signed policies
+    that this site went by before: an older one is refused, but for a client that runs already.
     """
     data, problem = _data(config, spec, site)
     refusals = [*_refusals(config, spec, site, bundle), *([problem] if problem else [])]
-    refusals += _unsigned(config, spec, policy, policy_signature)
+    refusals += _unsigned(config, spec, policy, policy_signature, {} if adopting else seen)
     if refusals:
         return Decision(answer=Answer.REFUSE, reasons=tuple(refusals))
     if adopting:
@@ -93,7 +97,13 @@ def _refusals(config: SiteConfig, spec: JobSpec, site: str, bundle: bytes) -> It
             yield f"the job wants {name} = {wanted:g}, this site gives at most {cap:g}"
 
 
-def _unsigned(config: SiteConfig, spec: JobSpec, policy: str, signature: bytes) -> Iterator[str]:
+def _unsigned(
+    config: SiteConfig,
+    spec: JobSpec,
+    policy: str,
+    signature: bytes,
+    seen: Mapping[str, SeenPolicy],
+) -> Iterator[str]:
     """Say why the job's policy is not one that somebody signed whom this site believes."""
     keys = config.accept.policy_keys
     if not keys:
@@ -106,6 +116,8 @@ def _unsigned(config: SiteConfig, spec: JobSpec, policy: str, signature: bytes) 
         if found.digest != spec.policy_digest:
             yield "the policy that came with the job is not the one it names"
         verify_policy(found, signature, key_digests=keys)
+        if older := rollback(found, seen):
+            yield older
     except AttestationError as error:
         yield f"the job's policy is not acceptable here: {error}"
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from attestation.evidence import Tee
 from attestation.policy import AppraisalPolicy
 from attestation.policysign import MAX_SIGNATURE_BYTES, signer_of, verify_policy
 from fedlearn import config
@@ -137,6 +138,14 @@ def _warnings(spec: JobSpec, policy: AppraisalPolicy, policy_file: Path) -> list
             f"{policy_file} accepts software evidence (insecure_sample): "
             "it proves nothing about hardware"
         )
+    for who, part in (("clients", policy), ("the coordinator", policy.coordinator)):
+        if part is not None and Tee.SAMPLE in part.accept and not part.insecure_sample:
+            rest = [tee for tee in part.accept if tee != Tee.SAMPLE]
+            alone = "" if rest else ": nobody will be admitted"
+            notes.append(
+                f"{policy_file} accepts sample evidence of {who} without insecure_sample = true, "
+                f"so that it is refused{alone}"
+            )
     if policy.insecure_debug:
         notes.append(f"{policy_file} accepts TEEs whose memory their host can read")
     if without := [site for site in spec.sites if site not in spec.data]:

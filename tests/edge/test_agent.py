@@ -13,12 +13,16 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from attestation.policy import AppraisalPolicy
+from attestation.policysign import operator_key_digest, sign_policy
 from edge import agent as agents
 from edge.agent import Agent
 from edge.config import Accept, Caps, DataSet, SiteConfig
 from edge.identity import SiteIdentity
 from edge.launcher import Phase, Workload
+from edge.policymemory import PolicyMemory
 from edge.rpc import enroll
 from fedlearn.assignment import Assignment
 from fedlearn.errors import FedlearnError, NotEnrolled
@@ -87,11 +91,16 @@ class Site:
         return dataclasses.replace(identity, control_address=self.front.control, order_key=public)
 
     def agent(
-        self, clients: Clients, *, identity: SiteIdentity | None = None, **caps: Any
+        self,
+        clients: Clients,
+        *,
+        identity: SiteIdentity | None = None,
+        policy_keys: tuple[bytes, ...] = (),
+        **caps: Any,
     ) -> Agent:
         config = SiteConfig(
             state=self.folder,
-            accept=Accept(other_bundles="insecure-accept"),
+            accept=Accept(other_bundles="insecure-accept", policy_keys=policy_keys),
             data={"d": DataSet(path=self.folder)},
             caps=Caps(**caps),
         )
@@ -108,9 +117,11 @@ class Site:
         self._running.append((made, thread))
         return made
 
-    def order(self, identity: str, *, key: Any = None, **changes: Any) -> None:
+    def order(
+        self, identity: str, *, key: Any = None, policy: bytes = POLICY, **changes: Any
+    ) -> None:
         """Send a signed assignment; ``key`` signs it, or the coordinator's own."""
-        spec = JobSpec.from_toml(JOB, policy=POLICY)
+        spec = JobSpec.from_toml(JOB, policy=policy)
         digest = hashlib.sha256(self.bundle).digest()
         now = datetime.now(UTC)
         assignment = Assignment(
@@ -119,7 +130,7 @@ class Site:
             site="site-c",
             spec=spec.to_json(),
             bundle=digest,
-            policy=POLICY.decode(),
+            policy=policy.decode(),
             workload=workload_digest(spec.digest(), digest),
             issued=now - timedelta(minutes=1),
             expires=now + timedelta(hours=1),
@@ -326,3 +337,48 @@ def test_an_assignment_is_never_started_twice(site: Site, ended: Phase, told: st
     assert phase == told
     assert "that is how it ended" in reason
     assert clients.launched == ["a-1"]
+
+
+# --- policies of before -------------------------------------------------------------------
+
+
+def test_an_older_version_of_a_signed_policy_is_refused_until_it_is_forgotten(
+    site: Site,
+) -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    clients = Clients()
+
+    def order(identity: str, version: int) -> None:
+        text = f'version = {version}\nname = "p"\naccept = ["tpm"]\n'.encode()
+        signature = sign_policy(AppraisalPolicy.from_toml(text), key)
+        site.order(identity, policy=text, policy_signature=signature)
+
+    keys = (operator_key_digest(key.public_key()),)
+    site.agent(clients, policy_keys=keys, jobs=10)
+    order("a-2", 2)
+    eventually(lambda: clients.launched == ["a-2"])
+    order("a-1", 1)
+    eventually(lambda: site.said("a-1"))
+    ((phase, reason),) = site.said("a-1")
+    assert phase == "refused"
+    assert "version 1 of the policy 'p' is older than 2" in reason
+    # The same version goes on, and a newer one.
+    order("a-2b", 2)
+    order("a-3", 3)
+    eventually(lambda: clients.launched == ["a-2", "a-2b", "a-3"])
+    PolicyMemory(site.folder).forget("p")
+    order("a-1b", 1)
+    eventually(lambda: clients.launched[-1] == "a-1b")
+
+
+def test_a_client_that_runs_by_an_older_policy_is_adopted(site: Site) -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    text = b'version = 1\nname = "p"\naccept = ["tpm"]\n'
+    policy = AppraisalPolicy.from_toml(text)
+    PolicyMemory(site.folder).remember(AppraisalPolicy.from_toml(text.replace(b"1", b"2", 1)))
+    clients = Clients(running=("a-old",))
+    site.agent(clients, policy_keys=(operator_key_digest(key.public_key()),), jobs=10)
+    site.order("a-old", policy=text, policy_signature=sign_policy(policy, key))
+    eventually(lambda: clients.launched == ["a-old"])
+    assert clients.stopped == []
+    assert PolicyMemory(site.folder).seen()["p"].version == 2

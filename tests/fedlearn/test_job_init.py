@@ -204,6 +204,33 @@ def test_validate_notes_what_deserves_a_look(tmp_path: Path) -> None:
     assert "insecure_sample" in done.stdout
 
 
+def test_validate_says_that_sample_evidence_would_be_refused(tmp_path: Path) -> None:
+    template.write(tmp_path / "x", "x")
+    policy = tmp_path / "x/policy.toml"
+    whole = policy.read_text()
+    assert whole.count("insecure_sample = true") == 2
+    for changed, who, alone in (
+        (whole.replace("insecure_sample = true", "", 1), "of clients", True),
+        (whole[::-1].replace("eurt = elpmas_erucesni", "", 1)[::-1], "of the coordinator", True),
+        (
+            whole.replace("insecure_sample = true", "", 1).replace(
+                'accept = ["sample"]', 'accept = ["sample", "tdx"]', 1
+            ),
+            "of clients",
+            False,
+        ),
+    ):
+        policy.write_text(changed)
+        done = _run("job", "validate", tmp_path / "x/job.toml", "--json")
+        assert done.exit_code == 0, done.output
+        noted = [n for n in json.loads(done.stdout)["warnings"] if "without insecure_sample" in n]
+        assert len(noted) == 1, done.stdout
+        assert f"accepts sample evidence {who} without insecure_sample = true" in noted[0]
+        assert ("nobody will be admitted" in noted[0]) is alone
+    policy.write_text(whole)
+    assert "without insecure_sample" not in _run("job", "validate", tmp_path / "x/job.toml").stdout
+
+
 def _with_privacy(folder: Path, **changes: str) -> Result:
     template.write(folder / "x", "x")
     path = folder / "x/job.toml"
