@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from edge.identity import SiteIdentity, certification_request, key_pem, new_key
@@ -18,6 +17,7 @@ from edge.reports import Order, Reports, Start, Stop
 from fedlearn.errors import TransportError
 from fedlearn.join import JoinToken
 from fedlearn.wire import fedlearn_pb2 as pb
+from fedlearn.wire.calls import Calls
 from fedlearn.wire.channel import MAX_BUNDLE_BYTES, open_channel, patiently
 from fedlearn.wire.failure import denied_of, failure_of
 from fedlearn.wire.pinning import PinnedServer, fetch_pinned
@@ -37,7 +37,6 @@ __all__ = [
     "enroll",
 ]
 
-CALL_SECONDS: Final = 15.0
 ADMIT_SECONDS: Final = 60.0
 _stubs: Final[Any] = stubs
 _T = TypeVar("_T")
@@ -95,47 +94,19 @@ class AdmittedClient:
     result: bytes
 
 
-class _Client:
-    """A channel and how its calls fail."""
-
-    def __init__(self, channel: grpc.Channel, address: str) -> None:
-        self._channel = channel
-        self._what = f"the coordinator at {address}"
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the channel."""
-        self.close()
-
-    def close(self) -> None:
-        """Close the channel; calls that run end."""
-        self._channel.close()
-
-    def _once(self, method: Callable[..., _T], request: Any, seconds: float = CALL_SECONDS) -> _T:
-        try:
-            return method(request, timeout=seconds)
-        except grpc.RpcError as error:
-            raise failure_of(error, self._what) from None
-
-    def _patiently(self, method: Callable[..., _T], request: Any) -> _T:
-        return patiently(lambda: self._once(method, request))
+def _coordinator(address: str) -> str:
+    return f"the coordinator at {address}"
 
 
-class GateClient(_Client):
+class GateClient(Calls):
     """Speaks to the Gate of one very server: the holder of ``pinned.tls_key``."""
 
     def __init__(self, pinned: PinnedServer) -> None:
         # The server's own certificate is the only root, so that evidence which names its
         # key is evidence about whoever answers on this channel.
-        super().__init__(open_channel(pinned.address, roots=pinned.leaf_pem), pinned.address)
+        super().__init__(
+            open_channel(pinned.address, roots=pinned.leaf_pem), _coordinator(pinned.address)
+        )
         self.pinned = pinned
         self._gate = _stubs.GateStub(self._channel)
 
@@ -182,11 +153,13 @@ class GateClient(_Client):
         return _admitted(self._once(self._gate.Admit, _admit_request(request), ADMIT_SECONDS))
 
 
-class ControlClient(_Client):
+class ControlClient(Calls):
     """Speaks to the control listener in mutual TLS, as a site or as an admitted client."""
 
     def __init__(self, address: str, *, roots: bytes, chain: bytes, key: bytes) -> None:
-        super().__init__(open_channel(address, roots=roots, chain=chain, key=key), address)
+        super().__init__(
+            open_channel(address, roots=roots, chain=chain, key=key), _coordinator(address)
+        )
         self._sites = _stubs.SitesStub(self._channel)
         self._clients = _stubs.ClientsStub(self._channel)
 
@@ -278,7 +251,7 @@ class ControlClient(_Client):
                         continue
         except grpc.RpcError as error:
             if not (reports.closed or reports.finished):
-                raise failure_of(error, self._what) from None
+                raise failure_of(error, self._other) from None
         finally:
             call.cancel()
 
@@ -292,7 +265,7 @@ class ControlClient(_Client):
                     raise TransportError(f"the bundle is longer than {MAX_BUNDLE_BYTES} bytes")
                 data += chunk.data
         except grpc.RpcError as error:
-            raise failure_of(error, self._what) from None
+            raise failure_of(error, self._other) from None
         return bytes(data)
 
 

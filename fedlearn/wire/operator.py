@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 from fedlearn.errors import ConfigError
 from fedlearn.wire import fedlearn_pb2 as pb
-from fedlearn.wire.channel import MAX_BUNDLE_BYTES, MAX_CONTROL_BYTES, open_channel, patiently
+from fedlearn.wire.calls import Calls
+from fedlearn.wire.channel import MAX_BUNDLE_BYTES, MAX_CONTROL_BYTES, open_channel
 from fedlearn.wire.failure import Unreachable, failure_of
 
 import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
@@ -36,7 +36,6 @@ __all__ = [
     "SiteTpm",
 ]
 
-CALL_SECONDS: Final = 15.0
 SUBMIT_SECONDS: Final = 120.0
 RECONNECTS: Final = 4
 _stubs: Final[Any] = stubs
@@ -151,35 +150,20 @@ class OperatorGrant:
     address: str
 
 
-class OperatorClient:
+class OperatorClient(Calls):
     """Speaks to the control listener as an operator; a context that closes its channel.
 
     ``address`` is ``host:port``; ``ca``, ``chain`` and ``key`` are PEM bytes.
     """
 
+    attempts = 4
+
     def __init__(self, *, address: str, ca: bytes, chain: bytes, key: bytes) -> None:
-        self._channel = open_channel(
-            address, roots=ca, chain=chain, key=key, max_bytes=MAX_CONTROL_BYTES
+        super().__init__(
+            open_channel(address, roots=ca, chain=chain, key=key, max_bytes=MAX_CONTROL_BYTES),
+            f"the coordinator at {address}",
         )
         self._operator = _stubs.OperatorStub(self._channel)
-        self._what = f"the coordinator at {address}"
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the channel."""
-        self.close()
-
-    def close(self) -> None:
-        """Close the channel; calls that run end."""
-        self._channel.close()
 
     def submit_job(
         self, *, job_toml: str, bundle: bytes, policy_toml: str, policy_signature: bytes = b""
@@ -235,7 +219,7 @@ class OperatorClient:
                     )
                 return
             except grpc.RpcError as error:
-                failure = failure_of(error, self._what)
+                failure = failure_of(error, self._other)
                 failures += 1
                 if not isinstance(failure, Unreachable) or failures > RECONNECTS:
                     raise failure from None
@@ -361,15 +345,6 @@ class OperatorClient:
     def remove_site(self, name: str) -> SiteState:
         """Cut a site off at once."""
         return _site(self._once(self._operator.RemoveSite, pb.SiteName(name=name)))
-
-    def _once(self, method: Callable[..., _T], request: Any, seconds: float = CALL_SECONDS) -> _T:
-        try:
-            return method(request, timeout=seconds)
-        except grpc.RpcError as error:
-            raise failure_of(error, self._what) from None
-
-    def _patiently(self, method: Callable[..., _T], request: Any) -> _T:
-        return patiently(lambda: self._once(method, request), attempts=4)
 
 
 def _job(state: pb.JobState) -> JobState:

@@ -32,6 +32,7 @@ from cryptography.x509.oid import NameOID
 from fedlearn.errors import ConfigError, FedlearnError, LaunchError, TransportError
 from fedlearn.join import checked_address
 from fedlearn.wire import fedlearn_pb2 as pb
+from fedlearn.wire.calls import Calls
 from fedlearn.wire.channel import patiently
 from fedlearn.wire.failure import MAX_MESSAGE_CHARS, Unreachable, failure_of, status_of, trailing_of
 
@@ -47,7 +48,6 @@ SPONSOR_DNS: Final = "sponsor.fedlearn.internal"
 _LOG = logging.getLogger(__name__)
 _CHUNK_BYTES: Final = 1024 * 1024
 _MAX_REQUEST_BYTES: Final = 64 * 1024
-_CALL_SECONDS: Final = 15.0
 _STREAM_SECONDS: Final = 120.0
 _THREADS: Final = 8
 _stubs: Final[Any] = stubs
@@ -127,14 +127,15 @@ class SponsorServer:
         self._server.stop(0.0).wait(5.0)
 
 
-class SponsorClient:
+class SponsorClient(Calls):
     """A client's end. It implements :class:`edge.launcher.Sponsor`."""
 
+    attempts = 10
+
     def __init__(self, address: str, *, pin: bytes, ticket: Ticket) -> None:
-        self._what = f"the agent at {address}"
         self._ticket = pb.LaunchTicket(assignment=ticket.assignment, tag=ticket.tag)
         certificate = patiently(lambda: _pinned(address, pin), attempts=12)
-        self._channel = grpc.secure_channel(
+        channel = grpc.secure_channel(
             checked_address(address),
             grpc.ssl_channel_credentials(root_certificates=certificate),
             options=[
@@ -146,11 +147,8 @@ class SponsorClient:
                 ("grpc.max_reconnect_backoff_ms", 2_000),
             ],
         )
+        super().__init__(channel, f"the agent at {address}")
         self._stub = _stubs.SponsorStub(self._channel)
-
-    def close(self) -> None:
-        """Close the channel."""
-        self._channel.close()
 
     def bootstrap(self, *, limit: int) -> bytes:
         """Return the bootstrap document, of at most ``limit`` bytes.
@@ -163,13 +161,13 @@ class SponsorClient:
     def vouch(self, nonce: bytes, tls_key: bytes) -> bytes:
         """Ask for a voucher; see :class:`edge.launcher.Sponsor`."""
         request = pb.VouchRequest(ticket=self._ticket, nonce=nonce, tls_key=tls_key)
-        reply = patiently(lambda: self._once(self._stub.Vouch, request), attempts=10)
+        reply = self._patiently(self._stub.Vouch, request)
         return bytes(reply.voucher)
 
     def grant_seed(self, request: bytes) -> bytes:
         """Ask for the seed; see :class:`edge.launcher.Sponsor`."""
         message = pb.SeedRequest(ticket=self._ticket, request=request)
-        reply = patiently(lambda: self._once(self._stub.GrantSeed, message), attempts=10)
+        reply = self._patiently(self._stub.GrantSeed, message)
         return bytes(reply.reply)
 
     def tell(self, phase: str, reason: str) -> None:
@@ -180,12 +178,6 @@ class SponsorClient:
         request = pb.ClientState(ticket=self._ticket, phase=phase, reason=reason[:2000])
         self._once(self._stub.Tell, request)
 
-    def _once(self, method: Callable[..., _T], request: Any) -> _T:
-        try:
-            return method(request, timeout=_CALL_SECONDS)
-        except grpc.RpcError as error:
-            raise failure_of(error, self._what) from None
-
     def _fetch(self, limit: int) -> bytes:
         data = bytearray()
         try:
@@ -194,7 +186,7 @@ class SponsorClient:
                     raise TransportError(f"the bootstrap document is longer than {limit} bytes")
                 data += chunk.data
         except grpc.RpcError as error:
-            raise failure_of(error, self._what) from None
+            raise failure_of(error, self._other) from None
         return bytes(data)
 
 

@@ -1,0 +1,61 @@
+"""Calls over one channel: each with a deadline, each failing in our own errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from fedlearn.wire.channel import patiently
+from fedlearn.wire.failure import failure_of
+
+import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
+
+__all__ = ["CALL_SECONDS", "Calls"]
+
+CALL_SECONDS: Final = 15.0
+"""How long an ordinary call may take."""
+
+_T = TypeVar("_T")
+
+
+class Calls:
+    """A channel that is closed as a context; ``other`` names whom it reaches, for errors."""
+
+    attempts = 6
+    """How often a call that may be made twice is made while nobody answers."""
+
+    def __init__(self, channel: grpc.Channel, other: str) -> None:
+        self._channel = channel
+        self._other = other
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the channel."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the channel; calls that run end."""
+        self._channel.close()
+
+    def _once(self, method: Callable[..., _T], request: Any, seconds: float = CALL_SECONDS) -> _T:
+        """Make a call.
+
+        :raises FedlearnError: as the other side raised it, or a TransportError.
+        """
+        try:
+            return method(request, timeout=seconds)
+        except grpc.RpcError as error:
+            raise failure_of(error, self._other) from None
+
+    def _patiently(self, method: Callable[..., _T], request: Any) -> _T:
+        """Make a call that may be made twice; repeat it while nobody answers."""
+        return patiently(lambda: self._once(method, request), attempts=self.attempts)
