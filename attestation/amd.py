@@ -19,6 +19,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestation.chains import (
     UNREADABLE,
@@ -27,6 +28,7 @@ from attestation.chains import (
     check_validity,
     names_issuer,
     split_certificates,
+    whole_octets,
 )
 from attestation.errors import (
     EndorsementError,
@@ -125,6 +127,8 @@ def _crl(data: bytes, field: str) -> x509.CertificateRevocationList:
         # Are parsed when first asked for, so here.
         _ = (found.issuer, found.last_update_utc, found.next_update_utc)
         _ = (found.signature_hash_algorithm, found.extensions)
+        if not whole_octets(found.public_bytes(Encoding.DER), found.signature):
+            raise ValueError("not the canonical encoding")
     except UNREADABLE as error:
         raise EvidenceError("neither a certificate nor a revocation list", field=field) from error
     return found

@@ -34,6 +34,7 @@ __all__ = [
     "load_certificate",
     "names_issuer",
     "split_certificates",
+    "whole_octets",
 ]
 
 MAX_CERTIFICATE_BYTES: Final = 16 * 1024
@@ -111,7 +112,7 @@ def _load(der: bytes) -> Certificate:
         listed = list(parsed.extensions)
     if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
         raise TypeError("neither an EC nor an RSA key")
-    if parsed.public_bytes(Encoding.DER) != der:
+    if parsed.public_bytes(Encoding.DER) != der or not whole_octets(der, parsed.signature):
         raise ValueError("not the canonical encoding")
     constraints = [e.value for e in listed if isinstance(e.value, x509.BasicConstraints)]
     usage = [e.value for e in listed if isinstance(e.value, x509.KeyUsage)]
@@ -133,6 +134,15 @@ def _load(der: bytes) -> Certificate:
             if isinstance(e.value, x509.UnrecognizedExtension)
         },
     )
+
+
+def whole_octets(der: bytes, signature: bytes) -> bool:
+    """Say whether the signature that ends ``der`` is a BIT STRING without unused bits.
+
+    The count of them is the one byte of a certificate that neither a signature nor
+    ``cryptography`` looks at, where the bits that it leaves out are zero.
+    """
+    return der.endswith(b"\0" + signature)
 
 
 def split_certificates(data: bytes, field: str) -> tuple[Certificate, ...]:

@@ -70,6 +70,8 @@ class NvidiaReport:
     def parse(cls, data: bytes) -> NvidiaReport:
         """Parse a report of at most :data:`MAX_NVIDIA_BYTES`, raw or in hex.
 
+        Zeros may follow; Confidential Containers' agent sends the rest of a buffer along.
+
         :raises EvidenceError: naming field and offset.
         """
         if len(data) <= 2 * MAX_NVIDIA_BYTES and _HEX.fullmatch(data):
@@ -91,7 +93,9 @@ class NvidiaReport:
         opaque = _opaque(read.sized("response.opaque", limit=MAX_NVIDIA_BYTES))
         signed = data[: read.offset]
         signature = read.take(_SIGNATURE_BYTES, "response.signature")
-        read.finish()
+        at = read.offset
+        if any(read.take(read.remaining, "end")):
+            raise read.fail("only zeros may follow the signature", "end", offset=at)
         return cls(
             nonce=nonce,
             measurements=MappingProxyType(measurements),

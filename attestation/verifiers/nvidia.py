@@ -1,4 +1,4 @@
-"""Verifies NVIDIA GPU reports (Hopper) as components of a confidential VM's evidence.
+"""Verifies NVIDIA GPU reports (Hopper, Blackwell) as components of a confidential VM's evidence.
 
 Steps: the certificate chain to the pinned NVIDIA root, signature by signature; the report's
 signature by the leaf; the firmware id in the report against the leaf's DICE extension; the
@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestation.binding import Bound
+from attestation.chains import whole_octets
 from attestation.errors import (
     BindingError,
     EndorsementError,
@@ -46,6 +47,10 @@ from attestation.trust import TrustAnchors
 __all__ = ["VERIFIER", "NvidiaVerifier"]
 
 _TCB_INFO: Final = x509.ObjectIdentifier("2.23.133.5.4.1")  # DICE attestation, TCG
+_TCB_INFO_OF_MANY: Final = x509.ObjectIdentifier("2.23.133.5.4.1.1")
+_FIRST_FWID: Final = bytes.fromhex("303d06096086480165030402020430")
+"""DER of a firmware id, up to its 48 bytes: ``SEQUENCE { SHA-384, OCTET STRING }``."""
+
 _SCALAR_BYTES: Final = 48
 _MAX_CHAIN: Final = 8
 _NONCE_BYTES: Final = 32
@@ -115,6 +120,8 @@ def _chain(endorsements: Sequence[bytes]) -> list[x509.Certificate]:
             found = load_certificates(item)
             for certificate in found:
                 _read_all(certificate)
+                if not whole_octets(certificate.public_bytes(Encoding.DER), certificate.signature):
+                    raise ValueError("not the canonical encoding")
         except UNREADABLE:
             raise EvidenceError(
                 "is not a certificate chain", field=f"endorsements[{number}]"
@@ -188,14 +195,25 @@ def _check_signature(report: NvidiaReport, leaf: x509.Certificate) -> None:
 def _check_firmware(report: NvidiaReport, leaf: x509.Certificate) -> None:
     """Compare the firmware id with the one that the boot ROM wrote into the leaf."""
     step = "gpu firmware id"
-    try:
-        extension = leaf.extensions.get_extension_for_oid(_TCB_INFO).value
-    except x509.ExtensionNotFound:
-        raise EndorsementError("the leaf has no DICE extension", step=step) from None
-    stated = extension.value if isinstance(extension, x509.UnrecognizedExtension) else b""
-    firmware = report.firmware_id
-    if len(firmware) != hashes.SHA384.digest_size or not stated.endswith(firmware):
+    stated = _stated_firmware(leaf)
+    if stated is None:
+        raise EndorsementError("the leaf has no DICE extension", step=step)
+    if len(stated) != hashes.SHA384.digest_size or report.firmware_id != stated:
         raise EndorsementError("the report names other firmware than its key's", step=step)
+
+
+def _stated_firmware(leaf: x509.Certificate) -> bytes | None:
+    """Return the firmware id in a leaf: Hopper's, the last 48 bytes; Blackwell's, its first."""
+    size = hashes.SHA384.digest_size
+    for extension in leaf.extensions:
+        if not isinstance(extension.value, x509.UnrecognizedExtension):
+            continue
+        value = extension.value.value
+        if extension.oid == _TCB_INFO:
+            return value[-size:]
+        if extension.oid == _TCB_INFO_OF_MANY:
+            return value.partition(_FIRST_FWID)[2][:size]
+    return None
 
 
 def _check_nonce(report: NvidiaReport, binding: Bound) -> None:

@@ -107,6 +107,17 @@ def test_every_altered_byte_of_a_signature_is_refused() -> None:
             check_issued(changed, ROOT, step="test")
 
 
+def test_a_signature_has_no_unused_bits() -> None:
+    """Nobody signs their count, and ``cryptography`` ignores it where the bits are zero."""
+    evens = (issue("leaf", LEAF_KEY, "root", ROOT_KEY) for _ in range(64))
+    leaf = next(item for item in evens if item.parsed.signature[-1] % 2 == 0)
+    der = bytearray(leaf.der)
+    der[-len(leaf.parsed.signature) - 1] = 1
+    assert x509.load_der_x509_certificate(bytes(der)).signature == leaf.parsed.signature
+    with pytest.raises(EvidenceError, match="not a well-formed certificate"):
+        load_certificate(bytes(der), "test")
+
+
 def test_a_malformed_name_prints_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

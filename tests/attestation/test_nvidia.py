@@ -47,7 +47,13 @@ def name(text: str) -> x509.Name:
 
 
 def certificate(
-    subject: str, issuer: str, *, ca: bool = True, fwid: bytes = b"", days: int = 365
+    subject: str,
+    issuer: str,
+    *,
+    ca: bool = True,
+    fwid: bytes = b"",
+    days: int = 365,
+    dice: tuple[str, bytes] = ("2.23.133.5.4.1", b"\x30\x32\x04\x30%b"),
 ) -> bytes:
     builder = x509.CertificateBuilder().subject_name(name(subject)).issuer_name(name(issuer))
     builder = builder.public_key(KEYS[subject].public_key()).serial_number(1)
@@ -58,8 +64,7 @@ def certificate(
         x509.KeyUsage(not ca, False, False, False, False, ca, False, False, False), critical=True
     )
     if fwid:
-        oid = x509.ObjectIdentifier("2.23.133.5.4.1")
-        value = b"\x30\x32\x04\x30" + fwid
+        oid, value = x509.ObjectIdentifier(dice[0]), dice[1] % fwid
         builder = builder.add_extension(x509.UnrecognizedExtension(oid, value), critical=False)
     return builder.sign(KEYS[issuer], hashes.SHA384()).public_bytes(Encoding.PEM)
 
@@ -171,6 +176,19 @@ def test_no_damaged_certificate_is_accepted_or_raises_anything_of_another_tree(
         check(replace(EVIDENCE, endorsements=tuple(chain)))
 
 
+def test_the_count_of_unused_bits_of_a_signature_must_be_none() -> None:
+    made = (certificate("leaf", "device", ca=False, fwid=FWID) for _ in range(64))
+    leaf = next(
+        item for item in map(x509.load_pem_x509_certificate, made) if item.signature[-1] % 2 == 0
+    )
+    above = certificate("device", "root"), certificate("root", "root")
+    der = bytearray(leaf.public_bytes(Encoding.DER))
+    check(replace(EVIDENCE, endorsements=(bytes(der), *above)))
+    der[-len(leaf.signature) - 1] = 1
+    with pytest.raises(EvidenceError, match="is not a certificate chain"):
+        check(replace(EVIDENCE, endorsements=(bytes(der), *above)))
+
+
 def test_broken_endorsements_are_named() -> None:
     with pytest.raises(EvidenceError, match=r"endorsements\[0\]"):
         check(replace(EVIDENCE, endorsements=(b"junk",)))
@@ -208,6 +226,42 @@ def test_a_policy_that_needs_a_gpu_gets_a_verified_one() -> None:
         whole = replace(host, components=(component,) if component else ())
         claims = verify(whole, binding=BINDING, trust=trust, now=NOW)
         assert policy.appraise(claims, now=NOW).status is tier
+
+
+ENTRY = bytes.fromhex("303d06096086480165030402020430")
+MANY = b"\x30\x81\x84\x80\x06NVIDIA\xa6\x7e" + ENTRY + b"%b" + ENTRY + bytes(48)
+
+
+def test_a_leaf_that_states_several_firmware_ids_means_the_first() -> None:
+    def chained(dice: tuple[str, bytes], fwid: bytes = FWID) -> Evidence:
+        leaf = certificate("leaf", "device", ca=False, fwid=fwid, dice=dice)
+        above = certificate("device", "root") + certificate("root", "root")
+        return replace(EVIDENCE, endorsements=(leaf + above,))
+
+    check(chained(("2.23.133.5.4.1.1", MANY)))
+    for oid, value, fwid in (
+        ("2.23.133.5.4.1.1", MANY, hashlib.sha384(b"other").digest()),
+        ("2.23.133.5.4.1.1", b"\x30\x32\x04\x30%b", FWID),
+        ("2.23.133.5.4.1.1", ENTRY + bytes(48) + ENTRY + b"%b", FWID),
+        ("2.23.133.5.4.1.1", ENTRY + b"%.47b", FWID),
+        ("2.23.133.5.4.1", MANY, FWID),
+        ("2.23.133.5.4.2", MANY, FWID),
+    ):
+        with pytest.raises(EndorsementError, match="gpu firmware id"):
+            check(chained((oid, value), fwid))
+
+
+def test_zeros_behind_a_report_are_a_buffer_and_nothing_else_is() -> None:
+    padded = replace(EVIDENCE, quote=EVIDENCE.quote + bytes(3))
+    assert verify(padded, binding=BINDING, trust=TRUST, now=NOW).unverified == ()
+    for tail in (b"\1", b"\0\1", b"\0\0\0\x80"):
+        with pytest.raises(EvidenceError, match=r"nvidia\.end"):
+            verify(
+                replace(EVIDENCE, quote=EVIDENCE.quote + tail),
+                binding=BINDING,
+                trust=TRUST,
+                now=NOW,
+            )
 
 
 @pytest.mark.parametrize("claim", ["nvidia.rim", "nvidia.revocation"])
