@@ -209,11 +209,13 @@ def ca_pin(ca_pem: bytes) -> str:
 
 
 def accept_grant(
-    folder: Path, grant: Path, *, now: datetime, pin: str = "", control: str = ""
+    folder: Path, grant: Path, *, now: datetime, pin: str, control: str = ""
 ) -> OperatorLogin:
     """Make the folder of :func:`request_login` a login with what the coordinator answered.
 
-    :param pin: what :func:`ca_pin` of the coordinator's CA must be, where it is known.
+    :param pin: what :func:`ca_pin` of the coordinator's CA must be, as it was told another way
+        than with the answer. There is no trust on first use: without it the error says which
+        one to compare.
     :param control: address in place of the granted one.
     :raises ConfigError: when the folder waits for no certificate, or the answer is not a valid
         certificate of the requested operator for this very key, signed by its CA, whose pin is
@@ -231,7 +233,13 @@ def accept_grant(
     request = x509.load_der_x509_csr(csr_der(folder / _REQUEST))
     leaf, root = _chain(answer.certificates, where)
     found = hashlib.sha256(_spki(root)).hexdigest()
-    if pin and pin != found:
+    if not pin:
+        raise ConfigError(
+            f"the CA in it is {found}: compare that with whoever runs the coordinator",
+            where=where,
+            hint=f"if it is the same: --ca-pin {found}",
+        )
+    if pin != found:
         raise ConfigError(
             f"the CA is {found}, not {pin}",
             where=where,

@@ -52,7 +52,11 @@ k -n "$namespace" logs server-0 -c establish >"$work/operator.toml" 2>/dev/null 
   k -n "$namespace" exec server-0 -c coordinator -- cat /var/lib/fedlearn/state/operator.toml \
     >"$work/operator.toml" || fail "the answer to the operator's request cannot be read" \
     "allow ReadStreamRequest or exec in the coordinator's guest policy, or read it from its volume"
-fedlearn operator login "$work/operator.toml" --operator "$work/operator" --address 127.0.0.1:19444 ||
+# This script takes the cluster's word for the CA; an operator compares its pin.
+pin="$(fedlearn operator login "$work/operator.toml" --operator "$work/operator" 2>&1 |
+  sed -n 's/.*--ca-pin \([0-9a-f]\{64\}\).*/\1/p')"
+fedlearn operator login "$work/operator.toml" --operator "$work/operator" --ca-pin "$pin" \
+  --address 127.0.0.1:19444 ||
   fail "the coordinator answered another request" "start with a fresh claim"
 k -n "$namespace" port-forward service/server 19444:9444 >/dev/null 2>&1 &
 forward=$!

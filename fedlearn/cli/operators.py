@@ -76,7 +76,8 @@ def request(name: str, operator: Path | None, as_json: bool) -> None:
     line("  fedlearn-server init --operator-csr operator.csr   (a new coordinator)")
     line(f"  fedlearn operator add {name} operator.csr        (one that runs)")
     line(f"They can compare its digest with you: {digest}")
-    line("Next, with what they send back:  fedlearn operator login FILE", bold=True)
+    line("Next, with what they send back, and the pin of the CA as they tell you:")
+    line("  fedlearn operator login FILE --ca-pin SHA256", bold=True)
 
 
 @group.command("login")
@@ -87,7 +88,7 @@ def request(name: str, operator: Path | None, as_json: bool) -> None:
     default="",
     callback=_pin,
     metavar="SHA256",
-    help="The key of the coordinator's CA, as you were told it another way than FILE.",
+    help="The key of the coordinator's CA, as you were told it another way than FILE. Needed.",
 )
 @click.option(
     "--address", default="", metavar="HOST:PORT", help="Where the coordinator is reached from here."
@@ -105,13 +106,10 @@ def login(file: Path, pin: str, address: str, operator: Path | None, as_json: bo
 
         checked_address(address)
     made = accept_grant(folder, file, now=datetime.now(UTC), pin=pin, control=address)
-    found = ca_pin(made.ca)
     if as_json:
-        print_json({"login": str(folder), "address": made.address, "ca_pin": found})
+        print_json({"login": str(folder), "address": made.address, "ca_pin": ca_pin(made.ca)})
         return
     line(f"logged in to {made.address}; the login is in {folder}", style="green")
-    if not pin:
-        line(f"Compare the CA with whoever runs the coordinator:  {found}")
 
 
 @group.command("renew")

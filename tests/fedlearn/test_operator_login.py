@@ -80,14 +80,31 @@ def test_an_answer_makes_it_a_login(ca: CertificateAuthority, folder: Path, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alice", "answer.toml"]
     # It is taken once.
     with pytest.raises(ConfigError, match="no request was made here"):
-        accept_grant(folder, answer, now=NOW)
+        accept_grant(folder, answer, now=NOW, pin=ca.key_digest.hex())
+
+
+def test_there_is_no_trust_on_first_use(
+    ca: CertificateAuthority, folder: Path, tmp_path: Path
+) -> None:
+    chain = ca.issue_operator(csr_der(folder / "operator.csr"), name="alice", now=NOW).chain_pem
+    before = contents(folder)
+    with pytest.raises(ConfigError, match="compare that with whoever runs") as caught:
+        accept_grant(folder, granted(tmp_path, chain), now=NOW, pin="")
+    assert caught.value.hint == f"if it is the same: --ca-pin {ca.key_digest.hex()}"
+    assert contents(folder) == before
 
 
 def test_the_address_may_be_another_here(
     ca: CertificateAuthority, folder: Path, tmp_path: Path
 ) -> None:
     chain = ca.issue_operator(csr_der(folder / "operator.csr"), name="alice", now=NOW).chain_pem
-    accept_grant(folder, granted(tmp_path, chain), now=NOW, control="127.0.0.1:19444")
+    accept_grant(
+        folder,
+        granted(tmp_path, chain),
+        now=NOW,
+        pin=ca.key_digest.hex(),
+        control="127.0.0.1:19444",
+    )
     assert OperatorLogin.load(folder).address == "127.0.0.1:19444"
 
 
@@ -150,14 +167,14 @@ def test_another_answer_is_refused_and_changes_nothing(
 def test_a_broken_answer_is_named(folder: Path, tmp_path: Path, text: str, why: str) -> None:
     (tmp_path / "answer.toml").write_text(text)
     with pytest.raises(ConfigError, match=why):
-        accept_grant(folder, tmp_path / "answer.toml", now=NOW)
+        accept_grant(folder, tmp_path / "answer.toml", now=NOW, pin="00" * 32)
 
 
 def test_a_renewed_login_is_whole_or_as_it_was(
     ca: CertificateAuthority, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain = ca.issue_operator(csr_der(folder / "operator.csr"), name="alice", now=NOW).chain_pem
-    login = accept_grant(folder, granted(tmp_path, chain), now=NOW)
+    login = accept_grant(folder, granted(tmp_path, chain), now=NOW, pin=ca.key_digest.hex())
     before = contents(folder)
     rename = Path.rename
 

@@ -162,6 +162,10 @@ def test_a_first_start_answers_a_request_and_never_has_the_operators_key(place: 
     # The answer is there at every start, and is all that there is to read.
     assert _establish(place).stdout == done.stdout
     login = ["fedlearn", "operator", "login", str(answer), "--operator", str(place / "alice")]
+    asked = subprocess.run(login, check=False, capture_output=True, text=True, env=environment)
+    assert asked.returncode == 1
+    pin = asked.stderr.rpartition("--ca-pin ")[2].strip()
+    login += ["--ca-pin", pin]
     subprocess.run(login, check=True, capture_output=True, env=environment)
     with _coordinator(place):
         listed = ["fedlearn", "site", "list", "--json", "--operator", str(place / "alice")]

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from edge.rpc import enroll
 from fedlearn.cli import main as fedlearn
-from fedlearn.login import OperatorLogin
+from fedlearn.login import OperatorLogin, ca_pin
 from fedlearn.wire.operator import OperatorClient
 from server.config import ServerConfig
 from server.main import main as server
@@ -60,6 +60,10 @@ def run(*arguments: str, command: Any = server) -> Result:
 
 def operator(*arguments: str) -> Result:
     return run("operator", *arguments, command=fedlearn)
+
+
+def pin() -> str:
+    return ca_pin(Path("state/ca.pem").read_bytes())
 
 
 def refused(result: Result, *words: str) -> None:
@@ -166,7 +170,7 @@ def test_an_operator_is_let_in_where_none_is_left(place: Path) -> None:
     done = run("operator", "bob", "bob/operator.csr")
     assert done.exit_code == 0, done.output
     with serve(ServerConfig.load(place / "server.toml")):
-        done = operator("login", "bob.toml", "--operator", "bob")
+        done = operator("login", "bob.toml", "--operator", "bob", "--ca-pin", pin())
         assert done.exit_code == 0, done.output
         login = OperatorLogin.load(place / "bob")
         with OperatorClient(
@@ -188,7 +192,7 @@ def test_the_lifetimes_of_server_toml_are_those_of_tokens_and_sites(place: Path)
         file.write("[certificates]\nsite_days = 3\ntoken_s = 120\n")
     operator("request", "alice", "--operator", "alice")
     assert run("init", "--operator-csr", "alice/operator.csr").exit_code == 0
-    operator("login", "state/operator.toml", "--operator", "alice")
+    operator("login", "state/operator.toml", "--operator", "alice", "--ca-pin", pin())
     login = OperatorLogin.load(place / "alice")
     with (
         serve(ServerConfig.load(place / "server.toml")),
