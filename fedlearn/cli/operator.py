@@ -4,16 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fedlearn.config import NAME
 from fedlearn.login import ENVIRONMENT, OperatorLogin, default_folder
 
 if TYPE_CHECKING:
     from fedlearn.wire.operator import OperatorClient
 
-__all__ = ["connect", "json_option", "operator_option"]
+__all__ = ["connect", "job_argument", "json_option", "operator_option"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def job_argument(*, required: bool = True) -> Callable[[Command], Command]:
+    """Add the argument NAME of a job; the command gets it as ``name``."""
+
+    def check(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        if value is not None and not NAME.fullmatch(value):
+            raise click.BadParameter(
+                f"{value[:80]!r} is no name of a job: 1 to 63 of a-z, 0-9 and '-'"
+            )
+        return value
+
+    return click.argument("name", required=required, callback=check)
 
 
 def operator_option(command: Callable[..., Any]) -> Callable[..., Any]:
