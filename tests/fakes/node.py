@@ -14,6 +14,7 @@ ConfigMaps, in which paths below a mount are rewritten. A service account's toke
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
 import shutil
@@ -496,7 +497,9 @@ class _Pod:
 
     def kill(self, sign: int = signal.SIGKILL) -> None:
         if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, sign)
+            # Whoever waits for it may just have seen it end.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, sign)
 
     def termination_message(self) -> str:
         path = self.folder / "termination"
