@@ -10,7 +10,7 @@ STAMP := $(VENV)/.ready
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: help setup system demo demo-k8s test test-long check format lint types contracts readme wire wire-check images e2e-coco bench fuzz clean
+.PHONY: help setup system demo demo-k8s test test-long test-pods check format lint types contracts readme wire wire-check images e2e-coco bench fuzz clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -38,10 +38,16 @@ test: $(STAMP) ## Run the tests
 	@tools/get-kubernetes.sh >/dev/null
 	@$(BIN)/python -m pytest -q -m 'not long'
 
-test-long: $(STAMP) ## Run the tests that take minutes, image builds among them
+test-long: $(STAMP) ## Run the tests that take minutes, image builds and pods among them
 	@tools/install-system-packages.sh
+	@tools/install-system-packages.sh pods
 	@tools/get-kubernetes.sh >/dev/null
 	@$(BIN)/python -m pytest -q -m long
+
+test-pods: $(STAMP) ## Train in real pods: kubelet, containerd, our own image (minutes; root)
+	@tools/install-system-packages.sh pods
+	@tools/get-kubernetes.sh >/dev/null
+	@$(BIN)/python -m pytest -q tests/e2e/test_real_pods.py
 
 check: format lint types contracts wire-check test readme ## Everything that CI runs
 

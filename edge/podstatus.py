@@ -31,6 +31,9 @@ _CLASS: Final = re.compile(
 )
 _HANDLER: Final = re.compile(r'no runtime for "?\'?([A-Za-z0-9._-]+)"?\'? is configured')
 _PRIORITY: Final = re.compile(r"no PriorityClass with name ([a-z0-9.-]+)")
+_PULL: Final = re.compile(r'Failed to pull image "[^"]*": ')
+_RPC: Final = re.compile(r"rpc error: code = [A-Za-z]+ desc = ")
+"""How a kubelet quotes its container runtime."""
 
 _WAITING: Final = {
     "ErrImagePull": "the image cannot be pulled",
@@ -158,10 +161,13 @@ def warning(event: Object) -> str:
             f"the namespace's pod security forbids it: {_after(message, 'violates PodSecurity ')}"
         )
     match reason:
+        case "Failed":
+            return _failing(message)
         case "FailedMount" | "FailedAttachVolume":
             return f"a volume cannot be mounted: {_plain(message)}"
         case "FailedCreatePodSandBox":
-            return f"the node cannot make the pod's sandbox: {_plain(message)}"
+            why = _after(message, "Failed to create pod sandbox: ")
+            return f"the node cannot make the pod's sandbox: {why}"
         case "Preempting" | "Preempted":
             return "it was displaced by a pod of higher priority"
     return f"{reason}: {_plain(message)}" if reason else _plain(message)
@@ -191,17 +197,39 @@ def _of_pod(pod: Object, warnings: Iterable[Object], told: str) -> Standing:
                     phase=Phase.STARTING, reason="waits in its queue for quota", waits=True
                 )
             return Standing(phase=Phase.STARTING, reason=scheduling(condition.get("message") or ""))
-    placed = (item for item in warnings if item.get("reason") != "FailedScheduling")
-    if words := _latest(placed):
+    placed = [item for item in warnings if item.get("reason") != "FailedScheduling"]
+    if words := _waiting(status, placed) or _latest(placed):
         return Standing(phase=Phase.STARTING, reason=words)
+    where = f" on node {node}" if node else ""
+    return Standing(phase=Phase.STARTING, reason=f"its pod is being started{where}")
+
+
+def _waiting(status: Object, warnings: Sequence[Object]) -> str:
+    """Return what keeps a container from starting; empty when it says nothing of use.
+
+    A kubelet that backs off from pulling an image says only that in the container's status;
+    why the last attempt failed is in a warning.
+    """
     for container in status.get("containerStatuses") or ():
         waiting = (container.get("state") or {}).get("waiting") or {}
         problem = _WAITING.get(waiting.get("reason", ""))
-        if problem:
-            details = _plain(waiting.get("message") or "")
-            return Standing(phase=Phase.STARTING, reason=f"{problem}: {details}")
-    where = f" on node {node}" if node else ""
-    return Standing(phase=Phase.STARTING, reason=f"its pod is being started{where}")
+        if not problem:
+            continue
+        if waiting["reason"] in ("ErrImagePull", "ImagePullBackOff"):
+            pulls = (item for item in warnings if _PULL.search(str(item.get("message") or "")))
+            if words := _latest(pulls):
+                return words
+        details = _plain(waiting.get("message") or "")
+        return f"{problem}: {details}" if details else problem
+    return ""
+
+
+def _failing(message: str) -> str:
+    """Turn a warning that a container has ``Failed`` into a sentence."""
+    if found := _PULL.search(message):
+        return f"{_WAITING['ErrImagePull']}: {_plain(message[found.end() :])}"
+    what = message.removeprefix("Error: ")
+    return _WAITING.get(what) or f"the container cannot be started: {_plain(what)}"
 
 
 def _failed(condition: Object, newest: Object | None, told: str) -> Standing:
@@ -304,5 +332,6 @@ def _after(message: str, words: str) -> str:
 
 
 def _plain(text: str) -> str:
+    text = _RPC.sub("", text[: 2 * _MOST])
     shown = "".join(c if c.isprintable() else " " for c in text[: _MOST + 1]).strip()
     return shown if len(shown) <= _MOST else shown[: _MOST - 3] + "..."

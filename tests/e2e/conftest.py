@@ -60,3 +60,9 @@ def envoys() -> Any:
 def helm() -> Path:
     """Real helm."""
     return Path(load_fake("cluster").assets()) / "helm"
+
+
+@pytest.fixture(scope="session")
+def load() -> Any:
+    """Load ``tests/fakes/NAME.py`` once: ``load(name)``."""
+    return load_fake

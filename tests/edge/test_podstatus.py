@@ -109,6 +109,24 @@ def test_the_scheduler(message: str, words: str) -> None:
             'pods "a" is forbidden: no PriorityClass with name training was found',
             "the cluster has no PriorityClass `training`",
         ),
+        (
+            "FailedCreatePodSandBox",
+            "Failed to create pod sandbox: rpc error: code = Unknown desc = "
+            "failed to setup network",
+            "the node cannot make the pod's sandbox: failed to setup network",
+        ),
+        ("Failed", "Error: ErrImagePull", "the image cannot be pulled"),
+        (
+            "Failed",
+            "Error: ErrImageNeverPull",
+            "the image is not on the node, and may not be pulled",
+        ),
+        (
+            "Failed",
+            "Error: failed to create containerd container: no such snapshot",
+            "the container cannot be started: failed to create containerd container: "
+            "no such snapshot",
+        ),
         ("FailedMount", "timed out", "a volume cannot be mounted: timed out"),
         ("Unheard", "of\x1b[31m", "Unheard: of [31m"),
     ],
@@ -176,6 +194,40 @@ def test_images_that_cannot_be_pulled() -> None:
     waiting = {"reason": "ImagePullBackOff", "message": "denied"}
     found = of_job(job(), [pod(containerStatuses=[{"state": {"waiting": waiting}}], node="n")])
     assert found.reason == "the image cannot be pulled: denied"
+
+
+# What a real kubelet (1.20) with a real containerd (1.6) says, in this order.
+_IMAGE = f'"registry.example/fedlearn/client@sha256:{"ab" * 32}"'
+_UNKNOWN = "dial tcp: lookup registry.example on 10.96.0.10:53: no such host"
+_PULL_EVENTS = (
+    ("12:00:01", f"Failed to pull image {_IMAGE}: rpc error: code = Unknown desc = {_UNKNOWN}"),
+    ("12:00:01", "Error: ErrImagePull"),
+    ("12:00:02", "Error: ImagePullBackOff"),
+)
+
+
+@pytest.mark.parametrize("seen", [1, 2, 3])
+@pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff"])
+def test_why_an_image_cannot_be_pulled_is_said_once_and_stays(seen: int, reason: str) -> None:
+    waiting = {"reason": reason, "message": f"Back-off pulling image {_IMAGE}"}
+    waits = pod(containerStatuses=[{"state": {"waiting": waiting}}], node="n")
+    events = [
+        {
+            "reason": "Failed",
+            "message": message,
+            "lastTimestamp": f"2026-01-01T{at}Z",
+            "involvedObject": {"uid": "p"},
+        }
+        for at, message in _PULL_EVENTS[:seen]
+    ]
+    assert of_job(job(), [waits], events).reason == f"the image cannot be pulled: {_UNKNOWN}"
+
+
+def test_a_container_that_waits_for_nothing_special_leaves_the_word_to_warnings() -> None:
+    waiting = [{"state": {"waiting": {"reason": "ContainerCreating"}}}]
+    about = {"reason": "FailedMount", "message": "m", "involvedObject": {"uid": "p"}}
+    found = of_job(job(), [pod(containerStatuses=waiting, node="n")], [about])
+    assert found.reason == "a volume cannot be mounted: m"
 
 
 def test_warnings_about_something_else_do_not_count() -> None:

@@ -149,19 +149,31 @@ class Cluster:
     ``admin``  path of a kubeconfig that may do anything
 
     :param audited: have the API server note who asks for what; see :meth:`asked`.
+    :param address: of the API server; one that this machine can reach.
+    :param inside: words before each program's own, which put it into another namespace.
+    :param features: feature gates to be opened, besides those of all tests.
     """
 
     def __init__(
-        self, folder: Path, *, programs: Path | None = None, audited: bool = False
+        self,
+        folder: Path,
+        *,
+        programs: Path | None = None,
+        audited: bool = False,
+        address: str = "127.0.0.1",
+        inside: Sequence[str] = (),
+        features: Sequence[str] = (),
     ) -> None:
         self.folder = folder
+        self._features = tuple(features)
+        self._address, self._inside = address, tuple(inside)
         self._audited = audited
         self._programs = programs or assets()
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.authority = Authority(folder)
         self._etcd, self._peer, self._secure = (reserve_port() for _ in range(3))
-        self.url = f"https://127.0.0.1:{self._secure}"
+        self.url = f"https://{address}:{self._secure}"
         self.admin = self.kubeconfig("admin", groups=("system:masters",))
 
     def __enter__(self) -> Self:
@@ -181,7 +193,10 @@ class Cluster:
         self.authority.issue(
             "apiserver",
             "kube-apiserver",
-            addresses=("127.0.0.1", "10.96.0.1", "localhost", "kubernetes.default.svc"),
+            addresses=(
+                *{"127.0.0.1", self._address},
+                *("10.96.0.1", "localhost", "kubernetes.default.svc"),
+            ),
         )
         self.authority.issue("kubelet-client", "kubelet-client", groups=("system:masters",))
         accounts = ec.generate_private_key(ec.SECP256R1())
@@ -346,7 +361,7 @@ class Cluster:
     def _run(self, name: str, *flags: str) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
-                tied([str(self._programs / name), *flags]),
+                tied([*self._inside, str(self._programs / name), *flags]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -372,8 +387,8 @@ class Cluster:
         self._run(
             "kube-apiserver",
             f"--etcd-servers=http://127.0.0.1:{self._etcd}",
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
+            f"--bind-address={self._address}",
+            f"--advertise-address={self._address}",
             f"--secure-port={self._secure}",
             "--insecure-port=0",
             "--endpoint-reconciler-type=none",
@@ -383,7 +398,7 @@ class Cluster:
             "--anonymous-auth=false",
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
-            "--feature-gates=TTLAfterFinished=true,GenericEphemeralVolume=true",
+            self._gates("TTLAfterFinished", "GenericEphemeralVolume"),
             f"--service-account-key-file={file('accounts.pub')}",
             f"--service-account-signing-key-file={file('accounts.key')}",
             "--service-account-issuer=https://kubernetes.default.svc",
@@ -395,6 +410,10 @@ class Cluster:
             "--kubelet-preferred-address-types=InternalIP",
             *self._audit_flags(),
         )
+
+    def _gates(self, *names: str) -> str:
+        opened = ",".join(f"{name}=true" for name in (*names, *self._features))
+        return f"--feature-gates={opened}"
 
     def _audit_flags(self) -> tuple[str, ...]:
         if not self._audited:
@@ -419,7 +438,7 @@ class Cluster:
             f"--cluster-signing-cert-file={file('ca.crt')}",
             f"--cluster-signing-key-file={file('ca.key')}",
             "--use-service-account-credentials",
-            "--feature-gates=TTLAfterFinished=true,GenericEphemeralVolume=true",
+            self._gates("TTLAfterFinished", "GenericEphemeralVolume"),
             # A lost node is noticed in seconds, so that tests can lose one.
             "--node-monitor-period=1s",
             "--node-monitor-grace-period=6s",

@@ -23,7 +23,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 CHART: Final = ROOT / "helm/fedlearn-server"
 PORTS: Final = ("gate", "control", "fleet")
 _DIGEST: Final = "sha256:" + "ab" * 32
-_LEAST: Final = {
+LEAST: Final = {
     "image": {"digest": _DIGEST},
     "config": {"trust_domain": "hospitals.example", "keys": {"protect": ["passphrase"]}},
     "keys": {"passphrase": {"existingSecret": "root"}},
@@ -41,7 +41,7 @@ def program() -> str:
 
 def rendered(helm: Path, folder: Path, front: Mapping[str, Any]) -> dict[str, Any]:
     """Return Envoy's configuration as real helm renders it for these values of ``front``."""
-    values = {**_LEAST, "front": {"enabled": True, "image": {"digest": _DIGEST}, **front}}
+    values = {**LEAST, "front": {"enabled": True, "image": {"digest": _DIGEST}, **front}}
     file = folder / "values.json"
     file.write_text(json.dumps(values))
     done = subprocess.run(
