@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import importlib.util
 import json
 import os
 import resource
@@ -32,7 +31,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 from attestation.evidence import Tee
@@ -49,6 +47,12 @@ import grpc  # isort: skip  (the wire sets gRPC's verbosity first)
 from fedlearn.wire import fedlearn_pb2_grpc as stubs
 
 ROOT: Final = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from fakes.cluster import Cluster  # noqa: E402
+from fakes.cluster_site import ClusterSite  # noqa: E402
+from fakes.node import Node  # noqa: E402
+
 AGENT_MIB: Final = 80
 REQUESTS_PER_SECOND: Final = 1.0
 CORES: Final = 1.0
@@ -300,23 +304,10 @@ async def play(address: str, roots: str, sites: list[dict[str, str]]) -> None:
 # --- an agent in a cluster --------------------------------------------------------------------
 
 
-def fake(name: str) -> ModuleType:
-    """Load ``tests/fakes/NAME.py``; it is in no package."""
-    qualified = f"fedlearn_test_fakes_{name}"
-    if qualified not in sys.modules:
-        spec = importlib.util.spec_from_file_location(qualified, ROOT / f"tests/fakes/{name}.py")
-        if spec is None or spec.loader is None:
-            raise SystemExit(f"tests/fakes/{name}.py is not there")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[qualified] = module
-        spec.loader.exec_module(module)
-    return sys.modules[qualified]
-
-
 def measure_agent(folder: Path, federation: Federation, seconds: float) -> Agent:
     """Run an agent under its own account in a cluster, and let it be idle."""
-    with fake("cluster").Cluster(folder / "cluster", audited=True) as cluster:
-        site = fake("cluster_site").ClusterSite(cluster, fake("node").Node, folder / "place")
+    with Cluster(folder / "cluster", audited=True) as cluster:
+        site = ClusterSite(cluster, Node, folder / "place")
         name, state = "in-a-cluster", folder / "agent"
         account = state / "account"
         account.mkdir(parents=True, mode=0o700)

@@ -9,17 +9,19 @@ promised.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from edge.kubesettings import Devices, KubernetesSettings
 from edge.podspec import Launch, manifest
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from fakes import cluster_site  # noqa: E402
+
 PROMISED = 5_000
 IMAGE = "registry.example/fedlearn-client@sha256:" + "ab" * 32
 KINDS = {
@@ -33,7 +35,7 @@ KINDS = {
 
 def rate(kind: str, *, seconds: float = 0.5) -> float:
     """Return manifests a second, in this thread's own time."""
-    workload = _fake("cluster_site").workload("a", gpu=1, data="medpar")
+    workload = cluster_site.workload("a", gpu=1, data="medpar")
     launch = Launch(sponsor="agent:8453", pin=bytes(32), ticket=bytes(32))
     settings = KINDS[kind]
     count, began = 0, time.thread_time()
@@ -42,17 +44,6 @@ def rate(kind: str, *, seconds: float = 0.5) -> float:
             manifest(workload, settings, launch)
         count += 50
     return count / spent
-
-
-def _fake(name: str) -> Any:
-    path = ROOT / "tests" / "fakes" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"fedlearn_benchmark_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/vectors")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/vectors")]
 
 import vector_cases  # noqa: E402
 import vector_keys as keys  # noqa: E402

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedlearn.console import Commands, line, print_json, printable, version_text
+from fedlearn.console import Commands, config_option, line, print_json, printable, version_text
 from fedlearn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,25 +27,17 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 
+_config = config_option("site.toml", "The site's configuration.")
+
+
 @click.group(cls=Commands)
 @click.version_option(version_text(), prog_name="fedlearn-edge", message="%(prog)s %(version)s")
 def main() -> None:
     """Run a site: its agent, its rules, and the clients that train on its data."""
 
 
-def _config_option(command: Any) -> Any:
-    return click.option(
-        "--config",
-        "path",
-        type=click.Path(path_type=Path, dir_okay=False),
-        default=Path("site.toml"),
-        show_default=True,
-        help="The site's configuration.",
-    )(command)
-
-
 @main.command()
-@_config_option
+@_config
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def run(path: Path, as_json: bool) -> int:
     """Run the site's agent until SIGTERM or Ctrl-C."""
@@ -82,7 +74,7 @@ def run(path: Path, as_json: bool) -> int:
 
 
 @main.command()
-@_config_option
+@_config
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def check(path: Path, as_json: bool) -> int:
     """Say what would keep this site from working, and change nothing."""
@@ -125,7 +117,7 @@ def check(path: Path, as_json: bool) -> int:
 
 
 @main.command()
-@_config_option
+@_config
 @click.argument("job")
 @click.argument("bundle")
 @click.option("--withdraw", is_flag=True, help="Take the approval back.")
@@ -155,7 +147,7 @@ def approve(path: Path, job: str, bundle: str, withdraw: bool) -> int:
 
 
 @main.command()
-@_config_option
+@_config
 @click.option("--forget", default="", metavar="NAME", help="Take any version of NAME again.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def policies(path: Path, forget: str, as_json: bool) -> int:

@@ -20,8 +20,9 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -36,6 +37,7 @@ __all__ = [
     "Failure",
     "Noun",
     "colours",
+    "config_option",
     "describe",
     "line",
     "print_json",
@@ -46,6 +48,8 @@ __all__ = [
 ERROR: Final = 1
 REFUSED: Final = 2
 INTERRUPTED: Final = 130
+
+_T = TypeVar("_T", bound=Callable[..., Any])
 
 _OS_HINTS: Final[Mapping[int, str]] = MappingProxyType(
     {
@@ -191,6 +195,18 @@ def describe(error: BaseException) -> Failure:
         code="internal",
         message=f"{type(error).__name__}: {error}",
         hint="this is a fault of fedlearn; FEDLEARN_TRACE=1 shows where it happened",
+    )
+
+
+def config_option(default: str, description: str) -> Callable[[_T], _T]:
+    """Return the option ``--config`` of a program that has one file; it becomes ``path``."""
+    return click.option(
+        "--config",
+        "path",
+        type=click.Path(path_type=Path, dir_okay=False),
+        default=Path(default),
+        show_default=True,
+        help=description,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import click
 
-from fedlearn.console import Commands, line, print_json, version_text
+from fedlearn.console import Commands, config_option, line, print_json, version_text
 from fedlearn.errors import ConfigError
 
 __all__ = ["main"]
@@ -38,25 +38,17 @@ kind = "{attester}"
 """
 
 
+_config = config_option("server.toml", "The coordinator's configuration.")
+
+
 @click.group(cls=Commands)
 @click.version_option(version_text(), prog_name="fedlearn-server", message="%(prog)s %(version)s")
 def main() -> None:
     """Run a coordinator: admission, sealed models, the ledger and the rounds."""
 
 
-def _config_option(command: Any) -> Any:
-    return click.option(
-        "--config",
-        "path",
-        type=click.Path(path_type=Path, dir_okay=False),
-        default=Path("server.toml"),
-        show_default=True,
-        help="The coordinator's configuration.",
-    )(command)
-
-
 @main.command()
-@_config_option
+@_config
 @click.option("--trust-domain", default="fedlearn.local", show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where a new one listens.")
 @click.option(
@@ -139,7 +131,7 @@ def init(
 
 
 @main.command()
-@_config_option
+@_config
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def run(path: Path, as_json: bool) -> int:
     """Run the coordinator until SIGTERM or Ctrl-C; jobs go on after the next start."""
@@ -172,7 +164,7 @@ def run(path: Path, as_json: bool) -> int:
 @main.command()
 @click.argument("name")
 @click.argument("csr", type=click.Path(path_type=Path, dir_okay=False))
-@_config_option
+@_config
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -204,7 +196,7 @@ def operator(name: str, csr: Path, path: Path, out: Path | None) -> None:
 
 
 @main.command()
-@_config_option
+@_config
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def check(path: Path, as_json: bool) -> int:
     """Open everything, verify the ledger and the sealed models, and change nothing.

@@ -13,7 +13,6 @@ there are no TEEs, no images and no network of pods; evidence is that of develop
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -23,7 +22,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 import click
@@ -38,6 +36,11 @@ from fedlearn.demo.data import DATA_SETS, DEFAULT_SEED
 from fedlearn.errors import FedlearnError, LaunchError
 
 ROOT: Final = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from fakes.cluster import Cluster, assets  # noqa: E402
+from fakes.node import Node  # noqa: E402
+
 CHART: Final = ROOT / "helm" / "fedlearn-edge"
 RELEASE: Final = "fedlearn-edge"
 CLUSTERS: Final = 2
@@ -52,27 +55,13 @@ _CONNECT_SECONDS: Final = 120.0
 _HELM_SECONDS: Final = 120
 
 
-def fake(name: str) -> ModuleType:
-    """Load ``tests/fakes/NAME.py``; it is in no package."""
-    qualified = f"fedlearn_test_fakes_{name}"
-    if qualified not in sys.modules:
-        spec = importlib.util.spec_from_file_location(qualified, ROOT / f"tests/fakes/{name}.py")
-        if spec is None or spec.loader is None:
-            raise LaunchError(f"tests/fakes/{name}.py is not there")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[qualified] = module
-        spec.loader.exec_module(module)
-    return sys.modules[qualified]
-
-
 class Clusters:
     """Two control planes with two nodes each, and helm."""
 
     def __init__(self, folder: Path, programs: Path) -> None:
         self.folder, self.helm = folder, programs / "helm"
-        cluster = fake("cluster").Cluster
         self.all = [
-            cluster(folder / f"cluster-{number + 1}", programs=programs)
+            Cluster(folder / f"cluster-{number + 1}", programs=programs)
             for number in range(CLUSTERS)
         ]
         self._nodes: list[Any] = []
@@ -84,7 +73,7 @@ class Clusters:
         list(pool.map(lambda cluster: cluster.start(), self.all))
         for cluster in self.all:
             for number in range(NODES):
-                node = fake("node").Node(cluster, f"node-{number + 1}", names=self.names)
+                node = Node(cluster, f"node-{number + 1}", names=self.names)
                 self._nodes.append(node.start())
 
     def stop(self) -> None:
@@ -231,7 +220,7 @@ def _claim(cluster: Any, namespace: str, name: str) -> None:
 @contextlib.contextmanager
 def running() -> Iterator[Clusters]:
     """Both clusters in a private folder, as a context that ends and removes them."""
-    programs = fake("cluster").assets()
+    programs = assets()
     with (
         terminate_as_interrupt(),
         tempfile.TemporaryDirectory(prefix="fedlearn-clusters-") as folder,

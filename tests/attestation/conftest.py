@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +13,6 @@ import pytest
 from attestation.attesters.software_tpm import SoftwareTpm
 
 _ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(_ROOT / "tests/vectors"))
 
 
 @pytest.fixture(scope="session")
@@ -45,19 +43,7 @@ def fresh_tpm(tmp_path: Path) -> Iterator[SoftwareTpm]:
         yield tpm
 
 
-def _load_fake(name: str) -> ModuleType:
-    qualified = f"fedlearn_test_fakes_{name}"
-    if qualified not in sys.modules:
-        spec = importlib.util.spec_from_file_location(qualified, _ROOT / f"tests/fakes/{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[qualified] = module
-        spec.loader.exec_module(module)
-    return sys.modules[qualified]
-
-
 @pytest.fixture(scope="session")
 def paper_tpm() -> ModuleType:
     """The module ``tests/fakes/paper_tpm.py``: TPM structures around a key of our own."""
-    return _load_fake("paper_tpm")
+    return importlib.import_module("fakes.paper_tpm")

@@ -227,7 +227,7 @@ def test_software_does_not_speak_for_hardware(claim: str) -> None:
 
     content = f"{claim} sha256:{'ab' * 32}"
     data = RuntimeEvent(domain="fedlearn", operation="measure", content=content).to_data()
-    paper = paper_tpm().PaperTpm(key=keys.ec_key("a TPM's attestation key"))
+    paper = paper_tpm.PaperTpm(key=keys.ec_key("a TPM's attestation key"))
     digest = hashlib.sha256(data).digest()
     paper.log = paper.log.append(14, 6, {"sha256": digest}, data)
     paper.extend(14, {"sha256": digest})

@@ -227,7 +227,7 @@ def tpm_document(tpm: Any, **changed: Any) -> bytes:
 @pytest.mark.parametrize("key", [keys.ec_key("tpm ak"), keys.rsa_key("tpm ak")])
 def test_the_tpm_quote_of_another_agent_is_read(key: Any) -> None:
     kind = "ecdsa" if key is keys.ec_key("tpm ak") else "rsassa"
-    tpm = paper_tpm().PaperTpm(key=key, scheme=kind)
+    tpm = paper_tpm.PaperTpm(key=key, scheme=kind)
     document = tpm_document(tpm)
     assert detect_format(document) == "tpm"
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

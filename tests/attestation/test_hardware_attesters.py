@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import struct
-import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import vector_keys as keys
+from fakes import ccnp_server, coco_agent, tsm_kernel
 from vector_amd import Amd
 from vector_cases import binding
 from vector_intel import APP, JOB, Intel, event_log
@@ -36,18 +34,6 @@ from attestation.verifiers import verify
 ROOT = Path(__file__).parents[2]
 POD = "3f2a1b4c_0d1e_4f5a_8b9c_0123456789ab"
 INTEL = Intel()
-
-
-def fake(name: str) -> ModuleType:
-    qualified = f"fedlearn_test_fakes_{name}"
-    if qualified not in sys.modules:
-        spec = importlib.util.spec_from_file_location(qualified, ROOT / f"tests/fakes/{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[qualified] = module
-        spec.loader.exec_module(module)
-    return sys.modules[qualified]
 
 
 def boot_log() -> EventLog:
@@ -79,7 +65,7 @@ def ccel(tmp_path: Path) -> Path:
 
 
 def test_tsm_makes_evidence_of_a_domain(tmp_path: Path, ccel: Path) -> None:
-    kernel = fake("tsm_kernel").TsmKernel(quote)
+    kernel = tsm_kernel.TsmKernel(quote)
     attester = TsmAttester(tmp_path / "s", files=kernel, ccel=ccel, rtmr3=tmp_path / "none")
     assert attester.tee is Tee.TDX
     attester.extend("app", APP)
@@ -95,7 +81,7 @@ def test_tsm_makes_evidence_of_a_domain(tmp_path: Path, ccel: Path) -> None:
 
 
 def test_what_a_software_register_says_must_be_covered(tmp_path: Path, ccel: Path) -> None:
-    kernel = fake("tsm_kernel").TsmKernel(quote)
+    kernel = tsm_kernel.TsmKernel(quote)
     attester = TsmAttester(tmp_path / "s", files=kernel, ccel=ccel, rtmr3=tmp_path / "none")
     attester.extend("app", APP)
     honest = attester.collect(binding())
@@ -124,7 +110,7 @@ def test_tsm_measures_into_rtmr3_where_the_kernel_offers_it(
         registers = (*rtmrs(boot_log())[:3], register.read_bytes())
         return INTEL.quote(4, report_data=report_data, rtmrs=registers)
 
-    kernel = fake("tsm_kernel").TsmKernel(quoted)
+    kernel = tsm_kernel.TsmKernel(quoted)
     attester = TsmAttester(tmp_path / "s", files=kernel, ccel=ccel, rtmr3=register)
     attester.extend("app", APP)
     attester.extend("job", JOB)
@@ -145,7 +131,7 @@ def test_tsm_makes_evidence_of_a_guest_with_its_certificates(tmp_path: Path) -> 
     vcek = uuid.UUID("63da758d-e664-4564-adc5-f4b93be8accd").bytes
     other = struct.pack("<16sII", b"v" * 16, 72, 4)  # of a kind that is no certificate
     table = other + struct.pack("<16sII", vcek, 72, len(leaf)) + bytes(24) + leaf
-    kernel = fake("tsm_kernel").TsmKernel(
+    kernel = tsm_kernel.TsmKernel(
         lambda data: amd.report(3, report_data=data), provider="sev_guest", auxblob=table
     )
     attester = TsmAttester(tmp_path / "s", files=kernel, ccel=tmp_path / "none")
@@ -160,7 +146,7 @@ def test_tsm_makes_evidence_of_a_guest_with_its_certificates(tmp_path: Path) -> 
 
 
 def test_a_report_for_somebody_else_is_asked_for_again(tmp_path: Path, ccel: Path) -> None:
-    kernel = fake("tsm_kernel").TsmKernel(quote)
+    kernel = tsm_kernel.TsmKernel(quote)
     attester = TsmAttester(tmp_path / "s", files=kernel, ccel=ccel, rtmr3=tmp_path / "none")
     kernel.disturb, before = 2, kernel.made
     assert judged(attester.collect(binding())).attributes["bound"] is True
@@ -172,7 +158,7 @@ def test_a_report_for_somebody_else_is_asked_for_again(tmp_path: Path, ccel: Pat
 
 
 def test_an_unknown_provider_is_refused(tmp_path: Path) -> None:
-    kernel = fake("tsm_kernel").TsmKernel(quote, provider="arm_cca_guest")
+    kernel = tsm_kernel.TsmKernel(quote, provider="arm_cca_guest")
     with pytest.raises(AttesterError, match="arm_cca_guest"):
         TsmAttester(tmp_path / "s", files=kernel)
 
@@ -208,7 +194,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def ccnp(folder: Path, service: str = "cima", **how: Any) -> Any:
-    return fake("ccnp_server").CcnpServer(
+    return ccnp_server.CcnpServer(
         socket=folder / f"{service}-server.sock",
         quote=quote,
         boot=boot_log(),
@@ -371,7 +357,7 @@ def test_no_container_is_an_error(tmp_path: Path) -> None:
 
 @pytest.fixture
 def agent() -> Iterator[Any]:
-    with fake("coco_agent").CocoAgent(quote=quote, log=boot_log()) as running:
+    with coco_agent.CocoAgent(quote=quote, log=boot_log()) as running:
         yield running
 
 

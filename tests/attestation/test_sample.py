@@ -10,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from attestation.attesters.sample import SampleAttester
 from attestation.binding import Binding, ReportData, Role
@@ -23,7 +25,7 @@ from attestation.errors import (
     SignatureError,
 )
 from attestation.evidence import Evidence, Tee
-from attestation.quotes.sample import MAX_SAMPLE_BYTES
+from attestation.quotes.sample import MAX_SAMPLE_BYTES, SampleQuote, SampleStatement
 from attestation.trust import TrustAnchors, key_digest
 from attestation.verifiers import verify
 
@@ -73,6 +75,44 @@ def test_without_a_binding_the_claims_say_so() -> None:
 def test_debug_is_reported() -> None:
     evidence = attester(debug=True).collect(BINDING)
     assert verify(evidence, binding=BINDING, trust=TRUST, now=NOW).debug
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    measurements=st.dictionaries(
+        st.from_regex(r"[a-z][a-z0-9_.-]{0,63}", fullmatch=True),
+        st.binary(min_size=1, max_size=64),
+        max_size=5,
+    ),
+    debug=st.booleans(),
+    time=st.integers(0, 253402300799),
+    report_data=st.binary(min_size=64, max_size=64),
+    spelling=st.sampled_from(["", " ", "\n", ".0", "\\u0061"]),
+)
+def test_a_quote_has_one_spelling(
+    measurements: dict[str, bytes], debug: bool, time: int, report_data: bytes, spelling: str
+) -> None:
+    statement = SampleStatement(
+        report_data=report_data,
+        measurements=measurements,
+        hardware_id=b"chip",
+        time=time,
+        debug=debug,
+    )
+    quote = SampleQuote(
+        statement=statement, key=b"key", signature=bytes(64), signed=statement.signed_bytes()
+    )
+    data = quote.to_bytes()
+    assert SampleQuote.from_bytes(data) == quote
+    if spelling:
+        other = {
+            " ": data.replace(b",", b", ", 1),
+            "\n": data + b"\n",
+            ".0": data.replace(b'"version":1', b'"version":1.0'),
+            "\\u0061": data.replace(b"statement", b"st\\u0061tement"),
+        }[spelling]
+        with pytest.raises(EvidenceError):
+            SampleQuote.from_bytes(other)
 
 
 @pytest.mark.parametrize(

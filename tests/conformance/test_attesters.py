@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import vector_keys as keys
+from fakes import ccnp_server, coco_agent, tsm_kernel
 from vector_amd import Amd
 from vector_cases import OTHER_BINDINGS, binding
 from vector_intel import APP, JOB, Intel, event_log
@@ -33,18 +31,6 @@ from attestation.verifiers import verify
 ROOT = Path(__file__).parents[2]
 INTEL, AMD = Intel(), Amd()
 POD = "a" * 64
-
-
-def fake(name: str) -> ModuleType:
-    qualified = f"fedlearn_test_fakes_{name}"
-    if qualified not in sys.modules:
-        spec = importlib.util.spec_from_file_location(qualified, ROOT / f"tests/fakes/{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[qualified] = module
-        spec.loader.exec_module(module)
-    return sys.modules[qualified]
 
 
 @dataclass
@@ -80,13 +66,13 @@ def sample(stack: ExitStack, path: Path) -> Bench:
 
 def tsm_tdx(stack: ExitStack, path: Path) -> Bench:
     (path / "CCEL").write_bytes(boot_log().to_bytes())
-    kernel = fake("tsm_kernel").TsmKernel(quote)
+    kernel = tsm_kernel.TsmKernel(quote)
     attester = TsmAttester(path / "s", files=kernel, ccel=path / "CCEL", rtmr3=path / "none")
     return Bench(attester, INTEL_TRUST)
 
 
 def tsm_snp(stack: ExitStack, path: Path) -> Bench:
-    kernel = fake("tsm_kernel").TsmKernel(
+    kernel = tsm_kernel.TsmKernel(
         lambda data: AMD.report(3, report_data=data), provider="sev_guest"
     )
     trust = TrustAnchors(
@@ -98,7 +84,7 @@ def tsm_snp(stack: ExitStack, path: Path) -> Bench:
 def ccnp(stack: ExitStack, path: Path) -> Bench:
     folder = path / "uds"
     folder.mkdir(mode=0o755)
-    server = fake("ccnp_server").CcnpServer(
+    server = ccnp_server.CcnpServer(
         socket=folder / "cima-server.sock",
         quote=quote,
         boot=boot_log(),
@@ -111,7 +97,7 @@ def ccnp(stack: ExitStack, path: Path) -> Bench:
 
 
 def coco(stack: ExitStack, path: Path) -> Bench:
-    agent = stack.enter_context(fake("coco_agent").CocoAgent(quote=quote, log=boot_log()))
+    agent = stack.enter_context(coco_agent.CocoAgent(quote=quote, log=boot_log()))
     return Bench(CocoAttester(agent.address), INTEL_TRUST)
 
 

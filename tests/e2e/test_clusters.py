@@ -6,8 +6,6 @@ processes of pods that these placed, admitted over mutual TLS like any other.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.cluster import Cluster
+from fakes.cluster_site import ClusterSite
+from fakes.cluster_spine import ClusterSpine
+from fakes.node import Node
 
 pytestmark = pytest.mark.e2e
 
@@ -22,22 +24,10 @@ FAKES = Path(__file__).resolve().parents[1] / "fakes"
 SITES = ("site-a", "site-b")
 
 
-def _fake(name: str) -> Any:
-    qualified = f"fedlearn_test_fakes_{name}"
-    if qualified not in sys.modules:
-        spec = importlib.util.spec_from_file_location(qualified, FAKES / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[qualified] = module
-        spec.loader.exec_module(module)
-    return sys.modules[qualified]
-
-
 @pytest.fixture(scope="module")
 def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Any]]:
     """Two control planes at once."""
-    made = [_fake("cluster").Cluster(tmp_path_factory.mktemp(site)) for site in SITES]
+    made = [Cluster(tmp_path_factory.mktemp(site)) for site in SITES]
     try:
         # Each ends with the thread that started it, so the threads have to stay.
         with ThreadPoolExecutor(len(made)) as pool:
@@ -54,14 +44,12 @@ def spine(clusters: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("federation")
     places = {}
     for site, cluster in zip(SITES, clusters, strict=True):
-        place = _fake("cluster_site").ClusterSite(
-            cluster, _fake("node").Node, folder / "places" / site
-        )
+        place = ClusterSite(cluster, Node, folder / "places" / site)
         data = folder / "sites" / site / "data"
         place.nodes = [place.node(name, folders={"small": data}) for name in ("one", "two")]
         places[site] = place
     try:
-        with _fake("cluster_spine").ClusterSpine(folder, places) as running:
+        with ClusterSpine(folder, places) as running:
             yield running
     finally:
         for place in places.values():

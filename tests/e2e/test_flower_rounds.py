@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,24 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import federation as fakes
 
 pytestmark = pytest.mark.e2e
-
-
-def _load() -> Any:
-    name = "fedlearn_test_fakes_federation"
-    if name not in sys.modules:
-        path = Path(__file__).resolve().parents[1] / "fakes" / "federation.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-fakes = _load()
 
 
 @pytest.fixture(scope="module")

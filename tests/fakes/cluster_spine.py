@@ -6,37 +6,24 @@ client is the process of a pod, which the site's real scheduler placed on a node
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fakes import cluster, spine
+
 CLAIM = "small"
 
 
-def _beside(name: str) -> Any:
-    qualified = f"fedlearn_test_fakes_{name}"
-    if qualified not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            qualified, Path(__file__).with_name(f"{name}.py")
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[qualified] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[qualified])
-    return sys.modules[qualified]
-
-
-class ClusterSpine(_beside("spine").Spine):  # type: ignore[misc]
+class ClusterSpine(spine.Spine):
     """A federation whose sites are namespaces with an agent's account (``ClusterSite``)."""
 
     def __init__(self, folder: Path, places: Mapping[str, Any], **more: Any) -> None:
         super().__init__(folder, tuple(places), **more)
         self.places = places
-        self._ports = {site: _beside("cluster").reserve_port() for site in places}
+        self._ports = {site: cluster.reserve_port() for site in places}
         self._as_processes = self.federation.site_table
         self.federation.site_table = self._as_pods
 
@@ -53,7 +40,7 @@ class ClusterSpine(_beside("spine").Spine):  # type: ignore[misc]
         agent.wait(10)
         self.children._all.remove(agent)
         config = self.federation.parties[site].config
-        command = [_beside("spine").program("fedlearn-edge"), "run", "--config", config]
+        command = [spine.program("fedlearn-edge"), "run", "--config", config]
         self.children.start(site, command)
 
     def _as_pods(self, party: Any, bundle: bytes) -> dict[str, object]:

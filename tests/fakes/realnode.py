@@ -8,7 +8,6 @@ NetworkPolicies are stored and not enforced.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -17,8 +16,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final, Self
+
+from fakes import realnode_host, realnode_images, realnode_services
+from fakes.cluster import Cluster, assets
 
 NAME: Final = "real-node"
 PLUGINS: Final = Path("/usr/lib/cni")
@@ -54,20 +55,6 @@ SystemdCgroup = false
 """
 
 
-def beside(name: str) -> ModuleType:
-    """Load ``tests/fakes/NAME.py``; it is in no package."""
-    qualified = f"fedlearn_test_fakes_{name}"
-    if qualified not in sys.modules:
-        path = Path(__file__).with_name(f"{name}.py")
-        spec = importlib.util.spec_from_file_location(qualified, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[qualified] = module
-        spec.loader.exec_module(module)
-    return sys.modules[qualified]
-
-
 def missing() -> str:
     """Return what this machine lacks for a real node, and how to get it; empty for nothing."""
     lacking = [name for name in _PROGRAMS if shutil.which(name) is None]
@@ -95,7 +82,7 @@ class RealNode:
         labels: Mapping[str, str] | None = None,
         extended: Mapping[str, int] | None = None,
     ) -> None:
-        self.host = beside("realnode_host").Host()
+        self.host = realnode_host.Host()
         self.cluster: Any = None
         self.seconds: dict[str, float] = {}
         self._images = dict(images)
@@ -124,7 +111,7 @@ class RealNode:
         if lacking := missing():
             raise RuntimeError(lacking)
         self._timed("host", self.host.start)
-        self.cluster = beside("cluster").Cluster(
+        self.cluster = Cluster(
             self.host.folder / "cluster",
             address=self.host.address,
             inside=self.host.network,
@@ -205,7 +192,7 @@ class RealNode:
             "socket": _SOCKET,
             "plugins": PLUGINS,
             "folder": self.host.folder,
-            "pause": beside("realnode_images").PAUSE,
+            "pause": realnode_images.PAUSE,
         }
         text = _CONTAINERD.format(**names)
         text += "".join(_RUNTIME.format(cri=_CRI, name=it) for it in ("runc", *self._handlers))
@@ -229,7 +216,7 @@ class RealNode:
 
     def _import(self) -> None:
         archive = self.host.folder / "images.tar"
-        beside("realnode_images").write_archive(archive, self._images)
+        realnode_images.write_archive(archive, self._images)
         ctr = ("ctr", "--address", _SOCKET, "--namespace", "k8s.io")
 
         def answers() -> bool:
@@ -270,8 +257,8 @@ class RealNode:
             "enforceNodeAllocatable": ["pods"],
             "failSwapOn": False,
             "oomScoreAdj": 0,
-            "clusterDNS": [beside("realnode_services").DNS_ADDRESS],
-            "clusterDomain": beside("realnode_services").DOMAIN,
+            "clusterDNS": [realnode_services.DNS_ADDRESS],
+            "clusterDomain": realnode_services.DOMAIN,
             "resolvConf": "",
             "hairpinMode": "none",
             "makeIPTablesUtilChains": False,
@@ -298,7 +285,7 @@ class RealNode:
         ]
         if self._labels:
             flags.append(f"--node-labels={','.join(f'{k}={v}' for k, v in self._labels.items())}")
-        self._spawn("kubelet", beside("cluster").assets() / "kubelet", *flags)
+        self._spawn("kubelet", assets() / "kubelet", *flags)
 
     def _await_ready(self) -> None:
         node = f"/api/v1/nodes/{NAME}"

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from fakes import cluster, spine
 from fedlearn.cli.federation import COORDINATOR, free_port
 
 USER: Final = 65_532
@@ -24,22 +25,7 @@ DATA: Final = "small"
 _HELM_SECONDS: Final = 120
 
 
-def _beside(name: str) -> Any:
-    import importlib.util
-    import sys
-
-    qualified = f"fedlearn_test_fakes_{name}"
-    if qualified not in sys.modules:
-        path = Path(__file__).with_name(f"{name}.py")
-        spec = importlib.util.spec_from_file_location(qualified, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[qualified] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[qualified])
-    return sys.modules[qualified]
-
-
-class PodSpine(_beside("spine").Spine):  # type: ignore[misc]
+class PodSpine(spine.Spine):
     """A coordinator, and sites that are releases of the chart on ``node``.
 
     :param image: digest of the image of agents and clients.
@@ -121,14 +107,14 @@ class PodSpine(_beside("spine").Spine):  # type: ignore[misc]
         """Install or upgrade a site's release; return what helm said."""
         file = self.folder / "sites" / site / "values.json"
         file.write_text(json.dumps(values))
-        chart = _beside("cluster").ROOT / "helm" / RELEASE
+        chart = cluster.ROOT / "helm" / RELEASE
         words = ["upgrade", "--install", "--create-namespace", RELEASE, str(chart)]
         return self.helm(site, *words, "--values", str(file), *more)
 
     def helm(self, namespace: str, *words: str) -> str:
         """Run real helm in a namespace."""
         done = subprocess.run(
-            [str(_beside("cluster").assets() / "helm"), *words, "--namespace", namespace],
+            [str(cluster.assets() / "helm"), *words, "--namespace", namespace],
             check=False,
             capture_output=True,
             text=True,
@@ -189,7 +175,7 @@ class PodSpine(_beside("spine").Spine):  # type: ignore[misc]
 
     def marker(self) -> bytes:
         """Return bytes of the model that may be in no file in the clear."""
-        return bytes(_beside("spine").MARKER.tobytes()[:64])
+        return bytes(spine.MARKER.tobytes()[:64])
 
     def outputs(self) -> str:
         """Return what all pods of all sites wrote, for a person who looks for a fault."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import struct
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from fakes import coco_agent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,17 +61,6 @@ QUOTES = [quote(3, 1, 384), quote(4, 2, 584), quote(5, 2, 584), quote(5, 3, 648)
 
 def with_report_data(data: bytes) -> bytes:
     return QUOTES[1][: 48 + 520] + data + QUOTES[1][48 + 584 :]
-
-
-def fake(name: str) -> ModuleType:
-    path = Path(__file__).parents[1] / f"fakes/{name}.py"
-    spec = importlib.util.spec_from_file_location(f"fedlearn_test_fakes_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def run(*arguments: object) -> Result:
@@ -259,7 +246,7 @@ def test_a_software_tpm_attests_when_it_is_asked_for_by_name(tmp_path: Path) -> 
 def test_auto_names_what_it_took_and_what_it_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with fake("coco_agent").CocoAgent(
+    with coco_agent.CocoAgent(
         quote=lambda data, log: with_report_data(data), log=EventLog.parse(LOG)
     ) as agent:
         monkeypatch.setattr("attestation.attesters.coco.DEFAULT_ADDRESS", agent.address)

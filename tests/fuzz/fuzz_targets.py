@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/vectors")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/vectors")]
 
 import vector_keys as keys  # noqa: E402
 from cryptography.hazmat.primitives import hashes  # noqa: E402
@@ -187,7 +187,7 @@ def _sealed_headers() -> tuple[bytes, ...]:
 
 
 def _identity() -> bytes:
-    area = PublicArea.parse(paper_tpm().PaperTpm(key=keys.ec_key("tpm ak")).area)
+    area = PublicArea.parse(paper_tpm.PaperTpm(key=keys.ec_key("tpm ak")).area)
     return TpmIdentity(ek=area, ak=area, ek_certificate=b"x").to_bytes()
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,17 +52,8 @@ LEAST: Final[dict[str, Object]] = {
 
 
 def load_fake(name: str) -> ModuleType:
-    """Load ``tests/fakes/NAME.py`` once."""
-    known = sys.modules.get(f"fakes_{name}")
-    if known is not None:
-        return known
-    spec = importlib.util.spec_from_file_location(f"fakes_{name}", ROOT / f"tests/fakes/{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    """Import ``tests/fakes/NAME.py`` when it is first asked for."""
+    return importlib.import_module(f"fakes.{name}")
 
 
 def merged(*layers: Mapping[str, Any]) -> Object:
@@ -192,5 +182,5 @@ def refusal(helm: Helm, tmp_path: Path) -> Callable[[str, Mapping[str, Any]], st
 
 @pytest.fixture(scope="session")
 def fake() -> Callable[[str], ModuleType]:
-    """Load a module of ``tests/fakes`` by its name."""
+    """Import a module of ``tests/fakes`` by its name."""
     return load_fake

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-FAKES = Path(__file__).resolve().parents[1] / "fakes"
-
 
 def load_fake(name: str) -> Any:
-    qualified = f"fedlearn_test_fakes_{name}"
-    if qualified not in sys.modules:
-        spec = importlib.util.spec_from_file_location(qualified, FAKES / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[qualified] = module
-        spec.loader.exec_module(module)
-    return sys.modules[qualified]
+    return importlib.import_module(f"fakes.{name}")
 
 
 @pytest.fixture(scope="session")
 def fakes() -> Callable[[str], Any]:
-    """Load a module of ``tests/fakes`` by its name."""
+    """Import a module of ``tests/fakes`` by its name."""
     return load_fake
 
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 import vector_azure as azure  # noqa: E402
 import vector_keys as keys  # noqa: E402
@@ -53,7 +53,7 @@ def build() -> dict[str, bytes]:
     files["azure_snp.json"] = azure.evidence(REPORT_DATA[:32])
     files["azure_tdx.json"] = azure.evidence(REPORT_DATA[:32], intel=intel)
     for kind, key in (("ecdsa", keys.ec_key("tpm ak")), ("rsassa", keys.rsa_key("tpm ak"))):
-        tpm = paper_tpm().PaperTpm(key=key, scheme=kind, banks=("sha256", "sha384"))
+        tpm = paper_tpm.PaperTpm(key=key, scheme=kind, banks=("sha256", "sha384"))
         tpm.measure("app", APP)
         tpm.measure("job", JOB)
         files[f"tpm_{kind}_quote.bin"] = tpm.quote(REPORT_DATA[:32]).to_bytes()

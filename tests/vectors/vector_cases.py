@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 
 import vector_azure as azure
 import vector_keys as keys
+from fakes import paper_tpm
 from vector_amd import Amd
 from vector_intel import APP, JOB, Intel, event_log
 
@@ -22,19 +20,6 @@ from attestation.policy import AppraisalPolicy, ReferenceValue, TdxRules
 from attestation.trust import TrustAnchors, key_digest
 
 ROOT = Path(__file__).parents[2]
-
-
-def paper_tpm() -> ModuleType:
-    """Return the module ``tests/fakes/paper_tpm.py``: TPM structures around a key of our own."""
-    qualified = "fedlearn_test_fakes_paper_tpm"
-    if qualified not in sys.modules:
-        spec = importlib.util.spec_from_file_location(qualified, ROOT / "tests/fakes/paper_tpm.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[qualified] = module
-        spec.loader.exec_module(module)
-    return sys.modules[qualified]
 
 
 def binding(**changed: object) -> Binding:
@@ -286,7 +271,7 @@ def _sample() -> Subject:
 
 
 def _tpm() -> Subject:
-    paper = paper_tpm().PaperTpm(key=keys.ec_key("a TPM's attestation key"))
+    paper = paper_tpm.PaperTpm(key=keys.ec_key("a TPM's attestation key"))
     paper.measure("app", APP)
     paper.measure("job", JOB)
     ak = key_digest(paper.key.public_key())

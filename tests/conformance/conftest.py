@@ -1,8 +1,0 @@
-"""Conformance tests share the subjects of the test vectors."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "vectors"))
