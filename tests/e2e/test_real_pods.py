@@ -306,6 +306,23 @@ def test_an_agent_whose_pod_is_deleted_adopts_its_client(spine: Any) -> None:
     spine.federation.await_connected(["site-a"])
 
 
+def test_an_upgrade_in_a_round_loses_no_job(spine: Any) -> None:
+    """The chart's new revision replaces the agent's pod; its client goes on in its own."""
+    job = _job(spine, "upgraded", rounds=8, config={"wait": 1.5}).submit()
+    job.wait_for("round.started", 2, seconds=90)
+    client, _ = _running(spine, "site-b", "upgraded")
+    (before,) = spine.pods("site-b")
+    values = {**spine.values("site-b"), "logLevel": "DEBUG"}
+    spine.install("site-b", values, "--wait", "--timeout", "120s")
+    job.finish(seconds=180)
+    assert [one["metadata"]["uid"] for one in spine.clients("site-b", "upgraded")] == [
+        client["metadata"]["uid"]
+    ]
+    assert before["metadata"]["uid"] not in [one["metadata"]["uid"] for one in spine.pods("site-b")]
+    assert [entry["site"] for entry in job.ledger("admission")].count("site-b") == 1
+    spine.federation.await_connected(["site-b"])
+
+
 def test_other_code_is_refused_and_not_started_again(spine: Any) -> None:
     right = software_digest().hex()
     policy = spine.policy("other").replace(right, "12" * 32, 1)
