@@ -60,7 +60,14 @@ done
 "$python" -m pip download --quiet --disable-pip-version-check --no-deps --dest "$work/context/wheels" \
   --only-binary=:all: pip==25.3
 rm -f "$work"/context/wheels/fedlearn-*.whl
-"$python" -m build --wheel --outdir "$work/context/wheels" . >/dev/null
+# From a copy: a build in the tree would take along what an earlier one left in build/lib.
+rm -rf "$work/source"
+mkdir "$work/source"
+git ls-files -z --cached --others --exclude-standard |
+  xargs -0 -r sh -c 'for file; do [ ! -e "$file" ] || printf "%s\0" "$file"; done' sh |
+  tar --null --files-from=- -cf - | tar -C "$work/source" -xf -
+"$python" -m build --wheel --outdir "$work/context/wheels" "$work/source" >/dev/null
+rm -rf "$work/source"
 cp "$here"/*.lock "$work/context/locks/"
 cp "$here/install.sh" "$work/context/"
 
