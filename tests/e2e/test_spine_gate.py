@@ -60,7 +60,7 @@ def attempt(shared: Any, puppet: Any, job: Any, gate: Any) -> Attempt:
 
 def test_a_nonce_is_good_once(attempt, job, gate):
     nonce = gate.challenge("gate", "puppet").nonce
-    attempt.refused("", nonce=nonce, measured={"app": bytes(32)})
+    attempt.refused("app is", nonce=nonce, measured={"app": bytes(32)})
     # Evidence is in order now; the nonce is not any more.
     entry, _ = attempt.refused("nonce", nonce=nonce)
     assert entry["step"] == "nonce"
@@ -151,7 +151,7 @@ def test_evidence_that_is_no_evidence_is_refused_and_not_a_crash(attempt):
 def test_machine_of_another_site_is_refused(attempt, shared, puppet, monkeypatch):
     """Evidence from a genuine machine that is not the one the site is listed with."""
     monkeypatch.setattr(puppet, "machine", shared.federation.machines["site-c"])
-    attempt.refused("")
+    attempt.refused("hardware_id is .*, expected hardware of puppet")
 
 
 def test_a_token_is_good_once(shared, puppet):
