@@ -37,7 +37,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 
 from attestation.errors import EndorsementError, EvidenceError
 from attestation.quotes.cursor import Cursor
-from attestation.quotes.tpm_structures import ObjectAttribute, PublicArea, spki
+from attestation.quotes.tpm_keys import ObjectAttribute, PublicArea, spki
 from attestation.tpm_endorsement import check_ek_certificate
 
 __all__ = [

@@ -20,7 +20,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestation.errors import EndorsementError, EvidenceError
-from attestation.quotes.tpm_structures import PUBLIC_KEY_TYPES, PublicKey
+from attestation.quotes.tpm_keys import PUBLIC_KEY_TYPES, PublicKey
 
 __all__ = ["certificate_der", "check_ek_certificate"]
 

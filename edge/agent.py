@@ -11,26 +11,19 @@ An agent whose site is no longer enrolled stops all clients, and ends.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
-import os
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Final
 
 from attestation.errors import AttestationError
 from attestation.policy import AppraisalPolicy
-from attestation.trust import TrustAnchors
-from edge.bootstrap import Bootstrap
 from edge.config import SiteConfig
 from edge.identity import SiteIdentity
 from edge.launcher import Launcher, Phase, Workload
@@ -39,9 +32,8 @@ from edge.policymemory import PolicyMemory
 from edge.reports import Order, Reports, Start, Stop
 from edge.rpc import ControlClient, enroll
 from edge.rules import Answer, decide
-from edge.seedgrant import Client, grant_seed
+from edge.seedgrant import Client, grant_seed, kept_seed
 from fedlearn.assignment import Assignment
-from fedlearn.attesterfile import AttesterSettings
 from fedlearn.console import version_text
 from fedlearn.errors import (
     EnrollmentRefused,
@@ -52,7 +44,7 @@ from fedlearn.errors import (
 )
 from fedlearn.job import JobSpec
 
-__all__ = ["Agent", "approval_name", "bootstrap_of"]
+__all__ = ["Agent", "approval_name"]
 
 _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE: Final = 0.2
@@ -63,7 +55,6 @@ _HEARTBEAT_SECONDS: Final = 15.0
 _SHORTEST_BEAT_SECONDS: Final = 0.5
 _ASK_AGAIN_SECONDS: Final = 30.0
 _CLIENT: Final = "c1"
-_SEED_BYTES: Final = 32
 _MOST_ENDED: Final = 1000
 _PROMPT_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 0.1
@@ -197,7 +188,7 @@ class Agent:
         return grant_seed(
             request,
             Client(job=assignment.job, site=identity.site, client=workload.client),
-            seed=_seed(self.config.state, assignment.job),
+            seed=kept_seed(self.config.state, assignment.job),
             ca_pem=identity.ca_pem,
             chain=identity.chain,
             key=identity.key,
@@ -438,52 +429,3 @@ class Agent:
 def approval_name(job: str, bundle: bytes) -> str:
     """Return the name of the file that says yes to a job with this code (SHA-256)."""
     return f"{job}.{bundle.hex()}"
-
-
-def bootstrap_of(
-    workload: Workload,
-    *,
-    identity: SiteIdentity,
-    attester: AttesterSettings,
-    state: Path,
-    trust: TrustAnchors,
-    data: str = "",
-) -> Bootstrap:
-    """Return what a client of this site is told."""
-    assignment = workload.assignment
-    if attester.key is not None:
-        attester = dataclasses.replace(attester, key=attester.key.resolve())
-    return Bootstrap(
-        site=identity.site,
-        client=workload.client,
-        spec=assignment.spec,
-        policy=assignment.policy,
-        bundle=workload.bundle,
-        gate_address=identity.gate_address,
-        ca_pin=identity.ca_pin,
-        data=data or workload.data,
-        attester=attester,
-        state=state.resolve(),
-        trust=trust,
-    )
-
-
-def _seed(state: Path, job: str) -> bytes:
-    """Return the secret that hides this site's records, the same for one job's whole life."""
-    folder = state / "commitments"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / f"{job}.seed"
-    if path.exists():
-        return path.read_bytes()
-    descriptor, scratch = tempfile.mkstemp(prefix=f".{job}.", dir=folder)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(_SEED_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        # Whoever is first gives it its name; everybody reads that one.
-        with contextlib.suppress(FileExistsError):
-            os.link(scratch, path)
-    finally:
-        Path(scratch).unlink()
-    return path.read_bytes()

@@ -18,12 +18,14 @@ from typing import Any, Final, Self
 
 from attestation.policy import AppraisalPolicy
 from attestation.trust import TrustAnchors
+from edge.identity import SiteIdentity
+from edge.launcher import Workload
 from fedlearn import config
 from fedlearn.attesterfile import AttesterSettings
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.job import JobSpec, workload_digest
 
-__all__ = ["MAX_BOOTSTRAP_BYTES", "Bootstrap"]
+__all__ = ["MAX_BOOTSTRAP_BYTES", "Bootstrap", "bootstrap_of"]
 
 MAX_BOOTSTRAP_BYTES: Final = 128 * 1024 * 1024
 """Upper bound of an encoded document; the largest part is the app bundle."""
@@ -180,3 +182,31 @@ def _bytes(text: object) -> bytes:
     if not isinstance(text, str):
         raise TypeError("bytes are written in base64")
     return base64.b64decode(text, validate=True)
+
+
+def bootstrap_of(
+    workload: Workload,
+    *,
+    identity: SiteIdentity,
+    attester: AttesterSettings,
+    state: Path,
+    trust: TrustAnchors,
+    data: str = "",
+) -> Bootstrap:
+    """Return what a client of this site is told."""
+    assignment = workload.assignment
+    if attester.key is not None:
+        attester = dataclasses.replace(attester, key=attester.key.resolve())
+    return Bootstrap(
+        site=identity.site,
+        client=workload.client,
+        spec=assignment.spec,
+        policy=assignment.policy,
+        bundle=workload.bundle,
+        gate_address=identity.gate_address,
+        ca_pin=identity.ca_pin,
+        data=data or workload.data,
+        attester=attester,
+        state=state.resolve(),
+        trust=trust,
+    )

@@ -193,7 +193,7 @@ def _tpm(config: SiteConfig, attester: AttesterSettings) -> TpmAttester | None:
 
 
 def _launcher(agent: Agent, config: SiteConfig, attester: AttesterSettings) -> Launcher:
-    from edge.agent import bootstrap_of
+    from edge.bootstrap import bootstrap_of
 
     anchors = config.trust.anchors()
 

@@ -18,10 +18,15 @@ sealing is that of RFC 9180 as in :mod:`attestation.sealing`.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import secrets
 import struct
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Final
 
 from cryptography import x509
@@ -35,7 +40,7 @@ from fedlearn.commitment import SEED_BYTES
 from fedlearn.errors import LaunchError
 from fedlearn.spiffe import ClientId, SiteId, SpiffeId, parse
 
-__all__ = ["MAX_GRANT_BYTES", "Client", "grant_seed", "open_grant", "request_seed"]
+__all__ = ["MAX_GRANT_BYTES", "Client", "grant_seed", "kept_seed", "open_grant", "request_seed"]
 
 MAX_GRANT_BYTES: Final = 32 * 1024
 _ASK: Final = b"fedlearn-seed-request/1\0"
@@ -197,3 +202,24 @@ def _check(key: ec.EllipticCurvePublicKey, signature: bytes, message: bytes, wha
         key.verify(signature, message, _ECDSA)
     except InvalidSignature:
         raise LaunchError(f"{what} is not signed by the key of its certificate") from None
+
+
+def kept_seed(state: Path, job: str) -> bytes:
+    """Return the secret that hides this site's records, the same for one job's whole life."""
+    folder = state / "commitments"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / f"{job}.seed"
+    if path.exists():
+        return path.read_bytes()
+    descriptor, scratch = tempfile.mkstemp(prefix=f".{job}.", dir=folder)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(SEED_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        # Whoever is first gives it its name; everybody reads that one.
+        with contextlib.suppress(FileExistsError):
+            os.link(scratch, path)
+    finally:
+        Path(scratch).unlink()
+    return path.read_bytes()

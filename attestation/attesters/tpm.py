@@ -29,7 +29,7 @@ from attestation.errors import AttesterError, EvidenceError
 from attestation.eventlog import MAX_LOG_BYTES, EventLog
 from attestation.evidence import Evidence, Tee
 from attestation.quotes.tpm import TpmQuote
-from attestation.quotes.tpm_structures import ObjectAttribute, PublicArea
+from attestation.quotes.tpm_keys import ObjectAttribute, PublicArea
 from attestation.runtime_events import Measurement, measurements, record
 from attestation.tpm_credential import TpmIdentity, check_credential
 from attestation.tpm_endorsement import certificate_der

@@ -30,17 +30,10 @@ from typing import Final
 
 from attestation.errors import EvidenceError
 from attestation.evidence import Evidence
+from attestation.quotes.tpm_algorithms import DIGEST_SIZES
+from attestation.quotes.tpm_keys import PublicArea, PublicKey, load_public_key, spki
 from attestation.quotes.tpm_pieces import sort_pieces
-from attestation.quotes.tpm_structures import (
-    DIGEST_SIZES,
-    PcrSelection,
-    PublicArea,
-    PublicKey,
-    QuoteStatement,
-    TpmSignature,
-    load_public_key,
-    spki,
-)
+from attestation.quotes.tpm_structures import PcrSelection, QuoteStatement, TpmSignature
 
 __all__ = ["MAX_TPM_QUOTE_BYTES", "TpmQuote", "split_values"]
 

@@ -17,7 +17,8 @@ from typing import Any, Final
 from attestation.encodings import json_bytes
 from attestation.errors import EvidenceError
 from attestation.quotes.tpm import MAX_TPM_QUOTE_BYTES, TpmQuote
-from attestation.quotes.tpm_structures import DIGEST_SIZES, QuoteStatement
+from attestation.quotes.tpm_algorithms import DIGEST_SIZES
+from attestation.quotes.tpm_structures import QuoteStatement
 
 __all__ = ["is_tpm_document", "parse_tpm_document"]
 

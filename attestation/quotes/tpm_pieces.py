@@ -18,13 +18,8 @@ from collections.abc import Sequence
 from typing import Final, TypedDict
 
 from attestation.errors import EvidenceError
-from attestation.quotes.tpm_structures import (
-    ObjectAttribute,
-    PublicArea,
-    QuoteStatement,
-    load_public_key,
-    qualify,
-)
+from attestation.quotes.tpm_keys import ObjectAttribute, PublicArea, load_public_key, qualify
+from attestation.quotes.tpm_structures import QuoteStatement
 
 __all__ = ["Pieces", "sort_pieces"]
 

@@ -43,14 +43,8 @@ from attestation.eventlog import MAX_REMEMBERED_BYTES, EventLog, check_replay, p
 from attestation.evidence import Claims, Evidence, Scalar, Tee
 from attestation.firmwarelog import boot_claims
 from attestation.quotes.tpm import TpmQuote, split_values
-from attestation.quotes.tpm_structures import (
-    ObjectAttribute,
-    PcrSelection,
-    PublicArea,
-    QuoteStatement,
-    qualify,
-    spki,
-)
+from attestation.quotes.tpm_keys import ObjectAttribute, PublicArea, qualify, spki
+from attestation.quotes.tpm_structures import PcrSelection, QuoteStatement
 from attestation.runtime_events import measured_claims, measurements
 from attestation.tpm_endorsement import check_ek_certificate
 from attestation.trust import TrustAnchors

@@ -18,7 +18,7 @@ from attestation.attesters.software_tpm import SoftwareTpm
 from attestation.attesters.tpm2_tools import Tpm2Tools
 from attestation.errors import AttesterError, SignatureError
 from attestation.evidence import Tee
-from attestation.quotes.tpm_structures import PublicArea
+from attestation.quotes.tpm_keys import PublicArea
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 

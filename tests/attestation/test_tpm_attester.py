@@ -33,7 +33,7 @@ from attestation.errors import (
 )
 from attestation.eventlog import EventLog
 from attestation.evidence import Claims, Evidence, Tee
-from attestation.quotes.tpm_structures import ObjectAttribute, PublicArea
+from attestation.quotes.tpm_keys import ObjectAttribute, PublicArea
 from attestation.runtime_events import Measurement, record
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify

@@ -22,7 +22,7 @@ from attestation.attesters.software_tpm import SoftwareTpm
 from attestation.attesters.tpm import TpmAttester
 from attestation.attesters.tpm2_tools import Tpm2Tools
 from attestation.errors import AttestationError, AttesterError, EndorsementError, EvidenceError
-from attestation.quotes.tpm_structures import PublicArea, spki
+from attestation.quotes.tpm_keys import PublicArea, spki
 from attestation.tpm_credential import (
     ActivationChallenge,
     ProvenKey,

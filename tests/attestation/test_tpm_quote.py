@@ -16,13 +16,8 @@ from hypothesis import strategies as st
 from attestation.errors import AttestationError, EvidenceError
 from attestation.evidence import Evidence, Tee
 from attestation.quotes.tpm import MAX_TPM_QUOTE_BYTES, TpmQuote
-from attestation.quotes.tpm_structures import (
-    PublicArea,
-    QuoteStatement,
-    TpmSignature,
-    load_public_key,
-    spki,
-)
+from attestation.quotes.tpm_keys import PublicArea, load_public_key, spki
+from attestation.quotes.tpm_structures import QuoteStatement, TpmSignature
 
 
 def read(vectors: Path, name: str) -> bytes:

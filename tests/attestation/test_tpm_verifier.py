@@ -26,7 +26,7 @@ from attestation.errors import (
 from attestation.eventlog import EventLog
 from attestation.evidence import Claims, Evidence, Tee
 from attestation.quotes.tpm import TpmQuote
-from attestation.quotes.tpm_structures import load_public_key, spki
+from attestation.quotes.tpm_keys import load_public_key, spki
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 from attestation.verifiers.tpm import VERIFIER

@@ -33,7 +33,7 @@ from attestation.formats import to_evidence
 from attestation.offline import Input, gather
 from attestation.policy import AppraisalPolicy
 from attestation.quotes.snp import SnpReport
-from attestation.quotes.tpm_structures import load_public_key
+from attestation.quotes.tpm_keys import load_public_key
 from attestation.result import AttestationResult, Tier
 from attestation.runtime_events import RuntimeEvent
 from attestation.trust import AMD_ARK_KEYS, TrustAnchors, key_digest

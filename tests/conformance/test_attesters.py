@@ -24,7 +24,7 @@ from attestation.attesters.tsm import TsmAttester
 from attestation.errors import AttestationError, AttesterError, BindingError
 from attestation.eventlog import EventLog
 from attestation.evidence import Claims, Evidence
-from attestation.quotes.tpm_structures import spki
+from attestation.quotes.tpm_keys import spki
 from attestation.trust import TrustAnchors, key_digest
 from attestation.verifiers import verify
 

@@ -192,7 +192,8 @@ def test_an_agent_is_restricted_and_has_a_token_that_expires(spine: Any) -> None
     for pid in spine.node.processes(pod, "fedlearn-edge"):
         _assert_restricted(pid)
     (pid, *_) = spine.node.processes(pod, "fedlearn-edge")
-    account = Path(f"/proc/{pid}/root/run/secrets/kubernetes.io/serviceaccount")
+    root = Path(f"/proc/{pid}") / "root"
+    account = root / "run/secrets/kubernetes.io/serviceaccount"
     token = (account / "token").read_text()
     claims = json.loads(_unpadded(token.split(".")[1]))
     assert claims["sub"] == "system:serviceaccount:site-a:fedlearn-edge"

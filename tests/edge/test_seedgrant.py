@@ -13,8 +13,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import x25519
 
-from edge.agent import _seed
-from edge.seedgrant import MAX_GRANT_BYTES, Client, grant_seed, open_grant, request_seed
+from edge.seedgrant import (
+    MAX_GRANT_BYTES,
+    Client,
+    grant_seed,
+    kept_seed,
+    open_grant,
+    request_seed,
+)
 from fedlearn.errors import LaunchError
 
 SEED = bytes(range(32))
@@ -198,10 +204,10 @@ def test_long_messages_are_refused_before_they_are_read(parties: Parties) -> Non
 
 def test_a_job_has_one_seed_whoever_is_first(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        seeds = set(pool.map(lambda _: _seed(tmp_path, "alpha"), range(64)))
+        seeds = set(pool.map(lambda _: kept_seed(tmp_path, "alpha"), range(64)))
     assert len(seeds) == 1
     assert len(seeds.pop()) == 32
-    assert _seed(tmp_path, "alpha") != _seed(tmp_path, "beta")
+    assert kept_seed(tmp_path, "alpha") != kept_seed(tmp_path, "beta")
     (file, *_) = sorted((tmp_path / "commitments").iterdir())
     assert file.name == "alpha.seed"
     assert file.stat().st_mode & 0o777 == 0o600

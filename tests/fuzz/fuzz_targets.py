@@ -34,7 +34,7 @@ from attestation.formats import to_evidence  # noqa: E402
 from attestation.offline import Input, gather  # noqa: E402
 from attestation.policy import AppraisalPolicy  # noqa: E402
 from attestation.quotes.nvidia import NvidiaReport  # noqa: E402
-from attestation.quotes.tpm_structures import PublicArea  # noqa: E402
+from attestation.quotes.tpm_keys import PublicArea  # noqa: E402
 from attestation.result import AttestationResult, Finding, Tier  # noqa: E402
 from attestation.sealing.header import PREFIX, Header, header_length  # noqa: E402
 from attestation.tpm_credential import TpmIdentity  # noqa: E402
