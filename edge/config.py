@@ -18,6 +18,7 @@
     approval = "automatic"             # "manual": a person here says yes to every job
     hours = "20:00-06:00"              # UTC; always by default
     data_paths = ["/srv"]              # below these a job may name a path of its own
+    visible_updates = false            # true: also jobs whose app receives single updates
 
     [privacy]                          # the least that a job must promise
     required = true
@@ -124,7 +125,9 @@ class DataSet:
 class Accept:
     """Which jobs this site is willing to run.
 
-    ``policy_keys``  SHA-256 of the SPKI of keys that must have signed a job's policy
+    ``policy_keys``      SHA-256 of the SPKI of keys that must have signed a job's policy
+    ``visible_updates``  whether to run jobs whose app receives this site's update by itself
+                         (``updates = "visible-to-app"``), and not only what was aggregated
     """
 
     bundles: tuple[bytes, ...] = option(seq(hexadecimal(32), most=10_000, unique=True), default=())
@@ -133,6 +136,7 @@ class Accept:
     hours: Hours | None = option(_hours(), default=None)
     data_paths: tuple[Path, ...] = option(seq(file_path(), most=100), default=())
     policy_keys: tuple[bytes, ...] = option(seq(hexadecimal(32), most=100), default=())
+    visible_updates: bool = option(flag(), default=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

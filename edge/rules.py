@@ -90,6 +90,11 @@ def _refusals(config: SiteConfig, spec: JobSpec, site: str, bundle: bytes) -> It
         yield f"the app bundle {bundle.hex()} is not in accept.bundles of this site"
     if spec.launcher not in ("any", config.launcher.kind):
         yield f"the job wants the launcher {spec.launcher}, this site has {config.launcher.kind}"
+    if spec.aggregation.visible and not config.accept.visible_updates:
+        yield (
+            "the job's app receives the update of each site (aggregation.updates = "
+            '"visible-to-app"), and accept.visible_updates of this site does not allow it'
+        )
     yield from _privacy(config, spec)
     for name in ("cpu", "memory_mib", "gpu"):
         wanted, cap = getattr(spec.resources, name), getattr(config.caps, name)

@@ -34,11 +34,12 @@ from fedlearn.config import choice, each, number, option, scalar, seq, table, te
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.placement import Placement
 from fedlearn.privacy.spec import PrivacySpec
-from fedlearn.strategies import APP, STRATEGIES
+from fedlearn.strategies import AGGREGATED, APP, STRATEGIES, UPDATES, VISIBLE_TO_APP
 
 __all__ = [
     "MAX_ROUNDS",
     "MAX_SITES",
+    "AggregationSpec",
     "DataMount",
     "EvaluateSpec",
     "JobSpec",
@@ -84,6 +85,27 @@ class StrategySpec:
                 faults.append((("options", key), f'not an option of "{self.name}"; {wish}'))
         if faults:
             raise reading.Impossible(*faults)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregationSpec:
+    """What the process of the app's ServerApp receives of the sites' updates.
+
+    ``updates``
+        ``aggregated``: only the aggregate of a round. The coordinator's own aggregator receives
+        the updates of single sites and applies the strategy.
+        ``visible-to-app``: the update of each site, as an app needs that overrides the
+        aggregation of its strategy, drives the grid itself or uses Flower's legacy API. It does
+        not go together with ``[privacy]``, and a site runs such a job only if its ``site.toml``
+        allows it.
+    """
+
+    updates: str = option(choice(*UPDATES), default=AGGREGATED)
+
+    @property
+    def visible(self) -> bool:
+        """Whether the app's process receives the update of each site."""
+        return self.updates == VISIBLE_TO_APP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +198,7 @@ class JobSpec:
     owner_key: str = option(text(least=0), default="")
     launcher: str = option(choice("any", "process", "kubernetes"), default="any")
     strategy: StrategySpec = option(table(StrategySpec), factory=StrategySpec)
+    aggregation: AggregationSpec = option(table(AggregationSpec), factory=AggregationSpec)
     config: Mapping[str, Scalar] = option(
         each(scalar(), key=_OPTION, most=200), factory=lambda: MappingProxyType({})
     )
@@ -201,6 +224,14 @@ class JobSpec:
                 near = difflib.get_close_matches(site, self.sites, n=1)
                 wish = f"did you mean {near[0]!r}?" if near else "add it to `sites`"
                 faults.append((("data", site), f"is not a site of this job; {wish}"))
+        if self.privacy is not None and self.aggregation.visible:
+            faults.append(
+                (
+                    ("aggregation", "updates"),
+                    '"visible-to-app" shows the app what [privacy] protects: the update of each '
+                    'site; use "aggregated", or remove [privacy]',
+                )
+            )
         if faults:
             raise reading.Impossible(*faults)
         if self.quorum == 0:
@@ -301,6 +332,7 @@ class JobSpec:
             "owner_key": self.owner_key,
             "launcher": self.launcher,
             "strategy": {"name": self.strategy.name, "options": dict(self.strategy.options)},
+            "aggregation": _fields(self.aggregation),
             "config": dict(self.config),
             "evaluate": _fields(self.evaluate),
             "resources": _fields(self.resources),

@@ -10,10 +10,19 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["APP", "STRATEGIES"]
+__all__ = ["AGGREGATED", "APP", "STRATEGIES", "UPDATES", "VISIBLE_TO_APP"]
 
 APP: Final = "app"
 """The application's ServerApp makes its strategy itself."""
+
+AGGREGATED: Final = "aggregated"
+"""The application's ServerApp receives the aggregate of a round only."""
+
+VISIBLE_TO_APP: Final = "visible-to-app"
+"""The application's ServerApp receives the update of each site."""
+
+UPDATES: Final = (AGGREGATED, VISIBLE_TO_APP)
+"""What a job may let its ServerApp receive."""
 
 _SAMPLING: Final = ("fraction_train", "fraction_evaluate", "weighted_by_key")
 _ADAPTIVE: Final = (*_SAMPLING, "eta", "eta_l", "tau")

@@ -103,6 +103,7 @@ def opened(
         stragglers="fail" if spec.stragglers == "fail" else "drop",
         strategy=spec.strategy.name,
         options=spec.strategy.options,
+        updates=spec.aggregation.updates,
         evaluate_every=spec.evaluate.every,
         evaluate_fraction=spec.evaluate.fraction,
         run_config=spec.config,

@@ -44,12 +44,16 @@ COORDINATOR: Final = "coordinator"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Party:
-    """A site: its folder, its machine, and the data sets that it offers by name."""
+    """A site: its folder, its machine, and the data sets that it offers by name.
+
+    ``visible_updates``: whether it accepts jobs whose app receives single updates.
+    """
 
     name: str
     folder: Path
     machine: Machine
     data: Mapping[str, Path] = field(default_factory=dict)
+    visible_updates: bool = False
 
     @property
     def config(self) -> Path:
@@ -166,8 +170,17 @@ class Federation:
         )
         return invitation.token
 
-    def join(self, name: str, *, data: Mapping[str, Path], bundle: bytes) -> Party:
+    def join(
+        self,
+        name: str,
+        *,
+        data: Mapping[str, Path],
+        bundle: bytes,
+        visible_updates: bool = False,
+    ) -> Party:
         """Enroll a site with a token, let it accept ``bundle`` (SHA-256), and start its agent.
+
+        With ``visible_updates`` it also accepts jobs whose app receives single updates.
 
         As ``fedlearn site enroll`` does; a process for each would take a second for each.
 
@@ -176,7 +189,11 @@ class Federation:
         from edge.rpc import enroll
 
         party = Party(
-            name=name, folder=self._site_folder(name), machine=self.machines[name], data=data
+            name=name,
+            folder=self._site_folder(name),
+            machine=self.machines[name],
+            data=data,
+            visible_updates=visible_updates,
         )
         party.config.write_text(config.dumps(self.site_table(party, bundle)))
         enroll(self.token(name)).save(self._site_state(name))
@@ -249,7 +266,7 @@ class Federation:
             "state": "state",
             "launcher": {"kind": "process"},
             "attester": party.machine.table(),
-            "accept": {"bundles": [bundle.hex()]},
+            "accept": {"bundles": [bundle.hex()], "visible_updates": party.visible_updates},
             "trust": {trust: self.anchors([COORDINATOR])},
             "data": {
                 name: {"path": os.path.relpath(path, party.folder)}

@@ -50,6 +50,11 @@ seed = 1                   # the same seed gives the same model, to the last bit
 [strategy]
 name = "fedavg"            # "app" leaves it to the app's own ServerApp
 
+# What the app's ServerApp receives: the aggregate of each round ("aggregated"), or also the
+# update of each site ("visible-to-app"), which an own aggregation or the legacy API needs.
+[aggregation]
+updates = "aggregated"
+
 [config]                   # overrides of [tool.flwr.app.config] in app/pyproject.toml
 local-epochs = 2
 

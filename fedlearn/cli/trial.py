@@ -73,7 +73,12 @@ def attempt(
             for site in spec.sites:
                 mount = spec.data.get(site)
                 name = mount.set if mount is not None and mount.set else spec.name
-                federation.join(site, data={name: folders[site]}, bundle=digest)
+                federation.join(
+                    site,
+                    data={name: folders[site]},
+                    bundle=digest,
+                    visible_updates=spec.aggregation.visible,
+                )
             federation.await_connected(spec.sites)
             policy = policy_text(
                 federation, name=spec.name, bundle=digest, app=spec.name, sites=spec.sites

@@ -14,7 +14,7 @@ from fedlearn import config
 from fedlearn.application import Application, check_bundle, check_folder
 from fedlearn.errors import ConfigError
 from fedlearn.job import JobSpec
-from fedlearn.strategies import APP
+from fedlearn.strategies import AGGREGATED, APP, VISIBLE_TO_APP
 
 __all__ = ["Report", "examine", "policy_signature"]
 
@@ -62,6 +62,7 @@ def examine(path: Path) -> Report:
         f"at least {spec.quorum} in each, {spec.deadline_s:g} s for one",
         f"app {application.name} {application.version} in {app}",
         f"strategy {spec.strategy.name}",
+        _updates(spec),
         f"policy {policy.name} accepts {', '.join(policy.accept) or 'nobody'}",
         _privacy(spec),
     )
@@ -120,6 +121,15 @@ def _check_config(spec: JobSpec, application: Application, path: Path) -> None:
             )
 
 
+def _updates(spec: JobSpec) -> str:
+    if spec.aggregation.visible:
+        return f"updates {VISIBLE_TO_APP}: the app's ServerApp receives the update of each site"
+    return (
+        f"updates {AGGREGATED}: the app's ServerApp receives the aggregate of each round only; "
+        f'an app with an own aggregation or the legacy API needs "{VISIBLE_TO_APP}"'
+    )
+
+
 def _privacy(spec: JobSpec) -> str:
     if spec.privacy is None:
         return "no privacy table: nothing is promised about what the model reveals"
@@ -152,6 +162,11 @@ def _warnings(spec: JobSpec, policy: AppraisalPolicy, policy_file: Path) -> list
         notes.append(f"no data named for {', '.join(without)}: those sites choose")
     if not spec.owner_key:
         notes.append("no owner_key: only the coordinator can open the finished model")
+    if spec.aggregation.visible:
+        notes.append(
+            "the app receives the update of each site: a site runs this job only with "
+            "accept.visible_updates = true in its site.toml"
+        )
     if spec.strategy.name == APP:
         notes.append("the app makes its own strategy: its own settings decide how many sites wait")
     return notes

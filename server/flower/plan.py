@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedlearn.errors import JobError
 from fedlearn.privacy import PrivacySpec
-from fedlearn.strategies import APP, STRATEGIES
+from fedlearn.strategies import AGGREGATED, APP, STRATEGIES, UPDATES
 
 __all__ = [
     "Checkpoint",
@@ -39,7 +39,8 @@ class JobPlan:
     ``digest`` is the 32-byte digest of the job specification, ``bundle`` the application.
     ``seconds`` is the deadline of one exchange with the clients (training or evaluation of
     one round). ``strategy`` is one of :mod:`fedlearn.strategies`; unless it is ``app``, it
-    takes the place of the strategy that the application starts. ``noise_secret`` is from
+    takes the place of the strategy that the application starts. ``updates`` is that of
+    ``fedlearn.job.AggregationSpec``. ``noise_secret`` is from
     :func:`fedlearn.privacy.noise_secret`, where the job has ``privacy``.
 
     :raises JobError: for values with which no job can run.
@@ -56,6 +57,7 @@ class JobPlan:
     stragglers: Stragglers = "drop"
     strategy: str = APP
     options: Mapping[str, Any] = field(default_factory=dict)
+    updates: str = AGGREGATED
     evaluate_every: int = 1
     evaluate_fraction: float = 1.0
     run_config: Mapping[str, bool | int | float | str] = field(default_factory=dict)
@@ -74,6 +76,8 @@ class JobPlan:
             raise JobError("a job has at least one round and a deadline above 0 s")
         if self.strategy not in STRATEGIES:
             raise JobError(f"{self.strategy!r} is not a strategy")
+        if self.updates not in UPDATES:
+            raise JobError(f"{self.updates!r} is not what an app may receive of updates")
         if self.evaluate_every < 1 or not 0 <= self.evaluate_fraction <= 1:
             raise JobError("sites evaluate every round or less often, and 0 to 1 of them")
         if not 0 <= self.seed < 2**64:
@@ -161,6 +165,7 @@ def to_record(plan: JobPlan) -> tuple[dict[str, Any], list[bytes]]:
         "stragglers": plan.stragglers,
         "strategy": plan.strategy,
         "options": dict(plan.options),
+        "updates": plan.updates,
         "evaluate_every": plan.evaluate_every,
         "evaluate_fraction": plan.evaluate_fraction,
         "run_config": dict(plan.run_config),

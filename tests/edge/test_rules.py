@@ -124,6 +124,18 @@ def test_what_does_not_fit_is_refused_with_its_reason(
         assert found.data == ""
 
 
+def test_a_job_whose_app_receives_single_updates_runs_where_the_site_allows_it(
+    folder: Path,
+) -> None:
+    visible = (JOB[JOB.index("[privacy]") :], '[aggregation]\nupdates = "visible-to-app"\n')
+    refuses = ("required = true\nmax_epsilon = 8", "")
+    found = _decide(folder, job=visible, site=refuses, approved=True)
+    assert found.answer is Answer.REFUSE
+    assert "accept.visible_updates of this site does not allow it" in found.reasons[0]
+    allows = (SITE[SITE.index("[privacy]") :], "visible_updates = true\n")
+    assert _decide(folder, job=visible, site=allows).answer is Answer.RUN
+
+
 def test_unknown_code_is_refused_asked_about_or_let_in_by_name(folder: Path) -> None:
     other = bytes(32)
     assert _decide(folder, bundle=other).answer is Answer.REFUSE

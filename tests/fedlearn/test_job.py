@@ -38,6 +38,8 @@ launcher = "process"
 [strategy]
 name = "fedprox"
 options = { proximal_mu = 0.1 }
+[aggregation]
+updates = "aggregated"
 [config]
 local-epochs = 3
 [evaluate]
@@ -72,6 +74,7 @@ def test_defaults_are_complete() -> None:
     assert spec.stragglers == "drop"
     assert spec.strategy.name == "app"
     assert spec.privacy is None
+    assert spec.aggregation.updates == "aggregated"
     assert len(spec.policy_digest) == 32
 
 
@@ -125,6 +128,19 @@ def test_any_job_survives_toml_and_json(spec: JobSpec) -> None:
     assert JobSpec.from_toml(spec.to_toml()) == spec
     assert JobSpec.from_json(spec.to_json()) == spec
     assert JobSpec.from_canonical(spec.canonical()).digest() == spec.digest()
+
+
+def test_an_app_that_receives_single_updates_cannot_promise_privacy() -> None:
+    asked = FULL.replace('"aggregated"', '"visible-to-app"')
+    with pytest.raises(ConfigError, match=r":16: aggregation\.updates: .* \[privacy\] protects"):
+        _read(asked)
+    without = asked[: asked.index("[privacy]")]
+    spec = _read(without)
+    assert spec.aggregation.visible
+    assert JobSpec.from_toml(spec.to_toml()) == spec
+    assert spec.digest() != _read(without.replace('"visible-to-app"', '"aggregated"')).digest()
+    with pytest.raises(ConfigError, match=r'aggregation\.updates: must be one of "aggregated"'):
+        _read(FULL.replace('"aggregated"', '"visible"'))
 
 
 # --- digest ---------------------------------------------------------------------------
@@ -222,13 +238,13 @@ def test_the_workload_digest_is_the_documented_one() -> None:
         (
             "[data.b]",
             "[data.c]",
-            "job.toml:27: data.c: is not a site of this job; add it to `sites`",
+            "job.toml:29: data.c: is not a site of this job; add it to `sites`",
         ),
         ('path = "/srv/b"', 'path = "srv/b"', "data.b.path: must be an absolute path"),
         ('path = "/srv/b"', 'path = "/srv/../b"', "data.b.path: must be an absolute path"),
         ('path = "/srv/b"', 'path = "/b"\nset = "x"', "data.b: needs exactly one of set, path"),
-        ("clip = 1.0", "clip = -1", "job.toml:31: privacy.clip:"),
-        ("clip = 1.0", "clipp = 1.0", "job.toml:31: privacy.clipp: unknown key; did you mean"),
+        ("clip = 1.0", "clip = -1", "job.toml:33: privacy.clip:"),
+        ("clip = 1.0", "clipp = 1.0", "job.toml:33: privacy.clipp: unknown key; did you mean"),
         ("clip = 1.0\n", "", "privacy.clip: missing"),
         ("cpu = 2", "cpu = 0", "resources.cpu: must be a number from 0.1 to 1024, not 0"),
         ("seed = 7", 'owner_key = "x25519:AAAA"', "owner_key: has 3 bytes"),

@@ -448,6 +448,11 @@ def test_noise_is_refused_where_it_would_not_be_on_a_mean():
 def test_a_plan_crosses_the_pipe_whole():
     spec = PrivacySpec(clip=1.0, noise_multiplier=1.0, epsilon=1.0, delta=1e-5)
     plan = _plan(privacy=spec, noise_secret=bytes(32), run_config={"a": 1}, stragglers="fail")
+    visible = _plan(updates="visible-to-app")
+    header, blobs = to_record(visible)
+    assert from_record(header, [bytearray(blob) for blob in blobs]) == visible
+    with pytest.raises(JobError, match="'shown' is not what an app may receive"):
+        _plan(updates="shown")
     ours, theirs = socket.socketpair()
     header, blobs = to_record(plan)
     Pipe(ours, limit=1000).send(header, blobs)
