@@ -1,6 +1,6 @@
 """An application bundle where it is to run: unpacked, read, and its app loaded.
 
-Both wings do this with untrusted bundles: the coordinator for the ServerApp, the client in its
+Both ends do this with untrusted bundles: the coordinator for the ServerApp, the client in its
 TEE for the ClientApp. What may be inside is decided by :mod:`fedlearn.application`; here it is
 written to a private folder, file by file, never as a link, never outside.
 """
@@ -10,16 +10,13 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import io
 import sys
-import tomllib
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
-from fedlearn.application import OUR_PACKAGES, check_bundle
+from fedlearn.application import OUR_PACKAGES, bundle_files, check_bundle
 from fedlearn.errors import JobError
 
 __all__ = ["Installed", "check_packages", "unpack"]
@@ -103,20 +100,15 @@ def unpack(bundle: bytes, folder: Path, *, digest: bytes | None = None) -> Insta
         )
     application = check_bundle(bundle)
     folder.mkdir(mode=0o700, parents=True)
-    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
-        for entry in archive.infolist():
-            path = folder.joinpath(*PurePosixPath(entry.filename).parts)
-            if entry.is_dir():
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
-                continue
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.write_bytes(archive.read(entry))
-    app = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    for path, content in bundle_files(bundle):
+        target = folder / path
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        target.write_bytes(content)
     return Installed(
         folder=folder,
         name=application.name,
         digest=found,
-        serverapp=app["components"]["serverapp"],
-        clientapp=app["components"]["clientapp"],
+        serverapp=application.serverapp,
+        clientapp=application.clientapp,
         config=application.defaults,
     )

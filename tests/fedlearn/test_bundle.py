@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fedlearn import bundle
+from fedlearn.application import check_bundle
 from fedlearn.errors import JobError, TransportError
 from fedlearn.frames import FrameReader, frames_length, write_frames
 from fedlearn.seeds import derive, node_number, seed_generators
@@ -145,3 +146,100 @@ def test_node_numbers_are_stable_and_in_range():
     assert len(numbers) == 100
     assert all(2 <= number < 2**63 for number in numbers)
     assert node_number(digest, "site-0") == node_number(digest, "site-0")
+
+
+def _entry(name: str, **fields: object) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo("x")
+    entry.filename = name
+    for key, value in fields.items():
+        setattr(entry, key, value)
+    return entry
+
+
+def _with(*more: tuple[zipfile.ZipInfo, bytes]) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for name, content in GOOD.items():
+            archive.writestr(name, content)
+        for entry, content in more:
+            archive.writestr(entry, content)
+    return data.getvalue()
+
+
+def _method(data: bytes, name: bytes, method: int, flags: int = 0) -> bytes:
+    """Declare another compression method (or flags) for one file, as no library writes it."""
+    central = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02"))
+    while data[central + 46 : central + 46 + len(name)] != name:
+        central = data.index(b"PK\x01\x02", central + 4)
+    made = bytearray(data)
+    made[central + 8 : central + 12] = flags.to_bytes(2, "little") + method.to_bytes(2, "little")
+    return bytes(made)
+
+
+def _damaged(at: bytes) -> bytes:
+    """Deflated content that is cut through in the middle."""
+    data = bytearray(_zip({**GOOD, "smallapp/data.bin": bytes(range(256)) * 40}))
+    start = data.index(at) + len(at)
+    data[start + 5 : start + 25] = bytes(20)
+    return bytes(data)
+
+
+HOSTILE = {
+    "a project under another spelling": (
+        _with((_entry("./pyproject.toml"), PROJECT.replace(b"one:app", b"two:app"))),
+        "not in normal form",
+    ),
+    "a doubled slash": (_with((_entry("smallapp//one.py"), b"app = 6")), "not in normal form"),
+    "a dot inside": (_with((_entry("smallapp/./one.py"), b"app = 6")), "not in normal form"),
+    "our name behind a dot": (_with((_entry("./fedlearn/x.py"), b"")), "not in normal form"),
+    "a file that is a folder": (_with((_entry("smallapp"), b"")), "a file and a folder"),
+    "a file below a file": (_with((_entry("pyproject.toml/x"), b"")), "a file and a folder"),
+    "a folder named as a file": (_with((_entry("pyproject.toml/"), b"")), "holds a path twice"),
+    "a link": (
+        _with((_entry("smallapp/link", external_attr=0o120777 << 16), b"/etc/passwd")),
+        "neither a file nor a folder",
+    ),
+    "a device": (_with((_entry("null", external_attr=0o020666 << 16), b"")), "neither a file"),
+    "a long name": (_with((_entry("a" * 256), b"")), "cannot be the name of a file"),
+    "a deep path": (_with((_entry("/".join(["a" * 100] * 11)), b"")), "cannot be the name"),
+    "a control character": (_with((_entry("a\nb"), b"")), "cannot be the name of a file"),
+    "an escape sequence": (_with((_entry("a\x9bb"), b"")), "cannot be the name of a file"),
+    "an unknown method": (_method(_zip(GOOD), b"smallapp/one.py", 99), "is encrypted or"),
+    "bzip2": (_method(_zip(GOOD), b"smallapp/one.py", 12), "is encrypted or"),
+    "encrypted": (_method(_zip(GOOD), b"smallapp/one.py", 8, 1), "is encrypted or"),
+    "a cut stream": (_damaged(b"smallapp/data.bin"), "cannot be unpacked"),
+    "another content": (
+        _with((_entry("a.bin"), b"one" * 9)).replace(b"one" * 9, b"two" * 9),
+        "cannot be unpacked: Bad CRC-32",
+    ),
+    "other names in the headers": (
+        _with((_entry("a.bin"), b"x")).replace(b"a.bin", b"b.bin", 1),
+        "cannot be unpacked",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_could_not_be_unpacked_is_never_accepted(tmp_path: Path, name: str) -> None:
+    data, reason = HOSTILE[name]
+    with pytest.raises(JobError, match=reason):
+        check_bundle(data)
+    with pytest.raises(JobError, match=reason):
+        bundle.unpack(data, tmp_path / "app")
+    assert not (tmp_path / "app").exists()
+
+
+def test_every_flipped_byte_is_refused_or_harmless(tmp_path: Path) -> None:
+    """What is accepted can be unpacked; damage causes no error but ours."""
+    good = _zip(GOOD)
+    refused = 0
+    for position in range(len(good)):
+        data = bytearray(good)
+        data[position] ^= 0xFF
+        try:
+            check_bundle(bytes(data))
+        except JobError:
+            refused += 1
+            continue
+        bundle.unpack(bytes(data), tmp_path / str(position))
+    assert refused > len(good) // 2
