@@ -27,6 +27,7 @@ from attestation.chains import (
     check_issued,
     check_validity,
     names_issuer,
+    pem_blocks,
     split_certificates,
     whole_octets,
 )
@@ -55,6 +56,8 @@ _VERSIONS: Final = {
 }
 _KINDS: Final = {VCEK: "VCEK", VLEK: "VLEK"}
 _FETCH: Final = "fedlearn collateral fetch --directory DIR --evidence FILE"
+_CRL_START: Final = b"-----BEGIN X509 CRL-----"
+_MAX_PIECES: Final = 16
 _MAX_CRL_BYTES: Final = 256 * 1024
 _CHIP_ID_BYTES: Final = 64
 
@@ -84,20 +87,42 @@ class Endorsements:
     def gather(cls, trust: Iterable[bytes], evidence: Sequence[bytes]) -> Endorsements:
         """Read both; the relying party's first. Items of another kind are passed over.
 
+        A certificate of the relying party that cannot be read vouches for nothing, and takes
+        nothing from the others in its file. A revocation list that cannot be read is refused,
+        because what it revokes would count.
+
         :raises EvidenceError: when an item of the evidence is malformed.
+        :raises EndorsementError: when a revocation list of the relying party is.
         """
         certificates: list[Certificate] = []
         crls: list[x509.CertificateRevocationList] = []
-        for data in trust:
+        for piece in (piece for data in trust for piece in pem_blocks(data)):
             try:
-                _read(data, "endorsement", certificates, crls)
-            except EvidenceError:
-                # It may be for another TEE, whose verifier will say what is wrong with it.
-                continue
+                _read(piece, "endorsement", certificates, crls)
+            except EvidenceError as error:
+                if _CRL_START in piece:
+                    raise EndorsementError(
+                        f"a revocation list that was given cannot be read ({error})",
+                        step=_STEP,
+                        hint=_FETCH,
+                    ) from error
         for number, data in enumerate(evidence):
             if data.lstrip()[:1] != b"{":
-                _read(data, f"endorsements[{number}]", certificates, crls)
+                _read_all(data, f"endorsements[{number}]", certificates, crls)
         return cls(certificates=tuple(certificates), crls=tuple(crls))
+
+
+def _read_all(
+    data: bytes,
+    field: str,
+    certificates: list[Certificate],
+    crls: list[x509.CertificateRevocationList],
+) -> None:
+    pieces = pem_blocks(data)
+    if len(pieces) > _MAX_PIECES:
+        raise EvidenceError(f"more than {_MAX_PIECES} certificates", field=field)
+    for piece in pieces:
+        _read(piece, field, certificates, crls)
 
 
 def _read(
@@ -106,10 +131,10 @@ def _read(
     certificates: list[Certificate],
     crls: list[x509.CertificateRevocationList],
 ) -> None:
-    if b"-----BEGIN X509 CRL-----" in data:
+    """Read one certificate or one revocation list."""
+    if _CRL_START in data:
         crls.append(_crl(data, field))
-        if b"-----BEGIN CERTIFICATE-----" not in data:
-            return
+        return
     try:
         certificates.extend(split_certificates(data, field))
     except EvidenceError:
@@ -121,7 +146,7 @@ def _read(
 def _crl(data: bytes, field: str) -> x509.CertificateRevocationList:
     if len(data) > _MAX_CRL_BYTES:
         raise EvidenceError(f"{len(data)} bytes are too long for a CRL", field=field)
-    pem = data.lstrip().startswith(b"-----BEGIN")
+    pem = _CRL_START in data
     try:
         found = x509.load_pem_x509_crl(data) if pem else x509.load_der_x509_crl(data)
         # Are parsed when first asked for, so here.

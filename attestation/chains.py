@@ -9,11 +9,13 @@ remembered; every signature is checked every time.
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 import warnings
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from itertools import pairwise
 from typing import Final
 
 from cryptography import x509
@@ -33,6 +35,7 @@ __all__ = [
     "check_validity",
     "load_certificate",
     "names_issuer",
+    "pem_blocks",
     "split_certificates",
     "whole_octets",
 ]
@@ -40,6 +43,7 @@ __all__ = [
 MAX_CERTIFICATE_BYTES: Final = 16 * 1024
 _MAX_FILE_BYTES: Final = 256 * 1024
 _MAX_PER_FILE: Final = 16
+_PEM_START: Final = re.compile(rb"-----BEGIN ")
 
 UNREADABLE: Final = (
     ValueError,
@@ -143,6 +147,16 @@ def whole_octets(der: bytes, signature: bytes) -> bool:
     ``cryptography`` looks at, where the bits that it leaves out are zero.
     """
     return der.endswith(b"\0" + signature)
+
+
+def pem_blocks(data: bytes) -> tuple[bytes, ...]:
+    """Part a file into pieces that are read one by one, so that a bad one voids no other.
+
+    Every PEM block is a piece, with the text behind it and without the text before the first; a
+    file without any block is one piece, which may be DER. Nothing is parsed.
+    """
+    starts = [found.start() for found in _PEM_START.finditer(data)]
+    return tuple(data[start:end] for start, end in pairwise([*starts, len(data)])) or (data,)
 
 
 def split_certificates(data: bytes, field: str) -> tuple[Certificate, ...]:

@@ -36,7 +36,8 @@ from attestation.offline import (
     MAX_ENDORSEMENT_BYTES,
     UNREADABLE,
     Input,
-    load_certificates,
+    readable_certificates,
+    unread_pieces,
 )
 
 __all__ = [
@@ -99,7 +100,7 @@ def load_folder(path: Path, *, now: datetime, warn_before: timedelta = WARN_BEFO
     if not (path / BUNDLE_NAME).is_file():
         return _loose(path, now)
     items = read_bundle(path)
-    warnings = tuple(_check(path, items, now, warn_before))
+    warnings = [*_check(path, items, now, warn_before), *_unread(path, items)]
     return Folder(
         collateral=tuple(item.data for item in items if item.kind == KINDS[0]),
         endorsements=tuple(
@@ -107,7 +108,7 @@ def load_folder(path: Path, *, now: datetime, warn_before: timedelta = WARN_BEFO
             for item in items
             if item.kind != KINDS[0]
         ),
-        warnings=warnings,
+        warnings=tuple(warnings),
     )
 
 
@@ -249,14 +250,24 @@ def _check(
             yield f"{item.name} ({item.path}) expires at {item.not_after.isoformat()}; {mend}"
 
 
+def _unread(path: Path, items: Iterable[Item]) -> Iterator[str]:
+    for item in items:
+        if item.kind == KINDS[1]:
+            for problem in unread_pieces(item.data):
+                yield f"{path / item.path}: {problem}"
+
+
 def _loose(path: Path, now: datetime) -> Folder:
     files = tuple(read_files([path]))
     answers = assemble_answers(files, now=now)
     collateral = [item.data for item in answers.documents]
     endorsements: list[Input] = []
+    warnings = list(answers.missing)
     for file in files:
         if file.name in answers.used:
             continue
+        if b"-----BEGIN " in file.data:
+            warnings += [f"{file.name}: {problem}" for problem in unread_pieces(file.data)]
         try:
             item = describe(file.data, path=file.name)
         except EvidenceError:
@@ -270,7 +281,7 @@ def _loose(path: Path, now: datetime) -> Folder:
             f"{path} holds no collateral", step="collateral", hint=f"{_FETCH} {path}"
         )
     return Folder(
-        collateral=tuple(collateral), endorsements=tuple(endorsements), warnings=answers.missing
+        collateral=tuple(collateral), endorsements=tuple(endorsements), warnings=tuple(warnings)
     )
 
 
@@ -343,8 +354,9 @@ def _stated(document: Mapping[str, Any]) -> tuple[datetime, datetime]:
 
 
 def _certificate_window(data: bytes) -> _Window | None:
+    """Return names and window of the certificates that can be read; ``None`` without any."""
     try:
-        found = load_certificates(data)
+        found = readable_certificates(data)
         return (
             ", ".join(_common_name(item.subject) for item in found),
             max(item.not_valid_before_utc for item in found),

@@ -19,6 +19,7 @@ piece is verified, up to the pinned root, by whoever uses the document.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +35,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from attestation.chains import UNREADABLE, Certificate, load_certificate, split_certificates
+from attestation.chains import UNREADABLE, Certificate, split_certificates
 from attestation.collateral_forms import split_signed
 from attestation.collateral_sources import IntelPlatform
 from attestation.encodings import unwrap_text
@@ -217,16 +218,10 @@ def _revocation_list(data: bytes) -> x509.CertificateRevocationList | None:
 def _take_certificates(data: bytes, pieces: _Pieces) -> set[bytes]:
     """Take every certificate out of ``data``: DER, or PEM in any text, url-encoded or not."""
     plain = unquote_to_bytes(data) if b"-----BEGIN%20" in data else data
-    blocks = _CERTIFICATE.findall(plain)
-    try:
-        if blocks:
-            found = split_certificates(b"".join(blocks), "certificates")
-        elif plain[:1] == b"0":
-            found = (load_certificate(plain, "certificates"),)
-        else:
-            return set()
-    except EvidenceError:
-        return set()
+    found: list[Certificate] = []
+    for block in _CERTIFICATE.findall(plain) or ([plain] if plain[:1] == b"0" else []):
+        with contextlib.suppress(EvidenceError):  # one that nobody can read voids no other
+            found += split_certificates(block, "certificates")
     pieces.certificates.update((item.der, item) for item in found)
     return {item.der for item in found}
 

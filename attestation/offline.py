@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.utils import CryptographyDeprecationWarning
 
+from attestation.chains import pem_blocks
 from attestation.encodings import unwrap_text
 from attestation.errors import EndorsementError, EvidenceError
 from attestation.evidence import Evidence, Tee
@@ -39,6 +40,8 @@ __all__ = [
     "Input",
     "gather",
     "load_certificates",
+    "readable_certificates",
+    "unread_pieces",
 ]
 
 MAX_ENDORSEMENT_BYTES = 1024 * 1024
@@ -50,6 +53,9 @@ _ANSWERS_HINT = (
     "it is one of several answers of Intel's service: put all of them into one folder, and name "
     "that with --collateral"
 )
+
+_KEY_START = b"-----BEGIN PUBLIC KEY-----"
+_CRL_START = b"-----BEGIN X509 CRL-----"
 
 UNREADABLE = (
     ValueError,
@@ -95,12 +101,12 @@ def gather(
             documents.append(item.data)
         elif is_certificate_table(item.data):
             certificates += _table(item)
+        elif (found := readable_certificates(item.data)) or _has_crl(item.data):
+            certificates.append(item.data)
+            roots += [_der(cert) for cert in found if _is_root(cert)]
         elif (key := _public_key(item.data)) is not None:
             pinned.add(hashlib.sha256(key).digest())
             pieces.append(item.data)
-        elif (found := _certificates(item.data)) is not None:
-            certificates.append(item.data)
-            roots += [_der(cert) for cert in found if _is_root(cert)]
         elif is_bare_tpm_quote(parsed):
             pieces.append(item.data)
         else:
@@ -143,9 +149,9 @@ def _unwrapped(item: Input) -> Input:
 
 
 def _public_key(data: bytes) -> bytes | None:
-    load = load_pem_public_key if data.lstrip().startswith(b"-----BEGIN") else load_der_public_key
+    blocks = [piece for piece in pem_blocks(data) if piece.startswith(_KEY_START)]
     try:
-        key = load(data)
+        key = load_pem_public_key(blocks[0]) if blocks else load_der_public_key(data)
     except UNREADABLE:
         return None
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -166,22 +172,46 @@ def load_certificates(data: bytes) -> list[x509.Certificate]:
         return [x509.load_der_x509_certificate(data)]
 
 
-def _certificates(data: bytes) -> list[x509.Certificate] | None:
-    """Return the certificates in a file, none for a revocation list, ``None`` for neither."""
-    if b"-----BEGIN X509 CRL" in data or _is_crl(data):
-        return []
+def readable_certificates(data: bytes) -> list[x509.Certificate]:
+    """Return the certificates in a file that can be read, PEM or DER, each by itself."""
+    return [item for piece in pem_blocks(data) for item in _one_certificate(piece)]
+
+
+def unread_pieces(data: bytes) -> tuple[str, ...]:
+    """Say which certificates and lists of a file are not read, by their place in it.
+
+    ``data`` is a file that holds certificates, revocation lists or public keys; of another file,
+    such as collateral, nothing is said.
+    """
+    if data.lstrip()[:1] == b"{" or is_certificate_table(data):
+        return ()
+    return tuple(
+        f"block {number} cannot be read: no certificate, revocation list or public key"
+        for number, piece in enumerate(pem_blocks(data), start=1)
+        if not _one_certificate(piece) and not _is_crl(piece) and _public_key(piece) is None
+    )
+
+
+def _one_certificate(piece: bytes) -> list[x509.Certificate]:
     try:
-        found = load_certificates(data)
+        found = load_certificates(piece)
         for item in found:
             _ = (item.subject, item.issuer, item.extensions)  # are parsed when first asked for
     except UNREADABLE:
-        return None
+        return []
     return found
 
 
-def _is_crl(data: bytes) -> bool:
+def _has_crl(data: bytes) -> bool:
+    return any(item.startswith(_CRL_START) or _is_crl(item) for item in pem_blocks(data))
+
+
+def _is_crl(piece: bytes) -> bool:
     try:
-        x509.load_der_x509_crl(data)
+        if piece.startswith(_CRL_START):
+            x509.load_pem_x509_crl(piece)
+        else:
+            x509.load_der_x509_crl(piece)
     except UNREADABLE:
         return False
     return True

@@ -4,29 +4,36 @@ Profile: TCG EK Credential Profile for TPM Family 2.0, section 3.2. Such certifi
 have an empty subject and a critical subject alternative name with directory attributes, so
 general X.509 path validators refuse them; the chain is checked here, by hand: signatures and
 names, validity, that issuers are authorities and may sign certificates, path lengths, the
-extended key usage, and a root that is one of the given ones, byte for byte. Revocation is
-not checked: manufacturers publish it by URL, and verification is offline.
+extended key usage, and a root that is one of the given ones, byte for byte. Every path is
+tried. Revocation is not checked: manufacturers publish it by URL, and verification is offline.
+
+Roots and intermediates are DER or PEM, one or many to a file, with any text before a PEM block.
+A certificate that cannot be read vouches for nobody and takes nothing from the others in its
+file; :func:`unreadable_certificates` says which those are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from attestation.chains import pem_blocks
 from attestation.errors import EndorsementError, EvidenceError
 from attestation.quotes.tpm_keys import PUBLIC_KEY_TYPES, PublicKey
 
-__all__ = ["certificate_der", "check_ek_certificate"]
+__all__ = ["certificate_der", "check_ek_certificate", "unreadable_certificates"]
 
 _STEP: Final = "endorsement key"
 _MAX_CERTIFICATE_BYTES: Final = 16 * 1024
-_MAX_INTERMEDIATES: Final = 32
+_MAX_FILE_BYTES: Final = 4 * 1024 * 1024
+_MAX_CHECKS: Final = 512
 _MAX_DEPTH: Final = 5
 _EK_USAGE: Final = x509.ObjectIdentifier("2.23.133.8.1")
 """tcg-kp-EKCertificate."""
@@ -78,10 +85,11 @@ def check_ek_certificate(
 ) -> PublicKey:
     """Return the endorsement key that ``certificate`` vouches for.
 
-    Certificates are DER or PEM; ``intermediates`` that are not certificates are passed over.
+    ``intermediates`` and ``roots`` are files of certificates; see the module.
 
     :raises EvidenceError: when ``certificate`` is not one.
-    :raises EndorsementError: when it is not an EK certificate under one of ``roots``.
+    :raises EndorsementError: when it is not an EK certificate under one of ``roots``, or more
+        than 512 signatures would have to be checked to find out.
     """
     leaf = _load(certificate, "ek_certificate")
     if _EK_USAGE not in leaf.usages:
@@ -94,44 +102,94 @@ def check_ek_certificate(
         raise EvidenceError("has no readable key", field="ek_certificate") from error
     if not isinstance(key, PUBLIC_KEY_TYPES):
         raise EndorsementError("not an RSA or EC key", step=_STEP)
-    _check_time(leaf, now)
-    anchors = [_load(root, "trusted root") for root in roots]
-    known = [item for data in intermediates[:_MAX_INTERMEDIATES] if (item := _maybe(data))]
-    _climb(leaf, known, anchors, now, depth=0)
+    if problem := _outside(leaf, now):
+        raise EndorsementError(problem, step=_STEP)
+    _climb(leaf, intermediates, roots, now)
     return key
 
 
+def unreadable_certificates(data: bytes) -> tuple[str, ...]:
+    """Say which certificates of a file with roots or intermediates are not read, and why."""
+    return tuple(
+        f"certificate {number}: {problem}"
+        for number, (_, problem) in enumerate(_read(data), start=1)
+        if problem
+    )
+
+
 def _climb(
-    child: _Certificate,
-    known: Sequence[_Certificate],
-    anchors: Sequence[_Certificate],
-    now: datetime,
-    *,
-    depth: int,
+    leaf: _Certificate, intermediates: Sequence[bytes], roots: Sequence[bytes], now: datetime
 ) -> None:
-    """Walk up to an anchor; ``depth`` is the number of intermediates below the next issuer."""
-    for issuer in anchors:
-        if _issued(child, issuer, depth):
-            _check_time(issuer, now)
-            return
-    if depth < _MAX_DEPTH:
-        for issuer in known:
-            if issuer.parsed != child.parsed and _issued(child, issuer, depth):
-                _check_time(issuer, now)
-                _climb(issuer, known, anchors, now, depth=depth + 1)
-                return
+    """Find a path from ``leaf`` to an anchor, the shortest first.
+
+    Each intermediate is looked at once, at the smallest depth at which a path reaches it; a
+    path length constraint that refuses it there refuses it further down as well.
+    """
+    anchors, rest = _readable(roots), _readable(intermediates)
+    problems: list[str] = []
+    checked, level = 0, [leaf]
+    for depth in range(_MAX_DEPTH + 1):
+        above: list[_Certificate] = []
+        for child in level:
+            named = [item for item in (*anchors, *rest) if _names(child, item, depth)]
+            checked += len(named)
+            if checked > _MAX_CHECKS:
+                raise EndorsementError(
+                    f"more than {_MAX_CHECKS} signatures would have to be checked", step=_STEP
+                )
+            for issuer in [item for item in named if _signed(child, item)]:
+                if problem := _outside(issuer, now):
+                    problems.append(problem)
+                elif issuer in anchors:
+                    return
+                elif issuer not in above:
+                    above.append(issuer)
+        rest = [item for item in rest if item not in above]
+        level = above
+    if problems:
+        raise EndorsementError(problems[0], step=_STEP)
+    message = f"no trusted root for {leaf.issuer.rfc4514_string() or 'an unnamed issuer'}"
+    unread = [
+        f"trusted root {number}, {problem}"
+        for number, data in enumerate(roots, start=1)
+        for problem in unreadable_certificates(data)
+    ]
     raise EndorsementError(
-        f"no trusted root for {child.issuer.rfc4514_string() or 'an unnamed issuer'}",
+        f"{message}; not read: {'; '.join(unread)}" if unread else message,
         step=_STEP,
         hint="add the manufacturer's root and intermediate certificates",
     )
 
 
-def _issued(child: _Certificate, issuer: _Certificate, depth: int) -> bool:
+def _readable(files: Sequence[bytes]) -> list[_Certificate]:
+    return [item for data in files for item, _ in _read(data) if item is not None]
+
+
+@lru_cache(maxsize=64)
+def _read(data: bytes) -> tuple[tuple[_Certificate | None, str], ...]:
+    """Return each certificate of a file, or why it cannot be read."""
+    return tuple(_each(data))
+
+
+def _each(data: bytes) -> Iterator[tuple[_Certificate | None, str]]:
+    if len(data) > _MAX_FILE_BYTES:
+        yield None, f"a file of {len(data)} bytes, at most {_MAX_FILE_BYTES} are read"
+        return
+    for block in pem_blocks(data):
+        try:
+            yield _load(block, ""), ""
+        except EvidenceError as error:
+            yield None, str(error)
+
+
+def _names(child: _Certificate, issuer: _Certificate, depth: int) -> bool:
+    """Say whether ``issuer`` may have issued ``child``, which has ``depth`` others below it."""
     if not issuer.authority or child.issuer != issuer.subject:
         return False
-    if issuer.path_length is not None and issuer.path_length < depth:
-        return False
+    return issuer.path_length is None or issuer.path_length >= depth
+
+
+def _signed(child: _Certificate, issuer: _Certificate) -> bool:
     try:
         child.parsed.verify_directly_issued_by(issuer.parsed)
     except (InvalidSignature, *_UNREADABLE):
@@ -139,22 +197,20 @@ def _issued(child: _Certificate, issuer: _Certificate, depth: int) -> bool:
     return True
 
 
-def _check_time(certificate: _Certificate, now: datetime) -> None:
+def _outside(certificate: _Certificate, now: datetime) -> str:
+    """Say how ``now`` is outside of the certificate's validity window; nothing where it is not."""
     if now < certificate.start:
-        raise EndorsementError(
-            f"{certificate.name} is not valid before {certificate.start:%Y-%m-%d}", step=_STEP
-        )
+        return f"{certificate.name} is not valid before {certificate.start:%Y-%m-%d}"
     if now > certificate.end:
-        raise EndorsementError(
-            f"{certificate.name} expired on {certificate.end:%Y-%m-%d}", step=_STEP
-        )
+        return f"{certificate.name} expired on {certificate.end:%Y-%m-%d}"
+    return ""
 
 
 def _load(data: bytes, field: str) -> _Certificate:
     if len(data) > _MAX_CERTIFICATE_BYTES:
         raise EvidenceError(f"{len(data)} bytes are too long for a certificate", field=field)
     try:
-        if data.lstrip().startswith(b"-----BEGIN"):
+        if b"-----BEGIN" in data:
             found = x509.load_pem_x509_certificate(data)
         else:
             found = x509.load_der_x509_certificate(data)
@@ -182,13 +238,6 @@ def _load(data: bytes, field: str) -> _Certificate:
         )
     except _UNREADABLE as error:
         raise EvidenceError("not a certificate in DER or PEM", field=field) from error
-
-
-def _maybe(data: bytes) -> _Certificate | None:
-    try:
-        return _load(data, "endorsement")
-    except EvidenceError:
-        return None
 
 
 def certificate_der(data: bytes) -> bytes:

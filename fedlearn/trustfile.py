@@ -5,13 +5,16 @@ The roots of Intel and AMD are built in. What a policy then likes is another que
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from attestation.offline import unread_pieces
+from attestation.tpm_endorsement import unreadable_certificates
 from attestation.trust import TrustAnchors
 from fedlearn.config import each, file_bytes, file_path, hexadecimal, option, seq
 
@@ -48,8 +51,13 @@ class Trust:
     def anchors(self) -> TrustAnchors:
         """Read the files that are named and return the anchors.
 
+        A certificate in them that cannot be read counts for nothing, and is logged as a
+        warning that names its file; the others count.
+
         :raises ConfigError: naming a file that cannot be read.
         """
+        for text in self.unread():
+            logging.getLogger(__name__).warning("%s", text)
         return TrustAnchors(
             sample_keys=frozenset(self.insecure_sample_keys),
             tpm_aks=frozenset(self.tpm_aks) | frozenset(map(bytes.fromhex, self.tpm_ek_of)),
@@ -61,6 +69,22 @@ class Trust:
             endorsements=_read(self.endorsements, "the endorsement"),
         )
 
+    def unread(self) -> Iterator[str]:
+        """Yield a sentence for each certificate in the named files that cannot be used.
+
+        :raises ConfigError: naming a file that cannot be read.
+        """
+        for path in self.tpm_ek_roots:
+            for problem in unreadable_certificates(_bytes(path, "a TPM vendor's root")):
+                yield f"trust.tpm_ek_roots: {path}: {problem}"
+        for path in self.endorsements:
+            for problem in unread_pieces(_bytes(path, "the endorsement")):
+                yield f"trust.endorsements: {path}: {problem}"
+
+
+def _bytes(path: Path, what: str) -> bytes:
+    return file_bytes(path, limit=_MAX_ITEM_BYTES, what=what)
+
 
 def _read(paths: tuple[Path, ...], what: str) -> tuple[bytes, ...]:
-    return tuple(file_bytes(path, limit=_MAX_ITEM_BYTES, what=what) for path in paths)
+    return tuple(_bytes(path, what) for path in paths)

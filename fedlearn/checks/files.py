@@ -13,6 +13,7 @@ from typing import Final
 
 from cryptography import x509
 
+from attestation.offline import readable_certificates
 from fedlearn.checks import Check, fail, ok, warn
 
 __all__ = ["certificates", "folder", "port", "reach", "secret"]
@@ -27,11 +28,7 @@ def certificates(state: Path, now: datetime | None = None) -> Iterator[Check]:
     moment = now or datetime.now(UTC)
     count = 0
     for path in _certificate_files(state):
-        try:
-            found = x509.load_pem_x509_certificates(path.read_bytes())
-        except ValueError:
-            continue
-        for certificate in found:
+        for certificate in readable_certificates(path.read_bytes()):
             count += 1
             check = _validity(path, certificate, moment)
             if check is not None:

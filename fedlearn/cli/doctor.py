@@ -15,6 +15,7 @@ from fedlearn.attesterfile import AttesterSettings
 from fedlearn.checks import Check, Level, Probe, files, machine, tee
 from fedlearn.cli.operator import json_option
 from fedlearn.console import ERROR, line, print_json, printable
+from fedlearn.trustfile import Trust
 
 __all__ = ["cluster_probe", "command", "edge_probes", "machine_probes", "server_probes"]
 
@@ -107,6 +108,7 @@ def server_probes(path: Path) -> Iterator[tuple[str, Probe]]:
         )
     for item in (*config.trust.collateral, *config.trust.endorsements, *config.trust.tpm_ek_roots):
         yield "trust", _readable(item, "trust")
+    yield "trust", lambda: _trust(config.trust)
 
 
 def edge_probes(path: Path) -> Iterator[tuple[str, Probe]]:
@@ -124,6 +126,7 @@ def edge_probes(path: Path) -> Iterator[tuple[str, Probe]]:
     yield "disk", lambda: machine.disk(config.state, what="state disk")
     yield "certificates", lambda: files.certificates(config.state)
     yield "attester", lambda: tee.attester(config.attester)
+    yield "trust", lambda: _trust(config.trust)
     for name, data in config.data.items():
         if data.path is not None:
             yield "data", _readable(data.path, f"data set {name}")
@@ -186,6 +189,17 @@ def cluster_probe(edge: Path | None) -> Probe:
 
 def _port(address: str, name: str) -> Probe:
     return lambda: files.port(address, name=name)
+
+
+def _trust(trust: Trust) -> Iterable[Check]:
+    from fedlearn.errors import ConfigError
+
+    try:
+        found = tuple(trust.unread())
+    except ConfigError as error:
+        return (checks.fail("trust", str(error), error.hint),)
+    mend = "it counts for nothing; ask its vendor for one that follows X.509, or remove it"
+    return tuple(checks.warn("trust", text, mend) for text in found)
 
 
 def _readable(path: Path, name: str) -> Probe:

@@ -22,6 +22,7 @@ from attestation.offline import (
     MAX_LOG_BYTES,
     Input,
     gather,
+    unread_pieces,
 )
 from attestation.policy import MAX_POLICY_BYTES, AppraisalPolicy
 from attestation.trust import TrustAnchors
@@ -253,13 +254,19 @@ def _request(
         raise ConfigError(str(error), where=str(evidence), hint=error.hint) from None
     except EndorsementError as error:
         raise ConfigError(str(error), hint=error.hint) from None
+    unread = tuple(
+        f"{item.name}: {problem}"
+        for item in given
+        if b"-----BEGIN " in item.data
+        for problem in unread_pieces(item.data)
+    )
     return Request(
         evidence=parsed,
         trust=trust,
         report_data=bound,
         now=now,
         source=str(evidence),
-        warnings=warnings,
+        warnings=(*warnings, *unread),
     )
 
 

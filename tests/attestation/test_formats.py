@@ -208,6 +208,32 @@ def test_certificates_come_in_any_order_and_any_number_of_files() -> None:
     assert judged(REPORT, VCEK, text).hardware_id
 
 
+def test_an_unreadable_certificate_takes_nothing_from_the_others_in_its_file() -> None:
+    malformed = (Path(__file__).parent / "reported" / "NUVO_2111.pem").read_bytes()
+    for chain in (malformed + CHAIN, CHAIN + malformed, b"text\n" + malformed + b"text\n" + CHAIN):
+        assert judged(REPORT, VCEK, chain).hardware_id
+    with pytest.raises(EndorsementError, match="file 1 is not a certificate"):
+        judged(REPORT, VCEK, malformed)
+
+
+def test_every_revocation_list_of_a_file_counts() -> None:
+    def pem(crl: bytes) -> bytes:
+        return x509.load_der_x509_crl(crl).public_bytes(Encoding.PEM)
+
+    other = pem(Amd(product="Genoa").crl())
+    assert judged(REPORT, VCEK, pem(AMD.crl()) + other + CHAIN).hardware_id
+    for file in (other + pem(AMD.crl((2,))), CHAIN + other + pem(AMD.crl((2,)))):
+        with pytest.raises(EndorsementError, match="was revoked by"):
+            judged(REPORT, VCEK, CHAIN, file)
+
+
+def test_a_revocation_list_that_cannot_be_read_is_refused() -> None:
+    broken = b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"
+    for file in (broken, CHAIN + broken):
+        with pytest.raises(EndorsementError, match="a revocation list that was given cannot be re"):
+            judged(REPORT, VCEK, CHAIN, file)
+
+
 def tpm_document(tpm: Any, **changed: Any) -> bytes:
     statement = tpm.statement(REPORT_DATA[:32])
     values = [tpm.pcrs["sha256"][number].hex() for number in range(24)]

@@ -315,12 +315,27 @@ def test_a_malformed_list_is_named(tmp_path: Path, document: object, field: str)
     assert field in error.value.field
 
 
+REPORTED = Path(__file__).parents[1] / "attestation" / "reported"
+
+
 def test_a_plain_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "root.pem").write_bytes(certificate(NOW + timedelta(days=1)))
     (tmp_path / "list.crl").write_bytes(crl(NOW + timedelta(days=1)))
     (tmp_path / "note.json").write_text("{}")
     loaded = load_folder(tmp_path, now=NOW)
     assert [Path(item.name).name for item in loaded.endorsements] == ["list.crl", "root.pem"]
+    assert loaded.warnings == ()
+    malformed = REPORTED / "NUVO_2111.pem"
+    (tmp_path / "root.pem").write_bytes(
+        malformed.read_bytes() + (tmp_path / "root.pem").read_bytes()
+    )
+    (tmp_path / "vendor.pem").write_bytes(malformed.read_bytes())
+    loaded = load_folder(tmp_path, now=NOW)
+    assert [Path(item.name).name for item in loaded.endorsements] == ["list.crl", "root.pem"]
+    assert [text.split(":")[0] for text in loaded.warnings] == [
+        str(tmp_path / "root.pem"),
+        str(tmp_path / "vendor.pem"),
+    ]
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(EndorsementError, match="holds no collateral"):

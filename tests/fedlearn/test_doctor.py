@@ -252,6 +252,17 @@ def test_a_coordinator_is_examined(tmp_path: Path) -> None:
     assert not (tmp_path / "state").exists()
 
 
+def test_a_root_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "server.toml"
+    reported = Path(__file__).parents[1] / "attestation" / "reported" / "NUVO_2111.pem"
+    (tmp_path / "vendor.pem").write_bytes(reported.read_bytes())
+    trust = '[trust]\ntpm_ek_roots = ["vendor.pem"]\n'
+    path.write_text(SERVER.format(keys="insecure-plain-key-file") + trust)
+    checks = json.loads(_run("doctor", "--server", path, "--json").stdout)["checks"]
+    [found] = [item for item in checks if item["name"] == "trust" and item["level"] == "warn"]
+    assert f"{tmp_path / 'vendor.pem'}: certificate 1: not a certificate" in found["found"]
+
+
 @pytest.mark.parametrize(
     ("flag", "source", "words"),
     [

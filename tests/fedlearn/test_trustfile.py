@@ -66,3 +66,25 @@ def test_what_is_no_digest_is_refused_by_its_key(text: str) -> None:
     with pytest.raises(ConfigError) as refused:
         read(text)
     assert text.split(" ", 1)[0] in str(refused.value)
+
+
+def test_one_unreadable_root_is_named_and_takes_nothing_from_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(__file__).parents[1] / "attestation" / "reported"
+    good = (Path(__file__).parents[1] / "vectors" / "data" / "snp_milan_ask_ark.pem").read_bytes()
+    malformed = (folder / "NUVO_2111.pem").read_bytes()
+    (tmp_path / "good.pem").write_bytes(good)
+    (tmp_path / "NUVO_2111.pem").write_bytes(malformed)
+    (tmp_path / "bundle.pem").write_bytes(b"some text\n" + malformed + good)
+    trust = read(
+        'tpm_ek_roots = ["good.pem", "NUVO_2111.pem"]\nendorsements = ["bundle.pem"]', tmp_path
+    )
+    anchors = trust.anchors()
+    assert len(anchors.tpm_ek_roots) == 2
+    said = [record.getMessage() for record in caplog.records]
+    assert said == list(trust.unread())
+    assert len(said) == 2
+    assert str(tmp_path / "NUVO_2111.pem") in said[0]
+    assert f"{tmp_path / 'bundle.pem'}: block 1 cannot be read" in said[1]
+    assert not list(read('tpm_ek_roots = ["good.pem"]', tmp_path).unread())
