@@ -206,14 +206,18 @@ def bundle_json(items: Iterable[Item], sources: Mapping[str, Mapping[str, str]])
 def describe(data: bytes, *, path: str, name: str = "") -> Item:
     """Say what one file of collateral is, and from when to when it counts.
 
-    :raises EvidenceError: when it is none of :data:`KINDS`.
+    :raises EvidenceError: when it is none of :data:`KINDS`, or collateral that is malformed.
     """
     for kind, look in (
         (KINDS[0], _intel_window),
         (KINDS[1], _certificate_window),
         (KINDS[2], _crl_window),
     ):
-        if (found := look(data)) is not None:
+        try:
+            found = look(data)
+        except EvidenceError as error:
+            raise EvidenceError(str(error), field=path, hint=error.hint) from error
+        if found is not None:
             title, not_before, not_after = found
             return Item(
                 path=path,
@@ -270,7 +274,9 @@ def _loose(path: Path, now: datetime) -> Folder:
             warnings += [f"{file.name}: {problem}" for problem in unread_pieces(file.data)]
         try:
             item = describe(file.data, path=file.name)
-        except EvidenceError:
+        except EvidenceError as error:
+            if b'"tcb_info"' in file.data:
+                warnings.append(str(error))
             continue
         if item.kind == KINDS[0]:
             collateral.append(file.data)
@@ -331,9 +337,12 @@ def _intel_window(data: bytes) -> _Window | None:
         return None
     try:
         document = json.loads(data)
-        if "tcb_info" not in document:
-            return None
-        document = read_collateral(document)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict) or "tcb_info" not in document:
+        return None
+    document = read_collateral(document)
+    try:
         tcb, identity = json.loads(document["tcb_info"]), json.loads(document["qe_identity"])
         spans = [_stated(tcb), _stated(identity)]
         for name in ("root_ca_crl", "pck_crl"):
@@ -342,7 +351,7 @@ def _intel_window(data: bytes) -> _Window | None:
                 return None
             spans.append(window[1:])
         title = f"Intel collateral for FMSPC {tcb['fmspc']} ({tcb.get('id', 'SGX')})"
-    except (EvidenceError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return title, max(span[0] for span in spans), min(span[1] for span in spans)
 

@@ -5,7 +5,8 @@ signatures in hex. Other writers of the same document differ in this:
 
 * ``tcb_info`` and ``qe_identity`` may be the whole answers of Intel's service,
   ``{"tcbInfo": {...}, "signature": "..."}``, with the signature inside;
-* revocation lists may be PEM, base64, or lists of numbers, and signatures base64 or numbers.
+* revocation lists may be PEM, base64, or lists of numbers, and signatures base64 or numbers;
+* an issuer chain may have the root first; it is put in order, the signer first.
 
 What Intel signed is cut out byte by byte, because the signature covers the bytes.
 """
@@ -18,7 +19,7 @@ from typing import Any, Final
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from attestation.chains import UNREADABLE
+from attestation.chains import UNREADABLE, split_certificates
 from attestation.encodings import json_bytes
 from attestation.errors import EvidenceError
 
@@ -46,7 +47,7 @@ def read_collateral(document: dict[str, Any]) -> dict[str, str]:
 
     :raises EvidenceError: naming the key that is missing or malformed.
     """
-    found = {key: _text(document, key) for key in _CHAINS}
+    found = {key: _ordered(_text(document, key), key) for key in _CHAINS}
     for key, name in _SIGNED.items():
         text = _text(document, key)
         signature = document.get(f"{key}_signature")
@@ -77,6 +78,31 @@ def _text(document: dict[str, Any], key: str) -> str:
     if not isinstance(value, str) or not value:
         raise EvidenceError("is missing, or is not text", field=f"collateral.{key}")
     return value
+
+
+def _ordered(text: str, key: str) -> str:
+    """Return a chain with each certificate before its issuer, as it stands where it is so.
+
+    Only names are compared: whoever uses the chain checks its signatures.
+    """
+    where = f"collateral.{key}"
+    found = split_certificates(text.encode(), where)
+    issuers = {item.issuer for item in found if not item.self_issued}
+    at = next((item for item in found if item.subject not in issuers), found[0])
+    if key != _CHAINS[0] and at.authority:
+        raise EvidenceError(
+            f"has no signer: it starts with {at.name}, which is an authority; the certificate of "
+            "the signer comes first, its root second",
+            field=where,
+        )
+    path = [at]
+    while above := [item for item in found if item.subject == at.issuer and item not in path]:
+        at = above[0]
+        path.append(at)
+    path += [item for item in found if item not in path]
+    if path == list(found):
+        return text
+    return "".join(item.parsed.public_bytes(Encoding.PEM).decode("ascii") for item in path)
 
 
 def _bytes(value: object, key: str) -> bytes:

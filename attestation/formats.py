@@ -49,10 +49,12 @@ _RESPONSE_HEADER: Final = struct.pack("<II", 0, _REPORT_BYTES) + bytes(24)
 """``SNP_REPORT_RESP``: status, size of the report, reserved (AMD publication 56860)."""
 
 _AZURE_OLD: Final = frozenset({"report", "quote"})
+_TDREPORT_TYPE: Final = b"\x81\0"
+"""``REPORTTYPE``: type TDX, subtype 0; version and a reserved byte follow (TDX module ABI)."""
+
 _OTHERS: Final = {
     b"\x11\xe0": "a report of an NVIDIA GPU, which counts as a component of evidence",
     b"CCEL": "the ACPI table that points at a CCEL; the log is /sys/firmware/acpi/tables/data/CCEL",
-    b"\x81\0\0\0": "a TDREPORT, which only its own machine can check; ask for a quote",
     b"HCLA": "an HCL report, which counts inside of the JSON of an Azure confidential VM",
     b"0\x82": "a certificate or revocation list, which goes to --endorsement",
     b"----": "a certificate or key in PEM, which goes to --endorsement",
@@ -74,6 +76,11 @@ def detect_format(data: bytes) -> str:
     if data.lstrip()[:1] == b"{":
         return _json_format(data)
     other = next((text for start, text in _OTHERS.items() if data.startswith(start)), "")
+    if data[:2] == _TDREPORT_TYPE and data[3:4] == b"\0":
+        other = (
+            f"a TDREPORT (type 0x81, version {data[2]}), which only its own machine can check; "
+            "ask for a quote"
+        )
     raise EvidenceError(
         f"{_look(data)} is not evidence of any kind that is known here",
         field="evidence",
@@ -187,13 +194,23 @@ def _report(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
         rest = data[start + _REPORT_BYTES :]
     else:
         start, rest, table = 0, b"", data[_REPORT_BYTES:]
+    end = start + _REPORT_BYTES
     if any(rest) or (table and not any(table)):
-        raise EvidenceError(
-            "the bytes behind the report are no certificate table",
-            field="report.end",
-            offset=start + _REPORT_BYTES,
-        )
-    return data[start : start + _REPORT_BYTES], parse_certificate_table(table) if table else ()
+        raise _no_table(data, end, "")
+    try:
+        certificates = parse_certificate_table(table) if table else ()
+    except EvidenceError as error:
+        raise _no_table(data, end, f" ({error})") from error
+    return data[start:end], certificates
+
+
+def _no_table(data: bytes, end: int, why: str) -> EvidenceError:
+    return EvidenceError(
+        f"{len(data) - end} bytes behind the report are no certificate table{why}",
+        field="report.end",
+        offset=end,
+        hint=f"if they belong to something else, cut the file there: head -c {end}",
+    )
 
 
 def _not(data: bytes, wanted: str) -> EvidenceError:

@@ -94,7 +94,7 @@ def gather(
     pinned: set[bytes] = set()
     certificates: list[bytes] = []
     roots: list[bytes] = []
-    pieces: list[bytes] = []
+    pieces: list[Input] = []
     documents = list(collateral)
     for item in map(_unwrapped, endorsements):
         if _is_collateral(item):
@@ -106,9 +106,9 @@ def gather(
             roots += [_der(cert) for cert in found if _is_root(cert)]
         elif (key := _public_key(item.data)) is not None:
             pinned.add(hashlib.sha256(key).digest())
-            pieces.append(item.data)
+            pieces.append(item)
         elif is_bare_tpm_quote(parsed):
-            pieces.append(item.data)
+            pieces.append(item)
         else:
             raise EndorsementError(
                 f"{item.name} is not a certificate, a revocation list, a public key or collateral",
@@ -117,10 +117,13 @@ def gather(
             )
     if is_bare_tpm_quote(parsed):
         parsed = Evidence(
-            tee=Tee.TPM, quote=parsed.quote, event_log=event_log, endorsements=tuple(pieces)
+            tee=Tee.TPM,
+            quote=parsed.quote,
+            event_log=event_log,
+            endorsements=tuple(item.data for item in pieces),
         )
         # The key was handed over as a file of its own, so whoever did that vouches for it.
-        pinned.add(TpmQuote.from_evidence(parsed).ak_digest)
+        pinned.add(_bare_quote(parsed, pieces).ak_digest)
     return parsed, TrustAnchors(
         sample_keys=frozenset(pinned),
         tpm_aks=frozenset(pinned),
@@ -128,6 +131,18 @@ def gather(
         collateral=tuple(documents),
         endorsements=tuple(certificates),
     )
+
+
+def _bare_quote(evidence: Evidence, pieces: list[Input]) -> TpmQuote:
+    """Put the pieces of a quote together; an error names the file and not its place."""
+    try:
+        return TpmQuote.from_evidence(evidence)
+    except EvidenceError as error:
+        names = {f"endorsements[{number}]": item.name for number, item in enumerate(pieces)}
+        if error.field not in names:
+            raise
+        message = str(error).removeprefix(f"{error.field}: ")
+        raise EvidenceError(message, field=names[error.field], hint=error.hint) from error
 
 
 def _is_collateral(item: Input) -> bool:

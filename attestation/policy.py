@@ -126,19 +126,33 @@ class SgxRules:
 class SnpRules:
     """Minimums for AMD SEV-SNP, for a report alone or inside Azure's composite.
 
-    ``min_tcb``   smallest reported security version of each component that is named
-    ``products``  accepted products (``Milan``, ``Genoa``, ``Turin``); empty accepts all
+    ``min_tcb``            smallest reported security version of each component that is named
+    ``min_committed_tcb``  the same of the TCB that the platform cannot go back behind
+    ``min_launch_tcb``     the same of the TCB with which the guest was launched
+    ``products``           accepted products (``Milan``, ``Genoa``, ``Turin``); empty accepts all
+    ``require_policy``     bits of the guest policy that must be set
+    ``require_platform``   bits of PLATFORM_INFO that must be set
+    ``require_launch_mitigations``, ``require_current_mitigations``
+                           numbers of the bits that must be set in LAUNCH_MIT_VECTOR and
+                           CURRENT_MIT_VECTOR, which reports have from version 5 on
     """
 
     min_tcb: Mapping[str, int] = field(default_factory=dict)
+    min_committed_tcb: Mapping[str, int] = field(default_factory=dict)
+    min_launch_tcb: Mapping[str, int] = field(default_factory=dict)
     max_vmpl: int = 0
     allow_migration: bool = False
     allow_smt: bool = True
     require_single_socket: bool = False
     products: tuple[str, ...] = ()
+    require_policy: tuple[str, ...] = ()
+    require_platform: tuple[str, ...] = ()
+    require_launch_mitigations: tuple[int, ...] = ()
+    require_current_mitigations: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "min_tcb", MappingProxyType(dict(self.min_tcb)))
+        for name in ("min_tcb", "min_committed_tcb", "min_launch_tcb"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

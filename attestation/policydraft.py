@@ -40,6 +40,9 @@ _ABOUT: Final = {
     "rtmr3": "RTMR3, what software measured at run time",
 }
 _SNP_COMPONENTS: Final = ("bootloader", "tee", "snp", "microcode", "fmc")
+_SNP_POLICY: Final = ("aes_256_xts", "rapl_disabled", "ciphertext_hiding", "page_swap_disable")
+_SNP_PLATFORM: Final = ("alias_check",)
+"""Settings that only ever protect a guest: a draft requires those that the evidence shows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,10 +214,30 @@ def _snp(claims: Claims, notes: list[str]) -> list[str]:
     product = claims.attributes.get("snp.product")
     if isinstance(product, str) and product in ("Milan", "Genoa", "Turin"):
         lines.append(f"products = [{_text(product)}]")
-    versions = {item: _number(claims, f"snp.reported_tcb.{item}") for item in _SNP_COMPONENTS}
-    if any(number is not None for number in versions.values()):
-        lines += ["", "[snp.min_tcb]"]
-        lines += [f"{item} = {number}" for item, number in versions.items() if number is not None]
+    for key, prefix, names in (
+        ("require_policy", "snp.policy.", _SNP_POLICY),
+        ("require_platform", "snp.platform.", _SNP_PLATFORM),
+    ):
+        kept = [name for name in names if claims.attributes.get(prefix + name) is True]
+        if kept:
+            lines.append(f"{key} = {_list(kept)}")
+    for key, attribute in (
+        ("require_launch_mitigations", "snp.launch_mit_vector"),
+        ("require_current_mitigations", "snp.current_mit_vector"),
+    ):
+        if vector := _number(claims, attribute):
+            lines.append(f"{key} = {[bit for bit in range(64) if vector >> bit & 1]}")
+    for table, kind in (
+        ("min_tcb", "reported_tcb"),
+        ("min_committed_tcb", "committed_tcb"),
+        ("min_launch_tcb", "launch_tcb"),
+    ):
+        versions = {item: _number(claims, f"snp.{kind}.{item}") for item in _SNP_COMPONENTS}
+        if any(number is not None for number in versions.values()):
+            lines += ["", f"[snp.{table}]"]
+            lines += [
+                f"{item} = {number}" for item, number in versions.items() if number is not None
+            ]
     return lines
 
 

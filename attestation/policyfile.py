@@ -46,6 +46,7 @@ from attestation.policy import (
     TdxRules,
     TpmRules,
 )
+from attestation.quotes.snp import PLATFORM_BITS, POLICY_BITS
 from attestation.toml import TomlError, parse
 from attestation.tomltable import Table
 
@@ -75,6 +76,7 @@ _SNP_COMPONENTS: Final = ("bootloader", "tee", "snp", "microcode", "fmc")
 _PRODUCTS: Final = ("Milan", "Genoa", "Turin")
 _MAX_PCR: Final = 23
 _MAX_SVN: Final = 255
+_MAX_BIT: Final = 63
 _MAX_VMPL: Final = 3
 _MAX_AGE_S: Final = 10**9
 _MAX_LIFETIME_S: Final = int(DEFAULT_LIFETIME.total_seconds())
@@ -209,22 +211,36 @@ def _sgx(table: Table) -> SgxRules:
 
 
 def _snp(table: Table) -> SnpRules:
-    minimum = table.table("min_tcb")
     rules = SnpRules(
-        min_tcb={
-            component: minimum.integer(component, default=0, least=0, most=_MAX_SVN)
-            for component in _SNP_COMPONENTS
-            if minimum.has(component)
-        },
+        min_tcb=_versions(table.table("min_tcb")),
+        min_committed_tcb=_versions(table.table("min_committed_tcb")),
+        min_launch_tcb=_versions(table.table("min_launch_tcb")),
         max_vmpl=table.integer("max_vmpl", default=0, least=0, most=_MAX_VMPL),
         allow_migration=table.flag("allow_migration", default=False),
         allow_smt=table.flag("allow_smt", default=True),
         require_single_socket=table.flag("require_single_socket", default=False),
         products=table.choices("products", _PRODUCTS),
+        require_policy=table.choices("require_policy", tuple(POLICY_BITS)),
+        require_platform=table.choices("require_platform", tuple(PLATFORM_BITS)),
+        require_launch_mitigations=table.integers(
+            "require_launch_mitigations", 0, _MAX_BIT, _MAX_LIST
+        ),
+        require_current_mitigations=table.integers(
+            "require_current_mitigations", 0, _MAX_BIT, _MAX_LIST
+        ),
     )
-    minimum.finish(_SNP_COMPONENTS)
     table.finish()
     return rules
+
+
+def _versions(table: Table) -> dict[str, int]:
+    found = {
+        component: table.integer(component, default=0, least=0, most=_MAX_SVN)
+        for component in _SNP_COMPONENTS
+        if table.has(component)
+    }
+    table.finish(_SNP_COMPONENTS)
+    return found
 
 
 def _tpm(table: Table) -> TpmRules:

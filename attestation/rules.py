@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["hardware_findings"]
 
 _UPDATE: Final = "update firmware and microcode of the host, then attest again"
+_COMMIT: Final = "update firmware and microcode of the host and commit them"
 
 
 def hardware_findings(policy: AppraisalPolicy, claims: Claims) -> Iterator[Finding]:
@@ -144,8 +145,23 @@ def _snp(rules: SnpRules, claims: Claims) -> Iterator[Finding]:
         yield _flag(claims, "snp.policy.smt", wanted=False)
     if rules.require_single_socket:
         yield _flag(claims, "snp.policy.single_socket", wanted=True)
-    for component, least in rules.min_tcb.items():
-        yield _minimum(claims, f"snp.reported_tcb.{component}", least, _UPDATE)
+    for name in rules.require_policy:
+        yield _flag(claims, f"snp.policy.{name}", wanted=True)
+    for name in rules.require_platform:
+        yield _flag(claims, f"snp.platform.{name}", wanted=True)
+    for kind, minimums, remedy in (
+        ("reported_tcb", rules.min_tcb, _UPDATE),
+        ("committed_tcb", rules.min_committed_tcb, f"{_COMMIT}, then attest again"),
+        ("launch_tcb", rules.min_launch_tcb, f"{_COMMIT}, then launch the guest again"),
+    ):
+        for component, least in minimums.items():
+            yield _minimum(claims, f"snp.{kind}.{component}", least, remedy)
+    for kind, bits in (
+        ("launch_mit_vector", rules.require_launch_mitigations),
+        ("current_mit_vector", rules.require_current_mitigations),
+    ):
+        for bit in bits:
+            yield _mitigation(claims, f"snp.{kind}", bit)
     if rules.products:
         product = claims.attributes.get("snp.product")
         yield _check(
@@ -155,6 +171,18 @@ def _snp(rules: SnpRules, claims: Claims) -> Iterator[Finding]:
             actual="absent" if product is None else str(product),
             remedy="run on one of these products, or add this one to [snp] products",
         )
+
+
+def _mitigation(claims: Claims, name: str, bit: int) -> Finding:
+    vector = claims.attributes.get(name)
+    known = isinstance(vector, int) and not isinstance(vector, bool)
+    return _check(
+        f"{name}.{bit}",
+        good=isinstance(vector, int) and known and bool(vector >> bit & 1),
+        expected="set",
+        actual=f"not set in {vector:#x}" if known else "absent: reports have it from version 5 on",
+        remedy=f"{_COMMIT}, then launch the guest again",
+    )
 
 
 def _tpm(rules: TpmRules, claims: Claims) -> Iterator[Finding]:

@@ -50,6 +50,11 @@ _REPORT: Final[Layout] = (
     ("SIGNATURE R (little-endian)", 0x2A0, 72),
     ("SIGNATURE S (little-endian)", 0x2E8, 72),
 )
+_MITIGATIONS: Final[Layout] = (
+    ("LAUNCH_MIT_VECTOR", 0x1F8, 8),
+    ("CURRENT_MIT_VECTOR", 0x200, 8),
+)
+_MITIGATION_VERSION: Final = 5
 _POLICY_BITS: Final = {
     16: "SMT",
     18: "MIGRATE_MA",
@@ -59,6 +64,7 @@ _POLICY_BITS: Final = {
     22: "MEM_AES_256_XTS",
     23: "RAPL_DIS",
     24: "CIPHERTEXT_HIDING_DRAM",
+    25: "PAGE_SWAP_DISABLE",
 }
 _PLATFORM_BITS: Final = {
     0: "SMT_EN",
@@ -89,6 +95,10 @@ def decode_report(data: bytes) -> Iterator[Field]:
     if len(data) != _REPORT_BYTES:
         raise EvidenceError(f"{len(data)} bytes, a report has {_REPORT_BYTES}", field=_SECTION)
     yield from read_layout(_SECTION, _REPORT, data)
+    if integer(data[:4]) >= _MITIGATION_VERSION:
+        yield from read_layout(_SECTION, _MITIGATIONS, data)
+        for name, offset, size in _MITIGATIONS:
+            yield _set(name, data[offset : offset + size], {})
     policy, platform, info = data[0x08:0x10], data[0x40:0x48], integer(data[0x48:0x4C])
     yield Field(section="POLICY", name="ABI_MAJOR.ABI_MINOR", value=f"{policy[1]}.{policy[0]}")
     yield _set("POLICY", policy, _POLICY_BITS)

@@ -18,6 +18,8 @@ from attestation.errors import EvidenceError
 from attestation.quotes.cursor import Cursor
 
 __all__ = [
+    "PLATFORM_BITS",
+    "POLICY_BITS",
     "PRODUCTS",
     "REPORT_BYTES",
     "SIGNED_BYTES",
@@ -43,7 +45,7 @@ _SCALAR_FIELD: Final = 72
 _SCALAR: Final = 48
 _TCB: Final = {"bootloader": 0, "tee": 1, "snp": 6, "microcode": 7}
 _TCB_TURIN: Final = {"fmc": 0, "bootloader": 1, "tee": 2, "snp": 3, "microcode": 7}
-_POLICY_BITS: Final = {
+POLICY_BITS: Final = {
     "smt": 16,
     "migration": 18,
     "debug": 19,
@@ -52,19 +54,26 @@ _POLICY_BITS: Final = {
     "aes_256_xts": 22,
     "rapl_disabled": 23,
     "ciphertext_hiding": 24,
+    "page_swap_disable": 25,
 }
-_PLATFORM_BITS: Final = {
+"""Bits of the guest policy, by the names that policies use."""
+
+PLATFORM_BITS: Final = {
     "smt_enabled": 0,
     "tsme_enabled": 1,
     "ecc_enabled": 2,
     "rapl_disabled": 3,
     "ciphertext_hiding": 4,
     "alias_check": 5,
+    "tio_enabled": 7,
 }
+"""Bits of ``PLATFORM_INFO``, by the names that policies use."""
+
 _CPUID_VERSION: Final = 3
+_MITIGATION_VERSION: Final = 5
 _FAMILY_19: Final = 0x19
 _FAMILY_1A: Final = 0x1A
-_LAYOUT: Final = struct.Struct("<IIQ16s16sII8sQI4x64s48s32s48s48s32s32s8sBBB21x64s8s8x8s168x")
+_LAYOUT: Final = struct.Struct("<IIQ16s16sII8sQI4x64s48s32s48s48s32s32s8sBBB21x64s8s8x8sQQ152x")
 """The signed part, field by field as in the table; ``x`` is reserved or not used."""
 
 _TABLE_KINDS: Final = frozenset(
@@ -94,6 +103,8 @@ class SnpReport:
     ``*_tcb``           8 bytes each; see :meth:`tcb`
     ``signing_key``     :data:`VCEK` or :data:`VLEK`
     ``cpuid``           family, model, stepping; ``None`` before version 3
+    ``*_mit_vector``    mitigations that the firmware verified, a bit each, at launch and now;
+                        ``None`` before version 5
     ``signature``       r and s as integers
     """
 
@@ -121,6 +132,8 @@ class SnpReport:
     chip_id: bytes
     committed_tcb: bytes
     launch_tcb: bytes
+    launch_mit_vector: int | None
+    current_mit_vector: int | None
     signature: tuple[int, int]
 
     @property
@@ -131,12 +144,12 @@ class SnpReport:
     @property
     def guest_policy(self) -> Mapping[str, bool]:
         """The bits of the guest policy: ``debug``, ``migration``, ``smt``, ..."""
-        return {name: bool(self.policy >> bit & 1) for name, bit in _POLICY_BITS.items()}
+        return {name: bool(self.policy >> bit & 1) for name, bit in POLICY_BITS.items()}
 
     @property
     def platform(self) -> Mapping[str, bool]:
         """The bits of ``PLATFORM_INFO``."""
-        return {name: bool(self.platform_info >> bit & 1) for name, bit in _PLATFORM_BITS.items()}
+        return {name: bool(self.platform_info >> bit & 1) for name, bit in PLATFORM_BITS.items()}
 
     @property
     def product(self) -> str | None:
@@ -168,7 +181,8 @@ class SnpReport:
         version, guest_svn, policy, family_id, image_id, vmpl, algorithm = fields[:7]
         current_tcb, platform_info, key_info, report_data, measurement, host_data = fields[7:13]
         id_key, author_key, report_id, report_id_ma, reported_tcb = fields[13:18]
-        family, model, stepping, chip_id, committed_tcb, launch_tcb = fields[18:]
+        family, model, stepping, chip_id, committed_tcb, launch_tcb = fields[18:24]
+        vectors = fields[24:] if version >= _MITIGATION_VERSION else (None, None)
         if version not in _VERSIONS:
             raise read.fail(f"{version} is not 2 to 5", "version", offset=0)
         if algorithm != _ECDSA_P384_SHA384:
@@ -207,6 +221,8 @@ class SnpReport:
             chip_id=chip_id,
             committed_tcb=committed_tcb,
             launch_tcb=launch_tcb,
+            launch_mit_vector=vectors[0],
+            current_mit_vector=vectors[1],
             signature=signature,
         )
 

@@ -17,6 +17,8 @@ import struct
 from collections.abc import Sequence
 from typing import Final, TypedDict
 
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+
 from attestation.errors import EvidenceError
 from attestation.quotes.tpm_keys import ObjectAttribute, PublicArea, load_public_key, qualify
 from attestation.quotes.tpm_structures import QuoteStatement
@@ -39,6 +41,7 @@ _RESTRICTED: Final = (
     | ObjectAttribute.RESTRICTED
     | ObjectAttribute.SIGN
 )
+_RSA_BYTES: Final = (256, 384, 512)
 _SIGNATURE_IDS: Final = (b"\x00\x14", b"\x00\x16", b"\x00\x18")
 
 
@@ -60,9 +63,10 @@ def sort_pieces(statement: QuoteStatement, pieces: Sequence[bytes]) -> Pieces:
         raise EvidenceError(f"more than {_MAX_PIECES}", field="endorsements")
     found: dict[str, bytes] = {}
     for number, piece in enumerate(pieces):
-        kind, content = _recognise(piece, statement)
+        field = f"endorsements[{number}]"
+        kind, content = _recognise(piece, statement, field)
         if found.setdefault(kind, content) != content:
-            raise EvidenceError(f"a second {kind}", field=f"endorsements[{number}]")
+            raise EvidenceError(f"a second {kind}", field=field)
     for kind in ("quote signature", "attestation key", "file of PCR values"):
         if kind not in found and (statement.pcr_bytes or kind != "file of PCR values"):
             raise EvidenceError(
@@ -79,7 +83,7 @@ def sort_pieces(statement: QuoteStatement, pieces: Sequence[bytes]) -> Pieces:
     )
 
 
-def _recognise(piece: bytes, statement: QuoteStatement) -> tuple[str, bytes]:
+def _recognise(piece: bytes, statement: QuoteStatement, field: str) -> tuple[str, bytes]:
     values = _unserialize(piece, statement)
     if values is not None:
         return "file of PCR values", values
@@ -87,11 +91,28 @@ def _recognise(piece: bytes, statement: QuoteStatement) -> tuple[str, bytes]:
         return "file of PCR values", piece
     if piece[:2] in _SIGNATURE_IDS:
         return "quote signature", piece
-    if piece.lstrip().startswith(b"-----BEGIN CERTIFICATE"):
+    if b"-----BEGIN CERTIFICATE" in piece:
         return "EK certificate", piece
+    if b"-----BEGIN" not in piece and not _is_key(piece) and (bare := _bare_signature(piece)):
+        raise EvidenceError(
+            f"a bare {bare} signature: a TPMT_SIGNATURE is needed, which names scheme and hash",
+            field=field,
+            hint="write it with tpm2_quote -f tss, which is its default",
+        )
     if piece[:1] == b"\x30" and not _is_key(piece):
         return "EK certificate", piece
     return "attestation key", piece
+
+
+def _bare_signature(piece: bytes) -> str:
+    """Say what kind of signature this is, as ``tpm2_quote -f plain`` writes it; else nothing."""
+    if piece[:1] != b"\x30":
+        return "RSA" if len(piece) in _RSA_BYTES else ""
+    try:
+        decode_dss_signature(piece)
+    except ValueError:
+        return ""
+    return "ECDSA"
 
 
 def _is_key(piece: bytes) -> bool:

@@ -45,9 +45,11 @@ class SnpVerifier:
     Claims: ``launch`` (MEASUREMENT), ``host_data``, and where they are set
     ``id_key_digest`` and ``author_key_digest``. Attributes: ``bound``, ``report_data``,
     ``snp.product``, ``snp.vmpl``, ``snp.policy.*``, ``snp.platform.*``,
-    ``snp.reported_tcb.*``, ``snp.committed_tcb``, ``snp.launch_tcb``, ``snp.signer``,
-    ``snp.csp`` (of a VLEK), ``snp.chip_id_masked``, ``snp.mask_chip_key``,
-    ``snp.author_key``. The TCB status is the reported TCB in hex.
+    ``snp.reported_tcb.*``, ``snp.committed_tcb`` and ``snp.launch_tcb`` in hex and by component
+    (``.*``), ``snp.signer``, ``snp.csp`` (of a VLEK), ``snp.chip_id_masked``,
+    ``snp.mask_chip_key``, ``snp.author_key``, and from version 5 on
+    ``snp.launch_mit_vector`` and ``snp.current_mit_vector``. The TCB status is the reported
+    TCB in hex.
     """
 
     def verify(
@@ -94,7 +96,11 @@ def snp_measurements(report: SnpReport) -> dict[str, bytes]:
 
 def snp_attributes(report: SnpReport, platform: SnpPlatform) -> dict[str, Scalar]:
     """Name everything else that a report says, as policies do."""
-    tcb = report.tcb(report.reported_tcb, platform.product)
+    versions = {
+        "reported_tcb": report.reported_tcb,
+        "committed_tcb": report.committed_tcb,
+        "launch_tcb": report.launch_tcb,
+    }
     found: dict[str, Scalar] = {
         "snp.author_key": report.author_key_enabled,
         "snp.chip_id_masked": not any(report.chip_id),
@@ -110,8 +116,13 @@ def snp_attributes(report: SnpReport, platform: SnpPlatform) -> dict[str, Scalar
         "snp.vmpl": report.vmpl,
         **{f"snp.policy.{name}": value for name, value in report.guest_policy.items()},
         **{f"snp.platform.{name}": value for name, value in report.platform.items()},
-        **{f"snp.reported_tcb.{name}": value for name, value in tcb.items()},
     }
+    for kind, raw in versions.items():
+        for component, number in report.tcb(raw, platform.product).items():
+            found[f"snp.{kind}.{component}"] = number
+    if report.launch_mit_vector is not None and report.current_mit_vector is not None:
+        found["snp.launch_mit_vector"] = report.launch_mit_vector
+        found["snp.current_mit_vector"] = report.current_mit_vector
     if platform.csp:
         found["snp.csp"] = platform.csp
     return found

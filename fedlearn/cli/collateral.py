@@ -211,10 +211,10 @@ def _others(files: list[Input], named: tuple[Path, ...]) -> Iterator[Item]:
     for file in files:
         try:
             yield describe(file.data, path=Path(file.name).name)
-        except EvidenceError:
+        except EvidenceError as error:
             if Path(file.name) in named:
                 raise ConfigError(
-                    "is no answer of Intel's service, certificate or revocation list",
+                    f"is no answer of Intel's service, certificate or revocation list ({error})",
                     where=file.name,
                 ) from None
 

@@ -9,6 +9,7 @@ import json
 import struct
 import uuid
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import pytest
 import vector_azure as azure
 import vector_keys as keys
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from vector_amd import Amd
 from vector_cases import paper_tpm
@@ -41,6 +44,9 @@ QUOTE = (DATA / "tdx_v4_quote.bin").read_bytes()
 VCEK = (DATA / "snp_milan_vcek.der").read_bytes()
 CHAIN = (DATA / "snp_milan_ask_ark.pem").read_bytes()
 COLLATERAL = (DATA / "tdx_collateral.json").read_bytes()
+REPORTED = Path(__file__).parent / "reported"
+"""Inputs that were reported as read wrongly, or refused without a useful word."""
+
 INTEL, AMD = Intel(), Amd()
 
 
@@ -209,7 +215,7 @@ def test_certificates_come_in_any_order_and_any_number_of_files() -> None:
 
 
 def test_an_unreadable_certificate_takes_nothing_from_the_others_in_its_file() -> None:
-    malformed = (Path(__file__).parent / "reported" / "NUVO_2111.pem").read_bytes()
+    malformed = (REPORTED / "NUVO_2111.pem").read_bytes()
     for chain in (malformed + CHAIN, CHAIN + malformed, b"text\n" + malformed + b"text\n" + CHAIN):
         assert judged(REPORT, VCEK, chain).hardware_id
     with pytest.raises(EndorsementError, match="file 1 is not a certificate"):
@@ -316,6 +322,12 @@ def signed_wrap(document: dict[str, str]) -> dict[str, str]:
     return rest
 
 
+def turned(chain: str) -> str:
+    """Return a chain with its root first."""
+    found = x509.load_pem_x509_certificates(chain.encode())
+    return "".join(item.public_bytes(Encoding.PEM).decode() for item in reversed(found))
+
+
 def crl_pem(text: str) -> str:
     return x509.load_der_x509_crl(bytes.fromhex(text)).public_bytes(Encoding.PEM).decode()
 
@@ -333,6 +345,10 @@ FORMS: dict[str, Any] = {
     "signatures in base64": lambda d: {
         **d,
         "tcb_info_signature": base64.b64encode(bytes.fromhex(d["tcb_info_signature"])).decode(),
+    },
+    "root first": lambda d: {
+        **d,
+        **{key: turned(value) for key, value in d.items() if key.endswith("_chain")},
     },
     "more keys": lambda d: {**d, "major_version": 3, "pck_certificate_chain": None},
 }
@@ -360,6 +376,36 @@ def test_collateral_that_lacks_a_part_names_it(key: str) -> None:
             read_collateral({**document, key: value})
 
 
+def test_real_collateral_with_the_root_first_judges_a_real_quote() -> None:
+    quote = (REPORTED / "tdx_out_of_date_quote.dat").read_bytes()
+    evidence, trust = gather(
+        Input(name="quote", data=quote),
+        collateral=((REPORTED / "collateral_root_first.json").read_bytes(),),
+    )
+    now = datetime(2026, 2, 1, tzinfo=UTC)
+    claims = verify(evidence, binding=None, trust=trust, now=now)
+    assert claims.tcb == "OutOfDate"
+
+
+@pytest.mark.parametrize("key", ["tcb_info_issuer_chain", "qe_identity_issuer_chain"])
+def test_a_chain_without_its_signer_is_named_with_the_order(key: str) -> None:
+    document = json.loads(COLLATERAL)
+    root = turned(document[key]).split("-----END CERTIFICATE-----")[0]
+    without = {**document, key: root + "-----END CERTIFICATE-----\n"}
+    words = f"collateral.{key}: has no signer: it starts with .* comes first, its root second"
+    with pytest.raises(EvidenceError, match=words):
+        read_collateral(without)
+
+
+def test_malformed_collateral_in_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "good.json").write_bytes(COLLATERAL)
+    bad = json.dumps({**json.loads(COLLATERAL), "pck_crl": ""}).encode()
+    (tmp_path / "bad.json").write_bytes(bad)
+    loaded = load_folder(tmp_path, now=keys.AT)
+    assert loaded.collateral == (COLLATERAL,)
+    assert loaded.warnings == (f"{tmp_path / 'bad.json'}: collateral.pck_crl: is empty",)
+
+
 @pytest.mark.parametrize("data", [b'{"a": 1}', b"garbage", b""])
 def test_an_endorsement_of_another_kind_is_named(data: bytes) -> None:
     with pytest.raises(EndorsementError, match="file 0 is not"):
@@ -380,6 +426,50 @@ def test_what_is_no_evidence_is_recognised(data: bytes, word: str) -> None:
     with pytest.raises(EvidenceError) as refused:
         detect_format(data)
     assert word in refused.value.hint
+
+
+def test_a_tdreport_is_told_from_a_quote_with_its_version() -> None:
+    report = (REPORTED / "tdreport_td15.bin").read_bytes()
+    for version, data in ((1, report), (0, report[:2] + b"\0" + report[3:])):
+        with pytest.raises(EvidenceError) as refused:
+            detect_format(data)
+        assert f"a TDREPORT (type 0x81, version {version})" in refused.value.hint
+    with pytest.raises(EvidenceError) as refused:
+        detect_format(b"\x81\1" + report[2:])
+    assert "known formats" in refused.value.hint
+
+
+def test_bytes_behind_a_report_that_are_no_table_are_counted_and_say_where_to_cut() -> None:
+    data = (REPORTED / "snp_report_and_20_bytes.bin").read_bytes()
+    with pytest.raises(EvidenceError) as refused:
+        to_evidence(data)
+    assert str(refused.value).startswith(
+        "report.end at offset 1184: 20 bytes behind the report are no certificate table"
+    )
+    assert refused.value.hint.endswith("head -c 1184")
+    assert to_evidence(data[:1184]).quote == data[:1184]
+
+
+def bare_signatures(tpm: Any) -> dict[str, bytes]:
+    return {
+        "RSA": (REPORTED / "raw_rsa_signature.sig").read_bytes(),
+        "ECDSA": tpm.key.sign(b"statement", ec.ECDSA(hashes.SHA256())),
+    }
+
+
+@pytest.mark.parametrize("kind", ["RSA", "ECDSA"])
+def test_a_bare_signature_beside_a_tpm_quote_is_named(kind: str) -> None:
+    data = bare_signatures(paper_tpm.PaperTpm())[kind]
+    pieces = ["p384.ak.pem", "p384.pcrs", "p384.sig"]
+    files = tuple(Input(name=name, data=(REPORTED / name).read_bytes()) for name in pieces)
+    message = Input(name="p384.msg", data=(REPORTED / "p384.msg").read_bytes())
+    assert gather(message, endorsements=files)[1].tpm_aks
+    bare = Input(name="quote.sig", data=data)
+    for given in ((*files[:2], bare), (bare, *files)):
+        with pytest.raises(EvidenceError) as refused:
+            gather(message, endorsements=given)
+        assert str(refused.value).startswith(f"quote.sig: a bare {kind} signature: a TPMT_SIG")
+        assert "tpm2_quote -f tss" in refused.value.hint
 
 
 def test_an_hcl_report_alone_is_decoded() -> None:

@@ -61,9 +61,17 @@ allow_migration = true
 allow_smt = false
 require_single_socket = true
 products = ["Turin", "Milan"]
+require_policy = ["page_swap_disable"]
+require_platform = ["alias_check"]
+require_launch_mitigations = [3, 0]
+require_current_mitigations = [63]
 [snp.min_tcb]
 microcode = 115
 fmc = 1
+[snp.min_committed_tcb]
+snp = 22
+[snp.min_launch_tcb]
+snp = 21
 
 [tpm]
 require_safe_clock = true
@@ -103,6 +111,12 @@ def test_everything_that_a_policy_can_say() -> None:
     assert policy.tdx.require_attributes == ()
     assert policy.sgx.mrenclave == (b"\x11" * 32,)
     assert policy.snp.min_tcb == {"microcode": 115, "fmc": 1}
+    assert policy.snp.min_committed_tcb == {"snp": 22}
+    assert policy.snp.min_launch_tcb == {"snp": 21}
+    assert policy.snp.require_policy == ("page_swap_disable",)
+    assert policy.snp.require_platform == ("alias_check",)
+    assert policy.snp.require_launch_mitigations == (0, 3)
+    assert policy.snp.require_current_mitigations == (63,)
     assert policy.snp.products == ("Milan", "Turin")
     assert policy.tpm.pcrs == (0, 7, 14)
     assert policy.nvidia.required
@@ -195,6 +209,9 @@ REFERENCE = '[[reference]]\nclaim = "app"\nvalue = "00"\n'
         ("[snp]\nmax_vmpl = 4", "policy.toml:2: snp.max_vmpl: must be a whole number from 0 to 3"),
         ("[snp.min_tcb]\nboot = 1", "policy.toml:2: snp.min_tcb.boot: unknown key"),
         ("[snp.min_tcb]\nsnp = 256", "policy.toml:2: snp.min_tcb.snp: "),
+        ("[snp.min_launch_tcb]\nboot = 1", "policy.toml:2: snp.min_launch_tcb.boot: unknown"),
+        ("[snp]\nrequire_policy = ['bit 25']", "policy.toml:2: snp.require_policy"),
+        ("[snp]\nrequire_launch_mitigations = [64]", "policy.toml:2: snp.require_launch_mi"),
         ("[snp]\nmin_tcb = { boot = 1 }", "policy.toml:2: snp.min_tcb.boot: unknown key"),
         ("[tpm]\npcrs = [24]", "policy.toml:2: tpm.pcrs: "),
         ("[nvidia]\nrequire = true", "did you mean required?"),

@@ -124,8 +124,12 @@ class Amd:
         tcb: dict[str, int] | None = None,
         masked: bool = False,
         author: bool = False,
+        platform: int = 1,
+        launch: dict[str, int] | None = None,
+        committed: dict[str, int] | None = None,
+        mitigations: tuple[int, int] = (0, 0),
     ) -> bytes:
-        """Return a signed report."""
+        """Return a signed report; ``launch`` and ``committed`` are TCBs other than ``tcb``."""
         body = bytearray(0x2A0)
         value = self.tcb_bytes(tcb or TCB)
         info = (1 if kind == "vlek" else 0) << 2 | int(author)
@@ -134,7 +138,7 @@ class Amd:
             body[offset : offset + len(data)] = data
 
         put(0x00, struct.pack("<IIQ", version, 1, policy))
-        put(0x30, struct.pack("<II", vmpl, 1) + value + struct.pack("<QII", 1, info, 0))
+        put(0x30, struct.pack("<II", vmpl, 1) + value + struct.pack("<QII", platform, info, 0))
         put(0x50, report_data)
         put(0x90, keys.stream("launch measurement", 48) + host_data)
         if author:
@@ -145,8 +149,9 @@ class Amd:
             put(0x188, bytes(_CPUID[self.product]))
         if not masked:
             put(0x1A0, self.chip_id)
-        put(0x1E0, value)
-        put(0x1F0, value)
+        put(0x1E0, self.tcb_bytes(committed) if committed else value)
+        put(0x1F0, self.tcb_bytes(launch) if launch else value)
+        put(0x1F8, struct.pack("<QQ", *mitigations))
         key = keys.ec_key(f"{self.seed}/{self.product}/{kind}", "P-384")
         r, s = keys.sign_raw(key, bytes(body))
         return bytes(body) + r.to_bytes(72, "little") + s.to_bytes(72, "little") + bytes(368)
