@@ -1,0 +1,344 @@
+"""Start a process in a sandbox, wait for it, and end it with all that it started."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import json
+import os
+import resource
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Final
+
+from fedlearn.sandbox import kernel
+from fedlearn.sandbox.spec import Protection, Sandbox, SandboxError, SandboxReport
+
+__all__ = [
+    "SandboxedProcess",
+    "free_user",
+    "protect_this_process",
+    "report",
+    "spawn",
+    "thread_environment",
+]
+
+_START_SECONDS: Final = 60.0
+_KILL_SECONDS: Final = 10.0
+_MAX_STATUS: Final = 64 * 1024
+_PACKAGES: Final = ("attestation", "edge", "fedlearn", "server")
+_USERS: Final = range(61184, 65520)
+"""Ids that systemd keeps for services without an account of their own (DynamicUser=)."""
+
+_SYSTEM: Final = tuple(
+    map(
+        Path,
+        (
+            *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store"),
+            *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives"),
+            *("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/os-release"),
+            *("/etc/localtime", "/etc/timezone", "/etc/mime.types", "/etc/fonts", "/etc/magic"),
+            *("/etc/ssl/certs", "/etc/pki/tls/certs", "/etc/ca-certificates"),
+            *("/sys/devices/system/cpu", "/sys/devices/system/node"),
+        ),
+    )
+)
+
+
+class SandboxedProcess:
+    """A process in a sandbox, with all that it starts. Safe to use from many threads.
+
+    ``pid`` is that of the supervisor, ``report`` says what is in force. The process ends with
+    this one, however this one ends.
+    """
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        *,
+        report: SandboxReport,
+        end: int,
+        lifeline: int,
+    ) -> None:
+        self.report = report
+        self._process = process
+        self._end = end
+        self._lifeline = lifeline
+        self._lock = threading.Lock()
+        self._returncode: int | None = None
+        self._why = ""
+
+    @property
+    def pid(self) -> int:
+        """The number of the supervisor's process."""
+        return self._process.pid
+
+    @property
+    def stdin(self) -> IO[bytes] | None:
+        """As :class:`subprocess.Popen` has it."""
+        return self._process.stdin
+
+    @property
+    def stdout(self) -> IO[bytes] | None:
+        """As :class:`subprocess.Popen` has it."""
+        return self._process.stdout
+
+    @property
+    def stderr(self) -> IO[bytes] | None:
+        """As :class:`subprocess.Popen` has it."""
+        return self._process.stderr
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, negative for a signal; None while anything of it runs."""
+        return self.poll()
+
+    @property
+    def why(self) -> str:
+        """The bound for which the sandbox ended it ("3000 MiB of memory, at most 2048 MiB")."""
+        self.poll()
+        return self._why
+
+    def poll(self) -> int | None:
+        """Return the exit status when all processes are gone, and None before."""
+        with self._lock:
+            if self._returncode is None and self._process.poll() is not None:
+                self._finish()
+            return self._returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit status, when all processes are gone.
+
+        :raises subprocess.TimeoutExpired: when they are not, after ``timeout`` seconds.
+        """
+        self._process.wait(timeout)
+        found = self.poll()
+        return -signal.SIGKILL if found is None else found
+
+    def kill(self) -> int:
+        """End everything that runs inside, now; return the exit status.
+
+        :raises SandboxError: when a process does not end (the kernel holds it).
+        """
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            return self.wait(_KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise SandboxError(
+                f"a process of sandbox {self.pid} does not end",
+                hint="the kernel holds it, often for a device or a network file system",
+            ) from None
+
+    def __enter__(self) -> SandboxedProcess:
+        """Return this process; leaving the block ends it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End everything that runs inside."""
+        self.kill()
+
+    def _finish(self) -> None:
+        written = os.read(self._end, _MAX_STATUS)
+        os.close(self._end)
+        os.close(self._lifeline)
+        if written:
+            document = json.loads(written)
+            self._returncode, self._why = int(document["code"]), str(document["why"])
+        else:  # the supervisor itself was killed; the kernel killed the rest
+            self._returncode = -signal.SIGKILL
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    sandbox: Sandbox,
+    env: Mapping[str, str],
+    cwd: Path | None = None,
+    pass_fds: Sequence[int] = (),
+    stdin: int | IO[bytes] | None = subprocess.DEVNULL,
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+) -> SandboxedProcess:
+    """Run ``argv`` in a sandbox, and return when it runs.
+
+    The process has the environment ``env``, to which ``TMPDIR`` is added, and of the open
+    files of this one only ``pass_fds`` and the standard streams, which are those of
+    :class:`subprocess.Popen`. It starts in ``cwd``, or else in the first writable folder. What
+    this kernel does not give is left out and stands in ``report``, unless it is required.
+
+    :param argv: the program, as an absolute path, and its arguments.
+    :raises SandboxError: when the program cannot be started, or a required protection is missing.
+    """
+    listable, system = _interpreter_paths()
+    document = {
+        "argv": list(argv),
+        "env": dict(env),
+        "cwd": str(cwd or sandbox.writable[0]),
+        "sandbox": sandbox.to_json(),
+        "system": [str(path) for path in (*_SYSTEM, *system)],
+        "listable": [str(path) for path in listable],
+        "keep": list(pass_fds),
+    }
+    request = _document(json.dumps(document).encode())
+    status, status_end = os.pipe()
+    end, end_end = os.pipe()
+    lifeline_end, lifeline = os.pipe()
+    theirs = (request, status_end, end_end, lifeline_end)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "fedlearn.sandbox.enter", *map(str, theirs)],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=_own_environment(),
+            cwd="/",
+            pass_fds=[*theirs, *pass_fds],
+            start_new_session=True,
+        )
+    except BaseException:
+        for descriptor in (status, end, lifeline):
+            os.close(descriptor)
+        raise
+    finally:
+        for descriptor in theirs:
+            os.close(descriptor)
+    try:
+        found = _started(status)
+    except SandboxError:
+        os.close(lifeline)
+        os.close(end)
+        process.kill()
+        process.wait()
+        raise
+    return SandboxedProcess(process, report=found, end=end, lifeline=lifeline)
+
+
+@functools.cache
+def report() -> SandboxReport:
+    """Return what this kernel and this user give, by making a sandbox for a trial.
+
+    The other user is tried as well where this process is root's.
+
+    :raises SandboxError: when no process can be started at all.
+    """
+    with tempfile.TemporaryDirectory(prefix="fl-") as folder:
+        sandbox = Sandbox(writable=(Path(folder),), user=free_user())
+        with spawn([sys.executable, "-I", "-S", "-c", ""], sandbox=sandbox, env={}) as process:
+            return process.report
+
+
+def free_user() -> int | None:
+    """Return a user id that nobody has and no process uses; None where we may not change."""
+    if not kernel.may_change_user():
+        return None
+    used = {path.stat().st_uid for path in _processes()}
+    with contextlib.suppress(OSError):
+        lines = Path("/etc/passwd").read_text(errors="replace").splitlines()
+        used |= {int(line.split(":")[2]) for line in lines if line.count(":") > 1}
+    free = [user for user in _USERS if user not in used]
+    return secrets.choice(free) if free else None
+
+
+def protect_this_process() -> None:
+    """Keep other processes of this user from reading this one's memory, and it from core dumps.
+
+    For processes of ours that hold keys; a program that they execute is not covered.
+    """
+    kernel.not_dumpable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def thread_environment(cpus: float) -> dict[str, str]:
+    """Return the environment in which numerical libraries use ``cpus`` threads, at least one.
+
+    The number of threads decides how sums are parted, and so their last bits: it comes from
+    the job and not from the machine.
+    """
+    count = str(max(1, int(cpus)))
+    return {
+        "MKL_NUM_THREADS": count,
+        "NUMEXPR_NUM_THREADS": count,
+        "OMP_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": count,
+    }
+
+
+def _document(data: bytes) -> int:
+    descriptor = os.memfd_create("sandbox")
+    with os.fdopen(os.dup(descriptor), "wb") as target:
+        target.write(data)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _own_environment() -> dict[str, str]:
+    """Return what the supervisor's interpreter needs to find itself and our packages."""
+    names = ("LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def _started(status: int) -> SandboxReport:
+    """Return what is in force, once the program runs."""
+    text = b""
+    end = time.monotonic() + _START_SECONDS
+    with os.fdopen(status, "rb", buffering=0) as source:
+        while len(text) < _MAX_STATUS:
+            if not select.select([source], [], [], max(end - time.monotonic(), 0.0))[0]:
+                raise SandboxError(f"the sandbox was not there after {_START_SECONDS:g} s")
+            piece = source.read(_MAX_STATUS)
+            if not piece:
+                break
+            text += piece
+    documents: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+    for document in documents:
+        if "error" in document:
+            raise SandboxError(f"the process was not started: {document['error']}")
+    if not documents:
+        raise SandboxError("the sandbox's supervisor ended before the process started")
+    found = documents[0]
+    return SandboxReport(
+        applied=frozenset(map(Protection, found["applied"])),
+        missing={Protection(name): str(why) for name, why in found["missing"].items()},
+        abi=int(found["abi"]),
+    )
+
+
+@functools.cache
+def _interpreter_paths() -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Return folders whose names an import lists, and what it reads."""
+    readable = {Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve().parent}
+    listable: set[Path] = set()
+    ours = [
+        Path(spec.origin).parent
+        for name in _PACKAGES
+        if (spec := importlib.util.find_spec(name)) is not None and spec.origin is not None
+    ]
+    readable.update(ours)
+    for entry in _absolute(sys.path):
+        if any(entry.is_relative_to(known) for known in readable):
+            continue
+        # A folder that holds our packages holds other things as well: a checkout, state.
+        if any(package.parent == entry for package in ours):
+            listable.add(entry)
+        else:
+            readable.add(entry)
+    return tuple(sorted(listable)), tuple(sorted(readable))
+
+
+def _absolute(entries: Iterable[str]) -> list[Path]:
+    return [Path(entry) for entry in entries if entry.startswith("/") and Path(entry).exists()]
+
+
+def _processes() -> list[Path]:
+    return [path for path in Path("/proc").iterdir() if path.name.isdecimal()]

@@ -1,0 +1,105 @@
+"""What a tree of processes uses, read from /proc, and what a folder holds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+__all__ = ["Usage", "children", "descendants", "disk", "tree"]
+
+_KIB: Final = 1024
+_BLOCK: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """``tasks`` are processes and threads; ``memory_bytes`` is without pages of files."""
+
+    tasks: int
+    memory_bytes: int
+
+
+def children(pid: int) -> list[int]:
+    """Return the children of all threads of a process; none when it is gone."""
+    found: list[int] = []
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return found
+    for thread in threads:
+        try:
+            text = (thread / "children").read_text()
+        except OSError:
+            continue
+        found += map(int, text.split())
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Return all processes below ``pid``, without itself."""
+    found: list[int] = []
+    rest = children(pid)
+    while rest:
+        each = rest.pop()
+        found.append(each)
+        rest += children(each)
+    return found
+
+
+def tree(pid: int, *, bound: int) -> Usage:
+    """Return what the processes below ``pid`` use.
+
+    A page that several processes share counts for each of them, which is quickly found. Only
+    when that is more than ``bound`` bytes it is counted once.
+    """
+    found = _quickly(pid)
+    if found.memory_bytes <= bound:
+        return found
+    shares = [_share(each) for each in descendants(pid)]
+    if None in shares:
+        return found
+    return Usage(found.tasks, sum(share for share in shares if share is not None))
+
+
+def _share(pid: int) -> int | None:
+    """Return the proportional share of a process (``Pss``); None when it may not be read."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except PermissionError:
+        return None
+    except OSError:  # it is gone
+        return 0
+    wanted = ("Pss_Anon:", "Pss_Shmem:")
+    return _KIB * sum(int(line.split()[1]) for line in text.splitlines() if line.startswith(wanted))
+
+
+def _quickly(pid: int) -> Usage:
+    tasks = memory = 0
+    for each in descendants(pid):
+        try:
+            status = Path(f"/proc/{each}/status").read_text()
+        except OSError:
+            continue
+        for line in status.splitlines():
+            name, _, value = line.partition(":")
+            if name in {"RssAnon", "RssShmem"}:
+                memory += int(value.split()[0]) * _KIB
+            elif name == "Threads":
+                tasks += int(value)
+    return Usage(tasks, memory)
+
+
+def disk(folder: Path) -> int:
+    """Return the bytes that the files of a folder take on disk; links are not followed."""
+    total = 0
+    for where, _, files, descriptor in os.fwalk(folder):
+        del where
+        for name in files:
+            try:
+                found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            except OSError:
+                continue
+            total += found.st_blocks * _BLOCK
+    return total
