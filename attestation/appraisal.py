@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["appraise"]
 
 _SEVERITY: Final = {Tier.AFFIRMING: 0, Tier.NONE: 1, Tier.WARNING: 2, Tier.CONTRAINDICATED: 3}
+_BANKS: Final = ("", ".sha384", ".sha512")
+"""How the name of a TPM's register ends, by its bank."""
+
 _CONFIGURED: Final = ("mrconfigid", "mrowner", "mrownerconfig", "host_data", "initdata", "job")
 
 
@@ -216,7 +219,7 @@ def _reference(
     elif equal:
         tier, remedy = Tier.WARNING, "the value is outside of its validity window; renew it"
     else:
-        tier, remedy = Tier.CONTRAINDICATED, _mend(claim, value, unverified)
+        tier, remedy = Tier.CONTRAINDICATED, _mend(claim, claims)
     if value is None:
         actual = "absent"
     else:
@@ -242,16 +245,20 @@ def _describe(reference: ReferenceValue, now: datetime) -> str:
     return text
 
 
-def _mend(claim: str, value: bytes | None, unverified: bool) -> str:
-    if unverified:
+def _mend(claim: str, claims: Claims) -> str:
+    value = claims.measurements.get(claim)
+    if claim in claims.unverified and value is not None:
         return f"{claim} is only claimed; it counts when the evidence binds it" + (
             f", and the log measures a server that a reference for {CONTAINER_SERVER} names"
             if claim == "container.imr"
             else ""
         )
-    if value is None:
-        return f"run what measures {claim}, or send its event log"
-    return "run the expected software, or add a reference value if this one is good"
+    if value is not None:
+        return "run the expected software, or add a reference value if this one is good"
+    register = claim.removesuffix(".sha384").removesuffix(".sha512")
+    if others := [register + bank for bank in _BANKS if register + bank in claims.measurements]:
+        return f"the quote has {', '.join(others)}: name the register with the bank that was quoted"
+    return f"run what measures {claim}, or send its event log"
 
 
 def _required(policy: AppraisalPolicy, claims: Claims) -> Iterator[Finding]:
@@ -268,7 +275,7 @@ def _required(policy: AppraisalPolicy, claims: Claims) -> Iterator[Finding]:
             expected="present",
             actual=actual,
             category="runtime-opaque",
-            remedy="" if present else _mend(claim, value, value is not None),
+            remedy="" if present else _mend(claim, claims),
         )
 
 

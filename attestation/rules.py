@@ -198,14 +198,17 @@ def _tpm(rules: TpmRules, claims: Claims) -> Iterator[Finding]:
             remedy="update the TPM, or add this version to [tpm] firmware",
         )
     for index in rules.pcrs:
-        present = f"pcr.{index}" in claims.measurements
+        register = f"pcr.{index}"
+        covered = [
+            bank for bank in ("", ".sha384", ".sha512") if register + bank in claims.measurements
+        ]
         yield _check(
-            f"require.pcr.{index}",
-            good=present,
+            f"require.{register}",
+            good=bool(covered),
             expected="covered by the quote",
-            actual="covered" if present else "absent",
+            actual=f"covered as {register}{covered[0]}" if covered else "absent",
             category="runtime-opaque",
-            remedy="quote this register as well",
+            remedy="quote this register as well, of a SHA-256, SHA-384 or SHA-512 bank",
         )
 
 

@@ -35,7 +35,10 @@ __all__ = ["COUNTER_INDEX", "TpmCounter", "TpmSeal"]
 COUNTER_INDEX: Final = 0x01500F1E
 """NV index of the counter, in the range that TCG leaves to the owner (0x01500000 up)."""
 
-_MAGIC: Final = b"FLTS\x01"
+_MAGICS: Final = {b"FLTS\x01": "sha256", b"FLTS\x02": "sha384", b"FLTS\x03": "sha512"}
+"""How a blob starts, by the bank of the PCRs that it is sealed to."""
+
+_MAGIC_BYTES: Final = 5
 _MAX_SECRET_BYTES: Final = 128
 _MAX_PART_BYTES: Final = 1024
 _PCR_COUNT: Final = 24
@@ -52,7 +55,8 @@ _RC_HANDLE: Final = 0x08B
 
 
 class TpmSeal:
-    """Seals secrets to this TPM and its SHA-256 PCRs ``pcrs``.
+    """Seals secrets to this TPM and its PCRs ``pcrs``, of the SHA-256, SHA-384 or
+    SHA-512 bank: the first that the TPM has.
 
     ``directory`` is the private directory in which the caller keeps its blobs; it is made
     with mode 0700 when absent. Nothing secret is ever written to it.
@@ -70,13 +74,15 @@ class TpmSeal:
 
         ``secret`` has 1 to 128 bytes.
 
-        :raises AttesterError: when the TPM cannot be used.
+        :raises AttesterError: when the TPM cannot be used, or no bank has these PCRs.
         """
         if not 1 <= len(secret) <= _MAX_SECRET_BYTES:
             raise ValueError(f"a sealed secret has 1 to {_MAX_SECRET_BYTES} bytes")
         with self._tools.workspace(objects=True) as work:
+            bank = work.bank(self._pcrs)
             work.run("createprimary", "-Q", *_STORAGE_TEMPLATE)
-            work.run("createpolicy", "-Q", "--policy-pcr", "-l", self._selection, "-L", "policy")
+            selection = self._selection(bank)
+            work.run("createpolicy", "-Q", "--policy-pcr", "-l", selection, "-L", "policy")
             work.run(
                 *("create", "-Q", "-C", "storage.ctx", "-L", "policy", "-i", "-"),
                 *("-a", _SEALED_ATTRIBUTES, "-u", "public", "-r", "private"),
@@ -84,7 +90,8 @@ class TpmSeal:
             )
             public, private = work.read("public"), work.read("private")
         parts = b"".join(struct.pack(">H", len(part)) + part for part in (public, private))
-        return _MAGIC + bytes((len(self._pcrs), *self._pcrs)) + parts
+        magic = next(start for start, name in _MAGICS.items() if name == bank)
+        return magic + bytes((len(self._pcrs), *self._pcrs)) + parts
 
     def unseal(self, blob: bytes) -> bytes:
         """Return the secret in ``blob``.
@@ -93,8 +100,9 @@ class TpmSeal:
             it, when its bytes are altered, or when it is sealed to other PCRs.
         :raises AttesterError: when the TPM cannot be used; trying again may help.
         """
-        public, private = self._parse(blob)
+        bank, public, private = self._parse(blob)
         with self._tools.workspace(objects=True) as work:
+            self._check_bank(work, bank)
             work.run("createprimary", "-Q", *_STORAGE_TEMPLATE)
             work.write("public", public)
             work.write("private", private)
@@ -110,15 +118,24 @@ class TpmSeal:
                     f"this TPM did not seal it, or its bytes are altered ({error.reason})"
                 ) from None
             work.release()
-            return self._open(work)
+            return self._open(work, bank)
 
-    def _open(self, work: Workspace) -> bytes:
+    def _check_bank(self, work: Workspace, bank: str) -> None:
+        """A policy over a bank that is not allocated would demand no state at all."""
+        try:
+            work.bank(self._pcrs, (bank,))
+        except Tpm2CommandError:
+            raise
+        except AttesterError as error:
+            raise UnsealError(str(error), hint=error.hint) from error
+
+    def _open(self, work: Workspace, bank: str) -> bytes:
         work.run(
             *("startauthsession", "-Q", "--policy-session"),
             *("--tpmkey-context", "storage.ctx", "-S", "session.ctx"),
         )
         work.run("sessionconfig", "-Q", "--enable-encrypt", "session.ctx")
-        work.run("policypcr", "-Q", "-S", "session.ctx", "-l", self._selection)
+        work.run("policypcr", "-Q", "-S", "session.ctx", "-l", self._selection(bank))
         try:
             return work.run("unseal", "-c", "sealed.ctx", "-p", "session:session.ctx")
         except Tpm2CommandError as error:
@@ -132,15 +149,15 @@ class TpmSeal:
                 ) from None
             raise UnsealError(f"the TPM refused: {error.reason}") from None
 
-    @property
-    def _selection(self) -> str:
-        return "sha256:" + ",".join(map(str, self._pcrs))
+    def _selection(self, bank: str) -> str:
+        return f"{bank}:" + ",".join(map(str, self._pcrs))
 
-    def _parse(self, blob: bytes) -> tuple[bytes, bytes]:
-        if not blob.startswith(_MAGIC) or len(blob) <= len(_MAGIC):
+    def _parse(self, blob: bytes) -> tuple[str, bytes, bytes]:
+        bank = _MAGICS.get(blob[:_MAGIC_BYTES])
+        if bank is None or len(blob) <= _MAGIC_BYTES:
             raise UnsealError("not a secret sealed by a TPM")
-        offset = len(_MAGIC) + 1 + blob[len(_MAGIC)]
-        pcrs = tuple(blob[len(_MAGIC) + 1 : offset])
+        offset = _MAGIC_BYTES + 1 + blob[_MAGIC_BYTES]
+        pcrs = tuple(blob[_MAGIC_BYTES + 1 : offset])
         if pcrs != self._pcrs:
             raise UnsealError(f"sealed to PCRs {pcrs}, and {self._pcrs} are required")
         parts = []
@@ -158,7 +175,7 @@ class TpmSeal:
             offset += length
         if offset != len(blob):
             raise UnsealError(f"{len(blob) - offset} bytes too many")
-        return parts[0], parts[1]
+        return bank, parts[0], parts[1]
 
 
 class TpmCounter:

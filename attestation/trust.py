@@ -53,6 +53,9 @@ def key_digest(key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> bytes:
     ).digest()
 
 
+_PCR_BYTES: Final = (32, 48, 64)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustAnchors:
     """Pinned roots, enrolled keys, and the collateral to verify with.
@@ -64,8 +67,9 @@ class TrustAnchors:
                       proven at enrollment (credential activation), or that were pinned
     ``tpm_ek_of``     SHA-256 of the SPKI of the endorsement key beside which an attestation
                       key was proven to live, by the key of ``tpm_aks``
-    ``tpm_boot_values``  values of PCR 14 (SHA-256 bank) at which a boot chain may hand over to
-                      software, where that is not zero (shim measures its key list there)
+    ``tpm_boot_values``  values of PCR 14 (of any bank but SHA-1: 32, 48 or 64 bytes) at which a
+                      boot chain may hand over to software, where that is not zero (shim
+                      measures its key list there)
     ``tpm_ek_roots``  DER certificates that endorsement key certificates may chain to
     ``amd_ark_keys``  SHA-256 of the SPKI of the AMD root keys that count
     ``intel_root``    SHA-256 of the SPKI of the Intel root CA that counts
@@ -98,7 +102,9 @@ class TrustAnchors:
         pins = (
             *(*self.sample_keys, *self.tpm_aks, *self.amd_ark_keys),
             *(self.intel_root, self.nvidia_root),
-            *(*self.tpm_ek_of.keys(), *self.tpm_ek_of.values(), *self.tpm_boot_values),
+            *(*self.tpm_ek_of.keys(), *self.tpm_ek_of.values()),
         )
         if any(len(pin) != hashlib.sha256().digest_size for pin in pins):
             raise ValueError("a key is pinned by its SHA-256, 32 bytes")
+        if any(len(value) not in _PCR_BYTES for value in self.tpm_boot_values):
+            raise ValueError("a value of a register has 32, 48 or 64 bytes")

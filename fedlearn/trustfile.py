@@ -44,7 +44,7 @@ class Trust:
     tpm_ek_of: Mapping[str, bytes] = option(
         each(hexadecimal(32), key=_DIGEST, most=10_000), factory=lambda: MappingProxyType({})
     )
-    tpm_boot_values: tuple[bytes, ...] = option(seq(hexadecimal(32), most=1000), default=())
+    tpm_boot_values: tuple[bytes, ...] = option(seq(hexadecimal(32, 48, 64), most=1000), default=())
     container_servers: tuple[bytes, ...] = option(seq(hexadecimal(48), most=1000), default=())
     insecure_sample_keys: tuple[bytes, ...] = option(seq(hexadecimal(32), most=10_000), default=())
 

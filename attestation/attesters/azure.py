@@ -85,6 +85,11 @@ class AzureAttester:
             attest, signature, values = (
                 work.read(name) for name in ("attest", "signature", "pcrs")
             )
+            if len(values) != len(QUOTED_PCRS) * _PCR_BYTES:
+                raise AttesterError(
+                    f"the vTPM quoted {len(values)} bytes of its {_BANK} bank, "
+                    f"{len(QUOTED_PCRS)} registers have {len(QUOTED_PCRS) * _PCR_BYTES}"
+                )
             pcrs = [values[at : at + _PCR_BYTES] for at in range(0, len(values), _PCR_BYTES)]
             log = self._log.load(pcrs[QUOTED_PCRS.index(_PCR)])
         document = {

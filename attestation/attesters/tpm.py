@@ -4,6 +4,7 @@ The attestation key (AK) is a restricted signing key, a primary key of the endor
 hierarchy made persistent in the TPM. A primary key is derived from the TPM's own seed, so
 every process of a machine, and every boot, uses the same AK; nothing of it is kept on disk.
 
+PCRs are those of the SHA-256 bank, where the TPM has one, else of its SHA-384 or SHA-512 bank.
 Software measures itself into PCR 14, which cannot be reset without restarting the machine.
 :mod:`attestation.runtime_events` says what an event looks like, and
 :mod:`attestation.attesters.tpm_log` how the log is kept. One directory serves one TPM: all
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from attestation.attesters.tpm2_tools import (
+    BANKS,
     DEFAULT_TCTI,
     Tpm2CommandError,
     Tpm2Tools,
@@ -40,7 +42,9 @@ QUOTED_PCRS: Final = (0, 1, 2, 3, 4, 5, 6, 7, 14)
 """Firmware and boot loader (PC Client profile, table 1), and what software measured."""
 
 _RUNTIME_PCR: Final = 14
-_BANK: Final = "sha256"
+_SIGNATURE_HASH: Final = "sha256"
+"""The hash of the keys in ``_AKS``, whatever bank they quote."""
+
 _PCR_COUNT: Final = 24
 _AK_ATTRIBUTES: Final = "restricted|sign|fixedtpm|fixedparent|sensitivedataorigin|userwithauth"
 _AK_REQUIRED: Final = (
@@ -79,6 +83,15 @@ _EKS: Final = {
 """Endorsement keys and the NV indices of their certificates (TCG EK profile, 2.2.1.4)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Registers:
+    """What is quoted: ``pcrs`` of ``bank``, and the log of the runtime register."""
+
+    bank: str
+    pcrs: tuple[int, ...]
+    log: RuntimeLog
+
+
 class TpmAttester:
     """Makes evidence with the TPM at ``tcti``; an :class:`~attestation.attesters.Attester`.
 
@@ -88,7 +101,7 @@ class TpmAttester:
                       value until the machine restarts
     ``ak``            ``ecdsa`` (P-256), ``rsassa`` or ``rsapss`` (RSA 2048)
     ``ek``            ``ecc`` (P-256) or ``rsa`` (2048)
-    ``pcrs``          quoted PCRs; 14 is always among them
+    ``pcrs``          quoted PCRs; 14 is always among them. All are of one bank
     ``firmware_log``  the firmware's TCG2 log (``binary_bios_measurements`` of securityfs);
                       every PCR that it extends is quoted as well
     """
@@ -112,11 +125,13 @@ class TpmAttester:
         self._ak = _AKS[ak]
         self._ek, self._ek_certificate_index = _EKS[ek]
         base = _read_firmware_log(firmware_log) if firmware_log is not None else None
-        self._log = RuntimeLog(directory, _RUNTIME_PCR, _BANK, base)
-        quoted = {_RUNTIME_PCR, *pcrs, *(base.replay(_BANK) if base is not None else ())}
-        if not all(0 <= pcr < _PCR_COUNT for pcr in quoted):
+        measured = {event.index for event in base.events if event.extends} if base else ()
+        self._pcrs = tuple(sorted({_RUNTIME_PCR, *pcrs, *measured}))
+        if not all(0 <= pcr < _PCR_COUNT for pcr in self._pcrs):
             raise ValueError(f"PCRs are numbered 0 to {_PCR_COUNT - 1}")
-        self._pcrs = tuple(sorted(quoted))
+        self._directory = directory
+        self._base = base
+        self._found: _Registers | None = None
         self._ak_area: PublicArea | None = None
 
     @staticmethod
@@ -184,10 +199,11 @@ class TpmAttester:
             measured = Measurement(claim=claim, digest=digest, scope=self._scope)
         except ValueError as error:
             raise AttesterError(str(error)) from None
-        with self._log.held() as lock, self._tools.workspace(locks=(lock,)) as work:
-            work.run("pcrread", "-Q", "-o", "register", f"{_BANK}:{_RUNTIME_PCR}")
-            log = self._log.load(work.read("register"))
-            for other in measurements(log, _RUNTIME_PCR, _BANK):
+        found = self._registers()
+        with found.log.held() as lock, self._tools.workspace(locks=(lock,)) as work:
+            work.run("pcrread", "-Q", "-o", "register", f"{found.bank}:{_RUNTIME_PCR}")
+            log = found.log.load(work.read("register"))
+            for other in measurements(log, _RUNTIME_PCR, found.bank):
                 if other.name == measured.name:
                     if other.digest == measured.digest:
                         return
@@ -196,22 +212,23 @@ class TpmAttester:
                         hint="use another scope, or restart the machine (or software TPM)",
                     )
             log = record(log, measured, _RUNTIME_PCR)
-            self._log.store(log)
-            value = log.events[-1].digests[_BANK].hex()
-            work.run("pcrextend", "-Q", f"{_RUNTIME_PCR}:{_BANK}={value}")
+            found.log.store(log)
+            value = log.events[-1].digests[found.bank].hex()
+            work.run("pcrextend", "-Q", f"{_RUNTIME_PCR}:{found.bank}={value}")
 
     def collect(self, binding: Bound) -> Evidence:
         """Return a quote over ``binding`` and the PCRs, with the log that explains it.
 
-        :raises AttesterError: when the TPM cannot be used now, or PCR 14 is not what our
-            log says.
+        :raises AttesterError: when the TPM cannot be used now, it has no bank with these PCRs,
+            or PCR 14 is not what our log says.
         """
+        found = self._registers()
         ak = self.attestation_key
-        selection = f"{_BANK}:" + ",".join(map(str, self._pcrs))
-        with self._log.held() as lock, self._tools.workspace(locks=(lock,)) as work:
+        selection = f"{found.bank}:" + ",".join(map(str, found.pcrs))
+        with found.log.held() as lock, self._tools.workspace(locks=(lock,)) as work:
             work.run(
                 *("quote", "-Q", "-c", self._ak.handle, "-l", selection),
-                *("--scheme", self._ak.scheme, "-g", _BANK),
+                *("--scheme", self._ak.scheme, "-g", _SIGNATURE_HASH),
                 *("-q", binding.qualifying_data().hex()),
                 *("-m", "attest", "-s", "signature", "-o", "pcrs", "-F", "values"),
             )
@@ -228,10 +245,26 @@ class TpmAttester:
                 )
             except EvidenceError as error:
                 raise AttesterError(f"the TPM made a quote that cannot be read: {error}") from error
-            log = self._log.load(quote.pcrs[_BANK][_RUNTIME_PCR])
+            quoted = quote.pcrs.get(found.bank, {})
+            if missing := set(found.pcrs).difference(quoted):
+                raise AttesterError(
+                    f"the TPM quoted no value of the {found.bank} bank for the PCRs "
+                    f"{', '.join(map(str, sorted(missing)))}"
+                )
+            log = found.log.load(quoted[_RUNTIME_PCR])
         return Evidence(
-            tee=Tee.TPM, quote=quote.to_bytes(), event_log=self._log.complete(log).to_bytes()
+            tee=Tee.TPM, quote=quote.to_bytes(), event_log=found.log.complete(log).to_bytes()
         )
+
+    def _registers(self) -> _Registers:
+        """Find out once what is quoted: a bank changes only while the machine starts."""
+        if self._found is None:
+            among = self._base.sizes if self._base is not None else BANKS
+            with self._tools.workspace() as work:
+                bank = work.bank(self._pcrs, tuple(among))
+            log = RuntimeLog(self._directory, _RUNTIME_PCR, bank, self._base)
+            self._found = _Registers(bank=bank, pcrs=self._pcrs, log=log)
+        return self._found
 
     def _provide_ak(self, work: Workspace) -> PublicArea:
         area = _read_public(work, self._ak.handle)

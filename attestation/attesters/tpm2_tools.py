@@ -17,14 +17,17 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from attestation.errors import AttesterError
 
-__all__ = ["DEFAULT_TCTI", "Tpm2CommandError", "Tpm2Tools", "Workspace"]
+__all__ = ["BANKS", "DEFAULT_TCTI", "Tpm2CommandError", "Tpm2Tools", "Workspace"]
+
+BANKS: Final = ("sha256", "sha384", "sha512")
+"""Banks of PCRs whose values count, the one that is taken first where a TPM has several."""
 
 DEFAULT_TCTI: Final = "device:/dev/tpmrm0"
 """The kernel's resource manager of the first TPM."""
@@ -32,6 +35,7 @@ DEFAULT_TCTI: Final = "device:/dev/tpmrm0"
 _COMMAND_SECONDS: Final = 60.0
 _MAX_OUTPUT_BYTES: Final = 64 * 1024
 _INSTALL_HINT: Final = "install tpm2-tools (on Debian: apt-get install tpm2-tools)"
+_ALLOCATED = re.compile(r"^\s*- (\w+): \[([ 0-9,]*)\]\s*$", re.MULTILINE)
 _CODE = re.compile(r"\((0x[0-9A-Fa-f]{1,8})\)")
 
 
@@ -63,6 +67,32 @@ class Workspace:
         :raises Tpm2CommandError: when it fails, naming the TPM's reason.
         """
         return self._tools.invoke(self._path, command, arguments, stdin, self._locks)
+
+    def bank(self, pcrs: Iterable[int], among: Collection[str] = BANKS) -> str:
+        """Return the first of :data:`BANKS`, and of ``among``, in which the TPM has ``pcrs``.
+
+        The TPM itself says nothing where a bank is not allocated: it quotes and seals to no
+        register at all. So whoever selects registers asks here first.
+
+        :raises AttesterError: naming the banks that there are, where none of them will do.
+        """
+        wanted = set(pcrs)
+        listed = self.run("getcap", "pcrs").decode("utf-8", "replace")
+        allocated = {
+            name: set(map(int, numbers.replace(",", " ").split()))
+            for name, numbers in _ALLOCATED.findall(listed)
+        }
+        for name in BANKS:
+            if name in among and wanted <= allocated.get(name, set()):
+                return name
+        found = ", ".join(name for name, numbers in allocated.items() if numbers) or "none"
+        needed = " or ".join(name for name in BANKS if name in among) or "sha256"
+        raise AttesterError(
+            f"the TPM at {self._tools.tcti} has no {needed} bank with the PCRs "
+            f"{', '.join(map(str, sorted(wanted)))}; its banks are: {found}",
+            hint=f"allocate one with tpm2_pcrallocate {needed.split()[0]}:all, then restart the "
+            "machine (or the software TPM)",
+        )
 
     def release(self) -> None:
         """Free the slots of transient objects; their saved contexts stay usable."""

@@ -100,12 +100,14 @@ class RuntimeLog:
         except FileNotFoundError:
             return EventLog.create((self._bank,))
         try:
-            return EventLog.parse(data)
+            log = EventLog.parse(data)
         except EvidenceError as error:
             raise AttesterError(
                 f"{self._path} is damaged ({error})",
                 hint="remove it and restart the machine (or the software TPM)",
             ) from error
+        # Banks change while a machine starts, so a log of another bank is of a past boot.
+        return log if self._bank in log.sizes else EventLog.create((self._bank,))
 
     def _replay(self, log: EventLog) -> bytes:
         if self._base is not None:

@@ -126,16 +126,17 @@ def choice(*values: str) -> Kind[str]:
     return _simple(f"one of {listed}", accept)
 
 
-def hexadecimal(size: int) -> Kind[bytes]:
-    """``size`` bytes as lower- or upper-case hexadecimal digits."""
-    pattern = re.compile(rf"[0-9a-fA-F]{{{2 * size}}}")
+def hexadecimal(*sizes: int) -> Kind[bytes]:
+    """Bytes as lower- or upper-case hexadecimal digits; ``sizes`` are how many there may be."""
+    pattern = re.compile("|".join(rf"[0-9a-fA-F]{{{2 * size}}}" for size in sizes))
 
     def accept(value: object) -> bytes:
         if not isinstance(value, str) or not pattern.fullmatch(value):
             raise Wrong
         return bytes.fromhex(value)
 
-    return _simple(f"{2 * size} hexadecimal digits", accept)
+    counts = " or ".join(str(2 * size) for size in sizes)
+    return _simple(f"{counts} hexadecimal digits", accept)
 
 
 def scalar() -> Kind[str | int | float | bool]:
