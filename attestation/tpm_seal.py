@@ -192,6 +192,14 @@ class TpmCounter:
         self._tools = Tpm2Tools(tcti)
         self._index = f"0x{index:08x}"
 
+    def exists(self) -> bool:
+        """Say whether the counter was created.
+
+        :raises AttesterError: when the TPM cannot be used, or the index is something else.
+        """
+        with self._tools.workspace() as work:
+            return self._exists(work)
+
     def create(self) -> int:
         """Define the counter unless it is there, and return its value.
 

@@ -24,6 +24,7 @@ from typing import Final
 
 from attestation.errors import AttestationError
 from attestation.policy import AppraisalPolicy
+from edge.budgetstore import BudgetStore
 from edge.config import SiteConfig
 from edge.identity import SiteIdentity
 from edge.launcher import Launcher, Phase, Workload
@@ -32,6 +33,7 @@ from edge.policymemory import PolicyMemory
 from edge.reports import Order, Reports, Start, Stop
 from edge.rpc import ControlClient, enroll
 from edge.rules import Answer, decide
+from edge.sealedfile import MonotonicCounter, file_key
 from edge.seedgrant import Client, grant_seed, kept_seed
 from fedlearn.assignment import Assignment
 from fedlearn.console import version_text
@@ -40,6 +42,7 @@ from fedlearn.errors import (
     FedlearnError,
     JobError,
     NotEnrolled,
+    PrivacyError,
     TransportError,
 )
 from fedlearn.job import JobSpec
@@ -75,6 +78,7 @@ class Agent:
 
     :param launcher: makes a launcher that reports to this agent.
     :param tpm: this machine's TPM, which the agent proves before it takes orders.
+    :param counter: of that TPM; an older copy of the privacy budget is found by it.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class Agent:
         *,
         launcher: Callable[[Agent], Launcher],
         tpm: OwnTpm | None = None,
+        counter: MonotonicCounter | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.config = config
@@ -95,6 +100,8 @@ class Agent:
         self._held: dict[str, _Held] = {}
         self._ended: dict[str, tuple[str, str]] = {}
         self._policies = PolicyMemory(config.state)
+        self._budget = BudgetStore(config, file_key(identity.key), counter=counter)
+        self._settled = False
         self._reports: Reports | None = None
         self._stopped = threading.Event()
         self._launcher = launcher(self)
@@ -166,24 +173,20 @@ class Agent:
                 self._ended[assignment] = (phase.value, reason)
                 while len(self._ended) > _MOST_ENDED:
                     del self._ended[next(iter(self._ended))]
+        if phase.final:
+            self._settle(assignment)
         self._say(assignment, phase.value, reason)
 
     def vouch_for(self, workload: Workload, nonce: bytes, tls_key: bytes) -> bytes:
         """Sign for a client that this agent started."""
-        assignment = workload.assignment
-        with self._lock:
-            if assignment.id not in self._held:
-                raise JobError(f"assignment {assignment.id} does not run here")
+        assignment = self._running_here(workload)
         return self.identity.vouch(
             job=assignment.job, client=workload.client, nonce=nonce, tls_key=tls_key
         )
 
     def seed_for(self, workload: Workload, request: bytes) -> bytes:
         """Give a client that was admitted the seed of its commitment, sealed to it."""
-        assignment = workload.assignment
-        with self._lock:
-            if assignment.id not in self._held:
-                raise JobError(f"assignment {assignment.id} does not run here")
+        assignment = self._running_here(workload)
         identity = self.identity
         return grant_seed(
             request,
@@ -195,11 +198,38 @@ class Agent:
             now=self._now(),
         )
 
+    def charge_for(self, workload: Workload, question: str) -> None:
+        """Charge an update of a client to the budget of its data, before the update leaves.
+
+        :raises PrivacyError: when the budget does not pay for it.
+        :raises ConfigError: when the budget on disk cannot be used.
+        """
+        self._budget.charge(self._running_here(workload).id, question)
+
+    def _running_here(self, workload: Workload) -> Assignment:
+        assignment = workload.assignment
+        with self._lock:
+            if assignment.id not in self._held:
+                raise JobError(f"assignment {assignment.id} does not run here")
+        return assignment
+
+    def _settle(self, assignment: str) -> None:
+        """Give back what a job that has ended did not use of its data's budget."""
+        try:
+            self._budget.settle(assignment)
+        except (FedlearnError, OSError) as error:
+            # It stays reserved, which is the safe side, until an agent starts that can settle it.
+            _LOG.error("the privacy budget cannot be settled: %s", error)
+
     # --- the stream -------------------------------------------------------------------
 
     def _follow(self) -> bool:
         """Take orders until the stream ends; say whether it ended for a new certificate only."""
-        reports = Reports(version=version_text()[:64], running=self._launcher.running())
+        running = self._launcher.running()
+        if not self._settled:
+            self._budget.settle_others(running)
+            self._settled = True
+        reports = Reports(version=version_text()[:64], running=running)
         self._reports = reports
         if self._stopped.is_set():
             return False
@@ -351,6 +381,7 @@ class Agent:
                 policy=assignment.policy,
                 policy_signature=assignment.policy_signature,
                 seen=self._policies.seen(),
+                budget=self._budget.book(),
             )
             reason = "; ".join(decision.reasons)
             if decision.answer is Answer.REFUSE:
@@ -366,6 +397,7 @@ class Agent:
                 raise JobError("the app bundle is not the one that the order names")
             if self.config.accept.policy_keys:
                 self._policies.remember(AppraisalPolicy.from_toml(assignment.policy.encode()))
+            self._budget.reserve(spec, place=decision.data, assignment=assignment.id)
             self._say(assignment.id, "accepted", "")
             self._launcher.launch(
                 Workload(
@@ -378,9 +410,12 @@ class Agent:
             )
         except TransportError as error:
             self._wait(assignment, str(error))
+        except PrivacyError as error:
+            self._refuse(assignment, str(error))
         except FedlearnError as error:
             with self._lock:
                 self._held.pop(assignment.id, None)
+            self._settle(assignment.id)
             self._say(assignment.id, "failed", str(error))
 
     def _refuse(self, assignment: Assignment, reason: str) -> None:

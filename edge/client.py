@@ -258,6 +258,7 @@ class _Client:
             address=standing.admitted.fleet_address,
             identity=_identity(standing),
             directory=self._scratch,
+            charge=self._sponsor.charge,
         )
         warm.load()
         return warm

@@ -11,6 +11,8 @@
     [data.medpar]                      # what a job calls the data set
     path = "/srv/medpar"               # or claim = "a PersistentVolumeClaim"
     jobs = ["mortality-*"]             # which jobs may use it; all that are accepted by default
+    epsilon = 20.0                     # what all jobs together may spend; no limit by default
+    delta = 1e-6
 
     [accept]
     bundles = ["9f86d081..."]          # SHA-256 of the app bundles that were reviewed
@@ -23,6 +25,7 @@
     [privacy]                          # the least that a job must promise
     required = true
     max_epsilon = 8.0
+    insecure_exact_metrics = false     # true: also jobs whose metrics leave without noise
 
     [caps]                             # the most that one client gets
     # [kubernetes]                     # for launcher.kind = "kubernetes"; see kubesettings
@@ -107,7 +110,10 @@ class Launcher:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSet:
-    """One data set: a path, or a PersistentVolumeClaim, and the jobs that may use it."""
+    """One data set: a path, or a PersistentVolumeClaim, and the jobs that may use it.
+
+    ``epsilon`` and ``delta`` are what all jobs together may spend (:mod:`edge.databudget`).
+    """
 
     path: Path | None = option(file_path(), default=None)
     claim: str = option(config.name(), default="")
@@ -115,10 +121,20 @@ class DataSet:
         seq(matching(_JOB_PATTERN, "a job's name, in which * stands for anything"), most=1000),
         default=("*",),
     )
+    epsilon: float | None = option(number(1e-6, 1e6), default=None)
+    delta: float | None = option(number(1e-15, 0.5), default=None)
 
     def __post_init__(self) -> None:
         if (self.path is None) == (not self.claim):
             raise Impossible(((), "needs exactly one of path and claim"))
+        if (self.epsilon is None) != (self.delta is None):
+            missing = "delta" if self.delta is None else "epsilon"
+            raise Impossible(((missing,), "a privacy budget states epsilon and delta"))
+
+    @property
+    def place(self) -> str:
+        """Where the data is: an absolute path without links, or the name of a claim."""
+        return str(self.path.resolve()) if self.path is not None else self.claim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,12 +157,16 @@ class Accept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivacyFloor:
-    """The least that a job must promise about what leaves this site."""
+    """The least that a job must promise about what leaves this site.
+
+    ``insecure_exact_metrics``  also run jobs whose metrics leave the site without noise
+    """
 
     required: bool = option(flag(), default=False)
     max_epsilon: float = option(number(1e-6, 1e6), default=1e6)
     max_delta: float = option(number(1e-15, 0.5), default=0.5)
     min_noise_multiplier: float = option(number(0, 1e6), default=0.0)
+    insecure_exact_metrics: bool = option(flag(), default=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,6 +67,7 @@ def kube_launcher(
         prepare=prepare,
         vouch_for=agent.vouch_for,
         seed_for=agent.seed_for,
+        charge_for=agent.charge_for,
         report=agent.report,
         record=config.state / "launched",
         start_s=config.launcher.start_s,
@@ -93,6 +94,7 @@ class KubeLauncher:
         prepare: Callable[[Workload], Bootstrap],
         vouch_for: Callable[[Workload, bytes, bytes], bytes],
         seed_for: Callable[[Workload, bytes], bytes],
+        charge_for: Callable[[Workload, str], None],
         report: Report,
         record: Path,
         start_s: float,
@@ -111,7 +113,7 @@ class KubeLauncher:
         self._closed = False
         record.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._sponsorship = Sponsorship(
-            keys, vouch_for=vouch_for, seed_for=seed_for, told=self._told
+            keys, vouch_for=vouch_for, seed_for=seed_for, charge_for=charge_for, told=self._told
         )
         self._server = SponsorServer(
             self._sponsorship, keys.tls, listen=settings.sponsor_listen

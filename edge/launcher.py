@@ -71,6 +71,16 @@ class Sponsor(Protocol):
         """
         ...
 
+    def charge(self, question: str) -> None:
+        """Charge the update that answers ``question`` to the budget of the site's data.
+
+        When it returns, the charge is on the site's disk, and the update may leave.
+
+        :raises FedlearnError: when the agent is gone or the budget does not pay for it. The
+            update must not leave then.
+        """
+        ...
+
 
 class Launcher(Protocol):
     """Starts and stops clients. Methods are called from several threads and do not block."""

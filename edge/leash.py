@@ -2,7 +2,8 @@
 
 A frame is a u32 big-endian length and that many bytes of JSON. The first one, to the client,
 is its bootstrap document. Then the client speaks: it says where it stands, and asks for a
-voucher and for its seed; only these are answered. When either end goes away the other one notices.
+voucher, for its seed, and for the charge of an update; only these are answered. When either end
+goes away the other one notices.
 """
 
 from __future__ import annotations
@@ -86,6 +87,10 @@ class AgentLine:
         """Ask the agent for the seed; see :class:`edge.launcher.Sponsor`."""
         question = base64.b64encode(request).decode()
         return self._ask({"seed": question}, "does not give the seed")
+
+    def charge(self, question: str) -> None:
+        """Ask the agent to charge an update; see :class:`edge.launcher.Sponsor`."""
+        self._ask({"charge": question}, "does not charge the update to the budget of its data")
 
     def _ask(self, question: dict[str, Any], refusal: str) -> bytes:
         with self._asking:

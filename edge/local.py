@@ -25,7 +25,7 @@ from edge.launcher import Phase, Report, Workload
 from edge.leash import Gone, receive, send
 from fedlearn.errors import FedlearnError, LaunchError
 
-__all__ = ["LocalLauncher", "Prepare", "SeedFor", "VouchFor"]
+__all__ = ["ChargeFor", "LocalLauncher", "Prepare", "SeedFor", "VouchFor"]
 
 _KEPT: Final = (
     "FEDLEARN_LOG",
@@ -51,6 +51,9 @@ VouchFor = Callable[[Workload, bytes, bytes], bytes]
 
 SeedFor = Callable[[Workload, bytes], bytes]
 """``seed_for(workload, request)``: the seed of a client's commitment, sealed to it."""
+
+ChargeFor = Callable[[Workload, str], None]
+"""``charge_for(workload, question)``: charge an update to the budget of the site's data."""
 
 
 @dataclass(slots=True)
@@ -80,6 +83,7 @@ class LocalLauncher:
         prepare: Prepare,
         vouch_for: VouchFor,
         seed_for: SeedFor,
+        charge_for: ChargeFor,
         report: Report,
         stop_s: float = 10.0,
     ) -> None:
@@ -87,6 +91,7 @@ class LocalLauncher:
         self._prepare = prepare
         self._vouch_for = vouch_for
         self._seed_for = seed_for
+        self._charge_for = charge_for
         self._report = report
         self._stop_s = stop_s
         self._lock = threading.Lock()
@@ -218,7 +223,7 @@ class LocalLauncher:
                 message = json.loads(receive(running.line))
             except ValueError:
                 raise Gone("the client does not make sense") from None
-            if "vouch" in message or "seed" in message:
+            if message.keys() & {"vouch", "seed", "charge"}:
                 answer = self._answer(running.workload, message)
                 with running.sending:
                     send(running.line, answer)
@@ -232,6 +237,9 @@ class LocalLauncher:
         try:
             if "seed" in message:
                 answer = self._seed_for(workload, base64.b64decode(message["seed"], validate=True))
+            elif "charge" in message:
+                self._charge_for(workload, str(message["charge"]))
+                answer = b""
             else:
                 question = message["vouch"]
                 nonce = bytes.fromhex(question["nonce"])

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edge.bootstrap import Bootstrap
     from edge.config import SiteConfig
     from edge.launcher import Launcher, Workload
+    from edge.sealedfile import MonotonicCounter
     from fedlearn.attesterfile import AttesterSettings
 
 __all__ = ["main"]
@@ -61,6 +62,7 @@ def run(path: Path, as_json: bool) -> int:
             identity,
             launcher=lambda own: _launcher(own, config, attester),
             tpm=_tpm(config, attester),
+            counter=_counter(config, attester),
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: agent.stop())
@@ -173,6 +175,68 @@ def policies(path: Path, forget: str, as_json: bool) -> int:
     return 0
 
 
+@main.group(cls=Commands)
+def budget() -> None:
+    """Look after the privacy budget of each data set, over all jobs."""
+
+
+@budget.command()
+@_config
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def show(path: Path, as_json: bool) -> int:
+    """Show what all jobs together have spent and reserved of each data set's budget."""
+    from edge.budgetreport import rows, sentences
+    from edge.budgetstore import BudgetStore
+    from edge.config import SiteConfig
+    from edge.identity import SiteIdentity
+    from edge.sealedfile import file_key
+
+    config = SiteConfig.load(path)
+    identity = SiteIdentity.load(config.state)
+    book = BudgetStore(config, file_key(identity.key), unbound=True).book()
+    found = rows(config, book)
+    if as_json:
+        print_json({"data": [row.to_json() for row in found]})
+        return 0
+    for row in found:
+        for text in sentences(row):
+            line(printable(text))
+    if not found:
+        line("this site has no data sets, and no job was accepted yet")
+    return 0
+
+
+@budget.command()
+@_config
+@click.option(
+    "--insecure-forget-spent",
+    "forget",
+    is_flag=True,
+    help="Required: all that jobs have learned of this site's data so far counts no more.",
+)
+def reset(path: Path, forget: bool) -> int:
+    """Begin a new budget, where the old one is lost or cannot be opened. Stop the agent first."""
+    from edge.budgetstore import BudgetStore
+    from edge.config import SiteConfig
+    from edge.identity import SiteIdentity
+    from edge.sealedfile import file_key
+    from fedlearn.attester import device
+
+    if not forget:
+        raise ConfigError(
+            "a new budget forgets what jobs have spent",
+            key="--insecure-forget-spent",
+            hint="restore the newest copy of the site's state, or give this option",
+        )
+    config = SiteConfig.load(path)
+    identity = SiteIdentity.load(config.state)
+    with device(config.attester, state=config.state) as settings:
+        counter = _counter(config, settings)
+        BudgetStore(config, file_key(identity.key), counter=counter).reset()
+    line("the privacy budgets of this site begin anew", style="yellow")
+    return 0
+
+
 def _tpm(config: SiteConfig, attester: AttesterSettings) -> TpmAttester | None:
     """Return the TPM that clients of this site attest with, where they share this machine.
 
@@ -190,6 +254,17 @@ def _tpm(config: SiteConfig, attester: AttesterSettings) -> TpmAttester | None:
             raise
         logging.getLogger(__name__).warning("nothing here makes evidence: %s", error)
         return None
+
+
+def _counter(config: SiteConfig, attester: AttesterSettings) -> MonotonicCounter | None:
+    """Return the counter of this machine's TPM, where :func:`_tpm` finds one."""
+    from attestation.attesters.tpm2_tools import DEFAULT_TCTI
+    from attestation.tpm_seal import TpmCounter
+    from edge.sealedfile import COUNTER_INDEX
+
+    if _tpm(config, attester) is None:
+        return None
+    return TpmCounter(attester.tcti or DEFAULT_TCTI, COUNTER_INDEX)
 
 
 def _launcher(agent: Agent, config: SiteConfig, attester: AttesterSettings) -> Launcher:
@@ -217,6 +292,7 @@ def _launcher(agent: Agent, config: SiteConfig, attester: AttesterSettings) -> L
         prepare=prepare,
         vouch_for=agent.vouch_for,
         seed_for=agent.seed_for,
+        charge_for=agent.charge_for,
         report=agent.report,
         stop_s=config.launcher.stop_s,
     )

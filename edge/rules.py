@@ -13,15 +13,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
+from typing import Final
 
 from attestation.errors import AttestationError
 from attestation.policy import AppraisalPolicy
 from attestation.policysign import verify_policy
+from edge import databudget
 from edge.config import SiteConfig
 from edge.policymemory import SeenPolicy, rollback
 from fedlearn.job import JobSpec
 
 __all__ = ["Answer", "Decision", "decide"]
+
+_NOTHING_CHARGED: Final = databudget.Book()
 
 
 class Answer(enum.StrEnum):
@@ -60,6 +64,7 @@ def decide(
     policy: str = "",
     policy_signature: bytes = b"",
     seen: Mapping[str, SeenPolicy] = MappingProxyType({}),
+    budget: databudget.Book = _NOTHING_CHARGED,
 ) -> Decision:
     """Return whether ``site`` runs ``spec`` with the code ``bundle`` (SHA-256, 32 bytes).
 
@@ -68,10 +73,13 @@ def decide(
     nothing to wait for. ``now`` must have a time zone. ``policy`` is the job's appraisal
     policy (TOML), with its operator's signature. ``seen`` are the versions of signed policies
     that this site went by before: an older one is refused, but for a client that runs already.
+    ``budget`` is what the site's data has cost so far.
     """
     data, problem = _data(config, spec, site)
     refusals = [*_refusals(config, spec, site, bundle), *([problem] if problem else [])]
     refusals += _unsigned(config, spec, policy, policy_signature, {} if adopting else seen)
+    if data:
+        refusals += databudget.refusals(config, spec, data, budget)
     if refusals:
         return Decision(answer=Answer.REFUSE, reasons=tuple(refusals))
     if adopting:
@@ -130,9 +138,10 @@ def _unsigned(
 def _privacy(config: SiteConfig, spec: JobSpec) -> Iterator[str]:
     floor = config.privacy
     promise = spec.privacy
+    asked = floor.max_epsilon < 1e6 or floor.max_delta < 0.5 or floor.min_noise_multiplier > 0
+    required = floor.required or asked
     if promise is None:
-        asked = floor.max_epsilon < 1e6 or floor.max_delta < 0.5 or floor.min_noise_multiplier > 0
-        if floor.required or asked:
+        if required:
             yield "the job promises no privacy, and this site requires it"
         return
     if promise.epsilon > floor.max_epsilon:
@@ -144,8 +153,13 @@ def _privacy(config: SiteConfig, spec: JobSpec) -> Iterator[str]:
             f"the noise multiplier {promise.noise_multiplier:g} is below this site's "
             f"{floor.min_noise_multiplier:g}"
         )
-    if promise.insecure_deterministic_noise and (floor.required or floor.min_noise_multiplier):
+    if promise.insecure_deterministic_noise and required:
         yield "the job's noise is derived from its seed, so it protects nobody"
+    if promise.insecure_exact_metrics and required and not floor.insecure_exact_metrics:
+        yield (
+            "the job's metrics leave the site without noise (insecure_exact_metrics), and "
+            "privacy.insecure_exact_metrics of this site does not allow it"
+        )
 
 
 def _data(config: SiteConfig, spec: JobSpec, site: str) -> tuple[str, str]:

@@ -79,6 +79,8 @@ class Sponsorship:
 
     :param vouch_for: ``vouch_for(workload, nonce, tls_key)``, the site's signature.
     :param seed_for: ``seed_for(workload, request)``, the seed of its commitment, sealed.
+    :param charge_for: ``charge_for(workload, question)``, which charges an update to the budget
+        of the site's data.
     :param told: ``told(assignment, phase, reason)``, a client's own words.
     """
 
@@ -88,11 +90,13 @@ class Sponsorship:
         *,
         vouch_for: Callable[[Workload, bytes, bytes], bytes],
         seed_for: Callable[[Workload, bytes], bytes],
+        charge_for: Callable[[Workload, str], None],
         told: Callable[[str, Phase, str], None],
     ) -> None:
         self.keys = keys
         self._vouch_for = vouch_for
         self._seed_for = seed_for
+        self._charge_for = charge_for
         self._told = told
         self._lock = threading.Lock()
         self._charges: dict[str, _Charge] = {}
@@ -136,6 +140,16 @@ class Sponsorship:
         """
         charge = self._charge(ticket)
         return self._seed_for(charge.workload, request)
+
+    def charge(self, ticket: Ticket, question: str) -> None:
+        """Charge an update to the budget of the site's data.
+
+        :raises LaunchError: for a ticket that is not ours.
+        :raises Unreachable: when this agent does not know the assignment (yet).
+        :raises PrivacyError: when the budget does not pay for it.
+        """
+        charge = self._charge(ticket)
+        self._charge_for(charge.workload, question)
 
     def tell(self, ticket: Ticket, phase: str, reason: str) -> None:
         """Hear where a client says that it stands.

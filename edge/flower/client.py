@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -75,15 +75,24 @@ class WarmClient:
 
     :param directory: a private folder for the unpacked app; it must not exist.
     :param address: ``host:port`` of the coordinator's front.
+    :param charge: ``charge(question)`` charges an update to the budget of the site's data before
+        it leaves under privacy; what it raises keeps the update here.
     """
 
     def __init__(
-        self, plan: ClientPlan, *, address: str, identity: Identity, directory: Path
+        self,
+        plan: ClientPlan,
+        *,
+        address: str,
+        identity: Identity,
+        directory: Path,
+        charge: Callable[[str], object],
     ) -> None:
         self._plan = plan
         self._directory = directory
         self._fleet = Fleet(address, identity, max_message_bytes=plan.max_message_bytes)
         self._privacy = None if plan.privacy is None else ClientPrivacy.from_spec(plan.privacy)
+        self._charge = charge
         self._history = StateHistory()
         self._context: Context | None = None
         self._app: Any = None
@@ -236,7 +245,10 @@ class WarmClient:
         reply: Message = self._app(message, context)
         if reply.has_error():
             raise JobError(f"the app answered with an error: {reply.error.reason}")
-        return self._outgoing(reply.content, before, kind)
+        outgoing = self._outgoing(reply.content, before, kind)
+        if self._privacy is not None and outgoing.array_records:
+            self._charge(message.metadata.message_id)
+        return outgoing
 
     def _outgoing(self, content: RecordDict, before: Any, kind: str) -> RecordDict:
         if self._privacy is None:

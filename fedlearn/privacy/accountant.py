@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,7 +25,15 @@ from typing import Any, Final
 from fedlearn.errors import PrivacyError
 from fedlearn.privacy.spec import MINIMUM_NOISE_MULTIPLIER, PrivacySpec
 
-__all__ = ["MAX_ROUNDS", "Spent", "epsilon", "noise_multiplier_for", "rounds_within", "spent"]
+__all__ = [
+    "MAX_ROUNDS",
+    "Spent",
+    "composed_epsilon",
+    "epsilon",
+    "noise_multiplier_for",
+    "rounds_within",
+    "spent",
+]
 
 MAX_ROUNDS: Final = 1_000_000
 _PLD_LIMIT: Final = 100.0
@@ -133,6 +142,59 @@ def noise_multiplier_for(spec: PrivacySpec, rounds: int) -> float:
     return max(float(f"{math.ceil(high / unit) * unit:.6g}"), MINIMUM_NOISE_MULTIPLIER)
 
 
+def composed_epsilon(parts: Iterable[tuple[PrivacySpec, int]], delta: float) -> float:
+    """Return the epsilon at ``delta`` of several jobs on the same data, each of so many rounds.
+
+    The composition is that of Renyi differential privacy, whatever accountant the jobs name.
+    What is bounded is how well the outputs tell the data from no contribution at all: each
+    adjacency of :mod:`fedlearn.privacy.spec` covers these two worlds. Jobs with a sample of fixed
+    size, which ``dp-accounting`` composes under another relation than the others, are added by
+    basic composition, with half of ``delta`` for each of the two groups (Dwork and Roth 2014,
+    theorem 3.16).
+
+    Raises :class:`fedlearn.errors.PrivacyError` for an impossible number of rounds.
+    """
+    rounds: Counter[tuple[float | str | int | None, ...]] = Counter()
+    example: dict[tuple[float | str | int | None, ...], PrivacySpec] = {}
+    for spec, count in parts:
+        if not 0 <= count <= MAX_ROUNDS:
+            raise PrivacyError(f"{count} rounds cannot be accounted for; at most {MAX_ROUNDS}")
+        kind = (
+            spec.noise_multiplier,
+            spec.sampling,
+            spec.sampling_rate,
+            spec.sample_size,
+            spec.population,
+        )
+        rounds[kind] += count
+        example.setdefault(kind, spec)
+    groups = [
+        [
+            (example[kind], count)
+            for kind, count in rounds.items()
+            if count and fixed == (kind[1] == "fixed")
+        ]
+        for fixed in (False, True)
+    ]
+    groups = [group for group in groups if group]
+    with _quiet():
+        return math.fsum(_renyi(group, delta / len(groups)) for group in groups)
+
+
+def _renyi(parts: Sequence[tuple[PrivacySpec, int]], delta: float) -> float:
+    import dp_accounting
+    from dp_accounting import rdp
+
+    relation = _event(parts[0][0])[1]
+    if relation is dp_accounting.NeighboringRelation.REPLACE_SPECIAL:
+        # The Renyi divergences of Poisson sampling are the same under both relations.
+        relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+    accountant: Any = rdp.RdpAccountant(neighboring_relation=relation)
+    for spec, rounds in parts:
+        accountant.compose(dp_accounting.SelfComposedDpEvent(_event(spec)[0], rounds))
+    return float(accountant.get_epsilon(delta))
+
+
 @lru_cache(maxsize=4096)
 def _epsilon(spec: PrivacySpec, rounds: int) -> float:
     if rounds == 0:
@@ -150,24 +212,31 @@ def _compose(spec: PrivacySpec, rounds: int, accountant: str) -> float:
     import dp_accounting
     from dp_accounting import pld, rdp
 
-    relation = dp_accounting.NeighboringRelation
-    event: Any = dp_accounting.GaussianDpEvent(spec.noise_multiplier)
-    neighbouring = relation.ADD_OR_REMOVE_ONE
-    if spec.sampling == "poisson":
-        event = dp_accounting.PoissonSampledDpEvent(spec.sampling_rate, event)
-        if spec.adjacency == "zero-out":
-            neighbouring = relation.REPLACE_SPECIAL
-    elif spec.sampling == "fixed":
-        event = dp_accounting.SampledWithoutReplacementDpEvent(
-            spec.population, spec.sample_size, event
-        )
-        neighbouring = relation.REPLACE_ONE
+    event, neighbouring = _event(spec)
     if accountant == "pld":
         composed: Any = pld.PLDAccountant(neighboring_relation=neighbouring)
     else:
         composed = rdp.RdpAccountant(neighboring_relation=neighbouring)
     composed.compose(dp_accounting.SelfComposedDpEvent(event, rounds))
     return float(composed.get_epsilon(spec.delta))
+
+
+def _event(spec: PrivacySpec) -> tuple[Any, Any]:
+    """Return one round of a mechanism, and the relation that it is accounted for under."""
+    import dp_accounting
+
+    relation = dp_accounting.NeighboringRelation
+    event: Any = dp_accounting.GaussianDpEvent(spec.noise_multiplier)
+    if spec.sampling == "poisson":
+        sampled = dp_accounting.PoissonSampledDpEvent(spec.sampling_rate, event)
+        zero_out = spec.adjacency == "zero-out"
+        return sampled, relation.REPLACE_SPECIAL if zero_out else relation.ADD_OR_REMOVE_ONE
+    if spec.sampling == "fixed":
+        drawn = dp_accounting.SampledWithoutReplacementDpEvent(
+            spec.population, spec.sample_size, event
+        )
+        return drawn, relation.REPLACE_ONE
+    return event, relation.ADD_OR_REMOVE_ONE
 
 
 @contextmanager

@@ -323,6 +323,14 @@ class SeedReply(_message.Message):
     reply: bytes
     def __init__(self, reply: _Optional[bytes] = ...) -> None: ...
 
+class ChargeRequest(_message.Message):
+    __slots__ = ("ticket", "question")
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    QUESTION_FIELD_NUMBER: _ClassVar[int]
+    ticket: LaunchTicket
+    question: str
+    def __init__(self, ticket: _Optional[_Union[LaunchTicket, _Mapping]] = ..., question: _Optional[str] = ...) -> None: ...
+
 class ClientState(_message.Message):
     __slots__ = ("ticket", "phase", "reason")
     TICKET_FIELD_NUMBER: _ClassVar[int]

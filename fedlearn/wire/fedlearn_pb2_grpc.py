@@ -672,6 +672,11 @@ class SponsorStub:
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.SeedRequest.SerializeToString,
                 response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.SeedReply.FromString,
                 _registered_method=True)
+        self.Charge = channel.unary_unary(
+                '/fedlearn.v1.Sponsor/Charge',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ChargeRequest.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.Empty.FromString,
+                _registered_method=True)
         self.Tell = channel.unary_unary(
                 '/fedlearn.v1.Sponsor/Tell',
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ClientState.SerializeToString,
@@ -704,6 +709,13 @@ class SponsorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Charge(self, request, context):
+        """Asked before an update leaves under privacy; see edge.databudget.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tell(self, request, context):
         """Where the client stands, in its own words: for people, decides nothing.
         """
@@ -728,6 +740,11 @@ def add_SponsorServicer_to_server(servicer, server):
                     servicer.GrantSeed,
                     request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.SeedRequest.FromString,
                     response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.SeedReply.SerializeToString,
+            ),
+            'Charge': grpc.unary_unary_rpc_method_handler(
+                    servicer.Charge,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ChargeRequest.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.Empty.SerializeToString,
             ),
             'Tell': grpc.unary_unary_rpc_method_handler(
                     servicer.Tell,
@@ -818,6 +835,33 @@ class Sponsor:
             '/fedlearn.v1.Sponsor/GrantSeed',
             fedlearn_dot_wire_dot_fedlearn__pb2.SeedRequest.SerializeToString,
             fedlearn_dot_wire_dot_fedlearn__pb2.SeedReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Charge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlearn.v1.Sponsor/Charge',
+            fedlearn_dot_wire_dot_fedlearn__pb2.ChargeRequest.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

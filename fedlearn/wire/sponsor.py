@@ -77,6 +77,10 @@ class Host(Protocol):
         """Return the seed of the client's commitment, sealed to it."""
         ...
 
+    def charge(self, ticket: Ticket, question: str) -> None:
+        """Charge the update that answers ``question`` to the budget of the site's data."""
+        ...
+
     def tell(self, ticket: Ticket, phase: str, reason: str) -> None:
         """Hear where a client stands."""
         ...
@@ -170,6 +174,11 @@ class SponsorClient(Calls):
         reply = self._patiently(self._stub.GrantSeed, message)
         return bytes(reply.reply)
 
+    def charge(self, question: str) -> None:
+        """Ask for the charge of an update; see :class:`edge.launcher.Sponsor`."""
+        request = pb.ChargeRequest(ticket=self._ticket, question=question)
+        self._patiently(self._stub.Charge, request)
+
     def tell(self, phase: str, reason: str) -> None:
         """Say where this client stands.
 
@@ -213,6 +222,10 @@ class _Service:
             context, lambda: self._host.grant_seed(_ticket(request.ticket), request.request)
         )
         return pb.SeedReply(reply=reply)
+
+    def Charge(self, request: pb.ChargeRequest, context: Any) -> pb.Empty:  # noqa: N802
+        _told(context, lambda: self._host.charge(_ticket(request.ticket), request.question))
+        return pb.Empty()
 
     def Tell(self, request: pb.ClientState, context: Any) -> pb.Empty:  # noqa: N802
         _told(

@@ -278,6 +278,7 @@ def test_a_certificate_is_renewed_under_a_running_client(federation, bundle, tmp
         ),
         address=f"127.0.0.1:{federation.address[1]}",
         identity=identity(first),
+        charge=lambda question: None,
         directory=tmp_path / "client-app",
     )
     said: list[str] = []

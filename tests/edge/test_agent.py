@@ -25,7 +25,7 @@ from edge.launcher import Phase, Workload
 from edge.policymemory import PolicyMemory
 from edge.rpc import enroll
 from fedlearn.assignment import Assignment
-from fedlearn.errors import FedlearnError, NotEnrolled
+from fedlearn.errors import FedlearnError, LaunchError, NotEnrolled
 from fedlearn.job import JobSpec, workload_digest
 from server.rpc import StartOrder
 
@@ -47,10 +47,12 @@ class Clients:
     def __init__(self, running: tuple[str, ...] = ()) -> None:
         self.there = list(running)
         self.launched: list[str] = []
+        self.workloads: dict[str, Workload] = {}
         self.stopped: list[tuple[str, str]] = []
         self.closed = False
 
     def launch(self, workload: Workload) -> None:
+        self.workloads[workload.assignment.id] = workload
         self.launched.append(workload.assignment.id)
         if workload.assignment.id not in self.there:
             self.there.append(workload.assignment.id)
@@ -96,12 +98,15 @@ class Site:
         *,
         identity: SiteIdentity | None = None,
         policy_keys: tuple[bytes, ...] = (),
+        limit: float | None = None,
         **caps: Any,
     ) -> Agent:
         config = SiteConfig(
             state=self.folder,
             accept=Accept(other_bundles="insecure-accept", policy_keys=policy_keys),
-            data={"d": DataSet(path=self.folder)},
+            data={
+                "d": DataSet(path=self.folder, epsilon=limit, delta=None if limit is None else 1e-6)
+            },
             caps=Caps(**caps),
         )
         made = Agent(config, identity or self.identity, launcher=lambda agent: clients)
@@ -118,10 +123,16 @@ class Site:
         return made
 
     def order(
-        self, identity: str, *, key: Any = None, policy: bytes = POLICY, **changes: Any
+        self,
+        identity: str,
+        *,
+        key: Any = None,
+        policy: bytes = POLICY,
+        text: str = JOB,
+        **changes: Any,
     ) -> None:
         """Send a signed assignment; ``key`` signs it, or the coordinator's own."""
-        spec = JobSpec.from_toml(JOB, policy=policy)
+        spec = JobSpec.from_toml(text, policy=policy)
         digest = hashlib.sha256(self.bundle).digest()
         now = datetime.now(UTC)
         assignment = Assignment(
@@ -382,3 +393,89 @@ def test_a_client_that_runs_by_an_older_policy_is_adopted(site: Site) -> None:
     eventually(lambda: clients.launched == ["a-old"])
     assert clients.stopped == []
     assert PolicyMemory(site.folder).seen()["p"].version == 2
+
+
+# --- the budget of the site's data --------------------------------------------------------
+
+
+def private(name: str) -> str:
+    """A job of six rounds that costs epsilon 3.02 at delta 1e-6; two cost 4.44, three 5.58."""
+    return (
+        JOB.replace("alpha", name).replace("rounds = 1", "rounds = 6")
+        + '[privacy]\nmechanism = "central-gaussian"\nclip = 1.0\nnoise_multiplier = 4.0\n'
+        + "epsilon = 8.0\ndelta = 1e-6\n"
+    )
+
+
+def test_a_job_that_the_budget_does_not_pay_for_is_refused_and_another_ends_first(
+    site: Site,
+) -> None:
+    clients = Clients()
+    made = site.agent(clients, limit=5.0)
+    for number in (1, 2):
+        site.order(f"a-{number}", text=private(f"job-{number}"))
+    site.order("a-3", text=private("job-3"))
+    eventually(lambda: site.said("a-3"))
+    assert clients.launched == ["a-1", "a-2"]
+    phase, reason = site.said("a-3")[0]
+    assert phase == "refused"
+    assert "6 rounds of the job bring the data set d to epsilon 5.582" in reason
+    site.order("a-4")
+    eventually(lambda: site.said("a-4"))
+    assert "the data set d has a privacy budget" in site.said("a-4")[0][1]
+    # One update of the first leaves, and it ends: five of its six rounds are free again.
+    made.charge_for(clients.workloads["a-1"], "q1")
+    clients.there.remove("a-1")
+    made.report("a-1", Phase.SUCCEEDED, "finished")
+    with pytest.raises(FedlearnError, match="does not run here"):
+        made.charge_for(clients.workloads["a-1"], "q2")
+    site.order("a-5", text=private("job-3"))
+    eventually(lambda: "a-5" in clients.launched)
+
+
+def test_an_agent_that_comes_back_gives_back_what_an_ended_client_did_not_use(site: Site) -> None:
+    clients = Clients()
+    first = site.agent(clients, limit=5.0)
+    for number in (1, 2):
+        site.order(f"a-{number}", text=private(f"job-{number}"))
+        eventually(lambda name=f"a-{number}": name in clients.launched)
+    first.charge_for(clients.workloads["a-1"], "q1")
+    first.stop()
+    eventually(lambda: clients.closed)
+    site.front.coordinator.orders.clear()
+    # The client of a-1 has ended while nobody looked; that of a-2 is adopted.
+    later = Clients(running=("a-2",))
+    second = site.agent(later, limit=5.0)
+    site.order("a-2", text=private("job-2"))
+    site.order("a-3", text=private("job-3"))
+    eventually(lambda: later.launched == ["a-2", "a-3"])
+    second.charge_for(later.workloads["a-2"], "q1")
+
+
+def test_a_client_that_cannot_be_started_costs_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = Clients()
+
+    def launch(workload: Workload) -> None:
+        raise LaunchError("no room")
+
+    monkeypatch.setattr(clients, "launch", launch)
+    site.agent(clients, limit=5.0)
+    for number in range(3):
+        site.order(f"a-{number}", text=private(f"job-{number}"))
+        eventually(lambda name=f"a-{number}": ("failed", "no room") in site.said(name))
+
+
+def test_a_budget_that_was_altered_stops_new_jobs_with_a_reason(site: Site) -> None:
+    clients = Clients()
+    site.agent(clients, limit=5.0)
+    site.order("a-1", text=private("job-1"))
+    eventually(lambda: clients.launched == ["a-1"])
+    path = site.folder / "privacy-budget"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    site.order("a-2", text=private("job-2"))
+    eventually(lambda: site.said("a-2"))
+    assert site.said("a-2")[-1][0] == "failed"
+    assert "privacy-budget: was altered" in site.said("a-2")[-1][1]
+    assert clients.launched == ["a-1"]

@@ -17,7 +17,7 @@ from edge.launcher import Phase
 from edge.podclient import EXIT, FIRST_WORDS, Surroundings
 from edge.podspec import REFUSED_EXIT, Launch, environment
 from edge.sponsor import Keys, Sponsorship
-from fedlearn.errors import ConfigError, LaunchError, TransportError
+from fedlearn.errors import ConfigError, LaunchError, PrivacyError, TransportError
 from fedlearn.voucher import sign_voucher, verify_voucher
 from fedlearn.wire import sponsor as wire
 from fedlearn.wire.failure import Unreachable
@@ -46,14 +46,21 @@ class Line:
                 tls_key=tls_key,
             )
 
+        self.charged: list[tuple[str, str]] = []
         self.sponsorship = Sponsorship(
             self.keys,
             vouch_for=vouch,
+            charge_for=self.charge,
             seed_for=lambda item, request: b"sealed for " + item.assignment.id.encode() + request,
             told=lambda *said: self.told.append(said),
         )
         self.server = SponsorServer(self.sponsorship, self.keys.tls, listen="127.0.0.1:0").start()
         self.address = f"127.0.0.1:{self.server.port}"
+
+    def charge(self, item: Any, question: str) -> None:
+        if question == "too much":
+            raise PrivacyError("6 rounds of the job bring the data set to epsilon 9")
+        self.charged.append((item.assignment.id, question))
 
     def ticket(self, assignment: str = "a") -> Ticket:
         return Ticket(assignment=assignment, tag=self.keys.tag(assignment))
@@ -89,6 +96,10 @@ def test_a_client_gets_its_start_and_a_voucher(line: Any) -> None:
         tls_key=der,
     )
     assert client.grant_seed(b" and so on") == b"sealed for a and so on"
+    client.charge("q1")
+    assert line.charged == [("a", "q1")]
+    with pytest.raises(PrivacyError, match="bring the data set to epsilon 9"):
+        client.charge("too much")
     client.tell("running", "admitted\x1b[31m")
     assert line.told == [("a", Phase.RUNNING, "admitted [31m")]
     client.close()
@@ -113,6 +124,7 @@ def test_a_ticket_is_good_for_one_assignment(line: Any) -> None:
         for attempt in (
             lambda: client.bootstrap(limit=MAX_BOOTSTRAP_BYTES),  # noqa: B023
             lambda: client.vouch(NONCE, b"key"),  # noqa: B023
+            lambda: client.charge("q1"),  # noqa: B023
             lambda: client.tell("running", "x"),  # noqa: B023
         ):
             with pytest.raises(LaunchError, match="was not issued by this site"):

@@ -222,6 +222,7 @@ class ClusterSite:
             keys=Keys(self.key),
             prepare=bootstrap,
             vouch_for=vouch,
+            charge_for=lambda item, question: None,
             seed_for=lambda item, request: b"seed of " + item.assignment.id.encode() + request,
             report=self.reports,
             record=self.state / "launched",

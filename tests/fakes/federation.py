@@ -345,6 +345,7 @@ def client_main() -> None:
                 key=key,
                 authorities=(x509.load_pem_x509_certificate(said["root"].encode()),),
             ),
+            charge=lambda question: None,
             directory=Path(folder) / "app",
         )
         started = time.monotonic()
