@@ -114,6 +114,16 @@ def test_a_private_job_enters_its_spending_with_all_that_gives_it_meaning(shared
         assert word in text
     spent = job.of("privacy.spent")[-1]
     assert (spent.unit, spent.limit) == ("site", 8.0)
+    # Each site charged its data with the two updates that left it, and gave back nothing.
+    for site in shared.sites:
+        shown = shared.command(
+            *("fedlearn-edge", "budget", "show", "--json"),
+            *("--config", shared.federation.parties[site].config),
+        )
+        (data,) = json.loads(shown.stdout)["data"]
+        (charged,) = [found for found in data["jobs"] if found["name"] == "private"]
+        assert (charged["spent"], charged["counted"], charged["bounded"]) == (2, 2, True)
+        assert data["epsilon"] == pytest.approx(entries[1]["epsilon"])
     # Noise went into the model, and clipping bounds what one site could do.
     assert not np.array_equal(shared.weights("private")["marker"], fakes.MARKER)
 
