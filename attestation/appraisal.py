@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from attestation.evidence import Claims, Tee
+from attestation.nvidia_rules import NVIDIA_CLAIMS, device_findings
 from attestation.policy import CONTAINER_SERVER, EVENT
 from attestation.result import AttestationResult, Finding, Tier
 from attestation.rules import hardware_findings
@@ -62,6 +63,7 @@ def appraise(
         *hardware_findings(policy, claims),
         *references,
         *_required(policy, claims),
+        *device_findings(policy.require, claims),
     ]
     for index, component in enumerate(claims.components):
         found += _component(policy, component, now, f"component[{index}].")
@@ -263,6 +265,8 @@ def _mend(claim: str, claims: Claims) -> str:
 
 def _required(policy: AppraisalPolicy, claims: Claims) -> Iterator[Finding]:
     for claim in policy.require:
+        if claim in NVIDIA_CLAIMS:
+            continue
         value = claims.measurements.get(claim)
         present = value is not None and claim not in claims.unverified
         if value is None:
@@ -300,7 +304,9 @@ def _gpu(policy: AppraisalPolicy, claims: Claims) -> Iterator[Finding]:
         return
     gpus = [item for item in claims.components if item.tee is Tee.NVIDIA]
     verified = bool(gpus) and not any(gpu.unverified for gpu in gpus)
-    pinned = any(item.tee is Tee.NVIDIA for item in policy.references)
+    pinned = "nvidia.rim" in policy.require or any(
+        item.tee is Tee.NVIDIA for item in policy.references
+    )
     seen = "verified" if verified else "present, not verified"
     yield Finding(
         claim="nvidia",
@@ -318,7 +324,7 @@ def _gpu(policy: AppraisalPolicy, claims: Claims) -> Iterator[Finding]:
             tier=Tier.WARNING,
             expected="at least one reference value for the GPU",
             actual="none in the policy, so any firmware would do",
-            remedy='add a [[reference]] with tee = "nvidia" to the policy',
+            remedy='add a [[reference]] with tee = "nvidia", or require nvidia.rim',
         )
 
 

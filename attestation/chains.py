@@ -9,9 +9,12 @@ remembered; every signature is checked every time.
 from __future__ import annotations
 
 import hashlib
+import hmac
+import itertools
 import re
 import threading
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -31,6 +34,7 @@ __all__ = [
     "MAX_CERTIFICATE_BYTES",
     "UNREADABLE",
     "Certificate",
+    "check_chain",
     "check_issued",
     "check_validity",
     "load_certificate",
@@ -219,6 +223,26 @@ def check_issued(child: Certificate, issuer: Certificate, *, step: str) -> None:
             issuer.key.verify(signed.signature, signed.data, ec.ECDSA(signed.hash))
     except (InvalidSignature, *UNREADABLE):
         raise EndorsementError(f"{issuer.name} did not sign {child.name}", step=step) from None
+
+
+def check_chain(
+    chain: Sequence[Certificate], *, root: bytes, root_name: str, now: datetime, step: str
+) -> None:
+    """Check a whole chain, leaf first, that ends at a self-signed root which is pinned.
+
+    ``root`` is the SHA-256 of the SPKI of the root that counts, ``root_name`` what to call it.
+
+    :raises EndorsementError: when a link is not signed by the next, or the root is another.
+    :raises FreshnessError: when a certificate is not valid at ``now``.
+    """
+    if not hmac.compare_digest(chain[-1].key_digest, root):
+        raise EndorsementError(
+            f"ends at {chain[-1].name}, which is not the pinned {root_name}", step=step
+        )
+    for certificate in chain:
+        check_validity(certificate, now, step=step)
+    for child, issuer in (*itertools.pairwise(chain), (chain[-1], chain[-1])):
+        check_issued(child, issuer, step=step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,8 @@ MAX_EVIDENCE_BYTES: Final = 4 * 1024 * 1024
 """Upper bound of one encoded evidence document, checked before it is parsed."""
 
 MAX_ENDORSEMENTS: Final = 16
-MAX_COMPONENTS: Final = 8
+MAX_COMPONENTS: Final = 16
+"""A machine of the largest kind has 8 GPUs and 4 NVSwitches."""
 
 Scalar = str | int | bool
 

@@ -28,6 +28,8 @@ from attestation.errors import EndorsementError, EvidenceError
 from attestation.evidence import Evidence, Tee
 from attestation.formats import is_bare_tpm_quote, to_evidence
 from attestation.intel import parse_collateral
+from attestation.nvidia_rim import is_rim
+from attestation.ocsp import is_ocsp
 from attestation.quotes.snp import is_certificate_table, parse_certificate_table
 from attestation.quotes.tpm import TpmQuote
 from attestation.trust import TrustAnchors
@@ -97,7 +99,7 @@ def gather(
     pieces: list[Input] = []
     documents = list(collateral)
     for item in map(_unwrapped, endorsements):
-        if _is_collateral(item):
+        if is_rim(item.data) or is_ocsp(item.data) or _is_collateral(item):
             documents.append(item.data)
         elif is_certificate_table(item.data):
             certificates += _table(item)

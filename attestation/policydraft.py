@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Final
 
 from attestation.evidence import Claims, Tee
+from attestation.nvidia_rules import NVIDIA_CLAIMS
 from attestation.policy import CLAIM_NAME, TCB_STATUSES, ReferenceValue, SnpRules, TdxRules
 
 __all__ = ["Draft", "draft_policy", "reference_text"]
@@ -81,6 +82,7 @@ def draft_policy(
     for index, component in enumerate(claims.components):
         lines += ["", f"# Component {index}: {component.tee.value}."]
         lines += _references(component, notes, tee=component.tee)
+    lines += _required(claims)
     lines += _nodes(claims, node)
     lines += _rules(claims, notes)
     return Draft(text="\n".join(lines) + "\n", notes=tuple(notes))
@@ -105,6 +107,8 @@ def reference_text(reference: ReferenceValue) -> str:
 def _references(claims: Claims, notes: list[str], tee: Tee | None = None) -> list[str]:
     lines: list[str] = []
     for claim, value in sorted(claims.measurements.items(), key=_natural):
+        if claim in NVIDIA_CLAIMS:
+            continue
         if not CLAIM_NAME.fullmatch(claim) or not 1 <= len(value) <= _MAX_VALUE_BYTES:
             notes.append(f"{_comment(claim)} cannot be written in a policy, so it is not pinned")
             continue
@@ -119,6 +123,13 @@ def _references(claims: Claims, notes: list[str], tee: Tee | None = None) -> lis
         if tee is not None:
             lines.append(f"tee = {_text(tee.value)}")
     return lines
+
+
+def _required(claims: Claims) -> list[str]:
+    """Require what was checked of every GPU, instead of pinning what changes from day to day."""
+    gpus = [item for item in claims.components if item.tee is Tee.NVIDIA]
+    found = [name for name in NVIDIA_CLAIMS if gpus and all(name in x.measurements for x in gpus)]
+    return ["", "[require]", f"claims = {_list(found)}"] if found else []
 
 
 def _natural(item: tuple[str, bytes]) -> list[tuple[int, str]]:

@@ -6,7 +6,7 @@ look-alike certificate with the same name never counts, and a re-issued root sti
 Sources: the Intel SGX Provisioning Certification Root CA
 (https://certificates.trustedservices.intel.com), the AMD root keys that the AMD key
 distribution service publishes for each product (https://kdsintf.amd.com, AMD publication 57230),
-and the NVIDIA Device Identity CA (https://github.com/NVIDIA/nvtrust).
+and the NVIDIA Device Identity CA and CoRIM signing Root CA (https://github.com/NVIDIA/nvtrust).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 __all__ = [
     "AMD_ARK_KEYS",
     "INTEL_ROOT_KEY",
+    "NVIDIA_RIM_ROOT_KEY",
     "NVIDIA_ROOT_KEY",
     "TrustAnchors",
     "key_digest",
@@ -44,6 +45,11 @@ NVIDIA_ROOT_KEY: Final = bytes.fromhex(
     "a90c4eb5acfd3e3d03a25db6a26b84f720ad0503196c627c21ddd48dd85b06a4"
 )
 """SHA-256 of the SubjectPublicKeyInfo of the NVIDIA Device Identity CA."""
+
+NVIDIA_RIM_ROOT_KEY: Final = bytes.fromhex(
+    "dec1dc316477aa851eebdf51327ae9f864bc8d89254657ed1e7eb9168af1e1a3"
+)
+"""SHA-256 of the SubjectPublicKeyInfo of the NVIDIA CoRIM signing Root CA."""
 
 
 def key_digest(key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> bytes:
@@ -74,12 +80,14 @@ class TrustAnchors:
     ``amd_ark_keys``  SHA-256 of the SPKI of the AMD root keys that count
     ``intel_root``    SHA-256 of the SPKI of the Intel root CA that counts
     ``nvidia_root``   SHA-256 of the SPKI of the NVIDIA root CA that counts
+    ``nvidia_rim_root``  SHA-256 of the SPKI of the root CA of NVIDIA's RIM signers
     ``container_servers``  digests of events which measure a CCNP or CIMA server, or an image
                       that contains it; a container's own register counts only under one
     ``known_events``  digests of log events that reference values know; where a log does not
                       replay, the error points at the first event that is none of them.
                       A policy fills in both: :meth:`~.policy.AppraisalPolicy.anchors_for`
-    ``collateral``    Intel collateral documents, each one the JSON of a QuoteCollateralV3
+    ``collateral``    Intel collateral documents, each one the JSON of a QuoteCollateralV3;
+                      NVIDIA's RIMs (SWID tags in XML) and OCSP answers (DER)
     ``endorsements``  certificates and chains, DER or PEM: VCEK, VLEK, ASK, ASVK, ARK, EK,
                       and AMD certificate revocation lists
     """
@@ -92,6 +100,7 @@ class TrustAnchors:
     amd_ark_keys: frozenset[bytes] = frozenset(AMD_ARK_KEYS.values())
     intel_root: bytes = INTEL_ROOT_KEY
     nvidia_root: bytes = NVIDIA_ROOT_KEY
+    nvidia_rim_root: bytes = NVIDIA_RIM_ROOT_KEY
     container_servers: frozenset[bytes] = frozenset()
     known_events: frozenset[bytes] = frozenset()
     collateral: tuple[bytes, ...] = ()
@@ -101,7 +110,7 @@ class TrustAnchors:
         object.__setattr__(self, "tpm_ek_of", MappingProxyType(dict(self.tpm_ek_of)))
         pins = (
             *(*self.sample_keys, *self.tpm_aks, *self.amd_ark_keys),
-            *(self.intel_root, self.nvidia_root),
+            *(self.intel_root, self.nvidia_root, self.nvidia_rim_root),
             *(*self.tpm_ek_of.keys(), *self.tpm_ek_of.values()),
         )
         if any(len(pin) != hashlib.sha256().digest_size for pin in pins):

@@ -1,4 +1,4 @@
-"""Fields of the report of an NVIDIA GPU. Names: DSP0274 1.1 (SPDM), NVIDIA's ``nvtrust``."""
+"""Fields of reports of GPUs and NVSwitches. Names: DSP0274 1.1 (SPDM), NVIDIA's verifiers."""
 
 from __future__ import annotations
 
@@ -40,8 +40,25 @@ _OPAQUE: Final = {
     33: "SYS_ENABLE_STATUS",
     34: "OPAQUE_DATA_VERSION",
     35: "CHIP_INFO",
+    36: "FEATURE_FLAG",
     255: "INVALID",
 }
+_OPAQUE_OF_SWITCH: Final = _OPAQUE | {
+    22: "DEVICE_PDI",
+    23: "DISABLED_PORTS",
+    24: "SWITCH_POSITION_ID",
+    25: "SWITCH_LOCK_STATUS",
+    26: "SWITCH_GPU_PDIS",
+    27: "SWITCH_PORTS",
+}
+_TEXTS: Final = frozenset({3, 15, 16, 17, 18, 19, 35})
+_NUMBERS: Final = frozenset({24, 25, 34})
+_STATUS: Final = {b"\xaa": "enabled", b"\x55": "disabled"}
+_MODES: Final = ("single GPU", "several GPUs", "Protected PCIe")
+_VBIOS, _STATUS_FIELDS, _COUNTS, _PDIS, _FLAGS = 6, frozenset({11, 21}), 12, frozenset({22, 26}), 36
+_GPU_PDIS: Final = 26
+_COUNT_BYTES: Final = 4
+_PORTS_AT: Final = 64
 
 
 def decode_nvidia(data: bytes) -> Iterator[Field]:
@@ -53,9 +70,32 @@ def decode_nvidia(data: bytes) -> Iterator[Field]:
     yield Field(section="GET_MEASUREMENTS", name="Nonce", value=report.nonce.hex())
     for index, value in sorted(report.measurements.items()):
         yield Field(section="MEASUREMENTS", name=f"block {index}", value=value.hex())
+    names = _OPAQUE_OF_SWITCH if report.is_switch else _OPAQUE
     for kind, value in report.opaque.items():
-        name = _OPAQUE.get(kind, f"type {kind}")
-        yield Field(section="OpaqueData", name=name, value=value.hex())
-    yield Field(section="read as text", name="driver", value=report.driver)
-    yield Field(section="read as text", name="VBIOS", value=report.vbios)
+        shown = " ".join(filter(None, (value.hex(), _meaning(report, kind, value))))
+        name = names.get(kind, f"type {kind}")
+        yield Field(section="OpaqueData", name=name, value=shown)
     yield Field(section="MEASUREMENTS", name="Signature", value=report.signature.hex())
+
+
+def _meaning(report: NvidiaReport, kind: int, value: bytes) -> str:
+    """Say in words what an opaque value means, where that is more than its bytes."""
+    if kind == _VBIOS:
+        return f"({report.vbios})"
+    if kind in _TEXTS:
+        return f'("{report.text(kind)}")' if any(value) else ""
+    if kind in _STATUS_FIELDS:
+        return f"({_STATUS.get(value, 'unknown')})"
+    if kind in _NUMBERS:
+        return f"({int.from_bytes(value, 'little')})"
+    if kind == _FLAGS:
+        mode = int.from_bytes(value, "little")
+        return f"({_MODES[mode]})" if mode < len(_MODES) else "(unknown)"
+    if kind == _COUNTS and len(value) % _COUNT_BYTES == 0:
+        counts = (value[at : at + _COUNT_BYTES] for at in range(0, len(value), _COUNT_BYTES))
+        return f"({' '.join(str(int.from_bytes(item, 'little')) for item in counts)})"
+    if kind in _PDIS and not (report.is_switch and kind != _GPU_PDIS):
+        pdis = sorted(item.hex() for item in report.linked_pdis)
+        ports = f"; ports {value[_PORTS_AT:].hex(' ')}" if kind == _GPU_PDIS else ""
+        return f"({', '.join(pdis) or 'none'}{ports})"
+    return ""

@@ -1,4 +1,4 @@
-"""The attestation report of an NVIDIA GPU: an SPDM exchange of measurements.
+"""The attestation report of an NVIDIA GPU or NVSwitch: an SPDM exchange of measurements.
 
 ::
 
@@ -6,8 +6,13 @@
     response  MEASUREMENTS       blocks of DMTF measurements, nonce, opaque data, signature
 
 The signature (ECDSA P-384, r | s) covers request and response up to itself. The opaque data
-are u16 type, u16 length, value, little-endian; the types are those of NVIDIA's verifier
-(https://github.com/NVIDIA/nvtrust).
+are u16 type, u16 length, value, little-endian; the types are those of NVIDIA's verifiers
+(https://github.com/NVIDIA/nvtrust, https://github.com/NVIDIA/attestation-sdk). A type may mean
+something else in a report of an NVSwitch, which names neither driver nor firmware id, writes its
+VBIOS version as text, and lists the GPUs that it connects.
+
+A PDI (*per-device identifier*, 8 bytes) names a GPU or NVSwitch. In Protected PCIe mode a GPU lists
+the switch at the end of each of its links, byte by byte in reverse; zeros stand for no link.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from typing import Final
 from attestation.errors import EvidenceError
 from attestation.quotes.cursor import Cursor
 
-__all__ = ["MAX_NVIDIA_BYTES", "NvidiaReport"]
+__all__ = ["MAX_NVIDIA_BYTES", "PDI_BYTES", "NvidiaReport", "split_pdis"]
 
 MAX_NVIDIA_BYTES: Final = 64 * 1024
 _REQUEST: Final = bytes.fromhex("11e0")
@@ -31,7 +36,14 @@ _NONCE_BYTES: Final = 32
 _MAX_DIGEST_BYTES: Final = 64
 _DMTF: Final = 1
 _HEX: Final = re.compile(rb"\s*(?:[0-9A-Fa-f]{2})+\s*")
-_DRIVER, _VBIOS, _FWID, _PROTECTED_PCIE = 3, 6, 20, 21
+_DRIVER, _VBIOS, _NVDEC0, _FWID, _PROTECTED_PCIE, _PDI = 3, 6, 11, 20, 21, 22
+_SWITCH_GPU_PDIS: Final = 26
+_OPAQUE_CHIP, _OPAQUE_FEATURES = 35, 36
+_ENABLED, _DISABLED = b"\xaa", b"\x55"
+_MODE_PROTECTED_PCIE: Final = 2
+_BINARY_VBIOS_BYTES: Final = 8
+PDI_BYTES: Final = 8
+_SWITCH_GPUS: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,20 +63,64 @@ class NvidiaReport:
     signature: bytes
 
     @property
+    def is_switch(self) -> bool:
+        """Whether an NVSwitch made the report, which lists the GPUs that it connects."""
+        return _SWITCH_GPU_PDIS in self.opaque
+
+    @property
     def driver(self) -> str:
-        """The driver version, such as ``550.90.07``."""
-        return self.opaque.get(_DRIVER, b"").rstrip(b"\0").decode("ascii", "replace")
+        """The driver version, such as ``550.90.07``; empty for an NVSwitch."""
+        return self.text(_DRIVER)
 
     @property
     def vbios(self) -> str:
         """The VBIOS version as NVIDIA's tools write it, such as ``96.00.9F.00.01``."""
-        raw = self.opaque.get(_VBIOS, b"")[:5]
-        return ".".join(f"{byte:02X}" for byte in (*raw[3::-1], *raw[4:]))
+        raw = self.opaque.get(_VBIOS, b"")
+        if len(raw) != _BINARY_VBIOS_BYTES:
+            return self.text(_VBIOS)
+        return ".".join(f"{byte:02X}" for byte in (*raw[3::-1], raw[4]))
 
     @property
     def firmware_id(self) -> bytes:
-        """The digest of the firmware that holds the signing key."""
+        """The digest of the firmware that holds the signing key; empty for an NVSwitch."""
         return self.opaque.get(_FWID, b"")
+
+    @property
+    def chip(self) -> str:
+        """The chip (``GB100``), which reports of Blackwell name; empty elsewhere."""
+        return self.text(_OPAQUE_CHIP)
+
+    @property
+    def nvdec0_disabled(self) -> bool:
+        """Whether the video decoder NVDEC0 is off, whose firmware then is not measured."""
+        return self.opaque.get(_NVDEC0) == _DISABLED
+
+    @property
+    def protected_pcie(self) -> bool:
+        """Whether a GPU is in Protected PCIe mode, in which NVSwitches see its data."""
+        mode = int.from_bytes(self.opaque.get(_OPAQUE_FEATURES, b""), "little")
+        return not self.is_switch and (
+            self.opaque.get(_PROTECTED_PCIE) == _ENABLED or mode == _MODE_PROTECTED_PCIE
+        )
+
+    @property
+    def own_pdi(self) -> bytes:
+        """The PDI of an NVSwitch; empty for a GPU, whose report does not have it."""
+        return self.opaque.get(_PDI, b"") if self.is_switch else b""
+
+    @property
+    def linked_pdis(self) -> frozenset[bytes]:
+        """The PDIs at the other end: of switches for a GPU, of GPUs for a switch."""
+        raw = self.opaque.get(_SWITCH_GPU_PDIS if self.is_switch else _PDI, b"")
+        if self.is_switch:
+            found = split_pdis(raw[: PDI_BYTES * _SWITCH_GPUS])
+        else:
+            found = tuple(item[::-1] for item in split_pdis(raw))
+        return frozenset(item for item in found if any(item))
+
+    def text(self, kind: int) -> str:
+        """Return the opaque value of a type as text."""
+        return self.opaque.get(kind, b"").rstrip(b"\0").decode("ascii", "replace")
 
     @classmethod
     def parse(cls, data: bytes) -> NvidiaReport:
@@ -91,6 +147,7 @@ class NvidiaReport:
         measurements = _measurements(record, count)
         read.take(_NONCE_BYTES, "response.nonce")
         opaque = _opaque(read.sized("response.opaque", limit=MAX_NVIDIA_BYTES))
+        _check_links(opaque)
         signed = data[: read.offset]
         signature = read.take(_SIGNATURE_BYTES, "response.signature")
         at = read.offset
@@ -103,6 +160,16 @@ class NvidiaReport:
             signed=signed,
             signature=signature,
         )
+
+
+def split_pdis(data: bytes) -> tuple[bytes, ...]:
+    """Split a list of PDIs of 8 bytes.
+
+    :raises EvidenceError: when it ends inside of one.
+    """
+    if len(data) % PDI_BYTES:
+        raise EvidenceError(f"{len(data)} bytes are no list of PDIs", field="nvidia.opaque")
+    return tuple(data[at : at + PDI_BYTES] for at in range(0, len(data), PDI_BYTES))
 
 
 def _measurements(record: bytes, count: int) -> dict[int, bytes]:
@@ -123,6 +190,17 @@ def _measurements(record: bytes, count: int) -> dict[int, bytes]:
         found[index] = value
     read.finish()
     return found
+
+
+def _check_links(opaque: Mapping[int, bytes]) -> None:
+    """Check the sizes of what lists PDIs, so that reading them later cannot fail."""
+    if _SWITCH_GPU_PDIS not in opaque:
+        split_pdis(opaque.get(_PDI, b""))
+    elif (
+        len(opaque.get(_PDI, b"")) != PDI_BYTES
+        or len(opaque[_SWITCH_GPU_PDIS]) < PDI_BYTES * _SWITCH_GPUS
+    ):
+        raise EvidenceError("an NVSwitch names its PDI and 8 of GPUs", field="nvidia.opaque")
 
 
 def _opaque(data: bytes) -> dict[int, bytes]:

@@ -78,7 +78,8 @@ def verify(
     """Verify ``evidence`` and each of its components; return the claims of all of them.
 
     A component that is not genuine makes the whole evidence not genuine. A component that
-    nobody can verify here is returned with its claims named in ``unverified``.
+    nobody can verify here is returned with its claims named in ``unverified``. The GPUs and
+    NVSwitches among them must be different ones of one machine.
 
     :raises ValueError: when ``now`` is naive, which is a fault of the caller.
     :raises AttestationError: as :meth:`Verifier.verify`.
@@ -89,6 +90,10 @@ def verify(
     if not evidence.components:
         return claims
     components = tuple(_verify_one(item, binding, trust, now) for item in evidence.components)
+    if any(item.tee is Tee.NVIDIA for item in components):
+        from attestation.nvidia_topology import check_devices
+
+        components = check_devices(components)
     return replace(claims, components=(*claims.components, *components))
 
 

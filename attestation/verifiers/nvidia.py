@@ -1,15 +1,23 @@
-"""Verifies NVIDIA GPU reports (Hopper, Blackwell) as components of a confidential VM's evidence.
+"""Verifies reports of NVIDIA GPUs (Hopper, Blackwell) and NVSwitches, components of evidence.
 
-Steps: the certificate chain to the pinned NVIDIA root, signature by signature; the report's
-signature by the leaf; the firmware id in the report against the leaf's DICE extension; the
-nonce against the binding.
+Steps, each named in the error that it raises:
 
-What is *not* checked, and what a policy therefore pins or accepts: revocation (NVIDIA answers
-OCSP on line only), and NVIDIA's reference measurements (RIM), in whose place a policy lists
-the measurements that it accepts. A policy that requires the claim ``nvidia.rim`` or
-``nvidia.revocation`` refuses, because nothing here gives it. A report proves that *a* genuine
-GPU answered this nonce; that it is the one plugged into this VM is as true as the measured
-software that asked it.
+1. *certificate chain* to the pinned NVIDIA root, signature by signature, and dates;
+2. *report signature* by the leaf;
+3. *firmware id*: that of a GPU's report is the one in the leaf's DICE extension; the report of an
+   NVSwitch has none, and its claim comes from the leaf;
+4. *nonce* against the binding;
+5. *RIM*, where there are any: driver and VBIOS are measured as NVIDIA's reference manifests demand
+   (:mod:`attestation.nvidia_rim`). A RIM of another version is refused;
+6. *revocation*, where there are OCSP answers: every certificate of the device, and of the RIMs'
+   signers, has a good and current one (:mod:`attestation.ocsp`). The leaf is issued by the device
+   itself and has none.
+
+RIMs and OCSP answers come from the relying party (``trust.collateral``) or along with the report.
+Where there are none of a kind, the claim ``nvidia.rim`` or ``nvidia.revocation`` is not made, and a
+policy that requires it refuses. How the devices of one machine belong together is checked by
+:mod:`attestation.nvidia_topology`. A report proves that *a* genuine device answered this nonce;
+that it is the one plugged into this VM is as true as the measured software that asked it.
 
 A report without its chain is returned with every claim in ``unverified``.
 """
@@ -18,8 +26,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
@@ -28,39 +36,46 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestation.binding import Bound
-from attestation.chains import whole_octets
+from attestation.chains import Certificate, check_chain, split_certificates
 from attestation.errors import (
     BindingError,
     EndorsementError,
     EvidenceError,
-    FreshnessError,
     SignatureError,
 )
 from attestation.evidence import Claims, Evidence, Scalar, Tee
-from attestation.offline import UNREADABLE, load_certificates
+from attestation.nvidia_rim import Rim, is_rim, match_rims
+from attestation.ocsp import OcspAnswer, check_not_revoked, is_ocsp
 from attestation.quotes.nvidia import NvidiaReport
 from attestation.trust import TrustAnchors
 
 __all__ = ["VERIFIER", "NvidiaVerifier"]
 
-_TCB_INFO: Final = x509.ObjectIdentifier("2.23.133.5.4.1")  # DICE attestation, TCG
-_TCB_INFO_OF_MANY: Final = x509.ObjectIdentifier("2.23.133.5.4.1.1")
+_TCB_INFO: Final = "2.23.133.5.4.1"  # DICE attestation, TCG
+_TCB_INFO_OF_MANY: Final = "2.23.133.5.4.1.1"
 _FIRST_FWID: Final = bytes.fromhex("303d06096086480165030402020430")
 """DER of a firmware id, up to its 48 bytes: ``SEQUENCE { SHA-384, OCTET STRING }``."""
+_DEVICE_NAME: Final = x509.ObjectIdentifier("1.3.6.1.4.1.412.274.1")  # id-DMTF-device-info, DSP0274
 
 _SCALAR_BYTES: Final = 48
-_MAX_CHAIN: Final = 8
+_MIN_CHAIN, _MAX_CHAIN = 2, 8
+_MAX_ANSWERS: Final = 256
 _NONCE_BYTES: Final = 32
-_MIN_CHAIN: Final = 2
+_NOT_CHECKED: Final = "not checked: there is no"
+_FETCH: Final = "fedlearn collateral fetch --directory DIR --evidence FILE"
 
 
 class NvidiaVerifier:
-    """Claims: ``measurement.N`` (SPDM index), ``firmware_id``. Attributes: ``nvidia.driver``,
-    ``nvidia.vbios``, ``nvidia.revocation`` and ``nvidia.rim`` (both ``not checked``),
-    ``bound``.
+    """Claims: ``measurement.N`` (SPDM index), ``firmware_id``; ``nvidia.rim`` (SHA-256 over the
+    digests of the RIMs that the report matches) and ``nvidia.revocation`` (SHA-256 over the OCSP
+    answers that count), where they were checked.
+
+    Attributes: ``bound``, ``nvidia.kind`` (``gpu``, ``nvswitch``), ``nvidia.device`` (as the leaf
+    names it), ``nvidia.driver``, ``nvidia.vbios``, ``nvidia.protected_pcie``, ``nvidia.pdi`` and
+    ``nvidia.links`` (see :mod:`attestation.quotes.nvidia`), and what ``nvidia.rim`` and
+    ``nvidia.revocation`` say in words.
 
     ``hardware_id`` is the SHA-256 of the SPKI of the device's own certificate, which its boot
     ROM holds.
@@ -79,32 +94,32 @@ class NvidiaVerifier:
         if evidence.event_log:
             raise EvidenceError("GPU evidence has no event log", field="event_log")
         report = NvidiaReport.parse(evidence.quote)
-        chain = _chain(evidence.endorsements)
-        if chain:
-            _check_chain(chain, trust, now)
-            _check_signature(report, chain[0])
-            _check_firmware(report, chain[0])
-        if binding is not None:
-            _check_nonce(report, binding)
+        found = _Endorsements.sort(evidence.endorsements, trust.collateral)
+        chain = found.chain
         measurements = {
             f"measurement.{index}": value for index, value in sorted(report.measurements.items())
         }
-        if report.firmware_id:
-            measurements["firmware_id"] = report.firmware_id
-        attributes: dict[str, Scalar | tuple[str, ...]] = {
-            "bound": binding is not None and bool(chain),
-            "nvidia.driver": report.driver,
-            "nvidia.vbios": report.vbios,
-            "nvidia.revocation": "not checked",
-            "nvidia.rim": "not checked",
-        }
+        checked = _Checked(firmware_id=report.firmware_id)
+        if chain:
+            check_chain(
+                chain,
+                root=trust.nvidia_root,
+                root_name="NVIDIA root",
+                now=now,
+                step="gpu certificate chain",
+            )
+            _check_signature(report, chain[0])
+            checked = _check_endorsed(report, found, trust, now)
+        if binding is not None:
+            _check_nonce(report, binding)
+        measurements |= checked.claims()
         return Claims(
             tee=Tee.NVIDIA,
             measurements=measurements,
             debug=False,
-            tcb=f"vbios {report.vbios}, driver {report.driver}",
-            hardware_id=_spki_digest(chain[1]) if chain else b"",
-            attributes=attributes,
+            tcb=f"vbios {report.vbios}" + (f", driver {report.driver}" if report.driver else ""),
+            hardware_id=chain[1].key_digest if chain else b"",
+            attributes=_attributes(report, chain, checked) | {"bound": bool(binding and chain)},
             unverified=() if chain else tuple(measurements) or ("report",),
         )
 
@@ -112,108 +127,151 @@ class NvidiaVerifier:
 VERIFIER: Final = NvidiaVerifier()
 
 
-def _chain(endorsements: Sequence[bytes]) -> list[x509.Certificate]:
-    """Return the chain, leaf first; empty when none came along."""
-    chain: list[x509.Certificate] = []
-    for number, item in enumerate(endorsements):
-        try:
-            found = load_certificates(item)
-            for certificate in found:
-                _read_all(certificate)
-                if not whole_octets(certificate.public_bytes(Encoding.DER), certificate.signature):
-                    raise ValueError("not the canonical encoding")
-        except UNREADABLE:
+@dataclass(slots=True)
+class _Endorsements:
+    """What came along and what the relying party has, by kind."""
+
+    chain: list[Certificate] = field(default_factory=list)
+    rims: list[bytes] = field(default_factory=list)
+    answers: list[OcspAnswer] = field(default_factory=list)
+
+    @classmethod
+    def sort(cls, sent: Sequence[bytes], collateral: Iterable[bytes]) -> _Endorsements:
+        found = cls()
+        for item in collateral:
+            found._take(item)
+        for number, item in enumerate(sent):
+            if not found._take(item):
+                found.chain += split_certificates(item, f"endorsements[{number}]")
+        if found.chain and not _MIN_CHAIN <= len(found.chain) <= _MAX_CHAIN:
             raise EvidenceError(
-                "is not a certificate chain", field=f"endorsements[{number}]"
-            ) from None
-        chain += found
-    if chain and not _MIN_CHAIN <= len(chain) <= _MAX_CHAIN:
-        raise EvidenceError(
-            f"{len(chain)} certificates, a chain has {_MIN_CHAIN} to {_MAX_CHAIN}",
-            field="endorsements",
-        )
-    return chain
+                f"{len(found.chain)} certificates, a chain has {_MIN_CHAIN} to {_MAX_CHAIN}",
+                field="endorsements",
+            )
+        if len(found.answers) > _MAX_ANSWERS:
+            raise EvidenceError(f"more than {_MAX_ANSWERS} OCSP answers", field="endorsements")
+        return found
+
+    def _take(self, item: bytes) -> bool:
+        if is_rim(item):
+            self.rims.append(item)
+        elif is_ocsp(item):
+            self.answers += OcspAnswer.parse(item)
+        else:
+            return False
+        return True
 
 
-def _read_all(certificate: x509.Certificate) -> None:
-    """Read now what is needed later: ``cryptography`` parses these parts when asked."""
-    certificate.subject.rfc4514_string()
-    certificate.issuer.rfc4514_string()
-    certificate.public_key()
-    _ = certificate.extensions, certificate.not_valid_before_utc, certificate.not_valid_after_utc
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Checked:
+    """What the endorsements of a report add to it."""
+
+    firmware_id: bytes
+    rims: tuple[Rim, ...] = ()
+    answers: tuple[OcspAnswer, ...] = ()
+
+    def claims(self) -> dict[str, bytes]:
+        found = {"firmware_id": self.firmware_id} if self.firmware_id else {}
+        if self.rims:
+            found["nvidia.rim"] = _digest(item.digest for item in self.rims)
+        if self.answers:
+            found["nvidia.revocation"] = _digest(item.data for item in self.answers)
+        return found
+
+    def words(self) -> dict[str, Scalar | tuple[str, ...]]:
+        rims = [f"{item.version} ({len(item.golden)} measurements)" for item in self.rims]
+        until = min((item.end for item in self.answers), default=None)
+        return {
+            "nvidia.rim": f"matches {', '.join(rims)}" if rims else f"{_NOT_CHECKED} RIM",
+            "nvidia.revocation": f"not revoked, until {until.isoformat()}"
+            if until
+            else f"{_NOT_CHECKED} OCSP answer",
+        }
 
 
-def _check_chain(chain: Sequence[x509.Certificate], trust: TrustAnchors, now: datetime) -> None:
-    step = "gpu certificate chain"
-    if not hmac.compare_digest(_spki_digest(chain[-1]), trust.nvidia_root):
-        raise EndorsementError("does not end at the pinned NVIDIA root", step=step)
-    for certificate in chain:
-        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-            name = certificate.subject.rfc4514_string()
-            raise FreshnessError(f"{name} is not valid at {now.isoformat()}", step=step)
-    for subject, issuer in _pairs(chain):
-        name = subject.subject.rfc4514_string()
-        if not _may_sign(issuer):
-            raise EndorsementError(f"the issuer of {name} is no CA", step=step)
-        try:
-            subject.verify_directly_issued_by(issuer)
-        except (*UNREADABLE, InvalidSignature):
-            raise EndorsementError(f"{name} was not issued by the next one", step=step) from None
+def _check_endorsed(
+    report: NvidiaReport, found: _Endorsements, trust: TrustAnchors, now: datetime
+) -> _Checked:
+    firmware_id = _check_firmware(report, found.chain[0])
+    rims: tuple[Rim, ...] = ()
+    answers: tuple[OcspAnswer, ...] = ()
+    if found.rims:
+        rims = match_rims(report, found.rims, root=trust.nvidia_rim_root, now=now)
+    if found.answers:
+        for chain in (found.chain[1:], *(item.chain for item in rims)):
+            answers += check_not_revoked(
+                chain, found.answers, now=now, step="nvidia revocation", hint=_FETCH
+            )
+    return _Checked(firmware_id=firmware_id, rims=rims, answers=tuple(dict.fromkeys(answers)))
 
 
-def _pairs(
-    chain: Sequence[x509.Certificate],
-) -> Iterator[tuple[x509.Certificate, x509.Certificate]]:
-    yield from itertools.pairwise(chain)
-    yield chain[-1], chain[-1]
+def _attributes(
+    report: NvidiaReport, chain: Sequence[Certificate], checked: _Checked
+) -> dict[str, Scalar | tuple[str, ...]]:
+    return {
+        "nvidia.kind": "nvswitch" if report.is_switch else "gpu",
+        "nvidia.device": _device(chain[0]) if chain else "",
+        "nvidia.driver": report.driver,
+        "nvidia.vbios": report.vbios,
+        "nvidia.protected_pcie": report.protected_pcie,
+        "nvidia.pdi": report.own_pdi.hex(),
+        "nvidia.links": tuple(sorted(item.hex() for item in report.linked_pdis)),
+        **checked.words(),
+    }
 
 
-def _may_sign(certificate: x509.Certificate) -> bool:
-    try:
-        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
-    except x509.ExtensionNotFound:
-        return False
-    return constraints.ca and usage.key_cert_sign
-
-
-def _check_signature(report: NvidiaReport, leaf: x509.Certificate) -> None:
+def _check_signature(report: NvidiaReport, leaf: Certificate) -> None:
     step = "gpu report signature"
-    key = leaf.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+    if not isinstance(leaf.key, ec.EllipticCurvePublicKey) or not isinstance(
+        leaf.key.curve, ec.SECP384R1
+    ):
         raise EndorsementError("the leaf's key is not on P-384", step=step)
     encoded = encode_dss_signature(
         int.from_bytes(report.signature[:_SCALAR_BYTES], "big"),
         int.from_bytes(report.signature[_SCALAR_BYTES:], "big"),
     )
     try:
-        key.verify(encoded, report.signed, ec.ECDSA(hashes.SHA384()))
+        leaf.key.verify(encoded, report.signed, ec.ECDSA(hashes.SHA384()))
     except InvalidSignature:
-        raise SignatureError("the GPU did not sign this report", step=step) from None
+        raise SignatureError(f"{leaf.name} did not sign this report", step=step) from None
 
 
-def _check_firmware(report: NvidiaReport, leaf: x509.Certificate) -> None:
-    """Compare the firmware id with the one that the boot ROM wrote into the leaf."""
+def _check_firmware(report: NvidiaReport, leaf: Certificate) -> bytes:
+    """Return the firmware id that the boot ROM wrote into the leaf, which a GPU repeats."""
     step = "gpu firmware id"
     stated = _stated_firmware(leaf)
-    if stated is None:
-        raise EndorsementError("the leaf has no DICE extension", step=step)
-    if len(stated) != hashes.SHA384.digest_size or report.firmware_id != stated:
-        raise EndorsementError("the report names other firmware than its key's", step=step)
+    if stated is None or len(stated) != hashes.SHA384.digest_size:
+        raise EndorsementError("the leaf has no DICE extension with a firmware id", step=step)
+    if report.is_switch and not report.firmware_id:
+        return stated
+    if report.firmware_id != stated:
+        raise EndorsementError(
+            f"the report names firmware {report.firmware_id.hex() or '(none)'}, "
+            f"its key belongs to {stated.hex()}",
+            step=step,
+        )
+    return stated
 
 
-def _stated_firmware(leaf: x509.Certificate) -> bytes | None:
+def _stated_firmware(leaf: Certificate) -> bytes | None:
     """Return the firmware id in a leaf: Hopper's, the last 48 bytes; Blackwell's, its first."""
     size = hashes.SHA384.digest_size
-    for extension in leaf.extensions:
-        if not isinstance(extension.value, x509.UnrecognizedExtension):
-            continue
-        value = extension.value.value
-        if extension.oid == _TCB_INFO:
-            return value[-size:]
-        if extension.oid == _TCB_INFO_OF_MANY:
-            return value.partition(_FIRST_FWID)[2][:size]
+    if (value := leaf.extensions.get(_TCB_INFO)) is not None:
+        return value[-size:]
+    if (value := leaf.extensions.get(_TCB_INFO_OF_MANY)) is not None:
+        return value.partition(_FIRST_FWID)[2][:size]
     return None
+
+
+def _device(leaf: Certificate) -> str:
+    """Return the name of the device (``NVIDIA:GH100:48B02D…``) in a leaf, empty where absent."""
+    for extension in leaf.parsed.extensions:
+        if isinstance(extension.value, x509.SubjectAlternativeName):
+            for name in extension.value:
+                if isinstance(name, x509.OtherName) and name.type_id == _DEVICE_NAME:
+                    # DER of a UTF8String shorter than 128 bytes: tag, length, text.
+                    return name.value[2:].decode("utf-8", "replace")
+    return ""
 
 
 def _check_nonce(report: NvidiaReport, binding: Bound) -> None:
@@ -226,6 +284,6 @@ def _check_nonce(report: NvidiaReport, binding: Bound) -> None:
         )
 
 
-def _spki_digest(certificate: x509.Certificate) -> bytes:
-    spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(spki).digest()
+def _digest(items: Iterable[bytes]) -> bytes:
+    """Return the SHA-256 over the SHA-256 of each item."""
+    return hashlib.sha256(b"".join(hashlib.sha256(item).digest() for item in items)).digest()

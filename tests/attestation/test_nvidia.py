@@ -1,9 +1,8 @@
-"""GPU reports under a test root in both directions, and a real one where it is at hand."""
+"""GPU reports under a test root in both directions, and a real one."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -132,24 +131,24 @@ def test_a_chain_that_does_not_vouch_is_refused() -> None:
     good = certificate("leaf", "device", ca=False, fwid=FWID)
     with pytest.raises(EndorsementError, match="pinned NVIDIA root"):
         check(EVIDENCE, TrustAnchors())
-    with pytest.raises(EndorsementError, match="not issued"):
+    with pytest.raises(EndorsementError, match="leaf was issued by CN=device, not by root"):
         check(replace(EVIDENCE, endorsements=(good + parts["root"],)))
     no_ca = certificate("device", "root", ca=False)
-    with pytest.raises(EndorsementError, match="no CA"):
+    with pytest.raises(EndorsementError, match="device is not an authority"):
         check(replace(EVIDENCE, endorsements=(good + no_ca + parts["root"],)))
     bare = certificate("leaf", "device", ca=False)
     with pytest.raises(EndorsementError, match="DICE"):
         check(replace(EVIDENCE, endorsements=(bare + parts["device"] + parts["root"],)))
     old = certificate("leaf", "device", ca=False, fwid=FWID, days=1)
     expired = replace(EVIDENCE, endorsements=(old + parts["device"] + parts["root"],))
-    with pytest.raises(FreshnessError, match="not valid"):
+    with pytest.raises(FreshnessError, match="leaf expired"):
         check(expired, now=NOW + timedelta(days=2))
 
 
 def test_other_firmware_than_the_keys_is_refused() -> None:
-    with pytest.raises(EndorsementError, match="other firmware"):
+    with pytest.raises(EndorsementError, match="its key belongs to"):
         check(replace(EVIDENCE, quote=report(fwid=bytes(48))))
-    with pytest.raises(EndorsementError, match="other firmware"):
+    with pytest.raises(EndorsementError, match="its key belongs to"):
         check(replace(EVIDENCE, quote=report(fwid=FWID[1:])))
 
 
@@ -185,7 +184,7 @@ def test_the_count_of_unused_bits_of_a_signature_must_be_none() -> None:
     der = bytearray(leaf.public_bytes(Encoding.DER))
     check(replace(EVIDENCE, endorsements=(bytes(der), *above)))
     der[-len(leaf.signature) - 1] = 1
-    with pytest.raises(EvidenceError, match="is not a certificate chain"):
+    with pytest.raises(EvidenceError, match="not a well-formed certificate"):
         check(replace(EVIDENCE, endorsements=(bytes(der), *above)))
 
 
@@ -264,34 +263,12 @@ def test_zeros_behind_a_report_are_a_buffer_and_nothing_else_is() -> None:
             )
 
 
-@pytest.mark.parametrize("claim", ["nvidia.rim", "nvidia.revocation"])
-def test_a_policy_that_needs_what_is_not_checked_refuses_a_genuine_gpu(claim: str) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    host = SampleAttester(key, b"host", {"app": b"\x07" * 32}, clock=NOW.timestamp).collect(BINDING)
-    trust = replace(TRUST, sample_keys=frozenset({key_digest(key.public_key())}))
-    text = (
-        'accept = ["sample"]\ninsecure_sample = true\n[nvidia]\nrequired = true\n'
-        f'[[reference]]\nclaim = "app"\nvalue = "{"07" * 32}"\n'
-        f'[[reference]]\nclaim = "firmware_id"\nvalue = "{FWID.hex()}"\ntee = "nvidia"\n'
-    )
-    whole = replace(host, components=(EVIDENCE,))
-    claims = verify(whole, binding=BINDING, trust=trust, now=NOW)
-    assert claims.components[0].attributes[claim] == "not checked"
-    assert AppraisalPolicy.from_toml(text).appraise(claims, now=NOW).status is Tier.AFFIRMING
-    needing = AppraisalPolicy.from_toml(text + f'[require]\nclaims = ["{claim}"]\n')
-    result = needing.appraise(claims, now=NOW)
-    assert result.status is Tier.CONTRAINDICATED
-    assert [item.actual for item in result.refusals] == ["absent"]
-
-
 def test_a_real_report_verifies_and_its_damage_does_not() -> None:
-    folder = Path(os.environ.get("FEDLEARN_VECTORS", Path(__file__).parents[3] / "shared/vectors"))
-    if not (folder / "nv_hopper_report.txt").is_file():
-        pytest.skip("no real evidence here; FEDLEARN_VECTORS names its folder")
+    folder = Path(__file__).parents[1] / "vectors/nvidia"
     real = Evidence(
         tee=Tee.NVIDIA,
-        quote=(folder / "nv_hopper_report.txt").read_bytes(),
-        endorsements=((folder / "nv_hopper_chain.txt").read_bytes(),),
+        quote=(folder / "hopper_report.bin").read_bytes(),
+        endorsements=((folder / "hopper_chain.pem").read_bytes(),),
     )
     trust = TrustAnchors()
     nonce = NvidiaReport.parse(real.quote).nonce
@@ -299,9 +276,13 @@ def test_a_real_report_verifies_and_its_damage_does_not() -> None:
     assert claims.attributes["nvidia.driver"] == "550.90.07"
     assert len(claims.measurements) == 65
     assert claims.unverified == ()
+    hexadecimal = replace(real, quote=real.quote.hex().encode())
+    assert verify(hexadecimal, binding=None, trust=trust, now=NOW).measurements == (
+        claims.measurements
+    )
     with pytest.raises(BindingError):
         verify(real, binding=BINDING, trust=trust, now=NOW)
-    raw = bytearray.fromhex(real.quote.decode())
+    raw = bytearray(real.quote)
     raw[60] ^= 1  # inside of a measurement
     with pytest.raises(SignatureError):
         verify(replace(real, quote=bytes(raw)), binding=None, trust=trust, now=NOW)
