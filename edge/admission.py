@@ -3,7 +3,8 @@
 The client looks before it speaks: the coordinator's evidence is verified against what the
 job's policy demands of a coordinator before anything about the client is sent. Then it
 answers a challenge with evidence for keys that were made in this process and are never
-written anywhere. Renewing is the same with the same keys.
+written anywhere. Renewing is the same with the same keys, and needs nothing of the gate, which
+anybody may crowd.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from attestation.result import AttestationResult, Tier
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 from edge.identity import certification_request, key_pem, new_key
-from edge.rpc import AdmittedClient, ControlClient, GateClient, Request
+from edge.rpc import AdmittedClient, Challenge, ControlClient, GateClient, Request
 from fedlearn.errors import AdmissionDenied, TransportError
 
 __all__ = [
@@ -158,7 +159,8 @@ def seek_admission(
     :raises TransportError: when the coordinator cannot be reached, or answers for another.
     """
     verify_coordinator(gate, membership, now=now)
-    request = _answer(gate, attester, membership, voucher)
+    challenge = gate.challenge(membership.job, membership.site)
+    request = _answer(challenge, gate, attester, membership, voucher)
     return _checked(gate.admit(request), membership)
 
 
@@ -169,16 +171,19 @@ def renew_admission(
 
     :raises AdmissionDenied: with findings; the coordinator has then put us in quarantine.
     """
-    request = _answer(gate, attester, membership, lambda nonce, tls_key: b"")
+    request = _answer(control.challenge(), gate, attester, membership, lambda nonce, tls_key: b"")
     return _checked(control.renew(request), membership)
 
 
 def _answer(
-    gate: GateClient, attester: Attester, membership: Membership, voucher: Voucher
+    challenge: Challenge,
+    gate: GateClient,
+    attester: Attester,
+    membership: Membership,
+    voucher: Voucher,
 ) -> Request:
     """Answer a fresh challenge."""
     keys = membership.keys
-    challenge = gate.challenge(membership.job, membership.site)
     if len(challenge.nonce) != NONCE_BYTES:
         raise TransportError(f"the coordinator's nonce has {len(challenge.nonce)} bytes")
     # The verifier is who we pinned, whatever the answer says: evidence cannot be relayed.

@@ -2,7 +2,7 @@
 
 The gate is found by the pinned hash of its CA's key. Every call has a deadline; a failure is
 an error of :mod:`fedlearn.errors` that says what to do. Calls that may be made twice are
-repeated while nobody answers; a nonce is never sent twice.
+repeated while nobody answers; a nonce that was taken is never sent twice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edge.reports import Order, Reports, Start, Stop
 from fedlearn.errors import TransportError
 from fedlearn.join import JoinToken
 from fedlearn.wire import fedlearn_pb2 as pb
-from fedlearn.wire.calls import Calls
+from fedlearn.wire.calls import ADMIT_SECONDS, Calls
 from fedlearn.wire.channel import MAX_BUNDLE_BYTES, open_channel, patiently
 from fedlearn.wire.failure import denied_of, failure_of
 from fedlearn.wire.pinning import PinnedServer, fetch_pinned
@@ -37,7 +37,6 @@ __all__ = [
     "enroll",
 ]
 
-ADMIT_SECONDS: Final = 60.0
 _stubs: Final[Any] = stubs
 _T = TypeVar("_T")
 
@@ -138,11 +137,8 @@ class GateClient(Calls):
 
     def challenge(self, job: str, site: str) -> Challenge:
         """Ask for a nonce."""
-        reply = self._patiently(self._gate.Challenge, pb.ChallengeRequest(job=job, site=site))
-        return Challenge(
-            nonce=reply.nonce,
-            expires=_moment(reply.expires_unix_ms),
-            verifier_id=reply.verifier_id,
+        return _challenge(
+            self._patiently(self._gate.Challenge, pb.ChallengeRequest(job=job, site=site))
         )
 
     def admit(self, request: Request) -> AdmittedClient:
@@ -150,7 +146,7 @@ class GateClient(Calls):
 
         :raises AdmissionDenied: with the coordinator's findings.
         """
-        return _admitted(self._once(self._gate.Admit, _admit_request(request), ADMIT_SECONDS))
+        return _admitted(self._when_taken(self._gate.Admit, _admit_request(request)))
 
 
 class ControlClient(Calls):
@@ -181,12 +177,16 @@ class ControlClient(Calls):
             key=key_pem(identity.key),
         )
 
+    def challenge(self) -> Challenge:
+        """Ask for a nonce for attesting again, as an admitted client."""
+        return _challenge(self._patiently(self._clients.Challenge, pb.Empty()))
+
     def renew(self, request: Request) -> AdmittedClient:
         """Attest again, once, on the connection of the certificate in use.
 
         :raises AdmissionDenied: with findings; the client is then in quarantine.
         """
-        return _admitted(self._once(self._clients.Renew, _admit_request(request), ADMIT_SECONDS))
+        return _admitted(self._when_taken(self._clients.Renew, _admit_request(request)))
 
     def commit_data(self, job: str, *, root: bytes, records: int) -> int:
         """Commit to the client's data (Merkle root, 32 bytes); return the ledger entry."""
@@ -332,6 +332,14 @@ def _admit_request(request: Request) -> pb.AdmitRequest:
         hpke_key=request.hpke_key,
         evidence=request.evidence,
         site_voucher=request.site_voucher,
+    )
+
+
+def _challenge(reply: pb.ChallengeReply) -> Challenge:
+    return Challenge(
+        nonce=reply.nonce,
+        expires=_moment(reply.expires_unix_ms),
+        verifier_id=reply.verifier_id,
     )
 
 

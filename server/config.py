@@ -155,7 +155,10 @@ class Limits:
 
     ``challenges``           nonces that are given out and not used
     ``requests_per_second``  at the gate, from all peers together
+    ``connections``          of peers without a certificate yet, at each listener; fewer where the
+                             process may open too few files
     ``update_mib``           the largest update that is read
+    ``deliveries_mib``       of all updates that are read at once
     ``jobs``                 jobs that run at once
     ``sites``                sites that may be invited, those that were removed included
     """
@@ -164,7 +167,10 @@ class Limits:
     challenges_per_peer: int = option(whole(1, 100_000), default=64)
     requests_per_second: float = option(number(1, 100_000), default=100.0)
     requests_per_second_per_peer: float = option(number(0.1, 10_000), default=8.0)
+    connections: int = option(whole(16, 100_000), default=1024)
+    connections_per_peer: int = option(whole(1, 100_000), default=128)
     update_mib: int = option(whole(1, 1024 * 1024), default=4096)
+    deliveries_mib: int = option(whole(1, 1024 * 1024), default=8192)
     jobs: int = option(whole(1, 1000), default=8)
     sites: int = option(whole(1, 10_000), default=1000)
 

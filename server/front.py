@@ -9,7 +9,14 @@ TLS 1.3 and a certificate of this coordinator's CA are the price of a connection
 4. the path is one of :data:`ACTIONS`, the body's length is announced and within its bound;
 5. the job of the certificate, and not of the request, chooses the link that answers.
 
-When an admission ends, by expiry, revocation or quarantine, its open connections end with it.
+When an admission ends, by expiry, revocation or quarantine, its open connections end with it. A
+connection without a live admission is told so and ends after a few seconds.
+
+Connections are counted (:mod:`server.connections`): for their address until TLS has shown their
+certificate, and for their key from then on. A handshake, a head, a body and the taking of an answer
+each have their time, and what deliveries announce together is bounded: beyond it one waits before
+a byte of it is read.
+
 When a client has had no connection for longer than it waits between two heartbeats, its job is
 told: a client that vanished does not hold up a round until the deadline. (Of one that was
 killed its agent tells at once.)
@@ -25,6 +32,7 @@ import logging
 import socket
 import ssl
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,6 +48,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fedlearn import spiffe
 from fedlearn.errors import AdmissionDenied, ConfigError, TransportError
+from server.connections import Caps, Connection, Connections, accept_all, listen
 from server.peers import PeerCertificate
 from server.register import Admission, AdmissionEvent, AdmissionRegister, Change
 
@@ -58,6 +67,20 @@ _ABSENT_SECONDS: Final = 15.0
 """Longer than a client waits between two heartbeats: one that is there has a connection again."""
 
 _START_SECONDS: Final = 30.0
+_HANDSHAKE_SECONDS: Final = 10.0
+_CLOSE_SECONDS: Final = 5.0
+_HEAD_SECONDS: Final = 20.0
+"""From the start of a connection, or the first byte of a request, to the end of its head."""
+
+_REFUSED_SECONDS: Final = 5.0
+"""What a connection without a live admission has for asking why."""
+
+_STILL_SECONDS: Final = 30.0
+"""How long a body, or the taking of an answer, may stand still."""
+
+_PIECE_BYTES: Final = 256 * 1024
+_LEAST_RATE: Final = 32 * 1024
+"""Bytes per second below which a body or an answer is given up."""
 
 ACTIONS: Final[Mapping[str, int | None]] = {
     "/v1/fleet/activate-node": _CONTROL_BYTES,
@@ -91,7 +114,9 @@ class Link(Protocol):
     """One job's side of the front.
 
     Called as an ASGI application, with ``fedlearn.caller`` (:class:`Caller`) and
-    ``fedlearn.length`` (the announced bytes of the body) in the scope.
+    ``fedlearn.length`` (the announced bytes of the body) in the scope. A link that answers
+    before its first ``receive()`` refuses a body unread: nothing is kept of it, and the
+    connection ends with the answer.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,12 +136,55 @@ class _Refused(Exception):
         self.status = status
 
 
+class _Memory:
+    """What the deliveries under way may announce together, in bytes. First come, first served.
+
+    A delivery larger than everything is taken when it is alone.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._taken = 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def take(self, size: int) -> None:
+        """Wait until ``size`` bytes are free, and take them."""
+        if not self._waiting and self._fits(size):
+            self._taken += size
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.give(size)
+            raise
+
+    def give(self, size: int) -> None:
+        """Give ``size`` bytes back."""
+        self._taken -= size
+        while self._waiting:
+            wanted, turn = self._waiting[0]
+            if not turn.cancelled():
+                if not self._fits(wanted):
+                    return
+                self._taken += wanted
+                turn.set_result(None)
+            self._waiting.popleft()
+
+    def _fits(self, size: int) -> bool:
+        return self._taken == 0 or self._taken + size <= self._size
+
+
 class Front:
     """The listener, with an event loop in a thread of its own.
 
     :param tls: from :func:`fedlearn.tls.server_context`.
     :param link_of: the link of a running job by name, or None.
     :param max_update_bytes: the most bytes that one delivery may have.
+    :param max_deliveries_bytes: the most bytes of all deliveries that are read at once.
+    :param caps: connections: without a live admission, and of one key.
     :param clock: the time, for tests.
     """
 
@@ -130,6 +198,8 @@ class Front:
         host: str = "127.0.0.1",
         port: int = 0,
         max_update_bytes: int = _MAX_UPDATE_BYTES,
+        max_deliveries_bytes: int = 2 * _MAX_UPDATE_BYTES,
+        caps: Caps | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         if tls.verify_mode is not ssl.CERT_REQUIRED or tls.minimum_version < ssl.TLSVersion.TLSv1_3:
@@ -140,6 +210,8 @@ class Front:
         self._trust_domain = trust_domain
         self._address = (host, port)
         self._max_update_bytes = max_update_bytes
+        self._memory = _Memory(max_deliveries_bytes)
+        self.counted = Connections(caps or Caps(per_identity=16))
         self._clock = clock
         self._connections: dict[bytes, set[_Connection]] = {}
         self._present: dict[tuple[str, str], set[_Connection]] = {}
@@ -154,16 +226,7 @@ class Front:
 
         :raises ConfigError: when the address cannot be listened on.
         """
-        host, port = self._address
-        try:
-            listener = socket.create_server(
-                (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-            )
-        except OSError as error:
-            raise ConfigError(
-                f"cannot listen on {host}:{port}: {error.strerror}",
-                hint="choose another port, or stop what uses it",
-            ) from error
+        listener = listen(*self._address)
         config = uvicorn.Config(
             self._serve,
             loop="asyncio",
@@ -176,7 +239,6 @@ class Front:
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=_IDLE_SECONDS,
-            ssl_context_factory=lambda _config, _default: self._tls,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
@@ -208,16 +270,41 @@ class Front:
     def _run(self, server: uvicorn.Server, listener: socket.socket) -> None:
         async def main() -> None:
             self._loop = asyncio.get_running_loop()
-            watch = asyncio.ensure_future(self._tell_started(server))
-            await server.serve(sockets=[listener])
-            await watch
+            accepting = asyncio.ensure_future(self._accept(server, listener))
+            try:
+                await server.serve(sockets=[])
+            finally:
+                accepting.cancel()
+                await asyncio.gather(accepting, return_exceptions=True)
+                listener.close()
 
         asyncio.run(main())
 
-    async def _tell_started(self, server: uvicorn.Server) -> None:
+    async def _accept(self, server: uvicorn.Server, listener: socket.socket) -> None:
         while not server.started and not server.should_exit:
             await asyncio.sleep(0.01)
         self._started.set()
+
+        async def serve(sock: socket.socket, connection: Connection) -> None:
+            protocol = server.config.http_protocol_class(
+                config=server.config,
+                server_state=server.server_state,
+                app_state=server.lifespan.state,
+            )
+            protocol.counted = connection
+            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: protocol,
+                sock,
+                ssl=self._tls,
+                ssl_handshake_timeout=_HANDSHAKE_SECONDS,
+                ssl_shutdown_timeout=_CLOSE_SECONDS,
+            )
+            try:
+                await protocol.over.wait()
+            finally:
+                transport.abort()
+
+        await accept_all(listener, self.counted, serve)
 
     def _changed(self, event: AdmissionEvent) -> None:
         if event.change in _ENDED:
@@ -231,8 +318,16 @@ class Front:
         return type("_FrontConnection", (_Connection,), {"front": self})
 
     def opened(self, connection: _Connection, peer: PeerCertificate) -> None:
-        """Note a connection."""
+        """Note a connection: of a live admission, or one that soon ends."""
         self._connections.setdefault(peer.thumbprint, set()).add(connection)
+        try:
+            self._admission(peer)
+        except AdmissionDenied as denied:
+            _LOG.info("a connection of %s ends soon: %s", peer.id, denied)
+            if self._loop is not None:
+                self._loop.call_later(_REFUSED_SECONDS, connection.transport.abort)
+        else:
+            connection.counted.identify(peer.thumbprint.hex())
 
     def lost(self, connection: _Connection, peer: PeerCertificate) -> None:
         """Note the end of a connection; tell the job when it was the client's last."""
@@ -255,29 +350,36 @@ class Front:
     # A request
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def noting(event: MutableMapping[str, Any]) -> None:
-            nonlocal started
-            started = started or event["type"] == "http.response.start"
-            await send(event)
-
+        connection: _Connection = scope["fedlearn.connection"]
+        answer = _Answer(send, connection)
+        body: _Body | None = None
         try:
             link, caller, length = self._decide(scope)
             scope["fedlearn.caller"] = caller
             scope["fedlearn.length"] = length
-            await link(scope, receive, noting)
+            bounded = ACTIONS[scope["path"]] is not None
+            body = _Body(receive, length, None if bounded else self._memory)
+            await link(scope, body.receive, answer.send)
         except _Refused as refused:
-            await _refuse(send, refused.status, str(refused))
+            if answer.started:
+                connection.transport.abort()
+            else:
+                await _refuse(send, refused.status, str(refused))
         except AdmissionDenied as denied:
-            if started:
-                scope["fedlearn.connection"].transport.abort()
+            if answer.started:
+                connection.transport.abort()
             else:
                 await _refuse(send, 401, str(denied))
+        finally:
+            if body is not None:
+                body.close()
+            # A body that nobody reads ends with its connection; it is not read to be dropped.
+            if connection.reads_body_of(scope):
+                connection.transport.close()
 
     def _decide(self, scope: Scope) -> tuple[Link, Caller, int]:
-        connection: _Connection | None = scope.get("fedlearn.connection")
-        if scope["type"] != "http" or connection is None or connection.peer is None:
+        connection: _Connection = scope["fedlearn.connection"]
+        if connection.peer is None:
             raise _Refused(401, "no certificate of a client")
         admission = self._admission(connection.peer)
         headers: dict[bytes, bytes] = {}
@@ -360,19 +462,116 @@ class Front:
 _SINGLE: Final = frozenset({b"flwr-public-key", b"content-length", b"transfer-encoding"})
 
 
+class _Body:
+    """A request's body as it is read: with a least rate, and in its turn."""
+
+    def __init__(self, receive: Receive, length: int, memory: _Memory | None) -> None:
+        self._receive = receive
+        self._length = length
+        self._memory = memory
+        self._taken = False
+        self._whole = False
+        self._read = 0
+        self._waited = 0.0
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        """Return the next piece.
+
+        :raises _Refused: when it does not come in time.
+        """
+        if self._whole:
+            return await self._receive()
+        if self._memory is not None and not self._taken:
+            await self._memory.take(self._length)
+            self._taken = True
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            event = await asyncio.wait_for(self._receive(), _STILL_SECONDS)
+        except TimeoutError:
+            raise _Refused(408, f"nothing came of the body for {_STILL_SECONDS:g} s") from None
+        # What counts is how long the peer kept us waiting, not how long we took.
+        self._waited += loop.time() - began
+        self._read += len(event.get("body", b""))
+        self._whole = not event.get("more_body", False)
+        if not self._whole and self._waited > _STILL_SECONDS + self._read / _LEAST_RATE:
+            raise _Refused(408, f"the body came with less than {_LEAST_RATE} bytes a second")
+        return event
+
+    def close(self) -> None:
+        """Give back what the body has taken."""
+        if self._memory is not None and self._taken:
+            self._memory.give(self._length)
+            self._taken = False
+
+
+class _Answer:
+    """An answer as it is sent: piece by piece as the peer takes it, with a least rate.
+
+    One write of an object as large as a model would be encrypted and kept as a whole, however
+    slowly the peer takes it.
+    """
+
+    def __init__(self, send: Send, connection: _Connection) -> None:
+        self._send = send
+        self._connection = connection
+        self.started = False
+        self._sent = 0
+        self._waited = 0.0
+
+    async def send(self, event: MutableMapping[str, Any]) -> None:
+        """Send one ASGI event.
+
+        :raises _Refused: when the peer does not take it in time.
+        """
+        self.started = True
+        body = memoryview(event.get("body", b""))
+        more = event.get("more_body", False)
+        for start in range(0, max(len(body), 1), _PIECE_BYTES):
+            piece = body[start : start + _PIECE_BYTES]
+            last = start + _PIECE_BYTES >= len(body)
+            await self._send({**event, "body": piece, "more_body": more or not last})
+            await self._drained(len(piece))
+
+    async def _drained(self, size: int) -> None:
+        self._sent += size
+        flow = self._connection.flow
+        if not flow.write_paused:
+            return
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        left = _STILL_SECONDS + self._sent / _LEAST_RATE - self._waited
+        try:
+            await asyncio.wait_for(flow.drain(), max(left, 0.01))
+        except TimeoutError:
+            raise _Refused(408, "the answer was not taken in time") from None
+        self._waited += loop.time() - began
+
+
 class _Connection(HttpToolsProtocol):  # type: ignore[misc]
     """One connection, with the certificate that the peer showed."""
 
     front: Front
+    counted: Connection
     peer: PeerCertificate | None = None
     flower_key: bytes = b""
     speaks_for: tuple[str, str] | None = None
     ends: datetime | None = None
     _in_head = True
     _head_bytes = 0
+    _head_ends: asyncio.TimerHandle | None = None
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.over = asyncio.Event()
+
+    def reads_body_of(self, scope: Scope) -> bool:
+        """Say whether more of the request's body is to come."""
+        return self.cycle is not None and self.cycle.scope is scope and self.cycle.more_body
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._expect_head()
         channel = transport.get_extra_info("ssl_object")
         der = channel.getpeercert(binary_form=True) if channel is not None else None
         try:
@@ -389,11 +588,16 @@ class _Connection(HttpToolsProtocol):  # type: ignore[misc]
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._had_head()
+        self.over.set()
         if self.peer is not None:
             self.front.lost(self, self.peer)
 
     def data_received(self, data: bytes) -> None:
+        idle = self.cycle is None or self.cycle.response_complete
         super().data_received(data)
+        if idle and (self.cycle is None or self.cycle.response_complete):
+            self._expect_head()
         # What came before the end of a request's head is bounded here, as the parser does not.
         if self._in_head:
             self._head_bytes += len(data)
@@ -407,7 +611,17 @@ class _Connection(HttpToolsProtocol):  # type: ignore[misc]
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._had_head()
         super().on_headers_complete()
+
+    def _expect_head(self) -> None:
+        if self._head_ends is None and not self.transport.is_closing():
+            self._head_ends = self.loop.call_later(_HEAD_SECONDS, self.transport.abort)
+
+    def _had_head(self) -> None:
+        if self._head_ends is not None:
+            self._head_ends.cancel()
+            self._head_ends = None
 
 
 async def _refuse(send: Send, status: int, reason: str) -> None:

@@ -31,6 +31,7 @@ from fedlearn.tls import server_context
 from server.admission import AdmissionGate, Periods
 from server.challenges import Limits
 from server.config import ServerConfig
+from server.connections import Caps
 from server.coordinator import Coordinator
 from server.enrollment import SiteRegister, SiteStatus
 from server.exclusions import ExclusionList
@@ -49,6 +50,9 @@ __all__ = ["Service", "serve"]
 
 _LOG = logging.getLogger(__name__)
 _SWEEP_SECONDS: Final = 0.5
+_FILES_FOR_EACH: Final = 16
+"""Open files of the process for each connection without a certificate: two gRPC listeners with
+three each, one at Fleet, and as many again for those with a certificate, and for the rest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,12 +140,20 @@ def serve(config: ServerConfig) -> Iterator[Service]:
             host=listen["fleet"].rpartition(":")[0].strip("[]"),
             port=int(listen["fleet"].rpartition(":")[2]),
             max_update_bytes=config.limits.update_mib * 1024 * 1024,
+            max_deliveries_bytes=config.limits.deliveries_mib * 1024 * 1024,
+            caps=_caps(config, per_identity=16),
         )
         front.start()
         stack.callback(front.stop)
         hpke = X25519PrivateKey.generate().public_key().public_bytes_raw()
         listeners = Listeners(
-            config=RpcConfig(gate=listen["gate"], control=listen["control"]),
+            config=RpcConfig(
+                gate=listen["gate"],
+                control=listen["control"],
+                caps=_caps(config, per_identity=8),
+                # Where one address may hold every connection, it may hold every call.
+                gate_calls_per_peer=min(256, max(32, config.limits.connections_per_peer // 4)),
+            ),
             server_chain=chain,
             server_key=_pem(key),
             ca=home.ca,
@@ -240,6 +252,20 @@ def _gate(
         sign_result=sign,
         exclusions=ExclusionList(entry.body for entry in home.ledger.entries(kind="exclusion")),
         readmitted=coordinator.jobs.readmitted,
+    )
+
+
+def _caps(config: ServerConfig, *, per_identity: int) -> Caps:
+    """Return what one listener holds; a connection to gRPC has three open files."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limits = config.limits
+    unknown = limits.connections
+    if files != resource.RLIM_INFINITY:
+        unknown = max(16, min(unknown, files // _FILES_FOR_EACH))
+    return Caps(
+        unknown=unknown,
+        unknown_per_peer=min(limits.connections_per_peer, unknown),
+        per_identity=per_identity,
     )
 
 

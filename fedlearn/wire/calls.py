@@ -6,15 +6,19 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+from fedlearn.errors import Throttled
 from fedlearn.wire.channel import patiently
 from fedlearn.wire.failure import failure_of
 
 import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
 
-__all__ = ["CALL_SECONDS", "Calls"]
+__all__ = ["ADMIT_SECONDS", "CALL_SECONDS", "Calls"]
 
 CALL_SECONDS: Final = 15.0
 """How long an ordinary call may take."""
+
+ADMIT_SECONDS: Final = 60.0
+"""How long a call may take in which evidence is verified, or a bundle sent."""
 
 _T = TypeVar("_T")
 
@@ -56,6 +60,14 @@ class Calls:
         except grpc.RpcError as error:
             raise failure_of(error, self._other) from None
 
+    def _when_taken(self, method: Callable[..., _T], request: Any) -> _T:
+        """Make a call that may not be made twice; repeat it only where it was not looked at."""
+        return patiently(
+            lambda: self._once(method, request, ADMIT_SECONDS),
+            attempts=self.attempts,
+            failures=(Throttled,),
+        )
+
     def _patiently(self, method: Callable[..., _T], request: Any) -> _T:
-        """Make a call that may be made twice; repeat it while nobody answers."""
+        """Make a call that may be made twice; repeat it while nobody takes it."""
         return patiently(lambda: self._once(method, request), attempts=self.attempts)

@@ -18,6 +18,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 
+from fedlearn.errors import FedlearnError, Throttled
 from fedlearn.join import checked_address
 from fedlearn.spiffe import COORDINATOR_DNS
 from fedlearn.wire.failure import Unreachable
@@ -82,19 +83,21 @@ def patiently(
     attempts: int = 6,
     first: float = 0.1,
     longest: float = 5.0,
+    failures: tuple[type[FedlearnError], ...] = (Unreachable, Throttled),
     sleep: Callable[[float], None] = time.sleep,
     draw: Callable[[float, float], float] = random.uniform,
 ) -> _T:
-    """Call again while nobody answers, with exponential backoff and full jitter.
+    """Call again while it fails by ``failures``, with exponential backoff and full jitter.
 
-    Only for calls that may be made twice. Anything but :class:`Unreachable` is final.
+    By default these are that nobody answers, and that there are too many requests. Only for
+    calls that may be made twice; a throttled call was not looked at. Anything else is final.
 
-    :raises Unreachable: after ``attempts`` tries.
+    :raises FedlearnError: the last one, after ``attempts`` tries.
     """
     for attempt in range(attempts):
         try:
             return call()
-        except Unreachable:
+        except failures:
             if attempt == attempts - 1:
                 raise
         sleep(draw(0.0, min(longest, first * 2**attempt)))

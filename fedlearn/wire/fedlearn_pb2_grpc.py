@@ -492,6 +492,11 @@ class ClientsStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.Challenge = channel.unary_unary(
+                '/fedlearn.v1.Clients/Challenge',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.Empty.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ChallengeReply.FromString,
+                _registered_method=True)
         self.Renew = channel.unary_unary(
                 '/fedlearn.v1.Clients/Renew',
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.AdmitRequest.SerializeToString,
@@ -512,6 +517,13 @@ class ClientsStub:
 class ClientsServicer:
     """Needs a live client admission: spiffe://<trust domain>/job/<job>/site/<site>/client/<id>
     """
+
+    def Challenge(self, request, context):
+        """A nonce for attesting again: a client needs no call that strangers could crowd out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def Renew(self, request, context):
         """Attest again, on the connection of the certificate that is being renewed.
@@ -537,6 +549,11 @@ class ClientsServicer:
 
 def add_ClientsServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'Challenge': grpc.unary_unary_rpc_method_handler(
+                    servicer.Challenge,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.Empty.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ChallengeReply.SerializeToString,
+            ),
             'Renew': grpc.unary_unary_rpc_method_handler(
                     servicer.Renew,
                     request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.AdmitRequest.FromString,
@@ -563,6 +580,33 @@ def add_ClientsServicer_to_server(servicer, server):
 class Clients:
     """Needs a live client admission: spiffe://<trust domain>/job/<job>/site/<site>/client/<id>
     """
+
+    @staticmethod
+    def Challenge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlearn.v1.Clients/Challenge',
+            fedlearn_dot_wire_dot_fedlearn__pb2.Empty.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.ChallengeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Renew(request,

@@ -6,7 +6,7 @@ from fedlearn.errors import AdmissionDenied, ConfigError, Throttled, TransportEr
 from fedlearn.wire import fedlearn_pb2 as pb
 from server.admission import AdmissionGate
 from server.register import Admission
-from server.rpc.gate import Welcome, admit_reply, admit_request, refused_reply
+from server.rpc.gate import Welcome, admit_reply, admit_request, challenge_reply, refused_reply
 from server.rpc.guard import Caller
 from server.rpc.ports import Coordinator
 
@@ -24,6 +24,11 @@ class ClientsService:
         self._gate = gate
         self._coordinator = coordinator
         self._welcome = welcome
+
+    def Challenge(self, request: pb.Empty, caller: Caller) -> pb.ChallengeReply:  # noqa: N802
+        """Give out a nonce for attesting again; counted for the client, not for its address."""
+        admission = _admission(caller)
+        return challenge_reply(self._gate.challenge(admission.job, admission.site, caller.name))
 
     def Renew(self, request: pb.AdmitRequest, caller: Caller) -> pb.AdmitReply:  # noqa: N802
         """Attest again; a refusal is a reply, with its findings."""

@@ -9,13 +9,21 @@ from datetime import timedelta
 from fedlearn.errors import AdmissionDenied, Throttled
 from fedlearn.wire import fedlearn_pb2 as pb
 from server.admission import AdmissionGate, AdmitRequest, Admitted
+from server.challenges import Challenge
 from server.enrollment import Site, SiteRegister, SiteStatus
 from server.pki import CertificateAuthority
 from server.proof import CoordinatorProof
 from server.rpc.guard import Caller
 from server.tpm_enrollment import TpmEnrollment
 
-__all__ = ["GateService", "Welcome", "admit_reply", "admit_request", "refused_reply"]
+__all__ = [
+    "GateService",
+    "Welcome",
+    "admit_reply",
+    "admit_request",
+    "challenge_reply",
+    "refused_reply",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +77,7 @@ class GateService:
 
     def Challenge(self, request: pb.ChallengeRequest, caller: Caller) -> pb.ChallengeReply:  # noqa: N802
         """Give out a nonce."""
-        challenge = self._gate.challenge(request.job, request.site, caller.peer)
-        return pb.ChallengeReply(
-            nonce=challenge.nonce,
-            expires_unix_ms=int(challenge.expires.timestamp() * 1000),
-            verifier_id=challenge.verifier_id,
-        )
+        return challenge_reply(self._gate.challenge(request.job, request.site, caller.peer))
 
     def Admit(self, request: pb.AdmitRequest, caller: Caller) -> pb.AdmitReply:  # noqa: N802
         """Admit a client; a refusal is a reply, with its findings."""
@@ -85,6 +88,15 @@ class GateService:
         except AdmissionDenied as denied:
             return refused_reply(denied)
         return admit_reply(admitted, self._welcome)
+
+
+def challenge_reply(challenge: Challenge) -> pb.ChallengeReply:
+    """Put a challenge on the wire."""
+    return pb.ChallengeReply(
+        nonce=challenge.nonce,
+        expires_unix_ms=int(challenge.expires.timestamp() * 1000),
+        verifier_id=challenge.verifier_id,
+    )
 
 
 def enroll_reply(

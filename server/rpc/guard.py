@@ -3,21 +3,25 @@
 Bodies of services are plain functions of a request and a :class:`Caller`. The guard runs
 them in a bounded pool of threads with a deadline, turns errors into statuses with a code and
 a hint, and lets nothing of the inside out.
+
+It decides when the head of a call is there, before its message is read: who is calling, and
+whether that caller has a place left. On the wire a call with one message and a stream of
+messages are the same, so every method is served as a stream whose first message has to come
+within :class:`Room`'s time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import secrets
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
-from urllib.parse import unquote
 
 import grpc
 
@@ -26,15 +30,18 @@ from fedlearn.errors import FedlearnError, Throttled, TransportError
 from fedlearn.spiffe import ClientId, OperatorId, SiteId
 from fedlearn.wire.channel import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES
 from fedlearn.wire.failure import MAX_MESSAGE_CHARS, status_of, trailing_of
+from server.connections import Connection
 from server.enrollment import Site, SiteRegister
 from server.operators import OperatorRegister
 from server.peers import PeerCertificate
 from server.register import Admission, AdmissionRegister
 
-__all__ = ["Caller", "Guard", "Identify", "identify_anyone", "identify_by_certificate"]
+__all__ = ["Caller", "Guard", "Identify", "Room", "identify_anyone", "identify_by_certificate"]
 
 _LOG = logging.getLogger("fedlearn.rpc")
 _SUBMIT: Final = "/fedlearn.v1.Operator/SubmitJob"
+_SUBMIT_SECONDS: Final = 600.0
+"""A job's bundle has up to 64 MiB, and comes from an operator."""
 _STILL_SECONDS: Final = 0.5
 """How often a caller who waits for the next answer of a stream is looked at again."""
 
@@ -44,6 +51,7 @@ class Caller:
     """Who is calling. Exactly what the service needs is set; the gate's callers have no name.
 
     ``peer``  the network address without its port, for rates and the ledger
+    ``name``  under which its calls are counted: its identity, or else its address
     """
 
     peer: str
@@ -51,6 +59,29 @@ class Caller:
     site: Site | None = None
     admission: Admission | None = None
     operator: str = ""
+
+    @property
+    def name(self) -> str:
+        """The identity of its certificate, or its address."""
+        return self.peer if self.certificate is None else str(self.certificate.id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What the calls of one service may use up; nothing of it is shared with other services.
+
+    ``pool``           runs the bodies of its calls
+    ``streams``        runs the bodies of its streams of answers
+    ``calls``          how many calls one caller may have under way
+    ``feeds``          how many of them may be streams of answers
+    ``first_message``  seconds from the head of a call to the end of its first message
+    """
+
+    pool: Executor
+    streams: Executor
+    calls: int = 16
+    feeds: int = 8
+    first_message: float = 20.0
 
 
 Identify = Callable[[str, str, bytes | None], Caller]
@@ -114,15 +145,25 @@ class _TooLong:
 
 
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Wraps every method of a server."""
+    """Wraps every method of a server.
+
+    ``rooms``          of each service, by its name without the package
+    ``connection_of``  the connection of what gRPC calls a peer, ``None`` when it has ended
+    """
 
     def __init__(
-        self, *, identify: Identify, pool: Executor, streams: Executor, deadline: float
+        self,
+        *,
+        identify: Identify,
+        rooms: Mapping[str, Room],
+        connection_of: Callable[[str], Connection | None],
+        deadline: float,
     ) -> None:
         self._identify = identify
-        self._pool = pool
-        self._streams = streams
+        self._rooms = rooms
+        self._connection_of = connection_of
         self._deadline = deadline
+        self._under_way: Counter[tuple[str, str, str]] = Counter()
 
     async def intercept_service(
         self,
@@ -137,13 +178,13 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         limit = MAX_CONTROL_BYTES if method == _SUBMIT else MAX_MESSAGE_BYTES
         parse = _bounded(handler.request_deserializer, limit)
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(
+            return grpc.stream_unary_rpc_method_handler(
                 self._unary(method, handler.unary_unary),
                 request_deserializer=parse,
                 response_serializer=handler.response_serializer,
             )
         if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(
+            return grpc.stream_stream_rpc_method_handler(
                 self._feed(method, handler.unary_stream),
                 request_deserializer=parse,
                 response_serializer=handler.response_serializer,
@@ -155,52 +196,152 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         )
 
     def _unary(self, method: str, body: Callable[[Any, Caller], Any]) -> Any:
-        async def call(request: Any, context: Any) -> Any:
+        room = self._rooms[_service(method)]
+
+        async def call(requests: AsyncIterator[Any], context: Any) -> Any:
+            place = _Place()
+            work: asyncio.Future[Any] | None = None
             try:
                 caller = self._caller(method, context)
-                loop = asyncio.get_running_loop()
-                work = loop.run_in_executor(self._pool, body, _checked(request), caller)
+                place.take(self, method, caller, "calls", room.calls)
+                request = await _first(requests, method, room)
+                work = asyncio.get_running_loop().run_in_executor(room.pool, body, request, caller)
                 return await asyncio.wait_for(asyncio.shield(work), self._deadline)
             except Exception as error:  # noqa: BLE001 - the one place where errors are told
-                await _tell(context, method, error)
+                await self._tell(context, method, error)
+            finally:
+                # A body that nobody waits for any more still occupies its thread.
+                if work is None:
+                    place.leave()
+                else:
+                    work.add_done_callback(lambda _: place.leave())
 
         return call
 
     def _feed(self, method: str, body: Callable[[Any, Caller, threading.Event], Any]) -> Any:
-        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        room = self._rooms[_service(method)]
+
+        async def call(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
             stop = threading.Event()
+            place = _Place()
+
+            def ended(_: object) -> None:
+                stop.set()
+                place.leave()
+
             # A call that is cancelled while an item is being sent leaves this generator where
             # it is, and `finally` to the garbage collector.
-            context.add_done_callback(lambda _: stop.set())
+            context.add_done_callback(ended)
             try:
                 caller = self._caller(method, context)
-                source = body(_checked(request), caller, stop)
+                place.take(self, method, caller, "feeds", room.feeds)
+                source = body(await _first(requests, method, room), caller, stop)
                 # Nothing is sent to a caller who may not call any more.
                 async for item in _drawn(
-                    source, self._streams, still=lambda: self._caller(method, context)
+                    source, room.streams, still=lambda: self._caller(method, context)
                 ):
                     yield item
             except Exception as error:  # noqa: BLE001 - the one place where errors are told
-                await _tell(context, method, error)
+                await self._tell(context, method, error)
             finally:
                 stop.set()
+                place.leave()
 
         return call
 
     def _dialogue(self, method: str, body: Callable[[AsyncIterator[Any], Caller], Any]) -> Any:
+        room = self._rooms[_service(method)]
+
         async def call(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+            place = _Place()
+            context.add_done_callback(lambda _: place.leave())
             try:
                 caller = self._caller(method, context)
+                place.take(self, method, caller, "feeds", room.feeds)
                 async for item in body(_all_checked(requests), caller):
                     yield item
             except Exception as error:  # noqa: BLE001 - the one place where errors are told
-                await _tell(context, method, error)
+                await self._tell(context, method, error)
+            finally:
+                place.leave()
 
         return call
 
     def _caller(self, method: str, context: Any) -> Caller:
+        connection = self._connection_of(context.peer())
+        if connection is None:
+            raise TransportError("the connection has ended")
         shown = context.auth_context().get("x509_pem_cert") or (None,)
-        return self._identify(method, _address(context.peer()), shown[0])
+        caller = self._identify(method, connection.peer, shown[0])
+        if caller.certificate is not None:
+            connection.identify(caller.name)
+        return caller
+
+    def count(self, key: tuple[str, str, str], most: int) -> None:
+        """Count one more call under way.
+
+        :raises Throttled: when it is one too many.
+        """
+        if self._under_way[key] >= most:
+            _, name, what = key
+            raise Throttled(
+                f"{name} has {most} {what} under way, which is the most",
+                hint="wait until one of them has ended",
+            )
+        self._under_way[key] += 1
+
+    def uncount(self, key: tuple[str, str, str]) -> None:
+        """Count one call less."""
+        self._under_way[key] -= 1
+        if not self._under_way[key]:
+            del self._under_way[key]
+
+    async def _tell(self, context: Any, method: str, error: Exception) -> None:
+        if isinstance(error, Throttled | TransportError):
+            connection = self._connection_of(context.peer())
+            if connection is not None:
+                connection.refused()
+        await _tell(context, method, error)
+
+
+class _Place:
+    """One call's place among those of its caller; given back once."""
+
+    def __init__(self) -> None:
+        self._guard: Guard | None = None
+        self._key = ("", "", "")
+
+    def take(self, guard: Guard, method: str, caller: Caller, what: str, most: int) -> None:
+        self._key = (_service(method), caller.name, what)
+        guard.count(self._key, most)
+        self._guard = guard
+
+    def leave(self) -> None:
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.uncount(self._key)
+
+
+def _service(method: str) -> str:
+    return method.split("/")[1].removeprefix("fedlearn.v1.")
+
+
+async def _first(requests: AsyncIterator[Any], method: str, room: Room) -> Any:
+    """Return the one message of a call.
+
+    :raises Throttled: when it is too long.
+    :raises TransportError: when it does not come, or not in time.
+    """
+    seconds = _SUBMIT_SECONDS if method == _SUBMIT else room.first_message
+    try:
+        return _checked(await asyncio.wait_for(anext(requests), seconds))
+    except StopAsyncIteration:
+        raise TransportError("the call ended without a message") from None
+    except TimeoutError:
+        raise TransportError(
+            f"the message of the call was not there after {seconds:g} s",
+            hint="see that the network between is not too slow, and try again",
+        ) from None
 
 
 def _bounded(parse: Callable[[bytes], Any], limit: int) -> Callable[[bytes], Any]:
@@ -259,15 +400,3 @@ async def _tell(context: Any, method: str, error: Exception) -> None:
             grpc.StatusCode.INTERNAL,
             f"internal error; the coordinator's log has more under reference {reference}",
         )
-
-
-def _address(peer: str) -> str:
-    """``ipv4:192.0.2.1:5000`` to ``192.0.2.1``; IPv6 to its /64, which one party holds."""
-    kind, _, rest = unquote(peer).partition(":")
-    if kind == "ipv4":
-        return rest.rpartition(":")[0]
-    if kind == "ipv6":
-        host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
-        network = ipaddress.ip_network((host, 64), strict=False)
-        return str(network)
-    return kind

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final, Self
 
 from attestation.trust import TrustAnchors
@@ -19,13 +23,14 @@ import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
 
 from fedlearn.wire import fedlearn_pb2_grpc as rpc
 from server.admission import AdmissionGate
+from server.connections import Caps, Connections, Relay, accept_all, listen
 from server.enrollment import Site, SiteRegister, SiteStatus
 from server.operators import OperatorRegister
 from server.pki import CertificateAuthority
 from server.proof import CoordinatorProof
 from server.rpc.clients import ClientsService
 from server.rpc.gate import GateService, Welcome
-from server.rpc.guard import Guard, Identify, identify_anyone, identify_by_certificate
+from server.rpc.guard import Guard, Identify, Room, identify_anyone, identify_by_certificate
 from server.rpc.operator import OperatorService
 from server.rpc.ports import Coordinator
 from server.rpc.sites import SitesService
@@ -34,6 +39,8 @@ from server.tpm_enrollment import TpmEnrollment
 __all__ = ["Listeners", "RpcConfig"]
 
 _START_SECONDS: Final = 15.0
+_UNKNOWN_SECONDS: Final = 20.0
+"""How long a connection to control may be open before the first call on it."""
 _register: Final[Any] = rpc
 """The generated functions, which carry no types."""
 
@@ -44,16 +51,23 @@ class RpcConfig:
 
     ``gate``, ``control``  ``host:port`` to bind
     ``deadline``           seconds that one unary call may take
-    ``watchers``           how many operators may follow jobs at once
+    ``gate_calls``         calls under way at the gate, and ``gate_calls_per_peer`` of one address
+    ``first_message``      seconds from the head of a call to the end of its message
+    ``threads``            for the calls of each service
+    ``watchers``           for the streams of each service: so many operators may follow jobs
+    ``caps``               connections of each listener
     """
 
     gate: str
     control: str
     deadline: float = 60.0
     gate_calls: int = 256
+    gate_calls_per_peer: int = 32
     control_calls: int = 4096
+    first_message: float = 20.0
     threads: int = 16
     watchers: int = 32
+    caps: Caps = field(default_factory=Caps)
 
 
 class Listeners:
@@ -84,9 +98,26 @@ class Listeners:
         self._chain = server_chain
         self._key = server_key
         self._ca = ca
-        self._gate_pool = ThreadPoolExecutor(config.threads, thread_name_prefix="gate")
-        self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="control")
-        self._watchers = ThreadPoolExecutor(config.watchers, thread_name_prefix="watch")
+        # Each service has threads of its own: no site can keep an operator's call waiting.
+        self._rooms = {
+            name: Room(
+                pool=ThreadPoolExecutor(config.threads, thread_name_prefix=name),
+                streams=ThreadPoolExecutor(config.watchers, thread_name_prefix=f"{name}-stream"),
+                calls=calls,
+                first_message=config.first_message,
+            )
+            for name, calls in (
+                ("Gate", config.gate_calls_per_peer),
+                ("Sites", 16),
+                ("Clients", 8),
+                ("Operator", 32),
+            )
+        }
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="rpc-", dir=os.environ.get("RUNTIME_DIRECTORY")
+        )
+        self._accepting: list[asyncio.Task[None]] = []
+        self.connections: dict[str, Connections] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="rpc", daemon=True)
         self._servers: list[Any] = []
@@ -108,7 +139,7 @@ class Listeners:
             ca=ca,
             welcome=welcome,
             clock=clock,
-            pool=self._pool,
+            pool=self._rooms["Sites"].pool,
         )
         self._clients_service = ClientsService(gate=gate, coordinator=coordinator, welcome=welcome)
         self._operator_service = OperatorService(
@@ -156,8 +187,10 @@ class Listeners:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5.0)
         self._loop.close()
-        for pool in (self._gate_pool, self._pool, self._watchers):
-            pool.shutdown(wait=False, cancel_futures=True)
+        for room in self._rooms.values():
+            for pool in (room.pool, room.streams):
+                pool.shutdown(wait=False, cancel_futures=True)
+        self._folder.cleanup()
 
     def __enter__(self) -> Self:
         """Start."""
@@ -172,63 +205,81 @@ class Listeners:
         self._loop.run_forever()
 
     async def _serve(self) -> None:
-        gate = self._server(
-            identify_anyone, self._gate_pool, MAX_MESSAGE_BYTES, self._config.gate_calls
-        )
+        # Both addresses first: a port that is taken ends the start before anything runs.
+        gate_listener = _listener(self._config.gate)
+        try:
+            control_listener = _listener(self._config.control)
+        except ConfigError:
+            gate_listener.close()
+            raise
+        self.gate_port = int(gate_listener.getsockname()[1])
+        self.control_port = int(control_listener.getsockname()[1])
+        gate, gate_relay = self._server("gate", identify_anyone, mutual=False)
         _register.add_GateServicer_to_server(self._gate_service, gate)
-        control = self._server(
-            self._identify, self._pool, MAX_CONTROL_BYTES, self._config.control_calls
-        )
+        control, control_relay = self._server("control", self._identify, mutual=True)
         _register.add_SitesServicer_to_server(self._sites_service, control)
         _register.add_ClientsServicer_to_server(self._clients_service, control)
         _register.add_OperatorServicer_to_server(self._operator_service, control)
-        self.gate_port = self._bind(gate, self._config.gate, mutual=False)
-        self.control_port = self._bind(control, self._config.control, mutual=True)
-        for server in (gate, control):
+        for name, server, listener, relay in (
+            ("gate", gate, gate_listener, gate_relay),
+            ("control", control, control_listener, control_relay),
+        ):
             await server.start()
             self._servers.append(server)
+            accepting = accept_all(listener, self.connections[name], relay.serve)
+            self._accepting.append(asyncio.ensure_future(_then_close(accepting, listener)))
 
     async def _stop(self, grace: float) -> None:
         await asyncio.gather(*(server.stop(grace) for server in self._servers))
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
 
-    def _server(
-        self, identify: Identify, pool: ThreadPoolExecutor, max_bytes: int, calls: int
-    ) -> Any:
+    def _server(self, name: str, identify: Identify, *, mutual: bool) -> tuple[Any, Relay]:
+        path = Path(self._folder.name) / name
+        connections = self.connections[name] = Connections(self._config.caps)
+        relay = Relay(path, connections, unknown_seconds=_UNKNOWN_SECONDS if mutual else None)
         guard = Guard(
             identify=identify,
-            pool=pool,
-            streams=self._watchers,
+            rooms=self._rooms,
+            connection_of=relay.of_peer,
             deadline=self._config.deadline,
         )
+        max_bytes = MAX_CONTROL_BYTES if mutual else MAX_MESSAGE_BYTES
+        calls = self._config.control_calls if mutual else self._config.gate_calls
         options = [
             ("grpc.max_receive_message_length", max_bytes),
             ("grpc.max_send_message_length", MAX_CONTROL_BYTES),
+            ("grpc.max_concurrent_streams", 64 if mutual else 32),
             ("grpc.so_reuseport", 0),
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            ("grpc.max_connection_idle_ms", 15 * 60_000),
+            # Nobody needs a connection to the gate for longer than a few calls take.
+            ("grpc.max_connection_idle_ms", 15 * 60_000 if mutual else 60_000),
             ("grpc.server_handshake_timeout_ms", 10_000),
         ]
-        return grpc.aio.server(interceptors=[guard], options=options, maximum_concurrent_rpcs=calls)
-
-    def _bind(self, server: Any, address: str, *, mutual: bool) -> int:
-        host, _, port = address.rpartition(":")
-        if port != "0":
-            checked_address(address)
+        server = grpc.aio.server(
+            interceptors=[guard], options=options, maximum_concurrent_rpcs=calls
+        )
         credentials = grpc.ssl_server_credentials(
             [(self._key, self._chain)],
             root_certificates=self._ca.certificate_pem if mutual else None,
             require_client_auth=mutual,
         )
-        try:
-            bound: int = server.add_secure_port(f"{host}:{port}", credentials)
-        except RuntimeError:
-            bound = 0
-        if not bound:
-            raise ConfigError(
-                f"{address} cannot be bound",
-                key="listen",
-                hint="see that no other process listens there (`ss -ltnp`)",
-            )
-        return bound
+        server.add_secure_port(f"unix:{path}", credentials)
+        return server, relay
+
+
+def _listener(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    if port != "0":
+        checked_address(address)
+    return listen(host.strip("[]"), int(port))
+
+
+async def _then_close(accepting: Coroutine[Any, Any, None], listener: socket.socket) -> None:
+    try:
+        await accepting
+    finally:
+        listener.close()

@@ -16,6 +16,7 @@ from cryptography import x509
 from edge.admission import (
     ClientKeys,
     Membership,
+    _answer,
     control_of,
     renew_admission,
     seek_admission,
@@ -132,8 +133,16 @@ def test_a_client_does_not_renew_for_another(front: Any, site: Site) -> None:
     other = Site(front, name="site-b")
     other.seek()
     with site.control(front, admitted) as control, other.gate:
-        with pytest.raises(AdmissionDenied, match="renews nobody else"):
+        with pytest.raises(AdmissionDenied, match="given out for job alpha at site site-a"):
             renew_admission(other.gate, control, other.attester, other.membership)
+    site = Site(front)
+    admitted = site.seek()
+    with site.control(front, admitted) as control, site.gate:
+        # With a nonce for the other one it gets further, and not far enough.
+        challenge = site.gate.challenge("alpha", "site-b")
+        request = _answer(challenge, site.gate, other.attester, other.membership, other.voucher)
+        with pytest.raises(AdmissionDenied, match="renews nobody else"):
+            control.renew(request)
 
 
 def test_a_wrong_measurement_is_refused_with_findings_on_the_wire(front: Any, site: Site) -> None:
@@ -273,8 +282,14 @@ def test_only_who_does_not_answer_is_asked_again() -> None:
         patiently(fail(Unreachable("x"), 99), attempts=3, **kwargs)
     assert len(calls) == 3
     calls.clear()
-    with pytest.raises(Throttled):
-        patiently(fail(Throttled("x"), 99), **kwargs)
+    assert patiently(fail(Throttled("x"), 2), **kwargs) == "answered"
+    calls.clear()
+    with pytest.raises(AdmissionDenied):
+        patiently(fail(AdmissionDenied("x"), 99), **kwargs)
+    assert len(calls) == 1
+    calls.clear()
+    with pytest.raises(Unreachable):
+        patiently(fail(Unreachable("x"), 99), failures=(Throttled,), **kwargs)
     assert len(calls) == 1
 
 

@@ -156,7 +156,7 @@ class Channel:
 class Federation:
     """One coordinator with a front; jobs and clients are added to it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **front: Any) -> None:
         from fedlearn.tls import server_context
         from server.front import Front
         from server.pki import CertificateAuthority
@@ -176,6 +176,7 @@ class Federation:
             register=self.register,
             link_of=lambda job: self.hosts[job].link if job in self.hosts else None,
             trust_domain=TRUST_DOMAIN,
+            **front,
         )
         self.address = self.front.start()
         self.clients: list[subprocess.Popen[bytes]] = []

@@ -348,12 +348,23 @@ def test_behind_the_front_an_address_stands_for_everybody(
     render: Callable[..., Any], tmp_path: Path
 ) -> None:
     for limits, expected in (
-        ({}, (100.0, 4096)),
-        ({"requests_per_second": 50, "challenges": 99}, (50.0, 99)),
-        ({"requests_per_second_per_peer": 7, "challenges_per_peer": 3}, (7.0, 3)),
+        ({}, (100.0, 4096, 1024)),
+        ({"requests_per_second": 50, "challenges": 99, "connections": 64}, (50.0, 99, 64)),
+        (
+            {
+                "requests_per_second_per_peer": 7,
+                "challenges_per_peer": 3,
+                "connections_per_peer": 5,
+            },
+            (7.0, 3, 5),
+        ),
     ):
         rendered = render(SERVER, {**FRONT, "config": {"limits": limits}})
         file = tmp_path / "server.toml"
         file.write_text(rendered.one("ConfigMap", "here")["data"]["server.toml"])
         found = ServerConfig.load(file).limits
-        assert (found.requests_per_second_per_peer, found.challenges_per_peer) == expected
+        assert (
+            found.requests_per_second_per_peer,
+            found.challenges_per_peer,
+            found.connections_per_peer,
+        ) == expected

@@ -326,7 +326,7 @@ def test_a_weak_context_or_a_taken_port_is_refused(federation):
         trust_domain="test.example",
         port=federation.address[1],
     )
-    with pytest.raises(ConfigError, match="cannot listen"):
+    with pytest.raises(ConfigError, match="cannot be bound: Address already in use"):
         taken.start()
 
 

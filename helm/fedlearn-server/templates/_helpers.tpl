@@ -98,6 +98,9 @@ fleet: 9445
 {{- if not (hasKey $limits "challenges_per_peer") -}}
 {{- $_ := set $limits "challenges_per_peer" (get $limits "challenges" | default 4096) -}}
 {{- end -}}
+{{- if not (hasKey $limits "connections_per_peer") -}}
+{{- $_ := set $limits "connections_per_peer" (get $limits "connections" | default 1024) -}}
+{{- end -}}
 {{- $_ := set $config "limits" $limits -}}
 {{- end -}}
 {{- if $root.Values.metrics.enabled -}}

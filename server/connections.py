@@ -1,0 +1,313 @@
+"""Connections under caps: how many one address, and one identity, may hold.
+
+A connection counts for its address until it is known whose it is, and for its identity from
+then on: what strangers may hold never grows with what known peers hold, and the other way
+round. Where many peers share an address (NAT, a proxy), only the part that needs no certificate
+is shared among them.
+
+Everything here belongs to one event loop and is not safe to use from other threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import os
+import secrets
+import socket
+import struct
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from fedlearn.errors import ConfigError
+
+__all__ = ["Caps", "Connection", "Connections", "Relay", "accept_all", "listen", "network_of"]
+
+_LOG = logging.getLogger(__name__)
+_PIECE: Final = 64 * 1024
+_NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_PAUSE_SECONDS: Final = 0.1
+_BACKLOG: Final = 1024
+_ANSWER_SECONDS: Final = 10.0
+_REFUSALS: Final = 100
+_ABORT: Final = struct.pack("ii", 1, 0)
+"""``SO_LINGER`` of zero seconds: a refused connection leaves nothing behind at our side."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caps:
+    """How many connections are held at once.
+
+    ``unknown``, ``unknown_per_peer``  whose identity is not known (yet): in all, for one address
+    ``per_identity``                   of one identity; a further one ends the oldest
+    """
+
+    unknown: int = 1024
+    unknown_per_peer: int = 128
+    per_identity: int = 8
+
+
+class Connection:
+    """One accepted connection. ``peer`` is its network address, see :func:`network_of`."""
+
+    def __init__(self, owner: Connections, peer: str, abort: Callable[[], None]) -> None:
+        self.peer = peer
+        self.identity = ""
+        self._owner = owner
+        self._abort = abort
+        self._refusals = 0
+        self._open = True
+
+    def identify(self, identity: str) -> None:
+        """Count this connection for ``identity`` from now on, and no longer for its address."""
+        if self._open and not self.identity:
+            self._owner.identified(self, identity)
+
+    def refused(self) -> None:
+        """Note that a call on it was refused; a peer that goes on regardless is cut off."""
+        self._refusals += 1
+        if self._refusals > _REFUSALS:
+            self.abort()
+
+    def abort(self) -> None:
+        """End it."""
+        self._abort()
+
+    def close(self) -> None:
+        """Count it no more. May be called twice."""
+        if self._open:
+            self._open = False
+            self._owner.closed(self)
+
+
+class Connections:
+    """The open connections of one listener."""
+
+    def __init__(self, caps: Caps) -> None:
+        self._caps = caps
+        self._unknown: dict[str, int] = {}
+        self._unknown_total = 0
+        self._known: dict[str, OrderedDict[Connection, None]] = {}
+
+    def take(self, address: str, abort: Callable[[], None]) -> Connection | None:
+        """Return a place for a connection from the IP ``address``; ``None`` when it has none left.
+
+        ``abort`` ends the connection; the caller calls :meth:`Connection.close` afterwards.
+        """
+        peer = network_of(address)
+        held = self._unknown.get(peer, 0)
+        if held >= self._caps.unknown_per_peer or self._unknown_total >= self._caps.unknown:
+            return None
+        self._unknown[peer] = held + 1
+        self._unknown_total += 1
+        return Connection(self, peer, abort)
+
+    @property
+    def unknown(self) -> int:
+        """How many connections are open whose identity is not known."""
+        return self._unknown_total
+
+    def of(self, identity: str) -> int:
+        """Return how many connections an identity holds."""
+        return len(self._known.get(identity, ()))
+
+    def identified(self, connection: Connection, identity: str) -> None:
+        """Move ``connection`` from its address to ``identity``; end that one's oldest if needed."""
+        self._leave_unknown(connection)
+        connection.identity = identity
+        held = self._known.setdefault(identity, OrderedDict())
+        held[connection] = None
+        if len(held) > self._caps.per_identity:
+            oldest = next(iter(held))
+            oldest.close()
+            oldest.abort()
+
+    def closed(self, connection: Connection) -> None:
+        """Forget ``connection``."""
+        if not connection.identity:
+            self._leave_unknown(connection)
+            return
+        held = self._known.get(connection.identity)
+        if held is not None:
+            held.pop(connection, None)
+            if not held:
+                del self._known[connection.identity]
+
+    def _leave_unknown(self, connection: Connection) -> None:
+        self._unknown_total -= 1
+        left = self._unknown[connection.peer] - 1
+        if left:
+            self._unknown[connection.peer] = left
+        else:
+            del self._unknown[connection.peer]
+
+
+def network_of(address: str) -> str:
+    """Return an IPv4 address as it is, and IPv6 as its /64, which one party holds."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None:
+            return str(ip.ipv4_mapped)
+        return str(ipaddress.ip_network((ip, 64), strict=False))
+    return str(ip)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a non-blocking listening socket.
+
+    :raises ConfigError: when the address cannot be listened on.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        both = host == "::" and socket.has_dualstack_ipv6()
+        listener = socket.create_server(
+            (host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"{host}:{port} cannot be bound: {os.strerror(error.errno or 0)}",
+            key="listen",
+            hint="see that no other process listens there (`ss -ltnp`), or choose another port",
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+async def accept_all(
+    listener: socket.socket,
+    connections: Connections,
+    serve: Callable[[socket.socket, Connection], Awaitable[None]],
+) -> None:
+    """Accept until cancelled; run ``serve`` for each connection that has a place.
+
+    A connection beyond the caps is reset at once. Too few file descriptors pause accepting and
+    end nothing. ``serve`` owns the socket and closes it.
+    """
+    loop = asyncio.get_running_loop()
+    running: set[asyncio.Task[None]] = set()
+    try:
+        while True:
+            try:
+                sock, address = await loop.sock_accept(listener)
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    _LOG.warning("no connection can be accepted: %s", error.strerror)
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                continue
+            task = asyncio.ensure_future(_served(sock, str(address[0]), connections, serve))
+            running.add(task)
+            task.add_done_callback(running.discard)
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _served(
+    sock: socket.socket,
+    address: str,
+    connections: Connections,
+    serve: Callable[[socket.socket, Connection], Awaitable[None]],
+) -> None:
+    task = asyncio.current_task()
+
+    def abort() -> None:
+        if task is not None:
+            task.cancel()
+
+    connection = connections.take(address, abort)
+    if connection is None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+        sock.close()
+        return
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await serve(sock, connection)
+    except OSError as error:
+        _LOG.debug("a connection from %s ended: %s", connection.peer, error)
+    finally:
+        connection.close()
+        sock.close()
+
+
+class Relay:
+    """Stands before a gRPC server, which counts no connections of one peer and cannot end one.
+
+    The server listens on a Unix socket in a private folder. Bytes are passed on as they are: TLS
+    ends in the server. To the server each connection has a name of its own, by which
+    :meth:`of_peer` finds it again.
+
+    :param path: of the server's socket.
+    :param unknown_seconds: how long a connection may be open before a call on it has shown whose
+        it is; ``None`` where nobody has to show it.
+    """
+
+    def __init__(
+        self, path: Path, connections: Connections, *, unknown_seconds: float | None
+    ) -> None:
+        self._path = str(path)
+        self._connections = connections
+        self._unknown_seconds = unknown_seconds
+        self._prefix = f"fedlearn-{os.getpid()}-{secrets.token_hex(8)}-"
+        self._number = 0
+        self._named: dict[str, Connection] = {}
+
+    def of_peer(self, peer: str) -> Connection | None:
+        """Return the connection that gRPC calls ``peer``, while it is open."""
+        return self._named.get(peer.removeprefix("unix-abstract:"))
+
+    async def serve(self, sock: socket.socket, connection: Connection) -> None:
+        """Pass bytes both ways until either side ends."""
+        loop = asyncio.get_running_loop()
+        self._number += 1
+        name = f"{self._prefix}{self._number}"
+        inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        timer: asyncio.TimerHandle | None = None
+        try:
+            inner.setblocking(False)
+            inner.bind(f"\0{name}")
+            self._named[name] = connection
+            await loop.sock_connect(inner, self._path)
+            if self._unknown_seconds is not None:
+                timer = loop.call_later(self._unknown_seconds, _end_unknown, connection)
+            asked = asyncio.ensure_future(_pass_on(sock, inner))
+            answered = asyncio.ensure_future(_pass_on(inner, sock))
+            try:
+                await asyncio.wait({asked, answered}, return_when=asyncio.FIRST_COMPLETED)
+                # A peer that says no more may still be answered; a server that ended may not
+                # be asked.
+                if not answered.done() and asked.exception() is None:
+                    await asyncio.wait({answered}, timeout=_ANSWER_SECONDS)
+            finally:
+                asked.cancel()
+                answered.cancel()
+                await asyncio.gather(asked, answered, return_exceptions=True)
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._named.pop(name, None)
+            inner.close()
+
+
+def _end_unknown(connection: Connection) -> None:
+    if not connection.identity:
+        connection.abort()
+
+
+async def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    """Copy until the source ends, then tell the target that nothing more comes."""
+    loop = asyncio.get_running_loop()
+    while piece := await loop.sock_recv(source, _PIECE):
+        await loop.sock_sendall(target, piece)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
