@@ -92,17 +92,18 @@ def test_every_element_type_has_a_rule():
     assert result["empty"].shape == (0, 4)
 
 
-def test_extremes_do_not_overflow():
-    largest = np.full(3, 2.0**40, np.float64)
+@pytest.mark.parametrize("size", [2.0**40, 2.0**189, 2.0**190])
+def test_extremes_do_not_overflow(size):
+    largest = np.full(3, size, np.float64)
     mean = ExactMean({"w": largest})
     mean.add({"w": largest}, 1)
-    for sums in (mean._coarse, mean._fine):
-        sums["w"] *= MAX_UPDATES
+    for sums in mean._grids["w"].values():
+        sums *= MAX_UPDATES
     mean._weight = MAX_UPDATES
     assert mean.result()["w"].tolist() == largest.tolist()
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 2.0**41])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 2.0**191])
 def test_a_bad_value_is_refused_and_leaves_the_sum_alone(bad):
     mean = ExactMean({"a": np.zeros(1), "b": np.zeros(2)})
     mean.add({"a": np.ones(1), "b": np.ones(2)}, 3)
@@ -110,6 +111,105 @@ def test_a_bad_value_is_refused_and_leaves_the_sum_alone(bad):
         mean.add({"a": np.ones(1) * 9, "b": np.array([0, bad])}, 1)
     assert (mean.updates, mean.weight) == (1, 3)
     assert mean.result()["a"].tolist() == [1.0]
+
+
+_ANY_FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(
+        st.tuples(hnp.arrays(np.float32, 4, elements=_ANY_FLOAT32), st.integers(1, MAX_WEIGHT)),
+        min_size=1,
+        max_size=5,
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_any_float32_with_any_weight_is_added_exactly_in_any_order(updates, random):
+    total = sum(weight for _, weight in updates)
+    found = _mean(updates)
+    for index in range(4):
+        exact = sum(Fraction(float(a[index])) * w for a, w in updates) / total
+        # The spacing below the largest float32 is finite, that above it is not.
+        below = np.nextafter(np.abs(found[index]), np.float32(0))
+        ulp = max(Fraction(float(np.spacing(below))), Fraction(1, 2**149))
+        assert abs(Fraction(float(found[index])) - exact) < 2 * ulp
+    random.shuffle(updates)
+    assert _mean(updates).tobytes() == found.tobytes()
+
+
+_ANY_FLOAT64 = st.floats(2.0**-100, 2.0**150).flatmap(lambda x: st.sampled_from([x, -x, 0.0]))
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(
+        st.tuples(hnp.arrays(np.float64, 4, elements=_ANY_FLOAT64), st.integers(1, 100_000)),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_float64_is_right_to_two_units_in_the_last_place(updates):
+    total = sum(weight for _, weight in updates)
+    found = _mean(updates)
+    for index in range(4):
+        exact = sum(Fraction(float(a[index])) * w for a, w in updates) / total
+        ulp = Fraction(float(np.spacing(np.abs(found[index]))))
+        assert abs(Fraction(float(found[index])) - exact) <= 2 * ulp + Fraction(5, 2**211)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.sampled_from([np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint32, np.uint64]),
+    st.data(),
+)
+def test_integers_of_any_size_get_the_exact_mean(dtype, data):
+    bounds = np.iinfo(dtype)
+    values = hnp.arrays(dtype, 4, elements=st.integers(int(bounds.min), int(bounds.max)))
+    updates = data.draw(
+        st.lists(st.tuples(values, st.integers(1, MAX_WEIGHT)), min_size=1, max_size=4)
+    )
+    total = sum(weight for _, weight in updates)
+    found = _mean(updates)
+    assert found.dtype == dtype
+    for index in range(4):
+        exact = Fraction(sum(int(a[index]) * w for a, w in updates), total)
+        assert int(found[index]) == round(exact)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([1e-12, -3e-19, 1e-30, 1e-45, -1.1754944e-38], np.float32),
+        np.array([1e13, np.finfo(np.float32).min, np.finfo(np.float32).max], np.float32),
+        np.array([6e-8, 65504, -6e-8], np.float16),
+        to_bfloat16(np.array([1e-38, 3e38, -1e-20], np.float32)),
+        np.array([2**63 - 1, -(2**63), 1_760_000_000_000_000_000], np.int64),
+        np.array([2**64 - 1, 0], np.uint64),
+        np.array([2**31 - 1, -(2**31)], np.int32),
+    ],
+    ids=lambda array: str(array.dtype),
+)
+@pytest.mark.parametrize("weight", [1, 437, 60_000, MAX_WEIGHT])
+def test_one_update_of_extremes_is_its_own_mean(array, weight):
+    assert _mean([(array, weight)]).tobytes() == array.tobytes()
+
+
+def test_what_is_not_kept_is_documented():
+    """The sign of zero, and what is finer than the finest grid."""
+    zeros = _mean([(np.array([-0.0, 0.0], np.float32), 3)])
+    assert zeros.tobytes() == bytes(8)
+    tiny = _mean([(np.array([1e-300, 2.0**-210, 2.0**-212]), 1)])
+    assert tiny.tolist() == [0.0, 2.0**-210, 0.0]
+
+
+def test_memory_grows_only_with_the_values_that_need_it():
+    mean = ExactMean({"w": np.zeros(1000, np.float32)})
+    mean.add({"w": np.linspace(-10, 10, 1000).astype(np.float32)}, 1000)
+    assert len(mean._grids["w"]) == 2
+    for value in (1e-45, 3e38, 1e-30, 1.0):
+        mean.add({"w": np.full(1000, value, np.float32)}, MAX_WEIGHT)
+    assert len(mean._grids["w"]) <= 7
 
 
 @pytest.mark.parametrize(
