@@ -8,6 +8,8 @@ A folder made by ``fedlearn collateral fetch`` has a ``bundle.json``::
     kind  intel-collateral   JSON of a QuoteCollateralV3: PCK chain, CRLs, TCB info, QE identity
           certificates       X.509 certificates, PEM or DER: ASK, ASVK, ARK, VCEK, VLEK, EK roots
           crl                an X.509 revocation list, PEM or DER
+          nvidia-rim         a reference manifest of NVIDIA, XML; needs the extra ``nvidia``
+          ocsp               an OCSP answer, DER
 
 ``sources`` are the addresses to fetch from again. What an item says about its own validity is
 read from the item. A folder without a ``bundle.json`` is taken as it is: every file in it that
@@ -22,21 +24,19 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from cryptography import x509
-
 from attestation.collateral_answers import assemble_answers
-from attestation.collateral_forms import read_collateral
+from attestation.collateral_windows import WINDOWS
 from attestation.errors import EndorsementError, EvidenceError, FreshnessError
+from attestation.nvidia_rim import is_rim
+from attestation.ocsp import is_ocsp
 from attestation.offline import (
     MAX_COLLATERAL_BYTES,
     MAX_ENDORSEMENT_BYTES,
-    UNREADABLE,
     Input,
-    readable_certificates,
     unread_pieces,
 )
 
@@ -55,10 +55,12 @@ __all__ = [
 ]
 
 BUNDLE_NAME: Final = "bundle.json"
-KINDS: Final = ("intel-collateral", "certificates", "crl")
+KINDS: Final = tuple(WINDOWS)
 WARN_BEFORE: Final = timedelta(days=7)
 """How long before the expiry of an item a warning is given."""
 
+_DOCUMENTS: Final = ("intel-collateral", "nvidia-rim", "ocsp")
+"""What goes to :attr:`~.trust.TrustAnchors.collateral`; the others are endorsements."""
 _MAX_BUNDLE_BYTES: Final = 1024 * 1024
 _MAX_ITEMS: Final = 1024
 _MAX_TEXT: Final = 512
@@ -102,11 +104,11 @@ def load_folder(path: Path, *, now: datetime, warn_before: timedelta = WARN_BEFO
     items = read_bundle(path)
     warnings = [*_check(path, items, now, warn_before), *_unread(path, items)]
     return Folder(
-        collateral=tuple(item.data for item in items if item.kind == KINDS[0]),
+        collateral=tuple(item.data for item in items if item.kind in _DOCUMENTS),
         endorsements=tuple(
             Input(name=str(path / item.path), data=item.data)
             for item in items
-            if item.kind != KINDS[0]
+            if item.kind not in _DOCUMENTS
         ),
         warnings=tuple(warnings),
     )
@@ -208,11 +210,7 @@ def describe(data: bytes, *, path: str, name: str = "") -> Item:
 
     :raises EvidenceError: when it is none of :data:`KINDS`, or collateral that is malformed.
     """
-    for kind, look in (
-        (KINDS[0], _intel_window),
-        (KINDS[1], _certificate_window),
-        (KINDS[2], _crl_window),
-    ):
+    for kind, look in WINDOWS.items():
         try:
             found = look(data)
         except EvidenceError as error:
@@ -229,7 +227,7 @@ def describe(data: bytes, *, path: str, name: str = "") -> Item:
                 not_after=not_after,
             )
     raise EvidenceError(
-        "is neither Intel collateral nor certificates nor a revocation list", field=path
+        "is no Intel collateral, certificates, revocation list, RIM or OCSP answer", field=path
     )
 
 
@@ -250,13 +248,15 @@ def _check(
                 step="collateral",
                 hint="check the clock, or judge at another time with --at",
             )
-        if now >= item.not_after - warn_before:
+        # NVIDIA's OCSP answers count for a day: half of that before their end is soon enough.
+        half = (item.not_after - item.not_before) / 2
+        if now >= item.not_after - (min(warn_before, half) if item.kind == "ocsp" else warn_before):
             yield f"{item.name} ({item.path}) expires at {item.not_after.isoformat()}; {mend}"
 
 
 def _unread(path: Path, items: Iterable[Item]) -> Iterator[str]:
     for item in items:
-        if item.kind == KINDS[1]:
+        if item.kind == "certificates":
             for problem in unread_pieces(item.data):
                 yield f"{path / item.path}: {problem}"
 
@@ -275,10 +275,10 @@ def _loose(path: Path, now: datetime) -> Folder:
         try:
             item = describe(file.data, path=file.name)
         except EvidenceError as error:
-            if b'"tcb_info"' in file.data:
+            if b'"tcb_info"' in file.data or is_rim(file.data) or is_ocsp(file.data):
                 warnings.append(str(error))
             continue
-        if item.kind == KINDS[0]:
+        if item.kind in _DOCUMENTS:
             collateral.append(file.data)
         else:
             endorsements.append(file)
@@ -327,67 +327,3 @@ def _bounded(file: Path, limit: int, folder: Path) -> bytes:
     if len(data) > limit:
         raise EvidenceError(f"larger than {limit} bytes, which are read", field=str(file))
     return data
-
-
-_Window = tuple[str, datetime, datetime]
-
-
-def _intel_window(data: bytes) -> _Window | None:
-    if data.lstrip()[:1] != b"{":
-        return None
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(document, dict) or "tcb_info" not in document:
-        return None
-    document = read_collateral(document)
-    try:
-        tcb, identity = json.loads(document["tcb_info"]), json.loads(document["qe_identity"])
-        spans = [_stated(tcb), _stated(identity)]
-        for name in ("root_ca_crl", "pck_crl"):
-            window = _crl_window(bytes.fromhex(document[name]))
-            if window is None:
-                return None
-            spans.append(window[1:])
-        title = f"Intel collateral for FMSPC {tcb['fmspc']} ({tcb.get('id', 'SGX')})"
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    return title, max(span[0] for span in spans), min(span[1] for span in spans)
-
-
-def _stated(document: Mapping[str, Any]) -> tuple[datetime, datetime]:
-    issued = datetime.fromisoformat(document["issueDate"])
-    following = datetime.fromisoformat(document["nextUpdate"])
-    return issued.astimezone(UTC), following.astimezone(UTC)
-
-
-def _certificate_window(data: bytes) -> _Window | None:
-    """Return names and window of the certificates that can be read; ``None`` without any."""
-    try:
-        found = readable_certificates(data)
-        return (
-            ", ".join(_common_name(item.subject) for item in found),
-            max(item.not_valid_before_utc for item in found),
-            min(item.not_valid_after_utc for item in found),
-        )
-    except UNREADABLE:
-        return None
-
-
-def _crl_window(data: bytes) -> _Window | None:
-    try:
-        if b"-----BEGIN X509 CRL" in data:
-            crl = x509.load_pem_x509_crl(data)
-        else:
-            crl = x509.load_der_x509_crl(data)
-        name = f"revocation list of {_common_name(crl.issuer)}"
-        start, end = crl.last_update_utc, crl.next_update_utc
-    except UNREADABLE:
-        return None
-    return None if end is None else (name, start, end)
-
-
-def _common_name(name: x509.Name) -> str:
-    found = name.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-    return str(found[0].value) if found else name.rfc4514_string()

@@ -118,8 +118,9 @@ class Rim:
 
 
 def is_rim(data: bytes) -> bool:
-    """Say whether ``data`` looks like XML, which among collateral only a RIM is."""
-    return data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
+    """Say whether ``data`` is XML that speaks of a SWID tag, and thus is meant as a RIM."""
+    start = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    return start == b"<" and b"SoftwareIdentity" in data
 
 
 def read_label(data: bytes) -> RimLabel:

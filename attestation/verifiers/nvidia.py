@@ -51,7 +51,7 @@ from attestation.ocsp import OcspAnswer, check_not_revoked, is_ocsp
 from attestation.quotes.nvidia import NvidiaReport
 from attestation.trust import TrustAnchors
 
-__all__ = ["VERIFIER", "NvidiaVerifier"]
+__all__ = ["VERIFIER", "NvidiaVerifier", "device_name"]
 
 _TCB_INFO: Final = "2.23.133.5.4.1"  # DICE attestation, TCG
 _TCB_INFO_OF_MANY: Final = "2.23.133.5.4.1.1"
@@ -210,7 +210,7 @@ def _attributes(
 ) -> dict[str, Scalar | tuple[str, ...]]:
     return {
         "nvidia.kind": "nvswitch" if report.is_switch else "gpu",
-        "nvidia.device": _device(chain[0]) if chain else "",
+        "nvidia.device": device_name(chain[0]) if chain else "",
         "nvidia.driver": report.driver,
         "nvidia.vbios": report.vbios,
         "nvidia.protected_pcie": report.protected_pcie,
@@ -263,7 +263,7 @@ def _stated_firmware(leaf: Certificate) -> bytes | None:
     return None
 
 
-def _device(leaf: Certificate) -> str:
+def device_name(leaf: Certificate) -> str:
     """Return the name of the device (``NVIDIA:GH100:48B02D…``) in a leaf, empty where absent."""
     for extension in leaf.parsed.extensions:
         if isinstance(extension.value, x509.SubjectAlternativeName):

@@ -33,9 +33,11 @@ from attestation.collateral_sources import (
     intel_platform,
 )
 from attestation.errors import EvidenceError
-from attestation.evidence import Tee
+from attestation.evidence import Evidence, Tee
 from attestation.formats import MAX_INPUT_BYTES, to_evidence
+from attestation.nvidia_sources import NVIDIA_OCSP, NVIDIA_RIM, rim_in_answer
 from attestation.offline import MAX_COLLATERAL_BYTES, Input
+from fedlearn.cli.collateral_nvidia import SOURCE, fetch_nvidia, nvidia_addresses
 from fedlearn.cli.inputs import moment, write_new
 from fedlearn.config import file_bytes
 from fedlearn.console import Commands, line, print_json, printable
@@ -45,6 +47,7 @@ __all__ = ["group"]
 
 _PATH = click.Path(path_type=Path)
 _TIMEOUT_S = 30.0
+_MAX_KEY_BYTES = 4096
 _ITEMS = {
     "tcb_info": "TCB info",
     "qe_identity": "QE identity",
@@ -119,6 +122,15 @@ def check(folder: Path, at: str | None, warn_days: int) -> None:
 @click.option("--intel-url", default=INTEL_PCS, show_default=True, metavar="URL")
 @click.option("--intel-crl-url", default=INTEL_ROOT_CRL, show_default=True, metavar="URL")
 @click.option("--amd-url", default=AMD_KDS, show_default=True, metavar="URL")
+@click.option("--nvidia-rim-url", default=NVIDIA_RIM, show_default=True, metavar="URL")
+@click.option("--nvidia-ocsp-url", default=NVIDIA_OCSP, show_default=True, metavar="URL")
+@click.option(
+    "--nvidia-key-file",
+    type=_PATH,
+    default=None,
+    metavar="FILE",
+    help="A key for NVIDIA's RIM service, where it asks for one.",
+)
 def fetch(
     folder: Path,
     evidence_files: tuple[Path, ...],
@@ -129,15 +141,27 @@ def fetch(
     intel_url: str,
     intel_crl_url: str,
     amd_url: str,
+    nvidia_rim_url: str,
+    nvidia_ocsp_url: str,
+    nvidia_key_file: Path | None,
 ) -> None:
-    """Fetch collateral from Intel and AMD into a folder, and list it there.
+    """Fetch collateral from Intel, AMD and NVIDIA into a folder, and list it there.
 
     Without --evidence and --fmspc, everything that the folder lists is fetched again, which
     renews what expired and mends what is missing.
     """
-    wanted = dict(
-        _wanted(path, product, intel_url, intel_crl_url, amd_url) for path in evidence_files
-    )
+    wanted: dict[str, dict[str, str]] = {}
+    for path in evidence_files:
+        evidence = _evidence(path)
+        found = _wanted(path, evidence, product, intel_url, intel_crl_url, amd_url)
+        if addresses := _nvidia(path, evidence, nvidia_rim_url, nvidia_ocsp_url):
+            found[SOURCE] = wanted.get(SOURCE, {}) | addresses
+        wanted |= found
+        if not found:
+            raise ConfigError(
+                f"is {evidence.tee.value} evidence, for which no vendor publishes collateral",
+                where=str(path),
+            )
     if fmspc is not None:
         platform = _platform(fmspc, ca, tee)
         wanted[_intel_name(platform)] = platform.addresses(intel_url, intel_crl_url)
@@ -147,14 +171,24 @@ def fetch(
         raise ConfigError(
             "nothing to fetch", hint="name --evidence FILE, or --fmspc HEX for an Intel platform"
         )
+    key = _service_key(nvidia_key_file) if nvidia_key_file else None
     with httpx.Client(timeout=_TIMEOUT_S, follow_redirects=False) as client:
         fetched = [
             item
             for name, addresses in wanted.items()
+            if name != SOURCE
             for item in _items(
-                name, {key: _get(client, url, key) for key, url in addresses.items()}
+                name, {part: _get(client, url, part) for part, url in addresses.items()}
             )
         ]
+        if SOURCE in wanted:
+
+            def ask(url: str, part: str, body: bytes | None) -> bytes:
+                return _get(client, url, part, body, key if body is None else None).body
+
+            items, addresses = fetch_nvidia(ask, wanted[SOURCE], nvidia_ocsp_url)
+            fetched += items
+            wanted[SOURCE] = known.get(SOURCE, {}) | addresses
     _store(folder, fetched, known | wanted)
     for item in fetched:
         until = item.not_after.isoformat(timespec="seconds")
@@ -166,7 +200,7 @@ def fetch(
 @click.argument("paths", type=_PATH, nargs=-1, required=True, metavar="FILE_OR_DIR...")
 @_at_option
 def add(folder: Path, paths: tuple[Path, ...], at: str | None) -> None:
-    """Add files that came another way: answers of Intel's service, certificates, lists.
+    """Add files that came another way: answers of vendors' services, certificates, lists.
 
     The answers to TCB info, QE identity and revocation lists are put together, with the issuer
     chains of their header fields (as `curl -i` or `curl -D` keeps them), for each FMSPC.
@@ -210,13 +244,21 @@ def _others(files: list[Input], named: tuple[Path, ...]) -> Iterator[Item]:
     """
     for file in files:
         try:
-            yield describe(file.data, path=Path(file.name).name)
+            yield describe(_unpacked(file.data), path=Path(file.name).name)
         except EvidenceError as error:
             if Path(file.name) in named:
                 raise ConfigError(
-                    f"is no answer of Intel's service, certificate or revocation list ({error})",
+                    f"is no answer of a vendor's service, certificate or list ({error})",
                     where=file.name,
                 ) from None
+
+
+def _unpacked(data: bytes) -> bytes:
+    """Take the RIM out of an answer of NVIDIA's RIM service; other data as it is."""
+    try:
+        return rim_in_answer(data)
+    except EvidenceError:
+        return data
 
 
 def _existing(folder: Path) -> Path:
@@ -229,23 +271,50 @@ def _existing(folder: Path) -> Path:
     return folder
 
 
-def _wanted(
-    path: Path, product: str | None, intel_url: str, intel_crl_url: str, amd_url: str
-) -> tuple[str, dict[str, str]]:
+def _evidence(path: Path) -> Evidence:
     try:
-        evidence = to_evidence(file_bytes(path, limit=MAX_INPUT_BYTES))
-        if evidence.tee in (Tee.TDX, Tee.SGX):
-            platform = intel_platform(evidence.quote)
-            return _intel_name(platform), platform.addresses(intel_url, intel_crl_url)
-        if evidence.tee is Tee.SNP:
-            chip = amd_chip(evidence.quote, product)
-            return f"amd-{chip.product}-{chip.chip_id.hex()[:16]}", chip.addresses(amd_url)
+        return to_evidence(file_bytes(path, limit=MAX_INPUT_BYTES))
     except EvidenceError as error:
         raise ConfigError(str(error), where=str(path), hint=error.hint) from None
-    raise ConfigError(
-        f"is {evidence.tee.value} evidence, for which no vendor publishes collateral",
-        where=str(path),
-    )
+
+
+def _wanted(
+    path: Path,
+    evidence: Evidence,
+    product: str | None,
+    intel_url: str,
+    intel_crl_url: str,
+    amd_url: str,
+) -> dict[str, dict[str, str]]:
+    """Return what Intel or AMD publishes for evidence, by the name of the source."""
+    try:
+        if evidence.tee in (Tee.TDX, Tee.SGX):
+            platform = intel_platform(evidence.quote)
+            return {_intel_name(platform): platform.addresses(intel_url, intel_crl_url)}
+        if evidence.tee is Tee.SNP:
+            chip = amd_chip(evidence.quote, product)
+            name = f"amd-{chip.product}-{chip.chip_id.hex()[:16]}"
+            return {name: chip.addresses(amd_url)}
+    except EvidenceError as error:
+        raise ConfigError(str(error), where=str(path), hint=error.hint) from None
+    return {}
+
+
+def _nvidia(path: Path, evidence: Evidence, rim_url: str, ocsp_url: str) -> dict[str, str]:
+    try:
+        return nvidia_addresses(evidence, rim_url, ocsp_url)
+    except EvidenceError as error:
+        raise ConfigError(str(error), where=str(path), hint=error.hint) from None
+
+
+def _service_key(path: Path) -> str:
+    try:
+        key = file_bytes(path, limit=_MAX_KEY_BYTES).decode("ascii").strip()
+    except UnicodeDecodeError:
+        key = ""
+    if not key.isprintable() or " " in key or not key:
+        raise ConfigError("is not one line of printable characters", where=str(path))
+    return key
 
 
 def _platform(fmspc: str, ca: str, tee: str) -> IntelPlatform:
@@ -259,8 +328,10 @@ def _intel_name(platform: IntelPlatform) -> str:
     return f"intel-{platform.tee}-{platform.fmspc.lower()}"
 
 
-def _get(client: httpx.Client, url: str, item: str) -> Answer:
-    """Ask one address; the body is bounded while it is read.
+def _get(
+    client: httpx.Client, url: str, item: str, body: bytes | None = None, key: str | None = None
+) -> Answer:
+    """Ask one address, by POST where there is a body; the answer is bounded while it is read.
 
     :raises TransportError: naming the host, what it was asked for, and what is wrong.
     """
@@ -269,17 +340,22 @@ def _get(client: httpx.Client, url: str, item: str) -> Answer:
         "fetch where a network exists, and carry the folder to where none does; or keep the "
         f"answer of {url} in a file, and give it to `fedlearn collateral add`"
     )
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    if body is not None:
+        headers["Content-Type"] = "application/ocsp-request"
     try:
-        with client.stream("GET", url) as response:
+        with client.stream(
+            "GET" if body is None else "POST", url, content=body, headers=headers
+        ) as response:
             if response.status_code != httpx.codes.OK:
                 raise TransportError(f"{what} answered {response.status_code}", hint=hint)
-            body = bytearray()
+            read = bytearray()
             for chunk in response.iter_bytes():
-                body += chunk
-                if len(body) > MAX_COLLATERAL_BYTES:
+                read += chunk
+                if len(read) > MAX_COLLATERAL_BYTES:
                     raise TransportError(f"{what} sends more than {MAX_COLLATERAL_BYTES} bytes")
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            return Answer(headers=headers, body=bytes(body))
+            found = {name.lower(): value for name, value in response.headers.items()}
+            return Answer(headers=found, body=bytes(read))
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = str(error) or type(error).__name__
         raise TransportError(f"{what} cannot be reached: {reason}", hint=hint) from None

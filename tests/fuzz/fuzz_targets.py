@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/vectors")]
 
 import vector_keys as keys  # noqa: E402
+import vector_nvidia as nvidia  # noqa: E402
 from cryptography.hazmat.primitives import hashes  # noqa: E402
 from cryptography.hazmat.primitives.asymmetric import ec  # noqa: E402
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat  # noqa: E402
@@ -26,11 +27,14 @@ from vector_amd import Amd  # noqa: E402
 from vector_cases import BEFORE, Subject, binding, paper_tpm, subjects  # noqa: E402
 
 from attestation import ear  # noqa: E402
+from attestation.chains import split_certificates  # noqa: E402
 from attestation.collateral import describe  # noqa: E402
 from attestation.decoded import decode_file  # noqa: E402
 from attestation.errors import AttestationError  # noqa: E402
 from attestation.evidence import Evidence, Tee  # noqa: E402
 from attestation.formats import to_evidence  # noqa: E402
+from attestation.nvidia_rim import Rim, read_label  # noqa: E402
+from attestation.ocsp import OcspAnswer, check_not_revoked  # noqa: E402
 from attestation.offline import Input, gather  # noqa: E402
 from attestation.policy import AppraisalPolicy  # noqa: E402
 from attestation.quotes.nvidia import NvidiaReport  # noqa: E402
@@ -201,6 +205,21 @@ def _gpu(data: bytes) -> None:
     )
 
 
+def _rim(data: bytes) -> None:
+    """Read a RIM, and verify it as one that a GPU's report asks for."""
+    with contextlib.suppress(*OURS):
+        read_label(data)
+    Rim.verify(data, root=nvidia.TRUST.nvidia_rim_root, now=nvidia.NOW)
+
+
+def _ocsp(data: bytes) -> None:
+    """Read an OCSP answer, and judge one certificate by it."""
+    check_not_revoked(RIM_CHAIN, OcspAnswer.parse(data), now=nvidia.NOW, step="fuzz")
+
+
+RIM_CHAIN = split_certificates(nvidia.RIM_CA.pem, "chain")
+
+
 def _gpu_report() -> bytes:
     block = bytes((1, 1, 51, 0, 0, 48, 0)) + bytes(48)
     record = len(block).to_bytes(3, "little") + block
@@ -227,6 +246,8 @@ TARGETS: dict[str, Target] = {
     "azure": _quote("azure-snp", "azure-tdx"),
     "sample": _quote("sample"),
     "nvidia": Target(read=_gpu, seeds=(_gpu_report(),)),
+    "nvidia-rim": Target(read=_rim, seeds=nvidia.rims()),
+    "ocsp": Target(read=_ocsp, seeds=(nvidia.answer(nvidia.RIM_CA),)),
     "event-log": Target(read=_log, seeds=(_seed("ccel.bin"), _seed("tpm_log.bin"))),
     "evidence": Target(
         read=_evidence,
@@ -249,6 +270,8 @@ TARGETS: dict[str, Target] = {
             _seed("snp_milan_vcek.der"),
             _seed("snp_milan_ask_ark.pem"),
             Amd().crl(),
+            nvidia.rims()[0],
+            nvidia.answer(nvidia.RIM_CA),
         ),
     ),
     "endorsement": Target(

@@ -39,7 +39,7 @@ class Authority:
     ca: bool = True
     serial: int = 0
     start: datetime = NOW - DAY * 365
-    end: datetime = NOW + DAY * 365
+    end: datetime = NOW + DAY * 3650
     extensions: Sequence[x509.ExtensionType] = ()
     key: ec.EllipticCurvePrivateKey = field(
         default_factory=lambda: ec.generate_private_key(ec.SECP384R1())
