@@ -1,39 +1,39 @@
-"""How arrays travel in Flower's messages: one packed document for each ArrayRecord.
+"""Flower's messages as they travel, with one packed document for each ArrayRecord.
 
-Both wings speak this, so it stands on the ground; with ``server.flower`` and ``edge.flower``
-it is all that imports Flower.
+``server`` and ``edge`` both use this; with ``server.flower`` and ``edge.flower`` it is all
+that imports Flower, and it imports Flower's public package only.
 
 Flower cuts every array into objects of its own and moves each with a request. Here an
 ArrayRecord becomes a record with a single array, whose bytes are the canonical safetensors
 document of :mod:`fedlearn.update`. Messages that share a record share the packed one, so the
 global model is encoded once a round. A record that safetensors cannot hold travels as it is.
+The format of a message is that of :mod:`fedlearn.message`.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import flwr
-from flwr.app import Array, ArrayRecord, Message, RecordDict
-from flwr.app.message import remove_content_from_message
-from flwr.common.constant import SType
-from flwr.common.logger import FLOWER_LOGGER
-from flwr.common.serde import message_to_proto
-from flwr.supercore.inflatable.inflatable_object import (
-    InflatableObject,
-    get_all_nested_objects,
-    get_object_tree,
-    no_object_id_recompute,
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    Metadata,
+    MetricRecord,
+    RecordDict,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from google.protobuf.message import Message as Proto
 
 from fedlearn import update
 from fedlearn.errors import TransportError, UpdateRejected
-from fedlearn.flower_pin import KNOWN, FlowerMismatch
+from fedlearn.flower_pin import WANTED, FlowerMismatch
+from fedlearn.message import Failure, Head, Record, read_content, write_content
 
 __all__ = [
     "CALL",
@@ -46,6 +46,7 @@ __all__ = [
     "flatten",
     "has",
     "inflate",
+    "metadata_of",
     "mismatch",
     "record_of",
     "unpack",
@@ -58,9 +59,10 @@ CALL: Final = "fedlearn.call"
 """The name of the record that tells a client which round this is; apps do not see it."""
 
 _NAME: Final = "packed"
+_NUMPY: Final = "numpy.ndarray"  # how Flower calls numpy's own format
 
 # What Flower says for its own sake would drown what an application and we say.
-FLOWER_LOGGER.setLevel(logging.WARNING)
+logging.getLogger("flwr").setLevel(logging.WARNING)
 
 
 class ArrayView(Array):  # type: ignore[misc]
@@ -69,7 +71,7 @@ class ArrayView(Array):  # type: ignore[misc]
     def __init__(self, ndarray: update.Array) -> None:
         self.dtype = str(ndarray.dtype)
         self.shape = tuple(ndarray.shape)
-        self.stype = SType.NUMPY
+        self.stype = _NUMPY
         self.__dict__["view"] = ndarray
 
     @property
@@ -107,18 +109,26 @@ def mismatch(what: str) -> FlowerMismatch:
     """Return the error that says what is different from the Flower that we know."""
     return FlowerMismatch(
         f"Flower {flwr.__version__} does not fit: {what}",
-        hint=f"install flwr=={' or '.join(sorted(KNOWN))}, with which this release was tested",
+        hint=f"install flwr{WANTED}, with which this release was tested",
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flat:
-    """Messages taken apart: protobufs and trees in order, and each distinct object once."""
+    """Messages taken apart: their heads in order, and each distinct part once.
+
+    ``ids`` are the ids of the messages. A head names the parts of its message by their keys
+    in ``objects``; see :class:`fedlearn.message.Head`.
+    """
 
     messages: tuple[bytes, ...]
-    trees: tuple[bytes, ...]
     ids: tuple[str, ...]
     objects: Mapping[str, bytes]
+
+    def frames(self, index: int) -> list[bytes]:
+        """Return one message as it travels: its head, and its parts in order."""
+        head = self.messages[index]
+        return [head, *(self.objects[name] for name in Head.from_bytes(head).parts)]
 
 
 class Packer:
@@ -172,7 +182,10 @@ def arrays_of(record: ArrayRecord) -> dict[str, update.Array]:
 
 def record_of(arrays: Mapping[str, update.Array]) -> ArrayRecord:
     """Return a record of views of ``arrays``."""
-    return ArrayRecord({name: ArrayView(array) for name, array in arrays.items()})
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = ArrayView(array)  # the constructor would make an Array of each, by a copy
+    return record
 
 
 def unpack(content: RecordDict, *, max_bytes: int, finite: bool = False) -> RecordDict:
@@ -191,50 +204,164 @@ def unpack(content: RecordDict, *, max_bytes: int, finite: bool = False) -> Reco
 
 
 def flatten(messages: Sequence[Message]) -> Flat:
-    """Take messages apart; sets the id of each. An object that they share appears once."""
-    protos: list[bytes] = []
-    trees: list[bytes] = []
-    ids: list[str] = []
-    found: dict[str, InflatableObject] = {}
-    with no_object_id_recompute():
-        for message in messages:
-            message.metadata.__dict__["_message_id"] = message.object_id
-            ids.append(message.object_id)
-            protos.append(_bytes(message_to_proto(remove_content_from_message(message))))
-            trees.append(_bytes(get_object_tree(message)))
-            found.update(get_all_nested_objects(message))
-        objects = {id_: each.deflate() for id_, each in found.items()}
-    return Flat(messages=tuple(protos), trees=tuple(trees), ids=tuple(ids), objects=objects)
+    """Take messages apart, each with a new id. A record or an array that they share appears once.
 
-
-def inflate(root: str, contents: dict[str, bytes]) -> Message:
-    """Put a message together from its objects, by id. ``contents`` is emptied on the way.
-
-    Whoever took the objects from a peer has checked that their names are their digests.
-
-    :raises TransportError: when the objects do not make up a message, however they fail to.
+    :raises TransportError: for a message that cannot travel.
     """
+    parts = _Parts()
+    heads = [_head(message, parts) for message in messages]
+    return Flat(
+        messages=tuple(head.to_bytes() for head in heads),
+        ids=tuple(head.id for head in heads),
+        objects=parts.found,
+    )
+
+
+def inflate(head: bytes, objects: Mapping[str, bytes]) -> Message:
+    """Put a message together from its head and its parts, without a copy of a part.
+
+    :raises TransportError: when they do not make up a message.
+    """
+    found = Head.from_bytes(head)
+    metadata = _metadata(found)
+    if found.failure is not None:
+        error = Error(code=found.failure.code, reason=found.failure.reason)
+        return Message(metadata=metadata, error=error)
     try:
-        message = inflate_object_from_contents(root, contents)
-    except Exception as error:  # whatever Flower's parsers raise on bytes of a peer
-        raise TransportError(
-            f"the objects do not make up a message ({type(error).__name__})"
-        ) from error
-    if not isinstance(message, Message):
-        raise TransportError("the objects make up something else than a message")
-    message.metadata.__dict__["_message_id"] = root
-    return message
+        content, *parts = [objects[name] for name in found.parts]
+    except KeyError:
+        raise TransportError("a part of the message is missing") from None
+    records = RecordDict()
+    for record in read_content(content, len(parts)):
+        try:
+            records[record.name] = _record(record, parts)
+        except (TypeError, ValueError) as error:
+            raise TransportError(f"{record.name[:64]!r} is not a record: {error}") from error
+    return Message(metadata=metadata, content=records)
+
+
+def metadata_of(head: bytes) -> Metadata:
+    """Return the metadata of a message from its head.
+
+    :raises TransportError: when it is not a head.
+    """
+    return _metadata(Head.from_bytes(head))
+
+
+def _metadata(head: Head) -> Metadata:
+    try:
+        return Metadata(
+            run_id=head.run,
+            message_id=head.id,
+            src_node_id=head.sender,
+            dst_node_id=head.receiver,
+            reply_to_message_id=head.reply_to,
+            group_id=head.group,
+            created_at=head.created,
+            ttl=head.ttl,
+            message_type=head.kind,
+        )
+    except ValueError as error:
+        raise TransportError(f"{head.kind[:64]!r} is not a type of message") from error
+
+
+@dataclass(slots=True)
+class _Parts:
+    """The parts of several messages. What is shared is known by the identity of its owner."""
+
+    found: dict[str, bytes] = field(default_factory=dict)
+    contents: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    arrays: dict[int, str] = field(default_factory=dict)
+
+    def add(self, data: bytes) -> str:
+        name = str(len(self.found))
+        self.found[name] = data
+        return name
+
+    def array(self, array: Array) -> str:
+        name = self.arrays.get(id(array))
+        if name is None:
+            name = self.arrays[id(array)] = self.add(array.data)
+        return name
+
+    def content(self, content: RecordDict) -> tuple[str, ...]:
+        known = self.contents.get(id(content))
+        if known is None:
+            names: list[str] = []
+            records = [self._written(name, record, names) for name, record in content.items()]
+            data = write_content(records)
+            read_content(data, len(names))  # what nobody would read is not sent
+            known = (self.add(data), *names)
+            self.contents[id(content)] = known
+        return known
+
+    def _written(self, name: str, record: Any, names: list[str]) -> Record:
+        """Return a record as a content holds it; append the names of its parts."""
+
+        def part(found: str) -> int:
+            names.append(found)
+            return len(names) - 1
+
+        if isinstance(record, ArrayRecord):
+            arrays = [
+                [key, each.dtype, list(each.shape), each.stype, part(self.array(each))]
+                for key, each in record.items()
+            ]
+            return Record(name, "arrays", arrays)
+        if isinstance(record, MetricRecord):
+            return Record(name, "metrics", dict(record.items()))
+
+        def written(value: Any) -> Any:
+            if isinstance(value, list):
+                return [written(item) for item in value]
+            return {"part": part(self.add(value))} if isinstance(value, bytes) else value
+
+        return Record(name, "config", {key: written(value) for key, value in record.items()})
+
+
+def _head(message: Message, parts: _Parts) -> Head:
+    metadata = message.metadata
+    failure = None
+    if message.has_error():
+        failure = Failure(code=message.error.code, reason=message.error.reason or "")
+    return Head(
+        id=secrets.token_hex(16),
+        run=metadata.run_id,
+        sender=metadata.src_node_id,
+        receiver=metadata.dst_node_id,
+        reply_to=metadata.reply_to_message_id,
+        group=metadata.group_id,
+        created=metadata.created_at,
+        ttl=metadata.ttl,
+        kind=metadata.message_type,
+        parts=() if failure is not None else parts.content(message.content),
+        failure=failure,
+    )
+
+
+def _record(record: Record, parts: Sequence[bytes]) -> ArrayRecord | MetricRecord | ConfigRecord:
+    """Return Flower's record for one that :func:`read_content` has checked."""
+    if record.kind == "arrays":
+        arrays = ArrayRecord()
+        for name, dtype, shape, stype, part in record.values:
+            arrays[name] = Array(dtype, tuple(shape), stype, parts[part])
+        return arrays
+    if record.kind == "metrics":
+        return MetricRecord(record.values)
+
+    def read(value: Any) -> Any:
+        if isinstance(value, list):
+            return [read(item) for item in value]
+        return parts[value["part"]] if isinstance(value, dict) else value
+
+    return ConfigRecord({name: read(value) for name, value in record.values.items()})
 
 
 def _packed(record: ArrayRecord) -> ArrayRecord:
-    if any(array.stype != SType.NUMPY for array in record.values()):
+    if any(array.stype != _NUMPY for array in record.values()):
         return record
     try:
         document = update.encode(arrays_of(record))
     except UpdateRejected:
         return record
     return ArrayRecord({_NAME: Array("uint8", (len(document),), PACKED, document)})
-
-
-def _bytes(message: Proto) -> bytes:
-    return bytes(message.SerializeToString(deterministic=True))

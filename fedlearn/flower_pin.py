@@ -1,7 +1,8 @@
-"""Which Flower we know, and what must be so before it is imported.
+"""Which releases of Flower we use, and what must be so before it is imported.
 
-Both doors call :func:`prepare` first. It imports no Flower, so that a version that does not
-fit fails with one sentence, and not with whatever its first changed module raises.
+The packages that import Flower call :func:`prepare` first. It imports no Flower, so that a
+release outside the range fails with one sentence, and not with whatever its first changed
+module raises.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from typing import Final
 
 from fedlearn.errors import FedlearnError
 
-__all__ = ["KNOWN", "FlowerMismatch", "prepare"]
+__all__ = ["WANTED", "FlowerMismatch", "prepare"]
 
-KNOWN: Final = frozenset({"1.41.0"})
-"""Releases of Flower whose insides we have read and tested."""
+WANTED: Final = ">=1.41,<1.44"
+"""The releases that this version of fedlearn is made for, as in pyproject.toml."""
+
+_LOWEST: Final = (1, 41)
+_ABOVE: Final = (1, 44)
 
 
 class FlowerMismatch(FedlearnError):
-    """The installed Flower is not one that this version of fedlearn knows."""
+    """The installed Flower is not one that this version of fedlearn is made for."""
 
     code = "flower-mismatch"
 
@@ -31,13 +35,18 @@ def prepare() -> None:
     """
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
-    wanted = " or ".join(sorted(KNOWN))
     try:
         found = version("flwr")
     except PackageNotFoundError:
-        raise FlowerMismatch("Flower is not installed", hint=f"install flwr=={wanted}") from None
-    if found not in KNOWN:
+        raise FlowerMismatch("Flower is not installed", hint=f"install flwr{WANTED}") from None
+    if not _LOWEST <= _release(found) < _ABOVE:
         raise FlowerMismatch(
-            f"Flower {found} is installed; this release of fedlearn knows {wanted}",
-            hint=f"install flwr=={wanted}",
+            f"Flower {found} is installed; this release of fedlearn needs flwr{WANTED}",
+            hint=f"install flwr{WANTED}",
         )
+
+
+def _release(found: str) -> tuple[int, ...]:
+    """Return major and minor number; an empty tuple, which is below any, for what has none."""
+    numbers = found.split(".")[:2]
+    return tuple(map(int, numbers)) if all(number.isdecimal() for number in numbers) else ()

@@ -86,7 +86,6 @@ ACTIONS: Final[Mapping[str, int | None]] = {
     "/v1/fleet/activate-node": _CONTROL_BYTES,
     "/v1/fleet/deactivate-node": _CONTROL_BYTES,
     "/v1/fleet/send-node-heartbeat": _CONTROL_BYTES,
-    "/v1/fleet/get-run": _CONTROL_BYTES,
     "/v1/fleet/fetch": _CONTROL_BYTES,
     "/v1/fleet/deliver": None,
 }

@@ -20,11 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
-from flwr.app.error import Error
+from flwr.app import ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
-from flwr.common.serde import run_from_proto
 from flwr.supercore.task_identity import TaskIdentity
 
 from edge.flower.fleet import HEARTBEAT_SECONDS, Ended, Fleet, Identity, Work
@@ -37,6 +34,7 @@ from fedlearn.errors import (
     UpdateRejected,
 )
 from fedlearn.flower import CALL, Flat, Packer, arrays_of, flatten, inflate, record_of, unpack
+from fedlearn.message import CLIENT_APP_RAISED_EXCEPTION
 from fedlearn.privacy import ClientPrivacy, PrivacySpec
 from fedlearn.seeds import derive, seed_generators
 
@@ -96,7 +94,7 @@ class WarmClient:
         self._history = StateHistory()
         self._context: Context | None = None
         self._app: Any = None
-        self._last: tuple[str, Flat, float] | None = None
+        self._last: tuple[str, Flat] | None = None
         self._stop = threading.Event()
         self._denied = threading.Event()
 
@@ -172,12 +170,10 @@ class WarmClient:
         context = self._context
         if context is None:
             raise JobError("the app is not loaded")
-        context.node_id = self._fleet.activate()
-        run = run_from_proto(self._fleet.run())
-        context.run_id = run.run_id
-        TaskIdentity.run_id = run.run_id
+        context.node_id, context.run_id = self._fleet.activate()
+        TaskIdentity.run_id = context.run_id
         TaskIdentity.node_id = context.node_id
-        TaskIdentity.task_id = run.primary_task_id
+        TaskIdentity.task_id = 1
 
     def _patiently(self, action: Any) -> Any:
         """Do something again until it works or patience ends."""
@@ -207,14 +203,27 @@ class WarmClient:
 
     def _handle(self, work: Work) -> None:
         if self._last is None or self._last[0] != work.id:
-            started = time.monotonic()
-            message = inflate(work.id, work.objects)
-            flat = flatten([self._answer(message)])
-            self._last = (work.id, flat, time.monotonic() - started)
-        _, flat, seconds = self._last
-        delivered = self._patiently(lambda: self._fleet.deliver(flat, seconds))
+            message = inflate(work.head, work.objects)
+            self._last = (work.id, self._flat(message))
+        try:
+            delivered = self._deliver(self._last[1])
+        except UpdateRejected as error:
+            _LOG.warning("the reply was not sent: %s", error)
+            refused = _failure(inflate(work.head, work.objects), str(error))
+            self._last = (work.id, flatten([refused]))
+            delivered = self._deliver(self._last[1])
         if delivered is False:
             _LOG.info("the reply came too late")
+
+    def _deliver(self, flat: Flat) -> Any:
+        return self._patiently(lambda: self._fleet.deliver(flat))
+
+    def _flat(self, message: Message) -> Flat:
+        try:
+            return flatten([self._answer(message)])
+        except TransportError as error:
+            _LOG.warning("the reply cannot travel: %s", error)
+            return flatten([_failure(message, str(error))])
 
     def _answer(self, message: Message) -> Message:
         try:
@@ -279,5 +288,6 @@ class WarmClient:
 
 
 def _failure(message: Message, reason: str) -> Message:
-    error = Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason[:_MAX_REASON])
+    text = reason[:_MAX_REASON].encode(errors="replace").decode()
+    error = Error(code=CLIENT_APP_RAISED_EXCEPTION, reason=text)
     return Message(error, reply_to=message)

@@ -1,4 +1,6 @@
-"""The client's side of the coordinator's front: six actions over mutual TLS.
+"""The client's side of the coordinator's front: a few actions over mutual TLS.
+
+The format of requests and answers is described in ``server.flower.nodes``.
 
 A certificate is renewed while work goes on: :meth:`Fleet.renew` makes new connections with the
 new certificate and lets those that are in use finish. The coordinator is known by its CA and
@@ -8,35 +10,23 @@ the name :data:`fedlearn.spiffe.COORDINATOR_DNS`, whatever address it is reached
 from __future__ import annotations
 
 import base64
+import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import httpx
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from flwr.proto.fleet_pb2 import (
-    ActivateNodeRequest,
-    ActivateNodeResponse,
-    PullMessagesRequest,
-    PullMessagesResponse,
-    PushMessagesRequest,
-)
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.proto.message_pb2 import ObjectTree
-from flwr.proto.node_pb2 import Node
-from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
-from flwr.supercore.inflatable.inflatable_object import get_object_id
-from google.protobuf.message import DecodeError
 
 from fedlearn import spiffe
-from fedlearn.errors import AdmissionDenied, FedlearnError, TransportError
+from fedlearn.errors import AdmissionDenied, FedlearnError, TransportError, UpdateRejected
 from fedlearn.flower import Flat
 from fedlearn.frames import FrameReader, frames_length, write_frames
+from fedlearn.message import Head
 from fedlearn.tls import client_context
 
 __all__ = ["HEARTBEAT_SECONDS", "Ended", "Fleet", "Identity", "Work"]
@@ -49,6 +39,7 @@ _CALL_SECONDS: Final = 30.0
 _FETCH_SECONDS: Final = 60.0
 _MAX_ANSWER_BYTES: Final = 64 * 1024
 _MAX_REASON: Final = 1000
+_INTERVAL: Final = json.dumps({"interval": HEARTBEAT_SECONDS}).encode()
 
 
 class Ended(FedlearnError):
@@ -68,9 +59,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """One message as it arrived: its id and its objects, which are what their names say."""
+    """One message as it arrived: its id, its head, and its parts by name."""
 
     id: str
+    head: bytes
     objects: dict[str, bytes]
 
 
@@ -112,7 +104,7 @@ class Fleet:
         self._max = max_message_bytes
         self._lock = threading.Lock()
         self._session = _Session(identity)
-        self._node = 0
+        self._active = False
 
     def renew(self, identity: Identity) -> None:
         """Use another certificate from now on; calls under way finish with the old one.
@@ -126,7 +118,7 @@ class Fleet:
             old.retired = True
             idle = old.users == 0
         try:
-            if self._node:
+            if self._active:
                 self.heartbeat()
         finally:
             if idle:
@@ -136,49 +128,39 @@ class Fleet:
         """End all connections."""
         self._session.client.close()
 
-    def activate(self) -> int:
-        """Say that this client is there; return its node number."""
-        request = ActivateNodeRequest(heartbeat_interval=HEARTBEAT_SECONDS)
-        answer: ActivateNodeResponse = self._call("activate-node", request, ActivateNodeResponse)
-        self._node = int(answer.node_id)
-        return self._node
+    def activate(self) -> tuple[int, int]:
+        """Say that this client is there; return its node number and the number of the run."""
+        answer = self._post("activate-node", _INTERVAL)
+        try:
+            found = json.loads(answer)
+            node, run = int(found["node"]), int(found["run"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise TransportError("the coordinator did not say which node this is") from None
+        self._active = True
+        return node, run
 
     def heartbeat(self) -> None:
         """Say that it still is."""
-        request = SendNodeHeartbeatRequest(
-            node=Node(node_id=self._node), heartbeat_interval=HEARTBEAT_SECONDS
-        )
-        self._post("send-node-heartbeat", request.SerializeToString())
-
-    def run(self) -> Any:
-        """Return Flower's description of the run, as protobuf."""
-        request = GetRunRequest(node=Node(node_id=self._node))
-        return self._call("get-run", request, GetRunResponse).run
+        self._post("send-node-heartbeat", _INTERVAL)
 
     def fetch(self) -> Work | None:
         """Wait for work; None when there was none for a while."""
-        request = PullMessagesRequest(node=Node(node_id=self._node))
-        content = request.SerializeToString()
-        with self._streamed("fetch", content, len(content), _FETCH_SECONDS) as response:
+        with self._streamed("fetch", b"", 0, _FETCH_SECONDS) as response:
             if response.status_code == httpx.codes.NO_CONTENT:
                 _body(response, 0)
                 return None
             return self._work(response)
 
-    def deliver(self, flat: Flat, seconds: float) -> bool:
+    def deliver(self, flat: Flat) -> bool:
         """Hand in a reply; False when nobody waits for it any more.
 
         :param flat: one message.
-        :param seconds: how long the ClientApp took.
+        :raises UpdateRejected: when it is larger than the coordinator takes.
         """
-        request = PushMessagesRequest(
-            node=Node(node_id=self._node),
-            messages_list=[ProtoMessage.FromString(flat.messages[0])],
-            message_object_trees=[ObjectTree.FromString(flat.trees[0])],
-            clientapp_runtime_list=[seconds],
-        )
-        parts: Sequence[bytes] = [request.SerializeToString(), *flat.objects.values()]
+        parts = flat.frames(0)
         size = frames_length(parts)
+        if size > self._max:
+            raise UpdateRejected(f"the reply has {size} bytes; at most {self._max} are sent")
         body = (bytes(part) for part in write_frames(parts))
         with self._streamed("deliver", body, size, _CALL_SECONDS, gone=False) as response:
             _body(response, _MAX_ANSWER_BYTES)  # an answer that is not read costs the connection
@@ -187,21 +169,18 @@ class Fleet:
     def _work(self, response: httpx.Response) -> Work:
         length = _length(response, self._max)
         reader = FrameReader(length)
-        head: PullMessagesResponse | None = None
-        objects: dict[str, bytes] = {}
+        frames: list[bytes] = []
         for piece in response.iter_raw():
-            for frame in reader.feed(piece):
-                if head is None:
-                    head = _parsed(PullMessagesResponse, frame)
-                else:
-                    objects[get_object_id(frame)] = frame
+            frames.extend(reader.feed(piece))
         reader.finish()
-        if head is None or len(head.messages_list) != 1:
-            raise TransportError("the coordinator sent something else than one message")
-        return Work(id=head.messages_list[0].metadata.message_id, objects=objects)
-
-    def _call(self, action: str, request: Any, kind: type[Any]) -> Any:
-        return _parsed(kind, self._post(action, request.SerializeToString()))
+        if not frames:
+            raise TransportError("the coordinator sent no message")
+        head = Head.from_bytes(frames[0])
+        if len(frames) != 1 + len(head.parts):
+            raise TransportError("the coordinator sent another number of parts than it names")
+        return Work(
+            id=head.id, head=frames[0], objects=dict(zip(head.parts, frames[1:], strict=True))
+        )
 
     def _post(self, action: str, content: bytes) -> bytes:
         with self._streamed(action, content, len(content), _CALL_SECONDS) as response:
@@ -219,7 +198,7 @@ class Fleet:
     ) -> Iterator[httpx.Response]:
         session = self._borrow()
         headers: Mapping[str, str] = {
-            "content-type": "application/protobuf",
+            "content-type": "application/octet-stream",
             "content-length": str(length),
             "flwr-public-key": session.key,
             "accept-encoding": "identity",
@@ -269,6 +248,8 @@ def _check(response: httpx.Response, *, gone: bool) -> None:
         raise AdmissionDenied(reason)
     if status == httpx.codes.GONE:
         raise Ended(reason)
+    if status == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
+        raise UpdateRejected(reason)
     raise TransportError(f"the coordinator answered {status}: {reason}")
 
 
@@ -286,10 +267,3 @@ def _length(response: httpx.Response, limit: int) -> int:
     if not text.isdecimal() or int(text) > limit:
         raise TransportError(f"a message of {text[:20] or 'unknown'} bytes; at most {limit}")
     return int(text)
-
-
-def _parsed(kind: type[Any], data: bytes) -> Any:
-    try:
-        return kind.FromString(data)
-    except DecodeError:
-        raise TransportError(f"not a {kind.__name__}") from None

@@ -62,11 +62,8 @@ class Coordinator:
 
     def push(self, flat: Flat) -> list[str]:
         """Hand messages to the nodes; return their ids, empty for one that was refused."""
-        header = {
-            "count": len(flat.messages),
-            "ids": list(flat.objects),
-        }
-        answer, _ = self._ask("push", header, [*flat.messages, *flat.trees, *flat.objects.values()])
+        header = {"count": len(flat.messages), "ids": list(flat.objects)}
+        answer, _ = self._ask("push", header, [*flat.messages, *flat.objects.values()])
         return list(answer["ids"])
 
     def pull(self, ids: Iterable[str], seconds: float) -> list[Reply]:
@@ -75,10 +72,9 @@ class Coordinator:
         replies: list[Reply] = []
         parts = iter(blobs)
         for each in answer["replies"]:
-            message, tree = bytes(next(parts)), bytes(next(parts))
-            objects = {id_: bytes(next(parts)) for id_ in each["ids"]}
-            size, key = each["size"], each["key"]
-            replies.append(Reply(message=message, tree=tree, objects=objects, size=size, key=key))
+            message = bytes(next(parts))
+            objects = {id_: bytes(next(parts)) for id_ in each.pop("ids")}
+            replies.append(Reply(**each, message=message, objects=objects))
         return replies
 
     def forget(self, ids: Iterable[str]) -> None:
@@ -177,20 +173,24 @@ def _answer(
     match header.pop("ask"):
         case "push":
             count, ids = int(header["count"]), header["ids"]
-            messages, trees = blobs[:count], blobs[count : 2 * count]
-            objects = zip(ids, map(bytes, blobs[2 * count :]), strict=True)
-            pushed = link.push(list(map(bytes, messages)), list(map(bytes, trees)), objects)
+            objects = zip(ids, map(bytes, blobs[count:]), strict=True)
+            pushed = link.push(list(map(bytes, blobs[:count])), objects)
             return {"ids": pushed}, ()
         case "pull":
             replies = link.pull(header["ids"], float(header["seconds"]))
             told = [
-                {"ids": list(each.objects), "size": each.size, "key": each.key} for each in replies
-            ]
-            parts = [
-                part
+                {
+                    "question": each.question,
+                    "site": each.site,
+                    "node": each.node,
+                    "ids": list(each.objects),
+                    "size": each.size,
+                    "key": each.key,
+                    "digest": each.digest,
+                }
                 for each in replies
-                for part in (each.message, each.tree, *each.objects.values())
             ]
+            parts = [part for each in replies for part in (each.message, *each.objects.values())]
             return {"replies": told}, parts
         case "forget":
             link.forget(header["ids"])

@@ -22,18 +22,23 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
-from flwr.app.error import Error
-from flwr.app.message import make_message
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
-from flwr.common.serde_utils import metadata_from_proto
-from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp.grid import Grid
 from flwr.supercore.run import Run
 
 from fedlearn import update
 from fedlearn.errors import FedlearnError, QuorumNotReached, TransportError, UpdateRejected
-from fedlearn.flower import CALL, ArrayView, Packer, arrays_of, flatten, inflate, unpack
+from fedlearn.flower import (
+    CALL,
+    ArrayView,
+    Packer,
+    arrays_of,
+    flatten,
+    inflate,
+    metadata_of,
+    unpack,
+)
 from server.flower.calls import Coordinator, Node
 from server.flower.plan import Reply, Stragglers
 
@@ -240,7 +245,7 @@ class JobGrid(Grid):  # type: ignore[misc]
             if id(content) not in specs:
                 specs[id(content)] = self._spec(content)
             packed = packer.content(content, **{CALL: call})
-            sent.append(make_message(metadata=message.metadata, content=packed))
+            sent.append(Message(metadata=message.metadata, content=packed))
         flat = flatten(sent)
         pushed = self._coordinator.push(flat)
         for message, id_, stored in zip(messages, flat.ids, pushed, strict=True):
@@ -319,16 +324,14 @@ class JobGrid(Grid):  # type: ignore[misc]
         self, replies: Iterable[Reply], waiting: dict[str, _Asked]
     ) -> Iterator[tuple[str, Message]]:
         for reply in replies:
-            proto = ProtoMessage.FromString(reply.message)
-            question = proto.metadata.reply_to_message_id
+            question = reply.question
             asked = waiting.pop(question, None)
             if asked is None:
                 continue
             self._asked.pop(question, None)
-            metadata = metadata_from_proto(proto.metadata)
+            metadata = metadata_of(reply.message)
             try:
-                message = inflate(proto.metadata.message_id, dict(reply.objects))
-                self._check_sender(message, question, asked, reply)
+                message = inflate(reply.message, reply.objects)
                 content = self._checked(message, asked) if message.has_content() else None
             except (TransportError, UpdateRejected) as error:
                 self._reject(asked, str(error))
@@ -340,14 +343,6 @@ class JobGrid(Grid):  # type: ignore[misc]
                 message.content = content
                 self._report(message, asked, reply)
             yield question, message
-
-    def _check_sender(self, message: Message, question: str, asked: _Asked, reply: Reply) -> None:
-        metadata = message.metadata
-        own = message.has_error() and reply.size == 0  # Flower answers for a node that is gone
-        if not own and metadata.src_node_id != asked.node.number:
-            raise UpdateRejected("the reply is signed with another node's number")
-        if metadata.reply_to_message_id != question:
-            raise UpdateRejected("the reply is to another message")
 
     def _checked(self, message: Message, asked: _Asked) -> RecordDict:
         content = unpack(
@@ -440,10 +435,6 @@ class JobGrid(Grid):  # type: ignore[misc]
         if asked.kind.split(".")[0] != MessageType.TRAIN:
             return
         metrics = _numbers(message.content)
-        digest = ""
-        for record in message.content.array_records.values():
-            digest = update.digest(arrays_of(record)).hex()
-            break
         self._coordinator.event(
             "update.received",
             round=self._round,
@@ -451,7 +442,7 @@ class JobGrid(Grid):  # type: ignore[misc]
             bytes=reply.size,
             examples=max(0, int(metrics.pop("num-examples", 0))),
             metrics=metrics,
-            digest=digest,
+            digest=reply.digest,
             key=reply.key,
         )
 
@@ -494,4 +485,4 @@ def _numbers(content: RecordDict) -> dict[str, float]:
 
 
 def _failure(metadata: Any, reason: str) -> Message:
-    return make_message(metadata=metadata, error=Error(code=ErrorCode.UNKNOWN, reason=reason))
+    return Message(metadata=metadata, error=Error(code=ErrorCode.UNKNOWN, reason=reason))

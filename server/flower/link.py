@@ -1,128 +1,155 @@
-"""One job's Flower state, in memory, and the few things that may be done with it.
+"""One job's exchange: the questions for its nodes, and their answers.
 
-Flower's own servers are not started: this talks to its LinkState directly, so there is no
-Control interface to reach and no port to guard. Two sides use a link:
+Two sides use it:
 
 * *nodes*, the clients in their TEEs, through :mod:`server.front`, which decides who is speaking,
   and :mod:`server.flower.nodes`, which serves what a node may do.
 * *the job's process*, through :mod:`server.flower.host`, which calls :meth:`JobLink.push`,
   :meth:`JobLink.pull` and the rest from a thread of its own.
 
-Both sides wait for each other on events, never by asking again and again.
+A *question* is a message for one node; its *answer* is the node's reply, or an error that the
+exchange makes when the node is gone or the question is too old. Every question gets at most
+one answer, and only from its node. Nodes have a queue each, questions and answers are found by
+id, and both sides wait on events, so no call costs more than what it touches. Parts that
+several questions share are held once, until the last of these questions is answered.
 
 A node is a site of the job. Its number comes from the job and the site, and survives a new
-key and a restarted client: a message that was handed out and not answered is handed out
-again when its node asks for work.
+key and a restarted client: a question that was handed out and not answered is handed out
+again when its node asks for work. Whether a node is there is judged by the monotonic clock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
+import math
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
 
-from flwr.app import Message
-from flwr.common.constant import NOOP_FLWR_AID, SubStatus
-from flwr.common.serde import message_from_proto, message_to_proto, run_to_proto
-from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
-from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.proto.message_pb2 import ObjectTree
-from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
-from flwr.supercore.fab import Fab
-from flwr.supercore.object_store import NoObjectInStoreError
-from flwr.supercore.run import Run
+from flwr.proto.run_pb2 import Run
 
 from fedlearn.errors import JobError, TransportError
+from fedlearn.message import (
+    MAX_CONTENT_BYTES,
+    MAX_HEAD_BYTES,
+    MESSAGE_UNAVAILABLE,
+    NODE_UNAVAILABLE,
+    Failure,
+    Head,
+)
 from fedlearn.seeds import node_number
-from server.flower import contract
-from server.flower.messages import each_object, encoded, parsed
-from server.flower.nodes import NodeActions, NodeGone
+from server.flower.nodes import Delivered, NodeActions, NodeBusy, NodeGone, TooLarge
 from server.flower.plan import JobPlan, Reply
 from server.front import Receive, Scope, Send
 
-__all__ = ["JobLink"]
+__all__ = ["JobLink", "Waiter"]
+
+_MAX_OPEN: Final = 1000
+"""The most questions for each site of the job that are held, and answers that nobody took."""
+
+_PATIENCE: Final = 2
+"""A node is taken for lost after as many of the intervals that it promised, as in Flower."""
+
+_ENVELOPE_BYTES: Final = MAX_HEAD_BYTES + MAX_CONTENT_BYTES
+"""What a delivery may have beside its arrays."""
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A request for work that waits; ``replaced`` once the same node has made a newer one."""
+
+    loop: asyncio.AbstractEventLoop
+    event: asyncio.Event
+    replaced: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Question:
+    head: Head
+    frames: Sequence[bytes]
+    deadline: float
+
+
+@dataclass(slots=True, eq=False)
+class _Node:
+    number: int
+    site: str
+    queue: dict[str, None] = field(default_factory=dict)
+    in_hand: str = ""
+    delivering: bool = False
+    promised: float | None = None
+    alive_until: float = 0.0
+    due: float = 0.0
+    waiter: Waiter | None = None
+
+    @property
+    def online(self) -> bool:
+        return self.alive_until > 0
 
 
 class JobLink:
-    """The Flower side of one job. Safe to use from many threads; see the module."""
+    """The exchange of one job. Safe to use from many threads; see the module."""
 
     def __init__(self, plan: JobPlan) -> None:
-        contract.check()
         self.plan = plan
-        self._state = contract.in_memory_linkstate()
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-        self._sites: dict[int, str] = {}
+        self._lock = threading.Lock()
+        self._answers = threading.Condition(self._lock)
+        self._presence = threading.Condition(self._lock)
         self._numbers = {site: node_number(plan.digest, site) for site in plan.sites}
-        self._in_hand: dict[int, Message] = {}
-        self._promised: dict[int, float] = {}
-        self._sizes: dict[str, tuple[int, str, int]] = {}
-        self._leaving: set[int] = set()
-        self._waiting: dict[int, set[tuple[asyncio.AbstractEventLoop, asyncio.Event]]] = {}
+        self._sites = {number: site for site, number in self._numbers.items()}
+        self._nodes: dict[int, _Node] = {}
+        self._online = 0
+        self._questions: dict[str, _Question] = {}
+        self._replies: dict[str, Reply] = {}
+        self._timers: list[tuple[float, int, str]] = []
         self._received = 0
         self._sent = 0
         self._closed = False
-        self._run_id = self._start()
+        self._ending = "the job has ended"
+        # No site has an empty name, so this is no node's number.
+        self._run_id = node_number(plan.digest, "")
         self._actions = NodeActions(self)
 
     # What the coordinator does
 
     @property
     def run_id(self) -> int:
-        """Flower's number for this run of the job."""
+        """Flower's number for this run of the job; the same whenever the job is resumed."""
         return self._run_id
 
     def create_node(self, site: str, tls_key: bytes) -> int:
-        """Admit a site, or give the node of an admitted site its new key.
+        """Admit a site, or note that the client of an admitted site has a new key.
 
-        :param tls_key: DER SPKI of the key of the client's certificate.
+        :param tls_key: DER SPKI of the key of the client's certificate. The front checks it on
+            every request; the node stays the same.
         :raises JobError: when the site does not belong to the job.
         """
         number = self._numbers.get(site)
         if number is None:
             raise JobError(f"{site} is not a site of job {self.plan.job}")
         with self._lock:
-            contract.place_node(self._state, number, tls_key)
-            self._sites[number] = site
-            self._changed.notify_all()
+            self._nodes.setdefault(number, _Node(number, site))
         return number
 
     def delete_node(self, site: str) -> None:
         """Take a site's node away. What it was asked is answered with an error at once."""
-        number = self._numbers.get(site)
-        if number is None:
-            return
         with self._lock:
-            if self._sites.pop(number, None) is not None:
-                contract.remove_node(self._state, number)
-            self._in_hand.pop(number, None)
-            self._promised.pop(number, None)
-            self._leaving.discard(number)
-            self._changed.notify_all()
-        self._wake(number)
+            node = self._nodes.pop(self._numbers.get(site, 0), None)
+            if node is None:
+                return
+            self._depart(node, "the site is not admitted any more")
+            self._wake([node])
 
     def absent(self, site: str) -> None:
         """Note that no connection of the site's client is left: it is not online any more."""
-        number = self._numbers.get(site)
-        if number is None:
-            return
         with self._lock:
-            if number in self._sites:
-                self._deactivate(number)
-            self._changed.notify_all()
-
-    def _deactivate(self, node: int) -> None:
-        """Take a node offline, once nothing that it has answered lies here any more.
-
-        Flower puts an error in the place of whatever a node sent before it went.
-        """
-        if any(sender == node for _, _, sender in self._sizes.values()):
-            self._leaving.add(node)
-        else:
-            self._leaving.discard(node)
-            self._state.deactivate_node(node)
+            node = self._nodes.get(self._numbers.get(site, 0))
+            if node is not None:
+                self._depart(node, "the site's client has no connection")
 
     @property
     def closed(self) -> bool:
@@ -132,30 +159,29 @@ class JobLink:
     def start_over(self) -> None:
         """Withdraw all that a process of the job that is gone has asked of nodes."""
         with self._lock:
-            self.forget(self._state.get_message_ids_from_run_id(self._run_id))
-            self._in_hand.clear()
+            self._drop_all()
 
     def close(self, *, completed: bool) -> None:
-        """End the run, drop everything that it holds, and let nobody wait any longer."""
+        """End the job here, drop everything that it holds, and let nobody wait any longer.
+
+        :param completed: whether the job finished; nodes are told.
+        """
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            task = contract.primary_task(self._state, self._run_id)
-            outcome = SubStatus.COMPLETED if completed else SubStatus.STOPPED
-            self._state.finish_task(task, outcome, "")
-            self._state.cleanup_run(self._run_id)
-            self._in_hand.clear()
-            self._changed.notify_all()
-            nodes = list(self._waiting)
-        for node in nodes:
-            self._wake(node)
+            if completed:
+                self._ending = "the job has finished"
+            self._drop_all()
+            self._answers.notify_all()
+            self._presence.notify_all()
+            self._wake(self._nodes.values())
 
     # What the job's process does
 
     def run(self) -> bytes:
         """Return Flower's description of the run, as protobuf."""
-        return encoded(run_to_proto(self.current_run()))
+        return bytes(Run(run_id=self._run_id, primary_task_id=1).SerializeToString())
 
     def traffic(self) -> tuple[int, int]:
         """Return the bytes sent to and received from nodes so far."""
@@ -165,89 +191,71 @@ class JobLink:
     def online(self) -> list[tuple[int, str]]:
         """Return number and site of every node that is online, in the order of the job."""
         with self._lock:
-            self._keep_alive()
-            online = self._state.get_nodes(self._run_id)
-            order = ((self._numbers[site], site) for site in self.plan.sites)
-            return [pair for pair in order if pair[0] in online and pair[0] in self._sites]
+            self._expire(time.monotonic())
+            return self._listed()
 
     def wait_online(self, count: int, seconds: float) -> list[tuple[int, str]]:
         """Return :meth:`online` once it has ``count`` entries or the time is up."""
         end = time.monotonic() + seconds
-        with self._changed:
-            while len(found := self.online()) < count and not self._closed:
-                left = end - time.monotonic()
-                if left <= 0:
-                    break
-                self._changed.wait(min(left, 1.0))
-            return found
-
-    def push(
-        self,
-        messages: Sequence[bytes],
-        trees: Sequence[bytes],
-        objects: Iterable[tuple[str, bytes]],
-    ) -> list[str]:
-        """Store messages for nodes; return their ids, empty where Flower refuses one.
-
-        An object that several messages share is stored once.
-
-        :raises TransportError: when something is malformed or an object is missing.
-        """
-        protos = [parsed(ProtoMessage, data) for data in messages]
-        roots = [parsed(ObjectTree, data) for data in trees]
-        if len(protos) != len(roots):
-            raise TransportError("every message needs its tree")
-        given = dict(objects)
-        ids: list[str] = []
         with self._lock:
-            self._keep_alive()
-            session = self._state.start_session(self._run_id)
-            wanted: dict[str, None] = {}
-            for proto, root in zip(protos, roots, strict=True):
-                message = message_from_proto(proto)
-                stored, missing = self._state.store_message_and_object_tree(message, root, session)
-                ids.append(message.metadata.message_id if stored else "")
-                wanted.update(dict.fromkeys(missing))
+            while True:
+                now = time.monotonic()
+                self._expire(now)
+                if self._online >= count or now >= end or self._closed:
+                    return self._listed()
+                self._presence.wait(self._until(end, now))
+
+    def push(self, messages: Sequence[bytes], objects: Iterable[tuple[str, bytes]]) -> list[str]:
+        """Put questions into the queues of their nodes; return their ids.
+
+        An id is empty where the node is not part of the job. A question for a node that is not
+        online is answered with an error at once.
+
+        :param messages: the heads; see :class:`fedlearn.message.Head`.
+        :param objects: the parts that the heads name. Each is held once for all of them.
+        :raises TransportError: when something is malformed or a part is missing; then no
+            question is put.
+        """
+        parts = dict(objects)
+        asked: list[_Question] = []
+        now = time.monotonic()
+        for data in messages:
+            head = Head.from_bytes(data)
+            if not head.ttl > 0:
+                raise TransportError(f"a message with a time to live of {head.ttl} s")
             try:
-                self._store(session, wanted, given)
-            except TransportError:
-                self.forget(ids)
-                raise
-        for proto in protos:
-            self._wake(proto.metadata.dst_node_id)
-        return ids
+                frames = (data, *(parts[name] for name in head.parts))
+            except KeyError:
+                raise TransportError("a part of the message is missing") from None
+            asked.append(_Question(head, frames, now + head.ttl))
+        with self._lock:
+            if self._closed:
+                raise TransportError(self._ending)
+            self._check_new(asked)
+            return [self._ask(question) for question in asked]
 
     def pull(self, ids: Iterable[str], seconds: float) -> list[Reply]:
-        """Wait until some of the messages are answered; return and forget those answers.
+        """Wait until some of the questions are answered; return and forget those answers.
 
-        Empty when the time is up. A message whose node is gone is answered by Flower, with an
-        error.
+        Empty when the time is up. Answers come in the order in which they arrived.
         """
         end = time.monotonic() + seconds
-        with self._changed:
+        wanted = ids if isinstance(ids, set | frozenset) else set(ids)
+        with self._lock:
             while True:
-                self._keep_alive()
-                replies = self._take(set(ids))
-                left = end - time.monotonic()
-                if replies or left <= 0 or self._closed:
-                    return replies
-                # Flower notices by its clock that a node went silent; so look now and then.
-                self._changed.wait(min(left, 1.0))
+                now = time.monotonic()
+                self._expire(now)
+                ready = [id_ for id_ in self._replies if id_ in wanted]
+                if ready or now >= end or self._closed:
+                    return [self._replies.pop(id_) for id_ in ready]
+                self._answers.wait(self._until(end, now))
 
     def forget(self, ids: Iterable[str]) -> None:
-        """Withdraw messages. Answers that still arrive are not stored."""
-        wanted = {id_ for id_ in ids if id_}
+        """Withdraw questions. Answers that still arrive are not taken."""
         with self._lock:
-            known = wanted & self._state.get_message_ids_from_run_id(self._run_id)
-            self._take(set(known))
-            self._state.delete_messages(known)
-            for id_ in wanted:
-                self._state.object_store.delete(id_)
-                self._sizes.pop(id_, None)
-            self._let_leave()
-            for node, message in list(self._in_hand.items()):
-                if message.metadata.message_id in wanted:
-                    del self._in_hand[node]
+            for id_ in ids:
+                self._close_question(id_)
+                self._replies.pop(id_, None)
 
     # What nodes do, through NodeActions
 
@@ -261,193 +269,293 @@ class JobLink:
         :raises NodeGone: when it is not part of the job.
         """
         with self._lock:
-            if node not in self._sites:
-                raise NodeGone("this node is not part of the job any more")
-            self._promised[node] = interval
-            self._alive(node)
+            found = self._node(node)
+            found.promised = interval
+            self._alive(found)
 
     def leave(self, node: int) -> None:
-        """Take a node offline, as it asks."""
+        """Take a node offline, as it asks, until its next :meth:`beat`."""
         with self._lock:
-            self._deactivate(node)
-            self._promised.pop(node, None)
-            self._changed.notify_all()
-
-    def _alive(self, node: int) -> None:
-        """Note a sign of life of a node that is active: whoever asks for work is there.
-
-        A client that came back after :meth:`absent` is online with its first question; to
-        wait for its next heartbeat would hold up a round for seconds.
-        """
-        interval = self._promised.get(node)
-        if interval is None:
-            return
-        self._leaving.discard(node)
-        self._state.activate_node(node, interval)
-        self._state.acknowledge_node_heartbeat(node, interval)
-        self._changed.notify_all()
+            found = self._node(node)
+            found.promised = None
+            self._depart(found, "the site's client left")
 
     @contextlib.contextmanager
-    def woken(self, node: int, loop: asyncio.AbstractEventLoop) -> Iterator[asyncio.Event]:
-        """Yield an event of ``loop`` that is set whenever there may be something for a node."""
-        entry = loop, asyncio.Event()
+    def waiting(self, node: int, loop: asyncio.AbstractEventLoop) -> Iterator[Waiter]:
+        """Yield a waiter whose event is set whenever there may be a question for a node.
+
+        A node waits in one place: an earlier waiter is replaced.
+
+        :raises NodeGone: when the job has ended, or the node is not part of it.
+        """
+        waiter = Waiter(loop, asyncio.Event())
         with self._lock:
-            self._waiting.setdefault(node, set()).add(entry)
+            found = self._node(node)
+            if found.waiter is not None:
+                found.waiter.replaced = True
+                self._wake([found])
+            found.waiter = waiter
         try:
-            yield entry[1]
+            yield waiter
         finally:
             with self._lock:
-                self._waiting[node].discard(entry)
+                if found.waiter is waiter:
+                    found.waiter = None
+
+    def next_question(self, node: int) -> Sequence[bytes] | None:
+        """Return the question that a node has to answer, head first; ``None`` for none.
+
+        A question that was handed out and not answered is handed out again.
+
+        :raises NodeGone: when the job has ended, or the node is not part of it.
+        """
+        with self._lock:
+            now = time.monotonic()
+            self._expire(now)
+            found = self._node(node)
+            self._alive(found)
+            if not found.in_hand:
+                if not found.queue:
+                    return None
+                found.in_hand = next(iter(found.queue))
+                del found.queue[found.in_hand]
+            return self._questions[found.in_hand].frames
 
     def count_sent(self, size: int) -> None:
         """Add to :meth:`traffic`."""
         with self._lock:
             self._sent += size
 
-    def next_question(self, node: int) -> list[bytes] | None:
-        """Return the message that a node has to answer, and its objects; ``None`` for none.
+    @contextlib.contextmanager
+    def delivery(self, node: int, length: int) -> Iterator[None]:
+        """Admit one delivery of a node, before anything of it is read.
 
-        The first part is a ``PullMessagesResponse``. A message that was handed out and not
-        answered is handed out again.
+        :param length: the bytes that it will have.
+        :raises NodeGone: when the node has no question in hand.
+        :raises NodeBusy: when another delivery of the node is under way.
+        :raises TooLarge: when it is larger than an answer may be.
+        """
+        most = self.plan.max_update_bytes + _ENVELOPE_BYTES
+        with self._lock:
+            found = self._node(node)
+            if not found.in_hand:
+                raise NodeGone("no question of this node waits for an answer")
+            if found.delivering:
+                raise NodeBusy("another delivery of this node is under way")
+            if length > most:
+                raise TooLarge(f"an answer of {length} bytes; at most {most} are taken")
+            found.delivering = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                found.delivering = False
 
+    def accept(self, node: int, delivered: Delivered, *, size: int, key: bytes) -> bool:
+        """Take the answer to the question that a node has in hand.
+
+        The metadata of the reply is that of the question, whatever the node wrote.
+
+        :param size: the bytes of the delivery.
+        :param key: the thumbprint of the admission with which it was made.
+        :returns: False when nobody waits for this answer any more.
         :raises NodeGone: when the job has ended, or the node is not part of it.
         """
         with self._lock:
-            if self._closed:
-                raise NodeGone("the job has ended")
-            if node not in self._sites:
-                raise NodeGone("this node is not part of the job any more")
-            self._alive(node)
-            message = self._in_hand.get(node)
-            if message is None:
-                found = self._state.get_message_ins(node_id=node, limit=1)
-                if not found:
-                    return None
-                message = self._in_hand[node] = found[0]
-            root = message.metadata.message_id
-            store = self._state.object_store
-            tree = store.get_object_tree(root)
-            contents = {each.object_id: store.get(each.object_id) for each in each_object(tree)}
-            if not all(contents.values()):
-                raise TransportError("an object of the message is missing")
-            response = PullMessagesResponse(
-                messages_list=[message_to_proto(message)], message_object_trees=[tree]
-            )
-            return [encoded(response), *(content for content in contents.values() if content)]
-
-    def accept(
-        self, request: PushMessagesRequest, objects: dict[str, bytes], size: int, key: bytes
-    ) -> bool:
-        """Store a reply; return False when nobody waits for it any more."""
-        message = message_from_proto(request.messages_list[0])
-        node = message.metadata.src_node_id
-        with self._lock:
             self._received += size
-            held = self._in_hand.get(node)
-            if held is None or held.metadata.message_id != message.metadata.reply_to_message_id:
+            found = self._node(node)
+            question = self._questions.get(delivered.head.reply_to)
+            if question is None or delivered.head.reply_to != found.in_hand:
                 return False
-            session = self._state.start_session(self._run_id)
-            tree = request.message_object_trees[0]
-            stored, missing = self._state.store_message_and_object_tree(message, tree, session)
-            if not stored:
-                del self._in_hand[node]
-                return False
-            try:
-                self._store(session, dict.fromkeys(missing), objects)
-            except TransportError:
-                # The question is withdrawn with it: the job learns that there is no answer.
-                self._state.delete_messages({message.metadata.reply_to_message_id})
-                self._state.object_store.delete(message.metadata.message_id)
-                del self._in_hand[node]
-                self._changed.notify_all()
-                raise
-            self._sizes[message.metadata.reply_to_message_id] = (size, key.hex(), node)
-            del self._in_hand[node]
-            self._changed.notify_all()
-        return True
-
-    # Shared
-
-    def _start(self) -> int:
-        fab_hash = self._state.store_fab(Fab("", self.plan.bundle, {}))
-        run_id = int(
-            self._state.create_run(
-                self.plan.job,
-                "",
-                fab_hash,
-                dict(self.plan.run_config),
-                NOOP_FEDERATION_ID,
-                None,
-                NOOP_FLWR_AID,
-                TaskType.SERVER_APP,
-            )
-        )
-        task = contract.primary_task(self._state, run_id)
-        if self._state.claim_task(task) is None or not self._state.activate_task(task):
-            raise JobError(f"Flower did not start the run of job {self.plan.job}")
-        return run_id
-
-    def _keep_alive(self) -> None:
-        """Flower ends a run whose process is silent; ours is watched by its parent instead."""
-        if not self._closed:
-            self._state.acknowledge_task_heartbeat(contract.primary_task(self._state, self._run_id))
-
-    def current_run(self) -> Run:
-        """Return Flower's description of the run."""
-        with self._lock:
-            self._keep_alive()
-            return self._state.get_run_info(run_ids=[self._run_id])[0]
-
-    def _store(self, session: str, wanted: Mapping[str, None], given: Mapping[str, bytes]) -> None:
-        for id_ in wanted:
-            content = given.get(id_)
-            if content is None:
-                raise TransportError(f"the object {id_[:16]} is missing")
-            if not self._state.store_object(self._run_id, session, id_, content):
-                raise TransportError(f"the object {id_[:16]} is not what its name says")
-
-    def _take(self, ids: set[str]) -> list[Reply]:
-        if not ids or self._closed:
-            return []
-        store = self._state.object_store
-        found = self._state.get_message_res(message_ids=set(ids), run_id=self._run_id)
-        replies: list[Reply] = []
-        for message in found:
-            question = message.metadata.reply_to_message_id
-            root = message.metadata.message_id
-            try:
-                tree = store.get_object_tree(root)
-            except NoObjectInStoreError:
-                tree = ObjectTree(object_id=root)
-            objects = {
-                each.object_id: store.get(each.object_id) or b"" for each in each_object(tree)
-            }
-            size, key, _ = self._sizes.pop(question, (0, "", 0))
-            replies.append(
+            head = _reply_head(question.head, delivered.head).with_parts(len(delivered.parts))
+            self._answer(
+                question,
                 Reply(
-                    message=encoded(message_to_proto(message)),
-                    tree=encoded(tree),
-                    objects=objects,
+                    question=question.head.id,
+                    site=found.site,
+                    node=node,
+                    message=head.to_bytes(),
+                    objects=dict(zip(head.parts, delivered.parts, strict=True)),
                     size=size,
-                    key=key,
-                )
+                    key=key.hex(),
+                    digest=delivered.digest,
+                ),
             )
-            store.delete(root)
-            store.delete(question)
-            self._state.delete_messages({question})
-            for node, held in list(self._in_hand.items()):
-                if held.metadata.message_id == question:
-                    del self._in_hand[node]
-        self._let_leave()
-        return replies
+            return True
 
-    def _let_leave(self) -> None:
-        for node in list(self._leaving):
-            self._deactivate(node)
+    # Questions; the lock is held
 
-    def _wake(self, node: int) -> None:
-        with self._lock:
-            waiting = list(self._waiting.get(node, ()))
-        for loop, event in waiting:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(event.set)
+    def _check_new(self, asked: Sequence[_Question]) -> None:
+        fresh = {question.head.id for question in asked}
+        if len(fresh) != len(asked) or not fresh.isdisjoint(self._questions):
+            raise TransportError("two messages have the same id")
+        if not fresh.isdisjoint(self._replies):
+            raise TransportError("two messages have the same id")
+        held = len(self._questions) + len(self._replies) + len(asked)
+        if held > _MAX_OPEN * len(self._numbers):
+            raise TransportError(
+                f"{held} messages wait; at most {_MAX_OPEN} for each site are held",
+                hint="take the answers, or withdraw the messages, before you send more",
+            )
+
+    def _ask(self, question: _Question) -> str:
+        head = question.head
+        node = self._nodes.get(head.receiver)
+        if node is None:
+            return ""
+        self._questions[head.id] = question
+        if not node.online:
+            self._fail(question, NODE_UNAVAILABLE, "the site's client is not online")
+            return head.id
+        node.queue[head.id] = None
+        self._time(question.deadline, 0, head.id)
+        self._wake([node])
+        return head.id
+
+    def _close_question(self, id_: str) -> _Question | None:
+        """Take a question out of everything that holds it."""
+        question = self._questions.pop(id_, None)
+        node = None if question is None else self._nodes.get(question.head.receiver)
+        if node is not None:
+            node.queue.pop(id_, None)
+            if node.in_hand == id_:
+                node.in_hand = ""
+        return question
+
+    def _answer(self, question: _Question, reply: Reply) -> None:
+        self._close_question(question.head.id)
+        self._replies[question.head.id] = reply
+        self._answers.notify_all()
+
+    def _fail(self, question: _Question, code: int, reason: str) -> None:
+        head = question.head
+        failure = Head(
+            id=f"{head.id}/{code}",
+            run=head.run,
+            sender=head.receiver,
+            receiver=head.sender,
+            reply_to=head.id,
+            group=head.group,
+            created=head.created,
+            ttl=head.ttl,
+            kind=head.kind,
+            failure=Failure(code=code, reason=reason),
+        )
+        self._answer(
+            question,
+            Reply(
+                question=head.id,
+                site=self._sites[head.receiver],
+                node=head.receiver,
+                message=failure.to_bytes(),
+                objects={},
+                size=0,
+            ),
+        )
+
+    def _drop_all(self) -> None:
+        self._questions.clear()
+        self._replies.clear()
+        self._timers = [each for each in self._timers if each[1]]
+        for node in self._nodes.values():
+            node.queue.clear()
+            node.in_hand = ""
+
+    # Nodes; the lock is held
+
+    def _node(self, number: int) -> _Node:
+        if self._closed:
+            raise NodeGone(self._ending)
+        node = self._nodes.get(number)
+        if node is None:
+            raise NodeGone("this node is not part of the job any more")
+        return node
+
+    def _alive(self, node: _Node) -> None:
+        """Note a sign of life of a node that is active: whoever asks for work is there.
+
+        A client that came back after :meth:`absent` is online with its first question; to
+        wait for its next heartbeat would hold up a round for seconds.
+        """
+        if node.promised is None:
+            return
+        if not node.online:
+            self._online += 1
+            self._presence.notify_all()
+        node.alive_until = time.monotonic() + _PATIENCE * node.promised
+        if not node.due:
+            node.due = node.alive_until
+            self._time(node.due, node.number, "")
+
+    def _depart(self, node: _Node, reason: str) -> None:
+        """Take a node offline; what it has not answered is answered with an error."""
+        if node.online:
+            node.alive_until = 0.0
+            self._online -= 1
+        open_ = [node.in_hand, *node.queue] if node.in_hand else list(node.queue)
+        for id_ in open_:
+            question = self._questions[id_]
+            self._fail(question, NODE_UNAVAILABLE, reason)
+        node.in_hand = ""
+        node.queue.clear()
+
+    def _listed(self) -> list[tuple[int, str]]:
+        order = ((self._numbers[site], site) for site in self.plan.sites)
+        return [pair for pair in order if pair[0] in self._nodes and self._nodes[pair[0]].online]
+
+    def _wake(self, nodes: Iterable[_Node]) -> None:
+        events: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+        for node in nodes:
+            if node.waiter is not None:
+                events.setdefault(node.waiter.loop, []).append(node.waiter.event)
+        for loop, found in events.items():
+            with contextlib.suppress(RuntimeError):  # the loop was closed with its listener
+                loop.call_soon_threadsafe(_set_all, found)
+
+    # Time; the lock is held
+
+    def _time(self, when: float, node: int, question: str) -> None:
+        """Have :meth:`_expire` look at a node or a question at some time."""
+        if len(self._timers) > 2 * (len(self._questions) + len(self._nodes)) + 64:
+            # Most questions are answered long before they expire.
+            self._timers = [each for each in self._timers if each[1] or each[2] in self._questions]
+            heapq.heapify(self._timers)
+        heapq.heappush(self._timers, (when, node, question))
+
+    def _expire(self, now: float) -> None:
+        """Take silent nodes offline, and answer questions that have waited too long."""
+        while self._timers and self._timers[0][0] <= now:
+            when, number, id_ = heapq.heappop(self._timers)
+            question = self._questions.get(id_)
+            node = self._nodes.get(number)
+            if question is not None:
+                self._fail(question, MESSAGE_UNAVAILABLE, "no answer within its time to live")
+            elif node is not None and node.due == when:
+                node.due = node.alive_until
+                if node.alive_until > now:
+                    self._time(node.due, number, "")
+                elif node.online:
+                    self._depart(node, "the site's client went silent")
+                    node.due = 0.0
+
+    def _until(self, end: float, now: float) -> float:
+        """Return for how many seconds nothing happens by itself, up to ``end``."""
+        first = self._timers[0][0] if self._timers else math.inf
+        return max(0.0, min(end, first) - now)
+
+
+def _reply_head(question: Head, reply: Head) -> Head:
+    return replace(
+        reply,
+        run=question.run,
+        sender=question.receiver,
+        receiver=question.sender,
+        reply_to=question.id,
+        group=question.group,
+        kind=question.kind,
+    )
+
+
+def _set_all(events: Iterable[asyncio.Event]) -> None:
+    for event in events:
+        event.set()

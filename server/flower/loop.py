@@ -14,8 +14,6 @@ An application that calls ``strategy.start(...)`` does not notice. Around each r
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -33,6 +31,7 @@ from fedlearn.flower import arrays_of, mismatch, record_of
 from fedlearn.privacy import ServerPrivacy
 from fedlearn.seeds import derive, seed_generators
 from fedlearn.strategies import APP
+from server.flower import contract
 from server.flower.calls import Coordinator
 from server.flower.capture import Captured, NotCaptured, capture, restore
 from server.flower.fedavg import ExactFedAvg
@@ -41,17 +40,6 @@ from server.flower.plan import Checkpoint, JobPlan
 
 __all__ = ["Rounds", "check_start"]
 
-_START_DIGEST: Final = "ce8c9834e592a755"
-_PARAMETERS: Final = (
-    "self",
-    "grid",
-    "initial_arrays",
-    "num_rounds",
-    "timeout",
-    "train_config",
-    "evaluate_config",
-    "evaluate_fn",
-)
 _CLASSES: Final = {
     "bulyan": "Bulyan",
     "fedadagrad": "FedAdagrad",
@@ -73,6 +61,7 @@ _HISTORIES: Final = (
 _MAX_REPEATS: Final = 16
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
+ShouldStop = Callable[[int, Result], bool]
 
 
 def check_start() -> None:
@@ -80,12 +69,7 @@ def check_start() -> None:
 
     :raises FlowerMismatch: when it is not.
     """
-    found = tuple(inspect.signature(Strategy.start).parameters)
-    if found != _PARAMETERS:
-        raise mismatch(f"Strategy.start takes {', '.join(found)}")
-    digest = hashlib.sha256(inspect.getsource(Strategy.start).encode()).hexdigest()
-    if not digest.startswith(_START_DIGEST):
-        raise mismatch(f"the body of Strategy.start is another one ({digest[:16]})")
+    contract.check_start(Strategy.start)
     for name in _CLASSES.values():
         if not hasattr(strategies, name):
             raise mismatch(f"there is no strategy {name}")
@@ -139,8 +123,11 @@ class Rounds:
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Evaluate | None = None,
+        should_stop: ShouldStop | None = None,
     ) -> Result:
         """Run all rounds; the arguments are those of Flower's ``start``.
+
+        ``should_stop`` is asked after every round, whichever release of Flower is installed.
 
         The number of rounds is the job's. ``num_rounds`` is the application's wish, which
         counts only where an application starts more than one strategy.
@@ -176,6 +163,8 @@ class Rounds:
         for number in range(done + 1, rounds + 1):
             self._whole_round(job, number, rounds)
             self.finished = number
+            if should_stop is not None and should_stop(number, job.result):
+                break
         return job.result
 
     # One round

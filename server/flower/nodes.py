@@ -2,48 +2,93 @@
 
 The front has decided who is speaking (``scope["fedlearn.caller"]``) and how much may be read
 (``scope["fedlearn.length"]``). The actions are those of :data:`server.front.ACTIONS`. A node
-speaks for itself only, and touches nothing but its own messages.
+is known by its certificate alone: no request names one.
+
+==================== ============================= ========================================
+action               request                       answer
+==================== ============================= ========================================
+activate-node        ``{"interval": seconds}``     ``{"node": number, "run": number}``
+send-node-heartbeat  ``{"interval": seconds}``     nothing
+deactivate-node      nothing                       nothing
+fetch                nothing                       a message in frames, or 204 after a while
+deliver              a message in frames           nothing; 410 when nobody waits for it
+==================== ============================= ========================================
+
+The first frame of a message is its head, the others are its parts; see
+:mod:`fedlearn.message` and :mod:`fedlearn.frames`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
-
-from flwr.common.constant import HEARTBEAT_MAX_INTERVAL, HEARTBEAT_MIN_INTERVAL
-from flwr.common.serde import run_to_proto
-from flwr.proto.fleet_pb2 import (
-    ActivateNodeRequest,
-    ActivateNodeResponse,
-    DeactivateNodeRequest,
-    DeactivateNodeResponse,
-    PullMessagesRequest,
-    PushMessagesRequest,
-    PushMessagesResponse,
-)
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
-from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
-from flwr.supercore.inflatable.inflatable_object import get_object_id, is_valid_sha256_hash
-from google.protobuf.message import Message as Proto
+import hashlib
+import json
+import math
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 from fedlearn.errors import TransportError
 from fedlearn.frames import FrameReader, frames_length, write_frames
-from server.flower.messages import each_object, encoded, parsed
+from fedlearn.message import Head, read_content
 from server.front import Caller, Receive, Scope, Send
 
 if TYPE_CHECKING:
     from server.flower.link import JobLink
 
-__all__ = ["NodeActions", "NodeGone"]
+__all__ = ["Delivered", "NodeActions", "NodeBusy", "NodeGone", "TooLarge"]
 
 _SMALL_BYTES: Final = 64 * 1024
+_PIECE_BYTES: Final = 256 * 1024
 _HOLD_SECONDS: Final = 20.0
 """How long a node that asks for work is kept waiting before it is told that there is none."""
+
+_STALL_SECONDS: Final = 20.0
+"""How long a body may pause."""
+
+_GRACE_SECONDS: Final = 60.0
+_SLOWEST: Final = 16 * 1024
+"""The fewest bytes a second of a body, after a grace."""
+
+_SHORTEST_INTERVAL: Final = 10.0
+_LONGEST_INTERVAL: Final = 1800.0
 
 
 class NodeGone(TransportError):
     """There is nothing left to do for this node."""
+
+
+class NodeBusy(TransportError):
+    """The node does already what it asks for."""
+
+
+class TooLarge(TransportError):
+    """A body has more bytes than an answer may have."""
+
+
+class _Stalled(TransportError):
+    """A body pauses for too long, or comes too slowly."""
+
+
+class _Left(Exception):
+    """The connection ended in the middle of a request."""
+
+
+_STATUS: Final = {NodeGone: 410, NodeBusy: 409, TooLarge: 413, _Stalled: 408}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivered:
+    """A whole message of a node: well-formed, and no more than that.
+
+    ``digest`` is the SHA-256 of the parts after the content, one after the other, in
+    hexadecimal; empty where there are none. For the usual update, one packed ArrayRecord, this
+    is the SHA-256 of its document, which is :func:`fedlearn.update.digest` of its arrays.
+    """
+
+    head: Head
+    parts: tuple[bytes, ...]
+    digest: str
 
 
 class NodeActions:
@@ -61,137 +106,146 @@ class NodeActions:
             if action == "deliver":
                 await self._deliver(caller, length, receive, send)
                 return
-            body = await _read(receive, length)
+            body = b"".join([piece async for piece in _pieces(receive, length)])
             if action == "fetch":
-                await self._fetch(caller, body, send)
+                await self._fetch(caller, send)
             else:
-                answer = await asyncio.to_thread(self._simple, action, caller, body)
-                await _respond(send, 200, [answer])
-        except NodeGone as error:
-            await _respond(send, 410, [str(error).encode()], kind=b"text/plain; charset=utf-8")
+                await _respond(send, 200, [self._simple(action, caller, body)])
+        except _Left:
+            return
         except TransportError as error:
-            await _respond(send, 400, [str(error).encode()], kind=b"text/plain; charset=utf-8")
+            await _refuse(send, error)
 
     def _simple(self, action: str, caller: Caller, body: bytes) -> bytes:
-        answer: Proto
         if action == "activate-node":
-            interval = parsed(ActivateNodeRequest, body).heartbeat_interval
-            self._link.beat(caller.node_id, _checked(interval))
-            answer = ActivateNodeResponse(node_id=caller.node_id)
-        elif action == "send-node-heartbeat":
-            beat = parsed(SendNodeHeartbeatRequest, body)
-            _own(beat.node.node_id, caller)
-            self._link.beat(caller.node_id, _checked(beat.heartbeat_interval))
-            answer = SendNodeHeartbeatResponse(success=True)
+            self._link.beat(caller.node_id, _interval(body))
+            return json.dumps({"node": caller.node_id, "run": self._link.run_id}).encode()
+        if action == "send-node-heartbeat":
+            self._link.beat(caller.node_id, _interval(body))
         elif action == "deactivate-node":
-            _own(parsed(DeactivateNodeRequest, body).node_id, caller)
             self._link.leave(caller.node_id)
-            answer = DeactivateNodeResponse()
-        elif action == "get-run":
-            _own(parsed(GetRunRequest, body).node.node_id, caller)
-            answer = GetRunResponse(run=run_to_proto(self._link.current_run()))
         else:
             raise TransportError(f"{action} is not an action")
-        return encoded(answer)
+        return b""
 
-    async def _fetch(self, caller: Caller, body: bytes, send: Send) -> None:
-        """Answer with the next message and its objects, or with 204 after a while."""
+    async def _fetch(self, caller: Caller, send: Send) -> None:
+        """Answer with the next message and its parts, or with 204 after a while."""
         node = caller.node_id
-        _own(parsed(PullMessagesRequest, body).node.node_id, caller)
         loop = asyncio.get_running_loop()
-        with self._link.woken(node, loop) as event:
+        with self._link.waiting(node, loop) as waiter:
             end = loop.time() + _HOLD_SECONDS
-            while (parts := await asyncio.to_thread(self._link.next_question, node)) is None:
-                left = end - loop.time()
-                if left <= 0:
+            while (frames := self._link.next_question(node)) is None:
+                if waiter.replaced or loop.time() >= end:
                     await _respond(send, 204, [])
                     return
                 try:
-                    await asyncio.wait_for(event.wait(), left)
+                    async with asyncio.timeout_at(end):
+                        await waiter.event.wait()
                 except TimeoutError:
                     continue
-                event.clear()
+                waiter.event.clear()
                 caller.still_live()
         caller.still_live()
-        size = frames_length(parts)
+        size = frames_length(frames)
         self._link.count_sent(size)
-        await _respond(send, 200, list(write_frames(parts)), size=size)
+        await _respond(send, 200, list(write_frames(frames)), size=size)
 
     async def _deliver(self, caller: Caller, length: int, receive: Receive, send: Send) -> None:
-        """Take one reply and all of its objects, piece by piece as they arrive."""
-        reader = FrameReader(length)
-        request: PushMessagesRequest | None = None
-        expected: set[str] = set()
-        objects: dict[str, bytes] = {}
-        while True:
-            event = await receive()
-            if event["type"] == "http.disconnect":
-                return
-            for frame in reader.feed(event.get("body", b"")):
-                if request is None:
-                    request, expected = _opened(frame, caller)
-                    continue
-                id_ = await _hashed(frame)
-                if id_ not in expected or id_ in objects:
-                    raise TransportError("an object that the message does not hold")
-                objects[id_] = frame
-            if not event.get("more_body", False):
-                break
-        reader.finish()
-        if request is None:
-            raise TransportError("a delivery begins with its message")
-        caller.still_live()
-        accept = self._link.accept
-        stored = await asyncio.to_thread(accept, request, objects, length, caller.key)
-        answer = PushMessagesResponse(results={request.messages_list[0].metadata.message_id: 0})
-        await _respond(send, 200 if stored else 410, [encoded(answer)])
+        """Take the answer to the question in hand; refused before it is read if there is none."""
+        with self._link.delivery(caller.node_id, length):
+            delivered = await _delivered(receive, length)
+            if delivered.head.sender != caller.node_id:
+                raise TransportError("a node may speak for itself only")
+            caller.still_live()
+            taken = self._link.accept(caller.node_id, delivered, size=length, key=caller.key)
+        await _respond(send, 200 if taken else 410, [])
 
 
-def _opened(frame: bytes, caller: Caller) -> tuple[PushMessagesRequest, set[str]]:
-    request = parsed(PushMessagesRequest, frame)
-    if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
-        raise TransportError("a delivery holds one message")
-    _own(request.node.node_id, caller)
-    _own(request.messages_list[0].metadata.src_node_id, caller)
-    tree = request.message_object_trees[0]
-    if tree.object_id != request.messages_list[0].metadata.message_id:
-        raise TransportError("the tree does not belong to the message")
-    expected = {each.object_id for each in each_object(tree)}
-    if not all(map(is_valid_sha256_hash, expected)):
-        raise TransportError("an object's name is not a SHA-256")
-    return request, expected
+async def _delivered(receive: Receive, length: int) -> Delivered:
+    """Read a message, piece by piece as it arrives; each part is hashed once, when it is whole.
+
+    :raises TransportError: when it is not one message, whole and well-formed.
+    """
+    reader = FrameReader(length)
+    state = hashlib.sha256()
+    head: Head | None = None
+    parts: list[bytes] = []
+    async for piece in _pieces(receive, length):
+        for frame in reader.feed(piece):
+            if head is None:
+                head = await _off_loop(Head.from_bytes, frame)
+                continue
+            parts.append(frame)
+            if len(parts) > len(head.parts):
+                raise TransportError("a part that the head of the message does not name")
+            if len(parts) > 1:
+                await _off_loop(state.update, frame)
+    reader.finish()
+    if head is None or len(parts) != len(head.parts):
+        raise TransportError("a message ends before all of its parts are there")
+    if parts:
+        await _off_loop(read_content, parts[0], len(parts) - 1)
+    digest = state.hexdigest() if len(parts) > 1 else ""
+    return Delivered(head=head, parts=tuple(parts), digest=digest)
 
 
-def _checked(interval: float) -> float:
-    if not HEARTBEAT_MIN_INTERVAL <= interval <= HEARTBEAT_MAX_INTERVAL:
+async def _off_loop(function: Any, data: bytes, *more: Any) -> Any:
+    """Call a function; in a thread where the data is large, so that others need not wait."""
+    if len(data) < _SMALL_BYTES:
+        return function(data, *more)
+    return await asyncio.to_thread(function, data, *more)
+
+
+async def _pieces(receive: Receive, length: int) -> AsyncIterator[bytes]:
+    """Yield a body as it arrives.
+
+    :raises TransportError: when it is longer than announced, or too slow.
+    :raises _Left: when the connection ends.
+    """
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    received = 0
+    while True:
+        slowest = started + _GRACE_SECONDS + received / _SLOWEST
+        try:
+            async with asyncio.timeout_at(min(loop.time() + _STALL_SECONDS, slowest)):
+                event = await receive()
+        except TimeoutError:
+            raise _Stalled(f"only {received} of {length} bytes arrived in time") from None
+        if event["type"] == "http.disconnect":
+            raise _Left
+        piece: bytes = event.get("body", b"")
+        received += len(piece)
+        if received > length:
+            raise TransportError("the body is longer than announced")
+        yield piece
+        if not event.get("more_body", False):
+            return
+
+
+def _interval(body: bytes) -> float:
+    """Read the interval in which a node promises to say that it is there."""
+    try:
+        found = json.loads(body)["interval"]
+        interval = float(found)
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+        raise TransportError("a heartbeat says its interval in seconds") from None
+    if not math.isfinite(interval) or not _SHORTEST_INTERVAL <= interval <= _LONGEST_INTERVAL:
         raise TransportError(
-            f"a heartbeat comes every {HEARTBEAT_MIN_INTERVAL} to {HEARTBEAT_MAX_INTERVAL} s"
+            f"a heartbeat comes every {_SHORTEST_INTERVAL:g} to {_LONGEST_INTERVAL:g} s"
         )
     return interval
 
 
-def _own(node: int, caller: Caller) -> None:
-    if node != caller.node_id:
-        raise TransportError("a node may speak for itself only")
-
-
-async def _hashed(frame: bytes) -> str:
-    if len(frame) < _SMALL_BYTES:
-        return str(get_object_id(frame))
-    return str(await asyncio.to_thread(get_object_id, frame))
-
-
-async def _read(receive: Receive, length: int) -> bytes:
-    body = bytearray()
-    while True:
-        event = await receive()
-        if event["type"] == "http.disconnect":
-            raise TransportError("the connection ended in the middle of a request")
-        body += event.get("body", b"")
-        if len(body) > length:
-            raise TransportError("the body is longer than announced")
-        if not event.get("more_body", False):
-            return bytes(body)
+async def _refuse(send: Send, error: TransportError) -> None:
+    # A body that is too slow is not waited for; the rest of any other is read and dropped.
+    await _respond(
+        send,
+        _STATUS.get(type(error), 400),
+        [str(error).encode()],
+        kind=b"text/plain; charset=utf-8",
+        close=isinstance(error, _Stalled),
+    )
 
 
 async def _respond(
@@ -200,13 +254,21 @@ async def _respond(
     parts: Sequence[bytes | memoryview],
     *,
     size: int | None = None,
-    kind: bytes = b"application/protobuf",
+    kind: bytes = b"application/octet-stream",
+    close: bool = False,
 ) -> None:
     length = sum(map(len, parts)) if size is None else size
     headers = [(b"content-type", kind), (b"content-length", str(length).encode())]
     if status == 204:
         headers = []
+    if close:
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     for part in parts:
-        await send({"type": "http.response.body", "body": bytes(part), "more_body": True})
+        view = memoryview(part)
+        # The server waits between two pieces until the peer has taken enough; in one piece, all
+        # of a model would be encrypted into memory for every node that reads slowly.
+        for start in range(0, len(view), _PIECE_BYTES):
+            piece = bytes(view[start : start + _PIECE_BYTES])
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -140,17 +140,26 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """An answer to one message: its protobuf, its tree, and every object by its id.
+    """The answer to one message, as the exchange vouches for it.
 
-    ``size`` is what the node sent for it, in bytes; 0 for an error that Flower made itself.
-    ``key`` is the thumbprint of the admission with which it was sent, in hexadecimal.
+    ``question`` is the id of the message, ``site`` and ``node`` are those that it was sent to,
+    and nobody else answered. ``message`` is the head of the answer, whose metadata is that of
+    the question; ``objects`` are its parts by name; see :mod:`fedlearn.message`.
+
+    ``size`` is what the node sent for it, in bytes; 0 for an error that the exchange made
+    itself. ``key`` is the thumbprint of the admission with which it was sent, ``digest`` the
+    SHA-256 of its arrays (:class:`server.flower.nodes.Delivered`), both in hexadecimal; they
+    are empty where there is none.
     """
 
+    question: str
+    site: str
+    node: int
     message: bytes
-    tree: bytes
     objects: Mapping[str, bytes]
     size: int
     key: str = ""
+    digest: str = ""
 
 
 def to_record(plan: JobPlan) -> tuple[dict[str, Any], list[bytes]]:

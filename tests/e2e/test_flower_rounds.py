@@ -293,6 +293,6 @@ def test_a_certificate_is_renewed_under_a_running_client(federation, bundle, tmp
     assert outcome.status == "finished", outcome
     host.close()
     thread.join(10)
-    assert said == ["the job has ended"]
+    assert said == ["the job has finished"]
     calls = [fields["metrics"]["calls"] for fields in channel.of("update.received")]
     assert calls == [1, 2, 3, 4]

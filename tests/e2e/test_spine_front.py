@@ -13,8 +13,6 @@ from typing import Any
 
 import httpx
 import pytest
-from flwr.proto.fleet_pb2 import PullMessagesRequest
-from flwr.proto.node_pb2 import Node
 
 from edge.identity import certification_request, new_key
 from fedlearn.errors import AdmissionDenied, FedlearnError, KeyReleaseDenied, TransportError
@@ -34,7 +32,7 @@ def job(shared: Any) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def standing(job: Any, puppet: Any) -> Any:
     made = puppet.admit(job)
-    assert made.fleet.activate() == made.admitted.node_id
+    assert made.fleet.activate()[0] == made.admitted.node_id
     return made
 
 
@@ -59,11 +57,11 @@ def _der(key: Any) -> bytes:
 
 
 def test_an_admitted_client_is_let_in(standing):
-    assert standing.fleet.run().run_id
+    standing.fleet.heartbeat()
 
 
 def _refused(stranger: Any, status: int, match: str) -> None:
-    for action in ("fetch", "deliver", "activate-node", "get-run"):
+    for action in ("fetch", "deliver", "activate-node"):
         answer = stranger.post(f"/v1/fleet/{action}")
         assert answer.status_code == status, answer.text
         assert match in answer.text
@@ -133,17 +131,18 @@ def test_a_certificate_for_another_job_gets_nothing_of_this_one(shared, puppet, 
     other = shared.job("front-other", sites=["puppet"], data={}).submit()
     elsewhere = puppet.admit(other)
     try:
-        elsewhere.fleet.activate()
-        assert elsewhere.fleet.run().run_id != standing.fleet.run().run_id
+        node, run = elsewhere.fleet.activate()
+        assert not {node, run} & set(standing.fleet.activate())
         stranger = puppets.Stranger(
             standing.admitted.fleet_address,
             puppet.ca,
             chain=elsewhere.chain,
             key=elsewhere.keys.tls,
         )
-        question = PullMessagesRequest(node=Node(node_id=standing.admitted.node_id))
-        answer = stranger.post("/v1/fleet/fetch", question.SerializeToString())
-        assert (answer.status_code, answer.text) == (400, "a node may speak for itself only")
+        # A request names no node: the certificate decides whose work is fetched and answered.
+        answer = stranger.post("/v1/fleet/deliver", b"x" * 100)
+        assert answer.status_code == 410
+        assert "no question of this node" in answer.text
         with (
             elsewhere.control as control,
             pytest.raises(FedlearnError, match="the admission is for job front-other"),
@@ -153,7 +152,7 @@ def test_a_certificate_for_another_job_gets_nothing_of_this_one(shared, puppet, 
         shared.operator.cancel_job("front-other")
     # The job is over; its certificate is valid for half an hour, and opens nothing.
     _refused(stranger, 401, "")
-    assert standing.fleet.run().run_id
+    standing.fleet.heartbeat()
 
 
 def test_a_model_of_another_job_is_not_released(shared, puppet, standing):
@@ -249,8 +248,8 @@ def test_a_revoked_client_is_out_at_once(shared, puppet):
     # The connection that it had is closed; a call on it may meet that before any answer.
     with contextlib.suppress(TransportError):
         with pytest.raises(AdmissionDenied, match="the test said so"):
-            fleet.run()
+            fleet.heartbeat()
     with pytest.raises(AdmissionDenied, match="the test said so"):
-        fleet.run()
+        fleet.heartbeat()
     shared.operator.cancel_job(job.name)
     assert "the test said so" in job.ledger("revocation")[0]["reason"]

@@ -98,9 +98,9 @@ def test_a_site_that_is_removed_is_out_of_every_job(brisk, puppets):
     standing.fleet.activate()
     brisk.operator.remove_site("puppet")
     with contextlib.suppress(TransportError, AdmissionDenied):  # the connection may be gone
-        standing.fleet.run()
+        standing.fleet.heartbeat()
     with pytest.raises(AdmissionDenied, match="removed"):
-        standing.fleet.run()
+        standing.fleet.heartbeat()
     with pytest.raises(FedlearnError):
         puppet.admit(job)
     brisk.operator.cancel_job(job.name)

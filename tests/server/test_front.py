@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import ssl
 import time
@@ -11,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from fakes.exchange import ask, message, plan
+from flwr.app import RecordDict
 
 from edge.flower.fleet import Fleet, Identity
-from fedlearn.errors import AdmissionDenied, ConfigError, TransportError
-from fedlearn.flower import Flat
+from fedlearn.errors import AdmissionDenied, ConfigError, TransportError, UpdateRejected
+from fedlearn.flower import Packer, flatten, inflate, record_of, unpack
 from fedlearn.spiffe import COORDINATOR_DNS
 from fedlearn.tls import client_context, server_context
+from server.flower.link import JobLink
 from server.front import Front
 
 
@@ -98,11 +103,11 @@ def caller(federation: Any) -> Caller:
 
 
 def test_an_admitted_client_reaches_the_link_of_its_job(federation, caller):
-    for path in ("fetch", "deliver", "activate-node", "send-node-heartbeat", "get-run"):
+    for path in ("fetch", "deliver", "activate-node", "send-node-heartbeat"):
         assert caller.post(f"/v1/fleet/{path}").text == "ok"
     assert set(federation.hosts["alpha"].link.calls) == {
         (f"/v1/fleet/{path}", "site-a", 5)
-        for path in ("fetch", "deliver", "activate-node", "send-node-heartbeat", "get-run")
+        for path in ("fetch", "deliver", "activate-node", "send-node-heartbeat")
     }
     assert federation.hosts["beta"].link.calls == []
 
@@ -115,6 +120,7 @@ def test_an_admitted_client_reaches_the_link_of_its_job(federation, caller):
         "/v1/fleet/register-node",
         "/v1/fleet/unregister-node",
         "/v1/fleet/pull-object",
+        "/v1/fleet/get-run",
         "/v1/fleet/fetch/",
         "/v1/fleet/../control/start-run",
         "//v1/fleet/fetch",
@@ -288,7 +294,7 @@ def test_a_client_at_work_is_there_after_its_certificate_was_renewed(federation,
     admitted = federation.admit("alpha", "site-a", node_id=5)
     address = f"127.0.0.1:{federation.address[1]}"
     fleet = Fleet(address, _identity(admitted), max_message_bytes=1024)
-    fleet._node = 5
+    fleet._active = True
     fleet.heartbeat()
     fleet.renew(_identity(admitted))
     time.sleep(1.5)
@@ -343,6 +349,54 @@ def test_a_client_keeps_its_connection_from_one_call_to_the_next(federation, mon
     address = f"127.0.0.1:{federation.address[1]}"
     fleet = Fleet(address, _identity(admitted), max_message_bytes=1024)
     for _ in range(3):
-        assert fleet.deliver(Flat(ids=("",), messages=(b"",), trees=(b"",), objects={}), 0.0)
+        assert fleet.deliver(flatten([message(RecordDict(), to=1)]))
     fleet.close()
     assert len(opened) == 1
+
+
+class Exchange:
+    def __init__(self) -> None:
+        self.link = JobLink(plan(("site-a",)))
+
+
+def test_an_answer_that_nobody_waits_for_costs_neither_memory_nor_the_connection(
+    federation, monkeypatch
+):
+    """Its body is read from the connection and dropped, so that the client hears why."""
+    taken = []
+    monkeypatch.setattr("server.flower.nodes.FrameReader", lambda length: taken.append(length))
+    exchange = federation.hosts["alpha"] = Exchange()
+    number = exchange.link.create_node("site-a", b"key")
+    admitted = federation.admit("alpha", "site-a", node_id=number)
+    address = f"127.0.0.1:{federation.address[1]}"
+    fleet = Fleet(address, _identity(admitted), max_message_bytes=1 << 30)
+    assert fleet.activate() == (number, exchange.link.run_id)
+    content = RecordDict({"a": record_of({"w": np.zeros(4_000_000, np.float32)})})
+    flat = flatten([message(Packer().content(content), to=1, by=number)])
+    for _ in range(3):
+        assert fleet.deliver(flat) is False
+    fleet.heartbeat()
+    assert taken == []
+    fleet.close()
+
+
+def test_a_message_goes_through_the_front_and_its_answer_comes_back(federation):
+    exchange = federation.hosts["alpha"] = Exchange()
+    number = exchange.link.create_node("site-a", b"key")
+    admitted = federation.admit("alpha", "site-a", node_id=number)
+    address = f"127.0.0.1:{federation.address[1]}"
+    fleet = Fleet(address, _identity(admitted), max_message_bytes=1 << 20)
+    fleet.activate()
+    (question,) = ask(exchange.link, number)
+    work = fleet.fetch()
+    assert work is not None
+    assert work.id == question
+    packed = Packer().content(unpack(inflate(work.head, work.objects).content, max_bytes=1 << 20))
+    answer = flatten([message(packed, to=1, by=number, reply_to=question)])
+    assert fleet.deliver(answer) is True
+    (reply,) = exchange.link.pull([question], 5)
+    assert reply.digest == hashlib.sha256(answer.frames(0)[2]).hexdigest()
+    large = RecordDict({"a": record_of({"w": np.zeros(1 << 19, np.float32)})})
+    with pytest.raises(UpdateRejected, match="at most 1048576"):
+        fleet.deliver(flatten([message(Packer().content(large), to=1, by=number)]))
+    fleet.close()

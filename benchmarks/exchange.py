@@ -1,0 +1,100 @@
+"""What a client costs a job's exchange in one round, with few nodes and with many.
+
+Every node asks for work, gets the model, and delivers an update; the job's side pushes the
+questions and pulls the answers as they come. Requests go through the ASGI application, without
+sockets and without TLS, so that nothing but the exchange is measured. The processor time of
+this process for one client is taken for each number of nodes, best of several rounds; the
+ratio says how much more it is with many nodes than with the fewest. 1 is linear. The status is
+1 when a ratio is above the target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import numpy as np  # noqa: E402
+from fakes.exchange import FakeNode, ask, body, plan  # noqa: E402
+from flwr.app import Array, ArrayRecord, RecordDict  # noqa: E402
+
+from server.flower.link import JobLink  # noqa: E402
+
+TARGET = 1.5
+
+
+class Round:
+    """One round of ``count`` nodes; the answers are made before anything is timed."""
+
+    def __init__(self, count: int, values: int) -> None:
+        self.link = JobLink(plan(tuple(f"s{number}" for number in range(count))))
+        self.nodes = [FakeNode(self.link, site) for site in self.link.plan.sites]
+        array = Array(np.zeros(values, np.float32))
+        self.content = RecordDict({"arrays": ArrayRecord({"w": array})})
+        for node in self.nodes:
+            node.activate()
+
+    def seconds(self) -> float:
+        """Return the processor seconds of one round."""
+        asked = ask(self.link, *[node.number for node in self.nodes], content=self.content)
+        bodies = [body(n.answer(q)) for n, q in zip(self.nodes, asked, strict=True)]
+        started = time.process_time()
+        pulling = threading.Thread(target=self._pull, args=(set(asked),))
+        pulling.start()
+        asyncio.run(self._work(bodies))
+        pulling.join()
+        return time.process_time() - started
+
+    def _pull(self, waiting: set[str]) -> None:
+        while waiting:
+            for reply in self.link.pull(waiting, 60):
+                waiting.remove(reply.question)
+
+    async def _work(self, bodies: list[bytes]) -> None:
+        async def work(node: FakeNode, delivery: bytes) -> None:
+            fetched, _ = await node.request("fetch", [b""])
+            delivered, _ = await node.request("deliver", [delivery])
+            if (fetched, delivered) != (200, 200):
+                raise SystemExit(f"{node.site} got {fetched} and {delivered}")
+
+        works = zip(self.nodes, bodies, strict=True)
+        await asyncio.gather(*(work(node, delivery) for node, delivery in works))
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nodes", type=int, nargs="+", default=[100, 500, 1000, 2000])
+    parser.add_argument("--values", type=int, default=1000, help="float32 values of the model")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for count in options.nodes:
+        made = Round(count, options.values)
+        best = min(made.seconds() for _ in range(options.rounds))
+        rows.append({"nodes": count, "microseconds": round(1e6 * best / count, 1)})
+    for row in rows:
+        row["ratio"] = round(row["microseconds"] / rows[0]["microseconds"], 2)
+    kept = all(row["ratio"] <= TARGET for row in rows)
+    if options.json:
+        print(json.dumps({"rows": rows, "target": TARGET, "kept": kept}))
+    else:
+        print(f"{'nodes':>6}  {'CPU of one client':>18}  {'ratio':>6}   {os.cpu_count()} cores")
+        for row in rows:
+            print(f"{row['nodes']:>6}  {row['microseconds']:>15} µs  {row['ratio']:>6}")
+        print(f"target: at most {TARGET}: {'kept' if kept else 'MISSED'}")
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

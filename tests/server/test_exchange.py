@@ -1,0 +1,572 @@
+"""A job's exchange: each question is answered once, by its node, and nothing more is taken."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes.exchange import COORDINATOR, FakeNode, ask, body, message, model, plan
+from flwr.app import RecordDict
+
+from fedlearn import update
+from fedlearn.errors import AdmissionDenied, JobError, TransportError
+from fedlearn.flower import Packer, arrays_of, flatten, inflate, unpack
+from fedlearn.message import MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE, Head
+from server.flower.link import JobLink
+from server.flower.plan import Reply
+
+
+@pytest.fixture
+def link(monkeypatch):
+    monkeypatch.setattr("server.flower.nodes._HOLD_SECONDS", 0.2)
+    made = JobLink(plan())
+    yield made
+    made.close(completed=False)
+
+
+@pytest.fixture
+def nodes(link):
+    made = [FakeNode(link, "a"), FakeNode(link, "b")]
+    for node in made:
+        node.activate()
+    return made
+
+
+def _online(link: JobLink) -> list[str]:
+    return [site for _, site in link.online()]
+
+
+def _error(reply: Reply) -> int:
+    failure = Head.from_bytes(reply.message).failure
+    assert failure is not None
+    assert reply.size == 0
+    return failure.code
+
+
+def _holds_nothing(link: JobLink) -> bool:
+    nodes = link._nodes.values()
+    return not (link._questions or link._replies or any(n.queue or n.in_hand for n in nodes))
+
+
+# Questions and answers
+
+
+def test_a_question_is_answered_once_and_then_forgotten(link, nodes):
+    first, second = ask(link, nodes[0].number, nodes[1].number)
+    assert nodes[0].fetched() == first
+    # Not answered yet: handed out again, as after a restart of the client.
+    assert nodes[0].fetched() == first
+    assert nodes[0].deliver(nodes[0].answer(first)) == 200
+    (reply,) = link.pull([first, second], 1)
+    assert (reply.question, reply.site, reply.node) == (first, "a", nodes[0].number)
+    assert (reply.size > 0, reply.key) == (True, b"key".hex())
+    assert nodes[0].fetch()[0] == 204
+    assert nodes[0].deliver(nodes[0].answer(first)) == 410
+    link.forget([second])
+    assert nodes[1].fetch()[0] == 204
+    assert _holds_nothing(link)
+
+
+def test_what_a_node_gets_and_what_it_sends_are_whole(link, nodes):
+    (question,) = ask(link, nodes[0].number)
+    _, (head, *parts) = nodes[0].fetch()
+    asked = inflate(head, dict(zip(Head.from_bytes(head).parts, parts, strict=True)))
+    found = unpack(asked.content, max_bytes=10_000)
+    assert arrays_of(found["arrays"])["0"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+    assert nodes[0].deliver(nodes[0].answer(question)) == 200
+    (reply,) = link.pull([question], 1)
+    answer = inflate(reply.message, reply.objects)
+    found = unpack(answer.content, max_bytes=10_000)
+    assert found["metrics"]["num-examples"] == 3
+    assert reply.digest == update.digest(arrays_of(found["arrays"])).hex()
+
+
+def test_the_digest_covers_every_part_after_the_content(link, nodes):
+    (question,) = ask(link, nodes[0].number)
+    nodes[0].fetched()
+    content = model()
+    content["second"] = model()["arrays"]
+    packed = Packer().content(content)
+    frames = flatten(
+        [message(packed, to=COORDINATOR, by=nodes[0].number, reply_to=question)]
+    ).frames(0)
+    assert nodes[0].deliver(frames) == 200
+    (reply,) = link.pull([question], 1)
+    assert reply.digest == hashlib.sha256(b"".join(frames[2:])).hexdigest()
+
+    (question,) = ask(link, nodes[0].number)
+    nodes[0].fetched()
+    empty = message(RecordDict(), to=COORDINATOR, by=nodes[0].number, reply_to=question)
+    assert nodes[0].deliver(flatten([empty]).frames(0)) == 200
+    assert link.pull([question], 1)[0].digest == ""
+
+
+def test_questions_are_handed_out_in_the_order_in_which_they_were_asked(link, nodes):
+    asked = [ask(link, nodes[0].number)[0] for _ in range(3)]
+    for question in asked:
+        assert nodes[0].fetched() == question
+        assert nodes[0].deliver(nodes[0].answer(question)) == 200
+    assert [reply.question for reply in link.pull(asked, 1)] == asked
+
+
+def test_the_model_is_held_once_for_all_messages(link, nodes):
+    ask(link, nodes[0].number, nodes[1].number)
+    first, second = link._questions.values()
+    assert [id(part) for part in first.frames[1:]] == [id(part) for part in second.frames[1:]]
+    assert len(first.frames) == 3
+
+
+def test_a_reply_has_the_metadata_of_its_question(link, nodes):
+    (question,) = ask(link, nodes[0].number)
+    nodes[0].fetched()
+    frames = nodes[0].answer(question)
+    told = json.loads(frames[0])
+    told |= {"run": 77, "receiver": 5, "group": "other", "kind": "evaluate"}
+    assert nodes[0].deliver([json.dumps(told).encode(), *frames[1:]]) == 200
+    head = Head.from_bytes(link.pull([question], 1)[0].message)
+    assert (head.run, head.receiver, head.group, head.kind) == (9, COORDINATOR, "1", "train")
+    assert (head.sender, head.reply_to) == (nodes[0].number, question)
+
+
+def test_node_numbers_come_from_the_job_and_the_site(link, nodes):
+    other = JobLink(plan())
+    assert other.run_id == link.run_id
+    assert other.create_node("a", b"another key") == nodes[0].number
+    assert other.create_node("a", b"a third key") == nodes[0].number
+    other.delete_node("a")
+    assert other.create_node("a", b"a fourth key") == nodes[0].number
+    assert link.online() == [(nodes[0].number, "a"), (nodes[1].number, "b")]
+    with pytest.raises(JobError, match="not a site"):
+        link.create_node("c", b"")
+
+
+def test_what_the_job_sends_is_bounded_and_checked(link, nodes, monkeypatch):
+    content = Packer().content(model())
+    flat = flatten([message(content, to=nodes[0].number)])
+    with pytest.raises(TransportError, match="part of the message is missing"):
+        link.push(flat.messages, [])
+    with pytest.raises(TransportError, match="same id"):
+        link.push(flat.messages * 2, flat.objects.items())
+    assert link.push(flat.messages, flat.objects.items()) == list(flat.ids)
+    with pytest.raises(TransportError, match="same id"):
+        link.push(flat.messages, flat.objects.items())
+    with pytest.raises(TransportError, match="time to live"):
+        ask(link, nodes[0].number, ttl=-1.0)
+    with pytest.raises(TransportError, match="not JSON"):
+        link.push([b"{"], [])
+    assert ask(link, 4711) == [""]
+    monkeypatch.setattr("server.flower.link._MAX_OPEN", 2)
+    with pytest.raises(TransportError, match="at most 2 for each site"):
+        ask(link, *[nodes[0].number] * 4)
+    assert len(link._questions) == 1
+
+
+# What a node may not do
+
+
+def test_a_node_cannot_answer_for_another(link, nodes):
+    mine, theirs = ask(link, nodes[0].number, nodes[1].number)
+    nodes[0].fetched()
+    nodes[1].fetched()
+    assert nodes[0].deliver(nodes[0].answer(theirs, by=nodes[1].number)) == 400
+    assert nodes[0].deliver(nodes[0].answer(mine, by=nodes[1].number)) == 400
+    assert nodes[0].deliver(nodes[0].answer(theirs)) == 410
+    assert link.pull([mine, theirs], 0) == []
+    assert nodes[1].deliver(nodes[1].answer(theirs)) == 200
+
+
+def test_only_the_question_in_hand_is_answered(link, nodes):
+    first, second = ask(link, nodes[0].number)[0], ask(link, nodes[0].number)[0]
+    # Asked, but not handed out yet.
+    assert nodes[0].deliver(nodes[0].answer(first)) == 410
+    assert nodes[0].fetched() == first
+    assert nodes[0].deliver(nodes[0].answer(second)) == 410
+    assert nodes[0].deliver(nodes[0].answer("made up")) == 410
+    assert link.pull([first, second], 0) == []
+
+
+def test_an_answer_to_a_withdrawn_question_is_not_taken(link, nodes):
+    (question,) = ask(link, nodes[0].number)
+    nodes[0].fetched()
+
+    async def withdrawn_meanwhile() -> Any:
+        link.forget([question])
+        return {"type": "http.request", "body": whole[40:], "more_body": False}
+
+    whole = body(nodes[0].answer(question))
+    status, _ = nodes[0].call("deliver", whole[:40], length=len(whole), more=withdrawn_meanwhile)
+    assert status == 410
+    assert _holds_nothing(link)
+
+
+def test_without_a_question_in_hand_nothing_is_read(link, nodes):
+    before = nodes[0].read
+    assert nodes[0].call("deliver", b"x" * 100)[0] == 410
+    ask(link, nodes[0].number)
+    assert nodes[0].call("deliver", b"x" * 100)[0] == 410
+    assert nodes[0].read == before
+
+
+def test_an_answer_that_is_too_large_is_not_read(link, nodes):
+    ask(link, nodes[0].number)
+    nodes[0].fetched()
+    before = nodes[0].read
+    status, reason = nodes[0].call("deliver", b"x", length=5 * 1024**3)
+    assert (status, reason.startswith(b"an answer of 5368709120 bytes")) == (413, True)
+    assert nodes[0].read == before
+
+
+def test_a_node_delivers_one_answer_at_a_time(link, nodes):
+    (question,) = ask(link, nodes[0].number)
+    nodes[0].fetched()
+    whole = body(nodes[0].answer(question))
+
+    async def both() -> list[int]:
+        release = asyncio.Event()
+
+        async def rest() -> Any:
+            await release.wait()
+            return {"type": "http.request", "body": whole[40:], "more_body": False}
+
+        first = asyncio.create_task(
+            nodes[0].request("deliver", [whole[:40]], length=len(whole), more=rest)
+        )
+        await asyncio.sleep(0.05)
+        before = nodes[0].read
+        second, reason = await nodes[0].request("deliver", [whole])
+        assert nodes[0].read == before
+        assert b"another delivery" in reason
+        release.set()
+        return [(await first)[0], second]
+
+    assert asyncio.run(both()) == [200, 409]
+    assert len(link.pull([question], 1)) == 1
+
+
+@pytest.mark.parametrize("cut", [0, 4, 20, -1])
+def test_a_body_that_ends_early_is_refused_and_may_be_sent_again(link, nodes, cut):
+    (question,) = ask(link, nodes[0].number)
+    nodes[0].fetched()
+    whole = body(nodes[0].answer(question))
+    assert nodes[0].call("deliver", whole[:cut], length=len(whole))[0] == 400
+    assert nodes[0].deliver(nodes[0].answer(question)) == 200
+
+
+def test_a_body_whose_connection_ends_is_let_go(link, nodes):
+    (question,) = ask(link, nodes[0].number)
+    nodes[0].fetched()
+    whole = body(nodes[0].answer(question))
+
+    async def gone() -> Any:
+        return {"type": "http.disconnect"}
+
+    assert nodes[0].call("deliver", whole[:40], length=len(whole), more=gone)[0] == 0
+    assert nodes[0].deliver(nodes[0].answer(question)) == 200
+
+
+@pytest.mark.parametrize("how", ["pauses", "trickles"])
+def test_a_body_that_stalls_is_ended(link, nodes, monkeypatch, how):
+    monkeypatch.setattr("server.flower.nodes._STALL_SECONDS", 0.2 if how == "pauses" else 9.0)
+    monkeypatch.setattr("server.flower.nodes._GRACE_SECONDS", 0.4)
+    (question,) = ask(link, nodes[0].number)
+    nodes[0].fetched()
+    whole = body(nodes[0].answer(question))
+
+    async def slowly() -> Any:
+        await asyncio.sleep(60 if how == "pauses" else 0.02)
+        return {"type": "http.request", "body": b"\0", "more_body": True}
+
+    started = time.monotonic()
+    status, reason = nodes[0].call("deliver", whole[:40], length=10_000, more=slowly)
+    assert status == 408
+    assert b"of 10000 bytes arrived in time" in reason
+    assert time.monotonic() - started < 5
+    assert nodes[0].deliver(nodes[0].answer(question)) == 200
+
+
+def test_a_message_that_is_not_one_is_refused(link, nodes):
+    (question,) = ask(link, nodes[0].number)
+    nodes[0].fetched()
+    head, content, document = nodes[0].answer(question)
+    for frames in (
+        [],
+        [b""],
+        [b"\xff" * 64],
+        [head],
+        [head, content],
+        [head, content, document, b"a stowaway"],
+        [head, b"[]", document],
+        [head, b"[[[[", document],
+    ):
+        assert nodes[0].deliver(frames) == 400, frames
+    assert nodes[0].call("deliver", b"\xff" * 64)[0] == 400
+    assert nodes[0].deliver([head, content, document]) == 200
+
+
+def test_requests_that_are_not_one_are_refused(nodes):
+    assert nodes[0].call("get-fab")[0] == 400
+    for content in (b"", b"{}", b"[]", b'{"interval":1}', b'{"interval":NaN}', b"[" * 5000):
+        assert nodes[0].call("send-node-heartbeat", content)[0] == 400
+
+
+def test_an_admission_that_ended_meanwhile_gets_and_sends_nothing(link, nodes):
+    (question,) = ask(link, nodes[0].number)
+    nodes[0].fetched()
+    nodes[0].live = False
+    with pytest.raises(AdmissionDenied):
+        nodes[0].fetch()
+    with pytest.raises(AdmissionDenied):
+        nodes[0].deliver(nodes[0].answer(question))
+    assert link.pull([question], 0) == []
+
+
+def test_a_newer_request_for_work_takes_the_place_of_an_older_one(nodes, monkeypatch):
+    monkeypatch.setattr("server.flower.nodes._HOLD_SECONDS", 3.0)
+
+    async def both() -> tuple[float, int]:
+        started = time.monotonic()
+        first = asyncio.create_task(nodes[0].request("fetch", [b""]))
+        await asyncio.sleep(0.05)
+        second = asyncio.create_task(nodes[0].request("fetch", [b""]))
+        status, _ = await first
+        seconds = time.monotonic() - started
+        ask(nodes[0].link, nodes[0].number)
+        assert (await second)[0] == 200
+        return seconds, status
+
+    seconds, status = asyncio.run(both())
+    assert (status, seconds < 2) == (204, True)
+
+
+# Nodes that go and come
+
+
+def test_a_node_that_was_taken_away_is_answered_for_and_gets_nothing(link, nodes):
+    first, second = ask(link, nodes[0].number)[0], ask(link, nodes[0].number)[0]
+    nodes[0].fetched()
+    link.delete_node("a")
+    replies = link.pull([first, second], 2)
+    assert [(reply.question, reply.site) for reply in replies] == [(first, "a"), (second, "a")]
+    assert [_error(reply) for reply in replies] == [NODE_UNAVAILABLE] * 2
+    assert nodes[0].fetch()[0] == 410
+    assert nodes[0].deliver(nodes[0].answer(first)) == 410
+    assert ask(link, nodes[0].number) == [""]
+    assert _holds_nothing(link)
+
+
+def test_a_node_that_lost_its_connections_is_back_with_its_next_question(link, nodes):
+    link.absent("a")
+    assert _online(link) == ["b"]
+    assert nodes[0].fetch()[0] == 204
+    assert _online(link) == ["a", "b"]
+
+
+def test_a_node_that_left_is_not_brought_back_by_a_late_question(link, nodes):
+    assert nodes[0].call("deactivate-node")[0] == 200
+    assert nodes[0].fetch()[0] == 204
+    assert _online(link) == ["b"]
+    nodes[0].activate()
+    assert _online(link) == ["a", "b"]
+
+
+def _leave(node: FakeNode, link: JobLink, how: str) -> None:
+    if how == "absent":
+        link.absent("a")
+        return
+    assert node.call("deactivate-node")[0] == 200
+
+
+@pytest.mark.parametrize("how", ["leaves", "absent"])
+def test_what_a_node_sent_before_it_left_counts(link, nodes, how):
+    """A client that is told to stop answers what it has in hand, and goes at once."""
+    (question,) = ask(link, nodes[0].number)
+    nodes[0].fetched()
+    assert nodes[0].deliver(nodes[0].answer(question)) == 200
+    _leave(nodes[0], link, how)
+    (reply,) = link.pull([question], 2)
+    assert reply.size > 0
+    assert _online(link) == ["b"]
+
+
+@pytest.mark.parametrize("how", ["leaves", "absent"])
+def test_a_node_that_left_without_an_answer_has_none(link, nodes, how):
+    (question,) = ask(link, nodes[0].number)
+    nodes[0].fetched()
+    _leave(nodes[0], link, how)
+    (reply,) = link.pull([question], 2)
+    assert _error(reply) == NODE_UNAVAILABLE
+    assert nodes[0].deliver(nodes[0].answer(question)) == 410
+
+
+def test_a_node_that_is_not_online_is_answered_for_at_once(link, nodes):
+    link.absent("a")
+    (question,) = ask(link, nodes[0].number)
+    assert _error(link.pull([question], 0)[0]) == NODE_UNAVAILABLE
+
+
+class Clock:
+    """A monotonic clock that a test sets; the clock of the day is none of its business."""
+
+    def __init__(self, monkeypatch: Any) -> None:
+        self.now = time.monotonic()
+        clock = SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr("server.flower.link.time", clock)
+
+
+def test_a_node_that_goes_silent_is_answered_for(link, nodes, monkeypatch):
+    clock = Clock(monkeypatch)
+    for node in nodes:
+        node.activate()
+    clock.now += 50
+    nodes[1].activate()
+    (question,) = ask(link, nodes[0].number, ttl=1e6)
+    nodes[0].fetched()  # a sign of life too
+    clock.now += 59
+    assert link.pull([question], 0) == []
+    assert _online(link) == ["a", "b"]
+    nodes[1].activate()
+    clock.now += 2
+    assert _error(link.pull([question], 0)[0]) == NODE_UNAVAILABLE
+    assert _online(link) == ["b"]
+    nodes[0].activate()
+    assert _online(link) == ["a", "b"]
+    clock.now += 1000
+    assert _online(link) == []
+
+
+def test_a_question_lives_as_long_as_the_application_says(link, nodes, monkeypatch):
+    clock = Clock(monkeypatch)
+    for node in nodes:
+        node.activate(interval=1000)
+    first, second = ask(link, nodes[0].number, ttl=5.0)[0], ask(link, nodes[0].number)[0]
+    nodes[0].fetched()
+    clock.now += 6
+    (reply,) = link.pull([first, second], 0)
+    assert (reply.question, _error(reply)) == (first, MESSAGE_UNAVAILABLE)
+    assert nodes[0].fetched() == second
+
+
+def test_the_clock_of_the_day_does_not_matter(link, nodes, monkeypatch):
+    (question,) = ask(link, nodes[0].number)
+    nodes[0].fetched()
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert _online(link) == ["a", "b"]
+    monkeypatch.setattr(time, "time", lambda: 1e12)
+    assert _online(link) == ["a", "b"]
+    assert nodes[0].deliver(nodes[0].answer(question)) == 200
+    assert link.pull([question], 1)[0].size > 0
+
+
+def test_a_closed_link_lets_everybody_go(link, nodes):
+    ask(link, nodes[0].number)
+    link.close(completed=True)
+    status, reason = nodes[0].call("fetch")
+    assert (status, reason) == (410, b"the job has finished")
+    assert link.pull(["x"], 5) == []
+    assert link.wait_online(5, 5.0) == [(node.number, node.site) for node in nodes]
+    with pytest.raises(TransportError, match="finished"):
+        ask(link, nodes[0].number)
+    assert _holds_nothing(link)
+
+
+def test_a_job_that_starts_over_withdraws_what_its_process_asked(link, nodes):
+    first, second = ask(link, nodes[0].number, nodes[1].number)
+    nodes[0].fetched()
+    nodes[1].fetched()
+    assert nodes[1].deliver(nodes[1].answer(second)) == 200
+    link.start_over()
+    assert link.pull([first, second], 0) == []
+    assert nodes[0].deliver(nodes[0].answer(first)) == 410
+    (again,) = ask(link, nodes[0].number)
+    assert nodes[0].fetched() == again
+
+
+# Waiting
+
+
+def _later(action: Any, *arguments: Any) -> threading.Thread:
+    def run() -> None:
+        time.sleep(0.1)
+        action(*arguments)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def test_whoever_waits_is_woken_and_does_not_look_again_and_again(link, nodes):
+    (question,) = ask(link, nodes[0].number)
+    nodes[0].fetched()
+    started = time.monotonic()
+    thread = _later(nodes[0].deliver, nodes[0].answer(question))
+    assert len(link.pull([question], 30)) == 1
+    thread.join()
+    link.absent("a")
+    thread = _later(nodes[0].activate)
+    assert len(link.wait_online(2, 30.0)) == 2
+    thread.join()
+
+    async def asked_while_it_waits() -> int:
+        waiting = asyncio.create_task(nodes[0].request("fetch", [b""]))
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(ask, link, nodes[0].number)
+        return (await waiting)[0]
+
+    assert asyncio.run(asked_while_it_waits()) == 200
+    assert time.monotonic() - started < 10
+
+
+def test_time_that_passes_without_an_event_ends_a_wait(link, nodes):
+    (question,) = ask(link, nodes[0].number, ttl=0.2)
+    assert _error(link.pull([question], 30)[0]) == MESSAGE_UNAVAILABLE
+    assert link.pull([question], 0.05) == []
+    assert len(link.wait_online(3, 0.05)) == 2
+
+
+# Many nodes
+
+
+def test_two_thousand_nodes_are_each_asked_and_answered_once():
+    sites = tuple(f"s{number}" for number in range(2000))
+    link = JobLink(plan(sites))
+    nodes = [FakeNode(link, site) for site in sites]
+
+    async def round_() -> None:
+        interval = b'{"interval":30}'
+        for node in nodes:
+            assert (await node.request("activate-node", [interval]))[0] == 200
+        asked = await asyncio.to_thread(ask, link, *[node.number for node in nodes])
+
+        async def work(node: FakeNode, question: str) -> None:
+            assert (await node.request("fetch", [b""]))[0] == 200
+            status, _ = await node.request("deliver", [body(node.answer(question))])
+            assert status == 200
+
+        works = zip(nodes, asked, strict=True)
+        await asyncio.gather(*(work(node, question) for node, question in works))
+        replies = link.pull(asked, 0)
+        assert {(reply.question, reply.node) for reply in replies} == {
+            (question, node.number) for node, question in zip(nodes, asked, strict=True)
+        }
+
+    asyncio.run(round_())
+    assert len(link.online()) == 2000
+    assert _holds_nothing(link)
+    sent, received = link.traffic()
+    assert min(sent, received) > 2000 * 100
+
+
+def test_timers_of_answered_questions_do_not_pile_up(link, nodes):
+    for _ in range(300):
+        (question,) = ask(link, nodes[0].number, content=RecordDict())
+        link.forget([question])
+    assert len(link._timers) < 100
+    assert np.isfinite([when for when, _, _ in link._timers]).all()
