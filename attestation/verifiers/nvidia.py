@@ -61,7 +61,7 @@ _DEVICE_NAME: Final = x509.ObjectIdentifier("1.3.6.1.4.1.412.274.1")  # id-DMTF-
 
 _SCALAR_BYTES: Final = 48
 _MIN_CHAIN, _MAX_CHAIN = 2, 8
-_MAX_ANSWERS: Final = 256
+_MAX_ANSWERS, _MAX_SENT_RIMS = 256, 4
 _NONCE_BYTES: Final = 32
 _NOT_CHECKED: Final = "not checked: there is no"
 _FETCH: Final = "fedlearn collateral fetch --directory DIR --evidence FILE"
@@ -140,9 +140,14 @@ class _Endorsements:
         found = cls()
         for item in collateral:
             found._take(item)
+        had = len(found.rims)
         for number, item in enumerate(sent):
             if not found._take(item):
                 found.chain += split_certificates(item, f"endorsements[{number}]")
+        if len(found.rims) - had > _MAX_SENT_RIMS:
+            raise EvidenceError(
+                f"more than {_MAX_SENT_RIMS} RIMs came along; a GPU has two", field="endorsements"
+            )
         if found.chain and not _MIN_CHAIN <= len(found.chain) <= _MAX_CHAIN:
             raise EvidenceError(
                 f"{len(found.chain)} certificates, a chain has {_MIN_CHAIN} to {_MAX_CHAIN}",

@@ -353,6 +353,28 @@ def test_a_document_that_is_too_large_is_not_parsed() -> None:
         Rim.verify(padded + b" ", root=made.TRUST.nvidia_rim_root, now=made.NOW)
     with pytest.raises(EvidenceError, match="at most 64"):
         match(*[DRIVER] * 65)
+    sent = GPU.evidence(BINDING.value, DRIVER, VBIOS, DRIVER, VBIOS)
+    assert verify(sent, binding=BINDING, trust=made.TRUST, now=made.NOW)
+    more = replace(sent, endorsements=(*sent.endorsements, DRIVER))
+    with pytest.raises(EvidenceError, match="more than 4 RIMs"):
+        verify(more, binding=BINDING, trust=made.TRUST, now=made.NOW)
+
+
+def _many(count: int, form: str) -> bytes:
+    return " ".join(form.format(number) for number in range(count)).encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        DRIVER.replace(b"<Payload>", b"<Payload>" + b"<a/>" * 1100),
+        DRIVER.replace(b"<Payload>", b"<Payload " + _many(81, 'a{}="1"') + b">"),
+        DRIVER.replace(b"<Payload>", b"<Payload " + _many(17, 'xmlns:a{}="u"') + b">"),
+    ],
+)
+def test_a_document_that_is_dear_to_canonicalise_is_refused(data: bytes) -> None:
+    with pytest.raises(EvidenceError, match="too many"):
+        Rim.verify(data, root=made.TRUST.nvidia_rim_root, now=made.NOW)
 
 
 @pytest.mark.parametrize(
