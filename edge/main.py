@@ -15,6 +15,7 @@ import click
 
 from fedlearn.console import Commands, config_option, line, print_json, printable, version_text
 from fedlearn.errors import ConfigError
+from fedlearn.plaintext import configure_logging
 
 if TYPE_CHECKING:
     from attestation.attesters.tpm import TpmAttester
@@ -49,11 +50,7 @@ def run(path: Path, as_json: bool) -> int:
 
     config = SiteConfig.load(path)
     identity = SiteIdentity.load(config.state)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=os.environ.get("FEDLEARN_LOG", "WARNING").upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    configure_logging()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o077)
     with device(config.attester, state=config.state) as attester:

@@ -30,6 +30,7 @@ from edge.bootstrap import MAX_BOOTSTRAP_BYTES, Bootstrap
 from edge.launcher import Phase
 from edge.podspec import REFUSED_EXIT
 from fedlearn.errors import ConfigError, FedlearnError
+from fedlearn.plaintext import configure_logging
 from fedlearn.wire.sponsor import SponsorClient, Ticket
 
 __all__ = ["EXIT", "FIRST_WORDS", "Surroundings", "main"]
@@ -118,11 +119,7 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     what its pod writes, an empty log shows that it does.
     """
     print(FIRST_WORDS, file=sys.stderr, flush=True)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=environment.get("FEDLEARN_LOG", "WARNING").upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    configure_logging(environment.get("FEDLEARN_LOG", "WARNING"))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

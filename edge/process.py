@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
@@ -17,6 +16,7 @@ from pathlib import Path
 from edge.launcher import Phase
 from edge.leash import AgentLine, Gone
 from fedlearn.errors import FedlearnError
+from fedlearn.plaintext import configure_logging
 
 _GRACE_SECONDS = 5.0
 
@@ -24,11 +24,7 @@ _GRACE_SECONDS = 5.0
 def main(arguments: list[str]) -> int:
     """Run one client; return 0 when its job ended well or it was asked to stop."""
     descriptor, scratch = int(arguments[0]), Path(arguments[1])
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=os.environ.get("FEDLEARN_LOG", "WARNING").upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    configure_logging()
     line = AgentLine(socket.socket(fileno=descriptor))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: line.stop.set())

@@ -3,7 +3,8 @@
 Exit statuses: 0 done; 1 an error, with what is wrong and what to do on stderr; 2 a refusal,
 which is an answer and no fault (evidence that was not liked, a key that is not released);
 130 stopped by Ctrl-C. With ``--json`` among the arguments an error is one JSON object on
-stdout, ``{"error": {"code", "message", "hint", "findings"}}``. ``FEDLEARN_TRACE=1`` adds
+stdout, ``{"error": {"code", "message", "hint", "findings"}}``, and stdout holds nothing but JSON,
+one document a line: what is said to people goes to stderr. ``FEDLEARN_TRACE=1`` adds
 Python's trace on stderr, for whoever works on fedlearn itself.
 """
 
@@ -14,7 +15,6 @@ import difflib
 import errno
 import importlib
 import importlib.metadata
-import json
 import os
 import sys
 import traceback
@@ -28,6 +28,7 @@ import click
 
 from attestation.errors import AttestationError
 from fedlearn.errors import AdmissionDenied, ConfigError, FedlearnError, KeyReleaseDenied
+from fedlearn.plaintext import json_text, printable
 
 __all__ = [
     "ERROR",
@@ -50,6 +51,9 @@ REFUSED: Final = 2
 INTERRUPTED: Final = 130
 
 _T = TypeVar("_T", bound=Callable[..., Any])
+
+_for_programs = False
+"""Whether ``--json`` was given."""
 
 _OS_HINTS: Final[Mapping[int, str]] = MappingProxyType(
     {
@@ -218,19 +222,18 @@ def colours() -> bool:
 
 
 def line(text: str, *, style: str = "", bold: bool = False) -> None:
-    """Print one line on stdout, coloured only where colours are wanted."""
-    shown = click.style(text, fg=style or None, bold=bold or None) if colours() else text
-    click.echo(shown, color=colours())
+    """Print one line on stdout, coloured only where colours are wanted.
 
-
-def printable(text: str) -> str:
-    """Return ``text`` without what could steer a terminal; for words of another party."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    With ``--json`` it goes to stderr: stdout is for programs from the first byte.
+    """
+    plain = "\n".join(map(printable, text.split("\n")))
+    shown = click.style(plain, fg=style or None, bold=bold or None) if colours() else plain
+    click.echo(shown, color=colours(), err=_for_programs)
 
 
 def print_json(value: object) -> None:
-    """Print one JSON document on one line of stdout."""
-    click.echo(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str))
+    """Print one JSON document on one line of stdout; see :func:`fedlearn.plaintext.json_text`."""
+    click.echo(json_text(value))
 
 
 def version_text() -> str:
@@ -242,6 +245,8 @@ def version_text() -> str:
 
 
 def _guarded(run: Callable[[], Any], *, as_json: bool) -> int:
+    global _for_programs
+    _for_programs = as_json
     try:
         with _broken_pipe_is_silent():
             result = run()

@@ -297,7 +297,10 @@ class Log(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFinished(Event):
-    """All rounds are done and the model is sealed under the name ``model``."""
+    """All rounds are done, and the model is sealed under the name ``model``.
+
+    ``model`` is empty where the app left none.
+    """
 
     kind: ClassVar[str] = "job.finished"
     final: ClassVar[bool] = True

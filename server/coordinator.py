@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -158,11 +158,12 @@ class Coordinator:
 
     def list_jobs(self) -> Sequence[JobView]:
         """Return all jobs, oldest first."""
-        return [_view(record) for record in self._book.all()]
+        models = self._home.store.models()
+        return [_view(record, models) for record in self._book.all()]
 
     def get_job(self, name: str) -> JobView:
         """Return one job."""
-        return _view(self._book.get(name))
+        return _view(self._book.get(name), self._home.store.models())
 
     def follow_job(
         self, name: str, *, after: int, past_only: bool, stop: threading.Event
@@ -325,7 +326,7 @@ def _placed(asked: JobSpec, choice: Choice) -> dict[str, Any]:
     }
 
 
-def _view(record: JobRecord) -> JobView:
+def _view(record: JobRecord, models: Collection[str]) -> JobView:
     return JobView(
         name=record.name,
         id=record.spec.digest().hex(),
@@ -333,6 +334,6 @@ def _view(record: JobRecord) -> JobView:
         round=record.round,
         rounds=record.spec.rounds,
         detail=record.detail,
-        model=record.name if record.round else "",
+        model=record.name if record.name in models else "",
         sites=record.spec.sites,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import resource
 import signal
@@ -16,6 +15,7 @@ import click
 
 from fedlearn.console import Commands, config_option, line, print_json, version_text
 from fedlearn.errors import ConfigError
+from fedlearn.plaintext import configure_logging
 
 __all__ = ["main"]
 
@@ -138,7 +138,7 @@ def run(path: Path, as_json: bool) -> int:
     from server.config import ServerConfig
 
     config = ServerConfig.load(path)
-    _log_to_stderr()
+    configure_logging()
     _raise_open_files()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -279,14 +279,6 @@ def _raise_open_files() -> None:
     wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=os.environ.get("FEDLEARN_LOG", "WARNING").upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
 
 
 if __name__ == "__main__":

@@ -277,9 +277,8 @@ class OpenJobs:
             self._home.ledger.append(
                 "job", {"job": name, "change": "finished", "rounds": job.desk.round}
             )
-            event: Event = JobFinished(
-                model=job.desk.model, seconds=seconds, metrics=job.desk.metrics
-            )
+            model = job.desk.model if job.desk.model in self._home.store.models() else ""
+            event: Event = JobFinished(model=model, seconds=seconds, metrics=job.desk.metrics)
             self.close(name, JobStatus.FINISHED, event)
         elif outcome.status == "cancelled":
             self.close(name, JobStatus.CANCELLED, JobCancelled(detail=outcome.message))

@@ -118,9 +118,12 @@ def try_(file: Path, data: Path | None, tee: str, model: Path | None, as_json: b
         show=show_for(as_json=as_json, metric=spec.evaluate.metric),
     )
     if as_json:
-        print_json({"job": trial.job, "rounds": trial.rounds, "model": str(trial.model)})
-        return
-    line(f"the weights are in {trial.model}", style="green")
+        path = None if trial.model is None else str(trial.model)
+        print_json({"job": trial.job, "rounds": trial.rounds, "model": path})
+    elif trial.model is None:
+        line("the job finished, and its app left no model to write", style="green")
+    else:
+        line(f"the weights are in {trial.model}", style="green")
 
 
 @group.command("submit")

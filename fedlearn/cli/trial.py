@@ -36,14 +36,18 @@ _FINISHED: Final = "finished"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """How a trial went. ``model`` is the file with the weights, ``sites`` those that took part."""
+    """How a trial went.
+
+    ``sites`` are those that took part; ``model`` is the file with the weights, or None where the
+    job finished without a model, as one does whose app computes something else.
+    """
 
     job: str
     rounds: int
     sites: tuple[str, ...]
     tee: str
     insecure: str
-    model: Path
+    model: Path | None
 
 
 def attempt(
@@ -84,8 +88,9 @@ def attempt(
                 federation, name=spec.name, bundle=digest, app=spec.name, sites=spec.sites
             )
             told = _told(spec, policy, owner)
-            _run(federation, told, policy, bundle, show)
-            _fetch(federation, spec.name, owner, model)
+            sealed_model = _run(federation, told, policy, bundle, show)
+            if sealed_model:
+                _fetch(federation, spec.name, owner, model)
         finally:
             federation.close()
     return Trial(
@@ -94,7 +99,7 @@ def attempt(
         sites=spec.sites,
         tee=kind.value,
         insecure=insecure,
-        model=model,
+        model=model if sealed_model else None,
     )
 
 
@@ -126,7 +131,8 @@ def _told(spec: JobSpec, policy: str, owner: X25519PrivateKey) -> JobSpec:
     )
 
 
-def _run(federation: Federation, spec: JobSpec, policy: str, bundle: bytes, show: Show) -> None:
+def _run(federation: Federation, spec: JobSpec, policy: str, bundle: bytes, show: Show) -> bool:
+    """Run the job to its end; say whether it left a model."""
     operator = federation.operator
     operator.submit_job(job_toml=spec.to_toml(), bundle=bundle, policy_toml=policy)
     with show:
@@ -136,6 +142,7 @@ def _run(federation: Federation, spec: JobSpec, policy: str, bundle: bytes, show
     state = operator.get_job(spec.name)
     if state.status != _FINISHED:
         raise JobError(f"the job is {state.status}: {state.detail}")
+    return bool(state.model)
 
 
 def _fetch(federation: Federation, job: str, owner: X25519PrivateKey, model: Path) -> None:

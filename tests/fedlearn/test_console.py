@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import resource
@@ -18,9 +19,11 @@ import pytest
 from click.testing import CliRunner
 
 from attestation.errors import EvidenceError
+from fedlearn import console
 from fedlearn.cli import NOUNS, main
 from fedlearn.console import Commands, Noun, describe, printable
 from fedlearn.errors import AdmissionDenied, ConfigError, KeyReleaseDenied
+from fedlearn.plaintext import json_text
 
 FEDLEARN = [sys.executable, "-c", "from fedlearn.cli import main; main()"]
 
@@ -239,3 +242,68 @@ def test_words_of_others_do_not_steer_the_terminal() -> None:
 
 def test_the_group_can_be_used_from_code() -> None:
     assert main.main(["--version"], standalone_mode=False) in (None, 0)
+
+
+# --- words of others, and programs that read ------------------------------------------
+
+HOSTILE = "a\x1b[31m\x7f\x85\x9b2J\u202egnp.exe\u2066\u2028b\nc\x00"
+
+
+def test_nothing_that_steers_a_terminal_is_printed() -> None:
+    group = _group(ConfigError(HOSTILE, hint=HOSTILE))
+    done = CliRunner().invoke(group, ["go"])
+    assert done.exit_code == 1
+    assert all(c.isprintable() or c == "\n" for c in done.output)
+
+    @group.command("say")
+    def say() -> None:
+        console.line(HOSTILE, style="red")
+
+    done = CliRunner().invoke(group, ["say"])
+    assert all(c.isprintable() or c == "\n" for c in done.output)
+
+
+def test_json_is_printable_ascii_and_comes_back_as_it_was() -> None:
+    for value in (HOSTILE, {HOSTILE: [HOSTILE, "ä", "日本"]}):
+        text = json_text(value)
+        assert text.isascii()
+        assert text.isprintable()
+        assert json.loads(text) == value
+
+
+def test_json_has_no_numbers_that_are_not_finite() -> None:
+    found = json_text({"a": math.nan, "b": [math.inf, (-math.inf, 1.5)], "c": {"d": math.nan}})
+    assert json.loads(found, parse_constant=pytest.fail) == {
+        "a": None,
+        "b": [None, [None, 1.5]],
+        "c": {"d": None},
+    }
+
+
+def test_with_json_what_people_are_told_goes_to_stderr() -> None:
+    group = _group(ConfigError("wrong"))
+
+    @group.command("tell")
+    @click.option("--json", "as_json", is_flag=True)
+    def tell(as_json: bool) -> None:
+        console.line("insecure: a warning first")
+        if as_json:
+            console.print_json({"done": True})
+
+    done = CliRunner().invoke(group, ["tell", "--json"])
+    assert done.stdout == '{"done": true}\n'
+    assert done.stderr == "insecure: a warning first\n"
+    done = CliRunner().invoke(group, ["tell"])
+    assert (done.stdout, done.stderr) == ("insecure: a warning first\n", "")
+
+
+def test_a_message_in_a_log_is_one_line() -> None:
+    code = (
+        "import logging\nfrom fedlearn.plaintext import configure_logging\n"
+        "configure_logging('info')\n"
+        f"logging.getLogger('x').info('%s', {HOSTILE!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.endswith("\n")
+    assert done.stderr[:-1].isprintable()
+    assert "INFO x: a" in done.stderr
