@@ -2,6 +2,9 @@
 
 A finding of tier ``NONE`` is a note: something that was not appraised. Notes never make a
 result affirming, and a result without an affirming finding has status ``NONE``.
+
+Whatever else matches, nothing is affirmed whose launch identity the policy does not pin
+(:mod:`attestation.launch`): what software says about itself is as good as what started it.
 """
 
 from __future__ import annotations
@@ -11,9 +14,10 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from attestation.evidence import Claims, Tee
+from attestation.evidence import Claims, Origin, Tee
+from attestation.launch import PCR_BANKS, applicable, launch_finding
 from attestation.nvidia_rules import NVIDIA_CLAIMS, device_findings
-from attestation.policy import CONTAINER_SERVER, EVENT
+from attestation.policy import CONTAINER_SERVER
 from attestation.result import AttestationResult, Finding, Tier
 from attestation.rules import hardware_findings
 
@@ -23,8 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["appraise"]
 
 _SEVERITY: Final = {Tier.AFFIRMING: 0, Tier.NONE: 1, Tier.WARNING: 2, Tier.CONTRAINDICATED: 3}
-_BANKS: Final = ("", ".sha384", ".sha512")
-"""How the name of a TPM's register ends, by its bank."""
 
 _CONFIGURED: Final = ("mrconfigid", "mrowner", "mrownerconfig", "host_data", "initdata", "job")
 
@@ -54,22 +56,20 @@ def appraise(
     """
     if now.tzinfo is None:
         raise ValueError("the time of an appraisal must be aware")
-    references = [*_references(policy, claims, now)]
     found = [
         *_environment(policy, claims),
         *_binding(claims, require_binding),
         *_age(policy, claims, now),
         *_node(policy, claims, node, strict=require_binding),
         *hardware_findings(policy, claims),
-        *references,
+        launch_finding(policy, claims),
+        *_references(policy, claims, now),
         *_required(policy, claims),
         *device_findings(policy.require, claims),
     ]
     for index, component in enumerate(claims.components):
         found += _component(policy, component, now, f"component[{index}].")
     found += _gpu(policy, claims)
-    if not references and not _identified(policy, claims, extra):
-        found.append(_no_reference())
     notes = tuple(item for item in found if item.tier is Tier.NONE)
     checks = [item for item in found if item.tier is not Tier.NONE] + list(extra)
     status = max((item.tier for item in checks), key=_SEVERITY.__getitem__, default=Tier.NONE)
@@ -80,22 +80,6 @@ def appraise(
         policy=policy.digest,
         key_thumbprint=hashlib.sha256(key).digest() if key else b"",
         expires=now + min(lifetime, policy.lifetime),
-    )
-
-
-def _identified(policy: AppraisalPolicy, claims: Claims, extra: tuple[Finding, ...]) -> bool:
-    """Say whether something other than a reference value pins the software."""
-    enclave = claims.tee is Tee.SGX and bool(policy.sgx.mrenclave or policy.sgx.mrsigner)
-    return enclave or any(item.category == "executables" for item in extra)
-
-
-def _no_reference() -> Finding:
-    return Finding(
-        claim="reference",
-        tier=Tier.WARNING,
-        expected="at least one reference value for this kind of evidence",
-        actual="none in the policy, so any software would do",
-        remedy="add a [[reference]] to the policy; `fedlearn policy init` writes them",
     )
 
 
@@ -136,6 +120,7 @@ def _debug(policy: AppraisalPolicy, claims: Claims, prefix: str) -> Finding:
         actual=str(claims.debug).lower(),
         category="configuration",
         remedy="" if allowed else "start the environment without debugging",
+        origin=_stated(claims),
     )
 
 
@@ -167,6 +152,7 @@ def _age(policy: AppraisalPolicy, claims: Claims, now: datetime) -> Iterator[Fin
         actual=f"{age:.0f} s" if known else "absent: this evidence carries no time",
         category="instance-identity",
         remedy="" if fresh else "collect new evidence, or drop freshness.max_age_s",
+        origin=_stated(claims),
     )
 
 
@@ -192,6 +178,7 @@ def _node(
         actual=actual if identity else "absent",
         category="instance-identity",
         remedy="" if listed else "add the hardware id to [nodes], if the machine belongs there",
+        origin=_stated(claims),
     )
 
 
@@ -199,10 +186,9 @@ def _references(
     policy: AppraisalPolicy, claims: Claims, now: datetime, prefix: str = ""
 ) -> Iterator[Finding]:
     groups: dict[str, list[ReferenceValue]] = {}
-    for reference in policy.references:
-        if reference.claim == EVENT:
-            continue
-        if (reference.tee is None and not prefix) or reference.tee is claims.tee:
+    for reference in applicable(policy, claims.tee):
+        # A component is judged by what names its kind.
+        if reference.tee is not None or not prefix:
             groups.setdefault(reference.claim, []).append(reference)
     for claim, references in groups.items():
         yield _reference(claim, references, claims, now, prefix)
@@ -235,6 +221,7 @@ def _reference(
         actual=actual,
         category="configuration" if claim in _CONFIGURED else "executables",
         remedy=remedy,
+        origin=claims.origin_of(claim),
     )
 
 
@@ -258,7 +245,7 @@ def _mend(claim: str, claims: Claims) -> str:
     if value is not None:
         return "run the expected software, or add a reference value if this one is good"
     register = claim.removesuffix(".sha384").removesuffix(".sha512")
-    if others := [register + bank for bank in _BANKS if register + bank in claims.measurements]:
+    if others := [register + bank for bank in PCR_BANKS if register + bank in claims.measurements]:
         return f"the quote has {', '.join(others)}: name the register with the bank that was quoted"
     return f"run what measures {claim}, or send its event log"
 
@@ -280,6 +267,7 @@ def _required(policy: AppraisalPolicy, claims: Claims) -> Iterator[Finding]:
             actual=actual,
             category="runtime-opaque",
             remedy="" if present else _mend(claim, claims),
+            origin=claims.origin_of(claim),
         )
 
 
@@ -305,7 +293,7 @@ def _gpu(policy: AppraisalPolicy, claims: Claims) -> Iterator[Finding]:
     gpus = [item for item in claims.components if item.tee is Tee.NVIDIA]
     verified = bool(gpus) and not any(gpu.unverified for gpu in gpus)
     pinned = "nvidia.rim" in policy.require or any(
-        item.tee is Tee.NVIDIA for item in policy.references
+        item.tee is Tee.NVIDIA for item in applicable(policy, Tee.NVIDIA)
     )
     seen = "verified" if verified else "present, not verified"
     yield Finding(
@@ -326,6 +314,11 @@ def _gpu(policy: AppraisalPolicy, claims: Claims) -> Iterator[Finding]:
             actual="none in the policy, so any firmware would do",
             remedy='add a [[reference]] with tee = "nvidia", or require nvidia.rim',
         )
+
+
+def _stated(claims: Claims) -> Origin:
+    """Return who is responsible for what the evidence says besides measurements."""
+    return Origin.SELF if claims.tee is Tee.SAMPLE else Origin.QUOTE
 
 
 def _tier(good: bool) -> Tier:

@@ -4,8 +4,8 @@ An EAT Attestation Result (draft-ietf-rats-ear) is a JWT whose ``submods`` hold 
 each: ``ear.status``, an AR4SI ``ear.trustworthiness-vector`` (draft-ietf-rats-ar4si, section
 2.3), and ``ear.appraisal-policy-id``. The claim names are the dotted ones of profile
 ``tag:github.com,2023:veraison/ear``, which deployed verifiers write. What the profile has no
-claim for stands beside it under ``fedlearn.``: the findings, and the thumbprint of the bound
-TLS key.
+claim for stands beside it under ``fedlearn.``: the findings, each with the origin of the value
+that it judges, and the thumbprint of the bound TLS key.
 
 Tokens are JWS compact, ES256 only (RFC 7515, RFC 7518 section 3.4), typed ``eat+jwt``
 (RFC 9711). The reader accepts exactly what the writer makes: no other algorithm, no other
@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 )
 
 from attestation.errors import EvidenceError, FreshnessError, SignatureError
+from attestation.evidence import Origin
 from attestation.result import AttestationResult, Finding, Tier
 
 __all__ = ["EAT_PROFILE", "MAX_TOKEN_BYTES", "TRUST_VECTOR", "issue", "read", "trust_vector"]
@@ -60,6 +61,7 @@ _HEADER: Final = {"alg": "ES256", "typ": "eat+jwt"}
 _POLICY_SCHEME: Final = "ni:///sha-256;"  # RFC 6920, section 3
 _VERIFIER_ID: Final = {"developer": "https://github.com/fedlearn/fedlearn", "build": "fedlearn/1"}
 _TIERS: Final = {tier.name.lower(): tier for tier in Tier}
+_ORIGINS: Final = frozenset(origin.value for origin in Origin)
 
 
 def trust_vector(findings: Iterable[Finding]) -> dict[str, int]:
@@ -240,7 +242,7 @@ def _result(submods: object, expires: datetime) -> AttestationResult:
 
 
 def _finding(item: object, where: str) -> Finding:
-    names = {"claim", "tier", "expected", "actual", "category", "remedy"}
+    names = {"claim", "tier", "expected", "actual", "category", "remedy", "origin"}
     if not isinstance(item, dict) or item.keys() != names:
         raise EvidenceError(f"must have exactly {', '.join(sorted(names))}", field=where)
     for name, value in item.items():
@@ -248,6 +250,10 @@ def _finding(item: object, where: str) -> Finding:
             raise EvidenceError("must be text", field=f"{where}.{name}")
     if item["category"] not in TRUST_VECTOR:
         raise EvidenceError("is not one of AR4SI", field=f"{where}.category")
+    if item["origin"] not in _ORIGINS:
+        raise EvidenceError(
+            f"must be one of {', '.join(sorted(_ORIGINS))}", field=f"{where}.origin"
+        )
     return Finding(
         claim=item["claim"],
         tier=_tier(item["tier"], f"{where}.tier"),
@@ -255,6 +261,7 @@ def _finding(item: object, where: str) -> Finding:
         actual=item["actual"],
         category=item["category"],
         remedy=item["remedy"],
+        origin=Origin(item["origin"]),
     )
 
 

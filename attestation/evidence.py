@@ -11,6 +11,7 @@ import binascii
 import enum
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -18,7 +19,7 @@ from typing import Any, Final
 
 from attestation.errors import EvidenceError
 
-__all__ = ["MAX_EVIDENCE_BYTES", "Claims", "Evidence", "Scalar", "Tee"]
+__all__ = ["MAX_EVIDENCE_BYTES", "Claims", "Evidence", "Origin", "Scalar", "Tee"]
 
 MAX_EVIDENCE_BYTES: Final = 4 * 1024 * 1024
 """Upper bound of one encoded evidence document, checked before it is parsed."""
@@ -41,6 +42,30 @@ class Tee(enum.StrEnum):
     NVIDIA = "nvidia"
     SAMPLE = "sample"
     """Software only. It proves nothing about hardware and is refused by default."""
+
+
+class Origin(enum.StrEnum):
+    """Who is responsible for the value of a claim."""
+
+    QUOTE = "signed quote"
+    """Hardware, firmware below the environment, or a TPM measured it into what is signed."""
+    HOST = "set by the host"
+    """It stands in the signed quote, and whoever started the environment chose it."""
+    LOG = "measured log"
+    """An event of a log that replays to the signed registers. The replay proves the digest and
+    not the label, so the value is as good as the register that holds it is pinned."""
+    SELF = "self-reported"
+    """Software inside of the environment says it: as good as the launch that started it."""
+    VERIFIER = "verifier"
+    """No claim of the evidence: the verifier or the gate found it."""
+
+
+_IN_THE_QUOTE: Final = re.compile(
+    r"mrtd|rtmr[0-3]|mrseam|mrservicetd|launch|(?:id|author)_key_digest|mrenclave|mrsigner"
+    r"|pcr\.[0-9]+(?:\.sha[0-9]+)?"
+)
+_BY_THE_HOST: Final = re.compile(r"mrconfigid|mrowner|mrownerconfig|host_data")
+_IN_THE_LOG: Final = re.compile(r"firmware|boot\.[0-9]+|kernel|cmdline|initrd|container\.server")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +135,21 @@ class Claims:
     def __post_init__(self) -> None:
         object.__setattr__(self, "measurements", MappingProxyType(dict(self.measurements)))
         object.__setattr__(self, "attributes", MappingProxyType(dict(self.attributes)))
+
+    def origin_of(self, claim: str) -> Origin:
+        """Return where the value of a measurement comes from.
+
+        A name that no verifier reserves for hardware, host or firmware is self-reported, and
+        so is everything that sample evidence says. Software cannot measure under a reserved
+        name; see :mod:`attestation.runtime_events`.
+        """
+        if self.tee is Tee.SAMPLE:
+            return Origin.SELF
+        if self.tee is Tee.NVIDIA or _IN_THE_QUOTE.fullmatch(claim):
+            return Origin.QUOTE
+        if _BY_THE_HOST.fullmatch(claim):
+            return Origin.HOST
+        return Origin.LOG if _IN_THE_LOG.fullmatch(claim) else Origin.SELF
 
 
 def _to_json(evidence: Evidence) -> dict[str, Any]:

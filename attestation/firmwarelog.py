@@ -23,8 +23,8 @@ it extended itself later. So these claims are read only from events that come be
 firmware handed over (``Exit Boot Services``), only from the register that their writer
 extends, and ``kernel`` only where no other image was started unnoticed: every event of that
 register whose digest is not the hash of its data counts as an image in ``boot.N``. For the
-same reason a policy that relies on them should pin ``mrtd`` and one of ``rtmr1`` or all of
-``boot.N``.
+same reason a policy that relies on them pins ``mrtd``, ``rtmr1`` and ``rtmr2``, or names every
+event of those registers (:func:`named_registers`, :mod:`attestation.launch`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from attestation.errors import EventLogError
 from attestation.eventlog import Event, EventLog, ccel_register, check_replay
 from attestation.runtime_events import RuntimeEvent, measured_claims, measurements
 
-__all__ = ["RTMR_RUNTIME", "agent_claims", "boot_claims", "check_ccel"]
+__all__ = ["RTMR_RUNTIME", "agent_claims", "boot_claims", "check_ccel", "named_registers"]
 
 RTMR_RUNTIME: Final = 4
 """Index of RTMR3 in a CCEL: what software measured while the domain ran."""
@@ -98,6 +98,23 @@ def check_ccel(
     found = boot_claims(log, _BANK, ccel=True)
     found |= agent_claims(log, RTMR_RUNTIME)
     return {**measured_claims(measurements(log, RTMR_RUNTIME, _BANK), ""), **found}
+
+
+def named_registers(log: EventLog | None, known: Collection[bytes]) -> dict[str, bool]:
+    """Say of each RTMR whether somebody knew every digest that its events extended it with.
+
+    Call it after :func:`check_ccel`. The attributes are called ``log.rtmr1.named``; there are
+    none without a log or known digests. A register that nothing extended has no name.
+    """
+    if log is None or not known:
+        return {}
+    return {
+        f"log.{ccel_register(index)}.named": all(
+            event.digests.get(_BANK) in known for event in events
+        )
+        for index in range(1, RTMR_RUNTIME + 1)
+        if (events := log.extending(index))
+    }
 
 
 def boot_claims(log: EventLog, bank: str, *, ccel: bool) -> dict[str, bytes]:

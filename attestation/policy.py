@@ -1,7 +1,8 @@
 """Appraisal policies, as data: which genuine evidence somebody is willing to rely on.
 
 Distrust is the default. An absent claim is not a match, a claim that nobody verified is not
-a match, and a policy that accepts no TEE or knows no reference value admits nobody.
+a match, and a policy admits nobody whose launch identity it does not pin
+(:mod:`attestation.launch`).
 Terms are those of RFC 9334; :mod:`attestation.appraisal` applies a policy,
 :mod:`attestation.policyfile` reads one from TOML.
 """
@@ -111,7 +112,10 @@ class TdxRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SgxRules:
-    """Minimums for Intel SGX; an empty list of enclaves or signers accepts any."""
+    """Minimums for Intel SGX; an empty list of enclaves or signers accepts any.
+
+    ``isv_prod_id``, ``min_isv_svn``  ``None`` does not ask
+    """
 
     tcb_status: tuple[str, ...] = ("UpToDate",)
     advisories_allowed: tuple[str, ...] = ()
@@ -119,7 +123,7 @@ class SgxRules:
     mrenclave: tuple[bytes, ...] = ()
     mrsigner: tuple[bytes, ...] = ()
     isv_prod_id: int | None = None
-    min_isv_svn: int = 0
+    min_isv_svn: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,19 +246,23 @@ class AppraisalPolicy:
         """Return this policy with more accepted values; its digest changes with it."""
         return replace(self, references=(*self.references, *references))
 
-    def anchors_for(self, trust: TrustAnchors, *, now: datetime) -> TrustAnchors:
+    def anchors_for(self, trust: TrustAnchors, *, tee: Tee, now: datetime) -> TrustAnchors:
         """Return ``trust`` with what this policy's reference values say about event logs.
 
-        Whoever verifies evidence for this policy passes the result to
-        :func:`attestation.verifiers.verify`. Values outside of their window do not count.
+        Whoever verifies evidence of ``tee`` for this policy passes the result to
+        :func:`attestation.verifiers.verify`. Values outside of their window do not count, nor
+        do those that are limited to another TEE.
 
         * References for ``container.server`` are digests of events that measure a server
           whose containers' registers may be believed. No other server's are.
-        * Every reference value is a digest that a log may have; where a log does not replay,
-          the error points at the first event that has none of them. ``event`` names digests
-          for this and for nothing else.
+        * Every reference value is a digest that a log may have. Where a log does not replay,
+          the error points at the first event that has none of them; where it does, the claims
+          say whether every event of a register is named (``log.rtmr1.named``). ``event`` names
+          digests for this and for nothing else.
         """
-        current = [item for item in self.references if item.valid_at(now)]
+        current = [
+            item for item in self.references if item.valid_at(now) and item.tee in (None, tee)
+        ]
         if not current:
             return trust
         servers = {item.value for item in current if item.claim == CONTAINER_SERVER}

@@ -10,13 +10,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
 from attestation.evidence import Claims, Tee
+from attestation.launch import launch_errors, launch_warnings
 from attestation.nvidia_rules import NVIDIA_CLAIMS
-from attestation.policy import CLAIM_NAME, TCB_STATUSES, ReferenceValue, SnpRules, TdxRules
+from attestation.policy import (
+    CLAIM_NAME,
+    TCB_STATUSES,
+    AppraisalPolicy,
+    ReferenceValue,
+    SnpRules,
+    TdxRules,
+)
 
 __all__ = ["Draft", "draft_policy", "reference_text"]
 
@@ -57,7 +65,9 @@ class Draft:
 def draft_policy(
     claims: Claims, *, source: str, now: datetime, name: str = "draft", node: str = ""
 ) -> Draft:
-    """Return a policy that affirms ``claims``, unless they say ``debug``.
+    """Return a policy that affirms ``claims``, unless the notes say why it does not.
+
+    What the evidence shows beside the environment, a GPU, is required of other evidence.
 
     ``source`` names the evidence in a comment; with ``node`` the hardware identity is pinned
     to that node, else it stands there as a comment.
@@ -79,13 +89,14 @@ def draft_policy(
         notes.append("the environment is in debug mode; the policy refuses it")
     lines.append("insecure_debug = false")
     lines += _references(claims, notes)
-    for index, component in enumerate(claims.components):
-        lines += ["", f"# Component {index}: {component.tee.value}."]
-        lines += _references(component, notes, tee=component.tee)
+    lines += _components(claims, notes)
     lines += _required(claims)
     lines += _nodes(claims, node)
     lines += _rules(claims, notes)
-    return Draft(text="\n".join(lines) + "\n", notes=tuple(notes))
+    text = "\n".join(lines) + "\n"
+    policy = AppraisalPolicy.from_toml(text.encode(), "draft")
+    notes += [*launch_errors(policy), *launch_warnings(policy)]
+    return Draft(text=text, notes=tuple(notes))
 
 
 def reference_text(reference: ReferenceValue) -> str:
@@ -132,6 +143,33 @@ def _required(claims: Claims) -> list[str]:
     return ["", "[require]", f"claims = {_list(found)}"] if found else []
 
 
+def _components(claims: Claims, notes: list[str]) -> list[str]:
+    """Pin what each component shows, one value that several show only once, and require it."""
+    lines: list[str] = []
+    seen: set[tuple[Tee, str, bytes]] = set()
+    for index, component in enumerate(claims.components):
+        fresh = {
+            claim: value
+            for claim, value in component.measurements.items()
+            if (component.tee, claim, value) not in seen
+        }
+        seen |= {(component.tee, claim, value) for claim, value in fresh.items()}
+        lines += ["", f"# Component {index}: {component.tee.value}."]
+        lines += _references(replace(component, measurements=fresh), notes, tee=component.tee)
+    gpus = [item for item in claims.components if item.tee is Tee.NVIDIA]
+    if any(gpu.unverified for gpu in gpus):
+        lines += ["", "# A GPU was not verified, so none is required."]
+        notes.append("a GPU was not verified, so the policy requires none")
+    elif gpus:
+        lines += ["", "[nvidia]", "# Evidence without a verified GPU is refused."]
+        lines.append("required = true")
+    notes += [
+        f"no policy can require a component of {kind.value}: evidence without one passes"
+        for kind in sorted({item.tee for item in claims.components} - {Tee.NVIDIA})
+    ]
+    return lines
+
+
 def _natural(item: tuple[str, bytes]) -> list[tuple[int, str]]:
     """Order ``pcr.2`` before ``pcr.14``."""
     return [
@@ -175,10 +213,12 @@ def _intel(claims: Claims, notes: list[str]) -> list[str]:
     if claims.tcb not in TCB_STATUSES:
         notes.append(f"no policy can accept the TCB status {_comment(claims.tcb)}")
         return [f"tcb_status = {_list(TdxRules().tcb_status)}", "advisories_allowed = []"]
-    if claims.tcb != TdxRules().tcb_status[0]:
+    best = TdxRules().tcb_status
+    if claims.tcb not in best:
         lines.append("# Weaker than the default, which accepts only UpToDate.")
         notes.append(f"the TCB status is {claims.tcb}; the policy accepts it")
-    lines.append(f"tcb_status = [{_text(claims.tcb)}]")
+        best = (*best, claims.tcb)
+    lines.append(f"tcb_status = {_list(best)}")
     advisories = claims.attributes.get("advisories", ())
     listed = advisories if isinstance(advisories, tuple) else ()
     if listed:

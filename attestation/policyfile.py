@@ -204,7 +204,9 @@ def _sgx(table: Table) -> SgxRules:
         isv_prod_id=table.integer("isv_prod_id", default=0, least=0, most=0xFFFF)
         if table.has("isv_prod_id")
         else None,
-        min_isv_svn=table.integer("min_isv_svn", default=0, least=0, most=0xFFFF),
+        min_isv_svn=table.integer("min_isv_svn", default=0, least=0, most=0xFFFF)
+        if table.has("min_isv_svn")
+        else None,
     )
     table.finish()
     return rules

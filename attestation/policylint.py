@@ -1,4 +1,8 @@
-"""What in a policy deserves a second look: legal, and perhaps not meant."""
+"""What in a policy deserves a second look: legal, and perhaps not meant.
+
+What makes a policy useless, a launch identity that it does not pin, is no warning but an
+error: :func:`attestation.launch.launch_errors`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from attestation.evidence import Tee
-from attestation.policy import EVENT, AppraisalPolicy, SnpRules, TdxRules
+from attestation.launch import applicable, launch_warnings
+from attestation.policy import AppraisalPolicy, SnpRules, TdxRules
 
 __all__ = ["lint_policy"]
 
@@ -32,6 +37,7 @@ def _look(policy: AppraisalPolicy, now: datetime) -> Iterator[str]:
         yield "insecure_sample admits software that proves nothing about hardware"
     if Tee.SAMPLE in policy.accept and not policy.insecure_sample:
         yield "sample is accepted, but refused for want of insecure_sample = true"
+    yield from launch_warnings(policy)
     yield from _references(policy, now)
     if policy.nodes is None:
         yield "without [nodes] evidence from any genuine machine will do, also from elsewhere"
@@ -43,16 +49,16 @@ def _look(policy: AppraisalPolicy, now: datetime) -> Iterator[str]:
 
 
 def _references(policy: AppraisalPolicy, now: datetime) -> Iterator[str]:
-    for tee in policy.accept:
-        enclave = tee is Tee.SGX and (policy.sgx.mrenclave or policy.sgx.mrsigner)
-        named = [item for item in policy.references if item.claim != EVENT]
-        if not enclave and not any(item.tee in (None, tee) for item in named):
-            yield f"no reference value applies to {tee.value}, so its evidence is refused"
     seen = set()
     for index, item in enumerate(policy.references):
         where = f"reference[{index}] ({item.claim})"
         if item.tee not in (None, Tee.NVIDIA, *policy.accept):
             yield f"{where} is for {item.tee}, which is not accepted"
+        if item.tee is Tee.NVIDIA and not policy.nvidia.required:
+            yield (
+                f"{where} is for a GPU that nvidia.required does not ask for, so evidence "
+                "without one passes"
+            )
         if item.not_after is not None and now >= item.not_after:
             yield f"{where} ended at {item.not_after.isoformat()}"
         elif item.not_after is not None and now >= item.not_after - _SOON:
@@ -64,6 +70,9 @@ def _references(policy: AppraisalPolicy, now: datetime) -> Iterator[str]:
 
 
 def _rules(policy: AppraisalPolicy) -> Iterator[str]:
+    gpu = [*applicable(policy, Tee.NVIDIA)]
+    if policy.nvidia.required and not any(item.tee is Tee.NVIDIA for item in gpu):
+        yield "nvidia.required has no reference value for the GPU, so all evidence is refused"
     for name, statuses in (("tdx", policy.tdx.tcb_status), ("sgx", policy.sgx.tcb_status)):
         for status in sorted(_WEAK_TCB.intersection(statuses)):
             yield f"{name}.tcb_status accepts {status}: known flaws are open"

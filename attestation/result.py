@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from attestation.evidence import Origin
+
 __all__ = ["AttestationResult", "Finding", "Tier"]
 
 
@@ -31,6 +33,7 @@ class Finding:
     ``instance-identity``, ``configuration``, ``executables``, ``file-system``,
     ``hardware``, ``runtime-opaque``, ``storage-opaque`` or ``sourced-data``.
     ``remedy`` says what a person can do; empty when the finding is affirming.
+    ``origin`` says who is responsible for ``actual``.
     """
 
     claim: str
@@ -39,6 +42,7 @@ class Finding:
     actual: str
     category: str = "executables"
     remedy: str = ""
+    origin: Origin = Origin.VERIFIER
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding as JSON-ready values."""
@@ -49,6 +53,7 @@ class Finding:
             "actual": self.actual,
             "category": self.category,
             "remedy": self.remedy,
+            "origin": self.origin.value,
         }
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from attestation.evidence import Claims, Tee
+from attestation.evidence import Claims, Origin, Tee
+from attestation.launch import PCR_BANKS, applicable
 from attestation.result import Finding, Tier
 
 if TYPE_CHECKING:
@@ -87,9 +88,13 @@ def _tdx(rules: TdxRules, claims: Claims) -> Iterator[Finding]:
 
 
 def _service_domain(policy: AppraisalPolicy, claims: Claims) -> Iterator[Finding]:
-    """Refuse a service TD that no reference value names: it may move or read this domain."""
+    """Refuse a service TD that no reference value names: it may move or read this domain.
+
+    Only reference values that this evidence must match count.
+    """
     bound = claims.measurements.get("mrservicetd", b"")
-    if any(bound) and not any(item.claim == "mrservicetd" for item in policy.references):
+    named = any(item.claim == "mrservicetd" for item in applicable(policy, claims.tee))
+    if any(bound) and not named:
         yield _check(
             "mrservicetd",
             good=False,
@@ -123,7 +128,7 @@ def _sgx(rules: SgxRules, claims: Claims) -> Iterator[Finding]:
             category="executables",
             remedy="run the expected enclave",
         )
-    if rules.min_isv_svn:
+    if rules.min_isv_svn is not None:
         yield _minimum(
             claims, "sgx.isv_svn", rules.min_isv_svn, "run a newer enclave", "executables"
         )
@@ -199,9 +204,7 @@ def _tpm(rules: TpmRules, claims: Claims) -> Iterator[Finding]:
         )
     for index in rules.pcrs:
         register = f"pcr.{index}"
-        covered = [
-            bank for bank in ("", ".sha384", ".sha512") if register + bank in claims.measurements
-        ]
+        covered = [bank for bank in PCR_BANKS if register + bank in claims.measurements]
         yield _check(
             f"require.{register}",
             good=bool(covered),
@@ -254,6 +257,7 @@ def _check(
         actual=actual,
         category=category,
         remedy="" if good else remedy,
+        origin=Origin.QUOTE,
     )
 
 

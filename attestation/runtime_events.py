@@ -40,10 +40,11 @@ _CLAIM: Final = re.compile(r"[a-z][a-z0-9_.-]{0,31}")
 _SCOPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RESERVED: Final = re.compile(
     r"(?:pcr|rtmr|boot|image|container|measurement|other|event)(?:[0-9.].*)?"
+    r"|(?:azure|nvidia|sgx|snp|td|tpm)(?:[.].*)?"
     r"|mr[a-z]+|firmware|kernel|cmdline|initrd|initdata|launch|host_data"
     r"|(?:id|author)_key_digest|firmware_id"
 )
-"""What hardware and firmware measure: software may not claim it under these names."""
+"""What hardware, firmware and verifiers report: software may not claim it under these names."""
 
 _CONTENT: Final = re.compile(
     rf"(?:(?P<scope>{_SCOPE.pattern})/)?(?P<claim>{_CLAIM.pattern})"

@@ -109,8 +109,9 @@ def verify_coordinator(
     nonce = secrets.token_bytes(NONCE_BYTES)
     answer = gate.attest_coordinator(membership.job, nonce)
     try:
+        evidence = Evidence.from_bytes(answer.evidence)
         claims = verify(
-            Evidence.from_bytes(answer.evidence),
+            evidence,
             binding=Binding(
                 role=Role.COORDINATOR,
                 nonce=nonce,
@@ -120,7 +121,7 @@ def verify_coordinator(
                 node_id=COORDINATOR_NODE,
                 workload=membership.workload,
             ),
-            trust=demanded.anchors_for(membership.trust, now=now()),
+            trust=demanded.anchors_for(membership.trust, tee=evidence.tee, now=now()),
             now=now(),
         )
         if claims.attributes.get("bound") is not True:

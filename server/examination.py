@@ -203,7 +203,7 @@ class Examiner:
                     node_id=request.site,
                     workload=job.workload,
                 ),
-                trust=job.policy.anchors_for(_trusting(job.trust, tpm), now=now),
+                trust=job.policy.anchors_for(_trusting(job.trust, tpm), tee=evidence.tee, now=now),
                 now=now,
             )
         except AttestationError as error:
@@ -321,6 +321,7 @@ def _measured(claims: Claims, claim: str, expected: bytes, remedy: str) -> Findi
         actual="not measured" if actual is None else actual.hex(),
         category="executables",
         remedy="" if matches else remedy,
+        origin=claims.origin_of(claim),
     )
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from attestation.errors import EvidenceError, FreshnessError
+from attestation.launch import require_launch_identity
 from attestation.policy import AppraisalPolicy
 from attestation.policysign import signer_of, verify_policy
 from fedlearn.errors import JobError
@@ -43,9 +44,11 @@ class PolicyDesk:
     def check(self, policy: AppraisalPolicy, signature: bytes) -> bytes:
         """Return the digest of the key that signed a policy that comes in; empty: nobody did.
 
-        :raises AttestationError: when it has to be signed and is not, the signature is not
-            one of it, or a newer one of its name was accepted before.
+        :raises AttestationError: when it pins no launch identity of a TEE that it accepts, has
+            to be signed and is not, the signature is not one of it, or a newer one of its name
+            was accepted before.
         """
+        require_launch_identity(policy)
         signer = self._signer(policy, signature)
         if self._keys:
             self._check_newest(policy)

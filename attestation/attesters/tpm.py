@@ -38,8 +38,9 @@ from attestation.tpm_endorsement import certificate_der
 
 __all__ = ["QUOTED_PCRS", "KeyTemplate", "TpmAttester"]
 
-QUOTED_PCRS: Final = (0, 1, 2, 3, 4, 5, 6, 7, 14)
-"""Firmware and boot loader (PC Client profile, table 1), and what software measured."""
+QUOTED_PCRS: Final = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 14)
+"""Firmware and boot loader (PC Client profile, table 1), kernel, command line and initial RAM
+disk (Linux TPM PCR registry), and what software measured. See :mod:`attestation.launch`."""
 
 _RUNTIME_PCR: Final = 14
 _SIGNATURE_HASH: Final = "sha256"

@@ -309,6 +309,7 @@ def policy_text(
     insecure = str(federation.tee is Tee.SAMPLE).lower()
     machines = federation.machines
     software = software_digest().hex()
+    firmware = _FIRMWARE if federation.tee is Tee.TPM else ""
     nodes = "\n".join(f'{site} = ["{machines[site].hardware_id.hex()}"]' for site in sites)
     return f"""\
 # Who is admitted to the job {name!r}. What is not named here is refused.
@@ -326,7 +327,7 @@ name = "{app}"
 claim = "software"
 value = "{software}"
 name = "this installation of fedlearn"
-
+{firmware.replace("WHO", "reference")}
 [require]
 claims = ["software", "app", "job"]
 
@@ -343,9 +344,17 @@ insecure_sample = {insecure}
 claim = "software"
 value = "{software}"
 name = "this installation of fedlearn"
-
+{firmware.replace("WHO", "coordinator.reference")}
 [coordinator.nodes]
 {coordinator_table(machines[COORDINATOR])}
+"""
+
+
+_FIRMWARE: Final = f"""
+[[WHO]]
+claim = "pcr.0"
+value = "{bytes(32).hex()}"
+name = "software TPM: nothing measured its boot"
 """
 
 

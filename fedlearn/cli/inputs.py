@@ -61,7 +61,9 @@ class Request:
         :raises EvidenceError: when the input is malformed.
         :raises VerificationError: when it is not genuine.
         """
-        trust = policy.anchors_for(self.trust, now=self.now) if policy else self.trust
+        trust = self.trust
+        if policy is not None:
+            trust = policy.anchors_for(trust, tee=self.evidence.tee, now=self.now)
         return verify(self.evidence, binding=self.report_data, trust=trust, now=self.now)
 
 

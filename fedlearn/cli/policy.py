@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
 from attestation.errors import EvidenceError, VerificationError
+from attestation.launch import launch_errors
 from attestation.policy import AppraisalPolicy
 from attestation.policydraft import draft_policy
 from attestation.policylint import lint_policy
@@ -28,7 +29,7 @@ from fedlearn.cli.inputs import Request, evidence_options, pick, read_policy, wr
 from fedlearn.cli.reference import reference
 from fedlearn.cli.verdict import Verdict, judge, print_explanation, print_summary
 from fedlearn.config import file_bytes
-from fedlearn.console import REFUSED, Commands, line, print_json, printable
+from fedlearn.console import ERROR, REFUSED, Commands, line, print_json, printable
 from fedlearn.errors import ConfigError
 
 __all__ = ["group"]
@@ -106,9 +107,13 @@ def lint(
     operator_keys: tuple[Path, ...],
     as_json: bool,
 ) -> None:
-    """Check a policy file, and say what deserves a second look."""
+    """Check a policy file, and say what deserves a second look.
+
+    It is an error when the policy pins no launch identity of a TEE that it accepts.
+    """
     path = pick(file, policy_file, "policy")
     policy = read_policy(path)
+    errors = launch_errors(policy)
     warnings = lint_policy(policy, now=datetime.now(UTC))
     signer = _check_signature(policy, signature, operator_keys)
     if as_json:
@@ -118,16 +123,20 @@ def lint(
                 "version": policy.version,
                 "digest": policy.digest.hex(),
                 "signer": signer,
+                "errors": list(errors),
                 "warnings": list(warnings),
             }
         )
-        context.exit(0)
+        context.exit(ERROR if errors else 0)
     line(f"{path}: policy {printable(policy.name)}, version {policy.version}")
     line(f"digest {policy.digest.hex()}")
     if signer:
         line(f"signed by {signer}")
     for warning in warnings:
         line(f"warning: {printable(warning)}", style="yellow")
+    for error in errors:
+        line(f"error: {printable(error)}", style="red")
+    context.exit(ERROR if errors else 0)
 
 
 @group.command()

@@ -90,7 +90,9 @@ version = 1
 name = "$name"
 
 # "sample" is evidence made by software. It proves nothing about hardware: good to try a job
-# on one machine, never for data that matters. Name "tdx", "snp" or "tpm" instead.
+# on one machine, never for data that matters. Name "tdx", "snp" or "tpm" instead, and pin what
+# starts there, here and for the coordinator, or nobody is admitted: `fedlearn policy init`
+# writes the values of a machine that runs, `fedlearn policy reference` those of files.
 accept = ["sample"]
 insecure_sample = true
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attestation.evidence import Tee
+from attestation.launch import launch_warnings, require_launch_identity
 from attestation.policy import AppraisalPolicy
 from attestation.policysign import MAX_SIGNATURE_BYTES, signer_of, verify_policy
 from fedlearn import config
@@ -46,7 +47,8 @@ def examine(path: Path) -> Report:
 
     :raises ConfigError: naming file, line and key of what is wrong.
     :raises JobError: when the app is not one that can run here.
-    :raises PolicyError: when the policy is not one.
+    :raises PolicyError: when the policy is not one, or pins no launch identity of a TEE that
+        it accepts.
     :raises VerificationError: when a signature lies beside it that is not its own.
     :raises PrivacyError: when the rounds would spend more than the privacy budget.
     """
@@ -54,6 +56,7 @@ def examine(path: Path) -> Report:
     base = path.parent
     policy_file = base / spec.policy
     policy = AppraisalPolicy.from_toml(config.file_bytes(policy_file), where=str(policy_file))
+    require_launch_identity(policy, where=str(policy_file))
     app = base / spec.app
     application = _application(app)
     _check_config(spec, application, path)
@@ -149,6 +152,8 @@ def _warnings(spec: JobSpec, policy: AppraisalPolicy, policy_file: Path) -> list
             "it proves nothing about hardware"
         )
     for who, part in (("clients", policy), ("the coordinator", policy.coordinator)):
+        if part is not None:
+            notes += [f"{policy_file}, of {who}: {text}" for text in launch_warnings(part)]
         if part is not None and Tee.SAMPLE in part.accept and not part.insecure_sample:
             rest = [tee for tee in part.accept if tee != Tee.SAMPLE]
             alone = "" if rest else ": nobody will be admitted"

@@ -161,7 +161,7 @@ def print_explanation(verdict: Verdict) -> None:
         line(f"   tcb      {printable(verdict.claims.tcb)}")
         line(f"   hardware {verdict.claims.hardware_id.hex() or 'unknown'}")
         name = f"{printable(verdict.policy.name)} (version {verdict.policy.version})"
-        line(f"2. Does policy {name} like it?", bold=True)
+        line(f"2. Does policy {name} affirm it?", bold=True)
         _print_findings(verdict.findings)
     good = verdict.status is Tier.AFFIRMING
     line(
@@ -177,6 +177,7 @@ def _print_findings(findings: Iterable[Finding]) -> None:
         line(f"   {mark:<8} {printable(finding.claim)}", style=_COLOURS[finding.tier])
         line(f"            expected  {printable(finding.expected)}")
         line(f"            found     {printable(finding.actual)}")
+        line(f"            from      {finding.origin.value}")
         if finding.remedy:
             line(f"            to do     {printable(finding.remedy)}")
 
@@ -213,6 +214,7 @@ def _claims(claims: Claims) -> Mapping[str, Any]:
         "debug": claims.debug,
         "hardware_id": claims.hardware_id.hex(),
         "unverified": list(claims.unverified),
+        "origins": {name: claims.origin_of(name).value for name in claims.measurements},
         "components": [
             {"tee": item.tee.value, "tcb": item.tcb, **_claims(item)} for item in claims.components
         ],

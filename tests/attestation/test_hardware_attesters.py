@@ -204,6 +204,7 @@ def ccnp(folder: Path, service: str = "cima", **how: Any) -> Any:
     )
 
 
+BOOTED = rtmrs(boot_log())
 SERVER = boot_log().extending(2)[0].digests["sha384"]
 
 
@@ -227,7 +228,8 @@ def test_a_container_counts_under_a_measured_server(folder: Path, service: str) 
 
 def container_policy(server: bytes | None, **window: Any) -> AppraisalPolicy:
     """Return a policy that names the container's register, and who may keep it."""
-    references = [ReferenceValue(claim="mrtd", value=keys.stream("mrtd", 48))]
+    started = {"mrtd": keys.stream("mrtd", 48), "rtmr1": BOOTED[1], "rtmr2": BOOTED[2]}
+    references = [ReferenceValue(claim=name, value=value) for name, value in started.items()]
     references.append(ReferenceValue(claim="event", value=bytes(48), name="demands nothing"))
     if server is not None:
         reference = ReferenceValue(claim="container.server", value=server, **window)
@@ -243,6 +245,7 @@ def container_policy(server: bytes | None, **window: Any) -> AppraisalPolicy:
         (SERVER, {}, set()),
         (SERVER, {"not_before": keys.AT, "not_after": keys.END}, set()),
         (SERVER, {"not_after": keys.AT}, {"require.container.imr", "container.server"}),
+        (SERVER, {"tee": Tee.SNP}, {"require.container.imr"}),
         (bytes(48), {}, {"require.container.imr", "container.server"}),
         (None, {}, {"require.container.imr"}),
     ],
@@ -255,9 +258,8 @@ def test_the_policy_says_whose_containers_count(
         attester = CcnpAttester(running.socket, container=POD)
         attester.extend("app", APP)
         evidence = attester.collect(binding())
-    trust = policy.anchors_for(
-        TrustAnchors(intel_root=INTEL.root_key, collateral=(INTEL.collateral(),)), now=keys.AT
-    )
+    anchors = TrustAnchors(intel_root=INTEL.root_key, collateral=(INTEL.collateral(),))
+    trust = policy.anchors_for(anchors, tee=Tee.TDX, now=keys.AT)
     claims = verify(evidence, binding=binding(), trust=trust, now=keys.AT)
     assert ("container.server" in claims.measurements) == (not refused)
     result = policy.appraise(claims, now=keys.AT)
@@ -274,9 +276,8 @@ def test_a_policy_points_at_the_first_event_that_it_does_not_know() -> None:
     policy = AppraisalPolicy(
         references=tuple(ReferenceValue(claim="event", value=digest) for digest in known)
     )
-    trust = policy.anchors_for(
-        TrustAnchors(intel_root=INTEL.root_key, collateral=(INTEL.collateral(),)), now=keys.AT
-    )
+    anchors = TrustAnchors(intel_root=INTEL.root_key, collateral=(INTEL.collateral(),))
+    trust = policy.anchors_for(anchors, tee=Tee.TDX, now=keys.AT)
     evidence = Evidence(tee=Tee.TDX, quote=quote(bytes(64)), event_log=longer.to_bytes())
     with pytest.raises(EventLogError, match=f"event {len(known) + 1} is the first that no ref"):
         verify(evidence, binding=None, trust=trust, now=keys.AT)

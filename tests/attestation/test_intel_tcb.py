@@ -192,16 +192,23 @@ def test_malformed_collateral_is_an_error_of_ours(key: str) -> None:
 
 
 def domain(attributes: int = 0, service_td: bytes = bytes(48)) -> Evidence:
-    return Evidence(tee=Tee.TDX, quote=INTEL.quote(5, attributes=attributes, service_td=service_td))
+    quote = INTEL.quote(
+        5, attributes=attributes, service_td=service_td, rtmrs=(b"\x0a" * 48,) * 3 + (bytes(48),)
+    )
+    return Evidence(tee=Tee.TDX, quote=quote)
 
 
 def appraised(evidence: Evidence, rules: str, **trust: Any) -> tuple[str, set[str], Tier]:
     anchors = TrustAnchors(intel_root=INTEL.root_key, collateral=(INTEL.collateral(),))
     claims = verify(evidence, binding=BOUND, trust=replace(anchors, **trust), now=keys.AT)
-    mrtd = keys.stream("mrtd", 48)
     policy = AppraisalPolicy.from_toml('accept = ["tdx"]\n' + rules)
-    named = (ReferenceValue(claim="mrtd", value=mrtd), *policy.references)
-    result = replace(policy, references=named).appraise(claims, now=keys.AT)
+    started = [
+        ReferenceValue(claim=name, value=claims.measurements[name])
+        for name in ("mrtd", "rtmr1", "rtmr2")
+    ]
+    result = replace(policy, references=(*started, *policy.references)).appraise(
+        claims, now=keys.AT
+    )
     return claims.tcb, {item.claim for item in result.refusals}, result.status
 
 
@@ -225,6 +232,16 @@ def test_what_dcap_qvl_never_accepts_counts_where_a_policy_names_it(
 ) -> None:
     assert appraised(evidence, "") == ("UpToDate", {refused}, Tier.CONTRAINDICATED)
     assert appraised(evidence, named) == ("UpToDate", set(), Tier.AFFIRMING)
+
+
+@pytest.mark.parametrize("tee", ["azure-vtpm", "snp", "nvidia"])
+def test_a_service_td_that_only_other_evidence_may_have_is_refused(tee: str) -> None:
+    for reference in (REFERENCE, OTHER):
+        _, refused, status = appraised(domain(1 << 28, SERVICE), f'{reference}tee = "{tee}"\n')
+        assert refused == {"mrservicetd"}
+        assert status is Tier.CONTRAINDICATED
+    for ours in (f'{REFERENCE}tee = "tdx"\n', REFERENCE):
+        assert appraised(domain(1 << 28, SERVICE), ours)[2] is Tier.AFFIRMING
 
 
 def test_another_service_td_is_refused() -> None:

@@ -209,11 +209,13 @@ def test_no_bytes_raise_anything_but_an_evidence_error(junk: bytes, at: int) -> 
 
 def test_a_policy_that_needs_a_gpu_gets_a_verified_one() -> None:
     key = ec.generate_private_key(ec.SECP256R1())
-    host = SampleAttester(key, b"host", {"app": b"\x07" * 32}, clock=NOW.timestamp).collect(BINDING)
+    host = SampleAttester(key, b"host", {"software": b"\x07" * 32}, clock=NOW.timestamp).collect(
+        BINDING
+    )
     trust = replace(TRUST, sample_keys=frozenset({key_digest(key.public_key())}))
     policy = AppraisalPolicy.from_toml(
         b'accept = ["sample"]\ninsecure_sample = true\n[nvidia]\nrequired = true\n'
-        b'[[reference]]\nclaim = "app"\nvalue = "%s"\n'
+        b'[[reference]]\nclaim = "software"\nvalue = "%s"\n'
         b'[[reference]]\nclaim = "firmware_id"\nvalue = "%s"\ntee = "nvidia"\n'
         % (b"07" * 32, FWID.hex().encode())
     )

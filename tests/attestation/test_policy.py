@@ -25,6 +25,16 @@ NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 APP = hashlib.sha256(b"app").digest()
 OTHER = hashlib.sha256(b"other").digest()
 CHIP = b"\x01" * 16
+LAUNCH: dict[Tee, dict[str, bytes]] = {
+    Tee.TDX: {"mrtd": b"\x11" * 48, "rtmr1": b"\x12" * 48, "rtmr2": b"\x13" * 48},
+    Tee.SGX: {"mrenclave": b"\x21" * 32},
+    Tee.SNP: {"launch": b"\x31" * 48},
+    Tee.TPM: {"pcr.0": b"\x41" * 32, "pcr.4": b"\x42" * 32, "pcr.9": b"\x43" * 32},
+    Tee.AZURE_VTPM: {"launch": b"\x31" * 48, "pcr.4": b"\x42" * 32, "pcr.9": b"\x43" * 32},
+    Tee.SAMPLE: {"software": b"\x51" * 32},
+    Tee.NVIDIA: {},
+}
+"""What was started, in the evidence of these tests and in the policies that affirm it."""
 
 
 def claims(tee: Tee = Tee.TPM, **changes: Any) -> Claims:
@@ -45,9 +55,10 @@ def claims(tee: Tee = Tee.TPM, **changes: Any) -> Claims:
         }
     if tee in (Tee.TPM, Tee.AZURE_VTPM):
         attributes |= {"tpm.safe": True, "tpm.firmware": 0x20240001}
+    measured = changes.pop("measurements", {"app": APP})
     base = Claims(
         tee=tee,
-        measurements={"app": APP},
+        measurements={**LAUNCH[tee], **measured},
         debug=False,
         tcb="UpToDate",
         hardware_id=CHIP,
@@ -57,9 +68,13 @@ def claims(tee: Tee = Tee.TPM, **changes: Any) -> Claims:
 
 
 def policy(*tees: Tee, **changes: Any) -> AppraisalPolicy:
-    base = AppraisalPolicy(
-        accept=tees or (Tee.TPM,), references=(ReferenceValue(claim="app", value=APP, name="1.0"),)
-    )
+    named = changes.pop("references", (ReferenceValue(claim="app", value=APP, name="1.0"),))
+    pinned = [
+        ReferenceValue(claim=claim, value=value, tee=tee)
+        for tee in tees or (Tee.TPM,)
+        for claim, value in LAUNCH[tee].items()
+    ]
+    base = AppraisalPolicy(accept=tees or (Tee.TPM,), references=(*named, *pinned))
     return replace(base, **changes)
 
 
@@ -91,16 +106,6 @@ def test_an_empty_policy_admits_nobody() -> None:
         result = appraise(AppraisalPolicy(), claims(tee))
         assert result.status is Tier.CONTRAINDICATED
         refused(result, "tee")
-
-
-def test_a_policy_without_reference_values_admits_nobody() -> None:
-    finding = refused(appraise(policy(references=()), claims()), "reference")
-    assert "any software" in finding.actual
-
-
-def test_a_caller_that_pins_the_software_itself_needs_no_reference_value() -> None:
-    extra = Finding(claim="image", tier=Tier.AFFIRMING, expected="x", actual="x")
-    assert appraise(policy(references=()), claims(), extra=(extra,)).status is Tier.AFFIRMING
 
 
 @pytest.mark.parametrize("tier", [Tier.NONE, Tier.WARNING, Tier.CONTRAINDICATED])
@@ -195,8 +200,10 @@ def test_a_value_counts_only_inside_of_its_window() -> None:
 def test_a_value_for_one_tee_says_nothing_about_another() -> None:
     only = ReferenceValue(claim="app", value=APP, tee=Tee.TDX)
     both = policy(Tee.TPM, Tee.TDX, references=(only,))
+    other = {"measurements": {"app": OTHER}}
     assert appraise(both, claims(Tee.TDX)).status is Tier.AFFIRMING
-    refused(appraise(both, claims(Tee.TPM)), "reference")
+    refused(appraise(both, claims(Tee.TDX, **other)), "app")
+    assert appraise(both, claims(Tee.TPM, **other)).status is Tier.AFFIRMING
 
 
 def test_required_claims_must_be_there() -> None:
@@ -326,7 +333,7 @@ def test_sgx_minimums() -> None:
         measurements={"mrenclave": OTHER, "mrsigner": APP},
         attributes={"sgx.isv_prod_id": 3, "sgx.isv_svn": 2},
     )
-    asking = policy(Tee.SGX, references=(), sgx=rules)
+    asking = AppraisalPolicy(accept=(Tee.SGX,), sgx=rules)
     assert appraise(asking, subject).status is Tier.AFFIRMING
     for changes, claim in (
         ({"measurements": {"mrenclave": APP, "mrsigner": APP}}, "sgx.mrenclave"),
@@ -383,8 +390,24 @@ def test_a_component_is_appraised_by_its_own_reference_values() -> None:
 
 
 def test_reference_values_of_a_component_do_not_stand_in_for_the_environment() -> None:
-    only_gpu = policy(references=(ReferenceValue(claim="vbios", value=APP, tee=Tee.NVIDIA),))
-    refused(appraise(only_gpu, claims(components=(gpu(),))), "reference")
+    only_gpu = AppraisalPolicy(
+        accept=(Tee.TPM,), references=(ReferenceValue(claim="vbios", value=APP, tee=Tee.NVIDIA),)
+    )
+    refused(appraise(only_gpu, claims(components=(gpu(),))), "launch_identity")
+
+
+def test_an_event_says_nothing_about_a_gpu() -> None:
+    event = ReferenceValue(claim="event", value=APP, tee=Tee.NVIDIA)
+    needing = policy(nvidia=NvidiaRules(required=True)).with_references(event)
+    refused(appraise(needing, claims(components=(gpu(),))), "nvidia.reference")
+
+
+def test_a_claim_of_gpus_that_is_required_is_shown_by_each() -> None:
+    asking = policy(require=("nvidia.rim",))
+    checked = gpu(measurements={"nvidia.rim": APP})
+    assert appraise(asking, claims(components=(checked, checked))).status is Tier.AFFIRMING
+    for components in ((), (checked, gpu()), (replace(checked, unverified=("nvidia.rim",)),)):
+        assert appraise(asking, claims(components=components)).status is Tier.CONTRAINDICATED
 
 
 def test_a_naive_time_is_a_fault_of_the_caller() -> None:

@@ -17,7 +17,13 @@ from attestation.result import Tier
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 CLAIMS = Claims(
     tee=Tee.TDX,
-    measurements={"mrtd": b"\x01" * 48, "rtmr10": b"\x02" * 48, "rtmr2": b"\x03" * 48},
+    measurements={
+        "boot.10": b"\x02" * 48,
+        "boot.2": b"\x05" * 48,
+        "mrtd": b"\x01" * 48,
+        "rtmr1": b"\x06" * 48,
+        "rtmr2": b"\x03" * 48,
+    },
     debug=False,
     tcb="UpToDate",
     hardware_id=b"\x04" * 16,
@@ -29,6 +35,8 @@ CLAIMS = Claims(
         "td.migratable": False,
     },
 )
+REGISTERS = {name: CLAIMS.measurements[name] for name in ("mrtd", "rtmr1", "rtmr2")}
+LAUNCHED: dict[str, Any] = {"tee": Tee.SNP, "measurements": {"launch": b"\x07" * 48}}
 SNP: dict[str, Any] = {
     "bound": True,
     "snp.vmpl": 0,
@@ -56,7 +64,7 @@ def affirms(claims: Claims) -> Draft:
 def test_what_is_as_it_should_be_is_pinned_without_a_note() -> None:
     made = affirms(CLAIMS)
     assert made.notes == ()
-    assert made.text.index('"rtmr2"') < made.text.index('"rtmr10"')
+    assert made.text.index('"boot.2"') < made.text.index('"boot.10"')
     assert "# [nodes]" in made.text
 
 
@@ -67,10 +75,11 @@ def test_what_is_as_it_should_be_is_pinned_without_a_note() -> None:
         ({}, {"advisories": ("INTEL-SA-1",)}, "INTEL-SA-1"),
         ({}, {"td.sept_ve_disable": False}, "sept_ve_disable"),
         ({}, {"td.migratable": True}, "migratable"),
-        ({"tee": Tee.SNP}, {**SNP, "snp.vmpl": 1}, "VMPL 1"),
-        ({"tee": Tee.SNP}, {**SNP, "snp.policy.migration": True}, "migrated"),
-        ({"tee": Tee.SAMPLE}, {}, "proves nothing"),
-        ({"unverified": ("rtmr2",)}, {}, "rtmr2"),
+        (LAUNCHED, {**SNP, "snp.vmpl": 1}, "VMPL 1"),
+        (LAUNCHED, {**SNP, "snp.policy.migration": True}, "migrated"),
+        ({**LAUNCHED, "tee": Tee.SAMPLE}, {}, "proves nothing"),
+        ({"unverified": ("boot.2",)}, {}, "boot.2"),
+        ({"tee": Tee.TPM, "measurements": {"pcr.0": bytes(32)}}, {}, "nothing measured"),
     ],
 )
 def test_what_is_weaker_than_the_default_is_accepted_and_said(
@@ -86,6 +95,9 @@ def test_what_is_weaker_than_the_default_is_accepted_and_said(
         ({"debug": True}, "debug"),
         ({"tcb": "unknown", "unverified": ("tcb",)}, "not known"),
         ({"tcb": "Revoked"}, "Revoked"),
+        ({"unverified": ("rtmr2",)}, "rtmr2"),
+        ({"measurements": {**REGISTERS, "rtmr1": bytes(48)}}, "nothing pins the kernel"),
+        ({"tee": Tee.NVIDIA}, "cannot be accepted alone"),
     ],
 )
 def test_what_no_policy_should_accept_stays_refused(changes: dict[str, Any], note: str) -> None:
@@ -108,17 +120,43 @@ def test_components_are_pinned_by_their_kind() -> None:
     affirms(claims)
     other = replace(gpu, measurements={"measurement.2": b"\x06" * 48})
     _, policy = draft(claims)
-    changed = replace(claims, components=(other,))
-    assert policy.appraise(changed, now=NOW).status is not Tier.AFFIRMING
+    for components in ((other,), (), (gpu, other), (replace(gpu, unverified=("report",)),)):
+        changed = replace(claims, components=components)
+        assert policy.appraise(changed, now=NOW).status is not Tier.AFFIRMING
+    twice = draft(replace(claims, components=(gpu, gpu)))[1]
+    assert twice.references == policy.references
+
+
+def test_what_no_policy_can_require_of_others_is_said() -> None:
+    other = Claims(
+        tee=Tee.TPM, measurements={}, debug=False, tcb="", hardware_id=b"t", attributes={}
+    )
+    unverified = replace(other, tee=Tee.NVIDIA, unverified=("report",))
+    made = affirms(replace(CLAIMS, components=(other, unverified)))
+    assert [note.split(":")[0] for note in made.notes] == [
+        "a GPU was not verified, so the policy requires none",
+        "no policy can require a component of tpm",
+    ]
+
+
+def test_a_machine_that_is_patched_is_still_affirmed() -> None:
+    old = replace(CLAIMS, tcb="OutOfDate")
+    _, policy = draft(old)
+    assert set(policy.tdx.tcb_status) == {"UpToDate", "OutOfDate"}
+    for claims in (old, CLAIMS):
+        assert policy.appraise(claims, now=NOW).status is Tier.AFFIRMING
+    worse = replace(CLAIMS, tcb="OutOfDateConfigurationNeeded")
+    assert policy.appraise(worse, now=NOW).status is Tier.CONTRAINDICATED
 
 
 def test_names_cannot_break_out_of_their_line() -> None:
     hostile = {"app": b"\x01", "x\ny": b"\x02", 'z"': b"\x03", "empty": b"", "long": bytes(65)}
     made, policy = draft(replace(CLAIMS, measurements=hostile), name='a"b', node="site-a")
     assert [item.claim for item in policy.references] == ["app"]
+    assert "nothing pins" in made.notes[-1]
     assert policy.name == 'a"b'
     assert policy.nodes == {"site-a": {b"\x04" * 16}}
-    assert len(made.notes) == 4
+    assert len(made.notes) == 5
     text = draft_policy(CLAIMS, source="a\naccept = []", now=NOW).text
     assert AppraisalPolicy.from_toml(text.encode()).accept == (Tee.TDX,)
 
@@ -154,7 +192,6 @@ accept = []
     for word in (
         "insecure_debug",
         "sample is accepted, but",
-        "no reference value applies to snp",
         "is for tpm, which is not accepted",
         "ended at",
         "ends soon",

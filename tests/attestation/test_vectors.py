@@ -105,7 +105,9 @@ def test_tdx_v4_is_valid_and_up_to_date(files: Files) -> None:
         assert claims.attributes["tcb_evaluation"] == 17
         assert claims.measurements["rtmr3"] == bytes(48)
         assert claims.hardware_id.hex() == "811dca2a26b952e85bb6448b097ba4fd"
-    accepted = 'accept = ["tdx"]\n' + pin("mrtd", claims)
+    accepted = 'accept = ["tdx"]\n' + "".join(
+        pin(claim, claims) for claim in ("mrtd", "rtmr1", "rtmr2")
+    )
     assert appraise(claims, accepted).status is Tier.AFFIRMING
     demanding = accepted + "[tdx]\nmin_tcb_evaluation = 18\n"
     assert refusals(appraise(claims, demanding)) == {"tcb_evaluation"}
@@ -274,7 +276,8 @@ def test_azure_is_valid_from_end_to_end(files: Files) -> None:
         assert claims.attributes["bound"] is True
         assert claims.attributes["snp.product"] == "Milan"
         assert claims.measurements.keys() >= {f"pcr.{index}" for index in range(24)}
-        accepted = 'accept = ["azure-vtpm"]\n' + pin("launch", claims) + pin("pcr.4", claims)
+        started = ("launch", "pcr.4", "pcr.9")
+        accepted = 'accept = ["azure-vtpm"]\n' + "".join(pin(claim, claims) for claim in started)
         assert appraise(claims, accepted).status is Tier.AFFIRMING
         with pytest.raises(BindingError):
             verify(evidence, binding=ReportData(value=b"challengE"), trust=trust, now=TODAY)

@@ -40,6 +40,7 @@ TRUST_DOMAIN = "test.example"
 BUNDLE = hashlib.sha256(b"bundle").digest()
 JOB = hashlib.sha256(b"job").digest()
 WORKLOAD = hashlib.sha256(b"workload").digest()
+LAUNCH = hashlib.sha256(b"what firmware would have measured").digest()
 COORDINATOR_APP = hashlib.sha256(b"coordinator").digest()
 
 
@@ -185,6 +186,9 @@ value = "{BUNDLE.hex()}"
 [[reference]]
 claim = "job"
 value = "{JOB.hex()}"
+[[reference]]
+claim = "launch"
+value = "{LAUNCH.hex()}"
 """
         if coordinator is not None:
             text += f"""
@@ -194,12 +198,17 @@ insecure_sample = true
 [[coordinator.reference]]
 claim = "app"
 value = "{coordinator.hex()}"
+[[coordinator.reference]]
+claim = "launch"
+value = "{LAUNCH.hex()}"
 """
         return AppraisalPolicy.from_toml(text.encode())
 
     def make_proof(self, app: bytes = COORDINATOR_APP) -> CoordinatorProof:
         return CoordinatorProof(
-            attester=SampleAttester(self.tee_key, b"coordinator-chip", {"app": app}),
+            attester=SampleAttester(
+                self.tee_key, b"coordinator-chip", {"app": app, "launch": LAUNCH}
+            ),
             verifier_id=self.ca.key_digest,
             tls_key=spki(self.server_key.public_key()),
             hpke_key=b"",
@@ -235,7 +244,9 @@ value = "{coordinator.hex()}"
         measurements: dict[str, bytes] | None = None,
     ) -> Client:
         measured = {"app": BUNDLE, "job": JOB} if measurements is None else measurements
-        attester = SampleAttester(self.tee_key, f"chip-{site}".encode(), measured)
+        attester = SampleAttester(
+            self.tee_key, f"chip-{site}".encode(), {"launch": LAUNCH, **measured}
+        )
         return Client(job, site, name, attester)
 
     def request(

@@ -28,6 +28,7 @@ from fedlearn.cli import main
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 APP = hashlib.sha256(b"app").digest()
+SOFTWARE = hashlib.sha256(b"software").digest()
 REPORT_DATA = bytes(range(64))
 POLICY = f"""\
 accept = ["sample"]
@@ -36,6 +37,9 @@ name = "demo"
 [[reference]]
 claim = "app"
 value = "{APP.hex()}"
+[[reference]]
+claim = "software"
+value = "{SOFTWARE.hex()}"
 """
 
 
@@ -59,9 +63,10 @@ def failed(result: Result, *words: str) -> str:
 def files(tmp_path: Path) -> dict[str, Path]:
     attester = SampleAttester(KEY, b"\x01" * 16)
     attester.extend("app", APP)
+    attester.extend("software", SOFTWARE)
     evidence = tmp_path / "evidence.json"
     evidence.write_bytes(attester.collect(ReportData(value=REPORT_DATA)).to_bytes())
-    debug = SampleAttester(KEY, b"\x01" * 16, {"app": APP}, debug=True)
+    debug = SampleAttester(KEY, b"\x01" * 16, {"app": APP, "software": SOFTWARE}, debug=True)
     (tmp_path / "debug.json").write_bytes(debug.collect(ReportData(value=REPORT_DATA)).to_bytes())
     pin = tmp_path / "developer.pem"
     pin.write_bytes(KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
@@ -110,9 +115,10 @@ def test_the_document_has_what_programs_need(files: dict[str, Path]) -> None:
     assert document["claims"]["app"] == APP.hex()
     assert document["claims"]["bound"] is True
     assert document["claims"]["debug"] is False
-    assert {"claim", "tier", "expected", "actual", "category", "remedy"} == set(
+    assert {"claim", "tier", "expected", "actual", "category", "remedy", "origin"} == set(
         document["findings"][0]
     )
+    assert document["claims"]["origins"] == dict.fromkeys(("app", "software"), "self-reported")
     assert document["policy"]["digest"] == AppraisalPolicy.from_toml(POLICY.encode()).digest.hex()
 
 
@@ -280,7 +286,14 @@ def test_an_event_log_may_not_stand_in_for_another(files: dict[str, Path]) -> No
 def test_an_explanation_shows_every_step(files: dict[str, Path]) -> None:
     good = run("explain", *arguments(files))
     assert good.exit_code == 0
-    for word in ("genuine?", "like it?", "expected", "found", APP.hex(), "affirming"):
+    for word in (
+        "genuine?",
+        "affirm it?",
+        "expected",
+        "found",
+        APP.hex(),
+        "from      self-reported",
+    ):
         assert word in good.output
     files["policy"].write_text(POLICY.replace(APP.hex(), "00" * 32))
     bad = run("explain", *arguments(files))
@@ -344,6 +357,7 @@ def test_lint_says_what_deserves_a_look(files: dict[str, Path]) -> None:
     document = json.loads(run("lint", "--policy", files["policy"], "--json").stdout)
     assert document["name"] == "demo"
     assert len(document["warnings"]) == 2
+    assert document["errors"] == []
     failed(run("lint", files["folder"] / "nowhere.toml"), "does not exist")
     failed(run("lint"), "name one policy")
     files["policy"].write_text("version = 'one'")
@@ -418,3 +432,22 @@ def test_reference_values_are_printed_as_a_policy_writes_them(tmp_path: Path) ->
     failed(run("reference", "snp", "--ovmf", tmp_path / "no", "--vcpus", "1"), "does not exist")
     initdata.write_text("algorithm = 'md5'")
     failed(run("reference", "initdata", initdata), "algorithm")
+
+
+def test_a_policy_that_pins_no_launch_is_an_error_of_lint(files: dict[str, Path]) -> None:
+    hosted = POLICY.replace('"sample"', '"snp", "sample"').replace("software", "host_data")
+    files["policy"].write_text(hosted + '[coordinator]\naccept = ["tdx"]\n')
+    result = run("lint", files["policy"])
+    assert result.exit_code == 1
+    for words in (
+        "error: nothing pins the launch (launch or id_key_digest) of snp",
+        "error: nothing pins the software that it says it is (software or launch) of sample",
+        "error: coordinator: nothing pins the firmware (mrtd); the kernel (rtmr1)",
+    ):
+        assert words in result.output
+    document = json.loads(run("lint", files["policy"], "--json").stdout)
+    assert len(document["errors"]) == 3
+    refused = run("explain", *arguments(files))
+    assert refused.exit_code == 2
+    assert "refused  launch_identity" in refused.output
+    assert "found     nothing pins the software that it says it is" in refused.output

@@ -152,6 +152,7 @@ def test_the_bundle_of_the_app_is_accepted(written: Path) -> None:
     assert first == second
 
 
+LAUNCH = f'[[reference]]\nclaim = "launch"\nvalue = "{"ab" * 48}"\ntee = "snp"\n'
 BREAKS = [
     ("job.toml", "rounds = 5", "ronds = 5", "job.toml:5: ronds: unknown key; did you mean"),
     (
@@ -163,7 +164,7 @@ BREAKS = [
     ("job.toml", "local-epochs = 2", 'local-epochs = "2"', "must be like the app's default 2"),
     ("job.toml", '"app" ', '"application" ', "the application does not exist"),
     ("job.toml", '"policy.toml"', '"polcy.toml"', "the policy does not exist"),
-    ("policy.toml", "accept =", "acept =", "policy.toml:9: acept: unknown key"),
+    ("policy.toml", "accept =", "acept =", "policy.toml:11: acept: unknown key"),
     ("policy.toml", 'name = "x"', "name = ", "policy.toml:5: is not TOML"),
     ("app/pyproject.toml", "serverapp", "serveapp", "needs project.name"),
     ("app/pyproject.toml", "x_app.server_app", "server.app", "a package of fedlearn"),
@@ -213,9 +214,9 @@ def test_validate_says_that_sample_evidence_would_be_refused(tmp_path: Path) -> 
         (whole.replace("insecure_sample = true", "", 1), "of clients", True),
         (whole[::-1].replace("eurt = elpmas_erucesni", "", 1)[::-1], "of the coordinator", True),
         (
-            whole.replace("insecure_sample = true", "", 1).replace(
-                'accept = ["sample"]', 'accept = ["sample", "tdx"]', 1
-            ),
+            whole.replace("insecure_sample = true", "", 1)
+            .replace('accept = ["sample"]', 'accept = ["sample", "snp"]', 1)
+            .replace("[require]", LAUNCH + "[require]"),
             "of clients",
             False,
         ),
@@ -229,6 +230,26 @@ def test_validate_says_that_sample_evidence_would_be_refused(tmp_path: Path) -> 
         assert ("nobody will be admitted" in noted[0]) is alone
     policy.write_text(whole)
     assert "without insecure_sample" not in _run("job", "validate", tmp_path / "x/job.toml").stdout
+
+
+@pytest.mark.parametrize("who", ["reference", "coordinator.reference"])
+def test_validate_refuses_a_policy_that_pins_no_launch(tmp_path: Path, who: str) -> None:
+    template.write(tmp_path / "x", "x")
+    policy = tmp_path / "x/policy.toml"
+    whole = policy.read_text()
+    pinned = f'[[{who}]]\nclaim = "software"'
+    assert pinned in whole
+    for changed, both in (
+        (whole.replace(pinned, pinned.replace("software", "app")), False),
+        (whole.replace('accept = ["sample"]', 'accept = ["snp"]'), True),
+    ):
+        policy.write_text(changed)
+        done = _run("job", "validate", tmp_path / "x/job.toml")
+        assert done.exit_code == 1
+        assert done.stdout == ""
+        assert "policy.toml: " in done.stderr
+        assert "nothing pins the" in done.stderr
+        assert ("coordinator: nothing" in done.stderr) is (both or who != "reference")
 
 
 def _with_privacy(folder: Path, **changes: str) -> Result:

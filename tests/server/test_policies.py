@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from attestation.errors import EndorsementError, EvidenceError, FreshnessError, SignatureError
+from attestation.errors import (
+    EndorsementError,
+    EvidenceError,
+    FreshnessError,
+    PolicyError,
+    SignatureError,
+)
 from attestation.policy import AppraisalPolicy
 from attestation.policysign import operator_key_digest, sign_policy
 from attestation.trust import TrustAnchors
@@ -33,12 +39,15 @@ OTHER = ed25519.Ed25519PrivateKey.generate()
 DIGEST = operator_key_digest(KEY.public_key())
 
 
-def policy(version: int = 1, *, name: str = "p", accept: str = "sample") -> AppraisalPolicy:
-    return AppraisalPolicy.from_toml(text(version, name=name, accept=accept).encode())
+def policy(version: int = 1, *, name: str = "p", software: str = "ab") -> AppraisalPolicy:
+    return AppraisalPolicy.from_toml(text(version, name=name, software=software).encode())
 
 
-def text(version: int = 1, *, name: str = "p", accept: str = "sample") -> str:
-    return f'version = {version}\nname = "{name}"\naccept = ["{accept}"]\ninsecure_sample = true\n'
+def text(version: int = 1, *, name: str = "p", software: str = "ab") -> str:
+    return (
+        f'version = {version}\nname = "{name}"\naccept = ["sample"]\ninsecure_sample = true\n'
+        f'[[reference]]\nclaim = "software"\nvalue = "{software}"\n'
+    )
 
 
 class Desk:
@@ -74,7 +83,7 @@ def test_an_older_version_of_a_name_is_a_rollback() -> None:
     with pytest.raises(FreshnessError, match="older than 3"):
         desk.accept(policy(2), sign_policy(policy(2), KEY))
     with pytest.raises(FreshnessError, match="another content"):
-        desk.accept(policy(3, accept="tpm"), sign_policy(policy(3, accept="tpm"), KEY))
+        desk.accept(policy(3, software="cd"), sign_policy(policy(3, software="cd"), KEY))
     desk.accept(policy(1, name="q"), sign_policy(policy(1, name="q"), KEY))
     desk.accept(policy(4), sign_policy(policy(4), KEY))
 
@@ -236,6 +245,31 @@ class Handed:
 
     def close(self, reason: str) -> None:
         pass
+
+
+@pytest.mark.parametrize(
+    "table", ["", '[coordinator]\naccept = ["snp"]\n'], ids=["clients", "coordinator"]
+)
+def test_a_coordinator_takes_no_policy_that_pins_no_launch(
+    coordinators: Callable[[], Coordinator], bundle: bytes, table: str
+) -> None:
+    coordinator = coordinators()
+    bad = (text(2) if table else text(2).replace("software", "app")) + table
+    signature = sign_policy(AppraisalPolicy.from_toml(bad.encode()), KEY)
+    match = "coordinator: nothing pins" if table else "policy.toml: nothing pins"
+    with pytest.raises(PolicyError, match=match):
+        coordinator.submit_job(
+            "alice", job_toml=JOB, bundle=bundle, policy_toml=bad, policy_signature=signature
+        )
+    assert coordinator.list_jobs() == []
+    assert policy_entries(coordinator) == []
+    good = sign_policy(policy(1), KEY)
+    coordinator.submit_job(
+        "alice", job_toml=JOB, bundle=bundle, policy_toml=text(1), policy_signature=good
+    )
+    with pytest.raises(PolicyError, match=match):
+        coordinator.replace_policy("bob", "alpha", bad, signature)
+    assert [entry["version"] for entry in policy_entries(coordinator)] == [1]
 
 
 def test_a_coordinator_takes_signed_policies_and_remembers(

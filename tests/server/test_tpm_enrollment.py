@@ -352,6 +352,10 @@ accept = ["tpm"]
 [[reference]]
 claim = "app"
 value = "{parts.BUNDLE.hex()}"
+[[reference]]
+claim = "pcr.0"
+value = "{"00" * 32}"
+name = "software TPM"
 {nodes}
 """
     deployment.jobs["alpha"] = replace(
@@ -402,7 +406,7 @@ def test_the_policy_says_which_events_are_known(
         def collect(self, bound: Any) -> Any:
             evidence = genuine.collect(bound)
             log = EventLog.parse(evidence.event_log)
-            digests = {name: bytes(size) for name, size in log.sizes.items()}
+            digests = {name: b"\x01" * size for name, size in log.sizes.items()}
             return replace(evidence, event_log=log.append(14, 6, digests, b"more").to_bytes())
 
     log = EventLog.parse(genuine.collect(ReportData(value=bytes(32))).event_log)

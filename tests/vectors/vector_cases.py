@@ -20,6 +20,7 @@ from attestation.policy import AppraisalPolicy, ReferenceValue, TdxRules
 from attestation.trust import TrustAnchors, key_digest
 
 ROOT = Path(__file__).parents[2]
+SOFTWARE = keys.stream("software", 32)
 
 
 def binding(**changed: object) -> Binding:
@@ -143,12 +144,13 @@ def snp_regions(report: bytes) -> list[tuple[str, int, int]]:
     return [(name, start, end) for (name, start), end in zip(edges.items(), ends, strict=True)]
 
 
-def _policy(tee: Tee, claim: str, value: bytes, **extra: object) -> AppraisalPolicy:
-    reference = ReferenceValue(claim=claim, value=value, name="test")
+def _policy(tee: Tee, pinned: dict[str, bytes], **extra: object) -> AppraisalPolicy:
     return AppraisalPolicy(
         name="test",
         accept=(tee,),
-        references=(reference,),
+        references=tuple(
+            ReferenceValue(claim=claim, value=value, name="test") for claim, value in pinned.items()
+        ),
         **extra,  # type: ignore[arg-type]
     )
 
@@ -171,7 +173,11 @@ def _tdx(version: int) -> Subject:
         trust=TrustAnchors(intel_root=intel.root_key, collateral=(intel.collateral(),)),
         stranger=TrustAnchors(collateral=(intel.collateral(),)),
         policy=replace(
-            _policy(Tee.TDX, "mrtd", keys.stream("mrtd", 48), require=("app", "job")),
+            _policy(
+                Tee.TDX,
+                {"mrtd": keys.stream("mrtd", 48), "rtmr1": rtmrs[1], "rtmr2": rtmrs[2]},
+                require=("app", "job"),
+            ),
             tdx=TdxRules(min_tcb_evaluation=18),
         ),
         regions=dcap_regions,
@@ -192,7 +198,7 @@ def _sgx() -> Subject:
         debug=lambda bound: make(bound, 7),
         trust=TrustAnchors(intel_root=intel.root_key, collateral=(intel.collateral("SGX"),)),
         stranger=TrustAnchors(collateral=(intel.collateral("SGX"),)),
-        policy=_policy(Tee.SGX, "mrenclave", keys.stream("mrenclave", 32)),
+        policy=_policy(Tee.SGX, {"mrenclave": keys.stream("mrenclave", 32)}),
         regions=dcap_regions,
     )
 
@@ -212,7 +218,7 @@ def _snp(product: str, version: int, kind: str) -> Subject:
         debug=lambda bound: make(bound, 3 << 16 | 1 << 19),
         trust=TrustAnchors(amd_ark_keys=frozenset({amd.root_key}), endorsements=endorsements),
         stranger=TrustAnchors(endorsements=endorsements),
-        policy=_policy(Tee.SNP, "launch", keys.stream("launch measurement", 48)),
+        policy=_policy(Tee.SNP, {"launch": keys.stream("launch measurement", 48)}),
         regions=snp_regions,
     )
 
@@ -243,7 +249,18 @@ def _azure(inside: str) -> Subject:
             collateral=collateral,
         ),
         stranger=TrustAnchors(endorsements=endorsements, collateral=collateral),
-        policy=_policy(Tee.AZURE_VTPM, "pcr.4", azure.PCRS[4]),
+        policy=_policy(
+            Tee.AZURE_VTPM,
+            {
+                **(
+                    {"mrtd": keys.stream("mrtd", 48)}
+                    if chosen
+                    else {"launch": keys.stream("launch measurement", 48)}
+                ),
+                "pcr.4": azure.PCRS[4],
+                "pcr.9": azure.PCRS[9],
+            },
+        ),
     )
 
 
@@ -256,6 +273,7 @@ def _sample() -> Subject:
         )
         attester.extend("app", APP)
         attester.extend("job", JOB)
+        attester.extend("software", SOFTWARE)
         return attester.collect(bound)
 
     return Subject(
@@ -265,7 +283,7 @@ def _sample() -> Subject:
         debug=lambda bound: make(bound, True),
         trust=TrustAnchors(sample_keys=frozenset({key_digest(key.public_key())})),
         stranger=TrustAnchors(),
-        policy=_policy(Tee.SAMPLE, "app", APP, insecure_sample=True),
+        policy=_policy(Tee.SAMPLE, {"app": APP, "software": SOFTWARE}, insecure_sample=True),
         times=False,
     )
 
@@ -281,7 +299,7 @@ def _tpm() -> Subject:
         make=paper.evidence,
         trust=TrustAnchors(tpm_aks=frozenset({ak})),
         stranger=TrustAnchors(),
-        policy=_policy(Tee.TPM, "app", APP),
+        policy=_policy(Tee.TPM, {"app": APP, "pcr.0": bytes(32)}),
         times=False,
     )
 

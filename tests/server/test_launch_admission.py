@@ -1,0 +1,157 @@
+"""A genuine guest is admitted only where the job's policy pins what was started in it.
+
+What a guest says about itself, the app, the job and fedlearn's own digest, is compared as well,
+and never stands in for the launch measurement: its owner chooses what it says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import vector_keys as keys
+from vector_amd import Amd
+from vector_cases import Subject, binding, subjects
+
+from attestation.accumulator import RUNTIME, runtime_digest
+from attestation.binding import Binding, Role
+from attestation.errors import PolicyError
+from attestation.eventlog import EventLog
+from attestation.evidence import Evidence, Tee
+from attestation.launch import require_launch_identity
+from attestation.policy import AppraisalPolicy
+from attestation.result import Tier
+from attestation.runtime_events import Measurement, record
+from attestation.trust import TrustAnchors
+from attestation.verifiers import verify
+from fedlearn.errors import AdmissionDenied
+
+BOOTED = b"\xee" * 48
+SOFTWARE = b"\x5a" * 32
+ACCEPT = 'version = 1\nname = "p"\naccept = ["snp"]\n'
+SAYS_SOFTWARE = f'[[reference]]\nclaim = "software"\nvalue = "{SOFTWARE.hex()}"\n'
+UNPINNED = {
+    "no reference": ACCEPT,
+    "for tdx only": ACCEPT.replace('"snp"', '"snp", "tdx"')
+    + '[[reference]]\nclaim = "mrtd"\nvalue = "01"\ntee = "tdx"\n',
+    "launch of another TEE": f'{ACCEPT}[[reference]]\nclaim = "launch"\n'
+    f'value = "{BOOTED.hex()}"\ntee = "azure-vtpm"\n',
+    "an event": f'{ACCEPT}[[reference]]\nclaim = "event"\nvalue = "{BOOTED.hex()}"\n',
+    "require only": f'{ACCEPT}[require]\nclaims = ["app", "job", "launch"]\n',
+    "software": ACCEPT + SAYS_SOFTWARE,
+    "host data": f'{ACCEPT}[[reference]]\nclaim = "host_data"\nvalue = "{"00" * 32}"\n',
+    "zero": f'{ACCEPT}[[reference]]\nclaim = "launch"\nvalue = "{"00" * 48}"\n',
+}
+LAUNCH = f'[[reference]]\nclaim = "launch"\nvalue = "{BOOTED.hex()}"\n'
+
+
+class Guest:
+    """An SNP guest whose owner booted what they liked and lets it say what is expected."""
+
+    def __init__(self, deployment: Any, policy: str) -> None:
+        self.amd = Amd()
+        self.deployment = deployment
+        self.job = replace(
+            deployment.jobs["alpha"],
+            policy=AppraisalPolicy.from_toml(policy.encode()),
+            trust=TrustAnchors(amd_ark_keys=frozenset({self.amd.root_key})),
+        )
+        deployment.jobs["alpha"] = self.job
+
+    def request(self) -> Any:
+        client = self.deployment.client()
+        request = self.deployment.request(client)
+        log = EventLog.create(("sha384",))
+        for claim, digest in (
+            ("app", self.job.bundle_digest),
+            ("job", self.job.job_digest),
+            ("software", SOFTWARE),
+        ):
+            log = record(log, Measurement(claim=claim, digest=digest), RUNTIME)
+        bound = Binding(
+            role=Role.CLIENT,
+            nonce=request.nonce,
+            verifier_id=self.deployment.ca.key_digest,
+            tls_key=client.tls_key,
+            hpke_key=client.hpke_key,
+            node_id=client.site,
+            workload=self.job.workload,
+        )
+        register = log.replay("sha384", ccel=True)[RUNTIME]
+        evidence = Evidence(
+            tee=Tee.SNP,
+            quote=self._report(runtime_digest(bound.report_data(), register)),
+            endorsements=(self.amd.leaf(), self.amd.authorities()),
+            event_log=log.to_bytes(),
+        )
+        return replace(request, evidence=evidence.to_bytes())
+
+    def _report(self, report_data: bytes) -> bytes:
+        signed = bytearray(self.amd.report(3, report_data=report_data)[:0x2A0])
+        signed[0x90:0xC0] = BOOTED
+        key = keys.ec_key(f"{self.amd.seed}/{self.amd.product}/vcek", "P-384")
+        r, s = keys.sign_raw(key, bytes(signed))
+        return bytes(signed) + r.to_bytes(72, "little") + s.to_bytes(72, "little") + bytes(368)
+
+
+@pytest.mark.parametrize("policy", UNPINNED.values(), ids=UNPINNED)
+def test_a_policy_that_pins_no_launch_admits_nobody(deployment: Any, policy: str) -> None:
+    guest = Guest(deployment, policy)
+    with pytest.raises(AdmissionDenied) as denied:
+        deployment.gate.admit(guest.request())
+    assert "launch_identity" in {item["claim"] for item in denied.value.findings}
+    assert deployment.nodes.alive == {}
+    with pytest.raises(PolicyError, match="nothing pins"):
+        require_launch_identity(guest.job.policy)
+
+
+def test_the_same_guest_is_admitted_where_its_launch_is_pinned(deployment: Any) -> None:
+    guest = Guest(deployment, ACCEPT + SAYS_SOFTWARE + LAUNCH)
+    require_launch_identity(guest.job.policy)
+    deployment.gate.admit(guest.request())
+    assert len(deployment.nodes.alive) == 1
+
+
+@pytest.mark.parametrize("claim", ["app", "job", "software"])
+def test_what_a_pinned_launch_says_is_compared_as_well(deployment: Any, claim: str) -> None:
+    other = f'[[reference]]\nclaim = "{claim}"\nvalue = "{"01" * 32}"\n'
+    guest = Guest(deployment, ACCEPT + LAUNCH + other)
+    with pytest.raises(AdmissionDenied) as denied:
+        deployment.gate.admit(guest.request())
+    [finding] = denied.value.findings
+    assert (finding["claim"], finding["origin"]) == (claim, "self-reported")
+
+
+@pytest.mark.parametrize("subject", subjects(), ids=lambda subject: subject.name)
+def test_the_gate_affirms_no_kind_of_evidence_without_a_pinned_launch(
+    deployment: Any, subject: Subject
+) -> None:
+    """The gate's own findings about app and job are affirming in both cases."""
+    bound = binding()
+    anchors = subject.policy.anchors_for(subject.trust, tee=subject.tee, now=keys.AT)
+    claims = verify(subject.make(bound), binding=bound, trust=anchors, now=keys.AT)
+    said = {"app": keys.stream("app", 32), "job": keys.stream("job", 32)}
+    claims = replace(claims, measurements={**claims.measurements, **said})
+    job = replace(deployment.jobs["alpha"], bundle_digest=said["app"], job_digest=said["job"])
+
+    def status(policy: AppraisalPolicy) -> Tier:
+        result = deployment.gate._examiner.appraise(
+            replace(job, policy=policy), "site-a", claims, b"key", keys.AT
+        )
+        assert result.expires <= keys.AT + timedelta(minutes=30)
+        return result.status
+
+    pinned = replace(
+        subject.policy,
+        references=tuple(r for r in subject.policy.references if r.claim not in said),
+    )
+    assert status(pinned) is Tier.AFFIRMING
+    require_launch_identity(pinned)
+    for reference in pinned.references:
+        rest = tuple(item for item in pinned.references if item is not reference)
+        lacking = replace(pinned, references=rest)
+        assert status(lacking) is Tier.CONTRAINDICATED
+        with pytest.raises(PolicyError, match=f"of {subject.tee.value}"):
+            require_launch_identity(lacking)
