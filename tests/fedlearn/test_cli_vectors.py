@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from attestation.evidence import Evidence, Tee
 from attestation.policy import AppraisalPolicy
-from fedlearn.cli import main
+from fedlearn.cli import main, template
 
 VECTORS = Path(os.environ.get("FEDLEARN_VECTORS", Path(__file__).parents[3] / "shared/vectors"))
 
@@ -92,6 +94,21 @@ TPM = Case(
     report_data="7c3db95bd40adb9bf92c526c499d3f86ee722e4519942418c2e3eef6837bf1a4",
 )
 GENUINE = [TDX, SGX, SNP, VLEK, AZURE, TPM]
+STARTED = {
+    TDX.evidence: ("mrtd", "rtmr1", "rtmr2"),
+    SGX.evidence: ("mrenclave",),
+    SNP.evidence: ("launch",),
+    VLEK.evidence: ("launch",),
+    AZURE.evidence: ("launch", "pcr.4", "pcr.9"),
+    TPM.evidence: ("pcr.0",),
+}
+"""What identifies the launch of each, all of it needed."""
+
+OTHERWISE = {
+    AZURE.evidence: ("id_key_digest", "pcr.8", "pcr.11", "pcr.12"),
+    SGX.evidence: ("mrsigner",),
+}
+"""What would do instead, in part or whole."""
 V5 = Case(
     evidence="tdx_v5_quote_phala_outdated.bin",
     format="tdx-quote",
@@ -151,6 +168,70 @@ def test_a_drafted_policy_affirms_genuine_evidence(drafted: tuple[Case, Path]) -
     text = run("explain", *case.flags(), "--policy", policy)
     assert text.exit_code == 0
     assert "affirming" in text.output
+
+
+def without(text: str, *claims: str) -> str:
+    """Return a drafted policy without its reference values for ``claims``."""
+    for claim in claims:
+        pattern = (
+            rf'\[\[reference\]\]\n(?:#[^\n]*\n)?claim = "{re.escape(claim)}"\nvalue = [^\n]*\n'
+        )
+        text, removed = re.subn(pattern, "", text)
+        assert removed == 1, claim
+    return text
+
+
+@pytest.mark.parametrize("drafted", GENUINE, ids=name, indirect=True)
+def test_without_its_launch_nothing_is_affirmed(drafted: tuple[Case, Path], tmp_path: Path) -> None:
+    case, policy = drafted
+    template.write(tmp_path / "job", "job")
+    job = tmp_path / "job" / "job.toml"
+    whole = policy.read_text()
+
+    def statuses(text: str) -> tuple[int, int, int]:
+        policy.write_text(text)
+        (job.parent / "policy.toml").write_text(text)
+        validated = CliRunner().invoke(main, ["job", "validate", str(job)])
+        assert ("nothing pins" in validated.output) is (validated.exit_code != 0)
+        linted = run("lint", policy)
+        assert ("error: nothing pins" in linted.output) is (linted.exit_code != 0)
+        return verdict(case, policy)[0], linted.exit_code, validated.exit_code
+
+    pinned = without(whole, *OTHERWISE.get(case.evidence, ()))
+    assert statuses(pinned) == (0, 0, 0)
+    for claim in STARTED[case.evidence]:
+        assert statuses(without(pinned, claim)) == (2, 1, 1)
+        assert refusals(verdict(case, policy)[1]) - {"binding"} == {"launch_identity"}
+    text = run("explain", *case.flags(), "--policy", policy)
+    assert "refused  launch_identity" in text.output
+    assert "from      verifier" in text.output
+
+
+def test_a_gpu_of_the_drafted_evidence_is_required(tmp_path: Path) -> None:
+    gpu = Evidence(
+        tee=Tee.NVIDIA,
+        quote=bytes.fromhex((VECTORS / GPU).read_text().strip()),
+        endorsements=((VECTORS / "nv_hopper_chain.txt").read_bytes(),),
+    )
+    alone = Evidence(tee=Tee.TDX, quote=(VECTORS / TDX.evidence).read_bytes())
+    files = {"alone": tmp_path / "alone.json", "both": tmp_path / "both.json"}
+    files["alone"].write_bytes(alone.to_bytes())
+    files["both"].write_bytes(replace(alone, components=(gpu,)).to_bytes())
+    beside = ("--collateral", VECTORS / TDX.collateral, "--at", "2025-07-01T00:00:00Z")
+    policy = tmp_path / "policy.toml"
+    made = run("init", "--from-evidence", files["both"], *beside, "--output", policy)
+    assert made.exit_code == 0, made.output
+
+    def verified(which: str) -> tuple[int, set[str]]:
+        result = run("verify", "--evidence", files[which], *beside, "--policy", policy, "--json")
+        return result.exit_code, refusals(json.loads(result.stdout)) - {"binding"}
+
+    assert verified("both") == (0, set())
+    assert verified("alone") == (2, {"nvidia"})
+    assert "nvidia.required" not in run("lint", policy).output
+    policy.write_text(policy.read_text().replace("required = true", "required = false"))
+    assert verified("alone")[0] == 0
+    assert "nvidia.required does not ask for" in run("lint", policy).output
 
 
 @pytest.mark.parametrize("drafted", GENUINE, ids=name, indirect=True)
