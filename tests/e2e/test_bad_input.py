@@ -35,9 +35,15 @@ version = 1
 name = "trial"
 accept = ["sample"]
 insecure_sample = true
+[[reference]]
+claim = "software"
+value = "ab"
 [coordinator]
 accept = ["sample"]
 insecure_sample = true
+[[coordinator.reference]]
+claim = "software"
+value = "ab"
 """
 
 
@@ -143,6 +149,11 @@ FILES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], tuple[str, ...
     "no app": (_with("job.toml", _JOB, app="nowhere"), _VALIDATE, ("nowhere",)),
     # policy.toml
     "no policy": (lambda p: (p / "policy.toml").unlink(), _VALIDATE, ("policy.toml",)),
+    "policy pins nothing": (
+        _write("policy.toml", _POLICY.replace('"software"', '"app"')),
+        _VALIDATE,
+        ("policy.toml", "nothing pins", "coordinator: nothing pins", "[[reference]]"),
+    ),
     "policy is binary": (_write("policy.toml", _BINARY), _VALIDATE, ("policy.toml",)),
     "policy's key": (
         _write("policy.toml", _POLICY.replace("accept", "acept", 1)),
