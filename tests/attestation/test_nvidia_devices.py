@@ -33,9 +33,9 @@ REAL = Path(__file__).parents[1] / "vectors/nvidia"
 HOST_KEY = ec.generate_private_key(ec.SECP256R1())
 BINDING = ReportData(value=bytes(range(64)))
 NONCE = hashlib.sha256(BINDING.value).digest()
-HOST = SampleAttester(HOST_KEY, b"host", {"app": b"\7" * 32}, clock=made.NOW.timestamp).collect(
-    BINDING
-)
+HOST = SampleAttester(
+    HOST_KEY, b"host", {"software": b"\7" * 32}, clock=made.NOW.timestamp
+).collect(BINDING)
 TRUST = replace(made.TRUST, sample_keys=frozenset({key_digest(HOST_KEY.public_key())}))
 GPU = made.Device("GPU")
 DRIVER, VBIOS = made.rims()
@@ -54,7 +54,8 @@ def appraise(claims: Claims, *required: str) -> AttestationResult:
     listed = ", ".join(f'"{name}"' for name in required)
     text = (
         'accept = ["sample"]\ninsecure_sample = true\n[nvidia]\nrequired = true\n'
-        f'[[reference]]\nclaim = "app"\nvalue = "{"07" * 32}"\n[require]\nclaims = [{listed}]\n'
+        f'[[reference]]\nclaim = "software"\nvalue = "{"07" * 32}"\n'
+        f"[require]\nclaims = [{listed}]\n"
     )
     return AppraisalPolicy.from_toml(text.encode()).appraise(claims, now=made.NOW)
 
@@ -120,7 +121,7 @@ def test_without_a_gpu_and_for_one_of_two_the_requirement_is_not_met() -> None:
 
 
 def test_a_host_cannot_make_the_claims_itself() -> None:
-    own = {"app": b"\7" * 32, "nvidia.rim": b"\1" * 32, "nvidia.revocation": b"\1" * 32}
+    own = {"software": b"\7" * 32, "nvidia.rim": b"\1" * 32, "nvidia.revocation": b"\1" * 32}
     host = SampleAttester(HOST_KEY, b"host", own, clock=made.NOW.timestamp).collect(BINDING)
     for components in ((), (GPU.evidence(NONCE),)):
         whole = replace(host, components=components)

@@ -216,7 +216,9 @@ def test_a_reference_for_another_bank_is_refused_and_says_what_was_quoted() -> N
     now = datetime(2026, 11, 1, tzinfo=UTC)
     other = replace(policy.references[0], claim="pcr.0")
     policy = replace(policy, references=(other, *policy.references[1:]))
-    [refused] = policy.appraise(claims_of_the_report(), now=now, require_binding=False).refusals
+    result = policy.appraise(claims_of_the_report(), now=now, require_binding=False)
+    assert {item.claim for item in result.refusals} == {"launch_identity", "pcr.0"}
+    [refused] = [item for item in result.refusals if item.claim == "pcr.0"]
     assert (refused.claim, refused.actual) == ("pcr.0", "absent")
     assert refused.remedy.startswith("the quote has pcr.0.sha384")
 
