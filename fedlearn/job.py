@@ -34,7 +34,14 @@ from fedlearn.config import choice, each, number, option, scalar, seq, table, te
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.placement import Placement
 from fedlearn.privacy.spec import PrivacySpec
-from fedlearn.strategies import AGGREGATED, APP, STRATEGIES, UPDATES, VISIBLE_TO_APP
+from fedlearn.strategies import (
+    AGGREGATED,
+    APP,
+    OF_THE_MEAN,
+    STRATEGIES,
+    UPDATES,
+    VISIBLE_TO_APP,
+)
 
 __all__ = [
     "MAX_ROUNDS",
@@ -224,6 +231,15 @@ class JobSpec:
                 near = difflib.get_close_matches(site, self.sites, n=1)
                 wish = f"did you mean {near[0]!r}?" if near else "add it to `sites`"
                 faults.append((("data", site), f"is not a site of this job; {wish}"))
+        if self.privacy is not None and self.strategy.name not in {APP, *OF_THE_MEAN}:
+            faults.append(
+                (
+                    ("strategy", "name"),
+                    f'"{self.strategy.name}" needs the updates of single sites, and [privacy] '
+                    f"releases their noised mean only; use {', '.join(sorted(OF_THE_MEAN))}, "
+                    "or remove [privacy]",
+                )
+            )
         if self.privacy is not None and self.aggregation.visible:
             faults.append(
                 (

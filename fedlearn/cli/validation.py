@@ -77,7 +77,7 @@ def examine(path: Path) -> Report:
         app=app,
         policy_file=policy_file,
         found=found,
-        warnings=tuple(_warnings(spec, policy, policy_file)),
+        warnings=(*_warnings(spec, policy, policy_file), *_rounds_note(spec, application)),
     )
 
 
@@ -140,6 +140,19 @@ def _privacy(spec: JobSpec) -> str:
     from fedlearn.privacy import Budget
 
     return f"privacy after all rounds: {Budget.require(spec.privacy, spec.rounds)}"
+
+
+def _rounds_note(spec: JobSpec, application: Application) -> list[str]:
+    """Say where the app states another number of rounds than the job."""
+    key = "num-server-rounds"
+    stated = spec.config.get(key, application.defaults.get(key, spec.rounds))
+    if stated == spec.rounds:
+        return []
+    return [
+        f"the job has rounds = {spec.rounds}, and the app's {key} is {stated}: a strategy that the "
+        f"app starts runs {spec.rounds} rounds, an app that drives the grid itself or uses the "
+        f"legacy API as many as it reads; set config.{key} = {spec.rounds}"
+    ]
 
 
 def _warnings(spec: JobSpec, policy: AppraisalPolicy, policy_file: Path) -> list[str]:

@@ -143,6 +143,18 @@ def test_an_app_that_receives_single_updates_cannot_promise_privacy() -> None:
         _read(FULL.replace('"aggregated"', '"visible"'))
 
 
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_under_privacy_a_strategy_needs_nothing_but_the_mean(name: str) -> None:
+    text = FULL.replace('"fedprox"\noptions = { proximal_mu = 0.1 }', f'"{name}"')
+    single = {"bulyan", "fedmedian", "fedtrimmedavg", "krum", "multikrum", "qfedavg"}
+    if name not in single:
+        assert _read(text).privacy is not None
+        return
+    with pytest.raises(ConfigError, match=rf'strategy\.name: "{name}" needs the updates of single'):
+        _read(text)
+    assert _read(text[: text.index("[privacy]")]).strategy.name == name
+
+
 # --- digest ---------------------------------------------------------------------------
 
 

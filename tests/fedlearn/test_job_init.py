@@ -203,6 +203,33 @@ def test_validate_notes_what_deserves_a_look(tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert "no data named for site-b" in done.stdout
     assert "insecure_sample" in done.stdout
+    assert "num-server-rounds" not in done.stdout
+
+
+def test_validate_notes_that_the_app_states_other_rounds(tmp_path: Path) -> None:
+    template.write(tmp_path / "x", "x")
+    path = tmp_path / "x/job.toml"
+    whole = path.read_text().replace("rounds = 5", "rounds = 50")
+    path.write_text(whole)
+    done = _run("job", "validate", path)
+    assert done.exit_code == 0
+    assert "the job has rounds = 50, and the app's num-server-rounds is 5" in done.stdout
+    path.write_text(whole.replace("local-epochs = 2", "local-epochs = 2\nnum-server-rounds = 50"))
+    assert "num-server-rounds" not in _run("job", "validate", path).stdout
+
+
+def test_validate_says_what_the_app_receives(tmp_path: Path) -> None:
+    template.write(tmp_path / "x", "x")
+    path = tmp_path / "x/job.toml"
+    whole = path.read_text()
+    assert (
+        "updates aggregated: the app's ServerApp receives the aggregate"
+        in _run("job", "validate", path).stdout
+    )
+    path.write_text(whole.replace('updates = "aggregated"', 'updates = "visible-to-app"'))
+    done = _run("job", "validate", path)
+    assert "the app's ServerApp receives the update of each site" in done.stdout
+    assert "accept.visible_updates = true" in done.stdout
 
 
 def test_validate_says_that_sample_evidence_would_be_refused(tmp_path: Path) -> None:
