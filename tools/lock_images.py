@@ -1,9 +1,10 @@
 """Write the lists of wheels, with hashes, that images are made of: images/*.lock.
 
-``base.lock`` has everything but torch, ``torch.lock`` has torch and what it alone needs. pip
-resolves them for CPython 3.11 on x86-64 Linux within constraints.txt; an image takes the very
-files that are listed, and nothing is resolved when it is built. ``--check`` writes nothing and
-says whether the lists still fit pyproject.toml and constraints.txt.
+``base.lock`` has everything but torch, and the extra ``nvidia``, because an image verifies what
+comes; ``torch.lock`` has torch and what it alone needs. pip resolves them for CPython 3.11 on
+x86-64 Linux within constraints.txt; an image takes the very files that are listed, and nothing is
+resolved when it is built. ``--check`` writes nothing and says whether the lists still fit
+pyproject.toml and constraints.txt.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = "torch"
+EXTRA = "nvidia"
 HEAD = "# Made by tools/lock_images.py for CPython 3.11 on x86-64 Linux. Do not edit.\n"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 LINE = re.compile(r"^([A-Za-z0-9._-]+)==(\S+) --hash=sha256:([0-9a-f]{64})$")
@@ -31,7 +33,9 @@ LINE = re.compile(r"^([A-Za-z0-9._-]+)==(\S+) --hash=sha256:([0-9a-f]{64})$")
 def wanted() -> list[Requirement]:
     """Return what pyproject.toml asks for."""
     document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    return [Requirement(item) for item in document["project"]["dependencies"]]
+    project = document["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"][EXTRA]]
+    return [Requirement(item) for item in needed]
 
 
 def resolve(requirements: list[str]) -> dict[str, tuple[str, str]]:
