@@ -1,7 +1,8 @@
 """How the three commands speak: lazily loaded nouns, errors in one or two lines, colours.
 
 Exit statuses: 0 done; 1 an error, with what is wrong and what to do on stderr; 2 a refusal,
-which is an answer and no fault (evidence that was not liked, a key that is not released);
+which is an answer and no fault (evidence that a policy does not affirm, a key that is not
+released, a model that its coordinator did not seal);
 130 stopped by Ctrl-C. With ``--json`` among the arguments an error is one JSON object on
 stdout, ``{"error": {"code", "message", "hint", "findings"}}``, and stdout holds nothing but JSON,
 one document a line: what is said to people goes to stderr. ``FEDLEARN_TRACE=1`` adds
@@ -27,7 +28,13 @@ from typing import Any, Final, TypeVar
 import click
 
 from attestation.errors import AttestationError
-from fedlearn.errors import AdmissionDenied, ConfigError, FedlearnError, KeyReleaseDenied
+from fedlearn.errors import (
+    AdmissionDenied,
+    ConfigError,
+    FedlearnError,
+    KeyReleaseDenied,
+    ModelNotAuthentic,
+)
 from fedlearn.plaintext import json_text, printable
 
 __all__ = [
@@ -172,7 +179,7 @@ class Commands(click.Group):
 def describe(error: BaseException) -> Failure:
     """Return how ``error`` is shown, with its code and exit status."""
     if isinstance(error, FedlearnError):
-        refused = isinstance(error, AdmissionDenied | KeyReleaseDenied)
+        refused = isinstance(error, AdmissionDenied | KeyReleaseDenied | ModelNotAuthentic)
         findings = error.findings if isinstance(error, AdmissionDenied) else ()
         return Failure(
             code=error.code,

@@ -13,6 +13,7 @@
     │   ├── EnrollmentRefused    a join token or a site's key is not accepted
     │   └── Throttled            too many requests; nothing was decided
     ├── KeyReleaseDenied     a key is not for this party
+    ├── ModelNotAuthentic    a sealed file is not of the party that must have sealed it
     ├── StoreError           sealed state cannot be read or written
     ├── LedgerError          the ledger is damaged; names the entry
     ├── CommitmentError      records are not those that a client committed to
@@ -39,6 +40,7 @@ __all__ = [
     "KeyReleaseDenied",
     "LaunchError",
     "LedgerError",
+    "ModelNotAuthentic",
     "NonceRefused",
     "NotEnrolled",
     "PrivacyError",
@@ -134,6 +136,12 @@ class KeyReleaseDenied(FedlearnError):
     """A content key is not for this party, or not now."""
 
     code = "key-release-denied"
+
+
+class ModelNotAuthentic(FedlearnError):
+    """A sealed file was not made by the party that must have sealed it."""
+
+    code = "model-not-authentic"
 
 
 class StoreError(FedlearnError):

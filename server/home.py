@@ -61,6 +61,7 @@ __all__ = [
     "STORE_FOLDER",
     "Home",
     "admit_operator",
+    "authority",
     "establish",
     "protectors_of",
 ]
@@ -205,19 +206,17 @@ class Home:
             stack.callback(keys.close)
             ledger = stack.enter_context(Ledger.open(state / LEDGER_FILE, _key(keys, _LEDGER_KEY)))
             keys.record_with(ledger.append)
+            ca = authority(state, keys)
             store = stack.enter_context(
                 ModelStore.open(
                     state / STORE_FOLDER,
                     keys,
                     counter=_counter(config.keys),
                     record=ledger.append,
+                    signer=ca.file_signer,
                 )
             )
             check_not_older(store, ledger)
-            ca_key = keys.secret(_CA_KEY)
-            if ca_key is None:
-                raise _incomplete(_CA_KEY)
-            ca = CertificateAuthority.load(file_bytes(state / _CA_FILE), ca_key)
             if ca.trust_domain != config.trust_domain:
                 raise ConfigError(
                     f"the CA in {state} is of {ca.trust_domain!r}, not {config.trust_domain!r}",
@@ -252,6 +251,18 @@ class Home:
         key = ec.generate_private_key(ec.SECP256R1())
         issued = self.ca.issue_server(_csr(key), dns_names=dns_names, ips=ips, now=now)
         return key, issued.chain_pem
+
+
+def authority(state: Path, keys: KeyService) -> CertificateAuthority:
+    """Return the CA of a state directory whose key service is open.
+
+    :raises ConfigError: when its certificate cannot be read.
+    :raises StoreError: when its key is missing, or is not that of the certificate.
+    """
+    ca_key = keys.secret(_CA_KEY)
+    if ca_key is None:
+        raise _incomplete(_CA_KEY)
+    return CertificateAuthority.load(file_bytes(state / _CA_FILE), ca_key)
 
 
 def _first_request(csr: Path | None, trust_domain: str) -> tuple[str, bytes, bytes | None]:

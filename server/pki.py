@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from attestation.sealing import FileSigner
 from fedlearn import spiffe
 from fedlearn.errors import StoreError, TransportError
 from fedlearn.oids import EVIDENCE_DIGEST, POLICY_DIGEST
@@ -156,6 +157,14 @@ class CertificateAuthority:
     def certificate_pem(self) -> bytes:
         """The root certificate."""
         return self._certificate.public_bytes(serialization.Encoding.PEM)
+
+    @property
+    def file_signer(self) -> FileSigner:
+        """Signs sealed models with the root key, so that its pin says who sealed them.
+
+        What it signs begins with a label of its own, and no certificate begins like that.
+        """
+        return FileSigner(self._key)
 
     @property
     def key_digest(self) -> bytes:

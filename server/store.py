@@ -21,12 +21,14 @@ from typing import Any, Self
 
 from attestation.errors import UnsealError
 from attestation.sealing import (
+    FileSigner,
     Scalar,
     SealedReader,
     SealedWriter,
     Tensor,
     TensorSpec,
     open_sealed,
+    signer_digest,
 )
 from fedlearn import sealed
 from fedlearn.errors import StoreError
@@ -48,11 +50,16 @@ class ModelStore:
     """
 
     def __init__(
-        self, directory: SealedDirectory, keys: KeyService, record: RecordEntry | None
+        self,
+        directory: SealedDirectory,
+        keys: KeyService,
+        record: RecordEntry | None,
+        signer: FileSigner | None,
     ) -> None:
         self._directory = directory
         self._keys = keys
         self._record = record
+        self._signer = signer
         self._blobs = SealedBlobs(directory, keys.root)
 
     @classmethod
@@ -64,6 +71,7 @@ class ModelStore:
         counter: MonotonicCounter | None = None,
         adopt_counter: bool = False,
         record: RecordEntry | None = None,
+        signer: FileSigner | None = None,
         read_only: bool = False,
     ) -> Self:
         """Open the store in ``directory``, or make it there.
@@ -72,6 +80,8 @@ class ModelStore:
         :param adopt_counter: bind an existing store to ``counter`` for the first time, or
             to that of a new machine. An older copy cannot be told from the newest then.
         :param record: the ledger; is told of every checkpoint, rotation and export.
+        :param signer: signs the models that are sealed for an owner as well; they leave this
+            store, and their owner then knows whose they are.
         :param read_only: look beside a running coordinator; nothing can be written, and
             the counter is not asked.
         :raises StoreError: when another process writes here, the catalogue does not open,
@@ -82,7 +92,7 @@ class ModelStore:
         )
         if not read_only:
             keys.sweep()
-        return cls(opened, keys, record)
+        return cls(opened, keys, record, signer)
 
     def __enter__(self) -> Self:
         return self
@@ -124,7 +134,8 @@ class ModelStore:
         :param state: whatever else must be restored together with the weights; sealed in
             the same file, so that a crash never parts the two. See :meth:`state`.
         :param recipients: raw X25519 public keys of owners, who open the file without us.
-        :raises StoreError: when it cannot be written.
+        :raises StoreError: when it cannot be written, or it has recipients and this store has
+            nothing to sign it with.
         :raises UpdateRejected: for an array that has no name or type in the format.
         """
         checked_name(model)
@@ -242,6 +253,8 @@ class ModelStore:
             with self._open(stored) as reader:
                 try:
                     reader.verify()
+                    if reader.header.signer:
+                        reader.check_signer({signer_digest(reader.header.signer)})
                 except UnsealError as error:
                     raise _bad(stored, error) from error
         return kept
@@ -290,7 +303,9 @@ class ModelStore:
 
             self._directory.commit(enter)
             self._keys.retire(model)
-        self._report("model", fresh[-1], {"change": "rotated", "key": fresh[-1].key})
+        digests = {str(stored.version): stored.digest.hex() for stored in fresh}
+        body = {"change": "rotated", "key": fresh[-1].key, "digests": digests}
+        self._report("model", fresh[-1], body)
         return fresh
 
     def prune(self, model: str, *, keep: int) -> int:
@@ -335,6 +350,12 @@ class ModelStore:
         meta: Mapping[str, Scalar],
         recipients: Sequence[bytes],
     ) -> StoredModel:
+        if recipients and self._signer is None:
+            raise StoreError(
+                f"{model}, version {version}: a model for an owner is signed, and no key to sign "
+                "with was given",
+                hint="name the state directory of a coordinator",
+            )
         key = self._keys.model_key(model)
         path = self._directory.files / f"{model}.{version}.{secrets.token_hex(8)}"
         try:
@@ -347,6 +368,7 @@ class ModelStore:
                 key=key,
                 recipients=recipients,
                 meta=meta,
+                signer=self._signer if recipients else None,
             ) as writer:
                 fill(writer)
                 done = writer.commit()

@@ -1,14 +1,15 @@
-"""Sealed weights: the FLSW format, version 1.
+"""Sealed weights: the FLSW format, versions 1 (nobody signed it) and 2 (signed).
 
 ::
 
     offset  bytes
     0       4      "FLSW"
-    4       1      version, 1
+    4       1      version, 1 or 2
     5       4      u32 big-endian H, length of the header, at most 8 MiB
     9       H      header, canonical JSON (sorted keys, no spaces, ASCII, integers only)
     9+H     32     HMAC-SHA-256 of everything before it
     41+H           chunks: AES-256-GCM ciphertext and 16 bytes of tag each
+    end-64  64     version 2 alone: r and s of an ECDSA signature on P-256, s in the lower half
 
 Each tensor is cut into chunks of its own, so one tensor opens alone. Plaintext chunks have
 ``header.chunk`` bytes but for the last one of a tensor; an empty tensor has none. Nothing
@@ -22,6 +23,11 @@ that follows from the header (offsets, counts, the size of the file) is stored i
     nonce    = prefix | u32 big-endian index of the chunk in the file | 1 for the last, else 0
     AAD      = core
 
+Version 2 is version 1 with one more key in its header, ``signer`` (DER SubjectPublicKeyInfo in
+hex), and with the signature, which is made with SHA-256 over
+"fedlearn/flsw2/signature\0" | SHA-256("fedlearn/flsw2/digest\0" | the file up to the signature).
+The labels of keys and wraps are those of version 1.
+
 The content key is one per file: 32 random bytes, or derived by a key service from the file
 id (``header.key`` then names the service's key). ``header.wraps`` holds it for recipients:
 HPKE (RFC 9180, base mode, DHKEM(X25519), HKDF-SHA-256, AES-256-GCM) with
@@ -29,7 +35,10 @@ info = "fedlearn/flsw1/wrap\\0" | core.
 
 What is guaranteed: without the content key nothing about the values of a tensor is learnt;
 any change of any byte, a chunk from another place or file, a file that is too short or too
-long is an :class:`~attestation.errors.UnsealError` that says which. What is not hidden: the
+long is an :class:`~attestation.errors.UnsealError` that says which. *Who* sealed a file is known
+only where :meth:`SealedReader.check_signer` found the signature of a key that was pinned, or its
+digest stands in a place that is trusted: whoever knows a recipient's public key can make a file
+of version 1, or one of version 2 with a key of their own, that opens. What is not hidden: the
 header, that is names, types and shapes of tensors, model, version, round and metadata.
 """
 
@@ -57,6 +66,7 @@ from attestation.sealing.keys import (
     release_to,
 )
 from attestation.sealing.reader import SealedReader, open_sealed, read_header
+from attestation.sealing.signature import FileSigner, signer_digest
 from attestation.sealing.writer import Sealed, SealedWriter, Tensor, seal
 
 __all__ = [
@@ -65,6 +75,7 @@ __all__ = [
     "MAX_HEADER_BYTES",
     "ContentKey",
     "DurableFile",
+    "FileSigner",
     "Header",
     "KeySource",
     "PrivateKey",
@@ -85,5 +96,6 @@ __all__ = [
     "read_header",
     "release_to",
     "seal",
+    "signer_digest",
     "write_durably",
 ]

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 from attestation.errors import UnsealError
+from attestation.sealing.signature import signer_digest
 
 __all__ = [
     "CHUNK_BYTES",
@@ -25,13 +26,16 @@ __all__ = [
     "Scalar",
     "TensorSpec",
     "Wrap",
-    "header_length",
+    "read_prefix",
 ]
 
 Scalar = str | int | bool
 
 MAGIC: Final = b"FLSW"
-VERSION: Final = 1
+UNSIGNED: Final = 1
+SIGNED: Final = 2
+"""The versions of the format: without a signature at the end, and with one."""
+
 PREFIX: Final = struct.Struct(">4sBI")
 """Magic, version, length of the header."""
 
@@ -130,6 +134,8 @@ class Header:
     ``key``      names the key service's key; empty when only ``wraps`` hold the content key
     ``meta``     short facts that are authenticated but not secret
     ``chunk``    plaintext bytes of a full chunk, a power of two from 4 KiB to 16 MiB
+    ``signer``   public key (DER SubjectPublicKeyInfo, P-256) of whoever signs the file; empty
+                 in a file of version 1, which nobody signed
 
     :raises ValueError: for anything that the format does not have.
     """
@@ -143,6 +149,7 @@ class Header:
     wraps: tuple[Wrap, ...] = ()
     meta: Mapping[str, Scalar] = field(default_factory=dict)
     chunk: int = CHUNK_BYTES
+    signer: bytes = b""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "meta", MappingProxyType(dict(self.meta)))
@@ -162,6 +169,13 @@ class Header:
         if self.chunks > MAX_CHUNKS:
             raise ValueError(f"more than {MAX_CHUNKS} chunks")
         _check_meta(self.meta)
+        if self.signer:
+            signer_digest(self.signer)
+
+    @property
+    def version_of_format(self) -> int:
+        """:data:`SIGNED` or :data:`UNSIGNED`."""
+        return SIGNED if self.signer else UNSIGNED
 
     @cached_property
     def spans(self) -> Mapping[str, tuple[TensorSpec, int, int]]:
@@ -221,7 +235,9 @@ class Header:
         return header
 
     def _document(self) -> dict[str, Any]:
+        signer = {"signer": self.signer.hex()} if self.signer else {}
         return {
+            **signer,
             "aead": "AES-256-GCM",
             "chunk": self.chunk,
             "file": self.file_id.hex(),
@@ -238,24 +254,25 @@ class Header:
         }
 
 
-def header_length(prefix: bytes) -> int:
-    """Return the length of the header, from the first 9 bytes of a file.
+def read_prefix(prefix: bytes) -> tuple[int, int]:
+    """Return version of the format and length of the header, from the first 9 bytes of a file.
 
-    :raises UnsealError: when they are not those of a sealed file of this version, or the
-        length is beyond :data:`MAX_HEADER_BYTES`.
+    :raises UnsealError: when they are not those of a sealed file of a version that is read, or
+        the length is beyond :data:`MAX_HEADER_BYTES`.
     """
     if len(prefix) != PREFIX.size:
         raise UnsealError("the file is cut short: not even its first 9 bytes are there")
     magic, version, length = PREFIX.unpack(prefix)
     if magic != MAGIC:
         raise UnsealError("not a sealed file: it does not start with FLSW")
-    if version != VERSION:
+    if version not in (UNSIGNED, SIGNED):
         raise UnsealError(
-            f"a sealed file of version {version}; this release reads version {VERSION}"
+            f"a sealed file of version {version}; this release reads versions {UNSIGNED} "
+            f"and {SIGNED}"
         )
     if not 2 <= length <= MAX_HEADER_BYTES:
         raise UnsealError(f"a header of {length} bytes; 2 to {MAX_HEADER_BYTES} are read")
-    return int(length)
+    return version, int(length)
 
 
 def _canonical(document: Mapping[str, Any]) -> bytes:
@@ -287,8 +304,8 @@ def _check_meta(meta: Mapping[str, Scalar]) -> None:
 
 def _parse(document: dict[str, Any]) -> Header:
     keys = {"aead", "chunk", "file", "key", "meta", "model", "round", "tensors", "version", "wraps"}
-    if document.keys() != keys:
-        odd = sorted(document.keys() ^ keys)[0]
+    if document.keys() - {"signer"} != keys:
+        odd = sorted((document.keys() - {"signer"}) ^ keys)[0]
         raise UnsealError(f"header: {odd!r} is {'unknown' if odd in document else 'missing'}")
     if document["aead"] != "AES-256-GCM":
         raise UnsealError("header: aead is not AES-256-GCM")
@@ -296,6 +313,9 @@ def _parse(document: dict[str, Any]) -> Header:
     for key, kind in {**kinds, "wraps": list}.items():
         if type(document[key]) is not kind:
             raise UnsealError(f"header: {key} has the wrong type")
+    signer = document.get("signer", "")
+    if type(signer) is not str or ("signer" in document and not signer):
+        raise UnsealError("header: signer is not a key in hexadecimal")
     if len(document["tensors"]) > MAX_TENSORS or len(document["wraps"]) > MAX_WRAPS:
         raise UnsealError("header: too many tensors or wraps")
     try:
@@ -309,6 +329,7 @@ def _parse(document: dict[str, Any]) -> Header:
             wraps=tuple(map(_parse_wrap, document["wraps"])),
             meta=document["meta"],
             chunk=document["chunk"],
+            signer=bytes.fromhex(signer),
         )
     except ValueError as error:
         raise UnsealError(f"header: {error}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,16 +19,20 @@ from attestation.sealing.header import (
     TAG_BYTES,
     Header,
     TensorSpec,
-    header_length,
+    read_prefix,
 )
 from attestation.sealing.keys import KeySource, derive, nonce
-from attestation.sealing.writer import DIGEST_DOMAIN
+from attestation.sealing.signature import SIGNATURE_BYTES, check_signature, signer_digest
+from attestation.sealing.writer import DIGEST_DOMAIN, SIGNED_DOMAIN
 
 __all__ = ["SealedReader", "open_sealed", "read_header"]
 
 
 class SealedReader:
-    """An open sealed file whose header is authentic. A context manager.
+    """An open sealed file whose header was made by who made its chunks. A context manager.
+
+    Who that was, :meth:`check_signer` says; without it, anybody who knows the public key of a
+    recipient.
 
     Values are checked chunk by chunk as they are read: what is returned is what was
     sealed. Not safe for several threads at once.
@@ -120,21 +124,52 @@ class SealedReader:
                 pass
         return self.digest()
 
+    def check_signer(self, pinned: Collection[bytes]) -> bytes:
+        """Check that the holder of a pinned key sealed this very file; return the pin.
+
+        :param pinned: SHA-256 of public keys (DER SubjectPublicKeyInfo) that are trusted.
+        :raises UnsealError: when nobody signed the file, another key did, or it was altered.
+        """
+        if not self.header.signer:
+            raise UnsealError(
+                "nobody signed it, so whoever knows a recipient's public key may have made it"
+            )
+        found = signer_digest(self.header.signer)
+        if found not in pinned:
+            raise UnsealError(f"it names {found.hex()} as its signer, which is not pinned")
+        signature = memoryview(bytearray(SIGNATURE_BYTES))
+        self._read(signature, self._end, "the signature")
+        check_signature(self.header.signer, self.digest(), bytes(signature))
+        return found
+
     def digest(self) -> bytes:
-        """Return the file's digest from its tags alone, without decrypting (32 bytes).
+        """Return the file's digest (32 bytes; see ``Sealed.digest``), without decrypting.
+
+        Of a signed file all bytes are read, of another the tags alone.
 
         :raises UnsealError: when the file is cut short meanwhile.
         """
+        if self.header.signer:
+            return self._whole()
         state = hashlib.sha256(DIGEST_DOMAIN + self._mac)
         tag = memoryview(bytearray(TAG_BYTES))
         for spec in self.header.tensors:
             for _, length, at in self._chunks(spec.name):
-                self._read(tag, at + length, spec.name)
+                self._read(tag, at + length, f"tensor {spec.name!r}")
                 state.update(tag)
         return state.digest()
 
+    def _whole(self) -> bytes:
+        state = hashlib.sha256(SIGNED_DOMAIN)
+        for at in range(0, self._end, self.header.chunk):
+            piece = self._buffer[: min(self.header.chunk, self._end - at)]
+            self._read(piece, at, "the file")
+            state.update(piece)
+        return state.digest()
+
     def _check_size(self) -> None:
-        wanted = self._start + self.header.nbytes + self.header.chunks * TAG_BYTES
+        self._end = self._start + self.header.nbytes + self.header.chunks * TAG_BYTES
+        wanted = self._end + (SIGNATURE_BYTES if self.header.signer else 0)
         size = os.fstat(self._fd).st_size
         if size != wanted:
             what = "cut short by" if size < wanted else "followed by"
@@ -157,7 +192,7 @@ class SealedReader:
 
     def _open_chunk(self, name: str, index: int, length: int, at: int, into: memoryview) -> None:
         sealed = self._buffer[: length + TAG_BYTES]
-        self._read(sealed, at, name)
+        self._read(sealed, at, f"tensor {name!r}")
         last = index == self.header.chunks - 1
         try:
             self._keys.aead.decrypt_into(
@@ -169,12 +204,12 @@ class SealedReader:
                 "or comes from another place or file"
             ) from None
 
-    def _read(self, into: memoryview, at: int, name: str) -> None:
+    def _read(self, into: memoryview, at: int, what: str) -> None:
         done = 0
         while done < len(into):
             count = os.preadv(self._fd, [into[done:]], at + done)
             if count == 0:
-                raise UnsealError(f"tensor {name!r}: the file was cut short")
+                raise UnsealError(f"{what}: the file was cut short")
             done += count
 
 
@@ -223,8 +258,14 @@ def read_header(path: Path) -> Header:
 
 def _read_head(fd: int) -> tuple[bytes, Header, bytes]:
     prefix = os.pread(fd, PREFIX.size, 0)
-    length = header_length(prefix)
+    version, length = read_prefix(prefix)
     rest = os.pread(fd, length + MAC_BYTES, PREFIX.size)
     if len(rest) != length + MAC_BYTES:
         raise UnsealError("the file is cut short: its header is not complete")
-    return prefix + rest[:length], Header.from_bytes(rest[:length]), rest[length:]
+    header = Header.from_bytes(rest[:length])
+    if header.version_of_format != version:
+        raise UnsealError(
+            f"the file says version {version}, and its header is of version "
+            f"{header.version_of_format}"
+        )
+    return prefix + rest[:length], header, rest[length:]

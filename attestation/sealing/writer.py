@@ -20,17 +20,18 @@ from attestation.sealing.header import (
     MAX_HEADER_BYTES,
     PREFIX,
     TAG_BYTES,
-    VERSION,
     Header,
     Scalar,
     TensorSpec,
     Wrap,
 )
 from attestation.sealing.keys import SealingKey, derive, hpke_seal, nonce, wrap_info
+from attestation.sealing.signature import SIGNATURE_BYTES, FileSigner
 
-__all__ = ["DIGEST_DOMAIN", "Sealed", "SealedWriter", "Tensor", "seal"]
+__all__ = ["DIGEST_DOMAIN", "SIGNED_DOMAIN", "Sealed", "SealedWriter", "Tensor", "seal"]
 
 DIGEST_DOMAIN: Final = b"fedlearn/flsw1/digest\0"
+SIGNED_DOMAIN: Final = b"fedlearn/flsw2/digest\0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +48,10 @@ class Tensor:
 class Sealed:
     """A file that was written.
 
-    ``digest``  SHA-256 over header, its MAC and all chunk tags (32 bytes): names exactly
-                these contents to whoever can open them
+    ``digest``  32 bytes. Of a signed file SHA-256 over all of it but the signature. Of another
+                SHA-256 over header, its MAC and all chunk tags, which names these contents to
+                whoever does not hold the content key: AES-GCM does not commit to a plaintext,
+                so that who holds the key can make others with the same tags
     ``size``    bytes of the file
     """
 
@@ -65,6 +68,7 @@ class SealedWriter:
     without :meth:`commit` nothing appears at ``path`` and what was there stays.
 
     :param recipients: raw X25519 public keys (32 bytes) that may open the file.
+    :param signer: who says that this file is theirs; without one it is of version 1.
     :raises ValueError: for a header that the format does not have, or when neither a key
         service nor a recipient could open the file.
     :raises OSError: when the file cannot be written.
@@ -82,6 +86,7 @@ class SealedWriter:
         recipients: Sequence[bytes] = (),
         meta: Mapping[str, Scalar] | None = None,
         chunk: int = CHUNK_BYTES,
+        signer: FileSigner | None = None,
     ) -> None:
         if not key.key_id and not recipients:
             raise ValueError("a file sealed for nobody could never be opened")
@@ -94,6 +99,7 @@ class SealedWriter:
             key=key.key_id,
             meta=meta or {},
             chunk=chunk,
+            signer=signer.public_key if signer is not None else b"",
         )
         content_key = key.content_key(core.file_id)
         info = wrap_info(core.core)
@@ -111,9 +117,12 @@ class SealedWriter:
         self._index = 0
         self._done = 0
         self._buffer = memoryview(bytearray(chunk + TAG_BYTES))
-        head = PREFIX.pack(MAGIC, VERSION, len(encoded)) + encoded
+        head = PREFIX.pack(MAGIC, self.header.version_of_format, len(encoded)) + encoded
         mac = hmac.digest(self._keys.mac, head, "sha256")
-        self._digest = hashlib.sha256(DIGEST_DOMAIN + mac)
+        self._signer = signer
+        self._digest = hashlib.sha256(
+            DIGEST_DOMAIN + mac if signer is None else SIGNED_DOMAIN + head + mac
+        )
         self._size = len(head) + MAC_BYTES
         self._file = DurableFile(path)
         try:
@@ -178,7 +187,7 @@ class SealedWriter:
             nonce(self._keys.prefix, self._index, last=last), plain, self.header.core, sealed
         )
         self._file.write(sealed)
-        self._digest.update(sealed[len(plain) :])
+        self._digest.update(sealed[len(plain) :] if self._signer is None else sealed)
         self._index += 1
         self._size += len(sealed)
 
@@ -190,13 +199,12 @@ class SealedWriter:
         """
         if self._done != len(self.header.tensors):
             raise ValueError(f"{self.header.tensors[self._done].name}: was not written")
+        digest = self._digest.digest()
+        if self._signer is not None:
+            self._file.write(self._signer.sign(digest))
+            self._size += SIGNATURE_BYTES
         self._file.commit()
-        return Sealed(
-            path=self._file.path,
-            header=self.header,
-            digest=self._digest.digest(),
-            size=self._size,
-        )
+        return Sealed(path=self._file.path, header=self.header, digest=digest, size=self._size)
 
 
 def seal(
@@ -210,6 +218,7 @@ def seal(
     recipients: Sequence[bytes] = (),
     meta: Mapping[str, Scalar] | None = None,
     chunk: int = CHUNK_BYTES,
+    signer: FileSigner | None = None,
 ) -> Sealed:
     """Seal ``tensors`` into ``path``: whole and durable, or not at all.
 
@@ -228,6 +237,7 @@ def seal(
         recipients=recipients,
         meta=meta,
         chunk=chunk,
+        signer=signer,
     ) as writer:
         for tensor in listed:
             writer.write(tensor.data)

@@ -109,10 +109,11 @@ def open_model(
     latest = max(kept, key=lambda item: int(item["version"]))
     out.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(latest["file"], out)
-    command: _Words = ["model", "open", out, "--key", owner.file, "--json"]
+    ours: _Words = ["--operator", federation.login]
+    command: _Words = ["model", "open", out, "--key", owner.file, *ours, "--json"]
     opened = json.loads(_checked(command))
     parameters = sum(math.prod(tensor["shape"]) for tensor in opened["tensors"])
-    told(_shown(command), f"{parameters:,} numbers, every chunk authentic")
+    told(_shown(command), f"{parameters:,} numbers, signed by this coordinator")
     content = out.read_bytes()
     facts = ModelFacts(
         name=str(latest["model"]),
@@ -126,14 +127,14 @@ def open_model(
         opened=True,
         matches=False,
         stranger=stranger.public,
-        refusal=_try_stranger(out, stranger, told),
+        refusal=_try_stranger(out, stranger, ours, told),
     )
     return Opened(facts=facts, weights=_unseal(out, owner.file))
 
 
-def _try_stranger(path: Path, stranger: OwnerKey, told: Told) -> str:
+def _try_stranger(path: Path, stranger: OwnerKey, ours: _Words, told: Told) -> str:
     """Return what a key is told that the model was not sealed for; empty if it opened."""
-    command: _Words = ["model", "open", path, "--key", stranger.file, "--json"]
+    command: _Words = ["model", "open", path, "--key", stranger.file, *ours, "--json"]
     done = _run(command)
     answer = ""
     if done.returncode:

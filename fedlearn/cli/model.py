@@ -1,7 +1,7 @@
 """``fedlearn model``: sealed models, in a coordinator's state or as files of their own.
 
 Exit statuses: 0 done; 1 an error; 2 an answer that is a refusal: a key that does not open
-the model, or a sealed file that is not what was written.
+the model, a sealed file that nobody who was named sealed, or one that is not what was written.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import click
 from attestation.errors import UnsealError
 from attestation.sealing import Header, PrivateKey, SealedReader, open_sealed, read_header
 from fedlearn import sealed
+from fedlearn.cli.origin import Origin, Sealer, origin_options
 from fedlearn.cli.unlock import Unlock, ask_passphrase, unlock_options
 from fedlearn.console import REFUSED, Commands, line, print_json, printable
 from fedlearn.errors import ConfigError, KeyReleaseDenied, LedgerError, StoreError
@@ -33,6 +34,7 @@ _key = click.option(
     "--key", type=click.Path(path_type=Path), help="The owner's private key (PEM), for a FILE."
 )
 _NO_STATE: Final = "--state"
+_CATALOGUE: Final = Sealer(by="catalogue", text="as the coordinator's sealed catalogue has it")
 
 
 @click.group(cls=Commands, name="model")
@@ -40,7 +42,8 @@ def group() -> None:
     """List, open, export and verify sealed models.
 
     A TARGET is the name of a model in a coordinator's --state, or a sealed FILE that its
-    owner opens with --key.
+    owner opens with --key. Who sealed a FILE is checked: against the CA of your operator's
+    login, or what --ca-pin, --operator or --ledger names.
     """
 
 
@@ -71,20 +74,27 @@ def list_models(unlock: Unlock | None, as_json: bool) -> None:
 @click.argument("target")
 @unlock_options
 @_key
+@origin_options
 @_version
 @_json
 def open_model(
-    target: str, unlock: Unlock | None, key: Path | None, version: int | None, as_json: bool
+    target: str,
+    unlock: Unlock | None,
+    key: Path | None,
+    origin: Origin,
+    version: int | None,
+    as_json: bool,
 ) -> None:
-    """Open a sealed model, check every byte of it, and show what it holds."""
-    with _opened(target, unlock, key, version) as reader:
+    """Open a sealed model, check every byte of it and who sealed it, and show what it holds."""
+    with _opened(target, unlock, key, version, origin) as reader:
         try:
             digest = reader.verify()
         except UnsealError as error:
             raise StoreError(f"{target}: {error}") from error
+        sealer = _sealer(target, unlock, origin, reader)
         header = reader.header
     if as_json:
-        print_json({**_header_json(header), "digest": digest.hex()})
+        print_json({**_header_json(header), "digest": digest.hex(), **sealer.to_json()})
         return
     weights = [spec for spec in header.tensors if spec.name != sealed.STATE]
     line(f"{printable(header.model)}, version {header.version}, after round {header.round}")
@@ -93,11 +103,11 @@ def open_model(
     for spec in weights:
         shape = " x ".join(map(str, spec.shape)) or "scalar"
         line(f"  {printable(spec.name)}  {spec.dtype}  {shape}")
-    line(
-        f"{len(weights)} tensors, {sum(spec.nbytes for spec in weights)} bytes, "
-        "every chunk authentic",
-        style="green",
-    )
+    size = f"{len(weights)} tensors, {sum(spec.nbytes for spec in weights)} bytes"
+    if sealer.known:
+        line(f"{size}, every chunk authentic: {sealer.text}", style="green")
+    else:
+        line(f"{size}: {sealer.text}", style="red")
 
 
 @group.command()
@@ -106,6 +116,7 @@ def open_model(
 @click.option("--replace", is_flag=True, help="Write over a file that is there.")
 @unlock_options
 @_key
+@origin_options
 @_version
 @_json
 def export(
@@ -114,6 +125,7 @@ def export(
     replace: bool,
     unlock: Unlock | None,
     key: Path | None,
+    origin: Origin,
     version: int | None,
     as_json: bool,
 ) -> None:
@@ -123,6 +135,7 @@ def export(
     """
     if unlock is not None:
         _refuse_key(key)
+        _refuse_origin(origin)
         if out.resolve().is_relative_to(unlock.state.resolve()):
             raise ConfigError(
                 "lies in the coordinator's state, where nothing is in the clear",
@@ -130,9 +143,10 @@ def export(
             )
         with unlock.recording() as store:
             stored = store.export(target, out, version=version, replace=replace)
-        model, found = stored.model, stored.version
+        model, found, sealer = stored.model, stored.version, _CATALOGUE
     else:
-        with _opened(target, None, key, version) as reader:
+        with _opened(target, None, key, version, origin) as reader:
+            sealer = _sealer(target, None, origin, reader)
             try:
                 sealed.export(reader, out, replace=replace)
             except UnsealError as error:
@@ -140,9 +154,11 @@ def export(
             model, found = reader.header.model, reader.header.version
     size = out.stat().st_size
     if as_json:
-        print_json({"model": model, "version": found, "out": str(out), "bytes": size})
+        said = {"model": model, "version": found, "out": str(out), "bytes": size}
+        print_json({**said, **sealer.to_json()})
     else:
         line(f"{printable(model)}, version {found}: {size} bytes in the clear in {out}")
+        line(sealer.text, style="" if sealer.known else "red")
 
 
 @group.command()
@@ -201,10 +217,15 @@ def rotate(model: str, unlock: Unlock | None, as_json: bool) -> None:
 
 @contextmanager
 def _opened(
-    target: str, unlock: Unlock | None, key: Path | None, version: int | None
+    target: str,
+    unlock: Unlock | None,
+    key: Path | None,
+    version: int | None,
+    origin: Origin,
 ) -> Iterator[SealedReader]:
     if unlock is not None:
         _refuse_key(key)
+        _refuse_origin(origin)
         with unlock.reading() as store, store.open_model(target, version) as reader:
             yield reader
         return
@@ -239,6 +260,10 @@ def _opened_file(path: Path, key: Path) -> SealedReader:
         raise StoreError(f"{path}: {error}") from error
 
 
+def _sealer(target: str, unlock: Unlock | None, origin: Origin, reader: SealedReader) -> Sealer:
+    return origin.check(reader, target) if unlock is None else _CATALOGUE
+
+
 def _written(state: Path) -> dict[str, int]:
     """Return what the ledger says was written; nothing where there is no ledger."""
     try:
@@ -258,6 +283,14 @@ def _needed(unlock: Unlock | None) -> Unlock:
 def _refuse_key(key: Path | None) -> None:
     if key is not None:
         raise ConfigError("opens a sealed file; leave out --state, or --key", where="--key")
+
+
+def _refuse_origin(origin: Origin) -> None:
+    if origin.given:
+        raise ConfigError(
+            "says who sealed a FILE; a model in --state is as the coordinator's catalogue has it",
+            where="--ca-pin, --operator, --ledger or --insecure-unknown-origin",
+        )
 
 
 def _stored_json(stored: StoredModel) -> dict[str, Any]:

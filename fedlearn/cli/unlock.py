@@ -75,9 +75,15 @@ class Unlock:
 
         :raises LedgerError: when the coordinator is running.
         """
+        from server.home import authority
+
         with self.keys() as keys, self._ledger(keys) as ledger:
             with ModelStore.open(
-                self.state / STORE_FOLDER, keys, record=ledger.append, read_only=not writing
+                self.state / STORE_FOLDER,
+                keys,
+                record=ledger.append,
+                signer=authority(self.state, keys).file_signer if writing else None,
+                read_only=not writing,
             ) as store:
                 yield store
 

@@ -24,7 +24,7 @@ What the entries hold (digests, thumbprints and identifiers as lower-case hexade
     round        job round phase("started"|"finished") participants model_digest seconds metrics
     update       job round site key_thumbprint digest examples accepted(bool) reason
     checkpoint   job round model version file_id digest
-    model        job model version change
+    model        job model version change, and digests by version where all were sealed anew
     key-release  model version to allowed(bool)
     export       job model version to
     commitment   job site root records

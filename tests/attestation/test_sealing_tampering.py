@@ -132,8 +132,10 @@ def test_the_length_of_the_header_is_bounded_before_it_is_read(tmp_path: Path) -
 def test_other_formats_and_versions_are_named(tmp_path: Path) -> None:
     raw = make(tmp_path / "m")
     refused(tmp_path / "m", b"PK\x03\x04" + raw[4:], "does not start with FLSW")
+    raw[4] = 3
+    refused(tmp_path / "m", raw, "version 3; this release reads versions 1 and 2")
     raw[4] = 2
-    refused(tmp_path / "m", raw, "version 2; this release reads version 1")
+    refused(tmp_path / "m", raw, "says version 2, and its header is of version 1")
 
 
 def _set(key: str, value: Any) -> Callable[[dict[str, Any]], None]:

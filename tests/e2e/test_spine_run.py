@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from attestation.evidence import Tee
 from fedlearn.cli.demo_proofs import OwnerKey
 from fedlearn.errors import FedlearnError
+from fedlearn.login import ca_pin
 
 pytestmark = pytest.mark.e2e
 
@@ -41,7 +42,9 @@ def test_a_job_runs_and_leaves_a_sealed_model_and_a_ledger(shared, fakes, tmp_pa
 
     # The owner opens it, a stranger does not; the coordinator's operator may export it.
     newest, out = shared.sealed("happy")[-1], tmp_path / "out.safetensors"
-    shared.command("fedlearn", "model", "open", newest, "--key", shared.owner.file)
+    opened = shared.command("fedlearn", "model", "open", newest, "--key", shared.owner.file)
+    pin = ca_pin((shared.state / "ca.pem").read_bytes())
+    assert f"signed by the coordinator whose CA is {pin}" in opened.stdout
     stranger = OwnerKey.make(tmp_path / "stranger.pem")
     refused = shared.command("fedlearn", "model", "open", newest, "--key", stranger.file, ok=False)
     assert refused.returncode != 0

@@ -485,7 +485,12 @@ class Spine:
             text=True,
             timeout=60,
             check=False,
-            env={**os.environ, "HOME": str(self.folder), "FLWR_HOME": str(self.folder / "flower")},
+            env={
+                **os.environ,
+                "HOME": str(self.folder),
+                "FLWR_HOME": str(self.folder / "flower"),
+                "FEDLEARN_OPERATOR": str(self.federation.login),
+            },
         )
         if ok:
             assert done.returncode == 0, done.stderr + done.stdout

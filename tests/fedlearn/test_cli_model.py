@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_private_key,
 )
 
+from attestation.sealing import FileSigner, RandomKey, Tensor, read_header, seal
 from fedlearn.cli import main
+from fedlearn.login import OperatorLogin
 from server.keys import KeyService
 from server.ledger import LEDGER_FILE, Ledger, LedgerReader
+from server.pki import CertificateAuthority
 from server.protectors import InsecurePlainKeyFile, Passphrase, RecoveryKey
 from server.store import ModelStore
 
@@ -46,10 +51,16 @@ class Place:
     owner: Path
     other: Path
     sealed: Path
+    pin: str
 
     @property
     def unlocked(self) -> tuple[str, str, str, str]:
         return ("--state", str(self.state), "--recovery-key", str(self.recovery))
+
+    @property
+    def mine(self) -> tuple[str, ...]:
+        """How the owner opens a file of this coordinator."""
+        return ("--key", str(self.owner), "--ca-pin", self.pin)
 
 
 def pem(path: Path, key: Any, password: bytes | None = None) -> Path:
@@ -59,7 +70,8 @@ def pem(path: Path, key: Any, password: bytes | None = None) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setenv("FEDLEARN_OPERATOR", str(tmp_path / "no-login"))
     recovery, owner = X25519PrivateKey.generate(), X25519PrivateKey.generate()
     state = tmp_path / "state"
     passphrase = tmp_path / "passphrase"
@@ -70,8 +82,13 @@ def place(tmp_path: Path) -> Place:
     )
     signer = ec.generate_private_key(ec.SECP256R1())
     keys.keep("ledger-key", signer.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
+    ca = CertificateAuthority.create("models.example", datetime.now(UTC))
+    keys.keep("ca-key", ca.private_bytes())
+    (state / "ca.pem").write_bytes(ca.certificate_pem)
     with Ledger.open(state / LEDGER_FILE, signer) as ledger:
-        with ModelStore.open(state / "store", keys, record=ledger.append) as store:
+        with ModelStore.open(
+            state / "store", keys, record=ledger.append, signer=ca.file_signer
+        ) as store:
             store.write("demo", {name: 0 * array for name, array in WEIGHTS.items()}, round=1)
             stored = store.write(
                 "demo",
@@ -88,6 +105,7 @@ def place(tmp_path: Path) -> Place:
         owner=pem(tmp_path / "owner.pem", owner),
         other=pem(tmp_path / "other.pem", X25519PrivateKey.generate()),
         sealed=stored.path,
+        pin=ca.key_digest.hex(),
     )
 
 
@@ -157,7 +175,7 @@ def test_opening_a_model_of_the_coordinator(
     assert code == 0
     assert "demo, version 2, after round 2" in out
     assert "w  F32  3 x 4" in out
-    assert "2 tensors, 64 bytes, every chunk authentic" in out
+    assert "2 tensors, 64 bytes, every chunk authentic: as the coordinator's sealed" in out
     code, out, _ = run(capsys, "open", "demo", "--version", "1", "--json", *place.unlocked)
     assert json.loads(out)["version"] == 1
     assert "demo has no version 9" in refused(
@@ -172,16 +190,17 @@ def test_the_owner_opens_a_sealed_file_and_another_key_is_refused(
 ) -> None:
     file = shutil.copy(place.sealed, tmp_path / "model.flsw")
     shutil.rmtree(place.state)
-    code, out, _ = run(capsys, "open", file, "--key", place.owner, "--json")
+    code, out, _ = run(capsys, "open", file, *place.mine, "--json")
     assert code == 0
     opened = json.loads(out)
+    assert (opened["authenticated"], opened["origin"]) == (True, "signature")
     assert opened["meta"] == {"job": "demo", "final": True}
     assert [item["name"] for item in opened["tensors"]] == ["w", "b"]
     err = refused(capsys, "open", file, "--key", place.other, status=2)
     assert "not for this key" in err
     assert refused(capsys, "export", file, "--key", place.other, "--out", tmp_path / "o", status=2)
     assert not (tmp_path / "o").exists()
-    code, _, _ = run(capsys, "export", file, "--key", place.owner, "--out", tmp_path / "o")
+    code, _, _ = run(capsys, "export", file, *place.mine, "--out", tmp_path / "o")
     assert code == 0
     np.testing.assert_array_equal(safetensors.numpy.load_file(tmp_path / "o")["w"], WEIGHTS["w"])
 
@@ -190,7 +209,7 @@ def test_bad_files_and_keys(
     capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
 ) -> None:
     def attempt(file: Path, key: Path) -> str:
-        return refused(capsys, "open", file, "--key", key)
+        return refused(capsys, "open", file, "--key", key, "--ca-pin", place.pin)
 
     noise = tmp_path / "noise"
     noise.write_bytes(os.urandom(100))
@@ -215,7 +234,7 @@ def test_bad_files_and_keys(
     locked = pem(tmp_path / "locked.pem", key, b"secret")
     assert "nobody can be asked" in attempt(place.sealed, locked)
     raw = bytearray(place.sealed.read_bytes())
-    raw[-1] ^= 1
+    raw[-65] ^= 1
     noise.write_bytes(raw)
     assert "tensor 'fedlearn.state', chunk 2 of the file: was altered" in attempt(
         noise, place.owner
@@ -258,11 +277,14 @@ def test_verify_finds_damage_and_an_older_state(
     assert code == 0
     assert "intact: 2 versions of 1 models, as the ledger says" in out
     assert run(capsys, "verify", "demo", *place.unlocked)[0] == 0
-    raw = bytearray(place.sealed.read_bytes())
-    raw[-1] ^= 1
-    place.sealed.write_bytes(raw)
-    err = refused(capsys, "verify", *place.unlocked, status=2)
-    assert "damaged: demo, version 2" in err
+    good = place.sealed.read_bytes()
+    for at, what in ((-1, "did not sign this file"), (-65, "as it was sealed at another time")):
+        raw = bytearray(good)
+        raw[at] ^= 1
+        place.sealed.write_bytes(raw)
+        err = refused(capsys, "verify", *place.unlocked, status=2)
+        assert "damaged: demo, version 2" in err
+        assert what in err
     code, out, _ = run(capsys, "verify", "--json", *place.unlocked)
     assert code == 2
     assert json.loads(out)["intact"] is False
@@ -297,7 +319,7 @@ def test_rotation(capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Pa
     assert "demo: 2 versions sealed under the key" in out
     assert run(capsys, "verify", *place.unlocked)[0] == 0
     assert not place.sealed.exists()
-    assert run(capsys, "open", copy, "--key", place.owner)[0] == 0
+    assert run(capsys, "open", copy, *place.mine)[0] == 0
     [entry] = LedgerReader(place.state / LEDGER_FILE).entries(kind="model")
     assert entry.body["change"] == "rotated"
     assert "no model 'nope'" in refused(capsys, "rotate", "nope", *place.unlocked)
@@ -318,3 +340,138 @@ def test_errors_are_one_object_for_programs(
     code, out, err = run(capsys, "open", place.sealed, "--key", place.other, "--json")
     assert (code, err) == (2, "")
     assert json.loads(out)["error"]["code"] == "key-release-denied"
+
+
+# Who sealed a file.
+
+
+def forged(place: Place, path: Path, signer: FileSigner | None = None) -> Path:
+    """Make what somebody makes who knows the owner's public key and nothing else."""
+    header = read_header(place.sealed)
+    tensor = Tensor(name="w", dtype="F32", shape=(2,), data=struct.pack("<2f", 6.6, 6.6))
+    seal(
+        path,
+        [tensor],
+        model=header.model,
+        version=header.version + 1,
+        round=header.round + 1,
+        key=RandomKey(key_id=header.key),
+        recipients=[wrap.recipient for wrap in header.wraps],
+        meta=header.meta,
+        signer=signer,
+    )
+    return path
+
+
+def test_a_model_that_anybody_made_for_the_owner_is_refused(
+    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+) -> None:
+    stranger = FileSigner(ec.generate_private_key(ec.SECP256R1()))
+    for signer, why in ((None, "nobody signed it"), (stranger, "which is not pinned")):
+        file = forged(place, tmp_path / "forged", signer)
+        for command in (("open", file), ("export", file, "--out", tmp_path / "out")):
+            err = refused(capsys, *command, *place.mine, status=2)
+            assert why in err
+            assert f"was not sealed by the coordinator whose CA is {place.pin}" in err
+            ledger = ("--key", place.owner, "--ledger", place.state / LEDGER_FILE)
+            assert "has no demo, version 3" in refused(capsys, *command, *ledger, status=2)
+        code, out, _ = run(capsys, "open", file, *place.mine, "--json")
+        assert (code, json.loads(out)["error"]["code"]) == (2, "model-not-authentic")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_forged_model_as_it_was_reported_is_refused(
+    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+) -> None:
+    reported = Path(__file__).parent / "reported"
+    key = tmp_path / "forged_owner.pem"
+    key.write_bytes((reported / "forged_owner.pem").read_bytes())
+    key.chmod(0o600)
+    file = reported / "forged.flsw"
+    assert "nothing says who must have sealed" in refused(capsys, "open", file, "--key", key)
+    known = ("--key", key, "--ca-pin", place.pin)
+    assert "nobody signed it" in refused(capsys, "open", file, *known, status=2)
+    code, out, _ = run(capsys, "open", file, "--key", key, "--insecure-unknown-origin")
+    assert code == 0
+    assert "NOT AUTHENTICATED" in out
+    assert "every chunk authentic" not in out
+
+
+def test_nobody_is_believed_unless_somebody_was_named(
+    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+) -> None:
+    for command in (("open", place.sealed), ("export", place.sealed, "--out", tmp_path / "out")):
+        err = refused(capsys, *command, "--key", place.owner)
+        assert "nothing says who must have sealed the file" in err
+        assert "--insecure-unknown-origin" in err
+    assert not (tmp_path / "out").exists()
+    code, out, _ = run(
+        capsys, "open", place.sealed, "--key", place.owner, "--insecure-unknown-origin", "--json"
+    )
+    said = json.loads(out)
+    assert (code, said["authenticated"], said["origin"]) == (0, False, "nothing")
+    two = (*place.mine, "--insecure-unknown-origin")
+    assert "one of" in refused(capsys, "open", place.sealed, *two)
+    assert "--ca-pin" in refused(
+        capsys, "open", place.sealed, "--key", place.owner, "--ca-pin", "0"
+    )
+    short = ("--key", place.owner, "--ca-pin", "00")
+    assert "SHA-256 of 32 bytes" in refused(capsys, "open", place.sealed, *short)
+    assert "of a --ledger" in refused(
+        capsys, "open", place.sealed, *place.mine, "--ledger-key", place.owner
+    )
+    assert "catalogue" in refused(capsys, "open", "demo", *place.unlocked, "--ca-pin", place.pin)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_login_of_an_operator_says_whose_models_are_theirs(
+    capsys: pytest.CaptureFixture[str],
+    place: Place,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    named: bool,
+) -> None:
+    login = OperatorLogin(
+        address="coordinator:1",
+        ca=(place.state / "ca.pem").read_bytes(),
+        chain=(place.state / "ca.pem").read_bytes(),
+        key=place.owner.read_bytes(),
+    )
+    login.save(tmp_path / "login")
+    if not named:
+        monkeypatch.setenv("FEDLEARN_OPERATOR", str(tmp_path / "login"))
+    by = ("--operator", tmp_path / "login") if named else ()
+    code, out, _ = run(capsys, "open", place.sealed, "--key", place.owner, *by)
+    assert code == 0
+    assert f"every chunk authentic: signed by the coordinator whose CA is {place.pin}" in out
+    file = forged(place, tmp_path / "forged")
+    assert "nobody signed it" in refused(capsys, "open", file, "--key", place.owner, *by, status=2)
+
+
+def test_a_ledger_says_whose_a_model_is_before_and_after_a_rotation(
+    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+) -> None:
+    copy = shutil.copy(place.sealed, tmp_path / "old.flsw")
+    ledger = ("--key", place.owner, "--ledger", place.state / LEDGER_FILE)
+    code, out, _ = run(capsys, "open", copy, *ledger)
+    assert code == 0
+    assert "entry 2 of the ledger has its digest" in out
+    assert run(capsys, "rotate", "demo", *place.unlocked)[0] == 0
+    code, out, _ = run(capsys, "list", "--json", *place.unlocked)
+    fresh = json.loads(out)[-1]["file"]
+    code, out, _ = run(capsys, "open", fresh, *ledger, "--json")
+    assert (code, json.loads(out)["origin"]) == (0, "ledger")
+    public = place.state / "ledger.pub.pem"
+    other = tmp_path / "other.pub.pem"
+    other.write_bytes(
+        ec.generate_private_key(ec.SECP256R1())
+        .public_key()
+        .public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
+    assert run(capsys, "open", fresh, *ledger, "--ledger-key", public)[0] == 0
+    assert "does not begin a ledger of this key" in refused(
+        capsys, "open", fresh, *ledger, "--ledger-key", other
+    )
+    assert "there is no ledger" in refused(
+        capsys, "open", fresh, "--key", place.owner, "--ledger", tmp_path / "none"
+    )

@@ -40,7 +40,7 @@ from attestation.policy import AppraisalPolicy  # noqa: E402
 from attestation.quotes.nvidia import NvidiaReport  # noqa: E402
 from attestation.quotes.tpm_keys import PublicArea  # noqa: E402
 from attestation.result import AttestationResult, Finding, Tier  # noqa: E402
-from attestation.sealing.header import PREFIX, Header, header_length  # noqa: E402
+from attestation.sealing.header import PREFIX, Header, read_prefix  # noqa: E402
 from attestation.tpm_credential import TpmIdentity  # noqa: E402
 from attestation.verifiers import verify  # noqa: E402
 from fedlearn.assignment import Assignment  # noqa: E402
@@ -156,7 +156,7 @@ def _claims() -> bytes:
 
 def _header(data: bytes) -> None:
     with contextlib.suppress(*OURS):
-        header_length(data)
+        read_prefix(data)
     Header.from_bytes(data)
 
 
@@ -187,7 +187,7 @@ def _seed(name: str) -> bytes:
 
 def _sealed_headers() -> tuple[bytes, ...]:
     files = [path.read_bytes() for path in (ROOT / "tests/vectors/sealed").glob("*.flsw")]
-    return tuple(data[PREFIX.size :][: header_length(data[: PREFIX.size])] for data in files)
+    return tuple(data[PREFIX.size :][: read_prefix(data[: PREFIX.size])[1]] for data in files)
 
 
 def _identity() -> bytes:

@@ -20,7 +20,13 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 import server.store
 from attestation.errors import UnsealError
-from attestation.sealing import PrivateKey, open_sealed
+from attestation.sealing import (
+    FileSigner,
+    PrivateKey,
+    open_sealed,
+    read_header,
+    signer_digest,
+)
 from fedlearn import sealed
 from fedlearn.errors import StoreError, UpdateRejected
 from fedlearn.update import Update
@@ -31,6 +37,7 @@ from server.rollback import check_not_older
 from server.store import ModelStore
 
 Arrays = dict[str, np.ndarray[Any, Any]]
+SIGNER = FileSigner(ec.generate_private_key(ec.SECP256R1()))
 
 
 class Counter:
@@ -62,7 +69,7 @@ def keys(tmp_path: Path, recovery: RecoveryKey) -> KeyService:
 
 @pytest.fixture
 def store(tmp_path: Path, keys: KeyService) -> Iterator[ModelStore]:
-    with ModelStore.open(tmp_path / "state" / "store", keys) as opened:
+    with ModelStore.open(tmp_path / "state" / "store", keys, signer=SIGNER) as opened:
         yield opened
 
 
@@ -444,6 +451,27 @@ def test_the_owner_opens_a_finished_model_and_nobody_else(store: ModelStore) -> 
         open_sealed(path, PrivateKey(other))
     with pytest.raises(StoreError, match="X25519"):
         store.write("demo", arrays(), round=4, recipients=[b"short"])
+
+
+def test_what_leaves_for_an_owner_is_signed_and_nothing_else_is(
+    tmp_path: Path, keys: KeyService, store: ModelStore
+) -> None:
+    owner = X25519PrivateKey.generate()
+    public = owner.public_key().public_bytes_raw()
+    assert read_header(store.write("demo", arrays(), round=0).path).signer == b""
+    store.write("demo", arrays(), round=1, recipients=[public])
+    for _ in range(2):
+        with open_sealed(store.latest("demo").path, PrivateKey(owner)) as reader:
+            reader.check_signer({signer_digest(SIGNER.public_key)})
+            assert reader.digest() == store.latest("demo").digest
+        store.rotate("demo")
+    store.close()
+    with ModelStore.open(tmp_path / "state" / "store", keys) as bare:
+        with pytest.raises(StoreError, match="a model for an owner is signed"):
+            bare.write("demo", arrays(), round=2, recipients=[public])
+        with pytest.raises(StoreError, match="a model for an owner is signed"):
+            bare.rotate("demo")
+        assert [item.version for item in bare.verify("demo")] == [1, 2]
 
 
 def test_rotation_seals_anew_and_destroys_the_old_key(
