@@ -178,6 +178,12 @@ def launch_warnings(policy: AppraisalPolicy) -> Iterator[str]:
                 "pcr.0 is zero: this accepts TPMs whose boot nothing measured, such as software "
                 "TPMs, which prove nothing about hardware"
             )
+        signed = "id_key_digest" in pinned and "launch" not in pinned
+        if signed and policy.snp.min_guest_svn is None:
+            yield (
+                f"id_key_digest of {tee.value} without launch and [snp] min_guest_svn accepts "
+                "every image that the key ever signed"
+            )
         labels = Tee.TPM if tee is Tee.AZURE_VTPM else tee
         for pattern, registers in _LABELS.get(labels, ()):
             missing = [item for item in registers if not any(_spelled(item, pinned))]

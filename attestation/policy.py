@@ -134,6 +134,8 @@ class SnpRules:
     ``min_committed_tcb``  the same of the TCB that the platform cannot go back behind
     ``min_launch_tcb``     the same of the TCB with which the guest was launched
     ``products``           accepted products (``Milan``, ``Genoa``, ``Turin``); empty accepts all
+    ``min_guest_svn``      smallest GUEST_SVN, which the holder of the id key signs; ``None`` does
+                           not ask
     ``require_policy``     bits of the guest policy that must be set
     ``require_platform``   bits of PLATFORM_INFO that must be set
     ``require_launch_mitigations``, ``require_current_mitigations``
@@ -149,6 +151,7 @@ class SnpRules:
     allow_smt: bool = True
     require_single_socket: bool = False
     products: tuple[str, ...] = ()
+    min_guest_svn: int | None = None
     require_policy: tuple[str, ...] = ()
     require_platform: tuple[str, ...] = ()
     require_launch_mitigations: tuple[int, ...] = ()

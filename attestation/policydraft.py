@@ -265,6 +265,9 @@ def _snp(claims: Claims, notes: list[str]) -> list[str]:
     product = claims.attributes.get("snp.product")
     if isinstance(product, str) and product in ("Milan", "Genoa", "Turin"):
         lines.append(f"products = [{_text(product)}]")
+    signed = "id_key_digest" in claims.measurements
+    if signed and (number := _number(claims, "snp.guest_svn")) is not None:
+        lines.append(f"min_guest_svn = {number}")
     for key, prefix, names in (
         ("require_policy", "snp.policy.", _SNP_POLICY),
         ("require_platform", "snp.platform.", _SNP_PLATFORM),

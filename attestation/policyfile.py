@@ -222,6 +222,9 @@ def _snp(table: Table) -> SnpRules:
         allow_smt=table.flag("allow_smt", default=True),
         require_single_socket=table.flag("require_single_socket", default=False),
         products=table.choices("products", _PRODUCTS),
+        min_guest_svn=table.integer("min_guest_svn", default=0, least=0, most=0xFFFFFFFF)
+        if table.has("min_guest_svn")
+        else None,
         require_policy=table.choices("require_policy", tuple(POLICY_BITS)),
         require_platform=table.choices("require_platform", tuple(PLATFORM_BITS)),
         require_launch_mitigations=table.integers(

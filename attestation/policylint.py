@@ -70,8 +70,10 @@ def _references(policy: AppraisalPolicy, now: datetime) -> Iterator[str]:
 
 
 def _rules(policy: AppraisalPolicy) -> Iterator[str]:
-    gpu = [*applicable(policy, Tee.NVIDIA)]
-    if policy.nvidia.required and not any(item.tee is Tee.NVIDIA for item in gpu):
+    gpu = "nvidia.rim" in policy.require or any(
+        item.tee is Tee.NVIDIA for item in applicable(policy, Tee.NVIDIA)
+    )
+    if policy.nvidia.required and not gpu:
         yield "nvidia.required has no reference value for the GPU, so all evidence is refused"
     for name, statuses in (("tdx", policy.tdx.tcb_status), ("sgx", policy.sgx.tcb_status)):
         for status in sorted(_WEAK_TCB.intersection(statuses)):

@@ -167,6 +167,10 @@ def _snp(rules: SnpRules, claims: Claims) -> Iterator[Finding]:
     ):
         for bit in bits:
             yield _mitigation(claims, f"snp.{kind}", bit)
+    if rules.min_guest_svn is not None:
+        yield _minimum(
+            claims, "snp.guest_svn", rules.min_guest_svn, "launch a newer image", "executables"
+        )
     if rules.products:
         product = claims.attributes.get("snp.product")
         yield _check(

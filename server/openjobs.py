@@ -201,7 +201,8 @@ class OpenJobs:
             try:
                 self.begin(record)
             except (FedlearnError, AttestationError) as error:
-                self.close(record.name, JobStatus.FAILED, JobFailed(detail=str(error)))
+                reason = str(error)
+                self.close(record.name, JobStatus.FAILED, JobFailed(detail=reason), detail=reason)
 
     def begin(self, record: JobRecord) -> None:
         """Open a job, order it at its sites, and run it in a thread of its own.

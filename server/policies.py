@@ -57,9 +57,11 @@ class PolicyDesk:
     def check_again(self, policy: AppraisalPolicy, signature: bytes, *, job: str) -> None:
         """Check the policy that a job went by, before it goes on by it.
 
-        :raises AttestationError: when its signature counts no more.
+        :raises AttestationError: when its signature counts no more, or it pins no launch
+            identity of a TEE that it accepts.
         :raises JobError: when it is older than the ledger says.
         """
+        require_launch_identity(policy, where=f"the policy of job {job}")
         self._signer(policy, signature)
         newest = 0
         for body in self._entries():

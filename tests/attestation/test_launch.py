@@ -15,7 +15,8 @@ from attestation.errors import PolicyError
 from attestation.eventlog import EventLog
 from attestation.evidence import Claims, Evidence, Origin, Tee
 from attestation.launch import launch_errors, launch_warnings, require_launch_identity
-from attestation.policy import AppraisalPolicy, ReferenceValue, SgxRules
+from attestation.policy import AppraisalPolicy, ReferenceValue, SgxRules, SnpRules
+from attestation.policydraft import draft_policy
 from attestation.policylint import lint_policy
 from attestation.result import Finding, Tier
 from attestation.runtime_events import Measurement
@@ -171,6 +172,26 @@ def test_what_identifies_a_guest() -> None:
     assert identified(Tee.SNP, shown, "id_key_digest", "author_key_digest")
     assert not identified(Tee.SNP, shown, "author_key_digest")
     assert not identified(Tee.SNP, shown, "host_data")
+
+
+def test_a_signed_launch_has_a_version() -> None:
+    key = ReferenceValue(claim="id_key_digest", value=ONE)
+    any_version = AppraisalPolicy(accept=(Tee.SNP,), references=(key,))
+    [warning] = launch_warnings(any_version)
+    assert "every image that the key ever signed" in warning
+    launch = ReferenceValue(claim="launch", value=ONE)
+    for tidy in (
+        replace(any_version, snp=SnpRules(min_guest_svn=1)),
+        any_version.with_references(launch),
+    ):
+        assert list(launch_warnings(tidy)) == []
+    shown = replace(
+        claims_of(Tee.SNP),
+        measurements={"id_key_digest": ONE, "launch": ONE},
+        attributes={"bound": True, "snp.guest_svn": 4},
+    )
+    text = draft_policy(shown, source="report", now=keys.AT).text
+    assert AppraisalPolicy.from_toml(text.encode()).snp.min_guest_svn == 4
 
 
 def test_what_identifies_an_enclave() -> None:

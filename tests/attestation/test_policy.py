@@ -288,6 +288,8 @@ SNP_REFUSALS: list[tuple[SnpRules, dict[str, Any], str]] = [
     (SnpRules(min_tcb={"microcode": 116}), {}, "snp.reported_tcb.microcode"),
     (SnpRules(min_tcb={"fmc": 0}), {}, "snp.reported_tcb.fmc"),
     (SnpRules(products=("Genoa", "Turin")), {}, "snp.product"),
+    (SnpRules(min_guest_svn=3), {"snp.guest_svn": 2}, "snp.guest_svn"),
+    (SnpRules(min_guest_svn=0), {}, "snp.guest_svn"),
 ]
 
 
@@ -302,7 +304,9 @@ def test_snp_minimums_can_be_met() -> None:
     rules = SnpRules(
         min_tcb={"microcode": 115, "snp": 8}, max_vmpl=1, allow_migration=True, products=("Milan",)
     )
-    subject = claims(Tee.SNP, attributes={"snp.vmpl": 1, "snp.policy.migration": True})
+    rules = replace(rules, min_guest_svn=3)
+    attributes = {"snp.vmpl": 1, "snp.policy.migration": True, "snp.guest_svn": 3}
+    subject = claims(Tee.SNP, attributes=attributes)
     assert appraise(policy(Tee.SNP, snp=rules), subject).status is Tier.AFFIRMING
 
 

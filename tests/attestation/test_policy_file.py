@@ -61,6 +61,7 @@ allow_migration = true
 allow_smt = false
 require_single_socket = true
 products = ["Turin", "Milan"]
+min_guest_svn = 7
 require_policy = ["page_swap_disable"]
 require_platform = ["alias_check"]
 require_launch_mitigations = [3, 0]
@@ -118,6 +119,7 @@ def test_everything_that_a_policy_can_say() -> None:
     assert policy.snp.require_launch_mitigations == (0, 3)
     assert policy.snp.require_current_mitigations == (63,)
     assert policy.snp.products == ("Milan", "Turin")
+    assert policy.snp.min_guest_svn == 7
     assert policy.tpm.pcrs == (0, 7, 14)
     assert policy.nvidia.required
     assert policy.coordinator is not None

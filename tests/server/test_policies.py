@@ -269,6 +269,13 @@ def test_a_coordinator_takes_no_policy_that_pins_no_launch(
     )
     with pytest.raises(PolicyError, match=match):
         coordinator.replace_policy("bob", "alpha", bad, signature)
+    # One that was taken before this was asked ends its job, with the reason.
+    coordinator._book.change("alpha", policy_in_force=bad, signature_in_force=signature)
+    coordinator = coordinators()
+    assert coordinator.jobs.admittable("alpha") is None
+    record = coordinator._book.get("alpha")
+    assert record.status is JobStatus.FAILED
+    assert "nothing pins" in record.detail
     assert [entry["version"] for entry in policy_entries(coordinator)] == [1]
 
 
