@@ -67,14 +67,12 @@ def main() -> None:
         insert = "INSERT INTO entry VALUES (NULL, ?, ?, ?, ?, ?, ?)"
         signature = os.urandom(64)
         key = ec.generate_private_key(ec.SECP256R1())
-        many = [("update", BODY)] * 20
-        plain, ours, batched = [], [], []
+        plain, ours = [], []
         with Ledger.open(folder / LEDGER_FILE, key) as ledger:
             for _ in range(arguments.repeat):
                 count = arguments.entries
                 plain.append(per_second(lambda: table.execute(insert, (*row, signature)), count))
                 ours.append(per_second(lambda: ledger.append("update", BODY), count))
-                batched.append(20 * per_second(lambda: ledger.append_all(many), count // 20 + 1))
             start = time.perf_counter()
             entries = ledger.verify(ledger.public_key).entries
             verified = entries / (time.perf_counter() - start)
@@ -86,7 +84,6 @@ def main() -> None:
         "ratio": statistics.median(ratios),
         "ratio_lowest": min(ratios),
         "ratio_highest": max(ratios),
-        "appends_per_second_in_transactions_of_20": statistics.median(batched),
         "verified_per_second": verified,
         "entries": entries,
     }

@@ -10,7 +10,7 @@ knows from the ledger.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -65,11 +65,17 @@ class Catalogue:
     ``models``   model → its job, highest version ever, and the versions that are kept
     ``blobs``    name → file name and SHA-256 of the sealed blob
     ``counter``  value of the monotonic counter after the last write; None without one
+    ``generation``   how often the catalogue was written
+    ``established``  a coordinator was established with this store: it has a ledger
+    ``head``         where that ledger ended when the catalogue was written, ``sequence:hash``
     """
 
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     blobs: dict[str, dict[str, str]] = field(default_factory=dict)
     counter: int | None = None
+    generation: int = 0
+    established: bool = False
+    head: str = ""
 
     def copy(self) -> Catalogue:
         """Return a deep copy, to change and write."""
@@ -77,7 +83,7 @@ class Catalogue:
 
     def to_bytes(self) -> bytes:
         """Return the JSON form."""
-        document = {"models": self.models, "blobs": self.blobs, "counter": self.counter}
+        document = {item.name: getattr(self, item.name) for item in fields(self)}
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
     def highest(self, model: str) -> int:

@@ -3,6 +3,7 @@
 ::
 
     PATH/catalogue.sealed           the high-water marks (server.catalogue)
+    PATH/ledger-head.sealed         how far ledger and catalogue had come (server.headfile)
     PATH/models/MODEL.VERSION.ID    FLSW files (attestation.sealing)
     PATH/models/NAME.blob.ID        small sealed values
     PATH/lock                       held by the one process that writes
@@ -21,6 +22,7 @@ from typing import Final, Self
 from attestation.sealing import is_temporary
 from fedlearn.errors import StoreError
 from server.catalogue import CATALOGUE_FILE, Catalogue, CatalogueFile, MonotonicCounter
+from server.headfile import HeadFile
 from server.rootkey import RootKey, reason
 
 __all__ = ["RESTORE_HINT", "SealedDirectory"]
@@ -34,13 +36,22 @@ class SealedDirectory:
     Safe to use from several threads; one process at a time may write.
     """
 
-    def __init__(self, path: Path, file: CatalogueFile, lock: int | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        file: CatalogueFile,
+        lock: int | None,
+        *,
+        head: HeadFile | None,
+        create: bool,
+    ) -> None:
         self.path = path
         self.files = path / "models"
         self._file = file
         self._lock_fd = lock
+        self._head = head
         self._lock = threading.RLock()
-        self.catalogue = self._start()
+        self.catalogue = self._start(create=create)
 
     @classmethod
     def open(
@@ -51,6 +62,8 @@ class SealedDirectory:
         counter: MonotonicCounter | None,
         adopt_counter: bool,
         read_only: bool,
+        head: HeadFile | None,
+        create: bool,
     ) -> Self:
         """Open or make the directory; see ``ModelStore.open``."""
         lock = None
@@ -68,7 +81,7 @@ class SealedDirectory:
                 adopt=adopt_counter,
                 unbound=read_only,
             )
-            return cls(path, file, lock)
+            return cls(path, file, lock, head=head, create=create)
         except BaseException:
             if lock is not None:
                 os.close(lock)
@@ -101,7 +114,7 @@ class SealedDirectory:
         fresh = self.catalogue.copy()
         change(fresh)
         try:
-            self._file.write(fresh)
+            self._write(fresh)
         except BaseException:
             # Whether the new catalogue came to the disk is not known here; the disk decides.
             self.catalogue = self._file.read() or self.catalogue
@@ -110,7 +123,19 @@ class SealedDirectory:
         self.catalogue = fresh
         self._sweep(fresh)
 
-    def _start(self) -> Catalogue:
+    def _write(self, fresh: Catalogue) -> None:
+        """Write the catalogue, then seal beside the ledger's head that it was written."""
+        fresh.generation = self.catalogue.generation + 1
+        if self._head is None:
+            self._file.write(fresh)
+            return
+        # First, for a former time when the catalogue was written and this was not.
+        self._head.seal_generation(self.catalogue.generation)
+        fresh.head = str(self._head.position.head or "")
+        self._file.write(fresh)
+        self._head.seal_generation(fresh.generation)
+
+    def _start(self, *, create: bool) -> Catalogue:
         catalogue = self._file.read()
         if self._lock_fd is None:
             if catalogue is None:
@@ -120,19 +145,27 @@ class SealedDirectory:
                 )
             return catalogue
         if catalogue is None:
+            if not create:
+                raise StoreError(f"{self.path / CATALOGUE_FILE} is missing", hint=RESTORE_HINT)
             names = sorted(path.name for path in self.files.iterdir())
             if left := [name for name in names if not is_temporary(name)]:
                 raise StoreError(
                     f"{self.path / CATALOGUE_FILE} is missing, and {left[0]} is there",
                     hint=RESTORE_HINT,
                 )
-            catalogue = Catalogue()
-            self._file.write(catalogue)
-        self._sweep(catalogue)
+            self.catalogue = catalogue = Catalogue()
+            self._write(catalogue)
         return catalogue
 
+    def sweep(self) -> None:
+        """Remove what the catalogue does not name: a crash came before it was committed.
+
+        Not before the catalogue is known to be the newest: it would be the newest files.
+        """
+        with self.writing():
+            self._sweep(self.catalogue)
+
     def _sweep(self, catalogue: Catalogue) -> None:
-        """Remove what the catalogue does not name: a crash came before it was committed."""
         expected = catalogue.files()
         for path in self.files.iterdir():
             if path.name not in expected:

@@ -5,7 +5,7 @@
     STATE/keys/              the key service: everything secret, sealed under one root key
     STATE/ca.pem             the root certificate (public)
     STATE/ledger.sqlite      every decision;  STATE/ledger.pub.pem verifies it
-    STATE/store/             sealed models
+    STATE/store/             sealed models, and the seal that binds them to the ledger
     STATE/jobs.sqlite        job specifications and their events
     STATE/sites.sqlite       sites and digests of their tokens
     STATE/operator.toml      the answer to the first operator's request (public), or
@@ -18,8 +18,8 @@ The key of the TLS listeners and the HPKE key are made anew at every start and n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -33,13 +33,14 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from attestation.sealing import write_durably
 from fedlearn.config import file_bytes
-from fedlearn.errors import ConfigError, StoreError
+from fedlearn.errors import ConfigError, LedgerError, StoreError
 from fedlearn.keyfile import read_private_key
 from fedlearn.login import LoginGrant, OperatorLogin, csr_der, new_request
 from server.catalogue import MonotonicCounter
 from server.config import Keys, ServerConfig
+from server.headfile import HEAD_FILE, HeadFile
 from server.keys import KeyService
-from server.ledger import LEDGER_FILE, Ledger
+from server.ledger import LEDGER_FILE, Ledger, LedgerReader
 from server.operators import OperatorRegister, requested_name
 from server.peers import csr_key
 from server.pki import CertificateAuthority
@@ -50,7 +51,7 @@ from server.protectors import (
     RecoveryKey,
     TpmPolicy,
 )
-from server.rollback import check_not_older
+from server.rollback import check_bound, check_established, check_not_older
 from server.rootkey import ROOT_FILE
 from server.store import ModelStore
 
@@ -62,7 +63,9 @@ __all__ = [
     "Home",
     "admit_operator",
     "authority",
+    "compare_bound",
     "establish",
+    "open_bound",
     "protectors_of",
 ]
 
@@ -76,6 +79,7 @@ _LEDGER_KEY: Final = "ledger-key"
 _ORDER_KEY: Final = "order-key"
 _RESULT_KEY: Final = "result-key"
 _FIRST_OPERATOR: Final = "first"
+_COMPARISONS: Final = 5
 
 
 def protectors_of(keys: Keys, state: Path) -> list[Protector]:
@@ -132,10 +136,16 @@ def establish(
     write_durably(state / _CA_FILE, ca.certificate_pem)
     for secret in (_LEDGER_KEY, _ORDER_KEY, _RESULT_KEY):
         keys.keep(secret, _der(ec.generate_private_key(ec.SECP256R1())))
-    with Ledger.open(state / LEDGER_FILE, _key(keys, _LEDGER_KEY)) as ledger:
+    head = HeadFile(state / STORE_FOLDER / HEAD_FILE, keys.root)
+    signer = _key(keys, _LEDGER_KEY)
+    with Ledger.open(state / LEDGER_FILE, signer, seal=head.seal_head) as ledger:
         ledger.append("policy", {"change": "established", "trust_domain": config.trust_domain})
         operators = OperatorRegister(ca=ca, entries=(), record=ledger.append, clock=lambda: now)
         _, issued = operators.add(name, request)
+        # The last step: a state directory without this mark was not established.
+        counter = _counter(config.keys)
+        with ModelStore.open(state / STORE_FOLDER, keys, counter=counter, head=head) as store:
+            store.establish()
     keys.close()
     if key is None:
         grant = LoginGrant(address=control_address, certificates=issued.chain_pem.decode())
@@ -164,6 +174,79 @@ def admit_operator(home: Home, name: str, csr: Path, *, now: datetime, control: 
     return LoginGrant(address=control, certificates=issued.chain_pem.decode())
 
 
+@contextmanager
+def open_bound(
+    state: Path, keys: KeyService, *, counter: MonotonicCounter | None = None, writing: bool = True
+) -> Iterator[tuple[Ledger, ModelStore]]:
+    """Open ledger and store, after comparing each with the other.
+
+    :param writing: whether the store is to be written; the ledger always is.
+    :raises StoreError: when the store does not open, or is older than the ledger.
+    :raises LedgerError: when the ledger does not open, is older than the store, or another one.
+    """
+    with ExitStack() as stack:
+        head = HeadFile(state / STORE_FOLDER / HEAD_FILE, keys.root)
+        store = stack.enter_context(
+            ModelStore.open(
+                state / STORE_FOLDER,
+                keys,
+                counter=counter,
+                signer=authority(state, keys).file_signer if writing else None,
+                read_only=not writing,
+                head=head,
+                create=False,
+            )
+        )
+        check_established(store.catalogue)
+        ledger = stack.enter_context(
+            Ledger.open(
+                state / LEDGER_FILE, _key(keys, _LEDGER_KEY), create=False, seal=head.seal_head
+            )
+        )
+        end = ledger.head()
+        check_bound(
+            store.catalogue,
+            head,
+            length=0 if end is None else end.sequence,
+            hash_of=ledger.hash_of,
+        )
+        check_not_older(store, ledger)
+        # What a crash left unsealed is sealed now.
+        if end is not None:
+            head.seal_head(end)
+        head.seal_generation(store.catalogue.generation)
+        if writing:
+            store.sweep()
+        store.record_with(ledger.append)
+        yield ledger, store
+        end = ledger.head()
+        if counter is not None and writing and store.catalogue.head != str(end or ""):
+            # The counter vouches for the catalogue, and by it for the ledger up to here.
+            store.establish()
+
+
+def compare_bound(state: Path, keys: KeyService) -> None:
+    """Compare ledger and store with each other, without writing; a coordinator may be running.
+
+    :raises StoreError: when the store does not open, or is older than the ledger.
+    :raises LedgerError: when the ledger is damaged, older than the store, or another one.
+    """
+    for left in reversed(range(_COMPARISONS)):
+        try:
+            with ModelStore.open(state / STORE_FOLDER, keys, read_only=True) as store:
+                check_established(store.catalogue)
+                head = HeadFile(state / STORE_FOLDER / HEAD_FILE, keys.root)
+                reader = LedgerReader(state / LEDGER_FILE)
+                chain = reader.chain(_key(keys, _LEDGER_KEY).public_key())
+                check_bound(store.catalogue, head, length=len(chain), hash_of=chain.hash_of)
+        except (StoreError, LedgerError):
+            # What was read first is older than what was read last where a coordinator runs.
+            if not left:
+                raise
+        else:
+            return
+
+
 @dataclass(slots=True)
 class Home:
     """An open state directory. Close it, or use it as a context manager.
@@ -187,7 +270,8 @@ class Home:
         :raises ConfigError: when nothing was established there.
         :raises StoreError: when keys or store do not open, or the store is older than the
             ledger or the TPM's counter says.
-        :raises LedgerError: when the ledger does not open.
+        :raises LedgerError: when the ledger does not open, is older than the store says, or is
+            another one.
         """
         state = config.state
         if not (state / KEYS_FOLDER / ROOT_FILE).exists():
@@ -204,19 +288,11 @@ class Home:
                 expected_id=config.keys.key_id or None,
             )
             stack.callback(keys.close)
-            ledger = stack.enter_context(Ledger.open(state / LEDGER_FILE, _key(keys, _LEDGER_KEY)))
+            ledger, store = stack.enter_context(
+                open_bound(state, keys, counter=_counter(config.keys))
+            )
             keys.record_with(ledger.append)
             ca = authority(state, keys)
-            store = stack.enter_context(
-                ModelStore.open(
-                    state / STORE_FOLDER,
-                    keys,
-                    counter=_counter(config.keys),
-                    record=ledger.append,
-                    signer=ca.file_signer,
-                )
-            )
-            check_not_older(store, ledger)
             if ca.trust_domain != config.trust_domain:
                 raise ConfigError(
                     f"the CA in {state} is of {ca.trust_domain!r}, not {config.trust_domain!r}",

@@ -36,6 +36,7 @@ from fedlearn.update import Array
 from server.blobs import SealedBlobs
 from server.catalogue import Catalogue, MonotonicCounter, StoredModel
 from server.directory import RESTORE_HINT, SealedDirectory
+from server.headfile import HeadFile
 from server.keys import KeyService, RecordEntry
 from server.naming import checked_name
 from server.rootkey import DISK_HINT, reason
@@ -73,6 +74,8 @@ class ModelStore:
         record: RecordEntry | None = None,
         signer: FileSigner | None = None,
         read_only: bool = False,
+        head: HeadFile | None = None,
+        create: bool = True,
     ) -> Self:
         """Open the store in ``directory``, or make it there.
 
@@ -84,14 +87,25 @@ class ModelStore:
             store, and their owner then knows whose they are.
         :param read_only: look beside a running coordinator; nothing can be written, and
             the counter is not asked.
+        :param head: what the catalogue is bound to the ledger by; the caller compares the two
+            (:func:`server.rollback.check_bound`), then calls :meth:`sweep`.
+        :param create: whether there may be no store yet.
         :raises StoreError: when another process writes here, the catalogue does not open,
             or it was rolled back.
         """
         opened = SealedDirectory.open(
-            directory, keys.root, counter=counter, adopt_counter=adopt_counter, read_only=read_only
+            directory,
+            keys.root,
+            counter=counter,
+            adopt_counter=adopt_counter,
+            read_only=read_only,
+            head=head,
+            create=create,
         )
         if not read_only:
             keys.sweep()
+            if head is None:
+                opened.sweep()
         return cls(opened, keys, record, signer)
 
     def __enter__(self) -> Self:
@@ -112,6 +126,20 @@ class ModelStore:
     def record_with(self, record: RecordEntry) -> None:
         """Report to ``record`` from now on."""
         self._record = record
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What the store should hold, as it was sealed last; not to be changed."""
+        return self._directory.catalogue
+
+    def sweep(self) -> None:
+        """Remove what a crash left that the catalogue does not name."""
+        self._directory.sweep()
+
+    def establish(self) -> None:
+        """Seal that this store has a ledger, and where that ends."""
+        with self._directory.writing():
+            self._directory.commit(lambda catalogue: setattr(catalogue, "established", True))
 
     # -- models
 

@@ -16,8 +16,10 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from fedlearn.cli.unlock import Unlock, unlock_options
 from fedlearn.console import REFUSED, Commands, Failure, line, print_json, printable
-from fedlearn.errors import ConfigError, LedgerError
+from fedlearn.errors import ConfigError, LedgerError, StoreError
+from server.home import compare_bound
 from server.ledger import (
     LEDGER_FILE,
     PUBLIC_KEY_FILE,
@@ -94,21 +96,31 @@ def show(state: Path, kind: str | None, after: int, limit: int | None, as_json: 
 
 
 @group.command()
-@_state
+@unlock_options
 @click.option("--key", type=click.Path(path_type=Path), help="Public key (PEM) to verify with.")
 @click.option("--head", "head_text", metavar="FILE|SEQUENCE:HASH", help="A head kept elsewhere.")
 @_json
 @_damage_is_an_answer
-def verify(state: Path, key: Path | None, head_text: str | None, as_json: bool) -> None:
+def verify(unlock: Unlock | None, key: Path | None, head_text: str | None, as_json: bool) -> int:
     """Find any edit, deletion, insertion or reordering, and name the entry.
 
-    Entries cut off at the end are found with --head only. Keep the key outside of the state
-    directory too: whoever may write there can replace both.
+    Entries cut off at the end, and another ledger in the place of this one, are found with what
+    the store has sealed of it (name what opens the state), or with --head. Keep the key outside
+    of the state directory too: whoever may write there can replace both.
     """
+    if unlock is None:
+        raise ConfigError("is needed: the coordinator's state directory", where="--state")
+    state = unlock.state
     reader = _reader(state)
     public_key = load_public_key(key or state / PUBLIC_KEY_FILE)
     expected = None if head_text is None else _read_head(head_text)
     found = reader.verify(public_key, expect_head=expected)
+    if unlock.given:
+        with unlock.keys() as keys:
+            try:
+                compare_bound(state, keys)
+            except StoreError as error:
+                return _unlike_the_store(error, as_json)
     head = "" if found.head is None else str(found.head)
     if as_json:
         print_json(
@@ -117,17 +129,31 @@ def verify(state: Path, key: Path | None, head_text: str | None, as_json: bool) 
                 "entries": found.entries,
                 "head": head or None,
                 "head_checked": found.head_checked,
+                "store_checked": unlock.given,
                 "kinds": dict(found.kinds),
                 "key": found.key_fingerprint,
             }
         )
-        return
+        return 0
     line(f"intact: {found.entries} entries, signed with key {found.key_fingerprint[:16]}")
     if head:
         line(f"from {_time(found.first_time)} to {_time(found.last_time)}")
         line(f"head {head}")
-    if not found.head_checked:
-        line("the end was not compared with a head kept elsewhere (--head)")
+    if unlock.given:
+        line("it ends as the store has it sealed")
+    elif not found.head_checked:
+        line("the end was compared neither with the store (--config) nor with a head (--head)")
+    return 0
+
+
+def _unlike_the_store(error: StoreError, as_json: bool) -> int:
+    """Say that store and ledger are not of one state, though each is intact."""
+    if as_json:
+        failure = Failure(code=error.code, message=str(error), hint=error.hint)
+        print_json({"intact": False, "entry": None, **failure.to_json()})
+    else:
+        click.echo(f"damaged: {printable(str(error))}", err=True)
+    return REFUSED
 
 
 @group.command()

@@ -166,16 +166,27 @@ def export(
 @unlock_options
 @_json
 def verify(model: str | None, unlock: Unlock | None, as_json: bool) -> int:
-    """Read every byte of every version (of one MODEL), and compare with the ledger.
+    """Read every byte of every version (of one MODEL), and compare store and ledger.
 
-    The ledger says which version was written last: an older state directory is found out.
+    Store and ledger each say how far the other had come: an older one, or one of another
+    coordinator, is found out.
     """
+    from server.home import compare_bound
+
     unlock = _needed(unlock)
-    with unlock.reading() as store:
+    with unlock.keys() as keys, unlock.opened(keys) as store:
         names = store.models() if model is None else (store.latest(model).model,)
         faults = {}
         checked: list[StoredModel] = []
-        written = _written(unlock.state)
+        written: dict[str, int] = {}
+        try:
+            compare_bound(unlock.state, keys)
+        except (StoreError, LedgerError) as error:
+            faults["state"] = str(error)
+        try:
+            written = written_versions(LedgerReader(unlock.state / LEDGER_FILE))
+        except LedgerError as error:
+            faults.setdefault("state", str(error))
         for name in names:
             try:
                 checked += store.verify(name)
@@ -193,8 +204,9 @@ def verify(model: str | None, unlock: Unlock | None, as_json: bool) -> int:
         click.echo(f"damaged: {printable(text)}", err=True)
     if faults:
         return REFUSED
-    compared = "as the ledger says" if written else "with no ledger to compare"
-    line(f"intact: {len(checked)} versions of {len(names)} models, {compared}", style="green")
+    line(
+        f"intact: {len(checked)} versions of {len(names)} models, as the ledger says", style="green"
+    )
     return 0
 
 
@@ -262,16 +274,6 @@ def _opened_file(path: Path, key: Path) -> SealedReader:
 
 def _sealer(target: str, unlock: Unlock | None, origin: Origin, reader: SealedReader) -> Sealer:
     return origin.check(reader, target) if unlock is None else _CATALOGUE
-
-
-def _written(state: Path) -> dict[str, int]:
-    """Return what the ledger says was written; nothing where there is no ledger."""
-    try:
-        return written_versions(LedgerReader(state / LEDGER_FILE))
-    except LedgerError as error:
-        if error.entry is None:
-            return {}
-        raise
 
 
 def _needed(unlock: Unlock | None) -> Unlock:

@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_der_private_key
 
 from fedlearn.config import file_bytes
 from fedlearn.errors import ConfigError
 from fedlearn.keyfile import read_private_key
 from server.keys import KeyService
-from server.ledger import LEDGER_FILE, Ledger
 from server.protectors import InsecurePlainKeyFile, Passphrase, Protector, RecoveryKey
 from server.store import ModelStore
 
@@ -28,7 +25,6 @@ __all__ = ["Unlock", "ask_passphrase", "unlock_options"]
 
 KEYS_FOLDER: Final = "keys"
 STORE_FOLDER: Final = "store"
-LEDGER_KEY: Final = "ledger-key"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -64,39 +60,31 @@ class Unlock:
     @contextmanager
     def reading(self) -> Iterator[ModelStore]:
         """Open the store for reading; the coordinator may be running."""
-        with self.keys() as keys:
-            with ModelStore.open(self.state / STORE_FOLDER, keys, read_only=True) as store:
-                yield store
+        with self.keys() as keys, self.opened(keys) as store:
+            yield store
+
+    def opened(self, keys: KeyService) -> ModelStore:
+        """Return the store, open for reading under keys that are open; to be closed."""
+        return ModelStore.open(self.state / STORE_FOLDER, keys, read_only=True)
+
+    @property
+    def given(self) -> bool:
+        """Whether anything was given to open the state with, besides asking a person."""
+        return bool(self.recovery_key or self.passphrase_file or self.config or self.insecure)
 
     @contextmanager
     def recording(self, *, writing: bool = False) -> Iterator[ModelStore]:
         """Open the store with the ledger, which is told what happens; the coordinator is not
         running then.
 
-        :raises LedgerError: when the coordinator is running.
+        :raises LedgerError: when the coordinator is running, or the ledger is not that of the
+            store.
+        :raises StoreError: when the store is older than the ledger.
         """
-        from server.home import authority
+        from server.home import open_bound
 
-        with self.keys() as keys, self._ledger(keys) as ledger:
-            with ModelStore.open(
-                self.state / STORE_FOLDER,
-                keys,
-                record=ledger.append,
-                signer=authority(self.state, keys).file_signer if writing else None,
-                read_only=not writing,
-            ) as store:
-                yield store
-
-    def _ledger(self, keys: KeyService) -> Ledger:
-        data = keys.secret(LEDGER_KEY)
-        signer = None if data is None else load_der_private_key(data, password=None)
-        if not isinstance(signer, ec.EllipticCurvePrivateKey):
-            raise ConfigError(
-                "holds no key of a ledger, so what is done here could not be recorded",
-                where=str(self.state),
-                hint="name the state directory of a coordinator",
-            )
-        return Ledger.open(self.state / LEDGER_FILE, signer)
+        with self.keys() as keys, open_bound(self.state, keys, writing=writing) as (_, store):
+            yield store
 
     def _protectors(self) -> tuple[list[Protector], bool]:
         """Return what may open the root key, and whether an insecure one was asked for."""

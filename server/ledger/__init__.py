@@ -31,6 +31,7 @@ What the entries hold (digests, thumbprints and identifiers as lower-case hexade
     privacy      job round, and Spent.to_json(): epsilon delta rounds unit adjacency sampling
                  accountant noise_multiplier ...
     policy       job policy former name version signer operator
+    state        change("adopted") ledger store versions: an operator went on with an older state
 
 The join of :meth:`LedgerReader.contributions` reads ``job``, ``round``, ``phase``, ``site``,
 ``client``, ``key_thumbprint`` (or ``thumbprint``), ``digest``, ``examples``, ``accepted``,

@@ -21,7 +21,7 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
@@ -45,6 +45,7 @@ __all__ = [
     "Json",
     "LedgerHead",
     "canonical_body",
+    "check_columns",
     "entry_hash",
     "entry_of_row",
     "genesis",
@@ -80,6 +81,7 @@ KINDS: Final = frozenset(
         "revocation",
         "round",
         "site",
+        "state",
         "update",
     }
 )
@@ -200,6 +202,30 @@ def entry_of_row(row: tuple[object, ...], *, expected: int) -> Entry:
     Raises :class:`fedlearn.errors.LedgerError` naming the entry; ``expected`` names it where
     the row does not say its own sequence.
     """
+    check_columns(row, expected=expected)
+    sequence, time, kind, body, previous, digest, signature = cast(
+        "tuple[int, int, str, bytes, bytes, bytes, bytes]", row
+    )
+    try:
+        parsed = parse_body(body)
+    except LedgerError as error:
+        raise LedgerError(f"entry {sequence}: {error}", entry=sequence) from None
+    return Entry(
+        sequence=sequence,
+        time=time,
+        kind=kind,
+        body=parsed,
+        previous=previous,
+        hash=digest,
+        signature=signature,
+    )
+
+
+def check_columns(row: tuple[object, ...], *, expected: int) -> None:
+    """Check the type and size of every column of a row; the body is not read.
+
+    Raises :class:`fedlearn.errors.LedgerError` as :func:`entry_of_row`.
+    """
     sequence, time, kind, body, previous, digest, signature = row
     if type(sequence) is not int or not 1 <= sequence <= MAX_SEQUENCE:
         raise LedgerError(f"entry {expected}: its sequence is {sequence!r}", entry=expected)
@@ -219,19 +245,6 @@ def entry_of_row(row: tuple[object, ...], *, expected: int) -> Entry:
         raise damaged("its hash does not have 32 bytes")
     if not isinstance(signature, bytes) or len(signature) != SIGNATURE_BYTES:
         raise damaged("its signature does not have 64 bytes")
-    try:
-        parsed = parse_body(body)
-    except LedgerError as error:
-        raise damaged(str(error)) from None
-    return Entry(
-        sequence=sequence,
-        time=time,
-        kind=kind,
-        body=parsed,
-        previous=previous,
-        hash=digest,
-        signature=signature,
-    )
 
 
 def valid_kind(kind: object) -> bool:

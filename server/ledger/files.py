@@ -18,6 +18,7 @@ from server.ledger.entry import key_fingerprint, require_p256
 __all__ = [
     "LEDGER_FILE",
     "PUBLIC_KEY_FILE",
+    "check_objects",
     "load_public_key",
     "lock",
     "open_for_writing",
@@ -32,8 +33,7 @@ PUBLIC_KEY_FILE: Final = "ledger.pub.pem"
 _APPLICATION_ID: Final = 0x464C4C31  # "FLL1"
 _LARGEST_VALUE: Final = 1 << 20
 _MAX_KEY_BYTES: Final = 16 * 1024
-_SCHEMA: Final = """
-CREATE TABLE entry (
+_TABLE: Final = """CREATE TABLE entry (
   sequence  INTEGER PRIMARY KEY,
   time      INTEGER NOT NULL,
   kind      TEXT NOT NULL,
@@ -41,13 +41,17 @@ CREATE TABLE entry (
   previous  BLOB NOT NULL,
   hash      BLOB NOT NULL,
   signature BLOB NOT NULL
-) STRICT;
-CREATE INDEX entry_kind ON entry (kind, sequence);
-CREATE TRIGGER entry_is_not_changed BEFORE UPDATE ON entry
-  BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER entry_is_not_deleted BEFORE DELETE ON entry
-  BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-"""
+) STRICT"""
+_UNCHANGED: Final = """CREATE TRIGGER entry_is_not_changed BEFORE UPDATE ON entry
+  BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"""
+_UNDELETED: Final = """CREATE TRIGGER entry_is_not_deleted BEFORE DELETE ON entry
+  BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"""
+_OBJECTS: Final = {
+    ("table", "entry", _TABLE),
+    ("trigger", "entry_is_not_changed", _UNCHANGED),
+    ("trigger", "entry_is_not_deleted", _UNDELETED),
+}
+"""All that is in the database of a ledger: a trigger more could undo what is appended."""
 
 
 def load_public_key(path: Path) -> ec.EllipticCurvePublicKey:
@@ -130,8 +134,9 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
-            script = f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id = {_APPLICATION_ID}; COMMIT"
-            connection.executescript(script)
+            script = "; ".join((_TABLE, _UNCHANGED, _UNDELETED))
+            identity = f"PRAGMA application_id = {_APPLICATION_ID}"
+            connection.executescript(f"BEGIN IMMEDIATE; {script}; {identity}; COMMIT")
         require_ledger(connection, path)
     except sqlite3.Error as error:
         connection.close()
@@ -140,6 +145,17 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def check_objects(connection: sqlite3.Connection, path: Path) -> None:
+    """Check that a database holds what a ledger has, and nothing more; raises LedgerError."""
+    found = set(connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall())
+    if found != _OBJECTS:
+        odd = min(str(name) for _, name, _ in found ^ _OBJECTS)
+        raise LedgerError(
+            f"{path}: {odd[:64]!a} is not what a ledger has there",
+            hint="run: fedlearn ledger verify; restore the file from its newest backup",
+        )
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:

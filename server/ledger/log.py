@@ -4,6 +4,10 @@ An entry is durable when :meth:`Ledger.append` returns: the database is in WAL m
 ``synchronous=FULL``, and an entry is one transaction. A process killed while it appends
 leaves every entry that was returned, and at most one more; never half of one.
 
+The writer checks the whole chain when it opens the ledger and keeps the hash of every entry in
+memory, 32 bytes each. What it reads afterwards is compared with them, so that an edit of the
+file is found at the entry that is read, also while the coordinator runs.
+
 One process writes at a time, held by a lock on ``<ledger>.lock`` that the kernel drops with
 the process. Readers open the file for themselves, read-only, and see a snapshot.
 """
@@ -15,14 +19,15 @@ import os
 import sqlite3
 import threading
 import time as clock
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedlearn.errors import LedgerError
+from fedlearn.errors import LedgerError, StoreError
+from server.ledger.chain import COLUMNS, Chain, hash_of_row, unreadable
 from server.ledger.contributions import Contribution, contributions
 from server.ledger.entry import (
     KINDS,
@@ -33,15 +38,14 @@ from server.ledger.entry import (
     canonical_body,
     entry_hash,
     entry_of_row,
-    genesis,
     parse_body,
     require_p256,
     sign_hash,
-    verify_signature,
 )
 from server.ledger.files import (
     LEDGER_FILE,
     PUBLIC_KEY_FILE,
+    check_objects,
     lock,
     open_for_writing,
     open_read_only,
@@ -52,7 +56,8 @@ from server.ledger.verification import VerifiedLedger, verify
 
 __all__ = ["Ledger", "LedgerReader"]
 
-_COLUMNS: Final = "sequence, time, kind, body, previous, hash, signature"
+SealHead = Callable[[LedgerHead], None]
+"""Seals a head; raises :class:`fedlearn.errors.StoreError` when that is not possible."""
 
 
 class LedgerReader:
@@ -89,9 +94,9 @@ class LedgerReader:
         They stream from one snapshot; memory does not grow with the ledger. Hashes and
         signatures are not checked here: that is :meth:`verify`.
         """
-        if not 0 <= after <= MAX_SEQUENCE or (limit is not None and limit < 0):
-            raise LedgerError("after and limit are whole numbers from 0")
-        query = f"SELECT {_COLUMNS} FROM entry WHERE sequence > ?"  # noqa: S608 constants
+        _check_range(after, limit)
+        # Not by an index: a damaged one would hide entries without an error.
+        query = f"SELECT {COLUMNS} FROM entry NOT INDEXED WHERE sequence > ?"  # noqa: S608
         values: list[int | str] = [after]
         if kind is not None:
             query += " AND kind = ?"
@@ -108,7 +113,7 @@ class LedgerReader:
                     reached = entry.sequence
                     yield entry
             except sqlite3.Error as error:
-                raise _damaged(error, reached + 1) from error
+                raise unreadable(error, reached + 1) from error
 
     def head(self) -> LedgerHead | None:
         """Return where the ledger ends now; None when it is empty."""
@@ -122,6 +127,11 @@ class LedgerReader:
         """Check every entry; see :func:`server.ledger.verification.verify`."""
         with self.snapshot() as connection:
             return verify(connection, public_key, expect_head=expect_head)
+
+    def chain(self, public_key: ec.EllipticCurvePublicKey) -> Chain:
+        """Return the hash of every entry, after checking the chain that they form."""
+        with self.snapshot() as connection:
+            return Chain(require_p256(public_key)).follow(connection)
 
     def contributions(
         self,
@@ -146,40 +156,64 @@ class Ledger(LedgerReader):
         signer: ec.EllipticCurvePrivateKey,
         connection: sqlite3.Connection,
         lock_fd: int,
+        chain: Chain,
+        seal: SealHead | None,
     ) -> None:
         super().__init__(path)
         self._signer = signer
         self._public_key = signer.public_key()
         self._connection = connection
         self._lock_fd = lock_fd
+        self._chain = chain
+        self._seal = seal
+        self._unsealed = False
+        self._uncertain = False
         self._writer = threading.Lock()
         self._closed = False
 
     @classmethod
-    def open(cls, path: Path, signer: ec.EllipticCurvePrivateKey) -> Ledger:
+    def open(
+        cls,
+        path: Path,
+        signer: ec.EllipticCurvePrivateKey,
+        *,
+        create: bool = True,
+        seal: SealHead | None = None,
+    ) -> Ledger:
         """Open the ledger at ``path``, making it if there is none, with mode 0600.
 
-        The public key is written next to it as ``ledger.pub.pem``. The last entry is
-        verified; the whole chain only by :meth:`verify`. Raises
-        :class:`fedlearn.errors.LedgerError` when another process writes to it, when it was
-        written with another key, or when its end is damaged.
+        The public key is written next to it as ``ledger.pub.pem``. The chain of hashes is
+        checked from the first entry to the last, and the signature of the last, which covers
+        it; every signature only by :meth:`verify`.
+
+        :param create: whether there may be no ledger yet.
+        :param seal: is given the new head after each entry, before :meth:`append`
+            returns.
+
+        Raises :class:`fedlearn.errors.LedgerError` when another process writes to it, when it
+        was written with another key, when it is damaged, or is missing though it must exist.
         """
         public_key = require_p256(signer.public_key())
+        if not create and not path.is_file():
+            raise LedgerError(
+                f"entry 1: missing; there is no ledger at {path}, and there was one",
+                entry=1,
+                hint="restore it from its newest backup",
+            )
         lock_fd = lock(path)
         try:
             publish_key(path.parent / PUBLIC_KEY_FILE, public_key)
             connection = open_for_writing(path)
             try:
-                last = _last_entry(connection)
-                if last is not None:
-                    _check_last(connection, last, public_key)
+                chain = Chain(public_key).follow(connection)
+                check_objects(connection, path)
             except BaseException:
                 connection.close()
                 raise
         except BaseException:
             os.close(lock_fd)
             raise
-        return cls(path, signer, connection, lock_fd)
+        return cls(path, signer, connection, lock_fd, chain, seal)
 
     @property
     def public_key(self) -> ec.EllipticCurvePublicKey:
@@ -191,67 +225,106 @@ class Ledger(LedgerReader):
 
         Raises :class:`fedlearn.errors.LedgerError` and appends nothing when the kind is not
         one of :data:`server.ledger.KINDS`, the body is not JSON or is larger than 256 KiB,
-        or the disk does not take it.
+        or the disk does not take it. When the disk takes the entry and not the sealed head,
+        the entry stands and the error says so; the next append seals the head first.
         """
-        return self.append_all([(kind, body)])[0]
-
-    def append_all(self, items: Iterable[tuple[str, Mapping[str, Json]]]) -> list[Entry]:
-        """Append several entries in one transaction: all of them or none."""
-        prepared = []
-        for kind, body in items:
-            if kind not in KINDS:
-                raise LedgerError(f"{kind!r} is not a kind of ledger entry")
-            prepared.append((kind, canonical_body(body)))
+        if kind not in KINDS:
+            raise LedgerError(f"{kind!r} is not a kind of ledger entry")
+        data = canonical_body(body)
         with self._writer:
             if self._closed:
                 raise LedgerError("the ledger is closed")
+            if self._uncertain:
+                self._chain.follow(self._connection)
+                self._uncertain, self._unsealed = False, True
+            if self._unsealed:
+                self._seal_head()
             try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                try:
-                    entries = self._insert(prepared)
-                    self._connection.execute("COMMIT")
-                except BaseException:
-                    if self._connection.in_transaction:
-                        self._connection.execute("ROLLBACK")
-                    raise
+                # One statement is one transaction.
+                entry = self._insert(kind, data)
             except sqlite3.Error as error:
+                # The file knows whether the entry came to the disk; it is asked next time.
+                self._uncertain = True
                 raise LedgerError(
                     f"the ledger could not be written: {error}",
                     hint="nothing was appended; see whether the disk of the state "
                     "directory is full or read-only",
                 ) from error
-        return entries
+            self._chain.add(kind, entry.hash)
+            self._unsealed = True
+            self._seal_head()
+        return entry
 
-    def _insert(self, prepared: list[tuple[str, bytes]]) -> list[Entry]:
-        row = self._connection.execute(
-            "SELECT sequence, hash FROM entry ORDER BY sequence DESC LIMIT 1"
-        ).fetchone()
-        sequence, previous = row if row is not None else (0, genesis(self._public_key))
-        entries = []
-        for kind, body in prepared:
-            sequence += 1
-            time = clock.time_ns() // 1_000_000
-            digest = entry_hash(
-                sequence=sequence, time=time, kind=kind, body=body, previous=previous
-            )
-            signature = sign_hash(self._signer, digest)
-            self._connection.execute(
-                f"INSERT INTO entry ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
-                (sequence, time, kind, body, previous, digest, signature),
-            )
-            entries.append(
-                Entry(
-                    sequence=sequence,
-                    time=time,
-                    kind=kind,
-                    body=parse_body(body),
-                    previous=previous,
-                    hash=digest,
-                    signature=signature,
-                )
-            )
-            previous = digest
-        return entries
+    def _seal_head(self) -> None:
+        """Seal where the ledger ends. The caller holds the lock."""
+        head = self._chain.head()
+        if self._seal is not None and head is not None:
+            try:
+                self._seal(head)
+            except StoreError as error:
+                raise LedgerError(
+                    f"entry {head.sequence} was appended, and its head could not be sealed: "
+                    f"{error}",
+                    hint=error.hint,
+                ) from error
+        self._unsealed = False
+
+    def head(self) -> LedgerHead | None:
+        """Return where the ledger ends now; None when it is empty."""
+        with self._writer:
+            return self._chain.head()
+
+    def hash_of(self, sequence: int) -> bytes | None:
+        """Return the hash of an entry as it was checked; None when there is no such entry."""
+        with self._writer:
+            return self._chain.hash_of(sequence)
+
+    def entries(
+        self, after: int = 0, kind: str | None = None, limit: int | None = None
+    ) -> Iterator[Entry]:
+        """Yield the entries with a sequence above ``after``, oldest first, each as it was written.
+
+        Raises :class:`fedlearn.errors.LedgerError` at an entry that is missing or is not the
+        one that was checked when the ledger was opened, or appended since.
+        """
+        _check_range(after, limit)
+        with self._writer:
+            wanted = self._chain.sequences(after, kind)[:limit]
+        query = f"SELECT {COLUMNS} FROM entry NOT INDEXED WHERE sequence = ?"  # noqa: S608
+        with self.snapshot() as connection:
+            for sequence in wanted:
+                try:
+                    row = connection.execute(query, (sequence,)).fetchone()
+                except sqlite3.Error as error:
+                    raise unreadable(error, sequence) from error
+                if row is None:
+                    raise LedgerError(f"entry {sequence}: missing", entry=sequence)
+                if hash_of_row(row, sequence) != self._chain.hash_of(sequence):
+                    raise LedgerError(
+                        f"entry {sequence}: not the one that was written", entry=sequence
+                    )
+                yield entry_of_row(row, expected=sequence)
+
+    def _insert(self, kind: str, body: bytes) -> Entry:
+        previous = self._chain.end
+        entry = Entry(
+            sequence=len(self._chain) + 1,
+            time=clock.time_ns() // 1_000_000,
+            kind=kind,
+            body=parse_body(body),
+            previous=previous,
+            hash=b"",
+            signature=b"",
+        )
+        digest = entry_hash(
+            sequence=entry.sequence, time=entry.time, kind=kind, body=body, previous=previous
+        )
+        entry = replace(entry, hash=digest, signature=sign_hash(self._signer, digest))
+        self._connection.execute(
+            f"INSERT INTO entry ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+            (entry.sequence, entry.time, kind, body, previous, digest, entry.signature),
+        )
+        return entry
 
     def close(self) -> None:
         """Close the ledger and let another process write to it. Closing twice is harmless."""
@@ -273,39 +346,15 @@ class Ledger(LedgerReader):
         self.close()
 
 
-def _damaged(error: sqlite3.Error, entry: int) -> LedgerError:
-    return LedgerError(f"entry {entry}: the file cannot be read: {error}", entry=entry)
+def _check_range(after: int, limit: int | None) -> None:
+    if not 0 <= after <= MAX_SEQUENCE or (limit is not None and limit < 0):
+        raise LedgerError("after and limit are whole numbers from 0")
 
 
 def _last_entry(connection: sqlite3.Connection) -> Entry | None:
-    query = f"SELECT {_COLUMNS} FROM entry ORDER BY sequence DESC LIMIT 1"  # noqa: S608
+    query = f"SELECT {COLUMNS} FROM entry ORDER BY sequence DESC LIMIT 1"  # noqa: S608
     try:
         row = connection.execute(query).fetchone()
     except sqlite3.Error as error:
         raise LedgerError(f"the end of the ledger cannot be read: {error}") from error
     return None if row is None else entry_of_row(row, expected=1)
-
-
-def _check_last(
-    connection: sqlite3.Connection, last: Entry, public_key: ec.EllipticCurvePublicKey
-) -> None:
-    count = connection.execute("SELECT count(*) FROM entry").fetchone()[0]
-    digest = entry_hash(
-        sequence=last.sequence,
-        time=last.time,
-        kind=last.kind,
-        body=canonical_body(last.body),
-        previous=last.previous,
-    )
-    try:
-        if count != last.sequence:
-            raise LedgerError(f"the ledger has {count} entries and ends with {last.sequence}")
-        if digest != last.hash:
-            raise LedgerError("its hash is not that of its content")
-        verify_signature(public_key, last.hash, last.signature)
-    except LedgerError as error:
-        raise LedgerError(
-            f"entry {last.sequence}: {error}",
-            entry=last.sequence,
-            hint="run: fedlearn ledger verify; nothing is appended to a damaged ledger",
-        ) from None

@@ -22,14 +22,15 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
-    load_der_private_key,
 )
+from fakes.state import founded
 
 from attestation.sealing import FileSigner, RandomKey, Tensor, read_header, seal
 from fedlearn.cli import main
 from fedlearn.login import OperatorLogin
+from server.home import open_bound
 from server.keys import KeyService
-from server.ledger import LEDGER_FILE, Ledger, LedgerReader
+from server.ledger import LEDGER_FILE, LedgerReader
 from server.pki import CertificateAuthority
 from server.protectors import InsecurePlainKeyFile, Passphrase, RecoveryKey
 from server.store import ModelStore
@@ -80,24 +81,19 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
         state / "keys",
         [RecoveryKey(recovery.public_key().public_bytes_raw()), Passphrase(WORDS, 2**15)],
     )
-    signer = ec.generate_private_key(ec.SECP256R1())
-    keys.keep("ledger-key", signer.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
     ca = CertificateAuthority.create("models.example", datetime.now(UTC))
     keys.keep("ca-key", ca.private_bytes())
     (state / "ca.pem").write_bytes(ca.certificate_pem)
-    with Ledger.open(state / LEDGER_FILE, signer) as ledger:
-        with ModelStore.open(
-            state / "store", keys, record=ledger.append, signer=ca.file_signer
-        ) as store:
-            store.write("demo", {name: 0 * array for name, array in WEIGHTS.items()}, round=1)
-            stored = store.write(
-                "demo",
-                WEIGHTS,
-                round=2,
-                state=b"momentum",
-                meta={"final": True},
-                recipients=[owner.public_key().public_bytes_raw()],
-            )
+    with founded(state, keys, signer=ca.file_signer) as (_, store):
+        store.write("demo", {name: 0 * array for name, array in WEIGHTS.items()}, round=1)
+        stored = store.write(
+            "demo",
+            WEIGHTS,
+            round=2,
+            state=b"momentum",
+            meta={"final": True},
+            recipients=[owner.public_key().public_bytes_raw()],
+        )
     return Place(
         state=state,
         recovery=pem(tmp_path / "recovery.pem", recovery),
@@ -296,18 +292,14 @@ def test_an_older_store_is_found_out_by_the_ledger(
     old = tmp_path / "old"
     shutil.copytree(place.state / "store", old)
     keys = KeyService.open(place.state / "keys", [Passphrase(WORDS, 2**15)])
-    secret = keys.secret("ledger-key")
-    assert secret is not None
-    signer = load_der_private_key(secret, password=None)
-    assert isinstance(signer, ec.EllipticCurvePrivateKey)
-    with Ledger.open(place.state / LEDGER_FILE, signer) as ledger:
-        with ModelStore.open(place.state / "store", keys, record=ledger.append) as store:
-            store.write("demo", WEIGHTS, round=3)
-            store.write("other", WEIGHTS, round=1)
+    with open_bound(place.state, keys) as (_, store):
+        store.write("demo", WEIGHTS, round=3)
+        store.write("other", WEIGHTS, round=1)
     assert run(capsys, "verify", *place.unlocked)[0] == 0
     shutil.rmtree(place.state / "store")
     shutil.copytree(old, place.state / "store")
     err = refused(capsys, "verify", *place.unlocked, status=2)
+    assert "rolled back: ledger-head.sealed of the store is of entry 3" in err
     assert "rolled back: demo is at version 2, version 3 was written" in err
     assert "other: version 1 was written and is not there" in err
 

@@ -1,0 +1,322 @@
+"""Ledger and store are of one state: whoever puts an older or another one in place is found."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedlearn import config
+from fedlearn.cli import main
+from fedlearn.errors import FedlearnError, LedgerError, StoreError
+from server.config import ServerConfig
+from server.headfile import HEAD_FILE
+from server.home import Home, establish
+from server.ledger import LEDGER_FILE
+from server.ledger.log import Ledger
+
+WEIGHTS = {"w": np.arange(6, dtype=np.float32)}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> ServerConfig:
+    """A coordinator that was established, and wrote a model and a few entries."""
+    (tmp_path / "server.toml").write_text(
+        config.dumps(
+            {
+                "state": "state",
+                "trust_domain": "test.example",
+                "keys": {"protect": ["insecure-plain-key-file"]},
+            }
+        )
+    )
+    made = ServerConfig.load(tmp_path / "server.toml")
+    establish(made, now=datetime.now(UTC), control_address="127.0.0.1:1", operator_csr=None)
+    with Home.open(made) as home:
+        home.store.write("demo", WEIGHTS, round=1)
+        home.ledger.append("exclusion", {"job": "demo", "change": "over"})
+    return made
+
+
+def later(settings: ServerConfig) -> None:
+    """What happens on the day after a copy was taken."""
+    with Home.open(settings) as home:
+        home.ledger.append("operator", {"change": "revoked"})
+        home.store.write("demo", WEIGHTS, round=2)
+        home.ledger.append("operator", {"change": "revoked"})
+
+
+def copied(settings: ServerConfig, name: str) -> Path:
+    """Copy the state as it is now."""
+    copy = settings.state.with_name(name)
+    shutil.copytree(settings.state, copy)
+    return copy
+
+
+def put(settings: ServerConfig, copy: Path, *names: str) -> None:
+    """Put files or folders of a copy in the place of what is there."""
+    for name in names:
+        target = settings.state / name
+        for path in (target, *(target.with_name(target.name + s) for s in ("-wal", "-shm"))):
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
+        source = copy / name
+        if source.is_dir():
+            shutil.copytree(source, target)
+        elif source.exists():
+            target.write_bytes(source.read_bytes())
+
+
+def commands(
+    capsys: pytest.CaptureFixture[str], settings: ServerConfig
+) -> dict[str, tuple[int, str]]:
+    """What the two commands that verify say, and with which status."""
+    said = {}
+    words = ("verify", "--state", settings.state, "--insecure-plain-key-file")
+    for group in ("ledger", "model"):
+        with pytest.raises(SystemExit) as caught:
+            main([group, *map(str, words)])
+        found = capsys.readouterr()
+        assert isinstance(caught.value.code, int)
+        assert "Traceback" not in found.err
+        said[group] = (caught.value.code, found.err + found.out)
+    return said
+
+
+def test_an_untouched_state_opens_and_is_called_intact(
+    settings: ServerConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    later(settings)
+    for code, text in commands(capsys, settings).values():
+        assert code == 0
+        assert "intact" in text
+    with Home.open(settings) as home:
+        # Beside a running coordinator too.
+        home.ledger.append("operator", {"change": "revoked"})
+        assert [code for code, _ in commands(capsys, settings).values()] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "said"),
+    [
+        ([LEDGER_FILE], LedgerError, "missing; the store was sealed when the ledger had"),
+        (["store"], StoreError, "is of entry"),
+        (["store/catalogue.sealed"], StoreError, "the catalogue of the store was written"),
+        ([f"store/{HEAD_FILE}"], StoreError, "is older than its catalogue"),
+        ([LEDGER_FILE, f"store/{HEAD_FILE}"], StoreError, "is older than its catalogue"),
+        ([LEDGER_FILE, "store/catalogue.sealed"], StoreError, "catalogue of the store was"),
+        (["store/catalogue.sealed", f"store/{HEAD_FILE}"], StoreError, "is of entry"),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else "",
+)
+def test_an_older_part_with_the_rest_of_today_is_refused(
+    settings: ServerConfig,
+    capsys: pytest.CaptureFixture[str],
+    names: list[str],
+    error: type[FedlearnError],
+    said: str,
+) -> None:
+    copy = copied(settings, "yesterday")
+    later(settings)
+    put(settings, copy, *names)
+    before = {
+        path: path.read_bytes() for path in (settings.state / "store").rglob("*") if path.is_file()
+    }
+    with pytest.raises(error, match=said):
+        Home.open(settings)
+    for path, data in before.items():
+        assert path.read_bytes() == data, "nothing is swept by an older catalogue"
+    for command, (code, text) in commands(capsys, settings).items():
+        assert code == 2, command
+        assert "damaged" in text
+
+
+@pytest.mark.parametrize("entries", [1, 2, 3])
+def test_a_cut_tail_is_refused_to_the_last_entry(
+    settings: ServerConfig, capsys: pytest.CaptureFixture[str], entries: int
+) -> None:
+    later(settings)
+    database = sqlite3.connect(settings.state / LEDGER_FILE)
+    trigger = "entry_is_not_deleted"
+    [[kept]] = database.execute("SELECT sql FROM sqlite_master WHERE name=?", (trigger,)).fetchall()
+    [[last]] = database.execute("SELECT max(sequence) FROM entry").fetchall()
+    database.execute(f"DROP TRIGGER {trigger}")
+    database.execute("DELETE FROM entry WHERE sequence > ?", (last - entries,))
+    database.execute(kept)
+    database.commit()
+    database.close()
+    with pytest.raises(LedgerError, match="missing; the store was sealed") as caught:
+        Home.open(settings)
+    assert caught.value.entry == last - entries + 1
+    assert [code for code, _ in commands(capsys, settings).values()] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (LEDGER_FILE, "there was one"),
+        ("store/catalogue.sealed", "is missing"),
+        (f"store/{HEAD_FILE}", "is missing"),
+        ("store", "is missing"),
+        ("keys/secrets/ledger-key.sealed", "lacks the secret 'ledger-key'"),
+        ("keys/root.json", "no coordinator was established"),
+    ],
+)
+def test_what_is_missing_is_not_made_anew(
+    settings: ServerConfig, capsys: pytest.CaptureFixture[str], name: str, said: str
+) -> None:
+    put(settings, settings.state.with_name("nothing"), name)
+    left = sorted(settings.state.rglob("*"))
+    for _ in range(2):
+        with pytest.raises(FedlearnError, match=said):
+            Home.open(settings)
+    made = {path.name for path in settings.state.rglob("*")} - {path.name for path in left}
+    assert made <= {"models", "lock", "store", "ledger.sqlite.lock"}
+    for code, _ in commands(capsys, settings).values():
+        assert code != 0
+
+
+def test_another_ledger_of_the_same_key_is_refused(
+    settings: ServerConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The key is sealed; somebody who had the coordinator write in two copies has two ledgers."""
+    copy = copied(settings, "other")
+    other = ServerConfig.load(settings.state.with_name("server.toml"))
+    later(settings)
+    today = copied(settings, "today")
+    put(settings, copy, LEDGER_FILE, "store", "keys")
+    with Home.open(other) as home:
+        for _ in range(9):
+            home.ledger.append("exclusion", {"job": "demo", "change": "over"})
+    put(settings, today, "store")
+    with pytest.raises(LedgerError, match="another ledger"):
+        Home.open(settings)
+    assert [code for code, _ in commands(capsys, settings).values()] == [2, 2]
+
+
+def test_a_state_that_was_never_bound_says_what_to_do(settings: ServerConfig) -> None:
+    """A version before the mark, or an establishment that was interrupted."""
+    from server.keys import KeyService
+    from server.protectors import InsecurePlainKeyFile
+    from server.store import ModelStore
+
+    keys = KeyService.open(
+        settings.state / "keys",
+        [InsecurePlainKeyFile(settings.state / "keys")],
+        allow_insecure_key_file=True,
+    )
+    for path in (settings.state / "store").rglob("*.sealed"):
+        path.unlink()
+    shutil.rmtree(settings.state / "store")
+    ModelStore.open(settings.state / "store", keys).close()
+    with pytest.raises(StoreError, match="established with it") as caught:
+        Home.open(settings)
+    assert "export its models with that version" in caught.value.hint
+
+
+# --- crashes --------------------------------------------------------------------------
+
+
+def _steps(kill_at: int) -> Callable[[], None]:
+    """Return what counts the steps of a write, and kills this process at one of them."""
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        if count == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+
+    return step
+
+
+def _killed(work: Callable[[], None], kill_at: int) -> bool:
+    """Do ``work`` in a child that is killed at a step; say whether it was."""
+    child = os.fork()
+    if child == 0:
+        step = _steps(kill_at)
+
+        def around(function: Any) -> Any:
+            def counted(*args: Any, **options: Any) -> Any:
+                step()
+                done = function(*args, **options)
+                step()
+                return done
+
+            return counted
+
+        for name in ("fsync", "replace", "rename", "unlink", "open", "link"):
+            setattr(os, name, around(getattr(os, name)))
+        Ledger._insert = around(Ledger._insert)  # type: ignore[method-assign]
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return True
+    assert os.waitstatus_to_exitcode(status) == 0
+    return False
+
+
+def test_a_kill_at_any_step_leaves_a_state_that_opens(
+    settings: ServerConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of an entry, of a model, of opening and closing: what was told is there."""
+    kept = copied(settings, "kept")
+    shutil.rmtree(settings.state)
+    steps = 0
+    for step in range(1000):
+        shutil.copytree(kept, settings.state)
+        if not _killed(lambda: later(settings), step):
+            break
+        steps += 1
+        with Home.open(settings) as home:
+            entries = list(home.ledger.entries())
+            written = [e.body["version"] for e in entries if e.kind == "checkpoint"]
+            versions = [stored.version for stored in home.store.versions("demo")]
+            # A version may be sealed before the ledger names it, never the other way.
+            assert set(written) <= set(versions)
+            home.store.verify("demo")
+            home.ledger.append("operator", {"change": "revoked"})
+        assert [code for code, _ in commands(capsys, settings).values()] == [0, 0]
+        shutil.rmtree(settings.state)
+    assert steps > 40
+
+
+def test_a_kill_while_establishing_is_told_from_an_established_state(
+    settings: ServerConfig,
+) -> None:
+    shutil.rmtree(settings.state)
+    outcomes, hints = set(), []
+    for step in range(0, 1000, 3):
+
+        def work() -> None:
+            now = datetime.now(UTC)
+            establish(settings, now=now, control_address="127.0.0.1:1", operator_csr=None)
+
+        killed = _killed(work, step)
+        try:
+            Home.open(settings).close()
+        except FedlearnError as error:
+            hints.append(error.hint)
+            outcomes.add(type(error).__name__)
+        else:
+            outcomes.add("opened")
+        shutil.rmtree(settings.state, ignore_errors=True)
+        if not killed:
+            break
+    assert {"ConfigError", "StoreError", "opened"} <= outcomes
+    assert all(hints)
