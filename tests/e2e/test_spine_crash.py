@@ -148,7 +148,7 @@ def test_a_tampered_checkpoint_and_an_older_store_are_refused_by_name(phoenix, t
     shutil.copytree(old, store)
     done = phoenix.command("fedlearn-server", "run", "--config", phoenix.server_toml, ok=False)
     assert done.returncode == 1
-    assert "rolled back: victim is at version" in done.stderr
+    assert "rolled back: ledger-head.sealed of the store is of entry" in done.stderr
     assert "Traceback" not in done.stderr
     shutil.rmtree(store)
     shutil.copytree(new, store)
