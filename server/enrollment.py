@@ -5,20 +5,24 @@ it was approved, or comes back after its certificate ran out); no other key can.
 digest of the token's secret is stored. A site's name stays bound to its key until the
 operator removes the site and invites it anew.
 
+The memory of all this is the ledger, which cannot be altered unseen: each entry about a site
+holds the whole of what the coordinator acts on (:meth:`server.site.Site.entry`), and the
+register is replayed from them when it is opened. What a site reports about itself and when it
+was last in touch is kept in memory only; agents report anew when they connect.
+
 A site with a TPM is bound to its endorsement key as well (:mod:`server.sitetpm`): when another
 one is proven, the site waits for approval again, and its clients end.
 """
 
 from __future__ import annotations
 
+import heapq
+import hmac
 import json
-import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, Final
 
 from attestation.tpm_credential import ProvenKey
@@ -27,57 +31,55 @@ from fedlearn.errors import (
     ConfigError,
     EnrollmentRefused,
     NotEnrolled,
-    StoreError,
     TransportError,
 )
 from fedlearn.join import JoinToken, checked_address
 from fedlearn.spiffe import SiteId, checked_name
+from server.ledger import LedgerReader
 from server.peers import PeerCertificate, csr_key, spki, thumbprint
-from server.site import Site, SiteStatus, site_of_row
-from server.sitetpm import SCHEMA as TPM_SCHEMA
-from server.sitetpm import SiteTpm, TpmTable, check_digest
+from server.site import Site, SiteStatus
+from server.sitetpm import SiteTpm, check_digest
 
-__all__ = ["Site", "SiteRegister", "SiteStatus"]
+__all__ = ["Site", "SiteRegister", "SiteStatus", "site_entries"]
 
 MAX_SITES: Final = 10_000
 MAX_CAPABILITIES_BYTES: Final = 256 * 1024
 TOKEN_LIFETIME: Final = timedelta(hours=24)
 MAX_TOKEN_LIFETIME: Final = timedelta(days=30)
 
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS sites (
-    name TEXT PRIMARY KEY,
-    status TEXT NOT NULL,
-    key BLOB NOT NULL,
-    token BLOB NOT NULL UNIQUE,
-    token_expires REAL NOT NULL,
-    needs_approval INTEGER NOT NULL,
-    changed REAL NOT NULL,
-    last_seen REAL NOT NULL,
-    capabilities TEXT NOT NULL
-) STRICT;
-"""
-
-
 Subscriber = Callable[[Site], None]
 
 
+def site_entries(ledger: LedgerReader) -> Iterator[Mapping[str, Any]]:
+    """Yield the bodies of the ledger's entries about sites, oldest first.
+
+    :raises LedgerError: when the ledger is damaged.
+    """
+    kinds = (ledger.entries(kind="enrollment"), ledger.entries(kind="site"))
+    for entry in heapq.merge(*kinds, key=lambda entry: entry.sequence):
+        yield entry.body
+
+
 class SiteRegister:
-    """The sites of one coordinator, in one SQLite file. Safe to use from many threads.
+    """The sites of one coordinator. Safe to use from many threads.
 
-    Every change is durable and in the ledger before it is told to anyone. Subscribers are
-    called with the changed site, outside of the lock, in the thread that changed it.
+    Every change is in the ledger, durably, before it counts and is told to anyone. Subscribers
+    are called with the changed site, outside of the lock, in the thread that changed it.
 
+    ``entries``  the bodies of the ledger's entries about sites (:func:`site_entries`)
+    ``record``   appends to the ledger, durably: ``record(kind, body)``
     ``address``  where sites reach the gate; it is written into tokens
     ``ca_pin``   SHA-256 of the CA's SPKI; likewise
     ``limit``    how many sites there may be, those that were removed included
     ``token_lifetime``  how long a token may be redeemed, where nothing else is asked for
+
+    :raises LedgerError: when an entry is none that this class wrote.
     """
 
     def __init__(
         self,
-        path: Path,
         *,
+        entries: Iterable[Mapping[str, Any]] = (),
         address: str,
         ca_pin: bytes,
         clock: Callable[[], datetime],
@@ -85,10 +87,6 @@ class SiteRegister:
         limit: int = MAX_SITES,
         token_lifetime: timedelta = TOKEN_LIFETIME,
     ) -> None:
-        """Open or create the register.
-
-        :raises StoreError: when the file cannot be opened or is none of ours.
-        """
         self._address = checked_address(address)
         self._ca_pin = ca_pin
         self._clock = clock
@@ -97,22 +95,12 @@ class SiteRegister:
         self.token_lifetime = token_lifetime
         self._lock = threading.RLock()
         self._subscribers: list[Subscriber] = []
-        self._seen: dict[str, datetime] = {}
-        try:
-            path.touch(mode=0o600)
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_SCHEMA + TPM_SCHEMA)
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"{path}: the register of sites cannot be opened: {error}") from error
-        self._tpms = TpmTable(self._db)
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._db.close()
+        self._known: dict[str, Site] = {}
+        for body in entries:
+            # A refusal changes nothing about its site, and says nothing of it.
+            if (state := body.get("state")) is not None:
+                name = str(body.get("site"))
+                self._known[name] = Site.of_entry(name, state)
 
     def subscribe(self, callback: Subscriber) -> None:
         """Have ``callback`` called with every site whose status changed."""
@@ -144,38 +132,33 @@ class SiteRegister:
             )
         now = self._clock()
         token = JoinToken.fresh(address=self._address, site=site, ca_pin=self._ca_pin)
-        with self._transaction() as db:
-            known = self._find(site)
+        with self._lock:
+            known = self._known.get(site)
             if known is not None and known.status not in (SiteStatus.INVITED, SiteStatus.REMOVED):
                 raise ConfigError(
                     f"site {site} is {known.status} already",
                     key="site",
                     hint=f"`fedlearn site remove {site}` first, if it is to get a new key",
                 )
-            if known is None and self._count() >= self._limit:
+            if known is None and len(self._known) >= self._limit:
                 raise ConfigError(
                     f"there are {self._limit} sites already",
                     key="site",
                     hint="raise limits.sites in server.toml",
                 )
-            db.execute(
-                "INSERT OR REPLACE INTO sites VALUES (?, ?, x'', ?, ?, ?, ?, 0, '')",
-                (
-                    site,
-                    SiteStatus.INVITED.value,
-                    token.digest(),
-                    (now + lifetime).timestamp(),
-                    int(needs_approval),
-                    now.timestamp(),
-                ),
+            invited = Site(
+                name=site,
+                status=SiteStatus.INVITED,
+                token=token.digest(),
+                token_expires=now + lifetime,
+                needs_approval=needs_approval,
+                changed=now,
+                tpm=SiteTpm(site=site, ek=ek, endorsement="invitation" if ek else ""),
             )
-            self._tpms.drop(site)
-            if ek:
-                self._tpms.put(SiteTpm(site=site, ek=ek, endorsement="invitation"))
-            self._record(
+            self._enter(
                 "enrollment",
+                invited,
                 {
-                    "site": site,
                     "outcome": "invited",
                     "expires": (now + lifetime).isoformat(),
                     "needs_approval": needs_approval,
@@ -194,7 +177,7 @@ class SiteRegister:
         parsed = JoinToken.parse(token)
         key = spki(csr_key(csr))
         try:
-            with self._transaction():
+            with self._lock:
                 site, fresh = self._redeem(parsed, key)
         except EnrollmentRefused as error:
             self._record(
@@ -241,8 +224,7 @@ class SiteRegister:
     def list(self) -> tuple[Site, ...]:
         """Return all sites by name."""
         with self._lock:
-            rows = self._db.execute("SELECT * FROM sites ORDER BY name").fetchall()
-        return tuple(site_of_row(row) for row in rows)
+            return tuple(site for _, site in sorted(self._known.items()))
 
     def show(self, site: str) -> Site:
         """Return one site.
@@ -250,7 +232,7 @@ class SiteRegister:
         :raises ConfigError: when there is none of this name.
         """
         with self._lock:
-            found = self._find(site)
+            found = self._known.get(site)
         if found is None:
             raise ConfigError(
                 f"there is no site {site[:64]!a}",
@@ -266,7 +248,7 @@ class SiteRegister:
             ``admitting``.
         """
         with self._lock:
-            found = self._find(site)
+            found = self._known.get(site)
         if found is None:
             raise AdmissionDenied(f"site {site} is not enrolled")
         allowed = {SiteStatus.ACTIVE} if admitting else {SiteStatus.ACTIVE, SiteStatus.DRAINING}
@@ -283,7 +265,7 @@ class SiteRegister:
         if not isinstance(peer.id, SiteId):
             raise TransportError(f"{peer.id} is not a site")
         with self._lock:
-            found = self._find(peer.id.site)
+            found = self._known.get(peer.id.site)
         name = peer.id.site
         if found is None or found.status in (SiteStatus.REMOVED, SiteStatus.INVITED):
             raise NotEnrolled(
@@ -302,7 +284,8 @@ class SiteRegister:
     def tpm(self, site: str) -> SiteTpm:
         """Return what is known of a site's TPM, an empty value when that is nothing."""
         with self._lock:
-            return self._tpms.get(site)
+            found = self._known.get(site)
+            return SiteTpm(site=site) if found is None else found.tpm
 
     def tpm_of(self, site: str) -> ProvenKey | None:
         """Return the keys that the TPM of an enrolled site has proven, if it has."""
@@ -311,17 +294,20 @@ class SiteRegister:
     def site_of_ak(self, ak: bytes) -> str | None:
         """Return the site whose TPM holds the attestation key ``ak`` (SHA-256), if any does."""
         with self._lock:
-            return self._tpms.holder(ak=ak)
+            return self._holder(ak=ak)
 
     def show_tpm(self, site: str, *, ek: bytes, certificate: str) -> None:
-        """Note which endorsement key a site that waits for approval says it has."""
-        with self._transaction():
-            known = self._tpms.get(site)
-            if self.show(site).status is SiteStatus.PENDING and ek not in (
-                known.ek,
-                known.shown_ek,
-            ):
-                self._tpms.put(replace(known, shown_ek=ek, shown_ak=b"", certificate=certificate))
+        """Note which endorsement key a site that waits for approval says it has.
+
+        It is a word of the site that decides nothing, and is kept in memory only: a site that
+        waits says it again each time it asks.
+        """
+        with self._lock:
+            found = self.show(site)
+            if found.status is SiteStatus.PENDING and ek not in (found.tpm.ek, found.tpm.shown_ek):
+                shown = replace(found.tpm, shown_ek=ek, shown_ak=b"", certificate=certificate)
+                self._check_alone(shown)
+                self._known[site] = replace(found, tpm=shown)
 
     def prove_tpm(self, site: str, proven: ProvenKey, *, certificate: str) -> Site:
         """Keep what the TPM of an active site has proven; return the site.
@@ -335,30 +321,17 @@ class SiteRegister:
         :raises EnrollmentRefused: when the TPM is that of another site, or the site may not
             talk to us.
         """
-        with self._transaction() as db:
+        with self._lock:
             found = self.show(site)
             if found.status not in (SiteStatus.ACTIVE, SiteStatus.DRAINING):
                 raise EnrollmentRefused(f"site {site} is {found.status}")
-            known = self._tpms.get(site)
+            known = found.tpm
             tpm = known.after(proven, certificate)
             status = found.status if known.believes(proven) else SiteStatus.PENDING
+            changed = found
             if tpm != known or status is not found.status:
-                self._tpms.put(tpm)
-                db.execute(
-                    "UPDATE sites SET status=?, changed=? WHERE name=?",
-                    (status.value, self._clock().timestamp(), site),
-                )
-                self._record(
-                    "site",
-                    {
-                        "site": site,
-                        "status": status.value,
-                        "former": found.status.value,
-                        "key_thumbprint": found.key_thumbprint.hex(),
-                        "tpm": tpm.entry(),
-                    },
-                )
-            changed = self.show(site)
+                changed = found.changed_to(status, now=self._clock(), tpm=tpm)
+                self._enter("site", changed, _change_of(found, changed))
         if status is not found.status:
             self._tell(changed)
         return changed
@@ -391,31 +364,30 @@ class SiteRegister:
             raise ConfigError("not JSON", key="capabilities") from None
         if not isinstance(document, dict):
             raise ConfigError("not a JSON object", key="capabilities")
-        with self._transaction() as db:
-            db.execute("UPDATE sites SET capabilities=? WHERE name=?", (capabilities, site))
+        with self._lock:
+            found = self._known.get(site)
+            if found is not None:
+                self._known[site] = replace(found, capabilities=capabilities)
 
     def seen(self, site: str) -> None:
-        """Note that the site is in touch, to the minute: a heartbeat costs no disk write."""
-        now = self._clock()
+        """Note that the site is in touch."""
         with self._lock:
-            last = self._seen.get(site)
-            if last is not None and now - last < timedelta(minutes=1):
-                return
-            self._seen[site] = now
-        with self._transaction() as db:
-            db.execute("UPDATE sites SET last_seen=? WHERE name=?", (now.timestamp(), site))
+            found = self._known.get(site)
+            if found is not None:
+                self._known[site] = replace(found, last_seen=self._clock())
 
     def _redeem(self, token: JoinToken, key: bytes) -> tuple[Site, bool]:
-        """Return the site and whether its status changed. Inside of a transaction."""
-        row = self._db.execute(
-            "SELECT * FROM sites WHERE token=? AND name=?", (token.digest(), token.site)
-        ).fetchone()
-        if row is None or row["status"] == SiteStatus.REMOVED:
+        """Return the site and whether its status changed. The caller holds the lock."""
+        site = self._known.get(token.site)
+        if (
+            site is None
+            or site.status is SiteStatus.REMOVED
+            or not hmac.compare_digest(site.token, token.digest())
+        ):
             raise EnrollmentRefused(
                 "the join token is not one of this coordinator, or void",
                 hint=f"ask its operator for `fedlearn site token {token.site}`",
             )
-        site = site_of_row(row)
         if site.key:
             if site.key != key:
                 raise EnrollmentRefused(
@@ -424,89 +396,71 @@ class SiteRegister:
                 )
             return site, False
         now = self._clock()
-        if now.timestamp() >= row["token_expires"]:
+        if now >= site.token_expires:
             raise EnrollmentRefused(
                 f"the join token of site {site.name} has expired",
                 hint=f"ask for a new one: `fedlearn site token {site.name}`",
             )
-        taken = self._db.execute(
-            "SELECT name FROM sites WHERE key=? AND status<>?", (key, SiteStatus.REMOVED.value)
-        ).fetchone()
-        if taken is not None:
-            raise EnrollmentRefused(f"this key belongs to site {taken['name']} already")
-        status = SiteStatus.PENDING if row["needs_approval"] else SiteStatus.ACTIVE
-        self._db.execute(
-            "UPDATE sites SET status=?, key=?, changed=? WHERE name=?",
-            (status.value, key, now.timestamp(), site.name),
-        )
-        self._record(
-            "enrollment",
-            {
-                "site": site.name,
-                "outcome": status.value,
-                "key_thumbprint": thumbprint(key).hex(),
-            },
-        )
-        return self.show(site.name), True
+        for other in self._known.values():
+            if other.key == key and other.status is not SiteStatus.REMOVED:
+                raise EnrollmentRefused(f"this key belongs to site {other.name} already")
+        status = SiteStatus.PENDING if site.needs_approval else SiteStatus.ACTIVE
+        enrolled = replace(site.changed_to(status, now=now), key=key)
+        body = {"outcome": status.value, "key_thumbprint": enrolled.key_thumbprint.hex()}
+        self._enter("enrollment", enrolled, body)
+        return enrolled, True
 
     def _change(
         self, name: str, to: SiteStatus, former: tuple[SiteStatus, ...], *, ek: bytes = b""
     ) -> Site:
-        with self._transaction() as db:
+        with self._lock:
             site = self.show(name)
             if site.status not in former:
                 expected = " or ".join(former)
                 raise ConfigError(f"site {name} is {site.status}, not {expected}", key="site")
-            known = tpm = self._tpms.get(name)
+            tpm = site.tpm
             if to is SiteStatus.REMOVED:
-                self._tpms.drop(name)
+                tpm = SiteTpm(site=name)
             elif to is SiteStatus.ACTIVE:
-                tpm = known.approved(ek)
-            if tpm != known:
-                self._tpms.put(tpm)
-            db.execute(
-                "UPDATE sites SET status=?, changed=? WHERE name=?",
-                (to.value, self._clock().timestamp(), name),
-            )
-            self._record(
-                "site",
-                {
-                    "site": name,
-                    "status": to.value,
-                    "former": site.status.value,
-                    "key_thumbprint": site.key_thumbprint.hex(),
-                    **({"tpm": tpm.entry()} if tpm.ek else {}),
-                },
-            )
-            changed = self.show(name)
+                tpm = site.tpm.approved(ek)
+            changed = site.changed_to(to, now=self._clock(), tpm=tpm)
+            self._enter("site", changed, _change_of(site, changed))
         self._tell(changed)
         return changed
+
+    def _enter(self, kind: str, site: Site, body: Mapping[str, Any]) -> None:
+        """Put the new state of a site into the ledger, then into force. The caller holds the lock.
+
+        :raises EnrollmentRefused: when its TPM is that of another site.
+        """
+        self._check_alone(site.tpm)
+        self._record(kind, {"site": site.name, **body, "state": site.entry()})
+        self._known[site.name] = site
+
+    def _check_alone(self, tpm: SiteTpm) -> None:
+        """One machine speaks for one site."""
+        eks, aks = (tpm.ek, tpm.shown_ek), (tpm.ak, tpm.shown_ak)
+        for holder in (*(self._holder(ek=ek) for ek in eks), *(self._holder(ak=ak) for ak in aks)):
+            if holder not in (None, tpm.site):
+                raise EnrollmentRefused(
+                    f"this TPM belongs to site {holder} already",
+                    hint=f"one machine serves one site; remove {holder} first if it has moved",
+                )
+
+    def _holder(self, *, ek: bytes = b"", ak: bytes = b"") -> str | None:
+        """Return the site that is bound to ``ek``, or whose proven key ``ak`` is."""
+        held = (name for name, site in self._known.items() if site.tpm.holds(ek=ek, ak=ak))
+        return next(held, None)
 
     def _tell(self, site: Site) -> None:
         for subscriber in list(self._subscribers):
             subscriber(site)
 
-    def _find(self, name: str) -> Site | None:
-        row = self._db.execute("SELECT * FROM sites WHERE name=?", (name,)).fetchone()
-        return None if row is None else site_of_row(row)
 
-    def _count(self) -> int:
-        return int(self._db.execute("SELECT count(*) FROM sites").fetchone()[0])
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run a block as one durable change, or none when it raises."""
-        with self._lock:
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._db
-                except BaseException:
-                    self._db.execute("ROLLBACK")
-                    raise
-                self._db.execute("COMMIT")
-            except sqlite3.Error as error:
-                raise StoreError(
-                    f"the register of sites cannot be written: {error}",
-                    hint="see that its disk is neither full nor read-only",
-                ) from error
+def _change_of(former: Site, site: Site) -> dict[str, Any]:
+    return {
+        "status": site.status.value,
+        "former": former.status.value,
+        "key_thumbprint": former.key_thumbprint.hex(),
+        **({"tpm": site.tpm.entry()} if site.tpm.ek or site.tpm.shown_ek else {}),
+    }

@@ -7,7 +7,6 @@
     STATE/ledger.sqlite      every decision;  STATE/ledger.pub.pem verifies it
     STATE/store/             sealed models, and the seal that binds them to the ledger
     STATE/jobs.sqlite        job specifications and their events
-    STATE/sites.sqlite       sites and digests of their tokens
     STATE/operator.toml      the answer to the first operator's request (public), or
     STATE/operator/          insecure: the first operator's login with its key, made here
     STATE/attester/          public state of the coordinator's own attester
@@ -64,8 +63,11 @@ __all__ = [
     "admit_operator",
     "authority",
     "compare_bound",
+    "counter_of",
     "establish",
+    "ledger_key",
     "open_bound",
+    "opened_keys",
     "protectors_of",
 ]
 
@@ -143,7 +145,7 @@ def establish(
         operators = OperatorRegister(ca=ca, entries=(), record=ledger.append, clock=lambda: now)
         _, issued = operators.add(name, request)
         # The last step: a state directory without this mark was not established.
-        counter = _counter(config.keys)
+        counter = counter_of(config.keys)
         with ModelStore.open(state / STORE_FOLDER, keys, counter=counter, head=head) as store:
             store.establish()
     keys.close()
@@ -172,6 +174,32 @@ def admit_operator(home: Home, name: str, csr: Path, *, now: datetime, control: 
     )
     _, issued = operators.add(name, csr_der(csr))
     return LoginGrant(address=control, certificates=issued.chain_pem.decode())
+
+
+@contextmanager
+def opened_keys(config: ServerConfig) -> Iterator[KeyService]:
+    """Recover the root key of a coordinator and open its key service.
+
+    :raises ConfigError: when nothing was established there.
+    :raises StoreError: when the keys do not open.
+    """
+    state = config.state
+    if not (state / KEYS_FOLDER / ROOT_FILE).exists():
+        raise ConfigError(
+            "no coordinator was established here",
+            where=str(state),
+            hint="make one with `fedlearn-server init`",
+        )
+    keys = KeyService.open(
+        state / KEYS_FOLDER,
+        protectors_of(config.keys, state),
+        allow_insecure_key_file=config.keys.insecure,
+        expected_id=config.keys.key_id or None,
+    )
+    try:
+        yield keys
+    finally:
+        keys.close()
 
 
 @contextmanager
@@ -237,7 +265,7 @@ def compare_bound(state: Path, keys: KeyService) -> None:
                 check_established(store.catalogue)
                 head = HeadFile(state / STORE_FOLDER / HEAD_FILE, keys.root)
                 reader = LedgerReader(state / LEDGER_FILE)
-                chain = reader.chain(_key(keys, _LEDGER_KEY).public_key())
+                chain = reader.chain(ledger_key(keys).public_key())
                 check_bound(store.catalogue, head, length=len(chain), hash_of=chain.hash_of)
         except (StoreError, LedgerError):
             # What was read first is older than what was read last where a coordinator runs.
@@ -274,22 +302,10 @@ class Home:
             another one.
         """
         state = config.state
-        if not (state / KEYS_FOLDER / ROOT_FILE).exists():
-            raise ConfigError(
-                "no coordinator was established here",
-                where=str(state),
-                hint="make one with `fedlearn-server init`",
-            )
         with ExitStack() as stack:
-            keys = KeyService.open(
-                state / KEYS_FOLDER,
-                protectors_of(config.keys, state),
-                allow_insecure_key_file=config.keys.insecure,
-                expected_id=config.keys.key_id or None,
-            )
-            stack.callback(keys.close)
+            keys = stack.enter_context(opened_keys(config))
             ledger, store = stack.enter_context(
-                open_bound(state, keys, counter=_counter(config.keys))
+                open_bound(state, keys, counter=counter_of(config.keys))
             )
             keys.record_with(ledger.append)
             ca = authority(state, keys)
@@ -352,6 +368,14 @@ def _first_request(csr: Path | None, trust_domain: str) -> tuple[str, bytes, byt
     return requested_name(request, trust_domain=trust_domain), request, None
 
 
+def ledger_key(keys: KeyService) -> ec.EllipticCurvePrivateKey:
+    """Return the key that signs the ledger.
+
+    :raises StoreError: when the state directory lacks it.
+    """
+    return _key(keys, _LEDGER_KEY)
+
+
 def _key(keys: KeyService, name: str) -> ec.EllipticCurvePrivateKey:
     data = keys.secret(name)
     if data is None:
@@ -396,7 +420,7 @@ def _recovery_key(path: Path) -> RecoveryKey:
     return RecoveryKey(public.public_bytes_raw())
 
 
-def _counter(keys: Keys) -> MonotonicCounter | None:
+def counter_of(keys: Keys) -> MonotonicCounter | None:
     """Return the TPM's counter where the TPM keeps the root key: it finds an older disk."""
     if "tpm-policy" not in keys.protect:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
 import signal
@@ -193,6 +194,30 @@ def operator(name: str, csr: Path, path: Path, out: Path | None) -> None:
     target.write_text(grant.to_toml())
     line(f"{name} is an operator; send {target} there:", style="green")
     line(f"  fedlearn operator login {target} --ca-pin {pin}")
+
+
+@main.command()
+@_config
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def adopt(path: Path, as_json: bool) -> None:
+    """Go on with the ledger and the store that are there, though one is older than the other.
+
+    For a coordinator that is not running, where a backup is all that is left. What only the lost
+    part knew is lost (revocations, removals, spent privacy); the ledger says what was adopted.
+    """
+    from server.adoption import adopt as adopted
+    from server.config import ServerConfig
+
+    found = adopted(ServerConfig.load(path))
+    if as_json:
+        print_json(dataclasses.asdict(found))
+        return
+    line(f"adopted, though: {found.disagreement}", style="yellow")
+    line(f"ledger   ends at {found.ledger}")
+    line(f"before   it ended at {found.head or 'nothing that is known'}")
+    for model, version in found.versions.items():
+        line(f"model    {model} is at version {version}")
+    line("look at operators, sites and exclusions before you go on: revocations may be lost")
 
 
 @main.command()

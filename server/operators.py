@@ -199,8 +199,6 @@ class OperatorRegister:
         if not isinstance(identity, OperatorId):
             raise TransportError(f"{identity} is not an operator")
         found = self._known.get(f"{certificate.serial:x}")
-        if found is None and not self._known:
-            found = self._adopt(certificate, identity)
         if found is None or (found.name, found.thumbprint) != (
             identity.name,
             certificate.thumbprint,
@@ -216,23 +214,6 @@ class OperatorRegister:
                 hint="another operator can let you in again, with a new key",
             )
         return found
-
-    def _adopt(self, certificate: PeerCertificate, identity: OperatorId) -> Operator:
-        """Take over the one operator of a coordinator that is older than its register.
-
-        Its CA had signed one operator's certificate, at its establishment. Where the ledger
-        names any operator, nobody is adopted.
-        """
-        operator = Operator(
-            name=identity.name,
-            serial=f"{certificate.serial:x}",
-            thumbprint=certificate.thumbprint,
-            expires=certificate.expires,
-            by=ESTABLISHED,
-        )
-        self._record("operator", _body(operator, "adopted", ESTABLISHED))
-        self._known[operator.serial] = operator
-        return operator
 
 
 def requested_name(csr: bytes, *, trust_domain: str, expected: str = "") -> str:

@@ -33,7 +33,7 @@ from server.challenges import Limits
 from server.config import ServerConfig
 from server.connections import Caps
 from server.coordinator import Coordinator
-from server.enrollment import SiteRegister, SiteStatus
+from server.enrollment import SiteRegister, SiteStatus, site_entries
 from server.exclusions import ExclusionList
 from server.front import Front
 from server.home import Home
@@ -97,7 +97,7 @@ def serve(config: ServerConfig) -> Iterator[Service]:
         book = JobBook(config.state / "jobs.sqlite")
         stack.callback(book.close)
         sites = SiteRegister(
-            config.state / "sites.sqlite",
+            entries=site_entries(home.ledger),
             address=told["gate"],
             ca_pin=home.ca.key_digest,
             clock=_now,
@@ -105,7 +105,6 @@ def serve(config: ServerConfig) -> Iterator[Service]:
             limit=config.limits.sites,
             token_lifetime=timedelta(seconds=config.certificates.token_s),
         )
-        stack.callback(sites.close)
         operators = OperatorRegister(
             ca=home.ca,
             entries=(entry.body for entry in home.ledger.entries(kind="operator")),

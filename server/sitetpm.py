@@ -5,32 +5,19 @@ when the invitation named it, or when the operator approves the site after it wa
 Another one later, whatever its certificate, is another machine, which the operator has to
 approve by name.
 
-Rows live in a table of their own in the file of :class:`server.enrollment.SiteRegister`;
-everything here runs inside of the register's transactions.
+It is part of what the ledger keeps of a site (:class:`server.site.Site`).
 """
 
 from __future__ import annotations
 
-import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Self
 
 from attestation.tpm_credential import ProvenKey
-from fedlearn.errors import ConfigError, EnrollmentRefused
+from fedlearn.errors import ConfigError
 
-__all__ = ["SCHEMA", "SiteTpm", "TpmTable", "check_digest"]
-
-SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS tpms (
-    site TEXT PRIMARY KEY,
-    ek BLOB NOT NULL,
-    endorsement TEXT NOT NULL,
-    ak BLOB NOT NULL,
-    shown_ek BLOB NOT NULL,
-    shown_ak BLOB NOT NULL,
-    certificate TEXT NOT NULL
-) STRICT;
-"""
+__all__ = ["SiteTpm", "check_digest"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,52 +107,29 @@ class SiteTpm:
             "endorsement": self.endorsement,
             "ak": self.ak.hex(),
             "shown_ek": self.shown_ek.hex(),
+            "shown_ak": self.shown_ak.hex(),
             "certificate": self.certificate,
         }
 
+    @classmethod
+    def of_entry(cls, site: str, entry: Mapping[str, str]) -> Self:
+        """Return what :meth:`entry` wrote.
 
-class TpmTable:
-    """The table; the caller holds the register's lock."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def get(self, site: str) -> SiteTpm:
-        """Return what is known, an empty value when that is nothing."""
-        row = self._db.execute("SELECT * FROM tpms WHERE site=?", (site,)).fetchone()
-        return SiteTpm(site=site) if row is None else SiteTpm(**dict(row))
-
-    def put(self, tpm: SiteTpm) -> None:
-        """Keep ``tpm`` in place of what was known of its site.
-
-        :raises EnrollmentRefused: when it is the TPM of another site: one machine speaks for
-            one site.
+        :raises KeyError, TypeError, ValueError: when it is none of this version.
         """
-        eks, aks = (tpm.ek, tpm.shown_ek), (tpm.ak, tpm.shown_ak)
-        for holder in (*(self.holder(ek=ek) for ek in eks), *(self.holder(ak=ak) for ak in aks)):
-            if holder not in (None, tpm.site):
-                raise EnrollmentRefused(
-                    f"this TPM belongs to site {holder} already",
-                    hint=f"one machine serves one site; remove {holder} first if it has moved",
-                )
-        self._db.execute(
-            "INSERT OR REPLACE INTO tpms VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(tpm.site, tpm.ek, tpm.endorsement, tpm.ak),
-                *(tpm.shown_ek, tpm.shown_ak, tpm.certificate),
-            ),
+        return cls(
+            site=site,
+            ek=bytes.fromhex(entry["ek"]),
+            endorsement=str(entry["endorsement"]),
+            ak=bytes.fromhex(entry["ak"]),
+            shown_ek=bytes.fromhex(entry["shown_ek"]),
+            shown_ak=bytes.fromhex(entry["shown_ak"]),
+            certificate=str(entry["certificate"]),
         )
 
-    def drop(self, site: str) -> None:
-        """Forget a site's TPM."""
-        self._db.execute("DELETE FROM tpms WHERE site=?", (site,))
-
-    def holder(self, *, ek: bytes = b"", ak: bytes = b"") -> str | None:
-        """Return the site that is bound to ``ek``, or whose proven key ``ak`` is."""
-        row = self._db.execute(
-            "SELECT site FROM tpms WHERE (ek=? AND ek<>x'') OR (ak=? AND ak<>x'')", (ek, ak)
-        ).fetchone()
-        return None if row is None else str(row["site"])
+    def holds(self, *, ek: bytes = b"", ak: bytes = b"") -> bool:
+        """Say whether the site is bound to ``ek``, or its proven key is ``ak``."""
+        return (bool(ek) and ek == self.ek) or (bool(ak) and ak == self.ak)
 
 
 def check_digest(ek: bytes) -> None:

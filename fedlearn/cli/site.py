@@ -312,7 +312,11 @@ def _tpm_lines(tpm: SiteTpm) -> Iterator[tuple[str, str]]:
 def _contact(site: SiteState) -> str:
     if site.connected:
         return "connected"
-    return f"last seen {_when(site.last_seen)}" if site.last_seen else "never connected"
+    return (
+        f"last seen {_when(site.last_seen)}"
+        if site.last_seen
+        else "not seen since the coordinator started"
+    )
 
 
 def _when(moment: datetime) -> str:

@@ -145,7 +145,6 @@ class Deployment:
             )
         }
         self.sites = SiteRegister(
-            state / "sites.db",
             address="127.0.0.1:9443",
             ca_pin=self.ca.key_digest,
             clock=self.clock,
@@ -218,6 +217,9 @@ value = "{LAUNCH.hex()}"
 
     def record(self, kind: str, body: Any) -> None:
         self.entries.append((kind, json.loads(json.dumps(body))))
+
+    def site_entries(self) -> list[dict[str, Any]]:
+        return [body for kind, body in self.entries if kind in ("enrollment", "site")]
 
     def kinds(self) -> list[str]:
         return [kind for kind, _ in self.entries]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,7 +17,8 @@ import pytest
 
 from fedlearn import config
 from fedlearn.cli import main
-from fedlearn.errors import FedlearnError, LedgerError, StoreError
+from fedlearn.errors import ConfigError, FedlearnError, LedgerError, StoreError
+from server.adoption import adopt
 from server.config import ServerConfig
 from server.headfile import HEAD_FILE
 from server.home import Home, establish
@@ -221,6 +223,69 @@ def test_a_state_that_was_never_bound_says_what_to_do(settings: ServerConfig) ->
     with pytest.raises(StoreError, match="established with it") as caught:
         Home.open(settings)
     assert "export its models with that version" in caught.value.hint
+
+
+# --- an older state that is all that is left -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names", [[LEDGER_FILE], ["store"], ["store/catalogue.sealed"]], ids=lambda names: names[0]
+)
+def test_an_operator_may_adopt_what_is_left_and_the_ledger_says_so(
+    settings: ServerConfig, capsys: pytest.CaptureFixture[str], names: list[str]
+) -> None:
+    copy = copied(settings, "yesterday")
+    later(settings)
+    put(settings, copy, *names)
+    if names == ["store/catalogue.sealed"]:
+        # The older catalogue names a file that pruning may have removed, but none was pruned here.
+        assert len(list((settings.state / "store" / "models").iterdir())) == 2
+    with pytest.raises(FedlearnError) as refused:
+        Home.open(settings)
+    toml = str(settings.state.with_name("server.toml"))
+    assert "fedlearn-server adopt" in refused.value.hint
+    done = server_main(capsys, "adopt", "--config", toml, "--json")
+    assert done["disagreement"] == str(refused.value)
+    with Home.open(settings) as home:
+        [entry] = home.ledger.entries(kind="state")
+        assert entry.body["change"] == "adopted"
+        assert entry.body["disagreement"] == done["disagreement"]
+        assert entry.body["head"] == done["head"]
+        home.store.write("demo", WEIGHTS, round=3)
+    Home.open(settings).close()
+    assert [code for code, _ in commands(capsys, settings).values()] == [0, 0]
+
+
+def test_nothing_is_adopted_that_is_whole_or_damaged(
+    settings: ServerConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match="nothing to adopt"):
+        adopt(settings)
+    copy = copied(settings, "yesterday")
+    later(settings)
+    put(settings, copy, LEDGER_FILE)
+    newest = max((settings.state / "store" / "models").iterdir())
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[:-1])
+    with pytest.raises(StoreError, match="demo, version 2"):
+        adopt(settings)
+    newest.write_bytes(whole)
+    (settings.state / LEDGER_FILE).unlink()
+    with pytest.raises(LedgerError, match="there was one"):
+        adopt(settings)
+    with pytest.raises(FedlearnError):
+        Home.open(settings)
+
+
+def server_main(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    from server.main import main as server_command
+
+    with pytest.raises(SystemExit) as caught:
+        server_command(list(words))
+    out = capsys.readouterr().out
+    assert caught.value.code in (0, None), out
+    found: dict[str, Any] = json.loads(out)
+    return found
 
 
 # --- crashes --------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from fedlearn.errors import (
     AdmissionDenied,
     ConfigError,
     EnrollmentRefused,
+    LedgerError,
     StoreError,
     TransportError,
 )
@@ -164,24 +164,57 @@ def test_what_does_not_fit_the_status_is_refused(deployment: Any) -> None:
     assert deployment.sites.approve("site-a").status is SiteStatus.ACTIVE
 
 
-def test_the_register_survives_a_restart_and_keeps_no_secret(
-    deployment: Any, tmp_path: Path, csr: bytes
-) -> None:
-    token = deployment.sites.create_token("site-c", needs_approval=False)
-    deployment.sites.close()
-    stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
-    assert token.secret not in stored
-    assert token.encode().encode() not in stored
-    assert (tmp_path / "sites.db").stat().st_mode & 0o077 == 0
-    reopened = SiteRegister(
-        tmp_path / "sites.db",
+def reopened(deployment: Any) -> SiteRegister:
+    """The register as it is after a restart: all that is known of sites is in the ledger."""
+    return SiteRegister(
+        entries=deployment.site_entries(),
         address="127.0.0.1:9443",
         ca_pin=deployment.ca.key_digest,
         clock=deployment.clock,
         record=deployment.record,
     )
-    assert [site.name for site in reopened.list()] == ["site-a", "site-b", "site-c"]
-    assert reopened.enroll(token.encode(), csr).status is SiteStatus.ACTIVE
+
+
+def test_the_register_survives_a_restart_and_keeps_no_secret(deployment: Any, csr: bytes) -> None:
+    token = deployment.sites.create_token("site-c", needs_approval=False)
+    stored = repr(deployment.entries)
+    assert token.secret.hex() not in stored
+    assert token.encode() not in stored
+    again = reopened(deployment)
+    assert [site.name for site in again.list()] == ["site-a", "site-b", "site-c"]
+    assert again.enroll(token.encode(), csr).status is SiteStatus.ACTIVE
+
+
+@pytest.mark.parametrize("change", ["remove", "drain", "reject", "approve"])
+def test_every_change_of_a_site_outlives_a_restart(
+    deployment: Any, csr: bytes, change: str
+) -> None:
+    deployment.sites.enroll(deployment.sites.create_token("site-c").encode(), csr)
+    getattr(deployment.sites, change)("site-c" if change in ("reject", "approve") else "site-a")
+    deployment.sites.create_token("site-d", ek=bytes(32))
+    again = reopened(deployment)
+    assert again.list() == deployment.sites.list()
+    assert again.site_of_ak(bytes(32)) is None
+    with pytest.raises(EnrollmentRefused, match="belongs to site site-d"):
+        again.create_token("site-e", ek=bytes(32))
+
+
+def test_a_refusal_changes_nothing_after_a_restart(
+    deployment: Any, csr: bytes, other_csr: bytes
+) -> None:
+    token = deployment.sites.create_token("site-c", needs_approval=False).encode()
+    deployment.sites.enroll(token, csr)
+    with pytest.raises(EnrollmentRefused):
+        deployment.sites.enroll(token, other_csr)
+    assert reopened(deployment).list() == deployment.sites.list()
+
+
+@pytest.mark.parametrize("damage", [{"key": "zz"}, {"status": "king"}, {"tpm": {}}, {"changed": 0}])
+def test_an_entry_of_another_version_is_named(deployment: Any, damage: dict[str, Any]) -> None:
+    body = deployment.site_entries()[-1]
+    body["state"] |= damage
+    with pytest.raises(LedgerError, match="an entry about a site"):
+        reopened(deployment)
 
 
 def test_a_change_that_cannot_be_recorded_does_not_take_place(deployment: Any, csr: bytes) -> None:
@@ -194,18 +227,6 @@ def test_a_change_that_cannot_be_recorded_does_not_take_place(deployment: Any, c
     with pytest.raises(StoreError):
         deployment.sites.enroll(token, csr)
     assert deployment.sites.show("site-c").status is SiteStatus.INVITED
-
-
-def test_a_file_that_is_no_register_is_refused(deployment: Any, tmp_path: Path) -> None:
-    (tmp_path / "junk.db").write_bytes(b"this is no database, and long enough to tell" * 100)
-    with pytest.raises(StoreError, match="cannot be opened"):
-        SiteRegister(
-            tmp_path / "junk.db",
-            address="127.0.0.1:9443",
-            ca_pin=bytes(32),
-            clock=deployment.clock,
-            record=deployment.record,
-        )
 
 
 @pytest.mark.parametrize("report", ["", "[]", "{", "[" * 100_000, '{"a":"' + "x" * 300_000 + '"}'])

@@ -28,7 +28,7 @@ from fedlearn.errors import JobError
 from server.admission import AdmissionGate
 from server.config import ServerConfig
 from server.coordinator import Coordinator
-from server.enrollment import SiteRegister
+from server.enrollment import SiteRegister, site_entries
 from server.home import Home, establish
 from server.jobs import JobBook, JobStatus
 from server.policies import PolicyDesk
@@ -185,13 +185,12 @@ def coordinators(tmp_path: Path, fakes: Any) -> Iterator[Callable[[], Coordinato
         book = JobBook(settings.state / "jobs.sqlite")
         closing.append(book.close)
         sites = SiteRegister(
-            settings.state / "sites.sqlite",
+            entries=site_entries(home.ledger),
             address="127.0.0.1:1",
             ca_pin=home.ca.key_digest,
             clock=lambda: datetime.now(UTC),
             record=home.ledger.append,
         )
-        closing.append(sites.close)
         if not sites.list():
             token = sites.create_token("site-a", needs_approval=False)
             sites.enroll(token.encode(), parts.new_csr(parts.new_key()))

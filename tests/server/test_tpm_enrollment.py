@@ -103,21 +103,19 @@ def test_a_site_proves_its_tpm_over_the_wire(
 
 
 def test_what_was_proven_outlives_a_restart(
-    deployment: Any, enrollment: Any, parts: Any, tpms: Any, identities: Any, tmp_path: Path
+    deployment: Any, enrollment: Any, parts: Any, tpms: Any, identities: Any
 ) -> None:
     invite(deployment, parts, "site-t", identities[0].ek_digest)
     asked = enrollment.propose("site-t", identities[0].to_bytes())
     enrollment.prove("site-t", asked.challenge, tpms[0].activate(asked.blob))
-    deployment.sites.close()
     again = SiteRegister(
-        tmp_path / "sites.db",
+        entries=deployment.site_entries(),
         address="127.0.0.1:9443",
         ca_pin=bytes(32),
         clock=deployment.clock,
         record=deployment.record,
     )
     proven = again.tpm_of("site-t")
-    again.close()
     assert proven is not None
     assert proven.ak == identities[0].ak_digest
 
