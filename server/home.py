@@ -354,6 +354,10 @@ def authority(state: Path, keys: KeyService) -> CertificateAuthority:
     ca_key = keys.secret(_CA_KEY)
     if ca_key is None:
         raise _incomplete(_CA_KEY)
+    if not (state / _CA_FILE).is_file():
+        raise StoreError(
+            f"{state / _CA_FILE} is missing", hint="restore it from a backup; it is public"
+        )
     return CertificateAuthority.load(file_bytes(state / _CA_FILE), ca_key)
 
 

@@ -447,7 +447,7 @@ def test_a_ledger_says_whose_a_model_is_before_and_after_a_rotation(
     ledger = ("--key", place.owner, "--ledger", place.state / LEDGER_FILE)
     code, out, _ = run(capsys, "open", copy, *ledger)
     assert code == 0
-    assert "entry 2 of the ledger has its digest" in out
+    assert "entry 3 of the ledger has its digest" in out
     assert run(capsys, "rotate", "demo", *place.unlocked)[0] == 0
     code, out, _ = run(capsys, "list", "--json", *place.unlocked)
     fresh = json.loads(out)[-1]["file"]
