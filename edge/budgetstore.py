@@ -107,7 +107,7 @@ class BudgetStore:
     def reset(self) -> None:
         """Begin a new book, whatever was there."""
         with self._lock:
-            self._file.replace(Book().to_bytes())
+            self._file.begin_anew(Book().to_bytes())
 
     def _check(self, book: Book, charge: Charge) -> None:
         for limit in limits_on(self._config, charge):

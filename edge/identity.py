@@ -14,9 +14,7 @@ The folder has mode 0700. Files are replaced as wholes.
 from __future__ import annotations
 
 import json
-import os
 import stat
-import tempfile
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +25,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from attestation.sealing import write_durably
 from fedlearn.errors import ConfigError
 from fedlearn.join import JoinToken, checked_address
 from fedlearn.spiffe import checked_name
@@ -118,10 +117,10 @@ class SiteIdentity:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             folder.chmod(0o700)
-            _write(folder / "site.key", key_pem(self.key))
-            _write(folder / "ca.pem", self.ca_pem)
-            _write(folder / "site.pem", self.chain)
-            _write(folder / "token", self.token.encode())
+            write_durably(folder / "site.key", key_pem(self.key))
+            write_durably(folder / "ca.pem", self.ca_pem)
+            write_durably(folder / "site.pem", self.chain)
+            write_durably(folder / "token", self.token.encode())
             document = {
                 "site": self.site,
                 "gate_address": self.gate_address,
@@ -129,7 +128,7 @@ class SiteIdentity:
                 "ca_pin": self.ca_pin.hex(),
                 "order_key": self.order_key.hex(),
             }
-            _write(folder / "site.json", json.dumps(document, indent=2).encode())
+            write_durably(folder / "site.json", json.dumps(document, indent=2).encode())
         except OSError as error:
             raise ConfigError(f"cannot be written: {error.strerror}", where=str(folder)) from error
 
@@ -198,17 +197,3 @@ def _read(path: Path) -> bytes:
     if len(data) > _MAX_FILE_BYTES:
         raise ConfigError(f"more than {_MAX_FILE_BYTES} bytes", where=str(path))
     return data
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``, durably; it is never half of either."""
-    descriptor, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(scratch).replace(path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise

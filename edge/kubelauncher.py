@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from attestation.sealing import write_durably
 from edge import labels
 from edge.bootstrap import Bootstrap
 from edge.config import SiteConfig
@@ -208,7 +209,7 @@ class KubeLauncher:
             else:
                 self._check_runtime_class()
                 found = _retrying(lambda: self._create(body))
-                marker.touch(mode=0o600)
+                write_durably(marker, b"")
         self._check_same(found, body)
         with self._lock:
             client = self._clients.known[identity]

@@ -122,6 +122,7 @@ def check(path: Path, as_json: bool) -> int:
 @click.option("--withdraw", is_flag=True, help="Take the approval back.")
 def approve(path: Path, job: str, bundle: str, withdraw: bool) -> int:
     """Say yes to JOB running the code with the SHA-256 BUNDLE on this site's data."""
+    from attestation.sealing import sync_directory, write_durably
     from edge.agent import approval_name
     from edge.config import SiteConfig
     from fedlearn.spiffe import checked_name
@@ -136,11 +137,13 @@ def approve(path: Path, job: str, bundle: str, withdraw: bool) -> int:
         raise ConfigError("must be a SHA-256 in hexadecimal", key="BUNDLE")
     file = config.state / "approvals" / approval_name(job, digest)
     if withdraw:
-        file.unlink(missing_ok=True)
+        if file.exists():
+            file.unlink()
+            sync_directory(file.parent)
         line(f"{job} is no longer approved")
         return 0
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file.touch(mode=0o600)
+    write_durably(file, b"")
     line(f"{job} may run the code {bundle[:16]}... here", style="green")
     return 0
 

@@ -123,7 +123,7 @@ class SealedFile:
             self._put(content, count + 1)
             self._expect(count + 1, self._counter.increment())
 
-    def replace(self, content: bytes) -> None:
+    def begin_anew(self, content: bytes) -> None:
         """Write a new file whatever was there, bound to the counter as it is now."""
         with self._counting():
             count = None

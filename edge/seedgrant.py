@@ -18,11 +18,8 @@ sealing is that of RFC 9180 as in :mod:`attestation.sealing`.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import secrets
 import struct
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,7 +32,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, x25519
 
 from attestation.errors import AttestationError
-from attestation.sealing import hpke_open, hpke_seal
+from attestation.sealing import hpke_open, hpke_seal, sync_directory, write_once
 from fedlearn.commitment import SEED_BYTES
 from fedlearn.errors import LaunchError
 from fedlearn.spiffe import ClientId, SiteId, SpiffeId, parse
@@ -207,19 +204,10 @@ def _check(key: ec.EllipticCurvePublicKey, signature: bytes, message: bytes, wha
 def kept_seed(state: Path, job: str) -> bytes:
     """Return the secret that hides this site's records, the same for one job's whole life."""
     folder = state / "commitments"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not folder.exists():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync_directory(state)
     path = folder / f"{job}.seed"
     if path.exists():
         return path.read_bytes()
-    descriptor, scratch = tempfile.mkstemp(prefix=f".{job}.", dir=folder)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(SEED_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        # Whoever is first gives it its name; everybody reads that one.
-        with contextlib.suppress(FileExistsError):
-            os.link(scratch, path)
-    finally:
-        Path(scratch).unlink()
-    return path.read_bytes()
+    return write_once(path, secrets.token_bytes(SEED_BYTES))

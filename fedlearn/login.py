@@ -39,6 +39,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from attestation.sealing import rename_durably, write_durably
 from fedlearn import config, spiffe
 from fedlearn.config import address, option, text
 from fedlearn.errors import ConfigError, TransportError
@@ -122,18 +123,18 @@ class OperatorLogin:
         """
         _write_folder(folder, self._files())
 
-    def replace(self, folder: Path) -> None:
+    def replace_folder(self, folder: Path) -> None:
         """Write the folder anew, whole or not at all."""
         aside = folder.with_name(f".{folder.name}.former")
         shutil.rmtree(aside, ignore_errors=True)
         scratch = folder.with_name(f".{folder.name}.new")
         shutil.rmtree(scratch, ignore_errors=True)
         _write_folder(scratch, self._files())
-        folder.rename(aside)
+        rename_durably(folder, aside)
         try:
-            scratch.rename(folder)
+            rename_durably(scratch, folder)
         except OSError:
-            aside.rename(folder)
+            rename_durably(aside, folder)
             raise
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -273,7 +274,7 @@ def accept_grant(
         chain=answer.certificates.encode(),
         key=key,
     )
-    login.replace(folder)
+    login.replace_folder(folder)
     return login
 
 
@@ -300,10 +301,8 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         for name, data in files.items():
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            with open(os.open(scratch / name, flags, 0o600), "wb") as file:  # noqa: PTH123
-                file.write(data)
-        scratch.rename(folder)
+            write_durably(scratch / name, data)
+        rename_durably(scratch, folder)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise

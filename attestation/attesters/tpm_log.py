@@ -23,6 +23,7 @@ from typing import Final
 
 from attestation.errors import AttesterError, EvidenceError
 from attestation.eventlog import MAX_LOG_BYTES, EventLog
+from attestation.sealing.durable import write_durably
 
 __all__ = ["RuntimeLog"]
 
@@ -76,13 +77,7 @@ class RuntimeLog:
 
     def store(self, log: EventLog) -> None:
         """Replace the file, durably and at once."""
-        temporary = self._path.with_suffix(".new")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(log.to_bytes())
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(self._path)
+        write_durably(self._path, log.to_bytes())
 
     def complete(self, log: EventLog) -> EventLog:
         """Return the firmware's events followed by ours, as one log."""

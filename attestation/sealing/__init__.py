@@ -44,7 +44,14 @@ header, that is names, types and shapes of tensors, model, version, round and me
 
 from __future__ import annotations
 
-from attestation.sealing.durable import DurableFile, is_temporary, write_durably
+from attestation.sealing.durable import (
+    DurableFile,
+    is_temporary,
+    rename_durably,
+    sync_directory,
+    write_durably,
+    write_once,
+)
 from attestation.sealing.header import (
     CHUNK_BYTES,
     ITEM_BYTES,
@@ -95,7 +102,10 @@ __all__ = [
     "open_sealed",
     "read_header",
     "release_to",
+    "rename_durably",
     "seal",
     "signer_digest",
+    "sync_directory",
     "write_durably",
+    "write_once",
 ]

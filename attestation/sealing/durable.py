@@ -15,7 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-__all__ = ["DurableFile", "is_temporary", "write_durably"]
+__all__ = [
+    "DurableFile",
+    "is_temporary",
+    "rename_durably",
+    "sync_directory",
+    "write_durably",
+    "write_once",
+]
 
 _TEMPORARY: Final = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.tmp")
 
@@ -29,15 +36,15 @@ class DurableFile:
     """Write ``path`` anew. Without :meth:`commit` the previous content stays.
 
     A context manager: leaving it without a commit, for whatever reason, removes the
-    temporary file. The file is readable by its owner only.
+    temporary file. The file is readable by its owner only, unless ``mode`` says otherwise.
 
     :raises OSError: when the disk is full or the directory cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, mode: int = 0o600) -> None:
         self.path = path
         self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-        self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         self._committed = False
 
     def __enter__(self) -> Self:
@@ -62,7 +69,15 @@ class DurableFile:
         os.fsync(self._fd)
         self._temporary.replace(self.path)
         self._committed = True
-        _sync_directory(self.path.parent)
+        sync_directory(self.path.parent)
+
+    def link(self) -> None:
+        """Make what was written durable as ``path``, unless that exists already."""
+        os.fsync(self._fd)
+        with contextlib.suppress(FileExistsError):
+            os.link(self._temporary, self.path)
+        # Whoever was first may not have come to this yet.
+        sync_directory(self.path.parent)
 
     def close(self) -> None:
         """Close the file; remove it unless it was committed."""
@@ -74,17 +89,37 @@ class DurableFile:
                     self._temporary.unlink()
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write ``path`` with mode 0600, whole or not at all.
+def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Write ``path`` with ``mode`` (less the umask), whole or not at all.
 
     :raises OSError: when that is not possible; the previous content is then unchanged.
     """
-    with DurableFile(path) as file:
+    with DurableFile(path, mode=mode) as file:
         file.write(data)
         file.commit()
 
 
-def _sync_directory(directory: Path) -> None:
+def write_once(path: Path, data: bytes) -> bytes:
+    """Write ``path`` with mode 0600 unless it exists; return what is in it, durably.
+
+    Of several that write at once, one gives the file its content, and all return that one.
+
+    :raises OSError: when that is not possible.
+    """
+    with DurableFile(path) as file:
+        file.write(data)
+        file.link()
+    return path.read_bytes()
+
+
+def rename_durably(source: Path, target: Path) -> None:
+    """Rename ``source`` to ``target`` in the same directory; on disk when it returns."""
+    source.rename(target)
+    sync_directory(target.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Have the names in ``directory`` on disk: those that were made, and those that went."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

@@ -25,6 +25,7 @@ from attestation.offline import (
     unread_pieces,
 )
 from attestation.policy import MAX_POLICY_BYTES, AppraisalPolicy
+from attestation.sealing import write_durably
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 from fedlearn.config import file_bytes
@@ -212,14 +213,9 @@ def write_new(path: Path, data: bytes, *, force: bool, mode: int = 0o644) -> Non
     """
     if path.exists() and not force:
         raise ConfigError("exists already", where=str(path), hint="name another file, or --force")
-    beside = path.with_name(f".{path.name}.new")
     try:
-        with beside.open("xb") as stream:
-            beside.chmod(mode)
-            stream.write(data)
-        beside.replace(path)
+        write_durably(path, data, mode=mode)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         reason = (error.strerror or "unknown reason").lower()
         raise ConfigError(f"cannot be written: {reason}", where=str(path)) from None
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
+from attestation.sealing import write_durably
 from fedlearn.cli.unlock import Unlock, unlock_options
 from fedlearn.console import REFUSED, Commands, Failure, line, print_json, printable
 from fedlearn.errors import ConfigError, LedgerError, StoreError
@@ -167,12 +167,7 @@ def head(state: Path, out: Path | None, as_json: bool) -> None:
     if found is None:
         raise LedgerError("the ledger is empty, so it has no head")
     if out is not None:
-        fresh = out.with_name(f".{out.name}.{os.getpid()}.new")
-        try:
-            fresh.write_bytes(found.to_bytes())
-            fresh.replace(out)
-        finally:
-            fresh.unlink(missing_ok=True)
+        write_durably(out, found.to_bytes(), mode=0o644)
     if as_json:
         print_json(json.loads(found.to_bytes()))
     else:

@@ -139,7 +139,7 @@ def renew(operator: Path | None, as_json: bool) -> None:
             identity.name, x509.load_pem_x509_csr(csr).public_bytes(Encoding.DER)
         )
     renewed = OperatorLogin(address=former.address, ca=former.ca, chain=grant.chain, key=key)
-    renewed.replace(folder)
+    renewed.replace_folder(folder)
     with OperatorClient(
         address=renewed.address, ca=renewed.ca, chain=renewed.chain, key=renewed.key
     ) as client:

@@ -12,6 +12,7 @@ from typing import Final
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from attestation.sealing import write_durably
 from fedlearn.errors import LedgerError
 from server.ledger.entry import key_fingerprint, require_p256
 
@@ -105,13 +106,8 @@ def publish_key(path: Path, public_key: ec.EllipticCurvePublicKey) -> None:
     pem = public_key.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    fresh = path.with_name(path.name + ".new")
     try:
-        with fresh.open("wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
+        write_durably(path, pem, mode=0o644)
     except OSError as error:
         raise LedgerError(f"the public key {path} cannot be written: {error.strerror}") from None
 

@@ -124,6 +124,20 @@ def test_what_does_not_fit_is_refused_with_its_reason(
         assert found.data == ""
 
 
+@pytest.mark.parametrize("floor", ["required = true", "max_epsilon = 8", "max_delta = 1e-3"])
+def test_metrics_without_noise_leave_where_the_site_asks_for_it_by_name(
+    folder: Path, floor: str
+) -> None:
+    exact = ("delta = 1e-6", "delta = 1e-6\ninsecure_exact_metrics = true")
+    old = "required = true\nmax_epsilon = 8"
+    found = _decide(folder, job=exact, site=(old, floor))
+    assert found.answer is Answer.REFUSE
+    assert "metrics leave the site without noise (insecure_exact_metrics)" in found.reasons[0]
+    named = (old, f"{floor}\ninsecure_exact_metrics = true")
+    assert _decide(folder, job=exact, site=named).answer is Answer.RUN
+    assert _decide(folder, job=exact, site=(old, "")).answer is Answer.RUN
+
+
 def test_a_job_whose_app_receives_single_updates_runs_where_the_site_allows_it(
     folder: Path,
 ) -> None:

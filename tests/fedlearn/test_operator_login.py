@@ -185,5 +185,5 @@ def test_a_renewed_login_is_whole_or_as_it_was(
 
     monkeypatch.setattr(Path, "rename", broken)
     with pytest.raises(OSError, match="full"):
-        login.replace(folder)
+        login.replace_folder(folder)
     assert contents(folder) == before
