@@ -10,7 +10,7 @@ STAMP := $(VENV)/.ready
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: help setup system demo demo-k8s test test-long test-pods check format lint types contracts readme wire wire-check images e2e-coco bench fuzz clean
+.PHONY: help setup system demo demo-k8s test test-long test-pods test-flower check format lint types contracts readme wire wire-check images e2e-coco bench fuzz clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -48,6 +48,9 @@ test-pods: $(STAMP) ## Train in real pods: kubelet, containerd, our own image (m
 	@tools/install-system-packages.sh pods
 	@tools/get-kubernetes.sh >/dev/null
 	@$(BIN)/python -m pytest -q tests/e2e/test_real_pods.py
+
+test-flower: $(STAMP) ## Run Flower's side with the lowest release of Flower too
+	@$(BIN)/python tools/flower_releases.py
 
 check: format lint types contracts wire-check test readme ## Everything that CI runs
 

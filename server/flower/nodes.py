@@ -1,8 +1,9 @@
 """What nodes may ask of a job, as an ASGI application behind :mod:`server.front`.
 
 The front has decided who is speaking (``scope["fedlearn.caller"]``) and how much may be read
-(``scope["fedlearn.length"]``). The actions are those of :data:`server.front.ACTIONS`. A node
-is known by its certificate alone: no request names one.
+(``scope["fedlearn.length"]``), and it ends a body that stalls and an answer that is not taken.
+The actions are those of :data:`server.front.ACTIONS`. A node is known by its certificate alone:
+no request names one.
 
 ==================== ============================= ========================================
 action               request                       answer
@@ -39,16 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["Delivered", "NodeActions", "NodeBusy", "NodeGone", "TooLarge"]
 
 _SMALL_BYTES: Final = 64 * 1024
-_PIECE_BYTES: Final = 256 * 1024
 _HOLD_SECONDS: Final = 20.0
 """How long a node that asks for work is kept waiting before it is told that there is none."""
-
-_STALL_SECONDS: Final = 20.0
-"""How long a body may pause."""
-
-_GRACE_SECONDS: Final = 60.0
-_SLOWEST: Final = 16 * 1024
-"""The fewest bytes a second of a body, after a grace."""
 
 _SHORTEST_INTERVAL: Final = 10.0
 _LONGEST_INTERVAL: Final = 1800.0
@@ -66,15 +59,11 @@ class TooLarge(TransportError):
     """A body has more bytes than an answer may have."""
 
 
-class _Stalled(TransportError):
-    """A body pauses for too long, or comes too slowly."""
-
-
 class _Left(Exception):
     """The connection ended in the middle of a request."""
 
 
-_STATUS: Final = {NodeGone: 410, NodeBusy: 409, TooLarge: 413, _Stalled: 408}
+_STATUS: Final = {NodeGone: 410, NodeBusy: 409, TooLarge: 413}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,19 +188,12 @@ async def _off_loop(function: Any, data: bytes, *more: Any) -> Any:
 async def _pieces(receive: Receive, length: int) -> AsyncIterator[bytes]:
     """Yield a body as it arrives.
 
-    :raises TransportError: when it is longer than announced, or too slow.
+    :raises TransportError: when it is longer than announced.
     :raises _Left: when the connection ends.
     """
-    loop = asyncio.get_running_loop()
-    started = loop.time()
     received = 0
     while True:
-        slowest = started + _GRACE_SECONDS + received / _SLOWEST
-        try:
-            async with asyncio.timeout_at(min(loop.time() + _STALL_SECONDS, slowest)):
-                event = await receive()
-        except TimeoutError:
-            raise _Stalled(f"only {received} of {length} bytes arrived in time") from None
+        event = await receive()
         if event["type"] == "http.disconnect":
             raise _Left
         piece: bytes = event.get("body", b"")
@@ -238,14 +220,8 @@ def _interval(body: bytes) -> float:
 
 
 async def _refuse(send: Send, error: TransportError) -> None:
-    # A body that is too slow is not waited for; the rest of any other is read and dropped.
-    await _respond(
-        send,
-        _STATUS.get(type(error), 400),
-        [str(error).encode()],
-        kind=b"text/plain; charset=utf-8",
-        close=isinstance(error, _Stalled),
-    )
+    text = b"text/plain; charset=utf-8"
+    await _respond(send, _STATUS.get(type(error), 400), [str(error).encode()], kind=text)
 
 
 async def _respond(
@@ -255,20 +231,12 @@ async def _respond(
     *,
     size: int | None = None,
     kind: bytes = b"application/octet-stream",
-    close: bool = False,
 ) -> None:
     length = sum(map(len, parts)) if size is None else size
     headers = [(b"content-type", kind), (b"content-length", str(length).encode())]
     if status == 204:
         headers = []
-    if close:
-        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     for part in parts:
-        view = memoryview(part)
-        # The server waits between two pieces until the peer has taken enough; in one piece, all
-        # of a model would be encrypted into memory for every node that reads slowly.
-        for start in range(0, len(view), _PIECE_BYTES):
-            piece = bytes(view[start : start + _PIECE_BYTES])
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": part, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import socket
@@ -72,6 +73,41 @@ def test_no_flower_is_named(monkeypatch):
 def test_the_range_is_that_of_the_package():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert f"flwr{flower_pin.WANTED}" in settings["project"]["dependencies"]
+
+
+_PUBLIC = {
+    "flwr",
+    "flwr.app",
+    "flwr.clientapp",
+    "flwr.common",
+    "flwr.serverapp",
+    "flwr.serverapp.grid",
+    "flwr.serverapp.strategy",
+}
+_BESIDE = {
+    "flwr.cli.build",
+    "flwr.common.constant",
+    "flwr.common.serde",
+    "flwr.proto.run_pb2",
+    "flwr.supercore.run",
+    "flwr.supercore.task_identity",
+}
+"""What ADR 0012 lists: modules that are not Flower's public interface."""
+
+
+def test_flower_is_used_by_its_public_interface_and_what_the_decision_lists():
+    found: dict[str, set[str]] = {}
+    for package in ("attestation", "edge", "fedlearn", "server"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                if isinstance(node, ast.Import):
+                    names = [each.name for each in node.names]
+                for name in names:
+                    if name.split(".")[0] == "flwr":
+                        found.setdefault(name, set()).add(str(path.relative_to(ROOT)))
+    assert {"flwr.app", "flwr.serverapp.strategy"} <= set(found)
+    assert {name: found[name] for name in set(found) - _PUBLIC - _BESIDE} == {}
 
 
 def test_another_start_is_named(monkeypatch):
