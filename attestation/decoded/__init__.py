@@ -6,13 +6,14 @@ For people: nothing here is verified, and verifiers do not use it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from attestation.decoded.azure import decode_azure, decode_hcl
 from attestation.decoded.dcap import decode_quote
 from attestation.decoded.fields import Field
 from attestation.decoded.log import decode_log, is_log, is_old_log
 from attestation.decoded.nvidia import decode_nvidia
+from attestation.decoded.origins import with_origins
 from attestation.decoded.snp import decode_report
 from attestation.decoded.tpm import decode_tpm
 from attestation.encodings import unwrap_text
@@ -38,20 +39,25 @@ def decode_file(data: bytes, format: str | None = None) -> tuple[str, tuple[Fiel
 
     :raises EvidenceError: when it is of no known format, or malformed.
     """
+    kind, fields = _decoded(data, format)
+    return kind, tuple(with_origins(fields))
+
+
+def _decoded(data: bytes, format: str | None) -> tuple[str, Iterable[Field]]:  # noqa: A002
     raw = unwrap_text(data)
     if format == EVENT_LOG or (format is None and is_log(raw)):
-        return EVENT_LOG, tuple(decode_log(raw))
+        return EVENT_LOG, decode_log(raw)
     if format is None and raw.startswith(_NVIDIA):
-        return Tee.NVIDIA.value, tuple(decode_nvidia(raw))
+        return Tee.NVIDIA.value, decode_nvidia(raw)
     if format is None and raw.startswith(_HCL):
-        return HCL_REPORT, tuple(decode_hcl(raw))
+        return HCL_REPORT, decode_hcl(raw)
     try:
         evidence = to_evidence(data, format)
     except EvidenceError:
         if format is None and is_old_log(raw):
-            return EVENT_LOG, tuple(decode_log(raw))
+            return EVENT_LOG, decode_log(raw)
         raise
-    return evidence.tee.value, tuple(_evidence(evidence))
+    return evidence.tee.value, _evidence(evidence)
 
 
 def _evidence(evidence: Evidence) -> Iterator[Field]:

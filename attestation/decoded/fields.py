@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from attestation.errors import EvidenceError
+from attestation.evidence import Origin
 
 __all__ = ["Field", "Layout", "integer", "read_layout"]
 
@@ -16,15 +17,24 @@ integer."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """``section`` is the structure, ``name`` the field in the words of its specification."""
+    """``section`` is the structure, ``name`` the field in the words of its specification.
+
+    ``origin`` says where the value comes from, of a field that becomes a claim.
+    """
 
     section: str
     name: str
     value: str
+    origin: Origin | None = None
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, str | None]:
         """Return the field as JSON-ready values."""
-        return {"section": self.section, "name": self.name, "value": self.value}
+        return {
+            "section": self.section,
+            "name": self.name,
+            "value": self.value,
+            "origin": self.origin.value if self.origin is not None else None,
+        }
 
 
 def integer(data: bytes) -> int:

@@ -44,7 +44,11 @@ def group() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def show(file: Path, format_name: str | None, as_json: bool) -> None:
-    """Decode every field of a quote, report or log. Nothing is verified."""
+    """Decode every field of a quote, report or log. Nothing is verified.
+
+    A field that becomes a claim says where it would come from: the signed quote, the host that
+    started the environment, a measured log, or software that reports about itself.
+    """
     data = file_bytes(file, limit=MAX_INPUT_BYTES)
     try:
         kind, fields = decode_file(data, format_name)
@@ -153,4 +157,5 @@ def _print(fields: tuple[Field, ...]) -> None:
         if field.section != section:
             section = field.section
             line(printable(section), bold=True)
-        line(f"  {printable(field.name):<{width}}  {printable(field.value)}")
+        origin = f"  ({field.origin.value})" if field.origin is not None else ""
+        line(f"  {printable(field.name):<{width}}  {printable(field.value)}{origin}")

@@ -265,3 +265,37 @@ def test_a_setting_of_another_attester_is_named(tmp_path: Path) -> None:
         "--tcti",
     )
     assert not target.exists()
+
+
+def test_fields_say_where_the_claims_that_they_become_come_from(tmp_path: Path) -> None:
+    expected = {
+        bytes(REPORT): {
+            "MEASUREMENT": "signed quote",
+            "ID_KEY_DIGEST": "signed quote",
+            "HOST_DATA": "set by the host",
+            "REPORT_DATA": None,
+        },
+        QUOTES[1]: {
+            "MRTD": "signed quote",
+            "RTMR1": "signed quote",
+            "MRCONFIGID": "set by the host",
+            "REPORTDATA": None,
+        },
+        QUOTES[0]: {"ISVPRODID": "signed quote"},
+        LOG: {"digests.sha384": "measured log", "event": None, "eventType": None},
+        SAMPLE.to_bytes(): {"measurements": "self-reported", "key": None},
+    }
+    for data, origins in expected.items():
+        file = tmp_path / "file"
+        file.write_bytes(data)
+        shown = CliRunner().invoke(main, ["evidence", "show", str(file), "--json"])
+        fields = json.loads(shown.stdout)["fields"]
+        first = {field["name"]: field["origin"] for field in reversed(fields)}
+        assert {name: first[name] for name in origins} == origins
+        text = CliRunner().invoke(main, ["evidence", "show", str(file)]).output
+        for origin in filter(None, origins.values()):
+            assert f"({origin})" in text
+    # The enclave that makes Intel's quotes is not the one that they are about.
+    quoting = [f for f in decode_file(QUOTES[0])[1] if f.section == "QE Report"]
+    assert quoting
+    assert all(field.origin is None for field in quoting)
