@@ -201,12 +201,16 @@ def launch_finding(policy: AppraisalPolicy, claims: Claims) -> Finding:
     That the values are the pinned ones is said by the findings of the reference values.
     """
     parts = _PARTS.get(claims.tee, ())
-    missing = _missing(claims.tee, _pinned(policy, claims.tee), claims) if parts else [_NO_TEE]
+    pinned = _pinned(policy, claims.tee)
+    missing = _missing(claims.tee, pinned, claims) if parts else [_NO_TEE]
+    actual = f"nothing pins {'; '.join(missing)}" if missing else "pinned"
+    if claims.tee is Tee.TPM and _unmeasured(pinned, claims):
+        actual = "pinned as zero: nothing measured the boot of this TPM, which proves nothing"
     return Finding(
         claim="launch_identity",
         tier=Tier.CONTRAINDICATED if missing else Tier.AFFIRMING,
         expected="; ".join(map(str, parts)) or "a TEE that the GPU is a component of",
-        actual=f"nothing pins {'; '.join(missing)}" if missing else "pinned",
+        actual=actual,
         remedy="pin it with a [[reference]] that is not zero, or what was started could be "
         "anything; `fedlearn policy init` writes them"
         if missing

@@ -157,6 +157,10 @@ def test_a_software_tpm_is_asked_for_by_its_value_and_named_for_what_it_is() -> 
     [warning] = launch_warnings(policy)
     assert "prove nothing about hardware" in warning
     assert warning in lint_policy(policy, now=keys.AT)
+    software = replace(claims_of(Tee.TPM), measurements=zero)
+    found = {f.claim: f for f in policy.appraise(software, now=keys.AT).findings}
+    assert found["launch_identity"].tier is Tier.AFFIRMING
+    assert "proves nothing" in found["launch_identity"].actual
     # A machine with firmware is not affirmed by it, and Azure's vTPM has no such exception.
     assert refused(policy, replace(claims_of(Tee.TPM), measurements=PCRS)) == {
         "launch_identity",
