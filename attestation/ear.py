@@ -22,13 +22,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import (
-    decode_dss_signature,
-    encode_dss_signature,
-)
 
+from attestation import ecdsa
 from attestation.errors import EvidenceError, FreshnessError, SignatureError
 from attestation.evidence import Origin
 from attestation.result import AttestationResult, Finding, Tier
@@ -113,8 +109,7 @@ def issue(
     if nonce:
         claims["eat_nonce"] = _encode(nonce)
     signed = f"{_encode(_json(_HEADER))}.{_encode(_json(claims))}"
-    r, s = decode_dss_signature(key.sign(signed.encode("ascii"), ec.ECDSA(hashes.SHA256())))
-    raw = r.to_bytes(_SCALAR_BYTES, "big") + s.to_bytes(_SCALAR_BYTES, "big")
+    raw = ecdsa.sign(key, signed.encode("ascii"))
     return f"{signed}.{_encode(raw)}"
 
 
@@ -182,12 +177,10 @@ def _split(token: str | bytes) -> tuple[Mapping[str, Any], Mapping[str, Any], by
 def _check_signature(key: ec.EllipticCurvePublicKey, signature: bytes, signed: bytes) -> None:
     if not isinstance(key.curve, ec.SECP256R1):
         raise ValueError(f"ES256 needs a key on P-256, not on {key.curve.name}")
-    der = encode_dss_signature(
-        int.from_bytes(signature[:_SCALAR_BYTES], "big"),
-        int.from_bytes(signature[_SCALAR_BYTES:], "big"),
-    )
     try:
-        key.verify(der, signed, ec.ECDSA(hashes.SHA256()))
+        ecdsa.verify(key, signature, signed)
+    except ValueError as error:
+        raise EvidenceError(str(error), field="ear.signature") from error
     except InvalidSignature:
         raise SignatureError("the result was not signed by this verifier", step="result") from None
 

@@ -24,7 +24,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from attestation.chains import pem_blocks
+from attestation.chains import pem_blocks, whole_octets
 from attestation.errors import EndorsementError, EvidenceError
 from attestation.quotes.tpm_keys import PUBLIC_KEY_TYPES, PublicKey
 
@@ -214,6 +214,8 @@ def _load(data: bytes, field: str) -> _Certificate:
             found = x509.load_pem_x509_certificate(data)
         else:
             found = x509.load_der_x509_certificate(data)
+        if not whole_octets(found.public_bytes(Encoding.DER), found.signature):
+            raise ValueError("not the canonical encoding")
         for item in found.extensions:
             if item.critical and not isinstance(item.value, _UNDERSTOOD):
                 raise EvidenceError(

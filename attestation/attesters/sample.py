@@ -6,11 +6,10 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from attestation import ecdsa
 from attestation.binding import Bound
 from attestation.errors import AttesterError
 from attestation.evidence import Evidence, Tee
@@ -19,7 +18,6 @@ from attestation.quotes.sample import SampleQuote, SampleStatement
 __all__ = ["SampleAttester"]
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
-_SCALAR_BYTES = 32
 
 
 class SampleAttester:
@@ -81,13 +79,12 @@ class SampleAttester:
             debug=self._debug,
         )
         signed = statement.signed_bytes()
-        r, s = decode_dss_signature(self._key.sign(signed, ec.ECDSA(hashes.SHA256())))
         quote = SampleQuote(
             statement=statement,
             key=self._key.public_key().public_bytes(
                 Encoding.DER, PublicFormat.SubjectPublicKeyInfo
             ),
-            signature=r.to_bytes(_SCALAR_BYTES, "big") + s.to_bytes(_SCALAR_BYTES, "big"),
+            signature=ecdsa.sign(self._key, signed),
             signed=signed,
         )
         return Evidence(tee=Tee.SAMPLE, quote=quote.to_bytes())

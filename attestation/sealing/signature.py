@@ -1,9 +1,7 @@
 """Who sealed a file: a signature over its digest by a key that the reader pins.
 
 A content key says nothing of the sealer: anybody can seal a file for an owner whose public key
-they know. So a file that leaves its coordinator is signed, with ECDSA on P-256 and SHA-256
-(FIPS 186-5), r and s of 32 bytes each, s in the lower half of its range, so that there is one
-spelling of a signature.
+they know. So a file that leaves its coordinator is signed, as :mod:`attestation.ecdsa` has it.
 """
 
 from __future__ import annotations
@@ -13,27 +11,20 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import (
-    decode_dss_signature,
-    encode_dss_signature,
-)
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
     load_der_public_key,
 )
 
+from attestation import ecdsa
+from attestation.ecdsa import SIGNATURE_BYTES
 from attestation.errors import UnsealError
 
 __all__ = ["SIGNATURE_BYTES", "FileSigner", "check_signature", "signer_digest"]
 
-SIGNATURE_BYTES: Final = 64
-_SCALAR: Final = SIGNATURE_BYTES // 2
 _DOMAIN: Final = b"fedlearn/flsw2/signature\0"
-_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-"""The order of P-256 (SP 800-186, section 3.2.1.3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +47,7 @@ class FileSigner:
 
     def sign(self, digest: bytes) -> bytes:
         """Return the signature (64 bytes) over the digest of a file (32 bytes)."""
-        r, s = decode_dss_signature(self.key.sign(_DOMAIN + digest, ec.ECDSA(hashes.SHA256())))
-        return r.to_bytes(_SCALAR, "big") + min(s, _ORDER - s).to_bytes(_SCALAR, "big")
+        return ecdsa.sign(self.key, _DOMAIN + digest)
 
 
 def signer_digest(public_key: bytes) -> bytes:
@@ -74,13 +64,11 @@ def check_signature(public_key: bytes, digest: bytes, signature: bytes) -> None:
 
     :raises UnsealError: when it did not, or in another spelling than :class:`FileSigner` has.
     """
-    r, s = (int.from_bytes(part, "big") for part in (signature[:_SCALAR], signature[_SCALAR:]))
-    if len(signature) != SIGNATURE_BYTES or not 0 < r < _ORDER or not 0 < s <= _ORDER // 2:
-        raise UnsealError("the signature is not one of ECDSA on P-256 with a low s")
     try:
-        key = _load(public_key)
-        key.verify(encode_dss_signature(r, s), _DOMAIN + digest, ec.ECDSA(hashes.SHA256()))
-    except (InvalidSignature, ValueError):
+        ecdsa.verify(_load(public_key), signature, _DOMAIN + digest)
+    except ValueError as error:
+        raise UnsealError(str(error)) from error
+    except InvalidSignature:
         raise UnsealError("the key that the header names did not sign this file") from None
 
 

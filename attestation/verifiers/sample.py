@@ -9,11 +9,10 @@ from functools import lru_cache
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from attestation import ecdsa
 from attestation.binding import Bound
 from attestation.errors import (
     BindingError,
@@ -29,7 +28,6 @@ from attestation.trust import TrustAnchors
 __all__ = ["VERIFIER", "SampleVerifier"]
 
 _CLOCK_SKEW: Final = timedelta(minutes=5)
-_SCALAR_BYTES: Final = 32
 
 
 class SampleVerifier:
@@ -75,12 +73,10 @@ class SampleVerifier:
                 "signed by a key that is not a trusted development key", step="sample key"
             )
         key = _load(quote.key)
-        signature = encode_dss_signature(
-            int.from_bytes(quote.signature[:_SCALAR_BYTES], "big"),
-            int.from_bytes(quote.signature[_SCALAR_BYTES:], "big"),
-        )
         try:
-            key.verify(signature, quote.signed, ec.ECDSA(hashes.SHA256()))
+            ecdsa.verify(key, quote.signature, quote.signed)
+        except ValueError as error:
+            raise EvidenceError(str(error), field="sample.signature") from error
         except InvalidSignature:
             raise SignatureError(
                 "the statement was not signed by its key", step="sample signature"

@@ -42,9 +42,15 @@ from attestation.errors import (
 from attestation.eventlog import MAX_REMEMBERED_BYTES, EventLog, check_replay, pcr_register
 from attestation.evidence import Claims, Evidence, Scalar, Tee
 from attestation.firmwarelog import boot_claims
+from attestation.quotes.cursor import Cursor
 from attestation.quotes.tpm import TpmQuote, split_values
 from attestation.quotes.tpm_keys import ObjectAttribute, PublicArea, qualify, spki
-from attestation.quotes.tpm_structures import PcrSelection, QuoteStatement
+from attestation.quotes.tpm_structures import (
+    MAX_SIGNATURE_BYTES,
+    PcrSelection,
+    QuoteStatement,
+    TpmSignature,
+)
 from attestation.runtime_events import measured_claims, measurements
 from attestation.tpm_endorsement import check_ek_certificate
 from attestation.trust import TrustAnchors
@@ -138,6 +144,7 @@ def check_quote_signature(quote: TpmQuote) -> None:
     """Check that the quote's own AK signed its statement with an accepted scheme.
 
     :raises SignatureError: when it did not.
+    :raises EvidenceError: when the signature is not spelled as TPMs do.
     """
     step = "quote signature"
     signature = quote.signature
@@ -147,6 +154,8 @@ def check_quote_signature(quote: TpmQuote) -> None:
     expected = "ecdsa" if isinstance(quote.ak, ec.EllipticCurvePublicKey) else "rsa"
     if not signature.scheme.startswith(expected):
         raise SignatureError(f"{signature.scheme} by a key that is not for it", step=step)
+    if isinstance(quote.ak, ec.EllipticCurvePublicKey):
+        _check_spelling(quote.ak, signature)
     try:
         if isinstance(quote.ak, ec.EllipticCurvePublicKey):
             encoded = encode_dss_signature(*signature.numbers)
@@ -155,6 +164,24 @@ def check_quote_signature(quote: TpmQuote) -> None:
             _verify_rsa(quote.ak, quote, algorithm)
     except InvalidSignature:
         raise SignatureError("the attestation key did not sign this statement", step=step) from None
+
+
+def _check_spelling(key: ec.EllipticCurvePublicKey, signature: TpmSignature) -> None:
+    """Check that r and s have as many bytes as the curve, or no leading zero, as TPMs write them.
+
+    :raises EvidenceError: for any other spelling of the same numbers.
+    """
+    size = (key.key_size + 7) // 8
+    read = Cursor(signature.raw[4:], "signature", limit=MAX_SIGNATURE_BYTES)
+    for field in ("signatureR", "signatureS"):
+        at = read.offset
+        value = read.sized(field, limit=MAX_SIGNATURE_BYTES)
+        if len(value) > size or (len(value) < size and value[:1] in (b"", b"\0")):
+            raise EvidenceError(
+                f"{len(value)} bytes with leading zeros; a TPM writes {size}, or none of them",
+                field=f"signature.{field}",
+                offset=4 + at,
+            )
 
 
 def _verify_rsa(key: rsa.RSAPublicKey, quote: TpmQuote, algorithm: hashes.HashAlgorithm) -> None:

@@ -10,12 +10,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from attestation import ear
+from attestation import ear, ecdsa
 from attestation.errors import AttestationError, EvidenceError, FreshnessError, SignatureError
 from attestation.result import AttestationResult, Finding, Tier
 
@@ -50,8 +48,7 @@ def unb64(text: str) -> bytes:
 
 def sign(header: dict[str, Any], payload: Any, key: ec.EllipticCurvePrivateKey = KEY) -> str:
     signed = f"{b64(json.dumps(header).encode())}.{b64(json.dumps(payload).encode())}"
-    r, s = decode_dss_signature(key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
-    return f"{signed}.{b64(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
+    return f"{signed}.{b64(ecdsa.sign(key, signed.encode()))}"
 
 
 def claims(token: str) -> dict[str, Any]:
