@@ -28,6 +28,7 @@ from fedlearn.assignment import Assignment
 from fedlearn.errors import FedlearnError, LaunchError, NotEnrolled
 from fedlearn.job import JobSpec, workload_digest
 from server.rpc import StartOrder
+from server.site import SiteStatus
 
 JOB = """
 name = "alpha"
@@ -228,8 +229,8 @@ def test_a_site_that_waits_for_approval_keeps_its_clients_and_its_agent(
     monkeypatch.setattr(agents, "_LONGEST_PAUSE", 0.2)
     clients = Clients(running=("a-old",))
     sites = site.front.deployment.sites
-    with sites._transaction() as db:
-        db.execute("UPDATE sites SET status='pending' WHERE name='site-c'")
+    pending = dataclasses.replace(sites._known["site-c"], status=SiteStatus.PENDING)
+    sites._known["site-c"] = pending
     site.agent(clients)
     time.sleep(1.0)
     assert site.raised == []
