@@ -97,6 +97,12 @@ def check(path: Path, as_json: bool) -> int:
         tpm = _tpm(config, settings)
         if tpm is not None:
             found["ek"] = tpm.identity().ek_digest.hex()
+        if any(data.epsilon is not None for data in config.data.values()):
+            found["budget"] = (
+                "an older copy is found by the TPM's counter"
+                if tpm is not None
+                else "without a TPM here, an older copy of its file is not found"
+            )
     for name, data in sorted(config.data.items()):
         if data.path is not None:
             found["data"][name] = sum(1 for _ in records(data.path))

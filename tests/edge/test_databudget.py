@@ -13,13 +13,15 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from attestation.attesters.software_tpm import SoftwareTpm
 from attestation.errors import AttesterError
+from attestation.tpm_seal import TpmCounter
 from edge import budgetstore
 from edge.budgetstore import FILE, BudgetStore
 from edge.config import SiteConfig
 from edge.databudget import Book, Limit, limits, refusals
 from edge.main import main
-from edge.sealedfile import SealedFile, file_key
+from edge.sealedfile import COUNTER_INDEX, SealedFile, file_key
 from fedlearn.errors import ConfigError, PrivacyError
 from fedlearn.job import JobSpec
 from fedlearn.privacy.accountant import composed_epsilon, epsilon
@@ -376,6 +378,38 @@ def test_an_older_copy_and_a_file_that_is_gone_are_found_by_the_counter(
         store(config, other).book()
     store(config, other).reset()
     assert store(config, other).book() == Book()
+
+
+@pytest.mark.swtpm
+def test_a_real_tpm_finds_the_older_copy(config: SiteConfig, tmp_path: Path) -> None:
+    if reason := SoftwareTpm.available():
+        pytest.skip(reason)
+    path = config.state / FILE
+    with SoftwareTpm(tmp_path / "tpm") as tpm:
+
+        def opened() -> BudgetStore:
+            return BudgetStore(config, KEY, counter=TpmCounter(tpm.tcti, COUNTER_INDEX))
+
+        assert opened().book() == Book()
+        kept = opened()
+        kept.reserve(job(), place=place(config), assignment="a-1")
+        older = path.read_bytes()
+        kept.charge("a-1", "q1")
+        assert opened().book().charges[0].spent == 1
+        unplugged = BudgetStore(config, KEY, counter=TpmCounter(tpm.tcti, COUNTER_INDEX))
+        tpm.stop()
+        with pytest.raises(ConfigError, match="the TPM's counter cannot be used"):
+            unplugged.book()
+        tpm.start()
+        opened().settle("a-1")
+        path.write_bytes(older)
+        with pytest.raises(ConfigError, match="an older copy was restored"):
+            opened().book()
+        path.unlink()
+        with pytest.raises(ConfigError, match="is gone"):
+            opened().book()
+        opened().reset()
+        assert opened().book() == Book()
 
 
 def test_a_site_that_gets_a_tpm_goes_on_and_then_counts(config: SiteConfig) -> None:
