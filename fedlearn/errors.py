@@ -15,6 +15,8 @@
     ├── KeyReleaseDenied     a key is not for this party
     ├── ModelNotAuthentic    a sealed file is not of the party that must have sealed it
     ├── StoreError           sealed state cannot be read or written
+    │   └── DiskError            the disk failed; nothing is damaged, it may work later
+    │       └── LedgerDiskError      the same of the ledger; it is a LedgerError, too
     ├── LedgerError          the ledger is damaged; names the entry
     ├── CommitmentError      records are not those that a client committed to
     ├── PrivacyError         a budget would be exceeded, or parameters are impossible
@@ -34,11 +36,13 @@ __all__ = [
     "AdmissionDenied",
     "CommitmentError",
     "ConfigError",
+    "DiskError",
     "EnrollmentRefused",
     "FedlearnError",
     "JobError",
     "KeyReleaseDenied",
     "LaunchError",
+    "LedgerDiskError",
     "LedgerError",
     "ModelNotAuthentic",
     "NonceRefused",
@@ -158,6 +162,18 @@ class LedgerError(FedlearnError):
     def __init__(self, message: str, *, entry: int | None = None, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.entry = entry
+
+
+class DiskError(StoreError):
+    """The disk is full, read-only or failing. Nothing is damaged; the same may succeed later."""
+
+    code = "disk"
+
+
+class LedgerDiskError(LedgerError, DiskError):
+    """The disk did not take an entry of the ledger."""
+
+    code = "disk"
 
 
 class CommitmentError(FedlearnError):

@@ -8,9 +8,11 @@ and every admission is in the ledger before it takes effect; what ends one ends 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
@@ -18,7 +20,13 @@ from typing import Any
 from attestation.evidence import Claims
 from attestation.policy import AppraisalPolicy
 from attestation.result import AttestationResult, Tier
-from fedlearn.errors import AdmissionDenied, ConfigError, FedlearnError, TransportError
+from fedlearn.errors import (
+    AdmissionDenied,
+    ConfigError,
+    DiskError,
+    FedlearnError,
+    TransportError,
+)
 from server.admitted import Admitted, NodeDoor, Periods, Record
 from server.challenges import Challenge, ChallengeBook, Limits, Rates
 from server.entries import admission_entry, challenge_entry, ending_entry, refusal_entry
@@ -107,8 +115,10 @@ class AdmissionGate:
         self._rates = Rates(limits=limits)
         self._attempts = Rates(limits=limits)
         self._lock = threading.RLock()
+        self._paying = threading.RLock()
         self._policies: dict[str, AppraisalPolicy] = {}
         self._claims: dict[bytes, Claims] = {}
+        self._owed: deque[tuple[str, Mapping[str, Any]]] = deque()
         register.subscribe(self._ended)
 
     def now(self) -> datetime:
@@ -134,7 +144,7 @@ class AdmissionGate:
         self._rates.take(peer, now=now)
         checked_names(job=job, site=site)
         challenge = self._book.issue(job=job, site=site, peer=peer, now=now)
-        self._record("challenge", challenge_entry(challenge))
+        self._enter("challenge", challenge_entry(challenge))
         return challenge
 
     def admit(self, request: AdmitRequest) -> Admitted:
@@ -218,7 +228,7 @@ class AdmissionGate:
             offered = self._job(job)
             if offered is None:
                 raise ConfigError(f"there is no open job {job!r}", key="job")
-            self._record(
+            self._enter(
                 "policy",
                 {
                     "job": job,
@@ -284,7 +294,7 @@ class AdmissionGate:
             raise ConfigError("is in the past", key="until")
         with self._lock:
             self.exclusions.check_room(exclusion)
-            self._record("exclusion", exclusion.entry("laid"))
+            self._enter("exclusion", exclusion.entry("laid"))
             self.exclusions.lay(exclusion)
             reason = f"{exclusion.reason} (operator {exclusion.operator})"
             return self.revoke_clients(
@@ -305,6 +315,7 @@ class AdmissionGate:
     def sweep(self) -> tuple[AdmissionEvent, ...]:
         """End what has lapsed. To be called about once a second by the owner."""
         now = self._clock()
+        self._pay()
         for exclusion in self.exclusions.over(now=now):
             with self._lock:
                 if exclusion not in self.exclusions.over(now=now):
@@ -314,7 +325,7 @@ class AdmissionGate:
         return self.register.sweep(now=now)
 
     def _lift(self, exclusion: Exclusion, change: str) -> None:
-        self._record("exclusion", exclusion.entry(change))
+        self._enter("exclusion", exclusion.entry(change))
         self.exclusions.lift(exclusion)
 
     def _check_unchanged(
@@ -401,7 +412,7 @@ class AdmissionGate:
             )
             token = self._sign_result(affirmed.result)
             kind = Change.ADMITTED if made else Change.RENEWED
-            self._record(kind.value, admission_entry(admission, affirmed.claims))
+            self._enter(kind.value, admission_entry(admission, affirmed.claims))
         except BaseException:
             if made:
                 self._door.delete_node(job.name, request.site, affirmed.tls_key)
@@ -435,7 +446,7 @@ class AdmissionGate:
             raise error
         if not denied.findings:
             denied.findings = (refusal_finding(attempt.step, str(denied), denied.hint),)
-        self._record("refusal", refusal_entry(attempt, denied))
+        self._enter("refusal", refusal_entry(attempt, denied))
         return denied
 
     def _ended(self, event: AdmissionEvent) -> None:
@@ -451,7 +462,25 @@ class AdmissionGate:
             if not event.superseded:
                 self._door.delete_node(admission.job, admission.site, admission.tls_key)
         finally:
-            self._record(event.change.value, ending_entry(event))
+            # It has ended, whether or not the disk takes the entry now.
+            self._owed.append((event.change.value, ending_entry(event)))
+            with contextlib.suppress(DiskError):
+                self._pay()
+
+    def _enter(self, kind: str, body: Mapping[str, Any]) -> None:
+        """Enter something into the ledger, after what the disk did not take before."""
+        self._pay()
+        self._record(kind, body)
+
+    def _pay(self) -> None:
+        """Enter what the disk did not take before, in its order.
+
+        :raises DiskError: when it does not take it now.
+        """
+        with self._paying:
+            while self._owed:
+                self._record(*self._owed[0])
+                self._owed.popleft()
 
 
 def _unsigned(result: AttestationResult) -> bytes:

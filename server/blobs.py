@@ -10,8 +10,9 @@ from attestation.errors import UnsealError
 from attestation.sealing import write_durably
 from fedlearn.errors import StoreError
 from server.directory import RESTORE_HINT, SealedDirectory
+from server.disk import store_error
 from server.naming import checked_name
-from server.rootkey import DISK_HINT, RootKey, reason
+from server.rootkey import RootKey, reason
 
 __all__ = ["MAX_BLOB_BYTES", "SealedBlobs"]
 
@@ -40,7 +41,7 @@ class SealedBlobs:
             try:
                 write_durably(path, value)
             except OSError as error:
-                raise StoreError(f"{name}: {reason(error)}", hint=DISK_HINT) from error
+                raise store_error(f"{name}: {reason(error)}", error) from error
             entry = {"file": path.name, "sha256": hashlib.sha256(value).hexdigest()}
             self._directory.commit(lambda catalogue: catalogue.blobs.update({name: entry}))
 
@@ -57,7 +58,8 @@ class SealedBlobs:
             with path.open("rb") as stream:
                 value = stream.read(MAX_BLOB_BYTES + 1024)
         except OSError as error:
-            raise StoreError(f"{name}: {path}: {reason(error)}", hint=RESTORE_HINT) from error
+            message = f"{name}: {path}: {reason(error)}"
+            raise store_error(message, error, hint=RESTORE_HINT) from error
         if hashlib.sha256(value).hexdigest() != entry["sha256"]:
             raise StoreError(f"{name}: not the value that was written last", hint=RESTORE_HINT)
         try:

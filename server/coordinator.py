@@ -23,6 +23,7 @@ from fedlearn.events import ClientLost, ClientStarting, JobCancelled, JobSubmitt
 from fedlearn.job import JobSpec
 from fedlearn.privacy import Budget
 from server.enrollment import SiteRegister
+from server.health import Health
 from server.home import Home
 from server.jobs import JobBook, JobRecord, JobStatus
 from server.openjobs import OpenJobs
@@ -55,6 +56,7 @@ class Coordinator:
         trust: Callable[[], TrustAnchors],
         runtime: Path,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        health: Health | None = None,
     ) -> None:
         self._home = home
         self._book = book
@@ -72,6 +74,7 @@ class Coordinator:
             trust=trust,
             runtime=runtime,
             clock=clock,
+            health=health,
         )
         self._selection = Selection(sites, self.jobs)
 
@@ -159,11 +162,11 @@ class Coordinator:
     def list_jobs(self) -> Sequence[JobView]:
         """Return all jobs, oldest first."""
         models = self._home.store.models()
-        return [_view(record, models) for record in self._book.all()]
+        return [self._view(record, models) for record in self._book.all()]
 
     def get_job(self, name: str) -> JobView:
         """Return one job."""
-        return _view(self._book.get(name), self._home.store.models())
+        return self._view(self._book.get(name), self._home.store.models())
 
     def follow_job(
         self, name: str, *, after: int, past_only: bool, stop: threading.Event
@@ -311,6 +314,14 @@ class Coordinator:
     def site_assignments(self, site: str) -> tuple[str, ...]:
         """Return what the site runs, or shall run."""
         return self.jobs.dispatch.assignments(site)
+
+    def _view(self, record: JobRecord, models: Collection[str]) -> JobView:
+        view = _view(record, models)
+        reason = self.jobs.interruption(record.name)
+        if not reason:
+            return view
+        # The book may not know it: its disk is what failed.
+        return dataclasses.replace(view, status=JobStatus.INTERRUPTED.value, detail=reason)
 
     def _note(self, name: str, change: str, operator: str) -> None:
         self._home.ledger.append("job", {"job": name, "change": change, "operator": operator})

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from attestation.sealing import is_temporary
-from fedlearn.errors import StoreError
+from fedlearn.errors import DiskError, StoreError
 from server.catalogue import CATALOGUE_FILE, Catalogue, CatalogueFile, MonotonicCounter
 from server.headfile import HeadFile
 from server.rootkey import RootKey, reason
@@ -117,11 +117,14 @@ class SealedDirectory:
             self._write(fresh)
         except BaseException:
             # Whether the new catalogue came to the disk is not known here; the disk decides.
-            self.catalogue = self._file.read() or self.catalogue
-            self._sweep(self.catalogue)
+            with contextlib.suppress(OSError, DiskError):
+                self.catalogue = self._file.read() or self.catalogue
+                self._sweep(self.catalogue)
             raise
         self.catalogue = fresh
-        self._sweep(fresh)
+        # What is left over is removed with the next change, or at the next start.
+        with contextlib.suppress(OSError):
+            self._sweep(fresh)
 
     def _write(self, fresh: Catalogue) -> None:
         """Write the catalogue, then seal beside the ledger's head that it was written."""

@@ -256,6 +256,11 @@ class Front:
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self._abort, thumbprint)
 
+    def fault(self) -> str:
+        """Return what is wrong with the listener; ``""`` when it serves."""
+        serves = self._thread is not None and self._thread.is_alive()
+        return "" if serves else "the listener's thread has ended"
+
     def stop(self) -> None:
         """Stop listening and end every connection."""
         if self._unsubscribe is not None:

@@ -19,6 +19,7 @@ from typing import Final
 from fedlearn.errors import JobError, StoreError
 from fedlearn.events import MAX_EVENT_BYTES, Event
 from fedlearn.job import JobSpec
+from server.disk import database, transaction
 
 __all__ = ["JobBook", "JobRecord", "JobStatus", "StoredEvent"]
 
@@ -26,6 +27,7 @@ MAX_JOBS: Final = 10_000
 MAX_EVENTS: Final = 200_000
 """Events kept of one job; beyond it only final ones are."""
 
+_UNREADABLE: Final = "the book of jobs cannot be read"
 _QUERY: Final = """
 SELECT jobs.*, coalesce(submitted, x''), coalesce(in_force, x'')
 FROM jobs LEFT JOIN policy_signatures ON policy_signatures.job = jobs.name
@@ -175,7 +177,7 @@ class JobBook:
 
         :raises JobError: when there is none of that name.
         """
-        with self._lock:
+        with self._lock, database(_UNREADABLE):
             row = self._db.execute(f"{_QUERY} WHERE name = ?", (name,)).fetchone()
         if row is None:
             raise JobError(
@@ -185,7 +187,7 @@ class JobBook:
 
     def all(self) -> tuple[JobRecord, ...]:
         """Return all jobs, oldest first."""
-        with self._lock:
+        with self._lock, database(_UNREADABLE):
             rows = self._db.execute(f"{_QUERY} ORDER BY created, name").fetchall()
         return tuple(map(_record, rows))
 
@@ -230,17 +232,18 @@ class JobBook:
             if sequence > MAX_EVENTS and not event.final:
                 return sequence - 1
             kind = event.to_json()["kind"]
-            self._db.execute(
-                "INSERT INTO events VALUES (?, ?, ?, ?, ?)",
-                (name, sequence, at.timestamp(), kind, body),
-            )
+            with database("the book of jobs cannot be written"):
+                self._db.execute(
+                    "INSERT INTO events VALUES (?, ?, ?, ?, ?)",
+                    (name, sequence, at.timestamp(), kind, body),
+                )
             self._sequences[name] = sequence
             self._news.notify_all()
         return sequence
 
     def events(self, name: str, *, after: int = 0, most: int = 1000) -> tuple[StoredEvent, ...]:
         """Return the events of a job that follow number ``after``, at most ``most``."""
-        with self._lock:
+        with self._lock, database(_UNREADABLE):
             rows = self._db.execute(
                 "SELECT sequence, at, kind, body FROM events WHERE job = ? AND sequence > ?"
                 " ORDER BY sequence LIMIT ?",
@@ -258,14 +261,8 @@ class JobBook:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+        with self._lock, transaction(self._db, "the book of jobs cannot be written") as db:
+            yield db
 
 
 def _record(

@@ -1,8 +1,10 @@
-"""Counts of what a coordinator does, for Prometheus. Nothing secret, and nobody's name.
+"""Counts of what a coordinator does, for Prometheus, and whether it works. Nothing secret.
 
-``GET /metrics`` answers in the text format 0.0.4 over plain HTTP. It is off unless
-``[metrics] listen`` names an address; whoever reaches that sees how many sites, jobs and
-admissions there are, and how fast they change. One request is answered at a time.
+``GET /metrics`` answers in the text format 0.0.4 over plain HTTP. ``GET /readyz`` answers 200 when
+nothing is wrong, and 503 with one line for each fault otherwise; ``GET /livez`` answers 200 while
+the process answers. It is off unless ``[metrics] listen`` names an address; whoever reaches that
+sees how many sites, jobs and admissions there are, how fast they change, and the names of jobs
+that a fault holds up. One request is answered at a time.
 """
 
 from __future__ import annotations
@@ -89,8 +91,14 @@ def exposition(gauges: Iterable[Gauge]) -> str:
 
 
 @contextmanager
-def serve_metrics(address: str, read: Callable[[], Iterable[Gauge]]) -> Iterator[str]:
+def serve_metrics(
+    address: str,
+    read: Callable[[], Iterable[Gauge]],
+    faults: Callable[[], Mapping[str, str]] = dict,
+) -> Iterator[str]:
     """Answer at ``host:port`` while the context is entered; yield the address that is bound.
+
+    ``faults`` returns what is wrong now, by name.
 
     :raises ConfigError: when the address cannot be bound.
     """
@@ -101,16 +109,25 @@ def serve_metrics(address: str, read: Callable[[], Iterable[Gauge]]) -> Iterator
         sys_version = ""
 
         def do_GET(self) -> None:
-            if self.path != "/metrics":
-                self.send_error(404)
-                return
+            status = 200
             try:
-                body = exposition(read()).encode()
+                if self.path == "/metrics":
+                    body = exposition(read()).encode()
+                elif self.path == "/readyz":
+                    found = faults()
+                    status = 503 if found else 200
+                    lines = [f"{name}: {reason}" for name, reason in sorted(found.items())]
+                    body = ("\n".join(lines or ["ok"]) + "\n").encode()
+                elif self.path == "/livez":
+                    body = b"ok\n"
+                else:
+                    self.send_error(404)
+                    return
             except Exception:  # noqa: BLE001 (logged; a count that fails is no reason to end)
-                _LOG.exception("metrics could not be read")
+                _LOG.exception("%s could not be answered", self.path)
                 self.send_error(500)
                 return
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Type", _TYPE)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

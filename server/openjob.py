@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from attestation.policy import AppraisalPolicy
 from attestation.trust import TrustAnchors
+from fedlearn.errors import DiskError
 from fedlearn.events import Event
 from fedlearn.job import JobSpec, workload_digest
 from fedlearn.privacy.server import noise_secret
 from server.admission import AdmittableJob
 from server.flower.host import JobHost
-from server.flower.plan import JobPlan
+from server.flower.plan import JobPlan, Outcome
 from server.home import Home
 from server.jobs import JobRecord
 from server.register import AdmissionRegister
@@ -36,6 +38,10 @@ class OpenJob:
     ``attempts``   how often each site was ordered to start its client
     ``refused``    sites whose client was not admitted, and why
     ``node_keys``  the key of each site's Flower node; ``nodes`` guards them
+    ``ending``     how the job ends whatever its process says: the coordinator decided it
+    ``disk``       what the disk did not do for its process; empty when that was not the trouble
+    ``interrupted``  why it does not run now, though it will go on by itself
+    ``progress``   changes whenever the job has come further
     """
 
     record: JobRecord
@@ -49,6 +55,10 @@ class OpenJob:
     refused: dict[str, str] = field(default_factory=dict)
     node_keys: dict[str, bytes] = field(default_factory=dict)
     nodes: threading.Lock = field(default_factory=threading.Lock)
+    ending: Outcome | None = None
+    disk: list[str] = field(default_factory=list)
+    interrupted: str = ""
+    progress: int = 0
 
     def assignment(self, site: str, attempt: int) -> str:
         """Name the ``attempt`` of a site in this life of the job, the same after a restart.
@@ -63,6 +73,32 @@ class OpenJob:
         """Yield every attempt that a site may make, and its name."""
         for attempt in range(1, MAX_ATTEMPTS + 1):
             yield attempt, self.assignment(site, attempt)
+
+
+class _NotesDisk:
+    """A job's channel that notes what the disk did not do.
+
+    What the process itself says of its end is not asked: it may say anything.
+    """
+
+    def __init__(self, channel: JobDesk, noted: list[str]) -> None:
+        self._channel = channel
+        self._noted = noted
+
+    def __getattr__(self, name: str) -> Any:
+        member = getattr(self._channel, name)
+        if not callable(member):
+            return member
+
+        @functools.wraps(member)
+        def call(*arguments: Any, **named: Any) -> Any:
+            try:
+                return member(*arguments, **named)
+            except DiskError as error:
+                self._noted.append(str(error))
+                raise
+
+        return call
 
 
 def opened(
@@ -111,6 +147,7 @@ def opened(
         noise_secret=_noise_secret(home, spec),
         max_update_bytes=home.config.limits.update_mib * 1024 * 1024,
     )
+    disk: list[str] = []
     return OpenJob(
         record=record,
         admittable=AdmittableJob(
@@ -122,7 +159,8 @@ def opened(
             trust=trust,
             sites=frozenset(spec.sites),
         ),
-        host=JobHost(plan, desk, directory=runtime / spec.name),
+        host=JobHost(plan, _NotesDisk(desk, disk), directory=runtime / spec.name),
+        disk=disk,
         desk=desk,
         started=clock(),
         life=_lives(home, spec.name),

@@ -7,8 +7,12 @@ it beyond that stands in :mod:`server.jobs`; what one open job consists of in
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
+import os
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -17,31 +21,40 @@ from typing import Final
 from attestation.errors import AttestationError
 from attestation.policy import AppraisalPolicy
 from attestation.trust import TrustAnchors
-from fedlearn.errors import FedlearnError, JobError
+from fedlearn.errors import DiskError, FedlearnError, JobError, StoreError
 from fedlearn.events import (
     Event,
     JobCancelled,
     JobFailed,
     JobFinished,
     JobInterrupted,
-    Log,
+    RoundFinished,
 )
 from fedlearn.job import Resources
 from server.admission import AdmissionGate, AdmittableJob
+from server.disk import store_error
 from server.dispatch import Dispatch
 from server.exclusions import Exclusion
 from server.flower.link import JobLink
 from server.flower.plan import Outcome
+from server.health import Health
 from server.home import Home
 from server.jobs import JobBook, JobRecord, JobStatus
 from server.openjob import OpenJob, opened
 from server.policies import PolicyDesk
 from server.register import AdmissionEvent, AdmissionRegister, Change
 from server.voice import spoken
+from server.watch import PROGRESS, JobWatch
 
 __all__ = ["OpenJobs"]
 
-_MAX_CRASHES: Final = 3
+_LOG = logging.getLogger(__name__)
+_FIRST_PAUSE: Final = 0.2
+_LONGEST_PAUSE: Final = 5.0
+_MOST_LATER: Final = 10_000
+"""Events that are kept in memory while the disk does not take them."""
+
+_PROBE_BYTES: Final = 1024 * 1024
 
 
 class OpenJobs:
@@ -51,6 +64,7 @@ class OpenJobs:
     sites; ``lock`` guards what is open.
 
     :param runtime: a private directory for the processes of jobs; never holds weights.
+    :param health: is told what is wrong with them.
     """
 
     def __init__(
@@ -63,7 +77,9 @@ class OpenJobs:
         trust: Callable[[], TrustAnchors],
         runtime: Path,
         clock: Callable[[], datetime],
+        health: Health | None = None,
     ) -> None:
+        self.health = health or Health()
         self._home = home
         self._book = book
         self._register = register
@@ -81,7 +97,10 @@ class OpenJobs:
             clock=clock,
         )
         self._gate: AdmissionGate | None = None
-        self._stopping = False
+        self._over = threading.Event()
+        self._later: deque[Callable[[], object]] = deque(maxlen=_MOST_LATER)
+        self._saying = threading.RLock()
+        self._unopened: list[JobRecord] = []
         register.subscribe(self._admission_changed)
 
     def attach(self, gate: AdmissionGate) -> None:
@@ -200,6 +219,9 @@ class OpenJobs:
                 continue
             try:
                 self.begin(record)
+            except DiskError as error:
+                self.health.fault(f"job {record.name}", f"not opened yet: {error}")
+                self._unopened.append(record)
             except (FedlearnError, AttestationError) as error:
                 reason = str(error)
                 self.close(record.name, JobStatus.FAILED, JobFailed(detail=reason), detail=reason)
@@ -223,31 +245,87 @@ class OpenJobs:
             clock=self._clock,
         )
         with self.lock:
-            self._open[name] = job
             self._book.change(name, status=JobStatus.RUNNING, detail="")
+            self._open[name] = job
         self.dispatch.begin(job)
         threading.Thread(target=self._watch, args=(job,), name=f"watch {name}", daemon=True).start()
 
+    def tend(self) -> None:
+        """Do what the disk did not take before. To be called about twice a second."""
+        with contextlib.suppress(DiskError):
+            self._catch_up()
+        with contextlib.suppress(DiskError):
+            while self._unopened and not self._over.is_set():
+                record = self._unopened[0]
+                self.begin(record)
+                self._unopened.pop(0)
+                self.health.clear(f"job {record.name}")
+
     def _watch(self, job: OpenJob) -> None:
-        """Run one job to its end."""
+        """Run one job to its end, whatever happens: nobody else would notice."""
         name = job.record.name
         try:
-            while True:
-                job.host.start()
-                outcome = job.host.wait()
-                if outcome is None or self._stopping:
-                    return
-                crashed = outcome.status == "failed" and outcome.code == "crashed"
-                if not crashed or job.crashes >= _MAX_CRASHES:
-                    break
-                job.crashes += 1
-                self.say(name, Log(line=f"{outcome.message}; starting it again", level="warning"))
-        except FedlearnError as error:
-            outcome = Outcome(status="failed", code=error.code, message=str(error), hint=error.hint)
-        if self.named(name) is not job:
+            watch = JobWatch(
+                job,
+                say=lambda event: self.say(name, event),
+                mark=lambda reason: self._mark(name, reason),
+                probe=self._probe,
+                current=lambda: self.named(name) is job,
+                over=self._over,
+                health=self.health,
+            )
+            outcome = watch.run()
+        except Exception as error:  # noqa: BLE001 (it becomes the job's outcome)
+            _LOG.exception("the watch of job %s failed", name)
+            message = f"the coordinator failed: {type(error).__name__}: {error}"
+            outcome = Outcome(status="failed", code="internal", message=message)
+        if outcome is None:
             return
-        self._conclude(job, outcome)
+        try:
+            self._conclude(job, outcome)
+        except Exception as error:  # noqa: BLE001 (it is told as a fault)
+            _LOG.exception("job %s could not be concluded", name)
+            self.health.fault(f"job {name}", f"its end could not be recorded: {error}")
         job.host.close()
+
+    def _mark(self, name: str, reason: str) -> None:
+        status = JobStatus.INTERRUPTED if reason else JobStatus.RUNNING
+        self._book.change(name, status=status, detail=reason)
+
+    def _probe(self) -> None:
+        """Write and remove a file in the state directory.
+
+        :raises DiskError: when that fails.
+        """
+        path = self._home.config.state / ".probe"
+        try:
+            with path.open("wb") as file:
+                file.write(bytes(_PROBE_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+            path.unlink()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            raise store_error(f"{path}: {error.strerror}", error) from error
+
+    def _persist(self, what: str, act: Callable[[], object]) -> bool:
+        """Do what the disk may not take yet, again and again; False when we stop before.
+
+        A job that has ended must not be open for ever because its end could not be written.
+        """
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                act()
+            except DiskError as error:
+                self.health.fault(what, str(error))
+                if self._over.wait(pause):
+                    return False
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                self.health.clear(what)
+                return True
 
     def client_refused(self, job: OpenJob, site: str, reason: str) -> None:
         """Note it; end the job at once when those that are left are too few for its quorum."""
@@ -258,67 +336,115 @@ class OpenJobs:
             if not hopeless or self._open.get(spec.name) is not job:
                 return
             reasons = "; ".join(f"{name}: {why}" for name, why in sorted(job.refused.items()))
-        self._conclude(
-            job,
-            Outcome(
-                status="failed",
-                code="quorum",
-                message=f"too few sites can take part, {spec.quorum} are needed: {reasons}"[:4000],
-                hint="`fedlearn ledger show --kind refusal` has the findings; correct the policy "
-                "or the sites, then `fedlearn job resume`",
-            ),
+        # Who waits for the job's process concludes it.
+        job.ending = Outcome(
+            status="failed",
+            code="quorum",
+            message=f"too few sites can take part, {spec.quorum} are needed: {reasons}"[:4000],
+            hint="`fedlearn ledger show --kind refusal` has the findings; correct the policy "
+            "or the sites, then `fedlearn job resume`",
         )
         job.host.cancel("too few sites can take part")
-        job.host.close()
 
     def _conclude(self, job: OpenJob, outcome: Outcome) -> None:
+        """Enter the end of a job, when the disk takes it."""
         name = job.record.name
         seconds = (self._clock() - job.started).total_seconds()
+        detail = ""
+        body: dict[str, str | int] | None = None
+        event: Event
         if outcome.status == "finished":
-            self._home.ledger.append(
-                "job", {"job": name, "change": "finished", "rounds": job.desk.round}
-            )
+            status = JobStatus.FINISHED
+            body = {"job": name, "change": "finished", "rounds": job.desk.round}
             model = job.desk.model if job.desk.model in self._home.store.models() else ""
-            event: Event = JobFinished(model=model, seconds=seconds, metrics=job.desk.metrics)
-            self.close(name, JobStatus.FINISHED, event)
+            event = JobFinished(model=model, seconds=seconds, metrics=job.desk.metrics)
         elif outcome.status == "cancelled":
-            self.close(name, JobStatus.CANCELLED, JobCancelled(detail=outcome.message))
+            status = JobStatus.CANCELLED
+            event = JobCancelled(detail=outcome.message)
         else:
-            self._home.ledger.append(
-                "job", {"job": name, "change": "failed", "reason": outcome.message}
-            )
+            status, detail = JobStatus.FAILED, outcome.message
+            body = {"job": name, "change": "failed", "reason": outcome.message}
             event = JobFailed(detail=outcome.message, hint=outcome.hint)
-            self.close(name, JobStatus.FAILED, event, detail=outcome.message)
+        what = f"end of job {name}"
+        entered = body
+        if entered is not None and not self._persist(
+            what, lambda: self._home.ledger.append("job", entered)
+        ):
+            return
+        self._persist(what, lambda: self.close(name, status, event, detail=detail))
 
     def close(self, name: str, status: JobStatus, event: Event, *, detail: str = "") -> None:
-        """Take a job out of service: its clients, its sites, its name among the open ones."""
-        with self.lock:
-            job = self._open.pop(name, None)
+        """Take a job out of service: its clients, its sites, its name among the open ones.
+
+        :raises DiskError: when the disk does not take it; the job is open as before.
+        """
+        job = self.named(name)
         self._book.change(
             name, status=status, detail=detail, round_=job.desk.round if job else None
         )
+        with self.lock:
+            self._open.pop(name, None)
         self.say(name, event)
         if job is None:
             return
         self.gate.close_job(name, f"the job is {status}")
         self.dispatch.end(job, f"the job is {status}")
 
+    def interruption(self, name: str) -> str:
+        """Return why an open job does not run now, though it will go on; or ``""``."""
+        job = self.named(name)
+        return "" if job is None else job.interrupted
+
     def stop(self) -> None:
         """Interrupt every job; each goes on from its last checkpoint after a restart."""
         with self.lock:
-            self._stopping = True
+            self._over.set()
             running = list(self._open.values())
             self._open.clear()
         for job in running:
             job.host.cancel("the coordinator stopped")
         for job in running:
             job.host.close()
-            self._book.change(job.record.name, status=JobStatus.INTERRUPTED)
+            # A job whose status is not written goes on after a restart all the same.
+            with contextlib.suppress(StoreError):
+                self._book.change(job.record.name, status=JobStatus.INTERRUPTED)
             self.say(job.record.name, JobInterrupted(detail="the coordinator stopped"))
 
     def say(self, name: str, event: Event) -> None:
-        """Tell whoever follows a job, and keep it."""
-        self._book.say(name, event, at=self._clock())
-        round_ = getattr(event, "round", None)
-        if event.to_json()["kind"] == "round.finished" and isinstance(round_, int):
+        """Tell whoever follows a job, and keep it; later, while the disk does not take it."""
+        job = self.named(name)
+        if job is not None and isinstance(event, PROGRESS):
+            job.progress += 1
+        at = self._clock()
+        round_ = event.round if isinstance(event, RoundFinished) else None
+
+        def keep() -> None:
+            self._book.say(name, event, at=at)
+
+        def note() -> None:
             self._book.change(name, round_=round_)
+
+        with self._saying:
+            self._later.append(keep)
+            if round_ is not None:
+                self._later.append(note)
+            with contextlib.suppress(DiskError):
+                self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Write what has to be written, oldest first.
+
+        :raises DiskError: when the disk does not take it; what is left is kept.
+        """
+        with self._saying:
+            try:
+                while self._later:
+                    self._later[0]()
+                    self._later.popleft()
+            except DiskError as error:
+                self.health.fault("events", f"{len(self._later)} are not written: {error}")
+                raise
+            except BaseException:
+                self._later.popleft()
+                raise
+            self.health.clear("events")

@@ -23,12 +23,12 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from attestation.errors import AttestationError, UnsealError
 from attestation.sealing import write_durably
 from fedlearn.errors import ConfigError, StoreError
+from server.disk import store_error
 from server.protectors import PLAIN_KEY_FILE, ROOT_BYTES, InsecurePlainKeyFile, Protector
 
-__all__ = ["DISK_HINT", "ROOT_FILE", "RootKey", "hkdf", "reason"]
+__all__ = ["ROOT_FILE", "RootKey", "hkdf", "reason"]
 
 ROOT_FILE: Final = "root.json"
-DISK_HINT: Final = "make room or mend the permissions; nothing was changed"
 _MAGIC: Final = b"FLSB\x01"
 _SALT_BYTES: Final = 32
 _TAG_BYTES: Final = 16
@@ -207,7 +207,7 @@ class RootKey:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_durably(path, self.seal(label, value))
         except OSError as error:
-            raise StoreError(f"{path}: {reason(error)}", hint=DISK_HINT) from error
+            raise store_error(f"{path}: {reason(error)}", error) from error
 
     def _aead(self, salt: bytes, info: bytes) -> AESGCM:
         return AESGCM(hkdf(bytes(self._key), salt=salt, info=info))
@@ -224,7 +224,7 @@ class RootKey:
         try:
             write_durably(path, json.dumps(document, indent=2).encode() + b"\n")
         except OSError as error:
-            raise StoreError(f"{path}: {reason(error)}", hint=DISK_HINT) from error
+            raise store_error(f"{path}: {reason(error)}", error) from error
 
 
 def hkdf(key: bytes, *, salt: bytes, info: bytes) -> bytes:

@@ -10,7 +10,7 @@ import shutil
 import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -36,6 +36,7 @@ from server.coordinator import Coordinator
 from server.enrollment import SiteRegister, SiteStatus, site_entries
 from server.exclusions import ExclusionList
 from server.front import Front
+from server.health import Health
 from server.home import Home
 from server.jobs import JobBook, JobStatus
 from server.metrics import AdmissionCounts, Gauge, serve_metrics
@@ -116,6 +117,7 @@ def serve(config: ServerConfig) -> Iterator[Service]:
         shutil.rmtree(runtime, ignore_errors=True)
         runtime.mkdir(mode=0o700)
         anchors = config.trust.anchors()
+        health = Health()
         coordinator = Coordinator(
             home,
             book=book,
@@ -124,6 +126,7 @@ def serve(config: ServerConfig) -> Iterator[Service]:
             trust=lambda: anchors,
             runtime=runtime,
             clock=_now,
+            health=health,
         )
         gate = _gate(home, coordinator, register, sites)
         coordinator.jobs.attach(gate)
@@ -180,12 +183,14 @@ def serve(config: ServerConfig) -> Iterator[Service]:
         )
         listeners.start()
         stack.callback(listeners.stop)
-        stack.enter_context(_sweeping(gate))
+        health.check("fleet", front.fault)
+        health.check("gate and control", listeners.fault)
+        stack.enter_context(_sweeping(health, gate.sweep, coordinator.jobs.tend))
         stack.callback(coordinator.jobs.stop)
         coordinator.jobs.go_on()
         if config.metrics.listen:
-            read = partial(_gauges, home, coordinator, sites, counts)
-            stack.enter_context(serve_metrics(config.metrics.listen, read))
+            read = partial(_gauges, home, coordinator, sites, counts, health)
+            stack.enter_context(serve_metrics(config.metrics.listen, read, health.faults))
         yield Service(
             home=home,
             coordinator=coordinator,
@@ -196,7 +201,11 @@ def serve(config: ServerConfig) -> Iterator[Service]:
 
 
 def _gauges(
-    home: Home, coordinator: Coordinator, sites: SiteRegister, counts: AdmissionCounts
+    home: Home,
+    coordinator: Coordinator,
+    sites: SiteRegister,
+    counts: AdmissionCounts,
+    health: Health,
 ) -> tuple[Gauge, ...]:
     jobs = Counter(job.status for job in coordinator.list_jobs())
     known = Counter(site.status.value for site in sites.list())
@@ -218,6 +227,11 @@ def _gauges(
             name="fedlearn_ledger_entries",
             help="Entries of the ledger.",
             values={"": head.sequence if head is not None else 0},
+        ),
+        Gauge(
+            name="fedlearn_faults",
+            help="What is wrong now; /readyz names it.",
+            values={"": len(health.faults())},
         ),
         *counts.gauges(),
     )
@@ -282,18 +296,22 @@ def _limits(config: ServerConfig) -> Limits:
 
 
 @contextmanager
-def _sweeping(gate: AdmissionGate) -> Iterator[None]:
-    """End what has lapsed, about twice a second."""
+def _sweeping(health: Health, *duties: Callable[[], object]) -> Iterator[None]:
+    """Do each duty about twice a second: end what has lapsed, write what the disk did not take."""
     over = threading.Event()
 
     def sweep() -> None:
         while not over.wait(_SWEEP_SECONDS):
-            try:
-                gate.sweep()
-            except Exception:  # noqa: BLE001 (logged; the next sweep tries again)
-                _LOG.exception("ending lapsed admissions failed; trying again")
+            for duty in duties:
+                try:
+                    duty()
+                except Exception as error:  # noqa: BLE001 (told; the next turn tries again)
+                    health.fault("sweep", f"{type(error).__name__}: {error}")
+                    break
+            else:
+                health.clear("sweep")
 
-    thread = threading.Thread(target=sweep, name="sweep", daemon=True)
+    thread = health.thread("sweep", sweep, over=over.is_set)
     thread.start()
     try:
         yield

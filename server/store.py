@@ -36,10 +36,11 @@ from fedlearn.update import Array
 from server.blobs import SealedBlobs
 from server.catalogue import Catalogue, MonotonicCounter, StoredModel
 from server.directory import RESTORE_HINT, SealedDirectory
+from server.disk import store_error
 from server.headfile import HeadFile
 from server.keys import KeyService, RecordEntry
 from server.naming import checked_name
-from server.rootkey import DISK_HINT, reason
+from server.rootkey import reason
 
 __all__ = ["ModelStore", "StoredModel"]
 
@@ -402,7 +403,7 @@ class ModelStore:
                 done = writer.commit()
         except OSError as error:
             message = f"{model}, version {version}: {reason(error)}"
-            raise StoreError(message, hint=DISK_HINT) from error
+            raise store_error(message, error) from error
         except ValueError as error:
             raise StoreError(f"{model}, version {version}: {error}") from error
         return StoredModel(
@@ -466,6 +467,6 @@ class ModelStore:
 
 
 def _bad(stored: StoredModel, error: Exception) -> StoreError:
-    return StoreError(
-        f"{stored.model}, version {stored.version}: {reason(error)}", hint=RESTORE_HINT
-    )
+    message = f"{stored.model}, version {stored.version}: {reason(error)}"
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    return store_error(message, cause, hint=RESTORE_HINT)

@@ -18,6 +18,7 @@ from fedlearn import errors
 from fedlearn.errors import (
     AdmissionDenied,
     ConfigError,
+    DiskError,
     FedlearnError,
     JobError,
     KeyReleaseDenied,
@@ -34,7 +35,7 @@ MAX_FINDINGS_BYTES: Final = 3500
 
 
 class Unreachable(TransportError):
-    """Nobody answered. The same call may succeed later."""
+    """Nobody answered, or nobody who could act now. The same call may succeed later."""
 
 
 _STATUS: Final = (
@@ -45,6 +46,7 @@ _STATUS: Final = (
     (KeyReleaseDenied, grpc.StatusCode.PERMISSION_DENIED),
     (TransportError, grpc.StatusCode.UNAUTHENTICATED),
     (AttestationError, grpc.StatusCode.INVALID_ARGUMENT),
+    (DiskError, grpc.StatusCode.UNAVAILABLE),
     (FedlearnError, grpc.StatusCode.INTERNAL),
 )
 
@@ -122,6 +124,9 @@ def _rebuilt(code: str, message: str, metadata: dict[str, Any]) -> FedlearnError
         if isinstance(known, type) and issubclass(known, AttestationError):
             return known(message, hint=hint)
         return AttestationError(message, hint=hint)
+    if code == DiskError.code:
+        # It is the other side's disk, and not ours: the call may be made again.
+        return Unreachable(message, hint=hint)
     kind = _BY_CODE.get(code, TransportError)
     if issubclass(kind, AdmissionDenied):
         return kind(message, findings=findings_of(metadata.get("fedlearn-findings-bin")), hint=hint)

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedlearn.errors import LedgerError
+from fedlearn.errors import LedgerDiskError, LedgerError
+from server.disk import DISK_HINT, disk_failed
 from server.ledger.entry import (
     HASH_BYTES,
     LedgerHead,
@@ -116,4 +117,7 @@ def _unusable(entry: int, what: str) -> LedgerError:
 
 def unreadable(error: sqlite3.Error, entry: int) -> LedgerError:
     """Return what is raised where the file of a ledger cannot be read."""
-    return LedgerError(f"entry {entry}: the file cannot be read: {error}", entry=entry)
+    message = f"entry {entry}: the file cannot be read: {error}"
+    if disk_failed(error):
+        return LedgerDiskError(message, entry=entry, hint=DISK_HINT)
+    return LedgerError(message, entry=entry)

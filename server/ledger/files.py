@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation.sealing import write_durably
 from fedlearn.errors import LedgerError
+from server.disk import ledger_error
 from server.ledger.entry import key_fingerprint, require_p256
 
 __all__ = [
@@ -175,7 +176,9 @@ def open_read_only(path: Path) -> sqlite3.Connection:
             problem = error
         else:
             return connection
-    raise LedgerError(f"{path} cannot be read as a ledger: {problem}") from problem
+    raise ledger_error(
+        f"{path} cannot be read as a ledger: {problem}", problem or sqlite3.Error()
+    ) from problem
 
 
 def require_ledger(connection: sqlite3.Connection, path: Path) -> None:
@@ -186,7 +189,7 @@ def require_ledger(connection: sqlite3.Connection, path: Path) -> None:
             "SELECT type, sql FROM sqlite_master WHERE name = 'entry'"
         ).fetchone()
     except sqlite3.Error as error:
-        raise LedgerError(f"{path} cannot be read as a ledger: {error}") from error
+        raise ledger_error(f"{path} cannot be read as a ledger: {error}", error) from error
     if found != _APPLICATION_ID or row is None:
         raise LedgerError(f"{path} is a database, but not a ledger")
     if row[0] != "table" or str(row[1]).upper().startswith("CREATE VIRTUAL"):

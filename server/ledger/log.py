@@ -26,7 +26,8 @@ from types import TracebackType
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedlearn.errors import LedgerError, StoreError
+from fedlearn.errors import DiskError, LedgerDiskError, LedgerError, StoreError
+from server.disk import ledger_error
 from server.ledger.chain import COLUMNS, Chain, hash_of_row, unreadable
 from server.ledger.contributions import Contribution, contributions
 from server.ledger.entry import (
@@ -245,11 +246,7 @@ class Ledger(LedgerReader):
             except sqlite3.Error as error:
                 # The file knows whether the entry came to the disk; it is asked next time.
                 self._uncertain = True
-                raise LedgerError(
-                    f"the ledger could not be written: {error}",
-                    hint="nothing was appended; see whether the disk of the state "
-                    "directory is full or read-only",
-                ) from error
+                raise ledger_error(f"the ledger could not be written: {error}", error) from error
             self._chain.add(kind, entry.hash)
             self._unsealed = True
             self._seal_head()
@@ -262,7 +259,8 @@ class Ledger(LedgerReader):
             try:
                 self._seal(head)
             except StoreError as error:
-                raise LedgerError(
+                kind = LedgerDiskError if isinstance(error, DiskError) else LedgerError
+                raise kind(
                     f"entry {head.sequence} was appended, and its head could not be sealed: "
                     f"{error}",
                     hint=error.hint,
@@ -356,5 +354,5 @@ def _last_entry(connection: sqlite3.Connection) -> Entry | None:
     try:
         row = connection.execute(query).fetchone()
     except sqlite3.Error as error:
-        raise LedgerError(f"the end of the ledger cannot be read: {error}") from error
+        raise ledger_error(f"the end of the ledger cannot be read: {error}", error) from error
     return None if row is None else entry_of_row(row, expected=1)

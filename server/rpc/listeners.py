@@ -192,6 +192,13 @@ class Listeners:
                 pool.shutdown(wait=False, cancel_futures=True)
         self._folder.cleanup()
 
+    def fault(self) -> str:
+        """Return what is wrong with the listeners; ``""`` when they serve."""
+        if not self._thread.is_alive():
+            return "the listeners' thread has ended"
+        ended = [task for task in self._accepting if task.done()]
+        return "a listener accepts no connections any more" if ended else ""
+
     def __enter__(self) -> Self:
         """Start."""
         return self.start()

@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
+from fakes.cluster import reserve_port
 
 pytestmark = pytest.mark.e2e
 
@@ -23,7 +25,11 @@ _STRATEGIES = ("fedavg", "fedadam")
 def phoenix(fakes: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A federation of two sites, whose coordinator dies and comes back."""
     folder = tmp_path_factory.mktemp("phoenix")
-    with fakes.Spine(folder, ("site-a", "site-b")) as spine:
+    address = f"127.0.0.1:{reserve_port()}"
+    with fakes.Spine(
+        folder, ("site-a", "site-b"), server={"metrics": {"listen": address}}
+    ) as spine:
+        spine.metrics = address
         yield spine
 
 
@@ -90,7 +96,14 @@ def test_a_killed_job_process_is_started_again_and_gives_the_same_bits(phoenix, 
     assert any("signal 9" in event.line for event in job.of("log"))
 
 
-def test_a_full_disk_fails_the_job_in_words_and_it_resumes_when_there_is_room(phoenix):
+def _readiness(phoenix: Any) -> str:
+    """Return what the coordinator says of itself."""
+    answer = httpx.get(f"http://{phoenix.metrics}/readyz", timeout=5)
+    assert (answer.status_code == 200) == (answer.text == "ok\n")
+    return answer.text
+
+
+def test_a_full_disk_interrupts_the_job_in_words_and_it_goes_on_when_there_is_room(phoenix, fakes):
     """No file may grow beyond 6 MiB: the sealed model has 10."""
     config = {"noise": 0.25, "ballast": 2_500_000, "wait": 0.5}
     job = phoenix.job("full", rounds=3, config=config).submit()
@@ -98,25 +111,43 @@ def test_a_full_disk_fails_the_job_in_words_and_it_resumes_when_there_is_room(ph
     pid = phoenix.server_pid()
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE, (6 << 20, resource.RLIM_INFINITY))
     try:
-        state = job.finish("failed")
+        with fakes.eventually(40) as wait:
+            wait(lambda: job.status == "interrupted")
+            state = phoenix.operator.get_job(job.name)
+        assert state.detail.startswith("full, version ")
+        assert "file too large" in state.detail
+        assert "Traceback" not in state.detail
+        assert "job full: interrupted: full, version" in _readiness(phoenix)
     finally:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
-    assert state.detail.startswith("full, version ")
-    assert "file too large" in state.detail
-    assert "Traceback" not in state.detail
-    failed = job.of("job.failed")[-1]
-    assert failed.hint
     whole = {path.name for path in phoenix.sealed(job.name)}
     opened = phoenix.command(
         "fedlearn", "model", "open", phoenix.sealed(job.name)[-1], "--key", phoenix.owner.file
     )
     assert "ballast" in opened.stdout
-    phoenix.operator.resume_job(job.name)
     job.finish()
+    assert _readiness(phoenix) == "ok\n"
     assert job.of("job.started")[-1].resumed_from >= 1
     assert len(whole) <= 2
     phoenix.run("roomy", rounds=3, config=config)
     assert phoenix.digest(job.name) == phoenix.digest("roomy")
+
+
+@pytest.mark.parametrize("seconds", [0.3, 3.0])
+def test_a_disk_that_takes_nothing_for_a_while_ends_no_job(phoenix, undisturbed, seconds):
+    """Ledger, databases and store at once: no file may grow at all."""
+    name = f"failing-{seconds:g}".replace(".", "-")
+    job = phoenix.job(name, strategy={"name": "fedavg"}, **_USUAL).submit()
+    job.wait_for("round.started", round=2)
+    pid = phoenix.server_pid()
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    time.sleep(seconds)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+    job.finish()
+    assert phoenix.digest(name) == undisturbed["fedavg"]
+    verified = phoenix.command("fedlearn", "ledger", "verify", "--state", phoenix.state, "--json")
+    assert '"intact": true' in verified.stdout
+    assert _readiness(phoenix) == "ok\n"
 
 
 def test_a_tampered_checkpoint_and_an_older_store_are_refused_by_name(phoenix, tmp_path):

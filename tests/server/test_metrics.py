@@ -107,3 +107,16 @@ def test_an_address_in_use_is_named() -> None:
         with pytest.raises(ConfigError, match=rf"127.0.0.1:{port} cannot be bound"):
             with serve_metrics(f"127.0.0.1:{port}", list):
                 pass
+
+
+def test_readiness_names_what_is_wrong() -> None:
+    faults = {}
+    with serve_metrics("127.0.0.1:0", list, lambda: faults) as bound:
+        with urllib.request.urlopen(f"http://{bound}/readyz", timeout=5) as answer:
+            assert answer.read() == b"ok\n"
+        faults["disk"] = "is full"
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"http://{bound}/readyz", timeout=5)
+        assert (refused.value.code, refused.value.read()) == (503, b"disk: is full\n")
+        with urllib.request.urlopen(f"http://{bound}/livez", timeout=5) as answer:
+            assert answer.status == 200
