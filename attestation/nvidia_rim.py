@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType, ModuleType
@@ -144,13 +144,15 @@ def match_rims(
 ) -> tuple[Rim, ...]:
     """Return the verified RIMs that ``report`` matches: of driver and VBIOS; of a switch, VBIOS.
 
+    A RIM that cannot be read, or does not verify, takes nothing from the others.
+
     :raises EndorsementError: when there is none for a version of the report, or a measurement is
         not one that the RIM demands.
-    :raises AttestationError: as :meth:`Rim.verify`.
+    :raises AttestationError: as :meth:`Rim.verify`, where no other RIM of that version matches.
     """
     if len(rims) > _MAX_RIMS:
         raise EvidenceError(f"{len(rims)} RIMs, at most {_MAX_RIMS} are read", field=_FIELD)
-    labels = [(read_label(data), data) for data in rims]
+    labels = [*_labelled(rims)]
     wanted = {"VBIOS": report.vbios}
     if not report.is_switch:
         wanted = {"driver": report.driver, **wanted}
@@ -163,6 +165,14 @@ def match_rims(
             f"the RIMs of driver and VBIOS both demand measurement {_list(twice)}", step=_STEP
         )
     return found
+
+
+def _labelled(rims: Iterable[bytes]) -> Iterator[tuple[RimLabel, bytes]]:
+    for data in rims:
+        try:
+            yield read_label(data), data
+        except EvidenceError:
+            continue
 
 
 def _match(
@@ -178,13 +188,16 @@ def _match(
     mine = [item for item in labels if item[0].edition == edition]
     named = [data for label, data in mine if _same(label.version, version)]
     if not named:
-        others = ", ".join(sorted({label.version for label, _ in mine})) or "none of this kind"
+        others = (
+            ", ".join(sorted({label.version for label, _ in mine}))
+            or "none of this kind that can be read"
+        )
         raise EndorsementError(
             f"no RIM is for {kind} {version}, which the report names; there is {others}",
             step=_STEP,
             hint=_FETCH,
         )
-    refused: list[VerificationError] = []
+    refused: list[EvidenceError | VerificationError] = []
     for data in named:
         try:
             rim = Rim.verify(data, root=root, now=now)
@@ -197,7 +210,7 @@ def _match(
                     step=_STEP,
                     hint="install the unaltered driver and VBIOS of this version",
                 )
-        except VerificationError as error:
+        except (EvidenceError, VerificationError) as error:
             refused.append(error)
         else:
             return rim

@@ -13,6 +13,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from attestation.collateral import describe
+from attestation.errors import AttestationError
+from attestation.nvidia_rim import is_rim
+from attestation.ocsp import is_ocsp
 from attestation.offline import unread_pieces
 from attestation.tpm_endorsement import unreadable_certificates
 from attestation.trust import TrustAnchors
@@ -70,10 +74,19 @@ class Trust:
         )
 
     def unread(self) -> Iterator[str]:
-        """Yield a sentence for each certificate in the named files that cannot be used.
+        """Yield a sentence for each item in the named files that cannot be used.
 
         :raises ConfigError: naming a file that cannot be read.
         """
+        for path in self.collateral:
+            data = _bytes(path, "the collateral")
+            if is_rim(data) or is_ocsp(data):
+                try:
+                    describe(data, path=str(path))
+                except AttestationError as error:
+                    hint = f" ({error.hint})" if error.hint else ""
+                    text = str(error).removeprefix(f"{path}: ")
+                    yield f"trust.collateral: {path}: {text}{hint}"
         for path in self.tpm_ek_roots:
             for problem in unreadable_certificates(_bytes(path, "a TPM vendor's root")):
                 yield f"trust.tpm_ek_roots: {path}: {problem}"

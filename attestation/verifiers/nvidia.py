@@ -24,6 +24,7 @@ A report without its chain is returned with every claim in ``unverified``.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 from collections.abc import Iterable, Sequence
@@ -139,7 +140,9 @@ class _Endorsements:
     def sort(cls, sent: Sequence[bytes], collateral: Iterable[bytes]) -> _Endorsements:
         found = cls()
         for item in collateral:
-            found._take(item)
+            # One that cannot be read takes nothing from the others.
+            with contextlib.suppress(EvidenceError):
+                found._take(item)
         had = len(found.rims)
         for number, item in enumerate(sent):
             if not found._take(item):

@@ -198,7 +198,7 @@ def _trust(trust: Trust) -> Iterable[Check]:
         found = tuple(trust.unread())
     except ConfigError as error:
         return (checks.fail("trust", str(error), error.hint),)
-    mend = "it counts for nothing; ask its vendor for one that follows X.509, or remove it"
+    mend = "it counts for nothing: get a well-formed one from its vendor, or remove it"
     return tuple(checks.warn("trust", text, mend) for text in found)
 
 

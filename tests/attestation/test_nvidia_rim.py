@@ -234,6 +234,20 @@ def test_a_rim_that_verifies_is_taken_where_another_does_not(edition: str) -> No
         match(forged, VBIOS)
 
 
+def test_one_that_cannot_be_read_takes_nothing_from_the_others() -> None:
+    malformed = DRIVER.replace(b"<Payload>", b"<!-- --><Payload>")
+    odd = made.sign(made.tag(made.DRIVER, [made.resource(1, made.golden(2), active="yes")]))
+    assert match(malformed, odd, DRIVER, VBIOS)
+    with pytest.raises(EndorsementError, match="no RIM is for driver"):
+        match(malformed, VBIOS)
+    with pytest.raises(EvidenceError, match="True or False"):
+        match(odd, VBIOS)
+    broken = (malformed, made.answer(made.RIM_CA, end=None))
+    trust = replace(made.TRUST, collateral=(*broken, DRIVER, VBIOS, *made.answers(GPU)))
+    claims = verify(GPU.evidence(BINDING.value), binding=BINDING, trust=trust, now=made.NOW)
+    assert {"nvidia.rim", "nvidia.revocation"} <= set(claims.measurements)
+
+
 def test_a_signer_for_another_purpose_is_refused() -> None:
     from cryptography import x509
 
@@ -414,7 +428,7 @@ def test_a_tag_must_be_well_formed(change: Callable[[str], str], message: str) -
     text = made.tag(made.DRIVER, made.DRIVER_RESOURCES)
     assert change(text) != text
     with pytest.raises(EvidenceError, match=message):
-        match(made.sign(change(text)), VBIOS)
+        Rim.verify(made.sign(change(text)), root=made.TRUST.nvidia_rim_root, now=made.NOW)
 
 
 @settings(max_examples=300, deadline=None)

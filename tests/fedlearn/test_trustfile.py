@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import ocsp
 
 from fedlearn import config
 from fedlearn.errors import ConfigError
@@ -88,3 +90,21 @@ def test_one_unreadable_root_is_named_and_takes_nothing_from_the_others(
     assert str(tmp_path / "NUVO_2111.pem") in said[0]
     assert f"{tmp_path / 'bundle.pem'}: block 1 cannot be read" in said[1]
     assert not list(read('tpm_ek_roots = ["good.pem"]', tmp_path).unread())
+
+
+def test_a_reference_manifest_or_ocsp_answer_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[1] / "vectors" / "nvidia"
+    rim = (folder / "NV_GPU_DRIVER_GH100_550.90.07.xml").read_bytes()
+    answer = (folder / "ocsp_rim_l2.der").read_bytes()
+    (tmp_path / "good.xml").write_bytes(rim)
+    (tmp_path / "good.der").write_bytes(answer)
+    (tmp_path / "bad.xml").write_bytes(rim.replace(b"<ns0:Payload", b"<!-- -->"))
+    later = ocsp.OCSPResponseBuilder.build_unsuccessful(ocsp.OCSPResponseStatus.TRY_LATER)
+    (tmp_path / "bad.der").write_bytes(later.public_bytes(Encoding.DER))
+    said = list(
+        read('collateral = ["good.xml", "bad.xml", "bad.der", "good.der"]', tmp_path).unread()
+    )
+    assert len(said) == 2
+    assert f"trust.collateral: {tmp_path / 'bad.xml'}: rim: has a DTD" in said[0]
+    assert f"trust.collateral: {tmp_path / 'bad.der'}: ocsp: the responder answered" in said[1]
+    assert not list(read('collateral = ["good.xml", "good.der"]', tmp_path).unread())
