@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +309,38 @@ def test_a_message_in_a_log_is_one_line() -> None:
     assert done.stderr.endswith("\n")
     assert done.stderr[:-1].isprintable()
     assert "INFO x: a" in done.stderr
+
+
+PRINTS_TO_STDOUT = {
+    # Commands without --json, whose output is a file.
+    ("fedlearn/cli/reference.py", "_print"),
+    ("fedlearn/cli/policy.py", "init"),
+    # After the answer for --json has returned: a token that is saved as it is.
+    ("fedlearn/cli/site.py", "token"),
+    # A program that the demo talks to.
+    ("fedlearn/cli/rogue.py", "_main"),
+    ("fedlearn/cli/rogue.py", "wait"),
+    # The show for people; with --json there is another one.
+    ("fedlearn/cli/progress.py", "show"),
+}
+
+
+def _prints(path: Path) -> Iterator[tuple[str, str]]:
+    root = Path(__file__).parents[2]
+    for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        for node in ast.walk(function):
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func)
+            to_stderr = any(item.arg == "err" for item in node.keywords)
+            if name in {"print", "click.echo", "click.secho", "sys.stdout.write"} and not to_stderr:
+                yield path.relative_to(root).as_posix(), function.name
+
+
+def test_commands_print_by_line_and_print_json_alone() -> None:
+    """So that with --json nothing but JSON can come to stdout."""
+    root = Path(__file__).parents[2]
+    files = [*(root / "fedlearn/cli").rglob("*.py"), root / "server/main.py", root / "edge/main.py"]
+    assert {found for path in files for found in _prints(path)} == PRINTS_TO_STDOUT
