@@ -43,6 +43,7 @@ from attestation.result import AttestationResult, Finding, Tier  # noqa: E402
 from attestation.sealing.header import PREFIX, Header, read_prefix  # noqa: E402
 from attestation.tpm_credential import TpmIdentity  # noqa: E402
 from attestation.verifiers import verify  # noqa: E402
+from fedlearn import message  # noqa: E402
 from fedlearn.assignment import Assignment  # noqa: E402
 from fedlearn.errors import FedlearnError  # noqa: E402
 from fedlearn.join import JoinToken  # noqa: E402
@@ -161,8 +162,8 @@ def _header(data: bytes) -> None:
 
 
 def _assignment(data: bytes) -> None:
-    message = b"fedlearn-assignment/1\0" + data
-    signature = KEY.sign(message, ec.ECDSA(hashes.SHA256()))
+    signed = b"fedlearn-assignment/1\0" + data
+    signature = KEY.sign(signed, ec.ECDSA(hashes.SHA256()))
     Assignment.verify(data, signature, order_key=ORDER_KEY, site="north", now=keys.AT)
 
 
@@ -193,6 +194,27 @@ def _sealed_headers() -> tuple[bytes, ...]:
 def _identity() -> bytes:
     area = PublicArea.parse(paper_tpm.PaperTpm(key=keys.ec_key("tpm ak")).area)
     return TpmIdentity(ek=area, ak=area, ek_certificate=b"x").to_bytes()
+
+
+def _head(*, failed: bool = False) -> bytes:
+    failure = message.Failure(code=2, reason="it broke") if failed else None
+    head = message.Head(
+        id="a1", run=1, sender=2, receiver=1, created=1.5, ttl=60, kind="train", failure=failure
+    )
+    return head.to_bytes() if failed else head.with_parts(2).to_bytes()
+
+
+def _records() -> bytes:
+    arrays = [["w", "float32", [2, 3], "numpy.ndarray", 0]]
+    config = {"a": {"part": 1}, "b": [True, False], "c": ["x", "y"], "d": -1.5e9}
+    records = [("arrays", arrays), ("metrics", {"loss": 0.5, "n": [1, 2]}), ("config", config)]
+    return message.write_content(
+        [message.Record(f"my {kind}", kind, values) for kind, values in records]
+    )
+
+
+def _content(data: bytes) -> None:
+    message.write_content(message.read_content(data, 2))
 
 
 def _gpu(data: bytes) -> None:
@@ -298,5 +320,7 @@ TARGETS: dict[str, Target] = {
         seeds=(TOKEN.encode().encode(),),
     ),
     "assignment": Target(read=_assignment, seeds=(ASSIGNMENT.to_bytes(),)),
+    "message-head": Target(read=message.Head.from_bytes, seeds=(_head(), _head(failed=True))),
+    "message-content": Target(read=_content, seeds=(_records(),)),
     "tpm-identity": Target(read=TpmIdentity.from_bytes, seeds=(_identity(),)),
 }
