@@ -1,7 +1,8 @@
 """Processes that the demo starts, and that end with it, however it ends.
 
 Each child hangs on a pipe: when the process that started it goes, SIGKILL included, the
-pipe closes and the child is asked to end (SIGTERM). What a child writes goes to a log.
+pipe closes and the child is asked to end (SIGTERM). What a child writes goes to a log. What a
+child has started ends with it at the latest, in whatever session it is.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final, Self
@@ -164,13 +165,44 @@ class Children:
             child.check()
 
     def stop(self) -> None:
-        """End all children, the last one first, and wait until they are gone."""
+        """End all children, the last one first, and wait until they are gone.
+
+        What they have started and did not end is killed then.
+        """
+        started = [_opened(pid) for pid in _descendants({child.pid for child in self._all})]
         for child in reversed(self._all):
             child.ask_to_stop()
         until = time.monotonic() + _STOP_SECONDS
         for child in reversed(self._all):
             child.stop(max(0.1, until - time.monotonic()))
         self._all.clear()
+        for descriptor in filter(None, started):
+            # The descriptor is of that very process, whoever has its number now.
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            os.close(descriptor)
+
+
+def _descendants(ancestors: Set[int]) -> tuple[int, ...]:
+    """Return the processes below ``ancestors`` now, by /proc (proc_pid_stat(5))."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                # The name of the program, in parentheses, may hold anything.
+                state = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+                parents[int(entry.name)] = int(state[1])
+    found: set[int] = set(ancestors)
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return tuple(found - set(ancestors))
+
+
+def _opened(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
 
 
 @contextlib.contextmanager

@@ -115,3 +115,22 @@ def _end_myself() -> None:
     with terminate_as_interrupt():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
+
+
+def test_what_a_child_started_ends_with_it_in_whatever_session(tmp_path: Path) -> None:
+    grandchild = (
+        "import os, pathlib, signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
+        "time.sleep(600)\n"
+    )
+    child = (
+        "import subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-c', {grandchild!r}], start_new_session=True)\n"
+        "time.sleep(600)\n"
+    )
+    with Children(tmp_path / "logs") as children:
+        children.start("child", [sys.executable, "-c", child])
+        pid = _number(tmp_path / "pid")
+        assert _alive(pid)
+    _await(lambda: not _alive(pid))
