@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat 
 from vector_amd import Amd  # noqa: E402
 from vector_cases import BEFORE, Subject, binding, paper_tpm, subjects  # noqa: E402
 
-from attestation import ear  # noqa: E402
+from attestation import ear, ecdsa  # noqa: E402
 from attestation.chains import split_certificates  # noqa: E402
 from attestation.collateral import describe  # noqa: E402
 from attestation.decoded import decode_file  # noqa: E402
@@ -138,7 +138,7 @@ def _ear(data: bytes) -> None:
         ear.read(data, key=KEY.public_key(), now=keys.AT)
     head = base64.urlsafe_b64encode(b'{"alg":"ES256","typ":"eat+jwt"}').rstrip(b"=")
     signed = head + b"." + base64.urlsafe_b64encode(data).rstrip(b"=")
-    signature = base64.urlsafe_b64encode(keys.sign_p256(KEY, signed)).rstrip(b"=")
+    signature = base64.urlsafe_b64encode(ecdsa.sign(KEY, signed)).rstrip(b"=")
     ear.read(signed + b"." + signature, key=KEY.public_key(), now=keys.AT)
 
 
