@@ -290,21 +290,24 @@ def _component(
 def _gpu(policy: AppraisalPolicy, claims: Claims) -> Iterator[Finding]:
     if not policy.nvidia.required:
         return
-    gpus = [item for item in claims.components if item.tee is Tee.NVIDIA]
-    verified = bool(gpus) and not any(gpu.unverified for gpu in gpus)
+    devices = [item for item in claims.components if item.tee is Tee.NVIDIA]
+    gpus = [item for item in devices if item.attributes.get("nvidia.kind") != "nvswitch"]
+    least = policy.nvidia.min_gpus
+    genuine = not any(device.unverified for device in devices)
+    verified = genuine and len(gpus) >= least
     pinned = "nvidia.rim" in policy.require or any(
         item.tee is Tee.NVIDIA for item in applicable(policy, Tee.NVIDIA)
     )
-    seen = "verified" if verified else "present, not verified"
+    seen = f"{len(gpus)}, " + ("verified" if genuine else "a report is not verified")
     yield Finding(
         claim="nvidia",
         tier=_tier(verified),
-        expected="a verified GPU",
-        actual=seen if gpus else "absent",
+        expected="a verified GPU" if least == 1 else f"{least} verified GPUs",
+        actual=seen if devices else "absent",
         category="hardware",
         remedy=""
         if verified
-        else "send the GPU's report with its certificate chain, or set nvidia.required = false",
+        else "send each GPU's report with its certificate chain, or relax [nvidia]",
     )
     if not pinned:
         yield Finding(

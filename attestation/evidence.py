@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from attestation.errors import EvidenceError
 
-__all__ = ["MAX_EVIDENCE_BYTES", "Claims", "Evidence", "Origin", "Scalar", "Tee"]
+__all__ = ["MAX_COMPONENTS", "MAX_EVIDENCE_BYTES", "Claims", "Evidence", "Origin", "Scalar", "Tee"]
 
 MAX_EVIDENCE_BYTES: Final = 4 * 1024 * 1024
 """Upper bound of one encoded evidence document, checked before it is parsed."""

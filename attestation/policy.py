@@ -179,9 +179,13 @@ class TpmRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NvidiaRules:
-    """``required`` refuses evidence without a GPU component that was verified."""
+    """``required`` refuses evidence with fewer than ``min_gpus`` GPUs, or one not verified.
+
+    An NVSwitch is no GPU; it has to be verified like one where it is there.
+    """
 
     required: bool = False
+    min_gpus: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

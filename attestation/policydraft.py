@@ -163,6 +163,9 @@ def _components(claims: Claims, notes: list[str]) -> list[str]:
     elif gpus:
         lines += ["", "[nvidia]", "# Evidence without a verified GPU is refused."]
         lines.append("required = true")
+        number = sum(gpu.attributes.get("nvidia.kind") != "nvswitch" for gpu in gpus)
+        if number > 1:
+            lines.append(f"min_gpus = {number}")
     notes += [
         f"no policy can require a component of {kind.value}: evidence without one passes"
         for kind in sorted({item.tee for item in claims.components} - {Tee.NVIDIA})

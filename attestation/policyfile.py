@@ -33,7 +33,7 @@ from datetime import timedelta
 from typing import Final
 
 from attestation.errors import PolicyError
-from attestation.evidence import Tee
+from attestation.evidence import MAX_COMPONENTS, Tee
 from attestation.policy import (
     CLAIM_NAME,
     DEFAULT_LIFETIME,
@@ -259,6 +259,11 @@ def _tpm(table: Table) -> TpmRules:
 
 
 def _nvidia(table: Table) -> NvidiaRules:
-    rules = NvidiaRules(required=table.flag("required", default=False))
+    rules = NvidiaRules(
+        required=table.flag("required", default=False),
+        min_gpus=table.integer("min_gpus", default=1, least=1, most=MAX_COMPONENTS),
+    )
+    if table.has("min_gpus") and not rules.required:
+        raise table.error("min_gpus", "is asked for only with required = true")
     table.finish()
     return rules

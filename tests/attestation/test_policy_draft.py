@@ -125,6 +125,8 @@ def test_components_are_pinned_by_their_kind() -> None:
         assert policy.appraise(changed, now=NOW).status is not Tier.AFFIRMING
     twice = draft(replace(claims, components=(gpu, gpu)))[1]
     assert twice.references == policy.references
+    assert (policy.nvidia.min_gpus, twice.nvidia.min_gpus) == (1, 2)
+    assert twice.appraise(claims, now=NOW).status is not Tier.AFFIRMING
 
 
 def test_what_no_policy_can_require_of_others_is_said() -> None:

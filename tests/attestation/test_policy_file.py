@@ -217,6 +217,8 @@ REFERENCE = '[[reference]]\nclaim = "app"\nvalue = "00"\n'
         ("[snp]\nmin_tcb = { boot = 1 }", "policy.toml:2: snp.min_tcb.boot: unknown key"),
         ("[tpm]\npcrs = [24]", "policy.toml:2: tpm.pcrs: "),
         ("[nvidia]\nrequire = true", "did you mean required?"),
+        ("[nvidia]\nmin_gpus = 2", "min_gpus: is asked for only with required = true"),
+        ("[nvidia]\nrequired = true\nmin_gpus = 0", "min_gpus: must be a whole number from 1"),
         ("[coordinator]\nacept = []", "policy.toml:2: coordinator.acept: unknown key"),
         ("[coordinator.coordinator]", "policy.toml:1: coordinator.coordinator: unknown key"),
         (
