@@ -15,16 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from attestation.errors import EvidenceError, PolicyError
+from attestation.errors import EventLogError, EvidenceError, PolicyError
 from attestation.eventlog import EventLog, ccel_register, pcr_register
 from attestation.evidence import Tee
-from attestation.policy import ReferenceValue
+from attestation.firmwarelog import boot_claims
+from attestation.policy import EVENT, ReferenceValue
 from attestation.toml import TomlError, parse
 
 __all__ = [
     "MAX_INITDATA_BYTES",
     "MONITORS",
     "Initdata",
+    "event_references",
     "image_references",
     "initdata_references",
     "log_references",
@@ -36,6 +38,7 @@ MAX_INITDATA_BYTES: Final = 1024 * 1024
 _ALGORITHMS: Final = ("sha256", "sha384", "sha512")
 _HOST_DATA_BYTES: Final = 32
 _MRCONFIGID_BYTES: Final = 48
+_RTMR1, _RTMR2 = 2, 3
 _IMAGE: Final = re.compile(r"(?:[^@\s]{1,512}@)?sha256:([0-9a-f]{64})")
 _MAX_VCPUS: Final = 4096
 _UNUSABLE: Final = (
@@ -130,6 +133,32 @@ def log_references(data: bytes, *, tee: Tee, name: str = "") -> tuple[ReferenceV
         ReferenceValue(claim=label(index), value=value, name=name, tee=tee)
         for index, value in sorted(registers.items())
         if not (ccel and index == 0)
+    )
+
+
+def event_references(data: bytes, *, name: str = "") -> tuple[ReferenceValue, ...]:
+    """Return what names every event of RTMR1 and RTMR2 of a CCEL, for TDX.
+
+    What was booted goes by its claim (``boot.N``, ``kernel``, ``cmdline``, ``initrd``), any other
+    digest by ``event``. They identify a launch where the registers themselves are not pinned;
+    see :mod:`attestation.launch`.
+
+    :raises EvidenceError: when the log is malformed.
+    :raises EventLogError: when an event of these registers has no SHA-384 digest.
+    """
+    log = EventLog.parse(data)
+    booted = boot_claims(log, "sha384", ccel=True)
+    found = [(claim, booted[claim]) for claim in sorted(booted) if claim != "firmware"]
+    seen = {digest for _, digest in found}
+    for event in (*log.extending(_RTMR1), *log.extending(_RTMR2)):
+        digest = event.digests.get("sha384")
+        if digest is None:
+            raise EventLogError(f"event {event.number} has no sha384 digest")
+        if digest not in seen:
+            seen.add(digest)
+            found.append((EVENT, digest))
+    return tuple(
+        ReferenceValue(claim=claim, value=value, name=name, tee=Tee.TDX) for claim, value in found
     )
 
 

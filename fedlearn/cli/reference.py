@@ -15,6 +15,7 @@ from attestation.policydraft import reference_text
 from attestation.references import (
     MAX_INITDATA_BYTES,
     MONITORS,
+    event_references,
     image_references,
     initdata_references,
     log_references,
@@ -49,12 +50,25 @@ def initdata(file: Path, name: str) -> None:
 @reference.command(name="event-log")
 @click.argument("file", type=_PATH)
 @click.option("--tee", type=click.Choice(("tdx", "tpm")), default="tdx", show_default=True)
+@click.option(
+    "--events", is_flag=True, help="Name every event of RTMR1 and RTMR2, not the registers."
+)
 @_name_option
-def event_log(file: Path, tee: str, name: str) -> None:
-    """The registers that a known event log replays to."""
+def event_log(file: Path, tee: str, events: bool, name: str) -> None:
+    """The registers that a known event log replays to.
+
+    With --events a policy accepts these events in any order and number, which serves where the
+    registers differ from boot to boot.
+    """
+    if events and tee != Tee.TDX:
+        raise ConfigError("is for tdx", where="--events", hint="a policy pins the PCRs of a TPM")
     data = file_bytes(file, limit=MAX_LOG_BYTES, what="event log")
     try:
-        _print(log_references(data, tee=Tee(tee), name=name))
+        _print(
+            event_references(data, name=name)
+            if events
+            else log_references(data, tee=Tee(tee), name=name)
+        )
     except (EvidenceError, EventLogError) as error:
         raise ConfigError(str(error), where=str(file), hint=error.hint) from None
 

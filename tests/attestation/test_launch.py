@@ -11,13 +11,14 @@ from vector_cases import Subject, binding, subjects
 from vector_intel import Intel
 
 from attestation.ear import issue, read
-from attestation.errors import PolicyError
+from attestation.errors import EventLogError, PolicyError
 from attestation.eventlog import EventLog
 from attestation.evidence import Claims, Evidence, Origin, Tee
 from attestation.launch import launch_errors, launch_warnings, require_launch_identity
 from attestation.policy import AppraisalPolicy, ReferenceValue, SgxRules, SnpRules
 from attestation.policydraft import draft_policy
 from attestation.policylint import lint_policy
+from attestation.references import event_references
 from attestation.result import Finding, Tier
 from attestation.runtime_events import Measurement
 from attestation.trust import TrustAnchors
@@ -270,6 +271,19 @@ HONEST = log_of(
 
 def test_a_log_of_which_every_event_is_named_identifies_what_was_booted() -> None:
     assert booted(HONEST, HONEST, *EVENTS).tier is Tier.AFFIRMING
+
+
+def test_the_events_of_a_known_log_can_be_written_as_a_policy() -> None:
+    references = event_references(HONEST.to_bytes(), name="image 2.1")
+    assert [item.claim for item in references] == ["boot.1", "boot.2", "cmdline", "kernel", "event"]
+    pinned = [(item.claim, item.value) for item in references]
+    assert booted(HONEST, HONEST, *pinned).tier is Tier.AFFIRMING
+    with pytest.raises(EventLogError, match="event 1 has no sha384"):
+        event_references(
+            EventLog.create(("sha256", "sha384"), index=1)
+            .append(2, IMAGE, {"sha256": bytes(32)}, b"a")
+            .to_bytes()
+        )
 
 
 def test_a_kernel_that_extends_the_good_digest_later_is_refused() -> None:

@@ -31,9 +31,10 @@ from attestation.evidence import Claims, Evidence, Tee
 from attestation.firmwarelog import boot_claims
 from attestation.formats import to_evidence
 from attestation.offline import Input, gather
-from attestation.policy import AppraisalPolicy
+from attestation.policy import AppraisalPolicy, ReferenceValue
 from attestation.quotes.snp import SnpReport
 from attestation.quotes.tpm_keys import load_public_key
+from attestation.references import event_references
 from attestation.result import AttestationResult, Tier
 from attestation.runtime_events import RuntimeEvent
 from attestation.trust import AMD_ARK_KEYS, TrustAnchors, key_digest
@@ -170,6 +171,17 @@ def test_gcp_log_replays_to_the_quote(files: Files) -> None:
     # Without collateral nobody judged the TCB, and no policy accepts that.
     policy = 'accept = ["tdx"]\n' + pin("rtmr1", claims)
     assert "tcb_status" in refusals(appraise(claims, policy))
+    named = event_references(evidence.event_log)
+    mrtd = ReferenceValue(claim="mrtd", value=claims.measurements["mrtd"])
+    for references, tier in (
+        ((mrtd, *named), Tier.AFFIRMING),
+        ((mrtd, *named[:-1]), Tier.CONTRAINDICATED),
+    ):
+        by_events = AppraisalPolicy(accept=(Tee.TDX,), references=references)
+        trust = by_events.anchors_for(TrustAnchors(), tee=Tee.TDX, now=TODAY)
+        known = verify(evidence, binding=None, trust=trust, now=TODAY)
+        findings = by_events.appraise(known, now=TODAY, require_binding=False).findings
+        assert {f.claim: f.tier for f in findings}["launch_identity"] is tier
     other = files.evidence("gcp_cos113_tdx_quote.bin", log="trustee_CCEL_data_ovmf")
     with pytest.raises(EventLogError) as refused:
         verify(other, binding=None, trust=TrustAnchors(), now=TODAY)

@@ -428,6 +428,8 @@ def test_reference_values_are_printed_as_a_policy_writes_them(tmp_path: Path) ->
     assert AppraisalPolicy.from_toml(image.stdout.encode()).references[0].value == APP
     failed(run("reference", "image", "app:latest"), "not an image by digest")
     failed(run("reference", "event-log", initdata), "initdata.toml")
+    failed(run("reference", "event-log", initdata, "--events"), "initdata.toml")
+    failed(run("reference", "event-log", initdata, "--events", "--tee", "tpm"), "is for tdx")
     failed(run("reference", "initdata", tmp_path / "no"), "does not exist")
     failed(run("reference", "snp", "--ovmf", tmp_path / "no", "--vcpus", "1"), "does not exist")
     initdata.write_text("algorithm = 'md5'")
