@@ -1,7 +1,9 @@
 """The agent of a site: dials out, takes signed orders, and lets the site decide.
 
 One stream to the coordinator, opened from here, so a site needs no open port. It comes back
-after any pause with growing waits; what runs meanwhile goes on. An order is followed when the
+after any pause; what runs meanwhile goes on. Where nobody answers it tries every few seconds: it
+is back within five seconds of a coordinator that answers. One that answers and turns it away is
+asked ever more seldom. An order is followed when the
 coordinator's order key signed it for this site, the site's own rules allow it
 (:mod:`edge.rules`), and its code has the digest that the order names. It is followed once: a
 client that ended is not started again under the same assignment.
@@ -19,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final
 
 from attestation.errors import AttestationError
@@ -46,14 +48,16 @@ from fedlearn.errors import (
     TransportError,
 )
 from fedlearn.job import JobSpec
+from fedlearn.wire.failure import Unreachable
 
 __all__ = ["Agent", "approval_name"]
 
 _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 60.0
-_GOOD_SECONDS: Final = 5.0
-"""An attempt that lasted so long is seldom enough by itself: the next follows at once."""
+_LONGEST_UNANSWERED: Final = 2.0
+"""Between two attempts that reach nobody, halved to one and a half times at random."""
+
 _HEARTBEAT_SECONDS: Final = 15.0
 _SHORTEST_BEAT_SECONDS: Final = 0.5
 _ASK_AGAIN_SECONDS: Final = 30.0
@@ -103,6 +107,7 @@ class Agent:
         self._budget = BudgetStore(config, file_key(identity.key), counter=counter)
         self._settled = False
         self._reports: Reports | None = None
+        self._answered = False
         self._stopped = threading.Event()
         self._launcher = launcher(self)
 
@@ -132,19 +137,23 @@ class Agent:
     def _keep_following(self) -> None:
         pause = _FIRST_PAUSE
         while not self._stopped.is_set():
-            began = self._now()
+            self._answered = False
+            longest = _LONGEST_PAUSE
             try:
                 self._renew_if_due()
                 if self._follow():
                     continue
             except NotEnrolled:
                 raise
+            except Unreachable as error:
+                _LOG.warning("the coordinator does not answer: %s", error)
+                longest = _LONGEST_UNANSWERED
             except (FedlearnError, AttestationError) as error:
                 _LOG.warning("the stream ended: %s", error)
-            if self._now() - began > timedelta(seconds=_GOOD_SECONDS):
+            if self._answered:
                 pause = _FIRST_PAUSE
             # Many sites lose one coordinator at once; they do not come back at once.
-            self._stopped.wait(pause * (0.5 + secrets.randbelow(1000) / 1000))
+            self._stopped.wait(min(pause, longest) * (0.5 + secrets.randbelow(1000) / 1000))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _end_clients(self, reason: str) -> None:
@@ -240,13 +249,17 @@ class Agent:
             beats = threading.Thread(target=self._beat, args=(reports, control, over), daemon=True)
             beats.start()
             try:
-                for order in control.follow(reports):
+                for order in control.follow(reports, answered=self._note_answer):
                     self._take(order, control)
             finally:
                 over.set()
                 reports.close()
                 self._reports = None
         return reports.finished and not self._stopped.is_set()
+
+    def _note_answer(self) -> None:
+        """Note that the coordinator took the stream: whatever ends it, it was there."""
+        self._answered = True
 
     def _capabilities(self) -> dict[str, object]:
         """Return what this site can run: what its launcher sees, within its own caps."""
@@ -349,8 +362,13 @@ class Agent:
             _LOG.error("an order was refused: %s", error)
             return
         with self._lock:
-            if assignment.id in self._held:
-                return
+            held = self._held.get(assignment.id)
+            if held is not None:
+                if held.timer is None:
+                    return
+                # It waits for something, perhaps for the coordinator itself: look again now.
+                held.timer.cancel()
+                held.timer = None
             ended = self._ended.get(assignment.id)
             if ended is None:
                 self._held[assignment.id] = _Held(assignment=assignment)
@@ -429,8 +447,10 @@ class Agent:
 
         def again() -> None:
             with self._lock:
-                if assignment.id not in self._held or self._stopped.is_set():
+                held = self._held.get(assignment.id)
+                if held is None or held.timer is not timer or self._stopped.is_set():
                     return
+                held.timer = None
             try:
                 with ControlClient.of_site(self.identity) as control:
                     self._consider(assignment, control)

@@ -230,8 +230,13 @@ class ControlClient(Calls):
         """
         return patiently(lambda: self._fetch(sha256))
 
-    def follow(self, reports: Reports) -> Iterator[Order]:
+    def follow(
+        self, reports: Reports, *, answered: Callable[[], object] = lambda: None
+    ) -> Iterator[Order]:
         """Send ``reports`` and yield orders until the stream ends.
+
+        ``answered`` is called when the coordinator, which says something at once to a site that
+        it knows, has taken the stream.
 
         :raises FedlearnError: saying why it ended, unless ``reports`` was closed or finished.
         """
@@ -239,6 +244,7 @@ class ControlClient(Calls):
         reports.ends(call.cancel)
         try:
             for order in call:
+                answered()
                 match order.WhichOneof("order"):
                     case "start":
                         yield Start(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from fedlearn.cli.operator import connect, json_option, operator_option
 from fedlearn.config import NAME
 from fedlearn.console import Commands, line, print_json, printable
 from fedlearn.errors import ConfigError, EnrollmentRefused
+from fedlearn.join import JoinToken
 
 if TYPE_CHECKING:
     from fedlearn.wire.operator import OperatorClient, SiteState, SiteTpm
@@ -94,10 +96,7 @@ def token(
         invitation = client.create_token(
             name, lifetime=lifetime, needs_approval=not no_approval, ek=ek
         )
-    install = (
-        f"helm install fedlearn-edge helm/fedlearn-edge --set site.name={name} "
-        "--set-file enrollment.token=token.txt"
-    )
+    install = _install(name, JoinToken.parse(invitation.token).address)
     enroll = f"fedlearn site enroll --token-file token.txt --state ./{name}"
     if as_json:
         print_json(
@@ -115,9 +114,33 @@ def token(
     click.echo(invitation.token)
     click.echo(
         f"\nGood once, until {_when(invitation.expires)}. Saved as token.txt at the site:\n"
-        f"  {enroll}\nor, on Kubernetes:\n  {install}"
+        f"  {enroll}\nor, on Kubernetes, with the addresses that clients reach "
+        f"in capital letters replaced:\n  {install}"
         + ("" if no_approval else f"\nthen here:\n  fedlearn site approve {name}"),
         err=True,
+    )
+
+
+def _install(name: str, gate: str) -> str:
+    """Return the command that installs a site's chart.
+
+    A NetworkPolicy takes addresses and no names: what is not known here stands in capitals.
+    """
+    host = gate.rpartition(":")[0].strip("[]")
+    try:
+        coordinator = str(ipaddress.ip_network(host))
+    except ValueError:
+        coordinator = "COORDINATOR/32"
+    peers = {"coordinator": coordinator, "registry": "REGISTRY/32"}
+    return " ".join(
+        (
+            f"helm install fedlearn-edge helm/fedlearn-edge --set site.name={name}",
+            "--set-file enrollment.token=token.txt",
+            *(
+                f"--set 'networkPolicy.{peer}.to[0].ipBlock.cidr={cidr}'"
+                for peer, cidr in peers.items()
+            ),
+        )
     )
 
 

@@ -68,7 +68,9 @@ def open_channel(
         ("grpc.keepalive_permit_without_calls", 0),
         ("grpc.enable_retries", 0),
         ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.max_reconnect_backoff_ms", 5_000),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        # An attempt that gets no answer at all makes room for the next one.
+        ("grpc.min_reconnect_backoff_ms", 5_000),
         # The pinning handshake goes straight to the address; so must everything after it.
         ("grpc.enable_http_proxy", 0),
         # Channels with other certificates must not share a connection.

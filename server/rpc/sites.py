@@ -186,6 +186,8 @@ class SitesService:
             await self._call(self._sites.seen, site.name)
             await self._call(self._greet, stream, hello)
             reader = asyncio.create_task(self._read(reports, stream))
+            # The site sees at once that it is back, and waits no longer from now on.
+            yield pb.SiteOrder(heartbeat=pb.Heartbeat())
             while True:
                 left = (expires - self._clock()).total_seconds()
                 if left <= 0:

@@ -46,6 +46,10 @@ LEAST: Final[dict[str, Object]] = {
         "enrollment": {"existingSecret": "join"},
         "image": {"digest": DIGEST},
         "client": {"image": {"digest": DIGEST}},
+        "networkPolicy": {
+            "coordinator": {"to": [{"ipBlock": {"cidr": "192.0.2.7/32"}}]},
+            "registry": {"to": [{"ipBlock": {"cidr": "192.0.2.9/32"}}]},
+        },
     },
 }
 """The least that each chart has to be told."""

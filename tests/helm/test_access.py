@@ -162,6 +162,40 @@ def test_clients_reach_coordinator_sponsor_and_dns(render: Callable[..., Any]) -
     )
 
 
+def _peers(rules: list[dict[str, Any]]) -> list[Any]:
+    return [peer for rule in rules for peer in rule.get("to", ["any address"])]
+
+
+def test_clients_reach_no_other_address(render: Callable[..., Any]) -> None:
+    """Whatever listens at one of these ports elsewhere gets nothing of an app."""
+    rendered = render(EDGE)
+    egress = rendered.one("NetworkPolicy", "here-clients")["spec"]["egress"]
+    agent = rendered.one("Deployment")["spec"]["selector"]["matchLabels"]
+    assert _peers(egress) == [
+        {"ipBlock": {"cidr": "192.0.2.7/32"}},
+        {
+            "podSelector": {"matchLabels": agent},
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "fedlearn"}},
+        },
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}},
+        {"ipBlock": {"cidr": "192.0.2.9/32"}},
+    ]
+    by_port = {port["port"]: rule["to"] for rule in egress for port in rule["ports"]}
+    assert by_port[9443] == by_port[9445] == [{"ipBlock": {"cidr": "192.0.2.7/32"}}]
+    assert by_port[443] == [{"ipBlock": {"cidr": "192.0.2.9/32"}}]
+
+
+@pytest.mark.parametrize("missing", ["coordinator", "registry"])
+def test_an_address_that_is_not_named_is_refused_unless_asked_for_by_name(
+    render: Callable[..., Any], refusal: Callable[..., str], missing: str
+) -> None:
+    values: dict[str, Any] = {"networkPolicy": {missing: {"to": []}}}
+    assert f"networkPolicy.{missing}.to: is empty" in refusal(EDGE, values)
+    values["networkPolicy"]["insecureAnyAddress"] = True
+    egress = render(EDGE, values).one("NetworkPolicy", "here-clients")["spec"]["egress"]
+    assert "any address" in _peers(egress)
+
+
 def test_plain_pods_need_no_registry(render: Callable[..., Any]) -> None:
     kubernetes = {"workload": "insecure-pods"}
     values = {"config": {"kubernetes": kubernetes, "attester": {"kind": "insecure-software-tpm"}}}
