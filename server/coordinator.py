@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from attestation.policy import AppraisalPolicy
 from attestation.trust import TrustAnchors
 from fedlearn.application import check_bundle
 from fedlearn.errors import FedlearnError, JobError
-from fedlearn.events import ClientLost, ClientStarting, JobCancelled, JobSubmitted, Log
+from fedlearn.events import KINDS, ClientLost, ClientStarting, JobCancelled, JobSubmitted, Log
 from fedlearn.job import JobSpec
 from fedlearn.privacy import Budget
 from server.enrollment import SiteRegister
@@ -36,6 +37,8 @@ from server.selection import Selection
 __all__ = ["Coordinator"]
 
 _EVENT_PAGE: Final = 500
+_LAST_EVENT_SECONDS: Final = 5.0
+_LAST_EVENTS: Final = frozenset(kind for kind, event in KINDS.items() if event.final)
 
 
 class Coordinator:
@@ -171,12 +174,19 @@ class Coordinator:
     def follow_job(
         self, name: str, *, after: int, past_only: bool, stop: threading.Event
     ) -> Iterator[EventView]:
-        """Yield events, and new ones as they come, until the job has ended."""
-        self._book.get(name)
+        """Yield events, and new ones as they come, until the job has ended.
+
+        The last one says how it ended. Where the disk did not take that one yet, it is waited for
+        some seconds.
+        """
+        patience = time.monotonic() + _LAST_EVENT_SECONDS
+        last = ""
         while not stop.is_set():
+            # Asked before the page is read: a job that has ended says nothing after its last event.
+            running = self._book.get(name).status.open
             page = self._book.events(name, after=after, most=_EVENT_PAGE)
             for event in page:
-                after = event.sequence
+                after, last = event.sequence, event.kind
                 yield EventView(
                     sequence=event.sequence,
                     unix_ms=int(event.at.timestamp() * 1000),
@@ -185,7 +195,10 @@ class Coordinator:
                 )
             if len(page) == _EVENT_PAGE:
                 continue
-            if past_only or not self._book.get(name).status.open:
+            if running:
+                patience = time.monotonic() + _LAST_EVENT_SECONDS
+            ended = not running and (last in _LAST_EVENTS or time.monotonic() > patience)
+            if past_only or ended:
                 return
             self._book.wait(name, after=after, seconds=1.0)
 
