@@ -21,7 +21,6 @@ Parts are numbered from 0 after the content, in the order in which the content n
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -118,7 +117,7 @@ class Head:
         valid = (
             all(type(text) is str and len(text) <= _MAX_TEXT for text in texts)
             and all(type(number) is int and 0 <= number < _NUMBER for number in numbers)
-            and all(type(time) in (int, float) and math.isfinite(time) for time in times)
+            and all(type(time) in (int, float) and abs(time) < _NUMBER for time in times)
             and type(parts) is list
             and len(parts) <= MAX_PARTS
             and all(type(part) is str for part in parts)

@@ -149,6 +149,8 @@ _HEAD: dict[str, Any] = json.loads(flatten([message(RecordDict(), to=5)]).messag
         {"receiver": "1"},
         {"group": "x" * 5000},
         {"created": float("nan")},
+        {"created": float("-inf")},
+        {"ttl": 10**400},
         {"ttl": "60"},
         {"parts": []},
         {"parts": "ab"},
