@@ -12,6 +12,7 @@ The format of a message is that of :mod:`fedlearn.message`.
 
 from __future__ import annotations
 
+import io
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import flwr
+import numpy as np
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -60,6 +62,10 @@ CALL: Final = "fedlearn.call"
 
 _NAME: Final = "packed"
 _NUMPY: Final = "numpy.ndarray"  # how Flower calls numpy's own format
+_HEADERS: Final[Mapping[tuple[int, int], Any]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 # What Flower says for its own sake would drown what an application and we say.
 logging.getLogger("flwr").setLevel(logging.WARNING)
@@ -173,11 +179,28 @@ def arrays_of(record: ArrayRecord) -> dict[str, update.Array]:
         if isinstance(array, ArrayView):
             found[name] = array.view
             continue
-        try:
-            found[name] = array.numpy()
-        except (TypeError, ValueError, EOFError) as error:
-            raise UpdateRejected(f"{name}: is not a numpy array") from error
+        found[name] = _ndarray(name, array)
     return found
+
+
+def _ndarray(name: str, array: Array) -> update.Array:
+    """Return an array in numpy's own format as a view of its bytes.
+
+    ``numpy.load`` makes room for the shape that the bytes announce before it looks how many
+    there are; the bytes may be those of a peer.
+    """
+    if array.stype != _NUMPY:
+        raise UpdateRejected(f"{name}: is of the type {array.stype[:64]!r}, not a numpy array")
+    try:
+        stream = io.BytesIO(array.data)
+        read = _HEADERS[np.lib.format.read_magic(stream)]
+        shape, fortran, dtype = read(stream)
+        if dtype.hasobject or min(shape, default=0) < 0:
+            raise ValueError(f"an array of {dtype} with the shape {shape}")
+        flat = np.frombuffer(memoryview(array.data)[stream.tell() :], dtype)
+        return flat.reshape(shape, order="F" if fortran else "C")
+    except Exception as error:
+        raise UpdateRejected(f"{name}: is not a numpy array ({type(error).__name__})") from error
 
 
 def record_of(arrays: Mapping[str, update.Array]) -> ArrayRecord:

@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlearn.errors import TransportError
+from fedlearn.errors import TransportError, UpdateRejected
 from fedlearn.flower import (
     ArrayView,
     Packer,
@@ -132,6 +132,51 @@ def test_parts_that_are_not_there_are_missed():
     flat = flatten([message(model(), to=5)])
     with pytest.raises(TransportError, match="part of the message is missing"):
         inflate(flat.messages[0], {})
+
+
+def _npy(header: str, data: bytes) -> Array:
+    text = header.encode()
+    head = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    return Array("float32", (2,), "numpy.ndarray", head + data)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((0, 3), np.float32),
+        np.float32(3),
+        np.arange(6, dtype=">i4").reshape(2, 3),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.array([True, False]),
+        np.array(["text"]),
+    ],
+)
+def test_an_array_in_numpys_format_is_read_as_numpy_does(array):
+    stored = Array(np.asarray(array))
+    found = arrays_of(ArrayRecord({"w": stored}))["w"]
+    assert (found.dtype, found.shape) == (stored.numpy().dtype, stored.numpy().shape)
+    assert found.tolist() == stored.numpy().tolist()
+
+
+@pytest.mark.parametrize(
+    ("header", "data"),
+    [
+        # More than the memory of any machine, and more than there is.
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000000,), }", b""),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }", b"\0" * 8),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }", b"\0" * 8),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }", b"\0" * 8),
+        ("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", b"\0" * 8),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (", b""),
+        ("(" * 5000, b""),
+        ("", b""),
+    ],
+)
+def test_bytes_that_are_no_array_are_refused(header, data):
+    with pytest.raises(UpdateRejected, match="w: is not a numpy array"):
+        arrays_of(ArrayRecord({"w": _npy(header, data)}))
+    with pytest.raises(UpdateRejected, match="of the type 'my"):
+        arrays_of(ArrayRecord({"w": Array("float32", (2,), "my.type", b"")}))
 
 
 _HEAD: dict[str, Any] = json.loads(flatten([message(RecordDict(), to=5)]).messages[0])
