@@ -62,7 +62,7 @@ def appraise(
         *_age(policy, claims, now),
         *_node(policy, claims, node, strict=require_binding),
         *hardware_findings(policy, claims),
-        launch_finding(policy, claims),
+        launch_finding(policy, claims, now),
         *_references(policy, claims, now),
         *_required(policy, claims),
         *device_findings(policy.require, claims),

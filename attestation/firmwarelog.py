@@ -24,7 +24,7 @@ firmware handed over (``Exit Boot Services``), only from the register that their
 extends, and ``kernel`` only where no other image was started unnoticed: every event of that
 register whose digest is not the hash of its data counts as an image in ``boot.N``. For the
 same reason a policy that relies on them pins ``mrtd``, ``rtmr1`` and ``rtmr2``, or names every
-event of those registers (:func:`named_registers`, :mod:`attestation.launch`).
+event of those registers (:func:`register_events`, :mod:`attestation.launch`).
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ from attestation.errors import EventLogError
 from attestation.eventlog import Event, EventLog, ccel_register, check_replay
 from attestation.runtime_events import RuntimeEvent, measured_claims, measurements
 
-__all__ = ["RTMR_RUNTIME", "agent_claims", "boot_claims", "check_ccel", "named_registers"]
+__all__ = ["RTMR_RUNTIME", "agent_claims", "boot_claims", "check_ccel", "register_events"]
 
 RTMR_RUNTIME: Final = 4
 """Index of RTMR3 in a CCEL: what software measured while the domain ran."""
 
+_RTMR_KERNEL: Final = 2
 _RTMR_SYSTEM: Final = 3
+_MAX_DIGESTS: Final = 1024
 _BANK: Final = "sha384"
 _FIRMWARE_BLOBS: Final = (0x80000008, 0x8000000A)
 _BOOT_APPLICATION: Final = 0x80000003
@@ -100,21 +102,20 @@ def check_ccel(
     return {**measured_claims(measurements(log, RTMR_RUNTIME, _BANK), ""), **found}
 
 
-def named_registers(log: EventLog | None, known: Collection[bytes]) -> dict[str, bool]:
-    """Say of each RTMR whether somebody knew every digest that its events extended it with.
+def register_events(log: EventLog | None) -> dict[str, tuple[str, ...]]:
+    """Return the distinct digests (hex) that extended RTMR1 and RTMR2, for a policy to compare.
 
-    Call it after :func:`check_ccel`. The attributes are called ``log.rtmr1.named``; there are
-    none without a log or known digests. A register that nothing extended has no name.
+    Call it after :func:`check_ccel`. The attributes are called ``log.rtmr1.events``; there is
+    none without a log, for a register that nothing extended, or with more than 1024 digests.
     """
-    if log is None or not known:
-        return {}
-    return {
-        f"log.{ccel_register(index)}.named": all(
-            event.digests.get(_BANK) in known for event in events
-        )
-        for index in range(1, RTMR_RUNTIME + 1)
-        if (events := log.extending(index))
-    }
+    found: dict[str, tuple[str, ...]] = {}
+    if log is None:
+        return found
+    for index in (_RTMR_KERNEL, _RTMR_SYSTEM):
+        digests = {event.digests.get(_BANK, b"").hex() for event in log.extending(index)}
+        if 1 <= len(digests) <= _MAX_DIGESTS:
+            found[f"log.{ccel_register(index)}.events"] = tuple(sorted(digests))
+    return found
 
 
 def boot_claims(log: EventLog, bank: str, *, ccel: bool) -> dict[str, bytes]:

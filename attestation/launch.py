@@ -37,6 +37,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from attestation.errors import PolicyError
@@ -195,14 +196,19 @@ def launch_warnings(policy: AppraisalPolicy) -> Iterator[str]:
                     )
 
 
-def launch_finding(policy: AppraisalPolicy, claims: Claims) -> Finding:
+def launch_finding(policy: AppraisalPolicy, claims: Claims, now: datetime) -> Finding:
     """Return whether ``policy`` pins what ``claims`` say was started.
 
     That the values are the pinned ones is said by the findings of the reference values.
     """
     parts = _PARTS.get(claims.tee, ())
     pinned = _pinned(policy, claims.tee)
-    missing = _missing(claims.tee, pinned, claims) if parts else [_NO_TEE]
+    named = frozenset(
+        item.value
+        for item in policy.references
+        if item.tee in (None, claims.tee) and item.valid_at(now)
+    )
+    missing = _missing(claims.tee, pinned, claims, named) if parts else [_NO_TEE]
     actual = f"nothing pins {'; '.join(missing)}" if missing else "pinned"
     if claims.tee is Tee.TPM and _unmeasured(pinned, claims):
         actual = "pinned as zero: nothing measured the boot of this TPM, which proves nothing"
@@ -230,24 +236,35 @@ def _errors(policy: AppraisalPolicy) -> Iterator[str]:
             )
 
 
-def _missing(tee: Tee, pinned: _Pinned, claims: Claims | None) -> list[str]:
-    """Name the parts that nothing pins; with ``claims``, also those that are pinned as zero."""
+def _missing(
+    tee: Tee, pinned: _Pinned, claims: Claims | None, named: frozenset[bytes] = frozenset()
+) -> list[str]:
+    """Name the parts that nothing pins.
+
+    With ``claims`` also those that are pinned as zero, and those of which a log has an event
+    whose digest is not ``named``.
+    """
     parts = _PARTS[tee]
     if tee is Tee.TPM and _unmeasured(pinned, claims):
         return []
     return [
         str(part)
         for part in parts
-        if not any(_holds(option, pinned, claims) for option in part.options)
+        if not any(_holds(option, pinned, claims, named) for option in part.options)
     ]
 
 
-def _holds(option: _Option, pinned: _Pinned, claims: Claims | None) -> bool:
+def _holds(
+    option: _Option, pinned: _Pinned, claims: Claims | None, named: frozenset[bytes]
+) -> bool:
     if all(_counts(name, option.zero, pinned, claims) for name in option.claims):
         return True
     if option.events is None or not any(map(option.events.fullmatch, pinned)):
         return False
-    return claims is None or claims.attributes.get(f"log.{option.claims[0]}.named") is True
+    if claims is None:
+        return True
+    events = claims.attributes.get(f"log.{option.claims[0]}.events")
+    return isinstance(events, tuple) and {bytes.fromhex(item) for item in events} <= named
 
 
 def _counts(name: str, zero: frozenset[str], pinned: _Pinned, claims: Claims | None) -> bool:

@@ -262,10 +262,9 @@ class AppraisalPolicy:
 
         * References for ``container.server`` are digests of events that measure a server
           whose containers' registers may be believed. No other server's are.
-        * Every reference value is a digest that a log may have. Where a log does not replay,
-          the error points at the first event that has none of them; where it does, the claims
-          say whether every event of a register is named (``log.rtmr1.named``). ``event`` names
-          digests for this and for nothing else.
+        * Every reference value is a digest that a log may have; where a log does not replay,
+          the error points at the first event that has none of them. ``event`` names digests
+          for this, and for a launch that log events identify (:mod:`attestation.launch`).
         """
         current = [
             item for item in self.references if item.valid_at(now) and item.tee in (None, tee)

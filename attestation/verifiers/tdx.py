@@ -43,7 +43,7 @@ from attestation.errors import (
 )
 from attestation.eventlog import EventLog
 from attestation.evidence import Claims, Evidence, Scalar, Tee
-from attestation.firmwarelog import check_ccel, named_registers
+from attestation.firmwarelog import check_ccel, register_events
 from attestation.intel import (
     Collateral,
     Pck,
@@ -81,8 +81,8 @@ class DcapVerifier:
     :mod:`attestation.firmwarelog`. SGX claims: ``mrenclave``, ``mrsigner``.
     Attributes: ``bound``, ``report_data`` (hex), ``fmspc``, ``quote_version``; with
     collateral ``advisories``, ``tcb_evaluation``; for a TD ``td.*`` for each
-    name of :data:`~attestation.quotes.tdx.TD_ATTRIBUTES`, and ``log.rtmrN.named``, see
-    :func:`attestation.firmwarelog.named_registers`; for an enclave
+    name of :data:`~attestation.quotes.tdx.TD_ATTRIBUTES`, and ``log.rtmrN.events``, see
+    :func:`attestation.firmwarelog.register_events`; for an enclave
     ``sgx.isv_prod_id`` and ``sgx.isv_svn``.
     """
 
@@ -118,7 +118,7 @@ class DcapVerifier:
                 **check_ccel(log, body.rtmrs, known=trust.known_events),
                 **measurements,
             }
-            attributes |= {**td_attributes(body), **named_registers(log, trust.known_events)}
+            attributes |= {**td_attributes(body), **register_events(log)}
         else:
             if evidence.event_log:
                 raise EvidenceError("SGX evidence has no event log", field="event_log")

@@ -238,13 +238,16 @@ def log_of(*events: tuple[int, int, bytes, bytes]) -> EventLog:
     return log
 
 
+def registers_of(log: EventLog) -> tuple[bytes, ...]:
+    registers = log.replay("sha384", ccel=True)
+    return tuple(registers.get(index, bytes(48)) for index in range(1, 5))
+
+
 def booted(true: EventLog, told: EventLog, *pinned: tuple[str, bytes]) -> Finding:
     """Return the launch finding about a domain that booted ``true`` and sends ``told``."""
-    registers = true.replay("sha384", ccel=True)
-    rtmrs = tuple(registers.get(index, bytes(48)) for index in range(1, 5))
     evidence = Evidence(
         tee=Tee.TDX,
-        quote=INTEL.quote(4, rtmrs=rtmrs),
+        quote=INTEL.quote(4, rtmrs=registers_of(true)),
         endorsements=(INTEL.collateral(),),
         event_log=told.to_bytes(),
     )
@@ -252,7 +255,7 @@ def booted(true: EventLog, told: EventLog, *pinned: tuple[str, bytes]) -> Findin
     mrtd = ReferenceValue(claim="mrtd", value=keys.stream("mrtd", 48))
     policy = AppraisalPolicy(accept=(Tee.TDX,), references=(mrtd, *started))
     assert launch_errors(policy) == ()
-    trust = policy.anchors_for(TrustAnchors(intel_root=INTEL.root_key), tee=Tee.TDX, now=keys.AT)
+    trust = TrustAnchors(intel_root=INTEL.root_key)
     claims = verify(evidence, binding=None, trust=trust, now=keys.AT)
     result = policy.appraise(claims, now=keys.AT, require_binding=False)
     [found] = [item for item in result.findings if item.claim == "launch_identity"]
@@ -271,6 +274,29 @@ HONEST = log_of(
 
 def test_a_log_of_which_every_event_is_named_identifies_what_was_booted() -> None:
     assert booted(HONEST, HONEST, *EVENTS).tier is Tier.AFFIRMING
+
+
+def test_an_event_is_named_in_its_time_and_for_its_tee() -> None:
+    def finding(**changed: object) -> Finding:
+        evidence = Evidence(
+            tee=Tee.TDX,
+            quote=INTEL.quote(4, rtmrs=registers_of(HONEST)),
+            endorsements=(INTEL.collateral(),),
+            event_log=HONEST.to_bytes(),
+        )
+        trust = TrustAnchors(intel_root=INTEL.root_key)
+        claims = verify(evidence, binding=None, trust=trust, now=keys.AT)
+        mrtd = ReferenceValue(claim="mrtd", value=keys.stream("mrtd", 48))
+        started = [ReferenceValue(claim=claim, value=value) for claim, value in LABELS]
+        last = ReferenceValue(claim="event", value=digest(EXIT))
+        last = replace(last, **changed)  # type: ignore[arg-type]
+        policy = AppraisalPolicy(accept=(Tee.TDX,), references=(mrtd, *started, last))
+        result = policy.appraise(claims, now=keys.AT)
+        return next(item for item in result.findings if item.claim == "launch_identity")
+
+    assert finding().tier is finding(tee=Tee.TDX).tier is Tier.AFFIRMING
+    for changed in ({"tee": Tee.SNP}, {"not_after": keys.AT}, {"not_before": keys.END}):
+        assert finding(**changed).tier is Tier.CONTRAINDICATED
 
 
 def test_the_events_of_a_known_log_can_be_written_as_a_policy() -> None:
