@@ -31,6 +31,7 @@ from attestation.chains import (
     split_certificates,
     whole_octets,
 )
+from attestation.collateral_sources import AMD_KDS, amd_chip
 from attestation.errors import (
     EndorsementError,
     EvidenceError,
@@ -170,8 +171,9 @@ def check_report(
     """
     leaf = _leaf(report, endorsements.certificates)
     product = _product(leaf)
-    issuer = _issuer(leaf, endorsements.certificates)
-    root = _issuer(issuer, endorsements.certificates)
+    chain = f"{AMD_KDS}/{_KINDS[_kind(leaf)].lower()}/v1/{product}/cert_chain"
+    issuer = _issuer(leaf, endorsements.certificates, chain)
+    root = _issuer(issuer, endorsements.certificates, chain)
     if root.key_digest not in trust.amd_ark_keys:
         raise EndorsementError(
             f"the chain ends at {root.name} with key {root.key_digest.hex()}, which is not a "
@@ -198,7 +200,7 @@ def _leaf(report: SnpReport, certificates: Sequence[Certificate]) -> Certificate
             f"no {kind} came along for chip {report.chip_id.hex()[:16]} with TCB "
             f"{report.reported_tcb.hex()}",
             step=_STEP,
-            hint=_FETCH,
+            hint=_leaf_hint(report),
         )
 
     if len(leaves) == 1:
@@ -216,6 +218,16 @@ def _leaf(report: SnpReport, certificates: Sequence[Certificate]) -> Certificate
     return min(leaves, key=distance)
 
 
+def _leaf_hint(report: SnpReport) -> str:
+    """Say where the certificate of the key that signed a report is to be had."""
+    if report.signing_key == VLEK:
+        return "its cloud has it: ask for an extended report, whose certificate table holds it"
+    try:
+        return f"{_FETCH}, or the file {amd_chip(report.raw, report.product).addresses()['vcek']}"
+    except EvidenceError:
+        return _FETCH
+
+
 def _kind(certificate: Certificate) -> int:
     return VLEK if _CSP in certificate.extensions else VCEK
 
@@ -228,8 +240,11 @@ def _product(certificate: Certificate) -> str:
     return text
 
 
-def _issuer(child: Certificate, certificates: Sequence[Certificate]) -> Certificate:
-    """Return the certificate with the name of the issuer that signed ``child``."""
+def _issuer(child: Certificate, certificates: Sequence[Certificate], chain: str) -> Certificate:
+    """Return the certificate with the name of the issuer that signed ``child``.
+
+    ``chain`` is the address at which AMD has it.
+    """
     named = [item for item in certificates if item.authority and names_issuer(child, item)]
     for item in named[:-1]:
         try:
@@ -241,7 +256,7 @@ def _issuer(child: Certificate, certificates: Sequence[Certificate]) -> Certific
         raise EndorsementError(
             f"the certificate of {child.issuer.rfc4514_string()} is missing",
             step=_STEP,
-            hint=_FETCH,
+            hint=f"{_FETCH}, or the file {chain}",
         )
     return named[-1]
 
@@ -323,7 +338,7 @@ def _compare(report: SnpReport, leaf: Certificate, product: str) -> None:
             raise EndorsementError(
                 f"reported TCB has {component} {version}, {leaf.name} is for {certified}",
                 step="reported TCB",
-                hint=_FETCH,
+                hint=_leaf_hint(report),
             )
     if _kind(leaf) == VCEK and any(report.chip_id):
         wanted = _hwid(leaf).ljust(_CHIP_ID_BYTES, b"\0")

@@ -14,6 +14,7 @@ file; :func:`unreadable_certificates` says which those are.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +24,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import AuthorityInformationAccessOID
 
 from attestation.chains import pem_blocks, whole_octets
 from attestation.errors import EndorsementError, EvidenceError
@@ -35,6 +37,7 @@ _MAX_CERTIFICATE_BYTES: Final = 16 * 1024
 _MAX_FILE_BYTES: Final = 4 * 1024 * 1024
 _MAX_CHECKS: Final = 512
 _MAX_DEPTH: Final = 5
+_ADDRESS: Final = re.compile(r"https?://[!-~]{1,256}")
 _EK_USAGE: Final = x509.ObjectIdentifier("2.23.133.8.1")
 """tcg-kp-EKCertificate."""
 
@@ -70,6 +73,7 @@ class _Certificate:
     authority: bool
     path_length: int | None
     usages: tuple[x509.ObjectIdentifier, ...]
+    issuer_at: str
 
     @property
     def name(self) -> str:
@@ -127,7 +131,7 @@ def _climb(
     """
     anchors, rest = _readable(roots), _readable(intermediates)
     problems: list[str] = []
-    checked, level = 0, [leaf]
+    checked, level, last = 0, [leaf], leaf
     for depth in range(_MAX_DEPTH + 1):
         above: list[_Certificate] = []
         for child in level:
@@ -145,10 +149,10 @@ def _climb(
                 elif issuer not in above:
                     above.append(issuer)
         rest = [item for item in rest if item not in above]
-        level = above
+        level, last = above, above[0] if above else last
     if problems:
         raise EndorsementError(problems[0], step=_STEP)
-    message = f"no trusted root for {leaf.issuer.rfc4514_string() or 'an unnamed issuer'}"
+    message = f"no trusted root for {last.issuer.rfc4514_string() or 'an unnamed issuer'}"
     unread = [
         f"trusted root {number}, {problem}"
         for number, data in enumerate(roots, start=1)
@@ -157,7 +161,8 @@ def _climb(
     raise EndorsementError(
         f"{message}; not read: {'; '.join(unread)}" if unread else message,
         step=_STEP,
-        hint="add the manufacturer's root and intermediate certificates",
+        hint="add the manufacturer's root and intermediate certificates"
+        + (f"; the next is at {last.issuer_at}" if last.issuer_at else ""),
     )
 
 
@@ -237,9 +242,24 @@ def _load(data: bytes, field: str) -> _Certificate:
             authority=is_authority,
             path_length=getattr(constraints, "path_length", None),
             usages=tuple(usages) if isinstance(usages, x509.ExtendedKeyUsage) else (),
+            issuer_at=_issuer_at(extensions.get(x509.AuthorityInformationAccess)),
         )
     except _UNREADABLE as error:
         raise EvidenceError("not a certificate in DER or PEM", field=field) from error
+
+
+def _issuer_at(access: object) -> str:
+    """Return the address of the issuer's certificate (RFC 5280, 4.2.2.1), where one is given."""
+    if isinstance(access, x509.AuthorityInformationAccess):
+        for item in access:
+            where = getattr(item.access_location, "value", "")
+            if (
+                item.access_method == AuthorityInformationAccessOID.CA_ISSUERS
+                and isinstance(where, str)
+                and _ADDRESS.fullmatch(where)
+            ):
+                return where
+    return ""
 
 
 def certificate_der(data: bytes) -> bytes:

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
 from attestation.errors import EndorsementError
 from attestation.tpm_endorsement import check_ek_certificate, unreadable_certificates
@@ -40,6 +40,7 @@ def make(
     ca: bool = True,
     days: int = 900,
     path_length: int | None = None,
+    issuer_at: str = "",
 ) -> x509.Certificate:
     built = (
         x509.CertificateBuilder()
@@ -53,6 +54,12 @@ def make(
     )
     if not ca:
         built = built.add_extension(x509.ExtendedKeyUsage([EK_USAGE]), critical=False)
+    if issuer_at:
+        access = x509.AccessDescription(
+            AuthorityInformationAccessOID.CA_ISSUERS,
+            x509.UniformResourceIdentifier(issuer_at),
+        )
+        built = built.add_extension(x509.AuthorityInformationAccess([access]), critical=False)
     return built.sign(signer, hashes.SHA256())
 
 
@@ -141,3 +148,19 @@ def test_unreadable_certificates_are_named_by_their_place() -> None:
     bundle = pem(ROOT) + MALFORMED + pem(OTHER)
     assert unreadable_certificates(bundle) == ("certificate 2: not a certificate in DER or PEM",)
     assert unreadable_certificates(pem(ROOT)) == unreadable_certificates(der(ROOT)) == ()
+
+
+def test_the_refusal_names_the_certificate_that_is_missing_and_where_it_is() -> None:
+    leaf = make("", "Inter", LEAF_KEY, MIDDLE_KEY, ca=False, issuer_at="http://maker.example/i.crt")
+    middle = make("Inter", "Root A", MIDDLE_KEY, ROOT_KEY, issuer_at="https://maker.example/r.crt")
+    for above, name_, at in (
+        ([], "CN=Inter", "http://maker.example/i.crt"),
+        ([der(middle)], "CN=Root A", "https://maker.example/r.crt"),
+    ):
+        with pytest.raises(EndorsementError, match=f"no trusted root for {name_}$") as refused:
+            check_ek_certificate(der(leaf), above, roots=[der(OTHER)], now=NOW)
+        assert refused.value.hint.endswith(f"; the next is at {at}")
+    odd = make("", "Inter", LEAF_KEY, MIDDLE_KEY, ca=False, issuer_at="file:///etc/passwd")
+    with pytest.raises(EndorsementError) as refused:
+        check_ek_certificate(der(odd), [], roots=[der(OTHER)], now=NOW)
+    assert "passwd" not in refused.value.hint

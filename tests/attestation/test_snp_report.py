@@ -16,6 +16,7 @@ from vector_amd import TCB, Amd
 from vector_cases import binding
 
 from attestation.decoded import decode_file
+from attestation.errors import EndorsementError
 from attestation.evidence import Claims, Evidence, Tee
 from attestation.policy import AppraisalPolicy, ReferenceValue, SnpRules
 from attestation.policydraft import draft_policy
@@ -137,3 +138,25 @@ def test_a_draft_pins_what_a_report_of_version_5_says() -> None:
     assert refused(found, rules) == set()
     weaker = claims(launch=OLDER, **{**strong, "mitigations": (0, 1)})
     assert refused(weaker, rules) == {"snp.launch_mit_vector.2", "snp.current_mit_vector.2"}
+
+
+def test_a_refusal_names_the_file_that_is_missing() -> None:
+    amd = Amd(product="Genoa")
+    report = amd.report(5, report_data=binding().report_data())
+
+    def hint(quote: bytes, *endorsements: bytes) -> str:
+        trust = TrustAnchors(amd_ark_keys=frozenset({amd.root_key}), endorsements=endorsements)
+        with pytest.raises(EndorsementError) as refused:
+            verify(Evidence(tee=Tee.SNP, quote=quote), binding=binding(), trust=trust, now=keys.AT)
+        return refused.value.hint
+
+    chip = f"https://kdsintf.amd.com/vcek/v1/Genoa/{amd.chip_id.hex()}?blSPL=04&teeSPL=01"
+    assert chip in hint(report)
+    assert "https://kdsintf.amd.com/vcek/v1/Genoa/cert_chain" in hint(report, amd.leaf())
+    older = amd.report(5, report_data=binding().report_data(), tcb=OLDER)
+    assert f"snpSPL={OLDER['snp']:02d}" in hint(older, amd.leaf(), amd.authorities())
+    cloud = amd.report(5, report_data=binding().report_data(), kind="vlek")
+    assert "extended report" in hint(cloud)
+    assert "/vlek/v1/Genoa/cert_chain" in hint(cloud, amd.leaf("vlek"))
+    masked = amd.report(5, report_data=binding().report_data(), masked=True)
+    assert hint(masked).endswith("--evidence FILE")
