@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from attestation.evidence import Claims, Origin, Tee
 from attestation.launch import PCR_BANKS, applicable, launch_finding
-from attestation.nvidia_rules import NVIDIA_CLAIMS, device_findings
+from attestation.nvidia_rules import NVIDIA_CLAIMS, concerns, device_findings
 from attestation.policy import CONTAINER_SERVER
 from attestation.result import AttestationResult, Finding, Tier
 from attestation.rules import hardware_findings
@@ -65,11 +65,10 @@ def appraise(
         launch_finding(policy, claims, now),
         *_references(policy, claims, now),
         *_required(policy, claims),
-        *device_findings(policy.require, claims),
     ]
     for index, component in enumerate(claims.components):
         found += _component(policy, component, now, f"component[{index}].")
-    found += _gpu(policy, claims)
+    found += device_findings(policy, claims)
     notes = tuple(item for item in found if item.tier is Tier.NONE)
     checks = [item for item in found if item.tier is not Tier.NONE] + list(extra)
     status = max((item.tier for item in checks), key=_SEVERITY.__getitem__, default=Tier.NONE)
@@ -188,10 +187,14 @@ def _references(
     groups: dict[str, list[ReferenceValue]] = {}
     for reference in applicable(policy, claims.tee):
         # A component is judged by what names its kind.
-        if reference.tee is not None or not prefix:
+        if not prefix or (reference.tee is not None and _concerns(reference.claim, claims)):
             groups.setdefault(reference.claim, []).append(reference)
     for claim, references in groups.items():
         yield _reference(claim, references, claims, now, prefix)
+
+
+def _concerns(claim: str, component: Claims) -> bool:
+    return component.tee is not Tee.NVIDIA or concerns(claim, component)
 
 
 def _reference(
@@ -285,38 +288,6 @@ def _component(
         )
     yield _debug(policy, component, prefix)
     yield from _references(policy, component, now, prefix)
-
-
-def _gpu(policy: AppraisalPolicy, claims: Claims) -> Iterator[Finding]:
-    if not policy.nvidia.required:
-        return
-    devices = [item for item in claims.components if item.tee is Tee.NVIDIA]
-    gpus = [item for item in devices if item.attributes.get("nvidia.kind") != "nvswitch"]
-    least = policy.nvidia.min_gpus
-    genuine = not any(device.unverified for device in devices)
-    verified = genuine and len(gpus) >= least
-    pinned = "nvidia.rim" in policy.require or any(
-        item.tee is Tee.NVIDIA for item in applicable(policy, Tee.NVIDIA)
-    )
-    seen = f"{len(gpus)}, " + ("verified" if genuine else "a report is not verified")
-    yield Finding(
-        claim="nvidia",
-        tier=_tier(verified),
-        expected="a verified GPU" if least == 1 else f"{least} verified GPUs",
-        actual=seen if devices else "absent",
-        category="hardware",
-        remedy=""
-        if verified
-        else "send each GPU's report with its certificate chain, or relax [nvidia]",
-    )
-    if not pinned:
-        yield Finding(
-            claim="nvidia.reference",
-            tier=Tier.WARNING,
-            expected="at least one reference value for the GPU",
-            actual="none in the policy, so any firmware would do",
-            remedy='add a [[reference]] with tee = "nvidia", or require nvidia.rim',
-        )
 
 
 def _stated(claims: Claims) -> Origin:

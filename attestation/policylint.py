@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from attestation.evidence import Tee
-from attestation.launch import applicable, launch_warnings
-from attestation.policy import AppraisalPolicy, SnpRules, TdxRules
+from attestation.launch import launch_warnings
+from attestation.policy import EVENT, AppraisalPolicy, SnpRules, TdxRules
 
 __all__ = ["lint_policy"]
 
@@ -71,7 +71,7 @@ def _references(policy: AppraisalPolicy, now: datetime) -> Iterator[str]:
 
 def _rules(policy: AppraisalPolicy) -> Iterator[str]:
     gpu = "nvidia.rim" in policy.require or any(
-        item.tee is Tee.NVIDIA for item in applicable(policy, Tee.NVIDIA)
+        item.tee is Tee.NVIDIA and item.claim != EVENT for item in policy.references
     )
     if policy.nvidia.required and not gpu:
         yield "nvidia.required has no reference value for the GPU, so all evidence is refused"

@@ -48,6 +48,7 @@ from attestation.errors import (
 )
 from attestation.evidence import Claims, Evidence, Scalar, Tee
 from attestation.nvidia_rim import Rim, is_rim, match_rims
+from attestation.nvidia_rules import SWITCH_PREFIX
 from attestation.ocsp import OcspAnswer, check_not_revoked, is_ocsp
 from attestation.quotes.nvidia import NvidiaReport
 from attestation.trust import TrustAnchors
@@ -69,9 +70,9 @@ _FETCH: Final = "fedlearn collateral fetch --directory DIR --evidence FILE"
 
 
 class NvidiaVerifier:
-    """Claims: ``measurement.N`` (SPDM index), ``firmware_id``; ``nvidia.rim`` (SHA-256 over the
-    digests of the RIMs that the report matches) and ``nvidia.revocation`` (SHA-256 over the OCSP
-    answers that count), where they were checked.
+    """Claims: ``measurement.N`` (SPDM index), ``firmware_id``, of an NVSwitch with ``nvswitch.``
+    before them; ``nvidia.rim`` (SHA-256 over the digests of the RIMs that the report matches) and
+    ``nvidia.revocation`` (SHA-256 over the OCSP answers that count), where they were checked.
 
     Attributes: ``bound``, ``nvidia.kind`` (``gpu``, ``nvswitch``), ``nvidia.device`` (as the leaf
     names it), ``nvidia.driver``, ``nvidia.vbios``, ``nvidia.protected_pcie``, ``nvidia.pdi`` and
@@ -97,8 +98,10 @@ class NvidiaVerifier:
         report = NvidiaReport.parse(evidence.quote)
         found = _Endorsements.sort(evidence.endorsements, trust.collateral)
         chain = found.chain
+        kind = SWITCH_PREFIX if report.is_switch else ""
         measurements = {
-            f"measurement.{index}": value for index, value in sorted(report.measurements.items())
+            f"{kind}measurement.{index}": value
+            for index, value in sorted(report.measurements.items())
         }
         checked = _Checked(firmware_id=report.firmware_id)
         if chain:
@@ -113,6 +116,8 @@ class NvidiaVerifier:
             checked = _check_endorsed(report, found, trust, now)
         if binding is not None:
             _check_nonce(report, binding)
+        if checked.firmware_id:
+            measurements[f"{kind}firmware_id"] = checked.firmware_id
         measurements |= checked.claims()
         return Claims(
             tee=Tee.NVIDIA,
@@ -179,7 +184,7 @@ class _Checked:
     answers: tuple[OcspAnswer, ...] = ()
 
     def claims(self) -> dict[str, bytes]:
-        found = {"firmware_id": self.firmware_id} if self.firmware_id else {}
+        found: dict[str, bytes] = {}
         if self.rims:
             found["nvidia.rim"] = _digest(item.digest for item in self.rims)
         if self.answers:

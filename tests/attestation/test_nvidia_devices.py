@@ -50,10 +50,11 @@ def judge(
     return verify(whole, binding=BINDING, trust=replace(TRUST, collateral=collateral), now=now)
 
 
-def appraise(claims: Claims, *required: str) -> AttestationResult:
+def appraise(claims: Claims, *required: str, gpus: int = 1) -> AttestationResult:
     listed = ", ".join(f'"{name}"' for name in required)
     text = (
-        'accept = ["sample"]\ninsecure_sample = true\n[nvidia]\nrequired = true\n'
+        'accept = ["sample"]\ninsecure_sample = true\n'
+        f"[nvidia]\nrequired = true\nmin_gpus = {gpus}\n"
         f'[[reference]]\nclaim = "software"\nvalue = "{"07" * 32}"\n'
         f"[require]\nclaims = [{listed}]\n"
     )
@@ -215,7 +216,7 @@ def test_a_switch_names_its_vbios_as_text_and_has_its_firmware_id_from_its_certi
     (gpu, *_), (switch, *_) = GPUS, SWITCHES
     evidence = switch.evidence(NONCE, links=[gpu.pdi])
     claims = verify(evidence, binding=BINDING, trust=TRUST, now=made.NOW)
-    assert claims.measurements["firmware_id"] == switch.firmware_id
+    assert claims.measurements["nvswitch.firmware_id"] == switch.firmware_id
     assert claims.attributes["nvidia.kind"] == "nvswitch"
     assert claims.tcb == "vbios 96.10.6D.00.01"
     wrong = replace(evidence, quote=switch.report(NONCE, links=[gpu.pdi], opaque={20: b"\1" * 48}))
@@ -289,6 +290,55 @@ def test_a_machine_in_protected_pcie_mode_shows_every_device() -> None:
     assert appraise(claims, "nvidia.topology").status is Tier.WARNING  # no firmware is pinned
     backwards = judge(*reversed(reports(GPUS, SWITCHES)))
     assert {item.measurements["nvidia.topology"] for item in backwards.components} == topologies
+
+
+def test_a_draft_of_a_machine_affirms_it_and_no_other() -> None:
+    whole = reports(GPUS, SWITCHES)
+    claims = judge(*whole)
+    policy = AppraisalPolicy.from_toml(
+        draft_policy(claims, source="quote", now=made.NOW).text.encode()
+    )
+    assert (policy.nvidia.min_gpus, policy.require) == (8, ("nvidia.topology",))
+    assert policy.appraise(claims, now=made.NOW).status is Tier.AFFIRMING
+    pdis = [gpu.pdi for gpu in GPUS]
+    other = SWITCHES[0].report(NONCE, links=pdis, measurements={3: b"\1" * 48})
+    changed = [*whole[:8], replace(whole[8], quote=other), *whole[9:]]
+    result = policy.appraise(judge(*changed), now=made.NOW)
+    assert [item.claim for item in result.refusals] == ["component[8].nvswitch.measurement.3"]
+
+
+def test_a_policy_pins_gpus_and_switches_by_themselves() -> None:
+    claims = judge(*reports(GPUS, SWITCHES))
+    values = {
+        name: claims.components[index].measurements[name]
+        for index, name in ((0, "measurement.1"), (8, "nvswitch.measurement.1"))
+    }
+    base = (
+        'accept = ["sample"]\ninsecure_sample = true\n[nvidia]\nrequired = true\n'
+        f'[[reference]]\nclaim = "software"\nvalue = "{"07" * 32}"\n'
+    )
+    for pinned, tier in (
+        (("measurement.1", "nvswitch.measurement.1"), Tier.AFFIRMING),
+        (("measurement.1",), Tier.WARNING),
+        (("nvswitch.measurement.1",), Tier.WARNING),
+        ((), Tier.WARNING),
+    ):
+        text = base + "".join(
+            f'[[reference]]\nclaim = "{name}"\nvalue = "{values[name].hex()}"\ntee = "nvidia"\n'
+            for name in pinned
+        )
+        result = AppraisalPolicy.from_toml(text.encode()).appraise(claims, now=made.NOW)
+        assert result.status is tier, result.refusals
+        refused = [item for item in result.refusals if item.claim == "nvidia.reference"]
+        assert bool(refused) is (tier is Tier.WARNING)
+
+
+def test_a_policy_says_how_many_gpus_there_must_be() -> None:
+    two = judge(GPU.evidence(NONCE, DRIVER, VBIOS), made.Device("B").evidence(NONCE, DRIVER, VBIOS))
+    for count, tier in ((1, Tier.AFFIRMING), (2, Tier.AFFIRMING), (3, Tier.CONTRAINDICATED)):
+        result = appraise(two, "nvidia.rim", gpus=count)
+        assert result.status is tier
+        assert [item.claim for item in result.refusals] == (["nvidia"] if count == 3 else [])
 
 
 def test_a_single_gpu_has_no_topology() -> None:

@@ -372,11 +372,18 @@ def test_a_required_gpu_must_be_there_and_verified() -> None:
     assert "not verified" in refused(appraise(needing, unverified), "nvidia").actual
     two = claims(components=(gpu(), gpu(unverified=("report",))))
     refused(appraise(needing, two), "nvidia")
-    switch = gpu(attributes={"bound": True, "nvidia.kind": "nvswitch"})
+    switch = gpu(
+        measurements={"nvswitch.vbios": APP},
+        attributes={"bound": True, "nvidia.kind": "nvswitch"},
+    )
     assert (
         "0, verified" in refused(appraise(needing, claims(components=(switch,))), "nvidia").actual
     )
     both = claims(components=(switch, gpu()))
+    assert "NVSwitch" in refused(appraise(needing, both), "nvidia.reference").expected
+    needing = needing.with_references(
+        ReferenceValue(claim="nvswitch.vbios", value=APP, tee=Tee.NVIDIA)
+    )
     assert appraise(needing, both).status is Tier.AFFIRMING
     more = replace(needing, nvidia=NvidiaRules(required=True, min_gpus=2))
     refused(appraise(more, both), "nvidia")
