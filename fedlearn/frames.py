@@ -7,6 +7,7 @@ anything is allocated.
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -42,7 +43,7 @@ class FrameReader:
         self._left = limit
         self._count = 0
         self._head = bytearray()
-        self._body: bytearray | None = None
+        self._body: io.BytesIO | None = None
         self._wanted = 0
 
     def feed(self, piece: bytes | memoryview) -> Iterator[bytes]:
@@ -67,12 +68,13 @@ class FrameReader:
                 self._count += 1
                 if self._wanted > self._left + len(view) or self._count > MAX_FRAMES:
                     raise TransportError("a frame is longer than the body that holds it")
-                self._body = bytearray()
-            take = min(self._wanted - len(self._body), len(view))
-            self._body += view[:take]
+                self._body = io.BytesIO()
+            take = min(self._wanted - self._body.tell(), len(view))
+            self._body.write(view[:take])
             view = view[take:]
-            if len(self._body) == self._wanted:
-                done, self._body = bytes(self._body), None
+            if self._body.tell() == self._wanted:
+                # The bytes that were written, not a copy of them: a frame may be a whole model.
+                done, self._body = self._body.getvalue(), None
                 yield done
 
     def finish(self) -> None:

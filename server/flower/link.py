@@ -54,6 +54,9 @@ _MAX_OPEN: Final = 1000
 _PATIENCE: Final = 2
 """A node is taken for lost after as many of the intervals that it promised, as in Flower."""
 
+_LONGEST_WAIT: Final = 3600.0
+"""The most seconds of one :meth:`JobLink.pull`; a job asks again if it wants to wait longer."""
+
 _ENVELOPE_BYTES: Final = MAX_HEAD_BYTES + MAX_CONTENT_BYTES
 """What a delivery may have beside its arrays."""
 
@@ -196,7 +199,7 @@ class JobLink:
 
     def wait_online(self, count: int, seconds: float) -> list[tuple[int, str]]:
         """Return :meth:`online` once it has ``count`` entries or the time is up."""
-        end = time.monotonic() + seconds
+        end = _end(seconds)
         with self._lock:
             while True:
                 now = time.monotonic()
@@ -239,7 +242,7 @@ class JobLink:
 
         Empty when the time is up. Answers come in the order in which they arrived.
         """
-        end = time.monotonic() + seconds
+        end = _end(seconds)
         wanted = ids if isinstance(ids, set | frozenset) else set(ids)
         with self._lock:
             while True:
@@ -542,6 +545,16 @@ class JobLink:
         """Return for how many seconds nothing happens by itself, up to ``end``."""
         first = self._timers[0][0] if self._timers else math.inf
         return max(0.0, min(end, first) - now)
+
+
+def _end(seconds: float) -> float:
+    """Return when a wait ends that a job's process asks for.
+
+    :raises TransportError: for what is no number of seconds.
+    """
+    if not seconds >= 0:
+        raise TransportError(f"a wait of {seconds} s")
+    return time.monotonic() + min(seconds, _LONGEST_WAIT)
 
 
 def _reply_head(question: Head, reply: Head) -> Head:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import threading
 import time
+import tracemalloc
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from flwr.app import RecordDict
 from fedlearn import update
 from fedlearn.errors import AdmissionDenied, JobError, TransportError
 from fedlearn.flower import Packer, arrays_of, flatten, inflate, unpack
+from fedlearn.frames import FrameReader
 from fedlearn.message import MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE, Head
 from server.flower.link import JobLink
 from server.flower.plan import Reply
@@ -528,6 +530,22 @@ def test_time_that_passes_without_an_event_ends_a_wait(link, nodes):
     assert len(link.wait_online(3, 0.05)) == 2
 
 
+@pytest.mark.parametrize("seconds", [float("nan"), -1.0])
+def test_a_wait_that_has_no_end_is_refused(link, nodes, seconds):
+    with pytest.raises(TransportError, match="a wait of"):
+        link.pull([], seconds)
+    with pytest.raises(TransportError, match="a wait of"):
+        link.wait_online(9, seconds)
+
+
+def test_a_wait_without_end_ends_with_an_answer(link, nodes):
+    (question,) = ask(link, nodes[0].number)
+    nodes[0].fetched()
+    thread = _later(nodes[0].deliver, nodes[0].answer(question))
+    assert len(link.pull([question], float("inf"))) == 1
+    thread.join()
+
+
 # Many nodes
 
 
@@ -567,3 +585,18 @@ def test_timers_of_answered_questions_do_not_pile_up(link, nodes):
         link.forget([question])
     assert len(link._timers) < 100
     assert np.isfinite([when for when, _, _ in link._timers]).all()
+
+
+def test_a_large_part_is_in_memory_once_when_it_has_arrived():
+    size = 32 * 1024 * 1024
+    piece = bytes(64 * 1024)
+    tracemalloc.start()
+    try:
+        reader = FrameReader(8 + size)
+        list(reader.feed(size.to_bytes(8, "big")))
+        found = [frame for _ in range(size // len(piece)) for frame in reader.feed(piece)]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [len(frame) for frame in found] == [size]
+    assert peak < 1.5 * size
