@@ -35,6 +35,9 @@ __all__ = [
 ]
 
 MAX_INITDATA_BYTES: Final = 1024 * 1024
+_CCEL_HEADER: Final = b"\x01\0\0\0"
+"""A CCEL begins with an event of register 1, a TPM log with one of register 0."""
+
 _ALGORITHMS: Final = ("sha256", "sha384", "sha512")
 _HOST_DATA_BYTES: Final = 32
 _MRCONFIGID_BYTES: Final = 48
@@ -119,18 +122,27 @@ def initdata_references(data: bytes, *, name: str = "") -> tuple[ReferenceValue,
 def log_references(data: bytes, *, tee: Tee, name: str = "") -> tuple[ReferenceValue, ...]:
     """Return the registers that a known event log replays to.
 
-    A CCEL gives the RTMRs of TDX (SHA-384). A TPM log gives PCRs of the SHA-256 bank.
+    A CCEL gives the RTMRs of TDX (SHA-384). A TPM log gives PCRs of the SHA-256 bank, or where it
+    has no digests for that, of the SHA-384 or SHA-512 bank, as an attester takes them.
 
     :raises EvidenceError: when the log is malformed.
-    :raises EventLogError: when it has no digests of the right kind.
+    :raises EventLogError: when it has no digests of the right kind, or is that of another TEE.
     """
     if tee not in (Tee.TDX, Tee.TPM):
         raise EvidenceError(f"{tee.value} has no registers that a log extends", field="tee")
     ccel = tee is Tee.TDX
-    registers = EventLog.parse(data).replay("sha384" if ccel else "sha256", ccel=ccel)
+    log = EventLog.parse(data)
+    if not ccel and log.header.startswith(_CCEL_HEADER):
+        raise EventLogError(
+            "this is a CCEL, whose registers are those of TDX", hint="name it as one: --tee tdx"
+        )
+    banks = ("sha384",) if ccel else ("sha256", "sha384", "sha512")
+    bank = next((item for item in banks if item in log.sizes), banks[0])
+    registers = log.replay(bank, ccel=ccel)
     label = ccel_register if ccel else pcr_register
+    suffix = "" if ccel or bank == "sha256" else f".{bank}"
     return tuple(
-        ReferenceValue(claim=label(index), value=value, name=name, tee=tee)
+        ReferenceValue(claim=label(index) + suffix, value=value, name=name, tee=tee)
         for index, value in sorted(registers.items())
         if not (ccel and index == 0)
     )

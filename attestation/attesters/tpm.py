@@ -138,7 +138,15 @@ class TpmAttester:
     @staticmethod
     def detect(tcti: str = DEFAULT_TCTI) -> str:
         """Return why the TPM at ``tcti`` cannot be used now; empty when it can."""
-        return Tpm2Tools(tcti).unavailable
+        tools = Tpm2Tools(tcti)
+        if reason := tools.unavailable:
+            return reason
+        try:
+            with tools.workspace() as work:
+                work.bank(QUOTED_PCRS)
+        except AttesterError as error:
+            return str(error)
+        return ""
 
     @property
     def tee(self) -> Tee:

@@ -15,13 +15,14 @@ from attestation.attesters.software_tpm import SoftwareTpm
 from attestation.attesters.tpm import QUOTED_PCRS, TpmAttester
 from attestation.attesters.tpm2_tools import Tpm2Tools
 from attestation.attesters.tpm_log import RuntimeLog
-from attestation.errors import AttesterError, UnsealError
+from attestation.errors import AttesterError, EventLogError, UnsealError
 from attestation.eventlog import EventLog
-from attestation.evidence import Claims, Evidence
+from attestation.evidence import Claims, Evidence, Tee
 from attestation.offline import Input, gather
 from attestation.policy import AppraisalPolicy, TpmRules
 from attestation.policydraft import draft_policy
 from attestation.quotes.tpm import TpmQuote
+from attestation.references import log_references
 from attestation.runtime_events import Measurement, record
 from attestation.tpm_seal import TpmSeal
 from attestation.trust import TrustAnchors
@@ -111,6 +112,7 @@ def test_a_tpm_with_sha1_alone_is_refused_with_its_banks(
             act()
         assert str(caught.value).endswith("its banks are: sha1")
         assert "tpm2_pcrallocate sha256:all" in caught.value.hint
+    assert TpmAttester.detect(fresh_tpm.tcti).endswith("its banks are: sha1")
 
 
 @pytest.mark.swtpm
@@ -183,6 +185,23 @@ def test_a_secret_opens_no_more_once_its_bank_is_gone(
     allocate(fresh_tpm, "sha384")
     with pytest.raises(UnsealError, match="has no sha256 bank"):
         TpmSeal(fresh_tpm.tcti, tmp_path / "keys").unseal(blob)
+
+
+def test_reference_values_of_a_log_are_of_the_bank_that_it_has() -> None:
+    digests = {name: hashlib.new(name, b"boot").digest() for name in ("sha1", "sha256", "sha384")}
+    for banks, claim in (
+        (("sha1", "sha256", "sha384"), "pcr.4"),
+        (("sha1", "sha384"), "pcr.4.sha384"),
+    ):
+        log = EventLog.create(banks).append(4, 13, {b: digests[b] for b in banks}, b"boot")
+        [value] = log_references(log.to_bytes(), tee=Tee.TPM)
+        bank = "sha384" if claim.endswith("sha384") else "sha256"
+        size = hashlib.new(bank).digest_size
+        assert value.claim == claim
+        assert value.value == hashlib.new(bank, bytes(size) + digests[bank]).digest()
+    alone = EventLog.create(("sha1",)).append(4, 13, {"sha1": digests["sha1"]}, b"boot")
+    with pytest.raises(EventLogError, match="no sha256 digests"):
+        log_references(alone.to_bytes(), tee=Tee.TPM)
 
 
 def reported() -> tuple[Evidence, TrustAnchors]:
