@@ -6,17 +6,18 @@
 3. Make keys in memory, attest, and get a certificate for them.
 4. Get the seed of the site's commitments, sealed to these keys, and commit to the data: a
    salted Merkle root over its records.
-5. Load the app and work, round by round, in this one process. In the background: attest
-   again, in time, and see that the data is still what was committed to.
+5. Load the app, in a process of its own that holds none of this, and work, round by round.
+   In the background: attest again, in time, and see that the data is still what was
+   committed to.
 
 When the coordinator was away and has forgotten us, begin again at 2; app and data stay warm.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
-import resource
 import secrets
 import threading
 from collections.abc import Callable
@@ -38,6 +39,7 @@ from edge.admission import (
 )
 from edge.bootstrap import Bootstrap
 from edge.dataset import records
+from edge.flower.app_process import AppLimits
 from edge.flower.client import ClientPlan, WarmClient
 from edge.flower.fleet import Identity
 from edge.launcher import Phase, Sponsor
@@ -47,6 +49,7 @@ from fedlearn.attester import open_attester
 from fedlearn.commitment import commit
 from fedlearn.errors import AdmissionDenied, FedlearnError, TransportError
 from fedlearn.job import JobSpec
+from fedlearn.sandbox import protect_this_process
 from fedlearn.software import software_digest
 
 __all__ = ["Say", "run"]
@@ -55,6 +58,7 @@ _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 5.0
 _PATIENCE_SECONDS: Final = 900.0
+_MIB: Final = 1024 * 1024
 _WEIGHT: Final = "num-examples"
 
 Say = Callable[[Phase, str], None]
@@ -86,8 +90,8 @@ def run(
 
     :param scratch: a private folder for the unpacked app; it must not exist.
     """
-    # A core dump would hold keys, data and weights in the clear.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Keys, data and weights are in this memory in the clear.
+    protect_this_process()
     os.umask(0o077)
     client = _Client(bootstrap, sponsor, say=say, stop=stop, scratch=scratch, now=now)
     try:
@@ -122,9 +126,17 @@ class _Client:
         self._now = now
         self._job: JobSpec = bootstrap.job()
         self._seed: bytes | None = None
+        self._opened: WarmClient | None = None
 
     def run(self) -> str:
-        """Do all of it; return why it is over."""
+        """Do all of it; return why it is over. No process of the app is left then."""
+        try:
+            return self._run()
+        finally:
+            if self._opened is not None:
+                self._opened.close()
+
+    def _run(self) -> str:
         attester = self._measured()
         standing = self._admitted(attester, patient=False)
         warm = self._warm(standing)
@@ -252,6 +264,8 @@ class _Client:
             run_config=job.config,
             privacy=job.privacy,
             weighted_by=_weight(job),
+            data=Path(bootstrap.data).absolute() if bootstrap.data else None,
+            limits=_limits(job),
         )
         warm = WarmClient(
             plan,
@@ -260,6 +274,7 @@ class _Client:
             directory=self._scratch,
             charge=self._sponsor.charge,
         )
+        self._opened = warm
         warm.load()
         return warm
 
@@ -304,6 +319,20 @@ def _identity(standing: _Standing) -> Identity:
         key=standing.membership.keys.tls,
         authorities=tuple(x509.load_pem_x509_certificates(standing.gate.pinned.ca_pem)),
     )
+
+
+def _limits(job: JobSpec) -> AppLimits:
+    """Return what the app may use: what the job asked for, and an answer by its deadline."""
+    asked = job.resources
+    limits = AppLimits(
+        seconds=job.deadline_s,
+        cpu=asked.cpu,
+        memory_bytes=asked.memory_mib * _MIB,
+        gpu=asked.gpu > 0,
+    )
+    if asked.disk_mib:
+        limits = dataclasses.replace(limits, disk_bytes=asked.disk_mib * _MIB)
+    return limits
 
 
 def _weight(job: JobSpec) -> str:

@@ -240,8 +240,8 @@ def flatten(messages: Sequence[Message]) -> Flat:
     )
 
 
-def inflate(head: bytes, objects: Mapping[str, bytes]) -> Message:
-    """Put a message together from its head and its parts, without a copy of a part.
+def inflate(head: bytes, objects: Mapping[str, bytes | memoryview]) -> Message:
+    """Put a message together from its head and its parts, without a copy of an array.
 
     :raises TransportError: when they do not make up a message.
     """
@@ -255,7 +255,7 @@ def inflate(head: bytes, objects: Mapping[str, bytes]) -> Message:
     except KeyError:
         raise TransportError("a part of the message is missing") from None
     records = RecordDict()
-    for record in read_content(content, len(parts)):
+    for record in read_content(bytes(content), len(parts)):
         try:
             records[record.name] = _record(record, parts)
         except (TypeError, ValueError) as error:
@@ -362,12 +362,19 @@ def _head(message: Message, parts: _Parts) -> Head:
     )
 
 
-def _record(record: Record, parts: Sequence[bytes]) -> ArrayRecord | MetricRecord | ConfigRecord:
+def _record(
+    record: Record, parts: Sequence[bytes | memoryview]
+) -> ArrayRecord | MetricRecord | ConfigRecord:
     """Return Flower's record for one that :func:`read_content` has checked."""
     if record.kind == "arrays":
         arrays = ArrayRecord()
         for name, dtype, shape, stype, part in record.values:
-            arrays[name] = Array(dtype, tuple(shape), stype, parts[part])
+            data = parts[part]
+            arrays[name] = Array(
+                dtype, tuple(shape), stype, b"" if stype == PACKED else bytes(data)
+            )
+            if stype == PACKED:  # a part in shared memory stays there; Flower's check wants bytes
+                arrays[name].data = data
         return arrays
     if record.kind == "metrics":
         return MetricRecord(record.values)
@@ -375,7 +382,7 @@ def _record(record: Record, parts: Sequence[bytes]) -> ArrayRecord | MetricRecor
     def read(value: Any) -> Any:
         if isinstance(value, list):
             return [read(item) for item in value]
-        return parts[value["part"]] if isinstance(value, dict) else value
+        return bytes(parts[value["part"]]) if isinstance(value, dict) else value
 
     return ConfigRecord({name: read(value) for name, value in record.values.items()})
 

@@ -80,11 +80,13 @@ class ProcessChannel:
     def send(
         self,
         header: Mapping[str, Any],
-        blobs: Sequence[Blob] = (),
+        blobs: Sequence[Blob | Sequence[Blob]] = (),
         *,
         timeout: float | None = None,
     ) -> None:
         """Send one record. ``header`` is what JSON can say, without a key ``blobs``.
+
+        A blob may be given in pieces, which arrive as one.
 
         After :class:`ChannelTimeout` a record may be half sent: the channel is of no use.
 
@@ -92,8 +94,9 @@ class ProcessChannel:
         :raises ChannelTimeout: when it did not take the record within ``timeout`` seconds.
         :raises TransportError: when there is no memory for a large record.
         """
-        views = [memoryview(blob).cast("B") for blob in blobs]
-        sizes = [len(view) for view in views]
+        pieces = [[blob] if isinstance(blob, Blob) else blob for blob in blobs]
+        views = [memoryview(piece).cast("B") for blob in pieces for piece in blob]
+        sizes = [sum(memoryview(piece).nbytes for piece in blob) for blob in pieces]
         body = json.dumps({**header, "blobs": sizes}).encode()
         if sum(sizes) < _LARGE:
             self._send(b"".join([_HEAD.pack(len(body)), body, *views]), None, timeout)

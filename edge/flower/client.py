@@ -1,13 +1,19 @@
-"""The warm client: one process that loads the app once and works until the job ends.
+"""The warm client: it works until the job ends, and loads the app once, in another process.
 
 It takes the place of Flower's SuperNode, which starts a process for each message. An app does
-not notice: it is called with a ``Message`` and a ``Context``, as ever. Around each call
+not notice: it is called with a ``Message`` and a ``Context``, as ever. The certificate, the keys
+and the connections are here, and user code is not: it runs in a sandbox
+(:mod:`edge.flower.app_process`). Around each call
 
 * the packed model becomes the ArrayRecord that the app expects, and the reply is packed;
 * the generators of ``random``, numpy and torch are seeded from the job's seed, the site and
   the round, and the app finds the state that it had before that round;
-* the job's privacy is applied to what leaves, outside of user code;
-* an exception of the app becomes an error reply, and the client lives on.
+* the reply is made here from what the app's process answered, and the job's privacy is applied;
+* an exception of the app, or the end of its process, becomes an error reply; the client lives
+  on, and starts the process again when it is needed.
+
+Under ``[privacy]`` nothing leaves in which the app can say something: no text, no name, and of
+the metrics only the weight, which is 1. Why there is no answer stands in the site's log.
 """
 
 from __future__ import annotations
@@ -20,12 +26,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from flwr.app import ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 
+from edge.flower.app_process import AppFailed, AppLimits, AppProcess, content_of
 from edge.flower.fleet import HEARTBEAT_SECONDS, Ended, Fleet, Identity, Work
-from edge.flower.state import Call, StateHistory
+from edge.flower.state import EMPTY, Call, State, StateHistory
 from fedlearn import bundle
 from fedlearn.errors import (
     FedlearnError,
@@ -36,7 +41,7 @@ from fedlearn.errors import (
 from fedlearn.flower import CALL, Flat, Packer, arrays_of, flatten, inflate, record_of, unpack
 from fedlearn.message import CLIENT_APP_RAISED_EXCEPTION
 from fedlearn.privacy import ClientPrivacy, PrivacySpec
-from fedlearn.seeds import derive, seed_generators
+from fedlearn.seeds import derive
 
 __all__ = ["ClientPlan", "Identity", "WarmClient"]
 
@@ -44,6 +49,8 @@ _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
 _MAX_REASON: Final = 500
+_WITHHELD: Final = "the app gave no answer; under [privacy] the reason stays in the site's log"
+_METRICS: Final = "metrics"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +59,8 @@ class ClientPlan:
 
     ``bundle_digest`` is what the job says of the bundle; a bundle with another one is not
     loaded. ``node_config`` is what this site tells the app (where its data is, say).
-    ``patience`` is for how many seconds the coordinator may be unreachable.
+    ``data`` is where the app may read the site's data. ``patience`` is for how many seconds
+    the coordinator may be unreachable.
     """
 
     job: str
@@ -66,12 +74,14 @@ class ClientPlan:
     weighted_by: str = "num-examples"
     max_message_bytes: int = 4 * 1024**3
     patience: float = 600.0
+    data: Path | None = None
+    limits: AppLimits = field(default_factory=AppLimits)
 
 
 class WarmClient:
     """One client of one job.
 
-    :param directory: a private folder for the unpacked app; it must not exist.
+    :param directory: a private folder for the app; it must not exist.
     :param address: ``host:port`` of the coordinator's front.
     :param charge: ``charge(question)`` charges an update to the budget of the site's data before
         it leaves under privacy; what it raises keeps the update here.
@@ -92,38 +102,41 @@ class WarmClient:
         self._privacy = None if plan.privacy is None else ClientPrivacy.from_spec(plan.privacy)
         self._charge = charge
         self._history = StateHistory()
-        self._context: Context | None = None
-        self._app: Any = None
+        self._installed: bundle.Installed | None = None
+        self._process: AppProcess | None = None
+        self._state: State = EMPTY
+        self._in_process: State = EMPTY
+        self._node = self._run = 0
         self._last: tuple[str, Flat] | None = None
         self._stop = threading.Event()
         self._denied = threading.Event()
 
     def load(self) -> None:
-        """Unpack, check and import the app. Done once; :meth:`run` does it if nobody has.
+        """Unpack and check the app and load it. Done once; :meth:`run` does it if nobody has.
 
         Call it before the admission is needed: importing torch takes longer than a handshake.
 
         :raises JobError: when the bundle is not the job's, or has no ClientApp.
+        :raises AppFailed: when the app cannot be imported, with the reason.
         """
-        if self._app is not None:
+        if self._installed is not None:
             return
         bundle.check_packages()
-        installed = bundle.unpack(
-            self._plan.bundle, self._directory, digest=self._plan.bundle_digest
+        self._directory.mkdir(mode=0o700, parents=True)
+        self._installed = bundle.unpack(
+            self._plan.bundle, self._directory / "code", digest=self._plan.bundle_digest
         )
-        seed = derive(self._plan.seed, "client", self._plan.site, 0)
-        seed_generators(seed)
-        app = installed.load("clientapp")
-        if not isinstance(app, ClientApp):
-            raise JobError(f"{installed.clientapp} is a {type(app).__name__}, not a ClientApp")
-        self._app = app
-        self._context = Context(
-            run_id=0,
-            node_id=0,
-            node_config=dict(self._plan.node_config),
-            state=RecordDict(),
-            run_config=installed.run_config(self._plan.run_config),
-        )
+        # For the user of the app's process; the folder above lets nobody else in.
+        for path in (self._installed.folder, *self._installed.folder.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        (self._directory / "own").mkdir(mode=0o700)
+        try:
+            self._started()
+        except FedlearnError as error:
+            if self._privacy is None:
+                raise
+            _LOG.warning("the app was not loaded: %s", error)
+            raise AppFailed(_WITHHELD) from None
 
     def renew(self, identity: Identity) -> None:
         """Go on with a new certificate; work under way is not dropped."""
@@ -137,6 +150,11 @@ class WarmClient:
         elsewhere, and is asked again what it did not answer. Whether it does, the agent knows.
         """
         self._stop.set()
+
+    def close(self) -> None:
+        """End the app's process, and all that it started."""
+        if self._process is not None:
+            self._process.close()
 
     def run(self) -> str:
         """Work until the job ends or :meth:`stop` is called; return why it is over.
@@ -158,8 +176,10 @@ class WarmClient:
                 work = self._patiently(self._fleet.fetch)
                 if work is not None:
                     self._handle(work)
+            self.close()
             return "stopped"
         except Ended as ended:
+            self.close()
             return str(ended)
         finally:
             done.set()
@@ -167,13 +187,7 @@ class WarmClient:
     # Around the work
 
     def _enter(self) -> None:
-        context = self._context
-        if context is None:
-            raise JobError("the app is not loaded")
-        context.node_id, context.run_id = self._fleet.activate()
-        TaskIdentity.run_id = context.run_id
-        TaskIdentity.node_id = context.node_id
-        TaskIdentity.task_id = 1
+        self._node, self._run = self._fleet.activate()
 
     def _patiently(self, action: Any) -> Any:
         """Do something again until it works or patience ends."""
@@ -203,8 +217,7 @@ class WarmClient:
 
     def _handle(self, work: Work) -> None:
         if self._last is None or self._last[0] != work.id:
-            message = inflate(work.head, work.objects)
-            self._last = (work.id, self._flat(message))
+            self._last = (work.id, self._answered(work))
         try:
             delivered = self._deliver(self._last[1])
         except UpdateRejected as error:
@@ -218,73 +231,101 @@ class WarmClient:
     def _deliver(self, flat: Flat) -> Any:
         return self._patiently(lambda: self._fleet.deliver(flat))
 
-    def _flat(self, message: Message) -> Flat:
+    def _answered(self, work: Work) -> Flat:
+        """Return the reply to a message, taken apart; of whatever fails, one that says so."""
+        message = inflate(work.head, work.objects)
         try:
-            return flatten([self._answer(message)])
-        except TransportError as error:
-            _LOG.warning("the reply cannot travel: %s", error)
-            return flatten([_failure(message, str(error))])
-
-    def _answer(self, message: Message) -> Message:
-        try:
-            content = self._called(message)
-            return Message(Packer().content(content), reply_to=message)
+            content = self._content(work, message)
+            return flatten([Message(content, reply_to=message)])
         except FedlearnError as error:
             _LOG.warning("the reply was not sent: %s", error)
-            return _failure(message, str(error))
-        except Exception as error:  # noqa: BLE001  user code may raise anything; told, not lost
-            _LOG.exception("the app raised an exception")
-            # Under privacy nothing that data may have gone into leaves but the update.
-            detail = "" if self._privacy is not None else f": {error}"
-            return _failure(message, f"{type(error).__name__}{detail}")
+            reason = str(error)
+        except Exception as error:  # noqa: BLE001  content of user code that Flower does not take
+            _LOG.exception("the reply cannot be sent")
+            reason = _WITHHELD if self._privacy else f"{type(error).__name__}: {error}"
+        return flatten([_failure(message, reason)])
 
-    def _called(self, message: Message) -> RecordDict:
-        context = self._context
-        if context is None:
-            raise JobError("the app is not loaded")
-        content = unpack(message.content, max_bytes=self._plan.max_message_bytes)
-        told = content.pop(CALL, ConfigRecord())
+    def _content(self, work: Work, message: Message) -> RecordDict:
+        told = message.content.pop(CALL, ConfigRecord())
         kind = message.metadata.message_type
         call = Call.of(int(told.get("round", 0)), kind)
-        context.state = self._history.before(call, context.state)
-        seed_generators(derive(self._plan.seed, "client", self._plan.site, call.round, kind))
-        reference = next(iter(content.array_records.values()), None)
-        message.content = content
-        before = None if reference is None else arrays_of(reference)
-        reply: Message = self._app(message, context)
-        if reply.has_error():
-            raise JobError(f"the app answered with an error: {reply.error.reason}")
-        outgoing = self._outgoing(reply.content, before, kind)
-        if self._privacy is not None and outgoing.array_records:
-            self._charge(message.metadata.message_id)
-        return outgoing
-
-    def _outgoing(self, content: RecordDict, before: Any, kind: str) -> RecordDict:
-        if self._privacy is None:
-            return content
-        found = RecordDict()
-        for name, record in content.items():
-            if isinstance(record, MetricRecord):
-                found[name] = self._metrics(record)
-            elif isinstance(record, ConfigRecord):
-                continue
-            elif before is None or kind.split(".")[0] != MessageType.TRAIN:
-                raise UpdateRejected("under privacy, arrays leave in the answer to training only")
-            else:
-                found[name] = record_of(self._privacy.outgoing(arrays_of(record), before))
-        if len(found.array_records) > 1:
-            raise UpdateRejected("under privacy, an update is one ArrayRecord")
-        return found
-
-    def _metrics(self, record: MetricRecord) -> MetricRecord:
-        privacy, key = self._privacy, self._plan.weighted_by
+        self._state = self._history.before(call, self._state)
+        privacy = self._privacy
         if privacy is None:
-            return record
-        others = {name: value for name, value in record.items() if name != key}
-        found: dict[str, Any] = privacy.outgoing_metrics(others)
-        if key in record:
-            found[key] = privacy.outgoing_weight(0)
-        return MetricRecord(found)
+            return self._called(work, call, kind)
+        limit = self._plan.max_message_bytes
+        try:
+            answer = unpack(self._called(work, call, kind), max_bytes=limit)
+            asked = unpack(message.content, max_bytes=limit)
+            outgoing = self._private(privacy, answer, asked, kind)
+        except Exception as error:  # noqa: BLE001  the app can choose each error that this has
+            _LOG.warning("the app's answer does not leave: %s: %s", type(error).__name__, error)
+            raise JobError(_WITHHELD) from None
+        if outgoing.array_records:
+            self._charge(message.metadata.message_id)
+        return Packer().content(outgoing)
+
+    def _called(self, work: Work, call: Call, kind: str) -> RecordDict:
+        """Have the app's process answer; return its records as they are."""
+        seed = derive(self._plan.seed, "client", self._plan.site, call.round, kind)
+        question = {"seed": seed.hex(), "node": self._node, "run": self._run}
+        process = self._started()
+        state = None if self._state is self._in_process else self._state
+        answer = process.ask(question, [work.head, *work.objects.values()], state)
+        self._state = self._in_process = answer.state
+        if answer.failure is not None:
+            raise AppFailed(answer.failure)
+        return content_of(answer.message)
+
+    def _started(self) -> AppProcess:
+        """Return the process of the app, with the app loaded; a new one when there is none."""
+        plan, installed = self._plan, self._installed
+        if installed is None:
+            raise JobError("the app is not loaded")
+        if self._process is not None and self._process.alive:
+            return self._process
+        self._in_process = EMPTY
+        process = self._process = AppProcess(
+            folder=installed.folder,
+            own=self._directory / "own",
+            data=plan.data,
+            limits=plan.limits,
+        )
+        question = {
+            "folder": str(installed.folder),
+            "name": installed.name,
+            "clientapp": installed.clientapp,
+            "seed": derive(plan.seed, "client", plan.site, 0).hex(),
+            "node_config": dict(plan.node_config),
+            "run_config": installed.run_config(plan.run_config),
+        }
+        answer = process.ask(question, (), None)
+        if answer.failure is not None:
+            process.close()
+            raise AppFailed(f"the app cannot be loaded: {answer.failure}")
+        return process
+
+    def _private(
+        self, privacy: ClientPrivacy, content: RecordDict, asked: RecordDict, kind: str
+    ) -> RecordDict:
+        """Make the reply that may leave under privacy; each name in it is ours."""
+        found = RecordDict()
+        updates, metrics = list(content.array_records.values()), content.metric_records
+        name, reference = next(iter(asked.array_records.items()), ("", None))
+        if updates:
+            if reference is None or kind.split(".")[0] != MessageType.TRAIN:
+                raise UpdateRejected("under privacy, arrays leave in the answer to training only")
+            if len(updates) > 1:
+                raise UpdateRejected("under privacy, an update is one ArrayRecord")
+            found[name] = record_of(privacy.outgoing(arrays_of(updates[0]), arrays_of(reference)))
+        if len(metrics) > 1:
+            raise UpdateRejected("under privacy, metrics are one MetricRecord")
+        for record in metrics.values():
+            key = self._plan.weighted_by
+            others = {each: value for each, value in record.items() if each != key}
+            weight = {key: privacy.outgoing_weight(0)}
+            found[_METRICS] = MetricRecord(privacy.outgoing_metrics(others) | weight)
+        return found
 
 
 def _failure(message: Message, reason: str) -> Message:

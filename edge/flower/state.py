@@ -2,22 +2,25 @@
 
 Flower gives an app a ``Context`` whose ``state`` lives as long as the client. When the
 coordinator resumes a job, or repeats a round, the app must find the state that it had before
-that round, or the result would depend on the interruption. So the state is remembered before
-each call; the records are copied, the arrays in them are shared, as Flower never changes an
-array in place.
+that round, or the result would depend on the interruption. So the state before each call is
+kept, as the bytes that the app's process sent; the client never looks into them.
 """
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-
 from fedlearn.errors import RoundError
+from fedlearn.process_channel import Blob
 
-__all__ = ["Call", "StateHistory"]
+__all__ = ["EMPTY", "Call", "State", "StateHistory"]
+
+State = Sequence[Blob]
+"""A message that carries the records of a state, in frames; without any, there are none."""
+
+EMPTY: Final[State] = ()
 
 _ROUNDS: Final = 2
 """Rounds that are remembered: the one that runs, and the one before its checkpoint."""
@@ -42,26 +45,26 @@ class StateHistory:
     """The states before the last calls, and the state before the first one."""
 
     def __init__(self) -> None:
-        self._before: dict[Call, RecordDict] = {}
+        self._before: dict[Call, State] = {}
         self._latest: Call | None = None
 
-    def before(self, call: Call, state: RecordDict) -> RecordDict:
+    def before(self, call: Call, state: State) -> State:
         """Return the state that the app must have for ``call``, given the one that it has.
 
         :raises RoundError: when that state is too long ago, and there is one.
         """
         if call in self._before:
-            found = copied(self._before[call])
+            found = self._before[call]
             for later in [each for each in self._before if each > call]:
                 del self._before[later]
             self._latest = call
             return found
-        if self._latest is not None and call < self._latest and len(state):
+        if self._latest is not None and call < self._latest and state:
             raise RoundError(
                 f"the client's state is that of round {self._latest.round}, not {call.round}",
                 hint="restart the client, or cancel the job",
             )
-        self._before[call] = copied(state)
+        self._before[call] = state
         self._latest = call
         self._trim()
         return state
@@ -72,16 +75,3 @@ class StateHistory:
         for call in list(self._before):
             if call != first and call.round not in rounds[-_ROUNDS:]:
                 del self._before[call]
-
-
-def copied(state: RecordDict) -> RecordDict:
-    """Return a copy of the records; arrays are shared."""
-    found = RecordDict()
-    for name, record in state.items():
-        if isinstance(record, ArrayRecord):
-            found[name] = ArrayRecord(dict(record.items()))
-        elif isinstance(record, MetricRecord):
-            found[name] = MetricRecord(copy.deepcopy(dict(record.items())))
-        else:
-            found[name] = ConfigRecord(copy.deepcopy(dict(record.items())))
-    return found

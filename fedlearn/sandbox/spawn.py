@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import json
 import os
 import resource
@@ -20,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
+import fedlearn
 from fedlearn.sandbox import kernel
 from fedlearn.sandbox.spec import Protection, Sandbox, SandboxError, SandboxReport
 
@@ -242,7 +242,10 @@ def free_user() -> int | None:
     """Return a user id that nobody has and no process uses; None where we may not change."""
     if not kernel.may_change_user():
         return None
-    used = {path.stat().st_uid for path in _processes()}
+    used = set()
+    for path in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):  # a process that has ended meanwhile
+            used.add(path.stat().st_uid)
     with contextlib.suppress(OSError):
         lines = Path("/etc/passwd").read_text(errors="replace").splitlines()
         used |= {int(line.split(":")[2]) for line in lines if line.count(":") > 1}
@@ -319,11 +322,8 @@ def _interpreter_paths() -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """Return folders whose names an import lists, and what it reads."""
     readable = {Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve().parent}
     listable: set[Path] = set()
-    ours = [
-        Path(spec.origin).parent
-        for name in _PACKAGES
-        if (spec := importlib.util.find_spec(name)) is not None and spec.origin is not None
-    ]
+    home = Path(fedlearn.__file__).resolve().parent.parent
+    ours = [home / name for name in _PACKAGES]
     readable.update(ours)
     for entry in _absolute(sys.path):
         if any(entry.is_relative_to(known) for known in readable):
@@ -338,7 +338,3 @@ def _interpreter_paths() -> tuple[tuple[Path, ...], tuple[Path, ...]]:
 
 def _absolute(entries: Iterable[str]) -> list[Path]:
     return [Path(entry) for entry in entries if entry.startswith("/") and Path(entry).exists()]
-
-
-def _processes() -> list[Path]:
-    return [path for path in Path("/proc").iterdir() if path.name.isdecimal()]

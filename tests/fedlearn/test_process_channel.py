@@ -63,6 +63,16 @@ def test_what_arrives_is_what_was_sent(
     assert open_files() == before
 
 
+@pytest.mark.parametrize("times", [1, 100_000])
+def test_pieces_arrive_as_one(channels: tuple[ProcessChannel, ProcessChannel], times: int) -> None:
+    ours, theirs = channels
+    ours.send({}, [[b"ab" * times, memoryview(np.arange(2 * times)), b""], b"c", []])
+    found = theirs.receive(timeout=10)
+    assert found is not None
+    first = b"ab" * times + np.arange(2 * times).tobytes()
+    assert [bytes(each) for each in found[1]] == [first, b"c", b""]
+
+
 def test_a_large_record_is_read_only_and_not_in_the_stream(
     channels: tuple[ProcessChannel, ProcessChannel], ends: tuple[socket.socket, socket.socket]
 ) -> None:
