@@ -188,10 +188,18 @@ class ServerTrust(Trust):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSettings:
-    """``resume`` goes on with interrupted jobs when the coordinator starts."""
+    """How jobs run at the coordinator.
+
+    ``resume``          go on with interrupted jobs when the coordinator starts
+    ``app_memory_mib``  memory, and disk, of the process that runs a job's ServerApp
+    ``sandbox``         ``full`` refuses a job where the kernel lacks a protection for that
+                        process; ``best-effort`` runs it and says what is missing
+    """
 
     resume: bool = option(flag(), default=True)
     keep_checkpoints: int = option(whole(1, 1000), default=2)
+    app_memory_mib: int = option(whole(256, 16 * 1024 * 1024), default=8192)
+    sandbox: str = option(choice("full", "best-effort"), default="best-effort")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

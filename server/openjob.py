@@ -146,6 +146,8 @@ def opened(
         privacy=spec.privacy,
         noise_secret=_noise_secret(home, spec),
         max_update_bytes=home.config.limits.update_mib * 1024 * 1024,
+        app_memory_bytes=home.config.jobs.app_memory_mib * 1024 * 1024,
+        full_sandbox=home.config.jobs.sandbox == "full",
     )
     disk: list[str] = []
     return OpenJob(

@@ -1,20 +1,24 @@
-"""One job as it runs, seen from the coordinator: what its process may ask, and who hears it.
+"""One job as it runs, seen from the coordinator: what its aggregator may ask, and who hears it.
 
-:class:`JobDesk` answers a job's process (:class:`server.flower.plan.JobChannel`). What the
-process says becomes events for people; what it decides becomes entries of the ledger; the
-model of every round becomes a sealed version in the store, together with the state of the
-strategy, so that a crash never parts the two.
+:class:`JobDesk` answers a job's aggregator (:class:`server.flower.plan.JobChannel`), a process
+of ours that holds no user code. What it says about rounds and updates is checked against what
+the coordinator knows (which sites the job has, which round runs, who was asked, which admission
+a site has) before it becomes an entry of the ledger; the model of every round becomes a sealed
+version in the store, together with the state of the strategy, so that a crash never parts the
+two. What the application itself prints and measures reaches people as events, and the ledger
+never.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import struct
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
+
+import numpy as np
 
 from fedlearn import update
 from fedlearn.errors import AdmissionDenied, JobError, StoreError
@@ -22,18 +26,16 @@ from fedlearn.events import (
     KINDS,
     CheckpointSealed,
     Event,
-    Log,
-    OtherEvent,
     PrivacySpent,
     RoundFinished,
     RoundStarted,
     UpdateReceived,
     UpdateRejected,
 )
-from fedlearn.job import JobSpec
-from fedlearn.privacy import Budget, PrivacySpec
+from fedlearn.job import MAX_ROUNDS, JobSpec
+from fedlearn.privacy import Budget
 from server.flower.plan import Checkpoint
-from server.ledger import Ledger
+from server.ledger import Entry, Ledger
 from server.register import Admission, AdmissionEvent, AdmissionRegister
 from server.store import ModelStore
 
@@ -42,10 +44,19 @@ __all__ = ["JobDesk"]
 _MAX_STATE: Final = 64 * 1024 * 1024
 _CHECKPOINT_MAGIC: Final = b"fedlearn-checkpoint/1\0"
 
-_NOT_FROM_A_JOB: Final = frozenset(
-    {"job.finished", "job.failed", "job.cancelled", "job.interrupted", "client.admitted"}
+_FROM_A_JOB: Final = frozenset(
+    {
+        "job.started",
+        "log",
+        "round.finished",
+        "round.started",
+        "update.received",
+        "update.rejected",
+    }
 )
-"""What only the coordinator itself may say: user code runs in the process that speaks here."""
+"""What a job may say. Everything else the coordinator says itself, of what it has done."""
+_COARSE: Final = 16
+"""Under privacy the ledger gives the number of a site's records as a power of this."""
 
 
 class JobDesk:
@@ -77,12 +88,17 @@ class JobDesk:
         self._clock = clock
         self._lock = threading.Lock()
         self._round = 0
+        self._running = 0
+        self._asked: frozenset[str] = frozenset()
         self._roots: dict[str, bytes] = {}
+        self._most: dict[str, int] = {}
+        self._entered: dict[str, int] = {}
         self._senders: dict[str, str] = {}
         self._dropped: set[str] = set()
         self._last_digest = ""
         self._metrics: Mapping[str, float] = {}
         self._budget: Budget | None = None
+        self._unreleased: tuple[int, int, str] | None = None
         self._remember()
 
     @property
@@ -95,27 +111,49 @@ class JobDesk:
         """The metrics of that round."""
         return self._metrics
 
-    # --- what the job's process says and asks -----------------------------------------
+    # --- what the job's aggregator says and asks --------------------------------------
 
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
-        """Take one event; a malformed one ends the job."""
+        """Take one event of :data:`_FROM_A_JOB`.
+
+        :raises JobError: for another one, or one that the coordinator knows to be impossible.
+        """
         found = KINDS.get(kind)
-        if found is None or kind in _NOT_FROM_A_JOB:
-            raise JobError(f"a job's process does not say {kind[:64]!r}")
+        if found is None or kind not in _FROM_A_JOB:
+            raise JobError(f"a job does not say {kind[:64]!r}")
         event = Event.decode(kind, json.dumps(dict(fields), default=str))
         self._enter(event, fields)
         self._say(event)
 
-    def begin_round(self, round_: int, sites: tuple[str, ...]) -> None:
-        """Charge the privacy budget, or refuse the round.
+    def charge(self, stage: int, round_: int, inputs: bytes) -> None:
+        """Charge the privacy budget for one release, before it happens.
 
-        :raises PrivacyError: when the round would exceed the budget.
+        Releases are counted over all stages, repeats, restarts and resumptions. An attempt that
+        was charged, and of which no checkpoint was sealed, was shown to nobody: it may be made
+        again at no cost if its inputs are the same bytes, because its noise is then the same.
+
+        :raises PrivacyError: when the release would exceed the budget.
         """
         if self._budget is None:
+            raise JobError("a job without [privacy] has no budget to charge")
+        attempt = (stage, round_, inputs.hex())
+        if attempt == self._unreleased:
             return
-        spent = self._budget.charge(round_)
-        # The entry precedes the round, so that no crash can spend what was not written down.
-        self._ledger.append("privacy", {"job": self.spec.name, "round": round_, **spent.to_json()})
+        release = self._budget.releases + 1
+        spent = self._budget.charge(release)
+        # The entry precedes the release, so that no crash can spend what was not written down.
+        self._ledger.append(
+            "privacy",
+            {
+                "job": self.spec.name,
+                "round": round_,
+                "stage": stage,
+                "release": release,
+                "inputs": inputs.hex(),
+                **spent.to_json(),
+            },
+        )
+        self._unreleased = attempt
         self._say(
             PrivacySpent(
                 round=round_,
@@ -129,7 +167,11 @@ class JobDesk:
         )
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Seal the model and the state of one round; durable when this returns."""
+        """Seal the model and the state of one round; durable when this returns.
+
+        :raises JobError: when it is not the checkpoint of the round that runs, or holds NaN.
+        """
+        self._check_checkpoint(checkpoint)
         owner = self.spec.owner_public_key()
         stored = self._store.write(
             self.model,
@@ -143,6 +185,7 @@ class JobDesk:
         with self._lock:
             self._round = checkpoint.round
             self._last_digest = stored.digest.hex()
+        self._unreleased = None
         self._store.prune(self.model, keep=self._keep)
         self._say(
             CheckpointSealed(
@@ -173,8 +216,10 @@ class JobDesk:
             self._round = stored.round
         return Checkpoint(round=stored.round, model=model, tensors=tensors, state=state)
 
-    def live_sites(self) -> frozenset[str]:
+    def live_sites(self) -> dict[str, int]:
         """Return the sites that are admitted now and have committed to their data.
+
+        With each goes how many examples it may claim by that commitment; 0: not known.
 
         Without those whose admission ended after their update of this round, though they may
         have a new one: what was sent under the old one does not count.
@@ -182,7 +227,7 @@ class JobDesk:
         live = self._register.of_job(self.spec.name, now=self._clock())
         with self._lock:
             fit = self._roots.keys() - self._dropped
-            return frozenset(a.site for a in live if a.site in fit)
+            return {a.site: self._most.get(a.site, 0) for a in live if a.site in fit}
 
     def admission_ended(self, event: AdmissionEvent) -> None:
         """Drop what a site has sent in this round; not when the same client came back."""
@@ -195,44 +240,59 @@ class JobDesk:
     def commit(self, admission: Admission, *, root: bytes, records: int) -> int:
         """Enter a site's commitment to its data; return the number of the entry.
 
+        A client that commits to the same data again, because it attested again, is known
+        already: that is no entry of its own. Under privacy the number of records is private
+        like the records, and the entry gives it as the power of 16 below it.
+
         :raises AdmissionDenied: when the site committed to other data before.
         """
+        site = admission.site
         with self._lock:
-            known = self._roots.get(admission.site)
+            known = self._roots.get(site)
             if known is not None and known != root:
                 raise AdmissionDenied(
-                    f"the data of site {admission.site} is not what it committed to before its "
-                    "first round",
+                    f"the data of site {site} is not what it committed to before its first round",
                     hint="restore the data, or submit a new job for the new data",
                 )
+            self._most[site] = records
+            if known is not None and site in self._entered:
+                return self._entered[site]
             entry = self._ledger.append(
                 "commitment",
                 {
                     "job": self.spec.name,
-                    "site": admission.site,
+                    "site": site,
                     "root": root.hex(),
-                    "records": records,
+                    "records": records if self.spec.privacy is None else _coarse(records),
                     "key_thumbprint": admission.thumbprint.hex(),
                 },
             )
-            self._roots[admission.site] = root
+            self._roots[site] = root
+            self._entered[site] = entry.sequence
         return entry.sequence
 
     # --- inside -----------------------------------------------------------------------
 
     def _remember(self) -> None:
         """Read from the ledger what an earlier life of the coordinator entered."""
-        charged = []
+        name, charged = self.spec.name, list[int]()
         for entry in self._ledger.entries(kind="commitment"):
-            if entry.body.get("job") == self.spec.name:
-                self._roots[str(entry.body["site"])] = bytes.fromhex(str(entry.body["root"]))
-        for entry in self._ledger.entries(kind="privacy"):
-            number = entry.body.get("round")
-            if entry.body.get("job") == self.spec.name and isinstance(number, int):
-                charged.append(number)
-        privacy: PrivacySpec | None = self.spec.privacy
-        if privacy is not None:
-            self._budget = Budget(privacy, charged)
+            if entry.body.get("job") == name:
+                site, records = str(entry.body["site"]), entry.body.get("records")
+                self._roots[site] = bytes.fromhex(str(entry.body["root"]))
+                self._entered[site] = entry.sequence
+                if self.spec.privacy is None and isinstance(records, int):
+                    self._most[site] = records
+        last: Entry | None = None
+        for last in self._ledger.entries(kind="privacy"):
+            if last.body.get("job") == name:
+                charged.append(len(charged) + 1)
+                self._unreleased = _attempt(last)
+        if self.spec.privacy is not None:
+            self._budget = Budget(self.spec.privacy, charged)
+        for entry in self._ledger.entries(kind="checkpoint"):
+            if last is not None and entry.body.get("job") == name:
+                self._unreleased = None if entry.sequence > last.sequence else self._unreleased
 
     def _written_version(self) -> int:
         highest = 0
@@ -242,16 +302,34 @@ class JobDesk:
                 highest = max(highest, version)
         return highest
 
+    def _check_checkpoint(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.round != self._running or not self._running:
+            raise JobError(
+                f"a checkpoint of round {checkpoint.round}; round {self._running} runs",
+            )
+        for name, array in checkpoint.model.items():
+            if array.dtype.kind in "fc" and not np.isfinite(array).all():
+                raise JobError(
+                    f"round {checkpoint.round}: the model's array {name!r} holds NaN or infinity",
+                    hint="training diverged; lower the learning rate",
+                )
+
     def _enter(self, event: Event, fields: Mapping[str, Any]) -> None:
-        """Put into the ledger what belongs there."""
+        """Put into the ledger what belongs there, after a look at whether it can be."""
         job = self.spec.name
         if isinstance(event, RoundStarted):
+            strangers = set(event.sites) - set(self.spec.sites)
+            if strangers or not 1 <= event.round <= MAX_ROUNDS:
+                raise JobError(f"round {event.round} with {sorted(strangers)}: not of this job")
             body: dict[str, Any] = {"phase": "started", "participants": list(event.sites)}
             self._ledger.append("round", {"job": job, "round": event.round, **body})
             with self._lock:
+                self._running = event.round
+                self._asked = frozenset(event.sites)
                 self._senders.clear()
                 self._dropped.clear()
         elif isinstance(event, UpdateReceived):
+            self._check_update(event.round, event.site)
             body = {
                 "site": event.site,
                 "key_thumbprint": self._note_sender(event.site, str(fields.get("key", ""))),
@@ -261,6 +339,7 @@ class JobDesk:
             }
             self._ledger.append("update", {"job": job, "round": event.round, **body})
         elif isinstance(event, UpdateRejected):
+            self._check_update(event.round, event.site)
             body = {
                 "site": event.site,
                 "key_thumbprint": self._senders.get(event.site) or self._key_of(event.site),
@@ -269,22 +348,36 @@ class JobDesk:
             }
             self._ledger.append("update", {"job": job, "round": event.round, **body})
         elif isinstance(event, RoundFinished):
+            self._check_round(event.round)
             self._metrics = event.metrics
             body = {
                 "phase": "finished",
                 "participants": event.sites,
                 "model_digest": self._last_digest,
                 "seconds": round(event.seconds, 3),
-                "metrics": {k: v if math.isfinite(v) else str(v) for k, v in event.metrics.items()},
             }
             self._ledger.append("round", {"job": job, "round": event.round, **body})
-        elif isinstance(event, OtherEvent):
-            self._say(Log(line=f"an event of an unknown kind: {event.name}"))
+
+    def _check_round(self, number: int) -> None:
+        if self._running and number != self._running:
+            raise JobError(f"something of round {number}; round {self._running} runs")
+
+    def _check_update(self, number: int, site: str) -> None:
+        """Check that an update can be one: of a site that this round asked.
+
+        An application that drives its rounds itself begins none; its sites are the job's.
+        """
+        self._check_round(number)
+        known = self._asked if self._running else frozenset(self.spec.sites)
+        if site not in known:
+            raise JobError(f"an update of {site[:64]!r}, which round {number} did not ask")
 
     def _note_sender(self, site: str, key: str) -> str:
         """Remember with which admission a site sent its update; return its thumbprint."""
         key = key or self._key_of(site)
         with self._lock:
+            if site in self._senders and self._running:
+                raise JobError(f"a second update of {site} in round {self._running}")
             self._senders[site] = key
             ended = self._register.ended(bytes.fromhex(key))
             if ended is not None and not ended.superseded:
@@ -294,6 +387,21 @@ class JobDesk:
     def _key_of(self, site: str) -> str:
         live = self._register.of_job(self.spec.name, now=self._clock())
         return next((a.thumbprint.hex() for a in live if a.site == site), "")
+
+
+def _coarse(records: int) -> int:
+    """Return the power of 16 at or below a number of records; 0 for none."""
+    found = 1
+    while found * _COARSE <= records:
+        found *= _COARSE
+    return found if records else 0
+
+
+def _attempt(entry: Entry) -> tuple[int, int, str] | None:
+    stage, round_, inputs = (entry.body.get(name) for name in ("stage", "round", "inputs"))
+    if isinstance(stage, int) and isinstance(round_, int) and isinstance(inputs, str):
+        return stage, round_, inputs
+    return None
 
 
 def _pack(checkpoint: Checkpoint) -> bytes:

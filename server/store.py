@@ -254,6 +254,8 @@ class ModelStore:
         stored = self.version(model, version)
         with self._open(stored) as reader:
             try:
+                if reader.header.signer:
+                    reader.check_signer({signer_digest(reader.header.signer)})
                 return sealed.load(reader)
             except UnsealError as error:
                 raise _bad(stored, error) from error

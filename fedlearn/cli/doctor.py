@@ -149,9 +149,10 @@ def edge_probes(path: Path) -> Iterator[tuple[str, Probe]]:
 
 
 def _flower() -> Check:
-    from server.flower import loop
+    from server.flower import builtin, contract
 
-    loop.check_start()
+    contract.check()
+    builtin.check_classes()
     return checks.ok("flower", "has what a coordinator builds on")
 
 

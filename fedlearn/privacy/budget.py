@@ -1,4 +1,4 @@
-"""A budget that is charged before a round, and refuses the round that would exceed it."""
+"""A budget that is charged before a release, and refuses the release that would exceed it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ __all__ = ["Budget"]
 
 
 class Budget:
-    """The epsilon and delta of one job, spent round by round; thread-safe.
+    """The epsilon and delta of one job, spent release by release; thread-safe.
 
-    A round is paid for once, by its number. Running it again after a crash costs nothing
-    more, because the coordinator seals the result of a round before it shows it to anybody:
-    whatever a first attempt computed was never seen.
+    A release is one noised aggregate that leaves the aggregator. Releases are numbered from 1
+    over all stages, repeats, restarts and resumptions of a job, and each is paid for once, by
+    its number, before it happens. Who charges decides whether an attempt is a release of its
+    own (:meth:`server.running.JobDesk.charge`).
 
-    ``charged`` are the rounds that were paid for before, from the ``privacy`` entries of the
+    ``charged`` are the releases that were paid for before, from the ``privacy`` entries of the
     ledger.
     """
 
@@ -30,30 +31,36 @@ class Budget:
 
     @property
     def spent(self) -> Spent:
-        """What the rounds so far cost."""
+        """What the releases so far cost."""
         with self._lock:
             return spent(self.spec, len(self._charged))
 
     @property
     def rounds_left(self) -> int:
-        """How many more rounds the budget pays for."""
+        """How many more releases the budget pays for."""
         with self._lock:
             return max(rounds_within(self.spec) - len(self._charged), 0)
 
-    def charge(self, round: int) -> Spent:  # noqa: A002 the word for it everywhere else
-        """Pay for a round and return what is spent with it; call it before the round.
+    @property
+    def releases(self) -> int:
+        """How many releases have been paid for."""
+        with self._lock:
+            return len(self._charged)
+
+    def charge(self, release: int) -> Spent:
+        """Pay for a release and return what is spent with it; call it before the release.
 
         Raises :class:`fedlearn.errors.PrivacyError`, and charges nothing, when the budget
         would be exceeded.
         """
-        number = _checked(round)
+        number = _checked(release)
         with self._lock:
             after = len(self._charged | {number})
             cost = spent(self.spec, after)
             if number not in self._charged and not cost.epsilon <= self.spec.epsilon:
                 so_far = spent(self.spec, len(self._charged))
                 raise PrivacyError(
-                    f"round {number} would exceed the privacy budget of epsilon "
+                    f"release {number} would exceed the privacy budget of epsilon "
                     f"{self.spec.epsilon:g}: it would make {cost}; spent so far: {so_far}",
                     hint="the job ends here; more rounds need more noise or a larger epsilon, "
                     "in a new job",
@@ -81,5 +88,5 @@ class Budget:
 
 def _checked(number: int) -> int:
     if type(number) is not int or number < 1:
-        raise PrivacyError(f"{number!r} is not the number of a round")
+        raise PrivacyError(f"{number!r} is not the number of a release")
     return number

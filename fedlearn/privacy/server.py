@@ -96,13 +96,17 @@ class ServerPrivacy:
                 hint="the client did not apply the privacy of its job",
             )
 
-    def denominator(self, cohort_size: int) -> float:
-        """Return what the sum is divided by: a public number."""
+    def denominator(self, asked: int) -> float:
+        """Return what the sum is divided by: a public number.
+
+        ``asked`` counts the sites that the round asked, whatever they answered: a refused
+        update counts as zeros, so that its refusal does not show in the scale of the others.
+        """
         if self.spec.expected_cohort is not None:
             return self.spec.expected_cohort
         if self.spec.sample_size is not None:
             return float(self.spec.sample_size)
-        return float(cohort_size)
+        return float(asked)
 
     def after_mean(
         self,
@@ -110,6 +114,9 @@ class ServerPrivacy:
         reference: Mapping[str, Array],
         cohort_size: int,
         round: int,  # noqa: A002 the word for it everywhere else
+        *,
+        stage: int = 1,
+        asked: int | None = None,
     ) -> dict[str, Array]:
         """Return the mean with noise, in the types and shapes of ``reference``.
 
@@ -117,12 +124,14 @@ class ServerPrivacy:
         type of the model or in a wider one (a float64 mean needs the least extra noise);
         ``reference`` the global model that they started from. The sum of the differences
         gets Gaussian noise of standard deviation ``noise_multiplier * sensitivity`` on every
-        number, and is divided by :meth:`denominator`. The sensitivity is enlarged by what
-        rounding can add. Arrays that are not floating-point stay as they are in the
+        number, and is divided by :meth:`denominator` of ``asked``, the number of sites that
+        the round asked (None: ``cohort_size``). ``stage`` counts the strategies that a job
+        started; equal sums of two stages get independent noise. The sensitivity is enlarged by
+        what rounding can add. Arrays that are not floating-point stay as they are in the
         reference. The inputs are not changed, and the same inputs give the same bits.
 
-        Charge the round to the :class:`fedlearn.privacy.Budget` first, and seal the result
-        before anybody is shown it.
+        Charge the release to the :class:`fedlearn.privacy.Budget` and seal the result before
+        anybody is shown it.
 
         Raises :class:`fedlearn.errors.PrivacyError` when the mean cannot be that of so many
         clipped updates; there is then no guarantee to be had.
@@ -134,13 +143,16 @@ class ServerPrivacy:
                 raise PrivacyError(f"{name}: the mean has another shape or kind than the model")
         if cohort_size < 0 or (self.spec.sample_size or cohort_size) < cohort_size:
             raise PrivacyError(f"a cohort of {cohort_size} sites is not one of this job")
-        divisor = self.denominator(cohort_size)
+        asked = cohort_size if asked is None else asked
+        if asked < cohort_size:
+            raise PrivacyError(f"{cohort_size} updates of {asked} sites that were asked")
+        divisor = self.denominator(asked)
         if divisor == 0:
             raise PrivacyError("no site took part, so there is no mean")
         total = difference(mean, reference)
         for array in total.values():
             array *= float(cohort_size)
-        slack = self._rounding_slack(mean, reference, cohort_size)
+        slack = self._rounding_slack(mean, reference, asked)
         norm, bound = l2_norm(total), self.spec.clip * cohort_size
         if not norm <= bound * _TOLERANCE + slack:
             raise PrivacyError(
@@ -152,7 +164,7 @@ class ServerPrivacy:
             multiplier=self.spec.noise_multiplier,
             sensitivity=self.spec.sensitivity + slack,
             secret=self.secret,
-            purpose=b"round" + _round_bytes(round),
+            purpose=b"release" + _round_bytes(stage) + _round_bytes(round),
         )
         noised = Chain((noise,)).apply(total)
         for array in noised.values():

@@ -1,7 +1,9 @@
-"""What a job's process asks of the coordinator, both ends of it.
+"""What a job's aggregator asks of the coordinator, both ends of it.
 
-:class:`Coordinator` is the job's end, :func:`serve` the coordinator's. One request at a time;
-every request gets one answer, which is a result or an error of :mod:`fedlearn.errors`.
+:class:`Coordinator` is the aggregator's end, :func:`serve` the coordinator's. One request at a
+time; every request gets one answer, which is a result or an error of :mod:`fedlearn.errors`.
+The aggregator holds no user code; it parses what sites send, so the coordinator checks what it
+says against what the coordinator itself knows (:mod:`server.running`).
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from fedlearn import errors, update
+from fedlearn import update
 from fedlearn.errors import FedlearnError, TransportError
 from fedlearn.flower import Flat
-from server.flower.pipe import Pipe
+from fedlearn.process_channel import ProcessChannel
+from server.flower.failures import failure_of, raised
 from server.flower.plan import Checkpoint, JobChannel, Reply
 
 if TYPE_CHECKING:
@@ -25,18 +28,6 @@ __all__ = ["MAX_RECORD_BYTES", "Coordinator", "Node", "serve"]
 
 MAX_RECORD_BYTES: Final = 1 << 40
 _LOG = logging.getLogger(__name__)
-_ERRORS: Final = {
-    error.code: error
-    for error in (
-        errors.JobError,
-        errors.PrivacyError,
-        errors.QuorumNotReached,
-        errors.RoundError,
-        errors.StoreError,
-        errors.TransportError,
-        errors.UpdateRejected,
-    )
-}
 
 Answer = tuple[Mapping[str, Any], Sequence[bytes | memoryview]]
 
@@ -50,13 +41,13 @@ class Node:
 
 
 class Coordinator:
-    """The coordinator, as the job's process sees it. Safe to use from several threads.
+    """The coordinator, as the aggregator sees it. Safe to use from several threads.
 
     Every method raises the error with which the coordinator answered, and TransportError when
     it is gone.
     """
 
-    def __init__(self, pipe: Pipe) -> None:
+    def __init__(self, pipe: ProcessChannel) -> None:
         self._pipe = pipe
         self._lock = threading.Lock()
 
@@ -86,9 +77,12 @@ class Coordinator:
         answer, _ = self._ask("online", {"count": count, "seconds": seconds})
         return [Node(number=number, site=site) for number, site in answer["nodes"]]
 
-    def live_sites(self) -> frozenset[str]:
-        """Return the sites whose admission is live."""
-        return frozenset(self._ask("live", {})[0]["sites"])
+    def live_sites(self) -> dict[str, int]:
+        """Return the sites whose admission is live, and how many examples each may claim.
+
+        0 is a site that committed to nothing that can be counted.
+        """
+        return dict(self._ask("live", {})[0]["sites"])
 
     def traffic(self) -> tuple[int, int]:
         """Return the bytes sent to and received from nodes so far."""
@@ -99,9 +93,12 @@ class Coordinator:
         """Tell people about the job."""
         self._ask("event", {"kind": kind, "fields": fields})
 
-    def begin_round(self, round_: int, sites: Sequence[str]) -> None:
-        """Ask whether the round may be run."""
-        self._ask("begin", {"round": round_, "sites": list(sites)})
+    def charge(self, stage: int, round_: int, inputs: bytes) -> None:
+        """Pay for the release of a noised aggregate of these inputs, before it is released.
+
+        :raises PrivacyError: when the budget of the job does not pay for it.
+        """
+        self._ask("charge", {"stage": stage, "round": round_, "inputs": inputs.hex()})
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Have a checkpoint sealed."""
@@ -121,12 +118,12 @@ class Coordinator:
 
     def done(self, *, rounds: int, error: FedlearnError | None = None) -> None:
         """Say how the job ended; the last request."""
-        failure = None if error is None else _told(error)
+        failure = None if error is None else failure_of(error)
         self._ask("done", {"rounds": rounds, "failure": failure})
 
     def _ask(
         self, what: str, header: Mapping[str, Any], blobs: Sequence[bytes] = ()
-    ) -> tuple[dict[str, Any], list[bytearray]]:
+    ) -> tuple[dict[str, Any], list[memoryview]]:
         with self._lock:
             self._pipe.send({"ask": what, **header}, blobs)
             answer = self._pipe.receive()
@@ -134,13 +131,12 @@ class Coordinator:
             raise TransportError("the coordinator is gone")
         failure = answer[0].get("error")
         if failure is not None:
-            kind = _ERRORS.get(failure["code"], errors.JobError)
-            raise kind(failure["message"], hint=failure["hint"])
+            raise raised(failure)
         return answer
 
 
 def serve(
-    pipe: Pipe,
+    pipe: ProcessChannel,
     link: JobLink,
     channel: JobChannel,
     done: Callable[[int, Mapping[str, str] | None], None],
@@ -157,7 +153,7 @@ def serve(
         try:
             answer, parts = _answer(header, blobs, link, channel, done)
         except FedlearnError as error:
-            answer, parts = {"error": _told(error)}, ()
+            answer, parts = {"error": failure_of(error)}, ()
         except (KeyError, TypeError, ValueError, StopIteration) as error:
             raise TransportError(f"a request that is not one: {type(error).__name__}") from error
         pipe.send(answer, parts)
@@ -165,7 +161,7 @@ def serve(
 
 def _answer(
     header: dict[str, Any],
-    blobs: list[bytearray],
+    blobs: list[memoryview],
     link: JobLink,
     channel: JobChannel,
     done: Callable[[int, Mapping[str, str] | None], None],
@@ -198,7 +194,7 @@ def _answer(
         case "online":
             return {"nodes": link.wait_online(int(header["count"]), float(header["seconds"]))}, ()
         case "live":
-            return {"sites": sorted(channel.live_sites())}, ()
+            return {"sites": dict(channel.live_sites())}, ()
         case "traffic":
             sent, received = link.traffic()
             return {"sent": sent, "received": received}, ()
@@ -209,8 +205,9 @@ def _answer(
                 # An event informs; one that cannot be shown must not end a job.
                 _LOG.warning("an event was not passed on: %s", error)
             return {}, ()
-        case "begin":
-            channel.begin_round(int(header["round"]), tuple(map(str, header["sites"])))
+        case "charge":
+            inputs = bytes.fromhex(header["inputs"])
+            channel.charge(int(header["stage"]), int(header["round"]), inputs)
             return {}, ()
         case "save":
             model, tensors = (update.decode(blob, max_bytes=MAX_RECORD_BYTES) for blob in blobs)
@@ -237,7 +234,3 @@ def _loaded(checkpoint: Checkpoint | None) -> Answer:
         return {"round": None}, ()
     header = {"round": checkpoint.round, "state": dict(checkpoint.state)}
     return header, [update.encode(checkpoint.model), update.encode(checkpoint.tensors)]
-
-
-def _told(error: FedlearnError) -> dict[str, str]:
-    return {"code": error.code, "message": str(error), "hint": error.hint}

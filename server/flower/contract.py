@@ -11,9 +11,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Final
 
+from flwr.serverapp.strategy import Strategy
+
 from fedlearn.flower import FlowerMismatch, mismatch
 
-__all__ = ["FlowerMismatch", "check_start"]
+__all__ = ["FlowerMismatch", "check", "check_start"]
 
 _PARAMETERS: Final = (
     "self",
@@ -31,6 +33,14 @@ _BODIES: Final = frozenset({"ce8c9834e592a755"})
 _ADDED: Final = frozenset({"should_stop"})
 """Parameters of later releases that the rounds know too. ``should_stop(server_round, result)``
 came with 1.43: asked after each round, it ends the run when it returns true."""
+
+
+def check() -> None:
+    """Check the ``Strategy.start`` of the installed Flower.
+
+    :raises FlowerMismatch: when it is one that we do not know.
+    """
+    check_start(Strategy.start)
 
 
 def check_start(start: Callable[..., Any]) -> None:

@@ -1,28 +1,42 @@
 """The grid of a job: the one seam through which arrays leave and enter a strategy.
 
-An application and its strategy see Flower's ``Grid``. Behind it
+It runs in the aggregator, a process of ours; the application sees
+:class:`server.flower.appgrid.AppGrid`. A strategy sees Flower's ``Grid``. Behind it
 
 * the global model is packed once for each exchange, however many clients get it;
 * nodes are listed in the order of the job, and replies are handed over in that order, so that
   a strategy which adds floating-point numbers gets the same bits in every run. A strategy that
   declares ``streams = True`` gets each reply when it arrives, and then it is let go;
 * an exchange ends at its deadline, by the job's rule for stragglers and its quorum;
-* an update is checked before it enters: names, types and shapes are those of the model, values
-  are finite, the sender is the node that was asked and is still admitted.
+* a reply is checked before it enters: names, types and shapes are those of the model, values
+  are finite, metrics are few and numbers, the weight is at most what the site has committed
+  to, the sender is the node that was asked and is still admitted. An application that judges
+  single updates itself (``visible-to-app``) gets other names, types and shapes as well.
 
-What is refused reaches the strategy as an error message, which is how strategies of Flower
-know failures.
+One reply is one failure domain: whatever is wrong with it refuses this reply alone. It reaches
+the strategy as an error message, which is how strategies of Flower know failures. Under
+privacy the reason of a refusal is a constant, because data may have gone into anything else.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.common.constant import ErrorCode
 from flwr.serverapp.grid import Grid
 from flwr.supercore.run import Run
@@ -46,7 +60,13 @@ __all__ = ["JobGrid", "Rules", "Tainted"]
 
 _WAIT_SECONDS: Final = 5.0
 _GRACE_SECONDS: Final = 10.0
-"""How long to wait for sites that were never there, once the quorum is."""
+"""How long to wait for sites that have not connected yet after the quorum is reached."""
+_MAX_REASON: Final = 500
+_MAX_METRICS: Final = 1_024
+_WEIGHT: Final = "num-examples"
+_MOST_EXAMPLES: Final = 2**53
+_MAX_METRIC_NAME: Final = 256
+_REFUSED: Final = "the answer of this site does not count; under privacy no reason is given"
 
 Spec = dict[str, tuple[set[str], tuple[int, ...]]]
 
@@ -60,6 +80,14 @@ class Rules:
     seconds: float
     stragglers: Stragglers
     max_update_bytes: int
+    visible: bool = False
+    exact_metrics: bool = False
+    blind: bytes = field(default=b"", repr=False)
+
+    @property
+    def private(self) -> bool:
+        """Whether the job has privacy; ``blind`` is then the key of the ledger's digests."""
+        return bool(self.blind)
 
 
 class Tainted(FedlearnError):
@@ -87,6 +115,7 @@ class _Exchange:
     end: float
     limit: float
     train: bool
+    intended: int
     accepted: set[str] = field(default_factory=set)
 
 
@@ -103,8 +132,11 @@ class JobGrid(Grid):  # type: ignore[misc]
         self._met: frozenset[str] = frozenset()
         self._short_since: float | None = None
         self._types: dict[str, str] = {}
+        self._most: Mapping[str, int] = {}
         self._round = 0
         self._calls = 0
+        self._inputs: dict[str, str] = {}
+        self._weighted_by = _WEIGHT
         self._driven = False
         self._contributors: frozenset[str] = frozenset()
         self._cohort: frozenset[str] | None = None
@@ -117,6 +149,7 @@ class JobGrid(Grid):  # type: ignore[misc]
         self._driven = True
         self._round = round_
         self._contributors = frozenset()
+        self._inputs = {}
         self.streams = streams
 
     def remember_types(self, model: ArrayRecord) -> None:
@@ -136,9 +169,21 @@ class JobGrid(Grid):  # type: ignore[misc]
 
         :raises Tainted: naming those that are not.
         """
-        gone = self._contributors - self._coordinator.live_sites()
+        gone = self._contributors - self._coordinator.live_sites().keys()
         if gone:
             raise Tainted(gone)
+
+    def inputs(self) -> bytes:
+        """Return a 32-byte digest of the updates that are in the result of this round."""
+        digest = hashlib.sha256()
+        for site in sorted(self._contributors):
+            for part in (site, self._inputs.get(site, "")):
+                digest.update(len(part).to_bytes(4, "big") + part.encode())
+        return digest.digest()
+
+    def weigh_by(self, key: str) -> None:
+        """Take the name of the metric that is a reply's weight."""
+        self._weighted_by = key
 
     def restrict(self, sites: frozenset[str] | None) -> None:
         """Show the strategy these sites only; None for all of the job."""
@@ -149,9 +194,12 @@ class JobGrid(Grid):  # type: ignore[misc]
         node = self._nodes.get(number)
         if node is not None:
             self._contributors -= {node.site}
-            self._coordinator.event(
-                "update.rejected", round=self._round, site=node.site, reason=reason[:2000]
-            )
+            self._drop(node.site, reason, train=True)
+
+    def note(self, number: int, line: str) -> None:
+        """Tell people about the reply of a node, which is used all the same."""
+        site = self.site(number)
+        self._coordinator.event("log", line=f"{site}: {line}", site=site, level="warning")
 
     def site(self, number: int) -> str:
         """Return the site of a node; empty for a number that was never listed."""
@@ -171,7 +219,8 @@ class JobGrid(Grid):  # type: ignore[misc]
         needed = min(self._rules.quorum, asked) if self._driven else 0
         if count < needed:
             raise QuorumNotReached(
-                f"{count} updates can be used, {needed} are needed",
+                f"{count} of the {asked} updates that the round asked for can be used, "
+                f"{needed} are needed",
                 hint="see the events of this round for what happened to the others",
             )
 
@@ -234,6 +283,7 @@ class JobGrid(Grid):  # type: ignore[misc]
         if not messages:
             return []
         self._short_since = None
+        self._most = self._coordinator.live_sites()
         if not self._driven:
             self._calls += 1
         call = ConfigRecord({"round": self._round or self._calls, "driven": self._driven})
@@ -257,10 +307,12 @@ class JobGrid(Grid):  # type: ignore[misc]
                 self._asked[id_] = _Asked(node, kind, specs[id(message.content)])
         return pushed
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+    def pull_messages(
+        self, message_ids: Iterable[str], *, seconds: float = 1.0
+    ) -> Iterable[Message]:
         """Return what has been answered, after waiting for a moment if nothing has."""
         known = [id_ for id_ in message_ids if id_ in self._asked]
-        replies = self._coordinator.pull(known, 1.0) if known else []
+        replies = self._coordinator.pull(known, seconds) if known else []
         return [message for _, message in self._opened(replies, self._asked)]
 
     def send_and_receive(
@@ -284,15 +336,33 @@ class JobGrid(Grid):  # type: ignore[misc]
             end=time.monotonic() + seconds,
             limit=seconds,
             train=train,
+            intended=len(messages),
         )
         refused = len(messages) - len(ids)
         if refused and self._rules.stragglers == "fail":
             raise QuorumNotReached(f"{refused} sites left before they could be asked")
+        if train:
+            self._check_asked(len(ids), len(messages))
         arrivals = self._arrivals(exchange)
         if self.streams and train:
             return arrivals
         replies = sorted(arrivals, key=lambda pair: self._place(pair[0]))
-        return [message for _, message in self._still_live(replies, train)]
+        return [message for _, message in self._still_live(replies, train, len(messages))]
+
+    def withdraw(self, ids: Iterable[str]) -> None:
+        """Withdraw questions of an application that drives its rounds itself."""
+        known = [id_ for id_ in ids if self._asked.pop(id_, None) is not None]
+        if known:
+            self._coordinator.forget(known)
+
+    def _check_asked(self, asked: int, intended: int) -> None:
+        """Check that a round reached enough sites to be one, before it waits for them."""
+        needed = min(self._rules.quorum, intended) if self._driven else 0
+        if asked < needed:
+            raise QuorumNotReached(
+                f"{asked} of {intended} sites could be asked, {needed} are needed",
+                hint="the others are offline; look at `fedlearn site list`",
+            )
 
     # How a reply is taken
 
@@ -331,23 +401,32 @@ class JobGrid(Grid):  # type: ignore[misc]
             self._asked.pop(question, None)
             metadata = metadata_of(reply.message)
             try:
-                message = inflate(reply.message, reply.objects)
-                content = self._checked(message, asked) if message.has_content() else None
-            except (TransportError, UpdateRejected) as error:
-                self._reject(asked, str(error))
-                yield question, _failure(metadata, str(error))
+                message = self._taken(asked, reply)
+            except Exception as error:  # noqa: BLE001  bytes of a peer; refused and told, not lost
+                known = isinstance(error, FedlearnError)
+                reason = str(error) if known else f"cannot be read ({type(error).__name__})"
+                yield question, _failure(metadata, self._reject(asked, reason))
                 continue
-            if content is None:
-                self._reject(asked, message.error.reason)
-            else:
-                message.content = content
-                self._report(message, asked, reply)
             yield question, message
+
+    def _taken(self, asked: _Asked, reply: Reply) -> Message:
+        """Return the message of a reply, checked and entered; raises whatever is wrong."""
+        message = inflate(reply.message, reply.objects)
+        if not message.has_content():
+            reason = self._reject(asked, message.error.reason[:_MAX_REASON])
+            return _failure(message.metadata, reason)
+        message.content = self._checked(message, asked)
+        self._report(message, asked, reply)
+        return message
 
     def _checked(self, message: Message, asked: _Asked) -> RecordDict:
         content = unpack(
             message.content, max_bytes=self._rules.max_update_bytes, finite=asked.spec is not None
         )
+        if self._rules.private and not self._rules.exact_metrics:
+            content = self._without_metrics(content)
+        _check_metrics(content)
+        self._check_weight(content, asked)
         if asked.spec is None:
             return content
         records = content.array_records
@@ -355,9 +434,36 @@ class JobGrid(Grid):  # type: ignore[misc]
             arrays = arrays_of(record)
             if not all(isinstance(array, ArrayView) for array in record.values()):
                 _check_finite(arrays)
-            if len(records) == 1:
+            if len(records) == 1 and not self._rules.visible:
                 self._check_like(arrays, asked.spec, name)
         return content
+
+    def _without_metrics(self, content: RecordDict) -> RecordDict:
+        """Leave the arrays and the weight: a client that has privacy sends nothing else."""
+        found = RecordDict()
+        for name, record in content.items():
+            if isinstance(record, ArrayRecord):
+                found[name] = record
+            elif isinstance(record, MetricRecord):
+                weight = record.get(self._weighted_by)
+                kept = {} if weight is None else {self._weighted_by: weight}
+                found[name] = MetricRecord(kept)
+        return found
+
+    def _check_weight(self, content: RecordDict, asked: _Asked) -> None:
+        """Check that a site claims no more examples than the records that it committed to.
+
+        Where it committed to nothing that can be counted, the bound is 2^53.
+        """
+        most = self._most.get(asked.node.site, 0) or _MOST_EXAMPLES
+        for record in content.metric_records.values():
+            value = record.get(self._weighted_by, 0)
+            if isinstance(value, list) or not 0 <= value <= most:
+                raise UpdateRejected(
+                    f"{self._weighted_by} is {str(value)[:40]}; it must be a number from 0 to "
+                    f"{most}, what the site has committed to",
+                    hint="a client reports how many examples it trained on, once each",
+                )
 
     def _check_like(self, arrays: Mapping[str, update.Array], spec: Spec, record: str) -> None:
         if set(arrays) != set(spec):
@@ -399,10 +505,10 @@ class JobGrid(Grid):  # type: ignore[misc]
                 hint='raise `deadline_s`, or set stragglers = "drop"',
             )
         if exchange.train:
-            self.check_quorum(len(exchange.accepted), len(exchange.asked))
+            self.check_quorum(len(exchange.accepted), exchange.intended)
 
     def _still_live(
-        self, replies: list[tuple[Node, Message]], train: bool
+        self, replies: list[tuple[Node, Message]], train: bool, intended: int
     ) -> Iterator[tuple[Node, Message]]:
         """Drop what sites sent that have lost their admission meanwhile."""
         live = self._coordinator.live_sites()
@@ -416,7 +522,7 @@ class JobGrid(Grid):  # type: ignore[misc]
             kept += message.has_content()
             yield node, message
         if train:
-            self.check_quorum(kept, len(replies))
+            self.check_quorum(kept, intended)
 
     def _watch_patience(self, count: int) -> None:
         """A strategy that wants more nodes than there are asks again and again: end that."""
@@ -435,30 +541,36 @@ class JobGrid(Grid):  # type: ignore[misc]
         if asked.kind.split(".")[0] != MessageType.TRAIN:
             return
         metrics = _numbers(message.content)
+        digest = reply.digest
+        if self._rules.private:
+            # The bare digest of an update would let whoever can guess it test the guess.
+            message_digest = b"update\0" + bytes.fromhex(digest)
+            digest = hmac.digest(self._rules.blind, message_digest, "sha256").hex()
+        self._inputs[asked.node.site] = digest
         self._coordinator.event(
             "update.received",
             round=self._round,
             site=asked.node.site,
             bytes=reply.size,
-            examples=max(0, int(metrics.pop("num-examples", 0))),
+            examples=max(0, int(metrics.pop(self._weighted_by, 0))),
             metrics=metrics,
-            digest=reply.digest,
+            digest=digest,
             key=reply.key,
         )
 
-    def _reject(self, asked: _Asked, reason: str) -> None:
+    def _reject(self, asked: _Asked, reason: str) -> str:
         train = asked.kind.split(".")[0] == MessageType.TRAIN
-        self._drop(asked.node.site, reason, train=train)
+        return self._drop(asked.node.site, reason, train=train)
 
-    def _drop(self, site: str, reason: str, *, train: bool) -> None:
+    def _drop(self, site: str, reason: str, *, train: bool) -> str:
         """Say that an answer does not count. Only one to training is an update."""
+        shown = _REFUSED if self._rules.private else reason[:_MAX_REASON]
         if train:
-            self._coordinator.event(
-                "update.rejected", round=self._round, site=site, reason=reason[:2000]
-            )
-            return
-        line = f"round {self._round}: no evaluation of this site: {reason[:2000]}"
-        self._coordinator.event("log", line=line, site=site, level="warning")
+            self._coordinator.event("update.rejected", round=self._round, site=site, reason=shown)
+        else:
+            line = f"round {self._round}: no evaluation of this site: {shown}"
+            self._coordinator.event("log", line=line, site=site, level="warning")
+        return shown
 
     def _place(self, node: Node) -> int:
         return self._order.get(node.site, len(self._order))
@@ -473,6 +585,22 @@ def _check_finite(arrays: Mapping[str, update.Array]) -> None:
             raise UpdateRejected(f"{name}: an array of {array.dtype} is not numbers")
         if not np.isfinite(array).all():
             raise UpdateRejected(f"{name}: holds NaN or infinity")
+
+
+def _check_metrics(content: RecordDict) -> None:
+    """Check that there are few metrics, and that each is a number or a short list of them."""
+    values = 0
+    for record in content.metric_records.values():
+        for name, value in record.items():
+            items = value if isinstance(value, list) else [value]
+            values += max(1, len(items))
+            if len(name) > _MAX_METRIC_NAME or values > _MAX_METRICS:
+                raise UpdateRejected(
+                    f"a reply has at most {_MAX_METRICS} metric values, with names of at most "
+                    f"{_MAX_METRIC_NAME} characters"
+                )
+            if any(isinstance(item, int) and abs(item) >= 2**63 for item in items):
+                raise UpdateRejected(f"the metric {name!r} is beyond 64 bits")
 
 
 def _numbers(content: RecordDict) -> dict[str, float]:

@@ -1,4 +1,8 @@
-"""One job as it runs: its link for the nodes, its process, and how it ended."""
+"""One job as it runs: its link for the nodes, its two processes, and how it ended.
+
+The aggregator (:mod:`server.flower.aggregator`) is ours; the application's process
+(:mod:`server.flower.apprun`) runs user code and is connected to the aggregator only.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,16 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from fedlearn.errors import FedlearnError, JobError
+from fedlearn.process_channel import ChannelClosed, ProcessChannel
+from fedlearn.sandbox import FULL, Sandbox, SandboxedProcess, free_user, spawn
 from server.flower.calls import MAX_RECORD_BYTES, serve
 from server.flower.link import JobLink
-from server.flower.pipe import Pipe, PipeClosed
 from server.flower.plan import JobChannel, JobPlan, Outcome, to_record
 
 __all__ = ["JobHost"]
@@ -36,6 +42,10 @@ _KEPT: Final = (
     "VIRTUAL_ENV",
 )
 _MAX_LINE: Final = 4096
+_LINES_PER_SECOND: Final = 100
+_LINES_AT_ONCE: Final = 2_000
+_LAST_LINES_SECONDS: Final = 5.0
+_END_SECONDS: Final = 2.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -43,7 +53,7 @@ class JobHost:
     """Runs one job. Safe to use from many threads.
 
     :param directory: a folder for this job alone; what is in it is deleted at the start. The
-        process keeps the unpacked application there, and nothing of the model.
+        application's process keeps the unpacked application there, and its own files.
     :param channel: see :class:`server.flower.plan.JobChannel`; ``log`` events come from a
         thread of their own.
     """
@@ -54,7 +64,8 @@ class JobHost:
         self._channel = channel
         self._directory = directory
         self._thread: threading.Thread | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._aggregator: subprocess.Popen[bytes] | None = None
+        self._application: SandboxedProcess | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._outcome: Outcome | None = None
@@ -62,10 +73,10 @@ class JobHost:
         self._cancelled = ""
 
     @property
-    def pid(self) -> int | None:
-        """The number of the job's process, while there is one."""
-        process = self._process
-        return None if process is None or process.poll() is not None else process.pid
+    def pids(self) -> tuple[int, ...]:
+        """The numbers of the job's processes that are there: aggregator, application."""
+        each = (self._aggregator, self._application)
+        return tuple(found.pid for found in each if found is not None and found.poll() is None)
 
     def create_node(self, site: str, tls_key: bytes) -> int:
         """Admit a site; see :meth:`server.flower.link.JobLink.create_node`."""
@@ -76,8 +87,8 @@ class JobHost:
         self.link.delete_node(site)
 
     def start(self) -> None:
-        """Start the job's process. After a crash of the process it may be started again, and
-        goes on from the last checkpoint; clients need not notice.
+        """Start the job's processes. After a crash of one they may be started again, and
+        go on from the last checkpoint; clients need not notice.
 
         :raises JobError: when it runs, or has ended for good.
         """
@@ -116,16 +127,18 @@ class JobHost:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _kill(self) -> None:
-        process = self._process
-        if process is not None and process.poll() is None:
+        aggregator, application = self._aggregator, self._application
+        if aggregator is not None and aggregator.poll() is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(aggregator.pid, signal.SIGKILL)
+        if application is not None and application.poll() is None:
+            application.kill()
 
     def _live(self) -> None:
         failure: FedlearnError | None = None
-        status = 0
+        how = ""
         try:
-            status = self._run()
+            how = self._run()
         except FedlearnError as error:
             failure = error
         except Exception as error:  # noqa: BLE001  a channel may raise anything; told, not lost
@@ -134,72 +147,139 @@ class JobHost:
         finally:
             with self._lock:
                 self._kill()
-            self._outcome = self._judge(status, failure)
+            self._outcome = self._judge(how, failure)
             self._ended.set()
 
-    def _run(self) -> int:
+    def _run(self) -> str:
+        """Run both processes to their end; return how they ended, in words."""
         shutil.rmtree(self._directory, ignore_errors=True)
         self._directory.mkdir(mode=0o700, parents=True)
         self.link.start_over()
         ours, theirs = socket.socketpair()
-        pipe = Pipe(ours, limit=MAX_RECORD_BYTES)
+        inner, outer = socket.socketpair()
+        pipe = ProcessChannel(ours, limit=MAX_RECORD_BYTES)
+        followers: list[threading.Thread] = []
         try:
-            with theirs:
-                process = self._spawn(theirs)
-            logs = threading.Thread(target=self._follow, args=(process,), daemon=True)
-            logs.start()
+            with theirs, inner, outer:
+                aggregator = self._aggregator = self._spawn_aggregator(theirs, inner)
+                application = self._application = self._spawn_application(outer)
+            for process in (aggregator, application):
+                followers.append(threading.Thread(target=self._follow, args=(process,)))
+                followers[-1].daemon = True
+                followers[-1].start()
+            watch = threading.Thread(target=self._end_after, args=(application,), daemon=True)
+            watch.start()
             header, blobs = to_record(self.plan)
-            with contextlib.suppress(PipeClosed):  # its status says how the process ended
+            with contextlib.suppress(ChannelClosed):  # its status says how the process ended
                 pipe.send(header, [*blobs, self.link.run()])
                 serve(pipe, self.link, self._channel, self._done)
         finally:
+            # The pipe closes first: whatever still runs of the job cannot ask for anything.
             pipe.close()
-        status = process.wait()
-        logs.join(timeout=5)
-        return status
+            self._settle()
+        for follower in followers:
+            follower.join(timeout=_LAST_LINES_SECONDS)
+        return _how(aggregator, application)
 
-    def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
-        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
-        home = str(self._directory)
-        environment |= {
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_HOME": home,
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "HOME": home,
-            "PYTHONHASHSEED": "0",
-            "PYTHONUNBUFFERED": "1",
-            "TMPDIR": home,
-        }
-        arguments = [str(theirs.fileno()), str(os.getpid()), home]
+    def _settle(self) -> None:
+        """Give both processes a moment to end by themselves, then end them."""
+        end = time.monotonic() + _END_SECONDS
+        for process in (self._application, self._aggregator):
+            if process is None:
+                continue
+            try:
+                process.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _LOG.warning("job %s: a process of it has to be ended", self.plan.job)
         with self._lock:
-            if self._cancelled:
-                raise JobError(f"job {self.plan.job} was cancelled")
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "server.flower.run", *arguments],
+            self._kill()
+        for process in (self._application, self._aggregator):
+            if process is not None:
+                process.wait()
+
+    def _end_after(self, application: SandboxedProcess) -> None:
+        """End the job some time after its application's process has ended.
+
+        What that process left behind may hold its socket open, so its end alone would not
+        reach the aggregator.
+        """
+        application.wait()
+        time.sleep(_END_SECONDS)
+        with self._lock:
+            if self._application is application:
+                self._kill()
+
+    def _spawn_aggregator(
+        self, coordinator: socket.socket, application: socket.socket
+    ) -> subprocess.Popen[bytes]:
+        descriptors = [coordinator.fileno(), application.fileno()]
+        module = "server.flower.aggregator"
+        with self._lock:
+            self._check_not_cancelled()
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", module, *map(str, descriptors), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env=environment,
-                cwd=home,
-                pass_fds=[theirs.fileno()],
+                env=_environment(self._directory),
+                cwd="/",
+                pass_fds=descriptors,
                 start_new_session=True,
             )
-            return self._process
 
-    def _follow(self, process: subprocess.Popen[bytes]) -> None:
+    def _spawn_application(self, aggregator: socket.socket) -> SandboxedProcess:
+        """Start the process of the application: its folder and one socket are all it has."""
+        plan, folder = self.plan, self._directory
+        arguments = [str(aggregator.fileno()), str(folder)]
+        with self._lock:
+            self._check_not_cancelled()
+            found = spawn(
+                [sys.executable, "-P", "-m", "server.flower.apprun", *arguments],
+                sandbox=Sandbox(
+                    writable=(folder,),
+                    memory_bytes=plan.app_memory_bytes,
+                    disk_bytes=plan.app_memory_bytes,
+                    user=free_user(),
+                    required=FULL if plan.full_sandbox else frozenset(),
+                ),
+                env=_environment(folder),
+                pass_fds=[aggregator.fileno()],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        if not found.report.full:
+            self._log(f"the application's sandbox is not complete: {found.report}", level="warning")
+        return found
+
+    def _check_not_cancelled(self) -> None:
+        if self._cancelled:
+            raise JobError(f"job {self.plan.job} was cancelled")
+
+    def _follow(self, process: subprocess.Popen[bytes] | SandboxedProcess) -> None:
         """Turn what the application prints into events, line by line."""
         if process.stdout is None:
             return
+        shown = Allowance(rate=_LINES_PER_SECOND, burst=_LINES_AT_ONCE)
         with process.stdout as lines:
             while line := lines.readline(_MAX_LINE):
                 text = line.decode(errors="replace").rstrip()
-                if text:
-                    self._channel.event("log", {"line": text, "site": "", "level": "info"})
+                if not text:
+                    continue
+                missed = shown.take()
+                if missed is None:
+                    continue
+                if missed:
+                    note = f"{missed} lines are not shown: at most {_LINES_PER_SECOND} a second are"
+                    self._log(note, level="warning")
+                self._log(text)
+
+    def _log(self, line: str, *, level: str = "info") -> None:
+        self._channel.event("log", {"line": line, "site": "", "level": level})
 
     def _done(self, rounds: int, failure: Mapping[str, str] | None) -> None:
         self._last_word = (rounds, failure)
 
-    def _judge(self, status: int, failure: FedlearnError | None) -> Outcome:
+    def _judge(self, how: str, failure: FedlearnError | None) -> Outcome:
         if self._cancelled:
             return Outcome(status="cancelled", message=self._cancelled)
         if self._last_word is not None:
@@ -216,10 +296,57 @@ class JobHost:
         if failure is not None:
             code, message, hint = failure.code, str(failure), failure.hint
             return Outcome(status="failed", code=code, message=message, hint=hint)
-        how = f"signal {-status}" if status < 0 else f"status {status}"
         return Outcome(
             status="failed",
             code="crashed",
-            message=f"the job's process ended with {how}",
+            message=how,
             hint="it goes on from its last checkpoint when it is started again",
         )
+
+
+class Allowance:
+    """How many lines may still be shown: ``rate`` a second, and ``burst`` at once."""
+
+    def __init__(self, *, rate: float, burst: int) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._left = float(burst)
+        self._at = time.monotonic()
+        self._missed = 0
+
+    def take(self) -> int | None:
+        """Return how many lines were missed before this one; None when this one is missed."""
+        now = time.monotonic()
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._at = now
+        if self._left < 1:
+            self._missed += 1
+            return None
+        self._left -= 1
+        missed, self._missed = self._missed, 0
+        return missed
+
+
+def _environment(home: Path) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    return kept | {
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "HOME": str(home),
+        "PYTHONHASHSEED": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _how(aggregator: subprocess.Popen[bytes], application: SandboxedProcess) -> str:
+    """Say how the processes ended, the application's first: it is mostly the cause."""
+    found = []
+    if application.why:
+        found.append(f"the application's process was ended: {application.why}")
+    for name, process in (("application's process", application), ("aggregator", aggregator)):
+        status = process.returncode or 0
+        if status:
+            how = f"signal {-status}" if status < 0 else f"status {status}"
+            found.append(f"the {name} ended with {how}")
+    return "; ".join(found) or "the job's processes ended before the job did"

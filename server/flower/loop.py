@@ -1,154 +1,139 @@
-"""``Strategy.start`` with checkpoints: the same rounds, and a place to go on from.
+"""The rounds of a job, driven by the aggregator: sum, noise, charge, seal, and only then release.
 
-In a job's process :meth:`Rounds.install` puts :meth:`Rounds.start` in the place of Flower's
-``Strategy.start``, after checking that the body it replaces is the one it was written after.
-An application that calls ``strategy.start(...)`` does not notice. Around each round
+An application calls ``strategy.start(...)`` as in Flower; its process asks the aggregator for it
+(:mod:`server.flower.appgrid`), and the rounds run here, where there is no user code. The phases
+of a round and their order are those of Flower's ``Strategy.start``, with two differences:
 
-* the generators of ``random``, numpy and torch are seeded, so a round depends on the job's
-  seed and on the state before it, and on nothing else;
+* the model of a round is sealed, together with the state of the strategy and the metrics so
+  far, before a site evaluates it, the application sees it or the next round begins. Whatever
+  a crash interrupts was therefore never shown, or is read back from the seal as it was;
 * a round into which a site's update went that lost its admission meanwhile is run again
-  without it;
-* the model, the state of the strategy and the metrics so far go to the coordinator, which
-  seals them before the next round begins.
+  without it.
+
+Under privacy the order is: exact sum, noise, charge, seal. Releases are counted over all
+stages, repeats and restarts of a job (:meth:`server.running.JobDesk.charge`).
+
+The generators of ``random``, numpy and torch are seeded for each phase, so a round depends on
+the job's seed and on the state before it, and on nothing else.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from logging import INFO
-from typing import Any, Final, cast
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
-import flwr.serverapp.strategy as strategies
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
-from flwr.common import log
-from flwr.serverapp.strategy import FedAvg, Result, Strategy
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp.grid import Grid
+from flwr.serverapp.strategy import Result
 
-from fedlearn.errors import JobError, PrivacyError, RoundError
-from fedlearn.flower import arrays_of, mismatch, record_of
-from fedlearn.privacy import ServerPrivacy
+from fedlearn.errors import JobError, QuorumNotReached, RoundError
+from fedlearn.flower import arrays_of, record_of
+from fedlearn.job import MAX_ROUNDS
 from fedlearn.seeds import derive, seed_generators
-from fedlearn.strategies import APP
-from server.flower import contract
 from server.flower.calls import Coordinator
 from server.flower.capture import Captured, NotCaptured, capture, restore
-from server.flower.fedavg import ExactFedAvg
 from server.flower.grid import JobGrid, Tainted
 from server.flower.plan import Checkpoint, JobPlan
+from server.flower.records import HISTORIES
 
-__all__ = ["Rounds", "check_start"]
+__all__ = ["Evaluate", "RoundStrategy", "Rounds", "ShouldStop", "Stage"]
 
-_CLASSES: Final = {
-    "bulyan": "Bulyan",
-    "fedadagrad": "FedAdagrad",
-    "fedadam": "FedAdam",
-    "fedavgm": "FedAvgM",
-    "fedmedian": "FedMedian",
-    "fedprox": "FedProx",
-    "fedtrimmedavg": "FedTrimmedAvg",
-    "fedyogi": "FedYogi",
-    "krum": "Krum",
-    "multikrum": "MultiKrum",
-    "qfedavg": "QFedAvg",
-}
-_HISTORIES: Final = (
-    "train_metrics_clientapp",
-    "evaluate_metrics_clientapp",
-    "evaluate_metrics_serverapp",
-)
 _MAX_REPEATS: Final = 16
+_MAX_STAGES: Final = 1_000
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
+"""Evaluates the model of a round at the coordinator; the application's own function."""
 ShouldStop = Callable[[int, Result], bool]
+"""Ends a stage after a round; an argument of ``Strategy.start`` since Flower 1.43."""
 
 
-def check_start() -> None:
-    """Check that Flower's ``Strategy.start`` is the one that we take the place of.
+class RoundStrategy(Protocol):
+    """What a round needs of a strategy; Flower's classes have it, and a stage's wrappers."""
 
-    :raises FlowerMismatch: when it is not.
-    """
-    contract.check_start(Strategy.start)
-    for name in _CLASSES.values():
-        if not hasattr(strategies, name):
-            raise mismatch(f"there is no strategy {name}")
+    def summary(self) -> None: ...
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]: ...
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]: ...
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]: ...
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None: ...
 
 
-@dataclass(slots=True)
-class _Job:
-    """What one call of ``start`` works on."""
+@dataclass(slots=True, kw_only=True)
+class Stage:
+    """One call of ``strategy.start``: its arguments, and what has become of them so far."""
 
-    strategy: Strategy
-    grid: JobGrid
-    result: Result
+    strategy: RoundStrategy
     arrays: ArrayRecord
+    rounds: int
     timeout: float
-    train_config: ConfigRecord
-    evaluate_config: ConfigRecord
-    evaluate_fn: Evaluate | None
+    train_config: ConfigRecord = field(default_factory=ConfigRecord)
+    evaluate_config: ConfigRecord = field(default_factory=ConfigRecord)
+    evaluate: Evaluate | None = None
+    should_stop: ShouldStop | None = None
+    result: Result = field(default_factory=Result)
 
 
 class Rounds:
-    """Runs the rounds of one job."""
+    """Runs the rounds of one job, stage by stage."""
 
-    def __init__(self, coordinator: Coordinator, plan: JobPlan) -> None:
+    def __init__(self, coordinator: Coordinator, plan: JobPlan, grid: JobGrid) -> None:
         self._coordinator = coordinator
         self._plan = plan
+        self._grid = grid
         self._stages = 0
+        self._running = threading.Lock()
         self._told = False
         self._last: Captured | None = None
         self.finished = 0
 
-    def install(self) -> None:
-        """Take the place of ``Strategy.start`` in this process.
+    @property
+    def next_stage(self) -> int:
+        """The number of the next stage; 1 for the first."""
+        return self._stages + 1
 
-        :raises FlowerMismatch: when it is another one than we know.
+    def run(self, stage: Stage) -> Result:
+        """Run all rounds of a stage.
+
+        The number of rounds of the first stage is the job's. ``stage.rounds`` is the
+        application's wish, which counts only where it starts more than one strategy.
+
+        :raises JobError: when another stage runs, or for too many stages or rounds.
         """
-        check_start()
-        rounds = self
+        if not self._running.acquire(blocking=False):
+            raise JobError("the application started a strategy while another one runs")
+        try:
+            return self._run(stage)
+        finally:
+            self._running.release()
 
-        def start(self: Strategy, *args: Any, **keywords: Any) -> Result:
-            return rounds.start(self, *args, **keywords)
-
-        Strategy.start = start
-
-    def start(
-        self,
-        strategy: Strategy,
-        grid: JobGrid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Evaluate | None = None,
-        should_stop: ShouldStop | None = None,
-    ) -> Result:
-        """Run all rounds; the arguments are those of Flower's ``start``.
-
-        ``should_stop`` is asked after every round, whichever release of Flower is installed.
-
-        The number of rounds is the job's. ``num_rounds`` is the application's wish, which
-        counts only where an application starts more than one strategy.
-        """
+    def _run(self, stage: Stage) -> Result:
         self._stages += 1
+        first = self._stages == 1
+        rounds = self._plan.rounds if first else stage.rounds
+        if self._stages > _MAX_STAGES or not 1 <= rounds <= MAX_ROUNDS:
+            raise JobError(
+                f"stage {self._stages} with {rounds} rounds: a job has at most {_MAX_STAGES} "
+                f"stages of 1 to {MAX_ROUNDS} rounds"
+            )
         self._last = None
-        rounds = self._plan.rounds if self._stages == 1 else num_rounds
-        job = _Job(
-            strategy=self._chosen(strategy),
-            grid=grid,
-            result=Result(),
-            arrays=initial_arrays,
-            timeout=timeout,
-            train_config=ConfigRecord() if train_config is None else train_config,
-            evaluate_config=ConfigRecord() if evaluate_config is None else evaluate_config,
-            evaluate_fn=evaluate_fn,
-        )
-        log(INFO, "Starting %s strategy for %s rounds", type(job.strategy).__name__, rounds)
-        job.strategy.summary()
-        grid.remember_types(initial_arrays)
-        done = self._resume(job) if self._stages == 1 else 0
+        stage.strategy.summary()
+        self._grid.remember_types(stage.arrays)
+        done, evaluated = self._resume(stage) if first else (0, True)
         self._coordinator.event(
             "job.started",
             job=self._plan.job,
@@ -156,28 +141,45 @@ class Rounds:
             sites=list(self._plan.sites),
             resumed_from=done,
         )
-        if done == 0 and evaluate_fn is not None:
-            found = evaluate_fn(0, job.arrays)
-            if found is not None:
-                job.result.evaluate_metrics_serverapp[0] = found
+        if done == 0:
+            self._evaluate_here(stage, 0)
+        elif not evaluated:
+            # Its messages carry the number of that round, by which clients know their state.
+            self._grid.begin_round(done, streams=False)
+            self._evaluate(stage, done, rounds)
         for number in range(done + 1, rounds + 1):
-            self._whole_round(job, number, rounds)
+            self._whole_round(stage, number, rounds)
             self.finished = number
-            if should_stop is not None and should_stop(number, job.result):
+            if stage.should_stop is not None and stage.should_stop(number, stage.result):
                 break
-        return job.result
+        return stage.result
 
     # One round
 
-    def _whole_round(self, job: _Job, number: int, rounds: int) -> None:
+    def _whole_round(self, stage: Stage, number: int, rounds: int) -> None:
         started = time.monotonic()
         before = self._traffic()
-        saved = self._last if self._last is not None else self._state(job)
-        arrays = job.arrays
+        self._release(stage, number, rounds)
+        sites = len(self._grid.contributors)
+        self._evaluate(stage, number, rounds)
+        self._coordinator.event(
+            "round.finished",
+            round=number,
+            rounds=rounds,
+            seconds=time.monotonic() - started,
+            sites=sites,
+            bytes=self._traffic() - before,
+            metrics=_shown(stage.result, number),
+        )
+
+    def _release(self, stage: Stage, number: int, rounds: int) -> None:
+        """Make the model of a round, charge for it and seal it. Nobody has seen it before."""
+        saved = self._last if self._last is not None else self._state(stage)
+        arrays = stage.arrays
         for _ in range(_MAX_REPEATS):
             try:
-                self._train(job, number, rounds)
-                job.grid.check_contributors()
+                self._train(stage, number, rounds)
+                self._grid.check_contributors()
                 break
             except Tainted as tainted:
                 if saved is None:
@@ -186,61 +188,56 @@ class Rounds:
                         hint="the job starts again from round 1 when it is resumed",
                     ) from tainted
                 self._coordinator.event("log", line=f"round {number} is run again: {tainted}")
-                self._set_back(job, saved)
-                job.arrays = arrays
+                self._set_back(stage, saved)
+                stage.arrays = arrays
         else:
             raise RoundError(f"round {number} lost a site {_MAX_REPEATS} times")
-        self._evaluate(job, number, rounds)
-        sites = len(job.grid.contributors)
-        self._save(job, number)
-        self._coordinator.event(
-            "round.finished",
-            round=number,
-            rounds=rounds,
-            seconds=time.monotonic() - started,
-            sites=sites,
-            bytes=self._traffic() - before,
-            metrics=_shown(job.result, number),
-        )
+        if self._plan.privacy is not None:
+            self._coordinator.charge(self._stages, number, self._grid.inputs())
+        self._save(stage, number)
 
-    def _train(self, job: _Job, number: int, rounds: int) -> None:
+    def _train(self, stage: Stage, number: int, rounds: int) -> None:
         self._seed(number, "train")
-        streams = bool(getattr(job.strategy, "streams", False))
-        job.grid.begin_round(number, streams=streams)
-        exact = job.strategy if isinstance(job.strategy, ExactFedAvg) else None
-        privacy = None if exact is None else exact.privacy
+        strategy, grid = stage.strategy, self._grid
+        grid.begin_round(number, streams=bool(getattr(strategy, "streams", False)))
+        privacy = getattr(strategy, "privacy", None)
         cohort = None if privacy is None else privacy.cohort(self._plan.sites, number)
-        job.grid.restrict(None if cohort is None else frozenset(cohort))
-        messages = list(
-            job.strategy.configure_train(number, job.arrays, job.train_config, job.grid)
-        )
-        asked = {job.grid.site(each.metadata.dst_node_id) for each in messages}
+        grid.restrict(None if cohort is None else frozenset(cohort))
+        messages = list(strategy.configure_train(number, stage.arrays, stage.train_config, grid))
+        if not messages and privacy is None:
+            raise QuorumNotReached(
+                f"round {number}: the strategy asked no site to train",
+                hint="raise its fraction_train, or look at `fedlearn site list`",
+            )
+        asked = {grid.site(each.metadata.dst_node_id) for each in messages}
         sites = [site for site in self._plan.sites if site in asked]
-        self._coordinator.begin_round(number, sites)
         self._coordinator.event("round.started", round=number, rounds=rounds, sites=sites)
-        replies = job.grid.send_and_receive(messages, timeout=job.timeout)
-        arrays, metrics = job.strategy.aggregate_train(number, replies)
+        replies = grid.send_and_receive(messages, timeout=stage.timeout)
+        arrays, metrics = strategy.aggregate_train(number, replies)
         if arrays is not None:
-            job.arrays = job.result.arrays = arrays
+            stage.arrays = stage.result.arrays = arrays
         if metrics is not None:
-            job.result.train_metrics_clientapp[number] = metrics
-        job.grid.restrict(None)
+            stage.result.train_metrics_clientapp[number] = metrics
+        grid.restrict(None)
 
-    def _evaluate(self, job: _Job, number: int, rounds: int) -> None:
+    def _evaluate(self, stage: Stage, number: int, rounds: int) -> None:
         due = number % self._plan.evaluate_every == 0 or number == rounds
         if due and self._plan.evaluate_fraction > 0:
             self._seed(number, "evaluate")
-            messages: Iterable[Any] = job.strategy.configure_evaluate(
-                number, job.arrays, job.evaluate_config, job.grid
+            messages = stage.strategy.configure_evaluate(
+                number, stage.arrays, stage.evaluate_config, self._grid
             )
-            replies = job.grid.send_and_receive(messages, timeout=job.timeout)
-            metrics = job.strategy.aggregate_evaluate(number, replies)
+            replies = self._grid.send_and_receive(messages, timeout=stage.timeout)
+            metrics = stage.strategy.aggregate_evaluate(number, replies)
             if metrics is not None:
-                job.result.evaluate_metrics_clientapp[number] = metrics
-        if job.evaluate_fn is not None:
-            found = job.evaluate_fn(number, job.arrays)
+                stage.result.evaluate_metrics_clientapp[number] = metrics
+        self._evaluate_here(stage, number)
+
+    def _evaluate_here(self, stage: Stage, number: int) -> None:
+        if stage.evaluate is not None:
+            found = stage.evaluate(number, stage.arrays)
             if found is not None:
-                job.result.evaluate_metrics_serverapp[number] = found
+                stage.result.evaluate_metrics_serverapp[number] = found
 
     def _seed(self, number: int, phase: str) -> None:
         seed_generators(derive(self._plan.seed, "server", number, phase))
@@ -248,59 +245,19 @@ class Rounds:
     def _traffic(self) -> int:
         return sum(self._coordinator.traffic())
 
-    # What a strategy is
-
-    def _chosen(self, strategy: Strategy) -> Strategy:
-        plan, privacy = self._plan, self._privacy()
-        if plan.strategy == APP or self._stages > 1:
-            if privacy is None:
-                return strategy
-            if type(strategy) not in (FedAvg, ExactFedAvg):
-                raise PrivacyError(
-                    f"{type(strategy).__name__} does more than a mean that can carry noise",
-                    hint='set [strategy] name = "fedavg"',
-                )
-            return ExactFedAvg.like(strategy, privacy)
-        options = {
-            "min_train_nodes": 1,
-            "min_evaluate_nodes": 1,
-            "min_available_nodes": plan.quorum if privacy is None else 1,
-            "fraction_evaluate": plan.evaluate_fraction,
-            **plan.options,
-        }
-        if plan.strategy == "fedavg":
-            return ExactFedAvg(privacy=privacy, **options)
-        if privacy is not None:
-            raise PrivacyError(
-                f"{plan.strategy} does more than a mean that can carry noise",
-                hint='set [strategy] name = "fedavg"',
-            )
-        try:
-            return cast("Strategy", getattr(strategies, _CLASSES[plan.strategy])(**options))
-        except (TypeError, ValueError) as error:
-            raise JobError(
-                f"the strategy {plan.strategy} cannot be made: {error}",
-                hint="see its options under [strategy.options]",
-            ) from error
-
-    def _privacy(self) -> ServerPrivacy | None:
-        if self._plan.privacy is None:
-            return None
-        return ServerPrivacy.from_spec(self._plan.privacy, self._plan.noise_secret)
-
     # Checkpoints
 
-    def _state(self, job: _Job) -> Captured | None:
+    def _state(self, stage: Stage) -> Captured | None:
         """Return all state but the model; None when something cannot be captured."""
         try:
-            return capture(
-                {
-                    "strategy": job.strategy,
-                    "train_config": job.train_config,
-                    "evaluate_config": job.evaluate_config,
-                    **_histories(job.result),
-                }
-            )
+            own = getattr(stage.strategy, "captured", None)
+            strategy = {"strategy": stage.strategy} if own is None else {}
+            state, tensors = capture(strategy | _around(stage))
+            if own is not None:
+                held, arrays = own()
+                state = {**state, "held": held}
+                tensors = {**tensors, **{f"held/{name}": each for name, each in arrays.items()}}
+            return state, tensors
         except NotCaptured as error:
             if not self._told:
                 self._told = True
@@ -312,23 +269,29 @@ class Rounds:
                 )
             return None
 
-    def _save(self, job: _Job, number: int) -> None:
-        captured = self._last = self._state(job)
+    def _save(self, stage: Stage, number: int) -> None:
+        captured = self._last = self._state(stage)
         state, tensors = captured if captured is not None else ({}, {})
         resumable = captured is not None and self._stages == 1
         self._coordinator.save(
             Checkpoint(
                 round=number,
-                model=arrays_of(job.arrays),
+                model=arrays_of(stage.arrays),
                 tensors=tensors,
-                state={"resumable": resumable, "stage": self._stages, "captured": state},
+                state={
+                    "resumable": resumable,
+                    "evaluated": False,
+                    "stage": self._stages,
+                    "captured": state,
+                },
             )
         )
 
-    def _resume(self, job: _Job) -> int:
+    def _resume(self, stage: Stage) -> tuple[int, bool]:
+        """Go on from the last checkpoint; return its round, and whether it was evaluated."""
         checkpoint = self._coordinator.load()
         if checkpoint is None:
-            return 0
+            return 0, True
         if not checkpoint.state.get("resumable"):
             self._coordinator.event(
                 "log",
@@ -336,41 +299,45 @@ class Rounds:
                 line="the job starts again from round 1: its state was "
                 "not one that can be written down",
             )
-            return 0
-        self._set_back(job, (checkpoint.state["captured"], dict(checkpoint.tensors)))
-        job.arrays = job.result.arrays = record_of(checkpoint.model)
+            return 0, True
+        self._set_back(stage, (checkpoint.state["captured"], dict(checkpoint.tensors)))
+        stage.arrays = stage.result.arrays = record_of(checkpoint.model)
         self.finished = checkpoint.round
-        return checkpoint.round
+        return checkpoint.round, bool(checkpoint.state.get("evaluated", True))
 
-    def _set_back(self, job: _Job, captured: Captured) -> None:
-        values: dict[str, Any] = {
-            "strategy": job.strategy,
-            "train_config": job.train_config,
-            "evaluate_config": job.evaluate_config,
-            **_histories(job.result),
-        }
-        restore(values, captured)
-        job.train_config, job.evaluate_config = values["train_config"], values["evaluate_config"]
-        _set_histories(job.result, values)
+    def _set_back(self, stage: Stage, captured: Captured) -> None:
+        state, tensors = captured
+        own = getattr(stage.strategy, "restore", None)
+        values: dict[str, Any] = _around(stage)
+        if own is None:
+            values["strategy"] = stage.strategy
+        else:
+            inner = {
+                name.removeprefix("held/"): array
+                for name, array in tensors.items()
+                if name.startswith("held/")
+            }
+            own((state["held"], inner))
+        restore(values, ({k: v for k, v in state.items() if k != "held"}, tensors))
+        stage.train_config = values["train_config"]
+        stage.evaluate_config = values["evaluate_config"]
+        for name in HISTORIES:
+            setattr(stage.result, name, values[name])
 
 
-def _histories(result: Result) -> dict[str, Any]:
-    return {name: getattr(result, name) for name in _HISTORIES}
-
-
-def _set_histories(result: Result, values: dict[str, Any]) -> None:
-    for name in _HISTORIES:
-        setattr(result, name, values[name])
+def _around(stage: Stage) -> dict[str, Any]:
+    """Return what a checkpoint holds beside the model and the strategy."""
+    return {
+        "train_config": stage.train_config,
+        "evaluate_config": stage.evaluate_config,
+        **{name: getattr(stage.result, name) for name in HISTORIES},
+    }
 
 
 def _shown(result: Result, number: int) -> dict[str, Any]:
     """Return the metrics of a round for people: evaluation wins over training."""
     shown: dict[str, Any] = {}
-    for name in (
-        "train_metrics_clientapp",
-        "evaluate_metrics_clientapp",
-        "evaluate_metrics_serverapp",
-    ):
+    for name in HISTORIES:
         for key, value in getattr(result, name).get(number, {}).items():
             if isinstance(value, int | float):
                 number_ = float(value)

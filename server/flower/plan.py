@@ -1,4 +1,4 @@
-"""What the coordinator says about a job, and what it answers the job's process.
+"""What the coordinator says about a job, and what it answers the job's aggregator.
 
 No Flower here: the coordinator codes against these types.
 """
@@ -37,6 +37,8 @@ class JobPlan:
     """Everything that decides the result of a job, apart from the data.
 
     ``digest`` is the 32-byte digest of the job specification, ``bundle`` the application.
+    ``app_memory_bytes`` bounds the application's process and what it starts, in memory and on
+    disk; ``full_sandbox`` demands every protection of :data:`fedlearn.sandbox.FULL` for it.
     ``seconds`` is the deadline of one exchange with the clients (training or evaluation of
     one round). ``strategy`` is one of :mod:`fedlearn.strategies`; unless it is ``app``, it
     takes the place of the strategy that the application starts. ``updates`` is that of
@@ -64,6 +66,8 @@ class JobPlan:
     privacy: PrivacySpec | None = None
     noise_secret: bytes = field(default=b"", repr=False)
     max_update_bytes: int = 4 * 1024**3
+    app_memory_bytes: int = 8 * 1024**3
+    full_sandbox: bool = False
 
     def __post_init__(self) -> None:
         if len(self.digest) != 32:
@@ -100,18 +104,22 @@ class Checkpoint:
 
 
 class JobChannel(Protocol):
-    """What a job's process may ask of the coordinator.
+    """What a job's aggregator may ask of the coordinator.
 
     Calls come from one thread, in order, and block the job until they return. An error that
     a call raises ends the job with that error.
     """
 
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
-        """Take one event of :mod:`fedlearn.events`; for ``update.received`` with ``digest``."""
+        """Take one event of :mod:`fedlearn.events`; ``update.received`` has a ``digest``."""
         ...
 
-    def begin_round(self, round_: int, sites: tuple[str, ...]) -> None:
-        """Allow the round, or raise: the place for a privacy budget that would be exceeded."""
+    def charge(self, stage: int, round_: int, inputs: bytes) -> None:
+        """Pay for the release of a noised aggregate, or raise: its budget may be exceeded.
+
+        ``inputs`` is a digest of the updates in it. An attempt that was charged and ended
+        before its checkpoint was sealed is not charged again for the same inputs.
+        """
         ...
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -122,8 +130,11 @@ class JobChannel(Protocol):
         """Return the last sealed checkpoint of this job, or None."""
         ...
 
-    def live_sites(self) -> frozenset[str]:
-        """Return the sites whose admission to this job is live now (not quarantined)."""
+    def live_sites(self) -> Mapping[str, int]:
+        """Return the sites whose admission to this job is live now (not quarantined).
+
+        The number is how many examples a site may claim, by its commitment; 0: not known.
+        """
         ...
 
 
@@ -180,10 +191,12 @@ def to_record(plan: JobPlan) -> tuple[dict[str, Any], list[bytes]]:
         "run_config": dict(plan.run_config),
         "privacy": None if plan.privacy is None else asdict(plan.privacy),
         "max_update_bytes": plan.max_update_bytes,
+        "app_memory_bytes": plan.app_memory_bytes,
+        "full_sandbox": plan.full_sandbox,
     }, [plan.digest, plan.bundle, plan.noise_secret]
 
 
-def from_record(record: dict[str, Any], blobs: list[bytearray]) -> JobPlan:
+def from_record(record: dict[str, Any], blobs: list[memoryview]) -> JobPlan:
     """Return the plan that :func:`to_record` wrote."""
     digest, app, secret = map(bytes, blobs)
     privacy = record.pop("privacy")

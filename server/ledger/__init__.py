@@ -21,15 +21,15 @@ What the entries hold (digests, thumbprints and identifiers as lower-case hexade
     enrollment   site outcome key_thumbprint, or ek ak of a TPM that did not prove itself
     site         site status former key_thumbprint tpm(ek endorsement ak shown_ek certificate)
     job          job change digest bundle policy
-    round        job round phase("started"|"finished") participants model_digest seconds metrics
+    round        job round phase("started"|"finished") participants model_digest seconds
     update       job round site key_thumbprint digest examples accepted(bool) reason
     checkpoint   job round model version file_id digest
     model        job model version change, and digests by version where all were sealed anew
     key-release  model version to allowed(bool)
     export       job model version to
     commitment   job site root records
-    privacy      job round, and Spent.to_json(): epsilon delta rounds unit adjacency sampling
-                 accountant noise_multiplier ...
+    privacy      job round stage release inputs, and Spent.to_json(): epsilon delta rounds unit
+                 adjacency sampling accountant noise_multiplier ...
     policy       job policy former name version signer operator
     state        change("adopted") ledger store versions: an operator went on with an older state
 

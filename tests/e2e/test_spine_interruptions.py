@@ -179,7 +179,7 @@ def test_too_few_updates_fail_the_job_and_it_resumes_when_all_is_well(shared):
     config = {"fail-site": "site-c", "fail-round": 2}
     job = shared.job("too-few", rounds=2, config=config).submit()
     state = job.finish("failed")
-    assert "2 updates can be used, 3 are needed" in state.detail
+    assert "2 of the 3 updates that the round asked for can be used, 3 are needed" in state.detail
     assert "planted failure" in " ".join(e.reason for e in job.of("update.rejected"))
     # The app counts its calls anew in a new process, so that round 2 is its first.
     shared.operator.resume_job(job.name)

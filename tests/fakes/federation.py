@@ -121,7 +121,7 @@ class Channel:
     def __init__(self, live: Any) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.checkpoints: list[Any] = []
-        self.begun: list[tuple[int, tuple[str, ...]]] = []
+        self.charged: list[tuple[int, int, bytes]] = []
         self._live = live
         self.changed = threading.Condition()
 
@@ -130,8 +130,8 @@ class Channel:
             self.events.append((kind, dict(fields)))
             self.changed.notify_all()
 
-    def begin_round(self, round_: int, sites: tuple[str, ...]) -> None:
-        self.begun.append((round_, sites))
+    def charge(self, stage: int, round_: int, inputs: bytes) -> None:
+        self.charged.append((stage, round_, inputs))
 
     def save_checkpoint(self, checkpoint: Any) -> None:
         with self.changed:
@@ -141,8 +141,8 @@ class Channel:
     def load_checkpoint(self) -> Any:
         return self.checkpoints[-1] if self.checkpoints else None
 
-    def live_sites(self) -> frozenset[str]:
-        return self._live()
+    def live_sites(self) -> dict[str, int]:
+        return dict.fromkeys(self._live(), 0)
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [fields for name, fields in self.events if name == kind]

@@ -416,11 +416,11 @@ class Spine:
         raise AssertionError("the coordinator does not run")
 
     def job_pid(self, job: str) -> int:
-        """The process of a job."""
+        """The process of a job's application."""
         for pid in descendants(self.server_pid()):
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if b"server.flower.run" in words and words[-2].decode().endswith(f"/{job}"):
+                if b"server.flower.apprun" in words and words[-2].decode().endswith(f"/{job}"):
                     return pid
         raise AssertionError(f"no process of {job}")
 

@@ -223,7 +223,7 @@ def test_a_round_is_refused_before_it_exceeds_the_budget() -> None:
         assert cost.rounds == number
         assert cost.epsilon <= 8.0
     assert budget.rounds_left == 0
-    with pytest.raises(PrivacyError, match=f"round {last + 1} would exceed") as caught:
+    with pytest.raises(PrivacyError, match=f"release {last + 1} would exceed") as caught:
         budget.charge(last + 1)
     assert "unit: site" in str(caught.value)
     assert budget.spent.rounds == last
@@ -251,9 +251,9 @@ def test_a_resumed_budget_remembers() -> None:
 
 @pytest.mark.parametrize("number", [0, -1, True, 1.0, "1"])
 def test_what_is_no_round_is_refused(number: Any) -> None:
-    with pytest.raises(PrivacyError, match="not the number of a round"):
+    with pytest.raises(PrivacyError, match="not the number of a release"):
         Budget(spec()).charge(number)
-    with pytest.raises(PrivacyError, match="not the number of a round"):
+    with pytest.raises(PrivacyError, match="not the number of a release"):
         Budget(spec(), [number])
 
 

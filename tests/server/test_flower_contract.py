@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import inspect
 import socket
 import tomllib
 from pathlib import Path
@@ -16,14 +15,14 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAdam, FedAvg, Result, Strategy
 
 from fedlearn import flower, flower_pin
-from fedlearn.errors import JobError, PrivacyError, TransportError
+from fedlearn.errors import JobError, TransportError
 from fedlearn.flower import FlowerMismatch
 from fedlearn.privacy import PrivacySpec
-from fedlearn.strategies import STRATEGIES
-from server.flower import contract, loop
+from fedlearn.process_channel import ProcessChannel
+from server.flower import appgrid, contract
 from server.flower.capture import NotCaptured, capture, restore
-from server.flower.pipe import Pipe
 from server.flower.plan import JobPlan, from_record, to_record
+from server.flower.records import HISTORIES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,7 +42,7 @@ def _plan(**more: Any) -> JobPlan:
 
 
 def test_the_installed_flower_fits():
-    loop.check_start()
+    contract.check()
 
 
 @pytest.mark.parametrize("found", ["1.40.2", "1.44.0", "2.0", "1", "nightly"])
@@ -116,7 +115,7 @@ def test_another_start_is_named(monkeypatch):
 
     monkeypatch.setattr(Strategy, "start", fewer)
     with pytest.raises(FlowerMismatch, match="start takes self, grid"):
-        loop.check_start()
+        contract.check()
 
     def other_body(
         self,
@@ -132,7 +131,7 @@ def test_another_start_is_named(monkeypatch):
 
     monkeypatch.setattr(Strategy, "start", other_body)
     with pytest.raises(FlowerMismatch, match="the body of Strategy"):
-        loop.check_start()
+        contract.check()
 
     def unknown(
         self,
@@ -168,31 +167,30 @@ class Flower143:
         return "the body of Flower"
 
 
-def test_the_start_of_1_43_is_known_and_its_argument_ends_the_run(monkeypatch):
+def test_the_start_of_1_43_is_known_and_its_argument_is_handed_on(monkeypatch):
     contract.check_start(Flower143.start)
-    ours = inspect.signature(loop.Rounds.start).parameters
-    assert list(inspect.signature(Flower143.start).parameters)[1:] == list(ours)[2:]
+    asked: list[Any] = []
 
-    asked = []
-    rounds = loop.Rounds(Quiet(), _plan(rounds=5))
-    monkeypatch.setattr(rounds, "_whole_round", lambda job, number, total: asked.append(number))
+    class Aggregator:
+        """The aggregator, which calls for the application's function and ends the stage."""
+
+        def call_serving(self, name, fields, blobs, handler):
+            asked.append((name, fields["should_stop"], fields["rounds"]))
+            result = {"arrays": None, **{each: [] for each in HISTORIES}}
+            asked.append(handler("should_stop", {**result, "round": 2}, [])[0]["stop"])
+            return result, []
+
+    rules = appgrid.JobRules(sites=("a",), seconds=1, stragglers="drop", seed=1, max_bytes=1000)
+    grid = appgrid.AppGrid(Aggregator(), None, rules)
     monkeypatch.setattr(Strategy, "start", Flower143.start)
-    rounds.install()
+    appgrid.install(grid)
     result = FedAvg().start(
-        grid=Quiet(),
+        grid=grid,
         initial_arrays=ArrayRecord([np.zeros(1)]),
         should_stop=lambda server_round, found: server_round == 2 and found is not None,
     )
-    assert asked == [1, 2]
-    assert rounds.finished == 2
+    assert asked == [("start", True, 3), True]
     assert isinstance(result, Result)
-
-
-class Quiet:
-    """A coordinator, or a grid, that takes everything."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **more: None
 
 
 # What a strategy holds
@@ -246,29 +244,6 @@ def test_flower_is_told_what_is_missing():
         flower.has(list, "nothing")
 
 
-def test_every_strategy_that_a_job_may_name_can_be_made():
-    for name in STRATEGIES:
-        options = {"client_learning_rate": 0.1} if name == "qfedavg" else {}
-        rounds = loop.Rounds(None, _plan(strategy=name, options=options))
-        made = rounds._chosen(FedAvg())
-        assert isinstance(made, FedAvg), name
-
-
-def test_a_strategy_without_what_it_needs_is_refused():
-    with pytest.raises(JobError, match="client_learning_rate"):
-        loop.Rounds(None, _plan(strategy="qfedavg"))._chosen(FedAvg())
-
-
-def test_noise_is_refused_where_it_would_not_be_on_a_mean():
-    spec = PrivacySpec(clip=1.0, noise_multiplier=1.0, epsilon=1.0, delta=1e-5)
-    for name, given in (("fedadam", FedAvg()), ("app", FedAdam())):
-        plan = _plan(strategy=name, privacy=spec, noise_secret=bytes(32))
-        with pytest.raises(PrivacyError, match="more than a mean"):
-            loop.Rounds(None, plan)._chosen(given)
-    exact = loop.Rounds(None, _plan(privacy=spec, noise_secret=bytes(32)))._chosen(FedAvg())
-    assert exact.privacy is not None
-
-
 def test_a_plan_crosses_the_pipe_whole():
     spec = PrivacySpec(clip=1.0, noise_multiplier=1.0, epsilon=1.0, delta=1e-5)
     plan = _plan(privacy=spec, noise_secret=bytes(32), run_config={"a": 1}, stragglers="fail")
@@ -279,12 +254,12 @@ def test_a_plan_crosses_the_pipe_whole():
         _plan(updates="shown")
     ours, theirs = socket.socketpair()
     header, blobs = to_record(plan)
-    Pipe(ours, limit=1000).send(header, blobs)
-    received = Pipe(theirs, limit=1000).receive()
+    ProcessChannel(ours, limit=1000).send(header, blobs)
+    received = ProcessChannel(theirs, limit=1000).receive()
     assert received is not None
     assert from_record(*received) == plan
-    Pipe(ours, limit=1000).close()
-    assert Pipe(theirs, limit=1000).receive() is None
+    ProcessChannel(ours, limit=1000).close()
+    assert ProcessChannel(theirs, limit=1000).receive() is None
 
 
 @pytest.mark.parametrize(
@@ -303,4 +278,4 @@ def test_a_record_that_is_not_one_is_refused(data):
     ours.sendall(data)
     ours.close()
     with pytest.raises(TransportError):
-        Pipe(theirs, limit=1000).receive()
+        ProcessChannel(theirs, limit=1000).receive()

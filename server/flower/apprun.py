@@ -1,21 +1,20 @@
-"""The process of one job: it runs the user's ServerApp, and nothing else.
+"""The process of a job's application: it runs the user's ServerApp, and nothing else.
 
-Started by :mod:`server.flower.host` with one end of a socket pair, over which it gets the job
-and asks for everything that it needs. It has no key, no network address and no place to keep
-weights; it ends with its parent.
+Started by :mod:`server.flower.host` in a sandbox, with one end of a socket pair to the
+aggregator. It has no key, no network, no secret of the job, and sees the updates of sites only
+where the job says so.
 """
 
 from __future__ import annotations
 
-import ctypes
+import logging
 import os
 import resource
-import signal
 import socket
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from flwr.app import Context, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
@@ -26,35 +25,31 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedlearn import bundle
 from fedlearn.errors import FedlearnError, JobError, TransportError
+from fedlearn.process_channel import ProcessChannel
 from fedlearn.seeds import derive, seed_generators
-from server.flower.calls import MAX_RECORD_BYTES, Coordinator
-from server.flower.grid import JobGrid, Rules
-from server.flower.loop import Rounds
-from server.flower.pipe import Pipe
-from server.flower.plan import JobPlan, from_record
+from server.flower.appgrid import AppGrid, JobRules, install
+from server.flower.failures import failure_of
+from server.flower.peer import Peer
 
 __all__ = ["main"]
 
-_PR_SET_PDEATHSIG = 1
+_MAX_RECORD_BYTES: Final = 1 << 40
 
 
 def main() -> None:
-    """Run the job whose socket is the file descriptor in the first argument."""
-    descriptor, parent, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    _end_with(parent)
+    """Run the application whose socket is the descriptor in the first argument."""
+    descriptor, folder = int(sys.argv[1]), Path(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    pipe = Pipe(socket.socket(fileno=descriptor), limit=MAX_RECORD_BYTES)
+    pipe = ProcessChannel(socket.socket(fileno=descriptor), limit=_MAX_RECORD_BYTES)
     first = pipe.receive()
     if first is None:
         raise SystemExit(1)
-    header, blobs = first
-    run = ProtoRun.FromString(bytes(blobs.pop()))
-    plan = from_record(header, blobs)
-    coordinator = Coordinator(pipe)
-    rounds = Rounds(coordinator, plan)
+    header, (app, run) = first
+    peer = Peer(pipe, None)
+    peer.start()
     failure: FedlearnError | None = None
     try:
-        _run(plan, run_from_proto(run), coordinator, rounds, folder)
+        _run(header, bytes(app), run_from_proto(ProtoRun.FromString(bytes(run))), peer, folder)
     except FedlearnError as error:
         failure = error
     except BaseException as error:  # noqa: BLE001  user code may raise anything; told, not lost
@@ -66,39 +61,38 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     try:
-        coordinator.done(rounds=rounds.finished, error=failure)
+        peer.call("done", {"failure": None if failure is None else failure_of(failure)})
     except TransportError:
         os._exit(1)
     # Threads of user code must not keep a finished job alive.
     os._exit(0 if failure is None else 1)
 
 
-def _run(plan: JobPlan, run: Any, coordinator: Coordinator, rounds: Rounds, folder: Path) -> None:
+def _run(header: dict[str, Any], app_bytes: bytes, run: Any, peer: Peer, folder: Path) -> None:
     bundle.check_packages()
-    rounds.install()
+    # An application that logs by Flower's logger expects to be heard.
+    logging.getLogger("flwr").setLevel(logging.INFO)
     TaskIdentity.run_id = run.run_id
     TaskIdentity.task_id = run.primary_task_id
     TaskIdentity.node_id = SUPERLINK_NODE_ID
-    application = bundle.unpack(plan.bundle, folder / "app")
-    grid = JobGrid(
-        coordinator,
-        Rules(
-            sites=plan.sites,
-            quorum=plan.quorum,
-            seconds=plan.seconds,
-            stragglers=plan.stragglers,
-            max_update_bytes=plan.max_update_bytes,
-        ),
+    application = bundle.unpack(app_bytes, folder / "app")
+    rules = JobRules(
+        sites=tuple(header["sites"]),
+        seconds=header["seconds"],
+        stragglers=header["stragglers"],
+        seed=header["seed"],
+        max_bytes=header["max_bytes"],
     )
-    grid.set_run(run)
+    grid = AppGrid(peer, run, rules)
+    install(grid)
     context = Context(
         run_id=run.run_id,
         node_id=SUPERLINK_NODE_ID,
         node_config={},
         state=RecordDict(),
-        run_config=application.run_config(plan.run_config),
+        run_config=application.run_config(header["run_config"]),
     )
-    seed = derive(plan.seed, "server", 0)
+    seed = derive(rules.seed, "server", 0)
     seed_generators(seed)
     app = application.load("serverapp")
     if not isinstance(app, ServerApp):
@@ -106,14 +100,6 @@ def _run(plan: JobPlan, run: Any, coordinator: Coordinator, rounds: Rounds, fold
     # Once more: the application has brought its libraries, and may have used them.
     seed_generators(seed)
     app(grid=grid, context=context)
-
-
-def _end_with(parent: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 if __name__ == "__main__":
