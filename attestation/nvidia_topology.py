@@ -5,7 +5,7 @@ GPU is as good as every switch that it is connected to, and as every GPU behind 
 has a report of each. What the reports say (:attr:`~.quotes.nvidia.NvidiaReport.linked_pdis`) must
 agree, as in NVIDIA's own verifier (https://github.com/NVIDIA/nvtrust, ``validate_topology``):
 
-* every GPU is in that mode, and is connected to the same switches;
+* every GPU is in that mode, and is connected to the same switches, one at least;
 * these are the switches whose reports came along;
 * every switch connects the same GPUs, and as many as there are reports.
 
@@ -74,7 +74,7 @@ def _check_links(gpus: Mapping[str, Claims], switches: Mapping[str, Claims]) -> 
             raise EndorsementError(
                 f"{name} is a GPU outside of Protected PCIe mode, beside NVSwitches", step=_STEP
             )
-        if (linked := _links(item)) != reported:
+        if (linked := _links(item)) != reported or not linked:
             raise EndorsementError(
                 f"{name}, a GPU in Protected PCIe mode, is connected to the NVSwitches "
                 f"{_list(linked)}; there are reports of {_list(reported)}",

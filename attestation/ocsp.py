@@ -43,7 +43,7 @@ from attestation.errors import (
 
 __all__ = ["MAX_OCSP_BYTES", "OcspAnswer", "check_not_revoked", "is_ocsp", "ocsp_request"]
 
-MAX_OCSP_BYTES: Final = 64 * 1024
+MAX_OCSP_BYTES: Final = 16 * 1024
 _FIELD: Final = "ocsp"
 _MAX_SINGLE: Final = 64
 _HASHES: Final = (hashes.SHA256, hashes.SHA384, hashes.SHA512)

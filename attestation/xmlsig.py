@@ -147,7 +147,7 @@ def _parser() -> Any:
 def _parse(data: bytes, field: str) -> Any:
     if len(data) > MAX_XML_BYTES:
         raise EvidenceError(f"{len(data)} bytes, at most {MAX_XML_BYTES} are read", field=field)
-    if b"<!" in data or b"<?" in data.removeprefix(b"<?xml"):
+    if b"<!" in data or b"<?" in data.removeprefix(b"<?xml "):
         raise EvidenceError(
             "has a DTD, a comment or a processing instruction, which are refused", field=field
         )

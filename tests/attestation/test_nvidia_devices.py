@@ -356,6 +356,12 @@ def test_a_gpu_in_protected_pcie_mode_is_nothing_alone(feature: dict[int, bytes]
     assert all(pdi.hex() in str(caught.value) for pdi in ends)
 
 
+def test_a_gpu_in_protected_pcie_mode_without_a_link_is_refused() -> None:
+    unlinked = GPU.report(NONCE, opaque={21: b"\xaa", 22: bytes(144)})
+    with pytest.raises(EndorsementError, match=r"NVSwitches \(none\); there are reports of \(none"):
+        judge(replace(GPU.evidence(NONCE), quote=unlinked))
+
+
 def test_a_device_that_is_left_out_is_missed() -> None:
     with pytest.raises(EndorsementError, match="reports of 7 GPUs"):
         judge(*reports(GPUS[1:], SWITCHES))

@@ -349,6 +349,7 @@ BOMB = (
         b'<?xml version="1.0" encoding="UTF-16"?>'.decode().encode("utf-16") + DRIVER,
         (BOMB.decode() + DRIVER.decode()).encode("utf-16"),
         DRIVER.replace(b"\n<Payload>", b"&nbsp;<Payload>"),
+        b'<?xml-stylesheet href="a"?>' + DRIVER,
         DRIVER + b"<a/>",
         b"<" * 1000,
         b"<a>" * 5000,
