@@ -25,6 +25,7 @@ from attestation.evidence import Claims, Tee
 __all__ = ["check_devices"]
 
 _STEP: Final = "nvidia topology"
+_COMPLETE: Final = "send the report of every GPU and every NVSwitch of the machine"
 
 
 def check_devices(components: Sequence[Claims]) -> tuple[Claims, ...]:
@@ -79,19 +80,26 @@ def _check_links(gpus: Mapping[str, Claims], switches: Mapping[str, Claims]) -> 
                 f"{name}, a GPU in Protected PCIe mode, is connected to the NVSwitches "
                 f"{_list(linked)}; there are reports of {_list(reported)}",
                 step=_STEP,
-                hint="send the report of every GPU and every NVSwitch of the machine",
+                hint=_COMPLETE,
             )
     connected: set[str] = set()
     for name, item in switches.items():
         linked = _links(item)
         connected = connected or linked
-        if linked != connected or len(linked) != len(gpus):
+        if linked != connected:
             raise EndorsementError(
                 f"{name}, an NVSwitch, connects the GPUs {_list(linked)}; the first connects "
-                f"{_list(connected)}, and there are reports of {len(gpus)} GPUs",
+                f"{_list(connected)}",
                 step=_STEP,
-                hint="send the report of every GPU and every NVSwitch of the machine",
+                hint=_COMPLETE,
             )
+    if len(connected) != len(gpus):
+        raise EndorsementError(
+            f"the NVSwitches connect {len(connected)} GPUs ({_list(connected)}); there are "
+            f"reports of {len(gpus)}",
+            step=_STEP,
+            hint=_COMPLETE,
+        )
     pdis = [*sorted(reported), *sorted(connected)]
     return hashlib.sha256(b"".join(map(bytes.fromhex, pdis))).digest()
 

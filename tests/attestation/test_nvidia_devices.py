@@ -363,12 +363,12 @@ def test_a_gpu_in_protected_pcie_mode_without_a_link_is_refused() -> None:
 
 
 def test_a_device_that_is_left_out_is_missed() -> None:
-    with pytest.raises(EndorsementError, match="reports of 7 GPUs"):
+    with pytest.raises(EndorsementError, match=r"connect 8 GPUs .*reports of 7"):
         judge(*reports(GPUS[1:], SWITCHES))
     with pytest.raises(EndorsementError, match="is connected to the NVSwitches") as caught:
         judge(*reports(GPUS, SWITCHES[1:]))
     assert SWITCHES[0].pdi.hex() in str(caught.value)
-    with pytest.raises(EndorsementError, match="reports of 0 GPUs"):
+    with pytest.raises(EndorsementError, match=r"connect 8 GPUs .*reports of 0"):
         judge(*reports([], SWITCHES))
 
 

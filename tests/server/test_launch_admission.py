@@ -12,25 +12,16 @@ from typing import Any
 
 import pytest
 import vector_keys as keys
-from vector_amd import Amd
+from fakes.snp_guest import ACCEPT, BOOTED, LAUNCH, SOFTWARE, Guest
 from vector_cases import Subject, binding, subjects
 
-from attestation.accumulator import RUNTIME, runtime_digest
-from attestation.binding import Binding, Role
 from attestation.errors import PolicyError
-from attestation.eventlog import EventLog
-from attestation.evidence import Evidence, Tee
 from attestation.launch import require_launch_identity
 from attestation.policy import AppraisalPolicy
 from attestation.result import Tier
-from attestation.runtime_events import Measurement, record
-from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 from fedlearn.errors import AdmissionDenied
 
-BOOTED = b"\xee" * 48
-SOFTWARE = b"\x5a" * 32
-ACCEPT = 'version = 1\nname = "p"\naccept = ["snp"]\n'
 SAYS_SOFTWARE = f'[[reference]]\nclaim = "software"\nvalue = "{SOFTWARE.hex()}"\n'
 UNPINNED = {
     "no reference": ACCEPT,
@@ -44,56 +35,6 @@ UNPINNED = {
     "host data": f'{ACCEPT}[[reference]]\nclaim = "host_data"\nvalue = "{"00" * 32}"\n',
     "zero": f'{ACCEPT}[[reference]]\nclaim = "launch"\nvalue = "{"00" * 48}"\n',
 }
-LAUNCH = f'[[reference]]\nclaim = "launch"\nvalue = "{BOOTED.hex()}"\n'
-
-
-class Guest:
-    """An SNP guest whose owner booted what they liked and lets it say what is expected."""
-
-    def __init__(self, deployment: Any, policy: str) -> None:
-        self.amd = Amd()
-        self.deployment = deployment
-        self.job = replace(
-            deployment.jobs["alpha"],
-            policy=AppraisalPolicy.from_toml(policy.encode()),
-            trust=TrustAnchors(amd_ark_keys=frozenset({self.amd.root_key})),
-        )
-        deployment.jobs["alpha"] = self.job
-
-    def request(self) -> Any:
-        client = self.deployment.client()
-        request = self.deployment.request(client)
-        log = EventLog.create(("sha384",))
-        for claim, digest in (
-            ("app", self.job.bundle_digest),
-            ("job", self.job.job_digest),
-            ("software", SOFTWARE),
-        ):
-            log = record(log, Measurement(claim=claim, digest=digest), RUNTIME)
-        bound = Binding(
-            role=Role.CLIENT,
-            nonce=request.nonce,
-            verifier_id=self.deployment.ca.key_digest,
-            tls_key=client.tls_key,
-            hpke_key=client.hpke_key,
-            node_id=client.site,
-            workload=self.job.workload,
-        )
-        register = log.replay("sha384", ccel=True)[RUNTIME]
-        evidence = Evidence(
-            tee=Tee.SNP,
-            quote=self._report(runtime_digest(bound.report_data(), register)),
-            endorsements=(self.amd.leaf(), self.amd.authorities()),
-            event_log=log.to_bytes(),
-        )
-        return replace(request, evidence=evidence.to_bytes())
-
-    def _report(self, report_data: bytes) -> bytes:
-        signed = bytearray(self.amd.report(3, report_data=report_data)[:0x2A0])
-        signed[0x90:0xC0] = BOOTED
-        key = keys.ec_key(f"{self.amd.seed}/{self.amd.product}/vcek", "P-384")
-        r, s = keys.sign_raw(key, bytes(signed))
-        return bytes(signed) + r.to_bytes(72, "little") + s.to_bytes(72, "little") + bytes(368)
 
 
 @pytest.mark.parametrize("policy", UNPINNED.values(), ids=UNPINNED)

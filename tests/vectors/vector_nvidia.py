@@ -212,6 +212,11 @@ def rims() -> tuple[bytes, bytes]:
     return sign(tag(DRIVER, DRIVER_RESOURCES)), sign(tag(VBIOS, VBIOS_RESOURCES))
 
 
+def switch_rim() -> bytes:
+    """The RIM of an NVSwitch, which the usual report of one matches."""
+    return sign(tag(SWITCH_VBIOS, VBIOS_RESOURCES, edition="SWITCH", product="LS10"))
+
+
 def answer(
     subject: Authority,
     *,

@@ -1,0 +1,83 @@
+"""An SNP guest that asks for admission, with GPUs where a test wants some."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import vector_keys as keys
+from vector_amd import Amd
+
+from attestation.accumulator import RUNTIME, runtime_digest
+from attestation.binding import Binding, Role
+from attestation.eventlog import EventLog
+from attestation.evidence import Evidence, Tee
+from attestation.policy import AppraisalPolicy
+from attestation.runtime_events import Measurement, record
+from attestation.trust import TrustAnchors
+
+BOOTED = b"\xee" * 48
+SOFTWARE = b"\x5a" * 32
+ACCEPT = 'version = 1\nname = "p"\naccept = ["snp"]\n'
+LAUNCH = f'[[reference]]\nclaim = "launch"\nvalue = "{BOOTED.hex()}"\n'
+
+
+class Guest:
+    """An SNP guest whose owner booted what they liked and lets it say what is expected."""
+
+    def __init__(
+        self,
+        deployment: Any,
+        policy: str,
+        *,
+        devices: Callable[[bytes], tuple[Evidence, ...]] = lambda _: (),
+        trust: TrustAnchors | None = None,
+    ) -> None:
+        """``devices`` makes the evidence of GPUs for a nonce."""
+        self.amd = Amd()
+        self.devices = devices
+        self.deployment = deployment
+        self.job = replace(
+            deployment.jobs["alpha"],
+            policy=AppraisalPolicy.from_toml(policy.encode()),
+            trust=replace(trust or TrustAnchors(), amd_ark_keys=frozenset({self.amd.root_key})),
+        )
+        deployment.jobs["alpha"] = self.job
+
+    def request(self) -> Any:
+        client = self.deployment.client()
+        request = self.deployment.request(client)
+        log = EventLog.create(("sha384",))
+        for claim, digest in (
+            ("app", self.job.bundle_digest),
+            ("job", self.job.job_digest),
+            ("software", SOFTWARE),
+        ):
+            log = record(log, Measurement(claim=claim, digest=digest), RUNTIME)
+        bound = Binding(
+            role=Role.CLIENT,
+            nonce=request.nonce,
+            verifier_id=self.deployment.ca.key_digest,
+            tls_key=client.tls_key,
+            hpke_key=client.hpke_key,
+            node_id=client.site,
+            workload=self.job.workload,
+        )
+        register = log.replay("sha384", ccel=True)[RUNTIME]
+        evidence = Evidence(
+            tee=Tee.SNP,
+            quote=self._report(runtime_digest(bound.report_data(), register)),
+            endorsements=(self.amd.leaf(), self.amd.authorities()),
+            event_log=log.to_bytes(),
+            components=self.devices(hashlib.sha256(bound.report_data()).digest()),
+        )
+        return replace(request, evidence=evidence.to_bytes())
+
+    def _report(self, report_data: bytes) -> bytes:
+        signed = bytearray(self.amd.report(3, report_data=report_data)[:0x2A0])
+        signed[0x90:0xC0] = BOOTED
+        key = keys.ec_key(f"{self.amd.seed}/{self.amd.product}/vcek", "P-384")
+        r, s = keys.sign_raw(key, bytes(signed))
+        return bytes(signed) + r.to_bytes(72, "little") + s.to_bytes(72, "little") + bytes(368)
