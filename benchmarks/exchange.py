@@ -48,16 +48,16 @@ class Round:
         asked = ask(self.link, *[node.number for node in self.nodes], content=self.content)
         bodies = [body(n.answer(q)) for n, q in zip(self.nodes, asked, strict=True)]
         started = time.process_time()
-        pulling = threading.Thread(target=self._pull, args=(set(asked),))
+        pulling = threading.Thread(target=self._pull, args=(asked,))
         pulling.start()
         asyncio.run(self._work(bodies))
         pulling.join()
         return time.process_time() - started
 
-    def _pull(self, waiting: set[str]) -> None:
-        while waiting:
-            for reply in self.link.pull(waiting, 60):
-                waiting.remove(reply.question)
+    def _pull(self, asked: list[str]) -> None:
+        left = len(asked) - len(self.link.pull(asked, 60))
+        while left:
+            left -= len(self.link.pull(None, 60))
 
     async def _work(self, bodies: list[bytes]) -> None:
         async def work(node: FakeNode, delivery: bytes) -> None:

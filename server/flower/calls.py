@@ -50,6 +50,8 @@ class Coordinator:
     def __init__(self, pipe: ProcessChannel) -> None:
         self._pipe = pipe
         self._lock = threading.Lock()
+        self._pulling = threading.Lock()
+        self._waited: set[str] | None = None
 
     def push(self, flat: Flat) -> list[str]:
         """Hand messages to the nodes; return their ids, empty for one that was refused."""
@@ -59,7 +61,13 @@ class Coordinator:
 
     def pull(self, ids: Iterable[str], seconds: float) -> list[Reply]:
         """Wait for answers to some of ``ids``, up to ``seconds``."""
-        answer, blobs = self._ask("pull", {"ids": sorted(ids), "seconds": seconds})
+        wanted = set(ids)
+        with self._pulling:
+            # Whoever waits for many asks again and again for the same without what came.
+            known = None if wanted == self._waited else sorted(wanted)
+            self._waited = None
+            answer, blobs = self._ask("pull", {"ids": known, "seconds": seconds})
+            self._waited = wanted.difference(each["question"] for each in answer["replies"])
         replies: list[Reply] = []
         parts = iter(blobs)
         for each in answer["replies"]:

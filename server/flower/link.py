@@ -108,6 +108,7 @@ class JobLink:
         self._online = 0
         self._questions: dict[str, _Question] = {}
         self._replies: dict[str, Reply] = {}
+        self._wanted: set[str] = set()
         self._timers: list[tuple[float, int, str]] = []
         self._received = 0
         self._sent = 0
@@ -237,19 +238,25 @@ class JobLink:
             self._check_new(asked)
             return [self._ask(question) for question in asked]
 
-    def pull(self, ids: Iterable[str], seconds: float) -> list[Reply]:
+    def pull(self, ids: Iterable[str] | None, seconds: float) -> list[Reply]:
         """Wait until some of the questions are answered; return and forget those answers.
 
         Empty when the time is up. Answers come in the order in which they arrived.
+
+        :param ids: the questions; None for those of the last call that it did not answer, which
+            costs nothing for the many that are still open.
         """
         end = _end(seconds)
-        wanted = ids if isinstance(ids, set | frozenset) else set(ids)
+        wanted = None if ids is None else set(ids)
         with self._lock:
+            if wanted is not None:
+                self._wanted = wanted
             while True:
                 now = time.monotonic()
                 self._expire(now)
-                ready = [id_ for id_ in self._replies if id_ in wanted]
+                ready = [id_ for id_ in self._replies if id_ in self._wanted]
                 if ready or now >= end or self._closed:
+                    self._wanted.difference_update(ready)
                     return [self._replies.pop(id_) for id_ in ready]
                 self._answers.wait(self._until(end, now))
 
@@ -459,6 +466,7 @@ class JobLink:
     def _drop_all(self) -> None:
         self._questions.clear()
         self._replies.clear()
+        self._wanted = set()
         self._timers = [each for each in self._timers if each[1]]
         for node in self._nodes.values():
             node.queue.clear()

@@ -21,6 +21,7 @@ from fedlearn.errors import AdmissionDenied, JobError, TransportError
 from fedlearn.flower import Packer, arrays_of, flatten, inflate, unpack
 from fedlearn.frames import FrameReader
 from fedlearn.message import MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE, Head
+from server.flower.calls import Coordinator
 from server.flower.link import JobLink
 from server.flower.plan import Reply
 
@@ -528,6 +529,38 @@ def test_time_that_passes_without_an_event_ends_a_wait(link, nodes):
     assert _error(link.pull([question], 30)[0]) == MESSAGE_UNAVAILABLE
     assert link.pull([question], 0.05) == []
     assert len(link.wait_online(3, 0.05)) == 2
+
+
+def test_whoever_waits_for_many_names_them_once(link, nodes):
+    first, second = ask(link, nodes[0].number, nodes[1].number)
+    (other,) = ask(link, nodes[0].number)
+    assert link.pull([first, second], 0) == []
+    for node, question in ((nodes[1], second), (nodes[0], first), (nodes[0], other)):
+        node.fetched()
+        assert node.deliver(node.answer(question)) == 200
+        if question != other:
+            assert [reply.question for reply in link.pull(None, 1)] == [question]
+    assert link.pull(None, 0) == []
+    assert [reply.question for reply in link.pull([other], 0)] == [other]
+
+
+def test_a_jobs_process_names_what_it_waits_for_once():
+    asked: list[Any] = []
+
+    class Channel:
+        def send(self, header: dict[str, Any], blobs: Any) -> None:
+            asked.append(header["ids"])
+
+        def receive(self) -> Any:
+            told = {"site": "a", "node": 5, "ids": [], "size": 0, "key": "", "digest": ""}
+            question = {1: "b", 2: "a"}.get(len(asked))
+            replies = [{"question": question, **told}] if question else []
+            return {"replies": replies}, [b"head"] * len(replies)
+
+    coordinator = Coordinator(Channel())
+    for wanted in ("abc", "ac", "c", "cd"):
+        coordinator.pull(wanted, 1.0)
+    assert asked == [["a", "b", "c"], None, None, ["c", "d"]]
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), -1.0])
