@@ -26,7 +26,7 @@ from fedlearn.privacy import Budget
 from server.enrollment import SiteRegister
 from server.health import Health
 from server.home import Home
-from server.jobs import JobBook, JobRecord, JobStatus
+from server.jobs import JobBook, JobRecord, JobState, JobStatus
 from server.openjobs import OpenJobs
 from server.placement import Choice
 from server.policies import PolicyDesk
@@ -132,7 +132,8 @@ class Coordinator:
                     f"{limit} jobs run already",
                     hint="wait for one to end, or raise limits.jobs in server.toml",
                 )
-            self._book.add(record)
+            digest = self._book.add(record)
+            text = hashlib.sha256(policy_toml.encode()).hexdigest()
             self._home.ledger.append(
                 "job",
                 {
@@ -140,8 +141,9 @@ class Coordinator:
                     "change": "submitted",
                     "operator": operator,
                     "digest": spec.digest().hex(),
-                    "bundle": hashlib.sha256(bundle).hexdigest(),
+                    "bundle": digest.hex(),
                     "policy": policy.digest.hex(),
+                    "text": text,
                     **({} if choice is None else _placed(asked, choice)),
                 },
             )
@@ -150,6 +152,7 @@ class Coordinator:
                 {
                     "job": spec.name,
                     "policy": policy.digest.hex(),
+                    "text": text,
                     "operator": operator,
                     **self._policies.entry(policy, signer),
                 },
@@ -159,17 +162,17 @@ class Coordinator:
             )
             for site, reason in choice.passed_over.items() if choice is not None else ():
                 self.jobs.say(spec.name, Log(line=f"not chosen: {reason}", site=site))
-            self.jobs.begin(record)
+            self.jobs.begin(self._book.get(spec.name))
         return self.get_job(spec.name)
 
     def list_jobs(self) -> Sequence[JobView]:
         """Return all jobs, oldest first."""
         models = self._home.store.models()
-        return [self._view(record, models) for record in self._book.all()]
+        return [self._view(state, models) for state in self._book.states()]
 
     def get_job(self, name: str) -> JobView:
         """Return one job."""
-        return self._view(self._book.get(name), self._home.store.models())
+        return self._view(self._book.state(name), self._home.store.models())
 
     def follow_job(
         self, name: str, *, after: int, past_only: bool, stop: threading.Event
@@ -183,7 +186,7 @@ class Coordinator:
         last = ""
         while not stop.is_set():
             # Asked before the page is read: a job that has ended says nothing after its last event.
-            running = self._book.get(name).status.open
+            running = self._book.state(name).status.open
             page = self._book.events(name, after=after, most=_EVENT_PAGE)
             for event in page:
                 after, last = event.sequence, event.kind
@@ -193,7 +196,7 @@ class Coordinator:
                     kind=event.kind,
                     json=event.body,
                 )
-            if len(page) == _EVENT_PAGE:
+            if len(page) >= _EVENT_PAGE:
                 continue
             if running:
                 patience = time.monotonic() + _LAST_EVENT_SECONDS
@@ -204,9 +207,9 @@ class Coordinator:
 
     def cancel_job(self, operator: str, name: str) -> JobView:
         """Stop a job. Its sealed versions stay."""
-        record = self._book.get(name)
-        if not record.status.open:
-            raise JobError(f"job {name} is {record.status} already")
+        status = self._book.state(name).status
+        if not status.open:
+            raise JobError(f"job {name} is {status} already")
         self._note(name, "cancelled", operator)
         job = self.jobs.named(name)
         event = JobCancelled(detail=f"by operator {operator}")
@@ -245,21 +248,10 @@ class Coordinator:
         job = self.jobs.require(name)
         with self._policies.deciding():
             signer = self._policies.check(policy, policy_signature)
-            former = self._book.get(name)
-            # The book first: what a restart finds is never older than the ledger.
-            self._book.change(
-                name, policy_in_force=policy_toml, signature_in_force=policy_signature
-            )
+            # Kept first, in force with its entry: the ledger names it by its text.
+            text = self._book.add_policy(name, policy_toml, policy_signature)
             noted = {"operator": operator, **self._policies.entry(policy, signer)}
-            try:
-                self.jobs.gate.replace_policy(name, policy, noted=noted)
-            except BaseException:
-                self._book.change(
-                    name,
-                    policy_in_force=former.policy_in_force,
-                    signature_in_force=former.signature_in_force,
-                )
-                raise
+            self.jobs.gate.replace_policy(name, policy, noted={**noted, "text": text.hex()})
             self._note(name, "policy replaced", operator)
         with self.jobs.lock:
             job.admittable = dataclasses.replace(job.admittable, policy=policy)
@@ -328,9 +320,9 @@ class Coordinator:
         """Return what the site runs, or shall run."""
         return self.jobs.dispatch.assignments(site)
 
-    def _view(self, record: JobRecord, models: Collection[str]) -> JobView:
-        view = _view(record, models)
-        reason = self.jobs.interruption(record.name)
+    def _view(self, state: JobState, models: Collection[str]) -> JobView:
+        view = _view(state, models)
+        reason = self.jobs.interruption(state.name)
         if not reason:
             return view
         # The book may not know it: its disk is what failed.
@@ -350,14 +342,14 @@ def _placed(asked: JobSpec, choice: Choice) -> dict[str, Any]:
     }
 
 
-def _view(record: JobRecord, models: Collection[str]) -> JobView:
+def _view(state: JobState, models: Collection[str]) -> JobView:
     return JobView(
-        name=record.name,
-        id=record.spec.digest().hex(),
-        status=record.status.value,
-        round=record.round,
-        rounds=record.spec.rounds,
-        detail=record.detail,
-        model=record.name if record.name in models else "",
-        sites=record.spec.sites,
+        name=state.name,
+        id=state.digest.hex(),
+        status=state.status.value,
+        round=state.round,
+        rounds=0 if state.spec is None else state.spec.rounds,
+        detail=state.detail,
+        model=state.name if state.name in models else "",
+        sites=() if state.spec is None else state.spec.sites,
     )

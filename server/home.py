@@ -6,7 +6,7 @@
     STATE/ca.pem             the root certificate (public)
     STATE/ledger.sqlite      every decision;  STATE/ledger.pub.pem verifies it
     STATE/store/             sealed models, and the seal that binds them to the ledger
-    STATE/jobs.sqlite        job specifications and their events
+    STATE/jobs.sqlite        job specifications, policies and events;  STATE/bundles/ their code
     STATE/operator.toml      the answer to the first operator's request (public), or
     STATE/operator/          insecure: the first operator's login with its key, made here
     STATE/attester/          public state of the coordinator's own attester
@@ -38,6 +38,8 @@ from fedlearn.login import LoginGrant, OperatorLogin, csr_der, new_request
 from server.catalogue import MonotonicCounter
 from server.config import Keys, ServerConfig
 from server.headfile import HEAD_FILE, HeadFile
+from server.jobhistory import JobHistory
+from server.jobs import JobBook
 from server.keys import KeyService
 from server.ledger import LEDGER_FILE, Ledger, LedgerReader
 from server.operators import OperatorRegister, requested_name
@@ -335,6 +337,15 @@ class Home:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def job_book(self) -> JobBook:
+        """Open the file of jobs; to be closed before this.
+
+        :raises StoreError: when it cannot be opened, is damaged or is none of ours.
+        """
+        return JobBook(
+            self.config.state, key=self.keys.root.derive("jobs"), history=JobHistory(self.ledger)
+        )
 
     def server_identity(
         self, *, dns_names: Sequence[str], ips: Sequence[str], now: datetime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import resource
@@ -14,7 +15,15 @@ from typing import Any, Final
 
 import click
 
-from fedlearn.console import Commands, config_option, line, print_json, version_text
+from fedlearn.console import (
+    REFUSED,
+    Commands,
+    config_option,
+    line,
+    print_json,
+    printable,
+    version_text,
+)
 from fedlearn.errors import ConfigError
 from fedlearn.plaintext import configure_logging
 
@@ -224,9 +233,9 @@ def adopt(path: Path, as_json: bool) -> None:
 @_config
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def check(path: Path, as_json: bool) -> int:
-    """Open everything, verify the ledger and the sealed models, and change nothing.
+    """Open everything, verify the ledger, the sealed models and the jobs, and change nothing.
 
-    For a coordinator that is not running.
+    For a coordinator that is not running. Exits with 2 where jobs are set apart.
     """
     from server.config import ServerConfig
     from server.home import Home
@@ -238,14 +247,19 @@ def check(path: Path, as_json: bool) -> int:
         found["ledger"] = {"entries": verified.entries, "head": str(verified.head or "")}
         for model in home.store.models():
             found["models"][model] = len(home.store.verify(model))
+        with contextlib.closing(home.job_book()) as book:
+            found["jobs"], found["set_apart"] = len(book.states()), dict(book.set_apart)
     if as_json:
         print_json(found)
     else:
         line(f"state    {found['state']}")
-        line(f"ledger   {found['ledger']['entries']} entries, intact")
+        line(f"ledger   {found['ledger']['entries']} entries, intact, as the store has it sealed")
         for model, versions in found["models"].items():
             line(f"model    {model}: {versions} sealed versions, intact")
-    return 0
+        line(f"jobs     {found['jobs']}, {len(found['set_apart'])} set apart")
+        for name, reason in found["set_apart"].items():
+            line(printable(f"         {name}: {reason}"), style="yellow")
+    return REFUSED if found["set_apart"] else 0
 
 
 def _write_template(

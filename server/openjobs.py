@@ -39,7 +39,7 @@ from server.flower.link import JobLink
 from server.flower.plan import Outcome
 from server.health import Health
 from server.home import Home
-from server.jobs import JobBook, JobRecord, JobStatus
+from server.jobs import JobBook, JobRecord, JobState, JobStatus
 from server.openjob import OpenJob, opened
 from server.policies import PolicyDesk
 from server.register import AdmissionEvent, AdmissionRegister, Change
@@ -100,7 +100,7 @@ class OpenJobs:
         self._over = threading.Event()
         self._later: deque[Callable[[], object]] = deque(maxlen=_MOST_LATER)
         self._saying = threading.RLock()
-        self._unopened: list[JobRecord] = []
+        self._unopened: list[str] = []
         register.subscribe(self._admission_changed)
 
     def attach(self, gate: AdmissionGate) -> None:
@@ -210,21 +210,45 @@ class OpenJobs:
     # --- from beginning to end --------------------------------------------------------
 
     def go_on(self) -> None:
-        """Open again what an earlier life left unfinished."""
-        for record in self._book.all():
-            if not record.status.open:
+        """Open again what an earlier life left unfinished, as the ledger says."""
+        for state in self._book.states():
+            name = state.name
+            if not state.status.open:
+                if not self._book.ended(name):
+                    # A crash came between the entry of its end and the event.
+                    self.say(name, self._end_of(state))
                 continue
             if not self._home.config.jobs.resume:
-                self._book.change(record.name, status=JobStatus.INTERRUPTED)
+                self._book.change(name, status=JobStatus.INTERRUPTED)
                 continue
             try:
-                self.begin(record)
+                self._reopen(name)
             except DiskError as error:
-                self.health.fault(f"job {record.name}", f"not opened yet: {error}")
-                self._unopened.append(record)
-            except (FedlearnError, AttestationError) as error:
-                reason = str(error)
-                self.close(record.name, JobStatus.FAILED, JobFailed(detail=reason), detail=reason)
+                self.health.fault(f"job {name}", f"not opened yet: {error}")
+                self._unopened.append(name)
+
+    def _reopen(self, name: str) -> None:
+        """Open a job again, or enter why it cannot go on.
+
+        :raises DiskError: when the disk takes neither.
+        """
+        try:
+            self.begin(self._book.get(name))
+        except DiskError:
+            raise
+        except (FedlearnError, AttestationError) as error:
+            reason = str(error)
+            self._home.ledger.append("job", {"job": name, "change": "failed", "reason": reason})
+            self.close(name, JobStatus.FAILED, JobFailed(detail=reason), detail=reason)
+
+    def _end_of(self, state: JobState) -> Event:
+        """Return the event of a job that has ended."""
+        if state.status is JobStatus.FINISHED:
+            model = state.name if state.name in self._home.store.models() else ""
+            return JobFinished(model=model, seconds=0.0, metrics={})
+        if state.status is JobStatus.CANCELLED:
+            return JobCancelled(detail=state.detail)
+        return JobFailed(detail=state.detail)
 
     def begin(self, record: JobRecord) -> None:
         """Open a job, order it at its sites, and run it in a thread of its own.
@@ -256,10 +280,10 @@ class OpenJobs:
             self._catch_up()
         with contextlib.suppress(DiskError):
             while self._unopened and not self._over.is_set():
-                record = self._unopened[0]
-                self.begin(record)
+                name = self._unopened[0]
+                self._reopen(name)
                 self._unopened.pop(0)
-                self.health.clear(f"job {record.name}")
+                self.health.clear(f"job {name}")
 
     def _watch(self, job: OpenJob) -> None:
         """Run one job to its end, whatever happens: nobody else would notice."""
@@ -360,6 +384,7 @@ class OpenJobs:
             event = JobFinished(model=model, seconds=seconds, metrics=job.desk.metrics)
         elif outcome.status == "cancelled":
             status = JobStatus.CANCELLED
+            body = {"job": name, "change": "cancelled"}
             event = JobCancelled(detail=outcome.message)
         else:
             status, detail = JobStatus.FAILED, outcome.message

@@ -16,7 +16,6 @@ from attestation.errors import EvidenceError, FreshnessError
 from attestation.launch import require_launch_identity
 from attestation.policy import AppraisalPolicy
 from attestation.policysign import signer_of, verify_policy
-from fedlearn.errors import JobError
 
 __all__ = ["PolicyDesk"]
 
@@ -57,22 +56,13 @@ class PolicyDesk:
     def check_again(self, policy: AppraisalPolicy, signature: bytes, *, job: str) -> None:
         """Check the policy that a job went by, before it goes on by it.
 
+        That it is the one in force is for the ledger to say (:meth:`server.jobs.JobBook.get`).
+
         :raises AttestationError: when its signature counts no more, or it pins no launch
             identity of a TEE that it accepts.
-        :raises JobError: when it is older than the ledger says.
         """
         require_launch_identity(policy, where=f"the policy of job {job}")
         self._signer(policy, signature)
-        newest = 0
-        for body in self._entries():
-            if body.get("job") == job:
-                newest = _version(body)
-        if policy.version < newest:
-            raise JobError(
-                f"job {job} went by version {newest} of its policy, and version "
-                f"{policy.version} is what was kept: the file of jobs is older than the ledger",
-                hint="restore jobs.sqlite from the time of the ledger",
-            )
 
     def entry(self, policy: AppraisalPolicy, signer: bytes) -> dict[str, Any]:
         """Return what the ledger says of a policy besides its job and digest."""

@@ -34,6 +34,7 @@ _SALT_BYTES: Final = 32
 _TAG_BYTES: Final = 16
 _NONCE: Final = bytes(12)
 _VALUE: Final = b"fedlearn/sealed-value/1\0"
+_DERIVED: Final = b"fedlearn/derived-key/1\0"
 _IDENTITY: Final = b"fedlearn/root-id/1\0"
 _MAX_ROOT_FILE: Final = 256 * 1024
 _MAX_PROTECTORS: Final = 16
@@ -158,6 +159,10 @@ class RootKey:
             self._write(kept)
             if kind == InsecurePlainKeyFile.kind:
                 (self.directory / PLAIN_KEY_FILE).unlink(missing_ok=True)
+
+    def derive(self, label: str) -> bytes:
+        """Return a key (32 bytes) for one purpose, the same whenever the root key is."""
+        return hkdf(bytes(self._key), salt=b"", info=_DERIVED + label.encode())
 
     def seal(self, label: str, data: bytes) -> bytes:
         """Seal a value in memory; it opens under this root key and this label only."""

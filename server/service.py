@@ -38,7 +38,7 @@ from server.exclusions import ExclusionList
 from server.front import Front
 from server.health import Health
 from server.home import Home
-from server.jobs import JobBook, JobStatus
+from server.jobs import JobStatus
 from server.metrics import AdmissionCounts, Gauge, serve_metrics
 from server.operators import OperatorRegister
 from server.peers import spki
@@ -95,7 +95,7 @@ def serve(config: ServerConfig) -> Iterator[Service]:
         register = AdmissionRegister()
         counts = AdmissionCounts()
         register.subscribe(counts)
-        book = JobBook(config.state / "jobs.sqlite")
+        book = home.job_book()
         stack.callback(book.close)
         sites = SiteRegister(
             entries=site_entries(home.ledger),

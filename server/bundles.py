@@ -1,0 +1,52 @@
+"""The bundles of all jobs, each once, in files named by their SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from attestation.sealing import write_durably
+from fedlearn.application import MAX_BUNDLE_BYTES
+from fedlearn.errors import StoreError
+from server.disk import store_error
+from server.rootkey import reason
+
+__all__ = ["Bundles"]
+
+
+class Bundles:
+    """Bundles by digest. What is read is what was kept, or an error."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def keep(self, bundle: bytes) -> bytes:
+        """Keep a bundle, durably; return its SHA-256.
+
+        :raises StoreError: when it cannot be written.
+        """
+        digest = hashlib.sha256(bundle).digest()
+        path = self._folder / digest.hex()
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            if not path.exists() or path.read_bytes() != bundle:
+                write_durably(path, bundle)
+        except OSError as error:
+            raise store_error(f"{path}: {reason(error)}", error) from error
+        return digest
+
+    def get(self, digest: bytes) -> bytes:
+        """Return the bundle with this SHA-256.
+
+        :raises StoreError: when it is missing or is another one.
+        """
+        path = self._folder / digest.hex()
+        hint = "restore the file from a backup, or submit the job anew under another name"
+        try:
+            with path.open("rb") as stream:
+                bundle = stream.read(MAX_BUNDLE_BYTES + 1)
+        except OSError as error:
+            raise store_error(f"{path}: {reason(error)}", error, hint=hint) from error
+        if hashlib.sha256(bundle).digest() != digest:
+            raise StoreError(f"{path}: is not the bundle that was submitted", hint=hint)
+        return bundle
