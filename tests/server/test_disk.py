@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.coordinators import starting, tiny_bundle
 
 from fedlearn.errors import DiskError, LedgerDiskError, LedgerError, StoreError
 from fedlearn.events import Log
 from fedlearn.wire.failure import Unreachable, status_of, trailing_of
 from server.disk import disk_failed, ledger_error, store_error, transaction
 from server.health import Health
-from server.jobs import JobBook
+from server.openjobs import OpenJobs
 from server.register import Change
 
 
@@ -95,24 +96,39 @@ def test_a_commit_that_fails_is_undone_and_the_next_one_goes_on(tmp_path: Path) 
     real.close()
 
 
-def test_the_book_of_jobs_says_that_its_disk_failed_and_works_afterwards(tmp_path: Path) -> None:
-    book = JobBook(tmp_path / "jobs.sqlite")
-    failing: Any = Failing(book._db)
-    book._db = failing
-    now = datetime.now(UTC)
-    for statement, act in (
-        ("INSERT", lambda: book.say("x", Log(line="a"), at=now)),
-        ("BEGIN", lambda: book.change("x", detail="a")),
-        ("SELECT", lambda: book.all()),
-        ("SELECT", lambda: book.events("x")),
-    ):
-        failing.fails = statement
-        with pytest.raises(DiskError, match="the book of jobs cannot be"):
-            act()
-    failing.fails = None
-    assert book.say("x", Log(line="b"), at=now) == 1
-    assert [event.sequence for event in book.events("x")] == [1]
-    book.close()
+def test_the_book_of_jobs_says_that_its_disk_failed_and_works_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpenJobs, "_watch", lambda *_: None)
+    with starting(tmp_path) as start:
+        coordinator = start()
+        coordinator.submit_job(
+            "alice",
+            job_toml='name = "x"\napp = "app"\nrounds = 1\nsites = ["site-a"]\npolicy = "p"\n',
+            bundle=tiny_bundle(tmp_path / "app"),
+            policy_toml='version = 1\nname = "p"\naccept = ["sample"]\ninsecure_sample = true\n'
+            '[[reference]]\nclaim = "software"\nvalue = "ab"\n',
+        )
+        book = coordinator._book
+        real, before = book._db, book.events("x")
+        failing: Any = Failing(real)
+        book._db = failing
+        now = datetime.now(UTC)
+        for statement, act in (
+            ("INSERT", lambda: book.say("x", Log(line="a"), at=now)),
+            ("BEGIN", lambda: book.change("x", detail="a")),
+            ("SELECT", lambda: book.get("x")),
+            ("SELECT", lambda: book.events("x")),
+        ):
+            failing.fails = statement
+            with pytest.raises(DiskError, match=r"jobs\.sqlite: cannot be"):
+                act()
+        failing.fails = None
+        assert book.state("x").detail == ""
+        number = len(before) + 1
+        assert book.say("x", Log(line="b"), at=now) == number
+        assert [event.sequence for event in book.events("x", after=number - 1)] == [number]
+        book._db = real
 
 
 def test_an_ending_that_the_disk_does_not_take_is_entered_later(deployment: Any) -> None:
