@@ -168,8 +168,8 @@ def challenge_identity(
     """Check the keys of ``identity`` and make a challenge that only their TPM can answer.
 
     The EK is believed when its SHA-256 is ``pinned``, or when its certificate chains to one
-    of ``roots`` (DER). ``insecure_first_use`` believes any EK: it then proves that AK and EK
-    live together, and not that they live in a TPM, since software can play one.
+    of ``roots``, files of certificates. ``insecure_first_use`` believes any EK: it then proves
+    that AK and EK live together, and not that they live in a TPM, since software can play one.
 
     :raises EndorsementError: when the EK is not believed, or a key is of the wrong kind.
     """

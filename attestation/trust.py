@@ -76,7 +76,8 @@ class TrustAnchors:
     ``tpm_boot_values``  values of PCR 14 (of any bank but SHA-1: 32, 48 or 64 bytes) at which a
                       boot chain may hand over to software, where that is not zero (shim
                       measures its key list there)
-    ``tpm_ek_roots``  DER certificates that endorsement key certificates may chain to
+    ``tpm_ek_roots``  files of certificates (DER, or PEM, one or many) that endorsement key
+                      certificates may chain to
     ``amd_ark_keys``  SHA-256 of the SPKI of the AMD root keys that count
     ``intel_root``    SHA-256 of the SPKI of the Intel root CA that counts
     ``nvidia_root``   SHA-256 of the SPKI of the NVIDIA root CA that counts

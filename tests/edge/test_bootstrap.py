@@ -24,6 +24,7 @@ TRUST = TrustAnchors(
     amd_ark_keys=frozenset({b"d" * 32}),
     intel_root=b"i" * 32,
     nvidia_root=b"n" * 32,
+    nvidia_rim_root=b"r" * 32,
     container_servers=frozenset({b"c" * 48}),
     known_events=frozenset({b"k" * 48, b"l" * 32}),
     collateral=(b"{}", b"[]"),
