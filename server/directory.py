@@ -167,14 +167,15 @@ class SealedDirectory:
         """
         with self.writing():
             self._sweep(self.catalogue)
+            # Not later: the ledger's head is written beside the catalogue by other threads.
+            for path in self.path.iterdir():
+                if is_temporary(path.name):
+                    path.unlink()
 
     def _sweep(self, catalogue: Catalogue) -> None:
         expected = catalogue.files()
         for path in self.files.iterdir():
             if path.name not in expected:
-                path.unlink()
-        for path in self.path.iterdir():
-            if is_temporary(path.name):
                 path.unlink()
 
 

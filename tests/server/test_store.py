@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 import server.store
 from attestation.errors import UnsealError
 from attestation.sealing import (
+    DurableFile,
     FileSigner,
     PrivateKey,
     open_sealed,
@@ -323,6 +324,19 @@ def test_what_a_crash_left_is_removed_at_the_start(tmp_path: Path, keys: KeyServ
             "lock",
             "models",
         ]
+
+
+def test_what_others_write_beside_the_catalogue_is_left_alone(
+    tmp_path: Path, keys: KeyService
+) -> None:
+    """The ledger's head is sealed in this folder, by whichever thread appends an entry."""
+    with ModelStore.open(tmp_path / "s", keys) as store:
+        head = tmp_path / "s" / "ledger-head.sealed"
+        with DurableFile(head) as writing:
+            writing.write(b"newest")
+            store.write("demo", arrays(), round=0)
+            writing.commit()
+        assert head.read_bytes() == b"newest"
 
 
 def test_a_write_that_is_not_committed_does_not_count(
