@@ -118,7 +118,7 @@ class Rim:
 
 
 def is_rim(data: bytes) -> bool:
-    """Say whether ``data`` is XML that speaks of a SWID tag, and thus is meant as a RIM."""
+    """Say whether ``data`` is XML that names the root element of a SWID tag."""
     start = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     return start == b"<" and b"SoftwareIdentity" in data
 
@@ -144,7 +144,7 @@ def match_rims(
 ) -> tuple[Rim, ...]:
     """Return the verified RIMs that ``report`` matches: of driver and VBIOS; of a switch, VBIOS.
 
-    A RIM that cannot be read, or does not verify, takes nothing from the others.
+    A RIM that cannot be read or does not verify is skipped where another one matches.
 
     :raises EndorsementError: when there is none for a version of the report, or a measurement is
         not one that the RIM demands.

@@ -33,7 +33,7 @@ _REMEDY: Final = {
 
 def concerns(claim: str, device: Claims) -> bool:
     """Say whether a reference value for ``claim`` is about this kind of device."""
-    return claim in NVIDIA_CLAIMS or claim.startswith(SWITCH_PREFIX) is _is_switch(device)
+    return claim in NVIDIA_CLAIMS or claim.startswith(SWITCH_PREFIX) == _is_switch(device)
 
 
 def device_findings(policy: AppraisalPolicy, claims: Claims) -> Iterator[Finding]:

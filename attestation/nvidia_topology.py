@@ -1,9 +1,10 @@
 """Whether the NVIDIA devices of one evidence are all different, and all of one machine.
 
-In *Protected PCIe* mode the GPUs of a machine talk through its NVSwitches in the clear, so that a
-GPU is as good as every switch that it is connected to, and as every GPU behind them. Such evidence
-has a report of each. What the reports say (:attr:`~.quotes.nvidia.NvidiaReport.linked_pdis`) must
-agree, as in NVIDIA's own verifier (https://github.com/NVIDIA/nvtrust, ``validate_topology``):
+In *Protected PCIe* mode the GPUs of a machine exchange data through its NVSwitches without
+encryption. Data of one GPU is protected only if every switch that it is connected to, and every GPU
+behind these switches, is genuine. Such evidence has a report of each. What the reports say
+(:attr:`~.quotes.nvidia.NvidiaReport.linked_pdis`) must agree, as in NVIDIA's own verifier
+(https://github.com/NVIDIA/nvtrust, ``validate_topology``):
 
 * every GPU is in that mode, and is connected to the same switches, one at least;
 * these are the switches whose reports came along;

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 
+from attestation.collateral import describe
 from attestation.decoded.azure import decode_azure, decode_hcl
 from attestation.decoded.dcap import decode_quote
 from attestation.decoded.fields import Field
@@ -17,7 +18,7 @@ from attestation.decoded.origins import with_origins
 from attestation.decoded.snp import decode_report
 from attestation.decoded.tpm import decode_tpm
 from attestation.encodings import unwrap_text
-from attestation.errors import EvidenceError
+from attestation.errors import AttestationError, EvidenceError
 from attestation.evidence import Evidence, Tee
 from attestation.formats import to_evidence
 from attestation.quotes.sample import SampleQuote
@@ -76,13 +77,21 @@ def _evidence(evidence: Evidence) -> Iterator[Field]:
     if evidence.event_log:
         yield from _log(evidence.event_log)
     for number, item in enumerate(evidence.endorsements):
-        shown = f"{len(item)} bytes"
-        yield Field(section="evidence", name=f"endorsements[{number}]", value=shown)
+        yield Field(section="evidence", name=f"endorsements[{number}]", value=_endorsement(item))
     for number, component in enumerate(evidence.components):
         for field in _evidence(component):
             yield Field(
                 section=f"component {number}: {field.section}", name=field.name, value=field.value
             )
+
+
+def _endorsement(data: bytes) -> str:
+    """Say what an endorsement is, and until when it counts, where it is collateral."""
+    try:
+        item = describe(data, path="endorsement")
+    except AttestationError:
+        return f"{len(data)} bytes"
+    return f"{len(data)} bytes: {item.kind} ({item.name}), until {item.not_after.isoformat()}"
 
 
 def _log(data: bytes) -> Iterator[Field]:

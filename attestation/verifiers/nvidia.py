@@ -145,7 +145,7 @@ class _Endorsements:
     def sort(cls, sent: Sequence[bytes], collateral: Iterable[bytes]) -> _Endorsements:
         found = cls()
         for item in collateral:
-            # One that cannot be read takes nothing from the others.
+            # One malformed file of the relying party does not affect the others.
             with contextlib.suppress(EvidenceError):
                 found._take(item)
         had = len(found.rims)

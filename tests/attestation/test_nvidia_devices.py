@@ -423,3 +423,13 @@ def test_evidence_of_a_whole_machine_fits_and_more_does_not() -> None:
     assert Evidence.from_bytes(whole.to_bytes()) == whole
     with pytest.raises(EvidenceError, match="more than 16"):
         Evidence.from_bytes(replace(whole, components=whole.components * 2).to_bytes())
+
+
+def test_what_came_along_with_a_report_is_described() -> None:
+    evidence = GPU.evidence(NONCE, DRIVER, ANSWERS[0], b"junk")
+    _, fields = decode_file(evidence.to_bytes())
+    found = [item.value for item in fields if item.name.startswith("endorsements[")]
+    assert "certificates (GPU FMC, GPU BROM, Identity, Device Root), until" in found[0]
+    assert "nvidia-rim (NVIDIA RIM of GH100 550.90.07), until" in found[1]
+    assert "ocsp (OCSP answer for serial" in found[2]
+    assert found[3] == "4 bytes"

@@ -234,7 +234,7 @@ def test_a_rim_that_verifies_is_taken_where_another_does_not(edition: str) -> No
         match(forged, VBIOS)
 
 
-def test_one_that_cannot_be_read_takes_nothing_from_the_others() -> None:
+def test_one_that_cannot_be_read_does_not_affect_the_others() -> None:
     malformed = DRIVER.replace(b"<Payload>", b"<!-- --><Payload>")
     odd = made.sign(made.tag(made.DRIVER, [made.resource(1, made.golden(2), active="yes")]))
     assert match(malformed, odd, DRIVER, VBIOS)
@@ -387,7 +387,7 @@ def _many(count: int, form: str) -> bytes:
         DRIVER.replace(b"<Payload>", b"<Payload " + _many(17, 'xmlns:a{}="u"') + b">"),
     ],
 )
-def test_a_document_that_is_dear_to_canonicalise_is_refused(data: bytes) -> None:
+def test_a_document_that_is_costly_to_canonicalise_is_refused(data: bytes) -> None:
     with pytest.raises(EvidenceError, match="too many"):
         Rim.verify(data, root=made.TRUST.nvidia_rim_root, now=made.NOW)
 
