@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from attestation.evidence import Claims
 from attestation.policy import AppraisalPolicy
@@ -25,11 +25,18 @@ from fedlearn.errors import (
     ConfigError,
     DiskError,
     FedlearnError,
+    Throttled,
     TransportError,
 )
 from server.admitted import Admitted, NodeDoor, Periods, Record
 from server.challenges import Challenge, ChallengeBook, Limits, Rates
-from server.entries import admission_entry, challenge_entry, ending_entry, refusal_entry
+from server.entries import (
+    admission_entry,
+    challenge_entry,
+    ending_entry,
+    left_out_entry,
+    refusal_entry,
+)
 from server.examination import (
     AdmitRequest,
     AdmittableJob,
@@ -44,6 +51,7 @@ from server.examination import (
 from server.exclusions import Exclusion, ExclusionList
 from server.peers import thumbprint
 from server.pki import CertificateAuthority
+from server.quota import Quota
 from server.register import Admission, AdmissionEvent, AdmissionRegister, Change
 
 __all__ = [
@@ -60,6 +68,11 @@ __all__ = [
     "Record",
     "SiteKeys",
 ]
+
+_OF_ONE_CLIENT: Final = Limits(rate=1e6, burst=10**6, rate_per_peer=0.5, burst_per_peer=16)
+"""How often one client attests again, and one site's client begins anew in a job."""
+
+_ENTRIES_AT_ONCE: Final = 64
 
 
 class AdmissionGate:
@@ -114,6 +127,11 @@ class AdmissionGate:
         )
         self._rates = Rates(limits=limits)
         self._attempts = Rates(limits=limits)
+        self._renewals = Rates(limits=_OF_ONE_CLIENT)
+        self._admissions = Rates(limits=_OF_ONE_CLIENT)
+        self._quotas = {
+            kind: Quota(burst=_ENTRIES_AT_ONCE, every=1.0) for kind in ("challenge", "refusal")
+        }
         self._lock = threading.RLock()
         self._paying = threading.RLock()
         self._policies: dict[str, AppraisalPolicy] = {}
@@ -144,7 +162,7 @@ class AdmissionGate:
         self._rates.take(peer, now=now)
         checked_names(job=job, site=site)
         challenge = self._book.issue(job=job, site=site, peer=peer, now=now)
-        self._enter("challenge", challenge_entry(challenge))
+        self._enter_of(peer, "challenge", challenge_entry(challenge))
         return challenge
 
     def admit(self, request: AdmitRequest) -> Admitted:
@@ -177,8 +195,9 @@ class AdmissionGate:
         attempt = Attempt(request)
         try:
             affirmed = self._examiner.examine(attempt, job_of=self._job, current=None, now=now)
+            attempt.step = "register"
+            self._count_admission(request, now)
             with self._lock:
-                attempt.step = "register"
                 self._check_unchanged(affirmed, request, now, admitting=True)
                 self._make_room(request, thumbprint(affirmed.tls_key), now)
                 return self._establish(affirmed, request, now, current=None)
@@ -195,7 +214,7 @@ class AdmissionGate:
         :raises Throttled: when it tries too often; ``current`` stays.
         """
         now = self._clock()
-        self._attempts.take(f"{current.job}/{current.site}/{current.client}", now=now)
+        self._renewals.take(f"{current.job}/{current.site}/{current.client}", now=now)
         attempt = Attempt(request)
         try:
             self.register.live(current.thumbprint, now=now)
@@ -316,6 +335,7 @@ class AdmissionGate:
         """End what has lapsed. To be called about once a second by the owner."""
         now = self._clock()
         self._pay()
+        self._settle()
         for exclusion in self.exclusions.over(now=now):
             with self._lock:
                 if exclusion not in self.exclusions.over(now=now):
@@ -327,6 +347,17 @@ class AdmissionGate:
     def _lift(self, exclusion: Exclusion, change: str) -> None:
         self._enter("exclusion", exclusion.entry(change))
         self.exclusions.lift(exclusion)
+
+    def _count_admission(self, request: AdmitRequest, now: datetime) -> None:
+        """Bound how often a site, which has vouched for it, begins anew in a job."""
+        try:
+            self._admissions.take(f"{request.job}/{request.site}", now=now)
+        except Throttled:
+            # The nonce is used up: this attempt is over, unlike one that was throttled before.
+            raise AdmissionDenied(
+                f"clients of site {request.site} sought admission to job {request.job} too often",
+                hint="see why they end so soon; one is admitted every few seconds",
+            ) from None
 
     def _check_unchanged(
         self, affirmed: Affirmed, request: AdmitRequest, now: datetime, *, admitting: bool
@@ -446,7 +477,7 @@ class AdmissionGate:
             raise error
         if not denied.findings:
             denied.findings = (refusal_finding(attempt.step, str(denied), denied.hint),)
-        self._enter("refusal", refusal_entry(attempt, denied))
+        self._enter_of(attempt.request.peer, "refusal", refusal_entry(attempt, denied))
         return denied
 
     def _ended(self, event: AdmissionEvent) -> None:
@@ -471,6 +502,18 @@ class AdmissionGate:
         """Enter something into the ledger, after what the disk did not take before."""
         self._pay()
         self._record(kind, body)
+
+    def _enter_of(self, peer: str, kind: str, body: Mapping[str, Any]) -> None:
+        """Enter what a peer may cause at will, as often as it may; then say how much was not."""
+        left_out = self._quotas[kind].take(peer)
+        if left_out is not None:
+            self._enter(kind, {**body, **({"left_out": left_out} if left_out else {})})
+
+    def _settle(self) -> None:
+        """Enter how often peers caused what was not entered, once they have stopped."""
+        for kind, quota in self._quotas.items():
+            for peer, left_out in quota.settle().items():
+                self._enter(kind, left_out_entry(kind, peer, left_out))
 
     def _pay(self) -> None:
         """Enter what the disk did not take before, in its order.

@@ -37,12 +37,15 @@ from fedlearn.join import JoinToken, checked_address
 from fedlearn.spiffe import SiteId, checked_name
 from server.ledger import LedgerReader
 from server.peers import PeerCertificate, csr_key, spki, thumbprint
+from server.quota import Quota
 from server.site import Site, SiteStatus
 from server.sitetpm import SiteTpm, check_digest
 
 __all__ = ["Site", "SiteRegister", "SiteStatus", "site_entries"]
 
 MAX_SITES: Final = 10_000
+_REFUSALS_AT_ONCE: Final = 16
+_SECONDS_FOR_EACH: Final = 10.0
 MAX_CAPABILITIES_BYTES: Final = 256 * 1024
 TOKEN_LIFETIME: Final = timedelta(hours=24)
 MAX_TOKEN_LIFETIME: Final = timedelta(days=30)
@@ -93,6 +96,7 @@ class SiteRegister:
         self._record = record
         self._limit = limit
         self.token_lifetime = token_lifetime
+        self._refusals = Quota(burst=_REFUSALS_AT_ONCE, every=_SECONDS_FOR_EACH)
         self._lock = threading.RLock()
         self._subscribers: list[Subscriber] = []
         self._known: dict[str, Site] = {}
@@ -180,11 +184,10 @@ class SiteRegister:
             with self._lock:
                 site, fresh = self._redeem(parsed, key)
         except EnrollmentRefused as error:
-            self._record(
-                "enrollment",
+            self._enter_refusal(
+                f"address {peer}",
                 {
                     "site": parsed.site,
-                    "outcome": "refused",
                     "reason": str(error),
                     "key_thumbprint": thumbprint(key).hex(),
                     "peer": peer,
@@ -338,16 +341,26 @@ class SiteRegister:
 
     def refuse_tpm(self, site: str, proven: ProvenKey, reason: str) -> None:
         """Enter into the ledger that a site did not prove the keys that it named."""
-        self._record(
-            "enrollment",
-            {
-                "site": site,
-                "outcome": "refused",
-                "reason": reason,
-                "ak": proven.ak.hex(),
-                "ek": proven.ek.hex(),
-            },
+        self._enter_refusal(
+            f"site {site}",
+            {"site": site, "reason": reason, "ak": proven.ak.hex(), "ek": proven.ek.hex()},
         )
+
+    def settle(self) -> None:
+        """Enter how many refusals were not entered, once they have stopped.
+
+        To be called about once a second by the owner.
+        """
+        for source, left_out in self._refusals.settle().items():
+            body = {"site": "", "reason": f"{left_out} more of {source}", "left_out": left_out}
+            self._record("enrollment", {"outcome": "refused", **body})
+
+    def _enter_refusal(self, source: str, body: Mapping[str, Any]) -> None:
+        """Enter a refusal that ``source`` may cause at will, as often as it may."""
+        left_out = self._refusals.take(source)
+        if left_out is not None:
+            more = {"left_out": left_out} if left_out else {}
+            self._record("enrollment", {"outcome": "refused", **body, **more})
 
     def report_capabilities(self, site: str, capabilities: str) -> None:
         """Keep what a site says it can do: a JSON object of at most 256 KiB.

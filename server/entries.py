@@ -11,7 +11,13 @@ from server.challenges import Challenge
 from server.examination import Attempt
 from server.register import Admission, AdmissionEvent
 
-__all__ = ["admission_entry", "challenge_entry", "ending_entry", "refusal_entry"]
+__all__ = [
+    "admission_entry",
+    "challenge_entry",
+    "ending_entry",
+    "left_out_entry",
+    "refusal_entry",
+]
 
 
 def challenge_entry(challenge: Challenge) -> dict[str, Any]:
@@ -56,6 +62,14 @@ def refusal_entry(attempt: Attempt, denied: AdmissionDenied) -> dict[str, Any]:
         "findings": list(denied.findings),
         **attempt.body,
     }
+
+
+def left_out_entry(kind: str, peer: str, count: int) -> dict[str, Any]:
+    """So many entries of a kind that one address caused were not made one by one."""
+    body: dict[str, Any] = {"job": "", "site": "", "peer": peer, "left_out": count}
+    if kind == "refusal":
+        body |= {"client": "", "step": "", "reason": f"{count} more of this address"}
+    return body
 
 
 def ending_entry(event: AdmissionEvent) -> dict[str, Any]:

@@ -27,11 +27,17 @@ from typing import Final
 from fedlearn.errors import JobError, StoreError
 from fedlearn.events import (
     MAX_EVENT_BYTES,
+    CheckpointSealed,
     Event,
     JobCancelled,
     JobFailed,
     JobFinished,
+    JobStarted,
     Log,
+    PrivacySpent,
+    RoundFinished,
+    RoundStarted,
+    UpdateReceived,
 )
 from fedlearn.job import JobSpec
 from server.bundles import Bundles
@@ -45,7 +51,17 @@ JOBS_FILE: Final = "jobs.sqlite"
 BUNDLES_FOLDER: Final = "bundles"
 MAX_JOBS: Final = 10_000
 MAX_EVENTS: Final = 200_000
-"""Events kept of one job; beyond it only final ones are."""
+"""Events kept of one job; beyond it only the rounds are, and twice as many in all."""
+
+ROUNDS: Final = (
+    JobStarted,
+    RoundStarted,
+    UpdateReceived,
+    RoundFinished,
+    CheckpointSealed,
+    PrivacySpent,
+)
+"""The events of the rounds themselves; no site causes more of them than there are rounds."""
 
 _LOG = logging.getLogger(__name__)
 _APPLICATION: Final = 0x464C4A32  # "FLJ2"
@@ -315,14 +331,16 @@ class JobBook:
     def say(self, name: str, event: Event, *, at: datetime) -> int:
         """Keep one event and wake who waits for it; return its sequence number.
 
-        Beyond :data:`MAX_EVENTS` events of a job, others than final ones are dropped.
+        Beyond :data:`MAX_EVENTS` events of a job those of its rounds are kept, beyond twice as
+        many only final ones.
         """
         body = event.encode()
         if len(body.encode()) > MAX_EVENT_BYTES:
             raise StoreError(f"an event of job {name!r} is longer than {MAX_EVENT_BYTES} bytes")
         with self._news, reading(self._path):
             sequence = self._sequences.get(name, 0) + 1
-            if sequence > MAX_EVENTS and not event.final:
+            most = 2 * MAX_EVENTS if isinstance(event, ROUNDS) else MAX_EVENTS
+            if sequence > most and not event.final:
                 return sequence - 1
             cells = (name, sequence, at.timestamp(), str(event.to_json()["kind"]), body)
             self._db.execute(

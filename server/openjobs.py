@@ -28,6 +28,7 @@ from fedlearn.events import (
     JobFailed,
     JobFinished,
     JobInterrupted,
+    Log,
     RoundFinished,
 )
 from fedlearn.job import Resources
@@ -42,8 +43,9 @@ from server.home import Home
 from server.jobs import JobBook, JobRecord, JobState, JobStatus
 from server.openjob import OpenJob, opened
 from server.policies import PolicyDesk
+from server.quota import Quota
 from server.register import AdmissionEvent, AdmissionRegister, Change
-from server.voice import spoken
+from server.voice import spoken, what_causes
 from server.watch import PROGRESS, JobWatch
 
 __all__ = ["OpenJobs"]
@@ -53,6 +55,14 @@ _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 5.0
 _MOST_LATER: Final = 10_000
 """Events that are kept in memory while the disk does not take them."""
+
+_SITE_EVENTS: Final = 500
+_SECONDS_FOR_EACH: Final = 2.0
+"""What one site may cause in one job at once, and then one every so many seconds."""
+
+_APP_LINES: Final = 2000
+_SECONDS_FOR_EACH_LINE: Final = 0.1
+"""What the code of a job may print."""
 
 _PROBE_BYTES: Final = 1024 * 1024
 
@@ -101,6 +111,10 @@ class OpenJobs:
         self._later: deque[Callable[[], object]] = deque(maxlen=_MOST_LATER)
         self._saying = threading.RLock()
         self._unopened: list[str] = []
+        self._quotas = {
+            True: Quota(burst=_SITE_EVENTS, every=_SECONDS_FOR_EACH),
+            False: Quota(burst=_APP_LINES, every=_SECONDS_FOR_EACH_LINE),
+        }
         register.subscribe(self._admission_changed)
 
     def attach(self, gate: AdmissionGate) -> None:
@@ -275,7 +289,11 @@ class OpenJobs:
         threading.Thread(target=self._watch, args=(job,), name=f"watch {name}", daemon=True).start()
 
     def tend(self) -> None:
-        """Do what the disk did not take before. To be called about twice a second."""
+        """Do what the disk did not take before, and tell what was left out.
+
+        To be called about twice a second.
+        """
+        self._settle()
         with contextlib.suppress(DiskError):
             self._catch_up()
         with contextlib.suppress(DiskError):
@@ -291,7 +309,7 @@ class OpenJobs:
         try:
             watch = JobWatch(
                 job,
-                say=lambda event: self.say(name, event),
+                say=lambda event: self._keep(name, event),
                 mark=lambda reason: self._mark(name, reason),
                 probe=self._probe,
                 current=lambda: self.named(name) is job,
@@ -436,7 +454,28 @@ class OpenJobs:
             self.say(job.record.name, JobInterrupted(detail="the coordinator stopped"))
 
     def say(self, name: str, event: Event) -> None:
-        """Tell whoever follows a job, and keep it; later, while the disk does not take it."""
+        """Tell whoever follows a job, and keep it; later, while the disk does not take it.
+
+        What one site, or the job's own code, causes beyond its quota is counted instead.
+        """
+        cause = what_causes(event)
+        if cause is not None:
+            left_out = self._quotas[bool(cause)].take(f"{name}/{cause}")
+            if left_out is None:
+                return
+            if left_out:
+                self._keep(name, _left_out(cause, left_out))
+        self._keep(name, event)
+
+    def _settle(self) -> None:
+        """Tell how many events were left out, once their cause has stopped."""
+        for quota in self._quotas.values():
+            for source, left_out in quota.settle().items():
+                name, _, site = source.partition("/")
+                if self.named(name) is not None:
+                    self._keep(name, _left_out(site, left_out))
+
+    def _keep(self, name: str, event: Event) -> None:
         job = self.named(name)
         if job is not None and isinstance(event, PROGRESS):
             job.progress += 1
@@ -473,3 +512,8 @@ class OpenJobs:
                 self._later.popleft()
                 raise
             self.health.clear("events")
+
+
+def _left_out(site: str, count: int) -> Log:
+    whose = "of this site" if site else "of the job's own code"
+    return Log(line=f"{count} more events {whose} were left out", site=site, level="warning")

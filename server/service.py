@@ -185,7 +185,7 @@ def serve(config: ServerConfig) -> Iterator[Service]:
         stack.callback(listeners.stop)
         health.check("fleet", front.fault)
         health.check("gate and control", listeners.fault)
-        stack.enter_context(_sweeping(health, gate.sweep, coordinator.jobs.tend))
+        stack.enter_context(_sweeping(health, gate.sweep, sites.settle, coordinator.jobs.tend))
         stack.callback(coordinator.jobs.stop)
         coordinator.jobs.go_on()
         if config.metrics.listen:

@@ -1,9 +1,13 @@
-"""What people hear of admission: ledger entries and changes of the register, as events."""
+"""What people hear of admission: ledger entries and changes of the register, as events.
+
+And who causes an event: what a site or the job's own code may cause at will is kept as often as a
+quota allows, so that neither fills a job's events.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from fedlearn.events import (
     ClientAdmitted,
@@ -11,12 +15,26 @@ from fedlearn.events import (
     ClientQuarantined,
     ClientRefused,
     ClientRenewed,
+    ClientStarting,
     Event,
     Log,
+    OtherEvent,
+    UpdateRejected,
 )
 from server.register import Admission, AdmissionEvent, Change
 
-__all__ = ["spoken"]
+__all__ = ["spoken", "what_causes"]
+
+_OF_A_SITE: Final = (
+    ClientAdmitted,
+    ClientLost,
+    ClientQuarantined,
+    ClientRefused,
+    ClientRenewed,
+    ClientStarting,
+    Log,
+    UpdateRejected,
+)
 
 
 def spoken(kind: str, subject: Mapping[str, Any] | AdmissionEvent) -> Event | None:
@@ -38,6 +56,16 @@ def spoken(kind: str, subject: Mapping[str, Any] | AdmissionEvent) -> Event | No
         why = f": {subject.get('reason')}" if subject.get("change") == "laid" else ""
         return Log(line=f"{who} of the site {what}{why}", site=str(subject.get("site", "")))
     return None
+
+
+def what_causes(event: Event) -> str | None:
+    """Return the site whose doing an event is, ``""`` for the job's own code, or ``None``.
+
+    ``None`` are the coordinator's own: the rounds of a job and what they consist of.
+    """
+    if isinstance(event, OtherEvent):
+        return ""
+    return event.site if isinstance(event, _OF_A_SITE) else None
 
 
 def _of_change(change: Change, admission: Admission, reason: str) -> Event:

@@ -262,7 +262,6 @@ def enroll(token_file: Path, state: Path, as_json: bool) -> None:
     """
     from edge.identity import SiteIdentity
     from edge.rpc import enroll as redeem
-    from fedlearn.join import JoinToken
 
     text = _token(token_file)
     parsed = JoinToken.parse(text)

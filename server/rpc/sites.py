@@ -34,6 +34,8 @@ MAX_RUNNING = 1000
 MAX_TEXT = 2000
 PHASES = frozenset({"accepted", "refused", "starting", "running", "succeeded", "failed", "stopped"})
 _CHUNK = 1024 * 1024
+_REPORTS_AT_ONCE = 256.0
+_REPORTS_PER_SECOND = 4.0
 
 
 class _Stream:
@@ -46,6 +48,8 @@ class _Stream:
         self._lock = threading.Lock()
         self._queued = 0
         self._closed = False
+        self._tokens, self._at = _REPORTS_AT_ONCE, loop.time()
+        self._told: dict[str, tuple[str, str]] = {}
 
     def send(self, order: StartOrder | StopOrder) -> None:
         """Queue an order."""
@@ -78,6 +82,24 @@ class _Stream:
                 return
             self._closed = True
         self._put(error)
+
+    def pause(self) -> float:
+        """Return seconds until the next report may be read; 0.0 counts one."""
+        now = self._loop.time()
+        self._tokens = min(_REPORTS_AT_ONCE, self._tokens + (now - self._at) * _REPORTS_PER_SECOND)
+        self._at = now
+        if self._tokens < 1.0:
+            return (1.0 - self._tokens) / _REPORTS_PER_SECOND
+        self._tokens -= 1.0
+        return 0.0
+
+    def news(self, assignment: str, told: tuple[str, str]) -> bool:
+        """Say whether the site has not just said this of the assignment."""
+        known = self._told.pop(assignment, None)
+        self._told[assignment] = told
+        while len(self._told) > MAX_RUNNING:
+            del self._told[next(iter(self._told))]
+        return known != told
 
     async def next(self, timeout: float) -> pb.SiteOrder:
         """Return the next order; a heartbeat when there is none for ``timeout`` seconds.
@@ -226,7 +248,10 @@ class SitesService:
         """Hand on what the site reports, in order; end the stream when that ends."""
         try:
             async for report in reports:
-                await self._call(self._take, stream.site, report)
+                # A site that reports too much is read more slowly, and nobody else is.
+                while (pause := stream.pause()) > 0:
+                    await asyncio.sleep(pause)
+                await self._call(self._take, stream, report)
             stream.close("the site ended the stream")
         except FedlearnError as error:
             stream.fail(error)
@@ -236,7 +261,8 @@ class SitesService:
             stream.close("the stream broke off")
             raise
 
-    def _take(self, site: str, report: pb.SiteReport) -> None:
+    def _take(self, stream: _Stream, report: pb.SiteReport) -> None:
+        site = stream.site
         self._sites.seen(site)
         match report.WhichOneof("report"):
             case "workload":
@@ -245,6 +271,9 @@ class SitesService:
                     raise ConfigError(f"{workload.phase[:40]!a} is no phase", key="phase")
                 if len(workload.reason) > MAX_TEXT or len(workload.assignment) > MAX_TEXT:
                     raise ConfigError(f"at most {MAX_TEXT} characters", key="reason")
+                told = (workload.phase, workload.reason)
+                if not stream.news(workload.assignment, told):
+                    return
                 self._coordinator.workload_changed(
                     site,
                     assignment=workload.assignment,

@@ -1,0 +1,275 @@
+"""What one source may write into the ledger and the events of a job, and that others still may."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+
+from fedlearn.errors import AdmissionDenied, EnrollmentRefused, Throttled
+from fedlearn.events import (
+    ClientLost,
+    JobFinished,
+    Log,
+    RoundFinished,
+    RoundStarted,
+    UpdateReceived,
+)
+from fedlearn.join import JoinToken
+from fedlearn.wire import fedlearn_pb2 as pb
+from fedlearn.wire import fedlearn_pb2_grpc as rpc
+from fedlearn.wire.channel import open_channel
+from server import jobs as jobs_module
+from server.jobhistory import JobHistory
+from server.jobs import JobBook
+from server.ledger import Ledger
+from server.openjobs import OpenJobs
+from server.quota import Quota
+from server.register import AdmissionRegister
+from server.running import JobDesk
+from server.voice import what_causes
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_source_has_a_burst_then_a_rate_and_what_is_left_out_is_counted() -> None:
+    clock = Clock()
+    quota = Quota(burst=3, every=10.0, clock=clock)
+    assert [quota.take("a") for _ in range(5)] == [0, 0, 0, None, None]
+    assert quota.take("b") == 0, "another source has a burst of its own"
+    clock.now = 10.0
+    assert quota.take("a") == 2
+    assert quota.take("a") is None
+    assert quota.settle() == {}
+    clock.now = 25.0
+    assert quota.settle() == {"a": 1}
+    assert quota.settle() == {}
+
+
+def test_only_so_many_sources_are_told_apart() -> None:
+    quota = Quota(burst=1, every=10.0, sources=100, clock=Clock())
+    for number in range(10_000):
+        quota.take(f"source {number}")
+    assert len(quota._sources) == 100
+
+
+def test_refused_enrollments_of_one_address_are_few_entries(deployment: Any, fakes: Any) -> None:
+    parts = fakes("deployment")
+    sites = deployment.sites
+    clock = Clock()
+    sites._refusals = Quota(burst=16, every=10.0, clock=clock)
+    csr = parts.new_csr(parts.new_key())
+    before = deployment.kinds().count("enrollment")
+
+    def forged(site: str) -> str:
+        token = JoinToken.fresh(address="127.0.0.1:1", site=site, ca_pin=deployment.ca.key_digest)
+        return token.encode()
+
+    for number in range(300):
+        with pytest.raises(EnrollmentRefused):
+            sites.enroll(forged(f"site-{number}"), csr, peer="192.0.2.1")
+    assert deployment.kinds().count("enrollment") - before == 16
+    with pytest.raises(EnrollmentRefused):
+        sites.enroll(forged("other"), csr, peer="192.0.2.2")
+    assert deployment.last("enrollment")["peer"] == "192.0.2.2"
+    clock.now = 60.0
+    sites.settle()
+    told = deployment.last("enrollment")
+    assert (told["outcome"], told["left_out"]) == ("refused", 284)
+    assert "284 more of address 192.0.2.1" in told["reason"]
+
+
+def test_refused_admissions_and_challenges_of_one_address_are_few_entries(deployment: Any) -> None:
+    gate = deployment.gate
+    clock = Clock()
+    many = SimpleNamespace(take=lambda *_, **__: None)
+    gate._rates = gate._attempts = many
+    gate._quotas = {kind: Quota(burst=8, every=1.0, clock=clock) for kind in gate._quotas}
+    client = deployment.client(measurements={"app": bytes(32), "job": bytes(32)})
+    for _ in range(40):
+        with pytest.raises(AdmissionDenied):
+            gate.admit(deployment.request(client))
+    assert deployment.kinds().count("refusal") == deployment.kinds().count("challenge") == 8
+    clock.now = 5.0
+    gate.sweep()
+    assert [body["left_out"] for _, body in deployment.entries[-2:]] == [32, 32]
+    with pytest.raises(AdmissionDenied):
+        gate.admit(deployment.request(client))
+    assert "left_out" not in deployment.last("refusal")
+
+
+def test_a_client_attests_again_and_begins_anew_only_so_often(deployment: Any) -> None:
+    client = deployment.client()
+    current = deployment.admit(client).admission
+    for _ in range(16):
+        request = deployment.request(client, site_voucher=b"")
+        current = deployment.gate.renew(request, current).admission
+    request = deployment.request(client, site_voucher=b"")
+    with pytest.raises(Throttled):
+        deployment.gate.renew(request, current)
+    assert deployment.kinds().count("renewal") == 16
+    assert deployment.register.live(current.thumbprint, now=deployment.clock())
+    for _ in range(15):
+        deployment.admit(deployment.client())
+    with pytest.raises(AdmissionDenied, match="too often"):
+        deployment.admit(deployment.client())
+    assert deployment.kinds().count("admission") == 16
+    # Another site notices nothing.
+    deployment.admit(deployment.client(site="site-b"))
+
+
+@pytest.fixture
+def site(front: Any, deployment: Any, fakes: Any) -> Iterator[Any]:
+    parts = fakes("deployment")
+    key = deployment.site_keys["site-a"]
+    issued = deployment.ca.issue_site(parts.new_csr(key), site="site-a", now=deployment.clock())
+    with open_channel(
+        front.control,
+        roots=deployment.ca.certificate_pem,
+        chain=issued.chain_pem,
+        key=parts.key_pem(key),
+    ) as channel:
+        yield rpc.SitesStub(channel)
+
+
+def test_a_site_that_reports_without_end_is_read_slowly_and_repeats_are_no_news(
+    front: Any, site: Any
+) -> None:
+    hold = threading.Event()
+
+    def reports() -> Iterator[Any]:
+        yield pb.SiteReport(hello=pb.Hello(version="1"))
+        for _ in range(200):
+            status = pb.WorkloadStatus(assignment="a-1", phase="starting", reason="the same")
+            yield pb.SiteReport(workload=status)
+        for number in range(3000):
+            status = pb.WorkloadStatus(assignment="a-1", phase="starting", reason=f"{number}")
+            yield pb.SiteReport(workload=status)
+        hold.wait(20)
+
+    call = site.Follow(reports())
+    time.sleep(2.0)
+    told = [what for kind, what in front.coordinator.calls if kind == "workload"]
+    assert told[0] == ("site-a", "a-1", "starting", "the same")
+    assert told[1] == ("site-a", "a-1", "starting", "0")
+    # 256 at once, 200 of which were repeats, and 4 a second.
+    assert 40 < len(told) < 120
+    hold.set()
+    call.cancel()
+    with pytest.raises(grpc.RpcError):
+        list(call)
+
+
+def test_the_same_commitment_is_entered_once(tmp_path: Path, fakes: Any) -> None:
+    key = fakes("deployment").new_key()
+    with Ledger.open(tmp_path / "ledger.sqlite", key) as ledger:
+        spec: Any = SimpleNamespace(name="demo", privacy=None)
+        desk = JobDesk(
+            spec,
+            store=None,  # type: ignore[arg-type]
+            ledger=ledger,
+            register=AdmissionRegister(),
+            say=lambda event: None,
+            keep=2,
+        )
+
+        def commit(thumbprint: bytes = b"1" * 32) -> int:
+            admission: Any = SimpleNamespace(site="site-a", thumbprint=thumbprint)
+            return desk.commit(admission, root=b"r" * 32, records=5)
+
+        assert {commit() for _ in range(50)} == {1}
+        assert commit(thumbprint=b"2" * 32) == 1, "the same data with another key"
+        assert len(list(ledger.entries(kind="commitment"))) == 1
+
+
+@pytest.fixture
+def book(tmp_path: Path, fakes: Any) -> Iterator[JobBook]:
+    key = fakes("deployment").new_key()
+    with Ledger.open(tmp_path / "ledger.sqlite", key) as ledger:
+        made = JobBook(tmp_path, key=bytes(32), history=JobHistory(ledger))
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def open_jobs(tmp_path: Path, fakes: Any, book: JobBook) -> OpenJobs:
+    home: Any = SimpleNamespace(order_key=fakes("deployment").new_key())
+    return OpenJobs(
+        home,
+        book=book,
+        register=AdmissionRegister(),
+        policies=None,  # type: ignore[arg-type]
+        trust=lambda: None,  # type: ignore[arg-type, return-value]
+        runtime=tmp_path,
+        clock=lambda: datetime.now(UTC),
+    )
+
+
+def test_one_sites_flood_leaves_the_events_of_a_job_to_the_others(open_jobs: OpenJobs) -> None:
+    book = open_jobs._book
+    for number in range(3000):
+        open_jobs.say("demo", ClientLost(site="loud", reason=f"{number}"))
+        open_jobs.say("demo", Log(line=f"{number}"))
+    for number in range(20):
+        open_jobs.say("demo", ClientLost(site="calm", reason=f"{number}"))
+        open_jobs.say("demo", RoundStarted(round=number + 1, rounds=20, sites=("calm", "loud")))
+    events = book.events("demo", most=10_000)
+    by_cause: dict[str, int] = {}
+    for event in events:
+        key = "loud" if '"site":"loud"' in event.body else event.kind
+        by_cause[key] = by_cause.get(key, 0) + 1
+    assert by_cause["loud"] < 520
+    assert by_cause["log"] < 2200
+    assert by_cause["client.lost"] == 20
+    assert by_cause["round.started"] == 20
+
+
+def test_what_was_left_out_is_told(open_jobs: OpenJobs) -> None:
+    clock = Clock()
+    open_jobs._quotas[True] = Quota(burst=2, every=1.0, clock=clock)
+    for number in range(10):
+        open_jobs.say("demo", ClientLost(site="loud", reason=f"{number}"))
+    clock.now = 1.0
+    open_jobs.say("demo", ClientLost(site="loud", reason="again"))
+    bodies = [event.body for event in open_jobs._book.events("demo")]
+    assert len(bodies) == 4
+    assert "8 more events of this site were left out" in bodies[2]
+    assert "again" in bodies[3]
+
+
+def test_a_book_that_is_full_of_one_sites_events_keeps_the_rounds(
+    book: JobBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_module, "MAX_EVENTS", 50)
+    now = datetime.now(UTC)
+    for number in range(60):
+        book.say("demo", ClientLost(site="loud", reason=f"{number}"), at=now)
+    for number in range(60):
+        book.say("demo", RoundStarted(round=number + 1, rounds=60, sites=("loud",)), at=now)
+    book.say("demo", JobFinished(model="demo", seconds=1.0, metrics={}), at=now)
+    kinds = [event.kind for event in book.events("demo")]
+    assert kinds.count("client.lost") == 50
+    assert kinds.count("round.started") == 50
+    assert kinds[-1] == "job.finished"
+
+
+def test_the_rounds_are_nobodys_doing() -> None:
+    assert what_causes(ClientLost(site="a", reason="")) == "a"
+    assert what_causes(Log(line="x", site="a")) == "a"
+    assert what_causes(Log(line="x")) == ""
+    finished = RoundFinished(round=1, rounds=2, seconds=1.0, sites=2, bytes=3, metrics={})
+    received = UpdateReceived(round=1, site="a", bytes=3, examples=2, metrics={})
+    assert what_causes(finished) is what_causes(received) is None
