@@ -81,6 +81,8 @@ def detect_format(data: bytes) -> str:
             f"a TDREPORT (type 0x81, version {data[2]}), which only its own machine can check; "
             "ask for a quote"
         )
+    if data[2:6] == _TPM_MAGICS[1] and int.from_bytes(data[:2], "big") == len(data) - 2:
+        other = "a TPM2B_ATTEST; cut its size off, which makes it a TPMS_ATTEST: tail -c +3"
     raise EvidenceError(
         f"{_look(data)} is not evidence of any kind that is known here",
         field="evidence",

@@ -14,7 +14,8 @@ from types import MappingProxyType
 from typing import Final
 
 from attestation.collateral import describe
-from attestation.errors import AttestationError
+from attestation.errors import AttestationError, EvidenceError
+from attestation.intel import parse_collateral
 from attestation.nvidia_rim import is_rim
 from attestation.ocsp import is_ocsp
 from attestation.offline import unread_pieces
@@ -25,6 +26,10 @@ from fedlearn.config import each, file_bytes, file_path, hexadecimal, option, se
 __all__ = ["Trust"]
 
 _MAX_ITEM_BYTES: Final = 4 * 1024 * 1024
+_NO_COLLATERAL: Final = (
+    "is no Intel collateral, reference manifest or OCSP answer; certificates and revocation lists "
+    "go to trust.endorsements"
+)
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -87,6 +92,13 @@ class Trust:
                     hint = f" ({error.hint})" if error.hint else ""
                     text = str(error).removeprefix(f"{path}: ")
                     yield f"trust.collateral: {path}: {text}{hint}"
+                continue
+            try:
+                problem = "" if parse_collateral(data) else _NO_COLLATERAL
+            except EvidenceError as error:
+                problem = str(error)
+            if problem:
+                yield f"trust.collateral: {path}: {problem}"
         for path in self.tpm_ek_roots:
             for problem in unreadable_certificates(_bytes(path, "a TPM vendor's root")):
                 yield f"trust.tpm_ek_roots: {path}: {problem}"

@@ -183,13 +183,17 @@ def _choose(
     """Return the collateral to judge by; ``None`` when there is none at all.
 
     Of several documents for one platform the highest evaluation number that counts now is
-    taken, so that an older one that is still current cannot hide a newer.
+    taken, so that an older one that is still current cannot hide a newer. A document of the
+    relying party that cannot be read takes nothing from the others.
 
-    :raises EndorsementError: when there is collateral, and none for this platform.
+    :raises EndorsementError: when there is collateral, and none for this platform; it names the
+        documents that cannot be read.
+    :raises EvidenceError: when collateral that came with the evidence is malformed.
     """
-    found = 0
-    for source in (trust.collateral, _documents(evidence.endorsements)):
-        usable = [item for item in map(parse_collateral, source) if item is not None]
+    given, unread = _readable(trust.collateral)
+    found = len(unread)
+    for source in (given, map(parse_collateral, _documents(evidence.endorsements))):
+        usable = [item for item in source if item is not None]
         found += len(usable)
         mine = [item for item in usable if item.fmspc == pck.fmspc and item.tee is tee]
         mine.sort(key=lambda item: (item.ca == pck.ca, item.evaluation), reverse=True)
@@ -200,11 +204,26 @@ def _choose(
             return mine[0]
     if found:
         raise EndorsementError(
-            f"no collateral for FMSPC {pck.fmspc.hex().upper()} ({tee.value})",
+            f"no collateral for FMSPC {pck.fmspc.hex().upper()} ({tee.value})"
+            + (f"; not read: {'; '.join(unread)}" if unread else ""),
             step="collateral",
             hint=pck.fetch_command(tee),
         )
     return None
+
+
+def _readable(documents: Iterable[bytes]) -> tuple[list[Collateral], list[str]]:
+    """Return the collateral among the relying party's documents, and what is wrong with others."""
+    given: list[Collateral] = []
+    unread: list[str] = []
+    for number, data in enumerate(documents, start=1):
+        try:
+            found = parse_collateral(data)
+        except EvidenceError as error:
+            unread.append(f"document {number}, {error}")
+        else:
+            given += [found] if found is not None else []
+    return given, unread
 
 
 def _documents(items: Iterable[bytes]) -> tuple[bytes, ...]:

@@ -387,6 +387,19 @@ def test_real_collateral_with_the_root_first_judges_a_real_quote() -> None:
     assert claims.tcb == "OutOfDate"
 
 
+def test_a_malformed_document_takes_nothing_from_other_collateral() -> None:
+    bad = json.dumps({**json.loads(COLLATERAL), "pck_crl": ""}).encode()
+    evidence = to_evidence(QUOTE)
+    bound = ReportData(value=REPORT_DATA)
+    trust = TrustAnchors(intel_root=INTEL.root_key, collateral=(bad, COLLATERAL))
+    assert verify(evidence, binding=bound, trust=trust, now=keys.AT).tcb == "UpToDate"
+    alone = replace(trust, collateral=(bad,))
+    with pytest.raises(
+        EndorsementError, match=r"not read: document 1, collateral\.pck_crl: is empty"
+    ):
+        verify(evidence, binding=bound, trust=alone, now=keys.AT)
+
+
 @pytest.mark.parametrize("key", ["tcb_info_issuer_chain", "qe_identity_issuer_chain"])
 def test_a_chain_without_its_signer_is_named_with_the_order(key: str) -> None:
     document = json.loads(COLLATERAL)
@@ -437,6 +450,14 @@ def test_a_tdreport_is_told_from_a_quote_with_its_version() -> None:
     with pytest.raises(EvidenceError) as refused:
         detect_format(b"\x81\1" + report[2:])
     assert "known formats" in refused.value.hint
+
+
+def test_an_attestation_behind_its_size_says_how_to_cut_it() -> None:
+    message = (REPORTED / "p384.msg").read_bytes()
+    assert detect_format(message) == "tpm"
+    with pytest.raises(EvidenceError) as refused:
+        detect_format(struct.pack(">H", len(message)) + message)
+    assert refused.value.hint.endswith("tail -c +3")
 
 
 def test_bytes_behind_a_report_that_are_no_table_are_counted_and_say_where_to_cut() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,15 @@ def test_a_reference_manifest_or_ocsp_answer_that_cannot_be_read_is_named(tmp_pa
     assert f"trust.collateral: {tmp_path / 'bad.xml'}: rim: has a DTD" in said[0]
     assert f"trust.collateral: {tmp_path / 'bad.der'}: ocsp: the responder answered" in said[1]
     assert not list(read('collateral = ["good.xml", "good.der"]', tmp_path).unread())
+
+
+def test_collateral_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    data = Path(__file__).parents[1] / "vectors" / "data"
+    good = json.loads((data / "tdx_collateral.json").read_bytes())
+    (tmp_path / "good.json").write_text(json.dumps(good))
+    (tmp_path / "bad.json").write_text(json.dumps({**good, "pck_crl": ""}))
+    (tmp_path / "chain.pem").write_bytes((data / "snp_milan_ask_ark.pem").read_bytes())
+    said = list(read('collateral = ["good.json", "bad.json", "chain.pem"]', tmp_path).unread())
+    assert said[0] == f"trust.collateral: {tmp_path / 'bad.json'}: collateral.pck_crl: is empty"
+    assert said[1].startswith(f"trust.collateral: {tmp_path / 'chain.pem'}: is no Intel collateral")
+    assert len(said) == 2
