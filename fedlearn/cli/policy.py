@@ -155,6 +155,8 @@ def init(
         claims = request.verify()
     except VerificationError as error:
         click.echo(f"refused: {printable(str(error))}", err=True)
+        if error.hint:
+            click.echo(f"hint: {printable(error.hint)}", err=True)
         click.echo("hint: only genuine evidence is pinned; nothing was written", err=True)
         context.exit(REFUSED)
     draft = draft_policy(claims, source=request.source, now=request.now, name=name, node=node)

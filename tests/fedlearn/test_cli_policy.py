@@ -339,6 +339,15 @@ def test_nothing_is_drafted_from_what_is_not_genuine(files: dict[str, Path]) -> 
     assert not target.exists()
 
 
+def test_a_draft_that_is_refused_says_which_file_is_missing(tmp_path: Path) -> None:
+    report = Path(__file__).parents[1] / "vectors" / "data" / "snp_genoa_vcek_report.bin"
+    done = run("init", "--from-evidence", report, "--output", tmp_path / "policy.toml")
+    assert done.exit_code == 2
+    assert "hint: fedlearn collateral fetch" in done.stderr
+    assert "or the file https://kdsintf.amd.com/vcek/v1/Genoa/" in done.stderr
+    assert not (tmp_path / "policy.toml").exists()
+
+
 def test_a_draft_does_not_replace_a_file_unasked(files: dict[str, Path]) -> None:
     common = ("--from-evidence", files["evidence"], "--endorsement", files["pin"])
     failed(run("init", *common, "--output", files["policy"]), "exists already", "--force")
