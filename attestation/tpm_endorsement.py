@@ -36,6 +36,7 @@ _STEP: Final = "endorsement key"
 _MAX_CERTIFICATE_BYTES: Final = 16 * 1024
 _MAX_FILE_BYTES: Final = 4 * 1024 * 1024
 _MAX_CHECKS: Final = 512
+_MAX_SHOWN: Final = 4
 _MAX_DEPTH: Final = 5
 _ADDRESS: Final = re.compile(r"https?://[!-~]{1,256}")
 _EK_USAGE: Final = x509.ObjectIdentifier("2.23.133.8.1")
@@ -158,8 +159,11 @@ def _climb(
         for number, data in enumerate(roots, start=1)
         for problem in unreadable_certificates(data)
     ]
+    if unread:
+        rest_of_them = f"; and {len(unread) - _MAX_SHOWN} more" if len(unread) > _MAX_SHOWN else ""
+        message += f"; not read: {'; '.join(unread[:_MAX_SHOWN])}{rest_of_them}"
     raise EndorsementError(
-        f"{message}; not read: {'; '.join(unread)}" if unread else message,
+        message,
         step=_STEP,
         hint="add the manufacturer's root and intermediate certificates"
         + (f"; the next is at {last.issuer_at}" if last.issuer_at else ""),

@@ -132,6 +132,11 @@ def test_the_refusal_names_the_root_that_was_not_read() -> None:
         check_ek_certificate(der(LEAF), [der(MIDDLE)], roots=[der(OTHER), MALFORMED], now=NOW)
 
 
+def test_the_refusal_names_few_of_many_roots_that_were_not_read() -> None:
+    with pytest.raises(EndorsementError, match=r"certificate 4: [^;]*; and 96 more$"):
+        check_ek_certificate(der(LEAF), [], roots=[MALFORMED * 100], now=NOW)
+
+
 def test_a_path_of_the_wrong_length_is_not_made_good_by_another_of_that_name() -> None:
     short = make("Root A", "Root A", ROOT_KEY, ROOT_KEY, path_length=0)
     with pytest.raises(EndorsementError, match="no trusted root"):
