@@ -82,6 +82,7 @@ class Session:
         self.peer = Peer(pipe, self._answer)
         self.ended = threading.Event()
         self.failure: FedlearnError | None = None
+        self._denied: FedlearnError | None = None
 
     def _answer(self, name: str, fields: dict[str, Any], blobs: list[memoryview]) -> Answer:
         match name:
@@ -102,6 +103,9 @@ class Session:
             case "done":
                 failure = fields.get("failure")
                 self.failure = None if failure is None else raised(failure)
+                if self.failure is None and not self.rounds.finished:
+                    # Flower's legacy API goes on when nothing that it asks for is allowed.
+                    self.failure = self._denied
                 self.ended.set()
                 return {}, ()
             case other:
@@ -191,6 +195,10 @@ class Session:
             raise self._refused(what)
 
     def _refused(self, what: str) -> FedlearnError:
+        self._denied = self._denial(what)
+        return self._denied
+
+    def _denial(self, what: str) -> FedlearnError:
         if self._privacy is not None:
             return PrivacyError(
                 f"the application {what}; under [privacy] only the noised aggregate leaves the "

@@ -204,7 +204,8 @@ class Rounds:
         cohort = None if privacy is None else privacy.cohort(self._plan.sites, number)
         grid.restrict(None if cohort is None else frozenset(cohort))
         messages = list(strategy.configure_train(number, stage.arrays, stage.train_config, grid))
-        if not messages and privacy is None:
+        own = hasattr(strategy, "captured")  # a strategy of the application may ask nobody
+        if not messages and privacy is None and not own:
             raise QuorumNotReached(
                 f"round {number}: the strategy asked no site to train",
                 hint="raise its fraction_train, or look at `fedlearn site list`",

@@ -129,7 +129,7 @@ def message_fields(message: Message) -> dict[str, Any]:
     """Return what a message to a node says beside its content."""
     metadata = message.metadata
     return {
-        "node": str(metadata.dst_node_id),
+        "node": metadata.dst_node_id,
         "kind": metadata.message_type,
         "group": metadata.group_id,
         "ttl": metadata.ttl,
