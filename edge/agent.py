@@ -226,7 +226,7 @@ class Agent:
         """Give back what a job that has ended did not use of its data's budget."""
         try:
             self._budget.settle(assignment)
-        except (FedlearnError, OSError) as error:
+        except FedlearnError as error:
             # It stays reserved, which is the safe side, until an agent starts that can settle it.
             _LOG.error("the privacy budget cannot be settled: %s", error)
 
@@ -430,7 +430,7 @@ class Agent:
             self._wait(assignment, str(error))
         except PrivacyError as error:
             self._refuse(assignment, str(error))
-        except FedlearnError as error:
+        except (FedlearnError, OSError) as error:
             with self._lock:
                 self._held.pop(assignment.id, None)
             self._settle(assignment.id)

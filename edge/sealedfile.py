@@ -75,7 +75,7 @@ class SealedFile:
 
     Every method raises :class:`fedlearn.errors.ConfigError` when the file is damaged, sealed with
     another key, older than the counter says, or gone though the counter says that there was one,
-    and when the TPM cannot be used.
+    and when the disk or the TPM cannot be used.
     """
 
     def __init__(
@@ -141,6 +141,12 @@ class SealedFile:
                 f"the TPM's counter cannot be used: {error}",
                 where=str(self._path),
                 hint=error.hint or "`fedlearn doctor --edge site.toml` looks at the TPM",
+            ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"cannot be read or written: {(error.strerror or str(error)).lower()}",
+                where=str(self._path),
+                hint="see that the disk works and has room; no job starts before",
             ) from error
 
     def _put(self, content: bytes, count: int | None) -> None:

@@ -303,7 +303,7 @@ def test_a_crash_at_any_moment_leaves_a_charge_or_no_answer(
     kept.reserve(job(), place=place(config), assignment="a-1")
     if moment == "before":
         monkeypatch.setattr("edge.sealedfile.write_durably", _fails)
-        with pytest.raises(OSError, match="power"):
+        with pytest.raises(ConfigError, match="cannot be read or written: power"):
             kept.charge("a-1", "q1")
         monkeypatch.undo()
     elif moment == "written":
