@@ -10,12 +10,24 @@ from typing import Final
 
 from fedlearn.errors import DiskError, LedgerDiskError, LedgerError, StoreError
 
-__all__ = ["DISK_HINT", "database", "disk_failed", "ledger_error", "store_error", "transaction"]
+__all__ = [
+    "DATABASE_ERRORS",
+    "DISK_HINT",
+    "database",
+    "disk_failed",
+    "ledger_error",
+    "store_error",
+    "transaction",
+]
 
 DISK_HINT: Final = (
     "see that the disk of the state directory is neither full nor read-only, and that it works; "
     "nothing was changed"
 )
+
+DATABASE_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError)
+"""What SQLite raises. Its message may quote bytes of a damaged file that are not UTF-8, and then
+there is no error of SQLite but one of decoding."""
 
 _ERRNOS: Final = frozenset(
     {
@@ -67,7 +79,7 @@ def database(what: str) -> Iterator[None]:
     """Turn errors of SQLite in a block into a StoreError that begins with ``what``."""
     try:
         yield
-    except sqlite3.Error as error:
+    except DATABASE_ERRORS as error:
         raise store_error(f"{what}: {error}", error) from error
 
 

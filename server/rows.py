@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedlearn.errors import StoreError
-from server.disk import DISK_HINT, disk_failed, store_error
+from server.disk import DATABASE_ERRORS, DISK_HINT, disk_failed, store_error
 
 __all__ = ["Cell", "RowKey", "open_database", "reading"]
 
@@ -54,7 +54,7 @@ def reading(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except sqlite3.Error as error:
+    except DATABASE_ERRORS as error:
         hint = DISK_HINT if disk_failed(error) else _RESTORE
         raise store_error(
             f"{path}: cannot be read or written: {error}", error, hint=hint

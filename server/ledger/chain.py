@@ -11,7 +11,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedlearn.errors import LedgerDiskError, LedgerError
-from server.disk import DISK_HINT, disk_failed
+from server.disk import DATABASE_ERRORS, DISK_HINT, disk_failed
 from server.ledger.entry import (
     HASH_BYTES,
     LedgerHead,
@@ -60,7 +60,7 @@ class Chain:
                 signature = row[6]
             if signature:
                 verify_signature(self._public_key, self.end, signature)
-        except sqlite3.Error as error:
+        except DATABASE_ERRORS as error:
             raise unreadable(error, number + 1) from error
         except LedgerError as error:
             if error.entry is None:
@@ -115,7 +115,7 @@ def _unusable(entry: int, what: str) -> LedgerError:
     )
 
 
-def unreadable(error: sqlite3.Error, entry: int) -> LedgerError:
+def unreadable(error: Exception, entry: int) -> LedgerError:
     """Return what is raised where the file of a ledger cannot be read."""
     message = f"entry {entry}: the file cannot be read: {error}"
     if disk_failed(error):

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation.sealing import write_durably
 from fedlearn.errors import LedgerError
-from server.disk import ledger_error
+from server.disk import DATABASE_ERRORS, ledger_error
 from server.ledger.entry import key_fingerprint, require_p256
 
 __all__ = [
@@ -135,7 +135,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
             identity = f"PRAGMA application_id = {_APPLICATION_ID}"
             connection.executescript(f"BEGIN IMMEDIATE; {script}; {identity}; COMMIT")
         require_ledger(connection, path)
-    except sqlite3.Error as error:
+    except DATABASE_ERRORS as error:
         connection.close()
         raise LedgerError(f"{path} cannot be used as a ledger: {error}") from error
     except LedgerError:
@@ -146,7 +146,10 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
 
 def check_objects(connection: sqlite3.Connection, path: Path) -> None:
     """Check that a database holds what a ledger has, and nothing more; raises LedgerError."""
-    found = set(connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall())
+    try:
+        found = set(connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall())
+    except DATABASE_ERRORS as error:
+        raise ledger_error(f"{path} cannot be read as a ledger: {error}", error) from error
     if found != _OBJECTS:
         odd = min(str(name) for _, name, _ in found ^ _OBJECTS)
         raise LedgerError(
@@ -163,7 +166,7 @@ def open_read_only(path: Path) -> sqlite3.Connection:
     modes = ["mode=ro"]
     if not path.with_name(path.name + "-wal").exists():
         modes.append("mode=ro&immutable=1")
-    problem: sqlite3.Error | None = None
+    problem: Exception | None = None
     for mode in modes:
         connection = sqlite3.connect(
             f"file:{name}?{mode}", uri=True, isolation_level=None, check_same_thread=False
@@ -171,7 +174,7 @@ def open_read_only(path: Path) -> sqlite3.Connection:
         try:
             _configure(connection)
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        except sqlite3.Error as error:
+        except DATABASE_ERRORS as error:
             connection.close()
             problem = error
         else:
@@ -188,7 +191,7 @@ def require_ledger(connection: sqlite3.Connection, path: Path) -> None:
         row = connection.execute(
             "SELECT type, sql FROM sqlite_master WHERE name = 'entry'"
         ).fetchone()
-    except sqlite3.Error as error:
+    except DATABASE_ERRORS as error:
         raise ledger_error(f"{path} cannot be read as a ledger: {error}", error) from error
     if found != _APPLICATION_ID or row is None:
         raise LedgerError(f"{path} is a database, but not a ledger")

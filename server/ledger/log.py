@@ -27,7 +27,7 @@ from types import TracebackType
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedlearn.errors import DiskError, LedgerDiskError, LedgerError, StoreError
-from server.disk import ledger_error
+from server.disk import DATABASE_ERRORS, ledger_error
 from server.ledger.chain import COLUMNS, Chain, hash_of_row, unreadable
 from server.ledger.contributions import Contribution, contributions
 from server.ledger.entry import (
@@ -113,7 +113,7 @@ class LedgerReader:
                     entry = entry_of_row(row, expected=reached + 1)
                     reached = entry.sequence
                     yield entry
-            except sqlite3.Error as error:
+            except DATABASE_ERRORS as error:
                 raise unreadable(error, reached + 1) from error
 
     def head(self) -> LedgerHead | None:
@@ -243,7 +243,7 @@ class Ledger(LedgerReader):
             try:
                 # One statement is one transaction.
                 entry = self._insert(kind, data)
-            except sqlite3.Error as error:
+            except DATABASE_ERRORS as error:
                 # The file knows whether the entry came to the disk; it is asked next time.
                 self._uncertain = True
                 raise ledger_error(f"the ledger could not be written: {error}", error) from error
@@ -293,7 +293,7 @@ class Ledger(LedgerReader):
             for sequence in wanted:
                 try:
                     row = connection.execute(query, (sequence,)).fetchone()
-                except sqlite3.Error as error:
+                except DATABASE_ERRORS as error:
                     raise unreadable(error, sequence) from error
                 if row is None:
                     raise LedgerError(f"entry {sequence}: missing", entry=sequence)
@@ -353,6 +353,6 @@ def _last_entry(connection: sqlite3.Connection) -> Entry | None:
     query = f"SELECT {COLUMNS} FROM entry ORDER BY sequence DESC LIMIT 1"  # noqa: S608
     try:
         row = connection.execute(query).fetchone()
-    except sqlite3.Error as error:
+    except DATABASE_ERRORS as error:
         raise ledger_error(f"the end of the ledger cannot be read: {error}", error) from error
     return None if row is None else entry_of_row(row, expected=1)

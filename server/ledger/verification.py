@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedlearn.errors import LedgerError
+from server.disk import DATABASE_ERRORS
 from server.ledger.entry import (
     Entry,
     LedgerHead,
@@ -83,7 +84,7 @@ def verify(
             kinds[last.kind] += 1
             previous = last.hash
             expected += 1
-    except sqlite3.Error as error:
+    except DATABASE_ERRORS as error:
         raise LedgerError(
             f"entry {expected}: the file cannot be read: {error}", entry=expected
         ) from error
