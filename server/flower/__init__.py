@@ -2,16 +2,26 @@
 
 ::
 
-    plan        what the coordinator says about a job, and what it answers a job's process
-    host        one running job: its link, its process, its outcome
+    plan        what the coordinator says about a job, and what it answers a job's processes
+    host        one running job: its link, its processes, its outcome
     link        one job's exchange: questions for nodes, and their answers
     nodes       what a node may do with it, as an ASGI application
-    run         the job's process: the user's ServerApp, unchanged
+    calls       what the aggregator asks of the coordinator
+    aggregator  the process that aggregates: every update in the clear, no user code
+    loop        its rounds: sum, noise, charge, seal, release
     grid        the seam for model bytes, deadlines, quorum and order
-    loop        ``Strategy.start`` with checkpoints
-    fedavg      the built-in strategy, exact whatever the order
+    builtin     the built-in strategies
+    capture     the state of a strategy, written down
+    remote      the application's own functions, called in its process
+    apprun      the application's process: the user's ServerApp, unchanged
+    appgrid     what the application has of Flower's grid and of ``Strategy.start``
+    peer        calls in both directions between these two processes
+    records     Flower's records between them
+    failures    errors between the processes of a job
+    processes   what both processes do first: they end with the coordinator
+    task        which run a process works for, as Flower wants to know it
     bundle      an application folder as one deterministic file
-    contract    what is known of Flower's ``Strategy.start``, which the loop replaces
+    contract    what is known of Flower's ``Strategy.start``
 
 Importing this package imports no Flower; it checks its version, and switches its telemetry and
 update check off before anybody can import it.

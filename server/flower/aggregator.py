@@ -28,10 +28,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from flwr.app import ConfigRecord
-from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.common.serde import run_from_proto
-from flwr.proto.run_pb2 import Run as ProtoRun
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedlearn.errors import FedlearnError, JobError, PrivacyError, TransportError
 from fedlearn.privacy import ServerPrivacy
@@ -54,6 +50,7 @@ from server.flower.remote import (
     replies_fields,
     result_fields,
 )
+from server.flower.task import enter_run
 
 __all__ = ["Session", "main"]
 
@@ -222,15 +219,15 @@ def main() -> None:
     if first is None:
         raise SystemExit(1)
     header, blobs = first
-    run = ProtoRun.FromString(bytes(blobs.pop()))
     plan = from_record(header, blobs)
     coordinator = Coordinator(ours)
     theirs = ProcessChannel(
         socket.socket(fileno=app_end), limit=_SLACK_BYTES + 4 * plan.max_update_bytes
     )
-    _identify(run_from_proto(run), plan)
-    session = Session(plan, run_from_proto(run), coordinator, theirs)
-    theirs.send(*_for_application(plan, run))
+    run = enter_run(plan.run_id)
+    seed_generators(derive(plan.seed, "server", 0))
+    session = Session(plan, run, coordinator, theirs)
+    theirs.send(*_for_application(plan))
     session.peer.start()
     session.wait()
     if not session.ended.is_set():
@@ -241,13 +238,6 @@ def main() -> None:
     except TransportError:
         os._exit(1)
     os._exit(0 if session.failure is None else 1)
-
-
-def _identify(run: Any, plan: JobPlan) -> None:
-    TaskIdentity.run_id = run.run_id
-    TaskIdentity.task_id = run.primary_task_id
-    TaskIdentity.node_id = SUPERLINK_NODE_ID
-    seed_generators(derive(plan.seed, "server", 0))
 
 
 def _rules(plan: JobPlan) -> Rules:
@@ -263,7 +253,7 @@ def _rules(plan: JobPlan) -> Rules:
     )
 
 
-def _for_application(plan: JobPlan, run: Any) -> tuple[dict[str, Any], list[bytes]]:
+def _for_application(plan: JobPlan) -> tuple[dict[str, Any], list[bytes]]:
     """Return what the process of the application gets of a job: no secret is in it."""
     return {
         "job": plan.job,
@@ -273,7 +263,8 @@ def _for_application(plan: JobPlan, run: Any) -> tuple[dict[str, Any], list[byte
         "seed": plan.seed,
         "run_config": dict(plan.run_config),
         "max_bytes": plan.max_update_bytes,
-    }, [plan.bundle, run.SerializeToString(deterministic=True)]
+        "run": plan.run_id,
+    }, [plan.bundle]
 
 
 def _options(described: Any) -> dict[str, Any]:

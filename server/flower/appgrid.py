@@ -17,8 +17,7 @@ from typing import Any, Final, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord
 from flwr.serverapp.grid import Grid
-from flwr.serverapp.strategy import Result, Strategy
-from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from flwr.supercore.run import Run
 
 from fedlearn import update
@@ -326,13 +325,14 @@ def _described(strategy: Strategy) -> dict[str, Any]:
         for option in inspect.signature(type(strategy).__init__).parameters
         if isinstance(value := getattr(strategy, option, None), bool | int | float | str)
     }
+    usual = FedAvg()
     return {
         "name": name,
         "title": title,
         "options": options,
         **{
             f"{which}_metrics": getattr(strategy, f"{which}_metrics_aggr_fn")
-            is not aggregate_metricrecords
+            is not getattr(usual, f"{which}_metrics_aggr_fn")
             for which in ("train", "evaluate")
         },
     }

@@ -17,11 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flwr.app import Context, RecordDict
-from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.common.serde import run_from_proto
-from flwr.proto.run_pb2 import Run as ProtoRun
 from flwr.serverapp import ServerApp
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedlearn import bundle
 from fedlearn.errors import FedlearnError, JobError, TransportError
@@ -30,6 +26,7 @@ from fedlearn.seeds import derive, seed_generators
 from server.flower.appgrid import AppGrid, JobRules, install
 from server.flower.failures import failure_of
 from server.flower.peer import Peer
+from server.flower.task import SERVER_NODE, enter_run
 
 __all__ = ["main"]
 
@@ -44,12 +41,12 @@ def main() -> None:
     first = pipe.receive()
     if first is None:
         raise SystemExit(1)
-    header, (app, run) = first
+    header, (app,) = first
     peer = Peer(pipe, None)
     peer.start()
     failure: FedlearnError | None = None
     try:
-        _run(header, bytes(app), run_from_proto(ProtoRun.FromString(bytes(run))), peer, folder)
+        _run(header, bytes(app), peer, folder)
     except FedlearnError as error:
         failure = error
     except BaseException as error:  # noqa: BLE001  user code may raise anything; told, not lost
@@ -68,13 +65,11 @@ def main() -> None:
     os._exit(0 if failure is None else 1)
 
 
-def _run(header: dict[str, Any], app_bytes: bytes, run: Any, peer: Peer, folder: Path) -> None:
+def _run(header: dict[str, Any], app_bytes: bytes, peer: Peer, folder: Path) -> None:
     bundle.check_packages()
     # An application that logs by Flower's logger expects to be heard.
     logging.getLogger("flwr").setLevel(logging.INFO)
-    TaskIdentity.run_id = run.run_id
-    TaskIdentity.task_id = run.primary_task_id
-    TaskIdentity.node_id = SUPERLINK_NODE_ID
+    run = enter_run(header["run"])
     application = bundle.unpack(app_bytes, folder / "app")
     rules = JobRules(
         sites=tuple(header["sites"]),
@@ -87,7 +82,7 @@ def _run(header: dict[str, Any], app_bytes: bytes, run: Any, peer: Peer, folder:
     install(grid)
     context = Context(
         run_id=run.run_id,
-        node_id=SUPERLINK_NODE_ID,
+        node_id=SERVER_NODE,
         node_config={},
         state=RecordDict(),
         run_config=application.run_config(header["run_config"]),

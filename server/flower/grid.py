@@ -37,7 +37,6 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
-from flwr.common.constant import ErrorCode
 from flwr.serverapp.grid import Grid
 from flwr.supercore.run import Run
 
@@ -53,6 +52,7 @@ from fedlearn.flower import (
     metadata_of,
     unpack,
 )
+from fedlearn.message import UNKNOWN
 from server.flower.calls import Coordinator, Node
 from server.flower.plan import Reply, Stragglers
 
@@ -613,4 +613,4 @@ def _numbers(content: RecordDict) -> dict[str, float]:
 
 
 def _failure(metadata: Any, reason: str) -> Message:
-    return Message(metadata=metadata, error=Error(code=ErrorCode.UNKNOWN, reason=reason))
+    return Message(metadata=metadata, error=Error(code=UNKNOWN, reason=reason))

@@ -171,7 +171,7 @@ class JobHost:
             watch.start()
             header, blobs = to_record(self.plan)
             with contextlib.suppress(ChannelClosed):  # its status says how the process ended
-                pipe.send(header, [*blobs, self.link.run()])
+                pipe.send(header, blobs)
                 serve(pipe, self.link, self._channel, self._done)
         finally:
             # The pipe closes first: whatever still runs of the job cannot ask for anything.

@@ -30,8 +30,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from flwr.proto.run_pb2 import Run
-
 from fedlearn.errors import JobError, TransportError
 from fedlearn.message import (
     MAX_CONTENT_BYTES,
@@ -114,8 +112,6 @@ class JobLink:
         self._sent = 0
         self._closed = False
         self._ending = "the job has ended"
-        # No site has an empty name, so this is no node's number.
-        self._run_id = node_number(plan.digest, "")
         self._actions = NodeActions(self)
 
     # What the coordinator does
@@ -123,7 +119,7 @@ class JobLink:
     @property
     def run_id(self) -> int:
         """Flower's number for this run of the job; the same whenever the job is resumed."""
-        return self._run_id
+        return self.plan.run_id
 
     def create_node(self, site: str, tls_key: bytes) -> int:
         """Admit a site, or note that the client of an admitted site has a new key.
@@ -182,10 +178,6 @@ class JobLink:
             self._wake(self._nodes.values())
 
     # What the job's process does
-
-    def run(self) -> bytes:
-        """Return Flower's description of the run, as protobuf."""
-        return bytes(Run(run_id=self._run_id, primary_task_id=1).SerializeToString())
 
     def traffic(self) -> tuple[int, int]:
         """Return the bytes sent to and received from nodes so far."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedlearn.errors import JobError
 from fedlearn.privacy import PrivacySpec
+from fedlearn.seeds import node_number
 from fedlearn.strategies import AGGREGATED, APP, STRATEGIES, UPDATES
 
 __all__ = [
@@ -68,6 +69,11 @@ class JobPlan:
     max_update_bytes: int = 4 * 1024**3
     app_memory_bytes: int = 8 * 1024**3
     full_sandbox: bool = False
+
+    @property
+    def run_id(self) -> int:
+        """Flower's number for the run of this job; the same whenever it is resumed."""
+        return node_number(self.digest, "")  # no site has an empty name
 
     def __post_init__(self) -> None:
         if len(self.digest) != 32:

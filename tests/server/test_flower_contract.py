@@ -85,9 +85,6 @@ _PUBLIC = {
 }
 _BESIDE = {
     "flwr.cli.build",
-    "flwr.common.constant",
-    "flwr.common.serde",
-    "flwr.proto.run_pb2",
     "flwr.supercore.run",
     "flwr.supercore.task_identity",
 }
