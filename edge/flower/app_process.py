@@ -25,7 +25,7 @@ from edge.flower.state import State
 from fedlearn.errors import FedlearnError, TransportError
 from fedlearn.flower import inflate
 from fedlearn.message import Head
-from fedlearn.process_channel import Blob, ChannelTimeout, ProcessChannel
+from fedlearn.process_channel import Blob, ChannelClosed, ChannelTimeout, ProcessChannel
 from fedlearn.sandbox import (
     Protection,
     Sandbox,
@@ -36,7 +36,7 @@ from fedlearn.sandbox import (
     thread_environment,
 )
 
-__all__ = ["Answer", "AppFailed", "AppLimits", "AppProcess", "content_of"]
+__all__ = ["Answer", "AppFailed", "AppLimits", "AppProcess"]
 
 _LOG = logging.getLogger(__name__)
 _MAX_ANSWER_HEADER: Final = 4 * 1024 * 1024
@@ -88,10 +88,13 @@ class AppLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What the app's process answered: a message in frames, or why there is none."""
+    """What the app's process answered: the records of a reply, or why there are none.
+
+    Arrays are packed as they came, and nobody has looked into them yet.
+    """
 
     failure: str | None
-    message: Sequence[memoryview]
+    content: RecordDict
     state: State
 
 
@@ -148,15 +151,18 @@ class AppProcess:
         except ChannelTimeout:
             self.close()
             raise AppFailed(f"the app gave no answer in {self._limits.seconds:g} s") from None
+        except ChannelClosed:
+            raise AppFailed(self._ended()) from None
         except TransportError as error:
-            raise AppFailed(f"{self._ended()} ({error})") from None
+            self.close()
+            raise AppFailed(f"the app's process sent an answer that is none: {error}") from None
         if received is None:
             raise AppFailed(self._ended())
         try:
-            return self._answer(*received)
-        except (KeyError, TypeError, ValueError):
+            return self._answer(*received, empty=not message)
+        except (KeyError, TypeError, ValueError, IndexError, TransportError) as error:
             self.close()
-            raise AppFailed("the app's process sent an answer that is none") from None
+            raise AppFailed(f"the app's process sent an answer that is none: {error}") from None
 
     @property
     def alive(self) -> bool:
@@ -171,13 +177,16 @@ class AppProcess:
         except SandboxError as error:
             _LOG.error("%s", error)
 
-    def _answer(self, header: dict[str, Any], blobs: list[memoryview]) -> Answer:
+    def _answer(self, header: dict[str, Any], blobs: list[memoryview], *, empty: bool) -> Answer:
         number, failure, split = header["number"], header["failure"], header["split"]
         if number != self._number or type(split) is not int or not 0 <= split <= len(blobs):
-            raise ValueError
+            raise ValueError("of another question, or of the wrong size")
         if failure is not None and not isinstance(failure, str):
-            raise TypeError
-        return Answer(failure=failure, message=blobs[:split], state=blobs[split:])
+            raise TypeError("the failure is no text")
+        content = RecordDict()
+        if failure is None and not empty:
+            content = _content(blobs[:split])
+        return Answer(failure=failure, content=content, state=blobs[split:])
 
     def _ended(self) -> str:
         """End what is left and return how it ended."""
@@ -229,18 +238,12 @@ class AppProcess:
         )
 
 
-def content_of(message: Sequence[memoryview]) -> RecordDict:
-    """Return the records of a message in frames, packed as they are; nothing else of it counts.
-
-    :raises AppFailed: when it is no message.
-    """
-    try:
-        head = Head.from_bytes(bytes(message[0]))
-        found = inflate(bytes(message[0]), dict(zip(head.parts, message[1:], strict=True)))
-    except (TransportError, ValueError, IndexError) as error:
-        raise AppFailed(f"the app's process sent no message ({error})") from None
+def _content(message: Sequence[memoryview]) -> RecordDict:
+    """Return the records of a message in frames; nothing else of it counts."""
+    head = bytes(message[0])
+    found = inflate(head, dict(zip(Head.from_bytes(head).parts, message[1:], strict=True)))
     if found.has_error():
-        raise AppFailed("the app's process sent an error in the place of a message")
+        raise ValueError("an error in the place of a message")
     return found.content
 
 
