@@ -32,10 +32,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Self
 
+from attestation import toml
 from fedlearn import config
 from fedlearn.attesterfile import AttesterSettings
 from fedlearn.config import (
@@ -244,6 +246,16 @@ class ServerConfig:
         :raises ConfigError: naming file, line and key of everything that is wrong.
         """
         return config.read_file(cls, path)
+
+    @classmethod
+    def read(cls, path: Path) -> tuple[Self, Mapping[str, Any]]:
+        """Return the configuration in ``path``, and the TOML document that it was read from.
+
+        :raises ConfigError: naming file, line and key of everything that is wrong.
+        """
+        data = config.file_bytes(path)
+        found = config.read(cls, data, where=str(path), base=path.parent)
+        return found, toml.parse(data).table
 
     def advertised(self, listener: str, bound: str) -> str:
         """Return what others are told about ``listener``, which is bound to ``bound``."""

@@ -147,7 +147,7 @@ def run(path: Path, as_json: bool) -> int:
     """Run the coordinator until SIGTERM or Ctrl-C; jobs go on after the next start."""
     from server.config import ServerConfig
 
-    config = ServerConfig.load(path)
+    config, document = ServerConfig.read(path)
     configure_logging()
     _raise_open_files()
     stop = threading.Event()
@@ -155,7 +155,7 @@ def run(path: Path, as_json: bool) -> int:
         signal.signal(number, lambda *_: stop.set())
     from server.service import serve
 
-    with serve(config) as service:
+    with serve(config, document) as service:
         addresses = {
             "gate": service.gate_address,
             "control": service.control_address,
@@ -203,6 +203,31 @@ def operator(name: str, csr: Path, path: Path, out: Path | None) -> None:
     target.write_text(grant.to_toml())
     line(f"{name} is an operator; send {target} there:", style="green")
     line(f"  fedlearn operator login {target} --ca-pin {pin}")
+
+
+@main.command()
+@_config
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def measure(path: Path, as_json: bool) -> None:
+    """Print what a coordinator with this configuration measures, as values for a policy.
+
+    Run it where you trust the files, with the version of the software that will run.
+    """
+    from fedlearn.software import software_digest
+    from server.config import ServerConfig
+    from server.measurement import config_digest
+
+    config, document = ServerConfig.read(path)
+    roots = config.trust.anchors().tpm_ek_roots
+    measured = {
+        "software": software_digest().hex(),
+        "config": config_digest(document, roots=roots).hex(),
+    }
+    if as_json:
+        print_json(measured)
+        return
+    for claim, value in measured.items():
+        line(f'[[coordinator.reference]]\nclaim = "{claim}"\nvalue = "{value}"')
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import logging
 import os
@@ -39,6 +40,7 @@ from server.front import Front
 from server.health import Health
 from server.home import Home
 from server.jobs import JobStatus
+from server.measurement import config_digest
 from server.metrics import AdmissionCounts, Gauge, serve_metrics
 from server.operators import OperatorRegister
 from server.peers import spki
@@ -68,9 +70,10 @@ class Service:
 
 
 @contextmanager
-def serve(config: ServerConfig) -> Iterator[Service]:
+def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service]:
     """Run a coordinator for as long as the context is entered.
 
+    :param document: what ``config`` was read from; it is measured.
     :raises FedlearnError: when the state does not open or an address cannot be bound.
     :raises AttesterError: when the coordinator cannot prove itself on this machine.
     """
@@ -81,11 +84,16 @@ def serve(config: ServerConfig) -> Iterator[Service]:
         home = stack.enter_context(Home.open(config))
         home.keys.sweep()
         settings = stack.enter_context(device(config.attester, state=config.state))
-        software = software_digest()
-        attester = open_attester(
-            settings, state=config.state, scope=f"coordinator-{software.hex()[:16]}"
-        )
-        attester.extend("software", software)
+        anchors = config.trust.anchors()
+        measured = {
+            "software": software_digest(),
+            "config": config_digest(document, roots=anchors.tpm_ek_roots),
+        }
+        # A TPM that keeps its registers takes one value for each claim of a scope.
+        scope = hashlib.sha256(b"".join(measured.values())).hexdigest()[:16]
+        attester = open_attester(settings, state=config.state, scope=f"coordinator-{scope}")
+        for claim, digest in measured.items():
+            attester.extend(claim, digest)
         listen = {
             name: _resolved(getattr(config.listen, name)) for name in ("gate", "control", "fleet")
         }
@@ -116,7 +124,6 @@ def serve(config: ServerConfig) -> Iterator[Service]:
         runtime = Path(os.environ.get("RUNTIME_DIRECTORY", config.state)) / "run"
         shutil.rmtree(runtime, ignore_errors=True)
         runtime.mkdir(mode=0o700)
-        anchors = config.trust.anchors()
         health = Health()
         coordinator = Coordinator(
             home,

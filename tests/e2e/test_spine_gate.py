@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from attestation.binding import Role
-from edge.admission import ClientKeys, seek_admission
+from edge.admission import ClientKeys, seek_admission, verify_coordinator
 from edge.rpc import enroll
 from fedlearn.errors import AdmissionDenied, EnrollmentRefused, FedlearnError
 
@@ -184,6 +184,29 @@ def test_a_coordinator_that_the_policy_does_not_know_is_sent_nothing(shared, pup
         )
     assert asked == []
     assert len(shared.ledger("challenge")) == before
+
+
+def test_the_configuration_stands_in_the_coordinators_evidence(shared, puppet, job):
+    """Whoever chooses server.toml, and the trust anchors in it, does not do so unseen."""
+    from dataclasses import replace
+
+    from attestation.policy import AppraisalPolicy
+
+    words = ("fedlearn-server", "measure", "--config", shared.server_toml)
+    measured = json.loads(shared.command(*words, "--json").stdout)
+    membership = puppet.membership(job, ClientKeys.fresh())
+    with puppet.gate() as gate:
+        for value, fits in ((measured["config"], True), ("ab" * 32, False)):
+            pin = f'[[coordinator.reference]]\nclaim = "config"\nvalue = "{value}"\n'
+            text = job.policy + "\n" + pin
+            pinned = replace(membership, policy=AppraisalPolicy.from_toml(text.encode()))
+            if fits:
+                verify_coordinator(gate, pinned, now=shared.now)
+                continue
+            with pytest.raises(AdmissionDenied, match="config is") as caught:
+                verify_coordinator(gate, pinned, now=shared.now)
+            finding = next(each for each in caught.value.findings if each["claim"] == "config")
+            assert finding["actual"] == measured["config"]
 
 
 def test_clients_refuse_a_coordinator_that_changed_and_nobody_is_admitted(shared, fakes):

@@ -172,7 +172,12 @@ class Deployment:
         )
         self.proof = self.make_proof()
 
-    def make_policy(self, extra: str = "", coordinator: bytes | None = COORDINATOR_APP) -> Any:
+    def make_policy(
+        self,
+        extra: str = "",
+        coordinator: bytes | None = COORDINATOR_APP,
+        coordinator_extra: str = "",
+    ) -> Any:
         text = f"""
 version = 1
 name = "test"
@@ -200,6 +205,7 @@ value = "{coordinator.hex()}"
 [[coordinator.reference]]
 claim = "launch"
 value = "{LAUNCH.hex()}"
+{coordinator_extra}
 """
         return AppraisalPolicy.from_toml(text.encode())
 

@@ -1,0 +1,133 @@
+"""The configuration is measured: whoever chooses it cannot do so unseen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.admission import verify_coordinator
+from fedlearn.errors import AdmissionDenied
+from server.config import ServerConfig
+from server.main import main
+from server.measurement import config_digest
+from server.proof import CoordinatorProof
+
+CONFIG = """\
+state = "state"
+trust_domain = "test.example"
+[keys]
+protect = ["insecure-plain-key-file"]
+[trust]
+tpm_ek_roots = ["root.pem"]
+"""
+
+
+def measured(folder: Path, text: str = CONFIG, root: bytes = b"root") -> bytes:
+    (folder / "server.toml").write_text(text)
+    (folder / "root.pem").write_bytes(root)
+    config, document = ServerConfig.read(folder / "server.toml")
+    return config_digest(document, roots=config.trust.anchors().tpm_ek_roots)
+
+
+def test_the_digest_is_the_one_that_is_documented(tmp_path: Path) -> None:
+    document = (
+        b'{"keys":{"protect":["insecure-plain-key-file"]},"state":"state",'
+        b'"trust":{"tpm_ek_roots":["root.pem"]},"trust_domain":"test.example"}'
+    )
+    expected = hashlib.sha256(
+        b"fedlearn-config/1\0"
+        + struct.pack(">I", len(document))
+        + document
+        + hashlib.sha256(b"root").digest()
+    )
+    assert measured(tmp_path) == expected.digest()
+
+
+def test_what_says_the_same_measures_the_same(tmp_path: Path) -> None:
+    lines = CONFIG.splitlines()
+    other = "\n".join(["# a comment", lines[1], lines[0], *lines[4:], *lines[2:4]])
+    assert measured(tmp_path, other) == measured(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("test.example", "rest.example"),
+        ("[trust]", f'[trust]\npolicy_keys = ["{"ab" * 32}"]'),
+        ("[trust]", f'[trust]\ninsecure_sample_keys = ["{"ab" * 32}"]'),
+        ("[trust]", '[trust]\nendorsements = ["root.pem"]'),
+        ('"root.pem"', '"./root.pem"'),
+        ("[keys]", "[limits]\njobs = 9\n[keys]"),
+    ],
+)
+def test_another_configuration_measures_differently(tmp_path: Path, old: str, new: str) -> None:
+    assert measured(tmp_path, CONFIG.replace(old, new)) != measured(tmp_path)
+
+
+def test_another_root_in_the_same_place_measures_differently(tmp_path: Path) -> None:
+    assert measured(tmp_path, root=b"toor") != measured(tmp_path)
+
+
+def test_the_command_prints_what_a_policy_pins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = measured(tmp_path).hex()
+    for words in (["--json"], []):
+        with pytest.raises(SystemExit):
+            main(["measure", "--config", str(tmp_path / "server.toml"), *words])
+        out = capsys.readouterr().out
+        assert digest in out
+        if words:
+            assert json.loads(out)["config"] == digest
+        else:
+            assert out.count("[[coordinator.reference]]") == 2
+    assert list(tmp_path.iterdir()) != [], "and makes no state"
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.fixture
+def refusing(fakes: Any, front: Any) -> Any:
+    """Return what a client says of a coordinator that measured one digest under a policy."""
+    from attestation.attesters.sample import SampleAttester
+    from edge.admission import ClientKeys, Membership
+    from edge.rpc import GateClient
+
+    parts = fakes("deployment")
+
+    def judge(measured: dict[str, bytes], pinned: bytes) -> None:
+        policy = front.deployment.make_policy(
+            coordinator_extra=f'[[coordinator.reference]]\nclaim = "config"\n'
+            f'value = "{pinned.hex()}"\n'
+        )
+        claims = {"app": parts.COORDINATOR_APP, "launch": parts.LAUNCH, **measured}
+        proof: CoordinatorProof = front.deployment.make_proof()
+        proof._attester = SampleAttester(front.deployment.tee_key, b"chip", claims)
+        front.listeners._gate_service._proof = proof
+        membership = Membership(
+            job="alpha",
+            site="site-a",
+            client="c",
+            workload=parts.WORKLOAD,
+            keys=ClientKeys.fresh(),
+            policy=policy,
+            trust=front.deployment.trust,
+        )
+        pin = front.deployment.ca.key_digest
+        with GateClient.connect(front.gate, ca_pin=pin) as gate:
+            verify_coordinator(gate, membership, now=front.deployment.clock)
+
+    return judge
+
+
+def test_a_client_refuses_a_coordinator_with_another_configuration(refusing: Any) -> None:
+    refusing({"config": bytes(range(32))}, bytes(range(32)))
+    with pytest.raises(AdmissionDenied, match="config is") as caught:
+        refusing({"config": bytes(range(1, 33))}, bytes(range(32)))
+    assert any(finding["claim"] == "config" for finding in caught.value.findings)
+    with pytest.raises(AdmissionDenied, match="config is"):
+        refusing({}, bytes(range(32)))
