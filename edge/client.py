@@ -38,7 +38,7 @@ from edge.admission import (
     seek_admission,
 )
 from edge.bootstrap import Bootstrap
-from edge.dataset import records
+from edge.dataset import Tally, records
 from edge.flower.app_process import AppLimits
 from edge.flower.client import ClientPlan, WarmClient
 from edge.flower.fleet import Identity
@@ -224,9 +224,15 @@ class _Client:
         mount = Path(self._bootstrap.data)
         if self._seed is None:
             self._seed = self._granted(standing)
-        commitment = commit(records(mount), self._seed)
+        tally = Tally()
+        commitment = commit(records(mount, tally), self._seed)
         with control_of(standing.gate, standing.admitted, standing.membership.keys) as control:
-            control.commit_data(self._job.name, root=commitment.root, records=commitment.count)
+            control.commit_data(
+                self._job.name,
+                root=commitment.root,
+                records=commitment.count,
+                examples=tally.examples,
+            )
 
     def _granted(self, standing: _Standing) -> bytes:
         """Ask the site for the seed, as the client that was admitted just now."""

@@ -8,10 +8,8 @@ nor a new place alone makes a new budget.
 
 The cost is the composition of all charged rounds by Renyi differential privacy
 (:func:`fedlearn.privacy.accountant.composed_epsilon`), at the ``delta`` of the data set. The unit
-is the site's whole contribution from this data. A job that samples its sites is charged with all
-rounds that were reserved for it: its amplification is that of all its rounds, also of those in
-which this site was not drawn. Any other job is charged with the updates that left the site, and
-while it runs with at least those that it may ask for.
+is the site's whole contribution from this data. A job is charged with the updates that left the
+site, and while it runs with at least those that it may ask for.
 """
 
 from __future__ import annotations
@@ -83,8 +81,7 @@ class Charge:
     @property
     def rounds(self) -> int:
         """The rounds that count."""
-        sampled = self.privacy is not None and self.privacy.sampling != "full"
-        return max(self.reserved, self.spent) if self.assignment or sampled else self.spent
+        return max(self.reserved, self.spent) if self.assignment else self.spent
 
     def concerns(self, name: str, place: str) -> bool:
         """Say whether it counts for the data set ``name`` at ``place``."""

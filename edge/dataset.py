@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -24,15 +25,28 @@ import numpy as np
 
 from fedlearn.errors import ConfigError
 
-__all__ = ["MAX_RECORDS", "records"]
+__all__ = ["MAX_RECORDS", "Tally", "records"]
 
 MAX_RECORDS: Final = 1 << 31
 _BLOCK: Final = 64 * 1024
 _LINES: Final = frozenset({".csv", ".jsonl", ".ndjson", ".tsv"})
+_ARRAYS: Final = frozenset({".npy", ".npz"})
+_COUNTED: Final = _LINES | _ARRAYS
 
 
-def records(mount: Path) -> Iterator[bytes]:
-    """Yield every record below ``mount``.
+@dataclass(slots=True)
+class Tally:
+    """How many examples the records that were yielded can hold at most.
+
+    A line or a row holds one. What is inside another block is not known, so that each of its
+    bytes may be one.
+    """
+
+    examples: int = 0
+
+
+def records(mount: Path, tally: Tally | None = None) -> Iterator[bytes]:
+    """Yield every record below ``mount``, and count in ``tally`` what they can hold.
 
     :raises ConfigError: when the mount is missing, or holds a link that leads out of it, or
         an array file that would need pickle.
@@ -49,7 +63,10 @@ def records(mount: Path) -> Iterator[bytes]:
         if not path.resolve().is_relative_to(root):
             raise ConfigError("a link leads out of the data mount", where=str(path))
         name = path.name if path == root else path.relative_to(root).as_posix()
+        counted = path.suffix.lower() in _COUNTED
         for position, body in enumerate(_bodies(path)):
+            if tally is not None:
+                tally.examples += 1 if counted else len(body)
             label = name.encode()
             yield struct.pack(">IQ", len(label), position) + label + body
 
@@ -60,7 +77,7 @@ def _bodies(path: Path) -> Iterator[bytes]:
         with path.open("rb") as lines:
             for line in lines:
                 yield line.rstrip(b"\r\n")
-    elif suffix in {".npz", ".npy"}:
+    elif suffix in _ARRAYS:
         yield from _rows(path)
     else:
         with path.open("rb") as file:

@@ -188,9 +188,12 @@ class ControlClient(Calls):
         """
         return _admitted(self._when_taken(self._clients.Renew, _admit_request(request)))
 
-    def commit_data(self, job: str, *, root: bytes, records: int) -> int:
-        """Commit to the client's data (Merkle root, 32 bytes); return the ledger entry."""
-        request = pb.CommitDataRequest(job=job, root=root, records=records)
+    def commit_data(self, job: str, *, root: bytes, records: int, examples: int) -> int:
+        """Commit to the client's data (Merkle root, 32 bytes); return the ledger entry.
+
+        :param examples: the most examples that the records can hold (:mod:`edge.dataset`).
+        """
+        request = pb.CommitDataRequest(job=job, root=root, records=records, examples=examples)
         return int(self._patiently(self._clients.CommitData, request).ledger_entry)
 
     def release_key(self, model: str, version: int, file_id: bytes) -> bytes:

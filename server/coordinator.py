@@ -258,11 +258,11 @@ class Coordinator:
 
     # --- clients ----------------------------------------------------------------------
 
-    def commit_data(self, admission: Admission, *, root: bytes, records: int) -> int:
+    def commit_data(self, admission: Admission, *, root: bytes, records: int, examples: int) -> int:
         """Enter a commitment; a client whose data changed is put into quarantine."""
         job = self.jobs.require(admission.job)
         try:
-            return job.desk.commit(admission, root=root, records=records)
+            return job.desk.commit(admission, root=root, records=records, examples=examples)
         except FedlearnError as error:
             self._register.quarantine(admission.thumbprint, str(error), now=self._clock())
             raise

@@ -237,12 +237,13 @@ class JobDesk:
 
     # --- what clients commit to -------------------------------------------------------
 
-    def commit(self, admission: Admission, *, root: bytes, records: int) -> int:
+    def commit(self, admission: Admission, *, root: bytes, records: int, examples: int) -> int:
         """Enter a site's commitment to its data; return the number of the entry.
 
         A client that commits to the same data again, because it attested again, is known
         already: that is no entry of its own. Under privacy the number of records is private
-        like the records, and the entry gives it as the power of 16 below it.
+        like the records, and the entry gives it as the power of 16 below it. ``examples`` bounds
+        what the site may claim to have trained on.
 
         :raises AdmissionDenied: when the site committed to other data before.
         """
@@ -254,7 +255,7 @@ class JobDesk:
                     f"the data of site {site} is not what it committed to before its first round",
                     hint="restore the data, or submit a new job for the new data",
                 )
-            self._most[site] = records
+            self._most[site] = examples
             if known is not None and site in self._entered:
                 return self._entered[site]
             entry = self._ledger.append(
@@ -263,13 +264,18 @@ class JobDesk:
                     "job": self.spec.name,
                     "site": site,
                     "root": root.hex(),
-                    "records": records if self.spec.privacy is None else _coarse(records),
+                    **self._counts(records=records, examples=examples),
                     "key_thumbprint": admission.thumbprint.hex(),
                 },
             )
             self._roots[site] = root
             self._entered[site] = entry.sequence
         return entry.sequence
+
+    def _counts(self, **counts: int) -> dict[str, int]:
+        if self.spec.privacy is None:
+            return counts
+        return {name: _coarse(count) for name, count in counts.items()}
 
     # --- inside -----------------------------------------------------------------------
 
@@ -278,11 +284,11 @@ class JobDesk:
         name, charged = self.spec.name, list[int]()
         for entry in self._ledger.entries(kind="commitment"):
             if entry.body.get("job") == name:
-                site, records = str(entry.body["site"]), entry.body.get("records")
+                site, examples = str(entry.body["site"]), entry.body.get("examples")
                 self._roots[site] = bytes.fromhex(str(entry.body["root"]))
                 self._entered[site] = entry.sequence
-                if self.spec.privacy is None and isinstance(records, int):
-                    self._most[site] = records
+                if self.spec.privacy is None and isinstance(examples, int):
+                    self._most[site] = examples
         last: Entry | None = None
         for last in self._ledger.entries(kind="privacy"):
             if last.body.get("job") == name:
@@ -390,7 +396,7 @@ class JobDesk:
 
 
 def _coarse(records: int) -> int:
-    """Return the power of 16 at or below a number of records; 0 for none."""
+    """Return the power of 16 at or below a count; 0 for none."""
     found = 1
     while found * _COARSE <= records:
         found *= _COARSE

@@ -3,8 +3,11 @@
 The noise multiplier of a spec is relative to the sensitivity under its adjacency. That is
 what ``dp-accounting`` means by it except in one place: its PLD accountant takes the
 multiplier of ``REPLACE_ONE`` relative to the clipping norm, half of that. A Gaussian
-mechanism without sampling costs the same under every adjacency once it is relative to the
-sensitivity, so full participation is always asked as ``ADD_OR_REMOVE_ONE``.
+mechanism costs the same under every adjacency once it is relative to the sensitivity, so it is
+always asked as ``ADD_OR_REMOVE_ONE``.
+
+Sampling is credited with nothing. Amplification by subsampling holds against somebody who does
+not learn which sites were drawn, and the ledger and the events of a job name them.
 
 ``rdp``  Renyi differential privacy (Mironov 2017, arXiv:1702.07476); fast, an upper bound
 ``pld``  privacy loss distributions (Doroshenko et al. 2022, arXiv:2207.04380); tighter, also
@@ -16,7 +19,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -147,52 +150,19 @@ def composed_epsilon(parts: Iterable[tuple[PrivacySpec, int]], delta: float) -> 
 
     The composition is that of Renyi differential privacy, whatever accountant the jobs name.
     What is bounded is how well the outputs tell the data from no contribution at all: each
-    adjacency of :mod:`fedlearn.privacy.spec` covers these two worlds. Jobs with a sample of fixed
-    size, which ``dp-accounting`` composes under another relation than the others, are added by
-    basic composition, with half of ``delta`` for each of the two groups (Dwork and Roth 2014,
-    theorem 3.16).
+    adjacency of :mod:`fedlearn.privacy.spec` covers these two worlds.
 
     Raises :class:`fedlearn.errors.PrivacyError` for an impossible number of rounds.
     """
-    rounds: Counter[tuple[float | str | int | None, ...]] = Counter()
-    example: dict[tuple[float | str | int | None, ...], PrivacySpec] = {}
+    rounds: Counter[float] = Counter()
     for spec, count in parts:
         if not 0 <= count <= MAX_ROUNDS:
             raise PrivacyError(f"{count} rounds cannot be accounted for; at most {MAX_ROUNDS}")
-        kind = (
-            spec.noise_multiplier,
-            spec.sampling,
-            spec.sampling_rate,
-            spec.sample_size,
-            spec.population,
-        )
-        rounds[kind] += count
-        example.setdefault(kind, spec)
-    groups = [
-        [
-            (example[kind], count)
-            for kind, count in rounds.items()
-            if count and fixed == (kind[1] == "fixed")
-        ]
-        for fixed in (False, True)
-    ]
-    groups = [group for group in groups if group]
+        rounds[spec.noise_multiplier] += count
+    if not rounds.total():
+        return 0.0
     with _quiet():
-        return math.fsum(_renyi(group, delta / len(groups)) for group in groups)
-
-
-def _renyi(parts: Sequence[tuple[PrivacySpec, int]], delta: float) -> float:
-    import dp_accounting
-    from dp_accounting import rdp
-
-    relation = _event(parts[0][0])[1]
-    if relation is dp_accounting.NeighboringRelation.REPLACE_SPECIAL:
-        # The Renyi divergences of Poisson sampling are the same under both relations.
-        relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
-    accountant: Any = rdp.RdpAccountant(neighboring_relation=relation)
-    for spec, rounds in parts:
-        accountant.compose(dp_accounting.SelfComposedDpEvent(_event(spec)[0], rounds))
-    return float(accountant.get_epsilon(delta))
+        return _composed(rounds, "rdp", delta)
 
 
 @lru_cache(maxsize=4096)
@@ -200,43 +170,28 @@ def _epsilon(spec: PrivacySpec, rounds: int) -> float:
     if rounds == 0:
         return 0.0
     with _quiet():
-        found = _compose(spec, rounds, "rdp")
+        one = {spec.noise_multiplier: rounds}
+        found = _composed(one, "rdp", spec.delta)
         # The support of a privacy loss distribution grows with the loss: a budget that is
         # already absurd would cost gigabytes to compute, and RDP says so for nothing.
         if spec.accountant == "pld" and found <= _PLD_LIMIT:
-            found = _compose(spec, rounds, "pld")
+            found = _composed(one, "pld", spec.delta)
     return found
 
 
-def _compose(spec: PrivacySpec, rounds: int, accountant: str) -> float:
+def _composed(rounds: Mapping[float, int], name: str, delta: float) -> float:
+    """Return the epsilon of so many rounds with each noise multiplier."""
     import dp_accounting
     from dp_accounting import pld, rdp
 
-    event, neighbouring = _event(spec)
-    if accountant == "pld":
-        composed: Any = pld.PLDAccountant(neighboring_relation=neighbouring)
-    else:
-        composed = rdp.RdpAccountant(neighboring_relation=neighbouring)
-    composed.compose(dp_accounting.SelfComposedDpEvent(event, rounds))
-    return float(composed.get_epsilon(spec.delta))
-
-
-def _event(spec: PrivacySpec) -> tuple[Any, Any]:
-    """Return one round of a mechanism, and the relation that it is accounted for under."""
-    import dp_accounting
-
-    relation = dp_accounting.NeighboringRelation
-    event: Any = dp_accounting.GaussianDpEvent(spec.noise_multiplier)
-    if spec.sampling == "poisson":
-        sampled = dp_accounting.PoissonSampledDpEvent(spec.sampling_rate, event)
-        zero_out = spec.adjacency == "zero-out"
-        return sampled, relation.REPLACE_SPECIAL if zero_out else relation.ADD_OR_REMOVE_ONE
-    if spec.sampling == "fixed":
-        drawn = dp_accounting.SampledWithoutReplacementDpEvent(
-            spec.population, spec.sample_size, event
-        )
-        return drawn, relation.REPLACE_ONE
-    return event, relation.ADD_OR_REMOVE_ONE
+    relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+    made = pld.PLDAccountant if name == "pld" else rdp.RdpAccountant
+    accountant: Any = made(neighboring_relation=relation)
+    for multiplier, count in rounds.items():
+        if count:
+            event = dp_accounting.GaussianDpEvent(multiplier)
+            accountant.compose(dp_accounting.SelfComposedDpEvent(event, count))
+    return float(accountant.get_epsilon(delta))
 
 
 @contextmanager

@@ -29,8 +29,8 @@ The noise on the sum has the standard deviation ``noise_multiplier * sensitivity
 
 *Sampling.* ``full``: every site takes part in every round. ``poisson``: each site joins a
 round independently with probability ``sampling_rate``. ``fixed``: ``sample_size`` of
-``population`` sites, without replacement. The amplification that the last two are credited
-with holds against somebody who does not learn which sites were drawn.
+``population`` sites, without replacement. No amplification is credited: it would hold
+against somebody who does not learn which sites were drawn, and the ledger names them.
 """
 
 from __future__ import annotations
@@ -174,11 +174,14 @@ class PrivacySpec:
     def sampling_text(self) -> str:
         """The sampling assumption in words, as it is printed next to an epsilon."""
         if self.sampling == "poisson":
-            return f"Poisson sampling of sites at rate {self.sampling_rate:g}, draw kept secret"
+            return (
+                f"Poisson sampling of sites at rate {self.sampling_rate:g}, draw in the ledger, "
+                "no amplification"
+            )
         if self.sampling == "fixed":
             return (
                 f"{self.sample_size} of {self.population} sites without replacement, "
-                "draw kept secret"
+                "draw in the ledger, no amplification"
             )
         return "full participation, no amplification"
 
@@ -230,11 +233,6 @@ def _sampling_problem(spec: PrivacySpec) -> tuple[str, str] | None:
             return "sampling_rate", 'missing; sampling = "poisson" needs a probability'
         if not 0 < spec.sampling_rate <= 1:
             return "sampling_rate", f"{spec.sampling_rate!r} is not a probability in (0, 1]"
-        if spec.adjacency == "replace-one":
-            return "adjacency", (
-                'Poisson sampling is accounted for under "zero-out" or "add-or-remove", '
-                'not "replace-one"'
-            )
     elif spec.sampling_rate is not None:
         return "sampling_rate", f'only for sampling = "poisson", not "{spec.sampling}"'
     if spec.sampling == "fixed":
@@ -244,12 +242,6 @@ def _sampling_problem(spec: PrivacySpec) -> tuple[str, str] | None:
         if not 1 <= spec.sample_size <= spec.population <= 10**9:
             return "sample_size", (
                 f"{spec.sample_size} of {spec.population} sites cannot be drawn without replacement"
-            )
-        if spec.adjacency != "replace-one" or spec.accountant != "rdp":
-            key = "adjacency" if spec.adjacency != "replace-one" else "accountant"
-            return key, (
-                'sampling = "fixed" is accounted for under adjacency = "replace-one" '
-                'with accountant = "rdp" only'
             )
     else:
         for key in _COUNTS:

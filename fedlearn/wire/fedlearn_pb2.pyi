@@ -254,14 +254,16 @@ class FetchBundleRequest(_message.Message):
     def __init__(self, sha256: _Optional[bytes] = ...) -> None: ...
 
 class CommitDataRequest(_message.Message):
-    __slots__ = ("job", "root", "records")
+    __slots__ = ("job", "root", "records", "examples")
     JOB_FIELD_NUMBER: _ClassVar[int]
     ROOT_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     job: str
     root: bytes
     records: int
-    def __init__(self, job: _Optional[str] = ..., root: _Optional[bytes] = ..., records: _Optional[int] = ...) -> None: ...
+    examples: int
+    def __init__(self, job: _Optional[str] = ..., root: _Optional[bytes] = ..., records: _Optional[int] = ..., examples: _Optional[int] = ...) -> None: ...
 
 class CommitDataReply(_message.Message):
     __slots__ = ("ledger_entry",)

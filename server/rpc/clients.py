@@ -13,6 +13,7 @@ from server.rpc.ports import Coordinator
 __all__ = ["ClientsService"]
 
 _ROOT_BYTES = 32
+_MAX_EXAMPLES = 2**53
 _MAX_FILE_ID_BYTES = 64
 _MAX_MODEL_CHARS = 256
 
@@ -47,7 +48,12 @@ class ClientsService:
             raise ConfigError(f"the admission is for job {admission.job}", key="job")
         if len(request.root) != _ROOT_BYTES:
             raise ConfigError(f"a Merkle root has {_ROOT_BYTES} bytes", key="root")
-        entry = self._coordinator.commit_data(admission, root=request.root, records=request.records)
+        for name in ("records", "examples"):
+            if getattr(request, name) > _MAX_EXAMPLES:
+                raise ConfigError(f"at most {_MAX_EXAMPLES} are counted", key=name)
+        entry = self._coordinator.commit_data(
+            admission, root=request.root, records=request.records, examples=request.examples
+        )
         return pb.CommitDataReply(ledger_entry=entry)
 
     def ReleaseKey(self, request: pb.ReleaseKeyRequest, caller: Caller) -> pb.ReleaseKeyReply:  # noqa: N802

@@ -135,7 +135,7 @@ class Coordinator(Protocol):
         """Return an app bundle that ``site`` has an assignment for."""
         ...
 
-    def commit_data(self, admission: Admission, *, root: bytes, records: int) -> int:
+    def commit_data(self, admission: Admission, *, root: bytes, records: int, examples: int) -> int:
         """Record a client's commitment to its data; return the ledger entry's number."""
         ...
 

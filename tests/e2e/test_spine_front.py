@@ -147,7 +147,7 @@ def test_a_certificate_for_another_job_gets_nothing_of_this_one(shared, puppet, 
             elsewhere.control as control,
             pytest.raises(FedlearnError, match="the admission is for job front-other"),
         ):
-            control.commit_data("front", root=bytes(32), records=1)
+            control.commit_data("front", root=bytes(32), records=1, examples=100)
     finally:
         shared.operator.cancel_job("front-other")
     # The job is over; its certificate is valid for half an hour, and opens nothing.

@@ -101,7 +101,7 @@ def test_a_client_verifies_the_coordinator_and_is_admitted(front: Any, site: Sit
     with site.control(front, admitted) as control:
         wrapped = control.release_key("alpha", 1, b"file")
         assert wrapped == b"wrapped for " + site.membership.keys.hpke_key
-        assert control.commit_data("alpha", root=bytes(32), records=3) == 42
+        assert control.commit_data("alpha", root=bytes(32), records=3, examples=3) == 42
         with pytest.raises(KeyReleaseDenied) as caught:
             control.release_key("beta", 1, b"file")
         assert caught.value.hint == "ask"

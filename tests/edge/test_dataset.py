@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.dataset import records
+from edge.dataset import Tally, records
 from fedlearn.errors import ConfigError
 
 
@@ -15,7 +15,10 @@ def test_lines_rows_and_blocks_are_records(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"1,2\r\n3,4\n")
     np.savez(tmp_path / "b.npz", x=np.arange(6).reshape(3, 2), y=np.zeros(3))
     (tmp_path / "c.bin").write_bytes(bytes(70_000))
-    assert len(list(records(tmp_path))) == 2 + (3 + 3) + 2
+    tally = Tally()
+    assert len(list(records(tmp_path, tally))) == 2 + (3 + 3) + 2
+    blocks = sum(p.stat().st_size for p in tmp_path.iterdir() if p.suffix == ".bin")
+    assert tally.examples == 2 + (3 + 3) + blocks
 
 
 def test_a_changed_moved_or_added_record_is_seen(tmp_path: Path) -> None:

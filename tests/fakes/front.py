@@ -75,7 +75,7 @@ class RememberingCoordinator:
     def fetch_bundle(self, site: str, sha256: bytes) -> bytes:
         return self.bundle
 
-    def commit_data(self, admission: Any, *, root: bytes, records: int) -> int:
+    def commit_data(self, admission: Any, *, root: bytes, records: int, examples: int) -> int:
         self.calls.append(("commit", (admission.site, root, records)))
         return 42
 

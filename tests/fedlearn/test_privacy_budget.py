@@ -96,11 +96,8 @@ def test_a_broken_table_names_file_key_and_remedy(key: str, value: object, word:
     [
         (POISSON, {"sampling_rate": 0}),
         (POISSON, {"sampling_rate": 1.5}),
-        (POISSON, {"adjacency": "replace-one"}),
         (FIXED, {"sample_size": 101}),
         (FIXED, {"sample_size": 0}),
-        (FIXED, {"adjacency": "zero-out"}),
-        (FIXED, {"accountant": "pld"}),
         (FIXED, {"expected_cohort": 11}),
     ],
 )
@@ -153,15 +150,14 @@ def test_epsilon_of_pld_is_the_number_of_dp_accounting() -> None:
     assert replace_one == pytest.approx(relative.get_epsilon(1e-5), abs=1e-3)
 
 
-def test_epsilon_of_sampled_rounds_is_the_number_of_dp_accounting() -> None:
-    gaussian = dp_accounting.GaussianDpEvent(1.5)
-    poisson = rdp.RdpAccountant(neighboring_relation=RELATION.REPLACE_SPECIAL)
-    poisson.compose(dp_accounting.PoissonSampledDpEvent(0.1, gaussian), 20)
-    assert epsilon(spec(**POISSON), 20) == poisson.get_epsilon(1e-5)
-    fixed = rdp.RdpAccountant(neighboring_relation=RELATION.REPLACE_ONE)
-    fixed.compose(dp_accounting.SampledWithoutReplacementDpEvent(100, 10, gaussian), 20)
-    assert epsilon(spec(**FIXED), 20) == fixed.get_epsilon(1e-5)
-    assert epsilon(spec(**POISSON), 20) < epsilon(spec(), 20)
+@pytest.mark.parametrize("accountant", ["rdp", "pld"])
+@pytest.mark.parametrize("sampled", [POISSON, FIXED])
+def test_sampling_is_credited_with_nothing_because_the_ledger_names_the_draw(
+    sampled: dict[str, object], accountant: str
+) -> None:
+    found = spec(**sampled, accountant=accountant)
+    assert epsilon(found, 5) == epsilon(spec(accountant=accountant), 5)
+    assert found.sampling_text.endswith("draw in the ledger, no amplification")
 
 
 def test_no_round_costs_nothing_and_absurd_costs_are_told_quickly() -> None:
