@@ -14,7 +14,7 @@ import json
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from attestation.evidence import Claims
@@ -330,6 +330,12 @@ class AdmissionGate:
             self._lift(dataclasses.replace(found, operator=operator), "lifted")
         self._readmitted(found)
         return found
+
+    def shift(self, by: timedelta) -> None:
+        """Move the end of what lives for a time, and not until a date: the date was moved."""
+        with self._lock:
+            self._book.shift(by)
+            self.register.shift(by)
 
     def sweep(self) -> tuple[AdmissionEvent, ...]:
         """End what has lapsed. To be called about once a second by the owner."""

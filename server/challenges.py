@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -125,6 +125,14 @@ class ChallengeBook:
                 f"the nonce was given out for job {challenge.job} at site {challenge.site}"
             )
         return challenge
+
+    def shift(self, by: timedelta) -> None:
+        """Move the end of every nonce: the date was moved, and they live no longer for it."""
+        with self._lock:
+            for nonce, challenge in self._open.items():
+                self._open[nonce] = replace(challenge, expires=challenge.expires + by)
+            for nonce, (at, refusal) in self._gone.items():
+                self._gone[nonce] = (at + by, refusal)
 
     def __len__(self) -> int:
         """The number of nonces outstanding."""

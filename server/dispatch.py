@@ -14,13 +14,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fedlearn.assignment import Assignment
 from fedlearn.errors import TransportError
 from fedlearn.events import Event, Log
-from server.openjob import MAX_ATTEMPTS, OpenJob
+from server.openjob import OpenJob
 from server.rpc.ports import Orders, StartOrder, StopOrder
 
 __all__ = ["Dispatch"]
 
 _LOG = logging.getLogger(__name__)
 _RETRY_SECONDS: Final = 2.0
+_LONGEST_RETRY: Final = 30.0
 _ASSIGNMENT_LIFETIME: Final = timedelta(days=7)
 _LATELY: Final = timedelta(hours=1)
 _MOST_FAILURES: Final = 100
@@ -105,8 +106,9 @@ class Dispatch:
         with self._lock:
             failures = self._failures.setdefault(site, deque(maxlen=_MOST_FAILURES))
             failures.append(self._clock())
+            job.failed[site] = job.failed.get(site, 0) + 1
         attempt = job.attempts.get(site, 1)
-        if attempt >= MAX_ATTEMPTS:
+        if not job.may_try_again(site):
             text = f"the client was started {attempt} times and is not started again: {reason}"
             self._say(job.record.name, Log(line=text, site=site, level="error"))
             return
@@ -120,7 +122,7 @@ class Dispatch:
                     if orders is not None:
                         self._order(job, site, orders)
 
-        timer = threading.Timer(_RETRY_SECONDS * attempt, start)
+        timer = threading.Timer(min(_RETRY_SECONDS * attempt, _LONGEST_RETRY), start)
         timer.daemon = True
         timer.start()
 
@@ -129,7 +131,7 @@ class Dispatch:
         with self._lock:
             attempt = job.attempts.get(site, 1)
             orders = self._orders.get(site)
-            if attempt >= MAX_ATTEMPTS:
+            if not job.may_try_again(site):
                 text = f"the client was started {attempt} times and is not started again"
                 self._say(job.record.name, Log(line=text, site=site, level="error"))
                 return

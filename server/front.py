@@ -48,6 +48,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fedlearn import spiffe
 from fedlearn.errors import AdmissionDenied, ConfigError, TransportError
+from server.clock import awake
 from server.connections import Caps, Connection, Connections, accept_all, listen
 from server.peers import PeerCertificate
 from server.register import Admission, AdmissionEvent, AdmissionRegister, Change
@@ -66,6 +67,7 @@ _IDLE_SECONDS: Final = 120
 _ABSENT_SECONDS: Final = 15.0
 """Longer than a client waits between two heartbeats: one that is there has a connection again."""
 
+_NEAR_SECONDS: Final = 1.0
 _START_SECONDS: Final = 30.0
 _HANDSHAKE_SECONDS: Final = 10.0
 _CLOSE_SECONDS: Final = 5.0
@@ -341,10 +343,15 @@ class Front:
             self._connections.pop(peer.thumbprint, None)
         if connection.speaks_for is not None and self._loop is not None:
             self._present.get(connection.speaks_for, set()).discard(connection)
-            self._loop.call_later(_ABSENT_SECONDS, self._look, connection.speaks_for)
+            self._loop.call_later(_ABSENT_SECONDS, self._look, connection.speaks_for, awake())
 
-    def _look(self, who: tuple[str, str]) -> None:
+    def _look(self, who: tuple[str, str], since: float) -> None:
         if self._present.get(who):
+            return
+        left = _ABSENT_SECONDS - (awake() - since)
+        if left > _NEAR_SECONDS and self._loop is not None:
+            # This process was stopped meanwhile: nobody could come back.
+            self._loop.call_later(left, self._look, who, since)
             return
         self._present.pop(who, None)
         link = self._link_of(who[0])

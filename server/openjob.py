@@ -28,7 +28,10 @@ from server.running import JobDesk
 __all__ = ["MAX_ATTEMPTS", "OpenJob", "opened"]
 
 MAX_ATTEMPTS: Final = 5
-"""How often one site's client is started for one job before a person has to look."""
+"""How often in a row a site's client may fail before it is admitted; then a person has to look."""
+
+_MOST_NAMES: Final = 100
+"""How often one site's client is started for one life of a job at all."""
 
 
 @dataclass(slots=True)
@@ -36,6 +39,7 @@ class OpenJob:
     """One open job.
 
     ``attempts``   how often each site was ordered to start its client
+    ``failed``     how often each site's client failed since it was admitted last
     ``refused``    sites whose client was not admitted, and why
     ``node_keys``  the key of each site's Flower node; ``nodes`` guards them
     ``ending``     how the job ends whatever its process says: the coordinator decided it
@@ -52,6 +56,7 @@ class OpenJob:
     life: int = 0
     attempts: dict[str, int] = field(default_factory=dict)
     crashes: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     node_keys: dict[str, bytes] = field(default_factory=dict)
     nodes: threading.Lock = field(default_factory=threading.Lock)
@@ -59,6 +64,11 @@ class OpenJob:
     disk: list[str] = field(default_factory=list)
     interrupted: str = ""
     progress: int = 0
+
+    def may_try_again(self, site: str) -> bool:
+        """Say whether a site's client, which failed, may be started once more."""
+        failed = self.failed.get(site, 0)
+        return failed < MAX_ATTEMPTS and self.attempts.get(site, 1) < _MOST_NAMES
 
     def assignment(self, site: str, attempt: int) -> str:
         """Name the ``attempt`` of a site in this life of the job, the same after a restart.
@@ -71,7 +81,7 @@ class OpenJob:
 
     def assignments(self, site: str) -> Iterator[tuple[int, str]]:
         """Yield every attempt that a site may make, and its name."""
-        for attempt in range(1, MAX_ATTEMPTS + 1):
+        for attempt in range(1, _MOST_NAMES + 1):
             yield attempt, self.assignment(site, attempt)
 
 

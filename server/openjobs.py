@@ -214,6 +214,7 @@ class OpenJobs:
             job = self._open.get(event.admission.job)
             if job is not None and event.change is Change.ADMITTED:
                 job.refused.pop(event.admission.site, None)
+                job.failed.pop(event.admission.site, None)
         if job is None:
             return
         if event.change not in {Change.ADMITTED, Change.RENEWED}:

@@ -11,8 +11,8 @@ import enum
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Final
 
 from attestation.result import AttestationResult
@@ -175,6 +175,13 @@ class AdmissionRegister:
     def revoke_job(self, job: str, reason: str, *, now: datetime) -> tuple[Admission, ...]:
         """Revoke every admission of ``job``; return what was revoked."""
         return self._end_where(lambda a: a.job == job, reason, now)
+
+    def shift(self, by: timedelta) -> None:
+        """Move the time by which each client has to attest again: the date was moved."""
+        with self._lock:
+            for key, admission in self._live.items():
+                if admission.renew_by is not None:
+                    self._live[key] = replace(admission, renew_by=admission.renew_by + by)
 
     def sweep(self, *, now: datetime) -> tuple[AdmissionEvent, ...]:
         """End what has lapsed at ``now``; return what was ended.

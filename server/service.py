@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +31,7 @@ from fedlearn.software import software_digest
 from fedlearn.tls import server_context
 from server.admission import AdmissionGate, Periods
 from server.challenges import Limits
+from server.clock import SteadyClock
 from server.config import ServerConfig
 from server.connections import Caps
 from server.coordinator import Coordinator
@@ -80,6 +81,7 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
     # A core dump would hold keys and weights in the clear.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o077)
+    clock = SteadyClock()
     with ExitStack() as stack:
         home = stack.enter_context(Home.open(config))
         home.keys.sweep()
@@ -99,7 +101,7 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
         }
         told = {name: config.advertised(name, bound) for name, bound in listen.items()}
         dns_names, ips = _names([*listen.values(), *told.values()])
-        key, chain = home.server_identity(dns_names=dns_names, ips=ips, now=_now())
+        key, chain = home.server_identity(dns_names=dns_names, ips=ips, now=clock())
         register = AdmissionRegister()
         counts = AdmissionCounts()
         register.subscribe(counts)
@@ -109,7 +111,7 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
             entries=site_entries(home.ledger),
             address=told["gate"],
             ca_pin=home.ca.key_digest,
-            clock=_now,
+            clock=clock,
             record=home.ledger.append,
             limit=config.limits.sites,
             token_lifetime=timedelta(seconds=config.certificates.token_s),
@@ -118,7 +120,7 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
             ca=home.ca,
             entries=(entry.body for entry in home.ledger.entries(kind="operator")),
             record=home.ledger.append,
-            clock=_now,
+            clock=clock,
         )
         # Sockets and unpacked apps; systemd and the chart name a folder in memory for them.
         runtime = Path(os.environ.get("RUNTIME_DIRECTORY", config.state)) / "run"
@@ -132,10 +134,11 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
             register=register,
             trust=lambda: anchors,
             runtime=runtime,
-            clock=_now,
+            clock=clock,
             health=health,
         )
-        gate = _gate(home, coordinator, register, sites)
+        gate = _gate(home, coordinator, register, sites, clock)
+        clock.subscribe(gate.shift)
         coordinator.jobs.attach(gate)
         front = Front(
             tls=server_context(
@@ -151,9 +154,12 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
             max_update_bytes=config.limits.update_mib * 1024 * 1024,
             max_deliveries_bytes=config.limits.deliveries_mib * 1024 * 1024,
             caps=_caps(config, per_identity=16),
+            clock=clock,
         )
         front.start()
         stack.callback(front.stop)
+        tpms = TpmEnrollment(sites=sites, trust=lambda: anchors, clock=clock)
+        clock.subscribe(tpms.shift)
         hpke = X25519PrivateKey.generate().public_key().public_bytes_raw()
         listeners = Listeners(
             config=RpcConfig(
@@ -173,7 +179,7 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
                 tls_key=spki(key.public_key()),
                 hpke_key=hpke,
                 jobs=coordinator.jobs.admittable,
-                clock=_now,
+                clock=clock,
                 limits=_limits(config),
             ),
             sites=sites,
@@ -185,14 +191,16 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
                 order_key=spki(home.order_key.public_key()),
                 site_lifetime=timedelta(days=config.certificates.site_days),
             ),
-            clock=_now,
-            tpms=TpmEnrollment(sites=sites, trust=lambda: anchors, clock=_now),
+            clock=clock,
+            tpms=tpms,
         )
         listeners.start()
         stack.callback(listeners.stop)
         health.check("fleet", front.fault)
         health.check("gate and control", listeners.fault)
-        stack.enter_context(_sweeping(health, gate.sweep, sites.settle, coordinator.jobs.tend))
+        stack.enter_context(
+            _sweeping(health, clock.tick, gate.sweep, sites.settle, coordinator.jobs.tend)
+        )
         stack.callback(coordinator.jobs.stop)
         coordinator.jobs.go_on()
         if config.metrics.listen:
@@ -245,12 +253,16 @@ def _gauges(
 
 
 def _gate(
-    home: Home, coordinator: Coordinator, register: AdmissionRegister, sites: SiteRegister
+    home: Home,
+    coordinator: Coordinator,
+    register: AdmissionRegister,
+    sites: SiteRegister,
+    clock: Callable[[], datetime],
 ) -> AdmissionGate:
     certificates = home.config.certificates
 
     def sign(result: AttestationResult) -> bytes:
-        return ear.issue(result, key=home.result_key, issued=_now()).encode()
+        return ear.issue(result, key=home.result_key, issued=clock()).encode()
 
     def record(kind: str, body: Mapping[str, Any]) -> object:
         return coordinator.jobs.record(kind, dict(body))
@@ -262,7 +274,7 @@ def _gate(
         sites=sites,
         door=coordinator.jobs,
         record=record,
-        clock=_now,
+        clock=clock,
         periods=Periods(
             lifetime=timedelta(seconds=certificates.client_s),
             renew_after=timedelta(seconds=certificates.renew_after_s),
@@ -357,7 +369,3 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -111,6 +111,13 @@ class TpmEnrollment:
                 proposal=proposal, activation=activation, certificate=certificate
             )
         return proposal
+
+    def shift(self, by: timedelta) -> None:
+        """Move the end of every challenge: the date was moved, and they live no longer for it."""
+        with self._lock:
+            for site, one in self._open.items():
+                expires = one.proposal.expires + by
+                self._open[site] = replace(one, proposal=replace(one.proposal, expires=expires))
 
     def prove(self, site: str, challenge: bytes, secret: bytes) -> Outcome:
         """Take the answer to a challenge, which is used up whatever it is.

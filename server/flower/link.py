@@ -15,7 +15,8 @@ several questions share are held once, until the last of these questions is answ
 
 A node is a site of the job. Its number comes from the job and the site, and survives a new
 key and a restarted client: a question that was handed out and not answered is handed out
-again when its node asks for work. Whether a node is there is judged by the monotonic clock.
+again when its node asks for work. Whether a node is there is judged by the time for which the
+coordinator ran (:func:`server.clock.awake`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ import contextlib
 import heapq
 import math
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -40,6 +40,7 @@ from fedlearn.message import (
     Head,
 )
 from fedlearn.seeds import node_number
+from server.clock import awake
 from server.flower.nodes import Delivered, NodeActions, NodeBusy, NodeGone, TooLarge
 from server.flower.plan import JobPlan, Reply
 from server.front import Receive, Scope, Send
@@ -187,7 +188,7 @@ class JobLink:
     def online(self) -> list[tuple[int, str]]:
         """Return number and site of every node that is online, in the order of the job."""
         with self._lock:
-            self._expire(time.monotonic())
+            self._expire(awake())
             return self._listed()
 
     def wait_online(self, count: int, seconds: float) -> list[tuple[int, str]]:
@@ -195,7 +196,7 @@ class JobLink:
         end = _end(seconds)
         with self._lock:
             while True:
-                now = time.monotonic()
+                now = awake()
                 self._expire(now)
                 if self._online >= count or now >= end or self._closed:
                     return self._listed()
@@ -214,7 +215,7 @@ class JobLink:
         """
         parts = dict(objects)
         asked: list[_Question] = []
-        now = time.monotonic()
+        now = awake()
         for data in messages:
             head = Head.from_bytes(data)
             if not head.ttl > 0:
@@ -244,7 +245,7 @@ class JobLink:
             if wanted is not None:
                 self._wanted = wanted
             while True:
-                now = time.monotonic()
+                now = awake()
                 self._expire(now)
                 ready = [id_ for id_ in self._replies if id_ in self._wanted]
                 if ready or now >= end or self._closed:
@@ -312,7 +313,7 @@ class JobLink:
         :raises NodeGone: when the job has ended, or the node is not part of it.
         """
         with self._lock:
-            now = time.monotonic()
+            now = awake()
             self._expire(now)
             found = self._node(node)
             self._alive(found)
@@ -485,7 +486,7 @@ class JobLink:
         if not node.online:
             self._online += 1
             self._presence.notify_all()
-        node.alive_until = time.monotonic() + _PATIENCE * node.promised
+        node.alive_until = awake() + _PATIENCE * node.promised
         if not node.due:
             node.due = node.alive_until
             self._time(node.due, node.number, "")
@@ -554,7 +555,7 @@ def _end(seconds: float) -> float:
     """
     if not seconds >= 0:
         raise TransportError(f"a wait of {seconds} s")
-    return time.monotonic() + min(seconds, _LONGEST_WAIT)
+    return awake() + min(seconds, _LONGEST_WAIT)
 
 
 def _reply_head(question: Head, reply: Head) -> Head:

@@ -141,6 +141,37 @@ def test_a_client_that_does_not_attest_again_in_time_is_in_quarantine(brisk, pup
     assert end["participants"] == 2
 
 
+@contextlib.contextmanager
+def _stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _outlasts(spine: Any, name: str, seconds: float) -> None:
+    """A job whose coordinator is stopped in round 2 finishes with every site in every round."""
+    config = {"slow-site": "site-c", "slow-round": 2, "slow": 2.0}
+    job = spine.job(name, rounds=4, quorum=3, deadline_s=120, config=config).submit()
+    job.wait_for("round.started", round=2)
+    with _stopped(spine.server_pid()):
+        time.sleep(seconds)
+    job.finish(seconds=90)
+    assert [event.sites for event in job.of("round.finished")] == [3, 3, 3, 3]
+
+
+def test_a_coordinator_that_is_stopped_finds_its_clients_admitted(brisk):
+    """For twice as long as a client has to attest again."""
+    _outlasts(brisk, "stopped", 20.0)
+
+
+@pytest.mark.long
+def test_a_coordinator_that_is_stopped_for_a_minute_fails_no_job(shared):
+    """For longer than a client may be silent."""
+    _outlasts(shared, "stopped-long", 65.0)
+
+
 def test_a_killed_client_does_not_hold_up_a_round_and_comes_back(shared):
     job = shared.job("killed-client", rounds=8, quorum=2, config={"wait": 1.0}).submit()
     job.wait_for("round.started", round=2)
