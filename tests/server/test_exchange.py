@@ -8,7 +8,6 @@ import json
 import threading
 import time
 import tracemalloc
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from fedlearn.errors import AdmissionDenied, JobError, TransportError
 from fedlearn.flower import Packer, arrays_of, flatten, inflate, unpack
 from fedlearn.frames import FrameReader
 from fedlearn.message import MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE, Head
+from server.clock import awake
 from server.flower.calls import Coordinator
 from server.flower.link import JobLink
 from server.flower.plan import Reply
@@ -413,12 +413,11 @@ def test_a_node_that_is_not_online_is_answered_for_at_once(link, nodes):
 
 
 class Clock:
-    """A monotonic clock that a test sets; the clock of the day is none of its business."""
+    """The time for which the coordinator ran, as a test sets it; no date is its business."""
 
     def __init__(self, monkeypatch: Any) -> None:
-        self.now = time.monotonic()
-        clock = SimpleNamespace(monotonic=lambda: self.now)
-        monkeypatch.setattr("server.flower.link.time", clock)
+        self.now = awake()
+        monkeypatch.setattr("server.flower.link.awake", lambda: self.now)
 
 
 def test_a_node_that_goes_silent_is_answered_for(link, nodes, monkeypatch):
