@@ -36,7 +36,7 @@ class Book:
     def say(self, *kinds: str) -> None:
         self.said += [Said(len(self.said) + 1 + n, kind) for n, kind in enumerate(kinds)]
 
-    def get(self, name: str) -> Any:
+    def state(self, name: str) -> Any:
         return SimpleNamespace(status=self.status)
 
     def events(self, name: str, *, after: int, most: int) -> list[Said]:
