@@ -35,7 +35,7 @@ from flwr.app import (
 from fedlearn import update
 from fedlearn.errors import TransportError, UpdateRejected
 from fedlearn.flower_pin import WANTED, FlowerMismatch
-from fedlearn.message import Failure, Head, Record, read_content, write_content
+from fedlearn.message import Failure, Flat, Head, Record, read_content, write_content
 
 __all__ = [
     "CALL",
@@ -117,24 +117,6 @@ def mismatch(what: str) -> FlowerMismatch:
         f"Flower {flwr.__version__} does not fit: {what}",
         hint=f"install flwr{WANTED}, with which this release was tested",
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flat:
-    """Messages taken apart: their heads in order, and each distinct part once.
-
-    ``ids`` are the ids of the messages. A head names the parts of its message by their keys
-    in ``objects``; see :class:`fedlearn.message.Head`.
-    """
-
-    messages: tuple[bytes, ...]
-    ids: tuple[str, ...]
-    objects: Mapping[str, bytes]
-
-    def frames(self, index: int) -> list[bytes]:
-        """Return one message as it travels: its head, and its parts in order."""
-        head = self.messages[index]
-        return [head, *(self.objects[name] for name in Head.from_bytes(head).parts)]
 
 
 class Packer:

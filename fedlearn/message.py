@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -37,6 +37,7 @@ __all__ = [
     "NODE_UNAVAILABLE",
     "UNKNOWN",
     "Failure",
+    "Flat",
     "Head",
     "Record",
     "read_content",
@@ -128,6 +129,24 @@ class Head:
         if (failure is None) != bool(parts):
             raise TransportError("a message has either a content or an error")
         return cls(**found, parts=tuple(parts), failure=_failure(failure))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flat:
+    """Messages taken apart: their heads in order, and each distinct part once.
+
+    ``ids`` are the ids of the messages. A head names the parts of its message by their keys
+    in ``objects``; see :class:`Head`.
+    """
+
+    messages: tuple[bytes, ...]
+    ids: tuple[str, ...]
+    objects: Mapping[str, bytes]
+
+    def frames(self, index: int) -> list[bytes]:
+        """Return one message as it travels: its head, and its parts in order."""
+        head = self.messages[index]
+        return [head, *(self.objects[name] for name in Head.from_bytes(head).parts)]
 
 
 @dataclass(frozen=True, slots=True)

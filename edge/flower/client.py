@@ -17,7 +17,7 @@ from typing import Any, Final
 from edge.flower.fleet import HEARTBEAT_SECONDS, Ended, Fleet, Identity, Work
 from edge.flower.replies import ClientPlan, Replies
 from fedlearn.errors import FedlearnError, TransportError, UpdateRejected
-from fedlearn.flower import Flat
+from fedlearn.message import Flat
 
 __all__ = ["ClientPlan", "Identity", "WarmClient"]
 

@@ -24,9 +24,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fedlearn import spiffe
 from fedlearn.errors import AdmissionDenied, FedlearnError, TransportError, UpdateRejected
-from fedlearn.flower import Flat
 from fedlearn.frames import FrameReader, frames_length, write_frames
-from fedlearn.message import Head
+from fedlearn.message import Flat, Head
 from fedlearn.tls import client_context
 
 __all__ = ["HEARTBEAT_SECONDS", "Ended", "Fleet", "Identity", "Work"]

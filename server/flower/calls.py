@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fedlearn import update
 from fedlearn.errors import FedlearnError, TransportError
-from fedlearn.flower import Flat
+from fedlearn.message import Flat
 from fedlearn.process_channel import ProcessChannel
 from server.flower.failures import failure_of, raised
 from server.flower.plan import Checkpoint, JobChannel, Reply

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import socket
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,18 @@ def test_flower_is_used_by_its_public_interface_and_what_the_decision_lists():
                         found.setdefault(name, set()).add(str(path.relative_to(ROOT)))
     assert {"flwr.app", "flwr.serverapp.strategy"} <= set(found)
     assert {name: found[name] for name in set(found) - _PUBLIC - _BESIDE} == {}
+
+
+def test_the_coordinators_own_process_loads_no_flower():
+    code = (
+        "import sys, server.main, server.service, server.coordinator, server.openjobs;"
+        "import server.flower.host, edge.flower.fleet;"
+        "print([name for name in ('flwr', 'torch') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "[]"
 
 
 def test_another_start_is_named(monkeypatch):
