@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from attestation.policy import AppraisalPolicy
 from attestation.trust import TrustAnchors
-from fedlearn.errors import DiskError
+from fedlearn.errors import DiskError, StoreError
 from fedlearn.events import Event
 from fedlearn.job import JobSpec, workload_digest
 from fedlearn.privacy.server import noise_secret
@@ -27,6 +27,8 @@ from server.running import JobDesk
 
 __all__ = ["MAX_ATTEMPTS", "OpenJob", "opened"]
 
+_NOISE_DRAWN: Final = "noise secret drawn"
+_NOISE_DOMAIN: Final = b"fedlearn-noise-secret/1\0"
 MAX_ATTEMPTS: Final = 5
 """How often in a row a site's client may fail before it is admitted; then a person has to look."""
 
@@ -188,11 +190,38 @@ def _lives(home: Home, name: str) -> int:
 
 
 def _noise_secret(home: Home, spec: JobSpec) -> bytes:
+    """Return the secret of a job's noise, drawn once: another one would be another release.
+
+    :raises StoreError: when it is missing or is not the one that the ledger commits to.
+    """
     if spec.privacy is None:
         return b""
     name = f"noise-{spec.name}"
     known = home.keys.secret(name)
+    entries = (entry.body for entry in home.ledger.entries(kind="job"))
+    entered = [
+        body.get("commitment")
+        for body in entries
+        if body.get("job") == spec.name and body.get("change") == _NOISE_DRAWN
+    ]
     if known is None:
+        if entered:
+            raise _unlike(spec.name, "is missing")
         known = noise_secret(spec.privacy, seed=spec.seed)
         home.keys.keep(name, known)
+    commitment = hashlib.sha256(_NOISE_DOMAIN + known).hexdigest()
+    if not entered:
+        # A crash after the secret was kept leaves it without an entry.
+        body = {"job": spec.name, "change": _NOISE_DRAWN, "commitment": commitment}
+        home.ledger.append("job", body)
+    elif entered[0] != commitment:
+        raise _unlike(spec.name, "is not the one that was drawn")
     return known
+
+
+def _unlike(job: str, what: str) -> StoreError:
+    return StoreError(
+        f"the noise secret of job {job} {what}",
+        hint="restore the folder keys/ from a backup, or submit the job anew under another name: "
+        "with another secret one charge would pay for two releases",
+    )

@@ -266,6 +266,38 @@ def test_altered_and_missing_events_are_named_where_they_stood(
     assert all(KINDS[event.kind] for event in events)
 
 
+def test_a_noise_secret_that_is_missing_is_not_drawn_again(
+    tmp_path: Path, start: Start, bundle: bytes
+) -> None:
+    """Another secret gives a second, different release of a round that was charged once."""
+    coordinator = start()
+    privacy = (
+        '[privacy]\nmechanism = "central-gaussian"\nclip = 1.0\nnoise_multiplier = 1.5\n'
+        "epsilon = 8.0\ndelta = 1e-5\n"
+    )
+    strategy = '[strategy]\nname = "fedavg"\n'
+    coordinator.submit_job(
+        "alice",
+        job_toml=JOB.format("alpha") + strategy + privacy,
+        bundle=bundle,
+        policy_toml=text(),
+    )
+    start.stop()
+    path = tmp_path / "state" / "keys" / "secrets" / "noise-alpha.sealed"
+    kept = path.read_bytes()
+    assert start().get_job("alpha").status == "running"
+    start.stop()
+    path.unlink()
+    coordinator = start()
+    assert "noise secret of job alpha is missing" in coordinator.get_job("alpha").detail
+    assert not path.exists()
+    coordinator._home.keys.keep("noise-alpha", bytes(32))
+    with pytest.raises(StoreError, match="is not the one that was drawn"):
+        coordinator.resume_job("alice", "alpha")
+    path.write_bytes(kept)
+    assert coordinator.resume_job("alice", "alpha").status == "running"
+
+
 def test_states_are_read_without_bundles(tmp_path: Path, start: Start, bundle: bytes) -> None:
     coordinator = start()
     submit(coordinator, bundle)
