@@ -163,7 +163,13 @@ class CatalogueFile:
         data = self._root.read(self._path, _LABEL, limit=_LIMIT)
         if data is None:
             return None
-        catalogue = Catalogue(**json.loads(data))
+        try:
+            catalogue = Catalogue(**json.loads(data))
+        except (TypeError, ValueError):
+            raise StoreError(
+                f"{self._path}: not a catalogue that this version can read",
+                hint="use the version that wrote it, or a newer one",
+            ) from None
         if self._counter is None:
             if catalogue.counter is not None and not self._unbound:
                 raise StoreError(

@@ -225,6 +225,14 @@ def test_a_state_that_was_never_bound_says_what_to_do(settings: ServerConfig) ->
     assert "export its models with that version" in caught.value.hint
 
 
+def test_a_catalogue_of_a_newer_version_says_so(settings: ServerConfig) -> None:
+    with Home.open(settings) as home:
+        newer = b'{"models": {}, "shards": 3}'
+        home.keys.root.write(settings.state / "store" / "catalogue.sealed", "catalogue", newer)
+    with pytest.raises(StoreError, match="not a catalogue that this version can read"):
+        Home.open(settings)
+
+
 # --- an older state that is all that is left -------------------------------------------
 
 

@@ -360,8 +360,71 @@ def _killed(work: Callable[[Callable[[], None]], None], kill_at: int) -> bool:
         os._exit(status)
 
 
+def _count(coordinator: Coordinator, step: Callable[[], None]) -> None:
+    """Have ``step`` called before and after each step that leaves something on the disk."""
+
+    def around(owner: Any, name: str) -> None:
+        inner = getattr(owner, name)
+
+        def counted(*args: Any, **options: Any) -> Any:
+            step()
+            done = inner(*args, **options)
+            step()
+            return done
+
+        setattr(owner, name, counted)
+
+    around(coordinator._book, "_put")
+    around(coordinator._book, "_put_policy")
+    around(coordinator._book._bundles, "keep")
+    around(coordinator._home.ledger, "_insert")
+    around(coordinator._home.ledger, "_seal")
+    around(coordinator.jobs.gate, "replace_policy")
+    around(os, "fsync")
+
+
+def test_a_submission_that_a_kill_interrupts_is_whole_or_may_be_repeated(
+    tmp_path: Path, start: Start, bundle: bytes
+) -> None:
+    start()
+    start.stop()
+    state, kept = tmp_path / "state", tmp_path / "kept"
+    shutil.copytree(state, kept)
+    seen = set()
+    for kill_at in range(200):
+        shutil.rmtree(state)
+        shutil.copytree(kept, state)
+
+        def work(step: Callable[[], None]) -> None:
+            began = start()
+            _count(began, step)
+            submit(began, bundle)
+
+        killed = _killed(work, kill_at)
+        again = start()
+        if again.jobs.named("alpha") is None:
+            assert again.list_jobs() == []
+            submit(again, bundle)
+            seen.add("repeated")
+        else:
+            seen.add("whole")
+        assert again.get_job("alpha").status == "running"
+        assert again._book.set_apart == {}
+        submitted = [
+            entry.body
+            for entry in again._home.ledger.entries(kind="job")
+            if entry.body["change"] == "submitted"
+        ]
+        assert len(submitted) == 1
+        start.stop()
+        if not killed:
+            break
+    assert seen == {"repeated", "whole"}
+    assert kill_at > 20
+
+
 def test_a_replacement_that_a_kill_interrupts_is_recorded_or_did_not_happen(
-    tmp_path: Path, start: Start, bundle: bytes, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, start: Start, bundle: bytes
 ) -> None:
     coordinator = start()
     submit(coordinator, bundle)
@@ -375,23 +438,7 @@ def test_a_replacement_that_a_kill_interrupts_is_recorded_or_did_not_happen(
 
         def replace(step: Callable[[], None]) -> None:
             began = start()
-
-            def around(owner: Any, name: str) -> None:
-                inner = getattr(owner, name)
-
-                def counted(*args: Any, **options: Any) -> Any:
-                    step()
-                    done = inner(*args, **options)
-                    step()
-                    return done
-
-                setattr(owner, name, counted)
-
-            around(began._book, "_put_policy")
-            around(began._home.ledger, "_insert")
-            around(began._home.ledger, "_seal")
-            around(began.jobs.gate, "replace_policy")
-            around(os, "fsync")
+            _count(began, step)
             began.replace_policy("bob", "alpha", text(2))
 
         killed = _killed(replace, kill_at)
