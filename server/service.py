@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from attestation import ear
 from attestation.result import AttestationResult
 from fedlearn.attester import device, open_attester
+from fedlearn.sandbox import protect_this_process
 from fedlearn.software import software_digest
 from fedlearn.tls import server_context
 from server.admission import AdmissionGate, Periods
@@ -78,8 +79,8 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
     :raises FedlearnError: when the state does not open or an address cannot be bound.
     :raises AttesterError: when the coordinator cannot prove itself on this machine.
     """
-    # A core dump would hold keys and weights in the clear.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Other processes of this user, a core dump too, would have keys and weights in the clear.
+    protect_this_process()
     os.umask(0o077)
     clock = SteadyClock()
     with ExitStack() as stack:

@@ -20,7 +20,6 @@ strategy               ``[aggregation] updates = "visible-to-app"``
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import sys
 import threading
@@ -32,6 +31,7 @@ from flwr.app import ConfigRecord
 from fedlearn.errors import FedlearnError, JobError, PrivacyError, TransportError
 from fedlearn.privacy import ServerPrivacy
 from fedlearn.process_channel import ProcessChannel
+from fedlearn.sandbox import protect_this_process
 from fedlearn.seeds import derive, seed_generators
 from fedlearn.strategies import APP, VISIBLE_TO_APP
 from server.flower.builtin import CLASSES, BuiltIn
@@ -213,7 +213,7 @@ def main() -> None:
     """Run the job whose sockets are the descriptors in the first two arguments."""
     coordinator_end, app_end, parent = map(int, sys.argv[1:4])
     end_with(parent)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    protect_this_process()
     ours = ProcessChannel(socket.socket(fileno=coordinator_end), limit=MAX_RECORD_BYTES)
     first = ours.receive()
     if first is None:

@@ -188,7 +188,7 @@ def test_the_same_commitment_is_entered_once(tmp_path: Path, fakes: Any) -> None
 
         def commit(thumbprint: bytes = b"1" * 32) -> int:
             admission: Any = SimpleNamespace(site="site-a", thumbprint=thumbprint)
-            return desk.commit(admission, root=b"r" * 32, records=5)
+            return desk.commit(admission, root=b"r" * 32, records=5, examples=5)
 
         assert {commit() for _ in range(50)} == {1}
         assert commit(thumbprint=b"2" * 32) == 1, "the same data with another key"

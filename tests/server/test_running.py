@@ -1,0 +1,276 @@
+"""What the coordinator takes from a job, and what it compares before it believes any of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from attestation.result import AttestationResult, Tier
+from fedlearn.errors import AdmissionDenied, JobError, PrivacyError
+from fedlearn.events import Event
+from fedlearn.privacy import PrivacySpec
+from fedlearn.privacy.accountant import rounds_within
+from server.flower.plan import Checkpoint
+from server.keys import KeyService
+from server.ledger import Ledger
+from server.protectors import RecoveryKey
+from server.register import Admission, AdmissionRegister
+from server.running import JobDesk
+from server.store import ModelStore
+
+NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
+SPEC = PrivacySpec(clip=1.0, noise_multiplier=1.0, epsilon=20.0, delta=1e-5)
+SITES = ("site-a", "site-b")
+
+
+class Parts:
+    """A ledger, a store and a register that outlive a desk, as they do in a coordinator."""
+
+    def __init__(self, folder: Path, key: Any) -> None:
+        self.ledger = Ledger.open(folder / "ledger.sqlite", key)
+        keys = KeyService.create(folder / "keys", [RecoveryKey.of(X25519PrivateKey.generate())])
+
+        def enter(kind: str, body: dict[str, Any]) -> object:
+            return self.ledger.append(kind, body)
+
+        self.store = ModelStore.open(folder / "store", keys, record=enter)
+        self.register = AdmissionRegister()
+        self.said: list[Event] = []
+
+    def close(self) -> None:
+        self.store.close()
+        self.ledger.close()
+
+    def bodies(self, kind: str) -> list[dict[str, Any]]:
+        return [dict(entry.body) for entry in self.ledger.entries(kind=kind)]
+
+
+@pytest.fixture
+def parts(tmp_path: Path, fakes: Any) -> Iterator[Parts]:
+    made = Parts(tmp_path, fakes("deployment").new_key())
+    yield made
+    made.close()
+
+
+def desk(parts: Parts, *, privacy: PrivacySpec | None = None, job: str = "demo") -> JobDesk:
+    spec: Any = SimpleNamespace(
+        name=job, privacy=privacy, sites=SITES, rounds=3, owner_public_key=lambda: None
+    )
+    return JobDesk(
+        spec,
+        store=parts.store,
+        ledger=parts.ledger,
+        register=parts.register,
+        say=parts.said.append,
+        keep=2,
+        clock=lambda: NOW,
+    )
+
+
+def admitted(parts: Parts, site: str = "site-a", job: str = "demo") -> Admission:
+    thumbprint = site.encode().ljust(32, b"\0")
+    result = AttestationResult(
+        status=Tier.AFFIRMING,
+        tee="sample",
+        findings=(),
+        policy=bytes(32),
+        key_thumbprint=thumbprint,
+        expires=NOW + timedelta(minutes=30),
+    )
+    admission = Admission(
+        job=job,
+        site=site,
+        client="c1",
+        thumbprint=thumbprint,
+        tls_key=b"key of " + site.encode(),
+        hpke_key=bytes(32),
+        serial=1,
+        node_id=1,
+        result=result,
+        issued=NOW,
+        expires=NOW + timedelta(minutes=30),
+        evidence_digest=bytes(32),
+        policy_digest=bytes(32),
+    )
+    parts.register.add(admission, now=NOW)
+    return admission
+
+
+def begin(job: JobDesk, number: int = 1, sites: tuple[str, ...] = SITES) -> None:
+    job.event("round.started", {"round": number, "rounds": 3, "sites": list(sites)})
+
+
+def update(number: int = 1, site: str = "site-a", **more: Any) -> dict[str, Any]:
+    fields = {"round": number, "site": site, "bytes": 10, "examples": 5, "metrics": {}}
+    return {**fields, "digest": "ab" * 32, "key": site.encode().ljust(32, b"\0").hex(), **more}
+
+
+def checkpoint(number: int = 1, value: float = 1.0, **more: Any) -> Checkpoint:
+    return Checkpoint(round=number, model={"w": np.full(4, value, np.float32)}, **more)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("job.finished", "job.failed", "job.cancelled", "job.interrupted", "job.submitted"),
+        *("client.admitted", "client.quarantined", "client.refused", "client.lost"),
+        *("checkpoint.sealed", "privacy.spent", "made.up"),
+    ],
+)
+def test_a_job_says_nothing_that_the_coordinator_has_to_have_done(parts, kind):
+    fields = {"round": 1, "site": "site-a", "reason": "planted", "model": "m", "epsilon": 0.0}
+    with pytest.raises(JobError, match="does not say"):
+        desk(parts).event(kind, fields)
+    assert parts.said == []
+    assert len(list(parts.ledger.entries())) == 0
+
+
+FORGED: dict[str, Callable[[JobDesk], None]] = {
+    "a site that the job has not": lambda job: job.event("update.received", update(site="evil")),
+    "a site that was not asked": lambda job: job.event("update.received", update(site="site-b")),
+    "another round": lambda job: job.event("update.received", update(7)),
+    "a refusal of another round": lambda job: job.event(
+        "update.rejected", {"round": 7, "site": "site-a", "reason": "x"}
+    ),
+    "a round with strangers": lambda job: begin(job, 2, ("site-a", "evil")),
+    "round 0": lambda job: begin(job, 0),
+    "round 1,000,000": lambda job: begin(job, 10**6),
+    "the end of another round": lambda job: job.event(
+        "round.finished", {"round": 7, "seconds": 1.0, "sites": 1, "bytes": 1, "metrics": {}}
+    ),
+    "a checkpoint of another round": lambda job: job.save_checkpoint(checkpoint(7)),
+    "a checkpoint of round 0": lambda job: job.save_checkpoint(checkpoint(0)),
+    "a checkpoint of NaN": lambda job: job.save_checkpoint(checkpoint(1, float("nan"))),
+    "a charge without privacy": lambda job: job.charge(1, 1, bytes(32)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(FORGED))
+def test_what_cannot_be_is_refused_and_enters_no_ledger(parts, name):
+    admitted(parts)
+    job = desk(parts)
+    begin(job, 1, ("site-a",))
+    before = len(list(parts.ledger.entries()))
+    with pytest.raises(JobError):
+        FORGED[name](job)
+    assert len(list(parts.ledger.entries())) == before
+    assert parts.store.models() == ()
+
+
+def test_an_update_counts_once_in_a_round(parts):
+    admitted(parts)
+    job = desk(parts)
+    begin(job)
+    job.event("update.received", update())
+    with pytest.raises(JobError, match="a second update of site-a in round 1"):
+        job.event("update.received", update())
+    begin(job, 2)
+    job.event("update.received", update(2))
+    assert [body["round"] for body in parts.bodies("update")] == [1, 2]
+
+
+def test_metrics_reach_people_and_no_ledger(parts):
+    admitted(parts)
+    job = desk(parts)
+    begin(job)
+    job.save_checkpoint(checkpoint())
+    finished = {"round": 1, "seconds": 1.0, "sites": 1, "bytes": 9, "metrics": {"auc": 0.999}}
+    job.event("round.finished", finished)
+    assert job.metrics == {"auc": 0.999}
+    assert "metrics" not in parts.bodies("round")[-1]
+
+
+# --- releases -----------------------------------------------------------------------------
+
+
+def release(job: JobDesk, stage: int, number: int, inputs: bytes, *, seal: bool = True) -> None:
+    begin(job, number)
+    job.charge(stage, number, inputs)
+    if seal:
+        job.save_checkpoint(checkpoint(number))
+
+
+def test_releases_are_charged_over_stages_repeats_and_restarts(parts):
+    job = desk(parts, privacy=SPEC)
+    release(job, 1, 1, b"a" * 32)
+    release(job, 1, 2, b"b" * 32)
+    release(job, 2, 1, b"c" * 32)
+    # A job that cannot be resumed begins again with the same numbers: they are new releases.
+    again = desk(parts, privacy=SPEC)
+    release(again, 1, 1, b"a" * 32)
+    entries = parts.bodies("privacy")
+    assert [body["release"] for body in entries] == [1, 2, 3, 4]
+    assert [body["rounds"] for body in entries] == [1, 2, 3, 4]
+    assert [body["stage"] for body in entries] == [1, 1, 2, 1]
+
+
+def test_an_attempt_that_nobody_saw_is_free_for_the_same_inputs_only(parts):
+    job = desk(parts, privacy=SPEC)
+    release(job, 1, 1, b"a" * 32, seal=False)
+    release(job, 1, 1, b"a" * 32, seal=False)
+    assert len(parts.bodies("privacy")) == 1
+    # After a restart of the coordinator as well.
+    again = desk(parts, privacy=SPEC)
+    release(again, 1, 1, b"a" * 32, seal=False)
+    assert len(parts.bodies("privacy")) == 1
+    release(again, 1, 1, b"other" * 6 + b"!!", seal=False)
+    assert len(parts.bodies("privacy")) == 2
+    # What was sealed may have been seen: the same attempt is a release of its own.
+    again.save_checkpoint(checkpoint())
+    release(again, 1, 1, b"other" * 6 + b"!!")
+    assert len(parts.bodies("privacy")) == 3
+
+
+def test_of_two_jobs_each_pays_for_itself(parts):
+    one, two = desk(parts, privacy=SPEC), desk(parts, privacy=SPEC, job="other")
+    release(one, 1, 1, b"a" * 32, seal=False)
+    release(two, 1, 1, b"a" * 32)
+    assert [body["job"] for body in parts.bodies("privacy")] == ["demo", "other"]
+    again = desk(parts, privacy=SPEC)
+    release(again, 1, 1, b"a" * 32)
+    assert len(parts.bodies("privacy")) == 2
+
+
+def test_the_release_beyond_the_budget_does_not_happen(parts):
+    job = desk(parts, privacy=SPEC)
+    paid = rounds_within(SPEC)
+    assert paid > 3
+    for number in range(1, paid + 1):
+        release(job, number, 1, bytes([number]) * 32)
+    with pytest.raises(PrivacyError, match="would exceed the privacy budget"):
+        release(job, paid + 1, 1, bytes(32))
+    assert len(parts.bodies("privacy")) == paid
+    assert parts.bodies("privacy")[-1]["epsilon"] <= SPEC.epsilon
+
+
+# --- commitments --------------------------------------------------------------------------
+
+
+def test_a_commitment_is_entered_once_and_bounds_what_a_site_may_claim(parts):
+    admission = admitted(parts)
+    job = desk(parts)
+    first = job.commit(admission, root=b"r" * 32, records=118, examples=90)
+    assert job.commit(admission, root=b"r" * 32, records=118, examples=90) == first
+    assert job.live_sites() == {"site-a": 90}
+    with pytest.raises(AdmissionDenied, match="not what it committed to before"):
+        job.commit(admission, root=b"x" * 32, records=118, examples=90)
+    (body,) = parts.bodies("commitment")
+    assert (body["records"], body["examples"]) == (118, 90)
+    assert desk(parts).live_sites() == {"site-a": 90}
+
+
+@pytest.mark.parametrize(
+    ("records", "coarse"), [(0, 0), (1, 1), (15, 1), (118, 16), (2044, 256), (4096, 4096)]
+)
+def test_under_privacy_the_number_of_records_is_coarse(parts, records, coarse):
+    job = desk(parts, privacy=SPEC)
+    job.commit(admitted(parts), root=b"r" * 32, records=records, examples=records)
+    (body,) = parts.bodies("commitment")
+    assert (body["records"], body["examples"]) == (coarse, coarse)
