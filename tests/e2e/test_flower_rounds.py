@@ -233,6 +233,42 @@ def test_privacy_is_applied_outside_of_user_code(federation, bundle):
     assert models[0] == models[1]
 
 
+def test_a_crash_while_sites_evaluate_releases_nothing_new(federation, tmp_path):
+    from dataclasses import asdict
+
+    from fedlearn.privacy import PrivacySpec
+    from server.flower.bundle import build
+
+    client = fakes.CLIENT_APP.replace(
+        'metrics = MetricRecord({"num-examples": 10,',
+        'time.sleep(1.0)\n    metrics = MetricRecord({"num-examples": 10,',
+    )
+    app = build(fakes.write_app(tmp_path / "slow", client=client))
+    spec = PrivacySpec(clip=0.5, noise_multiplier=1.0, epsilon=100.0, delta=1e-5)
+    plan = fakes.make_plan(
+        app, job="sealed", sites=2, rounds=2, privacy=spec, noise_secret=b"s" * 32
+    )
+    host, channel = federation.host(plan)
+    for site in plan.sites:
+        federation.client(plan, site, privacy=asdict(spec))
+    host.start()
+    with channel.changed:
+        assert channel.changed.wait_for(lambda: channel.checkpoints, 60)
+    for pid in host.pids:
+        os.kill(pid, signal.SIGKILL)
+    assert host.wait(20).code == "crashed"
+    assert not channel.of("round.finished")
+    host.start()
+    outcome = host.wait(60)
+    host.close()
+    assert outcome is not None
+    assert outcome.status == "finished", outcome
+    # The model of round 1 was read back from its seal, and evaluated; it was not made again.
+    assert [each.round for each in channel.checkpoints] == [1, 2]
+    assert [(stage, number) for stage, number, _ in channel.charged] == [(1, 1), (1, 2)]
+    assert channel.of("job.started")[-1]["resumed_from"] == 1
+
+
 def test_a_client_without_the_privacy_of_its_job_is_refused(federation, bundle):
     from fedlearn.privacy import PrivacySpec
 
