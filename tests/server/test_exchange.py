@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
+import random
 import threading
 import time
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,7 @@ from fedlearn.message import MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE, Head
 from server.clock import awake
 from server.flower.calls import Coordinator
 from server.flower.link import JobLink
+from server.flower.nodes import Delivered, NodeGone
 from server.flower.plan import Reply
 
 
@@ -632,3 +636,71 @@ def test_a_large_part_is_in_memory_once_when_it_has_arrived():
         tracemalloc.stop()
     assert [len(frame) for frame in found] == [size]
     assert peak < 1.5 * size
+
+
+_STEPS = {
+    **dict.fromkeys(("beat", "ask", "answer"), 5),
+    **dict.fromkeys(("create", "pull"), 2),
+    **dict.fromkeys(("time", "forget", "delete", "absent", "leave"), 1),
+}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_happens_each_question_is_answered_once_or_withdrawn(monkeypatch, seed):
+    """A walk through everything that may happen, in any order."""
+    chance, clock = random.Random(seed), Clock(monkeypatch)
+    sites = ("a", "b", "c", "d")
+    link = JobLink(plan(sites))
+    numbers = {site: link.create_node(site, b"key") for site in sites}
+    asked, answered, withdrawn, delivered = set(), list[str](), set(), set()
+
+    def step(site: str) -> None:
+        number = numbers[site]
+        match chance.choices(list(_STEPS), _STEPS.values())[0]:
+            case "create":
+                link.create_node(site, b"key")
+            case "delete":
+                link.delete_node(site)
+            case "absent":
+                link.absent(site)
+            case "beat":
+                link.beat(number, 30.0)
+            case "leave":
+                link.leave(number)
+            case "ask":
+                ttl = chance.choice([5.0, 1e6])
+                asked.update(id_ for id_ in ask(link, number, number, ttl=ttl) if id_)
+            case "forget":
+                gone = {id_ for id_ in asked if chance.random() < 0.1} - set(answered)
+                withdrawn.update(gone)
+                link.forget(gone)
+            case "time":
+                clock.now += chance.choice([1, 10, 100])
+            case "pull":
+                answered.extend(reply.question for reply in link.pull(asked, 0))
+            case _:
+                frames = link.next_question(number)
+                if frames is None:
+                    return
+                question = Head.from_bytes(frames[0])
+                assert question.receiver == number
+                reply = replace(question, reply_to=question.id, sender=number)
+                given = Delivered(head=reply, parts=tuple(frames[1:]), digest="")
+                with link.delivery(number, 100):
+                    assert link.accept(number, given, size=100, key=b"") is True
+                    assert link.accept(number, given, size=100, key=b"") is False
+                delivered.add(question.id)
+
+    for _ in range(3000):
+        with contextlib.suppress(NodeGone):
+            step(chance.choice(sites))
+        listed = link.online()
+        assert link._online == len(listed)
+    for site in sites:
+        link.delete_node(site)
+    answered.extend(reply.question for reply in link.pull(asked, 0))
+    assert len(answered) == len(set(answered))
+    assert set(answered) == asked - withdrawn
+    assert len(delivered) > 50
+    assert not link._questions
+    assert len(link._timers) < 200
