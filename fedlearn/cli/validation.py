@@ -13,6 +13,7 @@ from attestation.policy import AppraisalPolicy
 from attestation.policysign import MAX_SIGNATURE_BYTES, signer_of, verify_policy
 from fedlearn import config
 from fedlearn.application import Application, check_bundle, check_folder
+from fedlearn.cli.app_sources import asks_for_single_updates
 from fedlearn.errors import ConfigError
 from fedlearn.job import JobSpec
 from fedlearn.strategies import AGGREGATED, APP, VISIBLE_TO_APP
@@ -77,7 +78,11 @@ def examine(path: Path) -> Report:
         app=app,
         policy_file=policy_file,
         found=found,
-        warnings=(*_warnings(spec, policy, policy_file), *_rounds_note(spec, application)),
+        warnings=(
+            *_warnings(spec, policy, policy_file),
+            *_rounds_note(spec, application),
+            *_updates_note(spec, app),
+        ),
     )
 
 
@@ -140,6 +145,19 @@ def _privacy(spec: JobSpec) -> str:
     from fedlearn.privacy import Budget
 
     return f"privacy after all rounds: {Budget.require(spec.privacy, spec.rounds)}"
+
+
+def _updates_note(spec: JobSpec, app: Path) -> list[str]:
+    """Say where the app seems to ask for more than the job lets it receive."""
+    if spec.aggregation.visible:
+        return []
+    found = asks_for_single_updates(app, own_strategy=spec.strategy.name == APP)
+    remedy = (
+        "under [privacy] the app can only start one of Flower's strategies, unchanged"
+        if spec.privacy is not None
+        else f'set updates = "{VISIBLE_TO_APP}" in [aggregation]'
+    )
+    return [f"{where}, which needs the updates of single sites; {remedy}" for where in found]
 
 
 def _rounds_note(spec: JobSpec, application: Application) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fedlearn.cli import main, template
+from fedlearn.cli.app_sources import asks_for_single_updates
 from fedlearn.errors import ConfigError
 
 
@@ -216,6 +218,65 @@ def test_validate_notes_that_the_app_states_other_rounds(tmp_path: Path) -> None
     assert "the job has rounds = 50, and the app's num-server-rounds is 5" in done.stdout
     path.write_text(whole.replace("local-epochs = 2", "local-epochs = 2\nnum-server-rounds = 50"))
     assert "num-server-rounds" not in _run("job", "validate", path).stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "note"),
+    [
+        (
+            "strategy = FedAvg(",
+            "grid.send_and_receive([])\n    strategy = FedAvg(",
+            ":19: drives the grid itself (send_and_receive)",
+        ),
+        ("app = ServerApp()", "app = ServerApp(server_fn=None)", ":11: uses the legacy API"),
+        (
+            "app = ServerApp()",
+            "class Own(FedAvg):\n    pass\n\n\napp = ServerApp()",
+            ":11: has a strategy of its own (Own)",
+        ),
+        (
+            "app = ServerApp()",
+            "import flwr\n\n\nclass Own(flwr.serverapp.strategy.FedAdam):\n    pass\n",
+            ":14: has a strategy of its own (Own)",
+        ),
+    ],
+)
+def test_validate_notes_an_app_that_seems_to_need_single_updates(
+    tmp_path: Path, old: str, new: str, note: str
+) -> None:
+    template.write(tmp_path / "x", "x")
+    path, source = tmp_path / "x/job.toml", tmp_path / "x/app/x_app/server_app.py"
+    assert "single sites" not in _run("job", "validate", path).stdout
+    source.write_text(source.read_text().replace(old, new))
+    whole = path.read_text().replace('name = "fedavg"', 'name = "app"')
+    path.write_text(whole)
+    shown = _run("job", "validate", path).stdout
+    assert f"x_app/server_app.py{note}" in shown
+    assert 'set updates = "visible-to-app" in [aggregation]' in shown
+    path.write_text(whole.replace('updates = "aggregated"', 'updates = "visible-to-app"'))
+    assert "server_app.py" not in _run("job", "validate", path).stdout
+    if "Own" in new:
+        # Another strategy takes its place.
+        path.write_text(whole.replace('name = "app"', 'name = "fedavg"'))
+        assert "server_app.py" not in _run("job", "validate", path).stdout
+
+
+def test_a_bundle_is_read_as_its_folder_is(tmp_path: Path) -> None:
+    bundle = tmp_path / "app.fab"
+    with zipfile.ZipFile(bundle, "w") as archive:
+        archive.writestr("x_app/server_app.py", "def main(grid):\n    grid.push_messages([])\n")
+        archive.writestr("x_app/notes.txt", "grid.push_messages([])")
+    expected = ("x_app/server_app.py:2: drives the grid itself (push_messages)",)
+    assert asks_for_single_updates(bundle, own_strategy=False) == expected
+
+
+def test_validate_reads_sources_that_are_no_python(tmp_path: Path) -> None:
+    template.write(tmp_path / "x", "x")
+    folder = tmp_path / "x/app/x_app"
+    (folder / "broken.py").write_text("def (:\n")
+    (folder / "binary.py").write_bytes(b"\0\xff")
+    (folder / "deep.py").write_text("(" * 5000)
+    assert _run("job", "validate", tmp_path / "x/job.toml").exit_code == 0
 
 
 def test_validate_says_what_the_app_receives(tmp_path: Path) -> None:
