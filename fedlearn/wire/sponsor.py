@@ -11,8 +11,11 @@ import hashlib
 import logging
 import socket
 import ssl
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol, Self, TypeVar
@@ -49,7 +52,13 @@ _LOG = logging.getLogger(__name__)
 _CHUNK_BYTES: Final = 1024 * 1024
 _MAX_REQUEST_BYTES: Final = 64 * 1024
 _STREAM_SECONDS: Final = 120.0
-_THREADS: Final = 8
+_CALLS: Final = 64
+_CALLS_OF_ONE: Final = 8
+"""How many calls one client may have under way; each has a thread while it has."""
+
+_MESSAGE_SECONDS: Final = 10.0
+"""From the head of a call to its message."""
+
 _stubs: Final[Any] = stubs
 _T = TypeVar("_T")
 
@@ -98,14 +107,15 @@ class SponsorServer:
 
     def __init__(self, host: Host, key: ec.EllipticCurvePrivateKey, *, listen: str) -> None:
         self._server = grpc.server(
-            ThreadPoolExecutor(_THREADS, thread_name_prefix="sponsor"),
+            ThreadPoolExecutor(_CALLS, thread_name_prefix="sponsor"),
+            interceptors=[_Bounded()],
             options=[
                 ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
                 ("grpc.so_reuseport", 0),
                 ("grpc.server_handshake_timeout_ms", 10_000),
                 ("grpc.max_connection_idle_ms", 5 * 60_000),
             ],
-            maximum_concurrent_rpcs=64,
+            maximum_concurrent_rpcs=_CALLS,
         )
         _stubs.add_SponsorServicer_to_server(_Service(host), self._server)
         private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -129,6 +139,74 @@ class SponsorServer:
     def stop(self) -> None:
         """End; calls that run are cut off."""
         self._server.stop(0.0).wait(5.0)
+
+
+class _Bounded(grpc.ServerInterceptor):  # type: ignore[type-arg]
+    """Lets no client keep the others from the agent: few calls of one address, each with a message
+    in time. On the wire a call with one message is a stream of one, and is served as such.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way: Counter[str] = Counter()
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Return the bounded form of the method that was called."""
+        handler = continuation(handler_call_details)
+        if handler is None:
+            return None
+        if handler.unary_unary is not None:
+            return grpc.stream_unary_rpc_method_handler(
+                lambda requests, context: self._one(handler.unary_unary, requests, context),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        return grpc.stream_stream_rpc_method_handler(
+            lambda requests, context: self._many(handler.unary_stream, requests, context),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _one(self, body: Any, requests: Iterator[Any], context: Any) -> Any:
+        with self._place(context):
+            return body(_first(requests, context), context)
+
+    def _many(self, body: Any, requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        with self._place(context):
+            yield from body(_first(requests, context), context)
+
+    @contextmanager
+    def _place(self, context: Any) -> Iterator[None]:
+        peer = str(context.peer()).rpartition(":")[0]
+        with self._lock:
+            crowded = self._under_way[peer] >= _CALLS_OF_ONE
+            if not crowded:
+                self._under_way[peer] += 1
+        if crowded:
+            context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"this client has {_CALLS_OF_ONE} calls under way, which is the most",
+            )
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way[peer] -= 1
+                if not self._under_way[peer]:
+                    del self._under_way[peer]
+
+
+def _first(requests: Iterator[Any], context: Any) -> Any:
+    timer = threading.Timer(_MESSAGE_SECONDS, context.cancel)
+    timer.daemon = True
+    timer.start()
+    try:
+        return next(requests)
+    except StopIteration:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call ended without a message")
+        raise
+    finally:
+        timer.cancel()
 
 
 class SponsorClient(Calls):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -25,6 +29,11 @@ from fedlearn.wire.sponsor import SponsorClient, SponsorServer, Ticket
 
 SITE_KEY = ec.generate_private_key(ec.SECP256R1())
 NONCE = bytes(range(32))
+KEY = (
+    ec.generate_private_key(ec.SECP256R1())
+    .public_key()
+    .public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+)
 
 
 class Line:
@@ -230,3 +239,39 @@ def test_only_a_job_that_ended_well_is_complete() -> None:
     assert [phase for phase, status in EXIT.items() if status == 0] == [Phase.SUCCEEDED]
     assert EXIT[Phase.REFUSED] == REFUSED_EXIT
     assert len(set(EXIT.values())) == len(EXIT)
+
+
+def test_a_client_that_says_nothing_keeps_no_other_from_the_agent(
+    line: Line, fakes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_MESSAGE_SECONDS", 1.0)
+    over = threading.Event()
+
+    def silence() -> Iterator[bytes]:
+        over.wait(30)
+        yield b""
+
+    far = fakes("elsewhere").From("127.0.0.2", line.address)
+    certificate = wire._pinned(far.address, line.keys.pin)
+    with grpc.secure_channel(
+        far.address,
+        grpc.ssl_channel_credentials(certificate),
+        options=[("grpc.ssl_target_name_override", wire.SPONSOR_DNS)],
+    ) as channel:
+        opened = channel.stream_unary(
+            "/fedlearn.v1.Sponsor/Vouch",
+            request_serializer=bytes,
+            response_deserializer=bytes,
+        )
+        calls = [opened.future(silence()) for _ in range(60)]
+        with line.client() as client:
+            assert client.vouch(NONCE, KEY)
+        end = time.monotonic() + 10
+        while not all(call.done() for call in calls):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        codes = [call.code() for call in calls]
+        assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) >= 50
+        assert grpc.StatusCode.CANCELLED in codes
+        over.set()
+    far.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import socket
 import threading
@@ -25,53 +24,13 @@ SECONDS = 5.0
 """In which an honest call is answered, whatever the others do."""
 
 
-class From:
-    """Passes connections on, so that they come from another address of loopback."""
-
-    def __init__(self, source: str, target: str) -> None:
-        host, _, port = target.rpartition(":")
-        self._source, self._target = source, (host, int(port))
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._sockets: list[socket.socket] = []
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(self._target, source_address=(self._source, 0))
-            except OSError:
-                return
-            self._sockets += [near, far]
-            for a, b in ((near, far), (far, near)):
-                threading.Thread(target=self._pass, args=(a, b), daemon=True).start()
-
-    @staticmethod
-    def _pass(source: socket.socket, target: socket.socket) -> None:
-        try:
-            while piece := source.recv(65536):
-                target.sendall(piece)
-        except OSError:
-            pass
-        finally:
-            for one in (source, target):
-                with contextlib.suppress(OSError):
-                    one.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._listener.close()
-        for one in self._sockets:
-            one.close()
-
-
 @pytest.fixture
 def away(fakes: Any) -> Iterator[Callable[[str], str]]:
     """Return an address that leads to ``target`` from 127.0.0.2."""
-    made: list[From] = []
+    made: list[Any] = []
 
     def lead(target: str) -> str:
-        made.append(From("127.0.0.2", target))
+        made.append(fakes("elsewhere").From("127.0.0.2", target))
         return made[-1].address
 
     yield lead
