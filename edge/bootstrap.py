@@ -40,6 +40,7 @@ class Bootstrap:
     ``bundle``  its code
     ``data``    path of the data mount, as the client sees it
     ``state``   the attester's private directory
+    ``sandbox`` what the site demands of the app's sandbox: ``full`` or ``best-effort``
     """
 
     site: str
@@ -53,6 +54,7 @@ class Bootstrap:
     attester: AttesterSettings
     state: Path
     trust: TrustAnchors = field(default_factory=TrustAnchors)
+    sandbox: str = "best-effort"
 
     def job(self) -> JobSpec:
         """Return the job, after checking that the policy is the one it names.
@@ -92,6 +94,7 @@ class Bootstrap:
             "attester": _settings(self.attester),
             "state": str(self.state),
             "trust": _anchors_json(self.trust),
+            "sandbox": self.sandbox,
         }
         return json.dumps(document).encode()
 
@@ -120,6 +123,7 @@ class Bootstrap:
                 ),
                 state=Path(str(document["state"])),
                 trust=_anchors(trust),
+                sandbox=str(document["sandbox"]),
             )
         except (
             ValueError,
@@ -191,6 +195,7 @@ def bootstrap_of(
     attester: AttesterSettings,
     state: Path,
     trust: TrustAnchors,
+    sandbox: str = "best-effort",
     data: str = "",
 ) -> Bootstrap:
     """Return what a client of this site is told."""
@@ -209,4 +214,5 @@ def bootstrap_of(
         attester=attester,
         state=state.resolve(),
         trust=trust,
+        sandbox=sandbox,
     )

@@ -49,7 +49,7 @@ from fedlearn.attester import open_attester
 from fedlearn.commitment import commit
 from fedlearn.errors import AdmissionDenied, FedlearnError, TransportError
 from fedlearn.job import JobSpec
-from fedlearn.sandbox import protect_this_process
+from fedlearn.sandbox import FULL, protect_this_process
 from fedlearn.software import software_digest
 
 __all__ = ["Say", "run"]
@@ -271,7 +271,7 @@ class _Client:
             privacy=job.privacy,
             weighted_by=_weight(job),
             data=Path(bootstrap.data).absolute() if bootstrap.data else None,
-            limits=_limits(job),
+            limits=_limits(job, full=bootstrap.sandbox == "full"),
         )
         warm = WarmClient(
             plan,
@@ -327,7 +327,7 @@ def _identity(standing: _Standing) -> Identity:
     )
 
 
-def _limits(job: JobSpec) -> AppLimits:
+def _limits(job: JobSpec, *, full: bool) -> AppLimits:
     """Return what the app may use: what the job asked for, and an answer by its deadline."""
     asked = job.resources
     limits = AppLimits(
@@ -335,6 +335,7 @@ def _limits(job: JobSpec) -> AppLimits:
         cpu=asked.cpu,
         memory_bytes=asked.memory_mib * _MIB,
         gpu=asked.gpu > 0,
+        required=FULL if full else frozenset(),
     )
     if asked.disk_mib:
         limits = dataclasses.replace(limits, disk_bytes=asked.disk_mib * _MIB)

@@ -21,6 +21,7 @@
     hours = "20:00-06:00"              # UTC; always by default
     data_paths = ["/srv"]              # below these a job may name a path of its own
     visible_updates = false            # true: also jobs whose app receives single updates
+    sandbox = "best-effort"            # "full": no job where the kernel lacks a protection
 
     [privacy]                          # the least that a job must promise
     required = true
@@ -144,6 +145,8 @@ class Accept:
     ``policy_keys``      SHA-256 of the SPKI of keys that must have signed a job's policy
     ``visible_updates``  whether to run jobs whose app receives this site's update by itself
                          (``updates = "visible-to-app"``), and not only what was aggregated
+    ``sandbox``          "full": a client runs no app where the kernel lacks one of
+                         :data:`fedlearn.sandbox.FULL`
     """
 
     bundles: tuple[bytes, ...] = option(seq(hexadecimal(32), most=10_000, unique=True), default=())
@@ -153,6 +156,7 @@ class Accept:
     data_paths: tuple[Path, ...] = option(seq(file_path(), most=100), default=())
     policy_keys: tuple[bytes, ...] = option(seq(hexadecimal(32), most=100), default=())
     visible_updates: bool = option(flag(), default=False)
+    sandbox: str = option(choice("best-effort", "full"), default="best-effort")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

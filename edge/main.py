@@ -285,6 +285,7 @@ def _launcher(agent: Agent, config: SiteConfig, attester: AttesterSettings) -> L
             attester=attester,
             state=config.state,
             trust=anchors,
+            sandbox=config.accept.sandbox,
         )
 
     if config.launcher.kind == "kubernetes":

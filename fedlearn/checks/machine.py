@@ -12,12 +12,13 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from fedlearn.checks import Check, fail, ok, warn
+from fedlearn.sandbox import Protection, SandboxError, SandboxReport, report
 
 __all__ = [
     "clock",
@@ -28,6 +29,7 @@ __all__ = [
     "open_files",
     "packages",
     "python",
+    "sandbox",
     "shadowing",
     "swap",
     "temporary",
@@ -246,6 +248,20 @@ def open_files() -> Check:
     if soft < 256:
         return fail("open files", f"at most {soft}", mend)
     return warn("open files", f"at most {soft}", mend)
+
+
+def sandbox(find: Callable[[], SandboxReport] = report) -> Check:
+    """What keeps the code of a job's author in, when it runs here?"""
+    try:
+        found = find()
+    except SandboxError as error:
+        return fail("sandbox", str(error), "run as another user, or on another machine")
+    if Protection.LANDLOCK not in found.applied and Protection.FILES not in found.applied:
+        mend = "use Linux 5.13 or later with lsm=landlock, or let containers make namespaces"
+        return fail("sandbox", f"files are not kept from user code; {found}", mend)
+    if not found.full:
+        return warn("sandbox", str(found), "what is in force is enough to run; see the reasons")
+    return ok("sandbox", str(found))
 
 
 def temporary() -> Check:

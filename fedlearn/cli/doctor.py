@@ -65,6 +65,7 @@ def machine_probes() -> Iterator[tuple[str, Probe]]:
     yield "umask", machine.file_mask
     yield "open files", machine.open_files
     yield "temporary files", machine.temporary
+    yield "sandbox", machine.sandbox
 
 
 def server_probes(path: Path) -> Iterator[tuple[str, Probe]]:

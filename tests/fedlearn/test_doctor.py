@@ -291,3 +291,26 @@ def test_a_missing_configuration_and_a_cluster_are_said_plainly(tmp_path: Path) 
     assert done.stdout.count("does not exist") == 2
     alone = _run("doctor", "--cluster")
     assert "name the site: --edge site.toml" in alone.stdout
+
+
+def test_what_keeps_user_code_in_is_said() -> None:
+    from fedlearn.sandbox import FULL, Protection, SandboxError, SandboxReport
+
+    whole = SandboxReport(applied=FULL, missing={Protection.USER: "not root"}, abi=7)
+    assert machine.sandbox(lambda: whole).level is Level.OK
+    assert "Landlock ABI 7" in machine.sandbox(lambda: whole).found
+    pod = SandboxReport(
+        applied=frozenset({Protection.LANDLOCK, Protection.SECCOMP}),
+        missing={Protection.PROCESSES: "Operation not permitted"},
+    )
+    assert machine.sandbox(lambda: pod).level is Level.WARN
+    assert "pid-namespace: Operation not permitted" in machine.sandbox(lambda: pod).found
+    nothing = SandboxReport(
+        applied=frozenset({Protection.SECCOMP}), missing={Protection.LANDLOCK: "no Landlock"}
+    )
+    assert machine.sandbox(lambda: nothing).level is Level.FAIL
+
+    def broken() -> SandboxReport:
+        raise SandboxError("no process can be started")
+
+    assert machine.sandbox(broken).level is Level.FAIL
