@@ -19,7 +19,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
-import fedlearn
 from fedlearn.sandbox import kernel
 from fedlearn.sandbox.spec import Protection, Sandbox, SandboxError, SandboxReport
 
@@ -322,7 +321,7 @@ def _interpreter_paths() -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """Return folders whose names an import lists, and what it reads."""
     readable = {Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve().parent}
     listable: set[Path] = set()
-    home = Path(fedlearn.__file__).resolve().parent.parent
+    home = Path(__file__).resolve().parents[2]
     ours = [home / name for name in _PACKAGES]
     readable.update(ours)
     for entry in _absolute(sys.path):
