@@ -1,0 +1,65 @@
+"""A site's privacy budget over all jobs, in whole runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedlearn import events
+
+pytestmark = pytest.mark.e2e
+
+_PRIVACY = {
+    "mechanism": "central-gaussian",
+    "clip": 1.0,
+    "noise_multiplier": 2.0,
+    "epsilon": 8.0,
+    "delta": 1e-5,
+}
+"""Two rounds cost epsilon 3.4 at delta 1e-5, four cost 5.1."""
+
+
+def _budget(spine: Any) -> dict[str, Any]:
+    party = spine.federation.parties["site-a"]
+    shown = spine.command("fedlearn-edge", "budget", "show", "--json", "--config", party.config)
+    (data,) = json.loads(shown.stdout)["data"]
+    found: dict[str, Any] = data
+    return found
+
+
+def _refusal(job: Any) -> str:
+    """Wait until a site's refusal is told in the job's events; return them all as text."""
+    end = time.monotonic() + 40
+    while True:
+        told = " ".join(str(event.to_json()) for event in job.events())
+        if "data set small" in told or time.monotonic() > end:
+            return told
+        time.sleep(0.1)
+
+
+def test_jobs_spend_one_budget_and_the_one_beyond_it_is_refused(fakes: Any, tmp_path: Path) -> None:
+    spine = fakes.Spine(tmp_path, sites=("site-a",))
+    usual = spine.federation.site_table
+
+    def limited(party: Any, bundle: bytes) -> dict[str, Any]:
+        table: dict[str, Any] = usual(party, bundle)
+        table["data"]["small"] |= {"epsilon": 4.0, "delta": 1e-5}
+        return table
+
+    spine.federation.site_table = limited
+    with spine:
+        spine.run("first", rounds=2, privacy=_PRIVACY)
+        found = _budget(spine)
+        assert 3.0 < found["epsilon"] < 4.0 == found["limit"]
+        assert [(job["name"], job["spent"]) for job in found["jobs"]] == [("first", 2)]
+
+        beyond = spine.job("beyond", rounds=2, privacy=_PRIVACY).submit()
+        assert "2 rounds of the job bring the data set small to epsilon" in _refusal(beyond)
+        exposed = spine.job("exposed", rounds=1).submit()
+        assert "the data set small has a privacy budget" in _refusal(exposed)
+        assert not [e for e in beyond.events() if isinstance(e, events.ClientAdmitted)]
+        assert [job["name"] for job in _budget(spine)["jobs"]] == ["first"]
