@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from attestation.sealing import write_durably
 from fedlearn.config import file_bytes
-from fedlearn.errors import ConfigError, LedgerError, StoreError
+from fedlearn.errors import ConfigError, StoreError
 from fedlearn.keyfile import read_private_key
 from fedlearn.login import LoginGrant, OperatorLogin, csr_der, new_request
 from server.catalogue import MonotonicCounter
@@ -83,7 +83,6 @@ _LEDGER_KEY: Final = "ledger-key"
 _ORDER_KEY: Final = "order-key"
 _RESULT_KEY: Final = "result-key"
 _FIRST_OPERATOR: Final = "first"
-_COMPARISONS: Final = 5
 
 
 def protectors_of(keys: Keys, state: Path) -> list[Protector]:
@@ -261,20 +260,19 @@ def compare_bound(state: Path, keys: KeyService) -> None:
     :raises StoreError: when the store does not open, or is older than the ledger.
     :raises LedgerError: when the ledger is damaged, older than the store, or another one.
     """
-    for left in reversed(range(_COMPARISONS)):
-        try:
-            with ModelStore.open(state / STORE_FOLDER, keys, read_only=True) as store:
-                check_established(store.catalogue)
-                head = HeadFile(state / STORE_FOLDER / HEAD_FILE, keys.root)
-                reader = LedgerReader(state / LEDGER_FILE)
-                chain = reader.chain(ledger_key(keys).public_key())
-                check_bound(store.catalogue, head, length=len(chain), hash_of=chain.hash_of)
-        except (StoreError, LedgerError):
-            # What was read first is older than what was read last where a coordinator runs.
-            if not left:
-                raise
-        else:
-            return
+    path = state / STORE_FOLDER / HEAD_FILE
+    before = HeadFile(path, keys.root)
+    with ModelStore.open(state / STORE_FOLDER, keys, read_only=True) as store:
+        catalogue = store.catalogue
+    check_established(catalogue)
+    chain = LedgerReader(state / LEDGER_FILE).chain(ledger_key(keys).public_key())
+    check_bound(
+        catalogue,
+        before,
+        length=len(chain),
+        hash_of=chain.hash_of,
+        later=HeadFile(path, keys.root),
+    )
 
 
 @dataclass(slots=True)

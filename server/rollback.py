@@ -46,11 +46,17 @@ def check_bound(
     *,
     length: int,
     hash_of: Callable[[int], bytes | None],
+    later: HeadFile | None = None,
 ) -> None:
     """Compare the store's catalogue, the head file and the ledger, each with the others.
 
+    Beside a running coordinator they are read in this order, and the head file once more: each
+    is then as new as what was read before it, and not newer than what is read after.
+
     :param length: how many entries the ledger has.
     :param hash_of: returns the hash of one of them, ``None`` where there is no such entry.
+    :param sealed: the head file as it was read before the catalogue.
+    :param later: the head file as it was read after the ledger, where somebody may write.
     :raises StoreError: when the store was never established, or catalogue or head file is older
         than the other, or than the ledger.
     :raises LedgerError: when the ledger is shorter than what is sealed, or another one.
@@ -58,7 +64,7 @@ def check_bound(
     check_established(catalogue)
     if not sealed.found:
         raise StoreError(f"{HEAD_FILE} of the store is missing", hint=_BACKUP)
-    position = sealed.position
+    position, latest = sealed.position, (later or sealed).position
     if catalogue.generation < position.generation:
         raise StoreError(
             f"rolled back: the catalogue of the store was written {position.generation} times, "
@@ -67,17 +73,15 @@ def check_bound(
         )
     noted = LedgerHead.parse(catalogue.head.encode()) if catalogue.head else None
     newest = position.head
-    behind = catalogue.generation > position.generation + 1 or (
-        noted is not None and (newest is None or newest.sequence < noted.sequence)
-    )
-    if behind:
+    known = 0 if latest.head is None else latest.head.sequence
+    behind = noted is not None and known < noted.sequence
+    if behind or catalogue.generation > latest.generation + 1:
         raise StoreError(
             f"rolled back: {HEAD_FILE} of the store is older than its catalogue", hint=_BACKUP
         )
     for head in (noted, newest):
         if head is not None:
             _check_head(head, length, hash_of)
-    known = 0 if newest is None else newest.sequence
     if length > known + 1:
         raise StoreError(
             f"rolled back: {HEAD_FILE} of the store is of entry {known}, and the ledger has "

@@ -37,6 +37,7 @@ from fedlearn.privacy import Budget
 from server.flower.plan import Checkpoint
 from server.ledger import Entry, Ledger
 from server.register import Admission, AdmissionEvent, AdmissionRegister
+from server.rollback import written_versions
 from server.store import ModelStore
 
 __all__ = ["JobDesk"]
@@ -201,7 +202,7 @@ class JobDesk:
 
         :raises StoreError: when the store was rolled back or damaged.
         """
-        written = self._written_version()
+        written = written_versions(self._ledger).get(self.model, 0)
         if self.model not in self._store.models():
             if written:
                 raise StoreError(
@@ -299,14 +300,6 @@ class JobDesk:
         for entry in self._ledger.entries(kind="checkpoint"):
             if last is not None and entry.body.get("job") == name:
                 self._unreleased = None if entry.sequence > last.sequence else self._unreleased
-
-    def _written_version(self) -> int:
-        highest = 0
-        for entry in self._ledger.entries(kind="checkpoint"):
-            version = entry.body.get("version")
-            if entry.body.get("job") == self.spec.name and isinstance(version, int):
-                highest = max(highest, version)
-        return highest
 
     def _check_checkpoint(self, checkpoint: Checkpoint) -> None:
         if checkpoint.round != self._running or not self._running:

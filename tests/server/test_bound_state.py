@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from fedlearn.errors import ConfigError, FedlearnError, LedgerError, StoreError
 from server.adoption import adopt
 from server.config import ServerConfig
 from server.headfile import HEAD_FILE
-from server.home import Home, establish
+from server.home import Home, compare_bound, establish
 from server.ledger import LEDGER_FILE
 from server.ledger.log import Ledger
 
@@ -105,6 +106,34 @@ def test_an_untouched_state_opens_and_is_called_intact(
         # Beside a running coordinator too.
         home.ledger.append("operator", {"change": "revoked"})
         assert [code for code, _ in commands(capsys, settings).values()] == [0, 0]
+
+
+def test_a_coordinator_that_writes_all_the_time_is_no_rollback(settings: ServerConfig) -> None:
+    """What is compared is read one after the other, while both grow."""
+    with Home.open(settings) as home:
+        over = threading.Event()
+        written = [0, 0]
+
+        def append() -> None:
+            while not over.is_set():
+                home.ledger.append("exclusion", {"job": "demo", "change": "over"})
+                written[0] += 1
+
+        def write() -> None:
+            while not over.is_set():
+                home.store.put_blob("state", b"x" * written[1])
+                written[1] += 1
+
+        threads = [threading.Thread(target=work) for work in (append, write)]
+        for thread in threads:
+            thread.start()
+        try:
+            while min(written) < 40:
+                compare_bound(settings.state, home.keys)
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
 
 
 @pytest.mark.parametrize(
