@@ -23,6 +23,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -41,7 +42,13 @@ from flwr.serverapp.grid import Grid
 from flwr.supercore.run import Run
 
 from fedlearn import update
-from fedlearn.errors import FedlearnError, QuorumNotReached, TransportError, UpdateRejected
+from fedlearn.errors import (
+    FedlearnError,
+    JobError,
+    QuorumNotReached,
+    TransportError,
+    UpdateRejected,
+)
 from fedlearn.flower import (
     CALL,
     ArrayView,
@@ -62,6 +69,8 @@ _WAIT_SECONDS: Final = 5.0
 _GRACE_SECONDS: Final = 10.0
 """How long to wait for sites that have not connected yet after the quorum is reached."""
 _MAX_REASON: Final = 500
+_MAX_OPEN: Final = 8
+"""Questions that may wait for the answer of one node."""
 _MAX_METRICS: Final = 1_024
 _WEIGHT: Final = "num-examples"
 _MOST_EXAMPLES: Final = 2**53
@@ -282,6 +291,7 @@ class JobGrid(Grid):  # type: ignore[misc]
         messages = list(messages)
         if not messages:
             return []
+        self._check_open(messages)
         self._short_since = None
         self._most = self._coordinator.live_sites()
         if not self._driven:
@@ -306,6 +316,17 @@ class JobGrid(Grid):  # type: ignore[misc]
                 kind = message.metadata.message_type
                 self._asked[id_] = _Asked(node, kind, specs[id(message.content)])
         return pushed
+
+    def _check_open(self, messages: Iterable[Message]) -> None:
+        """Check that no node has too many questions that wait: each holds a model."""
+        waiting = Counter(asked.node.number for asked in self._asked.values())
+        waiting.update(message.metadata.dst_node_id for message in messages)
+        node, most = max(waiting.items(), key=lambda pair: pair[1])
+        if most > _MAX_OPEN:
+            raise JobError(
+                f"{most} messages to node {node} would wait for an answer at once",
+                hint=f"a node has at most {_MAX_OPEN}; pull replies before pushing more",
+            )
 
     def pull_messages(
         self, message_ids: Iterable[str], *, seconds: float = 1.0

@@ -105,6 +105,11 @@ def main(grid, context):
             asked = [Message(RecordDict({"arrays": MODEL}), n, "train") for n in nodes]
             print("train", len(list(grid.send_and_receive(asked))))
         return
+    if mode == "flood":
+        node = next(iter(grid.get_node_ids()))
+        for number in range(100):
+            grid.push_messages([Message(RecordDict({"arrays": MODEL}), node, "train")])
+            print("pushed", number)
     strategy = Own(**FEW)
     strategy.start(grid=grid, initial_arrays=MODEL, num_rounds=3)
 """
@@ -250,6 +255,15 @@ def test_an_application_that_drives_its_rounds_itself_gets_every_reply(run):
     assert outcome.status == "finished", (outcome, lines)
     assert lines.count("stats [3.0, 3.0]") == lines.count("train 2") == 2
     assert len(channel.of("update.received")) == 4
+
+
+def test_a_node_is_asked_a_bounded_number_of_questions_at_once(run):
+    config = {"mode": "flood", "pause": 5.0}
+    outcome, _, lines = run("flood", OWN_SERVER, OWN_CLIENT, run_config=config)
+    assert outcome.status == "failed"
+    assert "9 messages to node" in outcome.message
+    assert "pushed 7" in lines
+    assert "pushed 8" not in lines
 
 
 def test_an_own_strategy_resumes_with_the_state_that_it_had(run):

@@ -33,4 +33,8 @@ def main(grid: Grid, context: Context) -> None:
         evaluate_fn=stamp,
     )
     total = float(result.arrays["weights"].numpy().sum())
-    Path(str(config["stamps"])).write_text(json.dumps({"times": times, "sum": total}))
+    found = json.dumps({"times": times, "sum": total})
+    if config["stamps"]:
+        Path(str(config["stamps"])).write_text(found)
+    else:  # fedlearn's sandbox has no place to write to that anybody else can read
+        print(f"stamps {found}")
