@@ -37,7 +37,7 @@ from fedlearn.privacy.spec import PrivacySpec
 from fedlearn.strategies import (
     AGGREGATED,
     APP,
-    OF_THE_MEAN,
+    MEAN_FAMILY,
     STRATEGIES,
     UPDATES,
     VISIBLE_TO_APP,
@@ -231,12 +231,12 @@ class JobSpec:
                 near = difflib.get_close_matches(site, self.sites, n=1)
                 wish = f"did you mean {near[0]!r}?" if near else "add it to `sites`"
                 faults.append((("data", site), f"is not a site of this job; {wish}"))
-        if self.privacy is not None and self.strategy.name not in {APP, *OF_THE_MEAN}:
+        if self.privacy is not None and self.strategy.name not in {APP, *MEAN_FAMILY}:
             faults.append(
                 (
                     ("strategy", "name"),
                     f'"{self.strategy.name}" needs the updates of single sites, and [privacy] '
-                    f"releases their noised mean only; use {', '.join(sorted(OF_THE_MEAN))}, "
+                    f"releases their noised mean only; use {', '.join(sorted(MEAN_FAMILY))}, "
                     "or remove [privacy]",
                 )
             )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["AGGREGATED", "APP", "OF_THE_MEAN", "STRATEGIES", "UPDATES", "VISIBLE_TO_APP"]
+__all__ = ["AGGREGATED", "APP", "MEAN_FAMILY", "STRATEGIES", "UPDATES", "VISIBLE_TO_APP"]
 
 APP: Final = "app"
 """The application's ServerApp makes its strategy itself."""
@@ -46,5 +46,5 @@ STRATEGIES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 )
 """Options by strategy. Numbers of nodes are not options: a job states its sites and quorum."""
 
-OF_THE_MEAN: Final = frozenset({"fedadagrad", "fedadam", "fedavg", "fedavgm", "fedprox", "fedyogi"})
-"""Strategies that need nothing of the updates but their mean: what may follow noise on it."""
+MEAN_FAMILY: Final = frozenset({"fedadagrad", "fedadam", "fedavg", "fedavgm", "fedprox", "fedyogi"})
+"""The strategies that see updates through their mean only, and may therefore carry noise."""

@@ -29,11 +29,12 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from fedlearn.errors import JobError, PrivacyError, UpdateRejected
 from fedlearn.flower import arrays_of, has, record_of
 from fedlearn.privacy import ServerPrivacy
+from fedlearn.strategies import MEAN_FAMILY
 from fedlearn.update import BF16, Array
 from server.aggregation import MAX_WEIGHT, ExactMean, whole_weight
 from server.flower.grid import JobGrid
 
-__all__ = ["CLASSES", "MEAN_FAMILY", "BuiltIn", "check_classes", "name_of"]
+__all__ = ["CLASSES", "BuiltIn", "check_classes", "name_of"]
 
 CLASSES: Final[Mapping[str, str]] = {
     "bulyan": "Bulyan",
@@ -50,9 +51,6 @@ CLASSES: Final[Mapping[str, str]] = {
     "qfedavg": "QFedAvg",
 }
 """Flower's classes by the names that a job may use."""
-
-MEAN_FAMILY: Final = frozenset({"fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi"})
-"""The strategies that see updates through their mean only, and may therefore carry noise."""
 
 _PLAIN_MEAN: Final = frozenset({"fedavg", "fedprox"})
 _MAX_WEIGHT: Final = float(MAX_WEIGHT)
