@@ -141,6 +141,17 @@ def init(
 
 
 @main.command()
+def establish() -> None:
+    """Establish a coordinator in a pod at its first start; print the operator's answer at each.
+
+    What the chart's init container runs. It is part of the image and not of a ConfigMap, so that
+    what makes the keys is measured with the image.
+    """
+    script = Path(__file__).with_name("establish.sh")
+    os.execvp("sh", ["sh", str(script)])  # noqa: S606 (the image's shell)
+
+
+@main.command()
 @_config
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def run(path: Path, as_json: bool) -> int:
