@@ -489,14 +489,14 @@ class AdmissionGate:
     def _ended(self, event: AdmissionEvent) -> None:
         """Whatever ends an admission also ends its Flower node, and is in the ledger.
 
-        But for one that ended because its client came back: the node is that client's now.
+        But for one whose part in the job stays: the node is its client's next one's.
         """
         if event.change in (Change.ADMITTED, Change.RENEWED):
             return
         admission = event.admission
         self._claims.pop(admission.thumbprint, None)
         try:
-            if not event.superseded:
+            if not event.part_stays:
                 self._door.delete_node(admission.job, admission.site, admission.tls_key)
         finally:
             # It has ended, whether or not the disk takes the entry now.

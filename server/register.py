@@ -74,6 +74,15 @@ class AdmissionEvent:
     at: datetime
     superseded: bool = False
 
+    @property
+    def part_stays(self) -> bool:
+        """Whether what the client has sent counts, and its next admission goes on where it was.
+
+        So it is when its successor took its place, and when only the date of its certificate came
+        before it had to attest again: the coordinator's date was moved.
+        """
+        return self.superseded or self.change is Change.EXPIRED
+
 
 Subscriber = Callable[[AdmissionEvent], None]
 
@@ -192,11 +201,11 @@ class AdmissionRegister:
         with self._lock:
             events = []
             for admission in [a for a in self._live.values() if _lapsed(a, now)]:
-                if now >= admission.expires:
-                    event = _event(Change.EXPIRED, admission, "its certificate expired", now)
-                else:
+                if admission.renew_by is not None and now >= admission.renew_by:
                     reason = "it did not attest again in time"
                     event = _event(Change.QUARANTINED, admission, reason, now)
+                else:
+                    event = _event(Change.EXPIRED, admission, "its certificate expired", now)
                 self._forget(event)
                 events.append(event)
         self._publish(events)
@@ -207,10 +216,10 @@ class AdmissionRegister:
         admission = self._live.get(thumbprint)
         ended = self._ended.get(thumbprint)
         if admission is not None:
-            if now >= admission.expires:
-                raise _denied("expired", f"its certificate expired at {admission.expires}")
             if admission.renew_by is not None and now >= admission.renew_by:
                 raise _denied("quarantined", f"it had to attest again by {admission.renew_by}")
+            if now >= admission.expires:
+                raise _denied("expired", f"its certificate expired at {admission.expires}")
             return admission
         if ended is not None:
             raise _denied(_PAST[ended.change], ended.reason)

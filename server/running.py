@@ -233,7 +233,7 @@ class JobDesk:
     def admission_ended(self, event: AdmissionEvent) -> None:
         """Drop what a site has sent in this round; not when the same client came back."""
         with self._lock:
-            if not event.superseded and event.admission.site in self._senders:
+            if not event.part_stays and event.admission.site in self._senders:
                 self._dropped.add(event.admission.site)
 
     # --- what clients commit to -------------------------------------------------------
@@ -379,7 +379,7 @@ class JobDesk:
                 raise JobError(f"a second update of {site} in round {self._running}")
             self._senders[site] = key
             ended = self._register.ended(bytes.fromhex(key))
-            if ended is not None and not ended.superseded:
+            if ended is not None and not ended.part_stays:
                 self._dropped.add(site)
         return key
 

@@ -11,6 +11,7 @@ from fedlearn.errors import AdmissionDenied, NonceRefused
 from server import clock as clock_module
 from server.challenges import NONCE_LIFETIME, ChallengeBook
 from server.clock import SteadyClock
+from server.register import Change
 
 START = datetime(2026, 11, 27, 12, tzinfo=UTC)
 
@@ -145,6 +146,26 @@ def test_an_admission_survives_a_jump_and_a_pause_and_still_has_to_be_renewed(
     deployment.gate.sweep()
     assert not _live(deployment, admission)
     assert deployment.kinds()[-1] == "quarantine"
+
+
+def test_a_date_that_moves_beyond_a_certificate_ends_no_clients_part(
+    deployment: Any, moving: Machine
+) -> None:
+    client = deployment.client()
+    admission = deployment.admit(client).admission
+    moving.jump(minutes=40)
+    moving.run(40)
+    (event,) = deployment.gate.sweep()
+    assert (event.change, event.part_stays) == (Change.EXPIRED, True)
+    assert not _live(deployment, admission)
+    assert admission.node_id in deployment.nodes.alive
+    again = deployment.admit(deployment.client()).admission
+    assert (again.node_id, _live(deployment, again)) == (admission.node_id, True)
+    # Who does not attest again in time leaves, whatever the certificate says.
+    moving.run(605)
+    (event,) = deployment.gate.sweep()
+    assert (event.change, event.part_stays) == (Change.QUARANTINED, False)
+    assert deployment.nodes.alive == {}
 
 
 @pytest.mark.parametrize("by", [timedelta(minutes=5), timedelta(minutes=-5)])
