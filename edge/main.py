@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import signal
 import sys
 from datetime import UTC, datetime
@@ -47,11 +46,12 @@ def run(path: Path, as_json: bool) -> int:
     from edge.config import SiteConfig
     from edge.identity import SiteIdentity
     from fedlearn.attester import device
+    from fedlearn.sandbox import protect_this_process
 
     config = SiteConfig.load(path)
     identity = SiteIdentity.load(config.state)
     configure_logging()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    protect_this_process()
     os.umask(0o077)
     with device(config.attester, state=config.state) as attester:
         agent = Agent(

@@ -39,6 +39,8 @@ __all__ = ["WITHHELD", "ClientPlan", "Replies"]
 _LOG = logging.getLogger(__name__)
 _MAX_REASON: Final = 500
 _METRICS: Final = "metrics"
+_STATES: Final = 4
+"""One state of an app has at most this part of its memory; a few of them are kept."""
 
 WITHHELD: Final = "the app gave no answer; under [privacy] the reason stays in the site's log"
 """All that a client says of any failure of the app when the job has ``[privacy]``."""
@@ -90,7 +92,7 @@ class Replies:
         self._installed: bundle.Installed | None = None
         self._process: AppProcess | None = None
         self._state: State = EMPTY
-        self._in_process: State = EMPTY
+        self._in_process: State | None = None
 
     def load(self) -> None:
         """Unpack and check the app and load it, once.
@@ -158,10 +160,24 @@ class Replies:
         process = self._started()
         state = None if self._state is self._in_process else self._state
         answer = process.ask(question, [work.head, *work.objects.values()], state)
-        self._state = self._in_process = answer.state
+        self._keep(answer.state)
         if answer.failure is not None:
             raise AppFailed(answer.failure)
         return answer.content
+
+    def _keep(self, state: State) -> None:
+        """Take the state that the app has now; what did not change is kept once."""
+        size, most = sum(map(len, state)), self._plan.limits.memory_bytes // _STATES
+        if size > most:
+            self._in_process = None
+            raise AppFailed(
+                f"the app keeps {size} bytes in its state; at most {most} are kept",
+                hint="keep less in Context.state, or ask for more resources.memory_mib",
+            )
+        # The head has an id of its own each time and says nothing of the state.
+        if list(self._state[1:]) != list(state[1:]):
+            self._state = state
+        self._in_process = self._state
 
     def _started(self) -> AppProcess:
         """Return the process of the app, with the app loaded; a new one when there is none."""
@@ -170,7 +186,7 @@ class Replies:
             raise JobError("the app is not loaded")
         if self._process is not None and self._process.alive:
             return self._process
-        self._in_process = EMPTY
+        self._in_process = EMPTY  # a new process
         process = self._process = AppProcess(
             folder=installed.folder,
             own=self._directory / "own",

@@ -23,7 +23,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -107,6 +107,7 @@ class _Supervisor:
         self._outside: Path | None = None
         self._asked = False
         self._namespace = False
+        self._own_proc = False
         self._first = 0
 
     def run(self) -> int:
@@ -178,7 +179,7 @@ class _Supervisor:
         if first == 0:
             os.close(result)
             kernel.end_with_parent()
-            _guarded(self._status, lambda: self._command(applied, own_proc=False))
+            _guarded(self._status, lambda: self._command(applied, supervisor=os.getppid()))
         return first
 
     def _move_temporary(self) -> None:
@@ -227,7 +228,8 @@ class _Supervisor:
         if command == 0:
             os.close(result)
             kernel.end_with_parent()
-            self._command(applied, own_proc=whole)
+            self._own_proc = whole
+            self._command(applied, supervisor=None)
         os.close(self._status)
         for descriptor in (*self._request.keep, self._lifeline, self._end):
             os.close(descriptor)
@@ -243,7 +245,7 @@ class _Supervisor:
 
     # --- the command ------------------------------------------------------------------
 
-    def _command(self, applied: _Applied, *, own_proc: bool) -> None:
+    def _command(self, applied: _Applied, *, supervisor: int | None) -> None:
         request, sandbox = self._request, self._request.sandbox
         os.close(self._lifeline)
         os.close(self._end)
@@ -255,12 +257,12 @@ class _Supervisor:
         self._limit()
         ruleset = -1
         with contextlib.suppress(OSError):  # reported below
-            ruleset = landlock.build(self._rules(own_proc=own_proc))
+            ruleset = landlock.build(self._rules())
         self._change_user(applied)
         kernel.end_with_parent()
         applied.attempt(Protection.CAPABILITIES, _without_privileges)
         self._restrict(ruleset, applied)
-        applied.attempt(Protection.SECCOMP, seccomp.install)
+        applied.attempt(Protection.SECCOMP, lambda: seccomp.install(protected=supervisor))
         environment = request.env | {"TMPDIR": str(self._temporary)}
         lacking = sorted(sandbox.required - set(applied.applied))
         if lacking:
@@ -338,11 +340,11 @@ class _Supervisor:
             bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
             resource.setrlimit(kind, (bound, bound))
 
-    def _rules(self, *, own_proc: bool) -> landlock.Rules:
+    def _rules(self) -> landlock.Rules:
         request, sandbox = self._request, self._request.sandbox
         # In a view there is nothing whose name would tell something.
-        proc = [Path("/proc")] if own_proc else _COMMON_PROC
-        listable = [Path("/")] if own_proc else request.listable
+        proc = [Path("/proc")] if self._own_proc else _COMMON_PROC
+        listable = [Path("/")] if self._own_proc else request.listable
         return landlock.Rules(
             readable=[*request.system, *sandbox.readable, *proc],
             listable=listable,
@@ -417,9 +419,12 @@ class _Supervisor:
             return os.waitpid(self._first, 0)[1]
         status = 0
         while True:
-            for pid in usage.descendants(os.getpid()):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            stopped: set[int] = set()
+            # What is stopped starts nothing any more; then all of it is there to be ended.
+            while new := set(usage.descendants(os.getpid())) - stopped:
+                _signal(new, signal.SIGSTOP)
+                stopped |= new
+            _signal(stopped, signal.SIGKILL)
             try:
                 while (found := os.waitpid(-1, os.WNOHANG))[0]:
                     if found[0] == self._first:
@@ -514,6 +519,12 @@ def _give(folder: Path, user: int) -> None:
             found = path.lstat()
             if found.st_uid != user and (name in folders or found.st_nlink == 1):
                 os.lchown(path, user, user)
+
+
+def _signal(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _reap_others(first: int) -> None:

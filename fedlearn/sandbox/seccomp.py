@@ -136,6 +136,36 @@ _FILTERED: Final = {
     "x86_64": {"clone": 56, "ioctl": 16, "socket": 41, "socketpair": 53},
     "aarch64": {"clone": 220, "ioctl": 29, "socket": 198, "socketpair": 199},
 }
+# Calls whose first argument is the process that they act on.
+_DIRECTED: Final = {
+    "x86_64": {
+        "kill": 62,
+        "pidfd_open": 434,
+        "prlimit64": 302,
+        "rt_sigqueueinfo": 129,
+        "rt_tgsigqueueinfo": 297,
+        "sched_setaffinity": 203,
+        "sched_setattr": 314,
+        "sched_setparam": 142,
+        "sched_setscheduler": 144,
+        "tgkill": 234,
+        "tkill": 200,
+    },
+    "aarch64": {
+        "kill": 129,
+        "pidfd_open": 434,
+        "prlimit64": 261,
+        "rt_sigqueueinfo": 138,
+        "rt_tgsigqueueinfo": 240,
+        "sched_setaffinity": 122,
+        "sched_setattr": 274,
+        "sched_setparam": 118,
+        "sched_setscheduler": 119,
+        "tgkill": 131,
+        "tkill": 130,
+    },
+}
+_EVERYBODY: Final = 0xFFFFFFFF
 _CLONE3: Final = 435
 
 DENIED: Final = {
@@ -145,8 +175,12 @@ DENIED: Final = {
 """By machine: the calls that fail with EPERM whatever their arguments are."""
 
 
-def program(machine: str = MACHINE) -> bytes:
+def program(machine: str = MACHINE, *, protected: int | None = None) -> bytes:
     """Return the BPF program for a machine, as ``struct sock_filter`` values in a row.
+
+    :param protected: a process, the first of its group, that gets no signal and no other limit:
+        nothing acts on it, on its group, or on all processes at once (EPERM). For a supervisor
+        that is in the same PID namespace.
 
     Besides :data:`DENIED`: ``socket`` and ``socketpair`` make sockets of AF_UNIX only (EACCES
     otherwise), ``clone`` makes no namespace, ``clone3`` does not exist (its flags cannot be
@@ -169,6 +203,13 @@ def program(machine: str = MACHINE) -> bytes:
     code += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ERROR | errno.ENOSYS)]
     for number in sorted(DENIED[machine].values()):
         code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERROR | errno.EPERM)]
+    if protected is not None:
+        kept = (protected, (-protected) & _EVERYBODY, _EVERYBODY)
+        for number in sorted(_DIRECTED[machine].values()):
+            code += [(_EQUAL, 0, len(kept) + 3, number), (_LOAD, 0, 0, _FIRST_ARGUMENT)]
+            for left, value in zip((2, 1, 0), kept, strict=True):
+                code.append((_EQUAL, left, 0 if left else 1, value))
+            code += [(_RETURN, 0, 0, _ERROR | errno.EPERM), (_RETURN, 0, 0, _ALLOW)]
     numbers = _FILTERED[machine]
     for name in ("socket", "socketpair"):
         code += [
@@ -194,12 +235,12 @@ def program(machine: str = MACHINE) -> bytes:
     return b"".join(struct.pack("=HBBI", *each) for each in code)
 
 
-def install() -> None:
+def install(*, protected: int | None = None) -> None:
     """Apply the program to this process and all that it starts; no_new_privileges comes first.
 
     :raises OSError: when the kernel has no seccomp, or the machine is not known here.
     """
-    code = program()
+    code = program(protected=protected)
     buffer = ctypes.create_string_buffer(code, len(code))
 
     class Program(ctypes.Structure):

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Usage", "children", "descendants", "disk", "tree"]
+__all__ = ["Usage", "children", "descendants", "disk", "parents", "tree"]
 
 _KIB: Final = 1024
 _BLOCK: Final = 512
+_LISTED: Final = Path(f"/proc/self/task/{os.getpid()}/children").exists()
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,26 @@ class Usage:
     memory_bytes: int
 
 
+def parents() -> dict[int, list[int]]:
+    """Return the children of each process that can be seen, as every kernel says it."""
+    found: dict[int, list[int]] = {}
+    for path in Path("/proc").iterdir():
+        if path.name.isdecimal():
+            try:
+                fields = (path / "stat").read_text().rpartition(")")[2].split()
+            except OSError:  # it is gone
+                continue
+            found.setdefault(int(fields[1]), []).append(int(path.name))
+    return found
+
+
 def children(pid: int) -> list[int]:
-    """Return the children of all threads of a process; none when it is gone."""
+    """Return the children of all threads of a process; none when it is gone.
+
+    Quickly where the kernel keeps a list of them (CONFIG_PROC_CHILDREN).
+    """
+    if not _LISTED:
+        return parents().get(pid, [])
     found: list[int] = []
     try:
         threads = list(Path(f"/proc/{pid}/task").iterdir())
@@ -39,12 +58,17 @@ def children(pid: int) -> list[int]:
 
 def descendants(pid: int) -> list[int]:
     """Return all processes below ``pid``, without itself."""
+    known = None if _LISTED else parents()
+
+    def below(each: int) -> list[int]:
+        return children(each) if known is None else known.get(each, [])
+
     found: list[int] = []
-    rest = children(pid)
+    rest = below(pid)
     while rest:
         each = rest.pop()
         found.append(each)
-        rest += children(each)
+        rest += below(each)
     return found
 
 

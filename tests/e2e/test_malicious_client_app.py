@@ -508,6 +508,27 @@ def test_nothing_that_it_started_outlives_the_client(make: Make) -> None:
     assert alive(marker) == 0
 
 
+def test_a_state_that_is_too_large_is_refused_and_the_one_before_it_stays(make: Make) -> None:
+    client = make(
+        """
+        @app.train()
+        def train(message, context):
+            size = 300 << 20 if "x" in context.state else 5
+            context.state["x"] = ConfigRecord({"x": bytes(size)})
+            return answer(message, size=size)
+
+        @app.evaluate()
+        def evaluate(message, context):
+            return answer(message, size=len(context.state["x"]["x"]))
+        """,
+        limits=AppLimits(seconds=60, memory_bytes=1 << 30),
+    )
+    client.replies.load()
+    assert client.ask(1).metrics["size"] == 5
+    assert "bytes in its state; at most 268435456 are kept" in client.ask(2).reason
+    assert client.ask(2, "evaluate").metrics["size"] == 5
+
+
 # --- the channel to the client
 
 

@@ -33,6 +33,7 @@ from fedlearn.sandbox import (
     seccomp,
     spawn,
     thread_environment,
+    usage,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -42,10 +43,19 @@ pytestmark = pytest.mark.skipif(
 
 _DRIVER = """
 import json, sys
+import ctypes, struct
 from fedlearn.sandbox import SandboxError, kernel, seccomp, spawn
 from fedlearn.sandbox.spec import Sandbox
 request = json.load(sys.stdin)
 kernel.no_new_privileges()
+if request["bare"]:  # as a kernel before Landlock: its three calls do not exist
+    code = [(0x20, 0, 0, 0), (0x35, 0, 2, 444), (0x25, 1, 0, 446), (0x06, 0, 0, 0x50026),
+            (0x06, 0, 0, 0x7FFF0000)]
+    data = b"".join(struct.pack("=HBBI", *each) for each in code)
+    buffer = ctypes.create_string_buffer(data, len(data))
+    fields = struct.pack("HxxxxxxQ", len(code), ctypes.addressof(buffer))
+    value = ctypes.create_string_buffer(fields)
+    kernel.prctl(22, 2, ctypes.addressof(value))
 seccomp.install()  # from now on no namespace can be made
 try:
     process = spawn(request["argv"], sandbox=Sandbox.from_json(request["sandbox"]),
@@ -81,9 +91,10 @@ def _run_here(argv: list[str], sandbox: Sandbox, env: dict[str, str], seconds: f
 
 
 def _run_without_namespaces(
-    argv: list[str], sandbox: Sandbox, env: dict[str, str], seconds: float
+    argv: list[str], sandbox: Sandbox, env: dict[str, str], seconds: float, *, bare: bool = False
 ) -> Ran:
     request = {"argv": argv, "sandbox": sandbox.to_json(), "env": env, "seconds": seconds}
+    request["bare"] = bare
     done = subprocess.run(
         [sys.executable, "-P", "-c", _DRIVER],
         input=json.dumps(request),
@@ -316,6 +327,34 @@ def test_processes_outside_get_no_signal(run: Run, victim: Callable[..., tuple[i
     )
     assert [line.split()[0] for line in found] == ["refused"] * 3
     os.kill(pid, 0)
+
+
+def test_without_landlock_and_namespaces_the_rest_holds_and_is_said(tmp_path: Path) -> None:
+    code = """
+        attempt(socket.socket, socket.AF_INET)
+        for number in (signal.SIGKILL, signal.SIGSTOP):
+            for pid in (os.getppid(), -os.getppid(), -1):
+                attempt(os.kill, pid, number)
+        attempt(call, {"x86_64": 302, "aarch64": 261}[os.uname().machine], os.getppid(), 0, 0, 0)
+        attempt(os.pidfd_open, os.getppid())
+        if os.fork() == 0:
+            os.setsid()
+            while os.fork() == 0:  # a process that is gone whenever somebody looks
+                os.setsid()
+                time.sleep(0.001)
+            os._exit(0)
+        time.sleep(0.5)
+        """
+    program = [sys.executable, "-P", "-c", _TRY + "import time\n" + textwrap.dedent(code)]
+    marker = f"marker-{uuid.uuid4()}"
+    sandbox = Sandbox(writable=(tmp_path,))
+    ran = _run_without_namespaces([*program, marker], sandbox, {}, 60, bare=True)
+    assert [line.split()[0] for line in lines(ran)] == ["refused"] * 9, ran.output
+    assert ran.applied == {Protection.CAPABILITIES, Protection.SECCOMP}
+    assert alive(marker) == []
+    required = Sandbox(writable=(tmp_path,), required=frozenset({Protection.LANDLOCK}))
+    ran = _run_without_namespaces(program, required, {}, 60, bare=True)
+    assert "landlock: the kernel has no Landlock" in ran.why
 
 
 # --- the network and the kernel
@@ -785,6 +824,30 @@ def test_the_filter_says_what_it_should(
     assert verdict(435) == verdict(9999) == 0x00050000 | 38
     if machine == "x86_64":
         assert verdict(0x40000000 | 101) == _KILL
+    kill = {"x86_64": 62, "aarch64": 129}[machine]
+    assert verdict(kill, 4711) == _ALLOW
+    code = seccomp.program(machine, protected=4711)
+    for target in (4711, 2**32 - 4711, 2**32 - 1):
+        assert verdict(kill, target) == _EPERM
+    assert verdict(kill, 4712) == verdict(kill, 0) == verdict(numbers["read"], 4711) == _ALLOW
+
+
+def test_children_are_found_without_the_kernels_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import subprocess, time; child = subprocess.Popen(['sleep', '60']); "
+        "print(child.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        for listed in (True, False):
+            monkeypatch.setattr(usage, "_LISTED", listed)
+            assert child in usage.children(process.pid)
+            assert {process.pid, child} <= set(usage.descendants(os.getpid()))
+            assert usage.descendants(process.pid) == [child]
+            assert usage.tree(process.pid, bound=1 << 40).tasks == 1
+        os.kill(child, signal.SIGKILL)
+        process.kill()
 
 
 def test_a_machine_without_a_table_is_said() -> None:
