@@ -67,6 +67,7 @@ class Catalogue:
     ``counter``  value of the monotonic counter after the last write; None without one
     ``generation``   how often the catalogue was written
     ``established``  a coordinator was established with this store: it has a ledger
+    ``protectors``   of the root key when it was established (server.home.protector_names)
     ``head``         where that ledger ended when the catalogue was written, ``sequence:hash``
     """
 
@@ -75,6 +76,7 @@ class Catalogue:
     counter: int | None = None
     generation: int = 0
     established: bool = False
+    protectors: list[str] = field(default_factory=list)
     head: str = ""
 
     def copy(self) -> Catalogue:

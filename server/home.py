@@ -70,6 +70,7 @@ __all__ = [
     "ledger_key",
     "open_bound",
     "opened_keys",
+    "protector_names",
     "protectors_of",
 ]
 
@@ -104,6 +105,20 @@ def protectors_of(keys: Keys, state: Path) -> list[Protector]:
         elif kind == "insecure-plain-key-file":
             made.append(InsecurePlainKeyFile(state / KEYS_FOLDER))
     return made
+
+
+def protector_names(keys: Keys) -> tuple[str, ...]:
+    """Name what may open the root key: kinds, and of a recovery key its public half.
+
+    :raises ConfigError: when the file of the recovery key is unusable.
+    """
+    names = []
+    for kind in keys.protect:
+        public = ""
+        if kind == RecoveryKey.kind and keys.recovery_key is not None:
+            public = f":{_recovery_key(keys.recovery_key).public.hex()}"
+        names.append(kind + public)
+    return tuple(sorted(names))
 
 
 def establish(
@@ -148,7 +163,7 @@ def establish(
         # The last step: a state directory without this mark was not established.
         counter = counter_of(config.keys)
         with ModelStore.open(state / STORE_FOLDER, keys, counter=counter, head=head) as store:
-            store.establish()
+            store.establish(protectors=protector_names(config.keys))
     keys.close()
     if key is None:
         grant = LoginGrant(address=control_address, certificates=issued.chain_pem.decode())

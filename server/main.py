@@ -226,13 +226,16 @@ def measure(path: Path, as_json: bool) -> None:
     """
     from fedlearn.software import software_digest
     from server.config import ServerConfig
+    from server.home import protector_names
     from server.measurement import config_digest
 
     config, document = ServerConfig.read(path)
     roots = config.trust.anchors().tpm_ek_roots
     measured = {
         "software": software_digest().hex(),
-        "config": config_digest(document, roots=roots).hex(),
+        "config": config_digest(
+            document, roots=roots, protectors=protector_names(config.keys)
+        ).hex(),
     }
     if as_json:
         print_json(measured)

@@ -90,7 +90,11 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
         anchors = config.trust.anchors()
         measured = {
             "software": software_digest(),
-            "config": config_digest(document, roots=anchors.tpm_ek_roots),
+            "config": config_digest(
+                document,
+                roots=anchors.tpm_ek_roots,
+                protectors=home.store.catalogue.protectors,
+            ),
         }
         # A TPM that keeps its registers takes one value for each claim of a scope.
         scope = hashlib.sha256(b"".join(measured.values())).hexdigest()[:16]

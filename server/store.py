@@ -137,10 +137,19 @@ class ModelStore:
         """Remove what a crash left that the catalogue does not name."""
         self._directory.sweep()
 
-    def establish(self) -> None:
-        """Seal that this store has a ledger, and where that ends."""
+    def establish(self, *, protectors: Sequence[str] | None = None) -> None:
+        """Seal that this store has a ledger, and where that ends.
+
+        :param protectors: what the root key was protected with at first, where it is now.
+        """
+
+        def enter(catalogue: Catalogue) -> None:
+            catalogue.established = True
+            if protectors is not None:
+                catalogue.protectors = list(protectors)
+
         with self._directory.writing():
-            self._directory.commit(lambda catalogue: setattr(catalogue, "established", True))
+            self._directory.commit(enter)
 
     # -- models
 

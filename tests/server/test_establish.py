@@ -85,7 +85,7 @@ def test_the_first_operators_key_is_never_at_the_coordinator(place: Path) -> Non
 
     login = ("login", "state/operator.toml", "--operator", "mine")
     refused(operator(*login, "--ca-pin", "0" * 64), "the CA is", told["ca_pin"])
-    with serve(ServerConfig.load(place / "server.toml")) as service:
+    with serve(*ServerConfig.read(place / "server.toml")) as service:
         done = operator(*login, "--ca-pin", told["ca_pin"])
         assert done.exit_code == 0, done.output
         done = operator("list", "--operator", "mine", "--json")
@@ -169,7 +169,7 @@ def test_an_operator_is_let_in_where_none_is_left(place: Path) -> None:
     assert not (place / "alice.toml").exists()
     done = run("operator", "bob", "bob/operator.csr")
     assert done.exit_code == 0, done.output
-    with serve(ServerConfig.load(place / "server.toml")):
+    with serve(*ServerConfig.read(place / "server.toml")):
         done = operator("login", "bob.toml", "--operator", "bob", "--ca-pin", pin())
         assert done.exit_code == 0, done.output
         login = OperatorLogin.load(place / "bob")
@@ -179,7 +179,7 @@ def test_an_operator_is_let_in_where_none_is_left(place: Path) -> None:
             assert [one.name for one in client.list_operators()] == ["alice", "bob"]
             client.revoke_operator(name="alice", reason="lost the key")
     # It is in the ledger, so that the next start knows.
-    with serve(ServerConfig.load(place / "server.toml")) as service:
+    with serve(*ServerConfig.read(place / "server.toml")) as service:
         with OperatorClient(
             address=service.control_address, ca=login.ca, chain=login.chain, key=login.key
         ) as client:
@@ -195,7 +195,7 @@ def test_the_lifetimes_of_server_toml_are_those_of_tokens_and_sites(place: Path)
     operator("login", "state/operator.toml", "--operator", "alice", "--ca-pin", pin())
     login = OperatorLogin.load(place / "alice")
     with (
-        serve(ServerConfig.load(place / "server.toml")),
+        serve(*ServerConfig.read(place / "server.toml")),
         OperatorClient(
             address=login.address, ca=login.ca, chain=login.chain, key=login.key
         ) as client,

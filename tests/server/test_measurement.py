@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from edge.admission import verify_coordinator
 from fedlearn.errors import AdmissionDenied
 from server.config import ServerConfig
+from server.home import Home, establish, protector_names
 from server.main import main
 from server.measurement import config_digest
 from server.proof import CoordinatorProof
@@ -31,21 +34,50 @@ def measured(folder: Path, text: str = CONFIG, root: bytes = b"root") -> bytes:
     (folder / "server.toml").write_text(text)
     (folder / "root.pem").write_bytes(root)
     config, document = ServerConfig.read(folder / "server.toml")
-    return config_digest(document, roots=config.trust.anchors().tpm_ek_roots)
+    roots = config.trust.anchors().tpm_ek_roots
+    return config_digest(document, roots=roots, protectors=protector_names(config.keys))
 
 
 def test_the_digest_is_the_one_that_is_documented(tmp_path: Path) -> None:
-    document = (
-        b'{"keys":{"protect":["insecure-plain-key-file"]},"state":"state",'
-        b'"trust":{"tpm_ek_roots":["root.pem"]},"trust_domain":"test.example"}'
+    text = (
+        b'{"document":{"keys":{"protect":["insecure-plain-key-file"]},"state":"state",'
+        b'"trust":{"tpm_ek_roots":["root.pem"]},"trust_domain":"test.example"},'
+        b'"protectors":["insecure-plain-key-file"],"tpm_ek_roots":["'
+        + hashlib.sha256(b"root").hexdigest().encode()
+        + b'"]}'
     )
-    expected = hashlib.sha256(
-        b"fedlearn-config/1\0"
-        + struct.pack(">I", len(document))
-        + document
-        + hashlib.sha256(b"root").digest()
+    assert measured(tmp_path) == hashlib.sha256(b"fedlearn-config/1\0" + text).digest()
+
+
+def test_what_protects_the_root_key_is_what_it_was_at_the_first_start(tmp_path: Path) -> None:
+    """Whoever established with a recovery key of their own stands in the evidence."""
+
+    def settings(name: str, key: X25519PrivateKey) -> ServerConfig:
+        pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (tmp_path / "recovery.pem").write_bytes(pem)
+        (tmp_path / "passphrase").write_text("a passphrase that is long enough")
+        (tmp_path / name).write_text(
+            'state = "state"\ntrust_domain = "test.example"\n[keys]\n'
+            'protect = ["passphrase", "recovery-key"]\nrecovery_key = "recovery.pem"\n'
+            'passphrase_file = "passphrase"\n'
+        )
+        return ServerConfig.load(tmp_path / name)
+
+    thief, owner = X25519PrivateKey.generate(), X25519PrivateKey.generate()
+    establish(
+        settings("server.toml", thief),
+        now=datetime.now(UTC),
+        control_address="127.0.0.1:1",
+        operator_csr=None,
     )
-    assert measured(tmp_path) == expected.digest()
+    config = settings("server.toml", owner)
+    with Home.open(config) as home:
+        sealed = home.store.catalogue.protectors
+    public = thief.public_key().public_bytes_raw().hex()
+    assert sealed == ["passphrase", f"recovery-key:{public}"]
+    expected = protector_names(config.keys)
+    digests = {config_digest({}, roots=(), protectors=names) for names in (sealed, expected)}
+    assert len(digests) == 2
 
 
 def test_what_says_the_same_measures_the_same(tmp_path: Path) -> None:
