@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from fedlearn.errors import TransportError
@@ -94,7 +94,10 @@ class Head:
 
     def to_bytes(self) -> bytes:
         """Return the head as JSON."""
-        return _json(asdict(self))
+        found = {name: getattr(self, name) for name in self.__slots__}
+        if self.failure is not None:
+            found["failure"] = {"code": self.failure.code, "reason": self.failure.reason}
+        return _json(found)
 
     def with_parts(self, count: int) -> Head:
         """Return the head with ``count`` parts, which are named by their numbers."""

@@ -498,7 +498,8 @@ class _Body:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            event = await asyncio.wait_for(self._receive(), _STILL_SECONDS)
+            async with asyncio.timeout(_STILL_SECONDS):
+                event = await self._receive()
         except TimeoutError:
             raise _Refused(408, f"nothing came of the body for {_STILL_SECONDS:g} s") from None
         # What counts is how long the peer kept us waiting, not how long we took.
