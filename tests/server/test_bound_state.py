@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes.state import founded
 
 from fedlearn import config
 from fedlearn.cli import main
@@ -22,9 +23,13 @@ from fedlearn.errors import ConfigError, FedlearnError, LedgerError, StoreError
 from server.adoption import adopt
 from server.config import ServerConfig
 from server.headfile import HEAD_FILE
-from server.home import Home, compare_bound, establish
+from server.home import Home, compare_bound, establish, open_bound
+from server.keys import KeyService
 from server.ledger import LEDGER_FILE
 from server.ledger.log import Ledger
+from server.pki import CertificateAuthority
+from server.protectors import InsecurePlainKeyFile
+from server.store import ModelStore
 
 WEIGHTS = {"w": np.arange(6, dtype=np.float32)}
 
@@ -236,10 +241,6 @@ def test_another_ledger_of_the_same_key_is_refused(
 
 def test_a_state_that_was_never_bound_says_what_to_do(settings: ServerConfig) -> None:
     """A version before the mark, or an establishment that was interrupted."""
-    from server.keys import KeyService
-    from server.protectors import InsecurePlainKeyFile
-    from server.store import ModelStore
-
     keys = KeyService.open(
         settings.state / "keys",
         [InsecurePlainKeyFile(settings.state / "keys")],
@@ -260,6 +261,55 @@ def test_a_catalogue_of_a_newer_version_says_so(settings: ServerConfig) -> None:
         home.keys.root.write(settings.state / "store" / "catalogue.sealed", "catalogue", newer)
     with pytest.raises(StoreError, match="not a catalogue that this version can read"):
         Home.open(settings)
+
+
+class Counter:
+    """A monotonic counter that is not on the disk, as a TPM has one."""
+
+    def __init__(self) -> None:
+        self.value = 3
+
+    def create(self) -> int:
+        return self.value
+
+    def increment(self) -> int:
+        self.value += 1
+        return self.value
+
+
+def test_a_counter_vouches_for_the_ledger_too(tmp_path: Path) -> None:
+    """Ledger and store put back together are found, also where only the ledger had grown."""
+    keys = KeyService.create(
+        tmp_path / "state" / "keys",
+        [InsecurePlainKeyFile(tmp_path / "state" / "keys")],
+        allow_insecure_key_file=True,
+    )
+    with founded(tmp_path / "state", keys):
+        pass
+    ca = CertificateAuthority.create("test.example", datetime.now(UTC))
+    keys.keep("ca-key", ca.private_bytes())
+    (tmp_path / "state" / "ca.pem").write_bytes(ca.certificate_pem)
+    counter = Counter()
+    with ModelStore.open(
+        tmp_path / "state" / "store", keys, counter=counter, adopt_counter=True
+    ) as store:
+        store.put_blob("bind", b"")
+    with open_bound(tmp_path / "state", keys, counter=counter) as (ledger, _):
+        ledger.append("operator", {"change": "added"})
+    shutil.copytree(tmp_path / "state", tmp_path / "yesterday")
+    with open_bound(tmp_path / "state", keys, counter=counter) as (ledger, _):
+        ledger.append("operator", {"change": "revoked"})
+    for _ in range(2):
+        with open_bound(tmp_path / "state", keys, counter=counter):
+            pass
+    for name in ("store", LEDGER_FILE):
+        target = tmp_path / "state" / name
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+        source = tmp_path / "yesterday" / name
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    with pytest.raises(StoreError, match="rolled back: the store was written at count"):
+        with open_bound(tmp_path / "state", keys, counter=counter):
+            pass
 
 
 # --- an older state that is all that is left -------------------------------------------

@@ -298,6 +298,27 @@ def test_a_noise_secret_that_is_missing_is_not_drawn_again(
     assert coordinator.resume_job("alice", "alpha").status == "running"
 
 
+def test_an_edit_beside_the_running_coordinator_changes_nothing(
+    tmp_path: Path, start: Start, bundle: bytes
+) -> None:
+    coordinator = start()
+    submit(coordinator, bundle)
+    before = coordinator.get_job("alpha")
+    sql(tmp_path, "UPDATE jobs SET spec = replace(spec, ?, ?), status = 'failed'", OWNER, THIEF)
+    sql(tmp_path, "INSERT INTO jobs SELECT 'ghost', status, '', 0, spec, 0, mac FROM jobs")
+    assert coordinator.list_jobs() == [before]
+    record = coordinator._book.get("alpha")
+    assert record.spec.owner_key == OWNER
+    coordinator._book.change("alpha", round_=1)
+    coordinator = start()
+    assert coordinator._book.get("alpha").spec.owner_key == OWNER
+    assert list(coordinator._book.set_apart) == ["ghost"]
+    # Policies and bundles are read when they are needed, and compared then.
+    sql(tmp_path, "UPDATE policies SET text = replace(text, 'ab', 'cd')")
+    with pytest.raises(StoreError, match="its policy was altered"):
+        coordinator._book.get("alpha")
+
+
 def test_states_are_read_without_bundles(tmp_path: Path, start: Start, bundle: bytes) -> None:
     coordinator = start()
     submit(coordinator, bundle)
