@@ -1,0 +1,189 @@
+"""The grid of a job takes each reply by itself: an odd one is refused, and the others count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import exchange as fakes
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from fedlearn.errors import QuorumNotReached
+from fedlearn.flower import Flat, Packer, flatten, record_of
+from server.flower.calls import Node
+from server.flower.grid import JobGrid, Rules
+from server.flower.plan import Reply
+from server.flower.task import enter_run
+
+MODEL = {"w": np.zeros(8, np.float32), "n": np.zeros((), np.int64)}
+SITES = ("a", "b", "c")
+
+
+@pytest.fixture(autouse=True)
+def _run() -> None:
+    enter_run(9)
+
+
+class FakeCoordinator:
+    """Answers each site's question with the content that a test gives it."""
+
+    def __init__(self, contents: dict[str, Any], most: dict[str, int]) -> None:
+        self.contents = contents
+        self.most = most
+        self.said: list[tuple[str, dict[str, Any]]] = []
+        self.asked: dict[str, str] = {}
+        self.gone: set[str] = set()
+
+    def online(self, count: int = 0, seconds: float = 0.0) -> list[Node]:
+        return [Node(number=n + 1, site=site) for n, site in enumerate(SITES)]
+
+    def live_sites(self) -> dict[str, int]:
+        return self.most
+
+    def event(self, kind: str, **fields: Any) -> None:
+        self.said.append((kind, fields))
+
+    def push(self, flat: Flat) -> list[str]:
+        sent = [site for site in SITES if site not in self.gone]
+        ids = iter(flat.ids)
+        found = []
+        for site in SITES:
+            id_ = next(ids)
+            if site in sent:
+                self.asked[id_] = site
+            found.append(id_ if site in sent else "")
+        return found
+
+    def forget(self, ids: Iterable[str]) -> None:
+        return None
+
+    def pull(self, ids: Iterable[str], seconds: float) -> list[Reply]:
+        return [self.reply(id_, self.asked.pop(id_)) for id_ in ids if id_ in self.asked]
+
+    def reply(self, question: str, site: str) -> Reply:
+        node = SITES.index(site) + 1
+        content = self.contents[site]
+        packed = content if isinstance(content, bytes) else Packer().content(content)
+        if isinstance(packed, bytes):
+            packed = RecordDict({"m": MetricRecord({"num-examples": 5})})
+        message = fakes.message(packed, to=1, by=node, reply_to=question)
+        flat = flatten([message])
+        objects = dict(flat.objects)
+        if isinstance(content, bytes):
+            objects = dict.fromkeys(objects, content)
+        return Reply(
+            question=question,
+            site=site,
+            node=node,
+            message=flat.messages[0],
+            objects=objects,
+            size=100,
+            key="ab",
+            digest="cd" * 32,
+        )
+
+
+def content(value: float = 1.0, *, arrays: Any = None, **metrics: Any) -> RecordDict:
+    model = {"w": np.full(8, value, np.float32), "n": np.zeros((), np.int64)}
+    found = {"num-examples": 5, "loss": value, **metrics}
+    return RecordDict(
+        {"arrays": record_of(model) if arrays is None else arrays, "m": MetricRecord(found)}
+    )
+
+
+def run(
+    contents: dict[str, Any], *, gone: set[str] = frozenset(), **rules: Any
+) -> tuple[FakeCoordinator, JobGrid, list[Message]]:
+    coordinator = FakeCoordinator(contents, dict.fromkeys(SITES, 90))
+    coordinator.gone = set(gone)
+    values: dict[str, Any] = {"sites": SITES, "quorum": 2, "seconds": 5.0, "stragglers": "drop"}
+    grid = JobGrid(coordinator, Rules(**{**values, "max_update_bytes": 10**6, **rules}))
+    nodes = list(grid.get_node_ids())
+    grid.begin_round(1, streams=False)
+    record = RecordDict({"arrays": record_of(MODEL), "config": ConfigRecord({})})
+    messages = [Message(record, node, "train") for node in nodes]
+    return coordinator, grid, list(grid.send_and_receive(messages))
+
+
+def broken(data: bytes) -> ArrayRecord:
+    return ArrayRecord({name: Array("float32", (8,), "numpy.ndarray", data) for name in ("w", "n")})
+
+
+HEAD = b"\x93NUMPY\x01\x00"
+HUGE = b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d,), }" % 2**60
+HUGE = HUGE.ljust(117) + b"\n"
+ODD: dict[str, tuple[Any, str]] = {
+    "twelve thousand metrics": (content(**{f"m{i}": 1.0 for i in range(12_000)}), "metric values"),
+    "a metric with a long name": (content(**{"m" * 300: 1.0}), "characters"),
+    "a list of many": (content(extra=[1.0] * 2_000), "metric values"),
+    "1e300 examples": (content(**{"num-examples": 1e300}), "from 0 to 90"),
+    "more examples than it committed to": (content(**{"num-examples": 91}), "from 0 to 90"),
+    "examples below 0": (content(**{"num-examples": -1}), "from 0 to 90"),
+    "examples that are NaN": (content(**{"num-examples": float("nan")}), "from 0 to 90"),
+    "a list of examples": (content(**{"num-examples": [5]}), "from 0 to 90"),
+    "an npy without an end": (content(arrays=broken(HEAD + b"\xff\xff{")), ""),
+    "an npy with a bad head": (content(arrays=broken(HEAD + b"\x05\x00{'d\n]")), ""),
+    "an npy with a deep head": (
+        content(arrays=broken(HEAD + b"\x10\x27" + b"(" * 10_000)),
+        "",
+    ),
+    "an npy of 2^60 numbers": (content(arrays=broken(HEAD + b"\x76\x00" + HUGE)), ""),
+    "pickled objects": (content(arrays=broken(b"\x80\x04N.")), ""),
+    "NaN": (content(float("nan")), "NaN"),
+    "another shape": (content(arrays=ArrayRecord([np.ones(3, "f4")])), "in the model or in the"),
+    "bytes that are no content": (b"\xff" * 50, ""),
+}
+
+
+@pytest.mark.parametrize("name", sorted(ODD))
+def test_an_odd_reply_is_refused_and_the_others_count(name):
+    odd, reason = ODD[name]
+    coordinator, grid, replies = run({"a": content(1.0), "b": odd, "c": content(3.0)})
+    assert [each.has_content() for each in replies] == [True, False, True]
+    assert grid.contributors == {"a", "c"}
+    ((_, refused),) = [each for each in coordinator.said if each[0] == "update.rejected"]
+    assert refused["site"] == "b"
+    assert reason in refused["reason"]
+    assert len(refused["reason"]) <= 500
+    assert replies[1].error.reason == refused["reason"]
+
+
+def test_under_privacy_a_refusal_says_nothing_and_digests_are_keyed():
+    odd = content(float("nan"))
+    for blind in (b"k" * 32, b"other" * 7):
+        contents = {"a": content(1.0), "b": odd, "c": content(3.0)}
+        coordinator, grid, replies = run(contents, blind=blind)
+        ((_, refused),) = [each for each in coordinator.said if each[0] == "update.rejected"]
+        assert refused["reason"] == replies[1].error.reason
+        assert "NaN" not in refused["reason"]
+        assert "w" not in refused["reason"].split()
+        received = [fields for kind, fields in coordinator.said if kind == "update.received"]
+        assert {len(each["digest"]) for each in received} == {64}
+        assert "cd" * 32 not in {each["digest"] for each in received}
+        # The loss that a client should not have sent is not passed on either.
+        assert [dict(each["metrics"]) for each in received] == [{}, {}]
+        assert all("loss" not in dict(m.content["m"]) for m in replies if m.has_content())
+        assert len(grid.inputs()) == 32
+
+
+def test_a_round_counts_the_sites_that_it_meant_to_ask():
+    everybody = dict.fromkeys(SITES, content())
+    with pytest.raises(QuorumNotReached, match="0 of 3 sites could be asked, 2 are needed"):
+        run(everybody, gone={"a", "b", "c"})
+    with pytest.raises(QuorumNotReached, match="1 of 3 sites could be asked, 2 are needed"):
+        run(everybody, gone={"a", "b"})
+    _, grid, replies = run(everybody, gone={"a"})
+    assert len(replies) == 2
+    assert grid.contributors == {"b", "c"}
+    contents = {"a": content(), "b": content(float("nan")), "c": content(float("nan"))}
+    with pytest.raises(QuorumNotReached, match="1 of the 3 updates"):
+        run(contents)
+
+
+def test_an_application_that_judges_updates_itself_gets_other_models_and_no_nan():
+    partial = content(arrays=ArrayRecord({"w": Array(np.ones(3, "f8"))}))
+    contents = {"a": partial, "b": content(float("nan")), "c": content()}
+    _, _, replies = run(contents, visible=True)
+    assert [each.has_content() for each in replies] == [True, False, True]
