@@ -31,7 +31,6 @@ __all__ = ["Caps", "Connection", "Connections", "Relay", "accept_all", "listen",
 
 _LOG = logging.getLogger(__name__)
 _PIECE: Final = 64 * 1024
-_NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PAUSE_SECONDS: Final = 0.1
 _BACKLOG: Final = 1024
 _ANSWER_SECONDS: Final = 10.0
@@ -194,15 +193,19 @@ async def accept_all(
     """
     loop = asyncio.get_running_loop()
     running: set[asyncio.Task[None]] = set()
+    refusing = False
     try:
         while True:
             try:
                 sock, address = await loop.sock_accept(listener)
             except OSError as error:
-                if error.errno in _NO_ROOM:
-                    _LOG.warning("no connection can be accepted: %s", error.strerror)
+                if error.errno != errno.ECONNABORTED:
+                    if not refusing:
+                        _LOG.warning("no connection can be accepted: %s", error.strerror)
+                    refusing = True
                     await asyncio.sleep(_PAUSE_SECONDS)
                 continue
+            refusing = False
             task = asyncio.ensure_future(_served(sock, str(address[0]), connections, serve))
             running.add(task)
             task.add_done_callback(running.discard)

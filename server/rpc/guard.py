@@ -19,7 +19,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -74,6 +74,8 @@ class Room:
     ``streams``        runs the bodies of its streams of answers
     ``calls``          how many calls one caller may have under way
     ``feeds``          how many of them may be streams of answers
+    ``fewer``          methods whose bodies take long, and how many calls of each one caller may
+                       have under way in place of ``calls``
     ``first_message``  seconds from the head of a call to the end of its first message
     """
 
@@ -81,6 +83,7 @@ class Room:
     streams: Executor
     calls: int = 16
     feeds: int = 8
+    fewer: Mapping[str, int] = field(default_factory=dict)
     first_message: float = 20.0
 
 
@@ -197,13 +200,16 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def _unary(self, method: str, body: Callable[[Any, Caller], Any]) -> Any:
         room = self._rooms[_service(method)]
+        name = method.rpartition("/")[2]
+        what = f"calls of {name}" if name in room.fewer else "calls"
+        most = room.fewer.get(name, room.calls)
 
         async def call(requests: AsyncIterator[Any], context: Any) -> Any:
             place = _Place()
             work: asyncio.Future[Any] | None = None
             try:
                 caller = self._caller(method, context)
-                place.take(self, method, caller, "calls", room.calls)
+                place.take(self, method, caller, what, most)
                 request = await _first(requests, method, room)
                 work = asyncio.get_running_loop().run_in_executor(room.pool, body, request, caller)
                 return await asyncio.wait_for(asyncio.shield(work), self._deadline)

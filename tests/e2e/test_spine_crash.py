@@ -96,6 +96,17 @@ def test_a_killed_job_process_is_started_again_and_gives_the_same_bits(phoenix, 
     assert any("signal 9" in event.line for event in job.of("log"))
 
 
+@pytest.mark.parametrize("away", [0.0, 1.0, 8.0])
+def test_sites_are_back_within_five_seconds_of_a_coordinator_that_answers(phoenix, fakes, away):
+    with fakes.eventually(20) as wait:
+        wait(lambda: all(s.connected for s in phoenix.operator.list_sites()))
+    phoenix.kill_coordinator()
+    time.sleep(away)
+    phoenix.start_coordinator()
+    with fakes.eventually(5) as wait:
+        wait(lambda: all(s.connected for s in phoenix.operator.list_sites()))
+
+
 def _readiness(phoenix: Any) -> str:
     """Return what the coordinator says of itself."""
     answer = httpx.get(f"http://{phoenix.metrics}/readyz", timeout=5)

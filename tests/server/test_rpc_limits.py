@@ -125,6 +125,34 @@ def test_a_call_without_a_message_ends_and_gives_its_place_back(
     assert len(reply.nonce) == 32
 
 
+def test_one_address_leaves_a_slow_attester_to_others(
+    started: Any, away: Any, deployment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, collect = threading.Lock(), deployment.proof._attester.collect
+
+    def slowly(binding: Any) -> Any:
+        with lock:
+            time.sleep(0.2)
+            return collect(binding)
+
+    monkeypatch.setattr(deployment.proof._attester, "collect", slowly)
+    front = started()
+    request = pb.AttestCoordinatorRequest(job="alpha", nonce=bytes(32))
+    roots = deployment.ca.certificate_pem
+    with (
+        open_channel(away(front.gate), roots=roots) as far,
+        open_channel(front.gate, roots=roots) as honest,
+    ):
+        calls = [rpc.GateStub(far).AttestCoordinator.future(request, timeout=20) for _ in range(30)]
+        while not calls[-1].done():
+            time.sleep(0.01)
+        began = time.monotonic()
+        assert rpc.GateStub(honest).AttestCoordinator(request, timeout=SECONDS).evidence
+        assert time.monotonic() - began < 2
+        codes = [call.code() for call in calls]
+    assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) >= 20
+
+
 def test_a_call_that_ends_without_a_message_is_refused(started: Any, deployment: Any) -> None:
     front = started()
     with open_channel(front.gate, roots=deployment.ca.certificate_pem) as channel:
