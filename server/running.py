@@ -331,7 +331,9 @@ class JobDesk:
             self._check_update(event.round, event.site)
             body = {
                 "site": event.site,
-                "key_thumbprint": self._note_sender(event.site, str(fields.get("key", ""))),
+                "key_thumbprint": self._note_sender(
+                    event.site, str(fields.get("key", "")), once=event.round > 0
+                ),
                 "digest": str(fields.get("digest", "")),
                 "examples": event.examples,
                 "accepted": True,
@@ -358,24 +360,24 @@ class JobDesk:
             self._ledger.append("round", {"job": job, "round": event.round, **body})
 
     def _check_round(self, number: int) -> None:
-        if self._running and number != self._running:
+        if number and number != self._running:
             raise JobError(f"something of round {number}; round {self._running} runs")
 
     def _check_update(self, number: int, site: str) -> None:
         """Check that an update can be one: of a site that this round asked.
 
-        An application that drives its rounds itself begins none; its sites are the job's.
+        What an application asks outside of rounds has the number 0; its sites are the job's.
         """
         self._check_round(number)
-        known = self._asked if self._running else frozenset(self.spec.sites)
+        known = self._asked if number else frozenset(self.spec.sites)
         if site not in known:
             raise JobError(f"an update of {site[:64]!r}, which round {number} did not ask")
 
-    def _note_sender(self, site: str, key: str) -> str:
+    def _note_sender(self, site: str, key: str, *, once: bool) -> str:
         """Remember with which admission a site sent its update; return its thumbprint."""
         key = key or self._key_of(site)
         with self._lock:
-            if site in self._senders and self._running:
+            if once and site in self._senders:
                 raise JobError(f"a second update of {site} in round {self._running}")
             self._senders[site] = key
             ended = self._register.ended(bytes.fromhex(key))

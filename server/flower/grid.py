@@ -161,6 +161,13 @@ class JobGrid(Grid):  # type: ignore[misc]
         self._inputs = {}
         self.streams = streams
 
+    def end_rounds(self) -> None:
+        """What is asked from now on belongs to no round, until the next one begins."""
+        self._calls = max(self._calls, self._round)  # clients know their calls by growing numbers
+        self._driven = False
+        self._round = 0
+        self.streams = False
+
     def remember_types(self, model: ArrayRecord) -> None:
         """Take the element types of the first model: updates may always have these.
 

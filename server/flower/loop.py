@@ -119,6 +119,7 @@ class Rounds:
         try:
             return self._run(stage)
         finally:
+            self._grid.end_rounds()
             self._running.release()
 
     def _run(self, stage: Stage) -> Result:

@@ -112,12 +112,18 @@ def main(grid, context):
             print("pushed", number)
     strategy = Own(**FEW)
     strategy.start(grid=grid, initial_arrays=MODEL, num_rounds=3)
+    if mode == "after":
+        nodes = list(grid.get_node_ids())
+        for _ in range(2):
+            asked = [Message(RecordDict({"arrays": MODEL}), n, "train") for n in nodes]
+            found = list(grid.send_and_receive(asked))
+            print("after", len([each for each in found if each.has_content()]))
 """
 
 OWN_CLIENT = """
 import time
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 app = ClientApp()
@@ -126,6 +132,8 @@ app = ClientApp()
 def train(message, context):
     mode = context.run_config["mode"]
     found = {k: v.numpy() for k, v in message.content["arrays"].items()}
+    calls = context.state.get("calls", ConfigRecord({"n": 0}))["n"] + 1
+    context.state["calls"] = ConfigRecord({"n": calls})
     time.sleep(context.run_config["pause"])
     if mode == "partial":
         found.pop("head")
@@ -145,7 +153,7 @@ def train(message, context):
         raise ValueError("my data file is missing column age")
     records = {
         "arrays": ArrayRecord({k: Array(v) for k, v in found.items()}),
-        "metrics": MetricRecord({"num-examples": 10}),
+        "metrics": MetricRecord({"num-examples": 10, "calls": calls}),
     }
     if mode == "two":
         records["control"] = ArrayRecord({"c": Array(np.ones(5))})
@@ -255,6 +263,16 @@ def test_an_application_that_drives_its_rounds_itself_gets_every_reply(run):
     assert outcome.status == "finished", (outcome, lines)
     assert lines.count("stats [3.0, 3.0]") == lines.count("train 2") == 2
     assert len(channel.of("update.received")) == 4
+
+
+def test_an_application_may_go_on_by_itself_after_its_strategy(run):
+    outcome, channel, lines = run("after", OWN_SERVER, OWN_CLIENT, run_config={"mode": "after"})
+    assert outcome.status == "finished", (outcome, lines)
+    assert lines.count("after 2") == 2
+    numbers = [fields["round"] for fields in channel.of("update.received")]
+    assert numbers == [1, 1, 2, 2, 3, 3, 0, 0, 0, 0]
+    # The clients' state went on as well.
+    assert [f["metrics"]["calls"] for f in channel.of("update.received")][-2:] == [5.0, 5.0]
 
 
 def test_a_node_is_asked_a_bounded_number_of_questions_at_once(run):

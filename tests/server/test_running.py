@@ -176,6 +176,19 @@ def test_an_update_counts_once_in_a_round(parts):
     assert [body["round"] for body in parts.bodies("update")] == [1, 2]
 
 
+def test_what_an_application_asks_outside_of_rounds_has_the_number_0(parts):
+    admitted(parts)
+    job = desk(parts)
+    job.event("update.received", update(0))
+    begin(job)
+    job.event("update.received", update(1))
+    for _ in range(2):
+        job.event("update.received", update(0))
+    with pytest.raises(JobError, match="which round 0 did not ask"):
+        job.event("update.received", update(0, site="evil"))
+    assert [body["round"] for body in parts.bodies("update")] == [0, 1, 0, 0]
+
+
 def test_metrics_reach_people_and_no_ledger(parts):
     admitted(parts)
     job = desk(parts)
