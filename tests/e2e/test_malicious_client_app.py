@@ -190,15 +190,18 @@ def test_keys_in_the_clients_memory_are_out_of_reach(ask: Ask) -> None:
             pids = [int(context.run_config["second"]), os.getppid(), 1]
             done = [not refused(by_file, pid, address) for pid in pids]
             done += [not refused(by_ptrace, pid) for pid in pids]
-            seen = [pid for pid in os.listdir("/proc") if pid.isdecimal()]
-            return answer(message, reached=sum(done), seen=len(seen))
+            try:
+                seen = sum(name.isdecimal() for name in os.listdir("/proc"))
+            except OSError:  # where it has no /proc of its own
+                seen = 0
+            return answer(message, reached=sum(done), seen=seen)
         """,
         first=ctypes.addressof(secret),
         second=os.getpid(),
     )
     assert found.metrics["reached"] == 0
-    # The first process of its namespace, and itself.
-    assert Protection.PROCESSES not in report().applied or found.metrics["seen"] == 2
+    # At most the first process of its namespace, and itself.
+    assert found.metrics["seen"] <= 2
 
 
 def test_no_connection_of_the_client_is_open_to_it_and_none_can_be_made(ask: Ask) -> None:
