@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -20,8 +21,11 @@ from fedlearn.errors import JobError, StoreError
 from fedlearn.events import KINDS, JobFailed, Log
 from fedlearn.job import JobSpec, owner_key_text
 from server.bundles import Bundles
+from server.config import ServerConfig
 from server.coordinator import Coordinator
+from server.home import Home
 from server.jobs import JOBS_FILE, JobRecord, JobStatus
+from server.main import main
 from server.openjobs import OpenJobs
 from server.rows import RowKey
 
@@ -317,6 +321,31 @@ def test_an_edit_beside_the_running_coordinator_changes_nothing(
     sql(tmp_path, "UPDATE policies SET text = replace(text, 'ab', 'cd')")
     with pytest.raises(StoreError, match="its policy was altered"):
         coordinator._book.get("alpha")
+
+
+def test_check_names_what_is_set_apart_and_changes_nothing(
+    tmp_path: Path, start: Start, bundle: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coordinator = start()
+    submit(coordinator, bundle)
+    submit(coordinator, bundle, "beta")
+    start.stop()
+
+    def check() -> tuple[object, dict[str, Any]]:
+        with pytest.raises(SystemExit) as caught:
+            main(["check", "--config", str(tmp_path / "server.toml"), "--json"])
+        return caught.value.code, json.loads(capsys.readouterr().out)
+
+    code, found = check()
+    assert (code, found["jobs"], found["set_apart"]) == (0, 2, {})
+    sql(tmp_path, "UPDATE jobs SET spec = replace(spec, ?, ?) WHERE name = 'beta'", OWNER, THIEF)
+    for _ in range(2):
+        code, found = check()
+        assert code == 2
+        assert list(found["set_apart"]) == ["beta"]
+    with Home.open(ServerConfig.load(tmp_path / "server.toml")) as home:
+        changes = [entry.body["change"] for entry in home.ledger.entries(kind="job")]
+    assert changes == ["submitted", "submitted"]
 
 
 def test_states_are_read_without_bundles(tmp_path: Path, start: Start, bundle: bytes) -> None:
