@@ -14,16 +14,11 @@ from pathlib import Path
 from fedlearn.errors import ConfigError, LedgerError, StoreError
 from server.config import ServerConfig
 from server.headfile import HEAD_FILE, HeadFile
-from server.home import (
-    STORE_FOLDER,
-    compare_bound,
-    counter_of,
-    ledger_key,
-    opened_keys,
-)
+from server.home import counter_of, opened_keys
 from server.keys import KeyService
 from server.ledger import LEDGER_FILE, Ledger, LedgerReader
 from server.rollback import check_established, check_not_older
+from server.statebinding import STORE_FOLDER, compare_bound, ledger_key
 from server.store import ModelStore
 
 __all__ = ["Adopted", "adopt"]

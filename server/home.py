@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from attestation.sealing import write_durably
 from fedlearn.config import file_bytes
-from fedlearn.errors import ConfigError, StoreError
+from fedlearn.errors import ConfigError
 from fedlearn.keyfile import read_private_key
 from fedlearn.login import LoginGrant, OperatorLogin, csr_der, new_request
 from server.catalogue import MonotonicCounter
@@ -41,7 +41,7 @@ from server.headfile import HEAD_FILE, HeadFile
 from server.jobhistory import JobHistory
 from server.jobs import JobBook
 from server.keys import KeyService
-from server.ledger import LEDGER_FILE, Ledger, LedgerReader
+from server.ledger import LEDGER_FILE, Ledger
 from server.operators import OperatorRegister, requested_name
 from server.peers import csr_key
 from server.pki import CertificateAuthority
@@ -52,35 +52,34 @@ from server.protectors import (
     RecoveryKey,
     TpmPolicy,
 )
-from server.rollback import check_bound, check_established, check_not_older
 from server.rootkey import ROOT_FILE
+from server.statebinding import (
+    CA_FILE,
+    CA_KEY,
+    LEDGER_KEY,
+    STORE_FOLDER,
+    authority,
+    open_bound,
+    secret_key,
+)
 from server.store import ModelStore
 
 __all__ = [
     "GRANT_FILE",
     "KEYS_FOLDER",
     "OPERATOR_FOLDER",
-    "STORE_FOLDER",
     "Home",
     "admit_operator",
-    "authority",
-    "compare_bound",
     "counter_of",
     "establish",
-    "ledger_key",
-    "open_bound",
     "opened_keys",
     "protector_names",
     "protectors_of",
 ]
 
 KEYS_FOLDER: Final = "keys"
-STORE_FOLDER: Final = "store"
 OPERATOR_FOLDER: Final = "operator"
 GRANT_FILE: Final = "operator.toml"
-_CA_FILE: Final = "ca.pem"
-_CA_KEY: Final = "ca-key"
-_LEDGER_KEY: Final = "ledger-key"
 _ORDER_KEY: Final = "order-key"
 _RESULT_KEY: Final = "result-key"
 _FIRST_OPERATOR: Final = "first"
@@ -150,12 +149,12 @@ def establish(
         allow_insecure_key_file=config.keys.insecure,
     )
     ca = CertificateAuthority.create(config.trust_domain, now)
-    keys.keep(_CA_KEY, ca.private_bytes())
-    write_durably(state / _CA_FILE, ca.certificate_pem)
-    for secret in (_LEDGER_KEY, _ORDER_KEY, _RESULT_KEY):
+    keys.keep(CA_KEY, ca.private_bytes())
+    write_durably(state / CA_FILE, ca.certificate_pem)
+    for secret in (LEDGER_KEY, _ORDER_KEY, _RESULT_KEY):
         keys.keep(secret, _der(ec.generate_private_key(ec.SECP256R1())))
     head = HeadFile(state / STORE_FOLDER / HEAD_FILE, keys.root)
-    signer = _key(keys, _LEDGER_KEY)
+    signer = secret_key(keys, LEDGER_KEY)
     with Ledger.open(state / LEDGER_FILE, signer, seal=head.seal_head) as ledger:
         ledger.append("policy", {"change": "established", "trust_domain": config.trust_domain})
         operators = OperatorRegister(ca=ca, entries=(), record=ledger.append, clock=lambda: now)
@@ -218,78 +217,6 @@ def opened_keys(config: ServerConfig) -> Iterator[KeyService]:
         keys.close()
 
 
-@contextmanager
-def open_bound(
-    state: Path, keys: KeyService, *, counter: MonotonicCounter | None = None, writing: bool = True
-) -> Iterator[tuple[Ledger, ModelStore]]:
-    """Open ledger and store, after comparing each with the other.
-
-    :param writing: whether the store is to be written; the ledger always is.
-    :raises StoreError: when the store does not open, or is older than the ledger.
-    :raises LedgerError: when the ledger does not open, is older than the store, or another one.
-    """
-    with ExitStack() as stack:
-        head = HeadFile(state / STORE_FOLDER / HEAD_FILE, keys.root)
-        store = stack.enter_context(
-            ModelStore.open(
-                state / STORE_FOLDER,
-                keys,
-                counter=counter,
-                signer=authority(state, keys).file_signer if writing else None,
-                read_only=not writing,
-                head=head,
-                create=False,
-            )
-        )
-        check_established(store.catalogue)
-        ledger = stack.enter_context(
-            Ledger.open(
-                state / LEDGER_FILE, _key(keys, _LEDGER_KEY), create=False, seal=head.seal_head
-            )
-        )
-        end = ledger.head()
-        check_bound(
-            store.catalogue,
-            head,
-            length=0 if end is None else end.sequence,
-            hash_of=ledger.hash_of,
-        )
-        check_not_older(store, ledger)
-        # What a crash left unsealed is sealed now.
-        if end is not None:
-            head.seal_head(end)
-        head.seal_generation(store.catalogue.generation)
-        if writing:
-            store.sweep()
-        store.record_with(ledger.append)
-        yield ledger, store
-        end = ledger.head()
-        if counter is not None and writing and store.catalogue.head != str(end or ""):
-            # The counter vouches for the catalogue, and by it for the ledger up to here.
-            store.establish()
-
-
-def compare_bound(state: Path, keys: KeyService) -> None:
-    """Compare ledger and store with each other, without writing; a coordinator may be running.
-
-    :raises StoreError: when the store does not open, or is older than the ledger.
-    :raises LedgerError: when the ledger is damaged, older than the store, or another one.
-    """
-    path = state / STORE_FOLDER / HEAD_FILE
-    before = HeadFile(path, keys.root)
-    with ModelStore.open(state / STORE_FOLDER, keys, read_only=True) as store:
-        catalogue = store.catalogue
-    check_established(catalogue)
-    chain = LedgerReader(state / LEDGER_FILE).chain(ledger_key(keys).public_key())
-    check_bound(
-        catalogue,
-        before,
-        length=len(chain),
-        hash_of=chain.hash_of,
-        later=HeadFile(path, keys.root),
-    )
-
-
 @dataclass(slots=True)
 class Home:
     """An open state directory. Close it, or use it as a context manager.
@@ -336,8 +263,8 @@ class Home:
                 ca=ca,
                 ledger=ledger,
                 store=store,
-                order_key=_key(keys, _ORDER_KEY),
-                result_key=_key(keys, _RESULT_KEY),
+                order_key=secret_key(keys, _ORDER_KEY),
+                result_key=secret_key(keys, _RESULT_KEY),
                 _open=stack.pop_all(),
             )
 
@@ -369,22 +296,6 @@ class Home:
         return key, issued.chain_pem
 
 
-def authority(state: Path, keys: KeyService) -> CertificateAuthority:
-    """Return the CA of a state directory whose key service is open.
-
-    :raises ConfigError: when its certificate cannot be read.
-    :raises StoreError: when its key is missing, or is not that of the certificate.
-    """
-    ca_key = keys.secret(_CA_KEY)
-    if ca_key is None:
-        raise _incomplete(_CA_KEY)
-    if not (state / _CA_FILE).is_file():
-        raise StoreError(
-            f"{state / _CA_FILE} is missing", hint="restore it from a backup; it is public"
-        )
-    return CertificateAuthority.load(file_bytes(state / _CA_FILE), ca_key)
-
-
 def _first_request(csr: Path | None, trust_domain: str) -> tuple[str, bytes, bytes | None]:
     """Return the first operator's name and request (DER), and its key where we made it (PEM)."""
     if csr is None:
@@ -394,31 +305,6 @@ def _first_request(csr: Path | None, trust_domain: str) -> tuple[str, bytes, byt
     request = csr_der(csr)
     csr_key(request)
     return requested_name(request, trust_domain=trust_domain), request, None
-
-
-def ledger_key(keys: KeyService) -> ec.EllipticCurvePrivateKey:
-    """Return the key that signs the ledger.
-
-    :raises StoreError: when the state directory lacks it.
-    """
-    return _key(keys, _LEDGER_KEY)
-
-
-def _key(keys: KeyService, name: str) -> ec.EllipticCurvePrivateKey:
-    data = keys.secret(name)
-    if data is None:
-        raise _incomplete(name)
-    key = serialization.load_der_private_key(data, password=None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise _incomplete(name)
-    return key
-
-
-def _incomplete(name: str) -> StoreError:
-    return StoreError(
-        f"the state directory lacks the secret {name!r}",
-        hint="restore it from a backup, or establish a new coordinator in another folder",
-    )
 
 
 def _der(key: ec.EllipticCurvePrivateKey) -> bytes:

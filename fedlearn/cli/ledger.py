@@ -19,7 +19,6 @@ from attestation.sealing import write_durably
 from fedlearn.cli.unlock import Unlock, unlock_options
 from fedlearn.console import REFUSED, Commands, Failure, line, print_json, printable
 from fedlearn.errors import ConfigError, LedgerError, StoreError
-from server.home import compare_bound
 from server.ledger import (
     LEDGER_FILE,
     PUBLIC_KEY_FILE,
@@ -29,6 +28,7 @@ from server.ledger import (
     LedgerReader,
     load_public_key,
 )
+from server.statebinding import compare_bound
 
 __all__ = ["group"]
 

@@ -171,7 +171,7 @@ def verify(model: str | None, unlock: Unlock | None, as_json: bool) -> int:
     Store and ledger each say how far the other had come: an older one, or one of another
     coordinator, is found out.
     """
-    from server.home import compare_bound
+    from server.statebinding import compare_bound
 
     unlock = _needed(unlock)
     with unlock.keys() as keys, unlock.opened(keys) as store:

@@ -81,7 +81,7 @@ class Unlock:
             store.
         :raises StoreError: when the store is older than the ledger.
         """
-        from server.home import open_bound
+        from server.statebinding import open_bound
 
         with self.keys() as keys, open_bound(self.state, keys, writing=writing) as (_, store):
             yield store

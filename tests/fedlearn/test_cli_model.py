@@ -28,11 +28,11 @@ from fakes.state import founded
 from attestation.sealing import FileSigner, RandomKey, Tensor, read_header, seal
 from fedlearn.cli import main
 from fedlearn.login import OperatorLogin
-from server.home import open_bound
 from server.keys import KeyService
 from server.ledger import LEDGER_FILE, LedgerReader
 from server.pki import CertificateAuthority
 from server.protectors import InsecurePlainKeyFile, Passphrase, RecoveryKey
+from server.statebinding import open_bound
 from server.store import ModelStore
 
 WORDS = "correct horse battery staple"

@@ -23,12 +23,13 @@ from fedlearn.errors import ConfigError, FedlearnError, LedgerError, StoreError
 from server.adoption import adopt
 from server.config import ServerConfig
 from server.headfile import HEAD_FILE
-from server.home import Home, compare_bound, establish, open_bound
+from server.home import Home, establish
 from server.keys import KeyService
 from server.ledger import LEDGER_FILE
 from server.ledger.log import Ledger
 from server.pki import CertificateAuthority
 from server.protectors import InsecurePlainKeyFile
+from server.statebinding import compare_bound, open_bound
 from server.store import ModelStore
 
 WEIGHTS = {"w": np.arange(6, dtype=np.float32)}
