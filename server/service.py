@@ -299,9 +299,11 @@ def _caps(config: ServerConfig, *, per_identity: int) -> Caps:
     unknown = limits.connections
     if files != resource.RLIM_INFINITY:
         unknown = max(16, min(unknown, files // _FILES_FOR_EACH))
+    # One address has the same part of few connections as of many.
+    per_peer = limits.connections_per_peer * unknown // limits.connections
     return Caps(
         unknown=unknown,
-        unknown_per_peer=min(limits.connections_per_peer, unknown),
+        unknown_per_peer=min(max(4, per_peer), unknown),
         per_identity=per_identity,
     )
 

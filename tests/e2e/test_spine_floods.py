@@ -99,6 +99,23 @@ def test_fifteen_hundred_silent_connections_to_each_listener_cost_little(brisk):
         _whole(job)
 
 
+def test_few_file_descriptors_are_enough_under_a_flood(brisk, fakes):
+    brisk.stop_coordinator()
+    brisk.start_coordinator(wrapper=["prlimit", "--nofile=400:400"])
+    try:
+        with fakes.eventually(20) as wait:
+            wait(
+                lambda: all(s.connected for s in brisk.operator.list_sites() if s.name != "puppet")
+            )
+        job = _job(brisk, "few-files", config={"wait": 0.8})
+        job.wait_for("round.started", round=2)
+        with _silent(brisk, 400):
+            _whole(job)
+    finally:
+        brisk.stop_coordinator()
+        brisk.start_coordinator()
+
+
 def _silence(over: threading.Event) -> Iterator[bytes]:
     over.wait(120)
     yield b""
