@@ -60,6 +60,9 @@ _SITE_EVENTS: Final = 500
 _SECONDS_FOR_EACH: Final = 2.0
 """What one site may cause in one job at once, and then one every so many seconds."""
 
+_BYTES_OF_ONE: Final = 512
+"""A longer event counts for several."""
+
 _APP_LINES: Final = 2000
 _SECONDS_FOR_EACH_LINE: Final = 0.1
 """What the code of a job may print."""
@@ -461,7 +464,8 @@ class OpenJobs:
         """
         cause = what_causes(event)
         if cause is not None:
-            left_out = self._quotas[bool(cause)].take(f"{name}/{cause}")
+            weight = 1 + len(event.encode()) // _BYTES_OF_ONE
+            left_out = self._quotas[bool(cause)].take(f"{name}/{cause}", weight=weight)
             if left_out is None:
                 return
             if left_out:

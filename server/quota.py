@@ -47,17 +47,19 @@ class Quota:
         self._lock = threading.Lock()
         self._sources: OrderedDict[str, _Source] = OrderedDict()
 
-    def take(self, source: str) -> int | None:
+    def take(self, source: str, *, weight: int = 1) -> int | None:
         """Count one entry of ``source``; return how many were left out before it.
 
-        ``None`` when this one is to be left out.
+        ``None`` when this one is to be left out. ``weight`` says for how many it counts; one that
+        counts for more than a burst counts for a burst.
         """
+        cost = min(float(weight), self._burst)
         with self._lock:
             found = self._refilled(source)
-            if found.tokens < 1.0:
+            if found.tokens < cost:
                 found.left_out += 1
                 return None
-            found.tokens -= 1.0
+            found.tokens -= cost
             left_out, found.left_out = found.left_out, 0
             return left_out
 

@@ -59,6 +59,24 @@ def test_a_source_has_a_burst_then_a_rate_and_what_is_left_out_is_counted() -> N
     assert quota.settle() == {}
 
 
+def test_a_heavy_entry_counts_for_several() -> None:
+    clock = Clock()
+    quota = Quota(burst=10, every=1.0, clock=clock)
+    assert quota.take("a", weight=8) == 0
+    assert quota.take("a", weight=3) is None
+    assert quota.take("a", weight=2) == 1
+    clock.now = 10.0
+    assert quota.take("a", weight=1000) == 0, "as much as a burst, and no more"
+    assert quota.take("a") is None
+
+
+def test_long_lines_of_an_app_count_for_several(open_jobs: OpenJobs) -> None:
+    for _ in range(3000):
+        open_jobs.say("demo", Log(line="x" * 4000))
+    kept = sum(len(event.body) for event in open_jobs._book.events("demo", most=10_000))
+    assert kept < 2 * 1024 * 1024
+
+
 def test_only_so_many_sources_are_told_apart() -> None:
     quota = Quota(burst=1, every=10.0, sources=100, clock=Clock())
     for number in range(10_000):
