@@ -10,6 +10,7 @@
     aggregator  the process that aggregates: every update in the clear, no user code
     loop        its rounds: sum, noise, charge, seal, release
     grid        the seam for model bytes, deadlines, quorum and order
+    replies     what a reply must be before a strategy sees it
     builtin     the built-in strategies
     capture     the state of a strategy, written down
     remote      the application's own functions, called in its process

@@ -35,33 +35,28 @@ from flwr.app import (
     Error,
     Message,
     MessageType,
-    MetricRecord,
     RecordDict,
 )
 from flwr.serverapp.grid import Grid
 from flwr.supercore.run import Run
 
-from fedlearn import update
 from fedlearn.errors import (
     FedlearnError,
     JobError,
     QuorumNotReached,
     TransportError,
-    UpdateRejected,
 )
 from fedlearn.flower import (
     CALL,
-    ArrayView,
     Packer,
-    arrays_of,
     flatten,
     inflate,
     metadata_of,
-    unpack,
 )
 from fedlearn.message import UNKNOWN
 from server.flower.calls import Coordinator, Node
 from server.flower.plan import Reply, Stragglers
+from server.flower.replies import ReplyChecks, Spec
 
 __all__ = ["JobGrid", "Rules", "Tainted"]
 
@@ -71,13 +66,7 @@ _GRACE_SECONDS: Final = 10.0
 _MAX_REASON: Final = 500
 _MAX_OPEN: Final = 8
 """Questions that may wait for the answer of one node."""
-_MAX_METRICS: Final = 1_024
-_WEIGHT: Final = "num-examples"
-_MOST_EXAMPLES: Final = 2**53
-_MAX_METRIC_NAME: Final = 256
 _REFUSED: Final = "the answer of this site does not count; under privacy no reason is given"
-
-Spec = dict[str, tuple[set[str], tuple[int, ...]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,12 +129,15 @@ class JobGrid(Grid):  # type: ignore[misc]
         self._nodes: dict[int, Node] = {}
         self._met: frozenset[str] = frozenset()
         self._short_since: float | None = None
-        self._types: dict[str, str] = {}
         self._most: Mapping[str, int] = {}
         self._round = 0
         self._calls = 0
         self._inputs: dict[str, str] = {}
-        self._weighted_by = _WEIGHT
+        self._checks = ReplyChecks(
+            max_bytes=rules.max_update_bytes,
+            any_model=rules.visible,
+            metrics=not rules.private or rules.exact_metrics,
+        )
         self._driven = False
         self._contributors: frozenset[str] = frozenset()
         self._cohort: frozenset[str] | None = None
@@ -173,7 +165,7 @@ class JobGrid(Grid):  # type: ignore[misc]
 
         A strategy may average integers into floats; a client's integers stay welcome.
         """
-        self._types = {name: str(each.dtype) for name, each in model.items()}
+        self._checks.types = {name: str(each.dtype) for name, each in model.items()}
 
     @property
     def contributors(self) -> frozenset[str]:
@@ -199,7 +191,7 @@ class JobGrid(Grid):  # type: ignore[misc]
 
     def weigh_by(self, key: str) -> None:
         """Take the name of the metric that is a reply's weight."""
-        self._weighted_by = key
+        self._checks.weighted_by = key
 
     def restrict(self, sites: frozenset[str] | None) -> None:
         """Show the strategy these sites only; None for all of the job."""
@@ -310,7 +302,7 @@ class JobGrid(Grid):  # type: ignore[misc]
         for message in messages:
             content = message.content
             if id(content) not in specs:
-                specs[id(content)] = self._spec(content)
+                specs[id(content)] = self._checks.spec(content)
             packed = packer.content(content, **{CALL: call})
             sent.append(Message(metadata=message.metadata, content=packed))
         flat = flatten(sent)
@@ -429,98 +421,23 @@ class JobGrid(Grid):  # type: ignore[misc]
             self._asked.pop(question, None)
             metadata = metadata_of(reply.message)
             try:
-                message = self._taken(asked, reply)
+                message = inflate(reply.message, reply.objects)
+                if message.has_content():
+                    message.content = self._checked(message.content, asked)
             except Exception as error:  # noqa: BLE001  bytes of a peer; refused and told, not lost
                 known = isinstance(error, FedlearnError)
                 reason = str(error) if known else f"cannot be read ({type(error).__name__})"
                 yield question, _failure(metadata, self._reject(asked, reason))
                 continue
-            yield question, message
+            if message.has_content():
+                self._report(message, asked, reply)
+                yield question, message
+            else:
+                yield question, _failure(metadata, self._reject(asked, message.error.reason))
 
-    def _taken(self, asked: _Asked, reply: Reply) -> Message:
-        """Return the message of a reply, checked and entered; raises whatever is wrong."""
-        message = inflate(reply.message, reply.objects)
-        if not message.has_content():
-            reason = self._reject(asked, message.error.reason[:_MAX_REASON])
-            return _failure(message.metadata, reason)
-        message.content = self._checked(message, asked)
-        self._report(message, asked, reply)
-        return message
-
-    def _checked(self, message: Message, asked: _Asked) -> RecordDict:
-        content = unpack(
-            message.content, max_bytes=self._rules.max_update_bytes, finite=asked.spec is not None
-        )
-        if self._rules.private and not self._rules.exact_metrics:
-            content = self._without_metrics(content)
-        _check_metrics(content)
-        self._check_weight(content, asked)
-        if asked.spec is None:
-            return content
-        records = content.array_records
-        for name, record in records.items():
-            arrays = arrays_of(record)
-            if not all(isinstance(array, ArrayView) for array in record.values()):
-                _check_finite(arrays)
-            if len(records) == 1 and not self._rules.visible:
-                self._check_like(arrays, asked.spec, name)
-        return content
-
-    def _without_metrics(self, content: RecordDict) -> RecordDict:
-        """Leave the arrays and the weight: a client that has privacy sends nothing else."""
-        found = RecordDict()
-        for name, record in content.items():
-            if isinstance(record, ArrayRecord):
-                found[name] = record
-            elif isinstance(record, MetricRecord):
-                weight = record.get(self._weighted_by)
-                kept = {} if weight is None else {self._weighted_by: weight}
-                found[name] = MetricRecord(kept)
-        return found
-
-    def _check_weight(self, content: RecordDict, asked: _Asked) -> None:
-        """Check that a site claims no more examples than the records that it committed to.
-
-        Where it committed to nothing that can be counted, the bound is 2^53.
-        """
-        most = self._most.get(asked.node.site, 0) or _MOST_EXAMPLES
-        for record in content.metric_records.values():
-            value = record.get(self._weighted_by, 0)
-            if isinstance(value, list) or not 0 <= value <= most:
-                raise UpdateRejected(
-                    f"{self._weighted_by} is {str(value)[:40]}; it must be a number from 0 to "
-                    f"{most}, what the site has committed to",
-                    hint="a client reports how many examples it trained on, once each",
-                )
-
-    def _check_like(self, arrays: Mapping[str, update.Array], spec: Spec, record: str) -> None:
-        if set(arrays) != set(spec):
-            odd = sorted(set(arrays) ^ set(spec))[0]
-            raise UpdateRejected(
-                f"{record}: the array {odd!r} is in the model or in the update only"
-            )
-        for name, array in arrays.items():
-            types, shape = spec[name]
-            if str(array.dtype) not in types:
-                raise UpdateRejected(
-                    f"{name}: is {array.dtype}, the model has {' or '.join(sorted(types))}"
-                )
-            document = array.ndim == 1 and array.dtype == np.uint8
-            if array.shape != shape and not document:
-                raise UpdateRejected(f"{name}: has shape {array.shape}, the model has {shape}")
-
-    def _spec(self, content: RecordDict) -> Spec | None:
-        """Return what an update must look like; None where no model was sent."""
-        records = list(content.array_records.values())
-        if not records:
-            return None
-        found: Spec = {}
-        for name, array in records[0].items():
-            types = {str(array.dtype)}
-            if name in self._types:
-                types.add(self._types[name])
-            found[name] = (types, tuple(array.shape))
-        return found
+    def _checked(self, content: RecordDict, asked: _Asked) -> RecordDict:
+        most = self._most.get(asked.node.site, 0)
+        return self._checks.checked(content, asked.spec, most_examples=most)
 
     # How an exchange ends
 
@@ -580,7 +497,7 @@ class JobGrid(Grid):  # type: ignore[misc]
             round=self._round,
             site=asked.node.site,
             bytes=reply.size,
-            examples=max(0, int(metrics.pop(self._weighted_by, 0))),
+            examples=max(0, int(metrics.pop(self._checks.weighted_by, 0))),
             metrics=metrics,
             digest=digest,
             key=reply.key,
@@ -605,30 +522,6 @@ class JobGrid(Grid):  # type: ignore[misc]
 
     def _absent(self, nodes: list[Node]) -> frozenset[str]:
         return frozenset(self._rules.sites) - {node.site for node in nodes}
-
-
-def _check_finite(arrays: Mapping[str, update.Array]) -> None:
-    for name, array in arrays.items():
-        if array.dtype.kind not in "biufc":
-            raise UpdateRejected(f"{name}: an array of {array.dtype} is not numbers")
-        if not np.isfinite(array).all():
-            raise UpdateRejected(f"{name}: holds NaN or infinity")
-
-
-def _check_metrics(content: RecordDict) -> None:
-    """Check that there are few metrics, and that each is a number or a short list of them."""
-    values = 0
-    for record in content.metric_records.values():
-        for name, value in record.items():
-            items = value if isinstance(value, list) else [value]
-            values += max(1, len(items))
-            if len(name) > _MAX_METRIC_NAME or values > _MAX_METRICS:
-                raise UpdateRejected(
-                    f"a reply has at most {_MAX_METRICS} metric values, with names of at most "
-                    f"{_MAX_METRIC_NAME} characters"
-                )
-            if any(isinstance(item, int) and abs(item) >= 2**63 for item in items):
-                raise UpdateRejected(f"the metric {name!r} is beyond 64 bits")
 
 
 def _numbers(content: RecordDict) -> dict[str, float]:
