@@ -104,6 +104,8 @@ class Coordinator(Federation):
         limits = {
             "requests_per_second": 100_000.0,
             "requests_per_second_per_peer": 10_000.0,
+            "connections": 16_384,
+            "connections_per_peer": 16_384,
             "sites": 10_000,
         }
         return {**super().server_table(), "limits": limits}

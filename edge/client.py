@@ -47,7 +47,7 @@ from edge.rpc import AdmittedClient, GateClient
 from edge.seedgrant import Client, open_grant, request_seed
 from fedlearn.attester import open_attester
 from fedlearn.commitment import commit
-from fedlearn.errors import AdmissionDenied, FedlearnError, TransportError
+from fedlearn.errors import AdmissionDenied, FedlearnError, Throttled, TransportError
 from fedlearn.job import JobSpec
 from fedlearn.sandbox import FULL, protect_this_process
 from fedlearn.software import software_digest
@@ -187,7 +187,9 @@ class _Client:
             try:
                 return self._seek(attester)
             except (TransportError, AdmissionDenied) as error:
-                final = isinstance(error, AdmissionDenied) and not patient
+                # Whoever is throttled was not looked at.
+                denied = isinstance(error, AdmissionDenied) and not isinstance(error, Throttled)
+                final = denied and not patient
                 if final or waited > _PATIENCE_SECONDS or self._stop.is_set():
                     raise
                 _LOG.info("admission in %.1f s again: %s", pause, error)
@@ -294,16 +296,21 @@ class _Client:
             due = (standing.admitted.renew_after - self._now()).total_seconds()
             if over.wait(max(due, 0.0)):
                 return
+            failure: Exception
             try:
                 self._renew(attester, standing, warm)
+                continue
+            except Throttled as throttled:
+                failure = throttled
             except AdmissionDenied as denied:
                 # The work is refused from now on; `run` seeks a new admission.
                 _LOG.warning("attesting again was refused: %s", denied)
                 return
             except (FedlearnError, AttestationError) as error:
-                _LOG.warning("attesting again failed, trying once more: %s", error)
-                if over.wait(_LONGEST_PAUSE):
-                    return
+                failure = error
+            _LOG.warning("attesting again failed, trying once more: %s", failure)
+            if over.wait(_LONGEST_PAUSE):
+                return
 
     def _renew(self, attester: Attester, standing: _Standing, warm: WarmClient) -> None:
         keys = standing.membership.keys

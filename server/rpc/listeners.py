@@ -106,7 +106,7 @@ class Listeners:
                 calls=calls,
                 first_message=config.first_message,
                 # A TPM makes a quote in up to a second, one after the other.
-                fewer={"AttestCoordinator": 2},
+                fewer={"AttestCoordinator": max(2, calls // 4)},
             )
             for name, calls in (
                 ("Gate", config.gate_calls_per_peer),
