@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import resource
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -159,6 +162,48 @@ def test_a_disk_that_takes_nothing_for_a_while_ends_no_job(phoenix, undisturbed,
     verified = phoenix.command("fedlearn", "ledger", "verify", "--state", phoenix.state, "--json")
     assert '"intact": true' in verified.stdout
     assert _readiness(phoenix) == "ok\n"
+
+
+@pytest.fixture
+def small_disk(phoenix: Any) -> Iterator[Path]:
+    """The state of the coordinator on a file system of its own, with little room."""
+    state, aside = phoenix.state, phoenix.state.with_name("state-aside")
+    phoenix.stop_coordinator()
+    state.rename(aside)
+    state.mkdir(mode=0o700)
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m,mode=700", "tmpfs", str(state)]
+    mounted = os.geteuid() == 0 and not subprocess.run(command, check=False).returncode
+    try:
+        if not mounted:
+            pytest.skip("a tmpfs cannot be mounted here")
+        shutil.copytree(aside, state, dirs_exist_ok=True)
+        phoenix.start_coordinator()
+        yield state
+        phoenix.stop_coordinator()
+        shutil.rmtree(aside)
+        shutil.copytree(state, aside)
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(state)], check=True)
+        state.rmdir()
+        aside.rename(state)
+        phoenix.start_coordinator()
+
+
+def test_a_full_file_system_interrupts_a_job_until_there_is_room(phoenix, small_disk, fakes):
+    job = phoenix.job("no-room", strategy={"name": "fedavg"}, **_USUAL).submit()
+    job.wait_for("round.finished", round=1)
+    ballast = small_disk / "ballast"
+    with ballast.open("wb") as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 16))
+    with fakes.eventually(30) as wait:
+        wait(lambda: "job no-room: interrupted" in _readiness(phoenix))
+    ballast.unlink()
+    job.finish()
+    assert _readiness(phoenix) == "ok\n"
+    verified = phoenix.command("fedlearn", "ledger", "verify", "--state", phoenix.state, "--json")
+    assert '"intact": true' in verified.stdout
 
 
 def test_a_tampered_checkpoint_and_an_older_store_are_refused_by_name(phoenix, tmp_path):
