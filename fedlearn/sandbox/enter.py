@@ -114,6 +114,9 @@ class _Supervisor:
         signal.signal(signal.SIGTERM, self._ask)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._temporary.mkdir(mode=0o700, exist_ok=True)
+        if len(str(self._temporary)) > _LONGEST_TEMPORARY:
+            with contextlib.suppress(OSError):  # then the long name has to do
+                self._outside = Path(tempfile.mkdtemp(prefix="fl-"))
         results, result = os.pipe()
         self._first = self._start(result)
         os.close(result)
@@ -173,22 +176,14 @@ class _Supervisor:
         applied = _Applied()
         for name in (Protection.PROCESSES, Protection.NETWORK, Protection.FILES):
             applied.missing[name] = f"no namespace: {reason}"
-        if len(str(self._temporary)) > _LONGEST_TEMPORARY:
-            self._move_temporary()
+        if self._outside is not None:
+            self._temporary = self._outside
         first = os.fork()
         if first == 0:
             os.close(result)
             kernel.end_with_parent()
             _guarded(self._status, lambda: self._command(applied, supervisor=os.getppid()))
         return first
-
-    def _move_temporary(self) -> None:
-        """Make a temporary folder with a short name; sockets in it have room then."""
-        try:
-            self._outside = Path(tempfile.mkdtemp(prefix="fl-"))
-        except OSError:  # no such folder is writable, and the long name has to do
-            return
-        self._temporary = self._outside
 
     def _let_go(self) -> None:
         """Close what belongs to the command, so that its end can be seen from outside."""
@@ -221,9 +216,11 @@ class _Supervisor:
             temporary=self._temporary,
             shared_memory=max(sandbox.memory_bytes // 2, 1 << 20),
         )
-        whole = applied.attempt(Protection.FILES, lambda: view.enter(shown, at=sandbox.writable[0]))
+        whole = applied.attempt(Protection.FILES, lambda: view.enter(shown))
         if whole:
             self._temporary = view.TEMPORARY
+        elif self._outside is not None:
+            self._temporary = self._outside
         command = os.fork()
         if command == 0:
             os.close(result)

@@ -6,6 +6,7 @@ outside. It is made in a new mount namespace, before user code runs.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +22,11 @@ TEMPORARY: Final = Path("/t")
 
 _USUAL: Final = Path("/tmp")  # noqa: S108  where a program may look that ignores TMPDIR
 _OLD: Final = Path("/.old")
+_FLAGS: Final = kernel.MS_NOSUID | kernel.MS_NODEV
+_MAX_LINKS: Final = 40
+_MOUNT_POINTS: Final = tuple(
+    map(Path, ("/mnt", "/media", "/srv", "/boot", "/opt", "/home", "/run", "/var/opt"))
+)
 _HARMLESS: Final = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
 
 
@@ -39,56 +45,73 @@ class View:
     shared_memory: int
 
 
-def enter(view: View, *, at: Path) -> None:
+def enter(view: View) -> None:
     """Make a new root and leave the old one. Paths that do not exist are left out.
 
-    :param at: an existing folder; the new root is mounted over it, in this namespace only.
-    :raises OSError: when the kernel does not let us; the namespace is of no use then.
+    :raises OSError: when the kernel does not let us; the old root is as it was then.
     """
+    root = _mount_point(view)
     kernel.make_private(Path("/"))
-    kernel.mount("tmpfs", at, flags=_mount_flags(), options="size=1m,mode=0755")
-    (at / _OLD.name).mkdir()
-    kernel.pivot_root(at, at / _OLD.name)
+    kernel.mount("tmpfs", root, flags=_FLAGS, options="size=1m,mode=0755")
+    try:
+        _fill(root, view)
+        old = root / _OLD.name
+        old.mkdir()
+        kernel.set_mount_flags(root, 0, below=False)  # a kernel that has it not says so here
+        kernel.pivot_root(root, old)
+    except OSError:
+        kernel.unmount(root)
+        raise
     os.chdir("/")
-    for path in view.readable:
-        _show(path, _HARMLESS | kernel.MOUNT_ATTR_RDONLY)
-    for path in view.writable:
-        _show(path, _HARMLESS)
-    for path in view.devices:
-        _show(path, kernel.MOUNT_ATTR_NOSUID)
-    TEMPORARY.mkdir()
-    _bind(_OLD / view.temporary.relative_to("/"), TEMPORARY, _HARMLESS)
-    if not os.path.lexists(_USUAL):
-        _USUAL.symlink_to(TEMPORARY)
-    shared = Path("/dev/shm")  # noqa: S108  the place that POSIX shared memory has on Linux
-    shared.mkdir(parents=True)
-    kernel.mount(
-        "tmpfs", shared, flags=_mount_flags(), options=f"size={view.shared_memory},mode=1777"
-    )
-    for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
-        Path("/dev", name).symlink_to(f"/proc/self/{target}")
-    Path("/proc").mkdir(exist_ok=True)
-    kernel.mount("proc", Path("/proc"), flags=_mount_flags() | kernel.MS_NOEXEC | kernel.MS_RDONLY)
     kernel.unmount(_OLD)
     _OLD.rmdir()
     kernel.set_mount_flags(Path("/"), kernel.MOUNT_ATTR_RDONLY, below=False)
 
 
-def _mount_flags() -> int:
-    return kernel.MS_NOSUID | kernel.MS_NODEV
+def _mount_point(view: View) -> Path:
+    """Return a folder of the old root that holds nothing of the view."""
+    shown = [Path(path) for path in (*view.readable, *view.writable, *view.devices)]
+    shown.append(view.temporary)
+    for path in _MOUNT_POINTS:
+        if path.is_dir() and not any(each.is_relative_to(path) for each in shown):
+            return path
+    raise OSError(errno.EBUSY, f"no folder for a new root: {', '.join(map(str, _MOUNT_POINTS))}")
 
 
-def _show(path: Path, attributes: int) -> None:
-    found = _placed(path)
+def _fill(root: Path, view: View) -> None:
+    for path in view.readable:
+        _show(root, path, _HARMLESS | kernel.MOUNT_ATTR_RDONLY)
+    for path in view.writable:
+        _show(root, path, _HARMLESS)
+    for path in view.devices:
+        _show(root, path, kernel.MOUNT_ATTR_NOSUID)
+    temporary = _below(root, TEMPORARY)
+    temporary.mkdir()
+    _bind(view.temporary, temporary, _HARMLESS)
+    usual = _below(root, _USUAL)
+    if not os.path.lexists(usual):
+        usual.symlink_to(TEMPORARY)
+    shared = root / "dev/shm"
+    shared.mkdir(parents=True)
+    kernel.mount("tmpfs", shared, flags=_FLAGS, options=f"size={view.shared_memory},mode=1777")
+    for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+        (root / "dev" / name).symlink_to(f"/proc/self/{target}")
+    proc = root / "proc"
+    proc.mkdir(exist_ok=True)
+    kernel.mount("proc", proc, flags=_FLAGS | kernel.MS_NOEXEC | kernel.MS_RDONLY)
+
+
+def _show(root: Path, path: Path, attributes: int) -> None:
+    found = _placed(root, path)
     if found is None:
         return
-    target, folder = found
+    target = _below(root, found)
     if not os.path.lexists(target):
-        if folder:
+        if found.is_dir():
             target.mkdir()
         else:
             target.touch()
-    _bind(_OLD / target.relative_to("/"), target, attributes)
+    _bind(found, target, attributes)
 
 
 def _bind(source: Path, target: Path, attributes: int) -> None:
@@ -96,7 +119,11 @@ def _bind(source: Path, target: Path, attributes: int) -> None:
     kernel.set_mount_flags(target, attributes)
 
 
-def _placed(path: Path) -> tuple[Path, bool] | None:
+def _below(root: Path, path: Path) -> Path:
+    return root / path.relative_to("/")
+
+
+def _placed(root: Path, path: Path) -> Path | None:
     """Make the folders and links on the way to ``path``; return where it really is.
 
     None when there is no such path.
@@ -105,18 +132,18 @@ def _placed(path: Path) -> tuple[Path, bool] | None:
     links = 0
     while rest:
         current = current / rest.pop(0)
-        old = _OLD / current.relative_to("/")
-        if old.is_symlink():
+        target = _below(root, current)
+        if current.is_symlink():
             links += 1
-            if links > 40:
+            if links > _MAX_LINKS:
                 return None
-            target = old.readlink()
-            if not os.path.lexists(current):
-                current.symlink_to(target)
-            joined = Path(os.path.normpath(current.parent / target))
+            link = current.readlink()
+            if not os.path.lexists(target):
+                target.symlink_to(link)
+            joined = Path(os.path.normpath(current.parent / link))
             current, rest = Path("/"), [*joined.parts[1:], *rest]
-        elif not old.exists():
+        elif not current.exists():
             return None
-        elif rest and not os.path.lexists(current):
-            current.mkdir(mode=0o755)
-    return current, (_OLD / current.relative_to("/")).is_dir()
+        elif rest and not os.path.lexists(target):
+            target.mkdir(mode=0o755)
+    return current

@@ -48,15 +48,18 @@ from fedlearn.sandbox import SandboxError, kernel, seccomp, spawn
 from fedlearn.sandbox.spec import Sandbox
 request = json.load(sys.stdin)
 kernel.no_new_privileges()
-if request["bare"]:  # as a kernel before Landlock: its three calls do not exist
-    code = [(0x20, 0, 0, 0), (0x35, 0, 2, 444), (0x25, 1, 0, 446), (0x06, 0, 0, 0x50026),
-            (0x06, 0, 0, 0x7FFF0000)]
+if request["absent"]:  # calls that this kernel does not have (ENOSYS)
+    code = [(0x20, 0, 0, 0)]
+    for number in request["absent"]:
+        code += [(0x15, 0, 1, number), (0x06, 0, 0, 0x50026)]
+    code += [(0x06, 0, 0, 0x7FFF0000)]
     data = b"".join(struct.pack("=HBBI", *each) for each in code)
     buffer = ctypes.create_string_buffer(data, len(data))
     fields = struct.pack("HxxxxxxQ", len(code), ctypes.addressof(buffer))
     value = ctypes.create_string_buffer(fields)
     kernel.prctl(22, 2, ctypes.addressof(value))
-seccomp.install()  # from now on no namespace can be made
+if not request["namespaces"]:
+    seccomp.install()  # from now on none can be made
 try:
     process = spawn(request["argv"], sandbox=Sandbox.from_json(request["sandbox"]),
                     env=request["env"], stdout=2, stderr=2)
@@ -91,10 +94,16 @@ def _run_here(argv: list[str], sandbox: Sandbox, env: dict[str, str], seconds: f
 
 
 def _run_without_namespaces(
-    argv: list[str], sandbox: Sandbox, env: dict[str, str], seconds: float, *, bare: bool = False
+    argv: list[str],
+    sandbox: Sandbox,
+    env: dict[str, str],
+    seconds: float,
+    *,
+    absent: tuple[int, ...] = (),
+    namespaces: bool = False,
 ) -> Ran:
     request = {"argv": argv, "sandbox": sandbox.to_json(), "env": env, "seconds": seconds}
-    request["bare"] = bare
+    request |= {"absent": absent, "namespaces": namespaces}
     done = subprocess.run(
         [sys.executable, "-P", "-c", _DRIVER],
         input=json.dumps(request),
@@ -329,6 +338,36 @@ def test_processes_outside_get_no_signal(run: Run, victim: Callable[..., tuple[i
     os.kill(pid, 0)
 
 
+_LANDLOCK = (444, 445, 446)
+_MOUNT_SETATTR = 442
+_MOUNT = {"x86_64": 165, "aarch64": 40}
+
+
+@pytest.mark.skipif(
+    Protection.FILES not in report().applied, reason=f"no namespaces here: {report()}"
+)
+@pytest.mark.parametrize("call", ["mount_setattr", "mount"])
+def test_where_no_view_can_be_made_the_old_root_stays(tmp_path: Path, call: str) -> None:
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    absent = (_MOUNT_SETATTR,) if call == "mount_setattr" else (_MOUNT[os.uname().machine],)
+    code = """
+        print(os.getpid() > 2 or os.listdir("/proc/self") != [], len(os.environ["TMPDIR"]) < 70)
+        attempt(lambda: open("/etc/shadow").read())
+        attempt(os.kill, 1, 0)
+        open("own", "w").write("x")
+        """
+    argv = [sys.executable, "-P", "-c", _TRY + textwrap.dedent(code)]
+    sandbox = Sandbox(writable=(folder,))
+    ran = _run_without_namespaces(argv, sandbox, {}, 60, absent=absent, namespaces=True)
+    first, *found = lines(ran)
+    assert first.endswith("True")
+    assert [line.split()[0] for line in found] == ["refused"] * 2
+    assert {Protection.PROCESSES, Protection.LANDLOCK} <= ran.applied
+    assert Protection.FILES not in ran.applied
+    assert (folder / "own").read_text() == "x"
+
+
 def test_without_landlock_and_namespaces_the_rest_holds_and_is_said(tmp_path: Path) -> None:
     code = """
         attempt(socket.socket, socket.AF_INET)
@@ -348,12 +387,12 @@ def test_without_landlock_and_namespaces_the_rest_holds_and_is_said(tmp_path: Pa
     program = [sys.executable, "-P", "-c", _TRY + "import time\n" + textwrap.dedent(code)]
     marker = f"marker-{uuid.uuid4()}"
     sandbox = Sandbox(writable=(tmp_path,))
-    ran = _run_without_namespaces([*program, marker], sandbox, {}, 60, bare=True)
+    ran = _run_without_namespaces([*program, marker], sandbox, {}, 60, absent=_LANDLOCK)
     assert [line.split()[0] for line in lines(ran)] == ["refused"] * 9, ran.output
     assert ran.applied == {Protection.CAPABILITIES, Protection.SECCOMP}
     assert alive(marker) == []
     required = Sandbox(writable=(tmp_path,), required=frozenset({Protection.LANDLOCK}))
-    ran = _run_without_namespaces(program, required, {}, 60, bare=True)
+    ran = _run_without_namespaces(program, required, {}, 60, absent=_LANDLOCK)
     assert "landlock: the kernel has no Landlock" in ran.why
 
 
