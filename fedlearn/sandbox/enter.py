@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from fedlearn.sandbox import kernel, landlock, seccomp, usage, view
+from fedlearn.sandbox import kernel, landlock, seccomp, usage, user, view
 from fedlearn.sandbox.spec import Protection, Sandbox
 
 __all__ = ["main"]
@@ -37,7 +37,6 @@ _ALL: Final = kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | k
 _TICK_MS: Final = 100
 _DISK_EVERY_S: Final = 2.0
 _LONGEST_TEMPORARY: Final = 70
-_LOOKED_AT: Final = 10_000
 _NO_USER_MAP: Final = 97
 _FAILED: Final = 98
 _DEVICES: Final = tuple(map(Path, ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")))
@@ -276,47 +275,33 @@ class _Supervisor:
             os._exit(_FAILED)
 
     def _change_user(self, applied: _Applied) -> None:
-        user = self._request.sandbox.user
+        number = self._request.sandbox.user
         if not kernel.may_change_user():
-            if user is not None:
+            if number is not None:
                 why = "needs CAP_SETUID, CAP_SETGID and CAP_CHOWN"
                 applied.missing[Protection.USER] = why
             else:
                 applied.missing[Protection.USER] = "not asked for"
             return
-        hidden = "" if user is None else self._hidden_from(user)
-        if user is None or hidden:
+        hidden = "" if number is None else self._hidden_from(number)
+        if number is None or hidden:
             why = f"{hidden} is not readable for another user" if hidden else "not asked for"
             applied.missing[Protection.USER] = why
-        owner = os.geteuid() if user is None or hidden else user
+        owner = os.geteuid() if number is None or hidden else number
         for folder in (*self._request.sandbox.writable, self._temporary):
-            _give(folder, owner)
-        if owner == user:
-            applied.attempt(Protection.USER, lambda: _become(user))
+            user.give(folder, owner)
+        if owner == number:
+            applied.attempt(Protection.USER, lambda: user.become(number))
 
-    def _hidden_from(self, user: int) -> str:
-        """Return a path that ``user`` could not read, or not reach; empty when there is none."""
+    def _hidden_from(self, number: int) -> str:
+        """Return a path that the user could not read, or not reach; empty when there is none."""
         sandbox = self._request.sandbox
-        paths = (Path(self._request.argv[0]), *self._request.system, *sandbox.readable)
-        there = [path for path in paths if path.exists()]
-        ours, group, groups = os.geteuid(), os.getegid(), os.getgroups()
-        os.setgroups([])
-        os.setegid(user)
-        os.seteuid(user)
-        try:
-            for path in there:
-                if found := _unreadable(path, deep=path in sandbox.readable):
-                    return found
-            for path in sandbox.writable:
-                try:
-                    path.stat()
-                except PermissionError:
-                    return str(path)
-            return ""
-        finally:
-            os.seteuid(ours)
-            os.setegid(group)
-            os.setgroups(groups)
+        return user.hidden(
+            number,
+            readable=[Path(self._request.argv[0]), *self._request.system],
+            wholly=sandbox.readable,
+            reachable=sandbox.writable,
+        )
 
     def _limit(self) -> None:
         sandbox = self._request.sandbox
@@ -470,52 +455,9 @@ def _subreaper() -> None:
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
 
 
-def _become(user: int) -> None:
-    os.setgroups([])
-    os.setresgid(user, user, user)
-    os.setresuid(user, user, user)
-
-
-def _unreadable(path: Path, *, deep: bool) -> str:
-    """Return what of ``path`` the effective user cannot read; of many files, the first ones."""
-
-    def readable(each: Path) -> bool:
-        try:
-            mode = os.R_OK | os.X_OK if each.is_dir() else os.R_OK
-        except PermissionError:
-            return False
-        return os.access(each, mode, effective_ids=True)
-
-    if not readable(path):
-        return str(path)
-    if not deep:
-        return ""
-    seen = 0
-    for where, folders, files in os.walk(path):
-        for name in (*folders, *files):
-            each = Path(where, name)
-            if os.path.lexists(each) and not each.is_symlink() and not readable(each):
-                return str(each)
-            seen += 1
-            if seen > _LOOKED_AT:
-                return ""
-    return ""
-
-
 def _without_privileges() -> None:
     kernel.no_new_privileges()
     kernel.drop_capabilities()
-
-
-def _give(folder: Path, user: int) -> None:
-    """Give a folder and what is in it to ``user``; a file with a second name stays as it is."""
-    os.lchown(folder, user, user)
-    for where, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = Path(where, name)
-            found = path.lstat()
-            if found.st_uid != user and (name in folders or found.st_nlink == 1):
-                os.lchown(path, user, user)
 
 
 def _signal(pids: Iterable[int], number: int) -> None:
