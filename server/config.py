@@ -31,6 +31,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ __all__ = [
 
 _TRUST_DOMAIN: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,126}[a-z0-9])?")
 _PROTECTORS: Final = ("tpm-policy", "recovery-key", "passphrase", "insecure-plain-key-file")
+_MAX_SOCKET_NAME: Final = 107  # unix(7)
 _EVERYWHERE: Final = frozenset({"0.0.0.0", "[::]", "[0::0]"})  # noqa: S104 (compared, not bound)
 
 
@@ -196,12 +198,20 @@ class JobSettings:
     ``app_memory_mib``  memory, and disk, of the process that runs a job's ServerApp
     ``sandbox``         ``full`` refuses a job where the kernel lacks a protection for that
                         process; ``best-effort`` runs it and says what is missing
+    ``app_host``        the socket of `fedlearn-server app-host`, which runs these processes in
+                        another container; without one the coordinator does
     """
 
     resume: bool = option(flag(), default=True)
     keep_checkpoints: int = option(whole(1, 1000), default=2)
     app_memory_mib: int = option(whole(256, 16 * 1024 * 1024), default=8192)
     sandbox: str = option(choice("full", "best-effort"), default="best-effort")
+    app_host: Path | None = option(file_path(), default=None)
+
+    def __post_init__(self) -> None:
+        if self.app_host is not None and len(os.fsencode(self.app_host)) > _MAX_SOCKET_NAME:
+            fault = f"is longer than the {_MAX_SOCKET_NAME} bytes that a socket's name may have"
+            raise Impossible((("app_host",), fault))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -161,9 +161,7 @@ def run(path: Path, as_json: bool) -> int:
     config, document = ServerConfig.read(path)
     configure_logging()
     _raise_open_files()
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = _until_stopped()
     from server.service import serve
 
     with serve(config, document) as service:
@@ -179,6 +177,49 @@ def run(path: Path, as_json: bool) -> int:
                 line(f"{name:8} {address}")
         sys.stdout.flush()
         stop.wait()
+    return 0
+
+
+@main.command("app-host")
+@click.option(
+    "--socket",
+    "path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Where it listens; its folder is made for this user alone.",
+)
+@click.option(
+    "--scratch",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Where each application gets a folder; nothing else may be in it.",
+)
+@click.option(
+    "--most", type=click.IntRange(1, 1000), default=8, show_default=True, help="Applications."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def app_host(path: Path, scratch: Path, most: int, as_json: bool) -> int:
+    """Run the code of jobs (their ServerApps) for a coordinator in another container.
+
+    The coordinator names the socket in server.toml as `jobs.app_host`, and runs as the same user.
+    """
+    from fedlearn import sandbox
+    from server.flower.apphost import AppHost
+
+    configure_logging()
+    sandbox.protect_this_process()
+    stop = _until_stopped()
+    report = sandbox.report()
+    host = AppHost(path.absolute(), scratch=scratch.absolute(), most=most)
+    host.start()
+    if as_json:
+        print_json({"event": "listening", "pid": os.getpid(), "socket": str(path)})
+    else:
+        line(f"socket   {path}")
+        line(f"sandbox  {report}")
+    sys.stdout.flush()
+    stop.wait()
+    host.close()
     return 0
 
 
@@ -349,6 +390,14 @@ def _development_key(state: Path) -> Path:
         )
     )
     return path
+
+
+def _until_stopped() -> threading.Event:
+    """Return an event that SIGTERM and Ctrl-C set."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
 
 
 def _raise_open_files() -> None:

@@ -173,7 +173,12 @@ def opened(
             trust=trust,
             sites=frozenset(spec.sites),
         ),
-        host=JobHost(plan, _NotesDisk(desk, disk), directory=runtime / spec.name),
+        host=JobHost(
+            plan,
+            _NotesDisk(desk, disk),
+            directory=runtime / spec.name,
+            app_host=home.config.jobs.app_host,
+        ),
         disk=disk,
         desk=desk,
         started=clock(),

@@ -4,6 +4,9 @@
 
     plan        what the coordinator says about a job, and what it answers a job's processes
     host        one running job: its link, its processes, its outcome
+    application how the application's process is started, in its sandbox
+    apphost     applications in another container: what runs there
+    hosted      the same, as the job's host sees it
     link        one job's exchange: questions for nodes, and their answers
     nodes       what a node may do with it, as an ASGI application
     calls       what the aggregator asks of the coordinator

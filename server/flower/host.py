@@ -22,25 +22,14 @@ from typing import Final
 
 from fedlearn.errors import FedlearnError, JobError
 from fedlearn.process_channel import ChannelClosed, ProcessChannel
-from fedlearn.sandbox import FULL, Sandbox, SandboxedProcess, free_user, spawn
+from server.flower.application import Application, environment, start_application
 from server.flower.calls import MAX_RECORD_BYTES, serve
+from server.flower.hosted import start_hosted
 from server.flower.link import JobLink
 from server.flower.plan import JobChannel, JobPlan, Outcome, to_record
 
 __all__ = ["JobHost"]
 
-_KEPT: Final = (
-    "LANG",
-    "LC_ALL",
-    "LD_LIBRARY_PATH",
-    "MKL_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "PATH",
-    "PYTHONPATH",
-    "TZ",
-    "VIRTUAL_ENV",
-)
 _MAX_LINE: Final = 4096
 _LINES_PER_SECOND: Final = 100
 _LINES_AT_ONCE: Final = 2_000
@@ -56,16 +45,27 @@ class JobHost:
         application's process keeps the unpacked application there, and its own files.
     :param channel: see :class:`server.flower.plan.JobChannel`; ``log`` events come from a
         thread of their own.
+    :param app_host: the socket of an app host (:mod:`server.flower.apphost`), which starts the
+        application's process in its own container; without one it is started here.
     """
 
-    def __init__(self, plan: JobPlan, channel: JobChannel, *, directory: Path) -> None:
+    def __init__(
+        self,
+        plan: JobPlan,
+        channel: JobChannel,
+        *,
+        directory: Path,
+        app_host: Path | None = None,
+    ) -> None:
         self.plan = plan
         self.link = JobLink(plan)
         self._channel = channel
         self._directory = directory
+        self._app_host = app_host
+        self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._aggregator: subprocess.Popen[bytes] | None = None
-        self._application: SandboxedProcess | None = None
+        self._application: Application | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._outcome: Outcome | None = None
@@ -74,7 +74,10 @@ class JobHost:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """The numbers of the job's processes that are there: aggregator, application."""
+        """The numbers of the job's processes that are there: aggregator, application.
+
+        That of an application in another container is of that container's PID namespace.
+        """
         each = (self._aggregator, self._application)
         return tuple(found.pid for found in each if found is not None and found.poll() is None)
 
@@ -113,10 +116,12 @@ class JobHost:
         """End the job now. Its last checkpoint stays."""
         with self._lock:
             self._cancelled = reason
+            self._over.set()
             self._kill()
 
     def close(self) -> None:
         """End the process, if there is one, and let the nodes go."""
+        self._over.set()
         with self._lock:
             self._kill()
             thread = self._thread
@@ -161,8 +166,8 @@ class JobHost:
         followers: list[threading.Thread] = []
         try:
             with theirs, inner, outer:
+                application = self._application = self._start_application(outer)
                 aggregator = self._aggregator = self._spawn_aggregator(theirs, inner)
-                application = self._application = self._spawn_application(outer)
             for process in (aggregator, application):
                 followers.append(threading.Thread(target=self._follow, args=(process,)))
                 followers[-1].daemon = True
@@ -197,7 +202,7 @@ class JobHost:
             if process is not None:
                 process.wait()
 
-    def _end_after(self, application: SandboxedProcess) -> None:
+    def _end_after(self, application: Application) -> None:
         """End the job some time after its application's process has ended.
 
         What that process left behind may hold its socket open, so its end alone would not
@@ -221,32 +226,33 @@ class JobHost:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env=_environment(self._directory),
+                env=environment(self._directory),
                 cwd="/",
                 pass_fds=descriptors,
                 start_new_session=True,
             )
 
-    def _spawn_application(self, aggregator: socket.socket) -> SandboxedProcess:
-        """Start the process of the application: its folder and one socket are all it has."""
-        plan, folder = self.plan, self._directory
-        arguments = [str(aggregator.fileno()), str(folder)]
-        with self._lock:
-            self._check_not_cancelled()
-            found = spawn(
-                [sys.executable, "-P", "-m", "server.flower.apprun", *arguments],
-                sandbox=Sandbox(
-                    writable=(folder,),
-                    memory_bytes=plan.app_memory_bytes,
-                    disk_bytes=plan.app_memory_bytes,
-                    user=free_user(),
-                    required=FULL if plan.full_sandbox else frozenset(),
-                ),
-                env=_environment(folder),
-                pass_fds=[aggregator.fileno()],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
+    def _start_application(self, aggregator: socket.socket) -> Application:
+        plan = self.plan
+        found: Application
+        if self._app_host is not None:
+            found = start_hosted(
+                self._app_host,
+                aggregator=aggregator,
+                memory_bytes=plan.app_memory_bytes,
+                full_sandbox=plan.full_sandbox,
+                over=self._over,
             )
+        else:
+            with self._lock:
+                self._check_not_cancelled()
+                found = start_application(
+                    folder=self._directory,
+                    aggregator=aggregator.fileno(),
+                    stdout=subprocess.PIPE,
+                    memory_bytes=plan.app_memory_bytes,
+                    full_sandbox=plan.full_sandbox,
+                )
         if not found.report.full:
             self._log(f"the application's sandbox is not complete: {found.report}", level="warning")
         return found
@@ -255,7 +261,7 @@ class JobHost:
         if self._cancelled:
             raise JobError(f"job {self.plan.job} was cancelled")
 
-    def _follow(self, process: subprocess.Popen[bytes] | SandboxedProcess) -> None:
+    def _follow(self, process: subprocess.Popen[bytes] | Application) -> None:
         """Turn what the application prints into events, line by line."""
         if process.stdout is None:
             return
@@ -327,19 +333,7 @@ class Allowance:
         return missed
 
 
-def _environment(home: Path) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    return kept | {
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "HOME": str(home),
-        "PYTHONHASHSEED": "0",
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
-def _how(aggregator: subprocess.Popen[bytes], application: SandboxedProcess) -> str:
+def _how(aggregator: subprocess.Popen[bytes], application: Application) -> str:
     """Say how the processes ended, the application's first: it is mostly the cause."""
     found = []
     if application.why:
