@@ -31,7 +31,14 @@ Schema = dict[str, Any]
 MODELS: dict[str, tuple[type, tuple[str, ...], dict[str, Schema]]] = {
     "fedlearn-server": (
         ServerConfig,
-        ("state", "listen", "metrics", "keys.recovery_key", "keys.passphrase_file"),
+        (
+            "state",
+            "listen",
+            "metrics",
+            "jobs.app_host",
+            "keys.recovery_key",
+            "keys.passphrase_file",
+        ),
         {
             "": {"required": ["trust_domain", "keys"]},
             "trust_domain": {"pattern": DOMAIN},

@@ -181,11 +181,14 @@ class Federation:
         self.address = self.front.start()
         self.clients: list[subprocess.Popen[bytes]] = []
 
-    def host(self, plan: Any, *, channel: Any = None) -> tuple[Any, Channel]:
+    def host(
+        self, plan: Any, *, channel: Any = None, app_host: Path | None = None
+    ) -> tuple[Any, Channel]:
         from server.flower.host import JobHost
 
         channel = channel or Channel(lambda: self.live(plan.job))
-        host = JobHost(plan, channel, directory=self.folder / f"job-{plan.job}")
+        folder = self.folder / f"job-{plan.job}"
+        host = JobHost(plan, channel, directory=folder, app_host=app_host)
         self.hosts[plan.job] = host
         return host, channel
 

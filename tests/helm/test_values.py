@@ -46,6 +46,9 @@ def _schema(chart: str) -> dict[str, Any]:
         (SERVER, {"config": {"keys": {"protect": ["plain"]}}}, "'insecure-plain-key-file'"),
         (SERVER, {"config": {"limits": {"update_mb": 5}}}, "'update_mb' not allowed"),
         (SERVER, {"config": {"limits": {"jobs": "many"}}}, "got string, want integer"),
+        (SERVER, {"config": {"jobs": {"app_host": "/x"}}}, "'app_host' not allowed"),
+        (SERVER, {"apps": {"container": "yes"}}, "at '/apps/container'"),
+        (SERVER, {"apps": {"resources": {"extended": {}}}}, "'extended' not allowed"),
         (SERVER, {"config": {"listen": {"gate": "0.0.0.0:1"}}}, "'listen' not allowed"),
         (SERVER, {"keys": {"recoveryKey": "-----BEGIN PRIVATE KEY-----"}}, "/keys/recoveryKey"),
         (SERVER, {"replicas": 2}, "'replicas' not allowed"),
@@ -76,8 +79,8 @@ def test_wrong_values_are_refused_by_name(
 
 def test_a_tag_is_taken_where_it_is_called_insecure(render: Callable[..., Any]) -> None:
     rendered = render(SERVER, {"image": {"digest": "", "insecureTag": "dev"}})
-    (container,) = rendered.one("StatefulSet")["spec"]["template"]["spec"]["containers"]
-    assert container["image"] == "registry.example/fedlearn/server:dev"
+    containers = rendered.one("StatefulSet")["spec"]["template"]["spec"]["containers"]
+    assert {one["image"] for one in containers} == {"registry.example/fedlearn/server:dev"}
 
 
 @pytest.mark.parametrize(

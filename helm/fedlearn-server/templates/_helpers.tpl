@@ -67,6 +67,11 @@ fleet: 9445
 {{ include "fedlearn.name" . }}.{{ .Release.Namespace }}.svc
 {{- end -}}
 
+{{/* Where the container of apps listens: a folder that it makes in the volume of both. */}}
+{{- define "fedlearn.appHost" -}}
+/run/fedlearn-apps/own/app-host.sock
+{{- end -}}
+
 {{/* server.toml as a table; `state` is the folder. */}}
 {{- define "fedlearn.config" -}}
 {{- $root := .root -}}
@@ -102,6 +107,9 @@ fleet: 9445
 {{- $_ := set $limits "connections_per_peer" (get $limits "connections" | default 1024) -}}
 {{- end -}}
 {{- $_ := set $config "limits" $limits -}}
+{{- end -}}
+{{- if $root.Values.apps.container -}}
+{{- $_ := set $config "jobs" (merge (dict "app_host" (include "fedlearn.appHost" $root)) ($config.jobs | default dict)) -}}
 {{- end -}}
 {{- if $root.Values.metrics.enabled -}}
 {{- $_ := set $config "metrics" (dict "listen" (printf "0.0.0.0:%d" (int $root.Values.metrics.port))) -}}
