@@ -36,7 +36,6 @@ from typing import Any, Final
 
 from fedlearn.errors import ConfigError, FedlearnError, TransportError
 from fedlearn.sandbox import SandboxedProcess
-from fedlearn.sandbox.usage import descendants
 from server.flower.application import start_application
 
 __all__ = ["MAX_RECORD", "AppHost", "peer_of"]
@@ -47,6 +46,7 @@ MAX_RECORD: Final = 64 * 1024
 _MAX_NAME: Final = 107  # of a socket, in bytes: unix(7)
 _REQUEST_SECONDS: Final = 5.0
 _TICK_MS: Final = 200
+_MAX_STEPS: Final = 10_000
 _BACKLOG: Final = 64
 _MAX_MEMORY: Final = 1 << 54
 _CREDENTIALS: Final = struct.Struct("3i")
@@ -220,11 +220,29 @@ def _refusal(connection: socket.socket) -> str:
         return f"user {user} may not start applications, only user {os.geteuid()} may"
     if pid in (0, os.getpid()):
         return ""
-    if pid in descendants(os.getpid()):
-        return f"process {pid} is one of an application"
-    if not Path(f"/proc/{pid}").exists():
-        return f"process {pid}, which connected, is gone"
-    return ""
+    return _descent(pid)
+
+
+def _descent(pid: int) -> str:
+    """Return why a process counts as one of an application; empty when it is none.
+
+    From the process upwards: a parent that ends meanwhile is seen to be gone, and then what it
+    left has another one.
+    """
+    each, steps = pid, 0
+    while each > 0 and steps < _MAX_STEPS:
+        steps += 1
+        try:
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            if each == pid:
+                return f"process {pid}, which connected, is gone"
+            each = pid
+            continue
+        each = int(fields[1])
+        if each == os.getpid():
+            return f"process {pid} is one of an application"
+    return f"the parents of process {pid} change too fast" if each > 0 else ""
 
 
 def _refuse(connection: socket.socket, reason: str) -> None:

@@ -161,6 +161,39 @@ print(s.recv(1 << 16).decode())
     assert found["busy"] is False
 
 
+def test_a_process_whose_parents_have_ended_is_refused_where_we_adopt_it(path: Path):
+    """As a supervisor does, or the first process of a container."""
+    code = """
+import ctypes, os, subprocess, sys
+from pathlib import Path
+from server.flower.apphost import AppHost
+import socket
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+folder = Path(sys.argv[1])
+host = AppHost(folder / "s", scratch=folder.parent / "scratch2", most=1)
+host.start()
+read, write = os.pipe()
+if os.fork() == 0:
+    if os.fork() == 0:
+        parent = os.getppid()
+        while os.getppid() == parent:
+            pass
+        s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        s.connect(str(folder / "s"))
+        os.write(write, s.recv(1 << 16))
+    os._exit(0)
+print(os.read(read, 1 << 16).decode(), flush=True)
+host.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path.parent / "adopting")],
+        capture_output=True,
+        check=True,
+        timeout=30,
+    )
+    assert "is one of an application" in json.loads(done.stdout)["error"]
+
+
 def test_a_peer_that_lets_a_child_connect_and_end_is_refused(path: Path):
     code = """
 import os, socket, sys

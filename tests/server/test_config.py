@@ -121,6 +121,13 @@ def test_a_broken_file_is_named_by_line_and_key(
     assert "server.toml" in str(caught.value)
 
 
+def test_a_socket_of_an_app_host_has_a_name_that_the_kernel_takes(tmp_path: Path) -> None:
+    jobs = MINIMUM + '[jobs]\napp_host = "own/app-host.sock"\n'
+    assert _load(tmp_path, jobs).jobs.app_host == tmp_path / "own/app-host.sock"
+    with pytest.raises(ConfigError, match=r"jobs\.app_host: is longer than the 107 bytes"):
+        _load(tmp_path, jobs.replace("own", "o" * 100))
+
+
 def test_a_coordinator_without_a_key_protector_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs the key 'keys'"):
         _load(tmp_path, MINIMUM[: MINIMUM.index("[keys]")])
