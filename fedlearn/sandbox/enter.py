@@ -181,8 +181,15 @@ class _Supervisor:
         if first == 0:
             os.close(result)
             kernel.end_with_parent()
-            _guarded(self._status, lambda: self._command(applied, supervisor=os.getppid()))
+            _guarded(self._status, lambda: self._command(applied, protected=self._outer()))
         return first
+
+    def _outer(self) -> tuple[int, ...]:
+        """Return the supervisor, its parent, and the parent's group."""
+        group = 0
+        with contextlib.suppress(ProcessLookupError):
+            group = os.getpgid(self._parent)
+        return tuple(each for each in (os.getppid(), self._parent, group) if each > 0)
 
     def _let_go(self) -> None:
         """Close what belongs to the command, so that its end can be seen from outside."""
@@ -225,7 +232,7 @@ class _Supervisor:
             os.close(result)
             kernel.end_with_parent()
             self._own_proc = whole
-            self._command(applied, supervisor=None)
+            self._command(applied, protected=())
         os.close(self._status)
         for descriptor in (*self._request.keep, self._lifeline, self._end):
             os.close(descriptor)
@@ -241,7 +248,7 @@ class _Supervisor:
 
     # --- the command ------------------------------------------------------------------
 
-    def _command(self, applied: _Applied, *, supervisor: int | None) -> None:
+    def _command(self, applied: _Applied, *, protected: tuple[int, ...]) -> None:
         request, sandbox = self._request, self._request.sandbox
         os.close(self._lifeline)
         os.close(self._end)
@@ -258,7 +265,7 @@ class _Supervisor:
         kernel.end_with_parent()
         applied.attempt(Protection.CAPABILITIES, _without_privileges)
         self._restrict(ruleset, applied)
-        applied.attempt(Protection.SECCOMP, lambda: seccomp.install(protected=supervisor))
+        applied.attempt(Protection.SECCOMP, lambda: seccomp.install(protected=protected))
         environment = request.env | {"TMPDIR": str(self._temporary)}
         lacking = sorted(sandbox.required - set(applied.applied))
         if lacking:

@@ -15,6 +15,7 @@ import ctypes
 import errno
 import socket
 import struct
+from collections.abc import Iterable
 from typing import Final
 
 from fedlearn.sandbox.kernel import AUDIT_ARCH, MACHINE, prctl
@@ -175,12 +176,12 @@ DENIED: Final = {
 """By machine: the calls that fail with EPERM whatever their arguments are."""
 
 
-def program(machine: str = MACHINE, *, protected: int | None = None) -> bytes:
+def program(machine: str = MACHINE, *, protected: Iterable[int] = ()) -> bytes:
     """Return the BPF program for a machine, as ``struct sock_filter`` values in a row.
 
-    :param protected: a process, the first of its group, that gets no signal and no other limit:
-        nothing acts on it, on its group, or on all processes at once (EPERM). For a supervisor
-        that is in the same PID namespace.
+    :param protected: processes and process groups, by their numbers, that get no signal and no
+        other limit: nothing acts on them, or on all processes at once (EPERM). For the
+        supervisor and its parent, where they are in the same PID namespace.
 
     Besides :data:`DENIED`: ``socket`` and ``socketpair`` make sockets of AF_UNIX only (EACCES
     otherwise), ``clone`` makes no namespace, ``clone3`` does not exist (its flags cannot be
@@ -203,11 +204,11 @@ def program(machine: str = MACHINE, *, protected: int | None = None) -> bytes:
     code += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ERROR | errno.ENOSYS)]
     for number in sorted(DENIED[machine].values()):
         code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERROR | errno.EPERM)]
-    if protected is not None:
-        kept = (protected, (-protected) & _EVERYBODY, _EVERYBODY)
+    kept = sorted({each & _EVERYBODY for one in protected for each in (one, -one, -1)})
+    if kept:
         for number in sorted(_DIRECTED[machine].values()):
             code += [(_EQUAL, 0, len(kept) + 3, number), (_LOAD, 0, 0, _FIRST_ARGUMENT)]
-            for left, value in zip((2, 1, 0), kept, strict=True):
+            for left, value in zip(reversed(range(len(kept))), kept, strict=True):
                 code.append((_EQUAL, left, 0 if left else 1, value))
             code += [(_RETURN, 0, 0, _ERROR | errno.EPERM), (_RETURN, 0, 0, _ALLOW)]
     numbers = _FILTERED[machine]
@@ -235,7 +236,7 @@ def program(machine: str = MACHINE, *, protected: int | None = None) -> bytes:
     return b"".join(struct.pack("=HBBI", *each) for each in code)
 
 
-def install(*, protected: int | None = None) -> None:
+def install(*, protected: Iterable[int] = ()) -> None:
     """Apply the program to this process and all that it starts; no_new_privileges comes first.
 
     :raises OSError: when the kernel has no seccomp, or the machine is not known here.

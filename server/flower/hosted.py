@@ -164,7 +164,7 @@ def _unreachable(path: Path, reason: OSError | _Busy) -> JobError:
     if isinstance(reason, _Busy):
         return JobError(
             f"the app host at {path} does not start the application: {reason}",
-            hint="wait for another job's end, or let more run (`fedlearn-server app-host --most`)",
+            hint="wait for another job's end, or let more run (`--most` of its command)",
         )
     return AppHostGone(
         f"no app host answers at {path}: {reason.strerror or reason}",

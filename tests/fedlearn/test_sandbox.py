@@ -376,6 +376,10 @@ def test_without_landlock_and_namespaces_the_rest_holds_and_is_said(tmp_path: Pa
                 attempt(os.kill, pid, number)
         attempt(call, {"x86_64": 302, "aarch64": 261}[os.uname().machine], os.getppid(), 0, 0, 0)
         attempt(os.pidfd_open, os.getppid())
+        outer = int(open(f"/proc/{os.getppid()}/stat").read().rpartition(")")[2].split()[1])
+        for pid in (outer, -os.getpgid(outer)):
+            attempt(os.kill, pid, 0)
+        attempt(os.pidfd_open, outer)
         if os.fork() == 0:
             os.setsid()
             while os.fork() == 0:  # a process that is gone whenever somebody looks
@@ -388,7 +392,7 @@ def test_without_landlock_and_namespaces_the_rest_holds_and_is_said(tmp_path: Pa
     marker = f"marker-{uuid.uuid4()}"
     sandbox = Sandbox(writable=(tmp_path,))
     ran = _run_without_namespaces([*program, marker], sandbox, {}, 60, absent=_LANDLOCK)
-    assert [line.split()[0] for line in lines(ran)] == ["refused"] * 9, ran.output
+    assert [line.split()[0] for line in lines(ran)] == ["refused"] * 12, ran.output
     assert ran.applied == {Protection.CAPABILITIES, Protection.SECCOMP}
     assert alive(marker) == []
     required = Sandbox(writable=(tmp_path,), required=frozenset({Protection.LANDLOCK}))
@@ -865,8 +869,8 @@ def test_the_filter_says_what_it_should(
         assert verdict(0x40000000 | 101) == _KILL
     kill = {"x86_64": 62, "aarch64": 129}[machine]
     assert verdict(kill, 4711) == _ALLOW
-    code = seccomp.program(machine, protected=4711)
-    for target in (4711, 2**32 - 4711, 2**32 - 1):
+    code = seccomp.program(machine, protected=(4711, 815, 4711))
+    for target in (4711, 815, 2**32 - 4711, 2**32 - 815, 2**32 - 1):
         assert verdict(kill, target) == _EPERM
     assert verdict(kill, 4712) == verdict(kill, 0) == verdict(numbers["read"], 4711) == _ALLOW
 
