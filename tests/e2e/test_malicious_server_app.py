@@ -257,7 +257,10 @@ def test_without_being_visible_updates_stay_with_the_aggregator(attack):
     outcome, _, lines = attack(body, job="aggregated")
     assert "visible-to-app" not in refused(lines)["attack"]  # the hint has it, not the message
     assert "sees single updates" in refused(lines)["attack"]
-    assert outcome.status == "finished"
+    # It asked for nothing else, so no round was run, and the job did not do what it is for.
+    assert (outcome.status, outcome.rounds) == ("failed", 0)
+    assert "sees single updates" in outcome.message
+    assert "visible-to-app" in outcome.hint
 
 
 def test_where_it_is_visible_its_own_aggregation_judges_the_replies(attack):
