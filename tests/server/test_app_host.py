@@ -145,6 +145,43 @@ time.sleep(600)
     assert not other.exists()
 
 
+@pytest.mark.skipif(
+    subprocess.run(
+        ["unshare", "--pid", "--ipc", "--mount", "--fork", "--mount-proc", "true"],
+        capture_output=True,
+        check=False,
+    ).returncode
+    != 0,
+    reason="no PID namespace can be made here",
+)
+def test_as_the_first_process_of_a_container_it_serves_who_is_outside(tmp_path: Path):
+    path, scratch = tmp_path / "own/s", tmp_path / "scratch"
+    command = ["unshare", "--pid", "--ipc", "--mount", "--fork", "--kill-child", "--mount-proc"]
+    command += [sys.executable, "-m", "server.main", "app-host", "--json"]
+    command += ["--socket", str(path), "--scratch", str(scratch)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as daemon:
+        assert daemon.stdout is not None
+        assert json.loads(daemon.stdout.readline())["pid"] == 1
+        application, channel = start(path)
+        other, _other = start(path)
+        channel.send({}, [])
+        assert application.wait(30) == 1
+        daemon.kill()
+        assert other.wait(30) == -signal.SIGKILL
+        assert other.why == f"the app host at {path} is gone"
+    wait_until(lambda: not alive(str(scratch)))
+
+
+def alive(word: str) -> list[Path]:
+    """Return the processes with this word in their command lines."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if word.encode() in (each / "cmdline").read_bytes():
+                found.append(each)
+    return found
+
+
 def test_a_process_that_it_started_is_refused(path: Path):
     """The code of a job, where no mount namespace hides the socket."""
     code = """
@@ -174,9 +211,9 @@ host = AppHost(folder / "s", scratch=folder.parent / "scratch2", most=1)
 host.start()
 read, write = os.pipe()
 if os.fork() == 0:
+    between = os.getpid()
     if os.fork() == 0:
-        parent = os.getppid()
-        while os.getppid() == parent:
+        while os.getppid() == between:
             pass
         s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         s.connect(str(folder / "s"))
