@@ -34,7 +34,11 @@ from urllib3.exceptions import HTTPError
 
 LEASE_SECONDS: Final = 1.0
 _FAILED: Final = (ApiException, HTTPError, OSError)
-_KEPT: Final = ("PATH", "PYTHONPATH", "LANG", "LD_LIBRARY_PATH")
+_KEPT: Final = (
+    *("PATH", "PYTHONPATH", "LANG", "LD_LIBRARY_PATH"),
+    # Which of its kernels OpenBLAS takes here: another one gives other last bits.
+    *("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"),
+)
 _ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 _READ_SECONDS: Final = 10.0
 
