@@ -79,6 +79,8 @@ def _unreadable(path: Path, *, deep: bool) -> str:
         return ""
     seen = 0
     for where, folders, files in os.walk(path):
+        # Compiled modules that cannot be read are compiled again; ours are often private.
+        folders[:] = [name for name in folders if name != "__pycache__"]
         for name in (*folders, *files):
             each = Path(where, name)
             if os.path.lexists(each) and not each.is_symlink() and not readable(each):

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import uuid
@@ -35,6 +36,7 @@ from fedlearn.sandbox import (
     thread_environment,
     usage,
 )
+from fedlearn.sandbox.user import hidden
 
 pytestmark = pytest.mark.skipif(
     not report().applied >= {Protection.LANDLOCK, Protection.SECCOMP},
@@ -572,6 +574,22 @@ def test_processes_without_end_are_ended(run: Run) -> None:
     ran = run(code, processes=100)
     assert ran.code == -signal.SIGKILL
     assert "processes and threads, at most 100" in ran.why
+
+
+@pytest.mark.skipif(free_user() is None, reason="only root can change to another user")
+def test_compiled_modules_of_ours_do_not_keep_the_user_from_changing() -> None:
+    number = free_user()
+    assert number is not None
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder)
+        module, compiled = package / "module.py", package / "__pycache__"
+        compiled.mkdir(mode=0o700)
+        module.write_text("")
+        module.chmod(0o644)
+        package.chmod(0o755)
+        assert hidden(number, readable=[], wholly=[package], reachable=[]) == ""
+        module.chmod(0o600)
+        assert hidden(number, readable=[], wholly=[package], reachable=[]) == str(module)
 
 
 @pytest.mark.skipif(free_user() is None, reason="only root can change to another user")
