@@ -168,6 +168,8 @@ class ClusterFederation(Federation):
             "client": {"image": {"digest": DIGEST}},
             "workloads": {"namespace": f"{party.name}-clients"},
             "sponsor": {"port": free_port()},
+            # All parties are on this machine, and nothing here enforces a NetworkPolicy.
+            "networkPolicy": {"coordinator": {"to": [{"ipBlock": {"cidr": "127.0.0.1/32"}}]}},
             "config": {
                 "kubernetes": {"workload": "insecure-pods"},
                 "launcher": {"start_s": 120, "stop_s": 5},
