@@ -90,14 +90,15 @@ def test_the_exact_mean_agrees_with_flowers(run):
 
 @pytest.mark.parametrize("name", ["FedAdam", "FedMedian"])
 def test_strategies_of_flower_run_unchanged_and_resume_to_the_bit(run, name):
-    config = {"strategy": name}
+    # A round without a pause is over in 30 ms: the kill would come after the job.
+    config = {"strategy": name, "pause": 0.5}
     whole, expected = run(job="whole", sites=2, rounds=3, run_config=config)
     assert whole.status == "finished", whole
 
     def kill(host: Any, channel: Any) -> None:
         channel.wait_for("round.finished", 2)
         os.kill(random.choice(host.pids), signal.SIGKILL)
-        assert host.wait(10).code == "crashed"
+        assert host.wait(30).code == "crashed"
         host.start()
 
     resumed, channel = run(job="killed", sites=2, rounds=3, run_config=config, during=kill)
@@ -117,7 +118,7 @@ def test_a_job_killed_in_the_middle_of_a_round_ends_with_the_same_bits(run, stra
             channel.wait_for("round.started", started)
             time.sleep(0.1)
             os.kill(random.choice(host.pids), signal.SIGKILL)
-            assert host.wait(10).code == "crashed"
+            assert host.wait(30).code == "crashed"
             host.start()
 
     killed, channel = run(job="killed", sites=2, run_config=config, strategy=strategy, during=kill)
