@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fedlearn.errors import JobError
 
 pytestmark = pytest.mark.e2e
 
@@ -100,7 +103,8 @@ def test_nothing_outlives_a_client_or_an_agent_that_is_killed(
     # The agent starts the client again, whose app starts another one.
     with fakes.eventually(15) as wait:
         wait(lambda: not left & alive())
-    spine.operator.cancel_job(job.name)
+    with contextlib.suppress(JobError):  # with its only client gone, it may have failed already
+        spine.operator.cancel_job(job.name)
     with fakes.eventually(20) as wait:
         wait(lambda: not alive())
 
