@@ -21,7 +21,6 @@ privacy the reason of a refusal is a constant, because data may have gone into a
 from __future__ import annotations
 
 import hashlib
-import hmac
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -56,6 +55,7 @@ from fedlearn.flower import (
 from fedlearn.message import UNKNOWN
 from server.flower.calls import Coordinator, Node
 from server.flower.plan import Reply, Stragglers
+from server.flower.receipts import ledger_digest
 from server.flower.replies import ReplyChecks, Spec
 
 __all__ = ["JobGrid", "Rules", "Tainted"]
@@ -486,21 +486,14 @@ class JobGrid(Grid):  # type: ignore[misc]
         if asked.kind.split(".")[0] != MessageType.TRAIN:
             return
         metrics = _numbers(message.content)
-        digest = reply.digest
-        if self._rules.private:
-            # The bare digest of an update would let whoever can guess it test the guess.
-            message_digest = b"update\0" + bytes.fromhex(digest)
-            digest = hmac.digest(self._rules.blind, message_digest, "sha256").hex()
-        self._inputs[asked.node.site] = digest
+        self._inputs[asked.node.site] = ledger_digest(reply.digest, self._rules.blind)
         self._coordinator.event(
             "update.received",
+            question=reply.question,
             round=self._round,
             site=asked.node.site,
-            bytes=reply.size,
             examples=max(0, int(metrics.pop(self._checks.weighted_by, 0))),
             metrics=metrics,
-            digest=digest,
-            key=reply.key,
         )
 
     def _reject(self, asked: _Asked, reason: str) -> str:

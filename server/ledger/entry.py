@@ -69,6 +69,7 @@ KINDS: Final = frozenset(
         "exclusion",
         "expiry",
         "export",
+        "files",
         "job",
         "key-release",
         "model",

@@ -29,6 +29,7 @@ BODY = """
     attempt("state", config["secret"])
     attempt("passphrase", f"/proc/{os.getppid()}/environ")
     print("folder", os.getcwd())
+    open("left", "w").write("in the other container")
 """
 SERVER_APP = fakes.SERVER_APP.replace(
     "    config = context.run_config\n", "    config = context.run_config\n" + BODY
@@ -130,6 +131,7 @@ def test_it_runs_there_and_nothing_of_it_in_the_coordinators_place(
     there, channel = run(job="there", run_config=config, app_host=daemon.path, during=look)
     assert here.status == there.status == "finished", (here, there)
     assert _bits(channel) == _bits(told)
+    assert channel.files == told.files == [{"left": b"in the other container"}]
     lines = [fields["line"] for fields in channel.of("log")]
     assert not [line for line in lines if line.startswith("REACHED")]
     assert "refused state FileNotFoundError" in lines or "refused state PermissionError" in lines

@@ -309,6 +309,55 @@ def test_it_forges_nothing(attack):
     assert len(channel.checkpoints) == 1
 
 
+def test_only_its_own_files_are_kept_with_the_job(attack, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("the root key")
+    body = """
+    import pathlib
+    pathlib.Path("plots").mkdir()
+    pathlib.Path("plots/loss.txt").write_text("0.5")
+    pathlib.Path("empty").touch()
+    pathlib.Path("fedlearn.state").write_bytes(bytes(3))
+    os.symlink(secret, "linked")
+    os.symlink(os.path.dirname(secret), "folder")
+    os.mkfifo("pipe")
+    pathlib.Path(".hidden").write_text("x")
+    for name, names in {
+        "upwards": ["../out"], "absolute": ["/etc/passwd"], "nothing": [""], "twice": ["a", "a"],
+        "below a file": ["a", "a/b"], "a number": [7], "no list": "a",
+        "more names": ["a", "b", "c"],
+    }.items():
+        blobs = [b"x"] * (2 if len(names) > 1 else 1)
+        attempt(name, lambda: grid.peer.call("files", {"names": names}, blobs))
+    attempt("many", lambda: grid.peer.call("files", {"names": ["a"] * 1001}, [b""] * 1001))
+    attempt("large", lambda: grid.peer.call("files", {"names": ["a"]}, [bytes((64 << 20) + 1)]))
+    honest(grid)
+    """
+    config = {"secret": str(secret)}
+    plan = {"run_config": config, "max_update_bytes": 64 << 20}
+    outcome, channel, lines = attack(body, job="files", **plan)
+    assert outcome.status == "finished", (outcome, lines)
+    assert len(refused(lines)) == 10, lines
+    assert channel.files == [{"empty": b"", "fedlearn.state": bytes(3), "plots/loss.txt": b"0.5"}]
+    assert "a file of the application is not kept: pipe: not a regular file" in lines
+
+
+def test_files_of_an_application_that_fails_are_kept_and_only_once(attack):
+    body = """
+    open("notes", "w").write("so far")
+    grid.peer.call("files", {"names": ["first"]}, [b"1"])
+    raise ValueError("no more")
+    """
+    outcome, channel, _ = attack(body, job="failed", clients=False)
+    assert outcome.status == "failed"
+    assert "no more" in outcome.message
+    assert channel.files == [{"first": b"1"}]
+    body = 'open("notes", "w").write("so far"); raise ValueError("no more")'
+    outcome, channel, _ = attack(body, job="failed-2", clients=False)
+    assert "no more" in outcome.message
+    assert channel.files == [{"notes": b"so far"}]
+
+
 def test_a_malformed_end_ends_the_job_in_words(attack):
     body = """
     grid.peer.call("done", {"failure": {"code": 7, "message": ["x" * 1_000_000]}})

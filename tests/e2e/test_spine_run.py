@@ -55,6 +55,12 @@ def test_a_job_runs_and_leaves_a_sealed_model_and_a_ledger(shared, fakes, tmp_pa
     marker = fakes.MARKER.tobytes()[:64]
     assert marker in out.read_bytes()
     np.testing.assert_array_equal(load_file(out)["marker"], fakes.MARKER)
+    # What the ServerApp wrote is sealed in the same way.
+    kept = shared.sealed("happy.files")[-1]
+    words = ("fedlearn", "job", "files", kept, "--out", tmp_path / "files", "--key")
+    assert shared.command(*words, stranger.file, ok=False).returncode == 2
+    shared.command(*words, shared.owner.file)
+    assert (tmp_path / "files/final/marker").read_bytes() == fakes.MARKER.tobytes()
     # And in the clear it is nowhere: not with the coordinator, not with any site.
     assert shared.plaintext(marker) == []
 

@@ -122,6 +122,7 @@ class Channel:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.checkpoints: list[Any] = []
         self.charged: list[tuple[int, int, bytes]] = []
+        self.files: list[dict[str, bytes]] = []
         self._live = live
         self.changed = threading.Condition()
 
@@ -137,6 +138,9 @@ class Channel:
         with self.changed:
             self.checkpoints.append(checkpoint)
             self.changed.notify_all()
+
+    def keep_files(self, files: Mapping[str, memoryview]) -> None:
+        self.files.append({name: bytes(data) for name, data in files.items()})
 
     def load_checkpoint(self) -> Any:
         return self.checkpoints[-1] if self.checkpoints else None

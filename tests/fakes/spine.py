@@ -73,6 +73,7 @@ def train(weights, x, y, epochs, lr):
 
 SERVER_APP = """
 import hashlib
+import pathlib
 
 import numpy as np
 import flwr.serverapp.strategy as strategies
@@ -93,11 +94,13 @@ def main(grid, context):
         "marker": Array(MARKER),
         "ballast": Array(np.zeros(settings["ballast"], np.float32)),
     }
-    strategy.start(
+    result = strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(first),
         num_rounds=settings["num-server-rounds"],
     )
+    pathlib.Path("final").mkdir()
+    pathlib.Path("final/marker").write_bytes(result.arrays["marker"].numpy().tobytes())
 """
 
 CLIENT_APP = """
@@ -498,8 +501,9 @@ class Spine:
 
     def sealed(self, model: str) -> list[Path]:
         """The sealed files of a model in the store, the newest last."""
-        files = [p for p in (self.state / "store").rglob(f"{model}.*") if p.is_file()]
-        return sorted(files, key=lambda path: int(path.name.split(".")[1]))
+        files = [p for p in (self.state / "store").rglob(f"{model}.*.*") if p.is_file()]
+        mine = [path for path in files if path.name.rsplit(".", 2)[0] == model]
+        return sorted(mine, key=lambda path: int(path.name.split(".")[-2]))
 
     def weights(self, model: str) -> dict[str, Any]:
         """The newest version of a model, opened with the owner's key."""
