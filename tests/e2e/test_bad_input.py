@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,15 @@ FILES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], tuple[str, ...
     "not enrolled": (lambda p: None, _EDGE, ("enroll",)),
     "not enrolled, run": (lambda p: None, ("fedlearn-edge", "run"), ("enroll",)),
 }
+
+
+@pytest.fixture(autouse=True)
+def _mask() -> Iterator[None]:
+    """Give the process its mask back: services set their own, and these run in this one."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    yield
+    os.umask(mask)
 
 
 @pytest.mark.parametrize("case", list(FILES))

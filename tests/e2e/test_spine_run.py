@@ -15,6 +15,7 @@ from attestation.evidence import Tee
 from fedlearn.cli.demo_proofs import OwnerKey
 from fedlearn.errors import FedlearnError
 from fedlearn.login import ca_pin
+from fedlearn.sandbox import report
 
 pytestmark = pytest.mark.e2e
 
@@ -23,6 +24,10 @@ def test_a_job_runs_and_leaves_a_sealed_model_and_a_ledger(shared, fakes, tmp_pa
     job = shared.run("happy")
     kinds = {event.kind for event in job.events()}
     assert kinds >= {"job.started", "client.admitted", "round.finished", "job.finished"}
+
+    # The coordinator's own process has the mask 077; its application is another user all the same.
+    lacking = [event.line for event in job.of("log") if "sandbox is not complete" in event.line]
+    assert bool(lacking) == (not report().full), lacking
 
     verified = shared.command("fedlearn", "ledger", "verify", "--state", shared.state, "--json")
     assert json.loads(verified.stdout)["intact"] is True
