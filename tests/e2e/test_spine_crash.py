@@ -243,3 +243,10 @@ def test_a_tampered_checkpoint_and_an_older_store_are_refused_by_name(phoenix, t
     job.finish()
     phoenix.run("unharmed", rounds=10, config={"noise": 0.25})
     assert phoenix.digest("victim") == phoenix.digest("unharmed")
+
+
+def test_a_coordinator_runs_jobs_when_its_configuration_is_named_relative_to_its_folder(phoenix):
+    phoenix.stop_coordinator()
+    beside = 'cd "$(dirname "$4")" && exec "$1" run --config "$(basename "$4")"'
+    phoenix.start_coordinator(wrapper=["sh", "-c", beside, "sh"])
+    phoenix.run("beside", rounds=1)
