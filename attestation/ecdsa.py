@@ -3,7 +3,7 @@
 To each signature (r, s) belongs (r, n - s), which the same key verifies for the same message, so
 that anybody can write a second one. What this project signs has the smaller s, and where it reads
 its own formats (sealed models, results, sample evidence, ledgers) it refuses the other. Vendors
-sign with either, so in their formats both count; see docs/attestation.md.
+sign with either, so in their formats both count; see docs/reference/evidence.md.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which signatures have a second spelling, and in which formats it counts.
 
 To each ECDSA signature (r, s) belongs (r, n - s). In our own formats it is refused; vendors write
-either, so that in theirs both count, and nothing is named by a signature. docs/attestation.md says
-the same.
+either, so that in theirs both count, and nothing is named by a signature. The same is said in
+docs/reference/evidence.md.
 """
 
 from __future__ import annotations

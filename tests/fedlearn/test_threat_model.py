@@ -18,7 +18,7 @@ from server.home import Home, establish
 from server.openjobs import OpenJobs
 
 ROOT = Path(__file__).parents[2]
-MODEL = "docs/threat-model.md"
+MODEL = "docs/explanation/threat-model.md"
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
@@ -94,7 +94,7 @@ def test_every_test_that_is_named_exists(page: str) -> None:
     assert missing(text_of(page)) == []
 
 
-@pytest.mark.parametrize("page", [MODEL, "docs/attestation.md"])
+@pytest.mark.parametrize("page", [MODEL, "docs/explanation/attestation.md"])
 def test_every_file_that_is_named_exists(page: str) -> None:
     named = SOURCE.findall(text_of(page))
     assert named

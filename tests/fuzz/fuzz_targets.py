@@ -309,7 +309,10 @@ TARGETS: dict[str, Target] = {
     "policy": Target(
         read=_policy,
         seeds=(
-            (ROOT / "docs/policies.md").read_bytes().split(b"```toml\n")[1].split(b"```")[0],
+            (ROOT / "docs/reference/policy.md")
+            .read_bytes()
+            .split(b"```toml\n")[1]
+            .split(b"```")[0],
             b'version = 1\naccept = ["tdx"]\n[coordinator]\naccept = ["snp"]\n[tdx]\n',
         ),
     ),
