@@ -93,9 +93,9 @@ bench: $(STAMP) ## Run the benchmarks; they print ratios
 FUZZ_SECONDS ?= 60
 fuzz: $(STAMP) ## Fuzz every parser for FUZZ_SECONDS (60) each; finds lie in .cache/fuzz
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/fuzz/requirements.txt
-	@for target in $$($(BIN)/python tests/fuzz/fuzz.py --list); do \
+	@for target in $$($(BIN)/python -m tests.fuzz.fuzz --list); do \
 	  echo "== $$target"; \
-	  $(BIN)/python tests/fuzz/fuzz.py $$target --seconds $(FUZZ_SECONDS) --corpus .cache/fuzz/$$target \
+	  $(BIN)/python -m tests.fuzz.fuzz $$target --seconds $(FUZZ_SECONDS) --corpus .cache/fuzz/$$target \
 	    || exit 1; \
 	done
 

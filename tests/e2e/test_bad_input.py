@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from fedlearn import config
 from fedlearn.cli import main as fedlearn
 from fedlearn.cli.federation import program
+from tests.harness.federation import write_app
 
 pytestmark = pytest.mark.e2e
 
@@ -49,9 +50,9 @@ value = "ab"
 
 
 @pytest.fixture
-def place(tmp_path: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with files in order, in which commands are run."""
-    fakes.write_app(tmp_path / "app")
+    write_app(tmp_path / "app")
     (tmp_path / "server.toml").write_text(config.dumps(_SERVER))
     (tmp_path / "site.toml").write_text(config.dumps(_SITE))
     (tmp_path / "job.toml").write_text(config.dumps(_JOB))

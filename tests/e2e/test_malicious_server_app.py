@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import federation as fakes
 
 from fedlearn.privacy import PrivacySpec
+from tests.harness.flower_federation import PYPROJECT, FlowerFederation, make_plan, write_app
 
 pytestmark = pytest.mark.e2e
 
@@ -53,12 +53,12 @@ def main(grid, context):
 BODY
 """
 
-PROJECT = fakes.PYPROJECT.replace("num-server-rounds = 3", 'num-server-rounds = 3\nsecret = ""')
+PROJECT = PYPROJECT.replace("num-server-rounds = 3", 'num-server-rounds = 3\nsecret = ""')
 
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Any]:
-    made = fakes.Federation(tmp_path)
+    made = FlowerFederation(tmp_path)
     yield made
     made.close()
 
@@ -73,10 +73,10 @@ def attack(federation: Any, tmp_path: Path) -> Attack:
 
     def go(body: str, *, clients: bool = True, **plan: Any) -> tuple[Any, Any, list[str]]:
         server = SERVER_APP.replace("BODY", textwrap.indent(textwrap.dedent(body), "    "))
-        app = fakes.write_app(tmp_path / f"app-{plan['job']}", server=server, project=PROJECT)
+        app = write_app(tmp_path / f"app-{plan['job']}", server=server, project=PROJECT)
         if plan.get("privacy") is not None:
             plan["noise_secret"] = b"s" * 32
-        made = fakes.make_plan(build(app), sites=2, **{"rounds": 1, **plan})
+        made = make_plan(build(app), sites=2, **{"rounds": 1, **plan})
         host, channel = federation.host(made)
         privacy = None if made.privacy is None else asdict(made.privacy)
         for site in made.sites if clients else ():

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from fakes.state import founded
 
 from fedlearn.cli import main
 from server.flower.appfiles import as_arrays, kept_as
@@ -20,6 +19,7 @@ from server.keys import KeyService
 from server.ledger import LEDGER_FILE, LedgerReader
 from server.pki import CertificateAuthority
 from server.protectors import RecoveryKey
+from tests.harness.bound_state import bound_state
 
 FILES = {"plots/loss.svg": b"<svg/>", "notes.txt": b"", "fedlearn.state": b"abc"}
 
@@ -51,7 +51,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     keys.keep("ca-key", ca.private_bytes())
     (state / "ca.pem").write_bytes(ca.certificate_pem)
     recipients = [owner.public_key().public_bytes_raw()]
-    with founded(state, keys, signer=ca.file_signer) as (_, store):
+    with bound_state(state, keys, signer=ca.file_signer) as (_, store):
         store.write("demo", {"w": np.ones(2)}, round=1, recipients=recipients)
         stored = store.write(
             kept_as("demo"),

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import exchange as fakes
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedlearn.errors import QuorumNotReached
@@ -16,6 +15,7 @@ from server.flower.calls import Node
 from server.flower.grid import JobGrid, Rules
 from server.flower.plan import Reply
 from server.flower.task import enter_run
+from tests.fakes.exchange import message as make_message
 
 MODEL = {"w": np.zeros(8, np.float32), "n": np.zeros((), np.int64)}
 SITES = ("a", "b", "c")
@@ -68,7 +68,7 @@ class FakeCoordinator:
         packed = content if isinstance(content, bytes) else Packer().content(content)
         if isinstance(packed, bytes):
             packed = RecordDict({"m": MetricRecord({"num-examples": 5})})
-        message = fakes.message(packed, to=1, by=node, reply_to=question)
+        message = make_message(packed, to=1, by=node, reply_to=question)
         flat = flatten([message])
         objects = dict(flat.objects)
         if isinstance(content, bytes):

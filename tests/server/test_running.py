@@ -26,6 +26,7 @@ from server.register import Admission, AdmissionRegister
 from server.rollback import written_versions
 from server.running import JobDesk
 from server.store import ModelStore
+from tests.harness.deployment import new_key
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 SPEC = PrivacySpec(clip=1.0, noise_multiplier=1.0, epsilon=20.0, delta=1e-5)
@@ -55,8 +56,8 @@ class Parts:
 
 
 @pytest.fixture
-def parts(tmp_path: Path, fakes: Any) -> Iterator[Parts]:
-    made = Parts(tmp_path, fakes("deployment").new_key())
+def parts(tmp_path: Path) -> Iterator[Parts]:
+    made = Parts(tmp_path, new_key())
     yield made
     made.close()
 

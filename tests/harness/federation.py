@@ -1,4 +1,4 @@
-"""The whole spine with real processes: a coordinator, agents of sites, clients and jobs.
+"""A whole federation with real processes: a coordinator, agents of sites, clients and jobs.
 
 Built on :mod:`fedlearn.cli.federation`, so what runs are the commands that everybody has,
 with their configuration files. Added here is what tests need: more of the configuration, an
@@ -210,24 +210,26 @@ class _Federation(Federation):
 class Job:
     """One job as it runs: its events, and how to wait for them."""
 
-    def __init__(self, spine: Spine, spec: JobSpec, bundle: bytes, policy: str) -> None:
-        self.spine, self.spec, self.bundle, self.policy = spine, spec, bundle, policy
+    def __init__(
+        self, harness: FederationHarness, spec: JobSpec, bundle: bytes, policy: str
+    ) -> None:
+        self.harness, self.spec, self.bundle, self.policy = harness, spec, bundle, policy
         self.name = spec.name
 
     def submit(self) -> Job:
-        self.spine.operator.submit_job(
+        self.harness.operator.submit_job(
             job_toml=self.spec.to_toml(), bundle=self.bundle, policy_toml=self.policy
         )
         return self
 
     def events(self) -> list[events.Event]:
         """All events so far."""
-        found = self.spine.operator.follow_job(self.name, past_only=True)
+        found = self.harness.operator.follow_job(self.name, past_only=True)
         return [events.Event.decode(item.kind, item.json) for item in found]
 
     def timed(self) -> list[tuple[float, events.Event]]:
         """All events so far with seconds since the epoch."""
-        found = self.spine.operator.follow_job(self.name, past_only=True)
+        found = self.harness.operator.follow_job(self.name, past_only=True)
         return [(each.unix_ms / 1000, events.Event.decode(each.kind, each.json)) for each in found]
 
     def of(self, kind: str) -> list[Any]:
@@ -258,12 +260,12 @@ class Job:
 
     @property
     def status(self) -> str:
-        return self.spine.operator.get_job(self.name).status
+        return self.harness.operator.get_job(self.name).status
 
     def finish(self, status: str = "finished", *, seconds: float = 60) -> Any:
         """Wait for the end; check that it is the one that was expected; return the state."""
         end = time.monotonic() + seconds
-        while (state := self.spine.operator.get_job(self.name)).status in _OPEN:
+        while (state := self.harness.operator.get_job(self.name)).status in _OPEN:
             if time.monotonic() > end:
                 raise AssertionError(f"{self.name} still runs: {self.events()[-6:]}")
             time.sleep(0.03)
@@ -272,10 +274,10 @@ class Job:
 
     def ledger(self, kind: str) -> list[dict[str, Any]]:
         """The entries of one kind that name this job."""
-        return [body for body in self.spine.ledger(kind) if body.get("job") == self.name]
+        return [body for body in self.harness.ledger(kind) if body.get("job") == self.name]
 
 
-class Spine:
+class FederationHarness:
     """A coordinator and its sites below ``folder``; a context that ends all processes.
 
     ``server``  tables that are laid over the coordinator's ``server.toml``
@@ -312,9 +314,9 @@ class Spine:
         self.coordinator: Child | None = None
         self._rows = rows
 
-    def __enter__(self) -> Spine:
+    def __enter__(self) -> FederationHarness:
         try:
-            self.federation.make_machines([*self.sites, "puppet"])
+            self.federation.make_machines([*self.sites, "misbehaving"])
             self.federation.start()
             self.coordinator = self.federation._process
             for index, site in enumerate(self.sites):

@@ -1,7 +1,7 @@
-"""The whole spine, with sites in clusters: agents start their clients as pods.
+"""A whole federation, with sites in clusters: agents start their clients as pods.
 
-Coordinator, agents and clients are the processes that :mod:`spine` starts, but for this: a
-client is the process of a pod, which the site's real scheduler placed on a node.
+Coordinator, agents and clients are the processes that :mod:`tests.harness.federation` starts,
+but for this: a client is the process of a pod, which the site's real scheduler placed on a node.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fakes import cluster, spine
+from fedlearn.cli.federation import program
+from tests.harness import cluster
+from tests.harness.federation import FederationHarness
 
 CLAIM = "small"
 
 
-class ClusterSpine(spine.Spine):
+class ClusterFederation(FederationHarness):
     """A federation whose sites are namespaces with an agent's account (``ClusterSite``)."""
 
     def __init__(self, folder: Path, places: Mapping[str, Any], **more: Any) -> None:
@@ -40,7 +42,7 @@ class ClusterSpine(spine.Spine):
         agent.wait(10)
         self.children._all.remove(agent)
         config = self.federation.parties[site].config
-        command = [spine.program("fedlearn-edge"), "run", "--config", config]
+        command = [program("fedlearn-edge"), "run", "--config", config]
         self.children.start(site, command)
 
     def _as_pods(self, party: Any, bundle: bytes) -> dict[str, object]:

@@ -87,7 +87,7 @@ def qualified_name(area: bytes, parent: int = ENDORSEMENT, name_hash: str = "sha
 
 
 @dataclass
-class PaperTpm:
+class SyntheticTpm:
     """A key, PCR values by bank and number, and the log that explains PCR 14."""
 
     key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey = field(

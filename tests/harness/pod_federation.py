@@ -1,4 +1,4 @@
-"""The whole spine on a real node: charts by real helm, agents and clients in real pods.
+"""A whole federation on a real node: charts by real helm, agents and clients in real pods.
 
 Each site is a release of the edge chart in a namespace of its own. The coordinator is outside of
 the cluster, as it is in the field, and reached from the pods over the bridge.
@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from fakes import cluster, spine
 from fedlearn.cli.federation import COORDINATOR, free_port
+from tests.harness import cluster
+from tests.harness.federation import MARKER, FederationHarness
 
 USER: Final = 65_532
 """As whom the images run."""
@@ -25,7 +26,7 @@ DATA: Final = "small"
 _HELM_SECONDS: Final = 120
 
 
-class PodSpine(spine.Spine):
+class PodFederation(FederationHarness):
     """A coordinator, and sites that are releases of the chart on ``node``.
 
     :param image: digest of the image of agents and clients.
@@ -177,7 +178,7 @@ class PodSpine(spine.Spine):
 
     def marker(self) -> bytes:
         """Return bytes of the model that may be in no file in the clear."""
-        return bytes(spine.MARKER.tobytes()[:64])
+        return bytes(MARKER.tobytes()[:64])
 
     def outputs(self) -> str:
         """Return what all pods of all sites wrote, for a person who looks for a fault."""

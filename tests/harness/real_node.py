@@ -2,7 +2,7 @@
 
 It joins a real control plane, which runs in its network. The runtime handlers that it is given
 are runc under other names, so a RuntimeClass such as ``kata-qemu-snp`` shows that the plumbing
-fits, and nothing about a TEE. Services and DNS are stand-ins (:mod:`realnode_services`);
+fits, and nothing about a TEE. Services and DNS are stand-ins (:mod:`real_node_services`);
 NetworkPolicies are stored and not enforced.
 """
 
@@ -18,8 +18,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Self
 
-from fakes import realnode_host, realnode_images, realnode_services
-from fakes.cluster import Cluster, assets
+from tests.harness import (
+    real_node_host as real_node_host,
+)
+from tests.harness import (
+    real_node_images as real_node_images,
+)
+from tests.harness import (
+    real_node_services as real_node_services,
+)
+from tests.harness.cluster import Cluster, assets
 
 NAME: Final = "real-node"
 PLUGINS: Final = Path("/usr/lib/cni")
@@ -82,7 +90,7 @@ class RealNode:
         labels: Mapping[str, str] | None = None,
         extended: Mapping[str, int] | None = None,
     ) -> None:
-        self.host = realnode_host.Host()
+        self.host = real_node_host.Host()
         self.cluster: Any = None
         self.seconds: dict[str, float] = {}
         self._images = dict(images)
@@ -122,7 +130,7 @@ class RealNode:
         with ThreadPoolExecutor(1) as pool:
             images = pool.submit(self._timed, "images", self._import)
             self._timed("cluster", self.cluster.start)
-            services = Path(__file__).with_name("realnode_services.py")
+            services = Path(__file__).with_name("real_node_services.py")
             self._spawn("services", sys.executable, services, self.cluster.url, self.cluster.folder)
             self._start_kubelet()
             self._timed("ready", self._await_ready)
@@ -192,7 +200,7 @@ class RealNode:
             "socket": _SOCKET,
             "plugins": PLUGINS,
             "folder": self.host.folder,
-            "pause": realnode_images.PAUSE,
+            "pause": real_node_images.PAUSE,
         }
         text = _CONTAINERD.format(**names)
         text += "".join(_RUNTIME.format(cri=_CRI, name=it) for it in ("runc", *self._handlers))
@@ -216,7 +224,7 @@ class RealNode:
 
     def _import(self) -> None:
         archive = self.host.folder / "images.tar"
-        realnode_images.write_archive(archive, self._images)
+        real_node_images.write_archive(archive, self._images)
         ctr = ("ctr", "--address", _SOCKET, "--namespace", "k8s.io")
 
         def answers() -> bool:
@@ -257,8 +265,8 @@ class RealNode:
             "enforceNodeAllocatable": ["pods"],
             "failSwapOn": False,
             "oomScoreAdj": 0,
-            "clusterDNS": [realnode_services.DNS_ADDRESS],
-            "clusterDomain": realnode_services.DOMAIN,
+            "clusterDNS": [real_node_services.DNS_ADDRESS],
+            "clusterDomain": real_node_services.DOMAIN,
             "resolvConf": "",
             "hairpinMode": "none",
             "makeIPTablesUtilChains": False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +24,8 @@ from fedlearn.assignment import Assignment
 from fedlearn.attesterfile import AttesterSettings
 from fedlearn.job import JobSpec, workload_digest
 from fedlearn.voucher import sign_voucher
+from tests.harness.cluster import Cluster
+from tests.harness.node import Node
 
 IMAGE: Final = "registry.example/fedlearn-client@sha256:" + "ab" * 32
 BUNDLE: Final = b"the bundle"
@@ -124,8 +126,7 @@ class ClusterSite:
 
     def __init__(
         self,
-        cluster: Any,
-        node: Callable[..., Any],
+        cluster: Cluster,
         state: Path,
         *,
         rights: Iterable[Permission] = (*REQUIRED, *OPTIONAL),
@@ -135,8 +136,7 @@ class ClusterSite:
         self.namespace = f"site-{next(_NUMBERS)}"
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.reports = Reports()
-        self._node = node
-        self._nodes: list[Any] = []
+        self._nodes: list[Node] = []
         self._open: list[KubeLauncher] = []
         self._make("/api/v1/namespaces", {"metadata": {"name": self.namespace}})
         here = f"/api/v1/namespaces/{self.namespace}"
@@ -152,12 +152,12 @@ class ClusterSite:
         """A connection under the agent's account."""
         return Kube.connect(self.kubeconfig, namespace=self.namespace)
 
-    def node(self, name: str, program: Sequence[str] = (), **details: Any) -> Any:
+    def node(self, name: str, program: Sequence[str] = (), **details: Any) -> Node:
         """Start a node for this site's clients only, whose image runs ``program``."""
         details["labels"] = {HERE: self.namespace, **details.get("labels", {})}
         if program:
             details["programs"] = {IMAGE: tuple(program)}
-        node = self._node(self.cluster, f"{self.namespace}-{name}", **details).start()
+        node = Node(self.cluster, f"{self.namespace}-{name}", **details).start()
         self._nodes.append(node)
         return node
 

@@ -21,31 +21,33 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture(scope="module")
 def job(shared: Any) -> Iterator[Any]:
     """A job that waits for its client for as long as the tests take."""
-    made = shared.job("gate", sites=["puppet", "site-b"], deadline_s=600).submit()
+    made = shared.job("gate", sites=["misbehaving", "site-b"], deadline_s=600).submit()
     yield made
     shared.operator.cancel_job("gate")
 
 
 @pytest.fixture
-def gate(puppet: Any) -> Iterator[Any]:
-    with puppet.gate() as made:
+def gate(misbehaving: Any) -> Iterator[Any]:
+    with misbehaving.gate() as made:
         yield made
 
 
 class Attempt:
     """Tries to be admitted and looks at what came of it."""
 
-    def __init__(self, shared: Any, puppet: Any, job: Any, gate: Any) -> None:
-        self.shared, self.puppet, self.job, self.gate = shared, puppet, job, gate
+    def __init__(self, shared: Any, misbehaving: Any, job: Any, gate: Any) -> None:
+        self.shared, self.misbehaving, self.job, self.gate = shared, misbehaving, job, gate
 
     def refused(self, match: str, *, keys: ClientKeys | None = None, **changes: Any) -> Any:
         before = len(self.job.ledger("refusal"))
-        request = self.puppet.request(self.job, self.gate, keys or ClientKeys.fresh(), **changes)
+        request = self.misbehaving.request(
+            self.job, self.gate, keys or ClientKeys.fresh(), **changes
+        )
         with pytest.raises(AdmissionDenied, match=match) as denied:
             self.gate.admit(request)
         entries = self.job.ledger("refusal")
         assert len(entries) == before + 1
-        assert entries[-1]["site"] == "puppet"
+        assert entries[-1]["site"] == "misbehaving"
         assert (
             self.job.ledger("admission") == []
             or self.job.ledger("admission")[-1]["site"] == "site-b"
@@ -54,22 +56,22 @@ class Attempt:
 
 
 @pytest.fixture
-def attempt(shared: Any, puppet: Any, job: Any, gate: Any) -> Attempt:
-    return Attempt(shared, puppet, job, gate)
+def attempt(shared: Any, misbehaving: Any, job: Any, gate: Any) -> Attempt:
+    return Attempt(shared, misbehaving, job, gate)
 
 
 def test_a_nonce_is_good_once(attempt, job, gate):
-    nonce = gate.challenge("gate", "puppet").nonce
+    nonce = gate.challenge("gate", "misbehaving").nonce
     attempt.refused("app is", nonce=nonce, measured={"app": bytes(32)})
     # Evidence is in order now; the nonce is not any more.
     entry, _ = attempt.refused("nonce", nonce=nonce)
     assert entry["step"] == "nonce"
 
 
-def test_an_answer_is_not_taken_twice(attempt, puppet, job, gate):
+def test_an_answer_is_not_taken_twice(attempt, misbehaving, job, gate):
     """The very request that was refused once for its site's voucher, sent again."""
     keys = ClientKeys.fresh()
-    request = puppet.request(job, gate, keys, site_voucher=b"")
+    request = misbehaving.request(job, gate, keys, site_voucher=b"")
     with pytest.raises(AdmissionDenied, match="voucher"):
         gate.admit(request)
     with pytest.raises(AdmissionDenied, match="nonce"):
@@ -81,7 +83,7 @@ def test_a_nonce_of_our_own_choice_is_refused(attempt):
 
 
 def test_a_nonce_for_another_job_or_site_is_refused(attempt, gate):
-    attempt.refused("nonce", nonce=gate.challenge("another", "puppet").nonce)
+    attempt.refused("nonce", nonce=gate.challenge("another", "misbehaving").nonce)
     attempt.refused("nonce", nonce=gate.challenge("gate", "site-b").nonce)
 
 
@@ -117,7 +119,7 @@ def test_an_altered_bundle_is_refused_with_what_was_expected_and_found(attempt, 
     assert entry["measurements"]["app"] == altered.hex()
     assert altered.hex() in json.dumps(entry["findings"])
     (said,) = [each for each in job.of("client.refused") if altered.hex() in each.reason][:1]
-    assert said.site == "puppet"
+    assert said.site == "misbehaving"
 
 
 @pytest.mark.parametrize("claim", ["software", "job"])
@@ -134,11 +136,11 @@ def test_a_voucher_of_another_site_is_refused(attempt, shared):
     assert entry["step"] == "voucher"
 
 
-def test_a_site_does_not_enter_a_job_that_does_not_name_it(shared, puppet, gate):
+def test_a_site_does_not_enter_a_job_that_does_not_name_it(shared, misbehaving, gate):
     other = shared.job("gate-closed", sites=["site-a"], deadline_s=600).submit()
     try:
         with pytest.raises(AdmissionDenied, match="does not take part"):
-            gate.admit(puppet.request(other, gate, ClientKeys.fresh()))
+            gate.admit(misbehaving.request(other, gate, ClientKeys.fresh()))
     finally:
         shared.operator.cancel_job("gate-closed")
 
@@ -148,19 +150,19 @@ def test_evidence_that_is_no_evidence_is_refused_and_not_a_crash(attempt):
         attempt.refused("malformed", evidence=garbage)
 
 
-def test_machine_of_another_site_is_refused(attempt, shared, puppet, monkeypatch):
+def test_machine_of_another_site_is_refused(attempt, shared, misbehaving, monkeypatch):
     """Evidence from a genuine machine that is not the one the site is listed with."""
-    monkeypatch.setattr(puppet, "machine", shared.federation.machines["site-c"])
-    attempt.refused("hardware_id is .*, expected hardware of puppet")
+    monkeypatch.setattr(misbehaving, "machine", shared.federation.machines["site-c"])
+    attempt.refused("hardware_id is .*, expected hardware of misbehaving")
 
 
-def test_a_token_is_good_once(shared, puppet):
+def test_a_token_is_good_once(shared, misbehaving):
     with pytest.raises((EnrollmentRefused, FedlearnError)) as refused:
-        enroll(puppet.identity.token)
+        enroll(misbehaving.identity.token)
     assert "used" in str(refused.value) or "redeemed" in str(refused.value)
 
 
-def test_a_coordinator_that_the_policy_does_not_know_is_sent_nothing(shared, puppet, job):
+def test_a_coordinator_that_the_policy_does_not_know_is_sent_nothing(shared, misbehaving, job):
     """Clients look first: the coordinator sees a nonce, and no challenge is ever asked for."""
     keys, asked = ClientKeys.fresh(), []
     head, _, tail = job.policy.partition("[[coordinator.reference]]")
@@ -171,13 +173,16 @@ def test_a_coordinator_that_the_policy_does_not_know_is_sent_nothing(shared, pup
     from attestation.policy import AppraisalPolicy
 
     membership = replace(
-        puppet.membership(job, keys), policy=AppraisalPolicy.from_toml(text.encode())
+        misbehaving.membership(job, keys), policy=AppraisalPolicy.from_toml(text.encode())
     )
     before = len(shared.ledger("challenge"))
-    with puppet.gate() as gate, pytest.raises(AdmissionDenied, match="does not affirm the coord"):
+    with (
+        misbehaving.gate() as gate,
+        pytest.raises(AdmissionDenied, match="does not affirm the coord"),
+    ):
         seek_admission(
             gate,
-            puppet.attester(job),
+            misbehaving.attester(job),
             membership,
             lambda nonce, key: asked.append(nonce) or b"",
             now=shared.now,
@@ -186,7 +191,7 @@ def test_a_coordinator_that_the_policy_does_not_know_is_sent_nothing(shared, pup
     assert len(shared.ledger("challenge")) == before
 
 
-def test_the_configuration_stands_in_the_coordinators_evidence(shared, puppet, job):
+def test_the_configuration_stands_in_the_coordinators_evidence(shared, misbehaving, job):
     """Whoever chooses server.toml, and the trust anchors in it, does not do so unseen."""
     from dataclasses import replace
 
@@ -194,8 +199,8 @@ def test_the_configuration_stands_in_the_coordinators_evidence(shared, puppet, j
 
     words = ("fedlearn-server", "measure", "--config", shared.server_toml)
     measured = json.loads(shared.command(*words, "--json").stdout)
-    membership = puppet.membership(job, ClientKeys.fresh())
-    with puppet.gate() as gate:
+    membership = misbehaving.membership(job, ClientKeys.fresh())
+    with misbehaving.gate() as gate:
         for value, fits in ((measured["config"], True), ("ab" * 32, False)):
             pin = f'[[coordinator.reference]]\nclaim = "config"\nvalue = "{value}"\n'
             text = job.policy + "\n" + pin
@@ -209,7 +214,7 @@ def test_the_configuration_stands_in_the_coordinators_evidence(shared, puppet, j
             assert finding["actual"] == measured["config"]
 
 
-def test_clients_refuse_a_coordinator_that_changed_and_nobody_is_admitted(shared, fakes):
+def test_clients_refuse_a_coordinator_that_changed_and_nobody_is_admitted(shared):
     """The same with real agents and clients: the job ends by its rule, without one admission."""
     policy = shared.policy("gate-mutual")
     head, found, tail = policy.partition("[[coordinator.reference]]")
@@ -232,7 +237,7 @@ def test_the_ledger_verifies_with_all_of_that_in_it(shared):
 
 @pytest.mark.long
 def test_a_nonce_grows_stale(attempt, gate, shared):
-    challenge = gate.challenge("gate", "puppet")
+    challenge = gate.challenge("gate", "misbehaving")
     time.sleep((challenge.expires - shared.now()).total_seconds() + 1)
     entry, _ = attempt.refused("nonce", nonce=challenge.nonce)
     assert entry["step"] == "nonce"

@@ -14,15 +14,19 @@ import numpy as np
 import pytest
 
 from fedlearn.errors import AdmissionDenied, FedlearnError, TransportError
+from tests.fakes.misbehaving_client import MisbehavingClient
+from tests.harness.federation import FederationHarness, descend, make_data
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def brisk(fakes: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def brisk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A federation whose clients attest again every five seconds."""
     certificates = {"client_s": 60, "renew_after_s": 5, "renew_by_s": 10}
-    with fakes.Spine(tmp_path_factory.mktemp("brisk"), server={"certificates": certificates}) as it:
+    with FederationHarness(
+        tmp_path_factory.mktemp("brisk"), server={"certificates": certificates}
+    ) as it:
         yield it
 
 
@@ -63,14 +67,14 @@ def test_a_revoked_client_is_out_and_its_update_with_it(shared):
     assert any("another machine" in e.reason for e in lost)
 
 
-def test_a_revoked_clients_update_does_not_enter_the_exact_mean(shared, fakes):
+def test_a_revoked_clients_update_does_not_enter_the_exact_mean(shared):
     """One client is revoked with its update in hand: the model is that of the others."""
     job = shared.job("revoked-mean", rounds=1, **_slow(config={"slow-round": 1})).submit()
     job.wait_for("update.received", round=1, site="site-a")
     shared.operator.replace_policy(job.name, shared.policy(job.name, ["site-b", "site-c"]))
     job.finish()
     zero = np.zeros(4, np.float32)
-    parts = {s: fakes.descend(zero, *shared.data[s], 3, 0.1) for s in ("site-b", "site-c")}
+    parts = {s: descend(zero, *shared.data[s], 3, 0.1) for s in ("site-b", "site-c")}
     rows = {site: len(shared.data[site][1]) for site in parts}
     mean = sum(rows[s] * parts[s].astype(np.float64) for s in parts) / sum(rows.values())
     np.testing.assert_allclose(shared.weights(job.name)["weights"], mean, rtol=1e-6)
@@ -91,28 +95,28 @@ def test_who_is_not_affirmed_by_a_new_policy_is_out_in_the_middle_of_a_round(sha
     assert [e["participants"] for e in last] == [3, 2, 2]
 
 
-def test_a_site_that_is_removed_is_out_of_every_job(brisk, puppets):
-    puppet = puppets.Puppet(brisk)
-    job = brisk.job("removed", sites=["puppet"], data={}, deadline_s=300).submit()
-    standing = puppet.admit(job)
+def test_a_site_that_is_removed_is_out_of_every_job(brisk):
+    misbehaving = MisbehavingClient(brisk)
+    job = brisk.job("removed", sites=["misbehaving"], data={}, deadline_s=300).submit()
+    standing = misbehaving.admit(job)
     standing.fleet.activate()
-    brisk.operator.remove_site("puppet")
+    brisk.operator.remove_site("misbehaving")
     with contextlib.suppress(TransportError, AdmissionDenied):  # the connection may be gone
         standing.fleet.heartbeat()
     with pytest.raises(AdmissionDenied, match="removed"):
         standing.fleet.heartbeat()
     with pytest.raises(FedlearnError):
-        puppet.admit(job)
+        misbehaving.admit(job)
     brisk.operator.cancel_job(job.name)
-    assert [e["site"] for e in job.ledger("revocation")][:1] == ["puppet"]
+    assert [e["site"] for e in job.ledger("revocation")][:1] == ["misbehaving"]
 
 
-def test_data_that_changed_puts_a_client_into_quarantine(brisk, fakes):
+def test_data_that_changed_puts_a_client_into_quarantine(brisk):
     """The commitment made at renewal is another one: the site is out, the job goes on."""
     job = brisk.job("tampered", rounds=2, quorum=2, config={"wait": 8.0}, deadline_s=60).submit()
     job.wait_for("client.admitted", 3)
     job.wait_for("round.started")
-    brisk.write_data("site-b", fakes.make_data(30, seed=1))
+    brisk.write_data("site-b", make_data(30, seed=1))
     try:
         (gone,) = job.wait_for("client.quarantined", site="site-b", seconds=20)[:1]
         assert "not what it committed to" in gone.reason
@@ -125,7 +129,7 @@ def test_data_that_changed_puts_a_client_into_quarantine(brisk, fakes):
     assert {e.site for e in job.of("client.renewed")} >= {"site-a", "site-c"}
 
 
-def test_a_client_that_does_not_attest_again_in_time_is_in_quarantine(brisk, puppets):
+def test_a_client_that_does_not_attest_again_in_time_is_in_quarantine(brisk):
     """Stopped (SIGSTOP), as by a debugger or a host that suspends it."""
     job = brisk.job("frozen", rounds=1, quorum=2, config={"wait": 14.0}, deadline_s=25).submit()
     job.wait_for("round.started")
@@ -150,12 +154,12 @@ def _stopped(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def _outlasts(spine: Any, name: str, seconds: float) -> None:
+def _outlasts(harness: Any, name: str, seconds: float) -> None:
     """A job whose coordinator is stopped in round 2 finishes with every site in every round."""
     config = {"slow-site": "site-c", "slow-round": 2, "slow": 2.0}
-    job = spine.job(name, rounds=4, quorum=3, deadline_s=120, config=config).submit()
+    job = harness.job(name, rounds=4, quorum=3, deadline_s=120, config=config).submit()
     job.wait_for("round.started", round=2)
-    with _stopped(spine.server_pid()):
+    with _stopped(harness.server_pid()):
         time.sleep(seconds)
     job.finish(seconds=90)
     assert [event.sites for event in job.of("round.finished")] == [3, 3, 3, 3]

@@ -20,6 +20,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fedlearn.spiffe import COORDINATOR_DNS
 from fedlearn.tls import client_context
 from fedlearn.wire.channel import open_channel
+from tests.fakes.misbehaving_client import MisbehavingClient
+from tests.harness.federation import FederationHarness, eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -28,20 +30,22 @@ CHALLENGE = "/fedlearn.v1.Gate/Challenge"
 
 
 @pytest.fixture(scope="module")
-def brisk(fakes: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def brisk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A federation whose clients attest again every five seconds."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 16_384), hard))
     certificates = {"client_s": 60, "renew_after_s": 5, "renew_by_s": 10}
     folder = tmp_path_factory.mktemp("floods")
-    with fakes.Spine(folder, ("site-a", "site-b"), server={"certificates": certificates}) as spine:
-        yield spine
+    with FederationHarness(
+        folder, ("site-a", "site-b"), server={"certificates": certificates}
+    ) as harness:
+        yield harness
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def _memory(spine: Any) -> int:
+def _memory(harness: Any) -> int:
     """Return the MiB that the coordinator's process holds."""
-    for line in Path(f"/proc/{spine.server_pid()}/status").read_text().splitlines():
+    for line in Path(f"/proc/{harness.server_pid()}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) // 1024
     raise AssertionError("no VmRSS")
@@ -52,9 +56,9 @@ def _address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _job(spine: Any, name: str, **more: Any) -> Any:
+def _job(harness: Any, name: str, **more: Any) -> Any:
     config = {"wait": 0.5, **more.pop("config", {})}
-    return spine.job(name, rounds=12, quorum=2, deadline_s=120, config=config, **more).submit()
+    return harness.job(name, rounds=12, quorum=2, deadline_s=120, config=config, **more).submit()
 
 
 def _whole(job: Any) -> None:
@@ -65,17 +69,17 @@ def _whole(job: Any) -> None:
     assert job.of("client.quarantined") == []
 
 
-def _listens(spine: Any, listener: str) -> str:
+def _listens(harness: Any, listener: str) -> str:
     """Return where a listener of the coordinator is."""
-    return str(tomllib.loads(spine.server_toml.read_text())["listen"][listener])
+    return str(tomllib.loads(harness.server_toml.read_text())["listen"][listener])
 
 
 @contextlib.contextmanager
-def _silent(spine: Any, count: int) -> Iterator[list[socket.socket]]:
+def _silent(harness: Any, count: int) -> Iterator[list[socket.socket]]:
     """Hold connections to every listener from another address of loopback."""
     made = []
     try:
-        for address in (_listens(spine, name) for name in ("gate", "control", "fleet")):
+        for address in (_listens(harness, name) for name in ("gate", "control", "fleet")):
             for _ in range(count):
                 with contextlib.suppress(OSError):
                     made.append(
@@ -99,13 +103,15 @@ def test_fifteen_hundred_silent_connections_to_each_listener_cost_little(brisk):
         _whole(job)
 
 
-def test_few_file_descriptors_are_enough_under_a_flood(brisk, fakes):
+def test_few_file_descriptors_are_enough_under_a_flood(brisk):
     brisk.stop_coordinator()
     brisk.start_coordinator(wrapper=["prlimit", "--nofile=400:400"])
     try:
-        with fakes.eventually(20) as wait:
+        with eventually(20) as wait:
             wait(
-                lambda: all(s.connected for s in brisk.operator.list_sites() if s.name != "puppet")
+                lambda: all(
+                    s.connected for s in brisk.operator.list_sites() if s.name != "misbehaving"
+                )
             )
         job = _job(brisk, "few-files", config={"wait": 0.8})
         job.wait_for("round.started", round=2)
@@ -122,13 +128,13 @@ def _silence(over: threading.Event) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _held_calls(spine: Any) -> Iterator[list[Any]]:
+def _held_calls(harness: Any) -> Iterator[list[Any]]:
     """Open calls to the gate from this address, again and again, and say nothing in them."""
     over, calls, channels = threading.Event(), [], []
 
     def hold() -> None:
         while not over.is_set():
-            channel = open_channel(_listens(spine, "gate"), roots=spine.ca.certificate_pem)
+            channel = open_channel(_listens(harness, "gate"), roots=harness.ca.certificate_pem)
             channels.append(channel)
             opened = channel.stream_unary(
                 CHALLENGE, request_serializer=bytes, response_deserializer=bytes
@@ -155,10 +161,10 @@ def test_whoever_holds_the_gate_from_a_clients_own_address_keeps_no_client_from_
         assert len(calls) > 256
 
 
-def test_deliveries_that_nobody_asked_for_are_not_kept(brisk, puppets):
-    puppet = puppets.Puppet(brisk)
-    job = brisk.job("unasked", sites=["site-a", "puppet"], quorum=2, deadline_s=60).submit()
-    standing = puppet.admit(job)
+def test_deliveries_that_nobody_asked_for_are_not_kept(brisk):
+    misbehaving = MisbehavingClient(brisk)
+    job = brisk.job("unasked", sites=["site-a", "misbehaving"], quorum=2, deadline_s=60).submit()
+    standing = misbehaving.admit(job)
     identity = standing.identity
     pem = identity.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     key = base64.b64encode(pem).decode()

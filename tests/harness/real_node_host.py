@@ -22,7 +22,7 @@ from typing import Final, Self
 
 PREFIX: Final = "fedlearn-node-"
 NAMES: Final = "10.96.0.10"
-"""Where names are asked for inside; see :mod:`realnode_services`."""
+"""Where names are asked for inside; see :mod:`real_node_services`."""
 _NUMBERS: Final = range(1, 200)
 _STOP_SECONDS: Final = 20.0
 _PROGRAMS: Final = ("unshare", "nsenter", "setpriv", "ip", "mount")

@@ -8,11 +8,12 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-import vector_keys as keys
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from tests.vectors import keys
 
 _OID = "1.3.6.1.4.1.3704.1"
 _CPUID = {"Milan": (0x19, 0x01, 0x01), "Genoa": (0x19, 0x11, 0x01), "Turin": (0x1A, 0x02, 0x01)}

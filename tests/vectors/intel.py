@@ -9,13 +9,13 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
-import vector_keys as keys
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestation.eventlog import EventLog
 from attestation.runtime_events import Measurement, record
+from tests.vectors import keys
 
 FMSPC = bytes.fromhex("f0f1f2000000")
 PPID = keys.stream("ppid", 16)

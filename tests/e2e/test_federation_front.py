@@ -16,6 +16,8 @@ import pytest
 
 from edge.identity import certification_request, new_key
 from fedlearn.errors import AdmissionDenied, FedlearnError, KeyReleaseDenied, TransportError
+from tests.fakes.misbehaving_client import Stranger, self_made
+from tests.harness.federation import descendants
 
 pytestmark = pytest.mark.e2e
 _LISTEN = "0A"
@@ -24,14 +26,14 @@ _LISTEN = "0A"
 @pytest.fixture(scope="module")
 def job(shared: Any) -> Iterator[Any]:
     """A job that waits for its only client."""
-    made = shared.job("front", sites=["puppet"], data={}, deadline_s=600).submit()
+    made = shared.job("front", sites=["misbehaving"], data={}, deadline_s=600).submit()
     yield made
     shared.operator.cancel_job("front")
 
 
 @pytest.fixture(scope="module")
-def standing(job: Any, puppet: Any) -> Any:
-    made = puppet.admit(job)
+def standing(job: Any, misbehaving: Any) -> Any:
+    made = misbehaving.admit(job)
     assert made.fleet.activate()[0] == made.admitted.node_id
     return made
 
@@ -42,7 +44,7 @@ def _issue(shared: Any, key: Any, *, job: str = "front", now: datetime | None = 
     issued = shared.ca.issue_client(
         _der(key),
         job=job,
-        site="puppet",
+        site="misbehaving",
         client="c1",
         evidence_digest=bytes(32),
         policy_digest=bytes(32),
@@ -72,44 +74,44 @@ def _no_connection(stranger: Any) -> None:
         stranger.post("/v1/fleet/fetch")
 
 
-def test_without_a_certificate_there_is_no_connection(puppet, puppets, standing):
-    _no_connection(puppets.Stranger(standing.admitted.fleet_address, puppet.ca))
+def test_without_a_certificate_there_is_no_connection(misbehaving, standing):
+    _no_connection(Stranger(standing.admitted.fleet_address, misbehaving.ca))
 
 
-def test_a_certificate_that_somebody_made_is_no_certificate(puppet, puppets, standing):
+def test_a_certificate_that_somebody_made_is_no_certificate(misbehaving, standing):
     key = new_key()
-    chain = (puppets.self_made(key),)
+    chain = (self_made(key),)
     address = standing.admitted.fleet_address
-    _no_connection(puppets.Stranger(address, puppet.ca, chain=chain, key=key))
+    _no_connection(Stranger(address, misbehaving.ca, chain=chain, key=key))
 
 
-def test_an_expired_certificate_of_our_own_ca_is_refused(shared, puppet, puppets, standing):
+def test_an_expired_certificate_of_our_own_ca_is_refused(shared, misbehaving, standing):
     key = new_key()
     chain = _issue(shared, key, now=datetime.now(UTC) - timedelta(hours=1))
     address = standing.admitted.fleet_address
-    _no_connection(puppets.Stranger(address, puppet.ca, chain=chain, key=key))
+    _no_connection(Stranger(address, misbehaving.ca, chain=chain, key=key))
 
 
-def test_a_certificate_of_our_ca_without_an_admission_is_refused(shared, puppet, puppets, standing):
+def test_a_certificate_of_our_ca_without_an_admission_is_refused(shared, misbehaving, standing):
     key = new_key()
     chain = _issue(shared, key)
     address = standing.admitted.fleet_address
-    _refused(puppets.Stranger(address, puppet.ca, chain=chain, key=key), 401, "never admitted")
+    _refused(Stranger(address, misbehaving.ca, chain=chain, key=key), 401, "never admitted")
 
 
-def test_a_stolen_certificate_is_worth_nothing_without_its_key(puppet, puppets, standing):
+def test_a_stolen_certificate_is_worth_nothing_without_its_key(misbehaving, standing):
     # OpenSSL refuses to load the pair; a thief would need a library that does not look.
     with pytest.raises((ssl.SSLError, FedlearnError)):
-        puppets.Stranger(
-            standing.admitted.fleet_address, puppet.ca, chain=standing.chain, key=new_key()
+        Stranger(
+            standing.admitted.fleet_address, misbehaving.ca, chain=standing.chain, key=new_key()
         )
 
 
-def test_another_sites_certificate_does_not_speak_for_a_node(puppet, puppets, standing):
+def test_another_sites_certificate_does_not_speak_for_a_node(misbehaving, standing):
     """The header that names the node must be the key of the certificate."""
-    stranger = puppets.Stranger(
+    stranger = Stranger(
         standing.admitted.fleet_address,
-        puppet.ca,
+        misbehaving.ca,
         chain=standing.chain,
         key=standing.keys.tls,
         header_key=new_key(),
@@ -117,25 +119,25 @@ def test_another_sites_certificate_does_not_speak_for_a_node(puppet, puppets, st
     _refused(stranger, 401, "not the key of the certificate")
 
 
-def test_a_sites_own_certificate_is_not_that_of_a_client(puppet, puppets, standing):
+def test_a_sites_own_certificate_is_not_that_of_a_client(misbehaving, standing):
     from cryptography import x509
 
-    chain = tuple(x509.load_pem_x509_certificates(puppet.identity.chain))
-    stranger = puppets.Stranger(
-        standing.admitted.fleet_address, puppet.ca, chain=chain, key=puppet.identity.key
+    chain = tuple(x509.load_pem_x509_certificates(misbehaving.identity.chain))
+    stranger = Stranger(
+        standing.admitted.fleet_address, misbehaving.ca, chain=chain, key=misbehaving.identity.key
     )
     _refused(stranger, 401, "")
 
 
-def test_a_certificate_for_another_job_gets_nothing_of_this_one(shared, puppet, puppets, standing):
-    other = shared.job("front-other", sites=["puppet"], data={}).submit()
-    elsewhere = puppet.admit(other)
+def test_a_certificate_for_another_job_gets_nothing_of_this_one(shared, misbehaving, standing):
+    other = shared.job("front-other", sites=["misbehaving"], data={}).submit()
+    elsewhere = misbehaving.admit(other)
     try:
         node, run = elsewhere.fleet.activate()
         assert not {node, run} & set(standing.fleet.activate())
-        stranger = puppets.Stranger(
+        stranger = Stranger(
             standing.admitted.fleet_address,
-            puppet.ca,
+            misbehaving.ca,
             chain=elsewhere.chain,
             key=elsewhere.keys.tls,
         )
@@ -155,7 +157,7 @@ def test_a_certificate_for_another_job_gets_nothing_of_this_one(shared, puppet, 
     standing.fleet.heartbeat()
 
 
-def test_a_model_of_another_job_is_not_released(shared, puppet, standing):
+def test_a_model_of_another_job_is_not_released(shared, misbehaving, standing):
     done = shared.run("front-sealed", rounds=1, sites=["site-a"])
     stored = shared.command(
         *("fedlearn", "model", "list", "--state", shared.state),
@@ -180,9 +182,9 @@ def test_a_model_of_another_job_is_not_released(shared, puppet, standing):
         "/",
     ],
 )
-def test_control_and_runtime_are_not_behind_the_front(puppet, puppets, standing, path):
-    stranger = puppets.Stranger(
-        standing.admitted.fleet_address, puppet.ca, chain=standing.chain, key=standing.keys.tls
+def test_control_and_runtime_are_not_behind_the_front(misbehaving, standing, path):
+    stranger = Stranger(
+        standing.admitted.fleet_address, misbehaving.ca, chain=standing.chain, key=standing.keys.tls
     )
     assert stranger.post(path).status_code == 404
 
@@ -216,9 +218,9 @@ def _host(text: str) -> str:
     return str(mapped or address)
 
 
-def test_nothing_else_listens_and_what_listens_serves_no_control(shared, job, standing, fakes):
+def test_nothing_else_listens_and_what_listens_serves_no_control(shared, job, standing):
     """Try Flower's Control and Runtime at every address that the coordinator can be reached at."""
-    pids = [shared.server_pid(), *fakes.descendants(shared.server_pid())]
+    pids = [shared.server_pid(), *descendants(shared.server_pid())]
     assert shared.job_pid(job.name) in pids
     told = {
         standing.admitted.fleet_address,
@@ -239,12 +241,12 @@ def test_nothing_else_listens_and_what_listens_serves_no_control(shared, job, st
                     client.post(f"{scheme}://{address}{path}", content=b"")
 
 
-def test_a_revoked_client_is_out_at_once(shared, puppet):
-    job = shared.job("front-revoked", sites=["puppet"], data={}).submit()
-    standing = puppet.admit(job)
+def test_a_revoked_client_is_out_at_once(shared, misbehaving):
+    job = shared.job("front-revoked", sites=["misbehaving"], data={}).submit()
+    standing = misbehaving.admit(job)
     fleet = standing.fleet
     fleet.activate()
-    shared.operator.revoke_client(job.name, "puppet", "the test said so")
+    shared.operator.revoke_client(job.name, "misbehaving", "the test said so")
     # The connection that it had is closed; a call on it may meet that before any answer.
     with contextlib.suppress(TransportError):
         with pytest.raises(AdmissionDenied, match="the test said so"):

@@ -1,4 +1,4 @@
-"""The gRPC front of a deployment, with a coordinator that only remembers."""
+"""The gRPC listeners of a deployment, with a coordinator that only records calls."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 from fedlearn.errors import ConfigError, JobError, KeyReleaseDenied
 from server.rpc import EventView, JobView, Listeners, RpcConfig, Welcome
+from tests.harness.deployment import Deployment, key_pem
 
 
-class RememberingCoordinator:
+class RecordingCoordinator:
     """Implements the port of the services; the real one is tested end to end."""
 
     def __init__(self) -> None:
@@ -99,21 +100,21 @@ class RememberingCoordinator:
         return ("assignment-1",) if site == "site-a" else ()
 
 
-class Front:
+class DeploymentListeners:
     """Listeners of a deployment on free ports of this machine."""
 
     def __init__(
-        self, deployment: Any, keys: Any, *, welcome: Welcome | None = None, **config: Any
+        self, deployment: Deployment, *, welcome: Welcome | None = None, **config: Any
     ) -> None:
         self.deployment = deployment
-        self.coordinator = RememberingCoordinator()
+        self.coordinator = RecordingCoordinator()
         welcome = welcome or Welcome(
             fleet_address="127.0.0.1:1", control_address="", order_key=b"order"
         )
-        self.listeners = Listeners(
+        self.running = Listeners(
             config=RpcConfig(**({"gate": "127.0.0.1:0", "control": "127.0.0.1:0"} | config)),
             server_chain=deployment.server.chain_pem,
-            server_key=keys.key_pem(deployment.server_key),
+            server_key=key_pem(deployment.server_key),
             ca=deployment.ca,
             gate=deployment.gate,
             proof=deployment.proof,
@@ -123,9 +124,9 @@ class Front:
             welcome=welcome,
             clock=deployment.clock,
         )
-        self.listeners.start()
-        self.gate = f"127.0.0.1:{self.listeners.gate_port}"
-        self.control = f"127.0.0.1:{self.listeners.control_port}"
+        self.running.start()
+        self.gate = f"127.0.0.1:{self.running.gate_port}"
+        self.control = f"127.0.0.1:{self.running.control_port}"
 
     def stop(self) -> None:
-        self.listeners.stop(0.0)
+        self.running.stop(0.0)

@@ -7,17 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import vector_azure as azure
-import vector_keys as keys
-from fakes import paper_tpm
-from vector_amd import Amd
-from vector_intel import APP, JOB, Intel, event_log
-
 from attestation.attesters.sample import SampleAttester
 from attestation.binding import Binding, Role
 from attestation.evidence import Evidence, Tee
 from attestation.policy import AppraisalPolicy, ReferenceValue, TdxRules
 from attestation.trust import TrustAnchors, key_digest
+from tests.fakes.synthetic_tpm import SyntheticTpm
+from tests.vectors import azure, keys
+from tests.vectors.amd import Amd
+from tests.vectors.intel import APP, JOB, Intel, event_log
 
 ROOT = Path(__file__).parents[2]
 SOFTWARE = keys.stream("software", 32)
@@ -289,14 +287,14 @@ def _sample() -> Subject:
 
 
 def _tpm() -> Subject:
-    paper = paper_tpm.PaperTpm(key=keys.ec_key("a TPM's attestation key"))
-    paper.measure("app", APP)
-    paper.measure("job", JOB)
-    ak = key_digest(paper.key.public_key())
+    tpm = SyntheticTpm(key=keys.ec_key("a TPM's attestation key"))
+    tpm.measure("app", APP)
+    tpm.measure("job", JOB)
+    ak = key_digest(tpm.key.public_key())
     return Subject(
         name="tpm",
         tee=Tee.TPM,
-        make=paper.evidence,
+        make=tpm.evidence,
         trust=TrustAnchors(tpm_aks=frozenset({ak})),
         stranger=TrustAnchors(),
         policy=_policy(Tee.TPM, {"app": APP, "pcr.0": bytes(32)}),

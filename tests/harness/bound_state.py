@@ -17,7 +17,7 @@ from server.store import ModelStore
 
 
 @contextmanager
-def founded(
+def bound_state(
     state: Path, keys: KeyService, *, signer: FileSigner | None = None
 ) -> Iterator[tuple[Ledger, ModelStore]]:
     """Make ledger and store in ``state`` as a coordinator's establishment does."""

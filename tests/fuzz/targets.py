@@ -9,50 +9,47 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/vectors")]
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-import vector_keys as keys  # noqa: E402
-import vector_nvidia as nvidia  # noqa: E402
-from cryptography.hazmat.primitives import hashes  # noqa: E402
-from cryptography.hazmat.primitives.asymmetric import ec  # noqa: E402
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat  # noqa: E402
-from vector_amd import Amd  # noqa: E402
-from vector_cases import BEFORE, Subject, binding, paper_tpm, subjects  # noqa: E402
-
-from attestation import ear, ecdsa  # noqa: E402
-from attestation.chains import split_certificates  # noqa: E402
-from attestation.collateral import describe  # noqa: E402
-from attestation.decoded import decode_file  # noqa: E402
-from attestation.errors import AttestationError  # noqa: E402
-from attestation.evidence import Evidence, Tee  # noqa: E402
-from attestation.formats import to_evidence  # noqa: E402
-from attestation.nvidia_rim import Rim, read_label  # noqa: E402
-from attestation.ocsp import OcspAnswer, check_not_revoked  # noqa: E402
-from attestation.offline import Input, gather  # noqa: E402
-from attestation.policy import AppraisalPolicy  # noqa: E402
-from attestation.quotes.nvidia import NvidiaReport  # noqa: E402
-from attestation.quotes.tpm_keys import PublicArea  # noqa: E402
-from attestation.result import AttestationResult, Finding, Tier  # noqa: E402
-from attestation.sealing.header import PREFIX, Header, read_prefix  # noqa: E402
-from attestation.tpm_credential import TpmIdentity  # noqa: E402
-from attestation.verifiers import verify  # noqa: E402
-from fedlearn import message  # noqa: E402
-from fedlearn.assignment import Assignment  # noqa: E402
-from fedlearn.errors import FedlearnError  # noqa: E402
-from fedlearn.join import JoinToken  # noqa: E402
+from attestation import ear, ecdsa
+from attestation.chains import split_certificates
+from attestation.collateral import describe
+from attestation.decoded import decode_file
+from attestation.errors import AttestationError
+from attestation.evidence import Evidence, Tee
+from attestation.formats import to_evidence
+from attestation.nvidia_rim import Rim, read_label
+from attestation.ocsp import OcspAnswer, check_not_revoked
+from attestation.offline import Input, gather
+from attestation.policy import AppraisalPolicy
+from attestation.quotes.nvidia import NvidiaReport
+from attestation.quotes.tpm_keys import PublicArea
+from attestation.result import AttestationResult, Finding, Tier
+from attestation.sealing.header import PREFIX, Header, read_prefix
+from attestation.tpm_credential import TpmIdentity
+from attestation.verifiers import verify
+from fedlearn import message
+from fedlearn.assignment import Assignment
+from fedlearn.errors import FedlearnError
+from fedlearn.join import JoinToken
+from tests.fakes.synthetic_tpm import SyntheticTpm
+from tests.vectors import keys, nvidia
+from tests.vectors.amd import Amd
+from tests.vectors.cases import BEFORE, Subject, binding, subjects
 
 __all__ = ["OURS", "TARGETS", "Target"]
 
 OURS = (AttestationError, FedlearnError)
 """The only errors that bytes from outside may cause."""
 
+ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests/vectors/data"
 SUBJECTS = {subject.name: subject for subject in subjects()}
 KEY = keys.ec_key("a key of the fuzzer")
@@ -192,7 +189,7 @@ def _sealed_headers() -> tuple[bytes, ...]:
 
 
 def _identity() -> bytes:
-    area = PublicArea.parse(paper_tpm.PaperTpm(key=keys.ec_key("tpm ak")).area)
+    area = PublicArea.parse(SyntheticTpm(key=keys.ec_key("tpm ak")).area)
     return TpmIdentity(ek=area, ak=area, ek_certificate=b"x").to_bytes()
 
 

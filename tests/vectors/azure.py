@@ -7,11 +7,12 @@ import hashlib
 import json
 import struct
 
-import vector_keys as keys
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from vector_amd import Amd
-from vector_intel import Intel
+
+from tests.vectors import keys
+from tests.vectors.amd import Amd
+from tests.vectors.intel import Intel
 
 PCRS = tuple(keys.stream(f"pcr {number}", 32) for number in range(24))
 

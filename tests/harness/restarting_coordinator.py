@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from attestation.trust import TrustAnchors
-from fakes.deployment import new_csr, new_key
 from fedlearn import config
 from server.admission import AdmissionGate
 from server.config import ServerConfig
@@ -16,6 +15,7 @@ from server.coordinator import Coordinator
 from server.enrollment import SiteRegister, site_entries
 from server.home import Home, establish
 from server.register import AdmissionRegister
+from tests.harness.deployment import new_csr, new_key
 
 PYPROJECT = """
 [project]
@@ -43,7 +43,7 @@ def tiny_bundle(folder: Path) -> bytes:
     return build(folder)
 
 
-class Starting:
+class RestartingCoordinator:
     """Starts the coordinator of one state folder, after it has stopped the one before."""
 
     def __init__(self, folder: Path, settings: ServerConfig) -> None:
@@ -101,7 +101,9 @@ class Starting:
 
 
 @contextmanager
-def starting(folder: Path, *, policy_keys: Sequence[bytes] = ()) -> Iterator[Starting]:
+def restarting_coordinator(
+    folder: Path, *, policy_keys: Sequence[bytes] = ()
+) -> Iterator[RestartingCoordinator]:
     """Establish a coordinator with one site; give what starts it."""
     table = {
         "state": "state",
@@ -112,7 +114,7 @@ def starting(folder: Path, *, policy_keys: Sequence[bytes] = ()) -> Iterator[Sta
     (folder / "server.toml").write_text(config.dumps(table))
     settings = ServerConfig.load(folder / "server.toml")
     establish(settings, now=datetime.now(UTC), control_address="127.0.0.1:1", operator_csr=None)
-    start = Starting(folder, settings)
+    start = RestartingCoordinator(folder, settings)
     try:
         yield start
     finally:

@@ -33,8 +33,8 @@ from fedlearn.tls import client_context
 
 
 @dataclass
-class Standing:
-    """An admission of a puppet, with what is needed to use it."""
+class HeldAdmission:
+    """An admission of a misbehaving client, with what is needed to use it."""
 
     gate: GateClient
     admitted: AdmittedClient
@@ -59,13 +59,13 @@ class Standing:
         return control_of(self.gate, self.admitted, self.keys)
 
 
-class Puppet:
-    """A site of ``spine`` that is enrolled, with a machine that may run clients."""
+class MisbehavingClient:
+    """A site of ``harness`` that is enrolled, with a machine that may run clients."""
 
-    def __init__(self, spine: Any, site: str = "puppet") -> None:
-        self.spine, self.site = spine, site
-        self.machine = spine.federation.machines[site]
-        self.identity = enroll(spine.federation.token(site))
+    def __init__(self, harness: Any, site: str = "misbehaving") -> None:
+        self.harness, self.site = harness, site
+        self.machine = harness.federation.machines[site]
+        self.identity = enroll(harness.federation.token(site))
         self.ca = x509.load_pem_x509_certificate(self.identity.ca_pem)
 
     def gate(self) -> GateClient:
@@ -86,7 +86,7 @@ class Puppet:
         return workload_digest(job.spec.digest(), hashlib.sha256(job.bundle).digest())
 
     def membership(self, job: Any, keys: ClientKeys) -> Membership:
-        anchors = self.spine.federation.anchors([COORDINATOR])
+        anchors = self.harness.federation.anchors([COORDINATOR])
         return Membership(
             job=job.name,
             site=self.site,
@@ -97,7 +97,7 @@ class Puppet:
             trust=TrustAnchors(sample_keys=frozenset(map(bytes.fromhex, anchors))),
         )
 
-    def admit(self, job: Any) -> Standing:
+    def admit(self, job: Any) -> HeldAdmission:
         """Be admitted as an honest client is."""
         keys, gate = ClientKeys.fresh(), self.gate()
 
@@ -111,7 +111,7 @@ class Puppet:
             voucher,
             now=lambda: datetime.now(UTC),
         )
-        return Standing(gate, admitted, keys)
+        return HeldAdmission(gate, admitted, keys)
 
     def request(self, job: Any, gate: GateClient, keys: ClientKeys, **changes: Any) -> Request:
         """An honest request to ``gate``, but for ``changes``.
@@ -192,7 +192,7 @@ def self_made(key: Any) -> x509.Certificate:
 
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "c1")])
     now = datetime.now(UTC)
-    uri = x509.UniformResourceIdentifier("spiffe://demo.fedlearn/job/j/site/puppet/client/c1")
+    uri = x509.UniformResourceIdentifier("spiffe://demo.fedlearn/job/j/site/misbehaving/client/c1")
     return (
         x509.CertificateBuilder()
         .subject_name(name)

@@ -7,7 +7,7 @@ import socket
 import threading
 
 
-class From:
+class Forwarder:
     """Passes connections on, so that they come from another address of loopback."""
 
     def __init__(self, source: str, target: str) -> None:

@@ -16,11 +16,12 @@ from fedlearn.cli.demo_proofs import OwnerKey
 from fedlearn.errors import FedlearnError
 from fedlearn.login import ca_pin
 from fedlearn.sandbox import report
+from tests.harness.federation import MARKER, FederationHarness, descend
 
 pytestmark = pytest.mark.e2e
 
 
-def test_a_job_runs_and_leaves_a_sealed_model_and_a_ledger(shared, fakes, tmp_path):
+def test_a_job_runs_and_leaves_a_sealed_model_and_a_ledger(shared, tmp_path):
     job = shared.run("happy")
     kinds = {event.kind for event in job.events()}
     assert kinds >= {"job.started", "client.admitted", "round.finished", "job.finished"}
@@ -57,28 +58,28 @@ def test_a_job_runs_and_leaves_a_sealed_model_and_a_ledger(shared, fakes, tmp_pa
     shared.command(
         *("fedlearn", "model", "export", newest, "--key", shared.owner.file, "--out", out)
     )
-    marker = fakes.MARKER.tobytes()[:64]
+    marker = MARKER.tobytes()[:64]
     assert marker in out.read_bytes()
-    np.testing.assert_array_equal(load_file(out)["marker"], fakes.MARKER)
+    np.testing.assert_array_equal(load_file(out)["marker"], MARKER)
     # What the ServerApp wrote is sealed in the same way.
     kept = shared.sealed("happy.files")[-1]
     words = ("fedlearn", "job", "files", kept, "--out", tmp_path / "files", "--key")
     assert shared.command(*words, stranger.file, ok=False).returncode == 2
     shared.command(*words, shared.owner.file)
-    assert (tmp_path / "files/final/marker").read_bytes() == fakes.MARKER.tobytes()
+    assert (tmp_path / "files/final/marker").read_bytes() == MARKER.tobytes()
     # And in the clear it is nowhere: not with the coordinator, not with any site.
     assert shared.plaintext(marker) == []
 
 
-def test_one_client_gives_what_plain_training_gives(shared, fakes):
+def test_one_client_gives_what_plain_training_gives(shared):
     shared.run("alone", sites=["site-a"])
     weights = np.zeros(4, np.float32)
     for _ in range(3):
-        weights = fakes.descend(weights, *shared.data["site-a"], 3, 0.1)
+        weights = descend(weights, *shared.data["site-a"], 3, 0.1)
     np.testing.assert_array_equal(shared.weights("alone")["weights"], weights)
 
 
-def test_a_mean_over_sites_is_the_one_computed_by_hand(shared, fakes):
+def test_a_mean_over_sites_is_the_one_computed_by_hand(shared):
     """To the bit: the exact sum of the weighted updates, rounded once."""
     from fractions import Fraction
 
@@ -87,7 +88,7 @@ def test_a_mean_over_sites_is_the_one_computed_by_hand(shared, fakes):
     weights = np.zeros(4, np.float32)
     rows = [len(shared.data[site][1]) for site in sites]
     for _ in range(2):
-        parts = [fakes.descend(weights, *shared.data[site], 3, 0.1) for site in sites]
+        parts = [descend(weights, *shared.data[site], 3, 0.1) for site in sites]
         exact = [
             sum(n * Fraction(float(part[i])) for n, part in zip(rows, parts, strict=True))
             / sum(rows)
@@ -118,7 +119,7 @@ def _privacy(**more: Any) -> dict[str, Any]:
     return {**spec, **more}
 
 
-def test_a_private_job_enters_its_spending_with_all_that_gives_it_meaning(shared, fakes):
+def test_a_private_job_enters_its_spending_with_all_that_gives_it_meaning(shared):
     job = shared.run("private", rounds=2, privacy=_privacy())
     entries = job.ledger("privacy")
     assert [e["round"] for e in entries] == [1, 2]
@@ -139,7 +140,7 @@ def test_a_private_job_enters_its_spending_with_all_that_gives_it_meaning(shared
         assert (charged["spent"], charged["counted"], charged["bounded"]) == (2, 2, True)
         assert data["epsilon"] == pytest.approx(entries[1]["epsilon"])
     # Noise went into the model, and clipping bounds what one site could do.
-    assert not np.array_equal(shared.weights("private")["marker"], fakes.MARKER)
+    assert not np.array_equal(shared.weights("private")["marker"], MARKER)
 
 
 def test_a_job_beyond_its_budget_is_refused_and_leaves_nothing(shared):
@@ -199,15 +200,15 @@ def main(grid, context):
 """
 
 
-def test_one_client_in_torch_gives_what_plain_torch_gives(fakes, tmp_path):
+def test_one_client_in_torch_gives_what_plain_torch_gives(tmp_path):
     import torch
 
-    with fakes.Spine(
+    with FederationHarness(
         tmp_path / "torch", ("site-a",), client_app=_TORCH_CLIENT, server_app=_TORCH_SERVER
-    ) as spine:
-        spine.run("torch", strategy={"name": "app"}, evaluate={"fraction": 0.0})
-        made = spine.weights("torch")
-        x, y = map(torch.from_numpy, spine.data["site-a"])
+    ) as harness:
+        harness.run("torch", strategy={"name": "app"}, evaluate={"fraction": 0.0})
+        made = harness.weights("torch")
+        x, y = map(torch.from_numpy, harness.data["site-a"])
     space: dict[str, Any] = {"torch": torch}
     exec(_TORCH_CLIENT[_TORCH_CLIENT.index("def fit") :], space)
     torch.manual_seed(1)
@@ -219,12 +220,12 @@ def test_one_client_in_torch_gives_what_plain_torch_gives(fakes, tmp_path):
 
 
 @pytest.mark.swtpm
-def test_the_same_with_a_tpm_for_every_machine(fakes, tmp_path: Path):
+def test_the_same_with_a_tpm_for_every_machine(tmp_path: Path):
     from attestation.attesters.software_tpm import SoftwareTpm
 
     if lacking := SoftwareTpm.available():
         pytest.skip(lacking)
-    with fakes.Spine(tmp_path / "tpm", ("site-a", "site-b"), tee=Tee.TPM) as spine:
-        job = spine.run("tpm", rounds=2)
+    with FederationHarness(tmp_path / "tpm", ("site-a", "site-b"), tee=Tee.TPM) as harness:
+        job = harness.run("tpm", rounds=2)
         assert {entry["tee"] for entry in job.ledger("admission")} == {"tpm"}
-        assert spine.plaintext(fakes.MARKER.tobytes()[:64]) == []
+        assert harness.plaintext(MARKER.tobytes()[:64]) == []

@@ -157,7 +157,7 @@ class Channel:
         assert found, f"no {kind} within {seconds} s: {self.events[-5:]}"
 
 
-class Federation:
+class FlowerFederation:
     """One coordinator with a front; jobs and clients are added to it."""
 
     def __init__(self, folder: Path, **front: Any) -> None:
