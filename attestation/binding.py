@@ -18,9 +18,12 @@ import hashlib
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-__all__ = ["NONCE_BYTES", "Binding", "Bound", "ReportData", "Role"]
+__all__ = ["COORDINATOR_NODE", "NONCE_BYTES", "Binding", "Bound", "ReportData", "Role"]
 
 NONCE_BYTES: Final = 32
+COORDINATOR_NODE: Final = "coordinator"
+"""The ``node_id`` in the evidence of a coordinator, which runs at no site."""
+
 _DOMAIN: Final = b"fedlearn-ra/1\0"
 _DIGEST_BYTES: Final = 32
 

@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, x25519
 
-from attestation.errors import AttestationError
+from attestation.errors import UNREADABLE, AttestationError
 from attestation.sealing import hpke_open, hpke_seal, sync_directory, write_once
 from fedlearn.commitment import SEED_BYTES
 from fedlearn.errors import LaunchError
@@ -173,14 +173,9 @@ def _identified(
         (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
         key = leaf.public_key()
     except (
-        ValueError,
-        TypeError,
         InvalidSignature,
-        UnsupportedAlgorithm,
-        x509.InvalidVersion,
         x509.ExtensionNotFound,
-        x509.DuplicateExtension,
-        x509.UnsupportedGeneralNameType,
+        *UNREADABLE,
     ) as error:
         raise LaunchError(f"the certificate of {what} is not one of this coordinator") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or len(others) >= _MAX_CERTIFICATES:

@@ -8,6 +8,7 @@ docs/reference/evidence.md.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import struct
 from collections.abc import Callable
@@ -84,6 +85,15 @@ def test_a_signature_of_ours_has_the_lower_s_and_no_other_is_taken() -> None:
         ecdsa.sign(p384, message)
     with pytest.raises(ValueError, match="P-256"):
         ecdsa.verify(p384.public_key(), good, message)
+
+
+def test_a_digest_is_signed_as_the_message_it_is_of() -> None:
+    message, public = b"an entry", KEY.public_key()
+    digest = hashlib.sha256(message).digest()
+    ecdsa.verify(public, ecdsa.sign(KEY, digest, digested=True), message)
+    ecdsa.verify(public, ecdsa.sign(KEY, message), digest, digested=True)
+    with pytest.raises(InvalidSignature):
+        ecdsa.verify(public, ecdsa.sign(KEY, digest, digested=True), digest)
 
 
 def test_sample_evidence_has_one_signature() -> None:
