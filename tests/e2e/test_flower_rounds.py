@@ -291,7 +291,6 @@ def test_a_client_without_the_privacy_of_its_job_is_refused(federation, bundle):
 
 
 def test_a_certificate_is_renewed_under_a_running_client(federation, bundle, tmp_path):
-    import hashlib
     import threading
     from datetime import UTC, datetime
 
@@ -317,7 +316,6 @@ def test_a_certificate_is_renewed_under_a_running_client(federation, bundle, tmp
             site="site-0",
             seed=plan.seed,
             bundle=bundle,
-            bundle_digest=hashlib.sha256(bundle).digest(),
             node_config={"site": "site-0", "index": 0},
             run_config=plan.run_config,
             patience=10,

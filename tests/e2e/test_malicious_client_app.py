@@ -96,8 +96,6 @@ class Client:
     """The client of one job, without a coordinator."""
 
     def __init__(self, folder: Path, code: str, bundle: bytes, **plan: Any) -> None:
-        import hashlib
-
         self.charged: list[str] = []
         self.replies = Replies(
             ClientPlan(
@@ -105,7 +103,6 @@ class Client:
                 site="north",
                 seed=7,
                 bundle=bundle,
-                bundle_digest=hashlib.sha256(bundle).digest(),
                 **plan,
             ),
             directory=folder,

@@ -338,7 +338,6 @@ def client_main() -> None:
         site=said["site"],
         seed=said["seed"],
         bundle=bundle,
-        bundle_digest=hashlib.sha256(bundle).digest(),
         node_config={"site": said["site"], "index": said["index"]},
         run_config=said["run_config"],
         privacy=PrivacySpec(**said["privacy"]) if said["privacy"] else None,
