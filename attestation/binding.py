@@ -18,6 +18,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from attestation.length_prefixed import pack
+
 __all__ = ["COORDINATOR_NODE", "NONCE_BYTES", "Binding", "Bound", "ReportData", "Role"]
 
 NONCE_BYTES: Final = 32
@@ -66,7 +68,7 @@ class Binding:
 
     def report_data(self) -> bytes:
         """Return the 64 bytes that a TEE places in its report."""
-        fields = (
+        fields = pack(
             self.role.value.encode(),
             self.nonce,
             self.verifier_id,
@@ -75,10 +77,7 @@ class Binding:
             self.node_id.encode(),
             self.workload,
         )
-        digest = hashlib.sha512(_DOMAIN)
-        for item in fields:
-            digest.update(len(item).to_bytes(4, "big") + item)
-        return digest.digest()
+        return hashlib.sha512(_DOMAIN + fields).digest()
 
     def qualifying_data(self) -> bytes:
         """Return the 32 bytes that a TPM places in ``extraData`` of its quote."""

@@ -39,6 +39,7 @@ from flwr.app import (
 from flwr.serverapp.grid import Grid
 from flwr.supercore.run import Run
 
+from attestation.length_prefixed import pack
 from fedlearn.errors import (
     FedlearnError,
     JobError,
@@ -183,11 +184,8 @@ class JobGrid(Grid):  # type: ignore[misc]
 
     def inputs(self) -> bytes:
         """Return a 32-byte digest of the updates that are in the result of this round."""
-        digest = hashlib.sha256()
-        for site in sorted(self._contributors):
-            for part in (site, self._inputs.get(site, "")):
-                digest.update(len(part).to_bytes(4, "big") + part.encode())
-        return digest.digest()
+        pairs = ((site, self._inputs.get(site, "")) for site in sorted(self._contributors))
+        return hashlib.sha256(pack(*(part.encode() for pair in pairs for part in pair))).digest()
 
     def weigh_by(self, key: str) -> None:
         """Take the name of the metric that is a reply's weight."""

@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation import ecdsa
 from attestation.ecdsa import SIGNATURE_BYTES
+from attestation.length_prefixed import pack
 from fedlearn.errors import LedgerError
 
 __all__ = [
@@ -311,19 +312,15 @@ def parse_body(data: bytes) -> dict[str, Json]:
     return body
 
 
-def _prefixed(*fields: bytes) -> bytes:
-    return _DOMAIN + b"".join(struct.pack(">I", len(item)) + item for item in fields)
-
-
 def genesis(public_key: ec.EllipticCurvePublicKey) -> bytes:
     """Return what entry 1 has as its previous hash: it names the key of the ledger."""
-    return hashlib.sha256(_prefixed(b"genesis", _spki(public_key))).digest()
+    return hashlib.sha256(_DOMAIN + pack(b"genesis", _spki(public_key))).digest()
 
 
 def entry_hash(*, sequence: int, time: int, kind: str, body: bytes, previous: bytes) -> bytes:
     """Return the hash of an entry; ``body`` are its canonical bytes."""
     fields = (struct.pack(">Q", sequence), struct.pack(">Q", time), kind.encode(), body, previous)
-    return hashlib.sha256(_prefixed(*fields)).digest()
+    return hashlib.sha256(_DOMAIN + pack(*fields)).digest()
 
 
 def require_p256(key: object) -> ec.EllipticCurvePublicKey:
