@@ -30,6 +30,7 @@ from fedlearn.job import JobSpec, workload_digest
 from server.rpc import StartOrder
 from server.site import SiteStatus
 from tests.harness.deployment import new_key
+from tests.harness.passes import passes
 
 JOB = """
 name = "alpha"
@@ -307,6 +308,17 @@ def test_code_that_is_not_what_was_ordered_is_not_started(site: Site) -> None:
     assert site.said("a-2")[-1][0] == "failed"
     assert "not the one that the order names" in site.said("a-2")[-1][1]
     assert clients.launched == ["a-1"]
+
+
+def test_an_agent_reads_an_order_once_and_hashes_its_code_once(site: Site) -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    signature = sign_policy(AppraisalPolicy.from_toml(POLICY), key)
+    clients = Clients()
+    with passes(site.bundle, caller=False) as counted:
+        site.agent(clients, policy_keys=(operator_key_digest(key.public_key()),))
+        site.order("a-1", policy_signature=signature)
+        eventually(lambda: clients.launched)
+    assert counted == {"spec": 1, "policy": 1, "hash": 1}
 
 
 # --- adopting, and once only --------------------------------------------------------------
