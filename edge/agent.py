@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from attestation.errors import AttestationError
+from attestation.policy import AppraisalPolicy
 from edge.budgetstore import BudgetStore
 from edge.config import SiteConfig
 from edge.identity import SiteIdentity
@@ -36,8 +37,8 @@ from edge.rpc import ControlClient, enroll
 from edge.rules import Answer, decide
 from edge.sealedfile import MonotonicCounter, file_key
 from edge.seedgrant import Client, grant_seed, kept_seed
+from fedlearn import __version__
 from fedlearn.assignment import Assignment
-from fedlearn.console import version_text
 from fedlearn.errors import (
     EnrollmentRefused,
     FedlearnError,
@@ -237,7 +238,7 @@ class Agent:
         if not self._settled:
             self._budget.settle_others(running)
             self._settled = True
-        reports = Reports(version=version_text()[:64], running=running)
+        reports = Reports(version=__version__, running=running)
         self._reports = reports
         if self._stopped.is_set():
             return False
@@ -412,8 +413,8 @@ class Agent:
             bundle = control.fetch_bundle(assignment.bundle)
             if hashlib.sha256(bundle).digest() != assignment.bundle:
                 raise JobError("the app bundle is not the one that the order names")
-            if decision.policy is not None:
-                self._policies.remember(decision.policy)
+            if self.config.accept.policy_keys:
+                self._policies.remember(AppraisalPolicy.from_toml(assignment.policy.encode()))
             self._budget.reserve(spec, place=decision.data, assignment=assignment.id)
             self._say(assignment.id, "accepted", "")
             self._launcher.launch(

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedlearn.console import Commands, config_option, line, print_json, printable, version_text
+from fedlearn import __version__
+from fedlearn.console import Commands, config_option, line, print_json, printable
 from fedlearn.errors import ConfigError
 from fedlearn.plaintext import configure_logging
 
@@ -32,7 +33,7 @@ _config = config_option("site.toml", "The site's configuration.")
 
 
 @click.group(cls=Commands)
-@click.version_option(version_text(), prog_name="fedlearn-edge", message="%(prog)s %(version)s")
+@click.version_option(__version__, prog_name="fedlearn-edge", message="%(prog)s %(version)s")
 def main() -> None:
     """Run a site: its agent, its rules, and the clients that train on its data."""
 

@@ -41,6 +41,7 @@ _MAX_ENTRIES: Final = 10_000
 _MAX_NAME_BYTES: Final = 255
 _MAX_PATH_BYTES: Final = 1024
 _PROJECT: Final = "pyproject.toml"
+_REQUIREMENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED: Final = 0x1
@@ -52,6 +53,7 @@ class Application:
 
     ``serverapp``, ``clientapp``  where the apps are, as ``module:attribute``
     ``defaults``  its ``[tool.flwr.app.config]``, which a job's ``[config]`` overrides
+    ``needs``     the distributions that ``project.dependencies`` names, without their versions
     """
 
     name: str
@@ -59,6 +61,7 @@ class Application:
     serverapp: str
     clientapp: str
     defaults: Mapping[str, object]
+    needs: tuple[str, ...]
 
 
 def check_folder(folder: Path) -> Application:
@@ -219,6 +222,7 @@ def _check_project(data: bytes, where: str) -> Application:
         apps = {key: components[key] for key in ("serverapp", "clientapp")}
         name, version = project["project"]["name"], project["project"]["version"]
         defaults = _flat(flower.get("config", {}))
+        needed = project["project"].get("dependencies", [])
     except toml.TomlError as error:
         raise JobError(f"{where}: {error}") from None
     except (KeyError, TypeError, AttributeError):
@@ -229,6 +233,8 @@ def _check_project(data: bytes, where: str) -> Application:
         ) from None
     if not isinstance(name, str) or not name or not isinstance(version, str):
         raise JobError(f"{where}: project.name and project.version must be text")
+    if not isinstance(needed, list):
+        raise JobError(f"{where}: project.dependencies must be a list")
     for key, target in apps.items():
         module, _, attribute = target.partition(":") if isinstance(target, str) else ("", "", "")
         if not module or not attribute.isidentifier():
@@ -244,7 +250,19 @@ def _check_project(data: bytes, where: str) -> Application:
         serverapp=apps["serverapp"],
         clientapp=apps["clientapp"],
         defaults=MappingProxyType(defaults),
+        needs=tuple(_distribution(item, where) for item in needed),
     )
+
+
+def _distribution(requirement: object, where: str) -> str:
+    """Return the name at the start of a requirement (PEP 508)."""
+    found = _REQUIREMENT.match(requirement) if isinstance(requirement, str) else None
+    if found is None:
+        raise JobError(
+            f"{where}: project.dependencies holds {ascii(requirement)[:80]}, not a requirement",
+            hint='for example: dependencies = ["flwr>=1.41", "torch>=2.4"]',
+        )
+    return found[0]
 
 
 def _flat(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:

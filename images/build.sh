@@ -19,6 +19,9 @@ targets=("$@")
 [ ${#targets[@]} -gt 0 ] || targets=(server edge client)
 
 fail() { echo "images: $*" >&2; exit 1; }
+for target in "${targets[@]}"; do
+  [ -f "$here/$target.lock" ] || fail "$target is no image: server, edge or client"
+done
 [ "$(id -u)" -eq 0 ] || fail "needs root: a chroot is made and files get owners"
 missing=()
 for program in buildah mmdebstrap; do command -v "$program" >/dev/null || missing+=("$program"); done
@@ -26,7 +29,7 @@ for program in buildah mmdebstrap; do command -v "$program" >/dev/null || missin
 
 mkdir -p "$out"
 work="$(cd "$out" && pwd)/work"
-mkdir -p "$work/context/wheels" "$work/context/locks"
+mkdir -p "$work/context/wheels"
 buildah() { command buildah --root "$work/storage" --runroot "$work/run" "$@"; }
 
 # 1. The base: Debian without apt, with Python and the TPM's tools.
@@ -48,14 +51,12 @@ if [ ! -s "$base" ]; then
 fi
 
 # 2. The wheels, each with the hash in its list, and our own.
-locks=(base.lock)
-case " ${targets[*]} " in *" client "*) locks+=(torch.lock) ;; esac
-for lock in "${locks[@]}"; do
+for target in "${targets[@]}"; do
   "$python" -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
     --only-binary=:all: --python-version=3.11 --implementation=cp \
     --platform=manylinux_2_28_x86_64 --platform=manylinux_2_17_x86_64 \
     --platform=manylinux2014_x86_64 --platform=any \
-    --dest "$work/context/wheels" --requirement "$here/$lock"
+    --dest "$work/context/wheels" --requirement "$here/$target.lock"
 done
 "$python" -m pip download --quiet --disable-pip-version-check --no-deps --dest "$work/context/wheels" \
   --only-binary=:all: pip==25.3
@@ -68,7 +69,7 @@ git ls-files -z --cached --others --exclude-standard |
   tar --null --files-from=- -cf - | tar -C "$work/source" -xf -
 "$python" -m build --wheel --outdir "$work/context/wheels" "$work/source" >/dev/null
 rm -rf "$work/source"
-cp "$here"/*.lock "$work/context/locks/"
+cp "$here"/*.lock "$work/context/"
 cp "$here/install.sh" "$work/context/"
 
 # 3. The images.
@@ -76,21 +77,16 @@ container="$(buildah from scratch)"
 buildah add --quiet "$container" "$base" / >/dev/null
 buildah commit --quiet --timestamp "$SOURCE_DATE_EPOCH" --rm "$container" localhost/fedlearn-base >/dev/null
 for target in "${targets[@]}"; do
-  file="$here/edge.Containerfile" wanted="base.lock"
-  case "$target" in
-    server) file="$here/server.Containerfile" ;;
-    edge) ;;
-    client) wanted="base.lock torch.lock" ;;
-    *) fail "$target is no image: server, edge or client" ;;
-  esac
+  file="$here/edge.Containerfile"
+  [ "$target" != server ] || file="$here/server.Containerfile"
   echo "images: building $target" >&2
-  buildah bud --quiet --timestamp "$SOURCE_DATE_EPOCH" --build-arg LOCKS="$wanted" \
+  buildah bud --quiet --timestamp "$SOURCE_DATE_EPOCH" --build-arg LOCK="$target.lock" \
     --format oci --file "$file" --tag "localhost/fedlearn/$target" "$work/context" >/dev/null
   # It has to work, as the user that it names and with nothing mounted.
   case "$target" in
-    server) modules="server.main, server.service, attestation.tpm_seal" ;;
-    edge) modules="edge.main, edge.agent, edge.kubelauncher, edge.podclient" ;;
-    client) modules="edge.podclient, edge.client, fedlearn.torch" ;;
+    server) modules="server.main, server.service, server.front, server.flower.bundle, attestation.tpm_seal" ;;
+    edge) modules="edge.main, edge.agent, edge.kubelauncher, edge.podclient, kubernetes.config" ;;
+    client) modules="edge.podclient, edge.client, edge.flower.app_main, fedlearn.torch" ;;
   esac
   container="$(buildah from "localhost/fedlearn/$target")"
   buildah run "$container" -- sh -c "test \$(id -u) = 65532 && tpm2_getcap --version >/dev/null"

@@ -1,18 +1,13 @@
-# Runs inside of the build stage: the wheels of the lists in "$1", by hash, and our own.
+# Runs inside of the build stage: the wheels of the list "$1", by hash, and our own.
 set -eu
 export PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
 python3 -m venv --without-pip /opt/fedlearn
 pip="$(echo /wheels/pip-*.whl)"
-for lock in $1; do
-  set -- "$@" --requirement "/locks/$lock"
-done
-shift
 PYTHONPATH="$pip" /opt/fedlearn/bin/python -m pip install --quiet --disable-pip-version-check \
-  --no-index --find-links /wheels --no-deps --no-compile --require-hashes "$@"
+  --no-index --find-links /wheels --no-deps --no-compile --require-hashes --requirement "$1"
 PYTHONPATH="$pip" /opt/fedlearn/bin/python -m pip install --quiet --disable-pip-version-check \
   --no-index --no-deps --no-compile /wheels/fedlearn-*.whl
-# What nobody runs here: uv resolves, tests test; and an image has no business installing.
-rm -rf /opt/fedlearn/bin/uv /opt/fedlearn/bin/uvx
+# Nothing runs the tests of a library here.
 find /opt/fedlearn -depth -type d -name tests -path '*/site-packages/*/tests' -prune -exec rm -rf {} +
 # Byte code that names the hash of its source, not a time: the same bytes at every build.
 /opt/fedlearn/bin/python -m compileall -q -f -j 1 --invalidation-mode unchecked-hash \

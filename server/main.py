@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import click
 
+from fedlearn import __version__
 from fedlearn.console import (
     REFUSED,
     Commands,
@@ -22,7 +23,6 @@ from fedlearn.console import (
     line,
     print_json,
     printable,
-    version_text,
 )
 from fedlearn.errors import ConfigError
 from fedlearn.plaintext import configure_logging
@@ -52,7 +52,7 @@ _config = config_option("server.toml", "The coordinator's configuration.")
 
 
 @click.group(cls=Commands)
-@click.version_option(version_text(), prog_name="fedlearn-server", message="%(prog)s %(version)s")
+@click.version_option(__version__, prog_name="fedlearn-server", message="%(prog)s %(version)s")
 def main() -> None:
     """Run a coordinator: admission, sealed models, the ledger and the rounds."""
 

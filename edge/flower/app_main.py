@@ -40,6 +40,7 @@ class _App:
         installed = bundle.Installed(
             folder=Path(told["folder"]),
             name=told["name"],
+            digest=b"",
             serverapp="",
             clientapp=told["clientapp"],
             config={},

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from fedlearn import extras
 from fedlearn.errors import ConfigError
 
 __all__ = ["Access", "Account", "account_of", "by_kubeconfig", "in_cluster"]
@@ -82,15 +83,23 @@ def in_cluster(environment: Mapping[str, str] = os.environ, folder: Path | None 
 def by_kubeconfig(path: Path) -> Access:
     """Return the access that a kubeconfig's current context gives.
 
-    :raises ConfigError: when it cannot be read, or does not check the server's certificate.
+    :raises ConfigError: when it cannot be read, does not check the server's certificate, or the
+        package ``kubernetes`` is not installed.
     """
+    extras.require("kubernetes", needed_for="kubernetes.kubeconfig")
     from kubernetes import client, config
-    from kubernetes.config.config_exception import ConfigException
 
     found: Any = client.Configuration()
     try:
         config.load_kube_config(str(path), client_configuration=found)
-    except (ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        config.ConfigException,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ) as error:
         raise ConfigError(
             f"cannot be used: {' '.join(str(error).split())[:300]}",
             where=str(path),

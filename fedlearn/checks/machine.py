@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -17,7 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from fedlearn import __version__
 from fedlearn.checks import Check, fail, ok, warn
+from fedlearn.extras import extra_of, install
 from fedlearn.sandbox import Protection, SandboxError, SandboxReport, report
 
 __all__ = [
@@ -25,6 +29,7 @@ __all__ = [
     "core_dumps",
     "disk",
     "file_mask",
+    "installation",
     "memory",
     "open_files",
     "packages",
@@ -44,7 +49,8 @@ _CHECKED: Final = (
     "grpcio",
     "numpy",
     "protobuf",
-    "safetensors",
+    "uvicorn",
+    "kubernetes",
     "torch",
 )
 _TIME_ERROR: Final = 5
@@ -61,7 +67,10 @@ def python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Check:
 
 
 def packages() -> Iterator[Check]:
-    """Are the libraries there, in versions that this release was made for?"""
+    """Are the libraries there, in versions that this release was made for?
+
+    A library that only an extra brings may be missing; the check names the extra.
+    """
     try:
         required = importlib.metadata.requires("fedlearn") or []
     except importlib.metadata.PackageNotFoundError:
@@ -69,20 +78,23 @@ def packages() -> Iterator[Check]:
         return
     ranges: dict[str, str] = {}
     for line in required:
-        found = re.match(r"([A-Za-z0-9._-]+)\s*([^;]*)(;?)", line)
-        if found and not found[3]:
-            ranges[found[1].lower()] = found[2].strip()
+        found = re.match(r"([A-Za-z0-9._-]+)\s*([^;]*)", line)
+        if found:
+            ranges.setdefault(found[1].lower(), found[2].strip())
     for name in _CHECKED:
         wanted = ranges.get(name, "")
+        mend = f"pip install '{name}{wanted}'"
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield fail(name, "is not installed", f"pip install '{name}{wanted}'")
+            if extra := extra_of(name):
+                yield ok(name, f"not installed; {install(extra)} brings it")
+            else:
+                yield fail(name, "is not installed", mend)
             continue
         if fits(version, wanted):
             yield ok(name, version)
         else:
-            mend = f"pip install '{name}{wanted}'"
             yield fail(name, f"{version}; this release needs {wanted}", mend)
 
 
@@ -135,6 +147,57 @@ def shadowing(folder: Path | None = None) -> Check:
                 if path.exists():
                     return warn("packages", f"{path} is named like one of ours", "rename it")
     return ok("packages", f"from {parents.pop()}")
+
+
+def installation() -> Check:
+    """Are the files of our packages those of one wheel, all of them and no others?
+
+    A wheel lists each file with its SHA-256 (Python Packaging User Guide, "Recording installed
+    projects"). Another distribution that has a package called ``server`` writes into ours.
+    """
+    try:
+        distribution = importlib.metadata.distribution("fedlearn")
+    except importlib.metadata.PackageNotFoundError:
+        return fail("installation", "fedlearn is not installed", "pip install fedlearn")
+    listed = {
+        str(file): file.hash.value
+        for file in distribution.files or ()
+        if file.parts[0] in _PACKAGES and file.hash is not None and file.suffix != ".pyc"
+    }
+    if not listed:
+        return ok("installation", f"{__version__}, a source tree")
+    root = Path(str(distribution.locate_file("")))
+    mend = f"pip install --force-reinstall --no-deps fedlearn=={distribution.version}"
+    if distribution.version != __version__:
+        found = f"the code is {__version__}, and the installed distribution {distribution.version}"
+        return fail("installation", found, mend)
+    present = {
+        str(path.relative_to(root))
+        for package in _PACKAGES
+        for path in (root / package).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    altered = sorted(
+        name
+        for name, recorded in listed.items()
+        if name in present and _digest(root / name) != recorded
+    )
+    for what, names in (
+        ("are missing", sorted(listed.keys() - present)),
+        ("do not belong to it", sorted(present - listed.keys())),
+        ("were altered", altered),
+    ):
+        if names:
+            shown = ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
+            return fail("installation", f"{__version__}, of whose files {what}: {shown}", mend)
+    return ok("installation", f"{__version__}, {len(listed)} files as they were installed")
+
+
+def _digest(path: Path) -> str:
+    """Return a file's SHA-256 as RECORD spells it: base64url without padding."""
+    return (
+        base64.urlsafe_b64encode(hashlib.sha256(path.read_bytes()).digest()).rstrip(b"=").decode()
+    )
 
 
 def clock(now: datetime | None = None, synchronised: bool | None = None) -> Check:

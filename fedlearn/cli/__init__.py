@@ -8,7 +8,8 @@ from typing import Final
 
 import click
 
-from fedlearn.console import Commands, Noun, version_text
+from fedlearn import __version__
+from fedlearn.console import Commands, Noun
 
 __all__ = ["NOUNS", "main"]
 
@@ -35,7 +36,7 @@ NOUNS: Final[Mapping[str, Noun]] = MappingProxyType(
 
 
 @click.group(cls=Commands, nouns=NOUNS)
-@click.version_option(version_text(), prog_name="fedlearn", message="%(prog)s %(version)s")
+@click.version_option(__version__, prog_name="fedlearn", message="%(prog)s %(version)s")
 def main() -> None:
     """Train one model across attested sites.
 

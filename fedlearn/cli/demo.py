@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 
+from fedlearn import extras
 from fedlearn.console import ERROR, colours, line, print_json
 from fedlearn.demo.data import DATA_SETS, DEFAULT_SEED, DEFAULT_SITES, MAX_SITES
 from fedlearn.errors import ConfigError
@@ -119,12 +120,13 @@ def run(
     from fedlearn.cli.children import terminate_as_interrupt
     from fedlearn.cli.demo_stage import perform
     from fedlearn.cli.federation import Federation
-    from fedlearn.demo.extra import optional
     from fedlearn.demo.report import write_report
 
     _writable(options.output)
     # What would fail at the very end is found at the beginning.
-    optional("matplotlib", needed_for="the demo's report")
+    extras.require("demo", needed_for="the demo")
+    if options.data in ("digits", "fashion"):
+        extras.require("torch", needed_for=f"the demo on {options.data}")
     narrator = _Json() if as_json else _Person()
     with terminate_as_interrupt(), _folder(options.output, keep=keep) as folder:
         outcome = perform(options, folder, narrator, federation or Federation)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import math
 import shutil
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from attestation.evidence import Tee
-from fedlearn import config, events
+from fedlearn import __version__, config, events
 from fedlearn.cli.children import Children
 from fedlearn.cli.demo_proofs import Opened, OwnerKey, check_ledger, open_model
 from fedlearn.cli.federation import Federation, policy_text
@@ -339,7 +338,7 @@ class _Stage:
             seed=dealt.seed,
             started=datetime.fromtimestamp(self._clock.began, UTC).isoformat(timespec="seconds"),
             seconds=time.time() - self._clock.began,
-            version=importlib.metadata.version("fedlearn"),
+            version=__version__,
             command=self._options.command(spec.rounds),
             policy=spec.policy_digest.hex(),
             sites=tuple(

@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from fedlearn import checks
+from fedlearn import checks, extras
 from fedlearn.attesterfile import AttesterSettings
 from fedlearn.checks import Check, Level, Probe, files, machine, tee
 from fedlearn.cli.operator import json_option
@@ -55,6 +55,7 @@ def machine_probes() -> Iterator[tuple[str, Probe]]:
     yield "python", machine.python
     yield "libraries", machine.packages
     yield "packages", machine.shadowing
+    yield "installation", machine.installation
     yield "clock", machine.clock
     yield "TEE", tee.devices
     yield "tools", tee.tools
@@ -85,6 +86,7 @@ def server_probes(path: Path) -> Iterator[tuple[str, Probe]]:
     for name in ("gate", "control", "fleet"):
         yield "port", _port(getattr(config.listen, name), name)
     yield "attester", lambda: tee.attester(config.attester)
+    yield "server extra", lambda: _extra("server", needed_for="a coordinator")
     yield "flower", _flower
     keys = config.keys
     if "tpm-policy" in keys.protect:
@@ -147,6 +149,11 @@ def edge_probes(path: Path) -> Iterator[tuple[str, Probe]]:
                 'name bundles in [accept], or set other_bundles = "ask"',
             ),
         )
+
+
+def _extra(extra: str, *, needed_for: str) -> Check:
+    extras.require(extra, needed_for=needed_for)
+    return checks.ok(f"{extra} extra", "is installed")
 
 
 def _flower() -> Check:

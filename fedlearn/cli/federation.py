@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from attestation.evidence import Tee
-from fedlearn import config
+from fedlearn import config, extras
 from fedlearn.cli.children import Child, Children
 from fedlearn.cli.machines import Machine, make_machine
 from fedlearn.errors import ConfigError, FedlearnError, LaunchError, TransportError
@@ -137,7 +137,9 @@ class Federation:
         """Establish the coordinator and start it; return when it answers its operator.
 
         :raises LaunchError: with what it wrote last, when it does not come up.
+        :raises ConfigError: when the packages of a coordinator are not installed.
         """
+        extras.require("server", needed_for="a coordinator on this machine")
         secret = self.passphrase_file
         secret.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
         secret.touch(mode=0o600)

@@ -6,7 +6,6 @@ who falls ill. Everything that a user replaces is marked in the files themselves
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import os
 import random
@@ -18,6 +17,7 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
+from fedlearn import __version__
 from fedlearn.config import NAME
 from fedlearn.errors import ConfigError
 from fedlearn.software import software_digest
@@ -40,7 +40,7 @@ policy = "policy.toml"     # what a client must prove before it is admitted
 quorum = 2                 # updates that a round needs
 deadline_s = 120           # seconds that a round may take ...
 stragglers = "drop"        # ... and what happens to who is late: "drop", or "fail" the job
-seed = 1                   # the same seed gives the same model; see docs/reference/job.md
+seed = 1                   # the same seed gives the same model; see docs/files.md
 
 # The finished model opens for the holder of this key (X25519, PEM):
 #   openssl genpkey -algorithm x25519 -out owner.pem
@@ -352,7 +352,7 @@ def _files(name: str) -> Mapping[str, str]:
             name=name,
             package=package,
             software=software,
-            version=importlib.metadata.version("fedlearn"),
+            version=__version__,
         )
 
     files = {

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,6 +29,7 @@ from fedlearn.cli.progress import Show
 from fedlearn.cli.validation import Report
 from fedlearn.console import line
 from fedlearn.errors import ConfigError, JobError
+from fedlearn.extras import extra_of, install
 from fedlearn.job import JobSpec, owner_key_text
 
 __all__ = ["Trial", "attempt"]
@@ -55,10 +58,12 @@ def attempt(
 ) -> Trial:
     """Run the job to its end and leave its weights in ``model``.
 
-    :raises ConfigError: when the data of a site is not there, or ``model`` exists.
+    :raises ConfigError: when the data of a site is not there, ``model`` exists, or a package
+        that the app depends on is not installed.
     :raises JobError: when the job fails.
     """
     spec = report.spec
+    _check_installed(report.needs)
     folders = {site: _folder(data, site) for site in spec.sites}
     if model.exists():
         raise ConfigError("exists", where=str(model), hint="name another file with --model")
@@ -114,6 +119,19 @@ def _folder(data: Path, site: str) -> Path:
     return folder
 
 
+def _check_installed(needs: Iterable[str]) -> None:
+    for name in needs:
+        try:
+            importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            extra = extra_of(name)
+            raise ConfigError(
+                f"the app depends on {name!r}, which is not installed",
+                where="project.dependencies",
+                hint=install(extra) if extra else f"pip install {name}",
+            ) from None
+
+
 def _told(spec: JobSpec, policy: str, owner: X25519PrivateKey) -> JobSpec:
     """Return the job with the stand-ins' policy and an owner who can open the model here."""
     public = owner.public_key().public_bytes_raw()
@@ -147,9 +165,9 @@ def _run(federation: Federation, spec: JobSpec, policy: str, bundle: bytes, show
 
 def _fetch(federation: Federation, job: str, owner: X25519PrivateKey, model: Path) -> None:
     """Open the sealed model as its owner, and write the weights where they were asked for."""
-    files = (federation.state / "store" / "models").glob(f"{job}.[0-9]*")
+    files = sorted((federation.state / "store" / "models").glob(f"{job}.*"))
     newest = max(
-        files,
+        (path for path in files if ".blob." not in path.name),
         key=lambda path: int(path.name.split(".")[1]),
         default=None,
     )

@@ -23,13 +23,17 @@ __all__ = ["Report", "examine", "policy_signature"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A job that can run. ``found`` says what is right, ``warnings`` what deserves a look."""
+    """A job that can run. ``found`` says what is right, ``warnings`` what deserves a look.
+
+    ``needs`` are the distributions that the app depends on.
+    """
 
     spec: JobSpec
     app: Path
     policy_file: Path
     found: tuple[str, ...]
     warnings: tuple[str, ...]
+    needs: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON-ready values."""
@@ -83,6 +87,7 @@ def examine(path: Path) -> Report:
             *_rounds_note(spec, application),
             *_updates_note(spec, app),
         ),
+        needs=application.needs,
     )
 
 

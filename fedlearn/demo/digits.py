@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from fedlearn import extras
 from fedlearn.demo import images
 from fedlearn.demo.data import DemoData
-from fedlearn.demo.extra import optional
 
 __all__ = ["load"]
 
 
 def load(*, sites: int, seed: int) -> DemoData:
     """Return 1,797 digits dealt to ``sites`` sites. Pixels are scaled to 0..255."""
-    datasets = optional("sklearn.datasets", needed_for="the data set 'digits'")
+    datasets = extras.load("sklearn.datasets", needed_for="the data set 'digits'")
     digits: Any = datasets.load_digits()
     pixels = np.round(digits.images * (255.0 / 16.0)).astype(np.uint8)
     return DemoData(

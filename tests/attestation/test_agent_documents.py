@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import make
 import pytest
 
 from attestation.agent_documents import parse_agent_document
@@ -21,7 +22,6 @@ from attestation.offline import Input, gather
 from attestation.quotes.snp import SnpReport
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
-from tests.vectors import make
 
 DATA = Path(make.__file__).parent / "data"
 MADE = json.loads((DATA / "manifest.json").read_bytes())

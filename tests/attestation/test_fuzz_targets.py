@@ -7,11 +7,15 @@ generated damage, the same every time.
 from __future__ import annotations
 
 import random
+import sys
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
-from tests.fuzz.targets import OURS, TARGETS
+sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
+
+from fuzz_targets import OURS, TARGETS
 
 MAX_MEMORY = 64 * 1024 * 1024
 TRIES = 150

@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -26,7 +27,6 @@ from attestation.runtime_events import Measurement, record
 from attestation.tpm_seal import TpmSeal
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
-from tests.fakes.synthetic_tpm import binding
 
 REPORTED = Path(__file__).parent / "reported"
 APP = b"a" * 32
@@ -60,11 +60,11 @@ def check(evidence: Evidence, attester: TpmAttester, bound: object, **anchors: o
 @pytest.mark.swtpm
 @pytest.mark.parametrize("ak", ["ecdsa", "rsassa", "rsapss"])
 def test_a_tpm_with_sha384_alone_measures_and_is_verified(
-    sha384_tpm: SoftwareTpm, tmp_path: Path, ak: str
+    sha384_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType, ak: str
 ) -> None:
     attester = TpmAttester(tmp_path / "site", tcti=sha384_tpm.tcti, scope="job-1", ak=ak)
     attester.extend("app", APP)
-    bound = binding()
+    bound = paper_tpm.binding()
     evidence = attester.collect(bound)
     claims = check(evidence, attester, bound)
     assert claims.measurements["app"] == APP
@@ -87,24 +87,25 @@ def test_a_tpm_with_sha384_alone_measures_and_is_verified(
 def test_the_first_bank_that_counts_is_taken(
     fresh_tpm: SoftwareTpm,
     tmp_path: Path,
+    paper_tpm: ModuleType,
     banks: tuple[str, ...],
     taken: str,
 ) -> None:
     allocate(fresh_tpm, *banks)
     attester = TpmAttester(tmp_path / "site", tcti=fresh_tpm.tcti)
-    bound = binding()
+    bound = paper_tpm.binding()
     assert f"pcr.14{taken}" in check(attester.collect(bound), attester, bound).measurements
 
 
 @pytest.mark.swtpm
 def test_a_tpm_with_sha1_alone_is_refused_with_its_banks(
-    fresh_tpm: SoftwareTpm, tmp_path: Path
+    fresh_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType
 ) -> None:
     allocate(fresh_tpm, "sha1")
     attester = TpmAttester(tmp_path / "site", tcti=fresh_tpm.tcti)
     for act in (
         lambda: attester.extend("app", APP),
-        lambda: attester.collect(binding()),
+        lambda: attester.collect(paper_tpm.binding()),
         lambda: TpmSeal(fresh_tpm.tcti, tmp_path / "keys").seal(b"secret"),
     ):
         with pytest.raises(AttesterError, match="has no sha256 or sha384 or sha512 bank") as caught:
@@ -115,11 +116,13 @@ def test_a_tpm_with_sha1_alone_is_refused_with_its_banks(
 
 
 @pytest.mark.swtpm
-def test_a_log_of_another_bank_is_of_a_past_boot(sha384_tpm: SoftwareTpm, tmp_path: Path) -> None:
+def test_a_log_of_another_bank_is_of_a_past_boot(
+    sha384_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType
+) -> None:
     old = RuntimeLog(tmp_path / "site", 14, "sha256", None)
     old.store(record(EventLog.create(("sha256",)), Measurement(claim="app", digest=bytes(32)), 14))
     attester = TpmAttester(tmp_path / "site", tcti=sha384_tpm.tcti)
-    bound = binding()
+    bound = paper_tpm.binding()
     assert "app" not in check(attester.collect(bound), attester, bound).measurements
     attester.extend("app", APP)
     assert check(attester.collect(bound), attester, bound).measurements["app"] == APP
@@ -131,7 +134,7 @@ def test_a_log_of_another_bank_is_of_a_past_boot(sha384_tpm: SoftwareTpm, tmp_pa
 
 @pytest.mark.swtpm
 def test_a_firmware_log_must_have_digests_of_a_bank_that_the_tpm_has(
-    sha384_tpm: SoftwareTpm, tmp_path: Path
+    sha384_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType
 ) -> None:
     digests = {name: hashlib.new(name, b"boot").digest() for name in ("sha256", "sha384")}
     logs = {}
@@ -150,7 +153,7 @@ def test_a_firmware_log_must_have_digests_of_a_bank_that_the_tpm_has(
         tmp_path / "two", tcti=sha384_tpm.tcti, firmware_log=logs["sha256", "sha384"]
     )
     attester.extend("app", APP)
-    bound = binding()
+    bound = paper_tpm.binding()
     boot = hashlib.sha384(bytes(48) + digests["sha384"]).digest()
     claims = check(attester.collect(bound), attester, bound, tpm_boot_values=frozenset([boot]))
     assert claims.measurements["app"] == APP

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.harness.flower_federation import PYPROJECT, FlowerFederation, make_plan, write_app
+from fakes import federation as fakes
 
 pytestmark = pytest.mark.e2e
 
-PROJECT = PYPROJECT.replace("num-server-rounds = 3", 'num-server-rounds = 3\nmode = ""')
+PROJECT = fakes.PYPROJECT.replace("num-server-rounds = 3", 'num-server-rounds = 3\nmode = ""')
 
 LEGACY_SERVER = """
 import numpy as np
@@ -174,7 +173,7 @@ def evaluate(message, context):
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Any]:
-    made = FlowerFederation(tmp_path)
+    made = fakes.Federation(tmp_path)
     yield made
     made.close()
 
@@ -189,8 +188,12 @@ def run(federation: Any, tmp_path: Path) -> Run:
     def go(
         job: str, server: str, client: str, *, during: Any = None, **plan: Any
     ) -> tuple[Any, Any, list[str]]:
-        folder = write_app(tmp_path / f"app-{job}", server=server, client=client, project=PROJECT)
-        made = make_plan(build(folder), job=job, sites=2, **{"updates": "visible-to-app", **plan})
+        folder = fakes.write_app(
+            tmp_path / f"app-{job}", server=server, client=client, project=PROJECT
+        )
+        made = fakes.make_plan(
+            build(folder), job=job, sites=2, **{"updates": "visible-to-app", **plan}
+        )
         host, channel = federation.host(made)
         for site in made.sites:
             federation.client(made, site)

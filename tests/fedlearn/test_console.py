@@ -168,17 +168,13 @@ def test_a_trace_is_shown_to_who_asks_for_it(monkeypatch: pytest.MonkeyPatch) ->
     assert result.exit_code == 1
 
 
-@pytest.mark.parametrize(
-    ("module", "words"),
-    [("matplotlib_gone", "reinstall"), ("fedlearn.cli.gone", "reinstall")],
-)
-def test_a_module_that_is_missing_is_named(module: str, words: str) -> None:
-    nouns = {"x": Noun(module=module, attribute="group", summary="X.")}
+def test_a_module_that_is_missing_is_named() -> None:
+    nouns = {"x": Noun(module="fedlearn.cli.gone", attribute="group", summary="X.")}
     group: Any = Commands("root", nouns=nouns)
     result = CliRunner().invoke(group, ["x"])
     assert result.exit_code == 1
-    assert module in result.stderr
-    assert words in result.stderr
+    assert "fedlearn.cli.gone" in result.stderr
+    assert "reinstall" in result.stderr
 
 
 def test_ctrl_c_ends_without_a_word_too_many() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedlearn import extras
 from fedlearn.demo import data, fashion, partition
-from fedlearn.demo.extra import optional
 from fedlearn.errors import ConfigError
 
 
@@ -162,7 +162,7 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ConfigError, match="scikit-learn"):
-        optional("sklearn.datasets", needed_for="this test")
+        extras.load("sklearn.datasets", needed_for="this test")
 
 
 def test_partitions_lose_nothing() -> None:

@@ -18,7 +18,6 @@ from fedlearn.spiffe import ClientId
 from server.admission import AdmissionEvent, Change
 from server.challenges import Limits
 from server.pki import PeerCertificate
-from tests.harness.deployment import Deployment
 
 
 @pytest.fixture
@@ -410,7 +409,7 @@ def test_a_closed_job_ends_its_admissions(deployment: Any, client: Any) -> None:
     assert deployment.nodes.alive == {}
 
 
-def test_floods_of_challenges_are_bounded(tmp_path: Any) -> None:
+def test_floods_of_challenges_are_bounded(tmp_path: Any, fakes: Any) -> None:
     limits = Limits(
         outstanding=20,
         outstanding_per_peer=8,
@@ -419,7 +418,7 @@ def test_floods_of_challenges_are_bounded(tmp_path: Any) -> None:
         rate_per_peer=1,
         burst_per_peer=12,
     )
-    deployment = Deployment(tmp_path, limits=limits)
+    deployment = fakes("deployment").Deployment(tmp_path, limits=limits)
     given, refused = 0, 0
     for _ in range(100):
         try:
@@ -440,9 +439,9 @@ def test_floods_of_challenges_are_bounded(tmp_path: Any) -> None:
     assert len(deployment.gate._book) == 1
 
 
-def test_floods_of_admissions_are_bounded_before_any_work(tmp_path: Any) -> None:
+def test_floods_of_admissions_are_bounded_before_any_work(tmp_path: Any, fakes: Any) -> None:
     limits = Limits(rate_per_peer=1, burst_per_peer=5)
-    deployment = Deployment(tmp_path, limits=limits)
+    deployment = fakes("deployment").Deployment(tmp_path, limits=limits)
     request = deployment.request(deployment.client(), nonce=b"n" * 32)
     outcomes = []
     for _ in range(50):

@@ -16,7 +16,6 @@ from fedlearn.errors import AdmissionDenied, ConfigError, FedlearnError, Transpo
 from fedlearn.join import JoinToken
 from server.challenges import Limits
 from server.pki import PeerCertificate, csr_key
-from tests.harness.deployment import Deployment
 
 RELAXED = settings(
     max_examples=60,
@@ -26,7 +25,7 @@ RELAXED = settings(
 
 
 @pytest.fixture
-def open_handed(tmp_path: Any) -> Any:
+def open_handed(tmp_path: Any, fakes: Any) -> Any:
     """A deployment whose rates do not end the fuzzing."""
     many = 10**6
     limits = Limits(
@@ -37,7 +36,7 @@ def open_handed(tmp_path: Any) -> Any:
         rate_per_peer=many,
         burst_per_peer=many,
     )
-    return Deployment(tmp_path, limits=limits)
+    return fakes("deployment").Deployment(tmp_path, limits=limits)
 
 
 Mutation = tuple[str, int, int, bytes]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes.exchange import COORDINATOR, FakeNode, ask, body, message, model, plan
 from flwr.app import RecordDict
 
 from fedlearn import update
@@ -27,7 +28,6 @@ from server.flower.calls import Coordinator
 from server.flower.link import JobLink
 from server.flower.nodes import Delivered, NodeGone
 from server.flower.plan import Reply
-from tests.fakes.exchange import COORDINATOR, FakeNode, ask, body, message, model, plan
 
 
 @pytest.fixture

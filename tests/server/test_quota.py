@@ -35,7 +35,6 @@ from server.quota import Quota
 from server.register import AdmissionRegister
 from server.running import JobDesk
 from server.voice import what_causes
-from tests.harness.deployment import key_pem, new_csr, new_key
 
 
 class Clock:
@@ -85,11 +84,12 @@ def test_only_so_many_sources_are_told_apart() -> None:
     assert len(quota._sources) == 100
 
 
-def test_refused_enrollments_of_one_address_are_few_entries(deployment: Any) -> None:
+def test_refused_enrollments_of_one_address_are_few_entries(deployment: Any, fakes: Any) -> None:
+    parts = fakes("deployment")
     sites = deployment.sites
     clock = Clock()
     sites._refusals = Quota(burst=16, every=10.0, clock=clock)
-    csr = new_csr(new_key())
+    csr = parts.new_csr(parts.new_key())
     before = deployment.kinds().count("enrollment")
 
     def forged(site: str) -> str:
@@ -150,20 +150,21 @@ def test_a_client_attests_again_and_begins_anew_only_so_often(deployment: Any) -
 
 
 @pytest.fixture
-def site(listeners: Any, deployment: Any) -> Iterator[Any]:
+def site(front: Any, deployment: Any, fakes: Any) -> Iterator[Any]:
+    parts = fakes("deployment")
     key = deployment.site_keys["site-a"]
-    issued = deployment.ca.issue_site(new_csr(key), site="site-a", now=deployment.clock())
+    issued = deployment.ca.issue_site(parts.new_csr(key), site="site-a", now=deployment.clock())
     with open_channel(
-        listeners.control,
+        front.control,
         roots=deployment.ca.certificate_pem,
         chain=issued.chain_pem,
-        key=key_pem(key),
+        key=parts.key_pem(key),
     ) as channel:
         yield rpc.SitesStub(channel)
 
 
 def test_a_site_that_reports_without_end_is_read_slowly_and_repeats_are_no_news(
-    listeners: Any, site: Any
+    front: Any, site: Any
 ) -> None:
     hold = threading.Event()
 
@@ -179,7 +180,7 @@ def test_a_site_that_reports_without_end_is_read_slowly_and_repeats_are_no_news(
 
     call = site.Follow(reports())
     time.sleep(2.0)
-    told = [what for kind, what in listeners.coordinator.calls if kind == "workload"]
+    told = [what for kind, what in front.coordinator.calls if kind == "workload"]
     assert told[0] == ("site-a", "a-1", "starting", "the same")
     assert told[1] == ("site-a", "a-1", "starting", "0")
     # 256 at once, 200 of which were repeats, and 4 a second.
@@ -190,8 +191,8 @@ def test_a_site_that_reports_without_end_is_read_slowly_and_repeats_are_no_news(
         list(call)
 
 
-def test_the_same_commitment_is_entered_once(tmp_path: Path) -> None:
-    key = new_key()
+def test_the_same_commitment_is_entered_once(tmp_path: Path, fakes: Any) -> None:
+    key = fakes("deployment").new_key()
     with Ledger.open(tmp_path / "ledger.sqlite", key) as ledger:
         spec: Any = SimpleNamespace(name="demo", privacy=None)
         desk = JobDesk(
@@ -213,8 +214,8 @@ def test_the_same_commitment_is_entered_once(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> Iterator[JobBook]:
-    key = new_key()
+def book(tmp_path: Path, fakes: Any) -> Iterator[JobBook]:
+    key = fakes("deployment").new_key()
     with Ledger.open(tmp_path / "ledger.sqlite", key) as ledger:
         made = JobBook(tmp_path, key=bytes(32), history=JobHistory(ledger))
         yield made
@@ -222,8 +223,8 @@ def book(tmp_path: Path) -> Iterator[JobBook]:
 
 
 @pytest.fixture
-def open_jobs(tmp_path: Path, book: JobBook) -> OpenJobs:
-    home: Any = SimpleNamespace(order_key=new_key())
+def open_jobs(tmp_path: Path, fakes: Any, book: JobBook) -> OpenJobs:
+    home: Any = SimpleNamespace(order_key=fakes("deployment").new_key())
     return OpenJobs(
         home,
         book=book,
