@@ -170,7 +170,7 @@ def address(*, port_zero: bool = False) -> Kind[str]:
 
 
 def file_path() -> Kind[Path]:
-    """A path; a relative one starts from the folder of the file that it stands in."""
+    """A path, made absolute; a relative one starts from the folder of its file."""
 
     def convert(value: object, path: toml.Path, place: Place) -> Path:
         if not isinstance(value, str) or not 0 < len(value) <= 4096 or "\0" in value:

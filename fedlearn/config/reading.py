@@ -71,7 +71,7 @@ class Wrong(ValueError):
 class Place:
     """Where in which file a value stands, and the faults found so far.
 
-    ``base`` is the folder that relative paths in the file start from.
+    ``base`` is the folder that relative paths in the file start from, an absolute path.
     """
 
     def __init__(self, source: toml.Source, where: str, base: Path) -> None:
@@ -175,7 +175,8 @@ def read_file(model: type[M], path: Path) -> M:
 def read(model: type[M], data: bytes | str, *, where: str, base: Path | None = None) -> M:
     """Return the source as a ``model``; ``where`` is the file's name in messages.
 
-    Relative paths start from ``base``, or else from the working directory.
+    Relative paths start from ``base``, or else from the working directory; the paths of the model
+    are absolute.
 
     :raises ConfigError: naming file, line and key of everything that is wrong.
     """
@@ -196,7 +197,7 @@ def read_table(model: type[M], values: Mapping[str, object], *, where: str) -> M
 
 
 def _read(model: type[M], source: toml.Source, where: str, base: Path) -> M:
-    place = Place(source, where, base)
+    place = Place(source, where, base.absolute())
     try:
         found = model_at(model, source.table, (), place)
     except RecursionError:

@@ -59,6 +59,14 @@ def test_a_right_file_becomes_a_frozen_model(tmp_path: Path) -> None:
         found.rounds = 4  # type: ignore[misc]
 
 
+def test_paths_are_absolute_however_the_file_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.toml").write_text('rounds = 3\nplace = "data"\n')
+    monkeypatch.chdir(tmp_path)
+    assert config.read_file(Outer, Path("a.toml")).place == tmp_path / "data"
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -78,7 +78,7 @@ def test_the_first_operators_key_is_never_at_the_coordinator(place: Path) -> Non
     done = run("init", "--operator-csr", "mine/operator.csr", "--json")
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
-    assert told["operator"] == "state/operator.toml"
+    assert told["operator"] == str(place / "state/operator.toml")
     for path in (place / "state").rglob("*"):
         assert path.is_dir() or b"PRIVATE KEY" not in path.read_bytes(), path
     assert not (place / "state/operator").exists()
