@@ -10,7 +10,7 @@ STAMP := $(VENV)/.ready
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: help setup system demo demo-k8s test test-long test-pods test-flower check format lint types contracts readme wire wire-check images e2e-coco bench fuzz clean
+.PHONY: help setup system demo demo-k8s test test-long test-pods test-flower check format lint types contracts readme docs wire wire-check images e2e-coco bench fuzz clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -52,7 +52,7 @@ test-pods: $(STAMP) ## Train in real pods: kubelet, containerd, our own image (m
 test-flower: $(STAMP) ## Run Flower's side with the lowest release of Flower too
 	@$(BIN)/python tools/flower_releases.py
 
-check: format lint types contracts wire-check test readme ## Everything that CI runs
+check: format lint types contracts wire-check test readme docs ## Everything that CI runs
 
 format: $(STAMP)
 	@$(BIN)/ruff format --check .
@@ -72,6 +72,9 @@ readme: $(STAMP)
 	@$(BIN)/python tools/chart_schema.py --check
 	@$(BIN)/python tools/lock_images.py --check
 
+docs: $(STAMP) ## Build the documentation below build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 wire: $(STAMP) ## Generate the gRPC code from fedlearn/wire/fedlearn.proto
 	@$(BIN)/python tools/generate_wire.py
 
@@ -90,9 +93,9 @@ bench: $(STAMP) ## Run the benchmarks; they print ratios
 FUZZ_SECONDS ?= 60
 fuzz: $(STAMP) ## Fuzz every parser for FUZZ_SECONDS (60) each; finds lie in .cache/fuzz
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/fuzz/requirements.txt
-	@for target in $$($(BIN)/python tests/fuzz/fuzz.py --list); do \
+	@for target in $$($(BIN)/python -m tests.fuzz.fuzz --list); do \
 	  echo "== $$target"; \
-	  $(BIN)/python tests/fuzz/fuzz.py $$target --seconds $(FUZZ_SECONDS) --corpus .cache/fuzz/$$target \
+	  $(BIN)/python -m tests.fuzz.fuzz $$target --seconds $(FUZZ_SECONDS) --corpus .cache/fuzz/$$target \
 	    || exit 1; \
 	done
 

@@ -22,7 +22,6 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestation.chains import (
-    UNREADABLE,
     Certificate,
     check_issued,
     check_validity,
@@ -33,6 +32,7 @@ from attestation.chains import (
 )
 from attestation.collateral_sources import AMD_KDS, amd_chip
 from attestation.errors import (
+    UNREADABLE,
     EndorsementError,
     EvidenceError,
     FreshnessError,

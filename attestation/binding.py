@@ -18,9 +18,14 @@ import hashlib
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-__all__ = ["NONCE_BYTES", "Binding", "Bound", "ReportData", "Role"]
+from attestation.length_prefixed import pack
+
+__all__ = ["COORDINATOR_NODE", "NONCE_BYTES", "Binding", "Bound", "ReportData", "Role"]
 
 NONCE_BYTES: Final = 32
+COORDINATOR_NODE: Final = "coordinator"
+"""The ``node_id`` in the evidence of a coordinator, which runs at no site."""
+
 _DOMAIN: Final = b"fedlearn-ra/1\0"
 _DIGEST_BYTES: Final = 32
 
@@ -63,7 +68,7 @@ class Binding:
 
     def report_data(self) -> bytes:
         """Return the 64 bytes that a TEE places in its report."""
-        fields = (
+        fields = pack(
             self.role.value.encode(),
             self.nonce,
             self.verifier_id,
@@ -72,10 +77,7 @@ class Binding:
             self.node_id.encode(),
             self.workload,
         )
-        digest = hashlib.sha512(_DOMAIN)
-        for item in fields:
-            digest.update(len(item).to_bytes(4, "big") + item)
-        return digest.digest()
+        return hashlib.sha512(_DOMAIN + fields).digest()
 
     def qualifying_data(self) -> bytes:
         """Return the 32 bytes that a TPM places in ``extraData`` of its quote."""

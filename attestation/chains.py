@@ -22,17 +22,16 @@ from itertools import pairwise
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.utils import CryptographyDeprecationWarning
 
-from attestation.errors import EndorsementError, EvidenceError, FreshnessError
+from attestation.errors import UNREADABLE, EndorsementError, EvidenceError, FreshnessError
 
 __all__ = [
     "MAX_CERTIFICATE_BYTES",
-    "UNREADABLE",
     "Certificate",
     "check_chain",
     "check_issued",
@@ -48,17 +47,6 @@ MAX_CERTIFICATE_BYTES: Final = 16 * 1024
 _MAX_FILE_BYTES: Final = 256 * 1024
 _MAX_PER_FILE: Final = 16
 _PEM_START: Final = re.compile(rb"-----BEGIN ")
-
-UNREADABLE: Final = (
-    ValueError,
-    TypeError,
-    KeyError,
-    UnsupportedAlgorithm,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-)
-"""What ``cryptography`` raises for certificates that are not well-formed."""
 
 _WARNINGS = threading.Lock()
 

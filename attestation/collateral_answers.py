@@ -35,11 +35,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from attestation.chains import UNREADABLE, Certificate, split_certificates
+from attestation.chains import Certificate, split_certificates
 from attestation.collateral_forms import split_signed
 from attestation.collateral_sources import IntelPlatform
 from attestation.encodings import unwrap_text
-from attestation.errors import EndorsementError, EvidenceError
+from attestation.errors import UNREADABLE, EndorsementError, EvidenceError
 from attestation.offline import Input
 
 __all__ = ["Assembled", "Assembly", "assemble_answers"]

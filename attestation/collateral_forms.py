@@ -19,9 +19,9 @@ from typing import Any, Final
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from attestation.chains import UNREADABLE, split_certificates
+from attestation.chains import split_certificates
 from attestation.encodings import json_bytes
-from attestation.errors import EvidenceError
+from attestation.errors import UNREADABLE, EvidenceError
 
 __all__ = ["COLLATERAL_KEYS", "read_collateral", "split_signed"]
 

@@ -10,9 +10,10 @@ from typing import Any, Final
 from cryptography import x509
 
 from attestation.collateral_forms import read_collateral
+from attestation.errors import UNREADABLE
 from attestation.nvidia_rim import is_rim, read_label
 from attestation.ocsp import OcspAnswer, is_ocsp
-from attestation.offline import UNREADABLE, readable_certificates
+from attestation.offline import readable_certificates
 
 __all__ = ["WINDOWS", "Window"]
 

@@ -19,7 +19,13 @@ An appraisal is a value (:class:`attestation.result.AttestationResult`), not an 
 
 from __future__ import annotations
 
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+
 __all__ = [
+    "UNREADABLE",
     "AttestationError",
     "AttesterError",
     "BindingError",
@@ -32,6 +38,17 @@ __all__ = [
     "UnsealError",
     "VerificationError",
 ]
+
+UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    KeyError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What ``cryptography`` raises for keys and certificates that are not well-formed."""
 
 
 class AttestationError(Exception):

@@ -24,7 +24,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from attestation.chains import (
-    UNREADABLE,
     Certificate,
     check_issued,
     check_validity,
@@ -33,6 +32,7 @@ from attestation.chains import (
 )
 from attestation.collateral_forms import read_collateral
 from attestation.errors import (
+    UNREADABLE,
     EndorsementError,
     EvidenceError,
     FreshnessError,

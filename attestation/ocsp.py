@@ -28,13 +28,13 @@ from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from attestation.chains import (
-    UNREADABLE,
     Certificate,
     check_issued,
     check_validity,
     load_certificate,
 )
 from attestation.errors import (
+    UNREADABLE,
     EndorsementError,
     EvidenceError,
     FreshnessError,

@@ -13,7 +13,6 @@ import warnings
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -24,7 +23,7 @@ from cryptography.utils import CryptographyDeprecationWarning
 
 from attestation.chains import pem_blocks
 from attestation.encodings import unwrap_text
-from attestation.errors import EndorsementError, EvidenceError
+from attestation.errors import UNREADABLE, EndorsementError, EvidenceError
 from attestation.evidence import Evidence, Tee
 from attestation.formats import is_bare_tpm_quote, to_evidence
 from attestation.intel import parse_collateral
@@ -38,7 +37,6 @@ __all__ = [
     "MAX_COLLATERAL_BYTES",
     "MAX_ENDORSEMENT_BYTES",
     "MAX_LOG_BYTES",
-    "UNREADABLE",
     "Input",
     "gather",
     "load_certificates",
@@ -58,17 +56,6 @@ _ANSWERS_HINT = (
 
 _KEY_START = b"-----BEGIN PUBLIC KEY-----"
 _CRL_START = b"-----BEGIN X509 CRL-----"
-
-UNREADABLE = (
-    ValueError,
-    TypeError,
-    KeyError,
-    UnsupportedAlgorithm,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-)
-"""What ``cryptography`` raises for keys and certificates that are not well-formed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

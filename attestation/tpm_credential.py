@@ -36,6 +36,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 
 from attestation.errors import EndorsementError, EvidenceError
+from attestation.length_prefixed import pack
 from attestation.quotes.cursor import Cursor
 from attestation.quotes.tpm_keys import ObjectAttribute, PublicArea, spki
 from attestation.tpm_endorsement import check_ek_certificate
@@ -97,7 +98,7 @@ class TpmIdentity:
     def to_bytes(self) -> bytes:
         """Return the encoding."""
         fields = (self.ek.raw, self.ak.raw, self.ek_certificate, *self.chain)
-        return _MAGIC + b"".join(struct.pack(">I", len(item)) + item for item in fields)
+        return _MAGIC + pack(*fields)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> TpmIdentity:

@@ -22,12 +22,12 @@ from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AuthorityInformationAccessOID
 
 from attestation.chains import pem_blocks, whole_octets
-from attestation.errors import EndorsementError, EvidenceError
+from attestation.errors import UNREADABLE, EndorsementError, EvidenceError
 from attestation.quotes.tpm_keys import PUBLIC_KEY_TYPES, PublicKey
 
 __all__ = ["certificate_der", "check_ek_certificate", "unreadable_certificates"]
@@ -50,16 +50,6 @@ _UNDERSTOOD: Final = (
     x509.CertificatePolicies,
 )
 """Extensions that may be critical: read, or without meaning for this chain."""
-
-_UNREADABLE: Final = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-)
-"""What ``cryptography`` raises for certificates that are not well-formed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +93,7 @@ def check_ek_certificate(
         raise EndorsementError("an authority's certificate is not a TPM's", step=_STEP)
     try:
         key = leaf.parsed.public_key()
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise EvidenceError("has no readable key", field="ek_certificate") from error
     if not isinstance(key, PUBLIC_KEY_TYPES):
         raise EndorsementError("not an RSA or EC key", step=_STEP)
@@ -201,7 +191,7 @@ def _names(child: _Certificate, issuer: _Certificate, depth: int) -> bool:
 def _signed(child: _Certificate, issuer: _Certificate) -> bool:
     try:
         child.parsed.verify_directly_issued_by(issuer.parsed)
-    except (InvalidSignature, *_UNREADABLE):
+    except (InvalidSignature, *UNREADABLE):
         return False
     return True
 
@@ -248,7 +238,7 @@ def _load(data: bytes, field: str) -> _Certificate:
             usages=tuple(usages) if isinstance(usages, x509.ExtendedKeyUsage) else (),
             issuer_at=_issuer_at(extensions.get(x509.AuthorityInformationAccess)),
         )
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise EvidenceError("not a certificate in DER or PEM", field=field) from error
 
 

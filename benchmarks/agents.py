@@ -47,11 +47,10 @@ import grpc  # isort: skip  (the wire sets gRPC's verbosity first)
 from fedlearn.wire import fedlearn_pb2_grpc as stubs
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))
 
-from fakes.cluster import Cluster  # noqa: E402
-from fakes.cluster_site import ClusterSite  # noqa: E402
-from fakes.node import Node  # noqa: E402
+from tests.harness.cluster import Cluster  # noqa: E402
+from tests.harness.cluster_site import ClusterSite  # noqa: E402
 
 AGENT_MIB: Final = 80
 REQUESTS_PER_SECOND: Final = 1.0
@@ -309,7 +308,7 @@ async def play(address: str, roots: str, sites: list[dict[str, str]]) -> None:
 def measure_agent(folder: Path, federation: Federation, seconds: float) -> Agent:
     """Run an agent under its own account in a cluster, and let it be idle."""
     with Cluster(folder / "cluster", audited=True) as cluster:
-        site = ClusterSite(cluster, Node, folder / "place")
+        site = ClusterSite(cluster, folder / "place")
         name, state = "in-a-cluster", folder / "agent"
         account = state / "account"
         account.mkdir(parents=True, mode=0o700)

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
-from fakes.exchange import FakeNode, ask, body, plan  # noqa: E402
 from flwr.app import Array, ArrayRecord, RecordDict  # noqa: E402
 
 from server.flower.link import JobLink  # noqa: E402
+from tests.fakes.exchange import FakeNode, ask, body, plan  # noqa: E402
 
 TARGET = 1.5
 

@@ -18,9 +18,9 @@ from edge.kubesettings import Devices, KubernetesSettings
 from edge.podspec import Launch, manifest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))
 
-from fakes import cluster_site  # noqa: E402
+from tests.harness import cluster_site  # noqa: E402
 
 PROMISED = 5_000
 IMAGE = "registry.example/fedlearn-client@sha256:" + "ab" * 32

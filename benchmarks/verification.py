@@ -23,10 +23,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/vectors")]
+sys.path.insert(0, str(ROOT))
 
-import vector_cases  # noqa: E402
-import vector_keys as keys  # noqa: E402
 from cryptography import x509  # noqa: E402
 from cryptography.hazmat.primitives import hashes  # noqa: E402
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa  # noqa: E402
@@ -40,6 +38,7 @@ from attestation.quotes.sample import SampleQuote  # noqa: E402
 from attestation.quotes.snp import SnpReport  # noqa: E402
 from attestation.quotes.tpm import TpmQuote  # noqa: E402
 from attestation.verifiers import verify  # noqa: E402
+from tests.vectors import cases, keys  # noqa: E402
 
 Check = Callable[[], None]
 TARGET = 1.5
@@ -113,7 +112,7 @@ def tpm_check(quote: TpmQuote) -> Check:
     return lambda: ak.verify(encoded, raw, ec.ECDSA(hashes.SHA256()))
 
 
-def bare_checks(subject: vector_cases.Subject, evidence: Evidence) -> list[Check]:
+def bare_checks(subject: cases.Subject, evidence: Evidence) -> list[Check]:
     """Return the signature checks that a verification of ``evidence`` cannot do without."""
     if evidence.tee in (Tee.TDX, Tee.SGX):
         return dcap_checks(evidence, subject.trust.collateral[0])
@@ -144,9 +143,9 @@ def seconds(work: Callable[[], object], count: int) -> float:
     return (time.process_time() - start) / count
 
 
-def measure(subject: vector_cases.Subject, count: int, repeat: int) -> dict[str, Any]:
+def measure(subject: cases.Subject, count: int, repeat: int) -> dict[str, Any]:
     """Return the rate and the multiple of one kind, in turns, by their medians."""
-    binding = vector_cases.binding()
+    binding = cases.binding()
     evidence = subject.make(binding)
     checks = bare_checks(subject, evidence)
 
@@ -178,9 +177,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    rows = [
-        measure(subject, arguments.count, arguments.repeat) for subject in vector_cases.subjects()
-    ]
+    rows = [measure(subject, arguments.count, arguments.repeat) for subject in cases.subjects()]
     if arguments.json:
         print(json.dumps({"target": TARGET, "rows": rows}, indent=1))
         return 0

@@ -14,15 +14,15 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Self
+from typing import Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, x25519
 
 from attestation.attesters import Attester
-from attestation.binding import NONCE_BYTES, Binding, Role
-from attestation.errors import AttestationError
+from attestation.binding import COORDINATOR_NODE, NONCE_BYTES, Binding, Role
+from attestation.errors import UNREADABLE, AttestationError
 from attestation.evidence import Evidence
 from attestation.policy import AppraisalPolicy
 from attestation.result import AttestationResult, Tier
@@ -33,7 +33,6 @@ from edge.rpc import AdmittedClient, Challenge, ControlClient, GateClient, Reque
 from fedlearn.errors import AdmissionDenied, TransportError
 
 __all__ = [
-    "COORDINATOR_NODE",
     "ClientKeys",
     "Membership",
     "Voucher",
@@ -43,7 +42,6 @@ __all__ = [
     "verify_coordinator",
 ]
 
-COORDINATOR_NODE: Final = "coordinator"
 
 Voucher = Callable[[bytes, bytes], bytes]
 """The site's agent signs for us: ``voucher(nonce, tls_key)``; see :mod:`fedlearn.voucher`."""
@@ -223,7 +221,7 @@ def _checked(admitted: AdmittedClient, membership: Membership) -> AdmittedClient
         key = leaf.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
-    except (ValueError, IndexError, x509.InvalidVersion) as error:
+    except (IndexError, *UNREADABLE) as error:
         raise TransportError("the coordinator sent a malformed certificate") from error
     if key != membership.keys.tls_key:
         raise TransportError("the coordinator sent a certificate for another key")

@@ -25,7 +25,6 @@ from datetime import UTC, datetime
 from typing import Final
 
 from attestation.errors import AttestationError
-from attestation.policy import AppraisalPolicy
 from edge.budgetstore import BudgetStore
 from edge.config import SiteConfig
 from edge.identity import SiteIdentity
@@ -413,8 +412,8 @@ class Agent:
             bundle = control.fetch_bundle(assignment.bundle)
             if hashlib.sha256(bundle).digest() != assignment.bundle:
                 raise JobError("the app bundle is not the one that the order names")
-            if self.config.accept.policy_keys:
-                self._policies.remember(AppraisalPolicy.from_toml(assignment.policy.encode()))
+            if decision.policy is not None:
+                self._policies.remember(decision.policy)
             self._budget.reserve(spec, place=decision.data, assignment=assignment.id)
             self._say(assignment.id, "accepted", "")
             self._launcher.launch(

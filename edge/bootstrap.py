@@ -25,10 +25,26 @@ from fedlearn.attesterfile import AttesterSettings
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.job import JobSpec, workload_digest
 
-__all__ = ["MAX_BOOTSTRAP_BYTES", "Bootstrap", "bootstrap_of"]
+__all__ = ["MAX_BOOTSTRAP_BYTES", "Bootstrap", "ClientJob", "bootstrap_of"]
 
 MAX_BOOTSTRAP_BYTES: Final = 128 * 1024 * 1024
 """Upper bound of an encoded document; the largest part is the app bundle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientJob:
+    """What a client runs, read and hashed here, whatever anybody says of it.
+
+    ``digest``    of the job, 32 bytes (:meth:`fedlearn.job.JobSpec.digest`)
+    ``bundle``    SHA-256 of its code
+    ``workload``  :func:`fedlearn.job.workload_digest` of the two
+    """
+
+    spec: JobSpec
+    policy: AppraisalPolicy
+    digest: bytes
+    bundle: bytes
+    workload: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,29 +72,27 @@ class Bootstrap:
     trust: TrustAnchors = field(default_factory=TrustAnchors)
     sandbox: str = "best-effort"
 
-    def job(self) -> JobSpec:
-        """Return the job, after checking that the policy is the one it names.
+    def read(self) -> ClientJob:
+        """Parse the job and its policy and hash the code; a client does it once.
 
-        :raises JobError: when it is another, or the job does not name this site.
+        :raises JobError: when the policy is not the one that the job names, or the job does not
+            name this site.
+        :raises PolicyError: when the policy is not one.
         """
         spec = JobSpec.from_json(self.spec)
-        if self.appraisal_policy().digest != spec.policy_digest:
+        policy = AppraisalPolicy.from_toml(self.policy.encode(), where="the job's policy")
+        if policy.digest != spec.policy_digest:
             raise JobError("the policy that came with the job is not the one it names")
         if self.site not in spec.sites:
             raise JobError(f"job {spec.name} does not name the site {self.site}")
-        return spec
-
-    def appraisal_policy(self) -> AppraisalPolicy:
-        """Return the policy."""
-        return AppraisalPolicy.from_toml(self.policy.encode(), where="the job's policy")
-
-    def bundle_digest(self) -> bytes:
-        """Return the SHA-256 of the code that is here, whatever anybody says of it."""
-        return hashlib.sha256(self.bundle).digest()
-
-    def workload(self) -> bytes:
-        """Return the workload digest of this very job and code."""
-        return workload_digest(self.job().digest(), self.bundle_digest())
+        digest, bundle = spec.digest(), hashlib.sha256(self.bundle).digest()
+        return ClientJob(
+            spec=spec,
+            policy=policy,
+            digest=digest,
+            bundle=bundle,
+            workload=workload_digest(digest, bundle),
+        )
 
     def encode(self) -> bytes:
         """Return the document as JSON."""

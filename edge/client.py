@@ -124,7 +124,8 @@ class _Client:
         self._stop = stop
         self._scratch = scratch
         self._now = now
-        self._job: JobSpec = bootstrap.job()
+        self._read = bootstrap.read()
+        self._job: JobSpec = self._read.spec
         self._seed: bytes | None = None
         self._opened: WarmClient | None = None
 
@@ -169,15 +170,15 @@ class _Client:
 
     def _measured(self) -> Attester:
         """Step 1."""
-        bootstrap, job = self._bootstrap, self._job
+        bootstrap, read = self._bootstrap, self._read
         attester = open_attester(
             bootstrap.attester,
             state=bootstrap.state,
-            scope=f"{job.name}-{bootstrap.workload().hex()[:16]}",
+            scope=f"{self._job.name}-{read.workload.hex()[:16]}",
         )
         attester.extend("software", software_digest())
-        attester.extend("app", bootstrap.bundle_digest())
-        attester.extend("job", job.digest())
+        attester.extend("app", read.bundle)
+        attester.extend("job", read.digest)
         return attester
 
     def _admitted(self, attester: Attester, *, patient: bool) -> _Standing:
@@ -206,9 +207,9 @@ class _Client:
                 job=self._job.name,
                 site=bootstrap.site,
                 client=bootstrap.client,
-                workload=bootstrap.workload(),
+                workload=self._read.workload,
                 keys=ClientKeys.fresh(),
-                policy=bootstrap.appraisal_policy(),
+                policy=self._read.policy,
                 trust=bootstrap.trust,
             )
             admitted = seek_admission(
@@ -262,7 +263,6 @@ class _Client:
             site=bootstrap.site,
             seed=job.seed,
             bundle=bootstrap.bundle,
-            bundle_digest=bootstrap.bundle_digest(),
             node_config={
                 "data": bootstrap.data,
                 "site": bootstrap.site,

@@ -14,11 +14,12 @@ from typing import Any, Final, Self, TypeVar
 
 from edge.identity import SiteIdentity, certification_request, key_pem, new_key
 from edge.reports import Order, Reports, Start, Stop
+from fedlearn.application import MAX_BUNDLE_BYTES
 from fedlearn.errors import TransportError
 from fedlearn.join import JoinToken
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire.calls import ADMIT_SECONDS, Calls
-from fedlearn.wire.channel import MAX_BUNDLE_BYTES, open_channel, patiently
+from fedlearn.wire.channel import open_channel, patiently
 from fedlearn.wire.failure import denied_of, failure_of
 from fedlearn.wire.pinning import PinnedServer, fetch_pinned
 

@@ -44,11 +44,13 @@ class Decision:
     """An answer and why, in words for the people at both ends.
 
     ``data`` is the path or the name of the claim that the client gets; empty unless it runs.
+    ``policy`` is the job's policy where the site requires signed ones and the job runs by it.
     """
 
     answer: Answer
     reasons: tuple[str, ...]
     data: str = ""
+    policy: AppraisalPolicy | None = None
 
 
 def decide(
@@ -77,18 +79,19 @@ def decide(
     """
     data, problem = _data(config, spec, site)
     refusals = [*_refusals(config, spec, site, bundle), *([problem] if problem else [])]
-    refusals += _unsigned(config, spec, policy, policy_signature, {} if adopting else seen)
+    signed, faults = _signed(config, spec, policy, policy_signature, {} if adopting else seen)
+    refusals += faults
     if data:
         refusals += databudget.refusals(config, spec, data, budget)
     if refusals:
         return Decision(answer=Answer.REFUSE, reasons=tuple(refusals))
     if adopting:
-        return Decision(answer=Answer.RUN, reasons=(), data=data)
+        return Decision(answer=Answer.RUN, reasons=(), data=data, policy=signed)
     if not approved and (asks := list(_asks(config, bundle))):
         return Decision(answer=Answer.ASK, reasons=tuple(asks))
     if waits := list(_waits(config, now, running)):
         return Decision(answer=Answer.WAIT, reasons=tuple(waits))
-    return Decision(answer=Answer.RUN, reasons=(), data=data)
+    return Decision(answer=Answer.RUN, reasons=(), data=data, policy=signed)
 
 
 def _refusals(config: SiteConfig, spec: JobSpec, site: str, bundle: bytes) -> Iterator[str]:
@@ -110,29 +113,30 @@ def _refusals(config: SiteConfig, spec: JobSpec, site: str, bundle: bytes) -> It
             yield f"the job wants {name} = {wanted:g}, this site gives at most {cap:g}"
 
 
-def _unsigned(
+def _signed(
     config: SiteConfig,
     spec: JobSpec,
     policy: str,
     signature: bytes,
     seen: Mapping[str, SeenPolicy],
-) -> Iterator[str]:
-    """Say why the job's policy is not one that somebody signed whom this site believes."""
+) -> tuple[AppraisalPolicy | None, list[str]]:
+    """Return the job's policy, where it has to be signed, and why it is not acceptable here."""
     keys = config.accept.policy_keys
     if not keys:
-        return
+        return None, []
     if not signature:
-        yield "the job's policy is not signed, and this site requires it"
-        return
+        return None, ["the job's policy is not signed, and this site requires it"]
+    faults = []
     try:
         found = AppraisalPolicy.from_toml(policy.encode(), where="the job's policy")
         if found.digest != spec.policy_digest:
-            yield "the policy that came with the job is not the one it names"
+            faults.append("the policy that came with the job is not the one it names")
         verify_policy(found, signature, key_digests=keys)
         if older := rollback(found, seen):
-            yield older
+            faults.append(older)
     except AttestationError as error:
-        yield f"the job's policy is not acceptable here: {error}"
+        return None, [*faults, f"the job's policy is not acceptable here: {error}"]
+    return found, faults
 
 
 def _privacy(config: SiteConfig, spec: JobSpec) -> Iterator[str]:

@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, x25519
 
-from attestation.errors import AttestationError
+from attestation.errors import UNREADABLE, AttestationError
+from attestation.length_prefixed import pack
 from attestation.sealing import hpke_open, hpke_seal, sync_directory, write_once
 from fedlearn.commitment import SEED_BYTES
 from fedlearn.errors import LaunchError
@@ -67,7 +68,7 @@ def request_seed(
 
     ``hpke_key`` is the raw X25519 public key that the seed is to be sealed to.
     """
-    return _pack(chain, hpke_key, key.sign(_ask(who, hpke_key), _ECDSA))
+    return pack(chain, hpke_key, key.sign(_ask(who, hpke_key), _ECDSA))
 
 
 def grant_seed(
@@ -98,7 +99,7 @@ def grant_seed(
         sealed = hpke_seal(seed, hpke_key, info=_ask(who, hpke_key))
     except ValueError as error:
         raise LaunchError("the seed cannot be sealed to the client's key") from error
-    return _pack(chain, sealed, key.sign(_answer(who, hpke_key, sealed), _ECDSA))
+    return pack(chain, sealed, key.sign(_answer(who, hpke_key, sealed), _ECDSA))
 
 
 def open_grant(
@@ -130,15 +131,11 @@ def open_grant(
 
 
 def _ask(who: Client, hpke_key: bytes) -> bytes:
-    return _ASK + _pack(who.job.encode(), who.site.encode(), who.client.encode(), hpke_key)
+    return _ASK + pack(who.job.encode(), who.site.encode(), who.client.encode(), hpke_key)
 
 
 def _answer(who: Client, hpke_key: bytes, sealed: bytes) -> bytes:
-    return _ANSWER + _pack(_ask(who, hpke_key), sealed)
-
-
-def _pack(*fields: bytes) -> bytes:
-    return b"".join(struct.pack(">I", len(field)) + field for field in fields)
+    return _ANSWER + pack(_ask(who, hpke_key), sealed)
 
 
 def _unpack(data: bytes, what: str) -> Sequence[bytes]:
@@ -173,14 +170,9 @@ def _identified(
         (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
         key = leaf.public_key()
     except (
-        ValueError,
-        TypeError,
         InvalidSignature,
-        UnsupportedAlgorithm,
-        x509.InvalidVersion,
         x509.ExtensionNotFound,
-        x509.DuplicateExtension,
-        x509.UnsupportedGeneralNameType,
+        *UNREADABLE,
     ) as error:
         raise LaunchError(f"the certificate of {what} is not one of this coordinator") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or len(others) >= _MAX_CERTIFICATES:

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from attestation.ecdsa import P256_ORDER
 from edge.bootstrap import Bootstrap
 from edge.launcher import Phase, Workload
 from fedlearn.errors import LaunchError
@@ -34,7 +35,6 @@ _TICKET: Final = b"fedlearn-ticket/1\0"
 _TLS: Final = b"fedlearn-sponsor-tls/1\0"
 _NONCE_BYTES: Final = (16, 64)
 _MAX_KEY_BYTES: Final = 1024
-_P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
 class Keys:
@@ -44,7 +44,7 @@ class Keys:
         secret = site_key.private_numbers().private_value.to_bytes(32, "big")
         self._ticket = _derive(secret, _TICKET, 32)
         # 48 bytes reduced by the order: close to uniform (FIPS 186-5, appendix A.4.1).
-        scalar = int.from_bytes(_derive(secret, _TLS, 48), "big") % (_P256_ORDER - 1) + 1
+        scalar = int.from_bytes(_derive(secret, _TLS, 48), "big") % (P256_ORDER - 1) + 1
         self.tls = ec.derive_private_key(scalar, ec.SECP256R1())
 
     @property

@@ -7,7 +7,6 @@ written to a private folder, file by file, never as a link, never outside.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import sys
@@ -30,7 +29,6 @@ class Installed:
 
     folder: Path
     name: str
-    digest: bytes
     serverapp: str
     clientapp: str
     config: Mapping[str, object]
@@ -86,18 +84,11 @@ def check_packages() -> None:
         )
 
 
-def unpack(bundle: bytes, folder: Path, *, digest: bytes | None = None) -> Installed:
+def unpack(bundle: bytes, folder: Path) -> Installed:
     """Write a bundle into ``folder``, which must not exist, and read what it is.
 
-    :param digest: the SHA-256 that it must have.
-    :raises JobError: when it has another, or is not a bundle that may run here.
+    :raises JobError: when it is not a bundle that may run here.
     """
-    found = hashlib.sha256(bundle).digest()
-    if digest is not None and found != digest:
-        raise JobError(
-            f"the bundle's digest is {found.hex()[:16]}…, not the {digest.hex()[:16]}… of the job",
-            hint="somebody changed the application after the job was submitted",
-        )
     application = check_bundle(bundle)
     folder.mkdir(mode=0o700, parents=True)
     for path, content in bundle_files(bundle):
@@ -107,7 +98,6 @@ def unpack(bundle: bytes, folder: Path, *, digest: bytes | None = None) -> Insta
     return Installed(
         folder=folder,
         name=application.name,
-        digest=found,
         serverapp=application.serverapp,
         clientapp=application.clientapp,
         config=application.defaults,

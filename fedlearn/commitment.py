@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from attestation.length_prefixed import pack
 from fedlearn.errors import CommitmentError
 
 if TYPE_CHECKING:
@@ -223,18 +224,14 @@ def records_of_arrays(arrays: Mapping[str, NDArray[Any]]) -> Iterator[bytes]:
         parts = []
         for head, (_, array) in zip(heads, little, strict=True):
             parts.append(head)
-            parts.append(_prefixed(array[index].tobytes()))
+            parts.append(pack(array[index].tobytes()))
         yield b"".join(parts)
 
 
 def _head(name: str, array: NDArray[Any]) -> bytes:
     kind = f"{array.dtype.kind}{array.dtype.itemsize}"
     shape = ",".join(map(str, array.shape[1:]))
-    return _prefixed(name.encode()) + _prefixed(kind.encode()) + _prefixed(shape.encode())
-
-
-def _prefixed(item: bytes) -> bytes:
-    return struct.pack(">I", len(item)) + item
+    return pack(name.encode(), kind.encode(), shape.encode())
 
 
 def _salt(seed: bytes, index: int) -> bytes:

@@ -17,7 +17,6 @@ import difflib
 import hashlib
 import json
 import re
-import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from attestation import toml
+from attestation.length_prefixed import pack
 from fedlearn import config as reading
 from fedlearn.config import choice, each, number, option, scalar, seq, table, text, whole
 from fedlearn.errors import ConfigError, JobError
@@ -404,8 +404,7 @@ def workload_digest(job_digest: bytes, bundle_digest: bytes) -> bytes:
     for what, digest in (("job", job_digest), ("bundle", bundle_digest)):
         if len(digest) != _DIGEST_BYTES:
             raise ValueError(f"a {what} digest has {_DIGEST_BYTES} bytes, not {len(digest)}")
-    prefixed = (struct.pack(">I", len(d)) + d for d in (job_digest, bundle_digest))
-    return hashlib.sha256(_WORKLOAD_DOMAIN + b"".join(prefixed)).digest()
+    return hashlib.sha256(_WORKLOAD_DOMAIN + pack(job_digest, bundle_digest)).digest()
 
 
 def owner_key_text(key: bytes) -> str:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -39,6 +39,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from attestation.errors import UNREADABLE
 from attestation.sealing import rename_durably, write_durably
 from fedlearn import config, spiffe
 from fedlearn.config import address, option, text
@@ -198,7 +199,7 @@ def csr_der(path: Path) -> bytes:
         raise ConfigError("holds a private key, which belongs to its operator", where=str(path))
     try:
         return x509.load_pem_x509_csr(data).public_bytes(Encoding.DER)
-    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
+    except UNREADABLE:
         raise ConfigError(
             "is not a certification request in PEM", where=str(path), hint=hint
         ) from None
@@ -319,14 +320,7 @@ def _chain(pem: str, where: str) -> tuple[x509.Certificate, x509.Certificate]:
         root.verify_directly_issued_by(root)
         leaf.verify_directly_issued_by(root)
         basic = root.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except (
-        ValueError,
-        TypeError,
-        InvalidSignature,
-        UnsupportedAlgorithm,
-        x509.ExtensionNotFound,
-        x509.InvalidVersion,
-    ) as error:
+    except (InvalidSignature, x509.ExtensionNotFound, *UNREADABLE) as error:
         raise ConfigError(
             "holds no operator's certificate with the CA that signed it", where=where
         ) from error
@@ -341,7 +335,7 @@ def _operator_of(leaf: x509.Certificate, where: str) -> str:
         usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
         identity = spiffe.parse(uris[0] if len(uris) == 1 else "")
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, TransportError) as error:
+    except (x509.ExtensionNotFound, TransportError, *UNREADABLE) as error:
         raise ConfigError("the certificate is not an operator's", where=where) from error
     if not isinstance(identity, spiffe.OperatorId) or list(usage) != [
         ExtendedKeyUsageOID.CLIENT_AUTH

@@ -17,6 +17,8 @@ import numpy as np
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from attestation.length_prefixed import pack
+
 __all__ = ["derive", "node_number", "seed_generators"]
 
 _SALT: Final = b"fedlearn-seed/1"
@@ -71,4 +73,4 @@ def _prefixed(label: str | int | bytes) -> bytes:
         kind, body = b"s", label.encode()
     else:
         kind, body = b"b", label
-    return kind + len(body).to_bytes(4, "big") + body
+    return kind + pack(body)

@@ -12,11 +12,11 @@ the four packages in byte order of their paths, compiled files left out; LP(x) =
 from __future__ import annotations
 
 import hashlib
-import struct
 from pathlib import Path
 from typing import Final
 
 import fedlearn
+from attestation.length_prefixed import pack
 
 __all__ = ["software_digest"]
 
@@ -32,7 +32,6 @@ def software_digest() -> bytes:
         for path in sorted((root / package).rglob("*")):
             if not path.is_file() or "__pycache__" in path.parts or path.suffix == ".pyc":
                 continue
-            name = path.relative_to(root).as_posix().encode()
-            total.update(struct.pack(">I", len(name)) + name)
+            total.update(pack(path.relative_to(root).as_posix().encode()))
             total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.digest()

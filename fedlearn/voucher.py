@@ -12,13 +12,13 @@ voucher good for one admission.
 from __future__ import annotations
 
 import hashlib
-import struct
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from attestation.length_prefixed import pack
 from fedlearn.errors import AdmissionDenied
 
 __all__ = ["MAX_VOUCHER_BYTES", "sign_voucher", "verify_voucher"]
@@ -74,4 +74,4 @@ def verify_voucher(
 
 def _message(job: str, site: str, client: str, nonce: bytes, tls_key: bytes) -> bytes:
     fields = (job.encode(), site.encode(), client.encode(), nonce, hashlib.sha256(tls_key).digest())
-    return _DOMAIN + b"".join(struct.pack(">I", len(field)) + field for field in fields)
+    return _DOMAIN + pack(*fields)

@@ -14,14 +14,26 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, Final
 
 from fedlearn.errors import ConfigError
 from server.register import AdmissionEvent, Change
 
-__all__ = ["AdmissionCounts", "Gauge", "exposition", "serve_metrics"]
+__all__ = [
+    "ADMISSIONS",
+    "ADMISSION_CHANGES",
+    "FAULTS",
+    "JOBS",
+    "LEDGER_ENTRIES",
+    "METRICS",
+    "SITES",
+    "AdmissionCounts",
+    "Gauge",
+    "exposition",
+    "serve_metrics",
+]
 
 _LOG = logging.getLogger(__name__)
 _SECONDS: Final = 5.0
@@ -40,6 +52,28 @@ class Gauge:
     values: Mapping[str, float]
     label: str = ""
     kind: str = "gauge"
+
+
+JOBS: Final = Gauge(name="fedlearn_jobs", help="Jobs, by status.", values={}, label="status")
+SITES: Final = Gauge(name="fedlearn_sites", help="Sites, by status.", values={}, label="status")
+LEDGER_ENTRIES: Final = Gauge(
+    name="fedlearn_ledger_entries", help="Entries of the ledger.", values={}
+)
+FAULTS: Final = Gauge(
+    name="fedlearn_faults", help="Faults that exist now; /readyz names them.", values={}
+)
+ADMISSIONS: Final = Gauge(
+    name="fedlearn_admissions", help="Clients that are admitted now.", values={}
+)
+ADMISSION_CHANGES: Final = Gauge(
+    name="fedlearn_admission_changes_total",
+    help="Changes of admissions since the start.",
+    values={},
+    label="change",
+    kind="counter",
+)
+METRICS: Final = (JOBS, SITES, LEDGER_ENTRIES, FAULTS, ADMISSIONS, ADMISSION_CHANGES)
+"""Every metric of a coordinator, without values."""
 
 
 class AdmissionCounts:
@@ -64,18 +98,8 @@ class AdmissionCounts:
         with self._lock:
             changes, live = dict(self._changes), self._live
         return (
-            Gauge(
-                name="fedlearn_admissions",
-                help="Clients that are admitted now.",
-                values={"": live},
-            ),
-            Gauge(
-                name="fedlearn_admission_changes_total",
-                help="Changes of admissions since the start.",
-                values=changes,
-                label="change",
-                kind="counter",
-            ),
+            replace(ADMISSIONS, values={"": live}),
+            replace(ADMISSION_CHANGES, values=changes),
         )
 
 

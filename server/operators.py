@@ -22,6 +22,7 @@ from typing import Any, Final
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from attestation.errors import UNREADABLE
 from fedlearn.errors import ConfigError, LedgerError, TransportError
 from fedlearn.spiffe import OperatorId, checked_name
 from server.peers import PeerCertificate, csr_key, spki, thumbprint
@@ -230,7 +231,7 @@ def requested_name(csr: bytes, *, trust_domain: str, expected: str = "") -> str:
         names = [str(a.value) for a in request.subject if a.oid == NameOID.COMMON_NAME]
         unusual = [a.oid for a in request.subject if a.oid != NameOID.COMMON_NAME]
         extensions = {extension.oid: extension.value for extension in request.extensions}
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except UNREADABLE as error:
         raise ConfigError("the request's subject or extensions are malformed", key="csr") from error
     if len(names) > 1 or unusual:
         raise ConfigError(

@@ -8,11 +8,12 @@ from datetime import datetime
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from attestation.errors import UNREADABLE
 from fedlearn import spiffe
 from fedlearn.errors import TransportError
 from fedlearn.oids import EVIDENCE_DIGEST, POLICY_DIGEST
@@ -60,12 +61,7 @@ def csr_key(csr_der: bytes) -> ec.EllipticCurvePublicKey:
         request = x509.load_der_x509_csr(csr_der)
         key = request.public_key()
         signed = request.is_signature_valid
-    except (
-        ValueError,
-        UnsupportedAlgorithm,
-        InvalidSignature,
-        x509.InvalidVersion,
-    ) as error:
+    except (InvalidSignature, *UNREADABLE) as error:
         raise TransportError("the certification request is not PKCS#10 in DER") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise TransportError(
@@ -113,16 +109,10 @@ class PeerCertificate:
             names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
             usage = list(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
             is_ca = extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-        except (
-            ValueError,
-            UnsupportedAlgorithm,
-            x509.ExtensionNotFound,
-            x509.InvalidVersion,
-            x509.UnsupportedGeneralNameType,
-        ) as error:
-            raise TransportError("the peer's certificate is not one of this coordinator") from error
         except x509.DuplicateExtension as error:
             raise TransportError("the peer's certificate repeats an extension") from error
+        except (x509.ExtensionNotFound, *UNREADABLE) as error:
+            raise TransportError("the peer's certificate is not one of this coordinator") from error
         if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(
             key.curve, ec.SECP256R1
         ):

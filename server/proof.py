@@ -11,17 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
 
 from attestation.attesters import Attester
-from attestation.binding import NONCE_BYTES, Binding, Role
+from attestation.binding import COORDINATOR_NODE, NONCE_BYTES, Binding, Role
 from fedlearn.errors import AdmissionDenied
 from server.challenges import Limits, Rates
 from server.examination import AdmittableJob, checked_names
 
-__all__ = ["COORDINATOR_NODE", "CoordinatorProof", "Proof"]
+__all__ = ["CoordinatorProof", "Proof"]
 
-COORDINATOR_NODE: Final = "coordinator"
 """The node id in the coordinator's binding, and its name in the ``nodes`` of a policy."""
 
 

@@ -109,7 +109,7 @@ def _check_head(head: LedgerHead, length: int, hash_of: Callable[[int], bytes | 
 
 
 def written_versions(ledger: LedgerReader) -> dict[str, int]:
-    """Return the highest version of each model that a checkpoint entry names.
+    """Return the highest version of each model that an entry names.
 
     Where an operator adopted an older store, what was written before counts as it was adopted.
 
@@ -122,10 +122,11 @@ def written_versions(ledger: LedgerReader) -> dict[str, int]:
         if isinstance(versions, dict):
             adopted = entry.sequence
             highest = {str(k): v for k, v in versions.items() if isinstance(v, int)}
-    for entry in ledger.entries(after=adopted, kind="checkpoint"):
-        name, version = entry.body.get("model"), entry.body.get("version")
-        if isinstance(name, str) and isinstance(version, int):
-            highest[name] = max(version, highest.get(name, 0))
+    for kind in ("checkpoint", "files"):
+        for entry in ledger.entries(after=adopted, kind=kind):
+            name, version = entry.body.get("model"), entry.body.get("version")
+            if isinstance(name, str) and isinstance(version, int):
+                highest[name] = max(version, highest.get(name, 0))
     return highest
 
 

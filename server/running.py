@@ -34,6 +34,7 @@ from fedlearn.events import (
 )
 from fedlearn.job import MAX_ROUNDS, JobSpec
 from fedlearn.privacy import Budget
+from server.flower.appfiles import as_arrays, kept_as
 from server.flower.plan import Checkpoint
 from server.ledger import Entry, Ledger
 from server.register import Admission, AdmissionEvent, AdmissionRegister
@@ -65,6 +66,7 @@ class JobDesk:
 
     ``say``       tells people an event of this job
     ``model``     the name under which the model is sealed
+    ``files``     the name under which the application's files are
     ``keep``      how many versions of the model are kept; the newest are
     """
 
@@ -81,6 +83,7 @@ class JobDesk:
     ) -> None:
         self.spec = spec
         self.model = spec.name
+        self.files = kept_as(spec.name)
         self._store = store
         self._ledger = ledger
         self._register = register
@@ -196,6 +199,22 @@ class JobDesk:
                 bytes=stored.path.stat().st_size,
             )
         )
+
+    def keep_files(self, files: Mapping[str, memoryview]) -> None:
+        """Seal what the application leaves, as a version of :attr:`files`, for the job's owner.
+
+        :raises StoreError: when it cannot be sealed.
+        """
+        owner = self.spec.owner_public_key()
+        self._store.write(
+            self.files,
+            as_arrays(files),
+            job=self.spec.name,
+            round=self._round,
+            recipients=(owner,) if owner else (),
+            entry="files",
+        )
+        self._store.prune(self.files, keep=1)
 
     def load_checkpoint(self) -> Checkpoint | None:
         """Return the last sealed checkpoint; never an older one than the ledger names.

@@ -13,7 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,15 @@ from server.health import Health
 from server.home import Home
 from server.jobs import JobStatus
 from server.measurement import config_digest
-from server.metrics import AdmissionCounts, Gauge, serve_metrics
+from server.metrics import (
+    FAULTS,
+    JOBS,
+    LEDGER_ENTRIES,
+    SITES,
+    AdmissionCounts,
+    Gauge,
+    serve_metrics,
+)
 from server.operators import OperatorRegister
 from server.peers import spki
 from server.proof import CoordinatorProof
@@ -128,7 +136,7 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
             clock=clock,
         )
         # Sockets and unpacked apps; systemd and the chart name a folder in memory for them.
-        runtime = Path(os.environ.get("RUNTIME_DIRECTORY", config.state)) / "run"
+        runtime = Path(os.environ.get("RUNTIME_DIRECTORY", config.state)).absolute() / "run"
         shutil.rmtree(runtime, ignore_errors=True)
         runtime.mkdir(mode=0o700)
         health = Health()
@@ -231,28 +239,10 @@ def _gauges(
     known = Counter(site.status.value for site in sites.list())
     head = home.ledger.head()
     return (
-        Gauge(
-            name="fedlearn_jobs",
-            help="Jobs by status.",
-            values={status.value: jobs[status.value] for status in JobStatus},
-            label="status",
-        ),
-        Gauge(
-            name="fedlearn_sites",
-            help="Sites by status.",
-            values={status.value: known[status.value] for status in SiteStatus},
-            label="status",
-        ),
-        Gauge(
-            name="fedlearn_ledger_entries",
-            help="Entries of the ledger.",
-            values={"": head.sequence if head is not None else 0},
-        ),
-        Gauge(
-            name="fedlearn_faults",
-            help="What is wrong now; /readyz names it.",
-            values={"": len(health.faults())},
-        ),
+        replace(JOBS, values={status.value: jobs[status.value] for status in JobStatus}),
+        replace(SITES, values={status.value: known[status.value] for status in SiteStatus}),
+        replace(LEDGER_ENTRIES, values={"": head.sequence if head is not None else 0}),
+        replace(FAULTS, values={"": len(health.faults())}),
         *counts.gauges(),
     )
 

@@ -14,7 +14,8 @@ last: an altered, exchanged, deleted or older file is refused, and says which.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -163,6 +164,7 @@ class ModelStore:
         state: bytes = b"",
         meta: Mapping[str, str | int | bool] | None = None,
         recipients: Sequence[bytes] = (),
+        entry: str = "checkpoint",
     ) -> StoredModel:
         """Seal the next version of ``model``. It is durable when this returns.
 
@@ -172,6 +174,7 @@ class ModelStore:
         :param state: whatever else must be restored together with the weights; sealed in
             the same file, so that a crash never parts the two. See :meth:`state`.
         :param recipients: raw X25519 public keys of owners, who open the file without us.
+        :param entry: the kind of the ledger's entry.
         :raises StoreError: when it cannot be written, or it has recipients and this store has
             nothing to sign it with.
         :raises UpdateRejected: for an array that has no name or type in the format.
@@ -202,7 +205,7 @@ class ModelStore:
             )
             self._directory.commit(lambda catalogue: catalogue.add(stored))
         body = {"round": round, "file_id": stored.file_id.hex(), "digest": stored.digest.hex()}
-        self._report("checkpoint", stored, body)
+        self._report(entry, stored, body)
         return stored
 
     def models(self) -> tuple[str, ...]:
@@ -309,6 +312,22 @@ class ModelStore:
         :raises StoreError: when ``out`` exists, lies in the store's own directory or cannot
             be written, or the version is not what was sealed; no file is left then.
         """
+        with self.released(model, out, version=version) as (stored, reader):
+            try:
+                sealed.export(reader, out, replace=replace)
+            except OSError as error:
+                raise StoreError(f"{out}: {reason(error)}") from error
+        return stored
+
+    @contextmanager
+    def released(
+        self, model: str, out: Path, *, version: int | None = None
+    ) -> Iterator[tuple[StoredModel, SealedReader]]:
+        """Open one version that is to be in the clear at ``out``. The ledger is told first.
+
+        :raises StoreError: when ``out`` lies in the store's own directory, or the version is
+            not what was sealed.
+        """
         stored = self.version(model, version)
         if out.resolve().is_relative_to(self._directory.path.resolve()):
             raise StoreError(
@@ -318,12 +337,9 @@ class ModelStore:
         with self._open(stored) as reader:
             self._report("export", stored, {"to": str(out)})
             try:
-                sealed.export(reader, out, replace=replace)
+                yield stored, reader
             except UnsealError as error:
                 raise _bad(stored, error) from error
-            except OSError as error:
-                raise StoreError(f"{out}: {reason(error)}") from error
-        return stored
 
     def rotate(self, model: str) -> tuple[StoredModel, ...]:
         """Seal every kept version anew under a new key and destroy the old keys.

@@ -6,7 +6,7 @@ the charts' own accounts; and clients as Jobs that the agents create and the sch
 The coordinator is outside of both, as it is in the field.
 
 What does not: containers. A node here registers with its cluster and does with pods what a
-kubelet does, but runs their commands as processes of this machine (tests/fakes/node.py). So
+kubelet does, but runs their commands as processes of this machine (tests/harness/node.py). So
 there are no TEEs, no images and no network of pods; evidence is that of development keys.
 """
 
@@ -36,10 +36,10 @@ from fedlearn.demo.data import DATA_SETS, DEFAULT_SEED
 from fedlearn.errors import FedlearnError, LaunchError
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))
 
-from fakes.cluster import Cluster, assets  # noqa: E402
-from fakes.node import Node  # noqa: E402
+from tests.harness.cluster import Cluster, assets  # noqa: E402
+from tests.harness.node import Node  # noqa: E402
 
 CHART: Final = ROOT / "helm" / "fedlearn-edge"
 RELEASE: Final = "fedlearn-edge"

@@ -12,8 +12,8 @@ from typing import Final
 from cryptography import x509
 
 from attestation.decoded.fields import Field, Layout, integer, read_layout
-from attestation.errors import EvidenceError
-from attestation.offline import UNREADABLE, load_certificates
+from attestation.errors import UNREADABLE, EvidenceError
+from attestation.offline import load_certificates
 
 __all__ = ["decode_quote"]
 

@@ -30,6 +30,7 @@ from typing import Final
 
 from attestation.errors import EvidenceError
 from attestation.evidence import Evidence
+from attestation.length_prefixed import pack
 from attestation.quotes.tpm_algorithms import DIGEST_SIZES
 from attestation.quotes.tpm_keys import PublicArea, PublicKey, load_public_key, spki
 from attestation.quotes.tpm_pieces import sort_pieces
@@ -95,9 +96,7 @@ class TpmQuote:
             fields.append((_SCOPE_TAG, self.scope.encode()))
         if self.ek_certificate:
             fields.append((_EK, self.ek_certificate))
-        return _MAGIC + b"".join(
-            bytes((tag,)) + len(value).to_bytes(4, "big") + value for tag, value in fields
-        )
+        return _MAGIC + b"".join(bytes((tag,)) + pack(value) for tag, value in fields)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> TpmQuote:

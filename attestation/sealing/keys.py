@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from attestation.errors import UnsealError
+from attestation.length_prefixed import pack
 from attestation.sealing.header import Header
 
 __all__ = [
@@ -199,7 +200,4 @@ def open_released(
 
 
 def _release_info(model: str, file_id: bytes) -> bytes:
-    name = model.encode()
-    return (
-        _RELEASE + struct.pack(">I", len(name)) + name + struct.pack(">I", len(file_id)) + file_id
-    )
+    return _RELEASE + pack(model.encode(), file_id)

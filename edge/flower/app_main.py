@@ -40,7 +40,6 @@ class _App:
         installed = bundle.Installed(
             folder=Path(told["folder"]),
             name=told["name"],
-            digest=b"",
             serverapp="",
             clientapp=told["clientapp"],
             config={},

@@ -50,17 +50,15 @@ WITHHELD: Final = "the app gave no answer; under [privacy] the reason stays in t
 class ClientPlan:
     """All that a client must know of its job.
 
-    ``bundle_digest`` is what the job says of the bundle; a bundle with another one is not
-    loaded. ``node_config`` is what this site tells the app (where its data is, say).
-    ``data`` is where the app may read the site's data. ``patience`` is for how many seconds
-    the coordinator may be unreachable.
+    ``node_config`` is what this site tells the app (where its data is, say). ``data`` is where
+    the app may read the site's data. ``patience`` is for how many seconds the coordinator may
+    be unreachable.
     """
 
     job: str
     site: str
     seed: int
     bundle: bytes = field(repr=False)
-    bundle_digest: bytes
     node_config: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     run_config: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     privacy: PrivacySpec | None = None
@@ -97,16 +95,14 @@ class Replies:
     def load(self) -> None:
         """Unpack and check the app and load it, once.
 
-        :raises JobError: when the bundle is not the job's, or has no ClientApp.
+        :raises JobError: when the bundle is not one that may run here, or has no ClientApp.
         :raises AppFailed: when the app cannot be imported, with the reason.
         """
         if self._installed is not None:
             return
         bundle.check_packages()
         self._directory.mkdir(mode=0o700, parents=True)
-        self._installed = bundle.unpack(
-            self._plan.bundle, self._directory / "code", digest=self._plan.bundle_digest
-        )
+        self._installed = bundle.unpack(self._plan.bundle, self._directory / "code")
         # For the user of the app's process; the folder above lets nobody else in.
         for path in (self._installed.folder, *self._installed.folder.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)

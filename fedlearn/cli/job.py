@@ -12,7 +12,7 @@ import click
 from fedlearn.cli.exclusion import readmit, revoke
 from fedlearn.cli.operator import connect, job_argument, json_option, operator_option
 from fedlearn.config import NAME
-from fedlearn.console import Commands, line, print_json, printable
+from fedlearn.console import Commands, Noun, line, print_json, printable
 from fedlearn.errors import ConfigError, JobError, TransportError
 
 if TYPE_CHECKING:
@@ -22,7 +22,17 @@ if TYPE_CHECKING:
 __all__ = ["group"]
 
 
-@click.group(cls=Commands, name="job")
+@click.group(
+    cls=Commands,
+    name="job",
+    nouns={
+        "files": Noun(
+            module="fedlearn.cli.appfiles",
+            attribute="files",
+            summary="Write the files that a job's ServerApp left into a folder.",
+        )
+    },
+)
 def group() -> None:
     """Write, check, submit and watch jobs."""
 

@@ -6,22 +6,27 @@ the model, a sealed file that nobody who was named sealed, or one that is not wh
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from attestation.errors import UnsealError
-from attestation.sealing import Header, PrivateKey, SealedReader, open_sealed, read_header
+from attestation.sealing import Header
 from fedlearn import sealed
-from fedlearn.cli.origin import Origin, Sealer, origin_options
-from fedlearn.cli.unlock import Unlock, ask_passphrase, unlock_options
+from fedlearn.cli.origin import Origin, origin_options
+from fedlearn.cli.target import (
+    CATALOGUE,
+    key_option,
+    needed,
+    opened,
+    refuse_key,
+    refuse_origin,
+    sealer_of,
+)
+from fedlearn.cli.unlock import Unlock, unlock_options
 from fedlearn.console import REFUSED, Commands, line, print_json, printable
-from fedlearn.errors import ConfigError, KeyReleaseDenied, LedgerError, StoreError
-from fedlearn.keyfile import read_private_key
+from fedlearn.errors import ConfigError, LedgerError, StoreError
 from server.ledger import LEDGER_FILE, LedgerReader
 from server.rollback import written_versions
 from server.store import StoredModel
@@ -30,11 +35,6 @@ __all__ = ["group"]
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
 _version = click.option("--version", type=click.IntRange(1), help="By default the latest.")
-_key = click.option(
-    "--key", type=click.Path(path_type=Path), help="The owner's private key (PEM), for a FILE."
-)
-_NO_STATE: Final = "--state"
-_CATALOGUE: Final = Sealer(by="catalogue", text="as the coordinator's sealed catalogue has it")
 
 
 @click.group(cls=Commands, name="model")
@@ -52,7 +52,7 @@ def group() -> None:
 @_json
 def list_models(unlock: Unlock | None, as_json: bool) -> None:
     """List the versions of every model that the coordinator keeps."""
-    with _needed(unlock).reading() as store:
+    with needed(unlock).reading() as store:
         kept = [stored for model in store.models() for stored in store.versions(model)]
     if as_json:
         print_json([_stored_json(stored) for stored in kept])
@@ -73,7 +73,7 @@ def list_models(unlock: Unlock | None, as_json: bool) -> None:
 @group.command(name="open")
 @click.argument("target")
 @unlock_options
-@_key
+@key_option
 @origin_options
 @_version
 @_json
@@ -86,12 +86,12 @@ def open_model(
     as_json: bool,
 ) -> None:
     """Open a sealed model, check every byte of it and who sealed it, and show what it holds."""
-    with _opened(target, unlock, key, version, origin) as reader:
+    with opened(target, unlock, key, version, origin) as reader:
         try:
             digest = reader.verify()
         except UnsealError as error:
             raise StoreError(f"{target}: {error}") from error
-        sealer = _sealer(target, unlock, origin, reader)
+        sealer = sealer_of(target, unlock, origin, reader)
         header = reader.header
     if as_json:
         print_json({**_header_json(header), "digest": digest.hex(), **sealer.to_json()})
@@ -115,7 +115,7 @@ def open_model(
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write.")
 @click.option("--replace", is_flag=True, help="Write over a file that is there.")
 @unlock_options
-@_key
+@key_option
 @origin_options
 @_version
 @_json
@@ -134,8 +134,8 @@ def export(
     From a coordinator's state the export is written to the ledger first.
     """
     if unlock is not None:
-        _refuse_key(key)
-        _refuse_origin(origin)
+        refuse_key(key)
+        refuse_origin(origin)
         if out.resolve().is_relative_to(unlock.state.resolve()):
             raise ConfigError(
                 "lies in the coordinator's state, where nothing is in the clear",
@@ -143,10 +143,10 @@ def export(
             )
         with unlock.recording() as store:
             stored = store.export(target, out, version=version, replace=replace)
-        model, found, sealer = stored.model, stored.version, _CATALOGUE
+        model, found, sealer = stored.model, stored.version, CATALOGUE
     else:
-        with _opened(target, None, key, version, origin) as reader:
-            sealer = _sealer(target, None, origin, reader)
+        with opened(target, None, key, version, origin) as reader:
+            sealer = sealer_of(target, None, origin, reader)
             try:
                 sealed.export(reader, out, replace=replace)
             except UnsealError as error:
@@ -173,7 +173,7 @@ def verify(model: str | None, unlock: Unlock | None, as_json: bool) -> int:
     """
     from server.statebinding import compare_bound
 
-    unlock = _needed(unlock)
+    unlock = needed(unlock)
     with unlock.keys() as keys, unlock.opened(keys) as store:
         names = store.models() if model is None else (store.latest(model).model,)
         faults = {}
@@ -219,80 +219,12 @@ def rotate(model: str, unlock: Unlock | None, as_json: bool) -> None:
 
     Copies of the old files can then not be opened any more, but by the owner of the job.
     """
-    with _needed(unlock).recording(writing=True) as store:
+    with needed(unlock).recording(writing=True) as store:
         fresh = store.rotate(model)
     if as_json:
         print_json([_stored_json(stored) for stored in fresh])
     else:
         line(f"{model}: {len(fresh)} versions sealed under the key {fresh[-1].key}")
-
-
-@contextmanager
-def _opened(
-    target: str,
-    unlock: Unlock | None,
-    key: Path | None,
-    version: int | None,
-    origin: Origin,
-) -> Iterator[SealedReader]:
-    if unlock is not None:
-        _refuse_key(key)
-        _refuse_origin(origin)
-        with unlock.reading() as store, store.open_model(target, version) as reader:
-            yield reader
-        return
-    if key is None:
-        raise ConfigError(
-            "is needed to open a sealed file, or --state to open a coordinator's model",
-            where="--key",
-        )
-    with _opened_file(Path(target), key) as reader:
-        if version is not None and reader.header.version != version:
-            raise ConfigError(
-                f"the file holds version {reader.header.version}", where=f"--version {version}"
-            )
-        yield reader
-
-
-def _opened_file(path: Path, key: Path) -> SealedReader:
-    try:
-        header = read_header(path)
-    except UnsealError as error:
-        raise StoreError(f"{path}: {error}") from error
-    except OSError as error:
-        raise StoreError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from error
-    ask = functools.partial(ask_passphrase, "Passphrase of the owner's key")
-    private = read_private_key(key, what="the owner's key", ask=ask)
-    mine = private.public_key().public_bytes_raw()
-    try:
-        return open_sealed(path, PrivateKey(private))
-    except UnsealError as error:
-        if all(wrap.recipient != mine for wrap in header.wraps):
-            raise KeyReleaseDenied(f"{path}: {error}", hint=error.hint) from error
-        raise StoreError(f"{path}: {error}") from error
-
-
-def _sealer(target: str, unlock: Unlock | None, origin: Origin, reader: SealedReader) -> Sealer:
-    return origin.check(reader, target) if unlock is None else _CATALOGUE
-
-
-def _needed(unlock: Unlock | None) -> Unlock:
-    if unlock is None:
-        raise ConfigError("is needed: the coordinator's state directory", where=_NO_STATE)
-    return unlock
-
-
-def _refuse_key(key: Path | None) -> None:
-    if key is not None:
-        raise ConfigError("opens a sealed file; leave out --state, or --key", where="--key")
-
-
-def _refuse_origin(origin: Origin) -> None:
-    if origin.given:
-        raise ConfigError(
-            "says who sealed a FILE; a model in --state is as the coordinator's catalogue has it",
-            where="--ca-pin, --operator, --ledger or --insecure-unknown-origin",
-        )
 
 
 def _stored_json(stored: StoredModel) -> dict[str, Any]:

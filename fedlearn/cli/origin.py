@@ -108,7 +108,7 @@ class Origin:
         ledger.verify(load_public_key(self.ledger_key or path.with_name(PUBLIC_KEY_FILE)))
         digest = reader.digest().hex()
         header = reader.header
-        for kind in ("checkpoint", "model"):
+        for kind in ("checkpoint", "files", "model"):
             for entry in ledger.entries(kind=kind):
                 listed = entry.body.get("digests")
                 named = (

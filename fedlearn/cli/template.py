@@ -40,7 +40,7 @@ policy = "policy.toml"     # what a client must prove before it is admitted
 quorum = 2                 # updates that a round needs
 deadline_s = 120           # seconds that a round may take ...
 stragglers = "drop"        # ... and what happens to who is late: "drop", or "fail" the job
-seed = 1                   # the same seed gives the same model; see docs/files.md
+seed = 1                   # the same seed gives the same model; see docs/reference/job.md
 
 # The finished model opens for the holder of this key (X25519, PEM):
 #   openssl genpkey -algorithm x25519 -out owner.pem

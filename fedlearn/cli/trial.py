@@ -165,9 +165,9 @@ def _run(federation: Federation, spec: JobSpec, policy: str, bundle: bytes, show
 
 def _fetch(federation: Federation, job: str, owner: X25519PrivateKey, model: Path) -> None:
     """Open the sealed model as its owner, and write the weights where they were asked for."""
-    files = sorted((federation.state / "store" / "models").glob(f"{job}.*"))
+    files = (federation.state / "store" / "models").glob(f"{job}.[0-9]*")
     newest = max(
-        (path for path in files if ".blob." not in path.name),
+        files,
         key=lambda path: int(path.name.split(".")[1]),
         default=None,
     )

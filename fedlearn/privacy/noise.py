@@ -13,7 +13,6 @@ IEEE 754 rounds exactly (+ - * / and the square root), the logarithm included; n
 
 from __future__ import annotations
 
-import struct
 from typing import Final
 
 import numpy as np
@@ -22,6 +21,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
+from attestation.length_prefixed import pack
 from fedlearn.errors import PrivacyError
 
 __all__ = ["SECRET_BYTES", "GaussianStream", "inverse_normal"]
@@ -117,8 +117,7 @@ class GaussianStream:
                 f"a noise secret has at least {SECRET_BYTES} bytes, not {len(secret)}",
                 hint="draw it once per job and keep it sealed, or the noise can be subtracted",
             )
-        info = b"".join(struct.pack(">I", len(part)) + part for part in purpose)
-        key = HKDF(algorithm=SHA256(), length=32, salt=_SALT, info=info).derive(secret)
+        key = HKDF(algorithm=SHA256(), length=32, salt=_SALT, info=pack(*purpose)).derive(secret)
         self._keystream: CipherContext = Cipher(
             algorithms.AES256(key), modes.CTR(bytes(16))
         ).encryptor()

@@ -253,6 +253,7 @@ class _Supervisor:
         os.close(self._lifeline)
         os.close(self._end)
         os.setsid()
+        os.umask(0o077)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         with contextlib.suppress(OSError):  # a file system that is read-only, as in a view

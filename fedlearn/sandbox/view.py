@@ -53,6 +53,7 @@ def enter(view: View) -> None:
     root = _mount_point(view)
     kernel.make_private(Path("/"))
     kernel.mount("tmpfs", root, flags=_FLAGS, options="size=1m,mode=0755")
+    mask = os.umask(0o022)  # another user has to find its way through the new root
     try:
         _fill(root, view)
         old = root / _OLD.name
@@ -62,6 +63,8 @@ def enter(view: View) -> None:
     except OSError:
         kernel.unmount(root)
         raise
+    finally:
+        os.umask(mask)
     os.chdir("/")
     kernel.unmount(_OLD)
     _OLD.rmdir()

@@ -18,13 +18,13 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 
+from fedlearn.application import MAX_BUNDLE_BYTES
 from fedlearn.errors import FedlearnError, Throttled
 from fedlearn.join import checked_address
 from fedlearn.spiffe import COORDINATOR_DNS
 from fedlearn.wire.failure import Unreachable
 
 __all__ = [
-    "MAX_BUNDLE_BYTES",
     "MAX_CONTROL_BYTES",
     "MAX_MESSAGE_BYTES",
     "open_channel",
@@ -34,7 +34,6 @@ __all__ = [
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024 + 64 * 1024
 """Upper bound of any message but a job's submission: 4 MiB of evidence and what is around."""
 
-MAX_BUNDLE_BYTES: Final = 64 * 1024 * 1024
 MAX_CONTROL_BYTES: Final = MAX_BUNDLE_BYTES + 2 * 1024 * 1024
 """Upper bound of a job's submission."""
 

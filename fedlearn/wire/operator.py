@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
+from fedlearn.application import MAX_BUNDLE_BYTES
 from fedlearn.errors import ConfigError
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire.calls import Calls
-from fedlearn.wire.channel import MAX_BUNDLE_BYTES, MAX_CONTROL_BYTES, open_channel
+from fedlearn.wire.channel import MAX_CONTROL_BYTES, open_channel
 from fedlearn.wire.failure import Unreachable, failure_of
 
 import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)

@@ -15,10 +15,11 @@ from datetime import datetime
 from typing import Any, Final, cast
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from attestation.errors import UNREADABLE
 from fedlearn.errors import TransportError
 from fedlearn.join import checked_address
 from fedlearn.spiffe import COORDINATOR_DNS, CoordinatorId, parse
@@ -72,15 +73,7 @@ def fetch_pinned(
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         leaf.verify_directly_issued_by(authority)
-    except (
-        ValueError,
-        TypeError,
-        InvalidSignature,
-        UnsupportedAlgorithm,
-        x509.ExtensionNotFound,
-        x509.DuplicateExtension,
-        x509.UnsupportedGeneralNameType,
-    ) as error:
+    except (InvalidSignature, x509.ExtensionNotFound, *UNREADABLE) as error:
         raise TransportError(
             f"the certificate of {address} is not signed by the pinned CA"
         ) from error
@@ -153,14 +146,14 @@ def _unverified_chain(secure: ssl.SSLSocket) -> list[bytes]:
 def _load(der: bytes) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(der)
-    except (ValueError, x509.InvalidVersion) as error:
+    except UNREADABLE as error:
         raise TransportError("the server shows a malformed certificate") from error
 
 
 def _pin(certificate: x509.Certificate) -> bytes:
     try:
         key = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         return b""
     der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(der).digest()

@@ -13,6 +13,7 @@ What the application may ask is decided here, by the job and not by the applicat
 ``start``, own         the same with a strategy of the application: only where the job says
 strategy               ``[aggregation] updates = "visible-to-app"``
 ``push pull forget``   messages of an application that drives its rounds itself: likewise
+``files``              the files that the application leaves, once, before it has ended
 ``done``               how the application ended
 =====================  =======================================================================
 """
@@ -34,6 +35,7 @@ from fedlearn.process_channel import ProcessChannel
 from fedlearn.sandbox import protect_this_process
 from fedlearn.seeds import derive, seed_generators
 from fedlearn.strategies import APP, VISIBLE_TO_APP
+from server.flower import appfiles
 from server.flower.builtin import CLASSES, BuiltIn
 from server.flower.calls import MAX_RECORD_BYTES, Coordinator
 from server.flower.failures import raised
@@ -80,6 +82,8 @@ class Session:
         self.ended = threading.Event()
         self.failure: FedlearnError | None = None
         self._denied: FedlearnError | None = None
+        self._coordinator = coordinator
+        self._files_kept = threading.Lock()
 
     def _answer(self, name: str, fields: dict[str, Any], blobs: list[memoryview]) -> Answer:
         match name:
@@ -97,6 +101,8 @@ class Session:
             case "forget":
                 self.grid.withdraw(map(str, fields["ids"]))
                 return {}, ()
+            case "files":
+                return self._keep_files(fields, blobs)
             case "done":
                 failure = fields.get("failure")
                 self.failure = None if failure is None else raised(failure)
@@ -114,6 +120,14 @@ class Session:
             if self.peer.wait_closed(0):
                 return
         self.peer.wait_closed(_MAX_WAIT)
+
+    def _keep_files(self, fields: dict[str, Any], blobs: list[memoryview]) -> Answer:
+        most = appfiles.most_bytes(self._plan.max_update_bytes)
+        files = appfiles.checked(fields.get("names"), blobs, most=most)
+        if not self._files_kept.acquire(blocking=False):
+            raise TransportError("the application's files are kept already")
+        self._coordinator.keep_files(files)
+        return {}, ()
 
     # Rounds that run here
 

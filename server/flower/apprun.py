@@ -23,6 +23,7 @@ from fedlearn import bundle
 from fedlearn.errors import FedlearnError, JobError, TransportError
 from fedlearn.process_channel import ProcessChannel
 from fedlearn.seeds import derive, seed_generators
+from server.flower import appfiles
 from server.flower.appgrid import AppGrid, JobRules, install
 from server.flower.failures import failure_of
 from server.flower.peer import Peer
@@ -31,6 +32,8 @@ from server.flower.task import SERVER_NODE, enter_run
 __all__ = ["main"]
 
 _MAX_RECORD_BYTES: Final = 1 << 40
+_APP_FOLDER: Final = "app"
+_MAX_TOLD: Final = 20
 
 
 def main() -> None:
@@ -55,6 +58,10 @@ def main() -> None:
             f"the application raised {type(error).__name__}: {error}",
             hint="see the log of the job for where",
         )
+    try:
+        _hand_over(peer, folder, header["max_bytes"])
+    except FedlearnError as error:
+        failure = failure or error
     sys.stdout.flush()
     sys.stderr.flush()
     try:
@@ -70,7 +77,7 @@ def _run(header: dict[str, Any], app_bytes: bytes, peer: Peer, folder: Path) -> 
     # An application that logs by Flower's logger expects to be heard.
     logging.getLogger("flwr").setLevel(logging.INFO)
     run = enter_run(header["run"])
-    application = bundle.unpack(app_bytes, folder / "app")
+    application = bundle.unpack(app_bytes, folder / _APP_FOLDER)
     rules = JobRules(
         sites=tuple(header["sites"]),
         seconds=header["seconds"],
@@ -95,6 +102,18 @@ def _run(header: dict[str, Any], app_bytes: bytes, peer: Peer, folder: Path) -> 
     # Once more: the application has brought its libraries, and may have used them.
     seed_generators(seed)
     app(grid=grid, context=context)
+
+
+def _hand_over(peer: Peer, folder: Path, max_update_bytes: int) -> None:
+    """Have the files that the application leaves kept with its job."""
+    most = appfiles.most_bytes(max_update_bytes)
+    files, left_out = appfiles.collect(folder, most=most, without=[_APP_FOLDER])
+    for reason in left_out[:_MAX_TOLD]:
+        print(f"a file of the application is not kept: {reason}")
+    if len(left_out) > _MAX_TOLD:
+        print(f"{len(left_out) - _MAX_TOLD} more files of the application are not kept")
+    if files:
+        peer.call("files", {"names": list(files)}, list(files.values()))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 from fedlearn import update
 from fedlearn.errors import FedlearnError, TransportError
 from fedlearn.message import Flat
-from fedlearn.process_channel import ProcessChannel
+from fedlearn.process_channel import Blob, ProcessChannel
 from server.flower.failures import failure_of, raised
 from server.flower.plan import Checkpoint, JobChannel, Reply
+from server.flower.receipts import Receipts
 
 if TYPE_CHECKING:
     from server.flower.link import JobLink
@@ -98,7 +99,7 @@ class Coordinator:
         return answer["sent"], answer["received"]
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Tell people about the job."""
+        """Tell people about the job. An update is named by its question (``question``)."""
         self._ask("event", {"kind": kind, "fields": fields})
 
     def charge(self, stage: int, round_: int, inputs: bytes) -> None:
@@ -113,6 +114,10 @@ class Coordinator:
         header = {"round": checkpoint.round, "state": checkpoint.state}
         documents = [update.encode(checkpoint.model), update.encode(checkpoint.tensors)]
         self._ask("save", header, documents)
+
+    def keep_files(self, files: Mapping[str, memoryview]) -> None:
+        """Have the application's files sealed."""
+        self._ask("files", {"names": list(files)}, list(files.values()))
 
     def load(self) -> Checkpoint | None:
         """Return the job's last checkpoint."""
@@ -130,7 +135,7 @@ class Coordinator:
         self._ask("done", {"rounds": rounds, "failure": failure})
 
     def _ask(
-        self, what: str, header: Mapping[str, Any], blobs: Sequence[bytes] = ()
+        self, what: str, header: Mapping[str, Any], blobs: Sequence[Blob] = ()
     ) -> tuple[dict[str, Any], list[memoryview]]:
         with self._lock:
             self._pipe.send({"ask": what, **header}, blobs)
@@ -156,10 +161,11 @@ def serve(
     :param done: called with the job's last word: rounds, and the failure if there was one.
     :raises TransportError: when the job does not keep to the protocol.
     """
+    receipts = Receipts(link.plan.noise_secret if link.plan.privacy is not None else b"")
     while (record := pipe.receive()) is not None:
         header, blobs = record
         try:
-            answer, parts = _answer(header, blobs, link, channel, done)
+            answer, parts = _answer(header, blobs, link, channel, receipts, done)
         except FedlearnError as error:
             answer, parts = {"error": failure_of(error)}, ()
         except (KeyError, TypeError, ValueError, StopIteration) as error:
@@ -172,6 +178,7 @@ def _answer(
     blobs: list[memoryview],
     link: JobLink,
     channel: JobChannel,
+    receipts: Receipts,
     done: Callable[[int, Mapping[str, str] | None], None],
 ) -> Answer:
     match header.pop("ask"):
@@ -182,6 +189,8 @@ def _answer(
             return {"ids": pushed}, ()
         case "pull":
             replies = link.pull(header["ids"], float(header["seconds"]))
+            for reply in replies:
+                receipts.note(reply)
             told = [
                 {
                     "question": each.question,
@@ -207,8 +216,10 @@ def _answer(
             sent, received = link.traffic()
             return {"sent": sent, "received": received}, ()
         case "event":
+            kind = str(header["kind"])
+            fields = receipts.fill(kind, header["fields"])
             try:
-                channel.event(str(header["kind"]), dict(header["fields"]))
+                channel.event(kind, fields)
             except ValueError as error:
                 # An event informs; one that cannot be shown must not end a job.
                 _LOG.warning("an event was not passed on: %s", error)
@@ -227,6 +238,10 @@ def _answer(
                     state=dict(header["state"]),
                 )
             )
+            return {}, ()
+        case "files":
+            files = dict(zip(map(str, header["names"]), blobs, strict=True))
+            channel.keep_files(files)
             return {}, ()
         case "load":
             return _loaded(channel.load_checkpoint())

@@ -21,7 +21,6 @@ privacy the reason of a refusal is a constant, because data may have gone into a
 from __future__ import annotations
 
 import hashlib
-import hmac
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -40,6 +39,7 @@ from flwr.app import (
 from flwr.serverapp.grid import Grid
 from flwr.supercore.run import Run
 
+from attestation.length_prefixed import pack
 from fedlearn.errors import (
     FedlearnError,
     JobError,
@@ -56,6 +56,7 @@ from fedlearn.flower import (
 from fedlearn.message import UNKNOWN
 from server.flower.calls import Coordinator, Node
 from server.flower.plan import Reply, Stragglers
+from server.flower.receipts import ledger_digest
 from server.flower.replies import ReplyChecks, Spec
 
 __all__ = ["JobGrid", "Rules", "Tainted"]
@@ -183,11 +184,8 @@ class JobGrid(Grid):  # type: ignore[misc]
 
     def inputs(self) -> bytes:
         """Return a 32-byte digest of the updates that are in the result of this round."""
-        digest = hashlib.sha256()
-        for site in sorted(self._contributors):
-            for part in (site, self._inputs.get(site, "")):
-                digest.update(len(part).to_bytes(4, "big") + part.encode())
-        return digest.digest()
+        pairs = ((site, self._inputs.get(site, "")) for site in sorted(self._contributors))
+        return hashlib.sha256(pack(*(part.encode() for pair in pairs for part in pair))).digest()
 
     def weigh_by(self, key: str) -> None:
         """Take the name of the metric that is a reply's weight."""
@@ -486,21 +484,14 @@ class JobGrid(Grid):  # type: ignore[misc]
         if asked.kind.split(".")[0] != MessageType.TRAIN:
             return
         metrics = _numbers(message.content)
-        digest = reply.digest
-        if self._rules.private:
-            # The bare digest of an update would let whoever can guess it test the guess.
-            message_digest = b"update\0" + bytes.fromhex(digest)
-            digest = hmac.digest(self._rules.blind, message_digest, "sha256").hex()
-        self._inputs[asked.node.site] = digest
+        self._inputs[asked.node.site] = ledger_digest(reply.digest, self._rules.blind)
         self._coordinator.event(
             "update.received",
+            question=reply.question,
             round=self._round,
             site=asked.node.site,
-            bytes=reply.size,
             examples=max(0, int(metrics.pop(self._checks.weighted_by, 0))),
             metrics=metrics,
-            digest=digest,
-            key=reply.key,
         )
 
     def _reject(self, asked: _Asked, reason: str) -> str:

@@ -117,7 +117,10 @@ class JobChannel(Protocol):
     """
 
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
-        """Take one event of :mod:`fedlearn.events`; ``update.received`` has a ``digest``."""
+        """Take one event of :mod:`fedlearn.events`.
+
+        ``update.received`` has ``digest`` and ``key`` as well, of :class:`Reply`.
+        """
         ...
 
     def charge(self, stage: int, round_: int, inputs: bytes) -> None:
@@ -130,6 +133,10 @@ class JobChannel(Protocol):
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Seal the checkpoint; when this returns, it survives a crash."""
+        ...
+
+    def keep_files(self, files: Mapping[str, memoryview]) -> None:
+        """Seal the files that the application leaves, by name; when this returns, it is done."""
         ...
 
     def load_checkpoint(self) -> Checkpoint | None:

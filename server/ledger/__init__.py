@@ -24,6 +24,7 @@ What the entries hold (digests, thumbprints and identifiers as lower-case hexade
     round        job round phase("started"|"finished") participants model_digest seconds
     update       job round site key_thumbprint digest examples accepted(bool) reason
     checkpoint   job round model version file_id digest
+    files        as checkpoint: the files that the job's application leaves
     model        job model version change, and digests by version where all were sealed anew
     key-release  model version to allowed(bool)
     export       job model version to

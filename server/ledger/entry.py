@@ -24,14 +24,12 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias, cast
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import (
-    Prehashed,
-    decode_dss_signature,
-    encode_dss_signature,
-)
 
+from attestation import ecdsa
+from attestation.ecdsa import SIGNATURE_BYTES
+from attestation.length_prefixed import pack
 from fedlearn.errors import LedgerError
 
 __all__ = [
@@ -40,7 +38,6 @@ __all__ = [
     "KIND_BYTES",
     "MAX_BODY_BYTES",
     "MAX_SEQUENCE",
-    "SIGNATURE_BYTES",
     "Entry",
     "Json",
     "LedgerHead",
@@ -69,6 +66,7 @@ KINDS: Final = frozenset(
         "exclusion",
         "expiry",
         "export",
+        "files",
         "job",
         "key-release",
         "model",
@@ -88,7 +86,6 @@ KINDS: Final = frozenset(
 MAX_BODY_BYTES: Final = 256 * 1024
 MAX_SEQUENCE: Final = 2**63 - 1
 HASH_BYTES: Final = 32
-SIGNATURE_BYTES: Final = 64
 KIND_BYTES: Final = 32
 _MAX_DEPTH: Final = 16
 _DOMAIN: Final = b"fedlearn-ledger/1\0"
@@ -96,7 +93,6 @@ _HEAD_FORMAT: Final = "fedlearn-ledger-head/1"
 _MAX_HEAD_BYTES: Final = 4096
 _KIND: Final = re.compile(r"[a-z][a-z-]{0,31}", re.ASCII)
 _SHORT_HEAD: Final = re.compile(r"([0-9]{1,19}):([0-9a-f]{64})", re.ASCII)
-_P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,19 +312,15 @@ def parse_body(data: bytes) -> dict[str, Json]:
     return body
 
 
-def _prefixed(*fields: bytes) -> bytes:
-    return _DOMAIN + b"".join(struct.pack(">I", len(item)) + item for item in fields)
-
-
 def genesis(public_key: ec.EllipticCurvePublicKey) -> bytes:
     """Return what entry 1 has as its previous hash: it names the key of the ledger."""
-    return hashlib.sha256(_prefixed(b"genesis", _spki(public_key))).digest()
+    return hashlib.sha256(_DOMAIN + pack(b"genesis", _spki(public_key))).digest()
 
 
 def entry_hash(*, sequence: int, time: int, kind: str, body: bytes, previous: bytes) -> bytes:
     """Return the hash of an entry; ``body`` are its canonical bytes."""
     fields = (struct.pack(">Q", sequence), struct.pack(">Q", time), kind.encode(), body, previous)
-    return hashlib.sha256(_prefixed(*fields)).digest()
+    return hashlib.sha256(_DOMAIN + pack(*fields)).digest()
 
 
 def require_p256(key: object) -> ec.EllipticCurvePublicKey:
@@ -351,21 +343,19 @@ def _spki(public_key: ec.EllipticCurvePublicKey) -> bytes:
 
 def sign_hash(signer: ec.EllipticCurvePrivateKey, digest: bytes) -> bytes:
     """Return the 64-byte low-s signature over an entry's hash."""
-    r, s = decode_dss_signature(signer.sign(digest, ec.ECDSA(Prehashed(hashes.SHA256()))))
-    return r.to_bytes(32, "big") + min(s, _P256_ORDER - s).to_bytes(32, "big")
+    return ecdsa.sign(signer, digest, digested=True)
 
 
 def verify_signature(
     public_key: ec.EllipticCurvePublicKey, digest: bytes, signature: bytes
 ) -> None:
-    """Check a signature over an entry's hash; raises LedgerError saying why it fails."""
-    if len(signature) != SIGNATURE_BYTES:
-        raise LedgerError(f"the signature has {len(signature)} bytes, not {SIGNATURE_BYTES}")
-    r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
-    if not 0 < r < _P256_ORDER or not 0 < s <= _P256_ORDER // 2:
-        raise LedgerError("the signature is out of range")
+    """Check a signature over an entry's hash.
+
+    :raises LedgerError: saying why it fails.
+    """
     try:
-        encoded = encode_dss_signature(r, s)
-        public_key.verify(encoded, digest, ec.ECDSA(Prehashed(hashes.SHA256())))
+        ecdsa.verify(public_key, signature, digest, digested=True)
+    except ValueError as error:
+        raise LedgerError(f"the signature is malformed: {error}") from error
     except InvalidSignature:
         raise LedgerError("the signature does not verify under the key of the ledger") from None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -41,9 +39,3 @@ def fresh_tpm(tmp_path: Path) -> Iterator[SoftwareTpm]:
         pytest.skip(reason)
     with SoftwareTpm(tmp_path / "tpm-state") as tpm:
         yield tpm
-
-
-@pytest.fixture(scope="session")
-def paper_tpm() -> ModuleType:
-    """The module ``tests/fakes/paper_tpm.py``: TPM structures around a key of our own."""
-    return importlib.import_module("fakes.paper_tpm")

@@ -16,10 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import vector_keys as keys
-from vector_amd import TCB, Amd
-from vector_cases import OTHER_BINDINGS, Subject, binding, subjects
-from vector_intel import FMSPC, Intel, event_log
 
 from attestation.binding import ReportData
 from attestation.errors import (
@@ -37,6 +33,10 @@ from attestation.evidence import Claims, Evidence, Tee
 from attestation.result import Tier
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
+from tests.vectors import keys
+from tests.vectors.amd import TCB, Amd
+from tests.vectors.cases import OTHER_BINDINGS, Subject, binding, subjects
+from tests.vectors.intel import FMSPC, Intel, event_log
 
 SUBJECTS = {subject.name: subject for subject in subjects()}
 BINARY = [name for name in SUBJECTS if not name.startswith(("azure", "sample"))]
@@ -221,17 +221,16 @@ def test_software_does_not_speak_for_hardware(claim: str) -> None:
     """A client may measure what it likes, but not under the name of a hardware claim."""
     import hashlib
 
-    from vector_cases import paper_tpm
-
     from attestation.runtime_events import RuntimeEvent
+    from tests.fakes.synthetic_tpm import SyntheticTpm
 
     content = f"{claim} sha256:{'ab' * 32}"
     data = RuntimeEvent(domain="fedlearn", operation="measure", content=content).to_data()
-    paper = paper_tpm.PaperTpm(key=keys.ec_key("a TPM's attestation key"))
+    tpm = SyntheticTpm(key=keys.ec_key("a TPM's attestation key"))
     digest = hashlib.sha256(data).digest()
-    paper.log = paper.log.append(14, 6, {"sha256": digest}, data)
-    paper.extend(14, {"sha256": digest})
-    error = refused("false name", paper.evidence(binding()), SUBJECTS["tpm"].trust)
+    tpm.log = tpm.log.append(14, 6, {"sha256": digest}, data)
+    tpm.extend(14, {"sha256": digest})
+    error = refused("false name", tpm.evidence(binding()), SUBJECTS["tpm"].trust)
     assert isinstance(error, EventLogError)
     log = EventLog.parse(event_log()[0])
     long = log.append(4, 6, {"sha384": hashlib.sha384(data).digest()}, data)
@@ -461,7 +460,7 @@ def test_a_masked_chip_id_is_known_only_under_a_vcek() -> None:
 
 
 def test_an_azure_quote_by_another_key_is_refused() -> None:
-    import vector_azure as azure
+    from tests.vectors import azure
 
     subject = SUBJECTS["azure-snp"]
     quote = azure.evidence(binding().qualifying_data(), ak="another ak")
@@ -490,7 +489,7 @@ def real() -> Path:
 
 
 def test_no_flipped_byte_of_real_evidence_passes(real: Path) -> None:
-    from vector_cases import dcap_regions, snp_regions
+    from tests.vectors.cases import dcap_regions, snp_regions
 
     intel = dt.datetime.fromtimestamp(1750340000, dt.UTC)
     now = dt.datetime(2025, 9, 1, tzinfo=dt.UTC)

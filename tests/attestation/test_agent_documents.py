@@ -11,7 +11,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import make
 import pytest
 
 from attestation.agent_documents import parse_agent_document
@@ -22,6 +21,7 @@ from attestation.offline import Input, gather
 from attestation.quotes.snp import SnpReport
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
+from tests.vectors import make
 
 DATA = Path(make.__file__).parent / "data"
 MADE = json.loads((DATA / "manifest.json").read_bytes())

@@ -6,12 +6,7 @@ import contextlib
 from pathlib import Path
 
 import pytest
-import vector_azure as azure
-import vector_keys as keys
 from cryptography.hazmat.primitives.asymmetric import rsa
-from vector_amd import Amd
-from vector_cases import binding
-from vector_intel import APP, JOB, Intel
 
 from attestation.attesters.azure import AK_HANDLE, HCL_INDEX, AzureAttester
 from attestation.attesters.software_tpm import SoftwareTpm
@@ -21,6 +16,10 @@ from attestation.evidence import Tee
 from attestation.quotes.tpm_keys import PublicArea
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
+from tests.vectors import azure, keys
+from tests.vectors.amd import Amd
+from tests.vectors.cases import binding
+from tests.vectors.intel import APP, JOB, Intel
 
 pytestmark = pytest.mark.swtpm
 AMD = Amd()

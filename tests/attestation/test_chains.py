@@ -6,7 +6,6 @@ import datetime as dt
 import warnings
 
 import pytest
-import vector_keys as keys
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -15,6 +14,7 @@ from cryptography.x509.oid import NameOID
 
 from attestation.chains import Certificate, check_issued, load_certificate
 from attestation.errors import EndorsementError, EvidenceError
+from tests.vectors import keys
 
 ECDSA_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")
 ECDSA_SHA384 = bytes.fromhex("300a06082a8648ce3d040303")

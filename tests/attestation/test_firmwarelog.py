@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from vector_intel import event_log
 
 from attestation.accumulator import CONTAINER
 from attestation.errors import EventLogError
 from attestation.eventlog import EventLog
 from attestation.firmwarelog import agent_claims, boot_claims, check_ccel
 from attestation.runtime_events import RuntimeEvent
+from tests.vectors.intel import event_log
 
 EXIT = b"Exit Boot Services Invocation"
 IPL, TAG, ACTION, APPLICATION, GPT = 0x0D, 0x06, 0x80000007, 0x80000003, 0x80000006

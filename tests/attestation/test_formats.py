@@ -13,17 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import make
 import pytest
-import vector_azure as azure
-import vector_keys as keys
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from vector_amd import Amd
-from vector_cases import paper_tpm
-from vector_intel import Intel
 
 from attestation.binding import ReportData
 from attestation.collateral import load_folder
@@ -36,6 +30,10 @@ from attestation.formats import detect_format, to_evidence
 from attestation.offline import Input, gather
 from attestation.trust import TrustAnchors, key_digest
 from attestation.verifiers import verify
+from tests.fakes.synthetic_tpm import SyntheticTpm
+from tests.vectors import azure, keys, make
+from tests.vectors.amd import Amd
+from tests.vectors.intel import Intel
 
 DATA = Path(make.__file__).parent / "data"
 REPORT_DATA = make.REPORT_DATA
@@ -259,7 +257,7 @@ def tpm_document(tpm: Any, **changed: Any) -> bytes:
 @pytest.mark.parametrize("key", [keys.ec_key("tpm ak"), keys.rsa_key("tpm ak")])
 def test_the_tpm_quote_of_another_agent_is_read(key: Any) -> None:
     kind = "ecdsa" if key is keys.ec_key("tpm ak") else "rsassa"
-    tpm = paper_tpm.PaperTpm(key=key, scheme=kind)
+    tpm = SyntheticTpm(key=key, scheme=kind)
     document = tpm_document(tpm)
     assert detect_format(document) == "tpm"
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -480,7 +478,7 @@ def bare_signatures(tpm: Any) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", ["RSA", "ECDSA"])
 def test_a_bare_signature_beside_a_tpm_quote_is_named(kind: str) -> None:
-    data = bare_signatures(paper_tpm.PaperTpm())[kind]
+    data = bare_signatures(SyntheticTpm())[kind]
     pieces = ["p384.ak.pem", "p384.pcrs", "p384.sig"]
     files = tuple(Input(name=name, data=(REPORTED / name).read_bytes()) for name in pieces)
     message = Input(name="p384.msg", data=(REPORTED / "p384.msg").read_bytes())

@@ -7,15 +7,11 @@ generated damage, the same every time.
 from __future__ import annotations
 
 import random
-import sys
 import tracemalloc
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
-
-from fuzz_targets import OURS, TARGETS
+from tests.fuzz.targets import OURS, TARGETS
 
 MAX_MEMORY = 64 * 1024 * 1024
 TRIES = 150

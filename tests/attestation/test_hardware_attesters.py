@@ -11,11 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import vector_keys as keys
-from fakes import ccnp_server, coco_agent, tsm_kernel
-from vector_amd import Amd
-from vector_cases import binding
-from vector_intel import APP, JOB, Intel, event_log
 
 from attestation.accumulator import CONTAINER
 from attestation.attesters.ccnp import CcnpAttester, check_socket, container_id
@@ -30,6 +25,11 @@ from attestation.policy import AppraisalPolicy, ReferenceValue
 from attestation.result import Tier
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
+from tests.fakes import ccnp_server, coco_agent, tsm_kernel
+from tests.vectors import keys
+from tests.vectors.amd import Amd
+from tests.vectors.cases import binding
+from tests.vectors.intel import APP, JOB, Intel, event_log
 
 ROOT = Path(__file__).parents[2]
 POD = "3f2a1b4c_0d1e_4f5a_8b9c_0123456789ab"

@@ -14,12 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import vector_azure as azure
-import vector_keys as keys
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vector_amd import Amd
-from vector_intel import Intel, event_log
 
 from attestation.accumulator import SoftwareRegisters
 from attestation.amd import Endorsements
@@ -37,6 +33,9 @@ from attestation.quotes.snp import SnpReport, parse_certificate_table
 from attestation.quotes.tdx import TdReport
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
+from tests.vectors import azure, keys
+from tests.vectors.amd import Amd
+from tests.vectors.intel import Intel, event_log
 
 EXAMPLES = int(os.environ.get("FEDLEARN_FUZZ_EXAMPLES", "60"))
 INTEL, AMD = Intel(), Amd()

@@ -10,10 +10,8 @@ from typing import Any
 
 import dcap_qvl
 import pytest
-import vector_keys as keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vector_intel import Intel
 
 from attestation.binding import ReportData
 from attestation.errors import EndorsementError, EvidenceError, VerificationError
@@ -25,6 +23,8 @@ from attestation.quotes.dcap import DcapQuote
 from attestation.result import Tier
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
+from tests.vectors import keys
+from tests.vectors.intel import Intel
 
 INTEL = Intel()
 STATUSES = (

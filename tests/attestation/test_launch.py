@@ -6,9 +6,6 @@ import hashlib
 from dataclasses import replace
 
 import pytest
-import vector_keys as keys
-from vector_cases import Subject, binding, subjects
-from vector_intel import Intel
 
 from attestation.ear import issue, read
 from attestation.errors import EventLogError, PolicyError
@@ -23,6 +20,9 @@ from attestation.result import Finding, Tier
 from attestation.runtime_events import Measurement
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
+from tests.vectors import keys
+from tests.vectors.cases import Subject, binding, subjects
+from tests.vectors.intel import Intel
 
 SELF_REPORTED = ("app", "job", "software", "image", "initdata")
 BY_THE_HOST = ("host_data", "mrconfigid", "mrowner", "mrownerconfig")

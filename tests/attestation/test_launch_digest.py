@@ -3,7 +3,7 @@
 The tests' own follows AMD publication 56860, section ``SNP_LAUNCH_UPDATE``, table
 ``PAGE_INFO``: the digest is chained over each page's content, kind and address. Only the
 content of a virtual CPU's first state is the package's, which the digest of a real guest has
-confirmed (``docs/attestation.md``).
+confirmed (``docs/reference/evidence.md``).
 """
 
 from __future__ import annotations

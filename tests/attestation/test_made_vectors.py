@@ -8,10 +8,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import make
 import pytest
-import vector_keys as keys
-from vector_intel import APP, JOB
 
 from attestation.binding import ReportData
 from attestation.errors import BindingError, EndorsementError, EventLogError
@@ -19,6 +16,8 @@ from attestation.eventlog import EventLog
 from attestation.evidence import Evidence, Tee
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
+from tests.vectors import keys, make
+from tests.vectors.intel import APP, JOB
 
 DATA = Path(make.__file__).parent / "data"
 MANIFEST = json.loads((DATA / "manifest.json").read_bytes())
@@ -42,7 +41,7 @@ def test_the_script_makes_these_files_again() -> None:
     made = make.build()
     assert made.keys() == {path.name for path in DATA.iterdir()}
     for name, data in made.items():
-        assert read(name) == data, f"{name} differs; run tests/vectors/make.py"
+        assert read(name) == data, f"{name} differs; run `python -m tests.vectors.make`"
         if name != "manifest.json":
             assert MANIFEST["files"][name] == hashlib.sha256(data).hexdigest()
 

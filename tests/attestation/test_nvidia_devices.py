@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-import vector_nvidia as made
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import ocsp
 
@@ -28,6 +27,7 @@ from attestation.quotes.nvidia import NvidiaReport
 from attestation.result import AttestationResult, Tier
 from attestation.trust import TrustAnchors, key_digest
 from attestation.verifiers import verify
+from tests.vectors import nvidia as made
 
 REAL = Path(__file__).parents[1] / "vectors/nvidia"
 HOST_KEY = ec.generate_private_key(ec.SECP256R1())

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import vector_nvidia as made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from signxml import DigestAlgorithm, SignatureMethod
@@ -32,6 +31,7 @@ from attestation.quotes.nvidia import NvidiaReport
 from attestation.trust import NVIDIA_RIM_ROOT_KEY, TrustAnchors
 from attestation.verifiers import verify
 from attestation.xmlsig import MAX_XML_BYTES
+from tests.vectors import nvidia as made
 
 REAL = Path(__file__).parents[1] / "vectors/nvidia"
 REAL_NOW = datetime(2025, 10, 24, 12, tzinfo=UTC)

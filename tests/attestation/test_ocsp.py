@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-import vector_nvidia as made
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -30,6 +29,7 @@ from attestation.ocsp import (
     is_ocsp,
     ocsp_request,
 )
+from tests.vectors import nvidia as made
 
 REAL = Path(__file__).parents[1] / "vectors/nvidia"
 GPU_TIME = datetime(2025, 8, 21, 12, tzinfo=UTC)

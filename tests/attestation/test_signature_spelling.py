@@ -1,23 +1,22 @@
 """Which signatures have a second spelling, and in which formats it counts.
 
 To each ECDSA signature (r, s) belongs (r, n - s). In our own formats it is refused; vendors write
-either, so that in theirs both count, and nothing is named by a signature. docs/attestation.md says
-the same.
+either, so that in theirs both count, and nothing is named by a signature. The same is said in
+docs/reference/evidence.md.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import struct
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from types import ModuleType
 from typing import Any
 
 import pytest
-import vector_keys as keys
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -27,7 +26,6 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
     encode_dss_signature,
 )
 from cryptography.hazmat.primitives.serialization import Encoding
-from vector_cases import Subject, binding, subjects
 
 from attestation import ear, ecdsa
 from attestation.attesters.sample import SampleAttester
@@ -42,6 +40,9 @@ from attestation.result import AttestationResult, Tier
 from attestation.tpm_endorsement import check_ek_certificate
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
+from tests.fakes.synthetic_tpm import SyntheticTpm
+from tests.vectors import keys
+from tests.vectors.cases import Subject, binding, subjects
 
 P256 = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 P384 = int(
@@ -84,6 +85,15 @@ def test_a_signature_of_ours_has_the_lower_s_and_no_other_is_taken() -> None:
         ecdsa.sign(p384, message)
     with pytest.raises(ValueError, match="P-256"):
         ecdsa.verify(p384.public_key(), good, message)
+
+
+def test_a_digest_is_signed_as_the_message_it_is_of() -> None:
+    message, public = b"an entry", KEY.public_key()
+    digest = hashlib.sha256(message).digest()
+    ecdsa.verify(public, ecdsa.sign(KEY, digest, digested=True), message)
+    ecdsa.verify(public, ecdsa.sign(KEY, message), digest, digested=True)
+    with pytest.raises(InvalidSignature):
+        ecdsa.verify(public, ecdsa.sign(KEY, digest, digested=True), digest)
 
 
 def test_sample_evidence_has_one_signature() -> None:
@@ -174,20 +184,20 @@ def twins(subject: Subject, quote: bytes) -> list[bytes]:
     ]
 
 
-def tpm_evidence(paper: Any, respell: Callable[[bytes], bytes]) -> Evidence:
-    """Return evidence of ``paper`` whose signature structure was written anew."""
-    quote = paper.quote(binding().qualifying_data())
+def tpm_evidence(tpm: Any, respell: Callable[[bytes], bytes]) -> Evidence:
+    """Return evidence of ``tpm`` whose signature structure was written anew."""
+    quote = tpm.quote(binding().qualifying_data())
     changed = TpmQuote.assemble(
         attest=quote.statement.raw,
         signature=respell(quote.signature.raw),
-        ak=paper.area,
+        ak=tpm.area,
         pcr_values=quote.pcr_values,
     )
-    return Evidence(tee=paper.evidence(binding()).tee, quote=changed.to_bytes())
+    return Evidence(tee=tpm.evidence(binding()).tee, quote=changed.to_bytes())
 
 
-def tpm_trust(paper: Any) -> TrustAnchors:
-    return TrustAnchors(tpm_aks=frozenset([paper.quote(b"").ak_digest]))
+def tpm_trust(tpm: Any) -> TrustAnchors:
+    return TrustAnchors(tpm_aks=frozenset([tpm.quote(b"").ak_digest]))
 
 
 def sized(*values: bytes) -> bytes:
@@ -215,30 +225,26 @@ TPM_BAD: dict[str, Callable[[bytes, bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("spelling", [*TPM_GOOD, *TPM_BAD])
-def test_a_tpm_writes_r_and_s_in_full_or_without_leading_zeros(
-    paper_tpm: ModuleType, spelling: str
-) -> None:
-    paper = paper_tpm.PaperTpm()
+def test_a_tpm_writes_r_and_s_in_full_or_without_leading_zeros(spelling: str) -> None:
+    tpm = SyntheticTpm()
     write = {**TPM_GOOD, **TPM_BAD}[spelling]
-    evidence = tpm_evidence(paper, lambda raw: raw[:4] + write(*parts(raw)))
+    evidence = tpm_evidence(tpm, lambda raw: raw[:4] + write(*parts(raw)))
     if spelling in TPM_GOOD:
-        assert verify(evidence, binding=binding(), trust=tpm_trust(paper), now=NOW)
+        assert verify(evidence, binding=binding(), trust=tpm_trust(tpm), now=NOW)
         return
     with pytest.raises((EvidenceError, SignatureError)):
-        verify(evidence, binding=binding(), trust=tpm_trust(paper), now=NOW)
+        verify(evidence, binding=binding(), trust=tpm_trust(tpm), now=NOW)
 
 
 @pytest.mark.parametrize("scheme", ["rsassa", "rsapss"])
-def test_an_rsa_signature_of_a_tpm_is_a_number_below_the_modulus_in_full_width(
-    paper_tpm: ModuleType, scheme: str
-) -> None:
+def test_an_rsa_signature_of_a_tpm_is_a_number_below_the_modulus_in_full_width(scheme: str) -> None:
     key = rsa.generate_private_key(65537, 2048)
-    paper = paper_tpm.PaperTpm(key=key, scheme=scheme)
+    tpm = SyntheticTpm(key=key, scheme=scheme)
     modulus = key.public_key().public_numbers().n
-    trust = tpm_trust(paper)
+    trust = tpm_trust(tpm)
 
     def judged(respell: Callable[[bytes], bytes]) -> None:
-        evidence = tpm_evidence(paper, lambda raw: raw[:4] + sized(respell(raw[6:])))
+        evidence = tpm_evidence(tpm, lambda raw: raw[:4] + sized(respell(raw[6:])))
         verify(evidence, binding=binding(), trust=trust, now=NOW)
 
     judged(lambda value: value)

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import vector_keys as keys
-from vector_amd import TCB, Amd
-from vector_cases import binding
 
 from attestation.decoded import decode_file
 from attestation.errors import EndorsementError
@@ -24,6 +21,9 @@ from attestation.quotes.snp import SnpReport
 from attestation.result import Tier
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
+from tests.vectors import keys
+from tests.vectors.amd import TCB, Amd
+from tests.vectors.cases import binding
 
 REPORTED = Path(__file__).parent / "reported" / "report_v5_made.bin"
 SWAP_DISABLED = 3 << 16 | 1 << 25

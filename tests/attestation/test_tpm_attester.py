@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -37,6 +36,7 @@ from attestation.quotes.tpm_keys import ObjectAttribute, PublicArea
 from attestation.runtime_events import Measurement, record
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
+from tests.fakes.synthetic_tpm import binding
 
 pytestmark = pytest.mark.swtpm
 
@@ -58,14 +58,12 @@ def reset(tpm: SoftwareTpm) -> None:
 
 
 @pytest.mark.parametrize("ak", ["ecdsa", "rsassa", "rsapss"])
-def test_measure_quote_and_verify(
-    software_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType, ak: str
-) -> None:
+def test_measure_quote_and_verify(software_tpm: SoftwareTpm, tmp_path: Path, ak: str) -> None:
     reset(software_tpm)
     attester = TpmAttester(tmp_path / "site", tcti=software_tpm.tcti, scope="job-1", ak=ak)
     attester.extend("app", APP)
     attester.extend("job", JOB)
-    bound = paper_tpm.binding()
+    bound = binding()
     claims = check(attester.collect(bound), attester, bound)
     assert claims.measurements["app"] == APP
     assert claims.measurements["job"] == JOB
@@ -77,18 +75,18 @@ def test_measure_quote_and_verify(
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 1  # 0.02 on an idle machine; see benchmarks/tpm.py
     with pytest.raises(BindingError):
-        check(evidence, attester, paper_tpm.binding(nonce=b"m" * 32))
+        check(evidence, attester, binding(nonce=b"m" * 32))
     with pytest.raises(BindingError):
-        check(evidence, attester, paper_tpm.binding(tls_key=b"another"))
+        check(evidence, attester, binding(tls_key=b"another"))
 
 
 def test_evidence_of_another_tpm_is_refused(
-    software_tpm: SoftwareTpm, fresh_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType
+    software_tpm: SoftwareTpm, fresh_tpm: SoftwareTpm, tmp_path: Path
 ) -> None:
     one = TpmAttester(tmp_path / "one", tcti=fresh_tpm.tcti)
     reset(software_tpm)
     two = TpmAttester(tmp_path / "two", tcti=software_tpm.tcti)
-    bound = paper_tpm.binding()
+    bound = binding()
     with pytest.raises(EndorsementError, match="neither proven"):
         check(two.collect(bound), one, bound)
     mixed = replace(one.collect(bound), event_log=two.collect(bound).event_log)
@@ -98,11 +96,9 @@ def test_evidence_of_another_tpm_is_refused(
         check(replace(mixed, event_log=two.collect(bound).event_log), one, bound)
 
 
-def test_a_later_extend_changes_what_is_quoted(
-    fresh_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType
-) -> None:
+def test_a_later_extend_changes_what_is_quoted(fresh_tpm: SoftwareTpm, tmp_path: Path) -> None:
     attester = TpmAttester(tmp_path / "site", tcti=fresh_tpm.tcti)
-    bound = paper_tpm.binding()
+    bound = binding()
     attester.extend("app", APP)
     before = attester.collect(bound)
     attester.extend("extra", b"x" * 32)
@@ -120,10 +116,8 @@ def test_a_later_extend_changes_what_is_quoted(
     assert refused.value.step == "pcr digest"
 
 
-def test_a_restarted_client_measures_the_same_again(
-    fresh_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType
-) -> None:
-    bound = paper_tpm.binding()
+def test_a_restarted_client_measures_the_same_again(fresh_tpm: SoftwareTpm, tmp_path: Path) -> None:
+    bound = binding()
     for _ in range(2):
         attester = TpmAttester(tmp_path / "site", tcti=fresh_tpm.tcti, scope="job-1")
         attester.extend("app", APP)
@@ -136,10 +130,8 @@ def test_a_restarted_client_measures_the_same_again(
     assert check(attester.collect(bound), attester, bound).measurements["app"] == APP
 
 
-def test_two_jobs_on_one_tpm_see_their_own_claims(
-    fresh_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType
-) -> None:
-    bound = paper_tpm.binding()
+def test_two_jobs_on_one_tpm_see_their_own_claims(fresh_tpm: SoftwareTpm, tmp_path: Path) -> None:
+    bound = binding()
     jobs = {
         name: TpmAttester(tmp_path / "site", tcti=fresh_tpm.tcti, scope=name)
         for name in ("job-1", "job-2")
@@ -155,9 +147,9 @@ def test_two_jobs_on_one_tpm_see_their_own_claims(
 
 
 def test_processes_that_measure_at_once_keep_one_log(
-    fresh_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType
+    fresh_tpm: SoftwareTpm, tmp_path: Path
 ) -> None:
-    bound = paper_tpm.binding()
+    bound = binding()
 
     def run(name: str) -> Claims:
         attester = TpmAttester(tmp_path / "site", tcti=fresh_tpm.tcti, scope=name)
@@ -171,10 +163,8 @@ def test_processes_that_measure_at_once_keep_one_log(
             assert claims.measurements["app"] == hashlib.sha256(name.encode()).digest()
 
 
-def test_a_reset_discards_the_log(
-    fresh_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType
-) -> None:
-    bound = paper_tpm.binding()
+def test_a_reset_discards_the_log(fresh_tpm: SoftwareTpm, tmp_path: Path) -> None:
+    bound = binding()
     attester = TpmAttester(tmp_path / "site", tcti=fresh_tpm.tcti)
     attester.extend("app", APP)
     key = attester.attestation_key
@@ -190,9 +180,9 @@ def test_a_reset_discards_the_log(
 
 
 def test_a_process_that_died_between_log_and_register_is_mended(
-    fresh_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType
+    fresh_tpm: SoftwareTpm, tmp_path: Path
 ) -> None:
-    bound = paper_tpm.binding()
+    bound = binding()
     attester = TpmAttester(tmp_path / "site", tcti=fresh_tpm.tcti)
     attester.extend("app", APP)
     path = tmp_path / "site" / "runtime.log"
@@ -206,7 +196,7 @@ def test_a_process_that_died_between_log_and_register_is_mended(
 
 
 def test_processes_killed_while_they_measure_leave_a_log_that_explains_the_register(
-    fresh_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType
+    fresh_tpm: SoftwareTpm, tmp_path: Path
 ) -> None:
     code = (
         "import sys, itertools\nfrom pathlib import Path\n"
@@ -216,7 +206,7 @@ def test_processes_killed_while_they_measure_leave_a_log_that_explains_the_regis
         "    attester.extend(f'claim-{i}', bytes(32))\n"
         "    print('measured', flush=True)\n"
     )
-    bound, measured = paper_tpm.binding(), 0
+    bound, measured = binding(), 0
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for run in range(8):
         with subprocess.Popen(
@@ -245,14 +235,14 @@ def test_a_tpm_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_register_that_others_extended_is_refused_with_a_way_out(
-    fresh_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType
+    fresh_tpm: SoftwareTpm, tmp_path: Path
 ) -> None:
     attester = TpmAttester(tmp_path / "site", tcti=fresh_tpm.tcti)
     attester.extend("app", APP)
     with Tpm2Tools(fresh_tpm.tcti).workspace() as work:
         work.run("pcrextend", "-Q", f"14:sha256={'11' * 32}")
     for action in (
-        lambda: attester.collect(paper_tpm.binding()),
+        lambda: attester.collect(binding()),
         lambda: attester.extend("job", JOB),
     ):
         with pytest.raises(AttesterError, match="not in") as caught:
@@ -268,9 +258,7 @@ def test_a_damaged_log_is_named(fresh_tpm: SoftwareTpm, tmp_path: Path) -> None:
         attester.extend("job", JOB)
 
 
-def test_firmware_events_come_along(
-    fresh_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType
-) -> None:
+def test_firmware_events_come_along(fresh_tpm: SoftwareTpm, tmp_path: Path) -> None:
     log = EventLog.create(("sha1", "sha256"))
     with Tpm2Tools(fresh_tpm.tcti).workspace() as work:
         for pcr in (0, 9, 14):
@@ -281,7 +269,7 @@ def test_firmware_events_come_along(
     path.write_bytes(log.to_bytes())
     attester = TpmAttester(tmp_path / "site", tcti=fresh_tpm.tcti, firmware_log=path)
     attester.extend("app", APP)
-    bound = paper_tpm.binding()
+    bound = binding()
     evidence = attester.collect(bound)
     trust = replace(trusting(attester), tpm_boot_values=frozenset([log.replay("sha256")[14]]))
     claims = verify(evidence, binding=bound, trust=trust, now=datetime.now(UTC))
@@ -305,11 +293,11 @@ def test_names_and_digests_that_cannot_be_measured_are_refused(
 
 
 def test_the_files_of_tpm2_quote_verify_as_they_are(
-    software_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType
+    software_tpm: SoftwareTpm, tmp_path: Path
 ) -> None:
     reset(software_tpm)
     attester = TpmAttester(tmp_path / "site", tcti=software_tpm.tcti)
-    area, bound = attester.attestation_key, paper_tpm.binding()
+    area, bound = attester.attestation_key, binding()
     with Tpm2Tools(software_tpm.tcti).workspace() as work:
         work.run(
             *("quote", "-Q", "-c", "0x8101fe14", "-l", "sha256:0,1,2,3,4,5,6,7,14+sha384:1"),
@@ -325,9 +313,9 @@ def test_the_files_of_tpm2_quote_verify_as_they_are(
 
 @pytest.mark.parametrize(("algorithm", "scheme"), [("ecc", "ecdsa"), ("rsa", "rsassa")])
 def test_a_key_that_tpm2_createak_made_counts_as_its_public_key(
-    fresh_tpm: SoftwareTpm, paper_tpm: ModuleType, algorithm: str, scheme: str
+    fresh_tpm: SoftwareTpm, algorithm: str, scheme: str
 ) -> None:
-    bound = paper_tpm.binding()
+    bound = binding()
     with Tpm2Tools(fresh_tpm.tcti).workspace(objects=True) as work:
         work.run("createek", "-Q", "-c", "ek.ctx", "-G", algorithm, "-u", "ek.pub")
         work.run("flushcontext", "-t")
@@ -431,16 +419,14 @@ def test_it_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         assert TpmAttester.detect(tpm.tcti) == ""
 
 
-def test_a_tpm_that_is_not_there_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paper_tpm: ModuleType
-) -> None:
+def test_a_tpm_that_is_not_there_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "does not exist" in TpmAttester.detect("device:/dev/no-such-tpm")
     gone = f"swtpm:path={tmp_path}/none"
     assert "Could not load tcti" in TpmAttester.detect(gone)
     assert "not there" in TpmAttester.detect("swtpm:path=/no/such/place/tpm")
     attester = TpmAttester(tmp_path / "site", tcti=gone)
     with pytest.raises(Tpm2CommandError) as caught:
-        attester.collect(paper_tpm.binding())
+        attester.collect(binding())
     assert "running?" in caught.value.hint
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "apt-get install swtpm tpm2-tools" in SoftwareTpm.available()

@@ -7,7 +7,6 @@ import os
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -27,6 +26,7 @@ from attestation.runtime_events import Measurement, record
 from attestation.tpm_seal import TpmSeal
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
+from tests.fakes.synthetic_tpm import binding
 
 REPORTED = Path(__file__).parent / "reported"
 APP = b"a" * 32
@@ -60,11 +60,11 @@ def check(evidence: Evidence, attester: TpmAttester, bound: object, **anchors: o
 @pytest.mark.swtpm
 @pytest.mark.parametrize("ak", ["ecdsa", "rsassa", "rsapss"])
 def test_a_tpm_with_sha384_alone_measures_and_is_verified(
-    sha384_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType, ak: str
+    sha384_tpm: SoftwareTpm, tmp_path: Path, ak: str
 ) -> None:
     attester = TpmAttester(tmp_path / "site", tcti=sha384_tpm.tcti, scope="job-1", ak=ak)
     attester.extend("app", APP)
-    bound = paper_tpm.binding()
+    bound = binding()
     evidence = attester.collect(bound)
     claims = check(evidence, attester, bound)
     assert claims.measurements["app"] == APP
@@ -87,25 +87,24 @@ def test_a_tpm_with_sha384_alone_measures_and_is_verified(
 def test_the_first_bank_that_counts_is_taken(
     fresh_tpm: SoftwareTpm,
     tmp_path: Path,
-    paper_tpm: ModuleType,
     banks: tuple[str, ...],
     taken: str,
 ) -> None:
     allocate(fresh_tpm, *banks)
     attester = TpmAttester(tmp_path / "site", tcti=fresh_tpm.tcti)
-    bound = paper_tpm.binding()
+    bound = binding()
     assert f"pcr.14{taken}" in check(attester.collect(bound), attester, bound).measurements
 
 
 @pytest.mark.swtpm
 def test_a_tpm_with_sha1_alone_is_refused_with_its_banks(
-    fresh_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType
+    fresh_tpm: SoftwareTpm, tmp_path: Path
 ) -> None:
     allocate(fresh_tpm, "sha1")
     attester = TpmAttester(tmp_path / "site", tcti=fresh_tpm.tcti)
     for act in (
         lambda: attester.extend("app", APP),
-        lambda: attester.collect(paper_tpm.binding()),
+        lambda: attester.collect(binding()),
         lambda: TpmSeal(fresh_tpm.tcti, tmp_path / "keys").seal(b"secret"),
     ):
         with pytest.raises(AttesterError, match="has no sha256 or sha384 or sha512 bank") as caught:
@@ -116,13 +115,11 @@ def test_a_tpm_with_sha1_alone_is_refused_with_its_banks(
 
 
 @pytest.mark.swtpm
-def test_a_log_of_another_bank_is_of_a_past_boot(
-    sha384_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType
-) -> None:
+def test_a_log_of_another_bank_is_of_a_past_boot(sha384_tpm: SoftwareTpm, tmp_path: Path) -> None:
     old = RuntimeLog(tmp_path / "site", 14, "sha256", None)
     old.store(record(EventLog.create(("sha256",)), Measurement(claim="app", digest=bytes(32)), 14))
     attester = TpmAttester(tmp_path / "site", tcti=sha384_tpm.tcti)
-    bound = paper_tpm.binding()
+    bound = binding()
     assert "app" not in check(attester.collect(bound), attester, bound).measurements
     attester.extend("app", APP)
     assert check(attester.collect(bound), attester, bound).measurements["app"] == APP
@@ -134,7 +131,7 @@ def test_a_log_of_another_bank_is_of_a_past_boot(
 
 @pytest.mark.swtpm
 def test_a_firmware_log_must_have_digests_of_a_bank_that_the_tpm_has(
-    sha384_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType
+    sha384_tpm: SoftwareTpm, tmp_path: Path
 ) -> None:
     digests = {name: hashlib.new(name, b"boot").digest() for name in ("sha256", "sha384")}
     logs = {}
@@ -153,7 +150,7 @@ def test_a_firmware_log_must_have_digests_of_a_bank_that_the_tpm_has(
         tmp_path / "two", tcti=sha384_tpm.tcti, firmware_log=logs["sha256", "sha384"]
     )
     attester.extend("app", APP)
-    bound = paper_tpm.binding()
+    bound = binding()
     boot = hashlib.sha384(bytes(48) + digests["sha384"]).digest()
     claims = check(attester.collect(bound), attester, bound, tpm_boot_values=frozenset([boot]))
     assert claims.measurements["app"] == APP

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -33,6 +32,7 @@ from attestation.tpm_credential import (
 from attestation.tpm_endorsement import certificate_der, check_ek_certificate
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
+from tests.fakes.synthetic_tpm import SyntheticTpm, binding, public_area
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 EK_USAGE = x509.ObjectIdentifier("2.23.133.8.1")
@@ -51,7 +51,7 @@ def challenge(identity: TpmIdentity, **options: Any) -> ActivationChallenge:
 @pytest.mark.parametrize("ak", ["ecdsa", "rsapss"])
 @pytest.mark.parametrize("ek", ["ecc", "rsa"])
 def test_a_real_tpm_proves_its_key(
-    software_tpm: SoftwareTpm, tmp_path: Path, paper_tpm: ModuleType, ek: str, ak: str
+    software_tpm: SoftwareTpm, tmp_path: Path, ek: str, ak: str
 ) -> None:
     attester = TpmAttester(tmp_path / "site", tcti=software_tpm.tcti, ek=ek, ak=ak)
     identity = TpmIdentity.from_bytes(attester.identity().to_bytes())
@@ -61,7 +61,7 @@ def test_a_real_tpm_proves_its_key(
         ak=digest_of(identity.ak), ek=digest_of(identity.ek), endorsement="pinned"
     )
     trust = TrustAnchors(tpm_aks=frozenset([proven.ak]), tpm_ek_of={proven.ak: proven.ek})
-    bound = paper_tpm.binding()
+    bound = binding()
     claims = verify(attester.collect(bound), binding=bound, trust=trust, now=datetime.now(UTC))
     assert claims.hardware_id == proven.ek
 
@@ -100,20 +100,20 @@ def test_flipped_challenges_are_refused_by_the_tpm(
             attester.activate(blob)
 
 
-def paper_identity(paper_tpm: ModuleType, **changes: Any) -> TpmIdentity:
+def synthetic_identity(**changes: Any) -> TpmIdentity:
     key = ec.generate_private_key(ec.SECP256R1()).public_key()
-    storage = bytearray(paper_tpm.public_area(key, attributes=changes.get("ek", 0x000300B2)))
+    storage = bytearray(public_area(key, attributes=changes.get("ek", 0x000300B2)))
     # A storage key protects its children with AES-128-CFB and signs nothing.
     body = bytes(storage[:10]) + bytes.fromhex("0006008000430010") + bytes(storage[16:])
-    signing = paper_tpm.public_area(
+    signing = public_area(
         ec.generate_private_key(ec.SECP256R1()).public_key(),
         attributes=changes.get("ak", 0x00050072),
     )
     return TpmIdentity(ek=PublicArea.parse(body), ak=PublicArea.parse(signing))
 
 
-def test_a_wrong_answer_proves_nothing(paper_tpm: ModuleType) -> None:
-    asked = challenge(paper_identity(paper_tpm))
+def test_a_wrong_answer_proves_nothing() -> None:
+    asked = challenge(synthetic_identity())
     assert asked.secret.hex() not in repr(asked)
     assert asked.secret not in asked.blob
     for answer in (b"", bytes(32), asked.secret[:-1], asked.secret + b"\0"):
@@ -122,10 +122,8 @@ def test_a_wrong_answer_proves_nothing(paper_tpm: ModuleType) -> None:
     assert asked.prove(asked.secret).endorsement == "pinned"
 
 
-def test_an_unknown_endorsement_key_is_refused_unless_asked_for_by_name(
-    paper_tpm: ModuleType,
-) -> None:
-    identity = paper_identity(paper_tpm)
+def test_an_unknown_endorsement_key_is_refused_unless_asked_for_by_name() -> None:
+    identity = synthetic_identity()
     with pytest.raises(EndorsementError, match="not pinned") as caught:
         challenge(identity, pinned=frozenset())
     assert caught.value.hint
@@ -143,24 +141,22 @@ def test_an_unknown_endorsement_key_is_refused_unless_asked_for_by_name(
         ({"ek": 0x00050072}, "endorsement key"),
     ],
 )
-def test_keys_of_another_kind_are_refused(
-    paper_tpm: ModuleType, changes: dict[str, int], what: str
-) -> None:
+def test_keys_of_another_kind_are_refused(changes: dict[str, int], what: str) -> None:
     with pytest.raises(EndorsementError, match="restricted") as caught:
-        challenge(paper_identity(paper_tpm, **changes))
+        challenge(synthetic_identity(**changes))
     assert caught.value.step == what
 
 
-def test_an_ek_without_aes_is_refused(paper_tpm: ModuleType) -> None:
-    identity = paper_identity(paper_tpm)
+def test_an_ek_without_aes_is_refused() -> None:
+    identity = synthetic_identity()
     with pytest.raises(EvidenceError, match="AES"):
         make_credential(replace(identity.ek, symmetric=(0x10, 0, 0)), b"name", b"secret")
     with pytest.raises(ValueError, match="1 to 32"):
         make_credential(identity.ek, b"name", bytes(33))
 
 
-def test_an_identity_is_refused_truncated_at_every_length(paper_tpm: ModuleType) -> None:
-    identity = replace(paper_identity(paper_tpm), ek_certificate=b"c" * 10, chain=(b"d" * 5,))
+def test_an_identity_is_refused_truncated_at_every_length() -> None:
+    identity = replace(synthetic_identity(), ek_certificate=b"c" * 10, chain=(b"d" * 5,))
     data = identity.to_bytes()
     assert TpmIdentity.from_bytes(data) == identity
     for length in range(len(data)):
@@ -326,8 +322,8 @@ def test_the_padding_of_a_tpms_memory_is_cut_off(root: Authority) -> None:
             certificate_der(bad)
 
 
-def test_the_certificate_must_be_for_the_same_key(paper_tpm: ModuleType, root: Authority) -> None:
-    identity = paper_identity(paper_tpm)
+def test_the_certificate_must_be_for_the_same_key(root: Authority) -> None:
+    identity = synthetic_identity()
     good = replace(identity, ek_certificate=leaf(root, identity.ek.key))
     options: dict[str, Any] = {"pinned": frozenset(), "roots": [root.der]}
     assert challenge(good, **options).proven.endorsement == "certificate"
@@ -335,10 +331,8 @@ def test_the_certificate_must_be_for_the_same_key(paper_tpm: ModuleType, root: A
         challenge(replace(identity, ek_certificate=leaf(root)), **options)
 
 
-def test_a_certificate_in_a_quote_must_be_that_of_the_proven_key(
-    paper_tpm: ModuleType, root: Authority
-) -> None:
-    tpm, bound = paper_tpm.PaperTpm(), paper_tpm.binding()
+def test_a_certificate_in_a_quote_must_be_that_of_the_proven_key(root: Authority) -> None:
+    tpm, bound = SyntheticTpm(), binding()
     ek = ec.generate_private_key(ec.SECP256R1()).public_key()
     evidence = tpm.evidence(bound, ek=leaf(root, ek))
     ak = hashlib.sha256(spki(tpm.key.public_key())).digest()

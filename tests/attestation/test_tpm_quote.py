@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -18,6 +17,7 @@ from attestation.evidence import Evidence, Tee
 from attestation.quotes.tpm import MAX_TPM_QUOTE_BYTES, TpmQuote
 from attestation.quotes.tpm_keys import PublicArea, load_public_key, spki
 from attestation.quotes.tpm_structures import QuoteStatement, TpmSignature
+from tests.fakes.synthetic_tpm import SyntheticTpm, binding, public_area
 
 
 def read(vectors: Path, name: str) -> bytes:
@@ -109,19 +109,19 @@ def test_a_piece_that_comes_twice_is_refused(pieces: dict[str, bytes]) -> None:
         TpmQuote.from_evidence(evidence)
 
 
-def test_the_container_has_one_encoding(paper_tpm: ModuleType) -> None:
-    quote = paper_tpm.PaperTpm().quote(b"x" * 32, scope="job-1", ek=b"certificate")
+def test_the_container_has_one_encoding() -> None:
+    quote = SyntheticTpm().quote(b"x" * 32, scope="job-1", ek=b"certificate")
     again = TpmQuote.from_bytes(quote.to_bytes())
     assert again == quote
     assert again.to_bytes() == quote.to_bytes()
-    bare = paper_tpm.PaperTpm().quote(b"x" * 32, ak=spki(quote.ak))
+    bare = SyntheticTpm().quote(b"x" * 32, ak=spki(quote.ak))
     assert TpmQuote.from_bytes(bare.to_bytes()) == bare
 
 
-def test_the_container_is_refused_truncated_at_every_length(paper_tpm: ModuleType) -> None:
-    data = paper_tpm.PaperTpm().quote(b"x" * 32, scope="job-1").to_bytes()
+def test_the_container_is_refused_truncated_at_every_length() -> None:
+    data = SyntheticTpm().quote(b"x" * 32, scope="job-1").to_bytes()
     for length in range(len(data)):
-        if data[:length] == paper_tpm_without_scope(data):
+        if data[:length] == quote_without_scope(data):
             continue
         with pytest.raises(EvidenceError):
             TpmQuote.from_bytes(data[:length])
@@ -129,7 +129,7 @@ def test_the_container_is_refused_truncated_at_every_length(paper_tpm: ModuleTyp
         TpmQuote.from_bytes(data + b"\0")
 
 
-def paper_tpm_without_scope(data: bytes) -> bytes:
+def quote_without_scope(data: bytes) -> bytes:
     """The same container before its last, optional field."""
     return data[: data.rindex(b"\x06\0\0\0\x05job-1")]
 
@@ -142,8 +142,8 @@ def test_bounds_hold_before_anything_is_read() -> None:
         TpmQuote.from_bytes(b"FLTQ\x01" + bytes(MAX_TPM_QUOTE_BYTES))
 
 
-def test_fields_out_of_order_or_twice_are_refused(paper_tpm: ModuleType) -> None:
-    quote = paper_tpm.PaperTpm().quote(b"x" * 32)
+def test_fields_out_of_order_or_twice_are_refused() -> None:
+    quote = SyntheticTpm().quote(b"x" * 32)
     data = quote.to_bytes()
     first = data[5 : 5 + 5 + len(quote.statement.raw)]
     with pytest.raises(EvidenceError, match="ascend"):
@@ -171,41 +171,41 @@ def test_fields_out_of_order_or_twice_are_refused(paper_tpm: ModuleType) -> None
     ],
 )
 def test_statements_that_are_not_quotes_name_the_field(
-    paper_tpm: ModuleType, change: dict[str, object], field: str
+    change: dict[str, object], field: str
 ) -> None:
     with pytest.raises(EvidenceError) as caught:
-        QuoteStatement.parse(paper_tpm.PaperTpm().statement(b"", **change))
+        QuoteStatement.parse(SyntheticTpm().statement(b"", **change))
     assert caught.value.field == f"attest.{field}"
     assert caught.value.offset is not None
 
 
-def test_a_bank_that_is_selected_twice_is_refused(paper_tpm: ModuleType) -> None:
-    tpm = paper_tpm.PaperTpm()
+def test_a_bank_that_is_selected_twice_is_refused() -> None:
+    tpm = SyntheticTpm()
     tpm.banks = ("sha256", "sha256")
     with pytest.raises(EvidenceError, match="selected twice"):
         QuoteStatement.parse(tpm.statement(b""))
 
 
 @pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()])
-def test_ecc_keys_come_back(paper_tpm: ModuleType, curve: ec.EllipticCurve) -> None:
+def test_ecc_keys_come_back(curve: ec.EllipticCurve) -> None:
     key = ec.generate_private_key(curve).public_key()
-    area = PublicArea.parse(paper_tpm.public_area(key))
+    area = PublicArea.parse(public_area(key))
     assert area.spki == spki(key)
     assert area.scheme == "ecdsa"
 
 
-def test_rsa_keys_come_back_and_short_ones_do_not(paper_tpm: ModuleType) -> None:
+def test_rsa_keys_come_back_and_short_ones_do_not() -> None:
     key = rsa.generate_private_key(65537, 2048).public_key()
-    assert PublicArea.parse(paper_tpm.public_area(key)).spki == spki(key)
+    assert PublicArea.parse(public_area(key)).spki == spki(key)
     weak = rsa.generate_private_key(65537, 1024).public_key()
     with pytest.raises(EvidenceError, match="1024"):
-        PublicArea.parse(paper_tpm.public_area(weak))
+        PublicArea.parse(public_area(weak))
     with pytest.raises(EvidenceError, match="1024"):
         load_public_key(spki(weak), "ak")
 
 
-def test_a_point_off_its_curve_is_refused(paper_tpm: ModuleType) -> None:
-    data = bytearray(paper_tpm.public_area(ec.generate_private_key(ec.SECP256R1()).public_key()))
+def test_a_point_off_its_curve_is_refused() -> None:
+    data = bytearray(public_area(ec.generate_private_key(ec.SECP256R1()).public_key()))
     data[-1] ^= 1
     with pytest.raises(EvidenceError, match="not a point"):
         PublicArea.parse(bytes(data))
@@ -268,10 +268,8 @@ def test_no_mutation_of_a_real_quote_raises_anything_but_our_errors(
     changes=st.lists(st.tuples(st.integers(0, 1023), st.integers(0, 255)), max_size=4),
     cut=st.integers(0, 3),
 )
-def test_reading_at_once_and_field_by_field_agree(
-    paper_tpm: ModuleType, changes: list[tuple[int, int]], cut: int
-) -> None:
-    quote = TpmQuote.from_evidence(paper_tpm.PaperTpm().evidence(paper_tpm.binding()))
+def test_reading_at_once_and_field_by_field_agree(changes: list[tuple[int, int]], cut: int) -> None:
+    quote = TpmQuote.from_evidence(SyntheticTpm().evidence(binding()))
     for kind, raw in ((QuoteStatement, quote.statement.raw), (TpmSignature, quote.signature.raw)):
         data = bytearray(raw[: len(raw) - cut])
         for at, value in changes:
@@ -286,5 +284,5 @@ def test_reading_at_once_and_field_by_field_agree(
 
 
 @pytest.fixture(scope="module")
-def real_container(paper_tpm: ModuleType) -> bytes:
-    return paper_tpm.PaperTpm().quote(b"x" * 32, scope="job").to_bytes()
+def real_container() -> bytes:
+    return SyntheticTpm().quote(b"x" * 32, scope="job").to_bytes()

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -30,6 +29,7 @@ from attestation.quotes.tpm_keys import load_public_key, spki
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 from attestation.verifiers.tpm import VERIFIER
+from tests.fakes.synthetic_tpm import SyntheticTpm, binding, public_area
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 APP, JOB = b"a" * 32, b"j" * 32
@@ -45,16 +45,16 @@ def check(evidence: Evidence, tpm: Any, bound: Any) -> Claims:
 
 
 @pytest.fixture
-def tpm(paper_tpm: ModuleType) -> Any:
-    made = paper_tpm.PaperTpm()
+def tpm() -> Any:
+    made = SyntheticTpm()
     made.measure("app", APP, "job-1")
     made.measure("job", JOB, "job-1")
     return made
 
 
 @pytest.fixture
-def bound(paper_tpm: ModuleType) -> Any:
-    return paper_tpm.binding()
+def bound() -> Any:
+    return binding()
 
 
 def test_genuine_evidence_gives_claims(tpm: Any, bound: Any) -> None:
@@ -128,7 +128,7 @@ SCHEMES = [
 
 @pytest.mark.parametrize(("scheme", "digest", "size"), SCHEMES)
 def test_every_scheme_verifies_and_refuses_another_key(
-    paper_tpm: ModuleType, bound: Any, scheme: str, digest: str, size: Any
+    bound: Any, scheme: str, digest: str, size: Any
 ) -> None:
     def key() -> Any:
         return (
@@ -137,10 +137,10 @@ def test_every_scheme_verifies_and_refuses_another_key(
             else ec.generate_private_key(size)
         )
 
-    tpm = paper_tpm.PaperTpm(key=key(), scheme=scheme, hash=digest)
+    tpm = SyntheticTpm(key=key(), scheme=scheme, hash=digest)
     evidence = tpm.evidence(bound)
     check(evidence, tpm, bound)
-    forger = paper_tpm.PaperTpm(key=key(), scheme=scheme, hash=digest)
+    forger = SyntheticTpm(key=key(), scheme=scheme, hash=digest)
     statement = tpm.statement(bound.qualifying_data())
     forged = TpmQuote.assemble(
         attest=statement,
@@ -153,8 +153,8 @@ def test_every_scheme_verifies_and_refuses_another_key(
     assert caught.value.step == "quote signature"
 
 
-def test_a_scheme_for_another_kind_of_key_is_refused(paper_tpm: ModuleType, bound: Any) -> None:
-    tpm, other = paper_tpm.PaperTpm(), paper_tpm.PaperTpm(key=rsa.generate_private_key(65537, 2048))
+def test_a_scheme_for_another_kind_of_key_is_refused(bound: Any) -> None:
+    tpm, other = SyntheticTpm(), SyntheticTpm(key=rsa.generate_private_key(65537, 2048))
     other.scheme = "rsassa"
     statement = tpm.statement(bound.qualifying_data())
     quote = TpmQuote.assemble(
@@ -164,12 +164,12 @@ def test_a_scheme_for_another_kind_of_key_is_refused(paper_tpm: ModuleType, boun
         check(Evidence(tee=Tee.TPM, quote=quote.to_bytes()), tpm, bound)
 
 
-def test_sha1_is_never_accepted(paper_tpm: ModuleType, bound: Any) -> None:
-    signs = paper_tpm.PaperTpm(hash="sha1", key=rsa.generate_private_key(65537, 2048))
+def test_sha1_is_never_accepted(bound: Any) -> None:
+    signs = SyntheticTpm(hash="sha1", key=rsa.generate_private_key(65537, 2048))
     signs.scheme = "rsassa"
     with pytest.raises(SignatureError, match="sha1 is not accepted"):
         check(signs.evidence(bound), signs, bound)
-    measures = paper_tpm.PaperTpm(banks=("sha1",))
+    measures = SyntheticTpm(banks=("sha1",))
     claims = check(replace(measures.evidence(bound), event_log=b""), measures, bound)
     assert not claims.measurements
     measures.measure("app", APP)
@@ -190,22 +190,20 @@ OTHERS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("other", OTHERS)
 def test_evidence_for_another_binding_is_refused(
-    paper_tpm: ModuleType, tpm: Any, bound: Any, other: dict[str, Any]
+    tpm: Any, bound: Any, other: dict[str, Any]
 ) -> None:
     with pytest.raises(BindingError) as caught:
-        check(tpm.evidence(bound), tpm, paper_tpm.binding(**other))
+        check(tpm.evidence(bound), tpm, binding(**other))
     assert caught.value.step == "binding"
 
 
-def test_a_key_that_was_not_enrolled_is_refused(
-    paper_tpm: ModuleType, tpm: Any, bound: Any
-) -> None:
+def test_a_key_that_was_not_enrolled_is_refused(tpm: Any, bound: Any) -> None:
     with pytest.raises(EndorsementError, match="neither proven") as caught:
         verify(tpm.evidence(bound), binding=bound, trust=TrustAnchors(), now=NOW)
     assert caught.value.step == "attestation key"
     assert caught.value.hint
     with pytest.raises(EndorsementError):
-        check(tpm.evidence(bound), paper_tpm.PaperTpm(), bound)
+        check(tpm.evidence(bound), SyntheticTpm(), bound)
 
 
 @pytest.mark.parametrize(
@@ -218,20 +216,16 @@ def test_a_key_that_was_not_enrolled_is_refused(
         0x00010072,  # does not sign
     ],
 )
-def test_a_key_of_another_kind_is_refused(
-    paper_tpm: ModuleType, bound: Any, attributes: int
-) -> None:
-    tpm = paper_tpm.PaperTpm(attributes=attributes)
+def test_a_key_of_another_kind_is_refused(bound: Any, attributes: int) -> None:
+    tpm = SyntheticTpm(attributes=attributes)
     with pytest.raises(EndorsementError, match="restricted signing key"):
         check(tpm.evidence(bound), tpm, bound)
 
 
-def test_attributes_that_the_tpm_did_not_sign_are_refused(
-    paper_tpm: ModuleType, bound: Any
-) -> None:
-    tpm = paper_tpm.PaperTpm(attributes=0x00040072)
+def test_attributes_that_the_tpm_did_not_sign_are_refused(bound: Any) -> None:
+    tpm = SyntheticTpm(attributes=0x00040072)
     statement = tpm.statement(bound.qualifying_data())
-    dressed_up = paper_tpm.public_area(tpm.key.public_key())
+    dressed_up = public_area(tpm.key.public_key())
     quote = TpmQuote.assemble(
         attest=statement, signature=tpm.sign(statement), ak=dressed_up, pcr_values=tpm.values()
     )
@@ -240,10 +234,8 @@ def test_attributes_that_the_tpm_did_not_sign_are_refused(
 
 
 @pytest.mark.parametrize("hierarchy", [(0x40000001, "owner"), (0x4000000C, "platform")])
-def test_the_hierarchy_of_the_key_is_a_claim(
-    paper_tpm: ModuleType, bound: Any, hierarchy: tuple[int, str]
-) -> None:
-    tpm = paper_tpm.PaperTpm(parent=hierarchy[0])
+def test_the_hierarchy_of_the_key_is_a_claim(bound: Any, hierarchy: tuple[int, str]) -> None:
+    tpm = SyntheticTpm(parent=hierarchy[0])
     claims = check(tpm.evidence(bound), tpm, bound)
     assert claims.attributes["tpm.hierarchy"] == hierarchy[1]
 
@@ -293,10 +285,8 @@ def test_every_altered_log_is_refused(tpm: Any, bound: Any) -> None:
     assert tried == 12
 
 
-def test_a_log_of_the_right_events_for_another_bank_is_refused(
-    paper_tpm: ModuleType, bound: Any
-) -> None:
-    tpm = paper_tpm.PaperTpm(banks=("sha256", "sha384"))
+def test_a_log_of_the_right_events_for_another_bank_is_refused(bound: Any) -> None:
+    tpm = SyntheticTpm(banks=("sha256", "sha384"))
     tpm.measure("app", APP)
     evidence = tpm.evidence(bound)
     claims = check(evidence, tpm, bound)
@@ -307,8 +297,8 @@ def test_a_log_of_the_right_events_for_another_bank_is_refused(
         check(replace(evidence, event_log=replace(tpm.log, events=events).to_bytes()), tpm, bound)
 
 
-def test_firmware_events_are_replayed_with_ours(paper_tpm: ModuleType, bound: Any) -> None:
-    tpm = paper_tpm.PaperTpm()
+def test_firmware_events_are_replayed_with_ours(bound: Any) -> None:
+    tpm = SyntheticTpm()
     for pcr in (0, 4, 14):
         digest = hashlib.sha256(bytes([pcr])).digest()
         tpm.log = tpm.log.append(pcr, 0x80000003, {"sha256": digest}, b"firmware")
@@ -325,10 +315,10 @@ def test_firmware_events_are_replayed_with_ours(paper_tpm: ModuleType, bound: An
 
 @pytest.mark.parametrize("disguise", [{"type": 13}, {"data": b"MokList"}])
 def test_a_measurement_cannot_be_hidden_to_show_another(
-    paper_tpm: ModuleType, bound: Any, disguise: dict[str, Any]
+    bound: Any, disguise: dict[str, Any]
 ) -> None:
     """The type and the text of an event are not hashed into the register."""
-    tpm = paper_tpm.PaperTpm()
+    tpm = SyntheticTpm()
     tpm.measure("app", b"e" * 32)
     (real,) = tpm.log.events
     tpm.log = replace(tpm.log, events=())
@@ -343,8 +333,8 @@ def test_a_measurement_cannot_be_hidden_to_show_another(
             check(tpm.evidence(bound), tpm, bound)
 
 
-def test_a_measurement_outside_of_pcr_14_does_not_count(paper_tpm: ModuleType, bound: Any) -> None:
-    tpm = paper_tpm.PaperTpm(selected=(14, 16))
+def test_a_measurement_outside_of_pcr_14_does_not_count(bound: Any) -> None:
+    tpm = SyntheticTpm(selected=(14, 16))
     tpm.measure("app", APP, pcr=16)
     assert "app" not in check(tpm.evidence(bound), tpm, bound).measurements
 

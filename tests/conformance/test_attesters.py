@@ -8,11 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-import vector_keys as keys
-from fakes import ccnp_server, coco_agent, tsm_kernel
-from vector_amd import Amd
-from vector_cases import OTHER_BINDINGS, binding
-from vector_intel import APP, JOB, Intel, event_log
 
 from attestation.attesters import Attester
 from attestation.attesters.ccnp import CcnpAttester
@@ -27,6 +22,11 @@ from attestation.evidence import Claims, Evidence
 from attestation.quotes.tpm_keys import spki
 from attestation.trust import TrustAnchors, key_digest
 from attestation.verifiers import verify
+from tests.fakes import ccnp_server, coco_agent, tsm_kernel
+from tests.vectors import keys
+from tests.vectors.amd import Amd
+from tests.vectors.cases import OTHER_BINDINGS, binding
+from tests.vectors.intel import APP, JOB, Intel, event_log
 
 ROOT = Path(__file__).parents[2]
 INTEL, AMD = Intel(), Amd()

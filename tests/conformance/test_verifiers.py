@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import vector_keys as keys
-from vector_cases import AFTER, BEFORE, OTHER_BINDINGS, Subject, binding, subjects
 
 from attestation.binding import ReportData
 from attestation.errors import (
@@ -19,6 +17,8 @@ from attestation.errors import (
 from attestation.evidence import Claims, Evidence, Tee
 from attestation.result import Tier
 from attestation.verifiers import verify
+from tests.vectors import keys
+from tests.vectors.cases import AFTER, BEFORE, OTHER_BINDINGS, Subject, binding, subjects
 
 SUBJECTS = subjects()
 pytestmark = pytest.mark.parametrize("subject", SUBJECTS, ids=lambda item: item.name)

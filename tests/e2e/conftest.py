@@ -2,56 +2,30 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-
-def load_fake(name: str) -> Any:
-    return importlib.import_module(f"fakes.{name}")
-
-
-@pytest.fixture(scope="session")
-def fakes() -> Any:
-    """The module ``tests/fakes/spine.py``."""
-    return load_fake("spine")
+from tests.fakes.misbehaving_client import MisbehavingClient
+from tests.harness.cluster import assets
+from tests.harness.federation import FederationHarness
 
 
 @pytest.fixture(scope="session")
-def shared(fakes: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FederationHarness]:
     """A running coordinator with three sites; every test brings a job of its own."""
-    with fakes.Spine(tmp_path_factory.mktemp("spine")) as spine:
-        yield spine
+    with FederationHarness(tmp_path_factory.mktemp("shared")) as harness:
+        yield harness
 
 
 @pytest.fixture(scope="session")
-def puppets() -> Any:
-    """The module ``tests/fakes/puppet.py``."""
-    return load_fake("puppet")
-
-
-@pytest.fixture(scope="session")
-def puppet(shared: Any, puppets: Any) -> Any:
+def misbehaving(shared: FederationHarness) -> MisbehavingClient:
     """A site of ``shared`` whose client is the test."""
-    return puppets.Puppet(shared)
-
-
-@pytest.fixture(scope="session")
-def envoys() -> Any:
-    """The module ``tests/fakes/envoy.py``."""
-    return load_fake("envoy")
+    return MisbehavingClient(shared)
 
 
 @pytest.fixture(scope="session")
 def helm() -> Path:
     """Real helm."""
-    return Path(load_fake("cluster").assets()) / "helm"
-
-
-@pytest.fixture(scope="session")
-def load() -> Any:
-    """Load ``tests/fakes/NAME.py`` once: ``load(name)``."""
-    return load_fake
+    return assets() / "helm"

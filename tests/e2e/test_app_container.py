@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import federation as fakes
+
+from tests.harness.federation import FederationHarness
+from tests.harness.flower_federation import (
+    PYPROJECT,
+    SERVER_APP,
+    FlowerFederation,
+    make_plan,
+    write_app,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -29,11 +37,12 @@ BODY = """
     attempt("state", config["secret"])
     attempt("passphrase", f"/proc/{os.getppid()}/environ")
     print("folder", os.getcwd())
+    open("left", "w").write("in the other container")
 """
-SERVER_APP = fakes.SERVER_APP.replace(
+CURIOUS_APP = SERVER_APP.replace(
     "    config = context.run_config\n", "    config = context.run_config\n" + BODY
 )
-PROJECT = fakes.PYPROJECT.replace("pause = 0.0", 'pause = 0.0\nsecret = ""')
+PROJECT = PYPROJECT.replace("pause = 0.0", 'pause = 0.0\nsecret = ""')
 
 
 class Daemon:
@@ -71,7 +80,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Any]:
-    made = fakes.Federation(tmp_path)
+    made = FlowerFederation(tmp_path)
     yield made
     made.close()
 
@@ -81,7 +90,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     from server.flower.bundle import build
 
     folder = tmp_path_factory.mktemp("src") / "app"
-    return build(fakes.write_app(folder, server=textwrap.dedent(SERVER_APP), project=PROJECT))
+    return build(write_app(folder, server=textwrap.dedent(CURIOUS_APP), project=PROJECT))
 
 
 Run = Callable[..., tuple[Any, Any]]
@@ -94,7 +103,7 @@ def run(federation: Any, bundle: bytes) -> Run:
     def go(
         *, app_host: Path | None = None, during: Any = None, clients: bool = True, **plan: Any
     ) -> tuple[Any, Any]:
-        made = fakes.make_plan(bundle, sites=2, **plan)
+        made = make_plan(bundle, sites=2, **plan)
         host, channel = federation.host(made, app_host=app_host)
         for site in made.sites if clients else ():
             federation.client(made, site)
@@ -130,6 +139,7 @@ def test_it_runs_there_and_nothing_of_it_in_the_coordinators_place(
     there, channel = run(job="there", run_config=config, app_host=daemon.path, during=look)
     assert here.status == there.status == "finished", (here, there)
     assert _bits(channel) == _bits(told)
+    assert channel.files == told.files == [{"left": b"in the other container"}]
     lines = [fields["line"] for fields in channel.of("log")]
     assert not [line for line in lines if line.startswith("REACHED")]
     assert "refused state FileNotFoundError" in lines or "refused state PermissionError" in lines
@@ -181,9 +191,7 @@ def _parent(pid: int) -> int:
 def test_a_job_that_is_ended_ends_it_there(
     federation: Any, bundle: bytes, daemon: Daemon, how: str
 ) -> None:
-    host, channel = federation.host(
-        fakes.make_plan(bundle, job="ended", sites=2), app_host=daemon.path
-    )
+    host, channel = federation.host(make_plan(bundle, job="ended", sites=2), app_host=daemon.path)
     host.start()
     channel.wait_for("log")
     assert len(daemon.applications()) == 1
@@ -199,9 +207,7 @@ def test_a_job_that_is_ended_ends_it_there(
 def test_a_job_that_waits_for_an_app_host_can_be_ended(
     federation: Any, bundle: bytes, tmp_path: Path, how: str
 ) -> None:
-    host, _ = federation.host(
-        fakes.make_plan(bundle, job="waits", sites=2), app_host=tmp_path / "nobody"
-    )
+    host, _ = federation.host(make_plan(bundle, job="waits", sites=2), app_host=tmp_path / "nobody")
     host.start()
     assert host.wait(0.5) is None
     began = time.monotonic()
@@ -212,12 +218,12 @@ def test_a_job_that_waits_for_an_app_host_can_be_ended(
 
 
 def test_a_coordinator_whose_app_host_dies_starts_the_job_again(
-    load: Callable[[str], Any], daemon: Daemon, tmp_path: Path
+    daemon: Daemon, tmp_path: Path
 ) -> None:
     server = {"jobs": {"app_host": str(daemon.path)}}
-    with load("spine").Spine(tmp_path / "spine", server=server) as spine:
+    with FederationHarness(tmp_path / "harness", server=server) as harness:
         config = {"slow-site": "site-c", "slow-round": 2, "slow": 2.0}
-        job = spine.job("moved", config=config).submit()
+        job = harness.job("moved", config=config).submit()
         job.wait_for("update.received", round=2)
         assert len(daemon.applications()) == 1
         daemon.end(signal.SIGKILL)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from fedlearn import config
 from fedlearn.cli import main as fedlearn
 from fedlearn.cli.federation import program
+from tests.harness.federation import write_app
 
 pytestmark = pytest.mark.e2e
 
@@ -48,9 +50,9 @@ value = "ab"
 
 
 @pytest.fixture
-def place(tmp_path: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with files in order, in which commands are run."""
-    fakes.write_app(tmp_path / "app")
+    write_app(tmp_path / "app")
     (tmp_path / "server.toml").write_text(config.dumps(_SERVER))
     (tmp_path / "site.toml").write_text(config.dumps(_SITE))
     (tmp_path / "job.toml").write_text(config.dumps(_JOB))
@@ -227,6 +229,15 @@ FILES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], tuple[str, ...
     "not enrolled": (lambda p: None, _EDGE, ("enroll",)),
     "not enrolled, run": (lambda p: None, ("fedlearn-edge", "run"), ("enroll",)),
 }
+
+
+@pytest.fixture(autouse=True)
+def _mask() -> Iterator[None]:
+    """Give the process its mask back: services set their own, and these run in this one."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    yield
+    os.umask(mask)
 
 
 @pytest.mark.parametrize("case", list(FILES))

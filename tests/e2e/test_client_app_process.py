@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fedlearn.errors import JobError
+from tests.harness.federation import FederationHarness, eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -71,50 +72,46 @@ def alive() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def spine(fakes: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     # A long name: sockets of multiprocessing need a temporary folder with a short one.
     folder = tmp_path_factory.mktemp("a-folder-with-a-name-that-is-as-long-as-names-may-be" * 2)
-    with fakes.Spine(folder / "spine", ("site-a",), client_app=CLIENT) as made:
+    with FederationHarness(folder / "harness", ("site-a",), client_app=CLIENT) as made:
         yield made
 
 
 def test_workers_and_managers_work_and_nothing_outlives_the_job(
-    spine: Any, fakes: Any, monkeypatch: pytest.MonkeyPatch
+    harness: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = spine.run("workers", rounds=2, resources={"cpu": 2.0})
+    job = harness.run("workers", rounds=2, resources={"cpu": 2.0})
     metrics = [event.metrics for event in job.of("update.received")]
     assert [(each["total"], each["threads"]) for each in metrics] == [(31.0, 2)] * 2
-    with fakes.eventually() as wait:
+    with eventually() as wait:
         wait(lambda: not alive())
 
 
 @pytest.mark.parametrize("who", ["client", "agent"])
-def test_nothing_outlives_a_client_or_an_agent_that_is_killed(
-    spine: Any, fakes: Any, who: str
-) -> None:
-    job = spine.job(f"kill-{who}", config={"slow": 60.0}, deadline_s=120).submit()
-    with fakes.eventually(90) as wait:
+def test_nothing_outlives_a_client_or_an_agent_that_is_killed(harness: Any, who: str) -> None:
+    job = harness.job(f"kill-{who}", config={"slow": 60.0}, deadline_s=120).submit()
+    with eventually(90) as wait:
         wait(lambda: len(alive()) == 1)
     left = alive()
-    pid = spine.client_pid("site-a", job.name)
+    pid = harness.client_pid("site-a", job.name)
     if who == "agent":
         pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
     os.kill(pid, signal.SIGKILL)
     # The agent starts the client again, whose app starts another one.
-    with fakes.eventually(15) as wait:
+    with eventually(15) as wait:
         wait(lambda: not left & alive())
     with contextlib.suppress(JobError):  # with its only client gone, it may have failed already
-        spine.operator.cancel_job(job.name)
-    with fakes.eventually(20) as wait:
+        harness.operator.cancel_job(job.name)
+    with eventually(20) as wait:
         wait(lambda: not alive())
 
 
-def test_why_an_app_cannot_be_loaded_reaches_whoever_follows_the_job(
-    fakes: Any, tmp_path: Path
-) -> None:
+def test_why_an_app_cannot_be_loaded_reaches_whoever_follows_the_job(tmp_path: Path) -> None:
     text = "import not_installed_package\nfrom flwr.clientapp import ClientApp\napp = ClientApp()\n"
-    with fakes.Spine(tmp_path / "spine", ("site-a",), client_app=text) as spine:
-        job = spine.job("badimport", deadline_s=30).submit()
+    with FederationHarness(tmp_path / "harness", ("site-a",), client_app=text) as harness:
+        job = harness.job("badimport", deadline_s=30).submit()
         lost = job.wait_for("client.lost", seconds=30)[0]
         assert lost.reason == (
             "failed: the app cannot be loaded: ModuleNotFoundError: "

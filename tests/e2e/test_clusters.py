@@ -9,18 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.cluster import Cluster
-from fakes.cluster_site import ClusterSite
-from fakes.cluster_spine import ClusterSpine
-from fakes.node import Node
+
+from tests.harness.cluster import Cluster
+from tests.harness.cluster_federation import ClusterFederation
+from tests.harness.cluster_site import ClusterSite
 
 pytestmark = pytest.mark.e2e
 
-FAKES = Path(__file__).resolve().parents[1] / "fakes"
 SITES = ("site-a", "site-b")
 
 
@@ -39,26 +37,26 @@ def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Any]]:
 
 
 @pytest.fixture(scope="module")
-def spine(clusters: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def harness(clusters: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A coordinator, and an agent in each cluster with two nodes."""
     folder = tmp_path_factory.mktemp("federation")
     places = {}
     for site, cluster in zip(SITES, clusters, strict=True):
-        place = ClusterSite(cluster, Node, folder / "places" / site)
+        place = ClusterSite(cluster, folder / "places" / site)
         data = folder / "sites" / site / "data"
         place.nodes = [place.node(name, folders={"small": data}) for name in ("one", "two")]
         places[site] = place
     try:
-        with ClusterSpine(folder, places) as running:
+        with ClusterFederation(folder, places) as running:
             yield running
     finally:
         for place in places.values():
             place.close()
 
 
-def _clients(spine: Any, site: str) -> list[tuple[Any, str]]:
+def _clients(harness: Any, site: str) -> list[tuple[Any, str]]:
     """The pods of a site that run: their node and name."""
-    return [(node, pod) for node in spine.places[site].nodes for pod in node.pods()]
+    return [(node, pod) for node in harness.places[site].nodes for pod in node.pods()]
 
 
 def _until(so: Callable[[], Any], seconds: float) -> None:
@@ -68,69 +66,69 @@ def _until(so: Callable[[], Any], seconds: float) -> None:
         time.sleep(0.1)
 
 
-def _pods_of(spine: Any, site: str, pod: str) -> list[str]:
+def _pods_of(harness: Any, site: str, pod: str) -> list[str]:
     """All pods that were ever started for the client that ``pod`` belongs to."""
-    started = [name for node in spine.places[site].nodes for name in node.started()]
+    started = [name for node in harness.places[site].nodes for name in node.started()]
     return [name for name in started if name.rsplit("-", 1)[0] == pod.rsplit("-", 1)[0]]
 
 
-def test_a_federated_training_runs_to_the_end(spine: Any) -> None:
-    job = spine.run("through")
+def test_a_federated_training_runs_to_the_end(harness: Any) -> None:
+    job = harness.run("through")
     admitted = job.ledger("admission")
     assert sorted({entry["site"] for entry in admitted}) == list(SITES)
     assert [entry["phase"] for entry in job.ledger("round")].count("started") == 3
-    assert spine.digest("through")
+    assert harness.digest("through")
     for site in SITES:
-        assert '"launcher": "kubernetes"' in spine.operator.get_site(site).capabilities
+        assert '"launcher": "kubernetes"' in harness.operator.get_site(site).capabilities
 
 
-def test_it_gives_the_same_bits_as_processes(spine: Any, shared: Any) -> None:
-    job = spine.job("bits")
+def test_it_gives_the_same_bits_as_processes(harness: Any, shared: Any) -> None:
+    job = harness.job("bits")
     for site in SITES:
-        assert (shared.data[site][0] == spine.data[site][0]).all()
+        assert (shared.data[site][0] == harness.data[site][0]).all()
     job.submit().finish()
     shared.run("bits", sites=list(SITES))
-    assert spine.digest("bits") == shared.digest("bits")
+    assert harness.digest("bits") == shared.digest("bits")
 
 
-def test_a_client_that_is_evicted_in_a_round_comes_back(spine: Any) -> None:
-    job = spine.job("evicted", rounds=4, config={"wait": 1.0}, deadline_s=120).submit()
+def test_a_client_that_is_evicted_in_a_round_comes_back(harness: Any) -> None:
+    job = harness.job("evicted", rounds=4, config={"wait": 1.0}, deadline_s=120).submit()
     job.wait_for("round.started", 2)
-    ((_, pod),) = _clients(spine, "site-a")
-    spine.places["site-a"].evict(pod)
+    ((_, pod),) = _clients(harness, "site-a")
+    harness.places["site-a"].evict(pod)
     job.finish(seconds=150)
     assert len(job.ledger("admission")) >= 3
-    assert pod not in [name for _, name in _clients(spine, "site-a")]
+    assert pod not in [name for _, name in _clients(harness, "site-a")]
 
 
-def test_a_killed_agent_adopts_its_client(spine: Any) -> None:
-    job = spine.job("adopted", rounds=4, config={"wait": 1.0}, deadline_s=120).submit()
+def test_a_killed_agent_adopts_its_client(harness: Any) -> None:
+    job = harness.job("adopted", rounds=4, config={"wait": 1.0}, deadline_s=120).submit()
     job.wait_for("round.started", 2)
-    before = _clients(spine, "site-b")
-    spine.restart_agent("site-b")
+    before = _clients(harness, "site-b")
+    harness.restart_agent("site-b")
     job.finish(seconds=120)
     assert len(before) == 1
-    assert _pods_of(spine, "site-b", before[0][1]) == [before[0][1]]
+    assert _pods_of(harness, "site-b", before[0][1]) == [before[0][1]]
 
 
-def test_an_adopted_client_has_a_sponsor_again(spine: Any) -> None:
+def test_an_adopted_client_has_a_sponsor_again(harness: Any) -> None:
     """What replaces its pod asks the new agent for its start and for a voucher."""
-    job = spine.job("sponsored", rounds=5, config={"wait": 1.0}, deadline_s=120).submit()
+    job = harness.job("sponsored", rounds=5, config={"wait": 1.0}, deadline_s=120).submit()
     job.wait_for("round.started", 1)
-    ((_, pod),) = _clients(spine, "site-b")
-    spine.restart_agent("site-b")
-    spine.federation.await_connected(["site-b"])
-    spine.places["site-b"].evict(pod)
+    ((_, pod),) = _clients(harness, "site-b")
+    harness.restart_agent("site-b")
+    harness.federation.await_connected(["site-b"])
+    harness.places["site-b"].evict(pod)
     job.finish(seconds=150)
-    assert len(_pods_of(spine, "site-b", pod)) >= 2
+    assert len(_pods_of(harness, "site-b", pod)) >= 2
     assert [entry["site"] for entry in job.ledger("admission")].count("site-b") >= 2
 
 
-def test_a_training_goes_on_while_an_api_server_is_away(spine: Any) -> None:
+def test_a_training_goes_on_while_an_api_server_is_away(harness: Any) -> None:
     """What runs needs no control plane: clients speak to the coordinator themselves."""
-    job = spine.job("headless", rounds=4, config={"wait": 1.0}, deadline_s=120).submit()
+    job = harness.job("headless", rounds=4, config={"wait": 1.0}, deadline_s=120).submit()
     job.wait_for("round.started", 1)
-    cluster = spine.places["site-a"].cluster
+    cluster = harness.places["site-a"].cluster
     cluster.kill_api_server()
     try:
         job.finish(seconds=120)
@@ -139,35 +137,35 @@ def test_a_training_goes_on_while_an_api_server_is_away(spine: Any) -> None:
     assert {e.site for e in job.of("update.received") if e.round == 4} == set(SITES)
 
 
-def test_a_site_comes_back_when_its_node_was_lost_in_a_round(spine: Any) -> None:
-    job = spine.job(
+def test_a_site_comes_back_when_its_node_was_lost_in_a_round(harness: Any) -> None:
+    job = harness.job(
         "lost", rounds=40, config={"wait": 1.0}, quorum=1, stragglers="drop", deadline_s=20
     ).submit()
     job.wait_for("round.started", 2)
-    place = spine.places["site-a"]
-    ((node, pod),) = _clients(spine, "site-a")
+    place = harness.places["site-a"]
+    ((node, pod),) = _clients(harness, "site-a")
     node.lose()
     try:
-        _until(lambda: [name for _, name in _clients(spine, "site-a") if name != pod], 120)
+        _until(lambda: [name for _, name in _clients(harness, "site-a") if name != pod], 120)
         before = max(event.round for event in job.of("round.started"))
         job.wait_for("update.received", 1, seconds=60, site="site-a", round=before + 2)
     finally:
-        spine.operator.cancel_job("lost")
+        harness.operator.cancel_job("lost")
         place.nodes.remove(node)
         node.stop()
     assert [entry["site"] for entry in job.ledger("admission")].count("site-a") >= 2
 
 
-def test_a_site_that_is_removed_in_a_round_is_cut_off(spine: Any) -> None:
-    job = spine.job(
+def test_a_site_that_is_removed_in_a_round_is_cut_off(harness: Any) -> None:
+    job = harness.job(
         "removed", rounds=3, config={"wait": 1.0}, quorum=1, stragglers="drop", deadline_s=20
     ).submit()
     job.wait_for("round.started", 1)
-    spine.operator.remove_site("site-b")
+    harness.operator.remove_site("site-b")
     job.finish(seconds=120)
     last = {event.site for event in job.of("update.received") if event.round == 3}
     assert last == {"site-a"}
     # The agent has learned it: it stopped its clients, and ended.
-    assert spine.agent("site-b").wait(30) not in (None, 0)
-    assert spine.places["site-b"].jobs() == {}
-    assert _clients(spine, "site-b") == []
+    assert harness.agent("site-b").wait(30) not in (None, 0)
+    assert harness.places["site-b"].jobs() == {}
+    assert _clients(harness, "site-b") == []

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fedlearn import events
+from tests.harness.federation import FederationHarness
 
 pytestmark = pytest.mark.e2e
 
@@ -23,9 +24,9 @@ _PRIVACY = {
 """Two rounds cost epsilon 3.4 at delta 1e-5, four cost 5.1."""
 
 
-def _budget(spine: Any) -> dict[str, Any]:
-    party = spine.federation.parties["site-a"]
-    shown = spine.command("fedlearn-edge", "budget", "show", "--json", "--config", party.config)
+def _budget(harness: Any) -> dict[str, Any]:
+    party = harness.federation.parties["site-a"]
+    shown = harness.command("fedlearn-edge", "budget", "show", "--json", "--config", party.config)
     (data,) = json.loads(shown.stdout)["data"]
     found: dict[str, Any] = data
     return found
@@ -41,25 +42,25 @@ def _refusal(job: Any) -> str:
         time.sleep(0.1)
 
 
-def test_jobs_spend_one_budget_and_the_one_beyond_it_is_refused(fakes: Any, tmp_path: Path) -> None:
-    spine = fakes.Spine(tmp_path, sites=("site-a",))
-    usual = spine.federation.site_table
+def test_jobs_spend_one_budget_and_the_one_beyond_it_is_refused(tmp_path: Path) -> None:
+    harness = FederationHarness(tmp_path, sites=("site-a",))
+    usual = harness.federation.site_table
 
     def limited(party: Any, bundle: bytes) -> dict[str, Any]:
         table: dict[str, Any] = usual(party, bundle)
         table["data"]["small"] |= {"epsilon": 4.0, "delta": 1e-5}
         return table
 
-    spine.federation.site_table = limited
-    with spine:
-        spine.run("first", rounds=2, privacy=_PRIVACY)
-        found = _budget(spine)
+    harness.federation.site_table = limited
+    with harness:
+        harness.run("first", rounds=2, privacy=_PRIVACY)
+        found = _budget(harness)
         assert 3.0 < found["epsilon"] < 4.0 == found["limit"]
         assert [(job["name"], job["spent"]) for job in found["jobs"]] == [("first", 2)]
 
-        beyond = spine.job("beyond", rounds=2, privacy=_PRIVACY).submit()
+        beyond = harness.job("beyond", rounds=2, privacy=_PRIVACY).submit()
         assert "2 rounds of the job bring the data set small to epsilon" in _refusal(beyond)
-        exposed = spine.job("exposed", rounds=1).submit()
+        exposed = harness.job("exposed", rounds=1).submit()
         assert "the data set small has a privacy budget" in _refusal(exposed)
         assert not [e for e in beyond.events() if isinstance(e, events.ClientAdmitted)]
-        assert [job["name"] for job in _budget(spine)["jobs"]] == ["first"]
+        assert [job["name"] for job in _budget(harness)["jobs"]] == ["first"]

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
+from tests.harness.federation import FederationHarness, eventually
+
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def trio(fakes: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A federation of its own, whose coordinator is killed."""
-    with fakes.Spine(tmp_path_factory.mktemp("trio")) as spine:
-        yield spine
+    with FederationHarness(tmp_path_factory.mktemp("trio")) as harness:
+        yield harness
 
 
 def _refusals(job: Any, site: str) -> list[str]:
@@ -31,7 +33,7 @@ def _participants(job: Any) -> list[int]:
     return [e["participants"] for e in job.ledger("round") if e["phase"] == "finished"]
 
 
-def test_a_site_that_is_kept_out_stays_out_through_a_restart_and_comes_back(trio, fakes):
+def test_a_site_that_is_kept_out_stays_out_through_a_restart_and_comes_back(trio):
     job = trio.job("kept-out", rounds=60, quorum=2, config={"wait": 0.5}).submit()
     job.wait_for("round.finished", round=1)
     trio.operator.revoke_client(job.name, "site-a", "seen on another machine")
@@ -46,32 +48,32 @@ def test_a_site_that_is_kept_out_stays_out_through_a_restart_and_comes_back(trio
     trio.kill_coordinator()
     trio.start_coordinator()
     before = len(_refusals(job, "site-a"))
-    with fakes.eventually(60) as wait:
+    with eventually(60) as wait:
         wait(lambda: len(_refusals(job, "site-a")) > before)
         wait(lambda: _admitted(job).count("site-b") == 2)
     assert _admitted(job).count("site-a") == 1
 
     trio.operator.readmit_client(job.name, "site-a")
-    with fakes.eventually(60) as wait:
+    with eventually(60) as wait:
         wait(lambda: _admitted(job).count("site-a") == 2)
     rounds = len(_participants(job))
-    with fakes.eventually(60) as wait:
+    with eventually(60) as wait:
         wait(lambda: 3 in _participants(job)[rounds:])
     trio.operator.cancel_job(job.name)
     assert [e["change"] for e in job.ledger("exclusion")] == ["laid", "lifted"]
 
 
-def test_a_client_that_was_turned_away_for_good_is_started_again_when_it_may(trio, fakes):
+def test_a_client_that_was_turned_away_for_good_is_started_again_when_it_may(trio):
     job = trio.job("turned-away", rounds=60, quorum=2, config={"wait": 0.5}).submit()
     job.wait_for("round.finished", round=1)
     pid = trio.client_pid("site-b", job.name)
     trio.operator.revoke_client(job.name, "site-b", "to be looked at")
     os.kill(pid, signal.SIGKILL)
     # The client that is started in its place is new, refused, and ends.
-    with fakes.eventually(60) as wait:
+    with eventually(60) as wait:
         wait(lambda: any("refused" in e.reason for e in job.of("client.lost")))
     assert job.status == "running"
     trio.operator.readmit_client(job.name, "site-b")
-    with fakes.eventually(60) as wait:
+    with eventually(60) as wait:
         wait(lambda: _admitted(job).count("site-b") == 2)
     trio.operator.cancel_job(job.name)

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import federation as fakes
+
+from tests.harness.flower_federation import PYPROJECT, FlowerFederation, make_plan, write_app
 
 pytestmark = pytest.mark.e2e
 
-PROJECT = fakes.PYPROJECT.replace("num-server-rounds = 3", 'num-server-rounds = 3\nmode = ""')
+PROJECT = PYPROJECT.replace("num-server-rounds = 3", 'num-server-rounds = 3\nmode = ""')
 
 LEGACY_SERVER = """
 import numpy as np
@@ -173,7 +174,7 @@ def evaluate(message, context):
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Any]:
-    made = fakes.Federation(tmp_path)
+    made = FlowerFederation(tmp_path)
     yield made
     made.close()
 
@@ -188,12 +189,8 @@ def run(federation: Any, tmp_path: Path) -> Run:
     def go(
         job: str, server: str, client: str, *, during: Any = None, **plan: Any
     ) -> tuple[Any, Any, list[str]]:
-        folder = fakes.write_app(
-            tmp_path / f"app-{job}", server=server, client=client, project=PROJECT
-        )
-        made = fakes.make_plan(
-            build(folder), job=job, sites=2, **{"updates": "visible-to-app", **plan}
-        )
+        folder = write_app(tmp_path / f"app-{job}", server=server, client=client, project=PROJECT)
+        made = make_plan(build(folder), job=job, sites=2, **{"updates": "visible-to-app", **plan})
         host, channel = federation.host(made)
         for site in made.sites:
             federation.client(made, site)

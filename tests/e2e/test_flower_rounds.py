@@ -12,7 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import federation as fakes
+
+from tests.harness.flower_federation import (
+    CLIENT_APP,
+    Channel,
+    FlowerFederation,
+    make_plan,
+    write_app,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -21,12 +28,12 @@ pytestmark = pytest.mark.e2e
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     from server.flower.bundle import build
 
-    return build(fakes.write_app(tmp_path_factory.mktemp("src") / "app"))
+    return build(write_app(tmp_path_factory.mktemp("src") / "app"))
 
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Any]:
-    made = fakes.Federation(tmp_path)
+    made = FlowerFederation(tmp_path)
     yield made
     made.close()
 
@@ -39,7 +46,7 @@ def run(federation: Any, bundle: bytes) -> Run:
     """Run a job to its end; return outcome and channel."""
 
     def go(*, channel: Any = None, during: Any = None, **plan: Any) -> tuple[Any, Any]:
-        made = fakes.make_plan(bundle, **plan)
+        made = make_plan(bundle, **plan)
         host, channel = federation.host(made, channel=channel)
         for site in made.sites:
             federation.client(made, site)
@@ -192,13 +199,13 @@ def test_a_budget_that_is_spent_ends_the_job(federation, bundle):
     from fedlearn.errors import PrivacyError
     from fedlearn.privacy import PrivacySpec
 
-    class Spent(fakes.Channel):  # type: ignore[misc, name-defined]
+    class Spent(Channel):  # type: ignore[misc, name-defined]
         def charge(self, stage: int, round_: int, inputs: bytes) -> None:
             if round_ == 2:
                 raise PrivacyError("the budget is spent", hint="ask for fewer rounds")
 
     spec = PrivacySpec(clip=0.5, noise_multiplier=1.0, epsilon=100.0, delta=1e-5)
-    plan = fakes.make_plan(bundle, sites=2, job="spent", privacy=spec, noise_secret=b"s" * 32)
+    plan = make_plan(bundle, sites=2, job="spent", privacy=spec, noise_secret=b"s" * 32)
     host, channel = federation.host(plan, channel=Spent(lambda: federation.live("spent")))
     for site in plan.sites:
         federation.client(plan, site, privacy=asdict(spec))
@@ -217,9 +224,7 @@ def test_privacy_is_applied_outside_of_user_code(federation, bundle):
     spec = PrivacySpec(clip=0.5, noise_multiplier=1.0, epsilon=100.0, delta=1e-5)
     models = []
     for job in ("p-one", "p-two"):
-        plan = fakes.make_plan(
-            bundle, job=job, sites=2, rounds=2, privacy=spec, noise_secret=b"s" * 32
-        )
+        plan = make_plan(bundle, job=job, sites=2, rounds=2, privacy=spec, noise_secret=b"s" * 32)
         host, channel = federation.host(plan)
         for site in plan.sites:
             federation.client(plan, site, privacy=asdict(spec))
@@ -240,15 +245,13 @@ def test_a_crash_while_sites_evaluate_releases_nothing_new(federation, tmp_path)
     from fedlearn.privacy import PrivacySpec
     from server.flower.bundle import build
 
-    client = fakes.CLIENT_APP.replace(
+    client = CLIENT_APP.replace(
         'metrics = MetricRecord({"num-examples": 10,',
         'time.sleep(1.0)\n    metrics = MetricRecord({"num-examples": 10,',
     )
-    app = build(fakes.write_app(tmp_path / "slow", client=client))
+    app = build(write_app(tmp_path / "slow", client=client))
     spec = PrivacySpec(clip=0.5, noise_multiplier=1.0, epsilon=100.0, delta=1e-5)
-    plan = fakes.make_plan(
-        app, job="sealed", sites=2, rounds=2, privacy=spec, noise_secret=b"s" * 32
-    )
+    plan = make_plan(app, job="sealed", sites=2, rounds=2, privacy=spec, noise_secret=b"s" * 32)
     host, channel = federation.host(plan)
     for site in plan.sites:
         federation.client(plan, site, privacy=asdict(spec))
@@ -274,7 +277,7 @@ def test_a_client_without_the_privacy_of_its_job_is_refused(federation, bundle):
     from fedlearn.privacy import PrivacySpec
 
     spec = PrivacySpec(clip=0.5, noise_multiplier=1.0, epsilon=100.0, delta=1e-5)
-    plan = fakes.make_plan(bundle, job="cheat", sites=2, privacy=spec, noise_secret=b"s" * 32)
+    plan = make_plan(bundle, job="cheat", sites=2, privacy=spec, noise_secret=b"s" * 32)
     host, channel = federation.host(plan)
     for site in plan.sites:
         federation.client(plan, site)
@@ -288,7 +291,6 @@ def test_a_client_without_the_privacy_of_its_job_is_refused(federation, bundle):
 
 
 def test_a_certificate_is_renewed_under_a_running_client(federation, bundle, tmp_path):
-    import hashlib
     import threading
     from datetime import UTC, datetime
 
@@ -305,7 +307,7 @@ def test_a_certificate_is_renewed_under_a_running_client(federation, bundle, tmp
             authorities=(federation.root,),
         )
 
-    plan = fakes.make_plan(bundle, job="renewed", sites=1, rounds=4, run_config={"pause": 0.4})
+    plan = make_plan(bundle, job="renewed", sites=1, rounds=4, run_config={"pause": 0.4})
     host, channel = federation.host(plan)
     first = federation.admit(plan.job, "site-0")
     client = WarmClient(
@@ -314,7 +316,6 @@ def test_a_certificate_is_renewed_under_a_running_client(federation, bundle, tmp
             site="site-0",
             seed=plan.seed,
             bundle=bundle,
-            bundle_digest=hashlib.sha256(bundle).digest(),
             node_config={"site": "site-0", "index": 0},
             run_config=plan.run_config,
             patience=10,

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from fedlearn.spiffe import COORDINATOR_DNS
+from tests.harness.envoy import Envoy, free_port, rendered
+from tests.harness.federation import FederationHarness
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECK = ROOT / "helm/fedlearn-server/files/check.py"
@@ -27,17 +29,18 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def front(
-    envoys: Any, helm: Path, fakes: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Any, Any]]:
+def front(helm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
     """A federation whose sites and operator know the front's addresses only."""
     folder = tmp_path_factory.mktemp("front")
-    listen = {name: f"127.0.0.1:{envoys.free_port()}" for name in PORTS}
-    envoy = envoys.Envoy(folder / "envoy", envoys.rendered(helm, folder, {}), listen)
+    listen = {name: f"127.0.0.1:{free_port()}" for name in PORTS}
+    envoy = Envoy(folder / "envoy", rendered(helm, folder, {}), listen)
     advertise = {name: envoy.address(name) for name in PORTS}
     server = {"listen": listen, "advertise": advertise}
-    with envoy, fakes.Spine(folder / "spine", ("site-a", "site-b"), server=server) as spine:
-        yield envoy, spine
+    with (
+        envoy,
+        FederationHarness(folder / "harness", ("site-a", "site-b"), server=server) as harness,
+    ):
+        yield envoy, harness
 
 
 def ready(envoy: Any) -> int:
@@ -67,8 +70,10 @@ def outcome(port: int, hello: bytes | None, name: str | None = None) -> str:
 
 
 def test_a_job_runs_through_the_front_and_outlives_it(front: tuple[Any, Any]) -> None:
-    envoy, spine = front
-    job = spine.job("through", sites=["site-a", "site-b"], rounds=6, config={"wait": 0.2}).submit()
+    envoy, harness = front
+    job = harness.job(
+        "through", sites=["site-a", "site-b"], rounds=6, config={"wait": 0.2}
+    ).submit()
     job.wait_for("round.finished", 2)
     envoy.kill()
     time.sleep(0.5)
@@ -108,12 +113,12 @@ def test_whoever_says_nothing_is_closed(front: tuple[Any, Any]) -> None:
 
 
 def test_connections_above_the_limit_are_closed(
-    front: tuple[Any, Any], envoys: Any, helm: Path, tmp_path: Path
+    front: tuple[Any, Any], helm: Path, tmp_path: Path
 ) -> None:
-    _, spine = front
-    config = envoys.rendered(helm, tmp_path, {"limits": {"connections": 3}})
+    _, harness = front
+    config = rendered(helm, tmp_path, {"limits": {"connections": 3}})
     with (
-        envoys.Envoy(tmp_path / "envoy", config, listening(spine)) as narrow,
+        Envoy(tmp_path / "envoy", config, listening(harness)) as narrow,
         contextlib.ExitStack() as held,
     ):
         context = ssl.create_default_context()
@@ -125,35 +130,33 @@ def test_connections_above_the_limit_are_closed(
         assert outcome(narrow.ports["gate"], None, COORDINATOR_DNS) == "closed"
 
 
-def test_it_is_ready_only_while_the_coordinator_answers(
-    envoys: Any, helm: Path, tmp_path: Path
-) -> None:
+def test_it_is_ready_only_while_the_coordinator_answers(helm: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as there:
         behind = {name: f"127.0.0.1:{there.getsockname()[1]}" for name in PORTS}
-        config = envoys.rendered(helm, tmp_path, {})
+        config = rendered(helm, tmp_path, {})
         for cluster in config["static_resources"]["clusters"]:
             for check in cluster["health_checks"]:
                 check.update(interval="0.1s", no_traffic_interval="0.1s")
-        envoy = envoys.Envoy(tmp_path / "envoy", config, behind)
+        envoy = Envoy(tmp_path / "envoy", config, behind)
         with envoy:
             assert until(lambda: ready(envoy) == 200)
             there.close()
             assert until(lambda: ready(envoy) == 503)
 
 
-def test_it_has_no_key_and_no_admin_interface(envoys: Any, helm: Path, tmp_path: Path) -> None:
-    config = envoys.rendered(helm, tmp_path, {})
+def test_it_has_no_key_and_no_admin_interface(helm: Path, tmp_path: Path) -> None:
+    config = rendered(helm, tmp_path, {})
     text = json.dumps(config)
     assert "admin" not in config
     assert "transport_socket" not in text
     assert "tls_certificate" not in text
 
 
-def listening(spine: Any) -> dict[str, str]:
+def listening(harness: Any) -> dict[str, str]:
     """Return where the coordinator itself listens."""
     from server.config import ServerConfig
 
-    listen = ServerConfig.load(spine.server_toml).listen
+    listen = ServerConfig.load(harness.server_toml).listen
     return {name: str(getattr(listen, name)) for name in PORTS}
 
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import federation as fakes
 from flwr.app import ConfigRecord, Message, Metadata, RecordDict
 
 from edge.flower.app_process import AppFailed, AppLimits
@@ -30,6 +29,7 @@ from fedlearn.flower import CALL, Packer, arrays_of, flatten, inflate, record_of
 from fedlearn.message import Head
 from fedlearn.privacy import PrivacySpec
 from fedlearn.sandbox import Protection, report
+from tests.harness.flower_federation import write_app
 
 pytestmark = [
     pytest.mark.e2e,
@@ -96,8 +96,6 @@ class Client:
     """The client of one job, without a coordinator."""
 
     def __init__(self, folder: Path, code: str, bundle: bytes, **plan: Any) -> None:
-        import hashlib
-
         self.charged: list[str] = []
         self.replies = Replies(
             ClientPlan(
@@ -105,7 +103,6 @@ class Client:
                 site="north",
                 seed=7,
                 bundle=bundle,
-                bundle_digest=hashlib.sha256(bundle).digest(),
                 **plan,
             ),
             directory=folder,
@@ -142,7 +139,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
     def act(code: str, *, first: object = "", second: object = "", **plan: Any) -> Client:
         text = HEAD + textwrap.dedent(code)
-        source = fakes.write_app(tmp_path / f"src{len(made)}", client=text, project=PROJECT)
+        source = write_app(tmp_path / f"src{len(made)}", client=text, project=PROJECT)
         plan["run_config"] = {"first": str(first), "second": str(second)}
         client = Client(tmp_path / f"job{len(made)}", text, build(source), **plan)
         made.append(client)

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import federation as fakes
 
 from fedlearn.privacy import PrivacySpec
+from tests.harness.flower_federation import PYPROJECT, FlowerFederation, make_plan, write_app
 
 pytestmark = pytest.mark.e2e
 
@@ -53,12 +53,12 @@ def main(grid, context):
 BODY
 """
 
-PROJECT = fakes.PYPROJECT.replace("num-server-rounds = 3", 'num-server-rounds = 3\nsecret = ""')
+PROJECT = PYPROJECT.replace("num-server-rounds = 3", 'num-server-rounds = 3\nsecret = ""')
 
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Any]:
-    made = fakes.Federation(tmp_path)
+    made = FlowerFederation(tmp_path)
     yield made
     made.close()
 
@@ -73,10 +73,10 @@ def attack(federation: Any, tmp_path: Path) -> Attack:
 
     def go(body: str, *, clients: bool = True, **plan: Any) -> tuple[Any, Any, list[str]]:
         server = SERVER_APP.replace("BODY", textwrap.indent(textwrap.dedent(body), "    "))
-        app = fakes.write_app(tmp_path / f"app-{plan['job']}", server=server, project=PROJECT)
+        app = write_app(tmp_path / f"app-{plan['job']}", server=server, project=PROJECT)
         if plan.get("privacy") is not None:
             plan["noise_secret"] = b"s" * 32
-        made = fakes.make_plan(build(app), sites=2, **{"rounds": 1, **plan})
+        made = make_plan(build(app), sites=2, **{"rounds": 1, **plan})
         host, channel = federation.host(made)
         privacy = None if made.privacy is None else asdict(made.privacy)
         for site in made.sites if clients else ():
@@ -307,6 +307,55 @@ def test_it_forges_nothing(attack):
         *("log", "job.started", "round.started", "round.finished", "update.received"),
     }
     assert len(channel.checkpoints) == 1
+
+
+def test_only_its_own_files_are_kept_with_the_job(attack, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("the root key")
+    body = """
+    import pathlib
+    pathlib.Path("plots").mkdir()
+    pathlib.Path("plots/loss.txt").write_text("0.5")
+    pathlib.Path("empty").touch()
+    pathlib.Path("fedlearn.state").write_bytes(bytes(3))
+    os.symlink(secret, "linked")
+    os.symlink(os.path.dirname(secret), "folder")
+    os.mkfifo("pipe")
+    pathlib.Path(".hidden").write_text("x")
+    for name, names in {
+        "upwards": ["../out"], "absolute": ["/etc/passwd"], "nothing": [""], "twice": ["a", "a"],
+        "below a file": ["a", "a/b"], "a number": [7], "no list": "a",
+        "more names": ["a", "b", "c"],
+    }.items():
+        blobs = [b"x"] * (2 if len(names) > 1 else 1)
+        attempt(name, lambda: grid.peer.call("files", {"names": names}, blobs))
+    attempt("many", lambda: grid.peer.call("files", {"names": ["a"] * 1001}, [b""] * 1001))
+    attempt("large", lambda: grid.peer.call("files", {"names": ["a"]}, [bytes((64 << 20) + 1)]))
+    honest(grid)
+    """
+    config = {"secret": str(secret)}
+    plan = {"run_config": config, "max_update_bytes": 64 << 20}
+    outcome, channel, lines = attack(body, job="files", **plan)
+    assert outcome.status == "finished", (outcome, lines)
+    assert len(refused(lines)) == 10, lines
+    assert channel.files == [{"empty": b"", "fedlearn.state": bytes(3), "plots/loss.txt": b"0.5"}]
+    assert "a file of the application is not kept: pipe: not a regular file" in lines
+
+
+def test_files_of_an_application_that_fails_are_kept_and_only_once(attack):
+    body = """
+    open("notes", "w").write("so far")
+    grid.peer.call("files", {"names": ["first"]}, [b"1"])
+    raise ValueError("no more")
+    """
+    outcome, channel, _ = attack(body, job="failed", clients=False)
+    assert outcome.status == "failed"
+    assert "no more" in outcome.message
+    assert channel.files == [{"first": b"1"}]
+    body = 'open("notes", "w").write("so far"); raise ValueError("no more")'
+    outcome, channel, _ = attack(body, job="failed-2", clients=False)
+    assert "no more" in outcome.message
+    assert channel.files == [{"notes": b"so far"}]
 
 
 def test_a_malformed_end_ends_the_job_in_words(attack):

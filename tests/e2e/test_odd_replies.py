@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import federation as fakes
+
+from tests.harness.flower_federation import (
+    CLIENT_APP,
+    PYPROJECT,
+    FlowerFederation,
+    make_plan,
+    write_app,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -30,16 +37,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     from server.flower.bundle import build
 
     place = '    time.sleep(context.run_config["pause"])\n'
-    assert place in fakes.CLIENT_APP
-    client = fakes.CLIENT_APP.replace(place, _ODD)
-    project = fakes.PYPROJECT.replace("pause = ", 'odd = ""\npause = ')
+    assert place in CLIENT_APP
+    client = CLIENT_APP.replace(place, _ODD)
+    project = PYPROJECT.replace("pause = ", 'odd = ""\npause = ')
     folder = tmp_path_factory.mktemp("src") / "app"
-    return build(fakes.write_app(folder, client=client, project=project))
+    return build(write_app(folder, client=client, project=project))
 
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Any]:
-    made = fakes.Federation(tmp_path)
+    made = FlowerFederation(tmp_path)
     yield made
     made.close()
 
@@ -54,7 +61,7 @@ def federation(tmp_path: Path) -> Iterator[Any]:
     ],
 )
 def test_an_odd_reply_is_one_site_short_of_the_quorum(federation, bundle, odd, reason):
-    plan = fakes.make_plan(
+    plan = make_plan(
         bundle, job=odd, sites=2, quorum=1, rounds=2, run_config={"odd": odd}, evaluate_fraction=0.0
     )
     host, channel = federation.host(plan)

@@ -22,6 +22,11 @@ import pytest
 
 from edge.guestpolicy import COMMAND, guest_policy
 from fedlearn.software import software_digest
+from tests.harness.cluster import ROOT
+from tests.harness.envoy import LEAST
+from tests.harness.pod_federation import PodFederation
+from tests.harness.real_node import RealNode
+from tests.harness.real_node_images import built
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(600)]
 
@@ -33,16 +38,16 @@ RESOURCES = {"cpu": 0.4, "memory_mib": 512}
 
 
 @pytest.fixture(scope="module")
-def image(load: Any) -> Any:
+def image() -> Any:
     """The image of agents and clients, built from these sources."""
-    return load("realnode_images").built("edge")["edge"]
+    return built("edge")["edge"]
 
 
 @pytest.fixture(scope="module")
-def node(load: Any, image: Any) -> Iterator[Any]:
+def node(image: Any) -> Iterator[Any]:
     """A control plane with one real node, which has the image under its digest."""
     images = {image.name("fedlearn/edge"): image}
-    with load("realnode").RealNode(images, handlers=(CLASS,)) as running:
+    with RealNode(images, handlers=(CLASS,)) as running:
         for name in (CLASS, ABSENT):
             body = {"metadata": {"name": name}, "handler": name}
             running.cluster.request("/apis/node.k8s.io/v1/runtimeclasses", "POST", body)
@@ -50,11 +55,9 @@ def node(load: Any, image: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def spine(
-    load: Any, node: Any, image: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Any]:
+def harness(node: Any, image: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A coordinator on this machine, and two sites that were installed by their charts."""
-    federation = load("realnode_spine").PodSpine(
+    federation = PodFederation(
         tmp_path_factory.mktemp("pods"),
         node,
         SITES,
@@ -65,8 +68,8 @@ def spine(
         yield running
 
 
-def _job(spine: Any, name: str, **more: Any) -> Any:
-    return spine.job(name, resources=RESOURCES, deadline_s=120, **more)
+def _job(harness: Any, name: str, **more: Any) -> Any:
+    return harness.job(name, resources=RESOURCES, deadline_s=120, **more)
 
 
 def _until(so: Callable[[], Any], seconds: float = 60) -> Any:
@@ -77,13 +80,13 @@ def _until(so: Callable[[], Any], seconds: float = 60) -> Any:
     return found
 
 
-def _running(spine: Any, site: str, job: str) -> tuple[dict[str, Any], int]:
+def _running(harness: Any, site: str, job: str) -> tuple[dict[str, Any], int]:
     """Return the pod of a site's client that runs, and its process."""
 
     def look() -> Any:
-        for pod in spine.clients(site, job):
+        for pod in harness.clients(site, job):
             if pod["status"]["phase"] == "Running" and not pod["metadata"].get("deletionTimestamp"):
-                for pid in spine.node.processes(pod, "edge.podclient"):
+                for pid in harness.node.processes(pod, "edge.podclient"):
                     return pod, pid
         return None
 
@@ -94,39 +97,39 @@ def _running(spine: Any, site: str, job: str) -> tuple[dict[str, Any], int]:
 # --- training -----------------------------------------------------------------------------
 
 
-def test_a_federated_training_runs_in_real_pods(spine: Any, image: Any) -> None:
-    job = _job(spine, "through", config={"wait": 1.0}).submit()
+def test_a_federated_training_runs_in_real_pods(harness: Any, image: Any) -> None:
+    job = _job(harness, "through", config={"wait": 1.0}).submit()
     job.wait_for("round.started", 1, seconds=90)
     for site in SITES:
-        pod, _ = _running(spine, site, "through")
+        pod, _ = _running(harness, site, "through")
         assert pod["spec"]["runtimeClassName"] == CLASS
         (container,) = pod["status"]["containerStatuses"]
         assert container["imageID"] == image.name("fedlearn/edge")
-        assert pod["status"]["podIP"].startswith(spine.node.host.pods.removesuffix("0/24"))
+        assert pod["status"]["podIP"].startswith(harness.node.host.pods.removesuffix("0/24"))
     job.finish(seconds=120)
     admitted = job.ledger("admission")
     assert sorted({entry["site"] for entry in admitted}) == list(SITES)
     assert [entry["phase"] for entry in job.ledger("round")].count("started") == 3
-    verified = spine.command("fedlearn", "ledger", "verify", "--state", spine.state, "--json")
+    verified = harness.command("fedlearn", "ledger", "verify", "--state", harness.state, "--json")
     assert json.loads(verified.stdout)["intact"] is True
-    spine.command(
-        "fedlearn", "model", "open", spine.sealed("through")[-1], "--key", spine.owner.file
+    harness.command(
+        "fedlearn", "model", "open", harness.sealed("through")[-1], "--key", harness.owner.file
     )
-    assert spine.plaintext(spine.marker()) == []
+    assert harness.plaintext(harness.marker()) == []
 
 
-def test_it_gives_the_same_bits_as_processes(spine: Any, shared: Any) -> None:
+def test_it_gives_the_same_bits_as_processes(harness: Any, shared: Any) -> None:
     for site in SITES:
-        assert (shared.data[site][0] == spine.data[site][0]).all()
-    _job(spine, "bits").submit().finish(seconds=120)
+        assert (shared.data[site][0] == harness.data[site][0]).all()
+    _job(harness, "bits").submit().finish(seconds=120)
     shared.run("bits", sites=list(SITES))
     if "OPENBLAS_CORETYPE" not in os.environ:
-        assert spine.digest("bits") == shared.digest("bits")
+        assert harness.digest("bits") == shared.digest("bits")
         return
     # Processes take the kernels that this machine's environment names, and images have no such
     # choice: the last bits of a product differ then, in whatever runs it.
     theirs = shared.weights("bits")
-    for name, array in spine.weights("bits").items():
+    for name, array in harness.weights("bits").items():
         np.testing.assert_allclose(array, theirs[name], rtol=1e-6)
 
 
@@ -159,10 +162,10 @@ def _assert_restricted(pid: int) -> None:
         assert ours != theirs, kind
 
 
-def test_a_client_is_restricted_and_holds_no_secret(spine: Any) -> None:
-    job = _job(spine, "posture", rounds=2, config={"wait": 3.0}).submit()
+def test_a_client_is_restricted_and_holds_no_secret(harness: Any) -> None:
+    job = _job(harness, "posture", rounds=2, config={"wait": 3.0}).submit()
     job.wait_for("round.started", 1, seconds=90)
-    pod, pid = _running(spine, "site-a", "posture")
+    pod, pid = _running(harness, "site-a", "posture")
     _assert_restricted(pid)
     mounts = _mounts(pid)
     assert not [path for path in mounts if "secrets" in path]
@@ -172,14 +175,14 @@ def test_a_client_is_restricted_and_holds_no_secret(spine: Any) -> None:
     # What of its environment is not the image's or the cluster's is in the documents.
     text = Path(f"/proc/{pid}/environ").read_bytes().decode()
     environment = dict(item.split("=", 1) for item in text.split("\0") if item)
-    private = (spine.federation.machines["site-a"].state / "insecure-development.key").read_text()
+    private = (harness.federation.machines["site-a"].state / "insecure-development.key").read_text()
     for value in environment.values():
         assert "PRIVATE" not in value
         assert private.splitlines()[1] not in value
     assert not [name for name in environment if re.search("KEY|TOKEN|PASS|SECRET", name)]
 
     # The guest's policy of a real kata would let exactly this through.
-    told = spine.node.container(pod)
+    told = harness.node.container(pod)
     policy = guest_policy(pod["spec"]["containers"][0]["image"])
     assert told["process"]["args"] == list(COMMAND)
     allowed = set(re.findall(r'^  "(/[^"]*)",$', policy, re.MULTILINE))
@@ -195,11 +198,11 @@ def test_a_client_is_restricted_and_holds_no_secret(spine: Any) -> None:
     job.finish(seconds=120)
 
 
-def test_an_agent_is_restricted_and_has_a_token_that_expires(spine: Any) -> None:
-    (pod,) = spine.pods("site-a")
-    for pid in spine.node.processes(pod, "fedlearn-edge"):
+def test_an_agent_is_restricted_and_has_a_token_that_expires(harness: Any) -> None:
+    (pod,) = harness.pods("site-a")
+    for pid in harness.node.processes(pod, "fedlearn-edge"):
         _assert_restricted(pid)
-    (pid, *_) = spine.node.processes(pod, "fedlearn-edge")
+    (pid, *_) = harness.node.processes(pod, "fedlearn-edge")
     root = Path(f"/proc/{pid}") / "root"
     account = root / "run/secrets/kubernetes.io/serviceaccount"
     token = (account / "token").read_text()
@@ -208,7 +211,7 @@ def test_an_agent_is_restricted_and_has_a_token_that_expires(spine: Any) -> None
     assert claims["kubernetes.io"]["pod"]["name"] == pod["metadata"]["name"]
     assert claims["exp"] > time.time()
     # Its key is its own, also with the group that the kubelet gives to volumes.
-    identity = spine.folder / "sites" / "site-a" / "identity" / "state"
+    identity = harness.folder / "sites" / "site-a" / "identity" / "state"
     for path in identity.rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, path
 
@@ -217,14 +220,14 @@ def _unpadded(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
-def test_helms_own_test_passes_in_a_pod(spine: Any) -> None:
-    said = spine.helm("site-a", "test", "fedlearn-edge", "--timeout", "90s")
+def test_helms_own_test_passes_in_a_pod(harness: Any) -> None:
+    said = harness.helm("site-a", "test", "fedlearn-edge", "--timeout", "90s")
     assert "Succeeded" in said
 
 
-def test_network_policies_are_accepted(spine: Any) -> None:
+def test_network_policies_are_accepted(harness: Any) -> None:
     """Stored and shown again; no network plug-in here enforces them."""
-    get = spine.node.cluster.request
+    get = harness.node.cluster.request
     for site in SITES:
         names = set()
         for namespace in (site, f"{site}-clients"):
@@ -243,9 +246,9 @@ MESH = (
 """Istio's kinds that the server's chart has, with the plurals of their paths."""
 
 
-def test_the_manifests_of_a_mesh_are_accepted(spine: Any, load: Any) -> None:
+def test_the_manifests_of_a_mesh_are_accepted(harness: Any) -> None:
     """By an API server that knows the names of Istio's kinds; no mesh runs here."""
-    cluster = spine.node.cluster
+    cluster = harness.node.cluster
     for group, plural, kind in MESH:
         cluster.request(
             "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
@@ -261,27 +264,27 @@ def test_the_manifests_of_a_mesh_are_accepted(spine: Any, load: Any) -> None:
             },
         )
         path = f"/apis/{group}/v1/{plural}"
-        spine.node.wait(lambda path=path: cluster.request(path), f"the kind {kind}", 20)
-    values = {**load("envoy").LEAST, "mesh": "istio"}
+        harness.node.wait(lambda path=path: cluster.request(path), f"the kind {kind}", 20)
+    values = {**LEAST, "mesh": "istio"}
     values["meshOptions"] = {"gateways": ["istio-ingress/fedlearn"]}
-    file = spine.folder / "mesh.json"
+    file = harness.folder / "mesh.json"
     file.write_text(json.dumps(values))
-    chart = str(load("cluster").ROOT / "helm/fedlearn-server")
+    chart = str(ROOT / "helm/fedlearn-server")
     words = ("install", "mesh", chart, "--create-namespace", "--values", str(file))
-    spine.helm("meshed", *words)
+    harness.helm("meshed", *words)
     for group, plural, _ in MESH:
         found = cluster.request(f"/apis/{group}/v1/namespaces/meshed/{plural}")["items"]
         assert [one["metadata"]["name"] for one in found] == ["mesh"]
-    spine.helm("meshed", "uninstall", "mesh")
+    harness.helm("meshed", "uninstall", "mesh")
 
 
 # --- what goes wrong ----------------------------------------------------------------------
 
 
-def test_a_client_that_is_killed_in_a_round_comes_back(spine: Any) -> None:
-    job = _job(spine, "killed", rounds=4, config={"wait": 1.0}).submit()
+def test_a_client_that_is_killed_in_a_round_comes_back(harness: Any) -> None:
+    job = _job(harness, "killed", rounds=4, config={"wait": 1.0}).submit()
     job.wait_for("round.started", 2, seconds=90)
-    _, pid = _running(spine, "site-a", "killed")
+    _, pid = _running(harness, "site-a", "killed")
     os.kill(pid, signal.SIGKILL)
     job.finish(seconds=180)
     sites = [entry["site"] for entry in job.ledger("admission")]
@@ -290,60 +293,62 @@ def test_a_client_that_is_killed_in_a_round_comes_back(spine: Any) -> None:
     assert any("it was killed; it starts again" in text for text in said), said
 
 
-def test_a_client_whose_pod_is_deleted_in_a_round_comes_back(spine: Any) -> None:
-    job = _job(spine, "deleted", rounds=4, config={"wait": 1.0}).submit()
+def test_a_client_whose_pod_is_deleted_in_a_round_comes_back(harness: Any) -> None:
+    job = _job(harness, "deleted", rounds=4, config={"wait": 1.0}).submit()
     job.wait_for("round.started", 2, seconds=90)
-    pod, _ = _running(spine, "site-b", "deleted")
-    spine.node.cluster.request(
+    pod, _ = _running(harness, "site-b", "deleted")
+    harness.node.cluster.request(
         f"/api/v1/namespaces/site-b-clients/pods/{pod['metadata']['name']}", "DELETE"
     )
     job.finish(seconds=180)
     assert [entry["site"] for entry in job.ledger("admission")].count("site-b") >= 2
 
 
-def test_an_agent_whose_pod_is_deleted_adopts_its_client(spine: Any) -> None:
-    job = _job(spine, "adopted", rounds=8, config={"wait": 1.5}).submit()
+def test_an_agent_whose_pod_is_deleted_adopts_its_client(harness: Any) -> None:
+    job = _job(harness, "adopted", rounds=8, config={"wait": 1.5}).submit()
     job.wait_for("round.started", 2, seconds=90)
-    client, _ = _running(spine, "site-a", "adopted")
-    (agent,) = spine.pods("site-a")
+    client, _ = _running(harness, "site-a", "adopted")
+    (agent,) = harness.pods("site-a")
     name = agent["metadata"]["name"]
-    spine.node.cluster.request(f"/api/v1/namespaces/site-a/pods/{name}", "DELETE")
+    harness.node.cluster.request(f"/api/v1/namespaces/site-a/pods/{name}", "DELETE")
     job.finish(seconds=180)
-    assert [one["metadata"]["uid"] for one in spine.clients("site-a", "adopted")] == [
+    assert [one["metadata"]["uid"] for one in harness.clients("site-a", "adopted")] == [
         client["metadata"]["uid"]
     ]
-    spine.federation.await_connected(["site-a"])
+    harness.federation.await_connected(["site-a"])
 
 
-def test_an_upgrade_in_a_round_loses_no_job(spine: Any) -> None:
+def test_an_upgrade_in_a_round_loses_no_job(harness: Any) -> None:
     """The chart's new revision replaces the agent's pod; its client goes on in its own."""
-    job = _job(spine, "upgraded", rounds=8, config={"wait": 1.5}).submit()
+    job = _job(harness, "upgraded", rounds=8, config={"wait": 1.5}).submit()
     job.wait_for("round.started", 2, seconds=90)
-    client, _ = _running(spine, "site-b", "upgraded")
-    (before,) = spine.pods("site-b")
-    values = {**spine.values("site-b"), "logLevel": "DEBUG"}
-    spine.install("site-b", values, "--wait", "--timeout", "120s")
+    client, _ = _running(harness, "site-b", "upgraded")
+    (before,) = harness.pods("site-b")
+    values = {**harness.values("site-b"), "logLevel": "DEBUG"}
+    harness.install("site-b", values, "--wait", "--timeout", "120s")
     job.finish(seconds=180)
-    assert [one["metadata"]["uid"] for one in spine.clients("site-b", "upgraded")] == [
+    assert [one["metadata"]["uid"] for one in harness.clients("site-b", "upgraded")] == [
         client["metadata"]["uid"]
     ]
-    assert before["metadata"]["uid"] not in [one["metadata"]["uid"] for one in spine.pods("site-b")]
+    assert before["metadata"]["uid"] not in [
+        one["metadata"]["uid"] for one in harness.pods("site-b")
+    ]
     assert [entry["site"] for entry in job.ledger("admission")].count("site-b") == 1
-    spine.federation.await_connected(["site-b"])
+    harness.federation.await_connected(["site-b"])
 
 
-def test_other_code_is_refused_and_not_started_again(spine: Any) -> None:
+def test_other_code_is_refused_and_not_started_again(harness: Any) -> None:
     right = software_digest().hex()
-    policy = spine.policy("other").replace(right, "12" * 32, 1)
-    job = _job(spine, "other", policy=policy).submit()
+    policy = harness.policy("other").replace(right, "12" * 32, 1)
+    job = _job(harness, "other", policy=policy).submit()
     state = job.finish("failed", seconds=120)
     assert f"software is {right}" in state.detail
     assert job.ledger("admission") == []
 
 
-def test_a_site_says_what_its_node_cannot_run(spine: Any) -> None:
+def test_a_site_says_what_its_node_cannot_run(harness: Any) -> None:
     """One site names an image that is nowhere, the other a runtime that the node lacks."""
-    broken = {site: spine.values(site) for site in SITES}
+    broken = {site: harness.values(site) for site in SITES}
     broken["site-a"]["client"]["image"]["digest"] = "sha256:" + "ab" * 32
     broken["site-b"]["config"]["kubernetes"]["runtime_class"] = ABSENT
     wanted = {
@@ -354,9 +359,9 @@ def test_a_site_says_what_its_node_cannot_run(spine: Any) -> None:
     try:
         for site in SITES:
             broken[site]["config"]["launcher"]["start_s"] = 20
-            spine.install(site, broken[site], *wait)
-        spine.federation.await_connected(SITES)
-        job = _job(spine, "broken").submit()
+            harness.install(site, broken[site], *wait)
+        harness.federation.await_connected(SITES)
+        job = _job(harness, "broken").submit()
         for site, words in wanted.items():
 
             def said(site: str = site) -> list[str]:
@@ -368,24 +373,24 @@ def test_a_site_says_what_its_node_cannot_run(spine: Any) -> None:
         for site, words in wanted.items():
             (lost, *_) = job.wait_for("client.lost", 1, seconds=90, site=site)
             assert f"did not start in 20 s: {words}" in lost.reason
-        spine.operator.cancel_job("broken")
+        harness.operator.cancel_job("broken")
     finally:
         for site in SITES:
-            spine.install(site, spine.values(site), *wait)
-    spine.federation.await_connected(SITES)
-    _job(spine, "mended").submit().finish(seconds=120)
+            harness.install(site, harness.values(site), *wait)
+    harness.federation.await_connected(SITES)
+    _job(harness, "mended").submit().finish(seconds=120)
 
 
 # --- last: it takes the sites away --------------------------------------------------------
 
 
-def test_removing_a_release_ends_its_clients(spine: Any) -> None:
+def test_removing_a_release_ends_its_clients(harness: Any) -> None:
     """The chart's hook runs in a pod of its own, with the agent's rights."""
-    job = _job(spine, "removed", rounds=30, config={"wait": 1.0}).submit()
+    job = _job(harness, "removed", rounds=30, config={"wait": 1.0}).submit()
     job.wait_for("round.started", 1, seconds=90)
-    _running(spine, "site-b", "removed")
-    spine.helm("site-b", "uninstall", "fedlearn-edge", "--timeout", "120s")
-    _until(lambda: not spine.clients("site-b", "removed"))
+    _running(harness, "site-b", "removed")
+    harness.helm("site-b", "uninstall", "fedlearn-edge", "--timeout", "120s")
+    _until(lambda: not harness.clients("site-b", "removed"))
     job.finish("failed", seconds=90)
     lost = [event.reason for event in job.of("client.lost") if event.site == "site-b"]
     assert lost == ["failed: its object was removed from the cluster by somebody else"]

@@ -40,13 +40,14 @@ from fedlearn.wire.channel import patiently
 from fedlearn.wire.failure import Unreachable
 from fedlearn.wire.pinning import fetch_pinned
 from server.rpc import StartOrder, StopOrder
+from tests.harness.deployment import key_pem, new_csr, new_key, spki
 
 
 class Site:
     """One site's client, ready to seek admission."""
 
-    def __init__(self, front: Any, name: str = "site-a", job: str = "alpha") -> None:
-        self.deployment = front.deployment
+    def __init__(self, listeners: Any, name: str = "site-a", job: str = "alpha") -> None:
+        self.deployment = listeners.deployment
         client = self.deployment.client(site=name, job=job)
         self.attester = client.attester
         self.site_key = self.deployment.site_keys[name]
@@ -59,7 +60,7 @@ class Site:
             policy=self.deployment.policy,
             trust=self.deployment.trust,
         )
-        self.gate = GateClient.connect(front.gate, ca_pin=self.deployment.ca.key_digest)
+        self.gate = GateClient.connect(listeners.gate, ca_pin=self.deployment.ca.key_digest)
 
     def voucher(self, nonce: bytes, tls_key: bytes) -> bytes:
         return sign_voucher(
@@ -76,19 +77,19 @@ class Site:
             self.gate, self.attester, self.membership, self.voucher, now=self.deployment.clock
         )
 
-    def control(self, front: Any, admitted: Any) -> ControlClient:
-        admitted = replace(admitted, control_address=front.control)
+    def control(self, listeners: Any, admitted: Any) -> ControlClient:
+        admitted = replace(admitted, control_address=listeners.control)
         return control_of(self.gate, admitted, self.membership.keys)
 
 
 @pytest.fixture
-def site(front: Any) -> Any:
-    made = Site(front)
+def site(listeners: Any) -> Any:
+    made = Site(listeners)
     yield made
     made.gate.close()
 
 
-def test_a_client_verifies_the_coordinator_and_is_admitted(front: Any, site: Site) -> None:
+def test_a_client_verifies_the_coordinator_and_is_admitted(listeners: Any, site: Site) -> None:
     admitted = site.seek()
     leaf = x509.load_pem_x509_certificates(admitted.chain)[0]
     uris = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -97,8 +98,8 @@ def test_a_client_verifies_the_coordinator_and_is_admitted(front: Any, site: Sit
     ]
     assert admitted.expires - datetime.now(UTC) <= timedelta(minutes=30)
     assert admitted.renew_after < admitted.expires
-    assert admitted.node_id in front.deployment.nodes.alive
-    with site.control(front, admitted) as control:
+    assert admitted.node_id in listeners.deployment.nodes.alive
+    with site.control(listeners, admitted) as control:
         wrapped = control.release_key("alpha", 1, b"file")
         assert wrapped == b"wrapped for " + site.membership.keys.hpke_key
         assert control.commit_data("alpha", root=bytes(32), records=3, examples=3) == 42
@@ -107,37 +108,37 @@ def test_a_client_verifies_the_coordinator_and_is_admitted(front: Any, site: Sit
         assert caught.value.hint == "ask"
 
 
-def test_a_client_renews_on_its_connection(front: Any, site: Site) -> None:
+def test_a_client_renews_on_its_connection(listeners: Any, site: Site) -> None:
     admitted = site.seek()
-    with site.control(front, admitted) as control:
+    with site.control(listeners, admitted) as control:
         renewed = renew_admission(site.gate, control, site.attester, site.membership)
     assert renewed.node_id == admitted.node_id
     assert renewed.chain != admitted.chain
-    assert front.deployment.kinds()[-1] == "renewal"
+    assert listeners.deployment.kinds()[-1] == "renewal"
 
 
-def test_a_failed_renewal_quarantines_and_says_why(front: Any, site: Site) -> None:
+def test_a_failed_renewal_quarantines_and_says_why(listeners: Any, site: Site) -> None:
     admitted = site.seek()
-    rogue = front.deployment.client(measurements={"app": bytes(32), "job": bytes(32)})
-    with site.control(front, admitted) as control:
+    rogue = listeners.deployment.client(measurements={"app": bytes(32), "job": bytes(32)})
+    with site.control(listeners, admitted) as control:
         with pytest.raises(AdmissionDenied, match="app") as caught:
             renew_admission(site.gate, control, rogue.attester, site.membership)
         assert any(finding["claim"] == "app" for finding in caught.value.findings)
         with pytest.raises(AdmissionDenied, match="quarantined"):
             control.release_key("alpha", 1, b"file")
-    assert front.deployment.nodes.alive == {}
+    assert listeners.deployment.nodes.alive == {}
 
 
-def test_a_client_does_not_renew_for_another(front: Any, site: Site) -> None:
+def test_a_client_does_not_renew_for_another(listeners: Any, site: Site) -> None:
     admitted = site.seek()
-    other = Site(front, name="site-b")
+    other = Site(listeners, name="site-b")
     other.seek()
-    with site.control(front, admitted) as control, other.gate:
+    with site.control(listeners, admitted) as control, other.gate:
         with pytest.raises(AdmissionDenied, match="given out for job alpha at site site-a"):
             renew_admission(other.gate, control, other.attester, other.membership)
-    site = Site(front)
+    site = Site(listeners)
     admitted = site.seek()
-    with site.control(front, admitted) as control, site.gate:
+    with site.control(listeners, admitted) as control, site.gate:
         # With a nonce for the other one it gets further, and not far enough.
         challenge = site.gate.challenge("alpha", "site-b")
         request = _answer(challenge, site.gate, other.attester, other.membership, other.voucher)
@@ -145,24 +146,26 @@ def test_a_client_does_not_renew_for_another(front: Any, site: Site) -> None:
             control.renew(request)
 
 
-def test_a_wrong_measurement_is_refused_with_findings_on_the_wire(front: Any, site: Site) -> None:
-    measured = {"app": bytes(32), "job": front.deployment.jobs["alpha"].job_digest}
-    site.attester = front.deployment.client(measurements=measured).attester
+def test_a_wrong_measurement_is_refused_with_findings_on_the_wire(
+    listeners: Any, site: Site
+) -> None:
+    measured = {"app": bytes(32), "job": listeners.deployment.jobs["alpha"].job_digest}
+    site.attester = listeners.deployment.client(measurements=measured).attester
     with pytest.raises(AdmissionDenied) as caught:
         site.seek()
     finding = next(item for item in caught.value.findings if item["claim"] == "app")
     assert finding["actual"] == bytes(32).hex()
     assert caught.value.hint
-    assert front.deployment.nodes.alive == {}
+    assert listeners.deployment.nodes.alive == {}
 
 
-def test_a_voucher_of_another_site_is_refused(front: Any, site: Site) -> None:
-    site.site_key = front.deployment.site_keys["site-b"]
+def test_a_voucher_of_another_site_is_refused(listeners: Any, site: Site) -> None:
+    site.site_key = listeners.deployment.site_keys["site-b"]
     with pytest.raises(AdmissionDenied, match="does not vouch"):
         site.seek()
 
 
-def test_a_replayed_request_is_refused(front: Any, site: Site) -> None:
+def test_a_replayed_request_is_refused(listeners: Any, site: Site) -> None:
     sent: list[Any] = []
     admit = site.gate.admit
 
@@ -181,53 +184,52 @@ def nothing_was_sent(deployment: Any) -> None:
     assert "refusal" not in deployment.kinds()
 
 
-def test_a_coordinator_with_a_wrong_measurement_is_refused(front: Any, site: Site) -> None:
-    front.listeners._gate_service._proof = front.deployment.make_proof(app=bytes(32))
+def test_a_coordinator_with_a_wrong_measurement_is_refused(listeners: Any, site: Site) -> None:
+    listeners.running._gate_service._proof = listeners.deployment.make_proof(app=bytes(32))
     with pytest.raises(AdmissionDenied, match="does not affirm the coordinator") as caught:
         site.seek()
     assert any(item["claim"] == "app" for item in caught.value.findings)
-    nothing_was_sent(front.deployment)
+    nothing_was_sent(listeners.deployment)
 
 
-def test_a_policy_that_demands_nothing_of_a_coordinator_trusts_none(front: Any, site: Site) -> None:
-    policy = front.deployment.make_policy(coordinator=None)
+def test_a_policy_that_demands_nothing_of_a_coordinator_trusts_none(
+    listeners: Any, site: Site
+) -> None:
+    policy = listeners.deployment.make_policy(coordinator=None)
     site.membership = replace(site.membership, policy=policy)
     with pytest.raises(AdmissionDenied, match="does not say what a coordinator must prove"):
         site.seek()
-    nothing_was_sent(front.deployment)
+    nothing_was_sent(listeners.deployment)
 
 
-def test_evidence_of_a_coordinator_for_another_key_is_refused(
-    front: Any, fakes: Any, site: Site
-) -> None:
+def test_evidence_of_a_coordinator_for_another_key_is_refused(listeners: Any, site: Site) -> None:
     """Evidence of the true coordinator, relayed by somebody with another server key."""
-    proof = front.deployment.make_proof()
-    proof._tls_key = fakes("deployment").spki(fakes("deployment").new_key().public_key())
-    front.listeners._gate_service._proof = proof
+    proof = listeners.deployment.make_proof()
+    proof._tls_key = spki(new_key().public_key())
+    listeners.running._gate_service._proof = proof
     with pytest.raises(AdmissionDenied, match="not genuine"):
-        verify_coordinator(site.gate, site.membership, now=front.deployment.clock)
-    nothing_was_sent(front.deployment)
+        verify_coordinator(site.gate, site.membership, now=listeners.deployment.clock)
+    nothing_was_sent(listeners.deployment)
 
 
-def test_replayed_evidence_of_a_coordinator_is_refused(front: Any, site: Site) -> None:
-    old = front.deployment.proof.prove("alpha", b"o" * 32, "ip:test")
-    front.listeners._gate_service._proof.prove = lambda *_: old
+def test_replayed_evidence_of_a_coordinator_is_refused(listeners: Any, site: Site) -> None:
+    old = listeners.deployment.proof.prove("alpha", b"o" * 32, "ip:test")
+    listeners.running._gate_service._proof.prove = lambda *_: old
     with pytest.raises(AdmissionDenied, match="not genuine"):
-        verify_coordinator(site.gate, site.membership, now=front.deployment.clock)
+        verify_coordinator(site.gate, site.membership, now=listeners.deployment.clock)
 
 
-def test_another_ca_than_the_pinned_is_refused(front: Any) -> None:
+def test_another_ca_than_the_pinned_is_refused(listeners: Any) -> None:
     with pytest.raises(TransportError, match="does not have the pinned key"):
-        GateClient.connect(front.gate, ca_pin=hashlib.sha256(b"other").digest())
+        GateClient.connect(listeners.gate, ca_pin=hashlib.sha256(b"other").digest())
 
 
-def test_a_channel_reaches_the_pinned_server_only(front: Any, fakes: Any) -> None:
+def test_a_channel_reaches_the_pinned_server_only(listeners: Any) -> None:
     """A second certificate of the same CA, with the same names, is somebody else."""
-    parts = fakes("deployment")
-    pinned = GateClient.connect(front.gate, ca_pin=front.deployment.ca.key_digest).pinned
-    key = parts.new_key()
-    other = front.deployment.ca.issue_server(
-        parts.new_csr(key), ips=["127.0.0.1"], now=front.deployment.clock()
+    pinned = GateClient.connect(listeners.gate, ca_pin=listeners.deployment.ca.key_digest).pinned
+    key = new_key()
+    other = listeners.deployment.ca.issue_server(
+        new_csr(key), ips=["127.0.0.1"], now=listeners.deployment.clock()
     )
     leaf = other.chain_pem.split(b"-----END CERTIFICATE-----\n")[0] + (
         b"-----END CERTIFICATE-----\n"
@@ -293,19 +295,19 @@ def test_only_who_does_not_answer_is_asked_again() -> None:
     assert len(calls) == 1
 
 
-def token_for(front: Any, name: str, **options: Any) -> str:
-    made = front.deployment.sites.create_token(name, **options)
+def token_for(listeners: Any, name: str, **options: Any) -> str:
+    made = listeners.deployment.sites.create_token(name, **options)
     return JoinToken(
-        address=front.gate, site=made.site, ca_pin=made.ca_pin, secret=made.secret
+        address=listeners.gate, site=made.site, ca_pin=made.ca_pin, secret=made.secret
     ).encode()
 
 
-def test_a_site_enrolls_is_approved_renews_and_comes_back(front: Any, tmp_path: Path) -> None:
-    front.listeners._gate_service._welcome = replace(
-        front.listeners._gate_service._welcome, control_address=front.control
+def test_a_site_enrolls_is_approved_renews_and_comes_back(listeners: Any, tmp_path: Path) -> None:
+    listeners.running._gate_service._welcome = replace(
+        listeners.running._gate_service._welcome, control_address=listeners.control
     )
-    front.listeners._sites_service._welcome = front.listeners._gate_service._welcome
-    token = token_for(front, "site-c")
+    listeners.running._sites_service._welcome = listeners.running._gate_service._welcome
+    token = token_for(listeners, "site-c")
     kept: list[SiteIdentity] = []
     waiting = enroll(token, keep=kept.append)
     assert waiting.pending
@@ -313,7 +315,7 @@ def test_a_site_enrolls_is_approved_renews_and_comes_back(front: Any, tmp_path: 
     with pytest.raises(TransportError, match="not approved"):
         ControlClient.of_site(waiting)
     waiting.save(tmp_path / "site")
-    front.deployment.sites.approve("site-c")
+    listeners.deployment.sites.approve("site-c")
     identity = enroll(token, identity=SiteIdentity.load(tmp_path / "site"))
     assert not identity.pending
     assert identity.order_key == b"order"
@@ -324,43 +326,42 @@ def test_a_site_enrolls_is_approved_renews_and_comes_back(front: Any, tmp_path: 
     with ControlClient.of_site(loaded) as control:
         renewed = control.renew_site(loaded)
         assert renewed.chain != loaded.chain
-        assert control.fetch_bundle(bytes(32)) == front.coordinator.bundle
+        assert control.fetch_bundle(bytes(32)) == listeners.coordinator.bundle
 
 
-def test_a_token_that_another_key_used_is_refused(front: Any) -> None:
-    token = token_for(front, "site-c", needs_approval=False)
+def test_a_token_that_another_key_used_is_refused(listeners: Any) -> None:
+    token = token_for(listeners, "site-c", needs_approval=False)
     enroll(token)
     with pytest.raises(EnrollmentRefused, match="used before") as caught:
         enroll(token)
     assert "remove the site" in caught.value.hint
 
 
-def test_a_token_of_another_coordinator_is_refused_before_it_is_sent(front: Any) -> None:
-    made = front.deployment.sites.create_token("site-c")
+def test_a_token_of_another_coordinator_is_refused_before_it_is_sent(listeners: Any) -> None:
+    made = listeners.deployment.sites.create_token("site-c")
     forged = JoinToken(
-        address=front.gate, site="site-c", ca_pin=bytes(32), secret=made.secret
+        address=listeners.gate, site="site-c", ca_pin=bytes(32), secret=made.secret
     ).encode()
     with pytest.raises(TransportError, match="pinned"):
         enroll(forged)
-    assert "refused" not in str(front.deployment.last("enrollment"))
+    assert "refused" not in str(listeners.deployment.last("enrollment"))
 
 
-def test_a_mistyped_token_says_so(front: Any) -> None:
+def test_a_mistyped_token_says_so(listeners: Any) -> None:
     with pytest.raises(ConfigError, match="mistyped"):
-        enroll(token_for(front, "site-c")[:-2])
+        enroll(token_for(listeners, "site-c")[:-2])
 
 
-def test_orders_reach_a_site_and_reports_the_coordinator(front: Any, fakes: Any) -> None:
-    parts = fakes("deployment")
-    key = front.deployment.site_keys["site-a"]
-    issued = front.deployment.ca.issue_site(
-        parts.new_csr(key), site="site-a", now=front.deployment.clock()
+def test_orders_reach_a_site_and_reports_the_coordinator(listeners: Any) -> None:
+    key = listeners.deployment.site_keys["site-a"]
+    issued = listeners.deployment.ca.issue_site(
+        new_csr(key), site="site-a", now=listeners.deployment.clock()
     )
     control = ControlClient(
-        front.control,
-        roots=front.deployment.ca.certificate_pem,
+        listeners.control,
+        roots=listeners.deployment.ca.certificate_pem,
         chain=issued.chain_pem,
-        key=parts.key_pem(key),
+        key=key_pem(key),
     )
     reports = Reports(version="1", running=("a-0",))
     reports.capabilities('{"tee": ["tpm"]}')
@@ -370,12 +371,14 @@ def test_orders_reach_a_site_and_reports_the_coordinator(front: Any, fakes: Any)
         got: list[Any] = []
         reader = threading.Thread(target=lambda: got.extend(orders))
         reader.start()
-        assert front.coordinator.connected.wait(5)
-        front.coordinator.orders["site-a"].send(StartOrder(assignment_json=b"{}", signature=b"s"))
-        front.coordinator.orders["site-a"].send(StopOrder(assignment="a-0", reason="done"))
+        assert listeners.coordinator.connected.wait(5)
+        listeners.coordinator.orders["site-a"].send(
+            StartOrder(assignment_json=b"{}", signature=b"s")
+        )
+        listeners.coordinator.orders["site-a"].send(StopOrder(assignment="a-0", reason="done"))
         deadline = threading.Event()
         for _ in range(100):
-            if len(got) == 2 and len(front.coordinator.calls) >= 2:
+            if len(got) == 2 and len(listeners.coordinator.calls) >= 2:
                 break
             deadline.wait(0.05)
         reports.close()
@@ -384,20 +387,19 @@ def test_orders_reach_a_site_and_reports_the_coordinator(front: Any, fakes: Any)
         Start(assignment_json=b"{}", signature=b"s"),
         Stop(assignment="a-0", reason="done"),
     ]
-    assert ("connected", ("site-a", "1", ("a-0",))) in front.coordinator.calls
-    assert ("workload", ("site-a", "a-0", "running", "trains")) in front.coordinator.calls
-    assert front.deployment.sites.show("site-a").capabilities == '{"tee": ["tpm"]}'
+    assert ("connected", ("site-a", "1", ("a-0",))) in listeners.coordinator.calls
+    assert ("workload", ("site-a", "a-0", "running", "trains")) in listeners.coordinator.calls
+    assert listeners.deployment.sites.show("site-a").capabilities == '{"tee": ["tpm"]}'
     for _ in range(100):
-        if ("disconnected", "site-a") in front.coordinator.calls:
+        if ("disconnected", "site-a") in listeners.coordinator.calls:
             break
         deadline.wait(0.05)
     with pytest.raises(TransportError, match="not connected"):
-        front.coordinator.orders["site-a"].send(StopOrder(assignment="a-0", reason="late"))
+        listeners.coordinator.orders["site-a"].send(StopOrder(assignment="a-0", reason="late"))
 
 
 @pytest.fixture
-def stored(tmp_path: Path, fakes: Any) -> Path:
-    parts = fakes("deployment")
+def stored(tmp_path: Path) -> Path:
     token = JoinToken.fresh(address="127.0.0.1:1", site="site-c", ca_pin=bytes(32))
     SiteIdentity(
         site="site-c",
@@ -407,7 +409,7 @@ def stored(tmp_path: Path, fakes: Any) -> Path:
         ca_pem=b"",
         chain=b"",
         order_key=b"",
-        key=parts.new_key(),
+        key=new_key(),
         token=token.encode(),
     ).save(tmp_path / "site")
     return tmp_path / "site"

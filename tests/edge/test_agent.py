@@ -29,6 +29,8 @@ from fedlearn.errors import FedlearnError, LaunchError, NotEnrolled
 from fedlearn.job import JobSpec, workload_digest
 from server.rpc import StartOrder
 from server.site import SiteStatus
+from tests.harness.deployment import new_key
+from tests.harness.passes import passes
 
 JOB = """
 name = "alpha"
@@ -76,14 +78,14 @@ class Clients:
 class Site:
     """``site-c`` with an agent that can be run in a thread, and orders for it."""
 
-    def __init__(self, front: Any, fakes: Any, folder: Path) -> None:
-        self.front = front
-        self.order_key = fakes("deployment").new_key()
+    def __init__(self, listeners: Any, folder: Path) -> None:
+        self.listeners = listeners
+        self.order_key = new_key()
         self.folder = folder
-        token = front.deployment.sites.create_token("site-c", needs_approval=False)
-        text = dataclasses.replace(token, address=front.gate).encode()
+        token = listeners.deployment.sites.create_token("site-c", needs_approval=False)
+        text = dataclasses.replace(token, address=listeners.gate).encode()
         self.identity = self._known(enroll(text))
-        self.bundle = front.coordinator.bundle
+        self.bundle = listeners.coordinator.bundle
         self.raised: list[FedlearnError] = []
         self._running: list[tuple[Agent, threading.Thread]] = []
 
@@ -91,7 +93,9 @@ class Site:
         public = self.order_key.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
-        return dataclasses.replace(identity, control_address=self.front.control, order_key=public)
+        return dataclasses.replace(
+            identity, control_address=self.listeners.control, order_key=public
+        )
 
     def agent(
         self,
@@ -151,14 +155,14 @@ class Site:
         order = StartOrder(
             assignment_json=assignment.to_bytes(), signature=assignment.sign(key or self.order_key)
         )
-        eventually(lambda: "site-c" in self.front.coordinator.orders)
-        self.front.coordinator.orders["site-c"].send(order)
+        eventually(lambda: "site-c" in self.listeners.coordinator.orders)
+        self.listeners.coordinator.orders["site-c"].send(order)
 
     def said(self, identity: str) -> list[tuple[str, str]]:
         """What the agent reported of an assignment: phases and reasons."""
         return [
             (what[2], what[3])
-            for kind, what in self.front.coordinator.calls
+            for kind, what in self.listeners.coordinator.calls
             if kind == "workload" and what[1] == identity
         ]
 
@@ -177,8 +181,8 @@ def eventually(so: Callable[[], Any], seconds: float = 15.0) -> None:
 
 
 @pytest.fixture
-def site(front: Any, fakes: Any, tmp_path: Path) -> Iterator[Site]:
-    made = Site(front, fakes, tmp_path)
+def site(listeners: Any, tmp_path: Path) -> Iterator[Site]:
+    made = Site(listeners, tmp_path)
     yield made
     made.close()
 
@@ -191,7 +195,7 @@ def test_an_agent_whose_site_is_removed_stops_its_clients_and_ends(site: Site) -
     site.agent(clients)
     site.order("a-1")
     eventually(lambda: clients.launched == ["a-1"])
-    site.front.deployment.sites.remove("site-c")
+    site.listeners.deployment.sites.remove("site-c")
     eventually(lambda: site.raised)
     assert isinstance(site.raised[0], NotEnrolled)
     assert "removed by the coordinator's operator" in str(site.raised[0])
@@ -204,7 +208,7 @@ def test_an_agent_whose_site_is_removed_stops_its_clients_and_ends(site: Site) -
 def test_an_agent_that_was_away_learns_it_and_stops_the_clients_of_its_earlier_life(
     site: Site,
 ) -> None:
-    site.front.deployment.sites.remove("site-c")
+    site.listeners.deployment.sites.remove("site-c")
     clients = Clients(running=("a-old",))
     site.agent(clients)
     eventually(lambda: site.raised)
@@ -214,7 +218,7 @@ def test_an_agent_that_was_away_learns_it_and_stops_the_clients_of_its_earlier_l
 
 def test_a_token_that_is_void_ends_the_agent_too(site: Site) -> None:
     """Its certificate has run out meanwhile: only the token could bring it back."""
-    site.front.deployment.sites.remove("site-c")
+    site.listeners.deployment.sites.remove("site-c")
     clients = Clients(running=("a-old",))
     site.agent(clients, identity=dataclasses.replace(site.identity, chain=b""))
     eventually(lambda: site.raised)
@@ -228,7 +232,7 @@ def test_a_site_that_waits_for_approval_keeps_its_clients_and_its_agent(
 ) -> None:
     monkeypatch.setattr(agents, "_LONGEST_PAUSE", 0.2)
     clients = Clients(running=("a-old",))
-    sites = site.front.deployment.sites
+    sites = site.listeners.deployment.sites
     pending = dataclasses.replace(sites._known["site-c"], status=SiteStatus.PENDING)
     sites._known["site-c"] = pending
     site.agent(clients)
@@ -236,14 +240,14 @@ def test_a_site_that_waits_for_approval_keeps_its_clients_and_its_agent(
     assert site.raised == []
     assert clients.stopped == []
     sites.approve("site-c")
-    eventually(lambda: site.front.coordinator.connected.is_set())
+    eventually(lambda: site.listeners.coordinator.connected.is_set())
 
 
 def test_a_lost_coordinator_ends_nothing(site: Site) -> None:
     clients = Clients(running=("a-old",))
     site.agent(clients)
-    eventually(lambda: site.front.coordinator.connected.is_set())
-    site.front.stop()
+    eventually(lambda: site.listeners.coordinator.connected.is_set())
+    site.listeners.stop()
     time.sleep(0.5)
     assert site.raised == []
     assert clients.stopped == []
@@ -260,10 +264,10 @@ def _nothing_comes_of_it(site: Site, clients: Clients) -> None:
     assert site.said("a-bad") == []
 
 
-def test_an_order_with_a_bad_signature_is_not_followed(site: Site, fakes: Any) -> None:
+def test_an_order_with_a_bad_signature_is_not_followed(site: Site) -> None:
     clients = Clients()
     site.agent(clients)
-    site.order("a-bad", key=fakes("deployment").new_key())
+    site.order("a-bad", key=new_key())
     _nothing_comes_of_it(site, clients)
 
 
@@ -298,12 +302,23 @@ def test_code_that_is_not_what_was_ordered_is_not_started(site: Site) -> None:
     site.agent(clients)
     site.order("a-1")
     eventually(lambda: clients.launched)
-    site.front.coordinator.bundle = b"other code"
+    site.listeners.coordinator.bundle = b"other code"
     site.order("a-2", job="beta")
     eventually(lambda: site.said("a-2"))
     assert site.said("a-2")[-1][0] == "failed"
     assert "not the one that the order names" in site.said("a-2")[-1][1]
     assert clients.launched == ["a-1"]
+
+
+def test_an_agent_reads_an_order_once_and_hashes_its_code_once(site: Site) -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    signature = sign_policy(AppraisalPolicy.from_toml(POLICY), key)
+    clients = Clients()
+    with passes(site.bundle, caller=False) as counted:
+        site.agent(clients, policy_keys=(operator_key_digest(key.public_key()),))
+        site.order("a-1", policy_signature=signature)
+        eventually(lambda: clients.launched)
+    assert counted == {"spec": 1, "policy": 1, "hash": 1}
 
 
 # --- adopting, and once only --------------------------------------------------------------
@@ -445,7 +460,7 @@ def test_an_agent_that_comes_back_gives_back_what_an_ended_client_did_not_use(si
     first.charge_for(clients.workloads["a-1"], "q1")
     first.stop()
     eventually(lambda: clients.closed)
-    site.front.coordinator.orders.clear()
+    site.listeners.coordinator.orders.clear()
     # The client of a-1 has ended while nobody looked; that of a-2 is adopted.
     later = Clients(running=("a-2",))
     second = site.agent(later, limit=5.0)

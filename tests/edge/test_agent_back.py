@@ -19,6 +19,8 @@ from edge.launcher import Workload
 from edge.rpc import ControlClient, enroll
 from fedlearn.errors import FedlearnError, Throttled
 from server.rpc import Welcome
+from tests.harness.cluster import reserve_port
+from tests.harness.listeners import DeploymentListeners
 
 BACK_SECONDS = 5.0
 
@@ -47,37 +49,35 @@ class NoClients:
 class Coordinator:
     """Listeners that can be killed and started again at the same addresses."""
 
-    def __init__(self, deployment: Any, fakes: Any) -> None:
-        self._deployment, self._fakes = deployment, fakes
-        reserve = fakes("cluster").reserve_port
-        self.gate, self.control = f"127.0.0.1:{reserve()}", f"127.0.0.1:{reserve()}"
-        self.front: Any = None
+    def __init__(self, deployment: Any) -> None:
+        self._deployment = deployment
+        self.gate, self.control = (f"127.0.0.1:{reserve_port()}" for _ in range(2))
+        self.listeners: Any = None
         self.start()
 
     def start(self) -> None:
         welcome = Welcome(
             fleet_address="127.0.0.1:1", control_address=self.control, order_key=b"order"
         )
-        self.front = self._fakes("front").Front(
+        self.listeners = DeploymentListeners(
             self._deployment,
-            self._fakes("deployment"),
             welcome=welcome,
             gate=self.gate,
             control=self.control,
         )
 
     def kill(self) -> None:
-        front, self.front = self.front, None
-        if front is not None:
-            front.stop()
+        listeners, self.listeners = self.listeners, None
+        if listeners is not None:
+            listeners.stop()
 
     def connected(self, site: str) -> bool:
-        return bool(self.front.listeners._sites_service.connected(site))
+        return bool(self.listeners.running._sites_service.connected(site))
 
 
 @pytest.fixture
-def coordinator(deployment: Any, fakes: Any) -> Iterator[Coordinator]:
-    made = Coordinator(deployment, fakes)
+def coordinator(deployment: Any) -> Iterator[Coordinator]:
+    made = Coordinator(deployment)
     yield made
     made.kill()
 

@@ -21,6 +21,9 @@ from edge.rpc import ControlClient, enroll
 from fedlearn.errors import FedlearnError, NotEnrolled, TransportError
 from server.enrollment import SiteStatus
 from server.rpc import Welcome
+from tests.harness.cluster import reserve_port
+from tests.harness.deployment import new_key
+from tests.harness.listeners import DeploymentListeners
 
 LIFETIME = timedelta(seconds=4)
 
@@ -47,20 +50,20 @@ class NoClients:
 
 
 @pytest.fixture
-def brief(deployment: Any, fakes: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def brief(deployment: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Listeners of a coordinator whose sites' certificates live for four seconds."""
     # The allowance for slow clocks is longer than these lives.
     monkeypatch.setattr("server.pki._SKEW", timedelta(0))
-    control = f"127.0.0.1:{fakes('cluster').reserve_port()}"
+    control = f"127.0.0.1:{reserve_port()}"
     welcome = Welcome(
         fleet_address="127.0.0.1:1",
         control_address=control,
         order_key=b"order",
         site_lifetime=LIFETIME,
     )
-    front = fakes("front").Front(deployment, fakes("deployment"), welcome=welcome, control=control)
-    yield front
-    front.stop()
+    listeners = DeploymentListeners(deployment, welcome=welcome, control=control)
+    yield listeners
+    listeners.stop()
 
 
 @pytest.fixture
@@ -121,7 +124,7 @@ def test_an_agent_renews_in_time_and_stays_connected(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", logger="edge")
-    connected = brief.listeners._sites_service.connected
+    connected = brief.running._sites_service.connected
     raised = agent()
     eventually(lambda: connected("site-c"))
     serials, away, longest = {serial(tmp_path)}, 0.0, 0.0
@@ -156,7 +159,7 @@ def test_a_removed_site_does_not_renew(
     tmp_path: Path,
 ) -> None:
     raised = agent()
-    eventually(lambda: brief.listeners._sites_service.connected("site-c"))
+    eventually(lambda: brief.running._sites_service.connected("site-c"))
     with ControlClient.of_site(identity) as open_before:
         assert open_before.renew_site(identity).chain != identity.chain
         brief.deployment.sites.remove("site-c")
@@ -174,8 +177,8 @@ def test_a_removed_site_does_not_renew(
     assert brief.deployment.sites.show("site-c").status is SiteStatus.REMOVED
 
 
-def test_a_site_renews_for_its_own_key_only(brief: Any, identity: SiteIdentity, fakes: Any) -> None:
-    other = dataclasses.replace(identity, key=fakes("deployment").new_key())
+def test_a_site_renews_for_its_own_key_only(brief: Any, identity: SiteIdentity) -> None:
+    other = dataclasses.replace(identity, key=new_key())
     with (
         ControlClient.of_site(identity) as control,
         pytest.raises(TransportError, match="enrolled with another key"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 import pytest
 
+from attestation.errors import PolicyError
+from attestation.policy import AppraisalPolicy
 from attestation.trust import TrustAnchors
 from edge.bootstrap import Bootstrap
 from fedlearn.attesterfile import AttesterSettings
-from fedlearn.errors import ConfigError
+from fedlearn.errors import ConfigError, JobError
+from fedlearn.job import JobSpec, workload_digest
 
 TRUST = TrustAnchors(
     sample_keys=frozenset({b"s" * 32}),
@@ -73,3 +77,33 @@ def test_the_document_is_readable_to_no_secret_holder() -> None:
     # Nor is there one in it: the seed of the commitment is for the admitted (edge.seedgrant).
     assert "seed" not in bootstrap().encode().decode()
     assert "code" not in text
+
+
+POLICY = 'accept = ["sample"]\ninsecure_sample = true\n'
+JOB = 'name = "alpha"\napp = "app"\nrounds = 1\nsites = ["site-a"]\npolicy = "policy.toml"\n'
+
+
+def of_job(**changes: Any) -> Bootstrap:
+    spec = JobSpec.from_toml(JOB, policy=POLICY.encode())
+    made = dataclasses.replace(bootstrap(), spec=spec.to_json(), policy=POLICY)
+    return dataclasses.replace(made, **changes)
+
+
+def test_job_policy_and_code_are_read_and_hashed() -> None:
+    spec = JobSpec.from_toml(JOB, policy=POLICY.encode())
+    found, code = of_job().read(), hashlib.sha256(b"\0code").digest()
+    assert (found.spec.digest(), found.policy.name) == (spec.digest(), "unnamed")
+    assert (found.digest, found.bundle) == (spec.digest(), code)
+    assert found.workload == workload_digest(spec.digest(), code)
+    other = of_job(bundle=b"other").read()
+    assert (other.bundle, other.workload) != (found.bundle, found.workload)
+
+
+def test_a_job_with_another_policy_or_for_another_site_is_refused() -> None:
+    with pytest.raises(JobError, match="not the one it names"):
+        of_job(policy=POLICY + 'name = "p"\n').read()
+    with pytest.raises(PolicyError, match="accept"):
+        of_job(policy='accept = "all"\n').read()
+    with pytest.raises(JobError, match="does not name the site site-b"):
+        of_job(site="site-b").read()
+    assert AppraisalPolicy.from_toml(POLICY.encode()) == of_job().read().policy

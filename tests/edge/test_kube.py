@@ -19,6 +19,7 @@ from edge.launcher import Phase
 from edge.permissions import MACHINES_REQUIRED, NEVER, OPTIONAL, REQUIRED
 from fedlearn.checks import Level
 from fedlearn.errors import ConfigError, LaunchError
+from tests.harness.cluster_site import IMAGE, ClusterSite, workload
 
 pytestmark = pytest.mark.e2e
 
@@ -42,11 +43,6 @@ def kata(cluster: Any) -> str:
     return "kata-qemu-tdx"
 
 
-@pytest.fixture
-def workload(fakes: Any) -> Any:
-    return fakes("cluster_site").workload
-
-
 def _until(reached: Any, what: str, seconds: float = 20.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := reached()):
@@ -58,7 +54,7 @@ def _until(reached: Any, what: str, seconds: float = 20.0) -> Any:
 # --- a client's life ----------------------------------------------------------------------
 
 
-def test_a_client_runs_once_and_its_last_words_are_heard(cluster_site: Any, workload: Any) -> None:
+def test_a_client_runs_once_and_its_last_words_are_heard(cluster_site: Any) -> None:
     node = cluster_site.node("n", WORK)
     launcher = cluster_site.launcher()
     launcher.launch(workload("a"))
@@ -72,7 +68,7 @@ def test_a_client_runs_once_and_its_last_words_are_heard(cluster_site: Any, work
 
 
 def test_the_pod_is_guaranteed_and_counts_the_overhead_of_kata(
-    cluster_site: Any, workload: Any, kata: str
+    cluster_site: Any, kata: str
 ) -> None:
     label = {NFD_LABELS["tdx"]: "true"}
     cluster_site.node("plain", WAIT)
@@ -89,7 +85,7 @@ def test_the_pod_is_guaranteed_and_counts_the_overhead_of_kata(
     assert not any("secret" in volume or "projected" in volume for volume in pod["spec"]["volumes"])
 
 
-def test_a_stopped_client_is_told_and_nothing_of_it_stays(cluster_site: Any, workload: Any) -> None:
+def test_a_stopped_client_is_told_and_nothing_of_it_stays(cluster_site: Any) -> None:
     node = cluster_site.node(
         "n", ["/bin/sh", "-c", "trap 'echo told; exit 0' TERM; echo up; sleep 60 & wait"]
     )
@@ -107,7 +103,7 @@ def test_a_stopped_client_is_told_and_nothing_of_it_stays(cluster_site: Any, wor
     launcher.stop("never-heard-of", "at all")
 
 
-def test_a_refused_client_is_not_started_again(cluster_site: Any, workload: Any) -> None:
+def test_a_refused_client_is_not_started_again(cluster_site: Any) -> None:
     node = cluster_site.node(
         "n", ["/bin/sh", "-c", 'echo "job is not measured" > $FEDLEARN_LAST_WORDS; exit 3']
     )
@@ -119,7 +115,7 @@ def test_a_refused_client_is_not_started_again(cluster_site: Any, workload: Any)
     assert len(node.started()) <= 2
 
 
-def test_a_client_that_crashes_has_failed(cluster_site: Any, workload: Any) -> None:
+def test_a_client_that_crashes_has_failed(cluster_site: Any) -> None:
     node = cluster_site.node("n", ["/bin/sh", "-c", "exit 7"])
     launcher = cluster_site.launcher(retries=0)
     launcher.launch(workload("a"))
@@ -131,7 +127,7 @@ def test_a_client_that_crashes_has_failed(cluster_site: Any, workload: Any) -> N
 # --- agents come and go -------------------------------------------------------------------
 
 
-def test_a_restarted_agent_adopts_what_it_left(cluster_site: Any, workload: Any) -> None:
+def test_a_restarted_agent_adopts_what_it_left(cluster_site: Any) -> None:
     node = cluster_site.node("n", WAIT)
     first = cluster_site.launcher()
     first.launch(workload("a"))
@@ -147,7 +143,7 @@ def test_a_restarted_agent_adopts_what_it_left(cluster_site: Any, workload: Any)
     cluster_site.reports.wait("a", Phase.STOPPED)
 
 
-def test_what_ended_while_the_agent_was_away_is_told(cluster_site: Any, workload: Any) -> None:
+def test_what_ended_while_the_agent_was_away_is_told(cluster_site: Any) -> None:
     node = cluster_site.node("n", WORK)
     first = cluster_site.launcher()
     first.launch(workload("a"))
@@ -161,7 +157,7 @@ def test_what_ended_while_the_agent_was_away_is_told(cluster_site: Any, workload
     assert len(node.started()) == 1
 
 
-def test_an_assignment_whose_job_is_gone_is_not_run_again(cluster_site: Any, workload: Any) -> None:
+def test_an_assignment_whose_job_is_gone_is_not_run_again(cluster_site: Any) -> None:
     node = cluster_site.node("n", WORK)
     launcher = cluster_site.launcher()
     launcher.launch(workload("a"))
@@ -177,7 +173,7 @@ def test_an_assignment_whose_job_is_gone_is_not_run_again(cluster_site: Any, wor
     assert cluster_site.jobs() == {}
 
 
-def test_a_job_that_somebody_removes_is_a_failure(cluster_site: Any, workload: Any) -> None:
+def test_a_job_that_somebody_removes_is_a_failure(cluster_site: Any) -> None:
     cluster_site.node("n", WAIT)
     launcher = cluster_site.launcher()
     launcher.launch(workload("a"))
@@ -186,7 +182,7 @@ def test_a_job_that_somebody_removes_is_a_failure(cluster_site: Any, workload: A
     assert "by somebody else" in cluster_site.reports.wait("a", Phase.FAILED)
 
 
-def test_something_else_of_that_name_is_not_adopted(cluster_site: Any, workload: Any) -> None:
+def test_something_else_of_that_name_is_not_adopted(cluster_site: Any) -> None:
     kube = cluster_site.kube()
     pod = {"restartPolicy": "Never", "containers": [{"name": "c", "image": "x"}]}
     kube.create(
@@ -220,11 +216,9 @@ def test_a_missing_runtime_class_is_named_and_nothing_is_created(
 
 
 def test_without_the_right_to_look_an_event_names_the_missing_runtime_class(
-    cluster: Any, fakes: Any, workload: Any, tmp_path: Path
+    cluster: Any, tmp_path: Path
 ) -> None:
-    site = fakes("cluster_site").ClusterSite(
-        cluster, fakes("node").Node, tmp_path, rights=(*REQUIRED, OPTIONAL[0])
-    )
+    site = ClusterSite(cluster, tmp_path, rights=(*REQUIRED, OPTIONAL[0]))
     try:
         launcher = site.launcher(
             start_s=3.0, workload="confidential-containers", runtime_class="kata-qemu-snp"
@@ -238,14 +232,14 @@ def test_without_the_right_to_look_an_event_names_the_missing_runtime_class(
         site.close()
 
 
-def test_a_node_without_the_runtime_is_named(cluster_site: Any, workload: Any, kata: str) -> None:
+def test_a_node_without_the_runtime_is_named(cluster_site: Any, kata: str) -> None:
     cluster_site.node("n", WAIT, labels={NFD_LABELS["tdx"]: "true"})
     launcher = cluster_site.launcher(workload="confidential-containers", runtime_class=kata)
     launcher.launch(workload("a"))
     cluster_site.reports.wait("a", Phase.STARTING, "the node has no runtime `kata-qemu-tdx`")
 
 
-def test_a_client_waits_for_a_tee_device_and_gets_it(cluster_site: Any, workload: Any) -> None:
+def test_a_client_waits_for_a_tee_device_and_gets_it(cluster_site: Any) -> None:
     cluster_site.node("n", WAIT, extended={TDX: 1})
     launcher = cluster_site.launcher(devices=Devices(tee=TDX))
     launcher.launch(workload("a"))
@@ -256,7 +250,7 @@ def test_a_client_waits_for_a_tee_device_and_gets_it(cluster_site: Any, workload
     cluster_site.reports.wait("b", Phase.RUNNING)
 
 
-def test_a_client_that_never_fits_is_given_up(cluster_site: Any, workload: Any) -> None:
+def test_a_client_that_never_fits_is_given_up(cluster_site: Any) -> None:
     cluster_site.node("n", WAIT)
     launcher = cluster_site.launcher(start_s=2.0)
     launcher.launch(workload("a", gpu=2))
@@ -265,14 +259,14 @@ def test_a_client_that_never_fits_is_given_up(cluster_site: Any, workload: Any) 
     _until(lambda: not cluster_site.jobs() and not cluster_site.pods(), "nothing to be left")
 
 
-def test_data_that_does_not_exist_is_named(cluster_site: Any, workload: Any) -> None:
+def test_data_that_does_not_exist_is_named(cluster_site: Any) -> None:
     cluster_site.node("n", WAIT)
     launcher = cluster_site.launcher()
     launcher.launch(workload("a", data="medpar"))
     cluster_site.reports.wait("a", Phase.STARTING, "the data's claim `medpar` does not exist")
 
 
-def test_a_cordoned_tee_node_is_named(cluster_site: Any, workload: Any) -> None:
+def test_a_cordoned_tee_node_is_named(cluster_site: Any) -> None:
     cluster_site.node(
         "n", WAIT, taints=[{"key": "fedlearn.io/tee", "value": "yes", "effect": "NoSchedule"}]
     )
@@ -284,7 +278,7 @@ def test_a_cordoned_tee_node_is_named(cluster_site: Any, workload: Any) -> None:
 # --- disruptions --------------------------------------------------------------------------
 
 
-def test_an_evicted_client_starts_again(cluster_site: Any, workload: Any) -> None:
+def test_an_evicted_client_starts_again(cluster_site: Any) -> None:
     node = cluster_site.node("n", WAIT)
     launcher = cluster_site.launcher()
     launcher.launch(workload("a"))
@@ -297,7 +291,7 @@ def test_an_evicted_client_starts_again(cluster_site: Any, workload: Any) -> Non
     assert len(node.started()) == 2
 
 
-def test_a_node_under_pressure_is_named(cluster_site: Any, workload: Any) -> None:
+def test_a_node_under_pressure_is_named(cluster_site: Any) -> None:
     node = cluster_site.node("n", WAIT)
     launcher = cluster_site.launcher(retries=0)
     launcher.launch(workload("a"))
@@ -307,7 +301,7 @@ def test_a_node_under_pressure_is_named(cluster_site: Any, workload: Any) -> Non
     assert words == "the node evicted it: The node was low on resource: memory."
 
 
-def test_a_killed_client_is_named(cluster_site: Any, workload: Any) -> None:
+def test_a_killed_client_is_named(cluster_site: Any) -> None:
     node = cluster_site.node("n", WAIT)
     launcher = cluster_site.launcher(retries=0)
     launcher.launch(workload("a"))
@@ -316,7 +310,7 @@ def test_a_killed_client_is_named(cluster_site: Any, workload: Any) -> None:
     assert cluster_site.reports.wait("a", Phase.FAILED) == "it was killed"
 
 
-def test_a_client_moves_when_its_node_is_lost(cluster_site: Any, workload: Any) -> None:
+def test_a_client_moves_when_its_node_is_lost(cluster_site: Any) -> None:
     nodes = [cluster_site.node(name, WAIT) for name in ("one", "two")]
     launcher = cluster_site.launcher()
     launcher.launch(workload("a"))
@@ -334,7 +328,7 @@ def test_a_client_moves_when_its_node_is_lost(cluster_site: Any, workload: Any) 
 
 
 def test_nothing_is_asked_while_nothing_happens(
-    cluster_site: Any, workload: Any, monkeypatch: pytest.MonkeyPatch
+    cluster_site: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster_site.node("n", WAIT)
     launcher = cluster_site.launcher()
@@ -352,7 +346,7 @@ def test_nothing_is_asked_while_nothing_happens(
     assert asked == []
 
 
-def test_the_api_server_may_restart(cluster_site: Any, workload: Any, cluster: Any) -> None:
+def test_the_api_server_may_restart(cluster_site: Any, cluster: Any) -> None:
     node = cluster_site.node("n", ["/bin/sh", "-c", "while [ ! -e go ]; do sleep 0.1; done"])
     launcher = cluster_site.launcher()
     launcher.launch(workload("a"))
@@ -399,7 +393,7 @@ def test_the_api_server_may_restart(cluster_site: Any, workload: Any, cluster: A
 # --- rights -------------------------------------------------------------------------------
 
 
-def test_what_an_agent_may_not_do(cluster_site: Any, workload: Any) -> None:
+def test_what_an_agent_may_not_do(cluster_site: Any) -> None:
     kube = cluster_site.kube()
     for permission in (*REQUIRED, *OPTIONAL):
         for verb in permission.verbs:
@@ -430,7 +424,7 @@ def test_the_api_server_refuses_what_an_agent_may_not_do(cluster_site: Any) -> N
         assert "fedlearn-edge chart" in caught.value.hint
 
 
-def test_clients_belong_to_the_agents_account(cluster_site: Any, workload: Any) -> None:
+def test_clients_belong_to_the_agents_account(cluster_site: Any) -> None:
     launcher = cluster_site.launcher()
     launcher.launch(workload("a"))
     (owner,) = cluster_site.jobs()["a"]["metadata"]["ownerReferences"]
@@ -484,12 +478,8 @@ def test_the_survey_sees_tees_devices_and_runtime_classes(cluster_site: Any, kat
     assert any(check.name == "runtime class" and "160Mi" in check.found for check in checks)
 
 
-def test_the_doctor_says_what_is_missing_and_how_to_mend_it(
-    cluster: Any, fakes: Any, tmp_path: Path
-) -> None:
-    site = fakes("cluster_site").ClusterSite(
-        cluster, fakes("node").Node, tmp_path, rights=(*REQUIRED[1:], *OPTIONAL)
-    )
+def test_the_doctor_says_what_is_missing_and_how_to_mend_it(cluster: Any, tmp_path: Path) -> None:
+    site = ClusterSite(cluster, tmp_path, rights=(*REQUIRED[1:], *OPTIONAL))
     try:
         site.node("n", WAIT)
         settings = site.settings(
@@ -513,9 +503,7 @@ def test_the_doctor_says_what_is_missing_and_how_to_mend_it(
         site.close()
 
 
-def test_the_doctor_command_looks_at_the_cluster(
-    cluster_site: Any, tmp_path: Path, fakes: Any
-) -> None:
+def test_the_doctor_command_looks_at_the_cluster(cluster_site: Any, tmp_path: Path) -> None:
     from click.testing import CliRunner
 
     from fedlearn.cli.doctor import command
@@ -532,7 +520,7 @@ kind = "kubernetes"
 kubeconfig = "{cluster_site.kubeconfig}"
 namespace = "{cluster_site.namespace}"
 workload = "insecure-pods"
-image = "{fakes("cluster_site").IMAGE}"
+image = "{IMAGE}"
 """
     )
     cluster_site.node("n", WAIT)
@@ -583,12 +571,8 @@ def kubevirt(cluster: Any) -> None:
     cluster.wait(lambda: "items" in cluster.request(everywhere), "KubeVirt's kind to be served")
 
 
-def test_a_client_runs_in_a_virtual_machine(
-    cluster: Any, fakes: Any, workload: Any, tmp_path: Path, kubevirt: None
-) -> None:
-    site = fakes("cluster_site").ClusterSite(
-        cluster, fakes("node").Node, tmp_path, rights=(*MACHINES_REQUIRED, *REQUIRED, *OPTIONAL)
-    )
+def test_a_client_runs_in_a_virtual_machine(cluster: Any, tmp_path: Path, kubevirt: None) -> None:
+    site = ClusterSite(cluster, tmp_path, rights=(*MACHINES_REQUIRED, *REQUIRED, *OPTIONAL))
     try:
         launcher = site.launcher(workload="kubevirt", tee="snp", retries=0)
         launcher.launch(workload("a"))
@@ -656,16 +640,14 @@ launcher.close()
 """
 
 
-def test_an_agent_in_a_cluster_is_small(
-    cluster_site: Any, cluster: Any, tmp_path: Path, fakes: Any
-) -> None:
+def test_an_agent_in_a_cluster_is_small(cluster_site: Any, cluster: Any, tmp_path: Path) -> None:
     folder = tmp_path / "account"
     folder.mkdir()
     (folder / "token").write_text(cluster.token(cluster_site.namespace, "fedlearn-edge"))
     (folder / "ca.crt").write_bytes(cluster.authority.path.read_bytes())
     host, _, port = cluster.url.removeprefix("https://").rpartition(":")
     environment = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
-    given = [environment, str(folder), cluster_site.namespace, fakes("cluster_site").IMAGE]
+    given = [environment, str(folder), cluster_site.namespace, IMAGE]
     done = subprocess.run(
         [sys.executable, "-c", AGENT, json.dumps(given)],
         cwd=Path(__file__).resolve().parents[2],

@@ -22,6 +22,7 @@ from edge.kube import JOBS, Kube
 from edge.kube.errors import Gone, Unavailable
 from edge.kube.resources import Resource
 from edge.launcher import Phase
+from tests.harness.cluster_site import workload
 
 pytestmark = pytest.mark.e2e
 
@@ -222,7 +223,7 @@ def test_410_gone_between_two_pages_of_a_list_begins_the_list_again(
 
 
 def test_410_gone_loses_no_client(
-    cluster: Any, cluster_site: Any, relay: Relay, fakes: Any, tmp_path: Path
+    cluster: Any, cluster_site: Any, relay: Relay, tmp_path: Path
 ) -> None:
     """A client ends while its agent is cut off and the server forgets: the agent hears of it."""
     document = json.loads(cluster_site.kubeconfig.read_text())
@@ -235,7 +236,7 @@ def test_410_gone_loses_no_client(
     direct, cluster_site.kubeconfig = cluster_site.kubeconfig, relayed
     launcher = cluster_site.launcher()
     cluster_site.kubeconfig = direct
-    launcher.launch(fakes("cluster_site").workload("a"))
+    launcher.launch(workload("a"))
     cluster_site.reports.wait("a", Phase.RUNNING)
     relay.cut()
     (pod,) = node.started()

@@ -24,6 +24,7 @@ from edge.kubesettings import Devices, Hints, KubernetesSettings, Placement, Tol
 from edge.launcher import Workload
 from edge.podspec import CCNP_PATH, Launch, Owner, batch_job, cores, manifest, manifest_work
 from fedlearn.errors import ConfigError, LaunchError
+from tests.harness.cluster_site import workload as make_workload
 
 GOLDEN = Path(__file__).parent / "golden"
 IMAGE = "registry.example/fedlearn-client@sha256:" + "ab" * 32
@@ -70,9 +71,8 @@ KINDS: dict[str, KubernetesSettings] = {
 
 
 @pytest.fixture(scope="module")
-def workload(fakes: Any) -> Workload:
-    made: Workload = fakes("cluster_site").workload("a1b2", gpu=2, data="medpar")
-    return made
+def workload() -> Workload:
+    return make_workload("a1b2", gpu=2, data="medpar")
 
 
 def pod_of(document: dict[str, Any]) -> dict[str, Any]:
@@ -108,10 +108,10 @@ def test_golden(kind: str, workload: Workload, request: pytest.FixtureRequest) -
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"kubevirt"}))
-def test_every_release_accepts_it(kind: str, version: str, workload: Workload, fakes: Any) -> None:
+def test_every_release_accepts_it(kind: str, version: str, workload: Workload) -> None:
     if KINDS[kind].devices.gpu_claim and version == "1.30":
         # Claims have another form there; they are for 1.31 and later.
-        workload = fakes("cluster_site").workload("a1b2", data="medpar")
+        workload = make_workload("a1b2", data="medpar")
     kubernetes_validate.validate(manifest(workload, KINDS[kind], LAUNCH), version, strict=True)
 
 

@@ -199,6 +199,7 @@ def test_a_site_may_ask_who_signed_the_policy(folder: Path) -> None:
         return _decide(folder, **{"site": asks, "job": names, "policy": text, **given})
 
     assert answer(signature=signed).answer is Answer.RUN
+    assert answer(signature=signed).policy == policy
     for found, words in (
         (answer(), "is not signed"),
         (answer(signature=sign_policy(policy, stranger)), "not a known operator"),
@@ -208,9 +209,11 @@ def test_a_site_may_ask_who_signed_the_policy(folder: Path) -> None:
         (answer(signature=signed, policy='version = 1\naccept = ["sample"]'), "another policy"),
     ):
         assert found.answer is Answer.REFUSE
+        assert found.policy is None
         assert words in "; ".join(found.reasons)
     # A site that does not ask runs it signed or not.
-    assert _decide(folder, policy=text).answer is Answer.RUN
+    assert _decide(folder, policy=text) == _decide(folder)
+    assert _decide(folder).answer is Answer.RUN
 
 
 def test_a_job_that_names_no_data_gets_the_only_one(folder: Path) -> None:

@@ -22,6 +22,7 @@ from edge.seedgrant import (
     request_seed,
 )
 from fedlearn.errors import LaunchError
+from tests.harness.deployment import new_key
 
 SEED = bytes(range(32))
 WHO = Client(job="alpha", site="site-a", client="c1")
@@ -37,8 +38,8 @@ def csr(key: Any) -> bytes:
 class Parties:
     """A client and its site, both known to the coordinator of ``deployment``."""
 
-    def __init__(self, deployment: Any, fakes: Any) -> None:
-        self.deployment, self.new_key = deployment, fakes("deployment").new_key
+    def __init__(self, deployment: Any) -> None:
+        self.deployment, self.new_key = deployment, new_key
         self.ca = deployment.ca
         self.now = deployment.clock()
         self.client_key, self.site_key = self.new_key(), self.new_key()
@@ -86,12 +87,12 @@ class Parties:
 
 
 @pytest.fixture
-def parties(deployment: Any, fakes: Any) -> Parties:
-    return Parties(deployment, fakes)
+def parties(deployment: Any) -> Parties:
+    return Parties(deployment)
 
 
 @pytest.fixture
-def stranger(fakes: Any, parties: Parties) -> Any:
+def stranger(parties: Parties) -> Any:
     """Another coordinator's CA, under the same name."""
     from server.pki import CertificateAuthority
 

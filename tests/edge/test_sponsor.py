@@ -26,6 +26,8 @@ from fedlearn.voucher import sign_voucher, verify_voucher
 from fedlearn.wire import sponsor as wire
 from fedlearn.wire.failure import Unreachable
 from fedlearn.wire.sponsor import SponsorClient, SponsorServer, Ticket
+from tests.harness.cluster_site import bootstrap, workload
+from tests.harness.forwarder import Forwarder
 
 SITE_KEY = ec.generate_private_key(ec.SECP256R1())
 NONCE = bytes(range(32))
@@ -39,9 +41,8 @@ KEY = (
 class Line:
     """A sponsor's server with one client's workload."""
 
-    def __init__(self, fakes: Any) -> None:
-        self.fake = fakes("cluster_site")
-        self.workload = self.fake.workload("a")
+    def __init__(self) -> None:
+        self.workload = workload("a")
         self.told: list[tuple[str, Phase, str]] = []
         self.keys = Keys(SITE_KEY)
 
@@ -79,9 +80,9 @@ class Line:
 
 
 @pytest.fixture
-def line(fakes: Any) -> Any:
-    running = Line(fakes)
-    running.sponsorship.take(running.workload, running.fake.bootstrap)
+def line() -> Any:
+    running = Line()
+    running.sponsorship.take(running.workload, bootstrap)
     yield running
     running.server.stop()
 
@@ -123,7 +124,7 @@ def test_tickets_and_pin_outlive_the_agent(line: Any) -> None:
 
 
 def test_a_ticket_is_good_for_one_assignment(line: Any) -> None:
-    line.sponsorship.take(line.fake.workload("b"), line.fake.bootstrap)
+    line.sponsorship.take(workload("b"), bootstrap)
     for ticket in (
         Ticket(assignment="b", tag=line.keys.tag("a")),
         Ticket(assignment="a", tag=bytes(32)),
@@ -242,7 +243,7 @@ def test_only_a_job_that_ended_well_is_complete() -> None:
 
 
 def test_a_client_that_says_nothing_keeps_no_other_from_the_agent(
-    line: Line, fakes: Any, monkeypatch: pytest.MonkeyPatch
+    line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wire, "_MESSAGE_SECONDS", 1.0)
     over = threading.Event()
@@ -251,7 +252,7 @@ def test_a_client_that_says_nothing_keeps_no_other_from_the_agent(
         over.wait(30)
         yield b""
 
-    far = fakes("elsewhere").From("127.0.0.2", line.address)
+    far = Forwarder("127.0.0.2", line.address)
     certificate = wire._pinned(far.address, line.keys.pin)
     with grpc.secure_channel(
         far.address,

@@ -1,1 +1,1 @@
-"""Parts that areas of the tests share: real ones, and stand-ins that speak real protocols."""
+"""What pretends to be something else, and speaks its real protocol."""

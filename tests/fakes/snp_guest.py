@@ -7,9 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import vector_keys as keys
-from vector_amd import Amd
-
 from attestation.accumulator import RUNTIME, runtime_digest
 from attestation.binding import Binding, Role
 from attestation.eventlog import EventLog
@@ -17,6 +14,8 @@ from attestation.evidence import Evidence, Tee
 from attestation.policy import AppraisalPolicy
 from attestation.runtime_events import Measurement, record
 from attestation.trust import TrustAnchors
+from tests.vectors import keys
+from tests.vectors.amd import Amd
 
 BOOTED = b"\xee" * 48
 SOFTWARE = b"\x5a" * 32

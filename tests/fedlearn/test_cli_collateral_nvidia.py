@@ -14,11 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import vector_nvidia as made
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import ocsp
-from vector_nvidia import Authority
 
 from attestation.attesters.sample import SampleAttester
 from attestation.binding import ReportData
@@ -31,6 +29,8 @@ from attestation.nvidia_sources import ocsp_addresses, ocsp_post, rim_addresses,
 from attestation.quotes.nvidia import NvidiaReport
 from attestation.verifiers import verify
 from fedlearn.cli import main
+from tests.vectors import nvidia as made
+from tests.vectors.nvidia import Authority
 
 REAL = Path(__file__).parents[1] / "vectors/nvidia"
 NOW = datetime.now(UTC).replace(microsecond=0)

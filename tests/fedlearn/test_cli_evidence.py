@@ -11,7 +11,6 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from fakes import coco_agent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +23,7 @@ from attestation.errors import EvidenceError
 from attestation.eventlog import EV_EVENT_TAG, EventLog
 from attestation.evidence import Evidence, Tee
 from fedlearn.cli import main
+from tests.fakes import coco_agent
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 SAMPLE = SampleAttester(KEY, b"\x01" * 16).collect(ReportData(value=bytes(64)))

@@ -23,7 +23,6 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from fakes.state import founded
 
 from attestation.sealing import FileSigner, RandomKey, Tensor, read_header, seal
 from fedlearn.cli import main
@@ -34,6 +33,7 @@ from server.pki import CertificateAuthority
 from server.protectors import InsecurePlainKeyFile, Passphrase, RecoveryKey
 from server.statebinding import open_bound
 from server.store import ModelStore
+from tests.harness.bound_state import bound_state
 
 WORDS = "correct horse battery staple"
 WEIGHTS: dict[str, np.ndarray[Any, Any]] = {
@@ -84,7 +84,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     ca = CertificateAuthority.create("models.example", datetime.now(UTC))
     keys.keep("ca-key", ca.private_bytes())
     (state / "ca.pem").write_bytes(ca.certificate_pem)
-    with founded(state, keys, signer=ca.file_signer) as (_, store):
+    with bound_state(state, keys, signer=ca.file_signer) as (_, store):
         store.write("demo", {name: 0 * array for name, array in WEIGHTS.items()}, round=1)
         stored = store.write(
             "demo",

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes.exchange import message, model
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +23,7 @@ from fedlearn.flower import (
     unpack,
 )
 from fedlearn.message import MAX_CONTENT_BYTES, Head, read_content, write_content
+from tests.fakes.exchange import message, model
 
 
 def _round_trip(content: RecordDict) -> RecordDict:

@@ -752,7 +752,17 @@ def test_a_passed_descriptor_is_there_and_its_end_is_seen(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(free_user() is None, reason="only root can change to another user")
-def test_it_runs_as_another_user_that_owns_its_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mask", [0o022, 0o077], ids=["022", "077"])
+def test_it_runs_as_another_user_that_owns_its_folder(tmp_path: Path, mask: int) -> None:
+    """With the mask of a coordinator, an agent and a client as well, which is 077."""
+    before = os.umask(mask)
+    try:
+        _runs_as_another_user(tmp_path)
+    finally:
+        os.umask(before)
+
+
+def _runs_as_another_user(tmp_path: Path) -> None:
     user = free_user()
     code = "import os; print(os.getuid(), os.getgid(), os.getgroups()); open('x', 'w')"
     argv = [sys.executable, "-P", "-c", code]
@@ -760,6 +770,8 @@ def test_it_runs_as_another_user_that_owns_its_folder(tmp_path: Path) -> None:
     assert lines(ran) == [f"{user} {user} []"]
     assert Protection.USER in ran.applied
     assert (tmp_path / "x").stat().st_uid == user
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "x").unlink()
     # Without it again, the folder is ours again.
     assert lines(_run_here(argv, Sandbox(writable=(tmp_path,)), {}, 30)) == [
         f"{os.getuid()} {os.getgid()} {os.getgroups()}"

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes.coordinators import starting, tiny_bundle
 
 from server.config import ServerConfig
 from server.home import Home, establish
 from server.openjobs import OpenJobs
+from tests.harness.restarting_coordinator import restarting_coordinator, tiny_bundle
 
 ROOT = Path(__file__).parents[2]
-MODEL = "docs/threat-model.md"
+MODEL = "docs/explanation/threat-model.md"
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
@@ -94,7 +94,7 @@ def test_every_test_that_is_named_exists(page: str) -> None:
     assert missing(text_of(page)) == []
 
 
-@pytest.mark.parametrize("page", [MODEL, "docs/attestation.md"])
+@pytest.mark.parametrize("page", [MODEL, "docs/explanation/attestation.md"])
 def test_every_file_that_is_named_exists(page: str) -> None:
     named = SOURCE.findall(text_of(page))
     assert named
@@ -135,7 +135,7 @@ def test_the_table_names_every_file_of_a_coordinators_state(
 ) -> None:
     monkeypatch.setattr(OpenJobs, "_watch", lambda *_: None)
     (tmp_path / "jobs").mkdir()
-    with starting(tmp_path / "jobs") as start:
+    with restarting_coordinator(tmp_path / "jobs") as start:
         coordinator = start()
         job = (
             'name = "a"\napp = "app"\nrounds = 1\nsites = ["site-a"]\npolicy = "policy.toml"\n'

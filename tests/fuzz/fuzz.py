@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
-"""Runs one target of ``fuzz_targets.py`` under Atheris, for a bounded time.
+"""Runs one target of ``targets.py`` under Atheris, for a bounded time.
 
-    python tests/fuzz/fuzz.py TARGET [--seconds 60] [--corpus DIR]
+    python -m tests.fuzz.fuzz TARGET [--seconds 60] [--corpus DIR]
 
 It stops with a status other than 0, and writes the input to the corpus folder, when a target
 raises an error that is not ours, takes longer than 10 s for one input, or when the process
@@ -17,8 +16,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 RSS_MIB = 1024
 HANG_S = 10
 
@@ -32,14 +29,14 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print the names of the targets")
     arguments = parser.parse_args()
     if arguments.list:
-        from fuzz_targets import TARGETS
+        from tests.fuzz.targets import TARGETS
 
         print("\n".join(TARGETS))
         return
     import atheris
 
     with atheris.instrument_imports(include=["attestation", "fedlearn"]):
-        from fuzz_targets import OURS, TARGETS
+        from tests.fuzz.targets import OURS, TARGETS
 
         if arguments.target not in TARGETS:
             parser.error(f"name a target: {', '.join(TARGETS)}")

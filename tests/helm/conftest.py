@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import json
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 import pytest
 import yaml
+
+from tests.harness.cluster import assets
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CHARTS: Final = ROOT / "helm"
@@ -53,11 +52,6 @@ LEAST: Final[dict[str, Object]] = {
     },
 }
 """The least that each chart has to be told."""
-
-
-def load_fake(name: str) -> ModuleType:
-    """Import ``tests/fakes/NAME.py`` when it is first asked for."""
-    return importlib.import_module(f"fakes.{name}")
 
 
 def merged(*layers: Mapping[str, Any]) -> Object:
@@ -142,16 +136,10 @@ class Helm:
         return Rendered(objects=found)
 
 
-@functools.cache
-def programs() -> Path:
-    """Return the folder with helm and a Kubernetes; fetch them where they are missing."""
-    return Path(load_fake("cluster").assets())
-
-
 @pytest.fixture(scope="session")
-def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
+def helm() -> Helm:
     """Real helm, as tools/get-kubernetes.sh fetches it."""
-    return Helm(program=programs() / "helm")
+    return Helm(program=assets() / "helm")
 
 
 @pytest.fixture
@@ -182,9 +170,3 @@ def refusal(helm: Helm, tmp_path: Path) -> Callable[[str, Mapping[str, Any]], st
         return done.stderr
 
     return refusal
-
-
-@pytest.fixture(scope="session")
-def fake() -> Callable[[str], ModuleType]:
-    """Import a module of ``tests/fakes`` by its name."""
-    return load_fake

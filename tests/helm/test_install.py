@@ -18,6 +18,7 @@ import pytest
 
 from edge.labels import client_labels
 from edge.permissions import NEVER, OPTIONAL, REQUIRED
+from tests.harness.cluster import Cluster
 
 pytestmark = pytest.mark.e2e
 
@@ -133,8 +134,8 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(helm: Any, fake: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with fake("cluster").Cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+def site(helm: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with Cluster(tmp_path_factory.mktemp("cluster")) as cluster:
         found = Site(cluster, helm, tmp_path_factory.mktemp("helm"))
         for chart in (SERVER, EDGE):
             found.install(chart)

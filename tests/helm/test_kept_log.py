@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from tests.harness.cluster import Cluster
+
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,8 +107,8 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(fake: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with fake("cluster").Cluster(tmp_path_factory.mktemp("logs")) as cluster:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with Cluster(tmp_path_factory.mktemp("logs")) as cluster:
         kubelet = Kubelet(cluster)
         cluster.request("/api/v1/nodes", "POST", {"metadata": {"name": NODE}})
         status = {

@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from tests.harness.cluster import reserve_port
+
 ROOT = Path(__file__).resolve().parents[2]
 SERVER = ROOT / "helm/fedlearn-server/files"
 EDGE = ROOT / "helm/fedlearn-edge/files"
@@ -45,9 +47,9 @@ listen = "127.0.0.1:{port}"
 
 
 @pytest.fixture
-def place(tmp_path: Path, fake: Callable[[str], Any]) -> Path:
+def place(tmp_path: Path) -> Path:
     """Stand-ins for the volumes of the coordinator's pod."""
-    port = fake("cluster").reserve_port()
+    port = reserve_port()
     (tmp_path / "port").write_text(str(port))
     for name in ("disk", "memory", "etc"):
         (tmp_path / name).mkdir()
@@ -268,8 +270,8 @@ def test_helm_test_finds_a_listener_that_asks_for_no_certificate(tmp_path: Path)
     assert "answers a client that has no certificate" in done.stderr
 
 
-def test_helm_test_says_who_is_not_there(fake: Callable[[str], Any]) -> None:
-    address = f"127.0.0.1:{fake('cluster').reserve_port()}"
+def test_helm_test_says_who_is_not_there() -> None:
+    address = f"127.0.0.1:{reserve_port()}"
     done = _check(dict.fromkeys(("gate", "control", "fleet"), address))
     assert done.returncode == 1
     assert done.stderr.startswith(f"gate: nobody speaks TLS at {address}")

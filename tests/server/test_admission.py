@@ -18,6 +18,7 @@ from fedlearn.spiffe import ClientId
 from server.admission import AdmissionEvent, Change
 from server.challenges import Limits
 from server.pki import PeerCertificate
+from tests.harness.deployment import Deployment
 
 
 @pytest.fixture
@@ -409,7 +410,7 @@ def test_a_closed_job_ends_its_admissions(deployment: Any, client: Any) -> None:
     assert deployment.nodes.alive == {}
 
 
-def test_floods_of_challenges_are_bounded(tmp_path: Any, fakes: Any) -> None:
+def test_floods_of_challenges_are_bounded(tmp_path: Any) -> None:
     limits = Limits(
         outstanding=20,
         outstanding_per_peer=8,
@@ -418,7 +419,7 @@ def test_floods_of_challenges_are_bounded(tmp_path: Any, fakes: Any) -> None:
         rate_per_peer=1,
         burst_per_peer=12,
     )
-    deployment = fakes("deployment").Deployment(tmp_path, limits=limits)
+    deployment = Deployment(tmp_path, limits=limits)
     given, refused = 0, 0
     for _ in range(100):
         try:
@@ -439,9 +440,9 @@ def test_floods_of_challenges_are_bounded(tmp_path: Any, fakes: Any) -> None:
     assert len(deployment.gate._book) == 1
 
 
-def test_floods_of_admissions_are_bounded_before_any_work(tmp_path: Any, fakes: Any) -> None:
+def test_floods_of_admissions_are_bounded_before_any_work(tmp_path: Any) -> None:
     limits = Limits(rate_per_peer=1, burst_per_peer=5)
-    deployment = fakes("deployment").Deployment(tmp_path, limits=limits)
+    deployment = Deployment(tmp_path, limits=limits)
     request = deployment.request(deployment.client(), nonce=b"n" * 32)
     outcomes = []
     for _ in range(50):

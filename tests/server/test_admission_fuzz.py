@@ -16,6 +16,7 @@ from fedlearn.errors import AdmissionDenied, ConfigError, FedlearnError, Transpo
 from fedlearn.join import JoinToken
 from server.challenges import Limits
 from server.pki import PeerCertificate, csr_key
+from tests.harness.deployment import Deployment
 
 RELAXED = settings(
     max_examples=60,
@@ -25,7 +26,7 @@ RELAXED = settings(
 
 
 @pytest.fixture
-def open_handed(tmp_path: Any, fakes: Any) -> Any:
+def open_handed(tmp_path: Any) -> Any:
     """A deployment whose rates do not end the fuzzing."""
     many = 10**6
     limits = Limits(
@@ -36,7 +37,7 @@ def open_handed(tmp_path: Any, fakes: Any) -> Any:
         rate_per_peer=many,
         burst_per_peer=many,
     )
-    return fakes("deployment").Deployment(tmp_path, limits=limits)
+    return Deployment(tmp_path, limits=limits)
 
 
 Mutation = tuple[str, int, int, bytes]

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes.state import founded
 
 from fedlearn import config
 from fedlearn.cli import main
@@ -31,6 +30,7 @@ from server.pki import CertificateAuthority
 from server.protectors import InsecurePlainKeyFile
 from server.statebinding import compare_bound, open_bound
 from server.store import ModelStore
+from tests.harness.bound_state import bound_state
 
 WEIGHTS = {"w": np.arange(6, dtype=np.float32)}
 
@@ -285,7 +285,7 @@ def test_a_counter_vouches_for_the_ledger_too(tmp_path: Path) -> None:
         [InsecurePlainKeyFile(tmp_path / "state" / "keys")],
         allow_insecure_key_file=True,
     )
-    with founded(tmp_path / "state", keys):
+    with bound_state(tmp_path / "state", keys):
         pass
     ca = CertificateAuthority.create("test.example", datetime.now(UTC))
     keys.keep("ca-key", ca.private_bytes())

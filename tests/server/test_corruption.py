@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes.coordinators import starting, tiny_bundle
 
 from attestation.errors import AttestationError
 from fedlearn.errors import FedlearnError, StoreError
@@ -28,6 +27,7 @@ from server.home import Home
 from server.jobs import StoredEvent
 from server.openjobs import OpenJobs
 from server.operators import OperatorRegister
+from tests.harness.restarting_coordinator import restarting_coordinator, tiny_bundle
 
 STRIDE = 211
 JOB = 'name = "{}"\napp = "app"\nrounds = 1\nsites = ["site-a"]\npolicy = "policy.toml"\n'
@@ -47,7 +47,7 @@ class Named(str):
 def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[Path, bytes]]]:
     """A state with jobs, models, sites, operators and an exclusion, and every file of it."""
     folder = tmp_path_factory.mktemp("corrupt")
-    with pytest.MonkeyPatch.context() as patch, starting(folder) as start:
+    with pytest.MonkeyPatch.context() as patch, restarting_coordinator(folder) as start:
         patch.setattr(OpenJobs, "_watch", lambda *_: None)
         coordinator = start()
         bundle = tiny_bundle(folder / "app")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.coordinators import starting, tiny_bundle
 
 from fedlearn.errors import DiskError, LedgerDiskError, LedgerError, StoreError
 from fedlearn.events import Log
@@ -19,6 +18,7 @@ from server.disk import disk_failed, ledger_error, store_error, transaction
 from server.health import Health
 from server.openjobs import OpenJobs
 from server.register import Change
+from tests.harness.restarting_coordinator import restarting_coordinator, tiny_bundle
 
 
 def sqlite_error(code: int) -> sqlite3.OperationalError:
@@ -100,7 +100,7 @@ def test_the_book_of_jobs_says_that_its_disk_failed_and_works_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(OpenJobs, "_watch", lambda *_: None)
-    with starting(tmp_path) as start:
+    with restarting_coordinator(tmp_path) as start:
         coordinator = start()
         coordinator.submit_job(
             "alice",

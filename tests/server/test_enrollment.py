@@ -19,26 +19,27 @@ from fedlearn.errors import (
 from fedlearn.join import JoinToken, checked_address
 from server.enrollment import SiteRegister, SiteStatus
 from server.pki import PeerCertificate, spki
+from tests.harness.deployment import new_csr, new_key
 
 
-def csr_of(fakes: Any, key: Any) -> bytes:
-    made: bytes = fakes("deployment").new_csr(key)
+def csr_of(key: Any) -> bytes:
+    made: bytes = new_csr(key)
     return made
 
 
 @pytest.fixture
-def key(fakes: Any) -> Any:
-    return fakes("deployment").new_key()
+def key() -> Any:
+    return new_key()
 
 
 @pytest.fixture
-def csr(fakes: Any, key: Any) -> bytes:
-    return csr_of(fakes, key)
+def csr(key: Any) -> bytes:
+    return csr_of(key)
 
 
 @pytest.fixture
-def other_csr(fakes: Any) -> bytes:
-    return csr_of(fakes, fakes("deployment").new_key())
+def other_csr() -> bytes:
+    return csr_of(new_key())
 
 
 def test_a_site_enrolls_waits_and_is_approved(deployment: Any, csr: bytes, key: Any) -> None:
@@ -118,21 +119,21 @@ def test_an_enrolled_site_gets_no_second_token(deployment: Any) -> None:
         deployment.sites.create_token("site-a")
 
 
-def test_one_key_is_one_site(deployment: Any, fakes: Any) -> None:
-    csr = csr_of(fakes, deployment.site_keys["site-a"])
+def test_one_key_is_one_site(deployment: Any) -> None:
+    csr = csr_of(deployment.site_keys["site-a"])
     token = deployment.sites.create_token("site-c").encode()
     with pytest.raises(EnrollmentRefused, match="belongs to site site-a"):
         deployment.sites.enroll(token, csr)
 
 
 def test_a_removed_site_is_cut_off_told_and_may_be_invited_anew(
-    deployment: Any, fakes: Any, csr: bytes
+    deployment: Any, csr: bytes
 ) -> None:
     sites = deployment.sites
     told: list[Any] = []
     sites.subscribe(told.append)
     issued = deployment.ca.issue_site(
-        csr_of(fakes, deployment.site_keys["site-a"]), site="site-a", now=deployment.clock()
+        csr_of(deployment.site_keys["site-a"]), site="site-a", now=deployment.clock()
     )
     peer = PeerCertificate.parse(issued.der)
     assert sites.authenticate(peer).name == "site-a"

@@ -21,6 +21,7 @@ from fedlearn.wire.operator import OperatorClient
 from server.config import ServerConfig
 from server.main import main as server
 from server.service import serve
+from tests.harness.cluster import reserve_port
 
 CONFIG = """\
 state = "state"
@@ -39,9 +40,9 @@ key = "sample.key"
 
 
 @pytest.fixture
-def place(tmp_path: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "server.toml").write_text(CONFIG.format(port=fakes("cluster").reserve_port()))
+    (tmp_path / "server.toml").write_text(CONFIG.format(port=reserve_port()))
     (tmp_path / "passphrase").write_text("correct horse battery staple\n")
     key = ec.generate_private_key(ec.SECP256R1())
     (tmp_path / "sample.key").write_bytes(

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes.exchange import COORDINATOR, FakeNode, ask, body, message, model, plan
 from flwr.app import RecordDict
 
 from fedlearn import update
@@ -28,6 +27,7 @@ from server.flower.calls import Coordinator
 from server.flower.link import JobLink
 from server.flower.nodes import Delivered, NodeGone
 from server.flower.plan import Reply
+from tests.fakes.exchange import COORDINATOR, FakeNode, ask, body, message, model, plan
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from fakes.exchange import ask, message, plan
 from flwr.app import RecordDict
 
 from edge.flower.fleet import Fleet, Identity
@@ -27,6 +26,8 @@ from fedlearn.spiffe import COORDINATOR_DNS
 from fedlearn.tls import client_context, server_context
 from server.flower.link import JobLink
 from server.front import Front
+from tests.fakes.exchange import ask, message, plan
+from tests.harness.flower_federation import FlowerFederation
 
 
 class EchoLink:
@@ -60,8 +61,8 @@ class Hosted:
 
 
 @pytest.fixture
-def federation(fakes: Any, tmp_path: Path) -> Iterator[Any]:
-    made = fakes("federation").Federation(tmp_path)
+def federation(tmp_path: Path) -> Iterator[Any]:
+    made = FlowerFederation(tmp_path)
     made.hosts = {"alpha": Hosted(), "beta": Hosted()}
     yield made
     made.hosts = {}
@@ -161,8 +162,8 @@ def test_tls_1_2_is_no_connection(federation, caller):
         context.wrap_socket(raw, server_hostname=COORDINATOR_DNS)
 
 
-def test_a_certificate_of_another_authority_is_no_connection(fakes, federation, tmp_path):
-    other = fakes("federation").Federation(tmp_path / "other")
+def test_a_certificate_of_another_authority_is_no_connection(federation, tmp_path):
+    other = FlowerFederation(tmp_path / "other")
     try:
         stranger = other.admit("alpha", "site-a", node_id=5)
         stranger["root"] = federation.ca.certificate_pem.decode()

@@ -23,6 +23,7 @@ from fedlearn.spiffe import COORDINATOR_DNS
 from fedlearn.tls import client_context
 from server.connections import Caps
 from server.front import _Memory, _Refused
+from tests.harness.flower_federation import FlowerFederation
 
 MIB = 1024 * 1024
 
@@ -61,12 +62,12 @@ class Hosted:
 
 
 @pytest.fixture
-def start(fakes: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def start(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Start a front with limits of its own."""
     made: list[Any] = []
 
     def started(**front: Any) -> Any:
-        federation = fakes("federation").Federation(tmp_path, **front)
+        federation = FlowerFederation(tmp_path, **front)
         federation.hosts = {"alpha": Hosted()}
         made.append(federation)
         return federation

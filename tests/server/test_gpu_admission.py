@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import vector_nvidia as made
 from cryptography.x509 import ocsp
-from fakes.snp_guest import ACCEPT, LAUNCH, Guest
 
 from attestation.evidence import Evidence
 from fedlearn.errors import AdmissionDenied
+from tests.fakes.snp_guest import ACCEPT, LAUNCH, Guest
+from tests.vectors import nvidia as made
 
 NOW = datetime.now(UTC)
 GPUS, SWITCHES = made.machine()

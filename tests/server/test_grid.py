@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import exchange as fakes
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedlearn.errors import QuorumNotReached
@@ -16,6 +15,7 @@ from server.flower.calls import Node
 from server.flower.grid import JobGrid, Rules
 from server.flower.plan import Reply
 from server.flower.task import enter_run
+from tests.fakes.exchange import message as make_message
 
 MODEL = {"w": np.zeros(8, np.float32), "n": np.zeros((), np.int64)}
 SITES = ("a", "b", "c")
@@ -68,7 +68,7 @@ class FakeCoordinator:
         packed = content if isinstance(content, bytes) else Packer().content(content)
         if isinstance(packed, bytes):
             packed = RecordDict({"m": MetricRecord({"num-examples": 5})})
-        message = fakes.message(packed, to=1, by=node, reply_to=question)
+        message = make_message(packed, to=1, by=node, reply_to=question)
         flat = flatten([message])
         objects = dict(flat.objects)
         if isinstance(content, bytes):
@@ -150,8 +150,9 @@ def test_an_odd_reply_is_refused_and_the_others_count(name):
     assert replies[1].error.reason == refused["reason"]
 
 
-def test_under_privacy_a_refusal_says_nothing_and_digests_are_keyed():
+def test_under_privacy_a_refusal_says_nothing_and_inputs_are_keyed():
     odd = content(float("nan"))
+    inputs: set[bytes] = set()
     for blind in (b"k" * 32, b"other" * 7):
         contents = {"a": content(1.0), "b": odd, "c": content(3.0)}
         coordinator, grid, replies = run(contents, blind=blind)
@@ -160,12 +161,15 @@ def test_under_privacy_a_refusal_says_nothing_and_digests_are_keyed():
         assert "NaN" not in refused["reason"]
         assert "w" not in refused["reason"].split()
         received = [fields for kind, fields in coordinator.said if kind == "update.received"]
-        assert {len(each["digest"]) for each in received} == {64}
-        assert "cd" * 32 not in {each["digest"] for each in received}
+        # What an update is, the coordinator says itself.
+        assert all(each.keys().isdisjoint({"digest", "key", "bytes"}) for each in received)
+        assert len({each["question"] for each in received}) == 2
         # The loss that a client should not have sent is not passed on either.
         assert [dict(each["metrics"]) for each in received] == [{}, {}]
         assert all("loss" not in dict(m.content["m"]) for m in replies if m.has_content())
-        assert len(grid.inputs()) == 32
+        inputs.add(grid.inputs())
+    assert {len(each) for each in inputs} == {32}
+    assert len(inputs) == 2
 
 
 def test_a_round_counts_the_sites_that_it_meant_to_ask():

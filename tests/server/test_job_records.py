@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.coordinators import Starting, starting, tiny_bundle
 
 from fedlearn.errors import JobError, StoreError
 from fedlearn.events import KINDS, JobFailed, Log
@@ -28,12 +27,17 @@ from server.jobs import JOBS_FILE, JobRecord, JobStatus
 from server.main import main
 from server.openjobs import OpenJobs
 from server.rows import RowKey
+from tests.harness.restarting_coordinator import (
+    RestartingCoordinator,
+    restarting_coordinator,
+    tiny_bundle,
+)
 
 JOB = 'name = "{}"\napp = "app"\nrounds = 1\nsites = ["site-a"]\npolicy = "policy.toml"\n'
 OWNER = owner_key_text(bytes(range(32)))
 THIEF = owner_key_text(bytes(range(1, 33)))
 
-Start = Starting
+Start = RestartingCoordinator
 
 
 def text(version: int = 1) -> str:
@@ -47,7 +51,7 @@ def text(version: int = 1) -> str:
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """What starts the coordinator; its jobs are open and have no process."""
     monkeypatch.setattr(OpenJobs, "_watch", lambda *_: None)
-    with starting(tmp_path) as begin:
+    with restarting_coordinator(tmp_path) as begin:
         yield begin
 
 

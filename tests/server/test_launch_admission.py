@@ -11,9 +11,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-import vector_keys as keys
-from fakes.snp_guest import ACCEPT, BOOTED, LAUNCH, SOFTWARE, Guest
-from vector_cases import Subject, binding, subjects
 
 from attestation.errors import PolicyError
 from attestation.launch import require_launch_identity
@@ -21,6 +18,9 @@ from attestation.policy import AppraisalPolicy
 from attestation.result import Tier
 from attestation.verifiers import verify
 from fedlearn.errors import AdmissionDenied
+from tests.fakes.snp_guest import ACCEPT, BOOTED, LAUNCH, SOFTWARE, Guest
+from tests.vectors import keys
+from tests.vectors.cases import Subject, binding, subjects
 
 SAYS_SOFTWARE = f'[[reference]]\nclaim = "software"\nvalue = "{SOFTWARE.hex()}"\n'
 UNPINNED = {

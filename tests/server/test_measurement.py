@@ -19,6 +19,7 @@ from server.home import Home, establish, protector_names
 from server.main import main
 from server.measurement import config_digest
 from server.proof import CoordinatorProof
+from tests.harness.deployment import COORDINATOR_APP, LAUNCH, WORKLOAD
 
 CONFIG = """\
 state = "state"
@@ -123,35 +124,33 @@ def test_the_command_prints_what_a_policy_pins(
 
 
 @pytest.fixture
-def refusing(fakes: Any, front: Any) -> Any:
+def refusing(listeners: Any) -> Any:
     """Return what a client says of a coordinator that measured one digest under a policy."""
     from attestation.attesters.sample import SampleAttester
     from edge.admission import ClientKeys, Membership
     from edge.rpc import GateClient
 
-    parts = fakes("deployment")
-
     def judge(measured: dict[str, bytes], pinned: bytes) -> None:
-        policy = front.deployment.make_policy(
+        policy = listeners.deployment.make_policy(
             coordinator_extra=f'[[coordinator.reference]]\nclaim = "config"\n'
             f'value = "{pinned.hex()}"\n'
         )
-        claims = {"app": parts.COORDINATOR_APP, "launch": parts.LAUNCH, **measured}
-        proof: CoordinatorProof = front.deployment.make_proof()
-        proof._attester = SampleAttester(front.deployment.tee_key, b"chip", claims)
-        front.listeners._gate_service._proof = proof
+        claims = {"app": COORDINATOR_APP, "launch": LAUNCH, **measured}
+        proof: CoordinatorProof = listeners.deployment.make_proof()
+        proof._attester = SampleAttester(listeners.deployment.tee_key, b"chip", claims)
+        listeners.running._gate_service._proof = proof
         membership = Membership(
             job="alpha",
             site="site-a",
             client="c",
-            workload=parts.WORKLOAD,
+            workload=WORKLOAD,
             keys=ClientKeys.fresh(),
             policy=policy,
-            trust=front.deployment.trust,
+            trust=listeners.deployment.trust,
         )
-        pin = front.deployment.ca.key_digest
-        with GateClient.connect(front.gate, ca_pin=pin) as gate:
-            verify_coordinator(gate, membership, now=front.deployment.clock)
+        pin = listeners.deployment.ca.key_digest
+        with GateClient.connect(listeners.gate, ca_pin=pin) as gate:
+            verify_coordinator(gate, membership, now=listeners.deployment.clock)
 
     return judge
 

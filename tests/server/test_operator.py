@@ -21,18 +21,18 @@ from fedlearn.join import JoinToken
 from fedlearn.login import OperatorLogin
 from fedlearn.wire.failure import Unreachable
 from fedlearn.wire.operator import OperatorClient
+from tests.harness.deployment import key_pem
 
 
 @pytest.fixture
-def login(front: Any, fakes: Any, tmp_path: Path) -> Path:
-    """An operator's login for ``front``."""
-    parts = fakes("deployment")
-    chain, key = front.deployment.operator()
+def login(listeners: Any, tmp_path: Path) -> Path:
+    """An operator's login for ``listeners``."""
+    chain, key = listeners.deployment.operator()
     OperatorLogin(
-        address=front.control,
-        ca=front.deployment.ca.certificate_pem,
+        address=listeners.control,
+        ca=listeners.deployment.ca.certificate_pem,
         chain=chain,
-        key=parts.key_pem(key),
+        key=key_pem(key),
     ).save(tmp_path / "operator")
     return tmp_path / "operator"
 
@@ -46,10 +46,10 @@ def operator(login: Path) -> Any:
         yield client
 
 
-def test_jobs_are_submitted_seen_followed_and_stopped(front: Any, operator: Any) -> None:
+def test_jobs_are_submitted_seen_followed_and_stopped(listeners: Any, operator: Any) -> None:
     state = operator.submit_job(job_toml="name", bundle=b"app", policy_toml="policy")
     assert (state.name, state.status, state.sites) == ("alpha", "pending", ("site-a",))
-    assert front.coordinator.calls == [("submit", ("alice", "name", 3, "policy"))]
+    assert listeners.coordinator.calls == [("submit", ("alice", "name", 3, "policy"))]
     assert [job.name for job in operator.list_jobs()] == ["alpha"]
     assert operator.get_job("alpha").round == 1
     events = list(operator.follow_job("alpha", after=1, past_only=True))
@@ -57,7 +57,7 @@ def test_jobs_are_submitted_seen_followed_and_stopped(front: Any, operator: Any)
     assert operator.cancel_job("alpha").status == "cancelled"
     assert operator.resume_job("alpha").status == "running"
     operator.replace_policy("alpha", "version = 1")
-    assert front.coordinator.calls[-1] == ("policy", ("alice", "alpha", "version = 1"))
+    assert listeners.coordinator.calls[-1] == ("policy", ("alice", "alpha", "version = 1"))
 
 
 def test_errors_come_back_as_they_were_raised(operator: Any) -> None:
@@ -75,16 +75,16 @@ def test_errors_come_back_as_they_were_raised(operator: Any) -> None:
         operator.revoke_client("alpha", "site-a", "why", once=True)
 
 
-def test_a_client_is_revoked_once_and_comes_back(front: Any, operator: Any) -> None:
-    front.deployment.admit(front.deployment.client())
+def test_a_client_is_revoked_once_and_comes_back(listeners: Any, operator: Any) -> None:
+    listeners.deployment.admit(listeners.deployment.client())
     operator.revoke_client("alpha", "site-a", "lost trust", once=True)
-    assert front.deployment.last("revocation")["reason"] == "lost trust (operator alice)"
-    assert front.deployment.nodes.alive == {}
-    assert front.deployment.admit(front.deployment.client())
+    assert listeners.deployment.last("revocation")["reason"] == "lost trust (operator alice)"
+    assert listeners.deployment.nodes.alive == {}
+    assert listeners.deployment.admit(listeners.deployment.client())
 
 
-def test_a_site_is_kept_out_until_it_is_readmitted(front: Any, operator: Any) -> None:
-    deployment = front.deployment
+def test_a_site_is_kept_out_until_it_is_readmitted(listeners: Any, operator: Any) -> None:
+    deployment = listeners.deployment
     deployment.admit(deployment.client())
     operator.revoke_client("alpha", "site-a", "seen elsewhere")
     assert deployment.last("revocation")["reason"] == "seen elsewhere (operator alice)"
@@ -100,7 +100,7 @@ def test_a_site_is_kept_out_until_it_is_readmitted(front: Any, operator: Any) ->
     assert deployment.admit(deployment.client())
 
 
-def test_a_revocation_that_cannot_be_is_refused(front: Any, operator: Any) -> None:
+def test_a_revocation_that_cannot_be_is_refused(listeners: Any, operator: Any) -> None:
     with pytest.raises(JobError, match="no job nope"):
         operator.revoke_client("nope", "site-a", "why")
     with pytest.raises(ConfigError, match="site-z does not take part in job alpha"):
@@ -115,11 +115,11 @@ def test_a_revocation_that_cannot_be_is_refused(front: Any, operator: Any) -> No
         operator.revoke_client("alpha", "site-a", "x" * 501)
     with pytest.raises(ConfigError, match="site site-a is not excluded"):
         operator.readmit_client("alpha", "site-a")
-    assert "exclusion" not in front.deployment.kinds()
+    assert "exclusion" not in listeners.deployment.kinds()
 
 
-def test_a_coordinator_that_is_away_is_told_as_such(front: Any, operator: Any) -> None:
-    front.stop()
+def test_a_coordinator_that_is_away_is_told_as_such(listeners: Any, operator: Any) -> None:
+    listeners.stop()
     with pytest.raises(Unreachable, match="cannot be reached"):
         operator.get_job("alpha")
 
@@ -138,7 +138,7 @@ def run(capsys: Any, *arguments: str) -> tuple[int, str, str]:
 
 
 def test_a_site_is_invited_enrolled_approved_drained_and_removed(
-    front: Any, login: Path, tmp_path: Path, capsys: Any
+    listeners: Any, login: Path, tmp_path: Path, capsys: Any
 ) -> None:
     as_operator = ("--operator", str(login))
     status, out, err = run(capsys, "site", "token", "site-c", *as_operator)
@@ -147,7 +147,9 @@ def test_a_site_is_invited_enrolled_approved_drained_and_removed(
     assert "fedlearn site approve site-c" in err
     made = JoinToken.parse(out)
     # The listener of the test has a port of its own; the secret is the one that was printed.
-    token = JoinToken(address=front.gate, site=made.site, ca_pin=made.ca_pin, secret=made.secret)
+    token = JoinToken(
+        address=listeners.gate, site=made.site, ca_pin=made.ca_pin, secret=made.secret
+    )
     (tmp_path / "token.txt").write_text(token.encode() + "\n")
     enroll = ("site", "enroll", "--token-file", str(tmp_path / "token.txt"))
     state = ("--state", str(tmp_path / "site-c"))
@@ -163,7 +165,7 @@ def test_a_site_is_invited_enrolled_approved_drained_and_removed(
     assert json.loads(out)["status"] == "active"
     assert not SiteIdentity.load(tmp_path / "site-c").pending
     report = {"tees": ["tdx"], "devices": {"tdx.intel.com/tdx-guest": 2, "a/b": 1}, "ccnp": False}
-    front.deployment.sites.report_capabilities("site-c", json.dumps(report))
+    listeners.deployment.sites.report_capabilities("site-c", json.dumps(report))
     _, out, _ = run(capsys, "site", "show", "site-c", *as_operator)
     assert re.search(r"tees +tdx\n", out)
     assert re.search(r"devices +a/b 1, tdx.intel.com/tdx-guest 2\n", out)
@@ -178,7 +180,7 @@ def test_a_site_is_invited_enrolled_approved_drained_and_removed(
 
 
 def test_a_client_is_kept_out_and_readmitted_by_commands(
-    front: Any, login: Path, capsys: Any
+    listeners: Any, login: Path, capsys: Any
 ) -> None:
     as_operator = ("--operator", str(login))
     about = ("alpha", "--site", "site-a", "--client", "c1")
@@ -189,7 +191,7 @@ def test_a_client_is_kept_out_and_readmitted_by_commands(
     assert "client c1 of site-a is out of alpha until" in out
     assert "fedlearn job readmit alpha --site site-a --client c1" in out
     with pytest.raises(AdmissionDenied, match="client c1 of site site-a is excluded"):
-        front.deployment.admit(front.deployment.client())
+        listeners.deployment.admit(listeners.deployment.client())
     _, out, _ = run(capsys, "job", "status", "alpha", *as_operator)
     assert re.search(r"out +client c1 of site-a until \S+: odd \(operator alice\)", out)
     _, out, _ = run(capsys, "job", "status", "alpha", "--json", *as_operator)
@@ -200,7 +202,7 @@ def test_a_client_is_kept_out_and_readmitted_by_commands(
         capsys, "job", "readmit", "alpha", "--site", "site-a", *as_operator
     )
     assert run(capsys, "job", "readmit", *about, *as_operator)[0] == 0
-    assert front.deployment.admit(front.deployment.client())
+    assert listeners.deployment.admit(listeners.deployment.client())
     _, out, _ = run(
         capsys, "job", "revoke", "alpha", "--site", "site-a", "--once", "--json", *as_operator
     )
@@ -208,7 +210,7 @@ def test_a_client_is_kept_out_and_readmitted_by_commands(
 
 
 def test_a_revocation_by_command_that_is_wrong_is_named(
-    front: Any, login: Path, capsys: Any
+    listeners: Any, login: Path, capsys: Any
 ) -> None:
     as_operator = ("--operator", str(login))
     revoke = ("job", "revoke", "alpha", "--site", "site-a", *as_operator)
@@ -219,11 +221,11 @@ def test_a_revocation_by_command_that_is_wrong_is_named(
     assert "exclude each other" in refused(capsys, *revoke, "--until", "1h", "--once")
     assert "not a name" in refused(capsys, *revoke, "--client", "../x")
     assert "no live client" in refused(capsys, *revoke, "--once")
-    assert "exclusion" not in front.deployment.kinds()
+    assert "exclusion" not in listeners.deployment.kinds()
 
 
 def test_an_operator_asks_is_added_logs_in_renews_and_is_revoked(
-    front: Any, login: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    listeners: Any, login: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     as_alice, as_bob = ("--operator", str(login)), ("--operator", str(tmp_path / "bob"))
@@ -234,11 +236,11 @@ def test_an_operator_asks_is_added_logs_in_renews_and_is_revoked(
     assert (tmp_path / "bob/operator.key").stat().st_mode & 0o777 == 0o600
     assert "waits for its certificate" in refused(capsys, "site", "list", *as_bob)
     _, out, _ = run(capsys, "operator", "add", "bob", str(csr), *as_alice)
-    pin = front.deployment.ca.key_digest.hex()
+    pin = listeners.deployment.ca.key_digest.hex()
     assert f"fedlearn operator login bob.toml --ca-pin {pin}" in out
     assert "PRIVATE" not in (tmp_path / "bob.toml").read_text()
     _, out, _ = run(capsys, "operator", "login", "bob.toml", "--ca-pin", pin, *as_bob)
-    assert f"logged in to {front.control}" in out
+    assert f"logged in to {listeners.control}" in out
     assert "alpha" in run(capsys, "job", "status", *as_bob)[1]
     former = (tmp_path / "bob/operator.key").read_bytes()
     _, out, _ = run(capsys, "operator", "renew", *as_bob)
@@ -257,7 +259,7 @@ def test_an_operator_asks_is_added_logs_in_renews_and_is_revoked(
 
 
 def test_an_operator_command_that_is_wrong_is_named(
-    front: Any, login: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    listeners: Any, login: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     as_alice = ("--operator", str(login))
@@ -279,7 +281,7 @@ def test_an_operator_command_that_is_wrong_is_named(
 
 
 def test_a_policy_is_replaced_with_the_signature_that_lies_beside_it(
-    front: Any, login: Path, tmp_path: Path, capsys: Any
+    listeners: Any, login: Path, tmp_path: Path, capsys: Any
 ) -> None:
     as_operator = ("--operator", str(login))
     key = ed25519.Ed25519PrivateKey.generate()
@@ -292,12 +294,12 @@ def test_a_policy_is_replaced_with_the_signature_that_lies_beside_it(
     (tmp_path / "policy.toml.sig").write_bytes(signature)
     _, out, _ = run(capsys, "job", "policy", "alpha", str(file), "--json", *as_operator)
     assert json.loads(out)["signed"] is True
-    assert front.coordinator.signatures == [b"", signature]
-    assert front.coordinator.calls[-1] == ("policy", ("alice", "alpha", text))
+    assert listeners.coordinator.signatures == [b"", signature]
+    assert listeners.coordinator.calls[-1] == ("policy", ("alice", "alpha", text))
 
 
 def test_a_job_is_submitted_with_the_signature_of_its_policy(
-    front: Any, login: Path, tmp_path: Path, capsys: Any
+    listeners: Any, login: Path, tmp_path: Path, capsys: Any
 ) -> None:
     as_operator = ("--operator", str(login))
     job = tmp_path / "my-job"
@@ -316,15 +318,15 @@ def test_a_job_is_submitted_with_the_signature_of_its_policy(
     signer = operator_key_digest(key.public_key()).hex()
     assert signer in run(capsys, "job", "validate", str(job / "job.toml"))[1]
     assert run(capsys, "job", "submit", str(job / "job.toml"), *as_operator)[0] == 0
-    assert front.coordinator.signatures == [signature.read_bytes()]
+    assert listeners.coordinator.signatures == [signature.read_bytes()]
     policy.write_text(policy.read_text().replace("version = 1", "version = 2", 1))
     changed = refused(capsys, "job", "submit", str(job / "job.toml"), *as_operator)
     assert "another policy" in changed
-    assert len(front.coordinator.signatures) == 1
+    assert len(listeners.coordinator.signatures) == 1
 
 
 def test_a_policy_that_cannot_be_one_is_not_sent(
-    front: Any, login: Path, tmp_path: Path, capsys: Any
+    listeners: Any, login: Path, tmp_path: Path, capsys: Any
 ) -> None:
     as_operator = ("--operator", str(login))
     missing = refused(capsys, "job", "policy", "alpha", str(tmp_path / "none"), *as_operator)
@@ -338,7 +340,7 @@ def test_a_policy_that_cannot_be_one_is_not_sent(
     assert "policy.toml.sig" in refused(
         capsys, "job", "policy", "alpha", str(tmp_path / "policy.toml"), *as_operator
     )
-    assert front.coordinator.calls == []
+    assert listeners.coordinator.calls == []
 
 
 def refused(capsys: Any, *arguments: str) -> str:
@@ -350,7 +352,7 @@ def refused(capsys: Any, *arguments: str) -> str:
 
 
 def test_broken_input_is_one_message_and_leaves_nothing(
-    front: Any, login: Path, tmp_path: Path, capsys: Any
+    listeners: Any, login: Path, tmp_path: Path, capsys: Any
 ) -> None:
     as_operator = ("--operator", str(login))
     assert "no name of a site" in refused(capsys, "site", "show", "../x", *as_operator)
@@ -371,7 +373,7 @@ def test_broken_input_is_one_message_and_leaves_nothing(
     (tmp_path / "typo").write_text("fedlearn-join-AAAA")
     assert "mistyped" in refused(capsys, *enroll, str(tmp_path / "typo"), *state)
     forged = JoinToken.fresh(
-        address=front.gate, site="site-c", ca_pin=front.deployment.ca.key_digest
+        address=listeners.gate, site="site-c", ca_pin=listeners.deployment.ca.key_digest
     )
     (tmp_path / "forged").write_text(forged.encode())
     assert "not one of this coordinator" in refused(

@@ -18,27 +18,23 @@ from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire.operator import OperatorClient
 from server.operators import ESTABLISHED, OperatorRegister
 from server.peers import PeerCertificate
+from tests.harness.deployment import key_pem, new_key
 
 OPERATOR = pb.DESCRIPTOR.services_by_name["Operator"]
 DER = serialization.Encoding.DER
 
 
 @pytest.fixture
-def parts(fakes: Any) -> Any:
-    return fakes("deployment")
-
-
-@pytest.fixture
-def login(front: Any, parts: Any) -> Any:
+def login(listeners: Any) -> Any:
     """Make clients of operators; they are closed afterwards."""
     made: list[OperatorClient] = []
 
     def connect(chain: bytes, key: Any) -> OperatorClient:
         client = OperatorClient(
-            address=front.control,
-            ca=front.deployment.ca.certificate_pem,
+            address=listeners.control,
+            ca=listeners.deployment.ca.certificate_pem,
             chain=chain,
-            key=parts.key_pem(key),
+            key=key_pem(key),
         )
         made.append(client)
         return client
@@ -49,8 +45,8 @@ def login(front: Any, parts: Any) -> Any:
 
 
 @pytest.fixture
-def alice(front: Any, login: Any) -> Any:
-    return login(*front.deployment.operator("alice"))
+def alice(listeners: Any, login: Any) -> Any:
+    return login(*listeners.deployment.operator("alice"))
 
 
 def request(
@@ -74,8 +70,8 @@ def uri(path: str) -> tuple[x509.GeneralName]:
     return (x509.UniformResourceIdentifier(f"spiffe://test.example/{path}"),)
 
 
-def test_an_operator_lets_another_in(front: Any, login: Any, alice: Any, parts: Any) -> None:
-    key = parts.new_key()
+def test_an_operator_lets_another_in(listeners: Any, login: Any, alice: Any) -> None:
+    key = new_key()
     grant = alice.add_operator("bob", request(key, names=uri("operator/bob")))
     bob = login(grant.chain, key)
     assert [job.name for job in bob.list_jobs()] == ["alpha"]
@@ -83,7 +79,7 @@ def test_an_operator_lets_another_in(front: Any, login: Any, alice: Any, parts: 
     assert set(listed) == {"alice", "bob"}
     assert listed["bob"] == grant.operator
     assert (listed["bob"].by, listed["alice"].by) == ("alice", ESTABLISHED)
-    entry = front.deployment.last("operator")
+    entry = listeners.deployment.last("operator")
     assert (entry["change"], entry["operator"], entry["by"]) == ("added", "bob", "alice")
     assert entry["serial"] == grant.operator.serial
     leaf = PeerCertificate.parse(grant.chain)
@@ -132,13 +128,13 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", list(REFUSED))
-def test_a_request_for_anything_else_is_refused(front: Any, alice: Any, case: str) -> None:
+def test_a_request_for_anything_else_is_refused(listeners: Any, alice: Any, case: str) -> None:
     csr, why = REFUSED[case]
-    entries = len(front.deployment.entries)
+    entries = len(listeners.deployment.entries)
     with pytest.raises(FedlearnError, match=why):
         alice.add_operator("bob", csr)
     assert [one.name for one in alice.list_operators()] == ["alice"]
-    assert len(front.deployment.entries) == entries
+    assert len(listeners.deployment.entries) == entries
 
 
 def test_a_request_with_an_altered_signature_is_refused(alice: Any) -> None:
@@ -160,8 +156,8 @@ def test_a_request_with_an_altered_signature_is_refused(alice: Any) -> None:
     assert len(alice.list_operators()) == 1
 
 
-def test_a_key_is_used_once(login: Any, alice: Any, parts: Any) -> None:
-    key = parts.new_key()
+def test_a_key_is_used_once(login: Any, alice: Any) -> None:
+    key = new_key()
     alice.add_operator("bob", request(key))
     for name in ("bob", "carol", "alice"):
         with pytest.raises(ConfigError, match="was used for operator bob before"):
@@ -170,20 +166,20 @@ def test_a_key_is_used_once(login: Any, alice: Any, parts: Any) -> None:
     with pytest.raises(ConfigError, match="was used for operator bob before"):
         alice.add_operator("bob", request(key))
     # The name may come back, with a new key.
-    fresh = parts.new_key()
+    fresh = new_key()
     grant = alice.add_operator("bob", request(fresh))
     assert login(grant.chain, fresh).list_sites()
 
 
-def test_a_name_that_is_taken_goes_to_nobody_else(login: Any, alice: Any, parts: Any) -> None:
-    key = parts.new_key()
+def test_a_name_that_is_taken_goes_to_nobody_else(login: Any, alice: Any) -> None:
+    key = new_key()
     bob = login(alice.add_operator("bob", request(key)).chain, key)
     with pytest.raises(ConfigError, match="there is an operator bob already"):
-        alice.add_operator("bob", request(parts.new_key()))
+        alice.add_operator("bob", request(new_key()))
     with pytest.raises(ConfigError, match="there is an operator alice already"):
-        bob.add_operator("alice", request(parts.new_key(), "alice"))
+        bob.add_operator("alice", request(new_key(), "alice"))
     # Its holder gets a second certificate, and ends the first by its serial.
-    second = parts.new_key()
+    second = new_key()
     grant = bob.add_operator("bob", request(second))
     again = login(grant.chain, second)
     former = next(o for o in again.list_operators() if o.name == "bob" and o.by == "alice")
@@ -194,18 +190,18 @@ def test_a_name_that_is_taken_goes_to_nobody_else(login: Any, alice: Any, parts:
 
 
 def test_a_revoked_operator_is_refused_by_every_call_of_an_open_connection(
-    front: Any, login: Any, alice: Any, parts: Any
+    listeners: Any, login: Any, alice: Any
 ) -> None:
-    key = parts.new_key()
+    key = new_key()
     grant = alice.add_operator("bob", request(key))
     bob = login(grant.chain, key)
     assert bob.list_jobs()
     (ended,) = alice.revoke_operator(name="bob", reason="left us")
     assert (ended.name, ended.revoked, ended.reason) == ("bob", True, "left us")
-    entry = front.deployment.last("operator")
+    entry = listeners.deployment.last("operator")
     assert (entry["change"], entry["operator"], entry["by"]) == ("revoked", "bob", "alice")
     assert entry["reason"] == "left us"
-    calls = len(front.coordinator.calls)
+    calls = len(listeners.coordinator.calls)
     assert len(OPERATOR.methods) > 15
     for method in OPERATOR.methods:
         message = getattr(pb, method.input_type.name)()
@@ -213,17 +209,15 @@ def test_a_revoked_operator_is_refused_by_every_call_of_an_open_connection(
         with pytest.raises(grpc.RpcError, match="operator bob was revoked: left us") as caught:
             list(call(message, timeout=5)) if method.server_streaming else call(message, timeout=5)
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED, method.name
-    assert len(front.coordinator.calls) == calls
+    assert len(listeners.coordinator.calls) == calls
     # Nor on a new connection.
     with pytest.raises(TransportError, match="left us"):
         login(grant.chain, key).list_jobs()
     assert alice.list_jobs()
 
 
-def test_a_revocation_ends_what_an_operator_follows(
-    front: Any, login: Any, alice: Any, parts: Any
-) -> None:
-    key = parts.new_key()
+def test_a_revocation_ends_what_an_operator_follows(listeners: Any, login: Any, alice: Any) -> None:
+    key = new_key()
     bob = login(alice.add_operator("bob", request(key)).chain, key)
     said: list[FedlearnError] = []
 
@@ -236,24 +230,24 @@ def test_a_revocation_ends_what_an_operator_follows(
 
     watcher = threading.Thread(target=follow)
     watcher.start()
-    assert front.coordinator.waiting.wait(5)
+    assert listeners.coordinator.waiting.wait(5)
     alice.revoke_operator(name="bob", reason="left us")
     watcher.join(5)
     assert not watcher.is_alive()
     assert [str(error) for error in said] == ["operator bob was revoked: left us"]
-    assert front.coordinator.stopped.wait(5)
+    assert listeners.coordinator.stopped.wait(5)
 
 
-def test_what_an_operator_follows_ends_with_its_certificate(front: Any, alice: Any) -> None:
+def test_what_an_operator_follows_ends_with_its_certificate(listeners: Any, alice: Any) -> None:
     followed = alice.follow_job("alpha")
     assert next(followed).sequence == 1
-    assert front.coordinator.waiting.wait(5)
-    front.deployment.clock.advance(days=100)
+    assert listeners.coordinator.waiting.wait(5)
+    listeners.deployment.clock.advance(days=100)
     with pytest.raises(TransportError, match="expired"):
         list(followed)
 
 
-def test_the_last_operator_stays(front: Any, login: Any, alice: Any, parts: Any) -> None:
+def test_the_last_operator_stays(listeners: Any, login: Any, alice: Any) -> None:
     with pytest.raises(ConfigError, match="alice is the last operator") as caught:
         alice.revoke_operator(name="alice")
     assert "fedlearn operator add" in caught.value.hint
@@ -261,7 +255,7 @@ def test_the_last_operator_stays(front: Any, login: Any, alice: Any, parts: Any)
     with pytest.raises(ConfigError, match="alice is the last operator"):
         alice.revoke_operator(serial=serial)
     assert alice.list_jobs()
-    key = parts.new_key()
+    key = new_key()
     bob = login(alice.add_operator("bob", request(key)).chain, key)
     assert alice.revoke_operator(name="alice", reason="bye")
     with pytest.raises(TransportError, match="alice was revoked: bye"):
@@ -270,8 +264,8 @@ def test_the_last_operator_stays(front: Any, login: Any, alice: Any, parts: Any)
         bob.revoke_operator(name="bob")
 
 
-def test_an_expired_operator_is_none_that_is_left(front: Any, parts: Any) -> None:
-    deployment = front.deployment
+def test_an_expired_operator_is_none_that_is_left(listeners: Any) -> None:
+    deployment = listeners.deployment
     deployment.operator("alice")
     deployment.clock.advance(days=89)
     chain, _ = deployment.operator("bob")
@@ -280,7 +274,7 @@ def test_an_expired_operator_is_none_that_is_left(front: Any, parts: Any) -> Non
         deployment.operators.revoke(name="bob", by=PeerCertificate.parse(chain))
 
 
-def test_a_revocation_of_nobody_is_said(alice: Any, parts: Any) -> None:
+def test_a_revocation_of_nobody_is_said(alice: Any) -> None:
     with pytest.raises(ConfigError, match="no operator with the name bob"):
         alice.revoke_operator(name="bob")
     with pytest.raises(ConfigError, match="no operator with the serial beef"):
@@ -293,22 +287,22 @@ def test_a_revocation_of_nobody_is_said(alice: Any, parts: Any) -> None:
         alice.revoke_operator(name="bob", serial="beef")
     with pytest.raises(ConfigError, match="at most"):
         alice.revoke_operator(name="bob", reason="x" * 501)
-    alice.add_operator("bob", request(parts.new_key()))
+    alice.add_operator("bob", request(new_key()))
     alice.revoke_operator(name="bob")
     with pytest.raises(ConfigError, match="bob was revoked before"):
         alice.revoke_operator(name="bob")
 
 
-def test_who_is_revoked_in_the_meantime_revokes_nobody(front: Any, parts: Any) -> None:
+def test_who_is_revoked_in_the_meantime_revokes_nobody(listeners: Any) -> None:
     """The guard has let the call in, and then the caller is shut out."""
-    deployment = front.deployment
+    deployment = listeners.deployment
     (alice, _), (bob, _), _ = (deployment.operator(name) for name in ("alice", "bob", "carol"))
     register = deployment.operators
     register.revoke(name="bob", by=PeerCertificate.parse(alice))
     with pytest.raises(TransportError, match="bob was revoked"):
         register.revoke(name="carol", by=PeerCertificate.parse(bob))
     with pytest.raises(TransportError, match="bob was revoked"):
-        register.add("eve", request(parts.new_key(), "eve"), by=PeerCertificate.parse(bob))
+        register.add("eve", request(new_key(), "eve"), by=PeerCertificate.parse(bob))
 
 
 def reopened(deployment: Any, entries: Any = None) -> OperatorRegister:
@@ -321,8 +315,8 @@ def reopened(deployment: Any, entries: Any = None) -> OperatorRegister:
     )
 
 
-def test_a_restart_forgets_no_revocation(front: Any, parts: Any) -> None:
-    deployment = front.deployment
+def test_a_restart_forgets_no_revocation(listeners: Any) -> None:
+    deployment = listeners.deployment
     (alice, _), (bob, _) = (deployment.operator(name) for name in ("alice", "bob"))
     deployment.operators.revoke(name="bob", reason="left", by=PeerCertificate.parse(alice))
     again = reopened(deployment)
@@ -332,24 +326,24 @@ def test_a_restart_forgets_no_revocation(front: Any, parts: Any) -> None:
         again.authenticate(PeerCertificate.parse(bob))
 
 
-def test_a_certificate_that_the_register_does_not_know_is_refused(front: Any, parts: Any) -> None:
-    deployment = front.deployment
+def test_a_certificate_that_the_register_does_not_know_is_refused(listeners: Any) -> None:
+    deployment = listeners.deployment
     deployment.operator("alice")
     issued = deployment.ca.issue_operator(
-        request(parts.new_key(), "alice"), name="alice", now=deployment.clock()
+        request(new_key(), "alice"), name="alice", now=deployment.clock()
     )
     with pytest.raises(TransportError, match="not in the register"):
         deployment.operators.authenticate(PeerCertificate.parse(issued.der))
-    site = deployment.ca.issue_site(request(parts.new_key()), site="site-a", now=deployment.clock())
+    site = deployment.ca.issue_site(request(new_key()), site="site-a", now=deployment.clock())
     with pytest.raises(TransportError, match="is not an operator"):
         deployment.operators.authenticate(PeerCertificate.parse(site.der))
 
 
-def test_a_certificate_that_the_ledger_does_not_name_is_nobodys(front: Any, parts: Any) -> None:
+def test_a_certificate_that_the_ledger_does_not_name_is_nobodys(listeners: Any) -> None:
     """Not even where no operator stands in the ledger yet: a removed ledger lets nobody in."""
-    deployment = front.deployment
+    deployment = listeners.deployment
     unknown = deployment.ca.issue_operator(
-        request(parts.new_key(), "first"), name="first", now=deployment.clock()
+        request(new_key(), "first"), name="first", now=deployment.clock()
     )
     for register in (reopened(deployment, ()), reopened(deployment)):
         with pytest.raises(TransportError, match="not in the register"):
@@ -361,8 +355,8 @@ def test_a_certificate_that_the_ledger_does_not_name_is_nobodys(front: Any, part
     [{"serial": None}, {"key_thumbprint": "xyz"}, {"expires": "soon"}, {"added_by": None}],
     ids=lambda changes: next(iter(changes)),
 )
-def test_an_entry_that_cannot_be_read_stops_the_start(front: Any, changes: Any) -> None:
-    deployment = front.deployment
+def test_an_entry_that_cannot_be_read_stops_the_start(listeners: Any, changes: Any) -> None:
+    deployment = listeners.deployment
     deployment.operator("alice")
     body = {**deployment.last("operator"), **changes}
     body = {key: value for key, value in body.items() if value is not None}
@@ -370,9 +364,9 @@ def test_an_entry_that_cannot_be_read_stops_the_start(front: Any, changes: Any) 
         reopened(deployment, [body])
 
 
-def test_there_is_a_bound(front: Any, parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_a_bound(listeners: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.operators.MAX_OPERATORS", 2)
-    deployment = front.deployment
+    deployment = listeners.deployment
     deployment.operator("alice")
     deployment.operator("bob")
     with pytest.raises(ConfigError, match="2 operators already"):

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
-from fakes.coordinators import starting, tiny_bundle
 
 from attestation.errors import (
     EndorsementError,
@@ -23,6 +22,7 @@ from attestation.policy import AppraisalPolicy
 from attestation.policysign import operator_key_digest, sign_policy
 from server.coordinator import Coordinator
 from server.policies import PolicyDesk
+from tests.harness.restarting_coordinator import restarting_coordinator, tiny_bundle
 
 KEY = ed25519.Ed25519PrivateKey.generate()
 OTHER = ed25519.Ed25519PrivateKey.generate()
@@ -118,7 +118,7 @@ def bundle(tmp_path: Path) -> bytes:
 @pytest.fixture
 def coordinators(tmp_path: Path) -> Iterator[Callable[[], Coordinator]]:
     """Start the coordinator of one state folder, again and again."""
-    with starting(tmp_path, policy_keys=[DIGEST]) as start:
+    with restarting_coordinator(tmp_path, policy_keys=[DIGEST]) as start:
         yield start
 
 

@@ -35,6 +35,7 @@ from server.quota import Quota
 from server.register import AdmissionRegister
 from server.running import JobDesk
 from server.voice import what_causes
+from tests.harness.deployment import key_pem, new_csr, new_key
 
 
 class Clock:
@@ -84,12 +85,11 @@ def test_only_so_many_sources_are_told_apart() -> None:
     assert len(quota._sources) == 100
 
 
-def test_refused_enrollments_of_one_address_are_few_entries(deployment: Any, fakes: Any) -> None:
-    parts = fakes("deployment")
+def test_refused_enrollments_of_one_address_are_few_entries(deployment: Any) -> None:
     sites = deployment.sites
     clock = Clock()
     sites._refusals = Quota(burst=16, every=10.0, clock=clock)
-    csr = parts.new_csr(parts.new_key())
+    csr = new_csr(new_key())
     before = deployment.kinds().count("enrollment")
 
     def forged(site: str) -> str:
@@ -150,21 +150,20 @@ def test_a_client_attests_again_and_begins_anew_only_so_often(deployment: Any) -
 
 
 @pytest.fixture
-def site(front: Any, deployment: Any, fakes: Any) -> Iterator[Any]:
-    parts = fakes("deployment")
+def site(listeners: Any, deployment: Any) -> Iterator[Any]:
     key = deployment.site_keys["site-a"]
-    issued = deployment.ca.issue_site(parts.new_csr(key), site="site-a", now=deployment.clock())
+    issued = deployment.ca.issue_site(new_csr(key), site="site-a", now=deployment.clock())
     with open_channel(
-        front.control,
+        listeners.control,
         roots=deployment.ca.certificate_pem,
         chain=issued.chain_pem,
-        key=parts.key_pem(key),
+        key=key_pem(key),
     ) as channel:
         yield rpc.SitesStub(channel)
 
 
 def test_a_site_that_reports_without_end_is_read_slowly_and_repeats_are_no_news(
-    front: Any, site: Any
+    listeners: Any, site: Any
 ) -> None:
     hold = threading.Event()
 
@@ -180,7 +179,7 @@ def test_a_site_that_reports_without_end_is_read_slowly_and_repeats_are_no_news(
 
     call = site.Follow(reports())
     time.sleep(2.0)
-    told = [what for kind, what in front.coordinator.calls if kind == "workload"]
+    told = [what for kind, what in listeners.coordinator.calls if kind == "workload"]
     assert told[0] == ("site-a", "a-1", "starting", "the same")
     assert told[1] == ("site-a", "a-1", "starting", "0")
     # 256 at once, 200 of which were repeats, and 4 a second.
@@ -191,8 +190,8 @@ def test_a_site_that_reports_without_end_is_read_slowly_and_repeats_are_no_news(
         list(call)
 
 
-def test_the_same_commitment_is_entered_once(tmp_path: Path, fakes: Any) -> None:
-    key = fakes("deployment").new_key()
+def test_the_same_commitment_is_entered_once(tmp_path: Path) -> None:
+    key = new_key()
     with Ledger.open(tmp_path / "ledger.sqlite", key) as ledger:
         spec: Any = SimpleNamespace(name="demo", privacy=None)
         desk = JobDesk(
@@ -214,8 +213,8 @@ def test_the_same_commitment_is_entered_once(tmp_path: Path, fakes: Any) -> None
 
 
 @pytest.fixture
-def book(tmp_path: Path, fakes: Any) -> Iterator[JobBook]:
-    key = fakes("deployment").new_key()
+def book(tmp_path: Path) -> Iterator[JobBook]:
+    key = new_key()
     with Ledger.open(tmp_path / "ledger.sqlite", key) as ledger:
         made = JobBook(tmp_path, key=bytes(32), history=JobHistory(ledger))
         yield made
@@ -223,8 +222,8 @@ def book(tmp_path: Path, fakes: Any) -> Iterator[JobBook]:
 
 
 @pytest.fixture
-def open_jobs(tmp_path: Path, fakes: Any, book: JobBook) -> OpenJobs:
-    home: Any = SimpleNamespace(order_key=fakes("deployment").new_key())
+def open_jobs(tmp_path: Path, book: JobBook) -> OpenJobs:
+    home: Any = SimpleNamespace(order_key=new_key())
     return OpenJobs(
         home,
         book=book,

@@ -1,4 +1,4 @@
-"""The gRPC front, over real TLS: who may call what, and what callers are told."""
+"""The gRPC listeners, over real TLS: who may call what, and what callers are told."""
 
 from __future__ import annotations
 
@@ -17,27 +17,24 @@ from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as rpc
 from fedlearn.wire.channel import open_channel
 from fedlearn.wire.failure import failure_of
+from server.pki import CertificateAuthority
+from tests.harness.deployment import key_pem, new_csr, new_key
+from tests.harness.listeners import DeploymentListeners
 
 
-@pytest.fixture
-def parts(fakes: Any) -> Any:
-    return fakes("deployment")
-
-
-def channel(front: Any, address: str, chain: bytes | None = None, key: Any = None) -> Any:
-    pem = front.keys.key_pem(key) if key is not None else None
-    roots = front.deployment.ca.certificate_pem
+def channel(listeners: Any, address: str, chain: bytes | None = None, key: Any = None) -> Any:
+    pem = key_pem(key) if key is not None else None
+    roots = listeners.deployment.ca.certificate_pem
     return open_channel(address, roots=roots, chain=chain, key=pem, max_bytes=200 * 1024 * 1024)
 
 
 @pytest.fixture
-def opened(front: Any, parts: Any) -> Any:
+def opened(listeners: Any) -> Any:
     """Open channels of any identity, to be closed afterwards."""
-    front.keys = parts
     made: list[Any] = []
 
     def control(chain: bytes | None = None, key: Any = None) -> Any:
-        made.append(channel(front, front.control, chain, key))
+        made.append(channel(listeners, listeners.control, chain, key))
         return made[-1]
 
     yield control
@@ -45,21 +42,21 @@ def opened(front: Any, parts: Any) -> Any:
         item.close()
 
 
-def site_chain(front: Any, parts: Any, name: str = "site-a", **changes: Any) -> tuple[bytes, Any]:
-    key = front.deployment.site_keys[name]
-    now = changes.pop("now", front.deployment.clock())
-    issued = front.deployment.ca.issue_site(parts.new_csr(key), site=name, now=now, **changes)
+def site_chain(listeners: Any, name: str = "site-a", **changes: Any) -> tuple[bytes, Any]:
+    key = listeners.deployment.site_keys[name]
+    now = changes.pop("now", listeners.deployment.clock())
+    issued = listeners.deployment.ca.issue_site(new_csr(key), site=name, now=now, **changes)
     return issued.chain_pem, key
 
 
-def operator_chain(front: Any, parts: Any) -> tuple[bytes, Any]:
-    found: tuple[bytes, Any] = front.deployment.operator()
+def operator_chain(listeners: Any) -> tuple[bytes, Any]:
+    found: tuple[bytes, Any] = listeners.deployment.operator()
     return found
 
 
-def client_chain(front: Any) -> tuple[bytes, Any, Any]:
-    client = front.deployment.client()
-    admitted = front.deployment.admit(client)
+def client_chain(listeners: Any) -> tuple[bytes, Any, Any]:
+    client = listeners.deployment.client()
+    admitted = listeners.deployment.admit(client)
     return admitted.certificate_chain, client.key, admitted.admission
 
 
@@ -70,7 +67,7 @@ def refused(call: Any, request: Any, code: grpc.StatusCode, match: str) -> Any:
     return failure_of(caught.value, "the coordinator")
 
 
-def test_no_certificate_gets_no_further_than_the_handshake(front: Any, opened: Any) -> None:
+def test_no_certificate_gets_no_further_than_the_handshake(listeners: Any, opened: Any) -> None:
     stub = rpc.OperatorStub(opened())
     with pytest.raises(grpc.RpcError) as caught:
         stub.ListJobs(pb.Empty(), timeout=5)
@@ -79,48 +76,46 @@ def test_no_certificate_gets_no_further_than_the_handshake(front: Any, opened: A
 
 
 def test_an_expired_certificate_gets_no_further_than_the_handshake(
-    front: Any, opened: Any, parts: Any
+    listeners: Any, opened: Any
 ) -> None:
     past = datetime.now(UTC) - timedelta(days=3)
-    chain, key = site_chain(front, parts, now=past, lifetime=timedelta(hours=1))
+    chain, key = site_chain(listeners, now=past, lifetime=timedelta(hours=1))
     stub = rpc.SitesStub(opened(chain, key))
     with pytest.raises(grpc.RpcError) as caught:
-        stub.RenewSite(pb.RenewSiteRequest(csr=parts.new_csr(key)), timeout=5)
+        stub.RenewSite(pb.RenewSiteRequest(csr=new_csr(key)), timeout=5)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_a_certificate_that_expires_on_an_open_connection_is_refused(
-    front: Any, opened: Any, parts: Any
+    listeners: Any, opened: Any
 ) -> None:
-    chain, key = site_chain(front, parts, lifetime=timedelta(hours=1))
+    chain, key = site_chain(listeners, lifetime=timedelta(hours=1))
     stub = rpc.SitesStub(opened(chain, key))
-    request = pb.RenewSiteRequest(csr=parts.new_csr(key))
+    request = pb.RenewSiteRequest(csr=new_csr(key))
     assert stub.RenewSite(request, timeout=5).status == pb.EnrollReply.ACCEPTED
-    front.deployment.clock.advance(hours=2)
+    listeners.deployment.clock.advance(hours=2)
     refused(stub.RenewSite, request, grpc.StatusCode.UNAUTHENTICATED, "expired")
 
 
 def test_a_certificate_of_another_ca_gets_no_further_than_the_handshake(
-    front: Any, opened: Any, parts: Any
+    listeners: Any, opened: Any
 ) -> None:
-    other = parts.CertificateAuthority.create("test.example", front.deployment.clock())
-    key = parts.new_key()
-    issued = other.issue_operator(parts.new_csr(key), name="eve", now=front.deployment.clock())
+    other = CertificateAuthority.create("test.example", listeners.deployment.clock())
+    key = new_key()
+    issued = other.issue_operator(new_csr(key), name="eve", now=listeners.deployment.clock())
     stub = rpc.OperatorStub(opened(issued.chain_pem, key))
     with pytest.raises(grpc.RpcError) as caught:
         stub.ListJobs(pb.Empty(), timeout=5)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_each_kind_of_certificate_reaches_its_own_service_only(
-    front: Any, opened: Any, parts: Any
-) -> None:
+def test_each_kind_of_certificate_reaches_its_own_service_only(listeners: Any, opened: Any) -> None:
     who = {
-        "Sites": opened(*site_chain(front, parts)),
-        "Operator": opened(*operator_chain(front, parts)),
-        "Clients": opened(*client_chain(front)[:2]),
+        "Sites": opened(*site_chain(listeners)),
+        "Operator": opened(*operator_chain(listeners)),
+        "Clients": opened(*client_chain(listeners)[:2]),
     }
-    csr = parts.new_csr(front.deployment.site_keys["site-a"])
+    csr = new_csr(listeners.deployment.site_keys["site-a"])
     for kind, open_as in who.items():
         calls = {
             "Sites": (rpc.SitesStub(open_as).RenewSite, pb.RenewSiteRequest(csr=csr)),
@@ -137,28 +132,30 @@ def test_each_kind_of_certificate_reaches_its_own_service_only(
                 refused(call, request, grpc.StatusCode.UNAUTHENTICATED, "may not call")
 
 
-def test_the_gates_certificate_authenticates_nobody(front: Any, opened: Any, parts: Any) -> None:
-    stub = rpc.OperatorStub(opened(front.deployment.server.chain_pem, front.deployment.server_key))
+def test_the_gates_certificate_authenticates_nobody(listeners: Any, opened: Any) -> None:
+    stub = rpc.OperatorStub(
+        opened(listeners.deployment.server.chain_pem, listeners.deployment.server_key)
+    )
     with pytest.raises(grpc.RpcError):
         stub.ListJobs(pb.Empty(), timeout=5)
 
 
 def test_an_admission_that_ended_ends_the_service_on_the_open_connection(
-    front: Any, opened: Any
+    listeners: Any, opened: Any
 ) -> None:
-    chain, key, admission = client_chain(front)
+    chain, key, admission = client_chain(listeners)
     stub = rpc.ClientsStub(opened(chain, key))
     request = pb.ReleaseKeyRequest(model="alpha")
     assert stub.ReleaseKey(request, timeout=5).wrapped == b"wrapped for " + admission.hpke_key
-    front.deployment.gate.revoke_clients("alpha", "site-a", "enough")
+    listeners.deployment.gate.revoke_clients("alpha", "site-a", "enough")
     error = refused(stub.ReleaseKey, request, grpc.StatusCode.PERMISSION_DENIED, "revoked: enough")
     assert error.findings[0]["actual"] == "revoked"
 
 
-def test_a_client_that_is_overdue_is_refused(front: Any, opened: Any) -> None:
-    chain, key, _ = client_chain(front)
+def test_a_client_that_is_overdue_is_refused(listeners: Any, opened: Any) -> None:
+    chain, key, _ = client_chain(listeners)
     stub = rpc.ClientsStub(opened(chain, key))
-    front.deployment.clock.advance(minutes=11)
+    listeners.deployment.clock.advance(minutes=11)
     refused(
         stub.ReleaseKey,
         pb.ReleaseKeyRequest(model="alpha"),
@@ -168,18 +165,18 @@ def test_a_client_that_is_overdue_is_refused(front: Any, opened: Any) -> None:
 
 
 def test_a_certificate_whose_key_was_admitted_as_somebody_else_is_refused(
-    front: Any, opened: Any, parts: Any
+    listeners: Any, opened: Any
 ) -> None:
-    client = front.deployment.client()
-    front.deployment.admit(client)
-    forged = front.deployment.ca.issue_client(
-        parts.new_csr(client.key),
+    client = listeners.deployment.client()
+    listeners.deployment.admit(client)
+    forged = listeners.deployment.ca.issue_client(
+        new_csr(client.key),
         job="beta",
         site="site-a",
         client="c1",
         evidence_digest=bytes(32),
         policy_digest=bytes(32),
-        now=front.deployment.clock(),
+        now=listeners.deployment.clock(),
     )
     stub = rpc.ClientsStub(opened(forged.chain_pem, client.key))
     refused(
@@ -190,13 +187,13 @@ def test_a_certificate_whose_key_was_admitted_as_somebody_else_is_refused(
     )
 
 
-def test_a_client_commits_for_its_own_job(front: Any, opened: Any) -> None:
-    chain, key, _ = client_chain(front)
+def test_a_client_commits_for_its_own_job(listeners: Any, opened: Any) -> None:
+    chain, key, _ = client_chain(listeners)
     stub = rpc.ClientsStub(opened(chain, key))
     root = bytes(32)
     reply = stub.CommitData(pb.CommitDataRequest(job="alpha", root=root, records=7), timeout=5)
     assert reply.ledger_entry == 42
-    assert ("commit", ("site-a", root, 7)) in front.coordinator.calls
+    assert ("commit", ("site-a", root, 7)) in listeners.coordinator.calls
     invalid = grpc.StatusCode.INVALID_ARGUMENT
     refused(stub.CommitData, pb.CommitDataRequest(job="beta", root=root), invalid, "job alpha")
     refused(stub.CommitData, pb.CommitDataRequest(job="alpha", root=b"x"), invalid, "32 bytes")
@@ -208,18 +205,18 @@ def test_a_client_commits_for_its_own_job(front: Any, opened: Any) -> None:
     )
 
 
-def test_oversized_messages_are_refused(front: Any, opened: Any, parts: Any) -> None:
-    front_gate = rpc.GateStub(channel(front, front.gate))
+def test_oversized_messages_are_refused(listeners: Any, opened: Any) -> None:
+    front_gate = rpc.GateStub(channel(listeners, listeners.gate))
     too_long = pb.AdmitRequest(evidence=bytes(5 * 1024 * 1024))
     refused(front_gate.Admit, too_long, grpc.StatusCode.RESOURCE_EXHAUSTED, "larger than max")
-    site = rpc.SitesStub(opened(*site_chain(front, parts)))
+    site = rpc.SitesStub(opened(*site_chain(listeners)))
     refused(
         site.RenewSite,
         pb.RenewSiteRequest(csr=bytes(5 * 1024 * 1024)),
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "at most",
     )
-    operator = rpc.OperatorStub(opened(*operator_chain(front, parts)))
+    operator = rpc.OperatorStub(opened(*operator_chain(listeners)))
     operator.SubmitJob(pb.SubmitJobRequest(bundle=bytes(60 * 1024 * 1024)), timeout=20)
     refused(
         operator.SubmitJob,
@@ -230,9 +227,9 @@ def test_oversized_messages_are_refused(front: Any, opened: Any, parts: Any) -> 
 
 
 def test_errors_keep_their_kind_and_hint_and_internal_ones_tell_nothing(
-    front: Any, opened: Any, parts: Any, caplog: Any
+    listeners: Any, opened: Any, caplog: Any
 ) -> None:
-    stub = rpc.OperatorStub(opened(*operator_chain(front, parts)))
+    stub = rpc.OperatorStub(opened(*operator_chain(listeners)))
     error = refused(
         stub.SubmitJob,
         pb.SubmitJobRequest(job_toml="broken"),
@@ -255,7 +252,7 @@ def test_errors_keep_their_kind_and_hint_and_internal_ones_tell_nothing(
     refused(stub.GetJob, pb.JobName(name="../x"), grpc.StatusCode.INVALID_ARGUMENT, "not a name")
 
 
-def follow(front: Any, open_as: Any, reports: Any) -> tuple[Any, list[Any], threading.Thread]:
+def follow(listeners: Any, open_as: Any, reports: Any) -> tuple[Any, list[Any], threading.Thread]:
     call = rpc.SitesStub(open_as).Follow(reports)
     seen: list[Any] = []
 
@@ -276,12 +273,12 @@ def say_hello(*more: Any, hold: threading.Event) -> Any:
     hold.wait(20)
 
 
-def test_a_site_that_is_removed_is_cut_off_at_once(front: Any, opened: Any, parts: Any) -> None:
+def test_a_site_that_is_removed_is_cut_off_at_once(listeners: Any, opened: Any) -> None:
     hold = threading.Event()
-    _, seen, thread = follow(front, opened(*site_chain(front, parts)), say_hello(hold=hold))
-    assert front.coordinator.connected.wait(5)
+    _, seen, thread = follow(listeners, opened(*site_chain(listeners)), say_hello(hold=hold))
+    assert listeners.coordinator.connected.wait(5)
     started = time.monotonic()
-    front.deployment.sites.remove("site-a")
+    listeners.deployment.sites.remove("site-a")
     thread.join(5)
     hold.set()
     assert time.monotonic() - started < 2
@@ -289,25 +286,25 @@ def test_a_site_that_is_removed_is_cut_off_at_once(front: Any, opened: Any, part
     assert "was removed" in seen[-1].details()
 
 
-def test_a_removed_site_loses_its_clients_too(front: Any) -> None:
-    front.deployment.admit(front.deployment.client())
-    front.deployment.sites.remove("site-a")
-    assert front.deployment.nodes.alive == {}
-    assert "site site-a was removed" in front.deployment.last("revocation")["reason"]
+def test_a_removed_site_loses_its_clients_too(listeners: Any) -> None:
+    listeners.deployment.admit(listeners.deployment.client())
+    listeners.deployment.sites.remove("site-a")
+    assert listeners.deployment.nodes.alive == {}
+    assert "site site-a was removed" in listeners.deployment.last("revocation")["reason"]
 
 
-def test_a_second_stream_of_a_site_replaces_the_first(front: Any, opened: Any, parts: Any) -> None:
+def test_a_second_stream_of_a_site_replaces_the_first(listeners: Any, opened: Any) -> None:
     hold = threading.Event()
-    chain = site_chain(front, parts)
-    _, seen, thread = follow(front, opened(*chain), say_hello(hold=hold))
-    assert front.coordinator.connected.wait(5)
-    front.coordinator.connected.clear()
-    follow(front, opened(*chain), say_hello(hold=hold))
-    assert front.coordinator.connected.wait(5)
+    chain = site_chain(listeners)
+    _, seen, thread = follow(listeners, opened(*chain), say_hello(hold=hold))
+    assert listeners.coordinator.connected.wait(5)
+    listeners.coordinator.connected.clear()
+    follow(listeners, opened(*chain), say_hello(hold=hold))
+    assert listeners.coordinator.connected.wait(5)
     thread.join(5)
     hold.set()
     assert "connected again" in seen[-1].details()
-    assert front.listeners._sites_service.connected("site-a")
+    assert listeners.running._sites_service.connected("site-a")
 
 
 @pytest.mark.parametrize(
@@ -323,56 +320,57 @@ def test_a_second_stream_of_a_site_replaces_the_first(front: Any, opened: Any, p
     ],
 )
 def test_a_site_that_reports_nonsense_is_told_so(
-    front: Any, opened: Any, parts: Any, report: Any, why: str
+    listeners: Any, opened: Any, report: Any, why: str
 ) -> None:
     hold = threading.Event()
-    _, seen, thread = follow(front, opened(*site_chain(front, parts)), say_hello(report, hold=hold))
+    _, seen, thread = follow(
+        listeners, opened(*site_chain(listeners)), say_hello(report, hold=hold)
+    )
     thread.join(5)
     hold.set()
     assert why in seen[-1].details()
 
 
-def test_a_site_says_hello_first(front: Any, opened: Any, parts: Any) -> None:
+def test_a_site_says_hello_first(listeners: Any, opened: Any) -> None:
     heartbeat = iter([pb.SiteReport(heartbeat=pb.Heartbeat())])
-    _, seen, thread = follow(front, opened(*site_chain(front, parts)), heartbeat)
+    _, seen, thread = follow(listeners, opened(*site_chain(listeners)), heartbeat)
     thread.join(5)
     assert "hello first" in seen[-1].details()
 
 
-def test_a_watcher_that_leaves_frees_its_thread(front: Any, opened: Any, parts: Any) -> None:
-    stub = rpc.OperatorStub(opened(*operator_chain(front, parts)))
+def test_a_watcher_that_leaves_frees_its_thread(listeners: Any, opened: Any) -> None:
+    stub = rpc.OperatorStub(opened(*operator_chain(listeners)))
     call = stub.FollowJob(pb.FollowJobRequest(name="alpha"))
     assert [next(call).sequence for _ in range(3)] == [1, 2, 3]
-    assert front.coordinator.waiting.wait(5)
+    assert listeners.coordinator.waiting.wait(5)
     call.cancel()
-    assert front.coordinator.stopped.wait(5)
+    assert listeners.coordinator.stopped.wait(5)
     past = list(stub.FollowJob(pb.FollowJobRequest(name="alpha", after=2, past_only=True)))
     assert [event.sequence for event in past] == [3]
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
-def test_tls_below_1_2_is_refused(front: Any) -> None:
+def test_tls_below_1_2_is_refused(listeners: Any) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_ciphers("ALL:@SECLEVEL=0")
     context.minimum_version = ssl.TLSVersion.TLSv1
     context.maximum_version = ssl.TLSVersion.TLSv1_1
-    with socket.create_connection(("127.0.0.1", front.listeners.gate_port), timeout=5) as plain:
+    with socket.create_connection(("127.0.0.1", listeners.running.gate_port), timeout=5) as plain:
         with pytest.raises((ssl.SSLError, ConnectionError)):
             context.wrap_socket(plain)
 
 
-def test_plain_text_and_junk_do_not_bother_the_listener(front: Any) -> None:
+def test_plain_text_and_junk_do_not_bother_the_listener(listeners: Any) -> None:
     for junk in (b"GET / HTTP/1.1\r\n\r\n", bytes(1000)):
-        with socket.create_connection(("127.0.0.1", front.listeners.gate_port), timeout=5) as raw:
+        with socket.create_connection(("127.0.0.1", listeners.running.gate_port), timeout=5) as raw:
             raw.sendall(junk)
-    front.keys = None
-    stub = rpc.GateStub(channel(front, front.gate))
+    stub = rpc.GateStub(channel(listeners, listeners.gate))
     reply = stub.Challenge(pb.ChallengeRequest(job="alpha", site="site-a"), timeout=5)
     assert len(reply.nonce) == 32
-    assert reply.verifier_id == front.deployment.ca.key_digest
+    assert reply.verifier_id == listeners.deployment.ca.key_digest
 
 
-def test_a_port_that_is_taken_says_so(front: Any, fakes: Any) -> None:
+def test_a_port_that_is_taken_says_so(listeners: Any) -> None:
     with pytest.raises(ConfigError, match="cannot be bound"):
-        fakes("front").Front(front.deployment, fakes("deployment"), gate=front.gate)
+        DeploymentListeners(listeners.deployment, gate=listeners.gate)

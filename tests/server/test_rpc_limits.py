@@ -19,18 +19,21 @@ from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as rpc
 from fedlearn.wire.channel import open_channel
 from server.connections import Caps, Connections, network_of
+from tests.harness.deployment import key_pem, new_csr
+from tests.harness.forwarder import Forwarder
+from tests.harness.listeners import DeploymentListeners
 
 SECONDS = 5.0
 """In which an honest call is answered, whatever the others do."""
 
 
 @pytest.fixture
-def away(fakes: Any) -> Iterator[Callable[[str], str]]:
+def away() -> Iterator[Callable[[str], str]]:
     """Return an address that leads to ``target`` from 127.0.0.2."""
     made: list[Any] = []
 
     def lead(target: str) -> str:
-        made.append(fakes("elsewhere").From("127.0.0.2", target))
+        made.append(Forwarder("127.0.0.2", target))
         return made[-1].address
 
     yield lead
@@ -39,12 +42,12 @@ def away(fakes: Any) -> Iterator[Callable[[str], str]]:
 
 
 @pytest.fixture
-def started(deployment: Any, fakes: Any) -> Iterator[Callable[..., Any]]:
+def started(deployment: Any) -> Iterator[Callable[..., Any]]:
     """Start the listeners with limits of their own."""
     made: list[Any] = []
 
     def start(**limits: Any) -> Any:
-        made.append(fakes("front").Front(deployment, fakes("deployment"), **limits))
+        made.append(DeploymentListeners(deployment, **limits))
         return made[-1]
 
     yield start
@@ -98,25 +101,25 @@ CHALLENGE = "/fedlearn.v1.Gate/Challenge"
 def test_an_address_that_holds_all_it_can_leaves_the_gate_to_others(
     started: Any, away: Any, holder: Holder, deployment: Any
 ) -> None:
-    front = started(gate_calls=16, gate_calls_per_peer=8, caps=Caps(unknown_per_peer=6))
-    roots, far = deployment.ca.certificate_pem, away(front.gate)
+    listeners = started(gate_calls=16, gate_calls_per_peer=8, caps=Caps(unknown_per_peer=6))
+    roots, far = deployment.ca.certificate_pem, away(listeners.gate)
     for _ in range(10):
         holder.hold(open_channel(far, roots=roots), CHALLENGE, 10)
     # Those that got a connection and no place, and those that got no connection.
     codes = holder.ended(92)
     assert set(codes) <= {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}
-    with open_channel(front.gate, roots=roots) as honest:
+    with open_channel(listeners.gate, roots=roots) as honest:
         stub = rpc.GateStub(honest)
         reply = stub.Challenge(pb.ChallengeRequest(job="alpha", site="site-a"), timeout=SECONDS)
     assert len(reply.nonce) == 32
-    assert front.listeners.connections["gate"].unknown <= 7
+    assert listeners.running.connections["gate"].unknown <= 7
 
 
 def test_a_call_without_a_message_ends_and_gives_its_place_back(
     started: Any, holder: Holder, deployment: Any
 ) -> None:
-    front = started(gate_calls_per_peer=2, first_message=0.5)
-    channel = open_channel(front.gate, roots=deployment.ca.certificate_pem)
+    listeners = started(gate_calls_per_peer=2, first_message=0.5)
+    channel = open_channel(listeners.gate, roots=deployment.ca.certificate_pem)
     holder.hold(channel, CHALLENGE, 2)
     assert holder.ended(2) == [grpc.StatusCode.UNAUTHENTICATED] * 2
     assert "message of the call was not there after 0.5 s" in holder.calls[0].details()
@@ -136,12 +139,12 @@ def test_one_address_leaves_a_slow_attester_to_others(
             return collect(binding)
 
     monkeypatch.setattr(deployment.proof._attester, "collect", slowly)
-    front = started()
+    listeners = started()
     request = pb.AttestCoordinatorRequest(job="alpha", nonce=bytes(32))
     roots = deployment.ca.certificate_pem
     with (
-        open_channel(away(front.gate), roots=roots) as far,
-        open_channel(front.gate, roots=roots) as honest,
+        open_channel(away(listeners.gate), roots=roots) as far,
+        open_channel(listeners.gate, roots=roots) as honest,
     ):
         calls = [rpc.GateStub(far).AttestCoordinator.future(request, timeout=20) for _ in range(30)]
         while not calls[-1].done():
@@ -154,8 +157,8 @@ def test_one_address_leaves_a_slow_attester_to_others(
 
 
 def test_a_call_that_ends_without_a_message_is_refused(started: Any, deployment: Any) -> None:
-    front = started()
-    with open_channel(front.gate, roots=deployment.ca.certificate_pem) as channel:
+    listeners = started()
+    with open_channel(listeners.gate, roots=deployment.ca.certificate_pem) as channel:
         call = channel.stream_unary(
             CHALLENGE, request_serializer=lambda m: m, response_deserializer=lambda m: m
         )
@@ -166,7 +169,7 @@ def test_a_call_that_ends_without_a_message_is_refused(started: Any, deployment:
 def test_a_client_renews_while_strangers_at_its_own_address_hold_the_gate(
     started: Any, holder: Holder, deployment: Any
 ) -> None:
-    front = started(gate_calls=8, caps=Caps(unknown_per_peer=4))
+    listeners = started(gate_calls=8, caps=Caps(unknown_per_peer=4))
     client = deployment.client()
     membership = Membership(
         job="alpha",
@@ -184,13 +187,13 @@ def test_a_client_renews_while_strangers_at_its_own_address_hold_the_gate(
             key, job="alpha", site="site-a", client="c1", nonce=nonce, tls_key=tls_key
         )
 
-    with GateClient.connect(front.gate, ca_pin=deployment.ca.key_digest) as gate:
+    with GateClient.connect(listeners.gate, ca_pin=deployment.ca.key_digest) as gate:
         admitted = seek_admission(gate, client.attester, membership, voucher, now=deployment.clock)
     for _ in range(6):
-        channel = open_channel(front.gate, roots=deployment.ca.certificate_pem)
+        channel = open_channel(listeners.gate, roots=deployment.ca.certificate_pem)
         holder.hold(channel, CHALLENGE, 8)
     holder.ended(40)
-    admitted = _at(admitted, front.control)
+    admitted = _at(admitted, listeners.control)
     with control_of(gate, admitted, membership.keys) as control:
         renewed = renew_admission(gate, control, client.attester, membership)
     assert renewed.chain != admitted.chain
@@ -202,18 +205,17 @@ def _at(admitted: Any, control: str) -> Any:
 
 
 def test_a_sites_certificate_does_not_lock_operators_out(
-    started: Any, holder: Holder, deployment: Any, fakes: Any
+    started: Any, holder: Holder, deployment: Any
 ) -> None:
-    front = started(control_calls=64, threads=2, watchers=2)
-    parts = fakes("deployment")
+    listeners = started(control_calls=64, threads=2, watchers=2)
     key = deployment.site_keys["site-a"]
-    site = deployment.ca.issue_site(parts.new_csr(key), site="site-a", now=deployment.clock())
+    site = deployment.ca.issue_site(new_csr(key), site="site-a", now=deployment.clock())
     for _ in range(6):
         channel = open_channel(
-            front.control,
+            listeners.control,
             roots=deployment.ca.certificate_pem,
             chain=site.chain_pem,
-            key=parts.key_pem(key),
+            key=key_pem(key),
         )
         for method in ("RenewSite", "FetchBundle", "Follow"):
             holder.hold(channel, f"/fedlearn.v1.Sites/{method}", 12)
@@ -222,10 +224,10 @@ def test_a_sites_certificate_does_not_lock_operators_out(
     assert grpc.StatusCode.RESOURCE_EXHAUSTED in codes
     chain, operator = deployment.operator()
     with open_channel(
-        front.control,
+        listeners.control,
         roots=deployment.ca.certificate_pem,
         chain=chain,
-        key=parts.key_pem(operator),
+        key=key_pem(operator),
     ) as channel:
         stub = rpc.OperatorStub(channel)
         assert stub.ListJobs(pb.Empty(), timeout=SECONDS).jobs[0].name == "alpha"
@@ -235,19 +237,19 @@ def test_a_sites_certificate_does_not_lock_operators_out(
 
 
 def test_an_identity_holds_few_connections_and_the_oldest_goes(
-    started: Any, deployment: Any, fakes: Any
+    started: Any, deployment: Any
 ) -> None:
-    front = started(caps=Caps(per_identity=3))
+    listeners = started(caps=Caps(per_identity=3))
     chain, key = deployment.operator()
-    pem = fakes("deployment").key_pem(key)
+    pem = key_pem(key)
     channels = []
     for _ in range(6):
         channel = open_channel(
-            front.control, roots=deployment.ca.certificate_pem, chain=chain, key=pem
+            listeners.control, roots=deployment.ca.certificate_pem, chain=chain, key=pem
         )
         channels.append(channel)
         rpc.OperatorStub(channel).ListJobs(pb.Empty(), timeout=SECONDS)
-        held = front.listeners.connections["control"]
+        held = listeners.running.connections["control"]
         assert held.of("spiffe://test.example/operator/alice") <= 3
     assert held.unknown == 0
     # Whoever lost a connection makes another one with the next call.
@@ -259,8 +261,8 @@ def test_an_identity_holds_few_connections_and_the_oldest_goes(
 def test_silent_connections_are_reset_beyond_the_cap_and_ended_in_time(
     started: Any, away: Any, deployment: Any
 ) -> None:
-    front = started(caps=Caps(unknown_per_peer=5))
-    port = int(front.gate.rpartition(":")[2])
+    listeners = started(caps=Caps(unknown_per_peer=5))
+    port = int(listeners.gate.rpartition(":")[2])
     silent = [
         socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.3", 0))
         for _ in range(12)
@@ -276,22 +278,22 @@ def test_silent_connections_are_reset_beyond_the_cap_and_ended_in_time(
         except OSError:
             reset += 1
     assert reset == 7
-    with open_channel(front.gate, roots=deployment.ca.certificate_pem) as honest:
+    with open_channel(listeners.gate, roots=deployment.ca.certificate_pem) as honest:
         stub = rpc.GateStub(honest)
         stub.Challenge(pb.ChallengeRequest(job="alpha", site="site-a"), timeout=SECONDS)
     # The handshake has ten seconds.
     end = time.monotonic() + 15
-    while front.listeners.connections["gate"].unknown > 1 and time.monotonic() < end:
+    while listeners.running.connections["gate"].unknown > 1 and time.monotonic() < end:
         time.sleep(0.1)
-    assert front.listeners.connections["gate"].unknown <= 1
+    assert listeners.running.connections["gate"].unknown <= 1
     for one in silent:
         one.close()
 
 
 def test_a_peer_that_goes_on_after_refusals_is_cut_off(started: Any, deployment: Any) -> None:
-    front = started(gate_calls_per_peer=1, first_message=30.0)
+    listeners = started(gate_calls_per_peer=1, first_message=30.0)
     holder = Holder()
-    with open_channel(front.gate, roots=deployment.ca.certificate_pem) as channel:
+    with open_channel(listeners.gate, roots=deployment.ca.certificate_pem) as channel:
         holder.hold(channel, CHALLENGE, 2)
         assert holder.ended(1) == [grpc.StatusCode.RESOURCE_EXHAUSTED]
         held = next(call for call in holder.calls if not call.done())

@@ -17,13 +17,16 @@ from fedlearn.errors import AdmissionDenied, JobError, PrivacyError
 from fedlearn.events import Event
 from fedlearn.privacy import PrivacySpec
 from fedlearn.privacy.accountant import rounds_within
+from server.flower.appfiles import as_files
 from server.flower.plan import Checkpoint
 from server.keys import KeyService
 from server.ledger import Ledger
 from server.protectors import RecoveryKey
 from server.register import Admission, AdmissionRegister
+from server.rollback import written_versions
 from server.running import JobDesk
 from server.store import ModelStore
+from tests.harness.deployment import new_key
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 SPEC = PrivacySpec(clip=1.0, noise_multiplier=1.0, epsilon=20.0, delta=1e-5)
@@ -53,8 +56,8 @@ class Parts:
 
 
 @pytest.fixture
-def parts(tmp_path: Path, fakes: Any) -> Iterator[Parts]:
-    made = Parts(tmp_path, fakes("deployment").new_key())
+def parts(tmp_path: Path) -> Iterator[Parts]:
+    made = Parts(tmp_path, new_key())
     yield made
     made.close()
 
@@ -130,6 +133,26 @@ def test_a_job_says_nothing_that_the_coordinator_has_to_have_done(parts, kind):
         desk(parts).event(kind, fields)
     assert parts.said == []
     assert len(list(parts.ledger.entries())) == 0
+
+
+def test_the_applications_files_are_sealed_under_a_name_of_their_own(parts):
+    job = desk(parts)
+    begin(job)
+    job.save_checkpoint(checkpoint())
+    job.keep_files({"a/b.txt": memoryview(b"text"), "empty": memoryview(b"")})
+    job.keep_files({"a/b.txt": memoryview(b"newer")})
+    assert parts.store.models() == ("demo", "demo.files")
+    (kept,) = parts.store.versions("demo.files")
+    assert (kept.version, kept.job, kept.round) == (2, "demo", 1)
+    found = as_files(parts.store.load("demo.files"))
+    assert {name: bytes(data) for name, data in found.items()} == {"a/b.txt": b"newer"}
+    assert [body["version"] for body in parts.bodies("files")] == [1, 2]
+    # They are no checkpoint: the job goes on from its model, and a lost version is found.
+    assert [body["model"] for body in parts.bodies("checkpoint")] == ["demo"]
+    assert written_versions(parts.ledger) == {"demo": 1, "demo.files": 2}
+    resumed = desk(parts).load_checkpoint()
+    assert resumed is not None
+    assert resumed.round == 1
 
 
 FORGED: dict[str, Callable[[JobDesk], None]] = {

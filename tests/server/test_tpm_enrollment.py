@@ -30,6 +30,7 @@ from fedlearn.join import JoinToken
 from server.enrollment import SiteRegister
 from server.site import SiteStatus
 from server.tpm_enrollment import TpmEnrollment
+from tests.harness.deployment import BUNDLE, JOB, key_pem, new_csr, new_key
 
 pytestmark = pytest.mark.swtpm
 
@@ -57,55 +58,48 @@ def enrollment(deployment: Any) -> TpmEnrollment:
     return TpmEnrollment(sites=deployment.sites, trust=TrustAnchors, clock=deployment.clock)
 
 
-def invite(deployment: Any, parts: Any, name: str, ek: bytes = b"") -> None:
+def invite(deployment: Any, name: str, ek: bytes = b"") -> None:
     """Enroll a site whose invitation names the endorsement key."""
-    key = parts.new_key()
+    key = new_key()
     token = deployment.sites.create_token(name, needs_approval=False, ek=ek)
-    deployment.sites.enroll(token.encode(), parts.new_csr(key))
+    deployment.sites.enroll(token.encode(), new_csr(key))
     deployment.site_keys[name] = key
 
 
-def control(front: Any, parts: Any, name: str) -> ControlClient:
-    key = front.deployment.site_keys[name]
-    issued = front.deployment.ca.issue_site(
-        parts.new_csr(key), site=name, now=front.deployment.clock()
+def control(listeners: Any, name: str) -> ControlClient:
+    key = listeners.deployment.site_keys[name]
+    issued = listeners.deployment.ca.issue_site(
+        new_csr(key), site=name, now=listeners.deployment.clock()
     )
     return ControlClient(
-        front.control,
-        roots=front.deployment.ca.certificate_pem,
+        listeners.control,
+        roots=listeners.deployment.ca.certificate_pem,
         chain=issued.chain_pem,
-        key=parts.key_pem(key),
+        key=key_pem(key),
     )
 
 
-@pytest.fixture
-def parts(fakes: Any) -> Any:
-    return fakes("deployment")
-
-
-def test_a_site_proves_its_tpm_over_the_wire(
-    front: Any, parts: Any, tpms: Any, identities: Any
-) -> None:
-    sites: SiteRegister = front.deployment.sites
+def test_a_site_proves_its_tpm_over_the_wire(listeners: Any, tpms: Any, identities: Any) -> None:
+    sites: SiteRegister = listeners.deployment.sites
     identity = identities[0]
-    invite(front.deployment, parts, "site-t", identity.ek_digest)
+    invite(listeners.deployment, "site-t", identity.ek_digest)
     assert sites.tpm_of("site-t") is None
-    with control(front, parts, "site-t") as site:
+    with control(listeners, "site-t") as site:
         assert prove_tpm(site, tpms[0], site="site-t") == "invitation"
         assert prove_tpm(site, tpms[0], site="site-t") == "invitation"
     proven = sites.tpm_of("site-t")
     assert proven is not None
     assert (proven.ek, proven.ak) == (identity.ek_digest, identity.ak_digest)
     assert sites.site_of_ak(identity.ak_digest) == "site-t"
-    entries = [body for kind, body in front.deployment.entries if kind == "site"]
+    entries = [body for kind, body in listeners.deployment.entries if kind == "site"]
     assert len(entries) == 1, "what is known already is not written again"
     assert entries[0]["tpm"]["ak"] == identity.ak_digest.hex()
 
 
 def test_what_was_proven_outlives_a_restart(
-    deployment: Any, enrollment: Any, parts: Any, tpms: Any, identities: Any
+    deployment: Any, enrollment: Any, tpms: Any, identities: Any
 ) -> None:
-    invite(deployment, parts, "site-t", identities[0].ek_digest)
+    invite(deployment, "site-t", identities[0].ek_digest)
     asked = enrollment.propose("site-t", identities[0].to_bytes())
     enrollment.prove("site-t", asked.challenge, tpms[0].activate(asked.blob))
     again = SiteRegister(
@@ -121,9 +115,9 @@ def test_what_was_proven_outlives_a_restart(
 
 
 def test_a_wrong_secret_proves_nothing_and_is_in_the_ledger(
-    deployment: Any, enrollment: TpmEnrollment, parts: Any, identities: Any
+    deployment: Any, enrollment: TpmEnrollment, identities: Any
 ) -> None:
-    invite(deployment, parts, "site-t", identities[0].ek_digest)
+    invite(deployment, "site-t", identities[0].ek_digest)
     asked = enrollment.propose("site-t", identities[0].to_bytes())
     with pytest.raises(EnrollmentRefused, match="does not hold this attestation key"):
         enrollment.prove("site-t", asked.challenge, bytes(32))
@@ -134,9 +128,9 @@ def test_a_wrong_secret_proves_nothing_and_is_in_the_ledger(
 
 
 def test_an_answer_counts_once_and_in_time(
-    deployment: Any, enrollment: TpmEnrollment, parts: Any, tpms: Any, identities: Any
+    deployment: Any, enrollment: TpmEnrollment, tpms: Any, identities: Any
 ) -> None:
-    invite(deployment, parts, "site-t", identities[0].ek_digest)
+    invite(deployment, "site-t", identities[0].ek_digest)
     asked = enrollment.propose("site-t", identities[0].to_bytes())
     secret = tpms[0].activate(asked.blob)
     with pytest.raises(NonceRefused):
@@ -155,9 +149,9 @@ def test_an_answer_counts_once_and_in_time(
 
 
 def test_a_wrong_answer_uses_the_challenge_up(
-    deployment: Any, enrollment: TpmEnrollment, parts: Any, tpms: Any, identities: Any
+    deployment: Any, enrollment: TpmEnrollment, tpms: Any, identities: Any
 ) -> None:
-    invite(deployment, parts, "site-t", identities[0].ek_digest)
+    invite(deployment, "site-t", identities[0].ek_digest)
     asked = enrollment.propose("site-t", identities[0].to_bytes())
     with pytest.raises(EnrollmentRefused):
         enrollment.prove("site-t", asked.challenge, b"")
@@ -166,9 +160,9 @@ def test_a_wrong_answer_uses_the_challenge_up(
 
 
 def test_the_attestation_key_of_another_tpm_is_not_proven(
-    front: Any, parts: Any, tpms: Any, identities: Any
+    listeners: Any, tpms: Any, identities: Any
 ) -> None:
-    invite(front.deployment, parts, "site-t", identities[0].ek_digest)
+    invite(listeners.deployment, "site-t", identities[0].ek_digest)
 
     class Mixed:
         """Our endorsement key, and the attestation key of a machine elsewhere."""
@@ -179,21 +173,21 @@ def test_the_attestation_key_of_another_tpm_is_not_proven(
         def activate(self, blob: bytes) -> bytes:
             return tpms[0].activate(blob)
 
-    with control(front, parts, "site-t") as site:
+    with control(listeners, "site-t") as site:
         with pytest.raises(AttesterError, match="activatecredential"):
             prove_tpm(site, Mixed(), site="site-t")
         asked = site.propose_tpm(Mixed().identity().to_bytes())
         for guess in (b"", bytes(32), asked.blob[-32:]):
             with pytest.raises((EnrollmentRefused, NonceRefused)):
                 site.prove_tpm(asked, guess)
-    assert front.deployment.sites.tpm_of("site-t") is None
+    assert listeners.deployment.sites.tpm_of("site-t") is None
 
 
 def test_malformed_identities_and_keys_that_sign_anything_are_refused(
-    front: Any, parts: Any, identities: Any
+    listeners: Any, identities: Any
 ) -> None:
     honest = identities[0]
-    with control(front, parts, "site-a") as site:
+    with control(listeners, "site-a") as site:
         for junk in (b"", b"FLTI\x01", honest.to_bytes()[:-1], bytes(70_000)):
             with pytest.raises(EvidenceError):
                 site.propose_tpm(junk)
@@ -204,17 +198,17 @@ def test_malformed_identities_and_keys_that_sign_anything_are_refused(
 
 
 def test_an_endorsement_key_that_nobody_knows_waits_for_the_operator(
-    front: Any, parts: Any, tpms: Any, identities: Any
+    listeners: Any, tpms: Any, identities: Any
 ) -> None:
-    sites: SiteRegister = front.deployment.sites
-    front.deployment.admit(front.deployment.client())
-    with control(front, parts, "site-a") as site:
+    sites: SiteRegister = listeners.deployment.sites
+    listeners.deployment.admit(listeners.deployment.client())
+    with control(listeners, "site-a") as site:
         with pytest.raises(TransportError, match="waits until the endorsement key") as caught:
             prove_tpm(site, tpms[0], site="site-a")
         assert identities[0].ek_digest.hex() in caught.value.hint
         assert sites.show("site-a").status is SiteStatus.PENDING
         assert sites.tpm_of("site-a") is None
-        assert front.deployment.nodes.alive == {}, "its clients ended"
+        assert listeners.deployment.nodes.alive == {}, "its clients ended"
         with pytest.raises(TransportError, match="pending"):
             prove_tpm(site, tpms[0], site="site-a")
         sites.approve("site-a")
@@ -237,11 +231,11 @@ def test_a_pinned_attestation_key_needs_no_approval(
 
 
 def test_another_endorsement_key_sends_the_site_back(
-    front: Any, parts: Any, tpms: Any, identities: Any
+    listeners: Any, tpms: Any, identities: Any
 ) -> None:
-    sites: SiteRegister = front.deployment.sites
-    invite(front.deployment, parts, "site-t", identities[0].ek_digest)
-    with control(front, parts, "site-t") as site:
+    sites: SiteRegister = listeners.deployment.sites
+    invite(listeners.deployment, "site-t", identities[0].ek_digest)
+    with control(listeners, "site-t") as site:
         prove_tpm(site, tpms[0], site="site-t")
         with pytest.raises(TransportError, match="waits until"):
             prove_tpm(site, tpms[1], site="site-t")
@@ -257,9 +251,9 @@ def test_another_endorsement_key_sends_the_site_back(
 
 
 def test_the_former_machine_may_be_meant(
-    deployment: Any, enrollment: TpmEnrollment, parts: Any, tpms: Any, identities: Any
+    deployment: Any, enrollment: TpmEnrollment, tpms: Any, identities: Any
 ) -> None:
-    invite(deployment, parts, "site-t", identities[0].ek_digest)
+    invite(deployment, "site-t", identities[0].ek_digest)
     asked = enrollment.propose("site-t", identities[1].to_bytes())
     assert not enrollment.prove("site-t", asked.challenge, tpms[1].activate(asked.blob)).accepted
     deployment.sites.approve("site-t", ek=identities[0].ek_digest)
@@ -267,10 +261,10 @@ def test_the_former_machine_may_be_meant(
     assert (known.ek, known.shown_ek, known.ak) == (identities[0].ek_digest, b"", b"")
 
 
-def test_one_tpm_speaks_for_one_site(front: Any, parts: Any, tpms: Any, identities: Any) -> None:
-    sites: SiteRegister = front.deployment.sites
-    invite(front.deployment, parts, "site-t", identities[0].ek_digest)
-    with control(front, parts, "site-t") as site, control(front, parts, "site-a") as other:
+def test_one_tpm_speaks_for_one_site(listeners: Any, tpms: Any, identities: Any) -> None:
+    sites: SiteRegister = listeners.deployment.sites
+    invite(listeners.deployment, "site-t", identities[0].ek_digest)
+    with control(listeners, "site-t") as site, control(listeners, "site-a") as other:
         prove_tpm(site, tpms[0], site="site-t")
         with pytest.raises(EnrollmentRefused, match="belongs to site site-t already"):
             prove_tpm(other, tpms[0], site="site-a")
@@ -282,19 +276,19 @@ def test_one_tpm_speaks_for_one_site(front: Any, parts: Any, tpms: Any, identiti
     assert sites.create_token("site-u", ek=identities[0].ek_digest)
 
 
-def test_a_removed_site_proves_nothing(front: Any, parts: Any, tpms: Any, identities: Any) -> None:
-    invite(front.deployment, parts, "site-t", identities[0].ek_digest)
-    with control(front, parts, "site-t") as site:
+def test_a_removed_site_proves_nothing(listeners: Any, tpms: Any, identities: Any) -> None:
+    invite(listeners.deployment, "site-t", identities[0].ek_digest)
+    with control(listeners, "site-t") as site:
         asked = site.propose_tpm(identities[0].to_bytes())
         secret = tpms[0].activate(asked.blob)
-        front.deployment.sites.remove("site-t")
+        listeners.deployment.sites.remove("site-t")
         with pytest.raises(TransportError, match="removed"):
             site.prove_tpm(asked, secret)
     with pytest.raises(EnrollmentRefused, match="removed"):
-        front.deployment.sites.prove_tpm(
+        listeners.deployment.sites.prove_tpm(
             "site-t", replace_proven(identities[0]), certificate="none"
         )
-    assert front.deployment.sites.tpm_of("site-t") is None
+    assert listeners.deployment.sites.tpm_of("site-t") is None
 
 
 def replace_proven(identity: TpmIdentity) -> Any:
@@ -304,23 +298,25 @@ def replace_proven(identity: TpmIdentity) -> Any:
 
 
 def test_the_operator_sees_the_key_before_the_first_approval(
-    front: Any, parts: Any, tpms: Any, identities: Any, tmp_path: Path
+    listeners: Any, tpms: Any, identities: Any, tmp_path: Path
 ) -> None:
-    sites: SiteRegister = front.deployment.sites
+    sites: SiteRegister = listeners.deployment.sites
     made = sites.create_token("site-t")
     token = JoinToken(
-        address=front.gate, site="site-t", ca_pin=made.ca_pin, secret=made.secret
+        address=listeners.gate, site="site-t", ca_pin=made.ca_pin, secret=made.secret
     ).encode()
     shown = identities[0].to_bytes()
     identity = enroll(token, tpm=shown)
     assert identity.pending
     assert sites.tpm("site-t").shown_ek == identities[0].ek_digest
     assert sites.tpm("site-t").ak == b"", "nothing is proven by saying so"
-    with GateClient.connect(front.gate, ca_pin=made.ca_pin) as gate:
+    with GateClient.connect(listeners.gate, ca_pin=made.ca_pin) as gate:
         with pytest.raises(EvidenceError):
-            gate.enroll(token, parts.new_csr(identity.key), b"junk")
+            gate.enroll(token, new_csr(identity.key), b"junk")
     sites.approve("site-t", ek=identities[0].ek_digest)
-    identity = replace(enroll(token, identity=identity, tpm=shown), control_address=front.control)
+    identity = replace(
+        enroll(token, identity=identity, tpm=shown), control_address=listeners.control
+    )
     identity.save(tmp_path / "site")
     with ControlClient.of_site(SiteIdentity.load(tmp_path / "site")) as site:
         assert prove_tpm(site, tpms[0], site="site-t") == "operator"
@@ -330,17 +326,15 @@ def test_the_operator_sees_the_key_before_the_first_approval(
 
 
 @pytest.fixture
-def measured(deployment: Any, parts: Any, tpms: Any) -> Any:
+def measured(deployment: Any, tpms: Any) -> Any:
     """A job that accepts TPM evidence; both machines have measured it."""
     for tpm in tpms:
-        tpm.extend("app", parts.BUNDLE)
-        tpm.extend("job", parts.JOB)
+        tpm.extend("app", BUNDLE)
+        tpm.extend("job", JOB)
     return tpms
 
 
-def make_job(
-    deployment: Any, parts: Any, nodes: str = "", trust: TrustAnchors | None = None
-) -> Any:
+def make_job(deployment: Any, nodes: str = "", trust: TrustAnchors | None = None) -> Any:
     from attestation.policy import AppraisalPolicy
 
     text = f"""
@@ -349,7 +343,7 @@ name = "tpm"
 accept = ["tpm"]
 [[reference]]
 claim = "app"
-value = "{parts.BUNDLE.hex()}"
+value = "{BUNDLE.hex()}"
 [[reference]]
 claim = "pcr.0"
 value = "{"00" * 32}"
@@ -376,11 +370,11 @@ def prove(deployment: Any, enrollment: TpmEnrollment, site: str, tpm: Any) -> No
 
 
 def test_evidence_counts_once_its_key_is_proven(
-    deployment: Any, enrollment: TpmEnrollment, parts: Any, measured: Any, identities: Any
+    deployment: Any, enrollment: TpmEnrollment, measured: Any, identities: Any
 ) -> None:
     nodes = f'[nodes]\nsite-t = ["{identities[0].ek_digest.hex()}"]'
-    make_job(deployment, parts, nodes)
-    invite(deployment, parts, "site-t", identities[0].ek_digest)
+    make_job(deployment, nodes)
+    invite(deployment, "site-t", identities[0].ek_digest)
     client = client_of(deployment, "site-t", measured[0])
     with pytest.raises(AdmissionDenied, match="neither proven to live in a TPM nor pinned"):
         deployment.admit(client)
@@ -390,7 +384,7 @@ def test_evidence_counts_once_its_key_is_proven(
 
 
 def test_the_policy_says_which_events_are_known(
-    deployment: Any, enrollment: TpmEnrollment, parts: Any, measured: Any, identities: Any
+    deployment: Any, enrollment: TpmEnrollment, measured: Any, identities: Any
 ) -> None:
     from attestation.eventlog import EventLog
 
@@ -412,8 +406,8 @@ def test_the_policy_says_which_events_are_known(
         f'[[reference]]\nclaim = "event"\nvalue = "{event.digests["sha256"].hex()}"\n'
         for event in log.events
     )
-    make_job(deployment, parts, known)
-    invite(deployment, parts, "site-t", identities[0].ek_digest)
+    make_job(deployment, known)
+    invite(deployment, "site-t", identities[0].ek_digest)
     prove(deployment, enrollment, "site-t", genuine)
     with pytest.raises(AdmissionDenied, match=f"event {len(log.events) + 1} is the first that no"):
         deployment.admit(client_of(deployment, "site-t", Longer()))
@@ -421,11 +415,11 @@ def test_the_policy_says_which_events_are_known(
 
 
 def test_a_key_proven_by_one_site_vouches_for_no_other(
-    deployment: Any, enrollment: TpmEnrollment, parts: Any, measured: Any, identities: Any
+    deployment: Any, enrollment: TpmEnrollment, measured: Any, identities: Any
 ) -> None:
-    make_job(deployment, parts)
-    invite(deployment, parts, "site-t", identities[0].ek_digest)
-    invite(deployment, parts, "site-u", identities[1].ek_digest)
+    make_job(deployment)
+    invite(deployment, "site-t", identities[0].ek_digest)
+    invite(deployment, "site-u", identities[1].ek_digest)
     prove(deployment, enrollment, "site-t", measured[0])
     prove(deployment, enrollment, "site-u", measured[1])
     with pytest.raises(AdmissionDenied, match="neither proven"):
@@ -434,11 +428,11 @@ def test_a_key_proven_by_one_site_vouches_for_no_other(
 
 
 def test_a_key_pinned_for_all_is_only_for_the_site_that_proved_it(
-    deployment: Any, enrollment: TpmEnrollment, parts: Any, measured: Any, identities: Any
+    deployment: Any, enrollment: TpmEnrollment, measured: Any, identities: Any
 ) -> None:
     trust = TrustAnchors(tpm_aks=frozenset(i.ak_digest for i in identities))
-    make_job(deployment, parts, trust=trust)
-    invite(deployment, parts, "site-t", identities[0].ek_digest)
+    make_job(deployment, trust=trust)
+    invite(deployment, "site-t", identities[0].ek_digest)
     prove(deployment, enrollment, "site-t", measured[0])
     with pytest.raises(AdmissionDenied, match="that of another site's TPM"):
         deployment.admit(client_of(deployment, "site-a", measured[0]))
@@ -447,33 +441,33 @@ def test_a_key_pinned_for_all_is_only_for_the_site_that_proved_it(
 
 
 def test_a_removed_site_takes_its_key_along(
-    deployment: Any, enrollment: TpmEnrollment, parts: Any, measured: Any, identities: Any
+    deployment: Any, enrollment: TpmEnrollment, measured: Any, identities: Any
 ) -> None:
-    make_job(deployment, parts)
-    invite(deployment, parts, "site-t", identities[0].ek_digest)
+    make_job(deployment)
+    invite(deployment, "site-t", identities[0].ek_digest)
     prove(deployment, enrollment, "site-t", measured[0])
     client = client_of(deployment, "site-t", measured[0])
     deployment.admit(client)
     deployment.sites.remove("site-t")
     with pytest.raises(AdmissionDenied):
         deployment.admit(client)
-    invite(deployment, parts, "site-t")
+    invite(deployment, "site-t")
     with pytest.raises(AdmissionDenied, match="neither proven"):
         deployment.admit(client)
 
 
 def test_the_operator_is_shown_the_tpm(
-    front: Any, parts: Any, identities: Any, tmp_path: Path, capsys: Any
+    listeners: Any, identities: Any, tmp_path: Path, capsys: Any
 ) -> None:
     from fedlearn.cli import main
     from fedlearn.login import OperatorLogin
 
-    chain, key = front.deployment.operator()
+    chain, key = listeners.deployment.operator()
     OperatorLogin(
-        address=front.control,
-        ca=front.deployment.ca.certificate_pem,
+        address=listeners.control,
+        ca=listeners.deployment.ca.certificate_pem,
         chain=chain,
-        key=parts.key_pem(key),
+        key=key_pem(key),
     ).save(tmp_path / "operator")
 
     def run(*arguments: str) -> str:
@@ -485,8 +479,8 @@ def test_the_operator_is_shown_the_tpm(
     ek = identities[0].ek_digest
     assert run("token", "site-t", "--ek", "nonsense").startswith("1 ")
     made = json.loads(run("token", "site-t", "--json").removeprefix("0 "))
-    sites: SiteRegister = front.deployment.sites
-    sites.enroll(made["token"], parts.new_csr(parts.new_key()))
+    sites: SiteRegister = listeners.deployment.sites
+    sites.enroll(made["token"], new_csr(new_key()))
     sites.show_tpm("site-t", ek=ek, certificate="none")
     assert f"{ek.hex()}, which waits for approval" in run("show", "site-t")
     assert "has shown" in run("approve", "site-t", "--ek", bytes(32).hex())

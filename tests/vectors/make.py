@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Makes the test vectors of this folder, the same bytes every time.
 
 Everything in them is signed by roots of our own, whose keys follow from names: they test
@@ -14,18 +13,13 @@ import json
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+from attestation.trust import key_digest
+from tests.fakes.synthetic_tpm import SyntheticTpm
+from tests.vectors import azure, keys
+from tests.vectors.amd import Amd
+from tests.vectors.intel import APP, JOB, Intel, event_log
 
-import vector_azure as azure  # noqa: E402
-import vector_keys as keys  # noqa: E402
-from vector_amd import Amd  # noqa: E402
-from vector_cases import paper_tpm  # noqa: E402
-from vector_intel import APP, JOB, Intel, event_log  # noqa: E402
-
-from attestation.trust import key_digest  # noqa: E402
-
-DATA = HERE / "data"
+DATA = Path(__file__).parent / "data"
 REPORT_DATA = hashlib.sha512(b"the report data of every vector").digest()
 
 
@@ -53,7 +47,7 @@ def build() -> dict[str, bytes]:
     files["azure_snp.json"] = azure.evidence(REPORT_DATA[:32])
     files["azure_tdx.json"] = azure.evidence(REPORT_DATA[:32], intel=intel)
     for kind, key in (("ecdsa", keys.ec_key("tpm ak")), ("rsassa", keys.rsa_key("tpm ak"))):
-        tpm = paper_tpm.PaperTpm(key=key, scheme=kind, banks=("sha256", "sha384"))
+        tpm = SyntheticTpm(key=key, scheme=kind, banks=("sha256", "sha384"))
         tpm.measure("app", APP)
         tpm.measure("job", JOB)
         files[f"tpm_{kind}_quote.bin"] = tpm.quote(REPORT_DATA[:32]).to_bytes()

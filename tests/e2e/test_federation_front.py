@@ -1,0 +1,257 @@
+"""Who tries to get at a job over the network, and is not let in."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import ssl
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from edge.identity import certification_request, new_key
+from fedlearn.errors import AdmissionDenied, FedlearnError, KeyReleaseDenied, TransportError
+from tests.fakes.misbehaving_client import Stranger, self_made
+from tests.harness.federation import descendants
+
+pytestmark = pytest.mark.e2e
+_LISTEN = "0A"
+
+
+@pytest.fixture(scope="module")
+def job(shared: Any) -> Iterator[Any]:
+    """A job that waits for its only client."""
+    made = shared.job("front", sites=["misbehaving"], data={}, deadline_s=600).submit()
+    yield made
+    shared.operator.cancel_job("front")
+
+
+@pytest.fixture(scope="module")
+def standing(job: Any, misbehaving: Any) -> Any:
+    made = misbehaving.admit(job)
+    assert made.fleet.activate()[0] == made.admitted.node_id
+    return made
+
+
+def _issue(shared: Any, key: Any, *, job: str = "front", now: datetime | None = None) -> Any:
+    from cryptography import x509
+
+    issued = shared.ca.issue_client(
+        _der(key),
+        job=job,
+        site="misbehaving",
+        client="c1",
+        evidence_digest=bytes(32),
+        policy_digest=bytes(32),
+        now=now or datetime.now(UTC),
+        lifetime=timedelta(minutes=10),
+    )
+    return tuple(x509.load_pem_x509_certificates(issued.chain_pem))
+
+
+def _der(key: Any) -> bytes:
+    return certification_request(key)
+
+
+def test_an_admitted_client_is_let_in(standing):
+    standing.fleet.heartbeat()
+
+
+def _refused(stranger: Any, status: int, match: str) -> None:
+    for action in ("fetch", "deliver", "activate-node"):
+        answer = stranger.post(f"/v1/fleet/{action}")
+        assert answer.status_code == status, answer.text
+        assert match in answer.text
+
+
+def _no_connection(stranger: Any) -> None:
+    with pytest.raises((httpx.HTTPError, ssl.SSLError)):
+        stranger.post("/v1/fleet/fetch")
+
+
+def test_without_a_certificate_there_is_no_connection(misbehaving, standing):
+    _no_connection(Stranger(standing.admitted.fleet_address, misbehaving.ca))
+
+
+def test_a_certificate_that_somebody_made_is_no_certificate(misbehaving, standing):
+    key = new_key()
+    chain = (self_made(key),)
+    address = standing.admitted.fleet_address
+    _no_connection(Stranger(address, misbehaving.ca, chain=chain, key=key))
+
+
+def test_an_expired_certificate_of_our_own_ca_is_refused(shared, misbehaving, standing):
+    key = new_key()
+    chain = _issue(shared, key, now=datetime.now(UTC) - timedelta(hours=1))
+    address = standing.admitted.fleet_address
+    _no_connection(Stranger(address, misbehaving.ca, chain=chain, key=key))
+
+
+def test_a_certificate_of_our_ca_without_an_admission_is_refused(shared, misbehaving, standing):
+    key = new_key()
+    chain = _issue(shared, key)
+    address = standing.admitted.fleet_address
+    _refused(Stranger(address, misbehaving.ca, chain=chain, key=key), 401, "never admitted")
+
+
+def test_a_stolen_certificate_is_worth_nothing_without_its_key(misbehaving, standing):
+    # OpenSSL refuses to load the pair; a thief would need a library that does not look.
+    with pytest.raises((ssl.SSLError, FedlearnError)):
+        Stranger(
+            standing.admitted.fleet_address, misbehaving.ca, chain=standing.chain, key=new_key()
+        )
+
+
+def test_another_sites_certificate_does_not_speak_for_a_node(misbehaving, standing):
+    """The header that names the node must be the key of the certificate."""
+    stranger = Stranger(
+        standing.admitted.fleet_address,
+        misbehaving.ca,
+        chain=standing.chain,
+        key=standing.keys.tls,
+        header_key=new_key(),
+    )
+    _refused(stranger, 401, "not the key of the certificate")
+
+
+def test_a_sites_own_certificate_is_not_that_of_a_client(misbehaving, standing):
+    from cryptography import x509
+
+    chain = tuple(x509.load_pem_x509_certificates(misbehaving.identity.chain))
+    stranger = Stranger(
+        standing.admitted.fleet_address, misbehaving.ca, chain=chain, key=misbehaving.identity.key
+    )
+    _refused(stranger, 401, "")
+
+
+def test_a_certificate_for_another_job_gets_nothing_of_this_one(shared, misbehaving, standing):
+    other = shared.job("front-other", sites=["misbehaving"], data={}).submit()
+    elsewhere = misbehaving.admit(other)
+    try:
+        node, run = elsewhere.fleet.activate()
+        assert not {node, run} & set(standing.fleet.activate())
+        stranger = Stranger(
+            standing.admitted.fleet_address,
+            misbehaving.ca,
+            chain=elsewhere.chain,
+            key=elsewhere.keys.tls,
+        )
+        # A request names no node: the certificate decides whose work is fetched and answered.
+        answer = stranger.post("/v1/fleet/deliver", b"x" * 100)
+        assert answer.status_code == 410
+        assert "no question of this node" in answer.text
+        with (
+            elsewhere.control as control,
+            pytest.raises(FedlearnError, match="the admission is for job front-other"),
+        ):
+            control.commit_data("front", root=bytes(32), records=1, examples=100)
+    finally:
+        shared.operator.cancel_job("front-other")
+    # The job is over; its certificate is valid for half an hour, and opens nothing.
+    _refused(stranger, 401, "")
+    standing.fleet.heartbeat()
+
+
+def test_a_model_of_another_job_is_not_released(shared, misbehaving, standing):
+    done = shared.run("front-sealed", rounds=1, sites=["site-a"])
+    stored = shared.command(
+        *("fedlearn", "model", "list", "--state", shared.state),
+        *("--passphrase-file", shared.federation.passphrase_file, "--json"),
+    ).stdout
+    file = next(each for each in json.loads(stored) if each["model"] == done.name)
+    with standing.control as control, pytest.raises(KeyReleaseDenied) as denied:
+        control.release_key(done.name, int(file["version"]), bytes.fromhex(file["file_id"]))
+    assert "belongs to the job" in str(denied.value)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/control/start-run",
+        "/v1/control/list-runs",
+        "/v1/runtime/acquire-task",
+        "/v1/runtime/push-messages",
+        "/v1/fleet/../control/start-run",
+        "/v1/fleet/get-fab",
+        "/docs",
+        "/",
+    ],
+)
+def test_control_and_runtime_are_not_behind_the_front(misbehaving, standing, path):
+    stranger = Stranger(
+        standing.admitted.fleet_address, misbehaving.ca, chain=standing.chain, key=standing.keys.tls
+    )
+    assert stranger.post(path).status_code == 404
+
+
+def _listening(pids: list[int]) -> set[str]:
+    """The network addresses at which any of the processes can be reached."""
+    inodes = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for each in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    target = str(each.readlink())
+                    if target.startswith("socket:["):
+                        inodes.add(target[8:-1])
+    found = set()
+    for kind in ("tcp", "tcp6", "udp", "udp6"):
+        for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[9] in inodes and (fields[3] == _LISTEN or kind.startswith("udp")):
+                host, _, port = fields[1].partition(":")
+                found.add(f"{_host(host)}:{int(port, 16)}")
+    return found
+
+
+def _host(text: str) -> str:
+    """An address as /proc writes it: words of the machine's byte order."""
+    words = bytes.fromhex(text)
+    data = b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))
+    address = ipaddress.ip_address(data)
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address)
+
+
+def test_nothing_else_listens_and_what_listens_serves_no_control(shared, job, standing):
+    """Try Flower's Control and Runtime at every address that the coordinator can be reached at."""
+    pids = [shared.server_pid(), *descendants(shared.server_pid())]
+    assert shared.job_pid(job.name) in pids
+    told = {
+        standing.admitted.fleet_address,
+        standing.admitted.control_address,
+        standing.gate.pinned.address,
+    }
+    assert _listening(pids) == told
+    assert _listening([shared.job_pid(job.name)]) == set()
+    insecure = ssl.create_default_context()
+    insecure.check_hostname, insecure.verify_mode = False, ssl.CERT_NONE
+    for address in sorted(told):
+        for scheme in ("http", "https"):
+            for path in ("/v1/control/list-runs", "/v1/runtime/acquire-task"):
+                with (
+                    httpx.Client(verify=insecure, trust_env=False, timeout=5) as client,
+                    pytest.raises(httpx.HTTPError),
+                ):
+                    client.post(f"{scheme}://{address}{path}", content=b"")
+
+
+def test_a_revoked_client_is_out_at_once(shared, misbehaving):
+    job = shared.job("front-revoked", sites=["misbehaving"], data={}).submit()
+    standing = misbehaving.admit(job)
+    fleet = standing.fleet
+    fleet.activate()
+    shared.operator.revoke_client(job.name, "misbehaving", "the test said so")
+    # The connection that it had is closed; a call on it may meet that before any answer.
+    with contextlib.suppress(TransportError):
+        with pytest.raises(AdmissionDenied, match="the test said so"):
+            fleet.heartbeat()
+    with pytest.raises(AdmissionDenied, match="the test said so"):
+        fleet.heartbeat()
+    shared.operator.cancel_job(job.name)
+    assert "the test said so" in job.ledger("revocation")[0]["reason"]

@@ -1,0 +1,206 @@
+"""A site without an agent: the test itself is its client, and does what clients must not do."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+from attestation.attesters.sample import SampleAttester
+from attestation.binding import Binding, Role
+from attestation.policy import AppraisalPolicy
+from attestation.trust import TrustAnchors
+from edge.admission import ClientKeys, Membership, control_of, seek_admission
+from edge.flower.fleet import Fleet, Identity
+from edge.identity import certification_request, new_key
+from edge.rpc import AdmittedClient, ControlClient, GateClient, Request, enroll
+from fedlearn.cli.federation import COORDINATOR
+from fedlearn.job import workload_digest
+from fedlearn.software import software_digest
+from fedlearn.spiffe import COORDINATOR_DNS
+from fedlearn.tls import client_context
+
+
+@dataclass
+class HeldAdmission:
+    """An admission of a misbehaving client, with what is needed to use it."""
+
+    gate: GateClient
+    admitted: AdmittedClient
+    keys: ClientKeys
+
+    @property
+    def chain(self) -> tuple[x509.Certificate, ...]:
+        return tuple(x509.load_pem_x509_certificates(self.admitted.chain))
+
+    @property
+    def identity(self) -> Identity:
+        roots = tuple(x509.load_pem_x509_certificates(self.gate.pinned.ca_pem))
+        return Identity(chain=self.chain, key=self.keys.tls, authorities=roots)
+
+    @functools.cached_property
+    def fleet(self) -> Fleet:
+        """Its calls, on one connection: without any it would be taken for lost."""
+        return Fleet(self.admitted.fleet_address, self.identity, max_message_bytes=1 << 24)
+
+    @property
+    def control(self) -> ControlClient:
+        return control_of(self.gate, self.admitted, self.keys)
+
+
+class MisbehavingClient:
+    """A site of ``harness`` that is enrolled, with a machine that may run clients."""
+
+    def __init__(self, harness: Any, site: str = "misbehaving") -> None:
+        self.harness, self.site = harness, site
+        self.machine = harness.federation.machines[site]
+        self.identity = enroll(harness.federation.token(site))
+        self.ca = x509.load_pem_x509_certificate(self.identity.ca_pem)
+
+    def gate(self) -> GateClient:
+        return GateClient.connect(self.identity.gate_address, ca_pin=self.identity.ca_pin)
+
+    def attester(self, job: Any, measured: Mapping[str, bytes] | None = None) -> SampleAttester:
+        key = load_pem_private_key(
+            (self.machine.state / "insecure-development.key").read_bytes(), None
+        )
+        honest = {
+            "software": software_digest(),
+            "app": hashlib.sha256(job.bundle).digest(),
+            "job": job.spec.digest(),
+        }
+        return SampleAttester(key, self.machine.hardware_id, {**honest, **(measured or {})})  # type: ignore[arg-type]
+
+    def workload(self, job: Any) -> bytes:
+        return workload_digest(job.spec.digest(), hashlib.sha256(job.bundle).digest())
+
+    def membership(self, job: Any, keys: ClientKeys) -> Membership:
+        anchors = self.harness.federation.anchors([COORDINATOR])
+        return Membership(
+            job=job.name,
+            site=self.site,
+            client="c1",
+            workload=self.workload(job),
+            keys=keys,
+            policy=AppraisalPolicy.from_toml(job.policy.encode()),
+            trust=TrustAnchors(sample_keys=frozenset(map(bytes.fromhex, anchors))),
+        )
+
+    def admit(self, job: Any) -> HeldAdmission:
+        """Be admitted as an honest client is."""
+        keys, gate = ClientKeys.fresh(), self.gate()
+
+        def voucher(nonce: bytes, tls_key: bytes) -> bytes:
+            return self.identity.vouch(job=job.name, client="c1", nonce=nonce, tls_key=tls_key)
+
+        admitted = seek_admission(
+            gate,
+            self.attester(job),
+            self.membership(job, keys),
+            voucher,
+            now=lambda: datetime.now(UTC),
+        )
+        return HeldAdmission(gate, admitted, keys)
+
+    def request(self, job: Any, gate: GateClient, keys: ClientKeys, **changes: Any) -> Request:
+        """An honest request to ``gate``, but for ``changes``.
+
+        They are fields of the binding or of the request; ``measured`` for the attester, and
+        ``voucher_by``, the identity of the site that signs.
+        """
+        nonce = changes.pop("nonce", None) or gate.challenge(job.name, self.site).nonce
+        bound: dict[str, Any] = {
+            "role": Role.CLIENT,
+            "nonce": nonce,
+            "verifier_id": gate.pinned.verifier_id,
+            "tls_key": keys.tls_key,
+            "hpke_key": keys.hpke_key,
+            "node_id": self.site,
+            "workload": self.workload(job),
+        }
+        bound |= {
+            name.removeprefix("bound_"): changes.pop(name)
+            for name in list(changes)
+            if name.startswith("bound_")
+        }
+        evidence = self.attester(job, changes.pop("measured", None)).collect(Binding(**bound))
+        by = changes.pop("voucher_by", self.identity)
+        fields: dict[str, Any] = {
+            "job": job.name,
+            "site": self.site,
+            "client": "c1",
+            "nonce": nonce,
+            "csr": certification_request(keys.tls),
+            "hpke_key": keys.hpke_key,
+            "evidence": evidence.to_bytes(),
+            "site_voucher": by.vouch(job=job.name, client="c1", nonce=nonce, tls_key=keys.tls_key),
+        }
+        return Request(**(fields | changes))
+
+
+class Stranger:
+    """Speaks HTTP to the Fleet front with any certificate, key and header."""
+
+    def __init__(
+        self,
+        address: str,
+        ca: x509.Certificate,
+        *,
+        chain: tuple[x509.Certificate, ...] = (),
+        key: Any = None,
+        header_key: Any = None,
+    ) -> None:
+        context: Any = client_context(chain or (self_made(new := new_key()),), key or new, (ca,))
+        if not chain:
+            import ssl
+
+            context = ssl.create_default_context(cadata=ca.public_bytes(Encoding.PEM).decode())
+        self._url = f"https://{address}"
+        self.client = httpx.Client(verify=context, trust_env=False, timeout=10)
+        import base64
+
+        shown = header_key or key or new_key()
+        pem = shown.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        self._headers = {"flwr-public-key": base64.b64encode(pem).decode()}
+
+    def post(self, path: str, content: bytes = b"") -> httpx.Response:
+        return self.client.post(
+            self._url + path,
+            content=content,
+            headers=self._headers,
+            extensions={"sni_hostname": COORDINATOR_DNS},
+        )
+
+
+def self_made(key: Any) -> x509.Certificate:
+    """A certificate that nobody but its owner signed, with the names of a client."""
+    from datetime import timedelta
+
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.x509.oid import NameOID
+
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "c1")])
+    now = datetime.now(UTC)
+    uri = x509.UniformResourceIdentifier("spiffe://demo.fedlearn/job/j/site/misbehaving/client/c1")
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=1))
+        .not_valid_after(now + timedelta(minutes=20))
+        .add_extension(x509.SubjectAlternativeName([uri]), critical=False)
+        .sign(key, hashes.SHA256())
+    )

@@ -1,0 +1,132 @@
+"""The gRPC listeners of a deployment, with a coordinator that only records calls."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from fedlearn.errors import ConfigError, JobError, KeyReleaseDenied
+from server.rpc import EventView, JobView, Listeners, RpcConfig, Welcome
+from tests.harness.deployment import Deployment, key_pem
+
+
+class RecordingCoordinator:
+    """Implements the port of the services; the real one is tested end to end."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.orders: dict[str, Any] = {}
+        self.signatures: list[bytes] = []
+        self.bundle = b"bundle" * 400_000
+        self.waiting = threading.Event()
+        self.stopped = threading.Event()
+        self.connected = threading.Event()
+
+    def submit_job(
+        self,
+        operator: str,
+        *,
+        job_toml: str,
+        bundle: bytes,
+        policy_toml: str,
+        policy_signature: bytes = b"",
+    ) -> JobView:
+        self.signatures.append(policy_signature)
+        self.calls.append(("submit", (operator, job_toml, len(bundle), policy_toml)))
+        if job_toml == "broken":
+            raise ConfigError("is not a number", where="job.toml:3", key="rounds", hint="write 5")
+        if job_toml == "crash":
+            raise RuntimeError("a secret path /srv/state")
+        return JobView(name="alpha", id="1", status="pending", rounds=3, sites=("site-a",))
+
+    def list_jobs(self) -> list[JobView]:
+        sites = ("site-a", "site-b")
+        return [JobView(name="alpha", id="1", status="running", round=1, rounds=3, sites=sites)]
+
+    def get_job(self, name: str) -> JobView:
+        if name != "alpha":
+            raise JobError(f"there is no job {name}", hint="`fedlearn job status` lists them")
+        return self.list_jobs()[0]
+
+    def follow_job(
+        self, name: str, *, after: int, past_only: bool, stop: threading.Event
+    ) -> Iterator[EventView]:
+        for sequence in range(after + 1, 4):
+            yield EventView(sequence=sequence, unix_ms=5, kind="log", json='{"line":"x"}')
+        if not past_only:
+            self.waiting.set()
+            while not stop.wait(0.05):
+                time.sleep(0)
+        self.stopped.set()
+
+    def cancel_job(self, operator: str, name: str) -> JobView:
+        return JobView(name=name, id="1", status="cancelled")
+
+    def resume_job(self, operator: str, name: str) -> JobView:
+        return JobView(name=name, id="1", status="running")
+
+    def replace_policy(
+        self, operator: str, name: str, policy_toml: str, policy_signature: bytes = b""
+    ) -> None:
+        self.signatures.append(policy_signature)
+        self.calls.append(("policy", (operator, name, policy_toml)))
+
+    def fetch_bundle(self, site: str, sha256: bytes) -> bytes:
+        return self.bundle
+
+    def commit_data(self, admission: Any, *, root: bytes, records: int, examples: int) -> int:
+        self.calls.append(("commit", (admission.site, root, records)))
+        return 42
+
+    def release_key(self, admission: Any, *, model: str, version: int, file_id: bytes) -> bytes:
+        if model != "alpha":
+            raise KeyReleaseDenied(f"the model {model} is not for {admission.job}", hint="ask")
+        return b"wrapped for " + admission.hpke_key
+
+    def site_connected(self, site: str, orders: Any, *, version: str, running: Any) -> None:
+        self.calls.append(("connected", (site, version, running)))
+        self.orders[site] = orders
+        self.connected.set()
+
+    def site_disconnected(self, site: str, orders: Any) -> None:
+        self.calls.append(("disconnected", site))
+
+    def workload_changed(self, site: str, *, assignment: str, phase: str, reason: str) -> None:
+        self.calls.append(("workload", (site, assignment, phase, reason)))
+
+    def site_assignments(self, site: str) -> tuple[str, ...]:
+        return ("assignment-1",) if site == "site-a" else ()
+
+
+class DeploymentListeners:
+    """Listeners of a deployment on free ports of this machine."""
+
+    def __init__(
+        self, deployment: Deployment, *, welcome: Welcome | None = None, **config: Any
+    ) -> None:
+        self.deployment = deployment
+        self.coordinator = RecordingCoordinator()
+        welcome = welcome or Welcome(
+            fleet_address="127.0.0.1:1", control_address="", order_key=b"order"
+        )
+        self.running = Listeners(
+            config=RpcConfig(**({"gate": "127.0.0.1:0", "control": "127.0.0.1:0"} | config)),
+            server_chain=deployment.server.chain_pem,
+            server_key=key_pem(deployment.server_key),
+            ca=deployment.ca,
+            gate=deployment.gate,
+            proof=deployment.proof,
+            sites=deployment.sites,
+            operators=deployment.operators,
+            coordinator=self.coordinator,
+            welcome=welcome,
+            clock=deployment.clock,
+        )
+        self.running.start()
+        self.gate = f"127.0.0.1:{self.running.gate_port}"
+        self.control = f"127.0.0.1:{self.running.control_port}"
+
+    def stop(self) -> None:
+        self.running.stop(0.0)

@@ -1,0 +1,121 @@
+"""A coordinator without listeners, started again and again on one state directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from attestation.trust import TrustAnchors
+from fedlearn import config
+from server.admission import AdmissionGate
+from server.config import ServerConfig
+from server.coordinator import Coordinator
+from server.enrollment import SiteRegister, site_entries
+from server.home import Home, establish
+from server.register import AdmissionRegister
+from tests.harness.deployment import new_csr, new_key
+
+PYPROJECT = """
+[project]
+name = "tiny"
+version = "1.0.0"
+license = "Apache-2.0"
+[tool.flwr.app]
+publisher = "tests"
+[tool.flwr.app.components]
+serverapp = "tiny.server_app:app"
+clientapp = "tiny.client_app:app"
+"""
+
+
+def tiny_bundle(folder: Path) -> bytes:
+    """The smallest application, as a bundle."""
+    from server.flower.bundle import build
+
+    (folder / "tiny").mkdir(parents=True)
+    (folder / "pyproject.toml").write_text(PYPROJECT)
+    (folder / "tiny" / "__init__.py").write_text("")
+    for side, kind in (("server", "ServerApp"), ("client", "ClientApp")):
+        code = f"from flwr.{side}app import {kind}\napp = {kind}()\n"
+        (folder / "tiny" / f"{side}_app.py").write_text(code)
+    return build(folder)
+
+
+class RestartingCoordinator:
+    """Starts the coordinator of one state folder, after it has stopped the one before."""
+
+    def __init__(self, folder: Path, settings: ServerConfig) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._closing: list[Callable[[], object]] = []
+
+    def stop(self) -> None:
+        """End the coordinator that runs, if one does."""
+        while self._closing:
+            self._closing.pop()()
+
+    def __call__(self) -> Coordinator:
+        self.stop()
+        closing, settings = self._closing, self._settings
+        home = Home.open(settings)
+        closing.append(home.close)
+        book = home.job_book()
+        closing.append(book.close)
+        sites = SiteRegister(
+            entries=site_entries(home.ledger),
+            address="127.0.0.1:1",
+            ca_pin=home.ca.key_digest,
+            clock=lambda: datetime.now(UTC),
+            record=home.ledger.append,
+        )
+        if not sites.list():
+            token = sites.create_token("site-a", needs_approval=False)
+            sites.enroll(token.encode(), new_csr(new_key()))
+        register = AdmissionRegister()
+        runtime = self._folder / "run"
+        runtime.mkdir(exist_ok=True)
+        coordinator = Coordinator(
+            home,
+            book=book,
+            sites=sites,
+            register=register,
+            trust=TrustAnchors,
+            runtime=runtime,
+        )
+        coordinator.jobs.attach(
+            AdmissionGate(
+                ca=home.ca,
+                register=register,
+                jobs=coordinator.jobs.admittable,
+                sites=sites,
+                door=coordinator.jobs,
+                record=lambda kind, body: coordinator.jobs.record(kind, dict(body)),
+                clock=lambda: datetime.now(UTC),
+            )
+        )
+        closing.append(coordinator.jobs.stop)
+        coordinator.jobs.go_on()
+        return coordinator
+
+
+@contextmanager
+def restarting_coordinator(
+    folder: Path, *, policy_keys: Sequence[bytes] = ()
+) -> Iterator[RestartingCoordinator]:
+    """Establish a coordinator with one site; give what starts it."""
+    table = {
+        "state": "state",
+        "trust_domain": "test.example",
+        "keys": {"protect": ["insecure-plain-key-file"]},
+        "trust": {"policy_keys": [key.hex() for key in policy_keys]},
+    }
+    (folder / "server.toml").write_text(config.dumps(table))
+    settings = ServerConfig.load(folder / "server.toml")
+    establish(settings, now=datetime.now(UTC), control_address="127.0.0.1:1", operator_csr=None)
+    start = RestartingCoordinator(folder, settings)
+    try:
+        yield start
+    finally:
+        start.stop()

@@ -1,0 +1,389 @@
+"""The parts of the documentation that are made from the code: each function returns Markdown.
+
+A page asks for one with a line ``<!-- generated: NAME ARGUMENT -->``; :data:`GENERATED` has the
+names. ``tools/docs_hooks.py`` fills them in when the site is built, so nothing of it is stored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+import tempfile
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+from google.protobuf import descriptor_pb2
+from grpc_tools import protoc
+
+from edge.config import SiteConfig
+from fedlearn import events, strategies
+from fedlearn.job import JobSpec
+from server import metrics
+from server.config import ServerConfig
+
+__all__ = ["GENERATED", "Unknown", "fill"]
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+PROTO: Final = "fedlearn/wire/fedlearn.proto"
+MODELS: Final[Mapping[str, type]] = {
+    "job": JobSpec,
+    "server": ServerConfig,
+    "site": SiteConfig,
+}
+PROGRAMS: Final = {
+    "fedlearn": ("fedlearn.cli", "main"),
+    "fedlearn-server": ("server.main", "main"),
+    "fedlearn-edge": ("edge.main", "main"),
+}
+T = TypeVar("T")
+
+_MARK: Final = re.compile(r"^<!-- generated: ([a-z]+)(?: ([\w-]+))? -->$", re.MULTILINE)
+_ENTRY: Final = re.compile(r"^((?:``[\w.-]+``(?:, )?)+)(?:  +(.*))?$")
+
+
+class Unknown(Exception):
+    """A page asks for something that cannot be made; the text says what there is."""
+
+
+def fill(markdown: str) -> str:
+    """Return a page with what it asks for in the place of each mark.
+
+    :raises Unknown: for a mark that nothing belongs to.
+    """
+
+    def made(match: re.Match[str]) -> str:
+        name, argument = match[1], match[2]
+        if name not in GENERATED:
+            raise Unknown(f"nothing is generated as {name!r}; there are {', '.join(GENERATED)}")
+        return GENERATED[name](*filter(None, [argument]))
+
+    return _MARK.sub(made, markdown)
+
+
+def _named(known: Mapping[str, T], name: str) -> T:
+    if name not in known:
+        raise Unknown(f"there is no {name!r} to list; there are {', '.join(known)}")
+    return known[name]
+
+
+# --- the command line -----------------------------------------------------------------
+
+
+def command_line(program: str) -> str:
+    """Return every command of a program, with its arguments and options."""
+    module, attribute = _named(PROGRAMS, program)
+    command: click.Command = getattr(importlib.import_module(module), attribute)
+    context = click.Context(command, info_name=program)
+    return "\n\n".join(_command(command, context, level=2))
+
+
+def _command(command: click.Command, context: click.Context, level: int) -> Iterator[str]:
+    yield f"{'#' * level} {context.command_path}"
+    yield from _help(command)
+    if isinstance(command, click.Group):
+        yield from _options(command, context)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            if below is not None and not below.hidden:
+                inner = click.Context(below, info_name=name, parent=context)
+                yield from _command(below, inner, min(level + 1, 4))
+        return
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    yield f"```text\n{usage}\n```"
+    yield from _options(command, context)
+
+
+def _help(command: click.Command) -> Iterator[str]:
+    """Yield the paragraphs of a help text; those that click does not wrap become code."""
+    for paragraph in re.split(r"\n\s*\n", (command.help or "").strip()):
+        if paragraph.lstrip().startswith("\b"):
+            yield f"```text\n{paragraph.lstrip().removeprefix(chr(8)).strip(chr(10))}\n```"
+        elif paragraph:
+            yield _prose(paragraph)
+
+
+def _options(command: click.Command, context: click.Context) -> Iterator[str]:
+    rows = []
+    for parameter in command.get_params(context):
+        if isinstance(parameter, click.Option) and parameter.opts[0] not in ("-h", "--help"):
+            record = parameter.get_help_record(context)
+            if record is not None:
+                rows.append((_code(record[0]), _prose(record[1])))
+    if rows:
+        yield _table(("option", "meaning"), rows)
+
+
+# --- files ----------------------------------------------------------------------------
+
+
+def keys(file: str) -> str:
+    """Return the keys of a file, one table for each of its tables."""
+    return "\n\n".join(_model(_named(MODELS, file), (), several=False))
+
+
+def _model(model: type, path: tuple[str, ...], *, several: bool) -> Iterator[str]:
+    hints = typing.get_type_hints(model)
+    meanings = _meanings(model)
+    rows: list[tuple[str, ...]] = []
+    below: list[tuple[type, tuple[str, ...], bool]] = []
+    for field in dataclasses.fields(model):
+        key, expected = _declared(field)
+        inner, many = _inner(hints[field.name])
+        if inner is not None:
+            step = (*path, key, "NAME") if many == "mapping" else (*path, key)
+            below.append((inner, step, many == "list"))
+            continue
+        default = "required" if _required(field) else _default(field)
+        rows.append((f"`{key}`", expected, default, meanings.get(field.name, "")))
+    if path:
+        brackets = ("[[", "]]") if several else ("[", "]")
+        yield f"### `{brackets[0]}{'.'.join(path)}{brackets[1]}`"
+        yield _prose((model.__doc__ or "").split("\n\n")[0])
+    if rows:
+        yield _table(("key", "value", "default", "meaning"), rows)
+    for found, step, many_tables in below:
+        yield from _model(found, step, several=many_tables)
+
+
+def _declared(field: dataclasses.Field[Any]) -> tuple[str, str]:
+    """Return the key of a field in its file, and what may stand there."""
+    for kind, key in field.metadata.values():
+        return key or field.name, kind.expected
+    return field.name, ""
+
+
+def _inner(hint: Any) -> tuple[type | None, str]:
+    """Return the model that a field's type holds, and whether it holds one or several."""
+    arguments = [item for item in typing.get_args(hint) if item is not type(None)]
+    origin = typing.get_origin(hint)
+    if isinstance(hint, types.UnionType):
+        return _inner(arguments[0])
+    many = {tuple: "list"}.get(typing.cast("Any", origin), "")
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        arguments, many = arguments[1:], "mapping"
+    found = arguments[0] if many and arguments else hint
+    is_table = dataclasses.is_dataclass(found) and any(
+        f.metadata for f in dataclasses.fields(found)
+    )
+    return (typing.cast("type", found), many) if is_table else (None, "")
+
+
+def _meanings(model: type) -> dict[str, str]:
+    """Return what a class says of its fields, in lines that start with ````name``  text``."""
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in (inspect.getdoc(model) or "").splitlines():
+        entry = _ENTRY.match(line)
+        if entry:
+            names = re.findall(r"``([\w.-]+)``", entry[1])
+            found.update(dict.fromkeys(names, entry[2] or ""))
+        elif names and line.startswith(" "):
+            for name in names:
+                found[name] = f"{found[name]} {line.strip()}".strip()
+        else:
+            names = []
+    return {name: _prose(text) for name, text in found.items()}
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        value: object = field.default_factory()
+    else:
+        value = field.default
+    return _code(_toml(value)) if value not in (None, "", b"", ()) and value != {} else ""
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# --- events, metrics, strategies ------------------------------------------------------
+
+
+def event_kinds() -> str:
+    """Return the kinds of events with their fields."""
+    parts = []
+    for name, kind in events.KINDS.items():
+        hints = typing.get_type_hints(kind)
+        rows = [
+            (f"`{field.name}`", _type_name(hints[field.name]), "yes" if _required(field) else "no")
+            for field in dataclasses.fields(kind)
+        ]
+        final = " It is the last event of its run." if kind.final else ""
+        text = f"{_prose(inspect.getdoc(kind) or '')}{final}"
+        parts.append(f"### `{name}`\n\n{text}\n\n{_table(('field', 'type', 'always'), rows)}")
+    return "\n\n".join(parts)
+
+
+def _type_name(hint: Any) -> str:
+    names = {str: "text", int: "whole number", float: "number"}
+    if hint in names:
+        return names[hint]
+    if typing.get_origin(hint) is tuple:
+        return f"list of {_type_name(typing.get_args(hint)[0])}"
+    arguments = typing.get_args(hint)
+    return f"object of {names[arguments[1]]}" if arguments[-1:] == (float,) else "object"
+
+
+def counts() -> str:
+    """Return the metrics of a coordinator."""
+    return _table(
+        ("metric", "type", "label", "meaning"),
+        [
+            (f"`{item.name}`", item.kind, f"`{item.label}`" if item.label else "", item.help)
+            for item in metrics.METRICS
+        ],
+    )
+
+
+def strategy_options() -> str:
+    """Return the strategies that a job may name."""
+    return _table(
+        ("strategy", "options", "with `[privacy]`"),
+        [
+            (
+                f"`{name}`",
+                ", ".join(f"`{option}`" for option in options),
+                "yes" if name in {strategies.APP, *strategies.MEAN_FAMILY} else "no",
+            )
+            for name, options in strategies.STRATEGIES.items()
+        ],
+    )
+
+
+# --- the wire -------------------------------------------------------------------------
+
+
+def wire() -> str:
+    """Return the services and messages of the ``.proto`` with their comments."""
+    with tempfile.TemporaryDirectory() as scratch:
+        target = Path(scratch) / "set"
+        arguments = ["protoc", f"-I{ROOT}", f"--descriptor_set_out={target}"]
+        if protoc.main([*arguments, "--include_source_info", PROTO]) != 0:
+            raise Unknown(f"{PROTO} cannot be compiled")
+        files = descriptor_pb2.FileDescriptorSet.FromString(target.read_bytes())
+    (file,) = files.file
+    comments = {tuple(at.path): _comment(at) for at in file.source_code_info.location}
+    parts = ["## Services"]
+    for index, service in enumerate(file.service):
+        at = (6, index)
+        rows = [
+            (
+                f"`{method.name}`",
+                _message(method.input_type, streamed=method.client_streaming),
+                _message(method.output_type, streamed=method.server_streaming),
+                comments.get((*at, 2, number), ""),
+            )
+            for number, method in enumerate(service.method)
+        ]
+        parts += [f"### {service.name}", comments.get(at, "")]
+        parts.append(_table(("call", "takes", "returns", "meaning"), rows))
+    parts.append("## Messages")
+    for index, message in enumerate(file.message_type):
+        parts += _message_parts(message, message.name, (4, index), comments)
+    return "\n\n".join(filter(None, parts))
+
+
+def _message_parts(
+    message: descriptor_pb2.DescriptorProto,
+    name: str,
+    at: tuple[int, ...],
+    comments: Mapping[tuple[int, ...], str],
+) -> Iterator[str]:
+    yield f"### {name}"
+    yield comments.get(at, "")
+    rows = []
+    for number, field in enumerate(message.field):
+        shown = field.type_name.rpartition(".")[2] or _SCALARS[field.type]
+        repeated = "repeated " if field.label == field.LABEL_REPEATED else ""
+        choice = ""
+        if field.HasField("oneof_index") and not field.proto3_optional:
+            choice = f"one of `{message.oneof_decl[field.oneof_index].name}`. "
+        comment = comments.get((*at, 2, number), "")
+        rows.append((str(field.number), f"`{field.name}`", f"{repeated}{shown}", choice + comment))
+    if rows:
+        yield _table(("number", "field", "type", "meaning"), rows)
+    for number, enum in enumerate(message.enum_type):
+        values = ", ".join(f"`{value.name}` = {value.number}" for value in enum.value)
+        comment = comments.get((*at, 4, number), "")
+        yield f"`{enum.name}`: {values}. {comment}".strip()
+    for number, inner in enumerate(message.nested_type):
+        if not inner.options.map_entry:
+            yield from _message_parts(inner, f"{name}.{inner.name}", (*at, 3, number), comments)
+
+
+_SCALARS: Final = {
+    value.number: value.name.removeprefix("TYPE_").lower()
+    for value in descriptor_pb2.FieldDescriptorProto.Type.DESCRIPTOR.values
+}
+
+
+def _message(type_name: str, *, streamed: bool) -> str:
+    name = type_name.rpartition(".")[2]
+    return f"{'stream of ' if streamed else ''}[{name}](#{name.lower()})"
+
+
+def _comment(at: descriptor_pb2.SourceCodeInfo.Location) -> str:
+    return _cell_text(f"{at.leading_comments} {at.trailing_comments}")
+
+
+# --- text -----------------------------------------------------------------------------
+
+
+def _prose(text: str) -> str:
+    """Return reStructuredText of a docstring or a help text as Markdown, on one line."""
+    flat = " ".join(text.split())
+    flat = re.sub(r":\w+:`[~!]?([^`]+)`", r"`\1`", flat)
+    return _outside_code(flat.replace("``", "`"))
+
+
+def _cell_text(text: str) -> str:
+    return _outside_code(" ".join(text.split()))
+
+
+def _outside_code(text: str) -> str:
+    """Escape what would be markup, except between backticks."""
+    parts = text.split("`")
+    for index in range(0, len(parts), 2):
+        parts[index] = re.sub(r"([<>*_\[\]])", r"\\\1", parts[index])
+    return "`".join(parts)
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    names = list(head)
+    lines = [names, ["---"] * len(names), *map(list, rows)]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+GENERATED: Final[Mapping[str, Callable[..., str]]] = {
+    "cli": command_line,
+    "events": event_kinds,
+    "keys": keys,
+    "metrics": counts,
+    "strategies": strategy_options,
+    "wire": wire,
+}
+"""What a page may ask for."""
