@@ -24,7 +24,7 @@ from typing import Any, Final
 from attestation.encodings import json_bytes
 from attestation.errors import EvidenceError
 from attestation.evidence import MAX_EVIDENCE_BYTES
-from attestation.quotes.snp import REPORT_BYTES, parse_certificate_table
+from attestation.quotes.snp import REPORT_BYTES, TCB, TCB_TURIN, parse_certificate_table
 
 __all__ = ["AgentDocument", "is_agent_document", "parse_agent_document"]
 
@@ -76,8 +76,6 @@ _VERSIONS: Final = ((0x038, "current_tcb"), (0x180, "reported_tcb"), (0x1E0, "co
 _LAUNCH: Final = (0x1F0, "launch_tcb")
 _SIGNATURE: Final = ((0x2A0, "r"), (0x2E8, "s"))
 _SCALAR_BYTES: Final = 72
-_OLD: Final = ("bootloader", "tee", "", "", "", "", "snp", "microcode")
-_TURIN: Final = ("fmc", "bootloader", "tee", "snp", "", "", "", "microcode")
 _RESERVED: Final = tuple(f"_reserved_{number}" for number in range(5))
 _MAY_LACK: Final = frozenset(
     {"cpuid_fam_id", "cpuid_mod_id", "cpuid_step", "launch_mit_vector", "current_mit_vector"}
@@ -189,12 +187,15 @@ def _report(fields: dict[str, Any]) -> bytes:
 
 
 def _tcb(versions: dict[str, Any], where: str) -> bytes:
-    order = _OLD if versions.get("fmc") is None else _TURIN
-    _check_keys(versions, {*order, "fmc"}, ("_reserved",), where)
-    found = [versions.get(name) if name else 0 for name in order]
-    if not all(isinstance(item, int) and 0 <= item < 256 for item in found):
-        raise EvidenceError("must be numbers of one byte", field=where)
-    return bytes(item for item in found if item is not None)
+    layout = TCB if versions.get("fmc") is None else TCB_TURIN
+    _check_keys(versions, {*layout, "fmc"}, ("_reserved",), where)
+    found = bytearray(8)
+    for name, slot in layout.items():
+        value = versions.get(name)
+        if not isinstance(value, int) or not 0 <= value < 256:
+            raise EvidenceError("must be numbers of one byte", field=where)
+        found[slot.number] = value
+    return bytes(found)
 
 
 def _check_keys(

@@ -38,7 +38,7 @@ from attestation.errors import (
     FreshnessError,
     SignatureError,
 )
-from attestation.quotes.snp import PRODUCTS, VCEK, VLEK, SnpReport
+from attestation.quotes.snp import PRODUCTS, VCEK, VLEK, SnpReport, tcb_versions
 from attestation.trust import TrustAnchors
 
 __all__ = ["Endorsements", "SnpPlatform", "check_report"]
@@ -332,7 +332,7 @@ def _compare(report: SnpReport, leaf: Certificate, product: str) -> None:
     said = report.product
     if said is not None and said != product:
         raise EndorsementError(f"a report from {said}, a certificate for {product}", step=_STEP)
-    for component, version in report.tcb(report.reported_tcb, product).items():
+    for component, version in tcb_versions(report.reported_tcb, product).items():
         certified = _integer(leaf.extensions.get(_VERSIONS[component]), component)
         if certified != version:
             raise EndorsementError(

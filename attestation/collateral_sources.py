@@ -18,12 +18,12 @@ import dcap_qvl
 
 from attestation.collateral_forms import split_signed
 from attestation.errors import EndorsementError, EvidenceError
+from attestation.quotes.snp import PRODUCTS, SnpReport, tcb_versions
 
 __all__ = [
     "AMD_KDS",
     "INTEL_PCS",
     "INTEL_ROOT_CRL",
-    "PRODUCTS",
     "AmdChip",
     "Answer",
     "IntelPlatform",
@@ -35,13 +35,7 @@ __all__ = [
 INTEL_PCS: Final = "https://api.trustedservices.intel.com"
 INTEL_ROOT_CRL: Final = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der"
 AMD_KDS: Final = "https://kdsintf.amd.com"
-PRODUCTS: Final = ("Milan", "Genoa", "Turin")
-
 _FMSPC: Final = re.compile(r"[0-9A-Fa-f]{12}")
-_REPORT_BYTES: Final = 1184
-_FAMILY_19: Final = 0x19
-_FAMILY_TURIN: Final = 0x1A
-_MILAN_MODELS: Final = range(0x10)
 _TURIN_CHIP_ID_BYTES: Final = 8
 
 
@@ -126,37 +120,26 @@ def amd_chip(report: bytes, product: str | None = None) -> AmdChip:
 
     :raises EvidenceError: when the report does not tell.
     """
-    if len(report) != _REPORT_BYTES:
-        raise EvidenceError(f"{len(report)} bytes, a report has {_REPORT_BYTES}", field="report")
-    chip_id = report[0x1A0:0x1E0]
-    if not any(chip_id):
+    parsed = SnpReport.parse(report)
+    if not any(parsed.chip_id):
         raise EvidenceError(
             "is masked, so AMD cannot be asked for this chip's key",
             field="CHIP_ID",
             offset=0x1A0,
             hint="take the certificates from the host, or use a VLEK",
         )
-    chosen = product or _product(report)
-    tcb = report[0x180:0x188]
-    if chosen == "Turin":
-        versions = {"fmc": tcb[0], "bootloader": tcb[1], "tee": tcb[2], "snp": tcb[3]}
-    else:
-        versions = {"bootloader": tcb[0], "tee": tcb[1], "snp": tcb[6]}
-    return AmdChip(product=chosen, chip_id=chip_id, tcb={**versions, "microcode": tcb[7]})
-
-
-def _product(report: bytes) -> str:
-    family, model = report[0x188], report[0x189]
-    if int.from_bytes(report[:4], "little") >= 3:
-        if family == _FAMILY_TURIN:
-            return "Turin"
-        if family == _FAMILY_19:
-            return "Milan" if model in _MILAN_MODELS else "Genoa"
-    raise EvidenceError(
-        "the report does not say which product made it",
-        field="CPUID_FAM_ID",
-        offset=0x188,
-        hint=f"give --product {'|'.join(PRODUCTS)}",
+    chosen = product or parsed.product
+    if chosen is None:
+        raise EvidenceError(
+            "the report does not say which product made it",
+            field="CPUID_FAM_ID",
+            offset=0x188,
+            hint=f"give --product {'|'.join(PRODUCTS)}",
+        )
+    return AmdChip(
+        product=chosen,
+        chip_id=parsed.chip_id,
+        tcb=tcb_versions(parsed.reported_tcb, chosen),
     )
 
 

@@ -25,6 +25,7 @@ from attestation.policy import (
     SnpRules,
     TdxRules,
 )
+from attestation.quotes.snp import PRODUCTS, TCB_COMPONENTS
 
 __all__ = ["Draft", "draft_policy", "reference_text"]
 
@@ -48,7 +49,6 @@ _ABOUT: Final = {
     "rtmr2": "RTMR2, command line, initrd and what the kernel measured",
     "rtmr3": "RTMR3, what software measured at run time",
 }
-_SNP_COMPONENTS: Final = ("bootloader", "tee", "snp", "microcode", "fmc")
 _SNP_POLICY: Final = ("aes_256_xts", "rapl_disabled", "ciphertext_hiding", "page_swap_disable")
 _SNP_PLATFORM: Final = ("alias_check",)
 """Settings that only ever protect a guest: a draft requires those that the evidence shows."""
@@ -266,7 +266,7 @@ def _snp(claims: Claims, notes: list[str]) -> list[str]:
     socket = claims.attributes.get("snp.policy.single_socket") is True
     lines.append(f"require_single_socket = {_flag(socket)}")
     product = claims.attributes.get("snp.product")
-    if isinstance(product, str) and product in ("Milan", "Genoa", "Turin"):
+    if isinstance(product, str) and product in PRODUCTS:
         lines.append(f"products = [{_text(product)}]")
     signed = "id_key_digest" in claims.measurements
     if signed and (number := _number(claims, "snp.guest_svn")) is not None:
@@ -289,7 +289,7 @@ def _snp(claims: Claims, notes: list[str]) -> list[str]:
         ("min_committed_tcb", "committed_tcb"),
         ("min_launch_tcb", "launch_tcb"),
     ):
-        versions = {item: _number(claims, f"snp.{kind}.{item}") for item in _SNP_COMPONENTS}
+        versions = {item: _number(claims, f"snp.{kind}.{item}") for item in TCB_COMPONENTS}
         if any(number is not None for number in versions.values()):
             lines += ["", f"[snp.{table}]"]
             lines += [

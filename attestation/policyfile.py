@@ -46,7 +46,8 @@ from attestation.policy import (
     TdxRules,
     TpmRules,
 )
-from attestation.quotes.snp import PLATFORM_BITS, POLICY_BITS
+from attestation.quotes.snp import PLATFORM_BITS, POLICY_BITS, PRODUCTS, TCB_COMPONENTS
+from attestation.quotes.tdx import TD_ATTRIBUTES
 from attestation.toml import TomlError, parse
 from attestation.tomltable import Table
 
@@ -58,22 +59,7 @@ _MAX_REFERENCES: Final = 4096
 _MAX_VALUE_BYTES: Final = 64
 _MAX_INT: Final = 2**63 - 1
 _DIGEST_BYTES: Final = 32
-_TD_ATTRIBUTES: Final = (
-    "debug",
-    "hgs_plus_prof",
-    "icssd",
-    "kl",
-    "lass",
-    "migratable",
-    "perf_prof",
-    "perfmon",
-    "pks",
-    "pmt_prof",
-    "sept_ve_disable",
-    "tpa",
-)
-_SNP_COMPONENTS: Final = ("bootloader", "tee", "snp", "microcode", "fmc")
-_PRODUCTS: Final = ("Milan", "Genoa", "Turin")
+_TD_ATTRIBUTES: Final = tuple(sorted(TD_ATTRIBUTES))
 _MAX_PCR: Final = 23
 _MAX_SVN: Final = 255
 _MAX_BIT: Final = 63
@@ -221,7 +207,7 @@ def _snp(table: Table) -> SnpRules:
         allow_migration=table.flag("allow_migration", default=False),
         allow_smt=table.flag("allow_smt", default=True),
         require_single_socket=table.flag("require_single_socket", default=False),
-        products=table.choices("products", _PRODUCTS),
+        products=table.choices("products", PRODUCTS),
         min_guest_svn=table.integer("min_guest_svn", default=0, least=0, most=0xFFFFFFFF)
         if table.has("min_guest_svn")
         else None,
@@ -241,10 +227,10 @@ def _snp(table: Table) -> SnpRules:
 def _versions(table: Table) -> dict[str, int]:
     found = {
         component: table.integer(component, default=0, least=0, most=_MAX_SVN)
-        for component in _SNP_COMPONENTS
+        for component in TCB_COMPONENTS
         if table.has(component)
     }
-    table.finish(_SNP_COMPONENTS)
+    table.finish(TCB_COMPONENTS)
     return found
 
 

@@ -14,6 +14,7 @@ from cryptography import x509
 from attestation.decoded.fields import Field, Layout, integer, read_layout
 from attestation.errors import UNREADABLE, EvidenceError
 from attestation.offline import load_certificates
+from attestation.quotes.tdx import TD_ATTRIBUTES
 
 __all__ = ["decode_quote"]
 
@@ -66,20 +67,7 @@ _TD_15: Final[Layout] = (
     ("TEE_TCB_SVN_2", 584, 16),
     ("MRSERVICETD", 600, 48),
 )
-_TD_ATTRIBUTES: Final = {
-    0: "DEBUG",
-    4: "HGS_PLUS_PROF",
-    5: "PERF_PROF",
-    6: "PMT_PROF",
-    16: "ICSSD",
-    27: "LASS",
-    28: "SEPT_VE_DISABLE",
-    29: "MIGRATABLE",
-    30: "PKS",
-    31: "KL",
-    62: "TPA",
-    63: "PERFMON",
-}
+_TD_ATTRIBUTES: Final = {bit: name.upper() for name, bit in TD_ATTRIBUTES.items()}
 _SGX_ATTRIBUTES: Final = {
     0: "INIT",
     1: "DEBUG",

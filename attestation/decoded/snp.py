@@ -6,11 +6,12 @@ Names: AMD publication 56860, SEV Secure Nested Paging Firmware ABI, table
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from attestation.decoded.fields import Field, Layout, integer, read_layout
 from attestation.errors import EvidenceError
+from attestation.quotes.snp import PLATFORM_BITS, POLICY_BITS, TCB, TCB_TURIN
 
 __all__ = ["decode_report"]
 
@@ -55,29 +56,7 @@ _MITIGATIONS: Final[Layout] = (
     ("CURRENT_MIT_VECTOR", 0x200, 8),
 )
 _MITIGATION_VERSION: Final = 5
-_POLICY_BITS: Final = {
-    16: "SMT",
-    18: "MIGRATE_MA",
-    19: "DEBUG",
-    20: "SINGLE_SOCKET",
-    21: "CXL_ALLOW",
-    22: "MEM_AES_256_XTS",
-    23: "RAPL_DIS",
-    24: "CIPHERTEXT_HIDING_DRAM",
-    25: "PAGE_SWAP_DISABLE",
-}
-_PLATFORM_BITS: Final = {
-    0: "SMT_EN",
-    1: "TSME_EN",
-    2: "ECC_EN",
-    3: "RAPL_DIS",
-    4: "CIPHERTEXT_HIDING_DRAM_EN",
-    5: "ALIAS_CHECK_COMPLETE",
-    7: "TIO_EN",
-}
 _SIGNERS: Final = {0: "VCEK", 1: "VLEK", 7: "none"}
-_TCB: Final = {"BOOT_LOADER": 0, "TEE": 1, "SNP": 6, "MICROCODE": 7}
-_TCB_TURIN: Final = {"FMC": 0, "BOOT_LOADER": 1, "TEE": 2, "SNP": 3, "MICROCODE": 7}
 _FAMILY_TURIN: Final = 0x1A
 _TCBS: Final = (
     ("CURRENT_TCB", 0x38),
@@ -101,8 +80,8 @@ def decode_report(data: bytes) -> Iterator[Field]:
             yield _set(name, data[offset : offset + size], {})
     policy, platform, info = data[0x08:0x10], data[0x40:0x48], integer(data[0x48:0x4C])
     yield Field(section="POLICY", name="ABI_MAJOR.ABI_MINOR", value=f"{policy[1]}.{policy[0]}")
-    yield _set("POLICY", policy, _POLICY_BITS)
-    yield _set("PLATFORM_INFO", platform, _PLATFORM_BITS)
+    yield _set("POLICY", policy, POLICY_BITS)
+    yield _set("PLATFORM_INFO", platform, PLATFORM_BITS)
     signer = _SIGNERS.get(info >> 2 & 7, f"reserved ({info >> 2 & 7})")
     for name, value in (
         ("AUTHOR_KEY_EN", str(info & 1)),
@@ -112,12 +91,12 @@ def decode_report(data: bytes) -> Iterator[Field]:
         yield Field(section="KEY_INFO", name=name, value=value)
     turin = integer(data[:4]) >= 3 and data[0x188] == _FAMILY_TURIN
     for section, offset in _TCBS:
-        for name, index in (_TCB_TURIN if turin else _TCB).items():
+        for index, name in (TCB_TURIN if turin else TCB).values():
             yield Field(section=section, name=name, value=str(data[offset + index]))
 
 
-def _set(section: str, data: bytes, names: dict[int, str]) -> Field:
-    bits = integer(data)
+def _set(section: str, data: bytes, slots: Mapping[str, tuple[int, str]]) -> Field:
+    bits, names = integer(data), dict(slots.values())
     first = 16 if section == "POLICY" else 0
     shown = [
         names.get(bit, f"bit {bit}")

@@ -12,7 +12,7 @@ import struct
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from attestation.errors import EvidenceError
 from attestation.quotes.cursor import Cursor
@@ -23,11 +23,15 @@ __all__ = [
     "PRODUCTS",
     "REPORT_BYTES",
     "SIGNED_BYTES",
+    "TCB",
+    "TCB_COMPONENTS",
+    "TCB_TURIN",
     "VCEK",
     "VLEK",
     "SnpReport",
     "is_certificate_table",
     "parse_certificate_table",
+    "tcb_versions",
 ]
 
 REPORT_BYTES: Final = 1184
@@ -43,29 +47,52 @@ _VERSIONS: Final = range(2, 6)
 _ECDSA_P384_SHA384: Final = 1
 _SCALAR_FIELD: Final = 72
 _SCALAR: Final = 48
-_TCB: Final = {"bootloader": 0, "tee": 1, "snp": 6, "microcode": 7}
-_TCB_TURIN: Final = {"fmc": 0, "bootloader": 1, "tee": 2, "snp": 3, "microcode": 7}
+
+
+class Slot(NamedTuple):
+    """A bit or a byte of a field: its number, and its name in AMD's specification."""
+
+    number: int
+    title: str
+
+
+TCB: Final = {
+    "bootloader": Slot(0, "BOOT_LOADER"),
+    "tee": Slot(1, "TEE"),
+    "snp": Slot(6, "SNP"),
+    "microcode": Slot(7, "MICROCODE"),
+}
+TCB_TURIN: Final = {
+    "fmc": Slot(0, "FMC"),
+    "bootloader": Slot(1, "BOOT_LOADER"),
+    "tee": Slot(2, "TEE"),
+    "snp": Slot(3, "SNP"),
+    "microcode": Slot(7, "MICROCODE"),
+}
+"""Bytes of a TCB version, by the names that policies use; ``TCB_TURIN`` are those of Turin."""
+
+TCB_COMPONENTS: Final = tuple({**TCB, **TCB_TURIN})
 POLICY_BITS: Final = {
-    "smt": 16,
-    "migration": 18,
-    "debug": 19,
-    "single_socket": 20,
-    "cxl": 21,
-    "aes_256_xts": 22,
-    "rapl_disabled": 23,
-    "ciphertext_hiding": 24,
-    "page_swap_disable": 25,
+    "smt": Slot(16, "SMT"),
+    "migration": Slot(18, "MIGRATE_MA"),
+    "debug": Slot(19, "DEBUG"),
+    "single_socket": Slot(20, "SINGLE_SOCKET"),
+    "cxl": Slot(21, "CXL_ALLOW"),
+    "aes_256_xts": Slot(22, "MEM_AES_256_XTS"),
+    "rapl_disabled": Slot(23, "RAPL_DIS"),
+    "ciphertext_hiding": Slot(24, "CIPHERTEXT_HIDING_DRAM"),
+    "page_swap_disable": Slot(25, "PAGE_SWAP_DISABLE"),
 }
 """Bits of the guest policy, by the names that policies use."""
 
 PLATFORM_BITS: Final = {
-    "smt_enabled": 0,
-    "tsme_enabled": 1,
-    "ecc_enabled": 2,
-    "rapl_disabled": 3,
-    "ciphertext_hiding": 4,
-    "alias_check": 5,
-    "tio_enabled": 7,
+    "smt_enabled": Slot(0, "SMT_EN"),
+    "tsme_enabled": Slot(1, "TSME_EN"),
+    "ecc_enabled": Slot(2, "ECC_EN"),
+    "rapl_disabled": Slot(3, "RAPL_DIS"),
+    "ciphertext_hiding": Slot(4, "CIPHERTEXT_HIDING_DRAM_EN"),
+    "alias_check": Slot(5, "ALIAS_CHECK_COMPLETE"),
+    "tio_enabled": Slot(7, "TIO_EN"),
 }
 """Bits of ``PLATFORM_INFO``, by the names that policies use."""
 
@@ -95,12 +122,18 @@ _MAX_TABLE_BYTES: Final = 64 * 1024
 _MAX_TABLE_ENTRIES: Final = 16
 
 
+def tcb_versions(value: bytes, product: str) -> dict[str, int]:
+    """Return the security versions in one of the TCB fields, by component."""
+    layout = TCB_TURIN if product == "Turin" else TCB
+    return {name: value[slot.number] for name, slot in layout.items()}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnpReport:
     """The fields of a report, as the specification names them. Nothing is verified.
 
     ``policy``          guest policy; ``guest_policy`` has its bits by name
-    ``*_tcb``           8 bytes each; see :meth:`tcb`
+    ``*_tcb``           8 bytes each; see :func:`tcb_versions`
     ``signing_key``     :data:`VCEK` or :data:`VLEK`
     ``cpuid``           family, model, stepping; ``None`` before version 3
     ``*_mit_vector``    mitigations that the firmware verified, a bit each, at launch and now;
@@ -144,12 +177,14 @@ class SnpReport:
     @property
     def guest_policy(self) -> Mapping[str, bool]:
         """The bits of the guest policy: ``debug``, ``migration``, ``smt``, ..."""
-        return {name: bool(self.policy >> bit & 1) for name, bit in POLICY_BITS.items()}
+        return {name: bool(self.policy >> bit & 1) for name, (bit, _) in POLICY_BITS.items()}
 
     @property
     def platform(self) -> Mapping[str, bool]:
         """The bits of ``PLATFORM_INFO``."""
-        return {name: bool(self.platform_info >> bit & 1) for name, bit in PLATFORM_BITS.items()}
+        return {
+            name: bool(self.platform_info >> bit & 1) for name, (bit, _) in PLATFORM_BITS.items()
+        }
 
     @property
     def product(self) -> str | None:
@@ -162,11 +197,6 @@ class SnpReport:
         if family == _FAMILY_19:
             return "Milan" if model < 0x10 else "Genoa"
         return None
-
-    def tcb(self, value: bytes, product: str) -> dict[str, int]:
-        """Return the security versions in one of the TCB fields, by component."""
-        layout = _TCB_TURIN if product == "Turin" else _TCB
-        return {name: value[offset] for name, offset in layout.items()}
 
     @classmethod
     def parse(cls, data: bytes) -> SnpReport:

@@ -33,7 +33,7 @@ from attestation.binding import Bound
 from attestation.errors import EvidenceError
 from attestation.eventlog import EventLog
 from attestation.evidence import Claims, Evidence, Scalar, Tee
-from attestation.quotes.snp import SnpReport
+from attestation.quotes.snp import SnpReport, tcb_versions
 from attestation.trust import TrustAnchors
 
 __all__ = ["VERIFIER", "SnpVerifier", "snp_attributes", "snp_measurements"]
@@ -118,7 +118,7 @@ def snp_attributes(report: SnpReport, platform: SnpPlatform) -> dict[str, Scalar
         **{f"snp.platform.{name}": value for name, value in report.platform.items()},
     }
     for kind, raw in versions.items():
-        for component, number in report.tcb(raw, platform.product).items():
+        for component, number in tcb_versions(raw, platform.product).items():
             found[f"snp.{kind}.{component}"] = number
     if report.launch_mit_vector is not None and report.current_mit_vector is not None:
         found["snp.launch_mit_vector"] = report.launch_mit_vector

@@ -25,7 +25,6 @@ from attestation.collateral_sources import (
     AMD_KDS,
     INTEL_PCS,
     INTEL_ROOT_CRL,
-    PRODUCTS,
     Answer,
     IntelPlatform,
     amd_chip,
@@ -37,6 +36,7 @@ from attestation.evidence import Evidence, Tee
 from attestation.formats import MAX_INPUT_BYTES, to_evidence
 from attestation.nvidia_sources import NVIDIA_OCSP, NVIDIA_RIM, rim_in_answer
 from attestation.offline import MAX_COLLATERAL_BYTES, Input
+from attestation.quotes.snp import PRODUCTS
 from fedlearn.cli.collateral_nvidia import SOURCE, fetch_nvidia, nvidia_addresses
 from fedlearn.cli.inputs import moment, write_new
 from fedlearn.config import file_bytes

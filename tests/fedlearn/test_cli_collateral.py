@@ -142,6 +142,7 @@ def test_intel_collateral_is_fetched_and_loaded(tmp_path: Path) -> None:
 def report(version: int = 3, family: int = 0x19, model: int = 0x01, chip: bytes = b"\x0c") -> bytes:
     data = bytearray(1184)
     data[0:4] = struct.pack("<I", version)
+    data[0x34] = 1  # ECDSA on P-384 with SHA-384
     data[0x188:0x18A] = bytes([family, model])
     data[0x1A0:0x1E0] = chip * 64
     data[0x180:0x188] = bytes([3, 0, 0, 0, 0, 0, 8, 115])
