@@ -21,7 +21,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
@@ -43,12 +43,16 @@ from fedlearn.strategies import (
     VISIBLE_TO_APP,
 )
 
+if TYPE_CHECKING:
+    from attestation.policy import AppraisalPolicy
+
 __all__ = [
     "MAX_ROUNDS",
     "MAX_SITES",
     "AggregationSpec",
     "DataMount",
     "EvaluateSpec",
+    "JobFiles",
     "JobSpec",
     "Placement",
     "Resources",
@@ -277,8 +281,7 @@ class JobSpec:
 
         :raises ConfigError: naming file, line and key of everything that is wrong.
         """
-        data = reading.file_bytes(path, limit=MAX_JOB_BYTES, what="the job")
-        return cls.from_toml(data, where=str(path), base=path.parent)
+        return JobFiles.load(path).spec
 
     @classmethod
     def from_toml(
@@ -286,18 +289,16 @@ class JobSpec:
         source: bytes | str,
         where: str = "job.toml",
         *,
-        base: Path | None = None,
-        policy: bytes | None = None,
+        policy: AppraisalPolicy | None = None,
     ) -> JobSpec:
-        """Return the job in ``source``.
+        """Return the job in ``source``; no file is read.
 
-        ``base`` is the folder that the paths of policy and owner key start from. Without it
-        nothing is read: the policy comes as ``policy`` (or its digest in the source), and the
-        owner's key is written out in the source, as :meth:`to_toml` does.
+        Its policy is ``policy``, or the source has the digest of it; the owner's key is written
+        out in the source, as :meth:`to_toml` does.
 
         :raises ConfigError: naming file, line and key of everything that is wrong.
         """
-        return _complete(reading.read(cls, source, where=where), where, base, policy)
+        return _complete(reading.read(cls, source, where=where), where, policy)
 
     @classmethod
     def from_json(cls, data: bytes | str, where: str = "the job") -> JobSpec:
@@ -315,7 +316,7 @@ class JobSpec:
             raise JobError(f"{where}: is not a job of format {_FORMAT}")
         try:
             placed = {"app": _ELSEWHERE, "policy": _ELSEWHERE, **document}
-            return _complete(reading.read_table(cls, placed, where=where), where, None, None)
+            return _complete(reading.read_table(cls, placed, where=where), where)
         except ConfigError as error:
             raise JobError(str(error), hint=error.hint) from None
 
@@ -394,6 +395,37 @@ class JobSpec:
         return _owner_bytes(self.owner_key) if self.owner_key else b""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFiles:
+    """A job's file and what it names, each read and parsed once. ``policy_toml`` is the text."""
+
+    spec: JobSpec
+    policy: AppraisalPolicy
+    policy_file: Path
+    policy_toml: str
+
+    @classmethod
+    def load(cls, path: Path) -> JobFiles:
+        """Read the job in ``path``, its policy and the owner's key.
+
+        :raises ConfigError: naming file, line and key of everything that is wrong.
+        :raises PolicyError: when the policy is not one.
+        """
+        from attestation.policy import AppraisalPolicy
+
+        data = reading.file_bytes(path, limit=MAX_JOB_BYTES, what="the job")
+        spec = reading.read(JobSpec, data, where=str(path))
+        file = path.parent / spec.policy
+        text = reading.file_bytes(file, what="the policy")
+        policy = AppraisalPolicy.from_toml(text, where=str(file))
+        return cls(
+            spec=_complete(spec, str(path), policy, path.parent),
+            policy=policy,
+            policy_file=file,
+            policy_toml=text.decode(),
+        )
+
+
 def workload_digest(job_digest: bytes, bundle_digest: bytes) -> bytes:
     """Return what evidence is bound to: the job and its code, 32 bytes.
 
@@ -412,28 +444,26 @@ def owner_key_text(key: bytes) -> str:
     return _OWNER_PREFIX + base64.b64encode(key).decode()
 
 
-def _complete(spec: JobSpec, where: str, base: Path | None, policy: bytes | None) -> JobSpec:
+def _complete(
+    spec: JobSpec, where: str, policy: AppraisalPolicy | None = None, base: Path | None = None
+) -> JobSpec:
+    """Fill in what the source leaves to other files, whose paths start from ``base``."""
+    path = spec.policy if base is None else str(base / spec.policy)
     return dataclasses.replace(
         spec,
-        policy_digest=_policy_digest(spec, where, base, policy),
+        policy_digest=_policy_digest(spec, where, policy, path),
         owner_key=_owner_key(spec.owner_key, where, base),
     )
 
 
-def _policy_digest(spec: JobSpec, where: str, base: Path | None, policy: bytes | None) -> bytes:
-    from attestation.policy import AppraisalPolicy
-
-    path = spec.policy
-    if policy is None and base is not None:
-        path = str(base / spec.policy)
-        policy = reading.file_bytes(Path(path), what="the policy")
+def _policy_digest(spec: JobSpec, where: str, policy: AppraisalPolicy | None, path: str) -> bytes:
     if policy is None:
         if spec.policy_digest:
             return spec.policy_digest
         raise ConfigError(
             "is needed where the policy is not at hand", where=where, key="policy_digest"
         )
-    digest = AppraisalPolicy.from_toml(policy, where=path).digest
+    digest = policy.digest
     if spec.policy_digest and spec.policy_digest != digest:
         raise ConfigError(
             f"is not the digest of {path}, which is {digest.hex()}",

@@ -23,6 +23,7 @@ from fedlearn.errors import FedlearnError, JobError
 from fedlearn.events import KINDS, ClientLost, ClientStarting, JobCancelled, JobSubmitted, Log
 from fedlearn.job import JobSpec
 from fedlearn.privacy import Budget
+from server.bundles import Bundle
 from server.enrollment import SiteRegister
 from server.health import Health
 from server.home import Home
@@ -103,7 +104,7 @@ class Coordinator:
             than one that was accepted before.
         """
         policy = AppraisalPolicy.from_toml(policy_toml.encode(), where="policy.toml")
-        spec = JobSpec.from_toml(job_toml, where="job.toml", policy=policy_toml.encode())
+        spec = JobSpec.from_toml(job_toml, where="job.toml", policy=policy)
         check_bundle(bundle, where="the app bundle")
         asked, choice = spec, None
         if asked.placement.choose:
@@ -118,8 +119,8 @@ class Coordinator:
             status=JobStatus.PENDING,
             spec=spec,
             policy=policy_toml,
-            policy_in_force=policy_toml,
-            bundle=bundle,
+            policy_in_force=policy,
+            bundle=Bundle(bundle),
             created=self._clock(),
             policy_signature=policy_signature,
             signature_in_force=policy_signature,
@@ -132,7 +133,7 @@ class Coordinator:
                     f"{limit} jobs run already",
                     hint="wait for one to end, or raise limits.jobs in server.toml",
                 )
-            digest = self._book.add(record)
+            self._book.add(record)
             text = hashlib.sha256(policy_toml.encode()).hexdigest()
             self._home.ledger.append(
                 "job",
@@ -141,7 +142,7 @@ class Coordinator:
                     "change": "submitted",
                     "operator": operator,
                     "digest": spec.digest().hex(),
-                    "bundle": digest.hex(),
+                    "bundle": record.bundle.digest.hex(),
                     "policy": policy.digest.hex(),
                     "text": text,
                     **({} if choice is None else _placed(asked, choice)),
@@ -162,7 +163,7 @@ class Coordinator:
             )
             for site, reason in choice.passed_over.items() if choice is not None else ():
                 self.jobs.say(spec.name, Log(line=f"not chosen: {reason}", site=site))
-            self.jobs.begin(self._book.get(spec.name))
+            self.jobs.begin(record)
         return self.get_job(spec.name)
 
     def list_jobs(self) -> Sequence[JobView]:
@@ -230,8 +231,7 @@ class Coordinator:
                     f"job {name} has finished; there is nothing to resume",
                     hint="submit a job with another name to train further",
                 )
-            policy = AppraisalPolicy.from_toml(record.policy_in_force.encode())
-            self._selection.require(record.spec, policy)
+            self._selection.require(record.spec, record.policy_in_force)
             self._note(name, "resumed", operator)
             self.jobs.begin(record)
         return self.get_job(name)
@@ -287,7 +287,7 @@ class Coordinator:
         """
         for job in self.jobs.of_site(site):
             if job.admittable.bundle_digest == sha256:
-                return job.record.bundle
+                return job.record.bundle.data
         raise JobError("no open job of this site has such a bundle")
 
     def site_connected(

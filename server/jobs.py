@@ -19,11 +19,12 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from attestation.policy import AppraisalPolicy
 from fedlearn.errors import JobError, StoreError
 from fedlearn.events import (
     MAX_EVENT_BYTES,
@@ -40,7 +41,7 @@ from fedlearn.events import (
     UpdateReceived,
 )
 from fedlearn.job import JobSpec
-from server.bundles import Bundles
+from server.bundles import Bundle, Bundles
 from server.disk import transaction
 from server.jobhistory import JobFacts, JobHistory, JobStatus
 from server.rows import Cell, RowKey, open_database, reading
@@ -113,7 +114,7 @@ class JobState:
 class JobRecord:
     """One job with everything that it is run from, as the ledger has it.
 
-    ``policy``           as it was submitted: its digest is part of the job
+    ``policy``           as it was submitted, TOML: its digest is part of the job
     ``policy_in_force``  what clients are judged by now; an operator may have replaced it
 
     Beside each stands the operator's signature (:mod:`attestation.policysign`), or nothing.
@@ -123,8 +124,8 @@ class JobRecord:
     status: JobStatus
     spec: JobSpec
     policy: str
-    policy_in_force: str
-    bundle: bytes = field(repr=False)
+    policy_in_force: AppraisalPolicy
+    bundle: Bundle
     created: datetime
     policy_signature: bytes = b""
     signature_in_force: bytes = b""
@@ -212,12 +213,11 @@ class JobBook:
             self._sequences.clear()
             self._news.notify_all()
 
-    def add(self, record: JobRecord) -> bytes:
+    def add(self, record: JobRecord) -> None:
         """Keep a new job, which counts once the ledger says that it was submitted.
 
         What stands under its name and nobody submitted is replaced: a crash may have left it.
 
-        :returns: the SHA-256 of its bundle.
         :raises JobError: when its name was used before, or there are too many jobs.
         :raises StoreError: when it cannot be written.
         """
@@ -229,7 +229,7 @@ class JobBook:
             )
         if len(known) >= MAX_JOBS:
             raise JobError(f"the coordinator keeps at most {MAX_JOBS} jobs")
-        bundle = self._bundles.keep(record.bundle)
+        self._bundles.keep(record.bundle)
         row = _Row(
             record.name,
             record.status.value,
@@ -247,7 +247,6 @@ class JobBook:
             self._sequences.pop(record.name, None)
             self._kept[record.name] = _Kept(row, record.spec)
             self._apart.pop(record.name, None)
-        return bundle
 
     def add_policy(self, name: str, policy: str, signature: bytes) -> bytes:
         """Keep a policy of a job, which is in force once the ledger says so.
@@ -278,6 +277,7 @@ class JobBook:
 
         :raises JobError: when nobody submitted one of that name.
         :raises StoreError: when something of it is missing or is not what the ledger names.
+        :raises PolicyError: when this version cannot read the policy in force.
         """
         facts = self._facts(name)
         with self._lock:
@@ -294,7 +294,9 @@ class JobBook:
             status=state.status,
             spec=kept.spec,
             policy=policy,
-            policy_in_force=in_force,
+            policy_in_force=AppraisalPolicy.from_toml(
+                in_force.encode(), where=f"the policy of job {name}"
+            ),
             bundle=self._bundles.get(facts.bundle),
             created=state.created,
             policy_signature=signature,

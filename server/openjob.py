@@ -11,7 +11,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from attestation.policy import AppraisalPolicy
 from attestation.trust import TrustAnchors
 from fedlearn.errors import DiskError, StoreError
 from fedlearn.events import Event
@@ -118,7 +117,6 @@ def opened(
     *,
     home: Home,
     register: AdmissionRegister,
-    policy: AppraisalPolicy,
     trust: TrustAnchors,
     runtime: Path,
     say: Callable[[Event], object],
@@ -126,10 +124,10 @@ def opened(
 ) -> OpenJob:
     """Make an open job of a record; nothing of it runs yet.
 
-    ``policy`` is the one in force, ``runtime`` a private directory that never holds weights.
+    ``runtime`` is a private directory that never holds weights.
     """
     spec = record.spec
-    bundle_digest = hashlib.sha256(record.bundle).digest()
+    digest = spec.digest()
     desk = JobDesk(
         spec,
         store=home.store,
@@ -141,8 +139,8 @@ def opened(
     )
     plan = JobPlan(
         job=spec.name,
-        digest=spec.digest(),
-        bundle=record.bundle,
+        digest=digest,
+        bundle=record.bundle.data,
         rounds=spec.rounds,
         sites=spec.sites,
         quorum=spec.quorum,
@@ -166,10 +164,10 @@ def opened(
         record=record,
         admittable=AdmittableJob(
             name=spec.name,
-            job_digest=spec.digest(),
-            bundle_digest=bundle_digest,
-            workload=workload_digest(spec.digest(), bundle_digest),
-            policy=policy,
+            job_digest=digest,
+            bundle_digest=record.bundle.digest,
+            workload=workload_digest(digest, record.bundle.digest),
+            policy=record.policy_in_force,
             trust=trust,
             sites=frozenset(spec.sites),
         ),

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Final
 
 from attestation.errors import AttestationError
-from attestation.policy import AppraisalPolicy
 from attestation.trust import TrustAnchors
 from fedlearn.errors import DiskError, FedlearnError, JobError, StoreError
 from fedlearn.events import (
@@ -274,13 +273,11 @@ class OpenJobs:
         :raises AttestationError: when its policy is not signed as it has to be.
         """
         name = record.name
-        policy = AppraisalPolicy.from_toml(record.policy_in_force.encode(), where="policy.toml")
-        self._policies.check_again(policy, record.signature_in_force, job=name)
+        self._policies.check_again(record.policy_in_force, record.signature_in_force, job=name)
         job = opened(
             record,
             home=self._home,
             register=self._register,
-            policy=policy,
             trust=self._trust(),
             runtime=self._runtime,
             say=lambda event: self.say(name, event),

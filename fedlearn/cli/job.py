@@ -147,7 +147,6 @@ def submit(file: Path, follow: bool, operator: Path | None, as_json: bool) -> No
 
     report = validation.examine(file)
     spec = report.spec
-    policy = report.policy_file.read_text(encoding="utf-8")
     with connect(operator) as client:
         bundle = _bundle(report.app)
         # Paths of this machine are nobody else's business.
@@ -157,7 +156,7 @@ def submit(file: Path, follow: bool, operator: Path | None, as_json: bool) -> No
         state = client.submit_job(
             job_toml=told.to_toml(),
             bundle=bundle,
-            policy_toml=policy,
+            policy_toml=report.policy_toml,
             policy_signature=validation.policy_signature(report.policy_file),
         )
         if not follow:

@@ -15,7 +15,7 @@ from fedlearn import config
 from fedlearn.application import Application, check_bundle, check_folder
 from fedlearn.cli.app_sources import asks_for_single_updates
 from fedlearn.errors import ConfigError
-from fedlearn.job import JobSpec
+from fedlearn.job import JobFiles, JobSpec
 from fedlearn.strategies import AGGREGATED, APP, VISIBLE_TO_APP
 
 __all__ = ["Report", "examine", "policy_signature"]
@@ -31,6 +31,7 @@ class Report:
     spec: JobSpec
     app: Path
     policy_file: Path
+    policy_toml: str
     found: tuple[str, ...]
     warnings: tuple[str, ...]
     needs: tuple[str, ...]
@@ -57,12 +58,10 @@ def examine(path: Path) -> Report:
     :raises VerificationError: when a signature lies beside it that is not its own.
     :raises PrivacyError: when the rounds would spend more than the privacy budget.
     """
-    spec = JobSpec.load(path)
-    base = path.parent
-    policy_file = base / spec.policy
-    policy = AppraisalPolicy.from_toml(config.file_bytes(policy_file), where=str(policy_file))
+    files = JobFiles.load(path)
+    spec, policy, policy_file = files.spec, files.policy, files.policy_file
     require_launch_identity(policy, where=str(policy_file))
-    app = base / spec.app
+    app = path.parent / spec.app
     application = _application(app)
     _check_config(spec, application, path)
     found: tuple[str, ...] = (
@@ -81,6 +80,7 @@ def examine(path: Path) -> Report:
         spec=spec,
         app=app,
         policy_file=policy_file,
+        policy_toml=files.policy_toml,
         found=found,
         warnings=(
             *_warnings(spec, policy, policy_file),

@@ -137,7 +137,7 @@ class Site:
         **changes: Any,
     ) -> None:
         """Send a signed assignment; ``key`` signs it, or the coordinator's own."""
-        spec = JobSpec.from_toml(text, policy=policy)
+        spec = JobSpec.from_toml(text, policy=AppraisalPolicy.from_toml(policy))
         digest = hashlib.sha256(self.bundle).digest()
         now = datetime.now(UTC)
         assignment = Assignment(

@@ -84,13 +84,13 @@ JOB = 'name = "alpha"\napp = "app"\nrounds = 1\nsites = ["site-a"]\npolicy = "po
 
 
 def of_job(**changes: Any) -> Bootstrap:
-    spec = JobSpec.from_toml(JOB, policy=POLICY.encode())
+    spec = JobSpec.from_toml(JOB, policy=AppraisalPolicy.from_toml(POLICY.encode()))
     made = dataclasses.replace(bootstrap(), spec=spec.to_json(), policy=POLICY)
     return dataclasses.replace(made, **changes)
 
 
 def test_job_policy_and_code_are_read_and_hashed() -> None:
-    spec = JobSpec.from_toml(JOB, policy=POLICY.encode())
+    spec = JobSpec.from_toml(JOB, policy=AppraisalPolicy.from_toml(POLICY.encode()))
     found, code = of_job().read(), hashlib.sha256(b"\0code").digest()
     assert (found.spec.digest(), found.policy.name) == (spec.digest(), "unnamed")
     assert (found.digest, found.bundle) == (spec.digest(), code)

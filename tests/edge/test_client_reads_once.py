@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from attestation.policy import AppraisalPolicy
 from edge import client
 from edge.bootstrap import Bootstrap
 from edge.flower.replies import Replies
@@ -75,7 +76,7 @@ def attester(monkeypatch: pytest.MonkeyPatch) -> Attester:
 
 def test_before_round_1_a_client_reads_all_of_it_once(attester: Attester, tmp_path: Path) -> None:
     code = tiny_bundle(tmp_path / "app")
-    spec = JobSpec.from_toml(JOB, policy=POLICY.encode())
+    spec = JobSpec.from_toml(JOB, policy=AppraisalPolicy.from_toml(POLICY.encode()))
     told = Bootstrap(
         site="site-a",
         client="c1",

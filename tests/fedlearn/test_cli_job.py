@@ -24,14 +24,17 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
+from attestation.policy import AppraisalPolicy
 from fedlearn import events
 from fedlearn.application import check_bundle
 from fedlearn.cli import main, template
+from fedlearn.cli.validation import examine
 from fedlearn.job import JobSpec
 from fedlearn.login import OperatorLogin
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as stubs
 from server.pki import CertificateAuthority
+from tests.harness.passes import passes
 
 
 @dataclass
@@ -51,7 +54,8 @@ class Coordinator(stubs.OperatorServicer):  # type: ignore[misc]
 
     def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.JobState:
         self.submitted.append(request)
-        spec = JobSpec.from_toml(request.job_toml, policy=request.policy_toml.encode())
+        policy = AppraisalPolicy.from_toml(request.policy_toml.encode())
+        spec = JobSpec.from_toml(request.job_toml, policy=policy)
         state = pb.JobState(
             name=spec.name, status="running", rounds=spec.rounds, sites=list(spec.sites)
         )
@@ -147,11 +151,18 @@ def test_a_job_is_submitted_whole(deployment: Deployment, job: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "job heart: running" in done.stdout
     request = deployment.coordinator.submitted[0]
-    policy = request.policy_toml.encode()
+    policy = AppraisalPolicy.from_toml(request.policy_toml.encode())
     spec = JobSpec.from_toml(request.job_toml, policy=policy)
     assert spec.digest() == JobSpec.load(job).digest()
     assert check_bundle(request.bundle).name == "heart"
     assert str(job.parent) not in request.job_toml
+
+
+def test_a_job_and_its_policy_are_parsed_once_where_they_are_written(job: Path) -> None:
+    with passes(b"") as counted:
+        report = examine(job)
+    assert counted == {"spec": 1, "policy": 1}
+    assert report.policy_toml == report.policy_file.read_text()
 
 
 def test_a_job_is_followed_to_its_end(deployment: Deployment, job: Path) -> None:

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from attestation.policy import AppraisalPolicy
 from fedlearn.config import Impossible, dumps
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.job import JobSpec, StrategySpec, owner_key_text, workload_digest
@@ -65,7 +66,7 @@ delta = 1e-5
 
 
 def _read(source: str, policy: bytes = POLICY) -> JobSpec:
-    return JobSpec.from_toml(source, policy=policy)
+    return JobSpec.from_toml(source, policy=AppraisalPolicy.from_toml(policy))
 
 
 def test_defaults_are_complete() -> None:
@@ -394,7 +395,7 @@ def test_no_bytes_do_more_than_raise_a_clear_error(source: str | bytes) -> None:
         MINIMUM + source if isinstance(source, str) else MINIMUM.encode() + source,
     ):
         try:
-            JobSpec.from_toml(text, policy=POLICY)
+            JobSpec.from_toml(text, policy=AppraisalPolicy.from_toml(POLICY))
         except ConfigError as error:
             assert str(error)  # noqa: PT017 (some bytes are a job)
     data = source.encode(errors="surrogatepass") if isinstance(source, str) else source

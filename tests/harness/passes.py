@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from attestation.policyfile import parse_policy
-from fedlearn.job import JobSpec
+from fedlearn.job import JobFiles, JobSpec
 
 _PARSERS = {
+    JobFiles.load.__func__.__code__: "spec",  # type: ignore[attr-defined]
     JobSpec.from_toml.__func__.__code__: "spec",  # type: ignore[attr-defined]
     JobSpec.from_json.__func__.__code__: "spec",  # type: ignore[attr-defined]
     parse_policy.__code__: "policy",

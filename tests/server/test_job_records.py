@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
+from attestation.policy import AppraisalPolicy
 from fedlearn.errors import JobError, StoreError
 from fedlearn.events import KINDS, JobFailed, Log
 from fedlearn.job import JobSpec, owner_key_text
-from server.bundles import Bundles
+from server.bundles import Bundle, Bundles
 from server.config import ServerConfig
 from server.coordinator import Coordinator
 from server.home import Home
@@ -45,6 +46,10 @@ def text(version: int = 1) -> str:
         f'version = {version}\nname = "p"\naccept = ["sample"]\ninsecure_sample = true\n'
         '[[reference]]\nclaim = "software"\nvalue = "ab"\n'
     )
+
+
+def policy() -> AppraisalPolicy:
+    return AppraisalPolicy.from_toml(text().encode())
 
 
 @pytest.fixture
@@ -187,15 +192,15 @@ def test_a_job_that_nobody_submitted_is_not_run(
     )
     coordinator = start()
     record = coordinator._book.get("alpha")
-    spec = JobSpec.from_toml(JOB.format("early"), policy=text().encode())
+    spec = JobSpec.from_toml(JOB.format("early"), policy=policy())
     coordinator._book.add(
         JobRecord(
             name="early",
             status=JobStatus.PENDING,
             spec=spec,
             policy=text(),
-            policy_in_force=text(),
-            bundle=bundle,
+            policy_in_force=policy(),
+            bundle=Bundle(bundle),
             created=record.created,
         )
     )
@@ -367,7 +372,7 @@ def test_equal_bundles_are_kept_once(tmp_path: Path, start: Start, bundle: bytes
     for name in ("alpha", "beta", "gamma"):
         submit(coordinator, bundle, name)
     assert len(list((tmp_path / "state" / "bundles").iterdir())) == 1
-    assert coordinator._book.get("gamma").bundle == bundle
+    assert coordinator._book.get("gamma").bundle.data == bundle
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, 4096, 5000, 8192])
@@ -517,22 +522,23 @@ def test_listing_is_quick_however_large_the_bundles_are(tmp_path: Path, start: S
     bundles = Bundles(tmp_path / "state" / "bundles")
     for number in range(15):
         name = f"big-{number}"
-        made = JobSpec.from_toml(JOB.format(name), policy=text().encode())
-        digest = bundles.keep(large + bytes([number]))
+        made = JobSpec.from_toml(JOB.format(name), policy=policy())
+        large_one = Bundle(large + bytes([number]))
+        bundles.keep(large_one)
         record = JobRecord(
             name=name,
             status=JobStatus.PENDING,
             spec=made,
             policy=text(),
-            policy_in_force=text(),
-            bundle=b"small",
+            policy_in_force=policy(),
+            bundle=Bundle(b"small"),
             created=datetime.now(UTC),
         )
         coordinator._book.add(record)
         submitted = {
             "change": "submitted",
             "digest": made.digest().hex(),
-            "bundle": digest.hex(),
+            "bundle": large_one.digest.hex(),
             "text": "00" * 32,
         }
         coordinator._home.ledger.append("job", {"job": name, **submitted})

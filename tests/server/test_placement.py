@@ -43,10 +43,14 @@ ABLE = {
 }
 
 
+def _policy() -> AppraisalPolicy:
+    return AppraisalPolicy.from_toml(POLICY)
+
+
 def asked(report: dict[str, Any] | str) -> tuple[str, ...]:
     text = report if isinstance(report, str) else json.dumps(report)
-    spec = JobSpec.from_toml(JOB, policy=POLICY)
-    policy = AppraisalPolicy.from_toml(POLICY)
+    policy = _policy()
+    spec = JobSpec.from_toml(JOB, policy=policy)
     return obstacles(spec, policy, site="north", capabilities=text)
 
 
@@ -107,7 +111,7 @@ set = "stays"
 
 
 def _wish(prefer: str = "listed") -> JobSpec:
-    return JobSpec.from_toml(MANY.format(prefer=prefer), policy=POLICY)
+    return JobSpec.from_toml(MANY.format(prefer=prefer), policy=_policy())
 
 
 def _candidates(**sites: dict[str, Any]) -> list[Candidate]:
@@ -204,8 +208,8 @@ def test_the_job_in_force_is_one_that_named_the_chosen_sites_itself() -> None:
     text = MANY.format(prefer="listed").replace('["north", "south", "east", "west"]', "{}")
     text = text.replace("{}", '["east", "west"]').replace('[data.north]\nset = "stays"\n', "")
     text = text.replace('[placement]\nchoose = 2\nprefer = "listed"\n', "")
-    assert in_force == JobSpec.from_toml(text, policy=POLICY)
-    assert in_force.digest() == JobSpec.from_toml(text, policy=POLICY).digest()
+    assert in_force == JobSpec.from_toml(text, policy=_policy())
+    assert in_force.digest() == JobSpec.from_toml(text, policy=_policy()).digest()
     assert in_force.quorum == 2
 
 
@@ -218,7 +222,12 @@ def test_a_job_is_in_force_at_its_own_sites_and_so_many_only(sites: tuple[str, .
 def test_a_job_that_chooses_more_than_it_names_is_wrong() -> None:
     text = MANY.format(prefer="listed")
     with pytest.raises(ConfigError, match=r"placement\.choose: must be at most the 4 sites"):
-        JobSpec.from_toml(text.replace("choose = 2", "choose = 5"), policy=POLICY)
+        JobSpec.from_toml(
+            text.replace("choose = 2", "choose = 5"), policy=AppraisalPolicy.from_toml(POLICY)
+        )
     with pytest.raises(ConfigError, match="quorum: must be at most the 2 sites"):
-        JobSpec.from_toml(text.replace("rounds = 1", "rounds = 1\nquorum = 3"), policy=POLICY)
+        JobSpec.from_toml(
+            text.replace("rounds = 1", "rounds = 1\nquorum = 3"),
+            policy=AppraisalPolicy.from_toml(POLICY),
+        )
     assert JobSpec.from_json(_wish().to_json()).digest() == _wish().digest()
