@@ -1,4 +1,4 @@
-"""Generate the protobuf and gRPC code of ``fedlearn/wire`` from its ``.proto``.
+"""Generate the code of each ``.proto``: messages, and for ``fedlearn/wire`` the services.
 
 ``--check`` compares instead of writing, and fails when the two differ.
 """
@@ -13,15 +13,20 @@ from pathlib import Path
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
-PROTOS = ["fedlearn/wire/fedlearn.proto"]
+PROTOS = {
+    "fedlearn/wire/fedlearn.proto": "--grpc_python_out",
+    "attestation/attesters/ccnp.proto": "",  # the attester calls two services by name
+}
 
 
 def generate(into: Path) -> None:
     """Write the generated modules below ``into``."""
     arguments = ["protoc", f"-I{ROOT}", f"--python_out={into}", f"--pyi_out={into}"]
-    code: int = protoc.main([*arguments, f"--grpc_python_out={into}", *PROTOS])
-    if code != 0:
-        raise SystemExit(code)
+    for proto, services in PROTOS.items():
+        more = [f"{services}={into}"] if services else []
+        code: int = protoc.main([*arguments, *more, proto])
+        if code != 0:
+            raise SystemExit(code)
 
 
 def main() -> int:

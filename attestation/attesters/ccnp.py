@@ -18,14 +18,15 @@ import hashlib
 import os
 import re
 import stat
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 
 from attestation.accumulator import BANK, CONTAINER
-from attestation.attesters.protowire import WireError, bytes_field, fields
+from attestation.attesters import ccnp_pb2 as pb
 from attestation.attesters.runtime import RuntimeRegister
 from attestation.binding import Bound
 from attestation.errors import AttesterError, EvidenceError
@@ -63,13 +64,7 @@ _IDS: Final = (
     (re.compile(r"pod([0-9a-f_-]{36})(?:\.slice|/)"), "-"),
 )
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _ServerEvent:
-    index: int
-    type: int
-    digests: dict[int, bytes]
-    data: bytes
+_Reply = TypeVar("_Reply", bound=Message)
 
 
 def container_id(proc: Path = Path("/proc/self")) -> str:
@@ -172,63 +167,44 @@ class CcnpAttester:
         )
 
     def _report(self, channel: grpc.Channel, nonce: bytes, data: bytes) -> bytes:
-        request = (
-            bytes_field(1, self._container.encode())
-            + bytes_field(2, base64.b64encode(data))
-            + bytes_field(3, base64.b64encode(nonce))
+        request = pb.GetCcReportRequest(
+            container_id=self._container,
+            user_data=base64.b64encode(data).decode(),
+            nonce=base64.b64encode(nonce).decode(),
         )
-        answer = dict(self._call(channel, "GetCcReport", request))
-        kind, quote = answer.get(1, 0), answer.get(2)
-        if kind != _TDX or not isinstance(quote, bytes):
-            raise AttesterError(f"the server made a report of type {kind!r}, not TDX")
-        return quote
+        answer = self._call(channel, "GetCcReport", request, pb.GetCcReportResponse)
+        if answer.cc_type != _TDX:
+            raise AttesterError(f"the server made a report of type {answer.cc_type}, not TDX")
+        return answer.cc_report
 
-    def _events(self, channel: grpc.Channel) -> list[_ServerEvent]:
-        answer = self._call(channel, "GetCcEventlog", bytes_field(1, self._container.encode()))
-        found = [_event(value) for number, value in answer if number == 1]
+    def _events(self, channel: grpc.Channel) -> Sequence[pb.TcgEventlog]:
+        request = pb.GetCcEventlogRequest(container_id=self._container)
+        found = self._call(channel, "GetCcEventlog", request, pb.GetCcEventlogResponse).event_logs
         if len(found) > _MAX_EVENTS:
-            raise AttesterError(f"the server sent {len(found)} events")
+            raise AttesterError(
+                f"the server sent {len(found)} events; at most {_MAX_EVENTS} are read"
+            )
         return found
 
     def _call(
-        self, channel: grpc.Channel, method: str, request: bytes
-    ) -> list[tuple[int, int | bytes]]:
+        self, channel: grpc.Channel, method: str, request: Message, reply: type[_Reply]
+    ) -> _Reply:
         call = channel.unary_unary(
             f"/{self._service}/{method}", request_serializer=None, response_deserializer=None
         )
         try:
-            return list(fields(call(request, timeout=_TIMEOUT_S)))
+            return reply.FromString(call(request.SerializeToString(), timeout=_TIMEOUT_S))
         except grpc.RpcError as error:
             code = getattr(error, "code", lambda: None)()
             if code is grpc.StatusCode.UNIMPLEMENTED and self._service == _SERVICES[0]:
                 self._service = _SERVICES[1]
-                return self._call(channel, method, request)
+                return self._call(channel, method, request, reply)
             reason = code.name if code is not None else "unknown"
             raise AttesterError(
                 f"the server at {self._socket} answers {method}: {reason}"
             ) from error
-        except WireError as error:
-            raise AttesterError(f"the server's answer to {method}: {error}") from error
-
-
-def _event(message: int | bytes) -> _ServerEvent:
-    numbers: dict[int, int] = {}
-    digests: dict[int, bytes] = {}
-    data = b""
-    try:
-        for number, value in fields(message if isinstance(message, bytes) else b"\xff"):
-            if number == 4 and isinstance(value, bytes):
-                digest = dict(fields(value))
-                algorithm, content = digest.get(1, 0), digest.get(2, b"")
-                if isinstance(algorithm, int) and isinstance(content, bytes):
-                    digests[algorithm] = content
-            elif number == 6 and isinstance(value, bytes):
-                data = value
-            elif isinstance(value, int):
-                numbers[number] = value
-    except WireError as error:
-        raise AttesterError(f"an event of the server: {error}") from error
-    return _ServerEvent(index=numbers.get(2, 0), type=numbers.get(3, 0), digests=digests, data=data)
+        except DecodeError as error:
+            raise AttesterError(f"the server's answer to {method} is malformed") from error
 
 
 def _td_report(quote: bytes) -> TdReport:
@@ -241,7 +217,7 @@ def _td_report(quote: bytes) -> TdReport:
     return body
 
 
-def _to_ccel(events: list[_ServerEvent], report: TdReport) -> EventLog:
+def _to_ccel(events: Sequence[pb.TcgEventlog], report: TdReport) -> EventLog:
     """Return the server's events as a CCEL that fits the quote.
 
     Servers count RTMRs from 0 or as a CCEL does, and list either RTMR3 or the container
@@ -261,16 +237,16 @@ def _to_ccel(events: list[_ServerEvent], report: TdReport) -> EventLog:
     )
 
 
-def _convert(events: list[_ServerEvent], first: int, last: int) -> EventLog:
+def _convert(events: Sequence[pb.TcgEventlog], first: int, last: int) -> EventLog:
     log = EventLog.create((BANK,), index=1)
     for event in events:
-        digest = event.digests.get(_SHA384)
-        if event.type == EV_NO_ACTION or digest is None:
+        digest = {item.algo_id: item.hash for item in event.digests}.get(_SHA384)
+        if event.event_type == EV_NO_ACTION or digest is None:
             continue
-        third = event.index + first == _CONTAINER_IMR + 1
-        index = last if third else event.index + first
+        third = event.imr_index + first == _CONTAINER_IMR + 1
+        index = last if third else event.imr_index + first
         try:
-            log = log.append(index, event.type, {BANK: digest}, event.data)
+            log = log.append(index, event.event_type, {BANK: digest}, event.event)
         except ValueError as error:
             raise AttesterError(f"an event of the server: {error}") from error
     return log
