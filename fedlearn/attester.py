@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["device", "open_attester", "open_tpm"]
 
-_TPM_DIRECTORY = "tpm"
 _MAX_KEY_BYTES = 64 * 1024
 
 
@@ -65,11 +64,6 @@ def open_attester(
     """
     if settings.kind == "insecure-sample":
         return _sample(settings, state)
-    if settings.kind == "tpm":
-        from attestation.attesters.tpm import TpmAttester
-        from attestation.attesters.tpm2_tools import DEFAULT_TCTI
-
-        return TpmAttester(state / _TPM_DIRECTORY, tcti=settings.tcti or DEFAULT_TCTI, scope=scope)
     if settings.kind == "insecure-software-tpm":
         raise ConfigError(
             "a software TPM is opened through its running device",
@@ -77,16 +71,16 @@ def open_attester(
             hint="enter fedlearn.attester.device first",
         )
     from attestation.attesters.hardware import open_hardware
+    from attestation.attesters.kinds import Options
 
-    return open_hardware(
-        settings.kind,
+    options = Options(
         state=state,
         scope=scope,
         tcti=settings.tcti,
         socket=settings.socket,
         address=settings.address,
-        report=report,
     )
+    return open_hardware(settings.kind, options, report=report)
 
 
 def open_tpm(settings: AttesterSettings, *, state: Path) -> TpmAttester | None:

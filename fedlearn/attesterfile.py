@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from attestation.attesters.kinds import KINDS
 from fedlearn.config import (
     Impossible,
     address,
@@ -34,12 +35,13 @@ from fedlearn.config import (
 __all__ = ["ATTESTER_KINDS", "INSECURE_KINDS", "AttesterSettings"]
 
 INSECURE_KINDS: Final = frozenset({"insecure-sample", "insecure-software-tpm"})
-ATTESTER_KINDS: Final = ("auto", "tsm", "ccnp", "coco", "tpm", "azure", *sorted(INSECURE_KINDS))
+ATTESTER_KINDS: Final = ("auto", *(kind.name for kind in KINDS), *sorted(INSECURE_KINDS))
 
 _ONLY_FOR: Final = {
-    "tcti": ("tpm", "azure"),
-    "socket": ("ccnp",),
-    "address": ("coco",),
+    **{
+        key: tuple(kind.name for kind in KINDS if key in kind.uses)
+        for key in ("tcti", "socket", "address")
+    },
     "key": ("insecure-sample",),
     "hardware_id": ("insecure-sample",),
 }

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from attestation.attesters.tpm import QUOTED_PCRS, TpmAttester
+from attestation.attesters.kinds import Found, Options
+from attestation.attesters.tpm import DEVICES, QUOTED_PCRS, TpmAttester
 from attestation.attesters.tpm2_tools import DEFAULT_TCTI, Tpm2Tools
 from attestation.attesters.tpm_log import RuntimeLog
 from attestation.binding import Bound
@@ -25,7 +27,7 @@ from attestation.errors import AttesterError, EvidenceError
 from attestation.evidence import Evidence, Tee
 from attestation.quotes.azure import HclReport
 
-__all__ = ["AK_HANDLE", "HCL_INDEX", "AzureAttester"]
+__all__ = ["AK_HANDLE", "AzureAttester", "HCL_INDEX", "find", "open_attester"]
 
 HCL_INDEX: Final = "0x01400001"
 AK_HANDLE: Final = "0x81000003"
@@ -33,6 +35,9 @@ _PCR: Final = 14
 _BANK: Final = "sha256"
 _PCR_BYTES: Final = 32
 _SIGNATURE_HEADER: Final = 6
+_ASSET_TAG: Final = Path("/sys/class/dmi/id/chassis_asset_tag")
+_AZURE: Final = "7783-7084-3265-9085-8269-3286-77"
+"""The asset tag of every virtual machine of Azure."""
 
 
 class AzureAttester:
@@ -107,3 +112,23 @@ class AzureAttester:
             quote=json.dumps(document, sort_keys=True).encode(),
             event_log=self._log.complete(log).to_bytes(),
         )
+
+
+def find(tag: Path = _ASSET_TAG, devices: Sequence[Path] = DEVICES) -> Found:
+    """See :mod:`attestation.attesters.kinds`."""
+    try:
+        text = tag.read_text(errors="replace")[:64].strip()
+    except OSError:
+        text = ""
+    if text != _AZURE:
+        return Found(kind="azure", present=False, why="not a virtual machine of Azure")
+    device = next((path for path in devices if path.exists()), None)
+    if device is None:
+        return Found(kind="azure", present=False, why="an Azure machine without a vTPM")
+    return Found(kind="azure", present=True, why=f"an Azure machine with {device}")
+
+
+def open_attester(options: Options) -> AzureAttester:
+    """See :mod:`attestation.attesters.kinds`."""
+    tcti = options.tcti or DEFAULT_TCTI
+    return AzureAttester(options.state / "tpm", tcti=tcti, scope=options.scope)

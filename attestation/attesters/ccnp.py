@@ -27,6 +27,7 @@ from google.protobuf.message import DecodeError, Message
 
 from attestation.accumulator import BANK, CONTAINER
 from attestation.attesters import ccnp_pb2 as pb
+from attestation.attesters.kinds import Found, Options
 from attestation.attesters.runtime import RuntimeRegister
 from attestation.binding import Bound
 from attestation.errors import AttesterError, EvidenceError
@@ -35,7 +36,7 @@ from attestation.evidence import Evidence, Tee
 from attestation.quotes.dcap import DcapQuote
 from attestation.quotes.tdx import TdReport
 
-__all__ = ["SOCKETS", "CcnpAttester", "check_socket", "container_id"]
+__all__ = ["CcnpAttester", "SOCKETS", "check_socket", "container_id", "find", "open_attester"]
 
 SOCKETS: Final = (
     Path("/run/cima/uds/cima-server.sock"),
@@ -250,3 +251,16 @@ def _convert(events: Sequence[pb.TcgEventlog], first: int, last: int) -> EventLo
         except ValueError as error:
             raise AttesterError(f"an event of the server: {error}") from error
     return log
+
+
+def find(listed: Sequence[Path] = SOCKETS) -> Found:
+    """See :mod:`attestation.attesters.kinds`."""
+    for path in listed:
+        if path.exists():
+            return Found(kind="ccnp", present=True, why=f"{path} is there")
+    return Found(kind="ccnp", present=False, why="no socket of a CCNP or CIMA server")
+
+
+def open_attester(options: Options) -> CcnpAttester:
+    """See :mod:`attestation.attesters.kinds`."""
+    return CcnpAttester(options.socket)

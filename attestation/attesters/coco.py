@@ -21,11 +21,13 @@ import base64
 import binascii
 import ipaddress
 import json
+import socket
 from typing import Any, Final
 
 import httpx
 
 from attestation.accumulator import runtime_text
+from attestation.attesters.kinds import Found, Options
 from attestation.attesters.runtime import RuntimeRegister
 from attestation.binding import Bound
 from attestation.errors import AttesterError, EvidenceError
@@ -33,9 +35,10 @@ from attestation.eventlog import EventLog
 from attestation.evidence import Evidence, Tee
 from attestation.runtime_events import DOMAIN, Measurement
 
-__all__ = ["DEFAULT_ADDRESS", "CocoAttester"]
+__all__ = ["CocoAttester", "DEFAULT_ADDRESS", "find", "open_attester"]
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8006"
+_CONNECT_S: Final = 0.5
 _TIMEOUT_S: Final = 30.0
 _MAX_ANSWER: Final = 4 * 1024 * 1024
 
@@ -182,3 +185,19 @@ def _base64(value: object, field: str) -> bytes:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise AttesterError(f"the attestation agent's {field} is not base64") from None
+
+
+def find(address: str = "") -> Found:
+    """See :mod:`attestation.attesters.kinds`."""
+    address = address or DEFAULT_ADDRESS
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_CONNECT_S):
+            return Found(kind="coco", present=True, why=f"something listens on {address}")
+    except (OSError, ValueError):
+        return Found(kind="coco", present=False, why=f"nothing listens on {address}")
+
+
+def open_attester(options: Options) -> CocoAttester:
+    """See :mod:`attestation.attesters.kinds`."""
+    return CocoAttester(options.address or DEFAULT_ADDRESS)

@@ -13,11 +13,12 @@ processes that use it share the log.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from attestation.attesters.kinds import Found, Options
 from attestation.attesters.tpm2_tools import (
     BANKS,
     DEFAULT_TCTI,
@@ -36,7 +37,10 @@ from attestation.runtime_events import Measurement, measurements, record
 from attestation.tpm_credential import TpmIdentity, check_credential
 from attestation.tpm_endorsement import certificate_der
 
-__all__ = ["QUOTED_PCRS", "KeyTemplate", "TpmAttester"]
+__all__ = ["DEVICES", "KeyTemplate", "QUOTED_PCRS", "TpmAttester", "find", "open_attester"]
+
+DEVICES: Final = (Path("/dev/tpmrm0"), Path("/dev/tpm0"))
+"""Where Linux shows a TPM, the one with a resource manager first."""
 
 QUOTED_PCRS: Final = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 14)
 """Firmware and boot loader (PC Client profile, table 1), kernel, command line and initial RAM
@@ -340,3 +344,16 @@ def _read_firmware_log(path: Path) -> EventLog:
         ) from error
     except EvidenceError as error:
         raise AttesterError(f"{path}: {error}") from error
+
+
+def find(devices: Sequence[Path] = DEVICES) -> Found:
+    """See :mod:`attestation.attesters.kinds`."""
+    device = next((path for path in devices if path.exists()), None)
+    why = f"{device} is there" if device else "there is no TPM device"
+    return Found(kind="tpm", present=device is not None, why=why)
+
+
+def open_attester(options: Options) -> TpmAttester:
+    """See :mod:`attestation.attesters.kinds`."""
+    tcti = options.tcti or DEFAULT_TCTI
+    return TpmAttester(options.state / "tpm", tcti=tcti, scope=options.scope)

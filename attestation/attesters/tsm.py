@@ -19,6 +19,7 @@ import secrets
 from pathlib import Path
 from typing import Final, Protocol
 
+from attestation.attesters.kinds import Found, Options
 from attestation.attesters.runtime import RuntimeRegister
 from attestation.attesters.tpm_log import RuntimeLog
 from attestation.binding import Bound
@@ -29,7 +30,16 @@ from attestation.firmwarelog import RTMR_RUNTIME
 from attestation.quotes.snp import parse_certificate_table
 from attestation.runtime_events import Measurement, measurements, record
 
-__all__ = ["CCEL", "REPORTS", "RTMR3", "ConfigFs", "ReportFiles", "TsmAttester"]
+__all__ = [
+    "CCEL",
+    "ConfigFs",
+    "REPORTS",
+    "RTMR3",
+    "ReportFiles",
+    "TsmAttester",
+    "find",
+    "open_attester",
+]
 
 REPORTS: Final = Path("/sys/kernel/config/tsm/report")
 CCEL: Final = Path("/sys/firmware/acpi/tables/data/CCEL")
@@ -264,3 +274,17 @@ def _certificates(data: bytes) -> tuple[bytes, ...]:
         return parse_certificate_table(data)
     except EvidenceError as error:
         raise AttesterError(f"the host sent certificates that cannot be read: {error}") from error
+
+
+def find(reports: Path = REPORTS) -> Found:
+    """See :mod:`attestation.attesters.kinds`."""
+    if not reports.is_dir():
+        return Found(kind="tsm", present=False, why=f"{reports} is not there")
+    if not os.access(reports, os.W_OK):
+        return Found(kind="tsm", present=False, why=f"{reports} may not be written by this user")
+    return Found(kind="tsm", present=True, why=f"{reports} is there")
+
+
+def open_attester(options: Options) -> TsmAttester:
+    """See :mod:`attestation.attesters.kinds`."""
+    return TsmAttester(options.state / "tsm")

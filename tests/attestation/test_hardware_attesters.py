@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from attestation.accumulator import CONTAINER
+from attestation.attesters import azure, ccnp, coco, hardware, tpm, tsm
 from attestation.attesters.ccnp import CcnpAttester, check_socket, container_id
 from attestation.attesters.coco import CocoAttester
-from attestation.attesters.hardware import KINDS, detect, open_hardware
+from attestation.attesters.hardware import detect, open_hardware
+from attestation.attesters.kinds import KINDS, Options
 from attestation.attesters.tsm import ConfigFs, TsmAttester
 from attestation.errors import AttesterError, BindingError, EventLogError
 from attestation.eventlog import EventLog
@@ -192,7 +194,7 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def ccnp(folder: Path, service: str = "cima", **how: Any) -> Any:
+def ccnp_in(folder: Path, service: str = "cima", **how: Any) -> Any:
     return ccnp_server.CcnpServer(
         socket=folder / f"{service}-server.sock",
         quote=quote,
@@ -209,7 +211,7 @@ SERVER = boot_log().extending(2)[0].digests["sha384"]
 
 @pytest.mark.parametrize("service", ["cima", "ccnp"])
 def test_a_container_counts_under_a_measured_server(folder: Path, service: str) -> None:
-    with ccnp(folder, service) as server:
+    with ccnp_in(folder, service) as server:
         attester = CcnpAttester(server.socket, container=POD)
         attester.extend("app", APP)
         evidence = attester.collect(binding())
@@ -253,7 +255,7 @@ def test_the_policy_says_whose_containers_count(
     folder: Path, server: bytes | None, window: dict[str, Any], refused: set[str]
 ) -> None:
     policy = container_policy(server, **window)
-    with ccnp(folder) as running:
+    with ccnp_in(folder) as running:
         attester = CcnpAttester(running.socket, container=POD)
         attester.extend("app", APP)
         evidence = attester.collect(binding())
@@ -283,7 +285,7 @@ def test_a_policy_points_at_the_first_event_that_it_does_not_know() -> None:
 
 
 def test_a_container_that_is_merely_claimed_is_refused(folder: Path) -> None:
-    with ccnp(folder) as server:
+    with ccnp_in(folder) as server:
         evidence = CcnpAttester(server.socket, container=POD).collect(binding())
     trusted = frozenset({SERVER})
     log = EventLog.parse(evidence.event_log)
@@ -295,14 +297,14 @@ def test_a_container_that_is_merely_claimed_is_refused(folder: Path) -> None:
         edited = log.header + b"".join(event.to_bytes() for event in events)
         with pytest.raises((BindingError, EventLogError)):
             judged(replace(evidence, event_log=edited), container_servers=trusted)
-    with ccnp(folder, claim_only=True) as liar:
+    with ccnp_in(folder, claim_only=True) as liar:
         attester = CcnpAttester(liar.socket, container=POD)
         with pytest.raises(AttesterError, match="not over our nonce"):
             attester.collect(binding())
 
 
 def test_a_server_that_does_not_isolate_gives_the_whole_log(folder: Path) -> None:
-    with ccnp(folder, isolated=False) as server:
+    with ccnp_in(folder, isolated=False) as server:
         attester = CcnpAttester(server.socket, container=POD)
         claims = judged(attester.collect(binding()))
     assert "container.imr" not in claims.measurements
@@ -324,21 +326,21 @@ def test_a_server_that_does_not_isolate_gives_the_whole_log(folder: Path) -> Non
 def test_an_answer_that_is_no_message_or_not_ours_is_refused(
     folder: Path, method: str, answer: bytes, reason: str
 ) -> None:
-    with ccnp(folder, raw={method: answer}) as server:
+    with ccnp_in(folder, raw={method: answer}) as server:
         attester = CcnpAttester(server.socket, container=POD)
         with pytest.raises(AttesterError, match=reason):
             attester.collect(binding())
 
 
 def test_a_caller_claimed_container_is_not_known_to_the_server(folder: Path) -> None:
-    with ccnp(folder) as server:
+    with ccnp_in(folder) as server:
         attester = CcnpAttester(server.socket, container="0" * 64)
         with pytest.raises(AttesterError, match="UNKNOWN"):
             attester.collect(binding())
 
 
 def test_a_socket_that_others_could_replace_is_not_used(folder: Path) -> None:
-    with ccnp(folder) as server:
+    with ccnp_in(folder) as server:
         check_socket(server.socket)
         folder.chmod(0o777)
         with pytest.raises(AttesterError, match="written by others"):
@@ -438,25 +440,27 @@ def test_an_agent_that_fails_or_is_remote_is_an_error(agent: Any) -> None:
 
 
 def test_detection_says_why(tmp_path: Path, agent: Any) -> None:
-    nothing = detect(
-        reports=tmp_path / "none",
-        ccnp_sockets=(),
-        coco_address="127.0.0.1:1",
-        tpm_devices=(),
-        azure_tag=tmp_path / "none",
+    assert [found.kind for found in detect()] == [kind.name for kind in KINDS]
+    nothing = (
+        tsm.find(tmp_path / "none"),
+        ccnp.find(()),
+        coco.find("127.0.0.1:1"),
+        azure.find(tmp_path / "none", ()),
+        tpm.find(()),
     )
-    assert [found.kind for found in nothing] == list(KINDS)
+    assert [found.kind for found in nothing] == [kind.name for kind in KINDS]
     assert all(not found.present and found.why for found in nothing)
     tag = tmp_path / "tag"
     tag.write_text("7783-7084-3265-9085-8269-3286-77\n")
+    assert "without a vTPM" in azure.find(tag, ()).why
     device = tmp_path / "tpmrm0"
     device.touch()
-    everything = detect(
-        reports=tmp_path,
-        ccnp_sockets=(device,),
-        coco_address=agent.address,
-        tpm_devices=(device,),
-        azure_tag=tag,
+    everything = (
+        tsm.find(tmp_path),
+        ccnp.find((device,)),
+        coco.find(agent.address),
+        azure.find(tag, (device,)),
+        tpm.find((device,)),
     )
     assert all(found.present and found.why for found in everything)
 
@@ -464,26 +468,25 @@ def test_detection_says_why(tmp_path: Path, agent: Any) -> None:
 def test_auto_takes_the_strongest_that_works_and_says_why(
     tmp_path: Path, agent: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import attestation.attesters.hardware as hardware
-
-    found = detect(
-        reports=tmp_path / "none",
-        ccnp_sockets=(tmp_path,),
-        coco_address=agent.address,
-        tpm_devices=(),
-        azure_tag=tmp_path / "none",
+    found = (
+        tsm.find(tmp_path / "none"),
+        ccnp.find((tmp_path,)),
+        coco.find(agent.address),
+        azure.find(tmp_path / "none", ()),
+        tpm.find(()),
     )
     monkeypatch.setattr(hardware, "detect", lambda: found)
-    monkeypatch.setattr("attestation.attesters.coco.DEFAULT_ADDRESS", agent.address)
+    monkeypatch.setattr(coco, "DEFAULT_ADDRESS", agent.address)
     said: list[str] = []
-    attester = open_hardware("auto", state=tmp_path, report=said.append)
+    options = Options(state=tmp_path)
+    attester = open_hardware("auto", options, report=said.append)
     assert attester.tee is Tee.TDX
     assert "attesting with coco" in said[0]
     assert "not tsm" in said[0]
     agent.status = 500
     with pytest.raises(AttesterError, match="nothing here can attest") as refused:
-        open_hardware("auto", state=tmp_path)
-    assert all(kind in str(refused.value) for kind in KINDS)
+        open_hardware("auto", options)
+    assert all(kind.name in str(refused.value) for kind in KINDS)
     assert "insecure" in refused.value.hint
     with pytest.raises(AttesterError, match="none of"):
-        open_hardware("magic", state=tmp_path)
+        open_hardware("magic", options)
