@@ -14,7 +14,7 @@
     ├── PolicyError          an appraisal policy that cannot be used
     └── UnsealError          ciphertext that does not open
 
-An appraisal is a value (:class:`attestation.result.AttestationResult`), not an error.
+An appraisal is a value (:class:`attestation.policy.result.AttestationResult`), not an error.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ class Claims:
 
         A name that no verifier reserves for hardware, host or firmware is self-reported, and
         so is everything that sample evidence says. Software cannot measure under a reserved
-        name; see :mod:`attestation.runtime_events`.
+        name; see :mod:`attestation.logs.runtime_events`.
         """
         if self.tee is Tee.SAMPLE:
             return Origin.SELF

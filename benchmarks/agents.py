@@ -34,13 +34,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from attestation.evidence import Tee
-from edge.identity import certification_request, key_pem, new_key
-from edge.rpc import GateClient, enroll
+from edge.protocol.identity import certification_request, key_pem, new_key
+from edge.protocol.rpc import GateClient, enroll
 from fedlearn import config
-from fedlearn.cli.children import Child, Children
-from fedlearn.cli.federation import Federation, program
-from fedlearn.join import JoinToken
-from fedlearn.spiffe import COORDINATOR_DNS
+from fedlearn.cli.local.children import Child, Children
+from fedlearn.cli.local.federation import Federation, program
+from fedlearn.identity.join import JoinToken
+from fedlearn.identity.spiffe import COORDINATOR_DNS
 from fedlearn.wire import fedlearn_pb2 as pb
 
 import grpc  # isort: skip  (the wire sets gRPC's verbosity first)

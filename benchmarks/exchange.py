@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from flwr.app import Array, ArrayRecord, RecordDict  # noqa: E402
 
-from server.flower.link import JobLink  # noqa: E402
+from server.flower.exchange.link import JobLink  # noqa: E402
 from tests.fakes.exchange import FakeNode, ask, body, plan  # noqa: E402
 
 TARGET = 1.5

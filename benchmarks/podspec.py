@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from edge.kubesettings import Devices, KubernetesSettings
-from edge.podspec import Launch, manifest
+from edge.config.kubernetes import Devices, KubernetesSettings
+from edge.kube.pod_manifest import Launch, manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))

@@ -32,10 +32,10 @@ import _stock_flower as stock_flower
 import numpy as np
 
 from fedlearn import config
-from fedlearn.cli.children import Children
-from fedlearn.cli.federation import Federation, policy_text
-from fedlearn.cli.machines import TEES, choose_tee
-from fedlearn.job import JobSpec
+from fedlearn.cli.local.children import Children
+from fedlearn.cli.local.federation import Federation, policy_text
+from fedlearn.cli.local.machines import TEES, choose_tee
+from fedlearn.job.spec import JobSpec
 
 APP = Path(__file__).parent / "apps" / "vector"
 NAME = "vector"
@@ -79,7 +79,7 @@ def stock(folder: Path, *, sites: int, rounds: int, size: int) -> Measured:
 
 def ours(folder: Path, *, sites: int, rounds: int, size: int, tee: str) -> Measured:
     """Run the job on fedlearn, through its real processes."""
-    from server.flower import bundle as bundles
+    from server.flower.application import bundle as bundles
 
     stamps: list[str] = []
     started = time.time()

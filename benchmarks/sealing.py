@@ -35,7 +35,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from attestation.sealing import (
+from fedlearn.sealing import (
     CHUNK_BYTES,
     ContentKey,
     FileSigner,
@@ -43,8 +43,8 @@ from attestation.sealing import (
     seal,
     signer_digest,
 )
-from fedlearn import sealed
-from fedlearn.update import Array, encode
+from fedlearn.update import sealed
+from fedlearn.update.arrays import Array, encode
 
 MIB = 1 << 20
 

@@ -29,7 +29,7 @@ from attestation.attesters.tpm import TpmAttester
 from attestation.binding import Binding, Role
 from attestation.quotes.tpm import TpmQuote
 from attestation.quotes.tpm_keys import spki
-from attestation.tpm_seal import TpmCounter, TpmSeal
+from attestation.tpm.seal import TpmCounter, TpmSeal
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 

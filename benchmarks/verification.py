@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives import hashes  # noqa: E402
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa  # noqa: E402
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature  # noqa: E402
 
-from attestation.chains import Certificate, load_certificate, split_certificates  # noqa: E402
+from attestation.endorsements.chains import Certificate, load_certificate, split_certificates  # noqa: E402
 from attestation.evidence import Evidence, Tee  # noqa: E402
 from attestation.quotes.azure import AzureEvidence  # noqa: E402
 from attestation.quotes.dcap import DcapQuote  # noqa: E402

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedlearn import __version__
-from fedlearn.console import Commands, config_option, line, print_json, printable
 from fedlearn.errors import ConfigError
-from fedlearn.plaintext import configure_logging
+from fedlearn.terminal.console import Commands, config_option, line, print_json, printable
+from fedlearn.terminal.plaintext import configure_logging
 
 if TYPE_CHECKING:
     from attestation.attesters.tpm import TpmAttester
-    from edge.agent import Agent
-    from edge.bootstrap import Bootstrap
-    from edge.config import SiteConfig
-    from edge.launcher import Launcher, Workload
-    from edge.sealedfile import MonotonicCounter
-    from fedlearn.attesterfile import AttesterSettings
+    from edge.agent.agent import Agent
+    from edge.agent.sealed_file import MonotonicCounter
+    from edge.config.site import SiteConfig
+    from edge.protocol.bootstrap import Bootstrap
+    from edge.protocol.workload import Launcher, Workload
+    from fedlearn.config.attesterfile import AttesterSettings
 
 __all__ = ["main"]
 
@@ -43,10 +43,10 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def run(path: Path, as_json: bool) -> int:
     """Run the site's agent until SIGTERM or Ctrl-C."""
-    from edge.agent import Agent
-    from edge.config import SiteConfig
-    from edge.identity import SiteIdentity
-    from fedlearn.attester import device
+    from edge.agent.agent import Agent
+    from edge.config.site import SiteConfig
+    from edge.protocol.identity import SiteIdentity
+    from fedlearn.config.attester import device
     from fedlearn.sandbox import protect_this_process
 
     config = SiteConfig.load(path)
@@ -78,10 +78,10 @@ def run(path: Path, as_json: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def check(path: Path, as_json: bool) -> int:
     """Say what would keep this site from working, and change nothing."""
-    from edge.config import SiteConfig
-    from edge.dataset import records
-    from edge.identity import SiteIdentity
-    from fedlearn.attester import device, open_attester
+    from edge.client.dataset import records
+    from edge.config.site import SiteConfig
+    from edge.protocol.identity import SiteIdentity
+    from fedlearn.config.attester import device, open_attester
 
     config = SiteConfig.load(path)
     identity = SiteIdentity.load(config.state)
@@ -129,10 +129,10 @@ def check(path: Path, as_json: bool) -> int:
 @click.option("--withdraw", is_flag=True, help="Take the approval back.")
 def approve(path: Path, job: str, bundle: str, withdraw: bool) -> int:
     """Say yes to JOB running the code with the SHA-256 BUNDLE on this site's data."""
-    from attestation.sealing import sync_directory, write_durably
-    from edge.agent import approval_name
-    from edge.config import SiteConfig
-    from fedlearn.spiffe import checked_name
+    from attestation.durable import sync_directory, write_durably
+    from edge.agent.agent import approval_name
+    from edge.config.site import SiteConfig
+    from fedlearn.identity.spiffe import checked_name
 
     config = SiteConfig.load(path)
     checked_name(job, "job")
@@ -164,8 +164,8 @@ def policies(path: Path, forget: str, as_json: bool) -> int:
 
     An older version of the same name is refused.
     """
-    from edge.config import SiteConfig
-    from edge.policymemory import PolicyMemory
+    from edge.agent.policy_versions import PolicyMemory
+    from edge.config.site import SiteConfig
 
     memory = PolicyMemory(SiteConfig.load(path).state)
     if forget:
@@ -192,11 +192,11 @@ def budget() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def show(path: Path, as_json: bool) -> int:
     """Show what all jobs together have spent and reserved of each data set's budget."""
-    from edge.budgetreport import rows, sentences
-    from edge.budgetstore import BudgetStore
-    from edge.config import SiteConfig
-    from edge.identity import SiteIdentity
-    from edge.sealedfile import file_key
+    from edge.agent.budget_report import rows, sentences
+    from edge.agent.budget_store import BudgetStore
+    from edge.agent.sealed_file import file_key
+    from edge.config.site import SiteConfig
+    from edge.protocol.identity import SiteIdentity
 
     config = SiteConfig.load(path)
     identity = SiteIdentity.load(config.state)
@@ -223,11 +223,11 @@ def show(path: Path, as_json: bool) -> int:
 )
 def reset(path: Path, forget: bool) -> int:
     """Begin a new budget, where the old one is lost or cannot be opened. Stop the agent first."""
-    from edge.budgetstore import BudgetStore
-    from edge.config import SiteConfig
-    from edge.identity import SiteIdentity
-    from edge.sealedfile import file_key
-    from fedlearn.attester import device
+    from edge.agent.budget_store import BudgetStore
+    from edge.agent.sealed_file import file_key
+    from edge.config.site import SiteConfig
+    from edge.protocol.identity import SiteIdentity
+    from fedlearn.config.attester import device
 
     if not forget:
         raise ConfigError(
@@ -250,7 +250,7 @@ def _tpm(config: SiteConfig, attester: AttesterSettings) -> TpmAttester | None:
     Pods run on other machines, whose attestation keys the coordinator's operator pins.
     """
     from attestation.errors import AttesterError
-    from fedlearn.attester import open_tpm
+    from fedlearn.config.attester import open_tpm
 
     if config.launcher.kind != "process":
         return None
@@ -266,8 +266,8 @@ def _tpm(config: SiteConfig, attester: AttesterSettings) -> TpmAttester | None:
 def _counter(config: SiteConfig, attester: AttesterSettings) -> MonotonicCounter | None:
     """Return the counter of this machine's TPM, where :func:`_tpm` finds one."""
     from attestation.attesters.tpm2_tools import DEFAULT_TCTI
-    from attestation.tpm_seal import TpmCounter
-    from edge.sealedfile import COUNTER_INDEX
+    from attestation.tpm.seal import TpmCounter
+    from edge.agent.sealed_file import COUNTER_INDEX
 
     if _tpm(config, attester) is None:
         return None
@@ -275,7 +275,7 @@ def _counter(config: SiteConfig, attester: AttesterSettings) -> MonotonicCounter
 
 
 def _launcher(agent: Agent, config: SiteConfig, attester: AttesterSettings) -> Launcher:
-    from edge.bootstrap import bootstrap_of
+    from edge.protocol.bootstrap import bootstrap_of
 
     anchors = config.trust.anchors()
 
@@ -290,10 +290,10 @@ def _launcher(agent: Agent, config: SiteConfig, attester: AttesterSettings) -> L
         )
 
     if config.launcher.kind == "kubernetes":
-        from edge.kubelauncher import kube_launcher
+        from edge.kube.launcher import kube_launcher
 
         return kube_launcher(agent, config, prepare)
-    from edge.local import LocalLauncher
+    from edge.agent.process_launcher import LocalLauncher
 
     return LocalLauncher(
         config.state / "clients",

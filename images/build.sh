@@ -84,9 +84,9 @@ for target in "${targets[@]}"; do
     --format oci --file "$file" --tag "localhost/fedlearn/$target" "$work/context" >/dev/null
   # It has to work, as the user that it names and with nothing mounted.
   case "$target" in
-    server) modules="server.main, server.service, server.front, server.flower.bundle, attestation.tpm_seal" ;;
-    edge) modules="edge.main, edge.agent, edge.kubelauncher, edge.podclient, kubernetes.config" ;;
-    client) modules="edge.podclient, edge.client, edge.flower.app_main, fedlearn.torch" ;;
+    server) modules="server.main, server.service, server.rpc.fleet, server.flower.application.bundle, attestation.tpm.seal" ;;
+    edge) modules="edge.main, edge.agent.agent, edge.kube.launcher, edge.client.pod_main, kubernetes.config" ;;
+    client) modules="edge.client.pod_main, edge.client.runner, edge.client.flower.app_main, fedlearn.update.torch" ;;
   esac
   container="$(buildah from "localhost/fedlearn/$target")"
   buildah run "$container" -- sh -c "test \$(id -u) = 65532 && tpm2_getcap --version >/dev/null"

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from fedlearn.errors import ConfigError, LedgerError, StoreError
 from server.config import ServerConfig
-from server.headfile import HEAD_FILE, HeadFile
-from server.home import counter_of, opened_keys
-from server.keys import KeyService
+from server.keys.service import KeyService
 from server.ledger import LEDGER_FILE, Ledger, LedgerReader
-from server.rollback import check_established, check_not_older
-from server.statebinding import STORE_FOLDER, compare_bound, ledger_key
-from server.store import ModelStore
+from server.state_directory import counter_of, opened_keys
+from server.store.head_file import HEAD_FILE, HeadFile
+from server.store.models import ModelStore
+from server.store.rollback import check_established, check_not_older
+from server.store.state_binding import STORE_FOLDER, compare_bound, ledger_key
 
 __all__ = ["Adopted", "adopt"]
 

@@ -38,9 +38,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from attestation import toml
+from attestation.config import toml
 from fedlearn import config
-from fedlearn.attesterfile import AttesterSettings
 from fedlearn.config import (
     Impossible,
     address,
@@ -56,7 +55,8 @@ from fedlearn.config import (
     text,
     whole,
 )
-from fedlearn.trustfile import Trust
+from fedlearn.config.attesterfile import AttesterSettings
+from fedlearn.config.trustfile import Trust
 
 __all__ = [
     "Advertise",

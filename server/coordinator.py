@@ -2,7 +2,7 @@
 
 It stands behind the services of :mod:`server.rpc` (:class:`server.rpc.ports.Coordinator`): what
 operators, sites and clients may ask. What is open, and how it ends, is in
-:mod:`server.openjobs`. It decides nothing about evidence and touches no weights.
+:mod:`server.jobs.active_jobs`. It decides nothing about evidence and touches no weights.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from attestation.policy import AppraisalPolicy
+from attestation.policy.model import AppraisalPolicy
 from attestation.trust import TrustAnchors
-from fedlearn.application import check_bundle
+from fedlearn.app.checks import check_bundle
 from fedlearn.errors import FedlearnError, JobError
-from fedlearn.events import KINDS, ClientLost, ClientStarting, JobCancelled, JobSubmitted, Log
-from fedlearn.job import JobSpec
+from fedlearn.job.events import KINDS, ClientLost, ClientStarting, JobCancelled, JobSubmitted, Log
+from fedlearn.job.spec import JobSpec
 from fedlearn.privacy import Budget
-from server.bundles import Bundle
-from server.enrollment import SiteRegister
+from server.admission.registry import Admission, AdmissionRegister
 from server.health import Health
-from server.home import Home
-from server.jobs import JobBook, JobRecord, JobState, JobStatus
-from server.openjobs import OpenJobs
-from server.placement import Choice
-from server.policies import PolicyDesk
-from server.register import Admission, AdmissionRegister
+from server.identity.enrollment import SiteRegister
+from server.jobs.active_jobs import OpenJobs
+from server.jobs.bundles import Bundle
+from server.jobs.job_store import JobBook, JobRecord, JobState, JobStatus
+from server.jobs.placement import Choice
+from server.jobs.policy_registry import PolicyDesk
+from server.jobs.selection import Selection
 from server.rpc.ports import EventView, JobView, Orders
-from server.selection import Selection
+from server.state_directory import Home
 
 __all__ = ["Coordinator"]
 

@@ -16,7 +16,8 @@ from typing import Any, Final
 import click
 
 from fedlearn import __version__
-from fedlearn.console import (
+from fedlearn.errors import ConfigError
+from fedlearn.terminal.console import (
     REFUSED,
     Commands,
     config_option,
@@ -24,8 +25,7 @@ from fedlearn.console import (
     print_json,
     printable,
 )
-from fedlearn.errors import ConfigError
-from fedlearn.plaintext import configure_logging
+from fedlearn.terminal.plaintext import configure_logging
 
 __all__ = ["main"]
 
@@ -95,9 +95,9 @@ def init(
 
     Writes the configuration too where there is none.
     """
-    from fedlearn.login import ca_pin
+    from fedlearn.identity.login import ca_pin
     from server.config import ServerConfig
-    from server.home import GRANT_FILE, establish
+    from server.state_directory import GRANT_FILE, establish
 
     if csr is not None and key_here:
         raise click.UsageError("--operator-csr and --insecure-operator-key-here exclude each other")
@@ -204,7 +204,7 @@ def app_host(path: Path, scratch: Path, most: int, as_json: bool) -> int:
     The coordinator names the socket in server.toml as `jobs.app_host`, and runs as the same user.
     """
     from fedlearn import sandbox
-    from server.flower.apphost import AppHost
+    from server.flower.application.app_host import AppHost
 
     configure_logging()
     sandbox.protect_this_process()
@@ -238,10 +238,10 @@ def operator(name: str, csr: Path, path: Path, out: Path | None) -> None:
 
     For a coordinator that is not running. The answer that is written holds no secret.
     """
-    from fedlearn.login import ca_pin
-    from fedlearn.spiffe import checked_name
+    from fedlearn.identity.login import ca_pin
+    from fedlearn.identity.spiffe import checked_name
     from server.config import ServerConfig
-    from server.home import Home, admit_operator
+    from server.state_directory import Home, admit_operator
 
     checked_name(name, "NAME")
     target = out or Path(f"{name}.toml")
@@ -265,10 +265,10 @@ def measure(path: Path, as_json: bool) -> None:
 
     Run it where you trust the files, with the version of the software that will run.
     """
-    from fedlearn.software import software_digest
+    from fedlearn.identity.software import software_digest
     from server.config import ServerConfig
-    from server.home import protector_names
     from server.measurement import config_digest
+    from server.state_directory import protector_names
 
     config, document = ServerConfig.read(path)
     roots = config.trust.anchors().tpm_ek_roots
@@ -318,7 +318,7 @@ def check(path: Path, as_json: bool) -> int:
     For a coordinator that is not running. Exits with 2 where jobs are set apart.
     """
     from server.config import ServerConfig
-    from server.home import Home
+    from server.state_directory import Home
 
     config = ServerConfig.load(path)
     found: dict[str, Any] = {"state": str(config.state), "models": {}}

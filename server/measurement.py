@@ -36,7 +36,8 @@ def config_digest(
 
     :param document: the TOML document of ``server.toml``.
     :param roots: the contents of the files in ``trust.tpm_ek_roots``, in their order.
-    :param protectors: of the root key, as :func:`server.home.protector_names` names them.
+    :param protectors: of the root key, as :func:`server.state_directory.protector_names` names
+    them.
     """
     value = {
         "document": document,

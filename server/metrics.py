@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, Final
 
 from fedlearn.errors import ConfigError
-from server.register import AdmissionEvent, Change
+from server.admission.registry import AdmissionEvent, Change
 
 __all__ = [
     "ADMISSIONS",

@@ -24,24 +24,26 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from attestation import ear
-from attestation.result import AttestationResult
-from fedlearn.attester import device, open_attester
+from attestation.policy import ear
+from attestation.policy.result import AttestationResult
+from fedlearn.config.attester import device, open_attester
+from fedlearn.identity.software import software_digest
+from fedlearn.identity.tls import server_context
 from fedlearn.sandbox import protect_this_process
-from fedlearn.software import software_digest
-from fedlearn.tls import server_context
-from server.admission import AdmissionGate, Periods
-from server.challenges import Limits
+from server.admission.challenges import Limits
+from server.admission.coordinator_evidence import CoordinatorProof
+from server.admission.exclusions import ExclusionList
+from server.admission.gate import AdmissionGate, Periods
+from server.admission.registry import AdmissionRegister
 from server.clock import SteadyClock
 from server.config import ServerConfig
-from server.connections import Caps
 from server.coordinator import Coordinator
-from server.enrollment import SiteRegister, SiteStatus, site_entries
-from server.exclusions import ExclusionList
-from server.front import Front
 from server.health import Health
-from server.home import Home
-from server.jobs import JobStatus
+from server.identity.enrollment import SiteRegister, SiteStatus, site_entries
+from server.identity.operators import OperatorRegister
+from server.identity.peer_certificates import spki
+from server.identity.tpm_enrollment import TpmEnrollment
+from server.jobs.job_store import JobStatus
 from server.measurement import config_digest
 from server.metrics import (
     FAULTS,
@@ -52,12 +54,10 @@ from server.metrics import (
     Gauge,
     serve_metrics,
 )
-from server.operators import OperatorRegister
-from server.peers import spki
-from server.proof import CoordinatorProof
-from server.register import AdmissionRegister
 from server.rpc import Listeners, RpcConfig, Welcome
-from server.tpm_enrollment import TpmEnrollment
+from server.rpc.connections import Caps
+from server.rpc.fleet import Front
+from server.state_directory import Home
 
 __all__ = ["Service", "serve"]
 

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edge.config import Hours, SiteConfig
-from edge.kubesettings import WORKLOADS
-from fedlearn.attesterfile import ATTESTER_KINDS
+from edge.config.kubernetes import WORKLOADS
+from edge.config.site import Hours, SiteConfig
+from fedlearn.config.attesterfile import ATTESTER_KINDS
 from server.config import _PROTECTORS, ServerConfig
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -27,13 +27,13 @@ from typing import Any, Final
 import click
 
 from attestation.evidence import Tee
-from fedlearn.cli import demo
-from fedlearn.cli.children import Children, terminate_as_interrupt
-from fedlearn.cli.demo_stage import Options
-from fedlearn.cli.federation import COORDINATOR, Federation, Party, free_port
-from fedlearn.console import line
+from fedlearn.cli.demo import commands as demo
+from fedlearn.cli.demo.stage import Options
+from fedlearn.cli.local.children import Children, terminate_as_interrupt
+from fedlearn.cli.local.federation import COORDINATOR, Federation, Party, free_port
 from fedlearn.demo.data import DATA_SETS, DEFAULT_SEED
 from fedlearn.errors import FedlearnError, LaunchError
+from fedlearn.terminal.console import line
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))

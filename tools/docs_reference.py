@@ -21,9 +21,9 @@ import click
 from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
 
-from edge.config import SiteConfig
-from fedlearn import events, strategies
-from fedlearn.job import JobSpec
+from edge.config.site import SiteConfig
+from fedlearn.job import events, strategies
+from fedlearn.job.spec import JobSpec
 from server import metrics
 from server.config import ServerConfig
 

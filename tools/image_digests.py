@@ -5,7 +5,7 @@
     image_digests.py --client IMAGE@sha256:... --bundle HEX     reference values, for policy.toml
 
 A confidential pod is measured with its initdata, which names the client's image and the app's
-bundle (edge/initdata.py). The values say which registers hold its digest; what the TEE's own
+bundle (edge/kube/initdata.py). The values say which registers hold its digest; what the TEE's own
 firmware and kernel measure comes from whoever builds those.
 """
 
@@ -94,7 +94,7 @@ def stamp(charts: Path, image: str, digest: str) -> None:
 
 def references(image: str, bundle: bytes, tee: str) -> str:
     """Return the [[reference]] tables of a policy, for one client image and one app."""
-    from edge.initdata import initdata_values
+    from edge.kube.initdata import initdata_values
     from fedlearn import config
 
     values = initdata_values(image=image, bundle=bundle, tee=tee, name=f"initdata of {image}")

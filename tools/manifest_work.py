@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import yaml
 
-from edge.podspec import manifest_work
+from edge.kube.pod_manifest import manifest_work
 
 CLUSTER_WIDE: Final = frozenset(
     {

@@ -8,7 +8,7 @@ where it isolates containers the container's own register before the nonce.
 
 Our nonce is its nonce and our digest its user data. The log is brought into the form of a
 CCEL: the server counts RTMRs from 0, and lists a container's events under RTMR3's number,
-which the quote tells apart. What that register is worth: :mod:`attestation.accumulator`.
+which the quote tells apart. What that register is worth: :mod:`attestation.logs.accumulator`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from typing import Final, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from attestation.accumulator import BANK, CONTAINER
 from attestation.attesters import ccnp_pb2 as pb
 from attestation.attesters.kinds import Found, Options
 from attestation.attesters.runtime import RuntimeRegister
 from attestation.binding import Bound
 from attestation.errors import AttesterError, EvidenceError
-from attestation.eventlog import EV_NO_ACTION, EventLog
 from attestation.evidence import Evidence, Tee
+from attestation.logs.accumulator import BANK, CONTAINER
+from attestation.logs.eventlog import EV_NO_ACTION, EventLog
 from attestation.quotes.dcap import DcapQuote
 from attestation.quotes.tdx import TdReport
 

@@ -9,7 +9,7 @@ TDX evidence is ``{"cc_eventlog": base64 | null, "quote": base64}``. On other pl
 agent sends the fields of a report and not the report (SEV-SNP), or takes challenges in its
 own way (Azure); there the attesters ``tsm`` and ``azure`` do the work, and the error says so.
 
-Runtime data is text, so it is the hex of a SHA-256; see :mod:`attestation.accumulator`. What
+Runtime data is text, so it is the hex of a SHA-256; see :mod:`attestation.logs.accumulator`. What
 software measures goes into RTMR3 through the agent, as an AAEL event. An agent without that
 gives no evidence of our measurements: they then stand in a register of this process, which
 report data covers.
@@ -26,14 +26,14 @@ from typing import Any, Final
 
 import httpx
 
-from attestation.accumulator import runtime_text
 from attestation.attesters.kinds import Found, Options
 from attestation.attesters.runtime import RuntimeRegister
 from attestation.binding import Bound
 from attestation.errors import AttesterError, EvidenceError
-from attestation.eventlog import EventLog
 from attestation.evidence import Evidence, Tee
-from attestation.runtime_events import DOMAIN, Measurement
+from attestation.logs.accumulator import runtime_text
+from attestation.logs.eventlog import EventLog
+from attestation.logs.runtime_events import DOMAIN, Measurement
 
 __all__ = ["CocoAttester", "DEFAULT_ADDRESS", "find", "open_attester"]
 

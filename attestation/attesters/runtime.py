@@ -1,6 +1,6 @@
 """Our client's measurements where hardware has no register for them: kept in this process.
 
-See :mod:`attestation.accumulator` for what such a register is worth. It lives as long as the
+See :mod:`attestation.logs.accumulator` for what such a register is worth. It lives as long as the
 process: whoever starts anew measures anew.
 """
 
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 
-from attestation.accumulator import BANK, RUNTIME, runtime_digest
 from attestation.binding import Bound
 from attestation.errors import AttesterError
-from attestation.eventlog import EventLog
-from attestation.runtime_events import Measurement, record
+from attestation.logs.accumulator import BANK, RUNTIME, runtime_digest
+from attestation.logs.eventlog import EventLog
+from attestation.logs.runtime_events import Measurement, record
 
 __all__ = ["RuntimeRegister"]
 

@@ -6,7 +6,7 @@ every process of a machine, and every boot, uses the same AK; nothing of it is k
 
 PCRs are those of the SHA-256 bank, where the TPM has one, else of its SHA-384 or SHA-512 bank.
 Software measures itself into PCR 14, which cannot be reset without restarting the machine.
-:mod:`attestation.runtime_events` says what an event looks like, and
+:mod:`attestation.logs.runtime_events` says what an event looks like, and
 :mod:`attestation.attesters.tpm_log` how the log is kept. One directory serves one TPM: all
 processes that use it share the log.
 """
@@ -29,13 +29,13 @@ from attestation.attesters.tpm2_tools import (
 from attestation.attesters.tpm_log import RuntimeLog
 from attestation.binding import Bound
 from attestation.errors import AttesterError, EvidenceError
-from attestation.eventlog import MAX_LOG_BYTES, EventLog
 from attestation.evidence import Evidence, Tee
+from attestation.logs.eventlog import MAX_LOG_BYTES, EventLog
+from attestation.logs.runtime_events import Measurement, measurements, record
 from attestation.quotes.tpm import TpmQuote
 from attestation.quotes.tpm_keys import ObjectAttribute, PublicArea
-from attestation.runtime_events import Measurement, measurements, record
-from attestation.tpm_credential import TpmIdentity, check_credential
-from attestation.tpm_endorsement import certificate_der
+from attestation.tpm.credential import TpmIdentity, check_credential
+from attestation.tpm.endorsement import certificate_der
 
 __all__ = ["DEVICES", "KeyTemplate", "QUOTED_PCRS", "TpmAttester", "find", "open_attester"]
 
@@ -44,7 +44,7 @@ DEVICES: Final = (Path("/dev/tpmrm0"), Path("/dev/tpm0"))
 
 QUOTED_PCRS: Final = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 14)
 """Firmware and boot loader (PC Client profile, table 1), kernel, command line and initial RAM
-disk (Linux TPM PCR registry), and what software measured. See :mod:`attestation.launch`."""
+disk (Linux TPM PCR registry), and what software measured. See :mod:`attestation.policy.launch`."""
 
 _RUNTIME_PCR: Final = 14
 _SIGNATURE_HASH: Final = "sha256"
@@ -180,7 +180,7 @@ class TpmAttester:
         return TpmIdentity(ek=ek, ak=ak, ek_certificate=certificate)
 
     def activate(self, blob: bytes) -> bytes:
-        """Answer a challenge of :func:`attestation.tpm_credential.challenge_identity`.
+        """Answer a challenge of :func:`attestation.tpm.credential.challenge_identity`.
 
         :raises AttesterError: when this TPM cannot open it: it is for another EK or AK, or
             altered.

@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from attestation.durable import write_durably
 from attestation.errors import AttesterError, EvidenceError
-from attestation.eventlog import MAX_LOG_BYTES, EventLog
-from attestation.sealing.durable import write_durably
+from attestation.logs.eventlog import MAX_LOG_BYTES, EventLog
 
 __all__ = ["RuntimeLog"]
 

@@ -24,11 +24,11 @@ from attestation.attesters.runtime import RuntimeRegister
 from attestation.attesters.tpm_log import RuntimeLog
 from attestation.binding import Bound
 from attestation.errors import AttesterError, EvidenceError
-from attestation.eventlog import MAX_LOG_BYTES, EventLog
 from attestation.evidence import Evidence, Tee
-from attestation.firmwarelog import RTMR_RUNTIME
+from attestation.logs.eventlog import MAX_LOG_BYTES, EventLog
+from attestation.logs.firmwarelog import RTMR_RUNTIME
+from attestation.logs.runtime_events import Measurement, measurements, record
 from attestation.quotes.snp import parse_certificate_table
-from attestation.runtime_events import Measurement, measurements, record
 
 __all__ = [
     "CCEL",

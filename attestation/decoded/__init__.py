@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 
-from attestation.collateral import describe
 from attestation.decoded.azure import decode_azure, decode_hcl
 from attestation.decoded.dcap import decode_quote
 from attestation.decoded.fields import Field
@@ -17,10 +16,11 @@ from attestation.decoded.nvidia import decode_nvidia
 from attestation.decoded.origins import with_origins
 from attestation.decoded.snp import decode_report
 from attestation.decoded.tpm import decode_tpm
+from attestation.documents.formats import to_evidence
 from attestation.encodings import unwrap_text
+from attestation.endorsements.collateral import describe
 from attestation.errors import AttestationError, EvidenceError
 from attestation.evidence import Evidence, Tee
-from attestation.formats import to_evidence
 from attestation.quotes.sample import SampleQuote
 
 __all__ = ["EVENT_LOG", "HCL_REPORT", "Field", "decode_file"]

@@ -12,8 +12,8 @@ from typing import Final
 from cryptography import x509
 
 from attestation.decoded.fields import Field, Layout, integer, read_layout
+from attestation.endorsements.offline import load_certificates
 from attestation.errors import UNREADABLE, EvidenceError
-from attestation.offline import load_certificates
 from attestation.quotes.tdx import TD_ATTRIBUTES
 
 __all__ = ["decode_quote"]

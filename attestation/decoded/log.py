@@ -12,7 +12,7 @@ from typing import Final
 
 from attestation.decoded.fields import Field
 from attestation.errors import EvidenceError
-from attestation.eventlog import MAX_EVENTS, MAX_LOG_BYTES, EventLog
+from attestation.logs.eventlog import MAX_EVENTS, MAX_LOG_BYTES, EventLog
 from attestation.quotes.cursor import Cursor
 
 __all__ = ["decode_log", "is_log", "is_old_log"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from attestation.decoded.fields import Field
+from attestation.documents.formats import is_bare_tpm_quote
 from attestation.evidence import Evidence
-from attestation.formats import is_bare_tpm_quote
 from attestation.quotes.tpm import TpmQuote
 from attestation.quotes.tpm_structures import QuoteStatement
 

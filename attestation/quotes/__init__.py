@@ -1,0 +1,1 @@
+"""The binary formats of evidence, parsed strictly and without judgement."""

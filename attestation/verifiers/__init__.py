@@ -3,7 +3,7 @@
 A verifier is pure. It gets bytes, a binding, trust anchors and the time, and returns
 :class:`attestation.evidence.Claims` or raises an :class:`attestation.errors.AttestationError`
 that names the step which failed. Whether anybody *likes* the claims is the business of
-:mod:`attestation.policy`.
+:mod:`attestation.policy.model`.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def verify(
         return claims
     components = tuple(_verify_one(item, binding, trust, now) for item in evidence.components)
     if any(item.tee is Tee.NVIDIA for item in components):
-        from attestation.nvidia_topology import check_devices
+        from attestation.verifiers.nvidia_topology import check_devices
 
         components = check_devices(components)
     return replace(claims, components=(*claims.components, *components))

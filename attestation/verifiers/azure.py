@@ -19,8 +19,8 @@ import hmac
 from datetime import datetime
 from typing import Final
 
-from attestation.amd import Endorsements, check_report
 from attestation.binding import Bound
+from attestation.endorsements.amd import Endorsements, check_report
 from attestation.errors import BindingError, EvidenceError
 from attestation.evidence import Claims, Evidence, Scalar, Tee
 from attestation.quotes.azure import AzureEvidence

@@ -8,16 +8,16 @@ Steps, each named in the error that it raises:
    NVSwitch has none, and its claim comes from the leaf;
 4. *nonce* against the binding;
 5. *RIM*, where there are any: driver and VBIOS are measured as NVIDIA's reference manifests demand
-   (:mod:`attestation.nvidia_rim`). A RIM of another version is refused;
+   (:mod:`attestation.endorsements.nvidia_rim`). A RIM of another version is refused;
 6. *revocation*, where there are OCSP answers: every certificate of the device, and of the RIMs'
-   signers, has a good and current one (:mod:`attestation.ocsp`). The leaf is issued by the device
-   itself and has none.
+   signers, has a good and current one (:mod:`attestation.endorsements.ocsp`). The leaf is issued
+   by the device itself and has none.
 
 RIMs and OCSP answers come from the relying party (``trust.collateral``) or along with the report.
 Where there are none of a kind, the claim ``nvidia.rim`` or ``nvidia.revocation`` is not made, and a
 policy that requires it refuses. How the devices of one machine belong together is checked by
-:mod:`attestation.nvidia_topology`. A report proves that *a* genuine device answered this nonce;
-that it is the one plugged into this VM is as true as the measured software that asked it.
+:mod:`attestation.verifiers.nvidia_topology`. A report proves that *a* genuine device answered this
+nonce; that it is the one plugged into this VM is as true as the measured software that asked it.
 
 A report without its chain is returned with every claim in ``unverified``.
 """
@@ -39,7 +39,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from attestation.binding import Bound
-from attestation.chains import Certificate, check_chain, split_certificates
+from attestation.endorsements.chains import Certificate, check_chain, split_certificates
+from attestation.endorsements.nvidia_rim import Rim, is_rim, match_rims
+from attestation.endorsements.ocsp import OcspAnswer, check_not_revoked, is_ocsp
 from attestation.errors import (
     BindingError,
     EndorsementError,
@@ -47,9 +49,7 @@ from attestation.errors import (
     SignatureError,
 )
 from attestation.evidence import Claims, Evidence, Scalar, Tee
-from attestation.nvidia_rim import Rim, is_rim, match_rims
-from attestation.nvidia_rules import SWITCH_PREFIX
-from attestation.ocsp import OcspAnswer, check_not_revoked, is_ocsp
+from attestation.policy.nvidia import SWITCH_PREFIX
 from attestation.quotes.nvidia import NvidiaReport
 from attestation.trust import TrustAnchors
 

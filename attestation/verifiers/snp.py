@@ -9,7 +9,7 @@ Steps, in this order, each named in the error that it raises:
 4. *reported TCB*, *chip id*: those of the certificate (a Turin chip id has 8 bytes, and its
    TCB has another layout with the FMC);
 5. *binding*: report data is the digest of this nonce, these keys and this role, in one of
-   the compositions of :mod:`attestation.accumulator`, which also says what a log is worth
+   the compositions of :mod:`attestation.logs.accumulator`, which also says what a log is worth
    here: SNP has no register for software.
 
 Certificates and CRLs come from the relying party (``trust.endorsements``) or along with the
@@ -23,16 +23,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
-from attestation.accumulator import (
+from attestation.binding import Bound
+from attestation.endorsements.amd import Endorsements, SnpPlatform, check_report
+from attestation.errors import EvidenceError
+from attestation.evidence import Claims, Evidence, Scalar, Tee
+from attestation.logs.accumulator import (
     SoftwareRegisters,
     check_report_data,
     refuse_hardware_events,
 )
-from attestation.amd import Endorsements, SnpPlatform, check_report
-from attestation.binding import Bound
-from attestation.errors import EvidenceError
-from attestation.eventlog import EventLog
-from attestation.evidence import Claims, Evidence, Scalar, Tee
+from attestation.logs.eventlog import EventLog
 from attestation.quotes.snp import SnpReport, tcb_versions
 from attestation.trust import TrustAnchors
 

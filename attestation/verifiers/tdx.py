@@ -7,7 +7,7 @@ Steps, in this order, each named in the error that it raises:
    made the quote, under the pinned root of Intel;
 3. *collateral*, *TCB*: signed and current collateral for this platform gives a TCB status;
 4. *binding*: report data is the digest of this nonce, these keys and this role, in one of
-   the compositions of :mod:`attestation.accumulator`;
+   the compositions of :mod:`attestation.logs.accumulator`;
 5. *event log*: the CCEL replays to the quoted RTMRs, register by register; registers kept in
    software count as far as that module says. ``container.imr`` of a CCNP server counts where
    the report data covers it *and* an event of the replayed log has a digest of
@@ -33,18 +33,8 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
 
-from attestation.accumulator import SoftwareRegisters, check_report_data, hardware_part
 from attestation.binding import Bound
-from attestation.errors import (
-    EndorsementError,
-    EvidenceError,
-    FreshnessError,
-    VerificationError,
-)
-from attestation.eventlog import EventLog
-from attestation.evidence import Claims, Evidence, Scalar, Tee
-from attestation.firmwarelog import check_ccel, register_events
-from attestation.intel import (
+from attestation.endorsements.intel import (
     Collateral,
     Pck,
     Verdict,
@@ -54,6 +44,16 @@ from attestation.intel import (
     parse_collateral,
     read_pck,
 )
+from attestation.errors import (
+    EndorsementError,
+    EvidenceError,
+    FreshnessError,
+    VerificationError,
+)
+from attestation.evidence import Claims, Evidence, Scalar, Tee
+from attestation.logs.accumulator import SoftwareRegisters, check_report_data, hardware_part
+from attestation.logs.eventlog import EventLog
+from attestation.logs.firmwarelog import check_ccel, register_events
 from attestation.quotes.dcap import DcapQuote
 from attestation.quotes.tdx import TD_ATTRIBUTES, TdReport
 from attestation.trust import TrustAnchors
@@ -78,11 +78,11 @@ class DcapVerifier:
 
     TDX claims: ``mrtd``, ``rtmr0`` to ``rtmr3``, ``mrconfigid``, ``mrowner``,
     ``mrownerconfig``, ``mrseam``, ``mrservicetd`` (TD 1.5), and those of the event log; see
-    :mod:`attestation.firmwarelog`. SGX claims: ``mrenclave``, ``mrsigner``.
+    :mod:`attestation.logs.firmwarelog`. SGX claims: ``mrenclave``, ``mrsigner``.
     Attributes: ``bound``, ``report_data`` (hex), ``fmspc``, ``quote_version``; with
     collateral ``advisories``, ``tcb_evaluation``; for a TD ``td.*`` for each
     name of :data:`~attestation.quotes.tdx.TD_ATTRIBUTES`, and ``log.rtmrN.events``, see
-    :func:`attestation.firmwarelog.register_events`; for an enclave
+    :func:`attestation.logs.firmwarelog.register_events`; for an enclave
     ``sgx.isv_prod_id`` and ``sgx.isv_svn``.
     """
 

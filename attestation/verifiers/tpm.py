@@ -39,9 +39,10 @@ from attestation.errors import (
     EvidenceError,
     SignatureError,
 )
-from attestation.eventlog import MAX_REMEMBERED_BYTES, EventLog, check_replay, pcr_register
 from attestation.evidence import Claims, Evidence, Scalar, Tee
-from attestation.firmwarelog import boot_claims
+from attestation.logs.eventlog import MAX_REMEMBERED_BYTES, EventLog, check_replay, pcr_register
+from attestation.logs.firmwarelog import boot_claims
+from attestation.logs.runtime_events import measured_claims, measurements
 from attestation.quotes.cursor import Cursor
 from attestation.quotes.tpm import TpmQuote, split_values
 from attestation.quotes.tpm_keys import ObjectAttribute, PublicArea, qualify, spki
@@ -51,8 +52,7 @@ from attestation.quotes.tpm_structures import (
     QuoteStatement,
     TpmSignature,
 )
-from attestation.runtime_events import measured_claims, measurements
-from attestation.tpm_endorsement import check_ek_certificate
+from attestation.tpm.endorsement import check_ek_certificate
 from attestation.trust import TrustAnchors
 
 __all__ = [
@@ -284,7 +284,7 @@ def check_event_log(quote: TpmQuote, data: bytes, trust: TrustAnchors) -> Mappin
 
     Without any log nothing of what was measured is known, and the PCR values stand alone. A
     log that is there must explain a quoted PCR 14 that is not at its initial value; see
-    :func:`attestation.runtime_events.measurements` for events that hide something.
+    :func:`attestation.logs.runtime_events.measurements` for events that hide something.
 
     :raises EventLogError: naming the register.
     :raises EvidenceError: when the log is malformed.

@@ -13,7 +13,7 @@ from typing import Final
 
 from cryptography import x509
 
-from attestation.offline import readable_certificates
+from attestation.endorsements.offline import readable_certificates
 from fedlearn.checks import Check, fail, ok, warn
 
 __all__ = ["certificates", "folder", "port", "reach", "secret"]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from fedlearn.attesterfile import AttesterSettings
 from fedlearn.checks import Check, fail, ok, warn
+from fedlearn.config.attesterfile import AttesterSettings
 
 __all__ = ["attester", "devices", "tools"]
 

@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from fedlearn import __version__
-from fedlearn.console import Commands, Noun
+from fedlearn.terminal.console import Commands, Noun
 
 __all__ = ["NOUNS", "main"]
 
@@ -20,15 +20,21 @@ def _noun(name: str, summary: str, attribute: str = "group") -> Noun:
 
 NOUNS: Final[Mapping[str, Noun]] = MappingProxyType(
     {
-        "demo": _noun("demo", "Train a model across attested sites on this machine.", "command"),
-        "job": _noun("job", "Write, check, submit and watch jobs."),
+        "demo": _noun(
+            "demo.commands", "Train a model across attested sites on this machine.", "command"
+        ),
+        "job": _noun("job.commands", "Write, check, submit and watch jobs."),
         "site": _noun("site", "Invite sites, see them, drain and remove them."),
         "operator": _noun("operators", "Log in, and say who else may operate the coordinator."),
-        "policy": _noun("policy", "Check appraisal policies and explain what they demand."),
-        "evidence": _noun("evidence", "Collect, inspect and appraise evidence."),
-        "collateral": _noun("collateral", "Fetch and keep what verifiers need from vendors."),
-        "model": _noun("model", "List, open, export and verify sealed models."),
-        "ledger": _noun("ledger", "Show and verify the record of every decision."),
+        "policy": _noun(
+            "appraisal.policy", "Check appraisal policies and explain what they demand."
+        ),
+        "evidence": _noun("appraisal.evidence", "Collect, inspect and appraise evidence."),
+        "collateral": _noun(
+            "appraisal.collateral", "Fetch and keep what verifiers need from vendors."
+        ),
+        "model": _noun("state.model", "List, open, export and verify sealed models."),
+        "ledger": _noun("state.ledger", "Show and verify the record of every decision."),
         "doctor": _noun("doctor", "Find in seconds what would fail in minutes.", "command"),
     }
 )

@@ -11,11 +11,11 @@ from typing import Final
 import click
 
 from fedlearn import checks, extras
-from fedlearn.attesterfile import AttesterSettings
 from fedlearn.checks import Check, Level, Probe, files, machine, tee
 from fedlearn.cli.operator import json_option
-from fedlearn.console import ERROR, line, print_json, printable
-from fedlearn.trustfile import Trust
+from fedlearn.config.attesterfile import AttesterSettings
+from fedlearn.config.trustfile import Trust
+from fedlearn.terminal.console import ERROR, line, print_json, printable
 
 __all__ = ["cluster_probe", "command", "edge_probes", "machine_probes", "server_probes"]
 
@@ -116,7 +116,7 @@ def server_probes(path: Path) -> Iterator[tuple[str, Probe]]:
 
 def edge_probes(path: Path) -> Iterator[tuple[str, Probe]]:
     """What is looked at for a site. A file that does not load is one failed check."""
-    from edge.config import SiteConfig
+    from edge.config.site import SiteConfig
     from fedlearn.errors import ConfigError
 
     try:
@@ -157,7 +157,8 @@ def _extra(extra: str, *, needed_for: str) -> Check:
 
 
 def _flower() -> Check:
-    from server.flower import builtin, contract
+    from server.flower.aggregation import builtin
+    from server.flower.application import contract
 
     contract.check()
     builtin.check_classes()
@@ -168,9 +169,9 @@ def cluster_probe(edge: Path | None) -> Probe:
     """What is looked at in the cluster of a site, under the rights that its agent has."""
 
     def probe() -> Iterable[Check]:
-        from edge.capabilities import cluster_checks
-        from edge.config import SiteConfig
-        from edge.kube import Kube
+        from edge.config.site import SiteConfig
+        from edge.kube.api import Kube
+        from edge.kube.capabilities import cluster_checks
 
         if edge is None:
             return (

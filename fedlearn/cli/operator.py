@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from fedlearn.config import NAME
-from fedlearn.login import ENVIRONMENT, OperatorLogin, default_folder
+from fedlearn.identity.login import ENVIRONMENT, OperatorLogin, default_folder
 
 if TYPE_CHECKING:
     from fedlearn.wire.operator import OperatorClient

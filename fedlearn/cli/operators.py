@@ -11,9 +11,8 @@ import click
 
 from fedlearn.cli.operator import connect, json_option, operator_option
 from fedlearn.config import NAME
-from fedlearn.console import Commands, line, print_json, printable
 from fedlearn.errors import ConfigError
-from fedlearn.login import (
+from fedlearn.identity.login import (
     LoginGrant,
     OperatorLogin,
     accept_grant,
@@ -23,6 +22,7 @@ from fedlearn.login import (
     new_request,
     request_login,
 )
+from fedlearn.terminal.console import Commands, line, print_json, printable
 
 if TYPE_CHECKING:
     from fedlearn.wire.operator import OperatorState
@@ -102,7 +102,7 @@ def login(file: Path, pin: str, address: str, operator: Path | None, as_json: bo
     """
     folder = operator or default_folder()
     if address:
-        from fedlearn.join import checked_address
+        from fedlearn.identity.join import checked_address
 
         checked_address(address)
     made = accept_grant(folder, file, now=datetime.now(UTC), pin=pin, control=address)
@@ -123,7 +123,7 @@ def renew(operator: Path | None, as_json: bool) -> None:
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding
 
-    from fedlearn.spiffe import OperatorId, parse
+    from fedlearn.identity.spiffe import OperatorId, parse
     from fedlearn.wire.operator import OperatorClient
 
     folder = operator or default_folder()

@@ -14,9 +14,9 @@ import click
 
 from fedlearn.cli.operator import connect, json_option, operator_option
 from fedlearn.config import NAME
-from fedlearn.console import Commands, line, print_json, printable
 from fedlearn.errors import ConfigError, EnrollmentRefused
-from fedlearn.join import JoinToken
+from fedlearn.identity.join import JoinToken
+from fedlearn.terminal.console import Commands, line, print_json, printable
 
 if TYPE_CHECKING:
     from fedlearn.wire.operator import OperatorClient, SiteState, SiteTpm
@@ -260,8 +260,8 @@ def enroll(token_file: Path, state: Path, as_json: bool) -> None:
     The key is made here and stays here. Run it again after the operator's approval, with
     the same folder, to fetch the certificate.
     """
-    from edge.identity import SiteIdentity
-    from edge.rpc import enroll as redeem
+    from edge.protocol.identity import SiteIdentity
+    from edge.protocol.rpc import enroll as redeem
 
     text = _token(token_file)
     parsed = JoinToken.parse(text)

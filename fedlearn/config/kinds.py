@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar, cast
 
-from attestation import toml
+from attestation.config import toml
 from fedlearn.config.reading import Kind, Place, Wrong, convert_at, model_at, shown
 
 __all__ = [

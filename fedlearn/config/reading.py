@@ -13,7 +13,7 @@ from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar, cast
 
-from attestation import toml
+from attestation.config import toml
 from fedlearn.errors import ConfigError
 
 __all__ = [

@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fedlearn.console import printable
 from fedlearn.demo.outcome import DemoOutcome, RefusedSite, SiteFacts
+from fedlearn.terminal.console import printable
 
 __all__ = ["findings_table", "site_table", "summary"]
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 from fedlearn.privacy.chain import Chain, Clip
 from fedlearn.privacy.difference import add_back_towards, difference
 from fedlearn.privacy.spec import PrivacySpec
-from fedlearn.update import Array, check_like
+from fedlearn.update.arrays import Array, check_like
 
 __all__ = ["ClientPrivacy"]
 

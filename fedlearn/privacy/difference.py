@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlearn.update import BF16, Array, to_bfloat16, to_float32
+from fedlearn.update.arrays import BF16, Array, to_bfloat16, to_float32
 
 __all__ = ["add_back", "add_back_towards", "difference", "is_floating", "spacing"]
 

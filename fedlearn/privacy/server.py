@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.errors import PrivacyError, UpdateRejected
+from fedlearn.job.seeds import derive
 from fedlearn.privacy.chain import Chain, GridNoise, l2_norm
 from fedlearn.privacy.difference import add_back, difference, is_floating, spacing
 from fedlearn.privacy.noise import SECRET_BYTES, GaussianStream
 from fedlearn.privacy.spec import PrivacySpec
-from fedlearn.seeds import derive
-from fedlearn.update import Array, check_like
+from fedlearn.update.arrays import Array, check_like
 
 __all__ = ["ServerPrivacy", "noise_secret"]
 

@@ -1,8 +1,8 @@
 """gRPC channels to the coordinator: limits, keepalive, and whom they trust.
 
 A channel trusts the given certificates only, never those of the machine. The name that is
-checked is :data:`fedlearn.spiffe.COORDINATOR_DNS`: only the coordinator's CA signs it, so an
-address may change. When the root is the server's very certificate (a partial chain), the
+checked is :data:`fedlearn.identity.spiffe.COORDINATOR_DNS`: only the coordinator's CA signs it, so
+an address may change. When the root is the server's very certificate (a partial chain), the
 channel reaches the holder of that key and nobody else.
 """
 
@@ -18,10 +18,10 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 
-from fedlearn.application import MAX_BUNDLE_BYTES
+from fedlearn.app.checks import MAX_BUNDLE_BYTES
 from fedlearn.errors import FedlearnError, Throttled
-from fedlearn.join import checked_address
-from fedlearn.spiffe import COORDINATOR_DNS
+from fedlearn.identity.join import checked_address
+from fedlearn.identity.spiffe import COORDINATOR_DNS
 from fedlearn.wire.failure import Unreachable
 
 __all__ = [

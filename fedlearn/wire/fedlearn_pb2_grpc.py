@@ -734,7 +734,7 @@ class SponsorServicer:
     """
 
     def Bootstrap(self, request, context):
-        """The document that edge.bootstrap encodes.
+        """The document that edge.protocol.bootstrap encodes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -747,14 +747,14 @@ class SponsorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GrantSeed(self, request, context):
-        """The seed of the client's commitment, for one that was admitted; see edge.seedgrant.
+        """The seed of the client's commitment, for one that was admitted; see edge.protocol.seed_release.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Charge(self, request, context):
-        """Asked before an update leaves under privacy; see edge.databudget.
+        """Asked before an update leaves under privacy; see edge.agent.data_budget.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
-from fedlearn.application import MAX_BUNDLE_BYTES
+from fedlearn.app.checks import MAX_BUNDLE_BYTES
 from fedlearn.errors import ConfigError
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire.calls import Calls

@@ -21,8 +21,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from attestation.errors import UNREADABLE
 from fedlearn.errors import TransportError
-from fedlearn.join import checked_address
-from fedlearn.spiffe import COORDINATOR_DNS, CoordinatorId, parse
+from fedlearn.identity.join import checked_address
+from fedlearn.identity.spiffe import COORDINATOR_DNS, CoordinatorId, parse
 from fedlearn.wire.failure import Unreachable
 
 __all__ = ["PinnedServer", "fetch_pinned"]

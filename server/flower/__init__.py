@@ -33,6 +33,6 @@ update check off before anybody can import it.
 
 from __future__ import annotations
 
-from fedlearn import flower_pin
+from fedlearn.app import flower_pin
 
 flower_pin.prepare()

@@ -12,7 +12,7 @@ from typing import Final
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from attestation.sealing import write_durably
+from attestation.durable import write_durably
 from fedlearn.errors import LedgerError
 from server.disk import DATABASE_ERRORS, ledger_error
 from server.ledger.entry import key_fingerprint, require_p256

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fedlearn.errors import AdmissionDenied, ConfigError, Throttled, TransportError
 from fedlearn.wire import fedlearn_pb2 as pb
-from server.admission import AdmissionGate
-from server.register import Admission
+from server.admission.gate import AdmissionGate
+from server.admission.registry import Admission
 from server.rpc.gate import Welcome, admit_reply, admit_request, challenge_reply, refused_reply
 from server.rpc.guard import Caller
 from server.rpc.ports import Coordinator

@@ -8,13 +8,13 @@ from datetime import timedelta
 
 from fedlearn.errors import AdmissionDenied, Throttled
 from fedlearn.wire import fedlearn_pb2 as pb
-from server.admission import AdmissionGate, AdmitRequest, Admitted
-from server.challenges import Challenge
-from server.enrollment import Site, SiteRegister, SiteStatus
-from server.pki import CertificateAuthority
-from server.proof import CoordinatorProof
+from server.admission.challenges import Challenge
+from server.admission.coordinator_evidence import CoordinatorProof
+from server.admission.gate import AdmissionGate, AdmitRequest, Admitted
+from server.identity.enrollment import Site, SiteRegister, SiteStatus
+from server.identity.pki import CertificateAuthority
+from server.identity.tpm_enrollment import TpmEnrollment
 from server.rpc.guard import Caller
-from server.tpm_enrollment import TpmEnrollment
 
 __all__ = [
     "GateService",

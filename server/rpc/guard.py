@@ -27,14 +27,14 @@ import grpc
 
 from attestation.errors import AttestationError
 from fedlearn.errors import FedlearnError, Throttled, TransportError
-from fedlearn.spiffe import ClientId, OperatorId, SiteId
+from fedlearn.identity.spiffe import ClientId, OperatorId, SiteId
 from fedlearn.wire.channel import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES
 from fedlearn.wire.failure import MAX_MESSAGE_CHARS, status_of, trailing_of
-from server.connections import Connection
-from server.enrollment import Site, SiteRegister
-from server.operators import OperatorRegister
-from server.peers import PeerCertificate
-from server.register import Admission, AdmissionRegister
+from server.admission.registry import Admission, AdmissionRegister
+from server.identity.enrollment import Site, SiteRegister
+from server.identity.operators import OperatorRegister
+from server.identity.peer_certificates import PeerCertificate
+from server.rpc.connections import Connection
 
 __all__ = ["Caller", "Guard", "Identify", "Room", "identify_anyone", "identify_by_certificate"]
 

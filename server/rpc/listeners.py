@@ -16,25 +16,25 @@ from typing import Any, Final, Self
 
 from attestation.trust import TrustAnchors
 from fedlearn.errors import ConfigError, FedlearnError, TransportError
-from fedlearn.join import checked_address
+from fedlearn.identity.join import checked_address
 from fedlearn.wire.channel import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES
 
 import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
 
 from fedlearn.wire import fedlearn_pb2_grpc as rpc
-from server.admission import AdmissionGate
-from server.connections import Caps, Connections, Relay, accept_all, listen
-from server.enrollment import Site, SiteRegister, SiteStatus
-from server.operators import OperatorRegister
-from server.pki import CertificateAuthority
-from server.proof import CoordinatorProof
+from server.admission.coordinator_evidence import CoordinatorProof
+from server.admission.gate import AdmissionGate
+from server.identity.enrollment import Site, SiteRegister, SiteStatus
+from server.identity.operators import OperatorRegister
+from server.identity.pki import CertificateAuthority
+from server.identity.tpm_enrollment import TpmEnrollment
 from server.rpc.clients import ClientsService
+from server.rpc.connections import Caps, Connections, Relay, accept_all, listen
 from server.rpc.gate import GateService, Welcome
 from server.rpc.guard import Guard, Identify, Room, identify_anyone, identify_by_certificate
 from server.rpc.operator import OperatorService
 from server.rpc.ports import Coordinator
 from server.rpc.sites import SitesService
-from server.tpm_enrollment import TpmEnrollment
 
 __all__ = ["Listeners", "RpcConfig"]
 

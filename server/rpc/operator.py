@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 from fedlearn.errors import ConfigError, TransportError
-from fedlearn.spiffe import checked_name
+from fedlearn.identity.spiffe import checked_name
 from fedlearn.wire import fedlearn_pb2 as pb
-from server.admission import AdmissionGate
-from server.enrollment import Site, SiteRegister
-from server.exclusions import Exclusion
-from server.operators import Operator, OperatorRegister
-from server.peers import PeerCertificate
+from server.admission.exclusions import Exclusion
+from server.admission.gate import AdmissionGate
+from server.identity.enrollment import Site, SiteRegister
+from server.identity.operators import Operator, OperatorRegister
+from server.identity.peer_certificates import PeerCertificate
 from server.rpc.guard import Caller
 from server.rpc.ports import Coordinator, JobView
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from server.register import Admission
+from server.admission.registry import Admission
 
 __all__ = [
     "Coordinator",

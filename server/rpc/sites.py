@@ -16,14 +16,14 @@ from typing import Any
 
 from fedlearn.errors import ConfigError, FedlearnError, NotEnrolled, TransportError
 from fedlearn.wire import fedlearn_pb2 as pb
-from server.admission import AdmissionGate
-from server.enrollment import Site, SiteRegister, SiteStatus
-from server.peers import csr_key, spki, thumbprint
-from server.pki import CertificateAuthority
+from server.admission.gate import AdmissionGate
+from server.identity.enrollment import Site, SiteRegister, SiteStatus
+from server.identity.peer_certificates import csr_key, spki, thumbprint
+from server.identity.pki import CertificateAuthority
+from server.identity.tpm_enrollment import TpmEnrollment
 from server.rpc.gate import Welcome, enroll_reply
 from server.rpc.guard import Caller
 from server.rpc.ports import Coordinator, StartOrder, StopOrder
-from server.tpm_enrollment import TpmEnrollment
 
 __all__ = ["SitesService"]
 

@@ -28,9 +28,9 @@ from attestation.errors import (
     SignatureError,
     VerificationError,
 )
-from attestation.eventlog import EventLog
 from attestation.evidence import Claims, Evidence, Tee
-from attestation.result import Tier
+from attestation.logs.eventlog import EventLog
+from attestation.policy.result import Tier
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 from tests.vectors import keys
@@ -221,7 +221,7 @@ def test_software_does_not_speak_for_hardware(claim: str) -> None:
     """A client may measure what it likes, but not under the name of a hardware claim."""
     import hashlib
 
-    from attestation.runtime_events import RuntimeEvent
+    from attestation.logs.runtime_events import RuntimeEvent
     from tests.fakes.synthetic_tpm import SyntheticTpm
 
     content = f"{claim} sha256:{'ab' * 32}"

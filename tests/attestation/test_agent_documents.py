@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from attestation.agent_documents import parse_agent_document
+from attestation.documents.agent_documents import parse_agent_document
+from attestation.documents.formats import detect_format, to_evidence
+from attestation.endorsements.offline import Input, gather
 from attestation.errors import EndorsementError, EvidenceError, VerificationError
 from attestation.evidence import Tee
-from attestation.formats import detect_format, to_evidence
-from attestation.offline import Input, gather
 from attestation.quotes.snp import SnpReport
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify

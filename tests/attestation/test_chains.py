@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from attestation.chains import Certificate, check_issued, load_certificate
+from attestation.endorsements.chains import Certificate, check_issued, load_certificate
 from attestation.errors import EndorsementError, EvidenceError
 from tests.vectors import keys
 

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from attestation.sealing import rename_durably, write_durably, write_once
-from edge.seedgrant import kept_seed
+from attestation.durable import rename_durably, write_durably, write_once
+from edge.protocol.seed_release import kept_seed
 
 ROOT = Path(__file__).parents[2]
 
 NOT_OURS_TO_KEEP = {
     # Files that their command makes again, and nothing depends on.
-    "fedlearn/cli/template.py",
+    "fedlearn/cli/job/template.py",
     "fedlearn/demo/report.py",
     # The two that sync by themselves.
-    "attestation/sealing/durable.py",
-    "fedlearn/sealed.py",
+    "attestation/durable.py",
+    "fedlearn/update/sealed.py",
 }
 
 

@@ -13,9 +13,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from attestation import ear, ecdsa
+from attestation import ecdsa
 from attestation.errors import AttestationError, EvidenceError, FreshnessError, SignatureError
-from attestation.result import AttestationResult, Finding, Tier
+from attestation.policy import ear
+from attestation.policy.result import AttestationResult, Finding, Tier
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 KEY = ec.generate_private_key(ec.SECP256R1())

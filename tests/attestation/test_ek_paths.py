@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
 from attestation.errors import EndorsementError
-from attestation.tpm_endorsement import check_ek_certificate, unreadable_certificates
+from attestation.tpm.endorsement import check_ek_certificate, unreadable_certificates
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 MALFORMED = (Path(__file__).parent / "reported" / "NUVO_2111.pem").read_bytes()

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestation.errors import AttestationError, EventLogError, EvidenceError
-from attestation.eventlog import (
+from attestation.logs.eventlog import (
     EV_EVENT_TAG,
     EV_NO_ACTION,
     MAX_LOG_BYTES,
@@ -22,7 +22,7 @@ from attestation.eventlog import (
     ccel_register,
     check_replay,
 )
-from attestation.runtime_events import (
+from attestation.logs.runtime_events import (
     Measurement,
     RuntimeEvent,
     measured_claims,

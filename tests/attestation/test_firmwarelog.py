@@ -6,11 +6,11 @@ import hashlib
 
 import pytest
 
-from attestation.accumulator import CONTAINER
 from attestation.errors import EventLogError
-from attestation.eventlog import EventLog
-from attestation.firmwarelog import agent_claims, boot_claims, check_ccel
-from attestation.runtime_events import RuntimeEvent
+from attestation.logs.accumulator import CONTAINER
+from attestation.logs.eventlog import EventLog
+from attestation.logs.firmwarelog import agent_claims, boot_claims, check_ccel
+from attestation.logs.runtime_events import RuntimeEvent
 from tests.vectors.intel import event_log
 
 EXIT = b"Exit Boot Services Invocation"

@@ -20,14 +20,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestation.binding import ReportData
-from attestation.collateral import load_folder
-from attestation.collateral_forms import read_collateral
 from attestation.decoded import decode_file
+from attestation.documents.formats import detect_format, to_evidence
 from attestation.encodings import json_bytes, unwrap_text
+from attestation.endorsements.collateral import load_folder
+from attestation.endorsements.collateral_forms import read_collateral
+from attestation.endorsements.offline import Input, gather
 from attestation.errors import BindingError, EndorsementError, EvidenceError, VerificationError
 from attestation.evidence import Claims, Tee
-from attestation.formats import detect_format, to_evidence
-from attestation.offline import Input, gather
 from attestation.trust import TrustAnchors, key_digest
 from attestation.verifiers import verify
 from tests.fakes.synthetic_tpm import SyntheticTpm

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from attestation.accumulator import CONTAINER
 from attestation.attesters import azure, ccnp, coco, hardware, tpm, tsm
 from attestation.attesters.ccnp import CcnpAttester, check_socket, container_id
 from attestation.attesters.coco import CocoAttester
@@ -20,10 +19,11 @@ from attestation.attesters.hardware import detect, open_hardware
 from attestation.attesters.kinds import KINDS, Options
 from attestation.attesters.tsm import ConfigFs, TsmAttester
 from attestation.errors import AttesterError, BindingError, EventLogError
-from attestation.eventlog import EventLog
 from attestation.evidence import Claims, Evidence, Tee
-from attestation.policy import AppraisalPolicy, ReferenceValue
-from attestation.result import Tier
+from attestation.logs.accumulator import CONTAINER
+from attestation.logs.eventlog import EventLog
+from attestation.policy.model import AppraisalPolicy, ReferenceValue
+from attestation.policy.result import Tier
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 from tests.fakes import ccnp_server, coco_agent, tsm_kernel

@@ -17,14 +17,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attestation.accumulator import SoftwareRegisters
-from attestation.amd import Endorsements
-from attestation.chains import load_certificate, split_certificates
+from attestation.endorsements.amd import Endorsements
+from attestation.endorsements.chains import load_certificate, split_certificates
+from attestation.endorsements.intel import parse_collateral, read_pck
 from attestation.errors import AttestationError, EvidenceError
-from attestation.eventlog import EventLog
 from attestation.evidence import Evidence, Tee
-from attestation.firmwarelog import agent_claims, boot_claims
-from attestation.intel import parse_collateral, read_pck
+from attestation.logs.accumulator import SoftwareRegisters
+from attestation.logs.eventlog import EventLog
+from attestation.logs.firmwarelog import agent_claims, boot_claims
 from attestation.quotes.azure import AzureEvidence, HclReport
 from attestation.quotes.dcap import DcapQuote
 from attestation.quotes.sgx import EnclaveReport

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestation.binding import ReportData
+from attestation.endorsements.intel import parse_collateral, read_pck
+from attestation.endorsements.intel_tcb import RELAUNCH, RELAUNCH_AND_CONFIGURE, tcb_status
 from attestation.errors import EndorsementError, EvidenceError, VerificationError
 from attestation.evidence import Evidence, Tee
-from attestation.intel import parse_collateral, read_pck
-from attestation.intel_tcb import RELAUNCH, RELAUNCH_AND_CONFIGURE, tcb_status
-from attestation.policy import AppraisalPolicy, ReferenceValue
+from attestation.policy.model import AppraisalPolicy, ReferenceValue
+from attestation.policy.result import Tier
 from attestation.quotes.dcap import DcapQuote
-from attestation.result import Tier
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 from tests.vectors import keys

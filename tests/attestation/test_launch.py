@@ -7,17 +7,17 @@ from dataclasses import replace
 
 import pytest
 
-from attestation.ear import issue, read
 from attestation.errors import EventLogError, PolicyError
-from attestation.eventlog import EventLog
 from attestation.evidence import Claims, Evidence, Origin, Tee
-from attestation.launch import launch_errors, launch_warnings, require_launch_identity
-from attestation.policy import AppraisalPolicy, ReferenceValue, SgxRules, SnpRules
-from attestation.policydraft import draft_policy
-from attestation.policylint import lint_policy
-from attestation.references import event_references
-from attestation.result import Finding, Tier
-from attestation.runtime_events import Measurement
+from attestation.logs.eventlog import EventLog
+from attestation.logs.runtime_events import Measurement
+from attestation.policy.draft import draft_policy
+from attestation.policy.ear import issue, read
+from attestation.policy.launch import launch_errors, launch_warnings, require_launch_identity
+from attestation.policy.lint import lint_policy
+from attestation.policy.model import AppraisalPolicy, ReferenceValue, SgxRules, SnpRules
+from attestation.policy.references import event_references
+from attestation.policy.result import Finding, Tier
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 from tests.vectors import keys

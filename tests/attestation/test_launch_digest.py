@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from attestation.errors import PolicyError
-from attestation.references import snp_launch_reference
+from attestation.policy.references import snp_launch_reference
 from fedlearn.cli import main
 
 pytest.importorskip("sevsnpmeasure", reason="sev-snp-measure is not installed: extra measure")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from attestation.binding import Binding, Role
 from attestation.length_prefixed import pack
-from fedlearn.job import workload_digest
+from fedlearn.job.spec import workload_digest
 
 FIELDS = st.lists(st.binary(max_size=8), max_size=6)
 

@@ -12,8 +12,8 @@ import pytest
 
 from attestation.binding import ReportData
 from attestation.errors import BindingError, EndorsementError, EventLogError
-from attestation.eventlog import EventLog
 from attestation.evidence import Evidence, Tee
+from attestation.logs.eventlog import EventLog
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 from tests.vectors import keys, make

@@ -28,9 +28,9 @@ from attestation.errors import (
     SignatureError,
 )
 from attestation.evidence import Evidence, Tee
-from attestation.policy import AppraisalPolicy
+from attestation.policy.model import AppraisalPolicy
+from attestation.policy.result import Tier
 from attestation.quotes.nvidia import NvidiaReport
-from attestation.result import Tier
 from attestation.trust import TrustAnchors, key_digest
 from attestation.verifiers import verify
 

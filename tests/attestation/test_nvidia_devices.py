@@ -21,10 +21,10 @@ from attestation.errors import (
     SignatureError,
 )
 from attestation.evidence import Claims, Evidence, Tee
-from attestation.policy import AppraisalPolicy
-from attestation.policydraft import draft_policy
+from attestation.policy.draft import draft_policy
+from attestation.policy.model import AppraisalPolicy
+from attestation.policy.result import AttestationResult, Tier
 from attestation.quotes.nvidia import NvidiaReport
-from attestation.result import AttestationResult, Tier
 from attestation.trust import TrustAnchors, key_digest
 from attestation.verifiers import verify
 from tests.vectors import nvidia as made

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from signxml import DigestAlgorithm, SignatureMethod
 
 from attestation.binding import ReportData
-from attestation.chains import split_certificates
+from attestation.endorsements.chains import split_certificates
+from attestation.endorsements.nvidia_rim import Rim, match_rims, read_label
+from attestation.endorsements.xmlsig import MAX_XML_BYTES
 from attestation.errors import (
     AttestationError,
     EndorsementError,
@@ -26,11 +28,9 @@ from attestation.errors import (
     VerificationError,
 )
 from attestation.evidence import Evidence, Tee
-from attestation.nvidia_rim import Rim, match_rims, read_label
 from attestation.quotes.nvidia import NvidiaReport
 from attestation.trust import NVIDIA_RIM_ROOT_KEY, TrustAnchors
 from attestation.verifiers import verify
-from attestation.xmlsig import MAX_XML_BYTES
 from tests.vectors import nvidia as made
 
 REAL = Path(__file__).parents[1] / "vectors/nvidia"
@@ -460,7 +460,7 @@ def test_without_the_extra_the_error_names_it(missing: str, monkeypatch: Any) ->
             raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
         return load(name, *rest, **more)
 
-    monkeypatch.delitem(sys.modules, "attestation.xmlsig")
+    monkeypatch.delitem(sys.modules, "attestation.endorsements.xmlsig")
     monkeypatch.setattr(builtins, "__import__", refusing)
     with pytest.raises(EndorsementError, match=f"{missing} is not installed") as caught:
         match(DRIVER, VBIOS)

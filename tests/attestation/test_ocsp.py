@@ -13,21 +13,21 @@ from cryptography.x509 import ocsp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestation.chains import Certificate, split_certificates
+from attestation.endorsements.chains import Certificate, split_certificates
+from attestation.endorsements.nvidia_rim import read_label
+from attestation.endorsements.ocsp import (
+    MAX_OCSP_BYTES,
+    OcspAnswer,
+    check_not_revoked,
+    is_ocsp,
+    ocsp_request,
+)
 from attestation.errors import (
     AttestationError,
     EndorsementError,
     EvidenceError,
     FreshnessError,
     SignatureError,
-)
-from attestation.nvidia_rim import read_label
-from attestation.ocsp import (
-    MAX_OCSP_BYTES,
-    OcspAnswer,
-    check_not_revoked,
-    is_ocsp,
-    ocsp_request,
 )
 from tests.vectors import nvidia as made
 

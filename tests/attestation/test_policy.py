@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from attestation.evidence import Claims, Tee
-from attestation.policy import (
+from attestation.policy.model import (
     AppraisalPolicy,
     NvidiaRules,
     ReferenceValue,
@@ -19,7 +19,7 @@ from attestation.policy import (
     TdxRules,
     TpmRules,
 )
-from attestation.result import AttestationResult, Finding, Tier
+from attestation.policy.result import AttestationResult, Finding, Tier
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 APP = hashlib.sha256(b"app").digest()

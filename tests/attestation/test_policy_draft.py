@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from attestation.evidence import Claims, Tee
-from attestation.policy import AppraisalPolicy
-from attestation.policydraft import Draft, draft_policy
-from attestation.policylint import lint_policy
-from attestation.result import Tier
+from attestation.policy.draft import Draft, draft_policy
+from attestation.policy.lint import lint_policy
+from attestation.policy.model import AppraisalPolicy
+from attestation.policy.result import Tier
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 CLAIMS = Claims(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from attestation.errors import PolicyError
 from attestation.evidence import Tee
-from attestation.policy import MAX_POLICY_BYTES, AppraisalPolicy
+from attestation.policy.model import MAX_POLICY_BYTES, AppraisalPolicy
 
 FULL = b"""\
 version = 7

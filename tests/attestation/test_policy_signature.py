@@ -15,8 +15,8 @@ from attestation.errors import (
     FreshnessError,
     SignatureError,
 )
-from attestation.policy import AppraisalPolicy
-from attestation.policysign import (
+from attestation.policy.model import AppraisalPolicy
+from attestation.policy.sign import (
     PrivateKey,
     operator_key_digest,
     sign_policy,

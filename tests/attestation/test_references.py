@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from attestation.errors import AttestationError, EventLogError, EvidenceError, PolicyError
-from attestation.eventlog import EV_EVENT_TAG, EventLog
 from attestation.evidence import Tee
-from attestation.references import (
+from attestation.logs.eventlog import EV_EVENT_TAG, EventLog
+from attestation.policy.references import (
     image_references,
     initdata_references,
     log_references,

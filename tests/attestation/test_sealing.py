@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from attestation.durable import (
+    is_temporary,
+)
 from attestation.errors import UnsealError
-from attestation.sealing import (
+from fedlearn.sealing import (
     ContentKey,
     PrivateKey,
     RandomKey,
@@ -21,7 +24,6 @@ from attestation.sealing import (
     SealedWriter,
     Tensor,
     TensorSpec,
-    is_temporary,
     open_released,
     open_sealed,
     read_header,
@@ -244,7 +246,7 @@ def test_a_model_without_tensors_is_still_authentic(tmp_path: Path) -> None:
 _MEMORY = """
 import re, sys
 from pathlib import Path
-from attestation.sealing import ContentKey, Tensor, open_sealed, seal
+from fedlearn.sealing import ContentKey, Tensor, open_sealed, seal
 
 class Held:
     key_id = "held"

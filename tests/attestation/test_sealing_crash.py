@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from attestation.sealing import ContentKey, Tensor, is_temporary, open_sealed, seal
+from attestation.durable import is_temporary
+from fedlearn.sealing import ContentKey, Tensor, open_sealed, seal
 
 
 class HeldKey:
@@ -64,7 +65,7 @@ _LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from attestation.sealing import Tensor, seal
+from fedlearn.sealing import Tensor, seal
 
 class Held:
     key_id = "held"
@@ -98,7 +99,7 @@ _ENDLESS = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from attestation.sealing import SealedWriter, TensorSpec
+from fedlearn.sealing import SealedWriter, TensorSpec
 
 class Held:
     key_id = "held"

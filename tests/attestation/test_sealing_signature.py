@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestation.errors import UnsealError
-from attestation.sealing import (
+from fedlearn.sealing import (
     FileSigner,
     PrivateKey,
     RandomKey,
@@ -25,7 +25,7 @@ from attestation.sealing import (
     open_sealed,
     seal,
 )
-from attestation.sealing.keys import derive
+from fedlearn.sealing.keys import derive
 
 CHUNK = 4096
 ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551

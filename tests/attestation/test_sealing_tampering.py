@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestation.errors import UnsealError
-from attestation.sealing import (
+from fedlearn.sealing import (
     Header,
     PrivateKey,
     RandomKey,
@@ -24,7 +24,7 @@ from attestation.sealing import (
     read_header,
     seal,
 )
-from attestation.sealing.header import MAX_HEADER_BYTES
+from fedlearn.sealing.header import MAX_HEADER_BYTES
 
 CHUNK = 4096
 SLOT = CHUNK + 16

@@ -27,17 +27,18 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 )
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from attestation import ear, ecdsa
+from attestation import ecdsa
 from attestation.attesters.sample import SampleAttester
-from attestation.chains import check_issued, load_certificate
+from attestation.endorsements.chains import check_issued, load_certificate
 from attestation.errors import AttestationError, EvidenceError, SignatureError
 from attestation.evidence import Evidence
-from attestation.policy import AppraisalPolicy
-from attestation.policysign import sign_policy, verify_policy
+from attestation.policy import ear
+from attestation.policy.model import AppraisalPolicy
+from attestation.policy.result import AttestationResult, Tier
+from attestation.policy.sign import sign_policy, verify_policy
 from attestation.quotes.sample import SampleQuote
 from attestation.quotes.tpm import TpmQuote
-from attestation.result import AttestationResult, Tier
-from attestation.tpm_endorsement import check_ek_certificate
+from attestation.tpm.endorsement import check_ek_certificate
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 from tests.fakes.synthetic_tpm import SyntheticTpm

@@ -15,10 +15,10 @@ import pytest
 from attestation.decoded import decode_file
 from attestation.errors import EndorsementError
 from attestation.evidence import Claims, Evidence, Tee
-from attestation.policy import AppraisalPolicy, ReferenceValue, SnpRules
-from attestation.policydraft import draft_policy
+from attestation.policy.draft import draft_policy
+from attestation.policy.model import AppraisalPolicy, ReferenceValue, SnpRules
+from attestation.policy.result import Tier
 from attestation.quotes.snp import SnpReport
-from attestation.result import Tier
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 from tests.vectors import keys

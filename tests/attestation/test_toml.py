@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestation.toml import MAX_TOML_BYTES, TomlError, dotted, parse
+from attestation.config.toml import MAX_TOML_BYTES, TomlError, dotted, parse
 
 SOURCE = '''# comment [not.a.table]
 name = "x" # = "y"

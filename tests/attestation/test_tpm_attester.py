@@ -30,10 +30,10 @@ from attestation.errors import (
     EvidenceError,
     SignatureError,
 )
-from attestation.eventlog import EventLog
 from attestation.evidence import Claims, Evidence, Tee
+from attestation.logs.eventlog import EventLog
+from attestation.logs.runtime_events import Measurement, record
 from attestation.quotes.tpm_keys import ObjectAttribute, PublicArea
-from attestation.runtime_events import Measurement, record
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 from tests.fakes.synthetic_tpm import binding

@@ -14,16 +14,16 @@ from attestation.attesters.software_tpm import SoftwareTpm
 from attestation.attesters.tpm import QUOTED_PCRS, TpmAttester
 from attestation.attesters.tpm2_tools import Tpm2Tools
 from attestation.attesters.tpm_log import RuntimeLog
+from attestation.endorsements.offline import Input, gather
 from attestation.errors import AttesterError, EventLogError, UnsealError
-from attestation.eventlog import EventLog
 from attestation.evidence import Claims, Evidence, Tee
-from attestation.offline import Input, gather
-from attestation.policy import AppraisalPolicy, TpmRules
-from attestation.policydraft import draft_policy
+from attestation.logs.eventlog import EventLog
+from attestation.logs.runtime_events import Measurement, record
+from attestation.policy.draft import draft_policy
+from attestation.policy.model import AppraisalPolicy, TpmRules
+from attestation.policy.references import log_references
 from attestation.quotes.tpm import TpmQuote
-from attestation.references import log_references
-from attestation.runtime_events import Measurement, record
-from attestation.tpm_seal import TpmSeal
+from attestation.tpm.seal import TpmSeal
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 from tests.fakes.synthetic_tpm import binding

@@ -22,14 +22,14 @@ from attestation.attesters.tpm import TpmAttester
 from attestation.attesters.tpm2_tools import Tpm2Tools
 from attestation.errors import AttestationError, AttesterError, EndorsementError, EvidenceError
 from attestation.quotes.tpm_keys import PublicArea, spki
-from attestation.tpm_credential import (
+from attestation.tpm.credential import (
     ActivationChallenge,
     ProvenKey,
     TpmIdentity,
     challenge_identity,
     make_credential,
 )
-from attestation.tpm_endorsement import certificate_der, check_ek_certificate
+from attestation.tpm.endorsement import certificate_der, check_ek_certificate
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 from tests.fakes.synthetic_tpm import SyntheticTpm, binding, public_area

@@ -10,7 +10,7 @@ import pytest
 from attestation.attesters.software_tpm import SoftwareTpm
 from attestation.attesters.tpm2_tools import Tpm2Tools
 from attestation.errors import AttesterError, UnsealError
-from attestation.tpm_seal import TpmCounter, TpmSeal
+from attestation.tpm.seal import TpmCounter, TpmSeal
 
 pytestmark = pytest.mark.swtpm
 

@@ -22,8 +22,8 @@ from attestation.errors import (
     SignatureError,
     VerificationError,
 )
-from attestation.eventlog import EventLog
 from attestation.evidence import Claims, Evidence, Tee
+from attestation.logs.eventlog import EventLog
 from attestation.quotes.tpm import TpmQuote
 from attestation.quotes.tpm_keys import load_public_key, spki
 from attestation.trust import TrustAnchors

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from attestation.amd import Endorsements, check_report
 from attestation.binding import ReportData
-from attestation.chains import check_issued, split_certificates
+from attestation.documents.formats import to_evidence
+from attestation.endorsements.amd import Endorsements, check_report
+from attestation.endorsements.chains import check_issued, split_certificates
+from attestation.endorsements.offline import Input, gather
 from attestation.errors import (
     BindingError,
     EndorsementError,
@@ -26,17 +28,15 @@ from attestation.errors import (
     FreshnessError,
     SignatureError,
 )
-from attestation.eventlog import EventLog
 from attestation.evidence import Claims, Evidence, Tee
-from attestation.firmwarelog import boot_claims
-from attestation.formats import to_evidence
-from attestation.offline import Input, gather
-from attestation.policy import AppraisalPolicy, ReferenceValue
+from attestation.logs.eventlog import EventLog
+from attestation.logs.firmwarelog import boot_claims
+from attestation.logs.runtime_events import RuntimeEvent
+from attestation.policy.model import AppraisalPolicy, ReferenceValue
+from attestation.policy.references import event_references
+from attestation.policy.result import AttestationResult, Tier
 from attestation.quotes.snp import SnpReport
 from attestation.quotes.tpm_keys import load_public_key
-from attestation.references import event_references
-from attestation.result import AttestationResult, Tier
-from attestation.runtime_events import RuntimeEvent
 from attestation.trust import AMD_ARK_KEYS, TrustAnchors, key_digest
 from attestation.verifiers import verify
 

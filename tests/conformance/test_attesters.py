@@ -17,8 +17,8 @@ from attestation.attesters.software_tpm import SoftwareTpm
 from attestation.attesters.tpm import TpmAttester
 from attestation.attesters.tsm import TsmAttester
 from attestation.errors import AttestationError, AttesterError, BindingError
-from attestation.eventlog import EventLog
 from attestation.evidence import Claims, Evidence
+from attestation.logs.eventlog import EventLog
 from attestation.quotes.tpm_keys import spki
 from attestation.trust import TrustAnchors, key_digest
 from attestation.verifiers import verify

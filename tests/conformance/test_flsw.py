@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from attestation.errors import UnsealError
-from attestation.sealing import FileSigner, PrivateKey, RandomKey, Tensor, open_sealed, seal
+from fedlearn.sealing import FileSigner, PrivateKey, RandomKey, Tensor, open_sealed, seal
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "sealed"
 SIGNER = FileSigner(ec.derive_private_key(0xF15E, ec.SECP256R1()))

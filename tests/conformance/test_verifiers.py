@@ -15,7 +15,7 @@ from attestation.errors import (
     FreshnessError,
 )
 from attestation.evidence import Claims, Evidence, Tee
-from attestation.result import Tier
+from attestation.policy.result import Tier
 from attestation.verifiers import verify
 from tests.vectors import keys
 from tests.vectors.cases import AFTER, BEFORE, OTHER_BINDINGS, Subject, binding, subjects
@@ -162,7 +162,7 @@ def test_other_hardware_is_refused(subject: Subject) -> None:
 
 
 def test_a_log_of_something_else_is_refused(subject: Subject) -> None:
-    from attestation.eventlog import EventLog
+    from attestation.logs.eventlog import EventLog
 
     other = EventLog.create(("sha256", "sha384")).append(
         14 if subject.tee in (Tee.TPM, Tee.AZURE_VTPM) else 4,

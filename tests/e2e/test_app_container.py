@@ -87,7 +87,7 @@ def federation(tmp_path: Path) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    from server.flower.bundle import build
+    from server.flower.application.bundle import build
 
     folder = tmp_path_factory.mktemp("src") / "app"
     return build(write_app(folder, server=textwrap.dedent(CURIOUS_APP), project=PROJECT))

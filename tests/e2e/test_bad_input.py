@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from fedlearn import config
 from fedlearn.cli import main as fedlearn
-from fedlearn.cli.federation import program
+from fedlearn.cli.local.federation import program
 from tests.harness.federation import write_app
 
 pytestmark = pytest.mark.e2e

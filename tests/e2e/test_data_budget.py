@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedlearn import events
+from fedlearn.job import events
 from tests.harness.federation import FederationHarness
 
 pytestmark = pytest.mark.e2e

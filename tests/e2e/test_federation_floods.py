@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fedlearn.spiffe import COORDINATOR_DNS
-from fedlearn.tls import client_context
+from fedlearn.identity.spiffe import COORDINATOR_DNS
+from fedlearn.identity.tls import client_context
 from fedlearn.wire.channel import open_channel
 from tests.fakes.misbehaving_client import MisbehavingClient
 from tests.harness.federation import FederationHarness, eventually

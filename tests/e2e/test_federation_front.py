@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from edge.identity import certification_request, new_key
+from edge.protocol.identity import certification_request, new_key
 from fedlearn.errors import AdmissionDenied, FedlearnError, KeyReleaseDenied, TransportError
 from tests.fakes.misbehaving_client import Stranger, self_made
 from tests.harness.federation import descendants

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from attestation.binding import Role
-from edge.admission import ClientKeys, seek_admission, verify_coordinator
-from edge.rpc import enroll
+from edge.client.admission import ClientKeys, seek_admission, verify_coordinator
+from edge.protocol.rpc import enroll
 from fedlearn.errors import AdmissionDenied, EnrollmentRefused, FedlearnError
 
 pytestmark = pytest.mark.e2e
@@ -129,7 +129,7 @@ def test_another_measurement_is_refused(attempt, claim):
 
 
 def test_a_voucher_of_another_site_is_refused(attempt, shared):
-    from edge.identity import SiteIdentity
+    from edge.protocol.identity import SiteIdentity
 
     other = SiteIdentity.load(shared.federation.identity_folder("site-b"))
     entry, _ = attempt.refused("does not vouch", voucher_by=other)
@@ -170,7 +170,7 @@ def test_a_coordinator_that_the_policy_does_not_know_is_sent_nothing(shared, mis
     text = head + "[[coordinator.reference]]" + tail.replace(value, "ab" * 32, 1)
     from dataclasses import replace
 
-    from attestation.policy import AppraisalPolicy
+    from attestation.policy.model import AppraisalPolicy
 
     membership = replace(
         misbehaving.membership(job, keys), policy=AppraisalPolicy.from_toml(text.encode())
@@ -195,7 +195,7 @@ def test_the_configuration_stands_in_the_coordinators_evidence(shared, misbehavi
     """Whoever chooses server.toml, and the trust anchors in it, does not do so unseen."""
     from dataclasses import replace
 
-    from attestation.policy import AppraisalPolicy
+    from attestation.policy.model import AppraisalPolicy
 
     words = ("fedlearn-server", "measure", "--config", shared.server_toml)
     measured = json.loads(shared.command(*words, "--json").stdout)

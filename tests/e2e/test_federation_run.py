@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from attestation.evidence import Tee
-from fedlearn.cli.demo_proofs import OwnerKey
+from fedlearn.cli.demo.proofs import OwnerKey
 from fedlearn.errors import FedlearnError
-from fedlearn.login import ca_pin
+from fedlearn.identity.login import ca_pin
 from fedlearn.sandbox import report
 from tests.harness.federation import MARKER, FederationHarness, descend
 

@@ -184,7 +184,7 @@ Run = Callable[..., tuple[Any, Any, list[str]]]
 
 @pytest.fixture
 def run(federation: Any, tmp_path: Path) -> Run:
-    from server.flower.bundle import build
+    from server.flower.application.bundle import build
 
     def go(
         job: str, server: str, client: str, *, during: Any = None, **plan: Any

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    from server.flower.bundle import build
+    from server.flower.application.bundle import build
 
     return build(write_app(tmp_path_factory.mktemp("src") / "app"))
 
@@ -243,7 +243,7 @@ def test_a_crash_while_sites_evaluate_releases_nothing_new(federation, tmp_path)
     from dataclasses import asdict
 
     from fedlearn.privacy import PrivacySpec
-    from server.flower.bundle import build
+    from server.flower.application.bundle import build
 
     client = CLIENT_APP.replace(
         'metrics = MetricRecord({"num-examples": 10,',
@@ -297,7 +297,7 @@ def test_a_certificate_is_renewed_under_a_running_client(federation, bundle, tmp
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    from edge.flower.client import ClientPlan, Identity, WarmClient
+    from edge.client.flower.warm_client import ClientPlan, Identity, WarmClient
 
     def identity(admitted: dict[str, Any]) -> Identity:
         key: Any = load_pem_private_key(admitted["key"].encode(), None)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from fedlearn.spiffe import COORDINATOR_DNS
+from fedlearn.identity.spiffe import COORDINATOR_DNS
 from tests.harness.envoy import Envoy, free_port, rendered
 from tests.harness.federation import FederationHarness
 

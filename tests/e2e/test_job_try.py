@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlearn.cli import template
+from fedlearn.cli.job import template
 
 pytestmark = pytest.mark.e2e
 

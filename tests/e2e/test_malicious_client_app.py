@@ -22,11 +22,11 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, Metadata, RecordDict
 
-from edge.flower.app_process import AppFailed, AppLimits
-from edge.flower.fleet import Work
-from edge.flower.replies import WITHHELD, ClientPlan, Replies
-from fedlearn.flower import CALL, Packer, arrays_of, flatten, inflate, record_of, unpack
-from fedlearn.message import Head
+from edge.client.flower.app_process import AppFailed, AppLimits
+from edge.client.flower.fleet import Work
+from edge.client.flower.replies import WITHHELD, ClientPlan, Replies
+from fedlearn.app.flower import CALL, Packer, arrays_of, flatten, inflate, record_of, unpack
+from fedlearn.app.message import Head
 from fedlearn.privacy import PrivacySpec
 from fedlearn.sandbox import Protection, report
 from tests.harness.flower_federation import write_app
@@ -133,7 +133,7 @@ Make = Callable[..., Client]
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
     """Make a client whose app has ``code``; ``first`` and ``second`` are its configuration."""
-    from server.flower.bundle import build
+    from server.flower.application.bundle import build
 
     made: list[Client] = []
 
@@ -282,14 +282,14 @@ def test_its_own_code_cannot_be_changed_for_the_next_call(ask: Ask) -> None:
 
 
 _PATCHES = """
-import fedlearn.privacy.client, fedlearn.privacy.chain, fedlearn.flower, fedlearn.update
-import edge.flower.replies
+import fedlearn.privacy.client, fedlearn.privacy.chain, fedlearn.app.flower, fedlearn.update.arrays
+import edge.client.flower.replies
 def pass_on(self, update, reference):
     return dict(update)
 fedlearn.privacy.client.ClientPrivacy.outgoing = pass_on
 fedlearn.privacy.client.ClientPrivacy.outgoing_metrics = lambda self, metrics: dict(metrics)
 fedlearn.privacy.chain.Clip.apply = lambda self, delta: delta
-edge.flower.replies.Replies._private = lambda self, privacy, content, asked, kind: content
+edge.client.flower.replies.Replies._private = lambda self, privacy, content, asked, kind: content
 @app.train()
 def train(message, context):
     model = message.content["arrays"]

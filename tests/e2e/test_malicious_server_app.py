@@ -69,7 +69,7 @@ Attack = Callable[..., tuple[Any, Any, list[str]]]
 @pytest.fixture
 def attack(federation: Any, tmp_path: Path) -> Attack:
     """Run a ServerApp with this body; return outcome, channel, and the lines that it printed."""
-    from server.flower.bundle import build
+    from server.flower.application.bundle import build
 
     def go(body: str, *, clients: bool = True, **plan: Any) -> tuple[Any, Any, list[str]]:
         server = SERVER_APP.replace("BODY", textwrap.indent(textwrap.dedent(body), "    "))
@@ -185,8 +185,8 @@ PRIVATE = {
         def aggregate_train(self, server_round, replies):
             print("REACHED", list(replies))
             return MODEL, None
-    import server.flower.builtin as builtin, server.flower.appgrid as appgrid
-    saved, appgrid.name_of = appgrid.name_of, lambda strategy: "fedmedian"
+    import server.flower.aggregation.builtin as builtin, server.flower.application.app_grid as
+    appgrid saved, appgrid.name_of = appgrid.name_of, lambda strategy: "fedmedian"
     attempt("attack", lambda: honest(grid, FedAvg2(**FEW)))
     appgrid.name_of = lambda strategy: "fedavg"
     print("named", float(np.abs(honest(grid, FedAvg2(**FEW)).arrays["0"].numpy()).max()) > 0)

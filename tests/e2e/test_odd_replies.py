@@ -34,7 +34,7 @@ _ODD = """
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    from server.flower.bundle import build
+    from server.flower.application.bundle import build
 
     place = '    time.sleep(context.run_config["pause"])\n'
     assert place in CLIENT_APP

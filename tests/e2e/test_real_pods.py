@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.guestpolicy import COMMAND, guest_policy
-from fedlearn.software import software_digest
+from edge.kube.guest_policy import COMMAND, guest_policy
+from fedlearn.identity.software import software_digest
 from tests.harness.cluster import ROOT
 from tests.harness.envoy import LEAST
 from tests.harness.pod_federation import PodFederation
@@ -86,7 +86,7 @@ def _running(harness: Any, site: str, job: str) -> tuple[dict[str, Any], int]:
     def look() -> Any:
         for pod in harness.clients(site, job):
             if pod["status"]["phase"] == "Running" and not pod["metadata"].get("deletionTimestamp"):
-                for pid in harness.node.processes(pod, "edge.podclient"):
+                for pid in harness.node.processes(pod, "edge.client.pod_main"):
                     return pod, pid
         return None
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from edge.admission import (
+from edge.client.admission import (
     ClientKeys,
     Membership,
     _answer,
@@ -22,9 +22,9 @@ from edge.admission import (
     seek_admission,
     verify_coordinator,
 )
-from edge.identity import SiteIdentity
-from edge.reports import Reports, Start, Stop
-from edge.rpc import ControlClient, GateClient, enroll
+from edge.protocol.identity import SiteIdentity
+from edge.protocol.rpc import ControlClient, GateClient, enroll
+from edge.protocol.site_stream import Reports, Start, Stop
 from fedlearn.errors import (
     AdmissionDenied,
     ConfigError,
@@ -34,8 +34,8 @@ from fedlearn.errors import (
     Throttled,
     TransportError,
 )
-from fedlearn.join import JoinToken
-from fedlearn.voucher import sign_voucher
+from fedlearn.identity.join import JoinToken
+from fedlearn.identity.voucher import sign_voucher
 from fedlearn.wire.channel import patiently
 from fedlearn.wire.failure import Unreachable
 from fedlearn.wire.pinning import fetch_pinned

@@ -15,20 +15,20 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from attestation.policy import AppraisalPolicy
-from attestation.policysign import operator_key_digest, sign_policy
-from edge import agent as agents
-from edge.agent import Agent
-from edge.config import Accept, Caps, DataSet, SiteConfig
-from edge.identity import SiteIdentity
-from edge.launcher import Phase, Workload
-from edge.policymemory import PolicyMemory
-from edge.rpc import enroll
-from fedlearn.assignment import Assignment
+from attestation.policy.model import AppraisalPolicy
+from attestation.policy.sign import operator_key_digest, sign_policy
+from edge.agent import agent as agents
+from edge.agent.agent import Agent
+from edge.agent.policy_versions import PolicyMemory
+from edge.config.site import Accept, Caps, DataSet, SiteConfig
+from edge.protocol.identity import SiteIdentity
+from edge.protocol.rpc import enroll
+from edge.protocol.workload import Phase, Workload
 from fedlearn.errors import FedlearnError, LaunchError, NotEnrolled
-from fedlearn.job import JobSpec, workload_digest
+from fedlearn.job.assignment import Assignment
+from fedlearn.job.spec import JobSpec, workload_digest
+from server.identity.site import SiteStatus
 from server.rpc import StartOrder
-from server.site import SiteStatus
 from tests.harness.deployment import new_key
 from tests.harness.passes import passes
 

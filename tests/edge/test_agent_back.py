@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from edge.agent import Agent
-from edge.config import Accept, SiteConfig
-from edge.launcher import Workload
-from edge.rpc import ControlClient, enroll
+from edge.agent.agent import Agent
+from edge.config.site import Accept, SiteConfig
+from edge.protocol.rpc import ControlClient, enroll
+from edge.protocol.workload import Workload
 from fedlearn.errors import FedlearnError, Throttled
 from server.rpc import Welcome
 from tests.harness.cluster import reserve_port

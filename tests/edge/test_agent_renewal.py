@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from edge.agent import Agent
-from edge.config import Accept, SiteConfig
-from edge.identity import SiteIdentity
-from edge.launcher import Workload
-from edge.rpc import ControlClient, enroll
+from edge.agent.agent import Agent
+from edge.config.site import Accept, SiteConfig
+from edge.protocol.identity import SiteIdentity
+from edge.protocol.rpc import ControlClient, enroll
+from edge.protocol.workload import Workload
 from fedlearn.errors import FedlearnError, NotEnrolled, TransportError
-from server.enrollment import SiteStatus
+from server.identity.enrollment import SiteStatus
 from server.rpc import Welcome
 from tests.harness.cluster import reserve_port
 from tests.harness.deployment import new_key
@@ -53,7 +53,7 @@ class NoClients:
 def brief(deployment: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Listeners of a coordinator whose sites' certificates live for four seconds."""
     # The allowance for slow clocks is longer than these lives.
-    monkeypatch.setattr("server.pki._SKEW", timedelta(0))
+    monkeypatch.setattr("server.identity.pki._SKEW", timedelta(0))
     control = f"127.0.0.1:{reserve_port()}"
     welcome = Welcome(
         fleet_address="127.0.0.1:1",

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from attestation.errors import PolicyError
-from attestation.policy import AppraisalPolicy
+from attestation.policy.model import AppraisalPolicy
 from attestation.trust import TrustAnchors
-from edge.bootstrap import Bootstrap
-from fedlearn.attesterfile import AttesterSettings
+from edge.protocol.bootstrap import Bootstrap
+from fedlearn.config.attesterfile import AttesterSettings
 from fedlearn.errors import ConfigError, JobError
-from fedlearn.job import JobSpec, workload_digest
+from fedlearn.job.spec import JobSpec, workload_digest
 
 TRUST = TrustAnchors(
     sample_keys=frozenset({b"s" * 32}),
@@ -74,7 +74,8 @@ def test_every_anchor_is_carried_and_needed(name: str) -> None:
 
 def test_the_document_is_readable_to_no_secret_holder() -> None:
     text = repr(bootstrap())
-    # Nor is there one in it: the seed of the commitment is for the admitted (edge.seedgrant).
+    # Nor is there one in it: the seed of the commitment is for the admitted
+    # (edge.protocol.seed_release).
     assert "seed" not in bootstrap().encode().decode()
     assert "code" not in text
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from attestation.policy import AppraisalPolicy
-from edge import client
-from edge.bootstrap import Bootstrap
-from edge.flower.replies import Replies
-from edge.launcher import Phase
-from fedlearn.attesterfile import AttesterSettings
-from fedlearn.job import JobSpec
+from attestation.policy.model import AppraisalPolicy
+from edge.client import runner as client
+from edge.client.flower.replies import Replies
+from edge.protocol.bootstrap import Bootstrap
+from edge.protocol.workload import Phase
+from fedlearn.config.attesterfile import AttesterSettings
+from fedlearn.job.spec import JobSpec
 from tests.harness.passes import passes
 from tests.harness.restarting_coordinator import tiny_bundle
 

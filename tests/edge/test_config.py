@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.config import Hours, SiteConfig
+from edge.config.site import Hours, SiteConfig
 from fedlearn.errors import ConfigError
 
 FULL = """\

@@ -15,15 +15,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation.attesters.software_tpm import SoftwareTpm
 from attestation.errors import AttesterError
-from attestation.tpm_seal import TpmCounter
-from edge import budgetstore
-from edge.budgetstore import FILE, BudgetStore
-from edge.config import SiteConfig
-from edge.databudget import Book, Limit, limits, refusals
+from attestation.tpm.seal import TpmCounter
+from edge.agent import budget_store as budgetstore
+from edge.agent.budget_store import FILE, BudgetStore
+from edge.agent.data_budget import Book, Limit, limits, refusals
+from edge.agent.sealed_file import COUNTER_INDEX, SealedFile, file_key
+from edge.config.site import SiteConfig
 from edge.main import main
-from edge.sealedfile import COUNTER_INDEX, SealedFile, file_key
 from fedlearn.errors import ConfigError, PrivacyError
-from fedlearn.job import JobSpec
+from fedlearn.job.spec import JobSpec
 from fedlearn.privacy.accountant import composed_epsilon, epsilon
 
 SITE = """\
@@ -302,7 +302,7 @@ def test_a_crash_at_any_moment_leaves_a_charge_or_no_answer(
     kept = store(config, counter)
     kept.reserve(job(), place=place(config), assignment="a-1")
     if moment == "before":
-        monkeypatch.setattr("edge.sealedfile.write_durably", _fails)
+        monkeypatch.setattr("edge.agent.sealed_file.write_durably", _fails)
         with pytest.raises(ConfigError, match="cannot be read or written: power"):
             kept.charge("a-1", "q1")
         monkeypatch.undo()
@@ -425,7 +425,7 @@ def test_a_site_that_gets_a_tpm_goes_on_and_then_counts(config: SiteConfig) -> N
 
 
 def test_the_book_is_bounded(config: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge.databudget.MAX_CHARGES", 1)
+    monkeypatch.setattr("edge.agent.data_budget.MAX_CHARGES", 1)
     kept = store(config)
     kept.reserve(job("one", 1), place=place(config), assignment="a-1")
     kept.reserve(job("one", 1), place=place(config), assignment="a-2")
@@ -460,7 +460,7 @@ def test_the_commands_show_and_begin_anew(
         def load(cls, state: Path) -> Identity:
             return cls()
 
-    monkeypatch.setattr("edge.identity.SiteIdentity", Identity)
+    monkeypatch.setattr("edge.protocol.identity.SiteIdentity", Identity)
 
     def run(*words: Any) -> Result:
         return CliRunner().invoke(main, ["budget", *words, "--config", str(tmp_path / "site.toml")])

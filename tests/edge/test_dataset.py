@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.dataset import Tally, records
+from edge.client.dataset import Tally, records
 from fedlearn.errors import ConfigError
 
 

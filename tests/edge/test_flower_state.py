@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge.flower.state import EMPTY, Call, State, StateHistory
+from edge.client.flower.app_state import EMPTY, Call, State, StateHistory
 from fedlearn.errors import RoundError
 
 

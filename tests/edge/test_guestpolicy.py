@@ -11,7 +11,7 @@ from typing import Any
 import opa_eval
 import pytest
 
-from edge.guestpolicy import COMMAND, guest_policy
+from edge.kube.guest_policy import COMMAND, guest_policy
 from fedlearn.errors import ConfigError
 
 IMAGE = "registry.example/fedlearn-client@sha256:" + "ab" * 32

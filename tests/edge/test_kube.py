@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from edge.capabilities import cluster_checks, survey
-from edge.kube import JOBS, PODS, Exists, Forbidden, Kube, Missing, Resource, Unavailable
-from edge.kubesettings import NFD_LABELS, Devices, Placement
-from edge.launcher import Phase
-from edge.permissions import MACHINES_REQUIRED, NEVER, OPTIONAL, REQUIRED
+from edge.config.kubernetes import NFD_LABELS, Devices, Placement
+from edge.kube.api import JOBS, PODS, Exists, Forbidden, Kube, Missing, Resource, Unavailable
+from edge.kube.capabilities import cluster_checks, survey
+from edge.kube.permissions import MACHINES_REQUIRED, NEVER, OPTIONAL, REQUIRED
+from edge.protocol.workload import Phase
 from fedlearn.checks import Level
 from fedlearn.errors import ConfigError, LaunchError
 from tests.harness.cluster_site import IMAGE, ClusterSite, workload
@@ -601,12 +601,12 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-import edge.agent, edge.main
-from edge.kube import Kube
-from edge.kube.access import in_cluster
-from edge.kubelauncher import KubeLauncher
-from edge.kubesettings import KubernetesSettings
-from edge.sponsor import Keys
+import edge.agent.agent, edge.main
+from edge.kube.api import Kube
+from edge.kube.api.access import in_cluster
+from edge.kube.launcher import KubeLauncher
+from edge.config.kubernetes import KubernetesSettings
+from edge.agent.client_service import Keys
 
 environment, folder, namespace, image = json.loads(sys.argv[1])
 launcher = KubeLauncher(

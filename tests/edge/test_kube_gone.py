@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from edge.kube import JOBS, Kube
-from edge.kube.errors import Gone, Unavailable
-from edge.kube.resources import Resource
-from edge.launcher import Phase
+from edge.kube.api import JOBS, Kube
+from edge.kube.api.errors import Gone, Unavailable
+from edge.kube.api.resources import Resource
+from edge.protocol.workload import Phase
 from tests.harness.cluster_site import workload
 
 pytestmark = pytest.mark.e2e
@@ -186,7 +186,7 @@ def _answer_to(cluster: Any, kube: Kube, relay: Relay, version: str) -> int:
 def test_410_gone_between_two_pages_of_a_list_begins_the_list_again(
     cluster: Any, cluster_site: Any, kube: Kube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.kube.connection._PAGE", 2)
+    monkeypatch.setattr("edge.kube.api.connection._PAGE", 2)
     names = {f"map-{number}" for number in range(5)}
     for name in names:
         configmap(cluster, cluster_site.namespace, name)

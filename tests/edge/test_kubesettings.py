@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.config import SiteConfig
-from edge.kubesettings import NFD_LABELS
+from edge.config.kubernetes import NFD_LABELS
+from edge.config.site import SiteConfig
 from fedlearn.errors import ConfigError
 
 FULL = """\

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from edge.leash import AgentLine, receive, send
+from edge.protocol.process_channel import AgentLine, receive, send
 from fedlearn.errors import LaunchError
 
 

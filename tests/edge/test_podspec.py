@@ -12,17 +12,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge import labels
-from edge.initdata import (
+from edge.config.kubernetes import Devices, Hints, KubernetesSettings, Placement, Toleration
+from edge.kube import labels
+from edge.kube.initdata import (
     ANNOTATION,
     annotation_value,
     initdata_document,
     initdata_values,
     opened,
 )
-from edge.kubesettings import Devices, Hints, KubernetesSettings, Placement, Toleration
-from edge.launcher import Workload
-from edge.podspec import CCNP_PATH, Launch, Owner, batch_job, cores, manifest, manifest_work
+from edge.kube.pod_manifest import (
+    CCNP_PATH,
+    Launch,
+    Owner,
+    batch_job,
+    cores,
+    manifest,
+    manifest_work,
+)
+from edge.protocol.workload import Workload
 from fedlearn.errors import ConfigError, LaunchError
 from tests.harness.cluster_site import workload as make_workload
 

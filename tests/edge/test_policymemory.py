@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from attestation.policy import AppraisalPolicy
+from attestation.policy.model import AppraisalPolicy
+from edge.agent.policy_versions import PolicyMemory, SeenPolicy, rollback
 from edge.main import main
-from edge.policymemory import PolicyMemory, SeenPolicy, rollback
 from fedlearn.errors import ConfigError
 
 
@@ -71,7 +71,7 @@ def test_a_damaged_memory_is_not_an_empty_one(tmp_path: Path, content: bytes) ->
 
 
 def test_the_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge.policymemory.MAX_POLICIES", 2)
+    monkeypatch.setattr("edge.agent.policy_versions.MAX_POLICIES", 2)
     memory = PolicyMemory(tmp_path)
     memory.remember(policy(1, "a"))
     memory.remember(policy(1, "b"))

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from attestation.policy import AppraisalPolicy
-from attestation.policysign import operator_key_digest, sign_policy
-from edge.config import SiteConfig
-from edge.rules import Answer, Decision, decide
-from fedlearn.job import JobSpec
+from attestation.policy.model import AppraisalPolicy
+from attestation.policy.sign import operator_key_digest, sign_policy
+from edge.agent.site_policy import Answer, Decision, decide
+from edge.config.site import SiteConfig
+from fedlearn.job.spec import JobSpec
 
 BUNDLE = bytes([0xAB] * 32)
 NOON = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)

@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import x25519
 
-from edge.seedgrant import (
+from edge.protocol.seed_release import (
     MAX_GRANT_BYTES,
     Client,
     grant_seed,
@@ -94,7 +94,7 @@ def parties(deployment: Any) -> Parties:
 @pytest.fixture
 def stranger(parties: Parties) -> Any:
     """Another coordinator's CA, under the same name."""
-    from server.pki import CertificateAuthority
+    from server.identity.pki import CertificateAuthority
 
     return CertificateAuthority.create("test.example", parties.now)
 

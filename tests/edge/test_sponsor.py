@@ -16,16 +16,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from edge.bootstrap import MAX_BOOTSTRAP_BYTES, Bootstrap
-from edge.launcher import Phase
-from edge.podclient import EXIT, FIRST_WORDS, Surroundings
-from edge.podspec import REFUSED_EXIT, Launch, environment
-from edge.sponsor import Keys, Sponsorship
+from edge.agent.client_service import Keys, Sponsorship
+from edge.client.pod_main import EXIT, FIRST_WORDS, Surroundings
+from edge.kube.pod_manifest import REFUSED_EXIT, Launch, environment
+from edge.protocol.bootstrap import MAX_BOOTSTRAP_BYTES, Bootstrap
+from edge.protocol.workload import Phase
 from fedlearn.errors import ConfigError, LaunchError, PrivacyError, TransportError
-from fedlearn.voucher import sign_voucher, verify_voucher
-from fedlearn.wire import sponsor as wire
+from fedlearn.identity.voucher import sign_voucher, verify_voucher
+from fedlearn.wire import client_service as wire
+from fedlearn.wire.client_service import SponsorClient, SponsorServer, Ticket
 from fedlearn.wire.failure import Unreachable
-from fedlearn.wire.sponsor import SponsorClient, SponsorServer, Ticket
 from tests.harness.cluster_site import bootstrap, workload
 from tests.harness.forwarder import Forwarder
 
@@ -219,7 +219,7 @@ def test_the_program_leaves_its_last_words(line: Any, tmp_path: Path) -> None:
         "FEDLEARN_STATE": str(tmp_path / "state"),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "edge.podclient"],
+        [sys.executable, "-m", "edge.client.pod_main"],
         env={**os.environ, **variables},
         cwd=Path(__file__).resolve().parents[2],
         check=False,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edge import client as module
+from edge.client import runner as module
 from fedlearn.errors import AdmissionDenied, FedlearnError, Throttled, TransportError
 
 

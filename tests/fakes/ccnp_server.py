@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from attestation.eventlog import EventLog
+from attestation.logs.eventlog import EventLog
 
 _TYPES = {"string": 9, "bytes": 12, "uint32": 13, "int32": 5}
 _MESSAGES: dict[str, list[tuple[str, int, str]]] = {

@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from attestation.eventlog import EventLog
-from attestation.runtime_events import RuntimeEvent
+from attestation.logs.eventlog import EventLog
+from attestation.logs.runtime_events import RuntimeEvent
 
 
 @dataclass

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord, RecordDict
 
+from fedlearn.app.flower import Packer, flatten
+from fedlearn.app.message import Head
 from fedlearn.errors import AdmissionDenied
-from fedlearn.flower import Packer, flatten
-from fedlearn.frames import FrameReader, write_frames
-from fedlearn.message import Head
-from server.flower.link import JobLink
-from server.flower.plan import JobPlan
-from server.front import Caller
+from fedlearn.update.frames import FrameReader, write_frames
+from server.flower.exchange.link import JobLink
+from server.flower.job_plan import JobPlan
+from server.rpc.fleet import Caller
 
 COORDINATOR = 1
 

@@ -19,17 +19,17 @@ from cryptography.hazmat.primitives.serialization import (
 
 from attestation.attesters.sample import SampleAttester
 from attestation.binding import Binding, Role
-from attestation.policy import AppraisalPolicy
+from attestation.policy.model import AppraisalPolicy
 from attestation.trust import TrustAnchors
-from edge.admission import ClientKeys, Membership, control_of, seek_admission
-from edge.flower.fleet import Fleet, Identity
-from edge.identity import certification_request, new_key
-from edge.rpc import AdmittedClient, ControlClient, GateClient, Request, enroll
-from fedlearn.cli.federation import COORDINATOR
-from fedlearn.job import workload_digest
-from fedlearn.software import software_digest
-from fedlearn.spiffe import COORDINATOR_DNS
-from fedlearn.tls import client_context
+from edge.client.admission import ClientKeys, Membership, control_of, seek_admission
+from edge.client.flower.fleet import Fleet, Identity
+from edge.protocol.identity import certification_request, new_key
+from edge.protocol.rpc import AdmittedClient, ControlClient, GateClient, Request, enroll
+from fedlearn.cli.local.federation import COORDINATOR
+from fedlearn.identity.software import software_digest
+from fedlearn.identity.spiffe import COORDINATOR_DNS
+from fedlearn.identity.tls import client_context
+from fedlearn.job.spec import workload_digest
 
 
 @dataclass

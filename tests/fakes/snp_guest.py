@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from attestation.accumulator import RUNTIME, runtime_digest
 from attestation.binding import Binding, Role
-from attestation.eventlog import EventLog
 from attestation.evidence import Evidence, Tee
-from attestation.policy import AppraisalPolicy
-from attestation.runtime_events import Measurement, record
+from attestation.logs.accumulator import RUNTIME, runtime_digest
+from attestation.logs.eventlog import EventLog
+from attestation.logs.runtime_events import Measurement, record
+from attestation.policy.model import AppraisalPolicy
 from attestation.trust import TrustAnchors
 from tests.vectors import keys
 from tests.vectors.amd import Amd

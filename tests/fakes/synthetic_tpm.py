@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from attestation.binding import Binding, Role
-from attestation.eventlog import EventLog
 from attestation.evidence import Evidence, Tee
+from attestation.logs.eventlog import EventLog
+from attestation.logs.runtime_events import Measurement, record
 from attestation.quotes.tpm import TpmQuote
-from attestation.runtime_events import Measurement, record
 
 HASHES = {"sha1": 0x04, "sha256": 0x0B, "sha384": 0x0C, "sha512": 0x0D}
 RESTRICTED_SIGNING = 0x00050072

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlearn.application import MAX_BUNDLE_BYTES, OUR_PACKAGES, check_bundle, check_folder
+from fedlearn.app.checks import MAX_BUNDLE_BYTES, OUR_PACKAGES, check_bundle, check_folder
 from fedlearn.errors import JobError
 
 PROJECT = """

@@ -9,8 +9,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedlearn.assignment import MAX_ASSIGNMENT_BYTES, Assignment
 from fedlearn.errors import JobError
+from fedlearn.job.assignment import MAX_ASSIGNMENT_BYTES, Assignment
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

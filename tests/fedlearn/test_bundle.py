@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedlearn import bundle
-from fedlearn.application import check_bundle
+from fedlearn.app import install as bundle
+from fedlearn.app.checks import check_bundle
 from fedlearn.errors import JobError, TransportError
-from fedlearn.frames import FrameReader, frames_length, write_frames
-from fedlearn.seeds import derive, node_number, seed_generators
+from fedlearn.job.seeds import derive, node_number, seed_generators
+from fedlearn.update.frames import FrameReader, frames_length, write_frames
 
 PROJECT = b"""
 [project]

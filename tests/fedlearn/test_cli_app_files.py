@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from fedlearn.cli import main
-from server.flower.appfiles import as_arrays, kept_as
-from server.keys import KeyService
+from server.flower.application.app_files import as_arrays, kept_as
+from server.identity.pki import CertificateAuthority
+from server.keys.key_protectors import RecoveryKey
+from server.keys.service import KeyService
 from server.ledger import LEDGER_FILE, LedgerReader
-from server.pki import CertificateAuthority
-from server.protectors import RecoveryKey
 from tests.harness.bound_state import bound_state
 
 FILES = {"plots/loss.svg": b"<svg/>", "notes.txt": b"", "fedlearn.state": b"abc"}

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from attestation.collateral import BUNDLE_NAME, load_folder
+from attestation.endorsements.collateral import BUNDLE_NAME, load_folder
 from attestation.errors import EndorsementError, EvidenceError, FreshnessError
 from fedlearn.cli import main
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from attestation.collateral import load_folder
+from attestation.endorsements.collateral import load_folder
 from attestation.errors import EndorsementError, EvidenceError, VerificationError
 from attestation.evidence import Evidence, Tee
 from attestation.trust import TrustAnchors

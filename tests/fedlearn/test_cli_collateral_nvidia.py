@@ -20,12 +20,17 @@ from cryptography.x509 import ocsp
 
 from attestation.attesters.sample import SampleAttester
 from attestation.binding import ReportData
-from attestation.chains import split_certificates
-from attestation.collateral import load_folder
+from attestation.endorsements.chains import split_certificates
+from attestation.endorsements.collateral import load_folder
+from attestation.endorsements.nvidia_rim import match_rims
+from attestation.endorsements.nvidia_sources import (
+    ocsp_addresses,
+    ocsp_post,
+    rim_addresses,
+    rim_in_answer,
+)
 from attestation.errors import EvidenceError, FreshnessError
 from attestation.evidence import Evidence, Tee
-from attestation.nvidia_rim import match_rims
-from attestation.nvidia_sources import ocsp_addresses, ocsp_post, rim_addresses, rim_in_answer
 from attestation.quotes.nvidia import NvidiaReport
 from attestation.verifiers import verify
 from fedlearn.cli import main

@@ -20,8 +20,8 @@ from attestation.attesters.software_tpm import SoftwareTpm
 from attestation.binding import ReportData
 from attestation.decoded import decode_file
 from attestation.errors import EvidenceError
-from attestation.eventlog import EV_EVENT_TAG, EventLog
 from attestation.evidence import Evidence, Tee
+from attestation.logs.eventlog import EV_EVENT_TAG, EventLog
 from fedlearn.cli import main
 from tests.fakes import coco_agent
 

@@ -24,16 +24,17 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from attestation.policy import AppraisalPolicy
-from fedlearn import events
-from fedlearn.application import check_bundle
-from fedlearn.cli import main, template
-from fedlearn.cli.validation import examine
-from fedlearn.job import JobSpec
-from fedlearn.login import OperatorLogin
+from attestation.policy.model import AppraisalPolicy
+from fedlearn.app.checks import check_bundle
+from fedlearn.cli import main
+from fedlearn.cli.job import template
+from fedlearn.cli.job.validation import examine
+from fedlearn.identity.login import OperatorLogin
+from fedlearn.job import events
+from fedlearn.job.spec import JobSpec
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as stubs
-from server.pki import CertificateAuthority
+from server.identity.pki import CertificateAuthority
 from tests.harness.passes import passes
 
 

@@ -24,15 +24,15 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from attestation.sealing import FileSigner, RandomKey, Tensor, read_header, seal
 from fedlearn.cli import main
-from fedlearn.login import OperatorLogin
-from server.keys import KeyService
+from fedlearn.identity.login import OperatorLogin
+from fedlearn.sealing import FileSigner, RandomKey, Tensor, read_header, seal
+from server.identity.pki import CertificateAuthority
+from server.keys.key_protectors import InsecurePlainKeyFile, Passphrase, RecoveryKey
+from server.keys.service import KeyService
 from server.ledger import LEDGER_FILE, LedgerReader
-from server.pki import CertificateAuthority
-from server.protectors import InsecurePlainKeyFile, Passphrase, RecoveryKey
-from server.statebinding import open_bound
-from server.store import ModelStore
+from server.store.models import ModelStore
+from server.store.state_binding import open_bound
 from tests.harness.bound_state import bound_state
 
 WORDS = "correct horse battery staple"

@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from attestation.attesters.sample import SampleAttester
 from attestation.binding import ReportData
-from attestation.formats import MAX_INPUT_BYTES
-from attestation.policy import AppraisalPolicy
+from attestation.documents.formats import MAX_INPUT_BYTES
+from attestation.policy.model import AppraisalPolicy
 from fedlearn.cli import main
 
 KEY = ec.generate_private_key(ec.SECP256R1())

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from attestation.policy import AppraisalPolicy
+from attestation.policy.model import AppraisalPolicy
 from fedlearn.cli import main
 
 REPORTED = Path(__file__).parents[1] / "attestation" / "reported"

@@ -14,8 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from attestation.evidence import Evidence, Tee
-from attestation.policy import AppraisalPolicy
-from fedlearn.cli import main, template
+from attestation.policy.model import AppraisalPolicy
+from fedlearn.cli import main
+from fedlearn.cli.job import template
 
 VECTORS = Path(os.environ.get("FEDLEARN_VECTORS", Path(__file__).parents[3] / "shared/vectors"))
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlearn.commitment import (
+from fedlearn.errors import CommitmentError
+from fedlearn.update.commitment import (
     Commitment,
     Disclosure,
     check_unchanged,
@@ -20,7 +21,6 @@ from fedlearn.commitment import (
     records_of_arrays,
     verify_disclosure,
 )
-from fedlearn.errors import CommitmentError
 
 SEED = bytes(range(32))
 

@@ -21,11 +21,11 @@ import pytest
 from click.testing import CliRunner
 
 from attestation.errors import EvidenceError
-from fedlearn import console
 from fedlearn.cli import NOUNS, main
-from fedlearn.console import Commands, Noun, describe, printable
 from fedlearn.errors import AdmissionDenied, ConfigError, KeyReleaseDenied
-from fedlearn.plaintext import json_text
+from fedlearn.terminal import console
+from fedlearn.terminal.console import Commands, Noun, describe, printable
+from fedlearn.terminal.plaintext import json_text
 
 FEDLEARN = [sys.executable, "-c", "from fedlearn.cli import main; main()"]
 
@@ -184,7 +184,7 @@ def test_a_module_that_is_missing_is_named() -> None:
 
 def test_ctrl_c_ends_without_a_word_too_many() -> None:
     code = (
-        "import time, click\nfrom fedlearn.console import Commands\n"
+        "import time, click\nfrom fedlearn.terminal.console import Commands\n"
         "@click.group(cls=Commands)\ndef main(): pass\n"
         "@main.command()\ndef wait():\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "main(['wait'])"
@@ -202,7 +202,7 @@ def test_ctrl_c_ends_without_a_word_too_many() -> None:
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
     code = (
-        "import click\nfrom fedlearn.console import Commands, line\n"
+        "import click\nfrom fedlearn.terminal.console import Commands, line\n"
         "@click.group(cls=Commands)\ndef main(): pass\n"
         "@main.command()\ndef talk():\n    for _ in range(100000): line('x' * 100)\n"
         "main(['talk'])"
@@ -219,7 +219,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 
 def test_colours_only_on_a_terminal_and_never_against_no_color() -> None:
-    code = "from fedlearn.console import line; line('hello', style='green')"
+    code = "from fedlearn.terminal.console import line; line('hello', style='green')"
     plain = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert plain.stdout == "hello\n"
     assert "\x1b[32m" in _on_a_terminal(code, {"TERM": "xterm"})
@@ -302,7 +302,7 @@ def test_with_json_what_people_are_told_goes_to_stderr() -> None:
 
 def test_a_message_in_a_log_is_one_line() -> None:
     code = (
-        "import logging\nfrom fedlearn.plaintext import configure_logging\n"
+        "import logging\nfrom fedlearn.terminal.plaintext import configure_logging\n"
         "configure_logging('info')\n"
         f"logging.getLogger('x').info('%s', {HOSTILE!r})\n"
     )
@@ -314,15 +314,15 @@ def test_a_message_in_a_log_is_one_line() -> None:
 
 PRINTS_TO_STDOUT = {
     # Commands without --json, whose output is a file.
-    ("fedlearn/cli/reference.py", "_print"),
-    ("fedlearn/cli/policy.py", "init"),
+    ("fedlearn/cli/appraisal/reference.py", "_print"),
+    ("fedlearn/cli/appraisal/policy.py", "init"),
     # After the answer for --json has returned: a token that is saved as it is.
     ("fedlearn/cli/site.py", "token"),
     # A program that the demo talks to.
-    ("fedlearn/cli/rogue.py", "_main"),
-    ("fedlearn/cli/rogue.py", "wait"),
+    ("fedlearn/cli/demo/rogue.py", "_main"),
+    ("fedlearn/cli/demo/rogue.py", "wait"),
     # The show for people; with --json there is another one.
-    ("fedlearn/cli/progress.py", "show"),
+    ("fedlearn/cli/job/progress.py", "show"),
 }
 
 

@@ -20,7 +20,7 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedlearn import application
+from fedlearn.app import checks as application
 from fedlearn.demo import app, baselines, data
 
 SITES = 5

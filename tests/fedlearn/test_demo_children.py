@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlearn.cli.children import Children, terminate_as_interrupt
+from fedlearn.cli.local.children import Children, terminate_as_interrupt
 from fedlearn.errors import LaunchError
 
 _SLEEPER = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
@@ -23,7 +23,7 @@ _STUBBORN = (
 _PARENT = """
 import sys, time
 from pathlib import Path
-from fedlearn.cli.children import Children
+from fedlearn.cli.local.children import Children
 with Children(Path(sys.argv[1])) as children:
     children.start("sleeper", [sys.executable, "-c", sys.argv[2]])
     print("started", flush=True)

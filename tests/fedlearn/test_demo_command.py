@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 from attestation.attesters.software_tpm import SoftwareTpm
 from attestation.evidence import Tee
 from fedlearn.cli import main
-from fedlearn.cli.demo_stage import Options
-from fedlearn.cli.federation import Federation, free_port, policy_text, program
-from fedlearn.cli.machines import Machine, choose_tee, make_machine, trust_in
+from fedlearn.cli.demo.stage import Options
+from fedlearn.cli.local.federation import Federation, free_port, policy_text, program
+from fedlearn.cli.local.machines import Machine, choose_tee, make_machine, trust_in
 from fedlearn.errors import ConfigError
 
 
@@ -126,8 +126,8 @@ def _machine(name: str, folder: Path, tee: Tee) -> Machine:
 
 @pytest.mark.parametrize("tee", [Tee.TPM, Tee.SAMPLE])
 def test_the_policy_and_the_configurations_can_be_read(tmp_path: Path, tee: Tee) -> None:
-    from attestation.policy import AppraisalPolicy
-    from fedlearn.cli.children import Children
+    from attestation.policy.model import AppraisalPolicy
+    from fedlearn.cli.local.children import Children
     from server.config import ServerConfig
 
     names = ["site-1", "site-2"]

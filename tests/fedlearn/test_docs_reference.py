@@ -11,9 +11,9 @@ import click
 import docs_reference
 import pytest
 
-from fedlearn import events
 from fedlearn.config import option, table, text, whole
-from fedlearn.strategies import STRATEGIES
+from fedlearn.job import events
+from fedlearn.job.strategies import STRATEGIES
 from fedlearn.wire import fedlearn_pb2
 from server.metrics import METRICS
 

@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from fedlearn.attesterfile import AttesterSettings
 from fedlearn.checks import Check, Level, files, machine, run, tee
 from fedlearn.cli import main
+from fedlearn.config.attesterfile import AttesterSettings
 from fedlearn.errors import ConfigError
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fedlearn import events
 from fedlearn.errors import TransportError
+from fedlearn.job import events
 
 FIELDS: dict[str, Any] = {
     "bytes": 1234,

@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 
-import edge.config
+import edge.config.site
 import server.config
-from fedlearn import config, job
+from fedlearn import config
+from fedlearn.job import spec as job
 
 DOCS = Path(__file__).parents[2] / "docs/reference"
 MODELS: dict[str, Any] = {
     "job": job.JobSpec,
     "server": server.config.ServerConfig,
-    "site": edge.config.SiteConfig,
+    "site": edge.config.site.SiteConfig,
 }
 
 
@@ -28,7 +29,7 @@ def test_the_example_is_right(name: str) -> None:
 
 
 def test_the_examples_in_the_sources_are_right(tmp_path: Path) -> None:
-    for module, name in ((server.config, "server"), (edge.config, "site")):
+    for module, name in ((server.config, "server"), (edge.config.site, "site")):
         source = (module.__doc__ or "").split("::\n", 1)[1]
         text = "\n".join(line.removeprefix("    ") for line in source.splitlines())
         text = text.replace('"9f86d081..."', f'"{"00" * 32}"')

@@ -20,11 +20,11 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attestation.policy import AppraisalPolicy
+from attestation.policy.model import AppraisalPolicy
 from fedlearn.config import Impossible, dumps
 from fedlearn.errors import ConfigError, JobError
-from fedlearn.job import JobSpec, StrategySpec, owner_key_text, workload_digest
-from fedlearn.strategies import STRATEGIES
+from fedlearn.job.spec import JobSpec, StrategySpec, owner_key_text, workload_digest
+from fedlearn.job.strategies import STRATEGIES
 
 POLICY = b'version = 1\nname = "p"\naccept = ["sample"]\ninsecure_sample = true\n'
 MINIMUM = 'name = "medpar"\napp = "app"\nrounds = 5\nsites = ["a", "b"]\npolicy = "policy.toml"\n'

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from fedlearn.cli import main, template
-from fedlearn.cli.app_sources import asks_for_single_updates
+from fedlearn.cli import main
+from fedlearn.cli.job import template
+from fedlearn.cli.job.app_sources import asks_for_single_updates
 from fedlearn.errors import ConfigError
 
 
@@ -149,7 +150,7 @@ def test_the_app_learns(written: Path) -> None:
 
 
 def test_the_bundle_of_the_app_is_accepted(written: Path) -> None:
-    bundle = pytest.importorskip("server.flower.bundle")
+    bundle = pytest.importorskip("server.flower.application.bundle")
     first, second = bundle.build(written / "app"), bundle.build(written / "app")
     assert first == second
 

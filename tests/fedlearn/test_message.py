@@ -11,8 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlearn.errors import TransportError, UpdateRejected
-from fedlearn.flower import (
+from fedlearn.app.flower import (
     ArrayView,
     Packer,
     arrays_of,
@@ -22,7 +21,8 @@ from fedlearn.flower import (
     record_of,
     unpack,
 )
-from fedlearn.message import MAX_CONTENT_BYTES, Head, read_content, write_content
+from fedlearn.app.message import MAX_CONTENT_BYTES, Head, read_content, write_content
+from fedlearn.errors import TransportError, UpdateRejected
 from tests.fakes.exchange import message, model
 
 

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from fedlearn.errors import ConfigError
-from fedlearn.login import (
+from fedlearn.identity.login import (
     LoginGrant,
     OperatorLogin,
     accept_grant,
@@ -20,7 +20,7 @@ from fedlearn.login import (
     csr_der,
     request_login,
 )
-from server.pki import CertificateAuthority
+from server.identity.pki import CertificateAuthority
 
 NOW = datetime.now(UTC)
 ADDRESS = "coordinator.example:9444"

@@ -26,7 +26,7 @@ from fedlearn.privacy import (
 )
 from fedlearn.privacy.chain import GRID_SLACK
 from fedlearn.privacy.noise import GaussianStream, inverse_normal
-from fedlearn.update import BF16, to_bfloat16, to_float32
+from fedlearn.update.arrays import BF16, to_bfloat16, to_float32
 
 SECRET = bytes(range(32))
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from fedlearn.errors import TransportError
-from fedlearn.process_channel import ChannelClosed, ChannelTimeout, ProcessChannel
+from fedlearn.sandbox.process_channel import ChannelClosed, ChannelTimeout, ProcessChannel
 
 LIMIT = 64 << 20
 SHRINK, GROW, WRITE = fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_GROW, fcntl.F_SEAL_WRITE

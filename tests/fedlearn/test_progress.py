@@ -9,8 +9,7 @@ import math
 import pytest
 from rich.console import Console
 
-from fedlearn import events
-from fedlearn.cli.progress import (
+from fedlearn.cli.job.progress import (
     Board,
     bytes_text,
     draw,
@@ -20,6 +19,7 @@ from fedlearn.cli.progress import (
     seconds_text,
     show_for,
 )
+from fedlearn.job import events
 
 STORY: list[events.Event] = [
     events.JobSubmitted(job="medpar", rounds=2, sites=("a", "b")),

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from server.config import ServerConfig
-from server.home import Home, establish
-from server.openjobs import OpenJobs
+from server.jobs.active_jobs import OpenJobs
+from server.state_directory import Home, establish
 from tests.harness.restarting_coordinator import restarting_coordinator, tiny_bundle
 
 ROOT = Path(__file__).parents[2]

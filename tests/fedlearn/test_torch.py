@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fedlearn.errors import UpdateRejected
-from fedlearn.torch import from_module, from_state_dict, load_into, to_state_dict
-from fedlearn.update import BF16, decode, encode
+from fedlearn.update.arrays import BF16, decode, encode
+from fedlearn.update.torch import from_module, from_state_dict, load_into, to_state_dict
 
 
 class Net(torch.nn.Module):

@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from fedlearn import config
+from fedlearn.config.trustfile import Trust
 from fedlearn.errors import ConfigError
-from fedlearn.trustfile import Trust
 
 AK, EK = "aa" * 32, "ee" * 32
 

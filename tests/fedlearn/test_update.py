@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlearn.errors import UpdateRejected
-from fedlearn.update import (
+from fedlearn.update.arrays import (
     BF16,
     DTYPES,
     Update,

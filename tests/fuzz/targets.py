@@ -18,27 +18,28 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from attestation import ear, ecdsa
-from attestation.chains import split_certificates
-from attestation.collateral import describe
+from attestation import ecdsa
 from attestation.decoded import decode_file
+from attestation.documents.formats import to_evidence
+from attestation.endorsements.chains import split_certificates
+from attestation.endorsements.collateral import describe
+from attestation.endorsements.nvidia_rim import Rim, read_label
+from attestation.endorsements.ocsp import OcspAnswer, check_not_revoked
+from attestation.endorsements.offline import Input, gather
 from attestation.errors import AttestationError
 from attestation.evidence import Evidence, Tee
-from attestation.formats import to_evidence
-from attestation.nvidia_rim import Rim, read_label
-from attestation.ocsp import OcspAnswer, check_not_revoked
-from attestation.offline import Input, gather
-from attestation.policy import AppraisalPolicy
+from attestation.policy import ear
+from attestation.policy.model import AppraisalPolicy
+from attestation.policy.result import AttestationResult, Finding, Tier
 from attestation.quotes.nvidia import NvidiaReport
 from attestation.quotes.tpm_keys import PublicArea
-from attestation.result import AttestationResult, Finding, Tier
-from attestation.sealing.header import PREFIX, Header, read_prefix
-from attestation.tpm_credential import TpmIdentity
+from attestation.tpm.credential import TpmIdentity
 from attestation.verifiers import verify
-from fedlearn import message
-from fedlearn.assignment import Assignment
+from fedlearn.app import message
 from fedlearn.errors import FedlearnError
-from fedlearn.join import JoinToken
+from fedlearn.identity.join import JoinToken
+from fedlearn.job.assignment import Assignment
+from fedlearn.sealing.header import PREFIX, Header, read_prefix
 from tests.fakes.synthetic_tpm import SyntheticTpm
 from tests.vectors import keys, nvidia
 from tests.vectors.amd import Amd

@@ -9,11 +9,11 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from attestation.sealing import FileSigner
-from server.headfile import HEAD_FILE, HeadFile
-from server.keys import KeyService
+from fedlearn.sealing import FileSigner
+from server.keys.service import KeyService
 from server.ledger import LEDGER_FILE, Ledger
-from server.store import ModelStore
+from server.store.head_file import HEAD_FILE, HeadFile
+from server.store.models import ModelStore
 
 
 @contextmanager

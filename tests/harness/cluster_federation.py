@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedlearn.cli.federation import program
+from fedlearn.cli.local.federation import program
 from tests.harness import cluster
 from tests.harness.federation import FederationHarness
 

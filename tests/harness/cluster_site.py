@@ -13,17 +13,17 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation.trust import TrustAnchors
-from edge.bootstrap import Bootstrap
-from edge.kube import Kube
-from edge.kubelauncher import KubeLauncher
-from edge.kubesettings import KubernetesSettings, Placement
-from edge.launcher import Phase, Workload
-from edge.permissions import OPTIONAL, REQUIRED, Permission
-from edge.sponsor import Keys
-from fedlearn.assignment import Assignment
-from fedlearn.attesterfile import AttesterSettings
-from fedlearn.job import JobSpec, workload_digest
-from fedlearn.voucher import sign_voucher
+from edge.agent.client_service import Keys
+from edge.config.kubernetes import KubernetesSettings, Placement
+from edge.kube.api import Kube
+from edge.kube.launcher import KubeLauncher
+from edge.kube.permissions import OPTIONAL, REQUIRED, Permission
+from edge.protocol.bootstrap import Bootstrap
+from edge.protocol.workload import Phase, Workload
+from fedlearn.config.attesterfile import AttesterSettings
+from fedlearn.identity.voucher import sign_voucher
+from fedlearn.job.assignment import Assignment
+from fedlearn.job.spec import JobSpec, workload_digest
 from tests.harness.cluster import Cluster
 from tests.harness.node import Node
 

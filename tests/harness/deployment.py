@@ -19,10 +19,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, x25519
 
 from attestation.attesters.sample import SampleAttester
 from attestation.binding import Binding, Role
-from attestation.policy import AppraisalPolicy
+from attestation.policy.model import AppraisalPolicy
 from attestation.trust import TrustAnchors
-from fedlearn.voucher import sign_voucher
-from server.admission import (
+from fedlearn.identity.voucher import sign_voucher
+from server.admission.challenges import Limits
+from server.admission.coordinator_evidence import CoordinatorProof
+from server.admission.gate import (
     AdmissionGate,
     AdmissionRegister,
     AdmitRequest,
@@ -30,11 +32,9 @@ from server.admission import (
     Admitted,
     Periods,
 )
-from server.challenges import Limits
-from server.enrollment import SiteRegister
-from server.operators import OperatorRegister
-from server.pki import CertificateAuthority, spki
-from server.proof import CoordinatorProof
+from server.identity.enrollment import SiteRegister
+from server.identity.operators import OperatorRegister
+from server.identity.pki import CertificateAuthority, spki
 
 TRUST_DOMAIN = "test.example"
 BUNDLE = hashlib.sha256(b"bundle").digest()

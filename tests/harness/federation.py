@@ -1,6 +1,6 @@
 """A whole federation with real processes: a coordinator, agents of sites, clients and jobs.
 
-Built on :mod:`fedlearn.cli.federation`, so what runs are the commands that everybody has,
+Built on :mod:`fedlearn.cli.local.federation`, so what runs are the commands that everybody has,
 with their configuration files. Added here is what tests need: more of the configuration, an
 application whose sites misbehave when the job says so, processes that are killed, and what
 is on the disk and in the ledger afterwards.
@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 
 from attestation.evidence import Tee
-from fedlearn import config, events
-from fedlearn.cli.children import Child, Children
-from fedlearn.cli.demo_proofs import OwnerKey
-from fedlearn.cli.federation import COORDINATOR, Federation, policy_text, program
-from fedlearn.job import JobSpec
+from fedlearn import config
+from fedlearn.cli.demo.proofs import OwnerKey
+from fedlearn.cli.local.children import Child, Children
+from fedlearn.cli.local.federation import COORDINATOR, Federation, policy_text, program
+from fedlearn.job import events
+from fedlearn.job.spec import JobSpec
 
 MARKER = np.frombuffer(hashlib.sha512(b"marker").digest(), np.uint8) * np.float32(1234.5)
 """Weights that training does not touch, with bytes that stand in no source file."""
@@ -293,7 +294,7 @@ class FederationHarness:
         rows: int = 40,
         **app: str,
     ) -> None:
-        from server.flower.bundle import build
+        from server.flower.application.bundle import build
 
         self.folder = folder
         self.sites = tuple(sites)
@@ -338,7 +339,7 @@ class FederationHarness:
     def _borrow_ca(self) -> None:
         """Keep the coordinator's CA key, for certificates that it would not issue itself."""
         from server.config import ServerConfig
-        from server.home import Home
+        from server.state_directory import Home
 
         with Home.open(ServerConfig.load(self.server_toml)) as home:
             self.ca = home.ca
@@ -368,7 +369,7 @@ class FederationHarness:
         for pid in descendants(self.agent(site).pid):
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if b"edge.process" in words and work in str(words[-2].decode()):
+                if b"edge.client.process_main" in words and work in str(words[-2].decode()):
                     log = Path(f"/proc/{pid}/fd/1").readlink()
                     if log.stem == job:
                         return pid
@@ -425,7 +426,9 @@ class FederationHarness:
         for pid in descendants(self.server_pid()):
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if b"server.flower.apprun" in words and words[-2].decode().endswith(f"/{job}"):
+                if b"server.flower.application.app_main" in words and words[-2].decode().endswith(
+                    f"/{job}"
+                ):
                     return pid
         raise AssertionError(f"no process of {job}")
 
@@ -511,8 +514,8 @@ class FederationHarness:
         """The newest version of a model, opened with the owner's key."""
         from cryptography.hazmat.primitives import serialization
 
-        from attestation.sealing import PrivateKey, open_sealed
-        from fedlearn import sealed
+        from fedlearn.sealing import PrivateKey, open_sealed
+        from fedlearn.update import sealed
 
         key = serialization.load_pem_private_key(self.owner.file.read_bytes(), None)
         with open_sealed(self.sealed(model)[-1], PrivateKey(key)) as reader:  # type: ignore[arg-type]
@@ -520,7 +523,7 @@ class FederationHarness:
 
     def digest(self, model: str) -> str:
         """What the newest version of a model consists of, to the bit."""
-        from fedlearn import update
+        from fedlearn.update import arrays as update
 
         return update.digest(self.weights(model)).hex()
 

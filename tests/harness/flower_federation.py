@@ -161,10 +161,10 @@ class FlowerFederation:
     """One coordinator with a front; jobs and clients are added to it."""
 
     def __init__(self, folder: Path, **front: Any) -> None:
-        from fedlearn.tls import server_context
-        from server.front import Front
-        from server.pki import CertificateAuthority
-        from server.register import AdmissionRegister
+        from fedlearn.identity.tls import server_context
+        from server.admission.registry import AdmissionRegister
+        from server.identity.pki import CertificateAuthority
+        from server.rpc.fleet import Front
 
         self.folder = folder
         now = datetime.now(UTC)
@@ -188,7 +188,7 @@ class FlowerFederation:
     def host(
         self, plan: Any, *, channel: Any = None, app_host: Path | None = None
     ) -> tuple[Any, Channel]:
-        from server.flower.host import JobHost
+        from server.flower.job_runner import JobHost
 
         channel = channel or Channel(lambda: self.live(plan.job))
         folder = self.folder / f"job-{plan.job}"
@@ -203,9 +203,9 @@ class FlowerFederation:
         self, job: str, site: str, *, node_id: int | None = None, seconds: float = 1200
     ) -> dict[str, Any]:
         """Admit a site; return its certificate, key and thumbprint."""
-        from attestation.result import AttestationResult, Tier
-        from server.peers import spki, thumbprint
-        from server.register import Admission
+        from attestation.policy.result import AttestationResult, Tier
+        from server.admission.registry import Admission
+        from server.identity.peer_certificates import spki, thumbprint
 
         now = datetime.now(UTC)
         key = ec.generate_private_key(ec.SECP256R1())
@@ -303,7 +303,7 @@ def _csr(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def make_plan(bundle: bytes, *, job: str = "tiny", sites: int = 4, **more: Any) -> Any:
-    from server.flower.plan import JobPlan
+    from server.flower.job_plan import JobPlan
 
     values: dict[str, Any] = {
         "rounds": 3,
@@ -324,7 +324,7 @@ def make_plan(bundle: bytes, *, job: str = "tiny", sites: int = 4, **more: Any) 
 def client_main() -> None:
     import logging
 
-    from edge.flower.client import ClientPlan, Identity, WarmClient
+    from edge.client.flower.warm_client import ClientPlan, Identity, WarmClient
     from fedlearn.privacy import PrivacySpec
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from attestation.policyfile import parse_policy
-from fedlearn.job import JobFiles, JobSpec
+from attestation.policy.parse import parse_policy
+from fedlearn.job.spec import JobFiles, JobSpec
 
 _PARSERS = {
     JobFiles.load.__func__.__code__: "spec",  # type: ignore[attr-defined]

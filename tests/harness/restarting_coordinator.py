@@ -9,12 +9,12 @@ from pathlib import Path
 
 from attestation.trust import TrustAnchors
 from fedlearn import config
-from server.admission import AdmissionGate
+from server.admission.gate import AdmissionGate
+from server.admission.registry import AdmissionRegister
 from server.config import ServerConfig
 from server.coordinator import Coordinator
-from server.enrollment import SiteRegister, site_entries
-from server.home import Home, establish
-from server.register import AdmissionRegister
+from server.identity.enrollment import SiteRegister, site_entries
+from server.state_directory import Home, establish
 from tests.harness.deployment import new_csr, new_key
 
 PYPROJECT = """
@@ -32,7 +32,7 @@ clientapp = "tiny.client_app:app"
 
 def tiny_bundle(folder: Path) -> bytes:
     """The smallest application, as a bundle."""
-    from server.flower.bundle import build
+    from server.flower.application.bundle import build
 
     (folder / "tiny").mkdir(parents=True)
     (folder / "pyproject.toml").write_text(PYPROJECT)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from edge.labels import clients_of
-from edge.permissions import MACHINES_REQUIRED, NEVER, OPTIONAL, REQUIRED, Permission
-from fedlearn.spiffe import COORDINATOR_DNS
+from edge.kube.labels import clients_of
+from edge.kube.permissions import MACHINES_REQUIRED, NEVER, OPTIONAL, REQUIRED, Permission
+from fedlearn.identity.spiffe import COORDINATOR_DNS
 from server.config import ServerConfig
 
 SERVER, EDGE = "fedlearn-server", "fedlearn-edge"

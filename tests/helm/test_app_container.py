@@ -87,7 +87,7 @@ def test_both_name_the_same_socket_and_the_command_is_understood(
         made.update(path=path, **more)
         raise SystemExit(7)
 
-    monkeypatch.setattr("server.flower.apphost.AppHost", refuse)
+    monkeypatch.setattr("server.flower.application.app_host.AppHost", refuse)
     monkeypatch.setattr("fedlearn.sandbox.protect_this_process", lambda: None)
     assert CliRunner().invoke(main, words).exit_code == 7
     assert made == {"path": socket, "scratch": Path("/scratch/apps"), "most": 3}

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from edge.labels import client_labels
-from edge.permissions import NEVER, OPTIONAL, REQUIRED
+from edge.kube.labels import client_labels
+from edge.kube.permissions import NEVER, OPTIONAL, REQUIRED
 from tests.harness.cluster import Cluster
 
 pytestmark = pytest.mark.e2e

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from edge.config import SiteConfig
+from edge.config.site import SiteConfig
 from server.config import ServerConfig
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -251,8 +251,8 @@ def test_an_image_that_was_altered_is_refused(layout: Path) -> None:
 
 
 def test_reference_values_are_a_policys() -> None:
-    from attestation.policy import AppraisalPolicy
-    from edge.initdata import initdata_document, initdata_values
+    from attestation.policy.model import AppraisalPolicy
+    from edge.kube.initdata import initdata_document, initdata_values
 
     bundle = bytes(32)
     done = _tool("image_digests.py", "--client", IMAGE, "--bundle", bundle.hex(), "--tee", "snp")

@@ -12,12 +12,12 @@ import pytest
 
 from attestation.attesters.sample import SampleAttester
 from attestation.binding import Role
-from attestation.result import Tier
+from attestation.policy.result import Tier
 from fedlearn.errors import AdmissionDenied, ConfigError, NonceRefused, StoreError, Throttled
-from fedlearn.spiffe import ClientId
-from server.admission import AdmissionEvent, Change
-from server.challenges import Limits
-from server.pki import PeerCertificate
+from fedlearn.identity.spiffe import ClientId
+from server.admission.challenges import Limits
+from server.admission.gate import AdmissionEvent, Change
+from server.identity.pki import PeerCertificate
 from tests.harness.deployment import Deployment
 
 

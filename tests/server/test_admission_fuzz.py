@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedlearn import spiffe
 from fedlearn.errors import AdmissionDenied, ConfigError, FedlearnError, TransportError
-from fedlearn.join import JoinToken
-from server.challenges import Limits
-from server.pki import PeerCertificate, csr_key
+from fedlearn.identity import spiffe
+from fedlearn.identity.join import JoinToken
+from server.admission.challenges import Limits
+from server.identity.pki import PeerCertificate, csr_key
 from tests.harness.deployment import Deployment
 
 RELAXED = settings(

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedlearn.errors import UpdateRejected
-from fedlearn.update import BF16, to_bfloat16, to_float32
-from server.aggregation import MAX_UPDATES, MAX_WEIGHT, ExactMean, whole_weight
+from fedlearn.update.arrays import BF16, to_bfloat16, to_float32
+from server.flower.aggregation.mean import MAX_UPDATES, MAX_WEIGHT, ExactMean, whole_weight
 
 _FLOATS = st.floats(-1000, 1000, width=32, allow_nan=False)
 _UPDATES = st.lists(

@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 
 from fedlearn.errors import ConfigError, JobError
-from fedlearn.process_channel import ChannelClosed, ProcessChannel
 from fedlearn.sandbox import SandboxError
-from server.flower import apphost, hosted
-from server.flower.apphost import MAX_RECORD, AppHost
-from server.flower.hosted import AppHostGone, HostedApplication, start_hosted
+from fedlearn.sandbox.process_channel import ChannelClosed, ProcessChannel
+from server.flower.application import app_host as apphost
+from server.flower.application import hosted
+from server.flower.application.app_host import MAX_RECORD, AppHost
+from server.flower.application.hosted import AppHostGone, HostedApplication, start_hosted
 
 MIB = 1024 * 1024
 REQUEST = {"memory_bytes": 1024 * MIB, "full_sandbox": False}
@@ -117,7 +118,7 @@ def test_the_end_of_the_coordinator_ends_it(tmp_path: Path):
     code = """
 import socket, sys, threading, time
 from pathlib import Path
-from server.flower.hosted import start_hosted
+from server.flower.application.hosted import start_hosted
 ours, theirs = socket.socketpair()
 found = start_hosted(Path(sys.argv[1]), aggregator=theirs, memory_bytes=1 << 30,
                      full_sandbox=False, over=threading.Event())
@@ -203,7 +204,7 @@ def test_a_process_whose_parents_have_ended_is_refused_where_we_adopt_it(path: P
     code = """
 import ctypes, os, subprocess, sys
 from pathlib import Path
-from server.flower.apphost import AppHost
+from server.flower.application.app_host import AppHost
 import socket
 ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
 folder = Path(sys.argv[1])

@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 
 from fedlearn.errors import TransportError
-from server.flower import appfiles
-from server.flower.appfiles import as_arrays, as_files, checked, collect, kept_as, most_bytes
+from server.flower.application import app_files as appfiles
+from server.flower.application.app_files import (
+    as_arrays,
+    as_files,
+    checked,
+    collect,
+    kept_as,
+    most_bytes,
+)
 
 
 def test_files_are_collected_by_name_and_nothing_else(tmp_path: Path) -> None:

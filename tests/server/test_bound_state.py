@@ -21,15 +21,15 @@ from fedlearn.cli import main
 from fedlearn.errors import ConfigError, FedlearnError, LedgerError, StoreError
 from server.adoption import adopt
 from server.config import ServerConfig
-from server.headfile import HEAD_FILE
-from server.home import Home, establish
-from server.keys import KeyService
+from server.identity.pki import CertificateAuthority
+from server.keys.key_protectors import InsecurePlainKeyFile
+from server.keys.service import KeyService
 from server.ledger import LEDGER_FILE
 from server.ledger.log import Ledger
-from server.pki import CertificateAuthority
-from server.protectors import InsecurePlainKeyFile
-from server.statebinding import compare_bound, open_bound
-from server.store import ModelStore
+from server.state_directory import Home, establish
+from server.store.head_file import HEAD_FILE
+from server.store.models import ModelStore
+from server.store.state_binding import compare_bound, open_bound
 from tests.harness.bound_state import bound_state
 
 WEIGHTS = {"w": np.arange(6, dtype=np.float32)}

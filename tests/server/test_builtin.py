@@ -11,11 +11,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 from flwr.serverapp.strategy import FedAdam, FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedlearn.app.flower import arrays_of, record_of
 from fedlearn.errors import JobError, PrivacyError, QuorumNotReached
-from fedlearn.flower import arrays_of, record_of
+from fedlearn.job.strategies import APP, MEAN_FAMILY, STRATEGIES
 from fedlearn.privacy import PrivacySpec, ServerPrivacy
-from fedlearn.strategies import APP, MEAN_FAMILY, STRATEGIES
-from server.flower.builtin import CLASSES, BuiltIn, check_classes, name_of
+from server.flower.aggregation.builtin import CLASSES, BuiltIn, check_classes, name_of
 
 SPEC = PrivacySpec(clip=1.0, noise_multiplier=1.0, epsilon=100.0, delta=1e-5)
 FEW = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}

@@ -9,9 +9,9 @@ import pytest
 
 from fedlearn.errors import AdmissionDenied, NonceRefused
 from server import clock as clock_module
-from server.challenges import NONCE_LIFETIME, ChallengeBook
+from server.admission.challenges import NONCE_LIFETIME, ChallengeBook
+from server.admission.registry import Change
 from server.clock import SteadyClock
-from server.register import Change
 
 START = datetime(2026, 11, 27, 12, tzinfo=UTC)
 

@@ -19,14 +19,14 @@ import pytest
 
 from attestation.errors import AttestationError
 from fedlearn.errors import FedlearnError, StoreError
-from fedlearn.events import Log
+from fedlearn.job.events import Log
+from server.admission.exclusions import ExclusionList
 from server.config import ServerConfig
-from server.enrollment import SiteRegister, site_entries
-from server.exclusions import ExclusionList
-from server.home import Home
-from server.jobs import StoredEvent
-from server.openjobs import OpenJobs
-from server.operators import OperatorRegister
+from server.identity.enrollment import SiteRegister, site_entries
+from server.identity.operators import OperatorRegister
+from server.jobs.active_jobs import OpenJobs
+from server.jobs.job_store import StoredEvent
+from server.state_directory import Home
 from tests.harness.restarting_coordinator import restarting_coordinator, tiny_bundle
 
 STRIDE = 211

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from fedlearn.errors import DiskError, LedgerDiskError, LedgerError, StoreError
-from fedlearn.events import Log
+from fedlearn.job.events import Log
 from fedlearn.wire.failure import Unreachable, status_of, trailing_of
+from server.admission.registry import Change
 from server.disk import disk_failed, ledger_error, store_error, transaction
 from server.health import Health
-from server.openjobs import OpenJobs
-from server.register import Change
+from server.jobs.active_jobs import OpenJobs
 from tests.harness.restarting_coordinator import restarting_coordinator, tiny_bundle
 
 

@@ -16,9 +16,9 @@ from fedlearn.errors import (
     StoreError,
     TransportError,
 )
-from fedlearn.join import JoinToken, checked_address
-from server.enrollment import SiteRegister, SiteStatus
-from server.pki import PeerCertificate, spki
+from fedlearn.identity.join import JoinToken, checked_address
+from server.identity.enrollment import SiteRegister, SiteStatus
+from server.identity.pki import PeerCertificate, spki
 from tests.harness.deployment import new_csr, new_key
 
 

@@ -14,9 +14,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from edge.rpc import enroll
+from edge.protocol.rpc import enroll
 from fedlearn.cli import main as fedlearn
-from fedlearn.login import OperatorLogin, ca_pin
+from fedlearn.identity.login import OperatorLogin, ca_pin
 from fedlearn.wire.operator import OperatorClient
 from server.config import ServerConfig
 from server.main import main as server

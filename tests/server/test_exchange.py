@@ -17,22 +17,22 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 
-from fedlearn import update
+from fedlearn.app.flower import Packer, arrays_of, flatten, inflate, unpack
+from fedlearn.app.message import MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE, Head
 from fedlearn.errors import AdmissionDenied, JobError, TransportError
-from fedlearn.flower import Packer, arrays_of, flatten, inflate, unpack
-from fedlearn.frames import FrameReader
-from fedlearn.message import MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE, Head
+from fedlearn.update import arrays as update
+from fedlearn.update.frames import FrameReader
 from server.clock import awake
-from server.flower.calls import Coordinator
-from server.flower.link import JobLink
-from server.flower.nodes import Delivered, NodeGone
-from server.flower.plan import Reply
+from server.flower.exchange.calls import Coordinator
+from server.flower.exchange.link import JobLink
+from server.flower.exchange.nodes import Delivered, NodeGone
+from server.flower.job_plan import Reply
 from tests.fakes.exchange import COORDINATOR, FakeNode, ask, body, message, model, plan
 
 
 @pytest.fixture
 def link(monkeypatch):
-    monkeypatch.setattr("server.flower.nodes._HOLD_SECONDS", 0.2)
+    monkeypatch.setattr("server.flower.exchange.nodes._HOLD_SECONDS", 0.2)
     made = JobLink(plan())
     yield made
     made.close(completed=False)
@@ -170,7 +170,7 @@ def test_what_the_job_sends_is_bounded_and_checked(link, nodes, monkeypatch):
     with pytest.raises(TransportError, match="not JSON"):
         link.push([b"{"], [])
     assert ask(link, 4711) == [""]
-    monkeypatch.setattr("server.flower.link._MAX_OPEN", 2)
+    monkeypatch.setattr("server.flower.exchange.link._MAX_OPEN", 2)
     with pytest.raises(TransportError, match="at most 2 for each site"):
         ask(link, *[nodes[0].number] * 4)
     assert len(link._questions) == 1
@@ -333,7 +333,7 @@ def test_an_admission_that_ended_meanwhile_gets_and_sends_nothing(link, nodes):
 
 
 def test_a_newer_request_for_work_takes_the_place_of_an_older_one(nodes, monkeypatch):
-    monkeypatch.setattr("server.flower.nodes._HOLD_SECONDS", 3.0)
+    monkeypatch.setattr("server.flower.exchange.nodes._HOLD_SECONDS", 3.0)
 
     async def both() -> tuple[float, int]:
         started = time.monotonic()
@@ -421,7 +421,7 @@ class Clock:
 
     def __init__(self, monkeypatch: Any) -> None:
         self.now = awake()
-        monkeypatch.setattr("server.flower.link.awake", lambda: self.now)
+        monkeypatch.setattr("server.flower.exchange.link.awake", lambda: self.now)
 
 
 def test_a_node_that_goes_silent_is_answered_for(link, nodes, monkeypatch):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fedlearn.errors import AdmissionDenied, ConfigError, LedgerError
-from server.exclusions import Exclusion, ExclusionList
+from server.admission.exclusions import Exclusion, ExclusionList
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_an_exclusion_outlives_a_restart(deployment: Any, client: Any) -> None:
 
 
 def test_exclusions_are_bounded(deployment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.exclusions.MAX_EXCLUSIONS", 1)
+    monkeypatch.setattr("server.admission.exclusions.MAX_EXCLUSIONS", 1)
     deployment.gate.exclude(excluded(deployment))
     deployment.gate.exclude(excluded(deployment, reason="again"))
     with pytest.raises(ConfigError, match="1 exclusions already"):

@@ -16,15 +16,16 @@ import pytest
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAdam, FedAvg, Result, Strategy
 
-from fedlearn import flower, flower_pin
+from fedlearn.app import flower, flower_pin
+from fedlearn.app.flower import FlowerMismatch
 from fedlearn.errors import JobError, TransportError
-from fedlearn.flower import FlowerMismatch
 from fedlearn.privacy import PrivacySpec
-from fedlearn.process_channel import ProcessChannel
-from server.flower import appgrid, contract
-from server.flower.capture import NotCaptured, capture, restore
-from server.flower.plan import JobPlan, from_record, to_record
-from server.flower.records import HISTORIES
+from fedlearn.sandbox.process_channel import ProcessChannel
+from server.flower.application import app_grid as appgrid
+from server.flower.application import contract
+from server.flower.ipc.records import HISTORIES
+from server.flower.ipc.strategy_state import NotCaptured, capture, restore
+from server.flower.job_plan import JobPlan, from_record, to_record
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -110,8 +111,8 @@ def test_flower_is_used_by_its_public_interface_and_what_the_decision_lists():
 
 def test_the_coordinators_own_process_loads_no_flower():
     code = (
-        "import sys, server.main, server.service, server.coordinator, server.openjobs;"
-        "import server.flower.host, edge.flower.fleet;"
+        "import sys, server.main, server.service, server.coordinator, server.jobs.active_jobs;"
+        "import server.flower.job_runner, edge.client.flower.fleet;"
         "print([name for name in ('flwr', 'torch') if name in sys.modules])"
     )
     done = subprocess.run(

@@ -13,7 +13,7 @@ import pytest
 
 from server import coordinator
 from server.coordinator import Coordinator
-from server.jobs import JobStatus
+from server.jobs.job_store import JobStatus
 
 
 @dataclass

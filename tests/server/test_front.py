@@ -19,13 +19,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import RecordDict
 
-from edge.flower.fleet import Fleet, Identity
+from edge.client.flower.fleet import Fleet, Identity
+from fedlearn.app.flower import Packer, flatten, inflate, record_of, unpack
 from fedlearn.errors import AdmissionDenied, ConfigError, TransportError, UpdateRejected
-from fedlearn.flower import Packer, flatten, inflate, record_of, unpack
-from fedlearn.spiffe import COORDINATOR_DNS
-from fedlearn.tls import client_context, server_context
-from server.flower.link import JobLink
-from server.front import Front
+from fedlearn.identity.spiffe import COORDINATOR_DNS
+from fedlearn.identity.tls import client_context, server_context
+from server.flower.exchange.link import JobLink
+from server.rpc.fleet import Front
 from tests.fakes.exchange import ask, message, plan
 from tests.harness.flower_federation import FlowerFederation
 
@@ -279,7 +279,7 @@ def test_a_head_is_bounded(caller):
 
 
 def test_the_last_connection_of_a_client_is_noticed(federation, caller, monkeypatch):
-    monkeypatch.setattr("server.front._ABSENT_SECONDS", 0.5)
+    monkeypatch.setattr("server.rpc.fleet._ABSENT_SECONDS", 0.5)
     assert caller.post().status_code == 200
     caller.client.close()
     end = time.monotonic() + 8
@@ -290,7 +290,7 @@ def test_the_last_connection_of_a_client_is_noticed(federation, caller, monkeypa
 
 def test_a_client_at_work_is_there_after_its_certificate_was_renewed(federation, monkeypatch):
     """It holds a connection though nothing is asked or answered while the app trains."""
-    monkeypatch.setattr("server.front._ABSENT_SECONDS", 0.5)
+    monkeypatch.setattr("server.rpc.fleet._ABSENT_SECONDS", 0.5)
     link = federation.hosts["alpha"].link
     admitted = federation.admit("alpha", "site-a", node_id=5)
     address = f"127.0.0.1:{federation.address[1]}"
@@ -364,7 +364,9 @@ def test_an_answer_that_nobody_waits_for_is_refused_unread_and_the_client_hears_
     federation, monkeypatch
 ):
     taken = []
-    monkeypatch.setattr("server.flower.nodes.FrameReader", lambda length: taken.append(length))
+    monkeypatch.setattr(
+        "server.flower.exchange.nodes.FrameReader", lambda length: taken.append(length)
+    )
     exchange = federation.hosts["alpha"] = Exchange()
     number = exchange.link.create_node("site-a", b"key")
     admitted = federation.admit("alpha", "site-a", node_id=number)

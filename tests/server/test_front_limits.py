@@ -17,12 +17,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from edge.flower.fleet import Fleet, Identity
+from edge.client.flower.fleet import Fleet, Identity
 from fedlearn.errors import AdmissionDenied
-from fedlearn.spiffe import COORDINATOR_DNS
-from fedlearn.tls import client_context
-from server.connections import Caps
-from server.front import _Memory, _Refused
+from fedlearn.identity.spiffe import COORDINATOR_DNS
+from fedlearn.identity.tls import client_context
+from server.rpc.connections import Caps
+from server.rpc.fleet import _Memory, _Refused
 from tests.harness.flower_federation import FlowerFederation
 
 MIB = 1024 * 1024
@@ -142,7 +142,7 @@ def ends(tls: socket.socket, within: float) -> float:
 
 
 def test_silent_connections_are_capped_for_an_address_and_ended(start, monkeypatch):
-    monkeypatch.setattr("server.front._HANDSHAKE_SECONDS", 1.0)
+    monkeypatch.setattr("server.rpc.fleet._HANDSHAKE_SECONDS", 1.0)
     federation = start(caps=Caps(unknown_per_peer=5))
     silent = [
         socket.create_connection(federation.address, source_address=("127.0.0.2", 0))
@@ -167,14 +167,14 @@ def test_silent_connections_are_capped_for_an_address_and_ended(start, monkeypat
 
 @pytest.mark.parametrize("written", [b"", b"POST /v1/fl", b"\r\n\r\n"])
 def test_a_head_has_its_time_whoever_sends_it(start, monkeypatch, written):
-    monkeypatch.setattr("server.front._HEAD_SECONDS", 0.6)
+    monkeypatch.setattr("server.rpc.fleet._HEAD_SECONDS", 0.6)
     tls = Peer(start()).connect()
     tls.sendall(written)
     assert ends(tls, 5.0) < 3.0
 
 
 def test_a_head_that_trickles_in_after_an_answer_has_no_more(start, monkeypatch):
-    monkeypatch.setattr("server.front._HEAD_SECONDS", 0.8)
+    monkeypatch.setattr("server.rpc.fleet._HEAD_SECONDS", 0.8)
     peer = Peer(start())
     tls = peer.connect()
     tls.sendall(peer.head(1, "fetch") + b"x")
@@ -184,7 +184,7 @@ def test_a_head_that_trickles_in_after_an_answer_has_no_more(start, monkeypatch)
 
 
 def test_a_connection_without_a_live_admission_is_told_so_and_ends(start, monkeypatch):
-    monkeypatch.setattr("server.front._REFUSED_SECONDS", 1.0)
+    monkeypatch.setattr("server.rpc.fleet._REFUSED_SECONDS", 1.0)
     federation = start()
     peer = Peer(federation)
     federation.register.revoke(peer.thumbprint, "the site was removed", now=datetime.now(UTC))
@@ -211,7 +211,7 @@ def test_a_key_holds_few_connections_and_the_oldest_goes(start):
 
 
 def test_a_body_that_stands_still_ends(start, monkeypatch):
-    monkeypatch.setattr("server.front._STILL_SECONDS", 0.5)
+    monkeypatch.setattr("server.rpc.fleet._STILL_SECONDS", 0.5)
     peer = Peer(start())
     tls = peer.connect()
     tls.sendall(peer.head(MIB) + b"begun")
@@ -220,7 +220,7 @@ def test_a_body_that_stands_still_ends(start, monkeypatch):
 
 
 def test_a_body_that_trickles_in_ends(start, monkeypatch):
-    monkeypatch.setattr("server.front._STILL_SECONDS", 0.6)
+    monkeypatch.setattr("server.rpc.fleet._STILL_SECONDS", 0.6)
     federation = start()
     peer = Peer(federation)
     tls = peer.connect()
@@ -231,7 +231,7 @@ def test_a_body_that_trickles_in_ends(start, monkeypatch):
 
 def test_an_honest_body_may_take_its_time(start, monkeypatch):
     """Above the least rate it may last longer than it may stand still."""
-    monkeypatch.setattr("server.front._STILL_SECONDS", 0.5)
+    monkeypatch.setattr("server.rpc.fleet._STILL_SECONDS", 0.5)
     federation = start()
     peer = Peer(federation)
     tls = peer.connect()
@@ -293,8 +293,8 @@ def test_what_deliveries_announce_together_is_bounded(start):
 
 
 def test_an_answer_that_nobody_takes_ends(start, monkeypatch):
-    monkeypatch.setattr("server.front._STILL_SECONDS", 0.5)
-    monkeypatch.setattr("server.front._LEAST_RATE", 64 * MIB)
+    monkeypatch.setattr("server.rpc.fleet._STILL_SECONDS", 0.5)
+    monkeypatch.setattr("server.rpc.fleet._LEAST_RATE", 64 * MIB)
     federation = start()
     federation.hosts["alpha"].link.answer = bytes(128 * MIB)
     peer = Peer(federation)

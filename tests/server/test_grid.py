@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from fedlearn.app.flower import Flat, Packer, flatten, record_of
 from fedlearn.errors import QuorumNotReached
-from fedlearn.flower import Flat, Packer, flatten, record_of
-from server.flower.calls import Node
-from server.flower.grid import JobGrid, Rules
-from server.flower.plan import Reply
-from server.flower.task import enter_run
+from server.flower.aggregation.grid import JobGrid, Rules
+from server.flower.exchange.calls import Node
+from server.flower.ipc.task import enter_run
+from server.flower.job_plan import Reply
 from tests.fakes.exchange import message as make_message
 
 MODEL = {"w": np.zeros(8, np.float32), "n": np.zeros((), np.int64)}

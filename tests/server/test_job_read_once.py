@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from fedlearn.assignment import Assignment
-from fedlearn.job import JobSpec
-from server.openjobs import OpenJobs
+from fedlearn.job.assignment import Assignment
+from fedlearn.job.spec import JobSpec
+from server.jobs.active_jobs import OpenJobs
 from server.rpc import StartOrder
 from tests.harness.passes import passes
 from tests.harness.restarting_coordinator import (

@@ -16,18 +16,18 @@ from typing import Any
 
 import pytest
 
-from attestation.policy import AppraisalPolicy
+from attestation.policy.model import AppraisalPolicy
 from fedlearn.errors import JobError, StoreError
-from fedlearn.events import KINDS, JobFailed, Log
-from fedlearn.job import JobSpec, owner_key_text
-from server.bundles import Bundle, Bundles
+from fedlearn.job.events import KINDS, JobFailed, Log
+from fedlearn.job.spec import JobSpec, owner_key_text
 from server.config import ServerConfig
 from server.coordinator import Coordinator
-from server.home import Home
-from server.jobs import JOBS_FILE, JobRecord, JobStatus
+from server.jobs.active_jobs import OpenJobs
+from server.jobs.authenticated_rows import RowKey
+from server.jobs.bundles import Bundle, Bundles
+from server.jobs.job_store import JOBS_FILE, JobRecord, JobStatus
 from server.main import main
-from server.openjobs import OpenJobs
-from server.rows import RowKey
+from server.state_directory import Home
 from tests.harness.restarting_coordinator import (
     RestartingCoordinator,
     restarting_coordinator,

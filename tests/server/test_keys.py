@@ -18,20 +18,20 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from attestation.errors import UnsealError
-from attestation.result import AttestationResult, Finding, Tier
-from attestation.sealing import Tensor, open_released, open_sealed, seal
+from attestation.policy.result import AttestationResult, Finding, Tier
 from fedlearn.errors import ConfigError, KeyReleaseDenied, StoreError
-from server.keys import KeyService
-from server.naming import checked_name
-from server.protectors import (
+from fedlearn.sealing import Tensor, open_released, open_sealed, seal
+from server.admission.registry import Admission, AdmissionRegister
+from server.keys.key_protectors import (
     PLAIN_KEY_FILE,
     InsecurePlainKeyFile,
     Passphrase,
     RecoveryKey,
     TpmPolicy,
 )
-from server.register import Admission, AdmissionRegister
-from server.rootkey import RootKey
+from server.keys.root_key import RootKey
+from server.keys.service import KeyService
+from server.naming import checked_name
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 WORDS = "correct horse battery staple"

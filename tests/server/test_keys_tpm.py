@@ -11,11 +11,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from attestation.attesters.software_tpm import SoftwareTpm
-from attestation.tpm_seal import TpmCounter, TpmSeal
+from attestation.tpm.seal import TpmCounter, TpmSeal
 from fedlearn.errors import StoreError
-from server.keys import KeyService
-from server.protectors import RecoveryKey, TpmPolicy
-from server.store import ModelStore
+from server.keys.key_protectors import RecoveryKey, TpmPolicy
+from server.keys.service import KeyService
+from server.store.models import ModelStore
 
 pytestmark = pytest.mark.swtpm
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from attestation.errors import PolicyError
-from attestation.launch import require_launch_identity
-from attestation.policy import AppraisalPolicy
-from attestation.result import Tier
+from attestation.policy.launch import require_launch_identity
+from attestation.policy.model import AppraisalPolicy
+from attestation.policy.result import Tier
 from attestation.verifiers import verify
 from fedlearn.errors import AdmissionDenied
 from tests.fakes.snp_guest import ACCEPT, BOOTED, LAUNCH, SOFTWARE, Guest

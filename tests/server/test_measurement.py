@@ -12,13 +12,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from edge.admission import verify_coordinator
+from edge.client.admission import verify_coordinator
 from fedlearn.errors import AdmissionDenied
+from server.admission.coordinator_evidence import CoordinatorProof
 from server.config import ServerConfig
-from server.home import Home, establish, protector_names
 from server.main import main
 from server.measurement import config_digest
-from server.proof import CoordinatorProof
+from server.state_directory import Home, establish, protector_names
 from tests.harness.deployment import COORDINATOR_APP, LAUNCH, WORKLOAD
 
 CONFIG = """\
@@ -127,8 +127,8 @@ def test_the_command_prints_what_a_policy_pins(
 def refusing(listeners: Any) -> Any:
     """Return what a client says of a coordinator that measured one digest under a policy."""
     from attestation.attesters.sample import SampleAttester
-    from edge.admission import ClientKeys, Membership
-    from edge.rpc import GateClient
+    from edge.client.admission import ClientKeys, Membership
+    from edge.protocol.rpc import GateClient
 
     def judge(measured: dict[str, bytes], pinned: bytes) -> None:
         policy = listeners.deployment.make_policy(

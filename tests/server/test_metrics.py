@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from fedlearn.errors import ConfigError
+from server.admission.registry import AdmissionRegister
 from server.metrics import AdmissionCounts, Gauge, exposition, serve_metrics
-from server.register import AdmissionRegister
 
 
 def _admission(thumbprint: bytes) -> Any:

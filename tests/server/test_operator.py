@@ -12,13 +12,13 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from attestation.policy import AppraisalPolicy
-from attestation.policysign import operator_key_digest, sign_policy
-from edge.identity import SiteIdentity
+from attestation.policy.model import AppraisalPolicy
+from attestation.policy.sign import operator_key_digest, sign_policy
+from edge.protocol.identity import SiteIdentity
 from fedlearn.cli import main
 from fedlearn.errors import AdmissionDenied, ConfigError, JobError, TransportError
-from fedlearn.join import JoinToken
-from fedlearn.login import OperatorLogin
+from fedlearn.identity.join import JoinToken
+from fedlearn.identity.login import OperatorLogin
 from fedlearn.wire.failure import Unreachable
 from fedlearn.wire.operator import OperatorClient
 from tests.harness.deployment import key_pem

@@ -16,8 +16,8 @@ from cryptography.x509.oid import NameOID
 from fedlearn.errors import ConfigError, FedlearnError, LedgerError, TransportError
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire.operator import OperatorClient
-from server.operators import ESTABLISHED, OperatorRegister
-from server.peers import PeerCertificate
+from server.identity.operators import ESTABLISHED, OperatorRegister
+from server.identity.peer_certificates import PeerCertificate
 from tests.harness.deployment import key_pem, new_key
 
 OPERATOR = pb.DESCRIPTOR.services_by_name["Operator"]
@@ -365,7 +365,7 @@ def test_an_entry_that_cannot_be_read_stops_the_start(listeners: Any, changes: A
 
 
 def test_there_is_a_bound(listeners: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.operators.MAX_OPERATORS", 2)
+    monkeypatch.setattr("server.identity.operators.MAX_OPERATORS", 2)
     deployment = listeners.deployment
     deployment.operator("alice")
     deployment.operator("bob")

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedlearn.errors import ConfigError, StoreError, TransportError
-from fedlearn.spiffe import ClientId, CoordinatorId, OperatorId, SiteId, parse
-from server.pki import CertificateAuthority, PeerCertificate, csr_key, spki, thumbprint
+from fedlearn.identity.spiffe import ClientId, CoordinatorId, OperatorId, SiteId, parse
+from server.identity.pki import CertificateAuthority, PeerCertificate, csr_key, spki, thumbprint
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
 DOMAIN = "test.example"

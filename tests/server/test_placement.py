@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestation.policy import AppraisalPolicy
+from attestation.policy.model import AppraisalPolicy
 from fedlearn.errors import ConfigError, JobError
-from fedlearn.job import JobSpec, Resources
-from server.placement import Candidate, Choice, choose, obstacles
+from fedlearn.job.spec import JobSpec, Resources
+from server.jobs.placement import Candidate, Choice, choose, obstacles
 
 POLICY = b"""
 version = 1

@@ -18,10 +18,10 @@ from attestation.errors import (
     PolicyError,
     SignatureError,
 )
-from attestation.policy import AppraisalPolicy
-from attestation.policysign import operator_key_digest, sign_policy
+from attestation.policy.model import AppraisalPolicy
+from attestation.policy.sign import operator_key_digest, sign_policy
 from server.coordinator import Coordinator
-from server.policies import PolicyDesk
+from server.jobs.policy_registry import PolicyDesk
 from tests.harness.restarting_coordinator import restarting_coordinator, tiny_bundle
 
 KEY = ed25519.Ed25519PrivateKey.generate()

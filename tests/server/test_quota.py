@@ -14,7 +14,8 @@ import grpc
 import pytest
 
 from fedlearn.errors import AdmissionDenied, EnrollmentRefused, Throttled
-from fedlearn.events import (
+from fedlearn.identity.join import JoinToken
+from fedlearn.job.events import (
     ClientLost,
     JobFinished,
     Log,
@@ -22,19 +23,18 @@ from fedlearn.events import (
     RoundStarted,
     UpdateReceived,
 )
-from fedlearn.join import JoinToken
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as rpc
 from fedlearn.wire.channel import open_channel
-from server import jobs as jobs_module
-from server.jobhistory import JobHistory
-from server.jobs import JobBook
+from server.admission.events import what_causes
+from server.admission.registry import AdmissionRegister
+from server.jobs import job_store as jobs_module
+from server.jobs.active_jobs import OpenJobs
+from server.jobs.history import JobHistory
+from server.jobs.job_channel import JobDesk
+from server.jobs.job_store import JobBook
 from server.ledger import Ledger
-from server.openjobs import OpenJobs
 from server.quota import Quota
-from server.register import AdmissionRegister
-from server.running import JobDesk
-from server.voice import what_causes
 from tests.harness.deployment import key_pem, new_csr, new_key
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from fedlearn.errors import JobError
-from server.flower import receipts
-from server.flower.plan import Reply
-from server.flower.receipts import Receipts, ledger_digest
+from server.flower.exchange import receipts
+from server.flower.exchange.receipts import Receipts, ledger_digest
+from server.flower.job_plan import Reply
 
 DIGEST = hashlib.sha256(b"update").hexdigest()
 

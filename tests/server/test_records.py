@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlearn.errors import FedlearnError, JobError, PrivacyError, TransportError, UpdateRejected
-from fedlearn.process_channel import ProcessChannel
-from server.flower.appgrid import messages_fields
-from server.flower.failures import failure_of, raised
-from server.flower.peer import Peer
-from server.flower.records import content, packed_content
-from server.flower.remote import messages_of
+from fedlearn.sandbox.process_channel import ProcessChannel
+from server.flower.aggregation.remote import messages_of
+from server.flower.application.app_grid import messages_fields
+from server.flower.ipc.failures import failure_of, raised
+from server.flower.ipc.peer import Peer
+from server.flower.ipc.records import content, packed_content
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as rpc
 from fedlearn.wire.channel import open_channel
 from fedlearn.wire.failure import failure_of
-from server.pki import CertificateAuthority
+from server.identity.pki import CertificateAuthority
 from tests.harness.deployment import key_pem, new_csr, new_key
 from tests.harness.listeners import DeploymentListeners
 

@@ -12,13 +12,19 @@ from typing import Any
 import grpc
 import pytest
 
-from edge.admission import ClientKeys, Membership, control_of, renew_admission, seek_admission
-from edge.rpc import GateClient
-from fedlearn.voucher import sign_voucher
+from edge.client.admission import (
+    ClientKeys,
+    Membership,
+    control_of,
+    renew_admission,
+    seek_admission,
+)
+from edge.protocol.rpc import GateClient
+from fedlearn.identity.voucher import sign_voucher
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as rpc
 from fedlearn.wire.channel import open_channel
-from server.connections import Caps, Connections, network_of
+from server.rpc.connections import Caps, Connections, network_of
 from tests.harness.deployment import key_pem, new_csr
 from tests.harness.forwarder import Forwarder
 from tests.harness.listeners import DeploymentListeners

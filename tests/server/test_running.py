@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from attestation.result import AttestationResult, Tier
+from attestation.policy.result import AttestationResult, Tier
 from fedlearn.errors import AdmissionDenied, JobError, PrivacyError
-from fedlearn.events import Event
+from fedlearn.job.events import Event
 from fedlearn.privacy import PrivacySpec
 from fedlearn.privacy.accountant import rounds_within
-from server.flower.appfiles import as_files
-from server.flower.plan import Checkpoint
-from server.keys import KeyService
+from server.admission.registry import Admission, AdmissionRegister
+from server.flower.application.app_files import as_files
+from server.flower.job_plan import Checkpoint
+from server.jobs.job_channel import JobDesk
+from server.keys.key_protectors import RecoveryKey
+from server.keys.service import KeyService
 from server.ledger import Ledger
-from server.protectors import RecoveryKey
-from server.register import Admission, AdmissionRegister
-from server.rollback import written_versions
-from server.running import JobDesk
-from server.store import ModelStore
+from server.store.models import ModelStore
+from server.store.rollback import written_versions
 from tests.harness.deployment import new_key
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)

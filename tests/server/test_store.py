@@ -18,24 +18,26 @@ import safetensors.numpy
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-import server.store
-from attestation.errors import UnsealError
-from attestation.sealing import (
+import server.store.models
+from attestation.durable import (
     DurableFile,
+)
+from attestation.errors import UnsealError
+from fedlearn.errors import StoreError, UpdateRejected
+from fedlearn.sealing import (
     FileSigner,
     PrivateKey,
     open_sealed,
     read_header,
     signer_digest,
 )
-from fedlearn import sealed
-from fedlearn.errors import StoreError, UpdateRejected
-from fedlearn.update import Update
-from server.keys import KeyService
+from fedlearn.update import sealed
+from fedlearn.update.arrays import Update
+from server.keys.key_protectors import RecoveryKey
+from server.keys.service import KeyService
 from server.ledger import Ledger
-from server.protectors import RecoveryKey
-from server.rollback import check_not_older
-from server.store import ModelStore
+from server.store.models import ModelStore
+from server.store.rollback import check_not_older
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 SIGNER = FileSigner(ec.generate_private_key(ec.SECP256R1()))
@@ -509,7 +511,7 @@ def test_a_rotation_that_fails_loses_nothing(
 ) -> None:
     for number in (1, 2):
         store.write("demo", arrays(number), round=number)
-    written = server.store.SealedWriter
+    written = server.store.models.SealedWriter
 
     def full(path: Path, **rest: Any) -> Any:
         if path.name.startswith("demo.2"):
@@ -517,7 +519,7 @@ def test_a_rotation_that_fails_loses_nothing(
         return written(path, **rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(server.store, "SealedWriter", full)
+        patch.setattr(server.store.models, "SealedWriter", full)
         with pytest.raises(StoreError, match="version 2: no space left"):
             store.rotate("demo")
     assert same(store.load("demo", 1), arrays(1))

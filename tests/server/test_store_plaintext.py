@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from fedlearn.update import encode
-from server.keys import KeyService
-from server.protectors import Passphrase, RecoveryKey
-from server.store import ModelStore
+from fedlearn.update.arrays import encode
+from server.keys.key_protectors import Passphrase, RecoveryKey
+from server.keys.service import KeyService
+from server.store.models import ModelStore
 
 WORDS = "correct horse battery staple"
 MARKER = bytes.fromhex("5ea1ed3e5ea1ed3f5ea1ed405ea1ed41")
@@ -32,9 +32,9 @@ _WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from server.keys import KeyService
-from server.protectors import Passphrase
-from server.store import ModelStore
+from server.keys.service import KeyService
+from server.keys.key_protectors import Passphrase
+from server.store.models import ModelStore
 
 state, words, marker = Path(sys.argv[1]), sys.argv[2], bytes.fromhex(sys.argv[3])
 keys = KeyService.open(state / "keys", [Passphrase(words, 2**15)])

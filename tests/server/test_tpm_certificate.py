@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from attestation.attesters.software_tpm import SoftwareTpm
 from attestation.attesters.tpm import TpmAttester
 from attestation.attesters.tpm2_tools import Tpm2Tools
-from attestation.tpm_credential import TpmIdentity
+from attestation.tpm.credential import TpmIdentity
 from attestation.trust import TrustAnchors
-from server.site import SiteStatus
-from server.tpm_enrollment import TpmEnrollment
+from server.identity.site import SiteStatus
+from server.identity.tpm_enrollment import TpmEnrollment
 
 pytestmark = pytest.mark.swtpm
 

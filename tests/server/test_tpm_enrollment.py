@@ -14,11 +14,11 @@ from attestation.attesters.software_tpm import SoftwareTpm
 from attestation.attesters.tpm import TpmAttester
 from attestation.binding import ReportData
 from attestation.errors import AttesterError, EndorsementError, EvidenceError
-from attestation.tpm_credential import TpmIdentity
+from attestation.tpm.credential import TpmIdentity
 from attestation.trust import TrustAnchors
-from edge.identity import SiteIdentity
-from edge.ownership import prove_tpm
-from edge.rpc import ControlClient, GateClient, TpmChallenge, enroll
+from edge.agent.tpm_activation import prove_tpm
+from edge.protocol.identity import SiteIdentity
+from edge.protocol.rpc import ControlClient, GateClient, TpmChallenge, enroll
 from fedlearn.errors import (
     AdmissionDenied,
     ConfigError,
@@ -26,10 +26,10 @@ from fedlearn.errors import (
     NonceRefused,
     TransportError,
 )
-from fedlearn.join import JoinToken
-from server.enrollment import SiteRegister
-from server.site import SiteStatus
-from server.tpm_enrollment import TpmEnrollment
+from fedlearn.identity.join import JoinToken
+from server.identity.enrollment import SiteRegister
+from server.identity.site import SiteStatus
+from server.identity.tpm_enrollment import TpmEnrollment
 from tests.harness.deployment import BUNDLE, JOB, key_pem, new_csr, new_key
 
 pytestmark = pytest.mark.swtpm
@@ -292,7 +292,7 @@ def test_a_removed_site_proves_nothing(listeners: Any, tpms: Any, identities: An
 
 
 def replace_proven(identity: TpmIdentity) -> Any:
-    from attestation.tpm_credential import ProvenKey
+    from attestation.tpm.credential import ProvenKey
 
     return ProvenKey(ak=identity.ak_digest, ek=identity.ek_digest, endorsement="certificate")
 
@@ -335,7 +335,7 @@ def measured(deployment: Any, tpms: Any) -> Any:
 
 
 def make_job(deployment: Any, nodes: str = "", trust: TrustAnchors | None = None) -> Any:
-    from attestation.policy import AppraisalPolicy
+    from attestation.policy.model import AppraisalPolicy
 
     text = f"""
 version = 1
@@ -386,7 +386,7 @@ def test_evidence_counts_once_its_key_is_proven(
 def test_the_policy_says_which_events_are_known(
     deployment: Any, enrollment: TpmEnrollment, measured: Any, identities: Any
 ) -> None:
-    from attestation.eventlog import EventLog
+    from attestation.logs.eventlog import EventLog
 
     genuine = measured[0]
 
@@ -460,7 +460,7 @@ def test_the_operator_is_shown_the_tpm(
     listeners: Any, identities: Any, tmp_path: Path, capsys: Any
 ) -> None:
     from fedlearn.cli import main
-    from fedlearn.login import OperatorLogin
+    from fedlearn.identity.login import OperatorLogin
 
     chain, key = listeners.deployment.operator()
     OperatorLogin(

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from fedlearn.errors import DiskError, JobError
-from fedlearn.events import Event
-from server import watch as watched
-from server.flower.plan import Outcome
+from fedlearn.job.events import Event
+from server.flower.job_plan import Outcome
 from server.health import Health
-from server.watch import JobWatch, longest, longest_pause
+from server.jobs import watch as watched
+from server.jobs.watch import JobWatch, longest, longest_pause
 
 FINISHED = Outcome(status="finished", rounds=3)
 CRASHED = Outcome(status="failed", code="crashed", message="signal 9")

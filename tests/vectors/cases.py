@@ -10,7 +10,7 @@ from pathlib import Path
 from attestation.attesters.sample import SampleAttester
 from attestation.binding import Binding, Role
 from attestation.evidence import Evidence, Tee
-from attestation.policy import AppraisalPolicy, ReferenceValue, TdxRules
+from attestation.policy.model import AppraisalPolicy, ReferenceValue, TdxRules
 from attestation.trust import TrustAnchors, key_digest
 from tests.fakes.synthetic_tpm import SyntheticTpm
 from tests.vectors import azure, keys

@@ -13,8 +13,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from attestation.eventlog import EventLog
-from attestation.runtime_events import Measurement, record
+from attestation.logs.eventlog import EventLog
+from attestation.logs.runtime_events import Measurement, record
 from tests.vectors import keys
 
 FMSPC = bytes.fromhex("f0f1f2000000")

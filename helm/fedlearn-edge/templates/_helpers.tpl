@@ -17,7 +17,7 @@ fedlearn.io/site: {{ .Values.site.name }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
-{{/* What the agent writes on clients (edge/labels.py). */}}
+{{/* What the agent writes on clients (edge/kube/labels.py). */}}
 {{- define "fedlearn.clients" -}}
 app.kubernetes.io/managed-by: fedlearn-edge
 app.kubernetes.io/component: client

@@ -1,0 +1,1 @@
+"""TOML that is read strictly, with line numbers in every message."""

@@ -1,0 +1,1 @@
+"""Evidence in files, in the formats of other tools."""

@@ -1,0 +1,1 @@
+"""What vendors publish about their hardware: certificates, revocation, TCB, reference values."""

@@ -1,0 +1,1 @@
+"""Appraisal policies: parsed, signed, applied to verified claims, and their results."""

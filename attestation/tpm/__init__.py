@@ -1,0 +1,1 @@
+"""TPM 2.0: endorsement keys, credential activation, and sealing to a TPM."""

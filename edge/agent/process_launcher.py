@@ -1,0 +1,283 @@
+"""Clients as processes of this machine: for one machine, for tests, and for the demo.
+
+The process is the same code that runs in a confidential container (:mod:`edge.client.runner`). What
+is missing is the wall around it: whoever runs this machine can read its memory.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from edge.protocol.bootstrap import Bootstrap
+from edge.protocol.process_channel import Gone, receive, send
+from edge.protocol.workload import Phase, Report, Workload
+from fedlearn.errors import FedlearnError, LaunchError
+
+__all__ = ["ChargeFor", "LocalLauncher", "Prepare", "SeedFor", "VouchFor"]
+
+_KEPT: Final = (
+    "FEDLEARN_LOG",
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_L2_SIZE",
+    "OPENBLAS_NUM_THREADS",
+    "PATH",
+    "PYTHONPATH",
+    "TZ",
+    "VIRTUAL_ENV",
+)
+
+Prepare = Callable[[Workload], Bootstrap]
+"""Says what a client is told."""
+
+VouchFor = Callable[[Workload, bytes, bytes], bytes]
+"""``vouch_for(workload, nonce, tls_key)``: the site's signature for its client."""
+
+SeedFor = Callable[[Workload, bytes], bytes]
+"""``seed_for(workload, request)``: the seed of a client's commitment, sealed to it."""
+
+ChargeFor = Callable[[Workload, str], None]
+"""``charge_for(workload, question)``: charge an update to the budget of the site's data."""
+
+
+@dataclass(slots=True)
+class _Running:
+    workload: Workload
+    process: subprocess.Popen[bytes]
+    line: socket.socket
+    sending: threading.Lock
+    said: Phase = Phase.STARTING
+    reason: str = ""
+    stopped: str = ""
+
+
+class LocalLauncher:
+    """A :class:`edge.protocol.workload.Launcher` that starts processes.
+
+    ``directory``  private; holds a folder for each client while it runs, and the logs
+    ``stop_s``     seconds that a client has to stop before it is killed
+    """
+
+    kind: Final = "process"
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        prepare: Prepare,
+        vouch_for: VouchFor,
+        seed_for: SeedFor,
+        charge_for: ChargeFor,
+        report: Report,
+        stop_s: float = 10.0,
+    ) -> None:
+        self._directory = directory
+        self._prepare = prepare
+        self._vouch_for = vouch_for
+        self._seed_for = seed_for
+        self._charge_for = charge_for
+        self._report = report
+        self._stop_s = stop_s
+        self._lock = threading.Lock()
+        self._running: dict[str, _Running] = {}
+        shutil.rmtree(directory / "work", ignore_errors=True)
+        for name in ("work", "logs"):
+            (directory / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def launch(self, workload: Workload) -> None:
+        """Start the process; it says itself how it fares."""
+        identity = workload.assignment.id
+        bootstrap = self._prepare(workload)
+        with self._lock:
+            if identity in self._running:
+                return
+            started = threading.Event()
+            failure: list[LaunchError] = []
+            thread = threading.Thread(
+                target=self._live,
+                args=(workload, bootstrap, started, failure),
+                name=f"client {workload.assignment.job}",
+                daemon=True,
+            )
+            # The kernel ends a client with the thread that started it; this one stays.
+            thread.start()
+            started.wait()
+            if failure:
+                raise failure[0]
+
+    def stop(self, assignment: str, reason: str) -> None:
+        """Ask the process to stop, and kill it when it does not."""
+        with self._lock:
+            running = self._running.get(assignment)
+        if running is None:
+            return
+        running.stopped = reason or "asked to stop"
+        threading.Thread(target=self._end, args=(running,), daemon=True).start()
+
+    def running(self) -> tuple[str, ...]:
+        """Return the assignments that have a process."""
+        with self._lock:
+            return tuple(sorted(self._running))
+
+    def capabilities(self) -> Mapping[str, Any]:
+        """Return cores and memory of this machine."""
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+        cpu, memory_mib = os.cpu_count() or 1, pages * size // (1024 * 1024)
+        return {
+            "launcher": self.kind,
+            "cpu": cpu,
+            "memory_mib": memory_mib,
+            "total_cpu": cpu,
+            "total_memory_mib": memory_mib,
+        }
+
+    def close(self) -> None:
+        """End every process."""
+        with self._lock:
+            running = list(self._running.values())
+        for each in running:
+            each.stopped = each.stopped or "the agent stopped"
+            self._end(each)
+
+    # --- one process ------------------------------------------------------------------
+
+    def _live(
+        self,
+        workload: Workload,
+        bootstrap: Bootstrap,
+        started: threading.Event,
+        failure: list[LaunchError],
+    ) -> None:
+        identity = workload.assignment.id
+        try:
+            running = self._spawn(workload)
+            self._running[identity] = running
+        except OSError as error:
+            failure.append(LaunchError(f"the client's process could not be started: {error}"))
+            return
+        finally:
+            started.set()
+        try:
+            send(running.line, bootstrap.encode())
+            self._report(identity, Phase.STARTING, "the process runs")
+            self._converse(running)
+        except Gone:
+            pass
+        finally:
+            self._bury(identity, running)
+
+    def _spawn(self, workload: Workload) -> _Running:
+        identity = workload.assignment.id
+        home = self._directory / "work" / identity
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir(mode=0o700)
+        ours, theirs = socket.socketpair()
+        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        environment |= {
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_HOME": str(home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "HOME": str(home),
+            "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "1"),
+            "PYTHONHASHSEED": "0",
+            "TMPDIR": str(home),
+        }
+        log_path = self._directory / "logs" / f"{workload.assignment.job}.log"
+        with theirs, log_path.open("ab") as log:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-P", "-m", "edge.client.process_main"),
+                    *(str(theirs.fileno()), str(home / "app")),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=home,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        return _Running(workload=workload, process=process, line=ours, sending=threading.Lock())
+
+    def _converse(self, running: _Running) -> None:
+        """Hear the client until it is gone."""
+        identity = running.workload.assignment.id
+        while True:
+            try:
+                message = json.loads(receive(running.line))
+            except ValueError:
+                raise Gone("the client does not make sense") from None
+            if message.keys() & {"vouch", "seed", "charge"}:
+                answer = self._answer(running.workload, message)
+                with running.sending:
+                    send(running.line, answer)
+                continue
+            phase, reason = Phase(message["phase"]), str(message["reason"])
+            running.said, running.reason = phase, reason
+            if not phase.final:
+                self._report(identity, phase, reason)
+
+    def _answer(self, workload: Workload, message: Mapping[str, Any]) -> dict[str, str]:
+        try:
+            if "seed" in message:
+                answer = self._seed_for(workload, base64.b64decode(message["seed"], validate=True))
+            elif "charge" in message:
+                self._charge_for(workload, str(message["charge"]))
+                answer = b""
+            else:
+                question = message["vouch"]
+                nonce = bytes.fromhex(question["nonce"])
+                tls_key = base64.b64decode(question["tls_key"], validate=True)
+                answer = self._vouch_for(workload, nonce, tls_key)
+        except (KeyError, TypeError, ValueError, FedlearnError) as error:
+            return {"answer": "", "why": str(error)}
+        return {"answer": base64.b64encode(answer).decode()}
+
+    def _end(self, running: _Running) -> None:
+        try:
+            with running.sending:
+                send(running.line, {"stop": running.stopped})
+            running.process.wait(self._stop_s)
+        except (Gone, subprocess.TimeoutExpired):
+            _kill(running.process)
+
+    def _bury(self, identity: str, running: _Running) -> None:
+        running.line.close()
+        try:
+            status = running.process.wait(self._stop_s)
+        except subprocess.TimeoutExpired:
+            _kill(running.process)
+            status = running.process.wait()
+        with self._lock:
+            self._running.pop(identity, None)
+        shutil.rmtree(self._directory / "work" / identity, ignore_errors=True)
+        phase, reason = running.said, running.reason
+        if running.stopped and phase is not Phase.SUCCEEDED:
+            phase, reason = Phase.STOPPED, running.stopped
+        elif not phase.final:
+            how = f"signal {-status}" if status < 0 else f"status {status}"
+            phase, reason = Phase.FAILED, f"the client's process ended with {how}"
+        self._report(identity, phase, reason)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,124 @@
+"""The process of a ClientApp: ``python -m edge.client.flower.app_main FD``. User code runs in it.
+
+Started by :mod:`edge.client.flower.app_process` in a sandbox, with one end of a
+:class:`~fedlearn.sandbox.process_channel.ProcessChannel`. It has no key, no connection and no file
+of the client: it gets messages and gives answers. The client trusts nothing that it says.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, Final
+
+from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedlearn.app import install as bundle
+from fedlearn.app.flower import CALL, Packer, flatten, inflate, unpack
+from fedlearn.app.message import Head
+from fedlearn.errors import FedlearnError, JobError
+from fedlearn.job.seeds import seed_generators
+from fedlearn.sandbox.process_channel import ProcessChannel
+
+__all__ = ["main"]
+
+_LIMIT: Final = 1 << 40
+_MAX_FAILURE: Final = 4000
+
+
+class _App:
+    """The app of the bundle, and what it keeps."""
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        bundle.check_packages()
+        installed = bundle.Installed(
+            folder=Path(told["folder"]),
+            name=told["name"],
+            serverapp="",
+            clientapp=told["clientapp"],
+            config={},
+        )
+        seed_generators(bytes.fromhex(told["seed"]))
+        app = installed.load("clientapp")
+        if not isinstance(app, ClientApp):
+            raise JobError(f"{installed.clientapp} is a {type(app).__name__}, not a ClientApp")
+        self._app: Any = app
+        self._context = Context(
+            run_id=0,
+            node_id=0,
+            node_config=told["node_config"],
+            state=RecordDict(),
+            run_config=told["run_config"],
+        )
+
+    def call(self, told: dict[str, Any], blobs: list[memoryview]) -> list[bytes]:
+        """Call the app with one message; return its answer in frames."""
+        context, split = self._context, told["split"]
+        if not told["keep"]:
+            context.state = _message(blobs[split:]).content if blobs[split:] else RecordDict()
+        context.run_id, context.node_id = told["run"], told["node"]
+        TaskIdentity.run_id, TaskIdentity.node_id = told["run"], told["node"]
+        TaskIdentity.task_id = 1
+        message = _message(blobs[:split])
+        message.content.pop(CALL, None)
+        seed_generators(bytes.fromhex(told["seed"]))
+        reply: Message = self._app(message, context)
+        if reply.has_error():
+            raise JobError(f"the app answered with an error: {reply.error.reason}")
+        return _frames(reply.content)
+
+    def state(self) -> list[bytes]:
+        """Return what the app keeps, in frames; none when it keeps nothing."""
+        return _frames(self._context.state) if len(self._context.state) else []
+
+
+def _message(frames: list[memoryview]) -> Message:
+    head = bytes(frames[0])
+    message = inflate(head, dict(zip(Head.from_bytes(head).parts, frames[1:], strict=True)))
+    message.content = unpack(message.content, max_bytes=_LIMIT)
+    return message
+
+
+def _frames(content: RecordDict) -> list[bytes]:
+    """Return a message with these records; its metadata mean nothing."""
+    message = Message(Packer().content(content), dst_node_id=0, message_type=MessageType.QUERY)
+    return flatten([message]).frames(0)
+
+
+def main(arguments: list[str]) -> int:
+    """Answer the client until it is gone."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=os.environ.get("FEDLEARN_LOG", "WARNING").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    channel = ProcessChannel(socket.socket(fileno=int(arguments[0])), limit=_LIMIT)
+    app: _App | None = None
+    while (asked := channel.receive()) is not None:
+        told, blobs = asked
+        message: list[bytes] = []
+        failure = None
+        try:
+            if app is None:
+                app = _App(told)
+            else:
+                message = app.call(told, blobs)
+        except FedlearnError as error:
+            failure = str(error)[:_MAX_FAILURE]
+        except Exception as error:  # noqa: BLE001  user code may raise anything; told, not lost
+            traceback.print_exc()
+            failure = f"{type(error).__name__}: {error}"[:_MAX_FAILURE]
+        state = [] if app is None else app.state()
+        answer = {"number": told["number"], "failure": failure, "split": len(message)}
+        channel.send(answer, [*message, *state])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,262 @@
+"""The process of the app, as the client sees it: started in a sandbox, asked, ended.
+
+User code runs in :mod:`edge.client.flower.app_main` and nowhere else. What comes from there is a
+text, a list and byte strings; the client decides what they mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, ClassVar, Final
+
+from flwr.app import RecordDict
+
+from edge.client.flower.app_state import State
+from fedlearn.app.flower import inflate
+from fedlearn.app.message import Head
+from fedlearn.errors import FedlearnError, TransportError
+from fedlearn.sandbox import (
+    Protection,
+    Sandbox,
+    SandboxedProcess,
+    SandboxError,
+    free_user,
+    spawn,
+    thread_environment,
+)
+from fedlearn.sandbox.process_channel import Blob, ChannelClosed, ChannelTimeout, ProcessChannel
+
+__all__ = ["Answer", "AppFailed", "AppLimits", "AppProcess"]
+
+_LOG = logging.getLogger(__name__)
+_MAX_ANSWER_HEADER: Final = 4 * 1024 * 1024
+_MAX_LINE: Final = 4096
+_MAX_LOG_BYTES: Final = 64 * 1024 * 1024
+_END_SECONDS: Final = 5.0
+_GPU_DEVICES: Final = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri/*", "/dev/kfd")
+_GPU_FILES: Final = ("/sys/bus/pci", "/sys/class/drm", "/sys/devices", "/sys/module/nvidia")
+_KEPT: Final = (
+    "CUDA_VISIBLE_DEVICES",
+    "FEDLEARN_LOG",
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_L2_SIZE",
+    "PATH",
+    "PYTHONPATH",
+    "TZ",
+    "VIRTUAL_ENV",
+)
+
+
+class AppFailed(FedlearnError):
+    """The app raised an exception, or its process ended, hung or answered nonsense."""
+
+    code: ClassVar[str] = "app"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppLimits:
+    """What the process of the app may use.
+
+    ``seconds``     for loading the app, and for each call
+    ``message``     the most bytes of one answer, and of the state that comes with it
+    ``cpu``         cores, which decide how many threads numerical libraries start
+    ``gpu``         whether the devices of GPUs are open to it
+    ``required``    protections without which it is not started
+    """
+
+    seconds: float = 600.0
+    message: int = 4 * 1024**3
+    cpu: float = 1.0
+    memory_bytes: int = 4 * 1024**3
+    disk_bytes: int = 16 * 1024**3
+    gpu: bool = False
+    required: frozenset[Protection] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the app's process answered: the records of a reply, or why there are none.
+
+    Arrays are packed as they came, and nobody has looked into them yet.
+    """
+
+    failure: str | None
+    content: RecordDict
+    state: State
+
+
+class AppProcess:
+    """One process of the app. Asked by one thread; :meth:`close` may be called by any.
+
+    :param folder: of the unpacked app, which it may read.
+    :param own: a folder for it alone, which it may write to.
+    :param data: the site's data, which it may read.
+    :raises AppFailed: when it cannot be started.
+    """
+
+    def __init__(self, *, folder: Path, own: Path, data: Path | None, limits: AppLimits) -> None:
+        self._limits = limits
+        self._number = 0
+        ours, theirs = socket.socketpair()
+        self._channel = ProcessChannel(
+            ours, limit=2 * limits.message, max_header=_MAX_ANSWER_HEADER
+        )
+        try:
+            with theirs:
+                self._process = self._spawn(theirs.fileno(), folder, own, data)
+        except (SandboxError, OSError) as error:
+            self._channel.close()
+            raise AppFailed(f"the app's process could not be started: {error}") from error
+        _LOG.info("the app's process runs in a sandbox; %s", self._process.report)
+        if self._process.stdout is not None:
+            threading.Thread(
+                target=_follow, args=(self._process.stdout,), name="app log", daemon=True
+            ).start()
+
+    def ask(
+        self, question: Mapping[str, Any], message: Sequence[Blob], state: State | None
+    ) -> Answer:
+        """Send one question and return what the process answers.
+
+        :param message: head and parts of a message of the coordinator; none to load the app.
+        :param state: what the app is to find; None leaves it what it has.
+
+        :raises AppFailed: when there is no answer, or none that makes sense; the process has
+            ended then.
+        """
+        self._number += 1
+        header = {
+            **question,
+            "number": self._number,
+            "keep": state is None,
+            "split": len(message),
+        }
+        blobs = [*message, *(state or ())]
+        try:
+            self._channel.send(header, blobs, timeout=self._limits.seconds)
+            received = self._channel.receive(timeout=self._limits.seconds)
+        except ChannelTimeout:
+            self.close()
+            raise AppFailed(f"the app gave no answer in {self._limits.seconds:g} s") from None
+        except ChannelClosed:
+            raise AppFailed(self._ended()) from None
+        except TransportError as error:
+            self.close()
+            raise AppFailed(f"the app's process sent an answer that is none: {error}") from None
+        if received is None:
+            raise AppFailed(self._ended())
+        try:
+            return self._answer(*received, empty=not message)
+        except (KeyError, TypeError, ValueError, IndexError, TransportError) as error:
+            self.close()
+            raise AppFailed(f"the app's process sent an answer that is none: {error}") from None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """End the process and all that it started."""
+        self._channel.close()
+        try:
+            self._process.kill()
+        except SandboxError as error:
+            _LOG.error("%s", error)
+
+    def _answer(self, header: dict[str, Any], blobs: list[memoryview], *, empty: bool) -> Answer:
+        number, failure, split = header["number"], header["failure"], header["split"]
+        if number != self._number or type(split) is not int or not 0 <= split <= len(blobs):
+            raise ValueError("of another question, or of the wrong size")
+        if failure is not None and not isinstance(failure, str):
+            raise TypeError("the failure is no text")
+        content = RecordDict()
+        if failure is None and not empty:
+            content = _content(blobs[:split])
+        return Answer(failure=failure, content=content, state=blobs[split:])
+
+    def _ended(self) -> str:
+        """End what is left and return how it ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
+        self.close()
+        code, why = self._process.returncode, self._process.why
+        if why:
+            return f"the app's process was ended: {why}"
+        how = f"signal {-code}" if code is not None and code < 0 else f"status {code}"
+        return f"the app's process ended with {how}"
+
+    def _spawn(self, channel: int, folder: Path, own: Path, data: Path | None) -> SandboxedProcess:
+        limits = self._limits
+        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        environment |= {
+            **thread_environment(limits.cpu),
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_HOME": str(own),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "HOME": str(own),
+            "LOGNAME": "app",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONHASHSEED": "0",
+            "PYTHONUNBUFFERED": "1",
+            "USER": "app",
+        }
+        readable = [folder, *([] if data is None else [data])]
+        devices: list[Path] = []
+        if limits.gpu:
+            devices = [Path(found) for each in _GPU_DEVICES for found in sorted(glob.glob(each))]  # noqa: PTH207
+            readable += [Path(each) for each in _GPU_FILES]
+        return spawn(
+            [sys.executable, "-P", "-m", "edge.client.flower.app_main", str(channel)],
+            sandbox=Sandbox(
+                writable=(own.resolve(),),
+                readable=tuple(path.resolve() for path in readable),
+                devices=tuple(path for path in devices if not path.is_dir()),
+                memory_bytes=limits.memory_bytes,
+                processes=512 + 64 * int(limits.cpu),
+                disk_bytes=limits.disk_bytes,
+                user=free_user(),
+                required=limits.required,
+            ),
+            env=environment,
+            pass_fds=[channel],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def _content(message: Sequence[memoryview]) -> RecordDict:
+    """Return the records of a message in frames; nothing else of it counts."""
+    head = bytes(message[0])
+    found = inflate(head, dict(zip(Head.from_bytes(head).parts, message[1:], strict=True)))
+    if found.has_error():
+        raise ValueError("an error in the place of a message")
+    return found.content
+
+
+def _follow(lines: IO[bytes]) -> None:
+    """Write what the app prints into the site's log, line by line, up to a bound."""
+    left = _MAX_LOG_BYTES
+    with lines:
+        while line := lines.readline(_MAX_LINE):
+            if left <= 0:
+                continue
+            left -= len(line)
+            text = line.decode(errors="replace").rstrip()
+            sys.stderr.write(f"app: {text}\n")
+            if left <= 0:
+                sys.stderr.write("app: it has printed too much; the rest is left out\n")
+            sys.stderr.flush()

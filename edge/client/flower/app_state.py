@@ -1,0 +1,77 @@
+"""What a ClientApp keeps between rounds, and how it goes back when a round is run again.
+
+Flower gives an app a ``Context`` whose ``state`` lives as long as the client. When the
+coordinator resumes a job, or repeats a round, the app must find the state that it had before
+that round, or the result would depend on the interruption. So the state before each call is
+kept, as the bytes that the app's process sent; the client never looks into them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fedlearn.errors import RoundError
+from fedlearn.sandbox.process_channel import Blob
+
+__all__ = ["EMPTY", "Call", "State", "StateHistory"]
+
+State = Sequence[Blob]
+"""A message that carries the records of a state, in frames; without any, there are none."""
+
+EMPTY: Final[State] = ()
+
+_ROUNDS: Final = 2
+"""Rounds that are remembered: the one that runs, and the one before its checkpoint."""
+
+_PHASES: Final = {"train": 0, "query": 1, "evaluate": 2}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Call:
+    """Which call of the app this is: the round, and the phase in it."""
+
+    round: int
+    phase: int
+
+    @classmethod
+    def of(cls, round_: int, message_type: str) -> Call:
+        """Return the call for a message of a type like ``train`` or ``query.name``."""
+        return cls(round_, _PHASES.get(message_type.split(".")[0], len(_PHASES)))
+
+
+class StateHistory:
+    """The states before the last calls, and the state before the first one."""
+
+    def __init__(self) -> None:
+        self._before: dict[Call, State] = {}
+        self._latest: Call | None = None
+
+    def before(self, call: Call, state: State) -> State:
+        """Return the state that the app must have for ``call``, given the one that it has.
+
+        :raises RoundError: when that state is too long ago, and there is one.
+        """
+        if call in self._before:
+            found = self._before[call]
+            for later in [each for each in self._before if each > call]:
+                del self._before[later]
+            self._latest = call
+            return found
+        if self._latest is not None and call < self._latest and state:
+            raise RoundError(
+                f"the client's state is that of round {self._latest.round}, not {call.round}",
+                hint="restart the client, or cancel the job",
+            )
+        self._before[call] = state
+        self._latest = call
+        self._trim()
+        return state
+
+    def _trim(self) -> None:
+        first = min(self._before)
+        rounds = sorted({call.round for call in self._before})
+        for call in list(self._before):
+            if call != first and call.round not in rounds[-_ROUNDS:]:
+                del self._before[call]

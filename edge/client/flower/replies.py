@@ -1,0 +1,241 @@
+"""What a client replies: the app is called in its own process, and the reply is made here.
+
+An app is called with a ``Message`` and a ``Context``, as ever; it does not notice that it runs in
+a sandbox (:mod:`edge.client.flower.app_process`). Around each call
+
+* the packed model becomes the ArrayRecord that the app expects, and the reply is packed;
+* the generators of ``random``, numpy and torch are seeded from the job's seed, the site and
+  the round, and the app finds the state that it had before that round;
+* the reply is made from what the app's process answered, and the job's privacy is applied;
+* an exception of the app, or the end of its process, becomes an error reply; the process is
+  started again when it is needed.
+
+Under ``[privacy]`` nothing leaves in which the app can say something: no text, no name, and of
+the metrics only the weight, which is 1. Why there is no answer stands in the site's log.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+
+from edge.client.flower.app_process import AppFailed, AppLimits, AppProcess
+from edge.client.flower.app_state import EMPTY, Call, State, StateHistory
+from edge.client.flower.fleet import Work
+from fedlearn.app import install as bundle
+from fedlearn.app.flower import CALL, Flat, Packer, arrays_of, flatten, inflate, record_of, unpack
+from fedlearn.app.message import CLIENT_APP_RAISED_EXCEPTION
+from fedlearn.errors import FedlearnError, JobError, UpdateRejected
+from fedlearn.job.seeds import derive
+from fedlearn.privacy import ClientPrivacy, PrivacySpec
+
+__all__ = ["WITHHELD", "ClientPlan", "Replies"]
+
+_LOG = logging.getLogger(__name__)
+_MAX_REASON: Final = 500
+_METRICS: Final = "metrics"
+_STATES: Final = 4
+"""One state of an app has at most this part of its memory; a few of them are kept."""
+
+WITHHELD: Final = "the app gave no answer; under [privacy] the reason stays in the site's log"
+"""All that a client says of any failure of the app when the job has ``[privacy]``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientPlan:
+    """All that a client must know of its job.
+
+    ``node_config`` is what this site tells the app (where its data is, say). ``data`` is where
+    the app may read the site's data. ``patience`` is for how many seconds the coordinator may
+    be unreachable.
+    """
+
+    job: str
+    site: str
+    seed: int
+    bundle: bytes = field(repr=False)
+    node_config: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    run_config: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    privacy: PrivacySpec | None = None
+    weighted_by: str = "num-examples"
+    max_message_bytes: int = 4 * 1024**3
+    patience: float = 600.0
+    data: Path | None = None
+    limits: AppLimits = field(default_factory=AppLimits)
+
+
+class Replies:
+    """The app of one job at one site. For one thread; :meth:`close` may be called by any.
+
+    ``node`` and ``run`` are the numbers under which the coordinator knows client and job.
+
+    :param directory: a private folder for the app; it must not exist.
+    :param charge: see :class:`edge.client.flower.warm_client.WarmClient`.
+    """
+
+    def __init__(
+        self, plan: ClientPlan, *, directory: Path, charge: Callable[[str], object]
+    ) -> None:
+        self.node = self.run = 0
+        self._plan = plan
+        self._directory = directory
+        self._privacy = None if plan.privacy is None else ClientPrivacy.from_spec(plan.privacy)
+        self._charge = charge
+        self._history = StateHistory()
+        self._installed: bundle.Installed | None = None
+        self._process: AppProcess | None = None
+        self._state: State = EMPTY
+        self._in_process: State | None = None
+
+    def load(self) -> None:
+        """Unpack and check the app and load it, once.
+
+        :raises JobError: when the bundle is not one that may run here, or has no ClientApp.
+        :raises AppFailed: when the app cannot be imported, with the reason.
+        """
+        if self._installed is not None:
+            return
+        bundle.check_packages()
+        self._directory.mkdir(mode=0o700, parents=True)
+        self._installed = bundle.unpack(self._plan.bundle, self._directory / "code")
+        # For the user of the app's process; the folder above lets nobody else in.
+        for path in (self._installed.folder, *self._installed.folder.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        (self._directory / "own").mkdir(mode=0o700)
+        try:
+            self._started()
+        except FedlearnError as error:
+            if self._privacy is None:
+                raise
+            _LOG.warning("the app was not loaded: %s", error)
+            raise AppFailed(WITHHELD) from None
+
+    def reply(self, work: Work) -> Flat:
+        """Return the reply to a message, taken apart; of whatever fails, one that says so."""
+        message = inflate(work.head, work.objects)
+        try:
+            content = self._content(work, message)
+            return flatten([Message(content, reply_to=message)])
+        except FedlearnError as error:
+            _LOG.warning("the reply was not sent: %s", error)
+            reason = str(error)
+        except Exception as error:  # noqa: BLE001  content of user code that Flower does not take
+            _LOG.exception("the reply cannot be sent")
+            reason = WITHHELD if self._privacy else f"{type(error).__name__}: {error}"
+        return flatten([_failure(message, reason)])
+
+    def _content(self, work: Work, message: Message) -> RecordDict:
+        told = message.content.pop(CALL, ConfigRecord())
+        kind = message.metadata.message_type
+        call = Call.of(int(told.get("round", 0)), kind)
+        self._state = self._history.before(call, self._state)
+        privacy = self._privacy
+        if privacy is None:
+            return self._called(work, call, kind)
+        limit = self._plan.max_message_bytes
+        try:
+            answer = unpack(self._called(work, call, kind), max_bytes=limit)
+            asked = unpack(message.content, max_bytes=limit)
+            outgoing = self._private(privacy, answer, asked, kind)
+        except Exception as error:  # noqa: BLE001  the app can choose each error that this has
+            _LOG.warning("the app's answer does not leave: %s: %s", type(error).__name__, error)
+            raise JobError(WITHHELD) from None
+        if outgoing.array_records:
+            self._charge(message.metadata.message_id)
+        return Packer().content(outgoing)
+
+    def _called(self, work: Work, call: Call, kind: str) -> RecordDict:
+        """Have the app's process answer; return its records as they are."""
+        seed = derive(self._plan.seed, "client", self._plan.site, call.round, kind)
+        question = {"seed": seed.hex(), "node": self.node, "run": self.run}
+        process = self._started()
+        state = None if self._state is self._in_process else self._state
+        answer = process.ask(question, [work.head, *work.objects.values()], state)
+        self._keep(answer.state)
+        if answer.failure is not None:
+            raise AppFailed(answer.failure)
+        return answer.content
+
+    def _keep(self, state: State) -> None:
+        """Take the state that the app has now; what did not change is kept once."""
+        size, most = sum(map(len, state)), self._plan.limits.memory_bytes // _STATES
+        if size > most:
+            self._in_process = None
+            raise AppFailed(
+                f"the app keeps {size} bytes in its state; at most {most} are kept",
+                hint="keep less in Context.state, or ask for more resources.memory_mib",
+            )
+        # The head has an id of its own each time and says nothing of the state.
+        if list(self._state[1:]) != list(state[1:]):
+            self._state = state
+        self._in_process = self._state
+
+    def _started(self) -> AppProcess:
+        """Return the process of the app, with the app loaded; a new one when there is none."""
+        plan, installed = self._plan, self._installed
+        if installed is None:
+            raise JobError("the app is not loaded")
+        if self._process is not None and self._process.alive:
+            return self._process
+        self._in_process = EMPTY  # a new process
+        process = self._process = AppProcess(
+            folder=installed.folder,
+            own=self._directory / "own",
+            data=plan.data,
+            limits=plan.limits,
+        )
+        question = {
+            "folder": str(installed.folder),
+            "name": installed.name,
+            "clientapp": installed.clientapp,
+            "seed": derive(plan.seed, "client", plan.site, 0).hex(),
+            "node_config": dict(plan.node_config),
+            "run_config": installed.run_config(plan.run_config),
+        }
+        answer = process.ask(question, (), None)
+        if answer.failure is not None:
+            process.close()
+            raise AppFailed(f"the app cannot be loaded: {answer.failure}")
+        return process
+
+    def _private(
+        self, privacy: ClientPrivacy, content: RecordDict, asked: RecordDict, kind: str
+    ) -> RecordDict:
+        """Make the reply that may leave under privacy; each name in it is ours."""
+        found = RecordDict()
+        updates, metrics = list(content.array_records.values()), content.metric_records
+        name, reference = next(iter(asked.array_records.items()), ("", None))
+        if updates:
+            if reference is None or kind.split(".")[0] != MessageType.TRAIN:
+                raise UpdateRejected("under privacy, arrays leave in the answer to training only")
+            if len(updates) > 1:
+                raise UpdateRejected("under privacy, an update is one ArrayRecord")
+            found[name] = record_of(privacy.outgoing(arrays_of(updates[0]), arrays_of(reference)))
+        if len(metrics) > 1:
+            raise UpdateRejected("under privacy, metrics are one MetricRecord")
+        for record in metrics.values():
+            key = self._plan.weighted_by
+            others = {each: value for each, value in record.items() if each != key}
+            weight = {key: privacy.outgoing_weight(0)}
+            found[_METRICS] = MetricRecord(privacy.outgoing_metrics(others) | weight)
+        return found
+
+    def failure(self, work: Work, reason: str) -> Flat:
+        """Return a reply that says why there is none."""
+        return flatten([_failure(inflate(work.head, work.objects), reason)])
+
+    def close(self) -> None:
+        """End the app's process, and all that it started."""
+        if self._process is not None:
+            self._process.close()
+
+
+def _failure(message: Message, reason: str) -> Message:
+    text = reason[:_MAX_REASON].encode(errors="replace").decode()
+    error = Error(code=CLIENT_APP_RAISED_EXCEPTION, reason=text)
+    return Message(error, reply_to=message)

@@ -1,0 +1,152 @@
+"""The warm client: it works until the job ends, and loads the app once, in another process.
+
+It takes the place of Flower's SuperNode, which starts a process for each message. The certificate,
+the keys and the connections are here. What the app is asked and what leaves is made in
+:mod:`edge.client.flower.replies`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from edge.client.flower.fleet import HEARTBEAT_SECONDS, Ended, Fleet, Identity, Work
+from edge.client.flower.replies import ClientPlan, Replies
+from fedlearn.app.message import Flat
+from fedlearn.errors import FedlearnError, TransportError, UpdateRejected
+
+__all__ = ["ClientPlan", "Identity", "WarmClient"]
+
+_LOG = logging.getLogger(__name__)
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 2.0
+
+
+class WarmClient:
+    """One client of one job.
+
+    :param directory: a private folder for the app; it must not exist.
+    :param address: ``host:port`` of the coordinator's front.
+    :param charge: ``charge(question)`` charges an update to the budget of the site's data before
+        it leaves under privacy; what it raises keeps the update here.
+    """
+
+    def __init__(
+        self,
+        plan: ClientPlan,
+        *,
+        address: str,
+        identity: Identity,
+        directory: Path,
+        charge: Callable[[str], object],
+    ) -> None:
+        self._plan = plan
+        self._fleet = Fleet(address, identity, max_message_bytes=plan.max_message_bytes)
+        self._replies = Replies(plan, directory=directory, charge=charge)
+        self._last: tuple[str, Flat] | None = None
+        self._stop = threading.Event()
+        self._denied = threading.Event()
+
+    def load(self) -> None:
+        """Load the app. Done once; :meth:`run` does it if nobody has.
+
+        Call it before the admission is needed: importing torch takes longer than a handshake.
+
+        :raises FedlearnError: see :meth:`edge.client.flower.replies.Replies.load`.
+        """
+        self._replies.load()
+
+    def renew(self, identity: Identity) -> None:
+        """Go on with a new certificate; work under way is not dropped."""
+        self._fleet.renew(identity)
+        self._denied.clear()
+
+    def stop(self) -> None:
+        """Make :meth:`run` return after the call that is under way.
+
+        The coordinator is not told that this client leaves: one that was evicted starts
+        elsewhere, and is asked again what it did not answer. Whether it does, the agent knows.
+        """
+        self._stop.set()
+
+    def close(self) -> None:
+        """End the app's process, and all that it started."""
+        self._replies.close()
+
+    def run(self) -> str:
+        """Work until the job ends or :meth:`stop` is called; return why it is over.
+
+        May be called again after AdmissionDenied and :meth:`renew`: the app and its state are
+        still there.
+
+        :raises AdmissionDenied: when the coordinator does not accept the certificate.
+        :raises TransportError: when it was unreachable for longer than the plan's patience.
+        """
+        self.load()
+        beats = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        done = threading.Event()
+        self._done = done
+        try:
+            self._patiently(self._enter)
+            beats.start()
+            while not self._stop.is_set():
+                work = self._patiently(self._fleet.fetch)
+                if work is not None:
+                    self._handle(work)
+            self.close()
+            return "stopped"
+        except Ended as ended:
+            self.close()
+            return str(ended)
+        finally:
+            done.set()
+
+    # Around the work
+
+    def _enter(self) -> None:
+        self._replies.node, self._replies.run = self._fleet.activate()
+
+    def _patiently(self, action: Any) -> Any:
+        """Do something again until it works or patience ends."""
+        pause, end = _FIRST_PAUSE, time.monotonic() + self._plan.patience
+        while True:
+            try:
+                return action()
+            except TransportError as error:
+                if self._stop.is_set():
+                    return None
+                if time.monotonic() > end:
+                    raise
+                _LOG.info("trying again in %.2f s: %s", pause, error)
+                self._stop.wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _beat(self) -> None:
+        done = self._done
+        while not done.wait(HEARTBEAT_SECONDS / 3):
+            try:
+                self._fleet.heartbeat()
+            except FedlearnError as error:
+                # The call that fetches work meets the same answer, and decides.
+                _LOG.info("a heartbeat was not taken: %s", error)
+
+    # The work
+
+    def _handle(self, work: Work) -> None:
+        if self._last is None or self._last[0] != work.id:
+            self._last = (work.id, self._replies.reply(work))
+        try:
+            delivered = self._deliver(self._last[1])
+        except UpdateRejected as error:
+            _LOG.warning("the reply was not sent: %s", error)
+            self._last = (work.id, self._replies.failure(work, str(error)))
+            delivered = self._deliver(self._last[1])
+        if delivered is False:
+            _LOG.info("the reply came too late")
+
+    def _deliver(self, flat: Flat) -> Any:
+        return self._patiently(lambda: self._fleet.deliver(flat))

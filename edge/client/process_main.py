@@ -1,0 +1,58 @@
+"""A client as a process of its own: ``python -m edge.client.process_main FD SCRATCH``.
+
+``FD`` is the client's end of :mod:`edge.protocol.process_channel`. Standard output and error are
+the site's log.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+from edge.protocol.process_channel import AgentLine, Gone
+from edge.protocol.workload import Phase
+from fedlearn.errors import FedlearnError
+from fedlearn.terminal.plaintext import configure_logging
+
+_GRACE_SECONDS = 5.0
+
+
+def main(arguments: list[str]) -> int:
+    """Run one client; return 0 when its job ended well or it was asked to stop."""
+    descriptor, scratch = int(arguments[0]), Path(arguments[1])
+    configure_logging()
+    line = AgentLine(socket.socket(fileno=descriptor))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: line.stop.set())
+    try:
+        data = line.bootstrap()
+    except Gone:
+        return 1
+    threading.Thread(target=_end_when_asked, args=(line.stop,), daemon=True).start()
+    try:
+        from edge.client.runner import run
+        from edge.protocol.bootstrap import Bootstrap
+
+        phase = run(Bootstrap.decode(data), line, say=line.say, stop=line.stop, scratch=scratch)
+    except Gone:
+        return 1
+    except FedlearnError as error:
+        line.say(Phase.FAILED, str(error))
+        return 1
+    return 0 if phase in {Phase.SUCCEEDED, Phase.STOPPED} else 1
+
+
+def _end_when_asked(stop: threading.Event) -> None:
+    """User code may not come back: give it a moment, then end with it."""
+    stop.wait()
+    time.sleep(_GRACE_SECONDS)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""``site.toml``: the configuration of a site."""

@@ -1,0 +1,222 @@
+# ruff: noqa: RUF009 (an option is a field specifier; each makes a new field)
+"""``site.toml``: one site, and what it is willing to run on its data.
+
+::
+
+    state = "state"                    # keys and certificates of this site
+
+    [launcher]
+    kind = "process"                   # or "kubernetes"
+
+    [data.medpar]                      # what a job calls the data set
+    path = "/srv/medpar"               # or claim = "a PersistentVolumeClaim"
+    jobs = ["mortality-*"]             # which jobs may use it; all that are accepted by default
+    epsilon = 20.0                     # what all jobs together may spend; no limit by default
+    delta = 1e-6
+
+    [accept]
+    bundles = ["9f86d081..."]          # SHA-256 of the app bundles that were reviewed
+    other_bundles = "refuse"           # "ask" for approval here, or "insecure-accept"
+    approval = "automatic"             # "manual": a person here says yes to every job
+    hours = "20:00-06:00"              # UTC; always by default
+    data_paths = ["/srv"]              # below these a job may name a path of its own
+    visible_updates = false            # true: also jobs whose app receives single updates
+    sandbox = "best-effort"            # "full": no job where the kernel lacks a protection
+
+    [privacy]                          # the least that a job must promise
+    required = true
+    max_epsilon = 8.0
+    insecure_exact_metrics = false     # true: also jobs whose metrics leave without noise
+
+    [caps]                             # the most that one client gets
+    # [kubernetes]                     # for launcher.kind = "kubernetes"; see kubesettings
+    [attester]                         # what proves this site's clients; see attesterfile
+    [trust]                            # anchors for verifying the coordinator; see trustfile
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from attestation.config import toml
+from edge.config.kubernetes import KubernetesSettings
+from fedlearn import config
+from fedlearn.config import (
+    Impossible,
+    choice,
+    each,
+    file_path,
+    flag,
+    hexadecimal,
+    matching,
+    number,
+    option,
+    seq,
+    table,
+    whole,
+)
+from fedlearn.config.attesterfile import AttesterSettings
+from fedlearn.config.trustfile import Trust
+
+__all__ = ["Accept", "Caps", "DataSet", "Hours", "Launcher", "PrivacyFloor", "SiteConfig"]
+
+_JOB_PATTERN: Final = re.compile(r"[a-z0-9*][a-z0-9*-]{0,62}")
+_HOURS: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hours:
+    """A part of every day in minutes since midnight, UTC; it may pass midnight."""
+
+    start: int
+    end: int
+
+    def contain(self, minute: int) -> bool:
+        """Say whether ``minute`` (0 to 1439) is in it; the end is not."""
+        if self.start < self.end:
+            return self.start <= minute < self.end
+        return minute >= self.start or minute < self.end
+
+    def __str__(self) -> str:
+        start, end = (f"{at // 60:02d}:{at % 60:02d}" for at in (self.start, self.end))
+        return f"{start}-{end} UTC"
+
+
+def _hours() -> config.Kind[Hours]:
+    def convert(value: object, path: toml.Path, place: config.Place) -> Hours:
+        found = _HOURS.fullmatch(value) if isinstance(value, str) else None
+        if found is None:
+            raise config.Wrong
+        start, end = (60 * int(found[i]) + int(found[i + 1]) for i in (1, 3))
+        if start == end:
+            raise config.Wrong("is no time at all: leave it out for the whole day")
+        return Hours(start=start, end=end)
+
+    return config.Kind('hours of the day such as "20:00-06:00"', convert)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launcher:
+    """How clients are started."""
+
+    kind: str = option(choice("process", "kubernetes"), default="process")
+    start_s: float = option(number(1, 3600), default=60.0)
+    stop_s: float = option(number(0.1, 600), default=10.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSet:
+    """One data set: a path, or a PersistentVolumeClaim, and the jobs that may use it.
+
+    ``epsilon`` and ``delta`` are what all jobs together may spend (:mod:`edge.agent.data_budget`).
+    """
+
+    path: Path | None = option(file_path(), default=None)
+    claim: str = option(config.name(), default="")
+    jobs: tuple[str, ...] = option(
+        seq(matching(_JOB_PATTERN, "a job's name, in which * stands for anything"), most=1000),
+        default=("*",),
+    )
+    epsilon: float | None = option(number(1e-6, 1e6), default=None)
+    delta: float | None = option(number(1e-15, 0.5), default=None)
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (not self.claim):
+            raise Impossible(((), "needs exactly one of path and claim"))
+        if (self.epsilon is None) != (self.delta is None):
+            missing = "delta" if self.delta is None else "epsilon"
+            raise Impossible(((missing,), "a privacy budget states epsilon and delta"))
+
+    @property
+    def place(self) -> str:
+        """Where the data is: an absolute path without links, or the name of a claim."""
+        return str(self.path.resolve()) if self.path is not None else self.claim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accept:
+    """Which jobs this site is willing to run.
+
+    ``policy_keys``      SHA-256 of the SPKI of keys that must have signed a job's policy
+    ``visible_updates``  whether to run jobs whose app receives this site's update by itself
+                         (``updates = "visible-to-app"``), and not only what was aggregated
+    ``sandbox``          "full": a client runs no app where the kernel lacks one of
+                         :data:`fedlearn.sandbox.FULL`
+    """
+
+    bundles: tuple[bytes, ...] = option(seq(hexadecimal(32), most=10_000, unique=True), default=())
+    other_bundles: str = option(choice("refuse", "ask", "insecure-accept"), default="refuse")
+    approval: str = option(choice("automatic", "manual"), default="automatic")
+    hours: Hours | None = option(_hours(), default=None)
+    data_paths: tuple[Path, ...] = option(seq(file_path(), most=100), default=())
+    policy_keys: tuple[bytes, ...] = option(seq(hexadecimal(32), most=100), default=())
+    visible_updates: bool = option(flag(), default=False)
+    sandbox: str = option(choice("best-effort", "full"), default="best-effort")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyFloor:
+    """The least that a job must promise about what leaves this site.
+
+    ``insecure_exact_metrics``  also run jobs whose metrics leave the site without noise
+    """
+
+    required: bool = option(flag(), default=False)
+    max_epsilon: float = option(number(1e-6, 1e6), default=1e6)
+    max_delta: float = option(number(1e-15, 0.5), default=0.5)
+    min_noise_multiplier: float = option(number(0, 1e6), default=0.0)
+    insecure_exact_metrics: bool = option(flag(), default=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caps:
+    """The most that one client gets; ``jobs`` run at once.
+
+    ``cost``  of one client's hour, in the unit that the federation agreed on; a coordinator
+              that chooses sites is told it
+    """
+
+    cpu: float = option(number(0.1, 1024), default=1024.0)
+    memory_mib: int = option(whole(64, 16 * 1024 * 1024), default=16 * 1024 * 1024)
+    gpu: int = option(whole(0, 64), default=64)
+    jobs: int = option(whole(1, 1000), default=8)
+    cost: float | None = option(number(0, 1e9), default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteConfig:
+    """One site. Paths are relative to the file that named them."""
+
+    state: Path = option(file_path())
+    launcher: Launcher = option(table(Launcher), factory=Launcher)
+    attester: AttesterSettings = option(table(AttesterSettings), factory=AttesterSettings)
+    data: Mapping[str, DataSet] = option(each(table(DataSet)), factory=lambda: MappingProxyType({}))
+    accept: Accept = option(table(Accept), factory=Accept)
+    privacy: PrivacyFloor = option(table(PrivacyFloor), factory=PrivacyFloor)
+    caps: Caps = option(table(Caps), factory=Caps)
+    trust: Trust = option(table(Trust), factory=Trust)
+    kubernetes: KubernetesSettings | None = option(table(KubernetesSettings), default=None)
+
+    def __post_init__(self) -> None:
+        inside = self.launcher.kind == "kubernetes"
+        if inside and self.kubernetes is None:
+            raise Impossible((("launcher", "kind"), "needs a table [kubernetes] with an image"))
+        for name, found in self.data.items():
+            if found.claim and not inside:
+                raise Impossible((("data", name, "claim"), 'needs launcher.kind = "kubernetes"'))
+            if found.path is not None and inside:
+                wish = "a pod sees no path of this machine: name a claim"
+                raise Impossible((("data", name, "path"), wish))
+
+    @classmethod
+    def load(cls, path: Path) -> SiteConfig:
+        """Return the configuration in ``path``.
+
+        :raises ConfigError: naming file, line and key of everything that is wrong.
+        """
+        return config.read_file(cls, path)

@@ -1,0 +1,1 @@
+"""What agent, client and coordinator exchange."""

@@ -1,0 +1,385 @@
+"""Calls from a site and its clients to the coordinator.
+
+The gate is found by the pinned hash of its CA's key. Every call has a deadline; a failure is
+an error of :mod:`fedlearn.errors` that says what to do. Calls that may be made twice are
+repeated while nobody answers; a nonce that was taken is never sent twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final, Self, TypeVar
+
+from edge.protocol.identity import SiteIdentity, certification_request, key_pem, new_key
+from edge.protocol.site_stream import Order, Reports, Start, Stop
+from fedlearn.app.checks import MAX_BUNDLE_BYTES
+from fedlearn.errors import TransportError
+from fedlearn.identity.join import JoinToken
+from fedlearn.wire import fedlearn_pb2 as pb
+from fedlearn.wire.calls import ADMIT_SECONDS, Calls
+from fedlearn.wire.channel import open_channel, patiently
+from fedlearn.wire.failure import denied_of, failure_of
+from fedlearn.wire.pinning import PinnedServer, fetch_pinned
+
+import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
+
+from fedlearn.wire import fedlearn_pb2_grpc as stubs
+
+__all__ = [
+    "AdmittedClient",
+    "Challenge",
+    "ControlClient",
+    "CoordinatorEvidence",
+    "GateClient",
+    "Request",
+    "TpmChallenge",
+    "enroll",
+]
+
+_stubs: Final[Any] = stubs
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorEvidence:
+    """Encoded evidence about the coordinator, unverified, and the HPKE key it names."""
+
+    evidence: bytes
+    hpke_key: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Challenge:
+    """A nonce that is good once, until ``expires`` by the coordinator's clock."""
+
+    nonce: bytes
+    expires: datetime
+    verifier_id: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TpmChallenge:
+    """What only the site's TPM can open, and the name under which to answer, once."""
+
+    challenge: bytes
+    blob: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a client sends to be admitted or renewed."""
+
+    job: str
+    site: str
+    client: str
+    nonce: bytes
+    csr: bytes
+    hpke_key: bytes
+    evidence: bytes
+    site_voucher: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmittedClient:
+    """What an admitted client got. Times are aware, UTC; ``result`` is a signed EAR."""
+
+    chain: bytes
+    expires: datetime
+    renew_after: datetime
+    fleet_address: str
+    control_address: str
+    node_id: int
+    result: bytes
+
+
+def _coordinator(address: str) -> str:
+    return f"the coordinator at {address}"
+
+
+class GateClient(Calls):
+    """Speaks to the Gate of one very server: the holder of ``pinned.tls_key``."""
+
+    def __init__(self, pinned: PinnedServer) -> None:
+        # The server's own certificate is the only root, so that evidence which names its
+        # key is evidence about whoever answers on this channel.
+        super().__init__(
+            open_channel(pinned.address, roots=pinned.leaf_pem), _coordinator(pinned.address)
+        )
+        self.pinned = pinned
+        self._gate = _stubs.GateStub(self._channel)
+
+    @classmethod
+    def connect(
+        cls, address: str, *, ca_pin: bytes, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> Self:
+        """Find the server at ``address`` and pin it.
+
+        :raises TransportError: when it is another than the pin says, or cannot be reached.
+        """
+        return cls(patiently(lambda: fetch_pinned(address, ca_pin=ca_pin, now=now())))
+
+    def enroll(self, token: str, csr: bytes, tpm: bytes = b"") -> pb.EnrollReply:
+        """Redeem a join token, or ask again with the key that did.
+
+        ``tpm`` is the encoded identity of the site's TPM, for the operator to see.
+        """
+        reply: pb.EnrollReply = self._patiently(
+            self._gate.Enroll, pb.EnrollRequest(token=token, csr=csr, tpm_identity=tpm)
+        )
+        return reply
+
+    def attest_coordinator(self, job: str, nonce: bytes) -> CoordinatorEvidence:
+        """Ask the coordinator for evidence over ``nonce`` (32 bytes of our own)."""
+        request = pb.AttestCoordinatorRequest(job=job, nonce=nonce)
+        reply = self._patiently(self._gate.AttestCoordinator, request)
+        return CoordinatorEvidence(evidence=reply.evidence, hpke_key=reply.hpke_key)
+
+    def challenge(self, job: str, site: str) -> Challenge:
+        """Ask for a nonce."""
+        return _challenge(
+            self._patiently(self._gate.Challenge, pb.ChallengeRequest(job=job, site=site))
+        )
+
+    def admit(self, request: Request) -> AdmittedClient:
+        """Seek admission, once: the nonce is used up whatever the answer.
+
+        :raises AdmissionDenied: with the coordinator's findings.
+        """
+        return _admitted(self._when_taken(self._gate.Admit, _admit_request(request)))
+
+
+class ControlClient(Calls):
+    """Speaks to the control listener in mutual TLS, as a site or as an admitted client."""
+
+    def __init__(self, address: str, *, roots: bytes, chain: bytes, key: bytes) -> None:
+        super().__init__(
+            open_channel(address, roots=roots, chain=chain, key=key), _coordinator(address)
+        )
+        self._sites = _stubs.SitesStub(self._channel)
+        self._clients = _stubs.ClientsStub(self._channel)
+
+    @classmethod
+    def of_site(cls, identity: SiteIdentity) -> Self:
+        """Return a client with a site's identity.
+
+        :raises TransportError: while the site waits for approval.
+        """
+        if identity.pending:
+            raise TransportError(
+                f"site {identity.site} is not approved yet",
+                hint=f"the coordinator's operator runs `fedlearn site approve {identity.site}`",
+            )
+        return cls(
+            identity.control_address,
+            roots=identity.ca_pem,
+            chain=identity.chain,
+            key=key_pem(identity.key),
+        )
+
+    def challenge(self) -> Challenge:
+        """Ask for a nonce for attesting again, as an admitted client."""
+        return _challenge(self._patiently(self._clients.Challenge, pb.Empty()))
+
+    def renew(self, request: Request) -> AdmittedClient:
+        """Attest again, once, on the connection of the certificate in use.
+
+        :raises AdmissionDenied: with findings; the client is then in quarantine.
+        """
+        return _admitted(self._when_taken(self._clients.Renew, _admit_request(request)))
+
+    def commit_data(self, job: str, *, root: bytes, records: int, examples: int) -> int:
+        """Commit to the client's data (Merkle root, 32 bytes); return the ledger entry.
+
+        :param examples: the most examples that the records can hold (:mod:`edge.client.dataset`).
+        """
+        request = pb.CommitDataRequest(job=job, root=root, records=records, examples=examples)
+        return int(self._patiently(self._clients.CommitData, request).ledger_entry)
+
+    def release_key(self, model: str, version: int, file_id: bytes) -> bytes:
+        """Return a content key, wrapped to the attested HPKE key.
+
+        :raises KeyReleaseDenied: when it is not for this client, or not now.
+        """
+        request = pb.ReleaseKeyRequest(model=model, version=version, file_id=file_id)
+        return bytes(self._patiently(self._clients.ReleaseKey, request).wrapped)
+
+    def renew_site(self, identity: SiteIdentity) -> SiteIdentity:
+        """Return the site's identity with a new certificate for the same key."""
+        csr = certification_request(identity.key)
+        reply = self._patiently(self._sites.RenewSite, pb.RenewSiteRequest(csr=csr))
+        return _accepted(identity, reply)
+
+    def propose_tpm(self, identity: bytes) -> TpmChallenge:
+        """Say which TPM the site has; return what it has to open."""
+        reply = self._once(self._sites.ProposeTpm, pb.ProposeTpmRequest(identity=identity))
+        return TpmChallenge(challenge=reply.challenge, blob=reply.blob)
+
+    def prove_tpm(self, challenge: TpmChallenge, secret: bytes) -> str:
+        """Give the answer, once; return why the coordinator believes the endorsement key.
+
+        Empty when the operator has to approve it first.
+
+        :raises EnrollmentRefused: when the answer is wrong, or the TPM is another site's.
+        """
+        request = pb.ProveTpmRequest(challenge=challenge.challenge, secret=secret)
+        reply = self._once(self._sites.ProveTpm, request)
+        return str(reply.endorsement) if reply.accepted else ""
+
+    def fetch_bundle(self, sha256: bytes) -> bytes:
+        """Return an app bundle. The caller checks its digest before it is used.
+
+        :raises TransportError: when it is longer than 64 MiB.
+        """
+        return patiently(lambda: self._fetch(sha256))
+
+    def follow(
+        self, reports: Reports, *, answered: Callable[[], object] = lambda: None
+    ) -> Iterator[Order]:
+        """Send ``reports`` and yield orders until the stream ends.
+
+        ``answered`` is called when the coordinator, which says something at once to a site that
+        it knows, has taken the stream.
+
+        :raises FedlearnError: saying why it ended, unless ``reports`` was closed or finished.
+        """
+        call = self._sites.Follow(iter(reports))
+        reports.ends(call.cancel)
+        try:
+            for order in call:
+                answered()
+                match order.WhichOneof("order"):
+                    case "start":
+                        yield Start(
+                            assignment_json=order.start.assignment_json,
+                            signature=order.start.signature,
+                        )
+                    case "stop":
+                        yield Stop(assignment=order.stop.assignment, reason=order.stop.reason)
+                    case _:
+                        continue
+        except grpc.RpcError as error:
+            if not (reports.closed or reports.finished):
+                raise failure_of(error, self._other) from None
+        finally:
+            call.cancel()
+
+    def _fetch(self, sha256: bytes) -> bytes:
+        data = bytearray()
+        try:
+            for chunk in self._sites.FetchBundle(
+                pb.FetchBundleRequest(sha256=sha256), timeout=ADMIT_SECONDS
+            ):
+                if len(data) + len(chunk.data) > MAX_BUNDLE_BYTES:
+                    raise TransportError(f"the bundle is longer than {MAX_BUNDLE_BYTES} bytes")
+                data += chunk.data
+        except grpc.RpcError as error:
+            raise failure_of(error, self._other) from None
+        return bytes(data)
+
+
+def enroll(
+    token: str,
+    *,
+    identity: SiteIdentity | None = None,
+    keep: Callable[[SiteIdentity], None] = lambda identity: None,
+    tpm: bytes = b"",
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> SiteIdentity:
+    """Redeem a join token with a fresh key, or ask again with the key of ``identity``.
+
+    The result may be pending: ask again with it after the operator's approval. ``keep`` is
+    called with the identity before the token is redeemed, so that a crash right after does
+    not lose the only key that the token is good for from then on. ``tpm`` is the encoded
+    identity of the site's TPM, which the operator sees while the site waits.
+
+    :raises ConfigError: when the token was mistyped.
+    :raises EnrollmentRefused: when the coordinator does not accept it.
+    :raises TransportError: when the coordinator is not the one that made the token.
+    """
+    parsed = JoinToken.parse(token)
+    with GateClient.connect(parsed.address, ca_pin=parsed.ca_pin, now=now) as gate:
+        if identity is None:
+            identity = SiteIdentity(
+                site=parsed.site,
+                gate_address=parsed.address,
+                control_address="",
+                ca_pin=parsed.ca_pin,
+                ca_pem=gate.pinned.ca_pem,
+                chain=b"",
+                order_key=b"",
+                key=new_key(),
+                token=token.strip(),
+            )
+        identity = replace(identity, token=token.strip())
+        keep(identity)
+        reply = gate.enroll(identity.token, certification_request(identity.key), tpm)
+    if reply.status == pb.EnrollReply.PENDING:
+        return replace(identity, chain=b"")
+    return _accepted(identity, reply)
+
+
+def _accepted(identity: SiteIdentity, reply: pb.EnrollReply) -> SiteIdentity:
+    if reply.status != pb.EnrollReply.ACCEPTED or not reply.certificate_chain:
+        raise TransportError("the coordinator's answer to the enrollment makes no sense")
+    if reply.site != identity.site:
+        raise TransportError(f"the coordinator enrolled {reply.site[:64]!a}, not {identity.site}")
+    return identity.accepted(
+        chain=reply.certificate_chain,
+        order_key=reply.order_key,
+        control_address=reply.control_address,
+    )
+
+
+def _admit_request(request: Request) -> pb.AdmitRequest:
+    return pb.AdmitRequest(
+        job=request.job,
+        site=request.site,
+        client=request.client,
+        nonce=request.nonce,
+        csr=request.csr,
+        hpke_key=request.hpke_key,
+        evidence=request.evidence,
+        site_voucher=request.site_voucher,
+    )
+
+
+def _challenge(reply: pb.ChallengeReply) -> Challenge:
+    return Challenge(
+        nonce=reply.nonce,
+        expires=_moment(reply.expires_unix_ms),
+        verifier_id=reply.verifier_id,
+    )
+
+
+def _admitted(reply: pb.AdmitReply) -> AdmittedClient:
+    match reply.WhichOneof("outcome"):
+        case "admitted":
+            admitted = reply.admitted
+            return AdmittedClient(
+                chain=admitted.certificate_chain,
+                expires=_moment(admitted.expires_unix_ms),
+                renew_after=_moment(admitted.renew_after_unix_ms),
+                fleet_address=admitted.fleet_address,
+                control_address=admitted.control_address,
+                node_id=admitted.node_id,
+                result=admitted.result,
+            )
+        case "refused":
+            refused = reply.refused
+            raise denied_of(
+                refused.reason,
+                findings_json=refused.findings_json,
+                code=refused.code,
+                hint=refused.hint,
+            )
+        case _:
+            raise TransportError("the coordinator's answer is empty")
+
+
+def _moment(unix_ms: int) -> datetime:
+    try:
+        return datetime.fromtimestamp(unix_ms / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        raise TransportError("the coordinator's answer has an impossible time") from None

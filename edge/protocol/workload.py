@@ -1,0 +1,115 @@
+"""How a site starts a client: one protocol for processes, pods and virtual machines.
+
+A launcher starts what it is told and says what becomes of it. Whether the site wants the job
+at all was decided before (:mod:`edge.agent.site_policy`); whether the client is what it should be
+is decided elsewhere, by evidence. A launcher is not trusted with either.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from fedlearn.job.assignment import Assignment
+from fedlearn.job.spec import JobSpec
+
+__all__ = ["Launcher", "Phase", "Report", "Sponsor", "Workload"]
+
+
+class Phase(enum.StrEnum):
+    """Where a workload stands, as the coordinator is told."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    REFUSED = "refused"
+    """The coordinator did not admit the client; starting it again would not help."""
+    STOPPED = "stopped"
+
+    @property
+    def final(self) -> bool:
+        """Whether the workload has ended."""
+        return self not in {Phase.STARTING, Phase.RUNNING}
+
+
+Report = Callable[[str, Phase, str], None]
+"""``report(assignment id, phase, reason)``; the reason is for people, never empty on failure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """One client to start.
+
+    ``data``    path at the site, or the name of a PersistentVolumeClaim
+    ``client``  name of the client in its SPIFFE id
+    """
+
+    assignment: Assignment
+    spec: JobSpec
+    bundle: bytes = field(repr=False)
+    data: str
+    client: str
+
+
+class Sponsor(Protocol):
+    """What a client asks of the agent that started it. It carries no secret."""
+
+    def vouch(self, nonce: bytes, tls_key: bytes) -> bytes:
+        """Return the site's signature for this client (see :mod:`fedlearn.identity.voucher`).
+
+        :raises LaunchError: when the agent is gone or does not vouch.
+        """
+        ...
+
+    def grant_seed(self, request: bytes) -> bytes:
+        """Return the seed of this client's commitment, sealed to it
+        (:mod:`edge.protocol.seed_release`).
+
+        :raises LaunchError: when the agent is gone or the client is not admitted.
+        """
+        ...
+
+    def charge(self, question: str) -> None:
+        """Charge the update that answers ``question`` to the budget of the site's data.
+
+        When it returns, the charge is on the site's disk, and the update may leave.
+
+        :raises FedlearnError: when the agent is gone or the budget does not pay for it. The
+            update must not leave then.
+        """
+        ...
+
+
+class Launcher(Protocol):
+    """Starts and stops clients. Methods are called from several threads and do not block."""
+
+    @property
+    def kind(self) -> str:
+        """The name in ``site.toml`` and in a job's ``launcher``."""
+        ...
+
+    def launch(self, workload: Workload) -> None:
+        """Start a client, or adopt the one of the same assignment that is there.
+
+        :raises LaunchError: when it cannot be started; nothing half-made remains.
+        """
+        ...
+
+    def stop(self, assignment: str, reason: str) -> None:
+        """Stop a client and clean up after it; nothing happens when there is none."""
+        ...
+
+    def running(self) -> tuple[str, ...]:
+        """Return the assignments whose clients are there, also those of an earlier life."""
+        ...
+
+    def capabilities(self) -> Mapping[str, Any]:
+        """Return what this site can run, JSON-ready, for the coordinator and for people."""
+        ...
+
+    def close(self) -> None:
+        """Let go. Processes end with their agent; pods stay and are adopted later."""
+        ...

@@ -1,0 +1,1 @@
+"""Flower applications: checked, packed, installed, and the messages that they exchange."""

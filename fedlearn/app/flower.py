@@ -1,0 +1,379 @@
+"""Flower's messages as they travel, with one packed document for each ArrayRecord.
+
+``server`` and ``edge`` both use this; with ``server.flower`` and ``edge.client.flower`` it is all
+that imports Flower, and it imports Flower's public package only.
+
+Flower cuts every array into objects of its own and moves each with a request. Here an
+ArrayRecord becomes a record with a single array, whose bytes are the canonical safetensors
+document of :mod:`fedlearn.update.arrays`. Messages that share a record share the packed one, so the
+global model is encoded once a round. A record that safetensors cannot hold travels as it is.
+The format of a message is that of :mod:`fedlearn.app.message`.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+
+import flwr
+import numpy as np
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
+
+from fedlearn.app.flower_pin import WANTED, FlowerMismatch
+from fedlearn.app.message import Failure, Flat, Head, Record, read_content, write_content
+from fedlearn.errors import TransportError, UpdateRejected
+from fedlearn.update import arrays as update
+
+__all__ = [
+    "CALL",
+    "PACKED",
+    "ArrayView",
+    "Flat",
+    "FlowerMismatch",
+    "Packer",
+    "arrays_of",
+    "flatten",
+    "has",
+    "inflate",
+    "metadata_of",
+    "mismatch",
+    "record_of",
+    "unpack",
+]
+
+PACKED: Final = "fedlearn.safetensors/1"
+"""The serialisation type of an array that is a whole packed record."""
+
+CALL: Final = "fedlearn.call"
+"""The name of the record that tells a client which round this is; apps do not see it."""
+
+_NAME: Final = "packed"
+_NUMPY: Final = "numpy.ndarray"  # how Flower calls numpy's own format
+_HEADERS: Final[Mapping[tuple[int, int], Any]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+# What Flower says for its own sake would drown what an application and we say.
+logging.getLogger("flwr").setLevel(logging.WARNING)
+
+
+class ArrayView(Array):  # type: ignore[misc]
+    """An array that is already decoded: its Flower bytes are made only if somebody asks."""
+
+    def __init__(self, ndarray: update.Array) -> None:
+        self.dtype = str(ndarray.dtype)
+        self.shape = tuple(ndarray.shape)
+        self.stype = _NUMPY
+        self.__dict__["view"] = ndarray
+
+    @property
+    def data(self) -> bytes:
+        """The array as Flower stores it (numpy's own format)."""
+        if "made" not in self.__dict__:
+            self.__dict__["made"] = Array(self.view).data
+        return cast("bytes", self.__dict__["made"])
+
+    @property
+    def view(self) -> update.Array:
+        """The array itself; nobody writes to it."""
+        return cast("update.Array", self.__dict__["view"])
+
+    def numpy(self) -> update.Array:
+        """Return a copy that the caller may write to, as Flower does."""
+        return self.view.copy()
+
+
+# Flower writes the name of the class into an object's head and reads it back by name.
+ArrayView.__qualname__ = Array.__qualname__
+
+
+def has(owner: Any, name: str) -> None:
+    """Check that Flower still has something that we rely on.
+
+    :raises FlowerMismatch: naming the version of Flower and what is missing.
+    """
+    if not hasattr(owner, name):
+        where = getattr(owner, "__name__", type(owner).__name__)
+        raise mismatch(f"{where} has no {name}")
+
+
+def mismatch(what: str) -> FlowerMismatch:
+    """Return the error that says what is different from the Flower that we know."""
+    return FlowerMismatch(
+        f"Flower {flwr.__version__} does not fit: {what}",
+        hint=f"install flwr{WANTED}, with which this release was tested",
+    )
+
+
+class Packer:
+    """Packs the records of messages; one that several messages share is packed once."""
+
+    def __init__(self) -> None:
+        self._records: dict[int, tuple[ArrayRecord, ArrayRecord]] = {}
+        self._contents: dict[int, tuple[RecordDict, RecordDict]] = {}
+
+    def content(self, content: RecordDict, **more: Any) -> RecordDict:
+        """Return ``content`` with its ArrayRecords packed, and with ``more`` records.
+
+        ``content`` itself is not changed.
+        """
+        known = self._contents.get(id(content))
+        if known is None:
+            packed = RecordDict(
+                {
+                    name: self._record(record) if isinstance(record, ArrayRecord) else record
+                    for name, record in content.items()
+                }
+                | more
+            )
+            # The original is kept with it, so that its id is not given to another object.
+            known = self._contents[id(content)] = (content, packed)
+        return known[1]
+
+    def _record(self, record: ArrayRecord) -> ArrayRecord:
+        known = self._records.get(id(record))
+        if known is None:
+            known = self._records[id(record)] = (record, _packed(record))
+        return known[1]
+
+
+def arrays_of(record: ArrayRecord) -> dict[str, update.Array]:
+    """Return the arrays of a record, in its order, without a copy where there is a view.
+
+    :raises UpdateRejected: for an array that is not numpy's, or lies about itself.
+    """
+    found: dict[str, update.Array] = {}
+    for name, array in record.items():
+        if isinstance(array, ArrayView):
+            found[name] = array.view
+            continue
+        found[name] = _ndarray(name, array)
+    return found
+
+
+def _ndarray(name: str, array: Array) -> update.Array:
+    """Return an array in numpy's own format as a view of its bytes.
+
+    ``numpy.load`` makes room for the shape that the bytes announce before it looks how many
+    there are; the bytes may be those of a peer.
+    """
+    if array.stype != _NUMPY:
+        raise UpdateRejected(f"{name}: is of the type {array.stype[:64]!r}, not a numpy array")
+    try:
+        stream = io.BytesIO(array.data)
+        read = _HEADERS[np.lib.format.read_magic(stream)]
+        shape, fortran, dtype = read(stream)
+        if dtype.hasobject or min(shape, default=0) < 0:
+            raise ValueError(f"an array of {dtype} with the shape {shape}")
+        flat = np.frombuffer(memoryview(array.data)[stream.tell() :], dtype)
+        return flat.reshape(shape, order="F" if fortran else "C")
+    except Exception as error:
+        raise UpdateRejected(f"{name}: is not a numpy array ({type(error).__name__})") from error
+
+
+def record_of(arrays: Mapping[str, update.Array]) -> ArrayRecord:
+    """Return a record of views of ``arrays``."""
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = ArrayView(array)  # the constructor would make an Array of each, by a copy
+    return record
+
+
+def unpack(content: RecordDict, *, max_bytes: int, finite: bool = False) -> RecordDict:
+    """Return ``content`` with its packed records as arrays; they are views of the document.
+
+    :param finite: refuse NaN and infinity.
+    :raises UpdateRejected: for a document that is not one.
+    """
+    found = RecordDict()
+    for name, record in content.items():
+        packed = record.get(_NAME) if isinstance(record, ArrayRecord) else None
+        if packed is not None and len(record) == 1 and packed.stype == PACKED:
+            record = record_of(update.decode(packed.data, max_bytes=max_bytes, finite=finite))
+        found[name] = record
+    return found
+
+
+def flatten(messages: Sequence[Message]) -> Flat:
+    """Take messages apart, each with a new id. A record or an array that they share appears once.
+
+    :raises TransportError: for a message that cannot travel.
+    """
+    parts = _Parts()
+    heads = [_head(message, parts) for message in messages]
+    return Flat(
+        messages=tuple(head.to_bytes() for head in heads),
+        ids=tuple(head.id for head in heads),
+        objects=parts.found,
+    )
+
+
+def inflate(head: bytes, objects: Mapping[str, bytes | memoryview]) -> Message:
+    """Put a message together from its head and its parts, without a copy of an array.
+
+    :raises TransportError: when they do not make up a message.
+    """
+    found = Head.from_bytes(head)
+    metadata = _metadata(found)
+    if found.failure is not None:
+        error = Error(code=found.failure.code, reason=found.failure.reason)
+        return Message(metadata=metadata, error=error)
+    try:
+        content, *parts = [objects[name] for name in found.parts]
+    except KeyError:
+        raise TransportError("a part of the message is missing") from None
+    records = RecordDict()
+    for record in read_content(bytes(content), len(parts)):
+        try:
+            records[record.name] = _record(record, parts)
+        except (TypeError, ValueError) as error:
+            raise TransportError(f"{record.name[:64]!r} is not a record: {error}") from error
+    return Message(metadata=metadata, content=records)
+
+
+def metadata_of(head: bytes) -> Metadata:
+    """Return the metadata of a message from its head.
+
+    :raises TransportError: when it is not a head.
+    """
+    return _metadata(Head.from_bytes(head))
+
+
+def _metadata(head: Head) -> Metadata:
+    try:
+        return Metadata(
+            run_id=head.run,
+            message_id=head.id,
+            src_node_id=head.sender,
+            dst_node_id=head.receiver,
+            reply_to_message_id=head.reply_to,
+            group_id=head.group,
+            created_at=head.created,
+            ttl=head.ttl,
+            message_type=head.kind,
+        )
+    except ValueError as error:
+        raise TransportError(f"{head.kind[:64]!r} is not a type of message") from error
+
+
+@dataclass(slots=True)
+class _Parts:
+    """The parts of several messages. What is shared is known by the identity of its owner."""
+
+    found: dict[str, bytes] = field(default_factory=dict)
+    contents: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    arrays: dict[int, str] = field(default_factory=dict)
+
+    def add(self, data: bytes) -> str:
+        name = str(len(self.found))
+        self.found[name] = data
+        return name
+
+    def array(self, array: Array) -> str:
+        name = self.arrays.get(id(array))
+        if name is None:
+            name = self.arrays[id(array)] = self.add(array.data)
+        return name
+
+    def content(self, content: RecordDict) -> tuple[str, ...]:
+        known = self.contents.get(id(content))
+        if known is None:
+            names: list[str] = []
+            records = [self._written(name, record, names) for name, record in content.items()]
+            data = write_content(records)
+            read_content(data, len(names))  # what nobody would read is not sent
+            known = (self.add(data), *names)
+            self.contents[id(content)] = known
+        return known
+
+    def _written(self, name: str, record: Any, names: list[str]) -> Record:
+        """Return a record as a content holds it; append the names of its parts."""
+
+        def part(found: str) -> int:
+            names.append(found)
+            return len(names) - 1
+
+        if isinstance(record, ArrayRecord):
+            arrays = [
+                [key, each.dtype, list(each.shape), each.stype, part(self.array(each))]
+                for key, each in record.items()
+            ]
+            return Record(name, "arrays", arrays)
+        if isinstance(record, MetricRecord):
+            return Record(name, "metrics", dict(record.items()))
+
+        def written(value: Any) -> Any:
+            if isinstance(value, list):
+                return [written(item) for item in value]
+            return {"part": part(self.add(value))} if isinstance(value, bytes) else value
+
+        return Record(name, "config", {key: written(value) for key, value in record.items()})
+
+
+def _head(message: Message, parts: _Parts) -> Head:
+    metadata = message.metadata
+    failure = None
+    if message.has_error():
+        failure = Failure(code=message.error.code, reason=message.error.reason or "")
+    return Head(
+        id=secrets.token_hex(16),
+        run=metadata.run_id,
+        sender=metadata.src_node_id,
+        receiver=metadata.dst_node_id,
+        reply_to=metadata.reply_to_message_id,
+        group=metadata.group_id,
+        created=metadata.created_at,
+        ttl=metadata.ttl,
+        kind=metadata.message_type,
+        parts=() if failure is not None else parts.content(message.content),
+        failure=failure,
+    )
+
+
+def _record(
+    record: Record, parts: Sequence[bytes | memoryview]
+) -> ArrayRecord | MetricRecord | ConfigRecord:
+    """Return Flower's record for one that :func:`read_content` has checked."""
+    if record.kind == "arrays":
+        arrays = ArrayRecord()
+        for name, dtype, shape, stype, part in record.values:
+            data = parts[part]
+            arrays[name] = Array(
+                dtype, tuple(shape), stype, b"" if stype == PACKED else bytes(data)
+            )
+            if stype == PACKED:  # a part in shared memory stays there; Flower's check wants bytes
+                arrays[name].data = data
+        return arrays
+    if record.kind == "metrics":
+        return MetricRecord(record.values)
+
+    def read(value: Any) -> Any:
+        if isinstance(value, list):
+            return [read(item) for item in value]
+        return bytes(parts[value["part"]]) if isinstance(value, dict) else value
+
+    return ConfigRecord({name: read(value) for name, value in record.values.items()})
+
+
+def _packed(record: ArrayRecord) -> ArrayRecord:
+    if any(array.stype != _NUMPY for array in record.values()):
+        return record
+    try:
+        document = update.encode(arrays_of(record))
+    except UpdateRejected:
+        return record
+    return ArrayRecord({_NAME: Array("uint8", (len(document),), PACKED, document)})

@@ -1,0 +1,1 @@
+"""``fedlearn policy``, ``fedlearn evidence`` and ``fedlearn collateral``."""

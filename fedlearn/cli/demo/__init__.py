@@ -1,0 +1,1 @@
+"""``fedlearn demo``: a federation on this machine, from enrollment to the sealed model."""

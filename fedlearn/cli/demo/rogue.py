@@ -1,0 +1,92 @@
+"""An impostor, as a process of its own: what the demo tries to get in while a job runs.
+
+It holds a copy of a site's key and a genuine machine, and speaks the protocol with the very
+functions that honest clients use. Two things are wrong with it: the machine is not the one
+that the site is listed with, and it measured an altered bundle. Nothing but the coordinator's
+appraisal keeps it out.
+
+Reads one JSON document from stdin, makes itself ready, says ``ready``, and acts when another
+line comes; then it writes one JSON document to stdout::
+
+    {"identity", "tee", "state", "job", "policy", "job_digest", "bundle", "workload",
+     "anchors"}                              digests and keys in hexadecimal
+    {"admitted", "reason", "findings"}
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from attestation.evidence import Tee
+from attestation.policy.model import AppraisalPolicy
+from attestation.trust import TrustAnchors
+from edge.client.admission import ClientKeys, Membership, seek_admission
+from edge.protocol.identity import SiteIdentity
+from edge.protocol.rpc import GateClient
+from fedlearn.cli.local.machines import settings_of
+from fedlearn.config.attester import device, open_attester
+from fedlearn.errors import AdmissionDenied
+from fedlearn.identity.software import software_digest
+
+__all__ = ["try_to_join"]
+
+_CLIENT = "impostor"
+
+
+def try_to_join(order: Mapping[str, Any], wait: Callable[[], object]) -> dict[str, Any]:
+    """Measure the altered bundle, ``wait``, seek admission; return what came of it.
+
+    :raises FedlearnError: when it did not come to a decision.
+    """
+    identity = SiteIdentity.load(Path(order["identity"]))
+    tee, state = Tee(order["tee"]), Path(order["state"])
+    anchors = frozenset(map(bytes.fromhex, order["anchors"]))
+    with (
+        device(settings_of(tee), state=state) as settings,
+        GateClient.connect(identity.gate_address, ca_pin=identity.ca_pin) as gate,
+    ):
+        attester = open_attester(settings, state=state, scope=order["job"])
+        attester.extend("software", software_digest())
+        attester.extend("app", bytes.fromhex(order["bundle"]))
+        attester.extend("job", bytes.fromhex(order["job_digest"]))
+        membership = Membership(
+            job=order["job"],
+            site=identity.site,
+            client=_CLIENT,
+            workload=bytes.fromhex(order["workload"]),
+            keys=ClientKeys.fresh(),
+            policy=AppraisalPolicy.from_toml(order["policy"].encode()),
+            trust=TrustAnchors(
+                tpm_aks=anchors if tee is Tee.TPM else frozenset(),
+                sample_keys=anchors if tee is Tee.SAMPLE else frozenset(),
+            ),
+        )
+
+        def voucher(nonce: bytes, tls_key: bytes) -> bytes:
+            return identity.vouch(job=order["job"], client=_CLIENT, nonce=nonce, tls_key=tls_key)
+
+        wait()
+        try:
+            seek_admission(gate, attester, membership, voucher, now=lambda: datetime.now(UTC))
+        except AdmissionDenied as denied:
+            return {"admitted": False, "reason": str(denied), "findings": list(denied.findings)}
+    return {"admitted": True, "reason": "", "findings": []}
+
+
+def _main() -> None:
+    order = json.loads(sys.stdin.readline())
+
+    def wait() -> None:
+        print("ready", flush=True)
+        sys.stdin.readline()
+
+    print(json.dumps(try_to_join(order, wait)), flush=True)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,403 @@
+"""The demo, act by act, with the commands and the API that everybody has.
+
+:func:`perform` runs the whole of it and returns what happened as plain values. It shows what
+it does through a :class:`Narrator`; the report is written by its caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Final, Protocol
+
+from attestation.evidence import Tee
+from fedlearn import __version__, config
+from fedlearn.cli.demo.impostor import IMPOSTOR, impostor
+from fedlearn.cli.demo.proofs import Opened, OwnerKey, check_ledger, open_model
+from fedlearn.cli.job.progress import Show
+from fedlearn.cli.local.children import Children
+from fedlearn.cli.local.federation import Federation, policy_text
+from fedlearn.cli.local.machines import TeeChoice, choose_tee
+from fedlearn.demo import app, baselines, data
+from fedlearn.demo.data import DEFAULT_SEED, DEFAULT_SITES
+from fedlearn.demo.outcome import DemoOutcome, LedgerFacts, RefusedSite, RoundFacts, SiteFacts
+from fedlearn.errors import JobError
+from fedlearn.job import events
+from fedlearn.job.spec import JobSpec
+
+__all__ = ["MakeFederation", "Narrator", "Options", "perform"]
+
+_DEADLINE_SECONDS: Final = 120
+_ALTERATION: Final = (
+    "\n\nWEIGHTS_SEEN = []  # the altered client would keep every model that it gets\n"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What was asked for. ``rounds`` is None for the app's own number.
+
+    ``program``  the command line before its options
+    ``limits``   what this run does not show, for the report, besides what none does
+    """
+
+    data: str = "medpar"
+    sites: int = DEFAULT_SITES
+    rounds: int | None = None
+    tee: TeeChoice = "auto"
+    seed: int = DEFAULT_SEED
+    output: Path = Path("fedlearn-demo")
+    program: str = "fedlearn demo"
+    limits: tuple[str, ...] = ()
+
+    def command(self, rounds: int) -> str:
+        """Return the command line that does the same again."""
+        return (
+            f"{self.program} --data {self.data} --sites {self.sites} --rounds {rounds} "
+            f"--tee {self.tee} --seed {self.seed}"
+        )
+
+
+class Narrator(Protocol):
+    """Shows what happens, to a person or to a program."""
+
+    def act(self, title: str) -> None:
+        """A new act begins."""
+        ...
+
+    def say(self, text: str, *, warning: bool = False) -> None:
+        """One thing happened or is to be known."""
+        ...
+
+    def ran(self, command: str, answer: str) -> None:
+        """A command was run that anybody can run, and this is what it said."""
+        ...
+
+    def job(self, metric: str) -> contextlib.AbstractContextManager[Show]:
+        """The job begins: show its events until the context ends."""
+        ...
+
+
+class MakeFederation(Protocol):
+    """Makes the parties of a demo."""
+
+    def __call__(self, folder: Path, children: Children, *, tee: Tee) -> Federation:
+        """Return a federation that has not been started."""
+        ...
+
+
+@dataclass(slots=True)
+class _Watched:
+    """What the job's events said."""
+
+    admitted: dict[str, float] = field(default_factory=dict)
+    tees: dict[str, str] = field(default_factory=dict)
+    updates: dict[str, int] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
+    rounds: list[events.RoundFinished] = field(default_factory=list)
+    model: str = ""
+
+
+@dataclass(slots=True)
+class _Clock:
+    """How long each act took, and the time since the start."""
+
+    began: float = field(default_factory=time.time)
+    acts: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def act(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.acts[name] = time.monotonic() - started
+
+
+def perform(
+    options: Options,
+    folder: Path,
+    narrator: Narrator,
+    federation: MakeFederation = Federation,
+) -> DemoOutcome:
+    """Run the demo with all state below ``folder``; return what happened.
+
+    :param federation: makes the federation; by default its sites are processes.
+
+    :raises FedlearnError: when an act fails. All processes are gone then.
+    """
+    clock = _Clock()
+    tee, warning = choose_tee(options.tee)
+    narrator.say(warning, warning=True)
+    environment = {"FLWR_HOME": str(folder / "flower"), "PYTHONUNBUFFERED": "1"}
+    with Children(folder / "logs", environment) as children:
+        made = federation(folder, children, tee=tee)
+        try:
+            return _Stage(options, folder, narrator, clock, children, made).play()
+        finally:
+            made.close()
+
+
+class _Stage:
+    def __init__(
+        self,
+        options: Options,
+        folder: Path,
+        narrator: Narrator,
+        clock: _Clock,
+        children: Children,
+        federation: Federation,
+    ) -> None:
+        self._options, self._folder, self._narrator = options, folder, narrator
+        self._clock, self._children, self._federation = clock, children, federation
+        self._watched = _Watched()
+        self._refused: list[RefusedSite] = []
+        self._owner = OwnerKey.make(folder / "owner" / "owner.pem")
+        self._stranger = OwnerKey.make(folder / "stranger" / "stranger.pem")
+
+    def play(self) -> DemoOutcome:
+        """All acts in order."""
+        with self._clock.act("data"):
+            dealt = self._deal()
+        # Flower takes a second to import; the coordinator's processes start meanwhile.
+        with self._clock.act("coordinator"), ThreadPoolExecutor(max_workers=1) as pool:
+            bundles = pool.submit(self._bundles, dealt)
+            self._open_house(dealt)
+            bundle, altered = bundles.result()
+        with self._clock.act("sites"):
+            self._enroll(dealt, sha256(bundle).digest())
+        with self._clock.act("training"):
+            spec = self._write_job(dealt, sha256(bundle).digest())
+            self._run_job(spec, bundle, altered)
+        with self._clock.act("comparison"):
+            compared = self._compare(dealt)
+        with self._clock.act("proofs"):
+            self._narrator.act("The ledger, and the sealed model")
+            ledger = check_ledger(self._federation, self._narrator.ran)
+            opened = open_model(
+                self._federation,
+                self._watched.model or spec.name,
+                owner=self._owner,
+                stranger=self._stranger,
+                out=self._options.output / "model.flsw",
+                told=self._narrator.ran,
+            )
+        return self._outcome(dealt, spec, compared, ledger, opened)
+
+    # --- act by act -------------------------------------------------------------------
+
+    def _deal(self) -> data.DemoData:
+        self._narrator.act("Data, as it lies at the sites")
+        options = self._options
+        dealt = data.prepare(options.data, sites=options.sites, seed=options.seed)
+        self._narrator.say(f"{dealt.source}; to {dealt.task}")
+        self._narrator.say(f"{dealt.partition}; each site holds its own and no other")
+        for site in dealt.sites:
+            data.write(site, self._data_folder(site.name))
+        return dealt
+
+    def _bundles(self, dealt: data.DemoData) -> tuple[bytes, bytes]:
+        """Return the app's bundle, and one of the app with an altered client."""
+        from server.flower.application import bundle
+
+        altered = self._folder / IMPOSTOR / "app" / dealt.app
+        shutil.copytree(
+            app.folder(dealt.app), altered, ignore=shutil.ignore_patterns("__pycache__")
+        )
+        client = altered / f"{dealt.app}_app" / "client_app.py"
+        client.write_text(client.read_text() + _ALTERATION)
+        return bundle.build(app.folder(dealt.app)), bundle.build(altered)
+
+    def _open_house(self, dealt: data.DemoData) -> None:
+        self._narrator.act("A coordinator, and machines for the sites")
+        names = [site.name for site in dealt.sites]
+        self._federation.open(names, pinned=[IMPOSTOR])
+        kind = "software TPM" if self._federation.tee is Tee.TPM else "development key"
+        self._narrator.say(f"coordinator in a process of its own, proven by its {kind}")
+
+    def _enroll(self, dealt: data.DemoData, bundle: bytes) -> None:
+        self._narrator.act(f"{len(dealt.sites)} sites enroll, each with a token that is good once")
+        for site in dealt.sites:
+            self._federation.join(
+                site.name, data={dealt.name: self._data_folder(site.name)}, bundle=bundle
+            )
+            self._narrator.say(f"{site.name}: {site.train_rows + site.test_rows} {dealt.unit}")
+        self._federation.await_connected(site.name for site in dealt.sites)
+
+    def _write_job(self, dealt: data.DemoData, bundle: bytes) -> JobSpec:
+        names = [site.name for site in dealt.sites]
+        text = policy_text(
+            self._federation, name=dealt.name, bundle=bundle, app=dealt.app, sites=names
+        )
+        (self._folder / "policy.toml").write_text(text)
+        settings = baselines.settings_of(dealt, rounds=self._options.rounds)
+        job = {
+            "name": dealt.name,
+            "app": str(app.folder(dealt.app)),
+            "rounds": settings["num-server-rounds"],
+            "sites": names,
+            "quorum": len(names),
+            "deadline_s": _DEADLINE_SECONDS,
+            "policy": "policy.toml",
+            "seed": dealt.seed,
+            "owner_key": self._owner.public,
+            "config": {**dealt.settings, "seed": dealt.seed, "min-sites": len(names)},
+            "evaluate": {"metric": dealt.metric},
+            "data": {name: {"set": dealt.name} for name in names},
+        }
+        path = self._folder / "job.toml"
+        path.write_text(config.dumps(job))
+        return JobSpec.load(path)
+
+    def _run_job(self, spec: JobSpec, bundle: bytes, altered: bytes) -> None:
+        self._narrator.act(f"{spec.rounds} rounds; in the middle an impostor tries to get in")
+        policy = (self._folder / "policy.toml").read_text()
+        operator = self._federation.operator
+        with impostor(
+            self._federation, spec, bundle=bundle, altered=altered, policy=policy
+        ) as rogue:
+            operator.submit_job(job_toml=spec.to_toml(), bundle=bundle, policy_toml=policy)
+            with self._narrator.job(spec.evaluate.metric) as show:
+                for item in operator.follow_job(spec.name):
+                    event = events.Event.decode(item.kind, item.json)
+                    if not rogue.concerns(event):
+                        show.show(event, unix_ms=item.unix_ms)
+                    self._watch(event, item.unix_ms)
+                    if isinstance(event, events.RoundStarted) and rogue.due(event.round):
+                        self._refused.append(rogue.act(event.round))
+                        for line in _refusal_lines(self._refused[-1]):
+                            show.show(events.Log(line=line, site=IMPOSTOR, level="warning"))
+                    if event.final:
+                        break
+        state = operator.get_job(spec.name)
+        if state.status != "finished":
+            raise JobError(f"the job is {state.status}: {state.detail}")
+
+    def _watch(self, event: events.Event, unix_ms: int) -> None:
+        watched = self._watched
+        match event:
+            case events.ClientAdmitted():
+                watched.admitted.setdefault(event.site, unix_ms / 1000 - self._clock.began)
+                watched.tees[event.site] = event.tee
+            case events.UpdateReceived():
+                watched.updates[event.site] = watched.updates.get(event.site, 0) + 1
+                watched.bytes[event.site] = watched.bytes.get(event.site, 0) + event.bytes
+            case events.RoundFinished():
+                watched.rounds.append(event)
+            case events.JobFinished():
+                watched.model = event.model
+            case events.JobFailed():
+                raise JobError(f"the job failed: {event.detail}", hint=event.hint)
+            case _:
+                pass
+
+    def _compare(self, dealt: data.DemoData) -> baselines.Baselines:
+        self._narrator.act("What each site reaches alone, for comparison")
+        settings = baselines.settings_of(dealt, rounds=self._options.rounds)
+        return baselines.compare(dealt, settings)
+
+    # --- what it came to --------------------------------------------------------------
+
+    def _outcome(
+        self,
+        dealt: data.DemoData,
+        spec: JobSpec,
+        compared: baselines.Baselines,
+        ledger: LedgerFacts,
+        opened: Opened,
+    ) -> DemoOutcome:
+        watched, weights = self._watched, opened.weights
+        judge = baselines.judge(dealt, baselines.settings_of(dealt))
+        pooled = dealt.pooled()
+        scored = judge.score(weights, pooled.test)
+        last = watched.rounds[-1].metrics if watched.rounds else {}
+        reported = float(last.get(dealt.metric, math.nan))
+        # The order of sums differs between one batch and many: one row may tip over.
+        matches = math.isfinite(reported) and abs(scored - reported) <= 1 / pooled.test_rows
+        by_site = {site.site: site for site in compared.sites}
+        return DemoOutcome(
+            data=dealt.name,
+            title=dealt.title,
+            task=dealt.task,
+            source=dealt.source,
+            licence=dealt.licence,
+            partition=dealt.partition,
+            unit=dealt.unit,
+            metric=dealt.metric,
+            federated=reported,
+            error=float(last.get(f"{dealt.metric}-error", math.nan)),
+            pooled=compared.pooled,
+            member=compared.member,
+            members=compared.members,
+            seed=dealt.seed,
+            started=datetime.fromtimestamp(self._clock.began, UTC).isoformat(timespec="seconds"),
+            seconds=time.time() - self._clock.began,
+            version=__version__,
+            command=self._options.command(spec.rounds),
+            policy=spec.policy_digest.hex(),
+            sites=tuple(
+                SiteFacts(
+                    name=site.name,
+                    tee=watched.tees.get(site.name, ""),
+                    train=site.train_rows,
+                    test=site.test_rows,
+                    members=len(site.members),
+                    admitted=watched.admitted.get(site.name, math.nan),
+                    rounds=watched.updates.get(site.name, 0),
+                    bytes=watched.bytes.get(site.name, 0),
+                    alone=by_site[site.name].all,
+                    alone_own=by_site[site.name].own,
+                    federated_own=judge.score(weights, site.test),
+                    hardware_id=self._federation.machines[site.name].hardware_id.hex(),
+                )
+                for site in dealt.sites
+            ),
+            refused=tuple(self._refused),
+            rounds=tuple(
+                RoundFacts(
+                    number=event.round,
+                    seconds=event.seconds,
+                    sites=event.sites,
+                    bytes=event.bytes,
+                    metric=float(event.metrics.get(dealt.metric, math.nan)),
+                    loss=float(event.metrics.get("loss", math.nan)),
+                )
+                for event in watched.rounds
+            ),
+            ledger=ledger,
+            model=dataclasses.replace(opened.facts, matches=matches),
+            timings=dict(self._clock.acts),
+            limits=self._limits(),
+        )
+
+    def _limits(self) -> tuple[str, ...]:
+        _, warning = choose_tee(self._options.tee)
+        return (
+            warning[:1].upper() + warning[1:] + ".",
+            *self._options.limits,
+            "All parties ran as one user on one machine, so nothing but their folders kept "
+            "their files apart.",
+            "The model was trained without differential privacy: it protects the records from "
+            "being moved, not from what a model can reveal about them.",
+        )
+
+    # --- small pieces -----------------------------------------------------------------
+
+    def _data_folder(self, site: str) -> Path:
+        return self._folder / "sites" / site / "data"
+
+
+def _refusal_lines(refused: RefusedSite) -> Iterator[str]:
+    yield f"REFUSED {refused.name}: {refused.reason}"
+    for finding in refused.against:
+        yield (
+            f"  {finding.get('claim')}: expected {finding.get('expected')}, "
+            f"found {finding.get('actual')}"
+        )

@@ -1,0 +1,1 @@
+"""``fedlearn job``: write, check, try, submit and watch jobs."""

@@ -1,0 +1,107 @@
+"""``fedlearn job files``: the files that a job's application left, out of their seal."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from attestation.errors import UnsealError
+from fedlearn.cli.state.origin import Origin, origin_options
+from fedlearn.cli.state.target import (
+    CATALOGUE,
+    key_option,
+    opened,
+    refuse_key,
+    refuse_origin,
+    sealer_of,
+)
+from fedlearn.cli.state.unlock import Unlock, unlock_options
+from fedlearn.errors import ConfigError, StoreError, TransportError
+from fedlearn.sealing import SealedReader
+from fedlearn.terminal.console import line, print_json, printable
+from fedlearn.update import sealed
+from server.flower.application.app_files import as_files, kept_as
+
+__all__ = ["files"]
+
+
+@click.command("files")
+@click.argument("target")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder to make, for you alone."
+)
+@unlock_options
+@key_option
+@origin_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
+def files(
+    target: str, out: Path, unlock: Unlock | None, key: Path | None, origin: Origin, as_json: bool
+) -> None:
+    """Write the files that a job's ServerApp left, in the clear, into a new folder.
+
+    TARGET is a job in a coordinator's --state (the ledger is told first), or the sealed FILE that
+    the job's owner opens with --key. Who sealed a FILE is checked as in `fedlearn model open`.
+    """
+    if os.path.lexists(out):
+        raise ConfigError("exists already; name a new folder", where=f"--out {out}")
+    if unlock is not None:
+        refuse_key(key)
+        refuse_origin(origin)
+        if out.resolve().is_relative_to(unlock.state.resolve()):
+            raise ConfigError(
+                "lies in the coordinator's state, where nothing is in the clear",
+                where=f"--out {out}",
+            )
+        sealer = CATALOGUE
+        with unlock.recording() as store:
+            name = kept_as(target)
+            if name not in store.models():
+                raise ConfigError(f"no files of a job {target!r} are kept", where="TARGET")
+            with store.released(name, out) as (_, reader):
+                written = _write(_files(reader, target), out)
+    else:
+        with opened(target, None, key, None, origin) as reader:
+            sealer = sealer_of(target, None, origin, reader)
+            written = _write(_files(reader, target), out)
+    if as_json:
+        print_json({"out": str(out), "files": written, **sealer.to_json()})
+        return
+    for path, size in written.items():
+        line(f"  {printable(path)}  {size} bytes")
+    line(f"{len(written)} files in the clear in {out}")
+    line(sealer.text, style="" if sealer.known else "red")
+
+
+def _files(reader: SealedReader, target: str) -> dict[str, memoryview]:
+    try:
+        return as_files(sealed.load(reader))
+    except UnsealError as error:
+        raise StoreError(f"{target}: {error}") from error
+    except TransportError as error:
+        raise StoreError(
+            f"{target}: {error}", hint="`fedlearn model export` writes a model"
+        ) from error
+
+
+def _write(found: Mapping[str, memoryview], out: Path) -> dict[str, int]:
+    """Write all files, or none; return their sizes."""
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.mkdir(mode=0o700)
+        for name, data in found.items():
+            path = temporary / name
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(descriptor, "wb") as target:
+                target.write(data)
+        temporary.rename(out)
+    except OSError as error:
+        raise StoreError(f"{out}: {(error.strerror or str(error)).lower()}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return {name: len(data) for name, data in found.items()}

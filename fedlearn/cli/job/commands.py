@@ -1,0 +1,359 @@
+"""``fedlearn job``: write, check, submit and watch jobs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedlearn.cli.job.exclusion import readmit, revoke
+from fedlearn.cli.operator import connect, job_argument, json_option, operator_option
+from fedlearn.config import NAME
+from fedlearn.errors import ConfigError, JobError, TransportError
+from fedlearn.terminal.console import Commands, Noun, line, print_json, printable
+
+if TYPE_CHECKING:
+    from fedlearn.job import events
+    from fedlearn.wire.operator import OperatorClient
+
+__all__ = ["group"]
+
+
+@click.group(
+    cls=Commands,
+    name="job",
+    nouns={
+        "files": Noun(
+            module="fedlearn.cli.job.app_files",
+            attribute="files",
+            summary="Write the files that a job's ServerApp left into a folder.",
+        )
+    },
+)
+def group() -> None:
+    """Write, check, submit and watch jobs."""
+
+
+@group.command("init")
+@click.argument("directory", type=click.Path(path_type=Path), default=Path("my-job"))
+@click.option("--name", default=None, help="Name of the job; that of the directory by default.")
+@json_option
+def init(directory: Path, name: str | None, as_json: bool) -> None:
+    """Write a first own job: job.toml, policy.toml, a Flower app in torch and data to try.
+
+    DIRECTORY (my-job) must be new or empty. It is written whole or not at all.
+    """
+    from fedlearn.cli.job import template
+
+    chosen = name or directory.resolve().name
+    if name is None and not NAME.fullmatch(chosen):
+        raise ConfigError(
+            f"{chosen!r} cannot name a job",
+            where=str(directory),
+            hint="name the job with --name: 1 to 63 of a-z, 0-9 and '-'",
+        )
+    files = template.write(directory, chosen)
+    if as_json:
+        print_json({"name": chosen, "files": [str(path) for path in files]})
+        return
+    for path in files:
+        line(f"  {path}")
+    line("")
+    line(f"Next:  fedlearn job validate {directory / 'job.toml'}", bold=True)
+
+
+@group.command("validate")
+@click.argument("file", type=click.Path(path_type=Path), default=Path("job.toml"))
+@json_option
+def validate(file: Path, as_json: bool) -> None:
+    """Check a job with its policy and its app, without a coordinator.
+
+    Names every fault with its file, line and key.
+    """
+    from fedlearn.cli.job import validation
+
+    report = validation.examine(file)
+    if as_json:
+        print_json(report.to_json())
+        return
+    for text in report.found:
+        line(f"  ok    {text}", style="green")
+    for text in report.warnings:
+        line(f"  note  {text}", style="yellow")
+    line(f"{file} can run. Its digest is {report.spec.digest().hex()}", bold=True)
+
+
+@group.command("try")
+@click.argument("file", type=click.Path(path_type=Path), default=Path("job.toml"))
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Folder with one folder of data for each site; 'data' next to FILE by default.",
+)
+@click.option(
+    "--tee",
+    type=click.Choice(["auto", "tpm", "sample"]),
+    default="auto",
+    show_default=True,
+    help="tpm: software TPMs; sample: development keys; auto: tpm where swtpm is installed.",
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="Where to write the weights; NAME.safetensors by default.",
+)
+@json_option
+def try_(file: Path, data: Path | None, tee: str, model: Path | None, as_json: bool) -> None:
+    """Run a job here, with a coordinator and sites made for the occasion."""
+    from typing import cast
+
+    from fedlearn.cli.job import validation
+    from fedlearn.cli.job.progress import show_for
+    from fedlearn.cli.job.trial import attempt
+    from fedlearn.cli.local.machines import TeeChoice
+
+    report = validation.examine(file)
+    spec = report.spec
+    trial = attempt(
+        report,
+        data=data or file.parent / "data",
+        tee=cast("TeeChoice", tee),
+        model=model or Path(f"{spec.name}.safetensors"),
+        bundle=_bundle(report.app),
+        show=show_for(as_json=as_json, metric=spec.evaluate.metric),
+    )
+    if as_json:
+        path = None if trial.model is None else str(trial.model)
+        print_json({"job": trial.job, "rounds": trial.rounds, "model": path})
+    elif trial.model is None:
+        line("the job finished, and its app left no model to write", style="green")
+    else:
+        line(f"the weights are in {trial.model}", style="green")
+
+
+@group.command("submit")
+@click.argument("file", type=click.Path(path_type=Path), default=Path("job.toml"))
+@click.option("--follow", is_flag=True, help="Show progress until the job ends.")
+@operator_option
+@json_option
+def submit(file: Path, follow: bool, operator: Path | None, as_json: bool) -> None:
+    """Check a job here and hand it to the coordinator."""
+    from fedlearn.cli.job import validation
+
+    report = validation.examine(file)
+    spec = report.spec
+    with connect(operator) as client:
+        bundle = _bundle(report.app)
+        # Paths of this machine are nobody else's business.
+        told = dataclasses.replace(
+            spec, app=report.app.name or "app", policy=report.policy_file.name
+        )
+        state = client.submit_job(
+            job_toml=told.to_toml(),
+            bundle=bundle,
+            policy_toml=report.policy_toml,
+            policy_signature=validation.policy_signature(report.policy_file),
+        )
+        if not follow:
+            if as_json:
+                print_json(_state_json(state))
+            else:
+                line(f"job {state.name}: {state.status}")
+                line(f"Next:  fedlearn job logs {state.name} --follow", bold=True)
+            return
+        _follow(client, state.name, as_json=as_json, metric=spec.evaluate.metric)
+
+
+@group.command("status")
+@job_argument(required=False)
+@operator_option
+@json_option
+def status(name: str | None, operator: Path | None, as_json: bool) -> None:
+    """Show one job, or all of them."""
+    with connect(operator) as client:
+        states = [client.get_job(name)] if name else list(client.list_jobs())
+    if as_json:
+        rows = [_state_json(state) for state in states]
+        print_json(rows[0] if name else {"jobs": rows})
+        return
+    if not states:
+        line("there are no jobs yet; `fedlearn job submit job.toml` adds one")
+        return
+    width = max(len(state.name) for state in states)
+    for state in states:
+        rounds = f"round {state.round}/{state.rounds}"
+        tail = f"  {printable(state.detail)}" if state.detail else ""
+        line(f"{printable(state.name):<{width}}  {printable(state.status):<11}  {rounds}{tail}")
+        if name:
+            line(f"  sites  {', '.join(map(printable, state.sites)) or '-'}")
+            line(f"  model  {printable(state.model) or '-'}")
+            for out in state.exclusions:
+                who = f"client {out.client} of {out.site}" if out.client else out.site
+                lasts = f" until {out.until.isoformat(timespec='seconds')}" if out.until else ""
+                said = f"{who}{lasts}: {out.reason} (operator {out.operator})"
+                line(f"  out    {printable(said)}", style="yellow")
+
+
+@group.command("logs")
+@job_argument()
+@click.option("--follow", is_flag=True, help="Go on until the job ends.")
+@operator_option
+@json_option
+def logs(name: str, follow: bool, operator: Path | None, as_json: bool) -> None:
+    """Show what has happened in a job, and with --follow what happens."""
+    with connect(operator) as client:
+        if follow:
+            _follow(client, name, as_json=as_json, metric="")
+            return
+        from fedlearn.cli.job.progress import lines_show
+
+        with lines_show(as_json=as_json) as show:
+            for event, unix_ms in _events(client, name, past_only=True):
+                show.show(event, unix_ms=unix_ms)
+
+
+@group.command("cancel")
+@job_argument()
+@operator_option
+@json_option
+def cancel(name: str, operator: Path | None, as_json: bool) -> None:
+    """Stop a job. What is sealed stays sealed; the job can be resumed."""
+    with connect(operator) as client:
+        _say(client.cancel_job(name), as_json=as_json)
+
+
+for _command in (revoke, readmit):
+    group.add_command(_command)
+
+
+@group.command("policy")
+@job_argument()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@operator_option
+@json_option
+def policy(name: str, file: Path, operator: Path | None, as_json: bool) -> None:
+    """Judge the clients of a running job by the policy in FILE from now on.
+
+    FILE.sig goes along where there is one. Clients that the policy does not affirm end at once.
+    """
+    from attestation.policy.model import AppraisalPolicy
+    from fedlearn.cli.job import validation
+    from fedlearn.config import file_bytes
+
+    data = file_bytes(file, what="the policy")
+    new = AppraisalPolicy.from_toml(data, where=str(file))
+    signature = validation.policy_signature(file)
+    with connect(operator) as client:
+        client.replace_policy(name, data.decode("utf-8"), signature)
+    if as_json:
+        print_json(
+            {
+                "job": name,
+                "policy": new.digest.hex(),
+                "name": new.name,
+                "version": new.version,
+                "signed": bool(signature),
+            }
+        )
+        return
+    signed = "signed" if signature else "not signed"
+    line(f"job {name} goes by version {new.version} of the policy {new.name!r} ({signed})")
+
+
+@group.command("resume")
+@job_argument()
+@click.option("--follow", is_flag=True, help="Show progress until the job ends.")
+@operator_option
+@json_option
+def resume(name: str, follow: bool, operator: Path | None, as_json: bool) -> None:
+    """Go on with a job from its last sealed checkpoint."""
+    with connect(operator) as client:
+        state = client.resume_job(name)
+        if follow:
+            _follow(client, name, as_json=as_json, metric="")
+        else:
+            _say(state, as_json=as_json)
+
+
+def _bundle(app: Path) -> bytes:
+    # Building imports Flower, which takes a second: not for a job that is wrong anyway.
+    from server.flower.application.bundle import build
+
+    return build(app)
+
+
+def _follow(client: OperatorClient, name: str, *, as_json: bool, metric: str) -> None:
+    """Show events until the stream ends, as it does when the job has ended.
+
+    A job that was resumed has had an end before; only the last event counts.
+
+    :raises JobError: when the job does not finish well.
+    """
+    from fedlearn.cli.job.progress import show_for
+    from fedlearn.job import events
+
+    last: events.Event | None = None
+    with show_for(as_json=as_json, metric=metric) as show:
+        for event, unix_ms in _events(client, name, past_only=False):
+            show.show(event, unix_ms=unix_ms)
+            last = event
+    match last:
+        case events.JobFinished():
+            return
+        case events.JobFailed():
+            raise JobError(f"job {name} failed: {last.detail}", hint=last.hint)
+        case events.JobCancelled() | events.JobInterrupted():
+            raise JobError(
+                f"job {name} was {last.kind.removeprefix('job.')}: {last.detail}".rstrip(": "),
+                hint=f"`fedlearn job resume {name}` continues it",
+            )
+        case _:
+            raise TransportError(
+                f"the coordinator stopped sending while job {name} was running",
+                hint=f"`fedlearn job logs {name} --follow` goes on watching",
+            )
+
+
+def _events(
+    client: OperatorClient, name: str, *, past_only: bool
+) -> Iterator[tuple[events.Event, int]]:
+    """Yield events with the time at which they happened."""
+    from fedlearn.job import events
+
+    for item in client.follow_job(name, after=0, past_only=past_only):
+        yield events.Event.decode(item.kind, item.json), item.unix_ms
+
+
+def _say(state: Any, *, as_json: bool) -> None:
+    if as_json:
+        print_json(_state_json(state))
+    else:
+        line(f"job {printable(state.name)}: {printable(state.status)}")
+
+
+def _state_json(state: Any) -> dict[str, Any]:
+    return {
+        "name": state.name,
+        "id": state.id,
+        "status": state.status,
+        "round": state.round,
+        "rounds": state.rounds,
+        "detail": state.detail,
+        "model": state.model,
+        "sites": list(state.sites),
+        "exclusions": [
+            {
+                "site": out.site,
+                "client": out.client,
+                "until": out.until.isoformat() if out.until else None,
+                "reason": out.reason,
+                "operator": out.operator,
+            }
+            for out in state.exclusions
+        ],
+    }

@@ -1,0 +1,115 @@
+"""``fedlearn job revoke`` and ``readmit``: keep a site out of a job, and let it back in."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import click
+
+from fedlearn.cli.operator import connect, job_argument, json_option, operator_option
+from fedlearn.terminal.console import line, print_json
+
+__all__ = ["readmit", "revoke"]
+
+_DURATION: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])")
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _until(ctx: click.Context, param: click.Parameter, value: str) -> datetime | None:
+    """A duration from now, or a moment in RFC 3339."""
+    if not value:
+        return None
+    if match := _DURATION.fullmatch(value):
+        return datetime.now(UTC) + timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise click.BadParameter(
+            f"{value[:40]!r} is no time; write 30m, 12h, 7d or 2030-01-31T12:00Z"
+        )
+    return moment
+
+
+_site_option = click.option("--site", required=True, help="The site.")
+_client_option = click.option(
+    "--client", default="", help="One client of the site, instead of all of them."
+)
+
+
+@click.command("revoke")
+@job_argument()
+@_site_option
+@_client_option
+@click.option(
+    "--until",
+    default="",
+    callback=_until,
+    metavar="WHEN",
+    help="When it ends by itself: 30m, 12h, 7d, or a time such as 2030-01-31T12:00Z.",
+)
+@click.option(
+    "--once", is_flag=True, help="End the admission only: an honest client attests and is back."
+)
+@click.option("--reason", default="revoked", show_default=True, help="Why, for the ledger.")
+@operator_option
+@json_option
+def revoke(
+    name: str,
+    site: str,
+    client: str,
+    until: datetime | None,
+    once: bool,
+    reason: str,
+    operator: Path | None,
+    as_json: bool,
+) -> None:
+    """Keep a site out of job NAME, and drop its update of this round.
+
+    It lasts until `fedlearn job readmit`, or until the time that --until names.
+    """
+    _check_names(site, client)
+    if once and until is not None:
+        raise click.UsageError("--once and --until exclude each other")
+    with connect(operator) as coordinator:
+        coordinator.revoke_client(name, site, reason, client=client, until=until, once=once)
+    if as_json:
+        row = {"job": name, "site": site, "client": client, "revoked": True, "once": once}
+        print_json({**row, "until": until.isoformat() if until else None})
+        return
+    who = f"client {client} of {site}" if client else site
+    if once:
+        line(f"the admission of {who} to {name} has ended; it may attest again")
+        return
+    lasts = f"until {until.isoformat(timespec='seconds')}" if until else "until you lift it"
+    line(f"{who} is out of {name} {lasts}:")
+    line(f"  fedlearn job readmit {name} --site {site}{f' --client {client}' if client else ''}")
+
+
+@click.command("readmit")
+@job_argument()
+@_site_option
+@_client_option
+@operator_option
+@json_option
+def readmit(name: str, site: str, client: str, operator: Path | None, as_json: bool) -> None:
+    """Let a site, or one client of it, attest again for job NAME after `job revoke`."""
+    _check_names(site, client)
+    with connect(operator) as coordinator:
+        coordinator.readmit_client(name, site, client=client)
+    if as_json:
+        print_json({"job": name, "site": site, "client": client, "revoked": False})
+        return
+    line(f"{f'client {client} of {site}' if client else site} may take part in {name} again")
+
+
+def _check_names(site: str, client: str) -> None:
+    from fedlearn.identity.spiffe import checked_name
+
+    checked_name(site, "site")
+    if client:
+        checked_name(client, "client")

@@ -1,0 +1,387 @@
+"""The job that ``fedlearn job init`` writes: complete, small, and with data to try it on.
+
+Two hospitals that do not exist hold 400 patients each; a logistic regression in torch learns
+who falls ill. Everything that a user replaces is marked in the files themselves.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Final
+
+from fedlearn import __version__
+from fedlearn.config import NAME
+from fedlearn.errors import ConfigError
+from fedlearn.identity.software import software_digest
+
+__all__ = ["SITES", "package_name", "write"]
+
+SITES: Final = ("site-a", "site-b")
+_ROWS: Final = 400
+_FEATURES: Final = 4
+
+_JOB: Final = """\
+# A federated job. `fedlearn job validate job.toml` says whether it can run.
+
+name = "$name"
+app = "app"                # the Flower app's folder, next to this file
+rounds = 5
+sites = ["site-a", "site-b"]
+policy = "policy.toml"     # what a client must prove before it is admitted
+
+quorum = 2                 # updates that a round needs
+deadline_s = 120           # seconds that a round may take ...
+stragglers = "drop"        # ... and what happens to who is late: "drop", or "fail" the job
+seed = 1                   # the same seed gives the same model; see docs/reference/job.md
+
+# The finished model opens for the holder of this key (X25519, PEM):
+#   openssl genpkey -algorithm x25519 -out owner.pem
+#   openssl pkey -in owner.pem -pubout -out owner.pub.pem
+# owner_key = "owner.pub.pem"
+
+[strategy]
+name = "fedavg"            # "app" leaves it to the app's own ServerApp
+
+# What the app's ServerApp receives: the aggregate of each round ("aggregated"), or also the
+# update of each site ("visible-to-app"), which an own aggregation or the legacy API needs.
+[aggregation]
+updates = "aggregated"
+
+[config]                   # overrides of [tool.flwr.app.config] in app/pyproject.toml
+local-epochs = 2
+
+[evaluate]
+every = 1
+metric = "accuracy"        # shown first while the job runs
+
+[resources]                # for each client
+cpu = 1
+memory_mib = 2048
+
+# The data of each site: the name of a data set in that site's site.toml.
+[data.site-a]
+set = "$name"
+
+[data.site-b]
+set = "$name"
+
+# What the model may reveal about one site. Without this table, nothing is promised.
+# [privacy]
+# mechanism = "central-gaussian"
+# clip = 1.0
+# noise_multiplier = 1.5
+# epsilon = 8.0
+# delta = 1e-5
+"""
+
+_POLICY: Final = """\
+# What evidence must say before its sender is admitted. Whatever is not named is refused.
+# The digests of the app and of the job are compared in any case, with what was sent out.
+
+version = 1
+name = "$name"
+
+# "sample" is evidence made by software. It proves nothing about hardware: good to try a job
+# on one machine, never for data that matters. Name "tdx", "snp" or "tpm" instead, and pin what
+# starts there, here and for the coordinator, or nobody is admitted: `fedlearn policy init`
+# writes the values of a machine that runs, `fedlearn policy reference` those of files.
+accept = ["sample"]
+insecure_sample = true
+
+# The digest of the fedlearn that wrote this file. Sites and coordinators with another one
+# are refused; name several values while you upgrade.
+[[reference]]
+claim = "software"
+value = "$software"
+name = "fedlearn $version"
+
+[require]
+claims = ["software", "app", "job"]
+
+# What the coordinator must prove to every client before it is sent anything.
+[coordinator]
+version = 1
+name = "$name-coordinator"
+accept = ["sample"]
+insecure_sample = true
+
+[[coordinator.reference]]
+claim = "software"
+value = "$software"
+name = "fedlearn $version"
+"""
+
+_PROJECT: Final = """\
+[project]
+name = "$name"
+version = "1.0.0"
+description = "A logistic regression over several sites"
+license = "Apache-2.0"
+requires-python = ">=3.11"
+dependencies = ["flwr>=1.41", "torch>=2.4"]
+
+[tool.flwr.app]
+publisher = "$name"
+fab-include = ["$package/*.py"]
+
+[tool.flwr.app.components]
+serverapp = "$package.server_app:app"
+clientapp = "$package.client_app:app"
+
+[tool.flwr.app.config]
+num-server-rounds = 5
+min-sites = 2
+local-epochs = 2
+learning-rate = 0.5
+seed = 1
+"""
+
+_TASK: Final = '''\
+"""The model and the data: replace these with yours."""
+
+from __future__ import annotations
+
+import csv
+import functools
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+FEATURES = 4
+
+torch.set_num_threads(1)
+
+
+def new_model() -> nn.Module:
+    """Return the model before the first round."""
+    model = nn.Linear(FEATURES, 1)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    return model
+
+
+@functools.lru_cache(maxsize=2)
+def load(folder: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return features (n, FEATURES) and labels (n,). Read once: the process stays warm."""
+    with (Path(folder) / "data.csv").open(newline="") as file:
+        rows = [[float(value) for value in row] for row in list(csv.reader(file))[1:]]
+    table = torch.tensor(rows)
+    return table[:, :FEATURES], table[:, FEATURES]
+
+
+def train(model: nn.Module, folder: str, *, epochs: int, rate: float) -> tuple[float, int]:
+    """Train in place; return the loss and the number of examples."""
+    features, labels = load(folder)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    loss = torch.tensor(0.0)
+    for _ in range(epochs):
+        optimizer.zero_grad()
+        loss = functional.binary_cross_entropy_with_logits(model(features).squeeze(1), labels)
+        loss.backward()
+        optimizer.step()
+    return loss.item(), len(labels)
+
+
+def judge(model: nn.Module, folder: str) -> tuple[float, float, int]:
+    """Return the loss, the accuracy and the number of examples."""
+    features, labels = load(folder)
+    with torch.no_grad():
+        logits = model(features).squeeze(1)
+        loss = functional.binary_cross_entropy_with_logits(logits, labels).item()
+        accuracy = ((logits > 0) == (labels > 0.5)).float().mean().item()
+    return loss, accuracy, len(labels)
+'''
+
+_CLIENT: Final = '''\
+"""What runs at a site, inside the trusted environment."""
+
+from __future__ import annotations
+
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from $package import task
+
+app = ClientApp()
+
+
+def model_of(message: Message):
+    """Return the model with the weights that came with the message."""
+    model = task.new_model()
+    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    return model
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train on the site's data. `node_config["data"]` is where it is mounted."""
+    model = model_of(message)
+    config = context.run_config
+    loss, examples = task.train(
+        model,
+        str(context.node_config["data"]),
+        epochs=int(config["local-epochs"]),
+        rate=float(config["learning-rate"]),
+    )
+    content = {
+        "arrays": ArrayRecord(model.state_dict()),
+        "metrics": MetricRecord({"num-examples": examples, "loss": loss}),
+    }
+    return Message(RecordDict(content), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Judge the model on the site's data."""
+    loss, accuracy, examples = task.judge(model_of(message), str(context.node_config["data"]))
+    metrics = MetricRecord({"num-examples": examples, "loss": loss, "accuracy": accuracy})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+'''
+
+_SERVER: Final = '''\
+"""What runs at the coordinator."""
+
+from __future__ import annotations
+
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+from $package import task
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Average the sites' weights, round by round."""
+    config = context.run_config
+    sites = int(config["min-sites"])
+    strategy = FedAvg(min_train_nodes=sites, min_evaluate_nodes=sites, min_available_nodes=sites)
+    strategy.start(
+        grid=grid,
+        initial_arrays=ArrayRecord(task.new_model().state_dict()),
+        num_rounds=int(config["num-server-rounds"]),
+    )
+'''
+
+
+def package_name(name: str) -> str:
+    """Return the Python package of a job's app; never one of ours."""
+    return re.sub(r"[^a-z0-9]", "_", f"{name}_app" if name[0].isalpha() else f"app_{name}")
+
+
+def write(folder: Path, name: str) -> tuple[Path, ...]:
+    """Write a job named ``name`` to ``folder``, whole or not at all; return its files.
+
+    :raises ConfigError: when ``folder`` exists and holds something, or ``name`` is no name.
+    """
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} cannot name a job",
+            where="--name",
+            hint="use 1 to 63 of a-z, 0-9 and '-', not starting or ending with '-'",
+        )
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ConfigError("exists and is not a directory", where=str(folder))
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(
+            "is not empty", where=str(folder), hint="name a new directory; nothing was written"
+        )
+    files = _files(name)
+    if folder.is_dir():
+        _fill(folder, files)
+    else:
+        _make(folder, files)
+    return tuple(folder / path for path in files)
+
+
+def _make(folder: Path, files: Mapping[str, str]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _write(scratch, files)
+        scratch.chmod(0o777 & ~_umask())
+        scratch.rename(folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def _fill(folder: Path, files: Mapping[str, str]) -> None:
+    """Fill an empty folder, which stays the same folder: somebody may stand in it."""
+    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
+    try:
+        _write(scratch, files)
+        for path in sorted(scratch.iterdir()):
+            path.rename(folder / path.name)
+        scratch.rmdir()
+    except BaseException:
+        # The folder was empty: what has these names is ours.
+        for name in {Path(path).parts[0] for path in files}:
+            shutil.rmtree(folder / name, ignore_errors=True)
+            if (folder / name).is_file():
+                (folder / name).unlink()
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def _write(folder: Path, files: Mapping[str, str]) -> None:
+    for path, text in files.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+
+
+def _files(name: str) -> Mapping[str, str]:
+    package = package_name(name)
+    software = software_digest().hex()
+
+    def fill(text: str) -> str:
+        return Template(text).substitute(
+            name=name,
+            package=package,
+            software=software,
+            version=__version__,
+        )
+
+    files = {
+        "job.toml": fill(_JOB),
+        "policy.toml": fill(_POLICY),
+        "app/pyproject.toml": fill(_PROJECT),
+        f"app/{package}/__init__.py": '"""A logistic regression over several sites."""\n',
+        f"app/{package}/task.py": _TASK,
+        f"app/{package}/client_app.py": fill(_CLIENT),
+        f"app/{package}/server_app.py": fill(_SERVER),
+    }
+    for number, site in enumerate(SITES):
+        files[f"data/{site}/data.csv"] = _patients(number)
+    return files
+
+
+def _patients(number: int) -> str:
+    """Return a table of invented patients; the sites differ in who comes to them."""
+    draw = random.Random(number)  # noqa: S311 (invented data, not a secret)
+    lines = ["age,pressure,sugar,weight,ill"]
+    for _ in range(_ROWS):
+        row = [draw.gauss(0.3 * number, 1.0) for _ in range(_FEATURES)]
+        risk = 1.5 * row[0] - 1.0 * row[1] + 0.5 * row[2] - 0.2
+        ill = draw.random() < 1 / (1 + math.exp(-risk))
+        lines.append(",".join(f"{value:.3f}" for value in row) + f",{int(ill)}")
+    return "\n".join(lines) + "\n"
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

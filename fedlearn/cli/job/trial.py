@@ -1,0 +1,178 @@
+"""``fedlearn job try``: a job of one's own on this machine, with parties made for the occasion.
+
+A coordinator and one site for each that the job names, as processes that end with the
+command. Everything is as in the field but the machines: they are stand-ins
+(:mod:`fedlearn.cli.local.machines`), so the job's own policy, which names real ones, gives way to
+one that names these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from attestation.policy.model import AppraisalPolicy
+from fedlearn.cli.job.progress import Show
+from fedlearn.cli.job.validation import Report
+from fedlearn.cli.local.children import Children, terminate_as_interrupt
+from fedlearn.cli.local.federation import Federation, policy_text
+from fedlearn.cli.local.machines import TeeChoice, choose_tee
+from fedlearn.errors import ConfigError, JobError
+from fedlearn.extras import extra_of, install
+from fedlearn.job import events
+from fedlearn.job.spec import JobSpec, owner_key_text
+from fedlearn.sealing import PrivateKey, open_sealed
+from fedlearn.terminal.console import line
+from fedlearn.update import sealed
+
+__all__ = ["Trial", "attempt"]
+
+_FINISHED: Final = "finished"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """How a trial went.
+
+    ``sites`` are those that took part; ``model`` is the file with the weights, or None where the
+    job finished without a model, as one does whose app computes something else.
+    """
+
+    job: str
+    rounds: int
+    sites: tuple[str, ...]
+    tee: str
+    insecure: str
+    model: Path | None
+
+
+def attempt(
+    report: Report, *, data: Path, tee: TeeChoice, model: Path, bundle: bytes, show: Show
+) -> Trial:
+    """Run the job to its end and leave its weights in ``model``.
+
+    :raises ConfigError: when the data of a site is not there, ``model`` exists, or a package
+        that the app depends on is not installed.
+    :raises JobError: when the job fails.
+    """
+    spec = report.spec
+    _check_installed(report.needs)
+    folders = {site: _folder(data, site) for site in spec.sites}
+    if model.exists():
+        raise ConfigError("exists", where=str(model), hint="name another file with --model")
+    kind, insecure = choose_tee(tee)
+    line(f"insecure: {insecure}", style="yellow")
+    owner = X25519PrivateKey.generate()
+    with (
+        tempfile.TemporaryDirectory(prefix="fedlearn-try-") as scratch,
+        terminate_as_interrupt(),
+        Children(Path(scratch) / "logs") as children,
+    ):
+        federation = Federation(Path(scratch), children, tee=kind)
+        try:
+            federation.open(spec.sites)
+            digest = hashlib.sha256(bundle).digest()
+            for site in spec.sites:
+                mount = spec.data.get(site)
+                name = mount.set if mount is not None and mount.set else spec.name
+                federation.join(
+                    site,
+                    data={name: folders[site]},
+                    bundle=digest,
+                    visible_updates=spec.aggregation.visible,
+                )
+            federation.await_connected(spec.sites)
+            policy = policy_text(
+                federation, name=spec.name, bundle=digest, app=spec.name, sites=spec.sites
+            )
+            told = _told(spec, policy, owner)
+            sealed_model = _run(federation, told, policy, bundle, show)
+            if sealed_model:
+                _fetch(federation, spec.name, owner, model)
+        finally:
+            federation.close()
+    return Trial(
+        job=spec.name,
+        rounds=spec.rounds,
+        sites=spec.sites,
+        tee=kind.value,
+        insecure=insecure,
+        model=model if sealed_model else None,
+    )
+
+
+def _folder(data: Path, site: str) -> Path:
+    folder = data / site
+    if not folder.is_dir():
+        raise ConfigError(
+            "there is no data of this site",
+            where=str(folder),
+            hint=f"put the data of {site} there, or name another folder with --data",
+        )
+    return folder
+
+
+def _check_installed(needs: Iterable[str]) -> None:
+    for name in needs:
+        try:
+            importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            extra = extra_of(name)
+            raise ConfigError(
+                f"the app depends on {name!r}, which is not installed",
+                where="project.dependencies",
+                hint=install(extra) if extra else f"pip install {name}",
+            ) from None
+
+
+def _told(spec: JobSpec, policy: str, owner: X25519PrivateKey) -> JobSpec:
+    """Return the job with the stand-ins' policy and an owner who can open the model here."""
+    public = owner.public_key().public_bytes_raw()
+    return dataclasses.replace(
+        spec,
+        policy_digest=AppraisalPolicy.from_toml(policy.encode()).digest,
+        policy="policy.toml",
+        app="app",
+        launcher="any",
+        owner_key=owner_key_text(public),
+        data={
+            site: dataclasses.replace(mount, set=mount.set or spec.name, path="", claim="")
+            for site, mount in spec.data.items()
+        },
+    )
+
+
+def _run(federation: Federation, spec: JobSpec, policy: str, bundle: bytes, show: Show) -> bool:
+    """Run the job to its end; say whether it left a model."""
+    operator = federation.operator
+    operator.submit_job(job_toml=spec.to_toml(), bundle=bundle, policy_toml=policy)
+    with show:
+        for item in operator.follow_job(spec.name):
+            show.show(events.Event.decode(item.kind, item.json), unix_ms=item.unix_ms)
+            federation.check()
+    state = operator.get_job(spec.name)
+    if state.status != _FINISHED:
+        raise JobError(f"the job is {state.status}: {state.detail}")
+    return bool(state.model)
+
+
+def _fetch(federation: Federation, job: str, owner: X25519PrivateKey, model: Path) -> None:
+    """Open the sealed model as its owner, and write the weights where they were asked for."""
+    files = (federation.state / "store" / "models").glob(f"{job}.[0-9]*")
+    newest = max(
+        files,
+        key=lambda path: int(path.name.split(".")[1]),
+        default=None,
+    )
+    if newest is None:
+        raise JobError(f"job {job} left no sealed model")
+    with open_sealed(newest, PrivateKey(owner)) as reader:
+        sealed.export(reader, model)

@@ -1,0 +1,213 @@
+"""Everything that can be said about a job before a coordinator has seen it."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attestation.evidence import Tee
+from attestation.policy.launch import launch_warnings, require_launch_identity
+from attestation.policy.model import AppraisalPolicy
+from attestation.policy.sign import MAX_SIGNATURE_BYTES, signer_of, verify_policy
+from fedlearn import config
+from fedlearn.app.checks import Application, check_bundle, check_folder
+from fedlearn.cli.job.app_sources import asks_for_single_updates
+from fedlearn.errors import ConfigError
+from fedlearn.job.spec import JobFiles, JobSpec
+from fedlearn.job.strategies import AGGREGATED, APP, VISIBLE_TO_APP
+
+__all__ = ["Report", "examine", "policy_signature"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A job that can run. ``found`` says what is right, ``warnings`` what deserves a look.
+
+    ``needs`` are the distributions that the app depends on.
+    """
+
+    spec: JobSpec
+    app: Path
+    policy_file: Path
+    policy_toml: str
+    found: tuple[str, ...]
+    warnings: tuple[str, ...]
+    needs: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON-ready values."""
+        return {
+            "ok": True,
+            "name": self.spec.name,
+            "digest": self.spec.digest().hex(),
+            "policy_digest": self.spec.policy_digest.hex(),
+            "found": list(self.found),
+            "warnings": list(self.warnings),
+        }
+
+
+def examine(path: Path) -> Report:
+    """Read a job with its policy and its app.
+
+    :raises ConfigError: naming file, line and key of what is wrong.
+    :raises JobError: when the app is not one that can run here.
+    :raises PolicyError: when the policy is not one, or pins no launch identity of a TEE that
+        it accepts.
+    :raises VerificationError: when a signature lies beside it that is not its own.
+    :raises PrivacyError: when the rounds would spend more than the privacy budget.
+    """
+    files = JobFiles.load(path)
+    spec, policy, policy_file = files.spec, files.policy, files.policy_file
+    require_launch_identity(policy, where=str(policy_file))
+    app = path.parent / spec.app
+    application = _application(app)
+    _check_config(spec, application, path)
+    found: tuple[str, ...] = (
+        f"{spec.name}: {spec.rounds} rounds on {len(spec.sites)} sites, "
+        f"at least {spec.quorum} in each, {spec.deadline_s:g} s for one",
+        f"app {application.name} {application.version} in {app}",
+        f"strategy {spec.strategy.name}",
+        _updates(spec),
+        f"policy {policy.name} accepts {', '.join(policy.accept) or 'nobody'}",
+        _privacy(spec),
+    )
+    if signature := policy_signature(policy_file):
+        signer = verify_policy(policy, signature, key_digests={signer_of(signature)})
+        found += (f"policy signed by the key {signer.hex()}",)
+    return Report(
+        spec=spec,
+        app=app,
+        policy_file=policy_file,
+        policy_toml=files.policy_toml,
+        found=found,
+        warnings=(
+            *_warnings(spec, policy, policy_file),
+            *_rounds_note(spec, application),
+            *_updates_note(spec, app),
+        ),
+        needs=application.needs,
+    )
+
+
+def policy_signature(policy_file: Path) -> bytes:
+    """Return the signature that lies beside a policy as ``FILE.sig``; empty: there is none.
+
+    :raises ConfigError: when it cannot be read.
+    """
+    path = policy_file.with_name(f"{policy_file.name}.sig")
+    if not path.exists():
+        return b""
+    return config.file_bytes(path, limit=MAX_SIGNATURE_BYTES, what="the policy's signature")
+
+
+def _application(app: Path) -> Application:
+    if app.is_file():
+        from fedlearn.app.checks import MAX_BUNDLE_BYTES
+
+        data = config.file_bytes(app, limit=MAX_BUNDLE_BYTES, what="the bundle")
+        return check_bundle(data, where=str(app))
+    return check_folder(app)
+
+
+def _check_config(spec: JobSpec, application: Application, path: Path) -> None:
+    for key, value in spec.config.items():
+        if key not in application.defaults:
+            known = [str(name) for name in application.defaults]
+            near = difflib.get_close_matches(key, known, n=1)
+            wish = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
+            raise ConfigError(
+                f"the app {application.name} has no such setting; {wish}",
+                where=str(path),
+                key=f"config.{key}",
+                hint="a setting and its default stand in [tool.flwr.app.config] of the app",
+            )
+        default = application.defaults[key]
+        numbers = isinstance(default, float) and type(value) in (int, float)
+        if type(value) is not type(default) and not numbers:
+            raise ConfigError(
+                f"must be like the app's default {config.shown(default)}, "
+                f"not {config.shown(value)}",
+                where=str(path),
+                key=f"config.{key}",
+            )
+
+
+def _updates(spec: JobSpec) -> str:
+    if spec.aggregation.visible:
+        return f"updates {VISIBLE_TO_APP}: the app's ServerApp receives the update of each site"
+    return (
+        f"updates {AGGREGATED}: the app's ServerApp receives the aggregate of each round only; "
+        f'an app with an own aggregation or the legacy API needs "{VISIBLE_TO_APP}"'
+    )
+
+
+def _privacy(spec: JobSpec) -> str:
+    if spec.privacy is None:
+        return "no privacy table: nothing is promised about what the model reveals"
+    # The accountant takes a second to import.
+    from fedlearn.privacy import Budget
+
+    return f"privacy after all rounds: {Budget.require(spec.privacy, spec.rounds)}"
+
+
+def _updates_note(spec: JobSpec, app: Path) -> list[str]:
+    """Say where the app seems to ask for more than the job lets it receive."""
+    if spec.aggregation.visible:
+        return []
+    found = asks_for_single_updates(app, own_strategy=spec.strategy.name == APP)
+    remedy = (
+        "under [privacy] the app can only start one of Flower's strategies, unchanged"
+        if spec.privacy is not None
+        else f'set updates = "{VISIBLE_TO_APP}" in [aggregation]'
+    )
+    return [f"{where}, which needs the updates of single sites; {remedy}" for where in found]
+
+
+def _rounds_note(spec: JobSpec, application: Application) -> list[str]:
+    """Say where the app states another number of rounds than the job."""
+    key = "num-server-rounds"
+    stated = spec.config.get(key, application.defaults.get(key, spec.rounds))
+    if stated == spec.rounds:
+        return []
+    return [
+        f"the job has rounds = {spec.rounds}, and the app's {key} is {stated}: a strategy that the "
+        f"app starts runs {spec.rounds} rounds, an app that drives the grid itself or uses the "
+        f"legacy API as many as it reads; set config.{key} = {spec.rounds}"
+    ]
+
+
+def _warnings(spec: JobSpec, policy: AppraisalPolicy, policy_file: Path) -> list[str]:
+    notes = []
+    if not policy.accept:
+        notes.append(f"{policy_file} accepts no kind of evidence: nobody will be admitted")
+    if policy.insecure_sample:
+        notes.append(
+            f"{policy_file} accepts software evidence (insecure_sample): "
+            "it proves nothing about hardware"
+        )
+    for who, part in (("clients", policy), ("the coordinator", policy.coordinator)):
+        if part is not None:
+            notes += [f"{policy_file}, of {who}: {text}" for text in launch_warnings(part)]
+        if part is not None and Tee.SAMPLE in part.accept and not part.insecure_sample:
+            rest = [tee for tee in part.accept if tee != Tee.SAMPLE]
+            alone = "" if rest else ": nobody will be admitted"
+            notes.append(
+                f"{policy_file} accepts sample evidence of {who} without insecure_sample = true, "
+                f"so that it is refused{alone}"
+            )
+    if policy.insecure_debug:
+        notes.append(f"{policy_file} accepts TEEs whose memory their host can read")
+    if without := [site for site in spec.sites if site not in spec.data]:
+        notes.append(f"no data named for {', '.join(without)}: those sites choose")
+    if not spec.owner_key:
+        notes.append("no owner_key: only the coordinator can open the finished model")
+    if spec.aggregation.visible:
+        notes.append(
+            "the app receives the update of each site: a site runs this job only with "
+            "accept.visible_updates = true in its site.toml"
+        )
+    if spec.strategy.name == APP:
+        notes.append("the app makes its own strategy: its own settings decide how many sites wait")
+    return notes

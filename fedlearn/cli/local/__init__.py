@@ -1,0 +1,1 @@
+"""A whole federation as processes of one machine, for the demo and ``fedlearn job try``."""

@@ -1,0 +1,398 @@
+"""A whole federation on one machine: a coordinator and sites, each in processes of its own.
+
+Everything goes through what a user has: the commands ``fedlearn-server`` and
+``fedlearn-edge``, their configuration files, and the operator's API. Each party keeps its
+state in a folder of its own; only a join token passes from the coordinator to a site. Paths in
+the configurations are relative, so the whole folder can be moved and used again. Used by
+the demo and by benchmarks.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from attestation.evidence import Tee
+from fedlearn import config, extras
+from fedlearn.cli.local.children import Child, Children
+from fedlearn.cli.local.machines import Machine, make_machine
+from fedlearn.errors import ConfigError, FedlearnError, LaunchError, TransportError
+from fedlearn.identity.login import OperatorLogin, accept_grant, ca_pin, request_login
+from fedlearn.identity.software import software_digest
+
+if TYPE_CHECKING:
+    from fedlearn.wire.operator import OperatorClient
+
+__all__ = ["Federation", "Party", "coordinator_table", "free_port", "policy_text", "program"]
+
+_START_SECONDS: Final = 30.0
+_POLL_SECONDS: Final = 0.05
+_T = TypeVar("_T")
+_TRUST_DOMAIN: Final = "demo.fedlearn"
+COORDINATOR: Final = "coordinator"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Party:
+    """A site: its folder, its machine, and the data sets that it offers by name.
+
+    ``visible_updates``: whether it accepts jobs whose app receives single updates.
+    """
+
+    name: str
+    folder: Path
+    machine: Machine
+    data: Mapping[str, Path] = field(default_factory=dict)
+    visible_updates: bool = False
+
+    @property
+    def config(self) -> Path:
+        """The site's ``site.toml``."""
+        return self.folder / "site.toml"
+
+
+class Federation:
+    """A coordinator and its sites below ``folder``, as children that end with ``children``.
+
+    :param tee: what the stand-ins for machines prove themselves with.
+    """
+
+    def __init__(self, folder: Path, children: Children, *, tee: Tee) -> None:
+        self.folder = folder
+        self.tee = tee
+        self.machines: dict[str, Machine] = {}
+        self.parties: dict[str, Party] = {}
+        self.pinned: tuple[str, ...] = ()
+        self._children = children
+        self._server = folder / COORDINATOR
+        self._client: OperatorClient | None = None
+        self._process: Child | None = None
+
+    @property
+    def state(self) -> Path:
+        """The coordinator's state directory."""
+        return self._server / "state"
+
+    @property
+    def passphrase_file(self) -> Path:
+        """What opens the coordinator's root key; not in its state directory."""
+        return self.folder / "operator" / "passphrase"
+
+    @property
+    def login(self) -> Path:
+        """The operator's login."""
+        return self.folder / "operator" / "login"
+
+    @property
+    def operator(self) -> OperatorClient:
+        """The operator's client, once :meth:`start` has returned."""
+        if self._client is None:
+            raise TransportError("the coordinator was not started")
+        return self._client
+
+    def make_machines(self, names: Iterable[str], *, pinned: Iterable[str] = ()) -> None:
+        """Make a machine for the coordinator and for each site in ``names``.
+
+        The coordinator knows the attestation keys of the ``pinned`` ones beforehand; a site
+        that joins proves its own.
+        """
+        self.pinned = tuple(pinned)
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            self._make([COORDINATOR, *names, *self.pinned], pool)
+
+    def open(self, names: Iterable[str], *, pinned: Iterable[str] = ()) -> None:
+        """Do :meth:`make_machines` and :meth:`start`, at once where that can be.
+
+        A coordinator that need not know the sites' keys beforehand starts while the machines
+        of the sites are made.
+        """
+        self.pinned = tuple(pinned)
+        first, later = [COORDINATOR, *self.pinned], list(names)
+        if self.tee is not Tee.TPM:
+            first, later = [*first, *later], []
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            self._make(first, pool)
+            rest = pool.submit(self._make, later, pool)
+            self.start()
+            rest.result()
+
+    def _make(self, names: Iterable[str], pool: ThreadPoolExecutor) -> None:
+        def make(name: str) -> tuple[str, Machine]:
+            state = self.state if name == COORDINATOR else self._site_state(name)
+            return name, make_machine(self.tee, state)
+
+        self.machines.update(pool.map(make, names))
+
+    def start(self) -> None:
+        """Establish the coordinator and start it; return when it answers its operator.
+
+        :raises LaunchError: with what it wrote last, when it does not come up.
+        :raises ConfigError: when the packages of a coordinator are not installed.
+        """
+        extras.require("server", needed_for="a coordinator on this machine")
+        secret = self.passphrase_file
+        secret.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+        secret.touch(mode=0o600)
+        secret.write_text(secrets.token_urlsafe(32) + "\n")
+        settings = self._server / "server.toml"
+        settings.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+        settings.write_text(config.dumps(self.server_table()))
+        command = program("fedlearn-server")
+        # The operator's key is made at the operator; the coordinator sees the request.
+        request = request_login(self.login, "operator")
+        self._children.run(
+            "fedlearn-server init",
+            [command, "init", "--config", settings, "--operator-csr", request],
+        )
+        accept_grant(
+            self.login,
+            self.state / "operator.toml",
+            now=datetime.now(UTC),
+            pin=ca_pin((self.state / "ca.pem").read_bytes()),
+        )
+        self._process = self._children.start(COORDINATOR, [command, "run", "--config", settings])
+        self._client = self._connect(self._process)
+
+    def token(self, site: str) -> str:
+        """Return a join token for ``site`` on its machine, good once and for ten minutes."""
+        machine = self.machines.get(site)
+        ek = machine.hardware_id if machine is not None and machine.tee is Tee.TPM else b""
+        invitation = self.operator.create_token(
+            site, lifetime=timedelta(minutes=10), needs_approval=False, ek=ek
+        )
+        return invitation.token
+
+    def join(
+        self,
+        name: str,
+        *,
+        data: Mapping[str, Path],
+        bundle: bytes,
+        visible_updates: bool = False,
+    ) -> Party:
+        """Enroll a site with a token, let it accept ``bundle`` (SHA-256), and start its agent.
+
+        With ``visible_updates`` it also accepts jobs whose app receives single updates.
+
+        As ``fedlearn site enroll`` does; a process for each would take a second for each.
+
+        :raises FedlearnError: when the enrollment fails.
+        """
+        from edge.protocol.rpc import enroll
+
+        party = Party(
+            name=name,
+            folder=self._site_folder(name),
+            machine=self.machines[name],
+            data=data,
+            visible_updates=visible_updates,
+        )
+        party.config.write_text(config.dumps(self.site_table(party, bundle)))
+        enroll(self.token(name)).save(self._site_state(name))
+        self._children.start(name, [program("fedlearn-edge"), "run", "--config", party.config])
+        self.parties[name] = party
+        return party
+
+    def await_connected(self, names: Iterable[str]) -> None:
+        """Return when the agents of all ``names`` have a connection.
+
+        :raises LaunchError: naming who has not, after half a minute.
+        """
+        wanted = set(names)
+
+        def missing() -> set[str]:
+            self._children.check()
+            return wanted - {s.name for s in self.operator.list_sites() if s.connected}
+
+        if late := _poll(missing, until=lambda found: not found):
+            raise LaunchError(f"not connected: {', '.join(sorted(late))}")
+
+    def identity_folder(self, name: str) -> Path:
+        """Return where a site keeps its key and certificate."""
+        return self._site_state(name)
+
+    def anchors(self, names: Iterable[str]) -> list[str]:
+        """Return the attestation keys of machines, as configurations name them."""
+        return [self.machines[name].anchor.hex() for name in names]
+
+    def check(self) -> None:
+        """Return while all processes run.
+
+        :raises LaunchError: naming the first that has ended.
+        """
+        self._children.check()
+
+    def close(self) -> None:
+        """Close the operator's connection. The processes end with their children's context."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def _site_folder(self, name: str) -> Path:
+        return self.folder / "sites" / name
+
+    def _site_state(self, name: str) -> Path:
+        return self._site_folder(name) / "state"
+
+    def server_table(self) -> dict[str, object]:
+        """Return the coordinator's ``server.toml``, on ports that are free now."""
+        listen = {name: f"127.0.0.1:{free_port()}" for name in ("gate", "control", "fleet")}
+        if self.tee is Tee.TPM:
+            trust, known = "tpm_aks", self.pinned
+        else:
+            sites = tuple(name for name in self.machines if name != COORDINATOR)
+            trust, known = "insecure_sample_keys", sites
+        return {
+            "state": "state",
+            "trust_domain": _TRUST_DOMAIN,
+            "listen": listen,
+            "keys": {"protect": ["passphrase"], "passphrase_file": "../operator/passphrase"},
+            "attester": self.machines[COORDINATOR].table(),
+            "trust": {trust: self.anchors(known)},
+        }
+
+    def site_table(self, party: Party, bundle: bytes) -> dict[str, object]:
+        """Return a site's ``site.toml``; ``bundle`` is the one that it accepts."""
+        trust = "tpm_aks" if self.tee is Tee.TPM else "insecure_sample_keys"
+        return {
+            "state": "state",
+            "launcher": {"kind": "process"},
+            "attester": party.machine.table(),
+            "accept": {"bundles": [bundle.hex()], "visible_updates": party.visible_updates},
+            "trust": {trust: self.anchors([COORDINATOR])},
+            "data": {
+                name: {"path": os.path.relpath(path, party.folder)}
+                for name, path in party.data.items()
+            },
+        }
+
+    def _connect(self, process: Child) -> OperatorClient:
+        from fedlearn.wire.operator import OperatorClient
+
+        login = OperatorLogin.load(self.login)
+
+        def attempt() -> tuple[OperatorClient | None, FedlearnError | None]:
+            process.check()
+            client = OperatorClient(
+                address=login.address, ca=login.ca, chain=login.chain, key=login.key
+            )
+            try:
+                client.list_sites()
+            except TransportError as error:
+                client.close()
+                return None, error
+            return client, None
+
+        client, error = _poll(attempt, until=lambda found: found[0] is not None)
+        if client is None:
+            raise LaunchError(f"the coordinator does not answer: {error}\n{process.tail()}")
+        return client
+
+
+def policy_text(
+    federation: Federation, *, name: str, bundle: bytes, app: str, sites: Iterable[str]
+) -> str:
+    """Return the appraisal policy of the demo, as an operator would write it.
+
+    Only the named bundle, only on the machines on the list, and a coordinator that is who it
+    was pinned as.
+    """
+    tee = federation.tee.value
+    insecure = str(federation.tee is Tee.SAMPLE).lower()
+    machines = federation.machines
+    software = software_digest().hex()
+    firmware = _FIRMWARE if federation.tee is Tee.TPM else ""
+    nodes = "\n".join(f'{site} = ["{machines[site].hardware_id.hex()}"]' for site in sites)
+    return f"""\
+# Who is admitted to the job {name!r}. What is not named here is refused.
+version = 1
+name = "{name}"
+accept = ["{tee}"]
+insecure_sample = {insecure}
+
+[[reference]]
+claim = "app"
+value = "{bundle.hex()}"
+name = "{app}"
+
+[[reference]]
+claim = "software"
+value = "{software}"
+name = "this installation of fedlearn"
+{firmware.replace("WHO", "reference")}
+[require]
+claims = ["software", "app", "job"]
+
+[nodes]
+{nodes}
+
+[coordinator]
+version = 1
+name = "{name}-coordinator"
+accept = ["{tee}"]
+insecure_sample = {insecure}
+
+[[coordinator.reference]]
+claim = "software"
+value = "{software}"
+name = "this installation of fedlearn"
+{firmware.replace("WHO", "coordinator.reference")}
+[coordinator.nodes]
+{coordinator_table(machines[COORDINATOR])}
+"""
+
+
+_FIRMWARE: Final = f"""
+[[WHO]]
+claim = "pcr.0"
+value = "{bytes(32).hex()}"
+name = "software TPM: nothing measured its boot"
+"""
+
+
+def coordinator_table(machine: Machine) -> str:
+    """Return the line that pins the coordinator's hardware."""
+    return f'{COORDINATOR} = ["{machine.pinned_id.hex()}"]'
+
+
+def program(name: str) -> Path:
+    """Return one of our commands: next to this Python, or on the path.
+
+    :raises ConfigError: when this installation has no commands.
+    """
+    beside = Path(sys.executable).parent / name
+    if beside.exists():
+        return beside
+    found = shutil.which(name, path=os.environ.get("PATH"))
+    if found is None:
+        raise ConfigError(
+            f"the command {name} is not installed", hint="pip install the package fedlearn"
+        )
+    return Path(found)
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _poll(look: Callable[[], _T], *, until: Callable[[_T], bool]) -> _T:
+    """Look until it is so or time is up; return what was seen last."""
+    end = time.monotonic() + _START_SECONDS
+    while True:
+        seen = look()
+        if until(seen) or time.monotonic() > end:
+            return seen
+        time.sleep(_POLL_SECONDS)

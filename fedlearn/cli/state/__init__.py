@@ -1,0 +1,1 @@
+"""``fedlearn ledger`` and ``fedlearn model``: a coordinator's state directory, opened offline."""

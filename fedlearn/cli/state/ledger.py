@@ -1,0 +1,248 @@
+"""``fedlearn ledger``: show and verify the record of every decision.
+
+Exit statuses: 0 done and, for ``verify``, intact; 2 damaged, with the entry named; 1 when
+there is nothing to read or the input cannot be used.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from attestation.durable import write_durably
+from fedlearn.cli.state.unlock import Unlock, unlock_options
+from fedlearn.errors import ConfigError, LedgerError, StoreError
+from fedlearn.terminal.console import REFUSED, Commands, Failure, line, print_json, printable
+from server.ledger import (
+    LEDGER_FILE,
+    PUBLIC_KEY_FILE,
+    Contribution,
+    Entry,
+    LedgerHead,
+    LedgerReader,
+    load_public_key,
+)
+from server.store.state_binding import compare_bound
+
+__all__ = ["group"]
+
+_MAX_HEAD_BYTES: Final = 4096
+_SHOWN: Final = 160
+_FIRST: Final = ("job", "model", "site", "client", "round", "version", "phase", "reason")
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _state(command: Command) -> Command:
+    return click.option(
+        "--state",
+        required=True,
+        type=click.Path(path_type=Path, file_okay=False),
+        help="State directory of the coordinator.",
+    )(command)
+
+
+def _json(command: Command) -> Command:
+    return click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")(
+        command
+    )
+
+
+def _damage_is_an_answer(command: Callable[..., int | None]) -> Callable[..., int]:
+    """Exit with 2 where the ledger is damaged: that is what was found, and no fault."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> int:
+        try:
+            return command(*args, **options) or 0
+        except LedgerError as error:
+            if error.entry is None:
+                raise
+            if options.get("as_json"):
+                failure = Failure(code=error.code, message=str(error), hint=error.hint)
+                print_json({"intact": False, "entry": error.entry, **failure.to_json()})
+            else:
+                click.echo(f"damaged: {printable(str(error))}", err=True)
+            return REFUSED
+
+    return run
+
+
+@click.group(cls=Commands, name="ledger")
+def group() -> None:
+    """Show and verify the record of every decision."""
+
+
+@group.command()
+@_state
+@click.option("--kind", help="Only entries of this kind.")
+@click.option("--after", type=click.IntRange(0, 2**63 - 1), default=0, help="Skip up to here.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
+@_damage_is_an_answer
+def show(state: Path, kind: str | None, after: int, limit: int | None, as_json: bool) -> None:
+    """Print the entries, oldest first. What is shown is not verified."""
+    for entry in _reader(state).entries(after=after, kind=kind, limit=limit):
+        if as_json:
+            print_json(entry.to_json())
+        else:
+            line(_entry_text(entry))
+
+
+@group.command()
+@unlock_options
+@click.option("--key", type=click.Path(path_type=Path), help="Public key (PEM) to verify with.")
+@click.option("--head", "head_text", metavar="FILE|SEQUENCE:HASH", help="A head kept elsewhere.")
+@_json
+@_damage_is_an_answer
+def verify(unlock: Unlock | None, key: Path | None, head_text: str | None, as_json: bool) -> int:
+    """Find any edit, deletion, insertion or reordering, and name the entry.
+
+    Entries cut off at the end, and another ledger in the place of this one, are found with what
+    the store has sealed of it (name what opens the state), or with --head. Keep the key outside
+    of the state directory too: whoever may write there can replace both.
+    """
+    if unlock is None:
+        raise ConfigError("is needed: the coordinator's state directory", where="--state")
+    state = unlock.state
+    reader = _reader(state)
+    public_key = load_public_key(key or state / PUBLIC_KEY_FILE)
+    expected = None if head_text is None else _read_head(head_text)
+    found = reader.verify(public_key, expect_head=expected)
+    if unlock.given:
+        with unlock.keys() as keys:
+            try:
+                compare_bound(state, keys)
+            except StoreError as error:
+                return _unlike_the_store(error, as_json)
+    head = "" if found.head is None else str(found.head)
+    if as_json:
+        print_json(
+            {
+                "intact": True,
+                "entries": found.entries,
+                "head": head or None,
+                "head_checked": found.head_checked,
+                "store_checked": unlock.given,
+                "kinds": dict(found.kinds),
+                "key": found.key_fingerprint,
+            }
+        )
+        return 0
+    line(f"intact: {found.entries} entries, signed with key {found.key_fingerprint[:16]}")
+    if head:
+        line(f"from {_time(found.first_time)} to {_time(found.last_time)}")
+        line(f"head {head}")
+    if unlock.given:
+        line("it ends as the store has it sealed")
+    elif not found.head_checked:
+        line("the end was compared neither with the store (--config) nor with a head (--head)")
+    return 0
+
+
+def _unlike_the_store(error: StoreError, as_json: bool) -> int:
+    """Say that store and ledger are not of one state, though each is intact."""
+    if as_json:
+        failure = Failure(code=error.code, message=str(error), hint=error.hint)
+        print_json({"intact": False, "entry": None, **failure.to_json()})
+    else:
+        click.echo(f"damaged: {printable(str(error))}", err=True)
+    return REFUSED
+
+
+@group.command()
+@_state
+@click.option("--out", type=click.Path(path_type=Path), help="Write the head file here.")
+@_json
+@_damage_is_an_answer
+def head(state: Path, out: Path | None, as_json: bool) -> None:
+    """Print where the ledger ends: keep it elsewhere, and no tail is cut unseen."""
+    found = _reader(state).head()
+    if found is None:
+        raise LedgerError("the ledger is empty, so it has no head")
+    if out is not None:
+        write_durably(out, found.to_bytes(), mode=0o644)
+    if as_json:
+        print_json(json.loads(found.to_bytes()))
+    else:
+        line(str(found))
+
+
+@group.command()
+@_state
+@click.option("--job", required=True, help="Name of the job that made the model.")
+@click.option("--version", type=click.IntRange(0), help="Version of the model.")
+@click.option("--round", "round_", type=click.IntRange(0), help="The model after this round.")
+@_json
+@_damage_is_an_answer
+def contributions(
+    state: Path, job: str, version: int | None, round_: int | None, as_json: bool
+) -> None:
+    """List who made a model: round, site, measurements, policy."""
+    found = _reader(state).contributions(job, version=version, round=round_)
+    if as_json:
+        print_json([item.to_json() for item in found])
+        return
+    for item in found:
+        line(_contribution_text(item))
+
+
+def _reader(state: Path) -> LedgerReader:
+    if not state.is_dir():
+        raise ConfigError("no such directory", where="--state", key=str(state))
+    return LedgerReader(state / LEDGER_FILE)
+
+
+def _read_head(text: str) -> LedgerHead:
+    path = Path(text)
+    try:
+        if not path.is_file() and ":" in text:
+            return LedgerHead.parse(text.encode())
+        with path.open("rb") as file:
+            return LedgerHead.parse(file.read(_MAX_HEAD_BYTES + 1))
+    except OSError as error:
+        reason = (error.strerror or "cannot be read").lower()
+        raise ConfigError(reason, where="--head", key=text) from None
+    except LedgerError as error:
+        raise ConfigError(str(error), where="--head", key=text, hint=error.hint) from None
+
+
+def _time(milliseconds: int) -> str:
+    try:
+        moment = dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
+    except (OverflowError, ValueError, OSError):
+        return f"{milliseconds} ms"
+    return moment.strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _entry_text(entry: Entry) -> str:
+    text = f"{entry.sequence:>7}  {_time(entry.time)}  {entry.kind:<11}  {_body_text(entry.body)}"
+    return printable(text)
+
+
+def _body_text(body: Mapping[str, Any]) -> str:
+    names = [name for name in _FIRST if name in body]
+    names += [name for name in sorted(body) if name not in _FIRST]
+    words = []
+    for name in names:
+        value = body[name]
+        words.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
+    text = " ".join(words)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def _contribution_text(item: Contribution) -> str:
+    measured = " ".join(
+        f"{name}={str(value)[:16]}" for name, value in sorted(item.measurements.items())
+    )
+    examples = "?" if item.examples is None else item.examples
+    return printable(
+        f"round {item.round:>4}  {item.site:<16} {item.tee or 'no admission':<8} "
+        f"examples={examples} digest={item.digest[:16]} policy={item.policy[:16]} {measured}"
+    ).rstrip()

@@ -1,0 +1,255 @@
+"""``fedlearn model``: sealed models, in a coordinator's state or as files of their own.
+
+Exit statuses: 0 done; 1 an error; 2 an answer that is a refusal: a key that does not open
+the model, a sealed file that nobody who was named sealed, or one that is not what was written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from attestation.errors import UnsealError
+from fedlearn.cli.state.origin import Origin, origin_options
+from fedlearn.cli.state.target import (
+    CATALOGUE,
+    key_option,
+    needed,
+    opened,
+    refuse_key,
+    refuse_origin,
+    sealer_of,
+)
+from fedlearn.cli.state.unlock import Unlock, unlock_options
+from fedlearn.errors import ConfigError, LedgerError, StoreError
+from fedlearn.sealing import Header
+from fedlearn.terminal.console import REFUSED, Commands, line, print_json, printable
+from fedlearn.update import sealed
+from server.ledger import LEDGER_FILE, LedgerReader
+from server.store.models import StoredModel
+from server.store.rollback import written_versions
+
+__all__ = ["group"]
+
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
+_version = click.option("--version", type=click.IntRange(1), help="By default the latest.")
+
+
+@click.group(cls=Commands, name="model")
+def group() -> None:
+    """List, open, export and verify sealed models.
+
+    A TARGET is the name of a model in a coordinator's --state, or a sealed FILE that its
+    owner opens with --key. Who sealed a FILE is checked: against the CA of your operator's
+    login, or what --ca-pin, --operator or --ledger names.
+    """
+
+
+@group.command(name="list")
+@unlock_options
+@_json
+def list_models(unlock: Unlock | None, as_json: bool) -> None:
+    """List the versions of every model that the coordinator keeps."""
+    with needed(unlock).reading() as store:
+        kept = [stored for model in store.models() for stored in store.versions(model)]
+    if as_json:
+        print_json([_stored_json(stored) for stored in kept])
+        return
+    if not kept:
+        line("no models")
+        return
+    rows = [("MODEL", "VERSION", "JOB", "ROUND", "BYTES", "DIGEST")]
+    for stored in kept:
+        size = str(stored.path.stat().st_size) if stored.path.exists() else "missing"
+        place = (stored.model, str(stored.version), stored.job, str(stored.round))
+        rows.append((*place, size, stored.digest.hex()[:16]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@group.command(name="open")
+@click.argument("target")
+@unlock_options
+@key_option
+@origin_options
+@_version
+@_json
+def open_model(
+    target: str,
+    unlock: Unlock | None,
+    key: Path | None,
+    origin: Origin,
+    version: int | None,
+    as_json: bool,
+) -> None:
+    """Open a sealed model, check every byte of it and who sealed it, and show what it holds."""
+    with opened(target, unlock, key, version, origin) as reader:
+        try:
+            digest = reader.verify()
+        except UnsealError as error:
+            raise StoreError(f"{target}: {error}") from error
+        sealer = sealer_of(target, unlock, origin, reader)
+        header = reader.header
+    if as_json:
+        print_json({**_header_json(header), "digest": digest.hex(), **sealer.to_json()})
+        return
+    weights = [spec for spec in header.tensors if spec.name != sealed.STATE]
+    line(f"{printable(header.model)}, version {header.version}, after round {header.round}")
+    for name, value in sorted(header.meta.items()):
+        line(f"  {printable(name)}: {printable(str(value))}")
+    for spec in weights:
+        shape = " x ".join(map(str, spec.shape)) or "scalar"
+        line(f"  {printable(spec.name)}  {spec.dtype}  {shape}")
+    size = f"{len(weights)} tensors, {sum(spec.nbytes for spec in weights)} bytes"
+    if sealer.known:
+        line(f"{size}, every chunk authentic: {sealer.text}", style="green")
+    else:
+        line(f"{size}: {sealer.text}", style="red")
+
+
+@group.command()
+@click.argument("target")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write.")
+@click.option("--replace", is_flag=True, help="Write over a file that is there.")
+@unlock_options
+@key_option
+@origin_options
+@_version
+@_json
+def export(
+    target: str,
+    out: Path,
+    replace: bool,
+    unlock: Unlock | None,
+    key: Path | None,
+    origin: Origin,
+    version: int | None,
+    as_json: bool,
+) -> None:
+    """Write the weights in the clear, as safetensors that only you can read (mode 0600).
+
+    From a coordinator's state the export is written to the ledger first.
+    """
+    if unlock is not None:
+        refuse_key(key)
+        refuse_origin(origin)
+        if out.resolve().is_relative_to(unlock.state.resolve()):
+            raise ConfigError(
+                "lies in the coordinator's state, where nothing is in the clear",
+                where=f"--out {out}",
+            )
+        with unlock.recording() as store:
+            stored = store.export(target, out, version=version, replace=replace)
+        model, found, sealer = stored.model, stored.version, CATALOGUE
+    else:
+        with opened(target, None, key, version, origin) as reader:
+            sealer = sealer_of(target, None, origin, reader)
+            try:
+                sealed.export(reader, out, replace=replace)
+            except UnsealError as error:
+                raise StoreError(f"{target}: {error}") from error
+            model, found = reader.header.model, reader.header.version
+    size = out.stat().st_size
+    if as_json:
+        said = {"model": model, "version": found, "out": str(out), "bytes": size}
+        print_json({**said, **sealer.to_json()})
+    else:
+        line(f"{printable(model)}, version {found}: {size} bytes in the clear in {out}")
+        line(sealer.text, style="" if sealer.known else "red")
+
+
+@group.command()
+@click.argument("model", required=False)
+@unlock_options
+@_json
+def verify(model: str | None, unlock: Unlock | None, as_json: bool) -> int:
+    """Read every byte of every version (of one MODEL), and compare store and ledger.
+
+    Store and ledger each say how far the other had come: an older one, or one of another
+    coordinator, is found out.
+    """
+    from server.store.state_binding import compare_bound
+
+    unlock = needed(unlock)
+    with unlock.keys() as keys, unlock.opened(keys) as store:
+        names = store.models() if model is None else (store.latest(model).model,)
+        faults = {}
+        checked: list[StoredModel] = []
+        written: dict[str, int] = {}
+        try:
+            compare_bound(unlock.state, keys)
+        except (StoreError, LedgerError) as error:
+            faults["state"] = str(error)
+        try:
+            written = written_versions(LedgerReader(unlock.state / LEDGER_FILE))
+        except LedgerError as error:
+            faults.setdefault("state", str(error))
+        for name in names:
+            try:
+                checked += store.verify(name)
+                store.latest(name, expected_version=written.get(name, 0))
+            except StoreError as error:
+                faults[name] = str(error)
+        if model is None:
+            for name in sorted(set(written) - set(names)):
+                faults[name] = f"{name}: version {written[name]} was written and is not there"
+    if as_json:
+        versions = [_stored_json(stored) for stored in checked]
+        print_json({"intact": not faults, "faults": faults, "versions": versions})
+        return REFUSED if faults else 0
+    for text in faults.values():
+        click.echo(f"damaged: {printable(text)}", err=True)
+    if faults:
+        return REFUSED
+    line(
+        f"intact: {len(checked)} versions of {len(names)} models, as the ledger says", style="green"
+    )
+    return 0
+
+
+@group.command()
+@click.argument("model")
+@unlock_options
+@_json
+def rotate(model: str, unlock: Unlock | None, as_json: bool) -> None:
+    """Seal all versions of MODEL under a new key, and destroy the old one.
+
+    Copies of the old files can then not be opened any more, but by the owner of the job.
+    """
+    with needed(unlock).recording(writing=True) as store:
+        fresh = store.rotate(model)
+    if as_json:
+        print_json([_stored_json(stored) for stored in fresh])
+    else:
+        line(f"{model}: {len(fresh)} versions sealed under the key {fresh[-1].key}")
+
+
+def _stored_json(stored: StoredModel) -> dict[str, Any]:
+    return {
+        "model": stored.model,
+        "job": stored.job,
+        "version": stored.version,
+        "round": stored.round,
+        "file": str(stored.path),
+        "file_id": stored.file_id.hex(),
+        "digest": stored.digest.hex(),
+        "key": stored.key,
+    }
+
+
+def _header_json(header: Header) -> dict[str, Any]:
+    return {
+        "model": header.model,
+        "version": header.version,
+        "round": header.round,
+        "meta": dict(header.meta),
+        "recipients": [wrap.recipient.hex() for wrap in header.wraps],
+        "tensors": [
+            {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+            for spec in header.tensors
+            if spec.name != sealed.STATE
+        ],
+    }

@@ -1,0 +1,111 @@
+"""What model commands work on: a name in a coordinator's state, or a sealed file of its own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import click
+
+from attestation.errors import UnsealError
+from fedlearn.cli.state.origin import Origin, Sealer
+from fedlearn.cli.state.unlock import Unlock, ask_passphrase
+from fedlearn.errors import ConfigError, KeyReleaseDenied, StoreError
+from fedlearn.identity.keyfile import read_private_key
+from fedlearn.sealing import PrivateKey, SealedReader, open_sealed, read_header
+
+__all__ = [
+    "CATALOGUE",
+    "key_option",
+    "needed",
+    "opened",
+    "refuse_key",
+    "refuse_origin",
+    "sealer_of",
+]
+
+key_option = click.option(
+    "--key", type=click.Path(path_type=Path), help="The owner's private key (PEM), for a FILE."
+)
+CATALOGUE: Final = Sealer(by="catalogue", text="as the coordinator's sealed catalogue has it")
+
+
+@contextmanager
+def opened(
+    target: str,
+    unlock: Unlock | None,
+    key: Path | None,
+    version: int | None,
+    origin: Origin,
+) -> Iterator[SealedReader]:
+    """Open a model in a coordinator's state, or a sealed file with its owner's key.
+
+    :raises ConfigError: when neither was given, or both.
+    :raises KeyReleaseDenied: when the key is not one that the file is sealed for.
+    :raises StoreError: when it is not what was sealed.
+    """
+    if unlock is not None:
+        refuse_key(key)
+        refuse_origin(origin)
+        with unlock.reading() as store, store.open_model(target, version) as reader:
+            yield reader
+        return
+    if key is None:
+        raise ConfigError(
+            "is needed to open a sealed file, or --state to open a coordinator's model",
+            where="--key",
+        )
+    with _opened_file(Path(target), key) as reader:
+        if version is not None and reader.header.version != version:
+            raise ConfigError(
+                f"the file holds version {reader.header.version}", where=f"--version {version}"
+            )
+        yield reader
+
+
+def _opened_file(path: Path, key: Path) -> SealedReader:
+    try:
+        header = read_header(path)
+    except UnsealError as error:
+        raise StoreError(f"{path}: {error}") from error
+    except OSError as error:
+        raise StoreError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from error
+    ask = functools.partial(ask_passphrase, "Passphrase of the owner's key")
+    private = read_private_key(key, what="the owner's key", ask=ask)
+    mine = private.public_key().public_bytes_raw()
+    try:
+        return open_sealed(path, PrivateKey(private))
+    except UnsealError as error:
+        if all(wrap.recipient != mine for wrap in header.wraps):
+            raise KeyReleaseDenied(f"{path}: {error}", hint=error.hint) from error
+        raise StoreError(f"{path}: {error}") from error
+
+
+def sealer_of(target: str, unlock: Unlock | None, origin: Origin, reader: SealedReader) -> Sealer:
+    """Return who sealed it: the catalogue vouches for a model in a coordinator's state."""
+    return origin.check(reader, target) if unlock is None else CATALOGUE
+
+
+def needed(unlock: Unlock | None) -> Unlock:
+    """Return what opens a state; raise ConfigError when nothing was given."""
+    if unlock is None:
+        raise ConfigError("is needed: the coordinator's state directory", where="--state")
+    return unlock
+
+
+def refuse_key(key: Path | None) -> None:
+    """Check that no owner's key was given."""
+    if key is not None:
+        raise ConfigError("opens a sealed file; leave out --state, or --key", where="--key")
+
+
+def refuse_origin(origin: Origin) -> None:
+    """Check that nothing was given that says who sealed a file."""
+    if origin.given:
+        raise ConfigError(
+            "says who sealed a FILE; a model in --state is as the coordinator's catalogue has it",
+            where="--ca-pin, --operator, --ledger or --insecure-unknown-origin",
+        )

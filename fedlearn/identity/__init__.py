@@ -1,0 +1,1 @@
+"""Who a party is: SPIFFE ids, keys, join tokens, vouchers, logins, TLS, the software digest."""

@@ -1,0 +1,455 @@
+"""The vocabulary of a job's progress: what a coordinator says while a job runs.
+
+An event is a kind and a flat JSON object. The coordinator makes events out of these classes,
+they travel in ``fedlearn.v1.Event`` and the command line shows them. An event informs people;
+it decides nothing, and the ledger is where decisions are proven.
+
+======================  ==================================================================
+kind                    said when
+======================  ==================================================================
+``job.submitted``       a job was accepted and waits for its sites
+``job.started``         the job's process runs; ``resumed_from`` is 0 unless it continues
+``client.starting``     a site accepted the job and launches its client
+``client.admitted``     evidence was verified and a certificate issued
+``client.refused``      evidence was not good enough; carries the findings
+``client.renewed``      a client attested again in time
+``client.quarantined``  a client failed to; its updates of this round are dropped
+``client.lost``         a client left, was revoked or was stopped
+``round.started``       the model was sent to ``sites``
+``update.received``     one update arrived and passed the checks
+``update.rejected``     one update arrived and did not, or did not arrive in time
+``round.finished``      the round has a model; metrics are the weighted means over sites
+``checkpoint.sealed``   that model is on disk, sealed
+``privacy.spent``       the budget spent so far, with everything that gives it meaning
+``log``                 one line that a site or the application wrote
+``job.finished``        the model is sealed under ``model``
+``job.failed``          the job cannot go on; ``hint`` says what to do
+``job.cancelled``       somebody stopped it
+``job.interrupted``     the coordinator stopped; ``fedlearn job resume`` continues
+======================  ==================================================================
+
+Seconds are wall clock, bytes are those of the update as it crossed the wire. A reader ignores
+fields that it does not know, and shows a kind that it does not know as :class:`OtherEvent`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, cast, get_type_hints
+
+from fedlearn.errors import TransportError
+
+__all__ = [
+    "KINDS",
+    "MAX_EVENT_BYTES",
+    "CheckpointSealed",
+    "ClientAdmitted",
+    "ClientLost",
+    "ClientQuarantined",
+    "ClientRefused",
+    "ClientRenewed",
+    "ClientStarting",
+    "Event",
+    "JobCancelled",
+    "JobFailed",
+    "JobFinished",
+    "JobInterrupted",
+    "JobStarted",
+    "JobSubmitted",
+    "Log",
+    "OtherEvent",
+    "PrivacySpent",
+    "RoundFinished",
+    "RoundStarted",
+    "UpdateReceived",
+    "UpdateRejected",
+]
+
+MAX_EVENT_BYTES: Final = 256 * 1024
+"""Upper bound of one encoded event, checked before it is parsed."""
+
+_MAX_TEXT: Final = 16 * 1024
+_MAX_ITEMS: Final = 10_000
+_MAX_INTEGER: Final = 2**63 - 1
+
+Findings = tuple[Mapping[str, Any], ...]
+"""What :meth:`attestation.policy.result.Finding.to_json` returns, several of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Root of all events. Construction checks types and bounds.
+
+    :raises ValueError: for a field of a wrong type or an impossible value.
+    """
+
+    kind: ClassVar[str] = ""
+    final: ClassVar[bool] = False
+    """No event of the same run follows a final one."""
+
+    def __post_init__(self) -> None:
+        hints = _hints(type(self))
+        for item in dataclasses.fields(self):
+            value = _check(getattr(self, item.name), hints[item.name], item.name)
+            object.__setattr__(self, item.name, value)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values, with the kind under ``kind``."""
+        values = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {"kind": self.kind, **values}
+
+    def encode(self) -> str:
+        """Return the fields as one line of JSON, without the kind, as the wire carries them."""
+        values = self.to_json()
+        del values["kind"]
+        return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    @staticmethod
+    def decode(kind: str, text: str) -> Event:
+        """Return the event that :meth:`encode` wrote.
+
+        :raises TransportError: when ``text`` is not an event of that kind.
+        """
+        if len(text) > MAX_EVENT_BYTES:
+            raise TransportError(
+                f"an event of {len(text)} bytes; at most {MAX_EVENT_BYTES} are read"
+            )
+        try:
+            body = json.loads(text)
+        except (ValueError, RecursionError):
+            raise TransportError(f"an event of kind {kind[:64]!r} is not JSON") from None
+        if not isinstance(body, dict):
+            raise TransportError(f"an event of kind {kind[:64]!r} is not a JSON object")
+        found = KINDS.get(kind)
+        if found is None:
+            return OtherEvent(name=kind, body=body)
+        names = {item.name for item in dataclasses.fields(found)}
+        try:
+            return found(**{key: value for key, value in body.items() if key in names})
+        except (TypeError, ValueError) as error:
+            raise TransportError(f"an event of kind {kind!r} is malformed: {error}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSubmitted(Event):
+    """A job was accepted and waits for its sites."""
+
+    kind: ClassVar[str] = "job.submitted"
+    job: str
+    rounds: int
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStarted(Event):
+    """The job's process runs. ``resumed_from`` is the last finished round, 0 for none."""
+
+    kind: ClassVar[str] = "job.started"
+    job: str
+    rounds: int
+    sites: tuple[str, ...] = ()
+    resumed_from: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientStarting(Event):
+    """A site accepted the job and launches its client."""
+
+    kind: ClassVar[str] = "client.starting"
+    site: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientAdmitted(Event):
+    """Evidence was verified, liked and answered with a certificate."""
+
+    kind: ClassVar[str] = "client.admitted"
+    site: str
+    tee: str
+    client: str = ""
+    expires_unix_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientRefused(Event):
+    """Evidence was refused; ``findings`` say what was expected and what was found."""
+
+    kind: ClassVar[str] = "client.refused"
+    site: str
+    reason: str
+    tee: str = ""
+    findings: Findings = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientRenewed(Event):
+    """A client attested again before its certificate expired."""
+
+    kind: ClassVar[str] = "client.renewed"
+    site: str
+    expires_unix_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientQuarantined(Event):
+    """A client did not attest again; what it sent in this round does not count."""
+
+    kind: ClassVar[str] = "client.quarantined"
+    site: str
+    reason: str
+    findings: Findings = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientLost(Event):
+    """A client left, was revoked, or was stopped."""
+
+    kind: ClassVar[str] = "client.lost"
+    site: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundStarted(Event):
+    """The global model was sent to ``sites``."""
+
+    kind: ClassVar[str] = "round.started"
+    round: int
+    rounds: int
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateReceived(Event):
+    """One update arrived and may enter the sum."""
+
+    kind: ClassVar[str] = "update.received"
+    round: int
+    site: str
+    bytes: int
+    examples: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateRejected(Event):
+    """One update may not enter the sum, or did not come in time."""
+
+    kind: ClassVar[str] = "update.rejected"
+    round: int
+    site: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundFinished(Event):
+    """A round has a model. ``sites`` is the number of updates in it."""
+
+    kind: ClassVar[str] = "round.finished"
+    round: int
+    rounds: int = 0
+    seconds: float
+    sites: int
+    bytes: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSealed(Event):
+    """The model of a round is on disk, sealed."""
+
+    kind: ClassVar[str] = "checkpoint.sealed"
+    round: int
+    model: str
+    version: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacySpent(Event):
+    """The budget spent so far. An epsilon means nothing without the other five fields."""
+
+    kind: ClassVar[str] = "privacy.spent"
+    round: int
+    epsilon: float
+    delta: float
+    unit: str
+    sampling: str
+    accountant: str
+    limit: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log(Event):
+    """One line that a site (or the server application, where ``site`` is empty) wrote."""
+
+    kind: ClassVar[str] = "log"
+    line: str
+    site: str = ""
+    level: str = "info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFinished(Event):
+    """All rounds are done, and the model is sealed under the name ``model``.
+
+    ``model`` is empty where the app left none.
+    """
+
+    kind: ClassVar[str] = "job.finished"
+    final: ClassVar[bool] = True
+    detail: str = ""
+    model: str = ""
+    seconds: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFailed(Event):
+    """The job cannot go on. ``detail`` says why and ``hint`` what to do."""
+
+    kind: ClassVar[str] = "job.failed"
+    final: ClassVar[bool] = True
+    detail: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobCancelled(Event):
+    """Somebody stopped the job."""
+
+    kind: ClassVar[str] = "job.cancelled"
+    final: ClassVar[bool] = True
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobInterrupted(Event):
+    """The coordinator stopped while the job ran; it resumes from its last checkpoint."""
+
+    kind: ClassVar[str] = "job.interrupted"
+    final: ClassVar[bool] = True
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherEvent(Event):
+    """An event of a kind that this version does not know, kept as it came."""
+
+    name: str
+    body: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the body with its kind."""
+        return {**self.body, "kind": self.name}
+
+
+KINDS: Final[Mapping[str, type[Event]]] = MappingProxyType(
+    {
+        kind.kind: kind
+        for kind in (
+            JobSubmitted,
+            JobStarted,
+            ClientStarting,
+            ClientAdmitted,
+            ClientRefused,
+            ClientRenewed,
+            ClientQuarantined,
+            ClientLost,
+            RoundStarted,
+            UpdateReceived,
+            UpdateRejected,
+            RoundFinished,
+            CheckpointSealed,
+            PrivacySpent,
+            Log,
+            JobFinished,
+            JobFailed,
+            JobCancelled,
+            JobInterrupted,
+        )
+    }
+)
+"""Every kind of this version, by name."""
+
+_HINTS: dict[type[Event], dict[str, Any]] = {}
+
+
+def _hints(kind: type[Event]) -> dict[str, Any]:
+    if kind not in _HINTS:
+        _HINTS[kind] = get_type_hints(kind)
+    return _HINTS[kind]
+
+
+def _check(value: object, hint: object, name: str) -> object:
+    if hint is str:
+        return _text(value, name)
+    if hint is int:
+        if type(value) is not int or not 0 <= value <= _MAX_INTEGER:
+            raise ValueError(f"{name} must be a whole number from 0, not {_shown(value)}")
+        return value
+    if hint is float:
+        return _number(value, name)
+    if hint == tuple[str, ...]:
+        return tuple(_text(item, name) for item in _sequence(value, name))
+    if hint == Findings:
+        return tuple(MappingProxyType(dict(_mapping(v, name))) for v in _sequence(value, name))
+    if hint == Mapping[str, float]:
+        # A diverged metric is NaN or infinite: it is shown, and JSON cannot carry it.
+        found = {_text(key, name): item for key, item in _mapping(value, name).items()}
+        return MappingProxyType({key: _metric(item, name) for key, item in found.items()})
+    return MappingProxyType(dict(_mapping(value, name)))
+
+
+def _metric(value: object, name: str) -> float:
+    named = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+    if isinstance(value, str) and value in named:
+        return named[value]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} must be numbers, not {_shown(value)}")
+    return float(value)
+
+
+def _number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a number, not {_shown(value)}")
+    return float(value)
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be text, not {_shown(value)}")
+    return value if len(value) <= _MAX_TEXT else value[: _MAX_TEXT - 1] + "…"
+
+
+def _sequence(value: object, name: str) -> tuple[object, ...]:
+    if not isinstance(value, list | tuple) or len(value) > _MAX_ITEMS:
+        raise ValueError(f"{name} must be a list of at most {_MAX_ITEMS}")
+    return tuple(value)
+
+
+def _mapping(value: object, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or len(value) > _MAX_ITEMS:
+        raise ValueError(f"{name} must be an object of at most {_MAX_ITEMS} members")
+    return cast("Mapping[str, Any]", value)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

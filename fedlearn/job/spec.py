@@ -1,0 +1,514 @@
+"""What a job is: a file that people write, a value that the code uses, a digest that binds.
+
+The digest (:meth:`JobSpec.digest`) is measured into every client's TEE before it attests and
+is part of the binding of its evidence, so two parties that agree on it agree on the job. It
+covers the meaning and not the place: the digest of the policy and the owner's key are in it,
+paths are not. The code is bound next to it, by :func:`workload_digest`.
+"""
+
+# ruff: noqa: RUF009 (an option is a field specifier; each makes a new field)
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from attestation.config import toml
+from attestation.length_prefixed import pack
+from fedlearn import config as reading
+from fedlearn.config import choice, each, number, option, scalar, seq, table, text, whole
+from fedlearn.errors import ConfigError, JobError
+from fedlearn.job.placement import Placement
+from fedlearn.job.strategies import (
+    AGGREGATED,
+    APP,
+    MEAN_FAMILY,
+    STRATEGIES,
+    UPDATES,
+    VISIBLE_TO_APP,
+)
+from fedlearn.privacy.spec import PrivacySpec
+
+if TYPE_CHECKING:
+    from attestation.policy.model import AppraisalPolicy
+
+__all__ = [
+    "MAX_ROUNDS",
+    "MAX_SITES",
+    "AggregationSpec",
+    "DataMount",
+    "EvaluateSpec",
+    "JobFiles",
+    "JobSpec",
+    "Placement",
+    "Resources",
+    "StrategySpec",
+    "owner_key_text",
+    "workload_digest",
+]
+
+MAX_ROUNDS: Final = 10_000
+MAX_SITES: Final = 1_000
+MAX_JOB_BYTES: Final = 1024 * 1024
+
+_FORMAT: Final = 1
+_WORKLOAD_DOMAIN: Final = b"fedlearn-workload/1\0"
+_OWNER_PREFIX: Final = "x25519:"
+_OPTION: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+_DIGEST_BYTES: Final = 32
+_ELSEWHERE: Final = "-"
+
+Scalar = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrategySpec:
+    """How updates become one model. ``app``: as the application's own ServerApp says."""
+
+    name: str = option(choice(*STRATEGIES), default=APP)
+    options: Mapping[str, Scalar] = option(
+        each(scalar(), key=_OPTION, most=100), factory=lambda: MappingProxyType({})
+    )
+
+    def __post_init__(self) -> None:
+        known = STRATEGIES.get(self.name, ())
+        faults: list[tuple[toml.Path, str]] = []
+        for key in self.options:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                wish = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+                if not known:
+                    wish = "the application makes its own strategy; use [config] to configure it"
+                faults.append((("options", key), f'not an option of "{self.name}"; {wish}'))
+        if faults:
+            raise reading.Impossible(*faults)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregationSpec:
+    """What the process of the app's ServerApp receives of the sites' updates.
+
+    ``updates``
+        ``aggregated``: only the aggregate of a round. The coordinator's own aggregator receives
+        the updates of single sites and applies the strategy.
+        ``visible-to-app``: the update of each site, as an app needs that overrides the
+        aggregation of its strategy, drives the grid itself or uses Flower's legacy API. It does
+        not go together with ``[privacy]``, and a site runs such a job only if its ``site.toml``
+        allows it.
+    """
+
+    updates: str = option(choice(*UPDATES), default=AGGREGATED)
+
+    @property
+    def visible(self) -> bool:
+        """Whether the app's process receives the update of each site."""
+        return self.updates == VISIBLE_TO_APP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What one client asks of its site. ``cpu`` in cores, ``memory_mib`` in MiB."""
+
+    cpu: float = option(number(0.1, 1024), default=1.0)
+    memory_mib: int = option(whole(64, 16 * 1024 * 1024), default=2048)
+    gpu: int = option(whole(0, 64), default=0)
+    disk_mib: int = option(whole(0, 1024 * 1024 * 1024), default=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateSpec:
+    """How the sites evaluate: every how many rounds, on which fraction of them.
+
+    ``metric`` is the one that progress and reports show first; empty means the loss.
+    """
+
+    every: int = option(whole(1, MAX_ROUNDS), default=1)
+    fraction: float = option(number(0, 1), default=1.0)
+    metric: str = option(text(least=0, most=64), default="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataMount:
+    """The data of one site, exactly one of:
+
+    ``set``    the name of a data set in the site's ``site.toml``
+    ``path``   a path at the site; the site must allow it
+    ``claim``  a PersistentVolumeClaim at the site
+    """
+
+    set: str = option(reading.name(), default="")
+    path: str = option(text(), default="")
+    claim: str = option(reading.name(), default="")
+
+    def __post_init__(self) -> None:
+        if sum(map(bool, (self.set, self.path, self.claim))) != 1:
+            raise reading.Impossible(((), "needs exactly one of set, path and claim"))
+        if self.path and (not self.path.startswith("/") or ".." in Path(self.path).parts):
+            raise reading.Impossible((("path",), 'must be an absolute path without ".."'))
+
+
+def _privacy() -> reading.Kind[PrivacySpec]:
+    def convert(value: object, path: toml.Path, place: reading.Place) -> PrivacySpec:
+        if not isinstance(value, dict):
+            raise reading.Wrong
+        try:
+            return PrivacySpec.from_mapping(value, where="")
+        except ConfigError as error:
+            key = error.key.removeprefix("privacy.")
+            message = str(error).removeprefix(f"{error.key}: ")
+            place.complain((*path, key) if key else path, message, hint=error.hint)
+            return cast("PrivacySpec", None)
+
+    return reading.Kind("a table", convert)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """A job, complete and possible. Make one with :meth:`load` or :meth:`from_toml`.
+
+    ``app``            folder or bundle of the Flower application, relative to the job's file
+    ``config``         overrides of the application's run config
+    ``sites``          who takes part, in the order that every aggregation uses
+    ``placement``      how many of them, when not all (:mod:`fedlearn.job.placement`)
+    ``quorum``         updates that a round needs; 0 in a file means all that take part
+    ``deadline_s``     seconds that a round may take
+    ``stragglers``     at the deadline: ``drop`` who is late, or ``fail`` the job
+    ``policy``         path of the appraisal policy, relative to the job's file
+    ``policy_digest``  of that policy, 32 bytes (:meth:`AppraisalPolicy.digest`)
+    ``owner_key``      ``x25519:`` and base64 of the key that opens the finished model, or empty
+    ``launcher``       how sites start the client: ``any``, ``process`` or ``kubernetes``
+    ``seed``           from which all randomness of the training is derived
+
+    :raises ConfigError: from the constructor, for values that do not go together.
+    """
+
+    name: str = option(reading.name())
+    app: str = option(text())
+    rounds: int = option(whole(1, MAX_ROUNDS))
+    sites: tuple[str, ...] = option(seq(reading.name(), least=1, most=MAX_SITES, unique=True))
+    policy: str = option(text())
+    policy_digest: bytes = option(reading.hexadecimal(_DIGEST_BYTES), default=b"")
+    quorum: int = option(whole(0, MAX_SITES), default=0)
+    deadline_s: float = option(number(1, 7 * 86_400), default=600.0)
+    stragglers: str = option(choice("drop", "fail"), default="drop")
+    seed: int = option(whole(0, 2**63 - 1), default=0)
+    owner_key: str = option(text(least=0), default="")
+    launcher: str = option(choice("any", "process", "kubernetes"), default="any")
+    strategy: StrategySpec = option(table(StrategySpec), factory=StrategySpec)
+    aggregation: AggregationSpec = option(table(AggregationSpec), factory=AggregationSpec)
+    config: Mapping[str, Scalar] = option(
+        each(scalar(), key=_OPTION, most=200), factory=lambda: MappingProxyType({})
+    )
+    evaluate: EvaluateSpec = option(table(EvaluateSpec), factory=EvaluateSpec)
+    resources: Resources = option(table(Resources), factory=Resources)
+    placement: Placement = option(table(Placement), factory=Placement)
+    privacy: PrivacySpec | None = option(_privacy(), default=None)
+    data: Mapping[str, DataMount] = option(
+        each(table(DataMount)), factory=lambda: MappingProxyType({})
+    )
+
+    def __post_init__(self) -> None:
+        faults: list[tuple[toml.Path, str]] = []
+        most = self.placement.choose or len(self.sites)
+        for key, count, limit in (
+            (("placement", "choose"), self.placement.choose, len(self.sites)),
+            (("quorum",), self.quorum, most),
+        ):
+            if count > limit:
+                faults.append((key, f"must be at most the {limit} sites, not {count}"))
+        for site in self.data:
+            if site not in self.sites:
+                near = difflib.get_close_matches(site, self.sites, n=1)
+                wish = f"did you mean {near[0]!r}?" if near else "add it to `sites`"
+                faults.append((("data", site), f"is not a site of this job; {wish}"))
+        if self.privacy is not None and self.strategy.name not in {APP, *MEAN_FAMILY}:
+            faults.append(
+                (
+                    ("strategy", "name"),
+                    f'"{self.strategy.name}" needs the updates of single sites, and [privacy] '
+                    f"releases their noised mean only; use {', '.join(sorted(MEAN_FAMILY))}, "
+                    "or remove [privacy]",
+                )
+            )
+        if self.privacy is not None and self.aggregation.visible:
+            faults.append(
+                (
+                    ("aggregation", "updates"),
+                    '"visible-to-app" shows the app what [privacy] protects: the update of each '
+                    'site; use "aggregated", or remove [privacy]',
+                )
+            )
+        if faults:
+            raise reading.Impossible(*faults)
+        if self.quorum == 0:
+            object.__setattr__(self, "quorum", most)
+
+    def at(self, sites: Collection[str]) -> JobSpec:
+        """Return the job in force when it runs at exactly these of its sites.
+
+        They stand in the order in which they were listed; nothing is left to choose.
+
+        :raises ValueError: when they are not as many of its sites as it wants.
+        """
+        if not set(sites) <= set(self.sites) or len(sites) != self.placement.choose:
+            raise ValueError(f"{sorted(sites)} are not {self.placement.choose} of the job's sites")
+        return dataclasses.replace(
+            self,
+            sites=tuple(site for site in self.sites if site in sites),
+            data={site: mount for site, mount in self.data.items() if site in sites},
+            placement=Placement(),
+        )
+
+    # --- reading ----------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, path: Path) -> JobSpec:
+        """Return the job in ``path``, with its policy and the owner's key read as well.
+
+        :raises ConfigError: naming file, line and key of everything that is wrong.
+        """
+        return JobFiles.load(path).spec
+
+    @classmethod
+    def from_toml(
+        cls,
+        source: bytes | str,
+        where: str = "job.toml",
+        *,
+        policy: AppraisalPolicy | None = None,
+    ) -> JobSpec:
+        """Return the job in ``source``; no file is read.
+
+        Its policy is ``policy``, or the source has the digest of it; the owner's key is written
+        out in the source, as :meth:`to_toml` does.
+
+        :raises ConfigError: naming file, line and key of everything that is wrong.
+        """
+        return _complete(reading.read(cls, source, where=where), where, policy)
+
+    @classmethod
+    def from_json(cls, data: bytes | str, where: str = "the job") -> JobSpec:
+        """Return what :meth:`to_json` wrote. Nothing else is read from disk.
+
+        :raises JobError: when it is not a job.
+        """
+        if len(data) > MAX_JOB_BYTES:
+            raise JobError(f"{where}: {len(data)} bytes; at most {MAX_JOB_BYTES} are read")
+        try:
+            document = json.loads(data)
+        except (ValueError, RecursionError):
+            raise JobError(f"{where}: is not JSON") from None
+        if not isinstance(document, dict) or document.pop("format", None) != _FORMAT:
+            raise JobError(f"{where}: is not a job of format {_FORMAT}")
+        try:
+            placed = {"app": _ELSEWHERE, "policy": _ELSEWHERE, **document}
+            return _complete(reading.read_table(cls, placed, where=where), where)
+        except ConfigError as error:
+            raise JobError(str(error), hint=error.hint) from None
+
+    @classmethod
+    def from_canonical(cls, data: bytes, where: str = "the job") -> JobSpec:
+        """Return the job that :meth:`canonical` encoded; ``app`` and ``policy`` have no path.
+
+        :raises JobError: when it is not a job, or not in the form that the digest covers.
+        """
+        spec = cls.from_json(data, where)
+        if spec.canonical() != data:
+            raise JobError(f"{where}: is not in canonical form")
+        return spec
+
+    # --- writing ----------------------------------------------------------------------
+
+    def to_table(self) -> dict[str, Any]:
+        """Return the job in the grammar of its file, defaults written out."""
+        values: dict[str, Any] = {
+            "name": self.name,
+            "app": self.app,
+            "rounds": self.rounds,
+            "sites": list(self.sites),
+            "policy": self.policy,
+            "policy_digest": self.policy_digest.hex(),
+            "quorum": self.quorum,
+            "deadline_s": self.deadline_s,
+            "stragglers": self.stragglers,
+            "seed": self.seed,
+            "owner_key": self.owner_key,
+            "launcher": self.launcher,
+            "strategy": {"name": self.strategy.name, "options": dict(self.strategy.options)},
+            "aggregation": _fields(self.aggregation),
+            "config": dict(self.config),
+            "evaluate": _fields(self.evaluate),
+            "resources": _fields(self.resources),
+            "data": {
+                site: {key: value for key, value in _fields(mount).items() if value}
+                for site, mount in self.data.items()
+            },
+        }
+        if self.placement.choose:
+            # A job that chooses nothing has the digest that it had before there was a choice.
+            values["placement"] = _fields(self.placement)
+        if self.privacy is not None:
+            values["privacy"] = self.privacy.to_mapping()
+        return values
+
+    def to_toml(self) -> str:
+        """Return a file that needs no other: :meth:`from_toml` gives an equal job."""
+        return reading.dumps(self.to_table())
+
+    def to_json(self) -> str:
+        """Return the job as one JSON document for the wire and for state on disk."""
+        document = {"format": _FORMAT, **self.to_table()}
+        return json.dumps(document, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+    # --- binding ----------------------------------------------------------------------
+
+    def canonical(self) -> bytes:
+        """Return the meaning of the job as canonical JSON: sorted keys, no spaces, ASCII.
+
+        Left out are the paths of the submitter's machine, ``app`` and ``policy``; the digest
+        of the policy is there instead, and :func:`workload_digest` adds that of the code.
+        """
+        document = {"format": _FORMAT, **self.to_table()}
+        del document["app"], document["policy"]
+        return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of :meth:`canonical`, 32 bytes."""
+        return hashlib.sha256(self.canonical()).digest()
+
+    def owner_public_key(self) -> bytes:
+        """Return the owner's raw X25519 public key, 32 bytes; empty when the job has none."""
+        return _owner_bytes(self.owner_key) if self.owner_key else b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFiles:
+    """A job's file and what it names, each read and parsed once. ``policy_toml`` is the text."""
+
+    spec: JobSpec
+    policy: AppraisalPolicy
+    policy_file: Path
+    policy_toml: str
+
+    @classmethod
+    def load(cls, path: Path) -> JobFiles:
+        """Read the job in ``path``, its policy and the owner's key.
+
+        :raises ConfigError: naming file, line and key of everything that is wrong.
+        :raises PolicyError: when the policy is not one.
+        """
+        from attestation.policy.model import AppraisalPolicy
+
+        data = reading.file_bytes(path, limit=MAX_JOB_BYTES, what="the job")
+        spec = reading.read(JobSpec, data, where=str(path))
+        file = path.parent / spec.policy
+        text = reading.file_bytes(file, what="the policy")
+        policy = AppraisalPolicy.from_toml(text, where=str(file))
+        return cls(
+            spec=_complete(spec, str(path), policy, path.parent),
+            policy=policy,
+            policy_file=file,
+            policy_toml=text.decode(),
+        )
+
+
+def workload_digest(job_digest: bytes, bundle_digest: bytes) -> bytes:
+    """Return what evidence is bound to: the job and its code, 32 bytes.
+
+    ``SHA-256("fedlearn-workload/1\\0" | LP(job) | LP(bundle))``, ``LP(x) = u32be(len x) | x``.
+
+    :raises ValueError: when either is not a digest of 32 bytes.
+    """
+    for what, digest in (("job", job_digest), ("bundle", bundle_digest)):
+        if len(digest) != _DIGEST_BYTES:
+            raise ValueError(f"a {what} digest has {_DIGEST_BYTES} bytes, not {len(digest)}")
+    return hashlib.sha256(_WORKLOAD_DOMAIN + pack(job_digest, bundle_digest)).digest()
+
+
+def owner_key_text(key: bytes) -> str:
+    """Return a raw X25519 public key as a job carries it."""
+    return _OWNER_PREFIX + base64.b64encode(key).decode()
+
+
+def _complete(
+    spec: JobSpec, where: str, policy: AppraisalPolicy | None = None, base: Path | None = None
+) -> JobSpec:
+    """Fill in what the source leaves to other files, whose paths start from ``base``."""
+    path = spec.policy if base is None else str(base / spec.policy)
+    return dataclasses.replace(
+        spec,
+        policy_digest=_policy_digest(spec, where, policy, path),
+        owner_key=_owner_key(spec.owner_key, where, base),
+    )
+
+
+def _policy_digest(spec: JobSpec, where: str, policy: AppraisalPolicy | None, path: str) -> bytes:
+    if policy is None:
+        if spec.policy_digest:
+            return spec.policy_digest
+        raise ConfigError(
+            "is needed where the policy is not at hand", where=where, key="policy_digest"
+        )
+    digest = policy.digest
+    if spec.policy_digest and spec.policy_digest != digest:
+        raise ConfigError(
+            f"is not the digest of {path}, which is {digest.hex()}",
+            where=where,
+            key="policy_digest",
+            hint="the policy was changed after the job was written; remove the key or correct it",
+        )
+    return digest
+
+
+def _owner_key(written: str, where: str, base: Path | None) -> str:
+    if not written:
+        return ""
+    try:
+        if written.startswith(_OWNER_PREFIX):
+            return owner_key_text(_owner_bytes(written))
+        if base is None:
+            raise ValueError(f'must be "{_OWNER_PREFIX}..." here, not a path')
+        return owner_key_text(_owner_file(base / written))
+    except ValueError as error:
+        raise ConfigError(str(error), where=where, key="owner_key") from None
+
+
+def _owner_bytes(written: str) -> bytes:
+    try:
+        key = base64.b64decode(written.removeprefix(_OWNER_PREFIX), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(f"is not base64 after {_OWNER_PREFIX!r}") from None
+    if len(key) != _DIGEST_BYTES:
+        raise ValueError(f"has {len(key)} bytes; an X25519 public key has {_DIGEST_BYTES}")
+    return key
+
+
+def _owner_file(path: Path) -> bytes:
+    data = reading.file_bytes(path, limit=64 * 1024, what="the owner's public key")
+    if b"PRIVATE KEY" in data:
+        raise ValueError(f"{path} holds a private key; name the public one, which may be shown")
+    try:
+        key = load_pem_public_key(data)
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError(f"{path} is not a public key in PEM") from None
+    if not isinstance(key, X25519PublicKey):
+        raise ValueError(f"{path} is not an X25519 key")
+    return key.public_bytes_raw()
+
+
+def _fields(model: Any) -> dict[str, Any]:
+    return {item.name: getattr(model, item.name) for item in dataclasses.fields(model)}

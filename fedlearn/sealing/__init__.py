@@ -1,0 +1,97 @@
+"""Sealed weights: the FLSW format, versions 1 (nobody signed it) and 2 (signed).
+
+::
+
+    offset  bytes
+    0       4      "FLSW"
+    4       1      version, 1 or 2
+    5       4      u32 big-endian H, length of the header, at most 8 MiB
+    9       H      header, canonical JSON (sorted keys, no spaces, ASCII, integers only)
+    9+H     32     HMAC-SHA-256 of everything before it
+    41+H           chunks: AES-256-GCM ciphertext and 16 bytes of tag each
+    end-64  64     version 2 alone: r and s of an ECDSA signature on P-256, s in the lower half
+
+Each tensor is cut into chunks of its own, so one tensor opens alone. Plaintext chunks have
+``header.chunk`` bytes but for the last one of a tensor; an empty tensor has none. Nothing
+that follows from the header (offsets, counts, the size of the file) is stored in it.
+
+::
+
+    core     = SHA-256 of the canonical header without "wraps"
+    key | prefix | mac key = HKDF-SHA-256(content key, salt = file id,
+                                          info = "fedlearn/flsw1/stream\\0" | core), 32 | 7 | 32
+    nonce    = prefix | u32 big-endian index of the chunk in the file | 1 for the last, else 0
+    AAD      = core
+
+Version 2 is version 1 with one more key in its header, ``signer`` (DER SubjectPublicKeyInfo in
+hex), and with the signature, which is made with SHA-256 over
+"fedlearn/flsw2/signature\0" | SHA-256("fedlearn/flsw2/digest\0" | the file up to the signature).
+The labels of keys and wraps are those of version 1.
+
+The content key is one per file: 32 random bytes, or derived by a key service from the file
+id (``header.key`` then names the service's key). ``header.wraps`` holds it for recipients:
+HPKE (RFC 9180, base mode, DHKEM(X25519), HKDF-SHA-256, AES-256-GCM) with
+info = "fedlearn/flsw1/wrap\\0" | core.
+
+What is guaranteed: without the content key nothing about the values of a tensor is learnt;
+any change of any byte, a chunk from another place or file, a file that is too short or too
+long is an :class:`~attestation.errors.UnsealError` that says which. *Who* sealed a file is known
+only where :meth:`SealedReader.check_signer` found the signature of a key that was pinned, or its
+digest stands in a place that is trusted: whoever knows a recipient's public key can make a file
+of version 1, or one of version 2 with a key of their own, that opens. What is not hidden: the
+header, that is names, types and shapes of tensors, model, version, round and metadata.
+"""
+
+from __future__ import annotations
+
+from fedlearn.sealing.header import (
+    CHUNK_BYTES,
+    ITEM_BYTES,
+    MAX_HEADER_BYTES,
+    Header,
+    Scalar,
+    TensorSpec,
+    Wrap,
+)
+from fedlearn.sealing.keys import (
+    ContentKey,
+    KeySource,
+    PrivateKey,
+    RandomKey,
+    SealingKey,
+    hpke_open,
+    hpke_seal,
+    open_released,
+    release_to,
+)
+from fedlearn.sealing.reader import SealedReader, open_sealed, read_header
+from fedlearn.sealing.signature import FileSigner, signer_digest
+from fedlearn.sealing.writer import Sealed, SealedWriter, Tensor, seal
+
+__all__ = [
+    "CHUNK_BYTES",
+    "ITEM_BYTES",
+    "MAX_HEADER_BYTES",
+    "ContentKey",
+    "FileSigner",
+    "Header",
+    "KeySource",
+    "PrivateKey",
+    "RandomKey",
+    "Scalar",
+    "Sealed",
+    "SealedReader",
+    "SealedWriter",
+    "SealingKey",
+    "Tensor",
+    "TensorSpec",
+    "Wrap",
+    "hpke_open",
+    "hpke_seal",
+    "open_released",
+    "open_sealed",
+    "read_header",
+    "release_to",
+    "seal",
+    "signer_digest",
+]

@@ -1,0 +1,1 @@
+"""Output of the commands on a terminal, in a log and as JSON."""

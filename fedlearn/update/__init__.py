@@ -1,0 +1,1 @@
+"""Named arrays: encoded, committed to, sealed, and converted from and to torch."""

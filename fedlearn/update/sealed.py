@@ -1,0 +1,137 @@
+"""A sealed model as arrays, and out of its seal into a safetensors file.
+
+For whoever holds a key that opens the file: the owner of a job, a client inside its TEE,
+the coordinator. Errors are those of :mod:`fedlearn.sealing`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from attestation.errors import UnsealError
+from fedlearn.errors import StoreError
+from fedlearn.sealing import SealedReader, Tensor
+from fedlearn.update.arrays import DTYPES, Array, dtype_name, safetensors_header
+
+__all__ = ["STATE", "as_tensors", "export", "load"]
+
+STATE: Final = "fedlearn.state"
+"""The tensor in which a checkpoint keeps what is not weights; never exported."""
+
+
+def as_tensors(arrays: Mapping[str, Array]) -> Iterator[Tensor]:
+    """Yield arrays as tensors to seal, without copying those that are contiguous.
+
+    :raises UpdateRejected: for an element type that has no name in safetensors.
+    """
+    for name, array in arrays.items():
+        label = dtype_name(array.dtype)
+        plain = np.asarray(array, dtype=DTYPES[label], order="C")
+        yield Tensor(
+            name=name, dtype=label, shape=plain.shape, data=plain.reshape(-1).view(np.uint8).data
+        )
+
+
+def load(reader: SealedReader) -> dict[str, Array]:
+    """Return the weights as arrays, decrypted straight into their memory.
+
+    :raises UnsealError: naming the tensor that is not what was sealed, or whose element
+        type numpy cannot hold.
+    """
+    arrays: dict[str, Array] = {}
+    for spec in reader.header.tensors:
+        if spec.name == STATE:
+            continue
+        dtype = DTYPES.get(spec.dtype)
+        if dtype is None:
+            raise UnsealError(
+                f"tensor {spec.name!r}: numpy cannot hold {spec.dtype}",
+                hint="export the model and read it with another library",
+            )
+        array = np.empty(spec.shape, dtype)
+        reader.tensor(spec.name, into=array.reshape(-1).view(np.uint8).data)
+        arrays[spec.name] = array
+    return arrays
+
+
+def export(reader: SealedReader, out: Path, *, replace: bool = False) -> int:
+    """Write the weights to ``out`` as safetensors, with mode 0600, and return its bytes.
+
+    This is plaintext. The file appears whole or not at all; extra memory is one chunk. Its
+    SHA-256 is the digest of the same weights as an :class:`fedlearn.update.arrays.Update`.
+
+    :param replace: write over a file that is there.
+    :raises StoreError: when ``out`` exists and is not to be replaced.
+    :raises UnsealError: naming the tensor that is not what was sealed; nothing is left.
+    :raises OSError: when the file cannot be written; nothing is left.
+    """
+    if not replace and os.path.lexists(out):
+        raise _exists(out)
+    specs = {
+        spec.name: (spec.dtype, spec.shape) for spec in reader.header.tensors if spec.name != STATE
+    }
+    header, layout = safetensors_header(specs)
+    directory = os.open(out.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fd, temporary = _unnamed(directory)
+        try:
+            size = _write(fd, header)
+            for name in layout:
+                for chunk in reader.chunks(name):
+                    size += _write(fd, chunk)
+            os.fsync(fd)
+            if temporary is None:
+                temporary = _name(fd, directory)
+            _place(temporary, out, directory, replace=replace)
+            os.fsync(directory)
+        finally:
+            os.close(fd)
+            if temporary is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary, dir_fd=directory)
+    finally:
+        os.close(directory)
+    return size
+
+
+def _unnamed(directory: int) -> tuple[int, str | None]:
+    """Open a file that vanishes with this process; where none can be had, a hidden one."""
+    with contextlib.suppress(OSError):
+        return os.open(".", os.O_WRONLY | os.O_TMPFILE, 0o600, dir_fd=directory), None
+    name = f".fedlearn-export.{secrets.token_hex(8)}.tmp"
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory), name
+
+
+def _name(fd: int, directory: int) -> str:
+    """Give an unnamed file a temporary name (linkat(2) of its entry in /proc)."""
+    name = f".fedlearn-export.{secrets.token_hex(8)}.tmp"
+    os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=directory, follow_symlinks=True)
+    return name
+
+
+def _place(temporary: str, out: Path, directory: int, *, replace: bool) -> None:
+    if replace:
+        os.replace(temporary, out.name, src_dir_fd=directory, dst_dir_fd=directory)
+        return
+    try:
+        os.link(temporary, out.name, src_dir_fd=directory, dst_dir_fd=directory)
+    except FileExistsError:
+        raise _exists(out) from None
+
+
+def _write(fd: int, data: bytes | memoryview) -> int:
+    view = memoryview(data)
+    while len(view):
+        view = view[os.write(fd, view) :]
+    return len(data)
+
+
+def _exists(out: Path) -> StoreError:
+    return StoreError(f"{out} exists already", hint="choose another name, or --replace it")

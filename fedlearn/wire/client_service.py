@@ -1,0 +1,389 @@
+"""The line between an agent in a cluster and the clients that it started there, over gRPC.
+
+The agent serves TLS with a key whose SHA-256 (of the SPKI) stands in a client's environment;
+a client shows the ticket that stands next to it. Neither is a secret that opens anything: who
+has a ticket may ask for a voucher, and evidence decides all the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import socket
+import ssl
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Protocol, Self, TypeVar
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+from cryptography.x509.oid import NameOID
+
+from fedlearn.errors import ConfigError, FedlearnError, LaunchError, TransportError
+from fedlearn.identity.join import checked_address
+from fedlearn.wire import fedlearn_pb2 as pb
+from fedlearn.wire.calls import Calls
+from fedlearn.wire.channel import patiently
+from fedlearn.wire.failure import MAX_MESSAGE_CHARS, Unreachable, failure_of, status_of, trailing_of
+
+import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
+
+from fedlearn.wire import fedlearn_pb2_grpc as stubs
+
+__all__ = ["SPONSOR_DNS", "Host", "SponsorClient", "SponsorServer", "Ticket", "key_pin"]
+
+SPONSOR_DNS: Final = "sponsor.fedlearn.internal"
+"""The name in the agent's certificate; its key is what counts."""
+
+_LOG = logging.getLogger(__name__)
+_CHUNK_BYTES: Final = 1024 * 1024
+_MAX_REQUEST_BYTES: Final = 64 * 1024
+_STREAM_SECONDS: Final = 120.0
+_CALLS: Final = 64
+_CALLS_OF_ONE: Final = 8
+"""How many calls one client may have under way; each has a thread while it has."""
+
+_MESSAGE_SECONDS: Final = 10.0
+"""From the head of a call to its message."""
+
+_stubs: Final[Any] = stubs
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticket:
+    """What a client shows: its assignment, and the agent's tag over it."""
+
+    assignment: str
+    tag: bytes = field(repr=False)
+
+
+class Host(Protocol):
+    """Who answers. Each method raises a FedlearnError, which the client is told."""
+
+    def bootstrap(self, ticket: Ticket) -> bytes:
+        """Return the client's bootstrap document."""
+        ...
+
+    def vouch(self, ticket: Ticket, nonce: bytes, tls_key: bytes) -> bytes:
+        """Return a voucher."""
+        ...
+
+    def grant_seed(self, ticket: Ticket, request: bytes) -> bytes:
+        """Return the seed of the client's commitment, sealed to it."""
+        ...
+
+    def charge(self, ticket: Ticket, question: str) -> None:
+        """Charge the update that answers ``question`` to the budget of the site's data."""
+        ...
+
+    def tell(self, ticket: Ticket, phase: str, reason: str) -> None:
+        """Hear where a client stands."""
+        ...
+
+
+def key_pin(key: ec.EllipticCurvePublicKey) -> bytes:
+    """Return the SHA-256 of a key's SPKI, 32 bytes."""
+    return hashlib.sha256(
+        key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    ).digest()
+
+
+class SponsorServer:
+    """Listens for clients. ``port`` is where; 0 in ``listen`` takes any free one."""
+
+    def __init__(self, host: Host, key: ec.EllipticCurvePrivateKey, *, listen: str) -> None:
+        self._server = grpc.server(
+            ThreadPoolExecutor(_CALLS, thread_name_prefix="sponsor"),
+            interceptors=[_Bounded()],
+            options=[
+                ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
+                ("grpc.so_reuseport", 0),
+                ("grpc.server_handshake_timeout_ms", 10_000),
+                ("grpc.max_connection_idle_ms", 5 * 60_000),
+            ],
+            maximum_concurrent_rpcs=_CALLS,
+        )
+        _stubs.add_SponsorServicer_to_server(_Service(host), self._server)
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        credentials = grpc.ssl_server_credentials([(private, _certificate(key))])
+        try:
+            self.port: int = self._server.add_secure_port(listen, credentials)
+        except RuntimeError:
+            self.port = 0
+        if not self.port:
+            raise ConfigError(
+                f"{listen} cannot be bound",
+                key="kubernetes.sponsor_listen",
+                hint="see that no other process listens there (`ss -ltnp`)",
+            )
+
+    def start(self) -> Self:
+        """Serve."""
+        self._server.start()
+        return self
+
+    def stop(self) -> None:
+        """End; calls that run are cut off."""
+        self._server.stop(0.0).wait(5.0)
+
+
+class _Bounded(grpc.ServerInterceptor):  # type: ignore[type-arg]
+    """Lets no client keep the others from the agent: few calls of one address, each with a message
+    in time. On the wire a call with one message is a stream of one, and is served as such.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way: Counter[str] = Counter()
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Return the bounded form of the method that was called."""
+        handler = continuation(handler_call_details)
+        if handler is None:
+            return None
+        if handler.unary_unary is not None:
+            return grpc.stream_unary_rpc_method_handler(
+                lambda requests, context: self._one(handler.unary_unary, requests, context),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        return grpc.stream_stream_rpc_method_handler(
+            lambda requests, context: self._many(handler.unary_stream, requests, context),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _one(self, body: Any, requests: Iterator[Any], context: Any) -> Any:
+        with self._place(context):
+            return body(_first(requests, context), context)
+
+    def _many(self, body: Any, requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        with self._place(context):
+            yield from body(_first(requests, context), context)
+
+    @contextmanager
+    def _place(self, context: Any) -> Iterator[None]:
+        peer = str(context.peer()).rpartition(":")[0]
+        with self._lock:
+            crowded = self._under_way[peer] >= _CALLS_OF_ONE
+            if not crowded:
+                self._under_way[peer] += 1
+        if crowded:
+            context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"this client has {_CALLS_OF_ONE} calls under way, which is the most",
+            )
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way[peer] -= 1
+                if not self._under_way[peer]:
+                    del self._under_way[peer]
+
+
+def _first(requests: Iterator[Any], context: Any) -> Any:
+    timer = threading.Timer(_MESSAGE_SECONDS, context.cancel)
+    timer.daemon = True
+    timer.start()
+    try:
+        return next(requests)
+    except StopIteration:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call ended without a message")
+        raise
+    finally:
+        timer.cancel()
+
+
+class SponsorClient(Calls):
+    """A client's end. It implements :class:`edge.protocol.workload.Sponsor`."""
+
+    attempts = 10
+
+    def __init__(self, address: str, *, pin: bytes, ticket: Ticket) -> None:
+        self._ticket = pb.LaunchTicket(assignment=ticket.assignment, tag=ticket.tag)
+        certificate = patiently(lambda: _pinned(address, pin), attempts=12)
+        channel = grpc.secure_channel(
+            checked_address(address),
+            grpc.ssl_channel_credentials(root_certificates=certificate),
+            options=[
+                ("grpc.ssl_target_name_override", SPONSOR_DNS),
+                ("grpc.default_authority", SPONSOR_DNS),
+                ("grpc.max_receive_message_length", 2 * _CHUNK_BYTES),
+                ("grpc.enable_http_proxy", 0),
+                ("grpc.initial_reconnect_backoff_ms", 200),
+                ("grpc.max_reconnect_backoff_ms", 2_000),
+            ],
+        )
+        super().__init__(channel, f"the agent at {address}")
+        self._stub = _stubs.SponsorStub(self._channel)
+
+    def bootstrap(self, *, limit: int) -> bytes:
+        """Return the bootstrap document, of at most ``limit`` bytes.
+
+        :raises LaunchError: when the agent did not start this client.
+        :raises TransportError: when nobody answers, or the document is too long.
+        """
+        return patiently(lambda: self._fetch(limit), attempts=30)
+
+    def vouch(self, nonce: bytes, tls_key: bytes) -> bytes:
+        """Ask for a voucher; see :class:`edge.protocol.workload.Sponsor`."""
+        request = pb.VouchRequest(ticket=self._ticket, nonce=nonce, tls_key=tls_key)
+        reply = self._patiently(self._stub.Vouch, request)
+        return bytes(reply.voucher)
+
+    def grant_seed(self, request: bytes) -> bytes:
+        """Ask for the seed; see :class:`edge.protocol.workload.Sponsor`."""
+        message = pb.SeedRequest(ticket=self._ticket, request=request)
+        reply = self._patiently(self._stub.GrantSeed, message)
+        return bytes(reply.reply)
+
+    def charge(self, question: str) -> None:
+        """Ask for the charge of an update; see :class:`edge.protocol.workload.Sponsor`."""
+        request = pb.ChargeRequest(ticket=self._ticket, question=question)
+        self._patiently(self._stub.Charge, request)
+
+    def tell(self, phase: str, reason: str) -> None:
+        """Say where this client stands.
+
+        :raises TransportError: when the agent does not hear it now.
+        """
+        request = pb.ClientState(ticket=self._ticket, phase=phase, reason=reason[:2000])
+        self._once(self._stub.Tell, request)
+
+    def _fetch(self, limit: int) -> bytes:
+        data = bytearray()
+        try:
+            for chunk in self._stub.Bootstrap(self._ticket, timeout=_STREAM_SECONDS):
+                if len(data) + len(chunk.data) > limit:
+                    raise TransportError(f"the bootstrap document is longer than {limit} bytes")
+                data += chunk.data
+        except grpc.RpcError as error:
+            raise failure_of(error, self._other) from None
+        return bytes(data)
+
+
+class _Service:
+    """From messages to the host and back; errors become statuses with a code and a hint."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def Bootstrap(self, request: pb.LaunchTicket, context: Any) -> Iterator[pb.Chunk]:  # noqa: N802
+        document = _told(context, lambda: self._host.bootstrap(_ticket(request)))
+        for start in range(0, len(document), _CHUNK_BYTES):
+            yield pb.Chunk(data=document[start : start + _CHUNK_BYTES])
+
+    def Vouch(self, request: pb.VouchRequest, context: Any) -> pb.VouchReply:  # noqa: N802
+        voucher = _told(
+            context,
+            lambda: self._host.vouch(_ticket(request.ticket), request.nonce, request.tls_key),
+        )
+        return pb.VouchReply(voucher=voucher)
+
+    def GrantSeed(self, request: pb.SeedRequest, context: Any) -> pb.SeedReply:  # noqa: N802
+        reply = _told(
+            context, lambda: self._host.grant_seed(_ticket(request.ticket), request.request)
+        )
+        return pb.SeedReply(reply=reply)
+
+    def Charge(self, request: pb.ChargeRequest, context: Any) -> pb.Empty:  # noqa: N802
+        _told(context, lambda: self._host.charge(_ticket(request.ticket), request.question))
+        return pb.Empty()
+
+    def Tell(self, request: pb.ClientState, context: Any) -> pb.Empty:  # noqa: N802
+        _told(
+            context,
+            lambda: self._host.tell(_ticket(request.ticket), request.phase, request.reason),
+        )
+        return pb.Empty()
+
+
+def _told(context: Any, work: Callable[[], _T]) -> _T:
+    try:
+        return work()
+    except Unreachable as error:
+        # Not now: the client asks again.
+        context.abort(grpc.StatusCode.UNAVAILABLE, str(error)[:MAX_MESSAGE_CHARS])
+        raise
+    except FedlearnError as error:
+        context.set_trailing_metadata(trailing_of(error))
+        context.abort(status_of(error), str(error)[:MAX_MESSAGE_CHARS])
+        raise
+
+
+def _ticket(message: pb.LaunchTicket) -> Ticket:
+    return Ticket(assignment=message.assignment, tag=message.tag)
+
+
+def _certificate(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return a certificate of ``key`` by itself, PEM. Only the key in it means anything."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SPONSOR_DNS)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        # A client in a pod may have another idea of the time than its agent.
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=3650))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(SPONSOR_DNS)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    return certificate.public_bytes(Encoding.PEM)
+
+
+def _pinned(address: str, pin: bytes) -> bytes:
+    """Return the certificate at ``address``, PEM, if its key has the pinned hash.
+
+    :raises Unreachable: when nobody answers.
+    :raises TransportError: when it is another key's.
+    """
+    host, _, port = checked_address(address).rpartition(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    # Nothing is trusted here and nothing is sent: the pin is compared below.
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10.0) as plain,
+            context.wrap_socket(plain, server_hostname=SPONSOR_DNS) as secure,
+        ):
+            der = secure.getpeercert(binary_form=True) or b""
+    except ssl.SSLError as error:
+        raise TransportError(f"{address} does not speak TLS 1.3: {error.reason}") from error
+    except OSError as error:
+        raise Unreachable(
+            f"{address} cannot be reached: {error}",
+            hint="see that the agent runs, and that a NetworkPolicy lets its clients reach it",
+        ) from error
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise TransportError(f"{address} shows a malformed certificate") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key_pin(key) != pin:
+        raise LaunchError(
+            f"{address} is not the agent that started this client: it has another key",
+            hint="see that kubernetes.sponsor_address names this site's own agent",
+        )
+    return certificate.public_bytes(Encoding.PEM)

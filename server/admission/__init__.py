@@ -1,0 +1,1 @@
+"""Admission: challenge, evidence, appraisal, certificate."""

@@ -1,0 +1,357 @@
+"""What is asked of a client before it is admitted: steps 1 to 9 of admission.
+
+No state but the challenge book's is changed here, and nothing is decided but refusal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final, Protocol
+
+from attestation.binding import NONCE_BYTES, Binding, Role
+from attestation.errors import AttestationError, EvidenceError
+from attestation.evidence import MAX_EVIDENCE_BYTES, Claims, Evidence
+from attestation.policy.model import AppraisalPolicy
+from attestation.policy.result import AttestationResult, Finding, Tier
+from attestation.tpm.credential import ProvenKey
+from attestation.trust import TrustAnchors
+from attestation.verifiers import verify
+from fedlearn.errors import AdmissionDenied, ConfigError
+from fedlearn.identity.spiffe import checked_name
+from fedlearn.identity.voucher import verify_voucher
+from server.admission.challenges import ChallengeBook
+from server.admission.exclusions import ExclusionList
+from server.admission.registry import Admission
+from server.identity.peer_certificates import csr_key, spki, thumbprint
+
+__all__ = [
+    "AdmitRequest",
+    "AdmittableJob",
+    "Affirmed",
+    "Attempt",
+    "Examiner",
+    "SiteKeys",
+    "checked_names",
+    "refusal_finding",
+    "summary",
+]
+
+HPKE_KEY_BYTES: Final = 32
+
+
+class SiteKeys(Protocol):
+    """What admission needs of the register of sites."""
+
+    def key_of(self, site: str, *, admitting: bool) -> bytes:
+        """Return the enrolled key (DER SPKI) of an active site.
+
+        A draining site keeps its clients and admits no new ones.
+
+        :raises AdmissionDenied: when the site is unknown, pending, removed, or draining
+            while ``admitting``.
+        """
+        ...
+
+    def tpm_of(self, site: str) -> ProvenKey | None:
+        """Return the keys that the TPM of ``site`` has proven, if it has."""
+        ...
+
+    def site_of_ak(self, ak: bytes) -> str | None:
+        """Return the site whose TPM holds an attestation key (SHA-256), if any is known to."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmittableJob:
+    """What a job asks of its clients.
+
+    ``job_digest``     digest of the JobSpec; must be measured as ``job``
+    ``bundle_digest``  SHA-256 of the app bundle; must be measured as ``app``
+    ``workload``       the workload digest that evidence is bound to
+    ``sites``          who takes part, each with one client
+    """
+
+    name: str
+    job_digest: bytes
+    bundle_digest: bytes
+    workload: bytes
+    policy: AppraisalPolicy
+    trust: TrustAnchors
+    sites: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmitRequest:
+    """What a client sends. Nothing in it is believed before its step."""
+
+    job: str
+    site: str
+    client: str
+    nonce: bytes
+    csr: bytes
+    hpke_key: bytes
+    evidence: bytes
+    site_voucher: bytes = b""
+    peer: str = ""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What is known so far about one request, for the ledger."""
+
+    request: AdmitRequest
+    step: str = "request"
+    body: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Affirmed:
+    """What steps 1 to 9 established."""
+
+    job: AdmittableJob
+    tls_key: bytes
+    evidence_digest: bytes
+    claims: Claims
+    result: AttestationResult
+    tpm: ProvenKey | None = None
+
+
+class Examiner:
+    """Examines requests against one challenge book, one register of sites and one CA."""
+
+    def __init__(
+        self,
+        *,
+        book: ChallengeBook,
+        sites: SiteKeys,
+        verifier_id: bytes,
+        lifetime: timedelta,
+        exclusions: ExclusionList,
+    ) -> None:
+        self._exclusions = exclusions
+        self._book = book
+        self._sites = sites
+        self._verifier_id = verifier_id
+        self._lifetime = lifetime
+
+    def examine(
+        self,
+        attempt: Attempt,
+        *,
+        job_of: Callable[[str], AdmittableJob | None],
+        current: Admission | None,
+        now: datetime,
+    ) -> Affirmed:
+        """Take ``attempt`` through its steps; ``attempt.step`` is the last that was begun.
+
+        ``current`` is the admission that is being renewed, or ``None``.
+
+        :raises FedlearnError: when a step fails; mostly :class:`AdmissionDenied`.
+        """
+        request = attempt.request
+        checked_names(job=request.job, site=request.site, client=request.client)
+        _bounded(request)
+        attempt.step = "nonce"
+        self._book.redeem(request.nonce, job=request.job, site=request.site, now=now)
+        attempt.step = "job"
+        job = job_of(request.job)
+        if job is None:
+            raise AdmissionDenied(f"job {request.job} is not open for clients")
+        if request.site not in job.sites:
+            raise AdmissionDenied(
+                f"site {request.site} does not take part in job {request.job}",
+                hint="list the site in the job's specification",
+            )
+        attempt.step = "site"
+        site_key = self._sites.key_of(request.site, admitting=current is None)
+        attempt.step = "exclusion"
+        self._exclusions.check(request.job, request.site, request.client, now=now)
+        attempt.step = "csr"
+        tls_key = spki(csr_key(request.csr))
+        attempt.body["key_thumbprint"] = thumbprint(tls_key).hex()
+        attempt.step = "voucher" if current is None else "identity"
+        if current is None:
+            verify_voucher(
+                request.site_voucher,
+                site_key=site_key,
+                job=request.job,
+                site=request.site,
+                client=request.client,
+                nonce=request.nonce,
+                tls_key=tls_key,
+            )
+        else:
+            _same_party(request, tls_key, current)
+        attempt.step = "evidence"
+        tpm = self._sites.tpm_of(request.site)
+        try:
+            evidence = Evidence.from_bytes(request.evidence)
+            digest = evidence.digest()
+            attempt.body |= {"tee": evidence.tee.value, "evidence": digest.hex()}
+            attempt.step = "verification"
+            claims = verify(
+                evidence,
+                binding=Binding(
+                    role=Role.CLIENT,
+                    nonce=request.nonce,
+                    verifier_id=self._verifier_id,
+                    tls_key=tls_key,
+                    hpke_key=request.hpke_key,
+                    node_id=request.site,
+                    workload=job.workload,
+                ),
+                trust=job.policy.anchors_for(_trusting(job.trust, tpm), tee=evidence.tee, now=now),
+                now=now,
+            )
+        except AttestationError as error:
+            raise _not_genuine(error) from error
+        if claims.attributes.get("bound") is not True:
+            raise AdmissionDenied("the verifier did not check what the evidence is bound to")
+        self._check_own_key(request.site, claims)
+        attempt.step = "appraisal"
+        attempt.body |= {
+            "hardware_id": claims.hardware_id.hex(),
+            "measurements": {name: value.hex() for name, value in claims.measurements.items()},
+            "policy": job.policy.digest.hex(),
+        }
+        result = self.appraise(job, request.site, claims, tls_key, now)
+        if result.status is not Tier.AFFIRMING:
+            raise AdmissionDenied(
+                f"the policy {job.policy.name!r} does not affirm it: {summary(result.refusals)}",
+                findings=tuple(finding.to_json() for finding in result.refusals),
+                hint=next((f.remedy for f in result.refusals if f.remedy), ""),
+            )
+        return Affirmed(
+            job=job,
+            tls_key=tls_key,
+            evidence_digest=digest,
+            claims=claims,
+            result=result,
+            tpm=tpm,
+        )
+
+    def _check_own_key(self, site: str, claims: Claims) -> None:
+        """Refuse evidence whose attestation key was proven to live at another site.
+
+        The anchors of another site are never used here; this is for keys that are pinned for
+        all sites, and proven by one.
+        """
+        named = claims.attributes.get("tpm.ak")
+        if not isinstance(named, str):
+            return
+        owner = self._sites.site_of_ak(bytes.fromhex(named))
+        if owner not in (None, site):
+            why = f"the attestation key {named} is that of another site's TPM"
+            raise AdmissionDenied(why, findings=(refusal_finding("attestation key", why, ""),))
+
+    def appraise(
+        self, job: AdmittableJob, site: str, claims: Claims, tls_key: bytes, now: datetime
+    ) -> AttestationResult:
+        """Apply the job's policy, and whether job and bundle are measured as this job's."""
+        return job.policy.appraise(
+            claims,
+            now=now,
+            node=site,
+            key=tls_key,
+            extra=(
+                _measured(claims, "app", job.bundle_digest, "run the bundle that was submitted"),
+                _measured(claims, "job", job.job_digest, "run the job as it was submitted"),
+            ),
+            lifetime=self._lifetime,
+        )
+
+
+def checked_names(**names: str) -> None:
+    """Check names from outside.
+
+    :raises AdmissionDenied: naming the first that is malformed.
+    """
+    try:
+        for what, name in names.items():
+            checked_name(name, what)
+    except ConfigError as error:
+        raise AdmissionDenied(str(error), hint=error.hint) from None
+
+
+def _bounded(request: AdmitRequest) -> None:
+    if len(request.nonce) != NONCE_BYTES:
+        raise AdmissionDenied(f"a nonce has {NONCE_BYTES} bytes, not {len(request.nonce)}")
+    if len(request.hpke_key) != HPKE_KEY_BYTES:
+        raise AdmissionDenied(
+            f"the HPKE key must be a raw X25519 key of {HPKE_KEY_BYTES} bytes, "
+            f"not {len(request.hpke_key)}"
+        )
+    if len(request.evidence) > MAX_EVIDENCE_BYTES:
+        raise AdmissionDenied(f"evidence has at most {MAX_EVIDENCE_BYTES} bytes")
+
+
+def _same_party(request: AdmitRequest, tls_key: bytes, current: Admission) -> None:
+    asked = (request.job, request.site, request.client)
+    if asked != (current.job, current.site, current.client):
+        raise AdmissionDenied(
+            f"the connection belongs to client {current.client} of site {current.site} in job "
+            f"{current.job}, and renews nobody else"
+        )
+    if tls_key != current.tls_key or request.hpke_key != current.hpke_key:
+        raise AdmissionDenied("a renewal keeps its keys", hint="seek a new admission for a new key")
+
+
+def _trusting(trust: TrustAnchors, tpm: ProvenKey | None) -> TrustAnchors:
+    """Return ``trust`` with the attestation key that this site, and no other, has proven."""
+    if tpm is None:
+        return trust
+    return dataclasses.replace(
+        trust,
+        tpm_aks=trust.tpm_aks | {tpm.ak},
+        tpm_ek_of={**trust.tpm_ek_of, tpm.ak: tpm.ek},
+    )
+
+
+def _measured(claims: Claims, claim: str, expected: bytes, remedy: str) -> Finding:
+    actual = claims.measurements.get(claim)
+    known = actual is not None and claim not in claims.unverified
+    matches = known and actual == expected
+    return Finding(
+        claim=claim,
+        tier=Tier.AFFIRMING if matches else Tier.CONTRAINDICATED,
+        expected=f"{expected.hex()} (this job)",
+        actual="not measured" if actual is None else actual.hex(),
+        category="executables",
+        remedy="" if matches else remedy,
+        origin=claims.origin_of(claim),
+    )
+
+
+def _not_genuine(error: AttestationError) -> AdmissionDenied:
+    malformed = isinstance(error, EvidenceError)
+    step = "evidence" if malformed else getattr(error, "step", "") or "verification"
+    what = "the evidence is malformed" if malformed else "the evidence is not genuine"
+    return AdmissionDenied(
+        f"{what}: {error}",
+        findings=(refusal_finding(step, str(error), error.hint),),
+        hint=error.hint,
+    )
+
+
+def refusal_finding(claim: str, actual: str, remedy: str) -> dict[str, object]:
+    """Return the finding, JSON-ready, of a step that failed before any appraisal."""
+    return Finding(
+        claim=claim,
+        tier=Tier.CONTRAINDICATED,
+        expected="verified",
+        actual=actual,
+        category="instance-identity",
+        remedy=remedy,
+    ).to_json()
+
+
+def summary(findings: tuple[Finding, ...]) -> str:
+    """Say in one line what keeps a result from being affirming."""
+    if not findings:
+        return "there is no finding in its favour"
+    first = findings[0]
+    more = f", and {len(findings) - 1} more" if len(findings) > 1 else ""
+    return f"{first.claim} is {first.actual}, expected {first.expected}{more}"

@@ -1,0 +1,315 @@
+"""Who is admitted right now. Everything that serves a client asks this register first.
+
+An admission begins in :mod:`server.admission.gate` and ends by expiry, by revocation, or by
+quarantine when attesting again failed or is overdue. It lives in memory only: after a
+restart every client attests anew. Time is always an argument.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from attestation.policy.result import AttestationResult
+from fedlearn.errors import AdmissionDenied
+
+__all__ = ["Admission", "AdmissionEvent", "AdmissionRegister", "Change"]
+
+_REMEMBERED: Final = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """One client's standing: its evidence was affirmed for these keys and this job.
+
+    ``thumbprint``  SHA-256 of the DER SPKI of its TLS key, which is its Flower node key
+    ``hpke_key``    raw X25519 public key to which secrets are wrapped
+    ``serial``      of its current certificate
+    ``node_id``     its Flower node
+    ``issued``, ``expires``  validity of the certificate (aware, UTC)
+    ``renew_by``    when it must have attested again; ``None`` means ``expires``
+    """
+
+    job: str
+    site: str
+    client: str
+    thumbprint: bytes
+    tls_key: bytes
+    hpke_key: bytes
+    serial: int
+    node_id: int
+    evidence_digest: bytes
+    policy_digest: bytes
+    result: AttestationResult
+    issued: datetime
+    expires: datetime
+    renew_by: datetime | None = None
+
+
+class Change(enum.StrEnum):
+    """What happened to an admission. The values are kinds of ledger entries."""
+
+    ADMITTED = "admission"
+    RENEWED = "renewal"
+    QUARANTINED = "quarantine"
+    REVOKED = "revocation"
+    EXPIRED = "expiry"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionEvent:
+    """One change of one admission. ``reason`` is for people.
+
+    ``superseded``  it ended only because the same client, affirmed again, took its place
+    """
+
+    change: Change
+    admission: Admission
+    reason: str
+    at: datetime
+    superseded: bool = False
+
+    @property
+    def part_stays(self) -> bool:
+        """Whether what the client has sent counts, and its next admission goes on where it was.
+
+        So it is when its successor took its place, and when only the date of its certificate came
+        before it had to attest again: the coordinator's date was moved.
+        """
+        return self.superseded or self.change is Change.EXPIRED
+
+
+Subscriber = Callable[[AdmissionEvent], None]
+
+
+class AdmissionRegister:
+    """The live admissions, by key thumbprint. Safe to use from many threads.
+
+    Subscribers are called in the thread that made the change, after the change is in
+    force and outside of the lock. When one raises, the others are still called and the
+    first error is raised to whoever made the change.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._live: dict[bytes, Admission] = {}
+        self._ended: OrderedDict[bytes, AdmissionEvent] = OrderedDict()
+        self._subscribers: list[Subscriber] = []
+
+    def subscribe(self, callback: Subscriber) -> Callable[[], None]:
+        """Have ``callback`` called on every change; return what ends the subscription."""
+        with self._lock:
+            self._subscribers.append(callback)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                if callback in self._subscribers:
+                    self._subscribers.remove(callback)
+
+        return unsubscribe
+
+    def add(self, admission: Admission, *, now: datetime) -> None:
+        """Put a new admission in force.
+
+        :raises AdmissionDenied: when its key is admitted already.
+        """
+        with self._lock:
+            if admission.thumbprint in self._live:
+                raise AdmissionDenied(
+                    "this key is admitted already", hint="renew it, or make a fresh key"
+                )
+            self._live[admission.thumbprint] = admission
+            self._ended.pop(admission.thumbprint, None)
+        self._publish([_event(Change.ADMITTED, admission, "the evidence was affirmed", now)])
+
+    def renew(self, admission: Admission, *, now: datetime) -> None:
+        """Put ``admission`` in the place of the live one of the same key.
+
+        :raises AdmissionDenied: when there is none, or none any more: what was revoked while
+            the evidence was verified stays revoked.
+        """
+        with self._lock:
+            self._check_live(admission.thumbprint, now)
+            self._live[admission.thumbprint] = admission
+        self._publish([_event(Change.RENEWED, admission, "the evidence was affirmed again", now)])
+
+    def live(self, thumbprint: bytes, *, now: datetime) -> Admission:
+        """Return the admission of the key with this thumbprint.
+
+        :raises AdmissionDenied: saying why there is none: unknown, expired, revoked or
+            quarantined.
+        """
+        with self._lock:
+            return self._check_live(thumbprint, now)
+
+    def of_job(self, job: str, *, now: datetime) -> tuple[Admission, ...]:
+        """Return the live admissions of ``job``, ordered by site and client."""
+        with self._lock:
+            found = [a for a in self._live.values() if a.job == job and not _lapsed(a, now)]
+        return tuple(sorted(found, key=lambda a: (a.site, a.client)))
+
+    def every(self, *, now: datetime) -> tuple[Admission, ...]:
+        """Return all live admissions, ordered by job, site and client."""
+        with self._lock:
+            found = [a for a in self._live.values() if not _lapsed(a, now)]
+        return tuple(sorted(found, key=lambda a: (a.job, a.site, a.client)))
+
+    def revoke(
+        self, thumbprint: bytes, reason: str, *, now: datetime, superseded: bool = False
+    ) -> Admission | None:
+        """End an admission for good; return it, or ``None`` when it had ended before."""
+        return self._end(thumbprint, Change.REVOKED, reason, now, superseded=superseded)
+
+    def ended(self, thumbprint: bytes) -> AdmissionEvent | None:
+        """Return how the admission of a key ended, or ``None`` when it has not, so far as known."""
+        with self._lock:
+            return None if thumbprint in self._live else self._ended.get(thumbprint)
+
+    def quarantine(self, thumbprint: bytes, reason: str, *, now: datetime) -> Admission | None:
+        """End an admission whose client did not prove itself again.
+
+        Its updates of the running round are to be dropped. It may seek a new admission.
+        """
+        return self._end(thumbprint, Change.QUARANTINED, reason, now)
+
+    def revoke_site(self, site: str, reason: str, *, now: datetime) -> tuple[Admission, ...]:
+        """Revoke every admission of ``site`` in all jobs; return what was revoked."""
+        return self._end_where(lambda a: a.site == site, reason, now)
+
+    def revoke_job(self, job: str, reason: str, *, now: datetime) -> tuple[Admission, ...]:
+        """Revoke every admission of ``job``; return what was revoked."""
+        return self._end_where(lambda a: a.job == job, reason, now)
+
+    def shift(self, by: timedelta) -> None:
+        """Move the time by which each client has to attest again: the date was moved."""
+        with self._lock:
+            for key, admission in self._live.items():
+                if admission.renew_by is not None:
+                    self._live[key] = replace(admission, renew_by=admission.renew_by + by)
+
+    def sweep(self, *, now: datetime) -> tuple[AdmissionEvent, ...]:
+        """End what has lapsed at ``now``; return what was ended.
+
+        To be called about once a second. :meth:`live` refuses a lapsed admission whether
+        or not it was swept.
+        """
+        with self._lock:
+            events = []
+            for admission in [a for a in self._live.values() if _lapsed(a, now)]:
+                if admission.renew_by is not None and now >= admission.renew_by:
+                    reason = "it did not attest again in time"
+                    event = _event(Change.QUARANTINED, admission, reason, now)
+                else:
+                    event = _event(Change.EXPIRED, admission, "its certificate expired", now)
+                self._forget(event)
+                events.append(event)
+        self._publish(events)
+        return tuple(events)
+
+    def _check_live(self, thumbprint: bytes, now: datetime) -> Admission:
+        """The caller holds the lock."""
+        admission = self._live.get(thumbprint)
+        ended = self._ended.get(thumbprint)
+        if admission is not None:
+            if admission.renew_by is not None and now >= admission.renew_by:
+                raise _denied("quarantined", f"it had to attest again by {admission.renew_by}")
+            if now >= admission.expires:
+                raise _denied("expired", f"its certificate expired at {admission.expires}")
+            return admission
+        if ended is not None:
+            raise _denied(_PAST[ended.change], ended.reason)
+        raise _denied("unknown", "this key was never admitted, or before a restart")
+
+    def _end(
+        self,
+        thumbprint: bytes,
+        change: Change,
+        reason: str,
+        now: datetime,
+        *,
+        superseded: bool = False,
+    ) -> Admission | None:
+        with self._lock:
+            admission = self._live.get(thumbprint)
+            if admission is None:
+                return None
+            event = _event(change, admission, reason, now, superseded=superseded)
+            self._forget(event)
+        self._publish([event])
+        return admission
+
+    def _end_where(
+        self, chosen: Callable[[Admission], bool], reason: str, now: datetime
+    ) -> tuple[Admission, ...]:
+        with self._lock:
+            events = [
+                _event(Change.REVOKED, admission, reason, now)
+                for admission in self._live.values()
+                if chosen(admission)
+            ]
+            for event in events:
+                self._forget(event)
+        self._publish(events)
+        return tuple(event.admission for event in events)
+
+    def _forget(self, event: AdmissionEvent) -> None:
+        """Move an admission from the living to the ended. The caller holds the lock."""
+        thumbprint = event.admission.thumbprint
+        self._live.pop(thumbprint, None)
+        self._ended[thumbprint] = event
+        while len(self._ended) > _REMEMBERED:
+            self._ended.popitem(last=False)
+
+    def _publish(self, events: list[AdmissionEvent]) -> None:
+        with self._lock:
+            subscribers = list(self._subscribers)
+        first: Exception | None = None
+        for event in events:
+            for subscriber in subscribers:
+                try:
+                    subscriber(event)
+                except Exception as error:  # noqa: BLE001 - raised below, after the others ran
+                    first = first or error
+        if first is not None:
+            raise first
+
+
+_PAST: Final = {
+    Change.REVOKED: "revoked",
+    Change.QUARANTINED: "quarantined",
+    Change.EXPIRED: "expired",
+}
+
+
+def _event(
+    change: Change, admission: Admission, reason: str, now: datetime, *, superseded: bool = False
+) -> AdmissionEvent:
+    return AdmissionEvent(
+        change=change, admission=admission, reason=reason, at=now, superseded=superseded
+    )
+
+
+def _lapsed(admission: Admission, now: datetime) -> bool:
+    overdue = admission.renew_by is not None and now >= admission.renew_by
+    return overdue or now >= admission.expires
+
+
+def _denied(standing: str, reason: str) -> AdmissionDenied:
+    finding: dict[str, object] = {
+        "claim": "admission",
+        "tier": "contraindicated",
+        "expected": "live",
+        "actual": standing,
+        "category": "instance-identity",
+        "remedy": "seek a new admission with fresh evidence",
+    }
+    return AdmissionDenied(
+        f"the admission is {standing}: {reason}",
+        findings=(finding,),
+        hint="seek a new admission with fresh evidence",
+    )

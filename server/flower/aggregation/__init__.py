@@ -1,0 +1,1 @@
+"""The aggregator's process: rounds, strategies, and the updates in the clear."""

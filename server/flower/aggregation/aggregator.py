@@ -1,0 +1,313 @@
+"""The process of a job that aggregates: it has every update in the clear, and no user code.
+
+Started by :mod:`server.flower.job_runner` with two sockets: one to the coordinator, from which it
+gets the job and of which it asks all that it needs, and one to the process of the application. It
+has no key but the secret of the job's noise, no network address and no place to keep weights;
+it ends with its parent.
+
+What the application may ask is decided here, by the job and not by the application:
+
+=====================  =======================================================================
+``nodes``              the numbers of the nodes that are online
+``start``              run the rounds of one of Flower's strategies, here
+``start``, own         the same with a strategy of the application: only where the job says
+strategy               ``[aggregation] updates = "visible-to-app"``
+``push pull forget``   messages of an application that drives its rounds itself: likewise
+``files``              the files that the application leaves, once, before it has ended
+``done``               how the application ended
+=====================  =======================================================================
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any, Final
+
+from flwr.app import ConfigRecord
+
+from fedlearn.errors import FedlearnError, JobError, PrivacyError, TransportError
+from fedlearn.job.seeds import derive, seed_generators
+from fedlearn.job.strategies import APP, VISIBLE_TO_APP
+from fedlearn.privacy import ServerPrivacy
+from fedlearn.sandbox import protect_this_process
+from fedlearn.sandbox.process_channel import ProcessChannel
+from server.flower.aggregation.builtin import CLASSES, BuiltIn
+from server.flower.aggregation.grid import JobGrid, Rules
+from server.flower.aggregation.remote import (
+    RemoteFunctions,
+    RemoteStrategy,
+    messages_of,
+    replies_fields,
+    result_fields,
+)
+from server.flower.aggregation.rounds import Rounds, RoundStrategy, Stage
+from server.flower.application import app_files as appfiles
+from server.flower.exchange.calls import MAX_RECORD_BYTES, Coordinator
+from server.flower.ipc.failures import raised
+from server.flower.ipc.peer import Answer, Peer
+from server.flower.ipc.process_lifetime import end_with
+from server.flower.ipc.records import array_record, plain_record
+from server.flower.ipc.task import enter_run
+from server.flower.job_plan import JobPlan, from_record
+
+__all__ = ["Session", "main"]
+
+_MAX_OPTIONS: Final = 100
+_MAX_WAIT: Final = 1.0
+_LOOK_SECONDS: Final = 0.1
+_SLACK_BYTES: Final = 64 * 1024 * 1024
+
+
+class Session:
+    """What the application of one job may ask, answered. Safe to use from many threads."""
+
+    def __init__(
+        self, plan: JobPlan, run: Any, coordinator: Coordinator, pipe: ProcessChannel
+    ) -> None:
+        self._plan = plan
+        self._visible = plan.updates == VISIBLE_TO_APP
+        self._privacy = (
+            None
+            if plan.privacy is None
+            else ServerPrivacy.from_spec(plan.privacy, plan.noise_secret)
+        )
+        self.grid = JobGrid(coordinator, _rules(plan))
+        self.grid.set_run(run)
+        self.rounds = Rounds(coordinator, plan, self.grid)
+        self.peer = Peer(pipe, self._answer)
+        self.ended = threading.Event()
+        self.failure: FedlearnError | None = None
+        self._denied: FedlearnError | None = None
+        self._coordinator = coordinator
+        self._files_kept = threading.Lock()
+
+    def _answer(self, name: str, fields: dict[str, Any], blobs: list[memoryview]) -> Answer:
+        match name:
+            case "nodes":
+                return {"nodes": list(self.grid.get_node_ids())}, ()
+            case "start":
+                return self._start(fields, blobs)
+            case "push":
+                self._require_visible("sends messages to sites itself")
+                messages = messages_of(fields, blobs, max_bytes=self._plan.max_update_bytes)
+                return {"ids": list(self.grid.push_messages(messages))}, ()
+            case "pull":
+                self._require_visible("reads the replies of sites itself")
+                return self._pull(fields)
+            case "forget":
+                self.grid.withdraw(map(str, fields["ids"]))
+                return {}, ()
+            case "files":
+                return self._keep_files(fields, blobs)
+            case "done":
+                failure = fields.get("failure")
+                self.failure = None if failure is None else raised(failure)
+                if self.failure is None and not self.rounds.finished:
+                    # Flower's legacy API goes on when nothing that it asks for is allowed.
+                    self.failure = self._denied
+                self.ended.set()
+                return {}, ()
+            case other:
+                raise TransportError(f"{other[:40]!r} is not a request")
+
+    def wait(self) -> None:
+        """Wait until the application says that it has ended, or its process is gone."""
+        while not self.ended.wait(_LOOK_SECONDS):
+            if self.peer.wait_closed(0):
+                return
+        self.peer.wait_closed(_MAX_WAIT)
+
+    def _keep_files(self, fields: dict[str, Any], blobs: list[memoryview]) -> Answer:
+        most = appfiles.most_bytes(self._plan.max_update_bytes)
+        files = appfiles.checked(fields.get("names"), blobs, most=most)
+        if not self._files_kept.acquire(blocking=False):
+            raise TransportError("the application's files are kept already")
+        self._coordinator.keep_files(files)
+        return {}, ()
+
+    # Rounds that run here
+
+    def _start(self, fields: dict[str, Any], blobs: list[memoryview]) -> Answer:
+        parts = iter(blobs)
+        most = self._plan.max_update_bytes
+        functions = RemoteFunctions(self.peer, max_bytes=most)
+        stage = Stage(
+            strategy=self._strategy(fields.get("strategy"), functions),
+            arrays=array_record(fields["arrays"], parts, max_bytes=most),
+            rounds=_whole(fields["rounds"], "rounds"),
+            timeout=_seconds(fields["timeout"]),
+            train_config=_config(fields["train_config"]),
+            evaluate_config=_config(fields["evaluate_config"]),
+            evaluate=functions.evaluate if fields.get("evaluate") is True else None,
+            should_stop=functions.should_stop if fields.get("should_stop") is True else None,
+        )
+        return result_fields(self.rounds.run(stage))
+
+    def _strategy(self, described: Any, functions: RemoteFunctions) -> RoundStrategy:
+        plan, stage = self._plan, self.rounds.next_stage
+        if plan.strategy != APP and stage == 1:
+            return self._built_in(plan.strategy, self._options_of_job(), stage)
+        if self._visible:
+            return RemoteStrategy(self.peer, max_bytes=plan.max_update_bytes)
+        if not isinstance(described, dict):
+            raise TransportError("a strategy is an object")
+        name, title = described.get("name"), str(described.get("title"))[:200]
+        if not isinstance(name, str) or name not in CLASSES:
+            raise self._refused(f"starts {title}, a strategy of its own that sees single updates")
+        options = _options(described.get("options"))
+        if self._privacy is not None:
+            options |= {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
+        metrics = self._privacy is None or self._privacy.spec.insecure_exact_metrics
+        own = {
+            which: functions.metrics(which)
+            for which in ("train", "evaluate")
+            if metrics and described.get(f"{which}_metrics") is True
+        }
+        return self._built_in(
+            name,
+            options,
+            stage,
+            train_metrics=own.get("train"),
+            evaluate_metrics=own.get("evaluate"),
+        )
+
+    def _built_in(self, name: str, options: Mapping[str, Any], stage: int, **own: Any) -> BuiltIn:
+        strategy = BuiltIn(name, options, privacy=self._privacy, **own)
+        strategy.stage = stage
+        self.grid.weigh_by(strategy.inner.weighted_by_key)
+        return strategy
+
+    def _options_of_job(self) -> dict[str, Any]:
+        plan = self._plan
+        return {
+            "min_train_nodes": 1,
+            "min_evaluate_nodes": 1,
+            "min_available_nodes": plan.quorum if self._privacy is None else 1,
+            "fraction_evaluate": plan.evaluate_fraction,
+            **plan.options,
+        }
+
+    # Rounds that the application drives itself
+
+    def _pull(self, fields: dict[str, Any]) -> Answer:
+        seconds = min(_seconds(fields["seconds"]), _MAX_WAIT)
+        replies = self.grid.pull_messages(map(str, fields["ids"]), seconds=seconds)
+        listed, blobs = replies_fields(
+            (message.metadata.reply_to_message_id, message) for message in replies
+        )
+        return {"replies": listed}, blobs
+
+    def _require_visible(self, what: str) -> None:
+        if not self._visible:
+            raise self._refused(what)
+
+    def _refused(self, what: str) -> FedlearnError:
+        self._denied = self._denial(what)
+        return self._denied
+
+    def _denial(self, what: str) -> FedlearnError:
+        if self._privacy is not None:
+            return PrivacyError(
+                f"the application {what}; under [privacy] only the noised aggregate leaves the "
+                "aggregator",
+                hint="start one of Flower's strategies, unchanged, with `strategy.start`",
+            )
+        return JobError(
+            f"the application {what}",
+            hint='set [aggregation] updates = "visible-to-app" in the job; its sites have to '
+            "allow it",
+        )
+
+
+def main() -> None:
+    """Run the job whose sockets are the descriptors in the first two arguments."""
+    coordinator_end, app_end, parent = map(int, sys.argv[1:4])
+    end_with(parent)
+    protect_this_process()
+    ours = ProcessChannel(socket.socket(fileno=coordinator_end), limit=MAX_RECORD_BYTES)
+    first = ours.receive()
+    if first is None:
+        raise SystemExit(1)
+    header, blobs = first
+    plan = from_record(header, blobs)
+    coordinator = Coordinator(ours)
+    theirs = ProcessChannel(
+        socket.socket(fileno=app_end), limit=_SLACK_BYTES + 4 * plan.max_update_bytes
+    )
+    run = enter_run(plan.run_id)
+    seed_generators(derive(plan.seed, "server", 0))
+    session = Session(plan, run, coordinator, theirs)
+    theirs.send(*_for_application(plan))
+    session.peer.start()
+    session.wait()
+    if not session.ended.is_set():
+        # The process of the application is gone, and the coordinator knows how it ended.
+        os._exit(1)
+    try:
+        coordinator.done(rounds=session.rounds.finished, error=session.failure)
+    except TransportError:
+        os._exit(1)
+    os._exit(0 if session.failure is None else 1)
+
+
+def _rules(plan: JobPlan) -> Rules:
+    return Rules(
+        sites=plan.sites,
+        quorum=plan.quorum,
+        seconds=plan.seconds,
+        stragglers=plan.stragglers,
+        max_update_bytes=plan.max_update_bytes,
+        visible=plan.updates == VISIBLE_TO_APP and plan.strategy == APP,
+        exact_metrics=plan.privacy is not None and plan.privacy.insecure_exact_metrics,
+        blind=plan.noise_secret if plan.privacy is not None else b"",
+    )
+
+
+def _for_application(plan: JobPlan) -> tuple[dict[str, Any], list[bytes]]:
+    """Return what the process of the application gets of a job: no secret is in it."""
+    return {
+        "job": plan.job,
+        "sites": list(plan.sites),
+        "seconds": plan.seconds,
+        "stragglers": plan.stragglers,
+        "seed": plan.seed,
+        "run_config": dict(plan.run_config),
+        "max_bytes": plan.max_update_bytes,
+        "run": plan.run_id,
+    }, [plan.bundle]
+
+
+def _options(described: Any) -> dict[str, Any]:
+    if not isinstance(described, dict) or len(described) > _MAX_OPTIONS:
+        raise TransportError("the options of a strategy are an object")
+    for name, value in described.items():
+        if not isinstance(value, bool | int | float | str) or len(name) > 100:
+            raise TransportError("an option of a strategy is a number or text")
+    return dict(described)
+
+
+def _config(body: Any) -> ConfigRecord:
+    record = plain_record(body, None)
+    assert isinstance(record, ConfigRecord)
+    return record
+
+
+def _whole(value: Any, name: str) -> int:
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise TransportError(f"{name} is a whole number")
+    return value
+
+
+def _seconds(value: Any) -> float:
+    # The comparison is false for NaN, which no clock would ever reach.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**31:
+        raise TransportError("a time is a number of seconds from 0")
+    return float(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,335 @@
+"""The built-in strategies, as the aggregator runs them: aggregation that holds no user code.
+
+The names and options are those of ``flwr.serverapp.strategy``. FedAvg (McMahan et al. 2017,
+arXiv:1602.05629), FedProx and the server optimisers (FedAvgM, FedAdagrad, FedAdam, FedYogi)
+work on one exact mean: updates are added when they arrive and then let go, and the sum is the
+same to the last bit in any order (:mod:`server.flower.aggregation.mean`). A job's privacy puts its
+noise on that mean, before anything else sees it; what an optimiser makes of a noised mean is
+post-processing and costs nothing (Dwork and Roth 2014, proposition 2.1). The robust rules
+(median, trimmed mean, Krum, Bulyan) and q-FedAvg are Flower's own, over the single updates.
+
+A model keeps its element types. One reply is one failure domain: a reply whose records or
+metrics differ from those of the others is left out, and named.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from logging import INFO
+from typing import Any, Final, cast
+
+import flwr.serverapp.strategy as strategies
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.common import log
+from flwr.serverapp.grid import Grid
+from flwr.serverapp.strategy import FedAvg, Strategy
+
+from fedlearn.app.flower import arrays_of, has, record_of
+from fedlearn.errors import JobError, PrivacyError, UpdateRejected
+from fedlearn.job.strategies import MEAN_FAMILY
+from fedlearn.privacy import ServerPrivacy
+from fedlearn.update.arrays import BF16, Array
+from server.flower.aggregation.grid import JobGrid
+from server.flower.aggregation.mean import MAX_WEIGHT, ExactMean, whole_weight
+
+__all__ = ["CLASSES", "BuiltIn", "check_classes", "name_of"]
+
+CLASSES: Final[Mapping[str, str]] = {
+    "bulyan": "Bulyan",
+    "fedadagrad": "FedAdagrad",
+    "fedadam": "FedAdam",
+    "fedavg": "FedAvg",
+    "fedavgm": "FedAvgM",
+    "fedmedian": "FedMedian",
+    "fedprox": "FedProx",
+    "fedtrimmedavg": "FedTrimmedAvg",
+    "fedyogi": "FedYogi",
+    "krum": "Krum",
+    "multikrum": "MultiKrum",
+    "qfedavg": "QFedAvg",
+}
+"""Flower's classes by the names that a job may use."""
+
+_PLAIN_MEAN: Final = frozenset({"fedavg", "fedprox"})
+_MAX_WEIGHT: Final = float(MAX_WEIGHT)
+
+Aggregate = Callable[[list[RecordDict], str], MetricRecord]
+
+
+def check_classes() -> None:
+    """Check that Flower still has every strategy that a job may name.
+
+    :raises FlowerMismatch: naming the first that is missing.
+    """
+    for name in CLASSES.values():
+        has(strategies, name)
+
+
+def name_of(strategy: object) -> str | None:
+    """Return the name of a strategy that is one of Flower's, unchanged; None for another one."""
+    for name, title in CLASSES.items():
+        if type(strategy) is getattr(strategies, title):
+            return name
+    return None
+
+
+class BuiltIn(Strategy):  # type: ignore[misc]
+    """One of Flower's strategies, over an exact mean where it is one of :data:`MEAN_FAMILY`.
+
+    :param name: one of :data:`CLASSES`.
+    :param options: keyword arguments of that class.
+    :param privacy: noise for the mean. Every update must then be clipped and weigh the same.
+    :param train_metrics: aggregates the metrics of training instead of a weighted mean.
+    :param evaluate_metrics: the same for evaluation.
+    :raises JobError: when the class does not take these options.
+    :raises PrivacyError: when the strategy sees single updates and the job has privacy.
+    """
+
+    transient = frozenset({"privacy", "_grid", "_model", "stage"})
+
+    def __init__(
+        self,
+        name: str,
+        options: Mapping[str, Any],
+        *,
+        privacy: ServerPrivacy | None = None,
+        train_metrics: Aggregate | None = None,
+        evaluate_metrics: Aggregate | None = None,
+    ) -> None:
+        if privacy is not None and name not in MEAN_FAMILY:
+            raise PrivacyError(
+                f"{name} looks at single updates, which have no noise",
+                hint=f"under [privacy] use one of {', '.join(sorted(MEAN_FAMILY))}",
+            )
+        try:
+            self.inner: FedAvg = getattr(strategies, CLASSES[name])(
+                **options,
+                train_metrics_aggr_fn=train_metrics,
+                evaluate_metrics_aggr_fn=evaluate_metrics,
+            )
+        except (TypeError, ValueError) as error:
+            raise JobError(
+                f"the strategy {name} cannot be made: {error}",
+                hint="see its options under [strategy.options]",
+            ) from error
+        self.name = name
+        self.privacy = privacy
+        self.streams = name in MEAN_FAMILY
+        self.stage = 1
+        self._grid: JobGrid | None = None
+        self._model: dict[str, Array] = {}
+
+    def summary(self) -> None:
+        """Log the options."""
+        self.inner.summary()
+        if self.streams:
+            log(INFO, "\t└──> Mean: exact%s", ", with noise" if self.privacy else "")
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Choose nodes and make their messages, as Flower does."""
+        self._grid = cast("JobGrid", grid)
+        self._model = arrays_of(arrays)
+        if self.privacy is not None and not list(grid.get_node_ids()):
+            return []
+        return list(self.inner.configure_train(server_round, arrays, config, grid))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Choose nodes and make their messages, as Flower does."""
+        self._grid = cast("JobGrid", grid)
+        return list(self.inner.configure_evaluate(server_round, arrays, config, grid))
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the next model and the mean metrics of its updates."""
+        if self.streams:
+            return self._over_mean(server_round, replies)
+        usable = [message for message in replies if self._usable(message)]
+        chosen = self._alike(usable, train=True)
+        self._check_quorum(len(chosen), len(usable))
+        if not chosen:
+            return None, None
+        arrays, metrics = self.inner.aggregate_train(server_round, chosen)
+        return (None if arrays is None else self._as_model(arrays)), metrics
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return the mean metrics of an evaluation; None where nobody reported any."""
+        chosen = self._alike([each for each in replies if each.has_content()], train=False)
+        if not chosen or not sum(self._weight(message.content) for message in chosen):
+            return None
+        return cast("MetricRecord | None", self.inner.aggregate_evaluate(server_round, chosen))
+
+    # The exact mean
+
+    def _over_mean(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        mean = ExactMean(self._model)
+        told: list[Message] = []
+        asked = 0
+        for message in replies:
+            asked += 1
+            if message.has_error():
+                continue
+            try:
+                self._add(mean, message.content)
+            except UpdateRejected as error:
+                self._refuse(message, str(error))
+                continue
+            # The arrays are in the sum; only the metrics are kept until the round's end.
+            message.content = RecordDict(dict(message.content.metric_records.items()))
+            told.append(message)
+        log(INFO, "aggregate_train: added %s of %s updates", mean.updates, asked)
+        self._check_quorum(mean.updates, asked)
+        arrays = self._result(mean, server_round, asked)
+        if arrays is None:
+            return None, None
+        told.sort(key=lambda message: self._place(message.metadata.src_node_id))
+        chosen = self._alike(told, train=True)
+        metrics_of = None
+        if chosen and sum(self._weight(message.content) for message in chosen):
+            contents = [message.content for message in chosen]
+            metrics_of = self.inner.train_metrics_aggr_fn(contents, self.inner.weighted_by_key)
+        return self._optimised(server_round, arrays), metrics_of
+
+    def _add(self, mean: ExactMean, content: RecordDict) -> None:
+        records, metrics = list(content.array_records.values()), content.metric_records
+        if len(records) != 1 or len(metrics) != 1:
+            raise UpdateRejected("an update holds one ArrayRecord and one MetricRecord")
+        weight = whole_weight(self._weight(content))
+        arrays = arrays_of(records[0])
+        if self.privacy is not None:
+            if weight != 1:
+                raise UpdateRejected("under privacy every update weighs 1")
+            self.privacy.check(arrays, self._model)
+        mean.add(arrays, weight)
+
+    def _result(self, mean: ExactMean, server_round: int, asked: int) -> dict[str, Array] | None:
+        if self.privacy is None:
+            return mean.result() if mean.updates and mean.weight else None
+        found = mean.result(wide=True) if mean.updates else self._model
+        return self.privacy.after_mean(
+            found,
+            self._model,
+            mean.updates,
+            server_round,
+            stage=self.stage,
+            asked=asked,
+        )
+
+    def _optimised(self, server_round: int, mean: dict[str, Array]) -> ArrayRecord:
+        """Hand the mean to the server's optimiser, as the only update that there is."""
+        if self.name in _PLAIN_MEAN:
+            return record_of(mean)
+        content = RecordDict(
+            {"arrays": record_of(mean), "metrics": MetricRecord({self.inner.weighted_by_key: 1})}
+        )
+        only = Message(content, 0, MessageType.TRAIN)
+        arrays, _ = self.inner.aggregate_train(server_round, [only])
+        if arrays is None:
+            raise JobError(f"the strategy {self.name} made no model of the mean")
+        return self._as_model(arrays)
+
+    def _as_model(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Return arrays in the element types of the model; Flower computes in wider ones."""
+        found = arrays_of(arrays)
+        if set(found) != set(self._model):
+            raise JobError(f"the strategy {self.name} changed the names of the model's arrays")
+        return record_of({name: _typed(found[name], like) for name, like in self._model.items()})
+
+    # Which replies are used
+
+    def _weight(self, content: RecordDict) -> int | float:
+        """Return the weight that a reply reports; raises UpdateRejected where there is none."""
+        key = self.inner.weighted_by_key
+        for record in content.metric_records.values():
+            value = record.get(key)
+            if isinstance(value, int | float):
+                return value
+        raise UpdateRejected(f"a reply reports {key!r}, its weight")
+
+    def _usable(self, message: Message) -> bool:
+        """Whether a reply holds one update; the reason why not goes to the grid."""
+        if message.has_error():
+            return False
+        try:
+            if len(message.content.array_records) != 1 or len(message.content.metric_records) != 1:
+                raise UpdateRejected("an update holds one ArrayRecord and one MetricRecord")
+            whole_weight(self._weight(message.content))
+        except UpdateRejected as error:
+            self._refuse(message, str(error))
+            return False
+        return True
+
+    def _alike(self, replies: Sequence[Message], *, train: bool) -> list[Message]:
+        """Return the replies whose metrics are those that most replies have.
+
+        Flower's functions expect the same metrics of every reply. Ties go to the reply that
+        comes first in the order of the job. Where an update is in the mean already, only its
+        metrics are left out.
+        """
+        shapes: list[Any] = []
+        for message in replies:
+            try:
+                weight = self._weight(message.content)
+                fit = 0 <= weight <= _MAX_WEIGHT and len(message.content.metric_records) == 1
+            except UpdateRejected:
+                fit = False
+            shapes.append(_shape(message.content) if fit else None)
+        counts = Counter(shape for shape in shapes if shape is not None)
+        if not counts:
+            return []
+        usual, _ = counts.most_common(1)[0]
+        chosen: list[Message] = []
+        for message, shape in zip(replies, shapes, strict=True):
+            if shape == usual:
+                chosen.append(message)
+            elif train and not self.streams:
+                self._refuse(message, "its metrics are not those that the other sites report")
+            elif self._grid is not None:
+                self._grid.note(message.metadata.src_node_id, "its metrics are left out")
+        return chosen
+
+    def _refuse(self, message: Message, reason: str) -> None:
+        if self._grid is not None:
+            self._grid.refuse(message.metadata.src_node_id, reason)
+
+    def _place(self, node: int) -> int:
+        return self._grid.place(node) if self._grid is not None else node
+
+    def _check_quorum(self, count: int, asked: int) -> None:
+        if self._grid is not None:
+            self._grid.check_quorum(count, asked)
+
+
+def _shape(content: RecordDict) -> tuple[tuple[str, int], ...]:
+    """Return the names of a reply's metrics, and how many numbers each has (-1: not a list)."""
+    return tuple(
+        sorted(
+            (name, len(value) if isinstance(value, list) else -1)
+            for record in content.metric_records.values()
+            for name, value in record.items()
+        )
+    )
+
+
+def _typed(array: Array, like: Array) -> Array:
+    if array.shape != like.shape:
+        raise JobError(f"the strategy made an array of shape {array.shape} out of {like.shape}")
+    if array.dtype == like.dtype:
+        return array
+    if like.dtype == BF16 or like.dtype.kind not in "fiub":
+        raise JobError(f"{array.dtype} cannot be written back as {like.dtype}")
+    if like.dtype.kind in "iu":
+        bounds = np.iinfo(like.dtype)
+        array = np.clip(np.rint(array), bounds.min, bounds.max)
+    # An array without axes comes out of arithmetic as a scalar.
+    return np.asarray(array).astype(like.dtype)

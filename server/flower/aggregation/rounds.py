@@ -1,0 +1,348 @@
+"""The rounds of a job, driven by the aggregator: sum, noise, charge, seal, and only then release.
+
+An application calls ``strategy.start(...)`` as in Flower; its process asks the aggregator for it
+(:mod:`server.flower.application.app_grid`), and the rounds run here, where there is no user code.
+The phases of a round and their order are those of Flower's ``Strategy.start``, with two
+differences:
+
+* the model of a round is sealed, together with the state of the strategy and the metrics so
+  far, before a site evaluates it, the application sees it or the next round begins. Whatever
+  a crash interrupts was therefore never shown, or is read back from the seal as it was;
+* a round into which a site's update went that lost its admission meanwhile is run again
+  without it.
+
+Under privacy the order is: exact sum, noise, charge, seal. Releases are counted over all
+stages, repeats and restarts of a job (:meth:`server.jobs.job_channel.JobDesk.charge`).
+
+The generators of ``random``, numpy and torch are seeded for each phase, so a round depends on
+the job's seed and on the state before it, and on nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp.grid import Grid
+from flwr.serverapp.strategy import Result
+
+from fedlearn.app.flower import arrays_of, record_of
+from fedlearn.errors import JobError, QuorumNotReached, RoundError
+from fedlearn.job.seeds import derive, seed_generators
+from fedlearn.job.spec import MAX_ROUNDS
+from server.flower.aggregation.grid import JobGrid, Tainted
+from server.flower.exchange.calls import Coordinator
+from server.flower.ipc.records import HISTORIES
+from server.flower.ipc.strategy_state import Captured, NotCaptured, capture, restore
+from server.flower.job_plan import Checkpoint, JobPlan
+
+__all__ = ["Evaluate", "RoundStrategy", "Rounds", "ShouldStop", "Stage"]
+
+_MAX_REPEATS: Final = 16
+_MAX_STAGES: Final = 1_000
+
+Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
+"""Evaluates the model of a round at the coordinator; the application's own function."""
+ShouldStop = Callable[[int, Result], bool]
+"""Ends a stage after a round; an argument of ``Strategy.start`` since Flower 1.43."""
+
+
+class RoundStrategy(Protocol):
+    """What a round needs of a strategy; Flower's classes have it, and a stage's wrappers."""
+
+    def summary(self) -> None: ...
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]: ...
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]: ...
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]: ...
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Stage:
+    """One call of ``strategy.start``: its arguments, and what has become of them so far."""
+
+    strategy: RoundStrategy
+    arrays: ArrayRecord
+    rounds: int
+    timeout: float
+    train_config: ConfigRecord = field(default_factory=ConfigRecord)
+    evaluate_config: ConfigRecord = field(default_factory=ConfigRecord)
+    evaluate: Evaluate | None = None
+    should_stop: ShouldStop | None = None
+    result: Result = field(default_factory=Result)
+
+
+class Rounds:
+    """Runs the rounds of one job, stage by stage."""
+
+    def __init__(self, coordinator: Coordinator, plan: JobPlan, grid: JobGrid) -> None:
+        self._coordinator = coordinator
+        self._plan = plan
+        self._grid = grid
+        self._stages = 0
+        self._running = threading.Lock()
+        self._told = False
+        self._last: Captured | None = None
+        self.finished = 0
+
+    @property
+    def next_stage(self) -> int:
+        """The number of the next stage; 1 for the first."""
+        return self._stages + 1
+
+    def run(self, stage: Stage) -> Result:
+        """Run all rounds of a stage.
+
+        The number of rounds of the first stage is the job's. ``stage.rounds`` is the
+        application's wish, which counts only where it starts more than one strategy.
+
+        :raises JobError: when another stage runs, or for too many stages or rounds.
+        """
+        if not self._running.acquire(blocking=False):
+            raise JobError("the application started a strategy while another one runs")
+        try:
+            return self._run(stage)
+        finally:
+            self._grid.end_rounds()
+            self._running.release()
+
+    def _run(self, stage: Stage) -> Result:
+        self._stages += 1
+        first = self._stages == 1
+        rounds = self._plan.rounds if first else stage.rounds
+        if self._stages > _MAX_STAGES or not 1 <= rounds <= MAX_ROUNDS:
+            raise JobError(
+                f"stage {self._stages} with {rounds} rounds: a job has at most {_MAX_STAGES} "
+                f"stages of 1 to {MAX_ROUNDS} rounds"
+            )
+        self._last = None
+        stage.strategy.summary()
+        self._grid.remember_types(stage.arrays)
+        done, evaluated = self._resume(stage) if first else (0, True)
+        self._coordinator.event(
+            "job.started",
+            job=self._plan.job,
+            rounds=rounds,
+            sites=list(self._plan.sites),
+            resumed_from=done,
+        )
+        if done == 0:
+            self._evaluate_here(stage, 0)
+        elif not evaluated:
+            # Its messages carry the number of that round, by which clients know their state.
+            self._grid.begin_round(done, streams=False)
+            self._evaluate(stage, done, rounds)
+        for number in range(done + 1, rounds + 1):
+            self._whole_round(stage, number, rounds)
+            self.finished = number
+            if stage.should_stop is not None and stage.should_stop(number, stage.result):
+                break
+        return stage.result
+
+    # One round
+
+    def _whole_round(self, stage: Stage, number: int, rounds: int) -> None:
+        started = time.monotonic()
+        before = self._traffic()
+        self._release(stage, number, rounds)
+        sites = len(self._grid.contributors)
+        self._evaluate(stage, number, rounds)
+        self._coordinator.event(
+            "round.finished",
+            round=number,
+            rounds=rounds,
+            seconds=time.monotonic() - started,
+            sites=sites,
+            bytes=self._traffic() - before,
+            metrics=_shown(stage.result, number),
+        )
+
+    def _release(self, stage: Stage, number: int, rounds: int) -> None:
+        """Make the model of a round, charge for it and seal it. Nobody has seen it before."""
+        saved = self._last if self._last is not None else self._state(stage)
+        arrays = stage.arrays
+        for _ in range(_MAX_REPEATS):
+            try:
+                self._train(stage, number, rounds)
+                self._grid.check_contributors()
+                break
+            except Tainted as tainted:
+                if saved is None:
+                    raise RoundError(
+                        f"{tainted}, and the strategy's state cannot be set back",
+                        hint="the job starts again from round 1 when it is resumed",
+                    ) from tainted
+                self._coordinator.event("log", line=f"round {number} is run again: {tainted}")
+                self._set_back(stage, saved)
+                stage.arrays = arrays
+        else:
+            raise RoundError(f"round {number} lost a site {_MAX_REPEATS} times")
+        if self._plan.privacy is not None:
+            self._coordinator.charge(self._stages, number, self._grid.inputs())
+        self._save(stage, number)
+
+    def _train(self, stage: Stage, number: int, rounds: int) -> None:
+        self._seed(number, "train")
+        strategy, grid = stage.strategy, self._grid
+        grid.begin_round(number, streams=bool(getattr(strategy, "streams", False)))
+        privacy = getattr(strategy, "privacy", None)
+        cohort = None if privacy is None else privacy.cohort(self._plan.sites, number)
+        grid.restrict(None if cohort is None else frozenset(cohort))
+        messages = list(strategy.configure_train(number, stage.arrays, stage.train_config, grid))
+        own = hasattr(strategy, "captured")  # a strategy of the application may ask nobody
+        if not messages and privacy is None and not own:
+            raise QuorumNotReached(
+                f"round {number}: the strategy asked no site to train",
+                hint="raise its fraction_train, or look at `fedlearn site list`",
+            )
+        asked = {grid.site(each.metadata.dst_node_id) for each in messages}
+        sites = [site for site in self._plan.sites if site in asked]
+        self._coordinator.event("round.started", round=number, rounds=rounds, sites=sites)
+        replies = grid.send_and_receive(messages, timeout=stage.timeout)
+        arrays, metrics = strategy.aggregate_train(number, replies)
+        if arrays is not None:
+            stage.arrays = stage.result.arrays = arrays
+        if metrics is not None:
+            stage.result.train_metrics_clientapp[number] = metrics
+        grid.restrict(None)
+
+    def _evaluate(self, stage: Stage, number: int, rounds: int) -> None:
+        due = number % self._plan.evaluate_every == 0 or number == rounds
+        if due and self._plan.evaluate_fraction > 0:
+            self._seed(number, "evaluate")
+            messages = stage.strategy.configure_evaluate(
+                number, stage.arrays, stage.evaluate_config, self._grid
+            )
+            replies = self._grid.send_and_receive(messages, timeout=stage.timeout)
+            metrics = stage.strategy.aggregate_evaluate(number, replies)
+            if metrics is not None:
+                stage.result.evaluate_metrics_clientapp[number] = metrics
+        self._evaluate_here(stage, number)
+
+    def _evaluate_here(self, stage: Stage, number: int) -> None:
+        if stage.evaluate is not None:
+            found = stage.evaluate(number, stage.arrays)
+            if found is not None:
+                stage.result.evaluate_metrics_serverapp[number] = found
+
+    def _seed(self, number: int, phase: str) -> None:
+        seed_generators(derive(self._plan.seed, "server", number, phase))
+
+    def _traffic(self) -> int:
+        return sum(self._coordinator.traffic())
+
+    # Checkpoints
+
+    def _state(self, stage: Stage) -> Captured | None:
+        """Return all state but the model; None when something cannot be captured."""
+        try:
+            own = getattr(stage.strategy, "captured", None)
+            strategy = {"strategy": stage.strategy} if own is None else {}
+            state, tensors = capture(strategy | _around(stage))
+            if own is not None:
+                held, arrays = own()
+                state = {**state, "held": held}
+                tensors = {**tensors, **{f"held/{name}": each for name, each in arrays.items()}}
+            return state, tensors
+        except NotCaptured as error:
+            if not self._told:
+                self._told = True
+                self._coordinator.event(
+                    "log",
+                    level="warning",
+                    line=f"this job starts again from round 1 if it is interrupted, because its "
+                    f"strategy holds what cannot be written down: {error}",
+                )
+            return None
+
+    def _save(self, stage: Stage, number: int) -> None:
+        captured = self._last = self._state(stage)
+        state, tensors = captured if captured is not None else ({}, {})
+        resumable = captured is not None and self._stages == 1
+        self._coordinator.save(
+            Checkpoint(
+                round=number,
+                model=arrays_of(stage.arrays),
+                tensors=tensors,
+                state={
+                    "resumable": resumable,
+                    "evaluated": False,
+                    "stage": self._stages,
+                    "captured": state,
+                },
+            )
+        )
+
+    def _resume(self, stage: Stage) -> tuple[int, bool]:
+        """Go on from the last checkpoint; return its round, and whether it was evaluated."""
+        checkpoint = self._coordinator.load()
+        if checkpoint is None:
+            return 0, True
+        if not checkpoint.state.get("resumable"):
+            self._coordinator.event(
+                "log",
+                level="warning",
+                line="the job starts again from round 1: its state was "
+                "not one that can be written down",
+            )
+            return 0, True
+        self._set_back(stage, (checkpoint.state["captured"], dict(checkpoint.tensors)))
+        stage.arrays = stage.result.arrays = record_of(checkpoint.model)
+        self.finished = checkpoint.round
+        return checkpoint.round, bool(checkpoint.state.get("evaluated", True))
+
+    def _set_back(self, stage: Stage, captured: Captured) -> None:
+        state, tensors = captured
+        own = getattr(stage.strategy, "restore", None)
+        values: dict[str, Any] = _around(stage)
+        if own is None:
+            values["strategy"] = stage.strategy
+        else:
+            inner = {
+                name.removeprefix("held/"): array
+                for name, array in tensors.items()
+                if name.startswith("held/")
+            }
+            own((state["held"], inner))
+        restore(values, ({k: v for k, v in state.items() if k != "held"}, tensors))
+        stage.train_config = values["train_config"]
+        stage.evaluate_config = values["evaluate_config"]
+        for name in HISTORIES:
+            setattr(stage.result, name, values[name])
+
+
+def _around(stage: Stage) -> dict[str, Any]:
+    """Return what a checkpoint holds beside the model and the strategy."""
+    return {
+        "train_config": stage.train_config,
+        "evaluate_config": stage.evaluate_config,
+        **{name: getattr(stage.result, name) for name in HISTORIES},
+    }
+
+
+def _shown(result: Result, number: int) -> dict[str, Any]:
+    """Return the metrics of a round for people: evaluation wins over training."""
+    shown: dict[str, Any] = {}
+    for name in HISTORIES:
+        for key, value in getattr(result, name).get(number, {}).items():
+            if isinstance(value, int | float):
+                number_ = float(value)
+                shown[key] = number_ if math.isfinite(number_) else repr(number_)
+    return shown

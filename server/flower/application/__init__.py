@@ -1,0 +1,1 @@
+"""The application's process: the user's ServerApp in a sandbox."""

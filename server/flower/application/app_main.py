@@ -1,0 +1,120 @@
+"""The process of a job's application: it runs the user's ServerApp, and nothing else.
+
+Started by :mod:`server.flower.job_runner` in a sandbox, with one end of a socket pair to the
+aggregator. It has no key, no network, no secret of the job, and sees the updates of sites only
+where the job says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, Final
+
+from flwr.app import Context, RecordDict
+from flwr.serverapp import ServerApp
+
+from fedlearn.app import install as bundle
+from fedlearn.errors import FedlearnError, JobError, TransportError
+from fedlearn.job.seeds import derive, seed_generators
+from fedlearn.sandbox.process_channel import ProcessChannel
+from server.flower.application import app_files as appfiles
+from server.flower.application.app_grid import AppGrid, JobRules, install
+from server.flower.ipc.failures import failure_of
+from server.flower.ipc.peer import Peer
+from server.flower.ipc.task import SERVER_NODE, enter_run
+
+__all__ = ["main"]
+
+_MAX_RECORD_BYTES: Final = 1 << 40
+_APP_FOLDER: Final = "app"
+_MAX_TOLD: Final = 20
+
+
+def main() -> None:
+    """Run the application whose socket is the descriptor in the first argument."""
+    descriptor, folder = int(sys.argv[1]), Path(sys.argv[2])
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    pipe = ProcessChannel(socket.socket(fileno=descriptor), limit=_MAX_RECORD_BYTES)
+    first = pipe.receive()
+    if first is None:
+        raise SystemExit(1)
+    header, (app,) = first
+    peer = Peer(pipe, None)
+    peer.start()
+    failure: FedlearnError | None = None
+    try:
+        _run(header, bytes(app), peer, folder)
+    except FedlearnError as error:
+        failure = error
+    except BaseException as error:  # noqa: BLE001  user code may raise anything; told, not lost
+        traceback.print_exc()
+        failure = JobError(
+            f"the application raised {type(error).__name__}: {error}",
+            hint="see the log of the job for where",
+        )
+    try:
+        _hand_over(peer, folder, header["max_bytes"])
+    except FedlearnError as error:
+        failure = failure or error
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        peer.call("done", {"failure": None if failure is None else failure_of(failure)})
+    except TransportError:
+        os._exit(1)
+    # Threads of user code must not keep a finished job alive.
+    os._exit(0 if failure is None else 1)
+
+
+def _run(header: dict[str, Any], app_bytes: bytes, peer: Peer, folder: Path) -> None:
+    bundle.check_packages()
+    # An application that logs by Flower's logger expects to be heard.
+    logging.getLogger("flwr").setLevel(logging.INFO)
+    run = enter_run(header["run"])
+    application = bundle.unpack(app_bytes, folder / _APP_FOLDER)
+    rules = JobRules(
+        sites=tuple(header["sites"]),
+        seconds=header["seconds"],
+        stragglers=header["stragglers"],
+        seed=header["seed"],
+        max_bytes=header["max_bytes"],
+    )
+    grid = AppGrid(peer, run, rules)
+    install(grid)
+    context = Context(
+        run_id=run.run_id,
+        node_id=SERVER_NODE,
+        node_config={},
+        state=RecordDict(),
+        run_config=application.run_config(header["run_config"]),
+    )
+    seed = derive(rules.seed, "server", 0)
+    seed_generators(seed)
+    app = application.load("serverapp")
+    if not isinstance(app, ServerApp):
+        raise JobError(f"{application.serverapp} is a {type(app).__name__}, not a ServerApp")
+    # Once more: the application has brought its libraries, and may have used them.
+    seed_generators(seed)
+    app(grid=grid, context=context)
+
+
+def _hand_over(peer: Peer, folder: Path, max_update_bytes: int) -> None:
+    """Have the files that the application leaves kept with its job."""
+    most = appfiles.most_bytes(max_update_bytes)
+    files, left_out = appfiles.collect(folder, most=most, without=[_APP_FOLDER])
+    for reason in left_out[:_MAX_TOLD]:
+        print(f"a file of the application is not kept: {reason}")
+    if len(left_out) > _MAX_TOLD:
+        print(f"{len(left_out) - _MAX_TOLD} more files of the application are not kept")
+    if files:
+        peer.call("files", {"names": list(files)}, list(files.values()))
+
+
+if __name__ == "__main__":
+    main()

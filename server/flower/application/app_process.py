@@ -1,0 +1,110 @@
+"""The process of a job's application: how it is started, and what its host sees of it.
+
+It runs in a sandbox with one folder and one socket, either as a child of the coordinator, or in
+another container (:mod:`server.flower.application.app_host`).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, Final, Protocol
+
+from fedlearn.sandbox import FULL, Sandbox, SandboxedProcess, SandboxReport, free_user, spawn
+
+__all__ = ["Application", "environment", "start_application"]
+
+_KEPT: Final = (
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "PATH",
+    "PYTHONPATH",
+    "TZ",
+    "VIRTUAL_ENV",
+)
+
+
+class Application(Protocol):
+    """A started application; as :class:`fedlearn.sandbox.SandboxedProcess` has it."""
+
+    @property
+    def report(self) -> SandboxReport:
+        """What of its sandbox is in force."""
+
+    @property
+    def pid(self) -> int:
+        """The number of its supervisor, in the PID namespace that started it."""
+
+    @property
+    def stdout(self) -> IO[bytes] | None:
+        """What it prints, errors included."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status, negative for a signal; None while anything of it runs."""
+
+    @property
+    def why(self) -> str:
+        """Why it was ended; empty when it ended by itself."""
+
+    def poll(self) -> int | None:
+        """Return ``returncode``."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit status; raise :class:`subprocess.TimeoutExpired` after ``timeout``."""
+
+    def kill(self) -> int:
+        """End everything of it; return the exit status."""
+
+
+def start_application(
+    *,
+    folder: Path,
+    aggregator: int,
+    stdout: int,
+    memory_bytes: int,
+    full_sandbox: bool,
+) -> SandboxedProcess:
+    """Start the process of an application; its folder and one socket are all it has.
+
+    :param folder: an empty folder for it alone.
+    :param aggregator: the descriptor of its socket to the aggregator.
+    :param stdout: where its output goes, as for :class:`subprocess.Popen`.
+    :param memory_bytes: the bound of its memory, and of its files.
+    :param full_sandbox: demand every protection of :data:`fedlearn.sandbox.FULL`.
+    :raises SandboxError: when it cannot be started, or a demanded protection is missing.
+    """
+    module = "server.flower.application.app_main"
+    return spawn(
+        [sys.executable, "-P", "-m", module, str(aggregator), str(folder)],
+        sandbox=Sandbox(
+            writable=(folder,),
+            memory_bytes=memory_bytes,
+            disk_bytes=memory_bytes,
+            user=free_user(),
+            required=FULL if full_sandbox else frozenset(),
+        ),
+        env=environment(folder),
+        pass_fds=[aggregator],
+        stdout=stdout,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return the environment of a job's processes: what this one has of it, and no secret."""
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    return kept | {
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "HOME": str(home),
+        "PYTHONHASHSEED": "0",
+        "PYTHONUNBUFFERED": "1",
+    }

@@ -1,0 +1,28 @@
+"""An application folder as one file, the same bytes wherever it is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.cli.build import build_fab_from_disk
+
+from fedlearn.app.checks import check_bundle, check_folder
+from fedlearn.errors import JobError
+
+__all__ = ["build"]
+
+
+def build(folder: Path) -> bytes:
+    """Return the folder as a Flower app bundle (FAB); equal folders give equal bytes.
+
+    What goes in follows Flower's rules (``.gitignore``, ``fab-include``, ``fab-exclude``).
+
+    :raises JobError: when the folder is not an application that may run here.
+    """
+    check_folder(folder)
+    try:
+        bundle: bytes = build_fab_from_disk(folder)
+    except (ValueError, OSError) as error:
+        raise JobError(f"{folder}: cannot be bundled: {error}") from error
+    check_bundle(bundle, where=str(folder))
+    return bundle

@@ -1,0 +1,259 @@
+"""What a job's aggregator asks of the coordinator, both ends of it.
+
+:class:`Coordinator` is the aggregator's end, :func:`serve` the coordinator's. One request at a
+time; every request gets one answer, which is a result or an error of :mod:`fedlearn.errors`.
+The aggregator holds no user code; it parses what sites send, so the coordinator checks what it
+says against what the coordinator itself knows (:mod:`server.jobs.job_channel`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from fedlearn.app.message import Flat
+from fedlearn.errors import FedlearnError, TransportError
+from fedlearn.sandbox.process_channel import Blob, ProcessChannel
+from fedlearn.update import arrays as update
+from server.flower.exchange.receipts import Receipts
+from server.flower.ipc.failures import failure_of, raised
+from server.flower.job_plan import Checkpoint, JobChannel, Reply
+
+if TYPE_CHECKING:
+    from server.flower.exchange.link import JobLink
+
+__all__ = ["MAX_RECORD_BYTES", "Coordinator", "Node", "serve"]
+
+MAX_RECORD_BYTES: Final = 1 << 40
+_LOG = logging.getLogger(__name__)
+
+Answer = tuple[Mapping[str, Any], Sequence[bytes | memoryview]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A site's client as a job sees it."""
+
+    number: int
+    site: str
+
+
+class Coordinator:
+    """The coordinator, as the aggregator sees it. Safe to use from several threads.
+
+    Every method raises the error with which the coordinator answered, and TransportError when
+    it is gone.
+    """
+
+    def __init__(self, pipe: ProcessChannel) -> None:
+        self._pipe = pipe
+        self._lock = threading.Lock()
+        self._pulling = threading.Lock()
+        self._waited: set[str] | None = None
+
+    def push(self, flat: Flat) -> list[str]:
+        """Hand messages to the nodes; return their ids, empty for one that was refused."""
+        header = {"count": len(flat.messages), "ids": list(flat.objects)}
+        answer, _ = self._ask("push", header, [*flat.messages, *flat.objects.values()])
+        return list(answer["ids"])
+
+    def pull(self, ids: Iterable[str], seconds: float) -> list[Reply]:
+        """Wait for answers to some of ``ids``, up to ``seconds``."""
+        wanted = set(ids)
+        with self._pulling:
+            # Whoever waits for many asks again and again for the same without what came.
+            known = None if wanted == self._waited else sorted(wanted)
+            self._waited = None
+            answer, blobs = self._ask("pull", {"ids": known, "seconds": seconds})
+            self._waited = wanted.difference(each["question"] for each in answer["replies"])
+        replies: list[Reply] = []
+        parts = iter(blobs)
+        for each in answer["replies"]:
+            message = bytes(next(parts))
+            objects = {id_: bytes(next(parts)) for id_ in each.pop("ids")}
+            replies.append(Reply(**each, message=message, objects=objects))
+        return replies
+
+    def forget(self, ids: Iterable[str]) -> None:
+        """Withdraw messages."""
+        self._ask("forget", {"ids": sorted(ids)})
+
+    def online(self, count: int = 0, seconds: float = 0.0) -> list[Node]:
+        """Return the nodes that are online, after waiting for ``count`` up to ``seconds``."""
+        answer, _ = self._ask("online", {"count": count, "seconds": seconds})
+        return [Node(number=number, site=site) for number, site in answer["nodes"]]
+
+    def live_sites(self) -> dict[str, int]:
+        """Return the sites whose admission is live, and how many examples each may claim.
+
+        0 is a site that committed to nothing that can be counted.
+        """
+        return dict(self._ask("live", {})[0]["sites"])
+
+    def traffic(self) -> tuple[int, int]:
+        """Return the bytes sent to and received from nodes so far."""
+        answer, _ = self._ask("traffic", {})
+        return answer["sent"], answer["received"]
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Tell people about the job. An update is named by its question (``question``)."""
+        self._ask("event", {"kind": kind, "fields": fields})
+
+    def charge(self, stage: int, round_: int, inputs: bytes) -> None:
+        """Pay for the release of a noised aggregate of these inputs, before it is released.
+
+        :raises PrivacyError: when the budget of the job does not pay for it.
+        """
+        self._ask("charge", {"stage": stage, "round": round_, "inputs": inputs.hex()})
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Have a checkpoint sealed."""
+        header = {"round": checkpoint.round, "state": checkpoint.state}
+        documents = [update.encode(checkpoint.model), update.encode(checkpoint.tensors)]
+        self._ask("save", header, documents)
+
+    def keep_files(self, files: Mapping[str, memoryview]) -> None:
+        """Have the application's files sealed."""
+        self._ask("files", {"names": list(files)}, list(files.values()))
+
+    def load(self) -> Checkpoint | None:
+        """Return the job's last checkpoint."""
+        answer, blobs = self._ask("load", {})
+        if answer["round"] is None:
+            return None
+        model, tensors = (update.decode(blob, max_bytes=MAX_RECORD_BYTES) for blob in blobs)
+        return Checkpoint(
+            round=answer["round"], model=model, tensors=tensors, state=answer["state"]
+        )
+
+    def done(self, *, rounds: int, error: FedlearnError | None = None) -> None:
+        """Say how the job ended; the last request."""
+        failure = None if error is None else failure_of(error)
+        self._ask("done", {"rounds": rounds, "failure": failure})
+
+    def _ask(
+        self, what: str, header: Mapping[str, Any], blobs: Sequence[Blob] = ()
+    ) -> tuple[dict[str, Any], list[memoryview]]:
+        with self._lock:
+            self._pipe.send({"ask": what, **header}, blobs)
+            answer = self._pipe.receive()
+        if answer is None:
+            raise TransportError("the coordinator is gone")
+        failure = answer[0].get("error")
+        if failure is not None:
+            raise raised(failure)
+        return answer
+
+
+def serve(
+    pipe: ProcessChannel,
+    link: JobLink,
+    channel: JobChannel,
+    done: Callable[[int, Mapping[str, str] | None], None],
+) -> None:
+    """Answer a job's requests until it closes its end.
+
+    An error of ours goes back to the job, and out of its process again with the outcome.
+
+    :param done: called with the job's last word: rounds, and the failure if there was one.
+    :raises TransportError: when the job does not keep to the protocol.
+    """
+    receipts = Receipts(link.plan.noise_secret if link.plan.privacy is not None else b"")
+    while (record := pipe.receive()) is not None:
+        header, blobs = record
+        try:
+            answer, parts = _answer(header, blobs, link, channel, receipts, done)
+        except FedlearnError as error:
+            answer, parts = {"error": failure_of(error)}, ()
+        except (KeyError, TypeError, ValueError, StopIteration) as error:
+            raise TransportError(f"a request that is not one: {type(error).__name__}") from error
+        pipe.send(answer, parts)
+
+
+def _answer(
+    header: dict[str, Any],
+    blobs: list[memoryview],
+    link: JobLink,
+    channel: JobChannel,
+    receipts: Receipts,
+    done: Callable[[int, Mapping[str, str] | None], None],
+) -> Answer:
+    match header.pop("ask"):
+        case "push":
+            count, ids = int(header["count"]), header["ids"]
+            objects = zip(ids, map(bytes, blobs[count:]), strict=True)
+            pushed = link.push(list(map(bytes, blobs[:count])), objects)
+            return {"ids": pushed}, ()
+        case "pull":
+            replies = link.pull(header["ids"], float(header["seconds"]))
+            for reply in replies:
+                receipts.note(reply)
+            told = [
+                {
+                    "question": each.question,
+                    "site": each.site,
+                    "node": each.node,
+                    "ids": list(each.objects),
+                    "size": each.size,
+                    "key": each.key,
+                    "digest": each.digest,
+                }
+                for each in replies
+            ]
+            parts = [part for each in replies for part in (each.message, *each.objects.values())]
+            return {"replies": told}, parts
+        case "forget":
+            link.forget(header["ids"])
+            return {}, ()
+        case "online":
+            return {"nodes": link.wait_online(int(header["count"]), float(header["seconds"]))}, ()
+        case "live":
+            return {"sites": dict(channel.live_sites())}, ()
+        case "traffic":
+            sent, received = link.traffic()
+            return {"sent": sent, "received": received}, ()
+        case "event":
+            kind = str(header["kind"])
+            fields = receipts.fill(kind, header["fields"])
+            try:
+                channel.event(kind, fields)
+            except ValueError as error:
+                # An event informs; one that cannot be shown must not end a job.
+                _LOG.warning("an event was not passed on: %s", error)
+            return {}, ()
+        case "charge":
+            inputs = bytes.fromhex(header["inputs"])
+            channel.charge(int(header["stage"]), int(header["round"]), inputs)
+            return {}, ()
+        case "save":
+            model, tensors = (update.decode(blob, max_bytes=MAX_RECORD_BYTES) for blob in blobs)
+            channel.save_checkpoint(
+                Checkpoint(
+                    round=int(header["round"]),
+                    model=model,
+                    tensors=tensors,
+                    state=dict(header["state"]),
+                )
+            )
+            return {}, ()
+        case "files":
+            files = dict(zip(map(str, header["names"]), blobs, strict=True))
+            channel.keep_files(files)
+            return {}, ()
+        case "load":
+            return _loaded(channel.load_checkpoint())
+        case "done":
+            done(int(header["rounds"]), header["failure"])
+            return {}, ()
+        case other:
+            raise TransportError(f"{other!r} is not a request")
+
+
+def _loaded(checkpoint: Checkpoint | None) -> Answer:
+    if checkpoint is None:
+        return {"round": None}, ()
+    header = {"round": checkpoint.round, "state": dict(checkpoint.state)}
+    return header, [update.encode(checkpoint.model), update.encode(checkpoint.tensors)]

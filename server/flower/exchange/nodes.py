@@ -1,0 +1,242 @@
+"""What nodes may ask of a job, as an ASGI application behind :mod:`server.rpc.fleet`.
+
+The front has decided who is speaking (``scope["fedlearn.caller"]``) and how much may be read
+(``scope["fedlearn.length"]``), and it ends a body that stalls and an answer that is not taken.
+The actions are those of :data:`server.rpc.fleet.ACTIONS`. A node is known by its certificate alone:
+no request names one.
+
+==================== ============================= ========================================
+action               request                       answer
+==================== ============================= ========================================
+activate-node        ``{"interval": seconds}``     ``{"node": number, "run": number}``
+send-node-heartbeat  ``{"interval": seconds}``     nothing
+deactivate-node      nothing                       nothing
+fetch                nothing                       a message in frames, or 204 after a while
+deliver              a message in frames           nothing; 410 when nobody waits for it
+==================== ============================= ========================================
+
+The first frame of a message is its head, the others are its parts; see
+:mod:`fedlearn.app.message` and :mod:`fedlearn.update.frames`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from fedlearn.app.message import Head, read_content
+from fedlearn.errors import TransportError
+from fedlearn.update.frames import FrameReader, frames_length, write_frames
+from server.rpc.fleet import Caller, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from server.flower.exchange.link import JobLink
+
+__all__ = ["Delivered", "NodeActions", "NodeBusy", "NodeGone", "TooLarge"]
+
+_SMALL_BYTES: Final = 64 * 1024
+_HOLD_SECONDS: Final = 20.0
+"""How long a node that asks for work is kept waiting before it is told that there is none."""
+
+_SHORTEST_INTERVAL: Final = 10.0
+_LONGEST_INTERVAL: Final = 1800.0
+
+
+class NodeGone(TransportError):
+    """There is nothing left to do for this node."""
+
+
+class NodeBusy(TransportError):
+    """The node does already what it asks for."""
+
+
+class TooLarge(TransportError):
+    """A body has more bytes than an answer may have."""
+
+
+class _Left(Exception):
+    """The connection ended in the middle of a request."""
+
+
+_STATUS: Final = {NodeGone: 410, NodeBusy: 409, TooLarge: 413}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivered:
+    """A whole message of a node: well-formed, and no more than that.
+
+    ``digest`` is the SHA-256 of the parts after the content, one after the other, in
+    hexadecimal; empty where there are none. For the usual update, one packed ArrayRecord, this
+    is the SHA-256 of its document, which is :func:`fedlearn.update.arrays.digest` of its arrays.
+    """
+
+    head: Head
+    parts: tuple[bytes, ...]
+    digest: str
+
+
+class NodeActions:
+    """The actions of the nodes of one job."""
+
+    def __init__(self, link: JobLink) -> None:
+        self._link = link
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one action of one node."""
+        caller: Caller = scope["fedlearn.caller"]
+        action = str(scope["path"]).rpartition("/")[2]
+        length = int(scope["fedlearn.length"])
+        try:
+            if action == "deliver":
+                await self._deliver(caller, length, receive, send)
+                return
+            body = b"".join([piece async for piece in _pieces(receive, length)])
+            if action == "fetch":
+                await self._fetch(caller, send)
+            else:
+                await _respond(send, 200, [self._simple(action, caller, body)])
+        except _Left:
+            return
+        except TransportError as error:
+            await _refuse(send, error)
+
+    def _simple(self, action: str, caller: Caller, body: bytes) -> bytes:
+        if action == "activate-node":
+            self._link.beat(caller.node_id, _interval(body))
+            return json.dumps({"node": caller.node_id, "run": self._link.run_id}).encode()
+        if action == "send-node-heartbeat":
+            self._link.beat(caller.node_id, _interval(body))
+        elif action == "deactivate-node":
+            self._link.leave(caller.node_id)
+        else:
+            raise TransportError(f"{action} is not an action")
+        return b""
+
+    async def _fetch(self, caller: Caller, send: Send) -> None:
+        """Answer with the next message and its parts, or with 204 after a while."""
+        node = caller.node_id
+        loop = asyncio.get_running_loop()
+        with self._link.waiting(node, loop) as waiter:
+            end = loop.time() + _HOLD_SECONDS
+            while (frames := self._link.next_question(node)) is None:
+                if waiter.replaced or loop.time() >= end:
+                    await _respond(send, 204, [])
+                    return
+                try:
+                    async with asyncio.timeout_at(end):
+                        await waiter.event.wait()
+                except TimeoutError:
+                    continue
+                waiter.event.clear()
+                caller.still_live()
+        caller.still_live()
+        size = frames_length(frames)
+        self._link.count_sent(size)
+        await _respond(send, 200, list(write_frames(frames)), size=size)
+
+    async def _deliver(self, caller: Caller, length: int, receive: Receive, send: Send) -> None:
+        """Take the answer to the question in hand; refused before it is read if there is none."""
+        with self._link.delivery(caller.node_id, length):
+            delivered = await _delivered(receive, length)
+            if delivered.head.sender != caller.node_id:
+                raise TransportError("a node may speak for itself only")
+            caller.still_live()
+            taken = self._link.accept(caller.node_id, delivered, size=length, key=caller.key)
+        await _respond(send, 200 if taken else 410, [])
+
+
+async def _delivered(receive: Receive, length: int) -> Delivered:
+    """Read a message, piece by piece as it arrives; each part is hashed once, when it is whole.
+
+    :raises TransportError: when it is not one message, whole and well-formed.
+    """
+    reader = FrameReader(length)
+    state = hashlib.sha256()
+    head: Head | None = None
+    parts: list[bytes] = []
+    async for piece in _pieces(receive, length):
+        for frame in reader.feed(piece):
+            if head is None:
+                head = await _off_loop(Head.from_bytes, frame)
+                continue
+            parts.append(frame)
+            if len(parts) > len(head.parts):
+                raise TransportError("a part that the head of the message does not name")
+            if len(parts) > 1:
+                await _off_loop(state.update, frame)
+    reader.finish()
+    if head is None or len(parts) != len(head.parts):
+        raise TransportError("a message ends before all of its parts are there")
+    if parts:
+        await _off_loop(read_content, parts[0], len(parts) - 1)
+    digest = state.hexdigest() if len(parts) > 1 else ""
+    return Delivered(head=head, parts=tuple(parts), digest=digest)
+
+
+async def _off_loop(function: Any, data: bytes, *more: Any) -> Any:
+    """Call a function; in a thread where the data is large, so that others need not wait."""
+    if len(data) < _SMALL_BYTES:
+        return function(data, *more)
+    return await asyncio.to_thread(function, data, *more)
+
+
+async def _pieces(receive: Receive, length: int) -> AsyncIterator[bytes]:
+    """Yield a body as it arrives.
+
+    :raises TransportError: when it is longer than announced.
+    :raises _Left: when the connection ends.
+    """
+    received = 0
+    while True:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            raise _Left
+        piece: bytes = event.get("body", b"")
+        received += len(piece)
+        if received > length:
+            raise TransportError("the body is longer than announced")
+        yield piece
+        if not event.get("more_body", False):
+            return
+
+
+def _interval(body: bytes) -> float:
+    """Read the interval in which a node promises to say that it is there."""
+    try:
+        found = json.loads(body)["interval"]
+        interval = float(found)
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+        raise TransportError("a heartbeat says its interval in seconds") from None
+    if not math.isfinite(interval) or not _SHORTEST_INTERVAL <= interval <= _LONGEST_INTERVAL:
+        raise TransportError(
+            f"a heartbeat comes every {_SHORTEST_INTERVAL:g} to {_LONGEST_INTERVAL:g} s"
+        )
+    return interval
+
+
+async def _refuse(send: Send, error: TransportError) -> None:
+    text = b"text/plain; charset=utf-8"
+    await _respond(send, _STATUS.get(type(error), 400), [str(error).encode()], kind=text)
+
+
+async def _respond(
+    send: Send,
+    status: int,
+    parts: Sequence[bytes | memoryview],
+    *,
+    size: int | None = None,
+    kind: bytes = b"application/octet-stream",
+) -> None:
+    length = sum(map(len, parts)) if size is None else size
+    headers = [(b"content-type", kind), (b"content-length", str(length).encode())]
+    if status == 204:
+        headers = []
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    for part in parts:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

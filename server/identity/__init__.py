@@ -1,0 +1,1 @@
+"""Certificates of the coordinator's CA, operators, and enrolled sites."""

@@ -1,0 +1,1 @@
+"""Jobs from submission to their outcome, and the sites that run them."""

@@ -1,0 +1,230 @@
+"""A job that runs, or waits for its sites: what the coordinator holds of it, and how it is made."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from attestation.trust import TrustAnchors
+from fedlearn.errors import DiskError, StoreError
+from fedlearn.job.events import Event
+from fedlearn.job.spec import JobSpec, workload_digest
+from fedlearn.privacy.server import noise_secret
+from server.admission.gate import AdmittableJob
+from server.admission.registry import AdmissionRegister
+from server.flower.job_plan import JobPlan, Outcome
+from server.flower.job_runner import JobHost
+from server.jobs.job_channel import JobDesk
+from server.jobs.job_store import JobRecord
+from server.state_directory import Home
+
+__all__ = ["MAX_ATTEMPTS", "OpenJob", "opened"]
+
+_NOISE_DRAWN: Final = "noise secret drawn"
+_NOISE_DOMAIN: Final = b"fedlearn-noise-secret/1\0"
+MAX_ATTEMPTS: Final = 5
+"""How often in a row a site's client may fail before it is admitted; then a person has to look."""
+
+_MOST_NAMES: Final = 100
+"""How often one site's client is started for one life of a job at all."""
+
+
+@dataclass(slots=True)
+class OpenJob:
+    """One open job.
+
+    ``attempts``   how often each site was ordered to start its client
+    ``failed``     how often each site's client failed since it was admitted last
+    ``refused``    sites whose client was not admitted, and why
+    ``node_keys``  the key of each site's Flower node; ``nodes`` guards them
+    ``ending``     how the job ends whatever its process says: the coordinator decided it
+    ``disk``       what the disk did not do for its process; empty when that was not the trouble
+    ``interrupted``  why it does not run now, though it will go on by itself
+    ``progress``   changes whenever the job has come further
+    """
+
+    record: JobRecord
+    admittable: AdmittableJob
+    host: JobHost
+    desk: JobDesk
+    started: datetime
+    life: int = 0
+    attempts: dict[str, int] = field(default_factory=dict)
+    crashes: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    node_keys: dict[str, bytes] = field(default_factory=dict)
+    nodes: threading.Lock = field(default_factory=threading.Lock)
+    ending: Outcome | None = None
+    disk: list[str] = field(default_factory=list)
+    interrupted: str = ""
+    progress: int = 0
+
+    def may_try_again(self, site: str) -> bool:
+        """Say whether a site's client, which failed, may be started once more."""
+        failed = self.failed.get(site, 0)
+        return failed < MAX_ATTEMPTS and self.attempts.get(site, 1) < _MOST_NAMES
+
+    def assignment(self, site: str, attempt: int) -> str:
+        """Name the ``attempt`` of a site in this life of the job, the same after a restart.
+
+        A DNS label whatever the names are. A job that is resumed has a new life: its sites may
+        still be busy with stopping what the former one ordered.
+        """
+        text = f"{self.record.name}/{site}/{self.life}/{attempt}".encode()
+        return f"a-{hashlib.sha256(text).hexdigest()[:32]}"
+
+    def assignments(self, site: str) -> Iterator[tuple[int, str]]:
+        """Yield every attempt that a site may make, and its name."""
+        for attempt in range(1, _MOST_NAMES + 1):
+            yield attempt, self.assignment(site, attempt)
+
+
+class _NotesDisk:
+    """A job's channel that notes what the disk did not do.
+
+    What the process itself says of its end is not asked: it may say anything.
+    """
+
+    def __init__(self, channel: JobDesk, noted: list[str]) -> None:
+        self._channel = channel
+        self._noted = noted
+
+    def __getattr__(self, name: str) -> Any:
+        member = getattr(self._channel, name)
+        if not callable(member):
+            return member
+
+        @functools.wraps(member)
+        def call(*arguments: Any, **named: Any) -> Any:
+            try:
+                return member(*arguments, **named)
+            except DiskError as error:
+                self._noted.append(str(error))
+                raise
+
+        return call
+
+
+def opened(
+    record: JobRecord,
+    *,
+    home: Home,
+    register: AdmissionRegister,
+    trust: TrustAnchors,
+    runtime: Path,
+    say: Callable[[Event], object],
+    clock: Callable[[], datetime],
+) -> OpenJob:
+    """Make an open job of a record; nothing of it runs yet.
+
+    ``runtime`` is a private directory that never holds weights.
+    """
+    spec = record.spec
+    digest = spec.digest()
+    desk = JobDesk(
+        spec,
+        store=home.store,
+        ledger=home.ledger,
+        register=register,
+        say=say,
+        keep=home.config.jobs.keep_checkpoints,
+        clock=clock,
+    )
+    plan = JobPlan(
+        job=spec.name,
+        digest=digest,
+        bundle=record.bundle.data,
+        rounds=spec.rounds,
+        sites=spec.sites,
+        quorum=spec.quorum,
+        seconds=spec.deadline_s,
+        seed=spec.seed,
+        stragglers="fail" if spec.stragglers == "fail" else "drop",
+        strategy=spec.strategy.name,
+        options=spec.strategy.options,
+        updates=spec.aggregation.updates,
+        evaluate_every=spec.evaluate.every,
+        evaluate_fraction=spec.evaluate.fraction,
+        run_config=spec.config,
+        privacy=spec.privacy,
+        noise_secret=_noise_secret(home, spec),
+        max_update_bytes=home.config.limits.update_mib * 1024 * 1024,
+        app_memory_bytes=home.config.jobs.app_memory_mib * 1024 * 1024,
+        full_sandbox=home.config.jobs.sandbox == "full",
+    )
+    disk: list[str] = []
+    return OpenJob(
+        record=record,
+        admittable=AdmittableJob(
+            name=spec.name,
+            job_digest=digest,
+            bundle_digest=record.bundle.digest,
+            workload=workload_digest(digest, record.bundle.digest),
+            policy=record.policy_in_force,
+            trust=trust,
+            sites=frozenset(spec.sites),
+        ),
+        host=JobHost(
+            plan,
+            _NotesDisk(desk, disk),
+            directory=runtime / spec.name,
+            app_host=home.config.jobs.app_host,
+        ),
+        disk=disk,
+        desk=desk,
+        started=clock(),
+        life=_lives(home, spec.name),
+    )
+
+
+def _lives(home: Home, name: str) -> int:
+    """Return how often an operator resumed a job; the ledger knows, after a restart too."""
+    entries = home.ledger.entries(kind="job")
+    return sum(
+        entry.body.get("job") == name and entry.body.get("change") == "resumed" for entry in entries
+    )
+
+
+def _noise_secret(home: Home, spec: JobSpec) -> bytes:
+    """Return the secret of a job's noise, drawn once: another one would be another release.
+
+    :raises StoreError: when it is missing or is not the one that the ledger commits to.
+    """
+    if spec.privacy is None:
+        return b""
+    name = f"noise-{spec.name}"
+    known = home.keys.secret(name)
+    entries = (entry.body for entry in home.ledger.entries(kind="job"))
+    entered = [
+        body.get("commitment")
+        for body in entries
+        if body.get("job") == spec.name and body.get("change") == _NOISE_DRAWN
+    ]
+    if known is None:
+        if entered:
+            raise _unlike(spec.name, "is missing")
+        known = noise_secret(spec.privacy, seed=spec.seed)
+        home.keys.keep(name, known)
+    commitment = hashlib.sha256(_NOISE_DOMAIN + known).hexdigest()
+    if not entered:
+        # A crash after the secret was kept leaves it without an entry.
+        body = {"job": spec.name, "change": _NOISE_DRAWN, "commitment": commitment}
+        home.ledger.append("job", body)
+    elif entered[0] != commitment:
+        raise _unlike(spec.name, "is not the one that was drawn")
+    return known
+
+
+def _unlike(job: str, what: str) -> StoreError:
+    return StoreError(
+        f"the noise secret of job {job} {what}",
+        hint="restore the folder keys/ from a backup, or submit the job anew under another name: "
+        "with another secret one charge would pay for two releases",
+    )

@@ -1,0 +1,139 @@
+"""What the ledger says of each job: what was submitted, what judges it now, how it stands.
+
+Whatever is run is compared with this first. Other files may be edited by whoever has the disk;
+the ledger may not.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from fedlearn.errors import LedgerError
+from server.ledger import Ledger
+
+__all__ = ["JobFacts", "JobHistory", "JobStatus"]
+
+
+class JobStatus(enum.StrEnum):
+    """Where a job stands."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    """The coordinator stopped or was killed; it goes on from its last checkpoint."""
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def open(self) -> bool:
+        """Whether the job will run, or runs, without anybody asking again."""
+        return self in {JobStatus.PENDING, JobStatus.RUNNING, JobStatus.INTERRUPTED}
+
+
+_ENDED: Final = {
+    "finished": JobStatus.FINISHED,
+    "failed": JobStatus.FAILED,
+    "cancelled": JobStatus.CANCELLED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFacts:
+    """One job as the ledger has it. Digests are SHA-256, 32 bytes.
+
+    ``digest``    of the job (:meth:`fedlearn.job.spec.JobSpec.digest`)
+    ``bundle``    of the bundle
+    ``policy``    of the text of the policy that was submitted
+    ``in_force``  of the text of the policy that judges its clients now
+    ``ended``     how it ended; ``None``: it is open
+    ``reason``    why it failed
+    """
+
+    job: str
+    digest: bytes
+    bundle: bytes
+    policy: bytes
+    in_force: bytes
+    ended: JobStatus | None = None
+    reason: str = ""
+
+
+class JobHistory:
+    """All jobs of a ledger, as of its newest entry. Safe to use from many threads."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        """Replay the ledger.
+
+        :raises LedgerError: when an entry about a job is none that this version can read.
+        """
+        self._ledger = ledger
+        self._lock = threading.Lock()
+        self._known: dict[str, JobFacts] = {}
+        self._read = 0
+        self._follow()
+
+    def facts(self, job: str) -> JobFacts | None:
+        """Return what the ledger says of a job; ``None`` when nobody submitted it."""
+        with self._lock:
+            self._follow()
+            return self._known.get(job)
+
+    def all(self) -> Mapping[str, JobFacts]:
+        """Return all jobs by name."""
+        with self._lock:
+            self._follow()
+            return dict(self._known)
+
+    def _follow(self) -> None:
+        """Take in what was appended since. The caller holds the lock."""
+        head = self._ledger.head()
+        if head is None or head.sequence == self._read:
+            return
+        kinds = (self._ledger.entries(self._read, kind) for kind in ("job", "policy"))
+        for entry in heapq.merge(*kinds, key=lambda entry: entry.sequence):
+            if entry.sequence > head.sequence:
+                break
+            self._take(entry.kind, entry.body)
+        self._read = head.sequence
+
+    def _take(self, kind: str, body: Mapping[str, Any]) -> None:
+        job, change = body.get("job"), body.get("change")
+        if not isinstance(job, str):
+            return
+        try:
+            if change == "submitted":
+                self._known.setdefault(job, _submitted(job, body))
+                return
+            known = self._known.get(job)
+            if known is None:
+                return
+            if kind == "policy":
+                known = replace(known, in_force=bytes.fromhex(body["text"]))
+            elif change in _ENDED:
+                reason = str(body.get("reason", ""))
+                known = replace(known, ended=_ENDED[change], reason=reason)
+            elif change == "resumed":
+                known = replace(known, ended=None, reason="")
+        except (KeyError, TypeError, ValueError) as error:
+            raise LedgerError(
+                f"an entry about job {job} is not one that this version can read",
+                hint="use the version that wrote it, or a newer one",
+            ) from error
+        self._known[job] = known
+
+
+def _submitted(job: str, body: Mapping[str, Any]) -> JobFacts:
+    text = bytes.fromhex(body["text"])
+    return JobFacts(
+        job=job,
+        digest=bytes.fromhex(body["digest"]),
+        bundle=bytes.fromhex(body["bundle"]),
+        policy=text,
+        in_force=text,
+    )

@@ -1,0 +1,445 @@
+"""One job as it runs, seen from the coordinator: what its aggregator may ask, and who hears it.
+
+:class:`JobDesk` answers a job's aggregator (:class:`server.flower.job_plan.JobChannel`), a process
+of ours that holds no user code. What it says about rounds and updates is checked against what
+the coordinator knows (which sites the job has, which round runs, who was asked, which admission
+a site has) before it becomes an entry of the ledger; the model of every round becomes a sealed
+version in the store, together with the state of the strategy, so that a crash never parts the
+two. What the application itself prints and measures reaches people as events, and the ledger
+never.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import numpy as np
+
+from fedlearn.errors import AdmissionDenied, JobError, StoreError
+from fedlearn.job.events import (
+    KINDS,
+    CheckpointSealed,
+    Event,
+    PrivacySpent,
+    RoundFinished,
+    RoundStarted,
+    UpdateReceived,
+    UpdateRejected,
+)
+from fedlearn.job.spec import MAX_ROUNDS, JobSpec
+from fedlearn.privacy import Budget
+from fedlearn.update import arrays as update
+from server.admission.registry import Admission, AdmissionEvent, AdmissionRegister
+from server.flower.application.app_files import as_arrays, kept_as
+from server.flower.job_plan import Checkpoint
+from server.ledger import Entry, Ledger
+from server.store.models import ModelStore
+from server.store.rollback import written_versions
+
+__all__ = ["JobDesk"]
+
+_MAX_STATE: Final = 64 * 1024 * 1024
+_CHECKPOINT_MAGIC: Final = b"fedlearn-checkpoint/1\0"
+
+_FROM_A_JOB: Final = frozenset(
+    {
+        "job.started",
+        "log",
+        "round.finished",
+        "round.started",
+        "update.received",
+        "update.rejected",
+    }
+)
+"""What a job may say. Everything else the coordinator says itself, of what it has done."""
+_COARSE: Final = 16
+"""Under privacy the ledger gives the number of a site's records as a power of this."""
+
+
+class JobDesk:
+    """Answers one job's process. Safe to use from many threads.
+
+    ``say``       tells people an event of this job
+    ``model``     the name under which the model is sealed
+    ``files``     the name under which the application's files are
+    ``keep``      how many versions of the model are kept; the newest are
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        *,
+        store: ModelStore,
+        ledger: Ledger,
+        register: AdmissionRegister,
+        say: Callable[[Event], object],
+        keep: int,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.spec = spec
+        self.model = spec.name
+        self.files = kept_as(spec.name)
+        self._store = store
+        self._ledger = ledger
+        self._register = register
+        self._say = say
+        self._keep = keep
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._round = 0
+        self._running = 0
+        self._asked: frozenset[str] = frozenset()
+        self._roots: dict[str, bytes] = {}
+        self._most: dict[str, int] = {}
+        self._entered: dict[str, int] = {}
+        self._senders: dict[str, str] = {}
+        self._dropped: set[str] = set()
+        self._last_digest = ""
+        self._metrics: Mapping[str, float] = {}
+        self._budget: Budget | None = None
+        self._unreleased: tuple[int, int, str] | None = None
+        self._remember()
+
+    @property
+    def round(self) -> int:
+        """The last round that has a model."""
+        return self._round
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The metrics of that round."""
+        return self._metrics
+
+    # --- what the job's aggregator says and asks --------------------------------------
+
+    def event(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """Take one event of :data:`_FROM_A_JOB`.
+
+        :raises JobError: for another one, or one that the coordinator knows to be impossible.
+        """
+        found = KINDS.get(kind)
+        if found is None or kind not in _FROM_A_JOB:
+            raise JobError(f"a job does not say {kind[:64]!r}")
+        event = Event.decode(kind, json.dumps(dict(fields), default=str))
+        self._enter(event, fields)
+        self._say(event)
+
+    def charge(self, stage: int, round_: int, inputs: bytes) -> None:
+        """Charge the privacy budget for one release, before it happens.
+
+        Releases are counted over all stages, repeats, restarts and resumptions. An attempt that
+        was charged, and of which no checkpoint was sealed, was shown to nobody: it may be made
+        again at no cost if its inputs are the same bytes, because its noise is then the same.
+
+        :raises PrivacyError: when the release would exceed the budget.
+        """
+        if self._budget is None:
+            raise JobError("a job without [privacy] has no budget to charge")
+        attempt = (stage, round_, inputs.hex())
+        if attempt == self._unreleased:
+            return
+        release = self._budget.releases + 1
+        spent = self._budget.charge(release)
+        # The entry precedes the release, so that no crash can spend what was not written down.
+        self._ledger.append(
+            "privacy",
+            {
+                "job": self.spec.name,
+                "round": round_,
+                "stage": stage,
+                "release": release,
+                "inputs": inputs.hex(),
+                **spent.to_json(),
+            },
+        )
+        self._unreleased = attempt
+        self._say(
+            PrivacySpent(
+                round=round_,
+                epsilon=spent.epsilon,
+                delta=spent.delta,
+                unit=spent.spec.unit,
+                sampling=spent.spec.sampling_text,
+                accountant=spent.spec.accountant,
+                limit=self._budget.spec.epsilon,
+            )
+        )
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Seal the model and the state of one round; durable when this returns.
+
+        :raises JobError: when it is not the checkpoint of the round that runs, or holds NaN.
+        """
+        self._check_checkpoint(checkpoint)
+        owner = self.spec.owner_public_key()
+        stored = self._store.write(
+            self.model,
+            checkpoint.model,
+            job=self.spec.name,
+            round=checkpoint.round,
+            state=_pack(checkpoint),
+            meta={"rounds": self.spec.rounds},
+            recipients=(owner,) if owner else (),
+        )
+        with self._lock:
+            self._round = checkpoint.round
+            self._last_digest = stored.digest.hex()
+        self._unreleased = None
+        self._store.prune(self.model, keep=self._keep)
+        self._say(
+            CheckpointSealed(
+                round=checkpoint.round,
+                model=self.model,
+                version=stored.version,
+                bytes=stored.path.stat().st_size,
+            )
+        )
+
+    def keep_files(self, files: Mapping[str, memoryview]) -> None:
+        """Seal what the application leaves, as a version of :attr:`files`, for the job's owner.
+
+        :raises StoreError: when it cannot be sealed.
+        """
+        owner = self.spec.owner_public_key()
+        self._store.write(
+            self.files,
+            as_arrays(files),
+            job=self.spec.name,
+            round=self._round,
+            recipients=(owner,) if owner else (),
+            entry="files",
+        )
+        self._store.prune(self.files, keep=1)
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """Return the last sealed checkpoint; never an older one than the ledger names.
+
+        :raises StoreError: when the store was rolled back or damaged.
+        """
+        written = written_versions(self._ledger).get(self.model, 0)
+        if self.model not in self._store.models():
+            if written:
+                raise StoreError(
+                    f"version {written} of {self.model} was written and is not there",
+                    hint="restore the state directory from its newest backup",
+                )
+            return None
+        stored = self._store.latest(self.model, expected_version=written)
+        model = self._store.load(self.model, stored.version)
+        tensors, state = _unpack(self._store.state(self.model, stored.version))
+        with self._lock:
+            self._round = stored.round
+        return Checkpoint(round=stored.round, model=model, tensors=tensors, state=state)
+
+    def live_sites(self) -> dict[str, int]:
+        """Return the sites that are admitted now and have committed to their data.
+
+        With each goes how many examples it may claim by that commitment; 0: not known.
+
+        Without those whose admission ended after their update of this round, though they may
+        have a new one: what was sent under the old one does not count.
+        """
+        live = self._register.of_job(self.spec.name, now=self._clock())
+        with self._lock:
+            fit = self._roots.keys() - self._dropped
+            return {a.site: self._most.get(a.site, 0) for a in live if a.site in fit}
+
+    def admission_ended(self, event: AdmissionEvent) -> None:
+        """Drop what a site has sent in this round; not when the same client came back."""
+        with self._lock:
+            if not event.part_stays and event.admission.site in self._senders:
+                self._dropped.add(event.admission.site)
+
+    # --- what clients commit to -------------------------------------------------------
+
+    def commit(self, admission: Admission, *, root: bytes, records: int, examples: int) -> int:
+        """Enter a site's commitment to its data; return the number of the entry.
+
+        A client that commits to the same data again, because it attested again, is known
+        already: that is no entry of its own. Under privacy the number of records is private
+        like the records, and the entry gives it as the power of 16 below it. ``examples`` bounds
+        what the site may claim to have trained on.
+
+        :raises AdmissionDenied: when the site committed to other data before.
+        """
+        site = admission.site
+        with self._lock:
+            known = self._roots.get(site)
+            if known is not None and known != root:
+                raise AdmissionDenied(
+                    f"the data of site {site} is not what it committed to before its first round",
+                    hint="restore the data, or submit a new job for the new data",
+                )
+            self._most[site] = examples
+            if known is not None and site in self._entered:
+                return self._entered[site]
+            entry = self._ledger.append(
+                "commitment",
+                {
+                    "job": self.spec.name,
+                    "site": site,
+                    "root": root.hex(),
+                    **self._counts(records=records, examples=examples),
+                    "key_thumbprint": admission.thumbprint.hex(),
+                },
+            )
+            self._roots[site] = root
+            self._entered[site] = entry.sequence
+        return entry.sequence
+
+    def _counts(self, **counts: int) -> dict[str, int]:
+        if self.spec.privacy is None:
+            return counts
+        return {name: _coarse(count) for name, count in counts.items()}
+
+    # --- inside -----------------------------------------------------------------------
+
+    def _remember(self) -> None:
+        """Read from the ledger what an earlier life of the coordinator entered."""
+        name, charged = self.spec.name, list[int]()
+        for entry in self._ledger.entries(kind="commitment"):
+            if entry.body.get("job") == name:
+                site, examples = str(entry.body["site"]), entry.body.get("examples")
+                self._roots[site] = bytes.fromhex(str(entry.body["root"]))
+                self._entered[site] = entry.sequence
+                if self.spec.privacy is None and isinstance(examples, int):
+                    self._most[site] = examples
+        last: Entry | None = None
+        for last in self._ledger.entries(kind="privacy"):
+            if last.body.get("job") == name:
+                charged.append(len(charged) + 1)
+                self._unreleased = _attempt(last)
+        if self.spec.privacy is not None:
+            self._budget = Budget(self.spec.privacy, charged)
+        for entry in self._ledger.entries(kind="checkpoint"):
+            if last is not None and entry.body.get("job") == name:
+                self._unreleased = None if entry.sequence > last.sequence else self._unreleased
+
+    def _check_checkpoint(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.round != self._running or not self._running:
+            raise JobError(
+                f"a checkpoint of round {checkpoint.round}; round {self._running} runs",
+            )
+        for name, array in checkpoint.model.items():
+            if array.dtype.kind in "fc" and not np.isfinite(array).all():
+                raise JobError(
+                    f"round {checkpoint.round}: the model's array {name!r} holds NaN or infinity",
+                    hint="training diverged; lower the learning rate",
+                )
+
+    def _enter(self, event: Event, fields: Mapping[str, Any]) -> None:
+        """Put into the ledger what belongs there, after a look at whether it can be."""
+        job = self.spec.name
+        if isinstance(event, RoundStarted):
+            strangers = set(event.sites) - set(self.spec.sites)
+            if strangers or not 1 <= event.round <= MAX_ROUNDS:
+                raise JobError(f"round {event.round} with {sorted(strangers)}: not of this job")
+            body: dict[str, Any] = {"phase": "started", "participants": list(event.sites)}
+            self._ledger.append("round", {"job": job, "round": event.round, **body})
+            with self._lock:
+                self._running = event.round
+                self._asked = frozenset(event.sites)
+                self._senders.clear()
+                self._dropped.clear()
+        elif isinstance(event, UpdateReceived):
+            self._check_update(event.round, event.site)
+            body = {
+                "site": event.site,
+                "key_thumbprint": self._note_sender(
+                    event.site, str(fields.get("key", "")), once=event.round > 0
+                ),
+                "digest": str(fields.get("digest", "")),
+                "examples": event.examples,
+                "accepted": True,
+            }
+            self._ledger.append("update", {"job": job, "round": event.round, **body})
+        elif isinstance(event, UpdateRejected):
+            self._check_update(event.round, event.site)
+            body = {
+                "site": event.site,
+                "key_thumbprint": self._senders.get(event.site) or self._key_of(event.site),
+                "accepted": False,
+                "reason": event.reason,
+            }
+            self._ledger.append("update", {"job": job, "round": event.round, **body})
+        elif isinstance(event, RoundFinished):
+            self._check_round(event.round)
+            self._metrics = event.metrics
+            body = {
+                "phase": "finished",
+                "participants": event.sites,
+                "model_digest": self._last_digest,
+                "seconds": round(event.seconds, 3),
+            }
+            self._ledger.append("round", {"job": job, "round": event.round, **body})
+
+    def _check_round(self, number: int) -> None:
+        if number and number != self._running:
+            raise JobError(f"something of round {number}; round {self._running} runs")
+
+    def _check_update(self, number: int, site: str) -> None:
+        """Check that an update can be one: of a site that this round asked.
+
+        What an application asks outside of rounds has the number 0; its sites are the job's.
+        """
+        self._check_round(number)
+        known = self._asked if number else frozenset(self.spec.sites)
+        if site not in known:
+            raise JobError(f"an update of {site[:64]!r}, which round {number} did not ask")
+
+    def _note_sender(self, site: str, key: str, *, once: bool) -> str:
+        """Remember with which admission a site sent its update; return its thumbprint."""
+        key = key or self._key_of(site)
+        with self._lock:
+            if once and site in self._senders:
+                raise JobError(f"a second update of {site} in round {self._running}")
+            self._senders[site] = key
+            ended = self._register.ended(bytes.fromhex(key))
+            if ended is not None and not ended.part_stays:
+                self._dropped.add(site)
+        return key
+
+    def _key_of(self, site: str) -> str:
+        live = self._register.of_job(self.spec.name, now=self._clock())
+        return next((a.thumbprint.hex() for a in live if a.site == site), "")
+
+
+def _coarse(records: int) -> int:
+    """Return the power of 16 at or below a count; 0 for none."""
+    found = 1
+    while found * _COARSE <= records:
+        found *= _COARSE
+    return found if records else 0
+
+
+def _attempt(entry: Entry) -> tuple[int, int, str] | None:
+    stage, round_, inputs = (entry.body.get(name) for name in ("stage", "round", "inputs"))
+    if isinstance(stage, int) and isinstance(round_, int) and isinstance(inputs, str):
+        return stage, round_, inputs
+    return None
+
+
+def _pack(checkpoint: Checkpoint) -> bytes:
+    """Encode what is not weights: ``magic | u64be length | JSON | safetensors``."""
+    state = json.dumps(dict(checkpoint.state), sort_keys=True).encode()
+    if len(state) > _MAX_STATE:
+        raise StoreError(f"the state of a strategy has at most {_MAX_STATE} bytes of JSON")
+    tensors = update.encode(dict(checkpoint.tensors))
+    return b"".join((_CHECKPOINT_MAGIC, struct.pack(">Q", len(state)), state, tensors))
+
+
+def _unpack(data: bytes) -> tuple[dict[str, update.Array], dict[str, Any]]:
+    start = len(_CHECKPOINT_MAGIC)
+    if not data.startswith(_CHECKPOINT_MAGIC) or len(data) < start + 8:
+        raise StoreError("the sealed state is not that of a checkpoint")
+    (length,) = struct.unpack_from(">Q", data, start)
+    body = start + 8
+    if length > _MAX_STATE or body + length > len(data):
+        raise StoreError("the sealed state of a checkpoint is cut short")
+    state = json.loads(data[body : body + length])
+    return update.decode(data[body + length :]), state

@@ -1,0 +1,175 @@
+"""Which sites run a job? Asked before a round, of what the sites report about themselves.
+
+Pure: a job, its policy and reports go in, reasons and choices come out, the same for the same.
+A report is a claim of the site's and decides nothing about trust; evidence does that at
+admission. It saves everybody a round that cannot work.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+from attestation.policy.model import AppraisalPolicy
+from fedlearn.errors import JobError
+from fedlearn.job.spec import JobSpec, Resources
+
+__all__ = ["Candidate", "Choice", "choose", "obstacles"]
+
+_RESOURCES: Final = ("cpu", "memory_mib", "gpu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A site as the coordinator knows it when a job is submitted.
+
+    ``unable``        why it cannot take part at all, such as not being connected; or empty
+    ``capabilities``  the JSON object that it reported last, or empty
+    ``busy``          what the clients of other open jobs ask of it, one entry each
+    ``failures``      how many clients failed there lately
+    """
+
+    name: str
+    unable: str = ""
+    capabilities: str = ""
+    busy: tuple[Resources, ...] = ()
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Who takes part, in the job's order, and why each of the others does not."""
+
+    sites: tuple[str, ...]
+    passed_over: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def choose(spec: JobSpec, policy: AppraisalPolicy, candidates: Sequence[Candidate]) -> Choice:
+    """Pick ``spec.placement.choose`` of ``candidates``, which are the job's sites.
+
+    Left out are those that are unable, or whose reports speak against them
+    (:func:`obstacles`). Of the others come first those with room for one more client, then
+    those with the fewest failures, then those that ``spec.placement.prefer`` names, then those
+    that the job lists first. A site that reports no cost comes after all that do.
+
+    :raises JobError: when too few are able, saying what is wrong with each of the others.
+    """
+    able: list[tuple[tuple[float, ...], Candidate, str]] = []
+    passed: dict[str, str] = {}
+    for candidate in candidates:
+        name = candidate.name
+        reasons = obstacles(spec, policy, site=name, capabilities=candidate.capabilities)
+        if candidate.unable or reasons:
+            passed[name] = candidate.unable or "; ".join(reasons)
+            continue
+        rank, words = _rank(spec, candidate)
+        able.append(((*rank, float(spec.sites.index(name))), candidate, words))
+    wanted = spec.placement.choose
+    if len(able) < wanted:
+        why = "; ".join(f"site {name}: {reason}" for name, reason in passed.items())
+        raise JobError(
+            f"the job wants {wanted} sites and {len(able)} are able: {why}",
+            hint="change the job or the sites, or lower placement.choose and `quorum`",
+        )
+    able.sort(key=lambda item: item[0])
+    chosen = {candidate.name for _, candidate, _ in able[:wanted]}
+    passed |= {
+        candidate.name: f"others come first: {words}" for _, candidate, words in able[wanted:]
+    }
+    return Choice(sites=tuple(site for site in spec.sites if site in chosen), passed_over=passed)
+
+
+def _rank(spec: JobSpec, candidate: Candidate) -> tuple[tuple[float, ...], str]:
+    """Return what a site is sorted by, least first, and the same in words."""
+    report = _report(candidate.capabilities) or {}
+    room = _room(spec.resources, report, candidate.busy)
+    cost = _number(report.get("cost"))
+    rank = [float(room < 1), float(candidate.failures)]
+    words = [f"room for {_shown(room)} more", f"{candidate.failures} failures lately"]
+    match spec.placement.prefer:
+        case "capacity":
+            rank.append(-room)
+        case "cost":
+            rank.append(math.inf if cost is None else cost)
+            words.append("no known cost" if cost is None else f"cost {cost:g}")
+        case _:
+            words.append(f"listed as number {spec.sites.index(candidate.name) + 1}")
+    return tuple(rank), ", ".join(words)
+
+
+def _room(wanted: Resources, report: Mapping[str, Any], busy: Sequence[Resources]) -> float:
+    """Return for how many such clients there is room; what is not reported does not limit it."""
+    rooms = []
+    for name in _RESOURCES:
+        each = float(getattr(wanted, name))
+        total = _number(report.get(f"total_{name}"))
+        if total is None:
+            total = _number(report.get(name))
+        if total is not None and each > 0:
+            taken = sum(float(getattr(other, name)) for other in busy)
+            rooms.append((total - taken) / each)
+    if (jobs := _number(report.get("jobs"))) is not None:
+        rooms.append(jobs - len(busy))
+    return float(math.floor(max(0.0, min(rooms)))) if rooms else math.inf
+
+
+def _shown(room: float) -> str:
+    return "any number" if math.isinf(room) else f"{room:g}"
+
+
+def _number(value: object) -> float | None:
+    """Return a number that is one; a report may hold anything."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
+
+
+def _report(capabilities: str) -> Mapping[str, Any] | None:
+    try:
+        report: object = json.loads(capabilities) if capabilities else {}
+    except (ValueError, RecursionError):
+        return None
+    return report if isinstance(report, Mapping) else None
+
+
+def obstacles(
+    spec: JobSpec, policy: AppraisalPolicy, *, site: str, capabilities: str
+) -> tuple[str, ...]:
+    """Return why ``site`` cannot run ``spec``; empty when nothing it reports speaks against it.
+
+    ``capabilities`` is the JSON object that the site sent last, or empty when it has not
+    been heard of yet. What it does not mention is not held against it.
+    """
+    report = _report(capabilities)
+    if report is None:
+        return ("its report of capabilities is no JSON object",)
+    return tuple(_reasons(spec, policy, site, report))
+
+
+def _reasons(
+    spec: JobSpec, policy: AppraisalPolicy, site: str, report: Mapping[str, Any]
+) -> Iterator[str]:
+    launcher = report.get("launcher")
+    if isinstance(launcher, str) and spec.launcher not in ("any", launcher):
+        yield f"the job wants the launcher {spec.launcher}, it has {launcher}"
+    tees = report.get("tees")
+    accepted = {tee.value for tee in policy.accept}
+    if isinstance(tees, list) and accepted.isdisjoint(map(str, tees)):
+        has = ", ".join(map(str, tees)) or "none"
+        yield f"the policy accepts {', '.join(sorted(accepted)) or 'nothing'}, its TEE is {has}"
+    for name in _RESOURCES:
+        available, wanted = _number(report.get(name)), getattr(spec.resources, name)
+        if available is not None and available < wanted:
+            yield f"the job wants {name} = {wanted:g}, it has {available:g}"
+    mount = spec.data.get(site)
+    sets = report.get("data")
+    if mount is not None and mount.set and isinstance(sets, list) and mount.set not in sets:
+        yield f"it has no data set {mount.set!r}; it has {', '.join(map(str, sets)) or 'none'}"

@@ -1,0 +1,109 @@
+"""Which appraisal policies a coordinator takes from its operators, and what it remembers of them.
+
+Where ``server.toml`` names operators' policy keys, a policy counts when one of them signed it,
+and when it is not older than the newest one of its name that was signed and accepted before.
+The memory of that is the ledger, which cannot be rolled back unseen.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from attestation.errors import EvidenceError, FreshnessError
+from attestation.policy.launch import require_launch_identity
+from attestation.policy.model import AppraisalPolicy
+from attestation.policy.sign import signer_of, verify_policy
+
+__all__ = ["PolicyDesk"]
+
+Entries = Callable[[], Iterator[Mapping[str, Any]]]
+"""Returns the bodies of the ledger's ``policy`` entries, oldest first."""
+
+
+class PolicyDesk:
+    """Checks policies as they come in, and again when a job goes on.
+
+    :param keys: SHA-256 of the SPKI of each key that may sign; empty: nobody has to sign.
+    """
+
+    def __init__(self, *, keys: frozenset[bytes], entries: Entries) -> None:
+        self._keys = keys
+        self._entries = entries
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def deciding(self) -> Iterator[None]:
+        """Keep others from deciding between a check and its entry in the ledger."""
+        with self._lock:
+            yield
+
+    def check(self, policy: AppraisalPolicy, signature: bytes) -> bytes:
+        """Return the digest of the key that signed a policy that comes in; empty: nobody did.
+
+        :raises AttestationError: when it pins no launch identity of a TEE that it accepts, has
+            to be signed and is not, the signature is not one of it, or a newer one of its name
+            was accepted before.
+        """
+        require_launch_identity(policy)
+        signer = self._signer(policy, signature)
+        if self._keys:
+            self._check_newest(policy)
+        return signer
+
+    def check_again(self, policy: AppraisalPolicy, signature: bytes, *, job: str) -> None:
+        """Check the policy that a job went by, before it goes on by it.
+
+        That it is the one in force is for the ledger to say
+        (:meth:`server.jobs.job_store.JobBook.get`).
+
+        :raises AttestationError: when its signature counts no more, or it pins no launch
+            identity of a TEE that it accepts.
+        """
+        require_launch_identity(policy, where=f"the policy of job {job}")
+        self._signer(policy, signature)
+
+    def entry(self, policy: AppraisalPolicy, signer: bytes) -> dict[str, Any]:
+        """Return what the ledger says of a policy besides its job and digest."""
+        return {"name": policy.name, "version": policy.version, "signer": signer.hex()}
+
+    def _signer(self, policy: AppraisalPolicy, signature: bytes) -> bytes:
+        if not signature:
+            if not self._keys:
+                return b""
+            raise EvidenceError(
+                "is missing, and this coordinator takes signed policies only",
+                field="policy signature",
+                hint="`fedlearn policy sign policy.toml --key operator.pem`, then submit again",
+            )
+        keys = self._keys or {signer_of(signature)}
+        return verify_policy(policy, signature, key_digests=keys)
+
+    def _check_newest(self, policy: AppraisalPolicy) -> None:
+        signers = {key.hex() for key in self._keys}
+        newest, digest = 0, ""
+        for body in self._entries():
+            if body.get("name") == policy.name and body.get("signer") in signers:
+                version = _version(body)
+                if version >= newest:
+                    newest, digest = version, str(body.get("policy"))
+        if policy.version < newest:
+            raise FreshnessError(
+                f"version {policy.version} of {policy.name!r} is older than {newest}, which was "
+                "accepted before",
+                step="policy version",
+                hint="give the policy a higher version and sign it again",
+            )
+        if policy.version == newest and policy.digest.hex() != digest:
+            raise FreshnessError(
+                f"version {newest} of {policy.name!r} was accepted with another content",
+                step="policy version",
+                hint="a version grows with every change: raise it and sign again",
+            )
+
+
+def _version(body: Mapping[str, Any]) -> int:
+    found = body.get("version", 0)
+    return found if isinstance(found, int) else 0

@@ -1,0 +1,68 @@
+"""Which enrolled sites a job gets: asked of the register and of what is connected, at once.
+
+The rules themselves are pure and stand in :mod:`server.jobs.placement`.
+"""
+
+from __future__ import annotations
+
+from attestation.policy.model import AppraisalPolicy
+from fedlearn.errors import JobError
+from fedlearn.job.spec import JobSpec
+from server.identity.enrollment import SiteRegister, SiteStatus
+from server.jobs.active_jobs import OpenJobs
+from server.jobs.placement import Candidate, Choice, choose, obstacles
+
+__all__ = ["Selection"]
+
+
+class Selection:
+    """Selects among the sites of ``sites``, which may be busy with the jobs of ``jobs``."""
+
+    def __init__(self, sites: SiteRegister, jobs: OpenJobs) -> None:
+        self._sites = sites
+        self._jobs = jobs
+
+    def require(self, spec: JobSpec, policy: AppraisalPolicy) -> None:
+        """Refuse a job before its first round when too few of its sites can run it.
+
+        :raises JobError: naming what stands in the way.
+        """
+        lacking = []
+        for name in spec.sites:
+            site = self._sites.show(name)
+            if site.status is not SiteStatus.ACTIVE:
+                raise JobError(
+                    f"site {name} is {site.status}",
+                    hint=f"`fedlearn site show {name}` says what it waits for",
+                )
+            reasons = obstacles(spec, policy, site=name, capabilities=site.capabilities)
+            lacking += [f"site {name}: {reason}" for reason in reasons]
+        unable = {text.split(":")[0] for text in lacking}
+        if len(spec.sites) - len(unable) < spec.quorum:
+            raise JobError(
+                f"{'; '.join(lacking)}",
+                hint="change the job or the sites, or lower `quorum` to go on without them",
+            )
+
+    def choose(self, spec: JobSpec, policy: AppraisalPolicy) -> Choice:
+        """Choose the sites of a job that wants some of those it names.
+
+        :raises JobError: when too few are able.
+        """
+        return choose(spec, policy, [self._candidate(name) for name in spec.sites])
+
+    def _candidate(self, name: str) -> Candidate:
+        site, unable = self._sites.show(name), ""
+        dispatch = self._jobs.dispatch
+        with self._jobs.lock:
+            if site.status is not SiteStatus.ACTIVE:
+                unable = f"it is {site.status}"
+            elif not dispatch.is_connected(name):
+                unable = "it is not connected"
+            return Candidate(
+                name=name,
+                unable=unable,
+                capabilities=site.capabilities,
+                busy=self._jobs.busy(name),
+                failures=dispatch.failures(name),
+            )

@@ -1,0 +1,1 @@
+"""The key service: the root key, its protectors, and the release of content keys."""

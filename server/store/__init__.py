@@ -1,0 +1,1 @@
+"""The sealed store of models, and what binds it to the ledger."""

@@ -1,0 +1,499 @@
+"""The sealed model store: every version of every model, and the coordinator's other state.
+
+Guaranteed: nothing is in its directory in the clear but names, types, shapes and sizes. A
+version is there whole or not at all, after a crash as well. What is read is what was written
+last: an altered, exchanged, deleted or older file is refused, and says which.
+
+::
+
+    with ModelStore.open(state / "store", keys, record=ledger.append) as store:
+        stored = store.write("demo", arrays, round=3, state=strategy_state)
+        arrays = store.load("demo")
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from attestation.errors import UnsealError
+from fedlearn.errors import StoreError
+from fedlearn.sealing import (
+    FileSigner,
+    Scalar,
+    SealedReader,
+    SealedWriter,
+    Tensor,
+    TensorSpec,
+    open_sealed,
+    signer_digest,
+)
+from fedlearn.update import sealed
+from fedlearn.update.arrays import Array
+from server.disk import store_error
+from server.keys.root_key import reason
+from server.keys.service import KeyService, RecordEntry
+from server.naming import checked_name
+from server.store.blobs import SealedBlobs
+from server.store.catalogue import Catalogue, MonotonicCounter, StoredModel
+from server.store.directory import RESTORE_HINT, SealedDirectory
+from server.store.head_file import HeadFile
+
+__all__ = ["ModelStore", "StoredModel"]
+
+
+class ModelStore:
+    """Models and blobs, sealed under a key service. Safe to use from several threads.
+
+    Use :meth:`open`; close it, or use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        directory: SealedDirectory,
+        keys: KeyService,
+        record: RecordEntry | None,
+        signer: FileSigner | None,
+    ) -> None:
+        self._directory = directory
+        self._keys = keys
+        self._record = record
+        self._signer = signer
+        self._blobs = SealedBlobs(directory, keys.root)
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        keys: KeyService,
+        *,
+        counter: MonotonicCounter | None = None,
+        adopt_counter: bool = False,
+        record: RecordEntry | None = None,
+        signer: FileSigner | None = None,
+        read_only: bool = False,
+        head: HeadFile | None = None,
+        create: bool = True,
+    ) -> Self:
+        """Open the store in ``directory``, or make it there.
+
+        :param counter: what an older copy of the directory is found out by.
+        :param adopt_counter: bind an existing store to ``counter`` for the first time, or
+            to that of a new machine. An older copy cannot be told from the newest then.
+        :param record: the ledger; is told of every checkpoint, rotation and export.
+        :param signer: signs the models that are sealed for an owner as well; they leave this
+            store, and their owner then knows whose they are.
+        :param read_only: look beside a running coordinator; nothing can be written, and
+            the counter is not asked.
+        :param head: what the catalogue is bound to the ledger by; the caller compares the two
+            (:func:`server.store.rollback.check_bound`), then calls :meth:`sweep`.
+        :param create: whether there may be no store yet.
+        :raises StoreError: when another process writes here, the catalogue does not open,
+            or it was rolled back.
+        """
+        opened = SealedDirectory.open(
+            directory,
+            keys.root,
+            counter=counter,
+            adopt_counter=adopt_counter,
+            read_only=read_only,
+            head=head,
+            create=create,
+        )
+        if not read_only:
+            keys.sweep()
+            if head is None:
+                opened.sweep()
+        return cls(opened, keys, record, signer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process write."""
+        self._directory.close()
+
+    def record_with(self, record: RecordEntry) -> None:
+        """Report to ``record`` from now on."""
+        self._record = record
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What the store should hold, as it was sealed last; not to be changed."""
+        return self._directory.catalogue
+
+    def sweep(self) -> None:
+        """Remove what a crash left that the catalogue does not name."""
+        self._directory.sweep()
+
+    def establish(self, *, protectors: Sequence[str] | None = None) -> None:
+        """Seal that this store has a ledger, and where that ends.
+
+        :param protectors: what the root key was protected with at first, where it is now.
+        """
+
+        def enter(catalogue: Catalogue) -> None:
+            catalogue.established = True
+            if protectors is not None:
+                catalogue.protectors = list(protectors)
+
+        with self._directory.writing():
+            self._directory.commit(enter)
+
+    # -- models
+
+    def write(
+        self,
+        model: str,
+        arrays: Mapping[str, Array],
+        *,
+        round: int,  # noqa: A002
+        job: str = "",
+        state: bytes = b"",
+        meta: Mapping[str, str | int | bool] | None = None,
+        recipients: Sequence[bytes] = (),
+        entry: str = "checkpoint",
+    ) -> StoredModel:
+        """Seal the next version of ``model``. It is durable when this returns.
+
+        The arrays are not copied. When this raises, the version before stays the latest.
+
+        :param job: the job that the model belongs to; by default one of the same name.
+        :param state: whatever else must be restored together with the weights; sealed in
+            the same file, so that a crash never parts the two. See :meth:`state`.
+        :param recipients: raw X25519 public keys of owners, who open the file without us.
+        :param entry: the kind of the ledger's entry.
+        :raises StoreError: when it cannot be written, or it has recipients and this store has
+            nothing to sign it with.
+        :raises UpdateRejected: for an array that has no name or type in the format.
+        """
+        checked_name(model)
+        tensors = [*sealed.as_tensors(arrays)]
+        if state:
+            tensors.append(Tensor(name=sealed.STATE, dtype="U8", shape=(len(state),), data=state))
+        try:
+            specs = [TensorSpec(name=t.name, dtype=t.dtype, shape=t.shape) for t in tensors]
+        except ValueError as error:
+            raise StoreError(f"{model}: {error}") from error
+
+        def fill(writer: SealedWriter) -> None:
+            for tensor in tensors:
+                writer.write(tensor.data)
+
+        with self._directory.writing():
+            self._keys.define(model, job=job or model)
+            stored = self._seal(
+                model,
+                specs,
+                fill,
+                version=self._directory.catalogue.highest(model) + 1,
+                round=round,
+                meta={**(meta or {}), "job": job or model},
+                recipients=recipients,
+            )
+            self._directory.commit(lambda catalogue: catalogue.add(stored))
+        body = {"round": round, "file_id": stored.file_id.hex(), "digest": stored.digest.hex()}
+        self._report(entry, stored, body)
+        return stored
+
+    def models(self) -> tuple[str, ...]:
+        """Return the names of the models."""
+        return tuple(sorted(self._directory.catalogue.models))
+
+    def versions(self, model: str) -> tuple[StoredModel, ...]:
+        """Return the versions that are kept, oldest first.
+
+        :raises StoreError: when there is no such model.
+        """
+        return self._directory.catalogue.versions(checked_name(model), self._directory.files)
+
+    def latest(self, model: str, *, expected_version: int = 0) -> StoredModel:
+        """Return the latest version.
+
+        :param expected_version: the version that is known from elsewhere (the ledger) to
+            have been written.
+        :raises StoreError: when there is none, or only an older one.
+        """
+        stored = self.versions(model)[-1]
+        if stored.version < expected_version:
+            raise StoreError(
+                f"rolled back: {model} is at version {stored.version}, "
+                f"version {expected_version} was written",
+                hint=RESTORE_HINT,
+            )
+        return stored
+
+    def version(self, model: str, version: int | None = None) -> StoredModel:
+        """Return one version, by default the latest.
+
+        :raises StoreError: when it is not kept.
+        """
+        kept = self.versions(model)
+        if version is None:
+            return kept[-1]
+        for stored in kept:
+            if stored.version == version:
+                return stored
+        raise StoreError(
+            f"{model} has no version {version}",
+            hint=f"kept are {kept[0].version} to {kept[-1].version}",
+        )
+
+    def open_model(self, model: str, version: int | None = None) -> SealedReader:
+        """Open one version, by default the latest, and check that it is the one written.
+
+        :raises StoreError: when it is missing, altered, exchanged or does not open.
+        """
+        return self._open(self.version(model, version))
+
+    def load(self, model: str, version: int | None = None) -> dict[str, Array]:
+        """Return the weights of one version, by default the latest.
+
+        :raises StoreError: naming the tensor that is not what was sealed.
+        """
+        stored = self.version(model, version)
+        with self._open(stored) as reader:
+            try:
+                if reader.header.signer:
+                    reader.check_signer({signer_digest(reader.header.signer)})
+                return sealed.load(reader)
+            except UnsealError as error:
+                raise _bad(stored, error) from error
+
+    def state(self, model: str, version: int | None = None) -> bytes:
+        """Return what was sealed as ``state`` beside the weights; empty if nothing was.
+
+        :raises StoreError: when it is not what was sealed.
+        """
+        stored = self.version(model, version)
+        with self._open(stored) as reader:
+            if sealed.STATE not in reader.header.spans:
+                return b""
+            try:
+                return bytes(reader.tensor(sealed.STATE))
+            except UnsealError as error:
+                raise _bad(stored, error) from error
+
+    def verify(self, model: str) -> tuple[StoredModel, ...]:
+        """Read every byte of every version that is kept; return the versions.
+
+        :raises StoreError: naming version, tensor and chunk of the first fault.
+        """
+        kept = self.versions(model)
+        for stored in kept:
+            with self._open(stored) as reader:
+                try:
+                    reader.verify()
+                    if reader.header.signer:
+                        reader.check_signer({signer_digest(reader.header.signer)})
+                except UnsealError as error:
+                    raise _bad(stored, error) from error
+        return kept
+
+    def export(
+        self, model: str, out: Path, *, version: int | None = None, replace: bool = False
+    ) -> StoredModel:
+        """Write one version in the clear, as safetensors with mode 0600.
+
+        The ledger is told before the file appears.
+
+        :raises StoreError: when ``out`` exists, lies in the store's own directory or cannot
+            be written, or the version is not what was sealed; no file is left then.
+        """
+        with self.released(model, out, version=version) as (stored, reader):
+            try:
+                sealed.export(reader, out, replace=replace)
+            except OSError as error:
+                raise StoreError(f"{out}: {reason(error)}") from error
+        return stored
+
+    @contextmanager
+    def released(
+        self, model: str, out: Path, *, version: int | None = None
+    ) -> Iterator[tuple[StoredModel, SealedReader]]:
+        """Open one version that is to be in the clear at ``out``. The ledger is told first.
+
+        :raises StoreError: when ``out`` lies in the store's own directory, or the version is
+            not what was sealed.
+        """
+        stored = self.version(model, version)
+        if out.resolve().is_relative_to(self._directory.path.resolve()):
+            raise StoreError(
+                f"{out} lies in the sealed store, where nothing is in the clear",
+                hint="choose a place outside of it",
+            )
+        with self._open(stored) as reader:
+            self._report("export", stored, {"to": str(out)})
+            try:
+                yield stored, reader
+            except UnsealError as error:
+                raise _bad(stored, error) from error
+
+    def rotate(self, model: str) -> tuple[StoredModel, ...]:
+        """Seal every kept version anew under a new key and destroy the old keys.
+
+        A crash in the middle loses nothing; rotate again to finish.
+
+        :raises StoreError: when a version is not what was sealed, or cannot be written.
+        """
+        with self._directory.writing():
+            kept = self.versions(model)
+            self._keys.rotate(model)
+            fresh = tuple(map(self._reseal, kept))
+
+            def enter(catalogue: Catalogue) -> None:
+                for stored in fresh:
+                    catalogue.add(stored)
+
+            self._directory.commit(enter)
+            self._keys.retire(model)
+        digests = {str(stored.version): stored.digest.hex() for stored in fresh}
+        body = {"change": "rotated", "key": fresh[-1].key, "digests": digests}
+        self._report("model", fresh[-1], body)
+        return fresh
+
+    def prune(self, model: str, *, keep: int) -> int:
+        """Delete all but the last ``keep`` versions (at least 1); return how many."""
+        if keep < 1:
+            raise ValueError("the latest version is always kept")
+        with self._directory.writing():
+            old = self.versions(model)[:-keep]
+
+            def drop(catalogue: Catalogue) -> None:
+                for stored in old:
+                    del catalogue.models[model]["kept"][str(stored.version)]
+
+            if old:
+                self._directory.commit(drop)
+        return len(old)
+
+    # -- blobs
+
+    def put_blob(self, name: str, data: bytes) -> None:
+        """Seal a small value under ``name``; see :meth:`server.store.blobs.SealedBlobs.put`."""
+        self._blobs.put(name, data)
+
+    def get_blob(self, name: str) -> bytes | None:
+        """Return the value under ``name``; see :meth:`server.store.blobs.SealedBlobs.get`."""
+        return self._blobs.get(name)
+
+    def drop_blob(self, name: str) -> None:
+        """Remove the value under ``name``, if there is one."""
+        self._blobs.drop(name)
+
+    # -- inside
+
+    def _seal(
+        self,
+        model: str,
+        specs: Sequence[TensorSpec],
+        fill: Callable[[SealedWriter], None],
+        *,
+        version: int,
+        round: int,  # noqa: A002
+        meta: Mapping[str, Scalar],
+        recipients: Sequence[bytes],
+    ) -> StoredModel:
+        if recipients and self._signer is None:
+            raise StoreError(
+                f"{model}, version {version}: a model for an owner is signed, and no key to sign "
+                "with was given",
+                hint="name the state directory of a coordinator",
+            )
+        key = self._keys.model_key(model)
+        path = self._directory.files / f"{model}.{version}.{secrets.token_hex(8)}"
+        try:
+            with SealedWriter(
+                path,
+                model=model,
+                version=version,
+                round=round,
+                tensors=specs,
+                key=key,
+                recipients=recipients,
+                meta=meta,
+                signer=self._signer if recipients else None,
+            ) as writer:
+                fill(writer)
+                done = writer.commit()
+        except OSError as error:
+            message = f"{model}, version {version}: {reason(error)}"
+            raise store_error(message, error) from error
+        except ValueError as error:
+            raise StoreError(f"{model}, version {version}: {error}") from error
+        return StoredModel(
+            model=model,
+            job=str(meta["job"]),
+            version=version,
+            round=round,
+            file_id=done.header.file_id,
+            digest=done.digest,
+            key=key.key_id,
+            path=path,
+        )
+
+    def _reseal(self, stored: StoredModel) -> StoredModel:
+        """Seal a version under the present key, chunk by chunk, with the same number."""
+        with self._open(stored) as reader:
+            header = reader.header
+
+            def fill(writer: SealedWriter) -> None:
+                for spec in header.tensors:
+                    writer.write_chunks(reader.chunks(spec.name))
+
+            try:
+                return self._seal(
+                    stored.model,
+                    header.tensors,
+                    fill,
+                    version=stored.version,
+                    round=stored.round,
+                    meta=header.meta,
+                    recipients=[wrap.recipient for wrap in header.wraps],
+                )
+            except UnsealError as error:
+                raise _bad(stored, error) from error
+
+    def _open(self, stored: StoredModel) -> SealedReader:
+        try:
+            reader = open_sealed(stored.path, self._keys, model=stored.model)
+        except FileNotFoundError:
+            raise StoreError(
+                f"{stored.model}, version {stored.version}: {stored.path} is missing",
+                hint=RESTORE_HINT,
+            ) from None
+        except (UnsealError, OSError) as error:
+            raise _bad(stored, error) from error
+        try:
+            found = (reader.header.version, reader.header.file_id, reader.digest())
+            if found != (stored.version, stored.file_id, stored.digest):
+                raise UnsealError(
+                    f"the file holds version {found[0]} as it was sealed at another time"
+                )
+        except UnsealError as error:
+            reader.close()
+            raise _bad(stored, error) from error
+        return reader
+
+    def _report(self, kind: str, stored: StoredModel, body: Mapping[str, Any]) -> None:
+        if self._record is not None:
+            place = {"job": stored.job, "model": stored.model, "version": stored.version}
+            self._record(kind, {**place, **body})
+
+
+def _bad(stored: StoredModel, error: Exception) -> StoreError:
+    message = f"{stored.model}, version {stored.version}: {reason(error)}"
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    return store_error(message, cause, hint=RESTORE_HINT)
