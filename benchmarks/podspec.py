@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from edge.config.kubernetes import Devices, KubernetesSettings
-from edge.kube.pod_manifest import Launch, manifest
+from edge.kube.client_object import Launch
+from edge.kube.pod_manifest import manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))

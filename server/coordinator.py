@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from attestation.trust import TrustAnchors
 from fedlearn.app.checks import check_bundle
 from fedlearn.errors import FedlearnError, JobError
@@ -103,7 +103,7 @@ class Coordinator:
         :raises AttestationError: when its policy is not signed as it has to be, or older
             than one that was accepted before.
         """
-        policy = AppraisalPolicy.from_toml(policy_toml.encode(), where="policy.toml")
+        policy = parse_policy(policy_toml.encode(), where="policy.toml")
         spec = JobSpec.from_toml(job_toml, where="job.toml", policy=policy)
         check_bundle(bundle, where="the app bundle")
         asked, choice = spec, None
@@ -244,7 +244,7 @@ class Coordinator:
         :raises AttestationError: when the policy is not signed as it has to be, or older than
             one that was accepted before.
         """
-        policy = AppraisalPolicy.from_toml(policy_toml.encode(), where="policy.toml")
+        policy = parse_policy(policy_toml.encode(), where="policy.toml")
         job = self.jobs.require(name)
         with self._policies.deciding():
             signer = self._policies.check(policy, policy_signature)

@@ -12,17 +12,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from attestation.evidence import Claims, Origin, Tee
 from attestation.policy.hardware import hardware_findings
 from attestation.policy.launch import PCR_BANKS, applicable, launch_finding
-from attestation.policy.model import CONTAINER_SERVER
+from attestation.policy.model import (
+    CONTAINER_SERVER,
+    DEFAULT_LIFETIME,
+    AppraisalPolicy,
+    ReferenceValue,
+)
 from attestation.policy.nvidia import NVIDIA_CLAIMS, concerns, device_findings
 from attestation.policy.result import AttestationResult, Finding, Tier
-
-if TYPE_CHECKING:
-    from attestation.policy.model import AppraisalPolicy, ReferenceValue
 
 __all__ = ["appraise"]
 
@@ -36,11 +38,11 @@ def appraise(
     claims: Claims,
     *,
     now: datetime,
-    node: str | None,
-    key: bytes,
-    extra: tuple[Finding, ...],
-    lifetime: timedelta,
-    require_binding: bool,
+    node: str | None = None,
+    key: bytes = b"",
+    extra: tuple[Finding, ...] = (),
+    lifetime: timedelta = DEFAULT_LIFETIME,
+    require_binding: bool = True,
 ) -> AttestationResult:
     """Return the verdict of ``policy`` on ``claims`` that a verifier found genuine.
 

@@ -19,12 +19,12 @@ from attestation.policy.launch import launch_errors, launch_warnings
 from attestation.policy.model import (
     CLAIM_NAME,
     TCB_STATUSES,
-    AppraisalPolicy,
     ReferenceValue,
     SnpRules,
     TdxRules,
 )
 from attestation.policy.nvidia import NVIDIA_CLAIMS
+from attestation.policy.parse import parse_policy
 from attestation.quotes.snp import PRODUCTS, TCB_COMPONENTS
 
 __all__ = ["Draft", "draft_policy", "reference_text"]
@@ -94,7 +94,7 @@ def draft_policy(
     lines += _nodes(claims, node)
     lines += _rules(claims, notes)
     text = "\n".join(lines) + "\n"
-    policy = AppraisalPolicy.from_toml(text.encode(), "draft")
+    policy = parse_policy(text.encode(), "draft")
     notes += [*launch_errors(policy), *launch_warnings(policy)]
     return Draft(text=text, notes=tuple(notes))
 

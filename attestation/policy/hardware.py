@@ -7,14 +7,12 @@ verifier did not report is refused like a wrong one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from attestation.evidence import Claims, Origin, Tee
 from attestation.policy.launch import PCR_BANKS, applicable
+from attestation.policy.model import AppraisalPolicy, SgxRules, SnpRules, TdxRules, TpmRules
 from attestation.policy.result import Finding, Tier
-
-if TYPE_CHECKING:
-    from attestation.policy.model import AppraisalPolicy, SgxRules, SnpRules, TdxRules, TpmRules
 
 __all__ = ["hardware_findings"]
 

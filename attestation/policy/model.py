@@ -20,8 +20,7 @@ from typing import Any, Final
 
 from attestation.config.toml import MAX_TOML_BYTES
 from attestation.errors import PolicyError
-from attestation.evidence import Claims, Tee
-from attestation.policy.result import AttestationResult, Finding
+from attestation.evidence import Tee
 from attestation.trust import TrustAnchors
 
 __all__ = [
@@ -225,16 +224,6 @@ class AppraisalPolicy:
         if self.coordinator is not None and self.coordinator.coordinator is not None:
             raise PolicyError("the coordinator's policy has no coordinator of its own")
 
-    @classmethod
-    def from_toml(cls, data: bytes, where: str = "policy.toml") -> AppraisalPolicy:
-        """Read a policy; the grammar is in :mod:`attestation.policy.parse`.
-
-        :raises PolicyError: naming key, line and what would be right.
-        """
-        from attestation.policy.parse import parse_policy
-
-        return parse_policy(data, where)
-
     def to_json(self) -> dict[str, Any]:
         """Return the policy as JSON-ready values, defaults spelled out."""
         return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
@@ -276,34 +265,6 @@ class AppraisalPolicy:
             trust,
             container_servers=trust.container_servers | servers,
             known_events=trust.known_events | {item.value for item in current},
-        )
-
-    def appraise(
-        self,
-        claims: Claims,
-        *,
-        now: datetime,
-        node: str | None = None,
-        key: bytes = b"",
-        extra: tuple[Finding, ...] = (),
-        lifetime: timedelta = DEFAULT_LIFETIME,
-        require_binding: bool = True,
-    ) -> AttestationResult:
-        """Compare ``claims`` with this policy and say, check by check, what came out.
-
-        See :func:`attestation.policy.appraise.appraise`.
-        """
-        from attestation.policy.appraise import appraise
-
-        return appraise(
-            self,
-            claims,
-            now=now,
-            node=node,
-            key=key,
-            extra=extra,
-            lifetime=lifetime,
-            require_binding=require_binding,
         )
 
 

@@ -68,7 +68,7 @@ _MAX_AGE_S: Final = 10**9
 _MAX_LIFETIME_S: Final = int(DEFAULT_LIFETIME.total_seconds())
 
 
-def parse_policy(data: bytes, where: str) -> AppraisalPolicy:
+def parse_policy(data: bytes, where: str = "policy.toml") -> AppraisalPolicy:
     """Return the policy in ``data``; ``where`` names its source in messages.
 
     :raises PolicyError: naming file, line and key, for anything that is not in the grammar.

@@ -17,6 +17,7 @@ from typing import Final
 
 from attestation.errors import AttestationError
 from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from attestation.policy.sign import verify_policy
 from edge.agent import data_budget as databudget
 from edge.agent.policy_versions import SeenPolicy, rollback
@@ -128,7 +129,7 @@ def _signed(
         return None, ["the job's policy is not signed, and this site requires it"]
     faults = []
     try:
-        found = AppraisalPolicy.from_toml(policy.encode(), where="the job's policy")
+        found = parse_policy(policy.encode(), where="the job's policy")
         if found.digest != spec.policy_digest:
             faults.append("the policy that came with the job is not the one it names")
         verify_policy(found, signature, key_digests=keys)

@@ -24,6 +24,7 @@ from attestation.attesters import Attester
 from attestation.binding import COORDINATOR_NODE, NONCE_BYTES, Binding, Role
 from attestation.errors import UNREADABLE, AttestationError
 from attestation.evidence import Evidence
+from attestation.policy.appraise import appraise
 from attestation.policy.model import AppraisalPolicy
 from attestation.policy.result import AttestationResult, Tier
 from attestation.trust import TrustAnchors
@@ -125,8 +126,8 @@ def verify_coordinator(
         )
         if claims.attributes.get("bound") is not True:
             raise AdmissionDenied("the coordinator's evidence is not bound to its key")
-        result = demanded.appraise(
-            claims, now=now(), node=COORDINATOR_NODE, key=gate.pinned.tls_key
+        result = appraise(
+            demanded, claims, now=now(), node=COORDINATOR_NODE, key=gate.pinned.tls_key
         )
     except AttestationError as error:
         raise AdmissionDenied(

@@ -26,9 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
-from edge.kube.pod_manifest import REFUSED_EXIT
 from edge.protocol.bootstrap import MAX_BOOTSTRAP_BYTES, Bootstrap
-from edge.protocol.workload import Phase
+from edge.protocol.workload import REFUSED_EXIT, Phase
 from fedlearn.errors import ConfigError, FedlearnError
 from fedlearn.terminal.plaintext import configure_logging
 from fedlearn.wire.client_service import SponsorClient, Ticket

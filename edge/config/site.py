@@ -29,7 +29,7 @@
     insecure_exact_metrics = false     # true: also jobs whose metrics leave without noise
 
     [caps]                             # the most that one client gets
-    # [kubernetes]                     # for launcher.kind = "kubernetes"; see kubesettings
+    # [kubernetes]                     # for launcher.kind = "kubernetes"; see kubernetes.py
     [attester]                         # what proves this site's clients; see attesterfile
     [trust]                            # anchors for verifying the coordinator; see trustfile
 """

@@ -86,10 +86,14 @@ class Clients:
         """Keep up with the cluster until :meth:`stop`."""
         mine = labels.clients_of(self._site)
         followers = [
-            self._kube.follow(
-                self._resource, listed=self._all_found, changed=self._found, selector=mine
+            Follower(
+                self._kube,
+                self._resource,
+                listed=self._all_found,
+                changed=self._found,
+                selector=mine,
             ),
-            self._kube.follow(PODS, listed=self._all_pods, changed=self._pod, selector=mine),
+            Follower(self._kube, PODS, listed=self._all_pods, changed=self._pod, selector=mine),
         ]
         try:
             heard = self._kube.may("watch", EVENTS)
@@ -97,7 +101,7 @@ class Clients:
             heard = False
         if heard:
             followers.append(
-                self._kube.follow(EVENTS, listed=self._all_events, changed=self._event)
+                Follower(self._kube, EVENTS, listed=self._all_events, changed=self._event)
             )
         self._followers = tuple(followers)
 

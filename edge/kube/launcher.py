@@ -32,8 +32,9 @@ from edge.kube.api import (
     Missing,
     Unavailable,
 )
+from edge.kube.client_object import Launch, Owner
 from edge.kube.clients import Client, Clients
-from edge.kube.pod_manifest import Launch, Owner, manifest
+from edge.kube.pod_manifest import manifest
 from edge.protocol.bootstrap import Bootstrap
 from edge.protocol.workload import Phase, Report, Workload
 from fedlearn.errors import ConfigError, LaunchError

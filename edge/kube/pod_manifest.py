@@ -9,73 +9,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from edge.config.kubernetes import KubernetesSettings
-from edge.kube import labels
+from edge.kube.client_object import (
+    DATA_PATH,
+    SCRATCH_PATH,
+    STATE_PATH,
+    Launch,
+    cores,
+    environment,
+    object_metadata,
+    placement,
+    scratch_mib,
+)
 from edge.kube.guest_policy import COMMAND
 from edge.kube.initdata import ANNOTATION, annotation_value, initdata_document
-from edge.protocol.workload import Workload
+from edge.kube.vm_manifest import virtual_machine
+from edge.protocol.workload import REFUSED_EXIT, Workload
 from fedlearn.errors import LaunchError
 
 __all__ = [
     "CCNP_PATH",
     "CONTAINER",
-    "DATA_PATH",
-    "REFUSED_EXIT",
-    "SCRATCH_PATH",
-    "STATE_PATH",
-    "Launch",
-    "Owner",
     "batch_job",
-    "environment",
     "manifest",
     "manifest_work",
-    "placement",
 ]
 
 CONTAINER: Final = "client"
-DATA_PATH: Final = "/data"
-STATE_PATH: Final = "/state"
-SCRATCH_PATH: Final = "/scratch"
 CCNP_PATH: Final = "/run/ccnp/uds"
-REFUSED_EXIT: Final = 3
-"""Exit status of a client that was not admitted: starting it again would not help."""
 
-_LAST_WORDS: Final = "/dev/termination-log"
 _USER: Final = 65_532
 _STATE_MIB: Final = 16
-_LEAST_SCRATCH_MIB: Final = 256
 _KATA_PARAMETERS: Final = "io.katacontainers.config.hypervisor.kernel_params"
 _QUEUE: Final = "kueue.x-k8s.io/queue-name"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Owner:
-    """An object of the same namespace; what it owns is removed with it."""
-
-    api_version: str
-    kind: str
-    name: str
-    uid: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
-    """What the agent adds to a workload. Nothing in it is a secret that opens anything.
-
-    ``sponsor``  ``host:port`` of the agent, as a client reaches it
-    ``pin``      SHA-256 of the SPKI of the agent's TLS key, 32 bytes
-    ``ticket``   the tag that lets this one client ask for a voucher
-    ``grace_s``  seconds between being told to stop and being stopped
-    """
-
-    sponsor: str
-    pin: bytes
-    ticket: bytes
-    grace_s: float = 10.0
-    owner: Owner | None = None
 
 
 def manifest(workload: Workload, settings: KubernetesSettings, launch: Launch) -> dict[str, Any]:
@@ -84,8 +52,6 @@ def manifest(workload: Workload, settings: KubernetesSettings, launch: Launch) -
     :raises LaunchError: when the job asks for what these settings cannot give.
     """
     if settings.workload == "kubevirt":
-        from edge.kube.vm_manifest import virtual_machine
-
         return virtual_machine(workload, settings, launch)
     return batch_job(workload, settings, launch)
 
@@ -142,87 +108,6 @@ def manifest_work(
             "deleteOption": {"propagationPolicy": "Foreground"},
         },
     }
-
-
-def object_metadata(
-    workload: Workload, settings: KubernetesSettings, launch: Launch
-) -> dict[str, Any]:
-    """Return name, labels, annotations and owner; the name is the assignment's id."""
-    assignment = workload.assignment
-    metadata: dict[str, Any] = {
-        "name": assignment.id,
-        "namespace": settings.namespace,
-        "labels": labels.client_labels(
-            job=assignment.job, site=assignment.site, assignment=assignment.id
-        ),
-        "annotations": {
-            labels.CLIENT: workload.client,
-            labels.WORKLOAD: assignment.workload.hex(),
-        },
-    }
-    if (owner := launch.owner) is not None:
-        metadata["ownerReferences"] = [
-            {
-                "apiVersion": owner.api_version,
-                "kind": owner.kind,
-                "name": owner.name,
-                "uid": owner.uid,
-                "controller": False,
-                "blockOwnerDeletion": False,
-            }
-        ]
-    return metadata
-
-
-def environment(workload: Workload, launch: Launch) -> dict[str, str]:
-    """Return the environment of a client (see :mod:`edge.client.pod_main`)."""
-    return {
-        "FEDLEARN_ASSIGNMENT": workload.assignment.id,
-        "FEDLEARN_TICKET": launch.ticket.hex(),
-        "FEDLEARN_SPONSOR": launch.sponsor,
-        "FEDLEARN_SPONSOR_PIN": launch.pin.hex(),
-        "FEDLEARN_DATA": DATA_PATH,
-        "FEDLEARN_STATE": STATE_PATH,
-        "FEDLEARN_SCRATCH": SCRATCH_PATH,
-        "FEDLEARN_LAST_WORDS": _LAST_WORDS,
-    }
-
-
-def placement(settings: KubernetesSettings) -> dict[str, Any]:
-    """Return affinity, tolerations and node selector: the same for pods and machines."""
-    found: dict[str, Any] = {"tolerations": _tolerations(settings)}
-    if settings.placement.node_selector:
-        found["nodeSelector"] = dict(settings.placement.node_selector)
-    if label := settings.tee_label:
-        term = {"matchExpressions": [{"key": label, "operator": "In", "values": ["true"]}]}
-        found["affinity"] = {
-            "nodeAffinity": {
-                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}
-            }
-        }
-    if settings.placement.priority_class:
-        found["priorityClassName"] = settings.placement.priority_class
-    if settings.placement.spread:
-        found["topologySpreadConstraints"] = [
-            {
-                "maxSkew": 1,
-                "topologyKey": settings.placement.spread,
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": {labels.COMPONENT: labels.CLIENT_COMPONENT}},
-            }
-        ]
-    return found
-
-
-def cores(cpu: float) -> str:
-    """Return a number of cores as a Kubernetes quantity, never less than was asked."""
-    thousandths = math.ceil(round(cpu * 1000, 3))
-    return str(thousandths // 1000) if thousandths % 1000 == 0 else f"{thousandths}m"
-
-
-def scratch_mib(workload: Workload) -> int:
-    """Return how much room a client gets for what it may lose."""
-    return max(workload.spec.resources.disk_mib, _LEAST_SCRATCH_MIB)
 
 
 # --- the pod ------------------------------------------------------------------------------
@@ -384,24 +269,3 @@ def _annotations(workload: Workload, settings: KubernetesSettings) -> dict[str, 
         # The guest's attestation API, through which the client gets its evidence.
         found[_KATA_PARAMETERS] = "agent.guest_components_rest_api=all"
     return found
-
-
-def _tolerations(settings: KubernetesSettings) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for item in settings.placement.tolerations:
-        toleration: dict[str, Any] = {"key": item.key, "operator": "Exists"}
-        if item.value:
-            toleration |= {"operator": "Equal", "value": item.value}
-        if item.effect:
-            toleration["effect"] = item.effect
-        found.append(toleration)
-    lost = (
-        {
-            "key": f"node.kubernetes.io/{reason}",
-            "operator": "Exists",
-            "effect": "NoExecute",
-            "tolerationSeconds": settings.placement.unreachable_s,
-        }
-        for reason in ("not-ready", "unreachable")
-    )
-    return [*found, *lost]

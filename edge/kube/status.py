@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from edge.kube.pod_manifest import REFUSED_EXIT
-from edge.protocol.workload import Phase
+from edge.protocol.workload import REFUSED_EXIT, Phase
 
 __all__ = ["Standing", "of_job", "of_machine", "scheduling", "warning"]
 

@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 from edge.config.kubernetes import KubernetesSettings
-from edge.kube.pod_manifest import Launch, environment, object_metadata, placement, scratch_mib
+from edge.kube.client_object import Launch, environment, object_metadata, placement, scratch_mib
 from edge.protocol.workload import Workload
 from fedlearn.errors import LaunchError
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from attestation.trust import TrustAnchors
 from edge.protocol.identity import SiteIdentity
 from edge.protocol.workload import Workload
@@ -80,7 +81,7 @@ class Bootstrap:
         :raises PolicyError: when the policy is not one.
         """
         spec = JobSpec.from_json(self.spec)
-        policy = AppraisalPolicy.from_toml(self.policy.encode(), where="the job's policy")
+        policy = parse_policy(self.policy.encode(), where="the job's policy")
         if policy.digest != spec.policy_digest:
             raise JobError("the policy that came with the job is not the one it names")
         if self.site not in spec.sites:

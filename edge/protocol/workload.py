@@ -10,12 +10,15 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from fedlearn.job.assignment import Assignment
 from fedlearn.job.spec import JobSpec
 
-__all__ = ["Launcher", "Phase", "Report", "Sponsor", "Workload"]
+__all__ = ["REFUSED_EXIT", "Launcher", "Phase", "Report", "Sponsor", "Workload"]
+
+REFUSED_EXIT: Final = 3
+"""Exit status of a client that was not admitted: starting it again would not help."""
 
 
 class Phase(enum.StrEnum):

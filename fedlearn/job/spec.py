@@ -411,13 +411,13 @@ class JobFiles:
         :raises ConfigError: naming file, line and key of everything that is wrong.
         :raises PolicyError: when the policy is not one.
         """
-        from attestation.policy.model import AppraisalPolicy
+        from attestation.policy.parse import parse_policy
 
         data = reading.file_bytes(path, limit=MAX_JOB_BYTES, what="the job")
         spec = reading.read(JobSpec, data, where=str(path))
         file = path.parent / spec.policy
         text = reading.file_bytes(file, what="the policy")
-        policy = AppraisalPolicy.from_toml(text, where=str(file))
+        policy = parse_policy(text, where=str(file))
         return cls(
             spec=_complete(spec, str(path), policy, path.parent),
             policy=policy,

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 from attestation.binding import NONCE_BYTES, Binding, Role
 from attestation.errors import AttestationError, EvidenceError
 from attestation.evidence import MAX_EVIDENCE_BYTES, Claims, Evidence
+from attestation.policy.appraise import appraise
 from attestation.policy.model import AppraisalPolicy
 from attestation.policy.result import AttestationResult, Finding, Tier
 from attestation.tpm.credential import ProvenKey
@@ -251,7 +252,8 @@ class Examiner:
         self, job: AdmittableJob, site: str, claims: Claims, tls_key: bytes, now: datetime
     ) -> AttestationResult:
         """Apply the job's policy, and whether job and bundle are measured as this job's."""
-        return job.policy.appraise(
+        return appraise(
+            job.policy,
             claims,
             now=now,
             node=site,

@@ -2,30 +2,41 @@
 
 ::
 
-    plan        what the coordinator says about a job, and what it answers a job's processes
-    host        one running job: its link, its processes, its outcome
-    application how the application's process is started, in its sandbox
-    apphost     applications in another container: what runs there
-    hosted      the same, as the job's host sees it
-    link        one job's exchange: questions for nodes, and their answers
-    nodes       what a node may do with it, as an ASGI application
-    calls       what the aggregator asks of the coordinator
-    aggregator  the process that aggregates: every update in the clear, no user code
-    loop        its rounds: sum, noise, charge, seal, release
-    grid        the seam for model bytes, deadlines, quorum and order
-    replies     what a reply must be before a strategy sees it
-    builtin     the built-in strategies
-    capture     the state of a strategy, written down
-    remote      the application's own functions, called in its process
-    apprun      the application's process: the user's ServerApp, unchanged
-    appgrid     what the application has of Flower's grid and of ``Strategy.start``
-    peer        calls in both directions between these two processes
-    records     Flower's records between them
-    failures    errors between the processes of a job
-    processes   what both processes do first: they end with the coordinator
-    task        which run a process works for, as Flower wants to know it
-    bundle      an application folder as one deterministic file
-    contract    what is known of Flower's ``Strategy.start``
+    job_plan     what the coordinator says about a job, and what it answers a job's processes
+    job_runner   one running job: its link, its processes, its outcome
+
+    exchange     in the coordinator: questions for nodes, and their answers
+      link         one job's exchange
+      nodes        what a node may do with it, as an ASGI application
+      calls        what the aggregator asks of the coordinator, both ends
+      receipts     what the coordinator handed to the aggregator, for the facts in the ledger
+
+    aggregation  the process that aggregates: every update in the clear, no user code
+      aggregator   the process
+      rounds       its rounds: sum, noise, charge, seal, release
+      grid         the seam for model bytes, deadlines, quorum and order
+      replies      what a reply must be before a strategy sees it
+      mean         the exact weighted mean
+      builtin      the built-in strategies
+      remote       the application's own functions, called in its process
+
+    application  the process of the application: the user's ServerApp, unchanged
+      app_main     the process
+      app_grid     what the application has of Flower's grid and of ``Strategy.start``
+      app_process  how the process is started, in its sandbox
+      app_host     applications in another container: what runs there
+      hosted       the same, as the job's runner sees it
+      app_files    the files that an application leaves
+      bundle       an application folder as one deterministic file
+      contract     what is known of Flower's ``Strategy.start``
+
+    ipc          between these processes
+      peer              calls in both directions
+      records           Flower's records
+      failures          errors
+      strategy_state    the state of a strategy, written down
+      task              which run a process works for, as Flower wants to know it
+      process_lifetime  what both processes do first: they end with the coordinator
 
 Importing this package imports no Flower; it checks its version, and switches its telemetry and
 update check off before anybody can import it.

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from fedlearn.errors import JobError, StoreError
 from fedlearn.job.events import (
     MAX_EVENT_BYTES,
@@ -294,9 +295,7 @@ class JobBook:
             status=state.status,
             spec=kept.spec,
             policy=policy,
-            policy_in_force=AppraisalPolicy.from_toml(
-                in_force.encode(), where=f"the policy of job {name}"
-            ),
+            policy_in_force=parse_policy(in_force.encode(), where=f"the policy of job {name}"),
             bundle=self._bundles.get(facts.bundle),
             created=state.created,
             policy_signature=signature,

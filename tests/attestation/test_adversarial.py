@@ -30,6 +30,7 @@ from attestation.errors import (
 )
 from attestation.evidence import Claims, Evidence, Tee
 from attestation.logs.eventlog import EventLog
+from attestation.policy.appraise import appraise
 from attestation.policy.result import Tier
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
@@ -344,7 +345,7 @@ def test_an_older_document_does_not_hide_a_newer_one() -> None:
 
 
 def judged(subject: Subject, claims: Claims) -> set[str]:
-    result = subject.policy.appraise(claims, now=keys.AT, node="site-a")
+    result = appraise(subject.policy, claims, now=keys.AT, node="site-a")
     assert result.status is Tier.CONTRAINDICATED
     return {finding.claim for finding in result.refusals}
 

@@ -22,6 +22,7 @@ from attestation.errors import AttesterError, BindingError, EventLogError
 from attestation.evidence import Claims, Evidence, Tee
 from attestation.logs.accumulator import CONTAINER
 from attestation.logs.eventlog import EventLog
+from attestation.policy.appraise import appraise
 from attestation.policy.model import AppraisalPolicy, ReferenceValue
 from attestation.policy.result import Tier
 from attestation.trust import TrustAnchors
@@ -263,7 +264,7 @@ def test_the_policy_says_whose_containers_count(
     trust = policy.anchors_for(anchors, tee=Tee.TDX, now=keys.AT)
     claims = verify(evidence, binding=binding(), trust=trust, now=keys.AT)
     assert ("container.server" in claims.measurements) == (not refused)
-    result = policy.appraise(claims, now=keys.AT)
+    result = appraise(policy, claims, now=keys.AT)
     assert {finding.claim for finding in result.refusals} == refused
     assert (result.status is Tier.AFFIRMING) == (not refused)
 

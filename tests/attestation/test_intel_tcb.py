@@ -18,7 +18,9 @@ from attestation.endorsements.intel import parse_collateral, read_pck
 from attestation.endorsements.intel_tcb import RELAUNCH, RELAUNCH_AND_CONFIGURE, tcb_status
 from attestation.errors import EndorsementError, EvidenceError, VerificationError
 from attestation.evidence import Evidence, Tee
-from attestation.policy.model import AppraisalPolicy, ReferenceValue
+from attestation.policy.appraise import appraise
+from attestation.policy.model import ReferenceValue
+from attestation.policy.parse import parse_policy
 from attestation.policy.result import Tier
 from attestation.quotes.dcap import DcapQuote
 from attestation.trust import TrustAnchors
@@ -164,7 +166,7 @@ def test_a_domain_that_should_be_launched_again(
     made = signed(tcb, identity)
     quote = DcapQuote.parse(quoted(5, bytes((5, 1, 1)) + bytes(13), bytes((5, 1, 2)) + bytes(13)))
     assert told_here(quote, made) == told_by_dcap_qvl(quote, made) == (status, ())
-    policy = AppraisalPolicy.from_toml(f'accept = ["tdx"]\n[tdx]\ntcb_status = ["{status}"]\n')
+    policy = parse_policy(f'accept = ["tdx"]\n[tdx]\ntcb_status = ["{status}"]\n')
     assert policy.tdx.tcb_status == (status,)
 
 
@@ -201,13 +203,13 @@ def domain(attributes: int = 0, service_td: bytes = bytes(48)) -> Evidence:
 def appraised(evidence: Evidence, rules: str, **trust: Any) -> tuple[str, set[str], Tier]:
     anchors = TrustAnchors(intel_root=INTEL.root_key, collateral=(INTEL.collateral(),))
     claims = verify(evidence, binding=BOUND, trust=replace(anchors, **trust), now=keys.AT)
-    policy = AppraisalPolicy.from_toml('accept = ["tdx"]\n' + rules)
+    policy = parse_policy('accept = ["tdx"]\n' + rules)
     started = [
         ReferenceValue(claim=name, value=claims.measurements[name])
         for name in ("mrtd", "rtmr1", "rtmr2")
     ]
-    result = replace(policy, references=(*started, *policy.references)).appraise(
-        claims, now=keys.AT
+    result = appraise(
+        replace(policy, references=(*started, *policy.references)), claims, now=keys.AT
     )
     return claims.tcb, {item.claim for item in result.refusals}, result.status
 

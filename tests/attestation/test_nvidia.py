@@ -28,7 +28,8 @@ from attestation.errors import (
     SignatureError,
 )
 from attestation.evidence import Evidence, Tee
-from attestation.policy.model import AppraisalPolicy
+from attestation.policy.appraise import appraise
+from attestation.policy.parse import parse_policy
 from attestation.policy.result import Tier
 from attestation.quotes.nvidia import NvidiaReport
 from attestation.trust import TrustAnchors, key_digest
@@ -213,7 +214,7 @@ def test_a_policy_that_needs_a_gpu_gets_a_verified_one() -> None:
         BINDING
     )
     trust = replace(TRUST, sample_keys=frozenset({key_digest(key.public_key())}))
-    policy = AppraisalPolicy.from_toml(
+    policy = parse_policy(
         b'accept = ["sample"]\ninsecure_sample = true\n[nvidia]\nrequired = true\n'
         b'[[reference]]\nclaim = "software"\nvalue = "%s"\n'
         b'[[reference]]\nclaim = "firmware_id"\nvalue = "%s"\ntee = "nvidia"\n'
@@ -226,7 +227,7 @@ def test_a_policy_that_needs_a_gpu_gets_a_verified_one() -> None:
     ):
         whole = replace(host, components=(component,) if component else ())
         claims = verify(whole, binding=BINDING, trust=trust, now=NOW)
-        assert policy.appraise(claims, now=NOW).status is tier
+        assert appraise(policy, claims, now=NOW).status is tier
 
 
 ENTRY = bytes.fromhex("303d06096086480165030402020430")

@@ -21,8 +21,9 @@ from attestation.errors import (
     SignatureError,
 )
 from attestation.evidence import Claims, Evidence, Tee
+from attestation.policy.appraise import appraise as appraise_claims
 from attestation.policy.draft import draft_policy
-from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from attestation.policy.result import AttestationResult, Tier
 from attestation.quotes.nvidia import NvidiaReport
 from attestation.trust import TrustAnchors, key_digest
@@ -58,7 +59,7 @@ def appraise(claims: Claims, *required: str, gpus: int = 1) -> AttestationResult
         f'[[reference]]\nclaim = "software"\nvalue = "{"07" * 32}"\n'
         f"[require]\nclaims = [{listed}]\n"
     )
-    return AppraisalPolicy.from_toml(text.encode()).appraise(claims, now=made.NOW)
+    return appraise_claims(parse_policy(text.encode()), claims, now=made.NOW)
 
 
 def reports(gpus: list[made.Device], switches: list[made.Device]) -> list[Evidence]:
@@ -188,8 +189,8 @@ def test_a_draft_requires_what_was_checked_and_pins_no_answer_of_today() -> None
     draft = draft_policy(claims, source="quote", now=made.NOW).text
     assert 'claims = ["nvidia.rim", "nvidia.revocation"]' in draft
     assert 'claim = "nvidia.revocation"' not in draft
-    policy = AppraisalPolicy.from_toml(draft.encode())
-    assert policy.appraise(claims, now=made.NOW).status is Tier.AFFIRMING
+    policy = parse_policy(draft.encode())
+    assert appraise_claims(policy, claims, now=made.NOW).status is Tier.AFFIRMING
     later = made.NOW + timedelta(hours=20)
     fresh = tuple(
         made.answer(item, start=later, end=later + made.DAY)
@@ -200,9 +201,9 @@ def test_a_draft_requires_what_was_checked_and_pins_no_answer_of_today() -> None
         again.components[0].measurements["nvidia.revocation"]
         != (claims.components[0].measurements["nvidia.revocation"])
     )
-    assert policy.appraise(again, now=later).status is Tier.AFFIRMING
+    assert appraise_claims(policy, again, now=later).status is Tier.AFFIRMING
     bare = judge(GPU.evidence(NONCE))
-    assert policy.appraise(bare, now=made.NOW).status is Tier.CONTRAINDICATED
+    assert appraise_claims(policy, bare, now=made.NOW).status is Tier.CONTRAINDICATED
 
 
 # Devices
@@ -295,15 +296,13 @@ def test_a_machine_in_protected_pcie_mode_shows_every_device() -> None:
 def test_a_draft_of_a_machine_affirms_it_and_no_other() -> None:
     whole = reports(GPUS, SWITCHES)
     claims = judge(*whole)
-    policy = AppraisalPolicy.from_toml(
-        draft_policy(claims, source="quote", now=made.NOW).text.encode()
-    )
+    policy = parse_policy(draft_policy(claims, source="quote", now=made.NOW).text.encode())
     assert (policy.nvidia.min_gpus, policy.require) == (8, ("nvidia.topology",))
-    assert policy.appraise(claims, now=made.NOW).status is Tier.AFFIRMING
+    assert appraise_claims(policy, claims, now=made.NOW).status is Tier.AFFIRMING
     pdis = [gpu.pdi for gpu in GPUS]
     other = SWITCHES[0].report(NONCE, links=pdis, measurements={3: b"\1" * 48})
     changed = [*whole[:8], replace(whole[8], quote=other), *whole[9:]]
-    result = policy.appraise(judge(*changed), now=made.NOW)
+    result = appraise_claims(policy, judge(*changed), now=made.NOW)
     assert [item.claim for item in result.refusals] == ["component[8].nvswitch.measurement.3"]
 
 
@@ -327,7 +326,7 @@ def test_a_policy_pins_gpus_and_switches_by_themselves() -> None:
             f'[[reference]]\nclaim = "{name}"\nvalue = "{values[name].hex()}"\ntee = "nvidia"\n'
             for name in pinned
         )
-        result = AppraisalPolicy.from_toml(text.encode()).appraise(claims, now=made.NOW)
+        result = appraise_claims(parse_policy(text.encode()), claims, now=made.NOW)
         assert result.status is tier, result.refusals
         refused = [item for item in result.refusals if item.claim == "nvidia.reference"]
         assert bool(refused) is (tier is Tier.WARNING)

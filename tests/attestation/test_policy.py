@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from attestation.evidence import Claims, Tee
+from attestation.policy.appraise import appraise as appraise_claims
 from attestation.policy.model import (
     AppraisalPolicy,
     NvidiaRules,
@@ -79,7 +80,7 @@ def policy(*tees: Tee, **changes: Any) -> AppraisalPolicy:
 
 
 def appraise(rules: AppraisalPolicy, subject: Claims, **options: Any) -> AttestationResult:
-    return rules.appraise(subject, now=options.pop("now", NOW), **options)
+    return appraise_claims(rules, subject, now=options.pop("now", NOW), **options)
 
 
 def refused(result: AttestationResult, claim: str) -> Finding:

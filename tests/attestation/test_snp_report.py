@@ -15,8 +15,10 @@ import pytest
 from attestation.decoded import decode_file
 from attestation.errors import EndorsementError
 from attestation.evidence import Claims, Evidence, Tee
+from attestation.policy.appraise import appraise
 from attestation.policy.draft import draft_policy
 from attestation.policy.model import AppraisalPolicy, ReferenceValue, SnpRules
+from attestation.policy.parse import parse_policy
 from attestation.policy.result import Tier
 from attestation.quotes.snp import SnpReport
 from attestation.trust import TrustAnchors
@@ -43,7 +45,7 @@ def claims(version: int = 5, product: str = "Turin", **options: Any) -> Claims:
 def refused(found: Claims, rules: SnpRules) -> set[str]:
     launch = ReferenceValue(claim="launch", value=found.measurements["launch"])
     policy = AppraisalPolicy(accept=(Tee.SNP,), references=(launch,), snp=rules)
-    result = policy.appraise(found, now=keys.AT, lifetime=timedelta(minutes=1))
+    result = appraise(policy, found, now=keys.AT, lifetime=timedelta(minutes=1))
     names = {item.claim for item in result.findings if item.tier is Tier.CONTRAINDICATED}
     assert bool(names) == (result.status is not Tier.AFFIRMING)
     return names
@@ -129,7 +131,7 @@ def test_a_draft_pins_what_a_report_of_version_5_says() -> None:
     strong = {"policy": SWAP_DISABLED, "platform": 1 << 5, "mitigations": (4, 5)}
     found = claims(launch=OLDER, **strong)
     made = draft_policy(found, source="report.bin", now=keys.AT)
-    rules = AppraisalPolicy.from_toml(made.text.encode()).snp
+    rules = parse_policy(made.text.encode()).snp
     assert rules.require_policy == ("page_swap_disable",)
     assert rules.require_platform == ("alias_check",)
     assert rules.require_launch_mitigations == (2,)

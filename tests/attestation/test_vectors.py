@@ -32,7 +32,9 @@ from attestation.evidence import Claims, Evidence, Tee
 from attestation.logs.eventlog import EventLog
 from attestation.logs.firmwarelog import boot_claims
 from attestation.logs.runtime_events import RuntimeEvent
+from attestation.policy.appraise import appraise as appraise_claims
 from attestation.policy.model import AppraisalPolicy, ReferenceValue
+from attestation.policy.parse import parse_policy
 from attestation.policy.references import event_references
 from attestation.policy.result import AttestationResult, Tier
 from attestation.quotes.snp import SnpReport
@@ -80,8 +82,8 @@ def files(vectors: Path) -> Files:
 
 
 def appraise(claims: Claims, text: str, now: dt.datetime = TODAY) -> AttestationResult:
-    policy = AppraisalPolicy.from_toml(f'version = 1\nname = "t"\n{text}'.encode())
-    return policy.appraise(claims, now=now, require_binding=False)
+    policy = parse_policy(f'version = 1\nname = "t"\n{text}'.encode())
+    return appraise_claims(policy, claims, now=now, require_binding=False)
 
 
 def refusals(result: AttestationResult) -> set[str]:
@@ -178,7 +180,7 @@ def test_gcp_log_replays_to_the_quote(files: Files) -> None:
         ((mrtd, *named[:-1]), Tier.CONTRAINDICATED),
     ):
         by_events = AppraisalPolicy(accept=(Tee.TDX,), references=references)
-        findings = by_events.appraise(claims, now=TODAY, require_binding=False).findings
+        findings = appraise_claims(by_events, claims, now=TODAY, require_binding=False).findings
         assert {f.claim: f.tier for f in findings}["launch_identity"] is tier
     other = files.evidence("gcp_cos113_tdx_quote.bin", log="trustee_CCEL_data_ovmf")
     with pytest.raises(EventLogError) as refused:

@@ -15,6 +15,7 @@ from attestation.errors import (
     FreshnessError,
 )
 from attestation.evidence import Claims, Evidence, Tee
+from attestation.policy.appraise import appraise
 from attestation.policy.result import Tier
 from attestation.verifiers import verify
 from tests.vectors import keys
@@ -31,7 +32,7 @@ def claims_of(subject: Subject, evidence: Evidence | None = None) -> Claims:
 
 def test_genuine_evidence_is_affirmed(subject: Subject) -> None:
     claims = claims_of(subject)
-    result = subject.policy.appraise(claims, now=keys.AT, node="site-a")
+    result = appraise(subject.policy, claims, now=keys.AT, node="site-a")
     assert result.status is Tier.AFFIRMING, result.refusals
     assert claims.attributes["bound"] is True
     assert claims.tee is subject.tee
@@ -67,7 +68,7 @@ def test_an_unchecked_binding_says_so_and_is_not_affirmed(subject: Subject) -> N
     evidence = subject.make(binding())
     claims = verify(evidence, binding=None, trust=subject.trust, now=keys.AT)
     assert claims.attributes["bound"] is False
-    result = subject.policy.appraise(claims, now=keys.AT, node="site-a")
+    result = appraise(subject.policy, claims, now=keys.AT, node="site-a")
     assert result.status is Tier.CONTRAINDICATED
 
 
@@ -139,14 +140,14 @@ def test_debug_is_refused(subject: Subject) -> None:
         pytest.skip(f"{subject.name} has no debug mode of its own")
     claims = claims_of(subject, subject.debug(binding()))
     assert claims.debug
-    result = subject.policy.appraise(claims, now=keys.AT, node="site-a")
+    result = appraise(subject.policy, claims, now=keys.AT, node="site-a")
     assert result.status is Tier.CONTRAINDICATED
     assert "debug" in {finding.claim for finding in result.refusals}
 
 
 def test_an_empty_policy_admits_nobody(subject: Subject) -> None:
     empty = type(subject.policy)()
-    assert empty.appraise(claims_of(subject), now=keys.AT).status is Tier.CONTRAINDICATED
+    assert appraise(empty, claims_of(subject), now=keys.AT).status is Tier.CONTRAINDICATED
 
 
 def test_other_hardware_is_refused(subject: Subject) -> None:
@@ -156,8 +157,8 @@ def test_other_hardware_is_refused(subject: Subject) -> None:
         (b"\1" * 32, Tier.CONTRAINDICATED),
     ):
         policy = replace(subject.policy, nodes={"site-a": frozenset({identity})})
-        assert policy.appraise(claims, now=keys.AT, node="site-a").status is status
-        elsewhere = policy.appraise(claims, now=keys.AT, node="site-b")
+        assert appraise(policy, claims, now=keys.AT, node="site-a").status is status
+        elsewhere = appraise(policy, claims, now=keys.AT, node="site-b")
         assert elsewhere.status is Tier.CONTRAINDICATED
 
 

@@ -170,11 +170,9 @@ def test_a_coordinator_that_the_policy_does_not_know_is_sent_nothing(shared, mis
     text = head + "[[coordinator.reference]]" + tail.replace(value, "ab" * 32, 1)
     from dataclasses import replace
 
-    from attestation.policy.model import AppraisalPolicy
+    from attestation.policy.parse import parse_policy
 
-    membership = replace(
-        misbehaving.membership(job, keys), policy=AppraisalPolicy.from_toml(text.encode())
-    )
+    membership = replace(misbehaving.membership(job, keys), policy=parse_policy(text.encode()))
     before = len(shared.ledger("challenge"))
     with (
         misbehaving.gate() as gate,
@@ -195,7 +193,7 @@ def test_the_configuration_stands_in_the_coordinators_evidence(shared, misbehavi
     """Whoever chooses server.toml, and the trust anchors in it, does not do so unseen."""
     from dataclasses import replace
 
-    from attestation.policy.model import AppraisalPolicy
+    from attestation.policy.parse import parse_policy
 
     words = ("fedlearn-server", "measure", "--config", shared.server_toml)
     measured = json.loads(shared.command(*words, "--json").stdout)
@@ -204,7 +202,7 @@ def test_the_configuration_stands_in_the_coordinators_evidence(shared, misbehavi
         for value, fits in ((measured["config"], True), ("ab" * 32, False)):
             pin = f'[[coordinator.reference]]\nclaim = "config"\nvalue = "{value}"\n'
             text = job.policy + "\n" + pin
-            pinned = replace(membership, policy=AppraisalPolicy.from_toml(text.encode()))
+            pinned = replace(membership, policy=parse_policy(text.encode()))
             if fits:
                 verify_coordinator(gate, pinned, now=shared.now)
                 continue

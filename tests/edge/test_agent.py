@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from attestation.policy.sign import operator_key_digest, sign_policy
 from edge.agent import agent as agents
 from edge.agent.agent import Agent
@@ -137,7 +137,7 @@ class Site:
         **changes: Any,
     ) -> None:
         """Send a signed assignment; ``key`` signs it, or the coordinator's own."""
-        spec = JobSpec.from_toml(text, policy=AppraisalPolicy.from_toml(policy))
+        spec = JobSpec.from_toml(text, policy=parse_policy(policy))
         digest = hashlib.sha256(self.bundle).digest()
         now = datetime.now(UTC)
         assignment = Assignment(
@@ -312,7 +312,7 @@ def test_code_that_is_not_what_was_ordered_is_not_started(site: Site) -> None:
 
 def test_an_agent_reads_an_order_once_and_hashes_its_code_once(site: Site) -> None:
     key = ed25519.Ed25519PrivateKey.generate()
-    signature = sign_policy(AppraisalPolicy.from_toml(POLICY), key)
+    signature = sign_policy(parse_policy(POLICY), key)
     clients = Clients()
     with passes(site.bundle, caller=False) as counted:
         site.agent(clients, policy_keys=(operator_key_digest(key.public_key()),))
@@ -379,7 +379,7 @@ def test_an_older_version_of_a_signed_policy_is_refused_until_it_is_forgotten(
 
     def order(identity: str, version: int) -> None:
         text = f'version = {version}\nname = "p"\naccept = ["tpm"]\n'.encode()
-        signature = sign_policy(AppraisalPolicy.from_toml(text), key)
+        signature = sign_policy(parse_policy(text), key)
         site.order(identity, policy=text, policy_signature=signature)
 
     keys = (operator_key_digest(key.public_key()),)
@@ -403,8 +403,8 @@ def test_an_older_version_of_a_signed_policy_is_refused_until_it_is_forgotten(
 def test_a_client_that_runs_by_an_older_policy_is_adopted(site: Site) -> None:
     key = ed25519.Ed25519PrivateKey.generate()
     text = b'version = 1\nname = "p"\naccept = ["tpm"]\n'
-    policy = AppraisalPolicy.from_toml(text)
-    PolicyMemory(site.folder).remember(AppraisalPolicy.from_toml(text.replace(b"1", b"2", 1)))
+    policy = parse_policy(text)
+    PolicyMemory(site.folder).remember(parse_policy(text.replace(b"1", b"2", 1)))
     clients = Clients(running=("a-old",))
     site.agent(clients, policy_keys=(operator_key_digest(key.public_key()),), jobs=10)
     site.order("a-old", policy=text, policy_signature=sign_policy(policy, key))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from attestation.errors import PolicyError
-from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from attestation.trust import TrustAnchors
 from edge.protocol.bootstrap import Bootstrap
 from fedlearn.config.attesterfile import AttesterSettings
@@ -85,13 +85,13 @@ JOB = 'name = "alpha"\napp = "app"\nrounds = 1\nsites = ["site-a"]\npolicy = "po
 
 
 def of_job(**changes: Any) -> Bootstrap:
-    spec = JobSpec.from_toml(JOB, policy=AppraisalPolicy.from_toml(POLICY.encode()))
+    spec = JobSpec.from_toml(JOB, policy=parse_policy(POLICY.encode()))
     made = dataclasses.replace(bootstrap(), spec=spec.to_json(), policy=POLICY)
     return dataclasses.replace(made, **changes)
 
 
 def test_job_policy_and_code_are_read_and_hashed() -> None:
-    spec = JobSpec.from_toml(JOB, policy=AppraisalPolicy.from_toml(POLICY.encode()))
+    spec = JobSpec.from_toml(JOB, policy=parse_policy(POLICY.encode()))
     found, code = of_job().read(), hashlib.sha256(b"\0code").digest()
     assert (found.spec.digest(), found.policy.name) == (spec.digest(), "unnamed")
     assert (found.digest, found.bundle) == (spec.digest(), code)
@@ -107,4 +107,4 @@ def test_a_job_with_another_policy_or_for_another_site_is_refused() -> None:
         of_job(policy='accept = "all"\n').read()
     with pytest.raises(JobError, match="does not name the site site-b"):
         of_job(site="site-b").read()
-    assert AppraisalPolicy.from_toml(POLICY.encode()) == of_job().read().policy
+    assert parse_policy(POLICY.encode()) == of_job().read().policy

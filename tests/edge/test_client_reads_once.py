@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from edge.client import runner as client
 from edge.client.flower.replies import Replies
 from edge.protocol.bootstrap import Bootstrap
@@ -76,7 +76,7 @@ def attester(monkeypatch: pytest.MonkeyPatch) -> Attester:
 
 def test_before_round_1_a_client_reads_all_of_it_once(attester: Attester, tmp_path: Path) -> None:
     code = tiny_bundle(tmp_path / "app")
-    spec = JobSpec.from_toml(JOB, policy=AppraisalPolicy.from_toml(POLICY.encode()))
+    spec = JobSpec.from_toml(JOB, policy=parse_policy(POLICY.encode()))
     told = Bootstrap(
         site="site-a",
         client="c1",

@@ -13,7 +13,17 @@ from typing import Any
 import pytest
 
 from edge.config.kubernetes import NFD_LABELS, Devices, Placement
-from edge.kube.api import JOBS, PODS, Exists, Forbidden, Kube, Missing, Resource, Unavailable
+from edge.kube.api import (
+    JOBS,
+    PODS,
+    Exists,
+    Follower,
+    Forbidden,
+    Kube,
+    Missing,
+    Resource,
+    Unavailable,
+)
 from edge.kube.capabilities import cluster_checks, survey
 from edge.kube.permissions import MACHINES_REQUIRED, NEVER, OPTIONAL, REQUIRED
 from edge.protocol.workload import Phase
@@ -382,7 +392,7 @@ def test_the_api_server_may_restart(cluster_site: Any, cluster: Any) -> None:
         return ([], versions.pop()) if versions else snapshot(resource, selector)
 
     kube.snapshot = stale  # type: ignore[method-assign]
-    follower = kube.follow(JOBS, listed=lists.append, changed=lambda found, gone: None)
+    follower = Follower(kube, JOBS, listed=lists.append, changed=lambda found, gone: None)
     try:
         _until(lambda: len(lists) == 2, "the watch to list again")
         assert {found["metadata"]["name"] for found in lists[1]} == {"a", "b"}

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from edge.kube.api import JOBS, Kube
+from edge.kube.api import JOBS, Follower, Kube
 from edge.kube.api.errors import Gone, Unavailable
 from edge.kube.api.resources import Resource
 from edge.protocol.workload import Phase
@@ -142,7 +142,8 @@ def test_410_gone_makes_a_watch_begin_again_with_a_list(
     configmap(cluster, namespace, "deleted")
     lists: list[set[str]] = []
     changes: list[tuple[str, bool]] = []
-    follower = kube.follow(
+    follower = Follower(
+        kube,
         MAPS,
         listed=lambda found: lists.append({one["metadata"]["name"] for one in found}),
         changed=lambda one, gone: changes.append((one["metadata"]["name"], gone)),
@@ -207,7 +208,8 @@ def test_410_gone_between_two_pages_of_a_list_begins_the_list_again(
     asked.clear()
     configmap(cluster, cluster_site.namespace, "another", "DELETE")
     lists: list[set[str]] = []
-    follower = kube.follow(
+    follower = Follower(
+        kube,
         MAPS,
         listed=lambda found: lists.append({one["metadata"]["name"] for one in found}),
         changed=lambda one, gone: None,

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from edge.config.kubernetes import Devices, Hints, KubernetesSettings, Placement, Toleration
 from edge.kube import labels
+from edge.kube.client_object import Launch, Owner, cores
 from edge.kube.initdata import (
     ANNOTATION,
     annotation_value,
@@ -21,15 +22,7 @@ from edge.kube.initdata import (
     initdata_values,
     opened,
 )
-from edge.kube.pod_manifest import (
-    CCNP_PATH,
-    Launch,
-    Owner,
-    batch_job,
-    cores,
-    manifest,
-    manifest_work,
-)
+from edge.kube.pod_manifest import CCNP_PATH, batch_job, manifest, manifest_work
 from edge.protocol.workload import Workload
 from fedlearn.errors import ConfigError, LaunchError
 from tests.harness.cluster_site import workload as make_workload

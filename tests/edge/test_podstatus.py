@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.kube.pod_manifest import REFUSED_EXIT
 from edge.kube.status import of_job, of_machine, scheduling, warning
-from edge.protocol.workload import Phase
+from edge.protocol.workload import REFUSED_EXIT, Phase
 
 
 def pod(phase: str = "Pending", **details: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from edge.agent.policy_versions import PolicyMemory, SeenPolicy, rollback
 from edge.main import main
 from fedlearn.errors import ConfigError
@@ -18,7 +19,7 @@ from fedlearn.errors import ConfigError
 
 def policy(version: int, name: str = "hospitals", accept: str = "tpm") -> AppraisalPolicy:
     text = f'version = {version}\nname = "{name}"\naccept = ["{accept}"]\n'
-    return AppraisalPolicy.from_toml(text.encode())
+    return parse_policy(text.encode())
 
 
 def test_the_newest_version_is_kept(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from attestation.policy.sign import operator_key_digest, sign_policy
 from edge.agent.site_policy import Answer, Decision, decide
 from edge.config.site import SiteConfig
@@ -189,7 +189,7 @@ def test_a_path_may_not_leave_what_the_site_allows(folder: Path) -> None:
 def test_a_site_may_ask_who_signed_the_policy(folder: Path) -> None:
     known, stranger = (ed25519.Ed25519PrivateKey.generate() for _ in range(2))
     text = 'version = 1\naccept = ["tpm"]'
-    policy = AppraisalPolicy.from_toml(text.encode())
+    policy = parse_policy(text.encode())
     signed = sign_policy(policy, known)
     key = operator_key_digest(known.public_key()).hex()
     asks = ("[accept]", f'[accept]\npolicy_keys = ["{key}"]')

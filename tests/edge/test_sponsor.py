@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from edge.agent.client_service import Keys, Sponsorship
 from edge.client.pod_main import EXIT, FIRST_WORDS, Surroundings
-from edge.kube.pod_manifest import REFUSED_EXIT, Launch, environment
+from edge.kube.client_object import Launch, environment
 from edge.protocol.bootstrap import MAX_BOOTSTRAP_BYTES, Bootstrap
-from edge.protocol.workload import Phase
+from edge.protocol.workload import REFUSED_EXIT, Phase
 from fedlearn.errors import ConfigError, LaunchError, PrivacyError, TransportError
 from fedlearn.identity.voucher import sign_voucher, verify_voucher
 from fedlearn.wire import client_service as wire

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from attestation.attesters.sample import SampleAttester
 from attestation.binding import Binding, Role
-from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from attestation.trust import TrustAnchors
 from edge.client.admission import ClientKeys, Membership, control_of, seek_admission
 from edge.client.flower.fleet import Fleet, Identity
@@ -93,7 +93,7 @@ class MisbehavingClient:
             client="c1",
             workload=self.workload(job),
             keys=keys,
-            policy=AppraisalPolicy.from_toml(job.policy.encode()),
+            policy=parse_policy(job.policy.encode()),
             trust=TrustAnchors(sample_keys=frozenset(map(bytes.fromhex, anchors))),
         )
 

@@ -12,7 +12,7 @@ from attestation.evidence import Evidence, Tee
 from attestation.logs.accumulator import RUNTIME, runtime_digest
 from attestation.logs.eventlog import EventLog
 from attestation.logs.runtime_events import Measurement, record
-from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from attestation.trust import TrustAnchors
 from tests.vectors import keys
 from tests.vectors.amd import Amd
@@ -40,7 +40,7 @@ class Guest:
         self.deployment = deployment
         self.job = replace(
             deployment.jobs["alpha"],
-            policy=AppraisalPolicy.from_toml(policy.encode()),
+            policy=parse_policy(policy.encode()),
             trust=replace(trust or TrustAnchors(), amd_ark_keys=frozenset({self.amd.root_key})),
         )
         deployment.jobs["alpha"] = self.job

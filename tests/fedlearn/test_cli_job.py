@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from fedlearn.app.checks import check_bundle
 from fedlearn.cli import main
 from fedlearn.cli.job import template
@@ -55,7 +55,7 @@ class Coordinator(stubs.OperatorServicer):  # type: ignore[misc]
 
     def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.JobState:
         self.submitted.append(request)
-        policy = AppraisalPolicy.from_toml(request.policy_toml.encode())
+        policy = parse_policy(request.policy_toml.encode())
         spec = JobSpec.from_toml(request.job_toml, policy=policy)
         state = pb.JobState(
             name=spec.name, status="running", rounds=spec.rounds, sites=list(spec.sites)
@@ -152,7 +152,7 @@ def test_a_job_is_submitted_whole(deployment: Deployment, job: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "job heart: running" in done.stdout
     request = deployment.coordinator.submitted[0]
-    policy = AppraisalPolicy.from_toml(request.policy_toml.encode())
+    policy = parse_policy(request.policy_toml.encode())
     spec = JobSpec.from_toml(request.job_toml, policy=policy)
     assert spec.digest() == JobSpec.load(job).digest()
     assert check_bundle(request.bundle).name == "heart"

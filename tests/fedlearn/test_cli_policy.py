@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 from attestation.attesters.sample import SampleAttester
 from attestation.binding import ReportData
 from attestation.documents.formats import MAX_INPUT_BYTES
-from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from fedlearn.cli import main
 
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -119,7 +119,7 @@ def test_the_document_has_what_programs_need(files: dict[str, Path]) -> None:
         document["findings"][0]
     )
     assert document["claims"]["origins"] == dict.fromkeys(("app", "software"), "self-reported")
-    assert document["policy"]["digest"] == AppraisalPolicy.from_toml(POLICY.encode()).digest.hex()
+    assert document["policy"]["digest"] == parse_policy(POLICY.encode()).digest.hex()
 
 
 def swapped(old: str, new: str) -> Callable[[dict[str, Path]], None]:
@@ -313,7 +313,7 @@ def test_a_drafted_policy_affirms_what_it_was_drafted_from(files: dict[str, Path
     assert run("verify", *arguments(files, policy=target)).exit_code == 0
     assert "# " in target.read_text()
     printed = run("init", *source, "--endorsement", files["pin"], "--node", "site-a")
-    policy = AppraisalPolicy.from_toml(printed.stdout.encode())
+    policy = parse_policy(printed.stdout.encode())
     assert policy.nodes == {"site-a": {b"\x01" * 16}}
 
 
@@ -323,7 +323,7 @@ def test_a_draft_never_turns_debugging_on(files: dict[str, Path]) -> None:
     made = run("init", *source, "--output", target)
     assert made.exit_code == 0
     assert "debug mode; the policy refuses it" in made.stderr
-    assert not AppraisalPolicy.from_toml(target.read_bytes()).insecure_debug
+    assert not parse_policy(target.read_bytes()).insecure_debug
     refused = run("verify", *arguments(files, evidence=files["debug"], policy=target))
     assert refused.exit_code == 2
     assert "debug" in refused.output
@@ -430,11 +430,11 @@ def test_reference_values_are_printed_as_a_policy_writes_them(tmp_path: Path) ->
     initdata = tmp_path / "initdata.toml"
     initdata.write_text('algorithm = "sha256"\nversion = "0.1.0"\n[data]\n')
     printed = run("reference", "initdata", initdata, "--name", "v1")
-    policy = AppraisalPolicy.from_toml(printed.stdout.encode())
+    policy = parse_policy(printed.stdout.encode())
     assert [item.claim for item in policy.references] == ["host_data", "mrconfigid"]
     assert policy.references[0].value == hashlib.sha256(initdata.read_bytes()).digest()
     image = run("reference", "image", f"app@sha256:{APP.hex()}")
-    assert AppraisalPolicy.from_toml(image.stdout.encode()).references[0].value == APP
+    assert parse_policy(image.stdout.encode()).references[0].value == APP
     failed(run("reference", "image", "app:latest"), "not an image by digest")
     failed(run("reference", "event-log", initdata), "initdata.toml")
     failed(run("reference", "event-log", initdata, "--events"), "initdata.toml")

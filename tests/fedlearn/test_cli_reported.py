@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from fedlearn.cli import main
 
 REPORTED = Path(__file__).parents[1] / "attestation" / "reported"
@@ -71,7 +71,7 @@ def test_the_service_td_of_the_drafted_evidence_is_required(drafted: Path) -> No
     text = drafted.read_text()
     [bound] = [
         item.value.hex()
-        for item in AppraisalPolicy.from_toml(text.encode()).references
+        for item in parse_policy(text.encode()).references
         if item.claim == SERVICE_TD
     ]
     drafted.write_text(text.replace(bound, "00" * 48))
@@ -79,7 +79,7 @@ def test_the_service_td_of_the_drafted_evidence_is_required(drafted: Path) -> No
 
 
 def test_a_machine_that_is_patched_stays_accepted(drafted: Path) -> None:
-    policy = AppraisalPolicy.from_toml(drafted.read_bytes())
+    policy = parse_policy(drafted.read_bytes())
     assert set(policy.tdx.tcb_status) == {"UpToDate", "OutOfDate"}
     drafted.write_text(drafted.read_text().replace('"UpToDate", "OutOfDate"', '"UpToDate"'))
     assert verified(drafted) == (2, {"tcb_status": "OutOfDate"})

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from attestation.evidence import Evidence, Tee
-from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from fedlearn.cli import main
 from fedlearn.cli.job import template
 
@@ -250,7 +250,7 @@ def test_the_binding_decides_when_it_is_given(drafted: tuple[Case, Path]) -> Non
 def test_any_other_value_in_the_policy_refuses(drafted: tuple[Case, Path]) -> None:
     case, policy = drafted
     text = policy.read_text()
-    for reference in AppraisalPolicy.from_toml(text.encode()).references:
+    for reference in parse_policy(text.encode()).references:
         value = reference.value.hex()
         other = f"{int(value[0], 16) ^ 1:x}{value[1:]}"
         before = f'claim = "{reference.claim}"\nvalue = "{value}"'

@@ -126,7 +126,7 @@ def _machine(name: str, folder: Path, tee: Tee) -> Machine:
 
 @pytest.mark.parametrize("tee", [Tee.TPM, Tee.SAMPLE])
 def test_the_policy_and_the_configurations_can_be_read(tmp_path: Path, tee: Tee) -> None:
-    from attestation.policy.model import AppraisalPolicy
+    from attestation.policy.parse import parse_policy
     from fedlearn.cli.local.children import Children
     from server.config import ServerConfig
 
@@ -140,7 +140,7 @@ def test_the_policy_and_the_configurations_can_be_read(tmp_path: Path, tee: Tee)
             federation, name="medpar", bundle=b"\x07" * 32, app="medpar", sites=names
         )
         table = federation.server_table()
-    policy = AppraisalPolicy.from_toml(text.encode())
+    policy = parse_policy(text.encode())
     assert policy.accept == (tee,)
     assert policy.coordinator is not None
     assert policy.coordinator.accept == (tee,)

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from fedlearn.config import Impossible, dumps
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.job.spec import JobSpec, StrategySpec, owner_key_text, workload_digest
@@ -66,7 +66,7 @@ delta = 1e-5
 
 
 def _read(source: str, policy: bytes = POLICY) -> JobSpec:
-    return JobSpec.from_toml(source, policy=AppraisalPolicy.from_toml(policy))
+    return JobSpec.from_toml(source, policy=parse_policy(policy))
 
 
 def test_defaults_are_complete() -> None:
@@ -395,7 +395,7 @@ def test_no_bytes_do_more_than_raise_a_clear_error(source: str | bytes) -> None:
         MINIMUM + source if isinstance(source, str) else MINIMUM.encode() + source,
     ):
         try:
-            JobSpec.from_toml(text, policy=AppraisalPolicy.from_toml(POLICY))
+            JobSpec.from_toml(text, policy=parse_policy(POLICY))
         except ConfigError as error:
             assert str(error)  # noqa: PT017 (some bytes are a job)
     data = source.encode(errors="surrogatepass") if isinstance(source, str) else source

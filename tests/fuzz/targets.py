@@ -29,7 +29,7 @@ from attestation.endorsements.offline import Input, gather
 from attestation.errors import AttestationError
 from attestation.evidence import Evidence, Tee
 from attestation.policy import ear
-from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from attestation.policy.result import AttestationResult, Finding, Tier
 from attestation.quotes.nvidia import NvidiaReport
 from attestation.quotes.tpm_keys import PublicArea
@@ -126,7 +126,7 @@ def _endorsement(data: bytes) -> None:
 
 
 def _policy(data: bytes) -> None:
-    policy = AppraisalPolicy.from_toml(data)
+    policy = parse_policy(data)
     assert len(policy.digest) == 32
 
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, x25519
 
 from attestation.attesters.sample import SampleAttester
 from attestation.binding import Binding, Role
-from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from attestation.trust import TrustAnchors
 from fedlearn.identity.voucher import sign_voucher
 from server.admission.challenges import Limits
@@ -207,7 +207,7 @@ claim = "launch"
 value = "{LAUNCH.hex()}"
 {coordinator_extra}
 """
-        return AppraisalPolicy.from_toml(text.encode())
+        return parse_policy(text.encode())
 
     def make_proof(self, app: bytes = COORDINATOR_APP) -> CoordinatorProof:
         return CoordinatorProof(

@@ -251,14 +251,14 @@ def test_an_image_that_was_altered_is_refused(layout: Path) -> None:
 
 
 def test_reference_values_are_a_policys() -> None:
-    from attestation.policy.model import AppraisalPolicy
+    from attestation.policy.parse import parse_policy
     from edge.kube.initdata import initdata_document, initdata_values
 
     bundle = bytes(32)
     done = _tool("image_digests.py", "--client", IMAGE, "--bundle", bundle.hex(), "--tee", "snp")
     assert done.returncode == 0, done.stderr
     text = f'version = 1\nname = "p"\naccept = ["snp", "tdx"]\n{done.stdout}'
-    policy = AppraisalPolicy.from_toml(text.encode())
+    policy = parse_policy(text.encode())
     wanted = initdata_values(image=IMAGE, bundle=bundle, tee="snp", name=f"initdata of {IMAGE}")
     assert set(policy.references) == set(wanted)
     document = initdata_document(image=IMAGE, bundle=bundle, tee="snp")

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from fedlearn.errors import JobError, StoreError
 from fedlearn.job.events import KINDS, JobFailed, Log
 from fedlearn.job.spec import JobSpec, owner_key_text
@@ -49,7 +50,7 @@ def text(version: int = 1) -> str:
 
 
 def policy() -> AppraisalPolicy:
-    return AppraisalPolicy.from_toml(text().encode())
+    return parse_policy(text().encode())
 
 
 @pytest.fixture

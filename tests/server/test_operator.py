@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from attestation.policy.sign import operator_key_digest, sign_policy
 from edge.protocol.identity import SiteIdentity
 from fedlearn.cli import main
@@ -290,7 +290,7 @@ def test_a_policy_is_replaced_with_the_signature_that_lies_beside_it(
     file.write_text(text)
     _, out, _ = run(capsys, "job", "policy", "alpha", str(file), *as_operator)
     assert "job alpha goes by version 2 of the policy 'p' (not signed)" in out
-    signature = sign_policy(AppraisalPolicy.from_toml(text.encode()), key)
+    signature = sign_policy(parse_policy(text.encode()), key)
     (tmp_path / "policy.toml.sig").write_bytes(signature)
     _, out, _ = run(capsys, "job", "policy", "alpha", str(file), "--json", *as_operator)
     assert json.loads(out)["signed"] is True

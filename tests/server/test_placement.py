@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.job.spec import JobSpec, Resources
 from server.jobs.placement import Candidate, Choice, choose, obstacles
@@ -44,7 +45,7 @@ ABLE = {
 
 
 def _policy() -> AppraisalPolicy:
-    return AppraisalPolicy.from_toml(POLICY)
+    return parse_policy(POLICY)
 
 
 def asked(report: dict[str, Any] | str) -> tuple[str, ...]:
@@ -125,7 +126,7 @@ def _candidates(**sites: dict[str, Any]) -> list[Candidate]:
 
 
 def _choose(prefer: str = "listed", **sites: dict[str, Any]) -> Choice:
-    return choose(_wish(prefer), AppraisalPolicy.from_toml(POLICY), _candidates(**sites))
+    return choose(_wish(prefer), parse_policy(POLICY), _candidates(**sites))
 
 
 def test_the_first_able_ones_are_chosen_by_default() -> None:
@@ -196,7 +197,7 @@ def test_an_impossible_price_is_none(cost: object) -> None:
 @given(st.permutations(["north", "south", "east", "west"]), st.integers(0, 3))
 def test_the_same_candidates_give_the_same_choice_in_any_order(order: list[str], n: int) -> None:
     found = {one.name: one for one in _candidates(north={"failures": n}, west={"failures": n})}
-    policy = AppraisalPolicy.from_toml(POLICY)
+    policy = parse_policy(POLICY)
     shuffled = choose(_wish("capacity"), policy, [found[name] for name in order])
     assert shuffled == choose(_wish("capacity"), policy, list(found.values()))
 
@@ -222,12 +223,10 @@ def test_a_job_is_in_force_at_its_own_sites_and_so_many_only(sites: tuple[str, .
 def test_a_job_that_chooses_more_than_it_names_is_wrong() -> None:
     text = MANY.format(prefer="listed")
     with pytest.raises(ConfigError, match=r"placement\.choose: must be at most the 4 sites"):
-        JobSpec.from_toml(
-            text.replace("choose = 2", "choose = 5"), policy=AppraisalPolicy.from_toml(POLICY)
-        )
+        JobSpec.from_toml(text.replace("choose = 2", "choose = 5"), policy=parse_policy(POLICY))
     with pytest.raises(ConfigError, match="quorum: must be at most the 2 sites"):
         JobSpec.from_toml(
             text.replace("rounds = 1", "rounds = 1\nquorum = 3"),
-            policy=AppraisalPolicy.from_toml(POLICY),
+            policy=parse_policy(POLICY),
         )
     assert JobSpec.from_json(_wish().to_json()).digest() == _wish().digest()

@@ -19,6 +19,7 @@ from attestation.errors import (
     SignatureError,
 )
 from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from attestation.policy.sign import operator_key_digest, sign_policy
 from server.coordinator import Coordinator
 from server.jobs.policy_registry import PolicyDesk
@@ -30,7 +31,7 @@ DIGEST = operator_key_digest(KEY.public_key())
 
 
 def policy(version: int = 1, *, name: str = "p", software: str = "ab") -> AppraisalPolicy:
-    return AppraisalPolicy.from_toml(text(version, name=name, software=software).encode())
+    return parse_policy(text(version, name=name, software=software).encode())
 
 
 def text(version: int = 1, *, name: str = "p", software: str = "ab") -> str:
@@ -152,7 +153,7 @@ def test_a_coordinator_takes_no_policy_that_pins_no_launch(
 ) -> None:
     coordinator = coordinators()
     bad = (text(2) if table else text(2).replace("software", "app")) + table
-    signature = sign_policy(AppraisalPolicy.from_toml(bad.encode()), KEY)
+    signature = sign_policy(parse_policy(bad.encode()), KEY)
     match = "coordinator: nothing pins" if table else "policy.toml: nothing pins"
     with pytest.raises(PolicyError, match=match):
         coordinator.submit_job(

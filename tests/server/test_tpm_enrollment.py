@@ -335,7 +335,7 @@ def measured(deployment: Any, tpms: Any) -> Any:
 
 
 def make_job(deployment: Any, nodes: str = "", trust: TrustAnchors | None = None) -> Any:
-    from attestation.policy.model import AppraisalPolicy
+    from attestation.policy.parse import parse_policy
 
     text = f"""
 version = 1
@@ -352,7 +352,7 @@ name = "software TPM"
 """
     deployment.jobs["alpha"] = replace(
         deployment.jobs["alpha"],
-        policy=AppraisalPolicy.from_toml(text.encode()),
+        policy=parse_policy(text.encode()),
         trust=trust or TrustAnchors(),
         sites=frozenset({"site-t", "site-u", "site-a"}),
     )

@@ -1,7 +1,7 @@
 """The door to Kubernetes: few verbs on few kinds of objects, in plain JSON.
 
 Objects are dictionaries as the API sends them. Every call has a deadline. What goes wrong is
-a :class:`KubeError` in words, with what to do about it. Watching (:meth:`Kube.follow`) starts
+a :class:`KubeError` in words, with what to do about it. Watching (:class:`Follower`) starts
 from a list, survives lost connections, an API server that restarts, and ``410 Gone``, and
 asks nothing while nothing happens.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import urlencode
@@ -15,7 +15,6 @@ from urllib3.exceptions import HTTPError
 
 from edge.kube.api.access import Access, Account, account_of, by_kubeconfig, in_cluster
 from edge.kube.api.errors import KubeError, Missing, Unavailable, cause_of, refusal
-from edge.kube.api.follower import Follower
 from edge.kube.api.resources import PODS, Object, Resource
 
 __all__ = ["Kube"]
@@ -129,21 +128,6 @@ class Kube:
         return account_of(self._access.authorization())
 
     # --- watching ---------------------------------------------------------------------
-
-    def follow(
-        self,
-        resource: Resource,
-        *,
-        listed: Callable[[list[Object]], None],
-        changed: Callable[[Object, bool], None],
-        selector: Mapping[str, str] | None = None,
-    ) -> Follower:
-        """Keep up with all objects with these labels, in a thread of its own.
-
-        ``listed(objects)`` is called with all of them at first, and again whenever changes
-        may have been missed; ``changed(object, gone)`` with each change after that.
-        """
-        return Follower(self, resource, dict(selector or {}), listed, changed)
 
     def stream(
         self, resource: Resource, selector: Mapping[str, str], *, version: str, seconds: int

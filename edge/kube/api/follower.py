@@ -8,16 +8,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import urllib3
 from urllib3.exceptions import HTTPError
 
+from edge.kube.api.connection import Kube
 from edge.kube.api.errors import Gone, KubeError, Unavailable, cause_of, refusal
 from edge.kube.api.resources import Object, Resource
-
-if TYPE_CHECKING:
-    from edge.kube.api.connection import Kube
 
 __all__ = ["Follower"]
 
@@ -31,19 +29,25 @@ _STEADY_SECONDS: Final = 10.0
 
 
 class Follower:
-    """A watch that goes on until it is stopped. Made by :meth:`Kube.follow`."""
+    """A watch in a thread of its own, which goes on until it is stopped.
+
+    ``listed(objects)`` is called with all objects that have the labels of ``selector`` at
+    first, and again whenever changes may have been missed; ``changed(object, gone)`` with each
+    change after that.
+    """
 
     def __init__(
         self,
         kube: Kube,
         resource: Resource,
-        selector: Mapping[str, str],
+        *,
         listed: Callable[[list[Object]], None],
         changed: Callable[[Object, bool], None],
+        selector: Mapping[str, str] | None = None,
     ) -> None:
         self._kube = kube
         self._resource = resource
-        self._selector = selector
+        self._selector = dict(selector or {})
         self._listed = listed
         self._changed = changed
         self._stopped = threading.Event()

@@ -26,6 +26,7 @@ from attestation.endorsements.offline import (
 from attestation.errors import EndorsementError, EvidenceError
 from attestation.evidence import Claims, Evidence
 from attestation.policy.model import MAX_POLICY_BYTES, AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 from fedlearn.config import file_bytes
@@ -162,7 +163,7 @@ def read_policy(path: Path) -> AppraisalPolicy:
     :raises PolicyError: naming key and line, when it is not a policy.
     """
     data = file_bytes(path, limit=MAX_POLICY_BYTES, what="policy")
-    return AppraisalPolicy.from_toml(data, str(path))
+    return parse_policy(data, str(path))
 
 
 def pick(argument: Path | None, option: Path | None, name: str) -> Path:

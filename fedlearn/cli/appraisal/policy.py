@@ -17,6 +17,7 @@ from attestation.policy.draft import draft_policy
 from attestation.policy.launch import launch_errors
 from attestation.policy.lint import lint_policy
 from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from attestation.policy.sign import (
     MAX_SIGNATURE_BYTES,
     PrivateKey,
@@ -160,7 +161,7 @@ def init(
         click.echo("hint: only genuine evidence is pinned; nothing was written", err=True)
         context.exit(REFUSED)
     draft = draft_policy(claims, source=request.source, now=request.now, name=name, node=node)
-    AppraisalPolicy.from_toml(draft.text.encode(), str(output or "draft"))
+    parse_policy(draft.text.encode(), str(output or "draft"))
     if output is None:
         click.echo(draft.text, nl=False)
     else:

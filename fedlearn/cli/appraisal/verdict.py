@@ -15,6 +15,7 @@ from attestation.errors import (
     VerificationError,
 )
 from attestation.evidence import Claims, Evidence
+from attestation.policy.appraise import appraise
 from attestation.policy.model import AppraisalPolicy
 from attestation.policy.result import AttestationResult, Finding, Tier
 from fedlearn.cli.appraisal.inputs import Request
@@ -120,8 +121,8 @@ def judge(request: Request, policy: AppraisalPolicy, *, node: str | None = None)
             claims=None,
             result=None,
         )
-    result = policy.appraise(
-        claims, now=request.now, node=node, require_binding=request.report_data is not None
+    result = appraise(
+        policy, claims, now=request.now, node=node, require_binding=request.report_data is not None
     )
     return Verdict(
         evidence=request.evidence,

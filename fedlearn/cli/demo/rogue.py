@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from attestation.evidence import Tee
-from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from attestation.trust import TrustAnchors
 from edge.client.admission import ClientKeys, Membership, seek_admission
 from edge.protocol.identity import SiteIdentity
@@ -60,7 +60,7 @@ def try_to_join(order: Mapping[str, Any], wait: Callable[[], object]) -> dict[st
             client=_CLIENT,
             workload=bytes.fromhex(order["workload"]),
             keys=ClientKeys.fresh(),
-            policy=AppraisalPolicy.from_toml(order["policy"].encode()),
+            policy=parse_policy(order["policy"].encode()),
             trust=TrustAnchors(
                 tpm_aks=anchors if tee is Tee.TPM else frozenset(),
                 sample_keys=anchors if tee is Tee.SAMPLE else frozenset(),

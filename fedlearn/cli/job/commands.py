@@ -241,12 +241,12 @@ def policy(name: str, file: Path, operator: Path | None, as_json: bool) -> None:
 
     FILE.sig goes along where there is one. Clients that the policy does not affirm end at once.
     """
-    from attestation.policy.model import AppraisalPolicy
+    from attestation.policy.parse import parse_policy
     from fedlearn.cli.job import validation
     from fedlearn.config import file_bytes
 
     data = file_bytes(file, what="the policy")
-    new = AppraisalPolicy.from_toml(data, where=str(file))
+    new = parse_policy(data, where=str(file))
     signature = validation.policy_signature(file)
     with connect(operator) as client:
         client.replace_policy(name, data.decode("utf-8"), signature)

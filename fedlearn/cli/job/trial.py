@@ -19,7 +19,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from attestation.policy.model import AppraisalPolicy
+from attestation.policy.parse import parse_policy
 from fedlearn.cli.job.progress import Show
 from fedlearn.cli.job.validation import Report
 from fedlearn.cli.local.children import Children, terminate_as_interrupt
@@ -138,7 +138,7 @@ def _told(spec: JobSpec, policy: str, owner: X25519PrivateKey) -> JobSpec:
     public = owner.public_key().public_bytes_raw()
     return dataclasses.replace(
         spec,
-        policy_digest=AppraisalPolicy.from_toml(policy.encode()).digest,
+        policy_digest=parse_policy(policy.encode()).digest,
         policy="policy.toml",
         app="app",
         launcher="any",

@@ -41,7 +41,14 @@ from fedlearn.app.message import (
 from fedlearn.errors import JobError, TransportError
 from fedlearn.job.seeds import node_number
 from server.clock import awake
-from server.flower.exchange.nodes import Delivered, NodeActions, NodeBusy, NodeGone, TooLarge
+from server.flower.exchange.nodes import (
+    Delivered,
+    NodeActions,
+    NodeBusy,
+    NodeGone,
+    TooLarge,
+    Waiter,
+)
 from server.flower.job_plan import JobPlan, Reply
 from server.rpc.fleet import Receive, Scope, Send
 
@@ -58,15 +65,6 @@ _LONGEST_WAIT: Final = 3600.0
 
 _ENVELOPE_BYTES: Final = MAX_HEAD_BYTES + MAX_CONTENT_BYTES
 """What a delivery may have beside its arrays."""
-
-
-@dataclass(slots=True, eq=False)
-class Waiter:
-    """A request for work that waits; ``replaced`` once the same node has made a newer one."""
-
-    loop: asyncio.AbstractEventLoop
-    event: asyncio.Event
-    replaced: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -26,18 +26,24 @@ import hashlib
 import json
 import math
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from fedlearn.app.message import Head, read_content
 from fedlearn.errors import TransportError
 from fedlearn.update.frames import FrameReader, frames_length, write_frames
 from server.rpc.fleet import Caller, Receive, Scope, Send
 
-if TYPE_CHECKING:
-    from server.flower.exchange.link import JobLink
-
-__all__ = ["Delivered", "NodeActions", "NodeBusy", "NodeGone", "TooLarge"]
+__all__ = [
+    "Delivered",
+    "NodeActions",
+    "NodeBusy",
+    "NodeGone",
+    "NodeQuestions",
+    "TooLarge",
+    "Waiter",
+]
 
 _SMALL_BYTES: Final = 64 * 1024
 _HOLD_SECONDS: Final = 20.0
@@ -80,10 +86,42 @@ class Delivered:
     digest: str
 
 
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A request for work that waits; ``replaced`` once the same node has made a newer one."""
+
+    loop: asyncio.AbstractEventLoop
+    event: asyncio.Event
+    replaced: bool = False
+
+
+class NodeQuestions(Protocol):
+    """What the actions of nodes need of a job; see :class:`server.flower.exchange.link.JobLink`."""
+
+    @property
+    def run_id(self) -> int: ...
+
+    def beat(self, node: int, interval: float) -> None: ...
+
+    def leave(self, node: int) -> None: ...
+
+    def waiting(
+        self, node: int, loop: asyncio.AbstractEventLoop
+    ) -> AbstractContextManager[Waiter]: ...
+
+    def next_question(self, node: int) -> Sequence[bytes] | None: ...
+
+    def count_sent(self, size: int) -> None: ...
+
+    def delivery(self, node: int, length: int) -> AbstractContextManager[None]: ...
+
+    def accept(self, node: int, delivered: Delivered, *, size: int, key: bytes) -> bool: ...
+
+
 class NodeActions:
     """The actions of the nodes of one job."""
 
-    def __init__(self, link: JobLink) -> None:
+    def __init__(self, link: NodeQuestions) -> None:
         self._link = link
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

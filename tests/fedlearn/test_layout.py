@@ -1,0 +1,130 @@
+"""The layout of the four packages: no circle of imports, small folders, modules of one idea."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grimp
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("attestation", "edge", "fedlearn", "server")
+MOST_MODULES = 15
+MOST_LINES = 450
+REASON = "Long because"
+
+TOO_LONG = {
+    "edge/agent/agent.py",
+    "fedlearn/job/events.py",
+    "fedlearn/job/spec.py",
+    "fedlearn/sandbox/enter.py",
+    "server/admission/gate.py",
+    "server/flower/aggregation/grid.py",
+    "server/flower/exchange/link.py",
+    "server/identity/enrollment.py",
+    "server/jobs/active_jobs.py",
+    "server/jobs/job_store.py",
+    "server/rpc/fleet.py",
+    "server/store/models.py",
+}
+"""Modules that are still to be parted. It only shrinks."""
+
+
+def circles(graph: grimp.ImportGraph) -> list[list[str]]:
+    """Return the strongly connected components of more than one module (Tarjan, 1972)."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+    for start in sorted(graph.modules):
+        if start in order:
+            continue
+        calls: list[tuple[str, Iterator[str]]] = []
+
+        def enter(module: str, calls: list[tuple[str, Iterator[str]]] = calls) -> None:
+            order[module] = lowest[module] = len(order)
+            stack.append(module)
+            imported = sorted(graph.find_modules_directly_imported_by(module))
+            calls.append((module, iter(imported)))
+
+        enter(start)
+        while calls:
+            module, imported = calls[-1]
+            for other in imported:
+                if other not in order:
+                    enter(other)
+                    break
+                if other in stack:
+                    lowest[module] = min(lowest[module], order[other])
+            else:
+                calls.pop()
+                if calls:
+                    lowest[calls[-1][0]] = min(lowest[calls[-1][0]], lowest[module])
+                if lowest[module] == order[module]:
+                    at = stack.index(module)
+                    if len(stack) - at > 1:
+                        found.append(sorted(stack[at:]))
+                    del stack[at:]
+    return found
+
+
+def modules() -> list[Path]:
+    """Return every module that people write, relative to the root."""
+    paths = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    return [
+        path.relative_to(ROOT) for path in paths if not path.stem.endswith(("_pb2", "_pb2_grpc"))
+    ]
+
+
+def test_no_circle_of_imports_not_even_a_deferred_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The folders of tests have the names of the packages; the graph is to be of the packages.
+    monkeypatch.syspath_prepend(ROOT)
+    for package in PACKAGES:
+        monkeypatch.delitem(sys.modules, package, raising=False)
+    # The graph has the imports inside functions and those for type checkers only, too.
+    graph = grimp.build_graph(*PACKAGES, exclude_type_checking_imports=False, cache_dir=None)
+    assert "server.rpc.guard" in graph.modules
+    found = circles(graph)
+    assert not found, "modules import each other: " + "; ".join(map(", ".join, found))
+
+
+@pytest.mark.parametrize(
+    ("imports", "expected"),
+    [
+        ("a>b b>c", []),
+        ("a>b b>c c>a", [["a", "b", "c"]]),
+        ("a>b b>a c>d d>c b>c", [["a", "b"], ["c", "d"]]),
+        ("a>b a>c b>d c>d", []),
+    ],
+)
+def test_circles_are_found_where_there_are_some(imports: str, expected: list[list[str]]) -> None:
+    graph = grimp.ImportGraph()
+    for arrow in imports.split():
+        importer, imported = arrow.split(">")
+        graph.add_import(importer=importer, imported=imported)
+    assert sorted(circles(graph)) == expected
+
+
+def test_no_folder_has_more_than_fifteen_modules() -> None:
+    counts: dict[str, int] = {}
+    for path in modules():
+        if path.name != "__init__.py":
+            counts[str(path.parent)] = counts.get(str(path.parent), 0) + 1
+    assert counts["server/rpc"] > 1
+    assert {folder: count for folder, count in counts.items() if count > MOST_MODULES} == {}
+
+
+def test_a_long_module_says_why_it_is_long() -> None:
+    found = set()
+    for path in modules():
+        text = (ROOT / path).read_text(encoding="utf-8")
+        docstring = ast.get_docstring(ast.parse(text)) or ""
+        reasons = [line for line in docstring.splitlines() if line.startswith(REASON)]
+        if len(text.splitlines()) > MOST_LINES and not reasons:
+            found.add(str(path))
+    new, gone = sorted(found - TOO_LONG), sorted(TOO_LONG - found)
+    assert not new, f"over {MOST_LINES} lines; part them, or begin a line with {REASON!r}: {new}"
+    assert not gone, f"no longer too long; take them off the list: {gone}"
