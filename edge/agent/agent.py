@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -37,6 +36,7 @@ from edge.protocol.seed_release import Client, grant_seed, kept_seed
 from edge.protocol.site_stream import Order, Reports, Start, Stop
 from edge.protocol.workload import Launcher, Phase, Workload
 from fedlearn import __version__
+from fedlearn.backoff import Backoff
 from fedlearn.errors import (
     EnrollmentRefused,
     FedlearnError,
@@ -55,7 +55,7 @@ _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 60.0
 _LONGEST_UNANSWERED: Final = 2.0
-"""Between two attempts that reach nobody, halved to one and a half times at random."""
+"""Between two attempts that reach nobody, in seconds."""
 
 _HEARTBEAT_SECONDS: Final = 15.0
 _SHORTEST_BEAT_SECONDS: Final = 0.5
@@ -134,10 +134,10 @@ class Agent:
             self._launcher.close()
 
     def _keep_following(self) -> None:
-        pause = _FIRST_PAUSE
+        backoff = Backoff(first=_FIRST_PAUSE, longest=_LONGEST_PAUSE)
         while not self._stopped.is_set():
             self._answered = False
-            longest = _LONGEST_PAUSE
+            longest = None
             try:
                 self._renew_if_due()
                 if self._follow():
@@ -150,10 +150,8 @@ class Agent:
             except (FedlearnError, AttestationError) as error:
                 _LOG.warning("the stream ended: %s", error)
             if self._answered:
-                pause = _FIRST_PAUSE
-            # Many sites lose one coordinator at once; they do not come back at once.
-            self._stopped.wait(min(pause, longest) * (0.5 + secrets.randbelow(1000) / 1000))
-            pause = min(2 * pause, _LONGEST_PAUSE)
+                backoff.reset()
+            self._stopped.wait(backoff.next(longest=longest))
 
     def _end_clients(self, reason: str) -> None:
         """Stop every client, also those of an earlier life; return when they are gone."""

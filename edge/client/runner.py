@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +44,7 @@ from edge.protocol.bootstrap import Bootstrap
 from edge.protocol.rpc import AdmittedClient, GateClient
 from edge.protocol.seed_release import Client, open_grant, request_seed
 from edge.protocol.workload import Phase, Sponsor
+from fedlearn.backoff import Backoff, retry
 from fedlearn.config.attester import open_attester
 from fedlearn.errors import AdmissionDenied, FedlearnError, Throttled, TransportError
 from fedlearn.identity.software import software_digest
@@ -183,21 +183,14 @@ class _Client:
 
     def _admitted(self, attester: Attester, *, patient: bool) -> _Standing:
         """Steps 2 to 4, again and again when ``patient``."""
-        pause, waited = _FIRST_PAUSE, 0.0
-        while True:
-            try:
-                return self._seek(attester)
-            except (TransportError, AdmissionDenied) as error:
-                # Whoever is throttled was not looked at.
-                denied = isinstance(error, AdmissionDenied) and not isinstance(error, Throttled)
-                final = denied and not patient
-                if final or waited > _PATIENCE_SECONDS or self._stop.is_set():
-                    raise
-                _LOG.info("admission in %.1f s again: %s", pause, error)
-            # Many clients lose one coordinator at once; they do not come back at once.
-            self._stop.wait(pause * (0.5 + secrets.randbelow(1000) / 1000))
-            waited += pause
-            pause = min(2 * pause, _LONGEST_PAUSE)
+        return retry(
+            lambda: self._seek(attester),
+            # Whoever is throttled was not looked at.
+            failures=(TransportError, AdmissionDenied if patient else Throttled),
+            seconds=_PATIENCE_SECONDS,
+            backoff=Backoff(first=_FIRST_PAUSE, longest=_LONGEST_PAUSE),
+            wait=self._stop.wait,
+        )
 
     def _seek(self, attester: Attester) -> _Standing:
         bootstrap = self._bootstrap

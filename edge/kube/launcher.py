@@ -37,8 +37,8 @@ from edge.kube.clients import Client, Clients
 from edge.kube.pod_manifest import manifest
 from edge.protocol.bootstrap import Bootstrap
 from edge.protocol.workload import Phase, Report, Workload
+from fedlearn.backoff import retry
 from fedlearn.errors import ConfigError, LaunchError
-from fedlearn.wire.channel import patiently
 from fedlearn.wire.client_service import SponsorServer
 from fedlearn.wire.failure import Unreachable
 
@@ -372,7 +372,7 @@ def _retrying(call: Callable[[], _T]) -> _T:
                 raise
             raise Unreachable(str(error), hint=error.hint) from error
 
-    return patiently(once, attempts=_ATTEMPTS)
+    return retry(once, failures=(Unreachable,), attempts=_ATTEMPTS)
 
 
 @contextmanager

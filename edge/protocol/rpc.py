@@ -15,12 +15,13 @@ from typing import Any, Final, Self, TypeVar
 from edge.protocol.identity import SiteIdentity, certification_request, key_pem, new_key
 from edge.protocol.site_stream import Order, Reports, Start, Stop
 from fedlearn.app.checks import MAX_BUNDLE_BYTES
+from fedlearn.backoff import retry
 from fedlearn.errors import TransportError
 from fedlearn.identity.join import JoinToken
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire.calls import ADMIT_SECONDS, Calls
-from fedlearn.wire.channel import open_channel, patiently
-from fedlearn.wire.failure import denied_of, failure_of
+from fedlearn.wire.channel import open_channel
+from fedlearn.wire.failure import UNANSWERED, denied_of, failure_of
 from fedlearn.wire.pinning import PinnedServer, fetch_pinned
 
 import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
@@ -118,14 +119,20 @@ class GateClient(Calls):
 
         :raises TransportError: when it is another than the pin says, or cannot be reached.
         """
-        return cls(patiently(lambda: fetch_pinned(address, ca_pin=ca_pin, now=now())))
+        return cls(
+            retry(
+                lambda: fetch_pinned(address, ca_pin=ca_pin, now=now()),
+                failures=UNANSWERED,
+                attempts=cls.attempts,
+            )
+        )
 
     def enroll(self, token: str, csr: bytes, tpm: bytes = b"") -> pb.EnrollReply:
         """Redeem a join token, or ask again with the key that did.
 
         ``tpm`` is the encoded identity of the site's TPM, for the operator to see.
         """
-        reply: pb.EnrollReply = self._patiently(
+        reply: pb.EnrollReply = self._retry(
             self._gate.Enroll, pb.EnrollRequest(token=token, csr=csr, tpm_identity=tpm)
         )
         return reply
@@ -133,13 +140,13 @@ class GateClient(Calls):
     def attest_coordinator(self, job: str, nonce: bytes) -> CoordinatorEvidence:
         """Ask the coordinator for evidence over ``nonce`` (32 bytes of our own)."""
         request = pb.AttestCoordinatorRequest(job=job, nonce=nonce)
-        reply = self._patiently(self._gate.AttestCoordinator, request)
+        reply = self._retry(self._gate.AttestCoordinator, request)
         return CoordinatorEvidence(evidence=reply.evidence, hpke_key=reply.hpke_key)
 
     def challenge(self, job: str, site: str) -> Challenge:
         """Ask for a nonce."""
         return _challenge(
-            self._patiently(self._gate.Challenge, pb.ChallengeRequest(job=job, site=site))
+            self._retry(self._gate.Challenge, pb.ChallengeRequest(job=job, site=site))
         )
 
     def admit(self, request: Request) -> AdmittedClient:
@@ -180,7 +187,7 @@ class ControlClient(Calls):
 
     def challenge(self) -> Challenge:
         """Ask for a nonce for attesting again, as an admitted client."""
-        return _challenge(self._patiently(self._clients.Challenge, pb.Empty()))
+        return _challenge(self._retry(self._clients.Challenge, pb.Empty()))
 
     def renew(self, request: Request) -> AdmittedClient:
         """Attest again, once, on the connection of the certificate in use.
@@ -195,7 +202,7 @@ class ControlClient(Calls):
         :param examples: the most examples that the records can hold (:mod:`edge.client.dataset`).
         """
         request = pb.CommitDataRequest(job=job, root=root, records=records, examples=examples)
-        return int(self._patiently(self._clients.CommitData, request).ledger_entry)
+        return int(self._retry(self._clients.CommitData, request).ledger_entry)
 
     def release_key(self, model: str, version: int, file_id: bytes) -> bytes:
         """Return a content key, wrapped to the attested HPKE key.
@@ -203,12 +210,12 @@ class ControlClient(Calls):
         :raises KeyReleaseDenied: when it is not for this client, or not now.
         """
         request = pb.ReleaseKeyRequest(model=model, version=version, file_id=file_id)
-        return bytes(self._patiently(self._clients.ReleaseKey, request).wrapped)
+        return bytes(self._retry(self._clients.ReleaseKey, request).wrapped)
 
     def renew_site(self, identity: SiteIdentity) -> SiteIdentity:
         """Return the site's identity with a new certificate for the same key."""
         csr = certification_request(identity.key)
-        reply = self._patiently(self._sites.RenewSite, pb.RenewSiteRequest(csr=csr))
+        reply = self._retry(self._sites.RenewSite, pb.RenewSiteRequest(csr=csr))
         return _accepted(identity, reply)
 
     def propose_tpm(self, identity: bytes) -> TpmChallenge:
@@ -232,7 +239,7 @@ class ControlClient(Calls):
 
         :raises TransportError: when it is longer than 64 MiB.
         """
-        return patiently(lambda: self._fetch(sha256))
+        return retry(lambda: self._fetch(sha256), failures=UNANSWERED, attempts=self.attempts)
 
     def follow(
         self, reports: Reports, *, answered: Callable[[], object] = lambda: None

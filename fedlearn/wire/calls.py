@@ -6,9 +6,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+from fedlearn.backoff import retry
 from fedlearn.errors import Throttled
-from fedlearn.wire.channel import patiently
-from fedlearn.wire.failure import failure_of
+from fedlearn.wire.failure import UNANSWERED, failure_of
 
 import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
 
@@ -62,12 +62,14 @@ class Calls:
 
     def _when_taken(self, method: Callable[..., _T], request: Any) -> _T:
         """Make a call that may not be made twice; repeat it only where it was not looked at."""
-        return patiently(
+        return retry(
             lambda: self._once(method, request, ADMIT_SECONDS),
-            attempts=self.attempts,
             failures=(Throttled,),
+            attempts=self.attempts,
         )
 
-    def _patiently(self, method: Callable[..., _T], request: Any) -> _T:
+    def _retry(self, method: Callable[..., _T], request: Any) -> _T:
         """Make a call that may be made twice; repeat it while nobody takes it."""
-        return patiently(lambda: self._once(method, request), attempts=self.attempts)
+        return retry(
+            lambda: self._once(method, request), failures=UNANSWERED, attempts=self.attempts
+        )

@@ -9,26 +9,20 @@ channel reaches the holder of that key and nobody else.
 from __future__ import annotations
 
 import os
-import random
-import time
-from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 
 from fedlearn.app.checks import MAX_BUNDLE_BYTES
-from fedlearn.errors import FedlearnError, Throttled
 from fedlearn.identity.join import checked_address
 from fedlearn.identity.spiffe import COORDINATOR_DNS
-from fedlearn.wire.failure import Unreachable
 
 __all__ = [
     "MAX_CONTROL_BYTES",
     "MAX_MESSAGE_BYTES",
     "open_channel",
-    "patiently",
 ]
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024 + 64 * 1024
@@ -36,8 +30,6 @@ MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024 + 64 * 1024
 
 MAX_CONTROL_BYTES: Final = MAX_BUNDLE_BYTES + 2 * 1024 * 1024
 """Upper bound of a job's submission."""
-
-_T = TypeVar("_T")
 
 
 def open_channel(
@@ -76,30 +68,3 @@ def open_channel(
         ("grpc.use_local_subchannel_pool", 1),
     ]
     return grpc.secure_channel(checked_address(address), credentials, options=options)
-
-
-def patiently(
-    call: Callable[[], _T],
-    *,
-    attempts: int = 6,
-    first: float = 0.1,
-    longest: float = 5.0,
-    failures: tuple[type[FedlearnError], ...] = (Unreachable, Throttled),
-    sleep: Callable[[float], None] = time.sleep,
-    draw: Callable[[float, float], float] = random.uniform,
-) -> _T:
-    """Call again while it fails by ``failures``, with exponential backoff and full jitter.
-
-    By default these are that nobody answers, and that there are too many requests. Only for
-    calls that may be made twice; a throttled call was not looked at. Anything else is final.
-
-    :raises FedlearnError: the last one, after ``attempts`` tries.
-    """
-    for attempt in range(attempts):
-        try:
-            return call()
-        except failures:
-            if attempt == attempts - 1:
-                raise
-        sleep(draw(0.0, min(longest, first * 2**attempt)))
-    raise ValueError("attempts must be positive")

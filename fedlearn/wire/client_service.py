@@ -32,12 +32,19 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from fedlearn.backoff import retry
 from fedlearn.errors import ConfigError, FedlearnError, LaunchError, TransportError
 from fedlearn.identity.join import checked_address
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire.calls import Calls
-from fedlearn.wire.channel import patiently
-from fedlearn.wire.failure import MAX_MESSAGE_CHARS, Unreachable, failure_of, status_of, trailing_of
+from fedlearn.wire.failure import (
+    MAX_MESSAGE_CHARS,
+    UNANSWERED,
+    Unreachable,
+    failure_of,
+    status_of,
+    trailing_of,
+)
 
 import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
 
@@ -216,7 +223,7 @@ class SponsorClient(Calls):
 
     def __init__(self, address: str, *, pin: bytes, ticket: Ticket) -> None:
         self._ticket = pb.LaunchTicket(assignment=ticket.assignment, tag=ticket.tag)
-        certificate = patiently(lambda: _pinned(address, pin), attempts=12)
+        certificate = retry(lambda: _pinned(address, pin), failures=UNANSWERED, attempts=12)
         channel = grpc.secure_channel(
             checked_address(address),
             grpc.ssl_channel_credentials(root_certificates=certificate),
@@ -238,24 +245,24 @@ class SponsorClient(Calls):
         :raises LaunchError: when the agent did not start this client.
         :raises TransportError: when nobody answers, or the document is too long.
         """
-        return patiently(lambda: self._fetch(limit), attempts=30)
+        return retry(lambda: self._fetch(limit), failures=UNANSWERED, attempts=30)
 
     def vouch(self, nonce: bytes, tls_key: bytes) -> bytes:
         """Ask for a voucher; see :class:`edge.protocol.workload.Sponsor`."""
         request = pb.VouchRequest(ticket=self._ticket, nonce=nonce, tls_key=tls_key)
-        reply = self._patiently(self._stub.Vouch, request)
+        reply = self._retry(self._stub.Vouch, request)
         return bytes(reply.voucher)
 
     def grant_seed(self, request: bytes) -> bytes:
         """Ask for the seed; see :class:`edge.protocol.workload.Sponsor`."""
         message = pb.SeedRequest(ticket=self._ticket, request=request)
-        reply = self._patiently(self._stub.GrantSeed, message)
+        reply = self._retry(self._stub.GrantSeed, message)
         return bytes(reply.reply)
 
     def charge(self, question: str) -> None:
         """Ask for the charge of an update; see :class:`edge.protocol.workload.Sponsor`."""
         request = pb.ChargeRequest(ticket=self._ticket, question=question)
-        self._patiently(self._stub.Charge, request)
+        self._retry(self._stub.Charge, request)
 
     def tell(self, phase: str, reason: str) -> None:
         """Say where this client stands.

@@ -26,7 +26,7 @@ from fedlearn.errors import (
     TransportError,
 )
 
-__all__ = ["Unreachable", "failure_of", "status_of", "trailing_of"]
+__all__ = ["UNANSWERED", "Unreachable", "failure_of", "status_of", "trailing_of"]
 
 MAX_MESSAGE_CHARS: Final = 2000
 MAX_HINT_BYTES: Final = 1000
@@ -36,6 +36,10 @@ MAX_FINDINGS_BYTES: Final = 3500
 
 class Unreachable(TransportError):
     """Nobody answered, or nobody who could act now. The same call may succeed later."""
+
+
+UNANSWERED: Final = (Unreachable, Throttled)
+"""What a call that may be made twice is made again after: it was not looked at."""
 
 
 _STATUS: Final = (

@@ -7,7 +7,6 @@ to do.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
 from fedlearn.app.checks import MAX_BUNDLE_BYTES
+from fedlearn.backoff import Backoff
 from fedlearn.errors import ConfigError
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire.calls import Calls
@@ -190,12 +190,12 @@ class OperatorClient(Calls):
 
     def list_jobs(self) -> tuple[JobState, ...]:
         """Return all jobs."""
-        reply = self._patiently(self._operator.ListJobs, pb.Empty())
+        reply = self._retry(self._operator.ListJobs, pb.Empty())
         return tuple(_job(item) for item in reply.jobs)
 
     def get_job(self, name: str) -> JobState:
         """Return one job."""
-        return _job(self._patiently(self._operator.GetJob, pb.JobName(name=name)))
+        return _job(self._retry(self._operator.GetJob, pb.JobName(name=name)))
 
     def follow_job(
         self, name: str, *, after: int = 0, past_only: bool = False
@@ -205,13 +205,14 @@ class OperatorClient(Calls):
         Ends when the job does, or with ``past_only`` after the last one there is. A broken
         connection is taken up again after the last event that was yielded.
         """
-        seen, failures = after, 0
+        seen, failures, backoff = after, 0, Backoff(first=0.4)
         while True:
             request = pb.FollowJobRequest(name=name, after=seen, past_only=past_only)
             call = self._operator.FollowJob(request)
             try:
                 for item in call:
                     seen, failures = item.sequence, 0
+                    backoff.reset()
                     yield JobEvent(
                         sequence=item.sequence,
                         unix_ms=item.unix_ms,
@@ -226,7 +227,7 @@ class OperatorClient(Calls):
                     raise failure from None
             finally:
                 call.cancel()
-            time.sleep(random.uniform(0.0, 0.2 * 2**failures))  # noqa: S311 - jitter
+            time.sleep(backoff.next())
 
     def cancel_job(self, name: str) -> JobState:
         """Stop a job."""
@@ -275,7 +276,7 @@ class OperatorClient(Calls):
 
     def list_operators(self) -> tuple[OperatorState, ...]:
         """Return all operators, those that were revoked included."""
-        reply = self._patiently(self._operator.ListOperators, pb.Empty())
+        reply = self._retry(self._operator.ListOperators, pb.Empty())
         return tuple(_operator(item) for item in reply.operators)
 
     def add_operator(self, name: str, csr: bytes) -> OperatorGrant:
@@ -319,12 +320,12 @@ class OperatorClient(Calls):
 
     def list_sites(self) -> tuple[SiteState, ...]:
         """Return all sites."""
-        reply = self._patiently(self._operator.ListSites, pb.Empty())
+        reply = self._retry(self._operator.ListSites, pb.Empty())
         return tuple(_site(item) for item in reply.sites)
 
     def get_site(self, name: str) -> SiteState:
         """Return one site, with what it reports about itself."""
-        return _site(self._patiently(self._operator.GetSite, pb.SiteName(name=name)))
+        return _site(self._retry(self._operator.GetSite, pb.SiteName(name=name)))
 
     def approve_site(self, name: str, *, ek: bytes = b"") -> SiteState:
         """Let a pending site in, or a draining one take clients again.

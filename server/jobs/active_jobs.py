@@ -20,6 +20,7 @@ from typing import Final
 
 from attestation.errors import AttestationError
 from attestation.trust import TrustAnchors
+from fedlearn.backoff import Backoff, retry
 from fedlearn.errors import DiskError, FedlearnError, JobError, StoreError
 from fedlearn.job.events import (
     Event,
@@ -357,18 +358,18 @@ class OpenJobs:
 
         A job that has ended must not be open for ever because its end could not be written.
         """
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                act()
-            except DiskError as error:
-                self.health.fault(what, str(error))
-                if self._over.wait(pause):
-                    return False
-                pause = min(2 * pause, _LONGEST_PAUSE)
-            else:
-                self.health.clear(what)
-                return True
+        try:
+            retry(
+                act,
+                failures=(DiskError,),
+                backoff=Backoff(first=_FIRST_PAUSE, longest=_LONGEST_PAUSE),
+                wait=self._over.wait,
+                failed=lambda error: self.health.fault(what, str(error)),
+            )
+        except DiskError:
+            return False
+        self.health.clear(what)
+        return True
 
     def client_refused(self, job: OpenJob, site: str, reason: str) -> None:
         """Note it; end the job at once when those that are left are too few for its quorum."""

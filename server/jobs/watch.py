@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from fedlearn.backoff import Backoff
 from fedlearn.errors import DiskError, FedlearnError
 from fedlearn.job.events import (
     CheckpointSealed,
@@ -92,7 +93,7 @@ class JobWatch:
         self._over = over
         self._health = health
         self._fault = f"job {job.record.name}"
-        self._pause = _FIRST_PAUSE
+        self._backoff = Backoff(first=_FIRST_PAUSE, longest=_LONGEST_PAUSE)
         self._round = -1
         self._idle = 0.0
         self._total = 0.0
@@ -168,9 +169,9 @@ class JobWatch:
         )
         try:
             if self._job.desk.round > self._round:
-                self._pause = _FIRST_PAUSE
+                self._backoff.reset()
             self._round = self._job.desk.round
-            pause, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE)
+            pause = self._backoff.next()
             while True:
                 if self._over.wait(pause) or not self._current():
                     return False

@@ -31,12 +31,10 @@ from fedlearn.errors import (
     EnrollmentRefused,
     KeyReleaseDenied,
     NonceRefused,
-    Throttled,
     TransportError,
 )
 from fedlearn.identity.join import JoinToken
 from fedlearn.identity.voucher import sign_voucher
-from fedlearn.wire.channel import patiently
 from fedlearn.wire.failure import Unreachable
 from fedlearn.wire.pinning import fetch_pinned
 from server.rpc import StartOrder, StopOrder
@@ -261,38 +259,6 @@ def test_a_server_without_tls_is_told_as_such() -> None:
         with pytest.raises(TransportError, match=r"TLS|reached"):
             fetch_pinned(address, ca_pin=bytes(32), now=datetime.now(UTC))
         thread.join()
-
-
-def test_only_who_does_not_answer_is_asked_again() -> None:
-    calls: list[int] = []
-    slept: list[float] = []
-
-    def fail(error: Exception, times: int) -> Any:
-        def call() -> str:
-            calls.append(1)
-            if len(calls) <= times:
-                raise error
-            return "answered"
-
-        return call
-
-    kwargs: dict[str, Any] = {"sleep": slept.append, "draw": lambda low, high: high}
-    assert patiently(fail(Unreachable("x"), 3), **kwargs) == "answered"
-    assert slept == [0.1, 0.2, 0.4]
-    calls.clear()
-    with pytest.raises(Unreachable):
-        patiently(fail(Unreachable("x"), 99), attempts=3, **kwargs)
-    assert len(calls) == 3
-    calls.clear()
-    assert patiently(fail(Throttled("x"), 2), **kwargs) == "answered"
-    calls.clear()
-    with pytest.raises(AdmissionDenied):
-        patiently(fail(AdmissionDenied("x"), 99), **kwargs)
-    assert len(calls) == 1
-    calls.clear()
-    with pytest.raises(Unreachable):
-        patiently(fail(Unreachable("x"), 99), failures=(Throttled,), **kwargs)
-    assert len(calls) == 1
 
 
 def token_for(listeners: Any, name: str, **options: Any) -> str:

@@ -212,9 +212,7 @@ def test_something_else_of_that_name_is_not_adopted(cluster_site: Any) -> None:
 # --- what a cluster lacks -----------------------------------------------------------------
 
 
-def test_a_missing_runtime_class_is_named_and_nothing_is_created(
-    cluster_site: Any, workload: Any
-) -> None:
+def test_a_missing_runtime_class_is_named_and_nothing_is_created(cluster_site: Any) -> None:
     launcher = cluster_site.launcher(
         workload="confidential-containers", runtime_class="kata-qemu-snp"
     )

@@ -171,7 +171,7 @@ def test_an_ended_assignment_is_answered_no_more(
     line.sponsorship.release("a")
     with pytest.raises(Unreachable, match="not known here yet"):
         line.sponsorship.vouch(line.ticket(), NONCE, b"key")
-    monkeypatch.setattr(wire, "patiently", lambda call, **_: call())
+    monkeypatch.setattr(wire, "retry", lambda call, **_: call())
     client = line.client()
     with pytest.raises(Unreachable):
         client.vouch(NONCE, b"key")

@@ -129,7 +129,7 @@ def test_a_failed_disk_interrupts_the_job_which_goes_on_by_itself() -> None:
 def test_a_disk_that_fails_often_interrupts_as_often_with_growing_pauses() -> None:
     scene = Scene(Host(*[DISK] * 6, FINISHED))
     assert scene.watch.run() == FINISHED
-    assert scene.watch._pause == pytest.approx(0.01 * 2**6)
+    assert scene.watch._backoff.bound == pytest.approx(0.01 * 2**6)
     assert scene.job.crashes == 0
 
 

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TypeVar
 
 from edge.client.flower.fleet import HEARTBEAT_SECONDS, Ended, Fleet, Identity, Work
 from edge.client.flower.replies import ClientPlan, Replies
 from fedlearn.app.message import Flat
+from fedlearn.backoff import Backoff, retry
 from fedlearn.errors import FedlearnError, TransportError, UpdateRejected
 
 __all__ = ["ClientPlan", "Identity", "WarmClient"]
 
 _LOG = logging.getLogger(__name__)
-_FIRST_PAUSE: Final = 0.05
-_LONGEST_PAUSE: Final = 2.0
+_T = TypeVar("_T")
 
 
 class WarmClient:
@@ -49,7 +48,6 @@ class WarmClient:
         self._replies = Replies(plan, directory=directory, charge=charge)
         self._last: tuple[str, Flat] | None = None
         self._stop = threading.Event()
-        self._denied = threading.Event()
 
     def load(self) -> None:
         """Load the app. Done once; :meth:`run` does it if nobody has.
@@ -63,7 +61,6 @@ class WarmClient:
     def renew(self, identity: Identity) -> None:
         """Go on with a new certificate; work under way is not dropped."""
         self._fleet.renew(identity)
-        self._denied.clear()
 
     def stop(self) -> None:
         """Make :meth:`run` return after the call that is under way.
@@ -91,10 +88,10 @@ class WarmClient:
         done = threading.Event()
         self._done = done
         try:
-            self._patiently(self._enter)
+            self._retry(self._enter)
             beats.start()
             while not self._stop.is_set():
-                work = self._patiently(self._fleet.fetch)
+                work = self._retry(self._fleet.fetch)
                 if work is not None:
                     self._handle(work)
             self.close()
@@ -110,20 +107,20 @@ class WarmClient:
     def _enter(self) -> None:
         self._replies.node, self._replies.run = self._fleet.activate()
 
-    def _patiently(self, action: Any) -> Any:
-        """Do something again until it works or patience ends."""
-        pause, end = _FIRST_PAUSE, time.monotonic() + self._plan.patience
-        while True:
-            try:
-                return action()
-            except TransportError as error:
-                if self._stop.is_set():
-                    return None
-                if time.monotonic() > end:
-                    raise
-                _LOG.info("trying again in %.2f s: %s", pause, error)
-                self._stop.wait(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+    def _retry(self, action: Callable[[], _T]) -> _T | None:
+        """Do something again until it works or the plan's patience ends; None when stopped."""
+        try:
+            return retry(
+                action,
+                failures=(TransportError,),
+                seconds=self._plan.patience,
+                backoff=Backoff(first=0.05, longest=2.0),
+                wait=self._stop.wait,
+            )
+        except TransportError:
+            if self._stop.is_set():
+                return None
+            raise
 
     def _beat(self) -> None:
         done = self._done
@@ -148,5 +145,5 @@ class WarmClient:
         if delivered is False:
             _LOG.info("the reply came too late")
 
-    def _deliver(self, flat: Flat) -> Any:
-        return self._patiently(lambda: self._fleet.deliver(flat))
+    def _deliver(self, flat: Flat) -> bool | None:
+        return self._retry(lambda: self._fleet.deliver(flat))

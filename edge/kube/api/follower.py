@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from urllib3.exceptions import HTTPError
 from edge.kube.api.connection import Kube
 from edge.kube.api.errors import Gone, KubeError, Unavailable, cause_of, refusal
 from edge.kube.api.resources import Object, Resource
+from fedlearn.backoff import Backoff
 
 __all__ = ["Follower"]
 
@@ -69,7 +69,7 @@ class Follower:
             self._thread.join(_JOIN_SECONDS)
 
     def _run(self) -> None:
-        pause = _FIRST_PAUSE
+        backoff = Backoff(first=_FIRST_PAUSE, longest=_LONGEST_PAUSE)
         while not self._stopped.is_set():
             began = time.monotonic()
             try:
@@ -88,10 +88,8 @@ class Follower:
                 self._version = ""
                 _LOG.warning("watching %s: %s", self._resource, error)
             if time.monotonic() - began > _STEADY_SECONDS:
-                pause = _FIRST_PAUSE
-            # Many agents lose one API server at once; they do not come back at once.
-            self._stopped.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311
-            pause = min(2 * pause, _LONGEST_PAUSE)
+                backoff.reset()
+            self._stopped.wait(backoff.next())
 
     def _watch(self) -> None:
         """Watch once, until the connection ends."""
