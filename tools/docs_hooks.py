@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import docs_reference
+
+_DIAGRAM: Final = re.compile(r"^!\[[^]]*\]\((?:\.\./)*(assets/[a-z]+\.svg)\)$", re.MULTILINE)
 
 
 def on_config(config: Any) -> Any:
@@ -20,6 +23,15 @@ def on_config(config: Any) -> Any:
     return config
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Fill in what a page takes from the code."""
-    return docs_reference.fill(markdown)
+def on_page_markdown(markdown: str, config: Any, **_: Any) -> str:
+    """Fill in what a page takes from the code, and put diagrams into it.
+
+    A diagram inside of the page takes the colours that a reader chose; as an image it would not.
+    """
+    folder = Path(config["docs_dir"])
+
+    def drawn(match: re.Match[str]) -> str:
+        image = (folder / match[1]).read_text(encoding="utf-8")
+        return f'<figure class="diagram">\n{image}</figure>'
+
+    return _DIAGRAM.sub(drawn, docs_reference.fill(markdown))
