@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from flwr.app import Array, ArrayRecord, RecordDict  # noqa: E402
 
-from server.flower.exchange.link import JobLink  # noqa: E402
+from server.flower.exchange.link import JobExchange  # noqa: E402
 from tests.fakes.exchange import FakeNode, ask, body, plan  # noqa: E402
 
 TARGET = 1.5
@@ -36,7 +36,7 @@ class Round:
     """One round of ``count`` nodes; the answers are made before anything is timed."""
 
     def __init__(self, count: int, values: int) -> None:
-        self.link = JobLink(plan(tuple(f"s{number}" for number in range(count))))
+        self.link = JobExchange(plan(tuple(f"s{number}" for number in range(count))))
         self.nodes = [FakeNode(self.link, site) for site in self.link.plan.sites]
         array = Array(np.zeros(values, np.float32))
         self.content = RecordDict({"arrays": ArrayRecord({"w": array})})

@@ -23,17 +23,17 @@ from fedlearn.errors import FedlearnError, JobError
 from fedlearn.job.events import KINDS, ClientLost, ClientStarting, JobCancelled, JobSubmitted, Log
 from fedlearn.job.spec import JobSpec
 from fedlearn.privacy import Budget
-from server.admission.registry import Admission, AdmissionRegister
+from server.admission.registry import Admission, AdmissionRegistry
 from server.health import Health
-from server.identity.enrollment import SiteRegister
+from server.identity.enrollment import SiteRegistry
 from server.jobs.active_jobs import OpenJobs
 from server.jobs.bundles import Bundle
-from server.jobs.job_store import JobBook, JobRecord, JobState, JobStatus
+from server.jobs.job_store import JobRecord, JobState, JobStatus, JobStore
 from server.jobs.placement import Choice
-from server.jobs.policy_registry import PolicyDesk
+from server.jobs.policy_registry import PolicyRegistry
 from server.jobs.selection import Selection
 from server.rpc.ports import EventView, JobView, Orders
-from server.state_directory import Home
+from server.state_directory import StateDirectory
 
 __all__ = ["Coordinator"]
 
@@ -52,11 +52,11 @@ class Coordinator:
 
     def __init__(
         self,
-        home: Home,
+        home: StateDirectory,
         *,
-        book: JobBook,
-        sites: SiteRegister,
-        register: AdmissionRegister,
+        book: JobStore,
+        sites: SiteRegistry,
+        register: AdmissionRegistry,
         trust: Callable[[], TrustAnchors],
         runtime: Path,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -66,7 +66,7 @@ class Coordinator:
         self._book = book
         self._register = register
         self._clock = clock
-        self._policies = PolicyDesk(
+        self._policies = PolicyRegistry(
             keys=frozenset(home.config.trust.policy_keys),
             entries=lambda: (entry.body for entry in home.ledger.entries(kind="policy")),
         )

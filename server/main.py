@@ -241,14 +241,14 @@ def operator(name: str, csr: Path, path: Path, out: Path | None) -> None:
     from fedlearn.identity.login import ca_pin
     from fedlearn.identity.spiffe import checked_name
     from server.config import ServerConfig
-    from server.state_directory import Home, admit_operator
+    from server.state_directory import StateDirectory, admit_operator
 
     checked_name(name, "NAME")
     target = out or Path(f"{name}.toml")
     if target.exists():
         raise ConfigError("exists", where=str(target), hint="name another file with --out")
     config = ServerConfig.load(path)
-    with Home.open(config) as home:
+    with StateDirectory.open(config) as home:
         control = config.advertised("control", config.listen.control)
         grant = admit_operator(home, name, csr, now=datetime.now(UTC), control=control)
         pin = ca_pin(home.ca.certificate_pem)
@@ -318,16 +318,16 @@ def check(path: Path, as_json: bool) -> int:
     For a coordinator that is not running. Exits with 2 where jobs are set apart.
     """
     from server.config import ServerConfig
-    from server.state_directory import Home
+    from server.state_directory import StateDirectory
 
     config = ServerConfig.load(path)
     found: dict[str, Any] = {"state": str(config.state), "models": {}}
-    with Home.open(config) as home:
+    with StateDirectory.open(config) as home:
         verified = home.ledger.verify(home.ledger.public_key)
         found["ledger"] = {"entries": verified.entries, "head": str(verified.head or "")}
         for model in home.store.models():
             found["models"][model] = len(home.store.verify(model))
-        with contextlib.closing(home.job_book()) as book:
+        with contextlib.closing(home.job_store()) as book:
             found["jobs"], found["set_apart"] = len(book.states()), dict(book.set_apart)
     if as_json:
         print_json(found)

@@ -34,13 +34,13 @@ from server.admission.challenges import Limits
 from server.admission.coordinator_evidence import CoordinatorProof
 from server.admission.exclusions import ExclusionList
 from server.admission.gate import AdmissionGate, Periods
-from server.admission.registry import AdmissionRegister
+from server.admission.registry import AdmissionRegistry
 from server.clock import SteadyClock
 from server.config import ServerConfig
 from server.coordinator import Coordinator
 from server.health import Health
-from server.identity.enrollment import SiteRegister, SiteStatus, site_entries
-from server.identity.operators import OperatorRegister
+from server.identity.enrollment import SiteRegistry, SiteStatus, site_entries
+from server.identity.operators import OperatorRegistry
 from server.identity.peer_certificates import spki
 from server.identity.tpm_enrollment import TpmEnrollment
 from server.jobs.job_store import JobStatus
@@ -56,8 +56,8 @@ from server.metrics import (
 )
 from server.rpc import Listeners, RpcConfig, Welcome
 from server.rpc.connections import Caps
-from server.rpc.fleet import Front
-from server.state_directory import Home
+from server.rpc.fleet import FleetServer
+from server.state_directory import StateDirectory
 
 __all__ = ["Service", "serve"]
 
@@ -72,7 +72,7 @@ three each, one at Fleet, and as many again for those with a certificate, and fo
 class Service:
     """A coordinator that answers. Addresses are those that others are told."""
 
-    home: Home
+    home: StateDirectory
     coordinator: Coordinator
     gate_address: str
     control_address: str
@@ -92,7 +92,7 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
     os.umask(0o077)
     clock = SteadyClock()
     with ExitStack() as stack:
-        home = stack.enter_context(Home.open(config))
+        home = stack.enter_context(StateDirectory.open(config))
         home.keys.sweep()
         settings = stack.enter_context(device(config.attester, state=config.state))
         anchors = config.trust.anchors()
@@ -115,12 +115,12 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
         told = {name: config.advertised(name, bound) for name, bound in listen.items()}
         dns_names, ips = _names([*listen.values(), *told.values()])
         key, chain = home.server_identity(dns_names=dns_names, ips=ips, now=clock())
-        register = AdmissionRegister()
+        register = AdmissionRegistry()
         counts = AdmissionCounts()
         register.subscribe(counts)
-        book = home.job_book()
+        book = home.job_store()
         stack.callback(book.close)
-        sites = SiteRegister(
+        sites = SiteRegistry(
             entries=site_entries(home.ledger),
             address=told["gate"],
             ca_pin=home.ca.key_digest,
@@ -129,7 +129,7 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
             limit=config.limits.sites,
             token_lifetime=timedelta(seconds=config.certificates.token_s),
         )
-        operators = OperatorRegister(
+        operators = OperatorRegistry(
             ca=home.ca,
             entries=(entry.body for entry in home.ledger.entries(kind="operator")),
             record=home.ledger.append,
@@ -153,7 +153,7 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
         gate = _gate(home, coordinator, register, sites, clock)
         clock.subscribe(gate.shift)
         coordinator.jobs.attach(gate)
-        front = Front(
+        front = FleetServer(
             tls=server_context(
                 x509.load_pem_x509_certificates(chain),
                 key,
@@ -229,9 +229,9 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
 
 
 def _gauges(
-    home: Home,
+    home: StateDirectory,
     coordinator: Coordinator,
-    sites: SiteRegister,
+    sites: SiteRegistry,
     counts: AdmissionCounts,
     health: Health,
 ) -> tuple[Gauge, ...]:
@@ -248,10 +248,10 @@ def _gauges(
 
 
 def _gate(
-    home: Home,
+    home: StateDirectory,
     coordinator: Coordinator,
-    register: AdmissionRegister,
-    sites: SiteRegister,
+    register: AdmissionRegistry,
+    sites: SiteRegistry,
     clock: Callable[[], datetime],
 ) -> AdmissionGate:
     certificates = home.config.certificates

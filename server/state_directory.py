@@ -36,11 +36,11 @@ from fedlearn.errors import ConfigError
 from fedlearn.identity.keyfile import read_private_key
 from fedlearn.identity.login import LoginGrant, OperatorLogin, csr_der, new_request
 from server.config import Keys, ServerConfig
-from server.identity.operators import OperatorRegister, requested_name
+from server.identity.operators import OperatorRegistry, requested_name
 from server.identity.peer_certificates import csr_key
 from server.identity.pki import CertificateAuthority
 from server.jobs.history import JobHistory
-from server.jobs.job_store import JobBook
+from server.jobs.job_store import JobStore
 from server.keys.key_protectors import (
     InsecurePlainKeyFile,
     Passphrase,
@@ -68,7 +68,7 @@ __all__ = [
     "GRANT_FILE",
     "KEYS_FOLDER",
     "OPERATOR_FOLDER",
-    "Home",
+    "StateDirectory",
     "admit_operator",
     "counter_of",
     "establish",
@@ -157,7 +157,7 @@ def establish(
     signer = secret_key(keys, LEDGER_KEY)
     with Ledger.open(state / LEDGER_FILE, signer, seal=head.seal_head) as ledger:
         ledger.append("policy", {"change": "established", "trust_domain": config.trust_domain})
-        operators = OperatorRegister(ca=ca, entries=(), record=ledger.append, clock=lambda: now)
+        operators = OperatorRegistry(ca=ca, entries=(), record=ledger.append, clock=lambda: now)
         _, issued = operators.add(name, request)
         # The last step: a state directory without this mark was not established.
         counter = counter_of(config.keys)
@@ -174,14 +174,16 @@ def establish(
     return state / OPERATOR_FOLDER
 
 
-def admit_operator(home: Home, name: str, csr: Path, *, now: datetime, control: str) -> LoginGrant:
+def admit_operator(
+    home: StateDirectory, name: str, csr: Path, *, now: datetime, control: str
+) -> LoginGrant:
     """Let an operator in where no other operator can: the coordinator must not be running.
 
     :param csr: the operator's certification request (PEM).
     :raises ConfigError: when the name is taken, or the request is none for it.
     :raises TransportError: when the request is not signed by its own key on P-256.
     """
-    operators = OperatorRegister(
+    operators = OperatorRegistry(
         ca=home.ca,
         entries=(entry.body for entry in home.ledger.entries(kind="operator")),
         record=home.ledger.append,
@@ -218,7 +220,7 @@ def opened_keys(config: ServerConfig) -> Iterator[KeyService]:
 
 
 @dataclass(slots=True)
-class Home:
+class StateDirectory:
     """An open state directory. Close it, or use it as a context manager.
 
     ``order_key`` signs assignments, ``result_key`` attestation results.
@@ -278,12 +280,12 @@ class Home:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def job_book(self) -> JobBook:
+    def job_store(self) -> JobStore:
         """Open the file of jobs; to be closed before this.
 
         :raises StoreError: when it cannot be opened, is damaged or is none of ours.
         """
-        return JobBook(
+        return JobStore(
             self.config.state, key=self.keys.root.derive("jobs"), history=JobHistory(self.ledger)
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from edge.agent.data_budget import Book, Charge, Limit, limits
+from edge.agent.data_budget import BudgetAccounts, Charge, Limit, limits
 from edge.config.site import SiteConfig
 
 __all__ = ["Row", "rows", "sentences"]
@@ -52,7 +52,7 @@ class Row:
         }
 
 
-def rows(config: SiteConfig, book: Book) -> tuple[Row, ...]:
+def rows(config: SiteConfig, book: BudgetAccounts) -> tuple[Row, ...]:
     """Return a row for each data set of the site, and for each other place that jobs named."""
     limited = {limit.name: limit for limit in limits(config)}
     places = {name: data.place for name, data in sorted(config.data.items())}
@@ -61,7 +61,7 @@ def rows(config: SiteConfig, book: Book) -> tuple[Row, ...]:
     return tuple(_row(name, place, limited.get(name), book) for name, place in places.items())
 
 
-def _row(name: str, place: str, limit: Limit | None, book: Book) -> Row:
+def _row(name: str, place: str, limit: Limit | None, book: BudgetAccounts) -> Row:
     charges = book.concerning(name, place)
     deltas = [charge.privacy.delta for charge in charges if charge.privacy is not None]
     delta = limit.delta if limit is not None else min(deltas, default=1e-6)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from edge.agent.data_budget import Book, Charge, again, limits_on, new_charge
+from edge.agent.data_budget import BudgetAccounts, Charge, again, limits_on, new_charge
 from edge.agent.sealed_file import MonotonicCounter, SealedFile
 from edge.config.site import SiteConfig
 from fedlearn.errors import PrivacyError
@@ -46,7 +46,7 @@ class BudgetStore:
         self._file = SealedFile(self._path, key, counter=counter, unbound=unbound)
         self._lock = threading.Lock()
 
-    def book(self) -> Book:
+    def book(self) -> BudgetAccounts:
         """Return what is charged now."""
         with self._lock:
             return self._read()
@@ -108,16 +108,16 @@ class BudgetStore:
     def reset(self) -> None:
         """Begin a new book, whatever was there."""
         with self._lock:
-            self._file.begin_anew(Book().to_bytes())
+            self._file.begin_anew(BudgetAccounts().to_bytes())
 
-    def _check(self, book: Book, charge: Charge) -> None:
+    def _check(self, book: BudgetAccounts, charge: Charge) -> None:
         for limit in limits_on(self._config, charge):
             if why := book.exceeded(limit, charge):
                 raise PrivacyError(why)
 
-    def _read(self) -> Book:
+    def _read(self) -> BudgetAccounts:
         data = self._file.read()
-        return Book() if data is None else Book.parse(data, str(self._path))
+        return BudgetAccounts() if data is None else BudgetAccounts.parse(data, str(self._path))
 
-    def _write(self, book: Book) -> None:
+    def _write(self, book: BudgetAccounts) -> None:
         self._file.write(book.to_bytes())

@@ -29,7 +29,7 @@ from fedlearn.errors import LaunchError
 from fedlearn.wire.client_service import Ticket, key_pin
 from fedlearn.wire.failure import Unreachable
 
-__all__ = ["Keys", "Sponsorship"]
+__all__ = ["Keys", "WorkloadService"]
 
 _TICKET: Final = b"fedlearn-ticket/1\0"
 _TLS: Final = b"fedlearn-sponsor-tls/1\0"
@@ -69,12 +69,12 @@ class Keys:
 
 
 @dataclass(frozen=True, slots=True)
-class _Charge:
+class _RegisteredClient:
     workload: Workload
     bootstrap: Callable[[Workload], Bootstrap]
 
 
-class Sponsorship:
+class WorkloadService:
     """Answers clients; implements :class:`fedlearn.wire.client_service.Host`.
 
     :param vouch_for: ``vouch_for(workload, nonce, tls_key)``, the site's signature.
@@ -99,12 +99,12 @@ class Sponsorship:
         self._charge_for = charge_for
         self._told = told
         self._lock = threading.Lock()
-        self._charges: dict[str, _Charge] = {}
+        self._charges: dict[str, _RegisteredClient] = {}
 
     def take(self, workload: Workload, bootstrap: Callable[[Workload], Bootstrap]) -> None:
         """Answer the client of ``workload`` from now on."""
         with self._lock:
-            self._charges[workload.assignment.id] = _Charge(workload, bootstrap)
+            self._charges[workload.assignment.id] = _RegisteredClient(workload, bootstrap)
 
     def release(self, assignment: str) -> None:
         """Answer it no more."""
@@ -164,7 +164,7 @@ class Sponsorship:
         shown = "".join(c if c.isprintable() else " " for c in reason[:2000])
         self._told(ticket.assignment, known, shown)
 
-    def _charge(self, ticket: Ticket) -> _Charge:
+    def _charge(self, ticket: Ticket) -> _RegisteredClient:
         self.keys.check(ticket)
         with self._lock:
             charge = self._charges.get(ticket.assignment)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_CHARGES",
-    "Book",
+    "BudgetAccounts",
     "Charge",
     "Limit",
     "again",
@@ -89,7 +89,7 @@ class Charge:
 
 
 @dataclass(frozen=True, slots=True)
-class Book:
+class BudgetAccounts:
     """All charges of one site, in the order in which the jobs were first accepted."""
 
     charges: tuple[Charge, ...] = field(default=())
@@ -102,20 +102,20 @@ class Book:
         """Return the charge of the job that runs under an assignment."""
         return next((c for c in self.charges if assignment and c.assignment == assignment), None)
 
-    def put(self, charge: Charge) -> Book:
+    def put(self, charge: Charge) -> BudgetAccounts:
         """Return the book with ``charge`` in the place of the one for the same job and data.
 
         :raises PrivacyError: when the book is full.
         """
         known = self.of(charge.digest, charge.place)
         if known is not None:
-            return Book(tuple(charge if c is known else c for c in self.charges))
+            return BudgetAccounts(tuple(charge if c is known else c for c in self.charges))
         if len(self.charges) >= MAX_CHARGES:
             raise PrivacyError(
                 f"this site's budget holds {MAX_CHARGES} jobs, and no more can be added",
                 hint="move the data to a site with a new state, and keep this state for the record",
             )
-        return Book((*self.charges, charge))
+        return BudgetAccounts((*self.charges, charge))
 
     def concerning(self, name: str, place: str) -> tuple[Charge, ...]:
         """Return the charges that count for a data set."""
@@ -163,7 +163,7 @@ class Book:
         return json.dumps({"format": _FORMAT, "charges": rows}, sort_keys=True).encode()
 
     @classmethod
-    def parse(cls, data: bytes, where: str) -> Book:
+    def parse(cls, data: bytes, where: str) -> BudgetAccounts:
         """Return what :meth:`to_bytes` wrote.
 
         :raises ConfigError: for another format; the seal has shown that this site wrote it.
@@ -250,7 +250,7 @@ def limits(config: SiteConfig) -> Iterator[Limit]:
             yield Limit(name=name, place=data.place, epsilon=data.epsilon, delta=data.delta)
 
 
-def refusals(config: SiteConfig, spec: JobSpec, place: str, book: Book) -> Iterator[str]:
+def refusals(config: SiteConfig, spec: JobSpec, place: str, book: BudgetAccounts) -> Iterator[str]:
     """Say why a job does not fit into the budgets of its data at ``place``."""
     first = new_charge(config, spec, place, assignment="asked")
     charge = again(first, book.of(first.digest, place))

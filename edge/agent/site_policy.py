@@ -26,7 +26,7 @@ from fedlearn.job.spec import JobSpec
 
 __all__ = ["Answer", "Decision", "decide"]
 
-_NOTHING_CHARGED: Final = databudget.Book()
+_NOTHING_CHARGED: Final = databudget.BudgetAccounts()
 
 
 class Answer(enum.StrEnum):
@@ -67,7 +67,7 @@ def decide(
     policy: str = "",
     policy_signature: bytes = b"",
     seen: Mapping[str, SeenPolicy] = MappingProxyType({}),
-    budget: databudget.Book = _NOTHING_CHARGED,
+    budget: databudget.BudgetAccounts = _NOTHING_CHARGED,
 ) -> Decision:
     """Return whether ``site`` runs ``spec`` with the code ``bundle`` (SHA-256, 32 bytes).
 

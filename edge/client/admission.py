@@ -35,7 +35,7 @@ from fedlearn.errors import AdmissionDenied, TransportError
 
 __all__ = [
     "ClientKeys",
-    "Membership",
+    "AdmissionParams",
     "Voucher",
     "control_of",
     "renew_admission",
@@ -75,7 +75,7 @@ class ClientKeys:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Membership:
+class AdmissionParams:
     """What a client seeks admission to, and with what.
 
     ``workload``  the workload digest that evidence is bound to; ``app`` and ``job`` are to be
@@ -93,7 +93,7 @@ class Membership:
 
 
 def verify_coordinator(
-    gate: GateClient, membership: Membership, *, now: Callable[[], datetime]
+    gate: GateClient, membership: AdmissionParams, *, now: Callable[[], datetime]
 ) -> AttestationResult:
     """Return an affirming result about the coordinator at the other end of ``gate``.
 
@@ -148,7 +148,7 @@ def verify_coordinator(
 def seek_admission(
     gate: GateClient,
     attester: Attester,
-    membership: Membership,
+    membership: AdmissionParams,
     voucher: Voucher,
     *,
     now: Callable[[], datetime],
@@ -166,7 +166,7 @@ def seek_admission(
 
 
 def renew_admission(
-    gate: GateClient, control: ControlClient, attester: Attester, membership: Membership
+    gate: GateClient, control: ControlClient, attester: Attester, membership: AdmissionParams
 ) -> AdmittedClient:
     """Attest again with the same keys, on the connection of the certificate in use.
 
@@ -180,7 +180,7 @@ def _answer(
     challenge: Challenge,
     gate: GateClient,
     attester: Attester,
-    membership: Membership,
+    membership: AdmissionParams,
     voucher: Voucher,
 ) -> Request:
     """Answer a fresh challenge."""
@@ -216,7 +216,7 @@ def _answer(
     )
 
 
-def _checked(admitted: AdmittedClient, membership: Membership) -> AdmittedClient:
+def _checked(admitted: AdmittedClient, membership: AdmissionParams) -> AdmittedClient:
     """A certificate for another key would let us speak as somebody else, or not at all."""
     try:
         leaf = x509.load_pem_x509_certificates(admitted.chain)[0]

@@ -30,9 +30,9 @@ from edge.protocol.bootstrap import MAX_BOOTSTRAP_BYTES, Bootstrap
 from edge.protocol.workload import REFUSED_EXIT, Phase
 from fedlearn.errors import ConfigError, FedlearnError
 from fedlearn.terminal.plaintext import configure_logging
-from fedlearn.wire.client_service import SponsorClient, Ticket
+from fedlearn.wire.client_service import Ticket, WorkloadApiClient
 
-__all__ = ["EXIT", "FIRST_WORDS", "Surroundings", "main"]
+__all__ = ["EXIT", "FIRST_WORDS", "PodEnvironment", "main"]
 
 _LOG = logging.getLogger(__name__)
 FIRST_WORDS: Final = "fedlearn client: started"
@@ -47,7 +47,7 @@ EXIT: Final = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class PodEnvironment:
     """What a client finds in its environment."""
 
     sponsor: str
@@ -100,7 +100,7 @@ class Surroundings:
 class _Line:
     """Says where the client stands: to the agent when it hears, and at last to Kubernetes."""
 
-    def __init__(self, sponsor: SponsorClient, last_words: Path) -> None:
+    def __init__(self, sponsor: WorkloadApiClient, last_words: Path) -> None:
         self._sponsor = sponsor
         self._last_words = last_words
 
@@ -127,7 +127,7 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     threading.Thread(target=_end_when_asked, args=(stop,), daemon=True).start()
     last_words = Path(environment.get("FEDLEARN_LAST_WORDS", "/dev/termination-log"))
     try:
-        around = Surroundings.read(environment)
+        around = PodEnvironment.read(environment)
         last_words = around.last_words
         phase = _run(around, stop)
     except FedlearnError as error:
@@ -137,9 +137,9 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     return EXIT[phase]
 
 
-def _run(around: Surroundings, stop: threading.Event) -> Phase:
+def _run(around: PodEnvironment, stop: threading.Event) -> Phase:
     ticket = Ticket(assignment=around.assignment, tag=around.tag)
-    sponsor = SponsorClient(around.sponsor, pin=around.pin, ticket=ticket)
+    sponsor = WorkloadApiClient(around.sponsor, pin=around.pin, ticket=ticket)
     try:
         told = Bootstrap.decode(sponsor.bootstrap(limit=MAX_BOOTSTRAP_BYTES))
         bootstrap = dataclasses.replace(told, data=around.data, state=around.state)

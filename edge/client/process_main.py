@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from edge.protocol.process_channel import AgentLine, Gone
+from edge.protocol.process_channel import AgentChannel, Gone
 from edge.protocol.workload import Phase
 from fedlearn.errors import FedlearnError
 from fedlearn.terminal.plaintext import configure_logging
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     """Run one client; return 0 when its job ended well or it was asked to stop."""
     descriptor, scratch = int(arguments[0]), Path(arguments[1])
     configure_logging()
-    line = AgentLine(socket.socket(fileno=descriptor))
+    line = AgentChannel(socket.socket(fileno=descriptor))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: line.stop.set())
     try:

@@ -30,8 +30,8 @@ from cryptography import x509
 from attestation.attesters import Attester
 from attestation.errors import AttestationError
 from edge.client.admission import (
+    AdmissionParams,
     ClientKeys,
-    Membership,
     control_of,
     renew_admission,
     seek_admission,
@@ -43,7 +43,7 @@ from edge.client.flower.warm_client import ClientPlan, WarmClient
 from edge.protocol.bootstrap import Bootstrap
 from edge.protocol.rpc import AdmittedClient, GateClient
 from edge.protocol.seed_release import Client, open_grant, request_seed
-from edge.protocol.workload import Phase, Sponsor
+from edge.protocol.workload import Phase, WorkloadApi
 from fedlearn.backoff import Backoff, retry
 from fedlearn.config.attester import open_attester
 from fedlearn.errors import AdmissionDenied, FedlearnError, Throttled, TransportError
@@ -66,11 +66,11 @@ Say = Callable[[Phase, str], None]
 
 
 @dataclass(slots=True)
-class _Standing:
+class _Admitted:
     """An admission in force, with its channels."""
 
     gate: GateClient
-    membership: Membership
+    membership: AdmissionParams
     admitted: AdmittedClient
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ class _Standing:
 
 def run(
     bootstrap: Bootstrap,
-    sponsor: Sponsor,
+    sponsor: WorkloadApi,
     *,
     say: Say,
     stop: threading.Event,
@@ -111,7 +111,7 @@ class _Client:
     def __init__(
         self,
         bootstrap: Bootstrap,
-        sponsor: Sponsor,
+        sponsor: WorkloadApi,
         *,
         say: Say,
         stop: threading.Event,
@@ -181,7 +181,7 @@ class _Client:
         attester.extend("job", read.digest)
         return attester
 
-    def _admitted(self, attester: Attester, *, patient: bool) -> _Standing:
+    def _admitted(self, attester: Attester, *, patient: bool) -> _Admitted:
         """Steps 2 to 4, again and again when ``patient``."""
         return retry(
             lambda: self._seek(attester),
@@ -192,11 +192,11 @@ class _Client:
             wait=self._stop.wait,
         )
 
-    def _seek(self, attester: Attester) -> _Standing:
+    def _seek(self, attester: Attester) -> _Admitted:
         bootstrap = self._bootstrap
         gate = GateClient.connect(bootstrap.gate_address, ca_pin=bootstrap.ca_pin)
         try:
-            membership = Membership(
+            membership = AdmissionParams(
                 job=self._job.name,
                 site=bootstrap.site,
                 client=bootstrap.client,
@@ -208,14 +208,14 @@ class _Client:
             admitted = seek_admission(
                 gate, attester, membership, self._sponsor.vouch, now=self._now
             )
-            standing = _Standing(gate=gate, membership=membership, admitted=admitted)
+            standing = _Admitted(gate=gate, membership=membership, admitted=admitted)
             self._commit(standing)
         except BaseException:
             gate.close()
             raise
         return standing
 
-    def _commit(self, standing: _Standing) -> None:
+    def _commit(self, standing: _Admitted) -> None:
         """Step 4; the same records give the same root each time."""
         mount = Path(self._bootstrap.data)
         if self._seed is None:
@@ -230,7 +230,7 @@ class _Client:
                 examples=tally.examples,
             )
 
-    def _granted(self, standing: _Standing) -> bytes:
+    def _granted(self, standing: _Admitted) -> bytes:
         """Ask the site for the seed, as the client that was admitted just now."""
         membership = standing.membership
         who = Client(job=membership.job, site=membership.site, client=membership.client)
@@ -248,7 +248,7 @@ class _Client:
             now=self._now(),
         )
 
-    def _warm(self, standing: _Standing) -> WarmClient:
+    def _warm(self, standing: _Admitted) -> WarmClient:
         """Step 5, first half."""
         bootstrap, job = self._bootstrap, self._job
         plan = ClientPlan(
@@ -282,7 +282,7 @@ class _Client:
     # --- while it works ---------------------------------------------------------------
 
     def _keep_admitted(
-        self, attester: Attester, standing: _Standing, warm: WarmClient, over: threading.Event
+        self, attester: Attester, standing: _Admitted, warm: WarmClient, over: threading.Event
     ) -> None:
         """Step 5: attest again when it is time, until the work is over."""
         while True:
@@ -305,7 +305,7 @@ class _Client:
             if over.wait(_LONGEST_PAUSE):
                 return
 
-    def _renew(self, attester: Attester, standing: _Standing, warm: WarmClient) -> None:
+    def _renew(self, attester: Attester, standing: _Admitted, warm: WarmClient) -> None:
         keys = standing.membership.keys
         with control_of(standing.gate, standing.admitted, keys) as control:
             standing.admitted = renew_admission(
@@ -319,7 +319,7 @@ class _Client:
         warm.stop()
 
 
-def _identity(standing: _Standing) -> Identity:
+def _identity(standing: _Admitted) -> Identity:
     return Identity(
         chain=tuple(x509.load_pem_x509_certificates(standing.admitted.chain)),
         key=standing.membership.keys.tls,

@@ -11,7 +11,7 @@ from typing import Any, Final
 from edge.kube import labels
 from edge.kube import status as podstatus
 from edge.kube.api import EVENTS, MACHINES, PODS, Follower, Kube, KubeError, Missing, Resource
-from edge.kube.status import Standing
+from edge.kube.status import ClientStatus
 from edge.protocol.workload import Phase, Workload
 
 __all__ = ["Client", "Clients"]
@@ -198,15 +198,15 @@ class Clients:
             return True
         return False
 
-    def assess(self, client: Client) -> Standing | None:
+    def assess(self, client: Client) -> ClientStatus | None:
         """Return where a client stands; ``None`` while that is not settled."""
         if client.found is None:
             if client.said is None:
                 return None
             if client.stopping is not None:
-                return Standing(phase=Phase.STOPPED, reason=client.stopping)
+                return ClientStatus(phase=Phase.STOPPED, reason=client.stopping)
             reason = client.given_up or "its object was removed from the cluster by somebody else"
-            return Standing(phase=Phase.FAILED, reason=reason)
+            return ClientStatus(phase=Phase.FAILED, reason=reason)
         if self._resource is MACHINES:
             standing = podstatus.of_machine(client.found, client.warnings, told=client.told)
         else:
@@ -216,5 +216,5 @@ class Clients:
             # Being removed is not removed: wait until it is gone.
             return None
         if standing.phase.final and client.stopping is not None:
-            return Standing(phase=Phase.STOPPED, reason=client.stopping)
+            return ClientStatus(phase=Phase.STOPPED, reason=client.stopping)
         return standing

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from attestation.durable import write_durably
-from edge.agent.client_service import Keys, Sponsorship
+from edge.agent.client_service import Keys, WorkloadService
 from edge.config.kubernetes import KubernetesSettings
 from edge.config.site import SiteConfig
 from edge.kube import labels
@@ -39,7 +39,7 @@ from edge.protocol.bootstrap import Bootstrap
 from edge.protocol.workload import Phase, Report, Workload
 from fedlearn.backoff import retry
 from fedlearn.errors import ConfigError, LaunchError
-from fedlearn.wire.client_service import SponsorServer
+from fedlearn.wire.client_service import WorkloadApiServer
 from fedlearn.wire.failure import Unreachable
 
 if TYPE_CHECKING:
@@ -115,10 +115,10 @@ class KubeLauncher:
         self._lock = self._clients.lock
         self._closed = False
         record.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._sponsorship = Sponsorship(
+        self._sponsorship = WorkloadService(
             keys, vouch_for=vouch_for, seed_for=seed_for, charge_for=charge_for, told=self._told
         )
-        self._server = SponsorServer(
+        self._server = WorkloadApiServer(
             self._sponsorship, keys.tls, listen=settings.sponsor_listen
         ).start()
         self._owner = self._own()

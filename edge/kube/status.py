@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from edge.protocol.workload import REFUSED_EXIT, Phase
 
-__all__ = ["Standing", "of_job", "of_machine", "scheduling", "warning"]
+__all__ = ["ClientStatus", "of_job", "of_machine", "scheduling", "warning"]
 
 Object = Mapping[str, Any]
 
@@ -46,7 +46,7 @@ _WAITING: Final = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class ClientStatus:
     """A phase and why. ``waits`` when it waits for somebody's decision, without a deadline."""
 
     phase: Phase
@@ -56,7 +56,7 @@ class Standing:
 
 def of_job(
     job: Object, pods: Sequence[Object], warnings: Iterable[Object] = (), *, told: str = ""
-) -> Standing:
+) -> ClientStatus:
     """Return where the client of a Job stands.
 
     ``told`` is what the client itself said last; it explains, and decides nothing.
@@ -67,42 +67,44 @@ def of_job(
         if condition.get("status") != "True":
             continue
         if condition.get("type") == "Complete":
-            return Standing(
+            return ClientStatus(
                 phase=Phase.SUCCEEDED, reason=_ending(newest) or told or "it ended well"
             )
         if condition.get("type") == "Failed":
             return _failed(condition, newest, told)
     if job.get("metadata", {}).get("deletionTimestamp"):
-        return Standing(phase=Phase.STOPPED, reason="its Job is being removed from the cluster")
+        return ClientStatus(phase=Phase.STOPPED, reason="its Job is being removed from the cluster")
     if (job.get("spec") or {}).get("suspend"):
-        return Standing(phase=Phase.STARTING, reason="waits in its queue for quota", waits=True)
+        return ClientStatus(phase=Phase.STARTING, reason="waits in its queue for quota", waits=True)
     about = (newest or job).get("metadata", {}).get("uid")
     warnings = [item for item in warnings if (item.get("involvedObject") or {}).get("uid") == about]
     if newest is None:
         words = _latest(warnings)
-        return Standing(phase=Phase.STARTING, reason=words or "its pod is being made")
+        return ClientStatus(phase=Phase.STARTING, reason=words or "its pod is being made")
     if _exit(newest) == REFUSED_EXIT:
         reason = _ending(newest) or told or "the coordinator did not admit it"
-        return Standing(phase=Phase.REFUSED, reason=reason)
+        return ClientStatus(phase=Phase.REFUSED, reason=reason)
     return _of_pod(newest, warnings, told)
 
 
-def of_machine(machine: Object, warnings: Iterable[Object] = (), *, told: str = "") -> Standing:
+def of_machine(machine: Object, warnings: Iterable[Object] = (), *, told: str = "") -> ClientStatus:
     """Return where the client in a KubeVirt virtual machine stands."""
     if machine.get("metadata", {}).get("deletionTimestamp"):
-        return Standing(phase=Phase.STOPPED, reason="its machine is being removed")
+        return ClientStatus(phase=Phase.STOPPED, reason="its machine is being removed")
     status = machine.get("status") or {}
     match status.get("phase"):
         case "Running":
-            return Standing(phase=Phase.RUNNING, reason=told or "its machine runs")
+            return ClientStatus(phase=Phase.RUNNING, reason=told or "its machine runs")
         case "Succeeded":
-            return Standing(phase=Phase.SUCCEEDED, reason=told or "its machine was shut down")
+            return ClientStatus(phase=Phase.SUCCEEDED, reason=told or "its machine was shut down")
         case "Failed":
-            return Standing(phase=Phase.FAILED, reason=told or "its machine ended with a failure")
+            return ClientStatus(
+                phase=Phase.FAILED, reason=told or "its machine ended with a failure"
+            )
     for condition in status.get("conditions") or ():
         if condition.get("status") == "False" and condition.get("message"):
-            return Standing(phase=Phase.STARTING, reason=scheduling(condition["message"]))
-    return Standing(
+            return ClientStatus(phase=Phase.STARTING, reason=scheduling(condition["message"]))
+    return ClientStatus(
         phase=Phase.STARTING, reason=_latest(warnings) or "its machine is being started"
     )
 
@@ -175,32 +177,34 @@ def warning(event: Object) -> str:
 # --- pods ---------------------------------------------------------------------------------
 
 
-def _of_pod(pod: Object, warnings: Iterable[Object], told: str) -> Standing:
+def _of_pod(pod: Object, warnings: Iterable[Object], told: str) -> ClientStatus:
     status = pod.get("status") or {}
     node = (pod.get("spec") or {}).get("nodeName", "")
     if pod.get("metadata", {}).get("deletionTimestamp"):
         why = _disruption(status) or "it was evicted, or its node was lost"
-        return Standing(phase=Phase.STARTING, reason=f"{why}; it starts again")
+        return ClientStatus(phase=Phase.STARTING, reason=f"{why}; it starts again")
     match status.get("phase"):
         case "Running":
-            return Standing(phase=Phase.RUNNING, reason=told or f"runs on node {node}")
+            return ClientStatus(phase=Phase.RUNNING, reason=told or f"runs on node {node}")
         case "Succeeded":
-            return Standing(phase=Phase.RUNNING, reason=told or "has ended well")
+            return ClientStatus(phase=Phase.RUNNING, reason=told or "has ended well")
         case "Failed":
             why = _ending(pod) or told or "it failed"
-            return Standing(phase=Phase.STARTING, reason=f"{why}; it starts again")
+            return ClientStatus(phase=Phase.STARTING, reason=f"{why}; it starts again")
     for condition in status.get("conditions") or ():
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             if condition.get("reason") == "SchedulingGated":
-                return Standing(
+                return ClientStatus(
                     phase=Phase.STARTING, reason="waits in its queue for quota", waits=True
                 )
-            return Standing(phase=Phase.STARTING, reason=scheduling(condition.get("message") or ""))
+            return ClientStatus(
+                phase=Phase.STARTING, reason=scheduling(condition.get("message") or "")
+            )
     placed = [item for item in warnings if item.get("reason") != "FailedScheduling"]
     if words := _waiting(status, placed) or _latest(placed):
-        return Standing(phase=Phase.STARTING, reason=words)
+        return ClientStatus(phase=Phase.STARTING, reason=words)
     where = f" on node {node}" if node else ""
-    return Standing(phase=Phase.STARTING, reason=f"its pod is being started{where}")
+    return ClientStatus(phase=Phase.STARTING, reason=f"its pod is being started{where}")
 
 
 def _waiting(status: Object, warnings: Sequence[Object]) -> str:
@@ -231,14 +235,14 @@ def _failing(message: str) -> str:
     return _WAITING.get(what) or f"the container cannot be started: {_plain(what)}"
 
 
-def _failed(condition: Object, newest: Object | None, told: str) -> Standing:
+def _failed(condition: Object, newest: Object | None, told: str) -> ClientStatus:
     if newest is not None and _exit(newest) == REFUSED_EXIT:
         reason = _ending(newest) or told or "the coordinator did not admit it"
-        return Standing(phase=Phase.REFUSED, reason=reason)
+        return ClientStatus(phase=Phase.REFUSED, reason=reason)
     why = (_ending(newest) if newest is not None else "") or told
     if not why:
         why = _plain(condition.get("message") or condition.get("reason") or "its Job failed")
-    return Standing(phase=Phase.FAILED, reason=why)
+    return ClientStatus(phase=Phase.FAILED, reason=why)
 
 
 def _ending(pod: Object | None) -> str:

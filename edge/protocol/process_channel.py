@@ -20,7 +20,7 @@ from edge.protocol.bootstrap import MAX_BOOTSTRAP_BYTES
 from edge.protocol.workload import Phase
 from fedlearn.errors import LaunchError
 
-__all__ = ["AgentLine", "Gone", "receive", "send"]
+__all__ = ["AgentChannel", "Gone", "receive", "send"]
 
 _MAX_REPLY_BYTES: Final = 64 * 1024
 _ANSWER_SECONDS: Final = 30.0
@@ -54,7 +54,7 @@ def receive(line: socket.socket, *, limit: int = _MAX_REPLY_BYTES) -> bytes:
     return _exactly(line, length)
 
 
-class AgentLine:
+class AgentChannel:
     """The client's end. Safe to use from many threads."""
 
     def __init__(self, line: socket.socket) -> None:
@@ -79,17 +79,17 @@ class AgentLine:
             send(self._line, {"phase": phase.value, "reason": reason[:2000]})
 
     def vouch(self, nonce: bytes, tls_key: bytes) -> bytes:
-        """Ask the agent to vouch; see :class:`edge.protocol.workload.Sponsor`."""
+        """Ask the agent to vouch; see :class:`edge.protocol.workload.WorkloadApi`."""
         question = {"nonce": nonce.hex(), "tls_key": base64.b64encode(tls_key).decode()}
         return self._ask({"vouch": question}, "does not vouch")
 
     def grant_seed(self, request: bytes) -> bytes:
-        """Ask the agent for the seed; see :class:`edge.protocol.workload.Sponsor`."""
+        """Ask the agent for the seed; see :class:`edge.protocol.workload.WorkloadApi`."""
         question = base64.b64encode(request).decode()
         return self._ask({"seed": question}, "does not give the seed")
 
     def charge(self, question: str) -> None:
-        """Ask the agent to charge an update; see :class:`edge.protocol.workload.Sponsor`."""
+        """Ask the agent to charge an update; see :class:`edge.protocol.workload.WorkloadApi`."""
         self._ask({"charge": question}, "does not charge the update to the budget of its data")
 
     def _ask(self, question: dict[str, Any], refusal: str) -> bytes:

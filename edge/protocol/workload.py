@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from fedlearn.job.assignment import Assignment
 from fedlearn.job.spec import JobSpec
 
-__all__ = ["REFUSED_EXIT", "Launcher", "Phase", "Report", "Sponsor", "Workload"]
+__all__ = ["REFUSED_EXIT", "Launcher", "Phase", "Report", "WorkloadApi", "Workload"]
 
 REFUSED_EXIT: Final = 3
 """Exit status of a client that was not admitted: starting it again would not help."""
@@ -57,7 +57,7 @@ class Workload:
     client: str
 
 
-class Sponsor(Protocol):
+class WorkloadApi(Protocol):
     """What a client asks of the agent that started it. It carries no secret."""
 
     def vouch(self, nonce: bytes, tls_key: bytes) -> bytes:

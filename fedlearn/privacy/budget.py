@@ -18,7 +18,7 @@ class Budget:
     A release is one noised aggregate that leaves the aggregator. Releases are numbered from 1
     over all stages, repeats, restarts and resumptions of a job, and each is paid for once, by
     its number, before it happens. Who charges decides whether an attempt is a release of its
-    own (:meth:`server.jobs.job_channel.JobDesk.charge`).
+    own (:meth:`server.jobs.job_channel.JobChannelHandler.charge`).
 
     ``charged`` are the releases that were paid for before, from the ``privacy`` entries of the
     ledger.

@@ -50,9 +50,16 @@ import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
 
 from fedlearn.wire import fedlearn_pb2_grpc as stubs
 
-__all__ = ["SPONSOR_DNS", "Host", "SponsorClient", "SponsorServer", "Ticket", "key_pin"]
+__all__ = [
+    "WORKLOAD_API_DNS",
+    "Host",
+    "WorkloadApiClient",
+    "WorkloadApiServer",
+    "Ticket",
+    "key_pin",
+]
 
-SPONSOR_DNS: Final = "sponsor.fedlearn.internal"
+WORKLOAD_API_DNS: Final = "sponsor.fedlearn.internal"
 """The name in the agent's certificate; its key is what counts."""
 
 _LOG = logging.getLogger(__name__)
@@ -109,7 +116,7 @@ def key_pin(key: ec.EllipticCurvePublicKey) -> bytes:
     ).digest()
 
 
-class SponsorServer:
+class WorkloadApiServer:
     """Listens for clients. ``port`` is where; 0 in ``listen`` takes any free one."""
 
     def __init__(self, host: Host, key: ec.EllipticCurvePrivateKey, *, listen: str) -> None:
@@ -216,8 +223,8 @@ def _first(requests: Iterator[Any], context: Any) -> Any:
         timer.cancel()
 
 
-class SponsorClient(Calls):
-    """A client's end. It implements :class:`edge.protocol.workload.Sponsor`."""
+class WorkloadApiClient(Calls):
+    """A client's end. It implements :class:`edge.protocol.workload.WorkloadApi`."""
 
     attempts = 10
 
@@ -228,8 +235,8 @@ class SponsorClient(Calls):
             checked_address(address),
             grpc.ssl_channel_credentials(root_certificates=certificate),
             options=[
-                ("grpc.ssl_target_name_override", SPONSOR_DNS),
-                ("grpc.default_authority", SPONSOR_DNS),
+                ("grpc.ssl_target_name_override", WORKLOAD_API_DNS),
+                ("grpc.default_authority", WORKLOAD_API_DNS),
                 ("grpc.max_receive_message_length", 2 * _CHUNK_BYTES),
                 ("grpc.enable_http_proxy", 0),
                 ("grpc.initial_reconnect_backoff_ms", 200),
@@ -248,19 +255,19 @@ class SponsorClient(Calls):
         return retry(lambda: self._fetch(limit), failures=UNANSWERED, attempts=30)
 
     def vouch(self, nonce: bytes, tls_key: bytes) -> bytes:
-        """Ask for a voucher; see :class:`edge.protocol.workload.Sponsor`."""
+        """Ask for a voucher; see :class:`edge.protocol.workload.WorkloadApi`."""
         request = pb.VouchRequest(ticket=self._ticket, nonce=nonce, tls_key=tls_key)
         reply = self._retry(self._stub.Vouch, request)
         return bytes(reply.voucher)
 
     def grant_seed(self, request: bytes) -> bytes:
-        """Ask for the seed; see :class:`edge.protocol.workload.Sponsor`."""
+        """Ask for the seed; see :class:`edge.protocol.workload.WorkloadApi`."""
         message = pb.SeedRequest(ticket=self._ticket, request=request)
         reply = self._retry(self._stub.GrantSeed, message)
         return bytes(reply.reply)
 
     def charge(self, question: str) -> None:
-        """Ask for the charge of an update; see :class:`edge.protocol.workload.Sponsor`."""
+        """Ask for the charge of an update; see :class:`edge.protocol.workload.WorkloadApi`."""
         request = pb.ChargeRequest(ticket=self._ticket, question=question)
         self._retry(self._stub.Charge, request)
 
@@ -339,7 +346,7 @@ def _ticket(message: pb.LaunchTicket) -> Ticket:
 
 def _certificate(key: ec.EllipticCurvePrivateKey) -> bytes:
     """Return a certificate of ``key`` by itself, PEM. Only the key in it means anything."""
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SPONSOR_DNS)])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, WORKLOAD_API_DNS)])
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -350,7 +357,9 @@ def _certificate(key: ec.EllipticCurvePrivateKey) -> bytes:
         # A client in a pod may have another idea of the time than its agent.
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=3650))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(SPONSOR_DNS)]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.DNSName(WORKLOAD_API_DNS)]), critical=False
+        )
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -373,7 +382,7 @@ def _pinned(address: str, pin: bytes) -> bytes:
     try:
         with (
             socket.create_connection((host.strip("[]"), int(port)), timeout=10.0) as plain,
-            context.wrap_socket(plain, server_hostname=SPONSOR_DNS) as secure,
+            context.wrap_socket(plain, server_hostname=WORKLOAD_API_DNS) as secure,
         ):
             der = secure.getpeercert(binary_form=True) or b""
     except ssl.SSLError as error:

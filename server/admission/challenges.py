@@ -19,7 +19,7 @@ from fedlearn.errors import NonceRefused, Throttled
 __all__ = [
     "NONCE_LIFETIME",
     "Challenge",
-    "ChallengeBook",
+    "ChallengeStore",
     "Limits",
     "Rates",
 ]
@@ -58,7 +58,7 @@ class Challenge:
     verifier_id: bytes = b""
 
 
-class ChallengeBook:
+class ChallengeStore:
     """The nonces that are outstanding, and for a while why others are not."""
 
     def __init__(self, *, limits: Limits | None = None, verifier_id: bytes = b"") -> None:

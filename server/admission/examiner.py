@@ -23,7 +23,7 @@ from attestation.verifiers import verify
 from fedlearn.errors import AdmissionDenied, ConfigError
 from fedlearn.identity.spiffe import checked_name
 from fedlearn.identity.voucher import verify_voucher
-from server.admission.challenges import ChallengeBook
+from server.admission.challenges import ChallengeStore
 from server.admission.exclusions import ExclusionList
 from server.admission.registry import Admission
 from server.identity.peer_certificates import csr_key, spki, thumbprint
@@ -126,7 +126,7 @@ class Examiner:
     def __init__(
         self,
         *,
-        book: ChallengeBook,
+        book: ChallengeStore,
         sites: SiteKeys,
         verifier_id: bytes,
         lifetime: timedelta,

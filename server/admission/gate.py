@@ -28,7 +28,7 @@ from fedlearn.errors import (
     Throttled,
     TransportError,
 )
-from server.admission.challenges import Challenge, ChallengeBook, Limits, Rates
+from server.admission.challenges import Challenge, ChallengeStore, Limits, Rates
 from server.admission.examiner import (
     AdmitRequest,
     AdmittableJob,
@@ -48,8 +48,8 @@ from server.admission.ledger_entries import (
     left_out_entry,
     refusal_entry,
 )
-from server.admission.registry import Admission, AdmissionEvent, AdmissionRegister, Change
-from server.admission.types import Admitted, NodeDoor, Periods, Record
+from server.admission.registry import Admission, AdmissionEvent, AdmissionRegistry, Change
+from server.admission.types import Admitted, JobNodes, Periods, Record
 from server.identity.peer_certificates import thumbprint
 from server.identity.pki import CertificateAuthority
 from server.quota import Quota
@@ -58,12 +58,12 @@ __all__ = [
     "Admission",
     "AdmissionEvent",
     "AdmissionGate",
-    "AdmissionRegister",
+    "AdmissionRegistry",
     "AdmittableJob",
     "Admitted",
     "AdmitRequest",
     "Change",
-    "NodeDoor",
+    "JobNodes",
     "Periods",
     "Record",
     "SiteKeys",
@@ -94,10 +94,10 @@ class AdmissionGate:
         self,
         *,
         ca: CertificateAuthority,
-        register: AdmissionRegister,
+        register: AdmissionRegistry,
         jobs: Callable[[str], AdmittableJob | None],
         sites: SiteKeys,
-        door: NodeDoor,
+        door: JobNodes,
         record: Record,
         clock: Callable[[], datetime],
         periods: Periods | None = None,
@@ -117,7 +117,7 @@ class AdmissionGate:
         self._record = record
         self._clock = clock
         self._sign_result = sign_result or _unsigned
-        self._book = ChallengeBook(limits=limits, verifier_id=ca.key_digest)
+        self._book = ChallengeStore(limits=limits, verifier_id=ca.key_digest)
         self._examiner = Examiner(
             book=self._book,
             sites=sites,

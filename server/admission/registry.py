@@ -18,7 +18,7 @@ from typing import Final
 from attestation.policy.result import AttestationResult
 from fedlearn.errors import AdmissionDenied
 
-__all__ = ["Admission", "AdmissionEvent", "AdmissionRegister", "Change"]
+__all__ = ["Admission", "AdmissionEvent", "AdmissionRegistry", "Change"]
 
 _REMEMBERED: Final = 4096
 
@@ -87,7 +87,7 @@ class AdmissionEvent:
 Subscriber = Callable[[AdmissionEvent], None]
 
 
-class AdmissionRegister:
+class AdmissionRegistry:
     """The live admissions, by key thumbprint. Safe to use from many threads.
 
     Subscribers are called in the thread that made the change, after the change is in

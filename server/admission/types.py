@@ -10,13 +10,13 @@ from typing import Any, Protocol
 from server.admission.registry import Admission
 from server.identity.pki import MAX_CLIENT_LIFETIME
 
-__all__ = ["Admitted", "NodeDoor", "Periods", "Record"]
+__all__ = ["Admitted", "JobNodes", "Periods", "Record"]
 
 Record = Callable[[str, Mapping[str, Any]], object]
 """Appends one entry to the ledger, durably: ``record(kind, body)``."""
 
 
-class NodeDoor(Protocol):
+class JobNodes(Protocol):
     """What admission needs of Flower."""
 
     def create_node(self, job: str, site: str, tls_key: bytes) -> int:

@@ -25,10 +25,10 @@ from fedlearn.sandbox.process_channel import ChannelClosed, ProcessChannel
 from server.flower.application.app_process import Application, environment, start_application
 from server.flower.application.hosted import start_hosted
 from server.flower.exchange.calls import MAX_RECORD_BYTES, serve
-from server.flower.exchange.link import JobLink
+from server.flower.exchange.link import JobExchange
 from server.flower.job_plan import JobChannel, JobPlan, Outcome, to_record
 
-__all__ = ["JobHost"]
+__all__ = ["JobRunner"]
 
 _MAX_LINE: Final = 4096
 _LINES_PER_SECOND: Final = 100
@@ -38,7 +38,7 @@ _END_SECONDS: Final = 2.0
 _LOG = logging.getLogger(__name__)
 
 
-class JobHost:
+class JobRunner:
     """Runs one job. Safe to use from many threads.
 
     :param directory: a folder for this job alone; what is in it is deleted at the start. The
@@ -59,7 +59,7 @@ class JobHost:
         app_host: Path | None = None,
     ) -> None:
         self.plan = plan
-        self.link = JobLink(plan)
+        self.link = JobExchange(plan)
         self._channel = channel
         self._directory = directory
         self._app_host = app_host
@@ -83,12 +83,12 @@ class JobHost:
         return tuple(found.pid for found in each if found is not None and found.poll() is None)
 
     def create_node(self, site: str, tls_key: bytes) -> int:
-        """Admit a site; see :meth:`server.flower.exchange.link.JobLink.create_node`."""
+        """Admit a site; see :meth:`server.flower.exchange.link.JobExchange.create_node`."""
         return self.link.create_node(site, tls_key)
 
     def delete_node(self, site: str) -> None:
         """End a site's part in the job; see
-        :meth:`server.flower.exchange.link.JobLink.delete_node`."""
+        :meth:`server.flower.exchange.link.JobExchange.delete_node`."""
         self.link.delete_node(site)
 
     def start(self) -> None:

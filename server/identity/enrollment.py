@@ -41,7 +41,7 @@ from server.identity.site_tpm import SiteTpm, check_digest
 from server.ledger import LedgerReader
 from server.quota import Quota
 
-__all__ = ["Site", "SiteRegister", "SiteStatus", "site_entries"]
+__all__ = ["Site", "SiteRegistry", "SiteStatus", "site_entries"]
 
 MAX_SITES: Final = 10_000
 _REFUSALS_AT_ONCE: Final = 16
@@ -63,7 +63,7 @@ def site_entries(ledger: LedgerReader) -> Iterator[Mapping[str, Any]]:
         yield entry.body
 
 
-class SiteRegister:
+class SiteRegistry:
     """The sites of one coordinator. Safe to use from many threads.
 
     Every change is in the ledger, durably, before it counts and is told to anyone. Subscribers

@@ -28,7 +28,7 @@ from fedlearn.identity.spiffe import OperatorId, checked_name
 from server.identity.peer_certificates import PeerCertificate, csr_key, spki, thumbprint
 from server.identity.pki import CertificateAuthority, IssuedCertificate
 
-__all__ = ["ESTABLISHED", "Operator", "OperatorRegister", "requested_name"]
+__all__ = ["ESTABLISHED", "Operator", "OperatorRegistry", "requested_name"]
 
 MAX_OPERATORS: Final = 1000
 ESTABLISHED: Final = "(coordinator)"
@@ -61,7 +61,7 @@ class Operator:
         return not self.revoked and now < self.expires
 
 
-class OperatorRegister:
+class OperatorRegistry:
     """The operators of one coordinator. Safe to use from many threads.
 
     :param entries: the bodies of the ledger's ``operator`` entries, oldest first.

@@ -21,7 +21,7 @@ from attestation.errors import EndorsementError, EvidenceError
 from attestation.tpm.credential import ActivationChallenge, TpmIdentity, challenge_identity
 from attestation.trust import TrustAnchors
 from fedlearn.errors import EnrollmentRefused, NonceRefused, Throttled
-from server.identity.enrollment import SiteRegister
+from server.identity.enrollment import SiteRegistry
 from server.identity.site import SiteStatus
 
 __all__ = ["CHALLENGE_LIFETIME", "Outcome", "Proposal", "TpmEnrollment"]
@@ -70,7 +70,7 @@ class TpmEnrollment:
     def __init__(
         self,
         *,
-        sites: SiteRegister,
+        sites: SiteRegistry,
         trust: Callable[[], TrustAnchors],
         clock: Callable[[], datetime],
     ) -> None:

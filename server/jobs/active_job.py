@@ -17,12 +17,12 @@ from fedlearn.job.events import Event
 from fedlearn.job.spec import JobSpec, workload_digest
 from fedlearn.privacy.server import noise_secret
 from server.admission.gate import AdmittableJob
-from server.admission.registry import AdmissionRegister
+from server.admission.registry import AdmissionRegistry
 from server.flower.job_plan import JobPlan, Outcome
-from server.flower.job_runner import JobHost
-from server.jobs.job_channel import JobDesk
+from server.flower.job_runner import JobRunner
+from server.jobs.job_channel import JobChannelHandler
 from server.jobs.job_store import JobRecord
-from server.state_directory import Home
+from server.state_directory import StateDirectory
 
 __all__ = ["MAX_ATTEMPTS", "OpenJob", "opened"]
 
@@ -51,8 +51,8 @@ class OpenJob:
 
     record: JobRecord
     admittable: AdmittableJob
-    host: JobHost
-    desk: JobDesk
+    host: JobRunner
+    desk: JobChannelHandler
     started: datetime
     life: int = 0
     attempts: dict[str, int] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class _NotesDisk:
     What the process itself says of its end is not asked: it may say anything.
     """
 
-    def __init__(self, channel: JobDesk, noted: list[str]) -> None:
+    def __init__(self, channel: JobChannelHandler, noted: list[str]) -> None:
         self._channel = channel
         self._noted = noted
 
@@ -115,8 +115,8 @@ class _NotesDisk:
 def opened(
     record: JobRecord,
     *,
-    home: Home,
-    register: AdmissionRegister,
+    home: StateDirectory,
+    register: AdmissionRegistry,
     trust: TrustAnchors,
     runtime: Path,
     say: Callable[[Event], object],
@@ -128,7 +128,7 @@ def opened(
     """
     spec = record.spec
     digest = spec.digest()
-    desk = JobDesk(
+    desk = JobChannelHandler(
         spec,
         store=home.store,
         ledger=home.ledger,
@@ -171,7 +171,7 @@ def opened(
             trust=trust,
             sites=frozenset(spec.sites),
         ),
-        host=JobHost(
+        host=JobRunner(
             plan,
             _NotesDisk(desk, disk),
             directory=runtime / spec.name,
@@ -184,7 +184,7 @@ def opened(
     )
 
 
-def _lives(home: Home, name: str) -> int:
+def _lives(home: StateDirectory, name: str) -> int:
     """Return how often an operator resumed a job; the ledger knows, after a restart too."""
     entries = home.ledger.entries(kind="job")
     return sum(
@@ -192,7 +192,7 @@ def _lives(home: Home, name: str) -> int:
     )
 
 
-def _noise_secret(home: Home, spec: JobSpec) -> bytes:
+def _noise_secret(home: StateDirectory, spec: JobSpec) -> bytes:
     """Return the secret of a job's noise, drawn once: another one would be another release.
 
     :raises StoreError: when it is missing or is not the one that the ledger commits to.

@@ -35,18 +35,18 @@ from fedlearn.job.spec import Resources
 from server.admission.events import spoken, what_causes
 from server.admission.exclusions import Exclusion
 from server.admission.gate import AdmissionGate, AdmittableJob
-from server.admission.registry import AdmissionEvent, AdmissionRegister, Change
+from server.admission.registry import AdmissionEvent, AdmissionRegistry, Change
 from server.disk import store_error
-from server.flower.exchange.link import JobLink
+from server.flower.exchange.link import JobExchange
 from server.flower.job_plan import Outcome
 from server.health import Health
 from server.jobs.active_job import OpenJob, opened
 from server.jobs.assignment_dispatcher import Dispatch
-from server.jobs.job_store import JobBook, JobRecord, JobState, JobStatus
-from server.jobs.policy_registry import PolicyDesk
+from server.jobs.job_store import JobRecord, JobState, JobStatus, JobStore
+from server.jobs.policy_registry import PolicyRegistry
 from server.jobs.watch import PROGRESS, JobWatch
 from server.quota import Quota
-from server.state_directory import Home
+from server.state_directory import StateDirectory
 
 __all__ = ["OpenJobs"]
 
@@ -73,7 +73,7 @@ _PROBE_BYTES: Final = 1024 * 1024
 class OpenJobs:
     """The open jobs by name. Safe to use from many threads.
 
-    It is the :class:`server.admission.gate.NodeDoor` of admission. ``dispatch`` has the ways to the
+    It is the :class:`server.admission.gate.JobNodes` of admission. ``dispatch`` has the ways to the
     sites; ``lock`` guards what is open.
 
     :param runtime: a private directory for the processes of jobs; never holds weights.
@@ -82,11 +82,11 @@ class OpenJobs:
 
     def __init__(
         self,
-        home: Home,
+        home: StateDirectory,
         *,
-        book: JobBook,
-        register: AdmissionRegister,
-        policies: PolicyDesk,
+        book: JobStore,
+        register: AdmissionRegistry,
+        policies: PolicyRegistry,
         trust: Callable[[], TrustAnchors],
         runtime: Path,
         clock: Callable[[], datetime],
@@ -168,7 +168,7 @@ class OpenJobs:
         job = self.named(name)
         return None if job is None else dataclasses.replace(job.admittable, trust=self._trust())
 
-    def link_of(self, name: str) -> JobLink | None:
+    def link_of(self, name: str) -> JobExchange | None:
         """Return the link of an open job."""
         job = self.named(name)
         return None if job is None else job.host.link

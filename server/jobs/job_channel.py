@@ -1,11 +1,11 @@
-"""One job as it runs, seen from the coordinator: what its aggregator may ask, and who hears it.
+"""One job as it runs, seen from the coordinator: what its aggregator may ask, and who is told.
 
-:class:`JobDesk` answers a job's aggregator (:class:`server.flower.job_plan.JobChannel`), a process
-of ours that holds no user code. What it says about rounds and updates is checked against what
-the coordinator knows (which sites the job has, which round runs, who was asked, which admission
-a site has) before it becomes an entry of the ledger; the model of every round becomes a sealed
-version in the store, together with the state of the strategy, so that a crash never parts the
-two. What the application itself prints and measures reaches people as events, and the ledger
+:class:`JobChannelHandler` answers a job's aggregator, a process of ours that holds no user code
+(:class:`server.flower.job_plan.JobChannel`). What it says about rounds and updates is checked
+against what the coordinator knows (which sites the job has, which round runs, who was asked, which
+admission a site has) before it becomes an entry of the ledger; the model of every round becomes a
+sealed version in the store, together with the state of the strategy, so that a crash never parts
+the two. What the application itself prints and measures reaches people as events, and the ledger
 never.
 """
 
@@ -34,14 +34,14 @@ from fedlearn.job.events import (
 from fedlearn.job.spec import MAX_ROUNDS, JobSpec
 from fedlearn.privacy import Budget
 from fedlearn.update import arrays as update
-from server.admission.registry import Admission, AdmissionEvent, AdmissionRegister
+from server.admission.registry import Admission, AdmissionEvent, AdmissionRegistry
 from server.flower.application.app_files import as_arrays, kept_as
 from server.flower.job_plan import Checkpoint
 from server.ledger import Entry, Ledger
 from server.store.models import ModelStore
 from server.store.rollback import written_versions
 
-__all__ = ["JobDesk"]
+__all__ = ["JobChannelHandler"]
 
 _MAX_STATE: Final = 64 * 1024 * 1024
 _CHECKPOINT_MAGIC: Final = b"fedlearn-checkpoint/1\0"
@@ -61,7 +61,7 @@ _COARSE: Final = 16
 """Under privacy the ledger gives the number of a site's records as a power of this."""
 
 
-class JobDesk:
+class JobChannelHandler:
     """Answers one job's process. Safe to use from many threads.
 
     ``say``       tells people an event of this job
@@ -76,7 +76,7 @@ class JobDesk:
         *,
         store: ModelStore,
         ledger: Ledger,
-        register: AdmissionRegister,
+        register: AdmissionRegistry,
         say: Callable[[Event], object],
         keep: int,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),

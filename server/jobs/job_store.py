@@ -47,7 +47,7 @@ from server.jobs.authenticated_rows import Cell, RowKey, open_database, reading
 from server.jobs.bundles import Bundle, Bundles
 from server.jobs.history import JobFacts, JobHistory, JobStatus
 
-__all__ = ["JOBS_FILE", "JobBook", "JobRecord", "JobState", "JobStatus", "StoredEvent"]
+__all__ = ["JOBS_FILE", "JobStore", "JobRecord", "JobState", "JobStatus", "StoredEvent"]
 
 JOBS_FILE: Final = "jobs.sqlite"
 BUNDLES_FOLDER: Final = "bundles"
@@ -165,7 +165,7 @@ class _Kept:
     spec: JobSpec
 
 
-class JobBook:
+class JobStore:
     """All jobs. Safe to use from many threads; every change is durable when it returns.
 
     The rows of jobs are read once, when the file is opened, and kept in memory without

@@ -17,13 +17,13 @@ from attestation.policy.launch import require_launch_identity
 from attestation.policy.model import AppraisalPolicy
 from attestation.policy.sign import signer_of, verify_policy
 
-__all__ = ["PolicyDesk"]
+__all__ = ["PolicyRegistry"]
 
 Entries = Callable[[], Iterator[Mapping[str, Any]]]
 """Returns the bodies of the ledger's ``policy`` entries, oldest first."""
 
 
-class PolicyDesk:
+class PolicyRegistry:
     """Checks policies as they come in, and again when a job goes on.
 
     :param keys: SHA-256 of the SPKI of each key that may sign; empty: nobody has to sign.
@@ -57,7 +57,7 @@ class PolicyDesk:
         """Check the policy that a job went by, before it goes on by it.
 
         That it is the one in force is for the ledger to say
-        (:meth:`server.jobs.job_store.JobBook.get`).
+        (:meth:`server.jobs.job_store.JobStore.get`).
 
         :raises AttestationError: when its signature counts no more, or it pins no launch
             identity of a TEE that it accepts.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from attestation.policy.model import AppraisalPolicy
 from fedlearn.errors import JobError
 from fedlearn.job.spec import JobSpec
-from server.identity.enrollment import SiteRegister, SiteStatus
+from server.identity.enrollment import SiteRegistry, SiteStatus
 from server.jobs.active_jobs import OpenJobs
 from server.jobs.placement import Candidate, Choice, choose, obstacles
 
@@ -18,7 +18,7 @@ __all__ = ["Selection"]
 class Selection:
     """Selects among the sites of ``sites``, which may be busy with the jobs of ``jobs``."""
 
-    def __init__(self, sites: SiteRegister, jobs: OpenJobs) -> None:
+    def __init__(self, sites: SiteRegistry, jobs: OpenJobs) -> None:
         self._sites = sites
         self._jobs = jobs
 

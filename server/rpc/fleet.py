@@ -48,12 +48,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fedlearn.errors import AdmissionDenied, ConfigError, TransportError
 from fedlearn.identity import spiffe
-from server.admission.registry import Admission, AdmissionEvent, AdmissionRegister, Change
+from server.admission.registry import Admission, AdmissionEvent, AdmissionRegistry, Change
 from server.clock import awake
 from server.identity.peer_certificates import PeerCertificate
 from server.rpc.connections import Caps, Connection, Connections, accept_all, listen
 
-__all__ = ["ACTIONS", "Caller", "Front", "Link", "Receive", "Scope", "Send"]
+__all__ = ["ACTIONS", "Caller", "FleetServer", "Link", "Receive", "Scope", "Send"]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -178,7 +178,7 @@ class _Memory:
         return self._taken == 0 or self._taken + size <= self._size
 
 
-class Front:
+class FleetServer:
     """The listener, with an event loop in a thread of its own.
 
     :param tls: from :func:`fedlearn.identity.tls.server_context`.
@@ -193,7 +193,7 @@ class Front:
         self,
         *,
         tls: ssl.SSLContext,
-        register: AdmissionRegister,
+        register: AdmissionRegistry,
         link_of: Callable[[str], Link | None],
         trust_domain: str,
         host: str = "127.0.0.1",
@@ -563,7 +563,7 @@ class _Answer:
 class _Connection(HttpToolsProtocol):  # type: ignore[misc]
     """One connection, with the certificate that the peer showed."""
 
-    front: Front
+    front: FleetServer
     counted: Connection
     peer: PeerCertificate | None = None
     flower_key: bytes = b""

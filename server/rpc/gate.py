@@ -11,7 +11,7 @@ from fedlearn.wire import fedlearn_pb2 as pb
 from server.admission.challenges import Challenge
 from server.admission.coordinator_evidence import CoordinatorProof
 from server.admission.gate import AdmissionGate, AdmitRequest, Admitted
-from server.identity.enrollment import Site, SiteRegister, SiteStatus
+from server.identity.enrollment import Site, SiteRegistry, SiteStatus
 from server.identity.pki import CertificateAuthority
 from server.identity.tpm_enrollment import TpmEnrollment
 from server.rpc.guard import Caller
@@ -48,7 +48,7 @@ class GateService:
         *,
         gate: AdmissionGate,
         proof: CoordinatorProof,
-        sites: SiteRegister,
+        sites: SiteRegistry,
         tpms: TpmEnrollment,
         ca: CertificateAuthority,
         welcome: Welcome,

@@ -30,9 +30,9 @@ from fedlearn.errors import FedlearnError, Throttled, TransportError
 from fedlearn.identity.spiffe import ClientId, OperatorId, SiteId
 from fedlearn.wire.channel import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES
 from fedlearn.wire.failure import MAX_MESSAGE_CHARS, status_of, trailing_of
-from server.admission.registry import Admission, AdmissionRegister
-from server.identity.enrollment import Site, SiteRegister
-from server.identity.operators import OperatorRegister
+from server.admission.registry import Admission, AdmissionRegistry
+from server.identity.enrollment import Site, SiteRegistry
+from server.identity.operators import OperatorRegistry
 from server.identity.peer_certificates import PeerCertificate
 from server.rpc.connections import Connection
 
@@ -100,9 +100,9 @@ def identify_anyone(method: str, peer: str, pem: bytes | None) -> Caller:
 def identify_by_certificate(
     *,
     trust_domain: str,
-    sites: SiteRegister,
-    register: AdmissionRegister,
-    operators: OperatorRegister,
+    sites: SiteRegistry,
+    register: AdmissionRegistry,
+    operators: OperatorRegistry,
     clock: Callable[[], datetime],
 ) -> Identify:
     """Return a function that admits sites to Sites, live clients to Clients, operators to

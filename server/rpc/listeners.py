@@ -24,8 +24,8 @@ import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
 from fedlearn.wire import fedlearn_pb2_grpc as rpc
 from server.admission.coordinator_evidence import CoordinatorProof
 from server.admission.gate import AdmissionGate
-from server.identity.enrollment import Site, SiteRegister, SiteStatus
-from server.identity.operators import OperatorRegister
+from server.identity.enrollment import Site, SiteRegistry, SiteStatus
+from server.identity.operators import OperatorRegistry
 from server.identity.pki import CertificateAuthority
 from server.identity.tpm_enrollment import TpmEnrollment
 from server.rpc.clients import ClientsService
@@ -86,8 +86,8 @@ class Listeners:
         ca: CertificateAuthority,
         gate: AdmissionGate,
         proof: CoordinatorProof,
-        sites: SiteRegister,
-        operators: OperatorRegister,
+        sites: SiteRegistry,
+        operators: OperatorRegistry,
         coordinator: Coordinator,
         welcome: Welcome,
         clock: Callable[[], datetime],

@@ -11,8 +11,8 @@ from fedlearn.identity.spiffe import checked_name
 from fedlearn.wire import fedlearn_pb2 as pb
 from server.admission.exclusions import Exclusion
 from server.admission.gate import AdmissionGate
-from server.identity.enrollment import Site, SiteRegister
-from server.identity.operators import Operator, OperatorRegister
+from server.identity.enrollment import Site, SiteRegistry
+from server.identity.operators import Operator, OperatorRegistry
 from server.identity.peer_certificates import PeerCertificate
 from server.rpc.guard import Caller
 from server.rpc.ports import Coordinator, JobView
@@ -33,8 +33,8 @@ class OperatorService:
         self,
         *,
         coordinator: Coordinator,
-        sites: SiteRegister,
-        operators: OperatorRegister,
+        sites: SiteRegistry,
+        operators: OperatorRegistry,
         gate: AdmissionGate,
         connected: Callable[[str], bool],
         control_address: str,

@@ -17,7 +17,7 @@ from typing import Any
 from fedlearn.errors import ConfigError, FedlearnError, NotEnrolled, TransportError
 from fedlearn.wire import fedlearn_pb2 as pb
 from server.admission.gate import AdmissionGate
-from server.identity.enrollment import Site, SiteRegister, SiteStatus
+from server.identity.enrollment import Site, SiteRegistry, SiteStatus
 from server.identity.peer_certificates import csr_key, spki, thumbprint
 from server.identity.pki import CertificateAuthority
 from server.identity.tpm_enrollment import TpmEnrollment
@@ -129,7 +129,7 @@ class SitesService:
         self,
         *,
         coordinator: Coordinator,
-        sites: SiteRegister,
+        sites: SiteRegistry,
         tpms: TpmEnrollment,
         gate: AdmissionGate,
         ca: CertificateAuthority,

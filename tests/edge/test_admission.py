@@ -14,8 +14,8 @@ import pytest
 from cryptography import x509
 
 from edge.client.admission import (
+    AdmissionParams,
     ClientKeys,
-    Membership,
     _answer,
     control_of,
     renew_admission,
@@ -49,7 +49,7 @@ class Site:
         client = self.deployment.client(site=name, job=job)
         self.attester = client.attester
         self.site_key = self.deployment.site_keys[name]
-        self.membership = Membership(
+        self.membership = AdmissionParams(
             job=job,
             site=name,
             client="c1",

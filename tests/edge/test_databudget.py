@@ -18,7 +18,7 @@ from attestation.errors import AttesterError
 from attestation.tpm.seal import TpmCounter
 from edge.agent import budget_store as budgetstore
 from edge.agent.budget_store import FILE, BudgetStore
-from edge.agent.data_budget import Book, Limit, limits, refusals
+from edge.agent.data_budget import BudgetAccounts, Limit, limits, refusals
 from edge.agent.sealed_file import COUNTER_INDEX, SealedFile, file_key
 from edge.config.site import SiteConfig
 from edge.main import main
@@ -99,7 +99,7 @@ def store(config: SiteConfig, counter: Counter | None = None, key: bytes = KEY) 
     return BudgetStore(config, key, counter=counter)
 
 
-def spent(config: SiteConfig, book: Book) -> float:
+def spent(config: SiteConfig, book: BudgetAccounts) -> float:
     return book.epsilon(next(limits(config)))
 
 
@@ -151,12 +151,14 @@ def test_a_job_that_no_epsilon_bounds_is_refused_where_there_is_a_limit(
     config: SiteConfig, change: tuple[str, str], why: str
 ) -> None:
     spec = job(change=change)
-    (reason,) = refusals(config, spec, place(config), Book())
+    (reason,) = refusals(config, spec, place(config), BudgetAccounts())
     assert "the data set stays has a privacy budget" in reason
     assert why in reason
-    assert not list(refusals(config, spec, place(config, "free"), Book()))
+    assert not list(refusals(config, spec, place(config, "free"), BudgetAccounts()))
     allowed = replace(config, privacy=replace(config.privacy, insecure_exact_metrics=True))
-    assert bool(list(refusals(allowed, spec, place(config), Book()))) == ("metrics" not in why)
+    assert bool(list(refusals(allowed, spec, place(config), BudgetAccounts()))) == (
+        "metrics" not in why
+    )
 
 
 def test_neither_a_second_name_nor_a_part_of_the_data_has_a_budget_of_its_own(
@@ -377,7 +379,7 @@ def test_an_older_copy_and_a_file_that_is_gone_are_found_by_the_counter(
     with pytest.raises(ConfigError, match="it is another counter"):
         store(config, other).book()
     store(config, other).reset()
-    assert store(config, other).book() == Book()
+    assert store(config, other).book() == BudgetAccounts()
 
 
 @pytest.mark.swtpm
@@ -390,7 +392,7 @@ def test_a_real_tpm_finds_the_older_copy(config: SiteConfig, tmp_path: Path) -> 
         def opened() -> BudgetStore:
             return BudgetStore(config, KEY, counter=TpmCounter(tpm.tcti, COUNTER_INDEX))
 
-        assert opened().book() == Book()
+        assert opened().book() == BudgetAccounts()
         kept = opened()
         kept.reserve(job(), place=place(config), assignment="a-1")
         older = path.read_bytes()
@@ -409,7 +411,7 @@ def test_a_real_tpm_finds_the_older_copy(config: SiteConfig, tmp_path: Path) -> 
         with pytest.raises(ConfigError, match="is gone"):
             opened().book()
         opened().reset()
-        assert opened().book() == Book()
+        assert opened().book() == BudgetAccounts()
 
 
 def test_a_site_that_gets_a_tpm_goes_on_and_then_counts(config: SiteConfig) -> None:
@@ -494,7 +496,7 @@ def test_the_commands_show_and_begin_anew(
     assert "a new budget forgets what jobs have spent" in refused.stderr
     assert kept.book().charges
     assert run("reset", "--insecure-forget-spent").exit_code == 0
-    assert kept.book() == Book()
+    assert kept.book() == BudgetAccounts()
 
 
 def test_a_budget_below_another_limit_is_named(config: SiteConfig) -> None:

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from edge.protocol.process_channel import AgentLine, receive, send
+from edge.protocol.process_channel import AgentChannel, receive, send
 from fedlearn.errors import LaunchError
 
 
@@ -24,7 +24,7 @@ def test_a_charge_is_answered_before_the_client_goes_on() -> None:
 
     thread = threading.Thread(target=agent)
     thread.start()
-    line = AgentLine(theirs)
+    line = AgentChannel(theirs)
     assert line.bootstrap() == b"bootstrap"
     line.charge("q1")
     with pytest.raises(LaunchError, match=r"does not charge the update .*: the budget is 5"):

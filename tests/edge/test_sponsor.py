@@ -16,15 +16,15 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from edge.agent.client_service import Keys, Sponsorship
-from edge.client.pod_main import EXIT, FIRST_WORDS, Surroundings
+from edge.agent.client_service import Keys, WorkloadService
+from edge.client.pod_main import EXIT, FIRST_WORDS, PodEnvironment
 from edge.kube.client_object import Launch, environment
 from edge.protocol.bootstrap import MAX_BOOTSTRAP_BYTES, Bootstrap
 from edge.protocol.workload import REFUSED_EXIT, Phase
 from fedlearn.errors import ConfigError, LaunchError, PrivacyError, TransportError
 from fedlearn.identity.voucher import sign_voucher, verify_voucher
 from fedlearn.wire import client_service as wire
-from fedlearn.wire.client_service import SponsorClient, SponsorServer, Ticket
+from fedlearn.wire.client_service import Ticket, WorkloadApiClient, WorkloadApiServer
 from fedlearn.wire.failure import Unreachable
 from tests.harness.cluster_site import bootstrap, workload
 from tests.harness.forwarder import Forwarder
@@ -57,14 +57,16 @@ class Line:
             )
 
         self.charged: list[tuple[str, str]] = []
-        self.sponsorship = Sponsorship(
+        self.sponsorship = WorkloadService(
             self.keys,
             vouch_for=vouch,
             charge_for=self.charge,
             seed_for=lambda item, request: b"sealed for " + item.assignment.id.encode() + request,
             told=lambda *said: self.told.append(said),
         )
-        self.server = SponsorServer(self.sponsorship, self.keys.tls, listen="127.0.0.1:0").start()
+        self.server = WorkloadApiServer(
+            self.sponsorship, self.keys.tls, listen="127.0.0.1:0"
+        ).start()
         self.address = f"127.0.0.1:{self.server.port}"
 
     def charge(self, item: Any, question: str) -> None:
@@ -75,8 +77,8 @@ class Line:
     def ticket(self, assignment: str = "a") -> Ticket:
         return Ticket(assignment=assignment, tag=self.keys.tag(assignment))
 
-    def client(self, ticket: Ticket | None = None) -> SponsorClient:
-        return SponsorClient(self.address, pin=self.keys.pin, ticket=ticket or self.ticket())
+    def client(self, ticket: Ticket | None = None) -> WorkloadApiClient:
+        return WorkloadApiClient(self.address, pin=self.keys.pin, ticket=ticket or self.ticket())
 
 
 @pytest.fixture
@@ -155,7 +157,7 @@ def test_a_malformed_question_is_refused(line: Any) -> None:
 
 def test_another_server_is_not_the_agent(line: Any) -> None:
     with pytest.raises(LaunchError, match="is not the agent that started this client"):
-        SponsorClient(line.address, pin=bytes(32), ticket=line.ticket())
+        WorkloadApiClient(line.address, pin=bytes(32), ticket=line.ticket())
 
 
 def test_a_document_that_is_too_long_is_refused(line: Any) -> None:
@@ -180,7 +182,7 @@ def test_an_ended_assignment_is_answered_no_more(
 
 def test_a_port_in_use_is_named(line: Any) -> None:
     with pytest.raises(ConfigError, match=r"sponsor_listen: .* cannot be bound"):
-        SponsorServer(line.sponsorship, line.keys.tls, listen=line.address)
+        WorkloadApiServer(line.sponsorship, line.keys.tls, listen=line.address)
 
 
 # --- the client's program -----------------------------------------------------------------
@@ -188,7 +190,7 @@ def test_a_port_in_use_is_named(line: Any) -> None:
 
 def test_what_the_pod_is_given_is_what_the_client_reads(line: Any) -> None:
     launch = Launch(sponsor=line.address, pin=line.keys.pin, ticket=line.keys.tag("a"))
-    around = Surroundings.read(environment(line.workload, launch))
+    around = PodEnvironment.read(environment(line.workload, launch))
     assert (around.sponsor, around.pin, around.tag) == (launch.sponsor, launch.pin, launch.ticket)
     assert (around.assignment, around.data) == ("a", "/data")
     assert "tag" not in repr(around)
@@ -205,7 +207,7 @@ def test_what_the_pod_is_given_is_what_the_client_reads(line: Any) -> None:
 def test_a_broken_environment_is_named(line: Any, name: str, value: str, message: str) -> None:
     launch = Launch(sponsor=line.address, pin=line.keys.pin, ticket=line.keys.tag("a"))
     with pytest.raises(ConfigError, match=message):
-        Surroundings.read({**environment(line.workload, launch), name: value})
+        PodEnvironment.read({**environment(line.workload, launch), name: value})
 
 
 def test_the_program_leaves_its_last_words(line: Any, tmp_path: Path) -> None:
@@ -257,7 +259,7 @@ def test_a_client_that_says_nothing_keeps_no_other_from_the_agent(
     with grpc.secure_channel(
         far.address,
         grpc.ssl_channel_credentials(certificate),
-        options=[("grpc.ssl_target_name_override", wire.SPONSOR_DNS)],
+        options=[("grpc.ssl_target_name_override", wire.WORKLOAD_API_DNS)],
     ) as channel:
         opened = channel.stream_unary(
             "/fedlearn.v1.Sponsor/Vouch",

@@ -15,7 +15,7 @@ from fedlearn.app.flower import Packer, flatten
 from fedlearn.app.message import Head
 from fedlearn.errors import AdmissionDenied
 from fedlearn.update.frames import FrameReader, write_frames
-from server.flower.exchange.link import JobLink
+from server.flower.exchange.link import JobExchange
 from server.flower.job_plan import JobPlan
 from server.rpc.fleet import Caller
 
@@ -58,7 +58,9 @@ def model() -> RecordDict:
     return RecordDict({"arrays": arrays, "config": ConfigRecord({"round": 1})})
 
 
-def ask(link: JobLink, *numbers: int, content: RecordDict | None = None, **more: Any) -> list[str]:
+def ask(
+    link: JobExchange, *numbers: int, content: RecordDict | None = None, **more: Any
+) -> list[str]:
     """Ask nodes something; one packed model for all of them."""
     packed = Packer().content(model() if content is None else content)
     flat = flatten([message(packed, to=number, **more) for number in numbers])
@@ -72,7 +74,7 @@ def body(frames: list[bytes]) -> bytes:
 class FakeNode:
     """One node. Its calls go through the ASGI application, as a client's do."""
 
-    def __init__(self, link: JobLink, site: str) -> None:
+    def __init__(self, link: JobExchange, site: str) -> None:
         self.link = link
         self.number = link.create_node(site, site.encode())
         self.site = site

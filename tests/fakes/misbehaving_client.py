@@ -21,7 +21,7 @@ from attestation.attesters.sample import SampleAttester
 from attestation.binding import Binding, Role
 from attestation.policy.parse import parse_policy
 from attestation.trust import TrustAnchors
-from edge.client.admission import ClientKeys, Membership, control_of, seek_admission
+from edge.client.admission import AdmissionParams, ClientKeys, control_of, seek_admission
 from edge.client.flower.fleet import Fleet, Identity
 from edge.protocol.identity import certification_request, new_key
 from edge.protocol.rpc import AdmittedClient, ControlClient, GateClient, Request, enroll
@@ -85,9 +85,9 @@ class MisbehavingClient:
     def workload(self, job: Any) -> bytes:
         return workload_digest(job.spec.digest(), hashlib.sha256(job.bundle).digest())
 
-    def membership(self, job: Any, keys: ClientKeys) -> Membership:
+    def membership(self, job: Any, keys: ClientKeys) -> AdmissionParams:
         anchors = self.harness.federation.anchors([COORDINATOR])
-        return Membership(
+        return AdmissionParams(
             job=job.name,
             site=self.site,
             client="c1",

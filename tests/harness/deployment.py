@@ -26,14 +26,14 @@ from server.admission.challenges import Limits
 from server.admission.coordinator_evidence import CoordinatorProof
 from server.admission.gate import (
     AdmissionGate,
-    AdmissionRegister,
+    AdmissionRegistry,
     AdmitRequest,
     AdmittableJob,
     Admitted,
     Periods,
 )
-from server.identity.enrollment import SiteRegister
-from server.identity.operators import OperatorRegister
+from server.identity.enrollment import SiteRegistry
+from server.identity.operators import OperatorRegistry
 from server.identity.pki import CertificateAuthority, spki
 
 TRUST_DOMAIN = "test.example"
@@ -144,17 +144,17 @@ class Deployment:
                 ("beta", frozenset({"site-b"})),
             )
         }
-        self.sites = SiteRegister(
+        self.sites = SiteRegistry(
             address="127.0.0.1:9443",
             ca_pin=self.ca.key_digest,
             clock=self.clock,
             record=self.record,
         )
-        self.operators = OperatorRegister(
+        self.operators = OperatorRegistry(
             ca=self.ca, entries=(), record=self.record, clock=self.clock
         )
         self.site_keys = {name: self.enroll(name) for name in ("site-a", "site-b")}
-        self.register = AdmissionRegister()
+        self.register = AdmissionRegistry()
         self.gate = AdmissionGate(
             ca=self.ca,
             register=self.register,

@@ -339,9 +339,9 @@ class FederationHarness:
     def _borrow_ca(self) -> None:
         """Keep the coordinator's CA key, for certificates that it would not issue itself."""
         from server.config import ServerConfig
-        from server.state_directory import Home
+        from server.state_directory import StateDirectory
 
-        with Home.open(ServerConfig.load(self.server_toml)) as home:
+        with StateDirectory.open(ServerConfig.load(self.server_toml)) as home:
             self.ca = home.ca
 
     # --- sites ------------------------------------------------------------------------

@@ -162,20 +162,20 @@ class FlowerFederation:
 
     def __init__(self, folder: Path, **front: Any) -> None:
         from fedlearn.identity.tls import server_context
-        from server.admission.registry import AdmissionRegister
+        from server.admission.registry import AdmissionRegistry
         from server.identity.pki import CertificateAuthority
-        from server.rpc.fleet import Front
+        from server.rpc.fleet import FleetServer
 
         self.folder = folder
         now = datetime.now(UTC)
         self.ca = CertificateAuthority.create(TRUST_DOMAIN, now)
         self.root = x509.load_pem_x509_certificate(self.ca.certificate_pem)
-        self.register = AdmissionRegister()
+        self.register = AdmissionRegistry()
         self.hosts: dict[str, Any] = {}
         key = ec.generate_private_key(ec.SECP256R1())
         issued = self.ca.issue_server(_csr(key), ips=["127.0.0.1"], now=now)
         chain = x509.load_pem_x509_certificates(issued.chain_pem)
-        self.front = Front(
+        self.front = FleetServer(
             tls=server_context(chain, key, [self.root]),
             register=self.register,
             link_of=lambda job: self.hosts[job].link if job in self.hosts else None,
@@ -188,11 +188,11 @@ class FlowerFederation:
     def host(
         self, plan: Any, *, channel: Any = None, app_host: Path | None = None
     ) -> tuple[Any, Channel]:
-        from server.flower.job_runner import JobHost
+        from server.flower.job_runner import JobRunner
 
         channel = channel or Channel(lambda: self.live(plan.job))
         folder = self.folder / f"job-{plan.job}"
-        host = JobHost(plan, channel, directory=folder, app_host=app_host)
+        host = JobRunner(plan, channel, directory=folder, app_host=app_host)
         self.hosts[plan.job] = host
         return host, channel
 

@@ -374,13 +374,13 @@ class Node:
     def _files(self, volume: Any, namespace: str) -> dict[str, bytes]:
         if volume.config_map is not None:
             name = volume.config_map.name
-            found = _patiently(lambda: self._core.read_namespaced_config_map(name, namespace))
+            found = _retry(lambda: self._core.read_namespaced_config_map(name, namespace))
             return {key: text.encode() for key, text in (found.data or {}).items()}
         if volume.secret is None:
             return {}
         secret, name = volume.secret, volume.secret.secret_name
         try:
-            found = _patiently(lambda: self._core.read_namespaced_secret(name, namespace))
+            found = _retry(lambda: self._core.read_namespaced_secret(name, namespace))
         except ApiException as error:
             if error.status == 404 and secret.optional:
                 return {}
@@ -528,7 +528,7 @@ def _translated(text: str, places: Mapping[str, str]) -> str:
     return re.sub(pattern, lambda found: places[found[0]], text)
 
 
-def _patiently(call: Callable[[], Any]) -> Any:
+def _retry(call: Callable[[], Any]) -> Any:
     """Call again while the authorizer has not heard yet that the pod is bound to this node."""
     deadline = time.monotonic() + _READ_SECONDS
     while True:

@@ -10,11 +10,11 @@ from pathlib import Path
 from attestation.trust import TrustAnchors
 from fedlearn import config
 from server.admission.gate import AdmissionGate
-from server.admission.registry import AdmissionRegister
+from server.admission.registry import AdmissionRegistry
 from server.config import ServerConfig
 from server.coordinator import Coordinator
-from server.identity.enrollment import SiteRegister, site_entries
-from server.state_directory import Home, establish
+from server.identity.enrollment import SiteRegistry, site_entries
+from server.state_directory import StateDirectory, establish
 from tests.harness.deployment import new_csr, new_key
 
 PYPROJECT = """
@@ -59,11 +59,11 @@ class RestartingCoordinator:
     def __call__(self) -> Coordinator:
         self.stop()
         closing, settings = self._closing, self._settings
-        home = Home.open(settings)
+        home = StateDirectory.open(settings)
         closing.append(home.close)
-        book = home.job_book()
+        book = home.job_store()
         closing.append(book.close)
-        sites = SiteRegister(
+        sites = SiteRegistry(
             entries=site_entries(home.ledger),
             address="127.0.0.1:1",
             ca_pin=home.ca.key_digest,
@@ -73,7 +73,7 @@ class RestartingCoordinator:
         if not sites.list():
             token = sites.create_token("site-a", needs_approval=False)
             sites.enroll(token.encode(), new_csr(new_key()))
-        register = AdmissionRegister()
+        register = AdmissionRegistry()
         runtime = self._folder / "run"
         runtime.mkdir(exist_ok=True)
         coordinator = Coordinator(

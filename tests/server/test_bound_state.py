@@ -26,7 +26,7 @@ from server.keys.key_protectors import InsecurePlainKeyFile
 from server.keys.service import KeyService
 from server.ledger import LEDGER_FILE
 from server.ledger.log import Ledger
-from server.state_directory import Home, establish
+from server.state_directory import StateDirectory, establish
 from server.store.head_file import HEAD_FILE
 from server.store.models import ModelStore
 from server.store.state_binding import compare_bound, open_bound
@@ -49,7 +49,7 @@ def settings(tmp_path: Path) -> ServerConfig:
     )
     made = ServerConfig.load(tmp_path / "server.toml")
     establish(made, now=datetime.now(UTC), control_address="127.0.0.1:1", operator_csr=None)
-    with Home.open(made) as home:
+    with StateDirectory.open(made) as home:
         home.store.write("demo", WEIGHTS, round=1)
         home.ledger.append("exclusion", {"job": "demo", "change": "over"})
     return made
@@ -57,7 +57,7 @@ def settings(tmp_path: Path) -> ServerConfig:
 
 def later(settings: ServerConfig) -> None:
     """What happens on the day after a copy was taken."""
-    with Home.open(settings) as home:
+    with StateDirectory.open(settings) as home:
         home.ledger.append("operator", {"change": "revoked"})
         home.store.write("demo", WEIGHTS, round=2)
         home.ledger.append("operator", {"change": "revoked"})
@@ -108,7 +108,7 @@ def test_an_untouched_state_opens_and_is_called_intact(
     for code, text in commands(capsys, settings).values():
         assert code == 0
         assert "intact" in text
-    with Home.open(settings) as home:
+    with StateDirectory.open(settings) as home:
         # Beside a running coordinator too.
         home.ledger.append("operator", {"change": "revoked"})
         assert [code for code, _ in commands(capsys, settings).values()] == [0, 0]
@@ -116,7 +116,7 @@ def test_an_untouched_state_opens_and_is_called_intact(
 
 def test_a_coordinator_that_writes_all_the_time_is_no_rollback(settings: ServerConfig) -> None:
     """What is compared is read one after the other, while both grow."""
-    with Home.open(settings) as home:
+    with StateDirectory.open(settings) as home:
         over = threading.Event()
         written = [0, 0]
 
@@ -169,7 +169,7 @@ def test_an_older_part_with_the_rest_of_today_is_refused(
         path: path.read_bytes() for path in (settings.state / "store").rglob("*") if path.is_file()
     }
     with pytest.raises(error, match=said):
-        Home.open(settings)
+        StateDirectory.open(settings)
     for path, data in before.items():
         assert path.read_bytes() == data, "nothing is swept by an older catalogue"
     for command, (code, text) in commands(capsys, settings).items():
@@ -192,7 +192,7 @@ def test_a_cut_tail_is_refused_to_the_last_entry(
     database.commit()
     database.close()
     with pytest.raises(LedgerError, match="missing; the store was sealed") as caught:
-        Home.open(settings)
+        StateDirectory.open(settings)
     assert caught.value.entry == last - entries + 1
     assert [code for code, _ in commands(capsys, settings).values()] == [2, 2]
 
@@ -215,7 +215,7 @@ def test_what_is_missing_is_not_made_anew(
     left = sorted(settings.state.rglob("*"))
     for _ in range(2):
         with pytest.raises(FedlearnError, match=said):
-            Home.open(settings)
+            StateDirectory.open(settings)
     made = {path.name for path in settings.state.rglob("*")} - {path.name for path in left}
     assert made <= {"models", "lock", "store", "ledger.sqlite.lock"}
     for code, _ in commands(capsys, settings).values():
@@ -231,12 +231,12 @@ def test_another_ledger_of_the_same_key_is_refused(
     later(settings)
     today = copied(settings, "today")
     put(settings, copy, LEDGER_FILE, "store", "keys")
-    with Home.open(other) as home:
+    with StateDirectory.open(other) as home:
         for _ in range(9):
             home.ledger.append("exclusion", {"job": "demo", "change": "over"})
     put(settings, today, "store")
     with pytest.raises(LedgerError, match="another ledger"):
-        Home.open(settings)
+        StateDirectory.open(settings)
     assert [code for code, _ in commands(capsys, settings).values()] == [2, 2]
 
 
@@ -252,16 +252,16 @@ def test_a_state_that_was_never_bound_says_what_to_do(settings: ServerConfig) ->
     shutil.rmtree(settings.state / "store")
     ModelStore.open(settings.state / "store", keys).close()
     with pytest.raises(StoreError, match="established with it") as caught:
-        Home.open(settings)
+        StateDirectory.open(settings)
     assert "export its models with that version" in caught.value.hint
 
 
 def test_a_catalogue_of_a_newer_version_says_so(settings: ServerConfig) -> None:
-    with Home.open(settings) as home:
+    with StateDirectory.open(settings) as home:
         newer = b'{"models": {}, "shards": 3}'
         home.keys.root.write(settings.state / "store" / "catalogue.sealed", "catalogue", newer)
     with pytest.raises(StoreError, match="not a catalogue that this version can read"):
-        Home.open(settings)
+        StateDirectory.open(settings)
 
 
 class Counter:
@@ -329,18 +329,18 @@ def test_an_operator_may_adopt_what_is_left_and_the_ledger_says_so(
         # The older catalogue names a file that pruning may have removed, but none was pruned here.
         assert len(list((settings.state / "store" / "models").iterdir())) == 2
     with pytest.raises(FedlearnError) as refused:
-        Home.open(settings)
+        StateDirectory.open(settings)
     toml = str(settings.state.with_name("server.toml"))
     assert "fedlearn-server adopt" in refused.value.hint
     done = server_main(capsys, "adopt", "--config", toml, "--json")
     assert done["disagreement"] == str(refused.value)
-    with Home.open(settings) as home:
+    with StateDirectory.open(settings) as home:
         [entry] = home.ledger.entries(kind="state")
         assert entry.body["change"] == "adopted"
         assert entry.body["disagreement"] == done["disagreement"]
         assert entry.body["head"] == done["head"]
         home.store.write("demo", WEIGHTS, round=3)
-    Home.open(settings).close()
+    StateDirectory.open(settings).close()
     assert [code for code, _ in commands(capsys, settings).values()] == [0, 0]
 
 
@@ -362,7 +362,7 @@ def test_nothing_is_adopted_that_is_whole_or_damaged(
     with pytest.raises(LedgerError, match="there was one"):
         adopt(settings)
     with pytest.raises(FedlearnError):
-        Home.open(settings)
+        StateDirectory.open(settings)
 
 
 def server_main(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
@@ -436,7 +436,7 @@ def test_a_kill_at_any_step_leaves_a_state_that_opens(
         if not _killed(lambda: later(settings), step):
             break
         steps += 1
-        with Home.open(settings) as home:
+        with StateDirectory.open(settings) as home:
             entries = list(home.ledger.entries())
             written = [e.body["version"] for e in entries if e.kind == "checkpoint"]
             versions = [stored.version for stored in home.store.versions("demo")]
@@ -462,7 +462,7 @@ def test_a_kill_while_establishing_is_told_from_an_established_state(
 
         killed = _killed(work, step)
         try:
-            Home.open(settings).close()
+            StateDirectory.open(settings).close()
         except FedlearnError as error:
             hints.append(error.hint)
             outcomes.add(type(error).__name__)

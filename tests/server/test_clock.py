@@ -9,7 +9,7 @@ import pytest
 
 from fedlearn.errors import AdmissionDenied, NonceRefused
 from server import clock as clock_module
-from server.admission.challenges import NONCE_LIFETIME, ChallengeBook
+from server.admission.challenges import NONCE_LIFETIME, ChallengeStore
 from server.admission.registry import Change
 from server.clock import SteadyClock
 
@@ -171,7 +171,7 @@ def test_a_date_that_moves_beyond_a_certificate_ends_no_clients_part(
 @pytest.mark.parametrize("by", [timedelta(minutes=5), timedelta(minutes=-5)])
 def test_a_nonce_lives_neither_longer_nor_shorter_when_the_date_is_moved(by: timedelta) -> None:
     for seconds in (59, 60):
-        book = ChallengeBook()
+        book = ChallengeStore()
         challenge = book.issue(job="a", site="b", peer="c", now=START)
         book.shift(by)
         now = START + by + timedelta(seconds=seconds)

@@ -22,11 +22,11 @@ from fedlearn.errors import FedlearnError, StoreError
 from fedlearn.job.events import Log
 from server.admission.exclusions import ExclusionList
 from server.config import ServerConfig
-from server.identity.enrollment import SiteRegister, site_entries
-from server.identity.operators import OperatorRegister
+from server.identity.enrollment import SiteRegistry, site_entries
+from server.identity.operators import OperatorRegistry
 from server.jobs.active_jobs import OpenJobs
 from server.jobs.job_store import StoredEvent
-from server.state_directory import Home
+from server.state_directory import StateDirectory
 from tests.harness.restarting_coordinator import restarting_coordinator, tiny_bundle
 
 STRIDE = 211
@@ -77,7 +77,7 @@ def look(folder: Path) -> Facts:
     """Return what a coordinator learns from its state at the start, and its commands from it."""
     config = ServerConfig.load(folder / "server.toml")
     found: Facts = {}
-    with Home.open(config) as home:
+    with StateDirectory.open(config) as home:
         home.keys.sweep()
         verified = home.ledger.verify(home.ledger.public_key)
         found["ledger"] = (verified.entries, str(verified.head))
@@ -89,7 +89,7 @@ def look(folder: Path) -> Facts:
         found["ca"] = home.ca.key_digest
         for key in ("order_key", "result_key"):
             found[key] = getattr(home, key).private_numbers().private_value
-        with contextlib.closing(home.job_book()) as book:
+        with contextlib.closing(home.job_store()) as book:
             for job in book.states():
                 name = job.name
                 found[f"state {name}"] = job if job.spec else Named(job.detail)
@@ -100,7 +100,7 @@ def look(folder: Path) -> Facts:
                 found[f"events {name}"] = book.events(name, most=100_000)
             for name, reason in book.set_apart.items():
                 found.setdefault(f"job {name}", Named(reason))
-        sites = SiteRegister(
+        sites = SiteRegistry(
             entries=site_entries(home.ledger),
             address="127.0.0.1:1",
             ca_pin=home.ca.key_digest,
@@ -109,7 +109,7 @@ def look(folder: Path) -> Facts:
         )
         found["sites"] = sites.list()
         operators = (entry.body for entry in home.ledger.entries(kind="operator"))
-        register = OperatorRegister(
+        register = OperatorRegistry(
             ca=home.ca, entries=operators, record=lambda *_: None, clock=_now
         )
         found["operators"] = register.list()

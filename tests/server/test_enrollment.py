@@ -17,7 +17,7 @@ from fedlearn.errors import (
     TransportError,
 )
 from fedlearn.identity.join import JoinToken, checked_address
-from server.identity.enrollment import SiteRegister, SiteStatus
+from server.identity.enrollment import SiteRegistry, SiteStatus
 from server.identity.pki import PeerCertificate, spki
 from tests.harness.deployment import new_csr, new_key
 
@@ -165,9 +165,9 @@ def test_what_does_not_fit_the_status_is_refused(deployment: Any) -> None:
     assert deployment.sites.approve("site-a").status is SiteStatus.ACTIVE
 
 
-def reopened(deployment: Any) -> SiteRegister:
+def reopened(deployment: Any) -> SiteRegistry:
     """The register as it is after a restart: all that is known of sites is in the ledger."""
-    return SiteRegister(
+    return SiteRegistry(
         entries=deployment.site_entries(),
         address="127.0.0.1:9443",
         ca_pin=deployment.ca.key_digest,

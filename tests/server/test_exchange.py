@@ -24,7 +24,7 @@ from fedlearn.update import arrays as update
 from fedlearn.update.frames import FrameReader
 from server.clock import awake
 from server.flower.exchange.calls import Coordinator
-from server.flower.exchange.link import JobLink
+from server.flower.exchange.link import JobExchange
 from server.flower.exchange.nodes import Delivered, NodeGone
 from server.flower.job_plan import Reply
 from tests.fakes.exchange import COORDINATOR, FakeNode, ask, body, message, model, plan
@@ -33,7 +33,7 @@ from tests.fakes.exchange import COORDINATOR, FakeNode, ask, body, message, mode
 @pytest.fixture
 def link(monkeypatch):
     monkeypatch.setattr("server.flower.exchange.nodes._HOLD_SECONDS", 0.2)
-    made = JobLink(plan())
+    made = JobExchange(plan())
     yield made
     made.close(completed=False)
 
@@ -46,7 +46,7 @@ def nodes(link):
     return made
 
 
-def _online(link: JobLink) -> list[str]:
+def _online(link: JobExchange) -> list[str]:
     return [site for _, site in link.online()]
 
 
@@ -57,7 +57,7 @@ def _error(reply: Reply) -> int:
     return failure.code
 
 
-def _holds_nothing(link: JobLink) -> bool:
+def _holds_nothing(link: JobExchange) -> bool:
     nodes = link._nodes.values()
     return not (link._questions or link._replies or any(n.queue or n.in_hand for n in nodes))
 
@@ -144,7 +144,7 @@ def test_a_reply_has_the_metadata_of_its_question(link, nodes):
 
 
 def test_node_numbers_come_from_the_job_and_the_site(link, nodes):
-    other = JobLink(plan())
+    other = JobExchange(plan())
     assert other.run_id == link.run_id
     assert other.create_node("a", b"another key") == nodes[0].number
     assert other.create_node("a", b"a third key") == nodes[0].number
@@ -381,7 +381,7 @@ def test_a_node_that_left_is_not_brought_back_by_a_late_question(link, nodes):
     assert _online(link) == ["a", "b"]
 
 
-def _leave(node: FakeNode, link: JobLink, how: str) -> None:
+def _leave(node: FakeNode, link: JobExchange, how: str) -> None:
     if how == "absent":
         link.absent("a")
         return
@@ -587,7 +587,7 @@ def test_a_wait_without_end_ends_with_an_answer(link, nodes):
 
 def test_two_thousand_nodes_are_each_asked_and_answered_once():
     sites = tuple(f"s{number}" for number in range(2000))
-    link = JobLink(plan(sites))
+    link = JobExchange(plan(sites))
     nodes = [FakeNode(link, site) for site in sites]
 
     async def round_() -> None:
@@ -650,7 +650,7 @@ def test_whatever_happens_each_question_is_answered_once_or_withdrawn(monkeypatc
     """A walk through everything that may happen, in any order."""
     chance, clock = random.Random(seed), Clock(monkeypatch)
     sites = ("a", "b", "c", "d")
-    link = JobLink(plan(sites))
+    link = JobExchange(plan(sites))
     numbers = {site: link.create_node(site, b"key") for site in sites}
     asked, answered, withdrawn, delivered = set(), list[str](), set(), set()
 

@@ -24,8 +24,8 @@ from fedlearn.app.flower import Packer, flatten, inflate, record_of, unpack
 from fedlearn.errors import AdmissionDenied, ConfigError, TransportError, UpdateRejected
 from fedlearn.identity.spiffe import COORDINATOR_DNS
 from fedlearn.identity.tls import client_context, server_context
-from server.flower.exchange.link import JobLink
-from server.rpc.fleet import Front
+from server.flower.exchange.link import JobExchange
+from server.rpc.fleet import FleetServer
 from tests.fakes.exchange import ask, message, plan
 from tests.harness.flower_federation import FlowerFederation
 
@@ -320,13 +320,13 @@ def test_a_weak_context_or_a_taken_port_is_refused(federation):
     with pytest.raises(ValueError, match="authority"):
         server_context([federation.root], key, [])
     with pytest.raises(ConfigError, match="client certificate"):
-        Front(
+        FleetServer(
             tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
             register=federation.register,
             link_of=lambda _: None,
             trust_domain="test.example",
         )
-    taken = Front(
+    taken = FleetServer(
         tls=federation.front._tls,
         register=federation.register,
         link_of=lambda _: None,
@@ -357,7 +357,7 @@ def test_a_client_keeps_its_connection_from_one_call_to_the_next(federation, mon
 
 class Exchange:
     def __init__(self) -> None:
-        self.link = JobLink(plan(("site-a",)))
+        self.link = JobExchange(plan(("site-a",)))
 
 
 def test_an_answer_that_nobody_waits_for_is_refused_unread_and_the_client_hears_it(

@@ -28,7 +28,7 @@ from server.jobs.authenticated_rows import RowKey
 from server.jobs.bundles import Bundle, Bundles
 from server.jobs.job_store import JOBS_FILE, JobRecord, JobStatus
 from server.main import main
-from server.state_directory import Home
+from server.state_directory import StateDirectory
 from tests.harness.restarting_coordinator import (
     RestartingCoordinator,
     restarting_coordinator,
@@ -353,7 +353,7 @@ def test_check_names_what_is_set_apart_and_changes_nothing(
         code, found = check()
         assert code == 2
         assert list(found["set_apart"]) == ["beta"]
-    with Home.open(ServerConfig.load(tmp_path / "server.toml")) as home:
+    with StateDirectory.open(ServerConfig.load(tmp_path / "server.toml")) as home:
         changes = [entry.body["change"] for entry in home.ledger.entries(kind="job")]
     assert changes == ["submitted", "submitted"]
 

@@ -21,7 +21,7 @@ from attestation.errors import UnsealError
 from attestation.policy.result import AttestationResult, Finding, Tier
 from fedlearn.errors import ConfigError, KeyReleaseDenied, StoreError
 from fedlearn.sealing import Tensor, open_released, open_sealed, seal
-from server.admission.registry import Admission, AdmissionRegister
+from server.admission.registry import Admission, AdmissionRegistry
 from server.keys.key_protectors import (
     PLAIN_KEY_FILE,
     InsecurePlainKeyFile,
@@ -324,7 +324,7 @@ class Scene:
     """A service with a sealed file, and a client that was admitted."""
 
     service: KeyService
-    register: AdmissionRegister
+    register: AdmissionRegistry
     admission: Admission
     inside: X25519PrivateKey
     file: File
@@ -379,7 +379,7 @@ def scene(tmp_path: Path, recovery: RecoveryKey) -> Scene:
         issued=NOW - timedelta(minutes=1),
         expires=expires,
     )
-    register = AdmissionRegister()
+    register = AdmissionRegistry()
     register.add(admission, now=NOW)
     file = File(model="demo", version=3, file_id=sealed.header.file_id, key=sealed.header.key)
     return Scene(service, register, admission, inside, file, tmp_path / "m", entries)

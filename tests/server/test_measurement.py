@@ -18,7 +18,7 @@ from server.admission.coordinator_evidence import CoordinatorProof
 from server.config import ServerConfig
 from server.main import main
 from server.measurement import config_digest
-from server.state_directory import Home, establish, protector_names
+from server.state_directory import StateDirectory, establish, protector_names
 from tests.harness.deployment import COORDINATOR_APP, LAUNCH, WORKLOAD
 
 CONFIG = """\
@@ -72,7 +72,7 @@ def test_what_protects_the_root_key_is_what_it_was_at_the_first_start(tmp_path: 
         operator_csr=None,
     )
     config = settings("server.toml", owner)
-    with Home.open(config) as home:
+    with StateDirectory.open(config) as home:
         sealed = home.store.catalogue.protectors
     public = thief.public_key().public_bytes_raw().hex()
     assert sealed == ["passphrase", f"recovery-key:{public}"]
@@ -127,7 +127,7 @@ def test_the_command_prints_what_a_policy_pins(
 def refusing(listeners: Any) -> Any:
     """Return what a client says of a coordinator that measured one digest under a policy."""
     from attestation.attesters.sample import SampleAttester
-    from edge.client.admission import ClientKeys, Membership
+    from edge.client.admission import AdmissionParams, ClientKeys
     from edge.protocol.rpc import GateClient
 
     def judge(measured: dict[str, bytes], pinned: bytes) -> None:
@@ -139,7 +139,7 @@ def refusing(listeners: Any) -> Any:
         proof: CoordinatorProof = listeners.deployment.make_proof()
         proof._attester = SampleAttester(listeners.deployment.tee_key, b"chip", claims)
         listeners.running._gate_service._proof = proof
-        membership = Membership(
+        membership = AdmissionParams(
             job="alpha",
             site="site-a",
             client="c",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fedlearn.errors import ConfigError
-from server.admission.registry import AdmissionRegister
+from server.admission.registry import AdmissionRegistry
 from server.metrics import AdmissionCounts, Gauge, exposition, serve_metrics
 
 
@@ -31,14 +31,14 @@ def _admission(thumbprint: bytes) -> Any:
 
 
 @pytest.fixture
-def counted() -> tuple[AdmissionRegister, AdmissionCounts]:
-    register, counts = AdmissionRegister(), AdmissionCounts()
+def counted() -> tuple[AdmissionRegistry, AdmissionCounts]:
+    register, counts = AdmissionRegistry(), AdmissionCounts()
     register.subscribe(counts)
     return register, counts
 
 
 def test_admissions_are_counted_as_they_come_and_go(
-    counted: tuple[AdmissionRegister, AdmissionCounts],
+    counted: tuple[AdmissionRegistry, AdmissionCounts],
 ) -> None:
     register, counts = counted
     now = datetime.now(UTC)

@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 from fedlearn.errors import ConfigError, FedlearnError, LedgerError, TransportError
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire.operator import OperatorClient
-from server.identity.operators import ESTABLISHED, OperatorRegister
+from server.identity.operators import ESTABLISHED, OperatorRegistry
 from server.identity.peer_certificates import PeerCertificate
 from tests.harness.deployment import key_pem, new_key
 
@@ -305,9 +305,9 @@ def test_who_is_revoked_in_the_meantime_revokes_nobody(listeners: Any) -> None:
         register.add("eve", request(new_key(), "eve"), by=PeerCertificate.parse(bob))
 
 
-def reopened(deployment: Any, entries: Any = None) -> OperatorRegister:
+def reopened(deployment: Any, entries: Any = None) -> OperatorRegistry:
     kept = [body for kind, body in deployment.entries if kind == "operator"]
-    return OperatorRegister(
+    return OperatorRegistry(
         ca=deployment.ca,
         entries=kept if entries is None else entries,
         record=deployment.record,

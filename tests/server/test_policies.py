@@ -22,7 +22,7 @@ from attestation.policy.model import AppraisalPolicy
 from attestation.policy.parse import parse_policy
 from attestation.policy.sign import operator_key_digest, sign_policy
 from server.coordinator import Coordinator
-from server.jobs.policy_registry import PolicyDesk
+from server.jobs.policy_registry import PolicyRegistry
 from tests.harness.restarting_coordinator import restarting_coordinator, tiny_bundle
 
 KEY = ed25519.Ed25519PrivateKey.generate()
@@ -46,7 +46,7 @@ class Desk:
 
     def __init__(self, *keys: bytes) -> None:
         self.entries: list[dict[str, Any]] = [{"change": "established"}]
-        self.desk = PolicyDesk(keys=frozenset(keys), entries=lambda: iter(self.entries))
+        self.desk = PolicyRegistry(keys=frozenset(keys), entries=lambda: iter(self.entries))
 
     def accept(self, new: AppraisalPolicy, signature: bytes, job: str = "alpha") -> bytes:
         signer = self.desk.check(new, signature)
@@ -95,7 +95,7 @@ def test_versions_that_strangers_signed_hold_nobody_back() -> None:
     desk = Desk()
     desk.accept(policy(9), sign_policy(policy(9), OTHER))
     desk.accept(policy(9), b"")
-    strict = PolicyDesk(keys=frozenset({DIGEST}), entries=lambda: iter(desk.entries))
+    strict = PolicyRegistry(keys=frozenset({DIGEST}), entries=lambda: iter(desk.entries))
     assert strict.check(policy(1), sign_policy(policy(1), KEY)) == DIGEST
 
 

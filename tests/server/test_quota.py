@@ -27,12 +27,12 @@ from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as rpc
 from fedlearn.wire.channel import open_channel
 from server.admission.events import what_causes
-from server.admission.registry import AdmissionRegister
+from server.admission.registry import AdmissionRegistry
 from server.jobs import job_store as jobs_module
 from server.jobs.active_jobs import OpenJobs
 from server.jobs.history import JobHistory
-from server.jobs.job_channel import JobDesk
-from server.jobs.job_store import JobBook
+from server.jobs.job_channel import JobChannelHandler
+from server.jobs.job_store import JobStore
 from server.ledger import Ledger
 from server.quota import Quota
 from tests.harness.deployment import key_pem, new_csr, new_key
@@ -194,11 +194,11 @@ def test_the_same_commitment_is_entered_once(tmp_path: Path) -> None:
     key = new_key()
     with Ledger.open(tmp_path / "ledger.sqlite", key) as ledger:
         spec: Any = SimpleNamespace(name="demo", privacy=None)
-        desk = JobDesk(
+        desk = JobChannelHandler(
             spec,
             store=None,  # type: ignore[arg-type]
             ledger=ledger,
-            register=AdmissionRegister(),
+            register=AdmissionRegistry(),
             say=lambda event: None,
             keep=2,
         )
@@ -213,21 +213,21 @@ def test_the_same_commitment_is_entered_once(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> Iterator[JobBook]:
+def book(tmp_path: Path) -> Iterator[JobStore]:
     key = new_key()
     with Ledger.open(tmp_path / "ledger.sqlite", key) as ledger:
-        made = JobBook(tmp_path, key=bytes(32), history=JobHistory(ledger))
+        made = JobStore(tmp_path, key=bytes(32), history=JobHistory(ledger))
         yield made
         made.close()
 
 
 @pytest.fixture
-def open_jobs(tmp_path: Path, book: JobBook) -> OpenJobs:
+def open_jobs(tmp_path: Path, book: JobStore) -> OpenJobs:
     home: Any = SimpleNamespace(order_key=new_key())
     return OpenJobs(
         home,
         book=book,
-        register=AdmissionRegister(),
+        register=AdmissionRegistry(),
         policies=None,  # type: ignore[arg-type]
         trust=lambda: None,  # type: ignore[arg-type, return-value]
         runtime=tmp_path,
@@ -268,7 +268,7 @@ def test_what_was_left_out_is_told(open_jobs: OpenJobs) -> None:
 
 
 def test_a_book_that_is_full_of_one_sites_events_keeps_the_rounds(
-    book: JobBook, monkeypatch: pytest.MonkeyPatch
+    book: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs_module, "MAX_EVENTS", 50)
     now = datetime.now(UTC)

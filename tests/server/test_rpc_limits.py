@@ -13,8 +13,8 @@ import grpc
 import pytest
 
 from edge.client.admission import (
+    AdmissionParams,
     ClientKeys,
-    Membership,
     control_of,
     renew_admission,
     seek_admission,
@@ -177,7 +177,7 @@ def test_a_client_renews_while_strangers_at_its_own_address_hold_the_gate(
 ) -> None:
     listeners = started(gate_calls=8, caps=Caps(unknown_per_peer=4))
     client = deployment.client()
-    membership = Membership(
+    membership = AdmissionParams(
         job="alpha",
         site="site-a",
         client="c1",

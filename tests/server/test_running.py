@@ -17,10 +17,10 @@ from fedlearn.errors import AdmissionDenied, JobError, PrivacyError
 from fedlearn.job.events import Event
 from fedlearn.privacy import PrivacySpec
 from fedlearn.privacy.accountant import rounds_within
-from server.admission.registry import Admission, AdmissionRegister
+from server.admission.registry import Admission, AdmissionRegistry
 from server.flower.application.app_files import as_files
 from server.flower.job_plan import Checkpoint
-from server.jobs.job_channel import JobDesk
+from server.jobs.job_channel import JobChannelHandler
 from server.keys.key_protectors import RecoveryKey
 from server.keys.service import KeyService
 from server.ledger import Ledger
@@ -44,7 +44,7 @@ class Parts:
             return self.ledger.append(kind, body)
 
         self.store = ModelStore.open(folder / "store", keys, record=enter)
-        self.register = AdmissionRegister()
+        self.register = AdmissionRegistry()
         self.said: list[Event] = []
 
     def close(self) -> None:
@@ -62,11 +62,13 @@ def parts(tmp_path: Path) -> Iterator[Parts]:
     made.close()
 
 
-def desk(parts: Parts, *, privacy: PrivacySpec | None = None, job: str = "demo") -> JobDesk:
+def desk(
+    parts: Parts, *, privacy: PrivacySpec | None = None, job: str = "demo"
+) -> JobChannelHandler:
     spec: Any = SimpleNamespace(
         name=job, privacy=privacy, sites=SITES, rounds=3, owner_public_key=lambda: None
     )
-    return JobDesk(
+    return JobChannelHandler(
         spec,
         store=parts.store,
         ledger=parts.ledger,
@@ -106,7 +108,7 @@ def admitted(parts: Parts, site: str = "site-a", job: str = "demo") -> Admission
     return admission
 
 
-def begin(job: JobDesk, number: int = 1, sites: tuple[str, ...] = SITES) -> None:
+def begin(job: JobChannelHandler, number: int = 1, sites: tuple[str, ...] = SITES) -> None:
     job.event("round.started", {"round": number, "rounds": 3, "sites": list(sites)})
 
 
@@ -155,7 +157,7 @@ def test_the_applications_files_are_sealed_under_a_name_of_their_own(parts):
     assert resumed.round == 1
 
 
-FORGED: dict[str, Callable[[JobDesk], None]] = {
+FORGED: dict[str, Callable[[JobChannelHandler], None]] = {
     "a site that the job has not": lambda job: job.event("update.received", update(site="evil")),
     "a site that was not asked": lambda job: job.event("update.received", update(site="site-b")),
     "another round": lambda job: job.event("update.received", update(7)),
@@ -226,7 +228,9 @@ def test_metrics_reach_people_and_no_ledger(parts):
 # --- releases -----------------------------------------------------------------------------
 
 
-def release(job: JobDesk, stage: int, number: int, inputs: bytes, *, seal: bool = True) -> None:
+def release(
+    job: JobChannelHandler, stage: int, number: int, inputs: bytes, *, seal: bool = True
+) -> None:
     begin(job, number)
     job.charge(stage, number, inputs)
     if seal:

@@ -27,7 +27,7 @@ from fedlearn.errors import (
     TransportError,
 )
 from fedlearn.identity.join import JoinToken
-from server.identity.enrollment import SiteRegister
+from server.identity.enrollment import SiteRegistry
 from server.identity.site import SiteStatus
 from server.identity.tpm_enrollment import TpmEnrollment
 from tests.harness.deployment import BUNDLE, JOB, key_pem, new_csr, new_key
@@ -80,7 +80,7 @@ def control(listeners: Any, name: str) -> ControlClient:
 
 
 def test_a_site_proves_its_tpm_over_the_wire(listeners: Any, tpms: Any, identities: Any) -> None:
-    sites: SiteRegister = listeners.deployment.sites
+    sites: SiteRegistry = listeners.deployment.sites
     identity = identities[0]
     invite(listeners.deployment, "site-t", identity.ek_digest)
     assert sites.tpm_of("site-t") is None
@@ -102,7 +102,7 @@ def test_what_was_proven_outlives_a_restart(
     invite(deployment, "site-t", identities[0].ek_digest)
     asked = enrollment.propose("site-t", identities[0].to_bytes())
     enrollment.prove("site-t", asked.challenge, tpms[0].activate(asked.blob))
-    again = SiteRegister(
+    again = SiteRegistry(
         entries=deployment.site_entries(),
         address="127.0.0.1:9443",
         ca_pin=bytes(32),
@@ -200,7 +200,7 @@ def test_malformed_identities_and_keys_that_sign_anything_are_refused(
 def test_an_endorsement_key_that_nobody_knows_waits_for_the_operator(
     listeners: Any, tpms: Any, identities: Any
 ) -> None:
-    sites: SiteRegister = listeners.deployment.sites
+    sites: SiteRegistry = listeners.deployment.sites
     listeners.deployment.admit(listeners.deployment.client())
     with control(listeners, "site-a") as site:
         with pytest.raises(TransportError, match="waits until the endorsement key") as caught:
@@ -233,7 +233,7 @@ def test_a_pinned_attestation_key_needs_no_approval(
 def test_another_endorsement_key_sends_the_site_back(
     listeners: Any, tpms: Any, identities: Any
 ) -> None:
-    sites: SiteRegister = listeners.deployment.sites
+    sites: SiteRegistry = listeners.deployment.sites
     invite(listeners.deployment, "site-t", identities[0].ek_digest)
     with control(listeners, "site-t") as site:
         prove_tpm(site, tpms[0], site="site-t")
@@ -262,7 +262,7 @@ def test_the_former_machine_may_be_meant(
 
 
 def test_one_tpm_speaks_for_one_site(listeners: Any, tpms: Any, identities: Any) -> None:
-    sites: SiteRegister = listeners.deployment.sites
+    sites: SiteRegistry = listeners.deployment.sites
     invite(listeners.deployment, "site-t", identities[0].ek_digest)
     with control(listeners, "site-t") as site, control(listeners, "site-a") as other:
         prove_tpm(site, tpms[0], site="site-t")
@@ -300,7 +300,7 @@ def replace_proven(identity: TpmIdentity) -> Any:
 def test_the_operator_sees_the_key_before_the_first_approval(
     listeners: Any, tpms: Any, identities: Any, tmp_path: Path
 ) -> None:
-    sites: SiteRegister = listeners.deployment.sites
+    sites: SiteRegistry = listeners.deployment.sites
     made = sites.create_token("site-t")
     token = JoinToken(
         address=listeners.gate, site="site-t", ca_pin=made.ca_pin, secret=made.secret
@@ -479,7 +479,7 @@ def test_the_operator_is_shown_the_tpm(
     ek = identities[0].ek_digest
     assert run("token", "site-t", "--ek", "nonsense").startswith("1 ")
     made = json.loads(run("token", "site-t", "--json").removeprefix("0 "))
-    sites: SiteRegister = listeners.deployment.sites
+    sites: SiteRegistry = listeners.deployment.sites
     sites.enroll(made["token"], new_csr(new_key()))
     sites.show_tpm("site-t", ek=ek, certificate="none")
     assert f"{ek.hex()}, which waits for approval" in run("show", "site-t")

@@ -24,7 +24,7 @@ from fedlearn.job.spec import owner_key_text
 
 __all__ = ["Opened", "OwnerKey", "check_ledger", "open_model"]
 
-Told = Callable[[str, str], None]
+Reported = Callable[[str, str], None]
 """Takes a command line and what it answered."""
 
 _SECONDS = 120.0
@@ -62,7 +62,7 @@ class Opened:
     weights: Mapping[str, Any]
 
 
-def check_ledger(federation: Federation, told: Told) -> LedgerFacts:
+def check_ledger(federation: Federation, told: Reported) -> LedgerFacts:
     """Verify every entry of the coordinator's ledger."""
     command: _Words = ["ledger", "verify", "--state", federation.state, "--json"]
     done = _run(command)
@@ -92,7 +92,7 @@ def open_model(
     owner: OwnerKey,
     stranger: OwnerKey,
     out: Path,
-    told: Told,
+    told: Reported,
 ) -> Opened:
     """Copy the newest version of ``model`` to ``out``, still sealed, and try both keys on it.
 
@@ -132,7 +132,7 @@ def open_model(
     return Opened(facts=facts, weights=_unseal(out, owner.file))
 
 
-def _try_stranger(path: Path, stranger: OwnerKey, ours: _Words, told: Told) -> str:
+def _try_stranger(path: Path, stranger: OwnerKey, ours: _Words, told: Reported) -> str:
     """Return what a key is told that the model was not sealed for; empty if it opened."""
     command: _Words = ["model", "open", path, "--key", stranger.file, *ours, "--json"]
     done = _run(command)

@@ -25,7 +25,7 @@ from typing import Any
 from attestation.evidence import Tee
 from attestation.policy.parse import parse_policy
 from attestation.trust import TrustAnchors
-from edge.client.admission import ClientKeys, Membership, seek_admission
+from edge.client.admission import AdmissionParams, ClientKeys, seek_admission
 from edge.protocol.identity import SiteIdentity
 from edge.protocol.rpc import GateClient
 from fedlearn.cli.local.machines import settings_of
@@ -54,7 +54,7 @@ def try_to_join(order: Mapping[str, Any], wait: Callable[[], object]) -> dict[st
         attester.extend("software", software_digest())
         attester.extend("app", bytes.fromhex(order["bundle"]))
         attester.extend("job", bytes.fromhex(order["job_digest"]))
-        membership = Membership(
+        membership = AdmissionParams(
             job=order["job"],
             site=identity.site,
             client=_CLIENT,

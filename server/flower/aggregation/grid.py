@@ -59,7 +59,7 @@ from server.flower.exchange.calls import Coordinator, Node
 from server.flower.exchange.receipts import ledger_digest
 from server.flower.job_plan import Reply, Stragglers
 
-__all__ = ["JobGrid", "Rules", "Tainted"]
+__all__ = ["JobGrid", "Rules", "ContributorRevoked"]
 
 _WAIT_SECONDS: Final = 5.0
 _GRACE_SECONDS: Final = 10.0
@@ -89,7 +89,7 @@ class Rules:
         return bool(self.blind)
 
 
-class Tainted(FedlearnError):
+class ContributorRevoked(FedlearnError):
     """A site whose update is already in the result lost its admission: run the round again."""
 
     code = "tainted"
@@ -180,7 +180,7 @@ class JobGrid(Grid):  # type: ignore[misc]
         """
         gone = self._contributors - self._coordinator.live_sites().keys()
         if gone:
-            raise Tainted(gone)
+            raise ContributorRevoked(gone)
 
     def inputs(self) -> bytes:
         """Return a 32-byte digest of the updates that are in the result of this round."""

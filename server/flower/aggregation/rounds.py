@@ -12,7 +12,7 @@ differences:
   without it.
 
 Under privacy the order is: exact sum, noise, charge, seal. Releases are counted over all
-stages, repeats and restarts of a job (:meth:`server.jobs.job_channel.JobDesk.charge`).
+stages, repeats and restarts of a job (:meth:`server.jobs.job_channel.JobChannelHandler.charge`).
 
 The generators of ``random``, numpy and torch are seeded for each phase, so a round depends on
 the job's seed and on the state before it, and on nothing else.
@@ -35,7 +35,7 @@ from fedlearn.app.flower import arrays_of, record_of
 from fedlearn.errors import JobError, QuorumNotReached, RoundError
 from fedlearn.job.seeds import derive, seed_generators
 from fedlearn.job.spec import MAX_ROUNDS
-from server.flower.aggregation.grid import JobGrid, Tainted
+from server.flower.aggregation.grid import ContributorRevoked, JobGrid
 from server.flower.exchange.calls import Coordinator
 from server.flower.ipc.records import HISTORIES
 from server.flower.ipc.strategy_state import Captured, NotCaptured, capture, restore
@@ -183,7 +183,7 @@ class Rounds:
                 self._train(stage, number, rounds)
                 self._grid.check_contributors()
                 break
-            except Tainted as tainted:
+            except ContributorRevoked as tainted:
                 if saved is None:
                     raise RoundError(
                         f"{tainted}, and the strategy's state cannot be set back",

@@ -23,7 +23,7 @@ from server.flower.ipc.failures import failure_of, raised
 from server.flower.job_plan import Checkpoint, JobChannel, Reply
 
 if TYPE_CHECKING:
-    from server.flower.exchange.link import JobLink
+    from server.flower.exchange.link import JobExchange
 
 __all__ = ["MAX_RECORD_BYTES", "Coordinator", "Node", "serve"]
 
@@ -150,7 +150,7 @@ class Coordinator:
 
 def serve(
     pipe: ProcessChannel,
-    link: JobLink,
+    link: JobExchange,
     channel: JobChannel,
     done: Callable[[int, Mapping[str, str] | None], None],
 ) -> None:
@@ -176,7 +176,7 @@ def serve(
 def _answer(
     header: dict[str, Any],
     blobs: list[memoryview],
-    link: JobLink,
+    link: JobExchange,
     channel: JobChannel,
     receipts: Receipts,
     done: Callable[[int, Mapping[str, str] | None], None],

@@ -4,8 +4,8 @@ Two sides use it:
 
 * *nodes*, the clients in their TEEs, through :mod:`server.rpc.fleet`, which decides who is
   speaking, and :mod:`server.flower.exchange.nodes`, which serves what a node may do.
-* *the job's process*, through :mod:`server.flower.job_runner`, which calls :meth:`JobLink.push`,
-  :meth:`JobLink.pull` and the rest from a thread of its own.
+* *the job's process*, through :mod:`server.flower.job_runner`, which calls
+  :meth:`JobExchange.push`, :meth:`JobExchange.pull` and the rest from a thread of its own.
 
 A *question* is a message for one node; its *answer* is the node's reply, or an error that the
 exchange makes when the node is gone or the question is too old. Every question gets at most
@@ -52,7 +52,7 @@ from server.flower.exchange.nodes import (
 from server.flower.job_plan import JobPlan, Reply
 from server.rpc.fleet import Receive, Scope, Send
 
-__all__ = ["JobLink", "Waiter"]
+__all__ = ["JobExchange", "Waiter"]
 
 _MAX_OPEN: Final = 1000
 """The most questions for each site of the job that are held, and answers that nobody took."""
@@ -61,7 +61,7 @@ _PATIENCE: Final = 2
 """A node is taken for lost after as many of the intervals that it promised, as in Flower."""
 
 _LONGEST_WAIT: Final = 3600.0
-"""The most seconds of one :meth:`JobLink.pull`; a job asks again if it wants to wait longer."""
+"""The most seconds of one :meth:`JobExchange.pull`; a job asks again if it wants to wait longer."""
 
 _ENVELOPE_BYTES: Final = MAX_HEAD_BYTES + MAX_CONTENT_BYTES
 """What a delivery may have beside its arrays."""
@@ -91,7 +91,7 @@ class _Node:
         return self.alive_until > 0
 
 
-class JobLink:
+class JobExchange:
     """The exchange of one job. Safe to use from many threads; see the module."""
 
     def __init__(self, plan: JobPlan) -> None:

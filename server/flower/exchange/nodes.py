@@ -96,7 +96,10 @@ class Waiter:
 
 
 class NodeQuestions(Protocol):
-    """What the actions of nodes need of a job; see :class:`server.flower.exchange.link.JobLink`."""
+    """What the actions of nodes need of a job.
+
+    See :class:`server.flower.exchange.link.JobExchange`.
+    """
 
     @property
     def run_id(self) -> int: ...
