@@ -27,7 +27,8 @@ import numpy as np  # noqa: E402
 from flwr.app import Array, ArrayRecord, RecordDict  # noqa: E402
 
 from server.flower.exchange.link import JobExchange  # noqa: E402
-from tests.fakes.exchange import FakeNode, ask, body, plan  # noqa: E402
+from tests.fakes.exchange import FakeNode, ask, body  # noqa: E402
+from tests.harness.job_plans import job_plan  # noqa: E402
 
 TARGET = 1.5
 
@@ -36,8 +37,8 @@ class Round:
     """One round of ``count`` nodes; the answers are made before anything is timed."""
 
     def __init__(self, count: int, values: int) -> None:
-        self.link = JobExchange(plan(tuple(f"s{number}" for number in range(count))))
-        self.nodes = [FakeNode(self.link, site) for site in self.link.plan.sites]
+        self.link = JobExchange(job_plan(sites=[f"s{number}" for number in range(count)]))
+        self.nodes = [FakeNode(self.link, site) for site in self.link.plan.spec.sites]
         array = Array(np.zeros(values, np.float32))
         self.content = RecordDict({"arrays": ArrayRecord({"w": array})})
         for node in self.nodes:

@@ -6,15 +6,13 @@ No Flower here: the coordinator codes against these types.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
-from fedlearn.errors import JobError
 from fedlearn.job.seeds import node_number
-from fedlearn.job.strategies import AGGREGATED, APP, STRATEGIES, UPDATES
-from fedlearn.privacy import PrivacySpec
+from fedlearn.job.spec import JobSpec
 
 __all__ = [
     "Checkpoint",
@@ -22,76 +20,37 @@ __all__ = [
     "JobPlan",
     "Outcome",
     "Reply",
-    "Stragglers",
     "from_record",
     "to_record",
 ]
-
-Stragglers = Literal["drop", "fail"]
-"""``drop``: a round goes on without who is late, if the quorum is there. ``fail``: it does not."""
-
-_MAX_SITES = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobPlan:
     """Everything that decides the result of a job, apart from the data.
 
-    ``digest`` is the 32-byte digest of the job specification, ``bundle`` the application.
+    ``bundle`` is the application. ``noise_secret`` is from
+    :func:`fedlearn.privacy.noise_secret`, and empty where the job has no ``privacy``.
     ``app_memory_bytes`` bounds the application's process and what it starts, in memory and on
     disk; ``full_sandbox`` demands every protection of :data:`fedlearn.sandbox.FULL` for it.
-    ``seconds`` is the deadline of one exchange with the clients (training or evaluation of
-    one round). ``strategy`` is one of :mod:`fedlearn.job.strategies`; unless it is ``app``, it
-    takes the place of the strategy that the application starts. ``updates`` is that of
-    ``fedlearn.job.spec.AggregationSpec``. ``noise_secret`` is from
-    :func:`fedlearn.privacy.noise_secret`, where the job has ``privacy``.
-
-    :raises JobError: for values with which no job can run.
+    ``digest`` is :meth:`fedlearn.job.spec.JobSpec.digest`.
     """
 
-    job: str
-    digest: bytes
+    spec: JobSpec
     bundle: bytes = field(repr=False)
-    rounds: int
-    sites: tuple[str, ...]
-    quorum: int
-    seconds: float
-    seed: int
-    stragglers: Stragglers = "drop"
-    strategy: str = APP
-    options: Mapping[str, Any] = field(default_factory=dict)
-    updates: str = AGGREGATED
-    evaluate_every: int = 1
-    evaluate_fraction: float = 1.0
-    run_config: Mapping[str, bool | int | float | str] = field(default_factory=dict)
-    privacy: PrivacySpec | None = None
     noise_secret: bytes = field(default=b"", repr=False)
     max_update_bytes: int = 4 * 1024**3
     app_memory_bytes: int = 8 * 1024**3
     full_sandbox: bool = False
+    digest: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", self.spec.digest())
 
     @property
     def run_id(self) -> int:
         """Flower's number for the run of this job; the same whenever it is resumed."""
         return node_number(self.digest, "")  # no site has an empty name
-
-    def __post_init__(self) -> None:
-        if len(self.digest) != 32:
-            raise JobError(f"a job digest has 32 bytes, not {len(self.digest)}")
-        if not 1 <= len(self.sites) <= _MAX_SITES or len(set(self.sites)) != len(self.sites):
-            raise JobError(f"a job has 1 to {_MAX_SITES} different sites")
-        if not 1 <= self.quorum <= len(self.sites):
-            raise JobError(f"a quorum of {self.quorum} with {len(self.sites)} sites")
-        if self.rounds < 1 or not self.seconds > 0:
-            raise JobError("a job has at least one round and a deadline above 0 s")
-        if self.strategy not in STRATEGIES:
-            raise JobError(f"{self.strategy!r} is not a strategy")
-        if self.updates not in UPDATES:
-            raise JobError(f"{self.updates!r} is not what an app may receive of updates")
-        if self.evaluate_every < 1 or not 0 <= self.evaluate_fraction <= 1:
-            raise JobError("sites evaluate every round or less often, and 0 to 1 of them")
-        if not 0 <= self.seed < 2**64:
-            raise JobError("a seed is a whole number from 0 below 2^64")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,34 +148,18 @@ class Reply:
 def to_record(plan: JobPlan) -> tuple[dict[str, Any], list[bytes]]:
     """Return a plan as JSON and the byte strings that JSON cannot hold."""
     return {
-        "job": plan.job,
-        "rounds": plan.rounds,
-        "sites": list(plan.sites),
-        "quorum": plan.quorum,
-        "seconds": plan.seconds,
-        "seed": plan.seed,
-        "stragglers": plan.stragglers,
-        "strategy": plan.strategy,
-        "options": dict(plan.options),
-        "updates": plan.updates,
-        "evaluate_every": plan.evaluate_every,
-        "evaluate_fraction": plan.evaluate_fraction,
-        "run_config": dict(plan.run_config),
-        "privacy": None if plan.privacy is None else asdict(plan.privacy),
+        "spec": plan.spec.to_json(),
         "max_update_bytes": plan.max_update_bytes,
         "app_memory_bytes": plan.app_memory_bytes,
         "full_sandbox": plan.full_sandbox,
-    }, [plan.digest, plan.bundle, plan.noise_secret]
+    }, [plan.bundle, plan.noise_secret]
 
 
 def from_record(record: dict[str, Any], blobs: list[memoryview]) -> JobPlan:
-    """Return the plan that :func:`to_record` wrote."""
-    digest, app, secret = map(bytes, blobs)
-    privacy = record.pop("privacy")
-    return JobPlan(
-        **{**record, "sites": tuple(record["sites"])},
-        privacy=None if privacy is None else PrivacySpec(**privacy),
-        digest=digest,
-        bundle=app,
-        noise_secret=secret,
-    )
+    """Return the plan that :func:`to_record` wrote.
+
+    :raises JobError: when its specification is not one of a job.
+    """
+    bundle, secret = map(bytes, blobs)
+    spec = JobSpec.from_json(record.pop("spec"))
+    return JobPlan(spec=spec, bundle=bundle, noise_secret=secret, **record)

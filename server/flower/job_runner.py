@@ -99,14 +99,14 @@ class JobRunner:
         """
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
-                raise JobError(f"job {self.plan.job} runs already")
+                raise JobError(f"job {self.plan.spec.name} runs already")
             if self._cancelled or self.link.closed:
-                raise JobError(f"job {self.plan.job} has ended")
+                raise JobError(f"job {self.plan.spec.name} has ended")
             self._ended.clear()
             self._outcome = self._last_word = None
             # The kernel ends the process with the thread that started it; this one stays.
             self._thread = threading.Thread(
-                target=self._live, name=f"job {self.plan.job}", daemon=True
+                target=self._live, name=f"job {self.plan.spec.name}", daemon=True
             )
             self._thread.start()
 
@@ -149,7 +149,7 @@ class JobRunner:
         except FedlearnError as error:
             failure = error
         except Exception as error:  # noqa: BLE001  a channel may raise anything; told, not lost
-            _LOG.exception("job %s ends", self.plan.job)
+            _LOG.exception("job %s ends", self.plan.spec.name)
             failure = JobError(f"the coordinator failed: {type(error).__name__}: {error}")
         finally:
             with self._lock:
@@ -197,7 +197,7 @@ class JobRunner:
             try:
                 process.wait(max(0.0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
-                _LOG.warning("job %s: a process of it has to be ended", self.plan.job)
+                _LOG.warning("job %s: a process of it has to be ended", self.plan.spec.name)
         with self._lock:
             self._kill()
         for process in (self._application, self._aggregator):
@@ -261,7 +261,7 @@ class JobRunner:
 
     def _check_not_cancelled(self) -> None:
         if self._cancelled:
-            raise JobError(f"job {self.plan.job} was cancelled")
+            raise JobError(f"job {self.plan.spec.name} was cancelled")
 
     def _follow(self, process: subprocess.Popen[bytes] | Application) -> None:
         """Turn what the application prints into events, line by line."""

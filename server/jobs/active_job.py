@@ -127,7 +127,6 @@ def opened(
     ``runtime`` is a private directory that never holds weights.
     """
     spec = record.spec
-    digest = spec.digest()
     desk = JobChannelHandler(
         spec,
         store=home.store,
@@ -138,22 +137,8 @@ def opened(
         clock=clock,
     )
     plan = JobPlan(
-        job=spec.name,
-        digest=digest,
+        spec=spec,
         bundle=record.bundle.data,
-        rounds=spec.rounds,
-        sites=spec.sites,
-        quorum=spec.quorum,
-        seconds=spec.deadline_s,
-        seed=spec.seed,
-        stragglers="fail" if spec.stragglers == "fail" else "drop",
-        strategy=spec.strategy.name,
-        options=spec.strategy.options,
-        updates=spec.aggregation.updates,
-        evaluate_every=spec.evaluate.every,
-        evaluate_fraction=spec.evaluate.fraction,
-        run_config=spec.config,
-        privacy=spec.privacy,
         noise_secret=_noise_secret(home, spec),
         max_update_bytes=home.config.limits.update_mib * 1024 * 1024,
         app_memory_bytes=home.config.jobs.app_memory_mib * 1024 * 1024,
@@ -164,9 +149,9 @@ def opened(
         record=record,
         admittable=AdmittableJob(
             name=spec.name,
-            job_digest=digest,
+            job_digest=plan.digest,
             bundle_digest=record.bundle.digest,
-            workload=workload_digest(digest, record.bundle.digest),
+            workload=workload_digest(plan.digest, record.bundle.digest),
             policy=record.policy_in_force,
             trust=trust,
             sites=frozenset(spec.sites),

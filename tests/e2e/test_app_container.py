@@ -105,7 +105,7 @@ def run(federation: Any, bundle: bytes) -> Run:
     ) -> tuple[Any, Any]:
         made = make_plan(bundle, sites=2, **plan)
         host, channel = federation.host(made, app_host=app_host)
-        for site in made.sites if clients else ():
+        for site in made.spec.sites if clients else ():
             federation.client(made, site)
         host.start()
         if during is not None:

@@ -192,7 +192,7 @@ def run(federation: Any, tmp_path: Path) -> Run:
         folder = write_app(tmp_path / f"app-{job}", server=server, client=client, project=PROJECT)
         made = make_plan(build(folder), job=job, sites=2, **{"updates": "visible-to-app", **plan})
         host, channel = federation.host(made)
-        for site in made.sites:
+        for site in made.spec.sites:
             federation.client(made, site)
         host.start()
         if during is not None:

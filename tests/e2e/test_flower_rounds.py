@@ -48,7 +48,7 @@ def run(federation: Any, bundle: bytes) -> Run:
     def go(*, channel: Any = None, during: Any = None, **plan: Any) -> tuple[Any, Any]:
         made = make_plan(bundle, **plan)
         host, channel = federation.host(made, channel=channel)
-        for site in made.sites:
+        for site in made.spec.sites:
             federation.client(made, site)
         host.start()
         if during is not None:
@@ -207,7 +207,7 @@ def test_a_budget_that_is_spent_ends_the_job(federation, bundle):
     spec = PrivacySpec(clip=0.5, noise_multiplier=1.0, epsilon=100.0, delta=1e-5)
     plan = make_plan(bundle, sites=2, job="spent", privacy=spec, noise_secret=b"s" * 32)
     host, channel = federation.host(plan, channel=Spent(lambda: federation.live("spent")))
-    for site in plan.sites:
+    for site in plan.spec.sites:
         federation.client(plan, site, privacy=asdict(spec))
     host.start()
     outcome = host.wait(60)
@@ -226,7 +226,7 @@ def test_privacy_is_applied_outside_of_user_code(federation, bundle):
     for job in ("p-one", "p-two"):
         plan = make_plan(bundle, job=job, sites=2, rounds=2, privacy=spec, noise_secret=b"s" * 32)
         host, channel = federation.host(plan)
-        for site in plan.sites:
+        for site in plan.spec.sites:
             federation.client(plan, site, privacy=asdict(spec))
         host.start()
         outcome = host.wait(60)
@@ -253,7 +253,7 @@ def test_a_crash_while_sites_evaluate_releases_nothing_new(federation, tmp_path)
     spec = PrivacySpec(clip=0.5, noise_multiplier=1.0, epsilon=100.0, delta=1e-5)
     plan = make_plan(app, job="sealed", sites=2, rounds=2, privacy=spec, noise_secret=b"s" * 32)
     host, channel = federation.host(plan)
-    for site in plan.sites:
+    for site in plan.spec.sites:
         federation.client(plan, site, privacy=asdict(spec))
     host.start()
     with channel.changed:
@@ -279,7 +279,7 @@ def test_a_client_without_the_privacy_of_its_job_is_refused(federation, bundle):
     spec = PrivacySpec(clip=0.5, noise_multiplier=1.0, epsilon=100.0, delta=1e-5)
     plan = make_plan(bundle, job="cheat", sites=2, privacy=spec, noise_secret=b"s" * 32)
     host, channel = federation.host(plan)
-    for site in plan.sites:
+    for site in plan.spec.sites:
         federation.client(plan, site)
     host.start()
     outcome = host.wait(60)
@@ -309,15 +309,15 @@ def test_a_certificate_is_renewed_under_a_running_client(federation, bundle, tmp
 
     plan = make_plan(bundle, job="renewed", sites=1, rounds=4, run_config={"pause": 0.4})
     host, channel = federation.host(plan)
-    first = federation.admit(plan.job, "site-0")
+    first = federation.admit(plan.spec.name, "site-0")
     client = WarmClient(
         ClientPlan(
-            job=plan.job,
+            job=plan.spec.name,
             site="site-0",
-            seed=plan.seed,
+            seed=plan.spec.seed,
             bundle=bundle,
             node_config={"site": "site-0", "index": 0},
-            run_config=plan.run_config,
+            run_config=plan.spec.config,
             patience=10,
         ),
         address=f"127.0.0.1:{federation.address[1]}",
@@ -330,7 +330,7 @@ def test_a_certificate_is_renewed_under_a_running_client(federation, bundle, tmp
     thread.start()
     host.start()
     channel.wait_for("round.started", 2)
-    client.renew(identity(federation.admit(plan.job, "site-0")))
+    client.renew(identity(federation.admit(plan.spec.name, "site-0")))
     federation.register.revoke(first["thumbprint"], "replaced", now=datetime.now(UTC))
     outcome = host.wait(60)
     assert outcome is not None

@@ -78,8 +78,8 @@ def attack(federation: Any, tmp_path: Path) -> Attack:
             plan["noise_secret"] = b"s" * 32
         made = make_plan(build(app), sites=2, **{"rounds": 1, **plan})
         host, channel = federation.host(made)
-        privacy = None if made.privacy is None else asdict(made.privacy)
-        for site in made.sites if clients else ():
+        privacy = None if made.spec.privacy is None else asdict(made.spec.privacy)
+        for site in made.spec.sites if clients else ():
             federation.client(made, site, privacy=privacy)
         host.start()
         outcome = host.wait(90)

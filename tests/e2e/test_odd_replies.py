@@ -65,7 +65,7 @@ def test_an_odd_reply_is_one_site_short_of_the_quorum(federation, bundle, odd, r
         bundle, job=odd, sites=2, quorum=1, rounds=2, run_config={"odd": odd}, evaluate_fraction=0.0
     )
     host, channel = federation.host(plan)
-    for site in plan.sites:
+    for site in plan.spec.sites:
         federation.client(plan, site)
     host.start()
     outcome = host.wait(60)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -16,24 +15,9 @@ from fedlearn.app.message import Head
 from fedlearn.errors import AdmissionDenied
 from fedlearn.update.frames import FrameReader, write_frames
 from server.flower.exchange.link import JobExchange
-from server.flower.job_plan import JobPlan
 from server.rpc.fleet import Caller
 
 COORDINATOR = 1
-
-
-def plan(sites: tuple[str, ...] = ("a", "b"), **more: Any) -> JobPlan:
-    values: dict[str, Any] = {
-        "job": "j",
-        "digest": hashlib.sha256(b"job").digest(),
-        "bundle": b"bundle",
-        "rounds": 1,
-        "sites": sites,
-        "quorum": 1,
-        "seconds": 5.0,
-        "seed": 1,
-    }
-    return JobPlan(**{**values, **more})
 
 
 def message(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import json
 import os
 import subprocess
@@ -190,10 +189,10 @@ class FlowerFederation:
     ) -> tuple[Any, Channel]:
         from server.flower.job_runner import JobRunner
 
-        channel = channel or Channel(lambda: self.live(plan.job))
-        folder = self.folder / f"job-{plan.job}"
+        channel = channel or Channel(lambda: self.live(plan.spec.name))
+        folder = self.folder / f"job-{plan.spec.name}"
         host = JobRunner(plan, channel, directory=folder, app_host=app_host)
-        self.hosts[plan.job] = host
+        self.hosts[plan.spec.name] = host
         return host, channel
 
     def live(self, job: str) -> frozenset[str]:
@@ -260,17 +259,17 @@ class FlowerFederation:
 
     def client(self, plan: Any, site: str, **more: Any) -> subprocess.Popen[bytes]:
         """Admit a site and start its client process."""
-        identity = self.admit(plan.job, site)
+        identity = self.admit(plan.spec.name, site)
         self.identities = {**getattr(self, "identities", {}), site: identity}
         said = {
             **{k: identity[k] for k in ("chain", "key", "root")},
             "address": f"{self.address[0]}:{self.address[1]}",
-            "job": plan.job,
+            "job": plan.spec.name,
             "site": site,
-            "index": plan.sites.index(site),
-            "seed": plan.seed,
+            "index": plan.spec.sites.index(site),
+            "seed": plan.spec.seed,
             "bundle": base64.b64encode(plan.bundle).decode(),
-            "run_config": dict(plan.run_config),
+            "run_config": dict(plan.spec.config),
             "privacy": more.get("privacy"),
         }
         log = (self.folder / f"client-{site}.log").open("ab")
@@ -303,22 +302,10 @@ def _csr(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def make_plan(bundle: bytes, *, job: str = "tiny", sites: int = 4, **more: Any) -> Any:
-    from server.flower.job_plan import JobPlan
+    from tests.harness.job_plans import job_plan
 
-    values: dict[str, Any] = {
-        "rounds": 3,
-        "quorum": sites,
-        "seconds": 60.0,
-        "seed": 7,
-        **more,
-    }
-    return JobPlan(
-        job=job,
-        digest=hashlib.sha256(b"one job").digest(),
-        bundle=bundle,
-        sites=tuple(f"site-{i}" for i in range(sites)),
-        **values,
-    )
+    values: dict[str, Any] = {"rounds": 3, "quorum": sites, "seconds": 60.0, "seed": 7, **more}
+    return job_plan(bundle, job=job, sites=[f"site-{i}" for i in range(sites)], **values)
 
 
 def client_main() -> None:

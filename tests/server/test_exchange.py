@@ -27,13 +27,14 @@ from server.flower.exchange.calls import Coordinator
 from server.flower.exchange.link import JobExchange
 from server.flower.exchange.nodes import Delivered, NodeGone
 from server.flower.job_plan import Reply
-from tests.fakes.exchange import COORDINATOR, FakeNode, ask, body, message, model, plan
+from tests.fakes.exchange import COORDINATOR, FakeNode, ask, body, message, model
+from tests.harness.job_plans import job_plan
 
 
 @pytest.fixture
 def link(monkeypatch):
     monkeypatch.setattr("server.flower.exchange.nodes._HOLD_SECONDS", 0.2)
-    made = JobExchange(plan())
+    made = JobExchange(job_plan())
     yield made
     made.close(completed=False)
 
@@ -144,7 +145,7 @@ def test_a_reply_has_the_metadata_of_its_question(link, nodes):
 
 
 def test_node_numbers_come_from_the_job_and_the_site(link, nodes):
-    other = JobExchange(plan())
+    other = JobExchange(job_plan())
     assert other.run_id == link.run_id
     assert other.create_node("a", b"another key") == nodes[0].number
     assert other.create_node("a", b"a third key") == nodes[0].number
@@ -587,7 +588,7 @@ def test_a_wait_without_end_ends_with_an_answer(link, nodes):
 
 def test_two_thousand_nodes_are_each_asked_and_answered_once():
     sites = tuple(f"s{number}" for number in range(2000))
-    link = JobExchange(plan(sites))
+    link = JobExchange(job_plan(sites=sites))
     nodes = [FakeNode(link, site) for site in sites]
 
     async def round_() -> None:
@@ -650,7 +651,7 @@ def test_whatever_happens_each_question_is_answered_once_or_withdrawn(monkeypatc
     """A walk through everything that may happen, in any order."""
     chance, clock = random.Random(seed), Clock(monkeypatch)
     sites = ("a", "b", "c", "d")
-    link = JobExchange(plan(sites))
+    link = JobExchange(job_plan(sites=sites))
     numbers = {site: link.create_node(site, b"key") for site in sites}
     asked, answered, withdrawn, delivered = set(), list[str](), set(), set()
 

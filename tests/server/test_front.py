@@ -26,8 +26,9 @@ from fedlearn.identity.spiffe import COORDINATOR_DNS
 from fedlearn.identity.tls import client_context, server_context
 from server.flower.exchange.link import JobExchange
 from server.rpc.fleet import FleetServer
-from tests.fakes.exchange import ask, message, plan
+from tests.fakes.exchange import ask, message
 from tests.harness.flower_federation import FlowerFederation
+from tests.harness.job_plans import job_plan
 
 
 class EchoLink:
@@ -357,7 +358,7 @@ def test_a_client_keeps_its_connection_from_one_call_to_the_next(federation, mon
 
 class Exchange:
     def __init__(self) -> None:
-        self.link = JobExchange(plan(("site-a",)))
+        self.link = JobExchange(job_plan(sites=("site-a",)))
 
 
 def test_an_answer_that_nobody_waits_for_is_refused_unread_and_the_client_hears_it(

@@ -31,7 +31,7 @@ from flwr.app import ConfigRecord
 
 from fedlearn.errors import FedlearnError, JobError, PrivacyError, TransportError
 from fedlearn.job.seeds import derive, seed_generators
-from fedlearn.job.strategies import APP, VISIBLE_TO_APP
+from fedlearn.job.strategies import APP
 from fedlearn.privacy import ServerPrivacy
 from fedlearn.sandbox import protect_this_process
 from fedlearn.sandbox.process_channel import ProcessChannel
@@ -69,15 +69,15 @@ class Session:
         self, plan: JobPlan, run: Any, coordinator: Coordinator, pipe: ProcessChannel
     ) -> None:
         self._plan = plan
-        self._visible = plan.updates == VISIBLE_TO_APP
+        self._visible = plan.spec.aggregation.visible
         self._privacy = (
             None
-            if plan.privacy is None
-            else ServerPrivacy.from_spec(plan.privacy, plan.noise_secret)
+            if plan.spec.privacy is None
+            else ServerPrivacy.from_spec(plan.spec.privacy, plan.noise_secret)
         )
         self.grid = JobGrid(coordinator, _rules(plan))
         self.grid.set_run(run)
-        self.rounds = Rounds(coordinator, plan, self.grid)
+        self.rounds = Rounds(coordinator, plan.spec, self.grid)
         self.peer = Peer(pipe, self._answer)
         self.ended = threading.Event()
         self.failure: FedlearnError | None = None
@@ -149,8 +149,8 @@ class Session:
 
     def _strategy(self, described: Any, functions: RemoteFunctions) -> RoundStrategy:
         plan, stage = self._plan, self.rounds.next_stage
-        if plan.strategy != APP and stage == 1:
-            return self._built_in(plan.strategy, self._options_of_job(), stage)
+        if plan.spec.strategy.name != APP and stage == 1:
+            return self._built_in(plan.spec.strategy.name, self._options_of_job(), stage)
         if self._visible:
             return RemoteStrategy(self.peer, max_bytes=plan.max_update_bytes)
         if not isinstance(described, dict):
@@ -182,13 +182,13 @@ class Session:
         return strategy
 
     def _options_of_job(self) -> dict[str, Any]:
-        plan = self._plan
+        spec = self._plan.spec
         return {
             "min_train_nodes": 1,
             "min_evaluate_nodes": 1,
-            "min_available_nodes": plan.quorum if self._privacy is None else 1,
-            "fraction_evaluate": plan.evaluate_fraction,
-            **plan.options,
+            "min_available_nodes": spec.quorum if self._privacy is None else 1,
+            "fraction_evaluate": spec.evaluate.fraction,
+            **spec.strategy.options,
         }
 
     # Rounds that the application drives itself
@@ -239,7 +239,7 @@ def main() -> None:
         socket.socket(fileno=app_end), limit=_SLACK_BYTES + 4 * plan.max_update_bytes
     )
     run = enter_run(plan.run_id)
-    seed_generators(derive(plan.seed, "server", 0))
+    seed_generators(derive(plan.spec.seed, "server", 0))
     session = Session(plan, run, coordinator, theirs)
     theirs.send(*_for_application(plan))
     session.peer.start()
@@ -255,27 +255,29 @@ def main() -> None:
 
 
 def _rules(plan: JobPlan) -> Rules:
+    spec = plan.spec
     return Rules(
-        sites=plan.sites,
-        quorum=plan.quorum,
-        seconds=plan.seconds,
-        stragglers=plan.stragglers,
+        sites=spec.sites,
+        quorum=spec.quorum,
+        seconds=spec.deadline_s,
+        stragglers=spec.stragglers,
         max_update_bytes=plan.max_update_bytes,
-        visible=plan.updates == VISIBLE_TO_APP and plan.strategy == APP,
-        exact_metrics=plan.privacy is not None and plan.privacy.insecure_exact_metrics,
-        blind=plan.noise_secret if plan.privacy is not None else b"",
+        visible=spec.aggregation.visible and spec.strategy.name == APP,
+        exact_metrics=spec.privacy is not None and spec.privacy.insecure_exact_metrics,
+        blind=plan.noise_secret,
     )
 
 
 def _for_application(plan: JobPlan) -> tuple[dict[str, Any], list[bytes]]:
     """Return what the process of the application gets of a job: no secret is in it."""
+    spec = plan.spec
     return {
-        "job": plan.job,
-        "sites": list(plan.sites),
-        "seconds": plan.seconds,
-        "stragglers": plan.stragglers,
-        "seed": plan.seed,
-        "run_config": dict(plan.run_config),
+        "job": spec.name,
+        "sites": list(spec.sites),
+        "seconds": spec.deadline_s,
+        "stragglers": spec.stragglers,
+        "seed": spec.seed,
+        "run_config": dict(spec.config),
         "max_bytes": plan.max_update_bytes,
         "run": plan.run_id,
     }, [plan.bundle]

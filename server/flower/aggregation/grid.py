@@ -57,7 +57,7 @@ from fedlearn.errors import (
 from server.flower.aggregation.replies import ReplyChecks, Spec
 from server.flower.exchange.calls import Coordinator, Node
 from server.flower.exchange.receipts import ledger_digest
-from server.flower.job_plan import Reply, Stragglers
+from server.flower.job_plan import Reply
 
 __all__ = ["JobGrid", "Rules", "ContributorRevoked"]
 
@@ -77,7 +77,7 @@ class Rules:
     sites: tuple[str, ...]
     quorum: int
     seconds: float
-    stragglers: Stragglers
+    stragglers: str
     max_update_bytes: int
     visible: bool = False
     exact_metrics: bool = False

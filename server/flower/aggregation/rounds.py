@@ -34,12 +34,12 @@ from flwr.serverapp.strategy import Result
 from fedlearn.app.flower import arrays_of, record_of
 from fedlearn.errors import JobError, QuorumNotReached, RoundError
 from fedlearn.job.seeds import derive, seed_generators
-from fedlearn.job.spec import MAX_ROUNDS
+from fedlearn.job.spec import MAX_ROUNDS, JobSpec
 from server.flower.aggregation.grid import ContributorRevoked, JobGrid
 from server.flower.exchange.calls import Coordinator
 from server.flower.ipc.records import HISTORIES
 from server.flower.ipc.strategy_state import Captured, NotCaptured, capture, restore
-from server.flower.job_plan import Checkpoint, JobPlan
+from server.flower.job_plan import Checkpoint
 
 __all__ = ["Evaluate", "RoundStrategy", "Rounds", "ShouldStop", "Stage"]
 
@@ -92,9 +92,9 @@ class Stage:
 class Rounds:
     """Runs the rounds of one job, stage by stage."""
 
-    def __init__(self, coordinator: Coordinator, plan: JobPlan, grid: JobGrid) -> None:
+    def __init__(self, coordinator: Coordinator, spec: JobSpec, grid: JobGrid) -> None:
         self._coordinator = coordinator
-        self._plan = plan
+        self._spec = spec
         self._grid = grid
         self._stages = 0
         self._running = threading.Lock()
@@ -126,7 +126,7 @@ class Rounds:
     def _run(self, stage: Stage) -> Result:
         self._stages += 1
         first = self._stages == 1
-        rounds = self._plan.rounds if first else stage.rounds
+        rounds = self._spec.rounds if first else stage.rounds
         if self._stages > _MAX_STAGES or not 1 <= rounds <= MAX_ROUNDS:
             raise JobError(
                 f"stage {self._stages} with {rounds} rounds: a job has at most {_MAX_STAGES} "
@@ -138,9 +138,9 @@ class Rounds:
         done, evaluated = self._resume(stage) if first else (0, True)
         self._coordinator.event(
             "job.started",
-            job=self._plan.job,
+            job=self._spec.name,
             rounds=rounds,
-            sites=list(self._plan.sites),
+            sites=list(self._spec.sites),
             resumed_from=done,
         )
         if done == 0:
@@ -194,7 +194,7 @@ class Rounds:
                 stage.arrays = arrays
         else:
             raise RoundError(f"round {number} lost a site {_MAX_REPEATS} times")
-        if self._plan.privacy is not None:
+        if self._spec.privacy is not None:
             self._coordinator.charge(self._stages, number, self._grid.inputs())
         self._save(stage, number)
 
@@ -203,7 +203,7 @@ class Rounds:
         strategy, grid = stage.strategy, self._grid
         grid.begin_round(number, streams=bool(getattr(strategy, "streams", False)))
         privacy = getattr(strategy, "privacy", None)
-        cohort = None if privacy is None else privacy.cohort(self._plan.sites, number)
+        cohort = None if privacy is None else privacy.cohort(self._spec.sites, number)
         grid.restrict(None if cohort is None else frozenset(cohort))
         messages = list(strategy.configure_train(number, stage.arrays, stage.train_config, grid))
         own = hasattr(strategy, "captured")  # a strategy of the application may ask nobody
@@ -213,7 +213,7 @@ class Rounds:
                 hint="raise its fraction_train, or look at `fedlearn site list`",
             )
         asked = {grid.site(each.metadata.dst_node_id) for each in messages}
-        sites = [site for site in self._plan.sites if site in asked]
+        sites = [site for site in self._spec.sites if site in asked]
         self._coordinator.event("round.started", round=number, rounds=rounds, sites=sites)
         replies = grid.send_and_receive(messages, timeout=stage.timeout)
         arrays, metrics = strategy.aggregate_train(number, replies)
@@ -224,8 +224,8 @@ class Rounds:
         grid.restrict(None)
 
     def _evaluate(self, stage: Stage, number: int, rounds: int) -> None:
-        due = number % self._plan.evaluate_every == 0 or number == rounds
-        if due and self._plan.evaluate_fraction > 0:
+        due = number % self._spec.evaluate.every == 0 or number == rounds
+        if due and self._spec.evaluate.fraction > 0:
             self._seed(number, "evaluate")
             messages = stage.strategy.configure_evaluate(
                 number, stage.arrays, stage.evaluate_config, self._grid
@@ -243,7 +243,7 @@ class Rounds:
                 stage.result.evaluate_metrics_serverapp[number] = found
 
     def _seed(self, number: int, phase: str) -> None:
-        seed_generators(derive(self._plan.seed, "server", number, phase))
+        seed_generators(derive(self._spec.seed, "server", number, phase))
 
     def _traffic(self) -> int:
         return sum(self._coordinator.traffic())

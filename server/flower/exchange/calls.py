@@ -161,7 +161,7 @@ def serve(
     :param done: called with the job's last word: rounds, and the failure if there was one.
     :raises TransportError: when the job does not keep to the protocol.
     """
-    receipts = Receipts(link.plan.noise_secret if link.plan.privacy is not None else b"")
+    receipts = Receipts(link.plan.noise_secret)
     while (record := pipe.receive()) is not None:
         header, blobs = record
         try:

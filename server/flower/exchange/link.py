@@ -99,7 +99,7 @@ class JobExchange:
         self._lock = threading.Lock()
         self._answers = threading.Condition(self._lock)
         self._presence = threading.Condition(self._lock)
-        self._numbers = {site: node_number(plan.digest, site) for site in plan.sites}
+        self._numbers = {site: node_number(plan.digest, site) for site in plan.spec.sites}
         self._sites = {number: site for site, number in self._numbers.items()}
         self._nodes: dict[int, _Node] = {}
         self._online = 0
@@ -129,7 +129,7 @@ class JobExchange:
         """
         number = self._numbers.get(site)
         if number is None:
-            raise JobError(f"{site} is not a site of job {self.plan.job}")
+            raise JobError(f"{site} is not a site of job {self.plan.spec.name}")
         with self._lock:
             self._nodes.setdefault(number, _Node(number, site))
         return number
@@ -502,7 +502,7 @@ class JobExchange:
         node.queue.clear()
 
     def _listed(self) -> list[tuple[int, str]]:
-        order = ((self._numbers[site], site) for site in self.plan.sites)
+        order = ((self._numbers[site], site) for site in self.plan.spec.sites)
         return [pair for pair in order if pair[0] in self._nodes and self._nodes[pair[0]].online]
 
     def _wake(self, nodes: Iterable[_Node]) -> None:
