@@ -10,7 +10,7 @@ STAMP := $(VENV)/.ready
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: help setup system demo demo-k8s test test-long test-pods test-flower check format lint types contracts readme docs wire wire-check images e2e-coco bench fuzz clean
+.PHONY: help setup system demo demo-k8s test test-long test-pods test-flower hooks check format lint types contracts readme docs wire wire-check images e2e-coco bench fuzz clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -51,6 +51,9 @@ test-pods: $(STAMP) ## Train in real pods: kubelet, containerd, our own image (m
 
 test-flower: $(STAMP) ## Run Flower's side with the lowest release of Flower too
 	@$(BIN)/python tools/flower_releases.py
+
+hooks: $(STAMP) ## Check each `git commit` by format, lint, types and contracts
+	@$(BIN)/pre-commit install
 
 check: format lint types contracts wire-check test readme docs ## Everything that CI runs
 

@@ -181,7 +181,7 @@ def makefile_targets(path: Path) -> set[str]:
 
 def find(root: Path) -> Iterator[Found]:
     """Yield the commands of all pages and modules below ``root``."""
-    pages = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    pages = [*sorted(root.glob("*.md")), *sorted((root / "docs").rglob("*.md"))]
     for path in pages:
         if path.is_file():
             yield from in_markdown(path, str(path.relative_to(root)))

@@ -19,6 +19,7 @@ from fedlearn.errors import ConfigError
 from fedlearn.extras import EXTRAS, load, missing_extra, require
 
 ROOT = Path(__file__).resolve().parents[2]
+NOT_A_PART = {"all", "dev", "docs"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # Started by every Python below: what is named in BLOCKED is as if it were not installed.
@@ -90,7 +91,7 @@ def test_the_table_of_extras_is_that_of_the_project() -> None:
     written = {
         extra: {requirement.name for requirement in _of(extra)}
         for extra in PROJECT["optional-dependencies"]
-        if extra not in ("all", "dev")
+        if extra not in NOT_A_PART
     }
     assert {extra: names for extra, names in written.items() if names} == {
         extra: set(modules.values()) for extra, modules in EXTRAS.items()
@@ -102,7 +103,7 @@ def test_the_table_of_extras_is_that_of_the_project() -> None:
 
 def test_all_holds_every_extra_that_a_user_may_name() -> None:
     (all_of_it,) = (Requirement(line) for line in PROJECT["optional-dependencies"]["all"])
-    assert all_of_it.extras == PROJECT["optional-dependencies"].keys() - {"all", "dev"}
+    assert all_of_it.extras == PROJECT["optional-dependencies"].keys() - NOT_A_PART
 
 
 def test_the_core_has_nothing_of_an_extra() -> None:

@@ -47,7 +47,18 @@ def test_its_version_is_that_of_the_code(wheel: Path) -> None:
         (path,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = email.message_from_bytes(archive.read(path))
     assert metadata["Version"] == fedlearn.__version__
-    extras = {"all", "demo", "dev", "edge", "kubernetes", "measure", "nvidia", "server", "torch"}
+    extras = {
+        "all",
+        "demo",
+        "dev",
+        "docs",
+        "edge",
+        "kubernetes",
+        "measure",
+        "nvidia",
+        "server",
+        "torch",
+    }
     assert set(metadata.get_all("Provides-Extra") or ()) == extras
 
 
