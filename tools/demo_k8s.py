@@ -125,10 +125,23 @@ class ClusterFederation(Federation):
         self._clusters = clusters
         self._quiet = quiet
 
-    def join(self, name: str, *, data: Mapping[str, Path], bundle: bytes) -> Party:
+    def join(
+        self,
+        name: str,
+        *,
+        data: Mapping[str, Path],
+        bundle: bytes,
+        visible_updates: bool = False,
+    ) -> Party:
         """Install the chart for a site, with its token, its data and the code that it accepts."""
         folder = self.folder / "sites" / name
-        party = Party(name=name, folder=folder, machine=self.machines[name], data=data)
+        party = Party(
+            name=name,
+            folder=folder,
+            machine=self.machines[name],
+            data=data,
+            visible_updates=visible_updates,
+        )
         cluster = self._clusters.all[len(self.parties) % CLUSTERS]
         self._clusters.names[f"{RELEASE}.{name}.svc"] = "127.0.0.1"
         values, token = folder / "values.json", folder / "token.txt"

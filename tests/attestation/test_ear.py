@@ -23,8 +23,13 @@ KEY = ec.generate_private_key(ec.SECP256R1())
 POLICY = hashlib.sha256(b"policy").digest()
 
 
-def finding(tier: Tier = Tier.AFFIRMING, **changes: str) -> Finding:
-    values = {"claim": "app", "expected": "ab", "actual": "ab", "category": "executables"}
+def finding(tier: Tier = Tier.AFFIRMING, **changes: Any) -> Finding:
+    values: dict[str, Any] = {
+        "claim": "app",
+        "expected": "ab",
+        "actual": "ab",
+        "category": "executables",
+    }
     return Finding(tier=tier, **(values | changes))
 
 
@@ -58,7 +63,8 @@ def claims(token: str) -> dict[str, Any]:
 
 
 def read(token: str | bytes, **options: Any) -> AttestationResult:
-    return ear.read(token, **({"key": KEY.public_key(), "now": NOW} | options))
+    usual: dict[str, Any] = {"key": KEY.public_key(), "now": NOW}
+    return ear.read(token, **(usual | options))
 
 
 HEADER = {"alg": "ES256", "typ": "eat+jwt"}

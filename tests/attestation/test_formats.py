@@ -267,7 +267,8 @@ def test_the_tpm_quote_of_another_agent_is_read(key: Any) -> None:
     # The key came along with the quote: that alone makes nobody believe it.
     with pytest.raises(EndorsementError, match="neither proven"):
         judged(document, bound=REPORT_DATA[:32])
-    for changed in ({"pcrs": []}, {"pcrs": ["00"] * 24}, {"pcrs": 1}, {"message": "x"}, {"a": 1}):
+    changes: list[dict[str, Any]] = [{"pcrs": []}, {"pcrs": ["00"] * 24}, {"pcrs": 1}]
+    for changed in (*changes, {"message": "x"}, {"a": 1}):
         with pytest.raises(EvidenceError):
             judged(tpm_document(tpm, **changed), public)
 

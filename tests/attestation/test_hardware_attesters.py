@@ -380,12 +380,12 @@ def test_no_container_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def agent() -> Iterator[Any]:
+def agent() -> Iterator[coco_agent.CocoAgent]:
     with coco_agent.CocoAgent(quote=quote, log=boot_log()) as running:
         yield running
 
 
-def test_the_agent_measures_into_rtmr3(agent: Any) -> None:
+def test_the_agent_measures_into_rtmr3(agent: coco_agent.CocoAgent) -> None:
     attester = CocoAttester(agent.address)
     attester.extend("app", APP)
     attester.extend("job", JOB)
@@ -395,7 +395,7 @@ def test_the_agent_measures_into_rtmr3(agent: Any) -> None:
     assert all(len(text) == 64 for text in agent.asked)
 
 
-def test_an_agent_without_a_register_leaves_it_to_us(agent: Any) -> None:
+def test_an_agent_without_a_register_leaves_it_to_us(agent: coco_agent.CocoAgent) -> None:
     agent.aael = False
     attester = CocoAttester(agent.address)
     attester.extend("app", APP)
@@ -404,7 +404,7 @@ def test_an_agent_without_a_register_leaves_it_to_us(agent: Any) -> None:
     assert not any(claims.measurements["rtmr3"])
 
 
-def test_an_agent_that_forgets_a_measurement_is_noticed(agent: Any) -> None:
+def test_an_agent_that_forgets_a_measurement_is_noticed(agent: coco_agent.CocoAgent) -> None:
     agent.forget = True
     attester = CocoAttester(agent.address)
     attester.extend("app", APP)
@@ -424,13 +424,15 @@ def test_an_agent_that_forgets_a_measurement_is_noticed(agent: Any) -> None:
         (b'{"quote": "", "cc_eventlog": "AAAA"}', "log"),
     ],
 )
-def test_other_answers_of_an_agent_are_errors(agent: Any, answer: bytes, word: str) -> None:
+def test_other_answers_of_an_agent_are_errors(
+    agent: coco_agent.CocoAgent, answer: bytes, word: str
+) -> None:
     agent.answer = answer
     with pytest.raises(AttesterError, match=word):
         CocoAttester(agent.address)
 
 
-def test_an_agent_that_fails_or_is_remote_is_an_error(agent: Any) -> None:
+def test_an_agent_that_fails_or_is_remote_is_an_error(agent: coco_agent.CocoAgent) -> None:
     agent.status = 500
     with pytest.raises(AttesterError, match="500"):
         CocoAttester(agent.address)
@@ -440,7 +442,7 @@ def test_an_agent_that_fails_or_is_remote_is_an_error(agent: Any) -> None:
         CocoAttester("127.0.0.1:1")
 
 
-def test_detection_says_why(tmp_path: Path, agent: Any) -> None:
+def test_detection_says_why(tmp_path: Path, agent: coco_agent.CocoAgent) -> None:
     assert [found.kind for found in detect()] == [kind.name for kind in KINDS]
     nothing = (
         tsm.find(tmp_path / "none"),
@@ -467,7 +469,7 @@ def test_detection_says_why(tmp_path: Path, agent: Any) -> None:
 
 
 def test_auto_takes_the_strongest_that_works_and_says_why(
-    tmp_path: Path, agent: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, agent: coco_agent.CocoAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = (
         tsm.find(tmp_path / "none"),

@@ -166,7 +166,7 @@ def test_a_domain_that_should_be_launched_again(
     made = signed(tcb, identity)
     quote = DcapQuote.parse(quoted(5, bytes((5, 1, 1)) + bytes(13), bytes((5, 1, 2)) + bytes(13)))
     assert told_here(quote, made) == told_by_dcap_qvl(quote, made) == (status, ())
-    policy = parse_policy(f'accept = ["tdx"]\n[tdx]\ntcb_status = ["{status}"]\n')
+    policy = parse_policy(f'accept = ["tdx"]\n[tdx]\ntcb_status = ["{status}"]\n'.encode())
     assert policy.tdx.tcb_status == (status,)
 
 
@@ -188,7 +188,8 @@ def test_malformed_collateral_is_an_error_of_ours(key: str) -> None:
     document = json.loads(INTEL.collateral())
     tcb, identity = json.loads(document["tcb_info"]), json.loads(document["qe_identity"])
     quote = DcapQuote.parse(INTEL.quote(4))
-    for value in (None, 7, [None], [{}], {}):
+    values: tuple[Any, ...] = (None, 7, [None], [{}], {})
+    for value in values:
         with pytest.raises((EvidenceError, EndorsementError)):
             tcb_status(quote, read_pck(quote).svns, tcb | {key: value}, identity)
 
@@ -203,7 +204,7 @@ def domain(attributes: int = 0, service_td: bytes = bytes(48)) -> Evidence:
 def appraised(evidence: Evidence, rules: str, **trust: Any) -> tuple[str, set[str], Tier]:
     anchors = TrustAnchors(intel_root=INTEL.root_key, collateral=(INTEL.collateral(),))
     claims = verify(evidence, binding=BOUND, trust=replace(anchors, **trust), now=keys.AT)
-    policy = parse_policy('accept = ["tdx"]\n' + rules)
+    policy = parse_policy(f'accept = ["tdx"]\n{rules}'.encode())
     started = [
         ReferenceValue(claim=name, value=claims.measurements[name])
         for name in ("mrtd", "rtmr1", "rtmr2")

@@ -135,8 +135,8 @@ def test_what_identifies_the_boot_of_a_tpm(azure: bool) -> None:
         assert not identified(tee, shown, *pinned)
         assert not identified(tee, shown | {pinned[0]: bytes(48)}, *below, *pinned)
         assert not identified(tee, shown | {pinned[1]: bytes(48)}, *below, *pinned)
-    for pinned in (("pcr.4",), ("pcr.9",), ("pcr.4", "pcr.7"), ("pcr.4", "pcr.11"), ("pcr.14",)):
-        assert not identified(tee, shown, *below, *pinned)
+    for few in (("pcr.4",), ("pcr.9",), ("pcr.4", "pcr.7"), ("pcr.4", "pcr.11"), ("pcr.14",)):
+        assert not identified(tee, shown, *below, *few)
     # A unified kernel image without a command line of its own: PCR 12 is zero.
     unified = shown | {"pcr.12": bytes(48)}
     assert identified(tee, unified, *below, "pcr.4", "pcr.11", "pcr.12")

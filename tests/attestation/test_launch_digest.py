@@ -106,7 +106,7 @@ def sections_of(path: Path) -> list[tuple[int, int, int]]:
     image = path.read_bytes()
     start = image.rindex(b"ASEV")
     count = int.from_bytes(image[start + 12 : start + 16], "little")
-    return [struct.unpack_from("<III", image, start + 16 + 12 * n) for n in range(count)]  # type: ignore[misc]
+    return [struct.unpack_from("<III", image, start + 16 + 12 * n) for n in range(count)]
 
 
 def firmware(path: Path) -> Path:

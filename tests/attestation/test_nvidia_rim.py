@@ -250,8 +250,9 @@ def test_one_that_cannot_be_read_does_not_affect_the_others() -> None:
 
 def test_a_signer_for_another_purpose_is_refused() -> None:
     from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID
 
-    purpose = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.OCSP_SIGNING])
+    purpose = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING])
     responder = made.Authority("Responder", made.RIM_CA, ca=False, extensions=(purpose,))
     for signer in (responder, made.RIM_CA):
         rim = made.sign(made.tag(made.DRIVER, made.DRIVER_RESOURCES), signer)
@@ -452,7 +453,9 @@ def test_a_label_says_what_a_rim_is_for_and_until_when() -> None:
 
 
 @pytest.mark.parametrize("missing", ["lxml", "signxml"])
-def test_without_the_extra_the_error_names_it(missing: str, monkeypatch: Any) -> None:
+def test_without_the_extra_the_error_names_it(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     load = builtins.__import__
 
     def refusing(name: str, *rest: Any, **more: Any) -> Any:

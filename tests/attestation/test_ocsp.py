@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,7 +40,7 @@ GPU_CHAIN = split_certificates((REAL / "hopper_chain.pem").read_bytes(), "chain"
 
 SUBJECT = made.Authority("Subject", made.RIM_CA, ca=False)
 CHAIN = split_certificates(SUBJECT.pem, "chain")
-PURPOSE = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.OCSP_SIGNING])
+PURPOSE = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING])
 RESPONDER = made.Authority("Responder", made.RIM_CA, ca=False, extensions=(PURPOSE,))
 CA_ANSWER = made.answer(made.RIM_CA)
 

@@ -146,7 +146,7 @@ def test_unbound_claims_are_refused_unless_a_person_looks() -> None:
 
 
 @pytest.mark.parametrize("value", [1, "True", None])
-def test_only_true_is_bound(value: Any) -> None:
+def test_only_true_is_bound(value: int | str | None) -> None:
     subject = claims()
     attributes = {"bound": value} if value is not None else {}
     refused(appraise(policy(), replace(subject, attributes=attributes)), "binding")
@@ -347,7 +347,7 @@ def test_sgx_minimums() -> None:
         ({"attributes": {**subject.attributes, "sgx.isv_prod_id": 4}}, "sgx.isv_prod_id"),
         ({"tcb": "Revoked"}, "tcb_status"),
     ):
-        refused(appraise(asking, replace(subject, **changes)), claim)  # type: ignore[arg-type]
+        refused(appraise(asking, replace(subject, **changes)), claim)
 
 
 def gpu(**changes: Any) -> Claims:

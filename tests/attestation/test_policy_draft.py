@@ -159,7 +159,7 @@ def test_names_cannot_break_out_of_their_line() -> None:
     assert [item.claim for item in policy.references] == ["app"]
     assert "nothing pins" in made.notes[-1]
     assert policy.name == 'a"b'
-    assert policy.nodes == {"site-a": {b"\x04" * 16}}
+    assert policy.nodes == {"site-a": frozenset({b"\x04" * 16})}
     assert len(made.notes) == 5
     text = draft_policy(CLAIMS, source="a\naccept = []", now=NOW).text
     assert parse_policy(text.encode()).accept == (Tee.TDX,)

@@ -33,7 +33,7 @@ EC = ec.generate_private_key(ec.SECP256R1())
 @pytest.mark.parametrize("key", [ED, EC])
 def test_a_signed_policy_names_its_signer(key: PrivateKey) -> None:
     signature = sign_policy(POLICY, key)
-    keys = [ED.public_key(), EC.public_key()]
+    keys = (ED.public_key(), EC.public_key())
     assert verify_policy(POLICY, signature, keys=keys) == operator_key_digest(key.public_key())
     commented = parse_policy(b"# reviewed\n" + TEXT)
     assert verify_policy(commented, signature, keys=keys)

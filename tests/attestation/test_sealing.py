@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -209,7 +210,13 @@ def test_impossible_tensors_are_refused(tmp_path: Path, tensor: Tensor, reason: 
 
 def test_a_writer_that_is_left_early_leaves_nothing(tmp_path: Path) -> None:
     specs = [TensorSpec(name=name, dtype="U8", shape=(4,)) for name in ("a", "b")]
-    arguments = {"model": "demo", "version": 1, "round": 0, "tensors": specs, "key": HeldKey()}
+    arguments: dict[str, Any] = {
+        "model": "demo",
+        "version": 1,
+        "round": 0,
+        "tensors": specs,
+        "key": HeldKey(),
+    }
     with SealedWriter(tmp_path / "m", **arguments) as writer:
         writer.write(bytes(4))
         with pytest.raises(ValueError, match="b: was not written"):

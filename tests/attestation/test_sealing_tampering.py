@@ -50,7 +50,8 @@ def make(path: Path, *, version: int = 1) -> bytearray:
 
 
 def body(raw: bytes | bytearray) -> int:
-    return 9 + struct.unpack_from(">I", raw, 5)[0] + 32
+    (header,) = struct.unpack_from(">I", raw, 5)
+    return 9 + int(header) + 32
 
 
 def refused(path: Path, raw: bytes | bytearray, reason: str = ".") -> None:

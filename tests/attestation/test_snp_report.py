@@ -128,7 +128,7 @@ def test_mitigations_that_a_report_does_not_state_are_refused_as_absent() -> Non
 
 
 def test_a_draft_pins_what_a_report_of_version_5_says() -> None:
-    strong = {"policy": SWAP_DISABLED, "platform": 1 << 5, "mitigations": (4, 5)}
+    strong: dict[str, Any] = {"policy": SWAP_DISABLED, "platform": 1 << 5, "mitigations": (4, 5)}
     found = claims(launch=OLDER, **strong)
     made = draft_policy(found, source="report.bin", now=keys.AT)
     rules = parse_policy(made.text.encode()).snp

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from pathlib import Path
+from typing import Any, TypedDict
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -20,12 +21,21 @@ from attestation.quotes.tpm_structures import QuoteStatement, TpmSignature
 from tests.fakes.synthetic_tpm import SyntheticTpm, binding, public_area
 
 
+class Pieces(TypedDict):
+    """A quote as ``tpm2_quote`` writes it, each file's bytes."""
+
+    attest: bytes
+    signature: bytes
+    ak: bytes
+    pcr_values: bytes
+
+
 def read(vectors: Path, name: str) -> bytes:
     return (vectors / "swtpm" / name).read_bytes()
 
 
 @pytest.fixture
-def pieces(vectors: Path) -> dict[str, bytes]:
+def pieces(vectors: Path) -> Pieces:
     return {
         "attest": read(vectors, "attest.bin"),
         "signature": read(vectors, "sig.bin"),
@@ -34,7 +44,7 @@ def pieces(vectors: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_real_quote_is_read_field_by_field(vectors: Path, pieces: dict[str, bytes]) -> None:
+def test_a_real_quote_is_read_field_by_field(vectors: Path, pieces: Pieces) -> None:
     quote = TpmQuote.assemble(**pieces)
     statement = quote.statement
     assert statement.extra_data == read(vectors, "qualifying_data.bin")
@@ -48,7 +58,7 @@ def test_a_real_quote_is_read_field_by_field(vectors: Path, pieces: dict[str, by
     assert quote.signature.scheme == "ecdsa"
 
 
-def test_pieces_are_told_apart_in_any_order(vectors: Path, pieces: dict[str, bytes]) -> None:
+def test_pieces_are_told_apart_in_any_order(vectors: Path, pieces: Pieces) -> None:
     beside = (pieces["pcr_values"], pieces["ak"], pieces["signature"])
     whole = TpmQuote.assemble(**pieces)
     for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)):
@@ -74,7 +84,7 @@ def serialized(values: bytes) -> bytes:
     return selection + struct.pack("<I", len(lists)) + packed
 
 
-def test_pcr_values_in_the_format_of_the_tool_are_read(pieces: dict[str, bytes]) -> None:
+def test_pcr_values_in_the_format_of_the_tool_are_read(pieces: Pieces) -> None:
     def parse(values: bytes) -> TpmQuote:
         beside = (pieces["signature"], pieces["ak"], values)
         return TpmQuote.from_evidence(
@@ -89,7 +99,7 @@ def test_pcr_values_in_the_format_of_the_tool_are_read(pieces: dict[str, bytes])
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])
-def test_a_missing_piece_is_named(pieces: dict[str, bytes], missing: int) -> None:
+def test_a_missing_piece_is_named(pieces: Pieces, missing: int) -> None:
     beside = [pieces["signature"], pieces["ak"], pieces["pcr_values"]]
     del beside[missing]
     evidence = Evidence(tee=Tee.TPM, quote=pieces["attest"], endorsements=tuple(beside))
@@ -98,7 +108,7 @@ def test_a_missing_piece_is_named(pieces: dict[str, bytes], missing: int) -> Non
         TpmQuote.from_evidence(evidence)
 
 
-def test_a_piece_that_comes_twice_is_refused(pieces: dict[str, bytes]) -> None:
+def test_a_piece_that_comes_twice_is_refused(pieces: Pieces) -> None:
     other = spki(ec.generate_private_key(ec.SECP256R1()).public_key())
     evidence = Evidence(
         tee=Tee.TPM,
@@ -170,9 +180,7 @@ def test_fields_out_of_order_or_twice_are_refused() -> None:
         ({"signer": bytes(67)}, "qualifiedSigner"),
     ],
 )
-def test_statements_that_are_not_quotes_name_the_field(
-    change: dict[str, object], field: str
-) -> None:
+def test_statements_that_are_not_quotes_name_the_field(change: dict[str, Any], field: str) -> None:
     with pytest.raises(EvidenceError) as caught:
         QuoteStatement.parse(SyntheticTpm().statement(b"", **change))
     assert caught.value.field == f"attest.{field}"
@@ -274,7 +282,7 @@ def test_reading_at_once_and_field_by_field_agree(changes: list[tuple[int, int]]
         data = bytearray(raw[: len(raw) - cut])
         for at, value in changes:
             data[at % len(data)] = value
-        outcomes = []
+        outcomes: list[object] = []
         for parse in (kind.parse, kind._walk):
             try:
                 outcomes.append(parse(bytes(data)))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from attestation.binding import ReportData, Role
+from attestation.binding import Binding, ReportData, Role
 from attestation.errors import (
     AttestationError,
     BindingError,
@@ -35,17 +35,17 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 APP, JOB = b"a" * 32, b"j" * 32
 
 
-def trusting(tpm: Any) -> TrustAnchors:
+def trusting(tpm: SyntheticTpm) -> TrustAnchors:
     digest = hashlib.sha256(spki(tpm.key.public_key())).digest()
     return TrustAnchors(tpm_aks=frozenset([digest]))
 
 
-def check(evidence: Evidence, tpm: Any, bound: Any) -> Claims:
+def check(evidence: Evidence, tpm: SyntheticTpm, bound: Binding) -> Claims:
     return verify(evidence, binding=bound, trust=trusting(tpm), now=NOW)
 
 
 @pytest.fixture
-def tpm() -> Any:
+def tpm() -> SyntheticTpm:
     made = SyntheticTpm()
     made.measure("app", APP, "job-1")
     made.measure("job", JOB, "job-1")
@@ -53,11 +53,11 @@ def tpm() -> Any:
 
 
 @pytest.fixture
-def bound() -> Any:
+def bound() -> Binding:
     return binding()
 
 
-def test_genuine_evidence_gives_claims(tpm: Any, bound: Any) -> None:
+def test_genuine_evidence_gives_claims(tpm: SyntheticTpm, bound: Binding) -> None:
     claims = check(tpm.evidence(bound, scope="job-1"), tpm, bound)
     assert claims.tee is Tee.TPM
     assert claims.measurements["app"] == APP
@@ -76,7 +76,9 @@ def test_genuine_evidence_gives_claims(tpm: Any, bound: Any) -> None:
     assert claims.attributes["tpm.hierarchy"] == "endorsement"
 
 
-def test_the_endorsement_key_is_the_hardware_where_it_was_proven(tpm: Any, bound: Any) -> None:
+def test_the_endorsement_key_is_the_hardware_where_it_was_proven(
+    tpm: SyntheticTpm, bound: Binding
+) -> None:
     trust = trusting(tpm)
     (ak,) = trust.tpm_aks
     proven = replace(trust, tpm_ek_of={ak: b"e" * 32})
@@ -84,13 +86,15 @@ def test_the_endorsement_key_is_the_hardware_where_it_was_proven(tpm: Any, bound
     assert verify(evidence, binding=bound, trust=proven, now=NOW).hardware_id == b"e" * 32
 
 
-def test_another_scope_sees_the_measurements_as_those_of_others(tpm: Any, bound: Any) -> None:
+def test_another_scope_sees_the_measurements_as_those_of_others(
+    tpm: SyntheticTpm, bound: Binding
+) -> None:
     claims = check(tpm.evidence(bound, scope="job-2"), tpm, bound)
     assert "app" not in claims.measurements
     assert claims.measurements["other/job-1/app"] == APP
 
 
-def test_unbound_evidence_says_so(tpm: Any, bound: Any) -> None:
+def test_unbound_evidence_says_so(tpm: SyntheticTpm, bound: Binding) -> None:
     claims = verify(tpm.evidence(bound), binding=None, trust=trusting(tpm), now=NOW)
     assert claims.attributes["bound"] is False
 
@@ -128,7 +132,7 @@ SCHEMES = [
 
 @pytest.mark.parametrize(("scheme", "digest", "size"), SCHEMES)
 def test_every_scheme_verifies_and_refuses_another_key(
-    bound: Any, scheme: str, digest: str, size: Any
+    bound: Binding, scheme: str, digest: str, size: Any
 ) -> None:
     def key() -> Any:
         return (
@@ -153,7 +157,7 @@ def test_every_scheme_verifies_and_refuses_another_key(
     assert caught.value.step == "quote signature"
 
 
-def test_a_scheme_for_another_kind_of_key_is_refused(bound: Any) -> None:
+def test_a_scheme_for_another_kind_of_key_is_refused(bound: Binding) -> None:
     tpm, other = SyntheticTpm(), SyntheticTpm(key=rsa.generate_private_key(65537, 2048))
     other.scheme = "rsassa"
     statement = tpm.statement(bound.qualifying_data())
@@ -164,7 +168,7 @@ def test_a_scheme_for_another_kind_of_key_is_refused(bound: Any) -> None:
         check(Evidence(tee=Tee.TPM, quote=quote.to_bytes()), tpm, bound)
 
 
-def test_sha1_is_never_accepted(bound: Any) -> None:
+def test_sha1_is_never_accepted(bound: Binding) -> None:
     signs = SyntheticTpm(hash="sha1", key=rsa.generate_private_key(65537, 2048))
     signs.scheme = "rsassa"
     with pytest.raises(SignatureError, match="sha1 is not accepted"):
@@ -190,14 +194,14 @@ OTHERS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("other", OTHERS)
 def test_evidence_for_another_binding_is_refused(
-    tpm: Any, bound: Any, other: dict[str, Any]
+    tpm: SyntheticTpm, bound: Binding, other: dict[str, Any]
 ) -> None:
     with pytest.raises(BindingError) as caught:
         check(tpm.evidence(bound), tpm, binding(**other))
     assert caught.value.step == "binding"
 
 
-def test_a_key_that_was_not_enrolled_is_refused(tpm: Any, bound: Any) -> None:
+def test_a_key_that_was_not_enrolled_is_refused(tpm: SyntheticTpm, bound: Binding) -> None:
     with pytest.raises(EndorsementError, match="neither proven") as caught:
         verify(tpm.evidence(bound), binding=bound, trust=TrustAnchors(), now=NOW)
     assert caught.value.step == "attestation key"
@@ -216,13 +220,13 @@ def test_a_key_that_was_not_enrolled_is_refused(tpm: Any, bound: Any) -> None:
         0x00010072,  # does not sign
     ],
 )
-def test_a_key_of_another_kind_is_refused(bound: Any, attributes: int) -> None:
+def test_a_key_of_another_kind_is_refused(bound: Binding, attributes: int) -> None:
     tpm = SyntheticTpm(attributes=attributes)
     with pytest.raises(EndorsementError, match="restricted signing key"):
         check(tpm.evidence(bound), tpm, bound)
 
 
-def test_attributes_that_the_tpm_did_not_sign_are_refused(bound: Any) -> None:
+def test_attributes_that_the_tpm_did_not_sign_are_refused(bound: Binding) -> None:
     tpm = SyntheticTpm(attributes=0x00040072)
     statement = tpm.statement(bound.qualifying_data())
     dressed_up = public_area(tpm.key.public_key())
@@ -234,13 +238,13 @@ def test_attributes_that_the_tpm_did_not_sign_are_refused(bound: Any) -> None:
 
 
 @pytest.mark.parametrize("hierarchy", [(0x40000001, "owner"), (0x4000000C, "platform")])
-def test_the_hierarchy_of_the_key_is_a_claim(bound: Any, hierarchy: tuple[int, str]) -> None:
+def test_the_hierarchy_of_the_key_is_a_claim(bound: Binding, hierarchy: tuple[int, str]) -> None:
     tpm = SyntheticTpm(parent=hierarchy[0])
     claims = check(tpm.evidence(bound), tpm, bound)
     assert claims.attributes["tpm.hierarchy"] == hierarchy[1]
 
 
-def test_pcr_values_that_were_not_signed_are_refused(tpm: Any, bound: Any) -> None:
+def test_pcr_values_that_were_not_signed_are_refused(tpm: SyntheticTpm, bound: Binding) -> None:
     evidence = tpm.evidence(bound)
     quote = TpmQuote.from_bytes(evidence.quote)
     for position in range(0, len(quote.pcr_values), 16):
@@ -272,7 +276,7 @@ def logs(tpm: Any) -> Iterator[tuple[str, EventLog]]:
     yield "event edited", replace(log, events=(replace(one, data=data, digests=digest), two))
 
 
-def test_every_altered_log_is_refused(tpm: Any, bound: Any) -> None:
+def test_every_altered_log_is_refused(tpm: SyntheticTpm, bound: Binding) -> None:
     evidence = tpm.evidence(bound, scope="job-1")
     tried = 0
     for name, log in logs(tpm):
@@ -285,7 +289,7 @@ def test_every_altered_log_is_refused(tpm: Any, bound: Any) -> None:
     assert tried == 12
 
 
-def test_a_log_of_the_right_events_for_another_bank_is_refused(bound: Any) -> None:
+def test_a_log_of_the_right_events_for_another_bank_is_refused(bound: Binding) -> None:
     tpm = SyntheticTpm(banks=("sha256", "sha384"))
     tpm.measure("app", APP)
     evidence = tpm.evidence(bound)
@@ -297,7 +301,7 @@ def test_a_log_of_the_right_events_for_another_bank_is_refused(bound: Any) -> No
         check(replace(evidence, event_log=replace(tpm.log, events=events).to_bytes()), tpm, bound)
 
 
-def test_firmware_events_are_replayed_with_ours(bound: Any) -> None:
+def test_firmware_events_are_replayed_with_ours(bound: Binding) -> None:
     tpm = SyntheticTpm()
     for pcr in (0, 4, 14):
         digest = hashlib.sha256(bytes([pcr])).digest()
@@ -315,7 +319,7 @@ def test_firmware_events_are_replayed_with_ours(bound: Any) -> None:
 
 @pytest.mark.parametrize("disguise", [{"type": 13}, {"data": b"MokList"}])
 def test_a_measurement_cannot_be_hidden_to_show_another(
-    bound: Any, disguise: dict[str, Any]
+    bound: Binding, disguise: dict[str, Any]
 ) -> None:
     """The type and the text of an event are not hashed into the register."""
     tpm = SyntheticTpm()
@@ -333,19 +337,19 @@ def test_a_measurement_cannot_be_hidden_to_show_another(
             check(tpm.evidence(bound), tpm, bound)
 
 
-def test_a_measurement_outside_of_pcr_14_does_not_count(bound: Any) -> None:
+def test_a_measurement_outside_of_pcr_14_does_not_count(bound: Binding) -> None:
     tpm = SyntheticTpm(selected=(14, 16))
     tpm.measure("app", APP, pcr=16)
     assert "app" not in check(tpm.evidence(bound), tpm, bound).measurements
 
 
-def test_evidence_of_another_kind_is_refused(tpm: Any, bound: Any) -> None:
+def test_evidence_of_another_kind_is_refused(tpm: SyntheticTpm, bound: Binding) -> None:
     evidence = replace(tpm.evidence(bound), tee=Tee.SNP)
     with pytest.raises(EvidenceError, match="not TPM but snp"):
         VERIFIER.verify(evidence, binding=bound, trust=trusting(tpm), now=NOW)
 
 
-def test_every_flipped_bit_of_a_quote_is_refused(tpm: Any, bound: Any) -> None:
+def test_every_flipped_bit_of_a_quote_is_refused(tpm: SyntheticTpm, bound: Binding) -> None:
     """All bytes of the container, one bit each in turn; the scope only renames claims."""
     evidence = tpm.evidence(bound, scope="job-1")
     refused = renamed = 0
@@ -365,7 +369,9 @@ def test_every_flipped_bit_of_a_quote_is_refused(tpm: Any, bound: Any) -> None:
     assert refused + renamed == len(evidence.quote)
 
 
-def test_every_flipped_bit_of_a_log_is_refused_or_changes_nothing(tpm: Any, bound: Any) -> None:
+def test_every_flipped_bit_of_a_log_is_refused_or_changes_nothing(
+    tpm: SyntheticTpm, bound: Binding
+) -> None:
     """The header of a log and the header of an event are not hashed; nothing follows from them."""
     evidence = tpm.evidence(bound, scope="job-1")
     genuine = check(evidence, tpm, bound)

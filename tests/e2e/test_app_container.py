@@ -79,7 +79,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Any]:
+def federation(tmp_path: Path) -> Iterator[FlowerFederation]:
     made = FlowerFederation(tmp_path)
     yield made
     made.close()
@@ -97,7 +97,7 @@ Run = Callable[..., tuple[Any, Any]]
 
 
 @pytest.fixture
-def run(federation: Any, bundle: bytes) -> Run:
+def run(federation: FlowerFederation, bundle: bytes) -> Run:
     """Run a job to its end; return outcome and channel."""
 
     def go(
@@ -174,6 +174,7 @@ def test_a_daemon_that_is_killed_is_a_crash_and_the_job_goes_on_with_the_next_on
 def test_an_application_that_is_killed_is_named_as_such(run: Run, daemon: Daemon) -> None:
     def kill(host: Any, channel: Any) -> None:
         channel.wait_for("log")
+        assert daemon.process is not None
         (pid,) = [pid for pid in host.pids if _parent(pid) == daemon.process.pid]
         os.kill(pid, signal.SIGTERM)
 
@@ -189,7 +190,7 @@ def _parent(pid: int) -> int:
 
 @pytest.mark.parametrize("how", ["cancel", "close"])
 def test_a_job_that_is_ended_ends_it_there(
-    federation: Any, bundle: bytes, daemon: Daemon, how: str
+    federation: FlowerFederation, bundle: bytes, daemon: Daemon, how: str
 ) -> None:
     host, channel = federation.host(make_plan(bundle, job="ended", sites=2), app_host=daemon.path)
     host.start()
@@ -205,7 +206,7 @@ def test_a_job_that_is_ended_ends_it_there(
 
 @pytest.mark.parametrize("how", ["cancel", "close"])
 def test_a_job_that_waits_for_an_app_host_can_be_ended(
-    federation: Any, bundle: bytes, tmp_path: Path, how: str
+    federation: FlowerFederation, bundle: bytes, tmp_path: Path, how: str
 ) -> None:
     host, _ = federation.host(make_plan(bundle, job="waits", sites=2), app_host=tmp_path / "nobody")
     host.start()
@@ -214,6 +215,7 @@ def test_a_job_that_waits_for_an_app_host_can_be_ended(
     getattr(host, how)()
     outcome = host.wait(20)
     assert time.monotonic() - began < 10
+    assert outcome is not None
     assert outcome.status == ("cancelled" if how == "cancel" else "failed")
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -72,7 +71,7 @@ def alive() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FederationHarness]:
     # A long name: sockets of multiprocessing need a temporary folder with a short one.
     folder = tmp_path_factory.mktemp("a-folder-with-a-name-that-is-as-long-as-names-may-be" * 2)
     with FederationHarness(folder / "harness", ("site-a",), client_app=CLIENT) as made:
@@ -80,7 +79,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def test_workers_and_managers_work_and_nothing_outlives_the_job(
-    harness: Any, monkeypatch: pytest.MonkeyPatch
+    harness: FederationHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = harness.run("workers", rounds=2, resources={"cpu": 2.0})
     metrics = [event.metrics for event in job.of("update.received")]
@@ -90,7 +89,9 @@ def test_workers_and_managers_work_and_nothing_outlives_the_job(
 
 
 @pytest.mark.parametrize("who", ["client", "agent"])
-def test_nothing_outlives_a_client_or_an_agent_that_is_killed(harness: Any, who: str) -> None:
+def test_nothing_outlives_a_client_or_an_agent_that_is_killed(
+    harness: FederationHarness, who: str
+) -> None:
     job = harness.job(f"kill-{who}", config={"slow": 60.0}, deadline_s=120).submit()
     with eventually(90) as wait:
         wait(lambda: len(alive()) == 1)

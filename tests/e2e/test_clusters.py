@@ -16,6 +16,7 @@ import pytest
 from tests.harness.cluster import Cluster
 from tests.harness.cluster_federation import ClusterFederation
 from tests.harness.cluster_site import ClusterSite
+from tests.harness.federation import FederationHarness
 
 pytestmark = pytest.mark.e2e
 
@@ -23,7 +24,7 @@ SITES = ("site-a", "site-b")
 
 
 @pytest.fixture(scope="module")
-def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Any]]:
+def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Cluster]]:
     """Two control planes at once."""
     made = [Cluster(tmp_path_factory.mktemp(site)) for site in SITES]
     try:
@@ -37,14 +38,17 @@ def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Any]]:
 
 
 @pytest.fixture(scope="module")
-def harness(clusters: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def harness(
+    clusters: list[Cluster], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ClusterFederation]:
     """A coordinator, and an agent in each cluster with two nodes."""
     folder = tmp_path_factory.mktemp("federation")
     places = {}
     for site, cluster in zip(SITES, clusters, strict=True):
         place = ClusterSite(cluster, folder / "places" / site)
         data = folder / "sites" / site / "data"
-        place.nodes = [place.node(name, folders={"small": data}) for name in ("one", "two")]
+        for name in ("one", "two"):
+            place.node(name, folders={"small": data})
         places[site] = place
     try:
         with ClusterFederation(folder, places) as running:
@@ -72,7 +76,7 @@ def _pods_of(harness: Any, site: str, pod: str) -> list[str]:
     return [name for name in started if name.rsplit("-", 1)[0] == pod.rsplit("-", 1)[0]]
 
 
-def test_a_federated_training_runs_to_the_end(harness: Any) -> None:
+def test_a_federated_training_runs_to_the_end(harness: ClusterFederation) -> None:
     job = harness.run("through")
     admitted = job.ledger("admission")
     assert sorted({entry["site"] for entry in admitted}) == list(SITES)
@@ -82,7 +86,9 @@ def test_a_federated_training_runs_to_the_end(harness: Any) -> None:
         assert '"launcher": "kubernetes"' in harness.operator.get_site(site).capabilities
 
 
-def test_it_gives_the_same_bits_as_processes(harness: Any, shared: Any) -> None:
+def test_it_gives_the_same_bits_as_processes(
+    harness: ClusterFederation, shared: FederationHarness
+) -> None:
     job = harness.job("bits")
     for site in SITES:
         assert (shared.data[site][0] == harness.data[site][0]).all()
@@ -91,7 +97,7 @@ def test_it_gives_the_same_bits_as_processes(harness: Any, shared: Any) -> None:
     assert harness.digest("bits") == shared.digest("bits")
 
 
-def test_a_client_that_is_evicted_in_a_round_comes_back(harness: Any) -> None:
+def test_a_client_that_is_evicted_in_a_round_comes_back(harness: ClusterFederation) -> None:
     job = harness.job("evicted", rounds=4, config={"wait": 1.0}, deadline_s=120).submit()
     job.wait_for("round.started", 2)
     ((_, pod),) = _clients(harness, "site-a")
@@ -101,7 +107,7 @@ def test_a_client_that_is_evicted_in_a_round_comes_back(harness: Any) -> None:
     assert pod not in [name for _, name in _clients(harness, "site-a")]
 
 
-def test_a_killed_agent_adopts_its_client(harness: Any) -> None:
+def test_a_killed_agent_adopts_its_client(harness: ClusterFederation) -> None:
     job = harness.job("adopted", rounds=4, config={"wait": 1.0}, deadline_s=120).submit()
     job.wait_for("round.started", 2)
     before = _clients(harness, "site-b")
@@ -111,7 +117,7 @@ def test_a_killed_agent_adopts_its_client(harness: Any) -> None:
     assert _pods_of(harness, "site-b", before[0][1]) == [before[0][1]]
 
 
-def test_an_adopted_client_has_a_sponsor_again(harness: Any) -> None:
+def test_an_adopted_client_has_a_sponsor_again(harness: ClusterFederation) -> None:
     """What replaces its pod asks the new agent for its start and for a voucher."""
     job = harness.job("sponsored", rounds=5, config={"wait": 1.0}, deadline_s=120).submit()
     job.wait_for("round.started", 1)
@@ -124,7 +130,7 @@ def test_an_adopted_client_has_a_sponsor_again(harness: Any) -> None:
     assert [entry["site"] for entry in job.ledger("admission")].count("site-b") >= 2
 
 
-def test_a_training_goes_on_while_an_api_server_is_away(harness: Any) -> None:
+def test_a_training_goes_on_while_an_api_server_is_away(harness: ClusterFederation) -> None:
     """What runs needs no control plane: clients speak to the coordinator themselves."""
     job = harness.job("headless", rounds=4, config={"wait": 1.0}, deadline_s=120).submit()
     job.wait_for("round.started", 1)
@@ -137,7 +143,7 @@ def test_a_training_goes_on_while_an_api_server_is_away(harness: Any) -> None:
     assert {e.site for e in job.of("update.received") if e.round == 4} == set(SITES)
 
 
-def test_a_site_comes_back_when_its_node_was_lost_in_a_round(harness: Any) -> None:
+def test_a_site_comes_back_when_its_node_was_lost_in_a_round(harness: ClusterFederation) -> None:
     job = harness.job(
         "lost", rounds=40, config={"wait": 1.0}, quorum=1, stragglers="drop", deadline_s=20
     ).submit()
@@ -156,7 +162,7 @@ def test_a_site_comes_back_when_its_node_was_lost_in_a_round(harness: Any) -> No
     assert [entry["site"] for entry in job.ledger("admission")].count("site-a") >= 2
 
 
-def test_a_site_that_is_removed_in_a_round_is_cut_off(harness: Any) -> None:
+def test_a_site_that_is_removed_in_a_round_is_cut_off(harness: ClusterFederation) -> None:
     job = harness.job(
         "removed", rounds=3, config={"wait": 1.0}, quorum=1, stragglers="drop", deadline_s=20
     ).submit()

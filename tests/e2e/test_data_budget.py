@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fedlearn.cli.local.federation import Party
 from fedlearn.job import events
 from tests.harness.federation import FederationHarness
 
@@ -24,7 +25,7 @@ _PRIVACY = {
 """Two rounds cost epsilon 3.4 at delta 1e-5, four cost 5.1."""
 
 
-def _budget(harness: Any) -> dict[str, Any]:
+def _budget(harness: FederationHarness) -> dict[str, Any]:
     party = harness.federation.parties["site-a"]
     shown = harness.command("fedlearn-edge", "budget", "show", "--json", "--config", party.config)
     (data,) = json.loads(shown.stdout)["data"]
@@ -42,16 +43,18 @@ def _refusal(job: Any) -> str:
         time.sleep(0.1)
 
 
-def test_jobs_spend_one_budget_and_the_one_beyond_it_is_refused(tmp_path: Path) -> None:
+def test_jobs_spend_one_budget_and_the_one_beyond_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     harness = FederationHarness(tmp_path, sites=("site-a",))
     usual = harness.federation.site_table
 
-    def limited(party: Any, bundle: bytes) -> dict[str, Any]:
+    def limited(party: Party, bundle: bytes) -> dict[str, Any]:
         table: dict[str, Any] = usual(party, bundle)
         table["data"]["small"] |= {"epsilon": 4.0, "delta": 1e-5}
         return table
 
-    harness.federation.site_table = limited
+    monkeypatch.setattr(harness.federation, "site_table", limited)
     with harness:
         harness.run("first", rounds=2, privacy=_PRIVACY)
         found = _budget(harness)

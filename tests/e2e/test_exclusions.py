@@ -15,7 +15,7 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FederationHarness]:
     """A federation of its own, whose coordinator is killed."""
     with FederationHarness(tmp_path_factory.mktemp("trio")) as harness:
         yield harness
@@ -33,7 +33,9 @@ def _participants(job: Any) -> list[int]:
     return [e["participants"] for e in job.ledger("round") if e["phase"] == "finished"]
 
 
-def test_a_site_that_is_kept_out_stays_out_through_a_restart_and_comes_back(trio):
+def test_a_site_that_is_kept_out_stays_out_through_a_restart_and_comes_back(
+    trio: FederationHarness,
+) -> None:
     job = trio.job("kept-out", rounds=60, quorum=2, config={"wait": 0.5}).submit()
     job.wait_for("round.finished", round=1)
     trio.operator.revoke_client(job.name, "site-a", "seen on another machine")
@@ -63,7 +65,9 @@ def test_a_site_that_is_kept_out_stays_out_through_a_restart_and_comes_back(trio
     assert [e["change"] for e in job.ledger("exclusion")] == ["laid", "lifted"]
 
 
-def test_a_client_that_was_turned_away_for_good_is_started_again_when_it_may(trio):
+def test_a_client_that_was_turned_away_for_good_is_started_again_when_it_may(
+    trio: FederationHarness,
+) -> None:
     job = trio.job("turned-away", rounds=60, quorum=2, config={"wait": 0.5}).submit()
     job.wait_for("round.finished", round=1)
     pid = trio.client_pid("site-b", job.name)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,19 +28,16 @@ _STRATEGIES = ("fedavg", "fedadam")
 
 
 @pytest.fixture(scope="module")
-def restarting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def restarting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FederationHarness]:
     """A federation of two sites, whose coordinator dies and comes back."""
     folder = tmp_path_factory.mktemp("restarting")
-    address = f"127.0.0.1:{reserve_port()}"
-    with FederationHarness(
-        folder, ("site-a", "site-b"), server={"metrics": {"listen": address}}
-    ) as harness:
-        harness.metrics = address
+    listen = {"listen": f"127.0.0.1:{reserve_port()}"}
+    with FederationHarness(folder, ("site-a", "site-b"), server={"metrics": listen}) as harness:
         yield harness
 
 
 @pytest.fixture(scope="module")
-def undisturbed(restarting: Any) -> dict[str, str]:
+def undisturbed(restarting: FederationHarness) -> dict[str, str]:
     """The models of jobs that nobody disturbed, by strategy."""
     found = {}
     for name in _STRATEGIES:
@@ -48,7 +46,9 @@ def undisturbed(restarting: Any) -> dict[str, str]:
     return found
 
 
-def test_two_runs_agree_to_the_bit_whatever_arrives_first(restarting, undisturbed):
+def test_two_runs_agree_to_the_bit_whatever_arrives_first(
+    restarting: FederationHarness, undisturbed: dict[str, str]
+) -> None:
     late = {"slow-site": "site-a", "slow": 0.4}
     config = {**_USUAL["config"], **late}
     restarting.run("again", strategy={"name": "fedavg"}, rounds=4, config=config)
@@ -57,7 +57,9 @@ def test_two_runs_agree_to_the_bit_whatever_arrives_first(restarting, undisturbe
     assert restarting.digest("other-seed") != undisturbed["fedavg"]
 
 
-def _killed(restarting: Any, name: str, strategy: str, generator: random.Random) -> str:
+def _killed(
+    restarting: FederationHarness, name: str, strategy: str, generator: random.Random
+) -> str:
     """Run a job whose coordinator is killed at a random moment, and return its model."""
     with eventually(90) as wait:  # agents come back with growing pauses
         wait(lambda: all(s.connected for s in restarting.operator.list_sites()))
@@ -79,7 +81,9 @@ def _killed(restarting: Any, name: str, strategy: str, generator: random.Random)
 
 
 @pytest.mark.parametrize("turn", range(4))
-def test_a_killed_coordinator_resumes_to_the_same_bits(restarting, undisturbed, turn):
+def test_a_killed_coordinator_resumes_to_the_same_bits(
+    restarting: FederationHarness, undisturbed: dict[str, str], turn: int
+) -> None:
     strategy = _STRATEGIES[turn % 2]
     name = f"killed-{turn}"
     made = _killed(restarting, name, strategy, random.Random(turn))
@@ -88,13 +92,17 @@ def test_a_killed_coordinator_resumes_to_the_same_bits(restarting, undisturbed, 
 
 @pytest.mark.long
 @pytest.mark.parametrize("turn", range(100, 120))
-def test_twenty_killed_coordinators_resume_to_the_same_bits(restarting, undisturbed, turn):
+def test_twenty_killed_coordinators_resume_to_the_same_bits(
+    restarting: FederationHarness, undisturbed: dict[str, str], turn: int
+) -> None:
     strategy = _STRATEGIES[turn % 2]
     generator = random.Random()
     assert _killed(restarting, f"killed-{turn}", strategy, generator) == undisturbed[strategy]
 
 
-def test_a_killed_job_process_is_started_again_and_gives_the_same_bits(restarting, undisturbed):
+def test_a_killed_job_process_is_started_again_and_gives_the_same_bits(
+    restarting: FederationHarness, undisturbed: dict[str, str]
+) -> None:
     job = restarting.job("job-killed", strategy={"name": "fedadam"}, **_USUAL).submit()
     job.wait_for("round.finished", round=1)
     os.kill(restarting.job_pid(job.name), signal.SIGKILL)
@@ -104,7 +112,9 @@ def test_a_killed_job_process_is_started_again_and_gives_the_same_bits(restartin
 
 
 @pytest.mark.parametrize("away", [0.0, 1.0, 8.0])
-def test_sites_are_back_within_five_seconds_of_a_coordinator_that_answers(restarting, away):
+def test_sites_are_back_within_five_seconds_of_a_coordinator_that_answers(
+    restarting: FederationHarness, away: float
+) -> None:
     with eventually(20) as wait:
         wait(lambda: all(s.connected for s in restarting.operator.list_sites()))
     restarting.kill_coordinator()
@@ -114,14 +124,17 @@ def test_sites_are_back_within_five_seconds_of_a_coordinator_that_answers(restar
         wait(lambda: all(s.connected for s in restarting.operator.list_sites()))
 
 
-def _readiness(restarting: Any) -> str:
+def _readiness(restarting: FederationHarness) -> str:
     """Return what the coordinator says of itself."""
-    answer = httpx.get(f"http://{restarting.metrics}/readyz", timeout=5)
+    listen = tomllib.loads(restarting.server_toml.read_text())["metrics"]["listen"]
+    answer = httpx.get(f"http://{listen}/readyz", timeout=5)
     assert (answer.status_code == 200) == (answer.text == "ok\n")
     return answer.text
 
 
-def test_a_full_disk_interrupts_the_job_in_words_and_it_goes_on_when_there_is_room(restarting):
+def test_a_full_disk_interrupts_the_job_in_words_and_it_goes_on_when_there_is_room(
+    restarting: FederationHarness,
+) -> None:
     """No file may grow beyond 6 MiB: the sealed model has 10."""
     config = {"noise": 0.25, "ballast": 2_500_000, "wait": 0.5}
     job = restarting.job("full", rounds=3, config=config).submit()
@@ -152,7 +165,9 @@ def test_a_full_disk_interrupts_the_job_in_words_and_it_goes_on_when_there_is_ro
 
 
 @pytest.mark.parametrize("seconds", [0.3, 3.0])
-def test_a_disk_that_takes_nothing_for_a_while_ends_no_job(restarting, undisturbed, seconds):
+def test_a_disk_that_takes_nothing_for_a_while_ends_no_job(
+    restarting: FederationHarness, undisturbed: dict[str, str], seconds: float
+) -> None:
     """Ledger, databases and store at once: no file may grow at all."""
     name = f"failing-{seconds:g}".replace(".", "-")
     job = restarting.job(name, strategy={"name": "fedavg"}, **_USUAL).submit()
@@ -171,7 +186,7 @@ def test_a_disk_that_takes_nothing_for_a_while_ends_no_job(restarting, undisturb
 
 
 @pytest.fixture
-def small_disk(restarting: Any) -> Iterator[Path]:
+def small_disk(restarting: FederationHarness) -> Iterator[Path]:
     """The state of the coordinator on a file system of its own, with little room."""
     state, aside = restarting.state, restarting.state.with_name("state-aside")
     restarting.stop_coordinator()
@@ -196,7 +211,9 @@ def small_disk(restarting: Any) -> Iterator[Path]:
         restarting.start_coordinator()
 
 
-def test_a_full_file_system_interrupts_a_job_until_there_is_room(restarting, small_disk):
+def test_a_full_file_system_interrupts_a_job_until_there_is_room(
+    restarting: FederationHarness, small_disk: Path
+) -> None:
     job = restarting.job("no-room", strategy={"name": "fedavg"}, **_USUAL).submit()
     job.wait_for("round.finished", round=1)
     ballast = small_disk / "ballast"
@@ -214,7 +231,9 @@ def test_a_full_file_system_interrupts_a_job_until_there_is_room(restarting, sma
     assert '"intact": true' in verified.stdout
 
 
-def test_a_tampered_checkpoint_and_an_older_store_are_refused_by_name(restarting, tmp_path):
+def test_a_tampered_checkpoint_and_an_older_store_are_refused_by_name(
+    restarting: FederationHarness, tmp_path: Path
+) -> None:
     config = {"noise": 0.25, "wait": 0.4}
     job = restarting.job("victim", rounds=10, config=config).submit()
     job.wait_for("checkpoint.sealed", round=2)
@@ -255,7 +274,9 @@ def test_a_tampered_checkpoint_and_an_older_store_are_refused_by_name(restarting
     assert restarting.digest("victim") == restarting.digest("unharmed")
 
 
-def test_a_coordinator_runs_jobs_when_its_configuration_is_named_relative_to_its_folder(restarting):
+def test_a_coordinator_runs_jobs_when_its_configuration_is_named_relative_to_its_folder(
+    restarting: FederationHarness,
+) -> None:
     restarting.stop_coordinator()
     beside = 'cd "$(dirname "$4")" && exec "$1" run --config "$(basename "$4")"'
     restarting.start_coordinator(wrapper=["sh", "-c", beside, "sh"])

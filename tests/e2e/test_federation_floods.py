@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -21,7 +22,7 @@ from fedlearn.identity.spiffe import COORDINATOR_DNS
 from fedlearn.identity.tls import client_context
 from fedlearn.wire.channel import open_channel
 from tests.fakes.misbehaving_client import MisbehavingClient
-from tests.harness.federation import FederationHarness, eventually
+from tests.harness.federation import FederationHarness, Job, eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -30,7 +31,7 @@ CHALLENGE = "/fedlearn.v1.Gate/Challenge"
 
 
 @pytest.fixture(scope="module")
-def brisk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def brisk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FederationHarness]:
     """A federation whose clients attest again every five seconds."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 16_384), hard))
@@ -43,7 +44,7 @@ def brisk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def _memory(harness: Any) -> int:
+def _memory(harness: FederationHarness) -> int:
     """Return the MiB that the coordinator's process holds."""
     for line in Path(f"/proc/{harness.server_pid()}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
@@ -56,7 +57,7 @@ def _address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _job(harness: Any, name: str, **more: Any) -> Any:
+def _job(harness: FederationHarness, name: str, **more: Any) -> Job:
     config = {"wait": 0.5, **more.pop("config", {})}
     return harness.job(name, rounds=12, quorum=2, deadline_s=120, config=config, **more).submit()
 
@@ -69,13 +70,13 @@ def _whole(job: Any) -> None:
     assert job.of("client.quarantined") == []
 
 
-def _listens(harness: Any, listener: str) -> str:
+def _listens(harness: FederationHarness, listener: str) -> str:
     """Return where a listener of the coordinator is."""
     return str(tomllib.loads(harness.server_toml.read_text())["listen"][listener])
 
 
 @contextlib.contextmanager
-def _silent(harness: Any, count: int) -> Iterator[list[socket.socket]]:
+def _silent(harness: FederationHarness, count: int) -> Iterator[list[socket.socket]]:
     """Hold connections to every listener from another address of loopback."""
     made = []
     try:
@@ -93,7 +94,9 @@ def _silent(harness: Any, count: int) -> Iterator[list[socket.socket]]:
             one.close()
 
 
-def test_fifteen_hundred_silent_connections_to_each_listener_cost_little(brisk):
+def test_fifteen_hundred_silent_connections_to_each_listener_cost_little(
+    brisk: FederationHarness,
+) -> None:
     job = _job(brisk, "silent")
     job.wait_for("round.started", round=2)
     before = _memory(brisk)
@@ -103,7 +106,7 @@ def test_fifteen_hundred_silent_connections_to_each_listener_cost_little(brisk):
         _whole(job)
 
 
-def test_few_file_descriptors_are_enough_under_a_flood(brisk):
+def test_few_file_descriptors_are_enough_under_a_flood(brisk: FederationHarness) -> None:
     brisk.stop_coordinator()
     brisk.start_coordinator(wrapper=["prlimit", "--nofile=400:400"])
     try:
@@ -128,9 +131,11 @@ def _silence(over: threading.Event) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _held_calls(harness: Any) -> Iterator[list[Any]]:
+def _held_calls(harness: FederationHarness) -> Iterator[list[Any]]:
     """Open calls to the gate from this address, again and again, and say nothing in them."""
-    over, calls, channels = threading.Event(), [], []
+    over = threading.Event()
+    calls: list[Any] = []
+    channels: list[grpc.Channel] = []
 
     def hold() -> None:
         while not over.is_set():
@@ -153,7 +158,9 @@ def _held_calls(harness: Any) -> Iterator[list[Any]]:
             channel.close()
 
 
-def test_whoever_holds_the_gate_from_a_clients_own_address_keeps_no_client_from_renewing(brisk):
+def test_whoever_holds_the_gate_from_a_clients_own_address_keeps_no_client_from_renewing(
+    brisk: FederationHarness,
+) -> None:
     job = _job(brisk, "held", config={"wait": 1.0})
     job.wait_for("round.started", round=1)
     with _held_calls(brisk) as calls:
@@ -161,7 +168,7 @@ def test_whoever_holds_the_gate_from_a_clients_own_address_keeps_no_client_from_
         assert len(calls) > 256
 
 
-def test_deliveries_that_nobody_asked_for_are_not_kept(brisk):
+def test_deliveries_that_nobody_asked_for_are_not_kept(brisk: FederationHarness) -> None:
     misbehaving = MisbehavingClient(brisk)
     job = brisk.job("unasked", sites=["site-a", "misbehaving"], quorum=2, deadline_s=60).submit()
     standing = misbehaving.admit(job)

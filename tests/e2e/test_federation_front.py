@@ -16,15 +16,15 @@ import pytest
 
 from edge.protocol.identity import certification_request, new_key
 from fedlearn.errors import AdmissionDenied, FedlearnError, KeyReleaseDenied, TransportError
-from tests.fakes.misbehaving_client import Stranger, self_made
-from tests.harness.federation import descendants
+from tests.fakes.misbehaving_client import HeldAdmission, MisbehavingClient, Stranger, self_made
+from tests.harness.federation import FederationHarness, Job, descendants
 
 pytestmark = pytest.mark.e2e
 _LISTEN = "0A"
 
 
 @pytest.fixture(scope="module")
-def job(shared: Any) -> Iterator[Any]:
+def job(shared: FederationHarness) -> Iterator[Job]:
     """A job that waits for its only client."""
     made = shared.job("front", sites=["misbehaving"], data={}, deadline_s=600).submit()
     yield made
@@ -32,13 +32,15 @@ def job(shared: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def standing(job: Any, misbehaving: Any) -> Any:
+def standing(job: Job, misbehaving: MisbehavingClient) -> HeldAdmission:
     made = misbehaving.admit(job)
     assert made.fleet.activate()[0] == made.admitted.node_id
     return made
 
 
-def _issue(shared: Any, key: Any, *, job: str = "front", now: datetime | None = None) -> Any:
+def _issue(
+    shared: FederationHarness, key: Any, *, job: str = "front", now: datetime | None = None
+) -> Any:
     from cryptography import x509
 
     issued = shared.ca.issue_client(
@@ -58,7 +60,7 @@ def _der(key: Any) -> bytes:
     return certification_request(key)
 
 
-def test_an_admitted_client_is_let_in(standing):
+def test_an_admitted_client_is_let_in(standing: HeldAdmission) -> None:
     standing.fleet.heartbeat()
 
 
@@ -74,32 +76,42 @@ def _no_connection(stranger: Any) -> None:
         stranger.post("/v1/fleet/fetch")
 
 
-def test_without_a_certificate_there_is_no_connection(misbehaving, standing):
+def test_without_a_certificate_there_is_no_connection(
+    misbehaving: MisbehavingClient, standing: HeldAdmission
+) -> None:
     _no_connection(Stranger(standing.admitted.fleet_address, misbehaving.ca))
 
 
-def test_a_certificate_that_somebody_made_is_no_certificate(misbehaving, standing):
+def test_a_certificate_that_somebody_made_is_no_certificate(
+    misbehaving: MisbehavingClient, standing: HeldAdmission
+) -> None:
     key = new_key()
     chain = (self_made(key),)
     address = standing.admitted.fleet_address
     _no_connection(Stranger(address, misbehaving.ca, chain=chain, key=key))
 
 
-def test_an_expired_certificate_of_our_own_ca_is_refused(shared, misbehaving, standing):
+def test_an_expired_certificate_of_our_own_ca_is_refused(
+    shared: FederationHarness, misbehaving: MisbehavingClient, standing: HeldAdmission
+) -> None:
     key = new_key()
     chain = _issue(shared, key, now=datetime.now(UTC) - timedelta(hours=1))
     address = standing.admitted.fleet_address
     _no_connection(Stranger(address, misbehaving.ca, chain=chain, key=key))
 
 
-def test_a_certificate_of_our_ca_without_an_admission_is_refused(shared, misbehaving, standing):
+def test_a_certificate_of_our_ca_without_an_admission_is_refused(
+    shared: FederationHarness, misbehaving: MisbehavingClient, standing: HeldAdmission
+) -> None:
     key = new_key()
     chain = _issue(shared, key)
     address = standing.admitted.fleet_address
     _refused(Stranger(address, misbehaving.ca, chain=chain, key=key), 401, "never admitted")
 
 
-def test_a_stolen_certificate_is_worth_nothing_without_its_key(misbehaving, standing):
+def test_a_stolen_certificate_is_worth_nothing_without_its_key(
+    misbehaving: MisbehavingClient, standing: HeldAdmission
+) -> None:
     # OpenSSL refuses to load the pair; a thief would need a library that does not look.
     with pytest.raises((ssl.SSLError, FedlearnError)):
         Stranger(
@@ -107,7 +119,9 @@ def test_a_stolen_certificate_is_worth_nothing_without_its_key(misbehaving, stan
         )
 
 
-def test_another_sites_certificate_does_not_speak_for_a_node(misbehaving, standing):
+def test_another_sites_certificate_does_not_speak_for_a_node(
+    misbehaving: MisbehavingClient, standing: HeldAdmission
+) -> None:
     """The header that names the node must be the key of the certificate."""
     stranger = Stranger(
         standing.admitted.fleet_address,
@@ -119,7 +133,9 @@ def test_another_sites_certificate_does_not_speak_for_a_node(misbehaving, standi
     _refused(stranger, 401, "not the key of the certificate")
 
 
-def test_a_sites_own_certificate_is_not_that_of_a_client(misbehaving, standing):
+def test_a_sites_own_certificate_is_not_that_of_a_client(
+    misbehaving: MisbehavingClient, standing: HeldAdmission
+) -> None:
     from cryptography import x509
 
     chain = tuple(x509.load_pem_x509_certificates(misbehaving.identity.chain))
@@ -129,7 +145,9 @@ def test_a_sites_own_certificate_is_not_that_of_a_client(misbehaving, standing):
     _refused(stranger, 401, "")
 
 
-def test_a_certificate_for_another_job_gets_nothing_of_this_one(shared, misbehaving, standing):
+def test_a_certificate_for_another_job_gets_nothing_of_this_one(
+    shared: FederationHarness, misbehaving: MisbehavingClient, standing: HeldAdmission
+) -> None:
     other = shared.job("front-other", sites=["misbehaving"], data={}).submit()
     elsewhere = misbehaving.admit(other)
     try:
@@ -157,7 +175,9 @@ def test_a_certificate_for_another_job_gets_nothing_of_this_one(shared, misbehav
     standing.fleet.heartbeat()
 
 
-def test_a_model_of_another_job_is_not_released(shared, misbehaving, standing):
+def test_a_model_of_another_job_is_not_released(
+    shared: FederationHarness, misbehaving: MisbehavingClient, standing: HeldAdmission
+) -> None:
     done = shared.run("front-sealed", rounds=1, sites=["site-a"])
     stored = shared.command(
         *("fedlearn", "model", "list", "--state", shared.state),
@@ -182,7 +202,9 @@ def test_a_model_of_another_job_is_not_released(shared, misbehaving, standing):
         "/",
     ],
 )
-def test_control_and_runtime_are_not_behind_the_front(misbehaving, standing, path):
+def test_control_and_runtime_are_not_behind_the_front(
+    misbehaving: MisbehavingClient, standing: HeldAdmission, path: str
+) -> None:
     stranger = Stranger(
         standing.admitted.fleet_address, misbehaving.ca, chain=standing.chain, key=standing.keys.tls
     )
@@ -218,7 +240,9 @@ def _host(text: str) -> str:
     return str(mapped or address)
 
 
-def test_nothing_else_listens_and_what_listens_serves_no_control(shared, job, standing):
+def test_nothing_else_listens_and_what_listens_serves_no_control(
+    shared: FederationHarness, job: Job, standing: HeldAdmission
+) -> None:
     """Try Flower's Control and Runtime at every address that the coordinator can be reached at."""
     pids = [shared.server_pid(), *descendants(shared.server_pid())]
     assert shared.job_pid(job.name) in pids
@@ -241,7 +265,9 @@ def test_nothing_else_listens_and_what_listens_serves_no_control(shared, job, st
                     client.post(f"{scheme}://{address}{path}", content=b"")
 
 
-def test_a_revoked_client_is_out_at_once(shared, misbehaving):
+def test_a_revoked_client_is_out_at_once(
+    shared: FederationHarness, misbehaving: MisbehavingClient
+) -> None:
     job = shared.job("front-revoked", sites=["misbehaving"], data={}).submit()
     standing = misbehaving.admit(job)
     fleet = standing.fleet

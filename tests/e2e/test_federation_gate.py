@@ -12,14 +12,16 @@ import pytest
 
 from attestation.binding import Role
 from edge.client.admission import ClientKeys, seek_admission, verify_coordinator
-from edge.protocol.rpc import enroll
+from edge.protocol.rpc import GateClient, enroll
 from fedlearn.errors import AdmissionDenied, EnrollmentRefused, FedlearnError
+from tests.fakes.misbehaving_client import MisbehavingClient
+from tests.harness.federation import FederationHarness, Job
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def job(shared: Any) -> Iterator[Any]:
+def job(shared: FederationHarness) -> Iterator[Job]:
     """A job that waits for its client for as long as the tests take."""
     made = shared.job("gate", sites=["misbehaving", "site-b"], deadline_s=600).submit()
     yield made
@@ -27,7 +29,7 @@ def job(shared: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-def gate(misbehaving: Any) -> Iterator[Any]:
+def gate(misbehaving: MisbehavingClient) -> Iterator[GateClient]:
     with misbehaving.gate() as made:
         yield made
 
@@ -56,11 +58,13 @@ class Attempt:
 
 
 @pytest.fixture
-def attempt(shared: Any, misbehaving: Any, job: Any, gate: Any) -> Attempt:
+def attempt(
+    shared: FederationHarness, misbehaving: MisbehavingClient, job: Job, gate: GateClient
+) -> Attempt:
     return Attempt(shared, misbehaving, job, gate)
 
 
-def test_a_nonce_is_good_once(attempt, job, gate):
+def test_a_nonce_is_good_once(attempt: Attempt, job: Job, gate: GateClient) -> None:
     nonce = gate.challenge("gate", "misbehaving").nonce
     attempt.refused("app is", nonce=nonce, measured={"app": bytes(32)})
     # Evidence is in order now; the nonce is not any more.
@@ -68,7 +72,9 @@ def test_a_nonce_is_good_once(attempt, job, gate):
     assert entry["step"] == "nonce"
 
 
-def test_an_answer_is_not_taken_twice(attempt, misbehaving, job, gate):
+def test_an_answer_is_not_taken_twice(
+    attempt: Attempt, misbehaving: MisbehavingClient, job: Job, gate: GateClient
+) -> None:
     """The very request that was refused once for its site's voucher, sent again."""
     keys = ClientKeys.fresh()
     request = misbehaving.request(job, gate, keys, site_voucher=b"")
@@ -78,16 +84,16 @@ def test_an_answer_is_not_taken_twice(attempt, misbehaving, job, gate):
         gate.admit(request)
 
 
-def test_a_nonce_of_our_own_choice_is_refused(attempt):
+def test_a_nonce_of_our_own_choice_is_refused(attempt: Attempt) -> None:
     attempt.refused("nonce", nonce=hashlib.sha256(b"ours").digest())
 
 
-def test_a_nonce_for_another_job_or_site_is_refused(attempt, gate):
+def test_a_nonce_for_another_job_or_site_is_refused(attempt: Attempt, gate: GateClient) -> None:
     attempt.refused("nonce", nonce=gate.challenge("another", "misbehaving").nonce)
     attempt.refused("nonce", nonce=gate.challenge("gate", "site-b").nonce)
 
 
-def test_evidence_for_another_key_is_refused(attempt):
+def test_evidence_for_another_key_is_refused(attempt: Attempt) -> None:
     entry, denied = attempt.refused("not genuine", bound_tls_key=ClientKeys.fresh().tls_key)
     assert entry["step"] == "verification"
     assert denied.findings
@@ -104,11 +110,16 @@ def test_evidence_for_another_key_is_refused(attempt):
         ("nonce", bytes(32)),
     ],
 )
-def test_evidence_that_is_bound_to_something_else_is_refused(attempt, field, value):
-    attempt.refused("not genuine", **{f"bound_{field}": value})
+def test_evidence_that_is_bound_to_something_else_is_refused(
+    attempt: Attempt, field: str, value: str | bytes
+) -> None:
+    change: dict[str, Any] = {f"bound_{field}": value}
+    attempt.refused("not genuine", **change)
 
 
-def test_an_altered_bundle_is_refused_with_what_was_expected_and_found(attempt, job):
+def test_an_altered_bundle_is_refused_with_what_was_expected_and_found(
+    attempt: Attempt, job: Job
+) -> None:
     altered = hashlib.sha256(b"altered").digest()
     entry, denied = attempt.refused("app is", measured={"app": altered})
     finding = next(each for each in denied.findings if each["claim"] == "app")
@@ -123,12 +134,12 @@ def test_an_altered_bundle_is_refused_with_what_was_expected_and_found(attempt, 
 
 
 @pytest.mark.parametrize("claim", ["software", "job"])
-def test_another_measurement_is_refused(attempt, claim):
+def test_another_measurement_is_refused(attempt: Attempt, claim: str) -> None:
     _, denied = attempt.refused(f"{claim} is", measured={claim: bytes(range(32))})
     assert claim in {each["claim"] for each in denied.findings}
 
 
-def test_a_voucher_of_another_site_is_refused(attempt, shared):
+def test_a_voucher_of_another_site_is_refused(attempt: Attempt, shared: FederationHarness) -> None:
     from edge.protocol.identity import SiteIdentity
 
     other = SiteIdentity.load(shared.federation.identity_folder("site-b"))
@@ -136,7 +147,9 @@ def test_a_voucher_of_another_site_is_refused(attempt, shared):
     assert entry["step"] == "voucher"
 
 
-def test_a_site_does_not_enter_a_job_that_does_not_name_it(shared, misbehaving, gate):
+def test_a_site_does_not_enter_a_job_that_does_not_name_it(
+    shared: FederationHarness, misbehaving: MisbehavingClient, gate: GateClient
+) -> None:
     other = shared.job("gate-closed", sites=["site-a"], deadline_s=600).submit()
     try:
         with pytest.raises(AdmissionDenied, match="does not take part"):
@@ -145,26 +158,39 @@ def test_a_site_does_not_enter_a_job_that_does_not_name_it(shared, misbehaving, 
         shared.operator.cancel_job("gate-closed")
 
 
-def test_evidence_that_is_no_evidence_is_refused_and_not_a_crash(attempt):
+def test_evidence_that_is_no_evidence_is_refused_and_not_a_crash(attempt: Attempt) -> None:
     for garbage in (b"", b"\0" * 64, b"\xff" * 5000):
         attempt.refused("malformed", evidence=garbage)
 
 
-def test_machine_of_another_site_is_refused(attempt, shared, misbehaving, monkeypatch):
+def test_machine_of_another_site_is_refused(
+    attempt: Attempt,
+    shared: FederationHarness,
+    misbehaving: MisbehavingClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Evidence from a genuine machine that is not the one the site is listed with."""
     monkeypatch.setattr(misbehaving, "machine", shared.federation.machines["site-c"])
     attempt.refused("hardware_id is .*, expected hardware of misbehaving")
 
 
-def test_a_token_is_good_once(shared, misbehaving):
+def test_a_token_is_good_once(shared: FederationHarness, misbehaving: MisbehavingClient) -> None:
     with pytest.raises((EnrollmentRefused, FedlearnError)) as refused:
         enroll(misbehaving.identity.token)
     assert "used" in str(refused.value) or "redeemed" in str(refused.value)
 
 
-def test_a_coordinator_that_the_policy_does_not_know_is_sent_nothing(shared, misbehaving, job):
+def test_a_coordinator_that_the_policy_does_not_know_is_sent_nothing(
+    shared: FederationHarness, misbehaving: MisbehavingClient, job: Job
+) -> None:
     """Clients look first: the coordinator sees a nonce, and no challenge is ever asked for."""
-    keys, asked = ClientKeys.fresh(), []
+    keys = ClientKeys.fresh()
+    asked: list[bytes] = []
+
+    def voucher(nonce: bytes, tls_key: bytes) -> bytes:
+        asked.append(nonce)
+        return b""
+
     head, _, tail = job.policy.partition("[[coordinator.reference]]")
     value = tail.split('value = "')[1].split('"')[0]
     text = head + "[[coordinator.reference]]" + tail.replace(value, "ab" * 32, 1)
@@ -182,14 +208,16 @@ def test_a_coordinator_that_the_policy_does_not_know_is_sent_nothing(shared, mis
             gate,
             misbehaving.attester(job),
             membership,
-            lambda nonce, key: asked.append(nonce) or b"",
+            voucher,
             now=shared.now,
         )
     assert asked == []
     assert len(shared.ledger("challenge")) == before
 
 
-def test_the_configuration_stands_in_the_coordinators_evidence(shared, misbehaving, job):
+def test_the_configuration_stands_in_the_coordinators_evidence(
+    shared: FederationHarness, misbehaving: MisbehavingClient, job: Job
+) -> None:
     """Whoever chooses server.toml, and the trust anchors in it, does not do so unseen."""
     from dataclasses import replace
 
@@ -212,7 +240,9 @@ def test_the_configuration_stands_in_the_coordinators_evidence(shared, misbehavi
             assert finding["actual"] == measured["config"]
 
 
-def test_clients_refuse_a_coordinator_that_changed_and_nobody_is_admitted(shared):
+def test_clients_refuse_a_coordinator_that_changed_and_nobody_is_admitted(
+    shared: FederationHarness,
+) -> None:
     """The same with real agents and clients: the job ends by its rule, without one admission."""
     policy = shared.policy("gate-mutual")
     head, found, tail = policy.partition("[[coordinator.reference]]")
@@ -228,13 +258,13 @@ def test_clients_refuse_a_coordinator_that_changed_and_nobody_is_admitted(shared
     assert job.ledger("commitment") == job.ledger("round") == []
 
 
-def test_the_ledger_verifies_with_all_of_that_in_it(shared):
+def test_the_ledger_verifies_with_all_of_that_in_it(shared: FederationHarness) -> None:
     done = shared.command("fedlearn", "ledger", "verify", "--state", shared.state, "--json")
     assert json.loads(done.stdout)["intact"] is True
 
 
 @pytest.mark.long
-def test_a_nonce_grows_stale(attempt, gate, shared):
+def test_a_nonce_grows_stale(attempt: Attempt, gate: GateClient, shared: FederationHarness) -> None:
     challenge = gate.challenge("gate", "misbehaving")
     time.sleep((challenge.expires - shared.now()).total_seconds() + 1)
     entry, _ = attempt.refused("nonce", nonce=challenge.nonce)

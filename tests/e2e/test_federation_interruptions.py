@@ -21,7 +21,7 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def brisk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def brisk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FederationHarness]:
     """A federation whose clients attest again every five seconds."""
     certificates = {"client_s": 60, "renew_after_s": 5, "renew_by_s": 10}
     with FederationHarness(
@@ -45,7 +45,7 @@ def _updates(job: Any, round_: int) -> dict[str, list[bool]]:
     return found
 
 
-def test_a_revoked_client_is_out_and_its_update_with_it(shared):
+def test_a_revoked_client_is_out_and_its_update_with_it(shared: FederationHarness) -> None:
     job = shared.job("revoked", **_slow()).submit()
     job.wait_for("update.received", round=2, site="site-a")
     shared.operator.revoke_client(job.name, "site-a", "seen on another machine", once=True)
@@ -67,7 +67,7 @@ def test_a_revoked_client_is_out_and_its_update_with_it(shared):
     assert any("another machine" in e.reason for e in lost)
 
 
-def test_a_revoked_clients_update_does_not_enter_the_exact_mean(shared):
+def test_a_revoked_clients_update_does_not_enter_the_exact_mean(shared: FederationHarness) -> None:
     """One client is revoked with its update in hand: the model is that of the others."""
     job = shared.job("revoked-mean", rounds=1, **_slow(config={"slow-round": 1})).submit()
     job.wait_for("update.received", round=1, site="site-a")
@@ -80,7 +80,9 @@ def test_a_revoked_clients_update_does_not_enter_the_exact_mean(shared):
     np.testing.assert_allclose(shared.weights(job.name)["weights"], mean, rtol=1e-6)
 
 
-def test_who_is_not_affirmed_by_a_new_policy_is_out_in_the_middle_of_a_round(shared):
+def test_who_is_not_affirmed_by_a_new_policy_is_out_in_the_middle_of_a_round(
+    shared: FederationHarness,
+) -> None:
     job = shared.job("new-policy", **_slow()).submit()
     job.wait_for("update.received", round=2, site="site-a")
     shared.operator.replace_policy(job.name, shared.policy(job.name, ["site-b", "site-c"]))
@@ -95,7 +97,7 @@ def test_who_is_not_affirmed_by_a_new_policy_is_out_in_the_middle_of_a_round(sha
     assert [e["participants"] for e in last] == [3, 2, 2]
 
 
-def test_a_site_that_is_removed_is_out_of_every_job(brisk):
+def test_a_site_that_is_removed_is_out_of_every_job(brisk: FederationHarness) -> None:
     misbehaving = MisbehavingClient(brisk)
     job = brisk.job("removed", sites=["misbehaving"], data={}, deadline_s=300).submit()
     standing = misbehaving.admit(job)
@@ -111,7 +113,7 @@ def test_a_site_that_is_removed_is_out_of_every_job(brisk):
     assert [e["site"] for e in job.ledger("revocation")][:1] == ["misbehaving"]
 
 
-def test_data_that_changed_puts_a_client_into_quarantine(brisk):
+def test_data_that_changed_puts_a_client_into_quarantine(brisk: FederationHarness) -> None:
     """The commitment made at renewal is another one: the site is out, the job goes on."""
     job = brisk.job("tampered", rounds=2, quorum=2, config={"wait": 8.0}, deadline_s=60).submit()
     job.wait_for("client.admitted", 3)
@@ -129,7 +131,9 @@ def test_data_that_changed_puts_a_client_into_quarantine(brisk):
     assert {e.site for e in job.of("client.renewed")} >= {"site-a", "site-c"}
 
 
-def test_a_client_that_does_not_attest_again_in_time_is_in_quarantine(brisk):
+def test_a_client_that_does_not_attest_again_in_time_is_in_quarantine(
+    brisk: FederationHarness,
+) -> None:
     """Stopped (SIGSTOP), as by a debugger or a host that suspends it."""
     job = brisk.job("frozen", rounds=1, quorum=2, config={"wait": 14.0}, deadline_s=25).submit()
     job.wait_for("round.started")
@@ -165,18 +169,18 @@ def _outlasts(harness: Any, name: str, seconds: float) -> None:
     assert [event.sites for event in job.of("round.finished")] == [3, 3, 3, 3]
 
 
-def test_a_coordinator_that_is_stopped_finds_its_clients_admitted(brisk):
+def test_a_coordinator_that_is_stopped_finds_its_clients_admitted(brisk: FederationHarness) -> None:
     """For twice as long as a client has to attest again."""
     _outlasts(brisk, "stopped", 20.0)
 
 
 @pytest.mark.long
-def test_a_coordinator_that_is_stopped_for_a_minute_fails_no_job(shared):
+def test_a_coordinator_that_is_stopped_for_a_minute_fails_no_job(shared: FederationHarness) -> None:
     """For longer than a client may be silent."""
     _outlasts(shared, "stopped-long", 65.0)
 
 
-def test_a_killed_client_does_not_hold_up_a_round_and_comes_back(shared):
+def test_a_killed_client_does_not_hold_up_a_round_and_comes_back(shared: FederationHarness) -> None:
     job = shared.job("killed-client", rounds=8, quorum=2, config={"wait": 1.0}).submit()
     job.wait_for("round.started", round=2)
     pid = shared.client_pid("site-b", job.name)
@@ -192,7 +196,7 @@ def test_a_killed_client_does_not_hold_up_a_round_and_comes_back(shared):
     assert last["participants"] == ["site-a", "site-b", "site-c"]
 
 
-def test_a_straggler_is_dropped_at_the_deadline(shared):
+def test_a_straggler_is_dropped_at_the_deadline(shared: FederationHarness) -> None:
     config = {"slow-site": "site-a", "slow-round": 1, "slow": 4.5}
     job = shared.job("late", rounds=1, quorum=2, deadline_s=3, config=config).submit()
     job.finish()
@@ -200,7 +204,7 @@ def test_a_straggler_is_dropped_at_the_deadline(shared):
     assert _updates(job, 1) == {"site-a": [False], "site-b": [True], "site-c": [True]}
 
 
-def test_a_straggler_fails_the_job_where_it_says_so(shared):
+def test_a_straggler_fails_the_job_where_it_says_so(shared: FederationHarness) -> None:
     config = {"slow-site": "site-a", "slow-round": 1, "slow": 8.0}
     job = shared.job(
         "late-fails", rounds=1, quorum=2, deadline_s=3, stragglers="fail", config=config
@@ -210,7 +214,9 @@ def test_a_straggler_fails_the_job_where_it_says_so(shared):
     assert "Traceback" not in state.detail
 
 
-def test_too_few_updates_fail_the_job_and_it_resumes_when_all_is_well(shared):
+def test_too_few_updates_fail_the_job_and_it_resumes_when_all_is_well(
+    shared: FederationHarness,
+) -> None:
     config = {"fail-site": "site-c", "fail-round": 2}
     job = shared.job("too-few", rounds=2, config=config).submit()
     state = job.finish("failed")
@@ -222,7 +228,7 @@ def test_too_few_updates_fail_the_job_and_it_resumes_when_all_is_well(shared):
     assert [e.resumed_from for e in job.of("job.started")] == [0, 1]
 
 
-def test_an_update_that_is_not_numbers_does_not_enter(shared):
+def test_an_update_that_is_not_numbers_does_not_enter(shared: FederationHarness) -> None:
     job = shared.job("poison", rounds=1, quorum=2, config={"poison-site": "site-b"}).submit()
     job.finish()
     assert _updates(job, 1) == {"site-a": [True], "site-b": [False], "site-c": [True]}

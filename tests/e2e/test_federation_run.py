@@ -21,7 +21,9 @@ from tests.harness.federation import MARKER, FederationHarness, descend
 pytestmark = pytest.mark.e2e
 
 
-def test_a_job_runs_and_leaves_a_sealed_model_and_a_ledger(shared, tmp_path):
+def test_a_job_runs_and_leaves_a_sealed_model_and_a_ledger(
+    shared: FederationHarness, tmp_path: Path
+) -> None:
     job = shared.run("happy")
     kinds = {event.kind for event in job.events()}
     assert kinds >= {"job.started", "client.admitted", "round.finished", "job.finished"}
@@ -71,7 +73,7 @@ def test_a_job_runs_and_leaves_a_sealed_model_and_a_ledger(shared, tmp_path):
     assert shared.plaintext(marker) == []
 
 
-def test_one_client_gives_what_plain_training_gives(shared):
+def test_one_client_gives_what_plain_training_gives(shared: FederationHarness) -> None:
     shared.run("alone", sites=["site-a"])
     weights = np.zeros(4, np.float32)
     for _ in range(3):
@@ -79,7 +81,7 @@ def test_one_client_gives_what_plain_training_gives(shared):
     np.testing.assert_array_equal(shared.weights("alone")["weights"], weights)
 
 
-def test_a_mean_over_sites_is_the_one_computed_by_hand(shared):
+def test_a_mean_over_sites_is_the_one_computed_by_hand(shared: FederationHarness) -> None:
     """To the bit: the exact sum of the weighted updates, rounded once."""
     from fractions import Fraction
 
@@ -98,7 +100,7 @@ def test_a_mean_over_sites_is_the_one_computed_by_hand(shared):
     np.testing.assert_array_equal(shared.weights("halves")["weights"], weights)
 
 
-def test_two_jobs_at_once_do_not_disturb_each_other(shared):
+def test_two_jobs_at_once_do_not_disturb_each_other(shared: FederationHarness) -> None:
     config = {"wait": 0.3, "noise": 0.25}
     jobs = [shared.job(f"twin-{i}", config=config, seed=9).submit() for i in range(2)]
     jobs.append(shared.job("odd-one", config=config, seed=10).submit())
@@ -119,7 +121,9 @@ def _privacy(**more: Any) -> dict[str, Any]:
     return {**spec, **more}
 
 
-def test_a_private_job_enters_its_spending_with_all_that_gives_it_meaning(shared):
+def test_a_private_job_enters_its_spending_with_all_that_gives_it_meaning(
+    shared: FederationHarness,
+) -> None:
     job = shared.run("private", rounds=2, privacy=_privacy())
     entries = job.ledger("privacy")
     assert [e["round"] for e in entries] == [1, 2]
@@ -143,7 +147,7 @@ def test_a_private_job_enters_its_spending_with_all_that_gives_it_meaning(shared
     assert not np.array_equal(shared.weights("private")["marker"], MARKER)
 
 
-def test_a_job_beyond_its_budget_is_refused_and_leaves_nothing(shared):
+def test_a_job_beyond_its_budget_is_refused_and_leaves_nothing(shared: FederationHarness) -> None:
     job = shared.job("beyond", rounds=50, privacy=_privacy(epsilon=1.0))
     with pytest.raises(FedlearnError, match="epsilon"):
         job.submit()
@@ -200,7 +204,7 @@ def main(grid, context):
 """
 
 
-def test_one_client_in_torch_gives_what_plain_torch_gives(tmp_path):
+def test_one_client_in_torch_gives_what_plain_torch_gives(tmp_path: Path) -> None:
     import torch
 
     with FederationHarness(
@@ -220,7 +224,7 @@ def test_one_client_in_torch_gives_what_plain_torch_gives(tmp_path):
 
 
 @pytest.mark.swtpm
-def test_the_same_with_a_tpm_for_every_machine(tmp_path: Path):
+def test_the_same_with_a_tpm_for_every_machine(tmp_path: Path) -> None:
     from attestation.attesters.software_tpm import SoftwareTpm
 
     if lacking := SoftwareTpm.available():

@@ -173,7 +173,7 @@ def evaluate(message, context):
 
 
 @pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Any]:
+def federation(tmp_path: Path) -> Iterator[FlowerFederation]:
     made = FlowerFederation(tmp_path)
     yield made
     made.close()
@@ -183,7 +183,7 @@ Run = Callable[..., tuple[Any, Any, list[str]]]
 
 
 @pytest.fixture
-def run(federation: Any, tmp_path: Path) -> Run:
+def run(federation: FlowerFederation, tmp_path: Path) -> Run:
     from server.flower.application.bundle import build
 
     def go(
@@ -205,7 +205,7 @@ def run(federation: Any, tmp_path: Path) -> Run:
     return go
 
 
-def test_the_legacy_api_works_as_in_flower(run):
+def test_the_legacy_api_works_as_in_flower(run: Run) -> None:
     outcome, channel, lines = run("legacy", LEGACY_SERVER, LEGACY_CLIENT)
     assert outcome.status == "finished", (outcome, lines)
     assert [each for each in lines if each.startswith("round ")] == [
@@ -216,7 +216,7 @@ def test_the_legacy_api_works_as_in_flower(run):
     assert any("accuracy" in each and "3.0" in each for each in lines)
 
 
-def test_the_legacy_api_needs_to_be_allowed_to_see_updates(run):
+def test_the_legacy_api_needs_to_be_allowed_to_see_updates(run: Run) -> None:
     outcome, _, lines = run("legacy-no", LEGACY_SERVER, LEGACY_CLIENT, updates="aggregated")
     assert outcome.status == "failed", lines
     assert "sends messages to sites itself" in outcome.message
@@ -235,7 +235,7 @@ def test_the_legacy_api_needs_to_be_allowed_to_see_updates(run):
         ("two", "('c', ('float64', (5,)))"),
     ],
 )
-def test_an_own_aggregation_judges_the_replies(run, mode, expected):
+def test_an_own_aggregation_judges_the_replies(run: Run, mode: str, expected: str) -> None:
     outcome, channel, lines = run(mode, OWN_SERVER, OWN_CLIENT, run_config={"mode": mode})
     assert outcome.status == "finished", (outcome, lines)
     assert len([each for each in lines if each.startswith("got") and expected in each]) == 6
@@ -247,7 +247,9 @@ def test_an_own_aggregation_judges_the_replies(run, mode, expected):
     ("mode", "reason"),
     [("nan", "head: holds NaN or infinity"), ("raise", "my data file is missing column age")],
 )
-def test_what_is_no_update_reaches_an_own_aggregation_as_an_error(run, mode, reason):
+def test_what_is_no_update_reaches_an_own_aggregation_as_an_error(
+    run: Run, mode: str, reason: str
+) -> None:
     plan = {"run_config": {"mode": mode}, "rounds": 1}
     outcome, channel, lines = run(mode, OWN_SERVER, OWN_CLIENT, **plan)
     assert (outcome.status, outcome.code) == ("failed", "quorum")
@@ -255,14 +257,14 @@ def test_what_is_no_update_reaches_an_own_aggregation_as_an_error(run, mode, rea
     assert all(reason in fields["reason"] for fields in channel.of("update.rejected")), lines
 
 
-def test_an_application_that_drives_its_rounds_itself_gets_every_reply(run):
+def test_an_application_that_drives_its_rounds_itself_gets_every_reply(run: Run) -> None:
     outcome, channel, lines = run("grid", OWN_SERVER, OWN_CLIENT, run_config={"mode": "grid"})
     assert outcome.status == "finished", (outcome, lines)
     assert lines.count("stats [3.0, 3.0]") == lines.count("train 2") == 2
     assert len(channel.of("update.received")) == 4
 
 
-def test_an_application_may_go_on_by_itself_after_its_strategy(run):
+def test_an_application_may_go_on_by_itself_after_its_strategy(run: Run) -> None:
     outcome, channel, lines = run("after", OWN_SERVER, OWN_CLIENT, run_config={"mode": "after"})
     assert outcome.status == "finished", (outcome, lines)
     assert lines.count("after 2") == 2
@@ -272,7 +274,7 @@ def test_an_application_may_go_on_by_itself_after_its_strategy(run):
     assert [f["metrics"]["calls"] for f in channel.of("update.received")][-2:] == [5.0, 5.0]
 
 
-def test_a_node_is_asked_a_bounded_number_of_questions_at_once(run):
+def test_a_node_is_asked_a_bounded_number_of_questions_at_once(run: Run) -> None:
     config = {"mode": "flood", "pause": 5.0}
     outcome, _, lines = run("flood", OWN_SERVER, OWN_CLIENT, run_config=config)
     assert outcome.status == "failed"
@@ -281,7 +283,7 @@ def test_a_node_is_asked_a_bounded_number_of_questions_at_once(run):
     assert "pushed 8" not in lines
 
 
-def test_an_own_strategy_resumes_with_the_state_that_it_had(run):
+def test_an_own_strategy_resumes_with_the_state_that_it_had(run: Run) -> None:
     config = {"mode": "", "pause": 0.2}
     _, whole, _ = run("whole", OWN_SERVER, OWN_CLIENT, run_config=config)
 
@@ -300,7 +302,9 @@ def test_an_own_strategy_resumes_with_the_state_that_it_had(run):
         assert array.tobytes() == channel.checkpoints[-1].model[name].tobytes()
 
 
-def test_a_round_that_reached_no_site_is_not_finished(run, federation):
+def test_a_round_that_reached_no_site_is_not_finished(
+    run: Run, federation: FlowerFederation
+) -> None:
     """Clients are stopped while the strategy is in ``configure_train``, until they are offline."""
     server = OWN_SERVER.replace(
         "        return super().configure_train(server_round, arrays, config, grid)",

@@ -32,7 +32,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Any]:
+def federation(tmp_path: Path) -> Iterator[FlowerFederation]:
     made = FlowerFederation(tmp_path)
     yield made
     made.close()
@@ -42,7 +42,7 @@ Run = Callable[..., tuple[Any, Any]]
 
 
 @pytest.fixture
-def run(federation: Any, bundle: bytes) -> Run:
+def run(federation: FlowerFederation, bundle: bytes) -> Run:
     """Run a job to its end; return outcome and channel."""
 
     def go(*, channel: Any = None, during: Any = None, **plan: Any) -> tuple[Any, Any]:
@@ -65,7 +65,9 @@ def _bits(channel: Any) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in channel.checkpoints[-1].model.items()}
 
 
-def test_a_round_costs_less_than_half_a_second_and_repeats_to_the_bit(run, capsys):
+def test_a_round_costs_less_than_half_a_second_and_repeats_to_the_bit(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, told = run(job="one", rounds=4)
     assert (first.status, first.rounds) == ("finished", 4)
     seconds = [fields["seconds"] for fields in told.of("round.finished")]
@@ -86,7 +88,7 @@ def test_a_round_costs_less_than_half_a_second_and_repeats_to_the_bit(run, capsy
     assert _bits(changed) != _bits(told)
 
 
-def test_the_exact_mean_agrees_with_flowers(run):
+def test_the_exact_mean_agrees_with_flowers(run: Run) -> None:
     flower, theirs = run(job="stock", sites=2)
     exact, ours = run(job="exact", sites=2, strategy="fedavg")
     assert flower.status == exact.status == "finished"
@@ -96,7 +98,7 @@ def test_the_exact_mean_agrees_with_flowers(run):
 
 
 @pytest.mark.parametrize("name", ["FedAdam", "FedMedian"])
-def test_strategies_of_flower_run_unchanged_and_resume_to_the_bit(run, name):
+def test_strategies_of_flower_run_unchanged_and_resume_to_the_bit(run: Run, name: str) -> None:
     # A round without a pause is over in 30 ms: the kill would come after the job.
     config = {"strategy": name, "pause": 0.5}
     whole, expected = run(job="whole", sites=2, rounds=3, run_config=config)
@@ -115,7 +117,9 @@ def test_strategies_of_flower_run_unchanged_and_resume_to_the_bit(run, name):
 
 
 @pytest.mark.parametrize("strategy", ["app", "fedavg"])
-def test_a_job_killed_in_the_middle_of_a_round_ends_with_the_same_bits(run, strategy):
+def test_a_job_killed_in_the_middle_of_a_round_ends_with_the_same_bits(
+    run: Run, strategy: str
+) -> None:
     config = {"pause": 0.2}
     whole, expected = run(job="whole", sites=2, run_config=config, strategy=strategy)
     assert whole.status == "finished"
@@ -134,7 +138,7 @@ def test_a_job_killed_in_the_middle_of_a_round_ends_with_the_same_bits(run, stra
     assert _bits(channel) == _bits(expected)
 
 
-def test_an_exception_of_an_app_is_one_site_short_of_the_quorum(run):
+def test_an_exception_of_an_app_is_one_site_short_of_the_quorum(run: Run) -> None:
     fails, channel = run(job="strict", sites=2, run_config={"fail-on": "site-1"})
     assert (fails.status, fails.code) == ("failed", "quorum")
     assert "planted failure" in channel.of("update.rejected")[0]["reason"]
@@ -144,7 +148,7 @@ def test_an_exception_of_an_app_is_one_site_short_of_the_quorum(run):
     assert {fields["site"] for fields in told.of("update.received")} == {"site-0"}
 
 
-def test_a_killed_client_does_not_hold_up_a_round(run, federation):
+def test_a_killed_client_does_not_hold_up_a_round(run: Run, federation: FlowerFederation) -> None:
     def kill(host: Any, channel: Any) -> None:
         channel.wait_for("round.started", 2)
         federation.clients[-1].kill()
@@ -157,7 +161,9 @@ def test_a_killed_client_does_not_hold_up_a_round(run, federation):
 
 
 @pytest.mark.parametrize("strategy", ["app", "fedavg"])
-def test_an_update_of_a_revoked_site_is_not_in_the_round(run, federation, strategy):
+def test_an_update_of_a_revoked_site_is_not_in_the_round(
+    run: Run, federation: FlowerFederation, strategy: str
+) -> None:
     from datetime import UTC, datetime
 
     def revoke(host: Any, channel: Any) -> None:
@@ -178,13 +184,13 @@ def test_an_update_of_a_revoked_site_is_not_in_the_round(run, federation, strate
     assert channel.revoked not in {fields["site"] for fields in last}
 
 
-def test_a_job_that_is_late_fails_or_goes_on_by_its_rule(run):
+def test_a_job_that_is_late_fails_or_goes_on_by_its_rule(run: Run) -> None:
     late, _ = run(job="late", sites=2, seconds=6.0, stragglers="fail", run_config={"pause": 60.0})
     assert (late.status, late.code) == ("failed", "quorum")
     assert "did not answer" in late.message
 
 
-def test_cancel_ends_a_job_at_once(run):
+def test_cancel_ends_a_job_at_once(run: Run) -> None:
     def cancel(host: Any, channel: Any) -> None:
         channel.wait_for("round.started")
         host.cancel("enough")
@@ -193,13 +199,13 @@ def test_cancel_ends_a_job_at_once(run):
     assert (outcome.status, outcome.message) == ("cancelled", "enough")
 
 
-def test_a_budget_that_is_spent_ends_the_job(federation, bundle):
+def test_a_budget_that_is_spent_ends_the_job(federation: FlowerFederation, bundle: bytes) -> None:
     from dataclasses import asdict
 
     from fedlearn.errors import PrivacyError
     from fedlearn.privacy import PrivacySpec
 
-    class Spent(Channel):  # type: ignore[misc, name-defined]
+    class Spent(Channel):
         def charge(self, stage: int, round_: int, inputs: bytes) -> None:
             if round_ == 2:
                 raise PrivacyError("the budget is spent", hint="ask for fewer rounds")
@@ -216,7 +222,9 @@ def test_a_budget_that_is_spent_ends_the_job(federation, bundle):
     assert len(channel.checkpoints) == 1
 
 
-def test_privacy_is_applied_outside_of_user_code(federation, bundle):
+def test_privacy_is_applied_outside_of_user_code(
+    federation: FlowerFederation, bundle: bytes
+) -> None:
     from dataclasses import asdict
 
     from fedlearn.privacy import PrivacySpec
@@ -239,7 +247,9 @@ def test_privacy_is_applied_outside_of_user_code(federation, bundle):
     assert models[0] == models[1]
 
 
-def test_a_crash_while_sites_evaluate_releases_nothing_new(federation, tmp_path):
+def test_a_crash_while_sites_evaluate_releases_nothing_new(
+    federation: FlowerFederation, tmp_path: Path
+) -> None:
     from dataclasses import asdict
 
     from fedlearn.privacy import PrivacySpec
@@ -260,7 +270,9 @@ def test_a_crash_while_sites_evaluate_releases_nothing_new(federation, tmp_path)
         assert channel.changed.wait_for(lambda: channel.checkpoints, 60)
     for pid in host.pids:
         os.kill(pid, signal.SIGKILL)
-    assert host.wait(20).code == "crashed"
+    outcome = host.wait(20)
+    assert outcome is not None
+    assert outcome.code == "crashed"
     assert not channel.of("round.finished")
     host.start()
     outcome = host.wait(60)
@@ -273,7 +285,9 @@ def test_a_crash_while_sites_evaluate_releases_nothing_new(federation, tmp_path)
     assert channel.of("job.started")[-1]["resumed_from"] == 1
 
 
-def test_a_client_without_the_privacy_of_its_job_is_refused(federation, bundle):
+def test_a_client_without_the_privacy_of_its_job_is_refused(
+    federation: FlowerFederation, bundle: bytes
+) -> None:
     from fedlearn.privacy import PrivacySpec
 
     spec = PrivacySpec(clip=0.5, noise_multiplier=1.0, epsilon=100.0, delta=1e-5)
@@ -290,7 +304,9 @@ def test_a_client_without_the_privacy_of_its_job_is_refused(federation, bundle):
     assert channel.checkpoints == []
 
 
-def test_a_certificate_is_renewed_under_a_running_client(federation, bundle, tmp_path):
+def test_a_certificate_is_renewed_under_a_running_client(
+    federation: FlowerFederation, bundle: bytes, tmp_path: Path
+) -> None:
     import threading
     from datetime import UTC, datetime
 

@@ -29,7 +29,9 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def front(helm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
+def front(
+    helm: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Envoy, FederationHarness]]:
     """A federation whose sites and operator know the front's addresses only."""
     folder = tmp_path_factory.mktemp("front")
     listen = {name: f"127.0.0.1:{free_port()}" for name in PORTS}
@@ -69,7 +71,9 @@ def outcome(port: int, hello: bytes | None, name: str | None = None) -> str:
             return "closed"
 
 
-def test_a_job_runs_through_the_front_and_outlives_it(front: tuple[Any, Any]) -> None:
+def test_a_job_runs_through_the_front_and_outlives_it(
+    front: tuple[Envoy, FederationHarness],
+) -> None:
     envoy, harness = front
     job = harness.job(
         "through", sites=["site-a", "site-b"], rounds=6, config={"wait": 0.2}
@@ -83,7 +87,7 @@ def test_a_job_runs_through_the_front_and_outlives_it(front: tuple[Any, Any]) ->
     assert ready(envoy) == 200
 
 
-def test_tls_ends_behind_it(front: tuple[Any, Any]) -> None:
+def test_tls_ends_behind_it(front: tuple[Envoy, FederationHarness]) -> None:
     envoy, _ = front
     ports = [str(envoy.ports[name]) for name in PORTS]
     done = subprocess.run(
@@ -95,7 +99,9 @@ def test_tls_ends_behind_it(front: tuple[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize("port", PORTS)
-def test_what_is_not_for_the_coordinator_is_closed(front: tuple[Any, Any], port: str) -> None:
+def test_what_is_not_for_the_coordinator_is_closed(
+    front: tuple[Envoy, FederationHarness], port: str
+) -> None:
     envoy, _ = front
     number = envoy.ports[port]
     assert outcome(number, None, COORDINATOR_DNS) == "TLSv1.3"
@@ -105,7 +111,7 @@ def test_what_is_not_for_the_coordinator_is_closed(front: tuple[Any, Any], port:
     assert outcome(number, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") == "closed"
 
 
-def test_whoever_says_nothing_is_closed(front: tuple[Any, Any]) -> None:
+def test_whoever_says_nothing_is_closed(front: tuple[Envoy, FederationHarness]) -> None:
     envoy, _ = front
     begun = time.monotonic()
     assert outcome(envoy.ports["gate"], b"\x16\x03\x01") == "closed"
@@ -113,7 +119,7 @@ def test_whoever_says_nothing_is_closed(front: tuple[Any, Any]) -> None:
 
 
 def test_connections_above_the_limit_are_closed(
-    front: tuple[Any, Any], helm: Path, tmp_path: Path
+    front: tuple[Envoy, FederationHarness], helm: Path, tmp_path: Path
 ) -> None:
     _, harness = front
     config = rendered(helm, tmp_path, {"limits": {"connections": 3}})
@@ -152,7 +158,7 @@ def test_it_has_no_key_and_no_admin_interface(helm: Path, tmp_path: Path) -> Non
     assert "tls_certificate" not in text
 
 
-def listening(harness: Any) -> dict[str, str]:
+def listening(harness: FederationHarness) -> dict[str, str]:
     """Return where the coordinator itself listens."""
     from server.config import ServerConfig
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from flwr.app import ConfigRecord, Message, Metadata, RecordDict
 
@@ -39,7 +40,10 @@ pytestmark = [
     ),
 ]
 
-MODEL = {"layer.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "layer.bias": np.zeros(3)}
+MODEL: dict[str, npt.NDArray[Any]] = {
+    "layer.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "layer.bias": np.zeros(3),
+}
 PRIVACY = PrivacySpec(clip=0.5, noise_multiplier=1.0, epsilon=100.0, delta=1e-5)
 SECRET = "patient-4711-has-the-disease"
 

@@ -57,7 +57,7 @@ PROJECT = PYPROJECT.replace("num-server-rounds = 3", 'num-server-rounds = 3\nsec
 
 
 @pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Any]:
+def federation(tmp_path: Path) -> Iterator[FlowerFederation]:
     made = FlowerFederation(tmp_path)
     yield made
     made.close()
@@ -67,7 +67,7 @@ Attack = Callable[..., tuple[Any, Any, list[str]]]
 
 
 @pytest.fixture
-def attack(federation: Any, tmp_path: Path) -> Attack:
+def attack(federation: FlowerFederation, tmp_path: Path) -> Attack:
     """Run a ServerApp with this body; return outcome, channel, and the lines that it printed."""
     from server.flower.application.bundle import build
 
@@ -97,7 +97,9 @@ def refused(lines: list[str]) -> dict[str, str]:
     return {name: reason for _, name, reason in found}
 
 
-def test_it_reaches_no_process_file_or_network_outside_of_its_own(attack, tmp_path):
+def test_it_reaches_no_process_file_or_network_outside_of_its_own(
+    attack: Attack, tmp_path: Path
+) -> None:
     secret = tmp_path / "state" / "root.key"
     secret.parent.mkdir()
     secret.write_text("the root key")
@@ -133,7 +135,7 @@ def test_it_reaches_no_process_file_or_network_outside_of_its_own(attack, tmp_pa
     assert not Path("/tmp/planted-by-a-job").exists()
 
 
-def test_nothing_of_it_outlives_its_job(attack, tmp_path):
+def test_nothing_of_it_outlives_its_job(attack: Attack, tmp_path: Path) -> None:
     body = """
     import subprocess
     if os.fork() == 0:
@@ -203,7 +205,7 @@ PRIVATE = {
 
 
 @pytest.mark.parametrize("name", sorted(PRIVATE))
-def test_under_privacy_it_gets_no_update_in_any_way(attack, name):
+def test_under_privacy_it_gets_no_update_in_any_way(attack: Attack, name: str) -> None:
     body = PRIVATE[name] + "\n    honest(grid)\n"
     outcome, channel, lines = attack(textwrap.dedent(body), job="private", privacy=SPEC)
     assert "attack" in refused(lines), lines
@@ -212,7 +214,7 @@ def test_under_privacy_it_gets_no_update_in_any_way(attack, name):
     assert len(channel.charged) == len(channel.checkpoints) == (2 if "named" in body else 1)
 
 
-def test_every_release_of_every_stage_is_charged(attack):
+def test_every_release_of_every_stage_is_charged(attack: Attack) -> None:
     body = """
     for _ in range(3):
         honest(grid)
@@ -224,7 +226,7 @@ def test_every_release_of_every_stage_is_charged(attack):
     assert len(set(released)) == 3
 
 
-def test_what_it_sees_under_privacy_has_noise_and_was_sealed_first(attack):
+def test_what_it_sees_under_privacy_has_noise_and_was_sealed_first(attack: Attack) -> None:
     body = """
     seen = []
     def evaluate(round_, arrays):
@@ -246,7 +248,7 @@ def test_what_it_sees_under_privacy_has_noise_and_was_sealed_first(attack):
     assert len(channel.checkpoints) == 1
 
 
-def test_without_being_visible_updates_stay_with_the_aggregator(attack):
+def test_without_being_visible_updates_stay_with_the_aggregator(attack: Attack) -> None:
     body = """
     class Own(FedAvg):
         def aggregate_train(self, server_round, replies):
@@ -263,7 +265,7 @@ def test_without_being_visible_updates_stay_with_the_aggregator(attack):
     assert "visible-to-app" in outcome.hint
 
 
-def test_where_it_is_visible_its_own_aggregation_judges_the_replies(attack):
+def test_where_it_is_visible_its_own_aggregation_judges_the_replies(attack: Attack) -> None:
     body = """
     class Own(FedAvg):
         def aggregate_train(self, server_round, replies):
@@ -287,7 +289,7 @@ FORGED = {
 }
 
 
-def test_it_forges_nothing(attack):
+def test_it_forges_nothing(attack: Attack) -> None:
     calls = "\n".join(
         f"attempt({name!r}, lambda: grid.peer.call({name!r}, {fields!r}))"
         for name, fields in FORGED.items()
@@ -309,7 +311,7 @@ def test_it_forges_nothing(attack):
     assert len(channel.checkpoints) == 1
 
 
-def test_only_its_own_files_are_kept_with_the_job(attack, tmp_path):
+def test_only_its_own_files_are_kept_with_the_job(attack: Attack, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("the root key")
     body = """
@@ -342,7 +344,7 @@ def test_only_its_own_files_are_kept_with_the_job(attack, tmp_path):
     assert "a file of the application is not kept: pipe: not a regular file" in lines
 
 
-def test_files_of_an_application_that_fails_are_kept_and_only_once(attack):
+def test_files_of_an_application_that_fails_are_kept_and_only_once(attack: Attack) -> None:
     body = """
     open("notes", "w").write("so far")
     grid.peer.call("files", {"names": ["first"]}, [b"1"])
@@ -358,7 +360,7 @@ def test_files_of_an_application_that_fails_are_kept_and_only_once(attack):
     assert channel.files == [{"notes": b"so far"}]
 
 
-def test_a_malformed_end_ends_the_job_in_words(attack):
+def test_a_malformed_end_ends_the_job_in_words(attack: Attack) -> None:
     body = """
     grid.peer.call("done", {"failure": {"code": 7, "message": ["x" * 1_000_000]}})
     time.sleep(60)
@@ -370,13 +372,13 @@ def test_a_malformed_end_ends_the_job_in_words(attack):
     assert time.monotonic() - started < 45
 
 
-def test_an_exception_of_a_hundred_kilobytes_is_cut(attack):
+def test_an_exception_of_a_hundred_kilobytes_is_cut(attack: Attack) -> None:
     outcome, _, _ = attack('raise ValueError("x" * 100_000)', job="long", clients=False)
     assert outcome.status == "failed"
     assert 1_000 < len(outcome.message) <= 4_000
 
 
-def test_memory_is_bounded_and_the_bound_is_named(attack):
+def test_memory_is_bounded_and_the_bound_is_named(attack: Attack) -> None:
     body = """
     held = []
     while True:
@@ -387,7 +389,7 @@ def test_memory_is_bounded_and_the_bound_is_named(attack):
     assert "memory" in outcome.message.lower(), outcome
 
 
-def test_what_it_prints_is_bounded(attack):
+def test_what_it_prints_is_bounded(attack: Attack) -> None:
     body = """
     for number in range(200_000):
         print("line", number)
@@ -399,13 +401,15 @@ def test_what_it_prints_is_bounded(attack):
     assert any("lines are not shown" in line for line in lines)
 
 
-def test_a_killed_application_is_a_crash_that_is_named(attack, federation):
+def test_a_killed_application_is_a_crash_that_is_named(
+    attack: Attack, federation: FlowerFederation
+) -> None:
     outcome, _, _ = attack(f"os.kill(os.getpid(), {int(signal.SIGKILL)})", job="dies")
     assert (outcome.status, outcome.code) == ("failed", "crashed")
     assert "the application's process ended with signal 9" in outcome.message
 
 
-def test_the_environment_of_it_has_no_secret(attack):
+def test_the_environment_of_it_has_no_secret(attack: Attack) -> None:
     os.environ["FEDLEARN_PLANTED"] = "a passphrase"
     try:
         body = """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -45,7 +44,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Any]:
+def federation(tmp_path: Path) -> Iterator[FlowerFederation]:
     made = FlowerFederation(tmp_path)
     yield made
     made.close()
@@ -60,7 +59,9 @@ def federation(tmp_path: Path) -> Iterator[Any]:
         ("error", "ValueError: not Unicode: ?"),
     ],
 )
-def test_an_odd_reply_is_one_site_short_of_the_quorum(federation, bundle, odd, reason):
+def test_an_odd_reply_is_one_site_short_of_the_quorum(
+    federation: FlowerFederation, bundle: bytes, odd: str, reason: str
+) -> None:
     plan = make_plan(
         bundle, job=odd, sites=2, quorum=1, rounds=2, run_config={"odd": odd}, evaluate_fraction=0.0
     )

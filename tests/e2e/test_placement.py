@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+
+from tests.harness.federation import FederationHarness
 
 pytestmark = pytest.mark.e2e
 
 
-def test_a_job_runs_at_the_sites_that_were_chosen_and_at_no_other(shared: Any) -> None:
+def test_a_job_runs_at_the_sites_that_were_chosen_and_at_no_other(
+    shared: FederationHarness,
+) -> None:
     asked = shared.job("chosen", placement={"choose": 2}, quorum=2)
     shared.operator.drain_site("site-a")
     try:
@@ -33,7 +35,7 @@ def test_a_job_runs_at_the_sites_that_were_chosen_and_at_no_other(shared: Any) -
     assert shared.digest("chosen") == shared.digest("named")
 
 
-def test_too_few_able_sites_are_refused_before_anything_happens(shared: Any) -> None:
+def test_too_few_able_sites_are_refused_before_anything_happens(shared: FederationHarness) -> None:
     asked = shared.job("unable", placement={"choose": 3}, resources={"cpu": 1000})
     with pytest.raises(Exception, match=r"wants 3 sites and 0 are able: site site-a: the job"):
         asked.submit()

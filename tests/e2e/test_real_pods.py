@@ -8,6 +8,7 @@ NetworkPolicies are stored and not enforced.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import os
 import re
@@ -24,9 +25,10 @@ from edge.kube.guest_policy import COMMAND, guest_policy
 from fedlearn.identity.software import software_digest
 from tests.harness.cluster import ROOT
 from tests.harness.envoy import LEAST
+from tests.harness.federation import FederationHarness
 from tests.harness.pod_federation import PodFederation
 from tests.harness.real_node import RealNode
-from tests.harness.real_node_images import built
+from tests.harness.real_node_images import Image, built
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(600)]
 
@@ -38,13 +40,13 @@ RESOURCES = {"cpu": 0.4, "memory_mib": 512}
 
 
 @pytest.fixture(scope="module")
-def image() -> Any:
+def image() -> Image:
     """The image of agents and clients, built from these sources."""
     return built("edge")["edge"]
 
 
 @pytest.fixture(scope="module")
-def node(image: Any) -> Iterator[Any]:
+def node(image: Image) -> Iterator[RealNode]:
     """A control plane with one real node, which has the image under its digest."""
     images = {image.name("fedlearn/edge"): image}
     with RealNode(images, handlers=(CLASS,)) as running:
@@ -55,7 +57,9 @@ def node(image: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def harness(node: Any, image: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def harness(
+    node: RealNode, image: Image, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PodFederation]:
     """A coordinator on this machine, and two sites that were installed by their charts."""
     federation = PodFederation(
         tmp_path_factory.mktemp("pods"),
@@ -68,7 +72,7 @@ def harness(node: Any, image: Any, tmp_path_factory: pytest.TempPathFactory) -> 
         yield running
 
 
-def _job(harness: Any, name: str, **more: Any) -> Any:
+def _job(harness: PodFederation, name: str, **more: Any) -> Any:
     return harness.job(name, resources=RESOURCES, deadline_s=120, **more)
 
 
@@ -80,7 +84,7 @@ def _until(so: Callable[[], Any], seconds: float = 60) -> Any:
     return found
 
 
-def _running(harness: Any, site: str, job: str) -> tuple[dict[str, Any], int]:
+def _running(harness: PodFederation, site: str, job: str) -> tuple[dict[str, Any], int]:
     """Return the pod of a site's client that runs, and its process."""
 
     def look() -> Any:
@@ -97,7 +101,7 @@ def _running(harness: Any, site: str, job: str) -> tuple[dict[str, Any], int]:
 # --- training -----------------------------------------------------------------------------
 
 
-def test_a_federated_training_runs_in_real_pods(harness: Any, image: Any) -> None:
+def test_a_federated_training_runs_in_real_pods(harness: PodFederation, image: Image) -> None:
     job = _job(harness, "through", config={"wait": 1.0}).submit()
     job.wait_for("round.started", 1, seconds=90)
     for site in SITES:
@@ -118,7 +122,9 @@ def test_a_federated_training_runs_in_real_pods(harness: Any, image: Any) -> Non
     assert harness.plaintext(harness.marker()) == []
 
 
-def test_it_gives_the_same_bits_as_processes(harness: Any, shared: Any) -> None:
+def test_it_gives_the_same_bits_as_processes(
+    harness: PodFederation, shared: FederationHarness
+) -> None:
     for site in SITES:
         assert (shared.data[site][0] == harness.data[site][0]).all()
     _job(harness, "bits").submit().finish(seconds=120)
@@ -138,7 +144,7 @@ def test_it_gives_the_same_bits_as_processes(harness: Any, shared: Any) -> None:
 
 def _status(pid: int) -> dict[str, str]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return dict(re.split(r":\s*", line, maxsplit=1) for line in lines)  # type: ignore[misc]
+    return dict(re.split(r":\s*", line, maxsplit=1) for line in lines)
 
 
 def _mounts(pid: int) -> dict[str, str]:
@@ -162,7 +168,7 @@ def _assert_restricted(pid: int) -> None:
         assert ours != theirs, kind
 
 
-def test_a_client_is_restricted_and_holds_no_secret(harness: Any) -> None:
+def test_a_client_is_restricted_and_holds_no_secret(harness: PodFederation) -> None:
     job = _job(harness, "posture", rounds=2, config={"wait": 3.0}).submit()
     job.wait_for("round.started", 1, seconds=90)
     pod, pid = _running(harness, "site-a", "posture")
@@ -198,7 +204,7 @@ def test_a_client_is_restricted_and_holds_no_secret(harness: Any) -> None:
     job.finish(seconds=120)
 
 
-def test_an_agent_is_restricted_and_has_a_token_that_expires(harness: Any) -> None:
+def test_an_agent_is_restricted_and_has_a_token_that_expires(harness: PodFederation) -> None:
     (pod,) = harness.pods("site-a")
     for pid in harness.node.processes(pod, "fedlearn-edge"):
         _assert_restricted(pid)
@@ -220,12 +226,12 @@ def _unpadded(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
-def test_helms_own_test_passes_in_a_pod(harness: Any) -> None:
+def test_helms_own_test_passes_in_a_pod(harness: PodFederation) -> None:
     said = harness.helm("site-a", "test", "fedlearn-edge", "--timeout", "90s")
     assert "Succeeded" in said
 
 
-def test_network_policies_are_accepted(harness: Any) -> None:
+def test_network_policies_are_accepted(harness: PodFederation) -> None:
     """Stored and shown again; no network plug-in here enforces them."""
     get = harness.node.cluster.request
     for site in SITES:
@@ -246,7 +252,7 @@ MESH = (
 """Istio's kinds that the server's chart has, with the plurals of their paths."""
 
 
-def test_the_manifests_of_a_mesh_are_accepted(harness: Any) -> None:
+def test_the_manifests_of_a_mesh_are_accepted(harness: PodFederation) -> None:
     """By an API server that knows the names of Istio's kinds; no mesh runs here."""
     cluster = harness.node.cluster
     for group, plural, kind in MESH:
@@ -264,7 +270,7 @@ def test_the_manifests_of_a_mesh_are_accepted(harness: Any) -> None:
             },
         )
         path = f"/apis/{group}/v1/{plural}"
-        harness.node.wait(lambda path=path: cluster.request(path), f"the kind {kind}", 20)
+        harness.node.wait(functools.partial(cluster.request, path), f"the kind {kind}", 20)
     values = {**LEAST, "mesh": "istio"}
     values["meshOptions"] = {"gateways": ["istio-ingress/fedlearn"]}
     file = harness.folder / "mesh.json"
@@ -281,7 +287,7 @@ def test_the_manifests_of_a_mesh_are_accepted(harness: Any) -> None:
 # --- what goes wrong ----------------------------------------------------------------------
 
 
-def test_a_client_that_is_killed_in_a_round_comes_back(harness: Any) -> None:
+def test_a_client_that_is_killed_in_a_round_comes_back(harness: PodFederation) -> None:
     job = _job(harness, "killed", rounds=4, config={"wait": 1.0}).submit()
     job.wait_for("round.started", 2, seconds=90)
     _, pid = _running(harness, "site-a", "killed")
@@ -293,7 +299,7 @@ def test_a_client_that_is_killed_in_a_round_comes_back(harness: Any) -> None:
     assert any("it was killed; it starts again" in text for text in said), said
 
 
-def test_a_client_whose_pod_is_deleted_in_a_round_comes_back(harness: Any) -> None:
+def test_a_client_whose_pod_is_deleted_in_a_round_comes_back(harness: PodFederation) -> None:
     job = _job(harness, "deleted", rounds=4, config={"wait": 1.0}).submit()
     job.wait_for("round.started", 2, seconds=90)
     pod, _ = _running(harness, "site-b", "deleted")
@@ -304,7 +310,7 @@ def test_a_client_whose_pod_is_deleted_in_a_round_comes_back(harness: Any) -> No
     assert [entry["site"] for entry in job.ledger("admission")].count("site-b") >= 2
 
 
-def test_an_agent_whose_pod_is_deleted_adopts_its_client(harness: Any) -> None:
+def test_an_agent_whose_pod_is_deleted_adopts_its_client(harness: PodFederation) -> None:
     job = _job(harness, "adopted", rounds=8, config={"wait": 1.5}).submit()
     job.wait_for("round.started", 2, seconds=90)
     client, _ = _running(harness, "site-a", "adopted")
@@ -318,7 +324,7 @@ def test_an_agent_whose_pod_is_deleted_adopts_its_client(harness: Any) -> None:
     harness.federation.await_connected(["site-a"])
 
 
-def test_an_upgrade_in_a_round_loses_no_job(harness: Any) -> None:
+def test_an_upgrade_in_a_round_loses_no_job(harness: PodFederation) -> None:
     """The chart's new revision replaces the agent's pod; its client goes on in its own."""
     job = _job(harness, "upgraded", rounds=8, config={"wait": 1.5}).submit()
     job.wait_for("round.started", 2, seconds=90)
@@ -337,7 +343,7 @@ def test_an_upgrade_in_a_round_loses_no_job(harness: Any) -> None:
     harness.federation.await_connected(["site-b"])
 
 
-def test_other_code_is_refused_and_not_started_again(harness: Any) -> None:
+def test_other_code_is_refused_and_not_started_again(harness: PodFederation) -> None:
     right = software_digest().hex()
     policy = harness.policy("other").replace(right, "12" * 32, 1)
     job = _job(harness, "other", policy=policy).submit()
@@ -346,7 +352,7 @@ def test_other_code_is_refused_and_not_started_again(harness: Any) -> None:
     assert job.ledger("admission") == []
 
 
-def test_a_site_says_what_its_node_cannot_run(harness: Any) -> None:
+def test_a_site_says_what_its_node_cannot_run(harness: PodFederation) -> None:
     """One site names an image that is nowhere, the other a runtime that the node lacks."""
     broken = {site: harness.values(site) for site in SITES}
     broken["site-a"]["client"]["image"]["digest"] = "sha256:" + "ab" * 32
@@ -384,7 +390,7 @@ def test_a_site_says_what_its_node_cannot_run(harness: Any) -> None:
 # --- last: it takes the sites away --------------------------------------------------------
 
 
-def test_removing_a_release_ends_its_clients(harness: Any) -> None:
+def test_removing_a_release_ends_its_clients(harness: PodFederation) -> None:
     """The chart's hook runs in a pod of its own, with the agent's rights."""
     job = _job(harness, "removed", rounds=30, config={"wait": 1.0}).submit()
     job.wait_for("round.started", 1, seconds=90)

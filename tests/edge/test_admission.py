@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +24,7 @@ from edge.client.admission import (
     verify_coordinator,
 )
 from edge.protocol.identity import SiteIdentity
-from edge.protocol.rpc import ControlClient, GateClient, enroll
+from edge.protocol.rpc import AdmittedClient, ControlClient, GateClient, enroll
 from edge.protocol.site_stream import Reports, Start, Stop
 from fedlearn.errors import (
     AdmissionDenied,
@@ -37,14 +38,18 @@ from fedlearn.identity.join import JoinToken
 from fedlearn.identity.voucher import sign_voucher
 from fedlearn.wire.failure import Unreachable
 from fedlearn.wire.pinning import fetch_pinned
+from server.identity.pki import spki
 from server.rpc import StartOrder, StopOrder
-from tests.harness.deployment import key_pem, new_csr, new_key, spki
+from tests.harness.deployment import Deployment, key_pem, new_csr, new_key
+from tests.harness.listeners import DeploymentListeners
 
 
 class Site:
     """One site's client, ready to seek admission."""
 
-    def __init__(self, listeners: Any, name: str = "site-a", job: str = "alpha") -> None:
+    def __init__(
+        self, listeners: DeploymentListeners, name: str = "site-a", job: str = "alpha"
+    ) -> None:
         self.deployment = listeners.deployment
         client = self.deployment.client(site=name, job=job)
         self.attester = client.attester
@@ -70,24 +75,26 @@ class Site:
             tls_key=tls_key,
         )
 
-    def seek(self) -> Any:
+    def seek(self) -> AdmittedClient:
         return seek_admission(
             self.gate, self.attester, self.membership, self.voucher, now=self.deployment.clock
         )
 
-    def control(self, listeners: Any, admitted: Any) -> ControlClient:
+    def control(self, listeners: DeploymentListeners, admitted: AdmittedClient) -> ControlClient:
         admitted = replace(admitted, control_address=listeners.control)
         return control_of(self.gate, admitted, self.membership.keys)
 
 
 @pytest.fixture
-def site(listeners: Any) -> Any:
+def site(listeners: DeploymentListeners) -> Iterator[Site]:
     made = Site(listeners)
     yield made
     made.gate.close()
 
 
-def test_a_client_verifies_the_coordinator_and_is_admitted(listeners: Any, site: Site) -> None:
+def test_a_client_verifies_the_coordinator_and_is_admitted(
+    listeners: DeploymentListeners, site: Site
+) -> None:
     admitted = site.seek()
     leaf = x509.load_pem_x509_certificates(admitted.chain)[0]
     uris = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -106,7 +113,7 @@ def test_a_client_verifies_the_coordinator_and_is_admitted(listeners: Any, site:
         assert caught.value.hint == "ask"
 
 
-def test_a_client_renews_on_its_connection(listeners: Any, site: Site) -> None:
+def test_a_client_renews_on_its_connection(listeners: DeploymentListeners, site: Site) -> None:
     admitted = site.seek()
     with site.control(listeners, admitted) as control:
         renewed = renew_admission(site.gate, control, site.attester, site.membership)
@@ -115,7 +122,9 @@ def test_a_client_renews_on_its_connection(listeners: Any, site: Site) -> None:
     assert listeners.deployment.kinds()[-1] == "renewal"
 
 
-def test_a_failed_renewal_quarantines_and_says_why(listeners: Any, site: Site) -> None:
+def test_a_failed_renewal_quarantines_and_says_why(
+    listeners: DeploymentListeners, site: Site
+) -> None:
     admitted = site.seek()
     rogue = listeners.deployment.client(measurements={"app": bytes(32), "job": bytes(32)})
     with site.control(listeners, admitted) as control:
@@ -127,7 +136,7 @@ def test_a_failed_renewal_quarantines_and_says_why(listeners: Any, site: Site) -
     assert listeners.deployment.nodes.alive == {}
 
 
-def test_a_client_does_not_renew_for_another(listeners: Any, site: Site) -> None:
+def test_a_client_does_not_renew_for_another(listeners: DeploymentListeners, site: Site) -> None:
     admitted = site.seek()
     other = Site(listeners, name="site-b")
     other.seek()
@@ -145,7 +154,7 @@ def test_a_client_does_not_renew_for_another(listeners: Any, site: Site) -> None
 
 
 def test_a_wrong_measurement_is_refused_with_findings_on_the_wire(
-    listeners: Any, site: Site
+    listeners: DeploymentListeners, site: Site
 ) -> None:
     measured = {"app": bytes(32), "job": listeners.deployment.jobs["alpha"].job_digest}
     site.attester = listeners.deployment.client(measurements=measured).attester
@@ -157,13 +166,13 @@ def test_a_wrong_measurement_is_refused_with_findings_on_the_wire(
     assert listeners.deployment.nodes.alive == {}
 
 
-def test_a_voucher_of_another_site_is_refused(listeners: Any, site: Site) -> None:
+def test_a_voucher_of_another_site_is_refused(listeners: DeploymentListeners, site: Site) -> None:
     site.site_key = listeners.deployment.site_keys["site-b"]
     with pytest.raises(AdmissionDenied, match="does not vouch"):
         site.seek()
 
 
-def test_a_replayed_request_is_refused(listeners: Any, site: Site) -> None:
+def test_a_replayed_request_is_refused(listeners: DeploymentListeners, site: Site) -> None:
     sent: list[Any] = []
     admit = site.gate.admit
 
@@ -177,12 +186,14 @@ def test_a_replayed_request_is_refused(listeners: Any, site: Site) -> None:
         admit(sent[0])
 
 
-def nothing_was_sent(deployment: Any) -> None:
+def nothing_was_sent(deployment: Deployment) -> None:
     assert "challenge" not in deployment.kinds()
     assert "refusal" not in deployment.kinds()
 
 
-def test_a_coordinator_with_a_wrong_measurement_is_refused(listeners: Any, site: Site) -> None:
+def test_a_coordinator_with_a_wrong_measurement_is_refused(
+    listeners: DeploymentListeners, site: Site
+) -> None:
     listeners.running._gate_service._proof = listeners.deployment.make_proof(app=bytes(32))
     with pytest.raises(AdmissionDenied, match="does not affirm the coordinator") as caught:
         site.seek()
@@ -191,7 +202,7 @@ def test_a_coordinator_with_a_wrong_measurement_is_refused(listeners: Any, site:
 
 
 def test_a_policy_that_demands_nothing_of_a_coordinator_trusts_none(
-    listeners: Any, site: Site
+    listeners: DeploymentListeners, site: Site
 ) -> None:
     policy = listeners.deployment.make_policy(coordinator=None)
     site.membership = replace(site.membership, policy=policy)
@@ -200,7 +211,9 @@ def test_a_policy_that_demands_nothing_of_a_coordinator_trusts_none(
     nothing_was_sent(listeners.deployment)
 
 
-def test_evidence_of_a_coordinator_for_another_key_is_refused(listeners: Any, site: Site) -> None:
+def test_evidence_of_a_coordinator_for_another_key_is_refused(
+    listeners: DeploymentListeners, site: Site
+) -> None:
     """Evidence of the true coordinator, relayed by somebody with another server key."""
     proof = listeners.deployment.make_proof()
     proof._tls_key = spki(new_key().public_key())
@@ -210,19 +223,21 @@ def test_evidence_of_a_coordinator_for_another_key_is_refused(listeners: Any, si
     nothing_was_sent(listeners.deployment)
 
 
-def test_replayed_evidence_of_a_coordinator_is_refused(listeners: Any, site: Site) -> None:
+def test_replayed_evidence_of_a_coordinator_is_refused(
+    listeners: DeploymentListeners, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = listeners.deployment.proof.prove("alpha", b"o" * 32, "ip:test")
-    listeners.running._gate_service._proof.prove = lambda *_: old
+    monkeypatch.setattr(listeners.running._gate_service._proof, "prove", lambda *_: old)
     with pytest.raises(AdmissionDenied, match="not genuine"):
         verify_coordinator(site.gate, site.membership, now=listeners.deployment.clock)
 
 
-def test_another_ca_than_the_pinned_is_refused(listeners: Any) -> None:
+def test_another_ca_than_the_pinned_is_refused(listeners: DeploymentListeners) -> None:
     with pytest.raises(TransportError, match="does not have the pinned key"):
         GateClient.connect(listeners.gate, ca_pin=hashlib.sha256(b"other").digest())
 
 
-def test_a_channel_reaches_the_pinned_server_only(listeners: Any) -> None:
+def test_a_channel_reaches_the_pinned_server_only(listeners: DeploymentListeners) -> None:
     """A second certificate of the same CA, with the same names, is somebody else."""
     pinned = GateClient.connect(listeners.gate, ca_pin=listeners.deployment.ca.key_digest).pinned
     key = new_key()
@@ -261,14 +276,16 @@ def test_a_server_without_tls_is_told_as_such() -> None:
         thread.join()
 
 
-def token_for(listeners: Any, name: str, **options: Any) -> str:
+def token_for(listeners: DeploymentListeners, name: str, **options: Any) -> str:
     made = listeners.deployment.sites.create_token(name, **options)
     return JoinToken(
         address=listeners.gate, site=made.site, ca_pin=made.ca_pin, secret=made.secret
     ).encode()
 
 
-def test_a_site_enrolls_is_approved_renews_and_comes_back(listeners: Any, tmp_path: Path) -> None:
+def test_a_site_enrolls_is_approved_renews_and_comes_back(
+    listeners: DeploymentListeners, tmp_path: Path
+) -> None:
     listeners.running._gate_service._welcome = replace(
         listeners.running._gate_service._welcome, control_address=listeners.control
     )
@@ -295,7 +312,7 @@ def test_a_site_enrolls_is_approved_renews_and_comes_back(listeners: Any, tmp_pa
         assert control.fetch_bundle(bytes(32)) == listeners.coordinator.bundle
 
 
-def test_a_token_that_another_key_used_is_refused(listeners: Any) -> None:
+def test_a_token_that_another_key_used_is_refused(listeners: DeploymentListeners) -> None:
     token = token_for(listeners, "site-c", needs_approval=False)
     enroll(token)
     with pytest.raises(EnrollmentRefused, match="used before") as caught:
@@ -303,7 +320,9 @@ def test_a_token_that_another_key_used_is_refused(listeners: Any) -> None:
     assert "remove the site" in caught.value.hint
 
 
-def test_a_token_of_another_coordinator_is_refused_before_it_is_sent(listeners: Any) -> None:
+def test_a_token_of_another_coordinator_is_refused_before_it_is_sent(
+    listeners: DeploymentListeners,
+) -> None:
     made = listeners.deployment.sites.create_token("site-c")
     forged = JoinToken(
         address=listeners.gate, site="site-c", ca_pin=bytes(32), secret=made.secret
@@ -313,12 +332,12 @@ def test_a_token_of_another_coordinator_is_refused_before_it_is_sent(listeners: 
     assert "refused" not in str(listeners.deployment.last("enrollment"))
 
 
-def test_a_mistyped_token_says_so(listeners: Any) -> None:
+def test_a_mistyped_token_says_so(listeners: DeploymentListeners) -> None:
     with pytest.raises(ConfigError, match="mistyped"):
         enroll(token_for(listeners, "site-c")[:-2])
 
 
-def test_orders_reach_a_site_and_reports_the_coordinator(listeners: Any) -> None:
+def test_orders_reach_a_site_and_reports_the_coordinator(listeners: DeploymentListeners) -> None:
     key = listeners.deployment.site_keys["site-a"]
     issued = listeners.deployment.ca.issue_site(
         new_csr(key), site="site-a", now=listeners.deployment.clock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import threading
 import time
@@ -30,6 +31,7 @@ from fedlearn.job.spec import JobSpec, workload_digest
 from server.identity.site import SiteStatus
 from server.rpc import StartOrder
 from tests.harness.deployment import new_key
+from tests.harness.listeners import DeploymentListeners
 from tests.harness.passes import passes
 
 JOB = """
@@ -181,7 +183,7 @@ def eventually(so: Callable[[], Any], seconds: float = 15.0) -> None:
 
 
 @pytest.fixture
-def site(listeners: Any, tmp_path: Path) -> Iterator[Site]:
+def site(listeners: DeploymentListeners, tmp_path: Path) -> Iterator[Site]:
     made = Site(listeners, tmp_path)
     yield made
     made.close()
@@ -456,7 +458,7 @@ def test_an_agent_that_comes_back_gives_back_what_an_ended_client_did_not_use(si
     first = site.agent(clients, limit=5.0)
     for number in (1, 2):
         site.order(f"a-{number}", text=private(f"job-{number}"))
-        eventually(lambda name=f"a-{number}": name in clients.launched)
+        eventually(functools.partial(clients.launched.__contains__, f"a-{number}"))
     first.charge_for(clients.workloads["a-1"], "q1")
     first.stop()
     eventually(lambda: clients.closed)
@@ -482,7 +484,8 @@ def test_a_client_that_cannot_be_started_costs_nothing(
     site.agent(clients, limit=5.0)
     for number in range(3):
         site.order(f"a-{number}", text=private(f"job-{number}"))
-        eventually(lambda name=f"a-{number}": ("failed", "no room") in site.said(name))
+        name = f"a-{number}"
+        eventually(lambda: ("failed", "no room") in site.said(name))  # noqa: B023
 
 
 def test_a_budget_that_was_altered_stops_new_jobs_with_a_reason(site: Site) -> None:

@@ -20,6 +20,7 @@ from edge.protocol.workload import Workload
 from fedlearn.errors import FedlearnError, Throttled
 from server.rpc import Welcome
 from tests.harness.cluster import reserve_port
+from tests.harness.deployment import Deployment
 from tests.harness.listeners import DeploymentListeners
 
 BACK_SECONDS = 5.0
@@ -76,14 +77,14 @@ class Coordinator:
 
 
 @pytest.fixture
-def coordinator(deployment: Any) -> Iterator[Coordinator]:
+def coordinator(deployment: Deployment) -> Iterator[Coordinator]:
     made = Coordinator(deployment)
     yield made
     made.kill()
 
 
 @pytest.fixture
-def agent(coordinator: Coordinator, deployment: Any, tmp_path: Path) -> Iterator[Agent]:
+def agent(coordinator: Coordinator, deployment: Deployment, tmp_path: Path) -> Iterator[Agent]:
     token = deployment.sites.create_token("site-c", needs_approval=False)
     identity = enroll(dataclasses.replace(token, address=coordinator.gate).encode())
     made = Agent(
@@ -136,7 +137,7 @@ def test_an_agent_that_is_turned_away_asks_ever_more_seldom(
     def follow(self: ControlClient, *_: Any, **__: Any) -> Iterator[Any]:
         asked.append(time.monotonic())
         raise Throttled("too many")
-        yield
+        yield  # type: ignore[unreachable]  # makes a generator of it
 
     monkeypatch.setattr(ControlClient, "follow", follow)
     coordinator.kill()

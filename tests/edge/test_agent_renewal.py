@@ -22,7 +22,7 @@ from fedlearn.errors import FedlearnError, NotEnrolled, TransportError
 from server.identity.enrollment import SiteStatus
 from server.rpc import Welcome
 from tests.harness.cluster import reserve_port
-from tests.harness.deployment import new_key
+from tests.harness.deployment import Deployment, new_key
 from tests.harness.listeners import DeploymentListeners
 
 LIFETIME = timedelta(seconds=4)
@@ -50,7 +50,7 @@ class NoClients:
 
 
 @pytest.fixture
-def brief(deployment: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def brief(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> Iterator[DeploymentListeners]:
     """Listeners of a coordinator whose sites' certificates live for four seconds."""
     # The allowance for slow clocks is longer than these lives.
     monkeypatch.setattr("server.identity.pki._SKEW", timedelta(0))
@@ -67,7 +67,7 @@ def brief(deployment: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.fixture
-def identity(brief: Any, tmp_path: Path) -> SiteIdentity:
+def identity(brief: DeploymentListeners, tmp_path: Path) -> SiteIdentity:
     """The freshly enrolled ``site-c``."""
     token = brief.deployment.sites.create_token("site-c", needs_approval=False)
     made = enroll(dataclasses.replace(token, address=brief.gate).encode())
@@ -117,7 +117,7 @@ def eventually(so: Callable[[], Any], seconds: float = 15.0) -> None:
 
 
 def test_an_agent_renews_in_time_and_stays_connected(
-    brief: Any,
+    brief: DeploymentListeners,
     identity: SiteIdentity,
     agent: Callable[[], list[FedlearnError]],
     tmp_path: Path,
@@ -153,7 +153,7 @@ def test_an_agent_renews_in_time_and_stays_connected(
 
 
 def test_a_removed_site_does_not_renew(
-    brief: Any,
+    brief: DeploymentListeners,
     identity: SiteIdentity,
     agent: Callable[[], list[FedlearnError]],
     tmp_path: Path,
@@ -177,7 +177,9 @@ def test_a_removed_site_does_not_renew(
     assert brief.deployment.sites.show("site-c").status is SiteStatus.REMOVED
 
 
-def test_a_site_renews_for_its_own_key_only(brief: Any, identity: SiteIdentity) -> None:
+def test_a_site_renews_for_its_own_key_only(
+    brief: DeploymentListeners, identity: SiteIdentity
+) -> None:
     other = dataclasses.replace(identity, key=new_key())
     with (
         ControlClient.of_site(identity) as control,
@@ -187,7 +189,7 @@ def test_a_site_renews_for_its_own_key_only(brief: Any, identity: SiteIdentity) 
 
 
 def test_an_expired_certificate_renews_nothing_and_the_token_brings_the_site_back(
-    brief: Any, identity: SiteIdentity
+    brief: DeploymentListeners, identity: SiteIdentity
 ) -> None:
     """As after days offline."""
     with ControlClient.of_site(identity) as control:

@@ -92,7 +92,7 @@ def test_before_round_1_a_client_reads_all_of_it_once(attester: Attester, tmp_pa
     with passes(code) as counted:
         phase = client.run(
             Bootstrap.decode(told),
-            SimpleNamespace(vouch=None, charge=None),  # type: ignore[arg-type]
+            SimpleNamespace(vouch=None, charge=None),
             say=lambda phase, reason: None,
             stop=threading.Event(),
             scratch=tmp_path / "scratch",

@@ -12,7 +12,7 @@ def _state(calls: int) -> State:
     return (b"head", str(calls).encode())
 
 
-def test_a_round_that_is_run_again_finds_the_state_from_before_it():
+def test_a_round_that_is_run_again_finds_the_state_from_before_it() -> None:
     history, state = StateHistory(), EMPTY
     for number in (1, 2, 3):
         for kind in ("train", "evaluate"):
@@ -24,7 +24,7 @@ def test_a_round_that_is_run_again_finds_the_state_from_before_it():
     assert history.before(Call.of(1, "train"), state) == EMPTY
 
 
-def test_a_state_that_is_too_long_ago_is_refused():
+def test_a_state_that_is_too_long_ago_is_refused() -> None:
     history = StateHistory()
     for number in range(1, 8):
         history.before(Call.of(number, "train"), _state(number))

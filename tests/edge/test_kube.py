@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from edge.kube.permissions import MACHINES_REQUIRED, NEVER, OPTIONAL, REQUIRED
 from edge.protocol.workload import Phase
 from fedlearn.checks import Level
 from fedlearn.errors import ConfigError, LaunchError
+from tests.harness.cluster import Cluster
 from tests.harness.cluster_site import IMAGE, ClusterSite, workload
 
 pytestmark = pytest.mark.e2e
@@ -39,7 +41,7 @@ WAIT = ["/bin/sleep", "60"]
 
 
 @pytest.fixture(scope="session")
-def kata(cluster: Any) -> str:
+def kata(cluster: Cluster) -> str:
     """A RuntimeClass as Confidential Containers has it."""
     cluster.request(
         "/apis/node.k8s.io/v1/runtimeclasses",
@@ -64,7 +66,7 @@ def _until(reached: Any, what: str, seconds: float = 20.0) -> Any:
 # --- a client's life ----------------------------------------------------------------------
 
 
-def test_a_client_runs_once_and_its_last_words_are_heard(cluster_site: Any) -> None:
+def test_a_client_runs_once_and_its_last_words_are_heard(cluster_site: ClusterSite) -> None:
     node = cluster_site.node("n", WORK)
     launcher = cluster_site.launcher()
     launcher.launch(workload("a"))
@@ -78,7 +80,7 @@ def test_a_client_runs_once_and_its_last_words_are_heard(cluster_site: Any) -> N
 
 
 def test_the_pod_is_guaranteed_and_counts_the_overhead_of_kata(
-    cluster_site: Any, kata: str
+    cluster_site: ClusterSite, kata: str
 ) -> None:
     label = {NFD_LABELS["tdx"]: "true"}
     cluster_site.node("plain", WAIT)
@@ -95,7 +97,7 @@ def test_the_pod_is_guaranteed_and_counts_the_overhead_of_kata(
     assert not any("secret" in volume or "projected" in volume for volume in pod["spec"]["volumes"])
 
 
-def test_a_stopped_client_is_told_and_nothing_of_it_stays(cluster_site: Any) -> None:
+def test_a_stopped_client_is_told_and_nothing_of_it_stays(cluster_site: ClusterSite) -> None:
     node = cluster_site.node(
         "n", ["/bin/sh", "-c", "trap 'echo told; exit 0' TERM; echo up; sleep 60 & wait"]
     )
@@ -113,7 +115,7 @@ def test_a_stopped_client_is_told_and_nothing_of_it_stays(cluster_site: Any) -> 
     launcher.stop("never-heard-of", "at all")
 
 
-def test_a_refused_client_is_not_started_again(cluster_site: Any) -> None:
+def test_a_refused_client_is_not_started_again(cluster_site: ClusterSite) -> None:
     node = cluster_site.node(
         "n", ["/bin/sh", "-c", 'echo "job is not measured" > $FEDLEARN_LAST_WORDS; exit 3']
     )
@@ -125,7 +127,7 @@ def test_a_refused_client_is_not_started_again(cluster_site: Any) -> None:
     assert len(node.started()) <= 2
 
 
-def test_a_client_that_crashes_has_failed(cluster_site: Any) -> None:
+def test_a_client_that_crashes_has_failed(cluster_site: ClusterSite) -> None:
     node = cluster_site.node("n", ["/bin/sh", "-c", "exit 7"])
     launcher = cluster_site.launcher(retries=0)
     launcher.launch(workload("a"))
@@ -137,7 +139,7 @@ def test_a_client_that_crashes_has_failed(cluster_site: Any) -> None:
 # --- agents come and go -------------------------------------------------------------------
 
 
-def test_a_restarted_agent_adopts_what_it_left(cluster_site: Any) -> None:
+def test_a_restarted_agent_adopts_what_it_left(cluster_site: ClusterSite) -> None:
     node = cluster_site.node("n", WAIT)
     first = cluster_site.launcher()
     first.launch(workload("a"))
@@ -153,7 +155,7 @@ def test_a_restarted_agent_adopts_what_it_left(cluster_site: Any) -> None:
     cluster_site.reports.wait("a", Phase.STOPPED)
 
 
-def test_what_ended_while_the_agent_was_away_is_told(cluster_site: Any) -> None:
+def test_what_ended_while_the_agent_was_away_is_told(cluster_site: ClusterSite) -> None:
     node = cluster_site.node("n", WORK)
     first = cluster_site.launcher()
     first.launch(workload("a"))
@@ -167,7 +169,7 @@ def test_what_ended_while_the_agent_was_away_is_told(cluster_site: Any) -> None:
     assert len(node.started()) == 1
 
 
-def test_an_assignment_whose_job_is_gone_is_not_run_again(cluster_site: Any) -> None:
+def test_an_assignment_whose_job_is_gone_is_not_run_again(cluster_site: ClusterSite) -> None:
     node = cluster_site.node("n", WORK)
     launcher = cluster_site.launcher()
     launcher.launch(workload("a"))
@@ -183,7 +185,7 @@ def test_an_assignment_whose_job_is_gone_is_not_run_again(cluster_site: Any) -> 
     assert cluster_site.jobs() == {}
 
 
-def test_a_job_that_somebody_removes_is_a_failure(cluster_site: Any) -> None:
+def test_a_job_that_somebody_removes_is_a_failure(cluster_site: ClusterSite) -> None:
     cluster_site.node("n", WAIT)
     launcher = cluster_site.launcher()
     launcher.launch(workload("a"))
@@ -192,7 +194,7 @@ def test_a_job_that_somebody_removes_is_a_failure(cluster_site: Any) -> None:
     assert "by somebody else" in cluster_site.reports.wait("a", Phase.FAILED)
 
 
-def test_something_else_of_that_name_is_not_adopted(cluster_site: Any) -> None:
+def test_something_else_of_that_name_is_not_adopted(cluster_site: ClusterSite) -> None:
     kube = cluster_site.kube()
     pod = {"restartPolicy": "Never", "containers": [{"name": "c", "image": "x"}]}
     kube.create(
@@ -212,7 +214,7 @@ def test_something_else_of_that_name_is_not_adopted(cluster_site: Any) -> None:
 # --- what a cluster lacks -----------------------------------------------------------------
 
 
-def test_a_missing_runtime_class_is_named_and_nothing_is_created(cluster_site: Any) -> None:
+def test_a_missing_runtime_class_is_named_and_nothing_is_created(cluster_site: ClusterSite) -> None:
     launcher = cluster_site.launcher(
         workload="confidential-containers", runtime_class="kata-qemu-snp"
     )
@@ -224,7 +226,7 @@ def test_a_missing_runtime_class_is_named_and_nothing_is_created(cluster_site: A
 
 
 def test_without_the_right_to_look_an_event_names_the_missing_runtime_class(
-    cluster: Any, tmp_path: Path
+    cluster: Cluster, tmp_path: Path
 ) -> None:
     site = ClusterSite(cluster, tmp_path, rights=(*REQUIRED, OPTIONAL[0]))
     try:
@@ -240,14 +242,14 @@ def test_without_the_right_to_look_an_event_names_the_missing_runtime_class(
         site.close()
 
 
-def test_a_node_without_the_runtime_is_named(cluster_site: Any, kata: str) -> None:
+def test_a_node_without_the_runtime_is_named(cluster_site: ClusterSite, kata: str) -> None:
     cluster_site.node("n", WAIT, labels={NFD_LABELS["tdx"]: "true"})
     launcher = cluster_site.launcher(workload="confidential-containers", runtime_class=kata)
     launcher.launch(workload("a"))
     cluster_site.reports.wait("a", Phase.STARTING, "the node has no runtime `kata-qemu-tdx`")
 
 
-def test_a_client_waits_for_a_tee_device_and_gets_it(cluster_site: Any) -> None:
+def test_a_client_waits_for_a_tee_device_and_gets_it(cluster_site: ClusterSite) -> None:
     cluster_site.node("n", WAIT, extended={TDX: 1})
     launcher = cluster_site.launcher(devices=Devices(tee=TDX))
     launcher.launch(workload("a"))
@@ -258,7 +260,7 @@ def test_a_client_waits_for_a_tee_device_and_gets_it(cluster_site: Any) -> None:
     cluster_site.reports.wait("b", Phase.RUNNING)
 
 
-def test_a_client_that_never_fits_is_given_up(cluster_site: Any) -> None:
+def test_a_client_that_never_fits_is_given_up(cluster_site: ClusterSite) -> None:
     cluster_site.node("n", WAIT)
     launcher = cluster_site.launcher(start_s=2.0)
     launcher.launch(workload("a", gpu=2))
@@ -267,14 +269,14 @@ def test_a_client_that_never_fits_is_given_up(cluster_site: Any) -> None:
     _until(lambda: not cluster_site.jobs() and not cluster_site.pods(), "nothing to be left")
 
 
-def test_data_that_does_not_exist_is_named(cluster_site: Any) -> None:
+def test_data_that_does_not_exist_is_named(cluster_site: ClusterSite) -> None:
     cluster_site.node("n", WAIT)
     launcher = cluster_site.launcher()
     launcher.launch(workload("a", data="medpar"))
     cluster_site.reports.wait("a", Phase.STARTING, "the data's claim `medpar` does not exist")
 
 
-def test_a_cordoned_tee_node_is_named(cluster_site: Any) -> None:
+def test_a_cordoned_tee_node_is_named(cluster_site: ClusterSite) -> None:
     cluster_site.node(
         "n", WAIT, taints=[{"key": "fedlearn.io/tee", "value": "yes", "effect": "NoSchedule"}]
     )
@@ -286,7 +288,7 @@ def test_a_cordoned_tee_node_is_named(cluster_site: Any) -> None:
 # --- disruptions --------------------------------------------------------------------------
 
 
-def test_an_evicted_client_starts_again(cluster_site: Any) -> None:
+def test_an_evicted_client_starts_again(cluster_site: ClusterSite) -> None:
     node = cluster_site.node("n", WAIT)
     launcher = cluster_site.launcher()
     launcher.launch(workload("a"))
@@ -299,7 +301,7 @@ def test_an_evicted_client_starts_again(cluster_site: Any) -> None:
     assert len(node.started()) == 2
 
 
-def test_a_node_under_pressure_is_named(cluster_site: Any) -> None:
+def test_a_node_under_pressure_is_named(cluster_site: ClusterSite) -> None:
     node = cluster_site.node("n", WAIT)
     launcher = cluster_site.launcher(retries=0)
     launcher.launch(workload("a"))
@@ -309,7 +311,7 @@ def test_a_node_under_pressure_is_named(cluster_site: Any) -> None:
     assert words == "the node evicted it: The node was low on resource: memory."
 
 
-def test_a_killed_client_is_named(cluster_site: Any) -> None:
+def test_a_killed_client_is_named(cluster_site: ClusterSite) -> None:
     node = cluster_site.node("n", WAIT)
     launcher = cluster_site.launcher(retries=0)
     launcher.launch(workload("a"))
@@ -318,7 +320,7 @@ def test_a_killed_client_is_named(cluster_site: Any) -> None:
     assert cluster_site.reports.wait("a", Phase.FAILED) == "it was killed"
 
 
-def test_a_client_moves_when_its_node_is_lost(cluster_site: Any) -> None:
+def test_a_client_moves_when_its_node_is_lost(cluster_site: ClusterSite) -> None:
     nodes = [cluster_site.node(name, WAIT) for name in ("one", "two")]
     launcher = cluster_site.launcher()
     launcher.launch(workload("a"))
@@ -336,7 +338,7 @@ def test_a_client_moves_when_its_node_is_lost(cluster_site: Any) -> None:
 
 
 def test_nothing_is_asked_while_nothing_happens(
-    cluster_site: Any, monkeypatch: pytest.MonkeyPatch
+    cluster_site: ClusterSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster_site.node("n", WAIT)
     launcher = cluster_site.launcher()
@@ -354,7 +356,7 @@ def test_nothing_is_asked_while_nothing_happens(
     assert asked == []
 
 
-def test_the_api_server_may_restart(cluster_site: Any, cluster: Any) -> None:
+def test_the_api_server_may_restart(cluster_site: ClusterSite, cluster: Cluster) -> None:
     node = cluster_site.node("n", ["/bin/sh", "-c", "while [ ! -e go ]; do sleep 0.1; done"])
     launcher = cluster_site.launcher()
     launcher.launch(workload("a"))
@@ -401,7 +403,7 @@ def test_the_api_server_may_restart(cluster_site: Any, cluster: Any) -> None:
 # --- rights -------------------------------------------------------------------------------
 
 
-def test_what_an_agent_may_not_do(cluster_site: Any) -> None:
+def test_what_an_agent_may_not_do(cluster_site: ClusterSite) -> None:
     kube = cluster_site.kube()
     for permission in (*REQUIRED, *OPTIONAL):
         for verb in permission.verbs:
@@ -412,11 +414,11 @@ def test_what_an_agent_may_not_do(cluster_site: Any) -> None:
             assert not allowed, (verb, permission)
 
 
-def test_the_api_server_refuses_what_an_agent_may_not_do(cluster_site: Any) -> None:
+def test_the_api_server_refuses_what_an_agent_may_not_do(cluster_site: ClusterSite) -> None:
     kube = cluster_site.kube()
     secrets, maps = Resource(plural="secrets"), Resource(plural="configmaps")
     pod = {"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "x"}]}}
-    attempts = [
+    attempts: list[Callable[[], object]] = [
         lambda: kube.objects(secrets),
         lambda: kube.create(secrets, {"metadata": {"name": "s"}}),
         lambda: kube.objects(maps),
@@ -432,7 +434,7 @@ def test_the_api_server_refuses_what_an_agent_may_not_do(cluster_site: Any) -> N
         assert "fedlearn-edge chart" in caught.value.hint
 
 
-def test_clients_belong_to_the_agents_account(cluster_site: Any) -> None:
+def test_clients_belong_to_the_agents_account(cluster_site: ClusterSite) -> None:
     launcher = cluster_site.launcher()
     launcher.launch(workload("a"))
     (owner,) = cluster_site.jobs()["a"]["metadata"]["ownerReferences"]
@@ -442,7 +444,9 @@ def test_clients_belong_to_the_agents_account(cluster_site: Any) -> None:
     _until(lambda: not cluster_site.jobs(), "the client to go with its agent", 30)
 
 
-def test_errors_say_what_and_what_to_do(cluster_site: Any, tmp_path: Path, cluster: Any) -> None:
+def test_errors_say_what_and_what_to_do(
+    cluster_site: ClusterSite, tmp_path: Path, cluster: Cluster
+) -> None:
     kube = cluster_site.kube()
     with pytest.raises(Missing, match=r'jobs\.batch "nothing" not found'):
         kube.get(JOBS, "nothing")
@@ -464,7 +468,9 @@ def test_errors_say_what_and_what_to_do(cluster_site: Any, tmp_path: Path, clust
 # --- what is reported ---------------------------------------------------------------------
 
 
-def test_the_survey_sees_tees_devices_and_runtime_classes(cluster_site: Any, kata: str) -> None:
+def test_the_survey_sees_tees_devices_and_runtime_classes(
+    cluster_site: ClusterSite, kata: str
+) -> None:
     label = NFD_LABELS["tdx"]
     cluster_site.node("n", WAIT, labels={label: "true"}, extended={TDX: 2, "nvidia.com/gpu": 4})
     settings = cluster_site.settings(
@@ -486,7 +492,9 @@ def test_the_survey_sees_tees_devices_and_runtime_classes(cluster_site: Any, kat
     assert any(check.name == "runtime class" and "160Mi" in check.found for check in checks)
 
 
-def test_the_doctor_says_what_is_missing_and_how_to_mend_it(cluster: Any, tmp_path: Path) -> None:
+def test_the_doctor_says_what_is_missing_and_how_to_mend_it(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     site = ClusterSite(cluster, tmp_path, rights=(*REQUIRED[1:], *OPTIONAL))
     try:
         site.node("n", WAIT)
@@ -511,7 +519,7 @@ def test_the_doctor_says_what_is_missing_and_how_to_mend_it(cluster: Any, tmp_pa
         site.close()
 
 
-def test_the_doctor_command_looks_at_the_cluster(cluster_site: Any, tmp_path: Path) -> None:
+def test_the_doctor_command_looks_at_the_cluster(cluster_site: ClusterSite, tmp_path: Path) -> None:
     from click.testing import CliRunner
 
     from fedlearn.cli.doctor import command
@@ -546,7 +554,7 @@ image = "{IMAGE}"
 
 
 @pytest.fixture(scope="session")
-def kubevirt(cluster: Any) -> None:
+def kubevirt(cluster: Cluster) -> None:
     """The kind of object that KubeVirt has, without KubeVirt."""
     path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
     name = "virtualmachineinstances.kubevirt.io"
@@ -579,7 +587,9 @@ def kubevirt(cluster: Any) -> None:
     cluster.wait(lambda: "items" in cluster.request(everywhere), "KubeVirt's kind to be served")
 
 
-def test_a_client_runs_in_a_virtual_machine(cluster: Any, tmp_path: Path, kubevirt: None) -> None:
+def test_a_client_runs_in_a_virtual_machine(
+    cluster: Cluster, tmp_path: Path, kubevirt: None
+) -> None:
     site = ClusterSite(cluster, tmp_path, rights=(*MACHINES_REQUIRED, *REQUIRED, *OPTIONAL))
     try:
         launcher = site.launcher(workload="kubevirt", tee="snp", retries=0)
@@ -648,7 +658,9 @@ launcher.close()
 """
 
 
-def test_an_agent_in_a_cluster_is_small(cluster_site: Any, cluster: Any, tmp_path: Path) -> None:
+def test_an_agent_in_a_cluster_is_small(
+    cluster_site: ClusterSite, cluster: Cluster, tmp_path: Path
+) -> None:
     folder = tmp_path / "account"
     folder.mkdir()
     (folder / "token").write_text(cluster.token(cluster_site.namespace, "fedlearn-edge"))
@@ -673,7 +685,9 @@ def test_an_agent_in_a_cluster_is_small(cluster_site: Any, cluster: Any, tmp_pat
     assert found["mib"] < 72
 
 
-def test_a_kubeconfig_that_checks_no_certificate_is_refused(cluster: Any, tmp_path: Path) -> None:
+def test_a_kubeconfig_that_checks_no_certificate_is_refused(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     document = json.loads(cluster.admin.read_text())
     document["clusters"][0]["cluster"] = {
         "server": cluster.url,

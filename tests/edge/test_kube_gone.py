@@ -22,7 +22,8 @@ from edge.kube.api import JOBS, Follower, Kube
 from edge.kube.api.errors import Gone, Unavailable
 from edge.kube.api.resources import Resource
 from edge.protocol.workload import Phase
-from tests.harness.cluster_site import workload
+from tests.harness.cluster import Cluster
+from tests.harness.cluster_site import ClusterSite, workload
 
 pytestmark = pytest.mark.e2e
 
@@ -80,14 +81,16 @@ class Relay:
 
 
 @pytest.fixture
-def relay(cluster: Any) -> Iterator[Relay]:
+def relay(cluster: Cluster) -> Iterator[Relay]:
     made = Relay(int(cluster.url.rpartition(":")[2]))
     yield made
     made.close()
 
 
 @pytest.fixture
-def kube(cluster: Any, cluster_site: Any, relay: Relay, tmp_path: Path) -> Iterator[Kube]:
+def kube(
+    cluster: Cluster, cluster_site: ClusterSite, relay: Relay, tmp_path: Path
+) -> Iterator[Kube]:
     """An administrator's connection to the site's namespace, through the relay."""
     document = json.loads(cluster.admin.read_text())
     document["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{relay.port}"
@@ -99,7 +102,7 @@ def kube(cluster: Any, cluster_site: Any, relay: Relay, tmp_path: Path) -> Itera
     made.close()
 
 
-def compact(cluster: Any) -> None:
+def compact(cluster: Cluster) -> None:
     """Have etcd forget every version but the present ones."""
     base = f"http://127.0.0.1:{cluster._etcd}/v3/kv"
 
@@ -112,7 +115,7 @@ def compact(cluster: Any) -> None:
     call("compaction", {"revision": revision, "physical": True})
 
 
-def configmap(cluster: Any, namespace: str, name: str, method: str = "POST") -> None:
+def configmap(cluster: Cluster, namespace: str, name: str, method: str = "POST") -> None:
     path = f"/api/v1/namespaces/{namespace}/configmaps"
     if method == "POST":
         cluster.request(path, method, {"metadata": {"name": name, "labels": {"of": "test"}}})
@@ -127,7 +130,7 @@ def until(reached: Callable[[], Any], what: str, seconds: float = 40.0) -> None:
         time.sleep(0.05)
 
 
-def forget(cluster: Any) -> None:
+def forget(cluster: Cluster) -> None:
     """Lose all history: compacted in etcd, and gone from the API server's memory."""
     compact(cluster)
     cluster.kill_api_server()
@@ -135,7 +138,7 @@ def forget(cluster: Any) -> None:
 
 
 def test_410_gone_makes_a_watch_begin_again_with_a_list(
-    cluster: Any, cluster_site: Any, kube: Kube, relay: Relay
+    cluster: Cluster, cluster_site: ClusterSite, kube: Kube, relay: Relay
 ) -> None:
     namespace = cluster_site.namespace
     configmap(cluster, namespace, "kept")
@@ -171,7 +174,7 @@ def test_410_gone_makes_a_watch_begin_again_with_a_list(
     assert ("missed", False) not in changes
 
 
-def _answer_to(cluster: Any, kube: Kube, relay: Relay, version: str) -> int:
+def _answer_to(cluster: Cluster, kube: Kube, relay: Relay, version: str) -> int:
     """Mend the relay; return the status with which the server answers a watch from ``version``."""
     relay.mend()
     try:
@@ -185,7 +188,7 @@ def _answer_to(cluster: Any, kube: Kube, relay: Relay, version: str) -> int:
 
 
 def test_410_gone_between_two_pages_of_a_list_begins_the_list_again(
-    cluster: Any, cluster_site: Any, kube: Kube, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, cluster_site: ClusterSite, kube: Kube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edge.kube.api.connection._PAGE", 2)
     names = {f"map-{number}" for number in range(5)}
@@ -225,7 +228,7 @@ def test_410_gone_between_two_pages_of_a_list_begins_the_list_again(
 
 
 def test_410_gone_loses_no_client(
-    cluster: Any, cluster_site: Any, relay: Relay, tmp_path: Path
+    cluster: Cluster, cluster_site: ClusterSite, relay: Relay, tmp_path: Path
 ) -> None:
     """A client ends while its agent is cut off and the server forgets: the agent hears of it."""
     document = json.loads(cluster_site.kubeconfig.read_text())

@@ -22,7 +22,8 @@ from edge.protocol.seed_release import (
     request_seed,
 )
 from fedlearn.errors import LaunchError
-from tests.harness.deployment import new_key
+from server.identity.pki import CertificateAuthority
+from tests.harness.deployment import Deployment, new_key
 
 SEED = bytes(range(32))
 WHO = Client(job="alpha", site="site-a", client="c1")
@@ -47,7 +48,7 @@ class Parties:
         self.client_chain = self.issue_client(WHO)
         self.site_chain = self.issue_site("site-a")
 
-    def issue_client(self, who: Client, ca: Any = None) -> bytes:
+    def issue_client(self, who: Client, ca: CertificateAuthority | None = None) -> bytes:
         return (
             (ca or self.ca)
             .issue_client(
@@ -60,7 +61,7 @@ class Parties:
             .chain_pem
         )
 
-    def issue_site(self, site: str, ca: Any = None) -> bytes:
+    def issue_site(self, site: str, ca: CertificateAuthority | None = None) -> bytes:
         return (ca or self.ca).issue_site(csr(self.site_key), site=site, now=self.now).chain_pem
 
     def request(self, **changes: Any) -> bytes:
@@ -87,7 +88,7 @@ class Parties:
 
 
 @pytest.fixture
-def parties(deployment: Any) -> Parties:
+def parties(deployment: Deployment) -> Parties:
     return Parties(deployment)
 
 

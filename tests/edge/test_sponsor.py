@@ -82,14 +82,14 @@ class Line:
 
 
 @pytest.fixture
-def line() -> Any:
+def line() -> Iterator[Line]:
     running = Line()
     running.sponsorship.take(running.workload, bootstrap)
     yield running
     running.server.stop()
 
 
-def test_a_client_gets_its_start_and_a_voucher(line: Any) -> None:
+def test_a_client_gets_its_start_and_a_voucher(line: Line) -> None:
     client = line.client()
     told = Bootstrap.decode(client.bootstrap(limit=MAX_BOOTSTRAP_BYTES))
     assert told.bundle == line.workload.bundle
@@ -117,7 +117,7 @@ def test_a_client_gets_its_start_and_a_voucher(line: Any) -> None:
     client.close()
 
 
-def test_tickets_and_pin_outlive_the_agent(line: Any) -> None:
+def test_tickets_and_pin_outlive_the_agent(line: Line) -> None:
     again = Keys(SITE_KEY)
     assert (again.pin, again.tag("a")) == (line.keys.pin, line.keys.tag("a"))
     other = Keys(ec.generate_private_key(ec.SECP256R1()))
@@ -125,7 +125,7 @@ def test_tickets_and_pin_outlive_the_agent(line: Any) -> None:
     assert other.tag("a") != line.keys.tag("a")
 
 
-def test_a_ticket_is_good_for_one_assignment(line: Any) -> None:
+def test_a_ticket_is_good_for_one_assignment(line: Line) -> None:
     line.sponsorship.take(workload("b"), bootstrap)
     for ticket in (
         Ticket(assignment="b", tag=line.keys.tag("a")),
@@ -145,7 +145,7 @@ def test_a_ticket_is_good_for_one_assignment(line: Any) -> None:
     assert line.told == []
 
 
-def test_a_malformed_question_is_refused(line: Any) -> None:
+def test_a_malformed_question_is_refused(line: Line) -> None:
     client = line.client()
     for nonce, key in ((b"short", b"k"), (NONCE, b""), (NONCE, bytes(2000))):
         with pytest.raises(LaunchError, match="malformed"):
@@ -155,12 +155,12 @@ def test_a_malformed_question_is_refused(line: Any) -> None:
     client.close()
 
 
-def test_another_server_is_not_the_agent(line: Any) -> None:
+def test_another_server_is_not_the_agent(line: Line) -> None:
     with pytest.raises(LaunchError, match="is not the agent that started this client"):
         WorkloadApiClient(line.address, pin=bytes(32), ticket=line.ticket())
 
 
-def test_a_document_that_is_too_long_is_refused(line: Any) -> None:
+def test_a_document_that_is_too_long_is_refused(line: Line) -> None:
     client = line.client()
     with pytest.raises(TransportError, match="longer than 100 bytes"):
         client.bootstrap(limit=100)
@@ -168,7 +168,7 @@ def test_a_document_that_is_too_long_is_refused(line: Any) -> None:
 
 
 def test_an_ended_assignment_is_answered_no_more(
-    line: Any, monkeypatch: pytest.MonkeyPatch
+    line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line.sponsorship.release("a")
     with pytest.raises(Unreachable, match="not known here yet"):
@@ -180,7 +180,7 @@ def test_an_ended_assignment_is_answered_no_more(
     client.close()
 
 
-def test_a_port_in_use_is_named(line: Any) -> None:
+def test_a_port_in_use_is_named(line: Line) -> None:
     with pytest.raises(ConfigError, match=r"sponsor_listen: .* cannot be bound"):
         WorkloadApiServer(line.sponsorship, line.keys.tls, listen=line.address)
 
@@ -188,7 +188,7 @@ def test_a_port_in_use_is_named(line: Any) -> None:
 # --- the client's program -----------------------------------------------------------------
 
 
-def test_what_the_pod_is_given_is_what_the_client_reads(line: Any) -> None:
+def test_what_the_pod_is_given_is_what_the_client_reads(line: Line) -> None:
     launch = Launch(sponsor=line.address, pin=line.keys.pin, ticket=line.keys.tag("a"))
     around = PodEnvironment.read(environment(line.workload, launch))
     assert (around.sponsor, around.pin, around.tag) == (launch.sponsor, launch.pin, launch.ticket)
@@ -204,13 +204,13 @@ def test_what_the_pod_is_given_is_what_the_client_reads(line: Any) -> None:
         ("FEDLEARN_TICKET", "zz" * 32, "FEDLEARN_TICKET: must be 64 hexadecimal digits"),
     ],
 )
-def test_a_broken_environment_is_named(line: Any, name: str, value: str, message: str) -> None:
+def test_a_broken_environment_is_named(line: Line, name: str, value: str, message: str) -> None:
     launch = Launch(sponsor=line.address, pin=line.keys.pin, ticket=line.keys.tag("a"))
     with pytest.raises(ConfigError, match=message):
         PodEnvironment.read({**environment(line.workload, launch), name: value})
 
 
-def test_the_program_leaves_its_last_words(line: Any, tmp_path: Path) -> None:
+def test_the_program_leaves_its_last_words(line: Line, tmp_path: Path) -> None:
     launch = Launch(sponsor=line.address, pin=line.keys.pin, ticket=line.keys.tag("a"))
     words = tmp_path / "words"
     variables = {

@@ -19,7 +19,13 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from attestation.logs.eventlog import EventLog
 
-_TYPES = {"string": 9, "bytes": 12, "uint32": 13, "int32": 5}
+_Field = descriptor_pb2.FieldDescriptorProto
+_TYPES: dict[str, _Field.Type.ValueType] = {
+    "string": _Field.TYPE_STRING,
+    "bytes": _Field.TYPE_BYTES,
+    "uint32": _Field.TYPE_UINT32,
+    "int32": _Field.TYPE_INT32,
+}
 _MESSAGES: dict[str, list[tuple[str, int, str]]] = {
     "GetCcReportRequest": [
         ("container_id", 1, "string"),
@@ -53,11 +59,11 @@ def messages(package: str) -> dict[str, Any]:
     for name, listed in _MESSAGES.items():
         message = file.message_type.add(name=name)
         for label, number, kind in listed:
-            entry = message.field.add(name=label, number=number, label=1)
+            entry = message.field.add(name=label, number=number, label=_Field.LABEL_OPTIONAL)
             if kind in _TYPES:
                 entry.type = _TYPES[kind]
             else:
-                entry.type, entry.label = 11, 3
+                entry.type, entry.label = _Field.TYPE_MESSAGE, _Field.LABEL_REPEATED
                 entry.type_name = f".{package}.{kind.rstrip('*')}"
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -30,6 +31,7 @@ from fedlearn.identity.software import software_digest
 from fedlearn.identity.spiffe import COORDINATOR_DNS
 from fedlearn.identity.tls import client_context
 from fedlearn.job.spec import workload_digest
+from tests.harness.federation import FederationHarness, Job
 
 
 @dataclass
@@ -62,7 +64,7 @@ class HeldAdmission:
 class MisbehavingClient:
     """A site of ``harness`` that is enrolled, with a machine that may run clients."""
 
-    def __init__(self, harness: Any, site: str = "misbehaving") -> None:
+    def __init__(self, harness: FederationHarness, site: str = "misbehaving") -> None:
         self.harness, self.site = harness, site
         self.machine = harness.federation.machines[site]
         self.identity = enroll(harness.federation.token(site))
@@ -71,7 +73,7 @@ class MisbehavingClient:
     def gate(self) -> GateClient:
         return GateClient.connect(self.identity.gate_address, ca_pin=self.identity.ca_pin)
 
-    def attester(self, job: Any, measured: Mapping[str, bytes] | None = None) -> SampleAttester:
+    def attester(self, job: Job, measured: Mapping[str, bytes] | None = None) -> SampleAttester:
         key = load_pem_private_key(
             (self.machine.state / "insecure-development.key").read_bytes(), None
         )
@@ -82,10 +84,10 @@ class MisbehavingClient:
         }
         return SampleAttester(key, self.machine.hardware_id, {**honest, **(measured or {})})  # type: ignore[arg-type]
 
-    def workload(self, job: Any) -> bytes:
+    def workload(self, job: Job) -> bytes:
         return workload_digest(job.spec.digest(), hashlib.sha256(job.bundle).digest())
 
-    def membership(self, job: Any, keys: ClientKeys) -> AdmissionParams:
+    def membership(self, job: Job, keys: ClientKeys) -> AdmissionParams:
         anchors = self.harness.federation.anchors([COORDINATOR])
         return AdmissionParams(
             job=job.name,
@@ -97,7 +99,7 @@ class MisbehavingClient:
             trust=TrustAnchors(sample_keys=frozenset(map(bytes.fromhex, anchors))),
         )
 
-    def admit(self, job: Any) -> HeldAdmission:
+    def admit(self, job: Job) -> HeldAdmission:
         """Be admitted as an honest client is."""
         keys, gate = ClientKeys.fresh(), self.gate()
 
@@ -113,7 +115,7 @@ class MisbehavingClient:
         )
         return HeldAdmission(gate, admitted, keys)
 
-    def request(self, job: Any, gate: GateClient, keys: ClientKeys, **changes: Any) -> Request:
+    def request(self, job: Job, gate: GateClient, keys: ClientKeys, **changes: Any) -> Request:
         """An honest request to ``gate``, but for ``changes``.
 
         They are fields of the binding or of the request; ``measured`` for the attester, and
@@ -158,8 +160,8 @@ class Stranger:
         ca: x509.Certificate,
         *,
         chain: tuple[x509.Certificate, ...] = (),
-        key: Any = None,
-        header_key: Any = None,
+        key: ec.EllipticCurvePrivateKey | None = None,
+        header_key: ec.EllipticCurvePrivateKey | None = None,
     ) -> None:
         context: Any = client_context(chain or (self_made(new := new_key()),), key or new, (ca,))
         if not chain:
@@ -183,7 +185,7 @@ class Stranger:
         )
 
 
-def self_made(key: Any) -> x509.Certificate:
+def self_made(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
     """A certificate that nobody but its owner signed, with the names of a client."""
     from datetime import timedelta
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from attestation.binding import Binding, Role
 from attestation.evidence import Evidence, Tee
@@ -14,6 +13,8 @@ from attestation.logs.eventlog import EventLog
 from attestation.logs.runtime_events import Measurement, record
 from attestation.policy.parse import parse_policy
 from attestation.trust import TrustAnchors
+from server.admission.gate import AdmitRequest
+from tests.harness.deployment import Deployment
 from tests.vectors import keys
 from tests.vectors.amd import Amd
 
@@ -28,7 +29,7 @@ class Guest:
 
     def __init__(
         self,
-        deployment: Any,
+        deployment: Deployment,
         policy: str,
         *,
         devices: Callable[[bytes], tuple[Evidence, ...]] = lambda _: (),
@@ -45,7 +46,7 @@ class Guest:
         )
         deployment.jobs["alpha"] = self.job
 
-    def request(self) -> Any:
+    def request(self) -> AdmitRequest:
         client = self.deployment.client()
         request = self.deployment.request(client)
         log = EventLog.create(("sha384",))

@@ -8,6 +8,7 @@ import random
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,9 @@ def _zip(files: dict[str, bytes]) -> bytes:
 GOOD = {"pyproject.toml": PROJECT, "smallapp/one.py": b"app = 5\n"}
 
 
-def test_a_bundle_is_unpacked_read_and_loaded(tmp_path: Path, monkeypatch):
+def test_a_bundle_is_unpacked_read_and_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     data = _zip(GOOD)
     found = bundle.unpack(data, tmp_path / "app")
@@ -68,18 +71,20 @@ def test_a_bundle_is_unpacked_read_and_loaded(tmp_path: Path, monkeypatch):
         ({"smallapp/one.py": b""}, "no pyproject"),
     ],
 )
-def test_a_bundle_that_may_not_run_here_is_refused(tmp_path: Path, files, reason):
+def test_a_bundle_that_may_not_run_here_is_refused(
+    tmp_path: Path, files: dict[str, Any] | dict[str, bytes], reason: str
+) -> None:
     with pytest.raises(JobError, match=reason):
         bundle.unpack(_zip(files), tmp_path / "app")
     assert not (tmp_path / "app").exists()
 
 
-def test_what_is_no_bundle_is_refused(tmp_path: Path):
+def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="not a Flower app bundle"):
         bundle.unpack(b"nonsense", tmp_path / "app")
 
 
-def test_our_packages_come_from_one_place(monkeypatch, tmp_path: Path):
+def test_our_packages_come_from_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     bundle.check_packages()
     (tmp_path / "elsewhere").mkdir()
     fake = tmp_path / "elsewhere" / "__init__.py"
@@ -91,7 +96,7 @@ def test_our_packages_come_from_one_place(monkeypatch, tmp_path: Path):
 
 
 @pytest.mark.parametrize("step", [1, 3, 1000])
-def test_frames_come_back_however_they_are_cut(step):
+def test_frames_come_back_however_they_are_cut(step: int) -> None:
     parts = [b"", b"a", bytes(500), b""]
     body = b"".join(map(bytes, write_frames(parts)))
     assert len(body) == frames_length(parts)
@@ -105,18 +110,23 @@ def test_frames_come_back_however_they_are_cut(step):
     "body",
     [b"\0\0\0\0\0\0\0\x05abc", b"\xff" * 8, b"\0\0\0", b"\0" * 7 + b"\x02abc" + b"\0"],
 )
-def test_a_body_that_is_not_frames_is_refused(body):
+def test_a_body_that_is_not_frames_is_refused(body: bytes) -> None:
     reader = FrameReader(len(body))
+
+    def read() -> None:
+        list(reader.feed(body))
+        reader.finish()
+
     with pytest.raises(TransportError):
-        (list(reader.feed(body)), reader.finish())
+        read()
 
 
-def test_more_than_announced_is_refused():
+def test_more_than_announced_is_refused() -> None:
     with pytest.raises(TransportError, match="longer than announced"):
         list(FrameReader(3).feed(b"\0" * 4))
 
 
-def test_seeds_do_not_collide_and_do_not_change():
+def test_seeds_do_not_collide_and_do_not_change() -> None:
     seen = {
         derive(1, "a", 1),
         derive(2, "a", 1),
@@ -138,7 +148,7 @@ def test_seeds_do_not_collide_and_do_not_change():
         seed_generators(b"short")
 
 
-def test_node_numbers_are_stable_and_in_range():
+def test_node_numbers_are_stable_and_in_range() -> None:
     digest = hashlib.sha256(b"job").digest()
     numbers = {node_number(digest, f"site-{i}") for i in range(100)}
     assert len(numbers) == 100

@@ -268,7 +268,7 @@ def test_a_setting_of_another_attester_is_named(tmp_path: Path) -> None:
 
 
 def test_fields_say_where_the_claims_that_they_become_come_from(tmp_path: Path) -> None:
-    expected = {
+    expected: dict[bytes, dict[str, str | None]] = {
         bytes(REPORT): {
             "MEASUREMENT": "signed quote",
             "ID_KEY_DIGEST": "signed quote",

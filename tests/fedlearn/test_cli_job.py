@@ -39,7 +39,7 @@ from tests.harness.passes import passes
 
 
 @dataclass
-class Coordinator(stubs.OperatorServicer):  # type: ignore[misc]
+class Coordinator(stubs.OperatorServicer):
     """Keeps jobs in memory and tells a story about each."""
 
     jobs: dict[str, pb.JobState] = field(default_factory=dict)
@@ -120,7 +120,7 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
     ca = CertificateAuthority.create("test.example", datetime.now(UTC))
     coordinator = Coordinator()
     server = grpc.server(ThreadPoolExecutor(4))
-    stubs.add_OperatorServicer_to_server(coordinator, server)  # type: ignore[no-untyped-call]
+    stubs.add_OperatorServicer_to_server(coordinator, server)
     credentials = grpc.ssl_server_credentials(
         [_identity(ca, server=True)], ca.certificate_pem, require_client_auth=True
     )

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedlearn.cli import main
-from server.ledger import LEDGER_FILE, PUBLIC_KEY_FILE, Ledger
+from server.ledger import LEDGER_FILE, PUBLIC_KEY_FILE, Json, Ledger
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 
@@ -22,7 +22,7 @@ def state(tmp_path: Path) -> Path:
     directory.mkdir()
     common = {"job": "demo", "site": "a", "thumbprint": "aa"}
     with Ledger.open(directory / LEDGER_FILE, KEY) as ledger:
-        measured = {"measurements": {"app": "0123"}, "tee": "tpm", "policy": "77"}
+        measured: dict[str, Json] = {"measurements": {"app": "0123"}, "tee": "tpm", "policy": "77"}
         ledger.append("admission", {**common, **measured})
         ledger.append("refusal", {"job": "demo", "site": "rogue", "reason": "bad \x1b[31m app"})
         ledger.append("round", {"job": "demo", "round": 1, "phase": "started"})
@@ -106,15 +106,15 @@ def test_entries_are_shown_and_chosen(state: Path, capsys: pytest.CaptureFixture
     assert code == 0
     assert len(out.splitlines()) == 6
     assert "\x1b" not in out
-    _, out, _ = run(capsys, "show", "--state", state, "--kind", "round", "--after", 3, "--json")
+    _, out, _ = run(capsys, "show", "--state", state, "--kind", "round", "--after", "3", "--json")
     lines = [json.loads(text) for text in out.splitlines()]
     assert [entry["sequence"] for entry in lines] == [5]
-    _, out, _ = run(capsys, "show", "--state", state, "--limit", 2)
+    _, out, _ = run(capsys, "show", "--state", state, "--limit", "2")
     assert len(out.splitlines()) == 2
 
 
 def test_contributions_of_a_model(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("contributions", "--state", state, "--job", "demo", "--version", 1)
+    arguments = ("contributions", "--state", state, "--job", "demo", "--version", "1")
     code, out, _ = run(capsys, *arguments)
     assert code == 0
     assert "app=0123" in out

@@ -314,7 +314,7 @@ def test_a_drafted_policy_affirms_what_it_was_drafted_from(files: dict[str, Path
     assert "# " in target.read_text()
     printed = run("init", *source, "--endorsement", files["pin"], "--node", "site-a")
     policy = parse_policy(printed.stdout.encode())
-    assert policy.nodes == {"site-a": {b"\x01" * 16}}
+    assert policy.nodes == {"site-a": frozenset({b"\x01" * 16})}
 
 
 def test_a_draft_never_turns_debugging_on(files: dict[str, Path]) -> None:

@@ -41,7 +41,12 @@ class Case:
     report_data: str = ""
 
     def flags(self, flag: str = "--evidence", **changes: str | None) -> list[str]:
-        values = {"format": self.format, "at": self.at, "collateral": self.collateral} | changes
+        values: dict[str, str | None] = {
+            "format": self.format,
+            "at": self.at,
+            "collateral": self.collateral,
+            **changes,
+        }
         if values["collateral"]:
             values["collateral"] = str(VECTORS / str(values["collateral"]))
         flags = [flag, str(VECTORS / self.evidence)]
@@ -138,7 +143,7 @@ def needs(case: Case) -> None:
 
 
 def verdict(case: Case, policy: Path, **changes: str | None) -> tuple[int, dict[str, Any]]:
-    result = run("verify", *case.flags(**changes), "--policy", policy, "--json")
+    result = run("verify", *case.flags("--evidence", **changes), "--policy", policy, "--json")
     document: dict[str, Any] = json.loads(result.stdout)
     return result.exit_code, document
 
@@ -423,8 +428,8 @@ def test_a_folder_does_what_files_do(drafted: tuple[Case, Path], tmp_path: Path)
             (folder / item).write_bytes((VECTORS / item).read_bytes())
     flags = ["--evidence", VECTORS / case.evidence, "--collateral", folder, "--at", case.at]
     assert run("verify", *flags, "--policy", policy).exit_code == 0
-    for item in folder.iterdir():
-        item.unlink()
+    for kept in folder.iterdir():
+        kept.unlink()
     assert run("verify", *flags, "--policy", policy).exit_code == 1
     assert "holds no collateral" in run("verify", *flags, "--policy", policy).output
 

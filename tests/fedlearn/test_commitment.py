@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import tracemalloc
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -194,7 +196,7 @@ KNOWN = "691724403ba8fabe2307d3136bc5ba1aef5aaa388933aa403eab9b497380cbd6"
 
 def test_type_shape_and_name_are_part_of_a_record() -> None:
     base = {"x": np.zeros((1, 4), "<f4")}
-    different = [
+    different: list[dict[str, npt.NDArray[Any]]] = [
         base,
         {"x": np.zeros((1, 4), "<i4")},
         {"x": np.zeros((1, 2, 2), "<f4")},

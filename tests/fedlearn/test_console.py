@@ -121,7 +121,7 @@ def _group(error: BaseException) -> Commands:
     return group
 
 
-FINDING = {
+FINDING: dict[str, object] = {
     "claim": "app",
     "tier": "contraindicated",
     "expected": "aa",

@@ -96,7 +96,7 @@ def _run(load: Any, dealt: data.DemoData, folder: Path, **changes: Any) -> Any:
         data.write(site, folders[-1])
     results: list[Any] = []
 
-    class Kept(FedAvg):
+    class Kept(FedAvg):  # type: ignore[misc]  # flwr has no types here
         def start(self, *args: Any, **kwargs: Any) -> Any:
             results.append(super().start(*args, **kwargs))
             return results[-1]

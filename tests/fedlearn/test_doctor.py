@@ -167,7 +167,7 @@ def _certificate(start: datetime, end: datetime) -> bytes:
         key.public_key(),
         1,
         start,
-        end,  # type: ignore[arg-type]
+        end,
     )
     return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
 

@@ -31,7 +31,7 @@ def _round_trip(content: RecordDict) -> RecordDict:
     return inflate(flat.messages[0], flat.objects).content
 
 
-def test_a_packed_message_comes_back_as_it_was():
+def test_a_packed_message_comes_back_as_it_was() -> None:
     content = model()
     found = unpack(_round_trip(Packer().content(content)), max_bytes=10_000)
     for name, array in content["arrays"].items():
@@ -41,7 +41,7 @@ def test_a_packed_message_comes_back_as_it_was():
     assert found["arrays"].object_id == content["arrays"].object_id
 
 
-def test_every_type_of_value_comes_back_with_its_type():
+def test_every_type_of_value_comes_back_with_its_type() -> None:
     metrics = {"int": 1, "float": 1.0, "ints": [1, -(2**63)], "floats": [0.1, float("inf")]}
     config = {
         **metrics,
@@ -63,7 +63,7 @@ def test_every_type_of_value_comes_back_with_its_type():
     assert np.isnan(_round_trip(RecordDict({"m": MetricRecord({"x": float("nan")})}))["m"]["x"])
 
 
-def test_arrays_that_cannot_be_packed_travel_as_they_are():
+def test_arrays_that_cannot_be_packed_travel_as_they_are() -> None:
     other = Array("thing", (2,), "my.type", b"\0\1\2")
     content = RecordDict({"a": ArrayRecord({"x": other}), "empty": ArrayRecord()})
     found = unpack(_round_trip(Packer().content(content)), max_bytes=1000)
@@ -71,7 +71,7 @@ def test_arrays_that_cannot_be_packed_travel_as_they_are():
     assert len(found["empty"]) == 0
 
 
-def test_an_error_comes_back_with_its_metadata():
+def test_an_error_comes_back_with_its_metadata() -> None:
     asked = message(model(), to=5)
     reply = Message(Error(code=2, reason="it broke"), reply_to=asked)
     flat = flatten([reply])
@@ -83,7 +83,7 @@ def test_an_error_comes_back_with_its_metadata():
     assert (metadata.run_id, metadata.message_type) == (9, "train")
 
 
-def test_what_messages_share_is_there_once():
+def test_what_messages_share_is_there_once() -> None:
     content, packer = model(), Packer()
     flat = flatten([message(packer.content(content), to=node) for node in (5, 6, 7)])
     assert len(set(flat.ids)) == 3
@@ -101,14 +101,14 @@ def test_what_messages_share_is_there_once():
     assert found["a"] == found["b"]
 
 
-def test_a_view_may_be_read_only_and_a_copy_may_not_be():
+def test_a_view_may_be_read_only_and_a_copy_may_not_be() -> None:
     view = ArrayView(np.frombuffer(b"\0" * 8, np.float32))
     copy = view.numpy()
     copy += 1
     assert view.numpy().tolist() == [0, 0]
 
 
-def test_a_record_of_views_copies_nothing():
+def test_a_record_of_views_copies_nothing() -> None:
     array = np.ones(10, np.float32)
     record = record_of({"w": array})
     assert arrays_of(record)["w"] is array
@@ -123,12 +123,12 @@ def test_a_record_of_views_copies_nothing():
         (MetricRecord({"many": [0.123456789] * 400_000}), "at most 4194304 are sent"),
     ],
 )
-def test_what_nobody_would_take_is_not_sent(content, match):
+def test_what_nobody_would_take_is_not_sent(content: Any, match: str) -> None:
     with pytest.raises(TransportError, match=match):
         flatten([message(RecordDict({"x": content}), to=5)])
 
 
-def test_parts_that_are_not_there_are_missed():
+def test_parts_that_are_not_there_are_missed() -> None:
     flat = flatten([message(model(), to=5)])
     with pytest.raises(TransportError, match="part of the message is missing"):
         inflate(flat.messages[0], {})
@@ -151,7 +151,7 @@ def _npy(header: str, data: bytes) -> Array:
         np.array(["text"]),
     ],
 )
-def test_an_array_in_numpys_format_is_read_as_numpy_does(array):
+def test_an_array_in_numpys_format_is_read_as_numpy_does(array: Any) -> None:
     stored = Array(np.asarray(array))
     found = arrays_of(ArrayRecord({"w": stored}))["w"]
     assert (found.dtype, found.shape) == (stored.numpy().dtype, stored.numpy().shape)
@@ -172,7 +172,7 @@ def test_an_array_in_numpys_format_is_read_as_numpy_does(array):
         ("", b""),
     ],
 )
-def test_bytes_that_are_no_array_are_refused(header, data):
+def test_bytes_that_are_no_array_are_refused(header: str, data: bytes) -> None:
     with pytest.raises(UpdateRejected, match="w: is not a numpy array"):
         arrays_of(ArrayRecord({"w": _npy(header, data)}))
     with pytest.raises(UpdateRejected, match="of the type 'my"):
@@ -208,7 +208,14 @@ _HEAD: dict[str, Any] = json.loads(flatten([message(RecordDict(), to=5)]).messag
         {"more": 1},
     ],
 )
-def test_a_head_that_is_not_one_is_refused(change):
+def test_a_head_that_is_not_one_is_refused(
+    change: dict[str, Any]
+    | dict[str, bool]
+    | dict[str, dict[str, int | str]]
+    | dict[str, float]
+    | dict[str, int]
+    | dict[str, str],
+) -> None:
     Head.from_bytes(json.dumps(_HEAD).encode())
     with pytest.raises(TransportError):
         Head.from_bytes(json.dumps(_HEAD | change).encode())
@@ -218,12 +225,12 @@ def test_a_head_that_is_not_one_is_refused(change):
     "data",
     [b"", b"{}", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"id":"a","id":"a"}', b" " * 5_000_000],
 )
-def test_bytes_that_are_no_head_are_refused(data):
+def test_bytes_that_are_no_head_are_refused(data: bytes) -> None:
     with pytest.raises(TransportError):
         Head.from_bytes(data)
 
 
-def test_text_that_is_not_unicode_is_refused_where_it_comes_in():
+def test_text_that_is_not_unicode_is_refused_where_it_comes_in() -> None:
     text = json.dumps(_HEAD | {"group": "G"})
     with pytest.raises(TransportError, match="not Unicode"):
         Head.from_bytes(text.replace('"G"', '"\\ud800"').encode())
@@ -262,13 +269,13 @@ def test_text_that_is_not_unicode_is_refused_where_it_comes_in():
         (" " * (MAX_CONTENT_BYTES + 1), 0),
     ],
 )
-def test_a_content_that_is_not_one_is_refused(content, count):
+def test_a_content_that_is_not_one_is_refused(content: str, count: int) -> None:
     with pytest.raises(TransportError):
         read_content(content.encode(), count)
 
 
 @given(st.binary(max_size=200), st.integers(0, 3))
-def test_no_bytes_break_the_reader(data, count):
+def test_no_bytes_break_the_reader(data: bytes, count: int) -> None:
     for read in (lambda: read_content(data, count), lambda: Head.from_bytes(data)):
         try:
             read()
@@ -284,7 +291,7 @@ _json = st.recursive(
 
 
 @given(st.lists(st.tuples(st.text(), st.sampled_from(["arrays", "metrics", "config"]), _json)))
-def test_what_is_read_is_written_again_the_same(records):
+def test_what_is_read_is_written_again_the_same(records: list[Any]) -> None:
     data = json.dumps(records, separators=(",", ":"), ensure_ascii=False)
     try:
         found = read_content(data.encode(), 0)

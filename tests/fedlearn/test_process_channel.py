@@ -66,7 +66,7 @@ def test_what_arrives_is_what_was_sent(
 @pytest.mark.parametrize("times", [1, 100_000])
 def test_pieces_arrive_as_one(channels: tuple[ProcessChannel, ProcessChannel], times: int) -> None:
     ours, theirs = channels
-    ours.send({}, [[b"ab" * times, memoryview(np.arange(2 * times)), b""], b"c", []])
+    ours.send({}, [[b"ab" * times, np.arange(2 * times).data, b""], b"c", []])
     found = theirs.receive(timeout=10)
     assert found is not None
     first = b"ab" * times + np.arange(2 * times).tobytes()

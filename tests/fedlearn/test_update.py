@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import safetensors.numpy
 from hypothesis import given, settings
@@ -179,13 +181,14 @@ def test_values_that_are_not_finite_are_refused_when_asked(value: float, name: s
 def test_check_like_names_the_first_difference() -> None:
     model = {"w": np.zeros((2, 2), np.float32), "b": np.zeros(2, np.float32)}
     check_like(model, model)
-    for other, reason in (
+    cases: tuple[tuple[Mapping[str, npt.NDArray[Any]], str], ...] = (
         ({"w": model["w"]}, "'b' is missing"),
         ({**model, "x": model["b"]}, "'x' is not part"),
         ({"b": model["b"], "w": model["w"]}, "another order"),
         ({**model, "b": np.zeros(2)}, "b: is F64, the model has F32"),
         ({**model, "w": np.zeros((4,), np.float32)}, "w: has shape"),
-    ):
+    )
+    for other, reason in cases:
         with pytest.raises(UpdateRejected, match=reason):
             check_like(other, model)
 

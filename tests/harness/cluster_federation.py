@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedlearn.cli.local.federation import program
+from fedlearn.cli.local.federation import Party, program
 from tests.harness import cluster
-from tests.harness.federation import FederationHarness
+from tests.harness.cluster_site import ClusterSite
+from tests.harness.federation import Data, FederationHarness
 
 CLAIM = "small"
 
@@ -22,14 +23,14 @@ CLAIM = "small"
 class ClusterFederation(FederationHarness):
     """A federation whose sites are namespaces with an agent's account (``ClusterSite``)."""
 
-    def __init__(self, folder: Path, places: Mapping[str, Any], **more: Any) -> None:
+    def __init__(self, folder: Path, places: Mapping[str, ClusterSite], **more: Any) -> None:
         super().__init__(folder, tuple(places), **more)
         self.places = places
         self._ports = {site: cluster.reserve_port() for site in places}
         self._as_processes = self.federation.site_table
-        self.federation.site_table = self._as_pods
+        self.federation.site_table = self._as_pods  # type: ignore[method-assign]
 
-    def join(self, site: str, data: tuple[Any, Any]) -> None:
+    def join(self, site: str, data: Data) -> None:
         """Give a site its data as a claim, and let it join."""
         self.data_folder(site).mkdir(parents=True, exist_ok=True)
         self.places[site].claim(CLAIM, self.data_folder(site))
@@ -42,10 +43,9 @@ class ClusterFederation(FederationHarness):
         agent.wait(10)
         self.children._all.remove(agent)
         config = self.federation.parties[site].config
-        command = [program("fedlearn-edge"), "run", "--config", config]
-        self.children.start(site, command)
+        self.children.start(site, [program("fedlearn-edge"), "run", "--config", config])
 
-    def _as_pods(self, party: Any, bundle: bytes) -> dict[str, object]:
+    def _as_pods(self, party: Party, bundle: bytes) -> dict[str, object]:
         table: dict[str, object] = self._as_processes(party, bundle)
         place, port = self.places[party.name], self._ports[party.name]
         settings = place.settings()

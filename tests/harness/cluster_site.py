@@ -136,7 +136,7 @@ class ClusterSite:
         self.namespace = f"site-{next(_NUMBERS)}"
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.reports = Reports()
-        self._nodes: list[Node] = []
+        self.nodes: list[Node] = []
         self._open: list[KubeLauncher] = []
         self._make("/api/v1/namespaces", {"metadata": {"name": self.namespace}})
         here = f"/api/v1/namespaces/{self.namespace}"
@@ -158,7 +158,7 @@ class ClusterSite:
         if program:
             details["programs"] = {IMAGE: tuple(program)}
         node = Node(self.cluster, f"{self.namespace}-{name}", **details).start()
-        self._nodes.append(node)
+        self.nodes.append(node)
         return node
 
     def claim(self, name: str, folder: Path) -> None:
@@ -240,7 +240,7 @@ class ClusterSite:
         self.cluster.request(jobs, "DELETE")
         pods = f"/api/v1/namespaces/{self.namespace}/pods?gracePeriodSeconds=0"
         self.cluster.request(pods, "DELETE")
-        for node in self._nodes:
+        for node in self.nodes:
             node.stop()
 
     def jobs(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, x25519
 
 from attestation.attesters.sample import SampleAttester
 from attestation.binding import Binding, Role
+from attestation.policy.model import AppraisalPolicy
 from attestation.policy.parse import parse_policy
 from attestation.trust import TrustAnchors
 from fedlearn.identity.voucher import sign_voucher
@@ -48,7 +50,7 @@ def new_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def new_csr(key: Any) -> bytes:
+def new_csr(key: ec.EllipticCurvePrivateKey) -> bytes:
     return (
         x509.CertificateSigningRequestBuilder()
         .subject_name(x509.Name([]))
@@ -177,7 +179,7 @@ class Deployment:
         extra: str = "",
         coordinator: bytes | None = COORDINATOR_APP,
         coordinator_extra: str = "",
-    ) -> Any:
+    ) -> AppraisalPolicy:
         text = f"""
 version = 1
 name = "test"
@@ -221,7 +223,7 @@ value = "{LAUNCH.hex()}"
             clock=self.clock,
         )
 
-    def record(self, kind: str, body: Any) -> None:
+    def record(self, kind: str, body: Mapping[str, object]) -> None:
         self.entries.append((kind, json.loads(json.dumps(body))))
 
     def site_entries(self) -> list[dict[str, Any]]:

@@ -17,17 +17,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from attestation.evidence import Tee
 from fedlearn import config
 from fedlearn.cli.demo.proofs import OwnerKey
 from fedlearn.cli.local.children import Child, Children
 from fedlearn.cli.local.federation import COORDINATOR, Federation, policy_text, program
-from fedlearn.job import events
+from fedlearn.job.events import Event
 from fedlearn.job.spec import JobSpec
+from fedlearn.wire.operator import JobState, OperatorClient
+
+Array = npt.NDArray[Any]
+Data = tuple[Array, Array]
+"""The features of a data set, and its labels."""
 
 MARKER = np.frombuffer(hashlib.sha512(b"marker").digest(), np.uint8) * np.float32(1234.5)
 """Weights that training does not touch, with bytes that stand in no source file."""
@@ -165,14 +171,15 @@ def write_app(folder: Path, **replaced: str) -> Path:
     return folder
 
 
-def descend(weights: Any, x: Any, y: Any, epochs: int, lr: float) -> Any:
+def descend(weights: Array, x: Array, y: Array, epochs: int, lr: float) -> Array:
     """Train as the application does."""
     space: dict[str, Any] = {}
     exec(MODEL, space)
-    return space["train"](weights, x, y, epochs, lr)
+    trained: Array = space["train"](weights, x, y, epochs, lr)
+    return trained
 
 
-def make_data(rows: int, seed: int) -> tuple[Any, Any]:
+def make_data(rows: int, seed: int) -> Data:
     """Return inputs and targets of a linear problem."""
     generator = np.random.default_rng(seed)
     x = generator.normal(size=(rows, 4)).astype(np.float32)
@@ -223,15 +230,15 @@ class Job:
         )
         return self
 
-    def events(self) -> list[events.Event]:
+    def events(self) -> list[Event]:
         """All events so far."""
         found = self.harness.operator.follow_job(self.name, past_only=True)
-        return [events.Event.decode(item.kind, item.json) for item in found]
+        return [Event.decode(item.kind, item.json) for item in found]
 
-    def timed(self) -> list[tuple[float, events.Event]]:
+    def timed(self) -> list[tuple[float, Event]]:
         """All events so far with seconds since the epoch."""
         found = self.harness.operator.follow_job(self.name, past_only=True)
-        return [(each.unix_ms / 1000, events.Event.decode(each.kind, each.json)) for each in found]
+        return [(each.unix_ms / 1000, Event.decode(each.kind, each.json)) for each in found]
 
     def of(self, kind: str) -> list[Any]:
         """The events of one kind so far."""
@@ -263,7 +270,7 @@ class Job:
     def status(self) -> str:
         return self.harness.operator.get_job(self.name).status
 
-    def finish(self, status: str = "finished", *, seconds: float = 60) -> Any:
+    def finish(self, status: str = "finished", *, seconds: float = 60) -> JobState:
         """Wait for the end; check that it is the one that was expected; return the state."""
         end = time.monotonic() + seconds
         while (state := self.harness.operator.get_job(self.name)).status in _OPEN:
@@ -310,12 +317,12 @@ class FederationHarness:
         self.federation = _Federation(folder, self.children, tee=tee)
         limits = {"requests_per_second_per_peer": 200.0, "jobs": 64}
         self.federation.extra = {"limits": limits, **(server or {})}
-        self.data: dict[str, tuple[Any, Any]] = {}
+        self.data: dict[str, Data] = {}
         self.owner = OwnerKey.make(folder / "owner" / "owner.pem")
         self.coordinator: Child | None = None
         self._rows = rows
 
-    def __enter__(self) -> FederationHarness:
+    def __enter__(self) -> Self:
         try:
             self.federation.make_machines([*self.sites, "misbehaving"])
             self.federation.start()
@@ -349,13 +356,13 @@ class FederationHarness:
     def data_folder(self, site: str) -> Path:
         return self.folder / "sites" / site / "data"
 
-    def write_data(self, site: str, data: tuple[Any, Any]) -> None:
+    def write_data(self, site: str, data: Data) -> None:
         folder = self.data_folder(site)
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / "fresh.npz", x=data[0], y=data[1])
         (folder / "fresh.npz").rename(folder / "data.npz")
 
-    def join(self, site: str, data: tuple[Any, Any]) -> None:
+    def join(self, site: str, data: Data) -> None:
         self.write_data(site, data)
         digest = hashlib.sha256(self.bundle).digest()
         self.federation.join(site, data={"small": self.data_folder(site)}, bundle=digest)
@@ -378,7 +385,7 @@ class FederationHarness:
     # --- the coordinator --------------------------------------------------------------
 
     @property
-    def operator(self) -> Any:
+    def operator(self) -> OperatorClient:
         return self.federation.operator
 
     @property
@@ -407,7 +414,8 @@ class FederationHarness:
         self.coordinator = None
 
     def start_coordinator(self, wrapper: Sequence[str] = ()) -> None:
-        command = [*wrapper, program("fedlearn-server"), "run", "--config", self.server_toml]
+        command: list[str | Path] = [*wrapper, program("fedlearn-server"), "run"]
+        command += ["--config", self.server_toml]
         self.coordinator = self.children.start(COORDINATOR, command)
         self.federation._process = self.coordinator
         self.federation._client = self.federation._connect(self.coordinator)
@@ -510,7 +518,7 @@ class FederationHarness:
         mine = [path for path in files if path.name.rsplit(".", 2)[0] == model]
         return sorted(mine, key=lambda path: int(path.name.split(".")[-2]))
 
-    def weights(self, model: str) -> dict[str, Any]:
+    def weights(self, model: str) -> dict[str, Array]:
         """The newest version of a model, opened with the owner's key."""
         from cryptography.hazmat.primitives import serialization
 

@@ -15,14 +15,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
+if TYPE_CHECKING:
+    from server.flower.job_plan import JobPlan
+    from server.flower.job_runner import JobRunner
 
 TRUST_DOMAIN = "test.example"
 
@@ -117,7 +121,7 @@ def write_app(
 class Channel:
     """A job's channel that remembers; checkpoints are kept in memory."""
 
-    def __init__(self, live: Any) -> None:
+    def __init__(self, live: Callable[[], Iterable[str]]) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.checkpoints: list[Any] = []
         self.charged: list[tuple[int, int, bytes]] = []
@@ -185,8 +189,8 @@ class FlowerFederation:
         self.clients: list[subprocess.Popen[bytes]] = []
 
     def host(
-        self, plan: Any, *, channel: Any = None, app_host: Path | None = None
-    ) -> tuple[Any, Channel]:
+        self, plan: JobPlan, *, channel: Channel | None = None, app_host: Path | None = None
+    ) -> tuple[JobRunner, Channel]:
         from server.flower.job_runner import JobRunner
 
         channel = channel or Channel(lambda: self.live(plan.spec.name))
@@ -257,7 +261,7 @@ class FlowerFederation:
             "thumbprint": thumbprint(tls_key),
         }
 
-    def client(self, plan: Any, site: str, **more: Any) -> subprocess.Popen[bytes]:
+    def client(self, plan: JobPlan, site: str, **more: Any) -> subprocess.Popen[bytes]:
         """Admit a site and start its client process."""
         identity = self.admit(plan.spec.name, site)
         self.identities = {**getattr(self, "identities", {}), site: identity}
@@ -301,7 +305,7 @@ def _csr(key: ec.EllipticCurvePrivateKey) -> bytes:
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
-def make_plan(bundle: bytes, *, job: str = "tiny", sites: int = 4, **more: Any) -> Any:
+def make_plan(bundle: bytes, *, job: str = "tiny", sites: int = 4, **more: Any) -> JobPlan:
     from tests.harness.job_plans import job_plan
 
     values: dict[str, Any] = {"rounds": 3, "quorum": sites, "seconds": 60.0, "seed": 7, **more}

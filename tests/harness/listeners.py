@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fedlearn.errors import ConfigError, JobError, KeyReleaseDenied
+from server.admission.registry import Admission
 from server.rpc import EventView, JobView, Listeners, RpcConfig, Welcome
 from tests.harness.deployment import Deployment, key_pem
 
@@ -76,11 +77,13 @@ class RecordingCoordinator:
     def fetch_bundle(self, site: str, sha256: bytes) -> bytes:
         return self.bundle
 
-    def commit_data(self, admission: Any, *, root: bytes, records: int, examples: int) -> int:
+    def commit_data(self, admission: Admission, *, root: bytes, records: int, examples: int) -> int:
         self.calls.append(("commit", (admission.site, root, records)))
         return 42
 
-    def release_key(self, admission: Any, *, model: str, version: int, file_id: bytes) -> bytes:
+    def release_key(
+        self, admission: Admission, *, model: str, version: int, file_id: bytes
+    ) -> bytes:
         if model != "alpha":
             raise KeyReleaseDenied(f"the model {model} is not for {admission.job}", hint="ask")
         return b"wrapped for " + admission.hpke_key

@@ -32,6 +32,8 @@ from kubernetes import client, config, watch
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
+from tests.harness.cluster import Cluster
+
 LEASE_SECONDS: Final = 1.0
 _FAILED: Final = (ApiException, HTTPError, OSError)
 _KEPT: Final = (
@@ -61,7 +63,7 @@ class Node:
 
     def __init__(
         self,
-        cluster: Any,
+        cluster: Cluster,
         name: str,
         *,
         extended: Mapping[str, int] | None = None,
@@ -359,8 +361,8 @@ class Node:
                 found[mount.mount_path] = str(place)
             found[container.termination_message_path] = str(folder / "termination")
         lasting = {path: place for path, place in found.items() if not _fleeting(path)}
-        for place, files in written:
-            for name, data in files.items():
+        for place, contents in written:
+            for name, data in contents.items():
                 text = _translated(data.decode(), {**self._names, **lasting})
                 (place / name).write_text(text)
                 (place / name).chmod(0o600)

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from fedlearn.cli.local.federation import COORDINATOR, free_port
 from tests.harness import cluster
-from tests.harness.federation import MARKER, FederationHarness
+from tests.harness.federation import MARKER, Data, FederationHarness
+from tests.harness.real_node import RealNode
 
 USER: Final = 65_532
 """As whom the images run."""
@@ -36,7 +37,7 @@ class PodFederation(FederationHarness):
     def __init__(
         self,
         folder: Path,
-        node: Any,
+        node: RealNode,
         sites: Sequence[str],
         *,
         image: str,
@@ -53,7 +54,7 @@ class PodFederation(FederationHarness):
 
     # --- sites ------------------------------------------------------------------------
 
-    def join(self, site: str, data: tuple[Any, Any]) -> None:
+    def join(self, site: str, data: Data) -> None:
         """Install the chart for a site with a token, and let the site in when it asks."""
         self.write_data(site, data)
         # The stand-in for a machine's TEE is the machine's: each client finds its key there.
@@ -129,7 +130,7 @@ class PodFederation(FederationHarness):
             },
         )
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        return str(done.stdout)
 
     def volume(self, namespace: str, claim: str, folder: Path) -> None:
         """Make a volume with a folder of this machine, for one claim."""

@@ -84,20 +84,26 @@ class RealNode:
 
     def __init__(
         self,
-        images: Mapping[str, Any],
+        images: Mapping[str, real_node_images.Image],
         *,
         handlers: Iterable[str] = (),
         labels: Mapping[str, str] | None = None,
         extended: Mapping[str, int] | None = None,
     ) -> None:
         self.host = real_node_host.Host()
-        self.cluster: Any = None
+        self._cluster: Cluster | None = None
         self.seconds: dict[str, float] = {}
         self._images = dict(images)
         self._handlers = tuple(handlers)
         self._labels = dict(labels or {})
         self._extended = dict(extended or {})
         self._programs: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def cluster(self) -> Cluster:
+        """The control plane that the node belongs to, once it is started."""
+        assert self._cluster is not None
+        return self._cluster
 
     def __enter__(self) -> Self:
         """Start."""
@@ -119,7 +125,7 @@ class RealNode:
         if lacking := missing():
             raise RuntimeError(lacking)
         self._timed("host", self.host.start)
-        self.cluster = Cluster(
+        self._cluster = Cluster(
             self.host.folder / "cluster",
             address=self.host.address,
             inside=self.host.network,

@@ -81,11 +81,11 @@ def write_archive(path: Path, images: Mapping[str, Image]) -> None:
     with tarfile.open(path, "w") as archive:
         _add(archive, "oci-layout", json.dumps({"imageLayoutVersion": "1.0.0"}).encode())
         _add(archive, "index.json", json.dumps(index).encode())
-        for place, blob in blobs.items():
-            if isinstance(blob, bytes):
-                _add(archive, place, blob)
+        for name, content in blobs.items():
+            if isinstance(content, bytes):
+                _add(archive, name, content)
             else:
-                archive.add(blob, place)
+                archive.add(content, name)
 
 
 def _build(targets: Iterable[str]) -> None:

@@ -60,8 +60,10 @@ def merged(*layers: Mapping[str, Any]) -> Object:
     for layer in layers:
         for key, value in layer.items():
             below = found.get(key)
-            both = isinstance(value, Mapping) and isinstance(below, dict)
-            found[key] = merged(below, value) if both else value
+            if isinstance(value, Mapping) and isinstance(below, dict):
+                found[key] = merged(below, value)
+            else:
+                found[key] = value
     return found
 
 

@@ -29,8 +29,9 @@ def _pod(rendered: Any) -> dict[str, Any]:
 
 
 def _named(pod: dict[str, Any], name: str) -> dict[str, Any]:
-    (found,) = [one for one in pod["containers"] if one["name"] == name]
-    return found
+    found: list[dict[str, Any]] = [one for one in pod["containers"] if one["name"] == name]
+    assert len(found) == 1
+    return found[0]
 
 
 @pytest.mark.parametrize("values", [{}, EVERYTHING], ids=["least", "everything"])

@@ -153,7 +153,9 @@ def _core(objects: Any) -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module", params=sorted(MATRIX))
-def rendered(request: pytest.FixtureRequest, helm: Any, tmp_path_factory: Any) -> Any:
+def rendered(
+    request: pytest.FixtureRequest, helm: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
     chart, values, more = MATRIX[request.param]
     file = helm.values(chart, values, tmp_path_factory.mktemp("values"))
     return helm.template(chart, file, more=more)
@@ -255,8 +257,8 @@ def test_upgrades_change_nothing_that_cannot_change(helm: Any, tmp_path: Path) -
         ("fedlearn-server", "Deployment/here-front"): 1,
         ("fedlearn-edge", "Deployment/here"): 1,
     }
-    for kept in fixed.values():
-        assert "helm.sh/chart" not in next(iter(kept)), "a label that changes with the version"
+    for (only,) in fixed.values():
+        assert "helm.sh/chart" not in only, "a label that changes with the version"
 
 
 def test_the_whole_is_yaml_that_ends_in_notes(helm: Any, tmp_path: Path) -> None:

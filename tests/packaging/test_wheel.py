@@ -7,7 +7,6 @@ import importlib.metadata
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,7 +65,7 @@ def test_its_version_is_that_of_the_code(wheel: Path) -> None:
 
 
 @pytest.fixture
-def installed(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def installed(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The wheel in a folder, where the doctor finds it."""
     folder = tmp_path / "site"
     subprocess.run(

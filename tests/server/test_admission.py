@@ -6,6 +6,7 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,15 +19,15 @@ from fedlearn.identity.spiffe import ClientId
 from server.admission.challenges import Limits
 from server.admission.gate import AdmissionEvent, Change
 from server.identity.pki import PeerCertificate
-from tests.harness.deployment import Deployment
+from tests.harness.deployment import Client, Deployment
 
 
 @pytest.fixture
-def client(deployment: Any) -> Any:
+def client(deployment: Deployment) -> Client:
     return deployment.client()
 
 
-def denied(deployment: Any, request: Any, match: str, step: str) -> AdmissionDenied:
+def denied(deployment: Deployment, request: Any, match: str, step: str) -> AdmissionDenied:
     """Admission refuses with a reason and findings, in the ledger, and leaves nothing."""
     with pytest.raises(AdmissionDenied, match=match) as caught:
         deployment.gate.admit(request)
@@ -42,7 +43,7 @@ def denied(deployment: Any, request: Any, match: str, step: str) -> AdmissionDen
     return error
 
 
-def test_a_client_with_good_evidence_is_admitted(deployment: Any, client: Any) -> None:
+def test_a_client_with_good_evidence_is_admitted(deployment: Deployment, client: Client) -> None:
     admitted = deployment.admit(client)
     admission = admitted.admission
     peer = PeerCertificate.parse(admitted.certificate_chain)
@@ -61,7 +62,7 @@ def test_a_client_with_good_evidence_is_admitted(deployment: Any, client: Any) -
     assert entry["measurements"]["app"] == deployment.jobs["alpha"].bundle_digest.hex()
 
 
-def test_a_nonce_is_good_once(deployment: Any, client: Any) -> None:
+def test_a_nonce_is_good_once(deployment: Deployment, client: Client) -> None:
     request = deployment.request(client)
     deployment.gate.admit(request)
     with pytest.raises(NonceRefused, match="replay"):
@@ -69,36 +70,36 @@ def test_a_nonce_is_good_once(deployment: Any, client: Any) -> None:
     assert deployment.last("refusal")["step"] == "nonce"
 
 
-def test_a_refused_attempt_uses_up_its_nonce(deployment: Any, client: Any) -> None:
+def test_a_refused_attempt_uses_up_its_nonce(deployment: Deployment, client: Client) -> None:
     request = deployment.request(client, evidence=b"{}")
     denied(deployment, request, "malformed", "evidence")
     again = deployment.request(client, nonce=request.nonce)
     denied(deployment, again, "replay", "nonce")
 
 
-def test_a_stale_nonce_is_refused(deployment: Any, client: Any) -> None:
+def test_a_stale_nonce_is_refused(deployment: Deployment, client: Client) -> None:
     request = deployment.request(client)
     deployment.clock.advance(seconds=61)
     denied(deployment, request, "stale", "nonce")
 
 
-def test_a_nonce_that_the_prover_chose_is_refused(deployment: Any, client: Any) -> None:
+def test_a_nonce_that_the_prover_chose_is_refused(deployment: Deployment, client: Client) -> None:
     denied(deployment, deployment.request(client, nonce=b"n" * 32), "unknown", "nonce")
 
 
-def test_a_nonce_of_another_site_is_refused(deployment: Any, client: Any) -> None:
+def test_a_nonce_of_another_site_is_refused(deployment: Deployment, client: Client) -> None:
     nonce = deployment.gate.challenge("alpha", "site-b", "ip:test").nonce
     request = deployment.request(client, nonce=nonce)
     denied(deployment, request, "given out for job alpha at site site-b", "nonce")
 
 
-def test_evidence_for_another_tls_key_is_refused(deployment: Any, client: Any) -> None:
+def test_evidence_for_another_tls_key_is_refused(deployment: Deployment, client: Client) -> None:
     other = deployment.client()
     request = deployment.request(client, tls_key=other.tls_key)
     denied(deployment, request, "not genuine", "verification")
 
 
-def test_evidence_for_another_hpke_key_is_refused(deployment: Any, client: Any) -> None:
+def test_evidence_for_another_hpke_key_is_refused(deployment: Deployment, client: Client) -> None:
     request = replace(deployment.request(client), hpke_key=bytes(32))
     denied(deployment, request, "not genuine", "verification")
 
@@ -114,13 +115,13 @@ def test_evidence_for_another_hpke_key_is_refused(deployment: Any, client: Any) 
     ],
 )
 def test_evidence_made_for_something_else_is_refused(
-    deployment: Any, client: Any, changes: dict[str, Any]
+    deployment: Deployment, client: Client, changes: dict[str, Any]
 ) -> None:
     """Wrong role, relayed from another relying party, diverted site, another workload."""
     denied(deployment, deployment.request(client, **changes), "not genuine", "verification")
 
 
-def test_tampered_evidence_is_refused(deployment: Any, client: Any) -> None:
+def test_tampered_evidence_is_refused(deployment: Deployment, client: Client) -> None:
     request = deployment.request(client)
     position = request.evidence.index(b'"quote":"') + 60
     flipped = b"A" if request.evidence[position : position + 1] != b"A" else b"B"
@@ -131,14 +132,14 @@ def test_tampered_evidence_is_refused(deployment: Any, client: Any) -> None:
     assert deployment.nodes.alive == {}
 
 
-def test_an_untrusted_development_key_is_refused(deployment: Any, client: Any) -> None:
+def test_an_untrusted_development_key_is_refused(deployment: Deployment, client: Client) -> None:
     key = deployment.site_keys["site-a"]
     client.attester = SampleAttester(key, b"chip", {"app": b"a" * 32})
     denied(deployment, deployment.request(client), "not genuine", "verification")
 
 
 @pytest.mark.parametrize("claim", ["app", "job"])
-def test_a_wrong_measurement_is_refused_and_named(deployment: Any, claim: str) -> None:
+def test_a_wrong_measurement_is_refused_and_named(deployment: Deployment, claim: str) -> None:
     job = deployment.jobs["alpha"]
     measured = {"app": job.bundle_digest, "job": job.job_digest, claim: bytes(32)}
     rogue = deployment.client(measurements=measured)
@@ -150,7 +151,7 @@ def test_a_wrong_measurement_is_refused_and_named(deployment: Any, claim: str) -
 
 
 def test_a_measurement_that_the_policy_allows_but_is_not_this_jobs_is_refused(
-    deployment: Any,
+    deployment: Deployment,
 ) -> None:
     other = hashlib.sha256(b"another bundle").digest()
     policy = deployment.make_policy(extra=f'[[reference]]\nclaim = "app"\nvalue = "{other.hex()}"')
@@ -160,50 +161,50 @@ def test_a_measurement_that_the_policy_allows_but_is_not_this_jobs_is_refused(
     denied(deployment, deployment.request(rogue), "app is", "appraisal")
 
 
-def test_no_measurement_at_all_is_refused(deployment: Any) -> None:
+def test_no_measurement_at_all_is_refused(deployment: Deployment) -> None:
     rogue = deployment.client(measurements={})
     denied(deployment, deployment.request(rogue), "app", "appraisal")
 
 
-def test_hardware_that_is_not_listed_for_the_site_is_refused(deployment: Any) -> None:
+def test_hardware_that_is_not_listed_for_the_site_is_refused(deployment: Deployment) -> None:
     chip = b"chip-site-b".hex()
     policy = deployment.make_policy(extra=f'[nodes]\nsite-a = ["{chip}"]')
     deployment.gate.replace_policy("alpha", policy)
     denied(deployment, deployment.request(deployment.client()), "policy", "appraisal")
 
 
-def test_a_site_that_is_not_in_the_job_is_refused(deployment: Any) -> None:
+def test_a_site_that_is_not_in_the_job_is_refused(deployment: Deployment) -> None:
     client = deployment.client(job="beta")
     denied(deployment, deployment.request(client), "does not take part", "job")
 
 
-def test_an_unknown_job_is_refused(deployment: Any) -> None:
+def test_an_unknown_job_is_refused(deployment: Deployment) -> None:
     client = deployment.client(job="gamma")
     denied(deployment, deployment.request(client), "not open", "job")
 
 
-def test_a_voucher_of_another_site_is_refused(deployment: Any, client: Any) -> None:
+def test_a_voucher_of_another_site_is_refused(deployment: Deployment, client: Client) -> None:
     deployment.site_keys["site-a"] = deployment.site_keys["site-b"]
     denied(deployment, deployment.request(client), "does not vouch", "voucher")
 
 
-def test_a_missing_voucher_is_refused(deployment: Any, client: Any) -> None:
+def test_a_missing_voucher_is_refused(deployment: Deployment, client: Client) -> None:
     request = deployment.request(client, site_voucher=b"")
     denied(deployment, request, "no voucher", "voucher")
 
 
-def test_a_voucher_for_another_client_id_is_refused(deployment: Any, client: Any) -> None:
+def test_a_voucher_for_another_client_id_is_refused(deployment: Deployment, client: Client) -> None:
     request = replace(deployment.request(client), client="c2")
     denied(deployment, request, "does not vouch", "voucher")
 
 
-def test_a_removed_site_admits_nobody(deployment: Any, client: Any) -> None:
+def test_a_removed_site_admits_nobody(deployment: Deployment, client: Client) -> None:
     deployment.sites.remove("site-a")
     denied(deployment, deployment.request(client), "removed", "site")
 
 
 def test_a_draining_site_admits_nobody_new_and_keeps_whom_it_has(
-    deployment: Any, client: Any
+    deployment: Deployment, client: Client
 ) -> None:
     current = deployment.admit(client).admission
     deployment.sites.drain("site-a")
@@ -228,7 +229,7 @@ def test_a_draining_site_admits_nobody_new_and_keeps_whom_it_has(
     ],
 )
 def test_broken_requests_are_refused_with_a_reason(
-    deployment: Any, client: Any, changes: dict[str, Any], why: str
+    deployment: Deployment, client: Client, changes: dict[str, Any], why: str
 ) -> None:
     honest = deployment.request(client)
     request = replace(honest, **changes)
@@ -239,7 +240,7 @@ def test_broken_requests_are_refused_with_a_reason(
 
 
 def test_an_admission_that_cannot_be_recorded_does_not_take_place(
-    deployment: Any, client: Any
+    deployment: Deployment, client: Client
 ) -> None:
     request = deployment.request(client)
 
@@ -253,7 +254,9 @@ def test_an_admission_that_cannot_be_recorded_does_not_take_place(
     assert deployment.register.every(now=deployment.clock()) == ()
 
 
-def test_a_restarted_client_takes_the_place_of_the_former(deployment: Any, client: Any) -> None:
+def test_a_restarted_client_takes_the_place_of_the_former(
+    deployment: Deployment, client: Client
+) -> None:
     first = deployment.admit(client).admission
     second = deployment.admit(deployment.client()).admission
     assert second.node_id == first.node_id
@@ -264,13 +267,15 @@ def test_a_restarted_client_takes_the_place_of_the_former(deployment: Any, clien
         deployment.register.live(first.thumbprint, now=deployment.clock())
 
 
-def test_a_site_has_one_client_in_a_job(deployment: Any, client: Any) -> None:
+def test_a_site_has_one_client_in_a_job(deployment: Deployment, client: Client) -> None:
     deployment.admit(client)
     with pytest.raises(AdmissionDenied, match="a live client in this job already"):
         deployment.gate.admit(deployment.request(deployment.client(name="c2")))
 
 
-def test_a_renewal_gives_a_new_certificate_and_keeps_the_node(deployment: Any, client: Any) -> None:
+def test_a_renewal_gives_a_new_certificate_and_keeps_the_node(
+    deployment: Deployment, client: Client
+) -> None:
     first = deployment.admit(client)
     deployment.clock.advance(minutes=9)
     second = deployment.gate.renew(deployment.request(client, site_voucher=b""), first.admission)
@@ -281,14 +286,16 @@ def test_a_renewal_gives_a_new_certificate_and_keeps_the_node(deployment: Any, c
     assert deployment.kinds()[-1] == "renewal"
 
 
-def quarantined(deployment: Any, admission: Any) -> None:
+def quarantined(deployment: Deployment, admission: Any) -> None:
     with pytest.raises(AdmissionDenied, match="quarantined"):
         deployment.register.live(admission.thumbprint, now=deployment.clock())
     assert deployment.nodes.alive == {}
     assert deployment.kinds()[-2:] == ["refusal", "quarantine"]
 
 
-def test_a_renewal_with_a_wrong_measurement_quarantines(deployment: Any, client: Any) -> None:
+def test_a_renewal_with_a_wrong_measurement_quarantines(
+    deployment: Deployment, client: Client
+) -> None:
     current = deployment.admit(client).admission
     client.attester = deployment.client(measurements={"app": bytes(32)}).attester
     with pytest.raises(AdmissionDenied):
@@ -301,7 +308,7 @@ def test_a_renewal_with_a_wrong_measurement_quarantines(deployment: Any, client:
 
 @pytest.mark.parametrize("changed", ["site", "job", "client"])
 def test_a_renewal_for_another_party_quarantines(
-    deployment: Any, client: Any, changed: str
+    deployment: Deployment, client: Client, changed: str
 ) -> None:
     current = deployment.admit(client).admission
     other = {"site": "site-b", "job": "beta", "client": "c2"}[changed]
@@ -309,20 +316,23 @@ def test_a_renewal_for_another_party_quarantines(
     site = "site-a" if changed == "client" else "site-b"
     nonce = deployment.gate.challenge(job, site, "ip:test").nonce
     request = replace(deployment.request(client, nonce=nonce), job=job, site=site)
-    request = replace(request, **{changed: other})
+    change: dict[str, Any] = {changed: other}
+    request = replace(request, **change)
     with pytest.raises(AdmissionDenied, match="renews nobody else"):
         deployment.gate.renew(request, current)
     quarantined(deployment, current)
 
 
-def test_a_renewal_with_another_key_quarantines(deployment: Any, client: Any) -> None:
+def test_a_renewal_with_another_key_quarantines(deployment: Deployment, client: Client) -> None:
     current = deployment.admit(client).admission
     with pytest.raises(AdmissionDenied, match="keeps its keys"):
         deployment.gate.renew(deployment.request(deployment.client()), current)
     quarantined(deployment, current)
 
 
-def test_a_client_that_does_not_attest_again_is_quarantined(deployment: Any, client: Any) -> None:
+def test_a_client_that_does_not_attest_again_is_quarantined(
+    deployment: Deployment, client: Client
+) -> None:
     current = deployment.admit(client).admission
     deployment.clock.advance(minutes=10)
     with pytest.raises(AdmissionDenied, match="quarantined"):
@@ -334,7 +344,9 @@ def test_a_client_that_does_not_attest_again_is_quarantined(deployment: Any, cli
     assert deployment.gate.sweep() == ()
 
 
-def test_an_expired_admission_is_refused_swept_or_not(deployment: Any, client: Any) -> None:
+def test_an_expired_admission_is_refused_swept_or_not(
+    deployment: Deployment, client: Client
+) -> None:
     current = deployment.admit(client).admission
     # Its certificate alone: the date was moved, and with it the time to attest again.
     deployment.gate.shift(timedelta(minutes=30))
@@ -346,7 +358,7 @@ def test_an_expired_admission_is_refused_swept_or_not(deployment: Any, client: A
     assert deployment.kinds()[-1] == "expiry"
 
 
-def test_revocation_is_told_and_takes_the_node(deployment: Any, client: Any) -> None:
+def test_revocation_is_told_and_takes_the_node(deployment: Deployment, client: Client) -> None:
     told: list[AdmissionEvent] = []
     deployment.register.subscribe(told.append)
     current = deployment.admit(client).admission
@@ -361,7 +373,7 @@ def test_revocation_is_told_and_takes_the_node(deployment: Any, client: Any) -> 
 
 
 def test_a_subscriber_that_fails_does_not_keep_the_others_from_knowing(
-    deployment: Any, client: Any
+    deployment: Deployment, client: Client
 ) -> None:
     def broken(event: AdmissionEvent) -> None:
         raise RuntimeError("broken")
@@ -377,7 +389,7 @@ def test_a_subscriber_that_fails_does_not_keep_the_others_from_knowing(
         deployment.register.live(current.thumbprint, now=deployment.clock())
 
 
-def test_a_policy_that_still_fits_keeps_its_clients(deployment: Any, client: Any) -> None:
+def test_a_policy_that_still_fits_keeps_its_clients(deployment: Deployment, client: Client) -> None:
     deployment.admit(client)
     renamed = deployment.make_policy(extra='[nodes]\nsite-a = ["' + b"chip-site-a".hex() + '"]')
     assert deployment.gate.replace_policy("alpha", renamed) == ()
@@ -385,7 +397,7 @@ def test_a_policy_that_still_fits_keeps_its_clients(deployment: Any, client: Any
     assert len(deployment.nodes.alive) == 1
 
 
-def test_a_policy_that_fits_no_more_revokes_at_once(deployment: Any, client: Any) -> None:
+def test_a_policy_that_fits_no_more_revokes_at_once(deployment: Deployment, client: Client) -> None:
     current = deployment.admit(client).admission
     other = deployment.make_policy(extra='[nodes]\nsite-a = ["00"]')
     assert deployment.gate.replace_policy("alpha", other) == (current,)
@@ -397,20 +409,22 @@ def test_a_policy_that_fits_no_more_revokes_at_once(deployment: Any, client: Any
         deployment.gate.replace_policy("gamma", other)
 
 
-def test_a_job_that_changes_during_verification_admits_nobody(deployment: Any, client: Any) -> None:
+def test_a_job_that_changes_during_verification_admits_nobody(
+    deployment: Deployment, client: Client
+) -> None:
     request = deployment.request(client)
     answers = [deployment.jobs["alpha"], None]
     deployment.gate._jobs = lambda name: answers.pop(0)
     denied(deployment, request, "changed while", "register")
 
 
-def test_a_closed_job_ends_its_admissions(deployment: Any, client: Any) -> None:
+def test_a_closed_job_ends_its_admissions(deployment: Deployment, client: Client) -> None:
     deployment.admit(client)
     assert len(deployment.gate.close_job("alpha")) == 1
     assert deployment.nodes.alive == {}
 
 
-def test_floods_of_challenges_are_bounded(tmp_path: Any) -> None:
+def test_floods_of_challenges_are_bounded(tmp_path: Path) -> None:
     limits = Limits(
         outstanding=20,
         outstanding_per_peer=8,
@@ -440,7 +454,7 @@ def test_floods_of_challenges_are_bounded(tmp_path: Any) -> None:
     assert len(deployment.gate._book) == 1
 
 
-def test_floods_of_admissions_are_bounded_before_any_work(tmp_path: Any) -> None:
+def test_floods_of_admissions_are_bounded_before_any_work(tmp_path: Path) -> None:
     limits = Limits(rate_per_peer=1, burst_per_peer=5)
     deployment = Deployment(tmp_path, limits=limits)
     request = deployment.request(deployment.client(), nonce=b"n" * 32)
@@ -454,7 +468,7 @@ def test_floods_of_admissions_are_bounded_before_any_work(tmp_path: Any) -> None
     assert deployment.kinds().count("refusal") == 5
 
 
-def test_evidence_about_the_coordinator_is_bound_to_its_key(deployment: Any) -> None:
+def test_evidence_about_the_coordinator_is_bound_to_its_key(deployment: Deployment) -> None:
     proof = deployment.proof.prove("alpha", b"n" * 32, "ip:test")
     assert proof.evidence
     with pytest.raises(AdmissionDenied, match="32 bytes"):
@@ -463,8 +477,11 @@ def test_evidence_about_the_coordinator_is_bound_to_its_key(deployment: Any) -> 
         deployment.proof.prove("gamma", b"n" * 32, "ip:test")
 
 
-def test_lapsing_is_judged_by_the_time_that_is_given(deployment: Any, client: Any) -> None:
+def test_lapsing_is_judged_by_the_time_that_is_given(
+    deployment: Deployment, client: Client
+) -> None:
     current = deployment.admit(client).admission
+    assert current.renew_by is not None
     just_before = current.renew_by - timedelta(microseconds=1)
     assert deployment.register.live(current.thumbprint, now=just_before) == current
     with pytest.raises(AdmissionDenied, match="quarantined"):
@@ -472,7 +489,7 @@ def test_lapsing_is_judged_by_the_time_that_is_given(deployment: Any, client: An
 
 
 def test_a_revocation_during_verification_is_not_undone_by_a_renewal(
-    deployment: Any, client: Any
+    deployment: Deployment, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     current = deployment.admit(client).admission
     request = deployment.request(client)
@@ -483,7 +500,7 @@ def test_a_revocation_during_verification_is_not_undone_by_a_renewal(
         deployment.register.revoke(current.thumbprint, "meanwhile", now=deployment.clock())
         return affirmed
 
-    deployment.gate._examiner.examine = slow
+    monkeypatch.setattr(deployment.gate._examiner, "examine", slow)
     with pytest.raises(AdmissionDenied, match="revoked: meanwhile"):
         deployment.gate.renew(request, current)
     with pytest.raises(AdmissionDenied, match="revoked"):
@@ -492,7 +509,7 @@ def test_a_revocation_during_verification_is_not_undone_by_a_renewal(
 
 
 def test_a_site_that_is_removed_during_verification_admits_nobody(
-    deployment: Any, client: Any
+    deployment: Deployment, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = deployment.request(client)
     examine = deployment.gate._examiner.examine
@@ -502,11 +519,13 @@ def test_a_site_that_is_removed_during_verification_admits_nobody(
         deployment.sites.remove("site-a")
         return affirmed
 
-    deployment.gate._examiner.examine = slow
+    monkeypatch.setattr(deployment.gate._examiner, "examine", slow)
     denied(deployment, request, "removed", "register")
 
 
-def test_one_request_in_many_threads_is_admitted_once(deployment: Any, client: Any) -> None:
+def test_one_request_in_many_threads_is_admitted_once(
+    deployment: Deployment, client: Client
+) -> None:
     request = deployment.request(client)
 
     def attempt(_: int) -> str:
@@ -523,7 +542,7 @@ def test_one_request_in_many_threads_is_admitted_once(deployment: Any, client: A
     assert len(deployment.nodes.alive) == 1
 
 
-def test_two_clients_of_a_site_at_once_leave_one(deployment: Any) -> None:
+def test_two_clients_of_a_site_at_once_leave_one(deployment: Deployment) -> None:
     requests = [deployment.request(deployment.client(name=f"c{n}")) for n in range(6)]
 
     def attempt(request: Any) -> bool:

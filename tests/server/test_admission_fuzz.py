@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ RELAXED = settings(
 
 
 @pytest.fixture
-def open_handed(tmp_path: Any) -> Any:
+def open_handed(tmp_path: Path) -> Deployment:
     """A deployment whose rates do not end the fuzzing."""
     many = 10**6
     limits = Limits(
@@ -71,10 +72,11 @@ def mutated(data: bytes, mutation: Mutation) -> bytes:
     mutation=MUTATIONS,
 )
 def test_a_damaged_request_is_refused_and_never_crashes(
-    open_handed: Any, field: str, mutation: Mutation
+    open_handed: Deployment, field: str, mutation: Mutation
 ) -> None:
     honest = open_handed.request(open_handed.client())
-    damaged = replace(honest, **{field: mutated(getattr(honest, field), mutation)})
+    change: dict[str, Any] = {field: mutated(getattr(honest, field), mutation)}
+    damaged = replace(honest, **change)
     try:
         open_handed.gate.admit(damaged)
     except AdmissionDenied as error:
@@ -93,7 +95,7 @@ def test_a_damaged_request_is_refused_and_never_crashes(
 @RELAXED
 @given(mutation=MUTATIONS)
 def test_damaged_certificates_and_requests_are_refused(
-    open_handed: Any, mutation: Mutation
+    open_handed: Deployment, mutation: Mutation
 ) -> None:
     csr = open_handed.request(open_handed.client()).csr
     der = open_handed.ca.issue_site(csr, site="s", now=open_handed.clock()).der

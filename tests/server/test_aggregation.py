@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from random import Random
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +17,7 @@ from fedlearn.errors import UpdateRejected
 from fedlearn.update.arrays import BF16, to_bfloat16, to_float32
 from server.flower.aggregation.mean import MAX_UPDATES, MAX_WEIGHT, ExactMean, whole_weight
 
+Update = tuple[npt.NDArray[Any], int]
 _FLOATS = st.floats(-1000, 1000, width=32, allow_nan=False)
 _UPDATES = st.lists(
     st.tuples(hnp.arrays(np.float32, 5, elements=_FLOATS), st.integers(1, 100_000)),
@@ -22,7 +26,7 @@ _UPDATES = st.lists(
 )
 
 
-def _mean(updates: list[tuple[np.ndarray, int]]) -> np.ndarray:
+def _mean(updates: list[Update]) -> npt.NDArray[Any]:
     mean = ExactMean({"w": updates[0][0]})
     for array, weight in updates:
         mean.add({"w": array}, weight)
@@ -31,7 +35,7 @@ def _mean(updates: list[tuple[np.ndarray, int]]) -> np.ndarray:
 
 @settings(deadline=None, max_examples=60)
 @given(_UPDATES, st.randoms(use_true_random=False))
-def test_order_does_not_change_a_bit(updates, random):
+def test_order_does_not_change_a_bit(updates: list[Update], random: Random) -> None:
     expected = _mean(updates).tobytes()
     random.shuffle(updates)
     assert _mean(updates).tobytes() == expected
@@ -39,22 +43,22 @@ def test_order_does_not_change_a_bit(updates, random):
 
 @settings(deadline=None, max_examples=60)
 @given(_UPDATES)
-def test_error_is_below_one_unit_in_the_last_place(updates):
+def test_error_is_below_one_unit_in_the_last_place(updates: list[Update]) -> None:
     total = sum(weight for _, weight in updates)
     found = _mean(updates)
     for index in range(5):
-        exact = sum(Fraction(float(a[index])) * w for a, w in updates) / total
+        exact = sum((Fraction(float(a[index])) * w for a, w in updates), Fraction()) / total
         ulp = Fraction(float(np.spacing(np.abs(found[index]))))
         grid = Fraction(len(updates), 2**61)
         assert abs(Fraction(float(found[index])) - exact) < ulp + grid
 
 
-def test_one_update_is_its_own_mean():
+def test_one_update_is_its_own_mean() -> None:
     array = np.array([1.5, -3.25, 0.1, 1e-12, 0.0], np.float32)
     assert _mean([(array, 77)]).tobytes() == array.tobytes()
 
 
-def test_every_element_type_has_a_rule():
+def test_every_element_type_has_a_rule() -> None:
     like = {
         "half": np.zeros(2, np.float16),
         "brain": to_bfloat16(np.zeros(2, np.float32)),
@@ -93,7 +97,7 @@ def test_every_element_type_has_a_rule():
 
 
 @pytest.mark.parametrize("size", [2.0**40, 2.0**189, 2.0**190])
-def test_extremes_do_not_overflow(size):
+def test_extremes_do_not_overflow(size: float) -> None:
     largest = np.full(3, size, np.float64)
     mean = ExactMean({"w": largest})
     mean.add({"w": largest}, 1)
@@ -104,7 +108,7 @@ def test_extremes_do_not_overflow(size):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 2.0**191])
-def test_a_bad_value_is_refused_and_leaves_the_sum_alone(bad):
+def test_a_bad_value_is_refused_and_leaves_the_sum_alone(bad: float) -> None:
     mean = ExactMean({"a": np.zeros(1), "b": np.zeros(2)})
     mean.add({"a": np.ones(1), "b": np.ones(2)}, 3)
     with pytest.raises(UpdateRejected, match="b: "):
@@ -125,11 +129,13 @@ _ANY_FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
     ),
     st.randoms(use_true_random=False),
 )
-def test_any_float32_with_any_weight_is_added_exactly_in_any_order(updates, random):
+def test_any_float32_with_any_weight_is_added_exactly_in_any_order(
+    updates: list[Update], random: Random
+) -> None:
     total = sum(weight for _, weight in updates)
     found = _mean(updates)
     for index in range(4):
-        exact = sum(Fraction(float(a[index])) * w for a, w in updates) / total
+        exact = sum((Fraction(float(a[index])) * w for a, w in updates), Fraction()) / total
         # The spacing below the largest float32 is finite, that above it is not.
         below = np.nextafter(np.abs(found[index]), np.float32(0))
         ulp = max(Fraction(float(np.spacing(below))), Fraction(1, 2**149))
@@ -149,11 +155,11 @@ _ANY_FLOAT64 = st.floats(2.0**-100, 2.0**150).flatmap(lambda x: st.sampled_from(
         max_size=5,
     )
 )
-def test_float64_is_right_to_two_units_in_the_last_place(updates):
+def test_float64_is_right_to_two_units_in_the_last_place(updates: list[Update]) -> None:
     total = sum(weight for _, weight in updates)
     found = _mean(updates)
     for index in range(4):
-        exact = sum(Fraction(float(a[index])) * w for a, w in updates) / total
+        exact = sum((Fraction(float(a[index])) * w for a, w in updates), Fraction()) / total
         ulp = Fraction(float(np.spacing(np.abs(found[index]))))
         assert abs(Fraction(float(found[index])) - exact) <= 2 * ulp + Fraction(5, 2**211)
 
@@ -163,7 +169,9 @@ def test_float64_is_right_to_two_units_in_the_last_place(updates):
     st.sampled_from([np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint32, np.uint64]),
     st.data(),
 )
-def test_integers_of_any_size_get_the_exact_mean(dtype, data):
+def test_integers_of_any_size_get_the_exact_mean(
+    dtype: type[np.integer[Any]], data: st.DataObject
+) -> None:
     bounds = np.iinfo(dtype)
     values = hnp.arrays(dtype, 4, elements=st.integers(int(bounds.min), int(bounds.max)))
     updates = data.draw(
@@ -191,11 +199,11 @@ def test_integers_of_any_size_get_the_exact_mean(dtype, data):
     ids=lambda array: str(array.dtype),
 )
 @pytest.mark.parametrize("weight", [1, 437, 60_000, MAX_WEIGHT])
-def test_one_update_of_extremes_is_its_own_mean(array, weight):
+def test_one_update_of_extremes_is_its_own_mean(array: npt.NDArray[Any], weight: int) -> None:
     assert _mean([(array, weight)]).tobytes() == array.tobytes()
 
 
-def test_what_is_not_kept_is_documented():
+def test_what_is_not_kept_is_documented() -> None:
     """The sign of zero, and what is finer than the finest grid."""
     zeros = _mean([(np.array([-0.0, 0.0], np.float32), 3)])
     assert zeros.tobytes() == bytes(8)
@@ -203,7 +211,7 @@ def test_what_is_not_kept_is_documented():
     assert tiny.tolist() == [0.0, 2.0**-210, 0.0]
 
 
-def test_memory_grows_only_with_the_values_that_need_it():
+def test_memory_grows_only_with_the_values_that_need_it() -> None:
     mean = ExactMean({"w": np.zeros(1000, np.float32)})
     mean.add({"w": np.linspace(-10, 10, 1000).astype(np.float32)}, 1000)
     assert len(mean._grids["w"]) == 2
@@ -222,32 +230,32 @@ def test_memory_grows_only_with_the_values_that_need_it():
         {"w": np.zeros(5, np.float32), "x": np.zeros(1)},
     ],
 )
-def test_another_model_is_refused(other):
+def test_another_model_is_refused(other: dict[str, Any]) -> None:
     mean = ExactMean({"w": np.zeros(5, np.float32)})
     with pytest.raises(UpdateRejected):
         mean.add(other, 1)
 
 
 @pytest.mark.parametrize("weight", [-1, 0.5, float("nan"), float("inf"), 2**29, True, "3", None])
-def test_a_weight_that_is_no_number_of_examples_is_refused(weight):
+def test_a_weight_that_is_no_number_of_examples_is_refused(weight: Any) -> None:
     with pytest.raises(UpdateRejected):
         whole_weight(weight)
 
 
-def test_weights_at_the_border():
+def test_weights_at_the_border() -> None:
     assert whole_weight(np.int64(0)) == 0
     assert whole_weight(512.0) == 512
     assert whole_weight(MAX_WEIGHT) == MAX_WEIGHT
 
 
-def test_no_weight_is_no_mean():
+def test_no_weight_is_no_mean() -> None:
     mean = ExactMean({"w": np.zeros(1)})
     mean.add({"w": np.zeros(1)}, 0)
     with pytest.raises(UpdateRejected, match="no mean"):
         mean.result()
 
 
-def test_too_many_updates_are_refused():
+def test_too_many_updates_are_refused() -> None:
     mean = ExactMean({})
     mean._updates = MAX_UPDATES
     with pytest.raises(UpdateRejected, match="at most"):

@@ -84,10 +84,13 @@ def said(path: Path, data: bytes, descriptors: list[int]) -> dict[str, Any]:
         return found
 
 
-def test_an_application_runs_and_its_end_and_its_words_come_back(path: Path, tmp_path: Path):
+def test_an_application_runs_and_its_end_and_its_words_come_back(
+    path: Path, tmp_path: Path
+) -> None:
     application, channel = start(path)
     assert application.poll() is None
-    assert application.returncode is None
+    ended: int | None = application.returncode
+    assert ended is None
     (folder,) = (tmp_path / "scratch").iterdir()
     # The first record that an application gets has to have one blob; this one ends it.
     channel.send({}, [])
@@ -106,7 +109,7 @@ def wait_until(true: Callable[[], object], seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
-def test_it_is_ended_when_asked(path: Path):
+def test_it_is_ended_when_asked(path: Path) -> None:
     application, channel = start(path)
     assert application.kill() == -signal.SIGKILL
     assert not Path(f"/proc/{application.pid}").exists()
@@ -114,7 +117,7 @@ def test_it_is_ended_when_asked(path: Path):
         channel.send({}, [b"gone"])
 
 
-def test_the_end_of_the_coordinator_ends_it(tmp_path: Path):
+def test_the_end_of_the_coordinator_ends_it(tmp_path: Path) -> None:
     code = """
 import socket, sys, threading, time
 from pathlib import Path
@@ -155,7 +158,7 @@ time.sleep(600)
     != 0,
     reason="no PID namespace can be made here",
 )
-def test_as_the_first_process_of_a_container_it_serves_who_is_outside(tmp_path: Path):
+def test_as_the_first_process_of_a_container_it_serves_who_is_outside(tmp_path: Path) -> None:
     path, scratch = tmp_path / "own/s", tmp_path / "scratch"
     command = ["unshare", "--pid", "--ipc", "--mount", "--fork", "--kill-child", "--mount-proc"]
     command += [sys.executable, "-m", "server.main", "app-host", "--json"]
@@ -183,7 +186,7 @@ def alive(word: str) -> list[Path]:
     return found
 
 
-def test_a_process_that_it_started_is_refused(path: Path):
+def test_a_process_that_it_started_is_refused(path: Path) -> None:
     """The code of a job, where no mount namespace hides the socket."""
     code = """
 import socket, sys
@@ -199,7 +202,7 @@ print(s.recv(1 << 16).decode())
     assert found["busy"] is False
 
 
-def test_a_process_whose_parents_have_ended_is_refused_where_we_adopt_it(path: Path):
+def test_a_process_whose_parents_have_ended_is_refused_where_we_adopt_it(path: Path) -> None:
     """As a supervisor does, or the first process of a container."""
     code = """
 import ctypes, os, subprocess, sys
@@ -232,7 +235,7 @@ host.close()
     assert "is one of an application" in json.loads(done.stdout)["error"]
 
 
-def test_a_peer_that_lets_a_child_connect_and_end_is_refused(path: Path):
+def test_a_peer_that_lets_a_child_connect_and_end_is_refused(path: Path) -> None:
     code = """
 import os, socket, sys
 s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -248,7 +251,7 @@ print(s.recv(1 << 16).decode())
     assert json.loads(done.stdout)["error"].startswith("process ")
 
 
-def test_another_user_is_refused_on_both_sides(path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_another_user_is_refused_on_both_sides(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hosted, "peer_of", lambda connection: (1, os.geteuid() + 1))
     with pytest.raises(JobError, match=f"runs as user {os.geteuid() + 1}"):
         start(path)
@@ -259,7 +262,7 @@ def test_another_user_is_refused_on_both_sides(path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_real_other_user_is_refused(path: Path):
+def test_a_real_other_user_is_refused(path: Path) -> None:
     path.parent.chmod(0o755)
     path.chmod(0o777)
     for folder in path.parents[1 : len(path.parents) - 2]:
@@ -296,7 +299,7 @@ print(s.recv(1 << 16).decode())
         (json.dumps({**REQUEST, "full_sandbox": 1}).encode(), "full_sandbox"),
     ],
 )
-def test_a_malformed_request_is_refused(path: Path, data: bytes, message: str):
+def test_a_malformed_request_is_refused(path: Path, data: bytes, message: str) -> None:
     ours, theirs = socket.socketpair()
     read, write = os.pipe()
     with ours, theirs:
@@ -310,7 +313,7 @@ def descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def test_descriptors_are_counted_and_looked_at(path: Path):
+def test_descriptors_are_counted_and_looked_at(path: Path) -> None:
     data = json.dumps(REQUEST).encode()
     before = descriptors()
     ours, theirs = socket.socketpair()
@@ -328,13 +331,15 @@ def test_descriptors_are_counted_and_looked_at(path: Path):
     wait_until(lambda: descriptors() <= before)
 
 
-def test_a_silent_peer_is_let_go(path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_silent_peer_is_let_go(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apphost, "_REQUEST_SECONDS", 0.2)
     with connect(path) as connection:
         assert "no request came" in json.loads(connection.recv(MAX_RECORD))["error"]
 
 
-def test_one_too_many_waits_for_another_one_to_end(made: Callable[..., AppHost], tmp_path: Path):
+def test_one_too_many_waits_for_another_one_to_end(
+    made: Callable[..., AppHost], tmp_path: Path
+) -> None:
     made(most=1)
     path = tmp_path / "own/s"
     first, _first = start(path)
@@ -347,7 +352,7 @@ def test_one_too_many_waits_for_another_one_to_end(made: Callable[..., AppHost],
     second.kill()
 
 
-def test_nobody_there_is_a_crash_that_names_the_socket(tmp_path: Path):
+def test_nobody_there_is_a_crash_that_names_the_socket(tmp_path: Path) -> None:
     with pytest.raises(AppHostGone, match=f"no app host answers at {tmp_path / 's'}: No such"):
         start(tmp_path / "s", patience=0)
     assert AppHostGone.code == "crashed"
@@ -361,7 +366,7 @@ def test_nobody_there_is_a_crash_that_names_the_socket(tmp_path: Path):
 
 def test_an_app_host_that_does_not_answer_counts_as_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     """A listener that takes the request, says that it runs, and then nothing more."""
     monkeypatch.setattr(hosted, "_KILL_SECONDS", 0.2)
     monkeypatch.setattr(hosted, "_ANSWER_SECONDS", 0.2)
@@ -390,7 +395,7 @@ def test_an_app_host_that_does_not_answer_counts_as_gone(
 
 
 @pytest.mark.parametrize("answer", [b"{", b"[]", b'{"pid": "x"}', b'{"applied": ["new"]}'])
-def test_a_malformed_answer_is_refused(tmp_path: Path, answer: bytes):
+def test_a_malformed_answer_is_refused(tmp_path: Path, answer: bytes) -> None:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(str(tmp_path / "s"))
     listener.listen()
@@ -408,7 +413,7 @@ def test_a_malformed_answer_is_refused(tmp_path: Path, answer: bytes):
         thread.join()
 
 
-def test_what_the_sandbox_refuses_is_said(path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_the_sandbox_refuses_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: Any) -> Any:
         raise SandboxError("landlock: the kernel has none")
 
@@ -417,7 +422,7 @@ def test_what_the_sandbox_refuses_is_said(path: Path, monkeypatch: pytest.Monkey
         start(path, full_sandbox=True)
 
 
-def test_its_folder_is_its_own(tmp_path: Path, made: Callable[..., AppHost]):
+def test_its_folder_is_its_own(tmp_path: Path, made: Callable[..., AppHost]) -> None:
     shared = tmp_path / "shared"
     shared.mkdir(mode=0o777)
     shared.chmod(0o777)
@@ -430,7 +435,9 @@ def test_its_folder_is_its_own(tmp_path: Path, made: Callable[..., AppHost]):
         made()
 
 
-def test_a_socket_that_a_killed_one_left_is_replaced(tmp_path: Path, made: Callable[..., AppHost]):
+def test_a_socket_that_a_killed_one_left_is_replaced(
+    tmp_path: Path, made: Callable[..., AppHost]
+) -> None:
     (tmp_path / "own").mkdir(mode=0o700)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as left:
         left.bind(str(tmp_path / "own/s"))

@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg
@@ -19,7 +20,7 @@ from server.flower.aggregation.builtin import CLASSES, BuiltIn, check_classes, n
 
 SPEC = PrivacySpec(clip=1.0, noise_multiplier=1.0, epsilon=100.0, delta=1e-5)
 FEW = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
-MODEL = {"w": np.zeros(64, np.float32), "n": np.zeros((), np.int64)}
+MODEL: dict[str, npt.NDArray[Any]] = {"w": np.zeros(64, np.float32), "n": np.zeros((), np.int64)}
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +72,7 @@ def reply(
     return Message(content, reply_to=Message(RecordDict(), node, "train"))
 
 
-def test_every_name_of_a_job_has_its_class():
+def test_every_name_of_a_job_has_its_class() -> None:
     check_classes()
     assert set(CLASSES) == set(STRATEGIES) - {APP}
     assert name_of(FedAvg()) == "fedavg"
@@ -84,7 +85,7 @@ def test_every_name_of_a_job_has_its_class():
 
 
 @pytest.mark.parametrize("name", sorted(set(CLASSES) - {"qfedavg"}))
-def test_each_makes_a_model_of_the_types_that_it_had(name):
+def test_each_makes_a_model_of_the_types_that_it_had(name: str) -> None:
     grid = Grid()
     replies = [reply(node, 1.0 + node / 8) for node in range(1, 8)]
     arrays, metrics = strategy(name, grid).aggregate_train(1, replies)
@@ -95,10 +96,11 @@ def test_each_makes_a_model_of_the_types_that_it_had(name):
     }
     assert np.isfinite(found["w"]).all()
     assert grid.refused == {}
+    assert metrics is not None
     assert metrics["loss"] == pytest.approx(1.5, abs=0.6)
 
 
-def test_q_fedavg_has_floating_point_arrays_only():
+def test_q_fedavg_has_floating_point_arrays_only() -> None:
     grid, only = Grid(), {"w": MODEL["w"]}
     made = BuiltIn("qfedavg", {**FEW, "client_learning_rate": 0.1})
     made.configure_train(1, record_of(only), ConfigRecord(), grid)
@@ -109,7 +111,7 @@ def test_q_fedavg_has_floating_point_arrays_only():
 
 
 @pytest.mark.parametrize("name", ["fedadam", "fedavgm", "fedyogi", "fedadagrad"])
-def test_an_optimiser_makes_of_the_exact_mean_what_flower_makes_of_its_own(name):
+def test_an_optimiser_makes_of_the_exact_mean_what_flower_makes_of_its_own(name: str) -> None:
     import flwr.serverapp.strategy as strategies
 
     theirs = getattr(strategies, CLASSES[name])(**FEW)
@@ -117,22 +119,23 @@ def test_an_optimiser_makes_of_the_exact_mean_what_flower_makes_of_its_own(name)
     replies = [reply(node, 1.0 + node / 8) for node in range(1, 8)]
     expected, _ = theirs.aggregate_train(1, [reply(n, 1.0 + n / 8) for n in range(1, 8)])
     arrays, _ = strategy(name, Grid()).aggregate_train(1, replies)
+    assert arrays is not None
     np.testing.assert_allclose(arrays["w"].numpy(), expected["w"].numpy(), rtol=1e-5)
 
 
-def test_a_strategy_without_what_it_needs_is_refused():
+def test_a_strategy_without_what_it_needs_is_refused() -> None:
     with pytest.raises(JobError, match="client_learning_rate"):
         BuiltIn("qfedavg", FEW)
 
 
 @pytest.mark.parametrize("name", sorted(set(CLASSES) - MEAN_FAMILY))
-def test_what_sees_single_updates_is_refused_under_privacy(name):
+def test_what_sees_single_updates_is_refused_under_privacy(name: str) -> None:
     with pytest.raises(PrivacyError, match="looks at single updates"):
         BuiltIn(name, FEW, privacy=ServerPrivacy.from_spec(SPEC, bytes(32)))
 
 
 @pytest.mark.parametrize("name", sorted(MEAN_FAMILY))
-def test_an_optimiser_sees_the_noised_mean_only(name):
+def test_an_optimiser_sees_the_noised_mean_only(name: str) -> None:
     privacy = ServerPrivacy.from_spec(SPEC, hashlib.sha256(b"secret").digest())
     update = [reply(n, 0.01, metrics={"num-examples": 1}) for n in (1, 2, 3)]
     for message in update:
@@ -142,10 +145,12 @@ def test_an_optimiser_sees_the_noised_mean_only(name):
     for message in again:
         message.content["arrays"]["n"] = record_of(MODEL)["n"]
     plain, _ = strategy(name, Grid()).aggregate_train(1, again)
+    assert noised is not None
+    assert plain is not None
     assert np.abs(noised["w"].numpy() - plain["w"].numpy()).max() > 0.01
 
 
-def test_a_refused_update_does_not_change_the_denominator():
+def test_a_refused_update_does_not_change_the_denominator() -> None:
     privacy = ServerPrivacy.from_spec(SPEC, bytes(32))
     mean = {"w": np.full(64, 0.05), "n": MODEL["n"]}
     two = privacy.after_mean(mean, MODEL, 2, 1, asked=4)
@@ -156,7 +161,7 @@ def test_a_refused_update_does_not_change_the_denominator():
         privacy.after_mean(mean, MODEL, 2, 1, asked=1)
 
 
-def test_two_stages_get_independent_noise_and_a_repeated_attempt_the_same():
+def test_two_stages_get_independent_noise_and_a_repeated_attempt_the_same() -> None:
     privacy = ServerPrivacy.from_spec(SPEC, bytes(32))
     first, again, other = (
         privacy.after_mean(MODEL, MODEL, 3, 1, stage=stage)["w"] for stage in (1, 1, 2)
@@ -165,7 +170,7 @@ def test_two_stages_get_independent_noise_and_a_repeated_attempt_the_same():
     assert not np.array_equal(first, other)
 
 
-ODD = {
+ODD: dict[str, dict[str, Any]] = {
     "twelve thousand metrics": {"metrics": {"num-examples": 10, **{f"m{i}": 1 for i in range(99)}}},
     "a list": {"metrics": {"num-examples": 10, "loss": [1.0, 2.0]}},
     "no weight": {"metrics": {"loss": 1.0}},
@@ -177,7 +182,7 @@ ODD = {
 
 @pytest.mark.parametrize("odd", sorted(ODD))
 @pytest.mark.parametrize("name", ["fedavg", "fedadam", "fedmedian"])
-def test_an_odd_reply_is_one_failure_domain(name, odd):
+def test_an_odd_reply_is_one_failure_domain(name: str, odd: str) -> None:
     if name == "fedmedian" and odd == "another model":
         return  # the grid refuses other arrays than the model's before a robust rule sees them
     grid = Grid(quorum=2)
@@ -185,11 +190,12 @@ def test_an_odd_reply_is_one_failure_domain(name, odd):
     arrays, metrics = strategy(name, grid).aggregate_train(1, replies)
     assert arrays is not None
     assert np.isfinite(arrays["w"].numpy()).all()
+    assert metrics is not None
     assert set(metrics) == {"loss", "train_loss"}
     assert set(grid.refused) | set(grid.noted) == {2}
 
 
-def test_an_odd_evaluation_is_left_out_and_named():
+def test_an_odd_evaluation_is_left_out_and_named() -> None:
     grid = Grid()
     made = strategy("fedavg", grid)
     failed = Message(Error(code=0, reason="planted"), reply_to=reply(4, 0))
@@ -199,12 +205,14 @@ def test_an_odd_evaluation_is_left_out_and_named():
         reply(3, 3.0),
         failed,
     ]
-    assert made.aggregate_evaluate(1, replies)["loss"] == 2.0
+    found = made.aggregate_evaluate(1, replies)
+    assert found is not None
+    assert found["loss"] == 2.0
     assert set(grid.noted) == {2}
     assert made.aggregate_evaluate(1, [reply(1, 1.0, metrics={"num-examples": 0})]) is None
 
 
-def test_too_few_usable_updates_are_no_round():
+def test_too_few_usable_updates_are_no_round() -> None:
     grid = Grid(quorum=3)
     made = strategy("fedavg", grid)
     failed = Message(Error(code=0, reason="planted"), reply_to=reply(4, 0))

@@ -12,6 +12,7 @@ from server import clock as clock_module
 from server.admission.challenges import NONCE_LIFETIME, ChallengeStore
 from server.admission.registry import Change
 from server.clock import SteadyClock
+from tests.harness.deployment import Deployment
 
 START = datetime(2026, 11, 27, 12, tzinfo=UTC)
 
@@ -96,7 +97,7 @@ def test_time_in_which_the_process_is_stopped_does_not_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(clock_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("server.clock.time.monotonic", lambda: now[0])
     awake = clock_module._Awake()
     awake._ticking = True
     for _ in range(10):
@@ -108,16 +109,17 @@ def test_time_in_which_the_process_is_stopped_does_not_count(
 
 
 @pytest.fixture
-def moving(deployment: Any) -> Machine:
+def moving(deployment: Deployment) -> Machine:
     """The deployment with the date of a machine that the test moves."""
     machine = Machine(datetime.now(UTC))
     gate = deployment.gate
-    deployment.clock = gate._clock = machine.clock
+    gate._clock = machine.clock
+    deployment.clock = machine.clock  # type: ignore[assignment]
     machine.clock.subscribe(gate.shift)
     return machine
 
 
-def _live(deployment: Any, admission: Any) -> bool:
+def _live(deployment: Deployment, admission: Any) -> bool:
     try:
         deployment.register.live(admission.thumbprint, now=deployment.clock())
     except AdmissionDenied:
@@ -126,7 +128,7 @@ def _live(deployment: Any, admission: Any) -> bool:
 
 
 def test_an_admission_survives_a_jump_and_a_pause_and_still_has_to_be_renewed(
-    deployment: Any, moving: Machine
+    deployment: Deployment, moving: Machine
 ) -> None:
     admission = deployment.admit(deployment.client()).admission
     moving.jump(minutes=12)
@@ -149,7 +151,7 @@ def test_an_admission_survives_a_jump_and_a_pause_and_still_has_to_be_renewed(
 
 
 def test_a_date_that_moves_beyond_a_certificate_ends_no_clients_part(
-    deployment: Any, moving: Machine
+    deployment: Deployment, moving: Machine
 ) -> None:
     client = deployment.client()
     admission = deployment.admit(client).admission

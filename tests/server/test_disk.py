@@ -18,6 +18,7 @@ from server.admission.registry import Change
 from server.disk import disk_failed, ledger_error, store_error, transaction
 from server.health import Health
 from server.jobs.active_jobs import OpenJobs
+from tests.harness.deployment import Deployment
 from tests.harness.restarting_coordinator import restarting_coordinator, tiny_bundle
 
 
@@ -131,7 +132,7 @@ def test_the_book_of_jobs_says_that_its_disk_failed_and_works_afterwards(
         book._db = real
 
 
-def test_an_ending_that_the_disk_does_not_take_is_entered_later(deployment: Any) -> None:
+def test_an_ending_that_the_disk_does_not_take_is_entered_later(deployment: Deployment) -> None:
     admitted = deployment.admit(deployment.client())
     broken = True
     entered = deployment.gate._record

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedlearn.errors import (
     AdmissionDenied,
@@ -19,21 +20,21 @@ from fedlearn.errors import (
 from fedlearn.identity.join import JoinToken, checked_address
 from server.identity.enrollment import SiteRegistry, SiteStatus
 from server.identity.pki import PeerCertificate, spki
-from tests.harness.deployment import new_csr, new_key
+from tests.harness.deployment import Deployment, new_csr, new_key
 
 
-def csr_of(key: Any) -> bytes:
+def csr_of(key: ec.EllipticCurvePrivateKey) -> bytes:
     made: bytes = new_csr(key)
     return made
 
 
 @pytest.fixture
-def key() -> Any:
+def key() -> ec.EllipticCurvePrivateKey:
     return new_key()
 
 
 @pytest.fixture
-def csr(key: Any) -> bytes:
+def csr(key: ec.EllipticCurvePrivateKey) -> bytes:
     return csr_of(key)
 
 
@@ -42,7 +43,9 @@ def other_csr() -> bytes:
     return csr_of(new_key())
 
 
-def test_a_site_enrolls_waits_and_is_approved(deployment: Any, csr: bytes, key: Any) -> None:
+def test_a_site_enrolls_waits_and_is_approved(
+    deployment: Deployment, csr: bytes, key: ec.EllipticCurvePrivateKey
+) -> None:
     sites = deployment.sites
     token = sites.create_token("site-c").encode()
     assert sites.enroll(token, csr).status is SiteStatus.PENDING
@@ -58,7 +61,7 @@ def test_a_site_enrolls_waits_and_is_approved(deployment: Any, csr: bytes, key: 
 
 
 def test_a_token_that_was_used_is_refused_with_another_key(
-    deployment: Any, csr: bytes, other_csr: bytes
+    deployment: Deployment, csr: bytes, other_csr: bytes
 ) -> None:
     token = deployment.sites.create_token("site-c", needs_approval=False).encode()
     deployment.sites.enroll(token, csr)
@@ -68,7 +71,7 @@ def test_a_token_that_was_used_is_refused_with_another_key(
     assert deployment.last("enrollment")["peer"] == "ip:evil"
 
 
-def test_an_expired_token_is_refused(deployment: Any, csr: bytes) -> None:
+def test_an_expired_token_is_refused(deployment: Deployment, csr: bytes) -> None:
     token = deployment.sites.create_token("site-c", lifetime=timedelta(minutes=5)).encode()
     deployment.clock.advance(minutes=5)
     with pytest.raises(EnrollmentRefused, match="expired") as caught:
@@ -76,14 +79,18 @@ def test_an_expired_token_is_refused(deployment: Any, csr: bytes) -> None:
     assert "fedlearn site token site-c" in caught.value.hint
 
 
-def test_a_spent_token_lets_its_own_key_back_in_however_late(deployment: Any, csr: bytes) -> None:
+def test_a_spent_token_lets_its_own_key_back_in_however_late(
+    deployment: Deployment, csr: bytes
+) -> None:
     token = deployment.sites.create_token("site-c", needs_approval=False).encode()
     deployment.sites.enroll(token, csr)
     deployment.clock.advance(days=90)
     assert deployment.sites.enroll(token, csr).status is SiteStatus.ACTIVE
 
 
-def test_a_forged_token_is_told_apart_from_a_typing_mistake(deployment: Any, csr: bytes) -> None:
+def test_a_forged_token_is_told_apart_from_a_typing_mistake(
+    deployment: Deployment, csr: bytes
+) -> None:
     genuine = deployment.sites.create_token("site-c")
     forged = JoinToken.fresh(
         address=genuine.address, site=genuine.site, ca_pin=genuine.ca_pin
@@ -97,7 +104,7 @@ def test_a_forged_token_is_told_apart_from_a_typing_mistake(deployment: Any, csr
         deployment.sites.enroll(mistyped, csr)
 
 
-def test_a_token_for_one_site_does_not_enroll_another(deployment: Any, csr: bytes) -> None:
+def test_a_token_for_one_site_does_not_enroll_another(deployment: Deployment, csr: bytes) -> None:
     genuine = deployment.sites.create_token("site-c")
     renamed = JoinToken(
         address=genuine.address, site="site-d", ca_pin=genuine.ca_pin, secret=genuine.secret
@@ -106,7 +113,7 @@ def test_a_token_for_one_site_does_not_enroll_another(deployment: Any, csr: byte
         deployment.sites.enroll(renamed.encode(), csr)
 
 
-def test_a_new_invitation_voids_the_former(deployment: Any, csr: bytes) -> None:
+def test_a_new_invitation_voids_the_former(deployment: Deployment, csr: bytes) -> None:
     former = deployment.sites.create_token("site-c").encode()
     latter = deployment.sites.create_token("site-c").encode()
     with pytest.raises(EnrollmentRefused, match="void"):
@@ -114,12 +121,12 @@ def test_a_new_invitation_voids_the_former(deployment: Any, csr: bytes) -> None:
     deployment.sites.enroll(latter, csr)
 
 
-def test_an_enrolled_site_gets_no_second_token(deployment: Any) -> None:
+def test_an_enrolled_site_gets_no_second_token(deployment: Deployment) -> None:
     with pytest.raises(ConfigError, match="active already"):
         deployment.sites.create_token("site-a")
 
 
-def test_one_key_is_one_site(deployment: Any) -> None:
+def test_one_key_is_one_site(deployment: Deployment) -> None:
     csr = csr_of(deployment.site_keys["site-a"])
     token = deployment.sites.create_token("site-c").encode()
     with pytest.raises(EnrollmentRefused, match="belongs to site site-a"):
@@ -127,7 +134,7 @@ def test_one_key_is_one_site(deployment: Any) -> None:
 
 
 def test_a_removed_site_is_cut_off_told_and_may_be_invited_anew(
-    deployment: Any, csr: bytes
+    deployment: Deployment, csr: bytes
 ) -> None:
     sites = deployment.sites
     told: list[Any] = []
@@ -148,7 +155,7 @@ def test_a_removed_site_is_cut_off_told_and_may_be_invited_anew(
         sites.authenticate(peer)
 
 
-def test_a_rejected_site_stays_out(deployment: Any, csr: bytes) -> None:
+def test_a_rejected_site_stays_out(deployment: Deployment, csr: bytes) -> None:
     token = deployment.sites.create_token("site-c").encode()
     deployment.sites.enroll(token, csr)
     assert deployment.sites.reject("site-c").status is SiteStatus.REMOVED
@@ -156,7 +163,7 @@ def test_a_rejected_site_stays_out(deployment: Any, csr: bytes) -> None:
         deployment.sites.enroll(token, csr)
 
 
-def test_what_does_not_fit_the_status_is_refused(deployment: Any) -> None:
+def test_what_does_not_fit_the_status_is_refused(deployment: Deployment) -> None:
     with pytest.raises(ConfigError, match="is active, not pending or draining"):
         deployment.sites.approve("site-a")
     with pytest.raises(ConfigError, match="no site"):
@@ -165,7 +172,7 @@ def test_what_does_not_fit_the_status_is_refused(deployment: Any) -> None:
     assert deployment.sites.approve("site-a").status is SiteStatus.ACTIVE
 
 
-def reopened(deployment: Any) -> SiteRegistry:
+def reopened(deployment: Deployment) -> SiteRegistry:
     """The register as it is after a restart: all that is known of sites is in the ledger."""
     return SiteRegistry(
         entries=deployment.site_entries(),
@@ -176,7 +183,9 @@ def reopened(deployment: Any) -> SiteRegistry:
     )
 
 
-def test_the_register_survives_a_restart_and_keeps_no_secret(deployment: Any, csr: bytes) -> None:
+def test_the_register_survives_a_restart_and_keeps_no_secret(
+    deployment: Deployment, csr: bytes
+) -> None:
     token = deployment.sites.create_token("site-c", needs_approval=False)
     stored = repr(deployment.entries)
     assert token.secret.hex() not in stored
@@ -188,7 +197,7 @@ def test_the_register_survives_a_restart_and_keeps_no_secret(deployment: Any, cs
 
 @pytest.mark.parametrize("change", ["remove", "drain", "reject", "approve"])
 def test_every_change_of_a_site_outlives_a_restart(
-    deployment: Any, csr: bytes, change: str
+    deployment: Deployment, csr: bytes, change: str
 ) -> None:
     deployment.sites.enroll(deployment.sites.create_token("site-c").encode(), csr)
     getattr(deployment.sites, change)("site-c" if change in ("reject", "approve") else "site-a")
@@ -201,7 +210,7 @@ def test_every_change_of_a_site_outlives_a_restart(
 
 
 def test_a_refusal_changes_nothing_after_a_restart(
-    deployment: Any, csr: bytes, other_csr: bytes
+    deployment: Deployment, csr: bytes, other_csr: bytes
 ) -> None:
     token = deployment.sites.create_token("site-c", needs_approval=False).encode()
     deployment.sites.enroll(token, csr)
@@ -211,14 +220,18 @@ def test_a_refusal_changes_nothing_after_a_restart(
 
 
 @pytest.mark.parametrize("damage", [{"key": "zz"}, {"status": "king"}, {"tpm": {}}, {"changed": 0}])
-def test_an_entry_of_another_version_is_named(deployment: Any, damage: dict[str, Any]) -> None:
+def test_an_entry_of_another_version_is_named(
+    deployment: Deployment, damage: dict[str, Any]
+) -> None:
     body = deployment.site_entries()[-1]
     body["state"] |= damage
     with pytest.raises(LedgerError, match="an entry about a site"):
         reopened(deployment)
 
 
-def test_a_change_that_cannot_be_recorded_does_not_take_place(deployment: Any, csr: bytes) -> None:
+def test_a_change_that_cannot_be_recorded_does_not_take_place(
+    deployment: Deployment, csr: bytes
+) -> None:
     token = deployment.sites.create_token("site-c").encode()
 
     def full(kind: str, body: Any) -> None:
@@ -231,7 +244,7 @@ def test_a_change_that_cannot_be_recorded_does_not_take_place(deployment: Any, c
 
 
 @pytest.mark.parametrize("report", ["", "[]", "{", "[" * 100_000, '{"a":"' + "x" * 300_000 + '"}'])
-def test_broken_capabilities_are_refused(deployment: Any, report: str) -> None:
+def test_broken_capabilities_are_refused(deployment: Deployment, report: str) -> None:
     with pytest.raises(ConfigError, match="capabilities"):
         deployment.sites.report_capabilities("site-a", report)
     deployment.sites.report_capabilities("site-a", '{"tee": ["tpm"]}')
@@ -239,7 +252,7 @@ def test_broken_capabilities_are_refused(deployment: Any, report: str) -> None:
 
 
 @pytest.mark.parametrize("lifetime", [timedelta(0), timedelta(days=31), timedelta(days=-1)])
-def test_an_impossible_lifetime_is_refused(deployment: Any, lifetime: timedelta) -> None:
+def test_an_impossible_lifetime_is_refused(deployment: Deployment, lifetime: timedelta) -> None:
     with pytest.raises(ConfigError, match="lifetime"):
         deployment.sites.create_token("site-c", lifetime=lifetime)
 
@@ -274,7 +287,7 @@ def test_what_is_no_address_says_so(text: str) -> None:
         checked_address(text)
 
 
-def test_no_more_sites_are_invited_than_the_operator_allows(deployment: Any) -> None:
+def test_no_more_sites_are_invited_than_the_operator_allows(deployment: Deployment) -> None:
     deployment.sites._limit = 3
     deployment.sites.create_token("site-c")
     deployment.sites.create_token("site-c")

@@ -10,6 +10,7 @@ import random
 import threading
 import time
 import tracemalloc
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +33,7 @@ from tests.harness.job_plans import job_plan
 
 
 @pytest.fixture
-def link(monkeypatch):
+def link(monkeypatch: pytest.MonkeyPatch) -> Iterator[JobExchange]:
     monkeypatch.setattr("server.flower.exchange.nodes._HOLD_SECONDS", 0.2)
     made = JobExchange(job_plan())
     yield made
@@ -40,7 +41,7 @@ def link(monkeypatch):
 
 
 @pytest.fixture
-def nodes(link):
+def nodes(link: JobExchange) -> list[FakeNode]:
     made = [FakeNode(link, "a"), FakeNode(link, "b")]
     for node in made:
         node.activate()
@@ -66,7 +67,9 @@ def _holds_nothing(link: JobExchange) -> bool:
 # Questions and answers
 
 
-def test_a_question_is_answered_once_and_then_forgotten(link, nodes):
+def test_a_question_is_answered_once_and_then_forgotten(
+    link: JobExchange, nodes: list[FakeNode]
+) -> None:
     first, second = ask(link, nodes[0].number, nodes[1].number)
     assert nodes[0].fetched() == first
     # Not answered yet: handed out again, as after a restart of the client.
@@ -82,7 +85,9 @@ def test_a_question_is_answered_once_and_then_forgotten(link, nodes):
     assert _holds_nothing(link)
 
 
-def test_what_a_node_gets_and_what_it_sends_are_whole(link, nodes):
+def test_what_a_node_gets_and_what_it_sends_are_whole(
+    link: JobExchange, nodes: list[FakeNode]
+) -> None:
     (question,) = ask(link, nodes[0].number)
     _, (head, *parts) = nodes[0].fetch()
     asked = inflate(head, dict(zip(Head.from_bytes(head).parts, parts, strict=True)))
@@ -97,7 +102,9 @@ def test_what_a_node_gets_and_what_it_sends_are_whole(link, nodes):
     assert reply.digest == update.digest(arrays_of(found["arrays"])).hex()
 
 
-def test_the_digest_covers_every_part_after_the_content(link, nodes):
+def test_the_digest_covers_every_part_after_the_content(
+    link: JobExchange, nodes: list[FakeNode]
+) -> None:
     (question,) = ask(link, nodes[0].number)
     nodes[0].fetched()
     content = model()
@@ -117,7 +124,9 @@ def test_the_digest_covers_every_part_after_the_content(link, nodes):
     assert link.pull([question], 1)[0].digest == ""
 
 
-def test_questions_are_handed_out_in_the_order_in_which_they_were_asked(link, nodes):
+def test_questions_are_handed_out_in_the_order_in_which_they_were_asked(
+    link: JobExchange, nodes: list[FakeNode]
+) -> None:
     asked = [ask(link, nodes[0].number)[0] for _ in range(3)]
     for question in asked:
         assert nodes[0].fetched() == question
@@ -125,14 +134,14 @@ def test_questions_are_handed_out_in_the_order_in_which_they_were_asked(link, no
     assert [reply.question for reply in link.pull(asked, 1)] == asked
 
 
-def test_the_model_is_held_once_for_all_messages(link, nodes):
+def test_the_model_is_held_once_for_all_messages(link: JobExchange, nodes: list[FakeNode]) -> None:
     ask(link, nodes[0].number, nodes[1].number)
     first, second = link._questions.values()
     assert [id(part) for part in first.frames[1:]] == [id(part) for part in second.frames[1:]]
     assert len(first.frames) == 3
 
 
-def test_a_reply_has_the_metadata_of_its_question(link, nodes):
+def test_a_reply_has_the_metadata_of_its_question(link: JobExchange, nodes: list[FakeNode]) -> None:
     (question,) = ask(link, nodes[0].number)
     nodes[0].fetched()
     frames = nodes[0].answer(question)
@@ -144,7 +153,9 @@ def test_a_reply_has_the_metadata_of_its_question(link, nodes):
     assert (head.sender, head.reply_to) == (nodes[0].number, question)
 
 
-def test_node_numbers_come_from_the_job_and_the_site(link, nodes):
+def test_node_numbers_come_from_the_job_and_the_site(
+    link: JobExchange, nodes: list[FakeNode]
+) -> None:
     other = JobExchange(job_plan())
     assert other.run_id == link.run_id
     assert other.create_node("a", b"another key") == nodes[0].number
@@ -156,7 +167,9 @@ def test_node_numbers_come_from_the_job_and_the_site(link, nodes):
         link.create_node("c", b"")
 
 
-def test_what_the_job_sends_is_bounded_and_checked(link, nodes, monkeypatch):
+def test_what_the_job_sends_is_bounded_and_checked(
+    link: JobExchange, nodes: list[FakeNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = Packer().content(model())
     flat = flatten([message(content, to=nodes[0].number)])
     with pytest.raises(TransportError, match="part of the message is missing"):
@@ -180,7 +193,7 @@ def test_what_the_job_sends_is_bounded_and_checked(link, nodes, monkeypatch):
 # What a node may not do
 
 
-def test_a_node_cannot_answer_for_another(link, nodes):
+def test_a_node_cannot_answer_for_another(link: JobExchange, nodes: list[FakeNode]) -> None:
     mine, theirs = ask(link, nodes[0].number, nodes[1].number)
     nodes[0].fetched()
     nodes[1].fetched()
@@ -191,7 +204,7 @@ def test_a_node_cannot_answer_for_another(link, nodes):
     assert nodes[1].deliver(nodes[1].answer(theirs)) == 200
 
 
-def test_only_the_question_in_hand_is_answered(link, nodes):
+def test_only_the_question_in_hand_is_answered(link: JobExchange, nodes: list[FakeNode]) -> None:
     first, second = ask(link, nodes[0].number)[0], ask(link, nodes[0].number)[0]
     # Asked, but not handed out yet.
     assert nodes[0].deliver(nodes[0].answer(first)) == 410
@@ -201,7 +214,9 @@ def test_only_the_question_in_hand_is_answered(link, nodes):
     assert link.pull([first, second], 0) == []
 
 
-def test_an_answer_to_a_withdrawn_question_is_not_taken(link, nodes):
+def test_an_answer_to_a_withdrawn_question_is_not_taken(
+    link: JobExchange, nodes: list[FakeNode]
+) -> None:
     (question,) = ask(link, nodes[0].number)
     nodes[0].fetched()
 
@@ -215,7 +230,9 @@ def test_an_answer_to_a_withdrawn_question_is_not_taken(link, nodes):
     assert _holds_nothing(link)
 
 
-def test_without_a_question_in_hand_nothing_is_read(link, nodes):
+def test_without_a_question_in_hand_nothing_is_read(
+    link: JobExchange, nodes: list[FakeNode]
+) -> None:
     before = nodes[0].read
     assert nodes[0].call("deliver", b"x" * 100)[0] == 410
     ask(link, nodes[0].number)
@@ -223,7 +240,7 @@ def test_without_a_question_in_hand_nothing_is_read(link, nodes):
     assert nodes[0].read == before
 
 
-def test_an_answer_that_is_too_large_is_not_read(link, nodes):
+def test_an_answer_that_is_too_large_is_not_read(link: JobExchange, nodes: list[FakeNode]) -> None:
     ask(link, nodes[0].number)
     nodes[0].fetched()
     before = nodes[0].read
@@ -232,7 +249,7 @@ def test_an_answer_that_is_too_large_is_not_read(link, nodes):
     assert nodes[0].read == before
 
 
-def test_a_node_delivers_one_answer_at_a_time(link, nodes):
+def test_a_node_delivers_one_answer_at_a_time(link: JobExchange, nodes: list[FakeNode]) -> None:
     (question,) = ask(link, nodes[0].number)
     nodes[0].fetched()
     whole = body(nodes[0].answer(question))
@@ -260,7 +277,9 @@ def test_a_node_delivers_one_answer_at_a_time(link, nodes):
 
 
 @pytest.mark.parametrize("cut", [0, 4, 20, -1])
-def test_a_body_that_ends_early_is_refused_and_may_be_sent_again(link, nodes, cut):
+def test_a_body_that_ends_early_is_refused_and_may_be_sent_again(
+    link: JobExchange, nodes: list[FakeNode], cut: int
+) -> None:
     (question,) = ask(link, nodes[0].number)
     nodes[0].fetched()
     whole = body(nodes[0].answer(question))
@@ -268,7 +287,7 @@ def test_a_body_that_ends_early_is_refused_and_may_be_sent_again(link, nodes, cu
     assert nodes[0].deliver(nodes[0].answer(question)) == 200
 
 
-def test_a_body_whose_connection_ends_is_let_go(link, nodes):
+def test_a_body_whose_connection_ends_is_let_go(link: JobExchange, nodes: list[FakeNode]) -> None:
     (question,) = ask(link, nodes[0].number)
     nodes[0].fetched()
     whole = body(nodes[0].answer(question))
@@ -280,7 +299,7 @@ def test_a_body_whose_connection_ends_is_let_go(link, nodes):
     assert nodes[0].deliver(nodes[0].answer(question)) == 200
 
 
-def test_a_body_that_the_front_ends_is_let_go(link, nodes):
+def test_a_body_that_the_front_ends_is_let_go(link: JobExchange, nodes: list[FakeNode]) -> None:
     """As one that stalls is, see test_front_limits.py; the node may send its answer again."""
     (question,) = ask(link, nodes[0].number)
     nodes[0].fetched()
@@ -297,7 +316,7 @@ def test_a_body_that_the_front_ends_is_let_go(link, nodes):
     assert nodes[0].deliver(nodes[0].answer(question)) == 200
 
 
-def test_a_message_that_is_not_one_is_refused(link, nodes):
+def test_a_message_that_is_not_one_is_refused(link: JobExchange, nodes: list[FakeNode]) -> None:
     (question,) = ask(link, nodes[0].number)
     nodes[0].fetched()
     head, content, document = nodes[0].answer(question)
@@ -316,13 +335,15 @@ def test_a_message_that_is_not_one_is_refused(link, nodes):
     assert nodes[0].deliver([head, content, document]) == 200
 
 
-def test_requests_that_are_not_one_are_refused(nodes):
+def test_requests_that_are_not_one_are_refused(nodes: list[FakeNode]) -> None:
     assert nodes[0].call("get-fab")[0] == 400
     for content in (b"", b"{}", b"[]", b'{"interval":1}', b'{"interval":NaN}', b"[" * 5000):
         assert nodes[0].call("send-node-heartbeat", content)[0] == 400
 
 
-def test_an_admission_that_ended_meanwhile_gets_and_sends_nothing(link, nodes):
+def test_an_admission_that_ended_meanwhile_gets_and_sends_nothing(
+    link: JobExchange, nodes: list[FakeNode]
+) -> None:
     (question,) = ask(link, nodes[0].number)
     nodes[0].fetched()
     nodes[0].live = False
@@ -333,7 +354,9 @@ def test_an_admission_that_ended_meanwhile_gets_and_sends_nothing(link, nodes):
     assert link.pull([question], 0) == []
 
 
-def test_a_newer_request_for_work_takes_the_place_of_an_older_one(nodes, monkeypatch):
+def test_a_newer_request_for_work_takes_the_place_of_an_older_one(
+    nodes: list[FakeNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("server.flower.exchange.nodes._HOLD_SECONDS", 3.0)
 
     async def both() -> tuple[float, int]:
@@ -354,7 +377,9 @@ def test_a_newer_request_for_work_takes_the_place_of_an_older_one(nodes, monkeyp
 # Nodes that go and come
 
 
-def test_a_node_that_was_taken_away_is_answered_for_and_gets_nothing(link, nodes):
+def test_a_node_that_was_taken_away_is_answered_for_and_gets_nothing(
+    link: JobExchange, nodes: list[FakeNode]
+) -> None:
     first, second = ask(link, nodes[0].number)[0], ask(link, nodes[0].number)[0]
     nodes[0].fetched()
     link.delete_node("a")
@@ -367,14 +392,18 @@ def test_a_node_that_was_taken_away_is_answered_for_and_gets_nothing(link, nodes
     assert _holds_nothing(link)
 
 
-def test_a_node_that_lost_its_connections_is_back_with_its_next_question(link, nodes):
+def test_a_node_that_lost_its_connections_is_back_with_its_next_question(
+    link: JobExchange, nodes: list[FakeNode]
+) -> None:
     link.absent("a")
     assert _online(link) == ["b"]
     assert nodes[0].fetch()[0] == 204
     assert _online(link) == ["a", "b"]
 
 
-def test_a_node_that_left_is_not_brought_back_by_a_late_question(link, nodes):
+def test_a_node_that_left_is_not_brought_back_by_a_late_question(
+    link: JobExchange, nodes: list[FakeNode]
+) -> None:
     assert nodes[0].call("deactivate-node")[0] == 200
     assert nodes[0].fetch()[0] == 204
     assert _online(link) == ["b"]
@@ -390,7 +419,9 @@ def _leave(node: FakeNode, link: JobExchange, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["leaves", "absent"])
-def test_what_a_node_sent_before_it_left_counts(link, nodes, how):
+def test_what_a_node_sent_before_it_left_counts(
+    link: JobExchange, nodes: list[FakeNode], how: str
+) -> None:
     """A client that is told to stop answers what it has in hand, and goes at once."""
     (question,) = ask(link, nodes[0].number)
     nodes[0].fetched()
@@ -402,7 +433,9 @@ def test_what_a_node_sent_before_it_left_counts(link, nodes, how):
 
 
 @pytest.mark.parametrize("how", ["leaves", "absent"])
-def test_a_node_that_left_without_an_answer_has_none(link, nodes, how):
+def test_a_node_that_left_without_an_answer_has_none(
+    link: JobExchange, nodes: list[FakeNode], how: str
+) -> None:
     (question,) = ask(link, nodes[0].number)
     nodes[0].fetched()
     _leave(nodes[0], link, how)
@@ -411,7 +444,9 @@ def test_a_node_that_left_without_an_answer_has_none(link, nodes, how):
     assert nodes[0].deliver(nodes[0].answer(question)) == 410
 
 
-def test_a_node_that_is_not_online_is_answered_for_at_once(link, nodes):
+def test_a_node_that_is_not_online_is_answered_for_at_once(
+    link: JobExchange, nodes: list[FakeNode]
+) -> None:
     link.absent("a")
     (question,) = ask(link, nodes[0].number)
     assert _error(link.pull([question], 0)[0]) == NODE_UNAVAILABLE
@@ -425,7 +460,9 @@ class Clock:
         monkeypatch.setattr("server.flower.exchange.link.awake", lambda: self.now)
 
 
-def test_a_node_that_goes_silent_is_answered_for(link, nodes, monkeypatch):
+def test_a_node_that_goes_silent_is_answered_for(
+    link: JobExchange, nodes: list[FakeNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock(monkeypatch)
     for node in nodes:
         node.activate()
@@ -446,7 +483,9 @@ def test_a_node_that_goes_silent_is_answered_for(link, nodes, monkeypatch):
     assert _online(link) == []
 
 
-def test_a_question_lives_as_long_as_the_application_says(link, nodes, monkeypatch):
+def test_a_question_lives_as_long_as_the_application_says(
+    link: JobExchange, nodes: list[FakeNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock(monkeypatch)
     for node in nodes:
         node.activate(interval=1000)
@@ -458,7 +497,9 @@ def test_a_question_lives_as_long_as_the_application_says(link, nodes, monkeypat
     assert nodes[0].fetched() == second
 
 
-def test_the_clock_of_the_day_does_not_matter(link, nodes, monkeypatch):
+def test_the_clock_of_the_day_does_not_matter(
+    link: JobExchange, nodes: list[FakeNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (question,) = ask(link, nodes[0].number)
     nodes[0].fetched()
     monkeypatch.setattr(time, "time", lambda: 0.0)
@@ -469,7 +510,7 @@ def test_the_clock_of_the_day_does_not_matter(link, nodes, monkeypatch):
     assert link.pull([question], 1)[0].size > 0
 
 
-def test_a_closed_link_lets_everybody_go(link, nodes):
+def test_a_closed_link_lets_everybody_go(link: JobExchange, nodes: list[FakeNode]) -> None:
     ask(link, nodes[0].number)
     link.close(completed=True)
     status, reason = nodes[0].call("fetch")
@@ -481,7 +522,9 @@ def test_a_closed_link_lets_everybody_go(link, nodes):
     assert _holds_nothing(link)
 
 
-def test_a_job_that_starts_over_withdraws_what_its_process_asked(link, nodes):
+def test_a_job_that_starts_over_withdraws_what_its_process_asked(
+    link: JobExchange, nodes: list[FakeNode]
+) -> None:
     first, second = ask(link, nodes[0].number, nodes[1].number)
     nodes[0].fetched()
     nodes[1].fetched()
@@ -506,7 +549,9 @@ def _later(action: Any, *arguments: Any) -> threading.Thread:
     return thread
 
 
-def test_whoever_waits_is_woken_and_does_not_look_again_and_again(link, nodes):
+def test_whoever_waits_is_woken_and_does_not_look_again_and_again(
+    link: JobExchange, nodes: list[FakeNode]
+) -> None:
     (question,) = ask(link, nodes[0].number)
     nodes[0].fetched()
     started = time.monotonic()
@@ -528,14 +573,16 @@ def test_whoever_waits_is_woken_and_does_not_look_again_and_again(link, nodes):
     assert time.monotonic() - started < 10
 
 
-def test_time_that_passes_without_an_event_ends_a_wait(link, nodes):
+def test_time_that_passes_without_an_event_ends_a_wait(
+    link: JobExchange, nodes: list[FakeNode]
+) -> None:
     (question,) = ask(link, nodes[0].number, ttl=0.2)
     assert _error(link.pull([question], 30)[0]) == MESSAGE_UNAVAILABLE
     assert link.pull([question], 0.05) == []
     assert len(link.wait_online(3, 0.05)) == 2
 
 
-def test_whoever_waits_for_many_names_them_once(link, nodes):
+def test_whoever_waits_for_many_names_them_once(link: JobExchange, nodes: list[FakeNode]) -> None:
     first, second = ask(link, nodes[0].number, nodes[1].number)
     (other,) = ask(link, nodes[0].number)
     assert link.pull([first, second], 0) == []
@@ -548,7 +595,7 @@ def test_whoever_waits_for_many_names_them_once(link, nodes):
     assert [reply.question for reply in link.pull([other], 0)] == [other]
 
 
-def test_a_jobs_process_names_what_it_waits_for_once():
+def test_a_jobs_process_names_what_it_waits_for_once() -> None:
     asked: list[Any] = []
 
     class Channel:
@@ -561,21 +608,24 @@ def test_a_jobs_process_names_what_it_waits_for_once():
             replies = [{"question": question, **told}] if question else []
             return {"replies": replies}, [b"head"] * len(replies)
 
-    coordinator = Coordinator(Channel())
+    channel: Any = Channel()
+    coordinator = Coordinator(channel)
     for wanted in ("abc", "ac", "c", "cd"):
         coordinator.pull(wanted, 1.0)
     assert asked == [["a", "b", "c"], None, None, ["c", "d"]]
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), -1.0])
-def test_a_wait_that_has_no_end_is_refused(link, nodes, seconds):
+def test_a_wait_that_has_no_end_is_refused(
+    link: JobExchange, nodes: list[FakeNode], seconds: float
+) -> None:
     with pytest.raises(TransportError, match="a wait of"):
         link.pull([], seconds)
     with pytest.raises(TransportError, match="a wait of"):
         link.wait_online(9, seconds)
 
 
-def test_a_wait_without_end_ends_with_an_answer(link, nodes):
+def test_a_wait_without_end_ends_with_an_answer(link: JobExchange, nodes: list[FakeNode]) -> None:
     (question,) = ask(link, nodes[0].number)
     nodes[0].fetched()
     thread = _later(nodes[0].deliver, nodes[0].answer(question))
@@ -586,7 +636,7 @@ def test_a_wait_without_end_ends_with_an_answer(link, nodes):
 # Many nodes
 
 
-def test_two_thousand_nodes_are_each_asked_and_answered_once():
+def test_two_thousand_nodes_are_each_asked_and_answered_once() -> None:
     sites = tuple(f"s{number}" for number in range(2000))
     link = JobExchange(job_plan(sites=sites))
     nodes = [FakeNode(link, site) for site in sites]
@@ -616,7 +666,9 @@ def test_two_thousand_nodes_are_each_asked_and_answered_once():
     assert min(sent, received) > 2000 * 100
 
 
-def test_timers_of_answered_questions_do_not_pile_up(link, nodes):
+def test_timers_of_answered_questions_do_not_pile_up(
+    link: JobExchange, nodes: list[FakeNode]
+) -> None:
     for _ in range(300):
         (question,) = ask(link, nodes[0].number, content=RecordDict())
         link.forget([question])
@@ -624,7 +676,7 @@ def test_timers_of_answered_questions_do_not_pile_up(link, nodes):
     assert np.isfinite([when for when, _, _ in link._timers]).all()
 
 
-def test_a_large_part_is_in_memory_once_when_it_has_arrived():
+def test_a_large_part_is_in_memory_once_when_it_has_arrived() -> None:
     size = 32 * 1024 * 1024
     piece = bytes(64 * 1024)
     tracemalloc.start()
@@ -647,17 +699,20 @@ _STEPS = {
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_whatever_happens_each_question_is_answered_once_or_withdrawn(monkeypatch, seed):
+def test_whatever_happens_each_question_is_answered_once_or_withdrawn(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
     """A walk through everything that may happen, in any order."""
     chance, clock = random.Random(seed), Clock(monkeypatch)
     sites = ("a", "b", "c", "d")
     link = JobExchange(job_plan(sites=sites))
     numbers = {site: link.create_node(site, b"key") for site in sites}
-    asked, answered, withdrawn, delivered = set(), list[str](), set(), set()
+    asked: set[str] = set()
+    answered, withdrawn, delivered = list[str](), set[str](), set[str]()
 
     def step(site: str) -> None:
         number = numbers[site]
-        match chance.choices(list(_STEPS), _STEPS.values())[0]:
+        match chance.choices(list(_STEPS), list(_STEPS.values()))[0]:
             case "create":
                 link.create_node(site, b"key")
             case "delete":

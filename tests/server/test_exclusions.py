@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from fedlearn.errors import AdmissionDenied, ConfigError, LedgerError
 from server.admission.exclusions import Exclusion, ExclusionList
+from tests.harness.deployment import Client, Deployment
 
 
 @pytest.fixture
-def client(deployment: Any) -> Any:
+def client(deployment: Deployment) -> Client:
     return deployment.client()
 
 
-def excluded(deployment: Any, **changes: Any) -> Exclusion:
+def excluded(deployment: Deployment, **changes: Any) -> Exclusion:
     fields = {"job": "alpha", "site": "site-a", "reason": "odd", "operator": "alice"}
     return Exclusion(**(fields | changes))
 
 
-def test_who_is_excluded_is_out_and_refused_with_what_to_do(deployment: Any, client: Any) -> None:
+def test_who_is_excluded_is_out_and_refused_with_what_to_do(
+    deployment: Deployment, client: Client
+) -> None:
     current = deployment.admit(client).admission
     assert deployment.gate.exclude(excluded(deployment)) == (current,)
     assert deployment.nodes.alive == {}
     assert deployment.last("revocation")["reason"] == "odd (operator alice)"
-    for attempt in (
+    attempts: tuple[Callable[[], object], ...] = (
         lambda: deployment.admit(client),
         lambda: deployment.admit(deployment.client(name="c2")),
-    ):
+    )
+    for attempt in attempts:
         with pytest.raises(AdmissionDenied, match="site-a is excluded from job alpha") as caught:
             attempt()
         assert "fedlearn job readmit alpha --site site-a" in caught.value.hint
@@ -41,7 +46,7 @@ def test_who_is_excluded_is_out_and_refused_with_what_to_do(deployment: Any, cli
     assert deployment.admit(deployment.client(site="site-b", job="beta", name="c3"))
 
 
-def test_a_renewal_of_who_is_excluded_is_refused(deployment: Any, client: Any) -> None:
+def test_a_renewal_of_who_is_excluded_is_refused(deployment: Deployment, client: Client) -> None:
     current = deployment.admit(client).admission
     deployment.gate.exclude(excluded(deployment))
     with pytest.raises(AdmissionDenied, match="revoked"):
@@ -49,7 +54,7 @@ def test_a_renewal_of_who_is_excluded_is_refused(deployment: Any, client: Any) -
 
 
 def test_one_client_is_excluded_and_the_next_of_its_site_is_not(
-    deployment: Any, client: Any
+    deployment: Deployment, client: Client
 ) -> None:
     deployment.admit(client)
     deployment.gate.exclude(excluded(deployment, client="c1"))
@@ -59,7 +64,9 @@ def test_one_client_is_excluded_and_the_next_of_its_site_is_not(
     assert deployment.admit(deployment.client(name="c2"))
 
 
-def test_an_exclusion_is_lifted_by_an_operator_or_by_time(deployment: Any, client: Any) -> None:
+def test_an_exclusion_is_lifted_by_an_operator_or_by_time(
+    deployment: Deployment, client: Client
+) -> None:
     deployment.gate.exclude(excluded(deployment))
     with pytest.raises(ConfigError, match="not excluded"):
         deployment.gate.readmit("alpha", "site-b", operator="bob")
@@ -84,7 +91,7 @@ def test_an_exclusion_is_lifted_by_an_operator_or_by_time(deployment: Any, clien
     assert changes == ["laid", "lifted", "laid", "over"]
 
 
-def test_an_exclusion_outlives_a_restart(deployment: Any, client: Any) -> None:
+def test_an_exclusion_outlives_a_restart(deployment: Deployment, client: Client) -> None:
     now = deployment.clock()
     deployment.gate.exclude(excluded(deployment))
     deployment.gate.exclude(excluded(deployment, site="site-b", client="c1"))
@@ -101,7 +108,7 @@ def test_an_exclusion_outlives_a_restart(deployment: Any, client: Any) -> None:
         ExclusionList([{"job": "alpha"}])
 
 
-def test_exclusions_are_bounded(deployment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exclusions_are_bounded(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.admission.exclusions.MAX_EXCLUSIONS", 1)
     deployment.gate.exclude(excluded(deployment))
     deployment.gate.exclude(excluded(deployment, reason="again"))
@@ -112,19 +119,19 @@ def test_exclusions_are_bounded(deployment: Any, monkeypatch: pytest.MonkeyPatch
 
 
 def test_who_is_excluded_while_its_evidence_is_verified_is_not_admitted(
-    deployment: Any, client: Any
+    deployment: Deployment, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = deployment.request(client)
     check = deployment.gate.exclusions.check
     seen = []
 
-    def check_twice(*names: str, now: Any) -> None:
+    def check_twice(*names: str, now: datetime) -> None:
         seen.append(names)
         if len(seen) == 2:
             deployment.gate.exclusions.lay(excluded(deployment))
         check(*names, now=now)
 
-    deployment.gate.exclusions.check = check_twice
+    monkeypatch.setattr(deployment.gate.exclusions, "check", check_twice)
     with pytest.raises(AdmissionDenied, match="is excluded"):
         deployment.gate.admit(request)
     assert len(seen) == 2

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,14 @@ from tests.harness.job_plans import job_plan
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_installed_flower_fits():
+def test_the_installed_flower_fits() -> None:
     contract.check()
 
 
 @pytest.mark.parametrize("found", ["1.40.2", "1.44.0", "2.0", "1", "nightly"])
-def test_a_release_outside_the_range_is_named_before_it_is_imported(monkeypatch, found):
+def test_a_release_outside_the_range_is_named_before_it_is_imported(
+    monkeypatch: pytest.MonkeyPatch, found: str
+) -> None:
     monkeypatch.setattr(flower_pin, "version", lambda _: found)
     with pytest.raises(
         FlowerMismatch, match=rf"Flower {found} is installed; .* flwr>=1\.41,<1\.44"
@@ -45,21 +49,21 @@ def test_a_release_outside_the_range_is_named_before_it_is_imported(monkeypatch,
 
 
 @pytest.mark.parametrize("found", ["1.41.0", "1.42.0", "1.43.0", "1.43.1.dev20261101"])
-def test_a_release_of_the_range_is_taken(monkeypatch, found):
+def test_a_release_of_the_range_is_taken(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
     monkeypatch.setattr(flower_pin, "version", lambda _: found)
     flower_pin.prepare()
 
 
-def test_no_flower_is_named(monkeypatch):
+def test_no_flower_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_: str) -> str:
-        raise flower_pin.PackageNotFoundError
+        raise PackageNotFoundError
 
     monkeypatch.setattr(flower_pin, "version", missing)
     with pytest.raises(FlowerMismatch, match="not installed"):
         flower_pin.prepare()
 
 
-def test_the_range_is_that_of_the_package():
+def test_the_range_is_that_of_the_package() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert f"flwr{flower_pin.WANTED}" in settings["project"]["dependencies"]
 
@@ -81,7 +85,7 @@ _BESIDE = {
 """What ADR 0012 lists: modules that are not Flower's public interface."""
 
 
-def test_flower_is_used_by_its_public_interface_and_what_the_decision_lists():
+def test_flower_is_used_by_its_public_interface_and_what_the_decision_lists() -> None:
     found: dict[str, set[str]] = {}
     for package in ("attestation", "edge", "fedlearn", "server"):
         for path in (ROOT / package).rglob("*.py"):
@@ -96,7 +100,7 @@ def test_flower_is_used_by_its_public_interface_and_what_the_decision_lists():
     assert {name: found[name] for name in set(found) - _PUBLIC - _BESIDE} == {}
 
 
-def test_the_coordinators_own_process_loads_no_flower():
+def test_the_coordinators_own_process_loads_no_flower() -> None:
     code = (
         "import sys, server.main, server.service, server.coordinator, server.jobs.active_jobs;"
         "import server.flower.job_runner, edge.client.flower.fleet;"
@@ -108,15 +112,15 @@ def test_the_coordinators_own_process_loads_no_flower():
     assert done.stdout.strip() == "[]"
 
 
-def test_another_start_is_named(monkeypatch):
-    def fewer(self, grid, initial_arrays, num_rounds=3):
+def test_another_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fewer(self, grid, initial_arrays, num_rounds=3):  # type: ignore[no-untyped-def]
         return None
 
     monkeypatch.setattr(Strategy, "start", fewer)
     with pytest.raises(FlowerMismatch, match="start takes self, grid"):
         contract.check()
 
-    def other_body(
+    def other_body(  # type: ignore[no-untyped-def]
         self,
         grid,
         initial_arrays,
@@ -132,7 +136,7 @@ def test_another_start_is_named(monkeypatch):
     with pytest.raises(FlowerMismatch, match="the body of Strategy"):
         contract.check()
 
-    def unknown(
+    def unknown(  # type: ignore[no-untyped-def]
         self,
         grid,
         initial_arrays,
@@ -152,7 +156,7 @@ def test_another_start_is_named(monkeypatch):
 class Flower143:
     """What 1.43 changed in ``Strategy``, as its announcement says."""
 
-    def start(
+    def start(  # type: ignore[no-untyped-def]
         self,
         grid,
         initial_arrays,
@@ -166,21 +170,26 @@ class Flower143:
         return "the body of Flower"
 
 
-def test_the_start_of_1_43_is_known_and_its_argument_is_handed_on(monkeypatch):
+def test_the_start_of_1_43_is_known_and_its_argument_is_handed_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     contract.check_start(Flower143.start)
     asked: list[Any] = []
 
     class Aggregator:
         """The aggregator, which calls for the application's function and ends the stage."""
 
-        def call_serving(self, name, fields, blobs, handler):
+        def call_serving(
+            self, name: str, fields: dict[str, Any], blobs: list[Any], handler: Callable[..., Any]
+        ) -> tuple[dict[str, Any], list[Any]]:
             asked.append((name, fields["should_stop"], fields["rounds"]))
-            result = {"arrays": None, **{each: [] for each in HISTORIES}}
+            result: dict[str, Any] = {"arrays": None, **{each: [] for each in HISTORIES}}
             asked.append(handler("should_stop", {**result, "round": 2}, [])[0]["stop"])
             return result, []
 
     rules = appgrid.JobRules(sites=("a",), seconds=1, stragglers="drop", seed=1, max_bytes=1000)
-    grid = appgrid.AppGrid(Aggregator(), None, rules)
+    aggregator: Any = Aggregator()
+    grid = appgrid.AppGrid(aggregator, None, rules)
     monkeypatch.setattr(Strategy, "start", Flower143.start)
     appgrid.install(grid)
     result = FedAvg().start(
@@ -195,7 +204,7 @@ def test_the_start_of_1_43_is_known_and_its_argument_is_handed_on(monkeypatch):
 # What a strategy holds
 
 
-def test_the_state_of_a_strategy_goes_and_comes_back_to_the_bit():
+def test_the_state_of_a_strategy_goes_and_comes_back_to_the_bit() -> None:
     strategy = FedAdam(eta=0.1 + 0.2)
     strategy.m_t = {"0": np.random.default_rng(1).random(3).astype(np.float32)}
     strategy.odd = {"x": (1, 2.5, None, "t"), 3: [b"\0\xff", float("inf")]}
@@ -215,16 +224,16 @@ def test_the_state_of_a_strategy_goes_and_comes_back_to_the_bit():
     assert other.train_metrics_aggr_fn is not None
 
 
-def test_what_cannot_be_written_down_is_named():
+def test_what_cannot_be_written_down_is_named() -> None:
     strategy = FedAdam()
     strategy.socket = object()
     with pytest.raises(NotCaptured, match=r"strategy/socket: builtins\.object"):
         capture({"strategy": strategy})
 
 
-def test_a_plan_that_cannot_work_is_refused():
+def test_a_plan_that_cannot_work_is_refused() -> None:
     header, blobs = to_record(job_plan())
-    for wrong in (
+    invalid: tuple[dict[str, Any], ...] = (
         {"quorum": 3},
         {"quorum": -1},
         {"sites": []},
@@ -235,23 +244,24 @@ def test_a_plan_that_cannot_work_is_refused():
         {"seed": -1},
         {"strategy": {"name": "magic"}},
         {"aggregation": {"updates": "shown"}},
-    ):
+    )
+    for wrong in invalid:
         spec = json.dumps({**json.loads(header["spec"]), **wrong})
         with pytest.raises(JobError):
-            from_record({**header, "spec": spec}, list(map(memoryview, blobs)))
+            from_record({**header, "spec": spec}, [memoryview(each) for each in blobs])
 
 
-def test_flower_is_told_what_is_missing():
+def test_flower_is_told_what_is_missing() -> None:
     with pytest.raises(FlowerMismatch, match="list has no nothing"):
         flower.has(list, "nothing")
 
 
-def test_a_plan_crosses_the_pipe_whole():
+def test_a_plan_crosses_the_pipe_whole() -> None:
     spec = PrivacySpec(clip=1.0, noise_multiplier=1.0, epsilon=1.0, delta=1e-5)
     plan = job_plan(privacy=spec, noise_secret=bytes(32), run_config={"a": 1}, stragglers="fail")
     visible = job_plan(updates="visible-to-app")
     header, blobs = to_record(visible)
-    assert from_record(header, [bytearray(blob) for blob in blobs]) == visible
+    assert from_record(header, [memoryview(bytearray(blob)) for blob in blobs]) == visible
     assert plan.digest == plan.spec.digest()
     ours, theirs = socket.socketpair()
     header, blobs = to_record(plan)
@@ -274,7 +284,7 @@ def test_a_plan_crosses_the_pipe_whole():
         b'\0\0\0\x0d{"blobs":[5]}abc',
     ],
 )
-def test_a_record_that_is_not_one_is_refused(data):
+def test_a_record_that_is_not_one_is_refused(data: bytes) -> None:
     ours, theirs = socket.socketpair()
     ours.sendall(data)
     ours.close()

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_jobs_run_with_every_release_of_flower_that_is_promised():
+def test_jobs_run_with_every_release_of_flower_that_is_promised() -> None:
     command = [sys.executable, "tools/flower_releases.py", "tests/e2e/test_flower_rounds.py"]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

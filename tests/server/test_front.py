@@ -62,7 +62,7 @@ class Hosted:
 
 
 @pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Any]:
+def federation(tmp_path: Path) -> Iterator[FlowerFederation]:
     made = FlowerFederation(tmp_path)
     made.hosts = {"alpha": Hosted(), "beta": Hosted()}
     yield made
@@ -100,11 +100,13 @@ class Caller:
 
 
 @pytest.fixture
-def caller(federation: Any) -> Caller:
+def caller(federation: FlowerFederation) -> Caller:
     return Caller(federation, federation.admit("alpha", "site-a", node_id=5))
 
 
-def test_an_admitted_client_reaches_the_link_of_its_job(federation, caller):
+def test_an_admitted_client_reaches_the_link_of_its_job(
+    federation: FlowerFederation, caller: Caller
+) -> None:
     for path in ("fetch", "deliver", "activate-node", "send-node-heartbeat"):
         assert caller.post(f"/v1/fleet/{path}").text == "ok"
     assert set(federation.hosts["alpha"].link.calls) == {
@@ -130,17 +132,19 @@ def test_an_admitted_client_reaches_the_link_of_its_job(federation, caller):
         "/docs",
     ],
 )
-def test_there_is_nothing_but_the_actions_of_a_client(federation, caller, path):
+def test_there_is_nothing_but_the_actions_of_a_client(
+    federation: FlowerFederation, caller: Caller, path: str
+) -> None:
     response = caller.post(path)
     assert response.status_code == 404
     assert federation.hosts["alpha"].link.calls == []
 
 
-def test_only_post(caller):
+def test_only_post(caller: Caller) -> None:
     assert caller.post(method="GET").status_code == 405
 
 
-def test_no_certificate_is_no_connection(federation):
+def test_no_certificate_is_no_connection(federation: FlowerFederation) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=federation.ca.certificate_pem.decode())
     url = f"https://127.0.0.1:{federation.address[1]}/v1/fleet/fetch"
@@ -151,7 +155,7 @@ def test_no_certificate_is_no_connection(federation):
         client.post(url, content=b"x", extensions={"sni_hostname": COORDINATOR_DNS})
 
 
-def test_tls_1_2_is_no_connection(federation, caller):
+def test_tls_1_2_is_no_connection(federation: FlowerFederation, caller: Caller) -> None:
     identity = _identity(federation.admit("alpha", "site-b", node_id=6))
     context = client_context(identity.chain, identity.key, identity.authorities)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -163,7 +167,9 @@ def test_tls_1_2_is_no_connection(federation, caller):
         context.wrap_socket(raw, server_hostname=COORDINATOR_DNS)
 
 
-def test_a_certificate_of_another_authority_is_no_connection(federation, tmp_path):
+def test_a_certificate_of_another_authority_is_no_connection(
+    federation: FlowerFederation, tmp_path: Path
+) -> None:
     other = FlowerFederation(tmp_path / "other")
     try:
         stranger = other.admit("alpha", "site-a", node_id=5)
@@ -174,7 +180,7 @@ def test_a_certificate_of_another_authority_is_no_connection(federation, tmp_pat
         other.close()
 
 
-def test_a_certificate_without_an_admission_is_refused(federation):
+def test_a_certificate_without_an_admission_is_refused(federation: FlowerFederation) -> None:
     admitted = federation.admit("alpha", "site-a", node_id=5)
     federation.register.revoke(admitted["thumbprint"], "planted", now=datetime.now(UTC))
     response = Caller(federation, admitted).post()
@@ -214,7 +220,9 @@ class Raw:
 
 
 @pytest.mark.parametrize("how", ["revoke", "quarantine"])
-def test_an_admission_that_ends_takes_its_connections_with_it(federation, how):
+def test_an_admission_that_ends_takes_its_connections_with_it(
+    federation: FlowerFederation, how: str
+) -> None:
     admitted = federation.admit("alpha", "site-a", node_id=5)
     raw = Raw(federation, admitted)
     assert b" 200 " in raw.post("content-length: 1", body=b"x")
@@ -228,7 +236,7 @@ def test_an_admission_that_ends_takes_its_connections_with_it(federation, how):
     assert "planted" in response.text
 
 
-def test_an_expired_admission_ends_an_open_connection(federation):
+def test_an_expired_admission_ends_an_open_connection(federation: FlowerFederation) -> None:
     raw = Raw(federation, federation.admit("alpha", "site-a", node_id=5, seconds=3))
     assert b" 200 " in raw.post("content-length: 1", body=b"x")
     begun = time.monotonic()
@@ -236,19 +244,23 @@ def test_an_expired_admission_ends_an_open_connection(federation):
     assert time.monotonic() - begun < 5
 
 
-def test_the_job_of_the_certificate_chooses_the_link(federation, caller):
+def test_the_job_of_the_certificate_chooses_the_link(
+    federation: FlowerFederation, caller: Caller
+) -> None:
     other = Caller(federation, federation.admit("beta", "site-a", node_id=9))
     assert other.post().status_code == 200
     assert federation.hosts["beta"].link.calls == [("/v1/fleet/fetch", "site-a", 9)]
     assert federation.hosts["alpha"].link.calls == []
 
 
-def test_a_job_that_does_not_run_is_gone(federation):
+def test_a_job_that_does_not_run_is_gone(federation: FlowerFederation) -> None:
     response = Caller(federation, federation.admit("gamma", "site-a", node_id=5)).post()
     assert response.status_code == 410
 
 
-def test_another_public_key_in_the_header_is_refused(federation, caller):
+def test_another_public_key_in_the_header_is_refused(
+    federation: FlowerFederation, caller: Caller
+) -> None:
     other = Caller(federation, federation.admit("alpha", "site-b", node_id=6))
     assert caller.post(headers=other.headers).status_code == 401
     assert caller.post(headers={"flwr-public-key": ""}).status_code == 401
@@ -257,7 +269,7 @@ def test_another_public_key_in_the_header_is_refused(federation, caller):
     assert federation.hosts["alpha"].link.calls == []
 
 
-def test_a_body_is_bounded_before_it_is_read(federation, caller):
+def test_a_body_is_bounded_before_it_is_read(federation: FlowerFederation, caller: Caller) -> None:
     admitted = federation.admit("alpha", "site-b", node_id=6)
     control, update = "/v1/fleet/fetch", "/v1/fleet/deliver"
     for path, line, status in [
@@ -274,12 +286,14 @@ def test_a_body_is_bounded_before_it_is_read(federation, caller):
     assert (big.status_code, link.bytes_read) == (200, 200_000)
 
 
-def test_a_head_is_bounded(caller):
+def test_a_head_is_bounded(caller: Caller) -> None:
     with pytest.raises(httpx.TransportError):
         caller.post(headers={"x-long": "a" * 400_000})
 
 
-def test_the_last_connection_of_a_client_is_noticed(federation, caller, monkeypatch):
+def test_the_last_connection_of_a_client_is_noticed(
+    federation: FlowerFederation, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("server.rpc.fleet._ABSENT_SECONDS", 0.5)
     assert caller.post().status_code == 200
     caller.client.close()
@@ -289,7 +303,9 @@ def test_the_last_connection_of_a_client_is_noticed(federation, caller, monkeypa
     assert federation.hosts["alpha"].link.absences == ["site-a"]
 
 
-def test_a_client_at_work_is_there_after_its_certificate_was_renewed(federation, monkeypatch):
+def test_a_client_at_work_is_there_after_its_certificate_was_renewed(
+    federation: FlowerFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It holds a connection though nothing is asked or answered while the app trains."""
     monkeypatch.setattr("server.rpc.fleet._ABSENT_SECONDS", 0.5)
     link = federation.hosts["alpha"].link
@@ -304,7 +320,7 @@ def test_a_client_at_work_is_there_after_its_certificate_was_renewed(federation,
     fleet.close()
 
 
-def test_the_client_says_why_it_is_not_let_in(federation):
+def test_the_client_says_why_it_is_not_let_in(federation: FlowerFederation) -> None:
     admitted = federation.admit("alpha", "site-a", node_id=5)
     address = f"127.0.0.1:{federation.address[1]}"
     fleet = Fleet(address, _identity(admitted), max_message_bytes=1000)
@@ -316,7 +332,7 @@ def test_the_client_says_why_it_is_not_let_in(federation):
         closed.activate()
 
 
-def test_a_weak_context_or_a_taken_port_is_refused(federation):
+def test_a_weak_context_or_a_taken_port_is_refused(federation: FlowerFederation) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     with pytest.raises(ValueError, match="authority"):
         server_context([federation.root], key, [])
@@ -338,7 +354,9 @@ def test_a_weak_context_or_a_taken_port_is_refused(federation):
         taken.start()
 
 
-def test_a_client_keeps_its_connection_from_one_call_to_the_next(federation, monkeypatch):
+def test_a_client_keeps_its_connection_from_one_call_to_the_next(
+    federation: FlowerFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = []
     whole = federation.front.opened
 
@@ -362,8 +380,8 @@ class Exchange:
 
 
 def test_an_answer_that_nobody_waits_for_is_refused_unread_and_the_client_hears_it(
-    federation, monkeypatch
-):
+    federation: FlowerFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     taken = []
     monkeypatch.setattr(
         "server.flower.exchange.nodes.FrameReader", lambda length: taken.append(length)
@@ -383,7 +401,9 @@ def test_an_answer_that_nobody_waits_for_is_refused_unread_and_the_client_hears_
     fleet.close()
 
 
-def test_a_message_goes_through_the_front_and_its_answer_comes_back(federation):
+def test_a_message_goes_through_the_front_and_its_answer_comes_back(
+    federation: FlowerFederation,
+) -> None:
     exchange = federation.hosts["alpha"] = Exchange()
     number = exchange.link.create_node("site-a", b"key")
     admitted = federation.admit("alpha", "site-a", node_id=number)

@@ -62,11 +62,11 @@ class Hosted:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def start(tmp_path: Path) -> Iterator[Callable[..., FlowerFederation]]:
     """Start a front with limits of its own."""
-    made: list[Any] = []
+    made: list[FlowerFederation] = []
 
-    def started(**front: Any) -> Any:
+    def started(**front: Any) -> FlowerFederation:
         federation = FlowerFederation(tmp_path, **front)
         federation.hosts = {"alpha": Hosted()}
         made.append(federation)
@@ -141,7 +141,9 @@ def ends(tls: socket.socket, within: float) -> float:
     return time.monotonic() - began
 
 
-def test_silent_connections_are_capped_for_an_address_and_ended(start, monkeypatch):
+def test_silent_connections_are_capped_for_an_address_and_ended(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("server.rpc.fleet._HANDSHAKE_SECONDS", 1.0)
     federation = start(caps=Caps(unknown_per_peer=5))
     silent = [
@@ -166,14 +168,18 @@ def test_silent_connections_are_capped_for_an_address_and_ended(start, monkeypat
 
 
 @pytest.mark.parametrize("written", [b"", b"POST /v1/fl", b"\r\n\r\n"])
-def test_a_head_has_its_time_whoever_sends_it(start, monkeypatch, written):
+def test_a_head_has_its_time_whoever_sends_it(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, written: bytes
+) -> None:
     monkeypatch.setattr("server.rpc.fleet._HEAD_SECONDS", 0.6)
     tls = Peer(start()).connect()
     tls.sendall(written)
     assert ends(tls, 5.0) < 3.0
 
 
-def test_a_head_that_trickles_in_after_an_answer_has_no_more(start, monkeypatch):
+def test_a_head_that_trickles_in_after_an_answer_has_no_more(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("server.rpc.fleet._HEAD_SECONDS", 0.8)
     peer = Peer(start())
     tls = peer.connect()
@@ -183,7 +189,9 @@ def test_a_head_that_trickles_in_after_an_answer_has_no_more(start, monkeypatch)
     assert trickled(tls, b"\r\n" * 3 + peer.head(1)) < 3
 
 
-def test_a_connection_without_a_live_admission_is_told_so_and_ends(start, monkeypatch):
+def test_a_connection_without_a_live_admission_is_told_so_and_ends(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("server.rpc.fleet._REFUSED_SECONDS", 1.0)
     federation = start()
     peer = Peer(federation)
@@ -197,7 +205,7 @@ def test_a_connection_without_a_live_admission_is_told_so_and_ends(start, monkey
     assert ends(silent, 4.0) < 3.0
 
 
-def test_a_key_holds_few_connections_and_the_oldest_goes(start):
+def test_a_key_holds_few_connections_and_the_oldest_goes(start: Callable[..., Any]) -> None:
     federation = start(caps=Caps(per_identity=3))
     peer = Peer(federation)
     made = [peer.connect()]
@@ -210,7 +218,9 @@ def test_a_key_holds_few_connections_and_the_oldest_goes(start):
     assert federation.front.counted.of(peer.thumbprint.hex()) == 3
 
 
-def test_a_body_that_stands_still_ends(start, monkeypatch):
+def test_a_body_that_stands_still_ends(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("server.rpc.fleet._STILL_SECONDS", 0.5)
     peer = Peer(start())
     tls = peer.connect()
@@ -219,7 +229,9 @@ def test_a_body_that_stands_still_ends(start, monkeypatch):
     assert ends(tls, 5.0) < 4.0
 
 
-def test_a_body_that_trickles_in_ends(start, monkeypatch):
+def test_a_body_that_trickles_in_ends(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("server.rpc.fleet._STILL_SECONDS", 0.6)
     federation = start()
     peer = Peer(federation)
@@ -229,7 +241,9 @@ def test_a_body_that_trickles_in_ends(start, monkeypatch):
     assert federation.hosts["alpha"].link.read == []
 
 
-def test_an_honest_body_may_take_its_time(start, monkeypatch):
+def test_an_honest_body_may_take_its_time(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Above the least rate it may last longer than it may stand still."""
     monkeypatch.setattr("server.rpc.fleet._STILL_SECONDS", 0.5)
     federation = start()
@@ -243,7 +257,7 @@ def test_an_honest_body_may_take_its_time(start, monkeypatch):
     assert federation.hosts["alpha"].link.read == [MIB]
 
 
-def test_a_body_that_the_link_refuses_is_not_read(start):
+def test_a_body_that_the_link_refuses_is_not_read(start: Callable[..., Any]) -> None:
     federation = start()
     link = federation.hosts["alpha"].link
     link.refuses, link.answer = True, b"no question is in hand"
@@ -270,7 +284,7 @@ def test_a_body_that_the_link_refuses_is_not_read(start):
     assert (response.status_code, response.text) == (410, "no question is in hand")
 
 
-def test_what_deliveries_announce_together_is_bounded(start):
+def test_what_deliveries_announce_together_is_bounded(start: Callable[..., Any]) -> None:
     federation = start(max_deliveries_bytes=MIB)
     link = federation.hosts["alpha"].link
     first, second = Peer(federation), Peer(federation, "site-b", 6)
@@ -292,7 +306,9 @@ def test_what_deliveries_announce_together_is_bounded(start):
     assert b" 200 " in answer(two)
 
 
-def test_an_answer_that_nobody_takes_ends(start, monkeypatch):
+def test_an_answer_that_nobody_takes_ends(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("server.rpc.fleet._STILL_SECONDS", 0.5)
     monkeypatch.setattr("server.rpc.fleet._LEAST_RATE", 64 * MIB)
     federation = start()
@@ -337,7 +353,7 @@ def test_memory_is_given_in_turn_and_given_back() -> None:
     assert asyncio.run(scene()) == ["a", "c", "d"]
 
 
-def test_floods_of_requests_on_one_connection_leave_others_alone(start):
+def test_floods_of_requests_on_one_connection_leave_others_alone(start: Callable[..., Any]) -> None:
     federation = start()
     peer, other = Peer(federation), Peer(federation, "site-b", 6)
     over = threading.Event()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 from cryptography.x509 import ocsp
@@ -13,6 +12,7 @@ from cryptography.x509 import ocsp
 from attestation.evidence import Evidence
 from fedlearn.errors import AdmissionDenied
 from tests.fakes.snp_guest import ACCEPT, LAUNCH, Guest
+from tests.harness.deployment import Deployment
 from tests.vectors import nvidia as made
 
 NOW = datetime.now(UTC)
@@ -45,7 +45,7 @@ def machine(nonce: bytes) -> tuple[Evidence, ...]:
 
 
 def admit(
-    deployment: Any,
+    deployment: Deployment,
     *collateral: bytes,
     devices: Callable[[bytes], tuple[Evidence, ...]] = machine,
 ) -> None:
@@ -54,13 +54,15 @@ def admit(
     deployment.gate.admit(guest.request())
 
 
-def test_a_whole_machine_is_admitted(deployment: Any) -> None:
+def test_a_whole_machine_is_admitted(deployment: Deployment) -> None:
     admit(deployment, *RIMS, *answers())
     assert len(deployment.nodes.alive) == 1
 
 
 @pytest.mark.parametrize("missing", ["nvidia.rim", "nvidia.revocation"])
-def test_what_is_required_and_was_not_checked_denies_it(deployment: Any, missing: str) -> None:
+def test_what_is_required_and_was_not_checked_denies_it(
+    deployment: Deployment, missing: str
+) -> None:
     collateral = answers() if missing == "nvidia.rim" else RIMS
     with pytest.raises(AdmissionDenied) as denied:
         admit(deployment, *collateral)
@@ -84,7 +86,7 @@ DENIED = {
 
 
 @pytest.mark.parametrize("reason", DENIED)
-def test_what_does_not_verify_denies_it(deployment: Any, reason: str) -> None:
+def test_what_does_not_verify_denies_it(deployment: Deployment, reason: str) -> None:
     collateral, devices = DENIED[reason]
     with pytest.raises(AdmissionDenied, match=reason):
         admit(deployment, *collateral, devices=devices)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Set
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedlearn.app.flower import Flat, Packer, flatten, record_of
 from fedlearn.errors import QuorumNotReached
 from server.flower.aggregation.grid import JobGrid, Rules
-from server.flower.exchange.calls import Node
+from server.flower.exchange.calls import Coordinator, Node
 from server.flower.ipc.task import enter_run
 from server.flower.job_plan import Reply
 from tests.fakes.exchange import message as make_message
 
-MODEL = {"w": np.zeros(8, np.float32), "n": np.zeros((), np.int64)}
+MODEL: dict[str, npt.NDArray[Any]] = {"w": np.zeros(8, np.float32), "n": np.zeros((), np.int64)}
 SITES = ("a", "b", "c")
 
 
@@ -86,7 +87,10 @@ class FakeCoordinator:
 
 
 def content(value: float = 1.0, *, arrays: Any = None, **metrics: Any) -> RecordDict:
-    model = {"w": np.full(8, value, np.float32), "n": np.zeros((), np.int64)}
+    model: dict[str, npt.NDArray[Any]] = {
+        "w": np.full(8, value, np.float32),
+        "n": np.zeros((), np.int64),
+    }
     found = {"num-examples": 5, "loss": value, **metrics}
     return RecordDict(
         {"arrays": record_of(model) if arrays is None else arrays, "m": MetricRecord(found)}
@@ -94,12 +98,14 @@ def content(value: float = 1.0, *, arrays: Any = None, **metrics: Any) -> Record
 
 
 def run(
-    contents: dict[str, Any], *, gone: set[str] = frozenset(), **rules: Any
+    contents: dict[str, Any], *, gone: Set[str] = frozenset(), **rules: Any
 ) -> tuple[FakeCoordinator, JobGrid, list[Message]]:
     coordinator = FakeCoordinator(contents, dict.fromkeys(SITES, 90))
     coordinator.gone = set(gone)
     values: dict[str, Any] = {"sites": SITES, "quorum": 2, "seconds": 5.0, "stragglers": "drop"}
-    grid = JobGrid(coordinator, Rules(**{**values, "max_update_bytes": 10**6, **rules}))
+    grid = JobGrid(
+        cast("Coordinator", coordinator), Rules(**{**values, "max_update_bytes": 10**6, **rules})
+    )
     nodes = list(grid.get_node_ids())
     grid.begin_round(1, streams=False)
     record = RecordDict({"arrays": record_of(MODEL), "config": ConfigRecord({})})
@@ -122,7 +128,7 @@ ODD: dict[str, tuple[Any, str]] = {
     "more examples than it committed to": (content(**{"num-examples": 91}), "from 0 to 90"),
     "examples below 0": (content(**{"num-examples": -1}), "from 0 to 90"),
     "examples that are NaN": (content(**{"num-examples": float("nan")}), "from 0 to 90"),
-    "a list of examples": (content(**{"num-examples": [5]}), "from 0 to 90"),
+    "a list of examples": (content(1.0, **{"num-examples": [5]}), "from 0 to 90"),
     "an npy without an end": (content(arrays=broken(HEAD + b"\xff\xff{")), ""),
     "an npy with a bad head": (content(arrays=broken(HEAD + b"\x05\x00{'d\n]")), ""),
     "an npy with a deep head": (
@@ -138,7 +144,7 @@ ODD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", sorted(ODD))
-def test_an_odd_reply_is_refused_and_the_others_count(name):
+def test_an_odd_reply_is_refused_and_the_others_count(name: str) -> None:
     odd, reason = ODD[name]
     coordinator, grid, replies = run({"a": content(1.0), "b": odd, "c": content(3.0)})
     assert [each.has_content() for each in replies] == [True, False, True]
@@ -150,7 +156,7 @@ def test_an_odd_reply_is_refused_and_the_others_count(name):
     assert replies[1].error.reason == refused["reason"]
 
 
-def test_under_privacy_a_refusal_says_nothing_and_inputs_are_keyed():
+def test_under_privacy_a_refusal_says_nothing_and_inputs_are_keyed() -> None:
     odd = content(float("nan"))
     inputs: set[bytes] = set()
     for blind in (b"k" * 32, b"other" * 7):
@@ -172,7 +178,7 @@ def test_under_privacy_a_refusal_says_nothing_and_inputs_are_keyed():
     assert len(inputs) == 2
 
 
-def test_a_round_counts_the_sites_that_it_meant_to_ask():
+def test_a_round_counts_the_sites_that_it_meant_to_ask() -> None:
     everybody = dict.fromkeys(SITES, content())
     with pytest.raises(QuorumNotReached, match="0 of 3 sites could be asked, 2 are needed"):
         run(everybody, gone={"a", "b", "c"})
@@ -186,7 +192,7 @@ def test_a_round_counts_the_sites_that_it_meant_to_ask():
         run(contents)
 
 
-def test_an_application_that_judges_updates_itself_gets_other_models_and_no_nan():
+def test_an_application_that_judges_updates_itself_gets_other_models_and_no_nan() -> None:
     partial = content(arrays=ArrayRecord({"w": Array(np.ones(3, "f8"))}))
     contents = {"a": partial, "b": content(float("nan")), "c": content()}
     _, _, replies = run(contents, visible=True)

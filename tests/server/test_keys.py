@@ -26,6 +26,7 @@ from server.keys.key_protectors import (
     PLAIN_KEY_FILE,
     InsecurePlainKeyFile,
     Passphrase,
+    Protector,
     RecoveryKey,
     TpmPolicy,
 )
@@ -105,7 +106,7 @@ def test_whoever_copies_the_disk_opens_nothing(tmp_path: Path, recovery: Recover
                 assert secret not in data
             assert path.stat().st_mode & 0o077 == 0
     thief = X25519PrivateKey.generate()
-    attempts = {
+    attempts: dict[str, Protector] = {
         "another recovery key": RecoveryKey.of(thief),
         "the recovery key's public half": offline(recovery),
         "a forged pair": RecoveryKey(recovery.public, thief),
@@ -138,7 +139,11 @@ def _other_machine() -> Machine:
 def test_each_protector_alone_opens(tmp_path: Path, recovery: RecoveryKey, which: str) -> None:
     machine = Machine()
     words = Passphrase(WORDS, CHEAP)
-    everything = {"recovery": recovery, "passphrase": words, "tpm": TpmPolicy(machine)}
+    everything: dict[str, Protector] = {
+        "recovery": recovery,
+        "passphrase": words,
+        "tpm": TpmPolicy(machine),
+    }
     service = KeyService.create(tmp_path, list(everything.values()))
     assert KeyService.open(tmp_path, [everything[which]]).id == service.id
 

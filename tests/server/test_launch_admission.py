@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
@@ -19,6 +18,7 @@ from attestation.policy.result import Tier
 from attestation.verifiers import verify
 from fedlearn.errors import AdmissionDenied
 from tests.fakes.snp_guest import ACCEPT, BOOTED, LAUNCH, SOFTWARE, Guest
+from tests.harness.deployment import Deployment
 from tests.vectors import keys
 from tests.vectors.cases import Subject, binding, subjects
 
@@ -38,7 +38,7 @@ UNPINNED = {
 
 
 @pytest.mark.parametrize("policy", UNPINNED.values(), ids=UNPINNED)
-def test_a_policy_that_pins_no_launch_admits_nobody(deployment: Any, policy: str) -> None:
+def test_a_policy_that_pins_no_launch_admits_nobody(deployment: Deployment, policy: str) -> None:
     guest = Guest(deployment, policy)
     with pytest.raises(AdmissionDenied) as denied:
         deployment.gate.admit(guest.request())
@@ -48,7 +48,7 @@ def test_a_policy_that_pins_no_launch_admits_nobody(deployment: Any, policy: str
         require_launch_identity(guest.job.policy)
 
 
-def test_the_same_guest_is_admitted_where_its_launch_is_pinned(deployment: Any) -> None:
+def test_the_same_guest_is_admitted_where_its_launch_is_pinned(deployment: Deployment) -> None:
     guest = Guest(deployment, ACCEPT + SAYS_SOFTWARE + LAUNCH)
     require_launch_identity(guest.job.policy)
     deployment.gate.admit(guest.request())
@@ -56,7 +56,7 @@ def test_the_same_guest_is_admitted_where_its_launch_is_pinned(deployment: Any) 
 
 
 @pytest.mark.parametrize("claim", ["app", "job", "software"])
-def test_what_a_pinned_launch_says_is_compared_as_well(deployment: Any, claim: str) -> None:
+def test_what_a_pinned_launch_says_is_compared_as_well(deployment: Deployment, claim: str) -> None:
     other = f'[[reference]]\nclaim = "{claim}"\nvalue = "{"01" * 32}"\n'
     guest = Guest(deployment, ACCEPT + LAUNCH + other)
     with pytest.raises(AdmissionDenied) as denied:
@@ -67,7 +67,7 @@ def test_what_a_pinned_launch_says_is_compared_as_well(deployment: Any, claim: s
 
 @pytest.mark.parametrize("subject", subjects(), ids=lambda subject: subject.name)
 def test_the_gate_affirms_no_kind_of_evidence_without_a_pinned_launch(
-    deployment: Any, subject: Subject
+    deployment: Deployment, subject: Subject
 ) -> None:
     """The gate's own findings about app and job are affirming in both cases."""
     bound = binding()

@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedlearn.errors import LedgerError
-from server.ledger import LEDGER_FILE, Ledger
+from server.ledger import LEDGER_FILE, Json, Ledger
 
 
 @pytest.fixture
@@ -133,7 +133,13 @@ def test_an_update_without_a_key_is_joined_by_its_site(ledger: Ledger) -> None:
     admit(ledger, "a", "app-1")
     phase(ledger, 1, "started")
     for site in "ab":
-        body = {"job": "demo", "round": 1, "site": site, "digest": site, "accepted": True}
+        body: dict[str, Json] = {
+            "job": "demo",
+            "round": 1,
+            "site": site,
+            "digest": site,
+            "accepted": True,
+        }
         ledger.append("update", body)
     phase(ledger, 1, "finished")
     found = ledger.contributions("demo")

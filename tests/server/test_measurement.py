@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -20,6 +20,7 @@ from server.main import main
 from server.measurement import config_digest
 from server.state_directory import StateDirectory, establish, protector_names
 from tests.harness.deployment import COORDINATOR_APP, LAUNCH, WORKLOAD
+from tests.harness.listeners import DeploymentListeners
 
 CONFIG = """\
 state = "state"
@@ -124,7 +125,7 @@ def test_the_command_prints_what_a_policy_pins(
 
 
 @pytest.fixture
-def refusing(listeners: Any) -> Any:
+def refusing(listeners: DeploymentListeners) -> Callable[[dict[str, bytes], bytes], None]:
     """Return what a client says of a coordinator that measured one digest under a policy."""
     from attestation.attesters.sample import SampleAttester
     from edge.client.admission import AdmissionParams, ClientKeys
@@ -155,7 +156,9 @@ def refusing(listeners: Any) -> Any:
     return judge
 
 
-def test_a_client_refuses_a_coordinator_with_another_configuration(refusing: Any) -> None:
+def test_a_client_refuses_a_coordinator_with_another_configuration(
+    refusing: Callable[[dict[str, bytes], bytes], None],
+) -> None:
     refusing({"config": bytes(range(32))}, bytes(range(32)))
     with pytest.raises(AdmissionDenied, match="config is") as caught:
         refusing({"config": bytes(range(1, 33))}, bytes(range(32)))

@@ -110,7 +110,7 @@ def test_an_address_in_use_is_named() -> None:
 
 
 def test_readiness_names_what_is_wrong() -> None:
-    faults = {}
+    faults: dict[str, str] = {}
     with serve_metrics("127.0.0.1:0", list, lambda: faults) as bound:
         with urllib.request.urlopen(f"http://{bound}/readyz", timeout=5) as answer:
             assert answer.read() == b"ok\n"

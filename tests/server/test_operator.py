@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from fedlearn.identity.login import OperatorLogin
 from fedlearn.wire.failure import Unreachable
 from fedlearn.wire.operator import OperatorClient
 from tests.harness.deployment import key_pem
+from tests.harness.listeners import DeploymentListeners
 
 
 @pytest.fixture
-def login(listeners: Any, tmp_path: Path) -> Path:
+def login(listeners: DeploymentListeners, tmp_path: Path) -> Path:
     """An operator's login for ``listeners``."""
     chain, key = listeners.deployment.operator()
     OperatorLogin(
@@ -38,7 +40,7 @@ def login(listeners: Any, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def operator(login: Path) -> Any:
+def operator(login: Path) -> Iterator[OperatorClient]:
     loaded = OperatorLogin.load(login)
     with OperatorClient(
         address=loaded.address, ca=loaded.ca, chain=loaded.chain, key=loaded.key
@@ -46,7 +48,9 @@ def operator(login: Path) -> Any:
         yield client
 
 
-def test_jobs_are_submitted_seen_followed_and_stopped(listeners: Any, operator: Any) -> None:
+def test_jobs_are_submitted_seen_followed_and_stopped(
+    listeners: DeploymentListeners, operator: OperatorClient
+) -> None:
     state = operator.submit_job(job_toml="name", bundle=b"app", policy_toml="policy")
     assert (state.name, state.status, state.sites) == ("alpha", "pending", ("site-a",))
     assert listeners.coordinator.calls == [("submit", ("alice", "name", 3, "policy"))]
@@ -60,7 +64,7 @@ def test_jobs_are_submitted_seen_followed_and_stopped(listeners: Any, operator: 
     assert listeners.coordinator.calls[-1] == ("policy", ("alice", "alpha", "version = 1"))
 
 
-def test_errors_come_back_as_they_were_raised(operator: Any) -> None:
+def test_errors_come_back_as_they_were_raised(operator: OperatorClient) -> None:
     with pytest.raises(ConfigError, match=r"job.toml:3: rounds: is not a number") as caught:
         operator.submit_job(job_toml="broken", bundle=b"", policy_toml="")
     assert caught.value.hint == "write 5"
@@ -75,7 +79,9 @@ def test_errors_come_back_as_they_were_raised(operator: Any) -> None:
         operator.revoke_client("alpha", "site-a", "why", once=True)
 
 
-def test_a_client_is_revoked_once_and_comes_back(listeners: Any, operator: Any) -> None:
+def test_a_client_is_revoked_once_and_comes_back(
+    listeners: DeploymentListeners, operator: OperatorClient
+) -> None:
     listeners.deployment.admit(listeners.deployment.client())
     operator.revoke_client("alpha", "site-a", "lost trust", once=True)
     assert listeners.deployment.last("revocation")["reason"] == "lost trust (operator alice)"
@@ -83,7 +89,9 @@ def test_a_client_is_revoked_once_and_comes_back(listeners: Any, operator: Any) 
     assert listeners.deployment.admit(listeners.deployment.client())
 
 
-def test_a_site_is_kept_out_until_it_is_readmitted(listeners: Any, operator: Any) -> None:
+def test_a_site_is_kept_out_until_it_is_readmitted(
+    listeners: DeploymentListeners, operator: OperatorClient
+) -> None:
     deployment = listeners.deployment
     deployment.admit(deployment.client())
     operator.revoke_client("alpha", "site-a", "seen elsewhere")
@@ -100,7 +108,9 @@ def test_a_site_is_kept_out_until_it_is_readmitted(listeners: Any, operator: Any
     assert deployment.admit(deployment.client())
 
 
-def test_a_revocation_that_cannot_be_is_refused(listeners: Any, operator: Any) -> None:
+def test_a_revocation_that_cannot_be_is_refused(
+    listeners: DeploymentListeners, operator: OperatorClient
+) -> None:
     with pytest.raises(JobError, match="no job nope"):
         operator.revoke_client("nope", "site-a", "why")
     with pytest.raises(ConfigError, match="site-z does not take part in job alpha"):
@@ -118,13 +128,15 @@ def test_a_revocation_that_cannot_be_is_refused(listeners: Any, operator: Any) -
     assert "exclusion" not in listeners.deployment.kinds()
 
 
-def test_a_coordinator_that_is_away_is_told_as_such(listeners: Any, operator: Any) -> None:
+def test_a_coordinator_that_is_away_is_told_as_such(
+    listeners: DeploymentListeners, operator: OperatorClient
+) -> None:
     listeners.stop()
     with pytest.raises(Unreachable, match="cannot be reached"):
         operator.get_job("alpha")
 
 
-def test_an_invitation_hides_its_token(operator: Any) -> None:
+def test_an_invitation_hides_its_token(operator: OperatorClient) -> None:
     invitation = operator.create_token("site-c", lifetime=timedelta(hours=1))
     assert invitation.token not in repr(invitation)
     assert timedelta(minutes=59) < invitation.expires - datetime.now(UTC) < timedelta(hours=1)
@@ -138,7 +150,7 @@ def run(capsys: Any, *arguments: str) -> tuple[int, str, str]:
 
 
 def test_a_site_is_invited_enrolled_approved_drained_and_removed(
-    listeners: Any, login: Path, tmp_path: Path, capsys: Any
+    listeners: DeploymentListeners, login: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     as_operator = ("--operator", str(login))
     status, out, err = run(capsys, "site", "token", "site-c", *as_operator)
@@ -180,7 +192,7 @@ def test_a_site_is_invited_enrolled_approved_drained_and_removed(
 
 
 def test_a_client_is_kept_out_and_readmitted_by_commands(
-    listeners: Any, login: Path, capsys: Any
+    listeners: DeploymentListeners, login: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     as_operator = ("--operator", str(login))
     about = ("alpha", "--site", "site-a", "--client", "c1")
@@ -210,7 +222,7 @@ def test_a_client_is_kept_out_and_readmitted_by_commands(
 
 
 def test_a_revocation_by_command_that_is_wrong_is_named(
-    listeners: Any, login: Path, capsys: Any
+    listeners: DeploymentListeners, login: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     as_operator = ("--operator", str(login))
     revoke = ("job", "revoke", "alpha", "--site", "site-a", *as_operator)
@@ -225,7 +237,11 @@ def test_a_revocation_by_command_that_is_wrong_is_named(
 
 
 def test_an_operator_asks_is_added_logs_in_renews_and_is_revoked(
-    listeners: Any, login: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    listeners: DeploymentListeners,
+    login: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     as_alice, as_bob = ("--operator", str(login)), ("--operator", str(tmp_path / "bob"))
@@ -259,7 +275,11 @@ def test_an_operator_asks_is_added_logs_in_renews_and_is_revoked(
 
 
 def test_an_operator_command_that_is_wrong_is_named(
-    listeners: Any, login: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    listeners: DeploymentListeners,
+    login: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     as_alice = ("--operator", str(login))
@@ -281,7 +301,7 @@ def test_an_operator_command_that_is_wrong_is_named(
 
 
 def test_a_policy_is_replaced_with_the_signature_that_lies_beside_it(
-    listeners: Any, login: Path, tmp_path: Path, capsys: Any
+    listeners: DeploymentListeners, login: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     as_operator = ("--operator", str(login))
     key = ed25519.Ed25519PrivateKey.generate()
@@ -299,7 +319,7 @@ def test_a_policy_is_replaced_with_the_signature_that_lies_beside_it(
 
 
 def test_a_job_is_submitted_with_the_signature_of_its_policy(
-    listeners: Any, login: Path, tmp_path: Path, capsys: Any
+    listeners: DeploymentListeners, login: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     as_operator = ("--operator", str(login))
     job = tmp_path / "my-job"
@@ -326,7 +346,7 @@ def test_a_job_is_submitted_with_the_signature_of_its_policy(
 
 
 def test_a_policy_that_cannot_be_one_is_not_sent(
-    listeners: Any, login: Path, tmp_path: Path, capsys: Any
+    listeners: DeploymentListeners, login: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     as_operator = ("--operator", str(login))
     missing = refused(capsys, "job", "policy", "alpha", str(tmp_path / "none"), *as_operator)
@@ -352,7 +372,7 @@ def refused(capsys: Any, *arguments: str) -> str:
 
 
 def test_broken_input_is_one_message_and_leaves_nothing(
-    listeners: Any, login: Path, tmp_path: Path, capsys: Any
+    listeners: DeploymentListeners, login: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     as_operator = ("--operator", str(login))
     assert "no name of a site" in refused(capsys, "site", "show", "../x", *as_operator)

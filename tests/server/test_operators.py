@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -18,18 +19,20 @@ from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire.operator import OperatorClient
 from server.identity.operators import ESTABLISHED, OperatorRegistry
 from server.identity.peer_certificates import PeerCertificate
-from tests.harness.deployment import key_pem, new_key
+from tests.harness.deployment import Deployment, key_pem, new_key
+from tests.harness.listeners import DeploymentListeners
 
 OPERATOR = pb.DESCRIPTOR.services_by_name["Operator"]
 DER = serialization.Encoding.DER
+Login = Callable[[bytes, ec.EllipticCurvePrivateKey], OperatorClient]
 
 
 @pytest.fixture
-def login(listeners: Any) -> Any:
+def login(listeners: DeploymentListeners) -> Iterator[Login]:
     """Make clients of operators; they are closed afterwards."""
     made: list[OperatorClient] = []
 
-    def connect(chain: bytes, key: Any) -> OperatorClient:
+    def connect(chain: bytes, key: ec.EllipticCurvePrivateKey) -> OperatorClient:
         client = OperatorClient(
             address=listeners.control,
             ca=listeners.deployment.ca.certificate_pem,
@@ -45,16 +48,16 @@ def login(listeners: Any) -> Any:
 
 
 @pytest.fixture
-def alice(listeners: Any, login: Any) -> Any:
+def alice(listeners: DeploymentListeners, login: Login) -> OperatorClient:
     return login(*listeners.deployment.operator("alice"))
 
 
 def request(
-    key: Any,
+    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey,
     common: str | None = "bob",
     *,
     names: tuple[x509.GeneralName, ...] = (),
-    more: tuple[x509.NameAttribute, ...] = (),
+    more: tuple[x509.NameAttribute[str], ...] = (),
     extension: x509.ExtensionType | None = None,
 ) -> bytes:
     subject = [x509.NameAttribute(NameOID.COMMON_NAME, common)] if common else []
@@ -70,7 +73,9 @@ def uri(path: str) -> tuple[x509.GeneralName]:
     return (x509.UniformResourceIdentifier(f"spiffe://test.example/{path}"),)
 
 
-def test_an_operator_lets_another_in(listeners: Any, login: Any, alice: Any) -> None:
+def test_an_operator_lets_another_in(
+    listeners: DeploymentListeners, login: Login, alice: OperatorClient
+) -> None:
     key = new_key()
     grant = alice.add_operator("bob", request(key, names=uri("operator/bob")))
     bob = login(grant.chain, key)
@@ -128,7 +133,9 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", list(REFUSED))
-def test_a_request_for_anything_else_is_refused(listeners: Any, alice: Any, case: str) -> None:
+def test_a_request_for_anything_else_is_refused(
+    listeners: DeploymentListeners, alice: OperatorClient, case: str
+) -> None:
     csr, why = REFUSED[case]
     entries = len(listeners.deployment.entries)
     with pytest.raises(FedlearnError, match=why):
@@ -137,7 +144,7 @@ def test_a_request_for_anything_else_is_refused(listeners: Any, alice: Any, case
     assert len(listeners.deployment.entries) == entries
 
 
-def test_a_request_with_an_altered_signature_is_refused(alice: Any) -> None:
+def test_a_request_with_an_altered_signature_is_refused(alice: OperatorClient) -> None:
     good = request(P256)
     bad = bytearray(good)
     bad[-1] ^= 1
@@ -156,7 +163,7 @@ def test_a_request_with_an_altered_signature_is_refused(alice: Any) -> None:
     assert len(alice.list_operators()) == 1
 
 
-def test_a_key_is_used_once(login: Any, alice: Any) -> None:
+def test_a_key_is_used_once(login: Login, alice: OperatorClient) -> None:
     key = new_key()
     alice.add_operator("bob", request(key))
     for name in ("bob", "carol", "alice"):
@@ -171,7 +178,7 @@ def test_a_key_is_used_once(login: Any, alice: Any) -> None:
     assert login(grant.chain, fresh).list_sites()
 
 
-def test_a_name_that_is_taken_goes_to_nobody_else(login: Any, alice: Any) -> None:
+def test_a_name_that_is_taken_goes_to_nobody_else(login: Login, alice: OperatorClient) -> None:
     key = new_key()
     bob = login(alice.add_operator("bob", request(key)).chain, key)
     with pytest.raises(ConfigError, match="there is an operator bob already"):
@@ -190,7 +197,7 @@ def test_a_name_that_is_taken_goes_to_nobody_else(login: Any, alice: Any) -> Non
 
 
 def test_a_revoked_operator_is_refused_by_every_call_of_an_open_connection(
-    listeners: Any, login: Any, alice: Any
+    listeners: DeploymentListeners, login: Login, alice: OperatorClient
 ) -> None:
     key = new_key()
     grant = alice.add_operator("bob", request(key))
@@ -216,7 +223,9 @@ def test_a_revoked_operator_is_refused_by_every_call_of_an_open_connection(
     assert alice.list_jobs()
 
 
-def test_a_revocation_ends_what_an_operator_follows(listeners: Any, login: Any, alice: Any) -> None:
+def test_a_revocation_ends_what_an_operator_follows(
+    listeners: DeploymentListeners, login: Login, alice: OperatorClient
+) -> None:
     key = new_key()
     bob = login(alice.add_operator("bob", request(key)).chain, key)
     said: list[FedlearnError] = []
@@ -238,7 +247,9 @@ def test_a_revocation_ends_what_an_operator_follows(listeners: Any, login: Any, 
     assert listeners.coordinator.stopped.wait(5)
 
 
-def test_what_an_operator_follows_ends_with_its_certificate(listeners: Any, alice: Any) -> None:
+def test_what_an_operator_follows_ends_with_its_certificate(
+    listeners: DeploymentListeners, alice: OperatorClient
+) -> None:
     followed = alice.follow_job("alpha")
     assert next(followed).sequence == 1
     assert listeners.coordinator.waiting.wait(5)
@@ -247,7 +258,9 @@ def test_what_an_operator_follows_ends_with_its_certificate(listeners: Any, alic
         list(followed)
 
 
-def test_the_last_operator_stays(listeners: Any, login: Any, alice: Any) -> None:
+def test_the_last_operator_stays(
+    listeners: DeploymentListeners, login: Login, alice: OperatorClient
+) -> None:
     with pytest.raises(ConfigError, match="alice is the last operator") as caught:
         alice.revoke_operator(name="alice")
     assert "fedlearn operator add" in caught.value.hint
@@ -264,7 +277,7 @@ def test_the_last_operator_stays(listeners: Any, login: Any, alice: Any) -> None
         bob.revoke_operator(name="bob")
 
 
-def test_an_expired_operator_is_none_that_is_left(listeners: Any) -> None:
+def test_an_expired_operator_is_none_that_is_left(listeners: DeploymentListeners) -> None:
     deployment = listeners.deployment
     deployment.operator("alice")
     deployment.clock.advance(days=89)
@@ -274,7 +287,7 @@ def test_an_expired_operator_is_none_that_is_left(listeners: Any) -> None:
         deployment.operators.revoke(name="bob", by=PeerCertificate.parse(chain))
 
 
-def test_a_revocation_of_nobody_is_said(alice: Any) -> None:
+def test_a_revocation_of_nobody_is_said(alice: OperatorClient) -> None:
     with pytest.raises(ConfigError, match="no operator with the name bob"):
         alice.revoke_operator(name="bob")
     with pytest.raises(ConfigError, match="no operator with the serial beef"):
@@ -293,7 +306,7 @@ def test_a_revocation_of_nobody_is_said(alice: Any) -> None:
         alice.revoke_operator(name="bob")
 
 
-def test_who_is_revoked_in_the_meantime_revokes_nobody(listeners: Any) -> None:
+def test_who_is_revoked_in_the_meantime_revokes_nobody(listeners: DeploymentListeners) -> None:
     """The guard has let the call in, and then the caller is shut out."""
     deployment = listeners.deployment
     (alice, _), (bob, _), _ = (deployment.operator(name) for name in ("alice", "bob", "carol"))
@@ -305,7 +318,7 @@ def test_who_is_revoked_in_the_meantime_revokes_nobody(listeners: Any) -> None:
         register.add("eve", request(new_key(), "eve"), by=PeerCertificate.parse(bob))
 
 
-def reopened(deployment: Any, entries: Any = None) -> OperatorRegistry:
+def reopened(deployment: Deployment, entries: Any = None) -> OperatorRegistry:
     kept = [body for kind, body in deployment.entries if kind == "operator"]
     return OperatorRegistry(
         ca=deployment.ca,
@@ -315,7 +328,7 @@ def reopened(deployment: Any, entries: Any = None) -> OperatorRegistry:
     )
 
 
-def test_a_restart_forgets_no_revocation(listeners: Any) -> None:
+def test_a_restart_forgets_no_revocation(listeners: DeploymentListeners) -> None:
     deployment = listeners.deployment
     (alice, _), (bob, _) = (deployment.operator(name) for name in ("alice", "bob"))
     deployment.operators.revoke(name="bob", reason="left", by=PeerCertificate.parse(alice))
@@ -326,7 +339,9 @@ def test_a_restart_forgets_no_revocation(listeners: Any) -> None:
         again.authenticate(PeerCertificate.parse(bob))
 
 
-def test_a_certificate_that_the_register_does_not_know_is_refused(listeners: Any) -> None:
+def test_a_certificate_that_the_register_does_not_know_is_refused(
+    listeners: DeploymentListeners,
+) -> None:
     deployment = listeners.deployment
     deployment.operator("alice")
     issued = deployment.ca.issue_operator(
@@ -339,7 +354,9 @@ def test_a_certificate_that_the_register_does_not_know_is_refused(listeners: Any
         deployment.operators.authenticate(PeerCertificate.parse(site.der))
 
 
-def test_a_certificate_that_the_ledger_does_not_name_is_nobodys(listeners: Any) -> None:
+def test_a_certificate_that_the_ledger_does_not_name_is_nobodys(
+    listeners: DeploymentListeners,
+) -> None:
     """Not even where no operator stands in the ledger yet: a removed ledger lets nobody in."""
     deployment = listeners.deployment
     unknown = deployment.ca.issue_operator(
@@ -355,7 +372,9 @@ def test_a_certificate_that_the_ledger_does_not_name_is_nobodys(listeners: Any) 
     [{"serial": None}, {"key_thumbprint": "xyz"}, {"expires": "soon"}, {"added_by": None}],
     ids=lambda changes: next(iter(changes)),
 )
-def test_an_entry_that_cannot_be_read_stops_the_start(listeners: Any, changes: Any) -> None:
+def test_an_entry_that_cannot_be_read_stops_the_start(
+    listeners: DeploymentListeners, changes: dict[str, None] | dict[str, str]
+) -> None:
     deployment = listeners.deployment
     deployment.operator("alice")
     body = {**deployment.last("operator"), **changes}
@@ -364,7 +383,7 @@ def test_an_entry_that_cannot_be_read_stops_the_start(listeners: Any, changes: A
         reopened(deployment, [body])
 
 
-def test_there_is_a_bound(listeners: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_a_bound(listeners: DeploymentListeners, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.identity.operators.MAX_OPERATORS", 2)
     deployment = listeners.deployment
     deployment.operator("alice")

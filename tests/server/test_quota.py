@@ -35,7 +35,8 @@ from server.jobs.job_channel import JobChannelHandler
 from server.jobs.job_store import JobStore
 from server.ledger import Ledger
 from server.quota import Quota
-from tests.harness.deployment import key_pem, new_csr, new_key
+from tests.harness.deployment import Deployment, key_pem, new_csr, new_key
+from tests.harness.listeners import DeploymentListeners
 
 
 class Clock:
@@ -85,7 +86,7 @@ def test_only_so_many_sources_are_told_apart() -> None:
     assert len(quota._sources) == 100
 
 
-def test_refused_enrollments_of_one_address_are_few_entries(deployment: Any) -> None:
+def test_refused_enrollments_of_one_address_are_few_entries(deployment: Deployment) -> None:
     sites = deployment.sites
     clock = Clock()
     sites._refusals = Quota(burst=16, every=10.0, clock=clock)
@@ -110,10 +111,12 @@ def test_refused_enrollments_of_one_address_are_few_entries(deployment: Any) -> 
     assert "284 more of address 192.0.2.1" in told["reason"]
 
 
-def test_refused_admissions_and_challenges_of_one_address_are_few_entries(deployment: Any) -> None:
+def test_refused_admissions_and_challenges_of_one_address_are_few_entries(
+    deployment: Deployment,
+) -> None:
     gate = deployment.gate
     clock = Clock()
-    many = SimpleNamespace(take=lambda *_, **__: None)
+    many: Any = SimpleNamespace(take=lambda *_, **__: None)
     gate._rates = gate._attempts = many
     gate._quotas = {kind: Quota(burst=8, every=1.0, clock=clock) for kind in gate._quotas}
     client = deployment.client(measurements={"app": bytes(32), "job": bytes(32)})
@@ -129,7 +132,7 @@ def test_refused_admissions_and_challenges_of_one_address_are_few_entries(deploy
     assert "left_out" not in deployment.last("refusal")
 
 
-def test_a_client_attests_again_and_begins_anew_only_so_often(deployment: Any) -> None:
+def test_a_client_attests_again_and_begins_anew_only_so_often(deployment: Deployment) -> None:
     client = deployment.client()
     current = deployment.admit(client).admission
     for _ in range(16):
@@ -150,7 +153,7 @@ def test_a_client_attests_again_and_begins_anew_only_so_often(deployment: Any) -
 
 
 @pytest.fixture
-def site(listeners: Any, deployment: Any) -> Iterator[Any]:
+def site(listeners: DeploymentListeners, deployment: Deployment) -> Iterator[rpc.SitesStub]:
     key = deployment.site_keys["site-a"]
     issued = deployment.ca.issue_site(new_csr(key), site="site-a", now=deployment.clock())
     with open_channel(
@@ -163,7 +166,7 @@ def site(listeners: Any, deployment: Any) -> Iterator[Any]:
 
 
 def test_a_site_that_reports_without_end_is_read_slowly_and_repeats_are_no_news(
-    listeners: Any, site: Any
+    listeners: DeploymentListeners, site: rpc.SitesStub
 ) -> None:
     hold = threading.Event()
 

@@ -46,9 +46,11 @@ def everything() -> RecordDict:
     )
 
 
-def test_a_content_comes_back_as_it_was():
+def test_a_content_comes_back_as_it_was() -> None:
     described, blobs = packed_content(everything())
-    found = content(json.loads(json.dumps(described)), iter(map(memoryview, blobs)), max_bytes=999)
+    found = content(
+        json.loads(json.dumps(described)), (memoryview(each) for each in blobs), max_bytes=999
+    )
     assert list(found) == list(everything())
     assert found["arrays"]["w"].numpy().tolist() == [[0, 1, 2], [3, 4, 5]]
     assert found["own"]["p"].data == b"\x80\x04N."
@@ -57,11 +59,13 @@ def test_a_content_comes_back_as_it_was():
     assert isinstance(dict(found["metrics"])["a"], int)
 
 
-def test_messages_share_what_they_share():
+def test_messages_share_what_they_share() -> None:
     shared = everything()
     fields, blobs = messages_fields([Message(shared, n, "train") for n in (1, 2, 3)])
     assert len(fields["contents"]) == 1
-    found = messages_of(json.loads(json.dumps(fields)), list(map(memoryview, blobs)), max_bytes=999)
+    found = messages_of(
+        json.loads(json.dumps(fields)), [memoryview(each) for each in blobs], max_bytes=999
+    )
     assert found[0].content is found[2].content
     assert [each.metadata.dst_node_id for each in found] == [1, 2, 3]
 
@@ -85,7 +89,7 @@ trees = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(trees, st.lists(st.binary(max_size=40), max_size=3))
-def test_what_is_no_content_or_message_is_refused_by_name(tree: Any, blobs: list[bytes]):
+def test_what_is_no_content_or_message_is_refused_by_name(tree: Any, blobs: list[bytes]) -> None:
     views = [memoryview(each) for each in blobs]
     fields = tree if isinstance(tree, dict) else {"messages": tree}
     for read in (
@@ -114,7 +118,9 @@ def test_what_is_no_content_or_message_is_refused_by_name(tree: Any, blobs: list
         {"content": True, "node": True},
     ],
 )
-def test_a_message_is_bounded(message):
+def test_a_message_is_bounded(
+    message: dict[str, Any] | dict[str, bool] | dict[str, float] | dict[str, int] | dict[str, str],
+) -> None:
     good = {"node": 1, "kind": "train", "group": "", "ttl": 60.0, "content": 0}
     assert messages_of({"messages": [good], "contents": [[]]}, [], max_bytes=9)
     with pytest.raises(TransportError):
@@ -132,7 +138,9 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
     two.close()
 
 
-def test_calls_go_both_ways_and_may_lead_to_another(ends):
+def test_calls_go_both_ways_and_may_lead_to_another(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
     ours: Peer
     theirs: Peer
 
@@ -161,7 +169,9 @@ def test_calls_go_both_ways_and_may_lead_to_another(ends):
         theirs.call("what")
 
 
-def test_whoever_waits_hears_that_the_other_end_is_gone(ends):
+def test_whoever_waits_hears_that_the_other_end_is_gone(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
     ours = Peer(ProcessChannel(ends[0], limit=1000), None)
     ours.start()
     failed: list[BaseException] = []
@@ -192,7 +202,9 @@ def test_whoever_waits_hears_that_the_other_end_is_gone(ends):
         {},
     ],
 )
-def test_a_record_that_is_no_call_ends_the_connection(ends, header):
+def test_a_record_that_is_no_call_ends_the_connection(
+    ends: tuple[socket.socket, socket.socket], header: dict[str, Any] | dict[str, None]
+) -> None:
     ours = Peer(ProcessChannel(ends[0], limit=1000), lambda *_: ({}, ()))
     ours.start()
     ProcessChannel(ends[1], limit=1000).send(header)
@@ -200,7 +212,9 @@ def test_a_record_that_is_no_call_ends_the_connection(ends, header):
     assert isinstance(ours.failure, TransportError)
 
 
-def test_more_calls_than_anybody_needs_end_the_connection(ends):
+def test_more_calls_than_anybody_needs_end_the_connection(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
     hold = threading.Event()
 
     def slow(*_: Any) -> Any:
@@ -220,11 +234,11 @@ def test_more_calls_than_anybody_needs_end_the_connection(ends):
 
 
 @pytest.mark.parametrize("failure", [None, 7, [], {"code": 7}, {"code": "made-up"}])
-def test_a_malformed_failure_is_a_failure(failure):
+def test_a_malformed_failure_is_a_failure(failure: Any) -> None:
     assert isinstance(raised(failure), JobError)
 
 
-def test_a_failure_keeps_its_kind_and_is_cut():
+def test_a_failure_keeps_its_kind_and_is_cut() -> None:
     error = raised(failure_of(PrivacyError("x" * 100_000, hint="h" * 100_000)))
     assert isinstance(error, PrivacyError)
     assert len(str(error)) == len(error.hint) == 4_000

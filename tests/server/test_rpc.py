@@ -22,14 +22,16 @@ from tests.harness.deployment import key_pem, new_csr, new_key
 from tests.harness.listeners import DeploymentListeners
 
 
-def channel(listeners: Any, address: str, chain: bytes | None = None, key: Any = None) -> Any:
+def channel(
+    listeners: DeploymentListeners, address: str, chain: bytes | None = None, key: Any = None
+) -> Any:
     pem = key_pem(key) if key is not None else None
     roots = listeners.deployment.ca.certificate_pem
     return open_channel(address, roots=roots, chain=chain, key=pem, max_bytes=200 * 1024 * 1024)
 
 
 @pytest.fixture
-def opened(listeners: Any) -> Any:
+def opened(listeners: DeploymentListeners) -> Any:
     """Open channels of any identity, to be closed afterwards."""
     made: list[Any] = []
 
@@ -42,19 +44,21 @@ def opened(listeners: Any) -> Any:
         item.close()
 
 
-def site_chain(listeners: Any, name: str = "site-a", **changes: Any) -> tuple[bytes, Any]:
+def site_chain(
+    listeners: DeploymentListeners, name: str = "site-a", **changes: Any
+) -> tuple[bytes, Any]:
     key = listeners.deployment.site_keys[name]
     now = changes.pop("now", listeners.deployment.clock())
     issued = listeners.deployment.ca.issue_site(new_csr(key), site=name, now=now, **changes)
     return issued.chain_pem, key
 
 
-def operator_chain(listeners: Any) -> tuple[bytes, Any]:
+def operator_chain(listeners: DeploymentListeners) -> tuple[bytes, Any]:
     found: tuple[bytes, Any] = listeners.deployment.operator()
     return found
 
 
-def client_chain(listeners: Any) -> tuple[bytes, Any, Any]:
+def client_chain(listeners: DeploymentListeners) -> tuple[bytes, Any, Any]:
     client = listeners.deployment.client()
     admitted = listeners.deployment.admit(client)
     return admitted.certificate_chain, client.key, admitted.admission
@@ -67,7 +71,9 @@ def refused(call: Any, request: Any, code: grpc.StatusCode, match: str) -> Any:
     return failure_of(caught.value, "the coordinator")
 
 
-def test_no_certificate_gets_no_further_than_the_handshake(listeners: Any, opened: Any) -> None:
+def test_no_certificate_gets_no_further_than_the_handshake(
+    listeners: DeploymentListeners, opened: Any
+) -> None:
     stub = rpc.OperatorStub(opened())
     with pytest.raises(grpc.RpcError) as caught:
         stub.ListJobs(pb.Empty(), timeout=5)
@@ -76,7 +82,7 @@ def test_no_certificate_gets_no_further_than_the_handshake(listeners: Any, opene
 
 
 def test_an_expired_certificate_gets_no_further_than_the_handshake(
-    listeners: Any, opened: Any
+    listeners: DeploymentListeners, opened: Any
 ) -> None:
     past = datetime.now(UTC) - timedelta(days=3)
     chain, key = site_chain(listeners, now=past, lifetime=timedelta(hours=1))
@@ -87,7 +93,7 @@ def test_an_expired_certificate_gets_no_further_than_the_handshake(
 
 
 def test_a_certificate_that_expires_on_an_open_connection_is_refused(
-    listeners: Any, opened: Any
+    listeners: DeploymentListeners, opened: Any
 ) -> None:
     chain, key = site_chain(listeners, lifetime=timedelta(hours=1))
     stub = rpc.SitesStub(opened(chain, key))
@@ -98,7 +104,7 @@ def test_a_certificate_that_expires_on_an_open_connection_is_refused(
 
 
 def test_a_certificate_of_another_ca_gets_no_further_than_the_handshake(
-    listeners: Any, opened: Any
+    listeners: DeploymentListeners, opened: Any
 ) -> None:
     other = CertificateAuthority.create("test.example", listeners.deployment.clock())
     key = new_key()
@@ -109,7 +115,9 @@ def test_a_certificate_of_another_ca_gets_no_further_than_the_handshake(
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_each_kind_of_certificate_reaches_its_own_service_only(listeners: Any, opened: Any) -> None:
+def test_each_kind_of_certificate_reaches_its_own_service_only(
+    listeners: DeploymentListeners, opened: Any
+) -> None:
     who = {
         "Sites": opened(*site_chain(listeners)),
         "Operator": opened(*operator_chain(listeners)),
@@ -132,7 +140,9 @@ def test_each_kind_of_certificate_reaches_its_own_service_only(listeners: Any, o
                 refused(call, request, grpc.StatusCode.UNAUTHENTICATED, "may not call")
 
 
-def test_the_gates_certificate_authenticates_nobody(listeners: Any, opened: Any) -> None:
+def test_the_gates_certificate_authenticates_nobody(
+    listeners: DeploymentListeners, opened: Any
+) -> None:
     stub = rpc.OperatorStub(
         opened(listeners.deployment.server.chain_pem, listeners.deployment.server_key)
     )
@@ -141,7 +151,7 @@ def test_the_gates_certificate_authenticates_nobody(listeners: Any, opened: Any)
 
 
 def test_an_admission_that_ended_ends_the_service_on_the_open_connection(
-    listeners: Any, opened: Any
+    listeners: DeploymentListeners, opened: Any
 ) -> None:
     chain, key, admission = client_chain(listeners)
     stub = rpc.ClientsStub(opened(chain, key))
@@ -152,7 +162,7 @@ def test_an_admission_that_ended_ends_the_service_on_the_open_connection(
     assert error.findings[0]["actual"] == "revoked"
 
 
-def test_a_client_that_is_overdue_is_refused(listeners: Any, opened: Any) -> None:
+def test_a_client_that_is_overdue_is_refused(listeners: DeploymentListeners, opened: Any) -> None:
     chain, key, _ = client_chain(listeners)
     stub = rpc.ClientsStub(opened(chain, key))
     listeners.deployment.clock.advance(minutes=11)
@@ -165,7 +175,7 @@ def test_a_client_that_is_overdue_is_refused(listeners: Any, opened: Any) -> Non
 
 
 def test_a_certificate_whose_key_was_admitted_as_somebody_else_is_refused(
-    listeners: Any, opened: Any
+    listeners: DeploymentListeners, opened: Any
 ) -> None:
     client = listeners.deployment.client()
     listeners.deployment.admit(client)
@@ -187,7 +197,7 @@ def test_a_certificate_whose_key_was_admitted_as_somebody_else_is_refused(
     )
 
 
-def test_a_client_commits_for_its_own_job(listeners: Any, opened: Any) -> None:
+def test_a_client_commits_for_its_own_job(listeners: DeploymentListeners, opened: Any) -> None:
     chain, key, _ = client_chain(listeners)
     stub = rpc.ClientsStub(opened(chain, key))
     root = bytes(32)
@@ -205,7 +215,7 @@ def test_a_client_commits_for_its_own_job(listeners: Any, opened: Any) -> None:
     )
 
 
-def test_oversized_messages_are_refused(listeners: Any, opened: Any) -> None:
+def test_oversized_messages_are_refused(listeners: DeploymentListeners, opened: Any) -> None:
     front_gate = rpc.GateStub(channel(listeners, listeners.gate))
     too_long = pb.AdmitRequest(evidence=bytes(5 * 1024 * 1024))
     refused(front_gate.Admit, too_long, grpc.StatusCode.RESOURCE_EXHAUSTED, "larger than max")
@@ -227,7 +237,7 @@ def test_oversized_messages_are_refused(listeners: Any, opened: Any) -> None:
 
 
 def test_errors_keep_their_kind_and_hint_and_internal_ones_tell_nothing(
-    listeners: Any, opened: Any, caplog: Any
+    listeners: DeploymentListeners, opened: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     stub = rpc.OperatorStub(opened(*operator_chain(listeners)))
     error = refused(
@@ -252,7 +262,9 @@ def test_errors_keep_their_kind_and_hint_and_internal_ones_tell_nothing(
     refused(stub.GetJob, pb.JobName(name="../x"), grpc.StatusCode.INVALID_ARGUMENT, "not a name")
 
 
-def follow(listeners: Any, open_as: Any, reports: Any) -> tuple[Any, list[Any], threading.Thread]:
+def follow(
+    listeners: DeploymentListeners, open_as: Any, reports: Any
+) -> tuple[Any, list[Any], threading.Thread]:
     call = rpc.SitesStub(open_as).Follow(reports)
     seen: list[Any] = []
 
@@ -273,7 +285,9 @@ def say_hello(*more: Any, hold: threading.Event) -> Any:
     hold.wait(20)
 
 
-def test_a_site_that_is_removed_is_cut_off_at_once(listeners: Any, opened: Any) -> None:
+def test_a_site_that_is_removed_is_cut_off_at_once(
+    listeners: DeploymentListeners, opened: Any
+) -> None:
     hold = threading.Event()
     _, seen, thread = follow(listeners, opened(*site_chain(listeners)), say_hello(hold=hold))
     assert listeners.coordinator.connected.wait(5)
@@ -286,14 +300,16 @@ def test_a_site_that_is_removed_is_cut_off_at_once(listeners: Any, opened: Any) 
     assert "was removed" in seen[-1].details()
 
 
-def test_a_removed_site_loses_its_clients_too(listeners: Any) -> None:
+def test_a_removed_site_loses_its_clients_too(listeners: DeploymentListeners) -> None:
     listeners.deployment.admit(listeners.deployment.client())
     listeners.deployment.sites.remove("site-a")
     assert listeners.deployment.nodes.alive == {}
     assert "site site-a was removed" in listeners.deployment.last("revocation")["reason"]
 
 
-def test_a_second_stream_of_a_site_replaces_the_first(listeners: Any, opened: Any) -> None:
+def test_a_second_stream_of_a_site_replaces_the_first(
+    listeners: DeploymentListeners, opened: Any
+) -> None:
     hold = threading.Event()
     chain = site_chain(listeners)
     _, seen, thread = follow(listeners, opened(*chain), say_hello(hold=hold))
@@ -320,7 +336,7 @@ def test_a_second_stream_of_a_site_replaces_the_first(listeners: Any, opened: An
     ],
 )
 def test_a_site_that_reports_nonsense_is_told_so(
-    listeners: Any, opened: Any, report: Any, why: str
+    listeners: DeploymentListeners, opened: Any, report: Any, why: str
 ) -> None:
     hold = threading.Event()
     _, seen, thread = follow(
@@ -331,14 +347,16 @@ def test_a_site_that_reports_nonsense_is_told_so(
     assert why in seen[-1].details()
 
 
-def test_a_site_says_hello_first(listeners: Any, opened: Any) -> None:
+def test_a_site_says_hello_first(listeners: DeploymentListeners, opened: Any) -> None:
     heartbeat = iter([pb.SiteReport(heartbeat=pb.Heartbeat())])
     _, seen, thread = follow(listeners, opened(*site_chain(listeners)), heartbeat)
     thread.join(5)
     assert "hello first" in seen[-1].details()
 
 
-def test_a_watcher_that_leaves_frees_its_thread(listeners: Any, opened: Any) -> None:
+def test_a_watcher_that_leaves_frees_its_thread(
+    listeners: DeploymentListeners, opened: Any
+) -> None:
     stub = rpc.OperatorStub(opened(*operator_chain(listeners)))
     call = stub.FollowJob(pb.FollowJobRequest(name="alpha"))
     assert [next(call).sequence for _ in range(3)] == [1, 2, 3]
@@ -350,7 +368,7 @@ def test_a_watcher_that_leaves_frees_its_thread(listeners: Any, opened: Any) -> 
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
-def test_tls_below_1_2_is_refused(listeners: Any) -> None:
+def test_tls_below_1_2_is_refused(listeners: DeploymentListeners) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_ciphers("ALL:@SECLEVEL=0")
@@ -361,7 +379,7 @@ def test_tls_below_1_2_is_refused(listeners: Any) -> None:
             context.wrap_socket(plain)
 
 
-def test_plain_text_and_junk_do_not_bother_the_listener(listeners: Any) -> None:
+def test_plain_text_and_junk_do_not_bother_the_listener(listeners: DeploymentListeners) -> None:
     for junk in (b"GET / HTTP/1.1\r\n\r\n", bytes(1000)):
         with socket.create_connection(("127.0.0.1", listeners.running.gate_port), timeout=5) as raw:
             raw.sendall(junk)
@@ -371,6 +389,6 @@ def test_plain_text_and_junk_do_not_bother_the_listener(listeners: Any) -> None:
     assert reply.verifier_id == listeners.deployment.ca.key_digest
 
 
-def test_a_port_that_is_taken_says_so(listeners: Any) -> None:
+def test_a_port_that_is_taken_says_so(listeners: DeploymentListeners) -> None:
     with pytest.raises(ConfigError, match="cannot be bound"):
         DeploymentListeners(listeners.deployment, gate=listeners.gate)

@@ -25,7 +25,7 @@ from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as rpc
 from fedlearn.wire.channel import open_channel
 from server.rpc.connections import Caps, Connections, network_of
-from tests.harness.deployment import key_pem, new_csr
+from tests.harness.deployment import Deployment, key_pem, new_csr
 from tests.harness.forwarder import Forwarder
 from tests.harness.listeners import DeploymentListeners
 
@@ -36,7 +36,7 @@ SECONDS = 5.0
 @pytest.fixture
 def away() -> Iterator[Callable[[str], str]]:
     """Return an address that leads to ``target`` from 127.0.0.2."""
-    made: list[Any] = []
+    made: list[Forwarder] = []
 
     def lead(target: str) -> str:
         made.append(Forwarder("127.0.0.2", target))
@@ -48,11 +48,11 @@ def away() -> Iterator[Callable[[str], str]]:
 
 
 @pytest.fixture
-def started(deployment: Any) -> Iterator[Callable[..., Any]]:
+def started(deployment: Deployment) -> Iterator[Callable[..., DeploymentListeners]]:
     """Start the listeners with limits of their own."""
-    made: list[Any] = []
+    made: list[DeploymentListeners] = []
 
-    def start(**limits: Any) -> Any:
+    def start(**limits: Any) -> DeploymentListeners:
         made.append(DeploymentListeners(deployment, **limits))
         return made[-1]
 
@@ -105,7 +105,7 @@ CHALLENGE = "/fedlearn.v1.Gate/Challenge"
 
 
 def test_an_address_that_holds_all_it_can_leaves_the_gate_to_others(
-    started: Any, away: Any, holder: Holder, deployment: Any
+    started: Callable[..., Any], away: Callable[[str], str], holder: Holder, deployment: Deployment
 ) -> None:
     listeners = started(gate_calls=16, gate_calls_per_peer=8, caps=Caps(unknown_per_peer=6))
     roots, far = deployment.ca.certificate_pem, away(listeners.gate)
@@ -122,7 +122,7 @@ def test_an_address_that_holds_all_it_can_leaves_the_gate_to_others(
 
 
 def test_a_call_without_a_message_ends_and_gives_its_place_back(
-    started: Any, holder: Holder, deployment: Any
+    started: Callable[..., Any], holder: Holder, deployment: Deployment
 ) -> None:
     listeners = started(gate_calls_per_peer=2, first_message=0.5)
     channel = open_channel(listeners.gate, roots=deployment.ca.certificate_pem)
@@ -135,7 +135,10 @@ def test_a_call_without_a_message_ends_and_gives_its_place_back(
 
 
 def test_one_address_leaves_a_slow_attester_to_others(
-    started: Any, away: Any, deployment: Any, monkeypatch: pytest.MonkeyPatch
+    started: Callable[..., Any],
+    away: Callable[[str], str],
+    deployment: Deployment,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lock, collect = threading.Lock(), deployment.proof._attester.collect
 
@@ -162,7 +165,9 @@ def test_one_address_leaves_a_slow_attester_to_others(
     assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) >= 20
 
 
-def test_a_call_that_ends_without_a_message_is_refused(started: Any, deployment: Any) -> None:
+def test_a_call_that_ends_without_a_message_is_refused(
+    started: Callable[..., Any], deployment: Deployment
+) -> None:
     listeners = started()
     with open_channel(listeners.gate, roots=deployment.ca.certificate_pem) as channel:
         call = channel.stream_unary(
@@ -173,7 +178,7 @@ def test_a_call_that_ends_without_a_message_is_refused(started: Any, deployment:
 
 
 def test_a_client_renews_while_strangers_at_its_own_address_hold_the_gate(
-    started: Any, holder: Holder, deployment: Any
+    started: Callable[..., Any], holder: Holder, deployment: Deployment
 ) -> None:
     listeners = started(gate_calls=8, caps=Caps(unknown_per_peer=4))
     client = deployment.client()
@@ -211,7 +216,7 @@ def _at(admitted: Any, control: str) -> Any:
 
 
 def test_a_sites_certificate_does_not_lock_operators_out(
-    started: Any, holder: Holder, deployment: Any
+    started: Callable[..., Any], holder: Holder, deployment: Deployment
 ) -> None:
     listeners = started(control_calls=64, threads=2, watchers=2)
     key = deployment.site_keys["site-a"]
@@ -243,7 +248,7 @@ def test_a_sites_certificate_does_not_lock_operators_out(
 
 
 def test_an_identity_holds_few_connections_and_the_oldest_goes(
-    started: Any, deployment: Any
+    started: Callable[..., Any], deployment: Deployment
 ) -> None:
     listeners = started(caps=Caps(per_identity=3))
     chain, key = deployment.operator()
@@ -265,7 +270,7 @@ def test_an_identity_holds_few_connections_and_the_oldest_goes(
 
 
 def test_silent_connections_are_reset_beyond_the_cap_and_ended_in_time(
-    started: Any, away: Any, deployment: Any
+    started: Callable[..., Any], away: Callable[[str], str], deployment: Deployment
 ) -> None:
     listeners = started(caps=Caps(unknown_per_peer=5))
     port = int(listeners.gate.rpartition(":")[2])
@@ -296,7 +301,9 @@ def test_silent_connections_are_reset_beyond_the_cap_and_ended_in_time(
         one.close()
 
 
-def test_a_peer_that_goes_on_after_refusals_is_cut_off(started: Any, deployment: Any) -> None:
+def test_a_peer_that_goes_on_after_refusals_is_cut_off(
+    started: Callable[..., Any], deployment: Deployment
+) -> None:
     listeners = started(gate_calls_per_peer=1, first_message=30.0)
     holder = Holder()
     with open_channel(listeners.gate, roots=deployment.ca.certificate_pem) as channel:
@@ -331,7 +338,7 @@ def test_a_party_is_an_address_or_a_network_of_64_bits(address: str, network: st
     assert network_of(address) == network
 
 
-def test_places_are_given_back(deployment: Any) -> None:
+def test_places_are_given_back(deployment: Deployment) -> None:
     held = Connections(Caps(unknown=2, unknown_per_peer=1))
     first = held.take("192.0.2.1", lambda: None)
     assert first is not None

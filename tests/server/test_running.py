@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +40,7 @@ class Parts:
         self.ledger = Ledger.open(folder / "ledger.sqlite", key)
         keys = KeyService.create(folder / "keys", [RecoveryKey.of(X25519PrivateKey.generate())])
 
-        def enter(kind: str, body: dict[str, Any]) -> object:
+        def enter(kind: str, body: Mapping[str, Any]) -> object:
             return self.ledger.append(kind, body)
 
         self.store = ModelStore.open(folder / "store", keys, record=enter)
@@ -129,7 +129,7 @@ def checkpoint(number: int = 1, value: float = 1.0, **more: Any) -> Checkpoint:
         *("checkpoint.sealed", "privacy.spent", "made.up"),
     ],
 )
-def test_a_job_says_nothing_that_the_coordinator_has_to_have_done(parts, kind):
+def test_a_job_says_nothing_that_the_coordinator_has_to_have_done(parts: Parts, kind: str) -> None:
     fields = {"round": 1, "site": "site-a", "reason": "planted", "model": "m", "epsilon": 0.0}
     with pytest.raises(JobError, match="does not say"):
         desk(parts).event(kind, fields)
@@ -137,7 +137,7 @@ def test_a_job_says_nothing_that_the_coordinator_has_to_have_done(parts, kind):
     assert len(list(parts.ledger.entries())) == 0
 
 
-def test_the_applications_files_are_sealed_under_a_name_of_their_own(parts):
+def test_the_applications_files_are_sealed_under_a_name_of_their_own(parts: Parts) -> None:
     job = desk(parts)
     begin(job)
     job.save_checkpoint(checkpoint())
@@ -178,7 +178,7 @@ FORGED: dict[str, Callable[[JobChannelHandler], None]] = {
 
 
 @pytest.mark.parametrize("name", sorted(FORGED))
-def test_what_cannot_be_is_refused_and_enters_no_ledger(parts, name):
+def test_what_cannot_be_is_refused_and_enters_no_ledger(parts: Parts, name: str) -> None:
     admitted(parts)
     job = desk(parts)
     begin(job, 1, ("site-a",))
@@ -189,7 +189,7 @@ def test_what_cannot_be_is_refused_and_enters_no_ledger(parts, name):
     assert parts.store.models() == ()
 
 
-def test_an_update_counts_once_in_a_round(parts):
+def test_an_update_counts_once_in_a_round(parts: Parts) -> None:
     admitted(parts)
     job = desk(parts)
     begin(job)
@@ -201,7 +201,7 @@ def test_an_update_counts_once_in_a_round(parts):
     assert [body["round"] for body in parts.bodies("update")] == [1, 2]
 
 
-def test_what_an_application_asks_outside_of_rounds_has_the_number_0(parts):
+def test_what_an_application_asks_outside_of_rounds_has_the_number_0(parts: Parts) -> None:
     admitted(parts)
     job = desk(parts)
     job.event("update.received", update(0))
@@ -214,7 +214,7 @@ def test_what_an_application_asks_outside_of_rounds_has_the_number_0(parts):
     assert [body["round"] for body in parts.bodies("update")] == [0, 1, 0, 0]
 
 
-def test_metrics_reach_people_and_no_ledger(parts):
+def test_metrics_reach_people_and_no_ledger(parts: Parts) -> None:
     admitted(parts)
     job = desk(parts)
     begin(job)
@@ -237,7 +237,7 @@ def release(
         job.save_checkpoint(checkpoint(number))
 
 
-def test_releases_are_charged_over_stages_repeats_and_restarts(parts):
+def test_releases_are_charged_over_stages_repeats_and_restarts(parts: Parts) -> None:
     job = desk(parts, privacy=SPEC)
     release(job, 1, 1, b"a" * 32)
     release(job, 1, 2, b"b" * 32)
@@ -251,7 +251,7 @@ def test_releases_are_charged_over_stages_repeats_and_restarts(parts):
     assert [body["stage"] for body in entries] == [1, 1, 2, 1]
 
 
-def test_an_attempt_that_nobody_saw_is_free_for_the_same_inputs_only(parts):
+def test_an_attempt_that_nobody_saw_is_free_for_the_same_inputs_only(parts: Parts) -> None:
     job = desk(parts, privacy=SPEC)
     release(job, 1, 1, b"a" * 32, seal=False)
     release(job, 1, 1, b"a" * 32, seal=False)
@@ -268,7 +268,7 @@ def test_an_attempt_that_nobody_saw_is_free_for_the_same_inputs_only(parts):
     assert len(parts.bodies("privacy")) == 3
 
 
-def test_of_two_jobs_each_pays_for_itself(parts):
+def test_of_two_jobs_each_pays_for_itself(parts: Parts) -> None:
     one, two = desk(parts, privacy=SPEC), desk(parts, privacy=SPEC, job="other")
     release(one, 1, 1, b"a" * 32, seal=False)
     release(two, 1, 1, b"a" * 32)
@@ -278,7 +278,7 @@ def test_of_two_jobs_each_pays_for_itself(parts):
     assert len(parts.bodies("privacy")) == 2
 
 
-def test_the_release_beyond_the_budget_does_not_happen(parts):
+def test_the_release_beyond_the_budget_does_not_happen(parts: Parts) -> None:
     job = desk(parts, privacy=SPEC)
     paid = rounds_within(SPEC)
     assert paid > 3
@@ -293,7 +293,7 @@ def test_the_release_beyond_the_budget_does_not_happen(parts):
 # --- commitments --------------------------------------------------------------------------
 
 
-def test_a_commitment_is_entered_once_and_bounds_what_a_site_may_claim(parts):
+def test_a_commitment_is_entered_once_and_bounds_what_a_site_may_claim(parts: Parts) -> None:
     admission = admitted(parts)
     job = desk(parts)
     first = job.commit(admission, root=b"r" * 32, records=118, examples=90)
@@ -309,7 +309,9 @@ def test_a_commitment_is_entered_once_and_bounds_what_a_site_may_claim(parts):
 @pytest.mark.parametrize(
     ("records", "coarse"), [(0, 0), (1, 1), (15, 1), (118, 16), (2044, 256), (4096, 4096)]
 )
-def test_under_privacy_the_number_of_records_is_coarse(parts, records, coarse):
+def test_under_privacy_the_number_of_records_is_coarse(
+    parts: Parts, records: int, coarse: int
+) -> None:
     job = desk(parts, privacy=SPEC)
     job.commit(admitted(parts), root=b"r" * 32, records=records, examples=records)
     (body,) = parts.bodies("commitment")

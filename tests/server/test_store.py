@@ -27,6 +27,7 @@ from fedlearn.errors import StoreError, UpdateRejected
 from fedlearn.sealing import (
     FileSigner,
     PrivateKey,
+    SealedWriter,
     open_sealed,
     read_header,
     signer_digest,
@@ -511,7 +512,7 @@ def test_a_rotation_that_fails_loses_nothing(
 ) -> None:
     for number in (1, 2):
         store.write("demo", arrays(number), round=number)
-    written = server.store.models.SealedWriter
+    written = SealedWriter
 
     def full(path: Path, **rest: Any) -> Any:
         if path.name.startswith("demo.2"):

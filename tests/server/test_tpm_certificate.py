@@ -25,6 +25,7 @@ from attestation.tpm.credential import TpmIdentity
 from attestation.trust import TrustAnchors
 from server.identity.site import SiteStatus
 from server.identity.tpm_enrollment import TpmEnrollment
+from tests.harness.deployment import Deployment
 
 pytestmark = pytest.mark.swtpm
 
@@ -111,7 +112,9 @@ def write_certificate(tcti: str, der: bytes) -> None:
         work.run("nvwrite", "-Q", EK_CERTIFICATE, "-C", "o", "-i", "certificate")
 
 
-def enrollment(deployment: Any, *roots: Maker, beside: tuple[bytes, ...] = ()) -> TpmEnrollment:
+def enrollment(
+    deployment: Deployment, *roots: Maker, beside: tuple[bytes, ...] = ()
+) -> TpmEnrollment:
     trust = TrustAnchors(tpm_ek_roots=tuple(root.der for root in roots), endorsements=beside)
     return TpmEnrollment(sites=deployment.sites, trust=lambda: trust, clock=deployment.clock)
 
@@ -122,7 +125,7 @@ def prove(enrolling: TpmEnrollment, machine: Machine, identity: TpmIdentity | No
 
 
 def test_a_certified_tpm_is_believed_at_once_and_its_evidence_counts(
-    deployment: Any, machine: Machine
+    deployment: Deployment, machine: Machine
 ) -> None:
     assert machine.identity.ek_certificate, "it was read from the TPM's memory"
     outcome = prove(enrollment(deployment, machine.root, beside=(machine.middle.der,)), machine)
@@ -135,7 +138,7 @@ def test_a_certified_tpm_is_believed_at_once_and_its_evidence_counts(
 
 @pytest.mark.parametrize("case", ["no root", "a look-alike", "no intermediate", "expired"])
 def test_what_does_not_chain_to_a_given_root_waits_for_the_operator(
-    deployment: Any, machine: Machine, case: str
+    deployment: Deployment, machine: Machine, case: str
 ) -> None:
     identity = machine.identity
     enrolling, found = {
@@ -160,10 +163,14 @@ def test_what_does_not_chain_to_a_given_root_waits_for_the_operator(
     assert found in deployment.sites.tpm("site-a").certificate
     # Who the operator then believes is that very key, and it had proven itself already.
     deployment.sites.approve("site-a")
-    assert deployment.sites.tpm_of("site-a").ek == identity.ek_digest
+    proven = deployment.sites.tpm_of("site-a")
+    assert proven is not None
+    assert proven.ek == identity.ek_digest
 
 
-def test_the_certificate_of_another_tpm_lends_nothing(deployment: Any, machine: Machine) -> None:
+def test_the_certificate_of_another_tpm_lends_nothing(
+    deployment: Deployment, machine: Machine
+) -> None:
     stranger = ec.generate_private_key(ec.SECP256R1()).public_key()
     made = certificate("", stranger, machine.middle, machine.middle.key, ca=False)
     identity = TpmIdentity(

@@ -30,7 +30,8 @@ from fedlearn.identity.join import JoinToken
 from server.identity.enrollment import SiteRegistry
 from server.identity.site import SiteStatus
 from server.identity.tpm_enrollment import TpmEnrollment
-from tests.harness.deployment import BUNDLE, JOB, key_pem, new_csr, new_key
+from tests.harness.deployment import BUNDLE, JOB, Deployment, key_pem, new_csr, new_key
+from tests.harness.listeners import DeploymentListeners
 
 pytestmark = pytest.mark.swtpm
 
@@ -54,11 +55,11 @@ def identities(tpms: tuple[TpmAttester, TpmAttester]) -> tuple[TpmIdentity, TpmI
 
 
 @pytest.fixture
-def enrollment(deployment: Any) -> TpmEnrollment:
+def enrollment(deployment: Deployment) -> TpmEnrollment:
     return TpmEnrollment(sites=deployment.sites, trust=TrustAnchors, clock=deployment.clock)
 
 
-def invite(deployment: Any, name: str, ek: bytes = b"") -> None:
+def invite(deployment: Deployment, name: str, ek: bytes = b"") -> None:
     """Enroll a site whose invitation names the endorsement key."""
     key = new_key()
     token = deployment.sites.create_token(name, needs_approval=False, ek=ek)
@@ -66,7 +67,7 @@ def invite(deployment: Any, name: str, ek: bytes = b"") -> None:
     deployment.site_keys[name] = key
 
 
-def control(listeners: Any, name: str) -> ControlClient:
+def control(listeners: DeploymentListeners, name: str) -> ControlClient:
     key = listeners.deployment.site_keys[name]
     issued = listeners.deployment.ca.issue_site(
         new_csr(key), site=name, now=listeners.deployment.clock()
@@ -79,7 +80,11 @@ def control(listeners: Any, name: str) -> ControlClient:
     )
 
 
-def test_a_site_proves_its_tpm_over_the_wire(listeners: Any, tpms: Any, identities: Any) -> None:
+def test_a_site_proves_its_tpm_over_the_wire(
+    listeners: DeploymentListeners,
+    tpms: tuple[TpmAttester, TpmAttester],
+    identities: tuple[TpmIdentity, TpmIdentity],
+) -> None:
     sites: SiteRegistry = listeners.deployment.sites
     identity = identities[0]
     invite(listeners.deployment, "site-t", identity.ek_digest)
@@ -97,7 +102,10 @@ def test_a_site_proves_its_tpm_over_the_wire(listeners: Any, tpms: Any, identiti
 
 
 def test_what_was_proven_outlives_a_restart(
-    deployment: Any, enrollment: Any, tpms: Any, identities: Any
+    deployment: Deployment,
+    enrollment: TpmEnrollment,
+    tpms: tuple[TpmAttester, TpmAttester],
+    identities: tuple[TpmIdentity, TpmIdentity],
 ) -> None:
     invite(deployment, "site-t", identities[0].ek_digest)
     asked = enrollment.propose("site-t", identities[0].to_bytes())
@@ -115,7 +123,7 @@ def test_what_was_proven_outlives_a_restart(
 
 
 def test_a_wrong_secret_proves_nothing_and_is_in_the_ledger(
-    deployment: Any, enrollment: TpmEnrollment, identities: Any
+    deployment: Deployment, enrollment: TpmEnrollment, identities: tuple[TpmIdentity, TpmIdentity]
 ) -> None:
     invite(deployment, "site-t", identities[0].ek_digest)
     asked = enrollment.propose("site-t", identities[0].to_bytes())
@@ -128,7 +136,10 @@ def test_a_wrong_secret_proves_nothing_and_is_in_the_ledger(
 
 
 def test_an_answer_counts_once_and_in_time(
-    deployment: Any, enrollment: TpmEnrollment, tpms: Any, identities: Any
+    deployment: Deployment,
+    enrollment: TpmEnrollment,
+    tpms: tuple[TpmAttester, TpmAttester],
+    identities: tuple[TpmIdentity, TpmIdentity],
 ) -> None:
     invite(deployment, "site-t", identities[0].ek_digest)
     asked = enrollment.propose("site-t", identities[0].to_bytes())
@@ -149,7 +160,10 @@ def test_an_answer_counts_once_and_in_time(
 
 
 def test_a_wrong_answer_uses_the_challenge_up(
-    deployment: Any, enrollment: TpmEnrollment, tpms: Any, identities: Any
+    deployment: Deployment,
+    enrollment: TpmEnrollment,
+    tpms: tuple[TpmAttester, TpmAttester],
+    identities: tuple[TpmIdentity, TpmIdentity],
 ) -> None:
     invite(deployment, "site-t", identities[0].ek_digest)
     asked = enrollment.propose("site-t", identities[0].to_bytes())
@@ -160,7 +174,9 @@ def test_a_wrong_answer_uses_the_challenge_up(
 
 
 def test_the_attestation_key_of_another_tpm_is_not_proven(
-    listeners: Any, tpms: Any, identities: Any
+    listeners: DeploymentListeners,
+    tpms: tuple[TpmAttester, TpmAttester],
+    identities: tuple[TpmIdentity, TpmIdentity],
 ) -> None:
     invite(listeners.deployment, "site-t", identities[0].ek_digest)
 
@@ -184,7 +200,7 @@ def test_the_attestation_key_of_another_tpm_is_not_proven(
 
 
 def test_malformed_identities_and_keys_that_sign_anything_are_refused(
-    listeners: Any, identities: Any
+    listeners: DeploymentListeners, identities: tuple[TpmIdentity, TpmIdentity]
 ) -> None:
     honest = identities[0]
     with control(listeners, "site-a") as site:
@@ -198,7 +214,9 @@ def test_malformed_identities_and_keys_that_sign_anything_are_refused(
 
 
 def test_an_endorsement_key_that_nobody_knows_waits_for_the_operator(
-    listeners: Any, tpms: Any, identities: Any
+    listeners: DeploymentListeners,
+    tpms: tuple[TpmAttester, TpmAttester],
+    identities: tuple[TpmIdentity, TpmIdentity],
 ) -> None:
     sites: SiteRegistry = listeners.deployment.sites
     listeners.deployment.admit(listeners.deployment.client())
@@ -220,7 +238,9 @@ def test_an_endorsement_key_that_nobody_knows_waits_for_the_operator(
 
 
 def test_a_pinned_attestation_key_needs_no_approval(
-    deployment: Any, tpms: Any, identities: Any
+    deployment: Deployment,
+    tpms: tuple[TpmAttester, TpmAttester],
+    identities: tuple[TpmIdentity, TpmIdentity],
 ) -> None:
     trust = TrustAnchors(tpm_aks=frozenset({identities[0].ak_digest}))
     enrollment = TpmEnrollment(sites=deployment.sites, trust=lambda: trust, clock=deployment.clock)
@@ -231,7 +251,9 @@ def test_a_pinned_attestation_key_needs_no_approval(
 
 
 def test_another_endorsement_key_sends_the_site_back(
-    listeners: Any, tpms: Any, identities: Any
+    listeners: DeploymentListeners,
+    tpms: tuple[TpmAttester, TpmAttester],
+    identities: tuple[TpmIdentity, TpmIdentity],
 ) -> None:
     sites: SiteRegistry = listeners.deployment.sites
     invite(listeners.deployment, "site-t", identities[0].ek_digest)
@@ -251,7 +273,10 @@ def test_another_endorsement_key_sends_the_site_back(
 
 
 def test_the_former_machine_may_be_meant(
-    deployment: Any, enrollment: TpmEnrollment, tpms: Any, identities: Any
+    deployment: Deployment,
+    enrollment: TpmEnrollment,
+    tpms: tuple[TpmAttester, TpmAttester],
+    identities: tuple[TpmIdentity, TpmIdentity],
 ) -> None:
     invite(deployment, "site-t", identities[0].ek_digest)
     asked = enrollment.propose("site-t", identities[1].to_bytes())
@@ -261,7 +286,11 @@ def test_the_former_machine_may_be_meant(
     assert (known.ek, known.shown_ek, known.ak) == (identities[0].ek_digest, b"", b"")
 
 
-def test_one_tpm_speaks_for_one_site(listeners: Any, tpms: Any, identities: Any) -> None:
+def test_one_tpm_speaks_for_one_site(
+    listeners: DeploymentListeners,
+    tpms: tuple[TpmAttester, TpmAttester],
+    identities: tuple[TpmIdentity, TpmIdentity],
+) -> None:
     sites: SiteRegistry = listeners.deployment.sites
     invite(listeners.deployment, "site-t", identities[0].ek_digest)
     with control(listeners, "site-t") as site, control(listeners, "site-a") as other:
@@ -276,7 +305,11 @@ def test_one_tpm_speaks_for_one_site(listeners: Any, tpms: Any, identities: Any)
     assert sites.create_token("site-u", ek=identities[0].ek_digest)
 
 
-def test_a_removed_site_proves_nothing(listeners: Any, tpms: Any, identities: Any) -> None:
+def test_a_removed_site_proves_nothing(
+    listeners: DeploymentListeners,
+    tpms: tuple[TpmAttester, TpmAttester],
+    identities: tuple[TpmIdentity, TpmIdentity],
+) -> None:
     invite(listeners.deployment, "site-t", identities[0].ek_digest)
     with control(listeners, "site-t") as site:
         asked = site.propose_tpm(identities[0].to_bytes())
@@ -298,7 +331,10 @@ def replace_proven(identity: TpmIdentity) -> Any:
 
 
 def test_the_operator_sees_the_key_before_the_first_approval(
-    listeners: Any, tpms: Any, identities: Any, tmp_path: Path
+    listeners: DeploymentListeners,
+    tpms: tuple[TpmAttester, TpmAttester],
+    identities: tuple[TpmIdentity, TpmIdentity],
+    tmp_path: Path,
 ) -> None:
     sites: SiteRegistry = listeners.deployment.sites
     made = sites.create_token("site-t")
@@ -326,7 +362,7 @@ def test_the_operator_sees_the_key_before_the_first_approval(
 
 
 @pytest.fixture
-def measured(deployment: Any, tpms: Any) -> Any:
+def measured(deployment: Deployment, tpms: tuple[TpmAttester, TpmAttester]) -> Any:
     """A job that accepts TPM evidence; both machines have measured it."""
     for tpm in tpms:
         tpm.extend("app", BUNDLE)
@@ -334,7 +370,7 @@ def measured(deployment: Any, tpms: Any) -> Any:
     return tpms
 
 
-def make_job(deployment: Any, nodes: str = "", trust: TrustAnchors | None = None) -> Any:
+def make_job(deployment: Deployment, nodes: str = "", trust: TrustAnchors | None = None) -> Any:
     from attestation.policy.parse import parse_policy
 
     text = f"""
@@ -358,19 +394,22 @@ name = "software TPM"
     )
 
 
-def client_of(deployment: Any, site: str, attester: Any) -> Any:
+def client_of(deployment: Deployment, site: str, attester: Any) -> Any:
     client = deployment.client(site=site)
     client.attester = attester
     return client
 
 
-def prove(deployment: Any, enrollment: TpmEnrollment, site: str, tpm: Any) -> None:
+def prove(deployment: Deployment, enrollment: TpmEnrollment, site: str, tpm: Any) -> None:
     asked = enrollment.propose(site, tpm.identity().to_bytes())
     assert enrollment.prove(site, asked.challenge, tpm.activate(asked.blob)).accepted
 
 
 def test_evidence_counts_once_its_key_is_proven(
-    deployment: Any, enrollment: TpmEnrollment, measured: Any, identities: Any
+    deployment: Deployment,
+    enrollment: TpmEnrollment,
+    measured: Any,
+    identities: tuple[TpmIdentity, TpmIdentity],
 ) -> None:
     nodes = f'[nodes]\nsite-t = ["{identities[0].ek_digest.hex()}"]'
     make_job(deployment, nodes)
@@ -384,7 +423,10 @@ def test_evidence_counts_once_its_key_is_proven(
 
 
 def test_the_policy_says_which_events_are_known(
-    deployment: Any, enrollment: TpmEnrollment, measured: Any, identities: Any
+    deployment: Deployment,
+    enrollment: TpmEnrollment,
+    measured: Any,
+    identities: tuple[TpmIdentity, TpmIdentity],
 ) -> None:
     from attestation.logs.eventlog import EventLog
 
@@ -415,7 +457,10 @@ def test_the_policy_says_which_events_are_known(
 
 
 def test_a_key_proven_by_one_site_vouches_for_no_other(
-    deployment: Any, enrollment: TpmEnrollment, measured: Any, identities: Any
+    deployment: Deployment,
+    enrollment: TpmEnrollment,
+    measured: Any,
+    identities: tuple[TpmIdentity, TpmIdentity],
 ) -> None:
     make_job(deployment)
     invite(deployment, "site-t", identities[0].ek_digest)
@@ -428,7 +473,10 @@ def test_a_key_proven_by_one_site_vouches_for_no_other(
 
 
 def test_a_key_pinned_for_all_is_only_for_the_site_that_proved_it(
-    deployment: Any, enrollment: TpmEnrollment, measured: Any, identities: Any
+    deployment: Deployment,
+    enrollment: TpmEnrollment,
+    measured: Any,
+    identities: tuple[TpmIdentity, TpmIdentity],
 ) -> None:
     trust = TrustAnchors(tpm_aks=frozenset(i.ak_digest for i in identities))
     make_job(deployment, trust=trust)
@@ -441,7 +489,10 @@ def test_a_key_pinned_for_all_is_only_for_the_site_that_proved_it(
 
 
 def test_a_removed_site_takes_its_key_along(
-    deployment: Any, enrollment: TpmEnrollment, measured: Any, identities: Any
+    deployment: Deployment,
+    enrollment: TpmEnrollment,
+    measured: Any,
+    identities: tuple[TpmIdentity, TpmIdentity],
 ) -> None:
     make_job(deployment)
     invite(deployment, "site-t", identities[0].ek_digest)
@@ -457,7 +508,10 @@ def test_a_removed_site_takes_its_key_along(
 
 
 def test_the_operator_is_shown_the_tpm(
-    listeners: Any, identities: Any, tmp_path: Path, capsys: Any
+    listeners: DeploymentListeners,
+    identities: tuple[TpmIdentity, TpmIdentity],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from fedlearn.cli import main
     from fedlearn.identity.login import OperatorLogin

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -15,6 +15,7 @@ from fedlearn.job.events import Event
 from server.flower.job_plan import Outcome
 from server.health import Health
 from server.jobs import watch as watched
+from server.jobs.active_job import OpenJob
 from server.jobs.watch import JobWatch, longest, longest_pause
 
 FINISHED = Outcome(status="finished", rounds=3)
@@ -79,7 +80,7 @@ class Scene:
         self.open = True
         self.probe: Callable[[], object] = lambda: None
         self.watch = JobWatch(
-            self.job,
+            cast("OpenJob", self.job),
             say=self.said.append,
             mark=self.marks.append,
             probe=lambda: self.probe(),
@@ -210,7 +211,7 @@ def test_time_in_which_the_coordinator_stood_still_is_not_counted(
     monkeypatch.setattr(watched, "_SLACK_SECONDS", 1.0)
     scene = Scene(Host(None, FINISHED), deadline_s=0.0)
     clock = [0.0]
-    monkeypatch.setattr(watched.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("server.jobs.watch.time.monotonic", lambda: clock[0])
     looks = 0
 
     def wait(timeout: float | None = None) -> Outcome | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestation.logs.eventlog import EventLog
@@ -51,7 +52,7 @@ class Intel:
             public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         ).digest()
 
-    def _key(self, name: str) -> Any:
+    def _key(self, name: str) -> ec.EllipticCurvePrivateKey:
         return keys.ec_key(f"{self.seed}/{name}")
 
     def _certificate(

@@ -204,7 +204,7 @@ def sign(
         cert=[item.certificate for item in signer.chain],
         always_add_key_value=False,
     )
-    return etree.tostring(made)
+    return bytes(etree.tostring(made))
 
 
 def rims() -> tuple[bytes, bytes]:

@@ -78,7 +78,7 @@ def train(
             rows = order[start : start + batch]
             optimizer.zero_grad()
             loss = functional.cross_entropy(net(images[rows]), labels[rows])
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             total += loss.item() * len(rows)
     return total / len(labels)
