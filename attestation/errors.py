@@ -12,6 +12,8 @@
     │   ├── BindingError
     │   └── EventLogError
     ├── PolicyError          an appraisal policy that cannot be used
+    ├── config.SchemaError   a document is not what its schema says
+    ├── config.InconsistentValues    values that do not go together
     └── UnsealError          ciphertext that does not open
 
 An appraisal is a value (:class:`attestation.policy.result.AttestationResult`), not an error.

@@ -33,10 +33,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from attestation.config import dumps
 from attestation.evidence import Tee
 from edge.protocol.identity import certification_request, key_pem, new_key
 from edge.protocol.rpc import GateClient, enroll
-from fedlearn import config
 from fedlearn.cli.local.children import Child, Children
 from fedlearn.cli.local.federation import Federation, program
 from fedlearn.identity.join import JoinToken
@@ -327,7 +327,7 @@ def measure_agent(folder: Path, federation: Federation, seconds: float) -> Agent
                 "sponsor_listen": "127.0.0.1:0",
             },
         }
-        (state / "site.toml").write_text(config.dumps(table))
+        (state / "site.toml").write_text(dumps(table))
         enroll(federation.token(name)).save(state / "state")
         environment = {
             "KUBERNETES_SERVICE_HOST": host,

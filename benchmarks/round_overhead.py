@@ -26,12 +26,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from attestation.config import dumps
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 import _stock_flower as stock_flower
 import numpy as np
 
-from fedlearn import config
 from fedlearn.cli.local.children import Children
 from fedlearn.cli.local.federation import Federation, policy_text
 from fedlearn.cli.local.machines import TEES, choose_tee
@@ -100,7 +101,7 @@ def ours(folder: Path, *, sites: int, rounds: int, size: int, tee: str) -> Measu
         policy = policy_text(federation, name=NAME, bundle=digest, app=NAME, sites=names)
         (folder / "policy.toml").write_text(policy)
         (folder / "job.toml").write_text(
-            config.dumps(
+            dumps(
                 {
                     "name": NAME,
                     "app": str(APP),

@@ -38,11 +38,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from attestation.config import toml
-from fedlearn import config
-from fedlearn.config import (
-    Impossible,
-    address,
+from attestation.config import (
+    InconsistentValues,
     choice,
     file_path,
     flag,
@@ -53,8 +50,11 @@ from fedlearn.config import (
     seq,
     table,
     text,
+    toml,
     whole,
 )
+from fedlearn import config
+from fedlearn.config import address
 from fedlearn.config.attesterfile import AttesterSettings
 from fedlearn.config.trustfile import Trust
 
@@ -78,7 +78,12 @@ _EVERYWHERE: Final = frozenset({"0.0.0.0", "[::]", "[0::0]"})  # noqa: S104 (com
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listen:
-    """Where the three listeners are bound."""
+    """Where the three listeners are bound; port 0 takes any free one.
+
+    ``gate``     TLS: challenge, admission, enrollment
+    ``control``  mutual TLS: sites, clients, operators
+    ``fleet``    mutual TLS: model traffic
+    """
 
     gate: str = option(address(port_zero=True), default="127.0.0.1:9443")
     control: str = option(address(port_zero=True), default="127.0.0.1:9444")
@@ -88,12 +93,15 @@ class Listen:
         ports = [item for item in (self.gate, self.control, self.fleet) if _port(item)]
         for name in ("control", "fleet"):
             if ports.count(getattr(self, name)) > 1:
-                raise Impossible(((name,), "is the address of another listener as well"))
+                raise InconsistentValues(((name,), "is the address of another listener as well"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advertise:
-    """What sites, clients and operators are told. Empty: the address that is bound."""
+    """What sites, clients and operators are told. Empty: the address that is bound.
+
+    ``gate``, ``control``, ``fleet``  the address at which others reach this listener
+    """
 
     gate: str = option(address(), default="")
     control: str = option(address(), default="")
@@ -104,10 +112,12 @@ class Advertise:
 class Keys:
     """What keeps the root key of the key service while the coordinator is not running.
 
-    ``protect``  any one of them opens it; ``insecure-plain-key-file`` stands alone
-    ``tcti``     how tpm2-tools reach the TPM
-    ``pcrs``     the registers that must keep their values
-    ``key_id``   the root key that must be found; stops a state folder made by somebody else
+    ``protect``          any one of them opens it; ``insecure-plain-key-file`` stands alone
+    ``recovery_key``     an X25519 public key, PEM; its private half stays offline
+    ``passphrase_file``  read once at the start
+    ``tcti``             how tpm2-tools reach the TPM
+    ``pcrs``             the registers that must keep their values
+    ``key_id``           the root key that must be found; stops a state folder made by somebody else
     """
 
     protect: tuple[str, ...] = option(seq(choice(*_PROTECTORS), least=1, most=4, unique=True))
@@ -130,7 +140,7 @@ class Keys:
         if self.insecure and len(self.protect) > 1:
             faults.append((("protect",), f'"{_PROTECTORS[-1]}" makes the others pointless'))
         if faults:
-            raise Impossible(*faults)
+            raise InconsistentValues(*faults)
 
     @property
     def insecure(self) -> bool:
@@ -140,7 +150,14 @@ class Keys:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificates:
-    """Lifetimes in seconds. Clients attest again at the latest every ``renew_by_s``."""
+    """Lifetimes.
+
+    ``client_s``       seconds that a client's certificate is valid
+    ``renew_after_s``  seconds after which a client may attest again
+    ``renew_by_s``     seconds after which a client must have attested again
+    ``site_days``      days that a site's certificate is valid
+    ``token_s``        seconds that a join token is valid
+    """
 
     client_s: int = option(whole(60, 1800), default=1800)
     renew_after_s: int = option(whole(5, 600), default=300)
@@ -150,7 +167,9 @@ class Certificates:
 
     def __post_init__(self) -> None:
         if not self.renew_after_s < self.renew_by_s <= self.client_s:
-            raise Impossible((("renew_by_s",), "must be above renew_after_s and at most client_s"))
+            raise InconsistentValues(
+                (("renew_by_s",), "must be above renew_after_s and at most client_s")
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,9 +177,14 @@ class Limits:
     """What strangers and jobs may use up.
 
     ``challenges``           nonces that are given out and not used
+    ``challenges_per_peer``  the same of one address; of one /64 in IPv6
     ``requests_per_second``  at the gate, from all peers together
+    ``requests_per_second_per_peer``
+                             the same of one address; of one /64 in IPv6
     ``connections``          of peers without a certificate yet, at each listener; fewer where the
                              process may open too few files
+    ``connections_per_peer``
+                             the same of one address; of one /64 in IPv6
     ``update_mib``           the largest update that is read
     ``deliveries_mib``       of all updates that are read at once
     ``jobs``                 jobs that run at once
@@ -195,6 +219,8 @@ class JobSettings:
     """How jobs run at the coordinator.
 
     ``resume``          go on with interrupted jobs when the coordinator starts
+    ``keep_checkpoints``
+                        how many checkpoints of a job are kept
     ``app_memory_mib``  memory, and disk, of the process that runs a job's ServerApp
     ``sandbox``         ``full`` refuses a job where the kernel lacks a protection for that
                         process; ``best-effort`` runs it and says what is missing
@@ -211,19 +237,26 @@ class JobSettings:
     def __post_init__(self) -> None:
         if self.app_host is not None and len(os.fsencode(self.app_host)) > _MAX_SOCKET_NAME:
             fault = f"is longer than the {_MAX_SOCKET_NAME} bytes that a socket's name may have"
-            raise Impossible((("app_host",), fault))
+            raise InconsistentValues((("app_host",), fault))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """Where counts are served over plain HTTP; nowhere when empty."""
+    """Counts for Prometheus.
+
+    ``listen``  where they are served over plain HTTP; nowhere when empty
+    """
 
     listen: str = option(address(port_zero=True), default="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """One coordinator. Paths are relative to the file that named them."""
+    """One coordinator. Paths are relative to the file that named them.
+
+    ``state``         the folder of everything that the coordinator keeps
+    ``trust_domain``  of all certificates that it issues
+    """
 
     state: Path = option(file_path())
     trust_domain: str = option(
@@ -247,7 +280,7 @@ class ServerConfig:
                 message = f"needs advertise.{name}: nobody can connect to {bound}"
                 faults.append((("listen", name), message))
         if faults:
-            raise Impossible(*faults)
+            raise InconsistentValues(*faults)
 
     @classmethod
     def load(cls, path: Path) -> ServerConfig:

@@ -11,7 +11,6 @@ import importlib
 import inspect
 import re
 import tempfile
-import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,8 @@ import click
 from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
 
+from attestation.config import describe
+from attestation.policy.model import AppraisalPolicy
 from edge.config.site import SiteConfig
 from fedlearn.job import events, strategies
 from fedlearn.job.spec import JobSpec
@@ -33,6 +34,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 PROTO: Final = "fedlearn/wire/fedlearn.proto"
 MODELS: Final[Mapping[str, type]] = {
     "job": JobSpec,
+    "policy": AppraisalPolicy,
     "server": ServerConfig,
     "site": SiteConfig,
 }
@@ -44,7 +46,6 @@ PROGRAMS: Final = {
 T = TypeVar("T")
 
 _MARK: Final = re.compile(r"^<!-- generated: ([a-z]+)(?: ([\w-]+))? -->$", re.MULTILINE)
-_ENTRY: Final = re.compile(r"^((?:``[\w.-]+``(?:, )?)+)(?:  +(.*))?$")
 
 
 class Unknown(Exception):
@@ -124,94 +125,34 @@ def _options(command: click.Command, context: click.Context) -> Iterator[str]:
 
 def keys(file: str) -> str:
     """Return the keys of a file, one table for each of its tables."""
-    return "\n\n".join(_model(_named(MODELS, file), (), several=False))
-
-
-def _model(model: type, path: tuple[str, ...], *, several: bool) -> Iterator[str]:
-    hints = typing.get_type_hints(model)
-    meanings = _meanings(model)
-    rows: list[tuple[str, ...]] = []
-    below: list[tuple[type, tuple[str, ...], bool]] = []
-    for field in dataclasses.fields(model):
-        key, expected = _declared(field)
-        inner, many = _inner(hints[field.name])
-        if inner is not None:
-            step = (*path, key, "NAME") if many == "mapping" else (*path, key)
-            below.append((inner, step, many == "list"))
+    rows: dict[str, list[tuple[str, ...]]] = {"": []}
+    heads = {"": ""}
+    for item in describe(_named(MODELS, file)):
+        if item.contents:
+            rows[item.contents] = []
+            heads[item.contents] = f"{_heading(item.contents)}\n\n{_prose(item.meaning)}"
             continue
-        default = "required" if _required(field) else _default(field)
-        rows.append((f"`{key}`", expected, default, meanings.get(field.name, "")))
-    if path:
-        brackets = ("[[", "]]") if several else ("[", "]")
-        yield f"### `{brackets[0]}{'.'.join(path)}{brackets[1]}`"
-        yield _prose((model.__doc__ or "").split("\n\n")[0])
-    if rows:
-        yield _table(("key", "value", "default", "meaning"), rows)
-    for found, step, many_tables in below:
-        yield from _model(found, step, several=many_tables)
+        if item.table not in rows:
+            rows[item.table] = []
+            heads[item.table] = _heading(item.table)
+        default = "required" if item.default is None else item.default and _code(item.default)
+        rows[item.table].append((f"`{item.key}`", item.type, default, _prose(item.meaning)))
+    parts = []
+    for table, found in rows.items():
+        parts.append(heads[table])
+        if found:
+            parts.append(_table(("key", "value", "default", "meaning"), found))
+    return "\n\n".join(filter(None, parts))
 
 
-def _declared(field: dataclasses.Field[Any]) -> tuple[str, str]:
-    """Return the key of a field in its file, and what may stand there."""
-    for kind, key in field.metadata.values():
-        return key or field.name, kind.expected
-    return field.name, ""
-
-
-def _inner(hint: Any) -> tuple[type | None, str]:
-    """Return the model that a field's type holds, and whether it holds one or several."""
-    arguments = [item for item in typing.get_args(hint) if item is not type(None)]
-    origin = typing.get_origin(hint)
-    if isinstance(hint, types.UnionType):
-        return _inner(arguments[0])
-    many = {tuple: "list"}.get(typing.cast("Any", origin), "")
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        arguments, many = arguments[1:], "mapping"
-    found = arguments[0] if many and arguments else hint
-    is_table = dataclasses.is_dataclass(found) and any(
-        f.metadata for f in dataclasses.fields(found)
-    )
-    return (typing.cast("type", found), many) if is_table else (None, "")
-
-
-def _meanings(model: type) -> dict[str, str]:
-    """Return what a class says of its fields, in lines that start with ````name``  text``."""
-    found: dict[str, str] = {}
-    names: list[str] = []
-    for line in (inspect.getdoc(model) or "").splitlines():
-        entry = _ENTRY.match(line)
-        if entry:
-            names = re.findall(r"``([\w.-]+)``", entry[1])
-            found.update(dict.fromkeys(names, entry[2] or ""))
-        elif names and line.startswith(" "):
-            for name in names:
-                found[name] = f"{found[name]} {line.strip()}".strip()
-        else:
-            names = []
-    return {name: _prose(text) for name, text in found.items()}
+def _heading(table: str) -> str:
+    name = table.replace("[]", "")
+    return f"### `[[{name}]]`" if table.endswith("[]") else f"### `[{name}]`"
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:
     missing = dataclasses.MISSING
     return field.default is missing and field.default_factory is missing
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default_factory is not dataclasses.MISSING:
-        value: object = field.default_factory()
-    else:
-        value = field.default
-    return _code(_toml(value)) if value not in (None, "", b"", ()) and value != {} else ""
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return f'"{value}"'
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # --- events, metrics, strategies ------------------------------------------------------

@@ -19,6 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from attestation.config import dumps
+
 IMAGE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/-]{0,400}@sha256:[0-9a-f]{64}")
 
 
@@ -95,7 +97,6 @@ def stamp(charts: Path, image: str, digest: str) -> None:
 def references(image: str, bundle: bytes, tee: str) -> str:
     """Return the [[reference]] tables of a policy, for one client image and one app."""
     from edge.kube.initdata import initdata_values
-    from fedlearn import config
 
     values = initdata_values(image=image, bundle=bundle, tee=tee, name=f"initdata of {image}")
     lines = []
@@ -103,7 +104,7 @@ def references(image: str, bundle: bytes, tee: str) -> str:
         table = {"claim": value.claim, "value": value.value.hex(), "name": value.name}
         if value.tee is not None:
             table["tee"] = value.tee.value
-        lines.append("[[reference]]\n" + config.dumps(table))
+        lines.append("[[reference]]\n" + dumps(table))
     return "\n".join(lines)
 
 

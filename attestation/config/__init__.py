@@ -1,1 +1,97 @@
-"""TOML that is read strictly, with line numbers in every message."""
+"""Strict TOML to frozen models: what is written in a file is understood, or refused.
+
+A model is a frozen dataclass whose fields say what may stand in the file::
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Limits:
+        rounds: int = option(whole(1, 10_000))
+        deadline_s: float = option(number(1, 86_400), default=600.0)
+
+    limits = read(Limits, data, where="limits.toml")
+
+Every fault of a file is reported, one line each, with file, line, key, what was found and what
+would be right::
+
+    job.toml:12: rounds: must be a whole number from 1 to 10000, not "ten"
+
+Nothing is guessed and nothing is converted: ``"5"`` is not 5 and 1 is not ``true``.
+:func:`describe` lists the keys of a model for documentation.
+"""
+
+from __future__ import annotations
+
+from attestation.config.fields import (
+    choice,
+    each,
+    file_path,
+    flag,
+    hexadecimal,
+    line,
+    mapped,
+    matching,
+    moment,
+    number,
+    octets,
+    plain,
+    raw,
+    scalar,
+    seq,
+    simple,
+    sorted_set,
+    table,
+    tables,
+    text,
+    whole,
+)
+from attestation.config.schema import (
+    Fault,
+    FieldType,
+    InconsistentValues,
+    InvalidValue,
+    KeyDescription,
+    ReadContext,
+    SchemaError,
+    describe,
+    model_at,
+    option,
+    read,
+    shown,
+)
+from attestation.config.writing import dumps
+
+__all__ = [
+    "Fault",
+    "FieldType",
+    "InconsistentValues",
+    "InvalidValue",
+    "KeyDescription",
+    "ReadContext",
+    "SchemaError",
+    "choice",
+    "describe",
+    "dumps",
+    "each",
+    "file_path",
+    "flag",
+    "hexadecimal",
+    "line",
+    "mapped",
+    "matching",
+    "model_at",
+    "moment",
+    "number",
+    "octets",
+    "option",
+    "plain",
+    "raw",
+    "read",
+    "scalar",
+    "seq",
+    "shown",
+    "simple",
+    "sorted_set",
+    "table",
+    "tables",
+    "text",
+    "whole",
+]

@@ -7,17 +7,17 @@ says so and is listed in :attr:`Draft.notes`.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
+from attestation.config.writing import value_text
 from attestation.evidence import Claims, Tee
 from attestation.policy.launch import launch_errors, launch_warnings
 from attestation.policy.model import (
     CLAIM_NAME,
+    MAX_VALUE_BYTES,
     TCB_STATUSES,
     ReferenceValue,
     SnpRules,
@@ -29,7 +29,6 @@ from attestation.quotes.snp import PRODUCTS, TCB_COMPONENTS
 
 __all__ = ["Draft", "draft_policy", "reference_text"]
 
-_MAX_VALUE_BYTES: Final = 64
 _ABOUT: Final = {
     "app": "SHA-256 of the app bundle, measured by the client before it attested",
     "host_data": "HOST_DATA, set by the host at launch (initdata digest)",
@@ -77,13 +76,13 @@ def draft_policy(
         f"# Drafted from {_comment(source)} at {now.isoformat(timespec='seconds')}.",
         "# It pins what that evidence shows. Read every line before you rely on it.",
         "version = 1",
-        f"name = {_text(name)}",
-        f"accept = [{_text(claims.tee.value)}]",
+        f"name = {value_text(_comment(name))}",
+        f"accept = [{value_text(claims.tee.value)}]",
     ]
     if claims.tee is Tee.SAMPLE:
         lines += ["# Software evidence proves nothing about hardware: for development only."]
         notes.append("sample evidence proves nothing about hardware; insecure_sample is set")
-    lines.append(f"insecure_sample = {_flag(claims.tee is Tee.SAMPLE)}")
+    lines.append(f"insecure_sample = {value_text(claims.tee is Tee.SAMPLE)}")
     if claims.debug or any(item.debug for item in claims.components):
         lines.append("# The evidence is of an environment in debug mode, which stays refused.")
         notes.append("the environment is in debug mode; the policy refuses it")
@@ -105,13 +104,13 @@ def reference_text(reference: ReferenceValue) -> str:
     if reference.claim in _ABOUT:
         lines.append(f"# {_ABOUT[reference.claim]}")
     lines += [
-        f"claim = {_text(reference.claim)}",
-        f"value = {_text(reference.value.hex())}",
+        f"claim = {value_text(reference.claim)}",
+        f"value = {value_text(reference.value.hex())}",
     ]
     if reference.name:
-        lines.append(f"name = {_text(reference.name)}")
+        lines.append(f"name = {value_text(_comment(reference.name))}")
     if reference.tee is not None:
-        lines.append(f"tee = {_text(reference.tee.value)}")
+        lines.append(f"tee = {value_text(reference.tee.value)}")
     return "\n".join(lines) + "\n"
 
 
@@ -120,7 +119,7 @@ def _references(claims: Claims, notes: list[str], tee: Tee | None = None) -> lis
     for claim, value in sorted(claims.measurements.items(), key=_natural):
         if claim in NVIDIA_CLAIMS:
             continue
-        if not CLAIM_NAME.fullmatch(claim) or not 1 <= len(value) <= _MAX_VALUE_BYTES:
+        if not CLAIM_NAME.fullmatch(claim) or not 1 <= len(value) <= MAX_VALUE_BYTES:
             notes.append(f"{_comment(claim)} cannot be written in a policy, so it is not pinned")
             continue
         if claim in claims.unverified:
@@ -130,9 +129,9 @@ def _references(claims: Claims, notes: list[str], tee: Tee | None = None) -> lis
         lines += ["", "[[reference]]"]
         if claim in _ABOUT:
             lines.append(f"# {_ABOUT[claim]}" + (" (all zero)" if not any(value) else ""))
-        lines += [f"claim = {_text(claim)}", f"value = {_text(value.hex())}"]
+        lines += [f"claim = {value_text(claim)}", f"value = {value_text(value.hex())}"]
         if tee is not None:
-            lines.append(f"tee = {_text(tee.value)}")
+            lines.append(f"tee = {value_text(tee.value)}")
     return lines
 
 
@@ -140,7 +139,7 @@ def _required(claims: Claims) -> list[str]:
     """Require what was checked of every GPU, instead of pinning what changes from day to day."""
     gpus = [item for item in claims.components if item.tee is Tee.NVIDIA]
     found = [name for name in NVIDIA_CLAIMS if gpus and all(name in x.measurements for x in gpus)]
-    return ["", "[require]", f"claims = {_list(found)}"] if found else []
+    return ["", "[require]", f"claims = {value_text(found)}"] if found else []
 
 
 def _components(claims: Claims, notes: list[str]) -> list[str]:
@@ -183,7 +182,7 @@ def _natural(item: tuple[str, bytes]) -> list[tuple[int, str]]:
 def _nodes(claims: Claims, node: str) -> list[str]:
     if not claims.hardware_id:
         return []
-    entry = f"{node or 'site-a'} = [{_text(claims.hardware_id.hex())}]"
+    entry = f"{node or 'site-a'} = [{value_text(claims.hardware_id.hex())}]"
     lines = ["", "# The hardware that each node may run on. With this table every node is listed."]
     return [*lines, *(["[nodes]", entry] if node else ["# [nodes]", f"# {entry}"])]
 
@@ -212,22 +211,22 @@ def _intel(claims: Claims, notes: list[str]) -> list[str]:
     lines = []
     if "tcb" in claims.unverified:
         notes.append("the TCB status is not known without collateral; the policy asks for UpToDate")
-        return [f"tcb_status = {_list(TdxRules().tcb_status)}", "advisories_allowed = []"]
+        return [f"tcb_status = {value_text(TdxRules().tcb_status)}", "advisories_allowed = []"]
     if claims.tcb not in TCB_STATUSES:
         notes.append(f"no policy can accept the TCB status {_comment(claims.tcb)}")
-        return [f"tcb_status = {_list(TdxRules().tcb_status)}", "advisories_allowed = []"]
+        return [f"tcb_status = {value_text(TdxRules().tcb_status)}", "advisories_allowed = []"]
     best = TdxRules().tcb_status
     if claims.tcb not in best:
         lines.append("# Weaker than the default, which accepts only UpToDate.")
         notes.append(f"the TCB status is {claims.tcb}; the policy accepts it")
         best = (*best, claims.tcb)
-    lines.append(f"tcb_status = {_list(best)}")
+    lines.append(f"tcb_status = {value_text(best)}")
     advisories = claims.attributes.get("advisories", ())
     listed = advisories if isinstance(advisories, tuple) else ()
     if listed:
         lines.append("# Open on this platform; the default accepts none.")
         notes.append(f"{', '.join(listed)} are open on the platform; the policy accepts them")
-    lines.append(f"advisories_allowed = {_list(listed)}")
+    lines.append(f"advisories_allowed = {value_text([_comment(item) for item in listed])}")
     if (number := _number(claims, "tcb_evaluation")) is not None:
         lines.append(f"min_tcb_evaluation = {number}")
     return lines
@@ -244,7 +243,7 @@ def _td_attributes(claims: Claims, notes: list[str]) -> list[str]:
         if dropped := [name for name in names if name not in kept]:
             lines.append(f"# Weaker than the default, which has {', '.join(dropped)} here.")
             notes.append(f"[tdx] {key} leaves out {', '.join(dropped)}")
-        lines.append(f"{key} = {_list(kept)}")
+        lines.append(f"{key} = {value_text(kept)}")
     return lines
 
 
@@ -261,13 +260,13 @@ def _snp(claims: Claims, notes: list[str]) -> list[str]:
     if migration:
         lines.append("# Weaker than the default: a migration agent may move this guest.")
         notes.append("the guest may be migrated; the policy accepts it")
-    lines.append(f"allow_migration = {_flag(migration)}")
-    lines.append(f"allow_smt = {_flag(claims.attributes.get('snp.policy.smt') is not False)}")
+    lines.append(f"allow_migration = {value_text(migration)}")
+    lines.append(f"allow_smt = {value_text(claims.attributes.get('snp.policy.smt') is not False)}")
     socket = claims.attributes.get("snp.policy.single_socket") is True
-    lines.append(f"require_single_socket = {_flag(socket)}")
+    lines.append(f"require_single_socket = {value_text(socket)}")
     product = claims.attributes.get("snp.product")
     if isinstance(product, str) and product in PRODUCTS:
-        lines.append(f"products = [{_text(product)}]")
+        lines.append(f"products = [{value_text(product)}]")
     signed = "id_key_digest" in claims.measurements
     if signed and (number := _number(claims, "snp.guest_svn")) is not None:
         lines.append(f"min_guest_svn = {number}")
@@ -277,7 +276,7 @@ def _snp(claims: Claims, notes: list[str]) -> list[str]:
     ):
         kept = [name for name in names if claims.attributes.get(prefix + name) is True]
         if kept:
-            lines.append(f"{key} = {_list(kept)}")
+            lines.append(f"{key} = {value_text(kept)}")
     for key, attribute in (
         ("require_launch_mitigations", "snp.launch_mit_vector"),
         ("require_current_mitigations", "snp.current_mit_vector"),
@@ -299,7 +298,7 @@ def _snp(claims: Claims, notes: list[str]) -> list[str]:
 
 
 def _tpm(claims: Claims) -> list[str]:
-    lines = [f"require_safe_clock = {_flag(claims.attributes.get('tpm.safe') is True)}"]
+    lines = [f"require_safe_clock = {value_text(claims.attributes.get('tpm.safe') is True)}"]
     if (firmware := _number(claims, "tpm.firmware")) is not None:
         lines.append(f"firmware = [{firmware:#x}]")
     return lines
@@ -308,19 +307,6 @@ def _tpm(claims: Claims) -> list[str]:
 def _number(claims: Claims, name: str) -> int | None:
     value = claims.attributes.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _list(items: Iterable[str]) -> str:
-    return "[" + ", ".join(_text(item) for item in items) + "]"
-
-
-def _text(value: str) -> str:
-    """Return a TOML basic string; JSON escapes quotes and backslashes as TOML does."""
-    return json.dumps(_comment(value), ensure_ascii=False)
-
-
-def _flag(value: bool) -> str:
-    return str(value).lower()
 
 
 def _comment(text: str) -> str:

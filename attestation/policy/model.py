@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009 (an option is a field specifier; each makes a new field)
 """Appraisal policies, as data: which genuine evidence somebody is willing to rely on.
 
 Distrust is the default. An absent claim is not a match, a claim that nobody verified is not
@@ -13,14 +14,37 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from attestation.config.toml import MAX_TOML_BYTES
+from attestation.config import (
+    FieldType,
+    InconsistentValues,
+    ReadContext,
+    choice,
+    each,
+    flag,
+    hexadecimal,
+    line,
+    mapped,
+    matching,
+    model_at,
+    moment,
+    octets,
+    option,
+    seq,
+    sorted_set,
+    table,
+    tables,
+    whole,
+)
+from attestation.config.toml import MAX_TOML_BYTES, Path
 from attestation.errors import PolicyError
-from attestation.evidence import Tee
+from attestation.evidence import MAX_COMPONENTS, Tee
+from attestation.quotes.snp import PLATFORM_BITS, POLICY_BITS, PRODUCTS, TCB_COMPONENTS
+from attestation.quotes.tdx import TD_ATTRIBUTES
 from attestation.trust import TrustAnchors
 
 __all__ = [
@@ -29,6 +53,7 @@ __all__ = [
     "EVENT",
     "DEFAULT_LIFETIME",
     "MAX_POLICY_BYTES",
+    "MAX_VALUE_BYTES",
     "TCB_STATUSES",
     "AppraisalPolicy",
     "NvidiaRules",
@@ -66,7 +91,47 @@ EVENT: Final = "event"
 DEFAULT_LIFETIME: Final = timedelta(minutes=30)
 """How long a result may be relied upon, unless the policy or the caller says less."""
 
+MAX_VALUE_BYTES: Final = 64
+"""Upper bound of a reference value and of a hardware identity."""
+
 _DOMAIN: Final = b"fedlearn-policy/1\0"
+_NODE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_MAX_LIST: Final = 1024
+_MAX_REFERENCES: Final = 4096
+_MAX_NODES: Final = 200_000
+_MAX_INT: Final = 2**63 - 1
+
+
+def _claim() -> FieldType[str]:
+    return matching(CLAIM_NAME, 'a claim name such as "mrtd" or "pcr.14"')
+
+
+def _tee() -> FieldType[Tee]:
+    return mapped(choice(*Tee), Tee)
+
+
+def _choices(*values: str) -> FieldType[tuple[str, ...]]:
+    return sorted_set(choice(*values), most=_MAX_LIST)
+
+
+def _advisories() -> FieldType[tuple[str, ...]]:
+    return sorted_set(line(most=128), most=_MAX_LIST)
+
+
+def _digests() -> FieldType[tuple[bytes, ...]]:
+    return sorted_set(hexadecimal(32), most=_MAX_LIST)
+
+
+def _bits(most: int) -> FieldType[tuple[int, ...]]:
+    return sorted_set(whole(0, most), most=_MAX_LIST)
+
+
+def _seconds(most: int) -> FieldType[timedelta]:
+    return mapped(whole(1, most), lambda value: timedelta(seconds=value))
+
+
+def _versions() -> FieldType[Mapping[str, int]]:
+    return each(whole(0, 255), key=tuple(TCB_COMPONENTS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,15 +139,28 @@ class ReferenceValue:
     """A value that a claim may have, from ``not_before`` up to and without ``not_after``.
 
     Several values for one claim are alternatives, so that a rollout accepts the old and
-    the new. ``tee`` limits the value to one kind of evidence; ``None`` applies to all.
+    the new.
+
+    ``claim``       what is compared; ``event`` demands nothing, and names a digest of a log
+    ``value``       what it may be
+    ``name``        what people call the value
+    ``not_before``  when the value starts to count; from the first by default
+    ``not_after``   when it no longer counts; never by default
+    ``tee``         the kind of evidence that the value is for; every kind by default
     """
 
-    claim: str
-    value: bytes
-    name: str = ""
-    not_before: datetime | None = None
-    not_after: datetime | None = None
-    tee: Tee | None = None
+    claim: str = option(_claim())
+    value: bytes = option(octets(1, MAX_VALUE_BYTES))
+    name: str = option(line(most=128), default="")
+    not_before: datetime | None = option(moment(), default=None)
+    not_after: datetime | None = option(moment(), default=None)
+    tee: Tee | None = option(_tee(), default=None)
+
+    def __post_init__(self) -> None:
+        start, end = self.not_before, self.not_after
+        if start is not None and end is not None and start >= end:
+            fault = "is not after not_before, so the value never counts"
+            raise InconsistentValues((("not_after",), fault))
 
     def valid_at(self, now: datetime) -> bool:
         """Say whether the value counts at ``now``."""
@@ -102,27 +180,40 @@ class TdxRules:
     ``forbid_attributes``   TD attributes that must not be set
     """
 
-    tcb_status: tuple[str, ...] = ("UpToDate",)
-    advisories_allowed: tuple[str, ...] = ()
-    min_tcb_evaluation: int = 0
-    require_attributes: tuple[str, ...] = ("sept_ve_disable",)
-    forbid_attributes: tuple[str, ...] = ("migratable",)
+    tcb_status: tuple[str, ...] = option(_choices(*TCB_STATUSES), default=("UpToDate",))
+    advisories_allowed: tuple[str, ...] = option(_advisories(), default=())
+    min_tcb_evaluation: int = option(whole(0, _MAX_INT), default=0)
+    require_attributes: tuple[str, ...] = option(
+        _choices(*TD_ATTRIBUTES), default=("sept_ve_disable",)
+    )
+    forbid_attributes: tuple[str, ...] = option(_choices(*TD_ATTRIBUTES), default=("migratable",))
+
+    def __post_init__(self) -> None:
+        if both := sorted({*self.require_attributes} & {*self.forbid_attributes}):
+            fault = f"{both[0]} is both required and forbidden"
+            raise InconsistentValues((("forbid_attributes",), fault))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SgxRules:
-    """Minimums for Intel SGX; an empty list of enclaves or signers accepts any.
+    """Minimums for Intel SGX.
 
-    ``isv_prod_id``, ``min_isv_svn``  ``None`` does not ask
+    ``tcb_status``          accepted TCB statuses, in Intel's words
+    ``advisories_allowed``  advisory ids that may be open on the platform
+    ``min_tcb_evaluation``  smallest ``tcbEvaluationDataNumber`` of the collateral
+    ``mrenclave``           accepted enclaves; empty accepts any
+    ``mrsigner``            accepted signers of enclaves; empty accepts any
+    ``isv_prod_id``         the signer's number of the product; ``None`` does not ask
+    ``min_isv_svn``         smallest security version of the product; ``None`` does not ask
     """
 
-    tcb_status: tuple[str, ...] = ("UpToDate",)
-    advisories_allowed: tuple[str, ...] = ()
-    min_tcb_evaluation: int = 0
-    mrenclave: tuple[bytes, ...] = ()
-    mrsigner: tuple[bytes, ...] = ()
-    isv_prod_id: int | None = None
-    min_isv_svn: int | None = None
+    tcb_status: tuple[str, ...] = option(_choices(*TCB_STATUSES), default=("UpToDate",))
+    advisories_allowed: tuple[str, ...] = option(_advisories(), default=())
+    min_tcb_evaluation: int = option(whole(0, _MAX_INT), default=0)
+    mrenclave: tuple[bytes, ...] = option(_digests(), default=())
+    mrsigner: tuple[bytes, ...] = option(_digests(), default=())
+    isv_prod_id: int | None = option(whole(0, 0xFFFF), default=None)
+    min_isv_svn: int | None = option(whole(0, 0xFFFF), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +223,11 @@ class SnpRules:
     ``min_tcb``            smallest reported security version of each component that is named
     ``min_committed_tcb``  the same of the TCB that the platform cannot go back behind
     ``min_launch_tcb``     the same of the TCB with which the guest was launched
+    ``max_vmpl``           highest VM privilege level number that a report may be made at
+    ``allow_migration``    whether a migration agent may move the guest
+    ``allow_smt``          whether the guest may run where SMT is enabled
+    ``require_single_socket``
+                           whether the guest must be limited to one socket
     ``products``           accepted products (``Milan``, ``Genoa``, ``Turin``); empty accepts all
     ``min_guest_svn``      smallest GUEST_SVN, which the holder of the id key signs; ``None`` does
                            not ask
@@ -142,19 +238,19 @@ class SnpRules:
                            CURRENT_MIT_VECTOR, which reports have from version 5 on
     """
 
-    min_tcb: Mapping[str, int] = field(default_factory=dict)
-    min_committed_tcb: Mapping[str, int] = field(default_factory=dict)
-    min_launch_tcb: Mapping[str, int] = field(default_factory=dict)
-    max_vmpl: int = 0
-    allow_migration: bool = False
-    allow_smt: bool = True
-    require_single_socket: bool = False
-    products: tuple[str, ...] = ()
-    min_guest_svn: int | None = None
-    require_policy: tuple[str, ...] = ()
-    require_platform: tuple[str, ...] = ()
-    require_launch_mitigations: tuple[int, ...] = ()
-    require_current_mitigations: tuple[int, ...] = ()
+    min_tcb: Mapping[str, int] = option(_versions(), factory=dict)
+    min_committed_tcb: Mapping[str, int] = option(_versions(), factory=dict)
+    min_launch_tcb: Mapping[str, int] = option(_versions(), factory=dict)
+    max_vmpl: int = option(whole(0, 3), default=0)
+    allow_migration: bool = option(flag(), default=False)
+    allow_smt: bool = option(flag(), default=True)
+    require_single_socket: bool = option(flag(), default=False)
+    products: tuple[str, ...] = option(_choices(*PRODUCTS), default=())
+    min_guest_svn: int | None = option(whole(0, 0xFFFFFFFF), default=None)
+    require_policy: tuple[str, ...] = option(_choices(*POLICY_BITS), default=())
+    require_platform: tuple[str, ...] = option(_choices(*PLATFORM_BITS), default=())
+    require_launch_mitigations: tuple[int, ...] = option(_bits(63), default=())
+    require_current_mitigations: tuple[int, ...] = option(_bits(63), default=())
 
     def __post_init__(self) -> None:
         for name in ("min_tcb", "min_committed_tcb", "min_launch_tcb"):
@@ -171,20 +267,41 @@ class TpmRules:
     ``pcrs``                registers that the quote must cover
     """
 
-    require_safe_clock: bool = False
-    firmware: tuple[int, ...] = ()
-    pcrs: tuple[int, ...] = ()
+    require_safe_clock: bool = option(flag(), default=False)
+    firmware: tuple[int, ...] = option(_bits(2**64 - 1), default=())
+    pcrs: tuple[int, ...] = option(_bits(23), default=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NvidiaRules:
-    """``required`` refuses evidence with fewer than ``min_gpus`` GPUs, or one not verified.
+    """What is demanded of GPUs. An NVSwitch is no GPU; where it is there, it must be verified.
 
-    An NVSwitch is no GPU; it has to be verified like one where it is there.
+    ``required``  refuse evidence with fewer than ``min_gpus`` GPUs, or one not verified
+    ``min_gpus``  how many GPUs there must be; only with ``required``
     """
 
-    required: bool = False
-    min_gpus: int = 1
+    required: bool = option(flag(), default=False)
+    min_gpus: int = option(whole(1, MAX_COMPONENTS), default=1)
+
+
+def _nvidia() -> FieldType[NvidiaRules]:
+    rules = table(NvidiaRules)
+
+    def convert(value: object, path: Path, context: ReadContext) -> NvidiaRules:
+        found = rules.convert(value, path, context)
+        if isinstance(value, dict) and "min_gpus" in value and not value.get("required"):
+            context.add((*path, "min_gpus"), "is asked for only with required = true")
+        return found
+
+    return replace(rules, convert=convert)
+
+
+def _coordinator() -> FieldType[AppraisalPolicy]:
+    def convert(value: object, path: Path, context: ReadContext) -> AppraisalPolicy:
+        found = model_at(AppraisalPolicy, value, path, context, without=("coordinator",))
+        return cast("AppraisalPolicy", found)
+
+    return FieldType("a table with the keys of a policy", convert)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +309,12 @@ class AppraisalPolicy:
     """Which claims are good enough, for one relying party.
 
     ``version``      the operator's number of this policy; grows with every change
+    ``name``         what people call the policy
     ``accept``       kinds of evidence; empty admits nobody
+    ``insecure_sample``
+                     whether sample evidence counts, which proves nothing about hardware
+    ``insecure_debug``
+                     whether environments count that their host can look into
     ``require``      claims that must be present and verified, such as event log claims
     ``nodes``        hardware identities that each node may run on; ``None`` does not ask
     ``lifetime``     longest time that a result may be relied upon
@@ -200,22 +322,38 @@ class AppraisalPolicy:
     ``coordinator``  what clients demand of the coordinator; ``None`` where nothing is said
     """
 
-    version: int = 1
-    name: str = "unnamed"
-    accept: tuple[Tee, ...] = ()
-    insecure_sample: bool = False
-    insecure_debug: bool = False
-    references: tuple[ReferenceValue, ...] = ()
-    require: tuple[str, ...] = ()
-    nodes: Mapping[str, frozenset[bytes]] | None = None
-    lifetime: timedelta = DEFAULT_LIFETIME
-    max_age: timedelta | None = None
-    tdx: TdxRules = field(default_factory=TdxRules)
-    sgx: SgxRules = field(default_factory=SgxRules)
-    snp: SnpRules = field(default_factory=SnpRules)
-    tpm: TpmRules = field(default_factory=TpmRules)
-    nvidia: NvidiaRules = field(default_factory=NvidiaRules)
-    coordinator: AppraisalPolicy | None = None
+    version: int = option(whole(1, _MAX_INT), default=1)
+    name: str = option(line(most=128), default="unnamed")
+    accept: tuple[Tee, ...] = option(sorted_set(_tee(), most=_MAX_LIST), default=())
+    insecure_sample: bool = option(flag(), default=False)
+    insecure_debug: bool = option(flag(), default=False)
+    references: tuple[ReferenceValue, ...] = option(
+        tables(ReferenceValue, most=_MAX_REFERENCES), default=(), key="reference"
+    )
+    require: tuple[str, ...] = option(
+        sorted_set(_claim(), most=_MAX_LIST), default=(), key="require.claims"
+    )
+    nodes: Mapping[str, frozenset[bytes]] | None = option(
+        each(
+            mapped(seq(octets(1, MAX_VALUE_BYTES), most=_MAX_LIST), frozenset),
+            key=_NODE,
+            what="a node name: letters, digits, '-', '_' and '.'",
+            most=_MAX_NODES,
+        ),
+        default=None,
+    )
+    lifetime: timedelta = option(
+        _seconds(int(DEFAULT_LIFETIME.total_seconds())),
+        default=DEFAULT_LIFETIME,
+        key="freshness.lifetime_s",
+    )
+    max_age: timedelta | None = option(_seconds(10**9), default=None, key="freshness.max_age_s")
+    tdx: TdxRules = option(table(TdxRules), factory=TdxRules)
+    sgx: SgxRules = option(table(SgxRules), factory=SgxRules)
+    snp: SnpRules = option(table(SnpRules), factory=SnpRules)
+    tpm: TpmRules = option(table(TpmRules), factory=TpmRules)
+    nvidia: NvidiaRules = option(_nvidia(), factory=NvidiaRules)
+    coordinator: AppraisalPolicy | None = option(_coordinator(), default=None)
 
     def __post_init__(self) -> None:
         if self.nodes is not None:

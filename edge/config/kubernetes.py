@@ -31,10 +31,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from fedlearn import config
-from fedlearn.config import (
-    Impossible,
-    address,
+from attestation.config import (
+    FieldType,
+    InconsistentValues,
     choice,
     each,
     file_path,
@@ -46,6 +45,8 @@ from fedlearn.config import (
     text,
     whole,
 )
+from fedlearn import config
+from fedlearn.config import address
 
 __all__ = [
     "NFD_LABELS",
@@ -79,21 +80,26 @@ NFD_LABELS: Final = {
 }
 
 
-def _subdomain() -> config.Kind[str]:
+def _subdomain() -> FieldType[str]:
     return matching(_SUBDOMAIN, "a name in the cluster: a-z, 0-9, '-' and '.'")
 
 
-def _resource() -> config.Kind[str]:
+def _resource() -> FieldType[str]:
     return matching(_RESOURCE, 'an extended resource such as "nvidia.com/gpu"')
 
 
-def _label_value() -> config.Kind[str]:
+def _label_value() -> FieldType[str]:
     return matching(_LABEL_VALUE, "at most 63 of A-Z, a-z, 0-9, '-', '_' and '.'")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Toleration:
-    """A taint that clients bear; without ``value`` any value of ``key``."""
+    """A taint that clients tolerate.
+
+    ``key``     of the taint
+    ``value``   of the taint; any by default
+    ``effect``  of the taint; any by default
+    """
 
     key: str = option(matching(_QUALIFIED, "the key of a taint"))
     value: str = option(_label_value(), default="")
@@ -104,8 +110,12 @@ class Toleration:
 class Placement:
     """Where clients run, and before whom.
 
+    ``node_selector``  labels that a node must have
     ``tee_label``      node label that must be ``"true"``; that of Node Feature Discovery for
                        the TEE by default, ``"-"`` for none
+    ``tolerations``    taints that clients tolerate
+    ``priority_class``
+                       PriorityClass of the clients
     ``spread``         topology key over which clients are spread; empty for none
     ``queue``          name of a Kueue LocalQueue; the client waits for its quota there
     ``unreachable_s``  seconds after which a client on a lost node is started elsewhere
@@ -137,7 +147,8 @@ class Devices:
     ``gpu_claim``     name of a ResourceClaimTemplate; GPUs are then claimed through it, one
                       claim each (dynamic resource allocation, Kubernetes 1.31 and later), and
                       ``gpu`` is not used
-    ``scratch_class`` StorageClass of a volume that lives as long as the pod; memory and the
+    ``scratch_class``
+                      StorageClass of a volume that lives as long as the pod; memory and the
                       node's disk by default
     ``ccnp_socket``   folder of CCNP's socket on the nodes of a confidential cluster
     """
@@ -169,8 +180,16 @@ class Hints:
 class KubernetesSettings:
     """How a cluster runs clients.
 
+    ``placement``        where clients may run
+    ``devices``          what they get of the nodes' devices
+    ``hints``            what the node's runtime is told
+    ``namespace``        of the clients
+    ``workload``         what a client is; ``insecure-pods`` are outside of any TEE
+    ``image``            of the client, by digest
+    ``runtime_class``    RuntimeClass of confidential containers
     ``kubeconfig``       for an agent outside of the cluster; inside, its service account counts
     ``tee``              which TEE: taken from ``runtime_class`` where its name says it
+    ``sponsor_listen``   where this agent answers its clients
     ``sponsor_address``  how a client reaches this agent
     ``service_account``  of the clients; it needs no rights and its token is not mounted
     ``pull_secrets``     names of Secrets with the registry's credentials
@@ -199,7 +218,7 @@ class KubernetesSettings:
 
     def __post_init__(self) -> None:
         if self.workload == "confidential-containers" and not self.runtime_class:
-            raise Impossible(
+            raise InconsistentValues(
                 (
                     ("runtime_class",),
                     'is needed for workload = "confidential-containers", such as "kata-qemu-tdx"',
@@ -207,12 +226,16 @@ class KubernetesSettings:
             )
         if self.workload == "kubevirt":
             if not self.tee:
-                raise Impossible((("tee",), 'is needed for workload = "kubevirt": "tdx" or "snp"'))
+                raise InconsistentValues(
+                    (("tee",), 'is needed for workload = "kubevirt": "tdx" or "snp"')
+                )
             if self.runtime_class:
-                raise Impossible((("runtime_class",), "a virtual machine has none"))
+                raise InconsistentValues((("runtime_class",), "a virtual machine has none"))
         told = next((tee for tee in NFD_LABELS if self.runtime_class.endswith(f"-{tee}")), "")
         if self.tee and told and self.tee != told:
-            raise Impossible((("tee",), f'is "{self.tee}", but runtime_class is for "{told}"'))
+            raise InconsistentValues(
+                (("tee",), f'is "{self.tee}", but runtime_class is for "{told}"')
+            )
         if not self.tee:
             object.__setattr__(self, "tee", told)
 

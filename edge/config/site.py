@@ -43,11 +43,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from attestation.config import toml
-from edge.config.kubernetes import KubernetesSettings
-from fedlearn import config
-from fedlearn.config import (
-    Impossible,
+from attestation.config import (
+    FieldType,
+    InconsistentValues,
+    InvalidValue,
+    ReadContext,
     choice,
     each,
     file_path,
@@ -58,8 +58,12 @@ from fedlearn.config import (
     option,
     seq,
     table,
+    toml,
     whole,
 )
+from edge.config.kubernetes import KubernetesSettings
+from fedlearn import config
+from fedlearn.config import NAME
 from fedlearn.config.attesterfile import AttesterSettings
 from fedlearn.config.trustfile import Trust
 
@@ -87,22 +91,27 @@ class Hours:
         return f"{start}-{end} UTC"
 
 
-def _hours() -> config.Kind[Hours]:
-    def convert(value: object, path: toml.Path, place: config.Place) -> Hours:
+def _hours() -> FieldType[Hours]:
+    def convert(value: object, path: toml.Path, context: ReadContext) -> Hours:
         found = _HOURS.fullmatch(value) if isinstance(value, str) else None
         if found is None:
-            raise config.Wrong
+            raise InvalidValue
         start, end = (60 * int(found[i]) + int(found[i + 1]) for i in (1, 3))
         if start == end:
-            raise config.Wrong("is no time at all: leave it out for the whole day")
+            raise InvalidValue("is no time at all: leave it out for the whole day")
         return Hours(start=start, end=end)
 
-    return config.Kind('hours of the day such as "20:00-06:00"', convert)
+    return FieldType('hours of the day such as "20:00-06:00"', convert)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launcher:
-    """How clients are started."""
+    """How clients are started.
+
+    ``kind``     as processes of this machine, or in a cluster
+    ``start_s``  seconds that a client may take to start
+    ``stop_s``   seconds that a client may take to stop
+    """
 
     kind: str = option(choice("process", "kubernetes"), default="process")
     start_s: float = option(number(1, 3600), default=60.0)
@@ -113,7 +122,12 @@ class Launcher:
 class DataSet:
     """One data set: a path, or a PersistentVolumeClaim, and the jobs that may use it.
 
-    ``epsilon`` and ``delta`` are what all jobs together may spend (:mod:`edge.agent.data_budget`).
+    ``path``     where the data is on this machine
+    ``claim``    the PersistentVolumeClaim that holds the data
+    ``jobs``     which jobs may use it; all that are accepted by default
+    ``epsilon``, ``delta``
+                 what all jobs together may spend (:mod:`edge.agent.data_budget`); no limit by
+                 default
     """
 
     path: Path | None = option(file_path(), default=None)
@@ -127,10 +141,10 @@ class DataSet:
 
     def __post_init__(self) -> None:
         if (self.path is None) == (not self.claim):
-            raise Impossible(((), "needs exactly one of path and claim"))
+            raise InconsistentValues(((), "needs exactly one of path and claim"))
         if (self.epsilon is None) != (self.delta is None):
             missing = "delta" if self.delta is None else "epsilon"
-            raise Impossible(((missing,), "a privacy budget states epsilon and delta"))
+            raise InconsistentValues(((missing,), "a privacy budget states epsilon and delta"))
 
     @property
     def place(self) -> str:
@@ -142,6 +156,11 @@ class DataSet:
 class Accept:
     """Which jobs this site is willing to run.
 
+    ``bundles``          SHA-256 of the app bundles that were reviewed
+    ``other_bundles``    ``ask`` for approval here, ``refuse``, or ``insecure-accept``
+    ``approval``         ``manual``: a person here says yes to every job
+    ``hours``            of the day, UTC, in which jobs may run; always by default
+    ``data_paths``       below these a job may name a path of its own
     ``policy_keys``      SHA-256 of the SPKI of keys that must have signed a job's policy
     ``visible_updates``  whether to run jobs whose app receives this site's update by itself
                          (``updates = "visible-to-app"``), and not only what was aggregated
@@ -163,6 +182,10 @@ class Accept:
 class PrivacyFloor:
     """The least that a job must promise about what leaves this site.
 
+    ``required``                only jobs with ``[privacy]``
+    ``max_epsilon``             the largest epsilon of a job
+    ``max_delta``               the largest delta of a job
+    ``min_noise_multiplier``    the smallest noise multiplier of a job
     ``insecure_exact_metrics``  also run jobs whose metrics leave the site without noise
     """
 
@@ -175,10 +198,14 @@ class PrivacyFloor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caps:
-    """The most that one client gets; ``jobs`` run at once.
+    """The most that one client gets.
 
-    ``cost``  of one client's hour, in the unit that the federation agreed on; a coordinator
-              that chooses sites is told it
+    ``cpu``         cores
+    ``memory_mib``  memory in MiB
+    ``gpu``         number of GPUs
+    ``jobs``        how many jobs run at once
+    ``cost``        of one client's hour, in the unit that the federation agreed on; a coordinator
+                    that chooses sites receives it
     """
 
     cpu: float = option(number(0.1, 1024), default=1024.0)
@@ -190,12 +217,17 @@ class Caps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteConfig:
-    """One site. Paths are relative to the file that named them."""
+    """One site. Paths are relative to the file that named them.
+
+    ``state``  the folder of the keys and certificates of this site
+    """
 
     state: Path = option(file_path())
     launcher: Launcher = option(table(Launcher), factory=Launcher)
     attester: AttesterSettings = option(table(AttesterSettings), factory=AttesterSettings)
-    data: Mapping[str, DataSet] = option(each(table(DataSet)), factory=lambda: MappingProxyType({}))
+    data: Mapping[str, DataSet] = option(
+        each(table(DataSet), key=NAME), factory=lambda: MappingProxyType({})
+    )
     accept: Accept = option(table(Accept), factory=Accept)
     privacy: PrivacyFloor = option(table(PrivacyFloor), factory=PrivacyFloor)
     caps: Caps = option(table(Caps), factory=Caps)
@@ -205,13 +237,17 @@ class SiteConfig:
     def __post_init__(self) -> None:
         inside = self.launcher.kind == "kubernetes"
         if inside and self.kubernetes is None:
-            raise Impossible((("launcher", "kind"), "needs a table [kubernetes] with an image"))
+            raise InconsistentValues(
+                (("launcher", "kind"), "needs a table [kubernetes] with an image")
+            )
         for name, found in self.data.items():
             if found.claim and not inside:
-                raise Impossible((("data", name, "claim"), 'needs launcher.kind = "kubernetes"'))
+                raise InconsistentValues(
+                    (("data", name, "claim"), 'needs launcher.kind = "kubernetes"')
+                )
             if found.path is not None and inside:
                 wish = "a pod sees no path of this machine: name a claim"
-                raise Impossible((("data", name, "path"), wish))
+                raise InconsistentValues((("data", name, "path"), wish))
 
     @classmethod
     def load(cls, path: Path) -> SiteConfig:

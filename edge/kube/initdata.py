@@ -16,10 +16,10 @@ import struct
 import zlib
 from typing import Final
 
+from attestation.config import dumps
 from attestation.policy.model import ReferenceValue
 from attestation.policy.references import initdata_references
 from edge.kube.guest_policy import guest_policy
-from fedlearn import config
 from fedlearn.errors import ConfigError
 
 __all__ = [
@@ -50,7 +50,7 @@ def initdata_document(*, image: str, bundle: bytes, tee: str = "") -> bytes:
     ``tee`` decides on the algorithm: SNP's HOSTDATA holds a SHA-256, MRCONFIGID a SHA-384.
     The same arguments give the same bytes.
     """
-    return config.dumps(
+    return dumps(
         {
             "algorithm": "sha256" if tee == "snp" else "sha384",
             "version": _VERSION,

@@ -133,9 +133,7 @@ class Bootstrap:
                 gate_address=str(document["gate_address"]),
                 ca_pin=_bytes(document["ca_pin"]),
                 data=str(document["data"]),
-                attester=config.read_table(
-                    AttesterSettings, document["attester"], where="bootstrap"
-                ),
+                attester=config.read(AttesterSettings, document["attester"], where="bootstrap"),
                 state=Path(str(document["state"])),
                 trust=_anchors(trust),
                 sandbox=str(document["sandbox"]),

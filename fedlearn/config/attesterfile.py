@@ -22,15 +22,8 @@ from pathlib import Path
 from typing import Final
 
 from attestation.attesters.kinds import KINDS
-from fedlearn.config import (
-    Impossible,
-    address,
-    choice,
-    file_path,
-    hexadecimal,
-    option,
-    text,
-)
+from attestation.config import InconsistentValues, choice, file_path, hexadecimal, option, text
+from fedlearn.config import address
 
 __all__ = ["ATTESTER_KINDS", "INSECURE_KINDS", "AttesterSettings"]
 
@@ -49,7 +42,15 @@ _ONLY_FOR: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttesterSettings:
-    """What makes evidence on this machine. A key that the kind does not use is refused."""
+    """What makes evidence on this machine. A key that the kind does not use is refused.
+
+    ``kind``         the hardware; ``auto`` takes what is there, and never an insecure kind
+    ``tcti``         ``tpm``, ``azure``: how tpm2-tools reach the TPM
+    ``socket``       ``ccnp``: the quote server's socket
+    ``address``      ``coco``: the Attestation Agent's API server
+    ``key``          ``insecure-sample``: the development key (P-256, PEM)
+    ``hardware_id``  ``insecure-sample``: stands in for a chip
+    """
 
     kind: str = option(choice(*ATTESTER_KINDS), default="auto")
     tcti: str = option(text(most=512), default="")
@@ -62,7 +63,7 @@ class AttesterSettings:
         for name, kinds in _ONLY_FOR.items():
             if getattr(self, name) and self.kind not in kinds:
                 wanted = " or ".join(f'"{kind}"' for kind in kinds)
-                raise Impossible(((name,), f'only for kind = {wanted}, not "{self.kind}"'))
+                raise InconsistentValues(((name,), f'only for kind = {wanted}, not "{self.kind}"'))
 
     @property
     def insecure(self) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from attestation.config import each, file_path, hexadecimal, option, seq
 from attestation.endorsements.collateral import describe
 from attestation.endorsements.intel import parse_collateral
 from attestation.endorsements.nvidia_rim import is_rim
@@ -21,7 +22,7 @@ from attestation.endorsements.offline import unread_pieces
 from attestation.errors import AttestationError, EvidenceError
 from attestation.tpm.endorsement import unreadable_certificates
 from attestation.trust import TrustAnchors
-from fedlearn.config import each, file_bytes, file_path, hexadecimal, option, seq
+from fedlearn.config import file_bytes
 
 __all__ = ["Trust"]
 
@@ -37,6 +38,9 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 class Trust:
     """Anchors for verifying the other side, besides the roots that are built in.
 
+    ``collateral``            files: Intel's documents, NVIDIA's RIMs and OCSP answers
+    ``endorsements``          files: certificates and revocation lists
+    ``tpm_ek_roots``          files: roots of TPM vendors, one or many certificates each
     ``insecure_sample_keys``  SHA-256 of the SPKI of development keys
     ``tpm_aks``               SHA-256 of the SPKI of attestation keys that are known
     ``tpm_ek_of``             by the digest of a known attestation key, that of the SPKI of its

@@ -39,10 +39,11 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from attestation.config import dumps, option, text
 from attestation.durable import rename_durably, write_durably
 from attestation.errors import UNREADABLE
 from fedlearn import config
-from fedlearn.config import address, option, text
+from fedlearn.config import address
 from fedlearn.errors import ConfigError, TransportError
 from fedlearn.identity import spiffe
 
@@ -142,7 +143,7 @@ class OperatorLogin:
 
     def _files(self) -> dict[str, bytes]:
         return {
-            _SETTINGS: config.dumps({"address": self.address}).encode(),
+            _SETTINGS: dumps({"address": self.address}).encode(),
             "ca.pem": self.ca,
             "operator.pem": self.chain,
             _KEY: self.key,
@@ -161,7 +162,7 @@ class LoginGrant:
 
     def to_toml(self) -> str:
         """Return the file."""
-        return config.dumps({"address": self.address, "certificates": self.certificates})
+        return dumps({"address": self.address, "certificates": self.certificates})
 
 
 def new_request(name: str) -> tuple[bytes, bytes]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from fedlearn.config import choice, option, whole
+from attestation.config import choice, option, whole
 
 __all__ = ["PREFERENCES", "Placement"]
 

@@ -21,16 +21,30 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from attestation.config import toml
+from attestation.config import (
+    InconsistentValues,
+    choice,
+    dumps,
+    each,
+    hexadecimal,
+    number,
+    option,
+    scalar,
+    seq,
+    table,
+    text,
+    toml,
+    whole,
+)
 from attestation.length_prefixed import pack
 from fedlearn import config as reading
-from fedlearn.config import choice, each, number, option, scalar, seq, table, text, whole
+from fedlearn.config import NAME
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.job.placement import Placement
 from fedlearn.job.strategies import (
@@ -77,7 +91,11 @@ Scalar = str | int | float | bool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StrategySpec:
-    """How updates become one model. ``app``: as the application's own ServerApp says."""
+    """How updates become one model.
+
+    ``name``     the strategy; ``app``: as the application's own ServerApp says
+    ``options``  of the strategy, those of Flower's class of this name
+    """
 
     name: str = option(choice(*STRATEGIES), default=APP)
     options: Mapping[str, Scalar] = option(
@@ -95,7 +113,7 @@ class StrategySpec:
                     wish = "the application makes its own strategy; use [config] to configure it"
                 faults.append((("options", key), f'not an option of "{self.name}"; {wish}'))
         if faults:
-            raise reading.Impossible(*faults)
+            raise InconsistentValues(*faults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +139,13 @@ class AggregationSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What one client asks of its site. ``cpu`` in cores, ``memory_mib`` in MiB."""
+    """What one client asks of its site.
+
+    ``cpu``         cores
+    ``memory_mib``  memory in MiB
+    ``gpu``         number of GPUs
+    ``disk_mib``    disk in MiB
+    """
 
     cpu: float = option(number(0.1, 1024), default=1.0)
     memory_mib: int = option(whole(64, 16 * 1024 * 1024), default=2048)
@@ -131,9 +155,11 @@ class Resources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateSpec:
-    """How the sites evaluate: every how many rounds, on which fraction of them.
+    """How the sites evaluate.
 
-    ``metric`` is the one that progress and reports show first; empty means the loss.
+    ``every``     rounds from one evaluation to the next
+    ``fraction``  of the sites that evaluate
+    ``metric``    the one that progress and reports show first; empty means the loss
     """
 
     every: int = option(whole(1, MAX_ROUNDS), default=1)
@@ -156,31 +182,24 @@ class DataMount:
 
     def __post_init__(self) -> None:
         if sum(map(bool, (self.set, self.path, self.claim))) != 1:
-            raise reading.Impossible(((), "needs exactly one of set, path and claim"))
+            raise InconsistentValues(((), "needs exactly one of set, path and claim"))
         if self.path and (not self.path.startswith("/") or ".." in Path(self.path).parts):
-            raise reading.Impossible((("path",), 'must be an absolute path without ".."'))
-
-
-def _privacy() -> reading.Kind[PrivacySpec]:
-    def convert(value: object, path: toml.Path, place: reading.Place) -> PrivacySpec:
-        if not isinstance(value, dict):
-            raise reading.Wrong
-        try:
-            return PrivacySpec.from_mapping(value, where="")
-        except ConfigError as error:
-            key = error.key.removeprefix("privacy.")
-            message = str(error).removeprefix(f"{error.key}: ")
-            place.complain((*path, key) if key else path, message, hint=error.hint)
-            return cast("PrivacySpec", None)
-
-    return reading.Kind("a table", convert)
+            raise InconsistentValues((("path",), 'must be an absolute path without ".."'))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """A job, complete and possible. Make one with :meth:`load` or :meth:`from_toml`.
 
+    ``name``           of the job, of its model and of its ledger entries
     ``app``            folder or bundle of the Flower application, relative to the job's file
+    ``rounds``         of training
+    ``strategy``       how updates become one model
+    ``aggregation``    what the app receives of the updates
+    ``evaluate``       how the sites evaluate
+    ``resources``      what one client asks of its site
+    ``privacy``        what is promised; nothing without it
+    ``data``           the data of each site, by its name; exactly one of the keys of a table
     ``config``         overrides of the application's run config
     ``sites``          who takes part, in the order that every aggregation uses
     ``placement``      how many of them, when not all (:mod:`fedlearn.job.placement`)
@@ -201,7 +220,7 @@ class JobSpec:
     rounds: int = option(whole(1, MAX_ROUNDS))
     sites: tuple[str, ...] = option(seq(reading.name(), least=1, most=MAX_SITES, unique=True))
     policy: str = option(text())
-    policy_digest: bytes = option(reading.hexadecimal(_DIGEST_BYTES), default=b"")
+    policy_digest: bytes = option(hexadecimal(_DIGEST_BYTES), default=b"")
     quorum: int = option(whole(0, MAX_SITES), default=0)
     deadline_s: float = option(number(1, 7 * 86_400), default=600.0)
     stragglers: str = option(choice("drop", "fail"), default="drop")
@@ -216,9 +235,9 @@ class JobSpec:
     evaluate: EvaluateSpec = option(table(EvaluateSpec), factory=EvaluateSpec)
     resources: Resources = option(table(Resources), factory=Resources)
     placement: Placement = option(table(Placement), factory=Placement)
-    privacy: PrivacySpec | None = option(_privacy(), default=None)
+    privacy: PrivacySpec | None = option(table(PrivacySpec), default=None)
     data: Mapping[str, DataMount] = option(
-        each(table(DataMount)), factory=lambda: MappingProxyType({})
+        each(table(DataMount), key=NAME), factory=lambda: MappingProxyType({})
     )
 
     def __post_init__(self) -> None:
@@ -253,7 +272,7 @@ class JobSpec:
                 )
             )
         if faults:
-            raise reading.Impossible(*faults)
+            raise InconsistentValues(*faults)
         if self.quorum == 0:
             object.__setattr__(self, "quorum", most)
 
@@ -316,7 +335,7 @@ class JobSpec:
             raise JobError(f"{where}: is not a job of format {_FORMAT}")
         try:
             placed = {"app": _ELSEWHERE, "policy": _ELSEWHERE, **document}
-            return _complete(reading.read_table(cls, placed, where=where), where)
+            return _complete(reading.read(cls, placed, where=where), where)
         except ConfigError as error:
             raise JobError(str(error), hint=error.hint) from None
 
@@ -367,7 +386,7 @@ class JobSpec:
 
     def to_toml(self) -> str:
         """Return a file that needs no other: :meth:`from_toml` gives an equal job."""
-        return reading.dumps(self.to_table())
+        return dumps(self.to_table())
 
     def to_json(self) -> str:
         """Return the job as one JSON document for the wire and for state on disk."""

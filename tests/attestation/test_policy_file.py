@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attestation.config import InconsistentValues
 from attestation.errors import PolicyError
 from attestation.evidence import Tee
-from attestation.policy.model import MAX_POLICY_BYTES
+from attestation.policy.model import MAX_POLICY_BYTES, ReferenceValue, TdxRules
 from attestation.policy.parse import parse_policy
 
 FULL = b"""\
@@ -165,11 +166,11 @@ REFERENCE = '[[reference]]\nclaim = "app"\nvalue = "00"\n'
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("acept = []", "policy.toml:1: acept: unknown key; did you mean accept?"),
-        ("\n\nfrobnicate = 1", "policy.toml:3: frobnicate: unknown key; known: "),
+        ("acept = []", "policy.toml:1: acept: unknown key; did you mean 'accept'?"),
+        ("\n\nfrobnicate = 1", "policy.toml:3: frobnicate: unknown key; known here: "),
         ("accept = 'tdx'", "policy.toml:1: accept: must be a list"),
-        ("accept = ['TDX']", "policy.toml:1: accept: 'TDX' is not one of tdx,"),
-        ("accept = [1]", "policy.toml:1: accept: 1 is not one of"),
+        ("accept = ['TDX']", 'policy.toml:1: accept[0]: must be one of "tdx", '),
+        ("accept = [1]", 'policy.toml:1: accept[0]: must be one of "tdx", '),
         ("version = 0", "policy.toml:1: version: must be a whole number from 1"),
         ("version = true", "policy.toml:1: version: must be a whole number"),
         ("version = 1.0", "policy.toml:1: version: must be a whole number"),
@@ -181,14 +182,20 @@ REFERENCE = '[[reference]]\nclaim = "app"\nvalue = "00"\n'
         (REFERENCE + "valeu = 1", "policy.toml:4: reference[0].valeu: unknown key"),
         (
             REFERENCE + "[[reference]]\nclaim = 'b'\nvalu = '00'",
-            "policy.toml:6: reference[1].valu: unknown key; did you mean value?",
+            "policy.toml:6: reference[1].valu: unknown key; did you mean 'value'?",
         ),
-        ("[[reference]]\nvalue = '00'", "policy.toml:1: reference[0].claim: is missing"),
+        (
+            "[[reference]]\nvalue = '00'",
+            "policy.toml:1: reference[0]: needs the key 'claim': a claim name",
+        ),
         ("[[reference]]\nclaim = 'a'\nvalue = '0g'", "policy.toml:3: reference[0].value: "),
         ("[[reference]]\nclaim = 'a'\nvalue = '0'", "policy.toml:3: reference[0].value: "),
-        ("[[reference]]\nclaim = 'a'\nvalue = ''", "must have 1 to 64 bytes, not 0"),
+        (
+            "[[reference]]\nclaim = 'a'\nvalue = ''",
+            "must be an even number, 2 to 128, of hexadecimal digits, not 0",
+        ),
         ("[[reference]]\nclaim = 'A B'\nvalue = '00'", "policy.toml:2: reference[0].claim: "),
-        (REFERENCE + "tee = 'sev'", "policy.toml:4: reference[0].tee: 'sev' is not one of"),
+        (REFERENCE + "tee = 'sev'", 'policy.toml:4: reference[0].tee: must be one of "tdx", '),
         (REFERENCE + "not_after = 2026-01-01", "policy.toml:4: reference[0].not_after: must be"),
         (REFERENCE + "not_after = 2026-01-01T00:00:00", "must be a time with its zone"),
         (REFERENCE + "not_after = 'soon'", "must be a time with its zone"),
@@ -198,17 +205,29 @@ REFERENCE = '[[reference]]\nclaim = "app"\nvalue = "00"\n'
             "policy.toml:5: reference[0].not_after: is not after not_before",
         ),
         ("require = ['app']", "policy.toml:1: require: must be a table"),
-        ("[require]\nclaims = [1]", "policy.toml:2: require.claims: must be a claim name"),
+        ("[require]\nclaims = [1]", "policy.toml:2: require.claims[0]: must be a claim name"),
         ("[freshness]\nlifetime_s = 1801", "policy.toml:2: freshness.lifetime_s: "),
         ("[freshness]\nmax_age_s = 0", "policy.toml:2: freshness.max_age_s: "),
+        ("[freshness]\nmax_age = 1", "freshness.max_age: unknown key; did you mean 'max_age_s'?"),
+        ("[freshness.max_age_s]", "policy.toml:1: freshness.max_age_s: must be a whole number"),
+        ("freshness = 30", "policy.toml:1: freshness: must be a table, not 30; write [freshness]"),
+        ("[nvidia]\nmin_gpus = 1", "nvidia.min_gpus: is asked for only with required = true"),
+        ("coordinator = 3", "policy.toml:1: coordinator: must be a table, not 3"),
+        ("accept = [0x%s]" % ("f" * 5000), "not a number of more than 60 digits"),
         ("[nodes]\n'a b' = []", 'policy.toml:2: nodes."a b": is not a node name'),
         ("[nodes]\na = 'ff'", "policy.toml:2: nodes.a: must be a list"),
-        ("[nodes]\na = [\n'00',\n'0',\n]", "policy.toml:4: nodes.a: must be text in hex"),
-        ("[nodes]\na = ['']", "policy.toml:2: nodes.a: must have 1 to 64 bytes"),
-        ("[tdx]\ntcb_status = ['uptodate']", "did you mean UpToDate?"),
-        ("[tdx]\ntcb_status = ['Revoked']", "policy.toml:2: tdx.tcb_status: 'Revoked' is not"),
+        (
+            "[nodes]\na = [\n'00',\n'0',\n]",
+            "policy.toml:4: nodes.a[1]: must be an even number, 2 to 128",
+        ),
+        ("[nodes]\na = ['']", "policy.toml:2: nodes.a[0]: must be an even number, 2 to 128"),
+        ("[tdx]\ntcb_status = ['uptodate']", 'not "uptodate"; did you mean "UpToDate"?'),
+        ("[tdx]\ntcb_status = ['Revoked']", "policy.toml:2: tdx.tcb_status[0]: must be one of "),
         ("[tdx]\nforbid_attributes = ['sept_ve_disable']", "is both required and forbidden"),
-        ("[sgx]\nmrenclave = ['00']", "policy.toml:2: sgx.mrenclave: must have 32 bytes"),
+        (
+            "[sgx]\nmrenclave = ['00']",
+            "policy.toml:2: sgx.mrenclave[0]: must be 64 hexadecimal digits",
+        ),
         ("[snp]\nmax_vmpl = 4", "policy.toml:2: snp.max_vmpl: must be a whole number from 0 to 3"),
         ("[snp.min_tcb]\nboot = 1", "policy.toml:2: snp.min_tcb.boot: unknown key"),
         ("[snp.min_tcb]\nsnp = 256", "policy.toml:2: snp.min_tcb.snp: "),
@@ -216,8 +235,8 @@ REFERENCE = '[[reference]]\nclaim = "app"\nvalue = "00"\n'
         ("[snp]\nrequire_policy = ['bit 25']", "policy.toml:2: snp.require_policy"),
         ("[snp]\nrequire_launch_mitigations = [64]", "policy.toml:2: snp.require_launch_mi"),
         ("[snp]\nmin_tcb = { boot = 1 }", "policy.toml:2: snp.min_tcb.boot: unknown key"),
-        ("[tpm]\npcrs = [24]", "policy.toml:2: tpm.pcrs: "),
-        ("[nvidia]\nrequire = true", "did you mean required?"),
+        ("[tpm]\npcrs = [24]", "policy.toml:2: tpm.pcrs[0]: must be a whole number from 0 to 23"),
+        ("[nvidia]\nrequire = true", "did you mean 'required'?"),
         ("[nvidia]\nmin_gpus = 2", "min_gpus: is asked for only with required = true"),
         ("[nvidia]\nrequired = true\nmin_gpus = 0", "min_gpus: must be a whole number from 1"),
         ("[coordinator]\nacept = []", "policy.toml:2: coordinator.acept: unknown key"),
@@ -236,6 +255,30 @@ def test_every_mistake_names_its_key_and_line(text: str, message: str) -> None:
         parse_policy(text.encode())
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_every_mistake_of_a_policy_is_reported_at_once_in_the_order_of_the_file() -> None:
+    text = b"acept = []\n[tpm]\npcrs = [1, 24, 25]\n[coordinator]\nversion = 0\n[[reference]]\n"
+    with pytest.raises(PolicyError) as error:
+        parse_policy(text)
+    assert [line.partition(": must")[0] for line in str(error.value).splitlines()] == [
+        "policy.toml:1: acept: unknown key; did you mean 'accept'?",
+        "policy.toml:3: tpm.pcrs[1]",
+        "policy.toml:3: tpm.pcrs[2]",
+        "policy.toml:5: coordinator.version",
+        "policy.toml:6: reference[0]: needs the key 'claim': a claim name such as \"mrtd\" or "
+        '"pcr.14"',
+        "policy.toml:6: reference[0]: needs the key 'value': an even number, 2 to 128, of "
+        "hexadecimal digits",
+    ]
+
+
+def test_values_that_contradict_each_other_are_refused_outside_of_a_file_too() -> None:
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    with pytest.raises(InconsistentValues, match="is not after not_before"):
+        ReferenceValue(claim="app", value=b"a", not_before=moment, not_after=moment)
+    with pytest.raises(InconsistentValues, match="both required and forbidden"):
+        TdxRules(forbid_attributes=("sept_ve_disable",))
 
 
 def test_what_is_not_text_is_refused() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from fedlearn import config
+from attestation.config import dumps
 from fedlearn.cli import main as fedlearn
 from fedlearn.cli.local.federation import program
 from tests.harness.federation import write_app
@@ -53,9 +53,9 @@ value = "ab"
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with files in order, in which commands are run."""
     write_app(tmp_path / "app")
-    (tmp_path / "server.toml").write_text(config.dumps(_SERVER))
-    (tmp_path / "site.toml").write_text(config.dumps(_SITE))
-    (tmp_path / "job.toml").write_text(config.dumps(_JOB))
+    (tmp_path / "server.toml").write_text(dumps(_SERVER))
+    (tmp_path / "site.toml").write_text(dumps(_SITE))
+    (tmp_path / "job.toml").write_text(dumps(_JOB))
     (tmp_path / "policy.toml").write_text(_POLICY)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -100,7 +100,7 @@ def _write(name: str, text: str | bytes) -> Callable[[Path], object]:
 
 
 def _with(file: str, table: dict[str, Any], /, **changes: Any) -> Callable[[Path], object]:
-    return _write(file, config.dumps({**table, **changes}))
+    return _write(file, dumps({**table, **changes}))
 
 
 _BINARY = b"\x7fELF\0\xff\xfe" * 50

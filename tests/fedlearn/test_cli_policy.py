@@ -193,9 +193,13 @@ BROKEN: list[tuple[str, bytes, tuple[str, ...]]] = [
     ("evidence", b'{"tee":"sev","quote":""}', ("evidence.json", "evidence.tee")),
     ("evidence", b'{"tee":"sample","quote":"AAAA"}', ("evidence.json", "sample")),
     ("pin", b"hello", ("developer.pem", "not a certificate")),
-    ("policy", b"acept = []", ("policy.toml:1: acept", "did you mean accept?")),
+    ("policy", b"acept = []", ("policy.toml:1: acept", "did you mean 'accept'?")),
     ("policy", b"\xff", ("policy.toml:1", "UTF-8")),
-    ("policy", b"[[reference]]\nclaim = 'a'", ("policy.toml:1: reference[0].value",)),
+    (
+        "policy",
+        b"[[reference]]\nclaim = 'a'",
+        ("policy.toml:1: reference[0]: needs the key 'value'",),
+    ),
 ]
 
 

@@ -13,8 +13,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attestation.config import (
+    InconsistentValues,
+    choice,
+    dumps,
+    each,
+    file_path,
+    flag,
+    hexadecimal,
+    number,
+    option,
+    raw,
+    seq,
+    table,
+    tables,
+    text,
+    whole,
+)
 from fedlearn import config
-from fedlearn.config import Impossible, choice, each, number, option, seq, table, text, whole
+from fedlearn.config import NAME
 from fedlearn.errors import ConfigError
 
 
@@ -28,19 +45,19 @@ class Inner:
 class Outer:
     rounds: int = option(whole(1, 10_000))
     ratio: float = option(number(0, 1), default=0.5)
-    on: bool = option(config.flag(), default=False)
+    on: bool = option(flag(), default=False)
     label: str = option(text(most=20), default="x")
-    place: Path = option(config.file_path(), default=Path("here"))
-    digest: bytes = option(config.hexadecimal(2), default=b"")
+    place: Path = option(file_path(), default=Path("here"))
+    digest: bytes = option(hexadecimal(2), default=b"")
     at: str = option(config.address(), default="")
     names: tuple[str, ...] = option(seq(config.name(), most=3, unique=True), default=())
     inner: Inner = option(table(Inner), factory=Inner)
-    more: tuple[Inner, ...] = option(config.tables(Inner), default=())
-    sizes: Mapping[str, int] = option(each(whole(0, 9)), factory=dict)
+    more: tuple[Inner, ...] = option(tables(Inner), default=())
+    sizes: Mapping[str, int] = option(each(whole(0, 9), key=NAME), factory=dict)
 
     def __post_init__(self) -> None:
         if self.ratio == 0 and self.on:
-            raise Impossible((("ratio",), "must be above 0 when `on` is true"))
+            raise InconsistentValues((("ratio",), "must be above 0 when `on` is true"))
 
 
 def test_a_right_file_becomes_a_frozen_model(tmp_path: Path) -> None:
@@ -144,7 +161,7 @@ def test_a_file_that_is_no_file_is_one_clear_error(tmp_path: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whole:
-    top: Mapping[str, object] = option(config.raw())
+    top: Mapping[str, object] = option(raw())
 
 
 scalars = st.one_of(
@@ -160,5 +177,5 @@ documents = st.recursive(
 @settings(max_examples=200, deadline=None)
 @given(documents)
 def test_what_is_written_reads_back_equal(document: dict[str, object]) -> None:
-    found = config.read(Whole, config.dumps({"top": document}), where="f")
+    found = config.read(Whole, dumps({"top": document}), where="f")
     assert found.top == document

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from attestation.attesters.software_tpm import SoftwareTpm
+from attestation.config import dumps
 from attestation.evidence import Tee
 from fedlearn.cli import main
 from fedlearn.cli.demo.stage import Options
@@ -144,11 +145,10 @@ def test_the_policy_and_the_configurations_can_be_read(tmp_path: Path, tee: Tee)
     assert policy.accept == (tee,)
     assert policy.coordinator is not None
     assert policy.coordinator.accept == (tee,)
-    from fedlearn import config
 
     (tmp_path / "coordinator").mkdir()
     path = tmp_path / "coordinator" / "server.toml"
-    path.write_text(config.dumps(table))
+    path.write_text(dumps(table))
     loaded = ServerConfig.load(path)
     assert loaded.state == tmp_path / "coordinator" / "state"
     trusted = loaded.trust.tpm_aks if tee is Tee.TPM else loaded.trust.insecure_sample_keys

@@ -11,7 +11,7 @@ import click
 import docs_reference
 import pytest
 
-from fedlearn.config import option, table, text, whole
+from attestation.config import option, table, text, whole
 from fedlearn.job import events
 from fedlearn.job.strategies import STRATEGIES
 from fedlearn.wire import fedlearn_pb2

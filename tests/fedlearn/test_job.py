@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from attestation.config import InconsistentValues, dumps
 from attestation.policy.parse import parse_policy
-from fedlearn.config import Impossible, dumps
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.job.spec import JobSpec, StrategySpec, owner_key_text, workload_digest
 from fedlearn.job.strategies import STRATEGIES
@@ -258,7 +258,7 @@ def test_the_workload_digest_is_the_documented_one() -> None:
         ('path = "/srv/b"', 'path = "/b"\nset = "x"', "data.b: needs exactly one of set, path"),
         ("clip = 1.0", "clip = -1", "job.toml:33: privacy.clip:"),
         ("clip = 1.0", "clipp = 1.0", "job.toml:33: privacy.clipp: unknown key; did you mean"),
-        ("clip = 1.0\n", "", "privacy.clip: missing"),
+        ("clip = 1.0\n", "", "job.toml:31: privacy: needs the key 'clip'"),
         ("cpu = 2", "cpu = 0", "resources.cpu: must be a number from 0.1 to 1024, not 0"),
         ("seed = 7", 'owner_key = "x25519:AAAA"', "owner_key: has 3 bytes"),
         ("seed = 7", 'owner_key = "x25519:!"', "owner_key: is not base64"),
@@ -278,9 +278,9 @@ def test_a_broken_job_says_what_where_and_what_would_be_right(
 
 def test_a_job_whose_parts_do_not_go_together_cannot_be_made_in_code() -> None:
     values: dict[str, Any] = {"name": "j", "app": "a", "rounds": 1, "policy": "p"}
-    with pytest.raises(Impossible, match="at most the 1 sites"):
+    with pytest.raises(InconsistentValues, match="at most the 1 sites"):
         JobSpec(**values, sites=("a",), quorum=2)
-    with pytest.raises(Impossible, match="not an option"):
+    with pytest.raises(InconsistentValues, match="not an option"):
         StrategySpec(name="fedavg", options={"beta": 1})
 
 

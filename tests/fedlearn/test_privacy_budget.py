@@ -55,14 +55,14 @@ def test_a_table_is_read_and_written_back(changes: dict[str, object]) -> None:
     ("key", "value", "word"),
     [
         ("clp", 1, "did you mean 'clip'"),
-        ("colour", 1, "known keys"),
-        ("clip", "1", "not a number"),
-        ("clip", True, "not a number"),
+        ("colour", 1, "known here"),
+        ("clip", "1", "must be a positive number"),
+        ("clip", True, "must be a positive number"),
         ("clip", 0, "positive"),
         ("clip", -1.0, "positive"),
         ("clip", float("nan"), "positive"),
         ("clip", float("inf"), "positive"),
-        ("clip", 10**400, "out of range"),
+        ("clip", 10**400, "must be a positive number"),
         ("noise_multiplier", 0, "below"),
         ("noise_multiplier", 1e9, "up to"),
         ("epsilon", 0, "positive"),
@@ -111,10 +111,10 @@ def test_what_cannot_be_accounted_for_is_refused(
 @pytest.mark.parametrize("key", ["mechanism", "clip", "noise_multiplier", "epsilon", "delta"])
 def test_what_a_promise_needs_must_be_stated(key: str) -> None:
     table = {name: value for name, value in TABLE.items() if name != key}
-    with pytest.raises(ConfigError, match="missing") as caught:
-        PrivacySpec.from_mapping(table, lambda name: f"job.toml:{len(name)}")
-    assert caught.value.where == f"job.toml:{len(key)}"
-    assert caught.value.key == f"privacy.{key}"
+    with pytest.raises(ConfigError, match=f"needs the key '{key}': ") as caught:
+        PrivacySpec.from_mapping(table, "job.toml:7")
+    assert caught.value.where == "job.toml:7"
+    assert caught.value.key == "privacy"
 
 
 def test_poisson_needs_a_public_denominator() -> None:

@@ -22,8 +22,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from attestation.config import dumps
 from attestation.evidence import Tee
-from fedlearn import config
 from fedlearn.cli.demo.proofs import OwnerKey
 from fedlearn.cli.local.children import Child, Children
 from fedlearn.cli.local.federation import COORDINATOR, Federation, policy_text, program
@@ -477,7 +477,7 @@ class FederationHarness:
             **more,
         }
         path = folder / "job.toml"
-        path.write_text(config.dumps(table))
+        path.write_text(dumps(table))
         return Job(self, JobSpec.load(path), self.bundle, text)
 
     def run(self, name: str, **more: Any) -> Job:

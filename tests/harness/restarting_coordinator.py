@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from attestation.config import dumps
 from attestation.trust import TrustAnchors
-from fedlearn import config
 from server.admission.gate import AdmissionGate
 from server.admission.registry import AdmissionRegistry
 from server.config import ServerConfig
@@ -111,7 +111,7 @@ def restarting_coordinator(
         "keys": {"protect": ["insecure-plain-key-file"]},
         "trust": {"policy_keys": [key.hex() for key in policy_keys]},
     }
-    (folder / "server.toml").write_text(config.dumps(table))
+    (folder / "server.toml").write_text(dumps(table))
     settings = ServerConfig.load(folder / "server.toml")
     establish(settings, now=datetime.now(UTC), control_address="127.0.0.1:1", operator_csr=None)
     start = RestartingCoordinator(folder, settings)

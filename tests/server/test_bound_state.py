@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedlearn import config
+from attestation.config import dumps
 from fedlearn.cli import main
 from fedlearn.errors import ConfigError, FedlearnError, LedgerError, StoreError
 from server.adoption import adopt
@@ -39,7 +39,7 @@ WEIGHTS = {"w": np.arange(6, dtype=np.float32)}
 def settings(tmp_path: Path) -> ServerConfig:
     """A coordinator that was established, and wrote a model and a few entries."""
     (tmp_path / "server.toml").write_text(
-        config.dumps(
+        dumps(
             {
                 "state": "state",
                 "trust_domain": "test.example",

@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from attestation.binding import ReportData
+from attestation.config import InconsistentValues
 from attestation.decoded import EVENT_LOG, Field, decode_file
 from attestation.documents.formats import FORMATS, MAX_INPUT_BYTES
 from attestation.errors import EvidenceError
 from attestation.evidence import Evidence, Tee
 from fedlearn.cli.appraisal.inputs import unhex, write_new
-from fedlearn.config import Impossible, file_bytes
+from fedlearn.config import file_bytes
 from fedlearn.config.attester import device, open_attester
 from fedlearn.config.attesterfile import ATTESTER_KINDS, AttesterSettings
 from fedlearn.errors import ConfigError
@@ -140,7 +141,7 @@ def _settings(
 ) -> AttesterSettings:
     try:
         return AttesterSettings(kind=kind, tcti=tcti, socket=socket, address=address, key=key)
-    except Impossible as error:
+    except InconsistentValues as error:
         [(path, reason), *_] = error.faults
         raise ConfigError(reason, where=f"--{path[0]}") from None
 

@@ -19,8 +19,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final, Protocol
 
+from attestation.config import dumps
 from attestation.evidence import Tee
-from fedlearn import __version__, config
+from fedlearn import __version__
 from fedlearn.cli.demo.impostor import IMPOSTOR, impostor
 from fedlearn.cli.demo.proofs import Opened, OwnerKey, check_ledger, open_model
 from fedlearn.cli.job.progress import Show
@@ -253,7 +254,7 @@ class _Stage:
             "data": {name: {"set": dealt.name} for name in names},
         }
         path = self._folder / "job.toml"
-        path.write_text(config.dumps(job))
+        path.write_text(dumps(job))
         return JobSpec.load(path)
 
     def _run_job(self, spec: JobSpec, bundle: bytes, altered: bytes) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from attestation.config import shown
 from attestation.evidence import Tee
 from attestation.policy.launch import launch_warnings, require_launch_identity
 from attestation.policy.model import AppraisalPolicy
@@ -127,8 +128,7 @@ def _check_config(spec: JobSpec, application: Application, path: Path) -> None:
         numbers = isinstance(default, float) and type(value) in (int, float)
         if type(value) is not type(default) and not numbers:
             raise ConfigError(
-                f"must be like the app's default {config.shown(default)}, "
-                f"not {config.shown(value)}",
+                f"must be like the app's default {shown(default)}, not {shown(value)}",
                 where=str(path),
                 key=f"config.{key}",
             )

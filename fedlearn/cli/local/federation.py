@@ -22,8 +22,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from attestation.config import dumps
 from attestation.evidence import Tee
-from fedlearn import config, extras
+from fedlearn import extras
 from fedlearn.cli.local.children import Child, Children
 from fedlearn.cli.local.machines import Machine, make_machine
 from fedlearn.errors import ConfigError, FedlearnError, LaunchError, TransportError
@@ -146,7 +147,7 @@ class Federation:
         secret.write_text(secrets.token_urlsafe(32) + "\n")
         settings = self._server / "server.toml"
         settings.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
-        settings.write_text(config.dumps(self.server_table()))
+        settings.write_text(dumps(self.server_table()))
         command = program("fedlearn-server")
         # The operator's key is made at the operator; the coordinator sees the request.
         request = request_login(self.login, "operator")
@@ -197,7 +198,7 @@ class Federation:
             data=data,
             visible_updates=visible_updates,
         )
-        party.config.write_text(config.dumps(self.site_table(party, bundle)))
+        party.config.write_text(dumps(self.site_table(party, bundle)))
         enroll(self.token(name)).save(self._site_state(name))
         self._children.start(name, [program("fedlearn-edge"), "run", "--config", party.config])
         self.parties[name] = party

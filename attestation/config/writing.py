@@ -1,4 +1,4 @@
-"""Values back to TOML."""
+"""Values as TOML."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
 
-__all__ = ["dumps"]
+__all__ = ["default_text", "dumps", "value_text"]
 
 
 def dumps(values: Mapping[str, object]) -> str:
-    """Return TOML that :func:`read` turns into the same values.
+    """Return TOML that :func:`attestation.config.read` turns into the same values.
 
     Takes text, whole and finite numbers, truth values, lists of these, and tables.
     """
@@ -25,15 +27,15 @@ def _table_lines(path: tuple[str, ...], values: Mapping[str, object]) -> list[st
         if isinstance(value, Mapping):
             below += _table_lines((*path, key), value)
         else:
-            lines.append(f"{_key_text(key)} = {_value_text(value)}")
+            lines.append(f"{_key_text(key)} = {value_text(value)}")
     return lines + below
 
 
 def _key_text(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value_text(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else value_text(key)
 
 
-def _value_text(value: object) -> str:
+def value_text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -41,5 +43,20 @@ def _value_text(value: object) -> str:
     if isinstance(value, int | float) and math.isfinite(value):
         return repr(value)
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_value_text, value))}]"
+        return f"[{', '.join(map(value_text, value))}]"
     raise TypeError(f"{type(value).__name__} is not written to TOML")
+
+
+def default_text(value: object) -> str:
+    """Return a field's default as it is written in TOML; empty for None and what is empty."""
+    if value in (None, "", b"", ()):
+        return ""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, bytes):
+        value = value.hex()
+    elif isinstance(value, timedelta):
+        value = int(value.total_seconds())
+    elif isinstance(value, Path):
+        value = str(value)
+    return value_text(value)

@@ -1,0 +1,98 @@
+"""Files read within bounds, and documents read as models, with :class:`ConfigError`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, TypeVar
+
+from attestation import config
+from attestation.config import toml
+from fedlearn.errors import ConfigError
+
+__all__ = ["MAX_FILE_BYTES", "ConfigErrors", "file_bytes", "read", "read_file"]
+
+MAX_FILE_BYTES: Final = toml.MAX_TOML_BYTES
+
+M = TypeVar("M")
+
+
+class ConfigErrors(ConfigError):
+    """Several faults of one file. ``problems`` has one error for each, by line."""
+
+    def __init__(self, problems: tuple[ConfigError, ...]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems), hint=problems[0].hint)
+        self.problems = problems
+        self.where = problems[0].where
+        self.key = problems[0].key
+
+
+def read(
+    model: type[M],
+    document: bytes | str | toml.Source | Mapping[str, object],
+    *,
+    where: str,
+    base: Path | None = None,
+) -> M:
+    """Return a document as a ``model``; see :func:`attestation.config.read`.
+
+    :raises ConfigError: naming file, line and key of everything that is wrong.
+    """
+    try:
+        return config.read(model, document, where=where, base=base)
+    except config.SchemaError as error:
+        found = [
+            ConfigError(fault.message, where=fault.where, key=fault.key, hint=fault.hint)
+            for fault in error.faults
+        ]
+    raise found[0] if len(found) == 1 else ConfigErrors(tuple(found))
+
+
+def read_file(model: type[M], path: Path) -> M:
+    """Return the file as a ``model``. Relative paths in it start from its folder.
+
+    :raises ConfigError: naming file, line and key of everything that is wrong.
+    """
+    return read(model, file_bytes(path), where=str(path), base=path.parent)
+
+
+def file_bytes(path: Path, *, limit: int = MAX_FILE_BYTES, what: str = "") -> bytes:
+    """Return the content of a regular file of at most ``limit`` bytes.
+
+    :raises ConfigError: when it is missing, not a file, not readable or too large.
+    """
+    shown = f"{what} " if what else ""
+    try:
+        # O_NONBLOCK: opening a pipe that nobody writes to must not wait.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, _names_beside(path), n=1)
+        hint = f"did you mean {path.with_name(near[0])}?" if near else ""
+        raise ConfigError(f"{shown}does not exist", where=str(path), hint=hint) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(
+            f"{shown}cannot be read: {(reason or 'unknown reason').lower()}", where=str(path)
+        ) from None
+    try:
+        kind = os.fstat(handle).st_mode
+        if not stat.S_ISREG(kind):
+            what_it_is = "a directory, not a file" if stat.S_ISDIR(kind) else "not a regular file"
+            raise ConfigError(f"{shown}is {what_it_is}", where=str(path))
+        with os.fdopen(handle, "rb", closefd=False) as stream:
+            data = stream.read(limit + 1)
+    finally:
+        os.close(handle)
+    if len(data) > limit:
+        raise ConfigError(f"{shown}is larger than the {limit} bytes that are read", where=str(path))
+    return data
+
+
+def _names_beside(path: Path) -> list[str]:
+    try:
+        return [entry.name for _, entry in zip(range(1000), path.parent.iterdir(), strict=False)]
+    except OSError:
+        return []
