@@ -35,14 +35,15 @@ fields that it does not know, and shows a kind that it does not know as :class:`
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, cast, get_type_hints
+from typing import Any, ClassVar, Final, get_type_hints
 
 from fedlearn.errors import TransportError
+from fedlearn.job.event_fields import Findings, checked, json_ready
 
 __all__ = [
     "KINDS",
@@ -73,13 +74,6 @@ __all__ = [
 MAX_EVENT_BYTES: Final = 256 * 1024
 """Upper bound of one encoded event, checked before it is parsed."""
 
-_MAX_TEXT: Final = 16 * 1024
-_MAX_ITEMS: Final = 10_000
-_MAX_INTEGER: Final = 2**63 - 1
-
-Findings = tuple[Mapping[str, Any], ...]
-"""What :meth:`attestation.policy.result.Finding.to_json` returns, several of them."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
@@ -95,12 +89,12 @@ class Event:
     def __post_init__(self) -> None:
         hints = _hints(type(self))
         for item in dataclasses.fields(self):
-            value = _check(getattr(self, item.name), hints[item.name], item.name)
+            value = checked(getattr(self, item.name), hints[item.name], item.name)
             object.__setattr__(self, item.name, value)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values, with the kind under ``kind``."""
-        values = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        values = {f.name: json_ready(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return {"kind": self.kind, **values}
 
     def encode(self) -> str:
@@ -378,78 +372,7 @@ KINDS: Final[Mapping[str, type[Event]]] = MappingProxyType(
 )
 """Every kind of this version, by name."""
 
-_HINTS: dict[type[Event], dict[str, Any]] = {}
 
-
+@functools.cache
 def _hints(kind: type[Event]) -> dict[str, Any]:
-    if kind not in _HINTS:
-        _HINTS[kind] = get_type_hints(kind)
-    return _HINTS[kind]
-
-
-def _check(value: object, hint: object, name: str) -> object:
-    if hint is str:
-        return _text(value, name)
-    if hint is int:
-        if type(value) is not int or not 0 <= value <= _MAX_INTEGER:
-            raise ValueError(f"{name} must be a whole number from 0, not {_shown(value)}")
-        return value
-    if hint is float:
-        return _number(value, name)
-    if hint == tuple[str, ...]:
-        return tuple(_text(item, name) for item in _sequence(value, name))
-    if hint == Findings:
-        return tuple(MappingProxyType(dict(_mapping(v, name))) for v in _sequence(value, name))
-    if hint == Mapping[str, float]:
-        # A diverged metric is NaN or infinite: it is shown, and JSON cannot carry it.
-        found = {_text(key, name): item for key, item in _mapping(value, name).items()}
-        return MappingProxyType({key: _metric(item, name) for key, item in found.items()})
-    return MappingProxyType(dict(_mapping(value, name)))
-
-
-def _metric(value: object, name: str) -> float:
-    named = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-    if isinstance(value, str) and value in named:
-        return named[value]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be numbers, not {_shown(value)}")
-    return float(value)
-
-
-def _number(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a number, not {_shown(value)}")
-    return float(value)
-
-
-def _text(value: object, name: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be text, not {_shown(value)}")
-    return value if len(value) <= _MAX_TEXT else value[: _MAX_TEXT - 1] + "…"
-
-
-def _sequence(value: object, name: str) -> tuple[object, ...]:
-    if not isinstance(value, list | tuple) or len(value) > _MAX_ITEMS:
-        raise ValueError(f"{name} must be a list of at most {_MAX_ITEMS}")
-    return tuple(value)
-
-
-def _mapping(value: object, name: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping) or len(value) > _MAX_ITEMS:
-        raise ValueError(f"{name} must be an object of at most {_MAX_ITEMS} members")
-    return cast("Mapping[str, Any]", value)
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:39] + "…"
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+    return get_type_hints(kind)

@@ -18,7 +18,6 @@ REASON = "Long because"
 
 TOO_LONG = {
     "edge/agent/agent.py",
-    "fedlearn/job/events.py",
     "fedlearn/job/spec.py",
     "fedlearn/sandbox/enter.py",
     "server/admission/gate.py",
