@@ -19,7 +19,7 @@ from fedlearn.terminal.plaintext import configure_logging
 
 if TYPE_CHECKING:
     from attestation.attesters.tpm import TpmAttester
-    from edge.agent.agent import Agent
+    from edge.agent.client_callbacks import ClientCallbacks
     from edge.agent.sealed_file import MonotonicCounter
     from edge.config.site import SiteConfig
     from edge.protocol.bootstrap import Bootstrap
@@ -58,7 +58,7 @@ def run(path: Path, as_json: bool) -> int:
         agent = Agent(
             config,
             identity,
-            launcher=lambda own: _launcher(own, config, attester),
+            launcher=lambda callbacks: _launcher(callbacks, config, attester),
             tpm=_tpm(config, attester),
             counter=_counter(config, attester),
         )
@@ -130,7 +130,7 @@ def check(path: Path, as_json: bool) -> int:
 def approve(path: Path, job: str, bundle: str, withdraw: bool) -> int:
     """Say yes to JOB running the code with the SHA-256 BUNDLE on this site's data."""
     from attestation.durable import sync_directory, write_durably
-    from edge.agent.agent import approval_name
+    from edge.agent.orders import approval_name
     from edge.config.site import SiteConfig
     from fedlearn.identity.spiffe import checked_name
 
@@ -274,7 +274,9 @@ def _counter(config: SiteConfig, attester: AttesterSettings) -> MonotonicCounter
     return TpmCounter(attester.tcti or DEFAULT_TCTI, COUNTER_INDEX)
 
 
-def _launcher(agent: Agent, config: SiteConfig, attester: AttesterSettings) -> Launcher:
+def _launcher(
+    callbacks: ClientCallbacks, config: SiteConfig, attester: AttesterSettings
+) -> Launcher:
     from edge.protocol.bootstrap import bootstrap_of
 
     anchors = config.trust.anchors()
@@ -282,7 +284,7 @@ def _launcher(agent: Agent, config: SiteConfig, attester: AttesterSettings) -> L
     def prepare(workload: Workload) -> Bootstrap:
         return bootstrap_of(
             workload,
-            identity=agent.identity,
+            identity=callbacks.identity,
             attester=attester,
             state=config.state,
             trust=anchors,
@@ -292,16 +294,16 @@ def _launcher(agent: Agent, config: SiteConfig, attester: AttesterSettings) -> L
     if config.launcher.kind == "kubernetes":
         from edge.kube.launcher import kube_launcher
 
-        return kube_launcher(agent, config, prepare)
+        return kube_launcher(callbacks, config, prepare)
     from edge.agent.process_launcher import LocalLauncher
 
     return LocalLauncher(
         config.state / "clients",
         prepare=prepare,
-        vouch_for=agent.vouch_for,
-        seed_for=agent.seed_for,
-        charge_for=agent.charge_for,
-        report=agent.report,
+        vouch_for=callbacks.vouch_for,
+        seed_for=callbacks.seed_for,
+        charge_for=callbacks.charge_for,
+        report=callbacks.report,
         stop_s=config.launcher.stop_s,
     )
 

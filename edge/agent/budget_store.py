@@ -9,6 +9,7 @@ site.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Collection
 from dataclasses import replace
@@ -18,11 +19,12 @@ from typing import Final
 from edge.agent.data_budget import BudgetAccounts, Charge, again, limits_on, new_charge
 from edge.agent.sealed_file import MonotonicCounter, SealedFile
 from edge.config.site import SiteConfig
-from fedlearn.errors import PrivacyError
+from fedlearn.errors import FedlearnError, PrivacyError
 from fedlearn.job.spec import JobSpec
 
 __all__ = ["FILE", "BudgetStore"]
 
+_LOG = logging.getLogger(__name__)
 FILE: Final = "privacy-budget"
 _MAX_QUESTION_CHARS: Final = 128
 
@@ -94,6 +96,16 @@ class BudgetStore:
             known = book.running(assignment)
             if known is not None:
                 self._write(book.put(replace(known, assignment="")))
+
+    def settle_or_log(self, assignment: str) -> None:
+        """Settle as :meth:`settle` does, and log an error of the file.
+
+        What could not be settled stays reserved until an agent starts that can settle it.
+        """
+        try:
+            self.settle(assignment)
+        except FedlearnError as error:
+            _LOG.error("the privacy budget cannot be settled: %s", error)
 
     def settle_others(self, running: Collection[str]) -> None:
         """Settle every job that does not run any more, after an agent's restart."""

@@ -43,7 +43,7 @@ from fedlearn.wire.client_service import WorkloadApiServer
 from fedlearn.wire.failure import Unreachable
 
 if TYPE_CHECKING:
-    from edge.agent.agent import Agent
+    from edge.agent.client_callbacks import ClientCallbacks
 
 __all__ = ["KubeLauncher", "kube_launcher"]
 
@@ -53,9 +53,9 @@ _T = TypeVar("_T")
 
 
 def kube_launcher(
-    agent: Agent, config: SiteConfig, prepare: Callable[[Workload], Bootstrap]
+    callbacks: ClientCallbacks, config: SiteConfig, prepare: Callable[[Workload], Bootstrap]
 ) -> KubeLauncher:
-    """Return the launcher of ``agent``, connected and listening.
+    """Return a launcher that is connected to the cluster and listens for its clients.
 
     :raises ConfigError: when there is no cluster to be reached, or nowhere to listen.
     """
@@ -65,13 +65,13 @@ def kube_launcher(
     return KubeLauncher(
         Kube.connect(settings.kubeconfig, namespace=settings.namespace),
         settings,
-        site=agent.identity.site,
-        keys=Keys(agent.identity.key),
+        site=callbacks.identity.site,
+        keys=Keys(callbacks.identity.key),
         prepare=prepare,
-        vouch_for=agent.vouch_for,
-        seed_for=agent.seed_for,
-        charge_for=agent.charge_for,
-        report=agent.report,
+        vouch_for=callbacks.vouch_for,
+        seed_for=callbacks.seed_for,
+        charge_for=callbacks.charge_for,
+        report=callbacks.report,
         record=config.state / "launched",
         start_s=config.launcher.start_s,
         stop_s=config.launcher.stop_s,

@@ -35,7 +35,6 @@ fields that it does not know, and shows a kind that it does not know as :class:`
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -373,6 +372,10 @@ KINDS: Final[Mapping[str, type[Event]]] = MappingProxyType(
 """Every kind of this version, by name."""
 
 
-@functools.cache
+_HINTS: dict[type[Event], dict[str, Any]] = {}
+
+
 def _hints(kind: type[Event]) -> dict[str, Any]:
-    return get_type_hints(kind)
+    if kind not in _HINTS:
+        _HINTS[kind] = get_type_hints(kind)
+    return _HINTS[kind]

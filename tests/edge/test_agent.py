@@ -20,6 +20,7 @@ from attestation.policy.parse import parse_policy
 from attestation.policy.sign import operator_key_digest, sign_policy
 from edge.agent import agent as agents
 from edge.agent.agent import Agent
+from edge.agent.client_callbacks import ClientCallbacks
 from edge.agent.policy_versions import PolicyMemory
 from edge.config.site import Accept, Caps, DataSet, SiteConfig
 from edge.protocol.identity import SiteIdentity
@@ -55,6 +56,10 @@ class Clients:
         self.workloads: dict[str, Workload] = {}
         self.stopped: list[tuple[str, str]] = []
         self.closed = False
+
+    def with_callbacks(self, callbacks: ClientCallbacks) -> Clients:
+        self.callbacks = callbacks
+        return self
 
     def launch(self, workload: Workload) -> None:
         self.workloads[workload.assignment.id] = workload
@@ -105,18 +110,19 @@ class Site:
         *,
         identity: SiteIdentity | None = None,
         policy_keys: tuple[bytes, ...] = (),
+        other_bundles: str = "insecure-accept",
         limit: float | None = None,
         **caps: Any,
     ) -> Agent:
         config = SiteConfig(
             state=self.folder,
-            accept=Accept(other_bundles="insecure-accept", policy_keys=policy_keys),
+            accept=Accept(other_bundles=other_bundles, policy_keys=policy_keys),
             data={
                 "d": DataSet(path=self.folder, epsilon=limit, delta=None if limit is None else 1e-6)
             },
             caps=Caps(**caps),
         )
-        made = Agent(config, identity or self.identity, launcher=lambda agent: clients)
+        made = Agent(config, identity or self.identity, launcher=clients.with_callbacks)
 
         def run() -> None:
             try:
@@ -289,8 +295,7 @@ def test_an_order_that_has_expired_is_not_followed(site: Site) -> None:
 
 def test_an_order_against_the_sites_rules_is_refused_in_words(site: Site) -> None:
     clients = Clients()
-    made = site.agent(clients)
-    made.config = dataclasses.replace(made.config, accept=Accept())
+    site.agent(clients, other_bundles="refuse")
     site.order("a-1")
     eventually(lambda: site.said("a-1"))
     phase, reason = site.said("a-1")[0]
@@ -341,8 +346,7 @@ def test_a_client_that_runs_here_already_is_adopted_whatever_the_cap(site: Site)
 
 def test_an_adopted_client_that_the_rules_refuse_now_is_stopped(site: Site) -> None:
     clients = Clients(running=("a-1",))
-    made = site.agent(clients)
-    made.config = dataclasses.replace(made.config, accept=Accept())
+    site.agent(clients, other_bundles="refuse")
     site.order("a-1")
     eventually(lambda: site.said("a-1"))
     assert site.said("a-1")[0][0] == "refused"
@@ -355,11 +359,11 @@ def test_an_adopted_client_that_the_rules_refuse_now_is_stopped(site: Site) -> N
 )
 def test_an_assignment_is_never_started_twice(site: Site, ended: Phase, told: str) -> None:
     clients = Clients()
-    made = site.agent(clients)
+    site.agent(clients)
     site.order("a-1")
     eventually(lambda: clients.launched == ["a-1"])
     clients.there.clear()
-    made.report("a-1", ended, "that is how it ended")
+    clients.callbacks.report("a-1", ended, "that is how it ended")
     site.order("a-1")
     # The coordinator does not count what it was told before, so another order shows the end.
     site.order("a-2")
@@ -431,7 +435,7 @@ def test_a_job_that_the_budget_does_not_pay_for_is_refused_and_another_ends_firs
     site: Site,
 ) -> None:
     clients = Clients()
-    made = site.agent(clients, limit=5.0)
+    site.agent(clients, limit=5.0)
     for number in (1, 2):
         site.order(f"a-{number}", text=private(f"job-{number}"))
     site.order("a-3", text=private("job-3"))
@@ -444,11 +448,11 @@ def test_a_job_that_the_budget_does_not_pay_for_is_refused_and_another_ends_firs
     eventually(lambda: site.said("a-4"))
     assert "the data set d has a privacy budget" in site.said("a-4")[0][1]
     # One update of the first leaves, and it ends: five of its six rounds are free again.
-    made.charge_for(clients.workloads["a-1"], "q1")
+    clients.callbacks.charge_for(clients.workloads["a-1"], "q1")
     clients.there.remove("a-1")
-    made.report("a-1", Phase.SUCCEEDED, "finished")
+    clients.callbacks.report("a-1", Phase.SUCCEEDED, "finished")
     with pytest.raises(FedlearnError, match="does not run here"):
-        made.charge_for(clients.workloads["a-1"], "q2")
+        clients.callbacks.charge_for(clients.workloads["a-1"], "q2")
     site.order("a-5", text=private("job-3"))
     eventually(lambda: "a-5" in clients.launched)
 
@@ -459,17 +463,17 @@ def test_an_agent_that_comes_back_gives_back_what_an_ended_client_did_not_use(si
     for number in (1, 2):
         site.order(f"a-{number}", text=private(f"job-{number}"))
         eventually(functools.partial(clients.launched.__contains__, f"a-{number}"))
-    first.charge_for(clients.workloads["a-1"], "q1")
+    clients.callbacks.charge_for(clients.workloads["a-1"], "q1")
     first.stop()
     eventually(lambda: clients.closed)
     site.listeners.coordinator.orders.clear()
     # The client of a-1 has ended while nobody looked; that of a-2 is adopted.
     later = Clients(running=("a-2",))
-    second = site.agent(later, limit=5.0)
+    site.agent(later, limit=5.0)
     site.order("a-2", text=private("job-2"))
     site.order("a-3", text=private("job-3"))
     eventually(lambda: later.launched == ["a-2", "a-3"])
-    second.charge_for(later.workloads["a-2"], "q1")
+    later.callbacks.charge_for(later.workloads["a-2"], "q1")
 
 
 def test_a_client_that_cannot_be_started_costs_nothing(

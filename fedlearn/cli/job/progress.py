@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedlearn.job import events
+from fedlearn.job.event_fields import Findings
 from fedlearn.terminal.console import colours, print_json, printable
 
 __all__ = [
@@ -242,7 +243,7 @@ def _sentence(event: events.Event, metric: str) -> str:
             return ""
 
 
-def _why(findings: events.Findings) -> str:
+def _why(findings: Findings) -> str:
     wrong = [item for item in findings if item.get("tier") != "affirming"]
     if not wrong:
         return ""
