@@ -6,8 +6,7 @@ is missing is the wall around it: whoever runs this machine can read its memory.
 
 from __future__ import annotations
 
-import base64
-import json
+import logging
 import os
 import shutil
 import signal
@@ -20,13 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from edge.protocol.agent_channel import agent_end
 from edge.protocol.bootstrap import Bootstrap
-from edge.protocol.process_channel import Gone, receive, send
 from edge.protocol.workload import Phase, Report, Workload
-from fedlearn.errors import FedlearnError, LaunchError
+from fedlearn.errors import FedlearnError, LaunchError, TransportError
+from fedlearn.sandbox.process_channel import ProcessChannel
 
 __all__ = ["ChargeFor", "LocalLauncher", "Prepare", "SeedFor", "VouchFor"]
 
+_LOG = logging.getLogger(__name__)
 _KEPT: Final = (
     "FEDLEARN_LOG",
     "LANG",
@@ -60,8 +61,7 @@ ChargeFor = Callable[[Workload, str], None]
 class _Running:
     workload: Workload
     process: subprocess.Popen[bytes]
-    line: socket.socket
-    sending: threading.Lock
+    channel: ProcessChannel
     said: Phase = Phase.STARTING
     reason: str = ""
     stopped: str = ""
@@ -174,11 +174,11 @@ class LocalLauncher:
         finally:
             started.set()
         try:
-            send(running.line, bootstrap.encode())
+            running.channel.send({}, [bootstrap.encode()])
             self._report(identity, Phase.STARTING, "the process runs")
             self._converse(running)
-        except Gone:
-            pass
+        except TransportError as error:
+            _LOG.info("the client of job %s: %s", workload.assignment.job, error)
         finally:
             self._bury(identity, running)
 
@@ -213,52 +213,55 @@ class LocalLauncher:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        return _Running(workload=workload, process=process, line=ours, sending=threading.Lock())
+        return _Running(workload=workload, process=process, channel=agent_end(ours))
 
     def _converse(self, running: _Running) -> None:
-        """Hear the client until it is gone."""
+        """Take what the client reports and asks until it is gone.
+
+        :raises TransportError: when the channel breaks, or for a report that is none.
+        """
         identity = running.workload.assignment.id
-        while True:
-            try:
-                message = json.loads(receive(running.line))
-            except ValueError:
-                raise Gone("the client does not make sense") from None
-            if message.keys() & {"vouch", "seed", "charge"}:
-                answer = self._answer(running.workload, message)
-                with running.sending:
-                    send(running.line, answer)
+        while (record := running.channel.receive()) is not None:
+            header, blobs = record
+            if "ask" in header:
+                answer = self._answer(running.workload, header, [bytes(blob) for blob in blobs])
+                running.channel.send(*answer)
                 continue
-            phase, reason = Phase(message["phase"]), str(message["reason"])
+            try:
+                phase, reason = Phase(header["phase"]), str(header["reason"])
+            except (KeyError, ValueError) as error:
+                raise TransportError("the client sent a report that is none") from error
             running.said, running.reason = phase, reason
             if not phase.final:
                 self._report(identity, phase, reason)
 
-    def _answer(self, workload: Workload, message: Mapping[str, Any]) -> dict[str, str]:
+    def _answer(
+        self, workload: Workload, header: Mapping[str, Any], blobs: list[bytes]
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        number, answer = header.get("number"), b""
         try:
-            if "seed" in message:
-                answer = self._seed_for(workload, base64.b64decode(message["seed"], validate=True))
-            elif "charge" in message:
-                self._charge_for(workload, str(message["charge"]))
-                answer = b""
-            else:
-                question = message["vouch"]
-                nonce = bytes.fromhex(question["nonce"])
-                tls_key = base64.b64decode(question["tls_key"], validate=True)
-                answer = self._vouch_for(workload, nonce, tls_key)
-        except (KeyError, TypeError, ValueError, FedlearnError) as error:
-            return {"answer": "", "why": str(error)}
-        return {"answer": base64.b64encode(answer).decode()}
+            match header["ask"], blobs:
+                case "vouch", [nonce, tls_key]:
+                    answer = self._vouch_for(workload, nonce, tls_key)
+                case "seed", [request]:
+                    answer = self._seed_for(workload, request)
+                case "charge", [question]:
+                    self._charge_for(workload, question.decode())
+                case _:
+                    raise ValueError("the question is none of vouch, seed and charge")
+        except (ValueError, FedlearnError) as error:
+            return {"number": number, "refused": str(error)}, []
+        return {"number": number}, [answer]
 
     def _end(self, running: _Running) -> None:
         try:
-            with running.sending:
-                send(running.line, {"stop": running.stopped})
+            running.channel.send({"stop": running.stopped})
             running.process.wait(self._stop_s)
-        except (Gone, subprocess.TimeoutExpired):
+        except (TransportError, subprocess.TimeoutExpired):
             _kill(running.process)
 
     def _bury(self, identity: str, running: _Running) -> None:
-        running.line.close()
+        running.channel.close()
         try:
             status = running.process.wait(self._stop_s)
         except subprocess.TimeoutExpired:

@@ -1,6 +1,6 @@
 """A client as a process of its own: ``python -m edge.client.process_main FD SCRATCH``.
 
-``FD`` is the client's end of :mod:`edge.protocol.process_channel`. Standard output and error are
+``FD`` is the client's end of :mod:`edge.protocol.agent_channel`. Standard output and error are
 the site's log.
 """
 
@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from edge.protocol.process_channel import AgentChannel, Gone
+from edge.protocol.agent_channel import AgentChannel, Gone
 from edge.protocol.workload import Phase
 from fedlearn.errors import FedlearnError
 from fedlearn.terminal.plaintext import configure_logging
@@ -26,23 +26,23 @@ def main(arguments: list[str]) -> int:
     """Run one client; return 0 when its job ended well or it was asked to stop."""
     descriptor, scratch = int(arguments[0]), Path(arguments[1])
     configure_logging()
-    line = AgentChannel(socket.socket(fileno=descriptor))
+    agent = AgentChannel(socket.socket(fileno=descriptor))
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: line.stop.set())
+        signal.signal(number, lambda *_: agent.stop.set())
     try:
-        data = line.bootstrap()
+        data = agent.bootstrap()
     except Gone:
         return 1
-    threading.Thread(target=_end_when_asked, args=(line.stop,), daemon=True).start()
+    threading.Thread(target=_end_when_asked, args=(agent.stop,), daemon=True).start()
     try:
         from edge.client.runner import run
         from edge.protocol.bootstrap import Bootstrap
 
-        phase = run(Bootstrap.decode(data), line, say=line.say, stop=line.stop, scratch=scratch)
+        phase = run(Bootstrap.decode(data), agent, say=agent.say, stop=agent.stop, scratch=scratch)
     except Gone:
         return 1
     except FedlearnError as error:
-        line.say(Phase.FAILED, str(error))
+        agent.say(Phase.FAILED, str(error))
         return 1
     return 0 if phase in {Phase.SUCCEEDED, Phase.STOPPED} else 1
 
