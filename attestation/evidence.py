@@ -118,6 +118,8 @@ class Claims:
     ``debug``         the environment can be inspected by its host
     ``tcb``           the TCB status or version in the vendor's words
     ``hardware_id``   chip id, PPID or the SHA-256 of the endorsement key
+    ``bound``         the evidence is over the nonce and the keys that the caller expects; a
+                      verifier that does not compare them leaves it false
     ``attributes``    every other verified fact (``advisories``, ``vmpl``, ``tpm.reset_count``)
     ``unverified``    names of claims that were present and could not be verified
     ``components``    claims of component evidence, in order
@@ -128,6 +130,7 @@ class Claims:
     debug: bool
     tcb: str
     hardware_id: bytes
+    bound: bool = False
     attributes: Mapping[str, Scalar | tuple[str, ...]] = field(default_factory=dict)
     unverified: tuple[str, ...] = ()
     components: tuple[Claims, ...] = ()

@@ -126,15 +126,14 @@ def _debug(policy: AppraisalPolicy, claims: Claims, prefix: str) -> Finding:
 
 
 def _binding(claims: Claims, required: bool) -> Iterator[Finding]:
-    bound = claims.attributes.get("bound") is True
     unchecked = Tier.CONTRAINDICATED if required else Tier.NONE
     yield Finding(
         claim="binding",
-        tier=Tier.AFFIRMING if bound else unchecked,
+        tier=Tier.AFFIRMING if claims.bound else unchecked,
         expected="report data over this nonce and these keys",
-        actual="matches" if bound else "not compared: no report data was given",
+        actual="matches" if claims.bound else "not compared: no report data was given",
         category="instance-identity",
-        remedy="" if bound else "give the expected report data (--report-data HEX)",
+        remedy="" if claims.bound else "give the expected report data (--report-data HEX)",
     )
 
 

@@ -46,7 +46,7 @@ class Verifier(Protocol):
         """Return the claims of genuine evidence.
 
         ``binding`` is compared with the report data; ``None`` leaves it unchecked, and
-        ``claims.attributes["bound"]`` then says ``False``. ``now`` is an aware time.
+        ``claims.bound`` is then false. ``now`` is an aware time.
         Component evidence is not looked at here; :func:`verify` does that.
 
         :raises EvidenceError: when the bytes are malformed.
@@ -106,7 +106,6 @@ def _verify_one(
         raise VerificationError(
             f"evidence said to be {evidence.tee.value} is {claims.tee.value}", step="format"
         )
-    unchecked = claims.attributes.get("bound") is not True
-    if binding is not None and unchecked and claims.tee is not Tee.NVIDIA:
+    if binding is not None and not claims.bound and claims.tee is not Tee.NVIDIA:
         raise VerificationError("the binding was not checked", step="binding")
     return claims

@@ -73,7 +73,6 @@ class AzureVerifier:
             **hardware.attributes,
             **statement_attributes(quote.statement),
             **{f"azure.{name}": value for name, value in composite.hcl.configuration.items()},
-            "bound": binding is not None,
             "tpm.ak": quote.ak_digest.hex(),
             "tpm.extra_data": quote.statement.extra_data.hex(),
             "tpm.scope": quote.scope,
@@ -88,6 +87,7 @@ class AzureVerifier:
             debug=hardware.debug,
             tcb=hardware.tcb,
             hardware_id=hardware.hardware_id,
+            bound=binding is not None,
             attributes=attributes,
             unverified=hardware.unverified,
         )

@@ -125,7 +125,8 @@ class NvidiaVerifier:
             debug=False,
             tcb=f"vbios {report.vbios}" + (f", driver {report.driver}" if report.driver else ""),
             hardware_id=chain[1].key_digest if chain else b"",
-            attributes=_attributes(report, chain, checked) | {"bound": bool(binding and chain)},
+            bound=bool(binding and chain),
+            attributes=_attributes(report, chain, checked),
             unverified=() if chain else tuple(measurements) or ("report",),
         )
 

@@ -64,7 +64,8 @@ class SampleVerifier:
             debug=statement.debug,
             tcb="insecure-software",
             hardware_id=statement.hardware_id,
-            attributes={"bound": binding is not None, "issued": statement.time},
+            bound=binding is not None,
+            attributes={"issued": statement.time},
         )
 
     def _check_signature(self, quote: SampleQuote, trust: TrustAnchors) -> None:

@@ -72,9 +72,9 @@ class SnpVerifier:
             debug=report.guest_policy["debug"],
             tcb=report.reported_tcb.hex(),
             hardware_id=platform.hardware_id,
+            bound=binding is not None,
             attributes={
                 **snp_attributes(report, platform),
-                "bound": binding is not None,
                 "report_data": report.report_data.hex(),
             },
             unverified=software.unproven(bound=proven, server_measured=False),

@@ -107,7 +107,6 @@ class DcapVerifier:
         server = _measured_server(log, trust) if software.container else b""
         proven = check_report_data(body.report_data, binding, software)
         attributes: dict[str, Scalar | tuple[str, ...]] = {
-            "bound": binding is not None,
             "fmspc": pck.fmspc.hex().upper(),
             "quote_version": quote.version,
             "report_data": body.report_data.hex(),
@@ -142,6 +141,7 @@ class DcapVerifier:
             debug=body.debug,
             tcb=verdict.status if judged else UNKNOWN_TCB,
             hardware_id=pck.identity,
+            bound=binding is not None,
             attributes=attributes,
             unverified=(
                 *(() if judged else ("tcb",)),

@@ -126,9 +126,9 @@ class TpmVerifier:
             debug=False,
             tcb=f"firmware {quote.statement.firmware:#018x}",
             hardware_id=endorsement_key or quote.ak_digest,
+            bound=binding is not None,
             attributes={
                 **statement_attributes(quote.statement),
-                "bound": binding is not None,
                 "tpm.ak": quote.ak_digest.hex(),
                 "tpm.hierarchy": hierarchy,
                 "tpm.scope": quote.scope,

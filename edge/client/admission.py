@@ -124,7 +124,7 @@ def verify_coordinator(
             trust=demanded.anchors_for(membership.trust, tee=evidence.tee, now=now()),
             now=now(),
         )
-        if claims.attributes.get("bound") is not True:
+        if not claims.bound:
             raise AdmissionDenied("the coordinator's evidence is not bound to its key")
         result = appraise(
             demanded, claims, now=now(), node=COORDINATOR_NODE, key=gate.pinned.tls_key

@@ -209,7 +209,7 @@ class Examiner:
             )
         except AttestationError as error:
             raise _not_genuine(error) from error
-        if claims.attributes.get("bound") is not True:
+        if not claims.bound:
             raise AdmissionDenied("the verifier did not check what the evidence is bound to")
         self._check_own_key(request.site, claims)
         attempt.step = "appraisal"

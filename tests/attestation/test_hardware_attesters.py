@@ -151,7 +151,7 @@ def test_a_report_for_somebody_else_is_asked_for_again(tmp_path: Path, ccel: Pat
     kernel = tsm_kernel.TsmKernel(quote)
     attester = TsmAttester(tmp_path / "s", files=kernel, ccel=ccel, rtmr3=tmp_path / "none")
     kernel.disturb, before = 2, kernel.made
-    assert judged(attester.collect(binding())).attributes["bound"] is True
+    assert judged(attester.collect(binding())).bound is True
     assert kernel.made == before + 3
     kernel.disturb = 100
     with pytest.raises(AttesterError, match="kept changing"):

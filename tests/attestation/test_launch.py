@@ -98,7 +98,7 @@ def claims_of(tee: Tee, **measurements: bytes) -> Claims:
         debug=False,
         tcb="",
         hardware_id=b"chip",
-        attributes={"bound": True},
+        bound=True,
     )
 
 
@@ -195,7 +195,7 @@ def test_a_signed_launch_has_a_version() -> None:
     shown = replace(
         claims_of(Tee.SNP),
         measurements={"id_key_digest": ONE, "launch": ONE},
-        attributes={"bound": True, "snp.guest_svn": 4},
+        attributes={"snp.guest_svn": 4},
     )
     text = draft_policy(shown, source="report", now=keys.AT).text
     assert parse_policy(text.encode()).snp.min_guest_svn == 4

@@ -77,7 +77,7 @@ def test_a_vector_is_genuine_and_bound(
     bound = ReportData(value=value[:32] if tee in (Tee.AZURE_VTPM, Tee.TPM) else value)
     now = dt.datetime.fromisoformat(MANIFEST["at"])
     claims = verify(evidence, binding=bound, trust=trust(*vouching), now=now)
-    assert claims.attributes["bound"] is True
+    assert claims.bound is True
     assert not claims.debug
     assert not claims.unverified
     if log:

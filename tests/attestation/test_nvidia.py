@@ -106,14 +106,14 @@ def test_a_genuine_report_gives_its_claims() -> None:
     assert claims.measurements["firmware_id"] == FWID
     assert claims.attributes["nvidia.driver"] == "550.90.07"
     assert claims.attributes["nvidia.vbios"] == "96.00.9F.00.01"
-    assert claims.attributes["bound"] is True
+    assert claims.bound is True
     assert claims.hardware_id == key_digest(KEYS["device"].public_key())
 
 
 def test_without_its_chain_nothing_counts() -> None:
     claims = verify(replace(EVIDENCE, endorsements=()), binding=BINDING, trust=TRUST, now=NOW)
     assert set(claims.unverified) == set(claims.measurements)
-    assert claims.attributes["bound"] is False
+    assert claims.bound is False
 
 
 def test_another_nonce_is_refused() -> None:
@@ -122,7 +122,7 @@ def test_another_nonce_is_refused() -> None:
     unbound = verify(
         replace(EVIDENCE, quote=report(nonce=bytes(32))), binding=None, trust=TRUST, now=NOW
     )
-    assert unbound.attributes["bound"] is False
+    assert unbound.bound is False
 
 
 def test_a_chain_that_does_not_vouch_is_refused() -> None:

@@ -29,8 +29,8 @@ CLAIMS = Claims(
     debug=False,
     tcb="UpToDate",
     hardware_id=b"\x04" * 16,
+    bound=True,
     attributes={
-        "bound": True,
         "advisories": (),
         "tcb_evaluation": 17,
         "td.sept_ve_disable": True,
@@ -40,7 +40,6 @@ CLAIMS = Claims(
 REGISTERS = {name: CLAIMS.measurements[name] for name in ("mrtd", "rtmr1", "rtmr2")}
 LAUNCHED: dict[str, Any] = {"tee": Tee.SNP, "measurements": {"launch": b"\x07" * 48}}
 SNP: dict[str, Any] = {
-    "bound": True,
     "snp.vmpl": 0,
     "snp.policy.migration": False,
     "snp.policy.smt": True,
@@ -116,7 +115,7 @@ def test_components_are_pinned_by_their_kind() -> None:
         debug=False,
         tcb="",
         hardware_id=b"gpu",
-        attributes={"bound": True},
+        bound=True,
     )
     claims = replace(CLAIMS, components=(gpu,))
     affirms(claims)

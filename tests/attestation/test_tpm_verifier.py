@@ -67,7 +67,7 @@ def test_genuine_evidence_gives_claims(tpm: SyntheticTpm, bound: Binding) -> Non
     assert claims.hardware_id == hashlib.sha256(spki(tpm.key.public_key())).digest()
     assert claims.debug is False
     assert claims.unverified == ()
-    assert claims.attributes["bound"] is True
+    assert claims.bound is True
     assert claims.attributes["tpm.clock"] == 1000
     assert claims.attributes["tpm.reset_count"] == 3
     assert claims.attributes["tpm.restart_count"] == 1
@@ -96,7 +96,7 @@ def test_another_scope_sees_the_measurements_as_those_of_others(
 
 def test_unbound_evidence_says_so(tpm: SyntheticTpm, bound: Binding) -> None:
     claims = verify(tpm.evidence(bound), binding=None, trust=trusting(tpm), now=NOW)
-    assert claims.attributes["bound"] is False
+    assert claims.bound is False
 
 
 def test_the_recorded_quote_of_a_software_tpm_verifies(vectors: Path) -> None:

@@ -285,7 +285,7 @@ def test_azure_is_valid_from_end_to_end(files: Files) -> None:
     for endorsements in (("az_snp_vcek.pem",), ("amd_ask_ark_milan.pem",)):
         trust = files.trust(*endorsements)
         claims = verify(evidence, binding=challenge, trust=trust, now=TODAY)
-        assert claims.attributes["bound"] is True
+        assert claims.bound is True
         assert claims.attributes["snp.product"] == "Milan"
         assert claims.measurements.keys() >= {f"pcr.{index}" for index in range(24)}
         started = ("launch", "pcr.4", "pcr.9")
@@ -311,7 +311,7 @@ def test_swtpm_quote_is_valid(files: Files) -> None:
     )
     bound = ReportData(value=qualifying)
     claims = verify(evidence, binding=bound, trust=trust, now=TODAY)
-    assert claims.attributes["bound"] is True
+    assert claims.bound is True
     ak = load_public_key(files.read("swtpm/ak.pem"), "ak")
     assert claims.attributes["tpm.ak"] == key_digest(ak).hex()
     assert load_public_key(files.read("swtpm/spki.der"), "spki")

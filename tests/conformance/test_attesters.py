@@ -138,7 +138,7 @@ def test_its_evidence_verifies_with_what_was_measured(bench: Bench) -> None:
     claims = bench.claims(Evidence.from_bytes(evidence.to_bytes()))
     assert (claims.measurements["app"], claims.measurements["job"]) == (APP, JOB)
     assert not {"app", "job"} & {*claims.unverified}
-    assert claims.attributes["bound"] is True
+    assert claims.bound is True
 
 
 def test_its_evidence_is_good_for_nothing_else(bench: Bench) -> None:

@@ -34,7 +34,7 @@ def test_genuine_evidence_is_affirmed(subject: Subject) -> None:
     claims = claims_of(subject)
     result = appraise(subject.policy, claims, now=keys.AT, node="site-a")
     assert result.status is Tier.AFFIRMING, result.refusals
-    assert claims.attributes["bound"] is True
+    assert claims.bound is True
     assert claims.tee is subject.tee
     assert not claims.unverified
 
@@ -67,7 +67,7 @@ def test_a_nonce_that_the_prover_chose_is_refused(subject: Subject) -> None:
 def test_an_unchecked_binding_says_so_and_is_not_affirmed(subject: Subject) -> None:
     evidence = subject.make(binding())
     claims = verify(evidence, binding=None, trust=subject.trust, now=keys.AT)
-    assert claims.attributes["bound"] is False
+    assert claims.bound is False
     result = appraise(subject.policy, claims, now=keys.AT, node="site-a")
     assert result.status is Tier.CONTRAINDICATED
 
@@ -78,7 +78,7 @@ def test_stored_report_data_is_compared_as_it_is(subject: Subject) -> None:
     value = binding().qualifying_data() if tpm else binding().report_data()
     given = ReportData(value=value)
     claims = verify(evidence, binding=given, trust=subject.trust, now=keys.AT)
-    assert claims.attributes["bound"] is True
+    assert claims.bound is True
     with pytest.raises(BindingError):
         verify(
             evidence,

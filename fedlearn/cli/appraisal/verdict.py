@@ -212,6 +212,7 @@ def _claims(claims: Claims) -> Mapping[str, Any]:
     }
     document |= {name: value.hex() for name, value in claims.measurements.items()}
     document |= {
+        "bound": claims.bound,
         "debug": claims.debug,
         "hardware_id": claims.hardware_id.hex(),
         "unverified": list(claims.unverified),
