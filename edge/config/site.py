@@ -66,6 +66,7 @@ from fedlearn import config
 from fedlearn.config import NAME
 from fedlearn.config.attesterfile import AttesterSettings
 from fedlearn.config.trustfile import Trust
+from fedlearn.job.placement import LAUNCHERS
 
 __all__ = ["Accept", "Caps", "DataSet", "Hours", "Launcher", "PrivacyFloor", "SiteConfig"]
 
@@ -113,7 +114,7 @@ class Launcher:
     ``stop_s``   seconds that a client may take to stop
     """
 
-    kind: str = option(choice("process", "kubernetes"), default="process")
+    kind: str = option(choice(*LAUNCHERS), default="process")
     start_s: float = option(number(1, 3600), default=60.0)
     stop_s: float = option(number(0.1, 600), default=10.0)
 

@@ -13,7 +13,10 @@ from typing import Final
 
 from attestation.config import choice, option, whole
 
-__all__ = ["PREFERENCES", "Placement"]
+__all__ = ["LAUNCHERS", "PREFERENCES", "Placement"]
+
+LAUNCHERS: Final = ("process", "kubernetes")
+"""How a site may start clients: ``launcher.kind`` of ``site.toml``, and a job's ``launcher``."""
 
 PREFERENCES: Final = ("listed", "capacity", "cost")
 

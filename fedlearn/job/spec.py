@@ -46,7 +46,7 @@ from attestation.length_prefixed import pack
 from fedlearn import config as reading
 from fedlearn.config import NAME
 from fedlearn.errors import ConfigError, JobError
-from fedlearn.job.placement import Placement
+from fedlearn.job.placement import LAUNCHERS, Placement
 from fedlearn.job.strategies import (
     AGGREGATED,
     APP,
@@ -226,7 +226,7 @@ class JobSpec:
     stragglers: str = option(choice("drop", "fail"), default="drop")
     seed: int = option(whole(0, 2**63 - 1), default=0)
     owner_key: str = option(text(least=0), default="")
-    launcher: str = option(choice("any", "process", "kubernetes"), default="any")
+    launcher: str = option(choice("any", *LAUNCHERS), default="any")
     strategy: StrategySpec = option(table(StrategySpec), factory=StrategySpec)
     aggregation: AggregationSpec = option(table(AggregationSpec), factory=AggregationSpec)
     config: Mapping[str, Scalar] = option(

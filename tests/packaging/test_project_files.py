@@ -61,6 +61,19 @@ def test_files_that_a_contributor_is_sent_to_exist(page: Path) -> None:
             assert next(ROOT.glob(name.rstrip("/")), None), f"{page.name}: {name}"
 
 
+def test_names_that_a_contributor_is_sent_to_stand_in_their_files() -> None:
+    row = re.compile(r"^\| `([^`]+)` \| (.+) \|$", re.MULTILINE)
+    looked = 0
+    for page in sorted((ROOT / "docs/contributing").glob("add-*.md")):
+        for path, text in row.findall(page.read_text()):
+            if not (ROOT / path).is_file():
+                continue
+            for name in re.findall(r"`([A-Za-z_]+)`", text):
+                looked += 1
+                assert name in (ROOT / path).read_text(), f"{page.name}: {name} in {path}"
+    assert looked >= 8
+
+
 def test_the_changelog_keeps_its_form() -> None:
     text = (ROOT / "CHANGELOG.md").read_text()
     versions = re.findall(r"^## \[([^\]]+)\]", text, re.MULTILINE)

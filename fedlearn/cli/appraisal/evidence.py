@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from attestation.attesters.kinds import KINDS
 from attestation.binding import ReportData
 from attestation.config import InconsistentValues
 from attestation.decoded import EVENT_LOG, Field, decode_file
@@ -24,6 +25,11 @@ __all__ = ["group"]
 _PATH = click.Path(path_type=Path)
 _REPORT_DATA_BYTES = 64
 _QUALIFYING_BYTES = 32
+
+
+def _for(key: str, what: str) -> str:
+    kinds = ", ".join(kind.name for kind in KINDS if key in kind.uses)
+    return f"{kinds}: {what}"
 
 
 @click.group(cls=Commands)
@@ -77,9 +83,13 @@ def show(file: Path, format_name: str | None, as_json: bool) -> None:
     metavar="HEX",
     help="What to bind: 64 bytes, up to 64 for a TPM; zeros when left out.",
 )
-@click.option("--tcti", default="", metavar="TEXT", help="tpm, azure: how tpm2-tools reach it.")
-@click.option("--socket", type=_PATH, default=None, metavar="FILE", help="ccnp: its socket.")
-@click.option("--address", default="", metavar="HOST:PORT", help="coco: the local agent.")
+@click.option("--tcti", default="", metavar="TEXT", help=_for("tcti", "how tpm2-tools reach it."))
+@click.option(
+    "--socket", type=_PATH, default=None, metavar="FILE", help=_for("socket", "its socket.")
+)
+@click.option(
+    "--address", default="", metavar="HOST:PORT", help=_for("address", "the local agent.")
+)
 @click.option("--key", type=_PATH, default=None, metavar="FILE", help="insecure-sample: its key.")
 @click.option(
     "--state",
