@@ -57,7 +57,7 @@ from attestation.config.schema import (
     read,
     shown,
 )
-from attestation.config.writing import dumps
+from attestation.config.writing import dumps, to_plain
 
 __all__ = [
     "Fault",
@@ -93,5 +93,6 @@ __all__ = [
     "table",
     "tables",
     "text",
+    "to_plain",
     "whole",
 ]

@@ -6,10 +6,13 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from datetime import timedelta
+from dataclasses import fields, is_dataclass
+from datetime import datetime, timedelta
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
-__all__ = ["default_text", "dumps", "value_text"]
+__all__ = ["default_text", "dumps", "to_plain", "value_text"]
 
 
 def dumps(values: Mapping[str, object]) -> str:
@@ -47,16 +50,37 @@ def value_text(value: object) -> str:
     raise TypeError(f"{type(value).__name__} is not written to TOML")
 
 
+def to_plain(value: object) -> Any:
+    """Return a value in the types of JSON; a model as a table of its fields.
+
+    Bytes become hexadecimal digits, times POSIX seconds, durations whole seconds, and paths text;
+    sets are sorted.
+    """
+    match value:
+        case bytes():
+            return value.hex()
+        case datetime():
+            return int(value.timestamp())
+        case timedelta():
+            return int(value.total_seconds())
+        case Path():
+            return str(value)
+        case Enum():
+            return value.value
+        case Mapping():
+            return {str(key): to_plain(item) for key, item in value.items()}
+        case frozenset():
+            return sorted(map(to_plain, value))
+        case tuple():
+            return list(map(to_plain, value))
+        case _ if is_dataclass(value):
+            return {item.name: to_plain(getattr(value, item.name)) for item in fields(value)}
+        case _:
+            return value
+
+
 def default_text(value: object) -> str:
     """Return a field's default as it is written in TOML; empty for None and what is empty."""
     if value in (None, "", b"", ()):
         return ""
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, bytes):
-        value = value.hex()
-    elif isinstance(value, timedelta):
-        value = int(value.total_seconds())
-    elif isinstance(value, Path):
-        value = str(value)
-    return value_text(value)
+    return f"{value:g}" if isinstance(value, float) else value_text(to_plain(value))

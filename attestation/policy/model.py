@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any, Final, cast
@@ -38,6 +38,7 @@ from attestation.config import (
     sorted_set,
     table,
     tables,
+    to_plain,
     whole,
 )
 from attestation.config.toml import MAX_TOML_BYTES, Path
@@ -364,7 +365,8 @@ class AppraisalPolicy:
 
     def to_json(self) -> dict[str, Any]:
         """Return the policy as JSON-ready values, defaults spelled out."""
-        return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
+        values: dict[str, Any] = to_plain(self)
+        return values
 
     @property
     def digest(self) -> bytes:
@@ -404,33 +406,3 @@ class AppraisalPolicy:
             container_servers=trust.container_servers | servers,
             known_events=trust.known_events | {item.value for item in current},
         )
-
-
-def _plain(value: object) -> Any:
-    match value:
-        case bytes():
-            return value.hex()
-        case datetime():
-            return int(value.timestamp())
-        case timedelta():
-            return int(value.total_seconds())
-        case Mapping():
-            return {str(key): _plain(item) for key, item in value.items()}
-        case frozenset():
-            return sorted(_plain(item) for item in value)
-        case tuple():
-            return [_plain(item) for item in value]
-        case Tee():
-            return value.value
-        case (
-            ReferenceValue()
-            | TdxRules()
-            | SgxRules()
-            | SnpRules()
-            | TpmRules()
-            | NvidiaRules()
-            | AppraisalPolicy()
-        ):
-            return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
-        case _:
-            return value

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+from attestation.config import to_plain
 from attestation.policy.model import AppraisalPolicy
 from attestation.policy.parse import parse_policy
 from attestation.trust import TrustAnchors
@@ -150,16 +151,7 @@ class Bootstrap:
 
 
 def _settings(settings: AttesterSettings) -> dict[str, object]:
-    values: dict[str, object] = {}
-    for item in dataclasses.fields(settings):
-        value = getattr(settings, item.name)
-        if isinstance(value, bytes):
-            value = value.hex()
-        elif isinstance(value, Path):
-            value = str(value)
-        if value not in ("", None):
-            values[item.name] = value
-    return values
+    return {key: value for key, value in to_plain(settings).items() if value not in ("", None)}
 
 
 def _anchors_json(trust: TrustAnchors) -> dict[str, object]:

@@ -39,6 +39,7 @@ from attestation.config import (
     seq,
     table,
     text,
+    to_plain,
     toml,
     whole,
 )
@@ -212,7 +213,7 @@ class JobSpec:
     ``launcher``       how sites start the client: ``any``, ``process`` or ``kubernetes``
     ``seed``           from which all randomness of the training is derived
 
-    :raises ConfigError: from the constructor, for values that do not go together.
+    :raises InconsistentValues: from the constructor, for values that do not go together.
     """
 
     name: str = option(reading.name())
@@ -354,32 +355,14 @@ class JobSpec:
 
     def to_table(self) -> dict[str, Any]:
         """Return the job in the grammar of its file, defaults written out."""
-        values: dict[str, Any] = {
-            "name": self.name,
-            "app": self.app,
-            "rounds": self.rounds,
-            "sites": list(self.sites),
-            "policy": self.policy,
-            "policy_digest": self.policy_digest.hex(),
-            "quorum": self.quorum,
-            "deadline_s": self.deadline_s,
-            "stragglers": self.stragglers,
-            "seed": self.seed,
-            "owner_key": self.owner_key,
-            "launcher": self.launcher,
-            "strategy": {"name": self.strategy.name, "options": dict(self.strategy.options)},
-            "aggregation": _fields(self.aggregation),
-            "config": dict(self.config),
-            "evaluate": _fields(self.evaluate),
-            "resources": _fields(self.resources),
-            "data": {
-                site: {key: value for key, value in _fields(mount).items() if value}
-                for site, mount in self.data.items()
-            },
-        }
-        if self.placement.choose:
+        values: dict[str, Any] = to_plain(self)
+        for mount in values["data"].values():
+            for key in [key for key, value in mount.items() if not value]:
+                del mount[key]
+        if not self.placement.choose:
             # A job that chooses nothing has the digest that it had before there was a choice.
-            values["placement"] = _fields(self.placement)
+            del values["placement"]
+        del values["privacy"]
         if self.privacy is not None:
             values["privacy"] = self.privacy.to_mapping()
         return values
@@ -527,7 +510,3 @@ def _owner_file(path: Path) -> bytes:
     if not isinstance(key, X25519PublicKey):
         raise ValueError(f"{path} is not an X25519 key")
     return key.public_bytes_raw()
-
-
-def _fields(model: Any) -> dict[str, Any]:
-    return {item.name: getattr(model, item.name) for item in dataclasses.fields(model)}
