@@ -184,6 +184,8 @@ class JobRunner:
             # The pipe closes first: whatever still runs of the job cannot ask for anything.
             pipe.close()
             self._settle()
+            # Before the job is reported as over: the files of the application are in the clear.
+            shutil.rmtree(self._directory, ignore_errors=True)
         for follower in followers:
             follower.join(timeout=_LAST_LINES_SECONDS)
         return _how(aggregator, application)

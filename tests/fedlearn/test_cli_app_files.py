@@ -116,7 +116,7 @@ def test_nobody_else_does(capsys: pytest.CaptureFixture[str], place: Place, tmp_
         ((place.sealed, *place.mine[:2], "--ca-pin", "00" * 32, "--out", out), 2, "ca"),
         ((place.sealed, "--out", out), 1, "--key"),
         ((model, *place.mine, "--out", out), 1, "is an array of a model"),
-        ((damaged, *place.mine, "--out", out), 1, ""),
+        ((damaged, *place.mine, "--out", out), 2, "did not sign this file"),
         (("other", *place.unlocked, "--out", out), 1, "no files of a job 'other'"),
         (("demo", *place.unlocked, *place.mine, "--out", out), 1, "leave out"),
         (("demo", *place.unlocked, "--out", inside), 1, "nothing is in the clear"),

@@ -279,7 +279,7 @@ def test_a_sealed_secret_opens_in_its_own_place_only(tmp_path: Path, recovery: R
         service.secret("ca")
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "A", "a..b", "-a", "a" * 65, "a\n"])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "A", "a..b", "-a", "a" * 73, "a\n"])
 def test_names_are_safe_file_names(name: str) -> None:
     with pytest.raises(StoreError, match="is not a name"):
         checked_name(name)
