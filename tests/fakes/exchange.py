@@ -15,7 +15,7 @@ from fedlearn.app.message import Head
 from fedlearn.errors import AdmissionDenied
 from fedlearn.update.frames import FrameReader, write_frames
 from server.flower.exchange.link import JobExchange
-from server.rpc.fleet import Caller
+from server.rpc.fleet_api import Caller
 
 COORDINATOR = 1
 

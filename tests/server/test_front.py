@@ -294,7 +294,7 @@ def test_a_head_is_bounded(caller: Caller) -> None:
 def test_the_last_connection_of_a_client_is_noticed(
     federation: FlowerFederation, caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.rpc.fleet._ABSENT_SECONDS", 0.5)
+    monkeypatch.setattr("server.rpc.fleet_connections._ABSENT_SECONDS", 0.5)
     assert caller.post().status_code == 200
     caller.client.close()
     end = time.monotonic() + 8
@@ -307,7 +307,7 @@ def test_a_client_at_work_is_there_after_its_certificate_was_renewed(
     federation: FlowerFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It holds a connection though nothing is asked or answered while the app trains."""
-    monkeypatch.setattr("server.rpc.fleet._ABSENT_SECONDS", 0.5)
+    monkeypatch.setattr("server.rpc.fleet_connections._ABSENT_SECONDS", 0.5)
     link = federation.hosts["alpha"].link
     admitted = federation.admit("alpha", "site-a", node_id=5)
     address = f"127.0.0.1:{federation.address[1]}"
@@ -358,13 +358,13 @@ def test_a_client_keeps_its_connection_from_one_call_to_the_next(
     federation: FlowerFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
-    whole = federation.front.opened
+    whole = federation.front.clients.opened
 
     def counting(connection: Any, peer: Any) -> None:
         opened.append(connection)
         whole(connection, peer)
 
-    monkeypatch.setattr(federation.front, "opened", counting)
+    monkeypatch.setattr(federation.front.clients, "opened", counting)
     admitted = federation.admit("alpha", "site-a", node_id=5)
     address = f"127.0.0.1:{federation.address[1]}"
     fleet = Fleet(address, _identity(admitted), max_message_bytes=1024)

@@ -22,7 +22,7 @@ from fedlearn.errors import AdmissionDenied
 from fedlearn.identity.spiffe import COORDINATOR_DNS
 from fedlearn.identity.tls import client_context
 from server.rpc.connections import Caps
-from server.rpc.fleet import _Memory, _Refused
+from server.rpc.fleet_streams import DeliveryMemory, RequestRefused
 from tests.harness.flower_federation import FlowerFederation
 
 MIB = 1024 * 1024
@@ -171,7 +171,7 @@ def test_silent_connections_are_capped_for_an_address_and_ended(
 def test_a_head_has_its_time_whoever_sends_it(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, written: bytes
 ) -> None:
-    monkeypatch.setattr("server.rpc.fleet._HEAD_SECONDS", 0.6)
+    monkeypatch.setattr("server.rpc.fleet_connections._HEAD_SECONDS", 0.6)
     tls = Peer(start()).connect()
     tls.sendall(written)
     assert ends(tls, 5.0) < 3.0
@@ -180,7 +180,7 @@ def test_a_head_has_its_time_whoever_sends_it(
 def test_a_head_that_trickles_in_after_an_answer_has_no_more(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.rpc.fleet._HEAD_SECONDS", 0.8)
+    monkeypatch.setattr("server.rpc.fleet_connections._HEAD_SECONDS", 0.8)
     peer = Peer(start())
     tls = peer.connect()
     tls.sendall(peer.head(1, "fetch") + b"x")
@@ -192,7 +192,7 @@ def test_a_head_that_trickles_in_after_an_answer_has_no_more(
 def test_a_connection_without_a_live_admission_is_told_so_and_ends(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.rpc.fleet._REFUSED_SECONDS", 1.0)
+    monkeypatch.setattr("server.rpc.fleet_connections._REFUSED_SECONDS", 1.0)
     federation = start()
     peer = Peer(federation)
     federation.register.revoke(peer.thumbprint, "the site was removed", now=datetime.now(UTC))
@@ -221,7 +221,7 @@ def test_a_key_holds_few_connections_and_the_oldest_goes(start: Callable[..., An
 def test_a_body_that_stands_still_ends(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.rpc.fleet._STILL_SECONDS", 0.5)
+    monkeypatch.setattr("server.rpc.fleet_streams._STILL_SECONDS", 0.5)
     peer = Peer(start())
     tls = peer.connect()
     tls.sendall(peer.head(MIB) + b"begun")
@@ -232,7 +232,7 @@ def test_a_body_that_stands_still_ends(
 def test_a_body_that_trickles_in_ends(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.rpc.fleet._STILL_SECONDS", 0.6)
+    monkeypatch.setattr("server.rpc.fleet_streams._STILL_SECONDS", 0.6)
     federation = start()
     peer = Peer(federation)
     tls = peer.connect()
@@ -245,7 +245,7 @@ def test_an_honest_body_may_take_its_time(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Above the least rate it may last longer than it may stand still."""
-    monkeypatch.setattr("server.rpc.fleet._STILL_SECONDS", 0.5)
+    monkeypatch.setattr("server.rpc.fleet_streams._STILL_SECONDS", 0.5)
     federation = start()
     peer = Peer(federation)
     tls = peer.connect()
@@ -309,8 +309,8 @@ def test_what_deliveries_announce_together_is_bounded(start: Callable[..., Any])
 def test_an_answer_that_nobody_takes_ends(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.rpc.fleet._STILL_SECONDS", 0.5)
-    monkeypatch.setattr("server.rpc.fleet._LEAST_RATE", 64 * MIB)
+    monkeypatch.setattr("server.rpc.fleet_streams._STILL_SECONDS", 0.5)
+    monkeypatch.setattr("server.rpc.fleet_streams._LEAST_RATE", 64 * MIB)
     federation = start()
     federation.hosts["alpha"].link.answer = bytes(128 * MIB)
     peer = Peer(federation)
@@ -324,15 +324,15 @@ def test_an_answer_that_nobody_takes_ends(
     tls.close()
 
 
-def test_memory_is_given_in_turn_and_given_back() -> None:
+def test_memory_is_reserved_in_turn_and_released() -> None:
     async def scene() -> list[str]:
-        memory, order = _Memory(10), []
+        memory, order = DeliveryMemory(10), []
 
         async def taking(name: str, size: int, give: asyncio.Event) -> None:
-            await memory.take(size)
+            await memory.reserve(size)
             order.append(name)
             await give.wait()
-            memory.give(size)
+            memory.release(size)
 
         gives = {name: asyncio.Event() for name in "abcd"}
         tasks = {}
@@ -347,7 +347,7 @@ def test_memory_is_given_in_turn_and_given_back() -> None:
         for give in gives.values():
             give.set()
         await asyncio.gather(*tasks.values(), return_exceptions=True)
-        await memory.take(99)  # alone, anything is taken
+        await memory.reserve(99)  # alone, anything is taken
         return order
 
     assert asyncio.run(scene()) == ["a", "c", "d"]
@@ -383,4 +383,4 @@ def test_floods_of_requests_on_one_connection_leave_others_alone(start: Callable
 
 
 def test_a_refusal_is_no_admission_denial() -> None:
-    assert not issubclass(_Refused, AdmissionDenied)
+    assert not issubclass(RequestRefused, AdmissionDenied)

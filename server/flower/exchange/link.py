@@ -50,7 +50,7 @@ from server.flower.exchange.nodes import (
     Waiter,
 )
 from server.flower.job_plan import JobPlan, Reply
-from server.rpc.fleet import Receive, Scope, Send
+from server.rpc.fleet_api import Receive, Scope, Send
 
 __all__ = ["JobExchange", "Waiter"]
 

@@ -1,9 +1,9 @@
-"""What nodes may ask of a job, as an ASGI application behind :mod:`server.rpc.fleet`.
+"""The actions of the nodes of a job, as an ASGI application behind :mod:`server.rpc.fleet`.
 
-The front has decided who is speaking (``scope["fedlearn.caller"]``) and how much may be read
-(``scope["fedlearn.length"]``), and it ends a body that stalls and an answer that is not taken.
-The actions are those of :data:`server.rpc.fleet.ACTIONS`. A node is known by its certificate alone:
-no request names one.
+The fleet listener has authenticated the caller (``scope["fedlearn.caller"]``), has bounded the
+length of the body (``scope["fedlearn.length"]``), and aborts a request or a response that makes
+no progress. The actions are those of :data:`server.rpc.fleet_api.ACTIONS`. A node is identified by
+its certificate alone: no request names one.
 
 ==================== ============================= ========================================
 action               request                       answer
@@ -33,7 +33,7 @@ from typing import Any, Final, Protocol
 from fedlearn.app.message import Head, read_content
 from fedlearn.errors import TransportError
 from fedlearn.update.frames import FrameReader, frames_length, write_frames
-from server.rpc.fleet import Caller, Receive, Scope, Send
+from server.rpc.fleet_api import Caller, Receive, Scope, Send
 
 __all__ = [
     "Delivered",

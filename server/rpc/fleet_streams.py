@@ -1,0 +1,159 @@
+"""Bodies of requests and responses at the fleet listener, bounded in memory and in time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import MutableMapping
+from typing import Any, Final
+
+from uvicorn.protocols.http.flow_control import FlowControl
+
+from server.rpc.fleet_api import Receive, Send
+
+__all__ = ["DeliveryMemory", "RequestBody", "RequestRefused", "ResponseBody"]
+
+_STILL_SECONDS: Final = 30.0
+"""How long a body may make no progress, in either direction."""
+
+_PIECE_BYTES: Final = 256 * 1024
+_LEAST_RATE: Final = 32 * 1024
+"""Bytes per second below which a request or a response is aborted."""
+
+
+class RequestRefused(Exception):
+    """A request that is answered with a status and one line."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class DeliveryMemory:
+    """A budget of bytes for the bodies of all deliveries being read; first in, first out.
+
+    A delivery that is larger than the budget is read when no other one is. Not thread-safe: all
+    calls come from one event loop.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._reserved = 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def reserve(self, size: int) -> None:
+        """Wait until ``size`` bytes are free, and reserve them."""
+        if not self._waiting and self._fits(size):
+            self._reserved += size
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.release(size)
+            raise
+
+    def release(self, size: int) -> None:
+        """Release ``size`` bytes."""
+        self._reserved -= size
+        while self._waiting:
+            wanted, turn = self._waiting[0]
+            if not turn.cancelled():
+                if not self._fits(wanted):
+                    return
+                self._reserved += wanted
+                turn.set_result(None)
+            self._waiting.popleft()
+
+    def _fits(self, size: int) -> bool:
+        return self._reserved == 0 or self._reserved + size <= self._size
+
+
+class RequestBody:
+    """The body of a request: it waits for memory, and must arrive at a least rate."""
+
+    def __init__(self, receive: Receive, length: int, memory: DeliveryMemory | None) -> None:
+        self._receive = receive
+        self._length = length
+        self._memory = memory
+        self._reserved = False
+        self._whole = False
+        self._read = 0
+        self._waited = 0.0
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        """Return the next piece.
+
+        :raises RequestRefused: when it does not arrive in time.
+        """
+        if self._whole:
+            return await self._receive()
+        if self._memory is not None and not self._reserved:
+            await self._memory.reserve(self._length)
+            self._reserved = True
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            async with asyncio.timeout(_STILL_SECONDS):
+                event = await self._receive()
+        except TimeoutError:
+            raise RequestRefused(
+                408, f"no byte of the body arrived for {_STILL_SECONDS:g} s"
+            ) from None
+        # Only the time spent waiting for the peer counts.
+        self._waited += loop.time() - began
+        self._read += len(event.get("body", b""))
+        self._whole = not event.get("more_body", False)
+        if not self._whole and self._waited > _STILL_SECONDS + self._read / _LEAST_RATE:
+            raise RequestRefused(408, f"the body arrived at less than {_LEAST_RATE} bytes a second")
+        return event
+
+    def close(self) -> None:
+        """Release the memory that the body reserved."""
+        if self._memory is not None and self._reserved:
+            self._memory.release(self._length)
+            self._reserved = False
+
+
+class ResponseBody:
+    """A response that is sent in pieces, which the peer must take at a least rate.
+
+    A single write of a model would be encrypted and buffered as a whole, however slowly the
+    peer reads.
+    """
+
+    def __init__(self, send: Send, flow: FlowControl) -> None:
+        self._send = send
+        self._flow = flow
+        self.started = False
+        self._sent = 0
+        self._waited = 0.0
+
+    async def send(self, event: MutableMapping[str, Any]) -> None:
+        """Send one ASGI event.
+
+        :raises RequestRefused: when the peer does not read it in time.
+        """
+        self.started = True
+        body = memoryview(event.get("body", b""))
+        more = event.get("more_body", False)
+        for start in range(0, max(len(body), 1), _PIECE_BYTES):
+            piece = body[start : start + _PIECE_BYTES]
+            last = start + _PIECE_BYTES >= len(body)
+            await self._send({**event, "body": piece, "more_body": more or not last})
+            await self._drained(len(piece))
+
+    async def _drained(self, size: int) -> None:
+        self._sent += size
+        if not self._flow.write_paused:
+            return
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        left = _STILL_SECONDS + self._sent / _LEAST_RATE - self._waited
+        try:
+            await asyncio.wait_for(self._flow.drain(), max(left, 0.01))
+        except TimeoutError:
+            raise RequestRefused(408, "the response was not read in time") from None
+        self._waited += loop.time() - began
