@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
+from docs_docstrings import inline
 from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
 
@@ -290,9 +291,7 @@ def _comment(at: descriptor_pb2.SourceCodeInfo.Location) -> str:
 
 def _prose(text: str) -> str:
     """Return reStructuredText of a docstring or a help text as Markdown, on one line."""
-    flat = " ".join(text.split())
-    flat = re.sub(r":\w+:`[~!]?([^`]+)`", r"`\1`", flat)
-    return _outside_code(flat.replace("``", "`"))
+    return _outside_code(inline(" ".join(text.split())))
 
 
 def _cell_text(text: str) -> str:

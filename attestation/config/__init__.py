@@ -16,6 +16,18 @@ would be right::
 
 Nothing is guessed and nothing is converted: ``"5"`` is not 5 and 1 is not ``true``.
 :func:`describe` lists the keys of a model for documentation.
+
+>>> from dataclasses import dataclass
+>>> @dataclass(frozen=True, kw_only=True)
+... class Limits:
+...     rounds: int = option(whole(1, 10_000))
+...     deadline_s: float = option(number(1, 86_400), default=600.0)
+>>> read(Limits, b"rounds = 3", where="a.toml")
+Limits(rounds=3, deadline_s=600.0)
+>>> read(Limits, b'rounds = "ten"', where="a.toml")  # doctest: +ELLIPSIS
+Traceback (most recent call last):
+    ...
+attestation.config.schema.SchemaError: a.toml:1: rounds: must be a whole number from 1 to ...
 """
 
 from __future__ import annotations

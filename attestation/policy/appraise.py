@@ -55,6 +55,37 @@ def appraise(
                          looks at stored evidence passes ``False``; admission never does.
 
     :raises ValueError: when ``now`` is naive, which is a fault of the caller.
+
+    >>> from datetime import UTC
+    >>> from cryptography.hazmat.primitives.asymmetric import ec
+    >>> from attestation.attesters.sample import SampleAttester
+    >>> from attestation.binding import ReportData
+    >>> from attestation.policy.parse import parse_policy
+    >>> from attestation.trust import TrustAnchors, key_digest
+    >>> from attestation.verifiers import verify
+    >>> signing = ec.generate_private_key(ec.SECP256R1())
+    >>> attester = SampleAttester(signing, hardware_id=b"board 1")
+    >>> attester.extend("software", bytes(32))
+    >>> bound = ReportData(value=bytes(64))
+    >>> trust = TrustAnchors(sample_keys=frozenset({key_digest(signing.public_key())}))
+    >>> at = datetime.now(UTC)
+    >>> claims = verify(attester.collect(bound), binding=bound, trust=trust, now=at)
+    >>> source = b'''
+    ... version = 1
+    ... accept = ["sample"]
+    ... insecure_sample = true
+    ... [[reference]]
+    ... claim = "software"
+    ... value = "c0de"
+    ... '''
+    >>> result = appraise(parse_policy(source, where="policy.toml"), claims, now=at)
+    >>> result.status.name
+    'CONTRAINDICATED'
+    >>> for finding in result.findings:
+    ...     if finding.tier is result.status:
+    ...         print(f"{finding.claim}: expected {finding.expected}")
+    launch_identity: expected the software that it says it is (software or launch)
+    software: expected c0de
     """
     if now.tzinfo is None:
         raise ValueError("the time of an appraisal must be aware")

@@ -43,6 +43,14 @@ def parse_policy(data: bytes, where: str = "policy.toml") -> AppraisalPolicy:
     The coordinator's part has the policy's name and version where it does not state its own.
 
     :raises PolicyError: naming file, line and key of everything that is not in the grammar.
+
+    >>> policy = parse_policy(b'version = 1\\naccept = ["tdx"]\\n', "policy.toml")
+    >>> policy.accept, policy.tdx.tcb_status
+    ((<Tee.TDX: 'tdx'>,), ('UpToDate',))
+    >>> parse_policy(b'version = 1\\nacept = ["tdx"]\\n', "policy.toml")
+    Traceback (most recent call last):
+        ...
+    attestation.errors.PolicyError: policy.toml:2: acept: unknown key; did you mean 'accept'?
     """
     try:
         source = parse(data)

@@ -2,8 +2,36 @@
 
 A verifier is pure. It gets bytes, a binding, trust anchors and the time, and returns
 :class:`attestation.evidence.Claims` or raises an :class:`attestation.errors.AttestationError`
-that names the step which failed. Whether anybody *likes* the claims is the business of
-:mod:`attestation.policy.model`.
+that names the step which failed. Whether the claims are good enough is decided by
+:func:`attestation.policy.appraise.appraise`.
+
+A process proves itself with sample evidence, which says nothing about hardware:
+
+>>> from datetime import UTC, datetime
+>>> from cryptography.hazmat.primitives.asymmetric import ec
+>>> from attestation.attesters.sample import SampleAttester
+>>> from attestation.binding import Binding, Role
+>>> from attestation.trust import TrustAnchors, key_digest
+>>> key = ec.generate_private_key(ec.SECP256R1())
+>>> attester = SampleAttester(key, hardware_id=b"board 1")
+>>> attester.extend("app", bytes(32))
+>>> binding = Binding(
+...     role=Role.CLIENT, nonce=bytes(32), verifier_id=bytes(32), tls_key=b"a key",
+...     hpke_key=b"", node_id="north", workload=bytes(32),
+... )
+>>> evidence = attester.collect(binding)
+>>> trust = TrustAnchors(sample_keys=frozenset({key_digest(key.public_key())}))
+>>> now = datetime.now(UTC)
+>>> claims = verify(evidence, binding=binding, trust=trust, now=now)
+>>> claims.tee.value, claims.measurements["app"] == bytes(32)
+('sample', True)
+
+Nobody believes a key that is not pinned:
+
+>>> verify(evidence, binding=binding, trust=TrustAnchors(), now=now)  # doctest: +ELLIPSIS
+Traceback (most recent call last):
+    ...
+attestation.errors.EndorsementError: sample key: signed by a key that is not ...
 """
 
 from __future__ import annotations

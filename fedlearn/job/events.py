@@ -4,30 +4,6 @@ An event is a kind and a flat JSON object. The coordinator makes events out of t
 they travel in ``fedlearn.v1.Event`` and the command line shows them. An event informs people;
 it decides nothing, and the ledger is where decisions are proven.
 
-======================  ==================================================================
-kind                    said when
-======================  ==================================================================
-``job.submitted``       a job was accepted and waits for its sites
-``job.started``         the job's process runs; ``resumed_from`` is 0 unless it continues
-``client.starting``     a site accepted the job and launches its client
-``client.admitted``     evidence was verified and a certificate issued
-``client.refused``      evidence was not good enough; carries the findings
-``client.renewed``      a client attested again in time
-``client.quarantined``  a client failed to; its updates of this round are dropped
-``client.lost``         a client left, was revoked or was stopped
-``round.started``       the model was sent to ``sites``
-``update.received``     one update arrived and passed the checks
-``update.rejected``     one update arrived and did not, or did not arrive in time
-``round.finished``      the round has a model; metrics are the weighted means over sites
-``checkpoint.sealed``   that model is on disk, sealed
-``privacy.spent``       the budget spent so far, with everything that gives it meaning
-``log``                 one line that a site or the application wrote
-``job.finished``        the model is sealed under ``model``
-``job.failed``          the job cannot go on; ``hint`` says what to do
-``job.cancelled``       somebody stopped it
-``job.interrupted``     the coordinator stopped; ``fedlearn job resume`` continues
-======================  ==================================================================
-
 Seconds are wall clock, bytes are those of the update as it crossed the wire. A reader ignores
 fields that it does not know, and shows a kind that it does not know as :class:`OtherEvent`.
 """
@@ -79,6 +55,16 @@ class Event:
     """Root of all events. Construction checks types and bounds.
 
     :raises ValueError: for a field of a wrong type or an impossible value.
+
+    >>> event = RoundFinished(round=3, seconds=1.5, sites=2, bytes=4096, metrics={"auc": 0.7})
+    >>> event.encode()
+    '{"bytes":4096,"metrics":{"auc":0.7},"round":3,"rounds":0,"seconds":1.5,"sites":2}'
+    >>> Event.decode("round.finished", event.encode()) == event
+    True
+    >>> Event.decode("log", '{"line": 3}')
+    Traceback (most recent call last):
+        ...
+    fedlearn.errors.TransportError: an event of kind 'log' is malformed: line must be text, not 3
     """
 
     kind: ClassVar[str] = ""

@@ -214,6 +214,21 @@ class JobSpec:
     ``seed``           from which all randomness of the training is derived
 
     :raises InconsistentValues: from the constructor, for values that do not go together.
+
+    >>> source = '''
+    ... name = "heart"
+    ... app = "app"
+    ... rounds = 3
+    ... sites = ["north", "south"]
+    ... policy = "policy.toml"
+    ... '''
+    >>> job = JobSpec.from_toml(source + f'policy_digest = "{bytes(32).hex()}"')
+    >>> job.quorum, job.strategy.name, job.aggregation.updates
+    (2, 'app', 'aggregated')
+    >>> JobSpec.from_toml(source.replace("rounds = 3", "rounds = 0"), "job.toml")
+    Traceback (most recent call last):
+        ...
+    fedlearn.errors.ConfigError: job.toml:4: rounds: must be a whole number from 1 to 10000, not 0
     """
 
     name: str = option(reading.name())

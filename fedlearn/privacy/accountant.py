@@ -93,13 +93,23 @@ def epsilon(spec: PrivacySpec, rounds: int) -> float:
 
 
 def spent(spec: PrivacySpec, rounds: int) -> Spent:
-    """Return what ``rounds`` rounds cost together."""
+    """Return what ``rounds`` rounds cost together.
+
+    >>> spec = PrivacySpec(clip=1.0, noise_multiplier=1.5, epsilon=8.0, delta=1e-5)
+    >>> cost = spent(spec, rounds=5)
+    >>> round(cost.epsilon, 3), cost.delta
+    (7.532, 1e-05)
+    """
     return Spent(epsilon=epsilon(spec, rounds), delta=spec.delta, rounds=rounds, spec=spec)
 
 
 @lru_cache(maxsize=32)
 def rounds_within(spec: PrivacySpec) -> int:
-    """Return the largest number of rounds that the budget pays for, up to ``MAX_ROUNDS``."""
+    """Return the largest number of rounds that the budget pays for, up to ``MAX_ROUNDS``.
+
+    >>> rounds_within(PrivacySpec(clip=1.0, noise_multiplier=1.5, epsilon=8.0, delta=1e-5))
+    5
+    """
 
     def pays(rounds: int) -> bool:
         return rounds <= MAX_ROUNDS and epsilon(spec, rounds) <= spec.epsilon
@@ -124,6 +134,10 @@ def noise_multiplier_for(spec: PrivacySpec, rounds: int) -> float:
 
     It is the smallest but for the rounding up to three digits. Raises
     :class:`fedlearn.errors.PrivacyError` when not even the largest one suffices.
+
+    >>> spec = PrivacySpec(clip=1.0, noise_multiplier=1.0, epsilon=8.0, delta=1e-5)
+    >>> noise_multiplier_for(spec, rounds=5)
+    1.43
     """
 
     def enough(multiplier: float) -> bool:

@@ -91,6 +91,16 @@ class PrivacySpec:
     values go together.
 
     :raises InconsistentValues: from the constructor, naming the key.
+
+    >>> spec = PrivacySpec(clip=1.0, noise_multiplier=1.5, epsilon=8.0, delta=1e-5)
+    >>> spec.unit, spec.adjacency, spec.sensitivity
+    ('site', 'zero-out', 1.0)
+    >>> PrivacySpec(
+    ...     clip=1.0, noise_multiplier=1.5, epsilon=8.0, delta=1e-5, sampling="poisson"
+    ... )  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    attestation.config.schema.InconsistentValues: sampling_rate: missing; sampling = "poisson" ...
     """
 
     clip: float = option(_positive())

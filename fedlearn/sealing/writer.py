@@ -224,6 +224,19 @@ def seal(
 
     The buffers are referenced, never copied; extra memory is one chunk. Parameters and
     errors are those of :class:`SealedWriter`.
+
+    >>> import tempfile
+    >>> from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+    >>> from fedlearn.sealing import PrivateKey, RandomKey, open_sealed
+    >>> owner = X25519PrivateKey.generate()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "heart.flsw"
+    ...     weight = Tensor(name="weight", dtype="F32", shape=(2,), data=bytes(8))
+    ...     sealed = seal(path, [weight], model="heart", version=1, round=1, key=RandomKey(),
+    ...                   recipients=[owner.public_key().public_bytes_raw()])
+    ...     with open_sealed(path, PrivateKey(owner), model="heart") as reader:
+    ...         bytes(reader.tensor("weight")) == bytes(8)
+    True
     """
     listed = list(tensors)
     specs = [TensorSpec(name=t.name, dtype=t.dtype, shape=t.shape) for t in listed]

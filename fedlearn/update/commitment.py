@@ -13,6 +13,19 @@ two lists of records never share a root. Guaranteed, for a collision-free SHA-25
 record can be shown for each index. And, as long as the seed stays secret, the root and the
 disclosures of other records tell nothing about a record, not even to somebody who can guess
 it.
+
+>>> records, seed = [b"first", b"second", b"third"], bytes(32)
+>>> commitment = commit(records, seed)
+>>> shown = prove(records, seed, 1, commitment)
+>>> shown.record
+b'second'
+>>> verify_disclosure(
+...     commitment.root, commitment.count, shown.index, shown.record, shown.salt, shown.path
+... )
+>>> check_unchanged([b"first", b"other", b"third"], seed, commitment)
+Traceback (most recent call last):
+    ...
+fedlearn.errors.CommitmentError: the records, or their order, are not those committed to
 """
 
 from __future__ import annotations

@@ -43,6 +43,18 @@ rounds, updates and checkpoints. Beginning a round takes back the job's rounds f
 are whole numbers, ``serial`` and ``node_id`` are text, as they may exceed 64 bits;
 ``seconds`` and ``epsilon`` are numbers; ``expires`` is RFC 3339 text; ``measurements`` maps
 claim names to hexadecimal. More fields may stand beside these.
+
+>>> import tempfile
+>>> from pathlib import Path
+>>> from cryptography.hazmat.primitives.asymmetric import ec
+>>> key = ec.generate_private_key(ec.SECP256R1())
+>>> folder = tempfile.TemporaryDirectory()
+>>> with Ledger.open(Path(folder.name) / "ledger.sqlite", key) as ledger:
+...     entry = ledger.append("export", {"job": "heart", "model": "heart", "version": 1, "to": "x"})
+>>> verified = LedgerReader(Path(folder.name) / "ledger.sqlite").verify(key.public_key())
+>>> verified.head.sequence
+1
+>>> folder.cleanup()
 """
 
 from __future__ import annotations

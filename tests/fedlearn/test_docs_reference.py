@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import click
+import docs_docstrings
 import docs_reference
 import pytest
 
@@ -109,3 +111,40 @@ def test_every_message_and_field_of_the_wire_is_listed() -> None:
     for name, service in file.services_by_name.items():
         assert f"\n### {name}\n" in page
         assert [call.name for call in service.methods if f"| `{call.name}` |" not in page] == []
+
+
+def test_docstrings_become_markdown() -> None:
+    text = """A sentence about :class:`~a.b.Thing` and ``code``.
+
+    Literal::
+
+        as it is
+
+    ``one``, ``two``  what they
+                      mean
+    ``three``         more
+
+    >>> 1 + 1
+    2
+
+    :raises ValueError: never
+    """
+    assert docs_docstrings.markdown(inspect.cleandoc(text)).splitlines() == [
+        "A sentence about `a.b.Thing` and `code`.",
+        "",
+        "Literal:",
+        "",
+        "    as it is",
+        "",
+        "",
+        "- `one`, `two`: what they",
+        "    mean",
+        "- `three`: more",
+        "",
+        "```pycon",
+        ">>> 1 + 1",
+        "2",
+        "```",
+        "",
+        ":raises ValueError: never",
+    ]
