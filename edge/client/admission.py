@@ -30,8 +30,9 @@ from attestation.policy.result import AttestationResult, Tier
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 from edge.protocol.identity import certification_request, key_pem, new_key
-from edge.protocol.rpc import AdmittedClient, Challenge, ControlClient, GateClient, Request
+from edge.protocol.rpc import AdmittedClient, Challenge, ControlClient, GateClient
 from fedlearn.errors import AdmissionDenied, TransportError
+from fedlearn.identity.admission import AdmitRequest
 
 __all__ = [
     "ClientKeys",
@@ -182,7 +183,7 @@ def _answer(
     attester: Attester,
     membership: AdmissionParams,
     voucher: Voucher,
-) -> Request:
+) -> AdmitRequest:
     """Answer a fresh challenge."""
     keys = membership.keys
     if len(challenge.nonce) != NONCE_BYTES:
@@ -204,7 +205,7 @@ def _answer(
             workload=membership.workload,
         )
     )
-    return Request(
+    return AdmitRequest(
         job=membership.job,
         site=membership.site,
         client=membership.client,

@@ -8,7 +8,7 @@ repeated while nobody answers; a nonce that was taken is never sent twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Self, TypeVar
 
@@ -17,6 +17,7 @@ from edge.protocol.site_stream import Order, Reports, Start, Stop
 from fedlearn.app.checks import MAX_BUNDLE_BYTES
 from fedlearn.backoff import retry
 from fedlearn.errors import TransportError
+from fedlearn.identity.admission import AdmitRequest
 from fedlearn.identity.join import JoinToken
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire.calls import ADMIT_SECONDS, Calls
@@ -34,7 +35,6 @@ __all__ = [
     "ControlClient",
     "CoordinatorEvidence",
     "GateClient",
-    "Request",
     "TpmChallenge",
     "enroll",
 ]
@@ -66,20 +66,6 @@ class TpmChallenge:
 
     challenge: bytes
     blob: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What a client sends to be admitted or renewed."""
-
-    job: str
-    site: str
-    client: str
-    nonce: bytes
-    csr: bytes
-    hpke_key: bytes
-    evidence: bytes
-    site_voucher: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,12 +135,12 @@ class GateClient(Calls):
             self._retry(self._gate.Challenge, pb.ChallengeRequest(job=job, site=site))
         )
 
-    def admit(self, request: Request) -> AdmittedClient:
+    def admit(self, request: AdmitRequest) -> AdmittedClient:
         """Seek admission, once: the nonce is used up whatever the answer.
 
         :raises AdmissionDenied: with the coordinator's findings.
         """
-        return _admitted(self._when_taken(self._gate.Admit, _admit_request(request)))
+        return _admitted(self._when_taken(self._gate.Admit, pb.AdmitRequest(**asdict(request))))
 
 
 class ControlClient(Calls):
@@ -189,12 +175,12 @@ class ControlClient(Calls):
         """Ask for a nonce for attesting again, as an admitted client."""
         return _challenge(self._retry(self._clients.Challenge, pb.Empty()))
 
-    def renew(self, request: Request) -> AdmittedClient:
+    def renew(self, request: AdmitRequest) -> AdmittedClient:
         """Attest again, once, on the connection of the certificate in use.
 
         :raises AdmissionDenied: with findings; the client is then in quarantine.
         """
-        return _admitted(self._when_taken(self._clients.Renew, _admit_request(request)))
+        return _admitted(self._when_taken(self._clients.Renew, pb.AdmitRequest(**asdict(request))))
 
     def commit_data(self, job: str, *, root: bytes, records: int, examples: int) -> int:
         """Commit to the client's data (Merkle root, 32 bytes); return the ledger entry.
@@ -336,19 +322,6 @@ def _accepted(identity: SiteIdentity, reply: pb.EnrollReply) -> SiteIdentity:
         chain=reply.certificate_chain,
         order_key=reply.order_key,
         control_address=reply.control_address,
-    )
-
-
-def _admit_request(request: Request) -> pb.AdmitRequest:
-    return pb.AdmitRequest(
-        job=request.job,
-        site=request.site,
-        client=request.client,
-        nonce=request.nonce,
-        csr=request.csr,
-        hpke_key=request.hpke_key,
-        evidence=request.evidence,
-        site_voucher=request.site_voucher,
     )
 
 

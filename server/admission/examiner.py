@@ -21,6 +21,7 @@ from attestation.tpm.credential import ProvenKey
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 from fedlearn.errors import AdmissionDenied, ConfigError
+from fedlearn.identity.admission import AdmitRequest
 from fedlearn.identity.spiffe import checked_name
 from fedlearn.identity.voucher import verify_voucher
 from server.admission.challenges import ChallengeStore
@@ -29,7 +30,6 @@ from server.admission.registry import Admission
 from server.identity.peer_certificates import csr_key, spki, thumbprint
 
 __all__ = [
-    "AdmitRequest",
     "AdmittableJob",
     "Affirmed",
     "Attempt",
@@ -84,26 +84,12 @@ class AdmittableJob:
     sites: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdmitRequest:
-    """What a client sends. Nothing in it is believed before its step."""
-
-    job: str
-    site: str
-    client: str
-    nonce: bytes
-    csr: bytes
-    hpke_key: bytes
-    evidence: bytes
-    site_voucher: bytes = b""
-    peer: str = ""
-
-
 @dataclass(slots=True)
 class Attempt:
-    """What is known so far about one request, for the ledger."""
+    """What is known so far about one request, which came from ``peer``, for the ledger."""
 
     request: AdmitRequest
+    peer: str
     step: str = "request"
     body: dict[str, Any] = field(default_factory=dict)
 

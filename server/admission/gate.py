@@ -28,9 +28,9 @@ from fedlearn.errors import (
     Throttled,
     TransportError,
 )
+from fedlearn.identity.admission import AdmitRequest
 from server.admission.challenges import Challenge, ChallengeStore, Limits, Rates
 from server.admission.examiner import (
-    AdmitRequest,
     AdmittableJob,
     Affirmed,
     Attempt,
@@ -61,7 +61,6 @@ __all__ = [
     "AdmissionRegistry",
     "AdmittableJob",
     "Admitted",
-    "AdmitRequest",
     "Change",
     "JobNodes",
     "Periods",
@@ -165,8 +164,8 @@ class AdmissionGate:
         self._enter_of(peer, "challenge", challenge_entry(challenge))
         return challenge
 
-    def admit(self, request: AdmitRequest) -> Admitted:
-        """Admit a client, or say why not.
+    def admit(self, request: AdmitRequest, *, peer: str) -> Admitted:
+        """Admit a client whose request came from ``peer``, or say why not.
 
         1. The request is within its bounds and its names are well-formed.
         2. The nonce is known, unused and fresh, and was given out for this job and site.
@@ -191,8 +190,8 @@ class AdmissionGate:
         :raises AdmissionDenied: with findings. The refusal is in the ledger.
         """
         now = self._clock()
-        self._attempts.take(request.peer, now=now)
-        attempt = Attempt(request)
+        self._attempts.take(peer, now=now)
+        attempt = Attempt(request, peer)
         try:
             affirmed = self._examiner.examine(attempt, job_of=self._job, current=None, now=now)
             attempt.step = "register"
@@ -204,7 +203,7 @@ class AdmissionGate:
         except FedlearnError as error:
             raise self._refuse(attempt, error) from error
 
-    def renew(self, request: AdmitRequest, current: Admission) -> Admitted:
+    def renew(self, request: AdmitRequest, current: Admission, *, peer: str) -> Admitted:
         """Attest again, on the connection of ``current``, whose keys stay the same.
 
         Steps as in :meth:`admit`, with two differences: job, site, client and both keys must
@@ -215,7 +214,7 @@ class AdmissionGate:
         """
         now = self._clock()
         self._renewals.take(f"{current.job}/{current.site}/{current.client}", now=now)
-        attempt = Attempt(request)
+        attempt = Attempt(request, peer)
         try:
             self.register.live(current.thumbprint, now=now)
             affirmed = self._examiner.examine(attempt, job_of=self._job, current=current, now=now)
@@ -483,7 +482,7 @@ class AdmissionGate:
             raise error
         if not denied.findings:
             denied.findings = (refusal_finding(attempt.step, str(denied), denied.hint),)
-        self._enter_of(attempt.request.peer, "refusal", refusal_entry(attempt, denied))
+        self._enter_of(attempt.peer, "refusal", refusal_entry(attempt, denied))
         return denied
 
     def _ended(self, event: AdmissionEvent) -> None:

@@ -56,7 +56,7 @@ def refusal_entry(attempt: Attempt, denied: AdmissionDenied) -> dict[str, Any]:
         "job": _shown(request.job),
         "site": _shown(request.site),
         "client": _shown(request.client),
-        "peer": request.peer,
+        "peer": attempt.peer,
         "step": attempt.step,
         "reason": str(denied),
         "findings": list(denied.findings),

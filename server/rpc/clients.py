@@ -34,7 +34,9 @@ class ClientsService:
     def Renew(self, request: pb.AdmitRequest, caller: Caller) -> pb.AdmitReply:  # noqa: N802
         """Attest again; a refusal is a reply, with its findings."""
         try:
-            admitted = self._gate.renew(admit_request(request, caller.peer), _admission(caller))
+            admitted = self._gate.renew(
+                admit_request(request), _admission(caller), peer=caller.peer
+            )
         except Throttled:
             raise
         except AdmissionDenied as denied:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from datetime import timedelta
 
 from fedlearn.errors import AdmissionDenied, Throttled
+from fedlearn.identity.admission import AdmitRequest
 from fedlearn.wire import fedlearn_pb2 as pb
 from server.admission.challenges import Challenge
 from server.admission.coordinator_evidence import CoordinatorProof
-from server.admission.gate import AdmissionGate, AdmitRequest, Admitted
+from server.admission.gate import AdmissionGate, Admitted
 from server.identity.enrollment import Site, SiteRegistry, SiteStatus
 from server.identity.pki import CertificateAuthority
 from server.identity.tpm_enrollment import TpmEnrollment
@@ -82,7 +84,7 @@ class GateService:
     def Admit(self, request: pb.AdmitRequest, caller: Caller) -> pb.AdmitReply:  # noqa: N802
         """Admit a client; a refusal is a reply, with its findings."""
         try:
-            admitted = self._gate.admit(admit_request(request, caller.peer))
+            admitted = self._gate.admit(admit_request(request), peer=caller.peer)
         except Throttled:
             raise
         except AdmissionDenied as denied:
@@ -119,19 +121,10 @@ def enroll_reply(
     )
 
 
-def admit_request(request: pb.AdmitRequest, peer: str) -> AdmitRequest:
+def admit_request(request: pb.AdmitRequest) -> AdmitRequest:
     """Take a request off the wire."""
-    return AdmitRequest(
-        job=request.job,
-        site=request.site,
-        client=request.client,
-        nonce=request.nonce,
-        csr=request.csr,
-        hpke_key=request.hpke_key,
-        evidence=request.evidence,
-        site_voucher=request.site_voucher,
-        peer=peer,
-    )
+    names = (field.name for field in dataclasses.fields(AdmitRequest))
+    return AdmitRequest(**{name: getattr(request, name) for name in names})
 
 
 def admit_reply(admitted: Admitted, welcome: Welcome) -> pb.AdmitReply:

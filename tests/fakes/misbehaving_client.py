@@ -25,8 +25,9 @@ from attestation.trust import TrustAnchors
 from edge.client.admission import AdmissionParams, ClientKeys, control_of, seek_admission
 from edge.client.flower.fleet import Fleet, Identity
 from edge.protocol.identity import certification_request, new_key
-from edge.protocol.rpc import AdmittedClient, ControlClient, GateClient, Request, enroll
+from edge.protocol.rpc import AdmittedClient, ControlClient, GateClient, enroll
 from fedlearn.cli.local.federation import COORDINATOR
+from fedlearn.identity.admission import AdmitRequest
 from fedlearn.identity.software import software_digest
 from fedlearn.identity.spiffe import COORDINATOR_DNS
 from fedlearn.identity.tls import client_context
@@ -115,7 +116,7 @@ class MisbehavingClient:
         )
         return HeldAdmission(gate, admitted, keys)
 
-    def request(self, job: Job, gate: GateClient, keys: ClientKeys, **changes: Any) -> Request:
+    def request(self, job: Job, gate: GateClient, keys: ClientKeys, **changes: Any) -> AdmitRequest:
         """An honest request to ``gate``, but for ``changes``.
 
         They are fields of the binding or of the request; ``measured`` for the attester, and
@@ -148,7 +149,7 @@ class MisbehavingClient:
             "evidence": evidence.to_bytes(),
             "site_voucher": by.vouch(job=job.name, client="c1", nonce=nonce, tls_key=keys.tls_key),
         }
-        return Request(**(fields | changes))
+        return AdmitRequest(**(fields | changes))
 
 
 class Stranger:

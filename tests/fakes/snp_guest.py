@@ -13,7 +13,7 @@ from attestation.logs.eventlog import EventLog
 from attestation.logs.runtime_events import Measurement, record
 from attestation.policy.parse import parse_policy
 from attestation.trust import TrustAnchors
-from server.admission.gate import AdmitRequest
+from fedlearn.identity.admission import AdmitRequest
 from tests.harness.deployment import Deployment
 from tests.vectors import keys
 from tests.vectors.amd import Amd

@@ -23,13 +23,13 @@ from attestation.binding import Binding, Role
 from attestation.policy.model import AppraisalPolicy
 from attestation.policy.parse import parse_policy
 from attestation.trust import TrustAnchors
+from fedlearn.identity.admission import AdmitRequest
 from fedlearn.identity.voucher import sign_voucher
 from server.admission.challenges import Limits
 from server.admission.coordinator_evidence import CoordinatorProof
 from server.admission.gate import (
     AdmissionGate,
     AdmissionRegistry,
-    AdmitRequest,
     AdmittableJob,
     Admitted,
     Periods,
@@ -292,9 +292,8 @@ value = "{LAUNCH.hex()}"
             "hpke_key": client.hpke_key,
             "evidence": client.attester.collect(Binding(**bound)).to_bytes(),
             "site_voucher": voucher,
-            "peer": "ip:test",
         }
         return AdmitRequest(**(fields | changes))
 
     def admit(self, client: Client) -> Admitted:
-        return self.gate.admit(self.request(client))
+        return self.gate.admit(self.request(client), peer="ip:test")

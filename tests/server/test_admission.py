@@ -30,7 +30,7 @@ def client(deployment: Deployment) -> Client:
 def denied(deployment: Deployment, request: Any, match: str, step: str) -> AdmissionDenied:
     """Admission refuses with a reason and findings, in the ledger, and leaves nothing."""
     with pytest.raises(AdmissionDenied, match=match) as caught:
-        deployment.gate.admit(request)
+        deployment.gate.admit(request, peer="ip:test")
     error = caught.value
     assert error.findings
     entry = deployment.last("refusal")
@@ -64,9 +64,9 @@ def test_a_client_with_good_evidence_is_admitted(deployment: Deployment, client:
 
 def test_a_nonce_is_good_once(deployment: Deployment, client: Client) -> None:
     request = deployment.request(client)
-    deployment.gate.admit(request)
+    deployment.gate.admit(request, peer="ip:test")
     with pytest.raises(NonceRefused, match="replay"):
-        deployment.gate.admit(request)
+        deployment.gate.admit(request, peer="ip:test")
     assert deployment.last("refusal")["step"] == "nonce"
 
 
@@ -128,7 +128,7 @@ def test_tampered_evidence_is_refused(deployment: Deployment, client: Client) ->
     evidence = request.evidence[:position] + flipped + request.evidence[position + 1 :]
     fresh = deployment.request(client, nonce=request.nonce, evidence=evidence)
     with pytest.raises(AdmissionDenied, match=r"malformed|not genuine"):
-        deployment.gate.admit(fresh)
+        deployment.gate.admit(fresh, peer="ip:test")
     assert deployment.nodes.alive == {}
 
 
@@ -209,8 +209,8 @@ def test_a_draining_site_admits_nobody_new_and_keeps_whom_it_has(
     current = deployment.admit(client).admission
     deployment.sites.drain("site-a")
     with pytest.raises(AdmissionDenied, match="draining"):
-        deployment.gate.admit(deployment.request(deployment.client()))
-    deployment.gate.renew(deployment.request(client), current)
+        deployment.gate.admit(deployment.request(deployment.client()), peer="ip:test")
+    deployment.gate.renew(deployment.request(client), current, peer="ip:test")
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_broken_requests_are_refused_with_a_reason(
     honest = deployment.request(client)
     request = replace(honest, **changes)
     with pytest.raises(AdmissionDenied, match=why):
-        deployment.gate.admit(request)
+        deployment.gate.admit(request, peer="ip:test")
     assert deployment.nodes.alive == {}
     assert len(str(deployment.last("refusal"))) < 4000
 
@@ -249,7 +249,7 @@ def test_an_admission_that_cannot_be_recorded_does_not_take_place(
 
     deployment.gate._record = full
     with pytest.raises(StoreError):
-        deployment.gate.admit(request)
+        deployment.gate.admit(request, peer="ip:test")
     assert deployment.nodes.alive == {}
     assert deployment.register.every(now=deployment.clock()) == ()
 
@@ -270,7 +270,7 @@ def test_a_restarted_client_takes_the_place_of_the_former(
 def test_a_site_has_one_client_in_a_job(deployment: Deployment, client: Client) -> None:
     deployment.admit(client)
     with pytest.raises(AdmissionDenied, match="a live client in this job already"):
-        deployment.gate.admit(deployment.request(deployment.client(name="c2")))
+        deployment.gate.admit(deployment.request(deployment.client(name="c2")), peer="ip:test")
 
 
 def test_a_renewal_gives_a_new_certificate_and_keeps_the_node(
@@ -278,7 +278,9 @@ def test_a_renewal_gives_a_new_certificate_and_keeps_the_node(
 ) -> None:
     first = deployment.admit(client)
     deployment.clock.advance(minutes=9)
-    second = deployment.gate.renew(deployment.request(client, site_voucher=b""), first.admission)
+    second = deployment.gate.renew(
+        deployment.request(client, site_voucher=b""), first.admission, peer="ip:test"
+    )
     assert second.admission.serial != first.admission.serial
     assert second.admission.node_id == first.admission.node_id
     deployment.clock.advance(minutes=9)
@@ -299,7 +301,7 @@ def test_a_renewal_with_a_wrong_measurement_quarantines(
     current = deployment.admit(client).admission
     client.attester = deployment.client(measurements={"app": bytes(32)}).attester
     with pytest.raises(AdmissionDenied):
-        deployment.gate.renew(deployment.request(client), current)
+        deployment.gate.renew(deployment.request(client), current, peer="ip:test")
     quarantined(deployment, current)
     # It may prove itself from the beginning.
     client = deployment.client()
@@ -319,14 +321,14 @@ def test_a_renewal_for_another_party_quarantines(
     change: dict[str, Any] = {changed: other}
     request = replace(request, **change)
     with pytest.raises(AdmissionDenied, match="renews nobody else"):
-        deployment.gate.renew(request, current)
+        deployment.gate.renew(request, current, peer="ip:test")
     quarantined(deployment, current)
 
 
 def test_a_renewal_with_another_key_quarantines(deployment: Deployment, client: Client) -> None:
     current = deployment.admit(client).admission
     with pytest.raises(AdmissionDenied, match="keeps its keys"):
-        deployment.gate.renew(deployment.request(deployment.client()), current)
+        deployment.gate.renew(deployment.request(deployment.client()), current, peer="ip:test")
     quarantined(deployment, current)
 
 
@@ -367,7 +369,7 @@ def test_revocation_is_told_and_takes_the_node(deployment: Deployment, client: C
     with pytest.raises(AdmissionDenied, match="revoked: the operator said so"):
         deployment.register.live(current.thumbprint, now=deployment.clock())
     with pytest.raises(AdmissionDenied, match="revoked"):
-        deployment.gate.renew(deployment.request(client), current)
+        deployment.gate.renew(deployment.request(client), current, peer="ip:test")
     assert deployment.nodes.alive == {}
     assert deployment.last("revocation")["reason"] == "the operator said so"
 
@@ -461,7 +463,7 @@ def test_floods_of_admissions_are_bounded_before_any_work(tmp_path: Path) -> Non
     outcomes = []
     for _ in range(50):
         with pytest.raises(AdmissionDenied) as caught:
-            deployment.gate.admit(request)
+            deployment.gate.admit(request, peer="ip:test")
         outcomes.append(type(caught.value))
     assert outcomes.count(NonceRefused) == 5
     assert outcomes.count(Throttled) == 45
@@ -502,7 +504,7 @@ def test_a_revocation_during_verification_is_not_undone_by_a_renewal(
 
     monkeypatch.setattr(deployment.gate._examiner, "examine", slow)
     with pytest.raises(AdmissionDenied, match="revoked: meanwhile"):
-        deployment.gate.renew(request, current)
+        deployment.gate.renew(request, current, peer="ip:test")
     with pytest.raises(AdmissionDenied, match="revoked"):
         deployment.register.renew(current, now=deployment.clock())
     assert deployment.register.every(now=deployment.clock()) == ()
@@ -530,7 +532,7 @@ def test_one_request_in_many_threads_is_admitted_once(
 
     def attempt(_: int) -> str:
         try:
-            deployment.gate.admit(request)
+            deployment.gate.admit(request, peer="ip:test")
         except NonceRefused:
             return "replay"
         return "admitted"
@@ -547,7 +549,7 @@ def test_two_clients_of_a_site_at_once_leave_one(deployment: Deployment) -> None
 
     def attempt(request: Any) -> bool:
         try:
-            deployment.gate.admit(request)
+            deployment.gate.admit(request, peer="ip:test")
         except AdmissionDenied:
             return False
         return True

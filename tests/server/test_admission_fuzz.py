@@ -78,7 +78,7 @@ def test_a_damaged_request_is_refused_and_never_crashes(
     change: dict[str, Any] = {field: mutated(getattr(honest, field), mutation)}
     damaged = replace(honest, **change)
     try:
-        open_handed.gate.admit(damaged)
+        open_handed.gate.admit(damaged, peer="ip:test")
     except AdmissionDenied as error:
         denied = error
     else:

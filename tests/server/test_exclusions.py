@@ -50,7 +50,7 @@ def test_a_renewal_of_who_is_excluded_is_refused(deployment: Deployment, client:
     current = deployment.admit(client).admission
     deployment.gate.exclude(excluded(deployment))
     with pytest.raises(AdmissionDenied, match="revoked"):
-        deployment.gate.renew(deployment.request(client), current)
+        deployment.gate.renew(deployment.request(client), current, peer="ip:test")
 
 
 def test_one_client_is_excluded_and_the_next_of_its_site_is_not(
@@ -133,6 +133,6 @@ def test_who_is_excluded_while_its_evidence_is_verified_is_not_admitted(
 
     monkeypatch.setattr(deployment.gate.exclusions, "check", check_twice)
     with pytest.raises(AdmissionDenied, match="is excluded"):
-        deployment.gate.admit(request)
+        deployment.gate.admit(request, peer="ip:test")
     assert len(seen) == 2
     assert deployment.nodes.alive == {}

@@ -51,7 +51,7 @@ def admit(
 ) -> None:
     trust = replace(made.TRUST, collateral=collateral)
     guest = Guest(deployment, ACCEPT + LAUNCH + REQUIRED, devices=devices, trust=trust)
-    deployment.gate.admit(guest.request())
+    deployment.gate.admit(guest.request(), peer="ip:test")
 
 
 def test_a_whole_machine_is_admitted(deployment: Deployment) -> None:

@@ -41,7 +41,7 @@ UNPINNED = {
 def test_a_policy_that_pins_no_launch_admits_nobody(deployment: Deployment, policy: str) -> None:
     guest = Guest(deployment, policy)
     with pytest.raises(AdmissionDenied) as denied:
-        deployment.gate.admit(guest.request())
+        deployment.gate.admit(guest.request(), peer="ip:test")
     assert "launch_identity" in {item["claim"] for item in denied.value.findings}
     assert deployment.nodes.alive == {}
     with pytest.raises(PolicyError, match="nothing pins"):
@@ -51,7 +51,7 @@ def test_a_policy_that_pins_no_launch_admits_nobody(deployment: Deployment, poli
 def test_the_same_guest_is_admitted_where_its_launch_is_pinned(deployment: Deployment) -> None:
     guest = Guest(deployment, ACCEPT + SAYS_SOFTWARE + LAUNCH)
     require_launch_identity(guest.job.policy)
-    deployment.gate.admit(guest.request())
+    deployment.gate.admit(guest.request(), peer="ip:test")
     assert len(deployment.nodes.alive) == 1
 
 
@@ -60,7 +60,7 @@ def test_what_a_pinned_launch_says_is_compared_as_well(deployment: Deployment, c
     other = f'[[reference]]\nclaim = "{claim}"\nvalue = "{"01" * 32}"\n'
     guest = Guest(deployment, ACCEPT + LAUNCH + other)
     with pytest.raises(AdmissionDenied) as denied:
-        deployment.gate.admit(guest.request())
+        deployment.gate.admit(guest.request(), peer="ip:test")
     [finding] = denied.value.findings
     assert (finding["claim"], finding["origin"]) == (claim, "self-reported")
 

@@ -122,13 +122,13 @@ def test_refused_admissions_and_challenges_of_one_address_are_few_entries(
     client = deployment.client(measurements={"app": bytes(32), "job": bytes(32)})
     for _ in range(40):
         with pytest.raises(AdmissionDenied):
-            gate.admit(deployment.request(client))
+            gate.admit(deployment.request(client), peer="ip:test")
     assert deployment.kinds().count("refusal") == deployment.kinds().count("challenge") == 8
     clock.now = 5.0
     gate.sweep()
     assert [body["left_out"] for _, body in deployment.entries[-2:]] == [32, 32]
     with pytest.raises(AdmissionDenied):
-        gate.admit(deployment.request(client))
+        gate.admit(deployment.request(client), peer="ip:test")
     assert "left_out" not in deployment.last("refusal")
 
 
@@ -137,10 +137,10 @@ def test_a_client_attests_again_and_begins_anew_only_so_often(deployment: Deploy
     current = deployment.admit(client).admission
     for _ in range(16):
         request = deployment.request(client, site_voucher=b"")
-        current = deployment.gate.renew(request, current).admission
+        current = deployment.gate.renew(request, current, peer="ip:test").admission
     request = deployment.request(client, site_voucher=b"")
     with pytest.raises(Throttled):
-        deployment.gate.renew(request, current)
+        deployment.gate.renew(request, current, peer="ip:test")
     assert deployment.kinds().count("renewal") == 16
     assert deployment.register.live(current.thumbprint, now=deployment.clock())
     for _ in range(15):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import ssl
 import threading
@@ -13,12 +14,14 @@ import grpc
 import pytest
 
 from fedlearn.errors import ConfigError, TransportError
+from fedlearn.identity.admission import AdmitRequest
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as rpc
 from fedlearn.wire.channel import open_channel
 from fedlearn.wire.failure import failure_of
 from server.identity.pki import CertificateAuthority
-from tests.harness.deployment import key_pem, new_csr, new_key
+from server.rpc.gate import admit_request
+from tests.harness.deployment import Deployment, key_pem, new_csr, new_key
 from tests.harness.listeners import DeploymentListeners
 
 
@@ -392,3 +395,12 @@ def test_plain_text_and_junk_do_not_bother_the_listener(listeners: DeploymentLis
 def test_a_port_that_is_taken_says_so(listeners: DeploymentListeners) -> None:
     with pytest.raises(ConfigError, match="cannot be bound"):
         DeploymentListeners(listeners.deployment, gate=listeners.gate)
+
+
+def test_a_request_for_admission_crosses_the_wire_whole(deployment: Deployment) -> None:
+    request = deployment.request(deployment.client())
+    message = pb.AdmitRequest(**dataclasses.asdict(request))
+    assert admit_request(pb.AdmitRequest.FromString(message.SerializeToString())) == request
+    assert {field.name for field in pb.AdmitRequest.DESCRIPTOR.fields} == {
+        field.name for field in dataclasses.fields(AdmitRequest)
+    }
