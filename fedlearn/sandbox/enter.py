@@ -1,14 +1,15 @@
 """The program that makes a sandbox and runs a command in it: ``python -m fedlearn.sandbox.enter``.
 
-Three processes come of it. The *supervisor* stays outside, with the rights that it was started
-with: it counts memory, processes and disk, and ends everything when its parent is gone or says so
-(SIGTERM). The *init* is the first process of the new PID namespace: when it ends, the kernel
-ends all others in there. The *command* is user code. Where there is no PID namespace the command
-is the supervisor's child, and the supervisor, as subreaper, finds and ends what it started.
+It consists of three processes. The *supervisor* stays outside, with the privileges of its parent:
+it counts memory, processes and disk, and ends all processes when its parent has ended or sends
+SIGTERM. The *init* is the first process of the new PID namespace: when it ends, the kernel
+ends all others in that namespace. The *command* (:mod:`fedlearn.sandbox.command`) is user code.
+Without a PID namespace the command is a child of the supervisor, which is the subreaper of what
+the command starts, and ends it.
 
-Only :mod:`fedlearn.sandbox.spawn` starts this. Arguments: descriptors of the request (read), of
-the status (written until the command runs), of the end (written when all is over), and of the
-lifeline (its end of file says that the parent is gone).
+Only :mod:`fedlearn.sandbox.spawn` starts this program. Its arguments are the descriptors of the
+request (read), of the status (written until the command runs), of the end (written when all
+processes have ended), and of the lifeline (its end of file means that the parent has ended).
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from fedlearn.sandbox import kernel, landlock, seccomp, usage, user, view
-from fedlearn.sandbox.spec import Protection, Sandbox
+from fedlearn.sandbox import kernel, usage, view
+from fedlearn.sandbox.command import Command
+from fedlearn.sandbox.request import DEVICES, FAILED, Applied, Request, send_status
+from fedlearn.sandbox.spec import Protection
 
 __all__ = ["main"]
 
@@ -38,55 +40,14 @@ _TICK_MS: Final = 100
 _DISK_EVERY_S: Final = 2.0
 _LONGEST_TEMPORARY: Final = 70
 _NO_USER_MAP: Final = 97
-_FAILED: Final = 98
-_DEVICES: Final = tuple(map(Path, ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")))
-_RANDOM: Final = Path("/dev/urandom")
-
-
-@dataclass(slots=True)
-class _Request:
-    argv: list[str]
-    env: dict[str, str]
-    cwd: str
-    sandbox: Sandbox
-    system: list[Path]
-    listable: list[Path]
-    keep: list[int]
-
-
-@dataclass(slots=True)
-class _Applied:
-    """What was applied so far, by name, and why the rest was not."""
-
-    applied: list[Protection] = field(default_factory=list)
-    missing: dict[Protection, str] = field(default_factory=dict)
-
-    def attempt(self, name: Protection, action: Callable[[], object]) -> bool:
-        try:
-            action()
-        except OSError as error:
-            self.missing[name] = error.strerror or str(error)
-            return False
-        self.applied.append(name)
-        return True
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command; return 0 when the sandbox did its part."""
+    """Run one command; return 0 when its end was reported, however the command ended."""
     request_fd, status, end, lifeline = map(int, arguments)
     for descriptor in (status, end, lifeline):
         os.set_inheritable(descriptor, False)  # the command does not get them
-    with os.fdopen(request_fd, "rb") as source:
-        document = json.load(source)
-    request = _Request(
-        argv=document["argv"],
-        env=document["env"],
-        cwd=document["cwd"],
-        sandbox=Sandbox.from_json(document["sandbox"]),
-        system=list(map(Path, document["system"])),
-        listable=list(map(Path, document["listable"])),
-        keep=document["keep"],
-    )
+    request = Request.read(request_fd)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     supervisor = _Supervisor(request, status=status, end=end, lifeline=lifeline)
     try:
@@ -96,7 +57,7 @@ def main(arguments: list[str]) -> int:
 
 
 class _Supervisor:
-    def __init__(self, request: _Request, *, status: int, end: int, lifeline: int) -> None:
+    def __init__(self, request: Request, *, status: int, end: int, lifeline: int) -> None:
         self._request = request
         self._status = status
         self._end = end
@@ -104,23 +65,22 @@ class _Supervisor:
         self._parent = os.getppid()
         self._temporary = request.sandbox.writable[0] / "tmp"
         self._outside: Path | None = None
-        self._asked = False
+        self._end_requested = False
         self._namespace = False
-        self._own_proc = False
         self._first = 0
 
     def run(self) -> int:
-        signal.signal(signal.SIGTERM, self._ask)
+        signal.signal(signal.SIGTERM, self._request_end)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._temporary.mkdir(mode=0o700, exist_ok=True)
         if len(str(self._temporary)) > _LONGEST_TEMPORARY:
-            with contextlib.suppress(OSError):  # then the long name has to do
+            with contextlib.suppress(OSError):  # the long name is used then
                 self._outside = Path(tempfile.mkdtemp(prefix="fl-"))
         results, result = os.pipe()
         self._first = self._start(result)
         os.close(result)
         kernel.not_dumpable()
-        self._let_go()
+        self._close_command_files()
         why = self._watch()
         status = self._end_all()
         with os.fdopen(results, "rb") as source:
@@ -140,7 +100,7 @@ class _Supervisor:
     # --- start ------------------------------------------------------------------------
 
     def _start(self, result: int) -> int:
-        """Start the first process, with as many namespaces as there may be."""
+        """Start the first process, in new namespaces where the kernel permits them."""
         reason = ""
         for extra in (0, kernel.CLONE_NEWUSER):
             if extra == 0 and os.geteuid() != 0:
@@ -157,12 +117,12 @@ class _Supervisor:
         return self._start_plain(reason, result)
 
     def _start_in(self, extra: int, result: int) -> int:
-        mapped, tell = os.pipe()
+        mapped, signal_mapped = os.pipe()
         user, group = os.geteuid(), os.getegid()
         first = kernel.clone(_ALL | extra)
         if first == 0:
-            _guarded(self._status, lambda: self._init(extra, user, group, tell, result))
-        os.close(tell)
+            _guarded(self._status, lambda: self._init(extra, user, group, signal_mapped, result))
+        os.close(signal_mapped)
         with os.fdopen(mapped, "rb") as source:
             usable = source.read(1) == b"1"
         if usable:
@@ -172,17 +132,31 @@ class _Supervisor:
 
     def _start_plain(self, reason: str, result: int) -> int:
         _subreaper()
-        applied = _Applied()
+        applied = Applied()
         for name in (Protection.PROCESSES, Protection.NETWORK, Protection.FILES):
             applied.missing[name] = f"no namespace: {reason}"
-        if self._outside is not None:
-            self._temporary = self._outside
         first = os.fork()
         if first == 0:
             os.close(result)
             kernel.end_with_parent()
-            _guarded(self._status, lambda: self._command(applied, protected=self._outer()))
+            temporary = self._outside or self._temporary
+            _guarded(self._status, lambda: self._execute(applied, temporary, self._outer()))
         return first
+
+    def _execute(
+        self,
+        applied: Applied,
+        temporary: Path,
+        protected: tuple[int, ...] = (),
+        *,
+        own_proc: bool = False,
+    ) -> None:
+        """Become the command, in a child; the descriptors of the supervisor are closed first."""
+        os.close(self._lifeline)
+        os.close(self._end)
+        Command(
+            self._request, applied, status=self._status, temporary=temporary, own_proc=own_proc
+        ).run(protected=protected)
 
     def _outer(self) -> tuple[int, ...]:
         """Return the supervisor, its parent, and the parent's group."""
@@ -191,8 +165,8 @@ class _Supervisor:
             group = os.getpgid(self._parent)
         return tuple(each for each in (os.getppid(), self._parent, group) if each > 0)
 
-    def _let_go(self) -> None:
-        """Close what belongs to the command, so that its end can be seen from outside."""
+    def _close_command_files(self) -> None:
+        """Close the files of the command, whose readers wait for the last copy to be closed."""
         os.close(self._status)
         for descriptor in self._request.keep:
             os.close(descriptor)
@@ -200,7 +174,7 @@ class _Supervisor:
 
     # --- in the namespace -------------------------------------------------------------
 
-    def _init(self, extra: int, user: int, group: int, tell: int, result: int) -> None:
+    def _init(self, extra: int, user: int, group: int, mapped: int, result: int) -> None:
         kernel.end_with_parent()
         if extra:
             try:
@@ -210,29 +184,25 @@ class _Supervisor:
             except OSError:
                 os._exit(_NO_USER_MAP)
         kernel.not_dumpable()
-        os.write(tell, b"1")
-        os.close(tell)
-        applied = _Applied()
+        os.write(mapped, b"1")
+        os.close(mapped)
+        applied = Applied()
         applied.applied += [Protection.PROCESSES, Protection.NETWORK]
         sandbox = self._request.sandbox
         shown = view.View(
             readable=[*self._request.system, *self._request.listable, *sandbox.readable],
             writable=sandbox.writable,
-            devices=[*_DEVICES, _RANDOM, *sandbox.devices],
+            devices=[*DEVICES, *sandbox.devices],
             temporary=self._temporary,
             shared_memory=max(sandbox.memory_bytes // 2, 1 << 20),
         )
         whole = applied.attempt(Protection.FILES, lambda: view.enter(shown))
-        if whole:
-            self._temporary = view.TEMPORARY
-        elif self._outside is not None:
-            self._temporary = self._outside
+        temporary = view.TEMPORARY if whole else self._outside or self._temporary
         command = os.fork()
         if command == 0:
             os.close(result)
             kernel.end_with_parent()
-            self._own_proc = whole
-            self._command(applied, protected=())
+            self._execute(applied, temporary, own_proc=whole)
         os.close(self._status)
         for descriptor in (*self._request.keep, self._lifeline, self._end):
             os.close(descriptor)
@@ -246,129 +216,13 @@ class _Supervisor:
         os.write(result, str(status).encode())
         os._exit(0)
 
-    # --- the command ------------------------------------------------------------------
-
-    def _command(self, applied: _Applied, *, protected: tuple[int, ...]) -> None:
-        request, sandbox = self._request, self._request.sandbox
-        os.close(self._lifeline)
-        os.close(self._end)
-        os.setsid()
-        os.umask(0o077)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
-        with contextlib.suppress(OSError):  # a file system that is read-only, as in a view
-            Path("/proc/self/oom_score_adj").write_text("1000")
-        self._limit()
-        ruleset = -1
-        with contextlib.suppress(OSError):  # reported below
-            ruleset = landlock.build(self._rules())
-        self._change_user(applied)
-        kernel.end_with_parent()
-        applied.attempt(Protection.CAPABILITIES, _without_privileges)
-        self._restrict(ruleset, applied)
-        applied.attempt(Protection.SECCOMP, lambda: seccomp.install(protected=protected))
-        environment = request.env | {"TMPDIR": str(self._temporary)}
-        lacking = sorted(sandbox.required - set(applied.applied))
-        if lacking:
-            why = "; ".join(f"{name}: {applied.missing[name]}" for name in lacking)
-            _say(self._status, {"error": f"the sandbox that is required is not possible: {why}"})
-            os._exit(_FAILED)
-        report = {"applied": applied.applied, "missing": applied.missing, "abi": landlock.abi()}
-        _say(self._status, report)
-        try:
-            os.chdir(request.cwd)
-            os.execve(request.argv[0], request.argv, environment)  # noqa: S606
-        except OSError as error:
-            _say(self._status, {"error": f"{request.argv[0]}: {error.strerror}"})
-            os._exit(_FAILED)
-
-    def _change_user(self, applied: _Applied) -> None:
-        number = self._request.sandbox.user
-        if not kernel.may_change_user():
-            if number is not None:
-                why = "needs CAP_SETUID, CAP_SETGID and CAP_CHOWN"
-                applied.missing[Protection.USER] = why
-            else:
-                applied.missing[Protection.USER] = "not asked for"
-            return
-        hidden = "" if number is None else self._hidden_from(number)
-        if number is None or hidden:
-            why = f"{hidden} is not readable for another user" if hidden else "not asked for"
-            applied.missing[Protection.USER] = why
-        owner = os.geteuid() if number is None or hidden else number
-        for folder in (*self._request.sandbox.writable, self._temporary):
-            user.give(folder, owner)
-        if owner == number:
-            applied.attempt(Protection.USER, lambda: user.become(number))
-
-    def _hidden_from(self, number: int) -> str:
-        """Return a path that the user could not read, or not reach; empty when there is none."""
-        sandbox = self._request.sandbox
-        return user.hidden(
-            number,
-            readable=[Path(self._request.argv[0]), *self._request.system],
-            wholly=sandbox.readable,
-            reachable=sandbox.writable,
-        )
-
-    def _limit(self) -> None:
-        sandbox = self._request.sandbox
-        limits = {
-            resource.RLIMIT_CORE: 0,
-            # Address space that is only reserved counts here as well; what is really used
-            # is counted by the supervisor, over all processes.
-            resource.RLIMIT_DATA: 2 * sandbox.memory_bytes + (1 << 30),
-            resource.RLIMIT_FSIZE: sandbox.disk_bytes,
-            resource.RLIMIT_NOFILE: sandbox.open_files,
-        }
-        if sandbox.cpu_seconds is not None:
-            limits[resource.RLIMIT_CPU] = sandbox.cpu_seconds
-        if sandbox.user is not None and kernel.may_change_user():
-            limits[resource.RLIMIT_NPROC] = sandbox.processes
-        for kind, value in limits.items():
-            hard = resource.getrlimit(kind)[1]
-            bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(kind, (bound, bound))
-
-    def _rules(self) -> landlock.Rules:
-        request, sandbox = self._request, self._request.sandbox
-        # In a view there is nothing whose name would tell something.
-        proc = [Path("/proc")] if self._own_proc else _COMMON_PROC
-        listable = [Path("/")] if self._own_proc else request.listable
-        return landlock.Rules(
-            readable=[*request.system, *sandbox.readable, *proc],
-            listable=listable,
-            writable=[*sandbox.writable, self._temporary, Path("/dev/shm")],  # noqa: S108
-            devices=[*_DEVICES, _RANDOM, *sandbox.devices],
-        )
-
-    def _restrict(self, ruleset: int, applied: _Applied) -> None:
-        version = landlock.abi()
-        if ruleset < 0:
-            reason = "the kernel has no Landlock, or it is not enabled (lsm=)"
-            for name in _LANDLOCK:
-                applied.missing[name] = reason
-            return
-        if not applied.attempt(Protection.LANDLOCK, lambda: landlock.restrict(ruleset)):
-            for name in _LANDLOCK:
-                applied.missing.setdefault(name, applied.missing[Protection.LANDLOCK])
-            return
-        for name, first in (
-            (Protection.LANDLOCK_NETWORK, landlock.NETWORK_ABI),
-            (Protection.LANDLOCK_SCOPE, landlock.SCOPE_ABI),
-        ):
-            if version >= first:
-                applied.applied.append(name)
-            else:
-                applied.missing[name] = f"Landlock ABI {version}, needs {first}"
-
     # --- while it runs ----------------------------------------------------------------
 
-    def _ask(self, *_: object) -> None:
-        self._asked = True
+    def _request_end(self, *_: object) -> None:
+        self._end_requested = True
 
     def _watch(self) -> str:
-        """Return why it is to end: a bound that was passed, or nothing when it ended itself."""
+        """Return why the command must be ended; empty when it ended or its end was requested."""
         sandbox = self._request.sandbox
         poll = select.poll()
         poll.register(self._lifeline, select.POLLHUP)
@@ -379,7 +233,7 @@ class _Supervisor:
         while True:
             gone = {descriptor for descriptor, _ in poll.poll(pause)}
             pause = _TICK_MS
-            if self._over() or self._asked:
+            if self._over() or self._end_requested:
                 return ""
             if self._lifeline in gone or os.getppid() != self._parent:
                 return "the process that started it is gone"
@@ -410,7 +264,7 @@ class _Supervisor:
         status = 0
         while True:
             stopped: set[int] = set()
-            # What is stopped starts nothing any more; then all of it is there to be ended.
+            # A stopped process starts no other: once all are stopped, all can be ended.
             while new := set(usage.descendants(os.getpid())) - stopped:
                 _signal(new, signal.SIGSTOP)
                 stopped |= new
@@ -424,30 +278,15 @@ class _Supervisor:
             time.sleep(0.002)
 
 
-_LANDLOCK: Final = (
-    Protection.LANDLOCK,
-    Protection.LANDLOCK_NETWORK,
-    Protection.LANDLOCK_SCOPE,
-)
-_COMMON_PROC: Final = [
-    Path("/proc", name)
-    for name in ("cpuinfo", "filesystems", "loadavg", "meminfo", "self", "stat", "sys", "version")
-]
-
-
 def _guarded(status: int, action: Callable[[], None]) -> None:
-    """Run a child's part; whatever happens, it does not return into the supervisor's."""
+    """Run ``action`` in a child and exit: no exception may return into the supervisor's code."""
     try:
         action()
-    except BaseException as error:  # noqa: BLE001  told to the parent
+    except BaseException as error:  # noqa: BLE001  reported to the parent
         with contextlib.suppress(OSError):
-            _say(status, {"error": f"{type(error).__name__}: {error}"})
+            send_status(status, {"error": f"{type(error).__name__}: {error}"})
     finally:
-        os._exit(_FAILED)
-
-
-def _say(status: int, document: Mapping[str, Any]) -> None:
-    os.write(status, json.dumps(document).encode() + b"\n")
+        os._exit(FAILED)
 
 
 def _silence() -> None:
@@ -463,11 +302,6 @@ def _subreaper() -> None:
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
 
 
-def _without_privileges() -> None:
-    kernel.no_new_privileges()
-    kernel.drop_capabilities()
-
-
 def _signal(pids: Iterable[int], number: int) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
@@ -475,7 +309,7 @@ def _signal(pids: Iterable[int], number: int) -> None:
 
 
 def _reap_others(first: int) -> None:
-    """Reap what was reparented to us, as the subreaper; the command itself is left."""
+    """Reap the processes that this subreaper inherited, except the command itself."""
     for pid in usage.children(os.getpid()):
         if pid != first:
             with contextlib.suppress(ChildProcessError):

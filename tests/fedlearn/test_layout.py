@@ -18,7 +18,6 @@ REASON = "Long because"
 
 TOO_LONG = {
     "fedlearn/job/spec.py",
-    "fedlearn/sandbox/enter.py",
     "server/admission/gate.py",
     "server/flower/aggregation/grid.py",
     "server/flower/exchange/link.py",
