@@ -60,7 +60,6 @@ _AK_REQUIRED: Final = (
     | ObjectAttribute.SENSITIVE_DATA_ORIGIN
 )
 _RC_HANDLE: Final = 0x18B
-_MAX_CERTIFICATE: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)

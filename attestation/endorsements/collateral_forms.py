@@ -23,19 +23,8 @@ from attestation.encodings import json_bytes
 from attestation.endorsements.chains import split_certificates
 from attestation.errors import UNREADABLE, EvidenceError
 
-__all__ = ["COLLATERAL_KEYS", "read_collateral", "split_signed"]
+__all__ = ["read_collateral", "split_signed"]
 
-COLLATERAL_KEYS: Final = (
-    "pck_crl_issuer_chain",
-    "root_ca_crl",
-    "pck_crl",
-    "tcb_info_issuer_chain",
-    "tcb_info",
-    "tcb_info_signature",
-    "qe_identity_issuer_chain",
-    "qe_identity",
-    "qe_identity_signature",
-)
 _CHAINS: Final = ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "qe_identity_issuer_chain")
 _LISTS: Final = ("root_ca_crl", "pck_crl")
 _SIGNED: Final = {"tcb_info": "tcbInfo", "qe_identity": "enclaveIdentity"}

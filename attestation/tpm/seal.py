@@ -48,7 +48,6 @@ _SEALED_ATTRIBUTES: Final = "fixedtpm|fixedparent|noda"
 
 # Response codes (TPM 2.0 Part 2, section 6.6), without handle, session and parameter numbers.
 _RC_POLICY_FAIL: Final = 0x09D
-_RC_INTEGRITY: Final = 0x09F
 _RC_PCR_CHANGED: Final = 0x128
 _RC_NV_UNINITIALIZED: Final = 0x14A
 _RC_HANDLE: Final = 0x08B

@@ -62,7 +62,6 @@ class NodeReport:
     cpu: float
     memory_mib: int
     extended: Mapping[str, int]
-    taints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,7 +236,6 @@ def _node(item: Mapping[str, Any]) -> NodeReport:
         cpu=quantity(amounts.get("cpu", "0")),
         memory_mib=int(quantity(amounts.get("memory", "0")) / 2**20),
         extended={key: int(quantity(value)) for key, value in amounts.items() if "/" in key},
-        taints=tuple(str(taint.get("key")) for taint in spec.get("taints") or ()),
     )
 
 

@@ -126,11 +126,6 @@ class KubeLauncher:
 
     # --- the protocol -----------------------------------------------------------------
 
-    @property
-    def sponsor_port(self) -> int:
-        """Where clients are answered."""
-        return self._server.port
-
     def launch(self, workload: Workload) -> None:
         """Start a client, or adopt the one that is there."""
         identity = workload.assignment.id

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fedlearn.errors import ConfigError
 
-__all__ = ["contiguous", "dirichlet", "shards", "split"]
+__all__ = ["contiguous", "dirichlet", "split"]
 
 Labels = npt.NDArray[np.integer]
 Rows = npt.NDArray[np.int64]
@@ -55,22 +55,6 @@ def dirichlet(
         where="--sites",
         hint="choose fewer sites",
     )
-
-
-def shards(labels: Labels, *, sites: int, classes: int, rng: np.random.Generator) -> list[Rows]:
-    """Deal rows so that each site sees about ``classes`` classes only.
-
-    Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from
-    Decentralized Data", AISTATS 2017, section 3 ("pathological non-IID").
-    """
-    shuffled = rng.permutation(len(labels))
-    order = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    pieces = np.array_split(order, sites * classes)
-    deal = rng.permutation(len(pieces))
-    return [
-        np.sort(np.concatenate([pieces[i] for i in deal[site * classes : (site + 1) * classes]]))
-        for site in range(sites)
-    ]
 
 
 def split(rows: Rows, *, test: float, rng: np.random.Generator) -> tuple[Rows, Rows]:

@@ -36,12 +36,6 @@ class Budget:
             return spent(self.spec, len(self._charged))
 
     @property
-    def rounds_left(self) -> int:
-        """How many more releases the budget pays for."""
-        with self._lock:
-            return max(rounds_within(self.spec) - len(self._charged), 0)
-
-    @property
     def releases(self) -> int:
         """How many releases have been paid for."""
         with self._lock:

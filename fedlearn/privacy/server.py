@@ -7,7 +7,7 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,12 +47,11 @@ def noise_secret(spec: PrivacySpec, *, seed: int | None = None) -> bytes:
 class ServerPrivacy:
     """What happens to the mean of a round before it becomes the next global model.
 
-    ``uniform_weights`` is True: the mean that comes in must weigh every site alike.
+    The mean that comes in must weigh every site alike.
     """
 
     spec: PrivacySpec
     secret: bytes = field(repr=False)
-    uniform_weights: Literal[True] = True
 
     @classmethod
     def from_spec(cls, spec: PrivacySpec, secret: bytes) -> ServerPrivacy:

@@ -34,25 +34,19 @@ import hashlib
 import hmac
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
-from attestation.length_prefixed import pack
 from fedlearn.errors import CommitmentError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 __all__ = [
     "MAX_RECORDS",
     "SEED_BYTES",
     "Commitment",
     "Disclosure",
-    "check_unchanged",
     "commit",
     "prove",
-    "records_of_arrays",
     "verify_disclosure",
 ]
 
@@ -135,20 +129,6 @@ def commit(records: Iterable[bytes], seed: bytes) -> Commitment:
     return _build(records, seed, None)[0]
 
 
-def check_unchanged(records: Iterable[bytes], seed: bytes, commitment: Commitment) -> None:
-    """Check that ``records`` are still those of ``commitment``.
-
-    Raises :class:`fedlearn.errors.CommitmentError` saying what differs.
-    """
-    found = commit(records, seed)
-    if found.count != commitment.count:
-        raise CommitmentError(
-            f"there are {found.count} records; the commitment is to {commitment.count}"
-        )
-    if found.root != commitment.root:
-        raise CommitmentError("the records, or their order, are not those committed to")
-
-
 def prove(records: Iterable[bytes], seed: bytes, index: int, commitment: Commitment) -> Disclosure:
     """Disclose record ``index`` (from 0) in a way that anybody can check.
 
@@ -200,51 +180,6 @@ def verify_disclosure(
             f"this is not record {index} of the commitment",
             hint="the record, its salt or its path was altered, or the root is another client's",
         )
-
-
-def records_of_arrays(arrays: Mapping[str, NDArray[Any]]) -> Iterator[bytes]:
-    """Yield one record for each index of the first axis, the same in all arrays.
-
-    A record holds, for each array in the order of the names: name, element type, shape
-    of the item, and its bytes in little-endian C order, each with its length in front. Equal
-    data give equal records on every machine. Raises
-    :class:`fedlearn.errors.CommitmentError` when the arrays have no or different lengths, or
-    an element type that is not a number or a boolean.
-    """
-    if not arrays:
-        raise CommitmentError("there are no arrays to take records from")
-    # Who only keeps a seed needs no numpy.
-    import numpy as np
-
-    named = [(name, np.asarray(arrays[name])) for name in sorted(arrays)]
-    length: int | None = None
-    for name, array in named:
-        if array.dtype.kind not in "biufc" or array.dtype.itemsize > 16:
-            raise CommitmentError(
-                f"{name}: elements of type {array.dtype} have no canonical bytes",
-                hint="turn text and dates into numbers, or commit to the lines of the file",
-            )
-        if array.ndim == 0:
-            raise CommitmentError(f"{name}: a single number is not a list of records")
-        if length is not None and length != array.shape[0]:
-            raise CommitmentError(f"{name}: has {array.shape[0]} records, others {length}")
-        length = array.shape[0]
-    little = [
-        (name, array.astype(array.dtype.newbyteorder("<"), copy=False)) for name, array in named
-    ]
-    heads = [_head(name, array) for name, array in little]
-    for index in range(length or 0):
-        parts = []
-        for head, (_, array) in zip(heads, little, strict=True):
-            parts.append(head)
-            parts.append(pack(array[index].tobytes()))
-        yield b"".join(parts)
-
-
-def _head(name: str, array: NDArray[Any]) -> bytes:
-    kind = f"{array.dtype.kind}{array.dtype.itemsize}"
-    shape = ",".join(map(str, array.shape[1:]))
-    return pack(name.encode(), kind.encode(), shape.encode())
 
 
 def _salt(seed: bytes, index: int) -> bytes:

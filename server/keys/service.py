@@ -30,7 +30,7 @@ from fedlearn.sealing import Header, release_to
 from server.admission.registry import Admission
 from server.keys.key_protectors import ROOT_BYTES, Protector
 from server.keys.release import LiveAdmissions, Releasable, check_release
-from server.keys.root_key import ROOT_FILE, RootKey, hkdf
+from server.keys.root_key import RootKey, hkdf
 from server.naming import checked_name
 
 __all__ = ["KeyService", "ModelKey", "RecordEntry"]
@@ -59,9 +59,9 @@ class ModelKey:
 class KeyService:
     """Holds the keys in memory. Safe to use from several threads of one process.
 
-    Use :meth:`create`, :meth:`open` or :meth:`open_or_create`, whose arguments and errors
-    are those of :class:`server.keys.root_key.RootKey`. Only one process writes at a time: the one
-    that holds the lock of the :class:`server.store.models.ModelStore` beside it.
+    Use :meth:`create` or :meth:`open`, whose arguments and errors are those of
+    :class:`server.keys.root_key.RootKey`. Only one process writes at a time: the one that holds
+    the lock of the :class:`server.store.models.ModelStore` beside it.
     """
 
     def __init__(self, root: RootKey, *, record: RecordEntry | None = None) -> None:
@@ -108,32 +108,6 @@ class KeyService:
             expected_id=expected_id,
         )
         return cls(root, record=record)
-
-    @classmethod
-    def open_or_create(
-        cls,
-        directory: Path,
-        protectors: Sequence[Protector],
-        *,
-        record: RecordEntry | None = None,
-        allow_insecure_key_file: bool = False,
-        expected_id: str | None = None,
-    ) -> KeyService:
-        """Open the service in ``directory``, or create it where there is none."""
-        if (directory / ROOT_FILE).exists() or expected_id is not None:
-            return cls.open(
-                directory,
-                protectors,
-                record=record,
-                allow_insecure_key_file=allow_insecure_key_file,
-                expected_id=expected_id,
-            )
-        return cls.create(
-            directory,
-            protectors,
-            record=record,
-            allow_insecure_key_file=allow_insecure_key_file,
-        )
 
     @property
     def id(self) -> str:

@@ -186,14 +186,14 @@ def test_a_root_key_needs_a_protector_and_is_made_once(
 ) -> None:
     with pytest.raises(ConfigError, match="needs a protector"):
         KeyService.create(tmp_path, [])
-    first = KeyService.open_or_create(tmp_path, [recovery])
-    assert KeyService.open_or_create(tmp_path, [recovery]).id == first.id
+    first = KeyService.create(tmp_path, [recovery])
+    assert KeyService.open(tmp_path, [recovery]).id == first.id
     with pytest.raises(StoreError, match="already"):
         KeyService.create(tmp_path, [recovery])
     first.keep("ca", b"x")
     (tmp_path / "root.json").unlink()
     with pytest.raises(StoreError, match=r"root\.json is missing, and ca\.sealed"):
-        KeyService.open_or_create(tmp_path, [recovery])
+        KeyService.create(tmp_path, [recovery])
 
 
 def test_a_directory_that_somebody_else_made_is_refused(
@@ -204,7 +204,7 @@ def test_a_directory_that_somebody_else_made_is_refused(
     with pytest.raises(StoreError, match=f"{mine.id} is expected"):
         KeyService.open(tmp_path / "theirs", [recovery], expected_id=mine.id)
     with pytest.raises(StoreError, match="there is no root key"):
-        KeyService.open_or_create(tmp_path / "empty", [recovery], expected_id=mine.id)
+        KeyService.open(tmp_path / "empty", [recovery], expected_id=mine.id)
 
 
 def test_short_passphrases_are_refused_and_never_shown() -> None:

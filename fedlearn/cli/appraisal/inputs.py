@@ -33,7 +33,6 @@ from fedlearn.config import file_bytes
 from fedlearn.errors import ConfigError
 
 __all__ = [
-    "Appraised",
     "Request",
     "evidence_options",
     "moment",
@@ -42,8 +41,6 @@ __all__ = [
     "unhex",
     "write_new",
 ]
-
-_FOLDER_HINT = "a collateral folder is made by `fedlearn collateral fetch`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +64,6 @@ class Request:
         if policy is not None:
             trust = policy.anchors_for(trust, tee=self.evidence.tee, now=self.now)
         return verify(self.evidence, binding=self.report_data, trust=trust, now=self.now)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Appraised:
-    """A request together with the policy to apply."""
-
-    request: Request
-    policy: AppraisalPolicy
 
 
 def evidence_options(flag: str = "--evidence") -> Callable[[Callable[..., Any]], Any]:

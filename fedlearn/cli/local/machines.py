@@ -17,12 +17,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation.evidence import Tee
-from attestation.trust import TrustAnchors
 from fedlearn.config.attester import device, open_attester
 from fedlearn.config.attesterfile import AttesterSettings
 from fedlearn.errors import ConfigError
 
-__all__ = ["TEES", "Machine", "TeeChoice", "choose_tee", "make_machine", "settings_of", "trust_in"]
+__all__ = ["TEES", "Machine", "TeeChoice", "choose_tee", "make_machine", "settings_of"]
 
 TeeChoice = Literal["auto", "tpm", "sample"]
 TEES: Final = ("auto", "tpm", "sample")
@@ -98,14 +97,6 @@ def make_machine(tee: Tee, state: Path) -> Machine:
             raise TypeError("a software TPM is opened by the TPM attester")
         keys = attester.identity()
     return Machine(tee=tee, state=state, anchor=keys.ak_digest, hardware_id=keys.ek_digest)
-
-
-def trust_in(machines: list[Machine]) -> TrustAnchors:
-    """Return anchors that know exactly these machines."""
-    return TrustAnchors(
-        sample_keys=frozenset(m.anchor for m in machines if m.tee is Tee.SAMPLE),
-        tpm_aks=frozenset(m.anchor for m in machines if m.tee is Tee.TPM),
-    )
 
 
 def _sample(state: Path) -> Machine:
