@@ -1,4 +1,4 @@
-"""What may stand at a key: each type accepts a few values and says which ones."""
+"""Field types: each states which values a key may have."""
 
 from __future__ import annotations
 
@@ -36,7 +36,6 @@ __all__ = [
     "number",
     "octets",
     "plain",
-    "raw",
     "scalar",
     "seq",
     "simple",
@@ -76,9 +75,9 @@ def mapped(kind: FieldType[T], function: Callable[[T], U]) -> FieldType[U]:
     """What ``function`` makes of a value of ``kind``."""
 
     def convert(value: object, path: toml.Path, context: ReadContext) -> U:
-        before = len(context)
+        before = context.fault_count
         found = kind.convert(value, path, context)
-        return function(found) if len(context) == before else cast("U", None)
+        return function(found) if context.fault_count == before else cast("U", None)
 
     return cast("FieldType[U]", dataclasses.replace(cast("Any", kind), convert=convert))
 
@@ -218,12 +217,12 @@ def seq(
     def convert(value: object, path: toml.Path, context: ReadContext) -> tuple[T, ...]:
         if not isinstance(value, list) or not least <= len(value) <= most:
             raise InvalidValue
-        before = len(context)
+        before = context.fault_count
         found = [convert_at(kind, item, (*path, i), context) for i, item in enumerate(value)]
-        if unique and len(context) == before:
+        if unique and context.fault_count == before:
             for i, item in enumerate(found):
                 if item in found[:i]:
-                    context.add((*path, i), f"{shown(value[i])} stands there twice")
+                    context.add((*path, i), f"{shown(value[i])} is listed twice")
         return tuple(found)
 
     return FieldType(f"a list of {count} items, each {kind.expected}", convert)
@@ -277,15 +276,10 @@ def each(
                     unknown_key(item, key, path, context)
                     continue
             elif not key.fullmatch(item):
-                wish = what or f"a name that can stand here: {key.pattern}"
+                wish = what or f"a valid name: it must match {key.pattern}"
                 context.add((*path, item), f"is not {wish}")
             found[item] = convert_at(kind, inner, (*path, item), context)
         return MappingProxyType(found)
 
     keys = f"the keys {', '.join(key)}" if isinstance(key, tuple) else f"at most {most} keys"
     return FieldType(f"a table of {keys}, each {kind.expected}", convert, kind.model, ".NAME")
-
-
-def raw() -> FieldType[Mapping[str, Any]]:
-    """A table that somebody else reads."""
-    return mapped(plain(dict, lambda _: True, "a table"), MappingProxyType)

@@ -1,4 +1,4 @@
-"""Schemas: a frozen dataclass says what may stand in a TOML file, and reads it strictly.
+"""Schemas: a frozen dataclass declares the keys of a TOML file, which is then read strictly.
 
 See :mod:`attestation.config` for an example. :func:`read` finds every fault of a document, each
 with its line; :func:`describe` lists the keys of a schema for documentation.
@@ -53,7 +53,6 @@ class Fault:
     where: str
     key: str
     message: str
-    hint: str = ""
 
     def __str__(self) -> str:
         return ": ".join(filter(None, (self.where, self.key, self.message)))
@@ -66,7 +65,7 @@ class SchemaError(AttestationError):
     """
 
     def __init__(self, *faults: Fault) -> None:
-        super().__init__("\n".join(map(str, faults)), hint=faults[0].hint)
+        super().__init__("\n".join(map(str, faults)))
         self.faults = faults
 
 
@@ -98,15 +97,16 @@ class ReadContext:
         self._faults: list[tuple[int, Fault]] = []
         self.base = base
 
-    def __len__(self) -> int:
-        """Return the number of faults so far."""
+    @property
+    def fault_count(self) -> int:
+        """How many faults were found so far."""
         return len(self._faults)
 
-    def add(self, path: toml.Path, message: str, *, hint: str = "") -> None:
+    def add(self, path: toml.Path, message: str) -> None:
         """Record a fault at ``path``."""
         line = self._source.line(path)
         where = f"{self._where}:{line}" if line else self._where
-        self._faults.append((line, Fault(where, toml.dotted(path), message, hint)))
+        self._faults.append((line, Fault(where, toml.dotted(path), message)))
 
     def raise_faults(self) -> None:
         """Raise what was recorded.
@@ -119,7 +119,7 @@ class ReadContext:
 
 @dataclass(frozen=True, slots=True)
 class FieldType(Generic[T]):
-    """What may stand at a key. ``expected`` completes the sentence "must be ...".
+    """Which values a key may have. ``expected`` completes the sentence "must be ...".
 
     ``convert`` returns the value at a path; it records faults below, and raises
     :class:`InvalidValue`. ``model`` is the schema of tables below, whose keys follow ``suffix``.
@@ -139,11 +139,11 @@ def option(
     key: str = "",
     required: bool = False,
 ) -> T:
-    """Declare a field of a model. Without a default or a factory, the key must be there.
+    """Declare a field of a model. Without a default or a factory, the key is required.
 
     ``key`` is its name in the file, where that differs from the field's. A dotted one stands in
     a table: ``freshness.max_age_s`` is the key ``max_age_s`` of ``[freshness]``. With
-    ``required`` a default is for the constructor, and the key must be there all the same.
+    ``required`` a default is for the constructor only, and the key is required in a file.
     """
     required = required or (default is _REQUIRED and factory is None)
     metadata = {_TYPE: (kind, key, required)}
@@ -201,10 +201,10 @@ def model_at(
 
     The keys in ``without`` are not known here.
     """
-    before = len(context)
+    before = context.fault_count
     keys = {key: item for key, item in _keys(cast("Any", model)).items() if key not in without}
     values = _values(keys, value, path, context)
-    if len(context) > before:
+    if context.fault_count > before:
         return None
     try:
         return model(**values)
@@ -310,11 +310,11 @@ def _values(keys: _Keys, value: object, path: toml.Path, context: ReadContext) -
 class KeyDescription:
     """One key of a schema.
 
-    ``table``     dotted name of the table that it stands in; ``[]`` follows an array of tables,
+    ``table``     dotted name of the table that it is in; ``[]`` follows an array of tables,
                   ``NAME`` stands for any key
     ``key``       its name there
-    ``type``      what may stand there
-    ``default``   as it is written in TOML; empty for nothing, None where the key must be there
+    ``type``      which values it may have
+    ``default``   as it is written in TOML; empty for nothing, None where the key is required
     ``meaning``   what the docstring of the model says about it
     ``contents``  for a table that is described as well, its name as a ``table``; else empty
     """
@@ -330,7 +330,7 @@ class KeyDescription:
 def describe(model: type, table: str = "") -> Iterator[KeyDescription]:
     """Yield every key of a schema in the order of declaration, and after a table its keys.
 
-    The meaning of a key stands in the docstring of its model: on a line of its own, its name in
+    The meaning of a key is in the docstring of its model: on a line of its own, its name in
     double backquotes, two spaces or more, and the text, which may go on in indented lines. The
     meaning of a table without one is the first paragraph of the docstring of the table's model.
     """

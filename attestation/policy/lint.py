@@ -65,7 +65,7 @@ def _references(policy: AppraisalPolicy, now: datetime) -> Iterator[str]:
             yield f"{where} ends soon, at {item.not_after.isoformat()}"
         key = (item.claim, item.value, item.tee)
         if key in seen and item.not_before is None and item.not_after is None:
-            yield f"{where} stands there twice"
+            yield f"{where} is listed twice"
         seen.add(key)
 
 

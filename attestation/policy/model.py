@@ -204,8 +204,8 @@ class SgxRules:
     ``min_tcb_evaluation``  smallest ``tcbEvaluationDataNumber`` of the collateral
     ``mrenclave``           accepted enclaves; empty accepts any
     ``mrsigner``            accepted signers of enclaves; empty accepts any
-    ``isv_prod_id``         the signer's number of the product; ``None`` does not ask
-    ``min_isv_svn``         smallest security version of the product; ``None`` does not ask
+    ``isv_prod_id``         the signer's number of the product; not asked by default
+    ``min_isv_svn``         smallest security version of the product; not asked by default
     """
 
     tcb_status: tuple[str, ...] = option(_choices(*TCB_STATUSES), default=("UpToDate",))
@@ -230,13 +230,14 @@ class SnpRules:
     ``require_single_socket``
                            whether the guest must be limited to one socket
     ``products``           accepted products (``Milan``, ``Genoa``, ``Turin``); empty accepts all
-    ``min_guest_svn``      smallest GUEST_SVN, which the holder of the id key signs; ``None`` does
-                           not ask
+    ``min_guest_svn``      smallest GUEST_SVN, which the holder of the id key signs; not asked
+                           by default
     ``require_policy``     bits of the guest policy that must be set
     ``require_platform``   bits of PLATFORM_INFO that must be set
     ``require_launch_mitigations``, ``require_current_mitigations``
                            numbers of the bits that must be set in LAUNCH_MIT_VECTOR and
-                           CURRENT_MIT_VECTOR, which reports have from version 5 on
+                           CURRENT_MIT_VECTOR; a report before version 5 has neither and is
+                           refused
     """
 
     min_tcb: Mapping[str, int] = option(_versions(), factory=dict)
@@ -265,7 +266,7 @@ class TpmRules:
     ``require_safe_clock``  the TPM says that its clock never ran backwards (TPM 2.0,
                             part 2, ``TPMS_CLOCK_INFO.safe``)
     ``firmware``            accepted ``firmwareVersion`` values; empty accepts any
-    ``pcrs``                registers that the quote must cover
+    ``pcrs``                registers that the quote must cover, of any bank but SHA-1
     """
 
     require_safe_clock: bool = option(flag(), default=False)
@@ -277,7 +278,8 @@ class TpmRules:
 class NvidiaRules:
     """What is demanded of GPUs. An NVSwitch is no GPU; where it is there, it must be verified.
 
-    ``required``  refuse evidence with fewer than ``min_gpus`` GPUs, or one not verified
+    ``required``  refuse evidence with fewer than ``min_gpus`` GPUs, or one not verified; there must
+                  be a reference value for the GPU, or ``nvidia.rim`` in ``require``
     ``min_gpus``  how many GPUs there must be; only with ``required``
     """
 
@@ -317,10 +319,10 @@ class AppraisalPolicy:
     ``insecure_debug``
                      whether environments count that their host can look into
     ``require``      claims that must be present and verified, such as event log claims
-    ``nodes``        hardware identities that each node may run on; ``None`` does not ask
+    ``nodes``        hardware identities that each node may run on; not asked by default
     ``lifetime``     longest time that a result may be relied upon
     ``max_age``      oldest evidence that counts, where evidence carries a time
-    ``coordinator``  what clients demand of the coordinator; ``None`` where nothing is said
+    ``coordinator``  what clients demand of the coordinator; nothing by default
     """
 
     version: int = option(whole(1, _MAX_INT), default=1)

@@ -63,7 +63,7 @@ def parse_policy(data: bytes, where: str = "policy.toml") -> AppraisalPolicy:
     try:
         policy = read(AppraisalPolicy, source, where=where)
     except SchemaError as error:
-        raise PolicyError(str(error), hint=error.hint) from None
+        raise PolicyError(str(error)) from None
     if policy.coordinator is None:
         return policy
     written = source.table["coordinator"]

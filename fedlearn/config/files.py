@@ -24,7 +24,7 @@ class ConfigErrors(ConfigError):
     """Several faults of one file. ``problems`` has one error for each, by line."""
 
     def __init__(self, problems: tuple[ConfigError, ...]) -> None:
-        super().__init__("\n".join(str(problem) for problem in problems), hint=problems[0].hint)
+        super().__init__("\n".join(map(str, problems)))
         self.problems = problems
         self.where = problems[0].where
         self.key = problems[0].key
@@ -45,8 +45,7 @@ def read(
         return config.read(model, document, where=where, base=base)
     except config.SchemaError as error:
         found = [
-            ConfigError(fault.message, where=fault.where, key=fault.key, hint=fault.hint)
-            for fault in error.faults
+            ConfigError(fault.message, where=fault.where, key=fault.key) for fault in error.faults
         ]
     raise found[0] if len(found) == 1 else ConfigErrors(tuple(found))
 

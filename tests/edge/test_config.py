@@ -76,7 +76,7 @@ def test_hours_pass_midnight(minute: int, inside: bool) -> None:
     [
         ("state =", "stat =", ":1: stat: unknown key; did you mean 'state'?"),
         ('"process"', '"docker"', ':4: launcher.kind: must be one of "process", "kubernetes"'),
-        ("[data.medpar]", "[data.Medpar]", ":6: data.Medpar: is not a name that can stand here"),
+        ("[data.medpar]", "[data.Medpar]", ":6: data.Medpar: is not a valid name: it must match"),
         ('path = "data/medpar"', "", ":6: data.medpar: needs exactly one of path and claim"),
         ('path = "data/medpar"', 'claim = "c"', ':7: data.medpar.claim: needs launcher.kind = "ku'),
         ('["mortality-*"]', '["a b"]', ":8: data.medpar.jobs[0]: must be a job's name"),

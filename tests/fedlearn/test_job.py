@@ -239,7 +239,7 @@ def test_the_workload_digest_is_the_documented_one() -> None:
         ("rounds = 5\n", "", "job.toml: needs the key 'rounds'"),
         ('"medpar"', '"Med par"', "job.toml:1: name: must be 1 to 63 of a-z"),
         ('["a", "b"]', "[]", "job.toml:4: sites: must be a list of 1 to 1000"),
-        ('["a", "b"]', '["a", "a"]', 'job.toml:4: sites[1]: "a" stands there twice'),
+        ('["a", "b"]', '["a", "a"]', 'job.toml:4: sites[1]: "a" is listed twice'),
         ("quorum = 1", "quorum = 3", "job.toml:7: quorum: must be at most the 2 sites, not 3"),
         ("deadline_s = 30", "deadline_s = 0", "deadline_s: must be a number from 1 to 604800"),
         ('"fail"', '"wait"', 'stragglers: must be one of "drop", "fail", not "wait"'),

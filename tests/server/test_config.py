@@ -99,7 +99,7 @@ def test_everything(tmp_path: Path) -> None:
         ),
         ('"passphrase"]', '"passphrase", "insecure-plain-key-file"]', "makes the others pointless"),
         ("pcrs = [0, 7]", "pcrs = [0, 24]", ":16: keys.pcrs[1]: must be a whole number from 0"),
-        ("pcrs = [0, 7]", "pcrs = [7, 7]", "7 stands there twice"),
+        ("pcrs = [0, 7]", "pcrs = [7, 7]", "7 is listed twice"),
         ('kind = "tpm"', 'kind = "sample"', ':19: attester.kind: must be one of "auto"'),
         ('kind = "tpm"', 'kind = "ccnp"', ':20: attester.tcti: only for kind = "azure" or "tpm"'),
         ("client_s = 900", "client_s = 7200", ":23: certificates.client_s: must be a whole number"),
