@@ -6,4 +6,6 @@ Input and output are in three places. :mod:`attestation.attesters` asks the mach
 a caller names;
 :mod:`fedlearn.sealing` and :mod:`attestation.tpm.seal` keep what was sealed. Nothing opens a
 connection to another machine. Terms are those of RFC 9334.
+
+The pages are docs/reference/api/index.md and docs/explanation/attestation.md.
 """

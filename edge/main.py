@@ -1,4 +1,7 @@
-"""``fedlearn-edge``: run, check and look after one site."""
+"""``fedlearn-edge``: run, check and look after one site.
+
+The page is docs/reference/cli/fedlearn-edge.md.
+"""
 
 from __future__ import annotations
 

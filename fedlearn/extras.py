@@ -5,6 +5,8 @@ party names: ``fedlearn[server]`` for a coordinator, ``fedlearn[kubernetes]`` fo
 starts clients in a cluster, ``fedlearn[torch]`` to train with torch. A command that needs a
 package of an extra which is not installed ends with a :class:`~fedlearn.errors.ConfigError` whose
 hint is the command that installs it.
+
+The page is docs/start/install.md.
 """
 
 from __future__ import annotations

@@ -1,1 +1,4 @@
-"""The coordinator: admission, sealed store, ledger and rounds."""
+"""The coordinator: admission, sealed store, ledger and rounds.
+
+The page is docs/explanation/index.md.
+"""

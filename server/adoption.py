@@ -4,6 +4,8 @@ Where a backup is all that is left, ledger and store are not of one state, and t
 refuses to start. Adopting binds what is there, after checking each part for itself, and enters
 into the ledger what was adopted in place of what. What the lost part knew is lost: revocations
 and removals, privacy that was spent, versions of models.
+
+The page is docs/how-to/recover-a-lost-disk.md.
 """
 
 from __future__ import annotations

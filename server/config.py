@@ -27,6 +27,8 @@
 
     [metrics]
     listen = "127.0.0.1:9446"              # counts for Prometheus; nowhere by default
+
+The page is docs/reference/server.md.
 """
 
 from __future__ import annotations

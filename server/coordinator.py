@@ -3,6 +3,8 @@
 It stands behind the services of :mod:`server.rpc` (:class:`server.rpc.ports.Coordinator`): what
 operators, sites and clients may ask. What is open, and how it ends, is in
 :mod:`server.jobs.active_jobs`. It decides nothing about evidence and touches no weights.
+
+The pages are docs/explanation/architecture.md and docs/adr/0009-one-coordinator.md.
 """
 
 from __future__ import annotations

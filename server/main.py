@@ -1,4 +1,7 @@
-"""``fedlearn-server``: establish, check and run a coordinator."""
+"""``fedlearn-server``: establish, check and run a coordinator.
+
+The page is docs/reference/cli/fedlearn-server.md.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ nothing is wrong, and 503 with one line for each fault otherwise; ``GET /livez``
 the process answers. It is off unless ``[metrics] listen`` names an address; whoever reaches that
 sees how many sites, jobs and admissions there are, how fast they change, and the names of jobs
 that a fault holds up. One request is answered at a time.
+
+The page is docs/reference/metrics.md.
 """
 
 from __future__ import annotations

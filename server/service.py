@@ -1,4 +1,7 @@
-"""A running coordinator: everything wired together, started and stopped in order."""
+"""A running coordinator: everything wired together, started and stopped in order.
+
+The page is docs/explanation/threat-model.md.
+"""
 
 from __future__ import annotations
 

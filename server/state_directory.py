@@ -13,6 +13,8 @@
 
 The private keys (CA, ledger, orders, results) exist in memory and sealed in ``keys/`` only.
 The key of the TLS listeners and the HPKE key are made anew at every start and never written.
+
+The page is docs/reference/state.md.
 """
 
 from __future__ import annotations

@@ -18,6 +18,9 @@ __all__ = ["Docstrings", "inline", "markdown"]
 _ENTRY: Final = re.compile(r"^((?:``[\w., -]+``(?:, )?)+)(?:  +(.*))?$")
 """A line of a list of names: one or several literals, and two spaces before what they mean."""
 
+_PAGES: Final = re.compile(r"\n\nThe (?:page is|pages are) docs/[^\0]*\Z")
+"""Where a module says which pages are about it: of no use to who reads one of them."""
+
 _ROLE: Final = re.compile(r":\w+:`[~!.]*([^`]+)`")
 
 
@@ -32,7 +35,7 @@ class Docstrings(griffe.Extension):
 
 def markdown(text: str) -> str:
     """Return a docstring as Markdown; its fields stay as they are."""
-    return "\n".join(_lines(text.splitlines()))
+    return "\n".join(_lines(_PAGES.sub("", text).splitlines()))
 
 
 def _lines(lines: list[str]) -> Iterator[str]:

@@ -1,4 +1,7 @@
-"""Attesters: the only part of this library that does input and output."""
+"""Attesters: the only part of this library that does input and output.
+
+The page is docs/contributing/add-an-attester.md.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@ through pipes, never through argv or the disk.
 A software TPM has no resource manager and only three slots for transient objects, so a
 sequence that loads objects or starts sessions flushes them before it begins and when it
 ends; with ``/dev/tpmrm0`` the kernel does that.
+
+The page is docs/adr/0006-tpm-tools.md.
 """
 
 from __future__ import annotations

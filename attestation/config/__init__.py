@@ -28,6 +28,8 @@ Limits(rounds=3, deadline_s=600.0)
 Traceback (most recent call last):
     ...
 attestation.config.schema.SchemaError: a.toml:1: rounds: must be a whole number from 1 to ...
+
+The pages are docs/reference/api/config.md and docs/adr/0022-toml.md.
 """
 
 from __future__ import annotations

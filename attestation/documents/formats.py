@@ -15,6 +15,8 @@
 
 Quotes and reports may also be written in hex or base64, or stand in the JSON of another agent
 (:mod:`attestation.documents.agent_documents`).
+
+The page is docs/reference/evidence.md.
 """
 
 from __future__ import annotations

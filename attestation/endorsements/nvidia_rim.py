@@ -12,6 +12,8 @@ measurement is one of its alternatives; an inactive one demands nothing. RIM ind
 firmware of NVDEC0 and does not count where the report says that NVDEC0 is disabled.
 
 Reading a RIM needs the extra ``nvidia``; without it every function that reads one says so.
+
+The page is docs/adr/0016-nvidia.md.
 """
 
 from __future__ import annotations

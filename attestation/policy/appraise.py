@@ -5,6 +5,8 @@ result affirming, and a result without an affirming finding has status ``NONE``.
 
 Whatever else matches, nothing is affirmed whose launch identity the policy does not pin
 (:mod:`attestation.policy.launch`): what software says about itself is as good as what started it.
+
+The page is docs/reference/api/policy.md.
 """
 
 from __future__ import annotations

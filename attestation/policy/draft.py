@@ -3,6 +3,8 @@
 The draft is meant to be read and edited. It never turns debugging on, and where the evidence
 is weaker than the defaults (an old TCB, a high VMPL, migration), the line that accepts it
 says so and is listed in :attr:`Draft.notes`.
+
+The page is docs/how-to/write-a-policy.md.
 """
 
 from __future__ import annotations

@@ -30,6 +30,8 @@ Sources: AMD publication 56860 (``MEASUREMENT``, ``ID_BLOCK``); Intel TDX module
 specification (MRTD, RTMR) with the UEFI 2.10 CC mapping of PCRs to RTMRs (section 38.4.1);
 Intel SGX (MRENCLAVE, MRSIGNER, ISVPRODID, ISVSVN); TCG PC Client Platform Firmware Profile,
 table 1 (PCRs); the Linux TPM PCR registry of the UAPI group (PCRs 8 to 12).
+
+The page is docs/adr/0011-launch-identity.md.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@
     site-a = ["811dca2a…"]         # chip id, PPID or SHA-256 of the EK
     [tdx] [sgx] [snp] [tpm] [nvidia]   # minimums; see the classes in attestation.policy.model
     [coordinator]                  # the same grammar: what clients demand of the coordinator
+
+The page is docs/reference/policy.md.
 """
 
 from __future__ import annotations

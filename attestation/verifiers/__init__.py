@@ -32,6 +32,8 @@ Nobody believes a key that is not pinned:
 Traceback (most recent call last):
     ...
 attestation.errors.EndorsementError: sample key: signed by a key that is not ...
+
+The pages are docs/reference/api/verifiers.md and docs/contributing/add-a-verifier.md.
 """
 
 from __future__ import annotations

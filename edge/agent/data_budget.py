@@ -10,6 +10,8 @@ The cost is the composition of all charged rounds by Renyi differential privacy
 (:func:`fedlearn.privacy.accountant.composed_epsilon`), at the ``delta`` of the data set. The unit
 is the site's whole contribution from this data. A job is charged with the updates that left the
 site, and while it runs with at least those that it may ask for.
+
+The page is docs/adr/0014-data-budget.md.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 The coordinator's order is signed and the client's code is attested, and still the site
 decides for itself: whose code touches its data, when, and what may leave.
+
+The page is docs/how-to/review-a-bundle.md.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@
    committed to.
 
 When the coordinator was away and has forgotten us, begin again at 2; app and data stay warm.
+
+The page is docs/adr/0007-who-measures.md.
 """
 
 from __future__ import annotations

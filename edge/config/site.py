@@ -32,6 +32,8 @@
     # [kubernetes]                     # for launcher.kind = "kubernetes"; see kubernetes.py
     [attester]                         # what proves this site's clients; see attesterfile
     [trust]                            # anchors for verifying the coordinator; see trustfile
+
+The page is docs/reference/site.md.
 """
 
 from __future__ import annotations

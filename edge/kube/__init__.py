@@ -1,1 +1,4 @@
-"""Clients as pods and virtual machines of a Kubernetes cluster."""
+"""Clients as pods and virtual machines of a Kubernetes cluster.
+
+The page is docs/how-to/kubernetes.md.
+"""

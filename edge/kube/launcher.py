@@ -5,6 +5,8 @@ The cluster is the memory: an assignment is one object whose name is the assignm
 it cannot be created twice, and an agent that was restarted finds what it left. A small file
 for each assignment that was started keeps one whose object is gone from being started again.
 Everything is followed through watches; nothing is polled.
+
+The page is docs/explanation/kubernetes.md.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 A launcher starts what it is told and says what becomes of it. Whether the site wants the job
 at all was decided before (:mod:`edge.agent.site_policy`); whether the client is what it should be
 is decided elsewhere, by evidence. A launcher is not trusted with either.
+
+The page is docs/contributing/add-a-launcher.md.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Flower puts an application's folder first on Python's path, so code in it that is named like
 one of our packages would take that package's place. Such an application is refused, as a
 folder and as a bundle (a FAB: a zip file with a ``pyproject.toml`` at its root).
+
+The page is docs/how-to/bring-a-flower-app.md.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 The packages that import Flower call :func:`prepare` first. It imports no Flower, so that a
 release outside the range fails with one sentence, and not with whatever its first changed
 module raises.
+
+The pages are docs/adr/0001-flower-1-41.md and docs/adr/0012-flower-range.md.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Both ends do this with untrusted bundles: the coordinator for the ServerApp, the client in its
 TEE for the ClientApp. What may be inside is decided by :mod:`fedlearn.app.checks`; here it is
 written to a private folder, file by file, never as a link, never outside.
+
+The page is docs/how-to/add-a-dependency-at-sites.md.
 """
 
 from __future__ import annotations

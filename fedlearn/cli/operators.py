@@ -1,4 +1,7 @@
-"""``fedlearn operator``: an operator's own key and login, and who else is an operator."""
+"""``fedlearn operator``: an operator's own key and login, and who else is an operator.
+
+The page is docs/how-to/operators.md.
+"""
 
 from __future__ import annotations
 

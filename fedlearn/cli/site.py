@@ -1,4 +1,7 @@
-"""``fedlearn site``: invite sites, see them, drain and remove them; and enroll one here."""
+"""``fedlearn site``: invite sites, see them, drain and remove them; and enroll one here.
+
+The page is docs/tutorials/enroll-a-site.md.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@ there is.
 
 ``SHA-256("fedlearn-software/1\\0" | for each file: LP(path) | SHA-256(content))``, files of
 the four packages in byte order of their paths, compiled files left out; LP(x) = u32be(len x) | x.
+
+The page is docs/how-to/upgrade-without-breaking-policies.md.
 """
 
 from __future__ import annotations

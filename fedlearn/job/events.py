@@ -6,6 +6,8 @@ it decides nothing, and the ledger is where decisions are proven.
 
 Seconds are wall clock, bytes are those of the update as it crossed the wire. A reader ignores
 fields that it does not know, and shows a kind that it does not know as :class:`OtherEvent`.
+
+The page is docs/reference/events.md.
 """
 
 from __future__ import annotations

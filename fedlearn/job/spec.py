@@ -4,6 +4,8 @@ The digest (:meth:`JobSpec.digest`) is measured into every client's TEE before i
 is part of the binding of its evidence, so two parties that agree on it agree on the job. It
 covers the meaning and not the place: the digest of the policy and the owner's key are in it,
 paths are not. The code is bound next to it, by :func:`workload_digest`.
+
+The page is docs/reference/job.md.
 """
 
 # ruff: noqa: RUF009 (an option is a field specifier; each makes a new field)

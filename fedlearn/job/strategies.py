@@ -2,6 +2,8 @@
 
 The names are those of ``flwr.serverapp.strategy`` in lower case; the options are keyword
 arguments of its classes. ``app`` leaves the choice to the application's own ServerApp.
+
+The page is docs/contributing/add-a-strategy.md.
 """
 
 from __future__ import annotations

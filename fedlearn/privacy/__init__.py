@@ -9,6 +9,8 @@ global models is (epsilon, delta)-differentially private for the unit and the ad
 the :class:`PrivacySpec` names, against everybody who does not know the noise secret. It is a
 computational guarantee, as the noise comes from a cipher. It says nothing of what leaves
 beside the models: metrics, numbers of examples, the time that a site takes.
+
+The page is docs/tutorials/study-privacy.md.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ not learn which sites were drawn, and the ledger and the events of a job name th
 ``rdp``  Renyi differential privacy (Mironov 2017, arXiv:1702.07476); fast, an upper bound
 ``pld``  privacy loss distributions (Doroshenko et al. 2022, arXiv:2207.04380); tighter, also
          an upper bound, slower, and only for costs that are worth the name
+
+The page is docs/reference/api/privacy.md.
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ The noise on the sum has the standard deviation ``noise_multiplier * sensitivity
 round independently with probability ``sampling_rate``. ``fixed``: ``sample_size`` of
 ``population`` sites, without replacement. No amplification is credited: it would hold
 against somebody who does not learn which sites were drawn, and the ledger names them.
+
+The page is docs/how-to/choose-epsilon-and-clip.md.
 """
 
 from __future__ import annotations

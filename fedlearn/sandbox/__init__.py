@@ -4,6 +4,8 @@
 where the kernel lets us, with Landlock and seccomp where it has them, under another user where
 we are root, with bounded memory, processes, files and disk. :class:`SandboxReport` says what of
 that is in force; nothing is left out silently. Linux only.
+
+The page is docs/adr/0018-sandbox.md.
 """
 
 from __future__ import annotations

@@ -40,6 +40,8 @@ only where :meth:`SealedReader.check_signer` found the signature of a key that w
 digest stands in a place that is trusted: whoever knows a recipient's public key can make a file
 of version 1, or one of version 2 with a key of their own, that opens. What is not hidden: the
 header, that is names, types and shapes of tensors, model, version, round and metadata.
+
+The page is docs/reference/sealed-model.md.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 A content key says nothing of the sealer: anybody can seal a file for an owner whose public key
 they know. So a file that leaves its coordinator is signed, as :mod:`attestation.ecdsa` has it.
+
+The page is docs/adr/0015-signed-models.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Sealing: tensors in, one file out, with one chunk of extra memory."""
+"""Sealing: tensors in, one file out, with one chunk of extra memory.
+
+The page is docs/reference/api/sealing.md.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 The server sends its certificate and its CA in the handshake (RFC 8446, section 4.4.2). We
 take them from one handshake, check that the CA's key has the pinned hash and that it signed
 the certificate, and only then open real channels that trust exactly these.
+
+The page is docs/adr/0008-pinned-coordinator.md.
 """
 
 from __future__ import annotations

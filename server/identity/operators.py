@@ -8,6 +8,8 @@ is in the ledger before it counts.
 A request has to be signed by its own key on P-256 (RFC 2986). Of its subject only a common
 name is looked at, and it must be the name that the operator is to get; a request that asks for
 any other identity is refused. A key is used for one certificate, ever.
+
+The page is docs/adr/0010-operators.md.
 """
 
 from __future__ import annotations

@@ -55,6 +55,8 @@ claim names to hexadecimal. More fields may stand beside these.
 >>> verified.head.sequence
 1
 >>> folder.cleanup()
+
+The page is docs/reference/api/ledger.md.
 """
 
 from __future__ import annotations

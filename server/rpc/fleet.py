@@ -22,6 +22,8 @@ bound waits before a byte of it is read.
 A client that has had no connection for longer than the interval of heartbeats is reported to its
 job as absent, so that a client that vanished does not hold up a round until the deadline. (A
 client that was killed is reported by its agent at once.)
+
+The page is docs/adr/0002-front-and-links.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Ledger and sealed store of one state directory, opened together or compared."""
+"""Ledger and sealed store of one state directory, opened together or compared.
+
+The page is docs/adr/0019-authenticated-state.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""``fedlearn collateral``: what verification needs, in a folder, for places without a network."""
+"""``fedlearn collateral``: what verification needs, in a folder, for places without a network.
+
+The page is docs/how-to/collateral.md.
+"""
 
 from __future__ import annotations
 

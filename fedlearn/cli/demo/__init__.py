@@ -1,1 +1,4 @@
-"""``fedlearn demo``: a federation on this machine, from enrollment to the sealed model."""
+"""``fedlearn demo``: a federation on this machine, from enrollment to the sealed model.
+
+The page is docs/start/quickstart.md.
+"""

@@ -1,1 +1,4 @@
-"""``fedlearn job``: write, check, try, submit and watch jobs."""
+"""``fedlearn job``: write, check, try, submit and watch jobs.
+
+The page is docs/tutorials/launch-a-job.md.
+"""

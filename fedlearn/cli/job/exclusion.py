@@ -1,4 +1,7 @@
-"""``fedlearn job revoke`` and ``readmit``: keep a site out of a job, and let it back in."""
+"""``fedlearn job revoke`` and ``readmit``: keep a site out of a job, and let it back in.
+
+The page is docs/how-to/keep-a-site-out.md.
+"""
 
 from __future__ import annotations
 

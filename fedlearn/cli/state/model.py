@@ -2,6 +2,8 @@
 
 Exit statuses: 0 done; 1 an error; 2 an answer that is a refusal: a key that does not open
 the model, a sealed file that nobody who was named sealed, or one that is not what was written.
+
+The page is docs/how-to/get-a-model-back.md.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ strategy               ``[aggregation] updates = "visible-to-app"``
 ``files``              the files that the application leaves, once, before it has ended
 ``done``               how the application ended
 =====================  =======================================================================
+
+The page is docs/adr/0017-aggregator.md.
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ mean, rounded to the nearest integer, ties to even. Boolean arrays get the weigh
 ``False`` for a tie.
 
 Pure: no input or output, and an update that is refused leaves the sum as it was.
+
+The page is docs/adr/0003-exact-mean.md.
 """
 
 from __future__ import annotations

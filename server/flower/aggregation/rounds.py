@@ -16,6 +16,8 @@ stages, repeats and restarts of a job (:meth:`server.jobs.job_channel.JobChannel
 
 The generators of ``random``, numpy and torch are seeded for each phase, so a round depends on
 the job's seed and on the state before it, and on nothing else.
+
+The page is docs/adr/0004-resume.md.
 """
 
 from __future__ import annotations

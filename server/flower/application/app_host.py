@@ -14,6 +14,8 @@ application ends, and when the app host dies, the kernel closes it.
 
 Only processes of the same user are answered, and of these none that the app host itself started:
 without a mount namespace the code of a job sees the socket too.
+
+The page is docs/adr/0020-app-container.md.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ A node is a site of the job. Its number comes from the job and the site, and sur
 key and a restarted client: a question that was handed out and not answered is handed out
 again when its node asks for work. Whether a node is there is judged by the time for which the
 coordinator ran (:func:`server.clock.awake`).
+
+The page is docs/adr/0013-exchange.md.
 """
 
 from __future__ import annotations
