@@ -23,6 +23,7 @@ PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
 )
+FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 TEST_ID = re.compile(r"\b(tests/[\w/]+\.py)::(\w+)")
 TEST_FILE = re.compile(r"`(tests/[\w/]+\.py)")
 ANY_TEST = re.compile(r"::\w+|\btest_\w++(?!\.py)")
@@ -64,11 +65,16 @@ def functions(path: str) -> frozenset[str]:
 
 
 def missing(text: str) -> list[str]:
-    """Return what a page names of the tests and what is not there, or is named by halves."""
+    """Return what a page names of the tests and what is not there, or is named by halves.
+
+    Code that a reader is to write does not count, nor a file whose name the reader chooses.
+    """
+    text = FENCED.sub("", text)
     absent = [
         f"{path}::{name}" for path, name in TEST_ID.findall(text) if name not in functions(path)
     ]
-    absent += [path for path in TEST_FILE.findall(text) if not (ROOT / path).is_file()]
+    files = [path for path in TEST_FILE.findall(text) if "NAME" not in path]
+    absent += [path for path in files if not (ROOT / path).is_file()]
     return absent + ANY_TEST.findall(TEST_FILE.sub("", TEST_ID.sub("", text)))
 
 
