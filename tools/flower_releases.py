@@ -29,12 +29,12 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = [
-    "tests/fedlearn/test_message.py",
-    "tests/fedlearn/test_demo_apps.py",
-    "tests/server/test_flower_contract.py",
-    "tests/server/test_exchange.py",
-    "tests/server/test_aggregation.py",
-    "tests/edge/test_flower_state.py",
+    "tests/fedlearn/app/test_message.py",
+    "tests/fedlearn/demo/test_apps.py",
+    "tests/server/flower/application/test_contract.py",
+    "tests/server/flower/exchange/test_link.py",
+    "tests/server/flower/aggregation/test_mean.py",
+    "tests/edge/client/flower/test_app_state.py",
     "tests/e2e/test_flower_rounds.py::"
     "test_a_round_costs_less_than_half_a_second_and_repeats_to_the_bit",
 ]

@@ -120,7 +120,7 @@ def test_the_attester_passes_the_tests_that_the_page_names(branch: Path) -> None
         "-q",
         "-p",
         "no:cacheprovider",
-        "tests/attestation/test_report_box.py",
+        "tests/attestation/attesters/test_report_box.py",
         "tests/conformance/test_attesters.py",
         "-k",
         "report_box or report-box",
