@@ -27,7 +27,7 @@ from fedlearn.job.spec import JobSpec
 from fedlearn.privacy import Budget
 from server.admission.registry import Admission, AdmissionRegistry
 from server.health import Health
-from server.identity.enrollment import SiteRegistry
+from server.identity.site_registry import SiteRegistry
 from server.jobs.active_jobs import OpenJobs
 from server.jobs.bundles import Bundle
 from server.jobs.job_store import JobRecord, JobState, JobStatus, JobStore

@@ -42,9 +42,11 @@ from server.clock import SteadyClock
 from server.config import ServerConfig
 from server.coordinator import Coordinator
 from server.health import Health
-from server.identity.enrollment import SiteRegistry, SiteStatus, site_entries
 from server.identity.operators import OperatorRegistry
 from server.identity.peer_certificates import spki
+from server.identity.site import SiteStatus
+from server.identity.site_records import site_entries
+from server.identity.site_registry import SiteRegistry
 from server.identity.tpm_enrollment import TpmEnrollment
 from server.jobs.job_store import JobStatus
 from server.measurement import config_digest

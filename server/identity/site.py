@@ -12,7 +12,7 @@ from fedlearn.errors import LedgerError
 from server.identity.peer_certificates import thumbprint
 from server.identity.site_tpm import SiteTpm
 
-__all__ = ["Site", "SiteStatus"]
+__all__ = ["Site", "SiteStatus", "status_change"]
 
 
 class SiteStatus(enum.StrEnum):
@@ -93,3 +93,13 @@ class Site:
                 "an entry about a site is not one that this version can read",
                 hint="use the version that wrote it, or a newer one",
             ) from error
+
+
+def status_change(former: Site, site: Site) -> dict[str, Any]:
+    """Return the body of the ledger entry for a change of a site, without its state."""
+    return {
+        "status": site.status.value,
+        "former": former.status.value,
+        "key_thumbprint": former.key_thumbprint.hex(),
+        **({"tpm": site.tpm.entry()} if site.tpm.ek or site.tpm.shown_ek else {}),
+    }

@@ -21,8 +21,8 @@ from attestation.errors import EndorsementError, EvidenceError
 from attestation.tpm.credential import ActivationChallenge, TpmIdentity, challenge_identity
 from attestation.trust import TrustAnchors
 from fedlearn.errors import EnrollmentRefused, NonceRefused, Throttled
-from server.identity.enrollment import SiteRegistry
 from server.identity.site import SiteStatus
+from server.identity.site_registry import SiteRegistry
 
 __all__ = ["CHALLENGE_LIFETIME", "Outcome", "Proposal", "TpmEnrollment"]
 
@@ -86,7 +86,7 @@ class TpmEnrollment:
         :raises AttestationError: when ``identity`` is malformed, or its keys of a wrong kind.
         """
         activation, certificate = self._challenge(identity)
-        self._sites.show_tpm(site, ek=activation.proven.ek, certificate=certificate)
+        self._sites.tpms.show(site, ek=activation.proven.ek, certificate=certificate)
 
     def propose(self, site: str, identity: bytes) -> Proposal:
         """Return a challenge for the keys that ``site`` names.
@@ -142,12 +142,12 @@ class TpmEnrollment:
         try:
             proven = found.activation.prove(secret)
         except EndorsementError as error:
-            self._sites.refuse_tpm(site, found.activation.proven, str(error))
+            self._sites.tpms.refuse(site, found.activation.proven, str(error))
             raise EnrollmentRefused(f"site {site}: {error}", hint=error.hint) from error
         tpm = self._sites.tpm(site)
         if not tpm.ek and not tpm.believes(proven) and proven.ak in self._trust().tpm_aks:
             return Outcome(accepted=True, endorsement="pinned")
-        after = self._sites.prove_tpm(site, proven, certificate=found.certificate)
+        after = self._sites.tpms.prove(site, proven, certificate=found.certificate)
         return Outcome(
             accepted=after.status is not SiteStatus.PENDING,
             endorsement=self._sites.tpm(site).endorsement,

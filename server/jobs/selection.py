@@ -8,7 +8,8 @@ from __future__ import annotations
 from attestation.policy.model import AppraisalPolicy
 from fedlearn.errors import JobError
 from fedlearn.job.spec import JobSpec
-from server.identity.enrollment import SiteRegistry, SiteStatus
+from server.identity.site import SiteStatus
+from server.identity.site_registry import SiteRegistry
 from server.jobs.active_jobs import OpenJobs
 from server.jobs.placement import Candidate, Choice, choose, obstacles
 

@@ -13,8 +13,9 @@ from fedlearn.wire import fedlearn_pb2 as pb
 from server.admission.challenges import Challenge
 from server.admission.coordinator_evidence import CoordinatorProof
 from server.admission.gate import AdmissionGate, Admitted
-from server.identity.enrollment import Site, SiteRegistry, SiteStatus
 from server.identity.pki import CertificateAuthority
+from server.identity.site import Site, SiteStatus
+from server.identity.site_registry import SiteRegistry
 from server.identity.tpm_enrollment import TpmEnrollment
 from server.rpc.guard import Caller
 
@@ -63,9 +64,9 @@ class GateService:
         self._welcome = welcome
 
     def Enroll(self, request: pb.EnrollRequest, caller: Caller) -> pb.EnrollReply:  # noqa: N802
-        """Redeem a join token; the operator sees which TPM the site says it has."""
+        """Redeem a join token; the operator sees which TPM the site claims to have."""
         self._gate.count(caller.peer)
-        site = self._sites.enroll(request.token, request.csr, peer=caller.peer)
+        site = self._sites.invitations.enroll(request.token, request.csr, peer=caller.peer)
         if request.tpm_identity and site.status is SiteStatus.PENDING:
             self._tpms.show(site.name, request.tpm_identity)
         return enroll_reply(site, request.csr, self._ca, self._gate, self._welcome)

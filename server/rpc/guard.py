@@ -31,9 +31,10 @@ from fedlearn.identity.spiffe import ClientId, OperatorId, SiteId
 from fedlearn.wire.channel import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES
 from fedlearn.wire.failure import MAX_MESSAGE_CHARS, status_of, trailing_of
 from server.admission.registry import Admission, AdmissionRegistry
-from server.identity.enrollment import Site, SiteRegistry
 from server.identity.operators import OperatorRegistry
 from server.identity.peer_certificates import PeerCertificate
+from server.identity.site import Site
+from server.identity.site_registry import SiteRegistry
 from server.rpc.connections import Connection
 
 __all__ = ["Caller", "Guard", "Identify", "Room", "identify_anyone", "identify_by_certificate"]

@@ -24,9 +24,10 @@ import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
 from fedlearn.wire import fedlearn_pb2_grpc as rpc
 from server.admission.coordinator_evidence import CoordinatorProof
 from server.admission.gate import AdmissionGate
-from server.identity.enrollment import Site, SiteRegistry, SiteStatus
 from server.identity.operators import OperatorRegistry
 from server.identity.pki import CertificateAuthority
+from server.identity.site import Site, SiteStatus
+from server.identity.site_registry import SiteRegistry
 from server.identity.tpm_enrollment import TpmEnrollment
 from server.rpc.clients import ClientsService
 from server.rpc.connections import Caps, Connections, Relay, accept_all, listen

@@ -11,9 +11,10 @@ from fedlearn.identity.spiffe import checked_name
 from fedlearn.wire import fedlearn_pb2 as pb
 from server.admission.exclusions import Exclusion
 from server.admission.gate import AdmissionGate
-from server.identity.enrollment import Site, SiteRegistry
 from server.identity.operators import Operator, OperatorRegistry
 from server.identity.peer_certificates import PeerCertificate
+from server.identity.site import Site
+from server.identity.site_registry import SiteRegistry
 from server.rpc.guard import Caller
 from server.rpc.ports import Coordinator, JobView
 
@@ -152,11 +153,11 @@ class OperatorService:
 
     def CreateToken(self, request: pb.CreateTokenRequest, caller: Caller) -> pb.CreateTokenReply:  # noqa: N802
         """Invite a site."""
-        seconds = request.lifetime_s or int(self._sites.token_lifetime.total_seconds())
+        seconds = request.lifetime_s or int(self._sites.invitations.lifetime.total_seconds())
         if not 0 < seconds < 10**9:
-            raise ConfigError(f"{seconds} s is no lifetime for a token", key="lifetime")
+            raise ConfigError(f"a token cannot be valid for {seconds} s", key="lifetime")
         lifetime = timedelta(seconds=seconds)
-        token = self._sites.create_token(
+        token = self._sites.invitations.create_token(
             request.site,
             lifetime=lifetime,
             needs_approval=request.needs_approval,

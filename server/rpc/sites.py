@@ -17,9 +17,10 @@ from typing import Any
 from fedlearn.errors import ConfigError, FedlearnError, NotEnrolled, TransportError
 from fedlearn.wire import fedlearn_pb2 as pb
 from server.admission.gate import AdmissionGate
-from server.identity.enrollment import Site, SiteRegistry, SiteStatus
 from server.identity.peer_certificates import csr_key, spki, thumbprint
 from server.identity.pki import CertificateAuthority
+from server.identity.site import Site, SiteStatus
+from server.identity.site_registry import SiteRegistry
 from server.identity.tpm_enrollment import TpmEnrollment
 from server.rpc.gate import Welcome, enroll_reply
 from server.rpc.guard import Caller

@@ -34,9 +34,9 @@ from server.admission.gate import (
     Admitted,
     Periods,
 )
-from server.identity.enrollment import SiteRegistry
 from server.identity.operators import OperatorRegistry
 from server.identity.pki import CertificateAuthority, spki
+from server.identity.site_registry import SiteRegistry
 
 TRUST_DOMAIN = "test.example"
 BUNDLE = hashlib.sha256(b"bundle").digest()
@@ -237,8 +237,8 @@ value = "{LAUNCH.hex()}"
 
     def enroll(self, name: str) -> ec.EllipticCurvePrivateKey:
         key = new_key()
-        token = self.sites.create_token(name, needs_approval=False)
-        self.sites.enroll(token.encode(), new_csr(key))
+        token = self.sites.invitations.create_token(name, needs_approval=False)
+        self.sites.invitations.enroll(token.encode(), new_csr(key))
         return key
 
     def operator(self, name: str = "alice") -> tuple[bytes, ec.EllipticCurvePrivateKey]:

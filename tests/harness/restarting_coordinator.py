@@ -13,7 +13,8 @@ from server.admission.gate import AdmissionGate
 from server.admission.registry import AdmissionRegistry
 from server.config import ServerConfig
 from server.coordinator import Coordinator
-from server.identity.enrollment import SiteRegistry, site_entries
+from server.identity.site_records import site_entries
+from server.identity.site_registry import SiteRegistry
 from server.state_directory import StateDirectory, establish
 from tests.harness.deployment import new_csr, new_key
 
@@ -71,8 +72,8 @@ class RestartingCoordinator:
             record=home.ledger.append,
         )
         if not sites.list():
-            token = sites.create_token("site-a", needs_approval=False)
-            sites.enroll(token.encode(), new_csr(new_key()))
+            token = sites.invitations.create_token("site-a", needs_approval=False)
+            sites.invitations.enroll(token.encode(), new_csr(new_key()))
         register = AdmissionRegistry()
         runtime = self._folder / "run"
         runtime.mkdir(exist_ok=True)

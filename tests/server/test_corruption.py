@@ -22,8 +22,9 @@ from fedlearn.errors import FedlearnError, StoreError
 from fedlearn.job.events import Log
 from server.admission.exclusions import ExclusionList
 from server.config import ServerConfig
-from server.identity.enrollment import SiteRegistry, site_entries
 from server.identity.operators import OperatorRegistry
+from server.identity.site_records import site_entries
+from server.identity.site_registry import SiteRegistry
 from server.jobs.active_jobs import OpenJobs
 from server.jobs.job_store import StoredEvent
 from server.state_directory import StateDirectory

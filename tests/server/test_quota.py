@@ -89,7 +89,7 @@ def test_only_so_many_sources_are_told_apart() -> None:
 def test_refused_enrollments_of_one_address_are_few_entries(deployment: Deployment) -> None:
     sites = deployment.sites
     clock = Clock()
-    sites._refusals = Quota(burst=16, every=10.0, clock=clock)
+    sites._records._refusals = Quota(burst=16, every=10.0, clock=clock)
     csr = new_csr(new_key())
     before = deployment.kinds().count("enrollment")
 
@@ -99,10 +99,10 @@ def test_refused_enrollments_of_one_address_are_few_entries(deployment: Deployme
 
     for number in range(300):
         with pytest.raises(EnrollmentRefused):
-            sites.enroll(forged(f"site-{number}"), csr, peer="192.0.2.1")
+            sites.invitations.enroll(forged(f"site-{number}"), csr, peer="192.0.2.1")
     assert deployment.kinds().count("enrollment") - before == 16
     with pytest.raises(EnrollmentRefused):
-        sites.enroll(forged("other"), csr, peer="192.0.2.2")
+        sites.invitations.enroll(forged("other"), csr, peer="192.0.2.2")
     assert deployment.last("enrollment")["peer"] == "192.0.2.2"
     clock.now = 60.0
     sites.settle()

@@ -89,7 +89,7 @@ class Site:
         self.listeners = listeners
         self.order_key = new_key()
         self.folder = folder
-        token = listeners.deployment.sites.create_token("site-c", needs_approval=False)
+        token = listeners.deployment.sites.invitations.create_token("site-c", needs_approval=False)
         text = dataclasses.replace(token, address=listeners.gate).encode()
         self.identity = self._known(enroll(text))
         self.bundle = listeners.coordinator.bundle

@@ -85,7 +85,7 @@ def coordinator(deployment: Deployment) -> Iterator[Coordinator]:
 
 @pytest.fixture
 def agent(coordinator: Coordinator, deployment: Deployment, tmp_path: Path) -> Iterator[Agent]:
-    token = deployment.sites.create_token("site-c", needs_approval=False)
+    token = deployment.sites.invitations.create_token("site-c", needs_approval=False)
     identity = enroll(dataclasses.replace(token, address=coordinator.gate).encode())
     made = Agent(
         SiteConfig(state=tmp_path, accept=Accept()), identity, launcher=lambda _: NoClients()

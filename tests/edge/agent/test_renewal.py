@@ -19,7 +19,7 @@ from edge.protocol.identity import SiteIdentity
 from edge.protocol.rpc import ControlClient, enroll
 from edge.protocol.workload import Workload
 from fedlearn.errors import FedlearnError, NotEnrolled, TransportError
-from server.identity.enrollment import SiteStatus
+from server.identity.site import SiteStatus
 from server.rpc import Welcome
 from tests.harness.cluster import reserve_port
 from tests.harness.deployment import Deployment, new_key
@@ -69,7 +69,7 @@ def brief(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> Iterator[D
 @pytest.fixture
 def identity(brief: DeploymentListeners, tmp_path: Path) -> SiteIdentity:
     """The freshly enrolled ``site-c``."""
-    token = brief.deployment.sites.create_token("site-c", needs_approval=False)
+    token = brief.deployment.sites.invitations.create_token("site-c", needs_approval=False)
     made = enroll(dataclasses.replace(token, address=brief.gate).encode())
     made.save(tmp_path)
     return made

@@ -277,7 +277,7 @@ def test_a_server_without_tls_is_told_as_such() -> None:
 
 
 def token_for(listeners: DeploymentListeners, name: str, **options: Any) -> str:
-    made = listeners.deployment.sites.create_token(name, **options)
+    made = listeners.deployment.sites.invitations.create_token(name, **options)
     return JoinToken(
         address=listeners.gate, site=made.site, ca_pin=made.ca_pin, secret=made.secret
     ).encode()
@@ -323,7 +323,7 @@ def test_a_token_that_another_key_used_is_refused(listeners: DeploymentListeners
 def test_a_token_of_another_coordinator_is_refused_before_it_is_sent(
     listeners: DeploymentListeners,
 ) -> None:
-    made = listeners.deployment.sites.create_token("site-c")
+    made = listeners.deployment.sites.invitations.create_token("site-c")
     forged = JoinToken(
         address=listeners.gate, site="site-c", ca_pin=bytes(32), secret=made.secret
     ).encode()

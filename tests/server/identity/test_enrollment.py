@@ -18,8 +18,9 @@ from fedlearn.errors import (
     TransportError,
 )
 from fedlearn.identity.join import JoinToken, checked_address
-from server.identity.enrollment import SiteRegistry, SiteStatus
 from server.identity.pki import PeerCertificate, spki
+from server.identity.site import SiteStatus
+from server.identity.site_registry import SiteRegistry
 from tests.harness.deployment import Deployment, new_csr, new_key
 
 
@@ -47,12 +48,12 @@ def test_a_site_enrolls_waits_and_is_approved(
     deployment: Deployment, csr: bytes, key: ec.EllipticCurvePrivateKey
 ) -> None:
     sites = deployment.sites
-    token = sites.create_token("site-c").encode()
-    assert sites.enroll(token, csr).status is SiteStatus.PENDING
+    token = sites.invitations.create_token("site-c").encode()
+    assert sites.invitations.enroll(token, csr).status is SiteStatus.PENDING
     with pytest.raises(AdmissionDenied, match="pending"):
         sites.key_of("site-c", admitting=True)
     assert sites.approve("site-c").status is SiteStatus.ACTIVE
-    again = sites.enroll(token, csr)
+    again = sites.invitations.enroll(token, csr)
     assert again.status is SiteStatus.ACTIVE
     assert sites.key_of("site-c", admitting=True) == spki(key.public_key()) == again.key
     outcomes = [body["outcome"] for kind, body in deployment.entries if kind == "enrollment"]
@@ -63,74 +64,76 @@ def test_a_site_enrolls_waits_and_is_approved(
 def test_a_token_that_was_used_is_refused_with_another_key(
     deployment: Deployment, csr: bytes, other_csr: bytes
 ) -> None:
-    token = deployment.sites.create_token("site-c", needs_approval=False).encode()
-    deployment.sites.enroll(token, csr)
+    token = deployment.sites.invitations.create_token("site-c", needs_approval=False).encode()
+    deployment.sites.invitations.enroll(token, csr)
     with pytest.raises(EnrollmentRefused, match="used before, by another key"):
-        deployment.sites.enroll(token, other_csr, peer="ip:evil")
+        deployment.sites.invitations.enroll(token, other_csr, peer="ip:evil")
     assert deployment.last("enrollment")["outcome"] == "refused"
     assert deployment.last("enrollment")["peer"] == "ip:evil"
 
 
 def test_an_expired_token_is_refused(deployment: Deployment, csr: bytes) -> None:
-    token = deployment.sites.create_token("site-c", lifetime=timedelta(minutes=5)).encode()
+    token = deployment.sites.invitations.create_token(
+        "site-c", lifetime=timedelta(minutes=5)
+    ).encode()
     deployment.clock.advance(minutes=5)
     with pytest.raises(EnrollmentRefused, match="expired") as caught:
-        deployment.sites.enroll(token, csr)
+        deployment.sites.invitations.enroll(token, csr)
     assert "fedlearn site token site-c" in caught.value.hint
 
 
 def test_a_spent_token_lets_its_own_key_back_in_however_late(
     deployment: Deployment, csr: bytes
 ) -> None:
-    token = deployment.sites.create_token("site-c", needs_approval=False).encode()
-    deployment.sites.enroll(token, csr)
+    token = deployment.sites.invitations.create_token("site-c", needs_approval=False).encode()
+    deployment.sites.invitations.enroll(token, csr)
     deployment.clock.advance(days=90)
-    assert deployment.sites.enroll(token, csr).status is SiteStatus.ACTIVE
+    assert deployment.sites.invitations.enroll(token, csr).status is SiteStatus.ACTIVE
 
 
 def test_a_forged_token_is_told_apart_from_a_typing_mistake(
     deployment: Deployment, csr: bytes
 ) -> None:
-    genuine = deployment.sites.create_token("site-c")
+    genuine = deployment.sites.invitations.create_token("site-c")
     forged = JoinToken.fresh(
         address=genuine.address, site=genuine.site, ca_pin=genuine.ca_pin
     ).encode()
     with pytest.raises(EnrollmentRefused, match="not one of this coordinator"):
-        deployment.sites.enroll(forged, csr)
+        deployment.sites.invitations.enroll(forged, csr)
     text = genuine.encode()
     position = len(text) // 2
     mistyped = text[:position] + ("A" if text[position] != "A" else "B") + text[position + 1 :]
     with pytest.raises(ConfigError, match="cut or mistyped"):
-        deployment.sites.enroll(mistyped, csr)
+        deployment.sites.invitations.enroll(mistyped, csr)
 
 
 def test_a_token_for_one_site_does_not_enroll_another(deployment: Deployment, csr: bytes) -> None:
-    genuine = deployment.sites.create_token("site-c")
+    genuine = deployment.sites.invitations.create_token("site-c")
     renamed = JoinToken(
         address=genuine.address, site="site-d", ca_pin=genuine.ca_pin, secret=genuine.secret
     )
     with pytest.raises(EnrollmentRefused, match="not one of this coordinator"):
-        deployment.sites.enroll(renamed.encode(), csr)
+        deployment.sites.invitations.enroll(renamed.encode(), csr)
 
 
 def test_a_new_invitation_voids_the_former(deployment: Deployment, csr: bytes) -> None:
-    former = deployment.sites.create_token("site-c").encode()
-    latter = deployment.sites.create_token("site-c").encode()
+    former = deployment.sites.invitations.create_token("site-c").encode()
+    latter = deployment.sites.invitations.create_token("site-c").encode()
     with pytest.raises(EnrollmentRefused, match="void"):
-        deployment.sites.enroll(former, csr)
-    deployment.sites.enroll(latter, csr)
+        deployment.sites.invitations.enroll(former, csr)
+    deployment.sites.invitations.enroll(latter, csr)
 
 
 def test_an_enrolled_site_gets_no_second_token(deployment: Deployment) -> None:
     with pytest.raises(ConfigError, match="active already"):
-        deployment.sites.create_token("site-a")
+        deployment.sites.invitations.create_token("site-a")
 
 
 def test_one_key_is_one_site(deployment: Deployment) -> None:
     csr = csr_of(deployment.site_keys["site-a"])
-    token = deployment.sites.create_token("site-c").encode()
+    token = deployment.sites.invitations.create_token("site-c").encode()
     with pytest.raises(EnrollmentRefused, match="belongs to site site-a"):
-        deployment.sites.enroll(token, csr)
+        deployment.sites.invitations.enroll(token, csr)
 
 
 def test_a_removed_site_is_cut_off_told_and_may_be_invited_anew(
@@ -150,17 +153,19 @@ def test_a_removed_site_is_cut_off_told_and_may_be_invited_anew(
         sites.authenticate(peer)
     with pytest.raises(ConfigError, match="is removed"):
         sites.remove("site-a")
-    sites.enroll(sites.create_token("site-a", needs_approval=False).encode(), csr)
+    sites.invitations.enroll(
+        sites.invitations.create_token("site-a", needs_approval=False).encode(), csr
+    )
     with pytest.raises(TransportError, match="another key"):
         sites.authenticate(peer)
 
 
 def test_a_rejected_site_stays_out(deployment: Deployment, csr: bytes) -> None:
-    token = deployment.sites.create_token("site-c").encode()
-    deployment.sites.enroll(token, csr)
+    token = deployment.sites.invitations.create_token("site-c").encode()
+    deployment.sites.invitations.enroll(token, csr)
     assert deployment.sites.reject("site-c").status is SiteStatus.REMOVED
     with pytest.raises(EnrollmentRefused, match="void"):
-        deployment.sites.enroll(token, csr)
+        deployment.sites.invitations.enroll(token, csr)
 
 
 def test_what_does_not_fit_the_status_is_refused(deployment: Deployment) -> None:
@@ -186,36 +191,38 @@ def reopened(deployment: Deployment) -> SiteRegistry:
 def test_the_register_survives_a_restart_and_keeps_no_secret(
     deployment: Deployment, csr: bytes
 ) -> None:
-    token = deployment.sites.create_token("site-c", needs_approval=False)
+    token = deployment.sites.invitations.create_token("site-c", needs_approval=False)
     stored = repr(deployment.entries)
     assert token.secret.hex() not in stored
     assert token.encode() not in stored
     again = reopened(deployment)
     assert [site.name for site in again.list()] == ["site-a", "site-b", "site-c"]
-    assert again.enroll(token.encode(), csr).status is SiteStatus.ACTIVE
+    assert again.invitations.enroll(token.encode(), csr).status is SiteStatus.ACTIVE
 
 
 @pytest.mark.parametrize("change", ["remove", "drain", "reject", "approve"])
 def test_every_change_of_a_site_outlives_a_restart(
     deployment: Deployment, csr: bytes, change: str
 ) -> None:
-    deployment.sites.enroll(deployment.sites.create_token("site-c").encode(), csr)
+    deployment.sites.invitations.enroll(
+        deployment.sites.invitations.create_token("site-c").encode(), csr
+    )
     getattr(deployment.sites, change)("site-c" if change in ("reject", "approve") else "site-a")
-    deployment.sites.create_token("site-d", ek=bytes(32))
+    deployment.sites.invitations.create_token("site-d", ek=bytes(32))
     again = reopened(deployment)
     assert again.list() == deployment.sites.list()
     assert again.site_of_ak(bytes(32)) is None
     with pytest.raises(EnrollmentRefused, match="belongs to site site-d"):
-        again.create_token("site-e", ek=bytes(32))
+        again.invitations.create_token("site-e", ek=bytes(32))
 
 
 def test_a_refusal_changes_nothing_after_a_restart(
     deployment: Deployment, csr: bytes, other_csr: bytes
 ) -> None:
-    token = deployment.sites.create_token("site-c", needs_approval=False).encode()
-    deployment.sites.enroll(token, csr)
+    token = deployment.sites.invitations.create_token("site-c", needs_approval=False).encode()
+    deployment.sites.invitations.enroll(token, csr)
     with pytest.raises(EnrollmentRefused):
-        deployment.sites.enroll(token, other_csr)
+        deployment.sites.invitations.enroll(token, other_csr)
     assert reopened(deployment).list() == deployment.sites.list()
 
 
@@ -232,14 +239,14 @@ def test_an_entry_of_another_version_is_named(
 def test_a_change_that_cannot_be_recorded_does_not_take_place(
     deployment: Deployment, csr: bytes
 ) -> None:
-    token = deployment.sites.create_token("site-c").encode()
+    token = deployment.sites.invitations.create_token("site-c").encode()
 
     def full(kind: str, body: Any) -> None:
         raise StoreError("the disk is full")
 
-    deployment.sites._record = full
+    deployment.sites._records._record = full
     with pytest.raises(StoreError):
-        deployment.sites.enroll(token, csr)
+        deployment.sites.invitations.enroll(token, csr)
     assert deployment.sites.show("site-c").status is SiteStatus.INVITED
 
 
@@ -254,7 +261,7 @@ def test_broken_capabilities_are_refused(deployment: Deployment, report: str) ->
 @pytest.mark.parametrize("lifetime", [timedelta(0), timedelta(days=31), timedelta(days=-1)])
 def test_an_impossible_lifetime_is_refused(deployment: Deployment, lifetime: timedelta) -> None:
     with pytest.raises(ConfigError, match="lifetime"):
-        deployment.sites.create_token("site-c", lifetime=lifetime)
+        deployment.sites.invitations.create_token("site-c", lifetime=lifetime)
 
 
 def test_a_token_reads_back_and_hides_its_secret() -> None:
@@ -288,9 +295,9 @@ def test_what_is_no_address_says_so(text: str) -> None:
 
 
 def test_no_more_sites_are_invited_than_the_operator_allows(deployment: Deployment) -> None:
-    deployment.sites._limit = 3
-    deployment.sites.create_token("site-c")
-    deployment.sites.create_token("site-c")
+    deployment.sites.invitations._limit = 3
+    deployment.sites.invitations.create_token("site-c")
+    deployment.sites.invitations.create_token("site-c")
     with pytest.raises(ConfigError, match="there are 3 sites already") as caught:
-        deployment.sites.create_token("site-d")
+        deployment.sites.invitations.create_token("site-d")
     assert "limits.sites" in caught.value.hint

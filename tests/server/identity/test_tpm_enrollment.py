@@ -27,8 +27,8 @@ from fedlearn.errors import (
     TransportError,
 )
 from fedlearn.identity.join import JoinToken
-from server.identity.enrollment import SiteRegistry
 from server.identity.site import SiteStatus
+from server.identity.site_registry import SiteRegistry
 from server.identity.tpm_enrollment import TpmEnrollment
 from tests.harness.deployment import BUNDLE, JOB, Deployment, key_pem, new_csr, new_key
 from tests.harness.listeners import DeploymentListeners
@@ -62,8 +62,8 @@ def enrollment(deployment: Deployment) -> TpmEnrollment:
 def invite(deployment: Deployment, name: str, ek: bytes = b"") -> None:
     """Enroll a site whose invitation names the endorsement key."""
     key = new_key()
-    token = deployment.sites.create_token(name, needs_approval=False, ek=ek)
-    deployment.sites.enroll(token.encode(), new_csr(key))
+    token = deployment.sites.invitations.create_token(name, needs_approval=False, ek=ek)
+    deployment.sites.invitations.enroll(token.encode(), new_csr(key))
     deployment.site_keys[name] = key
 
 
@@ -299,10 +299,10 @@ def test_one_tpm_speaks_for_one_site(
             prove_tpm(other, tpms[0], site="site-a")
     assert sites.show("site-a").status is SiteStatus.ACTIVE
     with pytest.raises(EnrollmentRefused, match="belongs to site site-t"):
-        sites.create_token("site-u", ek=identities[0].ek_digest)
+        sites.invitations.create_token("site-u", ek=identities[0].ek_digest)
     sites.remove("site-t")
     assert sites.site_of_ak(identities[0].ak_digest) is None
-    assert sites.create_token("site-u", ek=identities[0].ek_digest)
+    assert sites.invitations.create_token("site-u", ek=identities[0].ek_digest)
 
 
 def test_a_removed_site_proves_nothing(
@@ -318,7 +318,7 @@ def test_a_removed_site_proves_nothing(
         with pytest.raises(TransportError, match="removed"):
             site.prove_tpm(asked, secret)
     with pytest.raises(EnrollmentRefused, match="removed"):
-        listeners.deployment.sites.prove_tpm(
+        listeners.deployment.sites.tpms.prove(
             "site-t", replace_proven(identities[0]), certificate="none"
         )
     assert listeners.deployment.sites.tpm_of("site-t") is None
@@ -337,7 +337,7 @@ def test_the_operator_sees_the_key_before_the_first_approval(
     tmp_path: Path,
 ) -> None:
     sites: SiteRegistry = listeners.deployment.sites
-    made = sites.create_token("site-t")
+    made = sites.invitations.create_token("site-t")
     token = JoinToken(
         address=listeners.gate, site="site-t", ca_pin=made.ca_pin, secret=made.secret
     ).encode()
@@ -534,8 +534,8 @@ def test_the_operator_is_shown_the_tpm(
     assert run("token", "site-t", "--ek", "nonsense").startswith("1 ")
     made = json.loads(run("token", "site-t", "--json").removeprefix("0 "))
     sites: SiteRegistry = listeners.deployment.sites
-    sites.enroll(made["token"], new_csr(new_key()))
-    sites.show_tpm("site-t", ek=ek, certificate="none")
+    sites.invitations.enroll(made["token"], new_csr(new_key()))
+    sites.tpms.show("site-t", ek=ek, certificate="none")
     assert f"{ek.hex()}, which waits for approval" in run("show", "site-t")
     assert "has shown" in run("approve", "site-t", "--ek", bytes(32).hex())
     assert f"bound to the endorsement key {ek.hex()}" in run("approve", "site-t")
