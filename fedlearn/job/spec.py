@@ -1,9 +1,9 @@
-"""What a job is: a file that people write, a value that the code uses, a digest that binds.
+"""The specification of a job: read from a file, checked, and bound to evidence by its digest.
 
 The digest (:meth:`JobSpec.digest`) is measured into every client's TEE before it attests and
 is part of the binding of its evidence, so two parties that agree on it agree on the job. It
-covers the meaning and not the place: the digest of the policy and the owner's key are in it,
-paths are not. The code is bound next to it, by :func:`workload_digest`.
+covers the meaning of the file: the digest of the policy and the owner's key are in it, paths are
+not. :func:`workload_digest` adds the digest of the code.
 
 The page is docs/reference/job.md.
 """
@@ -12,22 +12,15 @@ The page is docs/reference/job.md.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import dataclasses
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
-
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from attestation.config import (
     InconsistentValues,
@@ -49,14 +42,18 @@ from attestation.length_prefixed import pack
 from fedlearn import config as reading
 from fedlearn.config import NAME
 from fedlearn.errors import ConfigError, JobError
+from fedlearn.job.owner_key import parse_owner_key, read_owner_key
 from fedlearn.job.placement import LAUNCHERS, Placement
-from fedlearn.job.strategies import (
-    AGGREGATED,
-    APP,
-    MEAN_FAMILY,
-    STRATEGIES,
-    UPDATES,
-    VISIBLE_TO_APP,
+from fedlearn.job.strategies import APP, MEAN_FAMILY
+from fedlearn.job.tables import (
+    MAX_ROUNDS,
+    OPTION,
+    AggregationSpec,
+    DataMount,
+    EvaluateSpec,
+    Resources,
+    Scalar,
+    StrategySpec,
 )
 from fedlearn.privacy.spec import PrivacySpec
 
@@ -64,130 +61,19 @@ if TYPE_CHECKING:
     from attestation.policy.model import AppraisalPolicy
 
 __all__ = [
-    "MAX_ROUNDS",
     "MAX_SITES",
-    "AggregationSpec",
-    "DataMount",
-    "EvaluateSpec",
     "JobFiles",
     "JobSpec",
-    "Placement",
-    "Resources",
-    "StrategySpec",
-    "owner_key_text",
     "workload_digest",
 ]
 
-MAX_ROUNDS: Final = 10_000
 MAX_SITES: Final = 1_000
 MAX_JOB_BYTES: Final = 1024 * 1024
 
 _FORMAT: Final = 1
 _WORKLOAD_DOMAIN: Final = b"fedlearn-workload/1\0"
-_OWNER_PREFIX: Final = "x25519:"
-_OPTION: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _DIGEST_BYTES: Final = 32
 _ELSEWHERE: Final = "-"
-
-Scalar = str | int | float | bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StrategySpec:
-    """How updates become one model.
-
-    ``name``     the strategy; ``app``: as the application's own ServerApp says
-    ``options``  of the strategy, those of Flower's class of this name
-    """
-
-    name: str = option(choice(*STRATEGIES), default=APP)
-    options: Mapping[str, Scalar] = option(
-        each(scalar(), key=_OPTION, most=100), factory=lambda: MappingProxyType({})
-    )
-
-    def __post_init__(self) -> None:
-        known = STRATEGIES.get(self.name, ())
-        faults: list[tuple[toml.Path, str]] = []
-        for key in self.options:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                wish = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-                if not known:
-                    wish = "the application makes its own strategy; use [config] to configure it"
-                faults.append((("options", key), f'not an option of "{self.name}"; {wish}'))
-        if faults:
-            raise InconsistentValues(*faults)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AggregationSpec:
-    """What the process of the app's ServerApp receives of the sites' updates.
-
-    ``updates``
-        ``aggregated``: only the aggregate of a round. The coordinator's own aggregator receives
-        the updates of single sites and applies the strategy.
-        ``visible-to-app``: the update of each site, as an app needs that overrides the
-        aggregation of its strategy, drives the grid itself or uses Flower's legacy API. It does
-        not go together with ``[privacy]``, and a site runs such a job only if its ``site.toml``
-        allows it.
-    """
-
-    updates: str = option(choice(*UPDATES), default=AGGREGATED)
-
-    @property
-    def visible(self) -> bool:
-        """Whether the app's process receives the update of each site."""
-        return self.updates == VISIBLE_TO_APP
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resources:
-    """What one client asks of its site.
-
-    ``cpu``         cores
-    ``memory_mib``  memory in MiB
-    ``gpu``         number of GPUs
-    ``disk_mib``    disk in MiB
-    """
-
-    cpu: float = option(number(0.1, 1024), default=1.0)
-    memory_mib: int = option(whole(64, 16 * 1024 * 1024), default=2048)
-    gpu: int = option(whole(0, 64), default=0)
-    disk_mib: int = option(whole(0, 1024 * 1024 * 1024), default=0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateSpec:
-    """How the sites evaluate.
-
-    ``every``     rounds from one evaluation to the next
-    ``fraction``  of the sites that evaluate
-    ``metric``    the one that progress and reports show first; empty means the loss
-    """
-
-    every: int = option(whole(1, MAX_ROUNDS), default=1)
-    fraction: float = option(number(0, 1), default=1.0)
-    metric: str = option(text(least=0, most=64), default="")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataMount:
-    """The data of one site, exactly one of:
-
-    ``set``    the name of a data set in the site's ``site.toml``
-    ``path``   a path at the site; the site must allow it
-    ``claim``  a PersistentVolumeClaim at the site
-    """
-
-    set: str = option(reading.name(), default="")
-    path: str = option(text(), default="")
-    claim: str = option(reading.name(), default="")
-
-    def __post_init__(self) -> None:
-        if sum(map(bool, (self.set, self.path, self.claim))) != 1:
-            raise InconsistentValues(((), "needs exactly one of set, path and claim"))
-        if self.path and (not self.path.startswith("/") or ".." in Path(self.path).parts):
-            raise InconsistentValues((("path",), 'must be an absolute path without ".."'))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,7 +134,7 @@ class JobSpec:
     strategy: StrategySpec = option(table(StrategySpec), factory=StrategySpec)
     aggregation: AggregationSpec = option(table(AggregationSpec), factory=AggregationSpec)
     config: Mapping[str, Scalar] = option(
-        each(scalar(), key=_OPTION, most=200), factory=lambda: MappingProxyType({})
+        each(scalar(), key=OPTION, most=200), factory=lambda: MappingProxyType({})
     )
     evaluate: EvaluateSpec = option(table(EvaluateSpec), factory=EvaluateSpec)
     resources: Resources = option(table(Resources), factory=Resources)
@@ -411,7 +297,7 @@ class JobSpec:
 
     def owner_public_key(self) -> bytes:
         """Return the owner's raw X25519 public key, 32 bytes; empty when the job has none."""
-        return _owner_bytes(self.owner_key) if self.owner_key else b""
+        return parse_owner_key(self.owner_key) if self.owner_key else b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -458,11 +344,6 @@ def workload_digest(job_digest: bytes, bundle_digest: bytes) -> bytes:
     return hashlib.sha256(_WORKLOAD_DOMAIN + pack(job_digest, bundle_digest)).digest()
 
 
-def owner_key_text(key: bytes) -> str:
-    """Return a raw X25519 public key as a job carries it."""
-    return _OWNER_PREFIX + base64.b64encode(key).decode()
-
-
 def _complete(
     spec: JobSpec, where: str, policy: AppraisalPolicy | None = None, base: Path | None = None
 ) -> JobSpec:
@@ -471,7 +352,7 @@ def _complete(
     return dataclasses.replace(
         spec,
         policy_digest=_policy_digest(spec, where, policy, path),
-        owner_key=_owner_key(spec.owner_key, where, base),
+        owner_key=read_owner_key(spec.owner_key, where, base),
     )
 
 
@@ -491,39 +372,3 @@ def _policy_digest(spec: JobSpec, where: str, policy: AppraisalPolicy | None, pa
             hint="the policy was changed after the job was written; remove the key or correct it",
         )
     return digest
-
-
-def _owner_key(written: str, where: str, base: Path | None) -> str:
-    if not written:
-        return ""
-    try:
-        if written.startswith(_OWNER_PREFIX):
-            return owner_key_text(_owner_bytes(written))
-        if base is None:
-            raise ValueError(f'must be "{_OWNER_PREFIX}..." here, not a path')
-        return owner_key_text(_owner_file(base / written))
-    except ValueError as error:
-        raise ConfigError(str(error), where=where, key="owner_key") from None
-
-
-def _owner_bytes(written: str) -> bytes:
-    try:
-        key = base64.b64decode(written.removeprefix(_OWNER_PREFIX), validate=True)
-    except (binascii.Error, ValueError):
-        raise ValueError(f"is not base64 after {_OWNER_PREFIX!r}") from None
-    if len(key) != _DIGEST_BYTES:
-        raise ValueError(f"has {len(key)} bytes; an X25519 public key has {_DIGEST_BYTES}")
-    return key
-
-
-def _owner_file(path: Path) -> bytes:
-    data = reading.file_bytes(path, limit=64 * 1024, what="the owner's public key")
-    if b"PRIVATE KEY" in data:
-        raise ValueError(f"{path} holds a private key; name the public one, which may be shown")
-    try:
-        key = load_pem_public_key(data)
-    except (ValueError, UnsupportedAlgorithm):
-        raise ValueError(f"{path} is not a public key in PEM") from None
-    if not isinstance(key, X25519PublicKey):
-        raise ValueError(f"{path} is not an X25519 key")
-    return key.public_bytes_raw()

@@ -31,7 +31,7 @@ from fedlearn.job.events import (
     Log,
     RoundFinished,
 )
-from fedlearn.job.spec import Resources
+from fedlearn.job.tables import Resources
 from server.admission.events import spoken, what_causes
 from server.admission.exclusions import Exclusion
 from server.admission.gate import AdmissionGate, AdmittableJob

@@ -31,7 +31,8 @@ from fedlearn.job.events import (
     UpdateReceived,
     UpdateRejected,
 )
-from fedlearn.job.spec import MAX_ROUNDS, JobSpec
+from fedlearn.job.spec import JobSpec
+from fedlearn.job.tables import MAX_ROUNDS
 from fedlearn.privacy import Budget
 from fedlearn.update import arrays as update
 from server.admission.registry import Admission, AdmissionEvent, AdmissionRegistry

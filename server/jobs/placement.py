@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from attestation.policy.model import AppraisalPolicy
 from fedlearn.errors import JobError
-from fedlearn.job.spec import JobSpec, Resources
+from fedlearn.job.spec import JobSpec
+from fedlearn.job.tables import Resources
 
 __all__ = ["Candidate", "Choice", "choose", "obstacles"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedlearn.job.spec import AggregationSpec, EvaluateSpec, JobSpec, StrategySpec
+from fedlearn.job.spec import JobSpec
+from fedlearn.job.tables import AggregationSpec, EvaluateSpec, StrategySpec
 from fedlearn.privacy import PrivacySpec
 from server.flower.job_plan import JobPlan
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from fedlearn.cli.local.federation import Federation, program
 from fedlearn.demo.outcome import LedgerFacts, ModelFacts
 from fedlearn.errors import JobError, LaunchError
-from fedlearn.job.spec import owner_key_text
+from fedlearn.job.owner_key import owner_key_text
 
 __all__ = ["Opened", "OwnerKey", "check_ledger", "open_model"]
 

@@ -28,7 +28,8 @@ from fedlearn.cli.local.machines import TeeChoice, choose_tee
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.extras import extra_of, install
 from fedlearn.job import events
-from fedlearn.job.spec import JobSpec, owner_key_text
+from fedlearn.job.owner_key import owner_key_text
+from fedlearn.job.spec import JobSpec
 from fedlearn.sealing import PrivateKey, open_sealed
 from fedlearn.terminal.console import line
 from fedlearn.update import sealed

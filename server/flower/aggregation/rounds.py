@@ -36,7 +36,8 @@ from flwr.serverapp.strategy import Result
 from fedlearn.app.flower import arrays_of, record_of
 from fedlearn.errors import JobError, QuorumNotReached, RoundError
 from fedlearn.job.seeds import derive, seed_generators
-from fedlearn.job.spec import MAX_ROUNDS, JobSpec
+from fedlearn.job.spec import JobSpec
+from fedlearn.job.tables import MAX_ROUNDS
 from server.flower.aggregation.grid import ContributorRevoked, JobGrid
 from server.flower.exchange.calls import Coordinator
 from server.flower.ipc.records import HISTORIES

@@ -23,8 +23,10 @@ from hypothesis import strategies as st
 from attestation.config import InconsistentValues, dumps
 from attestation.policy.parse import parse_policy
 from fedlearn.errors import ConfigError, JobError
-from fedlearn.job.spec import JobSpec, StrategySpec, owner_key_text, workload_digest
+from fedlearn.job.owner_key import owner_key_text
+from fedlearn.job.spec import JobSpec, workload_digest
 from fedlearn.job.strategies import STRATEGIES
+from fedlearn.job.tables import StrategySpec
 
 POLICY = b'version = 1\nname = "p"\naccept = ["sample"]\ninsecure_sample = true\n'
 MINIMUM = 'name = "medpar"\napp = "app"\nrounds = 5\nsites = ["a", "b"]\npolicy = "policy.toml"\n'

@@ -20,7 +20,8 @@ from attestation.policy.model import AppraisalPolicy
 from attestation.policy.parse import parse_policy
 from fedlearn.errors import JobError, StoreError
 from fedlearn.job.events import KINDS, JobFailed, Log
-from fedlearn.job.spec import JobSpec, owner_key_text
+from fedlearn.job.owner_key import owner_key_text
+from fedlearn.job.spec import JobSpec
 from server.config import ServerConfig
 from server.coordinator import Coordinator
 from server.jobs.active_jobs import OpenJobs

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from attestation.policy.model import AppraisalPolicy
 from attestation.policy.parse import parse_policy
 from fedlearn.errors import ConfigError, JobError
-from fedlearn.job.spec import JobSpec, Resources
+from fedlearn.job.spec import JobSpec
+from fedlearn.job.tables import Resources
 from server.jobs.placement import Candidate, Choice, choose, obstacles
 
 POLICY = b"""
