@@ -1,4 +1,4 @@
-"""Names of models, jobs, secrets and blobs, which are also names of files."""
+"""Names of models, jobs and secrets, which are also names of files."""
 
 from __future__ import annotations
 

@@ -63,7 +63,6 @@ class Catalogue:
     """The content of the catalogue.
 
     ``models``   model → its job, highest version ever, and the versions that are kept
-    ``blobs``    name → file name and SHA-256 of the sealed blob
     ``counter``  value of the monotonic counter after the last write; None without one
     ``generation``   how often the catalogue was written
     ``established``  a coordinator was established with this store: it has a ledger
@@ -73,7 +72,6 @@ class Catalogue:
     """
 
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
-    blobs: dict[str, dict[str, str]] = field(default_factory=dict)
     counter: int | None = None
     generation: int = 0
     established: bool = False
@@ -95,10 +93,9 @@ class Catalogue:
 
     def files(self) -> set[str]:
         """Return the names of all files that should be there."""
-        kept = {
+        return {
             str(entry["file"]) for model in self.models.values() for entry in model["kept"].values()
         }
-        return kept | {blob["file"] for blob in self.blobs.values()}
 
     def add(self, stored: StoredModel) -> None:
         """Enter a version, in the place of the same version if there is one."""
@@ -167,8 +164,10 @@ class CatalogueFile:
         if data is None:
             return None
         try:
-            catalogue = Catalogue(**json.loads(data))
-        except (TypeError, ValueError):
+            document = json.loads(data)
+            document.pop("blobs", None)  # of stores from before its removal, always empty
+            catalogue = Catalogue(**document)
+        except (TypeError, ValueError, AttributeError):
             raise StoreError(
                 f"{self._path}: not a catalogue that this version can read",
                 hint="use the version that wrote it, or a newer one",

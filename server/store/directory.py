@@ -5,7 +5,6 @@
     PATH/catalogue.sealed           the high-water marks (server.store.catalogue)
     PATH/ledger-head.sealed         how far ledger and catalogue had come (server.store.head_file)
     PATH/models/MODEL.VERSION.ID    FLSW files (fedlearn.sealing)
-    PATH/models/NAME.blob.ID        small sealed values
     PATH/lock                       held by the one process that writes
 """
 

@@ -38,7 +38,6 @@ from server.disk import store_error
 from server.keys.root_key import reason
 from server.keys.service import KeyService, RecordEntry
 from server.naming import checked_name
-from server.store.blobs import SealedBlobs
 from server.store.catalogue import Catalogue, MonotonicCounter, StoredModel
 from server.store.directory import RESTORE_HINT, SealedDirectory
 from server.store.head_file import HeadFile
@@ -47,7 +46,7 @@ __all__ = ["ModelStore", "StoredModel"]
 
 
 class ModelStore:
-    """Models and blobs, sealed under a key service. Safe to use from several threads.
+    """Models, sealed under a key service. Safe to use from several threads.
 
     Use :meth:`open`; close it, or use it as a context manager.
     """
@@ -63,7 +62,6 @@ class ModelStore:
         self._keys = keys
         self._record = record
         self._signer = signer
-        self._blobs = SealedBlobs(directory, keys.root)
 
     @classmethod
     def open(
@@ -378,20 +376,6 @@ class ModelStore:
             if old:
                 self._directory.commit(drop)
         return len(old)
-
-    # -- blobs
-
-    def put_blob(self, name: str, data: bytes) -> None:
-        """Seal a small value under ``name``; see :meth:`server.store.blobs.SealedBlobs.put`."""
-        self._blobs.put(name, data)
-
-    def get_blob(self, name: str) -> bytes | None:
-        """Return the value under ``name``; see :meth:`server.store.blobs.SealedBlobs.get`."""
-        return self._blobs.get(name)
-
-    def drop_blob(self, name: str) -> None:
-        """Remove the value under ``name``, if there is one."""
-        self._blobs.drop(name)
 
     # -- inside
 

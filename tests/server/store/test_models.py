@@ -146,8 +146,6 @@ def test_unknown_models_versions_and_names(store: ModelStore) -> None:
     for bad in ("../demo", "a/b", "", "Demo", "."):
         with pytest.raises(StoreError, match="is not a name"):
             store.write(bad, arrays(), round=0)
-        with pytest.raises(StoreError, match="is not a name"):
-            store.put_blob(bad, b"")
     with pytest.raises(StoreError, match="belongs to the job demo"):
         store.write("demo", arrays(), round=0, job="other")
     with pytest.raises(UpdateRejected, match="cannot be sent"):
@@ -306,7 +304,6 @@ def test_what_a_crash_left_is_removed_at_the_start(tmp_path: Path, keys: KeyServ
     place = tmp_path / "s"
     with ModelStore.open(place, keys) as store:
         kept = store.write("demo", arrays(), round=0)
-        store.put_blob("state", b"x")
     uncommitted = place / "models" / "demo.2.0000000000000000"
     shutil.copy(kept.path, uncommitted)
     half = place / "models" / ".demo.2.00.0123456789abcdef.tmp"
@@ -321,7 +318,6 @@ def test_what_a_crash_left_is_removed_at_the_start(tmp_path: Path, keys: KeyServ
         assert not half.exists()
         assert not keys_half.exists()
         assert same(store.load("demo"), arrays())
-        assert store.get_blob("state") == b"x"
         assert sorted(path.name for path in place.iterdir()) == [
             "catalogue.sealed",
             "lock",
@@ -369,14 +365,13 @@ def test_one_process_writes_at_a_time(tmp_path: Path, keys: KeyService, store: M
             reader.write("demo", arrays(), round=1)
     store.close()
     with pytest.raises(StoreError, match="not open for writing"):
-        store.put_blob("x", b"")
+        store.write("demo", arrays(), round=1)
 
 
 def test_threads_may_write_at_once(store: ModelStore) -> None:
     def work(name: str) -> None:
         for number in range(5):
             store.write(name, {"x": np.full(10, number)}, round=number)
-            store.put_blob(name, b"%d" % number)
 
     threads = [threading.Thread(target=work, args=(f"job-{i}",)) for i in range(4)]
     for thread in threads:
@@ -386,7 +381,6 @@ def test_threads_may_write_at_once(store: ModelStore) -> None:
     assert len(store.models()) == 4
     for name in store.models():
         assert [item.version for item in store.verify(name)] == [1, 2, 3, 4, 5]
-        assert store.get_blob(name) == b"4"
 
 
 def test_a_full_disk_keeps_the_latest_version(tmp_path: Path, keys: KeyService) -> None:
@@ -404,9 +398,6 @@ def test_a_full_disk_keeps_the_latest_version(tmp_path: Path, keys: KeyService) 
             assert caught.value.__cause__.errno == errno.ENOSPC
             assert caught.value.hint
             assert len(list((mount / "s" / "models").iterdir())) == 1
-            with pytest.raises(StoreError, match="no space left"):
-                store.put_blob("state", bytes(8 << 20))
-            assert store.get_blob("state") is None
             assert [item.version for item in store.verify("demo")] == [1]
             assert store.write("demo", {"w": np.zeros(1 << 20, np.uint8)}, round=1).version == 2
             with pytest.raises(StoreError, match="no space left"):
@@ -538,25 +529,3 @@ def test_pruning_keeps_the_latest(store: ModelStore) -> None:
     assert store.write("demo", arrays(6), round=6).version == 6
     with pytest.raises(ValueError, match="always kept"):
         store.prune("demo", keep=0)
-
-
-# -- blobs
-
-
-def test_blobs_are_the_latest_or_refused(store: ModelStore) -> None:
-    assert store.get_blob("state") is None
-    store.put_blob("state", b"one")
-    [first] = store._directory.files.iterdir()
-    old = first.read_bytes()
-    store.put_blob("state", b"two")
-    [second] = store._directory.files.iterdir()
-    assert store.get_blob("state") == b"two"
-    second.write_bytes(old)
-    with pytest.raises(StoreError, match="state: not the value that was written last"):
-        store.get_blob("state")
-    second.unlink()
-    with pytest.raises(StoreError, match="no such file"):
-        store.get_blob("state")
-    store.drop_blob("state")
-    store.drop_blob("state")
-    assert store.get_blob("state") is None

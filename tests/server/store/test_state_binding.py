@@ -127,7 +127,7 @@ def test_a_coordinator_that_writes_all_the_time_is_no_rollback(settings: ServerC
 
         def write() -> None:
             while not over.is_set():
-                home.store.put_blob("state", b"x" * written[1])
+                home.store.write("demo", {"x": np.zeros(1)}, round=written[1])
                 written[1] += 1
 
         threads = [threading.Thread(target=work) for work in (append, write)]
@@ -256,6 +256,17 @@ def test_a_state_that_was_never_bound_says_what_to_do(settings: ServerConfig) ->
     assert "export its models with that version" in caught.value.hint
 
 
+def test_a_catalogue_that_has_the_key_of_small_values_is_read(settings: ServerConfig) -> None:
+    with StateDirectory.open(settings) as home:
+        path = settings.state / "store" / "catalogue.sealed"
+        now = json.loads(home.keys.root.read(path, "catalogue", limit=1 << 20) or b"")
+        older = json.dumps({**now, "blobs": {}}).encode()
+        home.keys.root.write(path, "catalogue", older)
+    with StateDirectory.open(settings) as home:
+        home.store.write("demo", {"x": np.zeros(1)}, round=0)
+        assert b"blobs" not in (home.keys.root.read(path, "catalogue", limit=1 << 20) or b"blobs")
+
+
 def test_a_catalogue_of_a_newer_version_says_so(settings: ServerConfig) -> None:
     with StateDirectory.open(settings) as home:
         newer = b'{"models": {}, "shards": 3}'
@@ -294,7 +305,7 @@ def test_a_counter_vouches_for_the_ledger_too(tmp_path: Path) -> None:
     with ModelStore.open(
         tmp_path / "state" / "store", keys, counter=counter, adopt_counter=True
     ) as store:
-        store.put_blob("bind", b"")
+        store.write("bind", {"x": np.zeros(1)}, round=0)
     with open_bound(tmp_path / "state", keys, counter=counter) as (ledger, _):
         ledger.append("operator", {"change": "added"})
     shutil.copytree(tmp_path / "state", tmp_path / "yesterday")
