@@ -24,17 +24,18 @@ from fedlearn.app.checks import check_bundle
 from fedlearn.errors import FedlearnError, JobError
 from fedlearn.job.events import KINDS, ClientLost, ClientStarting, JobCancelled, JobSubmitted, Log
 from fedlearn.job.spec import JobSpec
+from fedlearn.job.state import JobEvent, JobState, JobStatus
 from fedlearn.privacy import Budget
 from server.admission.registry import Admission, AdmissionRegistry
 from server.health import Health
 from server.identity.site_registry import SiteRegistry
 from server.jobs.active_jobs import OpenJobs
 from server.jobs.bundles import Bundle
-from server.jobs.job_store import JobRecord, JobState, JobStatus, JobStore
+from server.jobs.job_store import JobRecord, JobStore
 from server.jobs.placement import Choice
 from server.jobs.policy_registry import PolicyRegistry
 from server.jobs.selection import Selection
-from server.rpc.ports import EventView, JobView, Orders
+from server.rpc.ports import Orders
 from server.state_directory import StateDirectory
 
 __all__ = ["Coordinator"]
@@ -94,7 +95,7 @@ class Coordinator:
         bundle: bytes,
         policy_toml: str,
         policy_signature: bytes = b"",
-    ) -> JobView:
+    ) -> JobState:
         """Accept a job and order it at its sites.
 
         Where the job leaves the choice of its sites to us, the job that is accepted and in
@@ -168,18 +169,18 @@ class Coordinator:
             self.jobs.begin(record)
         return self.get_job(spec.name)
 
-    def list_jobs(self) -> Sequence[JobView]:
+    def list_jobs(self) -> Sequence[JobState]:
         """Return all jobs, oldest first."""
         models = self._home.store.models()
-        return [self._view(state, models) for state in self._book.states()]
+        return [self._with_model(state, models) for state in self._book.states()]
 
-    def get_job(self, name: str) -> JobView:
+    def get_job(self, name: str) -> JobState:
         """Return one job."""
-        return self._view(self._book.state(name), self._home.store.models())
+        return self._with_model(self._book.state(name), self._home.store.models())
 
     def follow_job(
         self, name: str, *, after: int, past_only: bool, stop: threading.Event
-    ) -> Iterator[EventView]:
+    ) -> Iterator[JobEvent]:
         """Yield events, and new ones as they come, until the job has ended.
 
         The last one says how it ended. Where the disk did not take that one yet, it is waited for
@@ -193,7 +194,7 @@ class Coordinator:
             page = self._book.events(name, after=after, most=_EVENT_PAGE)
             for event in page:
                 after, last = event.sequence, event.kind
-                yield EventView(
+                yield JobEvent(
                     sequence=event.sequence,
                     unix_ms=int(event.at.timestamp() * 1000),
                     kind=event.kind,
@@ -208,7 +209,7 @@ class Coordinator:
                 return
             self._book.wait(name, after=after, seconds=1.0)
 
-    def cancel_job(self, operator: str, name: str) -> JobView:
+    def cancel_job(self, operator: str, name: str) -> JobState:
         """Stop a job. Its sealed versions stay."""
         status = self._book.state(name).status
         if not status.open:
@@ -222,7 +223,7 @@ class Coordinator:
             job.host.close()
         return self.get_job(name)
 
-    def resume_job(self, operator: str, name: str) -> JobView:
+    def resume_job(self, operator: str, name: str) -> JobState:
         """Go on with a job that was cancelled, failed or interrupted."""
         record = self._book.get(name)
         with self.jobs.lock:
@@ -322,13 +323,15 @@ class Coordinator:
         """Return what the site runs, or shall run."""
         return self.jobs.dispatch.assignments(site)
 
-    def _view(self, state: JobState, models: Collection[str]) -> JobView:
-        view = _view(state, models)
+    def _with_model(self, state: JobState, models: Collection[str]) -> JobState:
+        """Return how a job stands, as operators are told."""
+        if state.name in models:
+            state = dataclasses.replace(state, model=state.name)
         reason = self.jobs.interruption(state.name)
         if not reason:
-            return view
+            return state
         # The book may not know it: its disk is what failed.
-        return dataclasses.replace(view, status=JobStatus.INTERRUPTED.value, detail=reason)
+        return dataclasses.replace(state, status=JobStatus.INTERRUPTED, detail=reason)
 
     def _note(self, name: str, change: str, operator: str) -> None:
         self._home.ledger.append("job", {"job": name, "change": change, "operator": operator})
@@ -342,16 +345,3 @@ def _placed(asked: JobSpec, choice: Choice) -> dict[str, Any]:
         "sites": list(choice.sites),
         "passed_over": dict(choice.passed_over),
     }
-
-
-def _view(state: JobState, models: Collection[str]) -> JobView:
-    return JobView(
-        name=state.name,
-        id=state.digest.hex(),
-        status=state.status.value,
-        round=state.round,
-        rounds=0 if state.spec is None else state.spec.rounds,
-        detail=state.detail,
-        model=state.name if state.name in models else "",
-        sites=() if state.spec is None else state.spec.sites,
-    )

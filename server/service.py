@@ -32,6 +32,7 @@ from attestation.policy.result import AttestationResult
 from fedlearn.config.attester import device, open_attester
 from fedlearn.identity.software import software_digest
 from fedlearn.identity.tls import server_context
+from fedlearn.job.state import JobStatus
 from fedlearn.sandbox import protect_this_process
 from server.admission.challenges import Limits
 from server.admission.coordinator_evidence import CoordinatorProof
@@ -48,7 +49,6 @@ from server.identity.site import SiteStatus
 from server.identity.site_records import site_entries
 from server.identity.site_registry import SiteRegistry
 from server.identity.tpm_enrollment import TpmEnrollment
-from server.jobs.job_store import JobStatus
 from server.measurement import config_digest
 from server.metrics import (
     FAULTS,
@@ -244,7 +244,7 @@ def _gauges(
     known = Counter(site.status.value for site in sites.list())
     head = home.ledger.head()
     return (
-        replace(JOBS, values={status.value: jobs[status.value] for status in JobStatus}),
+        replace(JOBS, values={status.value: jobs[status] for status in JobStatus}),
         replace(SITES, values={status.value: known[status.value] for status in SiteStatus}),
         replace(LEDGER_ENTRIES, values={"": head.sequence if head is not None else 0}),
         replace(FAULTS, values={"": len(health.faults())}),

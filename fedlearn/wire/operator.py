@@ -15,7 +15,8 @@ from typing import Any, Final, TypeVar
 
 from fedlearn.app.checks import MAX_BUNDLE_BYTES
 from fedlearn.backoff import Backoff
-from fedlearn.errors import ConfigError
+from fedlearn.errors import ConfigError, TransportError
+from fedlearn.job.state import ExclusionState, JobEvent, JobState, JobStatus
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire.calls import Calls
 from fedlearn.wire.channel import MAX_CONTROL_BYTES, open_channel
@@ -26,10 +27,7 @@ import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
 from fedlearn.wire import fedlearn_pb2_grpc as stubs
 
 __all__ = [
-    "ExclusionState",
     "Invitation",
-    "JobEvent",
-    "JobState",
     "OperatorClient",
     "OperatorGrant",
     "OperatorState",
@@ -41,45 +39,6 @@ SUBMIT_SECONDS: Final = 120.0
 RECONNECTS: Final = 4
 _stubs: Final[Any] = stubs
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExclusionState:
-    """A site, or one ``client`` of it, that is kept out of a job; ``until`` somebody lifts it."""
-
-    site: str
-    client: str
-    until: datetime | None
-    reason: str
-    operator: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobState:
-    """A job. ``status``: pending, running, finished, failed, cancelled or interrupted.
-
-    ``exclusions`` is empty in a list.
-    """
-
-    name: str
-    id: str
-    status: str
-    round: int
-    rounds: int
-    detail: str
-    model: str
-    sites: tuple[str, ...]
-    exclusions: tuple[ExclusionState, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobEvent:
-    """One line of progress; ``json`` has the fields of its ``kind``."""
-
-    sequence: int
-    unix_ms: int
-    kind: str
-    json: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,11 +308,21 @@ class OperatorClient(Calls):
         return _site(self._once(self._operator.RemoveSite, pb.SiteName(name=name)))
 
 
+def _status(text: str) -> JobStatus:
+    try:
+        return JobStatus(text)
+    except ValueError:
+        raise TransportError(
+            f"the coordinator names a status of a job that is not known here: {text[:40]!a}",
+            hint="use the version of fedlearn that the coordinator has",
+        ) from None
+
+
 def _job(state: pb.JobState) -> JobState:
     return JobState(
         name=state.name,
         id=state.id,
-        status=state.status,
+        status=_status(state.status),
         round=state.round,
         rounds=state.rounds,
         detail=state.detail,

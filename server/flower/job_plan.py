@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from fedlearn.job.seeds import node_number
 from fedlearn.job.spec import JobSpec
+from fedlearn.job.state import JobStatus
 
 __all__ = [
     "Checkpoint",
@@ -114,7 +115,7 @@ class JobChannel(Protocol):
 class Outcome:
     """How a job ended. ``code`` is that of an error of :mod:`fedlearn.errors`."""
 
-    status: Literal["finished", "failed", "cancelled"]
+    status: JobStatus
     rounds: int = 0
     code: str = ""
     message: str = ""

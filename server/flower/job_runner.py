@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from fedlearn.errors import FedlearnError, JobError
+from fedlearn.job.state import JobStatus
 from fedlearn.sandbox.process_channel import ChannelClosed, ProcessChannel
 from server.flower.application.app_process import Application, environment, start_application
 from server.flower.application.hosted import start_hosted
@@ -130,7 +131,7 @@ class JobRunner:
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=30)
         outcome = self._outcome
-        self.link.close(completed=outcome is not None and outcome.status == "finished")
+        self.link.close(completed=outcome is not None and outcome.status is JobStatus.FINISHED)
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _kill(self) -> None:
@@ -291,13 +292,13 @@ class JobRunner:
 
     def _judge(self, how: str, failure: FedlearnError | None) -> Outcome:
         if self._cancelled:
-            return Outcome(status="cancelled", message=self._cancelled)
+            return Outcome(status=JobStatus.CANCELLED, message=self._cancelled)
         if self._last_word is not None:
             rounds, told = self._last_word
             if told is None:
-                return Outcome(status="finished", rounds=rounds)
+                return Outcome(status=JobStatus.FINISHED, rounds=rounds)
             return Outcome(
-                status="failed",
+                status=JobStatus.FAILED,
                 rounds=rounds,
                 code=str(told["code"]),
                 message=str(told["message"]),
@@ -305,9 +306,9 @@ class JobRunner:
             )
         if failure is not None:
             code, message, hint = failure.code, str(failure), failure.hint
-            return Outcome(status="failed", code=code, message=message, hint=hint)
+            return Outcome(status=JobStatus.FAILED, code=code, message=message, hint=hint)
         return Outcome(
-            status="failed",
+            status=JobStatus.FAILED,
             code="crashed",
             message=how,
             hint="it goes on from its last checkpoint when it is started again",

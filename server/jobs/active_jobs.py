@@ -31,6 +31,7 @@ from fedlearn.job.events import (
     Log,
     RoundFinished,
 )
+from fedlearn.job.state import JobState, JobStatus
 from fedlearn.job.tables import Resources
 from server.admission.events import spoken, what_causes
 from server.admission.exclusions import Exclusion
@@ -42,7 +43,7 @@ from server.flower.job_plan import Outcome
 from server.health import Health
 from server.jobs.active_job import OpenJob, opened
 from server.jobs.assignment_dispatcher import Dispatch
-from server.jobs.job_store import JobRecord, JobState, JobStatus, JobStore
+from server.jobs.job_store import JobRecord, JobStore
 from server.jobs.policy_registry import PolicyRegistry
 from server.jobs.watch import PROGRESS, JobWatch
 from server.quota import Quota
@@ -322,7 +323,7 @@ class OpenJobs:
         except Exception as error:  # noqa: BLE001 (it becomes the job's outcome)
             _LOG.exception("the watch of job %s failed", name)
             message = f"the coordinator failed: {type(error).__name__}: {error}"
-            outcome = Outcome(status="failed", code="internal", message=message)
+            outcome = Outcome(status=JobStatus.FAILED, code="internal", message=message)
         if outcome is None:
             return
         try:
@@ -382,7 +383,7 @@ class OpenJobs:
             reasons = "; ".join(f"{name}: {why}" for name, why in sorted(job.refused.items()))
         # Who waits for the job's process concludes it.
         job.ending = Outcome(
-            status="failed",
+            status=JobStatus.FAILED,
             code="quorum",
             message=f"too few sites can take part, {spec.quorum} are needed: {reasons}"[:4000],
             hint="`fedlearn ledger show --kind refusal` has the findings; correct the policy "
@@ -395,28 +396,20 @@ class OpenJobs:
         name = job.record.name
         seconds = (self._clock() - job.started).total_seconds()
         detail = ""
-        body: dict[str, str | int] | None = None
+        body: dict[str, str | int] = {"job": name, "change": outcome.status.value}
         event: Event
-        if outcome.status == "finished":
-            status = JobStatus.FINISHED
-            body = {"job": name, "change": "finished", "rounds": job.desk.round}
+        if outcome.status is JobStatus.FINISHED:
+            body["rounds"] = job.desk.round
             model = job.desk.model if job.desk.model in self._home.store.models() else ""
             event = JobFinished(model=model, seconds=seconds, metrics=job.desk.metrics)
-        elif outcome.status == "cancelled":
-            status = JobStatus.CANCELLED
-            body = {"job": name, "change": "cancelled"}
+        elif outcome.status is JobStatus.CANCELLED:
             event = JobCancelled(detail=outcome.message)
         else:
-            status, detail = JobStatus.FAILED, outcome.message
-            body = {"job": name, "change": "failed", "reason": outcome.message}
+            detail = body["reason"] = outcome.message
             event = JobFailed(detail=outcome.message, hint=outcome.hint)
         what = f"end of job {name}"
-        entered = body
-        if entered is not None and not self._persist(
-            what, lambda: self._home.ledger.append("job", entered)
-        ):
-            return
-        self._persist(what, lambda: self.close(name, status, event, detail=detail))
+        if self._persist(what, lambda: self._home.ledger.append("job", body)):
+            self._persist(what, lambda: self.close(name, outcome.status, event, detail=detail))
 
     def close(self, name: str, status: JobStatus, event: Event, *, detail: str = "") -> None:
         """Take a job out of service: its clients, its sites, its name among the open ones.

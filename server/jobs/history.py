@@ -6,7 +6,6 @@ the ledger may not.
 
 from __future__ import annotations
 
-import enum
 import heapq
 import threading
 from collections.abc import Mapping
@@ -14,32 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from fedlearn.errors import LedgerError
+from fedlearn.job.state import JobStatus
 from server.ledger import Ledger
 
-__all__ = ["JobFacts", "JobHistory", "JobStatus"]
-
-
-class JobStatus(enum.StrEnum):
-    """Where a job stands."""
-
-    PENDING = "pending"
-    RUNNING = "running"
-    INTERRUPTED = "interrupted"
-    """The coordinator stopped or was killed; it goes on from its last checkpoint."""
-    FINISHED = "finished"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    @property
-    def open(self) -> bool:
-        """Whether the job will run, or runs, without anybody asking again."""
-        return self in {JobStatus.PENDING, JobStatus.RUNNING, JobStatus.INTERRUPTED}
+__all__ = ["JobFacts", "JobHistory"]
 
 
 _ENDED: Final = {
-    "finished": JobStatus.FINISHED,
-    "failed": JobStatus.FAILED,
-    "cancelled": JobStatus.CANCELLED,
+    status.value: status for status in (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.CANCELLED)
 }
 
 

@@ -42,12 +42,13 @@ from fedlearn.job.events import (
     UpdateReceived,
 )
 from fedlearn.job.spec import JobSpec
+from fedlearn.job.state import JobState, JobStatus
 from server.disk import transaction
 from server.jobs.authenticated_rows import Cell, RowKey, open_database, reading
 from server.jobs.bundles import Bundle, Bundles
-from server.jobs.history import JobFacts, JobHistory, JobStatus
+from server.jobs.history import JobFacts, JobHistory
 
-__all__ = ["JOBS_FILE", "JobStore", "JobRecord", "JobState", "JobStatus", "StoredEvent"]
+__all__ = ["JOBS_FILE", "JobStore", "JobRecord", "StoredEvent"]
 
 JOBS_FILE: Final = "jobs.sqlite"
 BUNDLES_FOLDER: Final = "bundles"
@@ -96,19 +97,6 @@ _EVENTS: Final = """CREATE TABLE events (
 _ENDS: Final = frozenset({JobFinished.kind, JobFailed.kind, JobCancelled.kind})
 _UNKNOWN: Final = datetime.fromtimestamp(0, UTC)
 _RESTORE: Final = "restore jobs.sqlite and bundles/ from a backup of the ledger's time"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobState:
-    """How one job stands. ``spec`` is ``None`` where its record was set apart."""
-
-    name: str
-    status: JobStatus
-    digest: bytes
-    spec: JobSpec | None
-    created: datetime
-    detail: str = ""
-    round: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,8 +249,9 @@ class JobStore:
         """Return how all jobs stand, oldest first; bundles and policies are not read."""
         facts = self._history.all()
         with self._lock:
-            found = [self._state(each) for each in facts.values()]
-        return tuple(sorted(found, key=lambda state: (state.created, state.name)))
+            since = {name: kept.row.created for name, kept in self._kept.items()}
+            names = sorted(facts, key=lambda name: (since.get(name, 0.0), name))
+            return tuple(self._state(facts[name]) for name in names)
 
     def state(self, name: str) -> JobState:
         """Return how one job stands.
@@ -297,7 +286,7 @@ class JobStore:
             policy=policy,
             policy_in_force=parse_policy(in_force.encode(), where=f"the policy of job {name}"),
             bundle=self._bundles.get(facts.bundle),
-            created=state.created,
+            created=_moment(kept.row.created),
             policy_signature=signature,
             signature_in_force=signed,
         )
@@ -435,15 +424,13 @@ class JobStore:
         return facts
 
     def _state(self, facts: JobFacts) -> JobState:
-        """Return how a job stands. The caller holds the lock."""
+        """Return how a job stands; its model is not looked for. The caller holds the lock."""
         kept = self._kept.get(facts.job)
         if kept is None:
             return JobState(
                 name=facts.job,
+                id=facts.digest.hex(),
                 status=facts.ended or JobStatus.INTERRUPTED,
-                digest=facts.digest,
-                spec=None,
-                created=_UNKNOWN,
                 detail=f"set apart: {self._apart.get(facts.job, _missing(facts.job))}",
             )
         status = JobStatus(kept.row.status)
@@ -453,12 +440,12 @@ class JobStore:
             status = JobStatus.INTERRUPTED
         return JobState(
             name=facts.job,
+            id=facts.digest.hex(),
             status=status,
-            digest=facts.digest,
-            spec=kept.spec,
-            created=_moment(kept.row.created),
-            detail=facts.reason or kept.row.detail,
             round=kept.row.round,
+            rounds=kept.spec.rounds,
+            detail=facts.reason or kept.row.detail,
+            sites=kept.spec.sites,
         )
 
     def _policy(self, name: str, digest: bytes) -> tuple[str, bytes]:

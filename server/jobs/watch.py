@@ -25,6 +25,7 @@ from fedlearn.job.events import (
     UpdateReceived,
     UpdateRejected,
 )
+from fedlearn.job.state import JobStatus
 from server.flower.job_plan import Outcome
 from server.health import Health
 from server.jobs.active_job import OpenJob
@@ -110,17 +111,17 @@ class JobWatch:
                 if isinstance(error, DiskError):
                     self._job.disk.append(str(error))
                 outcome = Outcome(
-                    status="failed", code=error.code, message=str(error), hint=error.hint
+                    status=JobStatus.FAILED, code=error.code, message=str(error), hint=error.hint
                 )
             if self._over.is_set() or not self._current():
                 return None
             if self._job.ending is not None:
                 return self._job.ending
-            if outcome.status == "failed" and self._job.disk:
+            if outcome.status is JobStatus.FAILED and self._job.disk:
                 if not self._outlast(self._job.disk[0]):
                     return None
                 continue
-            crashed = outcome.status == "failed" and outcome.code == "crashed"
+            crashed = outcome.status is JobStatus.FAILED and outcome.code == "crashed"
             if not crashed or self._job.crashes >= _MAX_CRASHES:
                 return outcome
             self._job.crashes += 1
@@ -148,7 +149,7 @@ class JobWatch:
 
     def _end(self, message: str) -> None:
         self._job.ending = Outcome(
-            status="failed",
+            status=JobStatus.FAILED,
             code="deadline",
             message=message,
             hint="see what its app does that long; `deadline_s` in job.toml sets the time, and "

@@ -10,8 +10,6 @@ from server.rpc.gate import Welcome
 from server.rpc.listeners import Listeners, RpcConfig
 from server.rpc.ports import (
     Coordinator,
-    EventView,
-    JobView,
     Orders,
     StartOrder,
     StopOrder,
@@ -19,8 +17,6 @@ from server.rpc.ports import (
 
 __all__ = [
     "Coordinator",
-    "EventView",
-    "JobView",
     "Listeners",
     "Orders",
     "RpcConfig",

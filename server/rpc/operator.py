@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from fedlearn.errors import ConfigError, TransportError
 from fedlearn.identity.spiffe import checked_name
+from fedlearn.job.state import JobState
 from fedlearn.wire import fedlearn_pb2 as pb
 from server.admission.exclusions import Exclusion
 from server.admission.gate import AdmissionGate
@@ -16,7 +17,7 @@ from server.identity.peer_certificates import PeerCertificate
 from server.identity.site import Site
 from server.identity.site_registry import SiteRegistry
 from server.rpc.guard import Caller
-from server.rpc.ports import Coordinator, JobView
+from server.rpc.ports import Coordinator
 
 __all__ = ["OperatorService"]
 
@@ -278,14 +279,14 @@ def _bounded_policy(policy_toml: str) -> None:
         raise ConfigError(f"at most {_MAX_POLICY_BYTES} bytes", where="policy.toml")
 
 
-def _job(view: JobView) -> pb.JobState:
+def _job(state: JobState) -> pb.JobState:
     return pb.JobState(
-        name=view.name,
-        id=view.id,
-        status=view.status,
-        round=view.round,
-        rounds=view.rounds,
-        detail=view.detail,
-        model=view.model,
-        sites=list(view.sites),
+        name=state.name,
+        id=state.id,
+        status=state.status,
+        round=state.round,
+        rounds=state.rounds,
+        detail=state.detail,
+        model=state.model,
+        sites=list(state.sites),
     )

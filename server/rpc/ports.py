@@ -7,44 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from fedlearn.job.state import JobEvent, JobState
 from server.admission.registry import Admission
 
 __all__ = [
     "Coordinator",
-    "EventView",
-    "JobView",
     "Orders",
     "StartOrder",
     "StopOrder",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobView:
-    """A job as operators see it.
-
-    ``status`` is ``pending``, ``running``, ``finished``, ``failed``, ``cancelled`` or
-    ``interrupted``.
-    """
-
-    name: str
-    id: str
-    status: str
-    round: int = 0
-    rounds: int = 0
-    detail: str = ""
-    model: str = ""
-    sites: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EventView:
-    """One line of a job's progress; ``json`` has the fields of its kind."""
-
-    sequence: int
-    unix_ms: int
-    kind: str
-    json: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,21 +66,21 @@ class Coordinator(Protocol):
         bundle: bytes,
         policy_toml: str,
         policy_signature: bytes = b"",
-    ) -> JobView:
+    ) -> JobState:
         """Accept a job."""
         ...
 
-    def list_jobs(self) -> Sequence[JobView]:
+    def list_jobs(self) -> Sequence[JobState]:
         """Return all jobs."""
         ...
 
-    def get_job(self, name: str) -> JobView:
+    def get_job(self, name: str) -> JobState:
         """Return one job."""
         ...
 
     def follow_job(
         self, name: str, *, after: int, past_only: bool, stop: threading.Event
-    ) -> Iterator[EventView]:
+    ) -> Iterator[JobEvent]:
         """Yield events with a sequence above ``after``, until the job ends.
 
         With ``past_only`` it does not wait for new ones. It looks at ``stop`` at least once
@@ -117,11 +88,11 @@ class Coordinator(Protocol):
         """
         ...
 
-    def cancel_job(self, operator: str, name: str) -> JobView:
+    def cancel_job(self, operator: str, name: str) -> JobState:
         """Stop a job."""
         ...
 
-    def resume_job(self, operator: str, name: str) -> JobView:
+    def resume_job(self, operator: str, name: str) -> JobState:
         """Go on with a job from its last checkpoint."""
         ...
 

@@ -29,7 +29,8 @@ from fedlearn.cli.local.children import Child, Children
 from fedlearn.cli.local.federation import COORDINATOR, Federation, policy_text, program
 from fedlearn.job.events import Event
 from fedlearn.job.spec import JobSpec
-from fedlearn.wire.operator import JobState, OperatorClient
+from fedlearn.job.state import JobState, JobStatus
+from fedlearn.wire.operator import OperatorClient
 
 Array = npt.NDArray[Any]
 Data = tuple[Array, Array]
@@ -38,7 +39,6 @@ Data = tuple[Array, Array]
 MARKER = np.frombuffer(hashlib.sha512(b"marker").digest(), np.uint8) * np.float32(1234.5)
 """Weights that training does not touch, with bytes that stand in no source file."""
 
-_OPEN = {"pending", "running", "interrupted"}
 
 PYPROJECT = """
 [project]
@@ -259,7 +259,7 @@ class Job:
         end = time.monotonic() + seconds
         while len(found := matching()) < count:
             said = self.events()
-            if self.status not in _OPEN and len(matching()) < count:
+            if not self.status.open and len(matching()) < count:
                 raise AssertionError(f"{self.name} ended without {count} {kind}: {said[-4:]}")
             if time.monotonic() > end:
                 raise AssertionError(f"no {kind} of {self.name} in {seconds} s: {said[-6:]}")
@@ -267,13 +267,13 @@ class Job:
         return found
 
     @property
-    def status(self) -> str:
+    def status(self) -> JobStatus:
         return self.harness.operator.get_job(self.name).status
 
     def finish(self, status: str = "finished", *, seconds: float = 60) -> JobState:
         """Wait for the end; check that it is the one that was expected; return the state."""
         end = time.monotonic() + seconds
-        while (state := self.harness.operator.get_job(self.name)).status in _OPEN:
+        while (state := self.harness.operator.get_job(self.name)).status.open:
             if time.monotonic() > end:
                 raise AssertionError(f"{self.name} still runs: {self.events()[-6:]}")
             time.sleep(0.03)

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from fedlearn.errors import ConfigError, JobError, KeyReleaseDenied
+from fedlearn.job.state import JobEvent, JobState, JobStatus
 from server.admission.registry import Admission
-from server.rpc import EventView, JobView, Listeners, RpcConfig, Welcome
+from server.rpc import Listeners, RpcConfig, Welcome
 from tests.harness.deployment import Deployment, key_pem
 
 
@@ -33,40 +34,42 @@ class RecordingCoordinator:
         bundle: bytes,
         policy_toml: str,
         policy_signature: bytes = b"",
-    ) -> JobView:
+    ) -> JobState:
         self.signatures.append(policy_signature)
         self.calls.append(("submit", (operator, job_toml, len(bundle), policy_toml)))
         if job_toml == "broken":
             raise ConfigError("is not a number", where="job.toml:3", key="rounds", hint="write 5")
         if job_toml == "crash":
             raise RuntimeError("a secret path /srv/state")
-        return JobView(name="alpha", id="1", status="pending", rounds=3, sites=("site-a",))
+        return JobState(name="alpha", id="1", status=JobStatus.PENDING, rounds=3, sites=("site-a",))
 
-    def list_jobs(self) -> list[JobView]:
+    def list_jobs(self) -> list[JobState]:
         sites = ("site-a", "site-b")
-        return [JobView(name="alpha", id="1", status="running", round=1, rounds=3, sites=sites)]
+        return [
+            JobState(name="alpha", id="1", status=JobStatus.RUNNING, round=1, rounds=3, sites=sites)
+        ]
 
-    def get_job(self, name: str) -> JobView:
+    def get_job(self, name: str) -> JobState:
         if name != "alpha":
             raise JobError(f"there is no job {name}", hint="`fedlearn job status` lists them")
         return self.list_jobs()[0]
 
     def follow_job(
         self, name: str, *, after: int, past_only: bool, stop: threading.Event
-    ) -> Iterator[EventView]:
+    ) -> Iterator[JobEvent]:
         for sequence in range(after + 1, 4):
-            yield EventView(sequence=sequence, unix_ms=5, kind="log", json='{"line":"x"}')
+            yield JobEvent(sequence=sequence, unix_ms=5, kind="log", json='{"line":"x"}')
         if not past_only:
             self.waiting.set()
             while not stop.wait(0.05):
                 time.sleep(0)
         self.stopped.set()
 
-    def cancel_job(self, operator: str, name: str) -> JobView:
-        return JobView(name=name, id="1", status="cancelled")
+    def cancel_job(self, operator: str, name: str) -> JobState:
+        return JobState(name=name, id="1", status=JobStatus.CANCELLED)
 
-    def resume_job(self, operator: str, name: str) -> JobView:
-        return JobView(name=name, id="1", status="running")
+    def resume_job(self, operator: str, name: str) -> JobState:
+        return JobState(name=name, id="1", status=JobStatus.RUNNING)
 
     def replace_policy(
         self, operator: str, name: str, policy_toml: str, policy_signature: bytes = b""

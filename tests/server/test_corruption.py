@@ -93,7 +93,7 @@ def look(folder: Path) -> Facts:
         with contextlib.closing(home.job_store()) as book:
             for job in book.states():
                 name = job.name
-                found[f"state {name}"] = job if job.spec else Named(job.detail)
+                found[f"state {name}"] = job if job.sites else Named(job.detail)
                 try:
                     found[f"job {name}"] = book.get(name)
                 except StoreError as error:

@@ -34,6 +34,7 @@ from fedlearn.demo.outcome import DemoOutcome, LedgerFacts, RefusedSite, RoundFa
 from fedlearn.errors import JobError
 from fedlearn.job import events
 from fedlearn.job.spec import JobSpec
+from fedlearn.job.state import JobStatus
 
 __all__ = ["MakeFederation", "Narrator", "Options", "perform"]
 
@@ -278,7 +279,7 @@ class _Stage:
                     if event.final:
                         break
         state = operator.get_job(spec.name)
-        if state.status != "finished":
+        if state.status is not JobStatus.FINISHED:
             raise JobError(f"the job is {state.status}: {state.detail}")
 
     def _watch(self, event: events.Event, unix_ms: int) -> None:

@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -30,13 +29,12 @@ from fedlearn.extras import extra_of, install
 from fedlearn.job import events
 from fedlearn.job.owner_key import owner_key_text
 from fedlearn.job.spec import JobSpec
+from fedlearn.job.state import JobStatus
 from fedlearn.sealing import PrivateKey, open_sealed
 from fedlearn.terminal.console import line
 from fedlearn.update import sealed
 
 __all__ = ["Trial", "attempt"]
-
-_FINISHED: Final = "finished"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +158,7 @@ def _run(federation: Federation, spec: JobSpec, policy: str, bundle: bytes, show
             show.show(events.Event.decode(item.kind, item.json), unix_ms=item.unix_ms)
             federation.check()
     state = operator.get_job(spec.name)
-    if state.status != _FINISHED:
+    if state.status is not JobStatus.FINISHED:
         raise JobError(f"the job is {state.status}: {state.detail}")
     return bool(state.model)
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from fedlearn.job.state import JobStatus
 from server import coordinator
 from server.coordinator import Coordinator
-from server.jobs.job_store import JobStatus
 
 
 @dataclass

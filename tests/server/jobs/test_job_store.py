@@ -22,12 +22,13 @@ from fedlearn.errors import JobError, StoreError
 from fedlearn.job.events import KINDS, JobFailed, Log
 from fedlearn.job.owner_key import owner_key_text
 from fedlearn.job.spec import JobSpec
+from fedlearn.job.state import JobStatus
 from server.config import ServerConfig
 from server.coordinator import Coordinator
 from server.jobs.active_jobs import OpenJobs
 from server.jobs.authenticated_rows import RowKey
 from server.jobs.bundles import Bundle, Bundles
-from server.jobs.job_store import JOBS_FILE, JobRecord, JobStatus
+from server.jobs.job_store import JOBS_FILE, JobRecord
 from server.main import main
 from server.state_directory import StateDirectory
 from tests.harness.restarting_coordinator import (

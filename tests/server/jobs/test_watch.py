@@ -12,15 +12,18 @@ import pytest
 
 from fedlearn.errors import DiskError, JobError
 from fedlearn.job.events import Event
+from fedlearn.job.state import JobStatus
 from server.flower.job_plan import Outcome
 from server.health import Health
 from server.jobs import watch as watched
 from server.jobs.active_job import OpenJob
 from server.jobs.watch import JobWatch, longest, longest_pause
 
-FINISHED = Outcome(status="finished", rounds=3)
-CRASHED = Outcome(status="failed", code="crashed", message="signal 9")
-DISK = Outcome(status="failed", code="disk", message="demo, version 2: no space left on device")
+FINISHED = Outcome(status=JobStatus.FINISHED, rounds=3)
+CRASHED = Outcome(status=JobStatus.FAILED, code="crashed", message="signal 9")
+DISK = Outcome(
+    status=JobStatus.FAILED, code="disk", message="demo, version 2: no space left on device"
+)
 
 
 class Host:
@@ -43,7 +46,7 @@ class Host:
         if outcome is None:
             if not self.cancelled.wait(timeout):
                 return None
-            return Outcome(status="cancelled", message=self.reason)
+            return Outcome(status=JobStatus.CANCELLED, message=self.reason)
         self.outcomes.pop(0)
         if isinstance(outcome, Exception):
             raise outcome
@@ -153,7 +156,7 @@ def test_a_job_that_is_closed_while_the_disk_fails_is_not_started_again() -> Non
 
 def test_an_end_is_of_the_disk_only_where_the_coordinator_saw_it_fail() -> None:
     """The job's process may say that the disk failed; that starts nothing again."""
-    lying = Outcome(status="failed", code="disk", message="believe me")
+    lying = Outcome(status=JobStatus.FAILED, code="disk", message="believe me")
     scene = Scene(Host(lying, FINISHED))
     assert scene.watch.run() == lying
     raised = Scene(Host(DiskError("no room for its folder"), FINISHED))
@@ -163,7 +166,7 @@ def test_an_end_is_of_the_disk_only_where_the_coordinator_saw_it_fail() -> None:
 
 def test_what_the_coordinator_decided_is_the_outcome() -> None:
     scene = Scene(Host(None))
-    decided = Outcome(status="failed", code="quorum", message="too few")
+    decided = Outcome(status=JobStatus.FAILED, code="quorum", message="too few")
 
     def decide() -> None:
         time.sleep(0.05)

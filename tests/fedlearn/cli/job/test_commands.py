@@ -212,6 +212,14 @@ def test_a_stream_that_breaks_off_is_said(deployment: Deployment, job: Path) -> 
     assert "job logs heart --follow" in done.stderr
 
 
+def test_a_status_that_is_not_known_here_is_not_guessed(deployment: Deployment, job: Path) -> None:
+    deployment.run("job", "submit", job)
+    deployment.coordinator.jobs["heart"].status = "paused"
+    done = deployment.run("job", "status", "heart")
+    assert done.exit_code == 1
+    assert "not known here: 'paused'" in done.stderr
+
+
 def test_status_cancel_and_resume(deployment: Deployment, job: Path) -> None:
     assert "no jobs yet" in deployment.run("job", "status").stdout
     deployment.run("job", "submit", job)

@@ -1,0 +1,68 @@
+"""Where a job stands, and what has happened in it, as the coordinator and its operators say it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime
+
+__all__ = ["ExclusionState", "JobEvent", "JobState", "JobStatus"]
+
+
+class JobStatus(enum.StrEnum):
+    """Where a job stands."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    """The coordinator stopped or was killed; it goes on from its last checkpoint."""
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def open(self) -> bool:
+        """Whether the job will run, or runs, without anybody asking again."""
+        return self in {JobStatus.PENDING, JobStatus.RUNNING, JobStatus.INTERRUPTED}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExclusionState:
+    """A site, or one ``client`` of it, that is kept out of a job; ``until`` somebody lifts it."""
+
+    site: str
+    client: str
+    until: datetime | None
+    reason: str
+    operator: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobState:
+    """A job.
+
+    ``id``          its digest (:meth:`fedlearn.job.spec.JobSpec.digest`), in hexadecimal
+    ``round``       the last round that has a model; ``rounds`` of all that it has
+    ``model``       name of its sealed model; empty while there is none
+    ``exclusions``  who is kept out of it; empty in a list of jobs
+    """
+
+    name: str
+    id: str
+    status: JobStatus
+    round: int = 0
+    rounds: int = 0
+    detail: str = ""
+    model: str = ""
+    sites: tuple[str, ...] = ()
+    exclusions: tuple[ExclusionState, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEvent:
+    """One line of a job's progress; ``json`` has the fields of its ``kind``."""
+
+    sequence: int
+    unix_ms: int
+    kind: str
+    json: str
