@@ -26,15 +26,20 @@ from fedlearn.job.events import KINDS, ClientLost, ClientStarting, JobCancelled,
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.state import JobEvent, JobState, JobStatus
 from fedlearn.privacy import Budget
+from server.admission.gate import AdmissionGate
 from server.admission.registry import Admission, AdmissionRegistry
 from server.health import Health
 from server.identity.site_registry import SiteRegistry
 from server.jobs.active_jobs import OpenJobs
+from server.jobs.assignment_dispatcher import AssignmentDispatcher
 from server.jobs.bundles import Bundle
+from server.jobs.job_admission import JobAdmission
+from server.jobs.job_events import JobEvents
 from server.jobs.job_store import JobRecord, JobStore
 from server.jobs.placement import Choice
 from server.jobs.policy_registry import PolicyRegistry
 from server.jobs.selection import Selection
+from server.jobs.supervisor import JobSupervisor
 from server.rpc.ports import Orders
 from server.state_directory import StateDirectory
 
@@ -48,8 +53,13 @@ _LAST_EVENTS: Final = frozenset(kind for kind, event in KINDS.items() if event.f
 class Coordinator:
     """All jobs of one coordinator. Safe to use from many threads.
 
-    ``jobs`` are the open ones, which admission and the Fleet front ask.
+    ``jobs``        the open jobs
+    ``events``      their events
+    ``admission``   what the gate reads of them
+    ``gate``        admits their clients
+    ``supervisor``  opens and closes them
 
+    :param gate_of: makes the gate for the open jobs.
     :param runtime: a private directory for the processes of jobs; never holds weights.
     """
 
@@ -57,25 +67,45 @@ class Coordinator:
         self,
         home: StateDirectory,
         *,
-        book: JobStore,
+        job_store: JobStore,
         sites: SiteRegistry,
         register: AdmissionRegistry,
         trust: Callable[[], TrustAnchors],
+        gate_of: Callable[[JobAdmission], AdmissionGate],
         runtime: Path,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         health: Health | None = None,
     ) -> None:
         self._home = home
-        self._book = book
+        self._job_store = job_store
         self._register = register
         self._clock = clock
         self._policies = PolicyRegistry(
             keys=frozenset(home.config.trust.policy_keys),
             entries=lambda: (entry.body for entry in home.ledger.entries(kind="policy")),
         )
-        self.jobs = OpenJobs(
+        health = health or Health()
+        self.jobs = OpenJobs()
+        self.events = JobEvents(job_store, jobs=self.jobs, clock=clock, health=health)
+        self._dispatcher = AssignmentDispatcher(
+            jobs=self.jobs, order_key=home.order_key, report=self.events.report, clock=clock
+        )
+        self.admission = JobAdmission(
+            self.jobs,
+            ledger=home.ledger,
+            register=register,
+            dispatcher=self._dispatcher,
+            report=self.events.report,
+            trust=trust,
+        )
+        self.gate = gate_of(self.admission)
+        self.supervisor = JobSupervisor(
             home,
-            book=book,
+            job_store=job_store,
+            jobs=self.jobs,
+            events=self.events,
+            dispatcher=self._dispatcher,
+            gate=self.gate,
             register=register,
             policies=self._policies,
             trust=trust,
@@ -83,7 +113,7 @@ class Coordinator:
             clock=clock,
             health=health,
         )
-        self._selection = Selection(sites, self.jobs)
+        self._selection = Selection(sites, self.jobs, self._dispatcher)
 
     # --- operators --------------------------------------------------------------------
 
@@ -136,7 +166,7 @@ class Coordinator:
                     f"{limit} jobs run already",
                     hint="wait for one to end, or raise limits.jobs in server.toml",
                 )
-            self._book.add(record)
+            self._job_store.add(record)
             text = hashlib.sha256(policy_toml.encode()).hexdigest()
             self._home.ledger.append(
                 "job",
@@ -161,22 +191,22 @@ class Coordinator:
                     **self._policies.entry(policy, signer),
                 },
             )
-            self.jobs.say(
+            self.events.report(
                 spec.name, JobSubmitted(job=spec.name, rounds=spec.rounds, sites=spec.sites)
             )
             for site, reason in choice.passed_over.items() if choice is not None else ():
-                self.jobs.say(spec.name, Log(line=f"not chosen: {reason}", site=site))
-            self.jobs.begin(record)
+                self.events.report(spec.name, Log(line=f"not chosen: {reason}", site=site))
+            self.supervisor.begin(record)
         return self.get_job(spec.name)
 
     def list_jobs(self) -> Sequence[JobState]:
         """Return all jobs, oldest first."""
         models = self._home.store.models()
-        return [self._with_model(state, models) for state in self._book.states()]
+        return [self._with_model(state, models) for state in self._job_store.states()]
 
     def get_job(self, name: str) -> JobState:
         """Return one job."""
-        return self._with_model(self._book.state(name), self._home.store.models())
+        return self._with_model(self._job_store.state(name), self._home.store.models())
 
     def follow_job(
         self, name: str, *, after: int, past_only: bool, stop: threading.Event
@@ -190,8 +220,8 @@ class Coordinator:
         last = ""
         while not stop.is_set():
             # Asked before the page is read: a job that has ended says nothing after its last event.
-            running = self._book.state(name).status.open
-            page = self._book.events(name, after=after, most=_EVENT_PAGE)
+            running = self._job_store.state(name).status.open
+            page = self._job_store.events(name, after=after, most=_EVENT_PAGE)
             for event in page:
                 after, last = event.sequence, event.kind
                 yield JobEvent(
@@ -207,17 +237,17 @@ class Coordinator:
             ended = not running and (last in _LAST_EVENTS or time.monotonic() > patience)
             if past_only or ended:
                 return
-            self._book.wait(name, after=after, seconds=1.0)
+            self._job_store.wait(name, after=after, seconds=1.0)
 
     def cancel_job(self, operator: str, name: str) -> JobState:
         """Stop a job. Its sealed versions stay."""
-        status = self._book.state(name).status
+        status = self._job_store.state(name).status
         if not status.open:
             raise JobError(f"job {name} is {status} already")
         self._note(name, "cancelled", operator)
         job = self.jobs.named(name)
         event = JobCancelled(detail=f"by operator {operator}")
-        self.jobs.close(name, JobStatus.CANCELLED, event)
+        self.supervisor.close(name, JobStatus.CANCELLED, event)
         if job is not None:
             job.host.cancel(f"cancelled by operator {operator}")
             job.host.close()
@@ -225,7 +255,7 @@ class Coordinator:
 
     def resume_job(self, operator: str, name: str) -> JobState:
         """Go on with a job that was cancelled, failed or interrupted."""
-        record = self._book.get(name)
+        record = self._job_store.get(name)
         with self.jobs.lock:
             if self.jobs.named(name) is not None:
                 raise JobError(f"job {name} runs already")
@@ -236,7 +266,7 @@ class Coordinator:
                 )
             self._selection.require(record.spec, record.policy_in_force)
             self._note(name, "resumed", operator)
-            self.jobs.begin(record)
+            self.supervisor.begin(record)
         return self.get_job(name)
 
     def replace_policy(
@@ -252,9 +282,9 @@ class Coordinator:
         with self._policies.deciding():
             signer = self._policies.check(policy, policy_signature)
             # Kept first, in force with its entry: the ledger names it by its text.
-            text = self._book.add_policy(name, policy_toml, policy_signature)
+            text = self._job_store.add_policy(name, policy_toml, policy_signature)
             noted = {"operator": operator, **self._policies.entry(policy, signer)}
-            self.jobs.gate.replace_policy(name, policy, noted={**noted, "text": text.hex()})
+            self.gate.replace_policy(name, policy, noted={**noted, "text": text.hex()})
             self._note(name, "policy replaced", operator)
         with self.jobs.lock:
             job.admittable = dataclasses.replace(job.admittable, policy=policy)
@@ -297,40 +327,40 @@ class Coordinator:
         self, site: str, orders: Orders, *, version: str, running: tuple[str, ...]
     ) -> None:
         """Order what a site should run, and stop what it should not."""
-        self.jobs.dispatch.connected(site, orders, running=running)
+        self._dispatcher.connected(site, orders, running=running)
 
     def site_disconnected(self, site: str, orders: Orders) -> None:
         """Forget the way to a site, unless it has a newer one."""
-        self.jobs.dispatch.disconnected(site, orders)
+        self._dispatcher.disconnected(site, orders)
 
     def workload_changed(self, site: str, *, assignment: str, phase: str, reason: str) -> None:
         """Tell people, and start a client anew that died while its job runs."""
-        job = self.jobs.dispatch.job_of(site, assignment)
+        job = self._dispatcher.job_of(site, assignment)
         if job is None:
             return
         name = job.record.name
         if phase in {"accepted", "starting"}:
-            self.jobs.say(name, ClientStarting(site=site, detail=reason))
+            self.events.report(name, ClientStarting(site=site, detail=reason))
         elif phase in {"refused", "failed", "stopped", "succeeded"}:
-            self.jobs.say(name, ClientLost(site=site, reason=f"{phase}: {reason}"))
+            self.events.report(name, ClientLost(site=site, reason=f"{phase}: {reason}"))
             job.host.link.absent(site)
             if phase == "failed":
-                self.jobs.dispatch.again(job, site, reason)
+                self._dispatcher.again(job, site, reason)
             elif phase == "refused":
-                self.jobs.client_refused(job, site, reason)
+                self.supervisor.client_refused(job, site, reason)
 
     def site_assignments(self, site: str) -> tuple[str, ...]:
         """Return what the site runs, or shall run."""
-        return self.jobs.dispatch.assignments(site)
+        return self._dispatcher.assignments(site)
 
     def _with_model(self, state: JobState, models: Collection[str]) -> JobState:
         """Return how a job stands, as operators are told."""
         if state.name in models:
             state = dataclasses.replace(state, model=state.name)
-        reason = self.jobs.interruption(state.name)
+        reason = self.supervisor.interruption(state.name)
         if not reason:
             return state
-        # The book may not know it: its disk is what failed.
+        # The job store may not have it: its disk is what failed.
         return dataclasses.replace(state, status=JobStatus.INTERRUPTED, detail=reason)
 
     def _note(self, name: str, change: str, operator: str) -> None:

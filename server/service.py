@@ -49,6 +49,7 @@ from server.identity.site import SiteStatus
 from server.identity.site_records import site_entries
 from server.identity.site_registry import SiteRegistry
 from server.identity.tpm_enrollment import TpmEnrollment
+from server.jobs.job_admission import JobAdmission
 from server.measurement import config_digest
 from server.metrics import (
     FAULTS,
@@ -123,8 +124,8 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
         register = AdmissionRegistry()
         counts = AdmissionCounts()
         register.subscribe(counts)
-        book = home.job_store()
-        stack.callback(book.close)
+        job_store = home.job_store()
+        stack.callback(job_store.close)
         sites = SiteRegistry(
             entries=site_entries(home.ledger),
             address=told["gate"],
@@ -147,17 +148,17 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
         health = Health()
         coordinator = Coordinator(
             home,
-            book=book,
+            job_store=job_store,
             sites=sites,
             register=register,
             trust=lambda: anchors,
+            gate_of=partial(_gate, home, register, sites, clock),
             runtime=runtime,
             clock=clock,
             health=health,
         )
-        gate = _gate(home, coordinator, register, sites, clock)
+        gate = coordinator.gate
         clock.subscribe(gate.shift)
-        coordinator.jobs.attach(gate)
         front = FleetServer(
             tls=server_context(
                 x509.load_pem_x509_certificates(chain),
@@ -196,7 +197,7 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
                 verifier_id=home.ca.key_digest,
                 tls_key=spki(key.public_key()),
                 hpke_key=hpke,
-                jobs=coordinator.jobs.admittable,
+                jobs=coordinator.admission.admittable,
                 clock=clock,
                 limits=_limits(config),
             ),
@@ -217,10 +218,10 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
         health.check("fleet", front.fault)
         health.check("gate and control", listeners.fault)
         stack.enter_context(
-            _sweeping(health, clock.tick, gate.sweep, sites.settle, coordinator.jobs.tend)
+            _sweeping(health, clock.tick, gate.sweep, sites.settle, coordinator.supervisor.tend)
         )
-        stack.callback(coordinator.jobs.stop)
-        coordinator.jobs.go_on()
+        stack.callback(coordinator.supervisor.stop)
+        coordinator.supervisor.reopen_all()
         if config.metrics.listen:
             read = partial(_gauges, home, coordinator, sites, counts, health)
             stack.enter_context(serve_metrics(config.metrics.listen, read, health.faults))
@@ -254,26 +255,23 @@ def _gauges(
 
 def _gate(
     home: StateDirectory,
-    coordinator: Coordinator,
     register: AdmissionRegistry,
     sites: SiteRegistry,
     clock: Callable[[], datetime],
+    jobs: JobAdmission,
 ) -> AdmissionGate:
     certificates = home.config.certificates
 
     def sign(result: AttestationResult) -> bytes:
         return ear.issue(result, key=home.result_key, issued=clock()).encode()
 
-    def record(kind: str, body: Mapping[str, Any]) -> object:
-        return coordinator.jobs.record(kind, dict(body))
-
     return AdmissionGate(
         ca=home.ca,
         register=register,
-        jobs=coordinator.jobs.admittable,
+        jobs=jobs.admittable,
         sites=sites,
-        door=coordinator.jobs,
-        record=record,
+        nodes=jobs,
+        record=jobs.record,
         clock=clock,
         periods=Periods(
             lifetime=timedelta(seconds=certificates.client_s),
@@ -283,7 +281,7 @@ def _gate(
         limits=_limits(home.config),
         sign_result=sign,
         exclusions=ExclusionList(entry.body for entry in home.ledger.entries(kind="exclusion")),
-        readmitted=coordinator.jobs.readmitted,
+        readmitted=jobs.readmitted,
     )
 
 

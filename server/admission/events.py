@@ -1,7 +1,7 @@
-"""What people hear of admission: ledger entries and changes of the register, as events.
+"""Admission events for the job log, made of ledger entries and changes of the registry.
 
-And who causes an event: what a site or the job's own code may cause at will is kept as often as a
-quota allows, so that neither fills a job's events.
+:func:`what_causes` names who causes an event: events that a site or the job's own code can cause
+at will are bounded by a quota, so that neither fills the log of a job.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from fedlearn.job.events import (
     OtherEvent,
     UpdateRejected,
 )
-from server.admission.registry import Admission, AdmissionEvent, Change
+from server.admission.registry import AdmissionEvent, Change
 
-__all__ = ["spoken", "what_causes"]
+__all__ = ["of_change", "of_entry", "what_causes"]
 
 _OF_A_SITE: Final = (
     ClientAdmitted,
@@ -37,40 +37,40 @@ _OF_A_SITE: Final = (
 )
 
 
-def spoken(kind: str, subject: Mapping[str, Any] | AdmissionEvent) -> Event | None:
-    """Return what to say about a ledger entry or a change; ``None`` when it is no news."""
-    if isinstance(subject, AdmissionEvent):
-        return _of_change(subject.change, subject.admission, subject.reason)
+def of_entry(kind: str, body: Mapping[str, Any]) -> Event | None:
+    """Return the event for a ledger entry; ``None`` for a kind that the job log does not have."""
     if kind == "refusal":
         return ClientRefused(
-            site=str(subject.get("site", "")),
-            reason=str(subject.get("reason", "")),
-            tee=str(subject.get("tee", "")),
-            findings=tuple(subject.get("findings", ())),
+            site=str(body.get("site", "")),
+            reason=str(body.get("reason", "")),
+            tee=str(body.get("tee", "")),
+            findings=tuple(body.get("findings", ())),
         )
     if kind == "exclusion":
-        client = subject.get("client")
+        client = body.get("client")
         who = f"client {client}" if client else "every client"
-        told = {"laid": "is kept out", "lifted": "may take part again"}
-        what = told.get(str(subject.get("change")), "may take part again: the time is over")
-        why = f": {subject.get('reason')}" if subject.get("change") == "laid" else ""
-        return Log(line=f"{who} of the site {what}{why}", site=str(subject.get("site", "")))
+        changes = {"laid": "is excluded", "lifted": "may take part again"}
+        what = changes.get(str(body.get("change")), "may take part again: the time is over")
+        why = f": {body.get('reason')}" if body.get("change") == "laid" else ""
+        return Log(line=f"{who} of the site {what}{why}", site=str(body.get("site", "")))
     return None
 
 
 def what_causes(event: Event) -> str | None:
-    """Return the site whose doing an event is, ``""`` for the job's own code, or ``None``.
+    """Return the site that causes an event, or ``""`` for the job's own code.
 
-    ``None`` are the coordinator's own: the rounds of a job and what they consist of.
+    ``None`` for an event of the coordinator itself: the rounds of a job and their parts.
     """
     if isinstance(event, OtherEvent):
         return ""
     return event.site if isinstance(event, _OF_A_SITE) else None
 
 
-def _of_change(change: Change, admission: Admission, reason: str) -> Event:
+def of_change(changed: AdmissionEvent) -> Event:
+    """Return the event for a change of an admission."""
+    admission, reason = changed.admission, changed.reason
     site, expires = admission.site, int(admission.expires.timestamp() * 1000)
-    match change:
+    match changed.change:
         case Change.ADMITTED:
             return ClientAdmitted(
                 site=site,

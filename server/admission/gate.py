@@ -77,12 +77,12 @@ _ENTRIES_AT_ONCE: Final = 64
 class AdmissionGate:
     """Decides who is admitted. Safe to use from many threads.
 
-    ``jobs``, ``door`` and ``record`` are called while the gate holds its lock: they must not
+    ``jobs``, ``nodes`` and ``record`` are called while the gate holds its lock: they must not
     wait for anything that calls the gate.
 
     ``jobs``         returns the job of a name, or ``None``
     ``sites``        the register of sites
-    ``door``         where Flower nodes are made and deleted
+    ``nodes``        where Flower nodes are made and deleted
     ``record``       the ledger; an admission that cannot be recorded does not take place
     ``sign_result``  encodes the attestation result for the client (a signed EAR)
     ``exclusions``   who is kept out of a job by an operator
@@ -96,7 +96,7 @@ class AdmissionGate:
         register: AdmissionRegistry,
         jobs: Callable[[str], AdmittableJob | None],
         sites: SiteKeys,
-        door: JobNodes,
+        nodes: JobNodes,
         record: Record,
         clock: Callable[[], datetime],
         periods: Periods | None = None,
@@ -111,7 +111,7 @@ class AdmissionGate:
         self.periods = periods or Periods()
         self._ca = ca
         self._jobs = jobs
-        self._door = door
+        self._nodes = nodes
         self._sites = sites
         self._record = record
         self._clock = clock
@@ -416,7 +416,7 @@ class AdmissionGate:
         job = affirmed.job
         made = current is None
         if current is None:
-            node = self._door.create_node(job.name, request.site, affirmed.tls_key)
+            node = self._nodes.create_node(job.name, request.site, affirmed.tls_key)
         else:
             node = current.node_id
         try:
@@ -451,7 +451,7 @@ class AdmissionGate:
             self._enter(kind.value, admission_entry(admission, affirmed.claims))
         except BaseException:
             if made:
-                self._door.delete_node(job.name, request.site, affirmed.tls_key)
+                self._nodes.delete_node(job.name, request.site, affirmed.tls_key)
             raise
         self._claims[admission.thumbprint] = affirmed.claims
         if made:
@@ -496,7 +496,7 @@ class AdmissionGate:
         self._claims.pop(admission.thumbprint, None)
         try:
             if not event.part_stays:
-                self._door.delete_node(admission.job, admission.site, admission.tls_key)
+                self._nodes.delete_node(admission.job, admission.site, admission.tls_key)
         finally:
             # It has ended, whether or not the disk takes the entry now.
             self._owed.append((event.change.value, ending_entry(event)))

@@ -119,7 +119,7 @@ def opened(
     register: AdmissionRegistry,
     trust: TrustAnchors,
     runtime: Path,
-    say: Callable[[Event], object],
+    report: Callable[[Event], object],
     clock: Callable[[], datetime],
 ) -> OpenJob:
     """Make an open job of a record; nothing of it runs yet.
@@ -132,7 +132,7 @@ def opened(
         store=home.store,
         ledger=home.ledger,
         register=register,
-        say=say,
+        report=report,
         keep=home.config.jobs.keep_checkpoints,
         clock=clock,
     )

@@ -1,11 +1,11 @@
-"""Orders to sites: what each should run, sent when it is there, and sent again when it failed."""
+"""Assignments of jobs to sites: sent when a site is connected, and again when a client failed."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -15,9 +15,10 @@ from fedlearn.errors import TransportError
 from fedlearn.job.assignment import Assignment
 from fedlearn.job.events import Event, Log
 from server.jobs.active_job import OpenJob
+from server.jobs.active_jobs import OpenJobs
 from server.rpc.ports import Orders, StartOrder, StopOrder
 
-__all__ = ["Dispatch"]
+__all__ = ["AssignmentDispatcher"]
 
 _LOG = logging.getLogger(__name__)
 _RETRY_SECONDS: Final = 2.0
@@ -27,36 +28,34 @@ _LATELY: Final = timedelta(hours=1)
 _MOST_FAILURES: Final = 100
 
 
-class Dispatch:
-    """The ways to the connected sites. Safe to use from many threads.
+class AssignmentDispatcher:
+    """Sends orders to the connected sites. Safe to use from many threads.
 
-    ``open_jobs``  the open jobs by name, which somebody else fills; ``lock`` guards them
     ``order_key``  signs assignments
-    ``say``        ``say(job, event)`` tells people
+    ``report``     ``report(job, event)`` writes an event of a job
     """
 
     def __init__(
         self,
         *,
-        open_jobs: Mapping[str, OpenJob],
-        lock: threading.RLock,
+        jobs: OpenJobs,
         order_key: ec.EllipticCurvePrivateKey,
-        say: Callable[[str, Event], object],
+        report: Callable[[str, Event], object],
         clock: Callable[[], datetime],
     ) -> None:
-        self._jobs = open_jobs
-        self._lock = lock
+        self._jobs = jobs
+        self._lock = jobs.lock
         self._order_key = order_key
-        self._say = say
+        self._report = report
         self._clock = clock
         self._orders: dict[str, Orders] = {}
         self._failures: dict[str, deque[datetime]] = {}
 
     def connected(self, site: str, orders: Orders, *, running: tuple[str, ...]) -> None:
-        """Order what a site should run, and stop what it should not."""
+        """Start at a site what it should run, and stop what it should not."""
         with self._lock:
             self._orders[site] = orders
-            wanted = self._of_site(site)
+            wanted = self._jobs.of_site(site)
             kept = set()
             for job in wanted:
                 for attempt, identity in job.assignments(site):
@@ -66,23 +65,23 @@ class Dispatch:
             for identity in running:
                 if identity not in kept:
                     orders.send(StopOrder(assignment=identity, reason="the job is not open"))
-            # Also what runs there already: an agent that was restarted adopts it by the order.
+            # Also for what runs there already: a restarted agent adopts a client by its order.
             for job in wanted:
                 self._order(job, site, orders)
 
     def disconnected(self, site: str, orders: Orders) -> None:
-        """Forget the way to a site, unless it has a newer one."""
+        """Forget the connection of a site, unless it has a newer one."""
         with self._lock:
             if self._orders.get(site) is orders:
                 del self._orders[site]
 
     def is_connected(self, site: str) -> bool:
-        """Say whether orders reach the site now."""
+        """Return whether the site is connected."""
         with self._lock:
             return site in self._orders
 
     def begin(self, job: OpenJob) -> None:
-        """Order a job at its sites that are connected; the others hear when they come."""
+        """Order a job at its connected sites; the others get the order when they connect."""
         with self._lock:
             for site in job.record.spec.sites:
                 if site in self._orders:
@@ -110,13 +109,13 @@ class Dispatch:
         attempt = job.attempts.get(site, 1)
         if not job.may_try_again(site):
             text = f"the client was started {attempt} times and is not started again: {reason}"
-            self._say(job.record.name, Log(line=text, site=site, level="error"))
+            self._report(job.record.name, Log(line=text, site=site, level="error"))
             return
 
         def start() -> None:
             with self._lock:
                 orders = self._orders.get(site)
-                still = self._jobs.get(job.record.name) is job
+                still = self._jobs.named(job.record.name) is job
                 if still and job.attempts.get(site) == attempt:
                     job.attempts[site] = attempt + 1
                     if orders is not None:
@@ -127,13 +126,13 @@ class Dispatch:
         timer.start()
 
     def anew(self, job: OpenJob, site: str) -> None:
-        """Order a site's client once more, after what kept it out is gone."""
+        """Order a site's client once more, after the reason for its refusal is gone."""
         with self._lock:
             attempt = job.attempts.get(site, 1)
             orders = self._orders.get(site)
             if not job.may_try_again(site):
                 text = f"the client was started {attempt} times and is not started again"
-                self._say(job.record.name, Log(line=text, site=site, level="error"))
+                self._report(job.record.name, Log(line=text, site=site, level="error"))
                 return
             job.attempts[site] = attempt + 1
             if orders is not None:
@@ -146,22 +145,19 @@ class Dispatch:
             return sum(at > since for at in self._failures.get(site, ()))
 
     def assignments(self, site: str) -> tuple[str, ...]:
-        """Return what the site runs, or shall run."""
+        """Return the assignments that the site runs or is to run."""
         with self._lock:
             return tuple(
-                job.assignment(site, job.attempts.get(site, 1)) for job in self._of_site(site)
+                job.assignment(site, job.attempts.get(site, 1)) for job in self._jobs.of_site(site)
             )
 
     def job_of(self, site: str, assignment: str) -> OpenJob | None:
         """Return the open job that an assignment of the site belongs to."""
         with self._lock:
-            for job in self._of_site(site):
+            for job in self._jobs.of_site(site):
                 if any(identity == assignment for _, identity in job.assignments(site)):
                     return job
         return None
-
-    def _of_site(self, site: str) -> list[OpenJob]:
-        return [job for _, job in sorted(self._jobs.items()) if site in job.record.spec.sites]
 
     def _order(self, job: OpenJob, site: str, orders: Orders) -> None:
         """Send the assignment of the present attempt. The caller holds the lock."""

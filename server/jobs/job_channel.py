@@ -65,7 +65,7 @@ _COARSE: Final = 16
 class JobChannelHandler:
     """Answers one job's process. Safe to use from many threads.
 
-    ``say``       tells people an event of this job
+    ``report``    writes an event of this job
     ``model``     the name under which the model is sealed
     ``files``     the name under which the application's files are
     ``keep``      how many versions of the model are kept; the newest are
@@ -78,7 +78,7 @@ class JobChannelHandler:
         store: ModelStore,
         ledger: Ledger,
         register: AdmissionRegistry,
-        say: Callable[[Event], object],
+        report: Callable[[Event], object],
         keep: int,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -88,7 +88,7 @@ class JobChannelHandler:
         self._store = store
         self._ledger = ledger
         self._register = register
-        self._say = say
+        self._report = report
         self._keep = keep
         self._clock = clock
         self._lock = threading.Lock()
@@ -128,7 +128,7 @@ class JobChannelHandler:
             raise JobError(f"a job does not say {kind[:64]!r}")
         event = Event.decode(kind, json.dumps(dict(fields), default=str))
         self._enter(event, fields)
-        self._say(event)
+        self._report(event)
 
     def charge(self, stage: int, round_: int, inputs: bytes) -> None:
         """Charge the privacy budget for one release, before it happens.
@@ -159,7 +159,7 @@ class JobChannelHandler:
             },
         )
         self._unreleased = attempt
-        self._say(
+        self._report(
             PrivacySpent(
                 round=round_,
                 epsilon=spent.epsilon,
@@ -192,7 +192,7 @@ class JobChannelHandler:
             self._last_digest = stored.digest.hex()
         self._unreleased = None
         self._store.prune(self.model, keep=self._keep)
-        self._say(
+        self._report(
             CheckpointSealed(
                 round=checkpoint.round,
                 model=self.model,

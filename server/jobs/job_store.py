@@ -318,7 +318,7 @@ class JobStore:
         with self._lock:
             self._kept[name] = _Kept(row, kept.spec)
 
-    def say(self, name: str, event: Event, *, at: datetime) -> int:
+    def add_event(self, name: str, event: Event, *, at: datetime) -> int:
         """Keep one event and wake who waits for it; return its sequence number.
 
         Beyond :data:`MAX_EVENTS` events of a job those of its rounds are kept, beyond twice as

@@ -1,6 +1,6 @@
-"""Which enrolled sites a job gets: asked of the register and of what is connected, at once.
+"""Selects the enrolled sites of a job, by the site registry and the sites that are connected.
 
-The rules themselves are pure and stand in :mod:`server.jobs.placement`.
+The rules themselves are pure functions in :mod:`server.jobs.placement`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from fedlearn.job.spec import JobSpec
 from server.identity.site import SiteStatus
 from server.identity.site_registry import SiteRegistry
 from server.jobs.active_jobs import OpenJobs
+from server.jobs.assignment_dispatcher import AssignmentDispatcher
 from server.jobs.placement import Candidate, Choice, choose, obstacles
 
 __all__ = ["Selection"]
@@ -19,14 +20,17 @@ __all__ = ["Selection"]
 class Selection:
     """Selects among the sites of ``sites``, which may be busy with the jobs of ``jobs``."""
 
-    def __init__(self, sites: SiteRegistry, jobs: OpenJobs) -> None:
+    def __init__(
+        self, sites: SiteRegistry, jobs: OpenJobs, dispatcher: AssignmentDispatcher
+    ) -> None:
         self._sites = sites
         self._jobs = jobs
+        self._dispatcher = dispatcher
 
     def require(self, spec: JobSpec, policy: AppraisalPolicy) -> None:
         """Refuse a job before its first round when too few of its sites can run it.
 
-        :raises JobError: naming what stands in the way.
+        :raises JobError: naming the obstacles.
         """
         lacking = []
         for name in spec.sites:
@@ -54,16 +58,15 @@ class Selection:
 
     def _candidate(self, name: str) -> Candidate:
         site, unable = self._sites.show(name), ""
-        dispatch = self._jobs.dispatch
         with self._jobs.lock:
             if site.status is not SiteStatus.ACTIVE:
                 unable = f"it is {site.status}"
-            elif not dispatch.is_connected(name):
+            elif not self._dispatcher.is_connected(name):
                 unable = "it is not connected"
             return Candidate(
                 name=name,
                 unable=unable,
                 capabilities=site.capabilities,
                 busy=self._jobs.busy(name),
-                failures=dispatch.failures(name),
+                failures=self._dispatcher.failures(name),
             )

@@ -67,7 +67,7 @@ def longest(deadline_s: float, rounds: int) -> float:
 class JobWatch:
     """Runs one job. :meth:`run` returns its outcome, or ``None`` when it is not ours any more.
 
-    ``say``      tells people
+    ``report``   writes an event of the job
     ``mark``     ``mark(reason)`` notes why the job is interrupted, ``mark("")`` that it goes on;
                  raises DiskError while the disk does not take it
     ``probe``    raises DiskError while the disk does not work
@@ -79,7 +79,7 @@ class JobWatch:
         self,
         job: OpenJob,
         *,
-        say: Callable[[Event], object],
+        report: Callable[[Event], object],
         mark: Callable[[str], object],
         probe: Callable[[], object],
         current: Callable[[], bool],
@@ -87,7 +87,7 @@ class JobWatch:
         health: Health,
     ) -> None:
         self._job = job
-        self._say = say
+        self._report = report
         self._mark = mark
         self._probe = probe
         self._current = current
@@ -125,7 +125,7 @@ class JobWatch:
             if not crashed or self._job.crashes >= _MAX_CRASHES:
                 return outcome
             self._job.crashes += 1
-            self._say(Log(line=f"{outcome.message}; starting it again", level="warning"))
+            self._report(Log(line=f"{outcome.message}; starting it again", level="warning"))
 
     def _wait(self) -> Outcome:
         """Return how the process ended; end one that is overdue."""
@@ -162,7 +162,7 @@ class JobWatch:
         name = self._job.record.name
         self._job.interrupted = reason
         self._health.fault(self._fault, f"interrupted: {reason}")
-        self._say(
+        self._report(
             Log(
                 line=f"interrupted: {reason}; the job goes on when the disk works again",
                 level="warning",
@@ -186,7 +186,7 @@ class JobWatch:
                     self._health.fault(self._fault, f"interrupted: {reason}; now: {error}")
                     pause = _PROBE_SECONDS
                     continue
-                self._say(Log(line=f"the disk works again; job {name} goes on", level="warning"))
+                self._report(Log(line=f"the disk works again; job {name} goes on", level="warning"))
                 return True
         finally:
             self._job.interrupted = ""

@@ -162,7 +162,7 @@ class Deployment:
             register=self.register,
             jobs=self.jobs.get,
             sites=self.sites,
-            door=self.nodes,
+            nodes=self.nodes,
             record=self.record,
             clock=self.clock,
             periods=Periods(),

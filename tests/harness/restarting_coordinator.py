@@ -79,25 +79,23 @@ class RestartingCoordinator:
         runtime.mkdir(exist_ok=True)
         coordinator = Coordinator(
             home,
-            book=book,
+            job_store=book,
             sites=sites,
             register=register,
             trust=TrustAnchors,
-            runtime=runtime,
-        )
-        coordinator.jobs.attach(
-            AdmissionGate(
+            gate_of=lambda jobs: AdmissionGate(
                 ca=home.ca,
                 register=register,
-                jobs=coordinator.jobs.admittable,
+                jobs=jobs.admittable,
                 sites=sites,
-                door=coordinator.jobs,
-                record=lambda kind, body: coordinator.jobs.record(kind, dict(body)),
+                nodes=jobs,
+                record=jobs.record,
                 clock=lambda: datetime.now(UTC),
-            )
+            ),
+            runtime=runtime,
         )
-        closing.append(coordinator.jobs.stop)
-        coordinator.jobs.go_on()
+        closing.append(coordinator.supervisor.stop)
+        coordinator.supervisor.reopen_all()
         return coordinator
 
 

@@ -20,7 +20,6 @@ TOO_LONG = {
     "server/admission/gate.py",
     "server/flower/aggregation/grid.py",
     "server/flower/exchange/link.py",
-    "server/jobs/active_jobs.py",
     "server/jobs/job_store.py",
     "server/store/models.py",
 }

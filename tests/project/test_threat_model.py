@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from server.config import ServerConfig
-from server.jobs.active_jobs import OpenJobs
+from server.jobs.supervisor import JobSupervisor
 from server.state_directory import StateDirectory, establish
 from tests.harness.restarting_coordinator import restarting_coordinator, tiny_bundle
 
@@ -139,7 +139,7 @@ def test_whatever_a_party_cannot_do_has_a_test() -> None:
 def test_the_table_names_every_file_of_a_coordinators_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(OpenJobs, "_watch", lambda *_: None)
+    monkeypatch.setattr(JobSupervisor, "_watch", lambda *_: None)
     (tmp_path / "jobs").mkdir()
     with restarting_coordinator(tmp_path / "jobs") as start:
         coordinator = start()

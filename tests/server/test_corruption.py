@@ -25,8 +25,8 @@ from server.config import ServerConfig
 from server.identity.operators import OperatorRegistry
 from server.identity.site_records import site_entries
 from server.identity.site_registry import SiteRegistry
-from server.jobs.active_jobs import OpenJobs
 from server.jobs.job_store import StoredEvent
+from server.jobs.supervisor import JobSupervisor
 from server.state_directory import StateDirectory
 from tests.harness.restarting_coordinator import restarting_coordinator, tiny_bundle
 
@@ -49,7 +49,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
     """A state with jobs, models, sites, operators and an exclusion, and every file of it."""
     folder = tmp_path_factory.mktemp("corrupt")
     with pytest.MonkeyPatch.context() as patch, restarting_coordinator(folder) as start:
-        patch.setattr(OpenJobs, "_watch", lambda *_: None)
+        patch.setattr(JobSupervisor, "_watch", lambda *_: None)
         coordinator = start()
         bundle = tiny_bundle(folder / "app")
         for name in ("alpha", "beta"):
@@ -57,7 +57,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
                 "alice", job_toml=JOB.format(name), bundle=bundle, policy_toml=POLICY
             )
             for number in range(20):
-                coordinator.jobs.say(name, Log(line=f"line {number} of {name}"))
+                coordinator.events.report(name, Log(line=f"line {number} of {name}"))
             for round_ in (1, 2):
                 weights = {"w": np.arange(300, dtype=np.float32) * round_}
                 coordinator._home.store.write(name, weights, round=round_, state=b"momentum")

@@ -17,7 +17,7 @@ from fedlearn.wire.failure import Unreachable, status_of, trailing_of
 from server.admission.registry import Change
 from server.disk import disk_failed, ledger_error, store_error, transaction
 from server.health import Health
-from server.jobs.active_jobs import OpenJobs
+from server.jobs.supervisor import JobSupervisor
 from tests.harness.deployment import Deployment
 from tests.harness.restarting_coordinator import restarting_coordinator, tiny_bundle
 
@@ -100,7 +100,7 @@ def test_a_commit_that_fails_is_undone_and_the_next_one_goes_on(tmp_path: Path) 
 def test_the_book_of_jobs_says_that_its_disk_failed_and_works_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(OpenJobs, "_watch", lambda *_: None)
+    monkeypatch.setattr(JobSupervisor, "_watch", lambda *_: None)
     with restarting_coordinator(tmp_path) as start:
         coordinator = start()
         coordinator.submit_job(
@@ -110,13 +110,13 @@ def test_the_book_of_jobs_says_that_its_disk_failed_and_works_afterwards(
             policy_toml='version = 1\nname = "p"\naccept = ["sample"]\ninsecure_sample = true\n'
             '[[reference]]\nclaim = "software"\nvalue = "ab"\n',
         )
-        book = coordinator._book
+        book = coordinator._job_store
         real, before = book._db, book.events("x")
         failing: Any = Failing(real)
         book._db = failing
         now = datetime.now(UTC)
         for statement, act in (
-            ("INSERT", lambda: book.say("x", Log(line="a"), at=now)),
+            ("INSERT", lambda: book.add_event("x", Log(line="a"), at=now)),
             ("BEGIN", lambda: book.change("x", detail="a")),
             ("SELECT", lambda: book.get("x")),
             ("SELECT", lambda: book.events("x")),
@@ -127,7 +127,7 @@ def test_the_book_of_jobs_says_that_its_disk_failed_and_works_afterwards(
         failing.fails = None
         assert book.state("x").detail == ""
         number = len(before) + 1
-        assert book.say("x", Log(line="b"), at=now) == number
+        assert book.add_event("x", Log(line="b"), at=now) == number
         assert [event.sequence for event in book.events("x", after=number - 1)] == [number]
         book._db = real
 

@@ -28,10 +28,12 @@ from fedlearn.wire import fedlearn_pb2_grpc as rpc
 from fedlearn.wire.channel import open_channel
 from server.admission.events import what_causes
 from server.admission.registry import AdmissionRegistry
+from server.health import Health
 from server.jobs import job_store as jobs_module
 from server.jobs.active_jobs import OpenJobs
 from server.jobs.history import JobHistory
 from server.jobs.job_channel import JobChannelHandler
+from server.jobs.job_events import JobEvents
 from server.jobs.job_store import JobStore
 from server.ledger import Ledger
 from server.quota import Quota
@@ -72,10 +74,10 @@ def test_a_heavy_entry_counts_for_several() -> None:
     assert quota.take("a") is None
 
 
-def test_long_lines_of_an_app_count_for_several(open_jobs: OpenJobs) -> None:
+def test_long_lines_of_an_app_count_for_several(book: JobStore, job_events: JobEvents) -> None:
     for _ in range(3000):
-        open_jobs.say("demo", Log(line="x" * 4000))
-    kept = sum(len(event.body) for event in open_jobs._book.events("demo", most=10_000))
+        job_events.report("demo", Log(line="x" * 4000))
+    kept = sum(len(event.body) for event in book.events("demo", most=10_000))
     assert kept < 2 * 1024 * 1024
 
 
@@ -202,7 +204,7 @@ def test_the_same_commitment_is_entered_once(tmp_path: Path) -> None:
             store=None,  # type: ignore[arg-type]
             ledger=ledger,
             register=AdmissionRegistry(),
-            say=lambda event: None,
+            report=lambda event: None,
             keep=2,
         )
 
@@ -225,27 +227,20 @@ def book(tmp_path: Path) -> Iterator[JobStore]:
 
 
 @pytest.fixture
-def open_jobs(tmp_path: Path, book: JobStore) -> OpenJobs:
-    home: Any = SimpleNamespace(order_key=new_key())
-    return OpenJobs(
-        home,
-        book=book,
-        register=AdmissionRegistry(),
-        policies=None,  # type: ignore[arg-type]
-        trust=lambda: None,  # type: ignore[arg-type, return-value]
-        runtime=tmp_path,
-        clock=lambda: datetime.now(UTC),
-    )
+def job_events(book: JobStore) -> JobEvents:
+    return JobEvents(book, jobs=OpenJobs(), clock=lambda: datetime.now(UTC), health=Health())
 
 
-def test_one_sites_flood_leaves_the_events_of_a_job_to_the_others(open_jobs: OpenJobs) -> None:
-    book = open_jobs._book
+def test_one_sites_flood_leaves_the_events_of_a_job_to_the_others(
+    book: JobStore, job_events: JobEvents
+) -> None:
     for number in range(3000):
-        open_jobs.say("demo", ClientLost(site="loud", reason=f"{number}"))
-        open_jobs.say("demo", Log(line=f"{number}"))
+        job_events.report("demo", ClientLost(site="loud", reason=f"{number}"))
+        job_events.report("demo", Log(line=f"{number}"))
     for number in range(20):
-        open_jobs.say("demo", ClientLost(site="calm", reason=f"{number}"))
-        open_jobs.say("demo", RoundStarted(round=number + 1, rounds=20, sites=("calm", "loud")))
+        job_events.report("demo", ClientLost(site="calm", reason=f"{number}"))
+        started = RoundStarted(round=number + 1, rounds=20, sites=("calm", "loud"))
+        job_events.report("demo", started)
     events = book.events("demo", most=10_000)
     by_cause: dict[str, int] = {}
     for event in events:
@@ -257,14 +252,14 @@ def test_one_sites_flood_leaves_the_events_of_a_job_to_the_others(open_jobs: Ope
     assert by_cause["round.started"] == 20
 
 
-def test_what_was_left_out_is_told(open_jobs: OpenJobs) -> None:
+def test_what_was_left_out_is_told(book: JobStore, job_events: JobEvents) -> None:
     clock = Clock()
-    open_jobs._quotas[True] = Quota(burst=2, every=1.0, clock=clock)
+    job_events._quotas[True] = Quota(burst=2, every=1.0, clock=clock)
     for number in range(10):
-        open_jobs.say("demo", ClientLost(site="loud", reason=f"{number}"))
+        job_events.report("demo", ClientLost(site="loud", reason=f"{number}"))
     clock.now = 1.0
-    open_jobs.say("demo", ClientLost(site="loud", reason="again"))
-    bodies = [event.body for event in open_jobs._book.events("demo")]
+    job_events.report("demo", ClientLost(site="loud", reason="again"))
+    bodies = [event.body for event in book.events("demo")]
     assert len(bodies) == 4
     assert "8 more events of this site were left out" in bodies[2]
     assert "again" in bodies[3]
@@ -276,10 +271,10 @@ def test_a_book_that_is_full_of_one_sites_events_keeps_the_rounds(
     monkeypatch.setattr(jobs_module, "MAX_EVENTS", 50)
     now = datetime.now(UTC)
     for number in range(60):
-        book.say("demo", ClientLost(site="loud", reason=f"{number}"), at=now)
+        book.add_event("demo", ClientLost(site="loud", reason=f"{number}"), at=now)
     for number in range(60):
-        book.say("demo", RoundStarted(round=number + 1, rounds=60, sites=("loud",)), at=now)
-    book.say("demo", JobFinished(model="demo", seconds=1.0, metrics={}), at=now)
+        book.add_event("demo", RoundStarted(round=number + 1, rounds=60, sites=("loud",)), at=now)
+    book.add_event("demo", JobFinished(model="demo", seconds=1.0, metrics={}), at=now)
     kinds = [event.kind for event in book.events("demo")]
     assert kinds.count("client.lost") == 50
     assert kinds.count("round.started") == 50

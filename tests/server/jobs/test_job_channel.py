@@ -73,7 +73,7 @@ def desk(
         store=parts.store,
         ledger=parts.ledger,
         register=parts.register,
-        say=parts.said.append,
+        report=parts.said.append,
         keep=2,
         clock=lambda: NOW,
     )

@@ -25,10 +25,10 @@ from fedlearn.job.spec import JobSpec
 from fedlearn.job.state import JobStatus
 from server.config import ServerConfig
 from server.coordinator import Coordinator
-from server.jobs.active_jobs import OpenJobs
 from server.jobs.authenticated_rows import RowKey
 from server.jobs.bundles import Bundle, Bundles
 from server.jobs.job_store import JOBS_FILE, JobRecord
+from server.jobs.supervisor import JobSupervisor
 from server.main import main
 from server.state_directory import StateDirectory
 from tests.harness.restarting_coordinator import (
@@ -58,7 +58,7 @@ def policy() -> AppraisalPolicy:
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """What starts the coordinator; its jobs are open and have no process."""
-    monkeypatch.setattr(OpenJobs, "_watch", lambda *_: None)
+    monkeypatch.setattr(JobSupervisor, "_watch", lambda *_: None)
     with restarting_coordinator(tmp_path) as begin:
         yield begin
 
@@ -115,7 +115,7 @@ def test_an_edited_record_is_set_apart_and_not_run(
     sql(tmp_path, statement + (" WHERE name = 'alpha'"), *values)
     coordinator = start()
     assert coordinator.jobs.named("alpha") is None
-    assert list(coordinator._book.set_apart) == ["alpha"]
+    assert list(coordinator._job_store.set_apart) == ["alpha"]
     view = coordinator.get_job("alpha")
     assert view.status == "failed"
     assert "jobs.sqlite" not in view.detail
@@ -194,9 +194,9 @@ def test_a_job_that_nobody_submitted_is_not_run(
         "created, mac FROM jobs",
     )
     coordinator = start()
-    record = coordinator._book.get("alpha")
+    record = coordinator._job_store.get("alpha")
     spec = JobSpec.from_toml(JOB.format("early"), policy=policy())
-    coordinator._book.add(
+    coordinator._job_store.add(
         JobRecord(
             name="early",
             status=JobStatus.PENDING,
@@ -208,8 +208,8 @@ def test_a_job_that_nobody_submitted_is_not_run(
         )
     )
     coordinator = start()
-    assert sorted(coordinator._book.set_apart) == ["early", "ghost"]
-    assert "anybody submitted" in coordinator._book.set_apart["early"]
+    assert sorted(coordinator._job_store.set_apart) == ["early", "ghost"]
+    assert "anybody submitted" in coordinator._job_store.set_apart["early"]
     assert [job.name for job in coordinator.list_jobs()] == ["alpha"]
     for name in ("early", "ghost"):
         assert coordinator.jobs.named(name) is None
@@ -218,7 +218,7 @@ def test_a_job_that_nobody_submitted_is_not_run(
         # The name is free: nobody has used it.
         submit(coordinator, bundle, name)
         assert coordinator.get_job(name).status == "running"
-    assert coordinator._book.set_apart == {}
+    assert coordinator._job_store.set_apart == {}
 
 
 @pytest.mark.parametrize("status", ["running", "finished", "cancelled"])
@@ -238,7 +238,7 @@ def test_whether_a_job_is_open_is_for_the_ledger_to_say(
         values = (status, key.mac("jobs", cells), cells[0])
         sql(tmp_path, "UPDATE jobs SET status = ?, mac = ? WHERE name = ?", *values)
     coordinator = start()
-    assert coordinator._book.set_apart == {}
+    assert coordinator._job_store.set_apart == {}
     assert coordinator.get_job("alpha").status == "running"
     assert coordinator.get_job("beta").status == "cancelled"
     assert coordinator.jobs.named("beta") is None
@@ -247,16 +247,16 @@ def test_whether_a_job_is_open_is_for_the_ledger_to_say(
 def test_an_end_that_a_crash_kept_from_being_told_is_told(start: Start, bundle: bytes) -> None:
     coordinator = start()
     submit(coordinator, bundle)
-    coordinator.jobs.stop()
+    coordinator.supervisor.stop()
     ledger = coordinator._home.ledger
     ledger.append("job", {"job": "alpha", "change": "failed", "reason": "no room"})
     coordinator = start()
     assert coordinator.get_job("alpha").status == "failed"
-    events = coordinator._book.events("alpha")
+    events = coordinator._job_store.events("alpha")
     assert events[-1].kind == JobFailed.kind
     assert "no room" in events[-1].body
     before = len(events)
-    assert len(start()._book.events("alpha")) == before
+    assert len(start()._job_store.events("alpha")) == before
 
 
 def test_altered_and_missing_events_are_named_where_they_stood(
@@ -265,13 +265,13 @@ def test_altered_and_missing_events_are_named_where_they_stood(
     coordinator = start()
     submit(coordinator, bundle)
     for number in range(8):
-        coordinator.jobs.say("alpha", Log(line=f"line {number}"))
-    count = len(coordinator._book.events("alpha"))
+        coordinator.events.report("alpha", Log(line=f"line {number}"))
+    count = len(coordinator._job_store.events("alpha"))
     start.stop()
     sql(tmp_path, "UPDATE events SET body = replace(body, 'line 2', 'line 9')")
     sql(tmp_path, "DELETE FROM events WHERE body LIKE '%line 4%' OR body LIKE '%line 5%'")
     sql(tmp_path, "UPDATE events SET at = 1e308 WHERE body LIKE '%line 7%'")
-    events = start()._book.events("alpha")
+    events = start()._job_store.events("alpha")
     told = "\n".join(event.body for event in events)
     assert "line 9" not in told
     assert told.count("was altered on the disk") == 2
@@ -323,16 +323,16 @@ def test_an_edit_beside_the_running_coordinator_changes_nothing(
     sql(tmp_path, "UPDATE jobs SET spec = replace(spec, ?, ?), status = 'failed'", OWNER, THIEF)
     sql(tmp_path, "INSERT INTO jobs SELECT 'ghost', status, '', 0, spec, 0, mac FROM jobs")
     assert coordinator.list_jobs() == [before]
-    record = coordinator._book.get("alpha")
+    record = coordinator._job_store.get("alpha")
     assert record.spec.owner_key == OWNER
-    coordinator._book.change("alpha", round_=1)
+    coordinator._job_store.change("alpha", round_=1)
     coordinator = start()
-    assert coordinator._book.get("alpha").spec.owner_key == OWNER
-    assert list(coordinator._book.set_apart) == ["ghost"]
+    assert coordinator._job_store.get("alpha").spec.owner_key == OWNER
+    assert list(coordinator._job_store.set_apart) == ["ghost"]
     # Policies and bundles are read when they are needed, and compared then.
     sql(tmp_path, "UPDATE policies SET text = replace(text, 'ab', 'cd')")
     with pytest.raises(StoreError, match="its policy was altered"):
-        coordinator._book.get("alpha")
+        coordinator._job_store.get("alpha")
 
 
 def test_check_names_what_is_set_apart_and_changes_nothing(
@@ -375,7 +375,7 @@ def test_equal_bundles_are_kept_once(tmp_path: Path, start: Start, bundle: bytes
     for name in ("alpha", "beta", "gamma"):
         submit(coordinator, bundle, name)
     assert len(list((tmp_path / "state" / "bundles").iterdir())) == 1
-    assert coordinator._book.get("gamma").bundle.data == bundle
+    assert coordinator._job_store.get("gamma").bundle.data == bundle
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, 4096, 5000, 8192])
@@ -436,12 +436,12 @@ def _count(coordinator: Coordinator, step: Callable[[], None]) -> None:
 
         setattr(owner, name, counted)
 
-    around(coordinator._book, "_put")
-    around(coordinator._book, "_put_policy")
-    around(coordinator._book._bundles, "keep")
+    around(coordinator._job_store, "_put")
+    around(coordinator._job_store, "_put_policy")
+    around(coordinator._job_store._bundles, "keep")
     around(coordinator._home.ledger, "_insert")
     around(coordinator._home.ledger, "_seal")
-    around(coordinator.jobs.gate, "replace_policy")
+    around(coordinator.gate, "replace_policy")
     around(os, "fsync")
 
 
@@ -471,7 +471,7 @@ def test_a_submission_that_a_kill_interrupts_is_whole_or_may_be_repeated(
         else:
             seen.add("whole")
         assert again.get_job("alpha").status == "running"
-        assert again._book.set_apart == {}
+        assert again._job_store.set_apart == {}
         submitted = [
             entry.body
             for entry in again._home.ledger.entries(kind="job")
@@ -506,7 +506,7 @@ def test_a_replacement_that_a_kill_interrupts_is_recorded_or_did_not_happen(
         killed = _killed(replace, kill_at)
         again = start()
         entries = [dict(e.body) for e in again._home.ledger.entries(kind="policy")]
-        offered = again.jobs.admittable("alpha")
+        offered = again.admission.admittable("alpha")
         assert offered is not None
         recorded = next(e for e in reversed(entries) if e.get("job") == "alpha")
         assert offered.policy.digest.hex() == recorded["policy"]
@@ -537,7 +537,7 @@ def test_listing_is_quick_however_large_the_bundles_are(tmp_path: Path, start: S
             bundle=Bundle(b"small"),
             created=datetime.now(UTC),
         )
-        coordinator._book.add(record)
+        coordinator._job_store.add(record)
         submitted = {
             "change": "submitted",
             "digest": made.digest().hex(),

@@ -168,10 +168,10 @@ def test_a_coordinator_takes_no_policy_that_pins_no_launch(
     with pytest.raises(PolicyError, match=match):
         coordinator.replace_policy("bob", "alpha", bad, signature)
     # One that was taken before this was asked ends its job, with the reason.
-    digest = coordinator._book.add_policy("alpha", bad, signature)
+    digest = coordinator._job_store.add_policy("alpha", bad, signature)
     coordinator._home.ledger.append("policy", {"job": "alpha", "text": digest.hex(), "version": 2})
     coordinator = coordinators()
-    assert coordinator.jobs.admittable("alpha") is None
+    assert coordinator.admission.admittable("alpha") is None
     record = coordinator.get_job("alpha")
     assert record.status == "failed"
     assert "nothing pins" in record.detail
@@ -224,23 +224,25 @@ def test_a_coordinator_takes_signed_policies_and_remembers(
     assert entry["former"] == policy(2).digest.hex()
 
     coordinator = coordinators()
-    offered = coordinator.jobs.admittable("alpha")
+    offered = coordinator.admission.admittable("alpha")
     assert offered is not None
     assert offered.policy == policy(3)
 
     # A policy that was kept, and that the ledger does not name, is not in force: whoever kept
     # it was killed before the entry.
-    coordinator._book.add_policy("alpha", text(4), sign_policy(policy(4), KEY))
+    coordinator._job_store.add_policy("alpha", text(4), sign_policy(policy(4), KEY))
     coordinator = coordinators()
-    offered = coordinator.jobs.admittable("alpha")
+    offered = coordinator.admission.admittable("alpha")
     assert offered is not None
     assert offered.policy == policy(3)
 
     # One that is in force and that nobody signed ends the job, until one is that somebody did.
-    digest = coordinator._book.add_policy("alpha", text(3), b"")
+    digest = coordinator._job_store.add_policy("alpha", text(3), b"")
     coordinator = coordinators()
     assert coordinator.get_job("alpha").status == "failed"
     with pytest.raises(EvidenceError, match="signed policies only"):
         coordinator.resume_job("alice", "alpha")
-    assert coordinator._book.add_policy("alpha", text(3), sign_policy(policy(3), KEY)) == digest
+    assert (
+        coordinator._job_store.add_policy("alpha", text(3), sign_policy(policy(3), KEY)) == digest
+    )
     assert coordinator.resume_job("alice", "alpha").status == "running"

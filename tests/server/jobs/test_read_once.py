@@ -11,7 +11,7 @@ import pytest
 
 from fedlearn.job.assignment import Assignment
 from fedlearn.job.spec import JobSpec
-from server.jobs.active_jobs import OpenJobs
+from server.jobs.supervisor import JobSupervisor
 from server.rpc import StartOrder
 from tests.harness.passes import passes
 from tests.harness.restarting_coordinator import (
@@ -43,7 +43,7 @@ class Sent:
 
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RestartingCoordinator]:
-    monkeypatch.setattr(OpenJobs, "_watch", lambda *_: None)
+    monkeypatch.setattr(JobSupervisor, "_watch", lambda *_: None)
     with restarting_coordinator(tmp_path) as starting:
         yield starting
 
@@ -61,7 +61,7 @@ def test_a_job_is_read_once_from_its_submission_to_the_order_of_its_site(
     assert counted == ONCE
     assert isinstance(order, StartOrder)
     assignment = Assignment._parse(order.assignment_json)
-    kept = coordinator._book.get("alpha")
+    kept = coordinator._job_store.get("alpha")
     assert JobSpec.from_json(assignment.spec).digest() == kept.spec.digest()
     assert (assignment.bundle, assignment.policy) == (kept.bundle.digest, POLICY)
     assert kept.bundle.data == code

@@ -84,7 +84,7 @@ class Scene:
         self.probe: Callable[[], object] = lambda: None
         self.watch = JobWatch(
             cast("OpenJob", self.job),
-            say=self.said.append,
+            report=self.said.append,
             mark=self.marks.append,
             probe=lambda: self.probe(),
             current=lambda: self.open,
