@@ -23,6 +23,7 @@ from attestation.trust import TrustAnchors
 from fedlearn.app.checks import check_bundle
 from fedlearn.errors import FedlearnError, JobError
 from fedlearn.job.events import KINDS, ClientLost, ClientStarting, JobCancelled, JobSubmitted, Log
+from fedlearn.job.phase import Phase
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.state import JobEvent, JobState, JobStatus
 from fedlearn.privacy import Budget
@@ -333,20 +334,20 @@ class Coordinator:
         """Forget the way to a site, unless it has a newer one."""
         self._dispatcher.disconnected(site, orders)
 
-    def workload_changed(self, site: str, *, assignment: str, phase: str, reason: str) -> None:
+    def workload_changed(self, site: str, *, assignment: str, phase: Phase, reason: str) -> None:
         """Tell people, and start a client anew that died while its job runs."""
         job = self._dispatcher.job_of(site, assignment)
         if job is None:
             return
         name = job.record.name
-        if phase in {"accepted", "starting"}:
+        if phase in {Phase.ACCEPTED, Phase.STARTING}:
             self.events.report(name, ClientStarting(site=site, detail=reason))
-        elif phase in {"refused", "failed", "stopped", "succeeded"}:
+        elif phase.final:
             self.events.report(name, ClientLost(site=site, reason=f"{phase}: {reason}"))
             job.host.link.absent(site)
-            if phase == "failed":
+            if phase is Phase.FAILED:
                 self._dispatcher.again(job, site, reason)
-            elif phase == "refused":
+            elif phase is Phase.REFUSED:
                 self.supervisor.client_refused(job, site, reason)
 
     def site_assignments(self, site: str) -> tuple[str, ...]:

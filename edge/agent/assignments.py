@@ -9,6 +9,7 @@ from typing import Final
 
 from edge.protocol.site_stream import Reports
 from fedlearn.errors import JobError, TransportError
+from fedlearn.job.phase import Phase
 
 __all__ = ["AssignmentTable", "StatusSender"]
 
@@ -26,7 +27,7 @@ class AssignmentTable:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._followed: dict[str, threading.Timer | None] = {}
-        self._ended: dict[str, tuple[str, str]] = {}
+        self._ended: dict[str, tuple[Phase, str]] = {}
 
     def begin(self, assignment: str) -> bool:
         """Follow ``assignment``, or end its waiting; return whether the caller decides on it now.
@@ -71,7 +72,7 @@ class AssignmentTable:
             if assignment not in self._followed:
                 raise JobError(f"assignment {assignment} does not run here")
 
-    def ended(self, assignment: str) -> tuple[str, str] | None:
+    def ended(self, assignment: str) -> tuple[Phase, str] | None:
         """Return the phase in which ``assignment`` ended and the reason; None if it did not end.
 
         The last 1,000 that ended are kept.
@@ -86,7 +87,7 @@ class AssignmentTable:
         if timer is not None:
             timer.cancel()
 
-    def finish(self, assignment: str, phase: str, reason: str) -> None:
+    def finish(self, assignment: str, phase: Phase, reason: str) -> None:
         """Record that ``assignment`` ended in ``phase``."""
         with self._lock:
             self._followed.pop(assignment, None)
@@ -114,7 +115,7 @@ class StatusSender:
     def __init__(self) -> None:
         self.stream: Reports | None = None
 
-    def send(self, assignment: str, phase: str, reason: str) -> None:
+    def send(self, assignment: str, phase: Phase, reason: str) -> None:
         """Report that ``assignment`` is in ``phase``; a report that cannot be sent is logged."""
         stream = self.stream
         if stream is None:

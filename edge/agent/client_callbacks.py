@@ -11,7 +11,8 @@ from edge.agent.budget_store import BudgetStore
 from edge.agent.certificate import SiteCertificate
 from edge.protocol.identity import SiteIdentity
 from edge.protocol.seed_release import Client, grant_seed, kept_seed
-from edge.protocol.workload import Phase, Workload
+from edge.protocol.workload import Workload
+from fedlearn.job.phase import Phase
 
 __all__ = ["ClientCallbacks"]
 
@@ -47,9 +48,9 @@ class ClientCallbacks:
     def report(self, assignment: str, phase: Phase, reason: str) -> None:
         """Record the phase of a client, and send it to the coordinator when it is connected."""
         if phase.final:
-            self._table.finish(assignment, phase.value, reason)
+            self._table.finish(assignment, phase, reason)
             self._budget.settle_or_log(assignment)
-        self._sender.send(assignment, phase.value, reason)
+        self._sender.send(assignment, phase, reason)
 
     def vouch_for(self, workload: Workload, nonce: bytes, tls_key: bytes) -> bytes:
         """Return the site's signature for a client (:meth:`SiteIdentity.vouch`).

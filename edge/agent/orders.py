@@ -23,9 +23,10 @@ from edge.agent.site_policy import Answer, decide
 from edge.config.site import SiteConfig
 from edge.protocol.rpc import ControlClient
 from edge.protocol.site_stream import Order, Start, Stop
-from edge.protocol.workload import Launcher, Phase, Workload
+from edge.protocol.workload import Launcher, Workload
 from fedlearn.errors import FedlearnError, JobError, PrivacyError, TransportError
 from fedlearn.job.assignment import Assignment
+from fedlearn.job.phase import Phase
 from fedlearn.job.spec import JobSpec
 
 __all__ = ["OrderHandler", "approval_name"]
@@ -111,7 +112,7 @@ class OrderHandler:
             return
         # The report of its end may not have arrived. Only an assignment with another id runs.
         phase, reason = ended
-        if phase != Phase.REFUSED:
+        if phase is not Phase.REFUSED:
             phase, reason = Phase.FAILED, f"its client has ended here: {phase}: {reason}"
         self._sender.send(assignment.id, phase, reason)
 
@@ -150,7 +151,7 @@ class OrderHandler:
             if decision.policy is not None:
                 self._policies.remember(decision.policy)
             self._budget.reserve(spec, place=decision.data, assignment=assignment.id)
-            self._sender.send(assignment.id, "accepted", "")
+            self._sender.send(assignment.id, Phase.ACCEPTED, "")
             self._launcher.launch(
                 Workload(
                     assignment=assignment,
@@ -167,15 +168,15 @@ class OrderHandler:
         except (FedlearnError, OSError) as error:
             self._table.remove(assignment.id)
             self._budget.settle_or_log(assignment.id)
-            self._sender.send(assignment.id, "failed", str(error))
+            self._sender.send(assignment.id, Phase.FAILED, str(error))
 
     def _refuse(self, assignment: Assignment, reason: str) -> None:
         self._table.remove(assignment.id)
-        self._sender.send(assignment.id, "refused", reason)
+        self._sender.send(assignment.id, Phase.REFUSED, reason)
 
     def _wait(self, assignment: Assignment, reason: str) -> None:
         """Decide again later: the site's hours may have begun, or a person approved the job."""
-        self._sender.send(assignment.id, "accepted", f"waiting: {reason}")
+        self._sender.send(assignment.id, Phase.ACCEPTED, f"waiting: {reason}")
 
         def again() -> None:
             if self._stopped.is_set():

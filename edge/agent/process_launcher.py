@@ -21,8 +21,9 @@ from typing import Any, Final
 
 from edge.protocol.agent_channel import agent_end
 from edge.protocol.bootstrap import Bootstrap
-from edge.protocol.workload import Phase, Report, Workload
+from edge.protocol.workload import Report, Workload
 from fedlearn.errors import FedlearnError, LaunchError, TransportError
+from fedlearn.job.phase import Phase
 from fedlearn.sandbox.process_channel import ProcessChannel
 
 __all__ = ["ChargeFor", "LocalLauncher", "Prepare", "SeedFor", "VouchFor"]

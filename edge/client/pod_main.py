@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Final, Self
 
 from edge.protocol.bootstrap import MAX_BOOTSTRAP_BYTES, Bootstrap
-from edge.protocol.workload import REFUSED_EXIT, Phase
+from edge.protocol.workload import REFUSED_EXIT
 from fedlearn.errors import ConfigError, FedlearnError
+from fedlearn.job.phase import Phase
 from fedlearn.terminal.plaintext import configure_logging
 from fedlearn.wire.client_service import Ticket, WorkloadApiClient
 
@@ -108,7 +109,7 @@ class _Line:
         if phase.final:
             leave_word(self._last_words, reason)
         try:
-            self._sponsor.tell(phase.value, reason)
+            self._sponsor.tell(phase, reason)
         except FedlearnError as error:
             _LOG.info("the agent did not hear %s: %s", phase.value, error)
 

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from edge.protocol.agent_channel import AgentChannel, Gone
-from edge.protocol.workload import Phase
 from fedlearn.errors import FedlearnError
+from fedlearn.job.phase import Phase
 from fedlearn.terminal.plaintext import configure_logging
 
 _GRACE_SECONDS = 5.0

@@ -45,11 +45,12 @@ from edge.client.flower.warm_client import ClientPlan, WarmClient
 from edge.protocol.bootstrap import Bootstrap
 from edge.protocol.rpc import AdmittedClient, GateClient
 from edge.protocol.seed_release import Client, open_grant, request_seed
-from edge.protocol.workload import Phase, WorkloadApi
+from edge.protocol.workload import WorkloadApi
 from fedlearn.backoff import Backoff, retry
 from fedlearn.config.attester import open_attester
 from fedlearn.errors import AdmissionDenied, FedlearnError, Throttled, TransportError
 from fedlearn.identity.software import software_digest
+from fedlearn.job.phase import Phase
 from fedlearn.job.spec import JobSpec
 from fedlearn.sandbox import FULL, protect_this_process
 from fedlearn.update.commitment import commit

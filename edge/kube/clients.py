@@ -12,7 +12,8 @@ from edge.kube import labels
 from edge.kube import status as podstatus
 from edge.kube.api import EVENTS, MACHINES, PODS, Follower, Kube, KubeError, Missing, Resource
 from edge.kube.status import ClientStatus
-from edge.protocol.workload import Phase, Workload
+from edge.protocol.workload import Workload
+from fedlearn.job.phase import Phase
 
 __all__ = ["Client", "Clients"]
 

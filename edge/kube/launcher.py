@@ -38,9 +38,10 @@ from edge.kube.client_object import Launch, Owner
 from edge.kube.clients import Client, Clients
 from edge.kube.pod_manifest import manifest
 from edge.protocol.bootstrap import Bootstrap
-from edge.protocol.workload import Phase, Report, Workload
+from edge.protocol.workload import Report, Workload
 from fedlearn.backoff import retry
 from fedlearn.errors import ConfigError, LaunchError
+from fedlearn.job.phase import Phase
 from fedlearn.wire.client_service import WorkloadApiServer
 from fedlearn.wire.failure import Unreachable
 

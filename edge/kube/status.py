@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from edge.protocol.workload import REFUSED_EXIT, Phase
+from edge.protocol.workload import REFUSED_EXIT
+from fedlearn.job.phase import Phase
 
 __all__ = ["ClientStatus", "of_job", "of_machine", "scheduling", "warning"]
 

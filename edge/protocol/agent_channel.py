@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from edge.protocol.bootstrap import MAX_BOOTSTRAP_BYTES
-from edge.protocol.workload import Phase
 from fedlearn.errors import LaunchError, TransportError
+from fedlearn.job.phase import Phase
 from fedlearn.sandbox.process_channel import Blob, ProcessChannel
 
 __all__ = ["AgentChannel", "Gone", "agent_end"]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from fedlearn.errors import TransportError
+from fedlearn.job.phase import Phase
 from fedlearn.wire import fedlearn_pb2 as pb
+from fedlearn.wire.phases import phase_fields
 
 __all__ = ["Order", "Reports", "Start", "Stop"]
 
@@ -45,9 +47,11 @@ class Reports:
         self.closed = False
         self.finished = False
 
-    def workload(self, assignment: str, phase: str, reason: str = "") -> None:
+    def workload(self, assignment: str, phase: Phase, reason: str = "") -> None:
         """Say where an assignment stands, in words that a person understands."""
-        status = pb.WorkloadStatus(assignment=assignment, phase=phase, reason=reason[:2000])
+        status = pb.WorkloadStatus(
+            assignment=assignment, reason=reason[:2000], **phase_fields(phase)
+        )
         self._put(pb.SiteReport(workload=status))
 
     def capabilities(self, document: str) -> None:

@@ -9,35 +9,18 @@ The page is docs/contributing/add-a-launcher.md.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from fedlearn.job.assignment import Assignment
+from fedlearn.job.phase import Phase
 from fedlearn.job.spec import JobSpec
 
-__all__ = ["REFUSED_EXIT", "Launcher", "Phase", "Report", "WorkloadApi", "Workload"]
+__all__ = ["REFUSED_EXIT", "Launcher", "Report", "WorkloadApi", "Workload"]
 
 REFUSED_EXIT: Final = 3
 """Exit status of a client that was not admitted: starting it again would not help."""
-
-
-class Phase(enum.StrEnum):
-    """Where a workload stands, as the coordinator is told."""
-
-    STARTING = "starting"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    REFUSED = "refused"
-    """The coordinator did not admit the client; starting it again would not help."""
-    STOPPED = "stopped"
-
-    @property
-    def final(self) -> bool:
-        """Whether the workload has ended."""
-        return self not in {Phase.STARTING, Phase.RUNNING}
 
 
 Report = Callable[[str, Phase, str], None]

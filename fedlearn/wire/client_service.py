@@ -35,6 +35,7 @@ from cryptography.x509.oid import NameOID
 from fedlearn.backoff import retry
 from fedlearn.errors import ConfigError, FedlearnError, LaunchError, TransportError
 from fedlearn.identity.join import checked_address
+from fedlearn.job.phase import Phase
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire.calls import Calls
 from fedlearn.wire.failure import (
@@ -45,6 +46,7 @@ from fedlearn.wire.failure import (
     status_of,
     trailing_of,
 )
+from fedlearn.wire.phases import phase_fields, phase_of
 
 import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
 
@@ -104,7 +106,7 @@ class Host(Protocol):
         """Charge the update that answers ``question`` to the budget of the site's data."""
         ...
 
-    def tell(self, ticket: Ticket, phase: str, reason: str) -> None:
+    def tell(self, ticket: Ticket, phase: Phase, reason: str) -> None:
         """Hear where a client stands."""
         ...
 
@@ -271,12 +273,12 @@ class WorkloadApiClient(Calls):
         request = pb.ChargeRequest(ticket=self._ticket, question=question)
         self._retry(self._stub.Charge, request)
 
-    def tell(self, phase: str, reason: str) -> None:
+    def tell(self, phase: Phase, reason: str) -> None:
         """Say where this client stands.
 
         :raises TransportError: when the agent does not hear it now.
         """
-        request = pb.ClientState(ticket=self._ticket, phase=phase, reason=reason[:2000])
+        request = pb.ClientState(ticket=self._ticket, reason=reason[:2000], **phase_fields(phase))
         self._once(self._stub.Tell, request)
 
     def _fetch(self, limit: int) -> bytes:
@@ -322,7 +324,7 @@ class _Service:
     def Tell(self, request: pb.ClientState, context: Any) -> pb.Empty:  # noqa: N802
         _told(
             context,
-            lambda: self._host.tell(_ticket(request.ticket), request.phase, request.reason),
+            lambda: self._host.tell(_ticket(request.ticket), phase_of(request), request.reason),
         )
         return pb.Empty()
 

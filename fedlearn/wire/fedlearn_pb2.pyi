@@ -212,14 +212,34 @@ class Capabilities(_message.Message):
     def __init__(self, json: _Optional[str] = ...) -> None: ...
 
 class WorkloadStatus(_message.Message):
-    __slots__ = ("assignment", "phase", "reason")
+    __slots__ = ("assignment", "phase", "reason", "state")
+    class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        UNSPECIFIED: _ClassVar[WorkloadStatus.Phase]
+        ACCEPTED: _ClassVar[WorkloadStatus.Phase]
+        STARTING: _ClassVar[WorkloadStatus.Phase]
+        RUNNING: _ClassVar[WorkloadStatus.Phase]
+        SUCCEEDED: _ClassVar[WorkloadStatus.Phase]
+        FAILED: _ClassVar[WorkloadStatus.Phase]
+        REFUSED: _ClassVar[WorkloadStatus.Phase]
+        STOPPED: _ClassVar[WorkloadStatus.Phase]
+    UNSPECIFIED: WorkloadStatus.Phase
+    ACCEPTED: WorkloadStatus.Phase
+    STARTING: WorkloadStatus.Phase
+    RUNNING: WorkloadStatus.Phase
+    SUCCEEDED: WorkloadStatus.Phase
+    FAILED: WorkloadStatus.Phase
+    REFUSED: WorkloadStatus.Phase
+    STOPPED: WorkloadStatus.Phase
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     assignment: str
     phase: str
     reason: str
-    def __init__(self, assignment: _Optional[str] = ..., phase: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    state: WorkloadStatus.Phase
+    def __init__(self, assignment: _Optional[str] = ..., phase: _Optional[str] = ..., reason: _Optional[str] = ..., state: _Optional[_Union[WorkloadStatus.Phase, str]] = ...) -> None: ...
 
 class SiteOrder(_message.Message):
     __slots__ = ("start", "stop", "heartbeat")
@@ -334,14 +354,16 @@ class ChargeRequest(_message.Message):
     def __init__(self, ticket: _Optional[_Union[LaunchTicket, _Mapping]] = ..., question: _Optional[str] = ...) -> None: ...
 
 class ClientState(_message.Message):
-    __slots__ = ("ticket", "phase", "reason")
+    __slots__ = ("ticket", "phase", "reason", "state")
     TICKET_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     ticket: LaunchTicket
     phase: str
     reason: str
-    def __init__(self, ticket: _Optional[_Union[LaunchTicket, _Mapping]] = ..., phase: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    state: WorkloadStatus.Phase
+    def __init__(self, ticket: _Optional[_Union[LaunchTicket, _Mapping]] = ..., phase: _Optional[str] = ..., reason: _Optional[str] = ..., state: _Optional[_Union[WorkloadStatus.Phase, str]] = ...) -> None: ...
 
 class SubmitJobRequest(_message.Message):
     __slots__ = ("job_toml", "bundle", "policy_toml", "policy_signature")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from fedlearn.job.phase import Phase
 from fedlearn.job.state import JobEvent, JobState
 from server.admission.registry import Admission
 
@@ -126,7 +127,7 @@ class Coordinator(Protocol):
         """That connection ended. The site may be connected anew already, by other orders."""
         ...
 
-    def workload_changed(self, site: str, *, assignment: str, phase: str, reason: str) -> None:
+    def workload_changed(self, site: str, *, assignment: str, phase: Phase, reason: str) -> None:
         """A site reports on an assignment."""
         ...
 

@@ -15,7 +15,9 @@ from datetime import datetime
 from typing import Any
 
 from fedlearn.errors import ConfigError, FedlearnError, NotEnrolled, TransportError
+from fedlearn.job.phase import Phase
 from fedlearn.wire import fedlearn_pb2 as pb
+from fedlearn.wire.phases import phase_of
 from server.admission.gate import AdmissionGate
 from server.identity.peer_certificates import csr_key, spki, thumbprint
 from server.identity.pki import CertificateAuthority
@@ -33,7 +35,6 @@ HELLO_SECONDS = 10.0
 MAX_QUEUED = 256
 MAX_RUNNING = 1000
 MAX_TEXT = 2000
-PHASES = frozenset({"accepted", "refused", "starting", "running", "succeeded", "failed", "stopped"})
 _CHUNK = 1024 * 1024
 _REPORTS_AT_ONCE = 256.0
 _REPORTS_PER_SECOND = 4.0
@@ -50,7 +51,7 @@ class _Stream:
         self._queued = 0
         self._closed = False
         self._tokens, self._at = _REPORTS_AT_ONCE, loop.time()
-        self._told: dict[str, tuple[str, str]] = {}
+        self._told: dict[str, tuple[Phase, str]] = {}
 
     def send(self, order: StartOrder | StopOrder) -> None:
         """Queue an order."""
@@ -94,7 +95,7 @@ class _Stream:
         self._tokens -= 1.0
         return 0.0
 
-    def news(self, assignment: str, told: tuple[str, str]) -> bool:
+    def news(self, assignment: str, told: tuple[Phase, str]) -> bool:
         """Say whether the site has not just said this of the assignment."""
         known = self._told.pop(assignment, None)
         self._told[assignment] = told
@@ -268,17 +269,16 @@ class SitesService:
         match report.WhichOneof("report"):
             case "workload":
                 workload = report.workload
-                if workload.phase not in PHASES:
-                    raise ConfigError(f"{workload.phase[:40]!a} is no phase", key="phase")
+                phase = phase_of(workload)
                 if len(workload.reason) > MAX_TEXT or len(workload.assignment) > MAX_TEXT:
                     raise ConfigError(f"at most {MAX_TEXT} characters", key="reason")
-                told = (workload.phase, workload.reason)
+                told = (phase, workload.reason)
                 if not stream.news(workload.assignment, told):
                     return
                 self._coordinator.workload_changed(
                     site,
                     assignment=workload.assignment,
-                    phase=workload.phase,
+                    phase=phase,
                     reason=workload.reason,
                 )
             case "capabilities":

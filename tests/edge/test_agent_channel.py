@@ -11,8 +11,8 @@ import pytest
 
 from edge.protocol import agent_channel
 from edge.protocol.agent_channel import AgentChannel, Gone, agent_end
-from edge.protocol.workload import Phase
 from fedlearn.errors import LaunchError
+from fedlearn.job.phase import Phase
 from fedlearn.sandbox.process_channel import ProcessChannel
 
 Record = tuple[dict[str, Any], list[bytes]]

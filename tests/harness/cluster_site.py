@@ -19,10 +19,11 @@ from edge.kube.api import Kube
 from edge.kube.launcher import KubeLauncher
 from edge.kube.permissions import OPTIONAL, REQUIRED, Permission
 from edge.protocol.bootstrap import Bootstrap
-from edge.protocol.workload import Phase, Workload
+from edge.protocol.workload import Workload
 from fedlearn.config.attesterfile import AttesterSettings
 from fedlearn.identity.voucher import sign_voucher
 from fedlearn.job.assignment import Assignment
+from fedlearn.job.phase import Phase
 from fedlearn.job.spec import JobSpec, workload_digest
 from tests.harness.cluster import Cluster
 from tests.harness.node import Node

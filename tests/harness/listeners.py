@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fedlearn.errors import ConfigError, JobError, KeyReleaseDenied
+from fedlearn.job.phase import Phase
 from fedlearn.job.state import JobEvent, JobState, JobStatus
 from server.admission.registry import Admission
 from server.rpc import Listeners, RpcConfig, Welcome
@@ -99,7 +100,7 @@ class RecordingCoordinator:
     def site_disconnected(self, site: str, orders: Any) -> None:
         self.calls.append(("disconnected", site))
 
-    def workload_changed(self, site: str, *, assignment: str, phase: str, reason: str) -> None:
+    def workload_changed(self, site: str, *, assignment: str, phase: Phase, reason: str) -> None:
         self.calls.append(("workload", (site, assignment, phase, reason)))
 
     def site_assignments(self, site: str) -> tuple[str, ...]:

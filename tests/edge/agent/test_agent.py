@@ -25,9 +25,10 @@ from edge.agent.policy_versions import PolicyMemory
 from edge.config.site import Accept, Caps, DataSet, SiteConfig
 from edge.protocol.identity import SiteIdentity
 from edge.protocol.rpc import enroll
-from edge.protocol.workload import Phase, Workload
+from edge.protocol.workload import Workload
 from fedlearn.errors import FedlearnError, LaunchError, NotEnrolled
 from fedlearn.job.assignment import Assignment
+from fedlearn.job.phase import Phase
 from fedlearn.job.spec import JobSpec, workload_digest
 from server.identity.site import SiteStatus
 from server.rpc import StartOrder

@@ -36,6 +36,7 @@ from fedlearn.errors import (
 )
 from fedlearn.identity.join import JoinToken
 from fedlearn.identity.voucher import sign_voucher
+from fedlearn.job.phase import Phase
 from fedlearn.wire.failure import Unreachable
 from fedlearn.wire.pinning import fetch_pinned
 from server.identity.pki import spki
@@ -350,7 +351,7 @@ def test_orders_reach_a_site_and_reports_the_coordinator(listeners: DeploymentLi
     )
     reports = Reports(version="1", running=("a-0",))
     reports.capabilities('{"tee": ["tpm"]}')
-    reports.workload("a-0", "running", "trains")
+    reports.workload("a-0", Phase.RUNNING, "trains")
     with control:
         orders = control.follow(reports)
         got: list[Any] = []

@@ -14,8 +14,8 @@ from attestation.policy.parse import parse_policy
 from edge.client import runner as client
 from edge.client.flower.replies import Replies
 from edge.protocol.bootstrap import Bootstrap
-from edge.protocol.workload import Phase
 from fedlearn.config.attesterfile import AttesterSettings
+from fedlearn.job.phase import Phase
 from fedlearn.job.spec import JobSpec
 from tests.harness.passes import passes
 from tests.harness.restarting_coordinator import tiny_bundle

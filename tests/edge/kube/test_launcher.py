@@ -27,9 +27,9 @@ from edge.kube.api import (
 )
 from edge.kube.capabilities import cluster_checks, survey
 from edge.kube.permissions import MACHINES_REQUIRED, NEVER, OPTIONAL, REQUIRED
-from edge.protocol.workload import Phase
 from fedlearn.checks import Level
 from fedlearn.errors import ConfigError, LaunchError
+from fedlearn.job.phase import Phase
 from tests.harness.cluster import Cluster
 from tests.harness.cluster_site import IMAGE, ClusterSite, workload
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.kube.status import of_job, of_machine, scheduling, warning
-from edge.protocol.workload import REFUSED_EXIT, Phase
+from edge.protocol.workload import REFUSED_EXIT
+from fedlearn.job.phase import Phase
 
 
 def pod(phase: str = "Pending", **details: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import pytest
 from edge.kube.api import JOBS, Follower, Kube
 from edge.kube.api.errors import Gone, Unavailable
 from edge.kube.api.resources import Resource
-from edge.protocol.workload import Phase
+from fedlearn.job.phase import Phase
 from tests.harness.cluster import Cluster
 from tests.harness.cluster_site import ClusterSite, workload
 
