@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from attestation.durable import rename_durably, write_durably
 from attestation.errors import UnsealError
 from fedlearn.cli.state.origin import Origin, origin_options
 from fedlearn.cli.state.target import (
@@ -96,10 +97,8 @@ def _write(found: Mapping[str, memoryview], out: Path) -> dict[str, int]:
         for name, data in found.items():
             path = temporary / name
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(descriptor, "wb") as target:
-                target.write(data)
-        temporary.rename(out)
+            write_durably(path, bytes(data))
+        rename_durably(temporary, out)
     except OSError as error:
         raise StoreError(f"{out}: {(error.strerror or str(error)).lower()}") from error
     finally:
