@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from flwr.app import Array, ArrayRecord, RecordDict  # noqa: E402
 
-from server.flower.exchange.link import JobExchange  # noqa: E402
+from server.flower.exchange.job_exchange import JobExchange  # noqa: E402
 from tests.fakes.exchange import FakeNode, ask, body  # noqa: E402
 from tests.harness.job_plans import job_plan  # noqa: E402
 

@@ -32,7 +32,7 @@ TESTS = [
     "tests/fedlearn/app/test_message.py",
     "tests/fedlearn/demo/test_apps.py",
     "tests/server/flower/application/test_contract.py",
-    "tests/server/flower/exchange/test_link.py",
+    "tests/server/flower/exchange/test_job_exchange.py",
     "tests/server/flower/aggregation/test_mean.py",
     "tests/edge/client/flower/test_app_state.py",
     "tests/e2e/test_flower_rounds.py::"

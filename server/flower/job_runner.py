@@ -26,7 +26,7 @@ from fedlearn.sandbox.process_channel import ChannelClosed, ProcessChannel
 from server.flower.application.app_process import Application, environment, start_application
 from server.flower.application.hosted import start_hosted
 from server.flower.exchange.calls import MAX_RECORD_BYTES, serve
-from server.flower.exchange.link import JobExchange
+from server.flower.exchange.job_exchange import JobExchange
 from server.flower.job_plan import JobChannel, JobPlan, Outcome, to_record
 
 __all__ = ["JobRunner"]
@@ -84,12 +84,12 @@ class JobRunner:
         return tuple(found.pid for found in each if found is not None and found.poll() is None)
 
     def create_node(self, site: str, tls_key: bytes) -> int:
-        """Admit a site; see :meth:`server.flower.exchange.link.JobExchange.create_node`."""
+        """Admit a site; see :meth:`server.flower.exchange.job_exchange.JobExchange.create_node`."""
         return self.link.create_node(site, tls_key)
 
     def delete_node(self, site: str) -> None:
         """End a site's part in the job; see
-        :meth:`server.flower.exchange.link.JobExchange.delete_node`."""
+        :meth:`server.flower.exchange.job_exchange.JobExchange.delete_node`."""
         self.link.delete_node(site)
 
     def start(self) -> None:

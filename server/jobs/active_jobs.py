@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from fedlearn.errors import JobError
 from fedlearn.job.tables import Resources
-from server.flower.exchange.link import JobExchange
+from server.flower.exchange.job_exchange import JobExchange
 from server.jobs.active_job import OpenJob
 
 __all__ = ["OpenJobs"]

@@ -14,7 +14,7 @@ from fedlearn.app.flower import Packer, flatten
 from fedlearn.app.message import Head
 from fedlearn.errors import AdmissionDenied
 from fedlearn.update.frames import FrameReader, write_frames
-from server.flower.exchange.link import JobExchange
+from server.flower.exchange.job_exchange import JobExchange
 from server.rpc.fleet_api import Caller
 
 COORDINATOR = 1

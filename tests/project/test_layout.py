@@ -19,7 +19,6 @@ REASON = "Long because"
 TOO_LONG = {
     "server/admission/gate.py",
     "server/flower/aggregation/grid.py",
-    "server/flower/exchange/link.py",
     "server/jobs/job_store.py",
     "server/store/models.py",
 }

@@ -23,7 +23,7 @@ from server.flower.ipc.failures import failure_of, raised
 from server.flower.job_plan import Checkpoint, JobChannel, Reply
 
 if TYPE_CHECKING:
-    from server.flower.exchange.link import JobExchange
+    from server.flower.exchange.job_exchange import JobExchange
 
 __all__ = ["MAX_RECORD_BYTES", "Coordinator", "Node", "serve"]
 

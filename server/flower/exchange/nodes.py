@@ -98,7 +98,7 @@ class Waiter:
 class NodeQuestions(Protocol):
     """What the actions of nodes need of a job.
 
-    See :class:`server.flower.exchange.link.JobExchange`.
+    See :class:`server.flower.exchange.job_exchange.JobExchange`.
     """
 
     @property

@@ -24,7 +24,7 @@ from fedlearn.app.flower import Packer, flatten, inflate, record_of, unpack
 from fedlearn.errors import AdmissionDenied, ConfigError, TransportError, UpdateRejected
 from fedlearn.identity.spiffe import COORDINATOR_DNS
 from fedlearn.identity.tls import client_context, server_context
-from server.flower.exchange.link import JobExchange
+from server.flower.exchange.job_exchange import JobExchange
 from server.rpc.fleet import FleetServer
 from tests.fakes.exchange import ask, message
 from tests.harness.flower_federation import FlowerFederation

@@ -25,7 +25,7 @@ from fedlearn.update import arrays as update
 from fedlearn.update.frames import FrameReader
 from server.clock import awake
 from server.flower.exchange.calls import Coordinator
-from server.flower.exchange.link import JobExchange
+from server.flower.exchange.job_exchange import JobExchange
 from server.flower.exchange.nodes import Delivered, NodeGone
 from server.flower.job_plan import Reply
 from tests.fakes.exchange import COORDINATOR, FakeNode, ask, body, message, model
@@ -60,8 +60,10 @@ def _error(reply: Reply) -> int:
 
 
 def _holds_nothing(link: JobExchange) -> bool:
-    nodes = link._nodes.values()
-    return not (link._questions or link._replies or any(n.queue or n.in_hand for n in nodes))
+    nodes = link._state.nodes.values()
+    return not (
+        link._state.questions or link._state.replies or any(n.queue or n.in_hand for n in nodes)
+    )
 
 
 # Questions and answers
@@ -136,7 +138,7 @@ def test_questions_are_handed_out_in_the_order_in_which_they_were_asked(
 
 def test_the_model_is_held_once_for_all_messages(link: JobExchange, nodes: list[FakeNode]) -> None:
     ask(link, nodes[0].number, nodes[1].number)
-    first, second = link._questions.values()
+    first, second = link._state.questions.values()
     assert [id(part) for part in first.frames[1:]] == [id(part) for part in second.frames[1:]]
     assert len(first.frames) == 3
 
@@ -184,10 +186,10 @@ def test_what_the_job_sends_is_bounded_and_checked(
     with pytest.raises(TransportError, match="not JSON"):
         link.push([b"{"], [])
     assert ask(link, 4711) == [""]
-    monkeypatch.setattr("server.flower.exchange.link._MAX_OPEN", 2)
+    monkeypatch.setattr("server.flower.exchange.exchange_state._MAX_OPEN", 2)
     with pytest.raises(TransportError, match="at most 2 for each site"):
         ask(link, *[nodes[0].number] * 4)
-    assert len(link._questions) == 1
+    assert len(link._state.questions) == 1
 
 
 # What a node may not do
@@ -457,7 +459,8 @@ class Clock:
 
     def __init__(self, monkeypatch: Any) -> None:
         self.now = awake()
-        monkeypatch.setattr("server.flower.exchange.link.awake", lambda: self.now)
+        for module in ("job_exchange", "exchange_state"):
+            monkeypatch.setattr(f"server.flower.exchange.{module}.awake", lambda: self.now)
 
 
 def test_a_node_that_goes_silent_is_answered_for(
@@ -619,9 +622,9 @@ def test_a_jobs_process_names_what_it_waits_for_once() -> None:
 def test_a_wait_that_has_no_end_is_refused(
     link: JobExchange, nodes: list[FakeNode], seconds: float
 ) -> None:
-    with pytest.raises(TransportError, match="a wait of"):
+    with pytest.raises(TransportError, match="a wait must be of"):
         link.pull([], seconds)
-    with pytest.raises(TransportError, match="a wait of"):
+    with pytest.raises(TransportError, match="a wait must be of"):
         link.wait_online(9, seconds)
 
 
@@ -672,8 +675,8 @@ def test_timers_of_answered_questions_do_not_pile_up(
     for _ in range(300):
         (question,) = ask(link, nodes[0].number, content=RecordDict())
         link.forget([question])
-    assert len(link._timers) < 100
-    assert np.isfinite([when for when, _, _ in link._timers]).all()
+    assert len(link._state._timers) < 100
+    assert np.isfinite([when for when, _, _ in link._state._timers]).all()
 
 
 def test_a_large_part_is_in_memory_once_when_it_has_arrived() -> None:
@@ -751,12 +754,12 @@ def test_whatever_happens_each_question_is_answered_once_or_withdrawn(
         with contextlib.suppress(NodeGone):
             step(chance.choice(sites))
         listed = link.online()
-        assert link._online == len(listed)
+        assert link._state.online_count == len(listed)
     for site in sites:
         link.delete_node(site)
     answered.extend(reply.question for reply in link.pull(asked, 0))
     assert len(answered) == len(set(answered))
     assert set(answered) == asked - withdrawn
     assert len(delivered) > 50
-    assert not link._questions
-    assert len(link._timers) < 200
+    assert not link._state.questions
+    assert len(link._state._timers) < 200
