@@ -1,4 +1,4 @@
-"""Bytes written as text: hex and base64, in files and in JSON documents.
+"""Bytes written as text: hex and base64, in files and in JSON documents; and the documents.
 
 Every encoding has one spelling here, so that no two files mean the same bytes by accident:
 hex of one case, base64 that is canonical, and nothing between the characters but the ends of
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
-from typing import Final
+from typing import Any, Final
 
 from attestation.errors import EvidenceError
 
-__all__ = ["json_bytes", "unwrap_text"]
+__all__ = ["json_bytes", "json_object", "sniffed_object", "unwrap_text"]
 
 _MIN_CHARACTERS: Final = 128
 _HEX_FILE: Final = re.compile(
@@ -42,6 +43,48 @@ def unwrap_text(data: bytes) -> bytes:
             return data
         return found if base64.b64encode(found) == text else data
     return data
+
+
+def json_object(data: bytes | str, where: str) -> dict[str, Any]:
+    """Return a JSON object. Its size is to be bounded by the caller.
+
+    A key that stands twice is refused, at any depth: two readers would see two documents.
+
+    :raises EvidenceError: when it is none, naming ``where``.
+    """
+    try:
+        document = json.loads(data, object_pairs_hook=_once)
+    except _Twice as error:
+        raise EvidenceError(str(error), field=where) from None
+    except (ValueError, RecursionError) as error:
+        raise EvidenceError("not a JSON document", field=where) from error
+    if not isinstance(document, dict):
+        raise EvidenceError("must be an object", field=where)
+    return document
+
+
+def sniffed_object(data: bytes) -> dict[str, Any] | None:
+    """Return the JSON object that ``data`` is; ``None`` where it is something else."""
+    if data.lstrip()[:1] != b"{":
+        return None
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+class _Twice(ValueError):
+    """A key stands twice in one object."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise _Twice(f"has the key {repeated[:64]!r} twice")
+    return document
 
 
 def json_bytes(value: object, where: str) -> bytes:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
+from attestation.encodings import json_object
 from attestation.errors import EvidenceError
 
 __all__ = ["MAX_COMPONENTS", "MAX_EVIDENCE_BYTES", "Claims", "Evidence", "Origin", "Scalar", "Tee"]
@@ -102,11 +103,7 @@ class Evidence:
             raise EvidenceError(
                 f"{len(data)} bytes, at most {MAX_EVIDENCE_BYTES} are read", field="evidence"
             )
-        try:
-            document = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise EvidenceError("not a JSON document", field="evidence") from error
-        return _from_json(document, "evidence", depth=0)
+        return _from_json(json_object(data, "evidence"), "evidence", depth=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from attestation.decoded.dcap import decode_quote
 from attestation.decoded.fields import Field, Layout, integer, read_layout
 from attestation.decoded.snp import decode_report
 from attestation.decoded.tpm import decode_statement
-from attestation.encodings import json_bytes
+from attestation.encodings import json_bytes, json_object
 from attestation.errors import EvidenceError
 from attestation.quotes.azure import azure_document
 
@@ -60,7 +60,7 @@ def decode_hcl(report: bytes) -> Iterator[Field]:
     if integer(request[8:12]) == _SNP:
         yield from decode_report(report[_REPORT_AT : _REPORT_AT + _REPORT_BYTES])
     size = integer(request[16:20])
-    runtime = _json(request[20 : 20 + size], "HCL runtime data")
+    runtime = json_object(request[20 : 20 + size].rstrip(b"\0"), "HCL runtime data")
     for key in runtime.get("keys", []) if isinstance(runtime.get("keys"), list) else []:
         name = key.get("kid") if isinstance(key, dict) else None
         yield Field(section="HCL runtime data", name=f"keys.{name}", value=_short(key))
@@ -83,16 +83,6 @@ def _rest(document: dict[str, Any]) -> Iterator[Field]:
         yield Field(
             section="PCR (sha256)", name=str(index), value=json_bytes(value, f"pcrs[{index}]").hex()
         )
-
-
-def _json(data: bytes, where: str) -> dict[str, Any]:
-    try:
-        document = json.loads(data.rstrip(b"\0"))
-    except (ValueError, RecursionError):
-        raise EvidenceError("not a JSON document", field=where) from None
-    if not isinstance(document, dict):
-        raise EvidenceError("must be an object", field=where)
-    return document
 
 
 def _short(value: object) -> str:

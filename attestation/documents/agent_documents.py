@@ -16,12 +16,11 @@ A document has these keys and no others, so that nothing in it can change unnoti
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from attestation.encodings import json_bytes
+from attestation.encodings import json_bytes, json_object
 from attestation.errors import EvidenceError
 from attestation.evidence import MAX_EVIDENCE_BYTES
 from attestation.quotes.snp import REPORT_BYTES, TCB, TCB_TURIN, parse_certificate_table
@@ -103,11 +102,8 @@ def parse_agent_document(data: bytes) -> AgentDocument:
     """
     if len(data) > 2 * MAX_EVIDENCE_BYTES:
         raise EvidenceError(f"{len(data)} bytes are too many", field="document")
-    try:
-        document = json.loads(data, object_pairs_hook=_once)
-    except (ValueError, RecursionError):
-        raise EvidenceError("is not JSON", field="document") from None
-    form = _form(document) if isinstance(document, dict) else None
+    document = json_object(data, "document")
+    form = _form(document)
     if form == 0:
         log = document.get("cc_eventlog")
         return AgentDocument(
@@ -130,13 +126,6 @@ def parse_agent_document(data: bytes) -> AgentDocument:
             endorsements=parse_certificate_table(table) if table else (),
         )
     raise EvidenceError("has not the keys of an agent's evidence", field="document")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise EvidenceError("has a key twice", field="document")
-    return found
 
 
 def _form(document: Mapping[str, Any]) -> int | None:

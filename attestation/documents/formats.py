@@ -21,17 +21,16 @@ The page is docs/reference/evidence.md.
 
 from __future__ import annotations
 
-import json
 import struct
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from attestation.documents.agent_documents import (
     AgentDocument,
     is_agent_document,
     parse_agent_document,
 )
-from attestation.encodings import unwrap_text
+from attestation.encodings import sniffed_object, unwrap_text
 from attestation.errors import EvidenceError
 from attestation.evidence import MAX_EVIDENCE_BYTES, Evidence, Tee
 from attestation.quotes.snp import parse_certificate_table
@@ -134,20 +133,10 @@ def is_bare_tpm_quote(evidence: Evidence) -> bool:
 
 def _around(data: bytes) -> AgentDocument:
     """Take a quote or report out of the document of another agent; other data as it is."""
-    document = _object(data)
+    document = sniffed_object(data)
     if document is not None and is_agent_document(document):
         return parse_agent_document(data)
     return AgentDocument(quote=data)
-
-
-def _object(data: bytes) -> dict[str, Any] | None:
-    if data.lstrip()[:1] != b"{":
-        return None
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
 
 
 def _with_files(evidence: Evidence, endorsements: tuple[bytes, ...], event_log: bytes) -> Evidence:
@@ -240,7 +229,7 @@ def _dcap_tee(data: bytes) -> Tee | None:
 
 
 def _json_format(data: bytes) -> str:
-    document = _object(data)
+    document = sniffed_object(data)
     if document is None:
         raise EvidenceError("starts like JSON and is not", field="evidence")
     if is_agent_document(document):

@@ -25,6 +25,7 @@ from attestation.endorsements.chains import (
     Certificate,
     check_issued,
     check_validity,
+    load_crl,
     names_issuer,
     pem_blocks,
     split_certificates,
@@ -147,9 +148,8 @@ def _read(
 def _crl(data: bytes, field: str) -> x509.CertificateRevocationList:
     if len(data) > _MAX_CRL_BYTES:
         raise EvidenceError(f"{len(data)} bytes are too long for a CRL", field=field)
-    pem = _CRL_START in data
     try:
-        found = x509.load_pem_x509_crl(data) if pem else x509.load_der_x509_crl(data)
+        found = load_crl(data)
         # Are parsed when first asked for, so here.
         _ = (found.issuer, found.last_update_utc, found.next_update_utc)
         _ = (found.signature_hash_algorithm, found.extensions)

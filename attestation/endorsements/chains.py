@@ -37,6 +37,7 @@ __all__ = [
     "check_issued",
     "check_validity",
     "load_certificate",
+    "load_crl",
     "names_issuer",
     "pem_blocks",
     "split_certificates",
@@ -130,6 +131,15 @@ def _load(der: bytes) -> Certificate:
             if isinstance(e.value, x509.UnrecognizedExtension)
         },
     )
+
+
+def load_crl(data: bytes) -> x509.CertificateRevocationList:
+    """Parse a revocation list, PEM or DER. Its size is to be bounded by the caller.
+
+    :raises Exception: one of :data:`attestation.errors.UNREADABLE`, when it is none.
+    """
+    pem = b"-----BEGIN X509 CRL" in data
+    return x509.load_pem_x509_crl(data) if pem else x509.load_der_x509_crl(data)
 
 
 def whole_octets(der: bytes, signature: bytes) -> bool:

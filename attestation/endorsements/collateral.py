@@ -28,6 +28,7 @@ from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from attestation.encodings import json_object
 from attestation.endorsements.collateral_answers import assemble_answers
 from attestation.endorsements.collateral_windows import WINDOWS
 from attestation.endorsements.nvidia_rim import is_rim
@@ -293,11 +294,8 @@ def _loose(path: Path, now: datetime) -> Folder:
 
 def _document(path: Path) -> dict[str, Any]:
     where = str(path / BUNDLE_NAME)
-    try:
-        document = json.loads(_bounded(path / BUNDLE_NAME, _MAX_BUNDLE_BYTES, path))
-    except (ValueError, RecursionError) as error:
-        raise EvidenceError("not a JSON document", field=where) from error
-    if not isinstance(document, dict) or document.keys() != {"version", "items", "sources"}:
+    document = json_object(_bounded(path / BUNDLE_NAME, _MAX_BUNDLE_BYTES, path), where)
+    if document.keys() != {"version", "items", "sources"}:
         raise EvidenceError("must have exactly items, sources and version", field=where)
     if document["version"] != 1:
         raise EvidenceError("only version 1 is known", field=f"{where}: version")

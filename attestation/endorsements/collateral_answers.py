@@ -35,8 +35,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from attestation.encodings import unwrap_text
-from attestation.endorsements.chains import Certificate, split_certificates
+from attestation.encodings import json_object, unwrap_text
+from attestation.endorsements.chains import Certificate, load_crl, split_certificates
 from attestation.endorsements.collateral_forms import split_signed
 from attestation.endorsements.collateral_sources import IntelPlatform
 from attestation.endorsements.offline import Input
@@ -169,7 +169,7 @@ def _take_signed(data: bytes, pieces: _Pieces) -> set[bytes]:
         if (parts := split_signed(data, name)) is None:
             continue
         text, signature = parts
-        document = _object(text, name)
+        document = json_object(text, name)
         if name == "tcbInfo":
             tee = str(document.get("id", "SGX")).lower()
             try:
@@ -193,22 +193,9 @@ def _signed(document: dict[str, Any], tee: str, fmspc: str, text: str, signature
     return _Signed(tee=tee, fmspc=fmspc, issued=issued, text=text, signature=signature)
 
 
-def _object(text: str, name: str) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        raise EvidenceError("is not JSON", field=name) from None
-    if not isinstance(document, dict):
-        raise EvidenceError("is not an object", field=name)
-    return document
-
-
 def _revocation_list(data: bytes) -> x509.CertificateRevocationList | None:
     try:
-        if b"-----BEGIN X509 CRL" in data:
-            crl = x509.load_pem_x509_crl(data)
-        else:
-            crl = x509.load_der_x509_crl(data)
+        crl = load_crl(data)
         _ = (crl.issuer, crl.last_update_utc)  # are parsed when first asked for
     except UNREADABLE:
         return None

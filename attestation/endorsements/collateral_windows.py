@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from cryptography import x509
 
+from attestation.encodings import sniffed_object
+from attestation.endorsements.chains import load_crl
 from attestation.endorsements.collateral_forms import read_collateral
 from attestation.endorsements.nvidia_rim import is_rim, read_label
 from attestation.endorsements.ocsp import OcspAnswer, is_ocsp
@@ -22,13 +24,8 @@ Window = tuple[str, datetime, datetime]
 
 
 def _intel_window(data: bytes) -> Window | None:
-    if data.lstrip()[:1] != b"{":
-        return None
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(document, dict) or "tcb_info" not in document:
+    document = sniffed_object(data)
+    if document is None or "tcb_info" not in document:
         return None
     document = read_collateral(document)
     try:
@@ -66,10 +63,7 @@ def _certificate_window(data: bytes) -> Window | None:
 
 def _crl_window(data: bytes) -> Window | None:
     try:
-        if b"-----BEGIN X509 CRL" in data:
-            crl = x509.load_pem_x509_crl(data)
-        else:
-            crl = x509.load_der_x509_crl(data)
+        crl = load_crl(data)
         name = f"revocation list of {_common_name(crl.issuer)}"
         start, end = crl.last_update_utc, crl.next_update_utc
     except UNREADABLE:

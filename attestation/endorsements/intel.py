@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
+from attestation.encodings import json_object
 from attestation.endorsements.chains import (
     Certificate,
     check_issued,
@@ -340,11 +341,8 @@ def parse_collateral(data: bytes) -> Collateral | None:
         raise EvidenceError(
             f"{len(data)} bytes, at most {MAX_COLLATERAL_BYTES} are read", field="collateral"
         )
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise EvidenceError("not a JSON document", field="collateral") from error
-    if not isinstance(document, dict) or "tcb_info" not in document:
+    document = json_object(data, "collateral")
+    if "tcb_info" not in document:
         return None
     # A chain that came along would stand in for the quote's own, which is what was checked.
     document = read_collateral(document)

@@ -23,7 +23,7 @@ from cryptography.utils import CryptographyDeprecationWarning
 
 from attestation.documents.formats import is_bare_tpm_quote, to_evidence
 from attestation.encodings import unwrap_text
-from attestation.endorsements.chains import pem_blocks
+from attestation.endorsements.chains import load_crl, pem_blocks
 from attestation.endorsements.intel import parse_collateral
 from attestation.endorsements.nvidia_rim import is_rim
 from attestation.endorsements.ocsp import is_ocsp
@@ -212,10 +212,7 @@ def _has_crl(data: bytes) -> bool:
 
 def _is_crl(piece: bytes) -> bool:
     try:
-        if piece.startswith(_CRL_START):
-            x509.load_pem_x509_crl(piece)
-        else:
-            x509.load_der_x509_crl(piece)
+        load_crl(piece)
     except UNREADABLE:
         return False
     return True

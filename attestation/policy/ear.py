@@ -25,6 +25,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation import ecdsa
+from attestation.encodings import json_object
 from attestation.errors import EvidenceError, FreshnessError, SignatureError
 from attestation.evidence import Origin
 from attestation.policy.result import AttestationResult, Finding, Tier
@@ -167,8 +168,8 @@ def _split(token: str | bytes) -> tuple[Mapping[str, Any], Mapping[str, Any], by
     if len(raw) != 2 * _SCALAR_BYTES:
         raise EvidenceError(f"must have 64 bytes, not {len(raw)}", field="ear.signature")
     return (
-        _object(_decode(header, "ear.header"), "ear.header"),
-        _object(_decode(payload, "ear.payload"), "ear.payload"),
+        json_object(_decode(header, "ear.header"), "ear.header"),
+        json_object(_decode(payload, "ear.payload"), "ear.payload"),
         raw,
         header + b"." + payload,
     )
@@ -278,24 +279,6 @@ def _digest(value: object, where: str, *, optional: bool) -> bytes:
     if len(raw) != _DIGEST_BYTES and not (optional and not raw):
         raise EvidenceError(f"must have {_DIGEST_BYTES} bytes, not {len(raw)}", field=where)
     return raw
-
-
-def _object(data: bytes, where: str) -> Mapping[str, Any]:
-    try:
-        document = json.loads(data, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise EvidenceError("not a JSON document", field=where) from error
-    if not isinstance(document, dict):
-        raise EvidenceError("must be an object", field=where)
-    return document
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a key that stands twice: two readers would see two different documents."""
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("a key stands twice")
-    return document
 
 
 def _json(document: object) -> bytes:

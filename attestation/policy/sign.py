@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_public_key,
 )
 
+from attestation.encodings import json_object
 from attestation.errors import EndorsementError, EvidenceError, FreshnessError, SignatureError
 from attestation.policy.model import AppraisalPolicy
 
@@ -181,12 +182,9 @@ def _parse(data: bytes) -> dict[str, str | int]:
         raise EvidenceError(
             f"{len(data)} bytes, at most {MAX_SIGNATURE_BYTES} are read", field="policy signature"
         )
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise EvidenceError("not a JSON document", field="policy signature") from error
+    document = json_object(data, "policy signature")
     texts = ("algorithm", "digest", "key", "public_key", "signature")
-    if not isinstance(document, dict) or document.keys() != {*texts, "version"}:
+    if document.keys() != {*texts, "version"}:
         raise EvidenceError(
             f"must have exactly {', '.join(texts)} and version", field="policy signature"
         )

@@ -22,7 +22,6 @@ The parser is strict: sizes must add up, and what is not used must be zero.
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from attestation.encodings import json_bytes
+from attestation.encodings import json_bytes, json_object
 from attestation.errors import EvidenceError
 from attestation.evidence import Tee
 from attestation.quotes.cursor import Cursor
@@ -125,7 +124,7 @@ def _parse_hcl(data: bytes) -> HclReport:
     at = read.offset
     if any(read.take(read.remaining, "padding")):
         raise read.fail("must be zero", "padding", offset=at)
-    document = _object(_json(runtime, "runtime_data"), "runtime_data")
+    document = json_object(runtime, "runtime_data")
     return HclReport(
         tee=_TEES[kind],
         hardware_report=hardware,
@@ -190,7 +189,7 @@ def azure_document(data: bytes) -> dict[str, Any]:
 
     :raises EvidenceError: when it is no JSON object.
     """
-    document = _object(_json(data, "azure"), "azure")
+    document = json_object(data, "azure")
     if "version" in document or not document.keys() >= _OLD_NAMES.keys():
         return document
     if document.keys() & set(_OLD_NAMES.values()):
@@ -286,13 +285,6 @@ def _certificate(value: object) -> bytes:
     if isinstance(value, str) and value.lstrip().startswith("-----BEGIN"):
         return value.encode("utf-8", "replace")
     return json_bytes(value, "vcek")
-
-
-def _json(data: bytes, where: str) -> object:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        raise EvidenceError("not a JSON document", field=where) from None
 
 
 def _object(value: object, where: str) -> dict[str, Any]:

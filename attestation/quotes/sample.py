@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
+from attestation.encodings import json_object
 from attestation.errors import EvidenceError
 
 __all__ = ["MAX_SAMPLE_BYTES", "SampleQuote", "SampleStatement"]
@@ -107,10 +108,9 @@ class SampleQuote:
             )
         try:
             text = data.decode("ascii")
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise EvidenceError("not a JSON document", field="sample") from error
-        outer = _object(document, _QUOTE_KEYS, "sample")
+        except UnicodeDecodeError as error:
+            raise EvidenceError("is not ASCII", field="sample", offset=error.start) from None
+        outer = _object(json_object(text, "sample"), _QUOTE_KEYS, "sample")
         quote = cls(
             statement=_statement(outer["statement"]),
             key=_hex(outer["key"], "sample.key", 1, _MAX_KEY_BYTES),

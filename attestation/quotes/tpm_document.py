@@ -11,10 +11,9 @@ were quoted or all 24. The key came along with the quote, so nothing vouches for
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final
 
-from attestation.encodings import json_bytes
+from attestation.encodings import json_bytes, sniffed_object
 from attestation.errors import EvidenceError
 from attestation.quotes.tpm import MAX_TPM_QUOTE_BYTES, TpmQuote
 from attestation.quotes.tpm_algorithms import DIGEST_SIZES
@@ -71,10 +70,4 @@ def _values(pcrs: object, message: bytes) -> bytes:
 
 
 def _document(data: bytes) -> dict[str, Any] | None:
-    if len(data) > MAX_TPM_QUOTE_BYTES or data.lstrip()[:1] != b"{":
-        return None
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
+    return sniffed_object(data) if len(data) <= MAX_TPM_QUOTE_BYTES else None

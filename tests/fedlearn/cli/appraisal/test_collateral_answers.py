@@ -202,7 +202,7 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     [
         (b'{"tcbInfo":{"fmspc":"00"},"signature":"00"}', "12 hex digits"),
         (b'{"tcbInfo":{"fmspc":"000000000000","id":"TDX"},"signature":"00"}', "issueDate"),
-        (b'{"tcbInfo":{],},"signature":"00"}', "is not JSON"),
+        (b'{"tcbInfo":{],},"signature":"00"}', "not a JSON document"),
     ],
 )
 def test_a_malformed_answer_is_named(tmp_path: Path, body: bytes, field: str) -> None:
