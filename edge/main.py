@@ -17,7 +17,14 @@ import click
 
 from fedlearn import __version__
 from fedlearn.errors import ConfigError
-from fedlearn.terminal.console import Commands, config_option, line, print_json, printable
+from fedlearn.terminal.console import (
+    Commands,
+    config_option,
+    json_option,
+    line,
+    print_json,
+    printable,
+)
 from fedlearn.terminal.plaintext import configure_logging
 
 if TYPE_CHECKING:
@@ -43,7 +50,7 @@ def main() -> None:
 
 @main.command()
 @_config
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@json_option
 def run(path: Path, as_json: bool) -> int:
     """Run the site's agent until SIGTERM or Ctrl-C."""
     from edge.agent.agent import Agent
@@ -78,7 +85,7 @@ def run(path: Path, as_json: bool) -> int:
 
 @main.command()
 @_config
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@json_option
 def check(path: Path, as_json: bool) -> int:
     """Say what would keep this site from working, and change nothing."""
     from edge.client.dataset import records
@@ -161,7 +168,7 @@ def approve(path: Path, job: str, bundle: str, withdraw: bool) -> int:
 @main.command()
 @_config
 @click.option("--forget", default="", metavar="NAME", help="Take any version of NAME again.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@json_option
 def policies(path: Path, forget: str, as_json: bool) -> int:
     """Show the newest version of each signed policy that this site has run a job by.
 
@@ -192,7 +199,7 @@ def budget() -> None:
 
 @budget.command()
 @_config
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@json_option
 def show(path: Path, as_json: bool) -> int:
     """Show what all jobs together have spent and reserved of each data set's budget."""
     from edge.agent.budget_report import rows, sentences

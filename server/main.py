@@ -24,6 +24,7 @@ from fedlearn.terminal.console import (
     REFUSED,
     Commands,
     config_option,
+    json_option,
     line,
     print_json,
     printable,
@@ -84,7 +85,7 @@ def main() -> None:
     is_flag=True,
     help="Make the operator's key on this machine: whoever runs the coordinator then holds it.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@json_option
 def init(
     path: Path,
     trust_domain: str,
@@ -156,7 +157,7 @@ def establish() -> None:
 
 @main.command()
 @_config
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@json_option
 def run(path: Path, as_json: bool) -> int:
     """Run the coordinator until SIGTERM or Ctrl-C; jobs go on after the next start."""
     from server.config import ServerConfig
@@ -200,7 +201,7 @@ def run(path: Path, as_json: bool) -> int:
 @click.option(
     "--most", type=click.IntRange(1, 1000), default=8, show_default=True, help="Applications."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@json_option
 def app_host(path: Path, scratch: Path, most: int, as_json: bool) -> int:
     """Run the code of jobs (their ServerApps) for a coordinator in another container.
 
@@ -262,7 +263,7 @@ def operator(name: str, csr: Path, path: Path, out: Path | None) -> None:
 
 @main.command()
 @_config
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@json_option
 def measure(path: Path, as_json: bool) -> None:
     """Print what a coordinator with this configuration measures, as values for a policy.
 
@@ -290,7 +291,7 @@ def measure(path: Path, as_json: bool) -> None:
 
 @main.command()
 @_config
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@json_option
 def adopt(path: Path, as_json: bool) -> None:
     """Go on with the ledger and the store that are there, though one is older than the other.
 
@@ -314,7 +315,7 @@ def adopt(path: Path, as_json: bool) -> None:
 
 @main.command()
 @_config
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@json_option
 def check(path: Path, as_json: bool) -> int:
     """Open everything, verify the ledger, the sealed models and the jobs, and change nothing.
 

@@ -24,25 +24,18 @@ from edge.protocol.bootstrap import Bootstrap
 from edge.protocol.workload import Report, Workload
 from fedlearn.errors import FedlearnError, LaunchError, TransportError
 from fedlearn.job.phase import Phase
+from fedlearn.sandbox.environment import app_environment
 from fedlearn.sandbox.process_channel import ProcessChannel
 
 __all__ = ["ChargeFor", "LocalLauncher", "Prepare", "SeedFor", "VouchFor"]
 
 _LOG = logging.getLogger(__name__)
-_KEPT: Final = (
-    "FEDLEARN_LOG",
-    "LANG",
-    "LC_ALL",
-    "LD_LIBRARY_PATH",
+_THREADS: Final = (
     "MKL_NUM_THREADS",
     "OMP_NUM_THREADS",
     "OPENBLAS_CORETYPE",
     "OPENBLAS_L2_SIZE",
     "OPENBLAS_NUM_THREADS",
-    "PATH",
-    "PYTHONPATH",
-    "TZ",
-    "VIRTUAL_ENV",
 )
 
 Prepare = Callable[[Workload], Bootstrap]
@@ -189,14 +182,9 @@ class LocalLauncher:
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(mode=0o700)
         ours, theirs = socket.socketpair()
-        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
-        environment |= {
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_HOME": str(home),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "HOME": str(home),
-            "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "1"),
-            "PYTHONHASHSEED": "0",
+        environment = {
+            "OMP_NUM_THREADS": "1",
+            **app_environment(home, "FEDLEARN_LOG", *_THREADS),
             "TMPDIR": str(home),
         }
         log_path = self._directory / "logs" / f"{workload.assignment.job}.log"

@@ -14,7 +14,6 @@ The folder has mode 0700. Files are replaced as wholes.
 from __future__ import annotations
 
 import json
-import stat
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from attestation.durable import write_durably
 from fedlearn.errors import ConfigError
 from fedlearn.identity.join import JoinToken, checked_address
+from fedlearn.identity.keyfile import check_private
 from fedlearn.identity.spiffe import checked_name
 from fedlearn.identity.voucher import sign_voucher
 
@@ -153,13 +153,8 @@ class SiteIdentity:
                 hint="enroll it: `fedlearn site enroll --token-file FILE --state DIR`",
             )
         key_file = folder / "site.key"
-        mode = stat.S_IMODE(key_file.stat().st_mode) if key_file.exists() else 0
-        if mode & 0o077:
-            raise ConfigError(
-                f"others on this machine may read this key (mode {mode:03o})",
-                where=str(key_file),
-                hint=f"chmod 600 {key_file}",
-            )
+        if key_file.exists():
+            check_private(key_file)
         try:
             document: dict[str, Any] = json.loads(_read(folder / "site.json"))
             key = serialization.load_pem_private_key(_read(key_file), password=None)

@@ -12,10 +12,9 @@ import click
 
 from fedlearn import checks, extras
 from fedlearn.checks import Check, Level, Probe, files, machine, tee
-from fedlearn.cli.operator import json_option
 from fedlearn.config.attesterfile import AttesterSettings
 from fedlearn.config.trustfile import Trust
-from fedlearn.terminal.console import ERROR, line, print_json, printable
+from fedlearn.terminal.console import ERROR, json_option, line, print_json, printable
 
 __all__ = ["cluster_probe", "command", "edge_probes", "machine_probes", "server_probes"]
 

@@ -14,7 +14,7 @@ from fedlearn.identity.login import ENVIRONMENT, OperatorLogin, default_folder
 if TYPE_CHECKING:
     from fedlearn.wire.operator import OperatorClient
 
-__all__ = ["connect", "job_argument", "json_option", "operator_option"]
+__all__ = ["connect", "job_argument", "operator_option"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -41,11 +41,6 @@ def operator_option(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="DIR",
         help=f"Folder of the operator's login (or {ENVIRONMENT} in the environment).",
     )(command)
-
-
-def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--json``; the command gets ``as_json``."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(command)
 
 
 def connect(folder: Path | None) -> OperatorClient:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedlearn.cli.operator import connect, json_option, operator_option
+from fedlearn.cli.operator import connect, operator_option
 from fedlearn.config import NAME
 from fedlearn.errors import ConfigError
 from fedlearn.identity.login import (
@@ -25,7 +25,7 @@ from fedlearn.identity.login import (
     new_request,
     request_login,
 )
-from fedlearn.terminal.console import Commands, line, print_json, printable
+from fedlearn.terminal.console import Commands, json_option, line, print_json, printable
 
 if TYPE_CHECKING:
     from fedlearn.wire.operator import OperatorState

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from fedlearn.cli.operator import connect, json_option, operator_option
+from fedlearn.cli.operator import connect, operator_option
 from fedlearn.config import NAME
 from fedlearn.errors import ConfigError, EnrollmentRefused
 from fedlearn.identity.join import JoinToken
-from fedlearn.terminal.console import Commands, line, print_json, printable
+from fedlearn.terminal.console import Commands, json_option, line, print_json, printable
 
 if TYPE_CHECKING:
     from fedlearn.wire.operator import OperatorClient, SiteState, SiteTpm

@@ -6,6 +6,7 @@ passphrase or not.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -17,10 +18,24 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from fedlearn.config import file_bytes
 from fedlearn.errors import ConfigError
 
-__all__ = ["read_private_key"]
+__all__ = ["check_private", "read_private_key"]
 
 _LIMIT: Final = 64 * 1024
 _MAKE: Final = "make a pair with: openssl genpkey -algorithm x25519 -out owner.pem"
+
+
+def check_private(path: Path) -> None:
+    """Check that nobody else on this machine may read a key file.
+
+    :raises ConfigError: when somebody may.
+    """
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise ConfigError(
+            f"others on this machine may read this key (mode {mode:03o})",
+            where=str(path),
+            hint=f"chmod 600 {path}",
+        )
 
 
 def read_private_key(

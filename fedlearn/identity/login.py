@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,6 +45,7 @@ from fedlearn import config
 from fedlearn.config import address
 from fedlearn.errors import ConfigError, TransportError
 from fedlearn.identity import spiffe
+from fedlearn.identity.keyfile import check_private
 
 __all__ = [
     "ENVIRONMENT",
@@ -105,13 +105,7 @@ class OperatorLogin:
         settings = config.read_file(_Settings, folder / _SETTINGS)
         key_file = folder / _KEY
         key = _pem(key_file, "PRIVATE KEY")
-        mode = stat.S_IMODE(key_file.stat().st_mode)
-        if mode & 0o077:
-            raise ConfigError(
-                f"others on this machine may read this key (mode {mode:03o})",
-                where=str(key_file),
-                hint=f"chmod 600 {key_file}",
-            )
+        check_private(key_file)
         return cls(
             address=settings.address,
             ca=_pem(folder / "ca.pem", "CERTIFICATE"),

@@ -46,6 +46,7 @@ __all__ = [
     "colours",
     "config_option",
     "describe",
+    "json_option",
     "line",
     "print_json",
     "printable",
@@ -204,6 +205,11 @@ def describe(error: BaseException) -> Failure:
         message=f"{type(error).__name__}: {error}",
         hint="this is a fault of fedlearn; FEDLEARN_TRACE=1 shows where it happened",
     )
+
+
+json_option: Final = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON for programs."
+)
 
 
 def config_option(default: str, description: str) -> Callable[[_T], _T]:

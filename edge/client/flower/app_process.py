@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import logging
-import os
 import socket
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from fedlearn.sandbox import (
     spawn,
     thread_environment,
 )
+from fedlearn.sandbox.environment import app_environment
 from fedlearn.sandbox.process_channel import Blob, ChannelClosed, ChannelTimeout, ProcessChannel
 
 __all__ = ["Answer", "AppFailed", "AppLimits", "AppProcess"]
@@ -45,19 +45,7 @@ _MAX_LOG_BYTES: Final = 64 * 1024 * 1024
 _END_SECONDS: Final = 5.0
 _GPU_DEVICES: Final = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri/*", "/dev/kfd")
 _GPU_FILES: Final = ("/sys/bus/pci", "/sys/class/drm", "/sys/devices", "/sys/module/nvidia")
-_KEPT: Final = (
-    "CUDA_VISIBLE_DEVICES",
-    "FEDLEARN_LOG",
-    "LANG",
-    "LC_ALL",
-    "LD_LIBRARY_PATH",
-    "OPENBLAS_CORETYPE",
-    "OPENBLAS_L2_SIZE",
-    "PATH",
-    "PYTHONPATH",
-    "TZ",
-    "VIRTUAL_ENV",
-)
+_KEPT: Final = ("CUDA_VISIBLE_DEVICES", "FEDLEARN_LOG", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
 
 class AppFailed(FedlearnError):
@@ -201,16 +189,11 @@ class AppProcess:
 
     def _spawn(self, channel: int, folder: Path, own: Path, data: Path | None) -> SandboxedProcess:
         limits = self._limits
-        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
-        environment |= {
+        environment = {
+            **app_environment(own, *_KEPT),
             **thread_environment(limits.cpu),
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_HOME": str(own),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "HOME": str(own),
             "LOGNAME": "app",
             "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONHASHSEED": "0",
             "PYTHONUNBUFFERED": "1",
             "USER": "app",
         }

@@ -44,7 +44,7 @@ from fedlearn.cli.appraisal.collateral_nvidia import SOURCE, fetch_nvidia, nvidi
 from fedlearn.cli.appraisal.inputs import moment, write_new
 from fedlearn.config import file_bytes
 from fedlearn.errors import ConfigError, TransportError
-from fedlearn.terminal.console import Commands, line, print_json, printable
+from fedlearn.terminal.console import Commands, json_option, line, print_json, printable
 
 __all__ = ["group"]
 
@@ -77,7 +77,7 @@ _at_option = click.option(
 
 @group.command()
 @_folder_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def show(folder: Path, as_json: bool) -> None:
     """List what a folder holds, and until when it counts."""
     items = read_bundle(_existing(folder))

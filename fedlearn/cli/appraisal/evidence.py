@@ -18,7 +18,7 @@ from fedlearn.config import file_bytes
 from fedlearn.config.attester import device, open_attester
 from fedlearn.config.attesterfile import ATTESTER_KINDS, AttesterSettings
 from fedlearn.errors import ConfigError
-from fedlearn.terminal.console import Commands, line, print_json, printable
+from fedlearn.terminal.console import Commands, json_option, line, print_json, printable
 
 __all__ = ["group"]
 
@@ -49,7 +49,7 @@ def group() -> None:
     default=None,
     help="Format of the file; detected when it is left out.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def show(file: Path, format_name: str | None, as_json: bool) -> None:
     """Decode every field of a quote, report or log. Nothing is verified.
 

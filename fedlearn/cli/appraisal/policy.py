@@ -31,7 +31,15 @@ from fedlearn.cli.appraisal.reference import reference
 from fedlearn.cli.appraisal.verdict import Verdict, judge, print_explanation, print_summary
 from fedlearn.config import file_bytes
 from fedlearn.errors import ConfigError
-from fedlearn.terminal.console import ERROR, REFUSED, Commands, line, print_json, printable
+from fedlearn.terminal.console import (
+    ERROR,
+    REFUSED,
+    Commands,
+    json_option,
+    line,
+    print_json,
+    printable,
+)
 
 __all__ = ["group"]
 
@@ -60,7 +68,7 @@ _node_option = click.option(
 @evidence_options()
 @_policy_option
 @_node_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 @click.pass_context
 def verify(
     context: click.Context, request: Request, policy_file: Path, node: str | None, as_json: bool
@@ -98,7 +106,7 @@ def explain(context: click.Context, request: Request, policy_file: Path, node: s
     metavar="FILE",
     help="Public key (PEM) of an operator whose signature counts; repeatable.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 @click.pass_context
 def lint(
     context: click.Context,

@@ -15,16 +15,15 @@ from attestation.errors import UnsealError
 from fedlearn.cli.state.origin import Origin, origin_options
 from fedlearn.cli.state.target import (
     CATALOGUE,
+    check_release,
     key_option,
     opened,
-    refuse_key,
-    refuse_origin,
     sealer_of,
 )
 from fedlearn.cli.state.unlock import Unlock, unlock_options
 from fedlearn.errors import ConfigError, StoreError, TransportError
 from fedlearn.sealing import SealedReader
-from fedlearn.terminal.console import line, print_json, printable
+from fedlearn.terminal.console import json_option, line, print_json, printable
 from fedlearn.update import sealed
 from server.flower.application.app_files import as_files, kept_as
 
@@ -39,7 +38,7 @@ __all__ = ["files"]
 @unlock_options
 @key_option
 @origin_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
+@json_option
 def files(
     target: str, out: Path, unlock: Unlock | None, key: Path | None, origin: Origin, as_json: bool
 ) -> None:
@@ -51,13 +50,7 @@ def files(
     if os.path.lexists(out):
         raise ConfigError("exists already; name a new folder", where=f"--out {out}")
     if unlock is not None:
-        refuse_key(key)
-        refuse_origin(origin)
-        if out.resolve().is_relative_to(unlock.state.resolve()):
-            raise ConfigError(
-                "lies in the coordinator's state, where nothing is in the clear",
-                where=f"--out {out}",
-            )
+        check_release(unlock, out, key, origin)
         sealer = CATALOGUE
         with unlock.recording() as store:
             name = kept_as(target)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedlearn.cli.job.exclusion import readmit, revoke
-from fedlearn.cli.operator import connect, job_argument, json_option, operator_option
+from fedlearn.cli.operator import connect, job_argument, operator_option
 from fedlearn.config import NAME
 from fedlearn.errors import ConfigError, JobError, TransportError
-from fedlearn.terminal.console import Commands, Noun, line, print_json, printable
+from fedlearn.terminal.console import Commands, Noun, json_option, line, print_json, printable
 
 if TYPE_CHECKING:
     from fedlearn.job import events

@@ -12,8 +12,8 @@ from typing import Final
 
 import click
 
-from fedlearn.cli.operator import connect, job_argument, json_option, operator_option
-from fedlearn.terminal.console import line, print_json
+from fedlearn.cli.operator import connect, job_argument, operator_option
+from fedlearn.terminal.console import json_option, line, print_json
 
 __all__ = ["readmit", "revoke"]
 

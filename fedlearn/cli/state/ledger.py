@@ -18,7 +18,15 @@ import click
 from attestation.durable import write_durably
 from fedlearn.cli.state.unlock import Unlock, unlock_options
 from fedlearn.errors import ConfigError, LedgerError, StoreError
-from fedlearn.terminal.console import REFUSED, Commands, Failure, line, print_json, printable
+from fedlearn.terminal.console import (
+    REFUSED,
+    Commands,
+    Failure,
+    json_option,
+    line,
+    print_json,
+    printable,
+)
 from server.ledger import (
     LEDGER_FILE,
     PUBLIC_KEY_FILE,
@@ -46,12 +54,6 @@ def _state(command: Command) -> Command:
         type=click.Path(path_type=Path, file_okay=False),
         help="State directory of the coordinator.",
     )(command)
-
-
-def _json(command: Command) -> Command:
-    return click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")(
-        command
-    )
 
 
 def _damage_is_an_answer(command: Callable[..., int | None]) -> Callable[..., int]:
@@ -99,7 +101,7 @@ def show(state: Path, kind: str | None, after: int, limit: int | None, as_json: 
 @unlock_options
 @click.option("--key", type=click.Path(path_type=Path), help="Public key (PEM) to verify with.")
 @click.option("--head", "head_text", metavar="FILE|SEQUENCE:HASH", help="A head kept elsewhere.")
-@_json
+@json_option
 @_damage_is_an_answer
 def verify(unlock: Unlock | None, key: Path | None, head_text: str | None, as_json: bool) -> int:
     """Find any edit, deletion, insertion or reordering, and name the entry.
@@ -159,7 +161,7 @@ def _unlike_the_store(error: StoreError, as_json: bool) -> int:
 @group.command()
 @_state
 @click.option("--out", type=click.Path(path_type=Path), help="Write the head file here.")
-@_json
+@json_option
 @_damage_is_an_answer
 def head(state: Path, out: Path | None, as_json: bool) -> None:
     """Print where the ledger ends: keep it elsewhere, and no tail is cut unseen."""
@@ -179,7 +181,7 @@ def head(state: Path, out: Path | None, as_json: bool) -> None:
 @click.option("--job", required=True, help="Name of the job that made the model.")
 @click.option("--version", type=click.IntRange(0), help="Version of the model.")
 @click.option("--round", "round_", type=click.IntRange(0), help="The model after this round.")
-@_json
+@json_option
 @_damage_is_an_answer
 def contributions(
     state: Path, job: str, version: int | None, round_: int | None, as_json: bool

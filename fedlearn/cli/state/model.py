@@ -17,17 +17,16 @@ from attestation.errors import UnsealError
 from fedlearn.cli.state.origin import Origin, origin_options
 from fedlearn.cli.state.target import (
     CATALOGUE,
+    check_release,
     key_option,
     needed,
     opened,
-    refuse_key,
-    refuse_origin,
     sealer_of,
 )
 from fedlearn.cli.state.unlock import Unlock, unlock_options
-from fedlearn.errors import ConfigError, LedgerError, StoreError
+from fedlearn.errors import LedgerError, StoreError
 from fedlearn.sealing import Header
-from fedlearn.terminal.console import REFUSED, Commands, line, print_json, printable
+from fedlearn.terminal.console import REFUSED, Commands, json_option, line, print_json, printable
 from fedlearn.update import sealed
 from server.ledger import LEDGER_FILE, LedgerReader
 from server.store.models import StoredModel
@@ -35,7 +34,6 @@ from server.store.rollback import written_versions
 
 __all__ = ["group"]
 
-_json = click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
 _version = click.option("--version", type=click.IntRange(1), help="By default the latest.")
 
 
@@ -51,7 +49,7 @@ def group() -> None:
 
 @group.command(name="list")
 @unlock_options
-@_json
+@json_option
 def list_models(unlock: Unlock | None, as_json: bool) -> None:
     """List the versions of every model that the coordinator keeps."""
     with needed(unlock).reading() as store:
@@ -78,7 +76,7 @@ def list_models(unlock: Unlock | None, as_json: bool) -> None:
 @key_option
 @origin_options
 @_version
-@_json
+@json_option
 def open_model(
     target: str,
     unlock: Unlock | None,
@@ -120,7 +118,7 @@ def open_model(
 @key_option
 @origin_options
 @_version
-@_json
+@json_option
 def export(
     target: str,
     out: Path,
@@ -136,13 +134,7 @@ def export(
     From a coordinator's state the export is written to the ledger first.
     """
     if unlock is not None:
-        refuse_key(key)
-        refuse_origin(origin)
-        if out.resolve().is_relative_to(unlock.state.resolve()):
-            raise ConfigError(
-                "lies in the coordinator's state, where nothing is in the clear",
-                where=f"--out {out}",
-            )
+        check_release(unlock, out, key, origin)
         with unlock.recording() as store:
             stored = store.export(target, out, version=version, replace=replace)
         model, found, sealer = stored.model, stored.version, CATALOGUE
@@ -166,7 +158,7 @@ def export(
 @group.command()
 @click.argument("model", required=False)
 @unlock_options
-@_json
+@json_option
 def verify(model: str | None, unlock: Unlock | None, as_json: bool) -> int:
     """Read every byte of every version (of one MODEL), and compare store and ledger.
 
@@ -215,7 +207,7 @@ def verify(model: str | None, unlock: Unlock | None, as_json: bool) -> int:
 @group.command()
 @click.argument("model")
 @unlock_options
-@_json
+@json_option
 def rotate(model: str, unlock: Unlock | None, as_json: bool) -> None:
     """Seal all versions of MODEL under a new key, and destroy the old one.
 

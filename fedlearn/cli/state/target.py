@@ -19,6 +19,7 @@ from fedlearn.sealing import PrivateKey, SealedReader, open_sealed, read_header
 
 __all__ = [
     "CATALOGUE",
+    "check_release",
     "key_option",
     "needed",
     "opened",
@@ -94,6 +95,20 @@ def needed(unlock: Unlock | None) -> Unlock:
     if unlock is None:
         raise ConfigError("is needed: the coordinator's state directory", where="--state")
     return unlock
+
+
+def check_release(unlock: Unlock, out: Path, key: Path | None, origin: Origin) -> None:
+    """Check the options of a command that writes what a coordinator has, in the clear.
+
+    :raises ConfigError: when an option is for a sealed file, or ``out`` is in the state.
+    """
+    refuse_key(key)
+    refuse_origin(origin)
+    if out.resolve().is_relative_to(unlock.state.resolve()):
+        raise ConfigError(
+            "lies in the coordinator's state, where nothing is in the clear",
+            where=f"--out {out}",
+        )
 
 
 def refuse_key(key: Path | None) -> None:

@@ -6,28 +6,17 @@ another container (:mod:`server.flower.application.app_host`).
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import IO, Final, Protocol
 
 from fedlearn.sandbox import FULL, Sandbox, SandboxedProcess, SandboxReport, free_user, spawn
+from fedlearn.sandbox.environment import app_environment
 
 __all__ = ["Application", "environment", "start_application"]
 
-_KEPT: Final = (
-    "LANG",
-    "LC_ALL",
-    "LD_LIBRARY_PATH",
-    "MKL_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "PATH",
-    "PYTHONPATH",
-    "TZ",
-    "VIRTUAL_ENV",
-)
+_THREADS: Final = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class Application(Protocol):
@@ -99,12 +88,4 @@ def start_application(
 
 def environment(home: Path) -> dict[str, str]:
     """Return the environment of a job's processes: what this one has of it, and no secret."""
-    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    return kept | {
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "HOME": str(home),
-        "PYTHONHASHSEED": "0",
-        "PYTHONUNBUFFERED": "1",
-    }
+    return {**app_environment(home, *_THREADS), "PYTHONUNBUFFERED": "1"}
