@@ -7,8 +7,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import docs_reference
+from mkdocs.exceptions import PluginError
 
 _DIAGRAM: Final = re.compile(r"^!\[[^]]*\]\((?:\.\./)*(assets/[a-z]+\.svg)\)$", re.MULTILINE)
+
+_FOREIGN: Final = re.compile(
+    r"""<(?:script|img|iframe)\b[^>]*\bsrc=["']?(?:https?:)?//[^"'> ]*"""
+    r"""|<link\b(?=[^>]*\brel=["']?stylesheet)[^>]*\bhref=["']?(?:https?:)?//[^"'> ]*"""
+    r"""|class=["']?mermaid\b"""
+)
+"""What a browser would fetch from another host. Material loads Mermaid from one."""
 
 
 def on_config(config: Any) -> Any:
@@ -35,3 +43,9 @@ def on_page_markdown(markdown: str, config: Any, **_: Any) -> str:
         return f'<figure class="diagram">\n{image}</figure>'
 
     return _DIAGRAM.sub(drawn, docs_reference.fill(markdown))
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> None:
+    """Refuse a page that a browser could not show without a network."""
+    if found := _FOREIGN.search(output):
+        raise PluginError(f"{page.file.src_uri}: {found[0]!r} needs another host")

@@ -3,6 +3,8 @@
 A kind is a module of this package with two functions: ``find() -> Found`` looks for what it needs
 and opens nothing; ``open_attester(options: Options) -> Attester`` opens it. A new kind is such a
 module and a row in :data:`KINDS`; the configuration, the command line and ``auto`` read the table.
+
+The page is docs/adr/0024-kinds-of-attester.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The ``fedlearn`` command: one module a noun, each imported only when it is used.
 
-The pages are docs/how-to/index.md and docs/reference/cli/fedlearn.md.
+The pages are docs/how-to/index.md, docs/reference/cli/fedlearn.md and
+docs/contributing/write-documentation.md.
 """
 
 from __future__ import annotations
