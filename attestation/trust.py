@@ -86,7 +86,7 @@ class TrustAnchors:
                       that contains it; a container's own register counts only under one
     ``known_events``  digests of log events that reference values know; where a log does not
                       replay, the error points at the first event that is none of them.
-                      A policy fills in both: :meth:`~.policy.AppraisalPolicy.anchors_for`
+                      A policy fills in both: :meth:`~.policy.model.AppraisalPolicy.anchors_for`
     ``collateral``    Intel collateral documents, each one the JSON of a QuoteCollateralV3;
                       NVIDIA's RIMs (SWID tags in XML) and OCSP answers (DER)
     ``endorsements``  certificates and chains, DER or PEM: VCEK, VLEK, ASK, ASVK, ARK, EK,

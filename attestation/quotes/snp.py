@@ -1,9 +1,9 @@
 """The attestation report of AMD SEV-SNP, 1184 bytes.
 
 Layout: AMD publication 56860, SEV Secure Nested Paging Firmware ABI, table
-``ATTESTATION_REPORT Structure``; ``TCB_VERSION`` from the same document. Which byte of a TCB
-version means what depends on the product, which a report before version 3 does not name, so
-:meth:`SnpReport.tcb` gets it from the caller, who has it from the certificate.
+``ATTESTATION_REPORT Structure``; ``TCB_VERSION`` from the same document. The
+meaning of each byte of a TCB version depends on the product. A report before version 3 does not
+name the product, so :func:`tcb_versions` takes it from the caller, who reads it in the certificate.
 """
 
 from __future__ import annotations

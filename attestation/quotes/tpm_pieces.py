@@ -46,7 +46,7 @@ _SIGNATURE_IDS: Final = (b"\x00\x14", b"\x00\x16", b"\x00\x18")
 
 
 class Pieces(TypedDict):
-    """What belongs to a statement, as :meth:`TpmQuote.assemble` takes it."""
+    """What belongs to a statement, as :meth:`~.quotes.tpm.TpmQuote.assemble` takes it."""
 
     signature: bytes
     ak: bytes

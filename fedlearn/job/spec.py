@@ -96,7 +96,7 @@ class JobSpec:
     ``deadline_s``     seconds that a round may take
     ``stragglers``     at the deadline: ``drop`` who is late, or ``fail`` the job
     ``policy``         path of the appraisal policy, relative to the job's file
-    ``policy_digest``  of that policy, 32 bytes (:meth:`AppraisalPolicy.digest`)
+    ``policy_digest``  digest of that policy, 32 bytes (``AppraisalPolicy.digest``)
     ``owner_key``      ``x25519:`` and base64 of the key that opens the finished model, or empty
     ``launcher``       how sites start the client: ``any``, ``process`` or ``kubernetes``
     ``seed``           from which all randomness of the training is derived

@@ -202,7 +202,7 @@ class JobChannelHandler:
         )
 
     def keep_files(self, files: Mapping[str, memoryview]) -> None:
-        """Seal what the application leaves, as a version of :attr:`files`, for the job's owner.
+        """Seal what the application leaves, as a version of ``files``, for the job's owner.
 
         :raises StoreError: when it cannot be sealed.
         """

@@ -39,7 +39,7 @@ class Peer:
     An error of :mod:`fedlearn.errors` that a handler raises reaches the caller as that error.
 
     :param handler: answers the calls of the other end, in threads of a pool. None: they are
-        answered in :meth:`serving`, by the thread that is in it. The application's functions
+        answered in :meth:`call_serving`, by the thread that is in it. The application's functions
         run in the thread that started its strategy, as in Flower.
     """
 
