@@ -37,8 +37,9 @@ from fedlearn.sandbox import protect_this_process
 from server.admission.challenges import Limits
 from server.admission.coordinator_evidence import CoordinatorProof
 from server.admission.exclusions import ExclusionList
-from server.admission.gate import AdmissionGate, Periods
+from server.admission.gate import AdmissionGate
 from server.admission.registry import AdmissionRegistry
+from server.admission.types import Periods
 from server.clock import SteadyClock
 from server.config import ServerConfig
 from server.coordinator import Coordinator

@@ -1,12 +1,12 @@
 """What is asked of a client before it is admitted: steps 1 to 9 of admission.
 
-No state but the challenge book's is changed here, and nothing is decided but refusal.
+No state is changed here but that of the challenge store. The only decision is a refusal.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
@@ -37,6 +37,7 @@ __all__ = [
     "SiteKeys",
     "checked_names",
     "refusal_finding",
+    "replaced",
     "summary",
 ]
 
@@ -44,7 +45,7 @@ HPKE_KEY_BYTES: Final = 32
 
 
 class SiteKeys(Protocol):
-    """What admission needs of the register of sites."""
+    """What admission reads of the site registry."""
 
     def key_of(self, site: str, *, admitting: bool) -> bytes:
         """Return the enrolled key (DER SPKI) of an active site.
@@ -107,19 +108,19 @@ class Affirmed:
 
 
 class Examiner:
-    """Examines requests against one challenge book, one register of sites and one CA."""
+    """Examines requests against one challenge store, one site registry and one CA."""
 
     def __init__(
         self,
         *,
-        book: ChallengeStore,
+        challenges: ChallengeStore,
         sites: SiteKeys,
         verifier_id: bytes,
         lifetime: timedelta,
         exclusions: ExclusionList,
     ) -> None:
         self._exclusions = exclusions
-        self._book = book
+        self._challenges = challenges
         self._sites = sites
         self._verifier_id = verifier_id
         self._lifetime = lifetime
@@ -142,7 +143,7 @@ class Examiner:
         checked_names(job=request.job, site=request.site, client=request.client)
         _bounded(request)
         attempt.step = "nonce"
-        self._book.redeem(request.nonce, job=request.job, site=request.site, now=now)
+        self._challenges.redeem(request.nonce, job=request.job, site=request.site, now=now)
         attempt.step = "job"
         job = job_of(request.job)
         if job is None:
@@ -220,6 +221,34 @@ class Examiner:
             tpm=tpm,
         )
 
+    def recheck(
+        self,
+        affirmed: Affirmed,
+        request: AdmitRequest,
+        *,
+        job_of: Callable[[str], AdmittableJob | None],
+        admitting: bool,
+        now: datetime,
+    ) -> None:
+        """Check again what may have changed while the evidence was verified.
+
+        :raises AdmissionDenied: when the job or the site has.
+        """
+        site = request.site
+        self._exclusions.check(request.job, site, request.client, now=now)
+        self._sites.key_of(site, admitting=admitting)
+        if self._sites.tpm_of(site) != affirmed.tpm:
+            raise AdmissionDenied(
+                f"the TPM of site {site} changed while the evidence was verified",
+                hint="try again with a new challenge",
+            )
+        job = job_of(affirmed.job.name)
+        if job is None or job != affirmed.job:
+            raise AdmissionDenied(
+                f"job {affirmed.job.name} changed while the evidence was verified",
+                hint="try again with a new challenge",
+            )
+
     def _check_own_key(self, site: str, claims: Claims) -> None:
         """Refuse evidence whose attestation key was proven to live at another site.
 
@@ -262,6 +291,24 @@ def checked_names(**names: str) -> None:
             checked_name(name, what)
     except ConfigError as error:
         raise AdmissionDenied(str(error), hint=error.hint) from None
+
+
+def replaced(live: Sequence[Admission], request: AdmitRequest, key: bytes) -> list[Admission]:
+    """Return the admissions that a new one of the same client replaces.
+
+    :param live: all live admissions.
+    :param key: the thumbprint of the client's key.
+    :raises AdmissionDenied: when the site has another client in the job, or the key is admitted.
+    """
+    at_site = [a for a in live if (a.job, a.site) == (request.job, request.site)]
+    if any(a.client != request.client for a in at_site):
+        raise AdmissionDenied(
+            f"site {request.site} has a live client in this job already",
+            hint="stop the other client, or restart it under the same client id",
+        )
+    if any(a.thumbprint == key for a in live):
+        raise AdmissionDenied("this key is admitted already", hint="renew it, or make a fresh key")
+    return at_site
 
 
 def _bounded(request: AdmitRequest) -> None:

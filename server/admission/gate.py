@@ -1,29 +1,25 @@
 """The gate: challenge, evidence, certificate.
 
 A client is admitted when, and only when, evidence for *its* key, made for *our* nonce, is
-genuine, is liked by the job's policy, and a site that takes part in the job vouches for it.
-:meth:`AdmissionGate.admit` numbers the steps. Each refusal says which step failed and why,
-and every admission is in the ledger before it takes effect; what ends one ends it first.
+genuine, the job's policy affirms it, and a site that takes part in the job vouches for it.
+:meth:`AdmissionGate.admit` numbers the steps. Each refusal names the step that failed and the
+reason. Every admission is in the ledger before it takes effect; the end of one takes effect first.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from attestation.evidence import Claims
 from attestation.policy.model import AppraisalPolicy
-from attestation.policy.result import AttestationResult, Tier
+from attestation.policy.result import AttestationResult
 from fedlearn.errors import (
     AdmissionDenied,
     ConfigError,
-    DiskError,
     FedlearnError,
     Throttled,
     TransportError,
@@ -38,40 +34,26 @@ from server.admission.examiner import (
     SiteKeys,
     checked_names,
     refusal_finding,
-    summary,
+    replaced,
 )
 from server.admission.exclusions import Exclusion, ExclusionList
+from server.admission.job_policies import JobPolicies
 from server.admission.ledger_entries import (
     admission_entry,
     challenge_entry,
     ending_entry,
-    left_out_entry,
     refusal_entry,
 )
+from server.admission.ledger_writer import AdmissionLedger
 from server.admission.registry import Admission, AdmissionEvent, AdmissionRegistry, Change
 from server.admission.types import Admitted, JobNodes, Periods, Record
 from server.identity.peer_certificates import thumbprint
 from server.identity.pki import CertificateAuthority
-from server.quota import Quota
 
-__all__ = [
-    "Admission",
-    "AdmissionEvent",
-    "AdmissionGate",
-    "AdmissionRegistry",
-    "AdmittableJob",
-    "Admitted",
-    "Change",
-    "JobNodes",
-    "Periods",
-    "Record",
-    "SiteKeys",
-]
+__all__ = ["AdmissionGate"]
 
 _OF_ONE_CLIENT: Final = Limits(rate=1e6, burst=10**6, rate_per_peer=0.5, burst_per_peer=16)
-"""How often one client attests again, and one site's client begins anew in a job."""
-
-_ENTRIES_AT_ONCE: Final = 64
+"""How often one client renews, and how often one site's client is admitted to a job."""
 
 
 class AdmissionGate:
@@ -81,12 +63,12 @@ class AdmissionGate:
     wait for anything that calls the gate.
 
     ``jobs``         returns the job of a name, or ``None``
-    ``sites``        the register of sites
+    ``sites``        the site registry
     ``nodes``        where Flower nodes are made and deleted
     ``record``       the ledger; an admission that cannot be recorded does not take place
     ``sign_result``  encodes the attestation result for the client (a signed EAR)
-    ``exclusions``   who is kept out of a job by an operator
-    ``readmitted``   told of an exclusion that ended, after it did
+    ``exclusions``   the sites and clients that operators exclude from jobs
+    ``readmitted``   called with an exclusion that has ended
     """
 
     def __init__(
@@ -110,15 +92,13 @@ class AdmissionGate:
         self._readmitted = readmitted
         self.periods = periods or Periods()
         self._ca = ca
-        self._jobs = jobs
         self._nodes = nodes
-        self._sites = sites
-        self._record = record
+        self._ledger = AdmissionLedger(record)
         self._clock = clock
         self._sign_result = sign_result or _unsigned
-        self._book = ChallengeStore(limits=limits, verifier_id=ca.key_digest)
+        self._challenges = ChallengeStore(limits=limits, verifier_id=ca.key_digest)
         self._examiner = Examiner(
-            book=self._book,
+            challenges=self._challenges,
             sites=sites,
             verifier_id=ca.key_digest,
             lifetime=self.periods.lifetime,
@@ -128,14 +108,8 @@ class AdmissionGate:
         self._attempts = Rates(limits=limits)
         self._renewals = Rates(limits=_OF_ONE_CLIENT)
         self._admissions = Rates(limits=_OF_ONE_CLIENT)
-        self._quotas = {
-            kind: Quota(burst=_ENTRIES_AT_ONCE, every=1.0) for kind in ("challenge", "refusal")
-        }
         self._lock = threading.RLock()
-        self._paying = threading.RLock()
-        self._policies: dict[str, AppraisalPolicy] = {}
-        self._claims: dict[bytes, Claims] = {}
-        self._owed: deque[tuple[str, Mapping[str, Any]]] = deque()
+        self._policies = JobPolicies(jobs, examiner=self._examiner)
         register.subscribe(self._ended)
 
     def now(self) -> datetime:
@@ -150,9 +124,9 @@ class AdmissionGate:
         self._rates.take(peer, now=self._clock())
 
     def challenge(self, job: str, site: str, peer: str) -> Challenge:
-        """Give out a nonce for one admission to ``job`` at ``site``.
+        """Issue a nonce for one admission to ``job`` at ``site``.
 
-        Whether job and site exist is not told here: the caller has proven nothing.
+        The reply is the same whether job and site exist or not: the caller has proven nothing.
 
         :raises Throttled: beyond the limits.
         :raises AdmissionDenied: when a name is malformed.
@@ -160,19 +134,19 @@ class AdmissionGate:
         now = self._clock()
         self._rates.take(peer, now=now)
         checked_names(job=job, site=site)
-        challenge = self._book.issue(job=job, site=site, peer=peer, now=now)
-        self._enter_of(peer, "challenge", challenge_entry(challenge))
+        challenge = self._challenges.issue(job=job, site=site, peer=peer, now=now)
+        self._ledger.append_bounded(peer, "challenge", challenge_entry(challenge))
         return challenge
 
     def admit(self, request: AdmitRequest, *, peer: str) -> Admitted:
-        """Admit a client whose request came from ``peer``, or say why not.
+        """Admit a client whose request came from ``peer``.
 
         1. The request is within its bounds and its names are well-formed.
-        2. The nonce is known, unused and fresh, and was given out for this job and site.
-           Whatever follows, it is used up.
+        2. The nonce is known, unused and fresh, and was issued for this job and site.
+           It is used up, whatever the result.
         3. The job is open and the site takes part in it.
-        4. The site is enrolled and active, and no operator keeps it, or this client of it, out
-           of the job.
+        4. The site is enrolled and active, and neither it nor this client of it is excluded
+           from the job.
         5. The CSR is signed by its own P-256 key.
         6. The site vouches: its enrolled key signed job, client, nonce and that key.
         7. The evidence decodes.
@@ -185,7 +159,7 @@ class AdmissionGate:
             has it.
 
         An earlier admission of the same client is revoked first: a site has one client in a
-        job, so that nobody outweighs the others by running many.
+        job, so that no site gains weight by running several.
 
         :raises AdmissionDenied: with findings. The refusal is in the ledger.
         """
@@ -193,13 +167,17 @@ class AdmissionGate:
         self._attempts.take(peer, now=now)
         attempt = Attempt(request, peer)
         try:
-            affirmed = self._examiner.examine(attempt, job_of=self._job, current=None, now=now)
+            affirmed = self._examiner.examine(
+                attempt, job_of=self._policies.job, current=None, now=now
+            )
             attempt.step = "register"
             self._count_admission(request, now)
             with self._lock:
-                self._check_unchanged(affirmed, request, now, admitting=True)
-                self._make_room(request, thumbprint(affirmed.tls_key), now)
-                return self._establish(affirmed, request, now, current=None)
+                self._examiner.recheck(
+                    affirmed, request, job_of=self._policies.job, admitting=True, now=now
+                )
+                self._end_former(request, thumbprint(affirmed.tls_key), now)
+                return self._complete(affirmed, request, now, current=None)
         except FedlearnError as error:
             raise self._refuse(attempt, error) from error
 
@@ -217,12 +195,16 @@ class AdmissionGate:
         attempt = Attempt(request, peer)
         try:
             self.register.live(current.thumbprint, now=now)
-            affirmed = self._examiner.examine(attempt, job_of=self._job, current=current, now=now)
+            affirmed = self._examiner.examine(
+                attempt, job_of=self._policies.job, current=current, now=now
+            )
             with self._lock:
                 attempt.step = "register"
-                self._check_unchanged(affirmed, request, now, admitting=False)
+                self._examiner.recheck(
+                    affirmed, request, job_of=self._policies.job, admitting=False, now=now
+                )
                 latest = self.register.live(current.thumbprint, now=now)
-                return self._establish(affirmed, request, now, current=latest)
+                return self._complete(affirmed, request, now, current=latest)
         except FedlearnError as error:
             denied = self._refuse(attempt, error)
             self.register.quarantine(
@@ -233,20 +215,20 @@ class AdmissionGate:
     def replace_policy(
         self, job: str, policy: AppraisalPolicy, *, noted: Mapping[str, Any] | None = None
     ) -> tuple[Admission, ...]:
-        """Put ``policy`` in force for ``job`` and judge its clients by it at once.
+        """Put ``policy`` in force for ``job`` and appraise its clients by it at once.
 
-        The claims of each live client are appraised again; who is not affirmed is revoked.
-        ``noted`` goes into the ledger beside it: who signed, which version.
+        A live client whose claims it does not affirm is revoked. ``noted`` is written to the
+        ledger with it: the signer and the version.
 
         :returns: the admissions that were revoked.
         :raises ConfigError: when there is no such job.
         """
         now = self._clock()
         with self._lock:
-            offered = self._job(job)
+            offered = self._policies.job(job)
             if offered is None:
                 raise ConfigError(f"there is no open job {job!r}", key="job")
-            self._enter(
+            self._ledger.append(
                 "policy",
                 {
                     "job": job,
@@ -255,19 +237,9 @@ class AdmissionGate:
                     **(noted or {}),
                 },
             )
-            self._policies[job] = policy
+            self._policies.replace(job, policy)
             offered = dataclasses.replace(offered, policy=policy)
-            unfit: list[tuple[Admission, str]] = []
-            for admission in self.register.of_job(job, now=now):
-                claims = self._claims.get(admission.thumbprint)
-                if claims is None:
-                    unfit.append((admission, "its claims are not at hand"))
-                    continue
-                result = self._examiner.appraise(
-                    offered, admission.site, claims, admission.tls_key, now
-                )
-                if result.status is not Tier.AFFIRMING:
-                    unfit.append((admission, summary(result.refusals)))
+            unfit = self._policies.unfit(offered, self.register.of_job(job, now=now), now)
             for admission, why in unfit:
                 reason = f"the job's policy changed: {why}"
                 self.register.revoke(admission.thumbprint, reason, now=now)
@@ -276,12 +248,12 @@ class AdmissionGate:
     def close_job(self, job: str, reason: str = "the job ended") -> tuple[Admission, ...]:
         """End all admissions of ``job`` and forget a policy that replaced its first."""
         with self._lock:
-            self._policies.pop(job, None)
+            self._policies.forget(job)
             return self.register.revoke_job(job, reason, now=self._clock())
 
     def revoke_site(self, site: str, reason: str) -> tuple[Admission, ...]:
-        """End all admissions of ``site``: to be called when a site is removed."""
-        # The lock: whoever is between its last check and the register is not missed.
+        """End all admissions of ``site``; to be called when a site is removed."""
+        # With the lock, an admission between its last check and the registry is not missed.
         with self._lock:
             return self.register.revoke_site(site, reason, now=self._clock())
 
@@ -290,7 +262,8 @@ class AdmissionGate:
     ) -> tuple[Admission, ...]:
         """End the admissions of ``site``, or of one client of it, to ``job``.
 
-        Who is what it should be attests again and is back; :meth:`exclude` keeps it out.
+        A client that still satisfies the policy may be admitted again at once; :meth:`exclude`
+        prevents that.
         """
         now = self._clock()
         with self._lock:
@@ -303,7 +276,7 @@ class AdmissionGate:
         return tuple(admission for admission in ended if admission is not None)
 
     def exclude(self, exclusion: Exclusion) -> tuple[Admission, ...]:
-        """Keep a site, or one client of it, out of a job; return the admissions that ended.
+        """Exclude a site, or one client of it, from a job; return the admissions that ended.
 
         :raises ConfigError: when its time is over already, or there are too many.
         """
@@ -312,7 +285,7 @@ class AdmissionGate:
             raise ConfigError("is in the past", key="until")
         with self._lock:
             self.exclusions.check_room(exclusion)
-            self._enter("exclusion", exclusion.entry("laid"))
+            self._ledger.append("exclusion", exclusion.entry("laid"))
             self.exclusions.lay(exclusion)
             reason = f"{exclusion.reason} (operator {exclusion.operator})"
             return self.revoke_clients(
@@ -331,16 +304,16 @@ class AdmissionGate:
         return found
 
     def shift(self, by: timedelta) -> None:
-        """Move the end of what lives for a time, and not until a date: the date was moved."""
+        """Move the expiry of challenges and admissions: the clock of the system was changed."""
         with self._lock:
-            self._book.shift(by)
+            self._challenges.shift(by)
             self.register.shift(by)
 
     def sweep(self) -> tuple[AdmissionEvent, ...]:
-        """End what has lapsed. To be called about once a second by the owner."""
+        """End what has expired. To be called about once a second by the owner."""
         now = self._clock()
-        self._pay()
-        self._settle()
+        self._ledger.catch_up()
+        self._ledger.settle()
         for exclusion in self.exclusions.over(now=now):
             with self._lock:
                 if exclusion not in self.exclusions.over(now=now):
@@ -350,61 +323,30 @@ class AdmissionGate:
         return self.register.sweep(now=now)
 
     def _lift(self, exclusion: Exclusion, change: str) -> None:
-        self._enter("exclusion", exclusion.entry(change))
+        self._ledger.append("exclusion", exclusion.entry(change))
         self.exclusions.lift(exclusion)
 
     def _count_admission(self, request: AdmitRequest, now: datetime) -> None:
-        """Bound how often a site, which has vouched for it, begins anew in a job."""
+        """Bound how often the clients of a site are admitted to a job."""
         try:
             self._admissions.take(f"{request.job}/{request.site}", now=now)
         except Throttled:
-            # The nonce is used up: this attempt is over, unlike one that was throttled before.
+            # The nonce is used up, so this attempt cannot be retried like one throttled earlier.
             raise AdmissionDenied(
                 f"clients of site {request.site} sought admission to job {request.job} too often",
                 hint="see why they end so soon; one is admitted every few seconds",
             ) from None
 
-    def _check_unchanged(
-        self, affirmed: Affirmed, request: AdmitRequest, now: datetime, *, admitting: bool
-    ) -> None:
-        """Step 10, first half: the job or the site may have gone or changed meanwhile."""
-        site = request.site
-        self.exclusions.check(request.job, site, request.client, now=now)
-        self._sites.key_of(site, admitting=admitting)
-        if self._sites.tpm_of(site) != affirmed.tpm:
-            raise AdmissionDenied(
-                f"the TPM of site {site} changed while the evidence was verified",
-                hint="try again with a new challenge",
-            )
-        job = self._job(affirmed.job.name)
-        if job is None or job != affirmed.job:
-            raise AdmissionDenied(
-                f"job {affirmed.job.name} changed while the evidence was verified",
-                hint="try again with a new challenge",
-            )
+    def _end_former(self, request: AdmitRequest, key: bytes, now: datetime) -> None:
+        """Step 10, second half. A restarted client replaces its earlier admission.
 
-    def _make_room(self, request: AdmitRequest, key: bytes, now: datetime) -> None:
-        """Step 10, second half: one client of a site in a job, one admission of a key.
-
-        A client that was restarted takes the place of its former self. A site has one node in
-        a job, which stays: what it was asked and did not answer, its new client is asked.
+        The node of the site in the job stays: its open questions go to the new client.
         """
-        live = self.register.every(now=now)
-        at_site = [a for a in live if (a.job, a.site) == (request.job, request.site)]
-        if any(a.client != request.client for a in at_site):
-            raise AdmissionDenied(
-                f"site {request.site} has a live client in this job already",
-                hint="stop the other client, or restart it under the same client id",
-            )
-        if any(a.thumbprint == key for a in live):
-            raise AdmissionDenied(
-                "this key is admitted already", hint="renew it, or make a fresh key"
-            )
-        for former in at_site:
+        for former in replaced(self.register.every(now=now), request, key):
             reason = "the same client was admitted anew"
             self.register.revoke(former.thumbprint, reason, now=now, superseded=True)
 
-    def _establish(
+    def _complete(
         self,
         affirmed: Affirmed,
         request: AdmitRequest,
@@ -448,12 +390,12 @@ class AdmissionGate:
             )
             token = self._sign_result(affirmed.result)
             kind = Change.ADMITTED if made else Change.RENEWED
-            self._enter(kind.value, admission_entry(admission, affirmed.claims))
+            self._ledger.append(kind.value, admission_entry(admission, affirmed.claims))
         except BaseException:
             if made:
                 self._nodes.delete_node(job.name, request.site, affirmed.tls_key)
             raise
-        self._claims[admission.thumbprint] = affirmed.claims
+        self._policies.keep_claims(admission, affirmed.claims)
         if made:
             self.register.add(admission, now=now)
         else:
@@ -465,15 +407,8 @@ class AdmissionGate:
             token=token,
         )
 
-    def _job(self, name: str) -> AdmittableJob | None:
-        job = self._jobs(name)
-        policy = self._policies.get(name)
-        if job is None or policy is None:
-            return job
-        return dataclasses.replace(job, policy=policy)
-
     def _refuse(self, attempt: Attempt, error: FedlearnError) -> AdmissionDenied:
-        """Write the refusal to the ledger and return what the caller is told."""
+        """Write the refusal to the ledger; return the error for the caller."""
         if isinstance(error, AdmissionDenied):
             denied = error
         elif isinstance(error, ConfigError | TransportError):
@@ -482,53 +417,24 @@ class AdmissionGate:
             raise error
         if not denied.findings:
             denied.findings = (refusal_finding(attempt.step, str(denied), denied.hint),)
-        self._enter_of(attempt.peer, "refusal", refusal_entry(attempt, denied))
+        self._ledger.append_bounded(attempt.peer, "refusal", refusal_entry(attempt, denied))
         return denied
 
     def _ended(self, event: AdmissionEvent) -> None:
-        """Whatever ends an admission also ends its Flower node, and is in the ledger.
+        """End the Flower node of an admission that has ended, and write it to the ledger.
 
-        But for one whose part in the job stays: the node is its client's next one's.
+        The node stays when the next admission of the same client takes it over.
         """
         if event.change in (Change.ADMITTED, Change.RENEWED):
             return
         admission = event.admission
-        self._claims.pop(admission.thumbprint, None)
+        self._policies.drop_claims(admission)
         try:
             if not event.part_stays:
                 self._nodes.delete_node(admission.job, admission.site, admission.tls_key)
         finally:
-            # It has ended, whether or not the disk takes the entry now.
-            self._owed.append((event.change.value, ending_entry(event)))
-            with contextlib.suppress(DiskError):
-                self._pay()
-
-    def _enter(self, kind: str, body: Mapping[str, Any]) -> None:
-        """Enter something into the ledger, after what the disk did not take before."""
-        self._pay()
-        self._record(kind, body)
-
-    def _enter_of(self, peer: str, kind: str, body: Mapping[str, Any]) -> None:
-        """Enter what a peer may cause at will, as often as it may; then say how much was not."""
-        left_out = self._quotas[kind].take(peer)
-        if left_out is not None:
-            self._enter(kind, {**body, **({"left_out": left_out} if left_out else {})})
-
-    def _settle(self) -> None:
-        """Enter how often peers caused what was not entered, once they have stopped."""
-        for kind, quota in self._quotas.items():
-            for peer, left_out in quota.settle().items():
-                self._enter(kind, left_out_entry(kind, peer, left_out))
-
-    def _pay(self) -> None:
-        """Enter what the disk did not take before, in its order.
-
-        :raises DiskError: when it does not take it now.
-        """
-        with self._paying:
-            while self._owed:
-                self._record(*self._owed[0])
-                self._owed.popleft()
+            # It has ended, whether or not the entry can be written now.
+            self._ledger.append_later(event.change.value, ending_entry(event))
 
 
 def _unsigned(result: AttestationResult) -> bytes:

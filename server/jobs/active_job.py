@@ -16,7 +16,7 @@ from fedlearn.errors import DiskError, StoreError
 from fedlearn.job.events import Event
 from fedlearn.job.spec import JobSpec, workload_digest
 from fedlearn.privacy.server import noise_secret
-from server.admission.gate import AdmittableJob
+from server.admission.examiner import AdmittableJob
 from server.admission.registry import AdmissionRegistry
 from server.flower.job_plan import JobPlan, Outcome
 from server.flower.job_runner import JobRunner

@@ -9,8 +9,8 @@ from typing import Any
 from attestation.trust import TrustAnchors
 from fedlearn.job.events import Event
 from server.admission.events import of_change, of_entry
+from server.admission.examiner import AdmittableJob
 from server.admission.exclusions import Exclusion
-from server.admission.gate import AdmittableJob
 from server.admission.registry import AdmissionEvent, AdmissionRegistry, Change
 from server.jobs.active_jobs import OpenJobs
 from server.jobs.assignment_dispatcher import AssignmentDispatcher

@@ -12,7 +12,8 @@ from fedlearn.identity.admission import AdmitRequest
 from fedlearn.wire import fedlearn_pb2 as pb
 from server.admission.challenges import Challenge
 from server.admission.coordinator_evidence import CoordinatorProof
-from server.admission.gate import AdmissionGate, Admitted
+from server.admission.gate import AdmissionGate
+from server.admission.types import Admitted
 from server.identity.pki import CertificateAuthority
 from server.identity.site import Site, SiteStatus
 from server.identity.site_registry import SiteRegistry

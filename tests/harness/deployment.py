@@ -27,13 +27,10 @@ from fedlearn.identity.admission import AdmitRequest
 from fedlearn.identity.voucher import sign_voucher
 from server.admission.challenges import Limits
 from server.admission.coordinator_evidence import CoordinatorProof
-from server.admission.gate import (
-    AdmissionGate,
-    AdmissionRegistry,
-    AdmittableJob,
-    Admitted,
-    Periods,
-)
+from server.admission.examiner import AdmittableJob
+from server.admission.gate import AdmissionGate
+from server.admission.registry import AdmissionRegistry
+from server.admission.types import Admitted, Periods
 from server.identity.operators import OperatorRegistry
 from server.identity.pki import CertificateAuthority, spki
 from server.identity.site_registry import SiteRegistry

@@ -120,7 +120,8 @@ def test_refused_admissions_and_challenges_of_one_address_are_few_entries(
     clock = Clock()
     many: Any = SimpleNamespace(take=lambda *_, **__: None)
     gate._rates = gate._attempts = many
-    gate._quotas = {kind: Quota(burst=8, every=1.0, clock=clock) for kind in gate._quotas}
+    ledger = gate._ledger
+    ledger._quotas = {kind: Quota(burst=8, every=1.0, clock=clock) for kind in ledger._quotas}
     client = deployment.client(measurements={"app": bytes(32), "job": bytes(32)})
     for _ in range(40):
         with pytest.raises(AdmissionDenied):

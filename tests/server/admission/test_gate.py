@@ -17,7 +17,7 @@ from attestation.policy.result import Tier
 from fedlearn.errors import AdmissionDenied, ConfigError, NonceRefused, StoreError, Throttled
 from fedlearn.identity.spiffe import ClientId
 from server.admission.challenges import Limits
-from server.admission.gate import AdmissionEvent, Change
+from server.admission.registry import AdmissionEvent, Change
 from server.identity.pki import PeerCertificate
 from tests.harness.deployment import Client, Deployment
 
@@ -247,7 +247,7 @@ def test_an_admission_that_cannot_be_recorded_does_not_take_place(
     def full(kind: str, body: Any) -> None:
         raise StoreError("the disk is full")
 
-    deployment.gate._record = full
+    deployment.gate._ledger._record = full
     with pytest.raises(StoreError):
         deployment.gate.admit(request, peer="ip:test")
     assert deployment.nodes.alive == {}
@@ -416,7 +416,7 @@ def test_a_job_that_changes_during_verification_admits_nobody(
 ) -> None:
     request = deployment.request(client)
     answers = [deployment.jobs["alpha"], None]
-    deployment.gate._jobs = lambda name: answers.pop(0)
+    deployment.gate._policies._jobs = lambda name: answers.pop(0)
     denied(deployment, request, "changed while", "register")
 
 
@@ -450,10 +450,10 @@ def test_floods_of_challenges_are_bounded(tmp_path: Path) -> None:
     with pytest.raises(Throttled, match="too many nonces"):
         deployment.gate.challenge("alpha", "site-a", "ip:99")
     assert deployment.kinds().count("challenge") == 20
-    assert len(deployment.gate._book) == 20
+    assert len(deployment.gate._challenges) == 20
     deployment.clock.advance(seconds=60)
     deployment.gate.challenge("alpha", "site-a", "ip:flood")
-    assert len(deployment.gate._book) == 1
+    assert len(deployment.gate._challenges) == 1
 
 
 def test_floods_of_admissions_are_bounded_before_any_work(tmp_path: Path) -> None:
