@@ -87,7 +87,7 @@ def run(path: Path, as_json: bool) -> int:
 @_config
 @json_option
 def check(path: Path, as_json: bool) -> int:
-    """Say what would keep this site from working, and change nothing."""
+    """Report what would keep this site from working, and change nothing."""
     from edge.client.dataset import records
     from edge.config.site import SiteConfig
     from edge.protocol.identity import SiteIdentity
@@ -110,9 +110,9 @@ def check(path: Path, as_json: bool) -> int:
             found["ek"] = tpm.identity().ek_digest.hex()
         if any(data.epsilon is not None for data in config.data.values()):
             found["budget"] = (
-                "an older copy is found by the TPM's counter"
+                "the TPM's counter detects an older copy of its file"
                 if tpm is not None
-                else "without a TPM here, an older copy of its file is not found"
+                else "without a TPM here, an older copy of its file is not detected"
             )
     for name, data in sorted(config.data.items()):
         if data.path is not None:
@@ -136,9 +136,9 @@ def check(path: Path, as_json: bool) -> int:
 @_config
 @click.argument("job")
 @click.argument("bundle")
-@click.option("--withdraw", is_flag=True, help="Take the approval back.")
+@click.option("--withdraw", is_flag=True, help="Withdraw the approval.")
 def approve(path: Path, job: str, bundle: str, withdraw: bool) -> int:
-    """Say yes to JOB running the code with the SHA-256 BUNDLE on this site's data."""
+    """Approve that JOB runs the code with the SHA-256 BUNDLE on this site's data."""
     from attestation.durable import sync_directory, write_durably
     from edge.agent.orders import approval_name
     from edge.config.site import SiteConfig
@@ -167,10 +167,10 @@ def approve(path: Path, job: str, bundle: str, withdraw: bool) -> int:
 
 @main.command()
 @_config
-@click.option("--forget", default="", metavar="NAME", help="Take any version of NAME again.")
+@click.option("--forget", default="", metavar="NAME", help="Accept any version of NAME again.")
 @json_option
 def policies(path: Path, forget: str, as_json: bool) -> int:
-    """Show the newest version of each signed policy that this site has run a job by.
+    """Show the newest version of each signed policy under which this site has run a job.
 
     An older version of the same name is refused.
     """
@@ -186,7 +186,7 @@ def policies(path: Path, forget: str, as_json: bool) -> int:
         print_json({"policies": rows})
         return 0
     if forget:
-        line(f"any version of {printable(forget)} is taken again")
+        line(f"any version of {printable(forget)} is accepted again")
     for name, policy in seen.items():
         line(f"{printable(name)}  version {policy.version}  {policy.digest.hex()}")
     return 0
@@ -194,7 +194,7 @@ def policies(path: Path, forget: str, as_json: bool) -> int:
 
 @main.group(cls=Commands)
 def budget() -> None:
-    """Look after the privacy budget of each data set, over all jobs."""
+    """Show or reset the privacy budget of each data set, over all jobs."""
 
 
 @budget.command()
@@ -229,7 +229,7 @@ def show(path: Path, as_json: bool) -> int:
     "--insecure-forget-spent",
     "forget",
     is_flag=True,
-    help="Required: all that jobs have learned of this site's data so far counts no more.",
+    help="Required: what jobs have learned of this site's data so far is no longer counted.",
 )
 def reset(path: Path, forget: bool) -> int:
     """Begin a new budget, where the old one is lost or cannot be opened. Stop the agent first."""
@@ -241,7 +241,7 @@ def reset(path: Path, forget: bool) -> int:
 
     if not forget:
         raise ConfigError(
-            "a new budget forgets what jobs have spent",
+            "a new budget does not count what jobs have spent",
             key="--insecure-forget-spent",
             hint="restore the newest copy of the site's state, or give this option",
         )
@@ -250,7 +250,7 @@ def reset(path: Path, forget: bool) -> int:
     with device(config.attester, state=config.state) as settings:
         counter = _counter(config, settings)
         BudgetStore(config, file_key(identity.key), counter=counter).reset()
-    line("the privacy budgets of this site begin anew", style="yellow")
+    line("the privacy budgets of this site are empty now", style="yellow")
     return 0
 
 
@@ -269,7 +269,7 @@ def _tpm(config: SiteConfig, attester: AttesterSettings) -> TpmAttester | None:
     except AttesterError as error:
         if attester.kind != "auto":
             raise
-        logging.getLogger(__name__).warning("nothing here makes evidence: %s", error)
+        logging.getLogger(__name__).warning("no attester works on this machine: %s", error)
         return None
 
 

@@ -1,9 +1,9 @@
 """The agent of a site: it connects to the coordinator, and follows the orders on that stream.
 
 The agent opens the one stream, so a site needs no open port. A stream that ended is opened again;
-clients continue meanwhile. Where nobody answers, an attempt follows every few seconds, so that
-the agent is connected within five seconds of a coordinator that answers. After a coordinator
-that answers and refuses, the pauses grow. :mod:`edge.agent.orders` says which orders are followed.
+clients continue meanwhile. Where nobody answers, an attempt follows every few seconds, so that the
+agent is connected within five seconds of a coordinator that answers. After a coordinator that
+answers and refuses, the pauses grow. :mod:`edge.agent.orders` states which orders are followed.
 
 An agent whose site is no longer enrolled stops all clients, and ends.
 """

@@ -109,7 +109,7 @@ class StatusSender:
     """Sends the phases of assignments on the stream that is open; without one, sends nothing.
 
     ``stream`` is set by the agent. Nothing is lost without a stream: the coordinator asks for
-    what runs when the next one opens, and repeats the orders that it has no end of.
+    what runs when the next one opens, and repeats each order whose end it has not received.
     """
 
     def __init__(self) -> None:

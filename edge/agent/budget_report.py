@@ -1,4 +1,4 @@
-"""What ``fedlearn-edge budget show`` says of each data set."""
+"""The output of ``fedlearn-edge budget show``: a row for each data set."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Row:
 
 
 def rows(config: SiteConfig, book: BudgetAccounts) -> tuple[Row, ...]:
-    """Return a row for each data set of the site, and for each other place that jobs named."""
+    """Return a row for each data set of the site, and for each other place that jobs have used."""
     limited = {limit.name: limit for limit in limits(config)}
     places = {name: data.place for name, data in sorted(config.data.items())}
     known = set(places.values())
@@ -77,7 +77,7 @@ def _row(name: str, place: str, limit: Limit | None, book: BudgetAccounts) -> Ro
 
 
 def sentences(row: Row) -> Iterator[str]:
-    """Yield the lines for people."""
+    """Yield the lines for the terminal."""
     of = "no limit" if row.limit is None else f"of {row.limit.epsilon:g}"
     yield f"{row.name}  epsilon {row.epsilon:.4g} {of} at delta {row.delta:g}  ({row.place})"
     for charge in row.charges:

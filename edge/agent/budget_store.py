@@ -1,10 +1,10 @@
 """The privacy budget of a site's data on disk: reserved, charged and settled, durably.
 
 ``privacy-budget`` in the site's state, a :class:`edge.agent.sealed_file.SealedFile`. What a job
-may cost is reserved before its client is started; a client asks before an update leaves, and the
-charge is on disk before it has the answer; what was reserved and not used is given back when the
-job has ended here. So a crash at any moment leaves a file that states at least what has left the
-site.
+may cost is reserved before its client is started. A client asks before an update leaves, and the
+charge is on disk before the client receives the answer. What was reserved and not used is released
+when the job has ended here. So a crash at any moment leaves a file that states at least what has
+left the site.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class BudgetStore:
     def reserve(self, spec: JobSpec, *, place: str, assignment: str) -> None:
         """Reserve what a job may cost; do it before its client is started.
 
-        A job that was here before goes on with its own charge.
+        A job that was here before continues with its own charge.
 
         :raises PrivacyError: when it does not fit into every budget of its data.
         """
@@ -76,7 +76,9 @@ class BudgetStore:
             into the budget. It must not leave then.
         """
         if not 0 < len(question) <= _MAX_QUESTION_CHARS or not question.isascii():
-            raise PrivacyError("the question that an update answers has no proper name")
+            raise PrivacyError(
+                "the question that an update answers must have a name of 1 to 128 ASCII characters"
+            )
         with self._lock:
             book = self._read()
             known = book.running(assignment)
@@ -90,7 +92,7 @@ class BudgetStore:
             self._write(book.put(after))
 
     def settle(self, assignment: str) -> None:
-        """Give back what a job that has ended did not use."""
+        """Release what a job that has ended did not use."""
         with self._lock:
             book = self._read()
             known = book.running(assignment)
@@ -118,7 +120,7 @@ class BudgetStore:
                 self._write(book)
 
     def reset(self) -> None:
-        """Begin a new book, whatever was there."""
+        """Replace the file by empty accounts, whatever it contained."""
         with self._lock:
             self._file.begin_anew(BudgetAccounts().to_bytes())
 

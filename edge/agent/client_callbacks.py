@@ -85,7 +85,7 @@ class ClientCallbacks:
         """Charge an update of a client to the budget of its data, before the update leaves.
 
         :raises JobError: when its assignment does not run here.
-        :raises PrivacyError: when the budget does not pay for the update.
+        :raises PrivacyError: when the update does not fit into the budget.
         :raises ConfigError: when the budget on disk cannot be used.
         """
         self._table.check_followed(workload.assignment.id)

@@ -1,13 +1,13 @@
-"""How an agent in a cluster sponsors the clients that it started there.
+"""The client service of an agent in a cluster: it answers the clients that the agent started.
 
 A launch ticket is an HMAC over the assignment's id, under a key that is derived from the
-site's key and exists in memory only. It stands in the pod's environment, where whoever may
-read pods can see it. It lets its holder ask for a voucher and for the client's bootstrap
-document; whether the holder is admitted is decided by evidence. The seed of the commitment is for
-the admitted only, and sealed (:mod:`edge.protocol.seed_release`).
+site's key and exists in memory only. The ticket is in the pod's environment, where everyone who
+may read pods can see it. Its holder may ask for a voucher and for the client's bootstrap
+document; the coordinator admits the holder by evidence only. The seed of the commitment is sealed
+to an admitted client (:mod:`edge.protocol.seed_release`).
 
-Both keys here are derived, so that tickets and the pinned TLS key outlive the agent: clients
-go on when it is restarted, and the site's own key signs nothing that others choose.
+Both keys here are derived from the site's key, so that tickets and the pinned TLS key stay the
+same when the agent is restarted, and the site's own key signs nothing that others choose.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class WorkloadService:
     :param seed_for: ``seed_for(workload, request)``, the seed of its commitment, sealed.
     :param charge_for: ``charge_for(workload, question)``, which charges an update to the budget
         of the site's data.
-    :param told: ``told(assignment, phase, reason)``, a client's own words.
+    :param report: ``report(assignment, phase, reason)``, called with what a client reports.
     """
 
     def __init__(
@@ -92,85 +92,85 @@ class WorkloadService:
         vouch_for: Callable[[Workload, bytes, bytes], bytes],
         seed_for: Callable[[Workload, bytes], bytes],
         charge_for: Callable[[Workload, str], None],
-        told: Callable[[str, Phase, str], None],
+        report: Callable[[str, Phase, str], None],
     ) -> None:
         self.keys = keys
         self._vouch_for = vouch_for
         self._seed_for = seed_for
         self._charge_for = charge_for
-        self._told = told
+        self._report = report
         self._lock = threading.Lock()
-        self._charges: dict[str, _RegisteredClient] = {}
+        self._clients: dict[str, _RegisteredClient] = {}
 
     def take(self, workload: Workload, bootstrap: Callable[[Workload], Bootstrap]) -> None:
         """Answer the client of ``workload`` from now on."""
         with self._lock:
-            self._charges[workload.assignment.id] = _RegisteredClient(workload, bootstrap)
+            self._clients[workload.assignment.id] = _RegisteredClient(workload, bootstrap)
 
     def release(self, assignment: str) -> None:
-        """Answer it no more."""
+        """Stop answering the client of ``assignment``."""
         with self._lock:
-            self._charges.pop(assignment, None)
+            self._clients.pop(assignment, None)
 
     def bootstrap(self, ticket: Ticket) -> bytes:
-        """Return what a client is told.
+        """Return a client's bootstrap document, encoded.
 
-        :raises LaunchError: for a ticket that is not ours.
-        :raises Unreachable: when this agent does not know the assignment (yet).
+        :raises LaunchError: for a ticket of another site.
+        :raises Unreachable: when this agent does not know the assignment, which may arrive later.
         """
-        charge = self._charge(ticket)
-        return charge.bootstrap(charge.workload).encode()
+        client = self._registered(ticket)
+        return client.bootstrap(client.workload).encode()
 
     def vouch(self, ticket: Ticket, nonce: bytes, tls_key: bytes) -> bytes:
         """Return the site's voucher for a client.
 
-        :raises LaunchError: for a ticket that is not ours, or a malformed question.
-        :raises Unreachable: when this agent does not know the assignment (yet).
+        :raises LaunchError: for a ticket of another site, or a malformed nonce or key.
+        :raises Unreachable: when this agent does not know the assignment, which may arrive later.
         """
-        charge = self._charge(ticket)
+        client = self._registered(ticket)
         least, most = _NONCE_BYTES
         if not least <= len(nonce) <= most or not 0 < len(tls_key) <= _MAX_KEY_BYTES:
-            raise LaunchError("the question for a voucher is malformed")
-        return self._vouch_for(charge.workload, nonce, tls_key)
+            raise LaunchError("the request for a voucher is malformed")
+        return self._vouch_for(client.workload, nonce, tls_key)
 
     def grant_seed(self, ticket: Ticket, request: bytes) -> bytes:
         """Return the seed of a client's commitment, sealed to a client that was admitted.
 
-        :raises LaunchError: for a ticket that is not ours, or when the client was not.
-        :raises Unreachable: when this agent does not know the assignment (yet).
+        :raises LaunchError: for a ticket of another site, or when the client is not admitted.
+        :raises Unreachable: when this agent does not know the assignment, which may arrive later.
         """
-        charge = self._charge(ticket)
-        return self._seed_for(charge.workload, request)
+        client = self._registered(ticket)
+        return self._seed_for(client.workload, request)
 
     def charge(self, ticket: Ticket, question: str) -> None:
         """Charge an update to the budget of the site's data.
 
-        :raises LaunchError: for a ticket that is not ours.
-        :raises Unreachable: when this agent does not know the assignment (yet).
-        :raises PrivacyError: when the budget does not pay for it.
+        :raises LaunchError: for a ticket of another site.
+        :raises Unreachable: when this agent does not know the assignment, which may arrive later.
+        :raises PrivacyError: when the update does not fit into the budget.
         """
-        charge = self._charge(ticket)
-        self._charge_for(charge.workload, question)
+        client = self._registered(ticket)
+        self._charge_for(client.workload, question)
 
-    def tell(self, ticket: Ticket, phase: Phase, reason: str) -> None:
-        """Hear where a client says that it stands.
+    def report(self, ticket: Ticket, phase: Phase, reason: str) -> None:
+        """Take a client's report of its phase.
 
-        :raises LaunchError: for a ticket that is not ours.
+        :raises LaunchError: for a ticket of another site.
         """
-        self._charge(ticket)
+        self._registered(ticket)
         shown = "".join(c if c.isprintable() else " " for c in reason[:2000])
-        self._told(ticket.assignment, phase, shown)
+        self._report(ticket.assignment, phase, shown)
 
-    def _charge(self, ticket: Ticket) -> _RegisteredClient:
+    def _registered(self, ticket: Ticket) -> _RegisteredClient:
         self.keys.check(ticket)
         with self._lock:
-            charge = self._charges.get(ticket.assignment)
-        if charge is None:
+            client = self._clients.get(ticket.assignment)
+        if client is None:
             raise Unreachable(
                 f"assignment {ticket.assignment} is not known here yet",
-                hint="an agent that was restarted hears of it from the coordinator",
+                hint="an agent that was restarted receives it again from the coordinator",
             )
-        return charge
+        return client
 
 
 def _derive(secret: bytes, info: bytes, size: int) -> bytes:

@@ -1,9 +1,9 @@
-"""One privacy budget for each data set, over all jobs. Pure: what is charged, and what still fits.
+"""One privacy budget for each data set, over all jobs: what is charged, and what still fits. Pure.
 
 A site names a limit for a data set in ``site.toml`` (``epsilon`` and ``delta`` of ``[data.NAME]``).
 Every job with ``[privacy]`` that trains on the data is a :class:`Charge`. The charges of a data
-set are those made under its name, and those whose data is the same path or claim, lies below it,
-or holds it; so a second name for the same data has no budget of its own, and neither a new name
+set are those made under its name, and those whose data is the same path or claim, is below it,
+or contains it. So a second name for the same data has no budget of its own, and neither a new name
 nor a new place alone makes a new budget.
 
 The cost is the composition of all charged rounds by Renyi differential privacy
@@ -64,7 +64,7 @@ class Charge:
     ``sets``        names of the site's data sets that its data belonged to
     ``place``       absolute path, or name of the claim
     ``privacy``     None for a job whose updates no bound covers
-    ``reserved``    rounds that were promised to it when it was accepted
+    ``reserved``    rounds that were reserved for it when it was accepted
     ``spent``       updates that left
     ``last``        the question that the last of them answered
     ``assignment``  under which it runs; empty once it has ended
@@ -86,7 +86,7 @@ class Charge:
         return max(self.reserved, self.spent) if self.assignment else self.spent
 
     def concerns(self, name: str, place: str) -> bool:
-        """Say whether it counts for the data set ``name`` at ``place``."""
+        """Return whether it counts for the data set ``name`` at ``place``."""
         return name in self.sets or _overlap(self.place, place)
 
 
@@ -105,9 +105,9 @@ class BudgetAccounts:
         return next((c for c in self.charges if assignment and c.assignment == assignment), None)
 
     def put(self, charge: Charge) -> BudgetAccounts:
-        """Return the book with ``charge`` in the place of the one for the same job and data.
+        """Return the accounts with ``charge`` replacing the one for the same job and data.
 
-        :raises PrivacyError: when the book is full.
+        :raises PrivacyError: when the accounts are full.
         """
         known = self.of(charge.digest, charge.place)
         if known is not None:
@@ -128,7 +128,7 @@ class BudgetAccounts:
         return _composed(self.concerning(limit.name, limit.place), limit.delta)
 
     def exceeded(self, limit: Limit, charge: Charge) -> str:
-        """Say why ``charge`` does not fit into a budget beside the others; empty when it does."""
+        """Return why ``charge`` does not fit into a budget beside the others, or an empty text."""
         others = [
             c
             for c in self.concerning(limit.name, limit.place)
@@ -147,7 +147,7 @@ class BudgetAccounts:
     # --- bytes ------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
-        """Return the book as JSON."""
+        """Return the accounts as JSON."""
         rows = [
             {
                 "job": c.job,
@@ -168,7 +168,7 @@ class BudgetAccounts:
     def parse(cls, data: bytes, where: str) -> BudgetAccounts:
         """Return what :meth:`to_bytes` wrote.
 
-        :raises ConfigError: for another format; the seal has shown that this site wrote it.
+        :raises ConfigError: for another format. The caller has verified that this site wrote it.
         """
         document: Any = json.loads(data)
         if document.get("format") != _FORMAT:
@@ -196,9 +196,9 @@ def _charge(row: dict[str, Any]) -> Charge:
 
 
 def unbounded(config: SiteConfig, spec: JobSpec) -> str:
-    """Say why no epsilon bounds what a job reveals; empty when one does.
+    """Return why no epsilon bounds what a job reveals; empty when one does.
 
-    Metrics that leave exactly are no reason where the site allows them by name.
+    Exact metrics are not a reason where the site allows them by name.
     """
     privacy = spec.privacy
     if privacy is None:
@@ -253,7 +253,7 @@ def limits(config: SiteConfig) -> Iterator[Limit]:
 
 
 def refusals(config: SiteConfig, spec: JobSpec, place: str, book: BudgetAccounts) -> Iterator[str]:
-    """Say why a job does not fit into the budgets of its data at ``place``."""
+    """Return why a job does not fit into the budgets of its data at ``place``."""
     first = new_charge(config, spec, place, assignment="asked")
     charge = again(first, book.of(first.digest, place))
     for limit in limits_on(config, charge):
@@ -274,7 +274,7 @@ def _composed(charges: Iterable[Charge], delta: float) -> float:
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Say whether two places hold the same data, in part at least."""
+    """Return whether two places contain the same data, at least in part."""
     if not (one.startswith("/") and other.startswith("/")):
         return one == other
     first, second = PurePosixPath(one), PurePosixPath(other)

@@ -69,8 +69,8 @@ class OrderHandler:
     def take(self, order: Order, control: ControlClient) -> None:
         """Follow an order, or report why it is not followed.
 
-        An order whose signature, site or time is wrong is logged only: nothing says for which
-        assignment a report would be.
+        An order whose signature, site or time is wrong is logged only: without a verified
+        assignment there is nothing to report about.
         """
         match order:
             case Start():

@@ -1,7 +1,8 @@
-"""Which version of each signed policy a site has seen: no coordinator goes back to an older one.
+"""The newest version of each signed policy that a site has seen: an older one is refused.
 
-Only policies that one of the site's ``accept.policy_keys`` signed are remembered: whoever may
-write a policy himself needs no old one. The memory is a file in the site's state::
+Only policies that one of the site's ``accept.policy_keys`` signed are recorded: where the
+coordinator may write a policy itself, refusing an old one would protect nothing. The record is a
+file in the site's state::
 
     policies.json   {"NAME": {"version": 3, "digest": "SHA-256 of its meaning"}, ...}
 """
@@ -28,14 +29,14 @@ _MAX_BYTES: Final = 4 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeenPolicy:
-    """The newest version of a policy that this site has run a job by."""
+    """The newest version of a policy under which this site has run a job."""
 
     version: int
     digest: bytes
 
 
 class PolicyMemory:
-    """The memory of one site, read anew each time, so that a person may change it meanwhile."""
+    """The record of one site. Each call reads the file, which a command may change meanwhile."""
 
     def __init__(self, state: Path) -> None:
         self._path = state / _FILE
@@ -43,7 +44,7 @@ class PolicyMemory:
     def seen(self) -> Mapping[str, SeenPolicy]:
         """Return the newest version of each policy, by name.
 
-        :raises ConfigError: when the file is damaged: what was seen is then not known.
+        :raises ConfigError: when the file is damaged: the versions that were seen are then unknown.
         """
         if not self._path.exists():
             return {}
@@ -59,12 +60,12 @@ class PolicyMemory:
             raise ConfigError(
                 "is damaged",
                 where=str(self._path),
-                hint="restore it; without it, this site takes older versions of policies again",
+                hint="restore it; without it, this site accepts older versions of policies again",
             ) from None
         return found
 
     def remember(self, policy: AppraisalPolicy) -> None:
-        """Keep the version of a policy that a job is started by, if it is the newest.
+        """Record the version of a policy under which a job is started, if it is the newest.
 
         :raises ConfigError: when there are too many, or the file cannot be read.
         """
@@ -76,13 +77,13 @@ class PolicyMemory:
             raise ConfigError(
                 f"holds {MAX_POLICIES} policies already",
                 where=str(self._path),
-                hint="`fedlearn-edge policies --forget NAME` makes room",
+                hint="remove one with `fedlearn-edge policies --forget NAME`",
             )
         known[policy.name] = SeenPolicy(version=policy.version, digest=policy.digest)
         self._write(known)
 
     def forget(self, name: str) -> SeenPolicy:
-        """Forget a policy, so that any version of it is taken again; return what was known.
+        """Remove a policy from the record, so that any version of it is accepted; return the entry.
 
         :raises ConfigError: when this site has seen none of this name.
         """
@@ -90,7 +91,7 @@ class PolicyMemory:
         if name not in known:
             raise ConfigError(
                 f"this site has seen no signed policy {name[:80]!a}",
-                hint="`fedlearn-edge policies` names them all",
+                hint="`fedlearn-edge policies` lists them",
             )
         former = known.pop(name)
         self._write(known)
@@ -105,7 +106,7 @@ class PolicyMemory:
 
 
 def rollback(policy: AppraisalPolicy, seen: Mapping[str, SeenPolicy]) -> str:
-    """Say why a signed policy is not one to go back to; empty when it is as new as any."""
+    """Return why a signed policy is refused as a rollback; empty when it is as new as any seen."""
     newest = seen.get(policy.name)
     if newest is None or policy.version > newest.version:
         return ""
@@ -113,11 +114,11 @@ def rollback(policy: AppraisalPolicy, seen: Mapping[str, SeenPolicy]) -> str:
         return (
             f"version {policy.version} of the policy {policy.name!r} is older than "
             f"{newest.version}, which this site has seen; "
-            f"`fedlearn-edge policies --forget {policy.name}` here would take it again"
+            f"`fedlearn-edge policies --forget {policy.name}` here accepts it again"
         )
     if policy.digest != newest.digest:
         return (
-            f"version {policy.version} of the policy {policy.name!r} was seen here with another "
-            "content; a version grows with every change"
+            f"version {policy.version} of the policy {policy.name!r} was seen here with other "
+            "content; increase the version with every change"
         )
     return ""

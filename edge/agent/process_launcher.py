@@ -1,7 +1,7 @@
 """Clients as processes of this machine: for one machine, for tests, and for the demo.
 
-The process is the same code that runs in a confidential container (:mod:`edge.client.runner`). What
-is missing is the wall around it: whoever runs this machine can read its memory.
+The process runs the same code as a confidential container (:mod:`edge.client.runner`), but nothing
+protects its memory from the administrator of this machine.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _THREADS: Final = (
 )
 
 Prepare = Callable[[Workload], Bootstrap]
-"""Says what a client is told."""
+"""``prepare(workload)``: the client's bootstrap document."""
 
 VouchFor = Callable[[Workload, bytes, bytes], bytes]
 """``vouch_for(workload, nonce, tls_key)``: the site's signature for its client."""
@@ -56,7 +56,7 @@ class _Running:
     workload: Workload
     process: subprocess.Popen[bytes]
     channel: ProcessChannel
-    said: Phase = Phase.STARTING
+    phase: Phase = Phase.STARTING
     reason: str = ""
     stopped: str = ""
 
@@ -95,7 +95,7 @@ class LocalLauncher:
             (directory / name).mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def launch(self, workload: Workload) -> None:
-        """Start the process; it says itself how it fares."""
+        """Start the process, which reports its phases itself."""
         identity = workload.assignment.id
         bootstrap = self._prepare(workload)
         with self._lock:
@@ -109,7 +109,7 @@ class LocalLauncher:
                 name=f"client {workload.assignment.job}",
                 daemon=True,
             )
-            # The kernel ends a client with the thread that started it; this one stays.
+            # The kernel ends a client with the thread that started it; this thread lives as long.
             thread.start()
             started.wait()
             if failure:
@@ -174,7 +174,7 @@ class LocalLauncher:
         except TransportError as error:
             _LOG.info("the client of job %s: %s", workload.assignment.job, error)
         finally:
-            self._bury(identity, running)
+            self._finish(identity, running)
 
     def _spawn(self, workload: Workload) -> _Running:
         identity = workload.assignment.id
@@ -205,9 +205,9 @@ class LocalLauncher:
         return _Running(workload=workload, process=process, channel=agent_end(ours))
 
     def _converse(self, running: _Running) -> None:
-        """Take what the client reports and asks until it is gone.
+        """Take the client's reports and answer its questions until it has ended.
 
-        :raises TransportError: when the channel breaks, or for a report that is none.
+        :raises TransportError: when the channel breaks, or for a malformed report.
         """
         identity = running.workload.assignment.id
         while (record := running.channel.receive()) is not None:
@@ -219,8 +219,8 @@ class LocalLauncher:
             try:
                 phase, reason = Phase(header["phase"]), str(header["reason"])
             except (KeyError, ValueError) as error:
-                raise TransportError("the client sent a report that is none") from error
-            running.said, running.reason = phase, reason
+                raise TransportError("the client sent a malformed report") from error
+            running.phase, running.reason = phase, reason
             if not phase.final:
                 self._report(identity, phase, reason)
 
@@ -249,7 +249,7 @@ class LocalLauncher:
         except (TransportError, subprocess.TimeoutExpired):
             _kill(running.process)
 
-    def _bury(self, identity: str, running: _Running) -> None:
+    def _finish(self, identity: str, running: _Running) -> None:
         running.channel.close()
         try:
             status = running.process.wait(self._stop_s)
@@ -259,7 +259,7 @@ class LocalLauncher:
         with self._lock:
             self._running.pop(identity, None)
         shutil.rmtree(self._directory / "work" / identity, ignore_errors=True)
-        phase, reason = running.said, running.reason
+        phase, reason = running.phase, running.reason
         if running.stopped and phase is not Phase.SUCCEEDED:
             phase, reason = Phase.STOPPED, running.stopped
         elif not phase.final:

@@ -1,4 +1,4 @@
-"""A small file in a site's state that only this site can write; an older copy of it is found.
+"""A small file in a site's state that only this site can write; older copies are detected.
 
 ::
 
@@ -7,10 +7,10 @@
     text  = bound (1 byte) | u64be count | content
     key   = HKDF-SHA-256(the site's private key, info = "fedlearn-site-state/1\\0"), 32 bytes
 
-The seal finds every change by somebody without the site's key. An older file of the same site is
-found by a TPM's monotonic counter, where the site's clients attest with a TPM of this machine:
-the file states the count at which it was written. Without a TPM an older copy is not found, as the
-key lies on the same disk.
+The seal detects every change by somebody without the site's key. A TPM's monotonic counter detects
+an older file of the same site, where the site's clients attest with a TPM of this machine: the
+file states the count at which it was written. Without a TPM an older copy is not detected, as the
+key is on the same disk.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class MonotonicCounter(Protocol):
     """What is needed of :class:`attestation.tpm.seal.TpmCounter`."""
 
     def exists(self) -> bool:
-        """Say whether it was created."""
+        """Return whether it was created."""
         ...
 
     def create(self) -> int:
@@ -68,13 +68,13 @@ def file_key(site_key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 class SealedFile:
-    """One file. It is read from disk only when it is not the one that was read or written last.
+    """One file. It is read from disk only when it changed since it was last read or written.
 
     ``counter`` is the TPM's, or None. ``unbound`` reads a file that is bound to a counter without
     asking the counter, to show it; such a file cannot be written.
 
     Every method raises :class:`fedlearn.errors.ConfigError` when the file is damaged, sealed with
-    another key, older than the counter says, or gone though the counter says that there was one,
+    another key, older than the counter states, or missing although the counter was used,
     and when the disk or the TPM cannot be used.
     """
 
@@ -95,7 +95,7 @@ class SealedFile:
         self._count: int | None = None
 
     def read(self) -> bytes | None:
-        """Return the content; None when there never was a file."""
+        """Return the content; None when no file was ever written."""
         seen = self._stat()
         if seen is not None and seen == self._seen:
             return self._content
@@ -110,21 +110,21 @@ class SealedFile:
         return content
 
     def write(self, content: bytes) -> None:
-        """Replace the content, durably. Where there is a counter, older files are refused then."""
+        """Replace the content, durably. With a counter, older files are refused afterwards."""
         if self._unbound:
-            raise ConfigError("was opened to be shown only", where=str(self._path))
+            raise ConfigError("was opened for reading only", where=str(self._path))
         self.read()
         with self._counting():
             if self._counter is None:
                 self._put(content, None)
                 return
             count = self._count if self._count is not None else self._counter.create()
-            # The file is first: a crash between the two is mended by whoever reads it next.
+            # The file is written first: the next read repairs a crash between the two.
             self._put(content, count + 1)
             self._expect(count + 1, self._counter.increment())
 
     def begin_anew(self, content: bytes) -> None:
-        """Write a new file whatever was there, bound to the counter as it is now."""
+        """Write a new file, bound to the counter as it is now, whatever was there."""
         with self._counting():
             count = None
             if self._counter is not None:
@@ -140,13 +140,13 @@ class SealedFile:
             raise ConfigError(
                 f"the TPM's counter cannot be used: {error}",
                 where=str(self._path),
-                hint=error.hint or "`fedlearn doctor --edge site.toml` looks at the TPM",
+                hint=error.hint or "`fedlearn doctor --edge site.toml` checks the TPM",
             ) from error
         except OSError as error:
             raise ConfigError(
                 f"cannot be read or written: {(error.strerror or str(error)).lower()}",
                 where=str(self._path),
-                hint="see that the disk works and has room; no job starts before",
+                hint="check that the disk works and has free space; no job starts before",
             ) from error
 
     def _put(self, content: bytes, count: int | None) -> None:
@@ -184,17 +184,17 @@ class SealedFile:
                 )
             return
         if written is None:
-            # Written before this site had a TPM: the next write binds it.
+            # Written before this site had a TPM; the next write binds the file to it.
             if self._counter.exists():
                 raise ConfigError(
-                    "was written before this site's TPM began to count: an older copy was restored",
+                    "was written before this site's TPM counted: an older copy was restored",
                     where=str(self._path),
                     hint=_ANOTHER_TPM,
                 )
             return
         value = self._counter.create()
         if written == value + 1:
-            # A crash between writing the file and counting: count now.
+            # The agent ended between writing the file and counting: count now.
             value = self._counter.increment()
         self._expect(written, value)
 

@@ -1,7 +1,7 @@
-"""Does this site run that job on its data? Pure: settings, job and time in, answer out.
+"""The site's decision whether it runs a job on its data. Pure: settings, job and time in.
 
-The coordinator's order is signed and the client's code is attested, and still the site
-decides for itself: whose code touches its data, when, and what may leave.
+The coordinator's order is signed and the client's code is attested; the site decides in addition
+whose code reads its data, when, and what may leave.
 
 The page is docs/how-to/review-a-bundle.md.
 """
@@ -32,11 +32,11 @@ _NOTHING_CHARGED: Final = databudget.BudgetAccounts()
 
 
 class Answer(enum.StrEnum):
-    """What a site says to an assignment."""
+    """A site's answer to an assignment."""
 
     RUN = "run"
     ASK = "ask"
-    """A person at the site has to say yes."""
+    """A person at the site has to approve it."""
     WAIT = "wait"
     """Not now: outside of the hours, or too many jobs run."""
     REFUSE = "refuse"
@@ -44,7 +44,7 @@ class Answer(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """An answer and why, in words for the people at both ends.
+    """An answer and its reasons, for the people at the site and at the coordinator.
 
     ``data`` is the path or the name of the claim that the client gets; empty unless it runs.
     ``policy`` is the job's policy where the site requires signed ones and the job runs by it.
@@ -73,12 +73,12 @@ def decide(
 ) -> Decision:
     """Return whether ``site`` runs ``spec`` with the code ``bundle`` (SHA-256, 32 bytes).
 
-    ``running`` other clients run here already; ``approved`` when a person here said yes to
-    this very job and bundle; ``adopting`` when its client runs here already, so that there is
-    nothing to wait for. ``now`` must have a time zone. ``policy`` is the job's appraisal
-    policy (TOML), with its operator's signature. ``seen`` are the versions of signed policies
-    that this site went by before: an older one is refused, but for a client that runs already.
-    ``budget`` is what the site's data has cost so far.
+    ``running`` other clients run here already; ``approved`` when a person here approved
+    this job with this bundle; ``adopting`` when its client runs here already, so that it
+    does not wait. ``now`` must have a time zone. ``policy`` is the job's appraisal
+    policy (TOML), with its operator's signature. ``seen`` are the versions of signed
+    policies that this site has used: an older one is refused, except for a running client.
+    ``budget`` is what the site's data was charged so far.
     """
     data, problem = _data(config, spec, site)
     refusals = [*_refusals(config, spec, site, bundle), *([problem] if problem else [])]
@@ -128,12 +128,12 @@ def _signed(
     if not keys:
         return None, []
     if not signature:
-        return None, ["the job's policy is not signed, and this site requires it"]
+        return None, ["the job's policy is not signed, and this site requires a signature"]
     faults = []
     try:
         found = parse_policy(policy.encode(), where="the job's policy")
         if found.digest != spec.policy_digest:
-            faults.append("the policy that came with the job is not the one it names")
+            faults.append("the policy that came with the job is not the one that the job names")
         verify_policy(found, signature, key_digests=keys)
         if older := rollback(found, seen):
             faults.append(older)
@@ -149,7 +149,7 @@ def _privacy(config: SiteConfig, spec: JobSpec) -> Iterator[str]:
     required = floor.required or asked
     if promise is None:
         if required:
-            yield "the job promises no privacy, and this site requires it"
+            yield "the job has no [privacy], and this site requires it"
         return
     if promise.epsilon > floor.max_epsilon:
         yield f"epsilon {promise.epsilon:g} is above this site's {floor.max_epsilon:g}"
@@ -161,7 +161,7 @@ def _privacy(config: SiteConfig, spec: JobSpec) -> Iterator[str]:
             f"{floor.min_noise_multiplier:g}"
         )
     if promise.insecure_deterministic_noise and required:
-        yield "the job's noise is derived from its seed, so it protects nobody"
+        yield "the job's noise is derived from its seed, so it gives no privacy"
     if promise.insecure_exact_metrics and required and not floor.insecure_exact_metrics:
         yield (
             "the job's metrics leave the site without noise (insecure_exact_metrics), and "
@@ -180,7 +180,7 @@ def _data(config: SiteConfig, spec: JobSpec, site: str) -> tuple[str, str]:
     if mount is not None and mount.claim:
         known = [item for item in config.data.values() if item.claim == mount.claim]
         if not known:
-            return "", f"the claim {mount.claim} is no data set of this site"
+            return "", f"the claim {mount.claim} is not a data set of this site"
         return _allowed(known[0].jobs, spec, mount.claim, mount.claim)
     wanted = mount.set if mount is not None else next(iter(config.data), "")
     if mount is None and len(config.data) != 1:

@@ -1,7 +1,7 @@
-"""A site proves that its attestation key lives in its TPM (credential activation).
+"""A site proves that its attestation key is in its TPM (credential activation).
 
-Until it has, the coordinator does not count evidence that this key signed. The agent does it
-after it has connected and before it takes any order; what was proven stays proven.
+Until then, the coordinator does not accept evidence that this key signed. The agent does it
+after it has connected and before it takes any order; the proof does not expire.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class OwnTpm(Protocol):
 
 
 def prove_tpm(control: ControlClient, tpm: OwnTpm, *, site: str) -> str:
-    """Prove the TPM of this machine; return why the coordinator believes its endorsement key.
+    """Prove the TPM of this machine; return why the coordinator trusts its endorsement key.
 
     :raises AttesterError: when the TPM cannot be used, or does not open the challenge.
     :raises EnrollmentRefused: when the coordinator does not accept it.

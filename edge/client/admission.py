@@ -1,10 +1,9 @@
-"""How a client comes to be admitted, and stays so.
+"""How a client is admitted, and stays admitted.
 
-The client looks before it speaks: the coordinator's evidence is verified against what the
-job's policy demands of a coordinator before anything about the client is sent. Then it
-answers a challenge with evidence for keys that were made in this process and are never
-written anywhere. Renewing is the same with the same keys, and needs nothing of the gate, which
-anybody may crowd.
+The client first verifies the coordinator's evidence against the coordinator part of the job's
+policy; before that it sends nothing about itself. Then it answers a challenge with evidence for
+keys that were made in this process and are never written to disk. A renewal does the same with the
+same keys, on the control listener instead of the gate, which strangers may overload.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ __all__ = [
 
 
 Voucher = Callable[[bytes, bytes], bytes]
-"""The site's agent signs for us: ``voucher(nonce, tls_key)``; see
+"""``voucher(nonce, tls_key)``: the signature of the site's agent for this client; see
 :mod:`fedlearn.identity.voucher`."""
 
 
@@ -77,11 +76,11 @@ class ClientKeys:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionParams:
-    """What a client seeks admission to, and with what.
+    """The parameters of a client's admission.
 
-    ``workload``  the workload digest that evidence is bound to; ``app`` and ``job`` are to be
-                  measured (``attester.extend``) before admission is sought
-    ``policy``    the job's policy; its ``coordinator`` part is what we demand
+    ``workload``  the workload digest that evidence is bound to; ``app`` and ``job`` must be
+                  measured (``attester.extend``) before admission is requested
+    ``policy``    the job's policy; the coordinator has to meet its ``coordinator`` part
     """
 
     job: str
@@ -94,21 +93,21 @@ class AdmissionParams:
 
 
 def verify_coordinator(
-    gate: GateClient, membership: AdmissionParams, *, now: Callable[[], datetime]
+    gate: GateClient, params: AdmissionParams, *, now: Callable[[], datetime]
 ) -> AttestationResult:
     """Return an affirming result about the coordinator at the other end of ``gate``.
 
-    :raises AdmissionDenied: when the policy demands nothing of a coordinator, or its evidence
-        is not genuine, not for this channel's key, or not liked. Nothing was sent but a nonce.
+    :raises AdmissionDenied: when the policy has no ``coordinator`` part, or the evidence is not
+        genuine, not for this channel's key, or not affirmed. Nothing but a nonce was sent.
     """
-    demanded = membership.policy.coordinator
+    demanded = params.policy.coordinator
     if demanded is None:
         raise AdmissionDenied(
-            "the job's policy does not say what a coordinator must prove",
+            "the job's policy does not state what a coordinator must prove",
             hint="add a [coordinator] table to the policy",
         )
     nonce = secrets.token_bytes(NONCE_BYTES)
-    answer = gate.attest_coordinator(membership.job, nonce)
+    answer = gate.attest_coordinator(params.job, nonce)
     try:
         evidence = Evidence.from_bytes(answer.evidence)
         claims = verify(
@@ -120,9 +119,9 @@ def verify_coordinator(
                 tls_key=gate.pinned.tls_key,
                 hpke_key=answer.hpke_key,
                 node_id=COORDINATOR_NODE,
-                workload=membership.workload,
+                workload=params.workload,
             ),
-            trust=demanded.anchors_for(membership.trust, tee=evidence.tee, now=now()),
+            trust=demanded.anchors_for(params.trust, tee=evidence.tee, now=now()),
             now=now(),
         )
         if not claims.bound:
@@ -149,50 +148,52 @@ def verify_coordinator(
 def seek_admission(
     gate: GateClient,
     attester: Attester,
-    membership: AdmissionParams,
+    params: AdmissionParams,
     voucher: Voucher,
     *,
     now: Callable[[], datetime],
 ) -> AdmittedClient:
     """Verify the coordinator, then be admitted.
 
-    :raises AdmissionDenied: by us, of the coordinator; or by it, of us, with its findings.
+    :raises AdmissionDenied: when the client does not affirm the coordinator, or the coordinator
+        refuses the client, with its findings.
     :raises AttesterError: when evidence cannot be made.
-    :raises TransportError: when the coordinator cannot be reached, or answers for another.
+    :raises TransportError: when the coordinator cannot be reached, or its answer is not for this
+        client.
     """
-    verify_coordinator(gate, membership, now=now)
-    challenge = gate.challenge(membership.job, membership.site)
-    request = _answer(challenge, gate, attester, membership, voucher)
-    return _checked(gate.admit(request), membership)
+    verify_coordinator(gate, params, now=now)
+    challenge = gate.challenge(params.job, params.site)
+    request = _answer(challenge, gate, attester, params, voucher)
+    return _checked(gate.admit(request), params)
 
 
 def renew_admission(
-    gate: GateClient, control: ControlClient, attester: Attester, membership: AdmissionParams
+    gate: GateClient, control: ControlClient, attester: Attester, params: AdmissionParams
 ) -> AdmittedClient:
     """Attest again with the same keys, on the connection of the certificate in use.
 
-    :raises AdmissionDenied: with findings; the coordinator has then put us in quarantine.
+    :raises AdmissionDenied: with findings; the client is in quarantine then.
     """
-    request = _answer(control.challenge(), gate, attester, membership, lambda nonce, tls_key: b"")
-    return _checked(control.renew(request), membership)
+    request = _answer(control.challenge(), gate, attester, params, lambda nonce, tls_key: b"")
+    return _checked(control.renew(request), params)
 
 
 def _answer(
     challenge: Challenge,
     gate: GateClient,
     attester: Attester,
-    membership: AdmissionParams,
+    params: AdmissionParams,
     voucher: Voucher,
 ) -> AdmitRequest:
     """Answer a fresh challenge."""
-    keys = membership.keys
+    keys = params.keys
     if len(challenge.nonce) != NONCE_BYTES:
         raise TransportError(f"the coordinator's nonce has {len(challenge.nonce)} bytes")
-    # The verifier is who we pinned, whatever the answer says: evidence cannot be relayed.
+    # The verifier is the pinned server, whatever the answer states: evidence cannot be relayed.
     if not hmac.compare_digest(challenge.verifier_id, gate.pinned.verifier_id):
         raise TransportError(
             "the challenge is not from the pinned coordinator",
-            hint="somebody may be relaying it; report it to your coordinator's operator",
+            hint="the challenge may have been relayed; report it to your coordinator's operator",
         )
     evidence = attester.collect(
         Binding(
@@ -201,14 +202,14 @@ def _answer(
             verifier_id=gate.pinned.verifier_id,
             tls_key=keys.tls_key,
             hpke_key=keys.hpke_key,
-            node_id=membership.site,
-            workload=membership.workload,
+            node_id=params.site,
+            workload=params.workload,
         )
     )
     return AdmitRequest(
-        job=membership.job,
-        site=membership.site,
-        client=membership.client,
+        job=params.job,
+        site=params.site,
+        client=params.client,
         nonce=challenge.nonce,
         csr=certification_request(keys.tls),
         hpke_key=keys.hpke_key,
@@ -217,8 +218,8 @@ def _answer(
     )
 
 
-def _checked(admitted: AdmittedClient, membership: AdmissionParams) -> AdmittedClient:
-    """A certificate for another key would let us speak as somebody else, or not at all."""
+def _checked(admitted: AdmittedClient, params: AdmissionParams) -> AdmittedClient:
+    """Return ``admitted`` if its certificate is for this client's key."""
     try:
         leaf = x509.load_pem_x509_certificates(admitted.chain)[0]
         key = leaf.public_key().public_bytes(
@@ -226,7 +227,7 @@ def _checked(admitted: AdmittedClient, membership: AdmissionParams) -> AdmittedC
         )
     except (IndexError, *UNREADABLE) as error:
         raise TransportError("the coordinator sent a malformed certificate") from error
-    if key != membership.keys.tls_key:
+    if key != params.keys.tls_key:
         raise TransportError("the coordinator sent a certificate for another key")
     return admitted
 

@@ -1,7 +1,7 @@
-"""The records of a site's data mount, in one order that everybody agrees on.
+"""The records of a site's data mount, in an order that depends on the data only.
 
 A client commits to these records before its first round (:mod:`fedlearn.update.commitment`), so
-what counts as a record must be the same each time it looks:
+the same data must always give the same records:
 
 =====================  ==================================================================
 ``*.csv``, ``*.jsonl``  each line, without its line end
@@ -9,8 +9,8 @@ what counts as a record must be the same each time it looks:
 anything else           each block of 64 KiB
 =====================  ==================================================================
 
-Files are taken by their path below the mount, in byte order. Every record starts with that
-path and its position, so that moving a record is seen as well as changing one.
+Files are ordered by their path below the mount, in byte order. Every record starts with that
+path and its position, so that the commitment covers the place of a record and not only its content.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _COUNTED: Final = _LINES | _ARRAYS
 class Tally:
     """How many examples the records that were yielded can hold at most.
 
-    A line or a row holds one. What is inside another block is not known, so that each of its
-    bytes may be one.
+    A line or a row is one example. The content of other blocks is not known, so each of their
+    bytes counts as one.
     """
 
     examples: int = 0

@@ -1,15 +1,15 @@
 """A client in a pod or a virtual machine: ``python -m edge.client.pod_main``.
 
-Its environment says where its agent is (``FEDLEARN_SPONSOR``), which key that has
-(``FEDLEARN_SPONSOR_PIN``), and which ticket to show (``FEDLEARN_ASSIGNMENT``,
-``FEDLEARN_TICKET``); and where its data, state and scratch folders are. None of it is secret
-and none of it is trusted: what counts is measured and attested.
+Its environment states the address of its agent (``FEDLEARN_SPONSOR``), the hash of the agent's key
+(``FEDLEARN_SPONSOR_PIN``), the ticket to present (``FEDLEARN_ASSIGNMENT``, ``FEDLEARN_TICKET``),
+and the folders of data, state and scratch files. None of it is secret, and none of it is trusted:
+job, policy and code are measured and attested.
 
 Exit status: 0 when the job ended well, 3 when the client was not admitted (starting it again
 would not help), 143 when it was asked to stop before its job ended, 1 for everything else. A
-client that an eviction stops has not done its work: with status 0 its Job would be complete,
-and nothing would start it elsewhere. The last words are in ``FEDLEARN_LAST_WORDS``, which
-Kubernetes shows as the termination message.
+client that is stopped by an eviction has not finished: with status 0 its Job would be complete,
+and Kubernetes would not start it elsewhere. The termination message is written to the file that
+``FEDLEARN_LAST_WORDS`` names.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from fedlearn.job.phase import Phase
 from fedlearn.terminal.plaintext import configure_logging
 from fedlearn.wire.client_service import Ticket, WorkloadApiClient
 
-__all__ = ["EXIT", "FIRST_WORDS", "PodEnvironment", "main"]
+__all__ = ["EXIT", "START_LINE", "PodEnvironment", "main"]
 
 _LOG = logging.getLogger(__name__)
-FIRST_WORDS: Final = "fedlearn client: started"
+START_LINE: Final = "fedlearn client: started"
 _GRACE_SECONDS: Final = 5.0
 _TERMINATED: Final = 128 + signal.SIGTERM
 EXIT: Final = {
@@ -49,20 +49,20 @@ EXIT: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodEnvironment:
-    """What a client finds in its environment."""
+    """The environment variables of a client."""
 
-    sponsor: str
+    agent_address: str
     pin: bytes
     assignment: str
     tag: bytes = field(repr=False)
     data: str
     state: Path
     scratch: Path
-    last_words: Path
+    termination_message: Path
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Self:
-        """Return what is there.
+        """Return the values in ``environment``.
 
         :raises ConfigError: naming the variable that is missing or malformed.
         """
@@ -87,82 +87,84 @@ class PodEnvironment:
             return value
 
         return cls(
-            sponsor=text("FEDLEARN_SPONSOR"),
+            agent_address=text("FEDLEARN_SPONSOR"),
             pin=digest("FEDLEARN_SPONSOR_PIN"),
             assignment=text("FEDLEARN_ASSIGNMENT"),
             tag=digest("FEDLEARN_TICKET"),
             data=text("FEDLEARN_DATA"),
             state=Path(text("FEDLEARN_STATE")),
             scratch=Path(text("FEDLEARN_SCRATCH")),
-            last_words=Path(text("FEDLEARN_LAST_WORDS", "/dev/termination-log")),
+            termination_message=Path(text("FEDLEARN_LAST_WORDS", "/dev/termination-log")),
         )
 
 
-class _Line:
-    """Says where the client stands: to the agent when it hears, and at last to Kubernetes."""
+class _PhaseReporter:
+    """Reports each phase to the agent, and the final one to Kubernetes as well."""
 
-    def __init__(self, sponsor: WorkloadApiClient, last_words: Path) -> None:
-        self._sponsor = sponsor
-        self._last_words = last_words
+    def __init__(self, workload_api: WorkloadApiClient, termination_message: Path) -> None:
+        self._workload_api = workload_api
+        self._termination_message = termination_message
 
-    def say(self, phase: Phase, reason: str) -> None:
+    def report(self, phase: Phase, reason: str) -> None:
         if phase.final:
-            leave_word(self._last_words, reason)
+            write_termination_message(self._termination_message, reason)
         try:
-            self._sponsor.tell(phase, reason)
+            self._workload_api.report(phase, reason)
         except FedlearnError as error:
-            _LOG.info("the agent did not hear %s: %s", phase.value, error)
+            _LOG.info("the phase %s was not reported: %s", phase.value, error)
 
 
 def main(environment: Mapping[str, str] = os.environ) -> int:
     """Run one client.
 
-    Its first act is one line on standard error, whatever the log level is: where a guest keeps
-    what its pod writes, an empty log shows that it does.
+    It first writes one line to standard error at every log level. So a log that is empty shows
+    that the guest does not pass on what its pod writes.
     """
-    print(FIRST_WORDS, file=sys.stderr, flush=True)
+    print(START_LINE, file=sys.stderr, flush=True)
     configure_logging(environment.get("FEDLEARN_LOG", "WARNING"))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     threading.Thread(target=_end_when_asked, args=(stop,), daemon=True).start()
-    last_words = Path(environment.get("FEDLEARN_LAST_WORDS", "/dev/termination-log"))
+    termination_message = Path(environment.get("FEDLEARN_LAST_WORDS", "/dev/termination-log"))
     try:
-        around = PodEnvironment.read(environment)
-        last_words = around.last_words
-        phase = _run(around, stop)
+        found = PodEnvironment.read(environment)
+        termination_message = found.termination_message
+        phase = _run(found, stop)
     except FedlearnError as error:
         _LOG.error("%s", error)
-        leave_word(last_words, f"{error}{f' ({error.hint})' if error.hint else ''}")
+        write_termination_message(
+            termination_message, f"{error}{f' ({error.hint})' if error.hint else ''}"
+        )
         return 1
     return EXIT[phase]
 
 
-def _run(around: PodEnvironment, stop: threading.Event) -> Phase:
-    ticket = Ticket(assignment=around.assignment, tag=around.tag)
-    sponsor = WorkloadApiClient(around.sponsor, pin=around.pin, ticket=ticket)
+def _run(found: PodEnvironment, stop: threading.Event) -> Phase:
+    ticket = Ticket(assignment=found.assignment, tag=found.tag)
+    workload_api = WorkloadApiClient(found.agent_address, pin=found.pin, ticket=ticket)
     try:
-        told = Bootstrap.decode(sponsor.bootstrap(limit=MAX_BOOTSTRAP_BYTES))
-        bootstrap = dataclasses.replace(told, data=around.data, state=around.state)
+        document = Bootstrap.decode(workload_api.bootstrap(limit=MAX_BOOTSTRAP_BYTES))
+        bootstrap = dataclasses.replace(document, data=found.data, state=found.state)
         from edge.client.runner import run
 
-        line = _Line(sponsor, around.last_words)
-        scratch = around.scratch / "app"
-        return run(bootstrap, sponsor, say=line.say, stop=stop, scratch=scratch)
+        reporter = _PhaseReporter(workload_api, found.termination_message)
+        scratch = found.scratch / "app"
+        return run(bootstrap, workload_api, report=reporter.report, stop=stop, scratch=scratch)
     finally:
-        sponsor.close()
+        workload_api.close()
 
 
-def leave_word(path: Path, reason: str) -> None:
-    """Write the last words; Kubernetes reads at most 4096 bytes."""
+def write_termination_message(path: Path, reason: str) -> None:
+    """Write the termination message, of which Kubernetes reads at most 4096 bytes."""
     try:
         path.write_bytes(reason.encode()[:4096])
     except OSError as error:
-        _LOG.warning("the last words cannot be written to %s: %s", path, error.strerror)
+        _LOG.warning("the termination message cannot be written to %s: %s", path, error.strerror)
 
 
 def _end_when_asked(stop: threading.Event) -> None:
-    """User code may not come back: give it a moment, then end with it."""
+    """End this process 5 s after ``stop``, even if a call of user code does not return."""
     stop.wait()
     time.sleep(_GRACE_SECONDS)
     os._exit(1)

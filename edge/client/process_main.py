@@ -38,17 +38,19 @@ def main(arguments: list[str]) -> int:
         from edge.client.runner import run
         from edge.protocol.bootstrap import Bootstrap
 
-        phase = run(Bootstrap.decode(data), agent, say=agent.say, stop=agent.stop, scratch=scratch)
+        phase = run(
+            Bootstrap.decode(data), agent, report=agent.report, stop=agent.stop, scratch=scratch
+        )
     except Gone:
         return 1
     except FedlearnError as error:
-        agent.say(Phase.FAILED, str(error))
+        agent.report(Phase.FAILED, str(error))
         return 1
     return 0 if phase in {Phase.SUCCEEDED, Phase.STOPPED} else 1
 
 
 def _end_when_asked(stop: threading.Event) -> None:
-    """User code may not come back: give it a moment, then end with it."""
+    """End this process 5 s after ``stop``, even if a call of user code does not return."""
     stop.wait()
     time.sleep(_GRACE_SECONDS)
     os._exit(1)

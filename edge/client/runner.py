@@ -1,16 +1,16 @@
 """A client from its start to the end of its job. This is what runs inside the TEE.
 
-1. Measure: ``software`` (our own code), ``app`` (the bundle) and ``job`` (its specification)
-   into a runtime register, before a line of the app has run.
-2. Find the coordinator by its pin and verify *its* evidence by the job's policy.
+1. Measure ``software`` (the code of fedlearn), ``app`` (the bundle) and ``job`` (its specification)
+   into a runtime register, before any code of the app has run.
+2. Connect to the pinned coordinator and verify *its* evidence by the job's policy.
 3. Make keys in memory, attest, and get a certificate for them.
 4. Get the seed of the site's commitments, sealed to these keys, and commit to the data: a
    salted Merkle root over its records.
-5. Load the app, in a process of its own that holds none of this, and work, round by round.
-   In the background: attest again, in time, and see that the data is still what was
-   committed to.
+5. Load the app, in a process of its own that has no key and no connection, and work, round by
+   round. In the background, attest again in time, and check that the data still has the root that
+   was committed to.
 
-When the coordinator was away and has forgotten us, begin again at 2; app and data stay warm.
+When the coordinator does not know the client any more, begin again at 2; the app stays loaded.
 
 The page is docs/adr/0007-who-measures.md.
 """
@@ -55,7 +55,7 @@ from fedlearn.job.spec import JobSpec
 from fedlearn.sandbox import FULL, protect_this_process
 from fedlearn.update.commitment import commit
 
-__all__ = ["Say", "run"]
+__all__ = ["ReportPhase", "run"]
 
 _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE: Final = 0.2
@@ -64,16 +64,16 @@ _PATIENCE_SECONDS: Final = 900.0
 _MIB: Final = 1024 * 1024
 _WEIGHT: Final = "num-examples"
 
-Say = Callable[[Phase, str], None]
-"""Tells the agent where this client stands."""
+ReportPhase = Callable[[Phase, str], None]
+"""``report(phase, reason)`` reports to the agent."""
 
 
 @dataclass(slots=True)
 class _Admitted:
-    """An admission in force, with its channels."""
+    """The admission that is in force, with its channels."""
 
     gate: GateClient
-    membership: AdmissionParams
+    params: AdmissionParams
     admitted: AdmittedClient
 
     def close(self) -> None:
@@ -82,9 +82,9 @@ class _Admitted:
 
 def run(
     bootstrap: Bootstrap,
-    sponsor: WorkloadApi,
+    workload_api: WorkloadApi,
     *,
-    say: Say,
+    report: ReportPhase,
     stop: threading.Event,
     scratch: Path,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -93,20 +93,20 @@ def run(
 
     :param scratch: a private folder for the unpacked app; it must not exist.
     """
-    # Keys, data and weights are in this memory in the clear.
+    # This process has keys, data and weights in its memory, unencrypted.
     protect_this_process()
     os.umask(0o077)
-    client = _Client(bootstrap, sponsor, say=say, stop=stop, scratch=scratch, now=now)
+    client = _Client(bootstrap, workload_api, report=report, stop=stop, scratch=scratch, now=now)
     try:
         reason = client.run()
     except AdmissionDenied as denied:
-        say(Phase.REFUSED, str(denied))
+        report(Phase.REFUSED, str(denied))
         return Phase.REFUSED
     except (FedlearnError, AttestationError) as error:
-        say(Phase.FAILED, f"{error}{f' ({error.hint})' if error.hint else ''}")
+        report(Phase.FAILED, f"{error}{f' ({error.hint})' if error.hint else ''}")
         return Phase.FAILED
     phase = Phase.STOPPED if stop.is_set() else Phase.SUCCEEDED
-    say(phase, reason)
+    report(phase, reason)
     return phase
 
 
@@ -114,16 +114,16 @@ class _Client:
     def __init__(
         self,
         bootstrap: Bootstrap,
-        sponsor: WorkloadApi,
+        workload_api: WorkloadApi,
         *,
-        say: Say,
+        report: ReportPhase,
         stop: threading.Event,
         scratch: Path,
         now: Callable[[], datetime],
     ) -> None:
         self._bootstrap = bootstrap
-        self._sponsor = sponsor
-        self._say = say
+        self._workload_api = workload_api
+        self._report = report
         self._stop = stop
         self._scratch = scratch
         self._now = now
@@ -133,7 +133,7 @@ class _Client:
         self._opened: WarmClient | None = None
 
     def run(self) -> str:
-        """Do all of it; return why it is over. No process of the app is left then."""
+        """Do steps 1 to 5; return why the work ended. No process of the app is left then."""
         try:
             return self._run()
         finally:
@@ -142,16 +142,16 @@ class _Client:
 
     def _run(self) -> str:
         attester = self._measured()
-        standing = self._admitted(attester, patient=False)
-        warm = self._warm(standing)
-        self._say(Phase.RUNNING, "admitted")
+        admission = self._admitted(attester, patient=False)
+        warm = self._warm(admission)
+        self._report(Phase.RUNNING, "admitted")
         watcher = threading.Thread(target=self._stop_with, args=(warm,), name="stop", daemon=True)
         watcher.start()
         while True:
             over = threading.Event()
             renewal = threading.Thread(
                 target=self._keep_admitted,
-                args=(attester, standing, warm, over),
+                args=(attester, admission, warm, over),
                 name="renewal",
                 daemon=True,
             )
@@ -161,18 +161,20 @@ class _Client:
             except AdmissionDenied as denied:
                 if self._stop.is_set():
                     return "stopped"
-                _LOG.warning("no longer admitted, seeking it again: %s", denied)
+                _LOG.warning(
+                    "the client is no longer admitted and requests admission again: %s", denied
+                )
             finally:
                 over.set()
                 renewal.join(30)
-                standing.close()
-            standing = self._admitted(attester, patient=True)
-            warm.renew(_identity(standing))
+                admission.close()
+            admission = self._admitted(attester, patient=True)
+            warm.renew(_identity(admission))
 
     # --- before the first round -------------------------------------------------------
 
     def _measured(self) -> Attester:
-        """Step 1."""
+        """Do step 1."""
         bootstrap, read = self._bootstrap, self._read
         attester = open_attester(
             bootstrap.attester,
@@ -185,10 +187,10 @@ class _Client:
         return attester
 
     def _admitted(self, attester: Attester, *, patient: bool) -> _Admitted:
-        """Steps 2 to 4, again and again when ``patient``."""
+        """Do steps 2 to 4; when ``patient``, repeat them after a refusal as well."""
         return retry(
             lambda: self._seek(attester),
-            # Whoever is throttled was not looked at.
+            # A throttled request was not examined.
             failures=(TransportError, AdmissionDenied if patient else Throttled),
             seconds=_PATIENCE_SECONDS,
             backoff=Backoff(first=_FIRST_PAUSE, longest=_LONGEST_PAUSE),
@@ -199,7 +201,7 @@ class _Client:
         bootstrap = self._bootstrap
         gate = GateClient.connect(bootstrap.gate_address, ca_pin=bootstrap.ca_pin)
         try:
-            membership = AdmissionParams(
+            params = AdmissionParams(
                 job=self._job.name,
                 site=bootstrap.site,
                 client=bootstrap.client,
@@ -209,23 +211,23 @@ class _Client:
                 trust=bootstrap.trust,
             )
             admitted = seek_admission(
-                gate, attester, membership, self._sponsor.vouch, now=self._now
+                gate, attester, params, self._workload_api.vouch, now=self._now
             )
-            standing = _Admitted(gate=gate, membership=membership, admitted=admitted)
-            self._commit(standing)
+            admission = _Admitted(gate=gate, params=params, admitted=admitted)
+            self._commit(admission)
         except BaseException:
             gate.close()
             raise
-        return standing
+        return admission
 
-    def _commit(self, standing: _Admitted) -> None:
-        """Step 4; the same records give the same root each time."""
+    def _commit(self, admission: _Admitted) -> None:
+        """Do step 4; the same records give the same root each time."""
         mount = Path(self._bootstrap.data)
         if self._seed is None:
-            self._seed = self._granted(standing)
+            self._seed = self._granted(admission)
         tally = Tally()
         commitment = commit(records(mount, tally), self._seed)
-        with control_of(standing.gate, standing.admitted, standing.membership.keys) as control:
+        with control_of(admission.gate, admission.admitted, admission.params.keys) as control:
             control.commit_data(
                 self._job.name,
                 root=commitment.root,
@@ -233,26 +235,26 @@ class _Client:
                 examples=tally.examples,
             )
 
-    def _granted(self, standing: _Admitted) -> bytes:
-        """Ask the site for the seed, as the client that was admitted just now."""
-        membership = standing.membership
-        who = Client(job=membership.job, site=membership.site, client=membership.client)
+    def _granted(self, admission: _Admitted) -> bytes:
+        """Ask the site for the seed, with the certificate of ``admission``."""
+        params = admission.params
+        who = Client(job=params.job, site=params.site, client=params.client)
         request = request_seed(
             who,
-            chain=standing.admitted.chain,
-            key=membership.keys.tls,
-            hpke_key=membership.keys.hpke_key,
+            chain=admission.admitted.chain,
+            key=params.keys.tls,
+            hpke_key=params.keys.hpke_key,
         )
         return open_grant(
-            self._sponsor.grant_seed(request),
+            self._workload_api.grant_seed(request),
             who,
-            ca_pem=standing.gate.pinned.ca_pem,
-            hpke=membership.keys.hpke,
+            ca_pem=admission.gate.pinned.ca_pem,
+            hpke=params.keys.hpke,
             now=self._now(),
         )
 
-    def _warm(self, standing: _Admitted) -> WarmClient:
-        """Step 5, first half."""
+    def _warm(self, admission: _Admitted) -> WarmClient:
+        """Load the app (step 5)."""
         bootstrap, job = self._bootstrap, self._job
         plan = ClientPlan(
             job=job.name,
@@ -273,10 +275,10 @@ class _Client:
         )
         warm = WarmClient(
             plan,
-            address=standing.admitted.fleet_address,
-            identity=_identity(standing),
+            address=admission.admitted.fleet_address,
+            identity=_identity(admission),
             directory=self._scratch,
-            charge=self._sponsor.charge,
+            charge=self._workload_api.charge,
         )
         self._opened = warm
         warm.load()
@@ -285,21 +287,21 @@ class _Client:
     # --- while it works ---------------------------------------------------------------
 
     def _keep_admitted(
-        self, attester: Attester, standing: _Admitted, warm: WarmClient, over: threading.Event
+        self, attester: Attester, admission: _Admitted, warm: WarmClient, over: threading.Event
     ) -> None:
-        """Step 5: attest again when it is time, until the work is over."""
+        """Attest again when it is due, until the work is over (step 5)."""
         while True:
-            due = (standing.admitted.renew_after - self._now()).total_seconds()
+            due = (admission.admitted.renew_after - self._now()).total_seconds()
             if over.wait(max(due, 0.0)):
                 return
             failure: Exception
             try:
-                self._renew(attester, standing, warm)
+                self._renew(attester, admission, warm)
                 continue
             except Throttled as throttled:
                 failure = throttled
             except AdmissionDenied as denied:
-                # The work is refused from now on; `run` seeks a new admission.
+                # The coordinator refuses further work; `run` requests a new admission.
                 _LOG.warning("attesting again was refused: %s", denied)
                 return
             except (FedlearnError, AttestationError) as error:
@@ -308,30 +310,30 @@ class _Client:
             if over.wait(_LONGEST_PAUSE):
                 return
 
-    def _renew(self, attester: Attester, standing: _Admitted, warm: WarmClient) -> None:
-        keys = standing.membership.keys
-        with control_of(standing.gate, standing.admitted, keys) as control:
-            standing.admitted = renew_admission(
-                standing.gate, control, attester, standing.membership
+    def _renew(self, attester: Attester, admission: _Admitted, warm: WarmClient) -> None:
+        keys = admission.params.keys
+        with control_of(admission.gate, admission.admitted, keys) as control:
+            admission.admitted = renew_admission(
+                admission.gate, control, attester, admission.params
             )
-        self._commit(standing)
-        warm.renew(_identity(standing))
+        self._commit(admission)
+        warm.renew(_identity(admission))
 
     def _stop_with(self, warm: WarmClient) -> None:
         self._stop.wait()
         warm.stop()
 
 
-def _identity(standing: _Admitted) -> Identity:
+def _identity(admission: _Admitted) -> Identity:
     return Identity(
-        chain=tuple(x509.load_pem_x509_certificates(standing.admitted.chain)),
-        key=standing.membership.keys.tls,
-        authorities=tuple(x509.load_pem_x509_certificates(standing.gate.pinned.ca_pem)),
+        chain=tuple(x509.load_pem_x509_certificates(admission.admitted.chain)),
+        key=admission.params.keys.tls,
+        authorities=tuple(x509.load_pem_x509_certificates(admission.gate.pinned.ca_pem)),
     )
 
 
 def _limits(job: JobSpec, *, full: bool) -> AppLimits:
-    """Return what the app may use: what the job asked for, and an answer by its deadline."""
+    """Return the limits of the app: the job's resources, and its deadline for each answer."""
     asked = job.resources
     limits = AppLimits(
         seconds=job.deadline_s,

@@ -16,10 +16,9 @@
 
     [kubernetes.placement]                 # where clients may run
     [kubernetes.devices]                   # what they get of the nodes' devices
-    [kubernetes.hints]                     # what the node's runtime is told
+    [kubernetes.hints]                     # for the node's runtime
 
-``insecure-pods`` are pods outside of any TEE; only evidence of an insecure kind can come from
-them.
+``insecure-pods`` are pods outside of any TEE; they can produce evidence of insecure kinds only.
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ class Toleration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where clients run, and before whom.
+    """Where clients run, and with which priority.
 
     ``node_selector``  labels that a node must have
     ``tee_label``      node label that must be ``"true"``; that of Node Feature Discovery for
@@ -182,20 +181,20 @@ class KubernetesSettings:
 
     ``placement``        where clients may run
     ``devices``          what they get of the nodes' devices
-    ``hints``            what the node's runtime is told
+    ``hints``            classes and annotations for the node's runtime
     ``namespace``        of the clients
     ``workload``         what a client is; ``insecure-pods`` are outside of any TEE
     ``image``            of the client, by digest
     ``runtime_class``    RuntimeClass of confidential containers
-    ``kubeconfig``       for an agent outside of the cluster; inside, its service account counts
-    ``tee``              which TEE: taken from ``runtime_class`` where its name says it
+    ``kubeconfig``       for an agent outside of the cluster; inside, its service account is used
+    ``tee``              which TEE: taken from ``runtime_class`` where its name ends with one
     ``sponsor_listen``   where this agent answers its clients
     ``sponsor_address``  how a client reaches this agent
     ``service_account``  of the clients; it needs no rights and its token is not mounted
     ``pull_secrets``     names of Secrets with the registry's credentials
     ``retries``          how often a client that failed is started again
-    ``keep_s``           seconds that an ended client stays visible in the cluster, and in
-                         which an agent that was away still learns how it ended
+    ``keep_s``           seconds that an ended client stays in the cluster, so that a restarted
+                         agent can report how it ended
     """
 
     kubeconfig: Path | None = option(file_path(), default=None)
@@ -231,13 +230,13 @@ class KubernetesSettings:
                 )
             if self.runtime_class:
                 raise InconsistentValues((("runtime_class",), "a virtual machine has none"))
-        told = next((tee for tee in NFD_LABELS if self.runtime_class.endswith(f"-{tee}")), "")
-        if self.tee and told and self.tee != told:
+        named = next((tee for tee in NFD_LABELS if self.runtime_class.endswith(f"-{tee}")), "")
+        if self.tee and named and self.tee != named:
             raise InconsistentValues(
-                (("tee",), f'is "{self.tee}", but runtime_class is for "{told}"')
+                (("tee",), f'is "{self.tee}", but runtime_class is for "{named}"')
             )
         if not self.tee:
-            object.__setattr__(self, "tee", told)
+            object.__setattr__(self, "tee", named)
 
     @property
     def tee_label(self) -> str:

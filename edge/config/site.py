@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009 (an option is a field specifier; each makes a new field)
-"""``site.toml``: one site, and what it is willing to run on its data.
+"""``site.toml``: one site, and what it runs on its data.
 
 ::
 
@@ -17,7 +17,7 @@
     [accept]
     bundles = ["9f86d081..."]          # SHA-256 of the app bundles that were reviewed
     other_bundles = "refuse"           # "ask" for approval here, or "insecure-accept"
-    approval = "automatic"             # "manual": a person here says yes to every job
+    approval = "automatic"             # "manual": a person here approves every job
     hours = "20:00-06:00"              # UTC; always by default
     data_paths = ["/srv"]              # below these a job may name a path of its own
     visible_updates = false            # true: also jobs whose app receives single updates
@@ -30,7 +30,7 @@
 
     [caps]                             # the most that one client gets
     # [kubernetes]                     # for launcher.kind = "kubernetes"; see kubernetes.py
-    [attester]                         # what proves this site's clients; see attesterfile
+    [attester]                         # what makes this site's evidence; see attesterfile
     [trust]                            # anchors for verifying the coordinator; see trustfile
 
 The page is docs/reference/site.md.
@@ -84,7 +84,7 @@ class Hours:
     end: int
 
     def contain(self, minute: int) -> bool:
-        """Say whether ``minute`` (0 to 1439) is in it; the end is not."""
+        """Return whether ``minute`` (0 to 1439) is in it; the end is not."""
         if self.start < self.end:
             return self.start <= minute < self.end
         return minute >= self.start or minute < self.end
@@ -101,7 +101,7 @@ def _hours() -> FieldType[Hours]:
             raise InvalidValue
         start, end = (60 * int(found[i]) + int(found[i + 1]) for i in (1, 3))
         if start == end:
-            raise InvalidValue("is no time at all: leave it out for the whole day")
+            raise InvalidValue("begins and ends at the same time: leave it out for the whole day")
         return Hours(start=start, end=end)
 
     return FieldType('hours of the day such as "20:00-06:00"', convert)
@@ -157,11 +157,11 @@ class DataSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accept:
-    """Which jobs this site is willing to run.
+    """Which jobs this site runs.
 
     ``bundles``          SHA-256 of the app bundles that were reviewed
     ``other_bundles``    ``ask`` for approval here, ``refuse``, or ``insecure-accept``
-    ``approval``         ``manual``: a person here says yes to every job
+    ``approval``         ``manual``: a person here approves every job
     ``hours``            of the day, UTC, in which jobs may run; always by default
     ``data_paths``       below these a job may name a path of its own
     ``policy_keys``      SHA-256 of the SPKI of keys that must have signed a job's policy
@@ -249,7 +249,7 @@ class SiteConfig:
                     (("data", name, "claim"), 'needs launcher.kind = "kubernetes"')
                 )
             if found.path is not None and inside:
-                wish = "a pod sees no path of this machine: name a claim"
+                wish = "a pod cannot read a path of this machine: name a claim"
                 raise InconsistentValues((("data", name, "path"), wish))
 
     @classmethod

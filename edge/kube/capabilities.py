@@ -1,8 +1,8 @@
 """What a cluster can run for this site, and what is missing.
 
-The survey is what the coordinator is told when a site connects (``fedlearn site show``), from
-RuntimeClasses and nodes: labels of Node Feature Discovery, extended resources, capacity. The
-checks are what ``fedlearn doctor --cluster`` prints: each says how to mend what it found.
+A site reports the survey to the coordinator when it connects (``fedlearn site show``). It is made
+from RuntimeClasses and nodes: labels of Node Feature Discovery, extended resources, capacity. The
+checks are printed by ``fedlearn doctor --cluster``; each states how to correct what it found.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SUFFIXES: Final = {
 _QUANTITY: Final = re.compile(r"([0-9]{1,30}(?:\.[0-9]{1,12})?)([a-zA-Z]{0,2})")
 _MOST_NODES: Final = 5000
 _LEAST_MINOR: Final = 31
-"""The first release in which a Job's failure policy is stable."""
+"""The first minor release of Kubernetes in which a Job's failure policy is stable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class RuntimeClass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeReport:
-    """A node: whether it takes pods, which TEEs it has, and what it has to give.
+    """A node: whether it accepts pods, which TEEs it has, and what it can allocate.
 
     ``extended``  extended resources (devices) and how many may be allocated
     """
@@ -66,7 +66,7 @@ class NodeReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What a cluster can run. ``unseen`` names what this account may not look at.
+    """What a cluster can run. ``unseen`` names what this account may not read.
 
     ``tee``, ``gpu``  the TEE that this site's clients need, and the GPUs that they get
     ``runtime_class`` that of this site's clients, or empty
@@ -90,7 +90,7 @@ class Survey:
         )
 
     def _overhead(self, name: str) -> float:
-        """Return what the RuntimeClass takes of each pod's node besides what its client gets."""
+        """Return what the RuntimeClass adds to the requests of each client's pod."""
         found = (item.overhead for item in self.runtime_classes if item.name == self.runtime_class)
         return quantity(next(found, {}).get(name, "0"))
 
@@ -98,8 +98,8 @@ class Survey:
         """Return the survey for the coordinator, without the names of nodes.
 
         ``cpu``, ``memory_mib`` and ``gpu`` are the most that one client can get, after the
-        overhead of its RuntimeClass; with ``total_`` before them what all pods can. What cannot
-        be seen is left out, and is not held against the site.
+        overhead of its RuntimeClass; with the prefix ``total_``, what all pods can get. What this
+        account cannot read is left out, and does not exclude the site from a job.
         """
         fit = self.suitable
         report: dict[str, Any] = {
@@ -142,7 +142,7 @@ class Survey:
 
 
 def survey(kube: Kube, settings: KubernetesSettings) -> Survey:
-    """Look at the cluster.
+    """Survey the cluster.
 
     :raises KubeError: when the API server cannot be reached.
     """
@@ -171,7 +171,7 @@ def survey(kube: Kube, settings: KubernetesSettings) -> Survey:
 
 
 def cluster_checks(kube: Kube, settings: KubernetesSettings) -> Iterator[Check]:
-    """Say what is missing in a cluster, and how to mend it.
+    """Return what is missing in a cluster, and how to correct it.
 
     :raises KubeError: when the API server cannot be reached.
     """
@@ -197,12 +197,12 @@ def cluster_checks(kube: Kube, settings: KubernetesSettings) -> Iterator[Check]:
         yield warn(
             "ccnp",
             f"{settings.devices.ccnp_socket} is not on this machine",
-            "install CCNP's DaemonSet; on the nodes that run clients it must be there",
+            "install CCNP's DaemonSet on the nodes that run clients",
         )
 
 
 def quantity(text: str) -> float:
-    """Return a Kubernetes quantity as a number; 0 for what is none."""
+    """Return a Kubernetes quantity as a number; 0 when it is malformed."""
     found = _QUANTITY.fullmatch(text)
     if found is None or found[2] not in _SUFFIXES:
         return 0.0
@@ -245,7 +245,9 @@ def _node(item: Mapping[str, Any]) -> NodeReport:
 def _version(version: str) -> Check:
     found = re.match(r"v1\.(\d+)", version)
     if found is None:
-        return warn("kubernetes", f"version {version or 'unknown'}", "look at it yourself")
+        return warn(
+            "kubernetes", f"version {version or 'unknown'}", "check it with `kubectl version`"
+        )
     if int(found[1]) < _LEAST_MINOR:
         return warn(
             "kubernetes",
@@ -283,7 +285,7 @@ def _excess(kube: Kube) -> Iterator[Check]:
                 "rights",
                 f"may {', '.join(held)} {permission}, which an agent does not need "
                 f"({permission.why})",
-                "run it under a service account of its own, with the chart's Role only",
+                "run it under a separate service account, with the chart's Role only",
             )
 
 
@@ -296,7 +298,7 @@ def _class(found: Survey, wanted: str) -> Check:
     kata = ", ".join(name for name in names if name.startswith("kata")) or "none of kata"
     return fail(
         "runtime class",
-        f"{wanted} is not there (there is {kata})",
+        f"{wanted} does not exist (the cluster has {kata})",
         "install Confidential Containers, or name another in kubernetes.runtime_class",
     )
 
@@ -304,7 +306,7 @@ def _class(found: Survey, wanted: str) -> Check:
 def _nodes(found: Survey, settings: KubernetesSettings) -> Iterator[Check]:
     ready = [node for node in found.nodes if node.ready]
     if not ready:
-        yield fail("nodes", "no node is ready", "kubectl get nodes; look at the kubelets")
+        yield fail("nodes", "no node is ready", "check `kubectl get nodes` and the kubelets")
         return
     yield ok("nodes", f"{len(ready)} of {len(found.nodes)} ready")
     label = settings.tee_label
@@ -326,6 +328,6 @@ def _nodes(found: Survey, settings: KubernetesSettings) -> Iterator[Check]:
         if count:
             yield ok(what, f"{count} x {name}")
         elif what == "GPU":
-            yield warn(what, f"no node has {name}", "only jobs that want no GPU will run")
+            yield warn(what, f"no node has {name}", "only jobs without GPUs can run")
         else:
             yield fail(what, f"no node has {name}", "install its device plug-in")

@@ -1,4 +1,4 @@
-"""What the manifests of a client share, be it a pod or a virtual machine. Pure."""
+"""What the manifests of a client's pod and of its virtual machine share. Pure."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ DATA_PATH: Final = "/data"
 STATE_PATH: Final = "/state"
 SCRATCH_PATH: Final = "/scratch"
 
-_LAST_WORDS: Final = "/dev/termination-log"
+_TERMINATION_MESSAGE: Final = "/dev/termination-log"
 _LEAST_SCRATCH_MIB: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """An object of the same namespace; what it owns is removed with it."""
+    """An object of the same namespace; Kubernetes removes what it owns together with it."""
 
     api_version: str
     kind: str
@@ -43,15 +43,15 @@ class Owner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """What the agent adds to a workload. Nothing in it is a secret that opens anything.
+    """What the agent adds to a workload. It contains no secret.
 
-    ``sponsor``  ``host:port`` of the agent, as a client reaches it
-    ``pin``      SHA-256 of the SPKI of the agent's TLS key, 32 bytes
-    ``ticket``   the tag that lets this one client ask for a voucher
-    ``grace_s``  seconds between being told to stop and being stopped
+    ``agent_address``  ``host:port`` of the agent, as a client reaches it
+    ``pin``            SHA-256 of the SPKI of the agent's TLS key, 32 bytes
+    ``ticket``         the tag with which this client may ask for a voucher
+    ``grace_s``        seconds between the request to stop and the kill
     """
 
-    sponsor: str
+    agent_address: str
     pin: bytes
     ticket: bytes
     grace_s: float = 10.0
@@ -93,12 +93,12 @@ def environment(workload: Workload, launch: Launch) -> dict[str, str]:
     return {
         "FEDLEARN_ASSIGNMENT": workload.assignment.id,
         "FEDLEARN_TICKET": launch.ticket.hex(),
-        "FEDLEARN_SPONSOR": launch.sponsor,
+        "FEDLEARN_SPONSOR": launch.agent_address,
         "FEDLEARN_SPONSOR_PIN": launch.pin.hex(),
         "FEDLEARN_DATA": DATA_PATH,
         "FEDLEARN_STATE": STATE_PATH,
         "FEDLEARN_SCRATCH": SCRATCH_PATH,
-        "FEDLEARN_LAST_WORDS": _LAST_WORDS,
+        "FEDLEARN_LAST_WORDS": _TERMINATION_MESSAGE,
     }
 
 
@@ -129,13 +129,13 @@ def placement(settings: KubernetesSettings) -> dict[str, Any]:
 
 
 def cores(cpu: float) -> str:
-    """Return a number of cores as a Kubernetes quantity, never less than was asked."""
+    """Return a number of cores as a Kubernetes quantity, rounded up."""
     thousandths = math.ceil(round(cpu * 1000, 3))
     return str(thousandths // 1000) if thousandths % 1000 == 0 else f"{thousandths}m"
 
 
 def scratch_mib(workload: Workload) -> int:
-    """Return how much room a client gets for what it may lose."""
+    """Return the size of a client's scratch volume in MiB."""
     return max(workload.spec.resources.disk_mib, _LEAST_SCRATCH_MIB)
 
 

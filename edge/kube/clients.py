@@ -1,4 +1,4 @@
-"""What is known of a site's clients in a cluster, kept up to date by watches."""
+"""The state of a site's clients in a cluster, kept up to date by watches."""
 
 from __future__ import annotations
 
@@ -24,40 +24,40 @@ _LIST_SECONDS: Final = 10.0
 
 @dataclass(slots=True)
 class Client:
-    """What is known of one assignment's client.
+    """The state of one assignment's client.
 
-    ``workload``  what it is; ``None`` for one of an agent's earlier life, until it is adopted
-    ``found``     its Job or machine, as the cluster has it now
-    ``told``      its own last words
-    ``said``      what was reported last
-    ``stopping``  why it is being stopped; ``given_up``: why it was given up
+    ``workload``   what it runs; ``None`` for a client of an earlier agent, until it is adopted
+    ``found``      its Job or machine, as the cluster has it now
+    ``reported``   the reason that the client itself reported last
+    ``forwarded``  the phase and reason that were sent to the coordinator last
+    ``stopping``   why it is being stopped; ``given_up``: why it was given up
     """
 
     workload: Workload | None = None
     found: Mapping[str, Any] | None = None
     pods: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     warnings: list[Mapping[str, Any]] = field(default_factory=list)
-    told: str = ""
-    said: tuple[Phase, str] | None = None
+    reported: str = ""
+    forwarded: tuple[Phase, str] | None = None
     stopping: str | None = None
     given_up: str = ""
     timer: threading.Timer | None = None
 
     @property
     def alive(self) -> bool:
-        """Whether its end has not been reported yet."""
-        return self.said is None or not self.said[0].final
+        """Whether its end has not been sent to the coordinator yet."""
+        return self.forwarded is None or not self.forwarded[0].final
 
     @property
     def unclaimed(self) -> bool:
-        """Whether nobody here waits for its end."""
+        """Whether neither the agent nor a stop waits for its end."""
         return self.workload is None and self.stopping is None
 
 
 class Clients:
-    """The clients of one site. Hold ``lock`` while looking at ``known``.
+    """The clients of one site. Hold ``lock`` while reading ``known``.
 
-    :param news: called with an assignment whenever something about its client has changed.
+    :param news: called with an assignment whenever the state of its client has changed.
     """
 
     def __init__(
@@ -73,18 +73,18 @@ class Clients:
         self.known: dict[str, Client] = {}
 
     def wait_listed(self) -> None:
-        """Return when the clients of an earlier life are known, or after ten seconds."""
+        """Return when the clients of an earlier agent are known, or after ten seconds."""
         self._listed.wait(_LIST_SECONDS)
 
     def stop(self) -> None:
-        """Follow no more."""
+        """Stop following."""
         for follower in self._followers:
             follower.stop()
 
     # --- following --------------------------------------------------------------------
 
     def follow(self) -> None:
-        """Keep up with the cluster until :meth:`stop`."""
+        """Follow the cluster until :meth:`stop`."""
         mine = labels.clients_of(self._site)
         followers = [
             Follower(
@@ -97,10 +97,10 @@ class Clients:
             Follower(self._kube, PODS, listed=self._all_pods, changed=self._pod, selector=mine),
         ]
         try:
-            heard = self._kube.may("watch", EVENTS)
+            allowed = self._kube.may("watch", EVENTS)
         except KubeError:
-            heard = False
-        if heard:
+            allowed = False
+        if allowed:
             followers.append(
                 Follower(self._kube, EVENTS, listed=self._all_events, changed=self._event)
             )
@@ -120,12 +120,12 @@ class Clients:
         for name in names:
             self._news(name)
         for name, before in absent:
-            # The list may be older than the object.
+            # The list may have been made before the object.
             try:
                 if self._is_gone(name):
                     self._found(before, True)
             except KubeError as error:
-                _LOG.info("whether %s is still there cannot be known: %s", name, error)
+                _LOG.info("cannot check whether %s still exists: %s", name, error)
 
     def _found(self, found: Mapping[str, Any], gone: bool) -> None:
         name = found["metadata"]["name"]
@@ -136,7 +136,7 @@ class Clients:
                 if not client.alive or client.unclaimed:
                     del self.known[name]
                     return
-                client.said = client.said or (Phase.STARTING, "")
+                client.forwarded = client.forwarded or (Phase.STARTING, "")
         self._news(name)
 
     def _all_pods(self, pods: list[dict[str, Any]]) -> None:
@@ -183,7 +183,7 @@ class Clients:
         self._news(name)
 
     def _named(self, about: Mapping[str, Any]) -> str:
-        """Return the assignment that an event is about; empty when it is none of ours."""
+        """Return the assignment that an event is about; empty when it is not of this site."""
         name = str(about.get("name") or "")
         if about.get("kind") != "Pod":
             return name if name in self.known else ""
@@ -200,22 +200,22 @@ class Clients:
         return False
 
     def assess(self, client: Client) -> ClientStatus | None:
-        """Return where a client stands; ``None`` while that is not settled."""
+        """Return the status of a client; ``None`` while it is not certain."""
         if client.found is None:
-            if client.said is None:
+            if client.forwarded is None:
                 return None
             if client.stopping is not None:
                 return ClientStatus(phase=Phase.STOPPED, reason=client.stopping)
             reason = client.given_up or "its object was removed from the cluster by somebody else"
             return ClientStatus(phase=Phase.FAILED, reason=reason)
         if self._resource is MACHINES:
-            standing = podstatus.of_machine(client.found, client.warnings, told=client.told)
+            status = podstatus.of_machine(client.found, client.warnings, reported=client.reported)
         else:
             pods = list(client.pods.values())
-            standing = podstatus.of_job(client.found, pods, client.warnings, told=client.told)
-        if standing.phase is Phase.STOPPED or (client.given_up and not standing.phase.final):
-            # Being removed is not removed: wait until it is gone.
+            status = podstatus.of_job(client.found, pods, client.warnings, reported=client.reported)
+        if status.phase is Phase.STOPPED or (client.given_up and not status.phase.final):
+            # The object is being removed: wait until it has been.
             return None
-        if standing.phase.final and client.stopping is not None:
+        if status.phase.final and client.stopping is not None:
             return ClientStatus(phase=Phase.STOPPED, reason=client.stopping)
-        return standing
+        return status

@@ -1,9 +1,9 @@
-"""The policy of a guest's kata agent: what the host outside may ask of a confidential pod.
+"""The policy of a guest's kata agent: which requests of the host a confidential pod accepts.
 
 Rego, package ``agent_policy``, as the kata agent evaluates it on every request. It is part of
-the initdata and so of the evidence: a guest with another policy is another guest. The host may
-start the pod's own container and end it. It gets no shell, no output and no swap; it sets no
-variable, mount, hook or file that could bring in code of its own.
+the initdata and so of the evidence: a guest with another policy has other evidence. The host may
+start and end the pod's container. It gets no shell, no output and no swap; it cannot set a
+variable, mount, hook or file that would add code.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ _ALLOWED: Final = (
 )
 _REFUSED: Final = (
     "AddSwap",  # memory would leave the guest
-    "CopyFile",  # but for files that the pod's mounts are made of
-    "CreateContainer",  # but for the containers below
+    "CopyFile",  # except files of the pod's mounts
+    "CreateContainer",  # except the containers below
     "ExecProcess",  # nobody gets a shell
     "ReadStream",  # nobody reads what the client writes
     "SetPolicy",  # nobody replaces this policy
@@ -155,11 +155,11 @@ allowed_variables := {
 def guest_policy(image: str, command: Sequence[str] = COMMAND) -> str:
     """Return the policy for a client ``image`` (by digest) that runs ``command``.
 
-    :raises ConfigError: for a text that cannot stand in a policy.
+    :raises ConfigError: for a text that a policy cannot contain.
     """
     for item in (image, *command):
         if not _WRITABLE.fullmatch(item):
-            raise ConfigError(f"{item[:80]!r} cannot stand in the guest's policy", key="image")
+            raise ConfigError(f"{item[:80]!r} cannot be part of the guest's policy", key="image")
     rules = _RULES.replace("@ARGUMENTS@", ", ".join(f'"{item}"' for item in command))
     lines = [
         "package agent_policy",

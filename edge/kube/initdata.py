@@ -1,4 +1,4 @@
-"""Initdata: what a confidential pod is told before it starts, and measured with.
+"""Initdata: what a confidential pod receives before it starts, and what is measured of it.
 
 The Confidential Containers initdata specification: a TOML document with ``algorithm``,
 ``version`` and ``data``, carried as base64 of gzip in an annotation. The guest checks its
@@ -66,7 +66,7 @@ def initdata_document(*, image: str, bundle: bytes, tee: str = "") -> bytes:
 def initdata_values(
     *, image: str, bundle: bytes, tee: str = "", name: str = ""
 ) -> tuple[ReferenceValue, ...]:
-    """Return the reference values for a policy that accepts such pods only."""
+    """Return the reference values for a policy that accepts only pods with this document."""
     document = initdata_document(image=image, bundle=bundle, tee=tee)
     return initdata_references(document, name=name)
 
@@ -82,7 +82,7 @@ def annotation_value(document: bytes) -> str:
 def opened(value: str) -> bytes:
     """Return the document in an annotation.
 
-    :raises ConfigError: when it is none, or is longer than 1 MiB.
+    :raises ConfigError: when it is malformed, or longer than 1 MiB.
     """
     inflate = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     try:
@@ -90,5 +90,5 @@ def opened(value: str) -> bytes:
     except (ValueError, zlib.error) as error:
         raise ConfigError(f"is not base64 of gzip: {error}", key=ANNOTATION) from None
     if len(document) > _MAX_BYTES or not inflate.eof or inflate.unused_data:
-        raise ConfigError("is too long, cut off, or has something after it", key=ANNOTATION)
+        raise ConfigError("is too long, truncated, or followed by other data", key=ANNOTATION)
     return document

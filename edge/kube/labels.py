@@ -1,4 +1,4 @@
-"""Names and labels that manifests, charts, selectors and network policies agree on."""
+"""Names and labels that manifests, charts, selectors and network policies share."""
 
 from __future__ import annotations
 
@@ -58,5 +58,5 @@ def client_labels(*, job: str, site: str, assignment: str) -> dict[str, str]:
 
 
 def clients_of(site: str) -> Mapping[str, str]:
-    """Return what the clients of ``site`` have in common, for a label selector."""
+    """Return the labels that all clients of ``site`` have, for a label selector."""
     return {MANAGED_BY: MANAGER, COMPONENT: CLIENT_COMPONENT, SITE: site}

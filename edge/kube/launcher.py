@@ -1,10 +1,10 @@
 """Clients as pods or virtual machines of a cluster. Implements
 :class:`edge.protocol.workload.Launcher`.
 
-The cluster is the memory: an assignment is one object whose name is the assignment's id, so
-it cannot be created twice, and an agent that was restarted finds what it left. A small file
-for each assignment that was started keeps one whose object is gone from being started again.
-Everything is followed through watches; nothing is polled.
+The state is in the cluster: an assignment is one object whose name is the assignment's id, so it
+cannot be created twice, and an agent that was restarted finds its clients. A small file for each
+started assignment prevents a second start after its object was removed. Changes are received
+through watches; nothing is polled.
 
 The page is docs/explanation/kubernetes.md.
 """
@@ -60,7 +60,7 @@ def kube_launcher(
 ) -> KubeLauncher:
     """Return a launcher that is connected to the cluster and listens for its clients.
 
-    :raises ConfigError: when there is no cluster to be reached, or nowhere to listen.
+    :raises ConfigError: when the cluster cannot be reached, or the address cannot be bound.
     """
     settings = config.kubernetes
     if settings is None:
@@ -85,7 +85,7 @@ class KubeLauncher:
     """Starts clients in a cluster.
 
     :param record: folder for what was started; it must outlive the agent.
-    :param start_s: seconds after which a client that does not come up is given up.
+    :param start_s: seconds after which a client that has not started is given up.
     """
 
     kind: Final = "kubernetes"
@@ -118,11 +118,15 @@ class KubeLauncher:
         self._lock = self._clients.lock
         self._closed = False
         record.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._sponsorship = WorkloadService(
-            keys, vouch_for=vouch_for, seed_for=seed_for, charge_for=charge_for, told=self._told
+        self._service = WorkloadService(
+            keys,
+            vouch_for=vouch_for,
+            seed_for=seed_for,
+            charge_for=charge_for,
+            report=self._take_report,
         )
         self._server = WorkloadApiServer(
-            self._sponsorship, keys.tls, listen=settings.sponsor_listen
+            self._service, keys.tls, listen=settings.sponsor_listen
         ).start()
         self._owner = self._own()
         self._clients.follow()
@@ -130,15 +134,15 @@ class KubeLauncher:
     # --- the protocol -----------------------------------------------------------------
 
     def launch(self, workload: Workload) -> None:
-        """Start a client, or adopt the one that is there."""
+        """Start a client, or adopt the one that exists."""
         identity = workload.assignment.id
-        # The client may be faster than the answer to its creation.
-        self._sponsorship.take(workload, self._prepare)
+        # The client may call before the answer to its creation arrives.
+        self._service.take(workload, self._prepare)
         with self._lock:
             client = self._clients.known.setdefault(identity, Client())
             client.workload = workload
-            # What an agent's earlier life knew was told to nobody in this one.
-            client.said = None
+            # An earlier agent may have reported; this one has not.
+            client.forwarded = None
         try:
             self._place(workload)
         except BaseException:
@@ -147,7 +151,7 @@ class KubeLauncher:
         self._look(identity)
 
     def stop(self, assignment: str, reason: str) -> None:
-        """Stop a client and clean up after it."""
+        """Stop a client and remove its object."""
         self._clients.wait_listed()
         with self._lock:
             client = self._clients.known.get(assignment)
@@ -157,7 +161,7 @@ class KubeLauncher:
         self._remove(assignment)
 
     def running(self) -> tuple[str, ...]:
-        """Return the assignments whose clients are there."""
+        """Return the assignments whose clients run."""
         self._clients.wait_listed()
         with self._lock:
             return tuple(
@@ -173,7 +177,7 @@ class KubeLauncher:
         return survey(self._kube, self._settings).to_json()
 
     def close(self) -> None:
-        """Let go; the clients stay."""
+        """Stop following and serving; the clients stay."""
         with self._lock:
             self._closed = True
             timers = [client.timer for client in self._clients.known.values() if client.timer]
@@ -186,23 +190,23 @@ class KubeLauncher:
     # --- starting ---------------------------------------------------------------------
 
     def _place(self, workload: Workload) -> None:
-        """Have exactly one object for the assignment in the cluster."""
+        """Ensure that the cluster has exactly one object for the assignment."""
         identity = workload.assignment.id
         launch = Launch(
-            sponsor=self._settings.sponsor_address,
-            pin=self._sponsorship.keys.pin,
-            ticket=self._sponsorship.keys.tag(identity),
+            agent_address=self._settings.sponsor_address,
+            pin=self._service.keys.pin,
+            ticket=self._service.keys.tag(identity),
             grace_s=self._stop_s,
             owner=self._owner,
         )
         body = manifest(workload, self._settings, launch)
         marker = self._record / identity
-        with _words():
+        with _launch_errors():
             if marker.exists():
                 found = _retrying(lambda: self._find(identity))
                 if found is None:
                     raise LaunchError(
-                        f"assignment {identity} was started before, and its client is gone "
+                        f"assignment {identity} was started before, and its client was removed "
                         "from the cluster",
                         hint="an assignment runs once; resume the job to get a new one",
                     )
@@ -230,14 +234,14 @@ class KubeLauncher:
 
     @staticmethod
     def _check_same(found: Mapping[str, Any], body: Mapping[str, Any]) -> None:
-        """Do not adopt what only has the same name."""
+        """Refuse to adopt an object that has the same name but another workload."""
         name = body["metadata"]["name"]
         ours = body["metadata"]["annotations"][labels.WORKLOAD]
         theirs = (found["metadata"].get("annotations") or {}).get(labels.WORKLOAD, "")
         if ours != theirs:
             raise LaunchError(
-                f"the cluster has something else under the name {name}",
-                hint=f"look at it: kubectl get job {name} -o yaml",
+                f"the cluster has another workload under the name {name}",
+                hint=f"inspect it: kubectl get job {name} -o yaml",
             )
 
     def _check_runtime_class(self) -> None:
@@ -252,11 +256,11 @@ class KubeLauncher:
                 hint="install Confidential Containers, or name another in kubernetes.runtime_class",
             ) from None
         except Forbidden:
-            # Then an event says it later.
+            # Without the permission, a later event reports a missing class.
             return
 
     def _set_deadline(self, identity: str, client: Client) -> None:
-        """A client that starts, for the first time or again, has so much time."""
+        """Start the timer for a client that starts, for the first time or again."""
         if client.timer is not None and client.timer.is_alive():
             return
         client.timer = threading.Timer(self._start_s, self._give_up, args=(identity,))
@@ -264,19 +268,19 @@ class KubeLauncher:
         client.timer.start()
 
     def _give_up(self, identity: str) -> None:
-        """End a client that does not come up; what it waited for is the reason."""
+        """End a client that has not started; what it waits for is the reason."""
         with self._lock:
             client = self._clients.known.get(identity)
             if client is None or self._closed or not client.alive:
                 return
             client.timer = None
-            standing = self._clients.assess(client)
-            if standing is None or standing.phase is not Phase.STARTING:
+            status = self._clients.assess(client)
+            if status is None or status.phase is not Phase.STARTING:
                 return
-            if standing.waits:
+            if status.waits:
                 self._set_deadline(identity, client)
                 return
-            client.given_up = f"did not start in {self._start_s:g} s: {standing.reason}"
+            client.given_up = f"did not start in {self._start_s:g} s: {status.reason}"
         self._remove(identity)
 
     # --- ending -----------------------------------------------------------------------
@@ -293,55 +297,55 @@ class KubeLauncher:
         self._look(identity)
 
     def _forget(self, identity: str) -> None:
-        self._sponsorship.release(identity)
+        self._service.release(identity)
         with self._lock:
             client = self._clients.known.get(identity)
             if client is not None and client.found is None:
                 del self._clients.known[identity]
 
-    # --- saying -----------------------------------------------------------------------
+    # --- reporting --------------------------------------------------------------------
 
-    def _told(self, assignment: str, phase: Phase, reason: str) -> None:
-        """Hear the client itself; its words explain what the cluster says."""
+    def _take_report(self, assignment: str, phase: Phase, reason: str) -> None:
+        """Take a client's own report, whose reason explains the state in the cluster."""
         with self._lock:
             client = self._clients.known.get(assignment)
             if client is None:
                 return
-            client.told = reason
+            client.reported = reason
         _LOG.info("client of %s: %s: %s", assignment, phase.value, reason)
         self._look(assignment)
 
     def _look(self, identity: str) -> None:
-        """Report where a client stands, if that is news."""
+        """Report the status of a client if it has changed."""
         with self._lock:
             client = self._clients.known.get(identity)
             if client is None or self._closed:
                 return
-            standing = self._clients.assess(client)
-            if standing is None or not client.alive:
+            status = self._clients.assess(client)
+            if status is None or not client.alive:
                 return
-            now = (standing.phase, standing.reason)
-            if now == client.said:
+            now = (status.phase, status.reason)
+            if now == client.forwarded:
                 return
-            client.said = now
-            # Said in the order in which it happened: reports do not block.
+            client.forwarded = now
+            # Reported under the lock, so in the order of the changes; reports do not block.
             if client.workload is not None or client.stopping is not None:
-                self._report(identity, standing.phase, standing.reason)
-            final = standing.phase.final
+                self._report(identity, status.phase, status.reason)
+            final = status.phase.final
             if final and client.timer is not None:
                 client.timer.cancel()
-            if standing.phase is Phase.STARTING and client.workload is not None:
+            if status.phase is Phase.STARTING and client.workload is not None:
                 self._set_deadline(identity, client)
             if final and client.found is None:
                 del self._clients.known[identity]
         if final:
-            self._sponsorship.release(identity)
-            if standing.phase is Phase.REFUSED:
-                # The cluster would try again where it does not know better.
+            self._service.release(identity)
+            if status.phase is Phase.REFUSED:
+                # Otherwise the cluster may start it again.
                 self._remove(identity)
 
     def _own(self) -> Owner | None:
-        """Return what owns the clients: our service account, so that they go with the chart."""
+        """Return the owner of the clients: the agent's service account, which the chart removes."""
         account = self._kube.account()
         if account is None or account.namespace != self._kube.namespace:
             return None
@@ -349,10 +353,10 @@ class KubeLauncher:
 
 
 def _retrying(call: Callable[[], _T]) -> _T:
-    """Call until the server answers, for some seconds.
+    """Call until the server answers, for at most some seconds.
 
-    A server that has just come back may not know all roles yet: what it forbids then is tried
-    again as well.
+    A server that has just started may not know all roles yet: after it was unavailable, a call
+    that it forbids is repeated as well.
 
     :raises Unreachable: when the time is up; its cause is the last answer.
     """
@@ -374,8 +378,8 @@ def _retrying(call: Callable[[], _T]) -> _T:
 
 
 @contextmanager
-def _words() -> Iterator[None]:
-    """A launcher raises LaunchError."""
+def _launch_errors() -> Iterator[None]:
+    """Turn a failure to reach the server into the error that a launcher raises."""
     try:
         yield
     except Unreachable as error:

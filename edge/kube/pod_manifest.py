@@ -1,6 +1,6 @@
-"""From a workload and a site's settings to a manifest. Pure: the same in, the same out.
+"""Makes the manifest of a workload from a site's settings. Pure.
 
-The pods meet the restricted Pod Security Standard but for one thing: on a confidential
+The pods meet the restricted Pod Security Standard with one exception: on a confidential
 cluster, CCNP's socket is a folder of the node, mounted read-only. Requests equal limits, so
 that their quality of service is Guaranteed.
 """
@@ -59,8 +59,8 @@ def manifest(workload: Workload, settings: KubernetesSettings, launch: Launch) -
 def batch_job(workload: Workload, settings: KubernetesSettings, launch: Launch) -> dict[str, Any]:
     """Return a ``batch/v1`` Job: one client, one pod at a time.
 
-    Disruptions (eviction, preemption, a lost node) start it elsewhere and count as no
-    failure; a refusal ends it at once; other failures are retried as the site says.
+    Disruptions (eviction, preemption, a lost node) start it elsewhere and do not count as a
+    failure; a refusal ends it at once; other failures are retried as the site configures.
     """
     metadata = object_metadata(workload, settings, launch)
     spec: dict[str, Any] = {
@@ -68,7 +68,7 @@ def batch_job(workload: Workload, settings: KubernetesSettings, launch: Launch) 
         "completions": 1,
         "backoffLimit": settings.retries,
         "ttlSecondsAfterFinished": settings.keep_s,
-        # Never two pods of one client: the next starts when the last has ended.
+        # A client never has two pods: the next one starts when the former has ended.
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {
             "rules": [
@@ -183,7 +183,7 @@ def _container(workload: Workload, settings: KubernetesSettings, launch: Launch)
         "env": [{"name": name, "value": value} for name, value in variables.items()],
         "resources": resources,
         "volumeMounts": mounts,
-        # What a client writes is for nobody outside; its last words are in this file.
+        # The client's output is not read outside; its termination message is in this file.
         "terminationMessagePolicy": "File",
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -200,7 +200,7 @@ def _amounts(workload: Workload, settings: KubernetesSettings) -> dict[str, str]
     wanted = workload.spec.resources
     amounts = {
         "cpu": cores(wanted.cpu),
-        # The state is in memory and counts.
+        # The state is a memory volume and part of the pod's memory.
         "memory": f"{wanted.memory_mib + _STATE_MIB}Mi",
     }
     if not settings.devices.scratch_class:

@@ -1,7 +1,7 @@
-"""Where a client in a cluster stands, in words that a person understands. Pure.
+"""The status of a client in a cluster, with a reason for people. Pure.
 
-In go a Job or a VirtualMachineInstance, its pods and the warnings about them, as the API
-server sends them; out come a phase and a reason.
+The functions take a Job or a VirtualMachineInstance, its pods and the warnings about them, as the
+API server sends them, and return a phase and a reason.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ _HANDLER: Final = re.compile(r'no runtime for "?\'?([A-Za-z0-9._-]+)"?\'? is con
 _PRIORITY: Final = re.compile(r"no PriorityClass with name ([a-z0-9.-]+)")
 _PULL: Final = re.compile(r'Failed to pull image "[^"]*": ')
 _RPC: Final = re.compile(r"rpc error: code = [A-Za-z]+ desc = ")
-"""How a kubelet quotes its container runtime."""
+"""The prefix of an error that a kubelet passes on from its container runtime."""
 
 _WAITING: Final = {
     "ErrImagePull": "the image cannot be pulled",
     "ImagePullBackOff": "the image cannot be pulled",
     "InvalidImageName": "the image's name is malformed",
-    "ErrImageNeverPull": "the image is not on the node, and may not be pulled",
-    "CreateContainerConfigError": "the container cannot be made",
-    "CreateContainerError": "the container cannot be made",
+    "ErrImageNeverPull": "the image is not on the node, and its pull policy forbids to pull it",
+    "CreateContainerConfigError": "the container cannot be created",
+    "CreateContainerError": "the container cannot be created",
     "RunContainerError": "the container cannot be started",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientStatus:
-    """A phase and why. ``waits`` when it waits for somebody's decision, without a deadline."""
+    """A phase and its reason. ``waits``: it waits for a decision, without a deadline."""
 
     phase: Phase
     reason: str
@@ -56,11 +56,11 @@ class ClientStatus:
 
 
 def of_job(
-    job: Object, pods: Sequence[Object], warnings: Iterable[Object] = (), *, told: str = ""
+    job: Object, pods: Sequence[Object], warnings: Iterable[Object] = (), *, reported: str = ""
 ) -> ClientStatus:
-    """Return where the client of a Job stands.
+    """Return the status of the client of a Job.
 
-    ``told`` is what the client itself said last; it explains, and decides nothing.
+    ``reported`` is the reason that the client itself reported last; only the text depends on it.
     """
     status = job.get("status") or {}
     newest = _newest(pods)
@@ -69,10 +69,10 @@ def of_job(
             continue
         if condition.get("type") == "Complete":
             return ClientStatus(
-                phase=Phase.SUCCEEDED, reason=_ending(newest) or told or "it ended well"
+                phase=Phase.SUCCEEDED, reason=_ending(newest) or reported or "it succeeded"
             )
         if condition.get("type") == "Failed":
-            return _failed(condition, newest, told)
+            return _failed(condition, newest, reported)
     if job.get("metadata", {}).get("deletionTimestamp"):
         return ClientStatus(phase=Phase.STOPPED, reason="its Job is being removed from the cluster")
     if (job.get("spec") or {}).get("suspend"):
@@ -81,26 +81,30 @@ def of_job(
     warnings = [item for item in warnings if (item.get("involvedObject") or {}).get("uid") == about]
     if newest is None:
         words = _latest(warnings)
-        return ClientStatus(phase=Phase.STARTING, reason=words or "its pod is being made")
+        return ClientStatus(phase=Phase.STARTING, reason=words or "its pod is being created")
     if _exit(newest) == REFUSED_EXIT:
-        reason = _ending(newest) or told or "the coordinator did not admit it"
+        reason = _ending(newest) or reported or "the coordinator did not admit it"
         return ClientStatus(phase=Phase.REFUSED, reason=reason)
-    return _of_pod(newest, warnings, told)
+    return _of_pod(newest, warnings, reported)
 
 
-def of_machine(machine: Object, warnings: Iterable[Object] = (), *, told: str = "") -> ClientStatus:
-    """Return where the client in a KubeVirt virtual machine stands."""
+def of_machine(
+    machine: Object, warnings: Iterable[Object] = (), *, reported: str = ""
+) -> ClientStatus:
+    """Return the status of the client in a KubeVirt virtual machine."""
     if machine.get("metadata", {}).get("deletionTimestamp"):
         return ClientStatus(phase=Phase.STOPPED, reason="its machine is being removed")
     status = machine.get("status") or {}
     match status.get("phase"):
         case "Running":
-            return ClientStatus(phase=Phase.RUNNING, reason=told or "its machine runs")
+            return ClientStatus(phase=Phase.RUNNING, reason=reported or "its machine runs")
         case "Succeeded":
-            return ClientStatus(phase=Phase.SUCCEEDED, reason=told or "its machine was shut down")
+            return ClientStatus(
+                phase=Phase.SUCCEEDED, reason=reported or "its machine was shut down"
+            )
         case "Failed":
             return ClientStatus(
-                phase=Phase.FAILED, reason=told or "its machine ended with a failure"
+                phase=Phase.FAILED, reason=reported or "its machine ended with a failure"
             )
     for condition in status.get("conditions") or ():
         if condition.get("status") == "False" and condition.get("message"):
@@ -178,7 +182,7 @@ def warning(event: Object) -> str:
 # --- pods ---------------------------------------------------------------------------------
 
 
-def _of_pod(pod: Object, warnings: Iterable[Object], told: str) -> ClientStatus:
+def _of_pod(pod: Object, warnings: Iterable[Object], reported: str) -> ClientStatus:
     status = pod.get("status") or {}
     node = (pod.get("spec") or {}).get("nodeName", "")
     if pod.get("metadata", {}).get("deletionTimestamp"):
@@ -186,11 +190,11 @@ def _of_pod(pod: Object, warnings: Iterable[Object], told: str) -> ClientStatus:
         return ClientStatus(phase=Phase.STARTING, reason=f"{why}; it starts again")
     match status.get("phase"):
         case "Running":
-            return ClientStatus(phase=Phase.RUNNING, reason=told or f"runs on node {node}")
+            return ClientStatus(phase=Phase.RUNNING, reason=reported or f"runs on node {node}")
         case "Succeeded":
-            return ClientStatus(phase=Phase.RUNNING, reason=told or "has ended well")
+            return ClientStatus(phase=Phase.RUNNING, reason=reported or "has succeeded")
         case "Failed":
-            why = _ending(pod) or told or "it failed"
+            why = _ending(pod) or reported or "it failed"
             return ClientStatus(phase=Phase.STARTING, reason=f"{why}; it starts again")
     for condition in status.get("conditions") or ():
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
@@ -209,10 +213,10 @@ def _of_pod(pod: Object, warnings: Iterable[Object], told: str) -> ClientStatus:
 
 
 def _waiting(status: Object, warnings: Sequence[Object]) -> str:
-    """Return what keeps a container from starting; empty when it says nothing of use.
+    """Return what keeps a container from starting; empty when its status does not state it.
 
-    A kubelet that backs off from pulling an image says only that in the container's status;
-    why the last attempt failed is in a warning.
+    While a kubelet waits before it pulls an image again, the container's status states only
+    that; a warning states why the last attempt failed.
     """
     for container in status.get("containerStatuses") or ():
         waiting = (container.get("state") or {}).get("waiting") or {}
@@ -236,11 +240,11 @@ def _failing(message: str) -> str:
     return _WAITING.get(what) or f"the container cannot be started: {_plain(what)}"
 
 
-def _failed(condition: Object, newest: Object | None, told: str) -> ClientStatus:
+def _failed(condition: Object, newest: Object | None, reported: str) -> ClientStatus:
     if newest is not None and _exit(newest) == REFUSED_EXIT:
-        reason = _ending(newest) or told or "the coordinator did not admit it"
+        reason = _ending(newest) or reported or "the coordinator did not admit it"
         return ClientStatus(phase=Phase.REFUSED, reason=reason)
-    why = (_ending(newest) if newest is not None else "") or told
+    why = (_ending(newest) if newest is not None else "") or reported
     if not why:
         why = _plain(condition.get("message") or condition.get("reason") or "its Job failed")
     return ClientStatus(phase=Phase.FAILED, reason=why)
@@ -269,9 +273,9 @@ def _ending(pod: Object | None) -> str:
         if code == _KILLED:
             return "it was killed"
         if code == _TERMINATED:
-            return "it was told to stop"
+            return "it was asked to stop"
         if code:
-            return f"it ended with status {code} and said nothing"
+            return f"it ended with status {code} and without a termination message"
     return ""
 
 
@@ -297,7 +301,7 @@ def _disruption(status: Object) -> str:
 
 
 def _newest(pods: Sequence[Object]) -> Object | None:
-    """Return the pod that counts: one that is not being removed, and of those the last."""
+    """Return the newest pod that is not being removed, or else the newest."""
 
     def rank(pod: Object) -> tuple[bool, str, str]:
         metadata = pod.get("metadata") or {}
@@ -327,7 +331,7 @@ def _resource(name: str) -> str:
 
 def _labels(message: str) -> str:
     if "anti-affinity" in message:
-        return "every node has a pod that it must not be beside"
+        return "every node has a pod that an anti-affinity rule keeps it away from"
     return "no node has the labels that it needs (is Node Feature Discovery installed?)"
 
 

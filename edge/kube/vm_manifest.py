@@ -1,8 +1,8 @@
 """A client as a confidential virtual machine: KubeVirt's VirtualMachineInstance.
 
-The machine has no console and no way in. Its image is a container disk by digest; what a pod
-finds in its environment, the machine finds in ``/run/fedlearn/client.env``, written by
-cloud-init (NoCloud), which is outside of the measurement like a pod's environment.
+The machine has no console and no login. Its image is a container disk by digest. The environment
+of a pod is for a machine in ``/run/fedlearn/client.env``, which cloud-init (NoCloud) writes and
+which is not measured, like a pod's environment.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def virtual_machine(
 ) -> dict[str, Any]:
     """Return the machine.
 
-    :raises LaunchError: when GPUs are wanted through claims, which KubeVirt does not know.
+    :raises LaunchError: when GPUs are requested through claims, which KubeVirt does not support.
     """
     wanted = workload.spec.resources
     if wanted.gpu and settings.devices.gpu_claim:
@@ -100,5 +100,5 @@ def _cloud_config(workload: Workload, launch: Launch) -> str:
         "ssh_pwauth": False,
         "disable_root": True,
     }
-    # JSON is YAML, and needs no other writer.
+    # JSON is valid YAML.
     return "#cloud-config\n" + json.dumps(document, sort_keys=True)

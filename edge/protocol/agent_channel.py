@@ -1,20 +1,20 @@
-"""What an agent and a client process that it started say to each other.
+"""The messages between an agent and a client process that it started.
 
 Records of a :class:`~fedlearn.sandbox.process_channel.ProcessChannel`. The first one, to the
 client, holds its bootstrap document. From then on the client reports and asks, and the agent
 answers, or asks it to stop:
 
 ==============================================  ====================================
-``{"phase": ..., "reason": ...}``               where the client stands
+``{"phase": ..., "reason": ...}``               the client's phase
 ``{"ask": "vouch", "number": n}``               blobs: the nonce, the TLS key
 ``{"ask": "seed", "number": n}``                blob: the request
 ``{"ask": "charge", "number": n}``              blob: the question
 ``{"number": n}``                               blob: the answer to question n
-``{"number": n, "refused": reason}``            why there is none
+``{"number": n, "refused": reason}``            why question n is refused
 ``{"stop": reason}``                            the client ends
 ==============================================  ====================================
 
-When either end goes away the other one notices.
+Each end detects that the other one has ended.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ANSWER_SECONDS: Final = 30.0
 
 
 class Gone(LaunchError):
-    """The agent is gone, or does not answer."""
+    """The agent has ended, or does not answer."""
 
 
 def agent_end(end: socket.socket) -> ProcessChannel:
@@ -55,7 +55,7 @@ class AgentChannel:
         self._answer: tuple[dict[str, Any], list[memoryview]] = ({}, [])
         self._closed = False
         self.stop = threading.Event()
-        """Set when the agent asks the client to stop, or is gone."""
+        """Set when the agent asks the client to stop, or has ended."""
 
     def bootstrap(self) -> bytes:
         """Return the bootstrap document, and from then on listen.
@@ -71,10 +71,10 @@ class AgentChannel:
         threading.Thread(target=self._listen, name="agent", daemon=True).start()
         return bytes(record[1][0])
 
-    def say(self, phase: Phase, reason: str) -> None:
-        """Tell the agent where this client stands.
+    def report(self, phase: Phase, reason: str) -> None:
+        """Report this client's phase to the agent.
 
-        :raises Gone: when nobody is there.
+        :raises Gone: when the agent has ended.
         """
         self._send({"phase": phase.value, "reason": reason[:2000]})
 
@@ -111,7 +111,7 @@ class AgentChannel:
         return bytes(answer[0])
 
     def _is_answered(self) -> bool:
-        """Say whether the answer to the last question is there, or none will come."""
+        """Return whether the answer to the last question has arrived, or none will arrive."""
         return self._closed or self._answer[0].get("number") == self._number
 
     def _send(self, header: dict[str, Any], blobs: Sequence[Blob] = ()) -> None:
@@ -130,7 +130,7 @@ class AgentChannel:
                     self._answer = record
                     self._answered.notify_all()
         except TransportError:
-            pass  # as when the agent has gone
+            pass  # as when the agent has ended
         finally:
             self.stop.set()
             with self._answered:

@@ -1,7 +1,7 @@
-"""What a client is told when it is started. Nothing in it opens anything.
+"""The bootstrap document of a client: what it is started with. It contains no secret.
 
-The client trusts none of it blindly: job, policy and code are measured and bound into its
-evidence, and the coordinator behind ``ca_pin`` has to prove itself before anything is sent.
+The client does not trust it: job, policy and code are measured and bound into its evidence, and
+the coordinator behind ``ca_pin`` has to prove itself before anything is sent to it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_BOOTSTRAP_BYTES: Final = 128 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientJob:
-    """What a client runs, read and hashed here, whatever anybody says of it.
+    """What a client runs, parsed and hashed from the bytes themselves.
 
     ``digest``    of the job, 32 bytes (:meth:`fedlearn.job.spec.JobSpec.digest`)
     ``bundle``    SHA-256 of its code
@@ -51,14 +51,14 @@ class ClientJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bootstrap:
-    """One client's start.
+    """What one client is started with.
 
     ``spec``    the job, as :meth:`fedlearn.job.spec.JobSpec.to_json` writes it
     ``policy``  its appraisal policy, TOML
     ``bundle``  its code
     ``data``    path of the data mount, as the client sees it
     ``state``   the attester's private directory
-    ``sandbox`` what the site demands of the app's sandbox: ``full`` or ``best-effort``
+    ``sandbox`` which sandbox the site requires for the app: ``full`` or ``best-effort``
     """
 
     site: str
@@ -75,7 +75,7 @@ class Bootstrap:
     sandbox: str = "best-effort"
 
     def read(self) -> ClientJob:
-        """Parse the job and its policy and hash the code; a client does it once.
+        """Parse the job and its policy, and hash the code; a client does it once.
 
         :raises JobError: when the policy is not the one that the job names, or the job does not
             name this site.
@@ -84,7 +84,7 @@ class Bootstrap:
         spec = JobSpec.from_json(self.spec)
         policy = parse_policy(self.policy.encode(), where="the job's policy")
         if policy.digest != spec.policy_digest:
-            raise JobError("the policy that came with the job is not the one it names")
+            raise JobError("the policy that came with the job is not the one that the job names")
         if self.site not in spec.sites:
             raise JobError(f"job {spec.name} does not name the site {self.site}")
         digest, bundle = spec.digest(), hashlib.sha256(self.bundle).digest()
@@ -155,7 +155,7 @@ def _settings(settings: AttesterSettings) -> dict[str, object]:
 
 
 def _anchors_json(trust: TrustAnchors) -> dict[str, object]:
-    """Return every field, each in the shape of its type: a text, a list, or an object."""
+    """Return every field as JSON has it: a text, a list, or an object."""
     document: dict[str, object] = {}
     for item in dataclasses.fields(trust):
         value = getattr(trust, item.name)
@@ -203,7 +203,7 @@ def bootstrap_of(
     sandbox: str = "best-effort",
     data: str = "",
 ) -> Bootstrap:
-    """Return what a client of this site is told."""
+    """Return the bootstrap document of a client of this site."""
     assignment = workload.assignment
     if attester.key is not None:
         attester = dataclasses.replace(attester, key=attester.key.resolve())

@@ -1,14 +1,14 @@
-"""A site's identity on disk: its key, its certificate, and whose orders it follows.
+"""A site's identity on disk: its key, its certificate, and the coordinator whose orders it follows.
 
 ::
 
     site.key       PKCS#8, PEM, mode 0600; made here and never sent anywhere
     site.pem       certificate chain, leaf first
     ca.pem         the coordinator's CA, found by the pin in the join token
-    token          the join token, until removal: its own key may present it again
+    token          the join token; the site's own key may present it again until it is removed
     site.json      names and addresses
 
-The folder has mode 0700. Files are replaced as wholes.
+The folder has mode 0700. Files are replaced atomically.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def certification_request(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteIdentity:
-    """What an enrolled (or waiting) site is. ``chain`` is empty while it waits.
+    """An enrolled site, or one that waits for approval: ``chain`` is empty while it waits.
 
     ``order_key``  DER SPKI of the coordinator's key that signs assignments
     """
@@ -80,7 +80,7 @@ class SiteIdentity:
 
     @property
     def pending(self) -> bool:
-        """Whether the coordinator's operator has yet to approve."""
+        """Whether the site waits for the approval of the coordinator's operator."""
         return not self.chain
 
     @property
@@ -134,7 +134,7 @@ class SiteIdentity:
 
     @staticmethod
     def discard(folder: Path) -> None:
-        """Delete what :meth:`save` wrote, and the folder when nothing else is in it."""
+        """Delete what :meth:`save` wrote, and the folder if it is empty then."""
         for name in _FILES:
             (folder / name).unlink(missing_ok=True)
         if folder.is_dir() and not any(folder.iterdir()):

@@ -1,8 +1,8 @@
 """Calls from a site and its clients to the coordinator.
 
-The gate is found by the pinned hash of its CA's key. Every call has a deadline; a failure is
-an error of :mod:`fedlearn.errors` that says what to do. Calls that may be made twice are
-repeated while nobody answers; a nonce that was taken is never sent twice.
+The gate is identified by the pinned hash of its CA's key. Every call has a deadline; a failure is
+an error of :mod:`fedlearn.errors` with a hint. Calls that may be made twice are repeated while
+nobody answers; a nonce that was used is never sent again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class CoordinatorEvidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Challenge:
-    """A nonce that is good once, until ``expires`` by the coordinator's clock."""
+    """A nonce that may be used once, until ``expires`` by the coordinator's clock."""
 
     nonce: bytes
     expires: datetime
@@ -62,7 +62,7 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TpmChallenge:
-    """What only the site's TPM can open, and the name under which to answer, once."""
+    """A blob that only the site's TPM can open, and the name for the one answer to it."""
 
     challenge: bytes
     blob: bytes
@@ -70,7 +70,7 @@ class TpmChallenge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmittedClient:
-    """What an admitted client got. Times are aware, UTC; ``result`` is a signed EAR."""
+    """What an admitted client received. Times are aware, UTC; ``result`` is a signed EAR."""
 
     chain: bytes
     expires: datetime
@@ -86,11 +86,11 @@ def _coordinator(address: str) -> str:
 
 
 class GateClient(Calls):
-    """Speaks to the Gate of one very server: the holder of ``pinned.tls_key``."""
+    """A client of the Gate of one server, the holder of ``pinned.tls_key``."""
 
     def __init__(self, pinned: PinnedServer) -> None:
-        # The server's own certificate is the only root, so that evidence which names its
-        # key is evidence about whoever answers on this channel.
+        # The server's own certificate is the only root. So evidence that names its key is
+        # evidence about the server that answers on this channel.
         super().__init__(
             open_channel(pinned.address, roots=pinned.leaf_pem), _coordinator(pinned.address)
         )
@@ -101,9 +101,9 @@ class GateClient(Calls):
     def connect(
         cls, address: str, *, ca_pin: bytes, now: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> Self:
-        """Find the server at ``address`` and pin it.
+        """Connect to the server at ``address`` and pin its key.
 
-        :raises TransportError: when it is another than the pin says, or cannot be reached.
+        :raises TransportError: when the pin is of another server, or none can be reached.
         """
         return cls(
             retry(
@@ -114,7 +114,7 @@ class GateClient(Calls):
         )
 
     def enroll(self, token: str, csr: bytes, tpm: bytes = b"") -> pb.EnrollReply:
-        """Redeem a join token, or ask again with the key that did.
+        """Redeem a join token, or ask again with the key that redeemed it.
 
         ``tpm`` is the encoded identity of the site's TPM, for the operator to see.
         """
@@ -124,7 +124,7 @@ class GateClient(Calls):
         return reply
 
     def attest_coordinator(self, job: str, nonce: bytes) -> CoordinatorEvidence:
-        """Ask the coordinator for evidence over ``nonce`` (32 bytes of our own)."""
+        """Ask the coordinator for evidence over ``nonce``, 32 bytes that the caller made."""
         request = pb.AttestCoordinatorRequest(job=job, nonce=nonce)
         reply = self._retry(self._gate.AttestCoordinator, request)
         return CoordinatorEvidence(evidence=reply.evidence, hpke_key=reply.hpke_key)
@@ -136,7 +136,7 @@ class GateClient(Calls):
         )
 
     def admit(self, request: AdmitRequest) -> AdmittedClient:
-        """Seek admission, once: the nonce is used up whatever the answer.
+        """Request admission. The nonce is used up, whatever the answer is.
 
         :raises AdmissionDenied: with the coordinator's findings.
         """
@@ -144,7 +144,7 @@ class GateClient(Calls):
 
 
 class ControlClient(Calls):
-    """Speaks to the control listener in mutual TLS, as a site or as an admitted client."""
+    """A client of the control listener over mutual TLS, as a site or as an admitted client."""
 
     def __init__(self, address: str, *, roots: bytes, chain: bytes, key: bytes) -> None:
         super().__init__(
@@ -205,12 +205,12 @@ class ControlClient(Calls):
         return _accepted(identity, reply)
 
     def propose_tpm(self, identity: bytes) -> TpmChallenge:
-        """Say which TPM the site has; return what it has to open."""
+        """Name the site's TPM; return the challenge that it has to open."""
         reply = self._once(self._sites.ProposeTpm, pb.ProposeTpmRequest(identity=identity))
         return TpmChallenge(challenge=reply.challenge, blob=reply.blob)
 
     def prove_tpm(self, challenge: TpmChallenge, secret: bytes) -> str:
-        """Give the answer, once; return why the coordinator believes the endorsement key.
+        """Answer the challenge, once; return why the coordinator trusts the endorsement key.
 
         Empty when the operator has to approve it first.
 
@@ -232,10 +232,10 @@ class ControlClient(Calls):
     ) -> Iterator[Order]:
         """Send ``reports`` and yield orders until the stream ends.
 
-        ``answered`` is called when the coordinator, which says something at once to a site that
-        it knows, has taken the stream.
+        ``answered`` is called when the coordinator has accepted the stream: it sends a message
+        at once to each site that it knows.
 
-        :raises FedlearnError: saying why it ended, unless ``reports`` was closed or finished.
+        :raises FedlearnError: stating why it ended, unless ``reports`` was closed or finished.
         """
         call = self._sites.Follow(iter(reports))
         reports.ends(call.cancel)
@@ -283,8 +283,8 @@ def enroll(
     """Redeem a join token with a fresh key, or ask again with the key of ``identity``.
 
     The result may be pending: ask again with it after the operator's approval. ``keep`` is
-    called with the identity before the token is redeemed, so that a crash right after does
-    not lose the only key that the token is good for from then on. ``tpm`` is the encoded
+    called with the identity before the token is redeemed: from then on the token is valid for
+    this key only, which a crash must not lose. ``tpm`` is the encoded
     identity of the site's TPM, which the operator sees while the site waits.
 
     :raises ConfigError: when the token was mistyped.
@@ -315,7 +315,7 @@ def enroll(
 
 def _accepted(identity: SiteIdentity, reply: pb.EnrollReply) -> SiteIdentity:
     if reply.status != pb.EnrollReply.ACCEPTED or not reply.certificate_chain:
-        raise TransportError("the coordinator's answer to the enrollment makes no sense")
+        raise TransportError("the coordinator's answer to the enrollment is malformed")
     if reply.site != identity.site:
         raise TransportError(f"the coordinator enrolled {reply.site[:64]!a}, not {identity.site}")
     return identity.accepted(
@@ -362,4 +362,4 @@ def _moment(unix_ms: int) -> datetime:
     try:
         return datetime.fromtimestamp(unix_ms / 1000, UTC)
     except (ValueError, OverflowError, OSError):
-        raise TransportError("the coordinator's answer has an impossible time") from None
+        raise TransportError("the coordinator's answer has a time that is out of range") from None

@@ -1,8 +1,8 @@
-"""How a client gets the seed of its commitment: from its site, once it was admitted, sealed to it.
+"""The release of the seed of a commitment, from a site to its admitted client, sealed.
 
-The seed hides a site's records in the root that everybody can see
-(:mod:`fedlearn.update.commitment`). What a client is started with can be read by whoever may read
-its pod, so the seed is not in it::
+The seed hides a site's records in the root, which is public (:mod:`fedlearn.update.commitment`).
+Everyone who may read a client's pod can read what the client is started with, so the seed is not
+in it::
 
     request = LP(chain) | LP(hpke) | LP(sign(client's TLS key, ask))
     ask     = "fedlearn-seed-request/1\\0" | LP(job) | LP(site) | LP(client) | LP(hpke)
@@ -10,11 +10,11 @@ its pod, so the seed is not in it::
     sealed  = HPKE(hpke, info = ask, seed)
     answer  = "fedlearn-seed-reply/1\\0" | LP(ask) | LP(sealed)         LP(x) = u32be(len x) | x
 
-The site gives it to the holder of a certificate that the coordinator issued for this very
-client: to somebody whose evidence was affirmed, and to nobody who only has a launch ticket. The
-client takes it from the site that this coordinator, which it has verified, enrolled: nobody in
-between can read the seed, or make up one that he knows. Signatures are ECDSA P-256, SHA-256, DER;
-sealing is that of RFC 9180 as in :mod:`fedlearn.sealing`.
+The site releases the seed to the holder of a certificate that the coordinator issued for this
+client, whose evidence was therefore affirmed. A launch ticket alone is not enough. The client
+accepts the seed only from the site that this coordinator, which it has verified, enrolled. So
+nobody in between can read the seed, or choose a seed that is known to them. Signatures are ECDSA
+P-256, SHA-256, DER; sealing is that of RFC 9180 as in :mod:`fedlearn.sealing`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _ECDSA: Final = ec.ECDSA(hashes.SHA256())
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
-    """Whose seed it is."""
+    """The client whose seed it is."""
 
     job: str
     site: str
@@ -87,13 +87,13 @@ def grant_seed(
 
     :param ca_pem: the CA of the coordinator that this site follows.
     :param chain: the site's certificate (PEM), and ``key`` the key in it.
-    :raises LaunchError: when the request is not that of this client, admitted now.
+    :raises LaunchError: when the request is not from this client, or it is not admitted now.
     """
     shown, hpke_key, signature = _unpack(request, "the request for a seed")
     identity, public = _identified(shown, ca_pem, now, "the client")
     ours = (who.job, who.site, who.client)
     if not isinstance(identity, ClientId) or (identity.job, identity.site, identity.client) != ours:
-        raise LaunchError(f"{identity} is not the client that this is the seed of")
+        raise LaunchError(f"{identity} is not the client whose seed this is")
     if len(hpke_key) != _HPKE_BYTES:
         raise LaunchError("the request for a seed is malformed")
     _check(public, signature, _ask(who, hpke_key), "the request for a seed")
@@ -115,7 +115,7 @@ def open_grant(
     """Return the seed, 32 bytes.
 
     :param ca_pem: the CA of the coordinator that this client has verified.
-    :raises LaunchError: when the reply is not that of this client's site, or not for this key.
+    :raises LaunchError: when the reply is not from this client's site, or not for this key.
     """
     hpke_key = hpke.public_key().public_bytes_raw()
     shown, sealed, signature = _unpack(reply, "the reply with the seed")
@@ -183,7 +183,7 @@ def _identified(
         raise LaunchError(
             f"the certificate of {what} is valid from {leaf.not_valid_before_utc} to "
             f"{leaf.not_valid_after_utc}",
-            hint="set the clocks of the agent's node and of the client's (NTP)",
+            hint="set the clocks of the agent's node and of the client's node (NTP)",
         )
     return parse(uri), key
 
@@ -196,7 +196,7 @@ def _check(key: ec.EllipticCurvePublicKey, signature: bytes, message: bytes, wha
 
 
 def kept_seed(state: Path, job: str) -> bytes:
-    """Return the secret that hides this site's records, the same for one job's whole life."""
+    """Return the secret that hides this site's records; it is the same for the whole job."""
     folder = state / "commitments"
     if not folder.exists():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What passes on a site's stream: its reports one way, the coordinator's orders the other."""
+"""The messages on a site's stream: reports of the site, and orders of the coordinator."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Order", "Reports", "Start", "Stop"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """An assignment as it came: unverified bytes and a signature."""
+    """An assignment as it was received: unverified bytes and a signature."""
 
     assignment_json: bytes
     signature: bytes
@@ -35,9 +35,9 @@ Order = Start | Stop
 
 
 class Reports:
-    """What a site has to say, in order, from any thread; bounded.
+    """The reports of a site, in order, from any thread; bounded.
 
-    The greeting comes first: ``version`` of the agent and the assignments that it runs.
+    The first one states the ``version`` of the agent and the assignments that it runs.
     """
 
     def __init__(self, *, version: str, running: tuple[str, ...] = (), limit: int = 1024) -> None:
@@ -48,18 +48,18 @@ class Reports:
         self.finished = False
 
     def workload(self, assignment: str, phase: Phase, reason: str = "") -> None:
-        """Say where an assignment stands, in words that a person understands."""
+        """Report the phase of an assignment, with a reason for people."""
         status = pb.WorkloadStatus(
             assignment=assignment, reason=reason[:2000], **phase_fields(phase)
         )
         self._put(pb.SiteReport(workload=status))
 
     def capabilities(self, document: str) -> None:
-        """Say what the site can do: a JSON object."""
+        """Report what the site can run, a JSON object."""
         self._put(pb.SiteReport(capabilities=pb.Capabilities(json=document)))
 
     def heartbeat(self) -> None:
-        """Say that the site is there."""
+        """Report that the site is connected."""
         now = int(datetime.now(UTC).timestamp() * 1000)
         self._put(pb.SiteReport(heartbeat=pb.Heartbeat(unix_ms=now)))
 
@@ -68,17 +68,17 @@ class Reports:
         self.closed = True
         if self._end is not None:
             self._end()
-        # A full queue is emptied by nobody once the call has ended.
+        # Once the call has ended, nothing empties a full queue.
         if not self._queue.full():
             self._queue.put_nowait(None)
 
     def finish(self) -> None:
-        """End the stream from this side when all that was said so far has been taken."""
+        """End the stream from this side when all reports so far have been sent."""
         self.finished = True
         self._put(None)
 
     def ends(self, end: Callable[[], object]) -> None:
-        """Have ``end`` called when the reports are closed."""
+        """Call ``end`` when the reports are closed."""
         self._end = end
         if self.closed:
             end()

@@ -1,8 +1,8 @@
 """How a site starts a client: one protocol for processes, pods and virtual machines.
 
-A launcher starts what it is told and says what becomes of it. Whether the site wants the job
-at all was decided before (:mod:`edge.agent.site_policy`); whether the client is what it should be
-is decided elsewhere, by evidence. A launcher is not trusted with either.
+A launcher starts clients and reports their phases. The site has decided before that it runs the
+job (:mod:`edge.agent.site_policy`), and the coordinator decides by evidence whether the client is
+the one that the policy demands. A launcher is not trusted with either decision.
 
 The page is docs/contributing/add-a-launcher.md.
 """
@@ -48,7 +48,7 @@ class WorkloadApi(Protocol):
     def vouch(self, nonce: bytes, tls_key: bytes) -> bytes:
         """Return the site's signature for this client (see :mod:`fedlearn.identity.voucher`).
 
-        :raises LaunchError: when the agent is gone or does not vouch.
+        :raises LaunchError: when the agent has ended or does not vouch.
         """
         ...
 
@@ -56,7 +56,7 @@ class WorkloadApi(Protocol):
         """Return the seed of this client's commitment, sealed to it
         (:mod:`edge.protocol.seed_release`).
 
-        :raises LaunchError: when the agent is gone or the client is not admitted.
+        :raises LaunchError: when the agent has ended or the client is not admitted.
         """
         ...
 
@@ -65,8 +65,8 @@ class WorkloadApi(Protocol):
 
         When it returns, the charge is on the site's disk, and the update may leave.
 
-        :raises FedlearnError: when the agent is gone or the budget does not pay for it. The
-            update must not leave then.
+        :raises FedlearnError: when the agent has ended, or the update does not fit into the
+            budget. The update must not leave then.
         """
         ...
 
@@ -80,18 +80,18 @@ class Launcher(Protocol):
         ...
 
     def launch(self, workload: Workload) -> None:
-        """Start a client, or adopt the one of the same assignment that is there.
+        """Start a client, or adopt the one of the same assignment that runs already.
 
-        :raises LaunchError: when it cannot be started; nothing half-made remains.
+        :raises LaunchError: when it cannot be started; no part of it remains.
         """
         ...
 
     def stop(self, assignment: str, reason: str) -> None:
-        """Stop a client and clean up after it; nothing happens when there is none."""
+        """Stop a client and remove what it leaves; do nothing when there is none."""
         ...
 
     def running(self) -> tuple[str, ...]:
-        """Return the assignments whose clients are there, also those of an earlier life."""
+        """Return the assignments whose clients run, also those that an earlier agent started."""
         ...
 
     def capabilities(self) -> Mapping[str, Any]:
@@ -99,5 +99,5 @@ class Launcher(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go. Processes end with their agent; pods stay and are adopted later."""
+        """Release what the launcher holds. Processes end with their agent; pods stay."""
         ...

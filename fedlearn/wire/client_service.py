@@ -106,7 +106,7 @@ class Host(Protocol):
         """Charge the update that answers ``question`` to the budget of the site's data."""
         ...
 
-    def tell(self, ticket: Ticket, phase: Phase, reason: str) -> None:
+    def report(self, ticket: Ticket, phase: Phase, reason: str) -> None:
         """Hear where a client stands."""
         ...
 
@@ -273,7 +273,7 @@ class WorkloadApiClient(Calls):
         request = pb.ChargeRequest(ticket=self._ticket, question=question)
         self._retry(self._stub.Charge, request)
 
-    def tell(self, phase: Phase, reason: str) -> None:
+    def report(self, phase: Phase, reason: str) -> None:
         """Say where this client stands.
 
         :raises TransportError: when the agent does not hear it now.
@@ -300,36 +300,36 @@ class _Service:
         self._host = host
 
     def Bootstrap(self, request: pb.LaunchTicket, context: Any) -> Iterator[pb.Chunk]:  # noqa: N802
-        document = _told(context, lambda: self._host.bootstrap(_ticket(request)))
+        document = _answered(context, lambda: self._host.bootstrap(_ticket(request)))
         for start in range(0, len(document), _CHUNK_BYTES):
             yield pb.Chunk(data=document[start : start + _CHUNK_BYTES])
 
     def Vouch(self, request: pb.VouchRequest, context: Any) -> pb.VouchReply:  # noqa: N802
-        voucher = _told(
+        voucher = _answered(
             context,
             lambda: self._host.vouch(_ticket(request.ticket), request.nonce, request.tls_key),
         )
         return pb.VouchReply(voucher=voucher)
 
     def GrantSeed(self, request: pb.SeedRequest, context: Any) -> pb.SeedReply:  # noqa: N802
-        reply = _told(
+        reply = _answered(
             context, lambda: self._host.grant_seed(_ticket(request.ticket), request.request)
         )
         return pb.SeedReply(reply=reply)
 
     def Charge(self, request: pb.ChargeRequest, context: Any) -> pb.Empty:  # noqa: N802
-        _told(context, lambda: self._host.charge(_ticket(request.ticket), request.question))
+        _answered(context, lambda: self._host.charge(_ticket(request.ticket), request.question))
         return pb.Empty()
 
     def Tell(self, request: pb.ClientState, context: Any) -> pb.Empty:  # noqa: N802
-        _told(
+        _answered(
             context,
-            lambda: self._host.tell(_ticket(request.ticket), phase_of(request), request.reason),
+            lambda: self._host.report(_ticket(request.ticket), phase_of(request), request.reason),
         )
         return pb.Empty()
 
 
-def _told(context: Any, work: Callable[[], _T]) -> _T:
+def _answered(context: Any, work: Callable[[], _T]) -> _T:
     try:
         return work()
     except Unreachable as error:

@@ -198,7 +198,7 @@ def test_a_coordinator_that_the_policy_does_not_know_is_sent_nothing(
 
     from attestation.policy.parse import parse_policy
 
-    membership = replace(misbehaving.membership(job, keys), policy=parse_policy(text.encode()))
+    params = replace(misbehaving.params(job, keys), policy=parse_policy(text.encode()))
     before = len(shared.ledger("challenge"))
     with (
         misbehaving.gate() as gate,
@@ -207,7 +207,7 @@ def test_a_coordinator_that_the_policy_does_not_know_is_sent_nothing(
         seek_admission(
             gate,
             misbehaving.attester(job),
-            membership,
+            params,
             voucher,
             now=shared.now,
         )
@@ -225,12 +225,12 @@ def test_the_configuration_stands_in_the_coordinators_evidence(
 
     words = ("fedlearn-server", "measure", "--config", shared.server_toml)
     measured = json.loads(shared.command(*words, "--json").stdout)
-    membership = misbehaving.membership(job, ClientKeys.fresh())
+    params = misbehaving.params(job, ClientKeys.fresh())
     with misbehaving.gate() as gate:
         for value, fits in ((measured["config"], True), ("ab" * 32, False)):
             pin = f'[[coordinator.reference]]\nclaim = "config"\nvalue = "{value}"\n'
             text = job.policy + "\n" + pin
-            pinned = replace(membership, policy=parse_policy(text.encode()))
+            pinned = replace(params, policy=parse_policy(text.encode()))
             if fits:
                 verify_coordinator(gate, pinned, now=shared.now)
                 continue

@@ -88,7 +88,7 @@ class MisbehavingClient:
     def workload(self, job: Job) -> bytes:
         return workload_digest(job.spec.digest(), hashlib.sha256(job.bundle).digest())
 
-    def membership(self, job: Job, keys: ClientKeys) -> AdmissionParams:
+    def params(self, job: Job, keys: ClientKeys) -> AdmissionParams:
         anchors = self.harness.federation.anchors([COORDINATOR])
         return AdmissionParams(
             job=job.name,
@@ -110,7 +110,7 @@ class MisbehavingClient:
         admitted = seek_admission(
             gate,
             self.attester(job),
-            self.membership(job, keys),
+            self.params(job, keys),
             voucher,
             now=lambda: datetime.now(UTC),
         )

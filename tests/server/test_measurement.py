@@ -140,7 +140,7 @@ def refusing(listeners: DeploymentListeners) -> Callable[[dict[str, bytes], byte
         proof: CoordinatorProof = listeners.deployment.make_proof()
         proof._attester = SampleAttester(listeners.deployment.tee_key, b"chip", claims)
         listeners.running._gate_service._proof = proof
-        membership = AdmissionParams(
+        params = AdmissionParams(
             job="alpha",
             site="site-a",
             client="c",
@@ -151,7 +151,7 @@ def refusing(listeners: DeploymentListeners) -> Callable[[dict[str, bytes], byte
         )
         pin = listeners.deployment.ca.key_digest
         with GateClient.connect(listeners.gate, ca_pin=pin) as gate:
-            verify_coordinator(gate, membership, now=listeners.deployment.clock)
+            verify_coordinator(gate, params, now=listeners.deployment.clock)
 
     return judge
 

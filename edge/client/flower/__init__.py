@@ -1,16 +1,16 @@
-"""The door to Flower inside a client: nothing else under ``edge`` imports it.
+"""Flower inside a client: no other package under ``edge`` imports it.
 
 ::
 
     warm_client  works until the job ends; loads the app once, in another process
     fleet        the client's side of the coordinator's fleet server: HTTP over mutual TLS
     app_main     the process of the app
-    app_process  the same, as the client sees it
-    app_state    what an app keeps between rounds, and how it goes back
-    replies      what a client replies
+    app_process  the client's end of that process
+    app_state    the state of an app between rounds, and its restoration
+    replies      the replies of a client
 
-Importing this package imports no Flower; it checks its version, and switches its telemetry and
-update check off before anybody can import it.
+Importing this package does not import Flower: it checks Flower's version, and switches its
+telemetry and update check off before another module can import it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Started by :mod:`edge.client.flower.app_process` in a sandbox, with one end of a
 :class:`~fedlearn.sandbox.process_channel.ProcessChannel`. It has no key, no connection and no file
-of the client: it gets messages and gives answers. The client trusts nothing that it says.
+of the client: it receives messages and answers them. The client does not trust its answers.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _MAX_FAILURE: Final = 4000
 
 
 class _App:
-    """The app of the bundle, and what it keeps."""
+    """The app of the bundle, and its state."""
 
-    def __init__(self, told: dict[str, Any]) -> None:
+    def __init__(self, request: dict[str, Any]) -> None:
         bundle.check_packages()
         installed = bundle.Installed(
-            folder=Path(told["folder"]),
-            name=told["name"],
+            folder=Path(request["folder"]),
+            name=request["name"],
             serverapp="",
-            clientapp=told["clientapp"],
+            clientapp=request["clientapp"],
             config={},
         )
-        seed_generators(bytes.fromhex(told["seed"]))
+        seed_generators(bytes.fromhex(request["seed"]))
         app = installed.load("clientapp")
         if not isinstance(app, ClientApp):
             raise JobError(f"{installed.clientapp} is a {type(app).__name__}, not a ClientApp")
@@ -52,29 +52,29 @@ class _App:
         self._context = Context(
             run_id=0,
             node_id=0,
-            node_config=told["node_config"],
+            node_config=request["node_config"],
             state=RecordDict(),
-            run_config=told["run_config"],
+            run_config=request["run_config"],
         )
 
-    def call(self, told: dict[str, Any], blobs: list[memoryview]) -> list[bytes]:
+    def call(self, request: dict[str, Any], blobs: list[memoryview]) -> list[bytes]:
         """Call the app with one message; return its answer in frames."""
-        context, split = self._context, told["split"]
-        if not told["keep"]:
+        context, split = self._context, request["split"]
+        if not request["keep"]:
             context.state = _message(blobs[split:]).content if blobs[split:] else RecordDict()
-        context.run_id, context.node_id = told["run"], told["node"]
-        TaskIdentity.run_id, TaskIdentity.node_id = told["run"], told["node"]
+        context.run_id, context.node_id = request["run"], request["node"]
+        TaskIdentity.run_id, TaskIdentity.node_id = request["run"], request["node"]
         TaskIdentity.task_id = 1
         message = _message(blobs[:split])
         message.content.pop(CALL, None)
-        seed_generators(bytes.fromhex(told["seed"]))
+        seed_generators(bytes.fromhex(request["seed"]))
         reply: Message = self._app(message, context)
         if reply.has_error():
             raise JobError(f"the app answered with an error: {reply.error.reason}")
         return _frames(reply.content)
 
     def state(self) -> list[bytes]:
-        """Return what the app keeps, in frames; none when it keeps nothing."""
+        """Return the state of the app in frames; none when it is empty."""
         return _frames(self._context.state) if len(self._context.state) else []
 
 
@@ -86,13 +86,13 @@ def _message(frames: list[memoryview]) -> Message:
 
 
 def _frames(content: RecordDict) -> list[bytes]:
-    """Return a message with these records; its metadata mean nothing."""
+    """Return a message with these records; its metadata are not used."""
     message = Message(Packer().content(content), dst_node_id=0, message_type=MessageType.QUERY)
     return flatten([message]).frames(0)
 
 
 def main(arguments: list[str]) -> int:
-    """Answer the client until it is gone."""
+    """Answer the client until it has ended."""
     logging.basicConfig(
         stream=sys.stderr,
         level=os.environ.get("FEDLEARN_LOG", "WARNING").upper(),
@@ -101,21 +101,21 @@ def main(arguments: list[str]) -> int:
     channel = ProcessChannel(socket.socket(fileno=int(arguments[0])), limit=_LIMIT)
     app: _App | None = None
     while (asked := channel.receive()) is not None:
-        told, blobs = asked
+        request, blobs = asked
         message: list[bytes] = []
         failure = None
         try:
             if app is None:
-                app = _App(told)
+                app = _App(request)
             else:
-                message = app.call(told, blobs)
+                message = app.call(request, blobs)
         except FedlearnError as error:
             failure = str(error)[:_MAX_FAILURE]
-        except Exception as error:  # noqa: BLE001  user code may raise anything; told, not lost
+        except Exception as error:  # noqa: BLE001  user code may raise anything; it is reported
             traceback.print_exc()
             failure = f"{type(error).__name__}: {error}"[:_MAX_FAILURE]
         state = [] if app is None else app.state()
-        answer = {"number": told["number"], "failure": failure, "split": len(message)}
+        answer = {"number": request["number"], "failure": failure, "split": len(message)}
         channel.send(answer, [*message, *state])
     return 0
 

@@ -1,7 +1,7 @@
-"""The process of the app, as the client sees it: started in a sandbox, asked, ended.
+"""The client's end of the process of the app: start it in a sandbox, call it, end it.
 
-User code runs in :mod:`edge.client.flower.app_main` and nowhere else. What comes from there is a
-text, a list and byte strings; the client decides what they mean.
+User code runs in :mod:`edge.client.flower.app_main` and nowhere else. That process returns a text,
+a list and byte strings, which the client parses without trust.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _KEPT: Final = ("CUDA_VISIBLE_DEVICES", "FEDLEARN_LOG", "OPENBLAS_CORETYPE", "OP
 
 
 class AppFailed(FedlearnError):
-    """The app raised an exception, or its process ended, hung or answered nonsense."""
+    """The app raised an exception, or its process ended, hung or sent a malformed answer."""
 
     code: ClassVar[str] = "app"
 
@@ -61,7 +61,7 @@ class AppLimits:
     ``seconds``     for loading the app, and for each call
     ``message``     the most bytes of one answer, and of the state that comes with it
     ``cpu``         cores, which decide how many threads numerical libraries start
-    ``gpu``         whether the devices of GPUs are open to it
+    ``gpu``         whether it may open the devices of GPUs
     ``required``    protections without which it is not started
     """
 
@@ -76,9 +76,9 @@ class AppLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What the app's process answered: the records of a reply, or why there are none.
+    """An answer of the app's process: the records of a reply, or why there are none.
 
-    Arrays are packed as they came, and nobody has looked into them yet.
+    Arrays are packed as they were received, and have not been checked.
     """
 
     failure: str | None
@@ -87,10 +87,10 @@ class Answer:
 
 
 class AppProcess:
-    """One process of the app. Asked by one thread; :meth:`close` may be called by any.
+    """One process of the app. One thread calls it; any thread may call :meth:`close`.
 
     :param folder: of the unpacked app, which it may read.
-    :param own: a folder for it alone, which it may write to.
+    :param own: a folder of its own, which it may write to.
     :param data: the site's data, which it may read.
     :raises AppFailed: when it cannot be started.
     """
@@ -120,10 +120,9 @@ class AppProcess:
         """Send one question and return what the process answers.
 
         :param message: head and parts of a message of the coordinator; none to load the app.
-        :param state: what the app is to find; None leaves it what it has.
+        :param state: the state to set before the call; None leaves it unchanged.
 
-        :raises AppFailed: when there is no answer, or none that makes sense; the process has
-            ended then.
+        :raises AppFailed: when there is no answer, or it is malformed; the process has ended then.
         """
         self._number += 1
         header = {
@@ -143,18 +142,18 @@ class AppProcess:
             raise AppFailed(self._ended()) from None
         except TransportError as error:
             self.close()
-            raise AppFailed(f"the app's process sent an answer that is none: {error}") from None
+            raise AppFailed(f"the app's process sent a malformed answer: {error}") from None
         if received is None:
             raise AppFailed(self._ended())
         try:
             return self._answer(*received, empty=not message)
         except (KeyError, TypeError, ValueError, IndexError, TransportError) as error:
             self.close()
-            raise AppFailed(f"the app's process sent an answer that is none: {error}") from None
+            raise AppFailed(f"the app's process sent a malformed answer: {error}") from None
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked."""
+        """Whether it can be called."""
         return self._process.poll() is None
 
     def close(self) -> None:
@@ -170,14 +169,14 @@ class AppProcess:
         if number != self._number or type(split) is not int or not 0 <= split <= len(blobs):
             raise ValueError("of another question, or of the wrong size")
         if failure is not None and not isinstance(failure, str):
-            raise TypeError("the failure is no text")
+            raise TypeError("the failure is not a text")
         content = RecordDict()
         if failure is None and not empty:
             content = _content(blobs[:split])
         return Answer(failure=failure, content=content, state=blobs[split:])
 
     def _ended(self) -> str:
-        """End what is left and return how it ended."""
+        """End the process if it still runs, and return how it ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)
         self.close()
@@ -222,16 +221,16 @@ class AppProcess:
 
 
 def _content(message: Sequence[memoryview]) -> RecordDict:
-    """Return the records of a message in frames; nothing else of it counts."""
+    """Return the records of a message in frames; the rest of it is ignored."""
     head = bytes(message[0])
     found = inflate(head, dict(zip(Head.from_bytes(head).parts, message[1:], strict=True)))
     if found.has_error():
-        raise ValueError("an error in the place of a message")
+        raise ValueError("an error instead of a message")
     return found.content
 
 
 def _follow(lines: IO[bytes]) -> None:
-    """Write what the app prints into the site's log, line by line, up to a bound."""
+    """Write the app's output into the site's log, line by line, up to a bound."""
     left = _MAX_LOG_BYTES
     with lines:
         while line := lines.readline(_MAX_LINE):
@@ -241,5 +240,5 @@ def _follow(lines: IO[bytes]) -> None:
             text = line.decode(errors="replace").rstrip()
             sys.stderr.write(f"app: {text}\n")
             if left <= 0:
-                sys.stderr.write("app: it has printed too much; the rest is left out\n")
+                sys.stderr.write("app: its output exceeds the bound; the rest is not logged\n")
             sys.stderr.flush()

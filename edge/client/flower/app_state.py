@@ -1,9 +1,9 @@
-"""What a ClientApp keeps between rounds, and how it goes back when a round is run again.
+"""The state of a ClientApp between rounds, and its restoration when a round is run again.
 
-Flower gives an app a ``Context`` whose ``state`` lives as long as the client. When the
-coordinator resumes a job, or repeats a round, the app must find the state that it had before
-that round, or the result would depend on the interruption. So the state before each call is
-kept, as the bytes that the app's process sent; the client never looks into them.
+Flower gives an app a ``Context`` whose ``state`` exists as long as the client. When the
+coordinator resumes a job, or repeats a round, the app must have the state that it had before that
+round, or the result would depend on the interruption. So the client keeps the state before each
+call, as the bytes that the app's process sent, which it does not parse.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from fedlearn.sandbox.process_channel import Blob
 __all__ = ["EMPTY", "Call", "State", "StateHistory"]
 
 State = Sequence[Blob]
-"""A message that carries the records of a state, in frames; without any, there are none."""
+"""A message with the records of a state, in frames; the empty tuple is the empty state."""
 
 EMPTY: Final[State] = ()
 
 _ROUNDS: Final = 2
-"""Rounds that are remembered: the one that runs, and the one before its checkpoint."""
+"""Rounds whose states are kept: the current one, and the one before its checkpoint."""
 
 _PHASES: Final = {"train": 0, "query": 1, "evaluate": 2}
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Call:
-    """Which call of the app this is: the round, and the phase in it."""
+    """The position of a call of the app: the round, and the phase in it."""
 
     round: int
     phase: int
@@ -51,7 +51,7 @@ class StateHistory:
     def before(self, call: Call, state: State) -> State:
         """Return the state that the app must have for ``call``, given the one that it has.
 
-        :raises RoundError: when that state is too long ago, and there is one.
+        :raises RoundError: when the app has a state, and that of ``call`` is not kept any more.
         """
         if call in self._before:
             found = self._before[call]

@@ -1,10 +1,10 @@
-"""The client's side of the coordinator's front: a few actions over mutual TLS.
+"""The client's side of the coordinator's fleet server: a few actions over mutual TLS.
 
 The format of requests and answers is described in ``server.flower.exchange.nodes``.
 
 A certificate is renewed while work goes on: :meth:`Fleet.renew` makes new connections with the
-new certificate and lets those that are in use finish. The coordinator is known by its CA and
-the name :data:`fedlearn.identity.spiffe.COORDINATOR_DNS`, whatever address it is reached at.
+new certificate and lets those that are in use finish. The coordinator is identified by its CA and
+the name :data:`fedlearn.identity.spiffe.COORDINATOR_DNS`, whatever its address is.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fedlearn.update.frames import FrameReader, frames_length, write_frames
 __all__ = ["HEARTBEAT_SECONDS", "Ended", "Fleet", "Identity", "Work"]
 
 HEARTBEAT_SECONDS: Final = 30.0
-"""What a client promises; it sends a heartbeat three times as often."""
+"""The interval that a client announces; it sends a heartbeat three times as often."""
 
 _CONNECT_SECONDS: Final = 10.0
 _CALL_SECONDS: Final = 30.0
@@ -49,7 +49,7 @@ class Ended(FedlearnError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a client shows: its certificate chain, leaf first, the key, and whom it trusts."""
+    """A client's certificate chain, leaf first, its key, and the authorities that it trusts."""
 
     chain: tuple[x509.Certificate, ...]
     key: ec.EllipticCurvePrivateKey
@@ -58,7 +58,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """One message as it arrived: its id, its head, and its parts by name."""
+    """One received message: its id, its head, and its parts by name."""
 
     id: str
     head: bytes
@@ -66,7 +66,7 @@ class Work:
 
 
 class _Session:
-    """Connections with one certificate, and how many calls use them."""
+    """The connections with one certificate, and the number of calls that use them."""
 
     def __init__(self, identity: Identity) -> None:
         context = client_context(identity.chain, identity.key, identity.authorities)
@@ -90,11 +90,11 @@ class Fleet:
 
     Every method raises
 
-    * :class:`AdmissionDenied` when the coordinator does not accept the certificate (any more),
+    * :class:`AdmissionDenied` when the coordinator does not accept the certificate,
     * :class:`Ended` when the job has ended for this client,
-    * :class:`TransportError` when it cannot be reached or does not make sense; try again.
+    * :class:`TransportError` when it cannot be reached or its answer is malformed; try again.
 
-    :param address: ``host:port`` of the front.
+    :param address: ``host:port`` of the fleet server.
     :param max_message_bytes: the most bytes that one message may have with all its objects.
     """
 
@@ -108,8 +108,8 @@ class Fleet:
     def renew(self, identity: Identity) -> None:
         """Use another certificate from now on; calls under way finish with the old one.
 
-        Says at once that this client is there: it may be at work for long, and a client
-        without any connection is taken for lost.
+        Reports at once that this client is connected: its current work may take long, and the
+        coordinator treats a client without any connection as lost.
         """
         fresh = _Session(identity)
         with self._lock:
@@ -128,18 +128,18 @@ class Fleet:
         self._session.client.close()
 
     def activate(self) -> tuple[int, int]:
-        """Say that this client is there; return its node number and the number of the run."""
+        """Report that this client is connected; return the numbers of its node and of the run."""
         answer = self._post("activate-node", _INTERVAL)
         try:
             found = json.loads(answer)
             node, run = int(found["node"]), int(found["run"])
         except (ValueError, TypeError, KeyError, RecursionError):
-            raise TransportError("the coordinator did not say which node this is") from None
+            raise TransportError("the coordinator's answer has no node number") from None
         self._active = True
         return node, run
 
     def heartbeat(self) -> None:
-        """Say that it still is."""
+        """Report that this client is still connected."""
         self._post("send-node-heartbeat", _INTERVAL)
 
     def fetch(self) -> Work | None:
@@ -151,10 +151,10 @@ class Fleet:
             return self._work(response)
 
     def deliver(self, flat: Flat) -> bool:
-        """Hand in a reply; False when nobody waits for it any more.
+        """Send a reply; return False when the coordinator does not wait for it any more.
 
         :param flat: one message.
-        :raises UpdateRejected: when it is larger than the coordinator takes.
+        :raises UpdateRejected: when it is larger than the coordinator accepts.
         """
         parts = flat.frames(0)
         size = frames_length(parts)
@@ -162,7 +162,7 @@ class Fleet:
             raise UpdateRejected(f"the reply has {size} bytes; at most {self._max} are sent")
         body = (bytes(part) for part in write_frames(parts))
         with self._streamed("deliver", body, size, _CALL_SECONDS, gone=False) as response:
-            _body(response, _MAX_ANSWER_BYTES)  # an answer that is not read costs the connection
+            _body(response, _MAX_ANSWER_BYTES)  # an answer that is not read closes the connection
             return response.status_code != httpx.codes.GONE
 
     def _work(self, response: httpx.Response) -> Work:

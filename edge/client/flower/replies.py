@@ -1,17 +1,17 @@
-"""What a client replies: the app is called in its own process, and the reply is made here.
+"""The replies of a client: the app is called in its own process, and the reply is made here.
 
-An app is called with a ``Message`` and a ``Context``, as ever; it does not notice that it runs in
-a sandbox (:mod:`edge.client.flower.app_process`). Around each call
+An app is called with a ``Message`` and a ``Context``, as Flower calls it; the sandbox needs no
+change of the app (:mod:`edge.client.flower.app_process`). Around each call
 
 * the packed model becomes the ArrayRecord that the app expects, and the reply is packed;
 * the generators of ``random``, numpy and torch are seeded from the job's seed, the site and
-  the round, and the app finds the state that it had before that round;
-* the reply is made from what the app's process answered, and the job's privacy is applied;
+  the round, and the app has the state that it had before that round;
+* the reply is made from the answer of the app's process, and the job's privacy is applied;
 * an exception of the app, or the end of its process, becomes an error reply; the process is
   started again when it is needed.
 
-Under ``[privacy]`` nothing leaves in which the app can say something: no text, no name, and of
-the metrics only the weight, which is 1. Why there is no answer stands in the site's log.
+Under ``[privacy]`` nothing leaves that the app could use to encode data: no text, no name, and of
+the metrics only the weight, which is 1. The reason of a failure is only in the site's log.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ _LOG = logging.getLogger(__name__)
 _MAX_REASON: Final = 500
 _METRICS: Final = "metrics"
 _STATES: Final = 4
-"""One state of an app has at most this part of its memory; a few of them are kept."""
+"""A state of an app has at most this part of the app's memory; a few states are kept."""
 
 WITHHELD: Final = "the app gave no answer; under [privacy] the reason stays in the site's log"
-"""All that a client says of any failure of the app when the job has ``[privacy]``."""
+"""What a client replies for every failure of the app when the job has ``[privacy]``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientPlan:
-    """All that a client must know of its job.
+    """What a client must know about its job.
 
-    ``node_config`` is what this site tells the app (where its data is, say). ``data`` is where
-    the app may read the site's data. ``patience`` is for how many seconds the coordinator may
+    ``node_config`` is passed to the app, with the place of the site's data for example. ``data`` is
+    where the app may read the site's data. ``patience`` is for how many seconds the coordinator may
     be unreachable.
     """
 
@@ -70,9 +70,9 @@ class ClientPlan:
 
 
 class Replies:
-    """The app of one job at one site. For one thread; :meth:`close` may be called by any.
+    """The app of one job at one site. Not thread-safe, except :meth:`close`.
 
-    ``node`` and ``run`` are the numbers under which the coordinator knows client and job.
+    ``node`` and ``run`` are the coordinator's numbers of the client and of the job.
 
     :param directory: a private folder for the app; it must not exist.
     :param charge: see :class:`edge.client.flower.warm_client.WarmClient`.
@@ -95,7 +95,7 @@ class Replies:
     def load(self) -> None:
         """Unpack and check the app and load it, once.
 
-        :raises JobError: when the bundle is not one that may run here, or has no ClientApp.
+        :raises JobError: when the bundle may not run here, or has no ClientApp.
         :raises AppFailed: when the app cannot be imported, with the reason.
         """
         if self._installed is not None:
@@ -103,7 +103,7 @@ class Replies:
         bundle.check_packages()
         self._directory.mkdir(mode=0o700, parents=True)
         self._installed = bundle.unpack(self._plan.bundle, self._directory / "code")
-        # For the user of the app's process; the folder above lets nobody else in.
+        # For the user of the app's process; the folder above excludes all other users.
         for path in (self._installed.folder, *self._installed.folder.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
         (self._directory / "own").mkdir(mode=0o700)
@@ -116,7 +116,7 @@ class Replies:
             raise AppFailed(WITHHELD) from None
 
     def reply(self, work: Work) -> Flat:
-        """Return the reply to a message, taken apart; of whatever fails, one that says so."""
+        """Return the reply to a message, in parts; after a failure, a reply that states it."""
         message = inflate(work.head, work.objects)
         try:
             content = self._content(work, message)
@@ -130,9 +130,9 @@ class Replies:
         return flatten([_failure(message, reason)])
 
     def _content(self, work: Work, message: Message) -> RecordDict:
-        told = message.content.pop(CALL, ConfigRecord())
+        config = message.content.pop(CALL, ConfigRecord())
         kind = message.metadata.message_type
-        call = Call.of(int(told.get("round", 0)), kind)
+        call = Call.of(int(config.get("round", 0)), kind)
         self._state = self._history.before(call, self._state)
         privacy = self._privacy
         if privacy is None:
@@ -150,7 +150,7 @@ class Replies:
         return Packer().content(outgoing)
 
     def _called(self, work: Work, call: Call, kind: str) -> RecordDict:
-        """Have the app's process answer; return its records as they are."""
+        """Call the app's process; return its records unchanged."""
         seed = derive(self._plan.seed, "client", self._plan.site, call.round, kind)
         question = {"seed": seed.hex(), "node": self.node, "run": self.run}
         process = self._started()
@@ -162,7 +162,7 @@ class Replies:
         return answer.content
 
     def _keep(self, state: State) -> None:
-        """Take the state that the app has now; what did not change is kept once."""
+        """Keep the state that the app has now; an unchanged state is stored once."""
         size, most = sum(map(len, state)), self._plan.limits.memory_bytes // _STATES
         if size > most:
             self._in_process = None
@@ -170,13 +170,13 @@ class Replies:
                 f"the app keeps {size} bytes in its state; at most {most} are kept",
                 hint="keep less in Context.state, or ask for more resources.memory_mib",
             )
-        # The head has an id of its own each time and says nothing of the state.
+        # The head has a new id each time and is not part of the state.
         if list(self._state[1:]) != list(state[1:]):
             self._state = state
         self._in_process = self._state
 
     def _started(self) -> AppProcess:
-        """Return the process of the app, with the app loaded; a new one when there is none."""
+        """Return the process of the app, with the app loaded; start one if there is none."""
         plan, installed = self._plan, self._installed
         if installed is None:
             raise JobError("the app is not loaded")
@@ -206,7 +206,7 @@ class Replies:
     def _private(
         self, privacy: ClientPrivacy, content: RecordDict, asked: RecordDict, kind: str
     ) -> RecordDict:
-        """Make the reply that may leave under privacy; each name in it is ours."""
+        """Make the reply that may leave under privacy; no name in it comes from the app."""
         found = RecordDict()
         updates, metrics = list(content.array_records.values()), content.metric_records
         name, reference = next(iter(asked.array_records.items()), ("", None))
@@ -226,7 +226,7 @@ class Replies:
         return found
 
     def failure(self, work: Work, reason: str) -> Flat:
-        """Return a reply that says why there is none."""
+        """Return a reply that states a failure."""
         return flatten([_failure(inflate(work.head, work.objects), reason)])
 
     def close(self) -> None:

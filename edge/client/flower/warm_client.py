@@ -1,8 +1,7 @@
-"""The warm client: it works until the job ends, and loads the app once, in another process.
+"""The warm client works until the job ends, and loads the app once, in another process.
 
-It takes the place of Flower's SuperNode, which starts a process for each message. The certificate,
-the keys and the connections are here. What the app is asked and what leaves is made in
-:mod:`edge.client.flower.replies`.
+It replaces Flower's SuperNode, which starts a process for each message. The certificate, the keys
+and the connections are here. :mod:`edge.client.flower.replies` calls the app and makes the replies.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ class WarmClient:
     """One client of one job.
 
     :param directory: a private folder for the app; it must not exist.
-    :param address: ``host:port`` of the coordinator's front.
+    :param address: ``host:port`` of the coordinator's fleet server.
     :param charge: ``charge(question)`` charges an update to the budget of the site's data before
-        it leaves under privacy; what it raises keeps the update here.
+        it leaves under privacy; if it raises, the update does not leave.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class WarmClient:
         self._stop = threading.Event()
 
     def load(self) -> None:
-        """Load the app. Done once; :meth:`run` does it if nobody has.
+        """Load the app, once; :meth:`run` loads it if it was not loaded before.
 
         Call it before the admission is needed: importing torch takes longer than a handshake.
 
@@ -59,14 +58,14 @@ class WarmClient:
         self._replies.load()
 
     def renew(self, identity: Identity) -> None:
-        """Go on with a new certificate; work under way is not dropped."""
+        """Use a new certificate; the current work continues."""
         self._fleet.renew(identity)
 
     def stop(self) -> None:
-        """Make :meth:`run` return after the call that is under way.
+        """Make :meth:`run` return after the current call.
 
-        The coordinator is not told that this client leaves: one that was evicted starts
-        elsewhere, and is asked again what it did not answer. Whether it does, the agent knows.
+        This client does not report that it leaves: a client that was evicted starts elsewhere,
+        and the coordinator sends it again what it did not answer. The agent reports the end.
         """
         self._stop.set()
 
@@ -75,7 +74,7 @@ class WarmClient:
         self._replies.close()
 
     def run(self) -> str:
-        """Work until the job ends or :meth:`stop` is called; return why it is over.
+        """Work until the job ends or :meth:`stop` is called; return why it ended.
 
         May be called again after AdmissionDenied and :meth:`renew`: the app and its state are
         still there.
@@ -108,7 +107,7 @@ class WarmClient:
         self._replies.node, self._replies.run = self._fleet.activate()
 
     def _retry(self, action: Callable[[], _T]) -> _T | None:
-        """Do something again until it works or the plan's patience ends; None when stopped."""
+        """Repeat ``action`` until it succeeds or the plan's patience ends; None when stopped."""
         try:
             return retry(
                 action,
@@ -128,8 +127,8 @@ class WarmClient:
             try:
                 self._fleet.heartbeat()
             except FedlearnError as error:
-                # The call that fetches work meets the same answer, and decides.
-                _LOG.info("a heartbeat was not taken: %s", error)
+                # The call that fetches work receives the same answer and handles it.
+                _LOG.info("a heartbeat was not accepted: %s", error)
 
     # The work
 
@@ -143,7 +142,7 @@ class WarmClient:
             self._last = (work.id, self._replies.failure(work, str(error)))
             delivered = self._deliver(self._last[1])
         if delivered is False:
-            _LOG.info("the reply came too late")
+            _LOG.info("the reply was too late")
 
     def _deliver(self, flat: Flat) -> bool | None:
         return self._retry(lambda: self._fleet.deliver(flat))

@@ -1,9 +1,9 @@
-"""The door to Kubernetes: few verbs on few kinds of objects, in plain JSON.
+"""The Kubernetes API: few verbs on few kinds of objects, as JSON.
 
-Objects are dictionaries as the API sends them. Every call has a deadline. What goes wrong is
-a :class:`KubeError` in words, with what to do about it. Watching (:class:`Follower`) starts
-from a list, survives lost connections, an API server that restarts, and ``410 Gone``, and
-asks nothing while nothing happens.
+Objects are dictionaries as the API sends them. Every call has a deadline. A failure is a
+:class:`KubeError` with a hint. A watch (:class:`Follower`) starts from a list, continues after
+lost connections, a restart of the API server and ``410 Gone``, and sends no requests while nothing
+changes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How an API server is reached and who asks: by this pod's account, or by a kubeconfig.
+"""The address of an API server and the credentials for it, from this pod or from a kubeconfig.
 
 Inside a cluster nothing but three files and two variables are read (Kubernetes documentation,
-"Accessing the API from a Pod"). A kubeconfig is read by Kubernetes' own client, which knows
-every way to get credentials; it is loaded only then, because an agent should be small.
+"Accessing the API from a Pod"). A kubeconfig is read by Kubernetes' own client, which supports
+every kind of credentials; it is imported only then, to keep an agent's memory small.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Access:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """The service account that this process has, as its own token says."""
+    """The service account of this process, as its token states."""
 
     namespace: str
     name: str
@@ -58,9 +58,9 @@ class Account:
 def in_cluster(environment: Mapping[str, str] = os.environ, folder: Path | None = None) -> Access:
     """Return the access of this pod's service account.
 
-    :param folder: where its token is; by default where ``FEDLEARN_ACCOUNT`` says, or else
-        where Kubernetes mounts it.
-    :raises ConfigError: when this process is in no pod, or its token is not mounted.
+    :param folder: where its token is; by default the folder in ``FEDLEARN_ACCOUNT``, or else
+        the one that Kubernetes mounts.
+    :raises ConfigError: when this process is not in a pod, or its token is not mounted.
     """
     host = environment.get("KUBERNETES_SERVICE_HOST", "")
     port = environment.get("KUBERNETES_SERVICE_PORT", "")
@@ -127,7 +127,7 @@ def by_kubeconfig(path: Path) -> Access:
 def account_of(authorization: str) -> Account | None:
     """Return the service account that a bearer token names; ``None`` for other credentials.
 
-    It is our own token (RFC 7519), which nobody has to verify here.
+    It is this process's own token (RFC 7519), so it is not verified here.
     """
     parts = authorization.removeprefix("Bearer ").strip().split(".")
     if len(parts) != 3:

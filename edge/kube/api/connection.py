@@ -1,4 +1,4 @@
-"""One API server and one namespace: few verbs, deadlines, errors in words."""
+"""A connection to one API server and one namespace, with a deadline for each call."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Kube"]
 _CONNECT_SECONDS: Final = 5.0
 _CALL_SECONDS: Final = 20.0
 _SILENCE_SECONDS: Final = 150.0
-"""A watch gets a bookmark about every minute; without any, its connection is dead."""
+"""A watch receives a bookmark about every minute; without one, its connection is lost."""
 _PAGE: Final = 500
 _MAX_OBJECTS: Final = 20_000
 _MAX_LOG_BYTES: Final = 1024 * 1024
@@ -42,7 +42,7 @@ class Kube:
     def connect(cls, kubeconfig: Path | None, *, namespace: str) -> Self:
         """Return a connection by a kubeconfig, or by the service account of this pod.
 
-        :raises ConfigError: when there is neither, or it cannot be used.
+        :raises ConfigError: when there is neither, or it is not usable.
         """
         access = in_cluster() if kubeconfig is None else by_kubeconfig(kubeconfig)
         return cls(access, namespace=namespace)
@@ -56,7 +56,7 @@ class Kube:
     def create(self, resource: Resource, body: Mapping[str, Any]) -> Object:
         """Create an object; return it as the server keeps it.
 
-        :raises Exists: when one of this name is there.
+        :raises Exists: when one of this name exists.
         """
         return self._json("POST", resource.path(self.namespace), resource, body=body)
 
@@ -76,10 +76,10 @@ class Kube:
     def delete(
         self, resource: Resource, name: str, *, uid: str = "", foreground: bool = True
     ) -> None:
-        """Delete an object; nothing happens when there is none.
+        """Delete an object; do nothing when there is none.
 
-        :param uid: delete this very object only, not a later one of the same name.
-        :param foreground: keep it until what it owns is gone.
+        :param uid: delete only the object with this uid, not a later one of the same name.
+        :param foreground: keep it until what it owns is deleted.
         """
         body: Object = {"propagationPolicy": "Foreground" if foreground else "Background"}
         if uid:
@@ -211,7 +211,7 @@ class Kube:
         except (HTTPError, OSError) as error:
             raise Unavailable(
                 f"the API server {self.address} cannot be reached: {cause_of(error)}",
-                hint="see that it runs and that a NetworkPolicy lets this agent reach it",
+                hint="check that it runs and that a NetworkPolicy lets this agent connect to it",
             ) from error
         if answer.status >= 300:
             raise refusal(answer.status, answer.data, f"{method} {resource}")
@@ -225,9 +225,9 @@ def _selecting(selector: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _pool(access: Access) -> urllib3.PoolManager:
-    """Return a pool that trusts one authority, and neither repeats nor follows redirects.
+    """Return a pool that trusts one authority, and neither retries nor follows redirects.
 
-    Waiting and trying again is done by those who know what may be repeated.
+    The callers retry, as they know which calls may be repeated.
     """
     alive = (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     options: dict[str, Any] = {

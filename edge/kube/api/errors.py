@@ -1,4 +1,4 @@
-"""What goes wrong with an API server, in words and with what to do about it."""
+"""The errors of calls to an API server, each with a hint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
 
 
 class KubeError(LaunchError):
-    """The API server said no, or cannot be reached. ``status`` is HTTP's; 0 without any."""
+    """The API server refused a call, or cannot be reached; ``status`` is HTTP's, or 0."""
 
     def __init__(self, message: str, *, status: int = 0, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -27,23 +27,23 @@ class KubeError(LaunchError):
 
 
 class Missing(KubeError):
-    """There is no such object, or the server does not know this kind."""
+    """The object does not exist, or the server does not know its kind."""
 
 
 class Exists(KubeError):
-    """An object of this name is there already."""
+    """An object of this name exists already."""
 
 
 class Forbidden(KubeError):
-    """This account may not do that, or a quota or policy forbids it."""
+    """This account may not make the call, or a quota or policy forbids it."""
 
 
 class Unavailable(KubeError):
-    """Nobody answers, or not now. The same call may succeed later."""
+    """The server does not answer, or refuses for now. The same call may succeed later."""
 
 
 class Gone(KubeError):
-    """The version to go on from is too old; list again."""
+    """The version from which to watch is too old; list again."""
 
 
 def refusal(status: int, body: object, what: str) -> KubeError:
@@ -59,21 +59,21 @@ def refusal(status: int, body: object, what: str) -> KubeError:
     if status == 410:
         return Gone(message, status=status)
     if status == 404:
-        return Missing(message, status=status, hint="see that namespace and kind exist")
+        return Missing(message, status=status, hint="check that namespace and kind exist")
     if status == 409 and reason == "AlreadyExists":
         return Exists(message, status=status)
     if status == 401:
         return Forbidden(
             "the API server does not accept this account's credentials",
             status=status,
-            hint="renew the kubeconfig; in a cluster, see that the service account exists",
+            hint="renew the kubeconfig; in a cluster, check that the service account exists",
         )
     if status == 403:
         quota = "exceeded quota" in message
         hint = (
             "raise the namespace's ResourceQuota, or wait for other clients to end"
             if quota
-            else "grant it: the fedlearn-edge chart has the Role that is needed"
+            else "grant the permission: the fedlearn-edge chart has the Role that is needed"
         )
         return Forbidden(message, status=status, hint=hint)
     if status in (429, 500, 502, 503, 504):

@@ -1,4 +1,4 @@
-"""Keeping up with objects through a watch, without asking while nothing happens."""
+"""Follows objects through a watch, without requests while nothing changes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STEADY_SECONDS: Final = 10.0
 
 
 class Follower:
-    """A watch in a thread of its own, which goes on until it is stopped.
+    """A watch in a thread of its own, which continues until it is stopped.
 
     ``listed(objects)`` is called with all objects that have the labels of ``selector`` at
     first, and again whenever changes may have been missed; ``changed(object, gone)`` with each
@@ -84,7 +84,7 @@ class Follower:
             except Unavailable as error:
                 _LOG.info("watching %s: %s", self._resource, error)
             except KubeError as error:
-                # What is not understood is not built upon: begin with a list.
+                # After a malformed change the state is unknown: begin with a list.
                 self._version = ""
                 _LOG.warning("watching %s: %s", self._resource, error)
             if time.monotonic() - began > _STEADY_SECONDS:
@@ -105,7 +105,7 @@ class Follower:
                 self._version = self._take(line)
         except (HTTPError, OSError, ValueError) as error:
             if not self._stopped.is_set():
-                raise Unavailable(f"a watch broke: {cause_of(error)}") from error
+                raise Unavailable(f"a watch was interrupted: {cause_of(error)}") from error
         finally:
             with self._lock:
                 self._answer = None
@@ -119,7 +119,7 @@ class Follower:
                 raise refusal(int(found.get("code", 0)), found, f"watch {self._resource}")
             version = str(found["metadata"]["resourceVersion"])
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise KubeError("the API server sent a change that makes no sense") from None
+            raise KubeError("the API server sent a malformed change") from None
         if kind != "BOOKMARK":
             self._changed(found, kind == "DELETED")
         return version
@@ -135,9 +135,9 @@ def _lines(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
 
 
 def _cut(answer: urllib3.BaseHTTPResponse) -> None:
-    """End a read that another thread waits for."""
+    """End a read in which another thread waits."""
     try:
         answer.shutdown()
     except (RuntimeError, ValueError, OSError):
-        # It has just ended by itself.
+        # The connection has just ended by itself.
         return

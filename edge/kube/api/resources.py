@@ -1,4 +1,4 @@
-"""The kinds of objects that a site deals with, as the API names them."""
+"""The kinds of objects that a site uses, as the API names them."""
 
 from __future__ import annotations
 

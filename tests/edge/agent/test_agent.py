@@ -355,10 +355,10 @@ def test_an_adopted_client_that_the_rules_refuse_now_is_stopped(site: Site) -> N
 
 
 @pytest.mark.parametrize(
-    ("ended", "told"),
+    ("ended", "reported"),
     [(Phase.FAILED, "failed"), (Phase.SUCCEEDED, "failed"), (Phase.REFUSED, "refused")],
 )
-def test_an_assignment_is_never_started_twice(site: Site, ended: Phase, told: str) -> None:
+def test_an_assignment_is_never_started_twice(site: Site, ended: Phase, reported: str) -> None:
     clients = Clients()
     site.agent(clients)
     site.order("a-1")
@@ -370,7 +370,7 @@ def test_an_assignment_is_never_started_twice(site: Site, ended: Phase, told: st
     site.order("a-2")
     eventually(lambda: len(clients.launched) >= 2)
     phase, reason = site.said("a-1")[-1]
-    assert phase == told
+    assert phase == reported
     assert "that is how it ended" in reason
     assert clients.launched == ["a-1", "a-2"]
 

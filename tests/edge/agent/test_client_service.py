@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from edge.agent.client_service import Keys, WorkloadService
-from edge.client.pod_main import EXIT, FIRST_WORDS, PodEnvironment
+from edge.client.pod_main import EXIT, START_LINE, PodEnvironment
 from edge.kube.client_object import Launch, environment
 from edge.protocol.bootstrap import MAX_BOOTSTRAP_BYTES, Bootstrap
 from edge.protocol.workload import REFUSED_EXIT
@@ -44,7 +44,7 @@ class Line:
 
     def __init__(self) -> None:
         self.workload = workload("a")
-        self.told: list[tuple[str, Phase, str]] = []
+        self.reported: list[tuple[str, Phase, str]] = []
         self.keys = Keys(SITE_KEY)
 
         def vouch(item: Any, nonce: bytes, tls_key: bytes) -> bytes:
@@ -58,16 +58,14 @@ class Line:
             )
 
         self.charged: list[tuple[str, str]] = []
-        self.sponsorship = WorkloadService(
+        self.service = WorkloadService(
             self.keys,
             vouch_for=vouch,
             charge_for=self.charge,
             seed_for=lambda item, request: b"sealed for " + item.assignment.id.encode() + request,
-            told=lambda *said: self.told.append(said),
+            report=lambda *values: self.reported.append(values),
         )
-        self.server = WorkloadApiServer(
-            self.sponsorship, self.keys.tls, listen="127.0.0.1:0"
-        ).start()
+        self.server = WorkloadApiServer(self.service, self.keys.tls, listen="127.0.0.1:0").start()
         self.address = f"127.0.0.1:{self.server.port}"
 
     def charge(self, item: Any, question: str) -> None:
@@ -85,15 +83,15 @@ class Line:
 @pytest.fixture
 def line() -> Iterator[Line]:
     running = Line()
-    running.sponsorship.take(running.workload, bootstrap)
+    running.service.take(running.workload, bootstrap)
     yield running
     running.server.stop()
 
 
 def test_a_client_gets_its_start_and_a_voucher(line: Line) -> None:
     client = line.client()
-    told = Bootstrap.decode(client.bootstrap(limit=MAX_BOOTSTRAP_BYTES))
-    assert told.bundle == line.workload.bundle
+    document = Bootstrap.decode(client.bootstrap(limit=MAX_BOOTSTRAP_BYTES))
+    assert document.bundle == line.workload.bundle
     tls_key = ec.generate_private_key(ec.SECP256R1()).public_key()
     der = tls_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     voucher = client.vouch(NONCE, der)
@@ -113,8 +111,8 @@ def test_a_client_gets_its_start_and_a_voucher(line: Line) -> None:
     assert line.charged == [("a", "q1")]
     with pytest.raises(PrivacyError, match="bring the data set to epsilon 9"):
         client.charge("too much")
-    client.tell(Phase.RUNNING, "admitted\x1b[31m")
-    assert line.told == [("a", Phase.RUNNING, "admitted [31m")]
+    client.report(Phase.RUNNING, "admitted\x1b[31m")
+    assert line.reported == [("a", Phase.RUNNING, "admitted [31m")]
     client.close()
 
 
@@ -127,7 +125,7 @@ def test_tickets_and_pin_outlive_the_agent(line: Line) -> None:
 
 
 def test_a_ticket_is_good_for_one_assignment(line: Line) -> None:
-    line.sponsorship.take(workload("b"), bootstrap)
+    line.service.take(workload("b"), bootstrap)
     for ticket in (
         Ticket(assignment="b", tag=line.keys.tag("a")),
         Ticket(assignment="a", tag=bytes(32)),
@@ -138,12 +136,12 @@ def test_a_ticket_is_good_for_one_assignment(line: Line) -> None:
             lambda: client.bootstrap(limit=MAX_BOOTSTRAP_BYTES),  # noqa: B023
             lambda: client.vouch(NONCE, b"key"),  # noqa: B023
             lambda: client.charge("q1"),  # noqa: B023
-            lambda: client.tell(Phase.RUNNING, "x"),  # noqa: B023
+            lambda: client.report(Phase.RUNNING, "x"),  # noqa: B023
         ):
             with pytest.raises(LaunchError, match="was not issued by this site"):
                 attempt()
         client.close()
-    assert line.told == []
+    assert line.reported == []
 
 
 def test_a_malformed_question_is_refused(line: Line) -> None:
@@ -169,9 +167,9 @@ def test_a_document_that_is_too_long_is_refused(line: Line) -> None:
 def test_an_ended_assignment_is_answered_no_more(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    line.sponsorship.release("a")
+    line.service.release("a")
     with pytest.raises(Unreachable, match="not known here yet"):
-        line.sponsorship.vouch(line.ticket(), NONCE, b"key")
+        line.service.vouch(line.ticket(), NONCE, b"key")
     monkeypatch.setattr(wire, "retry", lambda call, **_: call())
     client = line.client()
     with pytest.raises(Unreachable):
@@ -181,18 +179,22 @@ def test_an_ended_assignment_is_answered_no_more(
 
 def test_a_port_in_use_is_named(line: Line) -> None:
     with pytest.raises(ConfigError, match=r"sponsor_listen: .* cannot be bound"):
-        WorkloadApiServer(line.sponsorship, line.keys.tls, listen=line.address)
+        WorkloadApiServer(line.service, line.keys.tls, listen=line.address)
 
 
 # --- the client's program -----------------------------------------------------------------
 
 
 def test_what_the_pod_is_given_is_what_the_client_reads(line: Line) -> None:
-    launch = Launch(sponsor=line.address, pin=line.keys.pin, ticket=line.keys.tag("a"))
-    around = PodEnvironment.read(environment(line.workload, launch))
-    assert (around.sponsor, around.pin, around.tag) == (launch.sponsor, launch.pin, launch.ticket)
-    assert (around.assignment, around.data) == ("a", "/data")
-    assert "tag" not in repr(around)
+    launch = Launch(agent_address=line.address, pin=line.keys.pin, ticket=line.keys.tag("a"))
+    found = PodEnvironment.read(environment(line.workload, launch))
+    assert (found.agent_address, found.pin, found.tag) == (
+        launch.agent_address,
+        launch.pin,
+        launch.ticket,
+    )
+    assert (found.assignment, found.data) == ("a", "/data")
+    assert "tag" not in repr(found)
 
 
 @pytest.mark.parametrize(
@@ -204,13 +206,13 @@ def test_what_the_pod_is_given_is_what_the_client_reads(line: Line) -> None:
     ],
 )
 def test_a_broken_environment_is_named(line: Line, name: str, value: str, message: str) -> None:
-    launch = Launch(sponsor=line.address, pin=line.keys.pin, ticket=line.keys.tag("a"))
+    launch = Launch(agent_address=line.address, pin=line.keys.pin, ticket=line.keys.tag("a"))
     with pytest.raises(ConfigError, match=message):
         PodEnvironment.read({**environment(line.workload, launch), name: value})
 
 
 def test_the_program_leaves_its_last_words(line: Line, tmp_path: Path) -> None:
-    launch = Launch(sponsor=line.address, pin=line.keys.pin, ticket=line.keys.tag("a"))
+    launch = Launch(agent_address=line.address, pin=line.keys.pin, ticket=line.keys.tag("a"))
     words = tmp_path / "words"
     variables = {
         **environment(line.workload, launch),
@@ -232,7 +234,7 @@ def test_the_program_leaves_its_last_words(line: Line, tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "policy" in words.read_text()
     # Whatever the log level: an empty log then shows that the guest keeps it.
-    assert done.stderr.splitlines()[0] == FIRST_WORDS
+    assert done.stderr.splitlines()[0] == START_LINE
 
 
 def test_only_a_job_that_ended_well_is_complete() -> None:

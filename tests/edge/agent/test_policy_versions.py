@@ -42,7 +42,7 @@ def test_an_older_version_and_another_content_of_the_same_are_a_rollback() -> No
     older = rollback(policy(4), seen)
     assert "version 4 of the policy 'hospitals' is older than 5" in older
     assert "fedlearn-edge policies --forget hospitals" in older
-    assert "another content" in rollback(policy(5, accept="tdx"), seen)
+    assert "other content" in rollback(policy(5, accept="tdx"), seen)
 
 
 def test_a_policy_is_forgotten_by_name(tmp_path: Path) -> None:

@@ -105,11 +105,11 @@ def test_a_job_that_fits_runs_on_its_data(folder: Path) -> None:
         (("", ""), ("max_epsilon = 8", "max_delta = 1e-9"), "delta 1e-06 is above"),
         (("", ""), ("max_epsilon = 8", "min_noise_multiplier = 2"), "multiplier 1.1 is below"),
         (("delta = 1e-6", "delta = 1e-6\ninsecure_deterministic_noise = true"), ("", ""), "seed"),
-        ((JOB[JOB.index("[privacy]") :], ""), ("", ""), "promises no privacy"),
-        ((JOB[JOB.index("[privacy]") :], ""), ("required = true", ""), "promises no privacy"),
+        ((JOB[JOB.index("[privacy]") :], ""), ("", ""), "has no [privacy]"),
+        ((JOB[JOB.index("[privacy]") :], ""), ("required = true", ""), "has no [privacy]"),
         (('set = "medpar"', 'set = "other"'), ("", ""), "no data set 'other'"),
         (('set = "medpar"', 'path = "/etc"'), ("", ""), "not below accept.data_paths"),
-        (('set = "medpar"', 'claim = "c"'), ("", ""), "the claim c is no data set"),
+        (('set = "medpar"', 'claim = "c"'), ("", ""), "the claim c is not a data set"),
         (('"mortality-1"', '"other-1"'), ("", ""), "is not for the job other-1"),
     ],
 )
@@ -204,7 +204,7 @@ def test_a_site_may_ask_who_signed_the_policy(folder: Path) -> None:
         (answer(), "is not signed"),
         (answer(signature=sign_policy(policy, stranger)), "not a known operator"),
         (answer(signature=b"junk"), "policy signature"),
-        (answer(signature=signed, job=("", "")), "not the one it names"),
+        (answer(signature=signed, job=("", "")), "not the one that the job names"),
         (answer(signature=signed, policy=text + "\nrequire = 1"), "not acceptable here"),
         (answer(signature=signed, policy='version = 1\naccept = ["sample"]'), "another policy"),
     ):

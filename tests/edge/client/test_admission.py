@@ -55,7 +55,7 @@ class Site:
         client = self.deployment.client(site=name, job=job)
         self.attester = client.attester
         self.site_key = self.deployment.site_keys[name]
-        self.membership = AdmissionParams(
+        self.params = AdmissionParams(
             job=job,
             site=name,
             client="c1",
@@ -69,21 +69,21 @@ class Site:
     def voucher(self, nonce: bytes, tls_key: bytes) -> bytes:
         return sign_voucher(
             self.site_key,
-            job=self.membership.job,
-            site=self.membership.site,
-            client=self.membership.client,
+            job=self.params.job,
+            site=self.params.site,
+            client=self.params.client,
             nonce=nonce,
             tls_key=tls_key,
         )
 
     def seek(self) -> AdmittedClient:
         return seek_admission(
-            self.gate, self.attester, self.membership, self.voucher, now=self.deployment.clock
+            self.gate, self.attester, self.params, self.voucher, now=self.deployment.clock
         )
 
     def control(self, listeners: DeploymentListeners, admitted: AdmittedClient) -> ControlClient:
         admitted = replace(admitted, control_address=listeners.control)
-        return control_of(self.gate, admitted, self.membership.keys)
+        return control_of(self.gate, admitted, self.params.keys)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_client_verifies_the_coordinator_and_is_admitted(
     assert admitted.node_id in listeners.deployment.nodes.alive
     with site.control(listeners, admitted) as control:
         wrapped = control.release_key("alpha", 1, b"file")
-        assert wrapped == b"wrapped for " + site.membership.keys.hpke_key
+        assert wrapped == b"wrapped for " + site.params.keys.hpke_key
         assert control.commit_data("alpha", root=bytes(32), records=3, examples=3) == 42
         with pytest.raises(KeyReleaseDenied) as caught:
             control.release_key("beta", 1, b"file")
@@ -117,7 +117,7 @@ def test_a_client_verifies_the_coordinator_and_is_admitted(
 def test_a_client_renews_on_its_connection(listeners: DeploymentListeners, site: Site) -> None:
     admitted = site.seek()
     with site.control(listeners, admitted) as control:
-        renewed = renew_admission(site.gate, control, site.attester, site.membership)
+        renewed = renew_admission(site.gate, control, site.attester, site.params)
     assert renewed.node_id == admitted.node_id
     assert renewed.chain != admitted.chain
     assert listeners.deployment.kinds()[-1] == "renewal"
@@ -130,7 +130,7 @@ def test_a_failed_renewal_quarantines_and_says_why(
     rogue = listeners.deployment.client(measurements={"app": bytes(32), "job": bytes(32)})
     with site.control(listeners, admitted) as control:
         with pytest.raises(AdmissionDenied, match="app") as caught:
-            renew_admission(site.gate, control, rogue.attester, site.membership)
+            renew_admission(site.gate, control, rogue.attester, site.params)
         assert any(finding["claim"] == "app" for finding in caught.value.findings)
         with pytest.raises(AdmissionDenied, match="quarantined"):
             control.release_key("alpha", 1, b"file")
@@ -143,13 +143,13 @@ def test_a_client_does_not_renew_for_another(listeners: DeploymentListeners, sit
     other.seek()
     with site.control(listeners, admitted) as control, other.gate:
         with pytest.raises(AdmissionDenied, match="given out for job alpha at site site-a"):
-            renew_admission(other.gate, control, other.attester, other.membership)
+            renew_admission(other.gate, control, other.attester, other.params)
     site = Site(listeners)
     admitted = site.seek()
     with site.control(listeners, admitted) as control, site.gate:
         # With a nonce for the other one it gets further, and not far enough.
         challenge = site.gate.challenge("alpha", "site-b")
-        request = _answer(challenge, site.gate, other.attester, other.membership, other.voucher)
+        request = _answer(challenge, site.gate, other.attester, other.params, other.voucher)
         with pytest.raises(AdmissionDenied, match="renews nobody else"):
             control.renew(request)
 
@@ -206,8 +206,8 @@ def test_a_policy_that_demands_nothing_of_a_coordinator_trusts_none(
     listeners: DeploymentListeners, site: Site
 ) -> None:
     policy = listeners.deployment.make_policy(coordinator=None)
-    site.membership = replace(site.membership, policy=policy)
-    with pytest.raises(AdmissionDenied, match="does not say what a coordinator must prove"):
+    site.params = replace(site.params, policy=policy)
+    with pytest.raises(AdmissionDenied, match="does not state what a coordinator must prove"):
         site.seek()
     nothing_was_sent(listeners.deployment)
 
@@ -220,7 +220,7 @@ def test_evidence_of_a_coordinator_for_another_key_is_refused(
     proof._tls_key = spki(new_key().public_key())
     listeners.running._gate_service._proof = proof
     with pytest.raises(AdmissionDenied, match="not genuine"):
-        verify_coordinator(site.gate, site.membership, now=listeners.deployment.clock)
+        verify_coordinator(site.gate, site.params, now=listeners.deployment.clock)
     nothing_was_sent(listeners.deployment)
 
 
@@ -230,7 +230,7 @@ def test_replayed_evidence_of_a_coordinator_is_refused(
     old = listeners.deployment.proof.prove("alpha", b"o" * 32, "ip:test")
     monkeypatch.setattr(listeners.running._gate_service._proof, "prove", lambda *_: old)
     with pytest.raises(AdmissionDenied, match="not genuine"):
-        verify_coordinator(site.gate, site.membership, now=listeners.deployment.clock)
+        verify_coordinator(site.gate, site.params, now=listeners.deployment.clock)
 
 
 def test_another_ca_than_the_pinned_is_refused(listeners: DeploymentListeners) -> None:

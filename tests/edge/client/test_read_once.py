@@ -77,7 +77,7 @@ def attester(monkeypatch: pytest.MonkeyPatch) -> Attester:
 def test_before_round_1_a_client_reads_all_of_it_once(attester: Attester, tmp_path: Path) -> None:
     code = tiny_bundle(tmp_path / "app")
     spec = JobSpec.from_toml(JOB, policy=parse_policy(POLICY.encode()))
-    told = Bootstrap(
+    reported = Bootstrap(
         site="site-a",
         client="c1",
         spec=spec.to_json(),
@@ -91,9 +91,9 @@ def test_before_round_1_a_client_reads_all_of_it_once(attester: Attester, tmp_pa
     ).encode()
     with passes(code) as counted:
         phase = client.run(
-            Bootstrap.decode(told),
+            Bootstrap.decode(reported),
             SimpleNamespace(vouch=None, charge=None),
-            say=lambda phase, reason: None,
+            report=lambda phase, reason: None,
             stop=threading.Event(),
             scratch=tmp_path / "scratch",
         )

@@ -78,7 +78,7 @@ def test_the_development_runtime_has_no_tee(tmp_path: Path) -> None:
         ('"tdx.intel.com/tdx-guest"', '"gpu"', 'an extended resource such as "nvidia.com/gpu"'),
         ('rdt = "training"', 'rdt = "a b"', "kubernetes.hints.rdt: must be at most 63"),
         (':8453"', '"', "kubernetes.sponsor_address: must be an address"),
-        ('claim = "medpar"', 'path = "/srv"', "data.medpar.path: a pod sees no path"),
+        ('claim = "medpar"', 'path = "/srv"', "data.medpar.path: a pod cannot read a path"),
     ],
 )
 def test_a_broken_table_is_named_by_key(tmp_path: Path, old: str, new: str, message: str) -> None:

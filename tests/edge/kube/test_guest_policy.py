@@ -179,7 +179,7 @@ def test_files_are_copied_to_the_mounts_only(ask: Ask, path: str, allowed: bool)
 
 @pytest.mark.parametrize("image", ['a"@sha256:', "a\n", "a\\b", "a\0", "", "a b", "a`"])
 def test_nothing_can_be_written_into_the_policy(image: str) -> None:
-    with pytest.raises(ConfigError, match="cannot stand in the guest's policy"):
+    with pytest.raises(ConfigError, match="cannot be part of the guest's policy"):
         guest_policy(image)
 
 

@@ -132,7 +132,7 @@ def test_a_client_that_crashes_has_failed(cluster_site: ClusterSite) -> None:
     launcher = cluster_site.launcher(retries=0)
     launcher.launch(workload("a"))
     words = cluster_site.reports.wait("a", Phase.FAILED)
-    assert words == "it ended with status 7 and said nothing"
+    assert words == "it ended with status 7 and without a termination message"
     assert len(node.started()) == 1
 
 
@@ -179,7 +179,7 @@ def test_an_assignment_whose_job_is_gone_is_not_run_again(cluster_site: ClusterS
     _until(lambda: not cluster_site.jobs(), "the Job to be gone")
     launcher.close()
     again = cluster_site.launcher()
-    with pytest.raises(LaunchError, match="was started before, and its client is gone"):
+    with pytest.raises(LaunchError, match="was started before, and its client was removed"):
         again.launch(workload("a"))
     assert len(node.started()) == 1
     assert cluster_site.jobs() == {}
@@ -206,7 +206,7 @@ def test_something_else_of_that_name_is_not_adopted(cluster_site: ClusterSite) -
             "spec": {"parallelism": 0, "template": {"spec": pod}},
         },
     )
-    with pytest.raises(LaunchError, match="something else under the name a"):
+    with pytest.raises(LaunchError, match="another workload under the name a"):
         cluster_site.launcher().launch(workload("a"))
     assert list(cluster_site.jobs()) == ["a"]
 
@@ -511,7 +511,7 @@ def test_the_doctor_says_what_is_missing_and_how_to_mend_it(
         }
         text = "\n".join(failed)
         assert "may not create, get, list, watch, delete jobs.batch" in text
-        assert "kata-qemu-snp is not there" in text
+        assert "kata-qemu-snp does not exist" in text
         assert "no node has the label feature.node.kubernetes.io/cpu-security.sev.snp" in text
         assert "no node has amd.example/snp" in text
         assert all(failed.values())

@@ -38,7 +38,10 @@ OWNER = Owner(
     uid="11111111-2222-3333-4444-555555555555",
 )
 LAUNCH = Launch(
-    sponsor="fedlearn-edge.fedlearn.svc:8453", pin=b"\x01" * 32, ticket=b"\x02" * 32, owner=OWNER
+    agent_address="fedlearn-edge.fedlearn.svc:8453",
+    pin=b"\x01" * 32,
+    ticket=b"\x02" * 32,
+    owner=OWNER,
 )
 PLACEMENT = Placement(
     node_selector={"zone": "b"},
@@ -217,7 +220,7 @@ def test_an_annotation_with_something_after_it_is_refused() -> None:
     import base64
 
     value = base64.b64encode(base64.b64decode(annotation_value(b"x")) + b"y").decode()
-    with pytest.raises(ConfigError, match="something after it"):
+    with pytest.raises(ConfigError, match="followed by other data"):
         opened(value)
 
 

@@ -119,7 +119,7 @@ def test_the_scheduler(message: str, words: str) -> None:
         (
             "Failed",
             "Error: ErrImageNeverPull",
-            "the image is not on the node, and may not be pulled",
+            "the image is not on the node, and its pull policy forbids to pull it",
         ),
         (
             "Failed",
@@ -138,7 +138,7 @@ def test_warnings(reason: str, message: str, words: str) -> None:
 def test_the_phases_of_a_job() -> None:
     assert of_job(job(), []).phase is Phase.STARTING
     assert of_job(job(), [pod("Running", node="n")]).reason == "runs on node n"
-    assert of_job(job(), [pod("Running", node="n")], told="admitted").reason == "admitted"
+    assert of_job(job(), [pod("Running", node="n")], reported="admitted").reason == "admitted"
     done = of_job(job(("Complete", "")), [pod("Succeeded", containerStatuses=ended(0))])
     assert done.phase is Phase.SUCCEEDED
     refused = of_job(

@@ -71,7 +71,7 @@ def test_a_question_is_answered_with_bytes_or_a_reason() -> None:
         ("charge", [b"q1"]),
         ("charge", [b"q2"]),
     ]
-    agent.client.say(Phase.RUNNING, "x" * 3000)
+    agent.client.report(Phase.RUNNING, "x" * 3000)
     assert agent.take() == ({"phase": "running", "reason": "x" * 2000}, [])
 
 

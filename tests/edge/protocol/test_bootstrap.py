@@ -101,7 +101,7 @@ def test_job_policy_and_code_are_read_and_hashed() -> None:
 
 
 def test_a_job_with_another_policy_or_for_another_site_is_refused() -> None:
-    with pytest.raises(JobError, match="not the one it names"):
+    with pytest.raises(JobError, match="not the one that the job names"):
         of_job(policy=POLICY + 'name = "p"\n').read()
     with pytest.raises(PolicyError, match="accept"):
         of_job(policy='accept = "all"\n').read()

@@ -182,7 +182,7 @@ def test_a_client_renews_while_strangers_at_its_own_address_hold_the_gate(
 ) -> None:
     listeners = started(gate_calls=8, caps=Caps(unknown_per_peer=4))
     client = deployment.client()
-    membership = AdmissionParams(
+    params = AdmissionParams(
         job="alpha",
         site="site-a",
         client="c1",
@@ -199,14 +199,14 @@ def test_a_client_renews_while_strangers_at_its_own_address_hold_the_gate(
         )
 
     with GateClient.connect(listeners.gate, ca_pin=deployment.ca.key_digest) as gate:
-        admitted = seek_admission(gate, client.attester, membership, voucher, now=deployment.clock)
+        admitted = seek_admission(gate, client.attester, params, voucher, now=deployment.clock)
     for _ in range(6):
         channel = open_channel(listeners.gate, roots=deployment.ca.certificate_pem)
         holder.hold(channel, CHALLENGE, 8)
     holder.ended(40)
     admitted = _at(admitted, listeners.control)
-    with control_of(gate, admitted, membership.keys) as control:
-        renewed = renew_admission(gate, control, client.attester, membership)
+    with control_of(gate, admitted, params.keys) as control:
+        renewed = renew_admission(gate, control, client.attester, params)
     assert renewed.chain != admitted.chain
     assert deployment.kinds()[-1] == "renewal"
 
