@@ -18,6 +18,9 @@ _FOREIGN: Final = re.compile(
 )
 """What a browser would fetch from another host. Material loads Mermaid from one."""
 
+_PLAIN_FENCE: Final = re.compile(r"<p>((?:```|~~~)[^\n<]*)")
+"""A fence that MkDocs took for text, as it does where it cannot read its options."""
+
 
 def on_config(config: Any) -> Any:
     """List every decision below "Decisions", in the order of their numbers."""
@@ -46,6 +49,8 @@ def on_page_markdown(markdown: str, config: Any, **_: Any) -> str:
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> None:
-    """Refuse a page that a browser could not show without a network."""
+    """Refuse a page that a browser could not show without a network, or with code as prose."""
     if found := _FOREIGN.search(output):
         raise PluginError(f"{page.file.src_uri}: {found[0]!r} needs another host")
+    if found := _PLAIN_FENCE.search(output):
+        raise PluginError(f"{page.file.src_uri}: {found[1]!r} does not begin a block of code")

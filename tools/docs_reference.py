@@ -137,7 +137,7 @@ def keys(file: str) -> str:
             rows[item.table] = []
             heads[item.table] = _heading(item.table)
         default = "required" if item.default is None else item.default and _code(item.default)
-        rows[item.table].append((f"`{item.key}`", item.type, default, _prose(item.meaning)))
+        rows[item.table].append((f"`{item.key}`", _prose(item.type), default, _prose(item.meaning)))
     parts = []
     for table, found in rows.items():
         parts.append(heads[table])
@@ -302,7 +302,8 @@ def _outside_code(text: str) -> str:
     """Escape what would be markup, except between backticks."""
     parts = text.split("`")
     for index in range(0, len(parts), 2):
-        parts[index] = re.sub(r"([<>*_\[\]])", r"\\\1", parts[index])
+        plain = parts[index].replace("&", "&amp;").replace("<", "&lt;")
+        parts[index] = re.sub(r"([*_|\[\]])", r"\\\1", plain)
     return "`".join(parts)
 
 
@@ -313,9 +314,7 @@ def _code(text: str) -> str:
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     names = list(head)
     lines = [names, ["---"] * len(names), *map(list, rows)]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 GENERATED: Final[Mapping[str, Callable[..., str]]] = {

@@ -52,7 +52,7 @@ def test_keys_come_with_what_may_stand_there_and_what_it_means(
         "| key | value | default | meaning |\n"
         "| --- | --- | --- | --- |\n"
         "| `name` | text of 1 to 5 characters | required | what it is called |\n"
-        '| `other` | text of 1 to 4096 characters | `"x\\|y"` | what it is called |\n\n'
+        '| `other` | text of 1 to 4096 characters | `"x|y"` | what it is called |\n\n'
         "### `[inner]`\n\n"
         "A table.\n\n"
         "| key | value | default | meaning |\n"

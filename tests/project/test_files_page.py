@@ -24,7 +24,7 @@ MODELS: dict[str, Any] = {
 @pytest.mark.parametrize("name", MODELS)
 def test_the_example_is_right(name: str) -> None:
     page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
-    (example,) = re.findall(rf"```toml {name}\n(.*?)```", page, re.DOTALL)
+    (example,) = re.findall(rf'```toml title="{name}.toml"\n(.*?)```', page, re.DOTALL)
     assert config.read(MODELS[name], example, where=f"{name}.toml")
 
 

@@ -71,6 +71,12 @@ def test_a_page_that_needs_a_network_is_refused(output: str) -> None:
         docs_hooks.on_post_page(output, page=page)
 
 
+def test_code_that_would_be_shown_as_prose_is_refused() -> None:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="a.md"))
+    with pytest.raises(PluginError, match="'```toml job' does not begin a block of code"):
+        docs_hooks.on_post_page("<p>```toml job\nname = 1", page=page)
+
+
 def test_a_link_to_another_host_needs_none() -> None:
     output = (
         '<a href="https://flower.ai">Flower</a><link rel="canonical" href="https://x.example/">'
