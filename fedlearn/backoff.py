@@ -3,6 +3,8 @@
 Exponential backoff: the bound of a pause doubles with each one. The pause itself is drawn
 between half of its bound and the whole, because many clients lose one coordinator at once and
 should not come back at once.
+
+The page is docs/adr/0029-retries.md.
 """
 
 from __future__ import annotations

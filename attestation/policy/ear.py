@@ -10,6 +10,8 @@ that it judges, and the thumbprint of the bound TLS key.
 Tokens are JWS compact, ES256 only (RFC 7515, RFC 7518 section 3.4), typed ``eat+jwt``
 (RFC 9711). The reader accepts exactly what the writer makes: no other algorithm, no other
 type, no unknown header, one spelling of each base64.
+
+The page is docs/adr/0027-compact-jws.md.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@
 and nothing behind it, keeps the bytes that it read in ``raw``, and raises
 :class:`~attestation.errors.EvidenceError` with field and offset for anything else. Inputs
 longer than the largest legal structure are refused before they are read.
+
+The page is docs/adr/0028-tpm-structures.md.
 """
 
 from __future__ import annotations

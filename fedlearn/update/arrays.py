@@ -20,6 +20,8 @@ of averaging bit patterns. :func:`to_float32` and :func:`to_bfloat16` convert.
 >>> received = Update.from_bytes(sent.to_bytes())
 >>> received["weight"].shape, received.digest == sent.digest
 ((2, 3), True)
+
+The page is docs/adr/0025-safetensors.md.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ Objects are dictionaries as the API sends them. Every call has a deadline. A fai
 :class:`KubeError` with a hint. A watch (:class:`Follower`) starts from a list, continues after
 lost connections, a restart of the API server and ``410 Gone``, and sends no requests while nothing
 changes.
+
+The page is docs/adr/0026-kubernetes-client.md.
 """
 
 from __future__ import annotations
