@@ -22,10 +22,12 @@ b'second'
 >>> verify_disclosure(
 ...     commitment.root, commitment.count, shown.index, shown.record, shown.salt, shown.path
 ... )
->>> check_unchanged([b"first", b"other", b"third"], seed, commitment)
+>>> verify_disclosure(
+...     commitment.root, commitment.count, shown.index, b"other", shown.salt, shown.path
+... )
 Traceback (most recent call last):
     ...
-fedlearn.errors.CommitmentError: the records, or their order, are not those committed to
+fedlearn.errors.CommitmentError: this is not record 1 of the commitment
 """
 
 from __future__ import annotations
