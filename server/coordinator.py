@@ -33,12 +33,12 @@ from server.health import Health
 from server.identity.site_registry import SiteRegistry
 from server.jobs.active_jobs import OpenJobs
 from server.jobs.assignment_dispatcher import AssignmentDispatcher
-from server.jobs.bundles import Bundle
 from server.jobs.job_admission import JobAdmission
 from server.jobs.job_events import JobEvents
-from server.jobs.job_store import JobRecord, JobStore
 from server.jobs.placement import Choice
 from server.jobs.policy_registry import PolicyRegistry
+from server.jobs.records.bundles import Bundle
+from server.jobs.records.job_store import JobRecord, JobStore
 from server.jobs.selection import Selection
 from server.jobs.supervisor import JobSupervisor
 from server.rpc.ports import Orders
@@ -222,7 +222,7 @@ class Coordinator:
         while not stop.is_set():
             # Asked before the page is read: a job that has ended says nothing after its last event.
             running = self._job_store.state(name).status.open
-            page = self._job_store.events(name, after=after, most=_EVENT_PAGE)
+            page = self._job_store.events.page(name, after=after, most=_EVENT_PAGE)
             for event in page:
                 after, last = event.sequence, event.kind
                 yield JobEvent(
@@ -238,7 +238,7 @@ class Coordinator:
             ended = not running and (last in _LAST_EVENTS or time.monotonic() > patience)
             if past_only or ended:
                 return
-            self._job_store.wait(name, after=after, seconds=1.0)
+            self._job_store.events.wait(name, after=after, seconds=1.0)
 
     def cancel_job(self, operator: str, name: str) -> JobState:
         """Stop a job. Its sealed versions stay."""

@@ -41,8 +41,8 @@ from server.config import Keys, ServerConfig
 from server.identity.operators import OperatorRegistry, requested_name
 from server.identity.peer_certificates import csr_key
 from server.identity.pki import CertificateAuthority
-from server.jobs.history import JobHistory
-from server.jobs.job_store import JobStore
+from server.jobs.records.history import JobHistory
+from server.jobs.records.job_store import JobStore
 from server.keys.key_protectors import (
     InsecurePlainKeyFile,
     Passphrase,

@@ -21,7 +21,7 @@ from server.admission.registry import AdmissionRegistry
 from server.flower.job_plan import JobPlan, Outcome
 from server.flower.job_runner import JobRunner
 from server.jobs.job_channel import JobChannelHandler
-from server.jobs.job_store import JobRecord
+from server.jobs.records.job_store import JobRecord
 from server.state_directory import StateDirectory
 
 __all__ = ["MAX_ATTEMPTS", "OpenJob", "opened"]

@@ -1,7 +1,7 @@
 """The open jobs of a coordinator.
 
 A job is open from its start to its end, through crashes of its processes. What is stored of a
-job beyond that is in :mod:`server.jobs.job_store`; the parts of one open job are in
+job beyond that is in :mod:`server.jobs.records.job_store`; the parts of one open job are in
 :mod:`server.jobs.active_job`.
 """
 

@@ -14,7 +14,7 @@ from fedlearn.job.events import Event, Log, RoundFinished
 from server.admission.events import what_causes
 from server.health import Health
 from server.jobs.active_jobs import OpenJobs
-from server.jobs.job_store import JobStore
+from server.jobs.records.job_store import JobStore
 from server.jobs.watch import PROGRESS
 from server.quota import Quota
 
@@ -84,7 +84,7 @@ class JobEvents:
         round_ = event.round if isinstance(event, RoundFinished) else None
 
         def write_event() -> None:
-            self._job_store.add_event(name, event, at=at)
+            self._job_store.events.add(name, event, at=at)
 
         def write_round() -> None:
             self._job_store.change(name, round_=round_)

@@ -57,7 +57,7 @@ class PolicyRegistry:
         """Check the policy that a job went by, before it goes on by it.
 
         That it is the one in force is for the ledger to say
-        (:meth:`server.jobs.job_store.JobStore.get`).
+        (:meth:`server.jobs.records.job_store.JobStore.get`).
 
         :raises AttestationError: when its signature counts no more, or it pins no launch
             identity of a TEE that it accepts.

@@ -32,8 +32,8 @@ from server.jobs.active_job import OpenJob, opened
 from server.jobs.active_jobs import OpenJobs
 from server.jobs.assignment_dispatcher import AssignmentDispatcher
 from server.jobs.job_events import JobEvents
-from server.jobs.job_store import JobRecord, JobStore
 from server.jobs.policy_registry import PolicyRegistry
+from server.jobs.records.job_store import JobRecord, JobStore
 from server.jobs.watch import JobWatch
 from server.state_directory import StateDirectory
 
@@ -88,7 +88,7 @@ class JobSupervisor:
         for state in self._job_store.states():
             name = state.name
             if not state.status.open:
-                if not self._job_store.ended(name):
+                if not self._job_store.events.ended(name):
                     # The coordinator crashed between the ledger entry of its end and the event.
                     self._events.report(name, self._end_of(state))
                 continue

@@ -25,7 +25,7 @@ from server.config import ServerConfig
 from server.identity.operators import OperatorRegistry
 from server.identity.site_records import site_entries
 from server.identity.site_registry import SiteRegistry
-from server.jobs.job_store import StoredEvent
+from server.jobs.records.event_store import StoredEvent
 from server.jobs.supervisor import JobSupervisor
 from server.state_directory import StateDirectory
 from tests.harness.restarting_coordinator import restarting_coordinator, tiny_bundle
@@ -98,7 +98,7 @@ def look(folder: Path) -> Facts:
                     found[f"job {name}"] = book.get(name)
                 except StoreError as error:
                     found[f"job {name}"] = Named(error)
-                found[f"events {name}"] = book.events(name, most=100_000)
+                found[f"events {name}"] = book.events.page(name, most=100_000)
             for name, reason in book.set_apart.items():
                 found.setdefault(f"job {name}", Named(reason))
         sites = SiteRegistry(

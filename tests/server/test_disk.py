@@ -111,15 +111,15 @@ def test_the_book_of_jobs_says_that_its_disk_failed_and_works_afterwards(
             '[[reference]]\nclaim = "software"\nvalue = "ab"\n',
         )
         book = coordinator._job_store
-        real, before = book._db, book.events("x")
+        real, before = book._database._db, book.events.page("x")
         failing: Any = Failing(real)
-        book._db = failing
+        book._database._db = failing
         now = datetime.now(UTC)
         for statement, act in (
-            ("INSERT", lambda: book.add_event("x", Log(line="a"), at=now)),
+            ("INSERT", lambda: book.events.add("x", Log(line="a"), at=now)),
             ("BEGIN", lambda: book.change("x", detail="a")),
             ("SELECT", lambda: book.get("x")),
-            ("SELECT", lambda: book.events("x")),
+            ("SELECT", lambda: book.events.page("x")),
         ):
             failing.fails = statement
             with pytest.raises(DiskError, match=r"jobs\.sqlite: cannot be"):
@@ -127,9 +127,9 @@ def test_the_book_of_jobs_says_that_its_disk_failed_and_works_afterwards(
         failing.fails = None
         assert book.state("x").detail == ""
         number = len(before) + 1
-        assert book.add_event("x", Log(line="b"), at=now) == number
-        assert [event.sequence for event in book.events("x", after=number - 1)] == [number]
-        book._db = real
+        assert book.events.add("x", Log(line="b"), at=now) == number
+        assert [event.sequence for event in book.events.page("x", after=number - 1)] == [number]
+        book._database._db = real
 
 
 def test_an_ending_that_the_disk_does_not_take_is_entered_later(deployment: Deployment) -> None:

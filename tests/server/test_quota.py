@@ -29,12 +29,12 @@ from fedlearn.wire.channel import open_channel
 from server.admission.events import what_causes
 from server.admission.registry import AdmissionRegistry
 from server.health import Health
-from server.jobs import job_store as jobs_module
 from server.jobs.active_jobs import OpenJobs
-from server.jobs.history import JobHistory
 from server.jobs.job_channel import JobChannelHandler
 from server.jobs.job_events import JobEvents
-from server.jobs.job_store import JobStore
+from server.jobs.records import event_store
+from server.jobs.records.history import JobHistory
+from server.jobs.records.job_store import JobStore
 from server.ledger import Ledger
 from server.quota import Quota
 from tests.harness.deployment import Deployment, key_pem, new_csr, new_key
@@ -77,7 +77,7 @@ def test_a_heavy_entry_counts_for_several() -> None:
 def test_long_lines_of_an_app_count_for_several(book: JobStore, job_events: JobEvents) -> None:
     for _ in range(3000):
         job_events.report("demo", Log(line="x" * 4000))
-    kept = sum(len(event.body) for event in book.events("demo", most=10_000))
+    kept = sum(len(event.body) for event in book.events.page("demo", most=10_000))
     assert kept < 2 * 1024 * 1024
 
 
@@ -242,7 +242,7 @@ def test_one_sites_flood_leaves_the_events_of_a_job_to_the_others(
         job_events.report("demo", ClientLost(site="calm", reason=f"{number}"))
         started = RoundStarted(round=number + 1, rounds=20, sites=("calm", "loud"))
         job_events.report("demo", started)
-    events = book.events("demo", most=10_000)
+    events = book.events.page("demo", most=10_000)
     by_cause: dict[str, int] = {}
     for event in events:
         key = "loud" if '"site":"loud"' in event.body else event.kind
@@ -260,7 +260,7 @@ def test_what_was_left_out_is_told(book: JobStore, job_events: JobEvents) -> Non
         job_events.report("demo", ClientLost(site="loud", reason=f"{number}"))
     clock.now = 1.0
     job_events.report("demo", ClientLost(site="loud", reason="again"))
-    bodies = [event.body for event in book.events("demo")]
+    bodies = [event.body for event in book.events.page("demo")]
     assert len(bodies) == 4
     assert "8 more events of this site were left out" in bodies[2]
     assert "again" in bodies[3]
@@ -269,14 +269,14 @@ def test_what_was_left_out_is_told(book: JobStore, job_events: JobEvents) -> Non
 def test_a_book_that_is_full_of_one_sites_events_keeps_the_rounds(
     book: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs_module, "MAX_EVENTS", 50)
+    monkeypatch.setattr(event_store, "MAX_EVENTS", 50)
     now = datetime.now(UTC)
     for number in range(60):
-        book.add_event("demo", ClientLost(site="loud", reason=f"{number}"), at=now)
+        book.events.add("demo", ClientLost(site="loud", reason=f"{number}"), at=now)
     for number in range(60):
-        book.add_event("demo", RoundStarted(round=number + 1, rounds=60, sites=("loud",)), at=now)
-    book.add_event("demo", JobFinished(model="demo", seconds=1.0, metrics={}), at=now)
-    kinds = [event.kind for event in book.events("demo")]
+        book.events.add("demo", RoundStarted(round=number + 1, rounds=60, sites=("loud",)), at=now)
+    book.events.add("demo", JobFinished(model="demo", seconds=1.0, metrics={}), at=now)
+    kinds = [event.kind for event in book.events.page("demo")]
     assert kinds.count("client.lost") == 50
     assert kinds.count("round.started") == 50
     assert kinds[-1] == "job.finished"

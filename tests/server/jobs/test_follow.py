@@ -33,13 +33,13 @@ class Book:
         self.between: list[Callable[[], None]] = []
         self.waited = 0
 
-    def add_event(self, *kinds: str) -> None:
+    def add(self, *kinds: str) -> None:
         self.said += [Said(len(self.said) + 1 + n, kind) for n, kind in enumerate(kinds)]
 
     def state(self, name: str) -> Any:
         return SimpleNamespace(status=self.status)
 
-    def events(self, name: str, *, after: int, most: int) -> list[Said]:
+    def page(self, name: str, *, after: int, most: int) -> list[Said]:
         page = [event for event in self.said if event.sequence > after][:most]
         if self.between:
             self.between.pop(0)()
@@ -50,19 +50,19 @@ class Book:
 
 
 def follow(book: Book, **more: Any) -> list[str]:
-    around: Any = SimpleNamespace(_job_store=book)
+    around: Any = SimpleNamespace(_job_store=SimpleNamespace(state=book.state, events=book))
     asked = {"after": 0, "past_only": False, "stop": threading.Event(), **more}
     return [event.kind for event in Coordinator.follow_job(around, "job", **asked)]
 
 
 def test_what_is_said_between_a_page_and_the_end_is_not_lost() -> None:
     book = Book()
-    book.add_event("job.started", "log")
+    book.add("job.started", "log")
 
     def end() -> None:
-        book.add_event("log", "log")
+        book.add("log", "log")
         book.status = JobStatus.FINISHED
-        book.add_event("job.finished")
+        book.add("job.finished")
 
     book.between = [end]
     assert follow(book) == ["job.started", "log", "log", "log", "job.finished"]
@@ -70,12 +70,12 @@ def test_what_is_said_between_a_page_and_the_end_is_not_lost() -> None:
 
 def test_the_last_event_is_waited_for_when_the_status_is_first() -> None:
     book = Book()
-    book.add_event("job.started")
+    book.add("job.started")
 
     def close() -> None:
         book.status = JobStatus.FAILED
 
-    book.between = [close, lambda: book.add_event("log"), lambda: book.add_event("job.failed")]
+    book.between = [close, lambda: book.add("log"), lambda: book.add("job.failed")]
     assert follow(book) == ["job.started", "log", "job.failed"]
 
 
@@ -84,7 +84,7 @@ def test_a_last_event_that_never_comes_is_not_waited_for_forever(
 ) -> None:
     monkeypatch.setattr(coordinator, "_LAST_EVENT_SECONDS", 0.05)
     book = Book()
-    book.add_event("job.started", "log")
+    book.add("job.started", "log")
     book.status = JobStatus.CANCELLED
     assert follow(book) == ["job.started", "log"]
     assert book.waited
@@ -92,11 +92,11 @@ def test_a_last_event_that_never_comes_is_not_waited_for_forever(
 
 def test_a_job_that_was_resumed_is_followed_past_its_former_end() -> None:
     book = Book()
-    book.add_event("job.started", "job.interrupted", "job.started")
+    book.add("job.started", "job.interrupted", "job.started")
 
     def end() -> None:
         book.status = JobStatus.FINISHED
-        book.add_event("job.finished")
+        book.add("job.finished")
 
     book.between = [end]
     assert follow(book) == ["job.started", "job.interrupted", "job.started", "job.finished"]
@@ -104,6 +104,6 @@ def test_a_job_that_was_resumed_is_followed_past_its_former_end() -> None:
 
 def test_the_past_alone_is_not_waited_for() -> None:
     book = Book()
-    book.add_event("job.started")
+    book.add("job.started")
     assert follow(book, past_only=True) == ["job.started"]
     assert book.waited == 0

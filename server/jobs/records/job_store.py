@@ -1,13 +1,13 @@
 """The jobs of one coordinator, and what happened in each, in one SQLite file and the ledger.
 
 The file holds specifications, policies and progress, never weights; bundles lie beside it
-(:mod:`server.jobs.bundles`). A job's name is its identity and is used once.
+(:mod:`server.jobs.records.bundles`). A job's name is its identity and is used once.
 
-Nothing of the file is believed by itself. Each row has a MAC under a sealed key
-(:mod:`server.jobs.authenticated_rows`), and what is run is what the ledger says was submitted: the
-digests of job, bundle and policies, and whether the job is open, are the ledger's
-(:mod:`server.jobs.history`). A row that is not what was written, or that no entry of the ledger
-knows, is set apart: it is named, it is not run, and it keeps nothing else from running.
+The file alone is not trusted. Each row has a MAC under a sealed key
+(:mod:`server.jobs.records.authenticated_rows`). The digests of job, bundle and policies, and
+whether the job is open, come from the ledger (:mod:`server.jobs.records.history`): what runs is
+what was submitted. A row that was altered, or that no entry of the ledger matches, is set apart:
+it is listed and not run, and other jobs are not affected.
 """
 
 from __future__ import annotations
@@ -17,54 +17,27 @@ import hashlib
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 from attestation.policy.model import AppraisalPolicy
 from attestation.policy.parse import parse_policy
 from fedlearn.errors import JobError, StoreError
-from fedlearn.job.events import (
-    MAX_EVENT_BYTES,
-    CheckpointSealed,
-    Event,
-    JobCancelled,
-    JobFailed,
-    JobFinished,
-    JobStarted,
-    Log,
-    PrivacySpent,
-    RoundFinished,
-    RoundStarted,
-    UpdateReceived,
-)
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.state import JobState, JobStatus
-from server.disk import transaction
-from server.jobs.authenticated_rows import Cell, RowKey, open_database, reading
-from server.jobs.bundles import Bundle, Bundles
-from server.jobs.history import JobFacts, JobHistory
+from server.jobs.records.authenticated_rows import Cell, Database
+from server.jobs.records.bundles import Bundle, Bundles
+from server.jobs.records.event_store import EVENTS, EventStore, moment_of
+from server.jobs.records.history import JobFacts, JobHistory
 
-__all__ = ["JOBS_FILE", "JobStore", "JobRecord", "StoredEvent"]
+__all__ = ["JOBS_FILE", "JobRecord", "JobStore"]
 
 JOBS_FILE: Final = "jobs.sqlite"
 BUNDLES_FOLDER: Final = "bundles"
 MAX_JOBS: Final = 10_000
-MAX_EVENTS: Final = 200_000
-"""Events kept of one job; beyond it only the rounds are, and twice as many in all."""
-
-ROUNDS: Final = (
-    JobStarted,
-    RoundStarted,
-    UpdateReceived,
-    RoundFinished,
-    CheckpointSealed,
-    PrivacySpent,
-)
-"""The events of the rounds themselves; no site causes more of them than there are rounds."""
 
 _LOG = logging.getLogger(__name__)
 _APPLICATION: Final = 0x464C4A32  # "FLJ2"
@@ -85,17 +58,6 @@ _POLICIES: Final = """CREATE TABLE policies (
   mac BLOB NOT NULL,
   PRIMARY KEY (job, digest)
 ) STRICT, WITHOUT ROWID"""
-_EVENTS: Final = """CREATE TABLE events (
-  job TEXT NOT NULL,
-  sequence INTEGER NOT NULL,
-  at REAL NOT NULL,
-  kind TEXT NOT NULL,
-  body TEXT NOT NULL,
-  mac BLOB NOT NULL,
-  PRIMARY KEY (job, sequence)
-) STRICT, WITHOUT ROWID"""
-_ENDS: Final = frozenset({JobFinished.kind, JobFailed.kind, JobCancelled.kind})
-_UNKNOWN: Final = datetime.fromtimestamp(0, UTC)
 _RESTORE: Final = "restore jobs.sqlite and bundles/ from a backup of the ledger's time"
 
 
@@ -118,16 +80,6 @@ class JobRecord:
     created: datetime
     policy_signature: bytes = b""
     signature_in_force: bytes = b""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredEvent:
-    """One event of a job. ``sequence`` starts at 1 and has no gaps."""
-
-    sequence: int
-    at: datetime
-    kind: str
-    body: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +108,8 @@ class _Kept:
 class JobStore:
     """All jobs. Safe to use from many threads; every change is durable when it returns.
 
+    ``events`` are what happened in them.
+
     The rows of jobs are read once, when the file is opened, and kept in memory without
     policies and bundles; an edit of the file beside the running coordinator changes nothing.
     """
@@ -164,48 +118,39 @@ class JobStore:
         """Open or create the file in ``folder``.
 
         :param key: 32 bytes, from which the MACs of rows are made.
-        :raises StoreError: when the file cannot be opened, is damaged or is none of ours.
+        :raises StoreError: when the file cannot be opened, is damaged, or is not a file of jobs.
         """
         self._path = folder / JOBS_FILE
         self._bundles = Bundles(folder / BUNDLES_FOLDER)
-        self._key = RowKey(key)
         self._history = history
         self._lock = threading.Lock()
-        self._news = threading.Condition(self._lock)
         self._kept: dict[str, _Kept] = {}
         self._apart: dict[str, str] = {}
-        self._db = open_database(
-            self._path, schema=(_JOBS, _POLICIES, _EVENTS), application=_APPLICATION
+        self._database = Database(
+            self._path, key=key, schema=(_JOBS, _POLICIES, EVENTS), application=_APPLICATION
         )
         try:
-            with reading(self._path):
-                self._load()
-                self._sequences: dict[str, int] = dict(
-                    self._db.execute(
-                        "SELECT job, max(sequence) FROM events GROUP BY job"
-                    ).fetchall()
-                )
+            self._load()
+            self.events = EventStore(self._database)
         except BaseException:
-            self._db.close()
+            self._database.close()
             raise
 
     @property
     def set_apart(self) -> Mapping[str, str]:
-        """Names of jobs whose record is not what was written, and why each is not run."""
+        """The names of jobs whose record was altered or is missing, each with the reason."""
         with self._lock:
             return dict(self._apart)
 
     def close(self) -> None:
-        """Close the file and wake everybody who waits for news."""
-        with self._news:
-            self._db.close()
-            self._sequences.clear()
-            self._news.notify_all()
+        """Close the file and end every wait for events."""
+        self.events.close()
+        self._database.close()
 
     def add(self, record: JobRecord) -> None:
-        """Keep a new job, which counts once the ledger says that it was submitted.
+        """Store a new job, which is in effect once the ledger has its submission.
 
-        What stands under its name and nobody submitted is replaced: a crash may have left it.
+        A row of its name that was not submitted is replaced: a crash may have left it.
 
         :raises JobError: when its name was used before, or there are too many jobs.
         :raises StoreError: when it cannot be written.
@@ -227,22 +172,22 @@ class JobStore:
             record.spec.to_json(),
             record.created.timestamp(),
         )
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             for table in ("policies", "events"):
                 db.execute(f"DELETE FROM {table} WHERE job = ?", (record.name,))  # noqa: S608
             self._put(db, row)
             self._put_policy(db, record.name, record.policy, record.policy_signature)
+        self.events.forget(record.name)
         with self._lock:
-            self._sequences.pop(record.name, None)
             self._kept[record.name] = _Kept(row, record.spec)
             self._apart.pop(record.name, None)
 
     def add_policy(self, name: str, policy: str, signature: bytes) -> bytes:
-        """Keep a policy of a job, which is in force once the ledger says so.
+        """Store a policy of a job, which is in force once the ledger has it.
 
         :returns: the SHA-256 of its text, by which the ledger names it.
         """
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             return self._put_policy(db, name, policy, signature)
 
     def states(self) -> tuple[JobState, ...]:
@@ -256,7 +201,7 @@ class JobStore:
     def state(self, name: str) -> JobState:
         """Return how one job stands.
 
-        :raises JobError: when nobody submitted one of that name.
+        :raises JobError: when none of that name was submitted.
         """
         facts = self._facts(name)
         with self._lock:
@@ -265,7 +210,7 @@ class JobStore:
     def get(self, name: str) -> JobRecord:
         """Return a job with all that it is run from, compared with the ledger.
 
-        :raises JobError: when nobody submitted one of that name.
+        :raises JobError: when none of that name was submitted.
         :raises StoreError: when something of it is missing or is not what the ledger names.
         :raises PolicyError: when this version cannot read the policy in force.
         """
@@ -286,7 +231,7 @@ class JobStore:
             policy=policy,
             policy_in_force=parse_policy(in_force.encode(), where=f"the policy of job {name}"),
             bundle=self._bundles.get(facts.bundle),
-            created=_moment(kept.row.created),
+            created=moment_of(kept.row.created),
             policy_signature=signature,
             signature_in_force=signed,
         )
@@ -301,7 +246,7 @@ class JobStore:
     ) -> None:
         """Change what is given and keep the rest; no change where the record was set apart.
 
-        Whether a job has ended is for the ledger to say.
+        The ledger, and not this file, decides whether a job has ended.
         """
         with self._lock:
             kept = self._kept.get(name)
@@ -313,85 +258,23 @@ class JobStore:
             detail=kept.row.detail if detail is None else detail,
             round=kept.row.round if round_ is None else round_,
         )
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             self._put(db, row)
         with self._lock:
             self._kept[name] = _Kept(row, kept.spec)
-
-    def add_event(self, name: str, event: Event, *, at: datetime) -> int:
-        """Keep one event and wake who waits for it; return its sequence number.
-
-        Beyond :data:`MAX_EVENTS` events of a job those of its rounds are kept, beyond twice as
-        many only final ones.
-        """
-        body = event.encode()
-        if len(body.encode()) > MAX_EVENT_BYTES:
-            raise StoreError(f"an event of job {name!r} is longer than {MAX_EVENT_BYTES} bytes")
-        with self._news, reading(self._path):
-            sequence = self._sequences.get(name, 0) + 1
-            most = 2 * MAX_EVENTS if isinstance(event, ROUNDS) else MAX_EVENTS
-            if sequence > most and not event.final:
-                return sequence - 1
-            cells = (name, sequence, at.timestamp(), str(event.to_json()["kind"]), body)
-            self._db.execute(
-                "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)",
-                (*cells, self._key.mac("events", cells)),
-            )
-            self._sequences[name] = sequence
-            self._news.notify_all()
-        return sequence
-
-    def events(self, name: str, *, after: int = 0, most: int = 1000) -> tuple[StoredEvent, ...]:
-        """Return the events of a job that follow number ``after``, at most ``most``.
-
-        In the place of one that is not what was written, or of some that are missing, stands a
-        line that says so.
-        """
-        with self._lock, reading(self._path):
-            rows = self._db.execute(
-                "SELECT job, sequence, at, kind, body, mac FROM events"
-                " WHERE job = ? AND sequence > ? ORDER BY sequence LIMIT ?",
-                (name, after, most),
-            ).fetchall()
-        found: list[StoredEvent] = []
-        expected = after + 1
-        for *cells, mac in rows:
-            _, sequence, at, kind, body = cells
-            genuine = self._key.genuine("events", cells, mac)
-            moment = _moment(at) if genuine else _UNKNOWN
-            if sequence > expected:
-                lost = f"events {expected} to {sequence - 1} of the job are missing on the disk"
-                found.append(_damaged(sequence - 1, moment, lost))
-            expected = sequence + 1
-            if genuine:
-                found.append(StoredEvent(sequence=sequence, at=moment, kind=kind, body=body))
-            else:
-                text = f"event {sequence} of the job was altered on the disk"
-                found.append(_damaged(sequence, moment, text))
-        return tuple(found)
-
-    def ended(self, name: str) -> bool:
-        """Say whether the newest event of a job tells how it ended."""
-        with self._lock:
-            newest = self._sequences.get(name, 0)
-        last = self.events(name, after=newest - 1, most=1) if newest else ()
-        return bool(last) and last[0].kind in _ENDS
-
-    def wait(self, name: str, *, after: int, seconds: float) -> None:
-        """Return when the job has an event after ``after``, or ``seconds`` have passed."""
-        with self._news:
-            self._news.wait_for(lambda: self._sequences.get(name, 0) > after, timeout=seconds)
 
     # --- inside -----------------------------------------------------------------------
 
     def _load(self) -> None:
         """Read every row of a job, and set apart what is not as the ledger has it."""
         facts = self._history.all()
-        for *cells, mac in self._db.execute(
-            "SELECT name, status, detail, round, spec, created, mac FROM jobs"
-        ):
+        with self._database.reading() as db:
+            rows = db.execute(
+                "SELECT name, status, detail, round, spec, created, mac FROM jobs"
+            ).fetchall()
+        for *cells, mac in rows:
             name = str(cells[0])
-            if not self._key.genuine("jobs", cells, mac):
+            if not self._database.key.genuine("jobs", cells, mac):
                 self._set_apart(name, "its record was altered on the disk")
             elif name not in facts:
                 self._set_apart(name, "the ledger does not say that anybody submitted it")
@@ -400,7 +283,7 @@ class JobStore:
                     row = _Row(*cells)
                     spec = JobSpec.from_json(row.spec, where=f"job {name}")
                     JobStatus(row.status)
-                    _moment(row.created)
+                    moment_of(row.created)
                 except (JobError, ValueError) as error:
                     self._set_apart(name, f"its record cannot be read: {error}")
                     continue
@@ -449,9 +332,9 @@ class JobStore:
         )
 
     def _policy(self, name: str, digest: bytes) -> tuple[str, bytes]:
-        """Return the text and signature of a policy. The caller holds the lock."""
-        with reading(self._path):
-            row = self._db.execute(
+        """Return the text and signature of a policy."""
+        with self._database.reading() as db:
+            row = db.execute(
                 "SELECT job, digest, text, signature, mac FROM policies"
                 " WHERE job = ? AND digest = ?",
                 (name, digest),
@@ -460,14 +343,14 @@ class JobStore:
             raise StoreError(f"job {name}: its policy is missing on the disk", hint=_RESTORE)
         *cells, mac = row
         _, _, text, signature = cells
-        if not self._key.genuine("policies", cells, mac) or _digest(text) != digest:
+        if not self._database.key.genuine("policies", cells, mac) or _digest(text) != digest:
             raise StoreError(f"job {name}: its policy was altered on the disk", hint=_RESTORE)
         return text, signature
 
     def _put(self, db: sqlite3.Connection, row: _Row) -> None:
         db.execute(
             "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (*row.cells(), self._key.mac("jobs", row.cells())),
+            (*row.cells(), self._database.key.mac("jobs", row.cells())),
         )
 
     def _put_policy(
@@ -476,32 +359,14 @@ class JobStore:
         cells = (name, _digest(policy), policy, signature)
         db.execute(
             "INSERT OR REPLACE INTO policies VALUES (?, ?, ?, ?, ?)",
-            (*cells, self._key.mac("policies", cells)),
+            (*cells, self._database.key.mac("policies", cells)),
         )
         return cells[1]
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, transaction(self._db, f"{self._path}: cannot be written") as db:
-            yield db
 
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def _moment(at: float) -> datetime:
-    """:raises ValueError: when it is no moment that a calendar has."""
-    try:
-        return datetime.fromtimestamp(at, UTC)
-    except (OverflowError, OSError, ValueError) as error:
-        raise ValueError(f"{at!r} is not a time") from error
-
-
 def _missing(name: str) -> str:
     return f"the ledger says that {name} was submitted, and its record is missing"
-
-
-def _damaged(sequence: int, at: datetime, line: str) -> StoredEvent:
-    event = Log(line=line, level="error")
-    return StoredEvent(sequence=sequence, at=at, kind=Log.kind, body=event.encode())

@@ -25,9 +25,9 @@ from fedlearn.job.spec import JobSpec
 from fedlearn.job.state import JobStatus
 from server.config import ServerConfig
 from server.coordinator import Coordinator
-from server.jobs.authenticated_rows import RowKey
-from server.jobs.bundles import Bundle, Bundles
-from server.jobs.job_store import JOBS_FILE, JobRecord
+from server.jobs.records.authenticated_rows import RowKey
+from server.jobs.records.bundles import Bundle, Bundles
+from server.jobs.records.job_store import JOBS_FILE, JobRecord
 from server.jobs.supervisor import JobSupervisor
 from server.main import main
 from server.state_directory import StateDirectory
@@ -252,11 +252,11 @@ def test_an_end_that_a_crash_kept_from_being_told_is_told(start: Start, bundle: 
     ledger.append("job", {"job": "alpha", "change": "failed", "reason": "no room"})
     coordinator = start()
     assert coordinator.get_job("alpha").status == "failed"
-    events = coordinator._job_store.events("alpha")
+    events = coordinator._job_store.events.page("alpha")
     assert events[-1].kind == JobFailed.kind
     assert "no room" in events[-1].body
     before = len(events)
-    assert len(start()._job_store.events("alpha")) == before
+    assert len(start()._job_store.events.page("alpha")) == before
 
 
 def test_altered_and_missing_events_are_named_where_they_stood(
@@ -266,12 +266,12 @@ def test_altered_and_missing_events_are_named_where_they_stood(
     submit(coordinator, bundle)
     for number in range(8):
         coordinator.events.report("alpha", Log(line=f"line {number}"))
-    count = len(coordinator._job_store.events("alpha"))
+    count = len(coordinator._job_store.events.page("alpha"))
     start.stop()
     sql(tmp_path, "UPDATE events SET body = replace(body, 'line 2', 'line 9')")
     sql(tmp_path, "DELETE FROM events WHERE body LIKE '%line 4%' OR body LIKE '%line 5%'")
     sql(tmp_path, "UPDATE events SET at = 1e308 WHERE body LIKE '%line 7%'")
-    events = start()._job_store.events("alpha")
+    events = start()._job_store.events.page("alpha")
     told = "\n".join(event.body for event in events)
     assert "line 9" not in told
     assert told.count("was altered on the disk") == 2

@@ -1,8 +1,8 @@
 """Rows of a database that is not sealed, each with a MAC under a key that is.
 
 ``mac = HMAC-SHA-256(key, canonical JSON of [table, column, column, ...])``, bytes as hexadecimal.
-A row that somebody edited or made is found when it is read; one that was removed is not, and
-has to be missed by what is recorded elsewhere.
+A row that was altered or forged is detected when it is read. A row that was removed is not: that
+has to be detected by what is recorded elsewhere.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import hashlib
 import hmac
 import json
 import sqlite3
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedlearn.errors import StoreError
-from server.disk import DATABASE_ERRORS, DISK_HINT, disk_failed, store_error
+from server.disk import DATABASE_ERRORS, DISK_HINT, disk_failed, store_error, transaction
 
-__all__ = ["Cell", "RowKey", "open_database", "reading"]
+__all__ = ["Cell", "Database", "RowKey"]
 
 Cell = str | int | float | bytes
 _RESTORE = "restore the file from a backup of the same time as the ledger's"
@@ -39,18 +40,56 @@ class RowKey:
         return hmac.digest(self._key, data, hashlib.sha256)
 
     def genuine(self, table: str, cells: Sequence[object], mac: object) -> bool:
-        """Say whether a row as it was read is one that was written here."""
+        """Return whether a row, as it was read, was written with this key."""
         if not isinstance(mac, bytes) or not all(isinstance(cell, Cell) for cell in cells):
             return False
         return hmac.compare_digest(mac, self.mac(table, [c for c in cells if isinstance(c, Cell)]))
 
 
+class Database:
+    """One SQLite file with authenticated rows. Safe to use from many threads.
+
+    ``key`` makes and checks the MACs.
+    """
+
+    def __init__(self, path: Path, *, key: bytes, schema: Sequence[str], application: int) -> None:
+        """Open or create the file; see :func:`_open_database`."""
+        self.key = RowKey(key)
+        self._path = path
+        self._lock = threading.RLock()
+        self._db = _open_database(path, schema=schema, application=application)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Yield the connection for single statements.
+
+        :raises DiskError: when the disk failed.
+        :raises StoreError: when SQLite reports another error.
+        """
+        with self._lock, _reading(self._path):
+            yield self._db
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Yield the connection for one transaction.
+
+        :raises StoreError: when it cannot be written.
+        """
+        with self._lock, transaction(self._db, f"{self._path}: cannot be written") as db:
+            yield db
+
+
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+def _reading(path: Path) -> Iterator[None]:
     """Turn an error of SQLite into one that names the file.
 
     :raises DiskError: when the disk failed.
-    :raises StoreError: when the block meets another one.
+    :raises StoreError: when SQLite reports another error.
     """
     try:
         yield
@@ -61,12 +100,12 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def open_database(path: Path, *, schema: Sequence[str], application: int) -> sqlite3.Connection:
+def _open_database(path: Path, *, schema: Sequence[str], application: int) -> sqlite3.Connection:
     """Open or make a database that holds exactly the tables of ``schema``, with mode 0600.
 
-    Its structure is checked whole, so that a page that was lost is found here.
+    The whole structure is checked, so that a lost page is detected here.
 
-    :raises StoreError: when it is damaged, of another version, or none of ours.
+    :raises StoreError: when it is damaged, or was not written by this version.
     """
     try:
         path.touch(mode=0o600)
@@ -75,7 +114,7 @@ def open_database(path: Path, *, schema: Sequence[str], application: int) -> sql
         raise store_error(f"{path}: {reason}", error) from error
     db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
     try:
-        with reading(path):
+        with _reading(path):
             db.execute("PRAGMA trusted_schema = OFF")
             db.execute("PRAGMA cell_size_check = ON")
             db.execute("PRAGMA journal_mode = WAL")

@@ -1,0 +1,1 @@
+"""What is stored of jobs: specifications, policies, bundles and events, and their history."""
