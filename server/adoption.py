@@ -87,7 +87,7 @@ def adopt(config: ServerConfig) -> Adopted:
                         "versions": versions,
                     },
                 )
-                store.establish()
+                store.initialize()
     return Adopted(disagreement=disagreement, head=before, ledger=found, versions=versions)
 
 

@@ -101,7 +101,7 @@ def init(
     """
     from fedlearn.identity.login import ca_pin
     from server.config import ServerConfig
-    from server.state_directory import GRANT_FILE, establish
+    from server.state_directory import GRANT_FILE, initialize
 
     if csr is not None and key_here:
         raise click.UsageError("--operator-csr and --insecure-operator-key-here exclude each other")
@@ -116,7 +116,7 @@ def init(
                 "machine; --insecure-operator-key-here makes the key on this one",
             )
         control = config.advertised("control", config.listen.control)
-        operator = establish(
+        operator = initialize(
             config, now=datetime.now(UTC), control_address=control, operator_csr=csr
         )
     except BaseException:

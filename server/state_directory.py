@@ -73,7 +73,7 @@ __all__ = [
     "StateDirectory",
     "admit_operator",
     "counter_of",
-    "establish",
+    "initialize",
     "opened_keys",
     "protector_names",
     "protectors_of",
@@ -122,7 +122,7 @@ def protector_names(keys: Keys) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def establish(
+def initialize(
     config: ServerConfig, *, now: datetime, control_address: str, operator_csr: Path | None
 ) -> Path:
     """Make keys, CA, ledger and the first operator in the state directory.
@@ -164,7 +164,7 @@ def establish(
         # The last step: a state directory without this mark was not established.
         counter = counter_of(config.keys)
         with ModelStore.open(state / STORE_FOLDER, keys, counter=counter, head=head) as store:
-            store.establish(protectors=protector_names(config.keys))
+            store.initialize(protectors=protector_names(config.keys))
     keys.close()
     if key is None:
         grant = LoginGrant(address=control_address, certificates=issued.chain_pem.decode())

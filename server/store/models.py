@@ -1,8 +1,8 @@
 """The sealed model store: every version of every model, and the coordinator's other state.
 
-Guaranteed: nothing is in its directory in the clear but names, types, shapes and sizes. A
-version is there whole or not at all, after a crash as well. What is read is what was written
-last: an altered, exchanged, deleted or older file is refused, and says which.
+Guaranteed: only names, types, shapes and sizes are in its directory in the clear. A version is
+stored whole or not at all, after a crash as well. What is read is what was written last: an
+altered, exchanged, deleted or older file is refused, and the error states which.
 
 ::
 
@@ -13,8 +13,7 @@ last: an altered, exchanged, deleted or older file is refused, and says which.
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -24,23 +23,21 @@ from attestation.errors import UnsealError
 from fedlearn.errors import StoreError
 from fedlearn.sealing import (
     FileSigner,
-    Scalar,
     SealedReader,
     SealedWriter,
     Tensor,
     TensorSpec,
-    open_sealed,
     signer_digest,
 )
 from fedlearn.update import sealed
 from fedlearn.update.arrays import Array
-from server.disk import store_error
 from server.keys.root_key import reason
 from server.keys.service import KeyService, RecordEntry
 from server.naming import checked_name
 from server.store.catalogue import Catalogue, MonotonicCounter, StoredModel
 from server.store.directory import RESTORE_HINT, SealedDirectory
 from server.store.head_file import HeadFile
+from server.store.model_files import ModelFiles, not_as_sealed
 
 __all__ = ["ModelStore", "StoredModel"]
 
@@ -61,7 +58,7 @@ class ModelStore:
         self._directory = directory
         self._keys = keys
         self._record = record
-        self._signer = signer
+        self._files = ModelFiles(directory.files, keys, signer)
 
     @classmethod
     def open(
@@ -79,15 +76,15 @@ class ModelStore:
     ) -> Self:
         """Open the store in ``directory``, or make it there.
 
-        :param counter: what an older copy of the directory is found out by.
+        :param counter: a monotonic counter, by which an older copy of the directory is detected.
         :param adopt_counter: bind an existing store to ``counter`` for the first time, or
             to that of a new machine. An older copy cannot be told from the newest then.
-        :param record: the ledger; is told of every checkpoint, rotation and export.
+        :param record: the ledger; it gets an entry for each checkpoint, rotation and export.
         :param signer: signs the models that are sealed for an owner as well; they leave this
-            store, and their owner then knows whose they are.
-        :param read_only: look beside a running coordinator; nothing can be written, and
-            the counter is not asked.
-        :param head: what the catalogue is bound to the ledger by; the caller compares the two
+            store, and the signature shows their owner where they come from.
+        :param read_only: read beside a running coordinator; nothing can be written, and
+            the counter is not used.
+        :param head: binds the catalogue to the ledger; the caller compares the two
             (:func:`server.store.rollback.check_bound`), then calls :meth:`sweep`.
         :param create: whether there may be no store yet.
         :raises StoreError: when another process writes here, the catalogue does not open,
@@ -124,22 +121,22 @@ class ModelStore:
         self._directory.close()
 
     def record_with(self, record: RecordEntry) -> None:
-        """Report to ``record`` from now on."""
+        """Write the entries to the ledger with ``record`` from now on."""
         self._record = record
 
     @property
     def catalogue(self) -> Catalogue:
-        """What the store should hold, as it was sealed last; not to be changed."""
+        """The contents of the store as they were sealed last; not to be changed."""
         return self._directory.catalogue
 
     def sweep(self) -> None:
         """Remove what a crash left that the catalogue does not name."""
         self._directory.sweep()
 
-    def establish(self, *, protectors: Sequence[str] | None = None) -> None:
-        """Seal that this store has a ledger, and where that ends.
+    def initialize(self, *, protectors: Sequence[str] | None = None) -> None:
+        """Seal that this store has a ledger, and the head of that ledger.
 
-        :param protectors: what the root key was protected with at first, where it is now.
+        :param protectors: the key protectors of the coordinator when it is initialized.
         """
 
         def enter(catalogue: Catalogue) -> None:
@@ -169,9 +166,9 @@ class ModelStore:
         The arrays are not copied. When this raises, the version before stays the latest.
 
         :param job: the job that the model belongs to; by default one of the same name.
-        :param state: whatever else must be restored together with the weights; sealed in
-            the same file, so that a crash never parts the two. See :meth:`state`.
-        :param recipients: raw X25519 public keys of owners, who open the file without us.
+        :param state: what must be restored together with the weights; sealed in the same
+            file, so that a crash cannot separate the two. See :meth:`state`.
+        :param recipients: raw X25519 public keys of owners, who can open the file by themselves.
         :param entry: the kind of the ledger's entry.
         :raises StoreError: when it cannot be written, or it has recipients and this store has
             nothing to sign it with.
@@ -192,7 +189,7 @@ class ModelStore:
 
         with self._directory.writing():
             self._keys.define(model, job=job or model)
-            stored = self._seal(
+            stored = self._files.seal(
                 model,
                 specs,
                 fill,
@@ -254,7 +251,7 @@ class ModelStore:
 
         :raises StoreError: when it is missing, altered, exchanged or does not open.
         """
-        return self._open(self.version(model, version))
+        return self._files.open(self.version(model, version))
 
     def load(self, model: str, version: int | None = None) -> dict[str, Array]:
         """Return the weights of one version, by default the latest.
@@ -262,13 +259,13 @@ class ModelStore:
         :raises StoreError: naming the tensor that is not what was sealed.
         """
         stored = self.version(model, version)
-        with self._open(stored) as reader:
+        with self._files.open(stored) as reader:
             try:
                 if reader.header.signer:
                     reader.check_signer({signer_digest(reader.header.signer)})
                 return sealed.load(reader)
             except UnsealError as error:
-                raise _bad(stored, error) from error
+                raise not_as_sealed(stored, error) from error
 
     def state(self, model: str, version: int | None = None) -> bytes:
         """Return what was sealed as ``state`` beside the weights; empty if nothing was.
@@ -276,13 +273,13 @@ class ModelStore:
         :raises StoreError: when it is not what was sealed.
         """
         stored = self.version(model, version)
-        with self._open(stored) as reader:
+        with self._files.open(stored) as reader:
             if sealed.STATE not in reader.header.spans:
                 return b""
             try:
                 return bytes(reader.tensor(sealed.STATE))
             except UnsealError as error:
-                raise _bad(stored, error) from error
+                raise not_as_sealed(stored, error) from error
 
     def verify(self, model: str) -> tuple[StoredModel, ...]:
         """Read every byte of every version that is kept; return the versions.
@@ -291,13 +288,13 @@ class ModelStore:
         """
         kept = self.versions(model)
         for stored in kept:
-            with self._open(stored) as reader:
+            with self._files.open(stored) as reader:
                 try:
                     reader.verify()
                     if reader.header.signer:
                         reader.check_signer({signer_digest(reader.header.signer)})
                 except UnsealError as error:
-                    raise _bad(stored, error) from error
+                    raise not_as_sealed(stored, error) from error
         return kept
 
     def export(
@@ -305,7 +302,7 @@ class ModelStore:
     ) -> StoredModel:
         """Write one version in the clear, as safetensors with mode 0600.
 
-        The ledger is told before the file appears.
+        The ledger has an entry before the file appears.
 
         :raises StoreError: when ``out`` exists, lies in the store's own directory or cannot
             be written, or the version is not what was sealed; no file is left then.
@@ -321,7 +318,7 @@ class ModelStore:
     def released(
         self, model: str, out: Path, *, version: int | None = None
     ) -> Iterator[tuple[StoredModel, SealedReader]]:
-        """Open one version that is to be in the clear at ``out``. The ledger is told first.
+        """Open one version to be written in the clear to ``out``, after an entry in the ledger.
 
         :raises StoreError: when ``out`` lies in the store's own directory, or the version is
             not what was sealed.
@@ -332,24 +329,24 @@ class ModelStore:
                 f"{out} lies in the sealed store, where nothing is in the clear",
                 hint="choose a place outside of it",
             )
-        with self._open(stored) as reader:
+        with self._files.open(stored) as reader:
             self._report("export", stored, {"to": str(out)})
             try:
                 yield stored, reader
             except UnsealError as error:
-                raise _bad(stored, error) from error
+                raise not_as_sealed(stored, error) from error
 
     def rotate(self, model: str) -> tuple[StoredModel, ...]:
-        """Seal every kept version anew under a new key and destroy the old keys.
+        """Seal every kept version again under a new key and destroy the old keys.
 
-        A crash in the middle loses nothing; rotate again to finish.
+        A crash in the middle loses nothing; rotate again to complete it.
 
         :raises StoreError: when a version is not what was sealed, or cannot be written.
         """
         with self._directory.writing():
             kept = self.versions(model)
             self._keys.rotate(model)
-            fresh = tuple(map(self._reseal, kept))
+            fresh = tuple(map(self._files.reseal, kept))
 
             def enter(catalogue: Catalogue) -> None:
                 for stored in fresh:
@@ -377,107 +374,7 @@ class ModelStore:
                 self._directory.commit(drop)
         return len(old)
 
-    # -- inside
-
-    def _seal(
-        self,
-        model: str,
-        specs: Sequence[TensorSpec],
-        fill: Callable[[SealedWriter], None],
-        *,
-        version: int,
-        round: int,  # noqa: A002
-        meta: Mapping[str, Scalar],
-        recipients: Sequence[bytes],
-    ) -> StoredModel:
-        if recipients and self._signer is None:
-            raise StoreError(
-                f"{model}, version {version}: a model for an owner is signed, and no key to sign "
-                "with was given",
-                hint="name the state directory of a coordinator",
-            )
-        key = self._keys.model_key(model)
-        path = self._directory.files / f"{model}.{version}.{secrets.token_hex(8)}"
-        try:
-            with SealedWriter(
-                path,
-                model=model,
-                version=version,
-                round=round,
-                tensors=specs,
-                key=key,
-                recipients=recipients,
-                meta=meta,
-                signer=self._signer if recipients else None,
-            ) as writer:
-                fill(writer)
-                done = writer.commit()
-        except OSError as error:
-            message = f"{model}, version {version}: {reason(error)}"
-            raise store_error(message, error) from error
-        except ValueError as error:
-            raise StoreError(f"{model}, version {version}: {error}") from error
-        return StoredModel(
-            model=model,
-            job=str(meta["job"]),
-            version=version,
-            round=round,
-            file_id=done.header.file_id,
-            digest=done.digest,
-            key=key.key_id,
-            path=path,
-        )
-
-    def _reseal(self, stored: StoredModel) -> StoredModel:
-        """Seal a version under the present key, chunk by chunk, with the same number."""
-        with self._open(stored) as reader:
-            header = reader.header
-
-            def fill(writer: SealedWriter) -> None:
-                for spec in header.tensors:
-                    writer.write_chunks(reader.chunks(spec.name))
-
-            try:
-                return self._seal(
-                    stored.model,
-                    header.tensors,
-                    fill,
-                    version=stored.version,
-                    round=stored.round,
-                    meta=header.meta,
-                    recipients=[wrap.recipient for wrap in header.wraps],
-                )
-            except UnsealError as error:
-                raise _bad(stored, error) from error
-
-    def _open(self, stored: StoredModel) -> SealedReader:
-        try:
-            reader = open_sealed(stored.path, self._keys, model=stored.model)
-        except FileNotFoundError:
-            raise StoreError(
-                f"{stored.model}, version {stored.version}: {stored.path} is missing",
-                hint=RESTORE_HINT,
-            ) from None
-        except (UnsealError, OSError) as error:
-            raise _bad(stored, error) from error
-        try:
-            found = (reader.header.version, reader.header.file_id, reader.digest())
-            if found != (stored.version, stored.file_id, stored.digest):
-                raise UnsealError(
-                    f"the file holds version {found[0]} as it was sealed at another time"
-                )
-        except UnsealError as error:
-            reader.close()
-            raise _bad(stored, error) from error
-        return reader
-
     def _report(self, kind: str, stored: StoredModel, body: Mapping[str, Any]) -> None:
         if self._record is not None:
             place = {"job": stored.job, "model": stored.model, "version": stored.version}
             self._record(kind, {**place, **body})
-
-
-def _bad(stored: StoredModel, error: Exception) -> StoreError:
-    message = f"{stored.model}, version {stored.version}: {reason(error)}"
-    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-    return store_error(message, cause, hint=RESTORE_HINT)

@@ -89,7 +89,7 @@ def open_bound(
         end = ledger.head()
         if counter is not None and writing and store.catalogue.head != str(end or ""):
             # The counter vouches for the catalogue, and by it for the ledger up to here.
-            store.establish()
+            store.initialize()
 
 
 def compare_bound(state: Path, keys: KeyService) -> None:

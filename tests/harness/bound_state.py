@@ -30,5 +30,5 @@ def bound_state(
         with ModelStore.open(
             state / "store", keys, record=ledger.append, signer=signer, head=head
         ) as store:
-            store.establish()
+            store.initialize()
             yield ledger, store

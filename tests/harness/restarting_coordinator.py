@@ -15,7 +15,7 @@ from server.config import ServerConfig
 from server.coordinator import Coordinator
 from server.identity.site_records import site_entries
 from server.identity.site_registry import SiteRegistry
-from server.state_directory import StateDirectory, establish
+from server.state_directory import StateDirectory, initialize
 from tests.harness.deployment import new_csr, new_key
 
 PYPROJECT = """
@@ -112,7 +112,7 @@ def restarting_coordinator(
     }
     (folder / "server.toml").write_text(dumps(table))
     settings = ServerConfig.load(folder / "server.toml")
-    establish(settings, now=datetime.now(UTC), control_address="127.0.0.1:1", operator_csr=None)
+    initialize(settings, now=datetime.now(UTC), control_address="127.0.0.1:1", operator_csr=None)
     start = RestartingCoordinator(folder, settings)
     try:
         yield start

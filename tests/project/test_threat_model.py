@@ -14,7 +14,7 @@ import pytest
 
 from server.config import ServerConfig
 from server.jobs.supervisor import JobSupervisor
-from server.state_directory import StateDirectory, establish
+from server.state_directory import StateDirectory, initialize
 from tests.harness.restarting_coordinator import restarting_coordinator, tiny_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -164,7 +164,7 @@ def test_the_table_names_every_file_of_a_coordinators_state(
     )
     (tmp_path / "passphrase").write_text("a passphrase that is long enough")
     config = ServerConfig.load(tmp_path / "server.toml")
-    establish(config, now=datetime.now(UTC), control_address="127.0.0.1:1", operator_csr=None)
+    initialize(config, now=datetime.now(UTC), control_address="127.0.0.1:1", operator_csr=None)
     StateDirectory.open(config).close()
     made |= files(config.state)
     body = parties()["An editor of the coordinator's disk"]

@@ -18,7 +18,7 @@ from server.admission.coordinator_evidence import CoordinatorProof
 from server.config import ServerConfig
 from server.main import main
 from server.measurement import config_digest
-from server.state_directory import StateDirectory, establish, protector_names
+from server.state_directory import StateDirectory, initialize, protector_names
 from tests.harness.deployment import COORDINATOR_APP, LAUNCH, WORKLOAD
 from tests.harness.listeners import DeploymentListeners
 
@@ -66,7 +66,7 @@ def test_what_protects_the_root_key_is_what_it_was_at_the_first_start(tmp_path: 
         return ServerConfig.load(tmp_path / name)
 
     thief, owner = X25519PrivateKey.generate(), X25519PrivateKey.generate()
-    establish(
+    initialize(
         settings("server.toml", thief),
         now=datetime.now(UTC),
         control_address="127.0.0.1:1",

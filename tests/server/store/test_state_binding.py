@@ -26,7 +26,7 @@ from server.keys.key_protectors import InsecurePlainKeyFile
 from server.keys.service import KeyService
 from server.ledger import LEDGER_FILE
 from server.ledger.log import Ledger
-from server.state_directory import StateDirectory, establish
+from server.state_directory import StateDirectory, initialize
 from server.store.head_file import HEAD_FILE
 from server.store.models import ModelStore
 from server.store.state_binding import compare_bound, open_bound
@@ -48,7 +48,7 @@ def settings(tmp_path: Path) -> ServerConfig:
         )
     )
     made = ServerConfig.load(tmp_path / "server.toml")
-    establish(made, now=datetime.now(UTC), control_address="127.0.0.1:1", operator_csr=None)
+    initialize(made, now=datetime.now(UTC), control_address="127.0.0.1:1", operator_csr=None)
     with StateDirectory.open(made) as home:
         home.store.write("demo", WEIGHTS, round=1)
         home.ledger.append("exclusion", {"job": "demo", "change": "over"})
@@ -469,7 +469,7 @@ def test_a_kill_while_establishing_is_told_from_an_established_state(
 
         def work() -> None:
             now = datetime.now(UTC)
-            establish(settings, now=now, control_address="127.0.0.1:1", operator_csr=None)
+            initialize(settings, now=now, control_address="127.0.0.1:1", operator_csr=None)
 
         killed = _killed(work, step)
         try:
