@@ -15,7 +15,10 @@ from typing import Any, Final
 
 from attestation.errors import EvidenceError
 
-__all__ = ["json_bytes", "json_object", "sniffed_object", "unwrap_text"]
+__all__ = ["MAX_UNIX_SECONDS", "json_bytes", "json_object", "sniffed_object", "unwrap_text"]
+
+MAX_UNIX_SECONDS: Final = 253402300799
+"""The last second of the year 9999, after which no ``datetime`` is."""
 
 _MIN_CHARACTERS: Final = 128
 _HEX_FILE: Final = re.compile(

@@ -17,6 +17,7 @@ from attestation.decoded.tpm import decode_statement
 from attestation.encodings import json_bytes, json_object
 from attestation.errors import EvidenceError
 from attestation.quotes.azure import azure_document
+from attestation.quotes.snp import REPORT_BYTES
 
 __all__ = ["decode_azure", "decode_hcl"]
 
@@ -34,7 +35,6 @@ _REQUEST: Final[Layout] = (
     ("#variable_data_size", 16, 4),
 )
 _REPORT_AT: Final = 32
-_REPORT_BYTES: Final = 1184
 _SNP: Final = 2
 _MAX_VALUE: Final = 256
 
@@ -55,10 +55,10 @@ def decode_hcl(report: bytes) -> Iterator[Field]:
     :raises EvidenceError: naming the field that is malformed.
     """
     yield from read_layout("HCL report header", _HEADER, report)
-    request = report[_REPORT_AT + _REPORT_BYTES :]
+    request = report[_REPORT_AT + REPORT_BYTES :]
     yield from read_layout("HCL request data", _REQUEST, request)
     if integer(request[8:12]) == _SNP:
-        yield from decode_report(report[_REPORT_AT : _REPORT_AT + _REPORT_BYTES])
+        yield from decode_report(report[_REPORT_AT : _REPORT_AT + REPORT_BYTES])
     size = integer(request[16:20])
     runtime = json_object(request[20 : 20 + size].rstrip(b"\0"), "HCL runtime data")
     for key in runtime.get("keys", []) if isinstance(runtime.get("keys"), list) else []:

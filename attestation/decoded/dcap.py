@@ -14,6 +14,7 @@ from cryptography import x509
 from attestation.decoded.fields import Field, Layout, integer, read_layout
 from attestation.endorsements.offline import load_certificates
 from attestation.errors import UNREADABLE, EvidenceError
+from attestation.quotes.sgx import ENCLAVE_REPORT_BYTES
 from attestation.quotes.tdx import TD_ATTRIBUTES
 
 __all__ = ["decode_quote"]
@@ -85,7 +86,6 @@ _HEADER_BYTES: Final = 48
 _BODY_PREFIX_BYTES: Final = 6
 _TDX: Final = 0x81
 _VERSION_WITH_BODY_TYPE: Final = 5
-_QE_REPORT_BYTES: Final = 384
 _CERTIFIED_QE: Final = 6
 _PCK_CHAIN: Final = 5
 _MAX_CERTIFICATES: Final = 8
@@ -139,9 +139,9 @@ def _signature(data: bytes, at: int, version: int) -> Iterator[Field]:
         if kind != _CERTIFIED_QE:
             return
         at += 6
-    report = _take(part, at, _QE_REPORT_BYTES, "QE Report")
+    report = _take(part, at, ENCLAVE_REPORT_BYTES, "QE Report")
     yield from read_layout("QE Report", _ENCLAVE, report)
-    at += _QE_REPORT_BYTES
+    at += ENCLAVE_REPORT_BYTES
     signature = _take(part, at, 64, "QE Report Signature")
     yield Field(section=section, name="QE Report Signature", value=signature.hex())
     size = integer(_take(part, at + 64, 2, "QE Authentication Data Size"))

@@ -11,11 +11,10 @@ from typing import Final
 
 from attestation.decoded.fields import Field, Layout, integer, read_layout
 from attestation.errors import EvidenceError
-from attestation.quotes.snp import PLATFORM_BITS, POLICY_BITS, TCB, TCB_TURIN
+from attestation.quotes.snp import PLATFORM_BITS, POLICY_BITS, REPORT_BYTES, TCB, TCB_TURIN
 
 __all__ = ["decode_report"]
 
-_REPORT_BYTES: Final = 1184
 _SECTION: Final = "ATTESTATION_REPORT"
 _REPORT: Final[Layout] = (
     ("#VERSION", 0x00, 4),
@@ -71,8 +70,8 @@ def decode_report(data: bytes) -> Iterator[Field]:
 
     :raises EvidenceError: for another size.
     """
-    if len(data) != _REPORT_BYTES:
-        raise EvidenceError(f"{len(data)} bytes, a report has {_REPORT_BYTES}", field=_SECTION)
+    if len(data) != REPORT_BYTES:
+        raise EvidenceError(f"{len(data)} bytes, a report has {REPORT_BYTES}", field=_SECTION)
     yield from read_layout(_SECTION, _REPORT, data)
     if integer(data[:4]) >= _MITIGATION_VERSION:
         yield from read_layout(_SECTION, _MITIGATIONS, data)

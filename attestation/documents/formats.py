@@ -33,7 +33,7 @@ from attestation.documents.agent_documents import (
 from attestation.encodings import sniffed_object, unwrap_text
 from attestation.errors import EvidenceError
 from attestation.evidence import MAX_EVIDENCE_BYTES, Evidence, Tee
-from attestation.quotes.snp import parse_certificate_table
+from attestation.quotes.snp import REPORT_BYTES, parse_certificate_table
 from attestation.quotes.tpm_document import is_tpm_document, parse_tpm_document
 
 __all__ = ["FORMATS", "MAX_INPUT_BYTES", "detect_format", "is_bare_tpm_quote", "to_evidence"]
@@ -47,10 +47,9 @@ _DCAP_HEADER: Final = struct.Struct("<HHI")
 _KEY_TYPES: Final = (2, 3)  # ECDSA-256 with P-256, ECDSA-384 with P-384
 _TEE_TYPES: Final = {0x00: Tee.SGX, 0x81: Tee.TDX}
 _MIN_QUOTE_BYTES: Final = 48 + 384
-_REPORT_BYTES: Final = 1184
 _REPORT_VERSIONS: Final = range(2, 17)
 _TPM_MAGICS: Final = (b"FLTQ", b"\xffTCG")
-_RESPONSE_HEADER: Final = struct.pack("<II", 0, _REPORT_BYTES) + bytes(24)
+_RESPONSE_HEADER: Final = struct.pack("<II", 0, REPORT_BYTES) + bytes(24)
 """``SNP_REPORT_RESP``: status, size of the report, reserved (AMD publication 56860)."""
 
 _AZURE_OLD: Final = frozenset({"report", "quote"})
@@ -163,7 +162,7 @@ def _quote(data: bytes, chosen: str) -> tuple[Tee, bytes, tuple[bytes, ...]]:
         return tee, raw, ()
     if chosen == "snp-report":
         if not _is_report(raw):
-            raise _not(data, f"an SNP report of {_REPORT_BYTES} bytes")
+            raise _not(data, f"an SNP report of {REPORT_BYTES} bytes")
         return (Tee.SNP, *_report(raw))
     if chosen == "tpm":
         if is_tpm_document(raw):
@@ -181,17 +180,17 @@ def _quote(data: bytes, chosen: str) -> tuple[Tee, bytes, tuple[bytes, ...]]:
 def _is_report(data: bytes) -> bool:
     start = len(_RESPONSE_HEADER) if data.startswith(_RESPONSE_HEADER) else 0
     version = int.from_bytes(data[start : start + 4], "little")
-    return len(data) - start >= _REPORT_BYTES and version in _REPORT_VERSIONS
+    return len(data) - start >= REPORT_BYTES and version in _REPORT_VERSIONS
 
 
 def _report(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
     """Take a report out of what lies around it; whatever is not used there must be zero."""
     if data.startswith(_RESPONSE_HEADER):
         start, table = len(_RESPONSE_HEADER), b""
-        rest = data[start + _REPORT_BYTES :]
+        rest = data[start + REPORT_BYTES :]
     else:
-        start, rest, table = 0, b"", data[_REPORT_BYTES:]
-    end = start + _REPORT_BYTES
+        start, rest, table = 0, b"", data[REPORT_BYTES:]
+    end = start + REPORT_BYTES
     if any(rest) or (table and not any(table)):
         raise _no_table(data, end, "")
     try:

@@ -35,6 +35,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from attestation.ecdsa import SIGNATURE_BYTES
 from attestation.encodings import json_object, unwrap_text
 from attestation.endorsements.chains import Certificate, load_crl, split_certificates
 from attestation.endorsements.collateral_forms import split_signed
@@ -44,7 +45,6 @@ from attestation.errors import UNREADABLE, EndorsementError, EvidenceError
 
 __all__ = ["Assembled", "Assembly", "assemble_answers"]
 
-_SIGNATURE_BYTES: Final = 64
 _MAX_RESPONSES: Final = 4
 _PEM_START: Final = b"-----BEGIN CERTIFICATE-----"
 _CERTIFICATE: Final = re.compile(rb"%s.+?-----END CERTIFICATE-----\s?" % _PEM_START, re.DOTALL)
@@ -303,9 +303,9 @@ def _signer(
 def _verifies(certificate: Certificate, signed: _Signed) -> bool:
     key = certificate.key
     signature = bytes.fromhex(signed.signature) if len(signed.signature) % 2 == 0 else b""
-    if not isinstance(key, ec.EllipticCurvePublicKey) or len(signature) != _SIGNATURE_BYTES:
+    if not isinstance(key, ec.EllipticCurvePublicKey) or len(signature) != SIGNATURE_BYTES:
         return False
-    half = _SIGNATURE_BYTES // 2
+    half = SIGNATURE_BYTES // 2
     r, s = (int.from_bytes(part, "big") for part in (signature[:half], signature[half:]))
     try:
         key.verify(encode_dss_signature(r, s), signed.text.encode(), ec.ECDSA(hashes.SHA256()))

@@ -36,7 +36,6 @@ from attestation.trust import TrustAnchors
 __all__ = [
     "MAX_COLLATERAL_BYTES",
     "MAX_ENDORSEMENT_BYTES",
-    "MAX_LOG_BYTES",
     "Input",
     "gather",
     "load_certificates",
@@ -46,7 +45,6 @@ __all__ = [
 
 MAX_ENDORSEMENT_BYTES = 1024 * 1024
 MAX_COLLATERAL_BYTES = 4 * 1024 * 1024
-MAX_LOG_BYTES = 4 * 1024 * 1024
 
 _ANSWERS = (b'{"tcbInfo"', b'{"enclaveIdentity"')
 _ANSWERS_HINT = (

@@ -27,7 +27,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation import ecdsa
-from attestation.encodings import json_object
+from attestation.encodings import MAX_UNIX_SECONDS, json_object
 from attestation.errors import EvidenceError, FreshnessError, SignatureError
 from attestation.evidence import Origin
 from attestation.policy.result import AttestationResult, Finding, Tier
@@ -52,10 +52,8 @@ TRUST_VECTOR: Final = (
 
 _SKEW: Final = timedelta(minutes=1)
 _DIGEST_BYTES: Final = 32
-_SCALAR_BYTES: Final = 32
 _MAX_FINDINGS: Final = 1024
 _MAX_TEXT: Final = 8192
-_MAX_TIME: Final = 253402300799  # the last second of the year 9999
 _HEADER: Final = {"alg": "ES256", "typ": "eat+jwt"}
 _POLICY_SCHEME: Final = "ni:///sha-256;"  # RFC 6920, section 3
 _VERIFIER_ID: Final = {"developer": "https://github.com/fedlearn/fedlearn", "build": "fedlearn/1"}
@@ -167,7 +165,7 @@ def _split(token: str | bytes) -> tuple[Mapping[str, Any], Mapping[str, Any], by
         raise EvidenceError("must have three parts between dots", field="ear")
     header, payload, signature = parts
     raw = _decode(signature, "ear.signature")
-    if len(raw) != 2 * _SCALAR_BYTES:
+    if len(raw) != ecdsa.SIGNATURE_BYTES:
         raise EvidenceError(f"must have 64 bytes, not {len(raw)}", field="ear.signature")
     return (
         json_object(_decode(header, "ear.header"), "ear.header"),
@@ -269,7 +267,7 @@ def _tier(value: object, where: str) -> Tier:
 
 def _time(payload: Mapping[str, Any], name: str) -> datetime:
     value = payload.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_TIME:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_UNIX_SECONDS:
         raise EvidenceError("must be seconds since 1970", field=f"ear.{name}")
     return datetime.fromtimestamp(value, UTC)
 

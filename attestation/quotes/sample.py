@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from attestation.encodings import json_object
+from attestation.ecdsa import SIGNATURE_BYTES
+from attestation.encodings import MAX_UNIX_SECONDS, json_object
 from attestation.errors import EvidenceError
 
 __all__ = ["MAX_SAMPLE_BYTES", "SampleQuote", "SampleStatement"]
@@ -27,10 +28,8 @@ __all__ = ["MAX_SAMPLE_BYTES", "SampleQuote", "SampleStatement"]
 MAX_SAMPLE_BYTES: Final = 64 * 1024
 _MAX_MEASUREMENTS: Final = 64
 _REPORT_DATA_BYTES: Final = 64
-_SIGNATURE_BYTES: Final = 64
 _MAX_DIGEST_BYTES: Final = 64
 _MAX_KEY_BYTES: Final = 1024
-_MAX_TIME: Final = 253402300799  # the last second of the year 9999
 _NAME: Final = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 _DOMAIN: Final = b"fedlearn-sample/1\0"
 _QUOTE_KEYS: Final = frozenset({"key", "signature", "statement"})
@@ -115,7 +114,7 @@ class SampleQuote:
             statement=_statement(outer["statement"]),
             key=_hex(outer["key"], "sample.key", 1, _MAX_KEY_BYTES),
             signature=_hex(
-                outer["signature"], "sample.signature", _SIGNATURE_BYTES, _SIGNATURE_BYTES
+                outer["signature"], "sample.signature", SIGNATURE_BYTES, SIGNATURE_BYTES
             ),
             # The last of three members, and the two before it are hex.
             signed=_DOMAIN + data.partition(_STATEMENT_MEMBER)[2][:-1],
@@ -131,7 +130,7 @@ def _statement(document: object) -> SampleStatement:
     if type(inner["version"]) is not int or inner["version"] != 1:
         raise EvidenceError("only version 1 is known", field=f"{where}.version")
     time, debug, measurements = inner["time"], inner["debug"], inner["measurements"]
-    if not isinstance(time, int) or isinstance(time, bool) or not 0 <= time <= _MAX_TIME:
+    if not isinstance(time, int) or isinstance(time, bool) or not 0 <= time <= MAX_UNIX_SECONDS:
         raise EvidenceError("must be seconds since 1970", field=f"{where}.time")
     if not isinstance(debug, bool):
         raise EvidenceError("must be true or false", field=f"{where}.debug")

@@ -26,14 +26,13 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AuthorityInformationAccessOID
 
-from attestation.endorsements.chains import pem_blocks, whole_octets
+from attestation.endorsements.chains import MAX_CERTIFICATE_BYTES, pem_blocks, whole_octets
 from attestation.errors import UNREADABLE, EndorsementError, EvidenceError
 from attestation.quotes.tpm_keys import PUBLIC_KEY_TYPES, PublicKey
 
 __all__ = ["certificate_der", "check_ek_certificate", "unreadable_certificates"]
 
 _STEP: Final = "endorsement key"
-_MAX_CERTIFICATE_BYTES: Final = 16 * 1024
 _MAX_FILE_BYTES: Final = 4 * 1024 * 1024
 _MAX_CHECKS: Final = 512
 _MAX_SHOWN: Final = 4
@@ -206,7 +205,7 @@ def _outside(certificate: _Certificate, now: datetime) -> str:
 
 
 def _load(data: bytes, field: str) -> _Certificate:
-    if len(data) > _MAX_CERTIFICATE_BYTES:
+    if len(data) > MAX_CERTIFICATE_BYTES:
         raise EvidenceError(f"{len(data)} bytes are too long for a certificate", field=field)
     try:
         if b"-----BEGIN" in data:

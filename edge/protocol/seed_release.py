@@ -37,7 +37,7 @@ from attestation.errors import UNREADABLE, AttestationError
 from attestation.length_prefixed import pack
 from fedlearn.errors import LaunchError
 from fedlearn.identity.spiffe import ClientId, SiteId, SpiffeId, parse
-from fedlearn.sealing import hpke_open, hpke_seal
+from fedlearn.sealing.keys import PUBLIC_KEY_BYTES, hpke_open, hpke_seal
 from fedlearn.update.commitment import SEED_BYTES
 
 __all__ = ["MAX_GRANT_BYTES", "Client", "grant_seed", "kept_seed", "open_grant", "request_seed"]
@@ -46,7 +46,6 @@ MAX_GRANT_BYTES: Final = 32 * 1024
 _ASK: Final = b"fedlearn-seed-request/1\0"
 _ANSWER: Final = b"fedlearn-seed-reply/1\0"
 _MAX_CERTIFICATES: Final = 4
-_HPKE_BYTES: Final = 32
 _ECDSA: Final = ec.ECDSA(hashes.SHA256())
 
 
@@ -94,7 +93,7 @@ def grant_seed(
     ours = (who.job, who.site, who.client)
     if not isinstance(identity, ClientId) or (identity.job, identity.site, identity.client) != ours:
         raise LaunchError(f"{identity} is not the client whose seed this is")
-    if len(hpke_key) != _HPKE_BYTES:
+    if len(hpke_key) != PUBLIC_KEY_BYTES:
         raise LaunchError("the request for a seed is malformed")
     _check(public, signature, _ask(who, hpke_key), "the request for a seed")
     try:

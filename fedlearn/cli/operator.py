@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -14,9 +16,12 @@ from fedlearn.identity.login import ENVIRONMENT, OperatorLogin, default_folder
 if TYPE_CHECKING:
     from fedlearn.wire.operator import OperatorClient
 
-__all__ = ["connect", "job_argument", "operator_option"]
+__all__ = ["connect", "duration", "job_argument", "operator_option"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+_DURATION: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])")
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def job_argument(*, required: bool = True) -> Callable[[Command], Command]:
@@ -41,6 +46,12 @@ def operator_option(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="DIR",
         help=f"Folder of the operator's login (or {ENVIRONMENT} in the environment).",
     )(command)
+
+
+def duration(text: str) -> timedelta | None:
+    """Return a span such as ``90s``, ``15m``, ``24h`` or ``7d``; ``None`` for other text."""
+    match = _DURATION.fullmatch(text)
+    return timedelta(seconds=int(match[1]) * _UNITS[match[2]]) if match else None
 
 
 def connect(folder: Path | None) -> OperatorClient:

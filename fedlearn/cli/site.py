@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from fedlearn.cli.operator import connect, operator_option
+from fedlearn.cli.operator import connect, duration, operator_option
 from fedlearn.config import NAME
 from fedlearn.errors import ConfigError, EnrollmentRefused
 from fedlearn.identity.join import JoinToken
@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["group"]
 
 _MAX_TOKEN_FILE: Final = 4096
-_LIFETIME: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @click.group(cls=Commands, name="site")
@@ -48,10 +46,10 @@ def _checked_name(ctx: click.Context, param: click.Parameter, value: str) -> str
 def _lifetime(ctx: click.Context, param: click.Parameter, value: str) -> timedelta | None:
     if not value:
         return None
-    match = _LIFETIME.fullmatch(value)
-    if match is None:
+    span = duration(value)
+    if span is None:
         raise click.BadParameter(f"{value[:40]!r} is no duration; write 90s, 15m, 24h or 7d")
-    return timedelta(seconds=int(match.group(1)) * _UNITS[match.group(2)])
+    return span
 
 
 def _digest(ctx: click.Context, param: click.Parameter, value: str) -> bytes:

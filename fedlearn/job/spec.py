@@ -69,6 +69,10 @@ __all__ = [
 
 MAX_SITES: Final = 1_000
 MAX_JOB_BYTES: Final = 1024 * 1024
+"""Upper bound of a specification as JSON."""
+
+MAX_JOB_TOML_BYTES: Final = 256 * 1024
+"""Upper bound of a job's file, which a coordinator takes as it is."""
 
 _FORMAT: Final = 1
 _WORKLOAD_DOMAIN: Final = b"fedlearn-workload/1\0"
@@ -318,7 +322,7 @@ class JobFiles:
         """
         from attestation.policy.parse import parse_policy
 
-        data = reading.file_bytes(path, limit=MAX_JOB_BYTES, what="the job")
+        data = reading.file_bytes(path, limit=MAX_JOB_TOML_BYTES, what="the job")
         spec = reading.read(JobSpec, data, where=str(path))
         file = path.parent / spec.policy
         text = reading.file_bytes(file, what="the policy")

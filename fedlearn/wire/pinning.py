@@ -21,6 +21,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from attestation.endorsements.chains import MAX_CERTIFICATE_BYTES
 from attestation.errors import UNREADABLE
 from fedlearn.errors import TransportError
 from fedlearn.identity.join import checked_address
@@ -30,7 +31,6 @@ from fedlearn.wire.failure import Unreachable
 __all__ = ["PinnedServer", "fetch_pinned"]
 
 _MAX_CERTIFICATES: Final = 4
-_MAX_CERTIFICATE_BYTES: Final = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +140,7 @@ def _unverified_chain(secure: ssl.SSLSocket) -> list[bytes]:
         inner = cast("Any", secure)._sslobj
         found = [item.public_bytes(2) for item in inner.get_unverified_chain() or ()]
     certificates = [bytes(item) for item in found[:_MAX_CERTIFICATES]]
-    if any(len(item) > _MAX_CERTIFICATE_BYTES for item in certificates):
+    if any(len(item) > MAX_CERTIFICATE_BYTES for item in certificates):
         raise TransportError("the server shows a certificate that is too long")
     return certificates
 

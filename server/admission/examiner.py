@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from attestation.binding import NONCE_BYTES, Binding, Role
 from attestation.errors import AttestationError, EvidenceError
@@ -24,6 +24,7 @@ from fedlearn.errors import AdmissionDenied, ConfigError
 from fedlearn.identity.admission import AdmitRequest
 from fedlearn.identity.spiffe import checked_name
 from fedlearn.identity.voucher import verify_voucher
+from fedlearn.sealing.keys import PUBLIC_KEY_BYTES
 from server.admission.challenges import ChallengeStore
 from server.admission.exclusions import ExclusionList
 from server.admission.registry import Admission
@@ -40,8 +41,6 @@ __all__ = [
     "replaced",
     "summary",
 ]
-
-HPKE_KEY_BYTES: Final = 32
 
 
 class SiteKeys(Protocol):
@@ -314,9 +313,9 @@ def replaced(live: Sequence[Admission], request: AdmitRequest, key: bytes) -> li
 def _bounded(request: AdmitRequest) -> None:
     if len(request.nonce) != NONCE_BYTES:
         raise AdmissionDenied(f"a nonce has {NONCE_BYTES} bytes, not {len(request.nonce)}")
-    if len(request.hpke_key) != HPKE_KEY_BYTES:
+    if len(request.hpke_key) != PUBLIC_KEY_BYTES:
         raise AdmissionDenied(
-            f"the HPKE key must be a raw X25519 key of {HPKE_KEY_BYTES} bytes, "
+            f"the HPKE key must be a raw X25519 key of {PUBLIC_KEY_BYTES} bytes, "
             f"not {len(request.hpke_key)}"
         )
     if len(request.evidence) > MAX_EVIDENCE_BYTES:

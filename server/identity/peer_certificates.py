@@ -13,13 +13,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from attestation.endorsements.chains import MAX_CERTIFICATE_BYTES
 from attestation.errors import UNREADABLE
 from fedlearn.errors import TransportError
 from fedlearn.identity import spiffe
 from fedlearn.identity.oids import EVIDENCE_DIGEST, POLICY_DIGEST
 
 __all__ = [
-    "MAX_CERTIFICATE_BYTES",
     "MAX_CSR_BYTES",
     "PeerCertificate",
     "csr_key",
@@ -28,7 +28,6 @@ __all__ = [
 ]
 
 MAX_CSR_BYTES: Final = 4096
-MAX_CERTIFICATE_BYTES: Final = 16 * 1024
 _DIGEST_BYTES: Final = 32
 _OCTET_STRING_32: Final = b"\x04\x20"
 

@@ -27,7 +27,6 @@ from fedlearn.identity import spiffe
 from fedlearn.identity.oids import EVIDENCE_DIGEST, POLICY_DIGEST
 from fedlearn.sealing import FileSigner
 from server.identity.peer_certificates import (
-    MAX_CERTIFICATE_BYTES,
     MAX_CSR_BYTES,
     PeerCertificate,
     csr_key,
@@ -36,7 +35,6 @@ from server.identity.peer_certificates import (
 )
 
 __all__ = [
-    "MAX_CERTIFICATE_BYTES",
     "MAX_CLIENT_LIFETIME",
     "MAX_CSR_BYTES",
     "CertificateAuthority",

@@ -8,11 +8,11 @@ from typing import Final, Protocol
 
 from attestation.policy.result import Tier
 from fedlearn.errors import AdmissionDenied, KeyReleaseDenied
+from fedlearn.sealing.keys import PUBLIC_KEY_BYTES
 from server.admission.registry import Admission
 
 __all__ = ["LiveAdmissions", "Releasable", "check_release"]
 
-_HPKE_KEY_BYTES: Final = 32
 _AGAIN: Final = "attest again and ask with the new admission"
 
 
@@ -71,7 +71,7 @@ def check_release(
         raise _denied(f"its certificate is valid from {admission.issued} to {admission.expires}")
     if now >= admission.result.expires:
         raise _denied(f"its attestation result expired at {admission.result.expires}")
-    if len(admission.hpke_key) != _HPKE_KEY_BYTES:
+    if len(admission.hpke_key) != PUBLIC_KEY_BYTES:
         raise _denied("it attested no key to wrap to")
     if job is None:
         raise _denied(f"there is no model {model!r}")

@@ -6,8 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
+from attestation.policy.model import MAX_POLICY_BYTES
 from fedlearn.errors import ConfigError, TransportError
 from fedlearn.identity.spiffe import checked_name
+from fedlearn.job.spec import MAX_JOB_TOML_BYTES
 from fedlearn.job.state import JobState
 from fedlearn.wire import fedlearn_pb2 as pb
 from server.admission.exclusions import Exclusion
@@ -21,8 +23,6 @@ from server.rpc.ports import Coordinator
 
 __all__ = ["OperatorService"]
 
-_MAX_JOB_TOML_BYTES = 256 * 1024
-_MAX_POLICY_BYTES = 1024 * 1024
 _MAX_REASON_CHARS = 500
 _MAX_CERTIFICATE_CHARS = 500
 _MAX_UNIX_MS = 4_102_444_800_000  # the year 2100
@@ -50,8 +50,8 @@ class OperatorService:
 
     def SubmitJob(self, request: pb.SubmitJobRequest, caller: Caller) -> pb.JobState:  # noqa: N802
         """Accept a job."""
-        if len(request.job_toml.encode()) > _MAX_JOB_TOML_BYTES:
-            raise ConfigError(f"at most {_MAX_JOB_TOML_BYTES} bytes", where="job.toml")
+        if len(request.job_toml.encode()) > MAX_JOB_TOML_BYTES:
+            raise ConfigError(f"at most {MAX_JOB_TOML_BYTES} bytes", where="job.toml")
         _bounded_policy(request.policy_toml)
         return _job(
             self._coordinator.submit_job(
@@ -275,8 +275,8 @@ def _exclusion(one: Exclusion) -> pb.Exclusion:
 
 
 def _bounded_policy(policy_toml: str) -> None:
-    if len(policy_toml.encode()) > _MAX_POLICY_BYTES:
-        raise ConfigError(f"at most {_MAX_POLICY_BYTES} bytes", where="policy.toml")
+    if len(policy_toml.encode()) > MAX_POLICY_BYTES:
+        raise ConfigError(f"at most {MAX_POLICY_BYTES} bytes", where="policy.toml")
 
 
 def _job(state: JobState) -> pb.JobState:

@@ -18,13 +18,13 @@ from attestation.durable import write_durably
 from attestation.endorsements.offline import (
     MAX_COLLATERAL_BYTES,
     MAX_ENDORSEMENT_BYTES,
-    MAX_LOG_BYTES,
     Input,
     gather,
     unread_pieces,
 )
 from attestation.errors import EndorsementError, EvidenceError
 from attestation.evidence import Claims, Evidence
+from attestation.logs.eventlog import MAX_LOG_BYTES
 from attestation.policy.model import MAX_POLICY_BYTES, AppraisalPolicy
 from attestation.policy.parse import parse_policy
 from attestation.trust import TrustAnchors

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from attestation.endorsements.offline import MAX_LOG_BYTES
 from attestation.errors import EventLogError, EvidenceError
 from attestation.evidence import Tee
+from attestation.logs.eventlog import MAX_LOG_BYTES
 from attestation.policy.draft import reference_text
 from attestation.policy.model import ReferenceValue
 from attestation.policy.references import (

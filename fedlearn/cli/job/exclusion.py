@@ -5,28 +5,23 @@ The page is docs/how-to/keep-a-site-out.md.
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
 
 import click
 
-from fedlearn.cli.operator import connect, job_argument, operator_option
+from fedlearn.cli.operator import connect, duration, job_argument, operator_option
 from fedlearn.terminal.console import json_option, line, print_json
 
 __all__ = ["readmit", "revoke"]
-
-_DURATION: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])")
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def _until(ctx: click.Context, param: click.Parameter, value: str) -> datetime | None:
     """A duration from now, or a moment in RFC 3339."""
     if not value:
         return None
-    if match := _DURATION.fullmatch(value):
-        return datetime.now(UTC) + timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+    if (span := duration(value)) is not None:
+        return datetime.now(UTC) + span
     try:
         moment = datetime.fromisoformat(value)
     except ValueError:

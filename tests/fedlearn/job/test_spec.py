@@ -24,7 +24,7 @@ from attestation.config import InconsistentValues, dumps
 from attestation.policy.parse import parse_policy
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.job.owner_key import owner_key_text
-from fedlearn.job.spec import JobSpec, workload_digest
+from fedlearn.job.spec import MAX_JOB_TOML_BYTES, JobFiles, JobSpec, workload_digest
 from fedlearn.job.strategies import STRATEGIES
 from fedlearn.job.tables import StrategySpec
 
@@ -414,3 +414,10 @@ def test_the_table_of_strategies_is_flowers() -> None:
         if name == "app":
             continue
         assert set(options) <= set(inspect.signature(found[name]).parameters), name
+
+
+def test_a_file_that_no_coordinator_takes_is_refused_where_it_lies(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_bytes(b"#" * (MAX_JOB_TOML_BYTES + 1))
+    with pytest.raises(ConfigError, match="the job"):
+        JobFiles.load(path)
