@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,17 @@ from tests.harness.cluster import Cluster
 from tests.harness.cluster_site import ClusterSite
 from tests.harness.deployment import Deployment
 from tests.harness.listeners import DeploymentListeners
+
+
+@pytest.fixture(autouse=True)
+def _same_module_path() -> Iterator[None]:
+    """Fail a test that leaves another module path to those after it.
+
+    ``monkeypatch.syspath_prepend`` takes back what it did.
+    """
+    before = list(sys.path)
+    yield
+    assert sys.path == before
 
 
 @pytest.fixture

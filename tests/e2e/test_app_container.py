@@ -16,11 +16,16 @@ from typing import Any
 
 import pytest
 
+from server.flower.job_plan import Outcome
+from server.flower.job_runner import JobRunner
 from tests.harness.federation import FederationHarness
 from tests.harness.flower_federation import (
     PYPROJECT,
     SERVER_APP,
+    Channel,
+    During,
     FlowerFederation,
+    ended,
     make_plan,
     write_app,
 )
@@ -93,7 +98,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return build(write_app(folder, server=textwrap.dedent(CURIOUS_APP), project=PROJECT))
 
 
-Run = Callable[..., tuple[Any, Any]]
+Run = Callable[..., tuple[Outcome, Channel]]
 
 
 @pytest.fixture
@@ -101,8 +106,12 @@ def run(federation: FlowerFederation, bundle: bytes) -> Run:
     """Run a job to its end; return outcome and channel."""
 
     def go(
-        *, app_host: Path | None = None, during: Any = None, clients: bool = True, **plan: Any
-    ) -> tuple[Any, Any]:
+        *,
+        app_host: Path | None = None,
+        during: During | None = None,
+        clients: bool = True,
+        **plan: Any,
+    ) -> tuple[Outcome, Channel]:
         made = make_plan(bundle, sites=2, **plan)
         host, channel = federation.host(made, app_host=app_host)
         for site in made.spec.sites if clients else ():
@@ -110,7 +119,7 @@ def run(federation: FlowerFederation, bundle: bytes) -> Run:
         host.start()
         if during is not None:
             during(host, channel)
-        outcome = host.wait(60)
+        outcome = ended(host, 60)
         host.close()
         assert outcome is not None
         return outcome, channel
@@ -118,7 +127,7 @@ def run(federation: FlowerFederation, bundle: bytes) -> Run:
     return go
 
 
-def _bits(channel: Any) -> dict[str, bytes]:
+def _bits(channel: Channel) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in channel.checkpoints[-1].model.items()}
 
 
@@ -131,7 +140,7 @@ def test_it_runs_there_and_nothing_of_it_in_the_coordinators_place(
     config = {"secret": str(secret)}
     here, told = run(job="here", run_config=config)
 
-    def look(host: Any, channel: Any) -> None:
+    def look(host: JobRunner, channel: Channel) -> None:
         channel.wait_for("round.finished")
         assert len(daemon.applications()) == 1
         assert not (tmp_path / "job-there" / "app").exists()
@@ -155,11 +164,11 @@ def test_a_daemon_that_is_killed_is_a_crash_and_the_job_goes_on_with_the_next_on
     whole, expected = run(job="whole", run_config=config, app_host=daemon.path)
     assert whole.status == "finished", whole
 
-    def kill(host: Any, channel: Any) -> None:
+    def kill(host: JobRunner, channel: Channel) -> None:
         channel.wait_for("round.started", 2)
         time.sleep(0.1)
         daemon.end(signal.SIGKILL)
-        outcome = host.wait(20)
+        outcome = ended(host, 20)
         assert (outcome.status, outcome.code) == ("failed", "crashed")
         assert f"the app host at {daemon.path} is gone" in outcome.message
         threading.Timer(1.0, daemon.start).start()
@@ -172,7 +181,7 @@ def test_a_daemon_that_is_killed_is_a_crash_and_the_job_goes_on_with_the_next_on
 
 
 def test_an_application_that_is_killed_is_named_as_such(run: Run, daemon: Daemon) -> None:
-    def kill(host: Any, channel: Any) -> None:
+    def kill(host: JobRunner, channel: Channel) -> None:
         channel.wait_for("log")
         assert daemon.process is not None
         (pid,) = [pid for pid in host.pids if _parent(pid) == daemon.process.pid]
@@ -213,9 +222,8 @@ def test_a_job_that_waits_for_an_app_host_can_be_ended(
     assert host.wait(0.5) is None
     began = time.monotonic()
     getattr(host, how)()
-    outcome = host.wait(20)
+    outcome = ended(host, 20)
     assert time.monotonic() - began < 10
-    assert outcome is not None
     assert outcome.status == ("cancelled" if how == "cancel" else "failed")
 
 

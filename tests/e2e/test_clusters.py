@@ -17,6 +17,7 @@ from tests.harness.cluster import Cluster
 from tests.harness.cluster_federation import ClusterFederation
 from tests.harness.cluster_site import ClusterSite
 from tests.harness.federation import FederationHarness
+from tests.harness.node import Node
 
 pytestmark = pytest.mark.e2e
 
@@ -58,7 +59,7 @@ def harness(
             place.close()
 
 
-def _clients(harness: Any, site: str) -> list[tuple[Any, str]]:
+def _clients(harness: ClusterFederation, site: str) -> list[tuple[Node, str]]:
     """The pods of a site that run: their node and name."""
     return [(node, pod) for node in harness.places[site].nodes for pod in node.pods()]
 
@@ -70,7 +71,7 @@ def _until(so: Callable[[], Any], seconds: float) -> None:
         time.sleep(0.1)
 
 
-def _pods_of(harness: Any, site: str, pod: str) -> list[str]:
+def _pods_of(harness: ClusterFederation, site: str, pod: str) -> list[str]:
     """All pods that were ever started for the client that ``pod`` belongs to."""
     started = [name for node in harness.places[site].nodes for name in node.started()]
     return [name for name in started if name.rsplit("-", 1)[0] == pod.rsplit("-", 1)[0]]

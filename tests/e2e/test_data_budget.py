@@ -11,7 +11,7 @@ import pytest
 
 from fedlearn.cli.local.federation import Party
 from fedlearn.job import events
-from tests.harness.federation import FederationHarness
+from tests.harness.federation import FederationHarness, Job
 
 pytestmark = pytest.mark.e2e
 
@@ -33,7 +33,7 @@ def _budget(harness: FederationHarness) -> dict[str, Any]:
     return found
 
 
-def _refusal(job: Any) -> str:
+def _refusal(job: Job) -> str:
     """Wait until a site's refusal is told in the job's events; return them all as text."""
     end = time.monotonic() + 40
     while True:

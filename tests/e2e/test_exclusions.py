@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from tests.harness.federation import FederationHarness, eventually
+from tests.harness.federation import FederationHarness, Job, eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -21,15 +20,15 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FederationHarness
         yield harness
 
 
-def _refusals(job: Any, site: str) -> list[str]:
+def _refusals(job: Job, site: str) -> list[str]:
     return [e["reason"] for e in job.ledger("refusal") if e["site"] == site]
 
 
-def _admitted(job: Any) -> list[str]:
+def _admitted(job: Job) -> list[str]:
     return [e["site"] for e in job.ledger("admission")]
 
 
-def _participants(job: Any) -> list[int]:
+def _participants(job: Job) -> list[int]:
     return [e["participants"] for e in job.ledger("round") if e["phase"] == "finished"]
 
 

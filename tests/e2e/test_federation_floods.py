@@ -62,7 +62,7 @@ def _job(harness: FederationHarness, name: str, **more: Any) -> Job:
     return harness.job(name, rounds=12, quorum=2, deadline_s=120, config=config, **more).submit()
 
 
-def _whole(job: Any) -> None:
+def _whole(job: Job) -> None:
     """Every site was in every round, and attested again meanwhile."""
     job.finish(seconds=120)
     assert [event.sites for event in job.of("round.finished")] == [2] * 12

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from edge.protocol.identity import certification_request, new_key
 from fedlearn.errors import AdmissionDenied, FedlearnError, KeyReleaseDenied, TransportError
@@ -39,7 +40,11 @@ def standing(job: Job, misbehaving: MisbehavingClient) -> HeldAdmission:
 
 
 def _issue(
-    shared: FederationHarness, key: Any, *, job: str = "front", now: datetime | None = None
+    shared: FederationHarness,
+    key: ec.EllipticCurvePrivateKey,
+    *,
+    job: str = "front",
+    now: datetime | None = None,
 ) -> Any:
     from cryptography import x509
 
@@ -56,7 +61,7 @@ def _issue(
     return tuple(x509.load_pem_x509_certificates(issued.chain_pem))
 
 
-def _der(key: Any) -> bytes:
+def _der(key: ec.EllipticCurvePrivateKey) -> bytes:
     return certification_request(key)
 
 
@@ -64,14 +69,14 @@ def test_an_admitted_client_is_let_in(standing: HeldAdmission) -> None:
     standing.fleet.heartbeat()
 
 
-def _refused(stranger: Any, status: int, match: str) -> None:
+def _refused(stranger: Stranger, status: int, match: str) -> None:
     for action in ("fetch", "deliver", "activate-node"):
         answer = stranger.post(f"/v1/fleet/{action}")
         assert answer.status_code == status, answer.text
         assert match in answer.text
 
 
-def _no_connection(stranger: Any) -> None:
+def _no_connection(stranger: Stranger) -> None:
     with pytest.raises((httpx.HTTPError, ssl.SSLError)):
         stranger.post("/v1/fleet/fetch")
 

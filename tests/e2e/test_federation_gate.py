@@ -37,7 +37,13 @@ def gate(misbehaving: MisbehavingClient) -> Iterator[GateClient]:
 class Attempt:
     """Tries to be admitted and looks at what came of it."""
 
-    def __init__(self, shared: Any, misbehaving: Any, job: Any, gate: Any) -> None:
+    def __init__(
+        self,
+        shared: FederationHarness,
+        misbehaving: MisbehavingClient,
+        job: Job,
+        gate: GateClient,
+    ) -> None:
         self.shared, self.misbehaving, self.job, self.gate = shared, misbehaving, job, gate
 
     def refused(self, match: str, *, keys: ClientKeys | None = None, **changes: Any) -> Any:

@@ -15,7 +15,7 @@ import pytest
 
 from fedlearn.errors import AdmissionDenied, FedlearnError, TransportError
 from tests.fakes.misbehaving_client import MisbehavingClient
-from tests.harness.federation import FederationHarness, descend, make_data
+from tests.harness.federation import FederationHarness, Job, descend, make_data
 
 pytestmark = pytest.mark.e2e
 
@@ -36,7 +36,7 @@ def _slow(**more: Any) -> dict[str, Any]:
     return {"config": {**config, **more.pop("config", {})}, "quorum": 2, **more}
 
 
-def _updates(job: Any, round_: int) -> dict[str, list[bool]]:
+def _updates(job: Job, round_: int) -> dict[str, list[bool]]:
     """By site: whether its updates of a round were taken, in order, as the ledger says."""
     found: dict[str, list[bool]] = {}
     for entry in job.ledger("update"):
@@ -158,7 +158,7 @@ def _stopped(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def _outlasts(harness: Any, name: str, seconds: float) -> None:
+def _outlasts(harness: FederationHarness, name: str, seconds: float) -> None:
     """A job whose coordinator is stopped in round 2 finishes with every site in every round."""
     config = {"slow-site": "site-c", "slow-round": 2, "slow": 2.0}
     job = harness.job(name, rounds=4, quorum=3, deadline_s=120, config=config).submit()

@@ -13,7 +13,17 @@ from typing import Any
 
 import pytest
 
-from tests.harness.flower_federation import PYPROJECT, FlowerFederation, make_plan, write_app
+from server.flower.job_plan import Outcome
+from server.flower.job_runner import JobRunner
+from tests.harness.flower_federation import (
+    PYPROJECT,
+    Channel,
+    During,
+    FlowerFederation,
+    ended,
+    make_plan,
+    write_app,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -179,7 +189,7 @@ def federation(tmp_path: Path) -> Iterator[FlowerFederation]:
     made.close()
 
 
-Run = Callable[..., tuple[Any, Any, list[str]]]
+Run = Callable[..., tuple[Outcome, Channel, list[str]]]
 
 
 @pytest.fixture
@@ -187,8 +197,8 @@ def run(federation: FlowerFederation, tmp_path: Path) -> Run:
     from server.flower.application.bundle import build
 
     def go(
-        job: str, server: str, client: str, *, during: Any = None, **plan: Any
-    ) -> tuple[Any, Any, list[str]]:
+        job: str, server: str, client: str, *, during: During | None = None, **plan: Any
+    ) -> tuple[Outcome, Channel, list[str]]:
         folder = write_app(tmp_path / f"app-{job}", server=server, client=client, project=PROJECT)
         made = make_plan(build(folder), job=job, sites=2, **{"updates": "visible-to-app", **plan})
         host, channel = federation.host(made)
@@ -197,7 +207,7 @@ def run(federation: FlowerFederation, tmp_path: Path) -> Run:
         host.start()
         if during is not None:
             during(host, channel)
-        outcome = host.wait(90)
+        outcome = ended(host, 90)
         host.close()
         assert outcome is not None
         return outcome, channel, [fields["line"] for fields in channel.of("log")]
@@ -287,11 +297,11 @@ def test_an_own_strategy_resumes_with_the_state_that_it_had(run: Run) -> None:
     config = {"mode": "", "pause": 0.2}
     _, whole, _ = run("whole", OWN_SERVER, OWN_CLIENT, run_config=config)
 
-    def kill(host: Any, channel: Any) -> None:
+    def kill(host: JobRunner, channel: Channel) -> None:
         channel.wait_for("round.started", 3)
         for pid in host.pids:
             os.kill(pid, signal.SIGKILL)
-        assert host.wait(20).code == "crashed"
+        assert ended(host, 20).code == "crashed"
         host.start()
 
     outcome, channel, lines = run("again", OWN_SERVER, OWN_CLIENT, run_config=config, during=kill)
@@ -322,13 +332,13 @@ def test_a_round_that_reached_no_site_is_not_finished(
     )
     client = OWN_CLIENT.replace('    time.sleep(context.run_config["pause"])\n', "")
 
-    def stop(host: Any, channel: Any) -> None:
+    def stop(host: JobRunner, channel: Channel) -> None:
         channel.wait_for("round.finished", 1)
         for process in federation.clients:
             process.send_signal(signal.SIGSTOP)
         threading.Thread(target=go_on, args=(host,), daemon=True).start()
 
-    def go_on(host: Any) -> None:
+    def go_on(host: JobRunner) -> None:
         host.wait(80)
         for process in federation.clients:
             process.send_signal(signal.SIGCONT)

@@ -11,9 +11,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -45,7 +44,7 @@ def front(
         yield envoy, harness
 
 
-def ready(envoy: Any) -> int:
+def ready(envoy: Envoy) -> int:
     try:
         url = f"http://{envoy.address('ready')}/ready"
         with urllib.request.urlopen(url, timeout=5) as answer:
@@ -166,7 +165,7 @@ def listening(harness: FederationHarness) -> dict[str, str]:
     return {name: str(getattr(listen, name)) for name in PORTS}
 
 
-def until(condition: Any) -> bool:
+def until(condition: Callable[[], object]) -> bool:
     end = time.monotonic() + 15
     while not condition():
         if time.monotonic() > end:

@@ -18,7 +18,15 @@ from typing import Any
 import pytest
 
 from fedlearn.privacy import PrivacySpec
-from tests.harness.flower_federation import PYPROJECT, FlowerFederation, make_plan, write_app
+from server.flower.job_plan import Outcome
+from tests.harness.flower_federation import (
+    PYPROJECT,
+    Channel,
+    FlowerFederation,
+    ended,
+    make_plan,
+    write_app,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -63,7 +71,7 @@ def federation(tmp_path: Path) -> Iterator[FlowerFederation]:
     made.close()
 
 
-Attack = Callable[..., tuple[Any, Any, list[str]]]
+Attack = Callable[..., tuple[Outcome, Channel, list[str]]]
 
 
 @pytest.fixture
@@ -71,7 +79,7 @@ def attack(federation: FlowerFederation, tmp_path: Path) -> Attack:
     """Run a ServerApp with this body; return outcome, channel, and the lines that it printed."""
     from server.flower.application.bundle import build
 
-    def go(body: str, *, clients: bool = True, **plan: Any) -> tuple[Any, Any, list[str]]:
+    def go(body: str, *, clients: bool = True, **plan: Any) -> tuple[Outcome, Channel, list[str]]:
         server = SERVER_APP.replace("BODY", textwrap.indent(textwrap.dedent(body), "    "))
         app = write_app(tmp_path / f"app-{plan['job']}", server=server, project=PROJECT)
         if plan.get("privacy") is not None:
@@ -82,7 +90,7 @@ def attack(federation: FlowerFederation, tmp_path: Path) -> Attack:
         for site in made.spec.sites if clients else ():
             federation.client(made, site, privacy=privacy)
         host.start()
-        outcome = host.wait(90)
+        outcome = ended(host, 90)
         host.close()
         assert outcome is not None
         return outcome, channel, [fields["line"] for fields in channel.of("log")]

@@ -25,7 +25,7 @@ from edge.kube.guest_policy import COMMAND, guest_policy
 from fedlearn.identity.software import software_digest
 from tests.harness.cluster import ROOT
 from tests.harness.envoy import LEAST
-from tests.harness.federation import FederationHarness
+from tests.harness.federation import FederationHarness, Job
 from tests.harness.pod_federation import PodFederation
 from tests.harness.real_node import RealNode
 from tests.harness.real_node_images import Image, built
@@ -72,7 +72,7 @@ def harness(
         yield running
 
 
-def _job(harness: PodFederation, name: str, **more: Any) -> Any:
+def _job(harness: PodFederation, name: str, **more: Any) -> Job:
     return harness.job(name, resources=RESOURCES, deadline_s=120, **more)
 
 

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 if TYPE_CHECKING:
-    from server.flower.job_plan import JobPlan
+    from server.flower.job_plan import JobPlan, Outcome
     from server.flower.job_runner import JobRunner
 
 TRUST_DOMAIN = "test.example"
@@ -158,6 +158,10 @@ class Channel:
         with self.changed:
             found = self.changed.wait_for(lambda: len(self.of(kind)) >= count, seconds)
         assert found, f"no {kind} within {seconds} s: {self.events[-5:]}"
+
+
+During = Callable[["JobRunner", Channel], object]
+"""What a test does while a job runs."""
 
 
 class FlowerFederation:
@@ -303,6 +307,13 @@ class FlowerFederation:
 def _csr(key: ec.EllipticCurvePrivateKey) -> bytes:
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+
+def ended(host: JobRunner, seconds: float) -> Outcome:
+    """Return how a job ended, which it does within some seconds."""
+    outcome = host.wait(seconds)
+    assert outcome is not None, f"the job still runs after {seconds} s"
+    return outcome
 
 
 def make_plan(bundle: bytes, *, job: str = "tiny", sites: int = 4, **more: Any) -> JobPlan:

@@ -13,6 +13,7 @@ from edge.kube.labels import clients_of
 from edge.kube.permissions import MACHINES_REQUIRED, NEVER, OPTIONAL, REQUIRED, Permission
 from fedlearn.identity.spiffe import COORDINATOR_DNS
 from server.config import ServerConfig
+from tests.harness.charts import Render
 
 SERVER, EDGE = "fedlearn-server", "fedlearn-edge"
 NET = "10.0.0.0/8"
@@ -39,7 +40,7 @@ def _wanted(*permissions: Permission) -> dict[tuple[str, str], set[str]]:
     return found
 
 
-def test_the_agent_has_exactly_these_rights(render: Callable[..., Any]) -> None:
+def test_the_agent_has_exactly_these_rights(render: Render) -> None:
     rendered = render(EDGE)
     role = rendered.one("Role")
     assert role["metadata"]["namespace"] == "fedlearn-clients"
@@ -56,7 +57,7 @@ def test_the_agent_has_exactly_these_rights(render: Callable[..., Any]) -> None:
     assert _granted(role, rendered.one("ClusterRole")) == _wanted(*REQUIRED, *OPTIONAL)
 
 
-def test_an_agent_of_virtual_machines_makes_no_jobs(render: Callable[..., Any]) -> None:
+def test_an_agent_of_virtual_machines_makes_no_jobs(render: Render) -> None:
     kubernetes = {"workload": "kubevirt", "tee": "snp"}
     granted = _granted(render(EDGE, {"config": {"kubernetes": kubernetes}}).one("Role"))
     assert granted[("kubevirt.io", "virtualmachineinstances")] == LIFE
@@ -67,7 +68,7 @@ def test_an_agent_of_virtual_machines_makes_no_jobs(render: Callable[..., Any]) 
 
 @pytest.mark.parametrize("permission", NEVER, ids=str)
 def test_no_role_grants_what_an_agent_must_never_have(
-    render: Callable[..., Any], permission: Permission
+    render: Render, permission: Permission
 ) -> None:
     rendered = render(EDGE)
     granted = _granted(*rendered.all("Role"), *rendered.all("ClusterRole"))
@@ -78,20 +79,20 @@ def test_no_role_grants_what_an_agent_must_never_have(
         assert not verbs & granted.get(key, set())
 
 
-def test_nodes_can_be_hidden_from_the_agent(render: Callable[..., Any]) -> None:
+def test_nodes_can_be_hidden_from_the_agent(render: Render) -> None:
     rendered = render(EDGE, {"rbac": {"readNodes": False}})
     assert not rendered.all("ClusterRole")
     assert not rendered.all("ClusterRoleBinding")
 
 
-def test_roles_are_bound_to_the_agent_only(render: Callable[..., Any]) -> None:
+def test_roles_are_bound_to_the_agent_only(render: Render) -> None:
     rendered = render(EDGE)
     agent = {"kind": "ServiceAccount", "name": "here", "namespace": "fedlearn"}
     for binding in [*rendered.all("RoleBinding"), *rendered.all("ClusterRoleBinding")]:
         assert binding["subjects"] == [agent]
 
 
-def test_the_coordinator_has_no_rights(render: Callable[..., Any]) -> None:
+def test_the_coordinator_has_no_rights(render: Render) -> None:
     rendered = render(SERVER)
     assert not rendered.all("Role")
     assert not rendered.all("ClusterRole")
@@ -110,14 +111,14 @@ def _ports(rules: list[dict[str, Any]]) -> set[int]:
     return {port["port"] for rule in rules for port in rule["ports"]}
 
 
-def test_only_three_ports_are_open_at_the_coordinator(render: Callable[..., Any]) -> None:
+def test_only_three_ports_are_open_at_the_coordinator(render: Render) -> None:
     policy = render(SERVER).one("NetworkPolicy")["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert _ports(policy["ingress"]) == {9443, 9444, 9445}
     assert _ports(policy["egress"]) == {53}
 
 
-def test_counts_are_for_the_monitoring_only(render: Callable[..., Any]) -> None:
+def test_counts_are_for_the_monitoring_only(render: Render) -> None:
     rendered = render(
         SERVER,
         {"metrics": {"enabled": True, "labels": {"release": "prometheus"}}},
@@ -140,7 +141,7 @@ def test_counts_are_for_the_monitoring_only(render: Callable[..., Any]) -> None:
     assert labels == {"kubernetes.io/metadata.name": "monitoring"}
 
 
-def test_clients_reach_coordinator_sponsor_and_dns(render: Callable[..., Any]) -> None:
+def test_clients_reach_coordinator_sponsor_and_dns(render: Render) -> None:
     rendered = render(EDGE)
     closed = rendered.one("NetworkPolicy", "here-deny")
     assert closed["metadata"]["namespace"] == "fedlearn-clients"
@@ -166,7 +167,7 @@ def _peers(rules: list[dict[str, Any]]) -> list[Any]:
     return [peer for rule in rules for peer in rule.get("to", ["any address"])]
 
 
-def test_clients_reach_no_other_address(render: Callable[..., Any]) -> None:
+def test_clients_reach_no_other_address(render: Render) -> None:
     """Whatever listens at one of these ports elsewhere gets nothing of an app."""
     rendered = render(EDGE)
     egress = rendered.one("NetworkPolicy", "here-clients")["spec"]["egress"]
@@ -187,7 +188,7 @@ def test_clients_reach_no_other_address(render: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("missing", ["coordinator", "registry"])
 def test_an_address_that_is_not_named_is_refused_unless_asked_for_by_name(
-    render: Callable[..., Any], refusal: Callable[..., str], missing: str
+    render: Render, refusal: Callable[..., str], missing: str
 ) -> None:
     values: dict[str, Any] = {"networkPolicy": {missing: {"to": []}}}
     assert f"networkPolicy.{missing}.to: is empty" in refusal(EDGE, values)
@@ -196,7 +197,7 @@ def test_an_address_that_is_not_named_is_refused_unless_asked_for_by_name(
     assert "any address" in _peers(egress)
 
 
-def test_plain_pods_need_no_registry(render: Callable[..., Any]) -> None:
+def test_plain_pods_need_no_registry(render: Render) -> None:
     kubernetes = {"workload": "insecure-pods"}
     values = {"config": {"kubernetes": kubernetes, "attester": {"kind": "insecure-software-tpm"}}}
     spec = render(EDGE, values).one("NetworkPolicy", "here-clients")["spec"]
@@ -211,9 +212,7 @@ def test_plain_pods_need_no_registry(render: Callable[..., Any]) -> None:
         ("confidential-cluster", "privileged"),
     ],
 )
-def test_the_namespace_enforces_pod_security(
-    render: Callable[..., Any], workload: str, level: str
-) -> None:
+def test_the_namespace_enforces_pod_security(render: Render, workload: str, level: str) -> None:
     namespace = render(EDGE, {"config": {"kubernetes": {"workload": workload}}}).one("Namespace")
     labels = namespace["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == level
@@ -224,7 +223,7 @@ def test_the_namespace_enforces_pod_security(
 # --- mesh and gateways --------------------------------------------------------------------
 
 
-def test_istio_is_strict_and_lets_tls_through(render: Callable[..., Any]) -> None:
+def test_istio_is_strict_and_lets_tls_through(render: Render) -> None:
     values = {
         "mesh": "istio",
         "meshOptions": {"gateways": ["istio-ingress/fedlearn"], "principals": ["a/b"]},
@@ -250,7 +249,7 @@ def test_istio_is_strict_and_lets_tls_through(render: Callable[..., Any]) -> Non
         assert item["match"][0]["port"] == number
 
 
-def test_a_sidecar_can_be_kept_away_from_our_ports(render: Callable[..., Any]) -> None:
+def test_a_sidecar_can_be_kept_away_from_our_ports(render: Render) -> None:
     for mesh, annotation in (
         ("istio", "traffic.sidecar.istio.io/excludeInboundPorts"),
         ("linkerd", "config.linkerd.io/skip-inbound-ports"),
@@ -260,20 +259,20 @@ def test_a_sidecar_can_be_kept_away_from_our_ports(render: Callable[..., Any]) -
         assert template["metadata"]["annotations"][annotation] == "9443,9444,9445"
 
 
-def test_linkerd_treats_our_ports_as_bytes(render: Callable[..., Any]) -> None:
+def test_linkerd_treats_our_ports_as_bytes(render: Render) -> None:
     rendered = render(SERVER, {"mesh": "linkerd"})
     for one in (rendered.one("Service"), rendered.one("StatefulSet")["spec"]["template"]):
         annotations = one["metadata"]["annotations"]
         assert annotations["config.linkerd.io/opaque-ports"] == "9443,9444,9445"
 
 
-def test_without_a_mesh_there_is_nothing_of_it(render: Callable[..., Any]) -> None:
+def test_without_a_mesh_there_is_nothing_of_it(render: Render) -> None:
     rendered = render(SERVER)
     kinds = {one["kind"] for one in rendered.objects}
     assert not kinds & {"PeerAuthentication", "AuthorizationPolicy", "VirtualService"}
 
 
-def test_a_gateway_passes_tls_through(render: Callable[..., Any]) -> None:
+def test_a_gateway_passes_tls_through(render: Render) -> None:
     values = {"tlsRoute": {"enabled": True, "gateway": {"name": "edge", "namespace": "gw"}}}
     rendered = render(SERVER, values)
     routes = rendered.all("TLSRoute")
@@ -297,7 +296,7 @@ def test_a_gateway_passes_tls_through(render: Callable[..., Any]) -> None:
 # --- what only some clusters know ---------------------------------------------------------
 
 
-def test_what_an_old_cluster_lacks_is_left_out(render: Callable[..., Any]) -> None:
+def test_what_an_old_cluster_lacks_is_left_out(render: Render) -> None:
     values = {"backup": {"enabled": True}, "metrics": {"enabled": True}}
     old = render(SERVER, values, version="1.20.2")
     assert not old.all("CronJob")
@@ -305,7 +304,7 @@ def test_what_an_old_cluster_lacks_is_left_out(render: Callable[..., Any]) -> No
     assert render(SERVER, values, version="1.30.0").all("CronJob")
 
 
-def test_there_is_one_coordinator(render: Callable[..., Any]) -> None:
+def test_there_is_one_coordinator(render: Render) -> None:
     rendered = render(SERVER, {"podDisruptionBudget": {"enabled": True}})
     assert rendered.one("StatefulSet")["spec"]["replicas"] == 1
     assert not rendered.all("HorizontalPodAutoscaler")
@@ -321,7 +320,7 @@ PODS_OF_THE_FRONT = {
 }
 
 
-def test_only_the_front_is_scaled(render: Callable[..., Any]) -> None:
+def test_only_the_front_is_scaled(render: Render) -> None:
     rendered = render(SERVER, FRONT)
     scaler = rendered.one("HorizontalPodAutoscaler")["spec"]
     assert scaler["scaleTargetRef"]["kind"] == "Deployment"
@@ -339,7 +338,7 @@ def test_only_the_front_is_scaled(render: Callable[..., Any]) -> None:
 
 
 def test_a_front_of_fixed_size_or_on_an_old_cluster_has_no_autoscaler(
-    render: Callable[..., Any],
+    render: Render,
 ) -> None:
     fixed = render(SERVER, {"front": {**FRONT["front"], "replicas": {"min": 3, "max": 3}}})
     assert not fixed.all("HorizontalPodAutoscaler")
@@ -347,7 +346,7 @@ def test_a_front_of_fixed_size_or_on_an_old_cluster_has_no_autoscaler(
 
 
 def test_sites_reach_the_front_and_only_the_front_reaches_the_coordinator(
-    render: Callable[..., Any],
+    render: Render,
 ) -> None:
     rendered = render(SERVER, {**FRONT, "networkPolicy": {"from": [{"ipBlock": {"cidr": NET}}]}})
     assert rendered.one("Service", "here")["spec"]["selector"] == PODS_OF_THE_FRONT
@@ -364,7 +363,7 @@ def test_sites_reach_the_front_and_only_the_front_reaches_the_coordinator(
     assert front["egress"][0]["to"] == [{"podSelector": {"matchLabels": behind["selector"]}}]
 
 
-def test_envoy_is_told_where_the_coordinator_is(render: Callable[..., Any]) -> None:
+def test_envoy_is_told_where_the_coordinator_is(render: Render) -> None:
     text = render(SERVER, FRONT).one("ConfigMap", "here-front")["data"]["envoy.yaml"]
     resources = yaml.safe_load(text)["static_resources"]
     assert {
@@ -378,9 +377,7 @@ def test_envoy_is_told_where_the_coordinator_is(render: Callable[..., Any]) -> N
     }
 
 
-def test_behind_the_front_an_address_stands_for_everybody(
-    render: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_behind_the_front_an_address_stands_for_everybody(render: Render, tmp_path: Path) -> None:
     for limits, expected in (
         ({}, (100.0, 4096, 1024)),
         ({"requests_per_second": 50, "challenges": 99, "connections": 64}, (50.0, 99, 64)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from click.testing import CliRunner
 
 from server.config import ServerConfig
 from server.main import main
+from tests.harness.charts import Render, Rendered
 
 SERVER = "fedlearn-server"
 EVERYTHING: dict[str, Any] = {
@@ -23,7 +23,7 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-def _pod(rendered: Any) -> dict[str, Any]:
+def _pod(rendered: Rendered) -> dict[str, Any]:
     pod: dict[str, Any] = rendered.one("StatefulSet")["spec"]["template"]["spec"]
     return pod
 
@@ -36,7 +36,7 @@ def _named(pod: dict[str, Any], name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("values", [{}, EVERYTHING], ids=["least", "everything"])
 def test_it_has_two_volumes_that_hold_nothing_and_no_secret(
-    render: Callable[..., Any], values: dict[str, Any]
+    render: Render, values: dict[str, Any]
 ) -> None:
     pod = _pod(render(SERVER, values))
     apps, coordinator = _named(pod, "apps"), _named(pod, "coordinator")
@@ -62,7 +62,7 @@ def test_it_has_two_volumes_that_hold_nothing_and_no_secret(
         assert not pod.get(key)
 
 
-def test_the_coordinator_has_what_the_container_has_not(render: Callable[..., Any]) -> None:
+def test_the_coordinator_has_what_the_container_has_not(render: Render) -> None:
     """The twin: a check that found no mount anywhere would prove nothing."""
     pod = _pod(render(SERVER, EVERYTHING))
     mounts = {mount["name"]: mount for mount in _named(pod, "coordinator")["volumeMounts"]}
@@ -73,7 +73,7 @@ def test_the_coordinator_has_what_the_container_has_not(render: Callable[..., An
 
 
 def test_both_name_the_same_socket_and_the_command_is_understood(
-    render: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    render: Render, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rendered = render(SERVER, EVERYTHING)
     path = tmp_path / "server.toml"
@@ -94,9 +94,7 @@ def test_both_name_the_same_socket_and_the_command_is_understood(
     assert made == {"path": socket, "scratch": Path("/scratch/apps"), "most": 3}
 
 
-def test_its_bounds_are_values_and_it_can_be_left_out(
-    render: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_its_bounds_are_values_and_it_can_be_left_out(render: Render, tmp_path: Path) -> None:
     values = {"apps": {"resources": {"cpu": "4", "memory": "16Gi"}, "scratch": "8Gi"}}
     pod = _pod(render(SERVER, values))
     assert _named(pod, "apps")["resources"]["limits"] == {"cpu": "4", "memory": "16Gi"}

@@ -18,6 +18,7 @@ import pytest
 
 from edge.kube.labels import client_labels
 from edge.kube.permissions import NEVER, OPTIONAL, REQUIRED
+from tests.harness.charts import Helm
 from tests.harness.cluster import Cluster
 
 pytestmark = pytest.mark.e2e
@@ -31,7 +32,7 @@ SNAPSHOTS = "/apis/snapshot.storage.k8s.io/v1/namespaces/fedlearn/volumesnapshot
 class Site:
     """A cluster with both charts in it."""
 
-    def __init__(self, cluster: Any, helm: Any, folder: Path) -> None:
+    def __init__(self, cluster: Cluster, helm: Helm, folder: Path) -> None:
         self.cluster, self.helm, self.folder = cluster, helm, folder
         self.values = {chart: helm.values(chart, {}, folder) for chart in (SERVER, EDGE)}
 
@@ -134,7 +135,7 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(helm: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with Cluster(tmp_path_factory.mktemp("cluster")) as cluster:
         found = Site(cluster, helm, tmp_path_factory.mktemp("helm"))
         for chart in (SERVER, EDGE):

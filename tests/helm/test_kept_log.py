@@ -14,10 +14,10 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.harness.charts import Helm
 from tests.harness.cluster import Cluster
 
 pytestmark = pytest.mark.e2e
@@ -30,7 +30,7 @@ TRACE = b"Traceback (most recent call last):\n  TimeoutError: timed out\n"
 class Kubelet:
     """A node's port that answers for logs: by pod, a status and a body."""
 
-    def __init__(self, cluster: Any) -> None:
+    def __init__(self, cluster: Cluster) -> None:
         self.logs: dict[str, tuple[int, bytes]] = {}
         kubelet = self
 
@@ -65,7 +65,7 @@ class Kubelet:
 class Place:
     """A namespace with two pods on that node: a client, and nobody's."""
 
-    def __init__(self, cluster: Any, kubelet: Kubelet) -> None:
+    def __init__(self, cluster: Cluster, kubelet: Kubelet) -> None:
         self.cluster, self.logs = cluster, kubelet.logs
 
     def pod(self, name: str, *, started: bool = True) -> None:
@@ -184,7 +184,7 @@ def test_what_is_not_the_guests_doing_says_nothing(place: Place, tmp_path: Path)
 
 
 def test_the_script_for_clusters_stops_at_values_that_helm_refuses(
-    place: Place, helm: Any, tmp_path: Path
+    place: Place, helm: Helm, tmp_path: Path
 ) -> None:
     """Against the real API server, as far as it comes without a TEE: nothing is half-installed."""
     for name in ("server.yaml", "edge.yaml", "job.toml"):

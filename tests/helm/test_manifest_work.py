@@ -6,10 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+
+from tests.harness.charts import Render
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +26,7 @@ def _wrap(text: str, *more: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_hub_installs_what_helm_would(render: Any) -> None:
+def test_a_hub_installs_what_helm_would(render: Render) -> None:
     rendered = list(render("fedlearn-edge").objects)
     done = _wrap(yaml.safe_dump_all(rendered), "--namespace", "fedlearn")
     assert done.returncode == 0, done.stderr
@@ -51,7 +52,7 @@ def test_a_hub_installs_what_helm_would(render: Any) -> None:
     assert all("namespace" not in one["metadata"] for one in found if one["kind"] in wide)
 
 
-def test_a_token_does_not_go_through_a_hub(render: Any) -> None:
+def test_a_token_does_not_go_through_a_hub(render: Render) -> None:
     token = {"enrollment": {"existingSecret": "", "token": "fedlearn-join-x"}}
     done = _wrap(yaml.safe_dump_all(list(render("fedlearn-edge", token).objects)))
     assert done.returncode == 1

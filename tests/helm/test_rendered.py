@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
+
+from tests.harness.charts import Helm, Render, Rendered
 
 ROOT = Path(__file__).resolve().parents[2]
 CHARTS = ("fedlearn-server", "fedlearn-edge")
@@ -154,7 +156,7 @@ def _core(objects: Any) -> Iterator[dict[str, Any]]:
 
 @pytest.fixture(scope="module", params=sorted(MATRIX))
 def rendered(
-    request: pytest.FixtureRequest, helm: Any, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, helm: Helm, tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
     chart, values, more = MATRIX[request.param]
     file = helm.values(chart, values, tmp_path_factory.mktemp("values"))
@@ -162,7 +164,7 @@ def rendered(
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
-def test_examples_are_clean(helm: Any, path: Path) -> None:
+def test_examples_are_clean(helm: Helm, path: Path) -> None:
     chart = path.parents[1]
     done = helm.run("lint", str(chart), "--strict", "--values", str(path), "--kube-version", "1.34")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -170,7 +172,7 @@ def test_examples_are_clean(helm: Any, path: Path) -> None:
         assert not _fault(json.dumps(one, sort_keys=True), VERSIONS[-1])
 
 
-def test_objects_are_valid_from_1_30_to_the_newest(rendered: Any) -> None:
+def test_objects_are_valid_from_1_30_to_the_newest(rendered: Rendered) -> None:
     assert rendered.objects
     for one in _core(rendered.objects):
         document = json.dumps(one, sort_keys=True)
@@ -179,13 +181,13 @@ def test_objects_are_valid_from_1_30_to_the_newest(rendered: Any) -> None:
             assert not fault, f"{one['kind']} {one['metadata']['name']} in {version}: {fault}"
 
 
-def test_a_field_that_does_not_exist_would_be_found(render: Callable[..., Any]) -> None:
+def test_a_field_that_does_not_exist_would_be_found(render: Render) -> None:
     one = render("fedlearn-edge").one("Deployment")
     one["spec"]["template"]["spec"]["containers"][0]["readOnly"] = True
     assert "readOnly" in _fault(json.dumps(one), VERSIONS[0])
 
 
-def test_pods_meet_the_restricted_profile(rendered: Any) -> None:
+def test_pods_meet_the_restricted_profile(rendered: Rendered) -> None:
     """Pod Security Standards, restricted; and what we ask for beyond it."""
     for name, template in rendered.pods():
         pod = template["spec"]
@@ -211,7 +213,7 @@ def test_pods_meet_the_restricted_profile(rendered: Any) -> None:
             assert "@sha256:" in container["image"], name
 
 
-def test_only_those_who_speak_to_the_api_have_a_token(rendered: Any) -> None:
+def test_only_those_who_speak_to_the_api_have_a_token(rendered: Rendered) -> None:
     speaking = {
         name.rpartition("-")[2] if "-" in name else name
         for name, template in rendered.pods()
@@ -222,13 +224,13 @@ def test_only_those_who_speak_to_the_api_have_a_token(rendered: Any) -> None:
         assert account["automountServiceAccountToken"] is False
 
 
-def test_no_secret_is_made_but_the_join_token(rendered: Any) -> None:
+def test_no_secret_is_made_but_the_join_token(rendered: Rendered) -> None:
     for secret in rendered.all("Secret"):
         assert secret["stringData"] == {"token": "fedlearn-join-AAAA"}
     assert "PRIVATE" not in json.dumps(rendered.objects)
 
 
-def test_selectors_find_their_pods_and_nobody_elses(rendered: Any) -> None:
+def test_selectors_find_their_pods_and_nobody_elses(rendered: Rendered) -> None:
     labels = {name: template["metadata"]["labels"] for name, template in rendered.pods()}
     for service in rendered.all("Service"):
         wanted = service["spec"]["selector"].items()
@@ -236,7 +238,7 @@ def test_selectors_find_their_pods_and_nobody_elses(rendered: Any) -> None:
         assert len(found) == 1, (service["metadata"]["name"], found)
 
 
-def test_upgrades_change_nothing_that_cannot_change(helm: Any, tmp_path: Path) -> None:
+def test_upgrades_change_nothing_that_cannot_change(helm: Helm, tmp_path: Path) -> None:
     """Whatever the values, selectors, claims and names stay; so a release can be upgraded."""
     fixed: dict[tuple[str, str], set[str]] = {}
     for chart, values, more in MATRIX.values():
@@ -261,7 +263,7 @@ def test_upgrades_change_nothing_that_cannot_change(helm: Any, tmp_path: Path) -
         assert "helm.sh/chart" not in only, "a label that changes with the version"
 
 
-def test_the_whole_is_yaml_that_ends_in_notes(helm: Any, tmp_path: Path) -> None:
+def test_the_whole_is_yaml_that_ends_in_notes(helm: Helm, tmp_path: Path) -> None:
     for chart in CHARTS:
         file = helm.values(chart, {}, tmp_path)
         done = helm.run(

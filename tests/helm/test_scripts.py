@@ -14,13 +14,13 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.harness.charts import Helm, Render
 from tests.harness.cluster import reserve_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -315,7 +315,7 @@ def _enroll(place: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.e2e
-def test_a_site_enrolls_once_and_then_needs_no_token(place: Path, helm: Any) -> None:
+def test_a_site_enrolls_once_and_then_needs_no_token(place: Path, helm: Helm) -> None:
     assert _establish(place).returncode == 0
     token = place / "etc/token"
     (place / "site").mkdir()
@@ -379,7 +379,7 @@ def test_a_site_enrolls_once_and_then_needs_no_token(place: Path, helm: Any) -> 
     assert stat.S_IMODE((state / "site.key").stat().st_mode) == 0o600
 
 
-def _check_install_line(helm: Any, printed: str, place: Path) -> None:
+def _check_install_line(helm: Helm, printed: str, place: Path) -> None:
     """What is printed for the site's owner is what the chart takes, but for the digests, which a
     release writes into the values (tools/image_digests.py --stamp)."""
     (place / "token.txt").write_text((place / "etc/token").read_text())
@@ -399,7 +399,7 @@ def _check_install_line(helm: Any, printed: str, place: Path) -> None:
     assert (place / "etc/token").read_text() in done.stdout
 
 
-def test_the_script_for_clusters_with_tees_says_what_it_needs(helm: Any, tmp_path: Path) -> None:
+def test_the_script_for_clusters_with_tees_says_what_it_needs(helm: Helm, tmp_path: Path) -> None:
     script = ROOT / "tools/e2e-coco.sh"
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
     environment = {"PATH": f"{helm.program.parent}:{PATH}", "HOME": str(tmp_path)}
@@ -417,7 +417,7 @@ def test_the_script_for_clusters_with_tees_says_what_it_needs(helm: Any, tmp_pat
     ]
 
 
-def test_scripts_in_pods_are_those_in_the_charts(render: Callable[..., Any]) -> None:
+def test_scripts_in_pods_are_those_in_the_charts(render: Render) -> None:
     data = render("fedlearn-server", {"backup": {"enabled": True}}).all("ConfigMap")
     files = {name: text for one in data for name, text in one["data"].items()}
     # What makes the keys is in the image: a ConfigMap is the control plane's.

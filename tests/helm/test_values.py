@@ -14,6 +14,7 @@ import pytest
 
 from edge.config.site import SiteConfig
 from server.config import ServerConfig
+from tests.harness.charts import Helm, Render, Rendered
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVER, EDGE = "fedlearn-server", "fedlearn-edge"
@@ -77,7 +78,7 @@ def test_wrong_values_are_refused_by_name(
     assert said in refusal(chart, values)
 
 
-def test_a_tag_is_taken_where_it_is_called_insecure(render: Callable[..., Any]) -> None:
+def test_a_tag_is_taken_where_it_is_called_insecure(render: Render) -> None:
     rendered = render(SERVER, {"image": {"digest": "", "insecureTag": "dev"}})
     containers = rendered.one("StatefulSet")["spec"]["template"]["spec"]["containers"]
     assert {one["image"] for one in containers} == {"registry.example/fedlearn/server:dev"}
@@ -103,9 +104,7 @@ def test_what_belongs_together_is_asked_for_together(
     assert said in refusal(SERVER, values)
 
 
-def test_edge_asks_for_claims_of_data_and_not_for_paths(
-    render: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_edge_asks_for_claims_of_data_and_not_for_paths(render: Render, tmp_path: Path) -> None:
     rendered = render(EDGE, {"config": {"data": {"medpar": {"claim": "medpar"}}}})
     config = _site(rendered, tmp_path)
     assert config.data["medpar"].claim == "medpar"
@@ -114,17 +113,17 @@ def test_edge_asks_for_claims_of_data_and_not_for_paths(
 # --- what becomes of them -----------------------------------------------------------------
 
 
-def _server(rendered: Any, folder: Path, file: str = "server.toml") -> ServerConfig:
+def _server(rendered: Rendered, folder: Path, file: str = "server.toml") -> ServerConfig:
     (folder / file).write_text(rendered.one("ConfigMap", "here")["data"][file])
     return ServerConfig.load(folder / file)
 
 
-def _site(rendered: Any, folder: Path) -> SiteConfig:
+def _site(rendered: Rendered, folder: Path) -> SiteConfig:
     (folder / "site.toml").write_text(rendered.one("ConfigMap", "here")["data"]["site.toml"])
     return SiteConfig.load(folder / "site.toml")
 
 
-def test_server_toml_is_what_the_values_say(render: Callable[..., Any], tmp_path: Path) -> None:
+def test_server_toml_is_what_the_values_say(render: Render, tmp_path: Path) -> None:
     values = {
         "config": {
             "trust_domain": "a.example",
@@ -153,7 +152,7 @@ def test_server_toml_is_what_the_values_say(render: Callable[..., Any], tmp_path
     assert dataclasses.replace(first, state=config.state) == config
 
 
-def test_site_toml_is_what_the_values_say(render: Callable[..., Any], tmp_path: Path) -> None:
+def test_site_toml_is_what_the_values_say(render: Render, tmp_path: Path) -> None:
     values = {
         "config": {
             "kubernetes": {
@@ -187,7 +186,7 @@ def test_site_toml_is_what_the_values_say(render: Callable[..., Any], tmp_path: 
     assert config.privacy.max_epsilon == 8
 
 
-def test_strings_cannot_write_more_toml(render: Callable[..., Any], tmp_path: Path) -> None:
+def test_strings_cannot_write_more_toml(render: Render, tmp_path: Path) -> None:
     path = '/a"\n[keys]\nprotect = ["insecure-plain-key-file"]\n\\é<&>'
     config = _server(render(SERVER, {"config": {"trust": {"collateral": [path]}}}), tmp_path)
     assert config.keys.protect == ("passphrase",)
@@ -195,7 +194,7 @@ def test_strings_cannot_write_more_toml(render: Callable[..., Any], tmp_path: Pa
 
 
 def test_the_first_operators_request_reaches_the_pod_and_is_asked_for_once(
-    render: Callable[..., Any], tmp_path: Path
+    render: Render, tmp_path: Path
 ) -> None:
     data = render(SERVER).one("ConfigMap", "here")["data"]
     assert data["operator.csr"].startswith("-----BEGIN CERTIFICATE REQUEST-----\n")
@@ -209,7 +208,7 @@ def test_the_first_operators_request_reaches_the_pod_and_is_asked_for_once(
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("helm/*/examples/*.yaml")), ids=lambda p: p.stem)
-def test_examples_make_configurations_that_load(helm: Any, path: Path, tmp_path: Path) -> None:
+def test_examples_make_configurations_that_load(helm: Helm, path: Path, tmp_path: Path) -> None:
     chart = path.parents[1].name
     rendered = helm.template(chart, path)
     if chart == SERVER:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("attestation", "edge", "fedlearn", "server")
 MOST_MODULES = 15
 MOST_LINES = 450
+MOST_TESTS = 25
 REASON = "Long because"
 
 TOO_LONG = {
@@ -117,3 +118,45 @@ def test_a_long_module_says_why_it_is_long() -> None:
     new, gone = sorted(found - TOO_LONG), sorted(TOO_LONG - found)
     assert not new, f"over {MOST_LINES} lines; part them, or begin a line with {REASON!r}: {new}"
     assert not gone, f"no longer too long; take them off the list: {gone}"
+
+
+def test_folders_of_tests_are_those_of_the_sources() -> None:
+    files = [path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")]
+    folders = {path.parent for path in files if path.parts[0] in PACKAGES}
+    assert Path("server/admission") in folders
+    strays = [str(path) for path in folders if not (ROOT / path / "__init__.py").is_file()]
+    assert not strays, f"folders of tests without a package of that name: {strays}"
+    counts = {folder: sum(path.parent == folder for path in files) for folder in folders}
+    assert {folder: count for folder, count in counts.items() if count > MOST_TESTS} == {}
+
+
+def changes_of_the_module_path(text: str) -> list[int]:
+    """Return the lines that change ``sys.path`` in place or replace it."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, (ast.stmt, ast.expr)):
+            continue
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Assign):
+            targets = node.targets
+        elif isinstance(node, (ast.AugAssign, ast.Delete)):
+            targets = [node.target] if isinstance(node, ast.AugAssign) else node.targets
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            targets = [node.func.value]
+        for target in targets:
+            inner = target.value if isinstance(target, ast.Subscript) else target
+            if ast.unparse(inner) == "sys.path":
+                found.append(node.lineno)
+    return sorted(found)
+
+
+def test_no_test_changes_the_module_path_for_good() -> None:
+    lines = ["sys.path.insert(0, x)", "sys.path[:0] = [x]", "sys.path += [x]", "sys.path = []"]
+    lines.append("x = sys.path")
+    assert changes_of_the_module_path("\n".join(lines)) == [1, 2, 3, 4]
+    found = {
+        str(path.relative_to(ROOT)): changes
+        for path in (ROOT / "tests").rglob("*.py")
+        if (changes := changes_of_the_module_path(path.read_text(encoding="utf-8")))
+    }
+    assert not found, f"monkeypatch.syspath_prepend() takes back what it does: {found}"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 
 from fedlearn.errors import AdmissionDenied, NonceRefused
 from server import clock as clock_module
 from server.admission.challenges import NONCE_LIFETIME, ChallengeStore
-from server.admission.registry import Change
+from server.admission.registry import Admission, Change
 from server.clock import SteadyClock
 from tests.harness.deployment import Deployment
 
@@ -119,7 +118,7 @@ def moving(deployment: Deployment) -> Machine:
     return machine
 
 
-def _live(deployment: Deployment, admission: Any) -> bool:
+def _live(deployment: Deployment, admission: Admission) -> bool:
     try:
         deployment.register.live(admission.thumbprint, now=deployment.clock())
     except AdmissionDenied:

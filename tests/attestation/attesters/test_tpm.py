@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,6 +21,7 @@ from attestation.attesters.software_tpm import SoftwareTpm
 from attestation.attesters.tpm import TpmAttester
 from attestation.attesters.tpm2_tools import Tpm2CommandError, Tpm2Tools
 from attestation.attesters.tpm_log import RuntimeLog
+from attestation.binding import Binding
 from attestation.errors import (
     AttesterError,
     BindingError,
@@ -48,7 +48,7 @@ def trusting(attester: TpmAttester) -> TrustAnchors:
     return TrustAnchors(tpm_aks=frozenset([digest]))
 
 
-def check(evidence: Evidence, attester: TpmAttester, bound: Any) -> Claims:
+def check(evidence: Evidence, attester: TpmAttester, bound: Binding) -> Claims:
     return verify(evidence, binding=bound, trust=trusting(attester), now=datetime.now(UTC))
 
 

@@ -238,7 +238,7 @@ def test_a_revocation_list_that_cannot_be_read_is_refused() -> None:
             judged(REPORT, VCEK, CHAIN, file)
 
 
-def tpm_document(tpm: Any, **changed: Any) -> bytes:
+def tpm_document(tpm: SyntheticTpm, **changed: Any) -> bytes:
     statement = tpm.statement(REPORT_DATA[:32])
     values = [tpm.pcrs["sha256"][number].hex() for number in range(24)]
     public = tpm.key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -470,7 +470,8 @@ def test_bytes_behind_a_report_that_are_no_table_are_counted_and_say_where_to_cu
     assert to_evidence(data[:1184]).quote == data[:1184]
 
 
-def bare_signatures(tpm: Any) -> dict[str, bytes]:
+def bare_signatures(tpm: SyntheticTpm) -> dict[str, bytes]:
+    assert isinstance(tpm.key, ec.EllipticCurvePrivateKey)
     return {
         "RSA": (REPORTED / "raw_rsa_signature.sig").read_bytes(),
         "ECDSA": tpm.key.sign(b"statement", ec.ECDSA(hashes.SHA256())),

@@ -14,7 +14,6 @@ import struct
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 from cryptography import x509
@@ -185,7 +184,7 @@ def twins(subject: Subject, quote: bytes) -> list[bytes]:
     ]
 
 
-def tpm_evidence(tpm: Any, respell: Callable[[bytes], bytes]) -> Evidence:
+def tpm_evidence(tpm: SyntheticTpm, respell: Callable[[bytes], bytes]) -> Evidence:
     """Return evidence of ``tpm`` whose signature structure was written anew."""
     quote = tpm.quote(binding().qualifying_data())
     changed = TpmQuote.assemble(
@@ -197,7 +196,7 @@ def tpm_evidence(tpm: Any, respell: Callable[[bytes], bytes]) -> Evidence:
     return Evidence(tee=tpm.evidence(binding()).tee, quote=changed.to_bytes())
 
 
-def tpm_trust(tpm: Any) -> TrustAnchors:
+def tpm_trust(tpm: SyntheticTpm) -> TrustAnchors:
     return TrustAnchors(tpm_aks=frozenset([tpm.quote(b"").ak_digest]))
 
 

@@ -256,7 +256,7 @@ def test_pcr_values_that_were_not_signed_are_refused(tpm: SyntheticTpm, bound: B
         assert caught.value.step == "pcr digest"
 
 
-def logs(tpm: Any) -> Iterator[tuple[str, EventLog]]:
+def logs(tpm: SyntheticTpm) -> Iterator[tuple[str, EventLog]]:
     log = tpm.log
     one, two = log.events
     yield "first dropped", replace(log, events=(two,))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from attestation.policy.parse import parse_policy
 from attestation.policy.sign import operator_key_digest, sign_policy
@@ -86,7 +86,7 @@ class Clients:
 class Site:
     """``site-c`` with an agent that can be run in a thread, and orders for it."""
 
-    def __init__(self, listeners: Any, folder: Path) -> None:
+    def __init__(self, listeners: DeploymentListeners, folder: Path) -> None:
         self.listeners = listeners
         self.order_key = new_key()
         self.folder = folder
@@ -140,7 +140,7 @@ class Site:
         self,
         identity: str,
         *,
-        key: Any = None,
+        key: ec.EllipticCurvePrivateKey | None = None,
         policy: bytes = POLICY,
         text: str = JOB,
         **changes: Any,
@@ -242,8 +242,8 @@ def test_a_site_that_waits_for_approval_keeps_its_clients_and_its_agent(
     monkeypatch.setattr(agents, "_LONGEST_PAUSE", 0.2)
     clients = Clients(running=("a-old",))
     sites = site.listeners.deployment.sites
-    pending = dataclasses.replace(sites._known["site-c"], status=SiteStatus.PENDING)
-    sites._known["site-c"] = pending
+    pending = dataclasses.replace(sites._records._known["site-c"], status=SiteStatus.PENDING)
+    sites._records._known["site-c"] = pending
     site.agent(clients)
     time.sleep(1.0)
     assert site.raised == []

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -20,7 +19,7 @@ from edge.agent.client_service import Keys, WorkloadService
 from edge.client.pod_main import EXIT, START_LINE, PodEnvironment
 from edge.kube.client_object import Launch, environment
 from edge.protocol.bootstrap import MAX_BOOTSTRAP_BYTES, Bootstrap
-from edge.protocol.workload import REFUSED_EXIT
+from edge.protocol.workload import REFUSED_EXIT, Workload
 from fedlearn.errors import ConfigError, LaunchError, PrivacyError, TransportError
 from fedlearn.identity.voucher import sign_voucher, verify_voucher
 from fedlearn.job.phase import Phase
@@ -47,7 +46,7 @@ class Line:
         self.reported: list[tuple[str, Phase, str]] = []
         self.keys = Keys(SITE_KEY)
 
-        def vouch(item: Any, nonce: bytes, tls_key: bytes) -> bytes:
+        def vouch(item: Workload, nonce: bytes, tls_key: bytes) -> bytes:
             return sign_voucher(
                 SITE_KEY,
                 job=item.assignment.job,
@@ -68,7 +67,7 @@ class Line:
         self.server = WorkloadApiServer(self.service, self.keys.tls, listen="127.0.0.1:0").start()
         self.address = f"127.0.0.1:{self.server.port}"
 
-    def charge(self, item: Any, question: str) -> None:
+    def charge(self, item: Workload, question: str) -> None:
         if question == "too much":
             raise PrivacyError("6 rounds of the job bring the data set to epsilon 9")
         self.charged.append((item.assignment.id, question))

@@ -7,7 +7,6 @@ import json
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -464,7 +463,7 @@ def test_the_commands_show_and_begin_anew(
 
     monkeypatch.setattr("edge.protocol.identity.SiteIdentity", Identity)
 
-    def run(*words: Any) -> Result:
+    def run(*words: str) -> Result:
         return CliRunner().invoke(main, ["budget", *words, "--config", str(tmp_path / "site.toml")])
 
     kept = budgetstore.BudgetStore(config, file_key(site_key))

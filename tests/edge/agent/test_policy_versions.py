@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -88,7 +87,7 @@ def test_the_command_shows_and_forgets(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     PolicyMemory(tmp_path / "state").remember(policy(5))
 
-    def run(*words: Any) -> Result:
+    def run(*words: str) -> Result:
         return CliRunner().invoke(main, ["policies", "--config", str(config), *words])
 
     assert f"hospitals  version 5  {policy(5).digest.hex()}" in run().stdout

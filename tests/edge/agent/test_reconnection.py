@@ -50,7 +50,7 @@ class NoClients:
 class Coordinator:
     """Listeners that can be killed and started again at the same addresses."""
 
-    def __init__(self, deployment: Any) -> None:
+    def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
         self.gate, self.control = (f"127.0.0.1:{reserve_port()}" for _ in range(2))
         self.listeners: Any = None

@@ -55,7 +55,7 @@ def kata(cluster: Cluster) -> str:
     return "kata-qemu-tdx"
 
 
-def _until(reached: Any, what: str, seconds: float = 20.0) -> Any:
+def _until(reached: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := reached()):
         assert time.monotonic() < deadline, what

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import x25519
+from cryptography.hazmat.primitives.asymmetric import ec, x25519
 
 from edge.protocol.seed_release import (
     MAX_GRANT_BYTES,
@@ -29,7 +29,7 @@ SEED = bytes(range(32))
 WHO = Client(job="alpha", site="site-a", client="c1")
 
 
-def csr(key: Any) -> bytes:
+def csr(key: ec.EllipticCurvePrivateKey) -> bytes:
     from cryptography.hazmat.primitives.serialization import Encoding
 
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
@@ -39,7 +39,7 @@ def csr(key: Any) -> bytes:
 class Parties:
     """A client and its site, both known to the coordinator of ``deployment``."""
 
-    def __init__(self, deployment: Any) -> None:
+    def __init__(self, deployment: Deployment) -> None:
         self.deployment, self.new_key = deployment, new_key
         self.ca = deployment.ca
         self.now = deployment.clock()

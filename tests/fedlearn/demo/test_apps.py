@@ -13,6 +13,8 @@ from typing import Any
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -24,6 +26,10 @@ from fedlearn.app import checks as application
 from fedlearn.demo import app, baselines, data
 
 SITES = 5
+
+
+Load = Callable[[str, str], Any]
+"""Imports a module of an app: ``load("medpar", "client_app")``."""
 
 
 @pytest.fixture(params=["medpar", "digits"])
@@ -39,7 +45,7 @@ def identity(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     """Import a module of an app as Flower does: with the app's folder first on the path."""
 
     def import_module(name: str, module: str) -> Any:
@@ -86,7 +92,7 @@ class Federation:
         ]
 
 
-def _run(load: Any, dealt: data.DemoData, folder: Path, **changes: Any) -> Any:
+def _run(load: Load, dealt: data.DemoData, folder: Path, **changes: Any) -> Any:
     client = load(dealt.app, "client_app").app
     server = load(dealt.app, "server_app")
     config = {**baselines.settings_of(dealt), **changes}
@@ -112,7 +118,7 @@ def _weights(result: Any) -> dict[str, np.ndarray]:
 
 
 def test_one_site_gives_the_same_as_plain_training(
-    load: Any, dealt: data.DemoData, tmp_path: Path
+    load: Load, dealt: data.DemoData, tmp_path: Path
 ) -> None:
     import dataclasses
 
@@ -174,7 +180,7 @@ def _plain_torch(
 
 
 def test_fedavg_over_two_sites_equals_the_hand_computation(
-    load: Any, dealt: data.DemoData, tmp_path: Path
+    load: Load, dealt: data.DemoData, tmp_path: Path
 ) -> None:
     import dataclasses
 
@@ -198,7 +204,7 @@ def test_fedavg_over_two_sites_equals_the_hand_computation(
 
 
 def test_the_app_comes_to_what_plain_federated_averaging_comes_to(
-    load: Any, dealt: data.DemoData, tmp_path: Path
+    load: Load, dealt: data.DemoData, tmp_path: Path
 ) -> None:
     config = {**baselines.settings_of(dealt), "num-server-rounds": 2}
     found = _weights(_run(load, dealt, tmp_path, **config))
@@ -208,7 +214,7 @@ def test_the_app_comes_to_what_plain_federated_averaging_comes_to(
 
 
 def test_two_runs_with_one_seed_agree_to_the_bit(
-    load: Any, dealt: data.DemoData, tmp_path: Path
+    load: Load, dealt: data.DemoData, tmp_path: Path
 ) -> None:
     changes = {"num-server-rounds": 2}
     first = _weights(_run(load, dealt, tmp_path / "a", **changes))
@@ -217,7 +223,7 @@ def test_two_runs_with_one_seed_agree_to_the_bit(
         assert array.tobytes() == second[name].tobytes()
 
 
-def test_federated_area_is_that_of_the_pooled_scores(load: Any, tmp_path: Path) -> None:
+def test_federated_area_is_that_of_the_pooled_scores(load: Load, tmp_path: Path) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     dealt = data.prepare("medpar", sites=SITES, seed=3)
     result = _run(load, dealt, tmp_path, **{"num-server-rounds": 3})
@@ -264,7 +270,9 @@ def test_an_area_without_both_outcomes_is_refused() -> None:
         ranking.area(*ranking.histogram(np.array([0.2, 0.4]), np.array([0.0, 0.0])))
 
 
-def test_federated_beats_a_site_alone_and_comes_near_pooled_data(load: Any, tmp_path: Path) -> None:
+def test_federated_beats_a_site_alone_and_comes_near_pooled_data(
+    load: Load, tmp_path: Path
+) -> None:
     dealt = data.prepare("medpar", sites=6, seed=data.DEFAULT_SEED)
     result = _run(load, dealt, tmp_path)
     federated = float(result.evaluate_metrics_clientapp[10]["auc"])
@@ -279,7 +287,7 @@ def test_federated_beats_a_site_alone_and_comes_near_pooled_data(load: Any, tmp_
     assert judge.score(_weights(result), dealt.pooled().test) == pytest.approx(federated)
 
 
-def test_accuracy_is_that_over_all_images(load: Any, tmp_path: Path) -> None:
+def test_accuracy_is_that_over_all_images(load: Load, tmp_path: Path) -> None:
     dealt = data.prepare("digits", sites=SITES, seed=3)
     result = _run(load, dealt, tmp_path, **{"num-server-rounds": 2})
     judge = baselines.judge(dealt, baselines.settings_of(dealt))
@@ -306,7 +314,7 @@ def test_initial_weights_fit_the_network() -> None:
         initial.weights(10, 1)
 
 
-def test_weights_of_another_shape_are_refused(load: Any, tmp_path: Path) -> None:
+def test_weights_of_another_shape_are_refused(load: Load, tmp_path: Path) -> None:
     dealt = data.prepare("digits", sites=SITES, seed=3)
     data.write(dealt.sites[0], tmp_path)
     client = load("images", "client_app").app

@@ -73,19 +73,6 @@ print(json.dumps(answer))
 """
 
 
-@pytest.fixture(autouse=True)
-def _own_module_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Leave out folders of other tests that loaded an app into this process.
-
-    They are private, and a sandbox gives another user what this interpreter imports from.
-    """
-    module = sys.modules["fedlearn.sandbox.spawn"]
-    monkeypatch.setattr(sys, "path", [p for p in sys.path if "pytest-of-" not in p])
-    module._interpreter_paths.cache_clear()
-    yield
-    module._interpreter_paths.cache_clear()
-
-
 @dataclass(frozen=True)
 class Ran:
     code: int

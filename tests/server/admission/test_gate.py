@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -15,9 +16,10 @@ from attestation.attesters.sample import SampleAttester
 from attestation.binding import Role
 from attestation.policy.result import Tier
 from fedlearn.errors import AdmissionDenied, ConfigError, NonceRefused, StoreError, Throttled
+from fedlearn.identity.admission import AdmitRequest
 from fedlearn.identity.spiffe import ClientId
 from server.admission.challenges import Limits
-from server.admission.registry import AdmissionEvent, Change
+from server.admission.registry import Admission, AdmissionEvent, Change
 from server.identity.pki import PeerCertificate
 from tests.harness.deployment import Client, Deployment
 
@@ -27,7 +29,7 @@ def client(deployment: Deployment) -> Client:
     return deployment.client()
 
 
-def denied(deployment: Deployment, request: Any, match: str, step: str) -> AdmissionDenied:
+def denied(deployment: Deployment, request: AdmitRequest, match: str, step: str) -> AdmissionDenied:
     """Admission refuses with a reason and findings, in the ledger, and leaves nothing."""
     with pytest.raises(AdmissionDenied, match=match) as caught:
         deployment.gate.admit(request, peer="ip:test")
@@ -244,7 +246,7 @@ def test_an_admission_that_cannot_be_recorded_does_not_take_place(
 ) -> None:
     request = deployment.request(client)
 
-    def full(kind: str, body: Any) -> None:
+    def full(kind: str, body: Mapping[str, Any]) -> None:
         raise StoreError("the disk is full")
 
     deployment.gate._ledger._record = full
@@ -288,7 +290,7 @@ def test_a_renewal_gives_a_new_certificate_and_keeps_the_node(
     assert deployment.kinds()[-1] == "renewal"
 
 
-def quarantined(deployment: Deployment, admission: Any) -> None:
+def quarantined(deployment: Deployment, admission: Admission) -> None:
     with pytest.raises(AdmissionDenied, match="quarantined"):
         deployment.register.live(admission.thumbprint, now=deployment.clock())
     assert deployment.nodes.alive == {}
@@ -547,7 +549,7 @@ def test_one_request_in_many_threads_is_admitted_once(
 def test_two_clients_of_a_site_at_once_leave_one(deployment: Deployment) -> None:
     requests = [deployment.request(deployment.client(name=f"c{n}")) for n in range(6)]
 
-    def attempt(request: Any) -> bool:
+    def attempt(request: AdmitRequest) -> bool:
         try:
             deployment.gate.admit(request, peer="ip:test")
         except AdmissionDenied:

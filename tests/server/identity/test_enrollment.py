@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -241,7 +242,7 @@ def test_a_change_that_cannot_be_recorded_does_not_take_place(
 ) -> None:
     token = deployment.sites.invitations.create_token("site-c").encode()
 
-    def full(kind: str, body: Any) -> None:
+    def full(kind: str, body: Mapping[str, Any]) -> None:
         raise StoreError("the disk is full")
 
     deployment.sites._records._record = full

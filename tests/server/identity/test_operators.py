@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -318,7 +318,9 @@ def test_who_is_revoked_in_the_meantime_revokes_nobody(listeners: DeploymentList
         register.add("eve", request(new_key(), "eve"), by=PeerCertificate.parse(bob))
 
 
-def reopened(deployment: Deployment, entries: Any = None) -> OperatorRegistry:
+def reopened(
+    deployment: Deployment, entries: Iterable[Mapping[str, Any]] | None = None
+) -> OperatorRegistry:
     kept = [body for kind, body in deployment.entries if kind == "operator"]
     return OperatorRegistry(
         ca=deployment.ca,

@@ -24,7 +24,9 @@ def ca() -> CertificateAuthority:
     return CertificateAuthority.create(DOMAIN, NOW)
 
 
-def make_csr(key: Any, *names: x509.GeneralName) -> bytes:
+def make_csr(
+    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, *names: x509.GeneralName
+) -> bytes:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "spiffe://evil/coordinator")])
     builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
     if names:
@@ -160,7 +162,9 @@ def test_a_peer_is_of_this_domain_and_within_its_time(ca: CertificateAuthority) 
         peer.checked(trust_domain="other.example", now=NOW)
 
 
-def foreign(names: list[x509.GeneralName], *, ca: bool = False, usage: Any = None) -> bytes:
+def foreign(
+    names: list[x509.GeneralName], *, ca: bool = False, usage: x509.ObjectIdentifier | None = None
+) -> bytes:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")])
     return (

@@ -30,7 +30,7 @@ from fedlearn.identity.join import JoinToken
 from server.identity.site import SiteStatus
 from server.identity.site_registry import SiteRegistry
 from server.identity.tpm_enrollment import TpmEnrollment
-from tests.harness.deployment import BUNDLE, JOB, Deployment, key_pem, new_csr, new_key
+from tests.harness.deployment import BUNDLE, JOB, Client, Deployment, key_pem, new_csr, new_key
 from tests.harness.listeners import DeploymentListeners
 
 pytestmark = pytest.mark.swtpm
@@ -394,13 +394,13 @@ name = "software TPM"
     )
 
 
-def client_of(deployment: Deployment, site: str, attester: Any) -> Any:
+def client_of(deployment: Deployment, site: str, attester: Any) -> Client:
     client = deployment.client(site=site)
     client.attester = attester
     return client
 
 
-def prove(deployment: Deployment, enrollment: TpmEnrollment, site: str, tpm: Any) -> None:
+def prove(deployment: Deployment, enrollment: TpmEnrollment, site: str, tpm: TpmAttester) -> None:
     asked = enrollment.propose(site, tpm.identity().to_bytes())
     assert enrollment.prove(site, asked.challenge, tpm.activate(asked.blob)).accepted
 

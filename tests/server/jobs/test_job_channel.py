@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from attestation.policy.result import AttestationResult, Tier
@@ -36,7 +37,7 @@ SITES = ("site-a", "site-b")
 class Parts:
     """A ledger, a store and a register that outlive a desk, as they do in a coordinator."""
 
-    def __init__(self, folder: Path, key: Any) -> None:
+    def __init__(self, folder: Path, key: ec.EllipticCurvePrivateKey) -> None:
         self.ledger = Ledger.open(folder / "ledger.sqlite", key)
         keys = KeyService.create(folder / "keys", [RecoveryKey.of(X25519PrivateKey.generate())])
 

@@ -138,7 +138,7 @@ class Handed:
     def __init__(self) -> None:
         self.orders: list[Any] = []
 
-    def send(self, order: Any) -> None:
+    def send(self, order: object) -> None:
         self.orders.append(order)
 
     def close(self, reason: str) -> None:

@@ -34,7 +34,7 @@ class Sent:
     def __init__(self) -> None:
         self.orders: list[Any] = []
 
-    def send(self, order: Any) -> None:
+    def send(self, order: object) -> None:
         self.orders.append(order)
 
     def close(self, reason: str) -> None:

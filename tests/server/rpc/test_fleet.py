@@ -81,7 +81,7 @@ def _identity(admitted: dict[str, Any]) -> Identity:
 
 
 class Caller:
-    def __init__(self, federation: Any, admitted: dict[str, Any]) -> None:
+    def __init__(self, federation: FlowerFederation, admitted: dict[str, Any]) -> None:
         identity = _identity(admitted)
         self.fleet = Fleet("127.0.0.1:1", identity, max_message_bytes=1)
         context = client_context(identity.chain, identity.key, identity.authorities)
@@ -192,7 +192,7 @@ def test_a_certificate_without_an_admission_is_refused(federation: FlowerFederat
 class Raw:
     """One TLS connection, used by hand."""
 
-    def __init__(self, federation: Any, admitted: dict[str, Any]) -> None:
+    def __init__(self, federation: FlowerFederation, admitted: dict[str, Any]) -> None:
         identity = _identity(admitted)
         context = client_context(identity.chain, identity.key, identity.authorities)
         self.key = Caller(federation, admitted).headers["flwr-public-key"]

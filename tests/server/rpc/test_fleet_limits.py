@@ -81,7 +81,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., FlowerFederation]]:
 class Peer:
     """An admitted client whose bytes are written by hand."""
 
-    def __init__(self, federation: Any, site: str = "site-a", node: int = 5) -> None:
+    def __init__(self, federation: FlowerFederation, site: str = "site-a", node: int = 5) -> None:
         self._federation = federation
         admitted = federation.admit("alpha", site, node_id=node)
         self.thumbprint = admitted["thumbprint"]

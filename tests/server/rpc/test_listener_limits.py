@@ -12,6 +12,8 @@ from typing import Any
 import grpc
 import pytest
 
+from attestation.binding import Binding
+from attestation.evidence import Evidence
 from edge.client.admission import (
     AdmissionParams,
     ClientKeys,
@@ -19,7 +21,7 @@ from edge.client.admission import (
     renew_admission,
     seek_admission,
 )
-from edge.protocol.rpc import GateClient
+from edge.protocol.rpc import AdmittedClient, GateClient
 from fedlearn.identity.voucher import sign_voucher
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as rpc
@@ -69,7 +71,7 @@ class Holder:
         self._channels: list[Any] = []
         self.calls: list[Any] = []
 
-    def hold(self, channel: Any, method: str, count: int) -> None:
+    def hold(self, channel: grpc.Channel, method: str, count: int) -> None:
         self._channels.append(channel)
         call = channel.stream_unary(
             method, request_serializer=lambda m: m, response_deserializer=lambda m: m
@@ -142,7 +144,7 @@ def test_one_address_leaves_a_slow_attester_to_others(
 ) -> None:
     lock, collect = threading.Lock(), deployment.proof._attester.collect
 
-    def slowly(binding: Any) -> Any:
+    def slowly(binding: Binding) -> Evidence:
         with lock:
             time.sleep(0.2)
             return collect(binding)
@@ -211,7 +213,7 @@ def test_a_client_renews_while_strangers_at_its_own_address_hold_the_gate(
     assert deployment.kinds()[-1] == "renewal"
 
 
-def _at(admitted: Any, control: str) -> Any:
+def _at(admitted: AdmittedClient, control: str) -> AdmittedClient:
     return dataclasses.replace(admitted, control_address=control)
 
 

@@ -7,11 +7,13 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedlearn.errors import ConfigError, TransportError
 from fedlearn.identity.admission import AdmitRequest
@@ -24,21 +26,28 @@ from server.rpc.gate import admit_request
 from tests.harness.deployment import Deployment, key_pem, new_csr, new_key
 from tests.harness.listeners import DeploymentListeners
 
+Open = Callable[..., grpc.Channel]
+
 
 def channel(
-    listeners: DeploymentListeners, address: str, chain: bytes | None = None, key: Any = None
-) -> Any:
+    listeners: DeploymentListeners,
+    address: str,
+    chain: bytes | None = None,
+    key: ec.EllipticCurvePrivateKey | None = None,
+) -> grpc.Channel:
     pem = key_pem(key) if key is not None else None
     roots = listeners.deployment.ca.certificate_pem
     return open_channel(address, roots=roots, chain=chain, key=pem, max_bytes=200 * 1024 * 1024)
 
 
 @pytest.fixture
-def opened(listeners: DeploymentListeners) -> Any:
+def opened(listeners: DeploymentListeners) -> Iterator[Open]:
     """Open channels of any identity, to be closed afterwards."""
-    made: list[Any] = []
+    made: list[grpc.Channel] = []
 
-    def control(chain: bytes | None = None, key: Any = None) -> Any:
+    def control(
+        chain: bytes | None = None, key: ec.EllipticCurvePrivateKey | None = None
+    ) -> grpc.Channel:
         made.append(channel(listeners, listeners.control, chain, key))
         return made[-1]
 
@@ -75,7 +84,7 @@ def refused(call: Any, request: Any, code: grpc.StatusCode, match: str) -> Any:
 
 
 def test_no_certificate_gets_no_further_than_the_handshake(
-    listeners: DeploymentListeners, opened: Any
+    listeners: DeploymentListeners, opened: Open
 ) -> None:
     stub = rpc.OperatorStub(opened())
     with pytest.raises(grpc.RpcError) as caught:
@@ -85,7 +94,7 @@ def test_no_certificate_gets_no_further_than_the_handshake(
 
 
 def test_an_expired_certificate_gets_no_further_than_the_handshake(
-    listeners: DeploymentListeners, opened: Any
+    listeners: DeploymentListeners, opened: Open
 ) -> None:
     past = datetime.now(UTC) - timedelta(days=3)
     chain, key = site_chain(listeners, now=past, lifetime=timedelta(hours=1))
@@ -96,7 +105,7 @@ def test_an_expired_certificate_gets_no_further_than_the_handshake(
 
 
 def test_a_certificate_that_expires_on_an_open_connection_is_refused(
-    listeners: DeploymentListeners, opened: Any
+    listeners: DeploymentListeners, opened: Open
 ) -> None:
     chain, key = site_chain(listeners, lifetime=timedelta(hours=1))
     stub = rpc.SitesStub(opened(chain, key))
@@ -107,7 +116,7 @@ def test_a_certificate_that_expires_on_an_open_connection_is_refused(
 
 
 def test_a_certificate_of_another_ca_gets_no_further_than_the_handshake(
-    listeners: DeploymentListeners, opened: Any
+    listeners: DeploymentListeners, opened: Open
 ) -> None:
     other = CertificateAuthority.create("test.example", listeners.deployment.clock())
     key = new_key()
@@ -119,7 +128,7 @@ def test_a_certificate_of_another_ca_gets_no_further_than_the_handshake(
 
 
 def test_each_kind_of_certificate_reaches_its_own_service_only(
-    listeners: DeploymentListeners, opened: Any
+    listeners: DeploymentListeners, opened: Open
 ) -> None:
     who = {
         "Sites": opened(*site_chain(listeners)),
@@ -144,7 +153,7 @@ def test_each_kind_of_certificate_reaches_its_own_service_only(
 
 
 def test_the_gates_certificate_authenticates_nobody(
-    listeners: DeploymentListeners, opened: Any
+    listeners: DeploymentListeners, opened: Open
 ) -> None:
     stub = rpc.OperatorStub(
         opened(listeners.deployment.server.chain_pem, listeners.deployment.server_key)
@@ -154,7 +163,7 @@ def test_the_gates_certificate_authenticates_nobody(
 
 
 def test_an_admission_that_ended_ends_the_service_on_the_open_connection(
-    listeners: DeploymentListeners, opened: Any
+    listeners: DeploymentListeners, opened: Open
 ) -> None:
     chain, key, admission = client_chain(listeners)
     stub = rpc.ClientsStub(opened(chain, key))
@@ -165,7 +174,7 @@ def test_an_admission_that_ended_ends_the_service_on_the_open_connection(
     assert error.findings[0]["actual"] == "revoked"
 
 
-def test_a_client_that_is_overdue_is_refused(listeners: DeploymentListeners, opened: Any) -> None:
+def test_a_client_that_is_overdue_is_refused(listeners: DeploymentListeners, opened: Open) -> None:
     chain, key, _ = client_chain(listeners)
     stub = rpc.ClientsStub(opened(chain, key))
     listeners.deployment.clock.advance(minutes=11)
@@ -178,7 +187,7 @@ def test_a_client_that_is_overdue_is_refused(listeners: DeploymentListeners, ope
 
 
 def test_a_certificate_whose_key_was_admitted_as_somebody_else_is_refused(
-    listeners: DeploymentListeners, opened: Any
+    listeners: DeploymentListeners, opened: Open
 ) -> None:
     client = listeners.deployment.client()
     listeners.deployment.admit(client)
@@ -200,7 +209,7 @@ def test_a_certificate_whose_key_was_admitted_as_somebody_else_is_refused(
     )
 
 
-def test_a_client_commits_for_its_own_job(listeners: DeploymentListeners, opened: Any) -> None:
+def test_a_client_commits_for_its_own_job(listeners: DeploymentListeners, opened: Open) -> None:
     chain, key, _ = client_chain(listeners)
     stub = rpc.ClientsStub(opened(chain, key))
     root = bytes(32)
@@ -218,7 +227,7 @@ def test_a_client_commits_for_its_own_job(listeners: DeploymentListeners, opened
     )
 
 
-def test_oversized_messages_are_refused(listeners: DeploymentListeners, opened: Any) -> None:
+def test_oversized_messages_are_refused(listeners: DeploymentListeners, opened: Open) -> None:
     front_gate = rpc.GateStub(channel(listeners, listeners.gate))
     too_long = pb.AdmitRequest(evidence=bytes(5 * 1024 * 1024))
     refused(front_gate.Admit, too_long, grpc.StatusCode.RESOURCE_EXHAUSTED, "larger than max")
@@ -240,7 +249,7 @@ def test_oversized_messages_are_refused(listeners: DeploymentListeners, opened: 
 
 
 def test_errors_keep_their_kind_and_hint_and_internal_ones_tell_nothing(
-    listeners: DeploymentListeners, opened: Any, caplog: pytest.LogCaptureFixture
+    listeners: DeploymentListeners, opened: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
     stub = rpc.OperatorStub(opened(*operator_chain(listeners)))
     error = refused(
@@ -266,7 +275,7 @@ def test_errors_keep_their_kind_and_hint_and_internal_ones_tell_nothing(
 
 
 def follow(
-    listeners: DeploymentListeners, open_as: Any, reports: Any
+    listeners: DeploymentListeners, open_as: grpc.Channel, reports: Any
 ) -> tuple[Any, list[Any], threading.Thread]:
     call = rpc.SitesStub(open_as).Follow(reports)
     seen: list[Any] = []
@@ -289,7 +298,7 @@ def say_hello(*more: Any, hold: threading.Event) -> Any:
 
 
 def test_a_site_that_is_removed_is_cut_off_at_once(
-    listeners: DeploymentListeners, opened: Any
+    listeners: DeploymentListeners, opened: Open
 ) -> None:
     hold = threading.Event()
     _, seen, thread = follow(listeners, opened(*site_chain(listeners)), say_hello(hold=hold))
@@ -311,7 +320,7 @@ def test_a_removed_site_loses_its_clients_too(listeners: DeploymentListeners) ->
 
 
 def test_a_second_stream_of_a_site_replaces_the_first(
-    listeners: DeploymentListeners, opened: Any
+    listeners: DeploymentListeners, opened: Open
 ) -> None:
     hold = threading.Event()
     chain = site_chain(listeners)
@@ -339,7 +348,7 @@ def test_a_second_stream_of_a_site_replaces_the_first(
     ],
 )
 def test_a_site_that_reports_nonsense_is_told_so(
-    listeners: DeploymentListeners, opened: Any, report: Any, why: str
+    listeners: DeploymentListeners, opened: Open, report: Any, why: str
 ) -> None:
     hold = threading.Event()
     _, seen, thread = follow(
@@ -350,7 +359,7 @@ def test_a_site_that_reports_nonsense_is_told_so(
     assert why in seen[-1].details()
 
 
-def test_a_site_says_hello_first(listeners: DeploymentListeners, opened: Any) -> None:
+def test_a_site_says_hello_first(listeners: DeploymentListeners, opened: Open) -> None:
     heartbeat = iter([pb.SiteReport(heartbeat=pb.Heartbeat())])
     _, seen, thread = follow(listeners, opened(*site_chain(listeners)), heartbeat)
     thread.join(5)
@@ -358,7 +367,7 @@ def test_a_site_says_hello_first(listeners: DeploymentListeners, opened: Any) ->
 
 
 def test_a_watcher_that_leaves_frees_its_thread(
-    listeners: DeploymentListeners, opened: Any
+    listeners: DeploymentListeners, opened: Open
 ) -> None:
     stub = rpc.OperatorStub(opened(*operator_chain(listeners)))
     call = stub.FollowJob(pb.FollowJobRequest(name="alpha"))

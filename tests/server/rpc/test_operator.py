@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -145,7 +144,7 @@ def test_an_invitation_hides_its_token(operator: OperatorClient) -> None:
     assert timedelta(minutes=59) < invitation.expires - datetime.now(UTC) < timedelta(hours=1)
 
 
-def run(capsys: Any, *arguments: str) -> tuple[int, str, str]:
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as ended:
         main.main(list(arguments))
     captured = capsys.readouterr()
@@ -366,7 +365,7 @@ def test_a_policy_that_cannot_be_one_is_not_sent(
     assert listeners.coordinator.calls == []
 
 
-def refused(capsys: Any, *arguments: str) -> str:
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The command fails, says why in words, and shows no trace."""
     status, out, err = run(capsys, *arguments)
     assert status != 0

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -48,12 +47,14 @@ class Coordinator(stubs.OperatorServicer):
     ended: threading.Event = field(default_factory=threading.Event)
     revoked: list[pb.RevokeClientRequest] = field(default_factory=list)
 
-    def RevokeClient(self, request: pb.RevokeClientRequest, context: Any) -> pb.Empty:
+    def RevokeClient(
+        self, request: pb.RevokeClientRequest, context: grpc.ServicerContext
+    ) -> pb.Empty:
         self.GetJob(pb.JobName(name=request.job), context)
         self.revoked.append(request)
         return pb.Empty()
 
-    def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.JobState:
+    def SubmitJob(self, request: pb.SubmitJobRequest, context: grpc.ServicerContext) -> pb.JobState:
         self.submitted.append(request)
         policy = parse_policy(request.policy_toml.encode())
         spec = JobSpec.from_toml(request.job_toml, policy=policy)
@@ -63,25 +64,27 @@ class Coordinator(stubs.OperatorServicer):
         self.jobs[spec.name] = state
         return state
 
-    def ListJobs(self, request: pb.Empty, context: Any) -> pb.JobList:
+    def ListJobs(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.JobList:
         return pb.JobList(jobs=list(self.jobs.values()))
 
-    def GetJob(self, request: pb.JobName, context: Any) -> pb.JobState:
+    def GetJob(self, request: pb.JobName, context: grpc.ServicerContext) -> pb.JobState:
         if request.name not in self.jobs:
             context.abort(grpc.StatusCode.NOT_FOUND, f"there is no job {request.name}")
         return self.jobs[request.name]
 
-    def CancelJob(self, request: pb.JobName, context: Any) -> pb.JobState:
+    def CancelJob(self, request: pb.JobName, context: grpc.ServicerContext) -> pb.JobState:
         state = self.GetJob(request, context)
         state.status = "cancelled"
         return state
 
-    def ResumeJob(self, request: pb.JobName, context: Any) -> pb.JobState:
+    def ResumeJob(self, request: pb.JobName, context: grpc.ServicerContext) -> pb.JobState:
         state = self.GetJob(request, context)
         state.status = "running"
         return state
 
-    def FollowJob(self, request: pb.FollowJobRequest, context: Any) -> Iterator[pb.Event]:
+    def FollowJob(
+        self, request: pb.FollowJobRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.Event]:
         self.GetJob(pb.JobName(name=request.name), context)
         for number, event in enumerate(self.story, 1):
             if event is self.story[-1] and event.final:

@@ -115,11 +115,10 @@ def test_a_disk_that_fills_up_leaves_nothing(
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> Iterator[Path]:
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     template.write(tmp_path / "j", "j")
-    sys.path.insert(0, str(tmp_path / "j/app"))
+    monkeypatch.syspath_prepend(tmp_path / "j/app")
     yield tmp_path / "j"
-    sys.path.remove(str(tmp_path / "j/app"))
     for name in [name for name in sys.modules if name.split(".")[0] == "j_app"]:
         del sys.modules[name]
 

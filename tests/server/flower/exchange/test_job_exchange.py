@@ -10,7 +10,7 @@ import random
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -457,7 +457,7 @@ def test_a_node_that_is_not_online_is_answered_for_at_once(
 class Clock:
     """The time for which the coordinator ran, as a test sets it; no date is its business."""
 
-    def __init__(self, monkeypatch: Any) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = awake()
         for module in ("job_exchange", "exchange_state"):
             monkeypatch.setattr(f"server.flower.exchange.{module}.awake", lambda: self.now)
@@ -542,7 +542,7 @@ def test_a_job_that_starts_over_withdraws_what_its_process_asked(
 # Waiting
 
 
-def _later(action: Any, *arguments: Any) -> threading.Thread:
+def _later(action: Callable[..., object], *arguments: object) -> threading.Thread:
     def run() -> None:
         time.sleep(0.1)
         action(*arguments)
