@@ -18,7 +18,7 @@ import safetensors.numpy
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-import server.store.models
+import server.store.model_files
 from attestation.durable import (
     DurableFile,
 )
@@ -475,9 +475,9 @@ def test_what_leaves_for_an_owner_is_signed_and_nothing_else_is(
         store.rotate("demo")
     store.close()
     with ModelStore.open(tmp_path / "state" / "store", keys) as bare:
-        with pytest.raises(StoreError, match="a model for an owner is signed"):
+        with pytest.raises(StoreError, match="a model for an owner has to be signed"):
             bare.write("demo", arrays(), round=2, recipients=[public])
-        with pytest.raises(StoreError, match="a model for an owner is signed"):
+        with pytest.raises(StoreError, match="a model for an owner has to be signed"):
             bare.rotate("demo")
         assert [item.version for item in bare.verify("demo")] == [1, 2]
 
@@ -511,7 +511,7 @@ def test_a_rotation_that_fails_loses_nothing(
         return written(path, **rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(server.store.models, "SealedWriter", full)
+        patch.setattr(server.store.model_files, "SealedWriter", full)
         with pytest.raises(StoreError, match="version 2: no space left"):
             store.rotate("demo")
     assert same(store.load("demo", 1), arrays(1))
