@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from cryptography import x509
 
@@ -62,7 +62,6 @@ _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 5.0
 _PATIENCE_SECONDS: Final = 900.0
 _MIB: Final = 1024 * 1024
-_WEIGHT: Final = "num-examples"
 
 ReportPhase = Callable[[Phase, str], None]
 """``report(phase, reason)`` reports to the agent."""
@@ -257,9 +256,8 @@ class _Client:
         """Load the app (step 5)."""
         bootstrap, job = self._bootstrap, self._job
         plan = ClientPlan(
-            job=job.name,
+            spec=job,
             site=bootstrap.site,
-            seed=job.seed,
             bundle=bootstrap.bundle,
             node_config={
                 "data": bootstrap.data,
@@ -267,9 +265,6 @@ class _Client:
                 "partition-id": job.sites.index(bootstrap.site),
                 "num-partitions": len(job.sites),
             },
-            run_config=job.config,
-            privacy=job.privacy,
-            weighted_by=_weight(job),
             data=Path(bootstrap.data).absolute() if bootstrap.data else None,
             limits=_limits(job, full=bootstrap.sandbox == "full"),
         )
@@ -345,8 +340,3 @@ def _limits(job: JobSpec, *, full: bool) -> AppLimits:
     if asked.disk_mib:
         limits = dataclasses.replace(limits, disk_bytes=asked.disk_mib * _MIB)
     return limits
-
-
-def _weight(job: JobSpec) -> str:
-    chosen: Any = job.strategy.options.get("weighted_by_key", _WEIGHT)
-    return str(chosen)

@@ -34,7 +34,7 @@ class Assignment:
     """One job at one site.
 
     ``id``        unique; a site runs an id at most once at a time
-    ``spec``      the job's canonical JSON (:meth:`fedlearn.job.spec.JobSpec.canonical`)
+    ``spec``      the job as JSON (:meth:`fedlearn.job.spec.JobSpec.to_json`)
     ``bundle``    SHA-256 of the app bundle
     ``policy``    the appraisal policy, TOML, which names what the coordinator must prove
     ``policy_signature``  its operator's signature (:mod:`attestation.policy.sign`), if any

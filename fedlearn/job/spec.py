@@ -247,17 +247,6 @@ class JobSpec:
         except ConfigError as error:
             raise JobError(str(error), hint=error.hint) from None
 
-    @classmethod
-    def from_canonical(cls, data: bytes, where: str = "the job") -> JobSpec:
-        """Return the job that :meth:`canonical` encoded; ``app`` and ``policy`` have no path.
-
-        :raises JobError: when it is not a job, or not in the form that the digest covers.
-        """
-        spec = cls.from_json(data, where)
-        if spec.canonical() != data:
-            raise JobError(f"{where}: is not in canonical form")
-        return spec
-
     # --- writing ----------------------------------------------------------------------
 
     def to_table(self) -> dict[str, Any]:

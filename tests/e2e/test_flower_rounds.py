@@ -209,7 +209,6 @@ def test_cancel_ends_a_job_at_once(run: Run) -> None:
 
 
 def test_a_budget_that_is_spent_ends_the_job(federation: FlowerFederation, bundle: bytes) -> None:
-    from dataclasses import asdict
 
     from fedlearn.errors import PrivacyError
     from fedlearn.privacy import PrivacySpec
@@ -223,7 +222,7 @@ def test_a_budget_that_is_spent_ends_the_job(federation: FlowerFederation, bundl
     plan = make_plan(bundle, sites=2, job="spent", privacy=spec, noise_secret=b"s" * 32)
     host, channel = federation.host(plan, channel=Spent(lambda: federation.live("spent")))
     for site in plan.spec.sites:
-        federation.client(plan, site, privacy=asdict(spec))
+        federation.client(plan, site)
     host.start()
     outcome = ended(host, 60)
     assert (outcome.code, outcome.message) == ("privacy", "the budget is spent")
@@ -233,7 +232,6 @@ def test_a_budget_that_is_spent_ends_the_job(federation: FlowerFederation, bundl
 def test_privacy_is_applied_outside_of_user_code(
     federation: FlowerFederation, bundle: bytes
 ) -> None:
-    from dataclasses import asdict
 
     from fedlearn.privacy import PrivacySpec
 
@@ -243,7 +241,7 @@ def test_privacy_is_applied_outside_of_user_code(
         plan = make_plan(bundle, job=job, sites=2, rounds=2, privacy=spec, noise_secret=b"s" * 32)
         host, channel = federation.host(plan)
         for site in plan.spec.sites:
-            federation.client(plan, site, privacy=asdict(spec))
+            federation.client(plan, site)
         host.start()
         outcome = ended(host, 60)
         assert outcome is not None
@@ -258,7 +256,6 @@ def test_privacy_is_applied_outside_of_user_code(
 def test_a_crash_while_sites_evaluate_releases_nothing_new(
     federation: FlowerFederation, tmp_path: Path
 ) -> None:
-    from dataclasses import asdict
 
     from fedlearn.privacy import PrivacySpec
     from server.flower.application.bundle import build
@@ -272,7 +269,7 @@ def test_a_crash_while_sites_evaluate_releases_nothing_new(
     plan = make_plan(app, job="sealed", sites=2, rounds=2, privacy=spec, noise_secret=b"s" * 32)
     host, channel = federation.host(plan)
     for site in plan.spec.sites:
-        federation.client(plan, site, privacy=asdict(spec))
+        federation.client(plan, site)
     host.start()
     with channel.changed:
         assert channel.changed.wait_for(lambda: channel.checkpoints, 60)
@@ -301,7 +298,7 @@ def test_a_client_without_the_privacy_of_its_job_is_refused(
     plan = make_plan(bundle, job="cheat", sites=2, privacy=spec, noise_secret=b"s" * 32)
     host, channel = federation.host(plan)
     for site in plan.spec.sites:
-        federation.client(plan, site)
+        federation.client(plan, site, cheats=True)
     host.start()
     outcome = ended(host, 60)
     assert outcome.code == "quorum"
@@ -334,12 +331,10 @@ def test_a_certificate_is_renewed_under_a_running_client(
     first = federation.admit(plan.spec.name, "site-0")
     client = WarmClient(
         ClientPlan(
-            job=plan.spec.name,
+            spec=plan.spec,
             site="site-0",
-            seed=plan.spec.seed,
             bundle=bundle,
             node_config={"site": "site-0", "index": 0},
-            run_config=plan.spec.config,
             patience=10,
         ),
         address=f"127.0.0.1:{federation.address[1]}",

@@ -13,7 +13,7 @@ import socket
 import textwrap
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from fedlearn.app.message import Head
 from fedlearn.privacy import PrivacySpec
 from fedlearn.sandbox import Protection, report
 from tests.harness.flower_federation import write_app
+from tests.harness.job_plans import job_plan
 
 pytestmark = [
     pytest.mark.e2e,
@@ -99,13 +100,22 @@ class Reply:
 class Client:
     """The client of one job, without a coordinator."""
 
-    def __init__(self, folder: Path, code: str, bundle: bytes, **plan: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        code: str,
+        bundle: bytes,
+        privacy: PrivacySpec | None = None,
+        run_config: Mapping[str, Any] | None = None,
+        **plan: Any,
+    ) -> None:
+        sites = ("north",)
+        job = job_plan(job="attacked", sites=sites, seed=7, privacy=privacy, run_config=run_config)
         self.charged: list[str] = []
         self.replies = Replies(
             ClientPlan(
-                job="attacked",
+                spec=job.spec,
                 site="north",
-                seed=7,
                 bundle=bundle,
                 **plan,
             ),

@@ -11,7 +11,6 @@ import signal
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +85,8 @@ def attack(federation: FlowerFederation, tmp_path: Path) -> Attack:
             plan["noise_secret"] = b"s" * 32
         made = make_plan(build(app), sites=2, **{"rounds": 1, **plan})
         host, channel = federation.host(made)
-        privacy = None if made.spec.privacy is None else asdict(made.spec.privacy)
         for site in made.spec.sites if clients else ():
-            federation.client(made, site, privacy=privacy)
+            federation.client(made, site)
         host.start()
         outcome = ended(host, 90)
         host.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -265,20 +266,17 @@ class FlowerFederation:
             "thumbprint": thumbprint(tls_key),
         }
 
-    def client(self, plan: JobPlan, site: str, **more: Any) -> subprocess.Popen[bytes]:
-        """Admit a site and start its client process."""
+    def client(self, plan: JobPlan, site: str, *, cheats: bool = False) -> subprocess.Popen[bytes]:
+        """Admit a site and start its client process; one that ``cheats`` protects nothing."""
+        spec = dataclasses.replace(plan.spec, privacy=None) if cheats else plan.spec
         identity = self.admit(plan.spec.name, site)
         self.identities = {**getattr(self, "identities", {}), site: identity}
         said = {
             **{k: identity[k] for k in ("chain", "key", "root")},
             "address": f"{self.address[0]}:{self.address[1]}",
-            "job": plan.spec.name,
+            "spec": spec.to_json(),
             "site": site,
-            "index": plan.spec.sites.index(site),
-            "seed": plan.spec.seed,
             "bundle": base64.b64encode(plan.bundle).decode(),
-            "run_config": dict(plan.spec.config),
-            "privacy": more.get("privacy"),
         }
         log = (self.folder / f"client-{site}.log").open("ab")
         process = subprocess.Popen(
@@ -327,22 +325,19 @@ def client_main() -> None:
     import logging
 
     from edge.client.flower.warm_client import ClientPlan, Identity, WarmClient
-    from fedlearn.privacy import PrivacySpec
+    from fedlearn.job.spec import JobSpec
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     said = json.load(sys.stdin)
-    bundle = base64.b64decode(said["bundle"])
+    bundle, spec = base64.b64decode(said["bundle"]), JobSpec.from_json(said["spec"])
     key = serialization.load_pem_private_key(said["key"].encode(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     plan = ClientPlan(
-        job=said["job"],
+        spec=spec,
         site=said["site"],
-        seed=said["seed"],
         bundle=bundle,
-        node_config={"site": said["site"], "index": said["index"]},
-        run_config=said["run_config"],
-        privacy=PrivacySpec(**said["privacy"]) if said["privacy"] else None,
+        node_config={"site": said["site"], "index": spec.sites.index(said["site"])},
         patience=20,
     )
     with tempfile.TemporaryDirectory() as folder:

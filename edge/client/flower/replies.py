@@ -32,7 +32,8 @@ from fedlearn.app.flower import CALL, Flat, Packer, arrays_of, flatten, inflate,
 from fedlearn.app.message import CLIENT_APP_RAISED_EXCEPTION
 from fedlearn.errors import FedlearnError, JobError, UpdateRejected
 from fedlearn.job.seeds import derive
-from fedlearn.privacy import ClientPrivacy, PrivacySpec
+from fedlearn.job.spec import JobSpec
+from fedlearn.privacy import ClientPrivacy
 
 __all__ = ["WITHHELD", "ClientPlan", "Replies"]
 
@@ -48,25 +49,26 @@ WITHHELD: Final = "the app gave no answer; under [privacy] the reason stays in t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientPlan:
-    """What a client must know about its job.
+    """A job as a client works on it.
 
     ``node_config`` is passed to the app, with the place of the site's data for example. ``data`` is
     where the app may read the site's data. ``patience`` is for how many seconds the coordinator may
     be unreachable.
     """
 
-    job: str
+    spec: JobSpec
     site: str
-    seed: int
     bundle: bytes = field(repr=False)
     node_config: Mapping[str, bool | int | float | str] = field(default_factory=dict)
-    run_config: Mapping[str, bool | int | float | str] = field(default_factory=dict)
-    privacy: PrivacySpec | None = None
-    weighted_by: str = "num-examples"
     max_message_bytes: int = 4 * 1024**3
     patience: float = 600.0
     data: Path | None = None
     limits: AppLimits = field(default_factory=AppLimits)
+
+    @property
+    def weighted_by(self) -> str:
+        """The metric that is the weight of an update."""
+        return str(self.spec.strategy.options.get("weighted_by_key", "num-examples"))
 
 
 class Replies:
@@ -84,7 +86,8 @@ class Replies:
         self.node = self.run = 0
         self._plan = plan
         self._directory = directory
-        self._privacy = None if plan.privacy is None else ClientPrivacy.from_spec(plan.privacy)
+        privacy = plan.spec.privacy
+        self._privacy = None if privacy is None else ClientPrivacy.from_spec(privacy)
         self._charge = charge
         self._history = StateHistory()
         self._installed: bundle.Installed | None = None
@@ -151,7 +154,7 @@ class Replies:
 
     def _called(self, work: Work, call: Call, kind: str) -> RecordDict:
         """Call the app's process; return its records unchanged."""
-        seed = derive(self._plan.seed, "client", self._plan.site, call.round, kind)
+        seed = derive(self._plan.spec.seed, "client", self._plan.site, call.round, kind)
         question = {"seed": seed.hex(), "node": self.node, "run": self.run}
         process = self._started()
         state = None if self._state is self._in_process else self._state
@@ -193,9 +196,9 @@ class Replies:
             "folder": str(installed.folder),
             "name": installed.name,
             "clientapp": installed.clientapp,
-            "seed": derive(plan.seed, "client", plan.site, 0).hex(),
+            "seed": derive(plan.spec.seed, "client", plan.site, 0).hex(),
             "node_config": dict(plan.node_config),
-            "run_config": installed.run_config(plan.run_config),
+            "run_config": installed.run_config(plan.spec.config),
         }
         answer = process.ask(question, (), None)
         if answer.failure is not None:
