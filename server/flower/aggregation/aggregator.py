@@ -38,7 +38,7 @@ from fedlearn.privacy import ServerPrivacy
 from fedlearn.sandbox import protect_this_process
 from fedlearn.sandbox.process_channel import ProcessChannel
 from server.flower.aggregation.builtin import CLASSES, BuiltIn
-from server.flower.aggregation.grid import JobGrid, Rules
+from server.flower.aggregation.grid import JobGrid
 from server.flower.aggregation.remote import (
     RemoteFunctions,
     RemoteStrategy,
@@ -46,6 +46,7 @@ from server.flower.aggregation.remote import (
     replies_fields,
     result_fields,
 )
+from server.flower.aggregation.round_updates import Rules
 from server.flower.aggregation.rounds import Rounds, RoundStrategy, Stage
 from server.flower.application import app_files as appfiles
 from server.flower.exchange.calls import MAX_RECORD_BYTES, Coordinator
@@ -180,7 +181,7 @@ class Session:
     def _built_in(self, name: str, options: Mapping[str, Any], stage: int, **own: Any) -> BuiltIn:
         strategy = BuiltIn(name, options, privacy=self._privacy, **own)
         strategy.stage = stage
-        self.grid.weigh_by(strategy.inner.weighted_by_key)
+        self.grid.validator.weigh_by(strategy.inner.weighted_by_key)
         return strategy
 
     def _options_of_job(self) -> dict[str, Any]:

@@ -20,176 +20,66 @@ privacy the reason of a refusal is a constant, because data may have gone into a
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
-import numpy as np
-from flwr.app import (
-    ArrayRecord,
-    ConfigRecord,
-    Error,
-    Message,
-    MessageType,
-    RecordDict,
-)
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.grid import Grid
 from flwr.supercore.run import Run
 
-from attestation.length_prefixed import pack
-from fedlearn.app.flower import (
-    CALL,
-    Packer,
-    flatten,
-    inflate,
-    metadata_of,
-)
-from fedlearn.app.message import UNKNOWN
-from fedlearn.errors import (
-    FedlearnError,
-    JobError,
-    QuorumNotReached,
-    TransportError,
-)
-from server.flower.aggregation.replies import ReplyChecks, Spec
+from fedlearn.app.flower import CALL, Packer, flatten
+from fedlearn.errors import JobError, QuorumNotReached, TransportError
+from server.flower.aggregation.replies import Spec
+from server.flower.aggregation.round_exchange import WAIT_SECONDS, RoundExchange
+from server.flower.aggregation.round_updates import RoundUpdates, Rules
+from server.flower.aggregation.update_validator import Asked, UpdateValidator
 from server.flower.exchange.calls import Coordinator, Node
-from server.flower.exchange.receipts import ledger_digest
-from server.flower.job_plan import Reply
 
-__all__ = ["JobGrid", "Rules", "ContributorRevoked"]
+__all__ = ["JobGrid"]
 
-_WAIT_SECONDS: Final = 5.0
 _GRACE_SECONDS: Final = 10.0
 """How long to wait for sites that have not connected yet after the quorum is reached."""
-_MAX_REASON: Final = 500
+
 _MAX_OPEN: Final = 8
-"""Questions that may wait for the answer of one node."""
-_REFUSED: Final = "the answer of this site does not count; under privacy no reason is given"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """The job's rules for an exchange; see :class:`server.flower.job_plan.JobPlan`."""
-
-    sites: tuple[str, ...]
-    quorum: int
-    seconds: float
-    stragglers: str
-    max_update_bytes: int
-    visible: bool = False
-    exact_metrics: bool = False
-    blind: bytes = field(default=b"", repr=False)
-
-    @property
-    def private(self) -> bool:
-        """Whether the job has privacy; ``blind`` is then the key of the ledger's digests."""
-        return bool(self.blind)
-
-
-class ContributorRevoked(FedlearnError):
-    """A site whose update is already in the result lost its admission: run the round again."""
-
-    code = "tainted"
-
-    def __init__(self, sites: frozenset[str]) -> None:
-        super().__init__(f"{', '.join(sorted(sites))} lost its admission in this round")
-        self.sites = sites
-
-
-@dataclass(slots=True)
-class _Asked:
-    node: Node
-    kind: str
-    spec: Spec | None
-
-
-@dataclass(slots=True)
-class _Exchange:
-    """What one call of ``send_and_receive`` is about."""
-
-    asked: dict[str, _Asked]
-    end: float
-    limit: float
-    train: bool
-    intended: int
-    accepted: set[str] = field(default_factory=set)
+"""The most questions that may wait for the answer of one node."""
 
 
 class JobGrid(Grid):  # type: ignore[misc]
-    """Flower's grid for one job; see the module."""
+    """Flower's grid for one job; see the module.
+
+    ``updates`` are those of the present round, ``validator`` checks replies.
+    """
 
     def __init__(self, coordinator: Coordinator, rules: Rules) -> None:
         self._coordinator = coordinator
         self._rules = rules
         self._order = {site: index for index, site in enumerate(rules.sites)}
         self._run: Run | None = None
-        self._asked: dict[str, _Asked] = {}
+        self._asked: dict[str, Asked] = {}
         self._nodes: dict[int, Node] = {}
         self._met: frozenset[str] = frozenset()
         self._short_since: float | None = None
-        self._most: Mapping[str, int] = {}
-        self._round = 0
         self._calls = 0
-        self._inputs: dict[str, str] = {}
-        self._checks = ReplyChecks(
-            max_bytes=rules.max_update_bytes,
-            any_model=rules.visible,
-            metrics=not rules.private or rules.exact_metrics,
-        )
-        self._driven = False
-        self._contributors: frozenset[str] = frozenset()
         self._cohort: frozenset[str] | None = None
+        self.updates = RoundUpdates(coordinator, rules)
+        self.validator = UpdateValidator(rules, self.updates)
         self.streams = False
 
-    # What the loop around a strategy tells the grid
+    # Rounds
 
     def begin_round(self, round_: int, *, streams: bool) -> None:
-        """A round begins; its exchanges carry this number."""
-        self._driven = True
-        self._round = round_
-        self._contributors = frozenset()
-        self._inputs = {}
+        """Begin a round; its exchanges have this number."""
+        self.updates.begin(round_)
         self.streams = streams
 
     def end_rounds(self) -> None:
-        """What is asked from now on belongs to no round, until the next one begins."""
-        self._calls = max(self._calls, self._round)  # clients know their calls by growing numbers
-        self._driven = False
-        self._round = 0
+        """End the rounds: later questions belong to none, until the next one begins."""
+        # Clients know their calls by growing numbers.
+        self._calls = max(self._calls, self.updates.round)
+        self.updates.end()
         self.streams = False
-
-    def remember_types(self, model: ArrayRecord) -> None:
-        """Take the element types of the first model: updates may always have these.
-
-        A strategy may average integers into floats; a client's integers stay welcome.
-        """
-        self._checks.types = {name: str(each.dtype) for name, each in model.items()}
-
-    @property
-    def contributors(self) -> frozenset[str]:
-        """The sites whose updates were handed to the strategy in this round."""
-        return self._contributors
-
-    def check_contributors(self) -> None:
-        """Check that every site in the result of this round is still admitted.
-
-        :raises Tainted: naming those that are not.
-        """
-        gone = self._contributors - self._coordinator.live_sites().keys()
-        if gone:
-            raise ContributorRevoked(gone)
-
-    def inputs(self) -> bytes:
-        """Return a 32-byte digest of the updates that are in the result of this round."""
-        pairs = ((site, self._inputs.get(site, "")) for site in sorted(self._contributors))
-        return hashlib.sha256(pack(*(part.encode() for pair in pairs for part in pair))).digest()
-
-    def weigh_by(self, key: str) -> None:
-        """Take the name of the metric that is a reply's weight."""
-        self._checks.weighted_by = key
 
     def restrict(self, sites: frozenset[str] | None) -> None:
         """Show the strategy these sites only; None for all of the job."""
@@ -199,11 +89,11 @@ class JobGrid(Grid):  # type: ignore[misc]
         """Note that a strategy did not take the update of a node."""
         node = self._nodes.get(number)
         if node is not None:
-            self._contributors -= {node.site}
-            self._drop(node.site, reason, train=True)
+            self.updates.remove(node.site)
+            self.updates.drop(node.site, reason, train=True)
 
     def note(self, number: int, line: str) -> None:
-        """Tell people about the reply of a node, which is used all the same."""
+        """Report a line on the reply of a node, which is used all the same."""
         site = self.site(number)
         self._coordinator.event("log", line=f"{site}: {line}", site=site, level="warning")
 
@@ -218,19 +108,10 @@ class JobGrid(Grid):  # type: ignore[misc]
         return len(self._order) if node is None else self._place(node)
 
     def check_quorum(self, count: int, asked: int) -> None:
-        """Check that enough of the updates that were asked for can be used.
+        """Check that enough updates can be used; see :meth:`RoundUpdates.check_quorum`."""
+        self.updates.check_quorum(count, asked)
 
-        :raises QuorumNotReached: when not.
-        """
-        needed = min(self._rules.quorum, asked) if self._driven else 0
-        if count < needed:
-            raise QuorumNotReached(
-                f"{count} of the {asked} updates that the round asked for can be used, "
-                f"{needed} are needed",
-                hint="see the events of this round for what happened to the others",
-            )
-
-    # What an application may do
+    # Flower's API
 
     def set_run(self, run: Run) -> None:
         """Set Flower's description of the run."""
@@ -257,29 +138,29 @@ class JobGrid(Grid):  # type: ignore[misc]
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes that are online, in the order of the job.
 
-        Waits for the quorum, and then a little, once, for sites that were never there yet.
+        Waits for the quorum, and then, once, some seconds for sites that have not connected yet.
 
-        :raises QuorumNotReached: when the quorum is not there by the deadline.
+        :raises QuorumNotReached: when the quorum is not reached by the deadline.
         """
         started = time.monotonic()
-        quorum, everybody = self._rules.quorum, len(self._rules.sites)
+        quorum, all_sites = self._rules.quorum, len(self._rules.sites)
         nodes = self._coordinator.online()
         while len(nodes) < quorum:
             left = started + self._rules.seconds - time.monotonic()
             if left <= 0:
                 raise QuorumNotReached(
-                    f"{len(nodes)} of {quorum} sites are there after {self._rules.seconds:g} s",
+                    f"{len(nodes)} of {quorum} sites are online after {self._rules.seconds:g} s",
                     hint="look at `fedlearn site list`, or lower `quorum`",
                 )
-            nodes = self._coordinator.online(quorum, min(left, _WAIT_SECONDS))
+            nodes = self._coordinator.online(quorum, min(left, WAIT_SECONDS))
         if self._absent(nodes) - self._met:
             end = time.monotonic() + min(_GRACE_SECONDS, self._rules.seconds / 4)
-            while len(nodes) < everybody and (left := end - time.monotonic()) > 0:
-                nodes = self._coordinator.online(everybody, min(left, _WAIT_SECONDS))
+            while len(nodes) < all_sites and (left := end - time.monotonic()) > 0:
+                nodes = self._coordinator.online(all_sites, min(left, WAIT_SECONDS))
             self._met = frozenset(self._rules.sites)
         self._met |= {node.site for node in nodes}
         self._nodes.update((node.number, node) for node in nodes)
-        self._watch_patience(len(nodes))
+        self._check_strategy(len(nodes))
         cohort = self._cohort
         return [node.number for node in nodes if cohort is None or node.site in cohort]
 
@@ -290,17 +171,18 @@ class JobGrid(Grid):  # type: ignore[misc]
             return []
         self._check_open(messages)
         self._short_since = None
-        self._most = self._coordinator.live_sites()
-        if not self._driven:
+        self.validator.most_examples = self._coordinator.live_sites()
+        driven = self.updates.driven
+        if not driven:
             self._calls += 1
-        call = ConfigRecord({"round": self._round or self._calls, "driven": self._driven})
+        call = ConfigRecord({"round": self.updates.round or self._calls, "driven": driven})
         packer = Packer()
         specs: dict[int, Spec | None] = {}
         sent: list[Message] = []
         for message in messages:
             content = message.content
             if id(content) not in specs:
-                specs[id(content)] = self._checks.spec(content)
+                specs[id(content)] = self.validator.spec(content)
             packed = packer.content(content, **{CALL: call})
             sent.append(Message(metadata=message.metadata, content=packed))
         flat = flatten(sent)
@@ -311,7 +193,7 @@ class JobGrid(Grid):  # type: ignore[misc]
                 number = message.metadata.dst_node_id
                 node = self._nodes.get(number, Node(number=number, site=""))
                 kind = message.metadata.message_type
-                self._asked[id_] = _Asked(node, kind, specs[id(message.content)])
+                self._asked[id_] = Asked(node, kind, specs[id(message.content)])
         return pushed
 
     def _check_open(self, messages: Iterable[Message]) -> None:
@@ -328,10 +210,10 @@ class JobGrid(Grid):  # type: ignore[misc]
     def pull_messages(
         self, message_ids: Iterable[str], *, seconds: float = 1.0
     ) -> Iterable[Message]:
-        """Return what has been answered, after waiting for a moment if nothing has."""
+        """Return the answers that have arrived, after a wait if there is none."""
         known = [id_ for id_ in message_ids if id_ in self._asked]
         replies = self._coordinator.pull(known, seconds) if known else []
-        return [message for _, message in self._opened(replies, self._asked)]
+        return [message for _, message in self.validator.opened(replies, self._asked)]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -339,8 +221,8 @@ class JobGrid(Grid):  # type: ignore[misc]
         """Send messages and return the replies, by the job's rules.
 
         :param timeout: seconds; the job's own deadline holds in any case.
-        :raises QuorumNotReached: when too few updates came, or somebody is late and the job
-            says that this is a failure.
+        :raises QuorumNotReached: when too few updates arrived, or a site is late and the job
+            treats this as a failure.
         """
         messages = list(messages)
         if not messages:
@@ -348,11 +230,14 @@ class JobGrid(Grid):  # type: ignore[misc]
         seconds = min(self._rules.seconds, timeout if timeout is not None else float("inf"))
         train = messages[0].metadata.message_type.split(".")[0] == MessageType.TRAIN
         ids = [id_ for id_ in self.push_messages(messages) if id_]
-        asked = {id_: self._asked[id_] for id_ in ids}
-        exchange = _Exchange(
-            asked=asked,
-            end=time.monotonic() + seconds,
-            limit=seconds,
+        exchange = RoundExchange(
+            self._coordinator,
+            self._rules,
+            self.updates,
+            self.validator,
+            asked={id_: self._asked[id_] for id_ in ids},
+            pending=self._asked,
+            seconds=seconds,
             train=train,
             intended=len(messages),
         )
@@ -360,12 +245,11 @@ class JobGrid(Grid):  # type: ignore[misc]
         if refused and self._rules.stragglers == "fail":
             raise QuorumNotReached(f"{refused} sites left before they could be asked")
         if train:
-            self._check_asked(len(ids), len(messages))
-        arrivals = self._arrivals(exchange)
+            self.updates.check_asked(len(ids), len(messages))
         if self.streams and train:
-            return arrivals
-        replies = sorted(arrivals, key=lambda pair: self._place(pair[0]))
-        return [message for _, message in self._still_live(replies, train, len(messages))]
+            return (message for _, message in exchange.arrivals())
+        replies = sorted(exchange.arrivals(), key=lambda pair: self._place(pair[0]))
+        return [message for _, message in exchange.live(replies)]
 
     def withdraw(self, ids: Iterable[str]) -> None:
         """Withdraw questions of an application that drives its rounds itself."""
@@ -373,102 +257,8 @@ class JobGrid(Grid):  # type: ignore[misc]
         if known:
             self._coordinator.forget(known)
 
-    def _check_asked(self, asked: int, intended: int) -> None:
-        """Check that a round reached enough sites to be one, before it waits for them."""
-        needed = min(self._rules.quorum, intended) if self._driven else 0
-        if asked < needed:
-            raise QuorumNotReached(
-                f"{asked} of {intended} sites could be asked, {needed} are needed",
-                hint="the others are offline; look at `fedlearn site list`",
-            )
-
-    # How a reply is taken
-
-    def _arrivals(self, exchange: _Exchange) -> Iterator[Any]:
-        """Yield replies as they arrive: with their node, or alone for one that streams."""
-        alone = self.streams and exchange.train
-        waiting = dict(exchange.asked)
-        try:
-            while waiting:
-                left = exchange.end - time.monotonic()
-                if left <= 0:
-                    break
-                replies = self._coordinator.pull(waiting, min(left, _WAIT_SECONDS))
-                for question, message in self._opened(replies, waiting):
-                    asked = exchange.asked[question]
-                    if message.has_content():
-                        exchange.accepted.add(asked.node.site)
-                        if exchange.train:
-                            self._contributors |= {asked.node.site}
-                    yield message if alone else (asked.node, message)
-        finally:
-            if waiting:
-                self._coordinator.forget(waiting)
-                for id_ in waiting:
-                    self._asked.pop(id_, None)
-        self._end(exchange, [asked.node.site for asked in waiting.values()])
-
-    def _opened(
-        self, replies: Iterable[Reply], waiting: dict[str, _Asked]
-    ) -> Iterator[tuple[str, Message]]:
-        for reply in replies:
-            question = reply.question
-            asked = waiting.pop(question, None)
-            if asked is None:
-                continue
-            self._asked.pop(question, None)
-            metadata = metadata_of(reply.message)
-            try:
-                message = inflate(reply.message, reply.objects)
-                if message.has_content():
-                    message.content = self._checked(message.content, asked)
-            except Exception as error:  # noqa: BLE001  bytes of a peer; refused and told, not lost
-                known = isinstance(error, FedlearnError)
-                reason = str(error) if known else f"cannot be read ({type(error).__name__})"
-                yield question, _failure(metadata, self._reject(asked, reason))
-                continue
-            if message.has_content():
-                self._report(message, asked, reply)
-                yield question, message
-            else:
-                yield question, _failure(metadata, self._reject(asked, message.error.reason))
-
-    def _checked(self, content: RecordDict, asked: _Asked) -> RecordDict:
-        most = self._most.get(asked.node.site, 0)
-        return self._checks.checked(content, asked.spec, most_examples=most)
-
-    # How an exchange ends
-
-    def _end(self, exchange: _Exchange, late: list[str]) -> None:
-        for site in late:
-            self._drop(site, f"no answer within {exchange.limit:g} s", train=exchange.train)
-        if late and self._rules.stragglers == "fail":
-            raise QuorumNotReached(
-                f"{', '.join(late)} did not answer within {exchange.limit:g} s",
-                hint='raise `deadline_s`, or set stragglers = "drop"',
-            )
-        if exchange.train:
-            self.check_quorum(len(exchange.accepted), exchange.intended)
-
-    def _still_live(
-        self, replies: list[tuple[Node, Message]], train: bool, intended: int
-    ) -> Iterator[tuple[Node, Message]]:
-        """Drop what sites sent that have lost their admission meanwhile."""
-        live = self._coordinator.live_sites()
-        kept = 0
-        for node, message in replies:
-            if message.has_content() and node.site not in live:
-                reason = "the site lost its admission in this round"
-                self._contributors -= {node.site}
-                self._drop(node.site, reason, train=train)
-                message = _failure(message.metadata, reason)
-            kept += message.has_content()
-            yield node, message
-        if train:
-            self.check_quorum(kept, intended)
-
-    def _watch_patience(self, count: int) -> None:
-        """A strategy that wants more nodes than there are asks again and again: end that."""
+    def _check_strategy(self, count: int) -> None:
+        """End a strategy that repeats its call because it wants more nodes than are online."""
         now = time.monotonic()
         if self._short_since is None:
             self._short_since = now
@@ -478,51 +268,8 @@ class JobGrid(Grid):  # type: ignore[misc]
                 hint="lower its min_available_nodes, or wait for more sites",
             )
 
-    # What people are told
-
-    def _report(self, message: Message, asked: _Asked, reply: Reply) -> None:
-        if asked.kind.split(".")[0] != MessageType.TRAIN:
-            return
-        metrics = _numbers(message.content)
-        self._inputs[asked.node.site] = ledger_digest(reply.digest, self._rules.blind)
-        self._coordinator.event(
-            "update.received",
-            question=reply.question,
-            round=self._round,
-            site=asked.node.site,
-            examples=max(0, int(metrics.pop(self._checks.weighted_by, 0))),
-            metrics=metrics,
-        )
-
-    def _reject(self, asked: _Asked, reason: str) -> str:
-        train = asked.kind.split(".")[0] == MessageType.TRAIN
-        return self._drop(asked.node.site, reason, train=train)
-
-    def _drop(self, site: str, reason: str, *, train: bool) -> str:
-        """Say that an answer does not count. Only one to training is an update."""
-        shown = _REFUSED if self._rules.private else reason[:_MAX_REASON]
-        if train:
-            self._coordinator.event("update.rejected", round=self._round, site=site, reason=shown)
-        else:
-            line = f"round {self._round}: no evaluation of this site: {shown}"
-            self._coordinator.event("log", line=line, site=site, level="warning")
-        return shown
-
     def _place(self, node: Node) -> int:
         return self._order.get(node.site, len(self._order))
 
     def _absent(self, nodes: list[Node]) -> frozenset[str]:
         return frozenset(self._rules.sites) - {node.site for node in nodes}
-
-
-def _numbers(content: RecordDict) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for record in content.metric_records.values():
-        for name, value in record.items():
-            if isinstance(value, int | float) and np.isfinite(value):
-                found[name] = float(value)
-    return found
-
-
-def _failure(metadata: Any, reason: str) -> Message:
-    return Message(metadata=metadata, error=Error(code=UNKNOWN, reason=reason))

@@ -38,7 +38,8 @@ from fedlearn.errors import JobError, QuorumNotReached, RoundError
 from fedlearn.job.seeds import derive, seed_generators
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.tables import MAX_ROUNDS
-from server.flower.aggregation.grid import ContributorRevoked, JobGrid
+from server.flower.aggregation.grid import JobGrid
+from server.flower.aggregation.round_updates import ContributorRevoked
 from server.flower.exchange.calls import Coordinator
 from server.flower.ipc.records import HISTORIES
 from server.flower.ipc.strategy_state import Captured, NotCaptured, capture, restore
@@ -137,7 +138,7 @@ class Rounds:
             )
         self._last = None
         stage.strategy.summary()
-        self._grid.remember_types(stage.arrays)
+        self._grid.validator.remember_types(stage.arrays)
         done, evaluated = self._resume(stage) if first else (0, True)
         self._coordinator.event(
             "job.started",
@@ -165,7 +166,7 @@ class Rounds:
         started = time.monotonic()
         before = self._traffic()
         self._release(stage, number, rounds)
-        sites = len(self._grid.contributors)
+        sites = len(self._grid.updates.contributors)
         self._evaluate(stage, number, rounds)
         self._coordinator.event(
             "round.finished",
@@ -184,7 +185,7 @@ class Rounds:
         for _ in range(_MAX_REPEATS):
             try:
                 self._train(stage, number, rounds)
-                self._grid.check_contributors()
+                self._grid.updates.check_contributors()
                 break
             except ContributorRevoked as tainted:
                 if saved is None:
@@ -198,7 +199,7 @@ class Rounds:
         else:
             raise RoundError(f"round {number} lost a site {_MAX_REPEATS} times")
         if self._spec.privacy is not None:
-            self._coordinator.charge(self._stages, number, self._grid.inputs())
+            self._coordinator.charge(self._stages, number, self._grid.updates.inputs())
         self._save(stage, number)
 
     def _train(self, stage: Stage, number: int, rounds: int) -> None:

@@ -12,7 +12,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from fedlearn.app.flower import Flat, Packer, flatten, record_of
 from fedlearn.errors import QuorumNotReached
-from server.flower.aggregation.grid import JobGrid, Rules
+from server.flower.aggregation.grid import JobGrid
+from server.flower.aggregation.round_updates import Rules
 from server.flower.exchange.calls import Coordinator, Node
 from server.flower.ipc.task import enter_run
 from server.flower.job_plan import Reply
@@ -148,7 +149,7 @@ def test_an_odd_reply_is_refused_and_the_others_count(name: str) -> None:
     odd, reason = ODD[name]
     coordinator, grid, replies = run({"a": content(1.0), "b": odd, "c": content(3.0)})
     assert [each.has_content() for each in replies] == [True, False, True]
-    assert grid.contributors == {"a", "c"}
+    assert grid.updates.contributors == {"a", "c"}
     ((_, refused),) = [each for each in coordinator.said if each[0] == "update.rejected"]
     assert refused["site"] == "b"
     assert reason in refused["reason"]
@@ -173,7 +174,7 @@ def test_under_privacy_a_refusal_says_nothing_and_inputs_are_keyed() -> None:
         # The loss that a client should not have sent is not passed on either.
         assert [dict(each["metrics"]) for each in received] == [{}, {}]
         assert all("loss" not in dict(m.content["m"]) for m in replies if m.has_content())
-        inputs.add(grid.inputs())
+        inputs.add(grid.updates.inputs())
     assert {len(each) for each in inputs} == {32}
     assert len(inputs) == 2
 
@@ -186,7 +187,7 @@ def test_a_round_counts_the_sites_that_it_meant_to_ask() -> None:
         run(everybody, gone={"a", "b"})
     _, grid, replies = run(everybody, gone={"a"})
     assert len(replies) == 2
-    assert grid.contributors == {"b", "c"}
+    assert grid.updates.contributors == {"b", "c"}
     contents = {"a": content(), "b": content(float("nan")), "c": content(float("nan"))}
     with pytest.raises(QuorumNotReached, match="1 of the 3 updates"):
         run(contents)

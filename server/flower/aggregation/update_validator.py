@@ -1,0 +1,121 @@
+"""The validator of replies: what a site sends is checked before it reaches a strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, Error, Message, MessageType, RecordDict
+
+from fedlearn.app.flower import inflate, metadata_of
+from fedlearn.app.message import UNKNOWN
+from fedlearn.errors import FedlearnError
+from server.flower.aggregation.replies import ReplyChecks, Spec
+from server.flower.aggregation.round_updates import RoundUpdates, Rules
+from server.flower.exchange.calls import Node
+from server.flower.job_plan import Reply
+
+__all__ = ["Asked", "UpdateValidator", "failure"]
+
+
+@dataclass(slots=True)
+class Asked:
+    """A question that waits for an answer; ``spec`` is the model that it carried."""
+
+    node: Node
+    kind: str
+    spec: Spec | None
+
+    @property
+    def train(self) -> bool:
+        """Whether its answer is an update."""
+        return bool(self.kind.split(".")[0] == MessageType.TRAIN)
+
+
+class UpdateValidator:
+    """Checks the replies of sites, and reports each. Not thread-safe.
+
+    ``most_examples`` is how many examples each site may claim, from its commitment.
+    """
+
+    def __init__(self, rules: Rules, updates: RoundUpdates) -> None:
+        self._updates = updates
+        self._checks = ReplyChecks(
+            max_bytes=rules.max_update_bytes,
+            any_model=rules.visible,
+            metrics=not rules.private or rules.exact_metrics,
+        )
+        self.most_examples: Mapping[str, int] = {}
+
+    def remember_types(self, model: ArrayRecord) -> None:
+        """Take the element types of the first model: updates may always have these.
+
+        A strategy may average integers into floats; a client's integers stay welcome.
+        """
+        self._checks.types = {name: str(each.dtype) for name, each in model.items()}
+
+    def weigh_by(self, key: str) -> None:
+        """Take the name of the metric that is a reply's weight."""
+        self._checks.weighted_by = key
+
+    def spec(self, content: RecordDict) -> Spec | None:
+        """Return the names, types and shapes of the model in a question; None for none."""
+        return self._checks.spec(content)
+
+    def opened(
+        self, replies: Iterable[Reply], waiting: dict[str, Asked]
+    ) -> Iterator[tuple[str, Message]]:
+        """Yield each reply with its question, as a message or as a failure.
+
+        :param waiting: the questions by id; those that are answered are removed.
+        """
+        for reply in replies:
+            question = reply.question
+            asked = waiting.pop(question, None)
+            if asked is None:
+                continue
+            metadata = metadata_of(reply.message)
+            try:
+                message = inflate(reply.message, reply.objects)
+                if message.has_content():
+                    message.content = self._checked(message.content, asked)
+            except Exception as error:  # noqa: BLE001 (bytes of a peer: refused and reported)
+                known = isinstance(error, FedlearnError)
+                reason = str(error) if known else f"cannot be read ({type(error).__name__})"
+                yield question, failure(metadata, self._reject(asked, reason))
+                continue
+            if message.has_content():
+                self._report(message, asked, reply)
+                yield question, message
+            else:
+                yield question, failure(metadata, self._reject(asked, message.error.reason))
+
+    def _checked(self, content: RecordDict, asked: Asked) -> RecordDict:
+        most = self.most_examples.get(asked.node.site, 0)
+        return self._checks.checked(content, asked.spec, most_examples=most)
+
+    def _report(self, message: Message, asked: Asked, reply: Reply) -> None:
+        if not asked.train:
+            return
+        metrics = _numbers(message.content)
+        examples = max(0, int(metrics.pop(self._checks.weighted_by, 0)))
+        self._updates.received(reply, asked.node.site, examples=examples, metrics=metrics)
+
+    def _reject(self, asked: Asked, reason: str) -> str:
+        return self._updates.drop(asked.node.site, reason, train=asked.train)
+
+
+def failure(metadata: Any, reason: str) -> Message:
+    """Return the error message that a strategy gets in place of a reply."""
+    return Message(metadata=metadata, error=Error(code=UNKNOWN, reason=reason))
+
+
+def _numbers(content: RecordDict) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for record in content.metric_records.values():
+        for name, value in record.items():
+            if isinstance(value, int | float) and np.isfinite(value):
+                found[name] = float(value)
+    return found
