@@ -309,7 +309,7 @@ TARGETS: dict[str, Target] = {
         seeds=(
             (ROOT / "docs/reference/policy.md")
             .read_bytes()
-            .split(b"```toml\n")[1]
+            .split(b'```toml title="policy.toml"\n')[1]
             .split(b"```")[0],
             b'version = 1\naccept = ["tdx"]\n[coordinator]\naccept = ["snp"]\n[tdx]\n',
         ),

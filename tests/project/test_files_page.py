@@ -1,4 +1,4 @@
-"""The pages about files show files that are right, and every key is described."""
+"""The files that pages show are right."""
 
 from __future__ import annotations
 
@@ -10,22 +10,34 @@ import pytest
 
 import edge.config.site
 import server.config
+from attestation.policy.model import AppraisalPolicy
 from fedlearn import config
 from fedlearn.job import spec as job
 
-DOCS = Path(__file__).parents[2] / "docs/reference"
+DOCS = Path(__file__).parents[2] / "docs"
 MODELS: dict[str, Any] = {
     "job": job.JobSpec,
+    "policy": AppraisalPolicy,
     "server": server.config.ServerConfig,
     "site": edge.config.site.SiteConfig,
 }
+EXAMPLES = [
+    (path.relative_to(DOCS).as_posix(), name, example)
+    for path in sorted(DOCS.rglob("*.md"))
+    for name, example in re.findall(
+        r'```toml title="(\w+)\.toml"\n(.*?)```', path.read_text(encoding="utf-8"), re.DOTALL
+    )
+]
+
+
+@pytest.mark.parametrize(("page", "name", "example"), EXAMPLES, ids=lambda value: value[:40])
+def test_a_file_that_a_page_shows_is_right(page: str, name: str, example: str) -> None:
+    assert config.read(MODELS[name], example, where=f"{page}: {name}.toml")
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_example_is_right(name: str) -> None:
-    page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
-    (example,) = re.findall(rf'```toml title="{name}.toml"\n(.*?)```', page, re.DOTALL)
-    assert config.read(MODELS[name], example, where=f"{name}.toml")
+def test_the_reference_shows_each_file(name: str) -> None:
+    assert (f"reference/{name}.md", name) in [(page, file) for page, file, _ in EXAMPLES]
 
 
 def test_the_examples_in_the_sources_are_right(tmp_path: Path) -> None:
