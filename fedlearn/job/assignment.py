@@ -3,6 +3,8 @@
 An assignment is canonical JSON; the signature (ECDSA P-256, SHA-256) covers
 ``"fedlearn-assignment/1\\0"`` and those bytes, so the site verifies exactly what it reads.
 It carries no secret: keys reach a client through attestation only.
+
+The page is docs/adr/0030-read-once.md.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from attestation.config import InconsistentValues, dumps
 from attestation.policy.parse import parse_policy
 from fedlearn.errors import ConfigError, JobError
+from fedlearn.job.assignment import Assignment
 from fedlearn.job.owner_key import owner_key_text
 from fedlearn.job.spec import MAX_JOB_TOML_BYTES, JobFiles, JobSpec, workload_digest
 from fedlearn.job.strategies import STRATEGIES
@@ -227,6 +229,42 @@ def test_the_workload_digest_is_the_documented_one() -> None:
             workload_digest(job, wrong)
         with pytest.raises(ValueError, match="32 bytes"):
             workload_digest(wrong, bundle)
+
+
+@pytest.mark.parametrize(
+    ("source", "job", "signed"),
+    [
+        (
+            MINIMUM,
+            "15bc930935bdd1ccb56a56cd747d69286c7b6cc789d90d47ab12866c43c685b4",
+            "784627df71c6b7fc3b78fa598c71a521e07fb224c6f459829a15043a39407e32",
+        ),
+        (
+            FULL,
+            "00ec5f4d3d87f0a12abfd4e66db118cb75b7ac5b3e6379e12b26dcc58168d5c7",
+            "17215e8f636a5b39e499e5cd3f12cb161720e71720d297ff1475853017484898",
+        ),
+    ],
+    ids=["minimum", "full"],
+)
+def test_digests_and_signed_bytes_stay_what_they_are(source: str, job: str, signed: str) -> None:
+    spec = _read(source)
+    assignment = Assignment(
+        id="a-1",
+        job=spec.name,
+        site="a",
+        spec=spec.to_json(),
+        bundle=bytes(32),
+        policy=POLICY.decode(),
+        workload=workload_digest(spec.digest(), bytes(32)),
+        issued=datetime(2026, 3, 1, tzinfo=UTC),
+        expires=datetime(2026, 3, 2, tzinfo=UTC),
+    )
+    assert spec.policy_digest.hex() == (
+        "ce0c49d5bba17213ddb923badf5d74941fb4ca7230ef9716daf0560d79d3cd1f"
+    )
+    assert spec.digest().hex() == job
+    assert hashlib.sha256(assignment.to_bytes()).hexdigest() == signed
 
 
 # --- refusals -------------------------------------------------------------------------
