@@ -1,8 +1,8 @@
-"""Attempts that are made again: how long to wait between them, and when to give up.
+"""Repeated attempts: how long to wait between them, and when to give up.
 
-Exponential backoff: the bound of a pause doubles with each one. The pause itself is drawn
-between half of its bound and the whole, because many clients lose one coordinator at once and
-should not come back at once.
+Exponential backoff with jitter: the bound of a pause doubles with each one. The pause is drawn
+between half of its bound and the bound, because many clients lose one coordinator at the same time
+and should not all connect again at the same time.
 
 The page is docs/adr/0029-retries.md.
 """
@@ -25,7 +25,7 @@ class Backoff:
     """The pauses between attempts, in seconds. Not thread-safe.
 
     :param first: the bound of the first pause.
-    :param longest: the bound that is not doubled any more.
+    :param longest: the largest bound.
     :param draw: ``draw(low, high)`` returns a number between the two.
     """
 
@@ -40,7 +40,7 @@ class Backoff:
         self._longest = longest
         self._draw = draw
         self.bound = first
-        """The most that the next pause lasts."""
+        """The longest that the next pause can be."""
 
     def next(self, *, longest: float | None = None) -> float:
         """Return the next pause, of at most ``longest`` where that is given."""
@@ -49,7 +49,7 @@ class Backoff:
         return self._draw(bound / 2, bound)
 
     def reset(self) -> None:
-        """Begin with the first pause again."""
+        """Start with the first pause again."""
         self.bound = self._first
 
 
@@ -64,16 +64,16 @@ def retry(
     failed: Callable[[Exception], object] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> _T:
-    """Call until it does not fail by one of ``failures``; anything else is raised at once.
+    """Call until the call does not raise one of ``failures``; other errors are raised at once.
 
     Only for calls that may be made more than once.
 
-    :param attempts: how many are made at most.
-    :param seconds: how long after the first one another one may begin.
+    :param attempts: the largest number of attempts.
+    :param seconds: the time after the first attempt in which another one may begin.
     :param backoff: the pauses; by default from 0.1 s to 5 s.
     :param wait: waits for a pause. When it returns something true, as
         :meth:`threading.Event.wait` does, no attempt follows.
-    :param failed: is called with each failure after which another attempt may follow.
+    :param failed: called with each failure after which another attempt may follow.
     :raises Exception: the last failure, when no attempt follows.
     """
     pauses = Backoff() if backoff is None else backoff

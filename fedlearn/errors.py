@@ -3,13 +3,13 @@
 ::
 
     FedlearnError (.code, .hint)
-    ├── ConfigError          a file or flag: what, where, what would be right
+    ├── ConfigError          a file or flag is wrong; names the place and what is expected
     ├── JobError             a job cannot be accepted, found or continued
     ├── LaunchError          a workload could not be started at a site
     ├── TransportError       a peer cannot be reached or does not prove who it is
-    │   └── NotEnrolled          the coordinator does not know this site, or no longer
+    │   └── NotEnrolled          the coordinator does not know this site (any more)
     ├── AdmissionDenied      evidence was refused; carries the findings
-    │   ├── NonceRefused         the nonce is unknown, used, stale or for something else
+    │   ├── NonceRefused         the nonce is unknown, used, stale or of another purpose
     │   ├── EnrollmentRefused    a join token or a site's key is not accepted
     │   └── Throttled            too many requests; nothing was decided
     ├── KeyReleaseDenied     a key is not for this party
@@ -19,13 +19,13 @@
     │       └── LedgerDiskError      the same of the ledger; it is a LedgerError, too
     ├── LedgerError          the ledger is damaged; names the entry
     ├── CommitmentError      records are not those that a client committed to
-    ├── PrivacyError         a budget would be exceeded, or parameters are impossible
+    ├── PrivacyError         a budget would be exceeded, or parameters are invalid
     └── RoundError
         ├── QuorumNotReached
         └── UpdateRejected
 
-``code`` is stable and machine-readable; ``hint`` says what to do next. The command line
-prints both on one line and never a trace.
+``code`` is stable and machine-readable; ``hint`` states what to do next. The command line prints
+both on one line and never a traceback.
 """
 
 from __future__ import annotations
@@ -101,13 +101,13 @@ class TransportError(FedlearnError):
 
 
 class NotEnrolled(TransportError):
-    """The coordinator does not know this site, or no longer: it was removed, or never enrolled."""
+    """The coordinator does not know this site: it was removed, or never enrolled."""
 
     code = "not-enrolled"
 
 
 class AdmissionDenied(FedlearnError):
-    """Evidence was refused. ``findings`` are JSON-ready and say why."""
+    """Evidence was refused. ``findings`` are JSON-ready and state the reasons."""
 
     code = "admission-denied"
 
@@ -119,7 +119,7 @@ class AdmissionDenied(FedlearnError):
 
 
 class NonceRefused(AdmissionDenied):
-    """The nonce is unknown, used, stale, or was given out for something else."""
+    """The nonce is unknown, used, stale, or was issued for another purpose."""
 
     code = "nonce-refused"
 
@@ -171,7 +171,7 @@ class DiskError(StoreError):
 
 
 class LedgerDiskError(LedgerError, DiskError):
-    """The disk did not take an entry of the ledger."""
+    """An entry of the ledger could not be written to disk."""
 
     code = "disk"
 
@@ -183,7 +183,7 @@ class CommitmentError(FedlearnError):
 
 
 class PrivacyError(FedlearnError):
-    """A privacy budget would be exceeded, or its parameters are impossible."""
+    """A privacy budget would be exceeded, or its parameters are invalid."""
 
     code = "privacy"
 
@@ -201,6 +201,6 @@ class QuorumNotReached(RoundError):
 
 
 class UpdateRejected(RoundError):
-    """An update is not one that may enter the sum."""
+    """An update may not enter the sum."""
 
     code = "update-rejected"

@@ -1,4 +1,4 @@
-"""Which extra of the distribution brings which optional package, and what is said without it.
+"""The extras of the distribution: their packages, and the error when one is not installed.
 
 ``pip install fedlearn`` installs what every party needs. The rest comes with the extra that a
 party names: ``fedlearn[server]`` for a coordinator, ``fedlearn[kubernetes]`` for an agent that
@@ -44,7 +44,7 @@ def install(extra: str) -> str:
 
 
 def extra_of(distribution: str) -> str:
-    """Return the extra that brings a distribution, or an empty string."""
+    """Return the extra that contains a distribution, or an empty string."""
     for extra, modules in EXTRAS.items():
         if distribution in modules.values():
             return extra

@@ -1,8 +1,8 @@
-"""What may be inside a Flower application that is to run next to our own packages.
+"""What a Flower application may contain that runs next to the packages of fedlearn.
 
-Flower puts an application's folder first on Python's path, so code in it that is named like
-one of our packages would take that package's place. Such an application is refused, as a
-folder and as a bundle (a FAB: a zip file with a ``pyproject.toml`` at its root).
+Flower puts an application's folder first on Python's path, so code in it with the name of a
+package of fedlearn would replace that package. Such an application is refused, as a folder and as
+a bundle (a FAB: a zip file with a ``pyproject.toml`` at its root).
 
 The page is docs/how-to/bring-a-flower-app.md.
 """
@@ -37,7 +37,7 @@ OUR_PACKAGES: Final = frozenset({"attestation", "edge", "fedlearn", "server"})
 """The import packages of this distribution."""
 
 MAX_BUNDLE_BYTES: Final = 64 * 1024 * 1024
-"""Upper bound of one bundle, packed and unpacked; Flower itself takes 10 MiB by default."""
+"""Upper bound of one bundle, packed and unpacked; Flower's own default is 10 MiB."""
 
 _MAX_ENTRIES: Final = 10_000
 _MAX_NAME_BYTES: Final = 255
@@ -51,7 +51,7 @@ _ENCRYPTED: Final = 0x1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Application:
-    """What an application's ``pyproject.toml`` says.
+    """What an application's ``pyproject.toml`` states.
 
     ``serverapp``, ``clientapp``  where the apps are, as ``module:attribute``
     ``defaults``  its ``[tool.flwr.app.config]``, which a job's ``[config]`` overrides
@@ -69,7 +69,7 @@ class Application:
 def check_folder(folder: Path) -> Application:
     """Return what is in ``folder``.
 
-    :raises JobError: when it is not a Flower application, or takes the name of our packages.
+    :raises JobError: when it is not a Flower application, or has the name of a package of fedlearn.
     """
     if not folder.is_dir():
         problem = "is not a directory" if folder.exists() else "does not exist"
@@ -106,16 +106,16 @@ def bundle_files(
     """Yield the relative path and the content of every file of a bundle, one at a time.
 
     All paths are checked before the first file is read. A path is in normal form and stands for
-    one file; each file is decompressed whole and its CRC-32 compared. Whoever writes what this
-    yields below an empty folder writes nothing outside of it and nothing twice.
+    one file; each file is decompressed whole and its CRC-32 compared. Files that are written below
+    an empty folder under these paths are inside of it, and none replaces another.
 
     :raises JobError: when it is not a zip file, is too large packed or unpacked, has a path
         that leaves it or is not in normal form, a path twice, a file where another path has a
-        folder, a link, an encrypted or damaged file, no ``pyproject.toml`` at its root, or a
-        name of our packages there.
+        folder, a link, an encrypted or damaged file, no ``pyproject.toml`` at its root, or the
+        name of a package of fedlearn there.
     """
     if len(bundle) > MAX_BUNDLE_BYTES:
-        raise JobError(f"{where}: {len(bundle)} bytes; at most {MAX_BUNDLE_BYTES} are taken")
+        raise JobError(f"{where}: {len(bundle)} bytes; at most {MAX_BUNDLE_BYTES} are accepted")
     try:
         with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
             files = _check_entries(archive.infolist(), where)
@@ -144,7 +144,7 @@ def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, where: str) -> by
     if len(content) != entry.file_size:
         raise JobError(
             f"{where}: {entry.filename[:80]!r} has {len(content)} bytes, "
-            f"its entry says {entry.file_size}"
+            f"its entry states {entry.file_size}"
         )
     return content
 
@@ -182,7 +182,7 @@ def _check_entries(
 
 
 def _checked_path(entry: zipfile.ZipInfo, where: str) -> PurePosixPath:
-    """Return the path of an entry, which has one spelling only."""
+    """Return the path of an entry, which must be in normal form."""
     name = entry.orig_filename
     path = PurePosixPath(name)
     shown = ascii(name[:80])
@@ -201,7 +201,7 @@ def _checked_path(entry: zipfile.ZipInfo, where: str) -> PurePosixPath:
         raise JobError(f"{where}: {shown} is neither a file nor a folder")
     if entry.flag_bits & _ENCRYPTED or entry.compress_type not in _METHODS:
         raise JobError(
-            f"{where}: {shown} is encrypted or compressed in a way that is not read here",
+            f"{where}: {shown} is encrypted, or compressed by a method that is not supported",
             hint="files of a bundle are stored or deflated",
         )
     return path
@@ -211,7 +211,7 @@ def _check_names(names: Iterable[str], where: str) -> None:
     for name in sorted(names):
         if name.split(".", 1)[0].lower() in OUR_PACKAGES and name.count(".") <= 2:
             raise JobError(
-                f"{where}: holds {name!r}, which would take the place of a package of fedlearn",
+                f"{where}: holds {name!r}, which would replace a package of fedlearn",
                 hint=f"rename it; no module may be called {', '.join(sorted(OUR_PACKAGES))}",
             )
 

@@ -1,7 +1,7 @@
 """Flower's messages as they travel, with one packed document for each ArrayRecord.
 
-``server`` and ``edge`` both use this; with ``server.flower`` and ``edge.client.flower`` it is all
-that imports Flower, and it imports Flower's public package only.
+``server`` and ``edge`` use this module. Only it, ``server.flower`` and ``edge.client.flower``
+import Flower; this module imports Flower's public package only.
 
 Flower cuts every array into objects of its own and moves each with a request. Here an
 ArrayRecord becomes a record with a single array, whose bytes are the canonical safetensors
@@ -58,7 +58,7 @@ PACKED: Final = "fedlearn.safetensors/1"
 """The serialisation type of an array that is a whole packed record."""
 
 CALL: Final = "fedlearn.call"
-"""The name of the record that tells a client which round this is; apps do not see it."""
+"""The name of the record with the number of the round, which apps do not receive."""
 
 _NAME: Final = "packed"
 _NUMPY: Final = "numpy.ndarray"  # how Flower calls numpy's own format
@@ -67,12 +67,12 @@ _HEADERS: Final[Mapping[tuple[int, int], Any]] = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 
-# What Flower says for its own sake would drown what an application and we say.
+# Flower's own log lines would hide those of the application and of fedlearn.
 logging.getLogger("flwr").setLevel(logging.WARNING)
 
 
 class ArrayView(Array):  # type: ignore[misc]
-    """An array that is already decoded: its Flower bytes are made only if somebody asks."""
+    """An array that is already decoded: its Flower bytes are made on demand."""
 
     def __init__(self, ndarray: update.Array) -> None:
         self.dtype = str(ndarray.dtype)
@@ -89,11 +89,11 @@ class ArrayView(Array):  # type: ignore[misc]
 
     @property
     def view(self) -> update.Array:
-        """The array itself; nobody writes to it."""
+        """The array itself, which must not be written to."""
         return cast("update.Array", self.__dict__["view"])
 
     def numpy(self) -> update.Array:
-        """Return a copy that the caller may write to, as Flower does."""
+        """Return a copy that the caller may write to, as Flower's method does."""
         return self.view.copy()
 
 
@@ -102,7 +102,7 @@ ArrayView.__qualname__ = Array.__qualname__
 
 
 def has(owner: Any, name: str) -> None:
-    """Check that Flower still has something that we rely on.
+    """Check that Flower still has what this module uses.
 
     :raises FlowerMismatch: naming the version of Flower and what is missing.
     """
@@ -112,7 +112,7 @@ def has(owner: Any, name: str) -> None:
 
 
 def mismatch(what: str) -> FlowerMismatch:
-    """Return the error that says what is different from the Flower that we know."""
+    """Return the error that states how Flower differs from the tested releases."""
     return FlowerMismatch(
         f"Flower {flwr.__version__} does not fit: {what}",
         hint=f"install flwr{WANTED}, with which this release was tested",
@@ -154,7 +154,7 @@ class Packer:
 def arrays_of(record: ArrayRecord) -> dict[str, update.Array]:
     """Return the arrays of a record, in its order, without a copy where there is a view.
 
-    :raises UpdateRejected: for an array that is not numpy's, or lies about itself.
+    :raises UpdateRejected: for an array that is not numpy's, or whose header is wrong.
     """
     found: dict[str, update.Array] = {}
     for name, array in record.items():
@@ -168,8 +168,8 @@ def arrays_of(record: ArrayRecord) -> dict[str, update.Array]:
 def _ndarray(name: str, array: Array) -> update.Array:
     """Return an array in numpy's own format as a view of its bytes.
 
-    ``numpy.load`` makes room for the shape that the bytes announce before it looks how many
-    there are; the bytes may be those of a peer.
+    ``numpy.load`` allocates the shape in the header before it checks how many bytes follow; the
+    bytes may come from a peer.
     """
     if array.stype != _NUMPY:
         raise UpdateRejected(f"{name}: is of the type {array.stype[:64]!r}, not a numpy array")
@@ -272,7 +272,7 @@ def _metadata(head: Head) -> Metadata:
 
 @dataclass(slots=True)
 class _Parts:
-    """The parts of several messages. What is shared is known by the identity of its owner."""
+    """The parts of several messages. Shared parts are recognised by the identity of their owner."""
 
     found: dict[str, bytes] = field(default_factory=dict)
     contents: dict[int, tuple[str, ...]] = field(default_factory=dict)
@@ -295,7 +295,7 @@ class _Parts:
             names: list[str] = []
             records = [self._written(name, record, names) for name, record in content.items()]
             data = write_content(records)
-            read_content(data, len(names))  # what nobody would read is not sent
+            read_content(data, len(names))  # what the receiver would not read is not sent
             known = (self.add(data), *names)
             self.contents[id(content)] = known
         return known

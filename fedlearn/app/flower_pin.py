@@ -1,8 +1,7 @@
-"""Which releases of Flower we use, and what must be so before it is imported.
+"""The supported releases of Flower, and what is prepared before Flower is imported.
 
-The packages that import Flower call :func:`prepare` first. It imports no Flower, so that a
-release outside the range fails with one sentence, and not with whatever its first changed
-module raises.
+The packages that import Flower call :func:`prepare` first. It does not import Flower, so that a
+release outside the range fails with one clear error, and not in the first changed module.
 
 The pages are docs/adr/0001-flower-1-41.md and docs/adr/0012-flower-range.md.
 """
@@ -18,14 +17,14 @@ from fedlearn.errors import FedlearnError
 __all__ = ["WANTED", "FlowerMismatch", "prepare"]
 
 WANTED: Final = ">=1.41,<1.44"
-"""The releases that this version of fedlearn is made for, as in pyproject.toml."""
+"""The releases that this version of fedlearn supports, as in pyproject.toml."""
 
 _LOWEST: Final = (1, 41)
 _ABOVE: Final = (1, 44)
 
 
 class FlowerMismatch(FedlearnError):
-    """The installed Flower is not one that this version of fedlearn is made for."""
+    """This version of fedlearn does not support the installed Flower."""
 
     code = "flower-mismatch"
 
@@ -49,6 +48,6 @@ def prepare() -> None:
 
 
 def _release(found: str) -> tuple[int, ...]:
-    """Return major and minor number; an empty tuple, which is below any, for what has none."""
+    """Return major and minor number; without one the empty tuple, which is below any other."""
     numbers = found.split(".")[:2]
     return tuple(map(int, numbers)) if all(number.isdecimal() for number in numbers) else ()

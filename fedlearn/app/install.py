@@ -1,8 +1,8 @@
-"""An application bundle where it is to run: unpacked, read, and its app loaded.
+"""Installs an application bundle: unpacks it, reads its project file, and loads its app.
 
-Both ends do this with untrusted bundles: the coordinator for the ServerApp, the client in its
-TEE for the ClientApp. What may be inside is decided by :mod:`fedlearn.app.checks`; here it is
-written to a private folder, file by file, never as a link, never outside.
+The coordinator does this for the ServerApp, and the client in its TEE for the ClientApp; neither
+trusts the bundle. :mod:`fedlearn.app.checks` decides what it may contain. Here it is written to a
+private folder, file by file, never as a link and never outside of the folder.
 
 The page is docs/how-to/add-a-dependency-at-sites.md.
 """
@@ -51,8 +51,8 @@ class Installed:
     def load(self, which: Literal["serverapp", "clientapp"]) -> Any:
         """Import the app and return the object that the bundle names.
 
-        The folder goes to the front of the module path. Whatever user code raises while it is
-        imported comes out as it is.
+        The folder is put first on the module path. What user code raises while it is imported is
+        not changed.
 
         :raises JobError: when the named attribute does not exist.
         """
@@ -68,7 +68,7 @@ class Installed:
 
 
 def check_packages() -> None:
-    """Check that our four packages come from one place, so that none was replaced.
+    """Check that the four packages of fedlearn come from one place, so that none was replaced.
 
     :raises JobError: naming the two that differ.
     """
@@ -82,14 +82,14 @@ def check_packages() -> None:
         first, second = sorted(homes.values())[:2]
         raise JobError(
             f"the packages {first!r} and {second!r} come from different places",
-            hint="something on the module path is called like a package of fedlearn",
+            hint="a module on the module path has the name of a package of fedlearn",
         )
 
 
 def unpack(bundle: bytes, folder: Path) -> Installed:
-    """Write a bundle into ``folder``, which must not exist, and read what it is.
+    """Write a bundle into ``folder``, which must not exist, and read its project file.
 
-    :raises JobError: when it is not a bundle that may run here.
+    :raises JobError: when the bundle may not run here.
     """
     application = check_bundle(bundle)
     folder.mkdir(mode=0o700, parents=True)

@@ -1,4 +1,4 @@
-"""How one message of an application travels: a head, its content, and byte strings.
+"""The format of one message of an application: a head, its content, and byte strings.
 
 Flower's ``Message`` is metadata and a ``RecordDict``. Here the metadata is the *head*, the
 records are the *content*, and whatever is large (arrays, bytes) is a *part* of its own. Head
@@ -6,8 +6,8 @@ and content are JSON, with NaN and infinities spelled as Python spells them. In 
 head comes first, then the parts in the order of the head; the first part is the content. A
 message that carries an error has no parts.
 
-This module knows the format and its bounds, and no Flower: the coordinator reads and checks
-messages of clients without it. :mod:`fedlearn.app.flower` makes Flower's objects of them.
+This module contains the format and its bounds, and does not import Flower: the coordinator reads
+and checks messages of clients without Flower. :mod:`fedlearn.app.flower` makes Flower's objects.
 
 The content is a list of records ``[name, kind, values]``:
 
@@ -76,8 +76,8 @@ class Head:
     """The metadata of one message.
 
     ``sender`` and ``receiver`` are node numbers, ``kind`` is Flower's message type,
-    ``created`` and ``ttl`` are seconds. ``parts`` names the parts in order; a name means
-    something only together with the byte strings that it was sent with.
+    ``created`` and ``ttl`` are seconds. ``parts`` names the parts in order; a name
+    refers only to the byte strings that were sent with it.
     """
 
     id: str
@@ -113,7 +113,7 @@ class Head:
             raise TransportError(f"the head of a message has at most {MAX_HEAD_BYTES} bytes")
         found = _parsed(data, "head")
         if not isinstance(found, dict) or set(found) != set(cls.__slots__):
-            raise TransportError("the head of a message has other fields than it should")
+            raise TransportError("the head of a message has the wrong fields")
         texts = [found[name] for name in ("id", "reply_to", "group", "kind")]
         numbers = [found[name] for name in ("run", "sender", "receiver")]
         times = [found["created"], found["ttl"]]
@@ -136,7 +136,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flat:
-    """Messages taken apart: their heads in order, and each distinct part once.
+    """Messages in parts: their heads in order, and each distinct part once.
 
     ``ids`` are the ids of the messages. A head names the parts of its message by their keys
     in ``objects``; see :class:`Head`.
@@ -154,7 +154,7 @@ class Flat:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record of a content; ``values`` is as the module says for ``kind``."""
+    """One record of a content; ``values`` depends on ``kind``, see the module."""
 
     name: str
     kind: str
@@ -284,5 +284,5 @@ def _parsed(data: bytes | bytearray, what: str) -> Any:
     except (ValueError, RecursionError):
         raise TransportError(f"the {what} of a message is not JSON") from None
     if _SURROGATE.search(data):
-        _json(found)  # what cannot be written again is refused here, not where it is shown
+        _json(found)  # a value that cannot be written again is refused here, not where it is shown
     return found

@@ -1,7 +1,7 @@
-"""Checks of a machine and of a configuration, each of which says what it found.
+"""Checks of a machine and of a configuration, each of which reports what it found.
 
-A check is a function that looks at one thing and returns :class:`Check` values; it changes
-nothing that lasts. ``fedlearn doctor``, ``fedlearn-server check`` and ``fedlearn-edge check``
+A check is a function that examines one thing and returns :class:`Check` values; it leaves no
+changes. ``fedlearn doctor``, ``fedlearn-server check`` and ``fedlearn-edge check``
 choose from them.
 """
 
@@ -18,18 +18,18 @@ __all__ = ["Check", "Level", "Probe", "run"]
 
 
 class Level(enum.StrEnum):
-    """How a check ended."""
+    """The result of a check."""
 
     OK = "ok"
     WARN = "warn"
-    """Works, and something will be missing or weaker than it could be."""
+    """It works, but something is missing or weaker than it could be."""
     FAIL = "fail"
-    """Something that was asked for will not work."""
+    """Something that is configured will not work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that was looked at: what was found, and how to mend it when it is not ok."""
+    """One thing that was examined: what was found, and how to correct it if it is not ok."""
 
     name: str
     level: Level
@@ -50,22 +50,22 @@ Probe = Callable[[], "Check | Iterable[Check]"]
 
 
 def ok(name: str, found: str) -> Check:
-    """Return a check that found things right."""
+    """Return a check without a fault."""
     return Check(name=name, level=Level.OK, found=found)
 
 
 def warn(name: str, found: str, mend: str) -> Check:
-    """Return a check that found something to look at."""
+    """Return a check with a warning."""
     return Check(name=name, level=Level.WARN, found=found, mend=mend)
 
 
 def fail(name: str, found: str, mend: str) -> Check:
-    """Return a check that found what will not work."""
+    """Return a check with a fault."""
     return Check(name=name, level=Level.FAIL, found=found, mend=mend)
 
 
 def run(probes: Iterable[tuple[str, Probe]]) -> tuple[Check, ...]:
-    """Run named probes; one that cannot be run is itself a failed check."""
+    """Run named probes; a probe that cannot be run is a failed check."""
     checks: list[Check] = []
     for name, probe in probes:
         try:

@@ -24,7 +24,7 @@ _SUFFIXES: Final = frozenset({".crt", ".pem", ".cert"})
 
 
 def certificates(state: Path, now: datetime | None = None) -> Iterator[Check]:
-    """Are the certificates below ``state`` valid now, and for a while?"""
+    """Check that the certificates below ``state`` are valid now, and do not expire soon."""
     moment = now or datetime.now(UTC)
     count = 0
     for path in _certificate_files(state):
@@ -34,7 +34,7 @@ def certificates(state: Path, now: datetime | None = None) -> Iterator[Check]:
             if check is not None:
                 yield check
     if count:
-        yield ok("certificates", f"{count} looked at in {state}")
+        yield ok("certificates", f"{count} checked in {state}")
 
 
 def _certificate_files(state: Path) -> Iterator[Path]:
@@ -54,12 +54,12 @@ def _validity(path: Path, certificate: x509.Certificate, now: datetime) -> Check
     if now > end:
         return fail("certificates", f"{path} expired at {end}", "renew it, or enroll again")
     if end - now < min(timedelta(days=7), (end - start) / 5):
-        return warn("certificates", f"{path} expires at {end}", "see that renewal works")
+        return warn("certificates", f"{path} expires at {end}", "check that renewal works")
     return None
 
 
 def port(address: str, *, name: str) -> Check:
-    """Can ``address`` be bound? Tries it, and lets it go at once."""
+    """Check that ``address`` can be bound: bind it, and release it at once."""
     host, _, number = address.rpartition(":")
     host = host.strip("[]")
     what = f"{name} {address}"
@@ -87,54 +87,60 @@ def _port_failure(what: str, error: OSError) -> Check:
     if error.errno == errno.EACCES:
         return fail("port", f"{what}: not allowed", "choose a port above 1023")
     if error.errno == errno.EADDRNOTAVAIL:
-        return fail("port", f"{what}: no address of this machine", "listen on 0.0.0.0 or [::]")
-    return fail("port", f"{what}: {(error.strerror or 'unknown').lower()}", "look at the network")
+        return fail("port", f"{what}: not an address of this machine", "listen on 0.0.0.0 or [::]")
+    return fail("port", f"{what}: {(error.strerror or 'unknown').lower()}", "check the network")
 
 
 def reach(address: str, *, name: str, seconds: float = 3.0) -> Check:
-    """Does anybody answer at ``address``? Opens a connection and closes it."""
+    """Check that ``address`` answers: open a connection and close it."""
     host, _, number = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(number)), timeout=seconds):
             return ok(name, f"{address} answers")
     except OSError as error:
         reason = (error.strerror or str(error) or "no answer").lower()
-        mend = "is it running, and do firewalls let this machine through?"
+        mend = "check that it runs, and that no firewall blocks this machine"
         return fail(name, f"{address}: {reason}", mend)
 
 
 def folder(path: Path, *, name: str, private: bool = False, write: bool = True) -> Check:
-    """Is there a folder that we can use, or can one be made?"""
+    """Check that a folder exists and is usable, or can be created."""
     if not path.exists():
         parent = path.absolute()
         while not parent.exists():
             parent = parent.parent
         if not write:
-            return fail(name, f"{path} is not there", "correct the path, or make it")
+            return fail(name, f"{path} does not exist", "correct the path, or create it")
         if not os.access(parent, os.W_OK | os.X_OK):
-            return fail(name, f"{path} cannot be made in {parent}", "name a place to write to")
-        return ok(name, f"{path} will be made")
+            return fail(
+                name, f"{path} cannot be created in {parent}", "name a folder that can be written"
+            )
+        return ok(name, f"{path} will be created")
     if write and not path.is_dir():
-        return fail(name, f"{path} is no folder", "name a folder")
+        return fail(name, f"{path} is not a folder", "name a folder")
     wanted = os.R_OK | (os.W_OK if write else 0) | (os.X_OK if path.is_dir() else 0)
     if not os.access(path, wanted):
         return fail(name, f"{path} may not be used by this user", "check owner and permissions")
     mode = stat.S_IMODE(path.stat().st_mode)
     if private and mode & 0o077:
-        return fail(name, f"{path} is open to others (mode {mode:03o})", f"chmod 700 {path}")
+        return fail(
+            name, f"{path} is accessible to other users (mode {mode:03o})", f"chmod 700 {path}"
+        )
     return ok(name, str(path))
 
 
 def secret(path: Path, *, name: str) -> Check:
-    """Is a file with a secret there, and closed to others?"""
+    """Check that a file with a secret exists, and that other users cannot read it."""
     try:
         status = path.stat()
     except OSError as error:
         reason = (error.strerror or "unknown").lower()
-        return fail(name, f"{path}: {reason}", "make the file, or correct the path")
+        return fail(name, f"{path}: {reason}", "create the file, or correct the path")
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:
-        return fail(name, f"{path} is open to others (mode {mode:03o})", f"chmod 600 {path}")
+        return fail(
+            name, f"{path} is accessible to other users (mode {mode:03o})", f"chmod 600 {path}"
+        )
     if not os.access(path, os.R_OK):
         return fail(name, f"{path} may not be read by this user", "check its owner")
     return ok(name, str(path))

@@ -59,7 +59,7 @@ _SKEW_S: Final = 300
 
 
 def python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Check:
-    """Is this Python one of ours?"""
+    """Check the version of Python."""
     shown = ".".join(map(str, version))
     if version < (3, 11):
         return fail("python", f"{shown}, which is too old", "use Python 3.11 or later")
@@ -67,9 +67,9 @@ def python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Check:
 
 
 def packages() -> Iterator[Check]:
-    """Are the libraries there, in versions that this release was made for?
+    """Check that the libraries are installed, in versions that this release supports.
 
-    A library that only an extra brings may be missing; the check names the extra.
+    A library of an extra may be missing; the check names the extra.
     """
     try:
         required = importlib.metadata.requires("fedlearn") or []
@@ -88,7 +88,7 @@ def packages() -> Iterator[Check]:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             if extra := extra_of(name):
-                yield ok(name, f"not installed; {install(extra)} brings it")
+                yield ok(name, f"not installed; {install(extra)} installs it")
             else:
                 yield fail(name, "is not installed", mend)
             continue
@@ -99,7 +99,7 @@ def packages() -> Iterator[Check]:
 
 
 def fits(version: str, wanted: str) -> bool:
-    """Say whether ``version`` is in a range such as ``>=1.2,<2`` (numbers only)."""
+    """Return whether ``version`` is in a range such as ``>=1.2,<2`` (numbers only)."""
     have = _numbers(version)
     for part in filter(None, (item.strip() for item in wanted.split(","))):
         found = re.fullmatch(r"(>=|<=|==|!=|<|>|~=)\s*([0-9.]+)(?:\.\*)?", part)
@@ -129,7 +129,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def shadowing(folder: Path | None = None) -> Check:
-    """Do our four packages come from one place, and does no file here take their place?"""
+    """Check that the four packages come from one place, and that no local file shadows them."""
     parents = set()
     for name in _PACKAGES:
         spec = importlib.util.find_spec(name)
@@ -138,22 +138,24 @@ def shadowing(folder: Path | None = None) -> Check:
         parents.add(Path(spec.origin).parent.parent)
     if len(parents) > 1:
         places = ", ".join(sorted(map(str, parents)))
-        mend = "something else is named like one of our packages; start from another folder"
+        mend = "a file or folder has the name of a package of fedlearn; start in another folder"
         return fail("packages", f"come from different places: {places}", mend)
     here = folder or Path.cwd()
     if here not in parents:
         for name in _PACKAGES:
             for path in (here / f"{name}.py", here / name / "__init__.py"):
                 if path.exists():
-                    return warn("packages", f"{path} is named like one of ours", "rename it")
+                    return warn(
+                        "packages", f"{path} has the name of a package of fedlearn", "rename it"
+                    )
     return ok("packages", f"from {parents.pop()}")
 
 
 def installation() -> Check:
-    """Are the files of our packages those of one wheel, all of them and no others?
+    """Check that the files of the packages are exactly those of one wheel.
 
     A wheel lists each file with its SHA-256 (Python Packaging User Guide, "Recording installed
-    projects"). Another distribution that has a package called ``server`` writes into ours.
+    projects"). Another distribution with a package ``server`` would write into the same folder.
     """
     try:
         distribution = importlib.metadata.distribution("fedlearn")
@@ -194,21 +196,21 @@ def installation() -> Check:
 
 
 def _digest(path: Path) -> str:
-    """Return a file's SHA-256 as RECORD spells it: base64url without padding."""
+    """Return a file's SHA-256 as RECORD has it: base64url without padding."""
     return (
         base64.urlsafe_b64encode(hashlib.sha256(path.read_bytes()).digest()).rstrip(b"=").decode()
     )
 
 
 def clock(now: datetime | None = None, synchronised: bool | None = None) -> Check:
-    """Is the clock right, as far as this machine can know?
+    """Check the clock, as far as this machine can know.
 
-    Evidence and certificates live for minutes; a clock that is off refuses everything.
+    Evidence and certificates are valid for minutes; with a wrong clock all are refused.
     """
     moment = now or datetime.now(UTC)
     newest = _newest_file_time()
     shown = moment.strftime("%Y-%m-%d %H:%M:%S UTC")
-    mend = "set the clock and keep it right: systemctl enable --now systemd-timesyncd (or chrony)"
+    mend = "synchronise the clock: systemctl enable --now systemd-timesyncd (or chrony)"
     if moment.timestamp() + _SKEW_S < newest:
         built = datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%d %H:%M")
         return fail("clock", f"{shown}, before this software was installed ({built})", mend)
@@ -223,24 +225,24 @@ def clock(now: datetime | None = None, synchronised: bool | None = None) -> Chec
 def _newest_file_time() -> float:
     folder = Path(__file__).parent
     now = time.time()
-    # A source tree may hold files of this very second; a file of the future says nothing.
+    # A source tree may contain files of this second; a time in the future is not used.
     times = (path.stat().st_mtime for path in folder.parent.glob("*.py"))
     return max((moment for moment in times if moment <= now + 86_400), default=0.0)
 
 
 def _kernel_says_synchronised() -> bool | None:
-    """Ask adjtimex(2), which needs no right when it changes nothing."""
+    """Ask adjtimex(2), which needs no privilege if it changes nothing."""
     try:
         call = ctypes.CDLL(None, use_errno=True).adjtimex
     except (OSError, AttributeError):
         return None
-    # struct timex starts with `modes`; all zero asks and sets nothing.
+    # struct timex starts with `modes`; zero sets nothing.
     state = call(ctypes.create_string_buffer(_TIMEX_BYTES))
     return None if state < 0 else bool(state != _TIME_ERROR)
 
 
 def disk(path: Path, *, what: str = "disk", need_gib: float = 1.0) -> Check:
-    """Is there room where state is kept?"""
+    """Check the free disk space for the state."""
     place = path.absolute()
     while not place.exists():
         place = place.parent
@@ -254,13 +256,13 @@ def disk(path: Path, *, what: str = "disk", need_gib: float = 1.0) -> Check:
 
 
 def memory(meminfo: Path = Path("/proc/meminfo")) -> Check:
-    """Is there memory for a coordinator or a client?"""
+    """Check the free memory for a coordinator or a client."""
     try:
         found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
     except OSError:
         found = None
     if found is None:
-        return warn("memory", "cannot be known here", "look at it yourself: 2 GiB should be free")
+        return warn("memory", "cannot be known here", "check it by hand: 2 GiB should be free")
     free = int(found[1]) / 1024**2
     shown = f"{free:.1f} GiB available"
     if free < 0.5:
@@ -271,7 +273,7 @@ def memory(meminfo: Path = Path("/proc/meminfo")) -> Check:
 
 
 def swap(swaps: Path = Path("/proc/swaps")) -> Check:
-    """Could keys and weights be written to disk by the kernel?"""
+    """Check that the kernel does not write keys and weights to disk (swap)."""
     try:
         areas = [line.split()[0] for line in swaps.read_text().splitlines()[1:] if line.strip()]
     except OSError:
@@ -284,7 +286,7 @@ def swap(swaps: Path = Path("/proc/swaps")) -> Check:
 
 
 def core_dumps() -> Check:
-    """Would a crash write memory, and with it keys, to disk?"""
+    """Check that a crash does not write memory, and with it keys, to disk."""
     soft, _ = resource.getrlimit(resource.RLIMIT_CORE)
     if soft != 0:
         size = "unlimited" if soft == resource.RLIM_INFINITY else f"up to {soft} bytes"
@@ -294,7 +296,7 @@ def core_dumps() -> Check:
 
 
 def file_mask() -> Check:
-    """Are new files closed to others?"""
+    """Check that other users cannot access new files (umask)."""
     mask = os.umask(0o077)
     os.umask(mask)
     if not mask & 0o002:
@@ -303,7 +305,7 @@ def file_mask() -> Check:
 
 
 def open_files() -> Check:
-    """Are there enough descriptors for many connections?"""
+    """Check that there are enough descriptors for many connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     mend = f"ulimit -n 4096 (the hard limit is {hard}), or LimitNOFILE=4096 in the unit"
     if soft == resource.RLIM_INFINITY or soft >= 1024:
@@ -314,21 +316,25 @@ def open_files() -> Check:
 
 
 def sandbox(find: Callable[[], SandboxReport] = report) -> Check:
-    """What keeps the code of a job's author in, when it runs here?"""
+    """Check which protections a sandbox for user code has here."""
     try:
         found = find()
     except SandboxError as error:
         return fail("sandbox", str(error), "run as another user, or on another machine")
     if Protection.LANDLOCK not in found.applied and Protection.FILES not in found.applied:
         mend = "use Linux 5.13 or later with lsm=landlock, or let containers make namespaces"
-        return fail("sandbox", f"files are not kept from user code; {found}", mend)
+        return fail("sandbox", f"user code could read other files; {found}", mend)
     if not found.full:
-        return warn("sandbox", str(found), "what is in force is enough to run; see the reasons")
+        return warn(
+            "sandbox",
+            str(found),
+            "the sandbox works without the missing protections; see the reasons",
+        )
     return ok("sandbox", str(found))
 
 
 def temporary() -> Check:
-    """Can temporary files be written?"""
+    """Check that temporary files can be written."""
     try:
         place = tempfile.gettempdir()
         with tempfile.TemporaryFile() as file:

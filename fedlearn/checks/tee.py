@@ -1,4 +1,4 @@
-"""What on this machine can make evidence."""
+"""Checks of what can make evidence on this machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Which = Callable[[str], str | None]
 
 
 def devices(root: Path = Path("/")) -> Iterator[Check]:
-    """Which TEEs does this machine offer, and may we use them?"""
+    """Check which TEEs this machine has, and that this user may use them."""
     seen = []
     for name, place in _DEVICES:
         path = root / place
@@ -38,7 +38,7 @@ def devices(root: Path = Path("/")) -> Iterator[Check]:
         else:
             group = "tss" if "tpm" in place else path.name.replace("-", "_")
             mend = f"give this user access, for example: usermod -aG {group} $USER"
-            yield warn("TEE", f"{name}: {path} is there and may not be opened", mend)
+            yield warn("TEE", f"{name}: {path} exists, but this user may not open it", mend)
     if (root / _TSM).is_dir():
         seen.append(f"configfs TSM ({root / _TSM})")
     for place in _CCNP:
@@ -53,7 +53,7 @@ def devices(root: Path = Path("/")) -> Iterator[Check]:
 
 
 def tools(which: Which = shutil.which) -> Iterator[Check]:
-    """Are the programs there that reach a TPM, or stand in for one?"""
+    """Check that the programs for a TPM, or for a software TPM, are installed."""
     for name, what in (("swtpm", "a software TPM"), ("tpm2", "TPM evidence")):
         path = which(name)
         if path:
@@ -65,17 +65,17 @@ def tools(which: Which = shutil.which) -> Iterator[Check]:
 def attester(
     settings: AttesterSettings, *, root: Path = Path("/"), which: Which = shutil.which
 ) -> Check:
-    """Is what ``[attester]`` asks for there?"""
+    """Check that what ``[attester]`` names is available."""
     kind = settings.kind
     if kind == "auto":
         here = [place for _, place in _DEVICES if (root / place).exists()]
         if here or (root / _TSM).is_dir() or any((root / item).exists() for item in _CCNP):
-            return ok("attester", "auto: hardware is there")
-        mend = 'set attester.kind = "insecure-sample" to try things out without hardware'
+            return ok("attester", "auto: hardware is available")
+        mend = 'set attester.kind = "insecure-sample" for tests without hardware'
         return fail("attester", "auto: no TEE on this machine", mend)
     if kind == "tsm" and not (root / _TSM).is_dir():
         mend = "mount configfs, load the guest driver (Linux 6.7 or later), or use another kind"
-        return fail("attester", f"tsm: {root / _TSM} is not there", mend)
+        return fail("attester", f"tsm: {root / _TSM} does not exist", mend)
     if kind == "ccnp":
         socket = settings.socket or root / _CCNP[0]
         if not socket.exists():
@@ -88,16 +88,16 @@ def attester(
         device = _device(settings.tcti or "device:/dev/tpmrm0", root)
         if device is not None and not device.exists():
             mend = "enable the TPM in the firmware or the hypervisor, or name a tcti"
-            return fail("attester", f"{kind}: {device} is not there", mend)
+            return fail("attester", f"{kind}: {device} does not exist", mend)
     if kind == "insecure-sample" and settings.key is not None and not settings.key.is_file():
         mend = "openssl ecparam -genkey -name prime256v1 -noout -out development.key"
-        return fail("attester", f"{kind}: {settings.key} is not there", mend)
+        return fail("attester", f"{kind}: {settings.key} does not exist", mend)
     if settings.insecure:
-        return warn("attester", f"{kind}: proves nothing about hardware", "for trying things only")
+        return warn("attester", f"{kind}: proves nothing about hardware", "use it for tests only")
     return ok("attester", kind)
 
 
 def _device(tcti: str, root: Path) -> Path | None:
-    """Return the device of a TCTI; None where it reaches a TPM in another way."""
+    """Return the device of a TCTI; None if it does not use a device."""
     kind, _, place = tcti.partition(":")
     return root / place.lstrip("/") if kind == "device" and place else None

@@ -1,7 +1,7 @@
-"""From the ``[attester]`` table to an attester that works on this machine.
+"""Opens the attester that the ``[attester]`` table names.
 
-Two steps, because one device serves several processes: :func:`device` has what the settings
-name ready for as long as it is entered (it starts a software TPM, if asked by name), and
+There are two steps, because one device serves several processes: the context of :func:`device`
+keeps the device ready (it starts a software TPM if the settings name one), and
 :func:`open_attester` opens it, in this process or in another one.
 """
 
@@ -33,9 +33,9 @@ _MAX_KEY_BYTES = 64 * 1024
 
 @contextmanager
 def device(settings: AttesterSettings, *, state: Path) -> Iterator[AttesterSettings]:
-    """Have the attester's device ready; yield settings that any process can open.
+    """Keep the attester's device ready; yield settings that any process can open.
 
-    :raises AttesterError: when the device cannot be used, saying why.
+    :raises AttesterError: when the device cannot be used, stating why.
     """
     if settings.kind == "insecure-software-tpm":
         from attestation.attesters.software_tpm import SoftwareTpm
@@ -56,10 +56,10 @@ def open_attester(
     """Return the attester that ``settings`` name.
 
     ``state``   a private directory, the same for all processes that use one device
-    ``scope``   whose measurements are ours, where one device serves several workloads
-    ``report``  is told in one line which was taken where ``kind`` is ``auto``, and why
+    ``scope``   separates the measurements of workloads that share one device
+    ``report``  called with one line about the choice, and its reason, if ``kind`` is ``auto``
 
-    :raises AttesterError: when it is not there.
+    :raises AttesterError: when it is not available.
     :raises ConfigError: when a key or file of the settings is unusable.
     """
     if settings.kind == "insecure-sample":
@@ -84,7 +84,7 @@ def open_attester(
 
 
 def open_tpm(settings: AttesterSettings, *, state: Path) -> TpmAttester | None:
-    """Return this machine's TPM where it is what makes the evidence here; else ``None``.
+    """Return this machine's TPM if it makes the evidence here; else ``None``.
 
     :raises AttesterError: when the settings ask for a TPM that cannot be used.
     """

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009 (an option is a field specifier; each makes a new field)
-"""The ``[attester]`` table of ``server.toml`` and ``site.toml``: what makes our evidence.
+"""The ``[attester]`` table of ``server.toml`` and ``site.toml``: what makes the evidence.
 
 ::
 
@@ -11,8 +11,8 @@
     key = "development.key"            # insecure-sample: the development key (P-256, PEM)
     hardware_id = "00..."              # insecure-sample: 32 bytes that stand in for a chip
 
-``auto`` takes the hardware that is there (TSM, then CCNP, then a TPM), and never one of the
-insecure kinds: those prove nothing about hardware and are asked for by name.
+``auto`` takes the first hardware that is available (TSM, then CCNP, then a TPM), and never one of
+the insecure kinds: those prove nothing about hardware and must be named.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ONLY_FOR: Final = {
 class AttesterSettings:
     """What makes evidence on this machine. A key that the kind does not use is refused.
 
-    ``kind``         the hardware; ``auto`` takes what is there, and never an insecure kind
+    ``kind``         the hardware; ``auto`` takes what is available, and never an insecure kind
     ``tcti``         ``tpm``, ``azure``: how tpm2-tools reach the TPM
     ``socket``       ``ccnp``: the quote server's socket
     ``address``      ``coco``: the Attestation Agent's API server

@@ -1,4 +1,4 @@
-"""Types of fields that are fedlearn's own; the others are in :mod:`attestation.config`."""
+"""Types of fields that only fedlearn has; the others are in :mod:`attestation.config`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def name() -> FieldType[str]:
 
 
 def address(*, port_zero: bool = False) -> FieldType[str]:
-    """``host:port``; an IPv6 host stands in brackets. Port 0 asks for any free one."""
+    """``host:port``; an IPv6 host is in brackets. Port 0 asks for any free one."""
     least = 0 if port_zero else 1
 
     def holds(value: str) -> bool:

@@ -65,7 +65,7 @@ def file_bytes(path: Path, *, limit: int = MAX_FILE_BYTES, what: str = "") -> by
     """
     shown = f"{what} " if what else ""
     try:
-        # O_NONBLOCK: opening a pipe that nobody writes to must not wait.
+        # O_NONBLOCK: opening a named pipe without a writer must not wait.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, _names_beside(path), n=1)

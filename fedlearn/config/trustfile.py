@@ -1,6 +1,6 @@
-"""The ``[trust]`` table of ``server.toml`` and ``site.toml``: whose evidence may be genuine.
+"""The ``[trust]`` table of ``server.toml`` and ``site.toml``: the anchors for genuine evidence.
 
-The roots of Intel and AMD are built in. What a policy then likes is another question.
+The roots of Intel and AMD are built in. A policy decides which genuine evidence it affirms.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ __all__ = ["Trust"]
 
 _MAX_ITEM_BYTES: Final = 4 * 1024 * 1024
 _NO_COLLATERAL: Final = (
-    "is no Intel collateral, reference manifest or OCSP answer; certificates and revocation lists "
-    "go to trust.endorsements"
+    "is not Intel collateral, a reference manifest or an OCSP answer; certificates and revocation "
+    "lists go to trust.endorsements"
 )
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -64,8 +64,8 @@ class Trust:
     def anchors(self) -> TrustAnchors:
         """Read the files that are named and return the anchors.
 
-        A certificate in them that cannot be read counts for nothing, and is logged as a
-        warning that names its file; the others count.
+        A certificate in them that cannot be read is left out, and a warning that names its file
+        is logged; the others are used.
 
         :raises ConfigError: naming a file that cannot be read.
         """

@@ -16,7 +16,7 @@ _HERE: Final = Path(__file__).parent / "apps"
 
 
 def folder(app: str) -> Path:
-    """Return the folder of an app: what ``fedlearn job submit`` bundles.
+    """Return the folder of an app, which ``fedlearn job submit`` bundles.
 
     :raises ValueError: for a name that is not in :data:`APPS`.
     """
@@ -26,7 +26,7 @@ def folder(app: str) -> Path:
 
 
 def settings(app: str) -> dict[str, int | float | str]:
-    """Return the app's ``[tool.flwr.app.config]``, as a job sees it that changes nothing."""
+    """Return the app's ``[tool.flwr.app.config]``, the run config of a job without overrides."""
     document = tomllib.loads((folder(app) / "pyproject.toml").read_text())
     config: dict[str, int | float | str] = document["tool"]["flwr"]["app"]["config"]
     return config
@@ -35,8 +35,8 @@ def settings(app: str) -> dict[str, int | float | str]:
 def module(app: str, name: str) -> ModuleType:
     """Return one module of an app without placing the app on the import path.
 
-    Only for modules that import nothing of their own app: models and measures. This is how
-    the comparison uses the very code that sites run.
+    Only for modules that import nothing of their own app: models and metrics. The comparison uses
+    the same code as the sites in this way.
     """
     path = folder(app) / f"{app}_app" / f"{name}.py"
     qualified = f"_fedlearn_demo_{app}_{name}"

@@ -1,15 +1,14 @@
-"""What the federated model is compared with, by the code that the sites run.
+"""The baselines for the federated model, trained by the code that the sites run.
 
 ``alone``    a site trains on its own rows, with as many passes over them as in the job
 ``member``   the same for one hospital of a site; where a site is a group of owners
-``pooled``   all rows in one place, which nobody is allowed to do: the upper reference
+``pooled``   all rows in one place, which the sites do not allow: the upper reference
 
-:func:`federate` is federated averaging without Flower, in one process: what the deployed job
-should come to, and cheap enough to repeat over many splits.
+:func:`federate` is federated averaging without Flower, in one process: the expected result of the
+deployed job, and fast enough to repeat over many splits.
 
-Every model is judged on the test rows of all sites, because a model is wanted that works
-for the next patient and not only for one's own; the figures on a site's own test rows are
-given next to it.
+Every model is evaluated on the test rows of all sites, because the model should work for new
+patients everywhere; the figures on a site's own test rows are given in addition.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _POOLED: Final = 1_000_037
 
 
 class Judge(Protocol):
-    """Trains and judges models with an app's own code."""
+    """Trains and evaluates models with an app's own code."""
 
     def start(self) -> Weights:
         """Return the weights before the first round."""
@@ -60,7 +59,7 @@ class Judge(Protocol):
     ) -> Weights:
         """Return weights after ``epochs`` passes over ``rows``.
 
-        :param weights: where to begin; :meth:`start` by default.
+        :param weights: the initial weights; :meth:`start` by default.
         """
         ...
 
@@ -71,7 +70,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteBaseline:
-    """One site that trains alone. ``own`` is judged on its own test rows, ``all`` on all."""
+    """One site that trains alone. ``own``: metric on its own test rows, ``all``: on all."""
 
     site: str
     all: float
@@ -97,7 +96,7 @@ def settings_of(data: DemoData, *, rounds: int | None = None) -> dict[str, int |
 
 
 def judge(data: DemoData, settings: Settings) -> Judge:
-    """Return the judge for the app of ``data``."""
+    """Return the trainer for the app of ``data``."""
     model = app.module(data.app, "model")
     if data.app == "medpar":
         return _Medpar(settings, model, app.module("medpar", "ranking"))
@@ -105,7 +104,7 @@ def judge(data: DemoData, settings: Settings) -> Judge:
 
 
 def compare(data: DemoData, settings: Settings) -> Baselines:
-    """Train every baseline on ``data`` and judge it."""
+    """Train every baseline on ``data`` and evaluate it."""
     court = judge(data, settings)
     epochs = int(settings["num-server-rounds"]) * int(settings["local-epochs"])
     pooled = data.pooled()

@@ -1,7 +1,6 @@
 """Charts as inline SVG, coloured by the page's style sheet so that they suit light and dark.
 
-Each has a title and a description for those who do not see it; the numbers are in tables
-next to it as well.
+Each has a title and a description for screen readers; the page has the numbers in tables as well.
 """
 
 from __future__ import annotations

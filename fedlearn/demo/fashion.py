@@ -23,7 +23,7 @@ __all__ = ["FOLDER", "PER_SITE", "load", "read_idx"]
 
 FOLDER: Final = Path("/usr/share/datasets/fashion-mnist")
 PER_SITE: Final = 600
-"""Images of a site on average; all 70,000 would make the demo slow and show no more."""
+"""Images of a site on average; with all 70,000 the demo would be slow."""
 
 _MAX_BYTES: Final = 64 * 1024 * 1024
 _UBYTE: Final = 0x08
@@ -41,7 +41,7 @@ def load(*, sites: int, seed: int) -> DemoData:
     return DemoData(
         name="fashion",
         title="Fashion-MNIST",
-        task="tell ten kinds of clothing apart",
+        task="recognise ten kinds of clothing",
         source=f"Debian's dataset-fashion-mnist: {len(chosen):,} of its 60,000 training images",
         licence="MIT (Zalando Research); installed by apt",
         app="images",
@@ -75,5 +75,5 @@ def read_idx(path: Path, *, dimensions: int) -> npt.NDArray[np.uint8]:
     if zero != 0 or kind != _UBYTE or count != dimensions:
         raise ConfigError(f"not an IDX file of {dimensions} dimensions", where=str(path))
     if int(np.prod(shape, dtype=np.int64)) != len(content) - head:
-        raise ConfigError("the IDX file is cut short", where=str(path))
+        raise ConfigError("the IDX file is truncated", where=str(path))
     return np.frombuffer(content, dtype=np.uint8, offset=head).reshape(shape)

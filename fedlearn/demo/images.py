@@ -1,4 +1,4 @@
-"""Images with labels, dealt to sites by a Dirichlet draw over the labels."""
+"""Images with labels, divided among sites by a Dirichlet draw over the labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedlearn.demo.data import SiteData
 __all__ = ["ALPHA", "deal"]
 
 ALPHA: Final = 0.5
-"""Concentration of the draw: some sites hardly see some of the classes."""
+"""Concentration of the draw: some sites have hardly any images of some classes."""
 
 _TEST: Final = 0.25
 _MINIMUM: Final = 16
@@ -22,7 +22,7 @@ _MINIMUM: Final = 16
 def deal(
     images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], *, sites: int, seed: int
 ) -> tuple[SiteData, ...]:
-    """Deal ``images`` (n, size, size) and ``labels`` (n,) to ``sites`` sites.
+    """Divide ``images`` (n, size, size) and ``labels`` (n,) among ``sites`` sites.
 
     A quarter of the images of each site are set aside for testing.
     """

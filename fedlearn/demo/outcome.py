@@ -1,4 +1,4 @@
-"""What a demo run came to, as plain values; the report and the terminal both show it."""
+"""The outcome of a demo run, as plain values, for the report and the terminal."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = [
 ]
 
 METRIC_NAMES: Final[Mapping[str, str]] = {"auc": "AUC", "accuracy": "Accuracy"}
-"""How a metric is written on a page."""
+"""The names of metrics on a page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteFacts:
     """One site that took part.
 
-    ``tee``           what its client proved to run in
+    ``tee``           the TEE in which its client runs, by its evidence
     ``admitted``      seconds from the start of the demo until its certificate was issued
     ``rounds``        rounds with an update of this site in the model
     ``alone``         metric of a model trained on this site's rows only, on all test rows
@@ -50,7 +50,7 @@ class SiteFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedSite:
-    """A site that was turned away. ``findings`` as in ``Finding.to_json``."""
+    """A site that was refused. ``findings`` as in ``Finding.to_json``."""
 
     name: str
     tee: str
@@ -61,7 +61,7 @@ class RefusedSite:
 
     @property
     def against(self) -> tuple[Mapping[str, Any], ...]:
-        """The findings that kept it out, one for each claim and what was found of it."""
+        """The findings for which it was refused, one for each claim and value."""
         seen: dict[tuple[object, object], Mapping[str, Any]] = {}
         for finding in self.findings:
             if finding.get("tier") != "affirming":
@@ -71,7 +71,7 @@ class RefusedSite:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundFacts:
-    """One round. ``overhead`` is what was not training, in seconds; None when unknown."""
+    """One round. ``overhead`` is its time without training, in seconds; None when unknown."""
 
     number: int
     seconds: float
@@ -98,7 +98,7 @@ class ModelFacts:
     """The sealed model.
 
     ``matches``  the opened weights give the metric that the sites reported
-    ``refusal``  what the other key was told; empty means that it was not refused
+    ``refusal``  the refusal of the other key; empty means that it was not refused
     """
 
     name: str
@@ -169,18 +169,18 @@ class DemoOutcome:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What a demo must show and this run did not; empty when all is well."""
+        """What a demo must show and this run did not; empty when nothing is missing."""
         checks = (
             (self.ledger.fault == "", f"the ledger did not verify: {self.ledger.fault}"),
             (self.model.opened, "the owner could not open the sealed model"),
             (self.model.matches, "the opened model does not give the metric that was reported"),
-            (bool(self.model.refusal), "the sealed model opened for a stranger's key"),
+            (bool(self.model.refusal), "the sealed model opened for the key of another owner"),
             (bool(self.refused), "the altered client was not refused"),
         )
         return tuple(text for passed, text in checks if not passed)
 
     def to_json(self) -> dict[str, Any]:
-        """Return every fact as JSON-ready values; what is not a number is null."""
+        """Return all values JSON-ready; NaN becomes null."""
         document: dict[str, Any] = _plain(dataclasses.asdict(self))
         document["alone"] = _plain(self.alone)
         document["faults"] = list(self.faults)

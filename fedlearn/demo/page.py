@@ -1,7 +1,7 @@
-"""The report as one HTML page that asks the network for nothing.
+"""The report as one HTML page that loads nothing from the network.
 
 Every text is escaped: names, reasons and findings come from sites. The page's policy
-(``Content-Security-Policy``) lets a browser load nothing at all but the style inside it.
+(``Content-Security-Policy``) lets a browser load nothing except the style in the page.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def page(outcome: DemoOutcome) -> str:
         "</div>",
         _limits(outcome),
         f"<footer>fedlearn {escape(outcome.version)}, {escape(outcome.started)}. "
-        "This page is complete in itself and asks the network for nothing.</footer>",
+        "This page is complete and loads nothing from the network.</footer>",
     ]
     body = "\n".join(part for part in parts if part)
     title = f"{outcome.title}: a federated run"
@@ -52,8 +52,8 @@ def _head(outcome: DemoOutcome) -> str:
         f"<h1>{escape(outcome.title)}: one model, {count} sites, no data moved</h1>"
         f"<p class='lead'>{count} sites trained together to {escape(outcome.task)}. Each was "
         "admitted only after its evidence verified, sent its updates over mutual TLS, and kept "
-        f"its {escape(outcome.unit)} to itself. An altered client was turned away, the model "
-        "lies sealed on disk, and every decision is in a ledger that can be verified.</p>"
+        f"its {escape(outcome.unit)} to itself. An altered client was refused, the model "
+        "is sealed on disk, and every decision is in a ledger that can be verified.</p>"
         "</header>"
     )
 

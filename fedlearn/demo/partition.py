@@ -1,4 +1,4 @@
-"""How records are dealt to sites. Every function is a pure function of its arguments."""
+"""The division of records among sites. Every function is pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ATTEMPTS: Final = 200
 
 
 def contiguous(groups: int, sites: int) -> Rows:
-    """Return the site of each of ``groups`` ordered groups: as equal in number as can be."""
+    """Return the site of each of ``groups`` ordered groups, in numbers as equal as possible."""
     if not 1 <= sites <= groups:
         raise ConfigError(
             f"{sites} sites cannot share {groups} groups",
@@ -31,7 +31,7 @@ def contiguous(groups: int, sites: int) -> Rows:
 def dirichlet(
     labels: Labels, *, sites: int, alpha: float, minimum: int, rng: np.random.Generator
 ) -> list[Rows]:
-    """Deal rows so that each class is spread over the sites by a Dirichlet draw.
+    """Divide rows so that each class is spread over the sites by a Dirichlet draw.
 
     Source: Yurochkin et al., "Bayesian Nonparametric Federated Learning of Neural
     Networks", ICML 2019, section 4. Small ``alpha`` means strong skew. The draw is repeated
@@ -51,7 +51,7 @@ def dirichlet(
         if min(len(rows) for rows in dealt) >= minimum:
             return dealt
     raise ConfigError(
-        f"{len(labels)} records cannot be dealt to {sites} sites with {minimum} each",
+        f"{len(labels)} records cannot be divided among {sites} sites with {minimum} each",
         where="--sites",
         hint="choose fewer sites",
     )

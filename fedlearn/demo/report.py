@@ -1,4 +1,4 @@
-"""The report of a run: one page, two pictures, and the facts for programs."""
+"""The report of a run: one page, two pictures, and JSON for programs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ FILES = ("report.html", "rounds.png", "sites.png", "result.json")
 def write_report(outcome: DemoOutcome, folder: Path) -> dict[str, Path]:
     """Write the report below ``folder`` and return the files by name.
 
-    Everything is made before anything is written, and each file is replaced whole, so that
-    nothing half-written stays behind.
+    All content is made before a file is written, and each file is replaced atomically, so that no
+    incomplete file is left.
 
     :raises ConfigError: when matplotlib is not installed.
     """

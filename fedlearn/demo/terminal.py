@@ -1,4 +1,4 @@
-"""The end of a demo run, on a terminal or in a pipe."""
+"""The summary at the end of a demo run, as text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def summary(outcome: DemoOutcome) -> RenderableType:
 
 
 def site_table(outcome: DemoOutcome) -> Table:
-    """Return one row a site: what it proved, what it did, what it gained."""
+    """Return one row a site: its TEE, its rounds, and its gain."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
     table.add_column("site", footer="all")
     table.add_column(outcome.unit, justify="right", footer=f"{outcome.train + outcome.test:,}")

@@ -1,1 +1,1 @@
-"""Who a party is: SPIFFE ids, keys, join tokens, vouchers, logins, TLS, the software digest."""
+"""Identities: SPIFFE ids, keys, join tokens, vouchers, logins, TLS, the software digest."""

@@ -1,4 +1,4 @@
-"""Join tokens: what a site needs to find the coordinator, to know it, and to be known once.
+"""Join tokens: a site's one-time credential, with the address and the pin of the coordinator.
 
 ::
 
@@ -6,8 +6,8 @@
                                 | secret[32] | first 4 bytes of SHA-256 of all before )
 
 ``LP8(x)`` is a length byte and UTF-8. ``ca_pin`` is the SHA-256 of the SPKI of the
-coordinator's CA (RFC 7469, section 2.4, has the same pin). The checksum tells a typing
-mistake from a token that was never given out; it protects nothing.
+coordinator's CA (RFC 7469, section 2.4, has the same pin). The checksum detects
+typing mistakes; it is not a protection.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def checked_address(value: str, what: str = "address") -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinToken:
-    """A token, taken apart. ``secret`` is redeemed once; it is in no representation."""
+    """A parsed token. ``secret`` can be redeemed once; ``repr`` does not show it."""
 
     address: str
     site: str
@@ -73,11 +73,11 @@ class JoinToken:
         return cls(address=address, site=site, ca_pin=ca_pin, secret=secret)
 
     def digest(self) -> bytes:
-        """Return what a register keeps in place of the secret (SHA-256, 32 bytes)."""
+        """Return the SHA-256 of the secret, 32 bytes, which a registry stores instead of it."""
         return hashlib.sha256(b"fedlearn-join/1\0" + self.secret).digest()
 
     def encode(self) -> str:
-        """Return the token as it is handed to a site's owner."""
+        """Return the token as a site's owner receives it."""
         address, site = self.address.encode(), self.site.encode()
         body = bytes([_VERSION, len(address)]) + address + bytes([len(site)]) + site
         body += self.ca_pin + self.secret
@@ -86,14 +86,14 @@ class JoinToken:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Take a token apart.
+        """Parse a token.
 
-        :raises ConfigError: when it was cut or mistyped, or is of another version.
+        :raises ConfigError: when it is incomplete or mistyped, or of another version.
         """
         mistyped = ConfigError(
-            "the join token was cut or mistyped",
+            "the join token is incomplete or mistyped",
             key="token",
-            hint="copy it whole, as `fedlearn site token` printed it",
+            hint="copy all of it, as `fedlearn site token` printed it",
         )
         text = text.strip()
         if len(text) > MAX_TOKEN_CHARS or not text.startswith(_PREFIX):

@@ -1,4 +1,4 @@
-"""Private keys that people keep in files: the owner of a model, the operator's recovery key.
+"""Private keys of people in files: of a model's owner, and the operator's recovery key.
 
 X25519 in PKCS #8 PEM, as ``openssl genpkey -algorithm x25519`` writes it, encrypted with a
 passphrase or not.
@@ -43,7 +43,7 @@ def read_private_key(
 ) -> X25519PrivateKey:
     """Return the X25519 private key in ``path``.
 
-    :param ask: returns the passphrase of an encrypted file; called only for one.
+    :param ask: returns the passphrase; called only when the file is encrypted.
     :raises ConfigError: when the file cannot be read, holds something else, or is encrypted
         and the passphrase is missing or wrong.
     """

@@ -7,10 +7,10 @@
     operator.pem       the operator's certificate chain, leaf first
     operator.key       the operator's private key (PKCS#8, PEM), readable by its owner only
 
-The key is made where the operator works and stays there. :func:`request_login` makes it with a
-certification request (RFC 2986) that names the operator; whoever runs the coordinator, or
-another operator, has the request signed and sends back a :class:`LoginGrant`, in which nothing
-is secret; :func:`accept_grant` makes the folder whole.
+The key is made on the operator's machine and stays there. :func:`request_login` makes it, with a
+certification request (RFC 2986) that names the operator. The administrator of the coordinator, or
+another operator, has the request signed and returns a :class:`LoginGrant`, which contains no
+secret; :func:`accept_grant` completes the folder.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class _Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorLogin:
-    """What a command needs to speak to a coordinator; PEM bytes."""
+    """What a command needs to connect to a coordinator; PEM bytes."""
 
     address: str
     ca: bytes
@@ -87,7 +87,7 @@ class OperatorLogin:
     def load(cls, folder: Path) -> Self:
         """Return the login in ``folder``.
 
-        :raises ConfigError: when a file is missing or wrong, or others could read the key.
+        :raises ConfigError: when a file is missing or wrong, or other users may read the key.
         """
         if not folder.is_dir():
             raise ConfigError(
@@ -114,14 +114,14 @@ class OperatorLogin:
         )
 
     def save(self, folder: Path) -> None:
-        """Write a new folder, whole or not at all, that only its owner can enter.
+        """Write a new folder atomically, with access for its owner only.
 
         :raises ConfigError: when the folder exists.
         """
         _write_folder(folder, self._files())
 
     def replace_folder(self, folder: Path) -> None:
-        """Write the folder anew, whole or not at all."""
+        """Replace the folder atomically."""
         aside = folder.with_name(f".{folder.name}.former")
         shutil.rmtree(aside, ignore_errors=True)
         scratch = folder.with_name(f".{folder.name}.new")
@@ -146,7 +146,7 @@ class OperatorLogin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoginGrant:
-    """What a coordinator answers to an operator's request, as one TOML file. Nothing is secret.
+    """A coordinator's answer to an operator's request, as one TOML file without secrets.
 
     ``certificates`` is PEM: the operator's certificate, then the coordinator's CA.
     """
@@ -162,7 +162,7 @@ class LoginGrant:
 def new_request(name: str) -> tuple[bytes, bytes]:
     """Return a new key (PKCS#8, PEM) and a request (PKCS#10, PEM) for operator ``name``.
 
-    :raises ConfigError: when that is no name.
+    :raises ConfigError: when ``name`` is not a name.
     """
     spiffe.checked_name(name, "operator")
     key = ec.generate_private_key(ec.SECP256R1())
@@ -177,7 +177,7 @@ def request_login(folder: Path, name: str) -> Path:
 
     The key never leaves the folder.
 
-    :raises ConfigError: when the folder exists, or that is no name.
+    :raises ConfigError: when the folder exists, or ``name`` is not a name.
     """
     key, csr = new_request(name)
     _write_folder(folder, {_KEY: key, _REQUEST: csr})
@@ -185,14 +185,14 @@ def request_login(folder: Path, name: str) -> Path:
 
 
 def csr_der(path: Path) -> bytes:
-    """Return the certification request in a PEM file, as DER. Nothing of it is checked.
+    """Return the certification request in a PEM file, as DER. Its content is not checked.
 
-    :raises ConfigError: when the file holds none.
+    :raises ConfigError: when the file contains none.
     """
     data = config.file_bytes(path, limit=_MAX_CSR_BYTES, what="the certification request")
     hint = "make one with `fedlearn operator request NAME`"
     if b"PRIVATE KEY" in data:
-        raise ConfigError("holds a private key, which belongs to its operator", where=str(path))
+        raise ConfigError("contains a private key; name the file with the request", where=str(path))
     try:
         return x509.load_pem_x509_csr(data).public_bytes(Encoding.DER)
     except UNREADABLE:
@@ -209,22 +209,22 @@ def ca_pin(ca_pem: bytes) -> str:
 def accept_grant(
     folder: Path, grant: Path, *, now: datetime, pin: str, control: str = ""
 ) -> OperatorLogin:
-    """Make the folder of :func:`request_login` a login with what the coordinator answered.
+    """Complete the folder of :func:`request_login` with the coordinator's answer.
 
-    :param pin: what :func:`ca_pin` of the coordinator's CA must be, as it was told another way
-        than with the answer. There is no trust on first use: without it the error says which
-        one to compare.
-    :param control: address in place of the granted one.
-    :raises ConfigError: when the folder waits for no certificate, or the answer is not a valid
-        certificate of the requested operator for this very key, signed by its CA, whose pin is
-        ``pin``. The folder is then as it was.
+    :param pin: the expected :func:`ca_pin` of the coordinator's CA, received by another channel
+        than the answer. There is no trust on first use: without a pin the error states the one
+        to compare.
+    :param control: address that replaces the granted one.
+    :raises ConfigError: when the folder has no request, or the answer is not a valid certificate
+        of the requested operator for this key, signed by the CA whose pin is ``pin``. The folder
+        is unchanged then.
     """
     where = str(grant)
     if not (folder / _REQUEST).is_file() or not (folder / _KEY).is_file():
         raise ConfigError(
             "no request was made here",
             where=str(folder),
-            hint="`fedlearn operator request NAME` makes one; its answer fits no other key",
+            hint="make one: `fedlearn operator request NAME`; the answer is valid for its key only",
         )
     answer = config.read_file(LoginGrant, grant)
     key = _pem(folder / _KEY, "PRIVATE KEY")
@@ -233,7 +233,7 @@ def accept_grant(
     found = hashlib.sha256(_spki(root)).hexdigest()
     if not pin:
         raise ConfigError(
-            f"the CA in it is {found}: compare that with whoever runs the coordinator",
+            f"the CA in it is {found}: compare that with the coordinator's administrator",
             where=where,
             hint=f"if it is the same: --ca-pin {found}",
         )
@@ -241,7 +241,7 @@ def accept_grant(
         raise ConfigError(
             f"the CA is {found}, not {pin}",
             where=where,
-            hint="somebody may have exchanged the answer; ask whoever runs the coordinator",
+            hint="the answer may have been replaced; ask the coordinator's administrator",
         )
     if _spki(leaf) != load_pem_private_key(key, None).public_key().public_bytes(
         Encoding.DER, PublicFormat.SubjectPublicKeyInfo
@@ -249,7 +249,7 @@ def accept_grant(
         raise ConfigError(
             "the certificate is for another key than the one in this folder",
             where=where,
-            hint="send operator.csr of this folder, and take the answer to that",
+            hint="send operator.csr of this folder, and use the answer to it",
         )
     name = _operator_of(leaf, where)
     asked = [str(part.value) for part in request.subject]
@@ -310,7 +310,7 @@ def _spki(certificate: x509.Certificate) -> bytes:
 
 
 def _chain(pem: str, where: str) -> tuple[x509.Certificate, x509.Certificate]:
-    """Return a leaf and the root that signed it and itself."""
+    """Return a leaf, and the self-signed root that signed it."""
     try:
         leaf, root = x509.load_pem_x509_certificates(pem.encode())
         root.verify_directly_issued_by(root)
@@ -318,7 +318,7 @@ def _chain(pem: str, where: str) -> tuple[x509.Certificate, x509.Certificate]:
         basic = root.extensions.get_extension_for_class(x509.BasicConstraints).value
     except (InvalidSignature, x509.ExtensionNotFound, *UNREADABLE) as error:
         raise ConfigError(
-            "holds no operator's certificate with the CA that signed it", where=where
+            "does not contain an operator's certificate and the CA that signed it", where=where
         ) from error
     if not basic.ca:
         raise ConfigError("the second certificate is not a CA's", where=where)

@@ -1,6 +1,6 @@
 """Object identifiers of fedlearn's certificate extensions.
 
-They lie under a UUID-derived arc (ITU-T X.667), which needs no registration:
+They are under a UUID-derived arc (ITU-T X.667), which needs no registration:
 ``2.25.<integer of ba09ffa1-4e0c-4870-a8a4-440e311918f5>``. Each extension is not critical
 and its value is a DER OCTET STRING of 32 bytes.
 """

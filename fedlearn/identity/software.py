@@ -1,9 +1,8 @@
-"""The digest of fedlearn's own code, as it lies on this machine.
+"""The digest of fedlearn's own code, as it is installed on this machine.
 
-A coordinator measures it as ``software`` before it serves anybody, and a client before it
-seeks admission, so that a policy can name the versions that it accepts. In a confidential
-container the image digest says the same with more weight; on a plain machine this is what
-there is.
+A coordinator measures it as ``software`` before it serves, and a client before it requests
+admission, so that a policy can name the versions that it accepts. In a confidential container the
+image digest, which is measured at launch, proves more; on other machines there is only this digest.
 
 ``SHA-256("fedlearn-software/1\\0" | for each file: LP(path) | SHA-256(content))``, files of
 the four packages in byte order of their paths, compiled files left out; LP(x) = u32be(len x) | x.
@@ -27,7 +26,7 @@ _PACKAGES: Final = ("attestation", "edge", "fedlearn", "server")
 
 
 def software_digest() -> bytes:
-    """Return the digest (32 bytes) of the code that this process was started from."""
+    """Return the digest (32 bytes) of the code from which this process was started."""
     root = Path(fedlearn.__file__).resolve().parent.parent
     total = hashlib.sha256(_DOMAIN)
     for package in _PACKAGES:

@@ -7,8 +7,8 @@
     spiffe://<trust domain>/operator/<name>                           OperatorId
     spiffe://<trust domain>/coordinator                               CoordinatorId
 
-Format: SPIFFE-ID, section 2. We are stricter than the standard: names are those of a DNS
-label (RFC 1123), so that no id needs escaping and none can be mistaken for another.
+Format: SPIFFE-ID, section 2. These ids are stricter than the standard: names are DNS labels
+(RFC 1123), so that no id needs escaping and none can be mistaken for another.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _TRUST_DOMAIN: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,126}[a-z0-9])?")
 COORDINATOR_DNS: Final = "coordinator.fedlearn.internal"
 """A DNS name in every coordinator certificate, next to its addresses.
 
-Whoever pins the coordinator's CA or its very certificate checks this name instead of the
-address, so that a forwarded port or a changed address needs no new certificate.
+A peer that pins the coordinator's CA or certificate checks this name instead of the address, so
+that a forwarded port or a changed address needs no new certificate.
 """
 
 

@@ -1,8 +1,8 @@
 """TLS 1.3 contexts from keys that stay in memory.
 
-``ssl`` reads certificates and keys from files only. They are handed over through an anonymous
-file in memory (memfd_create(2)), which has no name in any directory and goes away with its
-descriptor, so a private key never touches a disk.
+``ssl`` reads certificates and keys from files only. They are passed in an anonymous file in memory
+(memfd_create(2)), which has no name in any directory and ends with its descriptor, so a private key
+is never written to disk.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ def server_context(
     key: ec.EllipticCurvePrivateKey,
     client_authorities: Sequence[x509.Certificate],
 ) -> ssl.SSLContext:
-    """Return a context for a server that talks TLS 1.3 and demands a client certificate.
+    """Return a context for a server that uses TLS 1.3 and requires a client certificate.
 
     :param chain: the server's certificate first.
-    :param client_authorities: who may have issued the client's certificate; not empty.
+    :param client_authorities: the authorities for client certificates; not empty.
     :raises ValueError: without an authority.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
-    # A resumed session would skip the certificate that decides about every request.
+    # A resumed session would skip the client certificate, on which every decision depends.
     context.num_tickets = 0
     _trust(context, client_authorities)
     load_identity(context, chain, key)
@@ -48,7 +48,7 @@ def client_context(
     key: ec.EllipticCurvePrivateKey,
     server_authorities: Sequence[x509.Certificate],
 ) -> ssl.SSLContext:
-    """Return a context for a client that shows a certificate and talks TLS 1.3.
+    """Return a context for a client that has a certificate and uses TLS 1.3.
 
     Only ``server_authorities`` are trusted, never those of the machine. The server's name is
     checked as usual.
@@ -67,7 +67,7 @@ def load_identity(
     chain: Sequence[x509.Certificate],
     key: ec.EllipticCurvePrivateKey,
 ) -> None:
-    """Give ``context`` a certificate and key; new connections use them, open ones go on."""
+    """Set the certificate and key of ``context`` for new connections; open ones continue."""
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     pem += b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain)
     descriptor = os.memfd_create("identity", os.MFD_CLOEXEC)

@@ -1,12 +1,12 @@
-"""A site's voucher: this client, with this key and this nonce, was started by us.
+"""A site's voucher: the site's statement that it started this client, with this key and nonce.
 
 An ECDSA P-256 signature (SHA-256, DER) by the site's enrolled key over::
 
     "fedlearn-voucher/1\\0" | LP(job) | LP(site) | LP(client) | LP(nonce)
     | LP(SHA-256(client's TLS SPKI))                              LP(x) = u32be(len x) | x
 
-Evidence says what runs; only the site can say that it runs there. The nonce makes every
-voucher good for one admission.
+Evidence proves what runs; only the site can state that it runs there. The nonce limits each voucher
+to one admission.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Assignment:
     ``id``        unique; a site runs an id at most once at a time
     ``spec``      the job as JSON (:meth:`fedlearn.job.spec.JobSpec.to_json`)
     ``bundle``    SHA-256 of the app bundle
-    ``policy``    the appraisal policy, TOML, which names what the coordinator must prove
+    ``policy``    the appraisal policy, TOML, which states what the coordinator must prove
     ``policy_signature``  its operator's signature (:mod:`attestation.policy.sign`), if any
     ``workload``  :func:`fedlearn.job.spec.workload_digest` of job and bundle
     """
@@ -81,7 +81,7 @@ class Assignment:
     ) -> Self:
         """Return the assignment if ``order_key`` (SPKI, DER) signed it for ``site``.
 
-        :raises JobError: for a bad signature, another site, or one out of its time.
+        :raises JobError: for a bad signature, another site, or outside of its validity.
         """
         if len(data) > MAX_ASSIGNMENT_BYTES:
             raise JobError(f"an assignment has at most {MAX_ASSIGNMENT_BYTES} bytes")
@@ -92,7 +92,7 @@ class Assignment:
             key.verify(signature, _DOMAIN + data, ec.ECDSA(hashes.SHA256()))
         except InvalidSignature:
             raise JobError(
-                "the assignment is not signed by the coordinator this site enrolled with",
+                "the assignment is not signed by the coordinator with which this site enrolled",
                 hint="nothing was started; report it to the coordinator's operator",
             ) from None
         assignment = cls._parse(data)

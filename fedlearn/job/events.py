@@ -1,8 +1,8 @@
-"""The vocabulary of a job's progress: what a coordinator says while a job runs.
+"""The events of a job, which a coordinator reports while the job runs.
 
-An event is a kind and a flat JSON object. The coordinator makes events out of these classes,
-they travel in ``fedlearn.v1.Event`` and the command line shows them. An event informs people;
-it decides nothing, and the ledger is where decisions are proven.
+An event is a kind and a flat JSON object. The coordinator makes instances of these classes, which
+are sent as ``fedlearn.v1.Event`` and shown by the command line. Events are for people; nothing is
+decided by them, and decisions are recorded in the ledger.
 
 Seconds are wall clock, bytes are those of the update as it crossed the wire. A reader ignores
 fields that it does not know, and shows a kind that it does not know as :class:`OtherEvent`.
@@ -56,7 +56,7 @@ MAX_EVENT_BYTES: Final = 256 * 1024
 class Event:
     """Root of all events. Construction checks types and bounds.
 
-    :raises ValueError: for a field of a wrong type or an impossible value.
+    :raises ValueError: for a field of a wrong type or a value out of range.
 
     >>> event = RoundFinished(round=3, seconds=1.5, sites=2, bytes=4096, metrics={"auc": 0.7})
     >>> event.encode()
@@ -148,7 +148,7 @@ class ClientStarting(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientAdmitted(Event):
-    """Evidence was verified, liked and answered with a certificate."""
+    """Evidence was verified and affirmed, and a certificate was issued."""
 
     kind: ClassVar[str] = "client.admitted"
     site: str
@@ -159,7 +159,7 @@ class ClientAdmitted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientRefused(Event):
-    """Evidence was refused; ``findings`` say what was expected and what was found."""
+    """Evidence was refused; ``findings`` state what was expected and what was found."""
 
     kind: ClassVar[str] = "client.refused"
     site: str
@@ -179,7 +179,7 @@ class ClientRenewed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientQuarantined(Event):
-    """A client did not attest again; what it sent in this round does not count."""
+    """A client did not attest again; its update of this round does not enter the sum."""
 
     kind: ClassVar[str] = "client.quarantined"
     site: str
@@ -220,7 +220,7 @@ class UpdateReceived(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateRejected(Event):
-    """One update may not enter the sum, or did not come in time."""
+    """One update may not enter the sum, or was not received in time."""
 
     kind: ClassVar[str] = "update.rejected"
     round: int
@@ -254,7 +254,7 @@ class CheckpointSealed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivacySpent(Event):
-    """The budget spent so far. An epsilon means nothing without the other five fields."""
+    """The budget spent so far. An epsilon has a meaning only with the other fields."""
 
     kind: ClassVar[str] = "privacy.spent"
     round: int
@@ -280,7 +280,7 @@ class Log(Event):
 class JobFinished(Event):
     """All rounds are done, and the model is sealed under the name ``model``.
 
-    ``model`` is empty where the app left none.
+    ``model`` is empty when the app made no model.
     """
 
     kind: ClassVar[str] = "job.finished"
@@ -293,7 +293,7 @@ class JobFinished(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFailed(Event):
-    """The job cannot go on. ``detail`` says why and ``hint`` what to do."""
+    """The job cannot continue. ``detail`` states why and ``hint`` what to do."""
 
     kind: ClassVar[str] = "job.failed"
     final: ClassVar[bool] = True
@@ -303,7 +303,7 @@ class JobFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobCancelled(Event):
-    """Somebody stopped the job."""
+    """An operator stopped the job."""
 
     kind: ClassVar[str] = "job.cancelled"
     final: ClassVar[bool] = True
@@ -321,7 +321,7 @@ class JobInterrupted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherEvent(Event):
-    """An event of a kind that this version does not know, kept as it came."""
+    """An event of a kind that this version does not know, kept as it was received."""
 
     name: str
     body: Mapping[str, Any]

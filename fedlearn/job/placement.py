@@ -1,9 +1,9 @@
 """The ``[placement]`` table of ``job.toml``: how many of the listed sites take part, and which.
 
 Without it all of them do. With ``choose`` the sites of the job are candidates, of which the
-coordinator picks so many when the job is submitted (:mod:`server.jobs.placement`). The job that is
-in force names exactly those, so its digest, its evidence and the order of every aggregation
-are as well defined as those of a job that named them itself.
+coordinator chooses that many when the job is submitted (:mod:`server.jobs.placement`). The job that
+runs names exactly those, so its digest, its evidence and the order of every aggregation are as
+well defined as if the file had named them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Placement:
     """Which of its sites a job runs at.
 
     ``choose``  how many; 0 for all
-    ``prefer``  among sites that are able and equally well: the first ones that are ``listed``,
-                those with the most ``capacity`` left, or those of the least ``cost``
+    ``prefer``  among sites that are equally able: the first ones that are ``listed``, those with
+                the most free ``capacity``, or those of the least ``cost``
     """
 
     choose: int = option(whole(0, 1_000), default=0)

@@ -1,9 +1,9 @@
-"""Everything random in a job comes from its seed, by name.
+"""All random numbers of a job are derived from its seed, by name.
 
 ``derive(seed, "round", 3, "server")`` is HKDF-SHA256 (RFC 5869) over the seed, with the
 labels as ``info``: two names never share numbers, and adding a name changes no other.
-Node numbers are derived in the same spirit, from the digest of the job and the site, so that
-a job that is run again or resumed sees the same nodes in the same order.
+Node numbers are derived from the digest of the job and the site in the same way, so that a job
+that is run again or resumed has the same nodes in the same order.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ __all__ = ["derive", "node_number", "seed_generators"]
 _SALT: Final = b"fedlearn-seed/1"
 _NODE: Final = b"fedlearn-node/1"
 _RESERVED_NODES: Final = 2
-"""0 is no node and 1 is the coordinator in Flower's numbering."""
+"""Flower reserves 0 (no node) and 1 (the coordinator)."""
 
 
 def derive(seed: int, *labels: str | int | bytes, length: int = 32) -> bytes:
     """Return ``length`` bytes for one purpose.
 
     :param seed: the job's seed, from 0 below 2^64.
-    :param labels: what the bytes are for; each is length-prefixed, so no two lists collide.
+    :param labels: the purpose; each is length-prefixed, so different lists are different inputs.
     :raises ValueError: for a seed or a label that is out of range.
     """
     if not 0 <= seed < 2**64:
@@ -43,7 +43,7 @@ def derive(seed: int, *labels: str | int | bytes, length: int = 32) -> bytes:
 
 
 def node_number(job_digest: bytes, site: str) -> int:
-    """Return the number under which a job knows a site: positive, below 2^63."""
+    """Return the node number of a site in a job: positive, below 2^63."""
     body = _NODE + _prefixed(job_digest) + _prefixed(site)
     number = int.from_bytes(hashlib.sha256(body).digest()[:8], "big") >> 1
     return max(number, _RESERVED_NODES)

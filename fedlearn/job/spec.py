@@ -82,7 +82,7 @@ _ELSEWHERE: Final = "-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
-    """A job, complete and possible. Make one with :meth:`load` or :meth:`from_toml`.
+    """A complete and consistent job. Make one with :meth:`load` or :meth:`from_toml`.
 
     ``name``           of the job, of its model and of its ledger entries
     ``app``            folder or bundle of the Flower application, relative to the job's file
@@ -91,21 +91,21 @@ class JobSpec:
     ``aggregation``    what the app receives of the updates
     ``evaluate``       how the sites evaluate
     ``resources``      what one client asks of its site
-    ``privacy``        what is promised; nothing without it
+    ``privacy``        the differential privacy; none by default
     ``data``           the data of each site, by its name; exactly one of the keys of a table
     ``config``         overrides of the application's run config
-    ``sites``          who takes part, in the order that every aggregation uses
-    ``placement``      how many of them, when not all (:mod:`fedlearn.job.placement`)
+    ``sites``          the sites that take part, in the order that every aggregation uses
+    ``placement``      how many of them, if not all (:mod:`fedlearn.job.placement`)
     ``quorum``         updates that a round needs; 0 in a file means all that take part
     ``deadline_s``     seconds that a round may take
-    ``stragglers``     at the deadline: ``drop`` who is late, or ``fail`` the job
+    ``stragglers``     at the deadline: ``drop`` late sites, or ``fail`` the job
     ``policy``         path of the appraisal policy, relative to the job's file
     ``policy_digest``  digest of that policy, 32 bytes (``AppraisalPolicy.digest``)
     ``owner_key``      ``x25519:`` and base64 of the key that opens the finished model, or empty
     ``launcher``       how sites start the client: ``any``, ``process`` or ``kubernetes``
     ``seed``           from which all randomness of the training is derived
 
-    :raises InconsistentValues: from the constructor, for values that do not go together.
+    :raises InconsistentValues: from the constructor, for values that exclude each other.
 
     >>> source = '''
     ... name = "heart"
@@ -185,11 +185,11 @@ class JobSpec:
             object.__setattr__(self, "quorum", most)
 
     def at(self, sites: Collection[str]) -> JobSpec:
-        """Return the job in force when it runs at exactly these of its sites.
+        """Return the job that runs at exactly these of its sites.
 
-        They stand in the order in which they were listed; nothing is left to choose.
+        They keep the order in which they were listed; ``placement`` is empty.
 
-        :raises ValueError: when they are not as many of its sites as it wants.
+        :raises ValueError: when they are not the job's, or not as many as it chooses.
         """
         if not set(sites) <= set(self.sites) or len(sites) != self.placement.choose:
             raise ValueError(f"{sorted(sites)} are not {self.placement.choose} of the job's sites")
@@ -229,7 +229,7 @@ class JobSpec:
 
     @classmethod
     def from_json(cls, data: bytes | str, where: str = "the job") -> JobSpec:
-        """Return what :meth:`to_json` wrote. Nothing else is read from disk.
+        """Return what :meth:`to_json` wrote. Nothing is read from disk.
 
         :raises JobError: when it is not a job.
         """
@@ -256,7 +256,7 @@ class JobSpec:
             for key in [key for key, value in mount.items() if not value]:
                 del mount[key]
         if not self.placement.choose:
-            # A job that chooses nothing has the digest that it had before there was a choice.
+            # Left out when empty, so that such jobs keep the digest of earlier releases.
             del values["placement"]
         del values["privacy"]
         if self.privacy is not None:
@@ -264,7 +264,7 @@ class JobSpec:
         return values
 
     def to_toml(self) -> str:
-        """Return a file that needs no other: :meth:`from_toml` gives an equal job."""
+        """Return a file that names no other file: :meth:`from_toml` reads an equal job."""
         return dumps(self.to_table())
 
     def to_json(self) -> str:
@@ -275,7 +275,7 @@ class JobSpec:
     # --- binding ----------------------------------------------------------------------
 
     def canonical(self) -> bytes:
-        """Return the meaning of the job as canonical JSON: sorted keys, no spaces, ASCII.
+        """Return the job without paths as canonical JSON: sorted keys, no spaces, ASCII.
 
         Left out are the paths of the submitter's machine, ``app`` and ``policy``; the digest
         of the policy is there instead, and :func:`workload_digest` adds that of the code.
@@ -340,7 +340,7 @@ def workload_digest(job_digest: bytes, bundle_digest: bytes) -> bytes:
 def _complete(
     spec: JobSpec, where: str, policy: AppraisalPolicy | None = None, base: Path | None = None
 ) -> JobSpec:
-    """Fill in what the source leaves to other files, whose paths start from ``base``."""
+    """Add what other files contain; their paths start from ``base``."""
     path = spec.policy if base is None else str(base / spec.policy)
     return dataclasses.replace(
         spec,
@@ -354,7 +354,7 @@ def _policy_digest(spec: JobSpec, where: str, policy: AppraisalPolicy | None, pa
         if spec.policy_digest:
             return spec.policy_digest
         raise ConfigError(
-            "is needed where the policy is not at hand", where=where, key="policy_digest"
+            "is needed where the policy itself is not given", where=where, key="policy_digest"
         )
     digest = policy.digest
     if spec.policy_digest and spec.policy_digest != digest:

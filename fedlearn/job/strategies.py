@@ -49,4 +49,4 @@ STRATEGIES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 """Options by strategy. Numbers of nodes are not options: a job states its sites and quorum."""
 
 MEAN_FAMILY: Final = frozenset({"fedadagrad", "fedadam", "fedavg", "fedavgm", "fedprox", "fedyogi"})
-"""The strategies that see updates through their mean only, and may therefore carry noise."""
+"""The strategies that use only the mean of the updates, to which noise can be added."""

@@ -47,7 +47,7 @@ Scalar = str | int | float | bool
 class StrategySpec:
     """How updates become one model.
 
-    ``name``     the strategy; ``app``: as the application's own ServerApp says
+    ``name``     the strategy; ``app``: that of the application's own ServerApp
     ``options``  of the strategy, those of Flower's class of this name
     """
 

@@ -1,14 +1,14 @@
-"""What happens to an update on its way out, outside of user code.
+"""Differential privacy of updates, applied outside of user code.
 
 The mechanism is ``central-gaussian``: each client clips its update inside its TEE
 (:class:`ClientPrivacy`), the coordinator adds Gaussian noise to the sum inside its own
-(:class:`ServerPrivacy`), and every round is paid for before it begins (:class:`Budget`).
+(:class:`ServerPrivacy`), and every round is charged before it begins (:class:`Budget`).
 
 What is guaranteed, for a job whose rounds all pass through these three: the sequence of
 global models is (epsilon, delta)-differentially private for the unit and the adjacency that
-the :class:`PrivacySpec` names, against everybody who does not know the noise secret. It is a
-computational guarantee, as the noise comes from a cipher. It says nothing of what leaves
-beside the models: metrics, numbers of examples, the time that a site takes.
+the :class:`PrivacySpec` names, for observers who do not know the noise secret. It is a
+computational guarantee, as the noise comes from a cipher. It does not cover what leaves in
+addition to the models: metrics, numbers of examples, the time that a site takes.
 
 The page is docs/tutorials/study-privacy.md.
 """
@@ -62,7 +62,7 @@ _HOMES: Final = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what computes when it is first asked for: who only reads a job needs no numpy."""
+    """Import the modules that compute on first use: reading a job needs no numpy."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

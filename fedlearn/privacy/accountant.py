@@ -1,13 +1,13 @@
-"""How much privacy rounds cost: Google's ``dp-accounting``, asked the right question.
+"""The privacy cost of rounds, computed by Google's ``dp-accounting``.
 
-The noise multiplier of a spec is relative to the sensitivity under its adjacency. That is
-what ``dp-accounting`` means by it except in one place: its PLD accountant takes the
-multiplier of ``REPLACE_ONE`` relative to the clipping norm, half of that. A Gaussian
-mechanism costs the same under every adjacency once it is relative to the sensitivity, so it is
-always asked as ``ADD_OR_REMOVE_ONE``.
+The noise multiplier of a spec is relative to the sensitivity under its adjacency.
+``dp-accounting`` defines it in the same way with one exception: its PLD accountant takes the
+multiplier of ``REPLACE_ONE`` relative to the clipping norm, which is half of the sensitivity. A
+Gaussian mechanism with a multiplier relative to the sensitivity costs the same under every
+adjacency, so the accountant is always called with ``ADD_OR_REMOVE_ONE``.
 
-Sampling is credited with nothing. Amplification by subsampling holds against somebody who does
-not learn which sites were drawn, and the ledger and the events of a job name them.
+No amplification by subsampling is credited. It holds only for observers who do not know which
+sites were drawn, and the ledger and the events of a job name them.
 
 ``rdp``  Renyi differential privacy (Mironov 2017, arXiv:1702.07476); fast, an upper bound
 ``pld``  privacy loss distributions (Doroshenko et al. 2022, arXiv:2207.04380); tighter, also
@@ -47,7 +47,7 @@ _LARGEST_MULTIPLIER: Final = 1e6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
-    """What some rounds cost. Its text never leaves out what the number depends on."""
+    """The cost of some rounds. Its text always states what the number depends on."""
 
     epsilon: float
     delta: float
@@ -68,7 +68,7 @@ class Spent:
         return text
 
     def to_json(self) -> dict[str, str | float | int | bool]:
-        """Return all of it JSON-ready, as it goes into the ledger next to job and round."""
+        """Return the values JSON-ready, as the ledger has them next to job and round."""
         return {
             "epsilon": self.epsilon,
             "delta": self.delta,
@@ -86,8 +86,8 @@ class Spent:
 def epsilon(spec: PrivacySpec, rounds: int) -> float:
     """Return the epsilon at ``spec.delta`` of ``rounds`` rounds; infinity if unbounded.
 
-    Use :func:`spent` for anything that a person reads. Raises
-    :class:`fedlearn.errors.PrivacyError` for an impossible number of rounds.
+    Use :func:`spent` for output that people read. Raises
+    :class:`fedlearn.errors.PrivacyError` for a number of rounds that is out of range.
     """
     if not 0 <= rounds <= MAX_ROUNDS:
         raise PrivacyError(f"{rounds} rounds cannot be accounted for; at most {MAX_ROUNDS}")
@@ -118,7 +118,7 @@ def rounds_within(spec: PrivacySpec) -> int:
 
     low, step = 0, 1
     if spec.accountant == "pld":
-        # PLD never costs more than RDP, whose answer is cheap and close.
+        # PLD never costs more than RDP, which is fast and gives a close bound.
         low = rounds_within(replace(spec, accountant="rdp"))
         step = max(low // 4, 1)
     while pays(low + step):
@@ -134,8 +134,8 @@ def rounds_within(spec: PrivacySpec) -> int:
 def noise_multiplier_for(spec: PrivacySpec, rounds: int) -> float:
     """Return a noise multiplier with which the budget of ``spec`` pays for ``rounds`` rounds.
 
-    It is the smallest but for the rounding up to three digits. Raises
-    :class:`fedlearn.errors.PrivacyError` when not even the largest one suffices.
+    It is the smallest one, rounded up to three digits. Raises
+    :class:`fedlearn.errors.PrivacyError` when the largest one does not suffice.
 
     >>> spec = PrivacySpec(clip=1.0, noise_multiplier=1.0, epsilon=8.0, delta=1e-5)
     >>> noise_multiplier_for(spec, rounds=5)
@@ -157,7 +157,7 @@ def noise_multiplier_for(spec: PrivacySpec, rounds: int) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     unit = 10.0 ** (math.floor(math.log10(high)) - 2)
-    # Decimal text rather than a product, so that it reads as it was rounded.
+    # Decimal text rather than a product, so that it prints with three digits.
     return max(float(f"{math.ceil(high / unit) * unit:.6g}"), MINIMUM_NOISE_MULTIPLIER)
 
 
@@ -165,10 +165,10 @@ def composed_epsilon(parts: Iterable[tuple[PrivacySpec, int]], delta: float) -> 
     """Return the epsilon at ``delta`` of several jobs on the same data, each of so many rounds.
 
     The composition is that of Renyi differential privacy, whatever accountant the jobs name.
-    What is bounded is how well the outputs tell the data from no contribution at all: each
-    adjacency of :mod:`fedlearn.privacy.spec` covers these two worlds.
+    The bound limits how well the outputs distinguish the data from no contribution at all: each
+    adjacency of :mod:`fedlearn.privacy.spec` covers these two cases.
 
-    Raises :class:`fedlearn.errors.PrivacyError` for an impossible number of rounds.
+    Raises :class:`fedlearn.errors.PrivacyError` for a number of rounds that is out of range.
     """
     rounds: Counter[float] = Counter()
     for spec, count in parts:
@@ -188,7 +188,7 @@ def _epsilon(spec: PrivacySpec, rounds: int) -> float:
     with _quiet():
         one = {spec.noise_multiplier: rounds}
         found = _composed(one, "rdp", spec.delta)
-        # The support of a privacy loss distribution grows with the loss: a budget that is
+        # The support of a privacy loss distribution grows with the loss. For a budget that is
         # already absurd would cost gigabytes to compute, and RDP says so for nothing.
         if spec.accountant == "pld" and found <= _PLD_LIMIT:
             found = _composed(one, "pld", spec.delta)
@@ -212,7 +212,7 @@ def _composed(rounds: Mapping[float, int], name: str, delta: float) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the accountant's remarks about Renyi orders that it leaves out off the terminal."""
+    """Suppress the accountant's log lines about Renyi orders that it leaves out."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

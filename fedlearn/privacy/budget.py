@@ -16,11 +16,11 @@ class Budget:
     """The epsilon and delta of one job, spent release by release; thread-safe.
 
     A release is one noised aggregate that leaves the aggregator. Releases are numbered from 1
-    over all stages, repeats, restarts and resumptions of a job, and each is paid for once, by
-    its number, before it happens. Who charges decides whether an attempt is a release of its
-    own (:meth:`server.jobs.job_channel.JobChannelHandler.charge`).
+    over all stages, repeats, restarts and resumptions of a job, and each is charged once, by its
+    number, before it happens. The caller decides whether an attempt is a release of its own
+    (:meth:`server.jobs.job_channel.JobChannelHandler.charge`).
 
-    ``charged`` are the releases that were paid for before, from the ``privacy`` entries of the
+    ``charged`` are the releases that were charged before, from the ``privacy`` entries of the
     ledger.
     """
 
@@ -31,18 +31,18 @@ class Budget:
 
     @property
     def spent(self) -> Spent:
-        """What the releases so far cost."""
+        """The cost of the releases so far."""
         with self._lock:
             return spent(self.spec, len(self._charged))
 
     @property
     def releases(self) -> int:
-        """How many releases have been paid for."""
+        """The number of releases that have been charged."""
         with self._lock:
             return len(self._charged)
 
     def charge(self, release: int) -> Spent:
-        """Pay for a release and return what is spent with it; call it before the release.
+        """Charge a release and return what is spent with it; call it before the release.
 
         Raises :class:`fedlearn.errors.PrivacyError`, and charges nothing, when the budget
         would be exceeded.
@@ -56,7 +56,7 @@ class Budget:
                 raise PrivacyError(
                     f"release {number} would exceed the privacy budget of epsilon "
                     f"{self.spec.epsilon:g}: it would make {cost}; spent so far: {so_far}",
-                    hint="the job ends here; more rounds need more noise or a larger epsilon, "
+                    hint="the job ends; more rounds need more noise or a larger epsilon, "
                     "in a new job",
                 )
             self._charged.add(number)
@@ -64,10 +64,10 @@ class Budget:
 
     @staticmethod
     def require(spec: PrivacySpec, rounds: int) -> Spent:
-        """Return what a job of ``rounds`` rounds will cost, before it is accepted.
+        """Return the cost of a job of ``rounds`` rounds, before it is accepted.
 
-        Raises :class:`fedlearn.errors.PrivacyError` when the budget does not pay for it, and
-        says how many rounds it pays for and which noise would do.
+        Raises :class:`fedlearn.errors.PrivacyError` when it exceeds the budget, stating how many
+        rounds fit, and which noise multiplier would suffice.
         """
         cost = spent(spec, rounds)
         if not cost.epsilon <= spec.epsilon:

@@ -1,8 +1,8 @@
-"""The steps that a difference of weights passes on its way out.
+"""The steps that are applied to a difference of weights before it leaves.
 
 A step takes a :data:`Delta`, the difference to the reference in float64, and returns one. It
-may work in the arrays that it is given. Steps are frozen and hold no state, so a chain can
-be run again and gives the same bits.
+may change the arrays in place. Steps are frozen and have no state, so a chain that is run again
+returns the same bits.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ __all__ = ["GRID_SLACK", "Chain", "Clip", "Delta", "GridNoise", "Step", "l2_norm
 Delta: TypeAlias = Mapping[str, NDArray[np.float64]]
 
 GRID_SLACK: Final = 2.0**-10
-"""How much larger the sensitivity is taken because sums are rounded to a grid."""
+"""The relative increase of the sensitivity because sums are rounded to a grid."""
 
 # The computed norm is off by less than 2^-46 of itself: squares and quotients are rounded to
-# 53 bits, and numpy adds pairwise within blocks. The scale of a clip leaves more room.
+# 53 bits, and numpy adds pairwise within blocks. The scale of a clip allows for more.
 _MARGIN: Final = 1 - 2.0**-44
 _BLOCK: Final = 1 << 16
 _EXACT: Final = 2.0**52
 
 
 class Step(Protocol):
-    """One thing that is done to a difference."""
+    """One operation on a difference."""
 
     def apply(self, delta: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
         """Return the difference after this step."""
@@ -44,7 +44,7 @@ class Step(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Steps, one after the other."""
+    """Steps that are applied in order."""
 
     steps: tuple[Step, ...]
 
@@ -60,8 +60,8 @@ class Clip:
     """Scale the whole difference, all arrays together, to an L2 norm of ``norm`` at most.
 
     The norm of the result is at most ``norm`` exactly, not only up to rounding. A difference
-    that is within the bound is left as it is, to the bit. Raises
-    :class:`fedlearn.errors.PrivacyError` when the difference holds NaN or infinity.
+    that is within the bound is not changed. Raises :class:`fedlearn.errors.PrivacyError` when the
+    difference contains NaN or infinity.
     """
 
     norm: float
@@ -87,22 +87,22 @@ class Clip:
 class GridNoise:
     """Add Gaussian noise to a sum, both on one grid.
 
-    The floating-point numbers that a sum plus noise can become differ from sum to sum, and
-    so tell more than the accountant knows (Mironov 2012, "On significance of the least
+    The set of floating-point numbers that a sum plus noise can be depends on the sum, and
+    discloses more than the accountant assumes (Mironov 2012, "On significance of the least
     significant bits for differential privacy"). So the sum and the noise are each rounded to
     multiples of one power of two and added as integers. The grid is so fine that rounding
-    moves a sum by at most ``GRID_SLACK / 2`` of the sensitivity, and the noise is made larger
-    by ``GRID_SLACK`` for it.
+    moves a sum by at most ``GRID_SLACK / 2`` of the sensitivity, and the noise is increased by
+    ``GRID_SLACK`` to compensate.
 
     ``multiplier``   standard deviation over sensitivity
-    ``sensitivity``  L2 distance of two sums that must look alike
-    ``secret``       at least 32 bytes, of this job only
-    ``purpose``      what the noise is for: the round
+    ``sensitivity``  L2 distance of two neighbouring sums
+    ``secret``       at least 32 bytes, used for this job only
+    ``purpose``      separates the rounds of the job
 
-    The noise depends on the sum as well as on secret and purpose, as a deterministic
-    signature does (RFC 6979): the same sum gets the same noise, so running a round again
-    tells nothing new; another sum gets independent noise, so that no difference of two
-    outputs is free of it.
+    The noise depends on the sum as well as on secret and purpose, like the nonce of a
+    deterministic signature (RFC 6979): the same sum gets the same noise, so running a round again
+    discloses nothing new; another sum gets independent noise, so that the difference of two
+    outputs still contains noise.
     """
 
     multiplier: float
@@ -130,7 +130,7 @@ class GridNoise:
         largest = max((float(np.max(np.abs(a))) for a in delta.values() if a.size), default=0.0)
         if not largest + 10 * self.standard_deviation < grid * _EXACT:
             raise PrivacyError(
-                f"the sum holds {largest:g}, too large to be rounded to a grid of {grid:g}",
+                f"the sum has the value {largest:g}, too large to be rounded to a grid of {grid:g}",
                 hint="clip is far too small for this model, or the sum was not clipped",
             )
         digest = hashlib.sha256()
@@ -154,14 +154,14 @@ class GridNoise:
 def l2_norm(delta: Delta) -> float:
     """Return the L2 norm over all arrays, within 2^-46 of itself; infinity beyond float64.
 
-    Raises :class:`fedlearn.errors.PrivacyError` naming the array that holds NaN or infinity.
+    Raises :class:`fedlearn.errors.PrivacyError` naming the array with NaN or infinity.
     """
     scale, size = _scaled_norm(delta)
     return scale * size
 
 
 def _scaled_norm(delta: Delta) -> tuple[float, float]:
-    """Return the norm as a product: a power of two near the largest value, and the rest."""
+    """Return the norm as two factors: a power of two near the largest value, and the rest."""
     largest = 0.0
     for name, array in delta.items():
         found = float(np.max(np.abs(array))) if array.size else 0.0

@@ -1,4 +1,4 @@
-"""The client's side, inside its TEE: what a site sends is clipped before it leaves."""
+"""The client's side, inside its TEE: a site's update is clipped before it leaves."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientPrivacy:
-    """What happens to an update on its way out of a client.
+    """Prepares an update of a client to leave it.
 
-    The norm before clipping is not reported to anyone: it is computed from the data and
-    covered by no noise.
+    The norm before clipping is not reported: it is computed from the data, and no noise is added
+    to it.
     """
 
     spec: PrivacySpec
@@ -40,7 +40,7 @@ class ClientPrivacy:
         ``reference`` is the global model that the client received. The result has its names,
         types and shapes, and differs from it by an L2 norm of at most ``spec.clip`` over all
         arrays together, exactly: numbers are rounded towards the reference. Arrays that are
-        not floating-point leave as they came. The inputs are not changed.
+        not floating-point are not changed. The inputs are not changed.
 
         Raises :class:`fedlearn.errors.UpdateRejected` when the update does not match the
         reference, :class:`fedlearn.errors.PrivacyError` when it holds NaN or infinity.
@@ -59,10 +59,9 @@ class ClientPrivacy:
         return 1
 
     def outgoing_metrics(self, metrics: Mapping[str, Value]) -> dict[str, Value]:
-        """Return the metrics that may leave: none, unless the job asks for them by name.
+        """Return the metrics that may leave: none, unless the job names the insecure option.
 
-        A loss is computed from the data and covered by no noise. With
-        ``insecure_exact_metrics`` all leave as they are, and the guarantee does not speak of
-        them.
+        A loss is computed from the data without noise. With ``insecure_exact_metrics`` all metrics
+        leave unchanged, and the guarantee does not cover them.
         """
         return dict(metrics) if self.spec.insecure_exact_metrics else {}

@@ -1,7 +1,7 @@
-"""From arrays to their float64 difference, and back into the type of the model.
+"""The difference of arrays in float64, and its addition in the types of the model.
 
-Only floating-point arrays are part of a difference. An array of integers or booleans (a
-counter of batches, say) cannot carry noise; it goes out as it came in.
+Only floating-point arrays are part of a difference. Noise cannot be added to an array of integers
+or booleans, such as a counter of batches; it is not changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["add_back", "add_back_towards", "difference", "is_floating", "spacing
 
 
 def is_floating(array: Array) -> bool:
-    """Say whether the array is of a floating-point type, bfloat16 included."""
+    """Return whether the array is of a floating-point type, bfloat16 included."""
     return array.dtype == BF16 or array.dtype.kind == "f"
 
 
@@ -49,8 +49,8 @@ def add_back_towards(
 ) -> dict[str, Array]:
     """Return ``reference + delta`` in the types of the reference, rounded towards it.
 
-    No number ends farther from the reference than ``delta`` says, so a norm that holds for
-    the difference holds for what is sent, whatever the element type.
+    No number is farther from the reference than ``delta``, so a bound of the difference's norm
+    holds for what is sent as well, for every element type.
     """
     result: dict[str, Array] = {}
     for name, base in reference.items():
@@ -63,7 +63,7 @@ def add_back_towards(
         if too_far.any():
             nearer = _next_towards(near, base)
             near = np.where(too_far, nearer, near)
-            # One unit in the last place is enough; should it ever not be, nothing is sent.
+            # One unit in the last place suffices; otherwise an error is raised.
             still = np.abs(_wide(near) - wide) > step
             near = np.where(still, base, near)
         result[name] = near.reshape(base.shape)
@@ -93,7 +93,7 @@ def _narrow(values: NDArray[np.float64], like: Array) -> Array:
 def _next_towards(values: Array, target: Array) -> Array:
     if values.dtype != BF16:
         return np.asarray(np.nextafter(values, target), dtype=values.dtype)
-    # Magnitudes of bfloat16 are ordered like their 15 low bits; -0 and +0 are one place.
+    # Magnitudes of bfloat16 are ordered like their 15 low bits; -0 and +0 are equal.
     ordinal = _ordinal(values)
     ordinal += np.sign(_ordinal(target) - ordinal)
     bits = np.where(ordinal < 0, 0x8000 | -ordinal, ordinal).astype("<u2")

@@ -1,8 +1,8 @@
 """Gaussian noise from a secret: the same secret gives the same bits on every machine.
 
-The noise of a round is a function of a secret seed, so that a job that was interrupted and
-resumed arrives at the same model to the bit. For whoever does not know the seed it is as
-good as fresh randomness: AES-256 in counter mode under a key from HKDF-SHA256 (RFC 5869).
+The noise of a round is a function of a secret seed, so that a job that was interrupted and resumed
+produces the same model to the bit. Without the seed it cannot be distinguished from fresh
+randomness: AES-256 in counter mode under a key from HKDF-SHA256 (RFC 5869).
 
 A normal deviate is the inverse of the normal distribution at a uniform 64-bit number:
 Wichura 1988, "Algorithm AS 241", PPND16, relative accuracy about 1e-16, tail as far as 9.1
@@ -115,7 +115,7 @@ class GaussianStream:
         if len(secret) < SECRET_BYTES:
             raise PrivacyError(
                 f"a noise secret has at least {SECRET_BYTES} bytes, not {len(secret)}",
-                hint="draw it once per job and keep it sealed, or the noise can be subtracted",
+                hint="draw it once per job and keep it sealed: with it, the noise can be removed",
             )
         key = HKDF(algorithm=SHA256(), length=32, salt=_SALT, info=pack(*purpose)).derive(secret)
         self._keystream: CipherContext = Cipher(
@@ -125,8 +125,8 @@ class GaussianStream:
     def standard_normal(self, count: int) -> NDArray[np.float64]:
         """Return the next ``count`` deviates.
 
-        The stream does not depend on how it is cut: two calls for 3 and 4 give what one
-        call for 7 gives.
+        The stream does not depend on the sizes of the calls: two calls for 3 and 4 return the
+        same deviates as one call for 7.
         """
         out = np.empty(count, np.float64)
         for start in range(0, count, _BLOCK):
@@ -135,7 +135,7 @@ class GaussianStream:
         return out
 
     def words(self, count: int) -> NDArray[np.uint64]:
-        """Return the next ``count`` uniform 64-bit numbers that deviates are made from."""
+        """Return the next ``count`` uniform 64-bit numbers, from which deviates are made."""
         data = self._keystream.update(bytes(count * _WORD.itemsize))
         return np.frombuffer(data, _WORD).astype(np.uint64)
 

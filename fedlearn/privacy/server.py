@@ -38,16 +38,16 @@ def noise_secret(spec: PrivacySpec, *, seed: int | None = None) -> bytes:
     if seed is None:
         raise PrivacyError(
             "insecure_deterministic_noise needs the seed of the job",
-            hint="set seed in the job, or drop insecure_deterministic_noise",
+            hint="set seed in the job, or remove insecure_deterministic_noise",
         )
     return derive(seed, "insecure deterministic noise", length=SECRET_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerPrivacy:
-    """What happens to the mean of a round before it becomes the next global model.
+    """Prepares the mean of a round to become the next global model.
 
-    The mean that comes in must weigh every site alike.
+    The mean must weigh every site alike.
     """
 
     spec: PrivacySpec
@@ -63,10 +63,10 @@ class ServerPrivacy:
         return cls(spec=spec, secret=secret)
 
     def cohort(self, sites: Sequence[str], round: int) -> tuple[str, ...]:  # noqa: A002
-        """Draw the sites of a round in the way that the accountant assumes.
+        """Draw the sites of a round as the accountant assumes.
 
-        The draw comes from the secret, so that it stays secret and a resumed job draws the
-        same; it does not depend on the order of ``sites``. Under Poisson sampling it may be
+        The draw is derived from the secret, so that it is secret and a resumed job draws the same
+        sites; it does not depend on the order of ``sites``. Under Poisson sampling it may be
         empty. Raises :class:`fedlearn.errors.PrivacyError` when ``sites`` is not the
         population that the spec names.
         """
@@ -80,13 +80,13 @@ class ServerPrivacy:
             return tuple(site for site, word in zip(ordered, drawn, strict=True) if word < limit)
         if len(ordered) != self.spec.population:
             raise PrivacyError(
-                f"{len(ordered)} sites, but the spec says population = {self.spec.population}"
+                f"{len(ordered)} sites, but the spec has population = {self.spec.population}"
             )
         shuffled = sorted(range(len(ordered)), key=lambda index: drawn[index])
         return tuple(ordered[index] for index in sorted(shuffled[: self.spec.sample_size]))
 
     def check(self, update: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
-        """Check that an update was clipped; raises UpdateRejected saying by how much not."""
+        """Check that an update was clipped; raises UpdateRejected stating its norm."""
         check_like(update, reference)
         norm = l2_norm(difference(update, reference))
         if not norm <= self.spec.clip * _TOLERANCE:
@@ -96,10 +96,10 @@ class ServerPrivacy:
             )
 
     def denominator(self, asked: int) -> float:
-        """Return what the sum is divided by: a public number.
+        """Return the divisor of the sum, a public number.
 
-        ``asked`` counts the sites that the round asked, whatever they answered: a refused
-        update counts as zeros, so that its refusal does not show in the scale of the others.
+        ``asked`` is the number of sites that the round asked, whatever they answered: a refused
+        update counts as zeros, so that the scale of the others does not disclose the refusal.
         """
         if self.spec.expected_cohort is not None:
             return self.spec.expected_cohort
@@ -129,14 +129,14 @@ class ServerPrivacy:
         what rounding can add. Arrays that are not floating-point stay as they are in the
         reference. The inputs are not changed, and the same inputs give the same bits.
 
-        Charge the release to the :class:`fedlearn.privacy.Budget` and seal the result before
-        anybody is shown it.
+        Charge the release to the :class:`fedlearn.privacy.Budget`, and seal the result, before the
+        result is shown or sent.
 
-        Raises :class:`fedlearn.errors.PrivacyError` when the mean cannot be that of so many
-        clipped updates; there is then no guarantee to be had.
+        Raises :class:`fedlearn.errors.PrivacyError` when the mean cannot be that of so many clipped
+        updates: the guarantee would not hold.
         """
         if list(mean) != list(reference):
-            raise PrivacyError("the mean does not hold the arrays of the model, in their order")
+            raise PrivacyError("the mean does not have the arrays of the model in their order")
         for name, base in reference.items():
             if mean[name].shape != base.shape or is_floating(mean[name]) != is_floating(base):
                 raise PrivacyError(f"{name}: the mean has another shape or kind than the model")
@@ -173,7 +173,7 @@ class ServerPrivacy:
     def _rounding_slack(
         self, mean: Mapping[str, Array], reference: Mapping[str, Array], cohort_size: int
     ) -> float:
-        """Bound how far rounding of the mean can move two neighbouring sums apart.
+        """Return a bound of the distance that rounding can add between two neighbouring sums.
 
         Computed from public values only: no mean is farther from the reference than
         ``clip``, and it is rounded by half of the spacing of its type.
@@ -188,7 +188,7 @@ class ServerPrivacy:
                 parts.append(float(np.sum(np.square(unit))))
         slack = cohort_size * math.sqrt(math.fsum(parts))
         if not math.isfinite(slack):
-            raise PrivacyError("the global model holds numbers beyond its own type")
+            raise PrivacyError("the global model has numbers beyond the range of its own type")
         return slack
 
 

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009 (an option is a field specifier; each makes a new field)
-"""The ``[privacy]`` table of a job: what is promised, to whom, and by which mechanism.
+"""The ``[privacy]`` table of a job: its mechanism, its unit and its budget.
 
 ::
 
@@ -14,24 +14,24 @@
     accountant = "rdp"               # or "pld"
     sampling = "full"                # "full", "poisson" (sampling_rate) or "fixed" (sample_size)
 
-*Unit.* One client stands for one site, so the unit is the site: the guarantee hides what a
-whole site contributed, not merely one record.
+*Unit.* One client represents one site, so the unit is the site: the guarantee hides the whole
+contribution of a site, and not only one record.
 
-*Adjacency* says which two worlds must look alike:
+*Adjacency* defines which two cases an observer cannot distinguish:
 
 ``zero-out``       a site's updates are replaced by zeros (Kairouz et al. 2021,
                    arXiv:2103.00039, definition 1.1). Who took part is public, as the ledger
                    makes it; what they contributed is not. Sensitivity of the sum: ``clip``.
-``add-or-remove``  a site is there or not. Participation itself is hidden, so the sum is
+``add-or-remove``  a site takes part or not. Participation itself is hidden, so the sum is
                    divided by the public ``expected_cohort``. Sensitivity: ``clip``.
-``replace-one``    a site is exchanged for any other. Sensitivity: twice ``clip``.
+``replace-one``    a site is replaced by any other. Sensitivity: twice ``clip``.
 
 The noise on the sum has the standard deviation ``noise_multiplier * sensitivity``.
 
 *Sampling.* ``full``: every site takes part in every round. ``poisson``: each site joins a
 round independently with probability ``sampling_rate``. ``fixed``: ``sample_size`` of
-``population`` sites, without replacement. No amplification is credited: it would hold
-against somebody who does not learn which sites were drawn, and the ledger names them.
+``population`` sites, without replacement. No amplification is credited: it holds
+only for observers who do not know which sites were drawn, and the ledger names them.
 
 The page is docs/how-to/choose-epsilon-and-clip.md.
 """
@@ -68,7 +68,7 @@ def _positive() -> FieldType[float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivacySpec:
-    """What a job promises about privacy.
+    """The differential privacy of a job.
 
     ``clip``              L2 norm bound of one site's update in one round
     ``noise_multiplier``  standard deviation of the noise on the sum over its sensitivity
@@ -76,21 +76,21 @@ class PrivacySpec:
                           the budget of all rounds of the job together
     ``mechanism``         where updates are clipped and where noise is added
     ``unit``              what is protected: everything that one site contributes
-    ``adjacency``         which two worlds must look alike, see above
+    ``adjacency``         which two cases an observer cannot distinguish, see above
     ``accountant``        how the budget is counted
-    ``sampling``          who takes part in a round, see above
+    ``sampling``          which sites take part in a round, see above
     ``sampling_rate``     for ``poisson``: probability of a site to be drawn
     ``sample_size``       for ``fixed``: sites drawn in a round, out of ``population``
     ``population``        for ``fixed``: sites that are drawn from
     ``expected_cohort``   public denominator of the mean; None: the size of the cohort
     ``insecure_deterministic_noise``
-        derive the noise from the job's seed, so that two deployments agree to the bit.
-        Whoever knows the seed can subtract the noise: there is then no guarantee.
+        derive the noise from the job's seed, so that two deployments agree to the bit. There is
+        no guarantee then: with the seed, the noise can be subtracted.
     ``insecure_exact_metrics``
-        let losses and other metrics of a site leave it as they are, beside the guarantee.
+        losses and other metrics of a site leave it unchanged; the guarantee does not cover them.
 
-    Read with :meth:`from_mapping`, every value is in its range. The constructor checks how
-    values go together.
+    :meth:`from_mapping` checks the range of every value. The constructor checks that the values
+    are consistent.
 
     :raises InconsistentValues: from the constructor, naming the key.
 
@@ -111,7 +111,7 @@ class PrivacySpec:
             MINIMUM_NOISE_MULTIPLIER,
             1e6,
             expected=f"a number from {MINIMUM_NOISE_MULTIPLIER} up to 1e6 "
-            "(noise below that protects nobody; typical: 0.5 to 5)",
+            "(less noise gives no privacy; typical: 0.5 to 5)",
         )
     )
     epsilon: float = option(_positive())
@@ -153,7 +153,7 @@ class PrivacySpec:
         return config.read(_Job, {"privacy": values}, where=where).privacy
 
     def to_mapping(self) -> dict[str, str | float | int | bool]:
-        """Return the table again, complete and JSON-ready, without keys that are None.
+        """Return the complete table, JSON-ready, without keys that are None.
 
         Two equal specs give equal mappings, so it can enter a canonical digest.
         """
@@ -167,7 +167,7 @@ class PrivacySpec:
 
     @property
     def sampling_text(self) -> str:
-        """The sampling assumption in words, as it is printed next to an epsilon."""
+        """The sampling assumption as text, as it is printed next to an epsilon."""
         if self.sampling == "poisson":
             return (
                 f"Poisson sampling of sites at rate {self.sampling_rate:g}, draw in the ledger, "
@@ -210,7 +210,7 @@ def _sampling_problem(spec: PrivacySpec) -> tuple[str, str] | None:
 def _denominator_problem(spec: PrivacySpec) -> tuple[str, str] | None:
     expected = spec.expected_cohort
     if spec.sampling == "fixed" and expected not in (None, spec.sample_size):
-        return "expected_cohort", "it is sample_size where the sample has a fixed size"
+        return "expected_cohort", "is sample_size if the sample has a fixed size"
     if expected is None and spec.adjacency == "add-or-remove":
         return "expected_cohort", (
             'missing; under "add-or-remove" the size of the cohort is itself private, so the '

@@ -1,9 +1,9 @@
-"""Processes that run user code, kept from everything that is not theirs.
+"""Processes for user code, which cannot access what was not given to them.
 
 :func:`spawn` starts a program in a :class:`Sandbox`: without capabilities, in namespaces of its own
-where the kernel lets us, with Landlock and seccomp where it has them, under another user where
-we are root, with bounded memory, processes, files and disk. :class:`SandboxReport` says what of
-that is in force; nothing is left out silently. Linux only.
+where the kernel permits them, with Landlock and seccomp where it has them, under another user where
+the caller is root, with bounded memory, processes, files and disk. :class:`SandboxReport` states
+which protections are in force; none is left out silently. Linux only.
 
 The page is docs/adr/0018-sandbox.md.
 """

@@ -88,7 +88,7 @@ _LIBC.syscall.restype = ctypes.c_long
 def syscall(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
     """Make one system call.
 
-    :raises OSError: with what the kernel says.
+    :raises OSError: with the error of the kernel.
     """
     plain = [ctypes.c_long(each) if isinstance(each, int) else each for each in arguments]
     found: int = _LIBC.syscall(ctypes.c_long(number), *plain)
@@ -100,7 +100,7 @@ def syscall(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] |
 def prctl(option: int, second: int = 0, third: int = 0) -> int:
     """Call ``prctl(2)``.
 
-    :raises OSError: with what the kernel says.
+    :raises OSError: with the error of the kernel.
     """
     zero = ctypes.c_ulong(0)
     found: int = _LIBC.prctl(option, ctypes.c_ulong(second), ctypes.c_ulong(third), zero, zero)
@@ -110,11 +110,11 @@ def prctl(option: int, second: int = 0, third: int = 0) -> int:
 
 
 def clone(flags: int) -> int:
-    """Do what ``fork`` does, into new namespaces; return 0 in the child.
+    """Fork into new namespaces; return 0 in the child.
 
     For a process with a single thread only: no handler of ``os.register_at_fork`` runs.
 
-    :raises OSError: when the kernel does not let us.
+    :raises OSError: when the kernel does not permit it.
     """
     return syscall(_number("clone"), flags | _SIGCHLD, 0, 0, 0, 0)
 
@@ -129,7 +129,7 @@ def may_change_user() -> bool:
 
 
 def end_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends."""
+    """Let the kernel kill this process when the thread that started it ends."""
     prctl(_PR_SET_PDEATHSIG, _SIGKILL)
 
 
@@ -139,12 +139,12 @@ def not_dumpable() -> None:
 
 
 def no_new_privileges() -> None:
-    """Give up, for this process and all that it starts, what a set-user-ID program gives."""
+    """Disable the privileges of set-user-ID programs for this process and its children."""
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def drop_capabilities() -> None:
-    """Give up every capability, and what would bring one back at the next ``execve``.
+    """Drop every capability, and what would add one at the next ``execve``.
 
     The bounding set needs CAP_SETPCAP; without it ``no_new_privileges`` does the same.
     """
@@ -168,23 +168,23 @@ def drop_capabilities() -> None:
 def mount(kind: str, target: Path, *, flags: int = 0, options: str = "") -> None:
     """Mount a file system of ``kind`` (``tmpfs``, ``proc``).
 
-    :raises OSError: when the kernel does not let us.
+    :raises OSError: when the kernel does not permit it.
     """
     _mount(kind.encode(), target, kind.encode(), flags, options.encode())
 
 
 def bind(source: Path, target: Path) -> None:
-    """Show ``source``, with what is mounted below it, at ``target``.
+    """Bind-mount ``source``, with what is mounted below it, at ``target``.
 
-    :raises OSError: when the kernel does not let us.
+    :raises OSError: when the kernel does not permit it.
     """
     _mount(os.fsencode(source), target, None, MS_BIND | MS_REC, None)
 
 
 def make_private(target: Path) -> None:
-    """Keep mounts below ``target`` from reaching other namespaces, and the other way round.
+    """Separate the mounts below ``target`` from those of other namespaces.
 
-    :raises OSError: when the kernel does not let us.
+    :raises OSError: when the kernel does not permit it.
     """
     _mount(None, target, None, MS_REC | MS_PRIVATE, None)
 
@@ -194,7 +194,7 @@ def set_mount_flags(target: Path, attributes: int, *, below: bool = True) -> Non
 
     ``mount_setattr``, Linux 5.12.
 
-    :raises OSError: when the kernel does not let us.
+    :raises OSError: when the kernel does not permit it.
     """
     fields = (ctypes.c_uint64 * 4)(attributes, 0, 0, 0)
     path = ctypes.c_char_p(os.fsencode(target))
@@ -213,7 +213,7 @@ def set_mount_flags(target: Path, attributes: int, *, below: bool = True) -> Non
 def pivot_root(new: Path, old: Path) -> None:
     """Make ``new`` the root of this mount namespace, and the former root appear at ``old``.
 
-    :raises OSError: when the kernel does not let us.
+    :raises OSError: when the kernel does not permit it.
     """
     found = _LIBC.syscall(
         ctypes.c_long(_number("pivot_root")),
@@ -225,9 +225,9 @@ def pivot_root(new: Path, old: Path) -> None:
 
 
 def unmount(target: Path) -> None:
-    """Take a mount, with all below it, out of this namespace.
+    """Unmount a mount, with all below it, in this namespace.
 
-    :raises OSError: when the kernel does not let us.
+    :raises OSError: when the kernel does not permit it.
     """
     if _LIBC.umount2(os.fsencode(target), MNT_DETACH) == -1:
         _raise(f"umount {target}")

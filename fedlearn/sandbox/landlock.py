@@ -1,7 +1,7 @@
-"""Landlock: which files a process may reach, and that it may not use the network.
+"""Landlock: restricts the files of a process, and denies the network.
 
 Source: ``linux/landlock.h`` and ``Documentation/userspace-api/landlock.rst`` of Linux. What a
-kernel's ABI does not have yet is left out, and the ABI is reported.
+kernel's ABI does not support is left out, and the ABI is reported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NETWORK_ABI: Final = 4
 """From this ABI on, TCP can be denied."""
 
 SCOPE_ABI: Final = 6
-"""From this ABI on, signals and abstract sockets can be kept inside."""
+"""From this ABI on, signals and abstract sockets can be restricted."""
 
 _CREATE_RULESET: Final = 444
 _ADD_RULE: Final = 445
@@ -46,7 +46,7 @@ _SCOPES: Final = 0b11
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What stays reachable; everything else is denied.
+    """What may be accessed; everything else is denied.
 
     ``readable``  files, and folders with all below them: read and execute
     ``listable``  folders whose names may be listed
@@ -98,9 +98,9 @@ def build(rules: Rules) -> int:
 
 
 def restrict(ruleset: int) -> None:
-    """Apply a ruleset to this process and all that it starts, for ever.
+    """Apply a ruleset to this process and all that it starts; it cannot be removed.
 
-    ``no_new_privileges`` comes first.
+    ``no_new_privileges`` must have been set.
 
     :raises OSError: when the kernel refuses.
     """

@@ -51,13 +51,13 @@ Blob = bytes | bytearray | memoryview
 
 
 class ChannelClosed(TransportError):
-    """The other end is gone."""
+    """The other end is closed."""
 
     code: ClassVar[str] = "channel-closed"
 
 
 class ChannelTimeout(TransportError):
-    """The other end did not say, or take, a whole record in time."""
+    """The other end did not send, or accept, a whole record in time."""
 
     code: ClassVar[str] = "channel-timeout"
 
@@ -65,7 +65,7 @@ class ChannelTimeout(TransportError):
 class ProcessChannel:
     """One end. One thread may send and another one receive; several senders take turns.
 
-    :param end: one socket of ``socket.socketpair()``; it belongs to the channel from now on.
+    :param end: one socket of ``socket.socketpair()``, which the channel closes.
     :param limit: the most bytes that one record's blobs may have together.
     :param max_header: the most bytes that one record's JSON may have.
     """
@@ -84,14 +84,14 @@ class ProcessChannel:
         *,
         timeout: float | None = None,
     ) -> None:
-        """Send one record. ``header`` is what JSON can say, without a key ``blobs``.
+        """Send one record. ``header`` is a JSON object without a key ``blobs``.
 
         A blob may be given in pieces, which arrive as one.
 
-        After :class:`ChannelTimeout` a record may be half sent: the channel is of no use.
+        After :class:`ChannelTimeout` a record may be incomplete: the channel cannot be used.
 
-        :raises ChannelClosed: when the other end is gone.
-        :raises ChannelTimeout: when it did not take the record within ``timeout`` seconds.
+        :raises ChannelClosed: when the other end is closed.
+        :raises ChannelTimeout: when it did not accept the record within ``timeout`` seconds.
         """
         pieces = [[blob] if isinstance(blob, Blob) else blob for blob in blobs]
         views = [memoryview(piece).cast("B") for blob in pieces for piece in blob]
@@ -103,7 +103,7 @@ class ProcessChannel:
         try:
             file = _sealed(views)
         except OSError:
-            # A bound on files holds for a memfd too. The stream needs none, it copies instead.
+            # RLIMIT_FSIZE holds for a memfd too; then the blobs are copied into the stream.
             self._send(b"".join([_HEAD.pack(len(body)), body, *views]), None, timeout)
             return
         try:
@@ -116,13 +116,13 @@ class ProcessChannel:
     ) -> tuple[dict[str, Any], list[memoryview]] | None:
         """Return the next record, or None when the other end closed between two records.
 
-        The blobs are read-only. Those of a large record are views of one mapping, which lives
-        as long as they do.
+        The blobs are read-only. Those of a large record are views of one mapping, which is
+        unmapped with the last of them.
 
         :param timeout: seconds for the whole record; after :class:`ChannelTimeout` the channel
-            is of no use.
-        :raises ChannelClosed: when a record is cut off.
-        :raises ChannelTimeout: when there is no whole record in time.
+            cannot be used.
+        :raises ChannelClosed: when a record is truncated.
+        :raises ChannelTimeout: when no whole record arrives in time.
         :raises TransportError: when a record is malformed, too long, or its file may change.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -149,7 +149,7 @@ class ProcessChannel:
                 os.close(file)
 
     def close(self) -> None:
-        """Close this end, also under a thread that reads from it."""
+        """Close this end; a thread that reads from it stops."""
         with contextlib.suppress(OSError):  # the other end closed first
             self._end.shutdown(socket.SHUT_RDWR)
         self._end.close()
@@ -166,7 +166,7 @@ class ProcessChannel:
                     if file is None:
                         sent = self._end.send(rest[:_PIECE], socket.MSG_DONTWAIT)
                     else:
-                        # The receiver looks for the descriptor where the head is.
+                        # The receiver expects the descriptor together with the head.
                         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [file]))
                         sent = self._end.sendmsg(
                             [rest[: _HEAD.size]], [rights], socket.MSG_DONTWAIT
@@ -174,12 +174,12 @@ class ProcessChannel:
                         file = None
                     rest = rest[sent:]
             except (OSError, ValueError) as error:
-                raise ChannelClosed("the other end of the channel is gone") from error
+                raise ChannelClosed("the other end of the channel is closed") from error
 
     # --- receiving --------------------------------------------------------------------
 
     def _read_head(self, deadline: float | None) -> tuple[bytes, int | None]:
-        """Return the head, empty at the end, and the descriptor that came with it."""
+        """Return the head, empty at the end, and the descriptor that was sent with it."""
         head = bytearray()
         file: int | None = None
         try:
@@ -198,10 +198,10 @@ class ProcessChannel:
                 if found or flags & socket.MSG_CTRUNC:
                     for each in found:
                         os.close(each)
-                    raise TransportError("a record came with more than one file")
+                    raise TransportError("a record has more than one file")
                 if not piece:
                     if head or file is not None:
-                        raise ChannelClosed("the other end of the channel is gone")
+                        raise ChannelClosed("the other end of the channel is closed")
                     break
                 head += piece
         except BaseException:
@@ -211,30 +211,30 @@ class ProcessChannel:
         return bytes(head), file
 
     def _read(self, length: int, deadline: float | None) -> bytes:
-        # Grows with what arrives, so that an announced length alone takes no memory.
+        # Grows with the received bytes, so that a length alone allocates no memory.
         data = bytearray()
         try:
             while len(data) < length:
                 self._ready(select.POLLIN, deadline)
                 piece = self._end.recv(min(length - len(data), _PIECE), socket.MSG_DONTWAIT)
                 if not piece:
-                    raise ChannelClosed("the other end of the channel is gone")
+                    raise ChannelClosed("the other end of the channel is closed")
                 data += piece
         except (OSError, ValueError) as error:
-            raise ChannelClosed("the other end of the channel is gone") from error
+            raise ChannelClosed("the other end of the channel is closed") from error
         return bytes(data)
 
     def _ready(self, event: int, deadline: float | None) -> None:
-        """Wait until the socket can be read or written, or the other end is gone."""
+        """Wait until the socket can be read or written, or the other end is closed."""
         poll = select.poll()
         poll.register(self._end, event)
         rest = None if deadline is None else max(deadline - time.monotonic(), 0.0) * 1000
         if not poll.poll(rest):
-            raise ChannelTimeout("the other end of the channel did not move in time")
+            raise ChannelTimeout("the other end of the channel did not send or receive in time")
 
 
 def _sealed(views: Sequence[memoryview]) -> int:
-    """Return a memfd with these bytes that nobody can change any more."""
+    """Return a sealed memfd with these bytes."""
     file = os.memfd_create("record", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         for view in views:
@@ -249,7 +249,7 @@ def _sealed(views: Sequence[memoryview]) -> int:
 
 
 def _mapped(file: int, sizes: Sequence[int]) -> list[memoryview]:
-    """Return views of a file, after checking that nobody can change it under them."""
+    """Return views of a file, after checking that it is sealed."""
     try:
         seals = fcntl.fcntl(file, _F_GET_SEALS)
     except OSError:

@@ -1,4 +1,4 @@
-"""What the supervisor of a sandbox is to start, and what its processes share."""
+"""The request to the supervisor of a sandbox, and what its processes share."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The system calls that user code may not make: a BPF program for seccomp.
 
-It is a list of what is denied, and not of what is allowed: numerical libraries and drivers
-use more of the kernel than a list of ours would foresee. What it denies is what reaches other
-processes, the network, the kernel itself or its configuration, and what makes namespaces in
-which a process has capabilities again. Calls that came after Linux 6.15 do not exist here.
+It denies a list of calls and allows the others, because numerical libraries and drivers use calls
+that a list of allowed ones would miss. Denied are calls that act on other processes, the network,
+the kernel or its configuration, and calls that make namespaces in which a process has capabilities
+again. Calls that are newer than Linux 6.15 fail with ENOSYS.
 
 Source: ``linux/seccomp.h``, ``linux/bpf_common.h``, and the system call tables of Linux for
 x86-64 (``syscall_64.tbl``) and AArch64 (``scripts/syscall.tbl``).
@@ -173,20 +173,20 @@ DENIED: Final = {
     "x86_64": _SAME | {name: pair[0] for name, pair in _BOTH.items()} | _X86_ONLY,
     "aarch64": _SAME | {name: pair[1] for name, pair in _BOTH.items()},
 }
-"""By machine: the calls that fail with EPERM whatever their arguments are."""
+"""The calls that fail with EPERM for any arguments, by machine."""
 
 
 def program(machine: str = MACHINE, *, protected: Iterable[int] = ()) -> bytes:
     """Return the BPF program for a machine, as ``struct sock_filter`` values in a row.
 
     :param protected: processes and process groups, by their numbers, that get no signal and no
-        other limit: nothing acts on them, or on all processes at once (EPERM). For the
-        supervisor and its parent, where they are in the same PID namespace.
+        other limit: no call acts on them, or on all processes at once (EPERM). Used for the
+        supervisor and its parent, if they are in the same PID namespace.
 
     Besides :data:`DENIED`: ``socket`` and ``socketpair`` make sockets of AF_UNIX only (EACCES
-    otherwise), ``clone`` makes no namespace, ``clone3`` does not exist (its flags cannot be
-    seen; libraries fall back to ``clone``), and nothing is typed into a terminal. A call by
-    another architecture's table ends the process.
+    otherwise), ``clone`` makes no namespace, ``clone3`` fails with ENOSYS (a filter cannot read its
+    flags; libraries fall back to ``clone``), and TIOCSTI is denied. A call by another
+    architecture's table ends the process.
 
     :raises OSError: for a machine whose system calls are not known here.
     """
@@ -237,7 +237,7 @@ def program(machine: str = MACHINE, *, protected: Iterable[int] = ()) -> bytes:
 
 
 def install(*, protected: Iterable[int] = ()) -> None:
-    """Apply the program to this process and all that it starts; no_new_privileges comes first.
+    """Apply the program to this process and its children, after ``no_new_privileges``.
 
     :raises OSError: when the kernel has no seccomp, or the machine is not known here.
     """

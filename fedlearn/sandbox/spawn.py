@@ -56,8 +56,8 @@ _SYSTEM: Final = tuple(
 class SandboxedProcess:
     """A process in a sandbox, with all that it starts. Safe to use from many threads.
 
-    ``pid`` is that of the supervisor, ``report`` says what is in force. The process ends with
-    this one, however this one ends.
+    ``pid`` is that of the supervisor, ``report`` states what is in force. The process ends when
+    the calling process ends, for any reason.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class SandboxedProcess:
 
     @property
     def returncode(self) -> int | None:
-        """The exit status, negative for a signal; None while anything of it runs."""
+        """The exit status, negative for a signal; None while a process of the sandbox runs."""
         return self.poll()
 
     @property
@@ -108,16 +108,16 @@ class SandboxedProcess:
         return self._why
 
     def poll(self) -> int | None:
-        """Return the exit status when all processes are gone, and None before."""
+        """Return the exit status when all processes have ended, and None before."""
         with self._lock:
             if self._returncode is None and self._process.poll() is not None:
                 self._finish()
             return self._returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return the exit status, when all processes are gone.
+        """Wait until all processes have ended; return the exit status.
 
-        :raises subprocess.TimeoutExpired: when they are not, after ``timeout`` seconds.
+        :raises subprocess.TimeoutExpired: when one still runs after ``timeout`` seconds.
         """
         self._process.wait(timeout)
         found = self.poll()
@@ -126,7 +126,7 @@ class SandboxedProcess:
     def kill(self) -> int:
         """End everything that runs inside, now; return the exit status.
 
-        :raises SandboxError: when a process does not end (the kernel holds it).
+        :raises SandboxError: when a process does not end (it waits in the kernel).
         """
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
@@ -136,7 +136,7 @@ class SandboxedProcess:
             self._process.kill()
             raise SandboxError(
                 f"a process of sandbox {self.pid} does not end",
-                hint="the kernel holds it, often for a device or a network file system",
+                hint="it waits in the kernel, often for a device or a network file system",
             ) from None
 
     def __enter__(self) -> SandboxedProcess:
@@ -154,7 +154,7 @@ class SandboxedProcess:
         if written:
             document = json.loads(written)
             self._returncode, self._why = int(document["code"]), str(document["why"])
-        else:  # the supervisor itself was killed; the kernel killed the rest
+        else:  # the supervisor was killed, and then the kernel killed the other processes
             self._returncode = -signal.SIGKILL
 
 
@@ -173,8 +173,8 @@ def spawn(
 
     The process has the environment ``env``, to which ``TMPDIR`` is added, and of the open
     files of this one only ``pass_fds`` and the standard streams, which are those of
-    :class:`subprocess.Popen`. It starts in ``cwd``, or else in the first writable folder. What
-    this kernel does not give is left out and stands in ``report``, unless it is required.
+    :class:`subprocess.Popen`. It starts in ``cwd``, or else in the first writable folder. A
+    protection that this kernel lacks is left out and named in ``report``, unless it is required.
 
     :param argv: the program, as an absolute path, and its arguments.
     :raises SandboxError: when the program cannot be started, or a required protection is missing.
@@ -225,9 +225,9 @@ def spawn(
 
 @functools.cache
 def report() -> SandboxReport:
-    """Return what this kernel and this user give, by making a sandbox for a trial.
+    """Return which protections this kernel and this user permit, by starting a test sandbox.
 
-    The other user is tried as well where this process is root's.
+    If this process is root's, another user is tried as well.
 
     :raises SandboxError: when no process can be started at all.
     """
@@ -238,7 +238,7 @@ def report() -> SandboxReport:
 
 
 def free_user() -> int | None:
-    """Return a user id that nobody has and no process uses; None where we may not change."""
+    """Return a user id without an account and without a process; None if it cannot be set."""
     if not kernel.may_change_user():
         return None
     used = set()
@@ -253,9 +253,9 @@ def free_user() -> int | None:
 
 
 def protect_this_process() -> None:
-    """Keep other processes of this user from reading this one's memory, and it from core dumps.
+    """Deny other processes of this user access to this one's memory, and disable core dumps.
 
-    For processes of ours that hold keys; a program that they execute is not covered.
+    For processes that have keys; a program that they execute is not covered.
     """
     kernel.not_dumpable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -264,8 +264,8 @@ def protect_this_process() -> None:
 def thread_environment(cpus: float) -> dict[str, str]:
     """Return the environment in which numerical libraries use ``cpus`` threads, at least one.
 
-    The number of threads decides how sums are parted, and so their last bits: it comes from
-    the job and not from the machine.
+    The number of threads determines the order of additions, and so the last bits of sums.
+    Therefore it is taken from the job and not from the machine.
     """
     count = str(max(1, int(cpus)))
     return {
@@ -285,7 +285,7 @@ def _document(data: bytes) -> int:
 
 
 def _own_environment() -> dict[str, str]:
-    """Return what the supervisor's interpreter needs to find itself and our packages."""
+    """Return the variables with which the supervisor's interpreter finds the packages."""
     names = ("LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV")
     return {name: os.environ[name] for name in names if name in os.environ}
 
@@ -297,7 +297,7 @@ def _started(status: int) -> SandboxReport:
     with os.fdopen(status, "rb", buffering=0) as source:
         while len(text) < _MAX_STATUS:
             if not select.select([source], [], [], max(end - time.monotonic(), 0.0))[0]:
-                raise SandboxError(f"the sandbox was not there after {_START_SECONDS:g} s")
+                raise SandboxError(f"the sandbox did not start within {_START_SECONDS:g} s")
             piece = source.read(_MAX_STATUS)
             if not piece:
                 break
@@ -318,7 +318,7 @@ def _started(status: int) -> SandboxReport:
 
 @functools.cache
 def _interpreter_paths() -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Return folders whose names an import lists, and what it reads."""
+    """Return the folders that an import lists, and the paths that it reads."""
     readable = {Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve().parent}
     listable: set[Path] = set()
     home = Path(__file__).resolve().parents[2]
@@ -327,7 +327,7 @@ def _interpreter_paths() -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     for entry in _absolute(sys.path):
         if any(entry.is_relative_to(known) for known in readable):
             continue
-        # A folder that holds our packages holds other things as well: a checkout, state.
+        # A folder with the packages may contain other files, such as a checkout or state.
         if any(package.parent == entry for package in ours):
             listable.add(entry)
         else:

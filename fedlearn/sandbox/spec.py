@@ -1,4 +1,4 @@
-"""What a sandbox is to allow, and what of it was applied."""
+"""The specification of a sandbox, and the report of what was applied."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class SandboxError(FedlearnError):
 
 
 class Protection(enum.StrEnum):
-    """One thing that keeps user code in; which of them there are, the kernel decides."""
+    """One protection; the kernel determines which of them are available."""
 
     CAPABILITIES = "capabilities"
-    """No capability, and no program that gives one."""
+    """No capability, and no program that adds one."""
     USER = "user"
-    """Another user id than the process that started it has."""
+    """Another user id than that of the process that started it."""
     PROCESSES = "pid-namespace"
-    """Sees no process outside, and nothing of it outlives its first process."""
+    """It sees no process outside, and all of its processes end with the first one."""
     NETWORK = "network-namespace"
-    """Has no network interface, and no abstract socket of others."""
+    """It has no network interface, and no abstract socket of others."""
     FILES = "mount-namespace"
-    """Only the folders that it was given exist, and its /proc and /dev/shm are its own."""
+    """Only the given folders exist, and ``/proc`` and ``/dev/shm`` are its own."""
     LANDLOCK = "landlock"
-    """Only the folders that it was given open."""
+    """It can open files in the given folders only."""
     LANDLOCK_NETWORK = "landlock-network"
     """No TCP."""
     LANDLOCK_SCOPE = "landlock-scope"
@@ -46,12 +46,12 @@ class Protection(enum.StrEnum):
 
 
 FULL: Final = frozenset(Protection) - {Protection.USER}
-"""What ``sandbox = "full"`` demands. Another user is possible for root only, and adds to it."""
+"""What ``sandbox = "full"`` requires. Another user, which only root can set, is added to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """What processes in a sandbox may reach and use; all else is denied.
+    """What processes in a sandbox may access and use; everything else is denied.
 
     Besides these paths, a sandbox can read the system's libraries and those of this Python.
 
@@ -64,7 +64,7 @@ class Sandbox:
     ``cpu_seconds``   processor time of each process; None for no bound
     ``open_files``    open files of each process
     ``disk_bytes``    in all writable folders together
-    ``user``          the user and group id to change to, where we may; None for no change
+    ``user``          the user and group id to change to, if permitted; None for no change
     ``required``      protections without which the process is not started
     """
 
@@ -117,7 +117,7 @@ class Sandbox:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxReport:
-    """What of a sandbox is in force.
+    """What is in force in a sandbox.
 
     ``applied``  the protections in force
     ``missing``  each other one, with the reason

@@ -1,4 +1,4 @@
-"""What a tree of processes uses, read from /proc, and what a folder holds."""
+"""The memory and tasks of a tree of processes, read from /proc, and the size of a folder."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ class Usage:
 
 
 def parents() -> dict[int, list[int]]:
-    """Return the children of each process that can be seen, as every kernel says it."""
+    """Return the children of each visible process, from /proc/PID/stat."""
     found: dict[int, list[int]] = {}
     for path in Path("/proc").iterdir():
         if path.name.isdecimal():
             try:
                 fields = (path / "stat").read_text().rpartition(")")[2].split()
-            except OSError:  # it is gone
+            except OSError:  # it has ended
                 continue
             found.setdefault(int(fields[1]), []).append(int(path.name))
     return found
 
 
 def children(pid: int) -> list[int]:
-    """Return the children of all threads of a process; none when it is gone.
+    """Return the children of all threads of a process; none when it has ended.
 
-    Quickly where the kernel keeps a list of them (CONFIG_PROC_CHILDREN).
+    It reads the kernel's list of children if there is one (CONFIG_PROC_CHILDREN).
     """
     if not _LISTED:
         return parents().get(pid, [])
@@ -75,8 +75,8 @@ def descendants(pid: int) -> list[int]:
 def tree(pid: int, *, bound: int) -> Usage:
     """Return what the processes below ``pid`` use.
 
-    A page that several processes share counts for each of them, which is quickly found. Only
-    when that is more than ``bound`` bytes it is counted once.
+    A page that several processes share is counted for each of them, which is fast. Only if the
+    sum exceeds ``bound`` bytes, such pages are counted once.
     """
     found = _quickly(pid)
     if found.memory_bytes <= bound:
@@ -88,12 +88,12 @@ def tree(pid: int, *, bound: int) -> Usage:
 
 
 def _share(pid: int) -> int | None:
-    """Return the proportional share of a process (``Pss``); None when it may not be read."""
+    """Return the proportional set size of a process (``Pss``); None if it is not readable."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except PermissionError:
         return None
-    except OSError:  # it is gone
+    except OSError:  # it has ended
         return 0
     wanted = ("Pss_Anon:", "Pss_Shmem:")
     return _KIB * sum(int(line.split()[1]) for line in text.splitlines() if line.startswith(wanted))
@@ -116,7 +116,7 @@ def _quickly(pid: int) -> Usage:
 
 
 def disk(folder: Path) -> int:
-    """Return the bytes that the files of a folder take on disk; links are not followed."""
+    """Return the bytes that the files of a folder use on disk; links are not followed."""
     total = 0
     for where, _, files, descriptor in os.fwalk(folder):
         del where

@@ -1,4 +1,4 @@
-"""Another user for a sandbox: whether it can read what it needs, and how it comes to its files."""
+"""Another user for a sandbox: whether it can read what it needs, and its files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def hidden(
 ) -> str:
     """Return a path that ``user`` could not use; empty when there is none.
 
-    For a process that may change its user; it is the same one afterwards.
+    For a process that may change its user; the user is the same afterwards.
 
-    :param readable: are looked at themselves; those that do not exist are left out.
-    :param wholly: are looked at with what is in them, up to 10,000 files.
-    :param reachable: need not be readable, only the way to them.
+    :param readable: paths that must be readable; those that do not exist are left out.
+    :param wholly: paths that must be readable with their content, up to 10,000 files.
+    :param reachable: paths whose parent folders must be accessible.
     """
     itself = [path for path in readable if path.exists()]
     whole = [path for path in wholly if path.exists()]
@@ -46,7 +46,7 @@ def hidden(
 
 
 def give(folder: Path, user: int) -> None:
-    """Give a folder and what is in it to ``user``; a file with a second name stays as it is."""
+    """Change the owner of a folder and its content to ``user``, except of hard-linked files."""
     os.lchown(folder, user, user)
     for where, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -57,14 +57,14 @@ def give(folder: Path, user: int) -> None:
 
 
 def become(user: int) -> None:
-    """Change to ``user``, for ever, with no other group."""
+    """Change to ``user`` permanently, with no other group."""
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
 
 
 def _unreadable(path: Path, *, deep: bool) -> str:
-    """Return what of ``path`` the effective user cannot read; of many files, the first ones."""
+    """Return what the effective user cannot read of ``path``; of many files, the first ones."""
 
     def readable(each: Path) -> bool:
         try:
@@ -79,7 +79,7 @@ def _unreadable(path: Path, *, deep: bool) -> str:
         return ""
     seen = 0
     for where, folders, files in os.walk(path):
-        # Compiled modules that cannot be read are compiled again; ours are often private.
+        # Compiled modules that cannot be read are compiled again.
         folders[:] = [name for name in folders if name != "__pycache__"]
         for name in (*folders, *files):
             each = Path(where, name)

@@ -1,7 +1,7 @@
 """A file system of its own for a sandbox: only the folders that it is given, and its own /proc.
 
-What is not in it cannot be named: no other job's folder, no socket of a service, no process
-outside. It is made in a new mount namespace, before user code runs.
+What is not in it has no path: no other job's folder, no socket of a service, no process outside.
+It is made in a new mount namespace, before user code runs.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _HARMLESS: Final = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What appears, each under the name that it has outside.
+    """What is visible, each path under the same name as outside.
 
-    ``temporary``     appears at :data:`TEMPORARY`
+    ``temporary``     is at :data:`TEMPORARY`
     ``shared_memory`` the size of /dev/shm in bytes, which is empty at first
     """
 
@@ -46,19 +46,19 @@ class View:
 
 
 def enter(view: View) -> None:
-    """Make a new root and leave the old one. Paths that do not exist are left out.
+    """Change to a new root. Paths that do not exist are left out.
 
-    :raises OSError: when the kernel does not let us; the old root is as it was then.
+    :raises OSError: when the kernel does not permit it; the old root is unchanged then.
     """
     root = _mount_point(view)
     kernel.make_private(Path("/"))
     kernel.mount("tmpfs", root, flags=_FLAGS, options="size=1m,mode=0755")
-    mask = os.umask(0o022)  # another user has to find its way through the new root
+    mask = os.umask(0o022)  # another user must be able to search the new root
     try:
         _fill(root, view)
         old = root / _OLD.name
         old.mkdir()
-        kernel.set_mount_flags(root, 0, below=False)  # a kernel that has it not says so here
+        kernel.set_mount_flags(root, 0, below=False)  # a kernel without it fails here
         kernel.pivot_root(root, old)
     except OSError:
         kernel.unmount(root)
@@ -72,7 +72,7 @@ def enter(view: View) -> None:
 
 
 def _mount_point(view: View) -> Path:
-    """Return a folder of the old root that holds nothing of the view."""
+    """Return a folder of the old root that contains no path of the view."""
     shown = [Path(path) for path in (*view.readable, *view.writable, *view.devices)]
     shown.append(view.temporary)
     for path in _MOUNT_POINTS:
@@ -127,7 +127,7 @@ def _below(root: Path, path: Path) -> Path:
 
 
 def _placed(root: Path, path: Path) -> Path | None:
-    """Make the folders and links on the way to ``path``; return where it really is.
+    """Make the folders and links of ``path``; return the real path.
 
     None when there is no such path.
     """

@@ -1,4 +1,4 @@
-"""Sealed weights: the FLSW format, versions 1 (nobody signed it) and 2 (signed).
+"""Sealed weights: the FLSW format, versions 1 (unsigned) and 2 (signed).
 
 ::
 
@@ -11,9 +11,9 @@
     41+H           chunks: AES-256-GCM ciphertext and 16 bytes of tag each
     end-64  64     version 2 alone: r and s of an ECDSA signature on P-256, s in the lower half
 
-Each tensor is cut into chunks of its own, so one tensor opens alone. Plaintext chunks have
-``header.chunk`` bytes but for the last one of a tensor; an empty tensor has none. Nothing
-that follows from the header (offsets, counts, the size of the file) is stored in it.
+Each tensor is divided into chunks of its own, so one tensor can be opened alone. Plaintext chunks
+have ``header.chunk`` bytes except the last one of a tensor; an empty tensor has none. Offsets,
+counts and the size of the file follow from the header and are not stored.
 
 ::
 
@@ -33,11 +33,11 @@ id (``header.key`` then names the service's key). ``header.wraps`` holds it for 
 HPKE (RFC 9180, base mode, DHKEM(X25519), HKDF-SHA-256, AES-256-GCM) with
 info = "fedlearn/flsw1/wrap\\0" | core.
 
-What is guaranteed: without the content key nothing about the values of a tensor is learnt;
-any change of any byte, a chunk from another place or file, a file that is too short or too
-long is an :class:`~attestation.errors.UnsealError` that says which. *Who* sealed a file is known
-only where :meth:`SealedReader.check_signer` found the signature of a key that was pinned, or its
-digest stands in a place that is trusted: whoever knows a recipient's public key can make a file
+What is guaranteed: without the content key nothing about the values of a tensor is disclosed;
+any change of any byte, a chunk from another place or file, and a file that is too short or too
+long raise an :class:`~attestation.errors.UnsealError` that states the fault. *Who* sealed a file is
+known only if :meth:`SealedReader.check_signer` found the signature of a pinned key, or if the
+file's digest is recorded in a trusted place: with a recipient's public key, anybody can make a file
 of version 1, or one of version 2 with a key of their own, that opens. What is not hidden: the
 header, that is names, types and shapes of tensors, model, version, round and metadata.
 

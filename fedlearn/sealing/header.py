@@ -1,4 +1,4 @@
-"""The header of a sealed file: its types, its one encoding, and its strict parser."""
+"""The header of a sealed file: its types, its canonical encoding, and its strict parser."""
 
 from __future__ import annotations
 
@@ -125,17 +125,17 @@ class Wrap:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """Everything about a sealed file but the values.
+    """The description of a sealed file, without the values.
 
     ``model``    the name of the model
-    ``version``  grows with every sealing of this model; never goes back
+    ``version``  increases with every sealing of this model
     ``round``    the round after which the weights were sealed
     ``file_id``  16 random bytes
     ``key``      names the key service's key; empty when only ``wraps`` hold the content key
     ``meta``     short facts that are authenticated but not secret
     ``chunk``    plaintext bytes of a full chunk, a power of two from 4 KiB to 16 MiB
-    ``signer``   public key (DER SubjectPublicKeyInfo, P-256) of whoever signs the file; empty
-                 in a file of version 1, which nobody signed
+    ``signer``   public key (DER SubjectPublicKeyInfo, P-256) of the signer; empty in a file of
+                 version 1, which is not signed
 
     :raises ValueError: for anything that the format does not have.
     """
@@ -165,7 +165,7 @@ class Header:
         if len(self.tensors) > MAX_TENSORS or len(self.wraps) > MAX_WRAPS:
             raise ValueError(f"at most {MAX_TENSORS} tensors and {MAX_WRAPS} wraps")
         if len(self.spans) != len(self.tensors):
-            raise ValueError("two tensors have one name")
+            raise ValueError("two tensors have the same name")
         if self.chunks > MAX_CHUNKS:
             raise ValueError(f"more than {MAX_CHUNKS} chunks")
         _check_meta(self.meta)
@@ -217,7 +217,7 @@ class Header:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Header:
-        """Parse canonical JSON; any other spelling of the same values is refused.
+        """Parse canonical JSON; another encoding of the same values is refused.
 
         :raises UnsealError: naming what is wrong.
         """
@@ -257,11 +257,11 @@ class Header:
 def read_prefix(prefix: bytes) -> tuple[int, int]:
     """Return version of the format and length of the header, from the first 9 bytes of a file.
 
-    :raises UnsealError: when they are not those of a sealed file of a version that is read, or
-        the length is beyond :data:`MAX_HEADER_BYTES`.
+    :raises UnsealError: when they are not those of a sealed file, for an unknown version, or when
+        the length exceeds :data:`MAX_HEADER_BYTES`.
     """
     if len(prefix) != PREFIX.size:
-        raise UnsealError("the file is cut short: not even its first 9 bytes are there")
+        raise UnsealError("the file is truncated: it has fewer than 9 bytes")
     magic, version, length = PREFIX.unpack(prefix)
     if magic != MAGIC:
         raise UnsealError("not a sealed file: it does not start with FLSW")
@@ -299,7 +299,7 @@ def _check_meta(meta: Mapping[str, Scalar]) -> None:
         elif not isinstance(value, bool) and (
             type(value) is not int or not -MAX_INTEGER <= value <= MAX_INTEGER
         ):
-            raise ValueError(f"meta.{key}: text, an integer or a truth value")
+            raise ValueError(f"meta.{key}: text, an integer or a boolean")
 
 
 def _parse(document: dict[str, Any]) -> Header:
@@ -339,7 +339,7 @@ def _parse_tensor(entry: object) -> TensorSpec:
     match entry:
         case [str(name), str(dtype), list(shape)]:
             return TensorSpec(name=name, dtype=dtype, shape=tuple(shape))
-    raise ValueError("a tensor is written [name, type, shape]")
+    raise ValueError("a tensor must be [name, type, shape]")
 
 
 def _parse_wrap(entry: object) -> Wrap:
@@ -347,4 +347,4 @@ def _parse_wrap(entry: object) -> Wrap:
         case {"kem": "x25519", "recipient": str(recipient), "sealed": str(sealed), **rest}:
             if not rest:
                 return Wrap(recipient=bytes.fromhex(recipient), sealed=bytes.fromhex(sealed))
-    raise ValueError("a wrap is written {kem, recipient, sealed} with kem x25519")
+    raise ValueError("a wrap must be {kem, recipient, sealed} with kem x25519")

@@ -1,4 +1,4 @@
-"""Content keys: where they come from, how they are wrapped, what is derived from them.
+"""Content keys: their sources, their wraps, and the keys that are derived from them.
 
 HPKE is RFC 9180 in base mode with DHKEM(X25519, HKDF-SHA256), HKDF-SHA256 and AES-256-GCM.
 """
@@ -47,32 +47,32 @@ _NONCE_TAIL: Final = struct.Struct(">IB")
 
 
 class SealingKey(Protocol):
-    """Gives the content key of a file that is about to be written."""
+    """Provides the content key of a file that is being written."""
 
     @property
     def key_id(self) -> str:
-        """What the header says of the key; empty when only wraps hold it."""
+        """The header's name of the key; empty when only wraps contain it."""
         ...
 
     def content_key(self, file_id: bytes) -> bytes:
-        """Return 32 bytes that no other file id gets."""
+        """Return 32 bytes, different for each file id."""
         ...
 
 
 class KeySource(Protocol):
-    """Gives the content key of a file that is about to be opened."""
+    """Provides the content key of a file that is being opened."""
 
     def content_key_of(self, header: Header) -> bytes:
         """Return the content key.
 
-        :raises UnsealError: saying why this source does not have it.
+        :raises UnsealError: stating why this source does not have it.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RandomKey:
-    """A fresh content key for each file, held by nothing but the file's wraps."""
+    """A fresh content key for each file, which only the file's wraps contain."""
 
     key_id: str = ""
 
@@ -83,7 +83,7 @@ class RandomKey:
 
 @dataclass(frozen=True, slots=True)
 class ContentKey:
-    """A content key at hand, as a key service released it."""
+    """A content key that a key service released."""
 
     value: bytes = field(repr=False)
 
@@ -94,7 +94,7 @@ class ContentKey:
 
 @dataclass(frozen=True, slots=True)
 class PrivateKey:
-    """Opens the wrap that was made for this key."""
+    """A private key, which opens the wrap that was made for it."""
 
     key: X25519PrivateKey = field(repr=False)
 
@@ -113,7 +113,7 @@ class PrivateKey:
                         "the wrap for this key does not open: the header or the wrap was altered"
                     ) from None
                 if len(key) != KEY_BYTES:
-                    raise UnsealError("the wrap for this key holds something else than a key")
+                    raise UnsealError("the content of the wrap for this key is not a key")
                 return key
         names = ", ".join(wrap.recipient.hex()[:16] for wrap in header.wraps) or "no key"
         raise UnsealError(
@@ -124,7 +124,7 @@ class PrivateKey:
 
 @dataclass(frozen=True, slots=True)
 class StreamKeys:
-    """What one file is encrypted and authenticated with."""
+    """The keys with which one file is encrypted and authenticated."""
 
     aead: AESGCM = field(repr=False)
     prefix: bytes = field(repr=False)
@@ -132,7 +132,7 @@ class StreamKeys:
 
 
 def derive(content_key: bytes, header: Header) -> StreamKeys:
-    """Derive the keys of one file; they depend on its whole header but the wraps."""
+    """Derive the keys of one file; they depend on its whole header except the wraps."""
     if len(content_key) != KEY_BYTES:
         raise UnsealError(f"a content key has {KEY_BYTES} bytes, not {len(content_key)}")
     length = KEY_BYTES + _PREFIX_BYTES + KEY_BYTES
@@ -146,7 +146,7 @@ def derive(content_key: bytes, header: Header) -> StreamKeys:
 
 
 def nonce(prefix: bytes, index: int, *, last: bool) -> bytes:
-    """Return the 12 bytes for one chunk."""
+    """Return the nonce of one chunk, 12 bytes."""
     return prefix + _NONCE_TAIL.pack(index, last)
 
 
@@ -173,11 +173,11 @@ def hpke_open(sealed: bytes, private_key: X25519PrivateKey, *, info: bytes) -> b
     try:
         return _SUITE.decrypt(sealed, private_key, info=info)
     except (InvalidTag, ValueError) as error:
-        raise UnsealError("does not open with this key in this place") from error
+        raise UnsealError("does not open with this key and this info") from error
 
 
 def release_to(content_key: bytes, public_key: bytes, *, model: str, file_id: bytes) -> bytes:
-    """Wrap a content key for the holder of an attested key, good for one file only.
+    """Wrap a content key for the holder of an attested key, for one file only.
 
     :raises ValueError: when ``public_key`` is not an X25519 public key.
     """

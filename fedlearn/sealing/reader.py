@@ -1,4 +1,4 @@
-"""Opening: a sealed file in, verified tensors out, with one chunk of extra memory."""
+"""Opens a sealed file and returns verified tensors, with one chunk of extra memory."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ __all__ = ["SealedReader", "open_sealed", "read_header"]
 
 
 class SealedReader:
-    """An open sealed file whose header was made by who made its chunks. A context manager.
+    """An open sealed file whose header and chunks have one maker. A context manager.
 
-    Who that was, :meth:`check_signer` says; without it, anybody who knows the public key of a
-    recipient.
+    :meth:`check_signer` checks who that was; without it, it may be anybody who knows the public
+    key of a recipient.
 
-    Values are checked chunk by chunk as they are read: what is returned is what was
-    sealed. Not safe for several threads at once.
+    Values are checked chunk by chunk as they are read: what is returned is what was sealed. Not
+    thread-safe.
     """
 
     def __init__(self, path: Path, keys: KeySource) -> None:
@@ -75,12 +75,11 @@ class SealedReader:
             self._fd = -1
 
     def tensor(self, name: str, *, into: bytearray | memoryview | None = None) -> memoryview:
-        """Return the values of one tensor, without touching any other.
+        """Return the values of one tensor, without reading any other.
 
         :param into: a writable buffer of exactly the tensor's bytes to decrypt into; its
             content is undefined after an error.
-        :raises UnsealError: when there is no such tensor, or naming the chunk that is not
-            what was sealed.
+        :raises UnsealError: when there is no such tensor, or naming the chunk that was altered.
         :raises ValueError: when ``into`` has another length.
         """
         spec, _, _ = self._span(name)
@@ -105,7 +104,7 @@ class SealedReader:
             yield spec, self.tensor(spec.name)
 
     def chunks(self, name: str) -> Iterator[memoryview]:
-        """Yield one tensor piece by piece; a piece is valid until the next is asked for.
+        """Yield one tensor piece by piece; a piece is valid until the next one is requested.
 
         :raises UnsealError: see :meth:`tensor`.
         """
@@ -117,7 +116,7 @@ class SealedReader:
     def verify(self) -> bytes:
         """Check every chunk and return the file's digest (see ``Sealed.digest``).
 
-        :raises UnsealError: naming the first chunk that is not what was sealed.
+        :raises UnsealError: naming the first chunk that was altered.
         """
         for spec in self.header.tensors:
             for _ in self.chunks(spec.name):
@@ -125,14 +124,14 @@ class SealedReader:
         return self.digest()
 
     def check_signer(self, pinned: Collection[bytes]) -> bytes:
-        """Check that the holder of a pinned key sealed this very file; return the pin.
+        """Check that the holder of a pinned key sealed this file; return the pin.
 
         :param pinned: SHA-256 of public keys (DER SubjectPublicKeyInfo) that are trusted.
-        :raises UnsealError: when nobody signed the file, another key did, or it was altered.
+        :raises UnsealError: when the file is not signed, is signed by another key, or was altered.
         """
         if not self.header.signer:
             raise UnsealError(
-                "nobody signed it, so whoever knows a recipient's public key may have made it"
+                "it is not signed, so anybody with a recipient's public key may have made it"
             )
         found = signer_digest(self.header.signer)
         if found not in pinned:
@@ -145,9 +144,9 @@ class SealedReader:
     def digest(self) -> bytes:
         """Return the file's digest (32 bytes; see ``Sealed.digest``), without decrypting.
 
-        Of a signed file all bytes are read, of another the tags alone.
+        All bytes of a signed file are read, and only the tags of another file.
 
-        :raises UnsealError: when the file is cut short meanwhile.
+        :raises UnsealError: when the file is truncated meanwhile.
         """
         if self.header.signer:
             return self._whole()
@@ -172,14 +171,14 @@ class SealedReader:
         wanted = self._end + (SIGNATURE_BYTES if self.header.signer else 0)
         size = os.fstat(self._fd).st_size
         if size != wanted:
-            what = "cut short by" if size < wanted else "followed by"
+            what = "too short by" if size < wanted else "too long by"
             raise UnsealError(f"the file is {what} {abs(size - wanted)} bytes")
 
     def _span(self, name: str) -> tuple[TensorSpec, int, int]:
         try:
             return self.header.spans[name]
         except KeyError:
-            raise UnsealError(f"the file holds no tensor {name!r}") from None
+            raise UnsealError(f"the file has no tensor {name!r}") from None
 
     def _chunks(self, name: str) -> Iterator[tuple[int, int, int]]:
         """Yield index, plaintext length and place in the file of each chunk."""
@@ -209,7 +208,7 @@ class SealedReader:
         while done < len(into):
             count = os.preadv(self._fd, [into[done:]], at + done)
             if count == 0:
-                raise UnsealError(f"{what}: the file was cut short")
+                raise UnsealError(f"{what}: the file was truncated")
             done += count
 
 
@@ -222,19 +221,19 @@ def open_sealed(
 ) -> SealedReader:
     """Open a sealed file.
 
-    :param model: the model that it must hold, when that is known.
+    :param model: the model that it must contain, if known.
     :param at_least: the lowest version that is acceptable.
-    :raises UnsealError: when the key does not open it, the header was altered, the size is
-        not what the header says, or it holds another model or an older version.
+    :raises UnsealError: when the key does not open it, the header was altered, the size differs
+        from the header, or it contains another model or an older version.
     :raises OSError: when the file cannot be read.
     """
     reader = SealedReader(path, keys)
     try:
         if model is not None and reader.header.model != model:
-            raise UnsealError(f"holds the model {reader.header.model!r}, not {model!r}")
+            raise UnsealError(f"contains the model {reader.header.model!r}, not {model!r}")
         if reader.header.version < at_least:
             raise UnsealError(
-                f"rolled back: holds version {reader.header.version}, "
+                f"rolled back: contains version {reader.header.version}, "
                 f"version {at_least} was sealed before"
             )
     except UnsealError:
@@ -244,7 +243,7 @@ def open_sealed(
 
 
 def read_header(path: Path) -> Header:
-    """Return what a file says of itself. Without a key nothing of it is proven.
+    """Return the header of a file. Without a key nothing in it is proven.
 
     :raises UnsealError: when it is not a well-formed sealed file.
     :raises OSError: when the file cannot be read.
@@ -261,11 +260,11 @@ def _read_head(fd: int) -> tuple[bytes, Header, bytes]:
     version, length = read_prefix(prefix)
     rest = os.pread(fd, length + MAC_BYTES, PREFIX.size)
     if len(rest) != length + MAC_BYTES:
-        raise UnsealError("the file is cut short: its header is not complete")
+        raise UnsealError("the file is truncated: its header is not complete")
     header = Header.from_bytes(rest[:length])
     if header.version_of_format != version:
         raise UnsealError(
-            f"the file says version {version}, and its header is of version "
+            f"the file states version {version}, and its header is of version "
             f"{header.version_of_format}"
         )
     return prefix + rest[:length], header, rest[length:]

@@ -1,7 +1,7 @@
-"""Who sealed a file: a signature over its digest by a key that the reader pins.
+"""The signature of a sealed file over its digest, by a key that the reader pins.
 
-A content key says nothing of the sealer: anybody can seal a file for an owner whose public key
-they know. So a file that leaves its coordinator is signed, as :mod:`attestation.ecdsa` has it.
+A content key does not identify the sealer: anybody can seal a file for an owner whose public key
+they know. So a file that leaves its coordinator is signed (:mod:`attestation.ecdsa`).
 
 The page is docs/adr/0015-signed-models.md.
 """
@@ -53,9 +53,9 @@ class FileSigner:
 
 
 def signer_digest(public_key: bytes) -> bytes:
-    """Return the SHA-256 (32 bytes) of a DER SubjectPublicKeyInfo, by which signers are pinned.
+    """Return the pin of a signer: the SHA-256 (32 bytes) of a DER SubjectPublicKeyInfo.
 
-    :raises ValueError: when it is not a public key on P-256 in its one DER encoding.
+    :raises ValueError: when it is not a public key on P-256 in canonical DER.
     """
     _load(public_key)
     return hashlib.sha256(public_key).digest()
@@ -64,7 +64,7 @@ def signer_digest(public_key: bytes) -> bytes:
 def check_signature(public_key: bytes, digest: bytes, signature: bytes) -> None:
     """Check that the holder of ``public_key`` (DER SubjectPublicKeyInfo) signed ``digest``.
 
-    :raises UnsealError: when it did not, or in another spelling than :class:`FileSigner` has.
+    :raises UnsealError: when it did not, or in another encoding than that of :class:`FileSigner`.
     """
     try:
         ecdsa.verify(_load(public_key), signature, _DOMAIN + digest)

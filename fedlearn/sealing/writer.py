@@ -1,4 +1,4 @@
-"""Sealing: tensors in, one file out, with one chunk of extra memory.
+"""Seals tensors into one file, with one chunk of extra memory.
 
 The page is docs/reference/api/sealing.md.
 """
@@ -51,10 +51,10 @@ class Tensor:
 class Sealed:
     """A file that was written.
 
-    ``digest``  32 bytes. Of a signed file SHA-256 over all of it but the signature. Of another
-                SHA-256 over header, its MAC and all chunk tags, which names these contents to
-                whoever does not hold the content key: AES-GCM does not commit to a plaintext,
-                so that who holds the key can make others with the same tags
+    ``digest``  32 bytes. For a signed file: SHA-256 of all of it except the signature. Otherwise:
+                SHA-256 of header, its MAC and all chunk tags. That identifies the content only
+                among parties without the content key: AES-GCM does not commit to a plaintext,
+                so with the key, other contents with the same tags can be made
     ``size``    bytes of the file
     """
 
@@ -67,11 +67,11 @@ class Sealed:
 class SealedWriter:
     """Write one sealed file, tensor after tensor, in the order of ``tensors``.
 
-    For tensors that do not exist all at once; :func:`seal` is simpler. A context manager:
-    without :meth:`commit` nothing appears at ``path`` and what was there stays.
+    For tensors that do not exist at the same time; otherwise :func:`seal` is simpler. A context
+    manager: without :meth:`commit`, ``path`` is not changed.
 
     :param recipients: raw X25519 public keys (32 bytes) that may open the file.
-    :param signer: who says that this file is theirs; without one it is of version 1.
+    :param signer: signs the file; without one it is of version 1.
     :raises ValueError: for a header that the format does not have, or when neither a key
         service nor a recipient could open the file.
     :raises OSError: when the file cannot be written.
@@ -92,7 +92,9 @@ class SealedWriter:
         signer: FileSigner | None = None,
     ) -> None:
         if not key.key_id and not recipients:
-            raise ValueError("a file sealed for nobody could never be opened")
+            raise ValueError(
+                "a file without recipients and without a key service could never be opened"
+            )
         core = Header(
             model=model,
             version=version,
@@ -198,7 +200,7 @@ class SealedWriter:
         """Make the file durable under its name.
 
         :raises ValueError: when a tensor is missing.
-        :raises OSError: when that is not possible; the previous file is then unchanged.
+        :raises OSError: when that is not possible; the previous file is unchanged then.
         """
         if self._done != len(self.header.tensors):
             raise ValueError(f"{self.header.tensors[self._done].name}: was not written")
@@ -223,7 +225,7 @@ def seal(
     chunk: int = CHUNK_BYTES,
     signer: FileSigner | None = None,
 ) -> Sealed:
-    """Seal ``tensors`` into ``path``: whole and durable, or not at all.
+    """Seal ``tensors`` into ``path``, atomically and durably.
 
     The buffers are referenced, never copied; extra memory is one chunk. Parameters and
     errors are those of :class:`SealedWriter`.

@@ -1,12 +1,11 @@
-"""How the three commands speak: lazily loaded nouns, errors in one or two lines, colours.
+"""Common parts of the three commands: lazily loaded nouns, errors in one or two lines, colours.
 
-Exit statuses: 0 done; 1 an error, with what is wrong and what to do on stderr; 2 a refusal,
-which is an answer and no fault (evidence that a policy does not affirm, a key that is not
-released, a model that its coordinator did not seal);
-130 stopped by Ctrl-C. With ``--json`` among the arguments an error is one JSON object on
-stdout, ``{"error": {"code", "message", "hint", "findings"}}``, and stdout holds nothing but JSON,
-one document a line: what is said to people goes to stderr. ``FEDLEARN_TRACE=1`` adds
-Python's trace on stderr, for whoever works on fedlearn itself.
+Exit statuses: 0 success; 1 an error, with its cause and a hint on stderr; 2 a refusal, which is a
+result and not an error (evidence that a policy does not affirm, a key that is not released, a model
+that its coordinator did not seal); 130 stopped by Ctrl-C. With ``--json`` among the arguments an
+error is one JSON object on stdout, ``{"error": {"code", "message", "hint", "findings"}}``, and
+stdout has only JSON, one document a line: messages for people go to stderr. ``FEDLEARN_TRACE=1``
+adds Python's traceback on stderr, for developers of fedlearn.
 """
 
 from __future__ import annotations
@@ -65,16 +64,16 @@ _OS_HINTS: Final[Mapping[int, str]] = MappingProxyType(
     {
         errno.EACCES: "check the owner and the permissions, or run as the right user",
         errno.EADDRINUSE: "another process listens there; choose another port or stop it",
-        errno.ENOSPC: "free some space; nothing half-written was left behind",
+        errno.ENOSPC: "free some space; no incomplete file was left",
         errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
-        errno.EROFS: "name a place that can be written",
+        errno.EROFS: "name a folder that can be written",
     }
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noun:
-    """One subcommand: where it lives, and the line that ``--help`` shows without loading it."""
+    """One subcommand: its module, and the line that ``--help`` shows without loading it."""
 
     module: str
     attribute: str
@@ -131,7 +130,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or say which one was meant."""
+        """Find the command, or suggest the nearest name."""
         names = self.list_commands(ctx)
         if args and args[0] not in names and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], names, n=1)
@@ -203,7 +202,7 @@ def describe(error: BaseException) -> Failure:
     return Failure(
         code="internal",
         message=f"{type(error).__name__}: {error}",
-        hint="this is a fault of fedlearn; FEDLEARN_TRACE=1 shows where it happened",
+        hint="this is a bug of fedlearn; FEDLEARN_TRACE=1 shows the traceback",
     )
 
 
@@ -225,7 +224,7 @@ def config_option(default: str, description: str) -> Callable[[_T], _T]:
 
 
 def colours() -> bool:
-    """True when stdout is a terminal and nobody asked for plain text (no-color.org)."""
+    """True when stdout is a terminal and NO_COLOR is not set (no-color.org)."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
     return sys.stdout.isatty()
@@ -234,7 +233,7 @@ def colours() -> bool:
 def line(text: str, *, style: str = "", bold: bool = False) -> None:
     """Print one line on stdout, coloured only where colours are wanted.
 
-    With ``--json`` it goes to stderr: stdout is for programs from the first byte.
+    With ``--json`` it goes to stderr: stdout has only JSON.
     """
     plain = "\n".join(map(printable, text.split("\n")))
     shown = click.style(plain, fg=style or None, bold=bold or None) if colours() else plain
@@ -273,11 +272,11 @@ def _guarded(run: Callable[[], Any], *, as_json: bool) -> int:
 
 @contextlib.contextmanager
 def _broken_pipe_is_silent() -> Iterator[None]:
-    """``fedlearn ... | head`` ends without a word: what reads us has gone."""
+    """End silently when the reader of stdout has ended, as in ``fedlearn ... | head``."""
     try:
         yield
     except BrokenPipeError:
-        # The interpreter flushes stdout once more at exit; let that go nowhere.
+        # The interpreter flushes stdout once more at exit, into this device.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise

@@ -1,4 +1,4 @@
-"""Text of other parties on a terminal, in a log or in JSON: nothing in it may steer who reads it.
+"""Text of other parties on a terminal, in a log or in JSON, without control characters.
 
 Control characters (C0, DEL and C1), which move a cursor or change colours, line separators, and
 the characters that reorder a line (bidirectional formatting, Unicode Standard Annex 9) are shown
@@ -21,7 +21,7 @@ _FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def printable(text: str) -> str:
-    """Return ``text`` on one line, without what could steer a terminal or reorder the line."""
+    """Return ``text`` on one line, without what could control a terminal or reorder the line."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
@@ -38,7 +38,7 @@ def json_text(value: object) -> str:
 def configure_logging(level: str = "") -> None:
     """Log to standard error at ``level``, or what ``FEDLEARN_LOG`` names; ``WARNING`` by default.
 
-    A message is one line, whoever wrote the words in it; only a traceback has more.
+    A message is one line, whatever text of others is in it; only a traceback has more.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine(_FORMAT))

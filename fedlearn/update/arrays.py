@@ -1,13 +1,13 @@
-"""Named arrays and a digest: what travels between a client and the coordinator.
+"""Named arrays and their digest, which client and coordinator exchange.
 
 The encoding is safetensors (https://github.com/huggingface/safetensors#format): a u64
 little-endian header length, a JSON header, the data. It never runs code when it is read.
-Ours is canonical on top of that, so that one update has one digest:
+The encoding here is canonical in addition, so that one update has one digest:
 
 * the header lists the arrays in the order of the mapping, without metadata, padded with
   spaces so that the data starts at a multiple of 8;
-* the data lies in the order of falling item size, then of the mapping, so that every
-  array is aligned and can be read in place.
+* the data is in the order of decreasing item size, then of the mapping, so that every array is
+  aligned and can be read in place.
 
 :func:`decode` reads any safetensors file; what it returns shares the memory of its input.
 
@@ -91,7 +91,7 @@ DEFAULT_MAX_TENSORS: Final = 16_384
 class Update(Mapping[str, Array]):
     """An immutable, ordered mapping from names to arrays.
 
-    The arrays are not copied; whoever hands them over does not write to them any more.
+    The arrays are not copied; the caller must not write to them afterwards.
 
     :raises UpdateRejected: for a name or an element type that cannot be encoded.
     """
@@ -178,7 +178,7 @@ def encoded_parts(arrays: Mapping[str, Array]) -> Iterator[bytes | memoryview]:
 def safetensors_header(
     specs: Mapping[str, tuple[str, tuple[int, ...]]],
 ) -> tuple[bytes, list[str]]:
-    """Return the start of a canonical document, and the order in which the data follows.
+    """Return the header of a canonical document, and the order of the data after it.
 
     :param specs: type name and shape of every array.
     :raises UpdateRejected: when the header would be too large.
@@ -231,7 +231,7 @@ def decode(
 
     The arrays are views of ``data`` (read-only where ``data`` is): nothing is copied.
     Every length is checked before it is used; the data must be covered exactly, with no
-    gap, overlap or rest. With ``finite`` an array that holds NaN or infinity is refused.
+    gap, overlap or rest. With ``finite`` an array with NaN or infinity is refused.
 
     :param max_bytes: upper bound of the whole document.
     :param max_tensors: upper bound of the number of arrays.
@@ -239,10 +239,12 @@ def decode(
     """
     view = memoryview(data).cast("B")
     if len(view) > max_bytes:
-        raise UpdateRejected(f"an update of {len(view)} bytes; at most {max_bytes} are taken")
+        raise UpdateRejected(f"an update of {len(view)} bytes; at most {max_bytes} are accepted")
     header, body = _split(view)
     if len(header) > max_tensors:
-        raise UpdateRejected(f"an update of {len(header)} arrays; at most {max_tensors} are taken")
+        raise UpdateRejected(
+            f"an update of {len(header)} arrays; at most {max_tensors} are accepted"
+        )
     arrays: dict[str, Array] = {}
     spans: list[tuple[int, int, str]] = []
     for name, entry in header.items():
@@ -252,7 +254,7 @@ def decode(
             raise UpdateRejected(f"{name}: a BOOL is neither 0 nor 1")
         array = np.frombuffer(body[start:end], dtype).reshape(shape)
         if finite and not _is_finite(array):
-            raise UpdateRejected(f"{name}: holds NaN or infinity")
+            raise UpdateRejected(f"{name}: contains NaN or infinity")
         arrays[name] = array
     position = 0
     for start, end, name in sorted(spans):
@@ -312,7 +314,7 @@ def _checked_name(name: object) -> str:
     except UnicodeEncodeError:
         raise UpdateRejected(f"{name!r} cannot name an array: not valid Unicode") from None
     if size > MAX_NAME_BYTES:
-        raise UpdateRejected(f"a name of {size} bytes; at most {MAX_NAME_BYTES} are taken")
+        raise UpdateRejected(f"a name of {size} bytes; at most {MAX_NAME_BYTES} are accepted")
     return name
 
 
@@ -342,12 +344,12 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _split(view: memoryview) -> tuple[dict[str, Any], memoryview]:
     if len(view) < _LENGTH.size:
-        raise UpdateRejected("an update is cut short: no header length")
+        raise UpdateRejected("an update is truncated: no header length")
     (size,) = _LENGTH.unpack_from(view)
     if size > MAX_HEADER_BYTES:
         raise UpdateRejected(f"a header of {size} bytes; at most {MAX_HEADER_BYTES} are read")
     if _LENGTH.size + size > len(view):
-        raise UpdateRejected("an update is cut short: the header is not complete")
+        raise UpdateRejected("an update is truncated: the header is not complete")
     try:
         header = json.loads(
             bytes(view[_LENGTH.size : _LENGTH.size + size]), object_pairs_hook=_no_duplicates
@@ -365,16 +367,18 @@ def _entry(name: str, entry: object, limit: int) -> tuple[np.dtype[Any], tuple[i
         raise UpdateRejected(f"{name}: needs exactly dtype, shape and data_offsets")
     dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
-        raise UpdateRejected(f"{name}: element type {entry['dtype']!r} is not one of ours")
+        raise UpdateRejected(f"{name}: element type {entry['dtype']!r} is not supported")
     shape = _integers(name, "shape", entry["shape"], limit=2**62)
     if len(shape) > MAX_DIMENSIONS:
-        raise UpdateRejected(f"{name}: {len(shape)} dimensions; at most {MAX_DIMENSIONS} are taken")
+        raise UpdateRejected(
+            f"{name}: {len(shape)} dimensions; at most {MAX_DIMENSIONS} are accepted"
+        )
     offsets = _integers(name, "data_offsets", entry["data_offsets"], limit=limit)
     if len(offsets) != 2 or offsets[0] > offsets[1]:
         raise UpdateRejected(f"{name}: data_offsets are not a start and an end")
     start, end = offsets
     if math.prod(shape) * dtype.itemsize != end - start:
-        raise UpdateRejected(f"{name}: shape and element type do not give {end - start} bytes")
+        raise UpdateRejected(f"{name}: shape and element type do not match {end - start} bytes")
     return dtype, shape, start, end
 
 

@@ -1,18 +1,17 @@
-"""A client's commitment to its records: what it is trained on cannot change unseen.
+"""A client's commitment to its records, by which a change of the training data is detected.
 
-Inside its TEE, before its first round, a client hashes its records into a Merkle tree and
-sends the root and the number of records, which the ledger keeps. The tree is that of RFC 9162
+Inside its TEE, before its first round, a client hashes its records into a Merkle tree and sends the
+root and the number of records, which are recorded in the ledger. The tree is that of RFC 9162
 (section 2.1) with a salt in each leaf::
 
     leaf_i = SHA-256(0x00 | salt_i | record_i)        salt_i: 32 bytes
     node   = SHA-256(0x01 | left | right)
     salt_i = HMAC-SHA-256(seed, "fedlearn-commitment/1\\0" | u64be i)
 
-The left subtree of n leaves holds the largest power of two below n; no leaf is doubled, so
-two lists of records never share a root. Guaranteed, for a collision-free SHA-256: at most one
-record can be shown for each index. And, as long as the seed stays secret, the root and the
-disclosures of other records tell nothing about a record, not even to somebody who can guess
-it.
+The left subtree of n leaves has the largest power of two below n leaves; no leaf is doubled, so
+two lists of records never share a root. If SHA-256 is collision-free, at most one record can be
+shown for each index. As long as the seed is secret, the root and the disclosures of other records
+do not disclose a record, and a guess of a record cannot be confirmed.
 
 >>> records, seed = [b"first", b"second", b"third"], bytes(32)
 >>> commitment = commit(records, seed)
@@ -64,7 +63,7 @@ _MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commitment:
-    """What a client commits to: the root (32 bytes) of its tree, and the number of leaves."""
+    """A commitment: the root (32 bytes) of the tree, and the number of leaves."""
 
     root: bytes
     count: int
@@ -80,7 +79,7 @@ class Commitment:
 class Disclosure:
     """One record, and what is needed to check it against a commitment.
 
-    ``index`` counts from 0; ``path`` holds the siblings from the leaf to the root.
+    ``index`` counts from 0; ``path`` is the siblings from the leaf to the root.
     """
 
     index: int
@@ -101,16 +100,16 @@ class Disclosure:
 
     @classmethod
     def parse(cls, data: bytes) -> Disclosure:
-        """Read a disclosure file; raises CommitmentError saying why it is none."""
+        """Read a disclosure file; raises CommitmentError stating what is wrong."""
         if len(data) > _MAX_FILE_BYTES:
             raise CommitmentError(f"a disclosure has at most {_MAX_FILE_BYTES} bytes")
         try:
             fields = json.loads(data)
             if not isinstance(fields, dict) or fields.get("format") != _FORMAT:
-                raise CommitmentError(f'no disclosure: "format" is not "{_FORMAT}"')
+                raise CommitmentError(f'not a disclosure: "format" is not "{_FORMAT}"')
             index, path = fields["index"], fields["path"]
             if type(index) is not int or not isinstance(path, list) or len(path) > _MAX_PATH:
-                raise CommitmentError("no disclosure: index or path is malformed")
+                raise CommitmentError("not a disclosure: index or path is malformed")
             return cls(
                 index=index,
                 record=bytes.fromhex(fields["record"]),
@@ -118,21 +117,21 @@ class Disclosure:
                 path=tuple(bytes.fromhex(item) for item in path),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CommitmentError(f"no disclosure: {error}") from None
+            raise CommitmentError(f"not a disclosure: {error}") from None
 
 
 def commit(records: Iterable[bytes], seed: bytes) -> Commitment:
     """Commit to ``records`` in their order, streaming; memory grows with log n only.
 
-    ``seed`` is secret, of at least 32 bytes, and kept sealed by the client: without it no
-    record can be disclosed later. Raises :class:`fedlearn.errors.CommitmentError` when the
+    ``seed`` is secret, of at least 32 bytes. Keep it sealed: without it no record can be
+    disclosed later. Raises :class:`fedlearn.errors.CommitmentError` when the
     seed is too short or there are no records.
     """
     return _build(records, seed, None)[0]
 
 
 def prove(records: Iterable[bytes], seed: bytes, index: int, commitment: Commitment) -> Disclosure:
-    """Disclose record ``index`` (from 0) in a way that anybody can check.
+    """Return the disclosure of record ``index`` (from 0), which anybody can check.
 
     ``records`` and ``seed`` are those of :func:`commit`. Raises
     :class:`fedlearn.errors.CommitmentError` when they are not, or when there is no such index.
@@ -152,7 +151,7 @@ def verify_disclosure(
 
     ``root`` and ``count`` come from the ledger, the rest from a :class:`Disclosure`. The
     procedure is that of RFC 9162, section 2.1.3.2. Raises
-    :class:`fedlearn.errors.CommitmentError` saying why the record is not the one.
+    :class:`fedlearn.errors.CommitmentError` stating what does not match.
     """
     Commitment(root=root, count=count)
     if not 0 <= index < count:
@@ -241,7 +240,7 @@ def _build(
         count += 1
     if not stack:
         raise CommitmentError(
-            "there are no records to commit to", hint="see whether the data mount is empty"
+            "there are no records to commit to", hint="check whether the data mount is empty"
         )
     node = stack.pop()
     while stack:

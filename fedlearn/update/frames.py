@@ -1,8 +1,7 @@
 """Several byte strings in one body: each is an 8-byte big-endian length and its bytes.
 
-This is how an exchange between a client and the front carries a message and all of its
-objects at once: the message first, then the objects in any order. Lengths are bounded before
-anything is allocated.
+Client and fleet server exchange a message together with all of its objects in this form: the
+message first, then the objects in any order. Lengths are bounded before memory is allocated.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ MAX_FRAMES: Final = 1_000_000
 
 
 def write_frames(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """Yield a body that holds ``parts``, without copying them."""
+    """Yield a body of ``parts``, without copying them."""
     for part in parts:
         yield _HEAD.pack(len(part))
         yield part
@@ -33,10 +32,10 @@ def frames_length(parts: Iterable[bytes | memoryview]) -> int:
 
 
 class FrameReader:
-    """Takes a body piece by piece and gives back its frames.
+    """Parses a body piece by piece into its frames.
 
-    :param limit: the most bytes that the whole body may have; a frame that says it is longer
-        than what is left is refused when its head is read.
+    :param limit: the most bytes that the whole body may have; a frame whose length exceeds the
+        rest of it is refused when its head is read.
     """
 
     def __init__(self, limit: int) -> None:
@@ -67,13 +66,13 @@ class FrameReader:
                 self._head.clear()
                 self._count += 1
                 if self._wanted > self._left + len(view) or self._count > MAX_FRAMES:
-                    raise TransportError("a frame is longer than the body that holds it")
+                    raise TransportError("a frame is longer than the body")
                 self._body = io.BytesIO()
             take = min(self._wanted - self._body.tell(), len(view))
             self._body.write(view[:take])
             view = view[take:]
             if self._body.tell() == self._wanted:
-                # The bytes that were written, not a copy of them: a frame may be a whole model.
+                # A view of the buffer instead of a copy: a frame may be a whole model.
                 done, self._body = self._body.getvalue(), None
                 yield done
 

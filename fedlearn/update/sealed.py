@@ -1,7 +1,7 @@
-"""A sealed model as arrays, and out of its seal into a safetensors file.
+"""Reads a sealed model as arrays, or writes it as a safetensors file in plaintext.
 
-For whoever holds a key that opens the file: the owner of a job, a client inside its TEE,
-the coordinator. Errors are those of :mod:`fedlearn.sealing`.
+For the holders of a key that opens the file: the owner of a job, a client inside its TEE, the
+coordinator. Errors are those of :mod:`fedlearn.sealing`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedlearn.update.arrays import DTYPES, Array, dtype_name, safetensors_header
 __all__ = ["STATE", "as_tensors", "export", "load"]
 
 STATE: Final = "fedlearn.state"
-"""The tensor in which a checkpoint keeps what is not weights; never exported."""
+"""The tensor of a checkpoint with everything except the weights; never exported."""
 
 
 def as_tensors(arrays: Mapping[str, Array]) -> Iterator[Tensor]:
@@ -42,8 +42,8 @@ def as_tensors(arrays: Mapping[str, Array]) -> Iterator[Tensor]:
 def load(reader: SealedReader) -> dict[str, Array]:
     """Return the weights as arrays, decrypted straight into their memory.
 
-    :raises UnsealError: naming the tensor that is not what was sealed, or whose element
-        type numpy cannot hold.
+    :raises UnsealError: naming the tensor that was altered, or whose element type numpy does not
+        have.
     """
     arrays: dict[str, Array] = {}
     for spec in reader.header.tensors:
@@ -52,7 +52,7 @@ def load(reader: SealedReader) -> dict[str, Array]:
         dtype = DTYPES.get(spec.dtype)
         if dtype is None:
             raise UnsealError(
-                f"tensor {spec.name!r}: numpy cannot hold {spec.dtype}",
+                f"tensor {spec.name!r}: numpy has no type {spec.dtype}",
                 hint="export the model and read it with another library",
             )
         array = np.empty(spec.shape, dtype)
@@ -64,13 +64,13 @@ def load(reader: SealedReader) -> dict[str, Array]:
 def export(reader: SealedReader, out: Path, *, replace: bool = False) -> int:
     """Write the weights to ``out`` as safetensors, with mode 0600, and return its bytes.
 
-    This is plaintext. The file appears whole or not at all; extra memory is one chunk. Its
+    This is plaintext. The file is written atomically; extra memory is one chunk. Its
     SHA-256 is the digest of the same weights as an :class:`fedlearn.update.arrays.Update`.
 
-    :param replace: write over a file that is there.
+    :param replace: replace an existing file.
     :raises StoreError: when ``out`` exists and is not to be replaced.
-    :raises UnsealError: naming the tensor that is not what was sealed; nothing is left.
-    :raises OSError: when the file cannot be written; nothing is left.
+    :raises UnsealError: naming the tensor that was altered; no file is left.
+    :raises OSError: when it cannot be written; no file is left.
     """
     if not replace and os.path.lexists(out):
         raise _exists(out)
@@ -102,7 +102,7 @@ def export(reader: SealedReader, out: Path, *, replace: bool = False) -> int:
 
 
 def _unnamed(directory: int) -> tuple[int, str | None]:
-    """Open a file that vanishes with this process; where none can be had, a hidden one."""
+    """Open an unnamed file, or a hidden one where the file system has no unnamed files."""
     with contextlib.suppress(OSError):
         return os.open(".", os.O_WRONLY | os.O_TMPFILE, 0o600, dir_fd=directory), None
     name = f".fedlearn-export.{secrets.token_hex(8)}.tmp"

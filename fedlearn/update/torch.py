@@ -1,4 +1,4 @@
-"""The door to torch: a ``state_dict`` to :class:`fedlearn.update.arrays.Update` and back.
+"""Converts a torch ``state_dict`` to :class:`fedlearn.update.arrays.Update` and back.
 
 Element types are kept as they are: bfloat16 becomes :data:`fedlearn.update.arrays.BF16`, half
 stays half, integer buffers stay integers. A type without a safetensors name here (complex,
@@ -39,10 +39,10 @@ _NAMES: Final = {dtype: name for name, dtype in _TORCH.items()}
 def from_state_dict(state: Mapping[str, torch.Tensor]) -> Update:
     """Return the tensors of ``state`` as an update, in its order.
 
-    A contiguous tensor on the CPU is shared, not copied: take the update before training
-    goes on, or clone.
+    A contiguous tensor on the CPU is shared, not copied: use the update before training
+    continues, or clone the state.
 
-    :raises UpdateRejected: for a value that is no dense tensor of a known element type.
+    :raises UpdateRejected: for a value that is not a dense tensor of a known element type.
     """
     return Update({name: _to_array(name, tensor) for name, tensor in state.items()})
 
@@ -67,12 +67,12 @@ def to_state_dict(
 
 
 def load_into(module: torch.nn.Module, arrays: Mapping[str, Array]) -> None:
-    """Copy ``arrays`` into parameters and buffers of ``module``, all or nothing.
+    """Copy ``arrays`` into parameters and buffers of ``module``: all of them, or none.
 
     Names, shapes and element types are compared first; nothing is cast or broadcast.
 
-    :raises UpdateRejected: naming the first array that does not fit; the module is then
-        unchanged.
+    :raises UpdateRejected: naming the first array that does not match; the module is unchanged
+        then.
     """
     state = module.state_dict()
     if missing := [name for name in state if name not in arrays]:
@@ -99,7 +99,7 @@ def load_into(module: torch.nn.Module, arrays: Mapping[str, Array]) -> None:
 
 def _to_array(name: str, tensor: object) -> Array:
     if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
-        raise UpdateRejected(f"{name}: is no dense tensor", hint="send dense tensors only")
+        raise UpdateRejected(f"{name}: is not a dense tensor", hint="send dense tensors only")
     label = _NAMES.get(tensor.dtype)
     if label is None:
         raise UpdateRejected(

@@ -1,4 +1,4 @@
-"""Calls over one channel: each with a deadline, each failing in our own errors."""
+"""Calls over one channel, each with a deadline; failures are errors of :mod:`fedlearn.errors`."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
 __all__ = ["ADMIT_SECONDS", "CALL_SECONDS", "Calls"]
 
 CALL_SECONDS: Final = 15.0
-"""How long an ordinary call may take."""
+"""The deadline of an ordinary call, in seconds."""
 
 ADMIT_SECONDS: Final = 60.0
-"""How long a call may take in which evidence is verified, or a bundle sent."""
+"""The deadline of a call in which evidence is verified or a bundle is sent, in seconds."""
 
 _T = TypeVar("_T")
 
 
 class Calls:
-    """A channel that is closed as a context; ``other`` names whom it reaches, for errors."""
+    """A channel, which its context closes; ``other`` names the peer in errors."""
 
     attempts = 6
-    """How often a call that may be made twice is made while nobody answers."""
+    """The number of attempts of a call that may be made twice, while nobody answers."""
 
     def __init__(self, channel: grpc.Channel, other: str) -> None:
         self._channel = channel
@@ -47,7 +47,7 @@ class Calls:
         self.close()
 
     def close(self) -> None:
-        """Close the channel; calls that run end."""
+        """Close the channel; calls in progress end."""
         self._channel.close()
 
     def _once(self, method: Callable[..., _T], request: Any, seconds: float = CALL_SECONDS) -> _T:
@@ -61,7 +61,7 @@ class Calls:
             raise failure_of(error, self._other) from None
 
     def _when_taken(self, method: Callable[..., _T], request: Any) -> _T:
-        """Make a call that may not be made twice; repeat it only where it was not looked at."""
+        """Make a call that may not be made twice; repeat it only if it was not processed."""
         return retry(
             lambda: self._once(method, request, ADMIT_SECONDS),
             failures=(Throttled,),
@@ -69,7 +69,7 @@ class Calls:
         )
 
     def _retry(self, method: Callable[..., _T], request: Any) -> _T:
-        """Make a call that may be made twice; repeat it while nobody takes it."""
+        """Make a call that may be made twice; repeat it while nobody answers."""
         return retry(
             lambda: self._once(method, request), failures=UNANSWERED, attempts=self.attempts
         )

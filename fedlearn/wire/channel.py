@@ -1,9 +1,9 @@
-"""gRPC channels to the coordinator: limits, keepalive, and whom they trust.
+"""gRPC channels to the coordinator: limits, keepalive, and trusted certificates.
 
 A channel trusts the given certificates only, never those of the machine. The name that is
 checked is :data:`fedlearn.identity.spiffe.COORDINATOR_DNS`: only the coordinator's CA signs it, so
-an address may change. When the root is the server's very certificate (a partial chain), the
-channel reaches the holder of that key and nobody else.
+an address may change. When the root is the server's own certificate (a partial chain), the channel
+connects only to the holder of that key.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024 + 64 * 1024
-"""Upper bound of any message but a job's submission: 4 MiB of evidence and what is around."""
+"""Upper bound of a message, except a job's submission: 4 MiB of evidence and its envelope."""
 
 MAX_CONTROL_BYTES: Final = MAX_BUNDLE_BYTES + 2 * 1024 * 1024
 """Upper bound of a job's submission."""
@@ -60,9 +60,9 @@ def open_channel(
         ("grpc.enable_retries", 0),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 2_000),
-        # An attempt that gets no answer at all makes room for the next one.
+        # An attempt without any answer ends, so that the next one can begin.
         ("grpc.min_reconnect_backoff_ms", 5_000),
-        # The pinning handshake goes straight to the address; so must everything after it.
+        # The pinning handshake uses no proxy, and the calls after it must not either.
         ("grpc.enable_http_proxy", 0),
         # Channels with other certificates must not share a connection.
         ("grpc.use_local_subchannel_pool", 1),

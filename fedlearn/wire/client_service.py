@@ -1,8 +1,8 @@
-"""The line between an agent in a cluster and the clients that it started there, over gRPC.
+"""The client service of an agent in a cluster, over gRPC: its server, and the client of it.
 
-The agent serves TLS with a key whose SHA-256 (of the SPKI) stands in a client's environment;
-a client shows the ticket that stands next to it. Neither is a secret that opens anything: who
-has a ticket may ask for a voucher, and evidence decides all the same.
+The agent serves TLS with a key whose SHA-256 (of the SPKI) is in a client's environment, together
+with the ticket that the client presents. Neither is a secret: the holder of a ticket may ask for a
+voucher, and is admitted by evidence only.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ __all__ = [
 ]
 
 WORKLOAD_API_DNS: Final = "sponsor.fedlearn.internal"
-"""The name in the agent's certificate; its key is what counts."""
+"""The name in the agent's certificate, whose key is pinned."""
 
 _LOG = logging.getLogger(__name__)
 _CHUNK_BYTES: Final = 1024 * 1024
@@ -70,10 +70,10 @@ _MAX_REQUEST_BYTES: Final = 64 * 1024
 _STREAM_SECONDS: Final = 120.0
 _CALLS: Final = 64
 _CALLS_OF_ONE: Final = 8
-"""How many calls one client may have under way; each has a thread while it has."""
+"""The number of calls that one client may have in progress; each occupies a thread."""
 
 _MESSAGE_SECONDS: Final = 10.0
-"""From the head of a call to its message."""
+"""The longest time from the head of a call to its message."""
 
 _stubs: Final[Any] = stubs
 _T = TypeVar("_T")
@@ -81,14 +81,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
-    """What a client shows: its assignment, and the agent's tag over it."""
+    """What a client presents: its assignment, and the agent's tag over it."""
 
     assignment: str
     tag: bytes = field(repr=False)
 
 
 class Host(Protocol):
-    """Who answers. Each method raises a FedlearnError, which the client is told."""
+    """The implementation of the service. A FedlearnError of a method is sent to the client."""
 
     def bootstrap(self, ticket: Ticket) -> bytes:
         """Return the client's bootstrap document."""
@@ -107,7 +107,7 @@ class Host(Protocol):
         ...
 
     def report(self, ticket: Ticket, phase: Phase, reason: str) -> None:
-        """Hear where a client stands."""
+        """Take a client's report of its phase."""
         ...
 
 
@@ -119,11 +119,11 @@ def key_pin(key: ec.EllipticCurvePublicKey) -> bytes:
 
 
 class WorkloadApiServer:
-    """Listens for clients. ``port`` is where; 0 in ``listen`` takes any free one."""
+    """The server. ``port`` is where it listens; with port 0 in ``listen``, any free one."""
 
     def __init__(self, host: Host, key: ec.EllipticCurvePrivateKey, *, listen: str) -> None:
         self._server = grpc.server(
-            ThreadPoolExecutor(_CALLS, thread_name_prefix="sponsor"),
+            ThreadPoolExecutor(_CALLS, thread_name_prefix="client-service"),
             interceptors=[_Bounded()],
             options=[
                 ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
@@ -144,7 +144,7 @@ class WorkloadApiServer:
             raise ConfigError(
                 f"{listen} cannot be bound",
                 key="kubernetes.sponsor_listen",
-                hint="see that no other process listens there (`ss -ltnp`)",
+                hint="check that no other process listens there (`ss -ltnp`)",
             )
 
     def start(self) -> Self:
@@ -153,13 +153,13 @@ class WorkloadApiServer:
         return self
 
     def stop(self) -> None:
-        """End; calls that run are cut off."""
+        """Stop; calls in progress are aborted."""
         self._server.stop(0.0).wait(5.0)
 
 
 class _Bounded(grpc.ServerInterceptor):  # type: ignore[type-arg]
-    """Lets no client keep the others from the agent: few calls of one address, each with a message
-    in time. On the wire a call with one message is a stream of one, and is served as such.
+    """Bounds the calls of each address, and the time until a call's message, so that one client
+    cannot block the others. A call with one message is served as a stream of one message.
     """
 
     def __init__(self) -> None:
@@ -226,7 +226,7 @@ def _first(requests: Iterator[Any], context: Any) -> Any:
 
 
 class WorkloadApiClient(Calls):
-    """A client's end. It implements :class:`edge.protocol.workload.WorkloadApi`."""
+    """The client's side, which implements :class:`edge.protocol.workload.WorkloadApi`."""
 
     attempts = 10
 
@@ -274,9 +274,9 @@ class WorkloadApiClient(Calls):
         self._retry(self._stub.Charge, request)
 
     def report(self, phase: Phase, reason: str) -> None:
-        """Say where this client stands.
+        """Report this client's phase.
 
-        :raises TransportError: when the agent does not hear it now.
+        :raises TransportError: when the agent does not answer.
         """
         request = pb.ClientState(ticket=self._ticket, reason=reason[:2000], **phase_fields(phase))
         self._once(self._stub.Tell, request)
@@ -294,7 +294,7 @@ class WorkloadApiClient(Calls):
 
 
 class _Service:
-    """From messages to the host and back; errors become statuses with a code and a hint."""
+    """Converts messages for the host and back, and errors to statuses with code and hint."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -333,7 +333,7 @@ def _answered(context: Any, work: Callable[[], _T]) -> _T:
     try:
         return work()
     except Unreachable as error:
-        # Not now: the client asks again.
+        # The client repeats the call.
         context.abort(grpc.StatusCode.UNAVAILABLE, str(error)[:MAX_MESSAGE_CHARS])
         raise
     except FedlearnError as error:
@@ -347,7 +347,7 @@ def _ticket(message: pb.LaunchTicket) -> Ticket:
 
 
 def _certificate(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return a certificate of ``key`` by itself, PEM. Only the key in it means anything."""
+    """Return a self-signed certificate of ``key``, PEM. Only the key in it is checked."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, WORKLOAD_API_DNS)])
     now = datetime.now(UTC)
     certificate = (
@@ -356,7 +356,7 @@ def _certificate(key: ec.EllipticCurvePrivateKey) -> bytes:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        # A client in a pod may have another idea of the time than its agent.
+        # The clocks of a client's node and of its agent's node may differ.
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=3650))
         .add_extension(
@@ -372,12 +372,12 @@ def _pinned(address: str, pin: bytes) -> bytes:
     """Return the certificate at ``address``, PEM, if its key has the pinned hash.
 
     :raises Unreachable: when nobody answers.
-    :raises TransportError: when it is another key's.
+    :raises LaunchError: when the certificate has another key.
     """
     host, _, port = checked_address(address).rpartition(":")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    # Nothing is trusted here and nothing is sent: the pin is compared below.
+    # This handshake trusts no certificate and sends no data: the pin is compared below.
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
@@ -392,7 +392,7 @@ def _pinned(address: str, pin: bytes) -> bytes:
     except OSError as error:
         raise Unreachable(
             f"{address} cannot be reached: {error}",
-            hint="see that the agent runs, and that a NetworkPolicy lets its clients reach it",
+            hint="check that the agent runs, and that a NetworkPolicy lets clients connect to it",
         ) from error
     try:
         certificate = x509.load_der_x509_certificate(der)
@@ -402,6 +402,6 @@ def _pinned(address: str, pin: bytes) -> bytes:
     if not isinstance(key, ec.EllipticCurvePublicKey) or key_pin(key) != pin:
         raise LaunchError(
             f"{address} is not the agent that started this client: it has another key",
-            hint="see that kubernetes.sponsor_address names this site's own agent",
+            hint="check that kubernetes.sponsor_address names this site's own agent",
         )
     return certificate.public_bytes(Encoding.PEM)

@@ -1,8 +1,8 @@
-"""Errors across the wire: a status code, a sentence, and what to do next.
+"""Errors on the wire: a status code, a message, and a hint.
 
 The status carries the message. Trailing metadata carries ``fedlearn-code`` (the stable code
 of :mod:`fedlearn.errors`, or ``attestation/<class>``), ``fedlearn-hint-bin`` and
-``fedlearn-findings-bin`` (UTF-8 and JSON). No trace and no path of the server crosses.
+``fedlearn-findings-bin`` (UTF-8 and JSON). No traceback and no path of the server is sent.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ __all__ = ["UNANSWERED", "Unreachable", "failure_of", "status_of", "trailing_of"
 MAX_MESSAGE_CHARS: Final = 2000
 MAX_HINT_BYTES: Final = 1000
 MAX_FINDINGS_BYTES: Final = 3500
-"""gRPC gives all metadata of a call 8 KiB."""
+"""gRPC limits all metadata of a call to 8 KiB."""
 
 
 class Unreachable(TransportError):
-    """Nobody answered, or nobody who could act now. The same call may succeed later."""
+    """Nobody answered, or the peer cannot act now. The same call may succeed later."""
 
 
 UNANSWERED: Final = (Unreachable, Throttled)
-"""What a call that may be made twice is made again after: it was not looked at."""
+"""The failures after which a call that may be made twice is repeated: it was not processed."""
 
 
 _STATUS: Final = (
@@ -94,12 +94,12 @@ def failure_of(error: grpc.RpcError, what: str) -> FedlearnError | AttestationEr
         case grpc.StatusCode.UNAVAILABLE if "CERTIFICATE_VERIFY_FAILED" in details:
             return TransportError(
                 f"{what} does not prove who it is: its certificate is not the expected one",
-                hint="see that address and CA are those of your coordinator; then attest again",
+                hint="check that address and CA are those of your coordinator; then attest again",
             )
         case grpc.StatusCode.UNAVAILABLE:
             return Unreachable(
                 f"{what} cannot be reached, or closed the connection",
-                hint="see that it runs, that the address is right, that no firewall is between, "
+                hint="check that it runs, that the address is right, that no firewall blocks it, "
                 "and that your certificate has not expired",
             )
         case grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -129,7 +129,7 @@ def _rebuilt(code: str, message: str, metadata: dict[str, Any]) -> FedlearnError
             return known(message, hint=hint)
         return AttestationError(message, hint=hint)
     if code == DiskError.code:
-        # It is the other side's disk, and not ours: the call may be made again.
+        # It is the peer's disk: the call may be made again.
         return Unreachable(message, hint=hint)
     kind = _BY_CODE.get(code, TransportError)
     if issubclass(kind, AdmissionDenied):
@@ -138,7 +138,7 @@ def _rebuilt(code: str, message: str, metadata: dict[str, Any]) -> FedlearnError
 
 
 def findings_of(raw: object) -> tuple[dict[str, object], ...]:
-    """Return the findings in ``raw`` (JSON); what is no list of objects is left out."""
+    """Return the findings in ``raw`` (JSON); none, if it is not a list of objects."""
     if not isinstance(raw, bytes | str) or not raw:
         return ()
     try:
@@ -151,7 +151,7 @@ def findings_of(raw: object) -> tuple[dict[str, object], ...]:
 
 
 def denied_of(reason: str, *, findings_json: str, code: str, hint: str) -> AdmissionDenied:
-    """Return the refusal that a reply carries."""
+    """Return the refusal in a reply."""
     kind = _BY_CODE.get(code, AdmissionDenied)
     if not issubclass(kind, AdmissionDenied):
         kind = AdmissionDenied
@@ -159,7 +159,7 @@ def denied_of(reason: str, *, findings_json: str, code: str, hint: str) -> Admis
 
 
 def _plain(text: str) -> str:
-    """Text from a peer, for a terminal: printable, on one line, bounded."""
+    """Return text of a peer for a terminal: printable, on one line, bounded."""
     shown = "".join(c if c.isprintable() else " " for c in text[: MAX_MESSAGE_CHARS + 1])
     return shown if len(shown) <= MAX_MESSAGE_CHARS else shown[: MAX_MESSAGE_CHARS - 3] + "..."
 

@@ -1,8 +1,7 @@
 """An operator's calls to the coordinator, for the command line and for programs.
 
 Replies are plain dataclasses. Every failure is an error of :mod:`fedlearn.errors` or
-:mod:`attestation.errors`, as the coordinator raised it, or a TransportError that says what
-to do.
+:mod:`attestation.errors`, as the coordinator raised it, or a TransportError with a hint.
 """
 
 from __future__ import annotations
@@ -46,10 +45,10 @@ class SiteTpm:
     """A site's TPM. Keys are SHA-256 of their SPKI, empty where there is none.
 
     ``ek``           the endorsement key that the site is bound to
-    ``endorsement``  why it is believed: certificate, operator or invitation
-    ``ak``           the attestation key that was proven to live beside it
+    ``endorsement``  why it is trusted: certificate, operator or invitation
+    ``ak``           the attestation key that was proven to be in the same TPM
     ``shown_ek``     another endorsement key, which waits for approval
-    ``certificate``  what was found of the endorsement key's certificate
+    ``certificate``  what the check of the endorsement key's certificate found
     """
 
     ek: bytes = b""
@@ -84,7 +83,7 @@ class Invitation:
     expires: datetime
 
     def __repr__(self) -> str:
-        """Say until when; never the token."""
+        """Return the expiry, without the token."""
         return f"Invitation(expires={self.expires.isoformat()})"
 
 
@@ -103,7 +102,7 @@ class OperatorState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorGrant:
-    """What a new operator gets: its certificate (PEM, leaf first) and where to use it."""
+    """A new operator's certificate (PEM, leaf first), and the address where it is used."""
 
     operator: OperatorState
     chain: bytes
@@ -111,7 +110,7 @@ class OperatorGrant:
 
 
 class OperatorClient(Calls):
-    """Speaks to the control listener as an operator; a context that closes its channel.
+    """A client of the control listener for an operator; its context closes the channel.
 
     ``address`` is ``host:port``; ``ca``, ``chain`` and ``key`` are PEM bytes.
     """
@@ -128,7 +127,7 @@ class OperatorClient(Calls):
     def submit_job(
         self, *, job_toml: str, bundle: bytes, policy_toml: str, policy_signature: bytes = b""
     ) -> JobState:
-        """Hand in a job: its specification, its app bundle, its policy and who signed that.
+        """Submit a job: its specification, its app bundle, its policy and the policy's signature.
 
         :raises ConfigError: when the bundle is longer than 64 MiB, or the coordinator finds
             something wrong in the specification.
@@ -137,7 +136,7 @@ class OperatorClient(Calls):
             raise ConfigError(
                 f"the app bundle has {len(bundle)} bytes, at most {MAX_BUNDLE_BYTES} are sent",
                 key="app",
-                hint="leave data and models out of the app's folder",
+                hint="remove data and models from the app's folder",
             )
         request = pb.SubmitJobRequest(
             job_toml=job_toml,
@@ -161,8 +160,8 @@ class OperatorClient(Calls):
     ) -> Iterator[JobEvent]:
         """Yield a job's events with a sequence above ``after``.
 
-        Ends when the job does, or with ``past_only`` after the last one there is. A broken
-        connection is taken up again after the last event that was yielded.
+        Ends when the job ends, or with ``past_only`` after the last event that exists. A lost
+        connection is opened again, and continues after the last event that was yielded.
         """
         seen, failures, backoff = after, 0, Backoff(first=0.4)
         while True:
@@ -193,7 +192,7 @@ class OperatorClient(Calls):
         return _job(self._once(self._operator.CancelJob, pb.JobName(name=name)))
 
     def resume_job(self, name: str) -> JobState:
-        """Go on with a job from its last checkpoint."""
+        """Resume a job from its last checkpoint."""
         return _job(self._once(self._operator.ResumeJob, pb.JobName(name=name)))
 
     def replace_policy(self, job: str, policy_toml: str, signature: bytes = b"") -> None:
@@ -213,7 +212,7 @@ class OperatorClient(Calls):
         until: datetime | None = None,
         once: bool = False,
     ) -> None:
-        """Keep a site, or one client of it, out of a job; its admission ends at once.
+        """Exclude a site, or one client of it, from a job; its admission ends at once.
 
         It lasts until ``until``, or until :meth:`readmit_client`. With ``once`` the admission
         ends and nothing else: the client may attest again.
@@ -229,17 +228,17 @@ class OperatorClient(Calls):
         self._once(self._operator.RevokeClient, request)
 
     def readmit_client(self, job: str, site: str, *, client: str = "") -> None:
-        """Lift what :meth:`revoke_client` laid on exactly this site or client."""
+        """End the exclusion that :meth:`revoke_client` made for exactly this site or client."""
         request = pb.ReadmitClientRequest(job=job, site=site, client=client)
         self._once(self._operator.ReadmitClient, request)
 
     def list_operators(self) -> tuple[OperatorState, ...]:
-        """Return all operators, those that were revoked included."""
+        """Return all operators, also revoked ones."""
         reply = self._retry(self._operator.ListOperators, pb.Empty())
         return tuple(_operator(item) for item in reply.operators)
 
     def add_operator(self, name: str, csr: bytes) -> OperatorGrant:
-        """Have the request ``csr`` (DER) of another operator signed, or an own one."""
+        """Have the request ``csr`` (DER) signed, of another operator or one's own."""
         request = pb.AddOperatorRequest(name=name, csr=csr)
         reply = self._once(self._operator.AddOperator, request)
         return OperatorGrant(
@@ -251,7 +250,7 @@ class OperatorClient(Calls):
     def revoke_operator(
         self, *, name: str = "", serial: str = "", reason: str = ""
     ) -> tuple[OperatorState, ...]:
-        """Shut an operator out by name, or one certificate by its serial; return what ended."""
+        """Revoke an operator by name, or one certificate by serial; return what was revoked."""
         request = pb.RevokeOperatorRequest(name=name, serial=serial, reason=reason)
         reply = self._once(self._operator.RevokeOperator, request)
         return tuple(_operator(item) for item in reply.operators)
@@ -266,7 +265,7 @@ class OperatorClient(Calls):
     ) -> Invitation:
         """Invite a site; ``ek`` names the endorsement key that its TPM must have (SHA-256).
 
-        Without ``lifetime`` the token lives for as long as the coordinator's configuration says.
+        Without ``lifetime`` the token is valid for as long as the coordinator configures.
         """
         request = pb.CreateTokenRequest(
             site=site,
@@ -287,16 +286,16 @@ class OperatorClient(Calls):
         return _site(self._retry(self._operator.GetSite, pb.SiteName(name=name)))
 
     def approve_site(self, name: str, *, ek: bytes = b"") -> SiteState:
-        """Let a pending site in, or a draining one take clients again.
+        """Approve a pending site, or activate a draining one again.
 
-        The site is bound to the endorsement key that it has shown; ``ek`` says which one is
-        meant, and must where the site had another one before.
+        The site is bound to the endorsement key that it has shown. ``ek`` names that key, and is
+        required if the site was bound to another one before.
         """
         request = pb.ApproveSiteRequest(name=name, ek=ek)
         return _site(self._once(self._operator.ApproveSite, request))
 
     def reject_site(self, name: str) -> SiteState:
-        """Turn a pending site away."""
+        """Reject a pending site."""
         return _site(self._once(self._operator.RejectSite, pb.SiteName(name=name)))
 
     def drain_site(self, name: str) -> SiteState:
@@ -304,7 +303,7 @@ class OperatorClient(Calls):
         return _site(self._once(self._operator.DrainSite, pb.SiteName(name=name)))
 
     def remove_site(self, name: str) -> SiteState:
-        """Cut a site off at once."""
+        """Remove a site at once."""
         return _site(self._once(self._operator.RemoveSite, pb.SiteName(name=name)))
 
 

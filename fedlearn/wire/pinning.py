@@ -1,8 +1,8 @@
-"""Finding the coordinator's CA by the hash of its key: no trust on first use.
+"""Identifies the coordinator's CA by the hash of its key: no trust on first use.
 
-The server sends its certificate and its CA in the handshake (RFC 8446, section 4.4.2). We
-take them from one handshake, check that the CA's key has the pinned hash and that it signed
-the certificate, and only then open real channels that trust exactly these.
+The server sends its certificate and its CA in the handshake (RFC 8446, section 4.4.2). One
+handshake reads them. If the CA's key has the pinned hash, and it signed the certificate, channels
+are opened that trust exactly these certificates.
 
 The page is docs/adr/0008-pinned-coordinator.md.
 """
@@ -53,16 +53,16 @@ class PinnedServer:
 def fetch_pinned(
     address: str, *, ca_pin: bytes, now: datetime, timeout: float = 10.0
 ) -> PinnedServer:
-    """Return who answers at ``address``, if the CA with the pinned key vouches for it.
+    """Return the server at ``address``, if the CA with the pinned key signed its certificate.
 
     :raises ConfigError: when the address is malformed.
     :raises Unreachable: when nobody answers.
-    :raises TransportError: when the CA is another, or did not sign this certificate.
+    :raises TransportError: when the CA has another key, or did not sign this certificate.
     """
     host, _, port = checked_address(address).rpartition(":")
     chain = [_load(der) for der in _handshake(host.strip("[]"), int(port), timeout)]
     if not chain:
-        raise TransportError(f"{address} shows no certificate")
+        raise TransportError(f"{address} sent no certificate")
     leaf = chain[0]
     authority = next((item for item in chain[1:] if _pin(item) == ca_pin), None)
     if authority is None:
@@ -109,7 +109,7 @@ def _handshake(host: str, port: int, timeout: float) -> list[bytes]:
     """Return the certificates that the server sent, DER, unverified."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # Nothing is trusted here and nothing is sent: the caller judges the chain.
+    # This handshake trusts no certificate and sends no data: the caller verifies the chain.
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
@@ -127,12 +127,12 @@ def _handshake(host: str, port: int, timeout: float) -> list[bytes]:
     except OSError as error:
         raise Unreachable(
             f"{host}:{port} cannot be reached: {error}",
-            hint="see that the coordinator runs and that no firewall is between",
+            hint="check that the coordinator runs and that no firewall blocks the connection",
         ) from error
 
 
 def _unverified_chain(secure: ssl.SSLSocket) -> list[bytes]:
-    """Python 3.13 made this public; before, it is there on the inner object."""
+    """Return the certificates that the peer sent; public in ``ssl`` since Python 3.13 only."""
     public = getattr(secure, "get_unverified_chain", None)
     if public is not None:
         found: list[Any] = list(public())
@@ -141,7 +141,7 @@ def _unverified_chain(secure: ssl.SSLSocket) -> list[bytes]:
         found = [item.public_bytes(2) for item in inner.get_unverified_chain() or ()]
     certificates = [bytes(item) for item in found[:_MAX_CERTIFICATES]]
     if any(len(item) > MAX_CERTIFICATE_BYTES for item in certificates):
-        raise TransportError("the server shows a certificate that is too long")
+        raise TransportError("the server sent a certificate that is too long")
     return certificates
 
 
@@ -149,7 +149,7 @@ def _load(der: bytes) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(der)
     except UNREADABLE as error:
-        raise TransportError("the server shows a malformed certificate") from error
+        raise TransportError("the server sent a malformed certificate") from error
 
 
 def _pin(certificate: x509.Certificate) -> bytes:

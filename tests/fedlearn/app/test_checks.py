@@ -1,4 +1,4 @@
-"""Applications that would take the place of our packages are refused."""
+"""Applications that would replace a package of our packages are refused."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def test_code_named_like_ours_is_refused(app: Path, name: str, form: str) -> Non
     path = app / form.format(name)
     path.parent.mkdir(exist_ok=True)
     path.write_text("")
-    with pytest.raises(JobError, match="would take the place"):
+    with pytest.raises(JobError, match="would replace a package"):
         check_folder(app)
     files = {"pyproject.toml": PROJECT.encode(), form.format(name): b""}
-    with pytest.raises(JobError, match="would take the place"):
+    with pytest.raises(JobError, match="would replace a package"):
         check_bundle(_bundle(files))
 
 

@@ -63,8 +63,8 @@ def test_a_bundle_is_unpacked_read_and_loaded(
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        ({**GOOD, "server.py": b""}, "take the place"),
-        ({**GOOD, "fedlearn/errors.py": b""}, "take the place"),
+        ({**GOOD, "server.py": b""}, "would replace a package"),
+        ({**GOOD, "fedlearn/errors.py": b""}, "would replace a package"),
         ({**GOOD, "../outside.py": b""}, "leaves it"),
         ({**GOOD, "/etc/outside": b""}, "leaves it"),
         ({**GOOD, "bomb.txt": bytes(65 * 1024 * 1024)}, "unpacks to more"),
@@ -212,9 +212,9 @@ HOSTILE = {
     "a deep path": (_with((_entry("/".join(["a" * 100] * 11)), b"")), "cannot be the name"),
     "a control character": (_with((_entry("a\nb"), b"")), "cannot be the name of a file"),
     "an escape sequence": (_with((_entry("a\x9bb"), b"")), "cannot be the name of a file"),
-    "an unknown method": (_method(_zip(GOOD), b"smallapp/one.py", 99), "is encrypted or"),
-    "bzip2": (_method(_zip(GOOD), b"smallapp/one.py", 12), "is encrypted or"),
-    "encrypted": (_method(_zip(GOOD), b"smallapp/one.py", 8, 1), "is encrypted or"),
+    "an unknown method": (_method(_zip(GOOD), b"smallapp/one.py", 99), "is encrypted, or"),
+    "bzip2": (_method(_zip(GOOD), b"smallapp/one.py", 12), "is encrypted, or"),
+    "encrypted": (_method(_zip(GOOD), b"smallapp/one.py", 8, 1), "is encrypted, or"),
     "a cut stream": (_damaged(b"smallapp/data.bin"), "cannot be unpacked"),
     "another content": (
         _with((_entry("a.bin"), b"one" * 9)).replace(b"one" * 9, b"two" * 9),

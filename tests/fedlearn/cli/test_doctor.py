@@ -248,7 +248,7 @@ def test_a_coordinator_is_examined(tmp_path: Path) -> None:
     assert checks["server.toml"]["level"] == "ok"
     assert checks["keys"]["level"] == "warn"
     assert checks["flower"]["level"] == "ok"
-    assert checks["state"]["found"].endswith("will be made")
+    assert checks["state"]["found"].endswith("will be created")
     assert not (tmp_path / "state").exists()
 
 

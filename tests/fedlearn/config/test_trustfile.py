@@ -119,5 +119,7 @@ def test_collateral_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "chain.pem").write_bytes((data / "snp_milan_ask_ark.pem").read_bytes())
     said = list(read('collateral = ["good.json", "bad.json", "chain.pem"]', tmp_path).unread())
     assert said[0] == f"trust.collateral: {tmp_path / 'bad.json'}: collateral.pck_crl: is empty"
-    assert said[1].startswith(f"trust.collateral: {tmp_path / 'chain.pem'}: is no Intel collateral")
+    assert said[1].startswith(
+        f"trust.collateral: {tmp_path / 'chain.pem'}: is not Intel collateral"
+    )
     assert len(said) == 2

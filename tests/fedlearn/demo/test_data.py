@@ -174,5 +174,5 @@ def test_partitions_lose_nothing() -> None:
     train, test = partition.split(np.arange(10, 20), test=0.3, rng=rng)
     assert len(test) == 3
     np.testing.assert_array_equal(np.sort(np.concatenate([train, test])), np.arange(10, 20))
-    with pytest.raises(ConfigError, match="cannot be dealt"):
+    with pytest.raises(ConfigError, match="cannot be divided"):
         partition.dirichlet(labels[:20], sites=7, alpha=0.5, minimum=5, rng=rng)

@@ -88,7 +88,7 @@ def test_there_is_no_trust_on_first_use(
 ) -> None:
     chain = ca.issue_operator(csr_der(folder / "operator.csr"), name="alice", now=NOW).chain_pem
     before = contents(folder)
-    with pytest.raises(ConfigError, match="compare that with whoever runs") as caught:
+    with pytest.raises(ConfigError, match="compare that with the coordinator") as caught:
         accept_grant(folder, granted(tmp_path, chain), now=NOW, pin="")
     assert caught.value.hint == f"if it is the same: --ca-pin {ca.key_digest.hex()}"
     assert contents(folder) == before
@@ -125,11 +125,14 @@ def _answers(ca: CertificateAuthority, folder: Path, place: Path) -> dict[str, t
             ca.issue_operator(csr, name="alice", now=NOW + timedelta(days=1)).chain_pem,
             "and not now",
         ),
-        "another CA's root": (leaf + other_ca.certificate_pem, "no operator's certificate"),
-        "no root": (leaf, "no operator's certificate"),
-        "the root first": (ca.certificate_pem + leaf, "no operator's certificate"),
-        "a leaf as root": (leaf + leaf, "no operator's certificate"),
-        "no PEM": (b"nothing", "no operator's certificate"),
+        "another CA's root": (
+            leaf + other_ca.certificate_pem,
+            "does not contain an operator's certificate",
+        ),
+        "no root": (leaf, "does not contain an operator's certificate"),
+        "the root first": (ca.certificate_pem + leaf, "does not contain an operator's certificate"),
+        "a leaf as root": (leaf + leaf, "does not contain an operator's certificate"),
+        "no PEM": (b"nothing", "does not contain an operator's certificate"),
         "another CA": (
             other_ca.issue_operator(csr, name="alice", now=NOW).chain_pem,
             "the CA is",

@@ -63,7 +63,7 @@ def test_a_table_is_read_and_written_back(changes: dict[str, object]) -> None:
         ("clip", float("nan"), "positive"),
         ("clip", float("inf"), "positive"),
         ("clip", 10**400, "must be a positive number"),
-        ("noise_multiplier", 0, "below"),
+        ("noise_multiplier", 0, "less noise gives no privacy"),
         ("noise_multiplier", 1e9, "up to"),
         ("epsilon", 0, "positive"),
         ("delta", 0, "delta"),

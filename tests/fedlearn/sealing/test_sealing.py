@@ -190,7 +190,7 @@ def test_a_file_for_nobody_is_not_written(tmp_path: Path) -> None:
         (Tensor(name="x", dtype="F32", shape=(2,), data=bytes(4)), "needs 8"),
         (Tensor(name="x", dtype="F32", shape=(-1,), data=bytes(4)), "from 0"),
         (Tensor(name="x", dtype="F32", shape=(1,) * 17, data=bytes(4)), "dimensions"),
-        (Tensor(name="a", dtype="U8", shape=(1,), data=bytes(1)), "one name"),
+        (Tensor(name="a", dtype="U8", shape=(1,), data=bytes(1)), "the same name"),
     ],
 )
 def test_impossible_tensors_are_refused(tmp_path: Path, tensor: Tensor, reason: str) -> None:
@@ -235,9 +235,9 @@ def test_an_older_version_or_another_model_is_refused(tmp_path: Path) -> None:
     owner = X25519PrivateKey.generate()
     sealed_for(tmp_path / "m", owner, version=4)
     open_sealed(tmp_path / "m", PrivateKey(owner), model="demo", at_least=4).close()
-    with pytest.raises(UnsealError, match="rolled back: holds version 4, version 5 was sealed"):
+    with pytest.raises(UnsealError, match="rolled back: contains version 4, version 5 was sealed"):
         open_sealed(tmp_path / "m", PrivateKey(owner), at_least=5)
-    with pytest.raises(UnsealError, match="holds the model 'demo', not 'other'"):
+    with pytest.raises(UnsealError, match="contains the model 'demo', not 'other'"):
         open_sealed(tmp_path / "m", PrivateKey(owner), model="other")
 
 

@@ -114,13 +114,13 @@ def test_a_chunk_of_another_file_is_found(tmp_path: Path) -> None:
 def test_a_file_that_is_too_short_or_too_long(tmp_path: Path) -> None:
     raw = make(tmp_path / "m")
     start = body(raw)
-    refused(tmp_path / "m", raw[:-1], "cut short by 1 bytes")
-    refused(tmp_path / "m", raw[: start + 3 * SLOT], "cut short by 56 bytes")
-    refused(tmp_path / "m", raw[:start], "cut short")
+    refused(tmp_path / "m", raw[:-1], "too short by 1 bytes")
+    refused(tmp_path / "m", raw[: start + 3 * SLOT], "too short by 56 bytes")
+    refused(tmp_path / "m", raw[:start], "too short")
     refused(tmp_path / "m", raw[: start - 1], "its header is not complete")
-    refused(tmp_path / "m", raw[:8], "first 9 bytes")
-    refused(tmp_path / "m", b"", "first 9 bytes")
-    refused(tmp_path / "m", bytes(raw) + b"x", "followed by 1 bytes")
+    refused(tmp_path / "m", raw[:8], "fewer than 9 bytes")
+    refused(tmp_path / "m", b"", "fewer than 9 bytes")
+    refused(tmp_path / "m", bytes(raw) + b"x", "too long by 1 bytes")
 
 
 def test_the_length_of_the_header_is_bounded_before_it_is_read(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_other_formats_and_versions_are_named(tmp_path: Path) -> None:
     raw[4] = 3
     refused(tmp_path / "m", raw, "version 3; this release reads versions 1 and 2")
     raw[4] = 2
-    refused(tmp_path / "m", raw, "says version 2, and its header is of version 1")
+    refused(tmp_path / "m", raw, "states version 2, and its header is of version 1")
 
 
 def _set(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -170,7 +170,7 @@ def _swap(document: dict[str, Any]) -> None:
         (_shape, "header or the wrap was altered"),
         (_rename, "header or the wrap was altered"),
         (_swap, "header or the wrap was altered"),
-        (_set("chunk", 2 * CHUNK), "cut short by|followed by"),
+        (_set("chunk", 2 * CHUNK), "too short by|too long by"),
     ],
 )
 def test_a_header_that_says_something_else(
@@ -209,13 +209,13 @@ MALFORMED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "chunk": (_set("chunk", 5000), "power of two"),
     "no chunk": (_set("chunk", 0), "power of two"),
     "huge chunk": (_set("chunk", 2**30), "power of two"),
-    "tensor": (_set("tensors", [["a", "U8"]]), "a tensor is written"),
+    "tensor": (_set("tensors", [["a", "U8"]]), "a tensor must be"),
     "tensor type": (_set("tensors", [["a", "X", []]]), "not a type"),
     "tensor shape": (_set("tensors", [["a", "U8", [True]]]), "from 0"),
-    "tensor twice": (_set("tensors", [["a", "U8", [1]]] * 2), "one name"),
+    "tensor twice": (_set("tensors", [["a", "U8", [1]]] * 2), "the same name"),
     "tensor size": (_set("tensors", [["a", "U8", [2**62, 2**62]]]), "chunks"),
     "many tensors": (_set("tensors", [["a", "U8", []]] * 65_537), "too many"),
-    "wrap": (_set("wraps", [{}]), "a wrap is written"),
+    "wrap": (_set("wraps", [{}]), "a wrap must be"),
     "wrap size": (
         _set("wraps", [{"kem": "x25519", "recipient": "00", "sealed": "00"}]),
         "80 bytes",

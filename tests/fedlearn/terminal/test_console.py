@@ -140,7 +140,7 @@ FINDING: dict[str, object] = {
         (FileNotFoundError(2, "No such file or directory", "/x"), 1, "/x: no such file"),
         (OSError(28, "No space left on device", "/x"), 1, "hint: free some space"),
         (click.BadParameter("is bad"), 1, "invalid value: is bad"),
-        (KeyError("k"), 1, "error: KeyError: 'k'\nhint: this is a fault of fedlearn"),
+        (KeyError("k"), 1, "error: KeyError: 'k'\nhint: this is a bug of fedlearn"),
         (MemoryError(), 1, "out of memory"),
         (KeyboardInterrupt(), 130, "stopped"),
         (BrokenPipeError(), 1, ""),

@@ -140,7 +140,7 @@ BROKEN = {
     "extra key": (document({"a": {**entry(0, 0), "b": 1}}), "needs exactly"),
     "dtype": (document({"a": entry(0, 1, "F8_E4M3")}, b"x"), "F8_E4M3"),
     "dtype type": (document({"a": {**entry(0, 1), "dtype": []}}, b"x"), "element type"),
-    "shape": (document({"a": entry(0, 4, "F32", [2])}, b"1234"), "do not give"),
+    "shape": (document({"a": entry(0, 4, "F32", [2])}, b"1234"), "do not match"),
     "negative": (document({"a": entry(0, 4, "F32", [-1])}, b"1234"), "out of range"),
     "bool shape": (document({"a": entry(0, 1, "U8", [True])}, b"1"), "list of integers"),
     "dimensions": (document({"a": entry(0, 1, "U8", [1] * 17)}, b"1"), "dimensions"),
@@ -174,7 +174,7 @@ def test_values_that_are_not_finite_are_refused_when_asked(value: float, name: s
     array = np.array([0, value], np.float32)
     sent = to_bfloat16(array) if name == "BF16" else array.astype(DTYPES[name])
     assert len(decode(encode({"x": sent}))) == 1
-    with pytest.raises(UpdateRejected, match="x: holds NaN"):
+    with pytest.raises(UpdateRejected, match="x: contains NaN"):
         decode(encode({"x": sent}), finite=True)
 
 

@@ -50,7 +50,7 @@ def test_transposed_and_tracked_tensors_are_taken_by_value() -> None:
 def test_types_without_a_name_are_refused() -> None:
     with pytest.raises(UpdateRejected, match=r"c: a tensor of torch\.complex64"):
         from_state_dict({"c": torch.ones(1, dtype=torch.complex64)})
-    with pytest.raises(UpdateRejected, match="s: is no dense tensor"):
+    with pytest.raises(UpdateRejected, match="s: is not a dense tensor"):
         from_state_dict({"s": torch.eye(2).to_sparse()})
 
 

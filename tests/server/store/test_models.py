@@ -150,7 +150,7 @@ def test_unknown_models_versions_and_names(store: ModelStore) -> None:
         store.write("demo", arrays(), round=0, job="other")
     with pytest.raises(UpdateRejected, match="cannot be sent"):
         store.write("demo", {"x": np.array([object()])}, round=0)
-    with pytest.raises(StoreError, match="two tensors have one name"):
+    with pytest.raises(StoreError, match="two tensors have the same name"):
         store.write("demo", {sealed.STATE: np.zeros(1)}, round=0, state=b"x")
     assert store.latest("demo").version == 1
 
@@ -172,7 +172,7 @@ def test_a_changed_file_is_named(store: ModelStore) -> None:
     with pytest.raises(StoreError, match="as it was sealed at another time"):
         store.open_model("demo")
     stored.path.write_bytes(raw[:-1])
-    with pytest.raises(StoreError, match="demo, version 1: the file is cut short by 1 bytes"):
+    with pytest.raises(StoreError, match="demo, version 1: the file is too short by 1 bytes"):
         store.load("demo")
     stored.path.unlink()
     with pytest.raises(StoreError, match=r"demo, version 1: .* is missing"):

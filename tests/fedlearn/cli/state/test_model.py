@@ -359,7 +359,7 @@ def test_a_model_that_anybody_made_for_the_owner_is_refused(
     capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
 ) -> None:
     stranger = FileSigner(ec.generate_private_key(ec.SECP256R1()))
-    for signer, why in ((None, "nobody signed it"), (stranger, "which is not pinned")):
+    for signer, why in ((None, "it is not signed"), (stranger, "which is not pinned")):
         file = forged(place, tmp_path / "forged", signer)
         for command in (("open", file), ("export", file, "--out", tmp_path / "out")):
             err = refused(capsys, *command, *place.mine, status=2)
@@ -382,7 +382,7 @@ def test_a_forged_model_as_it_was_reported_is_refused(
     file = reported / "forged.flsw"
     assert "nothing says who must have sealed" in refused(capsys, "open", file, "--key", key)
     known = ("--key", key, "--ca-pin", place.pin)
-    assert "nobody signed it" in refused(capsys, "open", file, *known, status=2)
+    assert "it is not signed" in refused(capsys, "open", file, *known, status=2)
     code, out, _ = run(capsys, "open", file, "--key", key, "--insecure-unknown-origin")
     assert code == 0
     assert "NOT AUTHENTICATED" in out
@@ -437,7 +437,7 @@ def test_the_login_of_an_operator_says_whose_models_are_theirs(
     assert code == 0
     assert f"every chunk authentic: signed by the coordinator whose CA is {place.pin}" in out
     file = forged(place, tmp_path / "forged")
-    assert "nobody signed it" in refused(capsys, "open", file, "--key", place.owner, *by, status=2)
+    assert "it is not signed" in refused(capsys, "open", file, "--key", place.owner, *by, status=2)
 
 
 def test_a_ledger_says_whose_a_model_is_before_and_after_a_rotation(

@@ -1,1 +1,1 @@
-"""Tell ten kinds of small grey images apart without moving an image."""
+"""Classify small grey images of ten kinds, which stay at their sites."""
