@@ -31,7 +31,7 @@ _DIGEST_BYTES: Final = 32
 
 
 class Role(enum.StrEnum):
-    """Who is proving itself; evidence for one role is never good for another."""
+    """Who attests; evidence for one role is never accepted for another."""
 
     CLIENT = "client"
     COORDINATOR = "coordinator"
@@ -45,8 +45,8 @@ class Binding:
     ``nonce``        32 bytes, chosen by the relying party
     ``verifier_id``  SHA-256 of the relying party's identity (its CA's SPKI)
     ``tls_key``      DER SubjectPublicKeyInfo of the key that the prover will use in TLS
-    ``hpke_key``     raw public key to which secrets will be wrapped; may be empty
-    ``node_id``      the site that the prover says it runs at
+    ``hpke_key``     raw public key to which secrets are encrypted; may be empty
+    ``node_id``      the site at which the prover claims to run
     ``workload``     digest of the job and its code, 32 bytes
     """
 
@@ -86,10 +86,10 @@ class Binding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportData:
-    """Report data that somebody else composed, to be compared as it is.
+    """Report data that is compared as it is given.
 
-    For appraising stored evidence whose nonce and keys are not at hand. It is never used
-    for admission, which always recomputes a :class:`Binding`.
+    It serves the appraisal of stored evidence whose nonce and keys are not known. Admission
+    never uses it: it always recomputes a :class:`Binding`.
     """
 
     value: bytes

@@ -1,8 +1,8 @@
-"""Files that appear whole or not at all.
+"""Writes files atomically and durably.
 
-A temporary file in the same directory, fsync, rename, fsync of the directory. After a
-crash the old content is still there, next to at most a temporary file whose name
-:func:`is_temporary` recognises.
+A temporary file in the same directory is written, synchronized and renamed, and the directory is
+synchronized. After a crash the old content is still there, and at most a temporary file whose name
+:func:`is_temporary` recognizes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TEMPORARY: Final = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.tmp")
 
 
 def is_temporary(name: str) -> bool:
-    """Say whether ``name`` is that of a file which a crash may have left behind."""
+    """Return whether ``name`` is that of a temporary file that a crash left."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
@@ -36,7 +36,7 @@ class DurableFile:
     """Write ``path`` anew. Without :meth:`commit` the previous content stays.
 
     A context manager: leaving it without a commit, for whatever reason, removes the
-    temporary file. The file is readable by its owner only, unless ``mode`` says otherwise.
+    temporary file. Only the owner can read the file, unless ``mode`` is given.
 
     :raises OSError: when the disk is full or the directory cannot be written.
     """
@@ -76,7 +76,7 @@ class DurableFile:
         os.fsync(self._fd)
         with contextlib.suppress(FileExistsError):
             os.link(self._temporary, self.path)
-        # Whoever was first may not have come to this yet.
+        # The process that made the file may not have synchronized the directory yet.
         sync_directory(self.path.parent)
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class DurableFile:
 
 
 def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Write ``path`` with ``mode`` (less the umask), whole or not at all.
+    """Write ``path`` atomically, with ``mode`` less the umask.
 
     :raises OSError: when that is not possible; the previous content is then unchanged.
     """
@@ -102,7 +102,7 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 def write_once(path: Path, data: bytes) -> bytes:
     """Write ``path`` with mode 0600 unless it exists; return what is in it, durably.
 
-    Of several that write at once, one gives the file its content, and all return that one.
+    When several processes write at the same time, one sets the content, and all return it.
 
     :raises OSError: when that is not possible.
     """
@@ -119,7 +119,7 @@ def rename_durably(source: Path, target: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Have the names in ``directory`` on disk: those that were made, and those that went."""
+    """Make the creation and the removal of names in ``directory`` durable."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

@@ -1,9 +1,9 @@
-"""ECDSA on P-256 with SHA-256, in one spelling: r and s of 32 bytes each, big-endian, s low.
+"""ECDSA on P-256 with SHA-256, in one encoding: r and s of 32 bytes each, big-endian, s low.
 
-To each signature (r, s) belongs (r, n - s), which the same key verifies for the same message, so
-that anybody can write a second one. What this project signs has the smaller s, and where it reads
-its own formats (sealed models, results, sample evidence, ledgers) it refuses the other. Vendors
-sign with either, so in their formats both count; see docs/reference/evidence.md.
+For each signature (r, s), the signature (r, n - s) is valid for the same key and message, so that
+anyone can make a second one. This project signs with the smaller s, and refuses the other in its
+own formats (sealed models, results, sample evidence, ledgers). Vendors sign with either, so in
+their formats both are accepted; see docs/reference/evidence.md.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Bytes written as text: hex and base64, in files and in JSON documents; and the documents.
 
-Every encoding has one spelling here, so that no two files mean the same bytes by accident:
-hex of one case, base64 that is canonical, and nothing between the characters but the ends of
-lines.
+Only one form of each encoding is accepted, so that different files do not encode the same bytes:
+hex of one case, canonical base64, and nothing between the characters but line ends.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _STANDARD: Final = str.maketrans("-_", "+/")
 
 
 def unwrap_text(data: bytes) -> bytes:
-    """Return the bytes that a file of hex or base64 writes; ``data`` itself where it is neither.
+    """Return the bytes of a file in hex or base64; ``data`` itself where it is neither.
 
     Hex may start with ``0x``. A file of fewer than 128 characters is taken as it is.
     """

@@ -1,4 +1,4 @@
-"""The errors of the attestation library, its own root.
+"""The errors of the attestation library, all below one root.
 
 ::
 
@@ -12,8 +12,8 @@
     │   ├── BindingError
     │   └── EventLogError
     ├── PolicyError          an appraisal policy that cannot be used
-    ├── config.SchemaError   a document is not what its schema says
-    ├── config.InconsistentValues    values that do not go together
+    ├── config.SchemaError   a document does not match its schema
+    ├── config.InconsistentValues    values that contradict each other
     └── UnsealError          ciphertext that does not open
 
 An appraisal is a value (:class:`attestation.policy.result.AttestationResult`), not an error.
@@ -56,7 +56,7 @@ UNREADABLE: Final = (
 class AttestationError(Exception):
     """Root of every error raised by ``attestation``.
 
-    ``hint`` says what a person can do next; it is empty when nothing helps.
+    ``hint`` states what a person can do next; it is empty when nothing helps.
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -83,7 +83,7 @@ class EvidenceError(AttestationError):
 
 
 class VerificationError(AttestationError):
-    """Evidence is well-formed and not genuine. ``step`` names the check that failed."""
+    """Evidence is well-formed but not genuine. ``step`` names the check that failed."""
 
     def __init__(self, message: str, *, step: str = "", hint: str = "") -> None:
         super().__init__(f"{step}: {message}" if step else message, hint=hint)

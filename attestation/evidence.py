@@ -33,7 +33,7 @@ Scalar = str | int | bool
 
 
 class Tee(enum.StrEnum):
-    """The kind of environment that an attester lives in."""
+    """The kind of environment that an attester runs in."""
 
     TDX = "tdx"
     SGX = "sgx"
@@ -51,14 +51,14 @@ class Origin(enum.StrEnum):
     QUOTE = "signed quote"
     """Hardware, firmware below the environment, or a TPM measured it into what is signed."""
     HOST = "set by the host"
-    """It stands in the signed quote, and whoever started the environment chose it."""
+    """It is in the signed quote, and the host that started the environment chose it."""
     LOG = "measured log"
     """An event of a log that replays to the signed registers. The replay proves the digest and
-    not the label, so the value is as good as the register that holds it is pinned."""
+    not the label, so the value counts only as far as the register is pinned."""
     SELF = "self-reported"
-    """Software inside of the environment says it: as good as the launch that started it."""
+    """Software inside of the environment reported it; it counts as far as the launch is pinned."""
     VERIFIER = "verifier"
-    """No claim of the evidence: the verifier or the gate found it."""
+    """The verifier or the gate determined it; it is no claim of the evidence."""
 
 
 _IN_THE_QUOTE: Final = re.compile(
@@ -75,8 +75,8 @@ class Evidence:
 
     ``quote``         the signed statement, in the native format of ``tee``
     ``event_log``     the log that replays to the quoted registers; empty if there is none
-    ``endorsements``  certificates or collateral that came along (DER, PEM or JSON)
-    ``components``    further evidence of the same environment (a GPU, a container server)
+    ``endorsements``  certificates or collateral sent with it (DER, PEM or JSON)
+    ``components``    further evidence of the same environment, such as a GPU
     """
 
     tee: Tee
@@ -108,7 +108,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claims:
-    """What a verifier found to be genuine; nothing here says that anyone likes it.
+    """The claims of evidence that a verifier found genuine; no policy was applied to them.
 
     ``measurements``  names as policies use them (``mrtd``, ``rtmr0``, ``launch``,
                       ``pcr.14``, ``app``, ``job``), to raw digests
@@ -139,9 +139,9 @@ class Claims:
     def origin_of(self, claim: str) -> Origin:
         """Return where the value of a measurement comes from.
 
-        A name that no verifier reserves for hardware, host or firmware is self-reported, and
-        so is everything that sample evidence says. Software cannot measure under a reserved
-        name; see :mod:`attestation.logs.runtime_events`.
+        A name that no verifier reserves for hardware, host or firmware is self-reported, as are
+        all claims of sample evidence. Software cannot measure under a reserved name; see
+        :mod:`attestation.logs.runtime_events`.
         """
         if self.tee is Tee.SAMPLE:
             return Origin.SELF

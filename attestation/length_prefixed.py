@@ -1,6 +1,6 @@
-"""Byte strings put together so that no two lists of them give the same bytes.
+"""Concatenates byte strings so that different lists of them never give the same bytes.
 
-What is hashed, signed or derived from consists of fields, each behind its length::
+Inputs of hashes, signatures and key derivations consist of fields, each after its length::
 
     LP(x) = u32be(len x) | x
     pack(a, b, ...) = LP(a) | LP(b) | ...
@@ -12,7 +12,7 @@ __all__ = ["pack"]
 
 
 def pack(*fields: bytes) -> bytes:
-    """Return the fields, each behind its length: 4 bytes, big-endian.
+    """Return the fields, each after its length: 4 bytes, big-endian.
 
     :raises OverflowError: for a field of 4 GiB or more.
     """

@@ -1,7 +1,7 @@
-"""What a verifier trusts before it sees any evidence, and the material it verifies with.
+"""Trust anchors of verifiers, and the endorsements with which they verify.
 
-Roots are pinned by the SHA-256 of their public key (DER SubjectPublicKeyInfo), so that a
-look-alike certificate with the same name never counts, and a re-issued root still does.
+Roots are pinned by the SHA-256 of their public key (DER SubjectPublicKeyInfo), so that another
+certificate with the same name never counts, and a reissued root still does.
 
 Sources: the Intel SGX Provisioning Certification Root CA
 (https://certificates.trustedservices.intel.com), the AMD root keys that the AMD key
@@ -69,23 +69,23 @@ class TrustAnchors:
     The default trusts the Intel, AMD and NVIDIA roots, no TPM and no development key.
 
     ``sample_keys``   SHA-256 of the SPKI of development keys; only for ``sample`` evidence
-    ``tpm_aks``       SHA-256 of the SPKI of attestation keys whose life inside a TPM was
-                      proven at enrollment (credential activation), or that were pinned
-    ``tpm_ek_of``     SHA-256 of the SPKI of the endorsement key beside which an attestation
-                      key was proven to live, by the key of ``tpm_aks``
+    ``tpm_aks``       SHA-256 of the SPKI of attestation keys that were proven at enrollment to
+                      be in a TPM (credential activation), or that were pinned
+    ``tpm_ek_of``     SHA-256 of the SPKI of the endorsement key of the TPM that has the
+                      attestation key, by the key of ``tpm_aks``
     ``tpm_boot_values``  values of PCR 14 (of any bank but SHA-1: 32, 48 or 64 bytes) at which a
                       boot chain may hand over to software, where that is not zero (shim
                       measures its key list there)
     ``tpm_ek_roots``  files of certificates (DER, or PEM, one or many) that endorsement key
                       certificates may chain to
-    ``amd_ark_keys``  SHA-256 of the SPKI of the AMD root keys that count
-    ``intel_root``    SHA-256 of the SPKI of the Intel root CA that counts
-    ``nvidia_root``   SHA-256 of the SPKI of the NVIDIA root CA that counts
+    ``amd_ark_keys``  SHA-256 of the SPKI of the trusted AMD root keys
+    ``intel_root``    SHA-256 of the SPKI of the trusted Intel root CA
+    ``nvidia_root``   SHA-256 of the SPKI of the trusted NVIDIA root CA
     ``nvidia_rim_root``  SHA-256 of the SPKI of the root CA of NVIDIA's RIM signers
     ``container_servers``  digests of events which measure a CCNP or CIMA server, or an image
                       that contains it; a container's own register counts only under one
-    ``known_events``  digests of log events that reference values know; where a log does not
-                      replay, the error points at the first event that is none of them.
+    ``known_events``  digests of log events that reference values name; when a log does not
+                      replay, the error names the first event that is not among them.
                       A policy fills in both: :meth:`~.policy.model.AppraisalPolicy.anchors_for`
     ``collateral``    Intel collateral documents, each one the JSON of a QuoteCollateralV3;
                       NVIDIA's RIMs (SWID tags in XML) and OCSP answers (DER)

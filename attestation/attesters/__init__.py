@@ -1,4 +1,4 @@
-"""Attesters: the only part of this library that does input and output.
+"""Attesters: they collect evidence from hardware and services of this machine.
 
 The page is docs/contributing/add-an-attester.md.
 """
@@ -14,7 +14,7 @@ __all__ = ["Attester"]
 
 
 class Attester(Protocol):
-    """Something on this machine that can make evidence about it."""
+    """A source of evidence about this machine."""
 
     @property
     def tee(self) -> Tee:

@@ -2,12 +2,12 @@
 
 The paravisor keeps its report in the TPM's NV index 0x01400001 and its attestation key at
 the persistent handle 0x81000003 (Azure documentation, "Guest attestation for confidential
-VMs"). The hardware report in it is made at boot; what is fresh is the TPM's quote, by a key
-whose digest that report has. Software measures into PCR 14, as on any TPM.
+VMs"). The hardware report in it is made at boot. The TPM's quote is fresh; it is signed by a key
+whose digest is in that report. Software measures into PCR 14, as on any TPM.
 
-The VCEK is published at an address of the platform and by AMD; the relying party has it from
-its collateral, so no network is used here. On TDX the quote must be fetched from a service of
-the platform, which this attester does not do: it says so.
+The platform and AMD publish the VCEK. The relying party takes it from its collateral, so this
+attester uses no network. On TDX the quote must be fetched from a service of the platform, which
+this attester does not do: opening it raises an error that names the attester to use instead.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class AzureAttester:
             raise AttesterError(f"NV index {HCL_INDEX} has no HCL report: {error}") from error
         if report.tee is not Tee.SNP:
             raise AttesterError(
-                f"this VM has {report.tee.value}, whose quote a service of the platform makes",
+                f"this VM uses {report.tee.value}, whose quote a service of the platform makes",
                 hint='use kind = "tsm" where configfs-tsm is there',
             )
         self._report = data

@@ -6,9 +6,10 @@ Primitives), ``cima-server.proto`` and ``ccnp-server.proto``: service ``cima`` o
 user data are base64 *texts*; the server puts SHA-512(nonce | user data) into the quote, and
 where it isolates containers the container's own register before the nonce.
 
-Our nonce is its nonce and our digest its user data. The log is brought into the form of a
-CCEL: the server counts RTMRs from 0, and lists a container's events under RTMR3's number,
-which the quote tells apart. What that register is worth: :mod:`attestation.logs.accumulator`.
+Our nonce is its nonce, and our digest its user data. The log is converted to a CCEL. The server
+counts RTMRs from 0 and lists a container's events under the number of RTMR3; the quoted registers
+show which of the two an event extends. :mod:`attestation.logs.accumulator` describes what the
+register of a container proves.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ _Reply = TypeVar("_Reply", bound=Message)
 
 
 def container_id(proc: Path = Path("/proc/self")) -> str:
-    """Return the id of this container as the servers know it.
+    """Return the id of this container that the servers use.
 
     It is read from the mounts, then from the control group, of this process; a server
     looks the same id up in its own measurements.
@@ -94,7 +95,7 @@ def container_id(proc: Path = Path("/proc/self")) -> str:
 def check_socket(path: Path) -> None:
     """Check that only root or this user can have put a socket there.
 
-    :raises AttesterError: saying what is wrong with it.
+    :raises AttesterError: naming the fault.
     """
     trusted = (0, os.geteuid())
     try:
@@ -120,7 +121,7 @@ class CcnpAttester:
 
     ``container``  its id for this container; found in ``/proc`` when it is left out
 
-    :raises AttesterError: when the socket cannot be trusted or nobody answers.
+    :raises AttesterError: when the socket cannot be trusted or no server answers.
     """
 
     def __init__(self, socket: Path | None = None, *, container: str = "") -> None:
@@ -145,8 +146,8 @@ class CcnpAttester:
     def collect(self, binding: Bound) -> Evidence:
         """Return evidence over ``binding`` and everything measured so far.
 
-        The container's register may grow between the quote and the log; both are asked for
-        again until they agree.
+        The container's register may be extended between the quote and the log; both are then
+        requested again until they agree.
 
         :raises AttesterError: when the server does not answer, or quote and log do not agree.
         """

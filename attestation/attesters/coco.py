@@ -6,13 +6,13 @@ Interface: guest-components, ``api-server-rest``; it listens on the pod's loopba
     POST /aa/aael  {"domain", "operation", "content"}    extends the runtime register
 
 TDX evidence is ``{"cc_eventlog": base64 | null, "quote": base64}``. On other platforms the
-agent sends the fields of a report and not the report (SEV-SNP), or takes challenges in its
-own way (Azure); there the attesters ``tsm`` and ``azure`` do the work, and the error says so.
+agent sends the fields of a report and not the report (SEV-SNP), or uses another kind of challenge
+(Azure). There use the attesters ``tsm`` and ``azure``, which the error names.
 
 Runtime data is text, so it is the hex of a SHA-256; see :mod:`attestation.logs.accumulator`. What
-software measures goes into RTMR3 through the agent, as an AAEL event. An agent without that
-gives no evidence of our measurements: they then stand in a register of this process, which
-report data covers.
+software measures goes into RTMR3 through the agent, as an AAEL event. An agent that cannot extend
+RTMR3 gives no evidence of our measurements: they are then kept in a register of this process,
+which report data covers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _MAX_ANSWER: Final = 4 * 1024 * 1024
 
 
 class CocoAttester:
-    """Asks the agent at ``address``, which must be a loopback address.
+    """Collects evidence from the agent at ``address``, which must be a loopback address.
 
     :raises AttesterError: when it is not loopback, does not answer, or answers with evidence
         that is not understood.
@@ -56,7 +56,7 @@ class CocoAttester:
         host = address.rpartition(":")[0].strip("[]")
         if not _loopback(host):
             raise AttesterError(
-                f"{address} is not a loopback address: whoever is between could answer",
+                f"{address} is not a loopback address, so another machine could answer",
                 hint=f"the agent listens on {DEFAULT_ADDRESS}",
             )
         self._client = httpx.Client(
@@ -72,7 +72,7 @@ class CocoAttester:
 
     @property
     def tee(self) -> Tee:
-        """What the agent's evidence is of."""
+        """The kind of the agent's evidence."""
         return self._tee
 
     def extend(self, claim: str, digest: bytes) -> None:

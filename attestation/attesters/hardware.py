@@ -1,7 +1,7 @@
-"""Finds what this machine can attest with, and opens it.
+"""Finds the attesters that work on this machine, and opens one.
 
-What there is stands in :mod:`attestation.attesters.kinds`. Software evidence is never found: it is
-asked for by name.
+:mod:`attestation.attesters.kinds` lists them. Attesters in software are never chosen automatically:
+a configuration must name them.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ def open_hardware(
 ) -> Attester:
     """Open the attester of a kind, or for ``auto`` the strongest that is here and works.
 
-    :param report: is told in one line which was taken by ``auto``, and why; the log is, always.
-    :raises AttesterError: when it is not here; for ``auto`` it says why each is not.
+    :param report: called with one line that names the kind which ``auto`` chose and the reason;
+        the line is logged in any case.
+    :raises AttesterError: when the kind is not available; for ``auto``, with the reason for each.
     """
     if name == "auto":
         return _strongest(Options(state=options.state, scope=options.scope), report)

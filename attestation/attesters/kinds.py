@@ -39,7 +39,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """One kind: is it here, and why or why not."""
+    """Whether one kind is available on this machine, and the reason."""
 
     kind: str
     present: bool
@@ -61,7 +61,7 @@ class Kind:
     def open(self, options: Options) -> Attester:
         """Open the attester.
 
-        :raises AttesterError: when it is not here, or does not work.
+        :raises AttesterError: when it is not available, or does not work.
         """
         return cast("Attester", importlib.import_module(self.module).open_attester(options))
 

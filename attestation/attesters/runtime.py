@@ -1,7 +1,7 @@
-"""Our client's measurements where hardware has no register for them: kept in this process.
+"""Our client's measurements, kept in this process where hardware has no register for them.
 
-See :mod:`attestation.logs.accumulator` for what such a register is worth. It lives as long as the
-process: whoever starts anew measures anew.
+:mod:`attestation.logs.accumulator` describes what such a register proves. It lasts as long as the
+process: a new process measures again.
 """
 
 from __future__ import annotations

@@ -23,11 +23,11 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 class SampleAttester:
     """Signs a statement about this process with a development key (ECDSA P-256).
 
-    Verifiers accept it only where the key is a trusted development key, and policies only
-    where they say ``insecure_sample = true``.
+    Verifiers accept it only when the key is a trusted development key, and policies only when
+    they have ``insecure_sample = true``.
 
-    ``hardware_id`` stands in for a chip's identity; ``measurements`` for what firmware
-    would have measured before the process started.
+    ``hardware_id`` takes the place of a chip's identity, ``measurements`` of what firmware
+    measures before a process starts.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class SampleAttester:
     def extend(self, claim: str, digest: bytes) -> None:
         """Declare ``digest`` (32 bytes) under ``claim``, once.
 
-        :raises AttesterError: for another size, or a claim that already has a value: a
-            second event with one name would let a process rewrite what it was.
+        :raises AttesterError: for another size, or a claim that already has a value: with a
+            second event of the same name a process could hide what it measured first.
         """
         if len(digest) != _DIGEST_BYTES:
             raise AttesterError(f"a digest has {_DIGEST_BYTES} bytes, not {len(digest)}")

@@ -1,9 +1,9 @@
 """A TPM in software, for development, tests and the demo.
 
-**It proves nothing about hardware.** ``swtpm`` is a process whose memory and state directory
-belong to whoever runs it: that person can copy its keys, roll its counters back and set its
-registers to anything. Evidence from it has the form of a TPM quote and the worth of a
-software signature; it counts only where its attestation key was pinned on purpose.
+**It proves nothing about hardware.** ``swtpm`` is a process. The person who runs it controls its
+memory and state directory, and can copy its keys, roll its counters back and set its registers to
+any value. Its evidence has the form of a TPM quote and proves no more than a software signature.
+It counts only where its attestation key was pinned on purpose.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class SoftwareTpm:
     values. Entering takes well under half a second. The process ends when the context does,
     or when this process dies in any way.
 
-    Usable from several processes at once through :attr:`tcti`; they take turns on a lock.
+    Several processes can use it at the same time through :attr:`tcti`; a lock lets one run at a
+    time.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -90,7 +91,7 @@ class SoftwareTpm:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         socket_path = self._socket_path()
         control = Path(f"{socket_path}.ctrl")
-        # One whose owner has just died is on its way out.
+        # A TPM whose owner has just died is about to end.
         deadline = time.monotonic() + _STOP_SECONDS
         while _answers(control):
             if time.monotonic() > deadline:

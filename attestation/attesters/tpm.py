@@ -6,9 +6,9 @@ every process of a machine, and every boot, uses the same AK; nothing of it is k
 
 PCRs are those of the SHA-256 bank, where the TPM has one, else of its SHA-384 or SHA-512 bank.
 Software measures itself into PCR 14, which cannot be reset without restarting the machine.
-:mod:`attestation.logs.runtime_events` says what an event looks like, and
+:mod:`attestation.logs.runtime_events` describes the events, and
 :mod:`attestation.attesters.tpm_log` how the log is kept. One directory serves one TPM: all
-processes that use it share the log.
+processes that use the TPM share the log.
 """
 
 from __future__ import annotations
@@ -201,8 +201,8 @@ class TpmAttester:
     def extend(self, claim: str, digest: bytes) -> None:
         """Measure ``digest`` (32 bytes) as ``claim`` of this scope into PCR 14 and its log.
 
-        A value that was measured before in this boot is not measured again, so a client
-        that restarts does no harm.
+        A value that was measured before in this boot is not measured again, so that a client can
+        restart.
 
         :raises AttesterError: when this boot has measured another value for the claim, when
             something else extended the register, or when the TPM cannot be used.
@@ -232,7 +232,7 @@ class TpmAttester:
         """Return a quote over ``binding`` and the PCRs, with the log that explains it.
 
         :raises AttesterError: when the TPM cannot be used now, it has no bank with these PCRs,
-            or PCR 14 is not what our log says.
+            or PCR 14 is not the value that our log replays to.
         """
         found = self._registers()
         ak = self.attestation_key

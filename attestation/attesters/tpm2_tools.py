@@ -1,8 +1,8 @@
-"""The one door to a TPM 2.0: the ``tpm2-tools`` commands (version 5.x), run without a shell.
+"""Access to a TPM 2.0 by the ``tpm2-tools`` commands (version 5.x), run without a shell.
 
-Every command sequence runs in a private scratch directory (mode 0700) that disappears with
-it, under a lock that all processes sharing the TPM take, and with a time limit. Secrets go
-through pipes, never through argv or the disk.
+No other module talks to a TPM. Every sequence of commands runs in a private scratch directory
+(mode 0700) that is removed at its end, under a lock that all processes sharing the TPM take, and
+with a time limit. Secrets go through pipes, never through argv or the disk.
 
 A software TPM has no resource manager and only three slots for transient objects, so a
 sequence that loads objects or starts sessions flushes them before it begins and when it
@@ -73,10 +73,10 @@ class Workspace:
     def bank(self, pcrs: Iterable[int], among: Collection[str] = BANKS) -> str:
         """Return the first of :data:`BANKS`, and of ``among``, in which the TPM has ``pcrs``.
 
-        The TPM itself says nothing where a bank is not allocated: it quotes and seals to no
-        register at all. So whoever selects registers asks here first.
+        A TPM reports no error for a bank that is not allocated: it quotes, or seals to, no
+        register at all. So every caller that selects registers must call this first.
 
-        :raises AttesterError: naming the banks that there are, where none of them will do.
+        :raises AttesterError: naming the allocated banks, when none of them has ``pcrs``.
         """
         wanted = set(pcrs)
         listed = self.run("getcap", "pcrs").decode("utf-8", "replace")
@@ -118,8 +118,8 @@ class Tpm2Tools:
     """A TPM, reached through a TCTI of tpm2-tss.
 
     ``tcti`` is ``device:/dev/tpmrm0``, ``swtpm:path=/run/site/tpm.sock``, ``tabrmd:`` or any
-    other string that ``tpm2`` accepts in ``TPM2TOOLS_TCTI``. ``managed`` says that a resource
-    manager stands between us and the TPM.
+    other string that ``tpm2`` accepts in ``TPM2TOOLS_TCTI``. ``managed`` is true when a resource
+    manager is between us and the TPM.
     """
 
     def __init__(self, tcti: str = DEFAULT_TCTI) -> None:
@@ -158,8 +158,8 @@ class Tpm2Tools:
 
         ``objects``  the sequence loads transient objects or starts sessions
         ``locks``    descriptors of file locks that the sequence is under. Its commands
-                     inherit them, and the TPM's: a command that outlives this process, when
-                     that is killed, still keeps others away until it is done.
+                     inherit them and the TPM's lock, so that a command which runs on after this
+                     process was killed keeps the locks until it ends.
         """
         with (
             self._exclusive() as held,
@@ -217,7 +217,7 @@ class Tpm2Tools:
 
     @contextmanager
     def _exclusive(self) -> Iterator[tuple[int, ...]]:
-        """Take turns on a TPM that is a socket; a device node takes care of itself."""
+        """Lock a TPM that is a socket; the kernel serializes the access to a device node."""
         _, found, socket_path = self.tcti.partition("path=")
         if not found:
             yield ()
@@ -226,7 +226,7 @@ class Tpm2Tools:
             lock = os.open(f"{socket_path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise AttesterError(
-                f"the software TPM at {socket_path} is not there: {error.strerror}",
+                f"the software TPM at {socket_path} cannot be found: {error.strerror}",
                 hint="start it first",
             ) from None
         try:
@@ -242,7 +242,7 @@ def _flush(work: Workspace) -> None:
 
 
 def _diagnose(stderr: bytes) -> tuple[str, int | None]:
-    """Return the most telling line of a tool's errors, and the TPM's code in it."""
+    """Return the line of a tool's errors that has the cause, and the TPM's code in it."""
     lines = [
         line.removeprefix("ERROR: ").strip()
         for line in stderr[:_MAX_OUTPUT_BYTES].decode("utf-8", "replace").splitlines()

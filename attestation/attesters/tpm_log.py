@@ -1,14 +1,14 @@
-"""The runtime log of one machine, kept beside what the TPM's register says.
+"""The runtime log of one machine, kept consistent with the TPM's register.
 
-Several processes measure into one register, and any of them can die at any moment. So an
-event is on disk before the register is extended, and whoever reads the log next compares
-both:
+Several processes measure into one register, and any of them can die at any time. So an event is
+written to disk before the register is extended, and the next process that reads the log compares
+the two:
 
 - the log replays to the register: nothing to do;
-- the log without its last event does: that process died in between, the event is dropped;
-- the register is at its initial value: the TPM was reset, the log belongs to a past boot;
-- anything else: something that keeps no log extended the register, and only a restart of
-  the machine helps.
+- the log without its last event replays to it: a process died before it extended the register,
+  and the event is removed;
+- the register is at its initial value: the TPM was reset, and the log belongs to a past boot;
+- otherwise software that keeps no log extended the register, and the machine must be restarted.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RuntimeLog:
 
     @contextmanager
     def held(self) -> Iterator[int]:
-        """Keep other processes from measuring meanwhile; yield the lock's descriptor."""
+        """Hold the lock that measuring takes; yield its descriptor."""
         lock = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -57,9 +57,9 @@ class RuntimeLog:
             os.close(lock)
 
     def load(self, register: bytes) -> EventLog:
-        """Return our events of this boot, mended as the module says.
+        """Return our events of this boot, corrected as described in the module.
 
-        :raises AttesterError: when log and register cannot be brought together.
+        :raises AttesterError: when the log does not explain the register.
         """
         log = self._read()
         if self._replay(log) == register:
@@ -76,7 +76,7 @@ class RuntimeLog:
         )
 
     def store(self, log: EventLog) -> None:
-        """Replace the file, durably and at once."""
+        """Replace the file durably and as a whole."""
         write_durably(self._path, log.to_bytes())
 
     def complete(self, log: EventLog) -> EventLog:

@@ -2,9 +2,8 @@
 
 Interface: Linux, ``Documentation/ABI/testing/configfs-tsm-report`` (6.7 and later). A
 directory made below ``report`` has the attributes ``inblob``, ``outblob``, ``auxblob``,
-``provider`` and ``generation``. Every write raises ``generation``; it is compared before and
-after the report is read, so that a report which answers somebody else's question is never
-taken for ours.
+``provider`` and ``generation``. Every write increments ``generation``; it is compared before and
+after the report is read, so that a report over another process's ``inblob`` is never returned.
 
 What software measures goes into RTMR3 where the kernel offers that (``tdx_guest``
 measurements, 6.16 and later), with the events in our own log behind the firmware's CCEL; on
@@ -53,7 +52,7 @@ _BUSY: Final = (errno.EBUSY, errno.EWOULDBLOCK, errno.EINTR)
 
 
 class ReportFiles(Protocol):
-    """One report directory at a time: what the kernel does with it, and nothing else."""
+    """Operations on one report directory, as the kernel provides them."""
 
     def make(self) -> str:
         """Make a directory and return its name."""
@@ -185,7 +184,7 @@ class TsmAttester:
         )
 
     def _report(self, report_data: bytes) -> tuple[bytes, bytes, Tee]:
-        """Ask for one report: its bytes, what came along, and who made it."""
+        """Return one report, its auxiliary data and the kind of its provider."""
         for _ in range(_TRIES):
             try:
                 name = self._files.make()
@@ -260,7 +259,7 @@ def _read_log(path: Path) -> EventLog | None:
         with path.open("rb") as stream:
             data = stream.read(MAX_LOG_BYTES + 1)
     except OSError:
-        return None  # The registers then stand alone, which a verifier will say.
+        return None  # The evidence then has registers without a log, which a verifier reports.
     try:
         return EventLog.parse(data)
     except EvidenceError as error:

@@ -1,6 +1,6 @@
-"""Strict TOML to frozen models: what is written in a file is understood, or refused.
+"""Reads TOML strictly into frozen models: a file is understood as a whole, or refused.
 
-A model is a frozen dataclass whose fields say what may stand in the file::
+A model is a frozen dataclass whose fields state what the file may have::
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Limits:
@@ -9,8 +9,8 @@ A model is a frozen dataclass whose fields say what may stand in the file::
 
     limits = read(Limits, data, where="limits.toml")
 
-Every fault of a file is reported, one line each, with file, line, key, what was found and what
-would be right::
+Every fault of a file is reported, one line each, with the file, the line, the key, what is expected
+and what was found::
 
     job.toml:12: rounds: must be a whole number from 1 to 10000, not "ten"
 
@@ -43,7 +43,6 @@ from attestation.config.fields import (
     line,
     mapped,
     matching,
-    moment,
     number,
     octets,
     plain,
@@ -54,6 +53,7 @@ from attestation.config.fields import (
     table,
     tables,
     text,
+    timestamp,
     whole,
 )
 from attestation.config.schema import (
@@ -91,7 +91,7 @@ __all__ = [
     "mapped",
     "matching",
     "model_at",
-    "moment",
+    "timestamp",
     "number",
     "octets",
     "option",

@@ -32,7 +32,7 @@ __all__ = [
     "line",
     "mapped",
     "matching",
-    "moment",
+    "timestamp",
     "number",
     "octets",
     "plain",
@@ -52,7 +52,7 @@ M = TypeVar("M")
 
 
 def simple(expected: str, accept: Callable[[object], T]) -> FieldType[T]:
-    """Make a type of a function that returns the value, or raises :class:`InvalidValue`."""
+    """Return a type whose ``convert`` returns the value, or raises :class:`InvalidValue`."""
 
     def convert(value: object, path: toml.Path, context: ReadContext) -> T:
         return accept(value)
@@ -72,7 +72,7 @@ def plain(kind: type[T], holds: Callable[[T], object], expected: str) -> FieldTy
 
 
 def mapped(kind: FieldType[T], function: Callable[[T], U]) -> FieldType[U]:
-    """What ``function`` makes of a value of ``kind``."""
+    """The result of ``function`` for a value of ``kind``."""
 
     def convert(value: object, path: toml.Path, context: ReadContext) -> U:
         before = context.fault_count
@@ -163,7 +163,7 @@ def _hexadecimal(sizes: Container[int], digits: str) -> FieldType[bytes]:
     return simple(expected, accept)
 
 
-def moment() -> FieldType[datetime]:
+def timestamp() -> FieldType[datetime]:
     """A time with its zone, as UTC: a TOML date-time, or the same as text (RFC 3339)."""
 
     def accept(value: object) -> datetime:
@@ -263,7 +263,7 @@ def each(
 ) -> FieldType[Mapping[str, T]]:
     """A table with a value of ``kind`` at each key: one of a few, or any that match a pattern.
 
-    ``what`` says what a key must be, where the pattern does not say it well.
+    ``what`` describes a key in messages, where the pattern would be hard to read.
     """
 
     def convert(value: object, path: toml.Path, context: ReadContext) -> Mapping[str, T]:

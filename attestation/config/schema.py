@@ -59,7 +59,7 @@ class Fault:
 
 
 class SchemaError(AttestationError):
-    """A document is not what its schema says.
+    """A document does not match its schema.
 
     ``faults`` has one entry for each fault, in the order of the document, the first 20 at most.
     """
@@ -70,7 +70,7 @@ class SchemaError(AttestationError):
 
 
 class InconsistentValues(AttestationError):
-    """Values that are valid one by one and do not go together. Raised by ``__post_init__``.
+    """Values that are valid one by one and contradict each other. Raised by ``__post_init__``.
 
     ``faults`` are pairs of a path below the model and what is wrong with it.
     """
@@ -82,7 +82,7 @@ class InconsistentValues(AttestationError):
 
 
 class InvalidValue(ValueError):
-    """A value is not of its type. The text says what it must be, or what is wrong with it."""
+    """A value is not of its type. The text states what it must be, or what is wrong with it."""
 
 
 class ReadContext:
@@ -226,7 +226,7 @@ def convert_at(kind: FieldType[Any], value: object, path: toml.Path, context: Re
 def unknown_key(
     key: str, known: Sequence[str], path: toml.Path, context: ReadContext
 ) -> str | None:
-    """Record that ``key`` is not one of ``known``, and return the one that is like it."""
+    """Record that ``key`` is not one of ``known``, and return the most similar one."""
     near = next(iter(difflib.get_close_matches(key, known, n=1)), None)
     hint = f"did you mean {near!r}?" if near else f"known here: {', '.join(sorted(known))}"
     context.add((*path, key), f"unknown key; {hint}")
@@ -315,7 +315,7 @@ class KeyDescription:
     ``key``       its name there
     ``type``      which values it may have
     ``default``   as it is written in TOML; empty for nothing, None where the key is required
-    ``meaning``   what the docstring of the model says about it
+    ``meaning``   its description in the docstring of the model
     ``contents``  for a table that is described as well, its name as a ``table``; else empty
     """
 

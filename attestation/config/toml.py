@@ -1,9 +1,8 @@
 """TOML with line numbers.
 
-``tomllib`` says where a syntax error is, and forgets where everything else was. The scanner
-here walks the same source once and remembers the line of every key and every list element, so
-that a wrong *value* can be named by its line as well. It also bounds the size and the nesting
-of a file before the parser sees it.
+``tomllib`` reports the place of a syntax error and no other. The scanner here reads the same source
+once and records the line of every key and every list element, so that an error about a *value* can
+name its line as well. It also bounds the size and the nesting of a file before the parser runs.
 
 A path is a tuple of keys and, below arrays, of indices: ``("reference", 1, "value")``.
 Grammar: TOML 1.0.0, https://toml.io/en/v1.0.0.
@@ -89,7 +88,7 @@ def parse(data: bytes | str) -> Source:
     if "\0" in text:
         raise TomlError("is a binary file, not TOML", line=text[: text.index("\0")].count("\n") + 1)
     try:
-        # The scanner goes first: it is what bounds the depth. On a source that is not TOML it
+        # The scanner runs first, because it bounds the depth. On a source that is not TOML it
         # stops early, at or before the place where the parser stops.
         lines = _Scanner(text).scan()
         return Source(table=tomllib.loads(text), lines=MappingProxyType(lines))
@@ -121,7 +120,7 @@ def _lower(text: str) -> str:
 
 
 class _Stop(Exception):
-    """The source is not TOML from here on; the parser will say so."""
+    """The source is not TOML from here on; the parser reports the error."""
 
 
 class _Scanner:

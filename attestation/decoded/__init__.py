@@ -1,6 +1,6 @@
 """Evidence and logs decoded field by field, each with its name in the specification.
 
-For people: nothing here is verified, and verifiers do not use it.
+The result is for people to read: nothing is verified, and verifiers do not use it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _evidence(evidence: Evidence) -> Iterator[Field]:
 
 
 def _endorsement(data: bytes) -> str:
-    """Say what an endorsement is, and until when it counts, where it is collateral."""
+    """Describe an endorsement: its kind, and until when it is valid if it is collateral."""
     try:
         item = describe(data, path="endorsement")
     except AttestationError:

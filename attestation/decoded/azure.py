@@ -1,7 +1,7 @@
 """Fields of the evidence of an Azure confidential VM: an HCL report and a TPM quote.
 
 The HCL report is a 32-byte header, the hardware report, a 20-byte request block and the
-runtime data (JSON), whose digest stands in the hardware report.
+runtime data (JSON), whose digest is in the hardware report.
 """
 
 from __future__ import annotations

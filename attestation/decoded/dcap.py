@@ -94,7 +94,7 @@ _MAX_CERTIFICATES: Final = 8
 def decode_quote(data: bytes) -> Iterator[Field]:
     """Yield every field of a quote of version 3, 4 or 5.
 
-    :raises EvidenceError: naming field and offset, when it is none.
+    :raises EvidenceError: when it is not a quote, naming field and offset.
     """
     version = integer(data[:2])
     if version not in (3, 4, 5):

@@ -17,9 +17,9 @@ integer."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """``section`` is the structure, ``name`` the field in the words of its specification.
+    """``section`` is the structure, ``name`` the field, both as their specification names them.
 
-    ``origin`` says where the value comes from, of a field that becomes a claim.
+    ``origin`` is the source of the value of a field that becomes a claim.
     """
 
     section: str

@@ -1,8 +1,8 @@
 """Fields of an event log. Names: TCG PC Client Platform Firmware Profile, section 10.
 
-Firmware of before TPM 2.0 writes another log, of SHA-1 digests alone (TCG PC Client Specific
-Implementation Specification for Conventional BIOS 1.21, ``TCG_PCClientPCREventStruct``). It is
-shown here and verified nowhere, because SHA-1 proves nothing any more.
+Firmware older than TPM 2.0 writes another log, with SHA-1 digests only (TCG PC Client Specific
+Implementation Specification for Conventional BIOS 1.21, ``TCG_PCClientPCREventStruct``). Such a
+log is decoded here and never verified, because SHA-1 is broken.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ _OLD_PCRS: Final = frozenset({*range(24), 0xFFFFFFFF})
 
 
 def is_log(data: bytes) -> bool:
-    """Say whether ``data`` starts like a crypto-agile log, as TCG2 and CCEL are."""
+    """Return whether ``data`` starts like a crypto-agile log (TCG2 or CCEL)."""
     return data[_SIGNATURE_AT : _SIGNATURE_AT + len(_SIGNATURE)] == _SIGNATURE
 
 
 def is_old_log(data: bytes) -> bool:
-    """Say whether ``data`` is a log of SHA-1 digests, from its first event to its last.
+    """Return whether ``data`` is a log of SHA-1 digests, from its first event to its last.
 
-    Nothing marks such a log, so other kinds of files are to be ruled out first.
+    Such a log has no mark, so callers must rule out other kinds of files first.
     """
     try:
         fields = list(_decode_old(data))
@@ -76,7 +76,7 @@ def is_old_log(data: bytes) -> bool:
 
 
 def decode_log(data: bytes) -> Iterator[Field]:
-    """Yield the header and every event of a log: TCG2, CCEL, or old with SHA-1 digests.
+    """Yield the header and every event of a log: TCG2, CCEL, or the old form with SHA-1.
 
     :raises EvidenceError: naming field and offset.
     """

@@ -79,7 +79,7 @@ def decode_nvidia(data: bytes) -> Iterator[Field]:
 
 
 def _meaning(report: NvidiaReport, kind: int, value: bytes) -> str:
-    """Say in words what an opaque value means, where that is more than its bytes."""
+    """Return the meaning of an opaque value in words, where it has one beside its bytes."""
     if kind == _VBIOS:
         return f"({report.vbios})"
     if kind in _TEXTS:

@@ -34,9 +34,9 @@ _ORIGINS: Final[tuple[tuple[re.Pattern[str], re.Pattern[str], Origin], ...]] = t
 
 
 def with_origins(fields: Iterable[Field]) -> Iterator[Field]:
-    """Yield ``fields``, those that become claims with their origin.
+    """Yield ``fields``, with the origin of those that become claims.
 
-    The text of a log's event is in no digest that its register proves, and has none.
+    The text of a log's event has no origin: the digest in the register does not prove it.
     """
     for field in fields:
         section = _COMPONENT.sub("", field.section, count=1)

@@ -1,4 +1,4 @@
-"""Evidence in the JSON documents of other agents: what stands around a quote or report.
+"""Evidence in the JSON documents of other agents, which contain a quote or report.
 
 ::
 
@@ -7,11 +7,11 @@
     {"provider", "outblob", "auxblob"}                     a report of Linux's configfs-tsm
 
 The second has the *fields* of an AMD report, by their names in the Rust crate ``sev`` (1 to
-6), and not its bytes; they are put back where AMD publication 56860, table
-``ATTESTATION_REPORT Structure``, has them. A field that is put in the wrong place cannot do
-harm, because AMD's signature covers the bytes. ``auxblob`` is the host's certificate table.
+6), and not its bytes; they are placed as AMD publication 56860, table
+``ATTESTATION_REPORT Structure``, defines. A field in a wrong place is detected, because AMD's
+signature covers the bytes. ``auxblob`` is the host's certificate table.
 
-A document has these keys and no others, so that nothing in it can change unnoticed.
+A document has these keys and no others, so that no change of it goes unnoticed.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ _MAY_LACK: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentDocument:
-    """The quote or report of a document, and what came with it. Nothing is verified."""
+    """The quote or report of a document, and what else it has. Nothing is verified."""
 
     quote: bytes
     event_log: bytes = b""
@@ -91,7 +91,7 @@ class AgentDocument:
 
 
 def is_agent_document(document: Mapping[str, Any]) -> bool:
-    """Say whether a JSON object has the keys of one of the documents."""
+    """Return whether a JSON object has the keys of one of the documents."""
     return _form(document) is not None
 
 
@@ -142,7 +142,7 @@ def _object(value: object, where: str) -> dict[str, Any]:
 
 
 def _report(fields: dict[str, Any]) -> bytes:
-    """Put the fields of a report where AMD has them."""
+    """Return the bytes of a report from its fields."""
     known: set[str] = set()
     report = bytearray(REPORT_BYTES)
     flat = fields | {
@@ -190,7 +190,7 @@ def _tcb(versions: dict[str, Any], where: str) -> bytes:
 def _check_keys(
     fields: Mapping[str, Any], known: set[str], reserved: Sequence[str], where: str
 ) -> None:
-    """Refuse what has no place in the report, and what is reserved and not zero."""
+    """Refuse unknown fields, and reserved fields that are not zero."""
     for name, value in fields.items():
         zero = not any(value) if isinstance(value, list) else value == 0
         if name not in known and not (name in reserved and zero):

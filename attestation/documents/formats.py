@@ -1,8 +1,8 @@
-"""Evidence as it lies in files: which format it is, and what a verifier gets of it.
+"""Evidence in files: detects the format, and returns what a verifier takes.
 
 ======================  ==================================================================
 ``tdx-quote``           a DCAP quote, versions 3 to 5; its header says TDX or SGX
-``sgx-quote``           the same, where only SGX will do
+``sgx-quote``           the same, of SGX only
 ``snp-report``          an AMD ATTESTATION_REPORT of 1184 bytes, with the certificate table
                         of an extended report behind it where there is one, or inside of
                         the ``SNP_REPORT_RESP`` that firmware answers with
@@ -13,7 +13,7 @@
 ``evidence``            the canonical JSON of :class:`attestation.evidence.Evidence`
 ======================  ==================================================================
 
-Quotes and reports may also be written in hex or base64, or stand in the JSON of another agent
+Quotes and reports may also be written in hex or base64, or be part of the JSON of another agent
 (:mod:`attestation.documents.agent_documents`).
 
 The page is docs/reference/evidence.md.
@@ -103,7 +103,7 @@ def to_evidence(
 ) -> Evidence:
     """Return the evidence in ``data``, whose format is detected where none is given.
 
-    ``endorsements`` and ``event_log`` came in files of their own.
+    ``endorsements`` and ``event_log`` are those of separate files.
 
     :raises EvidenceError: when ``data`` is of another format, or too large.
     """
@@ -126,12 +126,12 @@ def to_evidence(
 
 
 def is_bare_tpm_quote(evidence: Evidence) -> bool:
-    """Say whether this is a ``TPMS_ATTEST`` whose signature and key lie beside it."""
+    """Return whether this is a ``TPMS_ATTEST`` with its signature and key in other files."""
     return evidence.tee is Tee.TPM and evidence.quote.startswith(_TPM_MAGICS[1])
 
 
 def _around(data: bytes) -> AgentDocument:
-    """Take a quote or report out of the document of another agent; other data as it is."""
+    """Return the quote or report in the document of another agent; other data unchanged."""
     document = sniffed_object(data)
     if document is not None and is_agent_document(document):
         return parse_agent_document(data)
@@ -151,7 +151,7 @@ def _with_files(evidence: Evidence, endorsements: tuple[bytes, ...], event_log: 
 
 
 def _quote(data: bytes, chosen: str) -> tuple[Tee, bytes, tuple[bytes, ...]]:
-    """Return the kind, the quote itself, and the endorsements that came in the same file."""
+    """Return the kind, the quote itself, and the endorsements in the same file."""
     raw = unwrap_text(data)
     if chosen in ("tdx-quote", "sgx-quote"):
         tee = _dcap_tee(raw)
@@ -184,7 +184,7 @@ def _is_report(data: bytes) -> bool:
 
 
 def _report(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
-    """Take a report out of what lies around it; whatever is not used there must be zero."""
+    """Return the report inside of a larger structure, whose unused bytes must be zero."""
     if data.startswith(_RESPONSE_HEADER):
         start, table = len(_RESPONSE_HEADER), b""
         rest = data[start + REPORT_BYTES :]

@@ -1,1 +1,1 @@
-"""What vendors publish about their hardware: certificates, revocation, TCB, reference values."""
+"""Endorsements by hardware vendors: certificates, revocation, TCB levels, reference values."""

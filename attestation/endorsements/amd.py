@@ -1,9 +1,9 @@
-"""AMD's side of an SNP report: the chain that signed it, checked by hand up to a pinned root.
+"""AMD's endorsement of an SNP report: the certificate chain up to a pinned root.
 
     VCEK or VLEK  <-  ASK or ASVK  <-  ARK, pinned by the digest of its public key
 
-The links are RSA-PSS with SHA-384 (AMD publication 57230), the report ECDSA P-384. What the
-certificate's extensions say about the chip and its firmware must be what the report says.
+Certificates are signed with RSA-PSS and SHA-384 (AMD publication 57230), the report with ECDSA
+P-384. The chip and the firmware in the certificate's extensions must be those of the report.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ _CHIP_ID_BYTES: Final = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnpPlatform:
-    """Who signed a report: product, chip, and for a VLEK the cloud that it belongs to.
+    """The signer of a report: product, chip, and for a VLEK the cloud that owns it.
 
-    ``hardware_id`` is the chip id; of a VCEK it is the certificate's, which holds even where
-    the report masks it, of a VLEK the report's, empty where that is masked.
+    ``hardware_id`` is the chip id. A VCEK's certificate states it, also when the report masks it.
+    With a VLEK it is the report's, and empty when the report masks it.
     """
 
     product: str
@@ -87,11 +87,11 @@ class Endorsements:
 
     @classmethod
     def gather(cls, trust: Iterable[bytes], evidence: Sequence[bytes]) -> Endorsements:
-        """Read both; the relying party's first. Items of another kind are passed over.
+        """Read both; the relying party's first. Items of another kind are ignored.
 
-        A certificate of the relying party that cannot be read vouches for nothing, and takes
-        nothing from the others in its file. A revocation list that cannot be read is refused,
-        because what it revokes would count.
+        A certificate of the relying party that cannot be read is ignored, and the others in its
+        file are read. A revocation list that cannot be read is refused, because certificates that
+        it revokes would be accepted.
 
         :raises EvidenceError: when an item of the evidence is malformed.
         :raises EndorsementError: when a revocation list of the relying party is.
@@ -150,7 +150,7 @@ def _crl(data: bytes, field: str) -> x509.CertificateRevocationList:
         raise EvidenceError(f"{len(data)} bytes are too long for a CRL", field=field)
     try:
         found = load_crl(data)
-        # Are parsed when first asked for, so here.
+        # These are parsed on first access, which must fail here.
         _ = (found.issuer, found.last_update_utc, found.next_update_utc)
         _ = (found.signature_hash_algorithm, found.extensions)
         if not whole_octets(found.public_bytes(Encoding.DER), found.signature):
@@ -192,7 +192,7 @@ def check_report(
 
 
 def _leaf(report: SnpReport, certificates: Sequence[Certificate]) -> Certificate:
-    """Choose the certificate of the key that the report names; the exact one where several."""
+    """Return the certificate of the key that the report names; among several the exact one."""
     leaves = [item for item in certificates if _HWID in item.extensions or _CSP in item.extensions]
     kind = _KINDS[report.signing_key]
     if not leaves:
@@ -219,9 +219,9 @@ def _leaf(report: SnpReport, certificates: Sequence[Certificate]) -> Certificate
 
 
 def _leaf_hint(report: SnpReport) -> str:
-    """Say where the certificate of the key that signed a report is to be had."""
+    """Describe where to get the certificate of the key that signed a report."""
     if report.signing_key == VLEK:
-        return "its cloud has it: ask for an extended report, whose certificate table holds it"
+        return "its cloud has it: request an extended report, whose certificate table contains it"
     try:
         return f"{_FETCH}, or the file {amd_chip(report.raw, report.product).addresses()['vcek']}"
     except EvidenceError:
@@ -241,9 +241,9 @@ def _product(certificate: Certificate) -> str:
 
 
 def _issuer(child: Certificate, certificates: Sequence[Certificate], chain: str) -> Certificate:
-    """Return the certificate with the name of the issuer that signed ``child``.
+    """Return the certificate that has the issuer's name of ``child`` and signed it.
 
-    ``chain`` is the address at which AMD has it.
+    ``chain`` is the address at which AMD publishes it.
     """
     named = [item for item in certificates if item.authority and names_issuer(child, item)]
     for item in named[:-1]:
@@ -267,7 +267,7 @@ def _check_revocation(
     crls: Sequence[x509.CertificateRevocationList],
     now: datetime,
 ) -> None:
-    """Check the lists that there are; AMD publishes one for each root."""
+    """Check the given revocation lists; AMD publishes one for each root."""
     for child, issuer in zip(children, issuers, strict=True):
         for crl in crls:
             if crl.issuer != issuer.subject:
@@ -329,9 +329,11 @@ def _platform(report: SnpReport, leaf: Certificate, product: str) -> SnpPlatform
 
 def _compare(report: SnpReport, leaf: Certificate, product: str) -> None:
     """Check chip and firmware of the report against the extensions of the certificate."""
-    said = report.product
-    if said is not None and said != product:
-        raise EndorsementError(f"a report from {said}, a certificate for {product}", step=_STEP)
+    reported = report.product
+    if reported is not None and reported != product:
+        raise EndorsementError(
+            f"the report is from {reported}, the certificate for {product}", step=_STEP
+        )
     for component, version in tcb_versions(report.reported_tcb, product).items():
         certified = _integer(leaf.extensions.get(_VERSIONS[component]), component)
         if certified != version:

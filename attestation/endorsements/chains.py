@@ -1,9 +1,9 @@
-"""Certificate chains that are checked by hand, link by link.
+"""Checks certificate chains of TEE vendors, link by link.
 
-General path validators refuse what TEE vendors issue (serial number 0, RSA-PSS, names that
-mean nothing), so a verifier walks the chain itself: each signature, each name, each validity
-window, and a root that is pinned by the digest of its public key. What was parsed is
-remembered; every signature is checked every time.
+General path validators refuse what these vendors issue (serial number 0, RSA-PSS, unusual names).
+So this module checks each signature, each name, each validity window, and that the chain ends at a
+root whose public key is pinned by its digest. Parsed certificates are cached; signatures are
+checked every time.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _WARNINGS = threading.Lock()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """What is needed of a certificate, all of it read before any of it is used.
+    """The parts of a certificate that checks need, all read before any is used.
 
     ``extensions`` are the raw values of extensions without a type of their own, by OID;
     ``key_digest`` is the SHA-256 of the SubjectPublicKeyInfo.
@@ -101,7 +101,7 @@ def _load(der: bytes) -> Certificate:
     with _WARNINGS, warnings.catch_warnings():
         # AMD gives its VCEKs the serial number 0, which RFC 5280 does not allow.
         warnings.simplefilter("ignore", CryptographyDeprecationWarning)
-        # Of a name that is malformed it warns when the name is first asked for.
+        # A malformed name causes a warning when the name is first read.
         warnings.simplefilter("ignore", UserWarning)
         parsed = x509.load_der_x509_certificate(der)
         subject, issuer = parsed.subject, parsed.issuer
@@ -143,18 +143,18 @@ def load_crl(data: bytes) -> x509.CertificateRevocationList:
 
 
 def whole_octets(der: bytes, signature: bytes) -> bool:
-    """Say whether the signature that ends ``der`` is a BIT STRING without unused bits.
+    """Return whether the signature that ends ``der`` is a BIT STRING without unused bits.
 
-    The count of them is the one byte of a certificate that neither a signature nor
-    ``cryptography`` looks at, where the bits that it leaves out are zero.
+    The count of unused bits is the only byte of a certificate that neither its signature nor
+    ``cryptography`` protects, when the bits that it leaves out are zero.
     """
     return der.endswith(b"\0" + signature)
 
 
 def pem_blocks(data: bytes) -> tuple[bytes, ...]:
-    """Part a file into pieces that are read one by one, so that a bad one voids no other.
+    """Split a file into pieces that are read one by one, so that a bad one affects no other.
 
-    Every PEM block is a piece, with the text behind it and without the text before the first; a
+    Every PEM block is a piece, with the text after it; text before the first block is left out. A
     file without any block is one piece, which may be DER. Nothing is parsed.
     """
     starts = [found.start() for found in _PEM_START.finditer(data)]
@@ -188,7 +188,7 @@ def _split(data: bytes) -> tuple[bytes, ...]:
 
 
 def names_issuer(child: Certificate, issuer: Certificate) -> bool:
-    """Say whether the issuer's name in ``child`` is the subject of ``issuer``."""
+    """Return whether the issuer's name in ``child`` is the subject of ``issuer``."""
     return _names_issuer(child.der, issuer.der)
 
 
@@ -199,7 +199,7 @@ def _names_issuer(child: bytes, issuer: bytes) -> bool:
 
 
 def check_issued(child: Certificate, issuer: Certificate, *, step: str) -> None:
-    """Check that ``issuer``, an authority with that name, signed ``child``.
+    """Check that ``issuer`` is an authority, has the issuer's name in ``child``, and signed it.
 
     :raises EndorsementError: when it did not.
     """
@@ -228,7 +228,7 @@ def check_chain(
 ) -> None:
     """Check a whole chain, leaf first, that ends at a self-signed root which is pinned.
 
-    ``root`` is the SHA-256 of the SPKI of the root that counts, ``root_name`` what to call it.
+    ``root`` is the SHA-256 of the SPKI of the pinned root, ``root_name`` its name in messages.
 
     :raises EndorsementError: when a link is not signed by the next, or the root is another.
     :raises FreshnessError: when a certificate is not valid at ``now``.
@@ -267,7 +267,7 @@ def _signed(der: bytes) -> _Signed:
 
 @lru_cache(maxsize=1024)
 def _check_form(child: bytes, issuer: bytes) -> None:
-    """Check once for each pair what is around a signature: names, algorithms, kinds of key."""
+    """Check names, algorithms and kinds of key of a link; results are cached for each pair."""
     _load(child).parsed.verify_directly_issued_by(_load(issuer).parsed)
 
 
@@ -280,7 +280,7 @@ def check_validity(certificate: Certificate, now: datetime, *, step: str, hint: 
         raise FreshnessError(
             f"{certificate.name} is not valid before {certificate.start.isoformat()}",
             step=step,
-            hint="check the clock, or judge at another time",
+            hint="check the clock, or appraise at another time",
         )
     if now > certificate.end:
         raise FreshnessError(

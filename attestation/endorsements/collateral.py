@@ -1,4 +1,4 @@
-"""Collateral in a folder: everything that verification needs where no network is.
+"""Collateral in a folder: everything that verification needs without a network.
 
 A folder made by ``fedlearn collateral fetch`` has a ``bundle.json``::
 
@@ -11,9 +11,9 @@ A folder made by ``fedlearn collateral fetch`` has a ``bundle.json``::
           nvidia-rim         a reference manifest of NVIDIA, XML; needs the extra ``nvidia``
           ocsp               an OCSP answer, DER
 
-``sources`` are the addresses to fetch from again. What an item says about its own validity is
-read from the item. A folder without a ``bundle.json`` is taken as it is: every file in it that
-is one of these kinds, and the answers of Intel's service as they came, which are put together
+``sources`` are the addresses to fetch from again. The validity of an item is read from the item
+itself. Of a folder without a ``bundle.json``, every file of one of these kinds is used, and the
+answers of Intel's service are combined
 (:mod:`attestation.endorsements.collateral_answers`).
 """
 
@@ -85,7 +85,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folder:
-    """What a folder holds, ready for trust anchors, and what will expire soon."""
+    """The content of a folder, as trust anchors take it, and warnings of what expires soon."""
 
     collateral: tuple[bytes, ...]
     endorsements: tuple[Input, ...]
@@ -97,7 +97,7 @@ def load_folder(path: Path, *, now: datetime, warn_before: timedelta = WARN_BEFO
 
     :raises EndorsementError: when an item of a bundle is missing or altered.
     :raises FreshnessError: when one expired or is not yet valid at ``now``; both name the
-        item, the date and the command that mends it.
+        item, the date and the command that fetches it again.
     :raises EvidenceError: when ``bundle.json`` is malformed.
     """
     if not (path / BUNDLE_NAME).is_file():
@@ -116,10 +116,10 @@ def load_folder(path: Path, *, now: datetime, warn_before: timedelta = WARN_BEFO
 
 
 def read_files(paths: Iterable[Path]) -> Iterator[Input]:
-    """Read files, and those that lie in folders, whatever they hold.
+    """Read files, and the files in folders, of any content.
 
     Folders inside of folders, hidden files, and files in a folder that are larger than
-    :data:`~attestation.endorsements.offline.MAX_ENDORSEMENT_BYTES` are passed over.
+    :data:`~attestation.endorsements.offline.MAX_ENDORSEMENT_BYTES` are ignored.
 
     :raises EndorsementError: when a file cannot be read.
     :raises EvidenceError: when a file that was named is too large, or a folder has too many.
@@ -139,9 +139,9 @@ def read_files(paths: Iterable[Path]) -> Iterator[Input]:
 
 
 def read_bundle(path: Path, *, without: Collection[str] = ()) -> tuple[Item, ...]:
-    """Read every item of a bundle and compare it with its digest; no time is judged.
+    """Read every item of a bundle and compare it with its digest; validity is not checked.
 
-    Items whose path is in ``without`` are left out, and not looked at.
+    Items whose path is in ``without`` are left out and not read.
 
     :raises EndorsementError: naming the item that is missing or altered.
     :raises EvidenceError: when ``bundle.json`` is missing or malformed.
@@ -207,7 +207,7 @@ def bundle_json(items: Iterable[Item], sources: Mapping[str, Mapping[str, str]])
 
 
 def describe(data: bytes, *, path: str, name: str = "") -> Item:
-    """Say what one file of collateral is, and from when to when it counts.
+    """Return the kind, the name and the validity of one file of collateral.
 
     :raises EvidenceError: when it is none of :data:`KINDS`, or collateral that is malformed.
     """
@@ -247,9 +247,9 @@ def _check(
             raise FreshnessError(
                 f"{item.name} ({item.path}) counts only from {item.not_before.isoformat()}",
                 step="collateral",
-                hint="check the clock, or judge at another time with --at",
+                hint="check the clock, or appraise at another time with --at",
             )
-        # NVIDIA's OCSP answers count for a day: half of that before their end is soon enough.
+        # NVIDIA's OCSP answers are valid for a day; the warning starts half a day before the end.
         half = (item.not_after - item.not_before) / 2
         if now >= item.not_after - (min(warn_before, half) if item.kind == "ocsp" else warn_before):
             yield f"{item.name} ({item.path}) expires at {item.not_after.isoformat()}; {mend}"

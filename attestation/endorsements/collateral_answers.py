@@ -1,8 +1,7 @@
-"""The answers of Intel's Provisioning Certification Service, as they come, made into collateral.
+"""Builds collateral from the unmodified answers of Intel's Provisioning Certification Service.
 
-A person without this project's own tools asks the service (API v4) with a browser or ``curl``
-and keeps the answers in files. Which file is which piece is read from its content, not from
-its name::
+Without this project's own tools a person requests them (API v4) with a browser or ``curl`` and
+keeps the answers in files. Which piece a file has is determined by its content, not by its name::
 
     {"tcbInfo": {...}, "signature": "..."}            TCB info
     {"enclaveIdentity": {...}, "signature": "..."}    identity of the Quoting Enclave
@@ -11,10 +10,10 @@ its name::
                                                       header fields (``curl -D``)
     HTTP/1.1 200 OK ... and what follows              header fields and body (``curl -i``)
 
-What Intel signed is cut out byte by byte, because the signature covers the bytes. Where there
-are several certificates with the same name, the one that signed is taken; where there are
-several lists of one issuer, the newest that has begun to count. Nothing is trusted here: each
-piece is verified, up to the pinned root, by whoever uses the document.
+What Intel signed is copied byte by byte, because the signature covers the bytes. Of several
+certificates with the same name, the one that signed is taken; of several lists of one issuer, the
+newest that is already valid. Nothing is verified here: verifiers check each piece of the document,
+up to the pinned root.
 """
 
 from __future__ import annotations
@@ -64,10 +63,10 @@ class Assembled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assembly:
-    """What came of a set of files.
+    """The result for a set of files.
 
     ``used``     names of the files that are pieces of the documents
-    ``missing``  what kept further documents from being made
+    ``missing``  pieces without which further documents could not be made
     """
 
     documents: tuple[Assembled, ...]
@@ -86,7 +85,7 @@ class _Signed:
 
 @dataclass(slots=True, kw_only=True)
 class _Pieces:
-    """What was found in the files so far, by kind."""
+    """The pieces found in the files so far, by kind."""
 
     tcb: list[_Signed] = field(default_factory=list)
     identities: list[_Signed] = field(default_factory=list)
@@ -103,7 +102,7 @@ class _MissingError(Exception):
 
 
 def assemble_answers(files: Iterable[Input], *, now: datetime) -> Assembly:
-    """Return the collateral that the answers among ``files`` make; other files are left alone.
+    """Return the collateral that the answers among ``files`` make; other files are ignored.
 
     :raises EndorsementError: when there are signed answers, and a piece is missing for every
         document that could be made; it names the piece and the address that gives it.
@@ -139,13 +138,13 @@ def assemble_answers(files: Iterable[Input], *, now: datetime) -> Assembly:
 
 
 def _sort(file: Input, pieces: _Pieces) -> None:
-    """Take what is a piece out of one file, and remember the encodings that it gave."""
+    """Add the pieces in one file, and record the encodings that it has."""
     head, body = _response(file.data)
     pieces.files[file.name] = _take_certificates(head, pieces) | _take(unwrap_text(body), pieces)
 
 
 def _response(data: bytes) -> tuple[bytes, bytes]:
-    """Part an HTTP response as ``curl -i`` writes it; a proxy's own may stand before it."""
+    """Split an HTTP response as ``curl -i`` writes it; a proxy's response may precede it."""
     head = b""
     for _ in range(_MAX_RESPONSES):
         if not data.startswith(b"HTTP/"):
@@ -178,7 +177,7 @@ def _take_signed(data: bytes, pieces: _Pieces) -> set[bytes]:
                 raise EvidenceError(str(error), field=name) from None
             found = _signed(document, platform.tee, platform.fmspc.upper(), text, signature)
         else:
-            # The identity of Intel's own verification enclave, QVE, is for nothing here.
+            # The identity of Intel's verification enclave (QVE) is not needed.
             tee = _IDENTITIES.get(str(document.get("id", "QE")), "")
             found = _signed(document, tee, "", text, signature)
         into.append(found)
@@ -203,18 +202,18 @@ def _revocation_list(data: bytes) -> x509.CertificateRevocationList | None:
 
 
 def _take_certificates(data: bytes, pieces: _Pieces) -> set[bytes]:
-    """Take every certificate out of ``data``: DER, or PEM in any text, url-encoded or not."""
+    """Return every certificate in ``data``: DER, or PEM in any text, url-encoded or not."""
     plain = unquote_to_bytes(data) if b"-----BEGIN%20" in data else data
     found: list[Certificate] = []
     for block in _CERTIFICATE.findall(plain) or ([plain] if plain[:1] == b"0" else []):
-        with contextlib.suppress(EvidenceError):  # one that nobody can read voids no other
+        with contextlib.suppress(EvidenceError):  # an unreadable one is skipped
             found += split_certificates(block, "certificates")
     pieces.certificates.update((item.der, item) for item in found)
     return {item.der for item in found}
 
 
 def _used(documents: Sequence[Assembled], pieces: _Pieces) -> frozenset[str]:
-    """Name the files of which something stands in a document."""
+    """Return the names of the files that are used in a document."""
     inside: set[bytes] = set()
     for item in documents:
         for key, value in json.loads(item.data).items():
@@ -227,7 +226,7 @@ def _used(documents: Sequence[Assembled], pieces: _Pieces) -> frozenset[str]:
 
 
 def _documents(info: _Signed, pieces: _Pieces, now: datetime) -> Iterator[Assembled]:
-    """Make the documents for one TCB info: one for each CA whose revocation list is there."""
+    """Make the documents for one TCB info: one for each CA whose revocation list was given."""
     addresses = _addresses(info.fmspc, info.tee)
     own = [item for item in pieces.identities if item.tee == info.tee]
     if not own:
@@ -284,9 +283,10 @@ def _addresses(fmspc: str, tee: str) -> dict[str, str]:
 def _signer(
     signed: _Signed, pieces: _Pieces, now: datetime, header: str, address: str
 ) -> Certificate:
-    """Return who signed; where nobody here did, who says so, for verification to refuse.
+    """Return the candidate that signed; when none did, one of the same name, which verification
+    then refuses.
 
-    Intel has issued certificates for one signing key again; one that counts now is preferred.
+    Intel has reissued certificates for one signing key; one that is valid now is preferred.
     """
     leaves = [item for item in pieces.certificates.values() if not item.authority]
     if found := [item for item in leaves if _verifies(item, signed)]:
@@ -315,7 +315,7 @@ def _verifies(certificate: Certificate, signed: _Signed) -> bool:
 
 
 def _chain(leaf: Certificate, pieces: _Pieces) -> str:
-    """Return a certificate and the root above it, where that is here, in PEM."""
+    """Return a certificate and the root above it, if it was given, in PEM."""
     above = [
         item
         for item in pieces.certificates.values()
@@ -327,7 +327,7 @@ def _chain(leaf: Certificate, pieces: _Pieces) -> str:
 
 
 def _authority(name: x509.Name) -> str:
-    """Say which of Intel's two CAs has this name; nothing for any other."""
+    """Return which of Intel's two CAs has this name; empty for any other."""
     text = name.rfc4514_string()
     return next((ca for word, ca in _AUTHORITIES.items() if word in text), "")
 

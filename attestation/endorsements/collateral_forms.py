@@ -1,14 +1,14 @@
-"""Intel collateral as other tools write it, read into one form.
+"""Reads Intel collateral in the forms of other tools, and converts it to one form.
 
-The form is that of ``QuoteCollateralV3`` of ``dcap-qvl``: nine texts, chains in PEM, lists and
-signatures in hex. Other writers of the same document differ in this:
+That form is ``QuoteCollateralV3`` of ``dcap-qvl``: nine texts, chains in PEM, lists and signatures
+in hex. The documents of other tools differ in this:
 
 * ``tcb_info`` and ``qe_identity`` may be the whole answers of Intel's service,
   ``{"tcbInfo": {...}, "signature": "..."}``, with the signature inside;
 * revocation lists may be PEM, base64, or lists of numbers, and signatures base64 or numbers;
 * an issuer chain may have the root first; it is put in order, the signer first.
 
-What Intel signed is cut out byte by byte, because the signature covers the bytes.
+What Intel signed is copied byte by byte, because the signature covers the bytes.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def _text(document: dict[str, Any], key: str) -> str:
 
 
 def _ordered(text: str, key: str) -> str:
-    """Return a chain with each certificate before its issuer, as it stands where it is so.
+    """Return a chain with each certificate before its issuer; unchanged if it is in that order.
 
-    Only names are compared: whoever uses the chain checks its signatures.
+    Only names are compared: verifiers check the signatures of the chain.
     """
     where = f"collateral.{key}"
     found = split_certificates(text.encode(), where)

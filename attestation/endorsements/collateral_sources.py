@@ -1,4 +1,4 @@
-"""Where vendors publish collateral, and what to make of their answers. Pure: no network here.
+"""The addresses of vendors' collateral, and the parsers of their answers. Uses no network.
 
 Intel: Provisioning Certification Service, API v4
 (https://api.portal.trustedservices.intel.com). AMD: key distribution service, VCEK
@@ -41,7 +41,7 @@ _TURIN_CHIP_ID_BYTES: Final = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What one address gave: its header fields, names in lower case, and its body."""
+    """The answer of one address: its header fields, names in lower case, and its body."""
 
     headers: Mapping[str, str]
     body: bytes
@@ -49,7 +49,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntelPlatform:
-    """What Intel publishes collateral by.
+    """The keys under which Intel publishes collateral.
 
     ``fmspc`` 12 hex digits; ``ca`` ``processor`` or ``platform``; ``tee`` ``sgx`` or ``tdx``.
     """
@@ -67,7 +67,7 @@ class IntelPlatform:
             raise ValueError("the TEE is sgx or tdx")
 
     def addresses(self, base: str = INTEL_PCS, root_crl: str = INTEL_ROOT_CRL) -> dict[str, str]:
-        """Return the four addresses to ask, by what they give."""
+        """Return the four addresses, by the piece that each gives."""
         return {
             "tcb_info": f"{base}/{self.tee}/certification/v4/tcb?fmspc={self.fmspc.upper()}",
             "qe_identity": f"{base}/{self.tee}/certification/v4/qe/identity",
@@ -78,7 +78,7 @@ class IntelPlatform:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AmdChip:
-    """What AMD publishes a VCEK by: product, chip id, and reported TCB versions."""
+    """The keys under which AMD publishes a VCEK: product, chip id, reported TCB versions."""
 
     product: str
     chip_id: bytes
@@ -101,7 +101,7 @@ class AmdChip:
 
 
 def intel_platform(quote: bytes) -> IntelPlatform:
-    """Return what to ask Intel for, from the PCK certificate in a quote.
+    """Return the keys of Intel's collateral for a quote, from its PCK certificate.
 
     :raises EvidenceError: when the quote has none.
     """
@@ -114,11 +114,11 @@ def intel_platform(quote: bytes) -> IntelPlatform:
 
 
 def amd_chip(report: bytes, product: str | None = None) -> AmdChip:
-    """Return what to ask AMD for, from a report of 1184 bytes.
+    """Return the keys of AMD's certificates for a report of 1184 bytes.
 
-    Reports of version 2 do not say which product made them; ``product`` must then be given.
+    Reports of version 2 do not state their product; ``product`` must then be given.
 
-    :raises EvidenceError: when the report does not tell.
+    :raises EvidenceError: when the report lacks one of the keys.
     """
     parsed = SnpReport.parse(report)
     if not any(parsed.chip_id):
@@ -131,7 +131,7 @@ def amd_chip(report: bytes, product: str | None = None) -> AmdChip:
     chosen = product or parsed.product
     if chosen is None:
         raise EvidenceError(
-            "the report does not say which product made it",
+            "the report does not state the product that made it",
             field="CPUID_FAM_ID",
             offset=0x188,
             hint=f"give --product {'|'.join(PRODUCTS)}",
@@ -146,7 +146,7 @@ def amd_chip(report: bytes, product: str | None = None) -> AmdChip:
 def assemble_intel(answers: Mapping[str, Answer]) -> bytes:
     """Return the collateral document made of the answers to :meth:`IntelPlatform.addresses`.
 
-    The signed JSON is cut out of the bodies byte by byte, because the signature covers the
+    The signed JSON is copied from the bodies byte by byte, because the signature covers the
     bytes and not the meaning.
 
     :raises EndorsementError: when an answer is not what Intel documents.

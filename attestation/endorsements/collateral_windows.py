@@ -1,4 +1,4 @@
-"""From when to when a file of collateral counts, by its kind: what its content itself says."""
+"""Reads the validity window of a file of collateral from its content, by its kind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from attestation.errors import UNREADABLE
 __all__ = ["WINDOWS", "Window"]
 
 Window = tuple[str, datetime, datetime]
-"""A title, and the first and the last moment."""
+"""A title, and the start and the end of the validity."""
 
 
 def _intel_window(data: bytes) -> Window | None:

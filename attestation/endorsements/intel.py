@@ -1,9 +1,9 @@
-"""Intel's side of a DCAP quote: the chain that made it, and the collateral that judges it.
+"""Intel's endorsement of a DCAP quote: the certificate chain, and the collateral for its TCB.
 
-:func:`check_signatures` checks by hand, up to the pinned root: PCK chain, Quoting Enclave
-report, attestation key, quote. :func:`judge` has ``dcap_qvl`` check the same once more and
-judge the platform's TCB by signed collateral. The first alone says that the quote is from
-genuine hardware, and nothing of how old its firmware is.
+:func:`check_signatures` checks up to the pinned root: PCK chain, Quoting Enclave report,
+attestation key, quote. :func:`judge` has ``dcap_qvl`` check the same again, and determines the
+status of the platform's TCB from signed collateral. Without the second, the quote is known to be
+from genuine hardware, and nothing is known about the age of its firmware.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _ATTRIBUTES: Final = (
     "TD migration",
     "TD profiling",
 )
-"""What ``dcap_qvl`` refuses last, once everything else was found good."""
+"""What ``dcap_qvl`` refuses last, after all other checks passed."""
 
 _NEVER: Final = ("hgs_plus_prof", "perf_prof", "pmt_prof", "migratable")
 
@@ -76,12 +76,12 @@ _FETCH: Final = "fedlearn collateral fetch --directory DIR --fmspc {} --ca {} --
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pck:
-    """What the PCK certificate says about the platform; proven once its chain was checked.
+    """The content of the PCK certificate about the platform; proven once its chain was checked.
 
     ``fmspc``   family, model and stepping, by which collateral is published (6 bytes)
     ``ppid``    the platform's provisioning id (16 bytes)
     ``ca``      ``platform`` or ``processor``: which CA of Intel's issued the certificate
-    ``svns``    what TCB levels are compared with
+    ``svns``    security versions, which TCB levels are compared with
     """
 
     fmspc: bytes
@@ -115,9 +115,9 @@ class Collateral:
     parsed: Any
 
     def check_windows(self, now: datetime, mend: str) -> None:
-        """Check that every item counts at ``now``.
+        """Check that every item is valid at ``now``.
 
-        :raises FreshnessError: naming the item, the date, and the command that mends it.
+        :raises FreshnessError: naming the item, the date, and the command that fetches it again.
         """
         for item, start, end in self.windows:
             if now < start:
@@ -125,7 +125,7 @@ class Collateral:
                     f"{item} for FMSPC {self.fmspc.hex().upper()} counts only from "
                     f"{start.isoformat()}",
                     step="collateral",
-                    hint="check the clock, or judge at another time with --at",
+                    hint="check the clock, or appraise at another time with --at",
                 )
             if now > end:
                 raise FreshnessError(
@@ -137,9 +137,9 @@ class Collateral:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What Intel's collateral says of a platform's TCB.
+    """The status of a platform's TCB by Intel's collateral.
 
-    ``missing`` says why there is no ``status``; it is empty where there is one.
+    ``missing`` is the reason why there is no ``status``; it is empty when there is one.
     """
 
     status: str = ""
@@ -158,7 +158,7 @@ def read_pck(quote: DcapQuote) -> Pck:
         raise EndorsementError(
             f"the quote has no PCK chain (certification data type {quote.certification_type})",
             step="PCK chain",
-            hint="have the quote made on a platform that is registered with Intel",
+            hint="make the quote on a platform that is registered with Intel",
         )
     return _read_pck(quote.chain[0], quote.chain_pem)
 
@@ -214,7 +214,7 @@ def _is_self_signed(der: bytes) -> bool:
 
 
 def check_signatures(quote: DcapQuote, pinned: bytes, now: datetime) -> None:
-    """Check by hand that a genuine platform made this quote.
+    """Check that a genuine platform made this quote.
 
     Order: chain of the PCK certificate up to the pinned root, report of the Quoting Enclave,
     attestation key, quote.
@@ -274,10 +274,10 @@ def judge(
     Everything is checked up to ``root``, which the caller pinned: the collateral's signatures
     and windows, revocation, the quote's signatures, the Quoting Enclave and the TDX module.
 
-    ``dcap_qvl`` never accepts some attributes of an environment, and looks at them last. What
-    a policy can accept by name (debug, no SEPT_VE_DISABLE, a service TD) gets its status from
-    :mod:`attestation.endorsements.intel_tcb`; the rest (reserved bits, profiling, migration) gets
-    none.
+    ``dcap_qvl`` never accepts some attributes of an environment, and checks them last. For those
+    that a policy can accept by name (debug, no SEPT_VE_DISABLE, a service TD) the status is from
+    :mod:`attestation.endorsements.intel_tcb`; for the others (reserved bits, profiling, migration)
+    there is none.
 
     :raises VerificationError: with ``dcap_qvl``'s reason; :class:`FreshnessError` where it
         is about time.
@@ -306,7 +306,7 @@ def judge(
 
 
 def _nameable(quote: DcapQuote) -> bool:
-    """Say whether a policy has a name for each attribute that ``dcap_qvl`` may have refused."""
+    """Return whether policies name every attribute that ``dcap_qvl`` may have refused."""
     body = quote.body
     if not isinstance(body, TdReport):
         return True
@@ -318,7 +318,7 @@ def _reason(error: Exception) -> str:
 
 
 def _refusal(error: Exception) -> VerificationError:
-    """Say what ``dcap_qvl`` refused, once the quote's own signatures are known to be good."""
+    """Return the error for what ``dcap_qvl`` refused; the quote's signatures were good."""
     text = _reason(error)
     if any(word in text for word in _EXPIRY):
         return FreshnessError(text, step="collateral", hint="fetch newer collateral")
@@ -331,7 +331,7 @@ def _refusal(error: Exception) -> VerificationError:
 
 @lru_cache(maxsize=32)
 def parse_collateral(data: bytes) -> Collateral | None:
-    """Parse one document; ``None`` when it is something else than collateral.
+    """Parse one document; ``None`` when it is not collateral.
 
     :raises EvidenceError: when it is collateral and malformed, or too large.
     """
@@ -344,7 +344,7 @@ def parse_collateral(data: bytes) -> Collateral | None:
     document = json_object(data, "collateral")
     if "tcb_info" not in document:
         return None
-    # A chain that came along would stand in for the quote's own, which is what was checked.
+    # A chain in the document would replace the quote's own, which is the one that was checked.
     document = read_collateral(document)
     text = json.dumps(document)
     try:

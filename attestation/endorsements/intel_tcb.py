@@ -1,20 +1,20 @@
 """The TCB status of a platform, by Intel's rule, from collateral that was verified.
 
-Rule: Intel, PCS API v4, "Get TDX TCB Info" and "Get SGX TCB Info", determining the status;
-its own library has it in ``EvaluateTcb`` and ``TDRelaunchCheck``:
+Rule: Intel, PCS API v4, "Get TDX TCB Info" and "Get SGX TCB Info", determining the status; Intel's
+library implements it in ``EvaluateTcb`` and ``TDRelaunchCheck``:
 
 1. *platform*: the first level, highest first, of which no SVN is above the platform's. For a
    TDX module of version 1 or later its own two SVNs are judged by step 2 instead;
 2. *TDX module*: the first level of its identity that is not above its SVN;
 3. *Quoting Enclave*: the first level of its identity that is not above its SVN;
-4. a module or Quoting Enclave that is out of date, or revoked, makes the whole so;
-5. a TD 1.5 that was launched on a platform out of date, which meanwhile was updated, is
-   advised to launch again.
+4. if the module or the Quoting Enclave is out of date or revoked, so is the whole;
+5. a TD 1.5 that was launched while the platform was out of date, and whose platform was updated
+   since, is advised to launch again.
 
-``dcap_qvl`` does the same where it accepts a quote. It gives no status for an environment in
-debug mode, without SEPT_VE_DISABLE, or with a service TD, although a policy may accept those
-by name, and Azure's and Alibaba's TDX have them. It refuses them last, when everything else
-was verified; only then this module's answer counts. The tests compare it with ``dcap_qvl``.
+``dcap_qvl`` applies the same rule to the quotes that it accepts. It gives no status for an
+environment in debug mode, without SEPT_VE_DISABLE, or with a service TD, although a policy may
+accept these by name, and TDX guests of Azure and Alibaba have them. It refuses them after all other
+checks passed; only then the result of this module is used. Tests compare it with ``dcap_qvl``.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _CONVERGED: Final = {
     "ConfigurationNeeded": "OutOfDateConfigurationNeeded",
     "ConfigurationAndSWHardeningNeeded": "OutOfDateConfigurationNeeded",
 }
-"""What a platform's status becomes with a part that is out of date; others stay."""
+"""The status of a platform with a part that is out of date; other statuses stay."""
 
 _CURRENT: Final = (*_CONVERGED,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Platform:
-    """What the PCK certificate says of a platform: ``cpu_svn`` 16 bytes, and the PCE's SVN."""
+    """The versions in the PCK certificate: ``cpu_svn``, 16 bytes, and the PCE's SVN."""
 
     cpu_svn: bytes
     pce_svn: int
@@ -70,8 +70,8 @@ def tcb_status(
 ) -> tuple[str, tuple[str, ...]]:
     """Return Intel's name of the status, and the advisories that are open, sorted.
 
-    Nothing is verified here: signatures, windows, and that the collateral is for this
-    platform, are the caller's business.
+    Nothing is verified here: the caller checks signatures and windows, and that the collateral is
+    for this platform.
 
     :raises EndorsementError: when no level matches.
     :raises EvidenceError: when the collateral is malformed.

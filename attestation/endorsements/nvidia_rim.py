@@ -1,17 +1,17 @@
-"""Reference integrity manifests (RIM) of NVIDIA: what driver and VBIOS are measured to be.
+"""Reference integrity manifests (RIM) of NVIDIA: the expected measurements of driver and VBIOS.
 
 A RIM is a SWID tag (ISO/IEC 19770-2:2015; TCG, *Reference Integrity Manifest Information Model*)
-with an XML signature, whose signer's chain ends at NVIDIA's CoRIM root. The parts that count are
-those that NVIDIA's verifier reads (https://github.com/NVIDIA/nvtrust)::
+with an XML signature, whose signer's chain ends at NVIDIA's CoRIM root. These parts are read, as by
+NVIDIA's verifier (https://github.com/NVIDIA/nvtrust)::
 
     Meta      colloquialVersion (of driver or VBIOS), product (GH100), edition (GPU or SWITCH)
     Payload   Resource type="Measurement" index active alternatives size Hash0 Hash1 ...
 
-Index *i* of a RIM is index *i* + 1 of the SPDM report. An active resource demands that the
-measurement is one of its alternatives; an inactive one demands nothing. RIM index 35 is the
-firmware of NVDEC0 and does not count where the report says that NVDEC0 is disabled.
+Index *i* of a RIM is index *i* + 1 of the SPDM report. An active resource requires that the
+measurement is one of its alternatives; an inactive one requires nothing. RIM index 35 is the
+firmware of NVDEC0; it is not required when NVDEC0 is disabled by the report.
 
-Reading a RIM needs the extra ``nvidia``; without it every function that reads one says so.
+Reading a RIM needs the extra ``nvidia``; without it every function that reads one raises an error.
 
 The page is docs/adr/0016-nvidia.md.
 """
@@ -54,7 +54,7 @@ _FETCH: Final = "fedlearn collateral fetch --directory DIR --evidence FILE"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RimLabel:
-    """What a RIM says about itself. Nothing is verified.
+    """The identification in a RIM. Nothing is verified.
 
     ``chain`` is the signer's, leaf first.
     """
@@ -84,12 +84,12 @@ class Rim:
     def verify(cls, data: bytes, *, root: bytes, now: datetime) -> Rim:
         """Verify chain and signature, and read what the signature covers.
 
-        ``root`` is the SHA-256 of the SPKI of the root that counts.
+        ``root`` is the SHA-256 of the SPKI of the pinned root.
 
         :raises EvidenceError: when the document is malformed.
         :raises EndorsementError: when the chain does not end at ``root``.
         :raises FreshnessError: when a certificate of it is not valid at ``now``.
-        :raises SignatureError: when the signer did not sign what the document says.
+        :raises SignatureError: when the signature does not cover this content.
         """
         xml = _xmlsig()
         chain = _chain(xml, data)
@@ -110,7 +110,7 @@ class Rim:
         )
 
     def mismatches(self, report: NvidiaReport) -> tuple[int, ...]:
-        """Return the SPDM indices at which ``report`` has none of the values demanded."""
+        """Return the SPDM indices at which ``report`` has none of the required values."""
         ignored = {_NVDEC0_INDEX + 1} if report.nvdec0_disabled else set()
         return tuple(
             index
@@ -120,13 +120,13 @@ class Rim:
 
 
 def is_rim(data: bytes) -> bool:
-    """Say whether ``data`` is XML that names the root element of a SWID tag."""
+    """Return whether ``data`` is XML that names the root element of a SWID tag."""
     start = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     return start == b"<" and b"SoftwareIdentity" in data
 
 
 def read_label(data: bytes) -> RimLabel:
-    """Return what a RIM says about itself.
+    """Return the identification in a RIM.
 
     :raises EvidenceError: when it is malformed.
     :raises EndorsementError: when the extra ``nvidia`` is not installed.
@@ -146,10 +146,10 @@ def match_rims(
 ) -> tuple[Rim, ...]:
     """Return the verified RIMs that ``report`` matches: of driver and VBIOS; of a switch, VBIOS.
 
-    A RIM that cannot be read or does not verify is skipped where another one matches.
+    A RIM that cannot be read or does not verify is skipped when another one matches.
 
     :raises EndorsementError: when there is none for a version of the report, or a measurement is
-        not one that the RIM demands.
+        not one that the RIM requires.
     :raises AttestationError: as :meth:`Rim.verify`, where no other RIM of that version matches.
     """
     if len(rims) > _MAX_RIMS:
@@ -239,7 +239,7 @@ def _chain(xml: ModuleType, data: bytes) -> tuple[Certificate, ...]:
 
 
 def _signs_documents(signer: Certificate) -> bool:
-    """Say whether a certificate may sign data: no authority, and for no other purpose."""
+    """Return whether a certificate may sign data: no authority, and for no other purpose."""
     extensions = signer.parsed.extensions
     usage = [item.value for item in extensions if isinstance(item.value, x509.KeyUsage)]
     purposes = [item for item in extensions if isinstance(item.value, x509.ExtendedKeyUsage)]
@@ -274,7 +274,7 @@ def _golden(payload: Element) -> dict[int, tuple[bytes, ...]]:
             raise EvidenceError("is not a measurement", field=field)
         index = _number(item, "index", _MAX_INDEX, field)
         if index in seen:
-            raise EvidenceError(f"index {index} stands twice", field=field)
+            raise EvidenceError(f"index {index} occurs twice", field=field)
         seen.add(index)
         active = item.attributes.get("active")
         if active not in ("True", "False"):

@@ -1,12 +1,12 @@
-"""Where NVIDIA publishes RIMs and OCSP answers, and what to make of them. Pure: no network here.
+"""The addresses of NVIDIA's RIMs and OCSP answers, and their parsers. Uses no network.
 
 RIM service: ``GET /v1/rim/{id}`` answers JSON with the document in base64
 (https://docs.api.nvidia.com/attestation/reference/getrim). The ids are made as by NVIDIA's SDK
 (https://github.com/NVIDIA/attestation-sdk).
 
-OCSP service: RFC 6960 over HTTP (https://docs.nvidia.com/attestation/api-docs-ocsp). An address
-here is that of RFC 6960, appendix A.1, for GET, which has the request in its last part; it is sent
-as POST, the way that NVIDIA documents.
+OCSP service: RFC 6960 over HTTP (https://docs.nvidia.com/attestation/api-docs-ocsp). An address has
+the form of RFC 6960, appendix A.1, for GET, with the request in its last part; the request is sent
+by POST, as NVIDIA documents.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NVIDIA_RIM: Final = "https://rim.attestation.nvidia.com"
 NVIDIA_OCSP: Final = "https://ocsp.ndis.nvidia.com"
 RIM_PART: Final = "rim-"
 OCSP_PART: Final = "ocsp-"
-"""How the names of the parts start: a RIM's id follows, or a serial number in hex."""
+"""Prefixes of the names of the parts, before a RIM's id or a serial number in hex."""
 
 _HOPPER: Final = "GH100"
 _BLACKWELL: Final = "GB100"
@@ -56,7 +56,7 @@ def rim_addresses(report: NvidiaReport, device: str, base: str = NVIDIA_RIM) -> 
 
     ``device`` is the name in the leaf, such as ``NVIDIA:GH100:48B02D92494BADF4``.
 
-    :raises EvidenceError: when the report does not say what an id needs.
+    :raises EvidenceError: when the report lacks a part of an id.
     """
     vbios = report.vbios.replace(".", "").upper()
     if report.is_switch:
@@ -75,7 +75,7 @@ def rim_addresses(report: NvidiaReport, device: str, base: str = NVIDIA_RIM) -> 
 def ocsp_addresses(
     chains: Iterable[Sequence[Certificate]], base: str = NVIDIA_OCSP
 ) -> dict[str, str]:
-    """Return the addresses that tell about each certificate of the chains but their last."""
+    """Return the OCSP addresses for each certificate of the chains except the last."""
     found: dict[str, str] = {}
     for chain in chains:
         for certificate, issuer in itertools.pairwise(chain):

@@ -1,10 +1,10 @@
-"""OCSP answers (RFC 6960): was a certificate revoked? Bytes and the time in, a verdict out.
+"""OCSP answers (RFC 6960): checks that certificates were not revoked. Uses no network.
 
 An answer counts for a certificate when its CertID names it (issuer's name, issuer's key, serial
 number), ``thisUpdate <= now < nextUpdate``, and its signature is by the certificate's issuer or by
-a responder whose certificate came along, was issued by that very issuer for OCSP signing
-(RFC 6960, section 4.2.2.2), and is valid at ``now``. Whether the responder itself was revoked is
-not asked, as its CA says with *id-pkix-ocsp-nocheck*.
+a responder whose certificate is in the answer, was issued by the same issuer for OCSP signing
+(RFC 6960, section 4.2.2.2), and is valid at ``now``. The revocation of the responder itself is not
+checked, as its CA states by *id-pkix-ocsp-nocheck*.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _UNREADABLE: Final = (*UNREADABLE, OverflowError)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OcspAnswer:
-    """What one answer says about one certificate. The signature is not verified yet.
+    """The status of one certificate in one answer. The signature is not verified yet.
 
     ``start`` and ``end`` are ``thisUpdate`` and ``nextUpdate``; ``revoked`` is the time of the
     revocation; ``good`` is false for *revoked* and for *unknown*.
@@ -72,7 +72,7 @@ class OcspAnswer:
 
     @classmethod
     def parse(cls, data: bytes) -> tuple[OcspAnswer, ...]:
-        """Return what an answer says, certificate by certificate.
+        """Return the statuses in an answer, one for each certificate.
 
         :raises EvidenceError: when it is malformed, not successful, has no ``nextUpdate``, or is
             larger than :data:`MAX_OCSP_BYTES`.
@@ -84,7 +84,7 @@ class OcspAnswer:
         return _parse(data)
 
     def names(self, certificate: Certificate, issuer: Certificate) -> bool:
-        """Say whether the CertID is that of ``certificate`` under ``issuer``."""
+        """Return whether the CertID is that of ``certificate`` under ``issuer``."""
         return (
             self.serial == certificate.parsed.serial_number
             and self.issuer_name == _digest(self.algorithm, issuer.subject.public_bytes())
@@ -93,7 +93,7 @@ class OcspAnswer:
 
 
 def is_ocsp(data: bytes) -> bool:
-    """Say whether ``data`` is an OCSP answer, of whatever content."""
+    """Return whether ``data`` is an OCSP answer, of any content."""
     if len(data) > MAX_OCSP_BYTES or data[:1] != b"0":
         return False
     try:
@@ -119,9 +119,9 @@ def check_not_revoked(
     step: str,
     hint: str = "",
 ) -> tuple[OcspAnswer, ...]:
-    """Check that every certificate of a verified chain but its root has a good answer now.
+    """Check that every certificate of a verified chain, except its root, has a good answer now.
 
-    The chain is leaf first and ends at its root. The answers that count are returned, in its order.
+    The chain is leaf first and ends at its root. The answers that count are returned in its order.
 
     :raises EndorsementError: when there is no answer for a certificate, it was revoked, or is not
         known to the responder.
@@ -168,11 +168,11 @@ def _check(
 
 
 def _check_signature(data: bytes, issuer: Certificate, now: datetime, step: str) -> None:
-    """Check who signed, and that it may: the issuer, or whom it certified for that."""
+    """Check that the signer is the issuer, or a responder that the issuer certified."""
     answer = ocsp.load_der_ocsp_response(data)
     signer = next((item for item in (issuer, *_responders(answer)) if _named(item, answer)), None)
     if signer is None:
-        raise EndorsementError("the certificate of the OCSP responder is not there", step=step)
+        raise EndorsementError("the OCSP answer has no certificate of its responder", step=step)
     if signer is not issuer:
         check_issued(signer, issuer, step=step)
         check_validity(signer, now, step=step)
@@ -195,7 +195,7 @@ def _responders(answer: ocsp.OCSPResponse) -> list[Certificate]:
 
 
 def _named(candidate: Certificate, answer: ocsp.OCSPResponse) -> bool:
-    """Say whether the ResponderID is that of ``candidate``."""
+    """Return whether the ResponderID is that of ``candidate``."""
     if answer.responder_key_hash is not None:
         return answer.responder_key_hash == _digest("sha1", _key_bits(candidate))
     return answer.responder_name == candidate.subject
@@ -220,7 +220,7 @@ def _parse(data: bytes) -> tuple[OcspAnswer, ...]:
             if answer.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
                 status = answer.response_status.name.lower()
                 raise EvidenceError(f"the responder answered {status}", field=_FIELD)
-            # Everything that is needed later is parsed now: what is malformed ends here.
+            # Everything that is used later is parsed now, so that malformed parts fail here.
             _ = answer.signature, answer.tbs_response_bytes, answer.signature_hash_algorithm
             _ = answer.responder_name, answer.responder_key_hash, _responders(answer)
             if answer.public_bytes(Encoding.DER) != data:
@@ -261,5 +261,5 @@ def _key_bits(certificate: Certificate) -> bytes:
 
 
 def _digest(algorithm: str, data: bytes) -> bytes:
-    # SHA-1 only names here: the serial number and the issuer's signature are what counts.
+    # SHA-1 only identifies here; the issuer's signature protects the serial number.
     return hashlib.new(algorithm, data, usedforsecurity=False).digest()

@@ -1,9 +1,9 @@
-"""Evidence in files, with what somebody hands over beside it: the offline way in.
+"""Prepares evidence in files, with endorsements in files, for verification without a network.
 
-Whoever names a file as an endorsement vouches for it. A public key among the endorsements is
+A person who names a file as an endorsement vouches for it. A public key among the endorsements is
 therefore a pinned key (a TPM's attestation key, a development key), and a self-signed CA
 certificate a root for TPM endorsement keys. Collateral may be among them as well. The roots of
-Intel and AMD stay the pinned ones, whatever is handed over.
+Intel and AMD stay the pinned ones in any case.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _CRL_START = b"-----BEGIN X509 CRL-----"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """A file's bytes and the name to call it by in messages."""
+    """A file's bytes, and its name in messages."""
 
     name: str
     data: bytes
@@ -75,7 +75,7 @@ def gather(
     """Return evidence and trust anchors, ready for :func:`attestation.verifiers.verify`.
 
     :raises EvidenceError: when the evidence is of another format.
-    :raises EndorsementError: when a file is nothing that can vouch for evidence.
+    :raises EndorsementError: when a file is no endorsement.
     """
     parsed = to_evidence(evidence.data, format, event_log=event_log)
     pinned: set[bytes] = set()
@@ -109,7 +109,7 @@ def gather(
             event_log=event_log,
             endorsements=tuple(item.data for item in pieces),
         )
-        # The key was handed over as a file of its own, so whoever did that vouches for it.
+        # A person named the key as an endorsement, and so vouches for it.
         pinned.add(_bare_quote(parsed, pieces).ak_digest)
     return parsed, TrustAnchors(
         sample_keys=frozenset(pinned),
@@ -121,7 +121,7 @@ def gather(
 
 
 def _bare_quote(evidence: Evidence, pieces: list[Input]) -> TpmQuote:
-    """Put the pieces of a quote together; an error names the file and not its place."""
+    """Assemble a quote from its pieces; an error names the file and not its number."""
     try:
         return TpmQuote.from_evidence(evidence)
     except EvidenceError as error:
@@ -162,8 +162,8 @@ def _public_key(data: bytes) -> bytes | None:
 def load_certificates(data: bytes) -> list[x509.Certificate]:
     """Return the certificates in a file, PEM or DER.
 
-    AMD gives its VCEKs the serial number 0, which RFC 5280 does not allow; the warning about
-    it says nothing that a person could act on.
+    AMD gives its VCEKs the serial number 0, which RFC 5280 does not allow; the warning about it is
+    suppressed, because nobody can act on it.
 
     :raises Exception: one of :data:`UNREADABLE`, when there are none.
     """
@@ -175,15 +175,15 @@ def load_certificates(data: bytes) -> list[x509.Certificate]:
 
 
 def readable_certificates(data: bytes) -> list[x509.Certificate]:
-    """Return the certificates in a file that can be read, PEM or DER, each by itself."""
+    """Return the readable certificates in a file, PEM or DER."""
     return [item for piece in pem_blocks(data) for item in _one_certificate(piece)]
 
 
 def unread_pieces(data: bytes) -> tuple[str, ...]:
-    """Say which certificates and lists of a file are not read, by their place in it.
+    """Return why certificates and lists of a file cannot be read, by their number in it.
 
-    ``data`` is a file that holds certificates, revocation lists or public keys; of another file,
-    such as collateral, nothing is said.
+    ``data`` is a file with certificates, revocation lists or public keys; the result for another
+    file, such as collateral, is empty.
     """
     if data.lstrip()[:1] == b"{" or is_certificate_table(data):
         return ()

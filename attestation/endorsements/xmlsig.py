@@ -45,7 +45,7 @@ _C14N: Final = "http://www.w3.org/2006/12/xml-c14n11"
 _ENVELOPED: Final = "http://www.w3.org/2000/09/xmldsig#enveloped-signature"
 _MAX_CERTIFICATES: Final = 8
 _MAX_ELEMENTS, _MAX_ATTRIBUTES, _MAX_NAMESPACES = 1024, 80, 16
-"""What canonicalisation costs grows with the product of these."""
+"""The cost of canonicalization grows with the product of these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +59,14 @@ class Element:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignedDocument:
-    """``covered`` are the canonical bytes that the signature covers, ``root`` what they say."""
+    """``covered`` are the canonical bytes that the signature covers, ``root`` is parsed of them."""
 
     covered: bytes
     root: Element
 
 
 def parse_unverified(data: bytes, field: str) -> Element:
-    """Return the root of a document, for showing what it says about itself.
+    """Return the root of a document, for display only.
 
     :raises EvidenceError: when it is malformed, too large, or not of the shape above.
     """

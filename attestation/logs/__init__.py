@@ -1,1 +1,1 @@
-"""Event logs of firmware and of software, and the registers that protect them."""
+"""Event logs of firmware and software, and the registers that protect them."""

@@ -1,14 +1,14 @@
-"""Registers that are kept in software: what they are worth, and how a report proves them.
+"""Registers that software keeps, what they prove, and how report data covers them.
 
-A confidential environment does not always have a register that its software may extend: an
-SEV-SNP guest has none, and a container has none of its own. Then somebody inside keeps an
-accumulator, ``value = SHA-384(value | digest)`` from zero, and places it into report data.
-Such a value is exactly as good as the software that keeps it, so it counts only where that
-software is measured itself. Two of them can stand in an event log, under indices that no
-hardware has:
+Some confidential environments have no register that their software may extend: an SEV-SNP guest
+has none, and a container has none of its own. There, software inside of the environment keeps an
+accumulator, ``value = SHA-384(value | digest)`` from zero, and places it into report data. Its
+value can be trusted only as far as the software that keeps it, so it counts only where that
+software is itself measured. An event log can have two of them, under indices that no hardware
+register has:
 
 ============== =============== ======================================================
-index          claim           who keeps it
+index          claim           kept by
 ============== =============== ======================================================
 ``RUNTIME``    ``app``, ...    our client, which the launch measurement covers
 ``CONTAINER``  container.imr   a CCNP or CIMA server, one for each container
@@ -21,11 +21,11 @@ Report data over them, with ``digest`` the binding's::
     report data = SHA-512(CONTAINER | nonce | digest')              made by a CCNP server
     report data = hex(SHA-256(digest'))                             made by a CoCo agent
 
-The second is the rule of those servers (``GetCcReport``: SHA-512 of nonce and user data,
-where a server that isolates containers puts the container's register before the nonce).
-Every part has a known length, so the concatenation is not ambiguous. The third is for
-agents that take runtime data as text of at most 64 bytes. A register that the
-report data does not cover is merely claimed: it is listed as unverified or refused.
+The second is the rule of those servers (``GetCcReport``: SHA-512 of nonce and user data; a server
+that isolates containers puts the container's register before the nonce). Every part has a known
+length, so the concatenation is not ambiguous. The third is for agents that take runtime data as
+text of at most 64 bytes. A register that the report data does not cover is not proven: it is
+listed as unverified or refused.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ class SoftwareRegisters:
 
     @classmethod
     def read(cls, log: EventLog | None) -> SoftwareRegisters:
-        """Replay what there is of them.
+        """Replay those that the log has.
 
-        :raises EventLogError: when the events of our client are malformed or contradict.
+        :raises EventLogError: when the events of our client are malformed or contradict each other.
         """
         if log is None or not any(event.index in (RUNTIME, CONTAINER) for event in log.events):
             return cls()
@@ -113,7 +113,7 @@ def runtime_digest(digest: bytes, runtime: bytes) -> bytes:
 
 
 def runtime_text(digest: bytes) -> str:
-    """Return ``digest`` as the 64 characters that fit where only text is taken."""
+    """Return ``digest`` as 64 characters, for agents that take text only."""
     return hashlib.sha256(digest).hexdigest()
 
 
@@ -122,8 +122,8 @@ def check_report_data(
 ) -> bool:
     """Compare report data with a binding; return whether it covers the software registers.
 
-    Report data that somebody else composed (a binding without a nonce) is compared as it
-    is, and proves no software register.
+    A binding without a nonce (:class:`~attestation.binding.ReportData`) is compared as it is, and
+    proves no software register.
 
     :raises BindingError: when it is none of the compositions above.
     """
@@ -148,7 +148,7 @@ def check_report_data(
 
 
 def refuse_hardware_events(log: EventLog) -> None:
-    """Refuse a log that speaks of hardware registers where there are none.
+    """Refuse a log with events of hardware registers, where the hardware has none.
 
     :raises EventLogError: naming the first.
     """

@@ -11,13 +11,13 @@ guests as CCEL, where the register index means something else:
     1..4   PCR 1..4     RTMR 0..3
     =====  ===========  =================
 
-A log is not signed. It counts only after :func:`check_replay` found that replaying it gives
-the registers that a quote signs. Even then only *digests* are proven; what an event's data
-says is proven where :meth:`Event.hashes_data` holds, and only for event types whose digest
-is defined as the hash of that data.
+A log is not signed. It counts only after :func:`check_replay` found that it replays to the
+registers that a quote signs. Even then only *digests* are proven. The data of an event is proven
+only where :meth:`Event.hashes_data` holds, for event types whose digest is defined as the hash of
+that data.
 
-Bounds: a log has at most 4 MiB and 16,384 events, which bounds memory to about 16 MiB. The
-last 64 logs of at most 16 KiB are remembered as they were parsed, below 16 MiB in all.
+Bounds: a log has at most 4 MiB and 16,384 events, which bounds memory to about 16 MiB. The last 64
+parsed logs of at most 16 KiB are cached, in less than 16 MiB.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ __all__ = [
 MAX_LOG_BYTES: Final = 4 * 1024 * 1024
 MAX_EVENTS: Final = 16 * 1024
 MAX_REMEMBERED_BYTES: Final = 16 * 1024
-"""Longer logs are parsed each time; shorter ones are kept for the next."""
+"""Longer logs are parsed each time; shorter ones are cached."""
 
 EV_NO_ACTION: Final = 0x00000003
-"""An event that informs and is not extended."""
+"""An event for information, which extends no register."""
 
 EV_EVENT_TAG: Final = 0x00000006
-"""An event whose data is a tag and what the tag defines."""
+"""An event whose data is a tag and the content that the tag defines."""
 
 _ALGORITHMS: Final = {0x0004: "sha1", 0x000B: "sha256", 0x000C: "sha384", 0x000D: "sha512"}
 _IDENTIFIERS: Final = {name: number for number, name in _ALGORITHMS.items()}
@@ -104,7 +104,7 @@ class Event:
 
     @property
     def extends(self) -> bool:
-        """False for events that only inform."""
+        """False for events that are for information only."""
         return self.type != EV_NO_ACTION
 
     def hashes_data(self) -> bool:
@@ -230,11 +230,11 @@ def check_replay(
 ) -> None:
     """Check that ``log`` replays to the ``quoted`` registers, register by register.
 
-    Every register that the log extends must be quoted and must match. A quoted register
-    without events is not explained by the log; that is the caller's to judge.
+    Every register that the log extends must be quoted and must match. The log does not explain a
+    quoted register without events; the caller decides whether to accept that.
 
-    ``known`` are event digests that reference values name. With them the error points at the
-    first event that none of them knows.
+    ``known`` are event digests that reference values name. With them the error names the first
+    event whose digest is not among them.
 
     :raises EventLogError: ``register`` names the first register that differs.
     """
@@ -264,7 +264,7 @@ def _suspect(
     *,
     ccel: bool,
 ) -> str:
-    """Say which event of a register that does not match is most likely at fault."""
+    """Describe which event of a register that does not match is the likely cause."""
     events = [event for event in log.extending(index) if bank in event.digests]
     for event in events:
         if known and event.digests[bank] not in known:
@@ -283,7 +283,7 @@ def _suspect(
 
 @lru_cache(maxsize=64)
 def _remembered(data: bytes) -> EventLog:
-    """Parse a short log once: a client shows the same one each time that it attests."""
+    """Parse a short log once: a client sends the same log each time that it attests."""
     return _parse(data)
 
 

@@ -1,4 +1,4 @@
-"""What firmware and boot loader logged, as claims that a policy may name.
+"""Claims from the events that firmware and boot loader logged, by the names that policies use.
 
 Formats: TCG PC Client Platform Firmware Profile, section 10.4 (event types), UEFI 2.10,
 section 38.4.1 (CCEL), and the events of GRUB, shim and the Linux EFI stub.
@@ -13,18 +13,18 @@ section 38.4.1 (CCEL), and the events of GRUB, shim and the Linux EFI stub.
 ``image.N``         of the N-th container image that a guest agent pulled (AAEL)
 ==================  ==============================================================
 
-Values have the size of the log's bank (SHA-384 in a CCEL), except those of agents, which
-have the size that the agent wrote.
+Values have the size of the log's bank (SHA-384 in a CCEL), except those of agents, which have the
+size that the agent wrote.
 
-**What they prove.** A replay proves digests and their order, not the types and texts beside
-them. A kernel that was measured before it ran cannot take its own digest back, but it could
-send a log in which its event has another label, and a good one is claimed for a digest that
-it extended itself later. So these claims are read only from events that come before the
-firmware handed over (``Exit Boot Services``), only from the register that their writer
-extends, and ``kernel`` only where no other image was started unnoticed: every event of that
-register whose digest is not the hash of its data counts as an image in ``boot.N``. For the
-same reason a policy that relies on them pins ``mrtd``, ``rtmr1`` and ``rtmr2``, or names every
-event of those registers (:func:`register_events`, :mod:`attestation.policy.launch`).
+**What they prove.** A replay proves the digests and their order, but not the type and text of each
+event. A kernel that was measured before it ran cannot remove its own digest. It could, however,
+send a log that gives its event another label, and that gives the expected label to a digest which
+the kernel itself extended later. Therefore these claims are read only from events before
+the firmware ended (``Exit Boot Services``), and only from the register that their writer extends.
+``kernel`` is read only where no other image was started: every event of that register whose digest
+is not the hash of its data counts as an image in ``boot.N``. For the same reason a policy that
+relies on these claims pins ``mrtd``, ``rtmr1`` and ``rtmr2``, or names every event of those
+registers (:func:`register_events`, :mod:`attestation.policy.launch`).
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ def check_ccel(
 ) -> dict[str, bytes]:
     """Replay a CCEL against the quoted RTMRs and return the claims of its events.
 
-    Without a log nothing of it is known, and the registers stand alone. A log that is there
-    must explain every register that is not zero, so that none of it can be cut off. Only a
-    server that isolates containers withholds RTMR2, which has the events of all of them.
-    Events of software registers are left out. ``known`` as for
+    Without a log there are no such claims, only the registers. A log must explain every register
+    that is not zero, so that no part of it can be left out. Only a server that isolates containers
+    may leave out RTMR2, which has the events of all containers. Events of software registers are
+    ignored. ``known`` as for
     :func:`attestation.logs.eventlog.check_replay`.
 
     :raises EventLogError: naming the first register that differs.
@@ -103,10 +103,10 @@ def check_ccel(
 
 
 def register_events(log: EventLog | None) -> dict[str, tuple[str, ...]]:
-    """Return the distinct digests (hex) that extended RTMR1 and RTMR2, for a policy to compare.
+    """Return the distinct digests (hex) that extended RTMR1 and RTMR2, for policies to compare.
 
-    Call it after :func:`check_ccel`. The attributes are called ``log.rtmr1.events``; there is
-    none without a log, for a register that nothing extended, or with more than 1024 digests.
+    Call it after :func:`check_ccel`. The attributes have names such as ``log.rtmr1.events``. There
+    is none without a log, for a register that was not extended, or with more than 1024 digests.
     """
     found: dict[str, tuple[str, ...]] = {}
     if log is None:
@@ -119,7 +119,7 @@ def register_events(log: EventLog | None) -> dict[str, tuple[str, ...]]:
 
 
 def boot_claims(log: EventLog, bank: str, *, ccel: bool) -> dict[str, bytes]:
-    """Return the claims about what was booted. Call it after the replay."""
+    """Return the claims about the boot. Call it after the replay."""
     firmware, images, loader = _CCEL_REGISTERS if ccel else _PCR_REGISTERS
     found: dict[str, bytes] = {}
     started: list[bytes] = []
@@ -172,7 +172,7 @@ def _loader_claim(event: Event, digest: bytes, found: dict[str, bytes]) -> None:
 
 
 def agent_claims(log: EventLog, index: int) -> dict[str, bytes]:
-    """Return what a guest agent measured: the initdata digest and pulled images.
+    """Return the measurements of a guest agent: the initdata digest and pulled images.
 
     Agents write AAEL events, whose digest is the hash of their text, so the text is proven.
 

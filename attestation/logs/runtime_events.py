@@ -1,4 +1,4 @@
-"""What software measured while it ran: events of the kind that an attestation agent logs.
+"""Measurements that software made at run time, as events in the form of attestation agents.
 
 Format (Confidential Containers, Attestation Agent Event Log, AAEL): an ``EV_EVENT_TAG`` event
 of a TCG2 log whose data is ``u32le 0x4141454c | u32le length | text``, and whose digest is
@@ -9,12 +9,11 @@ Ours is the domain ``fedlearn``, operation ``measure``::
     fedlearn measure app sha256:<64 hex digits>
     fedlearn measure <scope>/app sha256:<64 hex digits>
 
-``scope`` is the name of a job. A register cannot be reset while a machine runs, so a machine
-that runs two jobs has the events of both in one register, and only the scope keeps them
-apart. A verifier reports the claims of the quoted scope by their plain names (``app``) and
-those of every other scope as ``other/<scope>/app`` (``other/app`` without a scope), so that
-nothing which was measured on the machine stays unseen. One claim of one scope has one value
-until the machine restarts.
+``scope`` is the name of a job. A register cannot be reset while a machine runs, so a machine that
+runs two jobs has the events of both in one register, distinguished only by the scope. A verifier
+reports the claims of the quoted scope by their plain names (``app``), and those of every other
+scope as ``other/<scope>/app`` (``other/app`` without a scope), so that every measurement of the
+machine is reported. One claim of one scope has one value until the machine restarts.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _RESERVED: Final = re.compile(
     r"|mr[a-z]+|firmware|kernel|cmdline|initrd|initdata|launch|host_data"
     r"|(?:id|author)_key_digest|firmware_id"
 )
-"""What hardware, firmware and verifiers report: software may not claim it under these names."""
+"""Names of claims by hardware, firmware and verifiers, under which software may not measure."""
 
 _CONTENT: Final = re.compile(
     rf"(?:(?P<scope>{_SCOPE.pattern})/)?(?P<claim>{_CLAIM.pattern})"
@@ -67,7 +66,7 @@ class RuntimeEvent:
 
     @classmethod
     def parse(cls, event: Event) -> RuntimeEvent | None:
-        """Return the event when it is an AAEL event, ``None`` when it is another kind.
+        """Return the event when it is an AAEL event, ``None`` when it is of another kind.
 
         :raises EventLogError: when it has the tag of one and is malformed, or its digest is
             not that of its content.
@@ -134,16 +133,16 @@ def record(log: EventLog, measurement: Measurement, index: int) -> EventLog:
 def measurements(
     log: EventLog, index: int, bank: str, *, start: bytes = b"", boot: Collection[bytes] = ()
 ) -> tuple[Measurement, ...]:
-    """Return what was measured under our domain into register ``index`` of ``bank``, in order.
+    """Return the measurements of our domain in register ``index`` of ``bank``, in order.
 
-    Call it after :func:`attestation.logs.eventlog.check_replay`; before, it is only a claim. A
+    Call it after :func:`attestation.logs.eventlog.check_replay`; before that nothing is proven. A
     value that was measured twice is listed twice.
 
-    Only the digest of an event is proven, not its type or text. So a measurement could be
-    hidden behind another text, and a second one shown in its place. Therefore a register
-    that has a measurement of ours may have no event whose content does not explain its
-    digest, but for what came before the first agent's event and brought the register from
-    ``start`` (zero) to one of the ``boot`` values, which somebody knew beforehand.
+    Only the digest of an event is proven, not its type or text. So the text of an event could
+    hide a measurement, and another event could show a false one. Therefore, in a register that has
+    a measurement of ours, the content of every event must explain its digest. The only exception
+    are the events before the first one of an agent, when they bring the register from ``start``
+    (zero) to one of the ``boot`` values, which the relying party knows.
 
     :raises EventLogError: for an event that is not explained, a malformed event of our
         domain, or a claim of one scope that has two values.
@@ -197,5 +196,5 @@ def _measurement(event: Event, entry: RuntimeEvent) -> Measurement:
 
 
 def measured_claims(found: Sequence[Measurement], scope: str) -> Mapping[str, bytes]:
-    """Name measurements as policies do: plainly for ``scope``, ``other/...`` for the rest."""
+    """Return measurements by their names in policies: plain for ``scope``, else ``other/...``."""
     return {m.claim if m.scope == scope else f"other/{m.name}": m.digest for m in found}

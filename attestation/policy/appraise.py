@@ -1,10 +1,10 @@
-"""Applies a policy to claims. Every check leaves a finding, the ones that pass as well.
+"""Applies a policy to claims. Every check gives a finding, also a check that passes.
 
-A finding of tier ``NONE`` is a note: something that was not appraised. Notes never make a
+A finding of tier ``NONE`` is a note about something that was not appraised. Notes never make a
 result affirming, and a result without an affirming finding has status ``NONE``.
 
-Whatever else matches, nothing is affirmed whose launch identity the policy does not pin
-(:mod:`attestation.policy.launch`): what software says about itself is as good as what started it.
+Evidence whose launch identity the policy does not pin (:mod:`attestation.policy.launch`) is never
+affirmed: claims that software makes about itself count only as far as its launch is pinned.
 
 The page is docs/reference/api/policy.md.
 """
@@ -49,14 +49,14 @@ def appraise(
     """Return the verdict of ``policy`` on ``claims`` that a verifier found genuine.
 
     ``now``              an aware time; validity windows are judged by it
-    ``node``             the node that the prover says it runs at
+    ``node``             the node at which the prover claims to run
     ``key``              DER SPKI of the TLS key that the evidence was bound to
     ``extra``            findings of the caller, which count like those made here
     ``lifetime``         the caller's bound on the result; the policy may only shorten it
-    ``require_binding``  refuse claims whose report data was not compared. Only a person who
-                         looks at stored evidence passes ``False``; admission never does.
+    ``require_binding``  refuse claims whose report data was not compared. Only the inspection of
+                         stored evidence passes ``False``; admission never does.
 
-    :raises ValueError: when ``now`` is naive, which is a fault of the caller.
+    :raises ValueError: when ``now`` is naive.
 
     >>> from datetime import UTC
     >>> from cryptography.hazmat.primitives.asymmetric import ec
@@ -86,7 +86,7 @@ def appraise(
     >>> for finding in result.findings:
     ...     if finding.tier is result.status:
     ...         print(f"{finding.claim}: expected {finding.expected}")
-    launch_identity: expected the software that it says it is (software or launch)
+    launch_identity: expected the software that it reports (software or launch)
     software: expected c0de
     """
     if now.tzinfo is None:
@@ -196,9 +196,9 @@ def _node(
         return
     identity = claims.hardware_id
     if node is None and not strict:
-        homes = sorted(name for name, ids in policy.nodes.items() if identity and identity in ids)
-        listed, expected = bool(homes), "hardware of a listed node"
-        actual = f"{identity.hex()} ({', '.join(homes) or 'no node'})"
+        nodes = sorted(name for name, ids in policy.nodes.items() if identity and identity in ids)
+        listed, expected = bool(nodes), "hardware of a listed node"
+        actual = f"{identity.hex()} ({', '.join(nodes) or 'no node'})"
     else:
         listed = bool(identity) and identity in policy.nodes.get(node or "", frozenset())
         known = node in policy.nodes
@@ -220,7 +220,7 @@ def _references(
 ) -> Iterator[Finding]:
     groups: dict[str, list[ReferenceValue]] = {}
     for reference in applicable(policy, claims.tee):
-        # A component is judged by what names its kind.
+        # A component is compared only with reference values for its kind.
         if not prefix or (reference.tee is not None and _concerns(reference.claim, claims)):
             groups.setdefault(reference.claim, []).append(reference)
     for claim, references in groups.items():
@@ -325,7 +325,7 @@ def _component(
 
 
 def _stated(claims: Claims) -> Origin:
-    """Return who is responsible for what the evidence says besides measurements."""
+    """Return who is responsible for the claims of the evidence that are no measurements."""
     return Origin.SELF if claims.tee is Tee.SAMPLE else Origin.QUOTE
 
 

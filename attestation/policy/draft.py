@@ -1,8 +1,8 @@
-"""Drafts a policy from claims that were verified: it pins what one piece of evidence shows.
+"""Drafts a policy from verified claims: it pins the values of one piece of evidence.
 
-The draft is meant to be read and edited. It never turns debugging on, and where the evidence
-is weaker than the defaults (an old TCB, a high VMPL, migration), the line that accepts it
-says so and is listed in :attr:`Draft.notes`.
+A person reads and edits the draft. It never accepts debugging. Where the evidence is weaker than
+the defaults (an old TCB, a high VMPL, migration), a comment marks the line that accepts it, and
+:attr:`Draft.notes` lists it.
 
 The page is docs/how-to/write-a-policy.md.
 """
@@ -52,12 +52,12 @@ _ABOUT: Final = {
 }
 _SNP_POLICY: Final = ("aes_256_xts", "rapl_disabled", "ciphertext_hiding", "page_swap_disable")
 _SNP_PLATFORM: Final = ("alias_check",)
-"""Settings that only ever protect a guest: a draft requires those that the evidence shows."""
+"""Settings that only protect a guest: a draft requires those that the evidence has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """The text of a policy, and what a person should know before using it."""
+    """The text of a policy, and notes to read before using it."""
 
     text: str
     notes: tuple[str, ...]
@@ -66,12 +66,12 @@ class Draft:
 def draft_policy(
     claims: Claims, *, source: str, now: datetime, name: str = "draft", node: str = ""
 ) -> Draft:
-    """Return a policy that affirms ``claims``, unless the notes say why it does not.
+    """Return a policy that affirms ``claims``, unless a note states why it does not.
 
-    What the evidence shows beside the environment, a GPU, is required of other evidence.
+    When the evidence has components (GPUs), the policy requires them.
 
-    ``source`` names the evidence in a comment; with ``node`` the hardware identity is pinned
-    to that node, else it stands there as a comment.
+    ``source`` names the evidence in a comment. With ``node`` the hardware identity is pinned to
+    that node, else it is written as a comment.
     """
     notes: list[str] = []
     lines = [
@@ -138,14 +138,14 @@ def _references(claims: Claims, notes: list[str], tee: Tee | None = None) -> lis
 
 
 def _required(claims: Claims) -> list[str]:
-    """Require what was checked of every GPU, instead of pinning what changes from day to day."""
+    """Require the checks that every GPU passed, instead of pinning values that change often."""
     gpus = [item for item in claims.components if item.tee is Tee.NVIDIA]
     found = [name for name in NVIDIA_CLAIMS if gpus and all(name in x.measurements for x in gpus)]
     return ["", "[require]", f"claims = {value_text(found)}"] if found else []
 
 
 def _components(claims: Claims, notes: list[str]) -> list[str]:
-    """Pin what each component shows, one value that several show only once, and require it."""
+    """Pin the values of each component, equal values once, and require the components."""
     lines: list[str] = []
     seen: set[tuple[Tee, str, bytes]] = set()
     for index, component in enumerate(claims.components):

@@ -1,15 +1,15 @@
-"""Attestation results as signed tokens, for relying parties that were not there.
+"""Attestation results as signed tokens, for relying parties that did not appraise themselves.
 
 An EAT Attestation Result (draft-ietf-rats-ear) is a JWT whose ``submods`` hold one appraisal
 each: ``ear.status``, an AR4SI ``ear.trustworthiness-vector`` (draft-ietf-rats-ar4si, section
 2.3), and ``ear.appraisal-policy-id``. The claim names are the dotted ones of profile
-``tag:github.com,2023:veraison/ear``, which deployed verifiers write. What the profile has no
-claim for stands beside it under ``fedlearn.``: the findings, each with the origin of the value
-that it judges, and the thumbprint of the bound TLS key.
+``tag:github.com,2023:veraison/ear``, which deployed verifiers write. Claims that the profile does
+not have start with ``fedlearn.``: the findings, each with the origin of its value, and the
+thumbprint of the bound TLS key.
 
-Tokens are JWS compact, ES256 only (RFC 7515, RFC 7518 section 3.4), typed ``eat+jwt``
-(RFC 9711). The reader accepts exactly what the writer makes: no other algorithm, no other
-type, no unknown header, one spelling of each base64.
+Tokens are JWS compact, ES256 only (RFC 7515, RFC 7518 section 3.4), typed ``eat+jwt`` (RFC 9711).
+The reader accepts only what the writer makes: no other algorithm, no other type, no unknown header,
+and only canonical base64.
 
 The page is docs/adr/0027-compact-jws.md.
 """
@@ -85,7 +85,7 @@ def issue(
     seconds: an expiry with a fraction is rounded down.
 
     :raises ValueError: for a key on another curve, a naive time or a finding whose category
-        is not one of AR4SI; each is a fault of the caller.
+        is not one of AR4SI.
     """
     if not isinstance(key.curve, ec.SECP256R1):
         raise ValueError(f"ES256 needs a key on P-256, not on {key.curve.name}")

@@ -1,7 +1,7 @@
 """The hardware minimums of a policy: TCB, guest policy, TPM state.
 
-Each rule reads one verified attribute of the claims. An attribute that a rule needs and the
-verifier did not report is refused like a wrong one.
+Each rule reads one verified attribute of the claims. If the verifier did not report the attribute,
+the rule refuses, as it does for a wrong value.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _COMMIT: Final = "update firmware and microcode of the host and commit them"
 def hardware_findings(policy: AppraisalPolicy, claims: Claims) -> Iterator[Finding]:
     """Yield a finding for each hardware rule that applies to this kind of evidence.
 
-    Azure's composite is judged by the rules of its TPM and of the report inside it, which
-    is SNP or TDX as its attributes say; one without either is refused.
+    Azure's composite is judged by the rules of its TPM and of the hardware report inside it, which
+    its attributes show to be SNP or TDX; one without either is refused.
     """
     inside_snp = claims.tee is Tee.AZURE_VTPM and _has(claims, "snp.")
     inside_tdx = claims.tee is Tee.AZURE_VTPM and _has(claims, "td.")
@@ -86,9 +86,9 @@ def _tdx(rules: TdxRules, claims: Claims) -> Iterator[Finding]:
 
 
 def _service_domain(policy: AppraisalPolicy, claims: Claims) -> Iterator[Finding]:
-    """Refuse a service TD that no reference value names: it may move or read this domain.
+    """Refuse a service TD that no reference value names: it could migrate or read this domain.
 
-    Only reference values that this evidence must match count.
+    Only reference values that this evidence must match are considered.
     """
     bound = claims.measurements.get("mrservicetd", b"")
     named = any(item.claim == "mrservicetd" for item in applicable(policy, claims.tee))

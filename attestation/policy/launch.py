@@ -1,7 +1,7 @@
-"""Launch identity: which claims of each TEE say what was started, and must therefore be pinned.
+"""Launch identity: the claims of each TEE that identify what was started, and must be pinned.
 
-What software says about itself counts only when the launch of what says it is pinned. So a
-policy pins, for each kind of evidence that it accepts:
+Claims that software makes about itself count only when its launch is pinned. So a policy pins, for
+each kind of evidence that it accepts:
 
 ==============  ===================================================================
 ``snp``         ``launch``, or ``id_key_digest`` (the key that signed the launch digest)
@@ -10,21 +10,21 @@ policy pins, for each kind of evidence that it accepts:
 ``tpm``         ``pcr.0`` (firmware); ``pcr.4`` (boot loader, kernel); the command line
 ``azure-vtpm``  ``launch``, ``id_key_digest`` or ``mrtd`` (paravisor); ``pcr.4``; the command line
 ``sample``      ``software`` or ``launch``, which the holder of the development key reports
-``nvidia``      nothing: a GPU does not say what asked it, so it is a component only
+``nvidia``      nothing: a GPU does not identify the software that uses it; component only
 ==============  ===================================================================
 
 The command line is in ``pcr.8`` (GRUB), ``pcr.9`` (GRUB, the EFI stub of Linux), ``pcr.12``
-(systemd-boot), or in ``pcr.11`` (a unified kernel image) together with ``pcr.12``, which then
-shows that nothing was added. A PCR counts in every bank.
+(systemd-boot), or in ``pcr.11`` (a unified kernel image) together with ``pcr.12``, which then shows
+that nothing was added. A PCR counts in every bank.
 
-Log events stand in for an RTMR when ``kernel`` or ``boot.N`` (for ``rtmr1``), ``cmdline`` (for
-``rtmr2``) is pinned, *and* every event of that register is one that a reference value names:
-the labels in a log are chosen by whoever sends it, its digests are not.
+Log events can replace an RTMR when ``kernel`` or ``boot.N`` (for ``rtmr1``), ``cmdline`` (for
+``rtmr2``) is pinned, *and* reference values name every event of that register: the sender of a log
+can choose the labels in it, but not the digests.
 
-A register that is zero measured nothing and identifies nothing. The exception is asked for by
-its value: a TPM whose ``pcr.0`` is zero has no firmware that measures, as a software TPM, so
-nothing else of it identifies more. It proves nothing about hardware; see
-:func:`launch_warnings`.
+A register that is zero has no measurement and identifies nothing. There is one exception, which a
+policy requests by pinning the value zero: a TPM whose ``pcr.0`` is zero, such as a software TPM,
+has no firmware that measures, so its other registers identify no more. It proves nothing about
+hardware; see :func:`launch_warnings`.
 
 Sources: AMD publication 56860 (``MEASUREMENT``, ``ID_BLOCK``); Intel TDX module base
 specification (MRTD, RTMR) with the UEFI 2.10 CC mapping of PCRs to RTMRs (section 38.4.1);
@@ -60,7 +60,7 @@ _Pinned = Mapping[str, tuple[bytes, ...]]
 """Pinned values by claim; none for the numbers of ``[sgx]``."""
 
 PCR_BANKS: Final = ("", ".sha384", ".sha512")
-"""What follows ``pcr.N`` in the names of claims: nothing for the SHA-256 bank."""
+"""Suffixes of ``pcr.N`` in the names of claims; empty for the SHA-256 bank."""
 
 _IMAGE: Final = re.compile(r"kernel|boot\.[0-9]+")
 
@@ -119,9 +119,9 @@ _PARTS: Final[Mapping[Tee, tuple[_Part, ...]]] = {
         _part("the paravisor", ("launch",), ("id_key_digest",), ("mrtd",)),
         *_BOOTED,
     ),
-    Tee.SAMPLE: (_part("the software that it says it is", ("software",), ("launch",)),),
+    Tee.SAMPLE: (_part("the software that it reports", ("software",), ("launch",)),),
 }
-_NO_TEE: Final = "what asked the GPU"
+_NO_TEE: Final = "the software that uses the GPU"
 _LABELS: Final[Mapping[Tee, tuple[tuple[re.Pattern[str], tuple[str, ...]], ...]]] = {
     Tee.TDX: (
         (re.compile(r"boot\.[0-9]+"), ("rtmr1",)),
@@ -140,8 +140,8 @@ _LABELS: Final[Mapping[Tee, tuple[tuple[re.Pattern[str], tuple[str, ...]], ...]]
 def applicable(policy: AppraisalPolicy, tee: Tee) -> Iterator[ReferenceValue]:
     """Yield the reference values that evidence of ``tee`` must match.
 
-    Those that are limited to another TEE say nothing about this one, and those called
-    ``event`` demand nothing.
+    Those that are limited to another TEE are left out, as are those for ``event``, which require
+    nothing.
     """
     for item in policy.references:
         if item.tee in (None, tee) and item.claim != EVENT:
@@ -173,7 +173,10 @@ def require_launch_identity(policy: AppraisalPolicy, *, where: str = "policy.tom
 
 
 def launch_warnings(policy: AppraisalPolicy) -> Iterator[str]:
-    """Yield what weakens a launch identity that is pinned: labels of a log, a software TPM."""
+    """Yield a warning for each weak part of a pinned launch identity.
+
+    Such parts are the labels of a log, and a software TPM.
+    """
     for tee in policy.accept:
         pinned = _pinned(policy, tee)
         if tee is Tee.TPM and _unmeasured(pinned, None):
@@ -193,15 +196,15 @@ def launch_warnings(policy: AppraisalPolicy) -> Iterator[str]:
             for claim in sorted(filter(pattern.fullmatch, pinned)):
                 if missing:
                     yield (
-                        f"{claim} of {tee.value} is the label of an event in a log, which whatever "
-                        f"was booted can choose: pin {' and '.join(missing)} as well"
+                        f"{claim} of {tee.value} is the label of a log event, which the booted "
+                        f"software can choose: pin {' and '.join(missing)} as well"
                     )
 
 
 def launch_finding(policy: AppraisalPolicy, claims: Claims, now: datetime) -> Finding:
-    """Return whether ``policy`` pins what ``claims`` say was started.
+    """Return the finding whether ``policy`` pins the launch identity in ``claims``.
 
-    That the values are the pinned ones is said by the findings of the reference values.
+    The findings of the reference values show whether the values are the pinned ones.
     """
     parts = _PARTS.get(claims.tee, ())
     pinned = _pinned(policy, claims.tee)
@@ -219,8 +222,8 @@ def launch_finding(policy: AppraisalPolicy, claims: Claims, now: datetime) -> Fi
         tier=Tier.CONTRAINDICATED if missing else Tier.AFFIRMING,
         expected="; ".join(map(str, parts)) or "a TEE that the GPU is a component of",
         actual=actual,
-        remedy="pin it with a [[reference]] that is not zero, or what was started could be "
-        "anything; `fedlearn policy init` writes them"
+        remedy="pin it with a [[reference]] whose value is not zero; `fedlearn policy init` "
+        "writes them"
         if missing
         else "",
     )
@@ -241,10 +244,10 @@ def _errors(policy: AppraisalPolicy) -> Iterator[str]:
 def _missing(
     tee: Tee, pinned: _Pinned, claims: Claims | None, named: frozenset[bytes] = frozenset()
 ) -> list[str]:
-    """Name the parts that nothing pins.
+    """Return the names of the parts that nothing pins.
 
-    With ``claims`` also those that are pinned as zero, and those of which a log has an event
-    whose digest is not ``named``.
+    With ``claims`` also those that are pinned as zero, and those with a log event whose digest is
+    not in ``named``.
     """
     parts = _PARTS[tee]
     if tee is Tee.TPM and _unmeasured(pinned, claims):
@@ -270,7 +273,7 @@ def _holds(
 
 
 def _counts(name: str, zero: frozenset[str], pinned: _Pinned, claims: Claims | None) -> bool:
-    """Say whether ``name`` is pinned to something, and is not zero where ``claims`` show it."""
+    """Return whether ``name`` is pinned, and not zero in ``claims`` if they have it."""
     if name in zero:
         return any(_spelled(name, pinned))
     for claim in _spelled(name, pinned):
@@ -281,7 +284,7 @@ def _counts(name: str, zero: frozenset[str], pinned: _Pinned, claims: Claims | N
 
 
 def _unmeasured(pinned: _Pinned, claims: Claims | None) -> bool:
-    """Say whether the policy asks for a TPM without firmware that measures, and it is one."""
+    """Return whether the policy accepts a TPM without measuring firmware, and this is one."""
     for claim in _spelled("pcr.0", pinned):
         zero = [value for value in pinned[claim] if not any(value)]
         if zero and (claims is None or claims.measurements.get(claim) in zero):
@@ -290,7 +293,7 @@ def _unmeasured(pinned: _Pinned, claims: Claims | None) -> bool:
 
 
 def _spelled(name: str, pinned: _Pinned) -> Iterator[str]:
-    """Yield the pinned claims that mean ``name``: a PCR has one name for each bank."""
+    """Yield the pinned claims for ``name``: a PCR has one name for each bank."""
     banks = PCR_BANKS if name.startswith("pcr.") else ("",)
     for bank in banks:
         if name + bank in pinned:

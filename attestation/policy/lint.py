@@ -1,7 +1,7 @@
-"""What in a policy deserves a second look: legal, and perhaps not meant.
+"""Warns about settings of a policy that are valid and perhaps not intended.
 
-What makes a policy useless, a launch identity that it does not pin, is no warning but an
-error: :func:`attestation.policy.launch.launch_errors`.
+A launch identity that is not pinned makes a policy useless. That is an error and not a warning:
+:func:`attestation.policy.launch.launch_errors`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _WEAK_TCB: Final = frozenset({"OutOfDate", "OutOfDateConfigurationNeeded"})
 
 
 def lint_policy(policy: AppraisalPolicy, *, now: datetime) -> tuple[str, ...]:
-    """Return one sentence for each thing that deserves a look; none for a tidy policy."""
+    """Return one sentence for each warning."""
     found = list(_look(policy, now))
     if policy.coordinator is not None:
         found += [f"coordinator: {text}" for text in _look(policy.coordinator, now)]

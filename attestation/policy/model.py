@@ -1,9 +1,8 @@
 # ruff: noqa: RUF009 (an option is a field specifier; each makes a new field)
-"""Appraisal policies, as data: which genuine evidence somebody is willing to rely on.
+"""Appraisal policies, as data: which genuine evidence a relying party accepts.
 
-Distrust is the default. An absent claim is not a match, a claim that nobody verified is not
-a match, and a policy admits nobody whose launch identity it does not pin
-(:mod:`attestation.policy.launch`).
+The default is to refuse. An absent or unverified claim never matches, and a policy admits no
+evidence whose launch identity it does not pin (:mod:`attestation.policy.launch`).
 Terms are those of RFC 9334; :mod:`attestation.policy.appraise` applies a policy,
 :mod:`attestation.policy.parse` reads one from TOML.
 """
@@ -31,13 +30,13 @@ from attestation.config import (
     mapped,
     matching,
     model_at,
-    moment,
     octets,
     option,
     seq,
     sorted_set,
     table,
     tables,
+    timestamp,
     to_plain,
     whole,
 )
@@ -69,7 +68,7 @@ MAX_POLICY_BYTES: Final = MAX_TOML_BYTES
 """Upper bound of a policy file, checked before it is parsed."""
 
 CLAIM_NAME: Final = re.compile(r"[a-z][A-Za-z0-9_.:/@-]{0,127}")
-"""What a claim may be called in a policy."""
+"""The names that a claim may have in a policy."""
 
 TCB_STATUSES: Final = (
     "UpToDate",
@@ -87,10 +86,10 @@ CONTAINER_SERVER: Final = "container.server"
 """The claim that a container server is measured; see :meth:`AppraisalPolicy.anchors_for`."""
 
 EVENT: Final = "event"
-"""What a reference value is called that demands nothing: a digest that may stand in a log."""
+"""The claim of a reference value that requires nothing: a digest that a log may have."""
 
 DEFAULT_LIFETIME: Final = timedelta(minutes=30)
-"""How long a result may be relied upon, unless the policy or the caller says less."""
+"""How long a result may be relied upon, unless the policy or the caller sets a shorter time."""
 
 MAX_VALUE_BYTES: Final = 64
 """Upper bound of a reference value and of a hardware identity."""
@@ -153,8 +152,8 @@ class ReferenceValue:
     claim: str = option(_claim())
     value: bytes = option(octets(1, MAX_VALUE_BYTES))
     name: str = option(line(most=128), default="")
-    not_before: datetime | None = option(moment(), default=None)
-    not_after: datetime | None = option(moment(), default=None)
+    not_before: datetime | None = option(timestamp(), default=None)
+    not_after: datetime | None = option(timestamp(), default=None)
     tee: Tee | None = option(_tee(), default=None)
 
     def __post_init__(self) -> None:
@@ -164,7 +163,7 @@ class ReferenceValue:
             raise InconsistentValues((("not_after",), fault))
 
     def valid_at(self, now: datetime) -> bool:
-        """Say whether the value counts at ``now``."""
+        """Return whether the value counts at ``now``."""
         if self.not_before is not None and now < self.not_before:
             return False
         return self.not_after is None or now < self.not_after
@@ -374,8 +373,8 @@ class AppraisalPolicy:
     def digest(self) -> bytes:
         """The SHA-256 (32 bytes) of what the policy means.
 
-        It is taken over canonical JSON with every default spelled out, so that comments and
-        the order of keys do not change it, and a changed default does.
+        It is computed over canonical JSON with every default spelled out, so that comments and
+        the order of keys do not change it, but a changed default does.
         """
         canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(_DOMAIN + canonical.encode()).digest()
@@ -385,17 +384,17 @@ class AppraisalPolicy:
         return replace(self, references=(*self.references, *references))
 
     def anchors_for(self, trust: TrustAnchors, *, tee: Tee, now: datetime) -> TrustAnchors:
-        """Return ``trust`` with what this policy's reference values say about event logs.
+        """Return ``trust`` with the digests of log events that this policy's references name.
 
-        Whoever verifies evidence of ``tee`` for this policy passes the result to
-        :func:`attestation.verifiers.verify`. Values outside of their window do not count, nor
-        do those that are limited to another TEE.
+        A caller that verifies evidence of ``tee`` for this policy passes the result to
+        :func:`attestation.verifiers.verify`. Values outside of their window, and those that are
+        limited to another TEE, are left out.
 
-        * References for ``container.server`` are digests of events that measure a server
-          whose containers' registers may be believed. No other server's are.
-        * Every reference value is a digest that a log may have; where a log does not replay,
-          the error points at the first event that has none of them. ``event`` names digests
-          for this, and for a launch that log events identify (:mod:`attestation.policy.launch`).
+        * References for ``container.server`` are digests of events that measure a trusted
+          container server. Registers of containers count only under such a server.
+        * Every reference value is a digest that a log may have. When a log does not replay, the
+          error names the first event that has none of them. ``event`` names digests for this, and
+          for a launch that log events identify (:mod:`attestation.policy.launch`).
         """
         current = [
             item for item in self.references if item.valid_at(now) and item.tee in (None, tee)

@@ -1,4 +1,4 @@
-"""What a policy may require of the NVIDIA devices in evidence, each of them.
+"""The requirements of a policy for every NVIDIA device in evidence.
 
 ==================== ===========================================================================
 ``nvidia.rim``        measured as the reference manifests of its driver and VBIOS demand
@@ -19,10 +19,10 @@ from attestation.policy.result import Finding, Tier
 __all__ = ["NVIDIA_CLAIMS", "SWITCH_PREFIX", "concerns", "device_findings"]
 
 NVIDIA_CLAIMS: Final = ("nvidia.rim", "nvidia.revocation", "nvidia.topology")
-"""The claims above, which no other evidence has."""
+"""The claims of the table, which no other evidence has."""
 
 SWITCH_PREFIX: Final = "nvswitch."
-"""How the names of what an NVSwitch measured start; those of a GPU have no prefix."""
+"""Prefix of the measurements of an NVSwitch; those of a GPU have none."""
 
 _REMEDY: Final = {
     "nvidia.rim": "give the RIMs of this driver and VBIOS as collateral",
@@ -32,15 +32,15 @@ _REMEDY: Final = {
 
 
 def concerns(claim: str, device: Claims) -> bool:
-    """Say whether a reference value for ``claim`` is about this kind of device."""
+    """Return whether a reference value for ``claim`` applies to this kind of device."""
     return claim in NVIDIA_CLAIMS or claim.startswith(SWITCH_PREFIX) == _is_switch(device)
 
 
 def device_findings(policy: AppraisalPolicy, claims: Claims) -> Iterator[Finding]:
-    """Yield what ``policy`` requires of the devices, and whether they have it.
+    """Yield a finding for each requirement of ``policy`` for the devices.
 
-    There is a finding for each of :data:`NVIDIA_CLAIMS` that is required, for each device;
-    evidence without a device does not have the claim.
+    There is one for each required claim of :data:`NVIDIA_CLAIMS` and each device; evidence without
+    a device does not have the claim.
     """
     devices = {
         f"component[{index}].": item

@@ -1,4 +1,4 @@
-"""Reads an appraisal policy from TOML, strictly: every mistake names its key and line.
+"""Reads an appraisal policy from TOML, strictly: every error names key and line.
 
 ::
 
@@ -42,7 +42,7 @@ __all__ = ["parse_policy"]
 def parse_policy(data: bytes, where: str = "policy.toml") -> AppraisalPolicy:
     """Return the policy in ``data``; ``where`` names its source in messages.
 
-    The coordinator's part has the policy's name and version where it does not state its own.
+    The coordinator's part has the policy's name and version unless it states its own.
 
     :raises PolicyError: naming file, line and key of everything that is not in the grammar.
 

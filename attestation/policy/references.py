@@ -108,7 +108,7 @@ def read_initdata(data: bytes) -> Initdata:
 
 
 def initdata_references(data: bytes, *, name: str = "") -> tuple[ReferenceValue, ...]:
-    """Return what an initdata document gives, for SNP and for TDX.
+    """Return the reference values of an initdata document, for SNP and for TDX.
 
     :raises PolicyError: when it is not an initdata document.
     """
@@ -149,11 +149,11 @@ def log_references(data: bytes, *, tee: Tee, name: str = "") -> tuple[ReferenceV
 
 
 def event_references(data: bytes, *, name: str = "") -> tuple[ReferenceValue, ...]:
-    """Return what names every event of RTMR1 and RTMR2 of a CCEL, for TDX.
+    """Return reference values that name every event of RTMR1 and RTMR2 of a CCEL, for TDX.
 
-    What was booted goes by its claim (``boot.N``, ``kernel``, ``cmdline``, ``initrd``), any other
-    digest by ``event``. They identify a launch where the registers themselves are not pinned;
-    see :mod:`attestation.policy.launch`.
+    Booted parts have a claim (``boot.N``, ``kernel``, ``cmdline``, ``initrd``), any other digest is
+    an ``event``. They identify a launch where the registers themselves are not pinned; see
+    :mod:`attestation.policy.launch`.
 
     :raises EvidenceError: when the log is malformed.
     :raises EventLogError: when an event of these registers has no SHA-384 digest.
@@ -177,7 +177,7 @@ def event_references(data: bytes, *, name: str = "") -> tuple[ReferenceValue, ..
 def image_references(reference: str, *, name: str = "") -> tuple[ReferenceValue, ...]:
     """Return the digest in ``sha256:…`` or ``registry/image@sha256:…``.
 
-    :raises PolicyError: for a tag, which names another image tomorrow.
+    :raises PolicyError: for a tag, which can name another image later.
     """
     found = _IMAGE.fullmatch(reference)
     if found is None:
@@ -208,7 +208,7 @@ def snp_launch_reference(
     hashes.
 
     :raises PolicyError: when ``sev-snp-measure`` is not installed, or cannot use the files, or
-        the firmware does not say what an SNP guest starts with.
+        the firmware has no SEV-SNP metadata.
     """
     if vmm not in MONITORS:
         raise PolicyError(f"vmm: {vmm!r} is not one of {', '.join(MONITORS)}")

@@ -1,7 +1,7 @@
-"""The outcome of an appraisal, as a value that explains itself.
+"""The result of an appraisal, with its reasons.
 
-Tiers are those of AR4SI (draft-ietf-rats-ar4si, section 2.3.2). ``NONE`` is below
-``AFFIRMING`` in number and worse in meaning, so compare with ``is Tier.AFFIRMING``.
+Tiers are those of AR4SI (draft-ietf-rats-ar4si, section 2.3.2). ``NONE`` is a smaller number than
+``AFFIRMING`` but a worse result, so compare with ``is Tier.AFFIRMING``.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Tier(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One claim, what the policy expected of it, and what the evidence said.
+    """One claim, the value that the policy expects, and the value in the evidence.
 
     ``category`` is the member of the AR4SI trust vector that the claim belongs to:
     ``instance-identity``, ``configuration``, ``executables``, ``file-system``,
     ``hardware``, ``runtime-opaque``, ``storage-opaque`` or ``sourced-data``.
-    ``remedy`` says what a person can do; empty when the finding is affirming.
-    ``origin`` says who is responsible for ``actual``.
+    ``remedy`` is what a person can do; empty when the finding is affirming.
+    ``origin`` is who is responsible for ``actual``.
     """
 
     claim: str
@@ -59,7 +59,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttestationResult:
-    """Did one policy like one set of claims, and why.
+    """Whether one policy affirms one set of claims, with the reasons.
 
     ``status``          the worst tier of any finding; ``NONE`` when there are none
     ``policy``          SHA-256 of the policy that was applied (32 bytes)
@@ -77,7 +77,7 @@ class AttestationResult:
 
     @property
     def refusals(self) -> tuple[Finding, ...]:
-        """The findings that keep the result from being affirming.
+        """The findings because of which the result is not affirming.
 
         Findings of tier ``NONE`` are notes in an affirming result, and reasons in one of
         status ``NONE``.

@@ -1,4 +1,4 @@
-"""Detached signatures of appraisal policies: which operator stands behind which version.
+"""Detached signatures of appraisal policies: which operator signed which version.
 
 ``policy.toml.sig`` is canonical JSON::
 
@@ -6,12 +6,12 @@
     algorithm   "ed25519" or "ecdsa-p256-sha256"
     digest      AppraisalPolicy.digest, hex
     key         SHA-256 of the signer's SubjectPublicKeyInfo, hex
-    public_key  that SubjectPublicKeyInfo, DER, hex: who knows its digest needs no other file
+    public_key  that SubjectPublicKeyInfo, DER, hex; a verifier needs only its digest
     version     AppraisalPolicy.version
     signed      "fedlearn-policy-signature/1\\0" | u64be version | digest
 
-The digest is that of the policy's meaning, so a comment may be added without signing again,
-and nothing that changes a verdict may be.
+The digest covers the meaning of the policy: a comment may change without a new signature, but
+nothing that changes a verdict.
 """
 
 from __future__ import annotations
@@ -96,12 +96,11 @@ def verify_policy(
     """Return the digest of the operator's key that signed ``policy``.
 
     It is one of ``keys``, or one whose SHA-256 (of its SubjectPublicKeyInfo) is among
-    ``key_digests``; the key itself then comes with the signature.
-    ``minimum_version`` is the newest version that was seen before; an older one is a
-    rollback.
+    ``key_digests``; the signature file then has the key itself. ``minimum_version`` is the newest
+    version that was used before; an older one is a rollback.
 
     :raises EvidenceError: when the signature file is malformed.
-    :raises EndorsementError: when it was signed by somebody else.
+    :raises EndorsementError: when another key signed it.
     :raises SignatureError: when it is not a signature of this policy.
     :raises FreshnessError: when the policy is older than ``minimum_version``.
     """
@@ -134,7 +133,7 @@ def verify_policy(
 
 
 def signer_of(signature: bytes) -> bytes:
-    """Return the digest of the key that ``signature`` says it is by; nothing is verified.
+    """Return the digest of the key that ``signature`` names; nothing is verified.
 
     :raises EvidenceError: when the signature file is malformed.
     """

@@ -1,1 +1,1 @@
-"""The binary formats of evidence, parsed strictly and without judgement."""
+"""Strict parsers of the binary formats of evidence. They verify nothing."""

@@ -9,12 +9,12 @@ attestation key into runtime data, whose digest the hardware signs::
 
     HCL report   header 32 | hardware report 1184 | request 20 | runtime data (JSON) | zeros
 
-Bytes are base64, base64url, hex, or lists of numbers, as the writers of this format have it
-(Confidential Containers, ``az-snp-vtpm`` and ``az-tdx-vtpm``; ``az-cvm-vtpm``). ``vcek`` is
-DER in base64 or PEM, and optional; ``td_quote`` is there for TDX; ``scope`` is ours, and
-optional: whose measurements in PCR 14 are this client's own. In version 2 the runtime data
-have ``user-data``, which must be the quote's ``extraData`` with zeros up to 64 bytes, so that
-the hardware's report is as fresh as the TPM's quote.
+Bytes are base64, base64url, hex, or lists of numbers, as in the documents of several writers
+(Confidential Containers, ``az-snp-vtpm`` and ``az-tdx-vtpm``; ``az-cvm-vtpm``). ``vcek`` is DER in
+base64 or PEM, and optional. ``td_quote`` is present for TDX. ``scope`` is an optional addition of
+this project: the job whose measurements in PCR 14 are this client's. In version 2 the runtime data
+have ``user-data``, which must be the quote's ``extraData`` with zeros up to 64 bytes, so that the
+hardware's report is as fresh as the TPM's quote.
 
 The parser is strict: sizes must add up, and what is not used must be zero.
 """
@@ -65,10 +65,10 @@ class HclReport:
     """The paravisor's report. Nothing is verified.
 
     ``hardware_report``  an SNP report of 1184 bytes, or a TDREPORT with zeros behind it
-    ``runtime_data``     JSON, as it was hashed with ``hash``
+    ``runtime_data``     JSON, the bytes that were hashed with ``hash``
     ``ak``               the vTPM's attestation key in it
-    ``configuration``    what the runtime data says about the VM, flat
-    ``user_data``        what the guest asked the paravisor to have signed; empty for nothing
+    ``configuration``    the VM's configuration in the runtime data, flat
+    ``user_data``        data that the guest passed to be signed; may be empty
     """
 
     tee: Tee
@@ -81,7 +81,7 @@ class HclReport:
 
     @property
     def runtime_digest(self) -> bytes:
-        """What the hardware's report data starts with."""
+        """The digest that the hardware's report data starts with."""
         return hashlib.new(self.hash, self.runtime_data).digest()
 
     @classmethod
@@ -185,7 +185,7 @@ class AzureEvidence:
 
 
 def azure_document(data: bytes) -> dict[str, Any]:
-    """Return the document with its present names, whichever version wrote it.
+    """Return a document of any version with the current names of its keys.
 
     :raises EvidenceError: when it is no JSON object.
     """

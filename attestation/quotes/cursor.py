@@ -1,4 +1,4 @@
-"""Reads untrusted binary structures forward, and says where and in which field it stopped."""
+"""Reads untrusted binary structures forward; errors name the field and the offset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Cursor"]
 
 
 class Cursor:
-    """Reads forward through bytes and says where it stopped, in ``EvidenceError``."""
+    """Reads forward through bytes; an ``EvidenceError`` names the field and the offset."""
 
     __slots__ = ("_data", "_offset", "_order", "_where")
 
@@ -64,6 +64,6 @@ class Cursor:
         return self.take(length, field)
 
     def finish(self) -> None:
-        """Refuse bytes behind the structure."""
+        """Refuse bytes after the structure."""
         if self.remaining:
             raise self.fail(f"{self.remaining} bytes too many", "end")

@@ -8,14 +8,14 @@ Quoting Library API, appendix A.3 (versions 4 and 5)::
                       QE report 384 | its signature 64 | u16 size | authentication data
                       u16 type | u32 size | certification data
 
-The parser is strict: sizes must add up to the last byte, the certificate chain must be PEM
-and nothing else, and only zeros (the rest of a driver's buffer) may follow. So no byte of a
-quote can change without being noticed here or by a signature.
+The parser is strict: sizes must add up to the last byte, the certificate chain must be PEM and
+nothing else, and only zeros (the rest of a driver's buffer) may follow. So a change of any byte of
+a quote is detected here or by a signature.
 
-Other verifiers (Intel's library, ``go-tdx-guest``, ``dcap-qvl``) pass over whatever follows. We
-do not, for what nobody signed would lie in the ledger beside what was verified, and one quote
-would have many digests. Linux's ``configfs-tsm`` gives as many bytes as the quote has, and
-the whole buffers of drivers that were seen end in zeros. The error says where the quote ends,
+Other verifiers (Intel's library, ``go-tdx-guest``, ``dcap-qvl``) ignore bytes that follow. This
+parser refuses them, because the ledger would otherwise contain unsigned bytes beside verified ones,
+and one quote would have many digests. Linux's ``configfs-tsm`` returns exactly the quote, and the
+known drivers that return a whole buffer fill it with zeros. The error states where the quote ends,
 so that a person can cut the file there.
 """
 
@@ -38,7 +38,7 @@ __all__ = ["INTEL_QE_VENDOR", "MAX_QUOTE_BYTES", "PCK_CHAIN", "DcapQuote"]
 
 MAX_QUOTE_BYTES: Final = 64 * 1024
 INTEL_QE_VENDOR: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
-"""Vendor of the only Quoting Enclaves that are understood."""
+"""Vendor of the only Quoting Enclaves that are supported."""
 
 PCK_CHAIN: Final = 5
 """Certification data that is a PEM chain: PCK certificate, its CA, Intel's root."""
@@ -67,7 +67,7 @@ class DcapQuote:
                              attestation key and of ``qe_auth_data``
     ``certification_type``   5 is a chain; other types name a platform and do not certify it
     ``chain``                certificates in DER, PCK first; empty for other types
-    ``chain_pem``            the same as it stands in the quote
+    ``chain_pem``            the same as in the quote
     """
 
     raw: bytes
@@ -125,7 +125,7 @@ class DcapQuote:
                 "bytes behind the signature data are not zero",
                 field="quote.padding",
                 offset=at,
-                hint=f"the quote ends there, and nobody signed what follows; cut it: head -c {at}",
+                hint=f"the quote ends there; cut off the unsigned bytes that follow: head -c {at}",
             )
         return cls(
             raw=data,
@@ -186,7 +186,7 @@ def _expect(read: Cursor, size: int, wanted: int, field: str) -> None:
 
 
 def _chain(read: Cursor, data: bytes, at: int) -> tuple[bytes, ...]:
-    """Decode a PEM chain that has nothing between, before or behind its certificates."""
+    """Decode a PEM chain that has nothing between, before or after its certificates."""
     found, problem, offset = _decode_chain(data)
     if problem:
         raise read.fail(problem, "qe_certification_data.chain", offset=at + offset)
@@ -195,7 +195,7 @@ def _chain(read: Cursor, data: bytes, at: int) -> tuple[bytes, ...]:
 
 @lru_cache(maxsize=256)
 def _decode_chain(data: bytes) -> tuple[tuple[bytes, ...], str, int]:
-    """Return the certificates, and what is wrong where; a platform sends one chain always."""
+    """Return the certificates, or the fault and its place. Cached: a platform sends one chain."""
     found: list[bytes] = []
     offset = 0
     while match := _PEM.match(data, offset):

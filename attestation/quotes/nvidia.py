@@ -50,7 +50,7 @@ _SWITCH_GPUS: Final = 8
 class NvidiaReport:
     """A parsed report. Nothing is verified yet.
 
-    ``nonce``         what the relying party asked with (32 bytes)
+    ``nonce``         the nonce of the request (32 bytes)
     ``measurements``  by SPDM index, from 1
     ``opaque``        by the type of NVIDIA's verifier
     ``signed``        the bytes that ``signature`` (r | s, 96 bytes) covers
@@ -87,17 +87,17 @@ class NvidiaReport:
 
     @property
     def chip(self) -> str:
-        """The chip (``GB100``), which reports of Blackwell name; empty elsewhere."""
+        """The chip (``GB100``) in reports of Blackwell; empty in others."""
         return self.text(_OPAQUE_CHIP)
 
     @property
     def nvdec0_disabled(self) -> bool:
-        """Whether the video decoder NVDEC0 is off, whose firmware then is not measured."""
+        """Whether the video decoder NVDEC0 is off; its firmware is then not measured."""
         return self.opaque.get(_NVDEC0) == _DISABLED
 
     @property
     def protected_pcie(self) -> bool:
-        """Whether a GPU is in Protected PCIe mode, in which NVSwitches see its data."""
+        """Whether a GPU is in Protected PCIe mode, in which NVSwitches can read its data."""
         mode = int.from_bytes(self.opaque.get(_OPAQUE_FEATURES, b""), "little")
         return not self.is_switch and (
             self.opaque.get(_PROTECTED_PCIE) == _ENABLED or mode == _MODE_PROTECTED_PCIE
@@ -126,7 +126,7 @@ class NvidiaReport:
     def parse(cls, data: bytes) -> NvidiaReport:
         """Parse a report of at most :data:`MAX_NVIDIA_BYTES`, raw or in hex.
 
-        Zeros may follow; Confidential Containers' agent sends the rest of a buffer along.
+        Zeros may follow: the agent of Confidential Containers sends a whole buffer.
 
         :raises EvidenceError: naming field and offset.
         """
@@ -181,7 +181,7 @@ def _measurements(record: bytes, count: int) -> dict[int, bytes]:
         if read.integer(1, f"block[{number}].specification") != _DMTF:
             raise read.fail("not a DMTF measurement", f"block[{number}]", offset=at)
         if index in found:
-            raise read.fail(f"measurement {index} stands twice", f"block[{number}]", offset=at)
+            raise read.fail(f"measurement {index} occurs twice", f"block[{number}]", offset=at)
         size = read.integer(2, f"block[{number}].size")
         read.take(1, f"block[{number}].type")
         value = read.sized(f"block[{number}].value", limit=_MAX_DIGEST_BYTES)
@@ -193,7 +193,7 @@ def _measurements(record: bytes, count: int) -> dict[int, bytes]:
 
 
 def _check_links(opaque: Mapping[int, bytes]) -> None:
-    """Check the sizes of what lists PDIs, so that reading them later cannot fail."""
+    """Check the sizes of the lists of PDIs, so that reading them later cannot fail."""
     if _SWITCH_GPU_PDIS not in opaque:
         split_pdis(opaque.get(_PDI, b""))
     elif (
@@ -210,6 +210,6 @@ def _opaque(data: bytes) -> dict[int, bytes]:
         at = read.offset
         kind = read.integer(2, "type")
         if kind in found:
-            raise EvidenceError(f"type {kind} stands twice", field="nvidia.opaque", offset=at)
+            raise EvidenceError(f"type {kind} occurs twice", field="nvidia.opaque", offset=at)
         found[kind] = read.sized(f"value {kind}", limit=MAX_NVIDIA_BYTES)
     return found

@@ -6,8 +6,8 @@
     statement = {"debug", "hardware_id", "measurements", "report_data", "time", "version"}
     signed    = "fedlearn-sample/1\\0" | canonical JSON of the statement   (ECDSA P-256, SHA-256)
 
-Canonical JSON has sorted keys, no spaces, ASCII only; bytes are lower-case hex. Anything
-that is not its own canonical form is refused, so one statement has exactly one encoding.
+Canonical JSON has sorted keys, no spaces, ASCII only; bytes are lower-case hex. Every other form is
+refused, so one statement has exactly one encoding.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleStatement:
-    """What a development key says about a process.
+    """The statement of a development key about a process.
 
     ``report_data`` 64 bytes; ``hardware_id`` 1 to 64 bytes; ``time`` seconds since 1970;
     ``measurements`` at most 64 names, each 1 to 64 bytes.
@@ -77,7 +77,7 @@ class SampleStatement:
 class SampleQuote:
     """A statement, the key that signed it (DER SPKI), and the signature (r | s, 64 bytes).
 
-    ``signed`` are the bytes that the signature covers, as they came.
+    ``signed`` are the received bytes that the signature covers.
     """
 
     statement: SampleStatement
@@ -180,8 +180,8 @@ def _hex(value: object, where: str, least: int, most: int) -> bytes:
 def _spelled(outer: Mapping[str, Any]) -> str:
     """Return the canonical JSON of a document whose every member was checked.
 
-    The same as :func:`_canonical` writes, for names and hex need no escapes; and in a third of
-    the time, which counts where one signature is all there is to verify.
+    The result is that of :func:`_canonical`, because names and hex need no escapes. It takes a
+    third of the time, which matters because verification needs only one signature besides.
     """
     inner = outer["statement"]
     measured = inner["measurements"]

@@ -266,17 +266,17 @@ def _scalar(read: Cursor, field: str) -> int:
 
 
 def is_certificate_table(data: bytes) -> bool:
-    """Say whether ``data`` starts like a table of certificates."""
+    """Return whether ``data`` starts like a table of certificates."""
     return len(data) > _TABLE_ENTRY.size and data[:_GUID_BYTES] in _TABLE_STARTS
 
 
 def parse_certificate_table(data: bytes) -> tuple[bytes, ...]:
-    """Return the certificates that a host sent along with a report.
+    """Return the certificates that a host sent with a report.
 
     Format: AMD publication 56421, Guest Hypervisor Communication Block Standardization,
     ``cert_table``: entries of ``GUID 16 | u32le offset | u32le length`` up to one of zeros,
-    then the certificates. Nothing of it is signed as a whole. An entry of a kind that
-    is neither a certificate nor a revocation list is passed over.
+    then the certificates. The table itself is not signed. An entry of a kind that is neither a
+    certificate nor a revocation list is ignored.
 
     :raises EvidenceError: naming field and offset.
     """

@@ -1,4 +1,4 @@
-"""The body of a TDX quote: what the TDX module measured of a trust domain.
+"""The body of a TDX quote: the measurements of a trust domain by the TDX module.
 
 Layout: Intel TDX DCAP Quoting Library API, appendix A.3.2 (TD 1.0, 584 bytes) and A.3.5
 (TD 1.5, 648 bytes). A later, longer body starts with the fields of TD 1.5; what follows them
@@ -16,7 +16,7 @@ from attestation.errors import EvidenceError
 __all__ = ["TD_ATTRIBUTES", "TD_BODY_BYTES", "TdReport"]
 
 TD_BODY_BYTES: Final = {2: 584, 3: 648, 4: 885}
-"""Bytes of a body, by the type that a version 5 quote names it with."""
+"""Bytes of a body, by its type in a quote of version 5."""
 
 TD_ATTRIBUTES: Final = {
     "debug": 0,
@@ -64,12 +64,12 @@ class TdReport:
         return self.has("debug")
 
     def has(self, attribute: str) -> bool:
-        """Say whether a bit of :data:`TD_ATTRIBUTES` is set."""
+        """Return whether a bit of :data:`TD_ATTRIBUTES` is set."""
         return bool(self.td_attributes >> TD_ATTRIBUTES[attribute] & 1)
 
     @property
     def reserved_attributes(self) -> int:
-        """The bits that are set and have no name here."""
+        """The bits that are set and not in :data:`TD_ATTRIBUTES`."""
         return self.td_attributes & ~sum(1 << bit for bit in TD_ATTRIBUTES.values())
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The container of a TPM quote: everything that a verifier needs and a TPM does not sign.
+"""The container of a TPM quote: the signed statement, and what else a verifier needs.
 
 ::
 
@@ -12,9 +12,9 @@
     6  scope                the job whose measurements are this client's own, UTF-8
     7  EK certificate       DER, optional
 
-A quote from elsewhere comes in pieces (``tpm2_quote`` writes four files);
-:meth:`TpmQuote.assemble` takes those, and :meth:`TpmQuote.from_evidence` accepts them as a
-bare ``TPMS_ATTEST`` with the other pieces as endorsements, in any order.
+Other tools write a quote in pieces (``tpm2_quote`` writes four files). :meth:`TpmQuote.assemble`
+takes these, and :meth:`TpmQuote.from_evidence` accepts them as a bare ``TPMS_ATTEST`` with the
+other pieces as endorsements, in any order.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class TpmQuote:
         scope: str = "",
         ek_certificate: bytes = b"",
     ) -> TpmQuote:
-        """Put a quote together from its pieces.
+        """Assemble a quote from its pieces.
 
         ``ak`` is a ``TPMT_PUBLIC``, a ``TPM2B_PUBLIC``, or a public key, also in PEM or DER.
 
@@ -159,7 +159,7 @@ class TpmQuote:
 
 
 def _fields(data: bytes) -> dict[int, bytes]:
-    """Take a container apart, and check that it has the fields that belong together."""
+    """Return the fields of a container, after checking that none is missing."""
     if len(data) > MAX_TPM_QUOTE_BYTES:
         raise EvidenceError(
             f"{len(data)} bytes, at most {MAX_TPM_QUOTE_BYTES} are read", field="tpm_quote"
@@ -206,8 +206,8 @@ def split_values(
 ) -> Mapping[str, Mapping[int, bytes]]:
     """Return concatenated PCR values by bank and number.
 
-    ``values`` has as many bytes as ``selection`` asks for. The last 64 results are
-    remembered: a machine shows the same values each time that it attests.
+    ``values`` has the number of bytes that ``selection`` requires. The last 64 results are cached:
+    a machine sends the same values each time that it attests.
     """
     banks: dict[str, Mapping[int, bytes]] = {}
     offset = 0

@@ -1,4 +1,4 @@
-"""Numbers of TPM 2.0 for algorithms (``TPM_ALG_ID``, Part 2, 6.3), and what they stand for."""
+"""Identifiers of algorithms in TPM 2.0 (``TPM_ALG_ID``, Part 2, 6.3)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HASH_NAMES: Final[dict[int, str]] = {
     0x000C: "sha384",
     0x000D: "sha512",
 }
-"""The hashes that are understood, as ``hashlib`` names."""
+"""The supported hashes, as ``hashlib`` names."""
 
 HASH_IDS: Final = {name: number for number, name in HASH_NAMES.items()}
 DIGEST_SIZES: Final = {name: hashlib.new(name).digest_size for name in HASH_NAMES.values()}
@@ -37,7 +37,7 @@ ALG_RSAES: Final = 0x0015
 ALG_ECDSA: Final = 0x0018
 ALG_ECC: Final = 0x0023
 SIGNATURE_SCHEMES: Final = {0x0014: "rsassa", 0x0016: "rsapss", ALG_ECDSA: "ecdsa"}
-"""The schemes of signatures that are understood."""
+"""The supported signature schemes."""
 
 MAX_DIGEST_BYTES: Final = 64
 MAX_RSA_BYTES: Final = 512

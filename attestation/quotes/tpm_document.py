@@ -5,8 +5,8 @@
     {"ak_public": ..., "tpm_quote": {"message", "signature", "pcrs": [...]}}
 
 ``ak_public`` is DER SubjectPublicKeyInfo, ``message`` a ``TPMS_ATTEST``, ``signature`` a
-``TPMT_SIGNATURE``, each in base64; ``pcrs`` are the values of one bank in hex, those that
-were quoted or all 24. The key came along with the quote, so nothing vouches for it yet.
+``TPMT_SIGNATURE``, each in base64; ``pcrs`` are the values of one bank in hex, those that were
+quoted or all 24. The document contains the key, so the key is not trusted yet.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MAX_PCRS: Final = 24
 
 
 def is_tpm_document(data: bytes) -> bool:
-    """Say whether this is a JSON object with an ``ak_public``."""
+    """Return whether this is a JSON object with an ``ak_public``."""
     document = _document(data)
     return document is not None and "ak_public" in document
 

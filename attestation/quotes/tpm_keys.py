@@ -1,8 +1,8 @@
-"""Public keys of TPM 2.0: ``TPMT_PUBLIC`` (Part 2, 12.2.4), Names, and keys from elsewhere.
+"""Public keys of TPM 2.0: ``TPMT_PUBLIC`` (Part 2, 12.2.4), Names, and keys in PEM or DER.
 
-The parser takes the whole structure and nothing behind it, keeps the bytes that it read in
-``raw``, and raises :class:`~attestation.errors.EvidenceError` with field and offset for
-anything else. Inputs longer than the largest legal structure are refused before they are read.
+The parser takes the whole structure and nothing after it, keeps the bytes in ``raw``, and raises
+:class:`~attestation.errors.EvidenceError` with field and offset for anything else. Inputs longer
+than the largest legal structure are refused before they are read.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class PublicArea:
 
     @classmethod
     def parse_sized(cls, data: bytes) -> PublicArea:
-        """Parse a ``TPM2B_PUBLIC``: the same behind a u16 length, as tools write it."""
+        """Parse a ``TPM2B_PUBLIC``: the same after a u16 length, as tools write it."""
         read = Cursor(data, "public", limit=MAX_PUBLIC_BYTES + 2)
         inner = read.sized("size", limit=MAX_PUBLIC_BYTES)
         read.finish()
@@ -126,7 +126,7 @@ class PublicArea:
 
 @functools.lru_cache(maxsize=256)
 def _public_area(data: bytes) -> PublicArea:
-    """Parse a key that was not among the last 256: one site sends one key, again and again."""
+    """Parse a key. The last 256 are cached, because a site sends the same key each time."""
     read = Cursor(data, "public", limit=MAX_PUBLIC_BYTES)
     kind = read.integer(2, "type")
     if kind not in (ALG_RSA, ALG_ECC):

@@ -1,14 +1,14 @@
-"""The files that ``tpm2_quote`` writes, told apart by what is in them.
+"""The files that ``tpm2_quote`` writes, recognized by their content.
 
 PCR values come either bare and concatenated (``-F values``) or in the tool's own format
 (``-F serialized``, its default): the C structures of a little-endian machine, a
 ``TPML_PCR_SELECTION`` of 132 bytes, a u32 count, and that many ``TPML_DIGEST`` of 532 bytes,
 each a u32 count and eight slots of u16 length and 64 bytes.
 
-The attestation key comes in PEM, in DER, or as the TPM's own description of it. Of a primary
-key the signed statement proves that description. ``tpm2_createak`` makes the key a child of the
-endorsement key instead, whose name is not here, so that nothing proves it: such a key must
-be described as one that TPMs restrict, and counts as its public key alone, like one in PEM.
+The attestation key comes in PEM, in DER, or as the TPM's own description of it. For a primary key
+the signed statement proves that description. ``tpm2_createak`` makes the key a child of the
+endorsement key instead, whose name is not in the files, so that the description is not proven. Such
+a key must be described as restricted, and is used as a bare public key, like one in PEM.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _recognise(piece: bytes, statement: QuoteStatement, field: str) -> tuple[str
 
 
 def _bare_signature(piece: bytes) -> str:
-    """Say what kind of signature this is, as ``tpm2_quote -f plain`` writes it; else nothing."""
+    """Return the kind of a signature that ``tpm2_quote -f plain`` wrote; empty for others."""
     if piece[:1] != b"\x30":
         return "RSA" if len(piece) in _RSA_BYTES else ""
     try:
@@ -125,7 +125,7 @@ def _is_key(piece: bytes) -> bool:
 
 
 def _area(piece: bytes) -> PublicArea | None:
-    """Return what a ``TPMT_PUBLIC`` or ``TPM2B_PUBLIC`` says; ``None`` for another file."""
+    """Return a parsed ``TPMT_PUBLIC`` or ``TPM2B_PUBLIC``; ``None`` for another file."""
     if piece[:2] in _KEY_TYPES:
         return PublicArea.parse(piece)
     if int.from_bytes(piece[:2], "big") == len(piece) - 2:
@@ -134,7 +134,7 @@ def _area(piece: bytes) -> PublicArea | None:
 
 
 def _key(piece: bytes, statement: QuoteStatement) -> bytes:
-    """Return the key as it counts; see the module."""
+    """Return the key, described or bare as the module states."""
     area = _area(piece)
     if area is None:
         return piece
@@ -149,7 +149,7 @@ def _key(piece: bytes, statement: QuoteStatement) -> bytes:
 
 
 def _unserialize(piece: bytes, statement: QuoteStatement) -> bytes | None:
-    """Return the values in the tool's format, or ``None`` when it is something else."""
+    """Return the values in the tool's format, or ``None`` for another format."""
     start = _SELECTION_BYTES + 4
     lists, rest = divmod(len(piece) - start, _LIST_BYTES)
     if lists < 1 or rest or piece[:4] != struct.pack("<I", len(statement.selection)):

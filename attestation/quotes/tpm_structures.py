@@ -1,8 +1,8 @@
-"""What a TPM signs and how, by the Library specification of TPM 2.0 (Part 2), with bounds.
+"""The signed statements and signatures of TPM 2.0 (Library specification, Part 2), with bounds.
 
 ``TPMS_ATTEST`` of a quote (10.12.8), ``TPML_PCR_SELECTION`` (10.9.7) and ``TPMT_SIGNATURE``
 (11.3.4); keys are in :mod:`attestation.quotes.tpm_keys`. Every parser takes the whole structure
-and nothing behind it, keeps the bytes that it read in ``raw``, and raises
+and nothing after it, keeps the bytes in ``raw``, and raises
 :class:`~attestation.errors.EvidenceError` with field and offset for anything else. Inputs
 longer than the largest legal structure are refused before they are read.
 
@@ -39,7 +39,7 @@ MAX_SIGNATURE_BYTES: Final = 1024
 
 _CLOCK: Final = struct.Struct(">QIIBQ")
 _USUAL_ATTEST: Final = struct.Struct(">IHH34sH32sQIIBQIHB3sH32s")
-"""A quote over one bank, with SHA-256 throughout: what nearly every TPM sends."""
+"""A quote over one bank, with SHA-256 throughout, as nearly every TPM sends it."""
 
 _USUAL_ECDSA: Final = struct.Struct(">HHH32sH32s")
 _GENERATED: Final = 0xFF544347
@@ -61,7 +61,7 @@ class QuoteStatement:
     """A ``TPMS_ATTEST`` of type quote.
 
     ``signer``          qualified name of the attestation key: u16 hash id, then the digest
-    ``extra_data``      what the relying party asked to be included
+    ``extra_data``      the data that the relying party requested to be included
     ``clock``           milliseconds for which this TPM has been powered
     ``reset_count``     how often it was reset; ``restart_count`` how often resumed since
     ``safe``            no higher ``clock`` was ever reported before a sudden power loss

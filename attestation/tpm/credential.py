@@ -1,14 +1,14 @@
-"""Credential activation: proof that an attestation key lives in the TPM of an endorsement key.
+"""Credential activation: proof that an attestation key is in the TPM of an endorsement key.
 
-The relying party encrypts a secret to the endorsement key (EK) so that only its TPM opens it,
-and only while it holds an object with the Name of the attestation key (AK); the Name covers
-the AK's public part and its attributes. ``TPM2_MakeCredential`` is done here in software
+The relying party encrypts a secret to the endorsement key (EK) so that only its TPM opens it, and
+only while it holds an object with the Name of the attestation key (AK). The Name covers the AK's
+public part and its attributes. This module implements ``TPM2_MakeCredential`` in software
 (TPM 2.0 Part 1, section 24 and annexes B.10.4 and C.6.4), with RSA 2048 and ECC EKs; the
 site answers with ``TPM2_ActivateCredential`` (:class:`attestation.attesters.tpm.TpmAttester`).
 
 ::
 
-    site     identity = attester.identity()                    what it says it is
+    site     identity = attester.identity()                    not proven yet
     server   challenge = challenge_identity(identity, roots=..., now=...)
              send challenge.blob, keep challenge
     site     answer = attester.activate(blob)
@@ -74,7 +74,7 @@ _FIXED: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TpmIdentity:
-    """The keys that a site says its TPM has; nothing is proven yet.
+    """The keys that a site reports for its TPM; nothing is proven yet.
 
     Encoding: ``"FLTI" | u8 version = 1``, then each ``u32be length | value``: the EK and the
     AK as ``TPMT_PUBLIC``, the EK certificate (empty if none), and up to 4 certificates above.
@@ -126,9 +126,9 @@ class TpmIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProvenKey:
-    """An AK and the EK beside which it lives: SHA-256 of each SubjectPublicKeyInfo.
+    """An AK and the EK of the same TPM: SHA-256 of each SubjectPublicKeyInfo.
 
-    ``endorsement`` says why the EK is believed: ``certificate``, ``pinned`` or
+    ``endorsement`` is the reason why the EK is trusted: ``certificate``, ``pinned`` or
     ``insecure-first-use``.
     """
 
@@ -168,11 +168,12 @@ def challenge_identity(
 ) -> ActivationChallenge:
     """Check the keys of ``identity`` and make a challenge that only their TPM can answer.
 
-    The EK is believed when its SHA-256 is ``pinned``, or when its certificate chains to one
-    of ``roots``, files of certificates. ``insecure_first_use`` believes any EK: it then proves
-    that AK and EK live together, and not that they live in a TPM, since software can play one.
+    The EK is trusted when its SHA-256 is ``pinned``, or when its certificate chains to one of
+    ``roots``, files of certificates. With ``insecure_first_use`` any EK is trusted: the answer then
+    proves that AK and EK belong together, but not that they are in a TPM, because software can
+    emulate one.
 
-    :raises EndorsementError: when the EK is not believed, or a key is of the wrong kind.
+    :raises EndorsementError: when the EK is not trusted, or a key is of the wrong kind.
     """
     _check_kind(identity.ek, "endorsement key", signs=False)
     _check_kind(identity.ak, "attestation key", signs=True)
@@ -214,7 +215,7 @@ def _check_kind(area: PublicArea, what: str, *, signs: bool) -> None:
 
 
 def make_credential(ek: PublicArea, name: bytes, secret: bytes) -> bytes:
-    """Encrypt ``secret`` to the TPM of ``ek``, to be opened beside the object ``name``.
+    """Encrypt ``secret`` to the TPM of ``ek``, which opens it if it has the object ``name``.
 
     Returns what ``tpm2_activatecredential`` reads: a header of 8 bytes, then
     ``TPM2B_ID_OBJECT`` and ``TPM2B_ENCRYPTED_SECRET``. ``secret`` has at most as many bytes
@@ -240,7 +241,7 @@ def make_credential(ek: PublicArea, name: bytes, secret: bytes) -> bytes:
 
 
 def check_credential(blob: bytes) -> None:
-    """Check the form of a challenge, since the tool that reads it trusts its lengths.
+    """Check the form of a challenge, because the tool that reads it does not check lengths.
 
     :raises EvidenceError: naming field and offset.
     """
@@ -255,7 +256,7 @@ def check_credential(blob: bytes) -> None:
 
 
 def _share_seed(ek: PublicArea) -> tuple[bytes, bytes]:
-    """Return a fresh seed, and the secret from which only the TPM of ``ek`` derives it."""
+    """Return a new seed, and the secret from which only the TPM of ``ek`` derives it."""
     size = hashlib.new(ek.name_hash).digest_size
     if isinstance(ek.key, rsa.RSAPublicKey):
         seed = secrets.token_bytes(size)
@@ -268,7 +269,7 @@ def _share_seed(ek: PublicArea) -> tuple[bytes, bytes]:
         shared = ephemeral.exchange(ec.ECDH(), ek.key)
         point = ephemeral.public_key().public_numbers()
         x, y = point.x.to_bytes(width, "big"), point.y.to_bytes(width, "big")
-        # TPMs differ in whether they strip leading zeros here, so have none.
+        # TPMs differ in whether they strip leading zeros here, so a key without any is used.
         if shared[0] and x[0] and y[0]:
             break
     static = ek.key.public_numbers().x.to_bytes(width, "big")

@@ -1,15 +1,15 @@
-"""Endorsement key certificates: which manufacturer says that this TPM is one of theirs.
+"""Endorsement key certificates, by which a manufacturer certifies that a TPM is genuine.
 
-Profile: TCG EK Credential Profile for TPM Family 2.0, section 3.2. Such certificates may
-have an empty subject and a critical subject alternative name with directory attributes, so
-general X.509 path validators refuse them; the chain is checked here, by hand: signatures and
-names, validity, that issuers are authorities and may sign certificates, path lengths, the
-extended key usage, and a root that is one of the given ones, byte for byte. Every path is
-tried. Revocation is not checked: manufacturers publish it by URL, and verification is offline.
+Profile: TCG EK Credential Profile for TPM Family 2.0, section 3.2. Such certificates may have an
+empty subject and a critical subject alternative name with directory attributes, so general X.509
+path validators refuse them. This module checks the chain itself: signatures and names, validity,
+that issuers are authorities and may sign certificates, path lengths, the extended key usage, and
+that the root equals one of the given ones. Every path is tried. Revocation is not checked:
+manufacturers publish it by URL, and verification is offline.
 
-Roots and intermediates are DER or PEM, one or many to a file, with any text before a PEM block.
-A certificate that cannot be read vouches for nobody and takes nothing from the others in its
-file; :func:`unreadable_certificates` says which those are.
+Roots and intermediates are DER or PEM, one or many to a file, with any text before a PEM block. A
+certificate that cannot be read is ignored, and the others in its file are used;
+:func:`unreadable_certificates` lists those.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ _UNDERSTOOD: Final = (
     x509.SubjectAlternativeName,
     x509.CertificatePolicies,
 )
-"""Extensions that may be critical: read, or without meaning for this chain."""
+"""Extensions that may be critical: they are read, or have no meaning for this chain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Certificate:
-    """What is needed of a certificate, all of it read before any of it is used."""
+    """The parts of a certificate that checks need, all read before any is used."""
 
     parsed: x509.Certificate
     subject: x509.Name
@@ -103,7 +103,7 @@ def check_ek_certificate(
 
 
 def unreadable_certificates(data: bytes) -> tuple[str, ...]:
-    """Say which certificates of a file with roots or intermediates are not read, and why."""
+    """Return which certificates of a file with roots or intermediates cannot be read, and why."""
     return tuple(
         f"certificate {number}: {problem}"
         for number, (_, problem) in enumerate(_read(data), start=1)
@@ -116,8 +116,8 @@ def _climb(
 ) -> None:
     """Find a path from ``leaf`` to an anchor, the shortest first.
 
-    Each intermediate is looked at once, at the smallest depth at which a path reaches it; a
-    path length constraint that refuses it there refuses it further down as well.
+    Each intermediate is checked once, at the smallest depth at which a path reaches it. A path
+    length constraint that refuses it there refuses it at any greater depth as well.
     """
     anchors, rest = _readable(roots), _readable(intermediates)
     problems: list[str] = []
@@ -181,7 +181,7 @@ def _each(data: bytes) -> Iterator[tuple[_Certificate | None, str]]:
 
 
 def _names(child: _Certificate, issuer: _Certificate, depth: int) -> bool:
-    """Say whether ``issuer`` may have issued ``child``, which has ``depth`` others below it."""
+    """Return whether ``issuer`` may have issued ``child``, which has ``depth`` others below it."""
     if not issuer.authority or child.issuer != issuer.subject:
         return False
     return issuer.path_length is None or issuer.path_length >= depth
@@ -196,7 +196,7 @@ def _signed(child: _Certificate, issuer: _Certificate) -> bool:
 
 
 def _outside(certificate: _Certificate, now: datetime) -> str:
-    """Say how ``now`` is outside of the certificate's validity window; nothing where it is not."""
+    """Return how ``now`` is outside of the certificate's validity window; empty if it is inside."""
     if now < certificate.start:
         return f"{certificate.name} is not valid before {certificate.start:%Y-%m-%d}"
     if now > certificate.end:
@@ -242,7 +242,7 @@ def _load(data: bytes, field: str) -> _Certificate:
 
 
 def _issuer_at(access: object) -> str:
-    """Return the address of the issuer's certificate (RFC 5280, 4.2.2.1), where one is given."""
+    """Return the address of the issuer's certificate (RFC 5280, 4.2.2.1); empty if not given."""
     if isinstance(access, x509.AuthorityInformationAccess):
         for item in access:
             where = getattr(item.access_location, "value", "")
@@ -256,7 +256,7 @@ def _issuer_at(access: object) -> str:
 
 
 def certificate_der(data: bytes) -> bytes:
-    """Return the certificate at the start of ``data``, without what a TPM's memory pads it with.
+    """Return the certificate at the start of ``data``, without the padding of a TPM's memory.
 
     :raises EvidenceError: when there is none.
     """

@@ -1,13 +1,13 @@
 """Secrets that only this TPM opens, and only in the state in which they were sealed.
 
-A secret is sealed under the TPM's storage primary key to a policy over PCR values
-(TPM 2.0 Part 1, section 19.7.7.7, ``TPM2_PolicyPCR``): once a selected PCR changed, this
-boot can no longer open it. The secret leaves the TPM in an encrypted session salted to the
-storage key, so that a probe on the bus does not see it.
+A secret is sealed under the TPM's storage primary key to a policy over PCR values (TPM 2.0 Part 1,
+section 19.7.7.7, ``TPM2_PolicyPCR``): after a selected PCR changed, this boot cannot open it any
+more. The secret leaves the TPM in an encrypted session salted to the storage key, so that a probe
+on the bus cannot read it.
 
-What this does not give: *authenticity*. Whoever may use the TPM can seal a value of their
-own to the same PCRs, so a caller compares what it opened with a fingerprint that it trusts.
-Blobs never leave their machine: no other TPM opens them.
+Sealing gives no *authenticity*. Everyone who may use the TPM can seal another value to the same
+PCRs, so a caller must compare an unsealed value with a fingerprint that it trusts. No other TPM
+opens a blob.
 
 ::
 
@@ -36,7 +36,7 @@ COUNTER_INDEX: Final = 0x01500F1E
 """NV index of the counter, in the range that TCG leaves to the owner (0x01500000 up)."""
 
 _MAGICS: Final = {b"FLTS\x01": "sha256", b"FLTS\x02": "sha384", b"FLTS\x03": "sha512"}
-"""How a blob starts, by the bank of the PCRs that it is sealed to."""
+"""Prefixes of blobs, by the bank of the PCRs to which they are sealed."""
 
 _MAGIC_BYTES: Final = 5
 _MAX_SECRET_BYTES: Final = 128
@@ -69,7 +69,7 @@ class TpmSeal:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def seal(self, secret: bytes) -> bytes:
-        """Return a blob that :meth:`unseal` opens while the PCRs keep their present values.
+        """Return a blob that :meth:`unseal` opens while the PCRs have their present values.
 
         ``secret`` has 1 to 128 bytes.
 
@@ -178,10 +178,10 @@ class TpmSeal:
 
 
 class TpmCounter:
-    """A counter in the TPM's non-volatile memory that only ever goes up.
+    """A counter in the TPM's non-volatile memory that never decreases.
 
-    It is what a rolled-back disk is compared with. Deleting and defining it again does not
-    lower it: a TPM starts a new counter above every counter that it ever had
+    Callers compare it with a value on disk to detect that the disk was rolled back. Deleting and
+    defining it again does not lower it: a TPM starts a new counter above every earlier one
     (TPM 2.0 Part 1, section 37.2.4).
     """
 
@@ -192,7 +192,7 @@ class TpmCounter:
         self._index = f"0x{index:08x}"
 
     def exists(self) -> bool:
-        """Say whether the counter was created.
+        """Return whether the counter was created.
 
         :raises AttesterError: when the TPM cannot be used, or the index is something else.
         """
@@ -236,7 +236,7 @@ class TpmCounter:
 
         The new value is in non-volatile memory when this returns.
 
-        :raises AttesterError: when the TPM cannot be used, or its memory is worn out.
+        :raises AttesterError: when the TPM cannot be used, or cannot write its memory any more.
         """
         self.create()
         with self._tools.workspace() as work:
@@ -265,7 +265,7 @@ class TpmCounter:
 
 
 def _base_code(code: int) -> int:
-    """Strip the number of the parameter, handle or session from a format-one code."""
+    """Remove the number of the parameter, handle or session from a format-one code."""
     return code & 0x0BF if code & 0x080 else code
 
 

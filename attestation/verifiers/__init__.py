@@ -1,11 +1,11 @@
-"""Verifiers: is this evidence genuine? One module for each kind, imported when first needed.
+"""Verifiers of evidence. There is one module for each kind, imported when first needed.
 
-A verifier is pure. It gets bytes, a binding, trust anchors and the time, and returns
+A verifier is pure. It takes bytes, a binding, trust anchors and the time, and returns
 :class:`attestation.evidence.Claims` or raises an :class:`attestation.errors.AttestationError`
 that names the step which failed. Whether the claims are good enough is decided by
 :func:`attestation.policy.appraise.appraise`.
 
-A process proves itself with sample evidence, which says nothing about hardware:
+A process attests with sample evidence, which proves nothing about hardware:
 
 >>> from datetime import UTC, datetime
 >>> from cryptography.hazmat.primitives.asymmetric import ec
@@ -26,7 +26,7 @@ A process proves itself with sample evidence, which says nothing about hardware:
 >>> claims.tee.value, claims.measurements["app"] == bytes(32)
 ('sample', True)
 
-Nobody believes a key that is not pinned:
+A key that is not pinned is refused:
 
 >>> verify(evidence, binding=binding, trust=TrustAnchors(), now=now)  # doctest: +ELLIPSIS
 Traceback (most recent call last):
@@ -77,7 +77,7 @@ class Verifier(Protocol):
 
         ``binding`` is compared with the report data; ``None`` leaves it unchecked, and
         ``claims.bound`` is then false. ``now`` is an aware time.
-        Component evidence is not looked at here; :func:`verify` does that.
+        Component evidence is not verified here; :func:`verify` does that.
 
         :raises EvidenceError: when the bytes are malformed.
         :raises VerificationError: when they are not genuine, fresh or bound.
@@ -107,11 +107,11 @@ def verify(
 ) -> Claims:
     """Verify ``evidence`` and each of its components; return the claims of all of them.
 
-    A component that is not genuine makes the whole evidence not genuine. A component that
-    nobody can verify here is returned with its claims named in ``unverified``. The GPUs and
-    NVSwitches among them must be different ones of one machine.
+    A component that is not genuine makes the whole evidence not genuine. A component that this
+    installation cannot verify is returned with its claims named in ``unverified``. The GPUs and
+    NVSwitches among them must be different devices of one machine.
 
-    :raises ValueError: when ``now`` is naive, which is a fault of the caller.
+    :raises ValueError: when ``now`` is naive.
     :raises AttestationError: as :meth:`Verifier.verify`.
     """
     if now.tzinfo is None:
@@ -134,7 +134,8 @@ def _verify_one(
     claims = verifier.verify(evidence, binding=binding, trust=trust, now=now)
     if claims.tee is not evidence.tee:
         raise VerificationError(
-            f"evidence said to be {evidence.tee.value} is {claims.tee.value}", step="format"
+            f"the evidence is labelled {evidence.tee.value}, its content is {claims.tee.value}",
+            step="format",
         )
     if binding is not None and not claims.bound and claims.tee is not Tee.NVIDIA:
         raise VerificationError("the binding was not checked", step="binding")

@@ -4,13 +4,13 @@ Steps, in this order, each named in the error that it raises:
 
 1. the hardware report is genuine, by the steps of :mod:`attestation.verifiers.snp` or
    :mod:`attestation.verifiers.tdx`;
-2. *runtime data*: its digest stands in the report, so the vTPM's attestation key belongs to
-   this VM; in version 2 it also names what the quote is bound to;
+2. *runtime data*: its digest is in the report, so the vTPM's attestation key belongs to this VM;
+   in version 2 it also has the data to which the quote is bound;
 3. *quote signature*, *pcr digest*, *event log*: as :mod:`attestation.verifiers.tpm`;
 4. *binding*: ``extraData`` of the quote is the digest of this nonce, these keys and this role.
 
-The vTPM is software of the paravisor, which the launch measurement covers: it is as good as
-that measurement, so a policy should pin ``launch`` (SNP) or ``mrtd`` (TDX).
+The vTPM is software of the paravisor, which the launch measurement covers. It can be trusted only
+as far as that measurement, so a policy should pin ``launch`` (SNP) or ``mrtd`` (TDX).
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ _STEP: Final = "runtime data"
 class AzureVerifier:
     """Verifies the composite; see the module for the steps.
 
-    Claims: those of the hardware report and ``pcr.N`` with what the TPM's log says;
-    attributes of both, and ``azure.*`` of the VM's configuration. ``hardware_id`` is that of
-    the hardware report. ``report_data`` is the report's own, which holds the runtime data's
-    digest; what the evidence is bound to is ``tpm.extra_data``.
+    Claims: those of the hardware report, ``pcr.N``, and those of the TPM's log; attributes of both,
+    and ``azure.*`` of the VM's configuration. ``hardware_id`` is that of the hardware report.
+    ``report_data`` is the report's own, which has the digest of the runtime data; the evidence is
+    bound by ``tpm.extra_data``.
     """
 
     def verify(
@@ -138,7 +138,7 @@ def _check_runtime_data(composite: AzureEvidence, report_data: bytes) -> None:
 
 
 def _check_user_data(composite: AzureEvidence) -> None:
-    """Check that the hardware signed what the TPM's quote is bound to, from version 2 on."""
+    """Check that the hardware signed the ``extraData`` of the TPM's quote, from version 2 on."""
     if composite.version == 1:
         return
     wanted = composite.quote.statement.extra_data.ljust(len(composite.hcl.user_data), b"\0")

@@ -7,17 +7,17 @@ Steps, each named in the error that it raises:
 3. *firmware id*: that of a GPU's report is the one in the leaf's DICE extension; the report of an
    NVSwitch has none, and its claim comes from the leaf;
 4. *nonce* against the binding;
-5. *RIM*, where there are any: driver and VBIOS are measured as NVIDIA's reference manifests demand
-   (:mod:`attestation.endorsements.nvidia_rim`). A RIM of another version is refused;
-6. *revocation*, where there are OCSP answers: every certificate of the device, and of the RIMs'
-   signers, has a good and current one (:mod:`attestation.endorsements.ocsp`). The leaf is issued
-   by the device itself and has none.
+5. *RIM*, when there are any: the measurements of driver and VBIOS are those of NVIDIA's reference
+   manifests (:mod:`attestation.endorsements.nvidia_rim`). A RIM of another version is refused;
+6. *revocation*, when there are OCSP answers: every certificate of the device, and of the RIMs'
+   signers, has a good and current one (:mod:`attestation.endorsements.ocsp`). The device itself
+   issues the leaf, which has none.
 
-RIMs and OCSP answers come from the relying party (``trust.collateral``) or along with the report.
-Where there are none of a kind, the claim ``nvidia.rim`` or ``nvidia.revocation`` is not made, and a
-policy that requires it refuses. How the devices of one machine belong together is checked by
-:mod:`attestation.verifiers.nvidia_topology`. A report proves that *a* genuine device answered this
-nonce; that it is the one plugged into this VM is as true as the measured software that asked it.
+RIMs and OCSP answers come from the relying party (``trust.collateral``) or with the report. Without
+any of a kind, the claim ``nvidia.rim`` or ``nvidia.revocation`` is not made, and a policy that
+requires it refuses. :mod:`attestation.verifiers.nvidia_topology` checks that the devices belong to
+one machine. A report proves that *a* genuine device answered this nonce. That it is the device of
+this VM is proven only as far as the measured software that requested the report.
 
 A report without its chain is returned with every claim in ``unverified``.
 """
@@ -76,8 +76,8 @@ class NvidiaVerifier:
 
     Attributes: ``bound``, ``nvidia.kind`` (``gpu``, ``nvswitch``), ``nvidia.device`` (as the leaf
     names it), ``nvidia.driver``, ``nvidia.vbios``, ``nvidia.protected_pcie``, ``nvidia.pdi`` and
-    ``nvidia.links`` (see :mod:`attestation.quotes.nvidia`), and what ``nvidia.rim`` and
-    ``nvidia.revocation`` say in words.
+    ``nvidia.links`` (see :mod:`attestation.quotes.nvidia`), and texts that explain ``nvidia.rim``
+    and ``nvidia.revocation``.
 
     ``hardware_id`` is the SHA-256 of the SPKI of the device's own certificate, which its boot
     ROM holds.
@@ -136,7 +136,7 @@ VERIFIER: Final = NvidiaVerifier()
 
 @dataclass(slots=True)
 class _Endorsements:
-    """What came along and what the relying party has, by kind."""
+    """The endorsements of the evidence and of the relying party, by kind."""
 
     chain: list[Certificate] = field(default_factory=list)
     rims: list[bytes] = field(default_factory=list)
@@ -178,7 +178,7 @@ class _Endorsements:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Checked:
-    """What the endorsements of a report add to it."""
+    """The claims and texts that endorsements add to a report."""
 
     firmware_id: bytes
     rims: tuple[Rim, ...] = ()
@@ -251,7 +251,7 @@ def _check_signature(report: NvidiaReport, leaf: Certificate) -> None:
 
 
 def _check_firmware(report: NvidiaReport, leaf: Certificate) -> bytes:
-    """Return the firmware id that the boot ROM wrote into the leaf, which a GPU repeats."""
+    """Return the firmware id that the boot ROM wrote into the leaf; a GPU's report repeats it."""
     step = "gpu firmware id"
     stated = _stated_firmware(leaf)
     if stated is None or len(stated) != hashes.SHA384.digest_size:
@@ -293,9 +293,7 @@ def _check_nonce(report: NvidiaReport, binding: Bound) -> None:
     if len(expected) != _NONCE_BYTES:
         expected = hashlib.sha256(expected).digest()
     if not hmac.compare_digest(report.nonce, expected):
-        raise BindingError(
-            "the GPU was asked with another nonce than this binding's", step="gpu nonce"
-        )
+        raise BindingError("the report has another nonce than this binding", step="gpu nonce")
 
 
 def _digest(items: Iterable[bytes]) -> bytes:

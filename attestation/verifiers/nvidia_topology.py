@@ -1,16 +1,16 @@
-"""Whether the NVIDIA devices of one evidence are all different, and all of one machine.
+"""Checks that the NVIDIA devices of one evidence are all different, and of one machine.
 
 In *Protected PCIe* mode the GPUs of a machine exchange data through its NVSwitches without
-encryption. Data of one GPU is protected only if every switch that it is connected to, and every GPU
-behind these switches, is genuine. Such evidence has a report of each. What the reports say
+encryption. Data of one GPU is protected only if every switch to which it is connected, and every
+GPU on these switches, is genuine. Such evidence has a report of each. The links in the reports
 (:attr:`~.quotes.nvidia.NvidiaReport.linked_pdis`) must agree, as in NVIDIA's own verifier
 (https://github.com/NVIDIA/nvtrust, ``validate_topology``):
 
 * every GPU is in that mode, and is connected to the same switches, one at least;
-* these are the switches whose reports came along;
+* the evidence has a report of each of these switches, and of no other;
 * every switch connects the same GPUs, and as many as there are reports.
 
-A GPU's report does not say which of the PDIs is its own, so that reports are counted.
+A GPU's report does not state which of the PDIs is its own, so the reports are counted instead.
 """
 
 from __future__ import annotations

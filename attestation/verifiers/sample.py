@@ -31,7 +31,7 @@ _CLOCK_SKEW: Final = timedelta(minutes=5)
 
 
 class SampleVerifier:
-    """Checks the signature of a development key, and nothing else: there is nothing else.
+    """Checks the signature of a development key; sample evidence has nothing else to check.
 
     Claims: the declared measurements; ``issued`` (seconds since 1970) and ``bound``.
     """
@@ -89,7 +89,7 @@ VERIFIER = SampleVerifier()
 
 @lru_cache(maxsize=64)
 def _load(data: bytes) -> ec.EllipticCurvePublicKey:
-    """Load a trusted key; the last ones are remembered."""
+    """Load a trusted key; the last ones are cached."""
     try:
         key = load_der_public_key(data)
     except (ValueError, UnsupportedAlgorithm) as error:

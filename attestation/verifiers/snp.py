@@ -4,18 +4,18 @@ Steps, in this order, each named in the error that it raises:
 
 1. *structure*: :mod:`attestation.quotes.snp`, to the last byte;
 2. *AMD chain*: VCEK or VLEK, ASK or ASVK, and an ARK whose key is pinned; validity now, and
-   revocation lists where there are any;
+   revocation lists if any are given;
 3. *report signature*;
 4. *reported TCB*, *chip id*: those of the certificate (a Turin chip id has 8 bytes, and its
    TCB has another layout with the FMC);
 5. *binding*: report data is the digest of this nonce, these keys and this role, in one of
-   the compositions of :mod:`attestation.logs.accumulator`, which also says what a log is worth
-   here: SNP has no register for software.
+   the compositions of :mod:`attestation.logs.accumulator`, which also describes what a log proves
+   on SNP, where the hardware has no register for software.
 
-Certificates and CRLs come from the relying party (``trust.endorsements``) or along with the
-evidence; only the root is trusted for itself. A report may mask its chip id. Under a VCEK the
-chip is known nevertheless; under a VLEK it then is not, and ``hardware_id`` is empty, which
-no allow list has.
+Certificates and CRLs come from the relying party (``trust.endorsements``) or with the evidence;
+only the root is trusted without a signature. A report may mask its chip id. With a VCEK the chip is
+known nevertheless; with a VLEK it is not, and ``hardware_id`` is then empty, which matches no list
+of nodes.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ VERIFIER: Final = SnpVerifier()
 
 
 def snp_measurements(report: SnpReport) -> dict[str, bytes]:
-    """Name what a report measured, as policies do."""
+    """Return the measurements of a report, by the names that policies use."""
     found = {"launch": report.measurement, "host_data": report.host_data}
     if any(report.id_key_digest):
         found["id_key_digest"] = report.id_key_digest
@@ -95,7 +95,7 @@ def snp_measurements(report: SnpReport) -> dict[str, bytes]:
 
 
 def snp_attributes(report: SnpReport, platform: SnpPlatform) -> dict[str, Scalar]:
-    """Name everything else that a report says, as policies do."""
+    """Return all other facts of a report, by the names that policies use."""
     versions = {
         "reported_tcb": report.reported_tcb,
         "committed_tcb": report.committed_tcb,

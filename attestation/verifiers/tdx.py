@@ -8,23 +8,22 @@ Steps, in this order, each named in the error that it raises:
 3. *collateral*, *TCB*: signed and current collateral for this platform gives a TCB status;
 4. *binding*: report data is the digest of this nonce, these keys and this role, in one of
    the compositions of :mod:`attestation.logs.accumulator`;
-5. *event log*: the CCEL replays to the quoted RTMRs, register by register; registers kept in
-   software count as far as that module says. ``container.imr`` of a CCNP server counts where
-   the report data covers it *and* an event of the replayed log has a digest of
-   ``trust.container_servers``, which ``container.server`` then names; else it is listed as
-   unverified.
+5. *event log*: the CCEL replays to the quoted RTMRs, register by register. The same module defines
+   when registers kept in software count. ``container.imr`` of a CCNP server counts when the report
+   data covers it *and* an event of the replayed log has a digest of ``trust.container_servers``,
+   which is then the claim ``container.server``; else it is listed as unverified.
 
-**Without any collateral** steps 1, 2, 4 and 5 still run. The TCB status is then ``unknown``,
-``tcb`` is listed in :attr:`~attestation.evidence.Claims.unverified`, and no policy accepts
-that: there is no name for it in the grammar. It lets a person see what the quote says, and
-lets an appraisal refuse with the command that fetches what is missing. The same holds for
-a domain with reserved, profiling or migration bits. Where collateral was
-given and none of it is for this platform, that is an :class:`EndorsementError`.
+**Without any collateral** steps 1, 2, 4 and 5 still run. The TCB status is then ``unknown``, and
+``tcb`` is listed in :attr:`~attestation.evidence.Claims.unverified`. No policy accepts this status,
+because a policy cannot name it. The claims can still be displayed, and an appraisal refuses with
+the command that fetches the collateral. The same applies to a domain with reserved, profiling or
+migration bits. When collateral was given and none of it is for this platform, an
+:class:`EndorsementError` is raised.
 
-``hardware_id`` is the PPID of the PCK certificate (16 bytes): the same platform has the same
-PPID in every quote, whichever TD asks. Collateral of the relying party is preferred; what
-came with the evidence counts only where the relying party has none for the platform, and
-then only as far as it is signed and current.
+``hardware_id`` is the PPID of the PCK certificate (16 bytes): the same platform has the same PPID
+in the quotes of all its TDs. Collateral of the relying party is preferred. Collateral in the
+evidence is used only when the relying party has none for the platform, and only if it is signed and
+current.
 """
 
 from __future__ import annotations
@@ -156,7 +155,7 @@ VERIFIER: Final = DcapVerifier()
 def _judge(
     quote: DcapQuote, pck: Pck, evidence: Evidence, trust: TrustAnchors, now: datetime
 ) -> Verdict:
-    """Check the quote's signatures and judge its TCB, each signature once where all is well."""
+    """Check the quote's signatures and judge its TCB; each valid signature is checked once."""
     fetch = pck.fetch_command(quote.tee)
     collateral = _choose(quote.tee, pck, evidence, trust, now)
     if collateral is None:
@@ -167,7 +166,7 @@ def _judge(
         collateral.check_windows(now, fetch)
         verdict = judge(quote, pck, collateral, root, now)
     except (VerificationError, EvidenceError) as refused:
-        # What is wrong with the quote itself is said first; collateral comes after it.
+        # A fault of the quote itself is reported first, before one of the collateral.
         check_signatures(quote, trust.intel_root, now)
         if isinstance(refused, FreshnessError) and not refused.hint:
             refused.hint = fetch
@@ -180,11 +179,11 @@ def _judge(
 def _choose(
     tee: Tee, pck: Pck, evidence: Evidence, trust: TrustAnchors, now: datetime
 ) -> Collateral | None:
-    """Return the collateral to judge by; ``None`` when there is none at all.
+    """Return the collateral for the quote's platform; ``None`` when there is none at all.
 
-    Of several documents for one platform the highest evaluation number that counts now is
-    taken, so that an older one that is still current cannot hide a newer. A document of the
-    relying party that cannot be read takes nothing from the others.
+    Of several documents for one platform the one with the highest evaluation number that is
+    current is taken, so that an older one that is still current cannot hide a newer. A document of
+    the relying party that cannot be read does not affect the others.
 
     :raises EndorsementError: when there is collateral, and none for this platform; it names the
         documents that cannot be read.
@@ -213,7 +212,7 @@ def _choose(
 
 
 def _readable(documents: Iterable[bytes]) -> tuple[list[Collateral], list[str]]:
-    """Return the collateral among the relying party's documents, and what is wrong with others."""
+    """Return the collateral among the relying party's documents, and the faults of the others."""
     given: list[Collateral] = []
     unread: list[str] = []
     for number, data in enumerate(documents, start=1):
@@ -231,7 +230,7 @@ def _documents(items: Iterable[bytes]) -> tuple[bytes, ...]:
 
 
 def _measured_server(log: EventLog | None, trust: TrustAnchors) -> bytes:
-    """Return the digest of a trusted container server in the log, which was replayed."""
+    """Return the digest of a trusted container server in the replayed log."""
     if log is None or not trust.container_servers:
         return b""
     found = (
@@ -245,7 +244,7 @@ def _measured_server(log: EventLog | None, trust: TrustAnchors) -> bytes:
 
 
 def td_measurements(body: TdReport) -> dict[str, bytes]:
-    """Name what the TDX module measured, as policies do."""
+    """Return the measurements of the TDX module, by the names that policies use."""
     found = {
         "mrtd": body.mr_td,
         "mrconfigid": body.mr_config_id,
@@ -260,7 +259,7 @@ def td_measurements(body: TdReport) -> dict[str, bytes]:
 
 
 def td_attributes(body: TdReport) -> dict[str, Scalar | tuple[str, ...]]:
-    """Name the attributes of a TD, as policies do."""
+    """Return the attributes of a TD, by the names that policies use."""
     return {
         **{name: bool(body.td_attributes >> bit & 1) for name, bit in _NAMED_ATTRIBUTES.items()},
         "td.reserved": f"{body.reserved_attributes:#x}",

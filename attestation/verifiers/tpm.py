@@ -3,17 +3,17 @@
 Steps, in this order, each named in the error that it raises:
 
 1. *quote signature*: the attestation key (AK) signed the statement;
-2. *attestation key*: the AK is one whose life in a TPM was proven or which was pinned, and
-   it is of a kind that signs nothing but what its TPM made (restricted, fixed);
+2. *attestation key*: the AK was proven to be in a TPM, or was pinned, and it is of a kind that
+   signs only structures that its TPM generated (restricted, fixed);
 3. *binding*: ``extraData`` is the digest of this nonce, these keys and this role;
-4. *pcr digest*: the PCR values beside the quote are the ones that it covers;
+4. *pcr digest*: the PCR values sent with the quote are the ones that it covers;
 5. *event log*: the log replays to those values, register by register;
-6. *endorsement key*: its certificate, where one came along, chains to a trusted root.
+6. *endorsement key*: its certificate, if one was sent, chains to a trusted root.
 
-What a TPM quote proves is the state of its registers. That the code whose digest stands in
-PCR 14 is the code which asks is proven only as far as whatever measured it can be trusted:
-the firmware and boot chain in PCRs 0 to 9 on a real machine. A bare TPM does not isolate
-processes of one machine from each other.
+A TPM quote proves the state of the TPM's registers. That the code whose digest is in PCR 14 is the
+code that attests is proven only as far as the software that measured it can be trusted: on a real
+machine the firmware and boot chain in PCRs 0 to 9. A bare TPM does not isolate processes of one
+machine from each other.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def check_quote_signature(quote: TpmQuote) -> None:
     """Check that the quote's own AK signed its statement with an accepted scheme.
 
     :raises SignatureError: when it did not.
-    :raises EvidenceError: when the signature is not spelled as TPMs do.
+    :raises EvidenceError: when the signature is not encoded as TPMs do.
     """
     step = "quote signature"
     signature = quote.signature
@@ -169,7 +169,7 @@ def check_quote_signature(quote: TpmQuote) -> None:
 def _check_spelling(key: ec.EllipticCurvePublicKey, signature: TpmSignature) -> None:
     """Check that r and s have as many bytes as the curve, or no leading zero, as TPMs write them.
 
-    :raises EvidenceError: for any other spelling of the same numbers.
+    :raises EvidenceError: for any other encoding of the same numbers.
     """
     size = (key.key_size + 7) // 8
     read = Cursor(signature.raw[4:], "signature", limit=MAX_SIGNATURE_BYTES)
@@ -194,11 +194,11 @@ def _verify_rsa(key: rsa.RSAPublicKey, quote: TpmQuote, algorithm: hashes.HashAl
 
 
 def check_attestation_key(quote: TpmQuote, trust: TrustAnchors) -> str:
-    """Check that the AK is trusted and restricted; return the hierarchy that it lives in.
+    """Check that the AK is trusted and restricted; return the hierarchy to which it belongs.
 
-    Where the TPM's description of the AK came along, its Name must give the qualified name
-    that the TPM signed, for a primary key of a hierarchy: so the attributes are the TPM's
-    word and not the prover's. Without it (a bare public key) the result is ``unknown``.
+    When the TPM's description of the AK was sent, its Name must give the qualified name that the
+    TPM signed, for a primary key of a hierarchy: this proves the attributes of the key. Without it
+    (a bare public key) the result is ``unknown``.
 
     :raises EndorsementError: when the key is not trusted or of another kind.
     """
@@ -240,7 +240,7 @@ def _qualified(area: PublicArea, parent: int) -> bytes:
 
 
 def check_binding(statement: QuoteStatement, binding: Bound) -> None:
-    """Check that the TPM was asked to sign exactly this binding.
+    """Check that the TPM signed exactly this binding.
 
     :raises BindingError: when it was not.
     """
@@ -262,7 +262,7 @@ def check_pcr_values(quote: TpmQuote) -> None:
 
 
 def pcr_claims(quote: TpmQuote) -> Mapping[str, bytes]:
-    """Name the quoted PCR values as policies do: ``pcr.7``, ``pcr.7.sha384``.
+    """Return the quoted PCR values by the names that policies use: ``pcr.7``, ``pcr.7.sha384``.
 
     Values of a SHA-1 bank are left out.
     """
@@ -280,11 +280,11 @@ def _named(selection: tuple[PcrSelection, ...], values: bytes) -> Mapping[str, b
 
 
 def check_event_log(quote: TpmQuote, data: bytes, trust: TrustAnchors) -> Mapping[str, bytes]:
-    """Replay the log against the quoted PCRs; return what was booted, and measured into PCR 14.
+    """Replay the log against the quoted PCRs; return the claims of the boot and of PCR 14.
 
-    Without any log nothing of what was measured is known, and the PCR values stand alone. A
-    log that is there must explain a quoted PCR 14 that is not at its initial value; see
-    :func:`attestation.logs.runtime_events.measurements` for events that hide something.
+    Without a log there are no such claims, only the PCR values. A log must explain a quoted PCR 14
+    that is not at its initial value; see :func:`attestation.logs.runtime_events.measurements` for
+    events that hide others.
 
     :raises EventLogError: naming the register.
     :raises EvidenceError: when the log is malformed.
@@ -311,7 +311,7 @@ def _explain(
     known: frozenset[bytes],
     boot: frozenset[bytes],
 ) -> Mapping[str, bytes]:
-    """Replay and read a log. Remembered: a machine shows the same log and values each time."""
+    """Replay and read a log. Cached: a machine sends the same log and values each time."""
     pcrs = split_values(selection, values)
     bank = next((name for name in _BANKS if pcrs.get(name)), None)
     log = EventLog.parse(data)
@@ -333,7 +333,7 @@ def _explain(
 
 
 def statement_attributes(statement: QuoteStatement) -> dict[str, Scalar]:
-    """Return what the statement says about the TPM itself."""
+    """Return the attributes of the TPM itself in the statement."""
     return {
         "tpm.clock": statement.clock,
         "tpm.firmware": statement.firmware,
@@ -346,7 +346,7 @@ def statement_attributes(statement: QuoteStatement) -> dict[str, Scalar]:
 def _check_endorsement_key(
     quote: TpmQuote, proven: bytes | None, trust: TrustAnchors, now: datetime
 ) -> tuple[str, ...]:
-    """Check an EK certificate that came along; return the names that stay unverified."""
+    """Check the EK certificate, if one was sent; return the names that stay unverified."""
     if not quote.ek_certificate:
         return ()
     if not trust.tpm_ek_roots or proven is None:

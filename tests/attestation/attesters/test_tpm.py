@@ -423,7 +423,7 @@ def test_a_tpm_that_is_not_there_says_why(tmp_path: Path, monkeypatch: pytest.Mo
     assert "does not exist" in TpmAttester.detect("device:/dev/no-such-tpm")
     gone = f"swtpm:path={tmp_path}/none"
     assert "Could not load tcti" in TpmAttester.detect(gone)
-    assert "not there" in TpmAttester.detect("swtpm:path=/no/such/place/tpm")
+    assert "cannot be found" in TpmAttester.detect("swtpm:path=/no/such/place/tpm")
     attester = TpmAttester(tmp_path / "site", tcti=gone)
     with pytest.raises(Tpm2CommandError) as caught:
         attester.collect(binding())

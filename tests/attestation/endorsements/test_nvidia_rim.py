@@ -396,7 +396,7 @@ def test_a_document_that_is_costly_to_canonicalise_is_refused(data: bytes) -> No
 @pytest.mark.parametrize(
     ("resources", "message"),
     [
-        ([made.resource(1, made.golden(2)), made.resource(1, made.golden(2))], "stands twice"),
+        ([made.resource(1, made.golden(2)), made.resource(1, made.golden(2))], "occurs twice"),
         ([made.resource(1, made.golden(2), index="-1")], "index"),
         ([made.resource(1, made.golden(2), index="01")], "index"),
         ([made.resource(1, made.golden(2), index="9999")], "index"),

@@ -185,7 +185,7 @@ def test_the_responder_must_be_the_one_that_is_named() -> None:
     nameless = builder.responder_id(ocsp.OCSPResponderEncoding.NAME, RESPONDER.certificate).sign(
         RESPONDER.key, hashes.SHA256()
     )
-    with pytest.raises(EndorsementError, match="certificate of the OCSP responder is not there"):
+    with pytest.raises(EndorsementError, match="OCSP answer has no certificate of its responder"):
         check(nameless.public_bytes(Encoding.DER), CA_ANSWER)
     named = (
         builder.responder_id(ocsp.OCSPResponderEncoding.NAME, RESPONDER.certificate)

@@ -81,7 +81,7 @@ DENIED = {
         (*RIMS, *answers()),
         lambda nonce: (*machine(nonce)[:-1], machine(nonce)[0]),
     ),
-    "asked with another nonce": ((*RIMS, *answers()), lambda _: machine(bytes(32))),
+    "has another nonce": ((*RIMS, *answers()), lambda _: machine(bytes(32))),
 }
 
 

@@ -456,7 +456,7 @@ def test_a_policy_that_pins_no_launch_is_an_error_of_lint(files: dict[str, Path]
     assert result.exit_code == 1
     for words in (
         "error: nothing pins the launch (launch or id_key_digest) of snp",
-        "error: nothing pins the software that it says it is (software or launch) of sample",
+        "error: nothing pins the software that it reports (software or launch) of sample",
         "error: coordinator: nothing pins the firmware (mrtd); the kernel (rtmr1)",
     ):
         assert words in result.output
@@ -465,4 +465,4 @@ def test_a_policy_that_pins_no_launch_is_an_error_of_lint(files: dict[str, Path]
     refused = run("explain", *arguments(files))
     assert refused.exit_code == 2
     assert "refused  launch_identity" in refused.output
-    assert "found     nothing pins the software that it says it is" in refused.output
+    assert "found     nothing pins the software that it reports" in refused.output
