@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -80,7 +81,7 @@ _DIGEST_BYTES: Final = 32
 _ELSEWHERE: Final = "-"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class JobSpec:
     """A complete and consistent job. Make one with :meth:`load` or :meth:`from_toml`.
 
@@ -268,7 +269,14 @@ class JobSpec:
         return dumps(self.to_table())
 
     def to_json(self) -> str:
-        """Return the job as one JSON document for the wire and for state on disk."""
+        """Return the job as one JSON document for the wire and for state on disk.
+
+        It is encoded once: a job of many sites is sent to each of them.
+        """
+        return self._json
+
+    @cached_property
+    def _json(self) -> str:
         document = {"format": _FORMAT, **self.to_table()}
         return json.dumps(document, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
@@ -286,6 +294,10 @@ class JobSpec:
 
     def digest(self) -> bytes:
         """Return the SHA-256 of :meth:`canonical`, 32 bytes."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> bytes:
         return hashlib.sha256(self.canonical()).digest()
 
     def owner_public_key(self) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -265,6 +266,17 @@ def test_digests_and_signed_bytes_stay_what_they_are(source: str, job: str, sign
     )
     assert spec.digest().hex() == job
     assert hashlib.sha256(assignment.to_bytes()).hexdigest() == signed
+
+
+def test_a_job_is_encoded_once_and_another_one_anew() -> None:
+    spec = _read(FULL)
+    assert spec.to_json() is spec.to_json()
+    assert spec.digest() is spec.digest()
+    other = dataclasses.replace(spec, rounds=6)
+    six = _read(FULL.replace("rounds = 5", "rounds = 6"))
+    assert (other.to_json(), other.digest()) == (six.to_json(), six.digest())
+    assert other.digest() != spec.digest()
+    assert spec == _read(FULL)
 
 
 # --- refusals -------------------------------------------------------------------------
