@@ -16,7 +16,7 @@ from cryptography import x509
 from attestation.endorsements.offline import readable_certificates
 from fedlearn.checks import Check, fail, ok, warn
 
-__all__ = ["certificates", "folder", "port", "reach", "secret"]
+__all__ = ["certificates", "folder", "port", "secret"]
 
 _MAX_FILES: Final = 2000
 _MAX_BYTES: Final = 256 * 1024
@@ -89,18 +89,6 @@ def _port_failure(what: str, error: OSError) -> Check:
     if error.errno == errno.EADDRNOTAVAIL:
         return fail("port", f"{what}: not an address of this machine", "listen on 0.0.0.0 or [::]")
     return fail("port", f"{what}: {(error.strerror or 'unknown').lower()}", "check the network")
-
-
-def reach(address: str, *, name: str, seconds: float = 3.0) -> Check:
-    """Check that ``address`` answers: open a connection and close it."""
-    host, _, number = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(number)), timeout=seconds):
-            return ok(name, f"{address} answers")
-    except OSError as error:
-        reason = (error.strerror or str(error) or "no answer").lower()
-        mend = "check that it runs, and that no firewall blocks this machine"
-        return fail(name, f"{address}: {reason}", mend)
 
 
 def folder(path: Path, *, name: str, private: bool = False, write: bool = True) -> Check:

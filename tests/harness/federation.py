@@ -235,11 +235,6 @@ class Job:
         found = self.harness.operator.follow_job(self.name, past_only=True)
         return [Event.decode(item.kind, item.json) for item in found]
 
-    def timed(self) -> list[tuple[float, Event]]:
-        """All events so far with seconds since the epoch."""
-        found = self.harness.operator.follow_job(self.name, past_only=True)
-        return [(each.unix_ms / 1000, Event.decode(each.kind, each.json)) for each in found]
-
     def of(self, kind: str) -> list[Any]:
         """The events of one kind so far."""
         return [event for event in self.events() if event.kind == kind]

@@ -42,7 +42,6 @@ from attestation.quotes.tpm_keys import load_public_key
 from attestation.trust import AMD_ARK_KEYS, TrustAnchors, key_digest
 from attestation.verifiers import verify
 
-INTEL_TIME = dt.datetime.fromtimestamp(1750340000, dt.UTC)
 TODAY = dt.datetime(2026, 2, 1, tzinfo=dt.UTC)
 COVERED: dict[str, set[str]] = {}
 

@@ -197,12 +197,10 @@ def test_ports() -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         found = files.port(address, name="gate")
         assert (found.level, "in use" in found.found) == (Level.FAIL, True)
-        assert files.reach(address, name="coordinator").level is Level.OK
     assert files.port(address, name="gate").level is Level.OK
     assert files.port("127.0.0.1:0", name="gate").level is Level.OK
     assert files.port("192.0.2.1:9443", name="gate").level is Level.FAIL
     assert files.port("no-such-host.invalid:9443", name="gate").level is Level.FAIL
-    assert files.reach(address, name="coordinator").level is Level.FAIL
 
 
 def test_folders_and_secrets(tmp_path: Path) -> None:
