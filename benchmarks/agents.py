@@ -156,7 +156,7 @@ def measure_sites(federation: Federation, pid: int, count: int, seconds: float) 
             for index in range(PROCESSES)
         ]
         for one in players:
-            told(one)
+            received(one)
         connecting, connecting_cpu = time.monotonic() - began, cpu_seconds(pid) - cpu
         # The first heartbeats fall together; let them spread.
         time.sleep(HEARTBEAT_SECONDS / 3)
@@ -168,7 +168,7 @@ def measure_sites(federation: Federation, pid: int, count: int, seconds: float) 
         held = 0
         for one in players:
             close(one)
-            held += told(one)
+            held += received(one)
     if held != connected:
         raise SystemExit(f"{held} streams are held, and the coordinator says {connected}")
     return Sites(
@@ -237,7 +237,7 @@ def player(
         process.wait()
 
 
-def told(process: subprocess.Popen[str]) -> int:
+def received(process: subprocess.Popen[str]) -> int:
     """Return the number on a player's next line."""
     line = process.stdout.readline() if process.stdout is not None else ""
     if not line:

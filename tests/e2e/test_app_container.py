@@ -138,7 +138,7 @@ def test_it_runs_there_and_nothing_of_it_in_the_coordinators_place(
     secret.parent.mkdir()
     secret.write_text("the root key")
     config = {"secret": str(secret)}
-    here, told = run(job="here", run_config=config)
+    here, received = run(job="here", run_config=config)
 
     def look(host: JobRunner, channel: Channel) -> None:
         channel.wait_for("round.finished")
@@ -147,8 +147,8 @@ def test_it_runs_there_and_nothing_of_it_in_the_coordinators_place(
 
     there, channel = run(job="there", run_config=config, app_host=daemon.path, during=look)
     assert here.status == there.status == "finished", (here, there)
-    assert _bits(channel) == _bits(told)
-    assert channel.files == told.files == [{"left": b"in the other container"}]
+    assert _bits(channel) == _bits(received)
+    assert channel.files == received.files == [{"left": b"in the other container"}]
     lines = [fields["line"] for fields in channel.of("log")]
     assert not [line for line in lines if line.startswith("REACHED")]
     assert "refused state FileNotFoundError" in lines or "refused state PermissionError" in lines

@@ -84,14 +84,14 @@ def refused(place: Path, command: str, *words: str) -> str:
     """Run a command that has to fail; return what it said."""
     before = _files(place)
     done = CliRunner().invoke(_command(command), list(words), prog_name=command)
-    said = done.output
-    assert done.exit_code not in {0, None}, said
+    reported = done.output
+    assert done.exit_code not in {0, None}, reported
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    assert "Traceback" not in said
-    assert said.strip(), "it says nothing"
-    assert len(said.strip().splitlines()) <= 6, said
+    assert "Traceback" not in reported
+    assert reported.strip(), "it says nothing"
+    assert len(reported.strip().splitlines()) <= 6, reported
     assert _files(place) == before, "something was left behind"
-    return said
+    return reported
 
 
 def _write(name: str, text: str | bytes) -> Callable[[Path], object]:
@@ -244,9 +244,9 @@ def _mask() -> Iterator[None]:
 def test_a_broken_file_is_named_with_what_would_be_right(place: Path, case: str) -> None:
     spoil, command, words = FILES[case]
     spoil(place)
-    said = refused(place, *command)
+    reported = refused(place, *command)
     for word in words:
-        assert word in said, said
+        assert word in reported, reported
 
 
 FLAGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -302,9 +302,9 @@ FLAGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 @pytest.mark.parametrize("case", list(FLAGS))
 def test_a_broken_flag_is_named(place: Path, case: str) -> None:
     words, expected = FLAGS[case]
-    said = refused(place, *words)
+    reported = refused(place, *words)
     for word in expected:
-        assert word in said, said
+        assert word in reported, reported
 
 
 @pytest.mark.parametrize("name", ["fedlearn", "fedlearn-server", "fedlearn-edge"])

@@ -37,9 +37,9 @@ def _refusal(job: Job) -> str:
     """Wait until a site's refusal is told in the job's events; return them all as text."""
     end = time.monotonic() + 40
     while True:
-        told = " ".join(str(event.to_json()) for event in job.events())
-        if "data set small" in told or time.monotonic() > end:
-            return told
+        received = " ".join(str(event.to_json()) for event in job.events())
+        if "data set small" in received or time.monotonic() > end:
+            return received
         time.sleep(0.1)
 
 

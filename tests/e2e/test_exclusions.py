@@ -39,10 +39,10 @@ def test_a_site_that_is_kept_out_stays_out_through_a_restart_and_comes_back(
     job.wait_for("round.finished", round=1)
     trio.operator.revoke_client(job.name, "site-a", "seen on another machine")
     # An honest client tries again, and is told why not.
-    (told,) = job.wait_for("client.refused", site="site-a")[:1]
-    assert "is excluded from job kept-out by operator operator" in told.reason
-    assert "seen on another machine" in told.reason
-    assert told.findings[0]["claim"] == "exclusion"
+    (received,) = job.wait_for("client.refused", site="site-a")[:1]
+    assert "is excluded from job kept-out by operator operator" in received.reason
+    assert "seen on another machine" in received.reason
+    assert received.findings[0]["claim"] == "exclusion"
     (shown,) = trio.operator.get_job(job.name).exclusions
     assert (shown.site, shown.until) == ("site-a", None)
 

@@ -171,12 +171,12 @@ def test_whoever_holds_the_gate_from_a_clients_own_address_keeps_no_client_from_
 def test_deliveries_that_nobody_asked_for_are_not_kept(brisk: FederationHarness) -> None:
     misbehaving = MisbehavingClient(brisk)
     job = brisk.job("unasked", sites=["site-a", "misbehaving"], quorum=2, deadline_s=60).submit()
-    standing = misbehaving.admit(job)
-    identity = standing.identity
+    held = misbehaving.admit(job)
+    identity = held.identity
     pem = identity.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     key = base64.b64encode(pem).decode()
     context = client_context(identity.chain, identity.key, identity.authorities)
-    address = _address(standing.admitted.fleet_address)
+    address = _address(held.admitted.fleet_address)
     before, taken = _memory(brisk), []
 
     def deliver() -> None:

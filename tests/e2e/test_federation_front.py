@@ -33,7 +33,7 @@ def job(shared: FederationHarness) -> Iterator[Job]:
 
 
 @pytest.fixture(scope="module")
-def standing(job: Job, misbehaving: MisbehavingClient) -> HeldAdmission:
+def held(job: Job, misbehaving: MisbehavingClient) -> HeldAdmission:
     made = misbehaving.admit(job)
     assert made.fleet.activate()[0] == made.admitted.node_id
     return made
@@ -65,8 +65,8 @@ def _der(key: ec.EllipticCurvePrivateKey) -> bytes:
     return certification_request(key)
 
 
-def test_an_admitted_client_is_let_in(standing: HeldAdmission) -> None:
-    standing.fleet.heartbeat()
+def test_an_admitted_client_is_let_in(held: HeldAdmission) -> None:
+    held.fleet.heartbeat()
 
 
 def _refused(stranger: Stranger, status: int, match: str) -> None:
@@ -82,84 +82,82 @@ def _no_connection(stranger: Stranger) -> None:
 
 
 def test_without_a_certificate_there_is_no_connection(
-    misbehaving: MisbehavingClient, standing: HeldAdmission
+    misbehaving: MisbehavingClient, held: HeldAdmission
 ) -> None:
-    _no_connection(Stranger(standing.admitted.fleet_address, misbehaving.ca))
+    _no_connection(Stranger(held.admitted.fleet_address, misbehaving.ca))
 
 
 def test_a_certificate_that_somebody_made_is_no_certificate(
-    misbehaving: MisbehavingClient, standing: HeldAdmission
+    misbehaving: MisbehavingClient, held: HeldAdmission
 ) -> None:
     key = new_key()
     chain = (self_made(key),)
-    address = standing.admitted.fleet_address
+    address = held.admitted.fleet_address
     _no_connection(Stranger(address, misbehaving.ca, chain=chain, key=key))
 
 
 def test_an_expired_certificate_of_our_own_ca_is_refused(
-    shared: FederationHarness, misbehaving: MisbehavingClient, standing: HeldAdmission
+    shared: FederationHarness, misbehaving: MisbehavingClient, held: HeldAdmission
 ) -> None:
     key = new_key()
     chain = _issue(shared, key, now=datetime.now(UTC) - timedelta(hours=1))
-    address = standing.admitted.fleet_address
+    address = held.admitted.fleet_address
     _no_connection(Stranger(address, misbehaving.ca, chain=chain, key=key))
 
 
 def test_a_certificate_of_our_ca_without_an_admission_is_refused(
-    shared: FederationHarness, misbehaving: MisbehavingClient, standing: HeldAdmission
+    shared: FederationHarness, misbehaving: MisbehavingClient, held: HeldAdmission
 ) -> None:
     key = new_key()
     chain = _issue(shared, key)
-    address = standing.admitted.fleet_address
+    address = held.admitted.fleet_address
     _refused(Stranger(address, misbehaving.ca, chain=chain, key=key), 401, "never admitted")
 
 
 def test_a_stolen_certificate_is_worth_nothing_without_its_key(
-    misbehaving: MisbehavingClient, standing: HeldAdmission
+    misbehaving: MisbehavingClient, held: HeldAdmission
 ) -> None:
     # OpenSSL refuses to load the pair; a thief would need a library that does not look.
     with pytest.raises((ssl.SSLError, FedlearnError)):
-        Stranger(
-            standing.admitted.fleet_address, misbehaving.ca, chain=standing.chain, key=new_key()
-        )
+        Stranger(held.admitted.fleet_address, misbehaving.ca, chain=held.chain, key=new_key())
 
 
 def test_another_sites_certificate_does_not_speak_for_a_node(
-    misbehaving: MisbehavingClient, standing: HeldAdmission
+    misbehaving: MisbehavingClient, held: HeldAdmission
 ) -> None:
     """The header that names the node must be the key of the certificate."""
     stranger = Stranger(
-        standing.admitted.fleet_address,
+        held.admitted.fleet_address,
         misbehaving.ca,
-        chain=standing.chain,
-        key=standing.keys.tls,
+        chain=held.chain,
+        key=held.keys.tls,
         header_key=new_key(),
     )
     _refused(stranger, 401, "not the key of the certificate")
 
 
 def test_a_sites_own_certificate_is_not_that_of_a_client(
-    misbehaving: MisbehavingClient, standing: HeldAdmission
+    misbehaving: MisbehavingClient, held: HeldAdmission
 ) -> None:
     from cryptography import x509
 
     chain = tuple(x509.load_pem_x509_certificates(misbehaving.identity.chain))
     stranger = Stranger(
-        standing.admitted.fleet_address, misbehaving.ca, chain=chain, key=misbehaving.identity.key
+        held.admitted.fleet_address, misbehaving.ca, chain=chain, key=misbehaving.identity.key
     )
     _refused(stranger, 401, "")
 
 
 def test_a_certificate_for_another_job_gets_nothing_of_this_one(
-    shared: FederationHarness, misbehaving: MisbehavingClient, standing: HeldAdmission
+    shared: FederationHarness, misbehaving: MisbehavingClient, held: HeldAdmission
 ) -> None:
     other = shared.job("front-other", sites=["misbehaving"], data={}).submit()
     elsewhere = misbehaving.admit(other)
     try:
         node, run = elsewhere.fleet.activate()
-        assert not {node, run} & set(standing.fleet.activate())
+        assert not {node, run} & set(held.fleet.activate())
         stranger = Stranger(
-            standing.admitted.fleet_address,
+            held.admitted.fleet_address,
             misbehaving.ca,
             chain=elsewhere.chain,
             key=elsewhere.keys.tls,
@@ -177,11 +175,11 @@ def test_a_certificate_for_another_job_gets_nothing_of_this_one(
         shared.operator.cancel_job("front-other")
     # The job is over; its certificate is valid for half an hour, and opens nothing.
     _refused(stranger, 401, "")
-    standing.fleet.heartbeat()
+    held.fleet.heartbeat()
 
 
 def test_a_model_of_another_job_is_not_released(
-    shared: FederationHarness, misbehaving: MisbehavingClient, standing: HeldAdmission
+    shared: FederationHarness, misbehaving: MisbehavingClient, held: HeldAdmission
 ) -> None:
     done = shared.run("front-sealed", rounds=1, sites=["site-a"])
     stored = shared.command(
@@ -189,7 +187,7 @@ def test_a_model_of_another_job_is_not_released(
         *("--passphrase-file", shared.federation.passphrase_file, "--json"),
     ).stdout
     file = next(each for each in json.loads(stored) if each["model"] == done.name)
-    with standing.control as control, pytest.raises(KeyReleaseDenied) as denied:
+    with held.control as control, pytest.raises(KeyReleaseDenied) as denied:
         control.release_key(done.name, int(file["version"]), bytes.fromhex(file["file_id"]))
     assert "belongs to the job" in str(denied.value)
 
@@ -208,10 +206,10 @@ def test_a_model_of_another_job_is_not_released(
     ],
 )
 def test_control_and_runtime_are_not_behind_the_front(
-    misbehaving: MisbehavingClient, standing: HeldAdmission, path: str
+    misbehaving: MisbehavingClient, held: HeldAdmission, path: str
 ) -> None:
     stranger = Stranger(
-        standing.admitted.fleet_address, misbehaving.ca, chain=standing.chain, key=standing.keys.tls
+        held.admitted.fleet_address, misbehaving.ca, chain=held.chain, key=held.keys.tls
     )
     assert stranger.post(path).status_code == 404
 
@@ -246,21 +244,21 @@ def _host(text: str) -> str:
 
 
 def test_nothing_else_listens_and_what_listens_serves_no_control(
-    shared: FederationHarness, job: Job, standing: HeldAdmission
+    shared: FederationHarness, job: Job, held: HeldAdmission
 ) -> None:
     """Try Flower's Control and Runtime at every address that the coordinator can be reached at."""
     pids = [shared.server_pid(), *descendants(shared.server_pid())]
     assert shared.job_pid(job.name) in pids
-    told = {
-        standing.admitted.fleet_address,
-        standing.admitted.control_address,
-        standing.gate.pinned.address,
+    received = {
+        held.admitted.fleet_address,
+        held.admitted.control_address,
+        held.gate.pinned.address,
     }
-    assert _listening(pids) == told
+    assert _listening(pids) == received
     assert _listening([shared.job_pid(job.name)]) == set()
     insecure = ssl.create_default_context()
     insecure.check_hostname, insecure.verify_mode = False, ssl.CERT_NONE
-    for address in sorted(told):
+    for address in sorted(received):
         for scheme in ("http", "https"):
             for path in ("/v1/control/list-runs", "/v1/runtime/acquire-task"):
                 with (
@@ -274,8 +272,8 @@ def test_a_revoked_client_is_out_at_once(
     shared: FederationHarness, misbehaving: MisbehavingClient
 ) -> None:
     job = shared.job("front-revoked", sites=["misbehaving"], data={}).submit()
-    standing = misbehaving.admit(job)
-    fleet = standing.fleet
+    held = misbehaving.admit(job)
+    fleet = held.fleet
     fleet.activate()
     shared.operator.revoke_client(job.name, "misbehaving", "the test said so")
     # The connection that it had is closed; a call on it may meet that before any answer.

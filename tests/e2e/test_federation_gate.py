@@ -135,8 +135,8 @@ def test_an_altered_bundle_is_refused_with_what_was_expected_and_found(
     assert finding["remedy"]
     assert entry["measurements"]["app"] == altered.hex()
     assert altered.hex() in json.dumps(entry["findings"])
-    (said,) = [each for each in job.of("client.refused") if altered.hex() in each.reason][:1]
-    assert said.site == "misbehaving"
+    (reported,) = [each for each in job.of("client.refused") if altered.hex() in each.reason][:1]
+    assert reported.site == "misbehaving"
 
 
 @pytest.mark.parametrize("claim", ["software", "job"])

@@ -56,11 +56,11 @@ def test_a_revoked_client_is_out_and_its_update_with_it(shared: FederationHarnes
     revoked = entry["key_thumbprint"]
     assert [e["round"] for e in job.ledger("update") if e["key_thumbprint"] == revoked] == [1, 2]
     assert any("round 2 is run again" in e.line for e in job.of("log"))
-    said = shared.command(
+    reported = shared.command(
         *("fedlearn", "ledger", "contributions", "--state", shared.state),
         *("--job", job.name, "--json"),
     ).stdout
-    made = {(c["round"], c["site"]): c["thumbprint"] for c in json.loads(said)}
+    made = {(c["round"], c["site"]): c["thumbprint"] for c in json.loads(reported)}
     assert made[1, "site-a"] == revoked
     assert made.get((2, "site-a")) != revoked
     lost = [e for e in job.of("client.lost") if e.site == "site-a"]
@@ -100,13 +100,13 @@ def test_who_is_not_affirmed_by_a_new_policy_is_out_in_the_middle_of_a_round(
 def test_a_site_that_is_removed_is_out_of_every_job(brisk: FederationHarness) -> None:
     misbehaving = MisbehavingClient(brisk)
     job = brisk.job("removed", sites=["misbehaving"], data={}, deadline_s=300).submit()
-    standing = misbehaving.admit(job)
-    standing.fleet.activate()
+    held = misbehaving.admit(job)
+    held.fleet.activate()
     brisk.operator.remove_site("misbehaving")
     with contextlib.suppress(TransportError, AdmissionDenied):  # the connection may be gone
-        standing.fleet.heartbeat()
+        held.fleet.heartbeat()
     with pytest.raises(AdmissionDenied, match="removed"):
-        standing.fleet.heartbeat()
+        held.fleet.heartbeat()
     with pytest.raises(FedlearnError):
         misbehaving.admit(job)
     brisk.operator.cancel_job(job.name)

@@ -34,11 +34,11 @@ def test_a_job_runs_and_leaves_a_sealed_model_and_a_ledger(
 
     verified = shared.command("fedlearn", "ledger", "verify", "--state", shared.state, "--json")
     assert json.loads(verified.stdout)["intact"] is True
-    said = shared.command(
+    reported = shared.command(
         *("fedlearn", "ledger", "contributions", "--state", shared.state),
         *("--job", "happy", "--json"),
     )
-    made = json.loads(said.stdout)
+    made = json.loads(reported.stdout)
     assert [(c["round"], c["site"]) for c in made] == [
         (number, site) for number in (1, 2, 3) for site in shared.sites
     ]

@@ -74,24 +74,24 @@ def _bits(channel: Channel) -> dict[str, bytes]:
 def test_a_round_costs_less_than_half_a_second_and_repeats_to_the_bit(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, told = run(job="one", rounds=4)
+    first, given = run(job="one", rounds=4)
     assert (first.status, first.rounds) == ("finished", 4)
-    seconds = [fields["seconds"] for fields in told.of("round.finished")]
+    seconds = [fields["seconds"] for fields in given.of("round.finished")]
     with capsys.disabled():
         print(f"\n  rounds of 4 sites: {', '.join(f'{each:.3f} s' for each in seconds)}")
     assert min(seconds[1:]) < 0.5
-    assert len(told.of("update.received")) == 16
-    assert [fields["round"] for fields in told.of("round.started")] == [1, 2, 3, 4]
+    assert len(given.of("update.received")) == 16
+    assert [fields["round"] for fields in given.of("round.started")] == [1, 2, 3, 4]
     # A client's state lives on between rounds: the app counts its calls there.
-    assert {e["metrics"]["calls"] for e in told.of("update.received") if e["round"] == 4} == {4.0}
+    assert {e["metrics"]["calls"] for e in given.of("update.received") if e["round"] == 4} == {4.0}
 
     second, again = run(job="two", rounds=4)
     assert second.status == "finished"
-    assert _bits(again) == _bits(told)
+    assert _bits(again) == _bits(given)
 
     other, changed = run(job="three", rounds=4, seed=8)
     assert other.status == "finished"
-    assert _bits(changed) != _bits(told)
+    assert _bits(changed) != _bits(given)
 
 
 def test_the_exact_mean_agrees_with_flowers(run: Run) -> None:
@@ -149,9 +149,9 @@ def test_an_exception_of_an_app_is_one_site_short_of_the_quorum(run: Run) -> Non
     assert (fails.status, fails.code) == ("failed", "quorum")
     assert "planted failure" in channel.of("update.rejected")[0]["reason"]
 
-    goes_on, told = run(job="lax", sites=2, quorum=1, run_config={"fail-on": "site-1"})
+    goes_on, given = run(job="lax", sites=2, quorum=1, run_config={"fail-on": "site-1"})
     assert goes_on.status == "finished"
-    assert {fields["site"] for fields in told.of("update.received")} == {"site-0"}
+    assert {fields["site"] for fields in given.of("update.received")} == {"site-0"}
 
 
 def test_a_killed_client_does_not_hold_up_a_round(run: Run, federation: FlowerFederation) -> None:
@@ -342,8 +342,8 @@ def test_a_certificate_is_renewed_under_a_running_client(
         charge=lambda question: None,
         directory=tmp_path / "client-app",
     )
-    said: list[str] = []
-    thread = threading.Thread(target=lambda: said.append(client.run()), daemon=True)
+    reported: list[str] = []
+    thread = threading.Thread(target=lambda: reported.append(client.run()), daemon=True)
     thread.start()
     host.start()
     channel.wait_for("round.started", 2)
@@ -353,6 +353,6 @@ def test_a_certificate_is_renewed_under_a_running_client(
     assert outcome.status == "finished", outcome
     host.close()
     thread.join(10)
-    assert said == ["the job has finished"]
+    assert reported == ["the job has finished"]
     calls = [fields["metrics"]["calls"] for fields in channel.of("update.received")]
     assert calls == [1, 2, 3, 4]

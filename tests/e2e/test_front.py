@@ -59,8 +59,8 @@ def outcome(port: int, hello: bytes | None, name: str | None = None) -> str:
         try:
             if hello is not None:
                 plain.sendall(hello)
-                said = plain.recv(16)
-                return said.hex() or "closed"
+                reported = plain.recv(16)
+                return reported.hex() or "closed"
             context = ssl.create_default_context()
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE

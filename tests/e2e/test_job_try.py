@@ -47,9 +47,9 @@ def test_with_json_every_line_is_json_from_the_first_byte(tmp_path: Path) -> Non
     template.write(tmp_path / "tried", "tried")
     done = _try(tmp_path / "tried", "--json")
     assert done.returncode == 0, done.stderr
-    said = [json.loads(line) for line in done.stdout.splitlines()]
-    assert said[-1] == {"job": "tried", "model": "out", "rounds": 5}
-    kinds = [item["kind"] for item in said[:-1]]
+    reported = [json.loads(line) for line in done.stdout.splitlines()]
+    assert reported[-1] == {"job": "tried", "model": "out", "rounds": 5}
+    kinds = [item["kind"] for item in reported[:-1]]
     assert kinds[0] == "job.submitted"
     assert kinds[-1] == "job.finished"
     assert "insecure: " in done.stderr

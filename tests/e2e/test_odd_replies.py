@@ -72,7 +72,7 @@ def test_an_odd_reply_is_one_site_short_of_the_quorum(
     outcome = host.wait(60)
     assert outcome is not None
     assert outcome.status == "finished", outcome
-    assert [told["sites"] for told in channel.of("round.finished")] == [1, 1]
+    assert [received["sites"] for received in channel.of("round.finished")] == [1, 1]
     rejected = channel.of("update.rejected")
-    assert [told["site"] for told in rejected] == ["site-1", "site-1"]
-    assert all(reason in told["reason"] for told in rejected), rejected
+    assert [received["site"] for received in rejected] == ["site-1", "site-1"]
+    assert all(reason in received["reason"] for received in rejected), rejected

@@ -188,16 +188,16 @@ def test_a_client_is_restricted_and_holds_no_secret(harness: PodFederation) -> N
     assert not [name for name in environment if re.search("KEY|TOKEN|PASS|SECRET", name)]
 
     # The guest's policy of a real kata would let exactly this through.
-    told = harness.node.container(pod)
+    received = harness.node.container(pod)
     policy = guest_policy(pod["spec"]["containers"][0]["image"])
-    assert told["process"]["args"] == list(COMMAND)
+    assert received["process"]["args"] == list(COMMAND)
     allowed = set(re.findall(r'^  "(/[^"]*)",$', policy, re.MULTILINE))
-    assert {mount["destination"] for mount in told["mounts"]} <= allowed
+    assert {mount["destination"] for mount in received["mounts"]} <= allowed
     patterns = re.findall(r"^  `(.*)`,$", policy, re.MULTILINE)
-    for item in told["process"]["env"]:
+    for item in received["process"]["env"]:
         assert any(re.search(pattern, item) for pattern in patterns), item
 
-    limits = told["linux"]["resources"]
+    limits = received["linux"]["resources"]
     assert limits["memory"]["limit"] == (RESOURCES["memory_mib"] + 16) * 2**20
     assert limits["cpu"]["quota"] == RESOURCES["cpu"] * limits["cpu"]["period"]
     assert pod["status"]["qosClass"] == "Guaranteed"
@@ -227,8 +227,8 @@ def _unpadded(text: str) -> bytes:
 
 
 def test_helms_own_test_passes_in_a_pod(harness: PodFederation) -> None:
-    said = harness.helm("site-a", "test", "fedlearn-edge", "--timeout", "90s")
-    assert "Succeeded" in said
+    reported = harness.helm("site-a", "test", "fedlearn-edge", "--timeout", "90s")
+    assert "Succeeded" in reported
 
 
 def test_network_policies_are_accepted(harness: PodFederation) -> None:
@@ -295,8 +295,8 @@ def test_a_client_that_is_killed_in_a_round_comes_back(harness: PodFederation) -
     job.finish(seconds=180)
     sites = [entry["site"] for entry in job.ledger("admission")]
     assert sites.count("site-a") >= 2
-    said = [event.detail for event in job.of("client.starting") if event.site == "site-a"]
-    assert any("it was killed; it starts again" in text for text in said), said
+    reported = [event.detail for event in job.of("client.starting") if event.site == "site-a"]
+    assert any("it was killed; it starts again" in text for text in reported), reported
 
 
 def test_a_client_whose_pod_is_deleted_in_a_round_comes_back(harness: PodFederation) -> None:
@@ -370,12 +370,12 @@ def test_a_site_says_what_its_node_cannot_run(harness: PodFederation) -> None:
         job = _job(harness, "broken").submit()
         for site, words in wanted.items():
 
-            def said(site: str = site) -> list[str]:
+            def reported(site: str = site) -> list[str]:
                 return [event.detail for event in job.of("client.starting") if event.site == site]
 
-            _until(lambda said=said, words=words: any(words in text for text in said()))  # type: ignore[misc]
+            _until(lambda reported=reported, words=words: any(words in text for text in reported()))  # type: ignore[misc]
             # Once, not anew with each attempt of the kubelet.
-            assert sum(words in text for text in said()) == 1
+            assert sum(words in text for text in reported()) == 1
         for site, words in wanted.items():
             (lost, *_) = job.wait_for("client.lost", 1, seconds=90, site=site)
             assert f"did not start in 20 s: {words}" in lost.reason

@@ -95,30 +95,30 @@ def bootstrap(item: Workload) -> Bootstrap:
 class Reports:
     """What a launcher reported, and a way to wait for it."""
 
-    said: list[tuple[str, Phase, str]] = field(default_factory=list)
+    reported: list[tuple[str, Phase, str]] = field(default_factory=list)
     news: threading.Condition = field(default_factory=threading.Condition)
 
     def __call__(self, assignment: str, phase: Phase, reason: str) -> None:
         with self.news:
-            self.said.append((assignment, phase, reason))
+            self.reported.append((assignment, phase, reason))
             self.news.notify_all()
 
     def of(self, assignment: str) -> list[tuple[Phase, str]]:
         with self.news:
-            return [(phase, reason) for name, phase, reason in self.said if name == assignment]
+            return [(phase, reason) for name, phase, reason in self.reported if name == assignment]
 
     def wait(self, assignment: str, phase: Phase, words: str = "", *, seconds: float = 30.0) -> str:
         """Return the first reason that has ``words`` and came with ``phase``."""
 
         def found() -> str | None:
-            for name, at, reason in self.said:
+            for name, at, reason in self.reported:
                 if name == assignment and at is phase and words in reason:
                     return reason or " "
             return None
 
         with self.news:
             reason = self.news.wait_for(found, seconds)
-        assert reason is not None, f"no {phase} with {words!r} of {assignment}: {self.said}"
+        assert reason is not None, f"no {phase} with {words!r} of {assignment}: {self.reported}"
         return reason
 
 

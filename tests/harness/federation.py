@@ -195,10 +195,10 @@ class _Children(Children):
     established: Callable[[], None] | None = None
 
     def run(self, name: str, command: Sequence[str | Path], *, seconds: float = 60.0) -> str:
-        said = super().run(name, command, seconds=seconds)
+        reported = super().run(name, command, seconds=seconds)
         if self.established is not None:
             self.established()
-        return said
+        return reported
 
 
 class _Federation(Federation):
@@ -253,11 +253,11 @@ class Job:
 
         end = time.monotonic() + seconds
         while len(found := matching()) < count:
-            said = self.events()
+            reported = self.events()
             if not self.status.open and len(matching()) < count:
-                raise AssertionError(f"{self.name} ended without {count} {kind}: {said[-4:]}")
+                raise AssertionError(f"{self.name} ended without {count} {kind}: {reported[-4:]}")
             if time.monotonic() > end:
-                raise AssertionError(f"no {kind} of {self.name} in {seconds} s: {said[-6:]}")
+                raise AssertionError(f"no {kind} of {self.name} in {seconds} s: {reported[-6:]}")
             time.sleep(0.03)
         return found
 

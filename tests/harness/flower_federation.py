@@ -166,9 +166,9 @@ During = Callable[["JobRunner", Channel], object]
 
 
 class FlowerFederation:
-    """One coordinator with a front; jobs and clients are added to it."""
+    """One coordinator with a Fleet server; jobs and clients are added to it."""
 
-    def __init__(self, folder: Path, **front: Any) -> None:
+    def __init__(self, folder: Path, **limits: Any) -> None:
         from fedlearn.identity.tls import server_context
         from server.admission.registry import AdmissionRegistry
         from server.identity.pki import CertificateAuthority
@@ -183,14 +183,14 @@ class FlowerFederation:
         key = ec.generate_private_key(ec.SECP256R1())
         issued = self.ca.issue_server(_csr(key), ips=["127.0.0.1"], now=now)
         chain = x509.load_pem_x509_certificates(issued.chain_pem)
-        self.front = FleetServer(
+        self.fleet = FleetServer(
             tls=server_context(chain, key, [self.root]),
             register=self.register,
             link_of=lambda job: self.hosts[job].link if job in self.hosts else None,
             trust_domain=TRUST_DOMAIN,
-            **front,
+            **limits,
         )
-        self.address = self.front.start()
+        self.address = self.fleet.start()
         self.clients: list[subprocess.Popen[bytes]] = []
 
     def host(
@@ -271,7 +271,7 @@ class FlowerFederation:
         spec = dataclasses.replace(plan.spec, privacy=None) if cheats else plan.spec
         identity = self.admit(plan.spec.name, site)
         self.identities = {**getattr(self, "identities", {}), site: identity}
-        said = {
+        reported = {
             **{k: identity[k] for k in ("chain", "key", "root")},
             "address": f"{self.address[0]}:{self.address[1]}",
             "spec": spec.to_json(),
@@ -287,7 +287,7 @@ class FlowerFederation:
             env={**os.environ, "PYTHONHASHSEED": "0"},
         )
         assert process.stdin is not None
-        process.stdin.write(json.dumps(said).encode())
+        process.stdin.write(json.dumps(reported).encode())
         process.stdin.close()
         self.clients.append(process)
         return process
@@ -299,7 +299,7 @@ class FlowerFederation:
             process.wait()
         for host in self.hosts.values():
             host.close()
-        self.front.stop()
+        self.fleet.stop()
 
 
 def _csr(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -329,25 +329,25 @@ def client_main() -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    said = json.load(sys.stdin)
-    bundle, spec = base64.b64decode(said["bundle"]), JobSpec.from_json(said["spec"])
-    key = serialization.load_pem_private_key(said["key"].encode(), None)
+    reported = json.load(sys.stdin)
+    bundle, spec = base64.b64decode(reported["bundle"]), JobSpec.from_json(reported["spec"])
+    key = serialization.load_pem_private_key(reported["key"].encode(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     plan = ClientPlan(
         spec=spec,
-        site=said["site"],
+        site=reported["site"],
         bundle=bundle,
-        node_config={"site": said["site"], "index": spec.sites.index(said["site"])},
+        node_config={"site": reported["site"], "index": spec.sites.index(reported["site"])},
         patience=20,
     )
     with tempfile.TemporaryDirectory() as folder:
         client = WarmClient(
             plan,
-            address=said["address"],
+            address=reported["address"],
             identity=Identity(
-                chain=tuple(x509.load_pem_x509_certificates(said["chain"].encode())),
+                chain=tuple(x509.load_pem_x509_certificates(reported["chain"].encode())),
                 key=key,
-                authorities=(x509.load_pem_x509_certificate(said["root"].encode()),),
+                authorities=(x509.load_pem_x509_certificate(reported["root"].encode()),),
             ),
             charge=lambda question: None,
             directory=Path(folder) / "app",

@@ -120,7 +120,7 @@ class RealNode:
     def start(self) -> Self:
         """Start everything; return when the node is ready.
 
-        :raises RuntimeError: naming what is not installed, or what ended and its last words.
+        :raises RuntimeError: naming what is not installed, or what ended and what it wrote last.
         """
         if lacking := missing():
             raise RuntimeError(lacking)

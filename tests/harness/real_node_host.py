@@ -185,9 +185,9 @@ class Host:
             start_new_session=True,
         )
         assert self._keeper.stdout is not None
-        said = self._keeper.stdout.readline().strip()
-        if said != "here":
-            raise RuntimeError(f"this machine makes no namespaces: {said}")
+        reported = self._keeper.stdout.readline().strip()
+        if reported != "here":
+            raise RuntimeError(f"this machine makes no namespaces: {reported}")
         children = Path(f"/proc/{self._keeper.pid}/task/{self._keeper.pid}/children")
         self._first = int(children.read_text().split()[0])
 

@@ -135,10 +135,10 @@ def test_an_empty_log_beside_one_that_is_not_is_kept(place: Place) -> None:
 
 def test_an_error_of_the_kubelet_is_a_kept_log(place: Place) -> None:
     place.logs["client"] = (500, b"failed to read the stream: ReadStreamRequest is blocked")
-    status, said = place.judged()
+    status, reported = place.judged()
     assert status == 0
-    assert said.startswith("the kubelet has none: ")
-    assert "ReadStreamRequest is blocked" in said
+    assert reported.startswith("the kubelet has none: ")
+    assert "ReadStreamRequest is blocked" in reported
 
 
 def test_a_log_that_can_be_read_is_not_kept(place: Place) -> None:
@@ -148,39 +148,39 @@ def test_a_log_that_can_be_read_is_not_kept(place: Place) -> None:
 
 def test_an_empty_log_among_empty_ones_says_nothing(place: Place) -> None:
     place.logs["nobody"] = (200, b"")
-    status, said = place.judged()
+    status, reported = place.judged()
     assert status == 2
-    assert "an empty log says nothing here" in said
+    assert "an empty log says nothing here" in reported
 
 
 def test_a_cluster_that_shows_nobodys_log_says_nothing(place: Place) -> None:
     place.logs["nobody"] = (500, b"no logs today")
-    status, said = place.judged()
+    status, reported = place.judged()
     assert status == 2
-    assert "nobody cannot be read either" in said
-    assert "no logs today" in said
+    assert "nobody cannot be read either" in reported
+    assert "no logs today" in reported
 
 
 def test_a_container_that_has_not_started_has_written_nothing(place: Place) -> None:
-    status, said = place.judged("waiting")
+    status, reported = place.judged("waiting")
     assert status == 2
-    assert "has not started" in said
+    assert "has not started" in reported
 
 
 def test_what_is_not_the_guests_doing_says_nothing(place: Place, tmp_path: Path) -> None:
-    status, said = place.judged("missing")
+    status, reported = place.judged("missing")
     assert status == 2
-    assert "not found" in said
+    assert "not found" in reported
     # The tester may not read logs at all.
     stranger = place.cluster.kubeconfig("stranger")
-    status, said = place.judged(kubeconfig=stranger)
+    status, reported = place.judged(kubeconfig=stranger)
     assert status == 2
-    assert "forbidden" in said.lower()
+    assert "forbidden" in reported.lower()
     # The node is away while its pod is asked.
     place.logs["client"] = (404, b"not found")
-    status, said = place.judged()
+    status, reported = place.judged()
     assert status == 2
-    assert "not the guest's doing" in said
+    assert "not the guest's doing" in reported
 
 
 def test_the_script_for_clusters_stops_at_values_that_helm_refuses(

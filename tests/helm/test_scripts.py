@@ -130,10 +130,10 @@ def test_first_start_keeps_the_login_in_memory_and_the_rest_sealed(place: Path) 
     assert stat.S_IMODE((state / "ca.pem").stat().st_mode) == 0o600
     assert (state / "ca.pem").read_bytes() == before
 
-    with _coordinator(place) as told:
+    with _coordinator(place) as received:
         assert (place / "memory/run").is_dir()
         assert not (state / "run").exists()
-        done = _check(told)
+        done = _check(received)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "speaks TLSv1.3" in done.stdout
         assert done.stdout.count("refuses a client without a certificate") == 2
@@ -171,8 +171,8 @@ def test_a_first_start_answers_a_request_and_never_has_the_operators_key(place: 
     subprocess.run(login, check=True, capture_output=True, env=environment)
     with _coordinator(place):
         listed = ["fedlearn", "site", "list", "--json", "--operator", str(place / "alice")]
-        said = subprocess.run(listed, check=True, capture_output=True, env=environment)
-        assert json.loads(said.stdout) == {"sites": []}
+        reported = subprocess.run(listed, check=True, capture_output=True, env=environment)
+        assert json.loads(reported.stdout) == {"sites": []}
 
 
 @pytest.mark.e2e
@@ -209,8 +209,8 @@ def test_a_first_start_without_its_passphrase_leaves_nothing(place: Path) -> Non
     assert not any((place / "disk").iterdir())
 
 
-def _check(told: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    ports = [told[name].rpartition(":")[2] for name in ("gate", "control", "fleet")]
+def _check(received: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    ports = [received[name].rpartition(":")[2] for name in ("gate", "control", "fleet")]
     return subprocess.run(
         [sys.executable, str(SERVER / "check.py"), "127.0.0.1", *ports],
         check=False,
@@ -323,10 +323,10 @@ def test_a_site_enrolls_once_and_then_needs_no_token(place: Path, helm: Helm) ->
     assert done.returncode == 1
     assert "--set-file enrollment.token=token.txt" in done.stderr
 
-    with _coordinator(place) as told:
+    with _coordinator(place) as received:
         login = place / "memory/operator"
         settings = login / "coordinator.toml"
-        settings.write_text(f'address = "{told["control"]}"\n')
+        settings.write_text(f'address = "{received["control"]}"\n')
         printed = subprocess.run(
             ["fedlearn", "site", "token", "ward", "--operator", str(login), "--json"],
             check=True,
@@ -403,16 +403,16 @@ def test_the_script_for_clusters_with_tees_says_what_it_needs(helm: Helm, tmp_pa
     script = ROOT / "tools/e2e-coco.sh"
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
     environment = {"PATH": f"{helm.program.parent}:{PATH}", "HOME": str(tmp_path)}
-    said = []
+    reported = []
     for name in ("KUBECONFIG", "SERVER_VALUES", "EDGE_VALUES", "JOB"):
         done = subprocess.run(
             [str(script)], check=False, capture_output=True, text=True, env=environment
         )
         assert done.returncode == 1
-        said.append(done.stderr.splitlines()[0])
+        reported.append(done.stderr.splitlines()[0])
         (tmp_path / name).touch()
         environment[name] = str(tmp_path / name)
-    assert said == [
+    assert reported == [
         f"FAIL  {name} is not set" for name in ("KUBECONFIG", "SERVER_VALUES", "EDGE_VALUES", "JOB")
     ]
 

@@ -29,7 +29,7 @@ def _schema(chart: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("chart", "values", "said"),
+    ("chart", "values", "reported"),
     [
         (SERVER, {"imagee": {}}, "'imagee' not allowed"),
         (SERVER, {"image": {"digest": ""}}, "at '/image/digest'"),
@@ -73,9 +73,9 @@ def _schema(chart: str) -> dict[str, Any]:
     ],
 )
 def test_wrong_values_are_refused_by_name(
-    refusal: Callable[..., str], chart: str, values: dict[str, Any], said: str
+    refusal: Callable[..., str], chart: str, values: dict[str, Any], reported: str
 ) -> None:
-    assert said in refusal(chart, values)
+    assert reported in refusal(chart, values)
 
 
 def test_a_tag_is_taken_where_it_is_called_insecure(render: Render) -> None:
@@ -85,7 +85,7 @@ def test_a_tag_is_taken_where_it_is_called_insecure(render: Render) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "reported"),
     [
         ({"config": {"keys": {"protect": ["recovery-key"]}}}, "keys.recoveryKey"),
         ({"keys": {"passphrase": {"existingSecret": ""}}}, "keys.passphrase.existingSecret"),
@@ -99,9 +99,9 @@ def test_a_tag_is_taken_where_it_is_called_insecure(render: Render) -> None:
     ],
 )
 def test_what_belongs_together_is_asked_for_together(
-    refusal: Callable[..., str], values: dict[str, Any], said: str
+    refusal: Callable[..., str], values: dict[str, Any], reported: str
 ) -> None:
-    assert said in refusal(SERVER, values)
+    assert reported in refusal(SERVER, values)
 
 
 def test_edge_asks_for_claims_of_data_and_not_for_paths(render: Render, tmp_path: Path) -> None:

@@ -267,7 +267,7 @@ def test_reference_values_are_a_policys() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "reported"),
     [
         ((), "name an OCI layout"),
         (("--client", IMAGE), "go together"),
@@ -275,10 +275,10 @@ def test_reference_values_are_a_policys() -> None:
         (("--client", IMAGE, "--bundle", "zz"), "64 hexadecimal digits"),
     ],
 )
-def test_wrong_words_are_refused(words: tuple[str, ...], said: str) -> None:
+def test_wrong_words_are_refused(words: tuple[str, ...], reported: str) -> None:
     done = _tool("image_digests.py", *words)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert reported in done.stderr
 
 
 # --- for real -----------------------------------------------------------------------------

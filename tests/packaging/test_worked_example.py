@@ -113,7 +113,7 @@ def test_only_the_listed_files_are_touched(branch: Path) -> None:
 
 
 def test_the_attester_passes_the_tests_that_the_page_names(branch: Path) -> None:
-    said = run(
+    reported = run(
         branch,
         "-m",
         "pytest",
@@ -125,10 +125,10 @@ def test_the_attester_passes_the_tests_that_the_page_names(branch: Path) -> None
         "-k",
         "report_box or report-box",
     )
-    passed = re.search(r"(\d+) passed", said)
-    assert passed, said
+    passed = re.search(r"(\d+) passed", reported)
+    assert passed, reported
     assert int(passed[1]) >= 20
-    assert "skipped" not in said
+    assert "skipped" not in reported
 
 
 def test_the_command_line_and_the_charts_know_it(branch: Path) -> None:

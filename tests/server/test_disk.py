@@ -60,8 +60,8 @@ def test_an_error_of_the_ledgers_disk_is_both_and_may_be_tried_again() -> None:
 
     from fedlearn.wire.failure import _rebuilt
 
-    told = _rebuilt(error.code, str(error), dict(trailing_of(error)))
-    assert isinstance(told, Unreachable)
+    received = _rebuilt(error.code, str(error), dict(trailing_of(error)))
+    assert isinstance(received, Unreachable)
 
 
 class Failing:

@@ -78,16 +78,16 @@ def test_the_first_operators_key_is_never_at_the_coordinator(place: Path) -> Non
     assert operator("request", "alice", "--operator", "mine").exit_code == 0
     done = run("init", "--operator-csr", "mine/operator.csr", "--json")
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert told["operator"] == str(place / "state/operator.toml")
+    received = json.loads(done.stdout)
+    assert received["operator"] == str(place / "state/operator.toml")
     for path in (place / "state").rglob("*"):
         assert path.is_dir() or b"PRIVATE KEY" not in path.read_bytes(), path
     assert not (place / "state/operator").exists()
 
     login = ("login", "state/operator.toml", "--operator", "mine")
-    refused(operator(*login, "--ca-pin", "0" * 64), "the CA is", told["ca_pin"])
+    refused(operator(*login, "--ca-pin", "0" * 64), "the CA is", received["ca_pin"])
     with serve(*ServerConfig.read(place / "server.toml")) as service:
-        done = operator(*login, "--ca-pin", told["ca_pin"])
+        done = operator(*login, "--ca-pin", received["ca_pin"])
         assert done.exit_code == 0, done.output
         done = operator("list", "--operator", "mine", "--json")
         (row,) = json.loads(done.stdout)["operators"]

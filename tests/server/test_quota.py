@@ -108,9 +108,9 @@ def test_refused_enrollments_of_one_address_are_few_entries(deployment: Deployme
     assert deployment.last("enrollment")["peer"] == "192.0.2.2"
     clock.now = 60.0
     sites.settle()
-    told = deployment.last("enrollment")
-    assert (told["outcome"], told["left_out"]) == ("refused", 284)
-    assert "284 more of address 192.0.2.1" in told["reason"]
+    given = deployment.last("enrollment")
+    assert (given["outcome"], given["left_out"]) == ("refused", 284)
+    assert "284 more of address 192.0.2.1" in given["reason"]
 
 
 def test_refused_admissions_and_challenges_of_one_address_are_few_entries(
@@ -185,11 +185,11 @@ def test_a_site_that_reports_without_end_is_read_slowly_and_repeats_are_no_news(
 
     call = site.Follow(reports())
     time.sleep(2.0)
-    told = [what for kind, what in listeners.coordinator.calls if kind == "workload"]
-    assert told[0] == ("site-a", "a-1", "starting", "the same")
-    assert told[1] == ("site-a", "a-1", "starting", "0")
+    given = [what for kind, what in listeners.coordinator.calls if kind == "workload"]
+    assert given[0] == ("site-a", "a-1", "starting", "the same")
+    assert given[1] == ("site-a", "a-1", "starting", "0")
     # 256 at once, 200 of which were repeats, and 4 a second.
-    assert 40 < len(told) < 120
+    assert 40 < len(given) < 120
     hold.set()
     call.cancel()
     with pytest.raises(grpc.RpcError):

@@ -480,12 +480,12 @@ def test_auto_takes_the_strongest_that_works_and_says_why(
     )
     monkeypatch.setattr(hardware, "detect", lambda: found)
     monkeypatch.setattr(coco, "DEFAULT_ADDRESS", agent.address)
-    said: list[str] = []
+    reported: list[str] = []
     options = Options(state=tmp_path)
-    attester = open_hardware("auto", options, report=said.append)
+    attester = open_hardware("auto", options, report=reported.append)
     assert attester.tee is Tee.TDX
-    assert "attesting with coco" in said[0]
-    assert "not tsm" in said[0]
+    assert "attesting with coco" in reported[0]
+    assert "not tsm" in reported[0]
     agent.status = 500
     with pytest.raises(AttesterError, match="nothing here can attest") as refused:
         open_hardware("auto", options)

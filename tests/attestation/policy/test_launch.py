@@ -36,8 +36,8 @@ def judged(subject: Subject) -> Claims:
     bound = binding()
     trust = subject.policy.anchors_for(subject.trust, tee=subject.tee, now=keys.AT)
     claims = verify(subject.make(bound), binding=bound, trust=trust, now=keys.AT)
-    said = dict.fromkeys((*SELF_REPORTED, *BY_THE_HOST), ONE)
-    return replace(claims, measurements={**said, **claims.measurements})
+    reported = dict.fromkeys((*SELF_REPORTED, *BY_THE_HOST), ONE)
+    return replace(claims, measurements={**reported, **claims.measurements})
 
 
 def refused(policy: AppraisalPolicy, claims: Claims) -> set[str]:
@@ -245,13 +245,13 @@ def registers_of(log: EventLog) -> tuple[bytes, ...]:
     return tuple(registers.get(index, bytes(48)) for index in range(1, 5))
 
 
-def booted(true: EventLog, told: EventLog, *pinned: tuple[str, bytes]) -> Finding:
+def booted(true: EventLog, received: EventLog, *pinned: tuple[str, bytes]) -> Finding:
     """Return the launch finding about a domain that booted ``true`` and sends ``told``."""
     evidence = Evidence(
         tee=Tee.TDX,
         quote=INTEL.quote(4, rtmrs=registers_of(true)),
         endorsements=(INTEL.collateral(),),
-        event_log=told.to_bytes(),
+        event_log=received.to_bytes(),
     )
     started = [ReferenceValue(claim=claim, value=value) for claim, value in pinned]
     mrtd = ReferenceValue(claim="mrtd", value=keys.stream("mrtd", 48))
@@ -319,23 +319,23 @@ def test_a_kernel_that_extends_the_good_digest_later_is_refused() -> None:
         *((2, IMAGE, SHIM, b"a"), (2, IMAGE, EVIL, b"b"), OPTIONS_EVENT),
         *((2, ACTION, digest(EXIT), EXIT), (2, IMAGE, GOOD, b"c")),
     )
-    told = log_of(
+    received = log_of(
         *((2, IMAGE, SHIM, b"a"), (2, IMAGE, EVIL, b"b"), OPTIONS_EVENT),
         *((2, IMAGE, digest(EXIT), b"c"), (2, IMAGE, GOOD, b"d")),
     )
     for pinned in (LABELS, EVENTS):
-        found = booted(true, told, *pinned)
+        found = booted(true, received, *pinned)
         assert found.tier is Tier.CONTRAINDICATED
         assert found.actual == "nothing pins the kernel (rtmr1)"
 
 
 def test_a_command_line_under_another_label_is_refused() -> None:
     evil = digest(b"init=/bin/evil")
-    told = log_of(
+    received = log_of(
         *((2, IMAGE, SHIM, b"a"), (2, IMAGE, GOOD, b"b"), (3, 0xD, evil, b"something")),
         *(OPTIONS_EVENT, (2, ACTION, digest(EXIT), EXIT)),
     )
-    found = booted(told, told, *EVENTS)
+    found = booted(received, received, *EVENTS)
     assert found.tier is Tier.CONTRAINDICATED
     assert found.actual == "nothing pins the kernel's command line (rtmr2)"
 

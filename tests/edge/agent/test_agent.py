@@ -167,7 +167,7 @@ class Site:
         eventually(lambda: "site-c" in self.listeners.coordinator.orders)
         self.listeners.coordinator.orders["site-c"].send(order)
 
-    def said(self, identity: str) -> list[tuple[str, str]]:
+    def output(self, identity: str) -> list[tuple[str, str]]:
         """What the agent reported of an assignment: phases and reasons."""
         return [
             (what[2], what[3])
@@ -270,7 +270,7 @@ def _nothing_comes_of_it(site: Site, clients: Clients) -> None:
     site.order("a-good")
     eventually(lambda: clients.launched)
     assert clients.launched == ["a-good"]
-    assert site.said("a-bad") == []
+    assert site.output("a-bad") == []
 
 
 def test_an_order_with_a_bad_signature_is_not_followed(site: Site) -> None:
@@ -298,8 +298,8 @@ def test_an_order_against_the_sites_rules_is_refused_in_words(site: Site) -> Non
     clients = Clients()
     site.agent(clients, other_bundles="refuse")
     site.order("a-1")
-    eventually(lambda: site.said("a-1"))
-    phase, reason = site.said("a-1")[0]
+    eventually(lambda: site.output("a-1"))
+    phase, reason = site.output("a-1")[0]
     assert phase == "refused"
     assert "is not in accept.bundles of this site" in reason
     assert clients.launched == []
@@ -312,9 +312,9 @@ def test_code_that_is_not_what_was_ordered_is_not_started(site: Site) -> None:
     eventually(lambda: clients.launched)
     site.listeners.coordinator.bundle = b"other code"
     site.order("a-2", job="beta")
-    eventually(lambda: site.said("a-2"))
-    assert site.said("a-2")[-1][0] == "failed"
-    assert "not the one that the order names" in site.said("a-2")[-1][1]
+    eventually(lambda: site.output("a-2"))
+    assert site.output("a-2")[-1][0] == "failed"
+    assert "not the one that the order names" in site.output("a-2")[-1][1]
     assert clients.launched == ["a-1"]
 
 
@@ -339,9 +339,9 @@ def test_a_client_that_runs_here_already_is_adopted_whatever_the_cap(site: Site)
     eventually(lambda: clients.launched == ["a-1"])
     # The twin: another one has to wait for it.
     site.order("a-2")
-    eventually(lambda: site.said("a-2"))
-    assert site.said("a-2")[0][0] == "accepted"
-    assert "1 jobs run here" in site.said("a-2")[0][1]
+    eventually(lambda: site.output("a-2"))
+    assert site.output("a-2")[0][0] == "accepted"
+    assert "1 jobs run here" in site.output("a-2")[0][1]
     assert clients.launched == ["a-1"]
 
 
@@ -349,8 +349,8 @@ def test_an_adopted_client_that_the_rules_refuse_now_is_stopped(site: Site) -> N
     clients = Clients(running=("a-1",))
     site.agent(clients, other_bundles="refuse")
     site.order("a-1")
-    eventually(lambda: site.said("a-1"))
-    assert site.said("a-1")[0][0] == "refused"
+    eventually(lambda: site.output("a-1"))
+    assert site.output("a-1")[0][0] == "refused"
     assert clients.stopped[0][0] == "a-1"
 
 
@@ -369,7 +369,7 @@ def test_an_assignment_is_never_started_twice(site: Site, ended: Phase, reported
     # The coordinator does not count what it was told before, so another order shows the end.
     site.order("a-2")
     eventually(lambda: len(clients.launched) >= 2)
-    phase, reason = site.said("a-1")[-1]
+    phase, reason = site.output("a-1")[-1]
     assert phase == reported
     assert "that is how it ended" in reason
     assert clients.launched == ["a-1", "a-2"]
@@ -394,8 +394,8 @@ def test_an_older_version_of_a_signed_policy_is_refused_until_it_is_forgotten(
     order("a-2", 2)
     eventually(lambda: clients.launched == ["a-2"])
     order("a-1", 1)
-    eventually(lambda: site.said("a-1"))
-    ((phase, reason),) = site.said("a-1")
+    eventually(lambda: site.output("a-1"))
+    ((phase, reason),) = site.output("a-1")
     assert phase == "refused"
     assert "version 1 of the policy 'p' is older than 2" in reason
     # The same version goes on, and a newer one.
@@ -440,14 +440,14 @@ def test_a_job_that_the_budget_does_not_pay_for_is_refused_and_another_ends_firs
     for number in (1, 2):
         site.order(f"a-{number}", text=private(f"job-{number}"))
     site.order("a-3", text=private("job-3"))
-    eventually(lambda: site.said("a-3"))
+    eventually(lambda: site.output("a-3"))
     assert clients.launched == ["a-1", "a-2"]
-    phase, reason = site.said("a-3")[0]
+    phase, reason = site.output("a-3")[0]
     assert phase == "refused"
     assert "6 rounds of the job bring the data set d to epsilon 5.582" in reason
     site.order("a-4")
-    eventually(lambda: site.said("a-4"))
-    assert "the data set d has a privacy budget" in site.said("a-4")[0][1]
+    eventually(lambda: site.output("a-4"))
+    assert "the data set d has a privacy budget" in site.output("a-4")[0][1]
     # One update of the first leaves, and it ends: five of its six rounds are free again.
     clients.callbacks.charge_for(clients.workloads["a-1"], "q1")
     clients.there.remove("a-1")
@@ -490,7 +490,7 @@ def test_a_client_that_cannot_be_started_costs_nothing(
     for number in range(3):
         site.order(f"a-{number}", text=private(f"job-{number}"))
         name = f"a-{number}"
-        eventually(lambda: ("failed", "no room") in site.said(name))  # noqa: B023
+        eventually(lambda: ("failed", "no room") in site.output(name))  # noqa: B023
 
 
 def test_a_budget_that_was_altered_stops_new_jobs_with_a_reason(site: Site) -> None:
@@ -501,7 +501,7 @@ def test_a_budget_that_was_altered_stops_new_jobs_with_a_reason(site: Site) -> N
     path = site.folder / "privacy-budget"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     site.order("a-2", text=private("job-2"))
-    eventually(lambda: site.said("a-2"))
-    assert site.said("a-2")[-1][0] == "failed"
-    assert "privacy-budget: was altered" in site.said("a-2")[-1][1]
+    eventually(lambda: site.output("a-2"))
+    assert site.output("a-2")[-1][0] == "failed"
+    assert "privacy-budget: was altered" in site.output("a-2")[-1][1]
     assert clients.launched == ["a-1"]

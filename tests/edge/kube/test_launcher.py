@@ -145,7 +145,7 @@ def test_a_restarted_agent_adopts_what_it_left(cluster_site: ClusterSite) -> Non
     first.launch(workload("a"))
     cluster_site.reports.wait("a", Phase.RUNNING)
     first.close()
-    cluster_site.reports.said.clear()
+    cluster_site.reports.reported.clear()
     second = cluster_site.launcher()
     assert second.running() == ("a",)
     second.launch(workload("a"))
@@ -161,7 +161,7 @@ def test_what_ended_while_the_agent_was_away_is_told(cluster_site: ClusterSite) 
     first.launch(workload("a"))
     first.close()
     _until(lambda: cluster_site.jobs()["a"].get("status", {}).get("succeeded"), "the client to end")
-    cluster_site.reports.said.clear()
+    cluster_site.reports.reported.clear()
     second = cluster_site.launcher()
     assert second.running() == ()
     second.launch(workload("a"))
@@ -540,14 +540,14 @@ image = "{IMAGE}"
 """
     )
     cluster_site.node("n", WAIT)
-    said = CliRunner().invoke(command, ["--edge", str(config), "--cluster"]).output
-    assert "jobs.batch: create, get, list, watch, delete" in said
-    assert "clients run outside of any TEE" in said
-    assert "v1.20.2: it retries clients that were refused" in said
+    reported = CliRunner().invoke(command, ["--edge", str(config), "--cluster"]).output
+    assert "jobs.batch: create, get, list, watch, delete" in reported
+    assert "clients run outside of any TEE" in reported
+    assert "v1.20.2: it retries clients that were refused" in reported
     without = config.read_text().partition("[launcher]")[0]
     config.write_text(without)
-    said = CliRunner().invoke(command, ["--edge", str(config), "--cluster"]).output
-    assert "has no table [kubernetes]" in said
+    reported = CliRunner().invoke(command, ["--edge", str(config), "--cluster"]).output
+    assert "has no table [kubernetes]" in reported
 
 
 # --- virtual machines ---------------------------------------------------------------------

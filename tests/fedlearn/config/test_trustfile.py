@@ -85,11 +85,11 @@ def test_one_unreadable_root_is_named_and_takes_nothing_from_the_others(
     )
     anchors = trust.anchors()
     assert len(anchors.tpm_ek_roots) == 2
-    said = [record.getMessage() for record in caplog.records]
-    assert said == list(trust.unread())
-    assert len(said) == 2
-    assert str(tmp_path / "NUVO_2111.pem") in said[0]
-    assert f"{tmp_path / 'bundle.pem'}: block 1 cannot be read" in said[1]
+    reported = [record.getMessage() for record in caplog.records]
+    assert reported == list(trust.unread())
+    assert len(reported) == 2
+    assert str(tmp_path / "NUVO_2111.pem") in reported[0]
+    assert f"{tmp_path / 'bundle.pem'}: block 1 cannot be read" in reported[1]
     assert not list(read('tpm_ek_roots = ["good.pem"]', tmp_path).unread())
 
 
@@ -102,12 +102,12 @@ def test_a_reference_manifest_or_ocsp_answer_that_cannot_be_read_is_named(tmp_pa
     (tmp_path / "bad.xml").write_bytes(rim.replace(b"<ns0:Payload", b"<!-- -->"))
     later = ocsp.OCSPResponseBuilder.build_unsuccessful(ocsp.OCSPResponseStatus.TRY_LATER)
     (tmp_path / "bad.der").write_bytes(later.public_bytes(Encoding.DER))
-    said = list(
+    reported = list(
         read('collateral = ["good.xml", "bad.xml", "bad.der", "good.der"]', tmp_path).unread()
     )
-    assert len(said) == 2
-    assert f"trust.collateral: {tmp_path / 'bad.xml'}: rim: has a DTD" in said[0]
-    assert f"trust.collateral: {tmp_path / 'bad.der'}: ocsp: the responder answered" in said[1]
+    assert len(reported) == 2
+    assert f"trust.collateral: {tmp_path / 'bad.xml'}: rim: has a DTD" in reported[0]
+    assert f"trust.collateral: {tmp_path / 'bad.der'}: ocsp: the responder answered" in reported[1]
     assert not list(read('collateral = ["good.xml", "good.der"]', tmp_path).unread())
 
 
@@ -117,9 +117,9 @@ def test_collateral_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "good.json").write_text(json.dumps(good))
     (tmp_path / "bad.json").write_text(json.dumps({**good, "pck_crl": ""}))
     (tmp_path / "chain.pem").write_bytes((data / "snp_milan_ask_ark.pem").read_bytes())
-    said = list(read('collateral = ["good.json", "bad.json", "chain.pem"]', tmp_path).unread())
-    assert said[0] == f"trust.collateral: {tmp_path / 'bad.json'}: collateral.pck_crl: is empty"
-    assert said[1].startswith(
+    output = list(read('collateral = ["good.json", "bad.json", "chain.pem"]', tmp_path).unread())
+    assert output[0] == f"trust.collateral: {tmp_path / 'bad.json'}: collateral.pck_crl: is empty"
+    assert output[1].startswith(
         f"trust.collateral: {tmp_path / 'chain.pem'}: is not Intel collateral"
     )
-    assert len(said) == 2
+    assert len(output) == 2

@@ -363,11 +363,11 @@ def test_an_expired_admission_is_refused_swept_or_not(
 
 
 def test_revocation_is_told_and_takes_the_node(deployment: Deployment, client: Client) -> None:
-    told: list[AdmissionEvent] = []
-    deployment.register.subscribe(told.append)
+    received: list[AdmissionEvent] = []
+    deployment.register.subscribe(received.append)
     current = deployment.admit(client).admission
     assert deployment.gate.revoke_clients("alpha", "site-a", "the operator said so")
-    assert [event.change for event in told] == [Change.ADMITTED, Change.REVOKED]
+    assert [event.change for event in received] == [Change.ADMITTED, Change.REVOKED]
     with pytest.raises(AdmissionDenied, match="revoked: the operator said so"):
         deployment.register.live(current.thumbprint, now=deployment.clock())
     with pytest.raises(AdmissionDenied, match="revoked"):
@@ -382,13 +382,13 @@ def test_a_subscriber_that_fails_does_not_keep_the_others_from_knowing(
     def broken(event: AdmissionEvent) -> None:
         raise RuntimeError("broken")
 
-    told: list[AdmissionEvent] = []
+    received: list[AdmissionEvent] = []
     current = deployment.admit(client).admission
     deployment.register.subscribe(broken)
-    deployment.register.subscribe(told.append)
+    deployment.register.subscribe(received.append)
     with pytest.raises(RuntimeError, match="broken"):
         deployment.register.revoke(current.thumbprint, "why", now=deployment.clock())
-    assert len(told) == 1
+    assert len(received) == 1
     with pytest.raises(AdmissionDenied, match="revoked"):
         deployment.register.live(current.thumbprint, now=deployment.clock())
 

@@ -73,9 +73,11 @@ def test_the_gate_affirms_no_kind_of_evidence_without_a_pinned_launch(
     bound = binding()
     anchors = subject.policy.anchors_for(subject.trust, tee=subject.tee, now=keys.AT)
     claims = verify(subject.make(bound), binding=bound, trust=anchors, now=keys.AT)
-    said = {"app": keys.stream("app", 32), "job": keys.stream("job", 32)}
-    claims = replace(claims, measurements={**claims.measurements, **said})
-    job = replace(deployment.jobs["alpha"], bundle_digest=said["app"], job_digest=said["job"])
+    reported = {"app": keys.stream("app", 32), "job": keys.stream("job", 32)}
+    claims = replace(claims, measurements={**claims.measurements, **reported})
+    job = replace(
+        deployment.jobs["alpha"], bundle_digest=reported["app"], job_digest=reported["job"]
+    )
 
     def status(policy: AppraisalPolicy) -> Tier:
         result = deployment.gate._examiner.appraise(
@@ -86,7 +88,7 @@ def test_the_gate_affirms_no_kind_of_evidence_without_a_pinned_launch(
 
     pinned = replace(
         subject.policy,
-        references=tuple(r for r in subject.policy.references if r.claim not in said),
+        references=tuple(r for r in subject.policy.references if r.claim not in reported),
     )
     assert status(pinned) is Tier.AFFIRMING
     require_launch_identity(pinned)

@@ -141,15 +141,15 @@ def test_a_removed_site_is_cut_off_told_and_may_be_invited_anew(
     deployment: Deployment, csr: bytes
 ) -> None:
     sites = deployment.sites
-    told: list[Any] = []
-    sites.subscribe(told.append)
+    received: list[Any] = []
+    sites.subscribe(received.append)
     issued = deployment.ca.issue_site(
         csr_of(deployment.site_keys["site-a"]), site="site-a", now=deployment.clock()
     )
     peer = PeerCertificate.parse(issued.der)
     assert sites.authenticate(peer).name == "site-a"
     sites.remove("site-a")
-    assert [(site.name, site.status) for site in told] == [("site-a", SiteStatus.REMOVED)]
+    assert [(site.name, site.status) for site in received] == [("site-a", SiteStatus.REMOVED)]
     with pytest.raises(TransportError, match="removed"):
         sites.authenticate(peer)
     with pytest.raises(ConfigError, match="is removed"):

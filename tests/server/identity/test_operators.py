@@ -228,14 +228,14 @@ def test_a_revocation_ends_what_an_operator_follows(
 ) -> None:
     key = new_key()
     bob = login(alice.add_operator("bob", request(key)).chain, key)
-    said: list[FedlearnError] = []
+    reported: list[FedlearnError] = []
 
     def follow() -> None:
         try:
             for _ in bob.follow_job("alpha"):
                 pass
         except FedlearnError as error:
-            said.append(error)
+            reported.append(error)
 
     watcher = threading.Thread(target=follow)
     watcher.start()
@@ -243,7 +243,7 @@ def test_a_revocation_ends_what_an_operator_follows(
     alice.revoke_operator(name="bob", reason="left us")
     watcher.join(5)
     assert not watcher.is_alive()
-    assert [str(error) for error in said] == ["operator bob was revoked: left us"]
+    assert [str(error) for error in reported] == ["operator bob was revoked: left us"]
     assert listeners.coordinator.stopped.wait(5)
 
 

@@ -527,8 +527,8 @@ def test_the_operator_is_shown_the_tpm(
     def run(*arguments: str) -> str:
         with pytest.raises(SystemExit) as ended:
             main.main(["site", *arguments, "--operator", str(tmp_path / "operator")])
-        told = capsys.readouterr()
-        return f"{ended.value.code or 0} {told.out}{told.err}"
+        received = capsys.readouterr()
+        return f"{ended.value.code or 0} {received.out}{received.err}"
 
     ek = identities[0].ek_digest
     assert run("token", "site-t", "--ek", "nonsense").startswith("1 ")

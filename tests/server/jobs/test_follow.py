@@ -28,19 +28,19 @@ class Book:
     """Events and the status of one job; ``between`` runs after each reading of events."""
 
     def __init__(self) -> None:
-        self.said: list[Said] = []
+        self.reported: list[Said] = []
         self.status = JobStatus.RUNNING
         self.between: list[Callable[[], None]] = []
         self.waited = 0
 
     def add(self, *kinds: str) -> None:
-        self.said += [Said(len(self.said) + 1 + n, kind) for n, kind in enumerate(kinds)]
+        self.reported += [Said(len(self.reported) + 1 + n, kind) for n, kind in enumerate(kinds)]
 
     def state(self, name: str) -> Any:
         return SimpleNamespace(status=self.status)
 
     def page(self, name: str, *, after: int, most: int) -> list[Said]:
-        page = [event for event in self.said if event.sequence > after][:most]
+        page = [event for event in self.reported if event.sequence > after][:most]
         if self.between:
             self.between.pop(0)()
         return page

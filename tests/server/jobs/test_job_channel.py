@@ -46,7 +46,7 @@ class Parts:
 
         self.store = ModelStore.open(folder / "store", keys, record=enter)
         self.register = AdmissionRegistry()
-        self.said: list[Event] = []
+        self.reported: list[Event] = []
 
     def close(self) -> None:
         self.store.close()
@@ -74,7 +74,7 @@ def desk(
         store=parts.store,
         ledger=parts.ledger,
         register=parts.register,
-        report=parts.said.append,
+        report=parts.reported.append,
         keep=2,
         clock=lambda: NOW,
     )
@@ -134,7 +134,7 @@ def test_a_job_says_nothing_that_the_coordinator_has_to_have_done(parts: Parts, 
     fields = {"round": 1, "site": "site-a", "reason": "planted", "model": "m", "epsilon": 0.0}
     with pytest.raises(JobError, match="does not say"):
         desk(parts).event(kind, fields)
-    assert parts.said == []
+    assert parts.reported == []
     assert len(list(parts.ledger.entries())) == 0
 
 

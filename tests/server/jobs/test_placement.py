@@ -66,7 +66,7 @@ def test_what_a_site_does_not_mention_is_not_held_against_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "reported"),
     [
         ({"launcher": "process"}, "launcher kubernetes"),
         ({"tees": ["snp"]}, "accepts tdx, its TEE is snp"),
@@ -77,9 +77,9 @@ def test_what_a_site_does_not_mention_is_not_held_against_it() -> None:
         ({"data": ["other"]}, "no data set 'stays'; it has other"),
     ],
 )
-def test_each_lack_is_named(change: dict[str, Any], said: str) -> None:
+def test_each_lack_is_named(change: dict[str, Any], reported: str) -> None:
     (reason,) = asked(ABLE | change)
-    assert said in reason
+    assert reported in reason
 
 
 @pytest.mark.parametrize("report", ["[]", "nonsense", "[" * 100_000])

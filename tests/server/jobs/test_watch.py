@@ -76,7 +76,7 @@ class Scene:
             progress=0,
         )
         host.disk = self.job.disk
-        self.said: list[Event] = []
+        self.reported: list[Event] = []
         self.marks: list[str] = []
         self.health = Health()
         self.over = threading.Event()
@@ -84,7 +84,7 @@ class Scene:
         self.probe: Callable[[], object] = lambda: None
         self.watch = JobWatch(
             cast("OpenJob", self.job),
-            report=self.said.append,
+            report=self.reported.append,
             mark=self.marks.append,
             probe=lambda: self.probe(),
             current=lambda: self.open,
@@ -126,7 +126,7 @@ def test_a_failed_disk_interrupts_the_job_which_goes_on_by_itself() -> None:
     assert "interrupted: demo, version 2: no space left" in seen[0][1]["job demo"]
     assert "still full" in seen[2][1]["job demo"]
     assert scene.marks == [DISK.message] * 4 + [""]
-    assert [event.kind for event in scene.said] == ["log", "log"]
+    assert [event.kind for event in scene.reported] == ["log", "log"]
     assert (scene.job.interrupted, scene.health.faults()) == ("", {})
 
 

@@ -344,7 +344,7 @@ def test_a_weak_context_or_a_taken_port_is_refused(federation: FlowerFederation)
             trust_domain="test.example",
         )
     taken = FleetServer(
-        tls=federation.front._tls,
+        tls=federation.fleet._tls,
         register=federation.register,
         link_of=lambda _: None,
         trust_domain="test.example",
@@ -358,13 +358,13 @@ def test_a_client_keeps_its_connection_from_one_call_to_the_next(
     federation: FlowerFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
-    whole = federation.front.clients.opened
+    whole = federation.fleet.clients.opened
 
     def counting(connection: Any, peer: Any) -> None:
         opened.append(connection)
         whole(connection, peer)
 
-    monkeypatch.setattr(federation.front.clients, "opened", counting)
+    monkeypatch.setattr(federation.fleet.clients, "opened", counting)
     admitted = federation.admit("alpha", "site-a", node_id=5)
     address = f"127.0.0.1:{federation.address[1]}"
     fleet = Fleet(address, _identity(admitted), max_message_bytes=1024)

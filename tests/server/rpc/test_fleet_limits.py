@@ -66,8 +66,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., FlowerFederation]]:
     """Start a front with limits of its own."""
     made: list[FlowerFederation] = []
 
-    def started(**front: Any) -> FlowerFederation:
-        federation = FlowerFederation(tmp_path, **front)
+    def started(**limits: Any) -> FlowerFederation:
+        federation = FlowerFederation(tmp_path, **limits)
         federation.hosts = {"alpha": Hosted()}
         made.append(federation)
         return federation
@@ -151,7 +151,7 @@ def test_silent_connections_are_capped_for_an_address_and_ended(
         for _ in range(20)
     ]
     time.sleep(0.2)
-    assert federation.front.counted.unknown == 5
+    assert federation.fleet.counted.unknown == 5
     # Another address, and whoever has a certificate and an admission, notices nothing.
     with Peer(federation).connect() as tls:
         tls.sendall(Peer(federation, "site-b", 6).head(1, "fetch"))
@@ -162,9 +162,9 @@ def test_silent_connections_are_capped_for_an_address_and_ended(
         one.close()
     # A peer meets the end before the front has counted it.
     end = time.monotonic() + 3.0
-    while federation.front.counted.unknown and time.monotonic() < end:
+    while federation.fleet.counted.unknown and time.monotonic() < end:
         time.sleep(0.01)
-    assert federation.front.counted.unknown == 0
+    assert federation.fleet.counted.unknown == 0
 
 
 @pytest.mark.parametrize("written", [b"", b"POST /v1/fl", b"\r\n\r\n"])
@@ -197,11 +197,11 @@ def test_a_connection_without_a_live_admission_is_told_so_and_ends(
     peer = Peer(federation)
     federation.register.revoke(peer.thumbprint, "the site was removed", now=datetime.now(UTC))
     silent, asking = peer.connect(), peer.connect()
-    assert federation.front.counted.unknown == 2
+    assert federation.fleet.counted.unknown == 2
     asking.sendall(peer.head(1, "fetch") + b"x")
-    told = answer(asking, b"removed")
-    assert b" 401 " in told
-    assert b"the site was removed" in told
+    received = answer(asking, b"removed")
+    assert b" 401 " in received
+    assert b"the site was removed" in received
     assert ends(silent, 4.0) < 3.0
 
 
@@ -215,7 +215,7 @@ def test_a_key_holds_few_connections_and_the_oldest_goes(start: Callable[..., An
     assert ends(made[0], 3.0) < 2.0
     made[-1].sendall(peer.head(1, "fetch") + b"x")
     assert b" 200 " in answer(made[-1])
-    assert federation.front.counted.of(peer.thumbprint.hex()) == 3
+    assert federation.fleet.counted.of(peer.thumbprint.hex()) == 3
 
 
 def test_a_body_that_stands_still_ends(
@@ -318,7 +318,7 @@ def test_an_answer_that_nobody_takes_ends(
     tls.sendall(peer.head(1, "fetch") + b"x")
     for held in (1, 0):
         end = time.monotonic() + 8
-        while federation.front.counted.of(peer.thumbprint.hex()) != held:
+        while federation.fleet.counted.of(peer.thumbprint.hex()) != held:
             assert time.monotonic() < end
             time.sleep(0.005)
     tls.close()

@@ -270,8 +270,8 @@ def test_an_operator_asks_is_added_logs_in_renews_and_is_revoked(
     assert sorted(rows) == [("alice", False, ""), ("bob", False, ""), ("bob", True, "renewed")]
     _, out, _ = run(capsys, "operator", "revoke", "bob", "--reason", "left us", *as_alice)
     assert "operator bob is out" in out
-    said = refused(capsys, "job", "status", *as_bob)
-    assert "operator bob was revoked: left us" in said
+    reported = refused(capsys, "job", "status", *as_bob)
+    assert "operator bob was revoked: left us" in reported
     assert re.search(r"bob +revoked: left us", run(capsys, "operator", "list", *as_alice)[1])
     assert "last operator" in refused(capsys, "operator", "revoke", "alice", *as_alice)
 

@@ -114,14 +114,14 @@ def test_versions_grow_and_survive_a_restart(
 
 
 def test_the_ledger_is_told(tmp_path: Path, keys: KeyService) -> None:
-    told: list[tuple[str, dict[str, Any]]] = []
+    received: list[tuple[str, dict[str, Any]]] = []
     with ModelStore.open(
-        tmp_path / "s", keys, record=lambda k, b: told.append((k, dict(b)))
+        tmp_path / "s", keys, record=lambda k, b: received.append((k, dict(b)))
     ) as store:
         stored = store.write("m", arrays(), round=4, job="demo")
         store.export("m", tmp_path / "out")
         store.rotate("m")
-    assert told[0] == (
+    assert received[0] == (
         "checkpoint",
         {
             "job": "demo",
@@ -132,9 +132,9 @@ def test_the_ledger_is_told(tmp_path: Path, keys: KeyService) -> None:
             "digest": stored.digest.hex(),
         },
     )
-    assert told[1][0] == "export"
-    assert told[1][1]["to"] == str(tmp_path / "out")
-    assert (told[2][0], told[2][1]["change"]) == ("model", "rotated")
+    assert received[1][0] == "export"
+    assert received[1][1]["to"] == str(tmp_path / "out")
+    assert (received[2][0], received[2][1]["change"]) == ("model", "rotated")
 
 
 def test_unknown_models_versions_and_names(store: ModelStore) -> None:

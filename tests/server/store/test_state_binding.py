@@ -89,7 +89,7 @@ def commands(
     capsys: pytest.CaptureFixture[str], settings: ServerConfig
 ) -> dict[str, tuple[int, str]]:
     """What the two commands that verify say, and with which status."""
-    said = {}
+    reported = {}
     words = ("verify", "--state", settings.state, "--insecure-plain-key-file")
     for group in ("ledger", "model"):
         with pytest.raises(SystemExit) as caught:
@@ -97,8 +97,8 @@ def commands(
         found = capsys.readouterr()
         assert isinstance(caught.value.code, int)
         assert "Traceback" not in found.err
-        said[group] = (caught.value.code, found.err + found.out)
-    return said
+        reported[group] = (caught.value.code, found.err + found.out)
+    return reported
 
 
 def test_an_untouched_state_opens_and_is_called_intact(
@@ -143,7 +143,7 @@ def test_a_coordinator_that_writes_all_the_time_is_no_rollback(settings: ServerC
 
 
 @pytest.mark.parametrize(
-    ("names", "error", "said"),
+    ("names", "error", "reported"),
     [
         ([LEDGER_FILE], LedgerError, "missing; the store was sealed when the ledger had"),
         (["store"], StoreError, "is of entry"),
@@ -160,7 +160,7 @@ def test_an_older_part_with_the_rest_of_today_is_refused(
     capsys: pytest.CaptureFixture[str],
     names: list[str],
     error: type[FedlearnError],
-    said: str,
+    reported: str,
 ) -> None:
     copy = copied(settings, "yesterday")
     later(settings)
@@ -168,7 +168,7 @@ def test_an_older_part_with_the_rest_of_today_is_refused(
     before = {
         path: path.read_bytes() for path in (settings.state / "store").rglob("*") if path.is_file()
     }
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=reported):
         StateDirectory.open(settings)
     for path, data in before.items():
         assert path.read_bytes() == data, "nothing is swept by an older catalogue"
@@ -198,7 +198,7 @@ def test_a_cut_tail_is_refused_to_the_last_entry(
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "reported"),
     [
         (LEDGER_FILE, "there was one"),
         ("store/catalogue.sealed", "is missing"),
@@ -209,12 +209,12 @@ def test_a_cut_tail_is_refused_to_the_last_entry(
     ],
 )
 def test_what_is_missing_is_not_made_anew(
-    settings: ServerConfig, capsys: pytest.CaptureFixture[str], name: str, said: str
+    settings: ServerConfig, capsys: pytest.CaptureFixture[str], name: str, reported: str
 ) -> None:
     put(settings, settings.state.with_name("nothing"), name)
     left = sorted(settings.state.rglob("*"))
     for _ in range(2):
-        with pytest.raises(FedlearnError, match=said):
+        with pytest.raises(FedlearnError, match=reported):
             StateDirectory.open(settings)
     made = {path.name for path in settings.state.rglob("*")} - {path.name for path in left}
     assert made <= {"models", "lock", "store", "ledger.sqlite.lock"}

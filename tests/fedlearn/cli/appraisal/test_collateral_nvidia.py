@@ -178,7 +178,7 @@ def test_a_key_goes_to_the_rim_service_and_into_no_file(tmp_path: Path, evidence
     with serving(nvidia) as url:
         result = fetch(folder, url, "--evidence", evidence, "--nvidia-key-file", key)
         assert result.exit_code == 0, result.output
-        keys = {said for path, said in nvidia.asked if path != "OCSP"}
+        keys = {reported for path, reported in nvidia.asked if path != "OCSP"}
         assert keys == {"Bearer nvapi-secret"}
         for text in (b"two lines\nof it", b"\xff", b""):
             key.write_bytes(text)

@@ -25,7 +25,7 @@ def _demo(*arguments: str) -> Result:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "reported"),
     [
         (("--data", "medpr"), "'medpr' is not one of"),
         (("--sites", "1"), "1 is not in the range"),
@@ -37,10 +37,10 @@ def _demo(*arguments: str) -> Result:
         (("--fast",), "no such option"),
     ],
 )
-def test_a_wrong_flag_is_named(arguments: tuple[str, ...], said: str) -> None:
+def test_a_wrong_flag_is_named(arguments: tuple[str, ...], reported: str) -> None:
     result = _demo(*arguments)
     assert result.exit_code != 0
-    assert said.lower() in result.output.lower()
+    assert reported.lower() in result.output.lower()
     assert "Traceback" not in result.output
 
 

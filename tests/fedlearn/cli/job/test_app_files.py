@@ -91,9 +91,9 @@ def test_the_owner_and_the_operator_get_the_files_for_themselves_alone(
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
     code, out, _ = run(capsys, place.sealed, *place.mine, "--out", mine, "--json")
     assert code == 0
-    said = json.loads(out)
-    assert said["files"] == {name: len(data) for name, data in FILES.items()}
-    assert (said["authenticated"], said["origin"]) == (True, "signature")
+    reported = json.loads(out)
+    assert reported["files"] == {name: len(data) for name, data in FILES.items()}
+    assert (reported["authenticated"], reported["origin"]) == (True, "signature")
     code, out, _ = run(capsys, "demo", *place.unlocked, "--out", theirs)
     assert code == 0
     assert "3 files in the clear" in out
@@ -124,8 +124,8 @@ def test_nobody_else_does(capsys: pytest.CaptureFixture[str], place: Place, tmp_
         (("demo", *place.unlocked, "--out", tmp_path / "no" / "out"), 1, "no such file"),
     ]
     for words, status, why in cases:
-        code, said, err = run(capsys, *words)
-        assert (code, said) == (status, ""), (words, err)
+        code, reported, err = run(capsys, *words)
+        assert (code, reported) == (status, ""), (words, err)
         assert why in err.lower() or why in err, err
         assert not out.exists()
         assert not inside.exists()

@@ -400,8 +400,8 @@ def test_nobody_is_believed_unless_somebody_was_named(
     code, out, _ = run(
         capsys, "open", place.sealed, "--key", place.owner, "--insecure-unknown-origin", "--json"
     )
-    said = json.loads(out)
-    assert (code, said["authenticated"], said["origin"]) == (0, False, "nothing")
+    output = json.loads(out)
+    assert (code, output["authenticated"], output["origin"]) == (0, False, "nothing")
     two = (*place.mine, "--insecure-unknown-origin")
     assert "one of" in refused(capsys, "open", place.sealed, *two)
     assert "--ca-pin" in refused(

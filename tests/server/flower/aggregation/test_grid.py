@@ -34,7 +34,7 @@ class FakeCoordinator:
     def __init__(self, contents: dict[str, Any], most: dict[str, int]) -> None:
         self.contents = contents
         self.most = most
-        self.said: list[tuple[str, dict[str, Any]]] = []
+        self.reported: list[tuple[str, dict[str, Any]]] = []
         self.asked: dict[str, str] = {}
         self.gone: set[str] = set()
 
@@ -45,7 +45,7 @@ class FakeCoordinator:
         return self.most
 
     def event(self, kind: str, **fields: Any) -> None:
-        self.said.append((kind, fields))
+        self.reported.append((kind, fields))
 
     def push(self, flat: Flat) -> list[str]:
         sent = [site for site in SITES if site not in self.gone]
@@ -150,7 +150,7 @@ def test_an_odd_reply_is_refused_and_the_others_count(name: str) -> None:
     coordinator, grid, replies = run({"a": content(1.0), "b": odd, "c": content(3.0)})
     assert [each.has_content() for each in replies] == [True, False, True]
     assert grid.updates.contributors == {"a", "c"}
-    ((_, refused),) = [each for each in coordinator.said if each[0] == "update.rejected"]
+    ((_, refused),) = [each for each in coordinator.reported if each[0] == "update.rejected"]
     assert refused["site"] == "b"
     assert reason in refused["reason"]
     assert len(refused["reason"]) <= 500
@@ -163,11 +163,11 @@ def test_under_privacy_a_refusal_says_nothing_and_inputs_are_keyed() -> None:
     for blind in (b"k" * 32, b"other" * 7):
         contents = {"a": content(1.0), "b": odd, "c": content(3.0)}
         coordinator, grid, replies = run(contents, blind=blind)
-        ((_, refused),) = [each for each in coordinator.said if each[0] == "update.rejected"]
+        ((_, refused),) = [each for each in coordinator.reported if each[0] == "update.rejected"]
         assert refused["reason"] == replies[1].error.reason
         assert "NaN" not in refused["reason"]
         assert "w" not in refused["reason"].split()
-        received = [fields for kind, fields in coordinator.said if kind == "update.received"]
+        received = [fields for kind, fields in coordinator.reported if kind == "update.received"]
         # What an update is, the coordinator says itself.
         assert all(each.keys().isdisjoint({"digest", "key", "bytes"}) for each in received)
         assert len({each["question"] for each in received}) == 2

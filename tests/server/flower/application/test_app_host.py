@@ -74,7 +74,7 @@ def connect(path: Path) -> socket.socket:
     return connection
 
 
-def said(path: Path, data: bytes, descriptors: list[int]) -> dict[str, Any]:
+def reported(path: Path, data: bytes, descriptors: list[int]) -> dict[str, Any]:
     """Return what the app host answers to one packet."""
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))
     with connect(path) as connection:
@@ -303,7 +303,7 @@ def test_a_malformed_request_is_refused(path: Path, data: bytes, message: str) -
     ours, theirs = socket.socketpair()
     read, write = os.pipe()
     with ours, theirs:
-        found = said(path, data, [theirs.fileno(), write])
+        found = reported(path, data, [theirs.fileno(), write])
     os.close(read)
     os.close(write)
     assert message in found["error"]
@@ -320,9 +320,9 @@ def test_descriptors_are_counted_and_looked_at(path: Path) -> None:
     read, write = os.pipe()
     ends = [theirs.fileno(), write]
     for some in ([], ends[:1], [*ends, write], ends * 40):
-        assert "two descriptors" in said(path, data, some)["error"]
+        assert "two descriptors" in reported(path, data, some)["error"]
     for wrong in (ends[::-1], [write, write], [ends[0], ends[0]]):
-        assert "a socket and a pipe" in said(path, data, wrong)["error"]
+        assert "a socket and a pipe" in reported(path, data, wrong)["error"]
     for end in (ours, theirs):
         end.close()
     os.close(read)

@@ -29,14 +29,14 @@ def reply(question: str = "q1", site: str = "site-a") -> Reply:
     )
 
 
-def said(**more: Any) -> dict[str, Any]:
+def reported(**more: Any) -> dict[str, Any]:
     return {"question": "q1", "round": 1, "site": "site-a", "examples": 5, "metrics": {}, **more}
 
 
 def test_size_key_and_digest_are_those_of_the_exchange() -> None:
     held = Receipts()
     held.note(reply())
-    lies = said(bytes=1, key="00" * 32, digest="00" * 32)
+    lies = reported(bytes=1, key="00" * 32, digest="00" * 32)
     found = held.fill("update.received", lies)
     assert (found["bytes"], found["key"], found["digest"]) == (70, "ab" * 32, DIGEST)
     assert "question" not in found
@@ -46,10 +46,10 @@ def test_size_key_and_digest_are_those_of_the_exchange() -> None:
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        (said(question="q2"), "no site has sent"),
-        (said(question=None), "no site has sent"),
-        (said(question=["q1"]), "no site has sent"),
-        (said(site="site-b"), "an update of site-a is reported as one of site-b"),
+        (reported(question="q2"), "no site has sent"),
+        (reported(question=None), "no site has sent"),
+        (reported(question=["q1"]), "no site has sent"),
+        (reported(site="site-b"), "an update of site-a is reported as one of site-b"),
     ],
 )
 def test_an_update_that_was_not_handed_over_is_none(fields: dict[str, Any], why: str) -> None:
@@ -62,13 +62,13 @@ def test_an_update_that_was_not_handed_over_is_none(fields: dict[str, Any], why:
 def test_an_answer_makes_one_event() -> None:
     held = Receipts()
     held.note(reply())
-    held.fill("update.received", said())
+    held.fill("update.received", reported())
     with pytest.raises(JobError, match="reported before"):
-        held.fill("update.received", said())
+        held.fill("update.received", reported())
     held.note(reply())
-    held.fill("update.rejected", said(reason="no"))
+    held.fill("update.rejected", reported(reason="no"))
     with pytest.raises(JobError, match="reported before"):
-        held.fill("update.received", said())
+        held.fill("update.received", reported())
 
 
 def test_other_events_pass_as_they_are() -> None:
@@ -80,7 +80,9 @@ def test_under_privacy_the_digest_is_keyed() -> None:
     held = Receipts(secret)
     held.note(reply())
     keyed = hmac.digest(secret, b"update\0" + bytes.fromhex(DIGEST), "sha256").hex()
-    assert held.fill("update.received", said())["digest"] == keyed == ledger_digest(DIGEST, secret)
+    assert (
+        held.fill("update.received", reported())["digest"] == keyed == ledger_digest(DIGEST, secret)
+    )
     assert ledger_digest("", secret) == ""
 
 
@@ -90,5 +92,5 @@ def test_what_nobody_reports_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     for number in range(3):
         held.note(reply(f"q{number}"))
     with pytest.raises(JobError):
-        held.fill("update.received", said(question="q0"))
-    held.fill("update.received", said(question="q2"))
+        held.fill("update.received", reported(question="q0"))
+    held.fill("update.received", reported(question="q2"))

@@ -272,10 +272,10 @@ def test_altered_and_missing_events_are_named_where_they_stood(
     sql(tmp_path, "DELETE FROM events WHERE body LIKE '%line 4%' OR body LIKE '%line 5%'")
     sql(tmp_path, "UPDATE events SET at = 1e308 WHERE body LIKE '%line 7%'")
     events = start()._job_store.events.page("alpha")
-    told = "\n".join(event.body for event in events)
-    assert "line 9" not in told
-    assert told.count("was altered on the disk") == 2
-    assert "are missing on the disk" in told
+    received = "\n".join(event.body for event in events)
+    assert "line 9" not in received
+    assert received.count("was altered on the disk") == 2
+    assert "are missing on the disk" in received
     sequences = [event.sequence for event in events]
     assert sequences == sorted(set(sequences))
     assert len(sequences) >= count - 1
