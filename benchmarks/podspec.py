@@ -37,7 +37,7 @@ KINDS = {
 def rate(kind: str, *, seconds: float = 0.5) -> float:
     """Return manifests a second, in this thread's own time."""
     workload = cluster_site.workload("a", gpu=1, data="medpar")
-    launch = Launch(sponsor="agent:8453", pin=bytes(32), ticket=bytes(32))
+    launch = Launch(agent_address="agent:8453", pin=bytes(32), ticket=bytes(32))
     settings = KINDS[kind]
     count, began = 0, time.thread_time()
     while (spent := time.thread_time() - began) < seconds:

@@ -65,7 +65,7 @@ class Clusters:
             for number in range(CLUSTERS)
         ]
         self._nodes: list[Any] = []
-        # What agents are told in place of names and addresses of a cluster's network.
+        # The addresses that replace names and addresses of a cluster's network.
         self.names = {"0.0.0.0": "127.0.0.1"}
 
     def start(self, pool: ThreadPoolExecutor) -> None:

@@ -28,13 +28,13 @@ done
 
 # refused WHAT COMMAND...: the command has to fail, and not for want of a connection.
 refused() {
-  local what="$1" said
+  local what="$1" output
   shift
-  if said="$("$@" 2>&1)"; then fail "$what was let through" "$said"; fi
-  case "$said" in
-    *"connection refused"* | *"no such host"* | *"Unable to connect"*) fail "$what" "$said" ;;
+  if output="$("$@" 2>&1)"; then fail "$what was let through" "$output"; fi
+  case "$output" in
+    *"connection refused"* | *"no such host"* | *"Unable to connect"*) fail "$what" "$output" ;;
   esac
-  shown "$what" "refused: $(printf '%s' "$said" | tail -n 1 | cut -c -120)"
+  shown "$what" "refused: $(printf '%s' "$output" | tail -n 1 | cut -c -120)"
 }
 
 # --- install ------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ done
 fedlearn job logs "$name" --json | grep -q '"client.admitted"' ||
   fail "no client was admitted" "fedlearn job logs $name"
 kept="$("$here/tools/kept-log.sh" "$clients" "$pod" nobody)" ||
-  fail "what the client writes is not kept by its guest, or that cannot be told" "$kept"
+  fail "what the client writes is not kept by its guest, or that cannot be determined" "$kept"
 shown "what the client writes is kept" "$kept"
 k -n "$clients" delete pod nobody --wait=false >/dev/null
 

@@ -214,7 +214,7 @@ def clock(now: datetime | None = None, synchronised: bool | None = None) -> Chec
     if moment.timestamp() + _SKEW_S < newest:
         built = datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%d %H:%M")
         return fail("clock", f"{shown}, before this software was installed ({built})", mend)
-    kept = _kernel_says_synchronised() if synchronised is None else synchronised
+    kept = _kernel_is_synchronised() if synchronised is None else synchronised
     if kept is None:
         return warn("clock", f"{shown}; whether it is synchronised cannot be known here", mend)
     if not kept:
@@ -230,7 +230,7 @@ def _newest_file_time() -> float:
     return max((moment for moment in times if moment <= now + 86_400), default=0.0)
 
 
-def _kernel_says_synchronised() -> bool | None:
+def _kernel_is_synchronised() -> bool | None:
     """Ask adjtimex(2), which needs no privilege if it changes nothing."""
     try:
         call = ctypes.CDLL(None, use_errno=True).adjtimex

@@ -28,18 +28,18 @@ NOUNS: Final[Mapping[str, Noun]] = MappingProxyType(
             "demo.commands", "Train a model across attested sites on this machine.", "command"
         ),
         "job": _noun("job.commands", "Write, check, submit and watch jobs."),
-        "site": _noun("site", "Invite sites, see them, drain and remove them."),
-        "operator": _noun("operators", "Log in, and say who else may operate the coordinator."),
+        "site": _noun("site", "Invite, show, approve, drain and remove sites."),
+        "operator": _noun("operators", "Log in, and add or revoke operators of the coordinator."),
         "policy": _noun(
-            "appraisal.policy", "Check appraisal policies and explain what they demand."
+            "appraisal.policy", "Check, apply, explain, draft and sign appraisal policies."
         ),
         "evidence": _noun("appraisal.evidence", "Collect, inspect and appraise evidence."),
         "collateral": _noun(
-            "appraisal.collateral", "Fetch and keep what verifiers need from vendors."
+            "appraisal.collateral", "Fetch and keep the vendors' documents for verification."
         ),
         "model": _noun("state.model", "List, open, export and verify sealed models."),
         "ledger": _noun("state.ledger", "Show and verify the record of every decision."),
-        "doctor": _noun("doctor", "Find in seconds what would fail in minutes.", "command"),
+        "doctor": _noun("doctor", "Check this machine and its configuration.", "command"),
     }
 )
 """The nouns of the command line, in the order in which ``--help`` shows them."""

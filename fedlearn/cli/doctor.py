@@ -1,4 +1,4 @@
-"""``fedlearn doctor``: find in seconds what would otherwise fail in minutes."""
+"""``fedlearn doctor``: checks a machine and its configuration before they are used."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _CONFIG = click.Path(path_type=Path)
 @click.option("--cluster", is_flag=True, help="Check the cluster of --edge as well.")
 @json_option
 def command(server: Path | None, edge: Path | None, cluster: bool, as_json: bool) -> None:
-    """Find in seconds what would fail in minutes, and say how to mend it.
+    """Check this machine and its configuration, and report how to correct each fault.
 
-    Ends with status 1 when something will not work; notes alone are no failure.
+    Ends with status 1 when something will not work; warnings alone are not a failure.
     """
     probes = list(machine_probes())
     if server is not None:
@@ -50,7 +50,7 @@ def command(server: Path | None, edge: Path | None, cluster: bool, as_json: bool
 
 
 def machine_probes() -> Iterator[tuple[str, Probe]]:
-    """What is looked at on any machine."""
+    """Run the checks of any machine."""
     yield "python", machine.python
     yield "libraries", machine.packages
     yield "packages", machine.shadowing
@@ -69,7 +69,7 @@ def machine_probes() -> Iterator[tuple[str, Probe]]:
 
 
 def server_probes(path: Path) -> Iterator[tuple[str, Probe]]:
-    """What is looked at for a coordinator. A file that does not load is one failed check."""
+    """Run the checks of a coordinator. A file that does not load is one failed check."""
     from fedlearn.errors import ConfigError
     from server.config import ServerConfig
 
@@ -78,7 +78,7 @@ def server_probes(path: Path) -> Iterator[tuple[str, Probe]]:
     except ConfigError as error:
         yield "server.toml", _raiser(error)
         return
-    yield "server.toml", lambda: checks.ok("server.toml", f"{path} is right")
+    yield "server.toml", lambda: checks.ok("server.toml", f"{path} is valid")
     yield "state", lambda: files.folder(config.state, name="state", private=True)
     yield "disk", lambda: machine.disk(config.state, what="state disk")
     yield "certificates", lambda: files.certificates(config.state)
@@ -104,9 +104,7 @@ def server_probes(path: Path) -> Iterator[tuple[str, Probe]]:
     if keys.insecure:
         yield (
             "keys",
-            lambda: checks.warn(
-                "keys", "the root key lies in a plain file", "for development only"
-            ),
+            lambda: checks.warn("keys", "the root key is in a plain file", "for development only"),
         )
     for item in (*config.trust.collateral, *config.trust.endorsements, *config.trust.tpm_ek_roots):
         yield "trust", _readable(item, "trust")
@@ -114,7 +112,7 @@ def server_probes(path: Path) -> Iterator[tuple[str, Probe]]:
 
 
 def edge_probes(path: Path) -> Iterator[tuple[str, Probe]]:
-    """What is looked at for a site. A file that does not load is one failed check."""
+    """Run the checks of a site. A file that does not load is one failed check."""
     from edge.config.site import SiteConfig
     from fedlearn.errors import ConfigError
 
@@ -123,7 +121,7 @@ def edge_probes(path: Path) -> Iterator[tuple[str, Probe]]:
     except ConfigError as error:
         yield "site.toml", _raiser(error)
         return
-    yield "site.toml", lambda: checks.ok("site.toml", f"{path} is right")
+    yield "site.toml", lambda: checks.ok("site.toml", f"{path} is valid")
     yield "state", lambda: files.folder(config.state, name="state", private=True)
     yield "disk", lambda: machine.disk(config.state, what="state disk")
     yield "certificates", lambda: files.certificates(config.state)
@@ -135,9 +133,7 @@ def edge_probes(path: Path) -> Iterator[tuple[str, Probe]]:
     if not config.data and not config.accept.data_paths:
         yield (
             "data",
-            lambda: checks.warn(
-                "data", "this site offers no data set", "add [data.NAME] with a path"
-            ),
+            lambda: checks.warn("data", "this site has no data set", "add [data.NAME] with a path"),
         )
     if not config.accept.bundles and config.accept.other_bundles == "refuse":
         yield (
@@ -161,11 +157,11 @@ def _flower() -> Check:
 
     contract.check()
     builtin.check_classes()
-    return checks.ok("flower", "has what a coordinator builds on")
+    return checks.ok("flower", "has the interfaces that a coordinator uses")
 
 
 def cluster_probe(edge: Path | None) -> Probe:
-    """What is looked at in the cluster of a site, under the rights that its agent has."""
+    """Run the checks of a site's cluster, with the permissions of its agent."""
 
     def probe() -> Iterable[Check]:
         from edge.config.site import SiteConfig
@@ -174,9 +170,7 @@ def cluster_probe(edge: Path | None) -> Probe:
 
         if edge is None:
             return (
-                checks.fail(
-                    "cluster", "nothing says which cluster", "name the site: --edge site.toml"
-                ),
+                checks.fail("cluster", "no cluster is named", "name the site: --edge site.toml"),
             )
         settings = SiteConfig.load(edge).kubernetes
         if settings is None:
@@ -207,7 +201,7 @@ def _trust(trust: Trust) -> Iterable[Check]:
         found = tuple(trust.unread())
     except ConfigError as error:
         return (checks.fail("trust", str(error), error.hint),)
-    mend = "it counts for nothing: get a well-formed one from its vendor, or remove it"
+    mend = "it is ignored: get a well-formed one from its vendor, or remove it"
     return tuple(checks.warn("trust", text, mend) for text in found)
 
 
@@ -234,7 +228,7 @@ def _show(found: tuple[Check, ...]) -> None:
     counts = {level: sum(check.level is level for check in found) for level in Level}
     line("")
     line(
-        f"{counts[Level.OK]} ok, {counts[Level.WARN]} to look at, "
+        f"{counts[Level.OK]} ok, {counts[Level.WARN]} warnings, "
         f"{counts[Level.FAIL]} that will not work",
         bold=True,
     )

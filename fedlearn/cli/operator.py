@@ -1,4 +1,4 @@
-"""How a command reaches the coordinator: the operator's login and the client made from it."""
+"""The options of commands that connect to the coordinator, and the operator's client."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def job_argument(*, required: bool = True) -> Callable[[Command], Command]:
     def check(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
         if value is not None and not NAME.fullmatch(value):
             raise click.BadParameter(
-                f"{value[:80]!r} is no name of a job: 1 to 63 of a-z, 0-9 and '-'"
+                f"{value[:80]!r} is not a name of a job: use 1 to 63 of a-z, 0-9 and '-'"
             )
         return value
 

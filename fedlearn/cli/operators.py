@@ -1,4 +1,4 @@
-"""``fedlearn operator``: an operator's own key and login, and who else is an operator.
+"""``fedlearn operator``: an operator's key and login, and the other operators.
 
 The page is docs/how-to/operators.md.
 """
@@ -35,7 +35,7 @@ __all__ = ["group"]
 
 @click.group(cls=Commands, name="operator")
 def group() -> None:
-    """Log in, and say who else may operate the coordinator.
+    """Log in, and add or revoke operators of the coordinator.
 
     All operators may do the same.
     """
@@ -44,7 +44,7 @@ def group() -> None:
 def _checked_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
     if not NAME.fullmatch(value):
         raise click.BadParameter(
-            f"{value[:80]!r} is no name of an operator: 1 to 63 of a-z, 0-9 and '-'"
+            f"{value[:80]!r} is not a name of an operator: use 1 to 63 of a-z, 0-9 and '-'"
         )
     return value
 
@@ -64,9 +64,9 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @operator_option
 @json_option
 def request(name: str, operator: Path | None, as_json: bool) -> None:
-    """Make a key for operator NAME here, and a request to be signed by the coordinator.
+    """Make a key for operator NAME here, and a request that the coordinator signs.
 
-    The key stays in the new folder of the login. The request holds no secret.
+    The key stays in the new folder of the login. The request contains no secret.
     """
     folder = operator or default_folder()
     csr = request_login(folder, name)
@@ -75,11 +75,11 @@ def request(name: str, operator: Path | None, as_json: bool) -> None:
         print_json({"name": name, "login": str(folder), "csr": str(csr), "sha256": digest})
         return
     line(str(csr))
-    line("Send it to whoever runs the coordinator, or to another of its operators:")
+    line("Send it to the administrator of the coordinator, or to another operator:")
     line("  fedlearn-server init --operator-csr operator.csr   (a new coordinator)")
-    line(f"  fedlearn operator add {name} operator.csr        (one that runs)")
-    line(f"They can compare its digest with you: {digest}")
-    line("Next, with what they send back, and the pin of the CA as they tell you:")
+    line(f"  fedlearn operator add {name} operator.csr        (a running coordinator)")
+    line(f"Compare its digest with them: {digest}")
+    line("Next, with the file that they return, and the pin of the CA by another channel:")
     line("  fedlearn operator login FILE --ca-pin SHA256", bold=True)
 
 
@@ -91,17 +91,17 @@ def request(name: str, operator: Path | None, as_json: bool) -> None:
     default="",
     callback=_pin,
     metavar="SHA256",
-    help="The key of the coordinator's CA, as you were told it another way than FILE. Needed.",
+    help="The pin of the coordinator's CA, received by another channel than FILE. Required.",
 )
 @click.option(
-    "--address", default="", metavar="HOST:PORT", help="Where the coordinator is reached from here."
+    "--address", default="", metavar="HOST:PORT", help="The address of the coordinator from here."
 )
 @operator_option
 @json_option
 def login(file: Path, pin: str, address: str, operator: Path | None, as_json: bool) -> None:
-    """Take the answer to the request that was made here, and trust the CA in it from now on.
+    """Install the answer to the request that was made here, and trust the CA in it.
 
-    It is refused unless it is for this very key and this name, signed by that CA, and valid now.
+    It is refused unless it is for this key and this name, signed by that CA, and valid now.
     """
     folder = operator or default_folder()
     if address:
@@ -119,9 +119,9 @@ def login(file: Path, pin: str, address: str, operator: Path | None, as_json: bo
 @operator_option
 @json_option
 def renew(operator: Path | None, as_json: bool) -> None:
-    """Get a certificate for a new key, with the login that is at hand, before that expires.
+    """Get a certificate for a new key, with the current login, before that expires.
 
-    The former certificate is revoked when the new one has worked.
+    The former certificate is revoked after the new one was used.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding
@@ -157,7 +157,7 @@ def renew(operator: Path | None, as_json: bool) -> None:
 @operator_option
 @json_option
 def list_(operator: Path | None, as_json: bool) -> None:
-    """Show all operators, and who was revoked."""
+    """Show all operators, also revoked ones."""
     with connect(operator) as client:
         found = client.list_operators()
     if as_json:
@@ -165,13 +165,13 @@ def list_(operator: Path | None, as_json: bool) -> None:
         return
     width = max((len(one.name) for one in found), default=0)
     for one in found:
-        standing = f"until {_day(one)}"
+        status = f"until {_day(one)}"
         if one.revoked:
-            standing = f"revoked{f': {one.reason}' if one.reason else ''}"
+            status = f"revoked{f': {one.reason}' if one.reason else ''}"
         elif one.expires <= datetime.now(UTC):
-            standing = f"expired {_day(one)}"
+            status = f"expired {_day(one)}"
         line(
-            f"{printable(one.name):<{width}}  {printable(standing)}  "
+            f"{printable(one.name):<{width}}  {printable(status)}  "
             f"serial {printable(one.serial)}  added by {printable(one.by)}"
         )
 
@@ -185,9 +185,9 @@ def list_(operator: Path | None, as_json: bool) -> None:
 @operator_option
 @json_option
 def add(name: str, csr: Path, out: Path | None, operator: Path | None, as_json: bool) -> None:
-    """Let operator NAME in, by the request in CSR. NAME may then do whatever you may.
+    """Add operator NAME, by the request in CSR. NAME then has the same permissions as you.
 
-    The answer that is written holds no secret; NAME takes it with `fedlearn operator login`.
+    The answer that is written contains no secret; NAME installs it with `fedlearn operator login`.
     """
     target = out or Path(f"{name}.toml")
     if target.exists():
@@ -208,14 +208,16 @@ def add(name: str, csr: Path, out: Path | None, operator: Path | None, as_json: 
 
 @group.command("revoke")
 @click.argument("name", required=False, default="")
-@click.option("--serial", default="", help="One certificate instead of all of a name.")
-@click.option("--reason", default="", help="Why, for the ledger and for who is revoked.")
+@click.option("--serial", default="", help="One certificate instead of all of an operator.")
+@click.option(
+    "--reason", default="", help="The reason, for the ledger and for the revoked operator."
+)
 @operator_option
 @json_option
 def revoke(name: str, serial: str, reason: str, operator: Path | None, as_json: bool) -> None:
-    """Shut operator NAME out at once, on open connections too.
+    """Revoke operator NAME at once, on open connections too.
 
-    What NAME did before stays in force: jobs, sites that were let in, other operators.
+    What NAME did before stays in force: jobs, approved sites, other operators.
     """
     if bool(name) == bool(serial):
         raise click.UsageError("give a NAME, or --serial")
@@ -225,7 +227,7 @@ def revoke(name: str, serial: str, reason: str, operator: Path | None, as_json: 
         print_json({"revoked": [_json(one) for one in ended]})
         return
     for one in ended:
-        line(f"operator {printable(one.name)} is out (serial {printable(one.serial)})")
+        line(f"operator {printable(one.name)} is revoked (serial {printable(one.serial)})")
 
 
 def _day(one: OperatorState) -> str:

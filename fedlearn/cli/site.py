@@ -1,4 +1,4 @@
-"""``fedlearn site``: invite sites, see them, drain and remove them; and enroll one here.
+"""``fedlearn site``: invite, show, approve, drain and remove sites; and enroll one here.
 
 The page is docs/tutorials/enroll-a-site.md.
 """
@@ -32,13 +32,13 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 @click.group(cls=Commands, name="site")
 def group() -> None:
-    """Invite sites, see them, drain and remove them."""
+    """Invite, show, approve, drain and remove sites."""
 
 
 def _checked_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
     if not NAME.fullmatch(value):
         raise click.BadParameter(
-            f"{value[:80]!r} is no name of a site: 1 to 63 of a-z, 0-9 and '-'"
+            f"{value[:80]!r} is not a name of a site: use 1 to 63 of a-z, 0-9 and '-'"
         )
     return value
 
@@ -48,7 +48,7 @@ def _lifetime(ctx: click.Context, param: click.Parameter, value: str) -> timedel
         return None
     span = duration(value)
     if span is None:
-        raise click.BadParameter(f"{value[:40]!r} is no duration; write 90s, 15m, 24h or 7d")
+        raise click.BadParameter(f"{value[:40]!r} is not a duration; write 90s, 15m, 24h or 7d")
     return span
 
 
@@ -67,10 +67,10 @@ _name = click.argument("name", callback=_checked_name)
     "--lifetime",
     default="",
     callback=_lifetime,
-    help="How long it may be redeemed: 90s, 15m, 24h, 7d; as server.toml says by default.",
+    help="How long it may be redeemed: 90s, 15m, 24h, 7d; by default as in server.toml.",
 )
 @click.option(
-    "--no-approval", is_flag=True, help="Let the site in as soon as it redeems the token."
+    "--no-approval", is_flag=True, help="Approve the site as soon as it redeems the token."
 )
 @click.option(
     "--ek",
@@ -89,7 +89,7 @@ def token(
     operator: Path | None,
     as_json: bool,
 ) -> None:
-    """Invite a site: print a join token that is good for one key.
+    """Invite a site: print a join token, which is valid for one key.
 
     The token is a secret; give it to the site's owner only.
     """
@@ -111,10 +111,10 @@ def token(
             }
         )
         return
-    # On a pipe the token alone goes to standard output, so that it can be saved as it is.
+    # If stdout is not a terminal, it gets the token only, so that it can be redirected to a file.
     click.echo(invitation.token)
     click.echo(
-        f"\nGood once, until {_when(invitation.expires)}. Saved as token.txt at the site:\n"
+        f"\nValid once, until {_when(invitation.expires)}. Save it at the site as token.txt:\n"
         f"  {enroll}\nor, on Kubernetes, with the addresses that clients reach "
         f"in capital letters replaced:\n  {install}"
         + ("" if no_approval else f"\nthen here:\n  fedlearn site approve {name}"),
@@ -125,7 +125,7 @@ def token(
 def _install(name: str, gate: str) -> str:
     """Return the command that installs a site's chart.
 
-    A NetworkPolicy takes addresses and no names: what is not known here stands in capitals.
+    A NetworkPolicy needs addresses: those that are not known here are placeholders in capitals.
     """
     host = gate.rpartition(":")[0].strip("[]")
     try:
@@ -168,7 +168,7 @@ def list_(operator: Path | None, as_json: bool) -> None:
 @operator_option
 @json_option
 def show(name: str, operator: Path | None, as_json: bool) -> None:
-    """Show one site: its standing, its key and what it can do."""
+    """Show one site: its status, its key and its capabilities."""
     with connect(operator) as client:
         site = client.get_site(name)
     if as_json:
@@ -207,15 +207,15 @@ def _changing(verb: str, summary: str, call: Callable[[OperatorClient, str], Sit
     default="",
     callback=_digest,
     metavar="SHA256",
-    help="The endorsement key that is meant; needed where the site had another one before.",
+    help="The endorsement key to bind; required if the site was bound to another one before.",
 )
 @operator_option
 @json_option
 def approve(name: str, ek: bytes, operator: Path | None, as_json: bool) -> None:
-    """Let a pending site in, or a draining one take clients again.
+    """Approve a pending site, or activate a draining one again.
 
-    This binds the site to the TPM that `fedlearn site show` prints. Compare it before with
-    what `fedlearn-edge check` prints at the site.
+    This binds the site to the TPM that `fedlearn site show` prints. Compare it first with the
+    output of `fedlearn-edge check` at the site.
     """
     with connect(operator) as client:
         site = client.approve_site(name, ek=ek)
@@ -227,15 +227,15 @@ def approve(name: str, ek: bytes, operator: Path | None, as_json: bool) -> None:
         line(f"  bound to the endorsement key {site.tpm.ek.hex()}")
 
 
-_changing("reject", "Turn a pending site away.", lambda client, name: client.reject_site(name))
+_changing("reject", "Reject a pending site.", lambda client, name: client.reject_site(name))
 _changing(
     "drain",
-    "Give a site no new clients; those it has go on.",
+    "Give a site no new clients; its running clients continue.",
     lambda client, name: client.drain_site(name),
 )
 _changing(
     "remove",
-    "Cut a site off at once, with all its clients.",
+    "Remove a site at once, with all its clients.",
     lambda client, name: client.remove_site(name),
 )
 
@@ -269,7 +269,7 @@ def enroll(token_file: Path, state: Path, as_json: bool) -> None:
     known = SiteIdentity.load(state) if (state / "site.json").exists() else None
     if known is not None and known.site != parsed.site:
         raise ConfigError(
-            f"site {known.site} lives here, and the token is for {parsed.site}",
+            f"site {known.site} is enrolled here, and the token is for {parsed.site}",
             where=str(state),
             hint="name another folder with --state",
         )
@@ -315,17 +315,17 @@ def _token(path: Path) -> str:
         return data.decode("ascii").strip()
     except ValueError:
         raise ConfigError(
-            "holds no join token",
+            "does not contain a join token",
             where=str(path),
             hint="save the line that `fedlearn site token` printed, and nothing else",
         ) from None
 
 
 def _tpm_lines(tpm: SiteTpm) -> Iterator[tuple[str, str]]:
-    """Yield what a person should know of a site's TPM."""
+    """Yield the lines about a site's TPM."""
     if tpm.ek:
         yield "TPM", f"{tpm.ek.hex()} ({tpm.endorsement})"
-        yield "proven", tpm.ak.hex() if tpm.ak else "no: its evidence does not count yet"
+        yield "proven", tpm.ak.hex() if tpm.ak else "no: its evidence is not accepted yet"
     if tpm.shown_ek:
         yield "TPM shown", f"{tpm.shown_ek.hex()}, which waits for approval"
     if tpm.certificate:

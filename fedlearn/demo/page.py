@@ -302,8 +302,8 @@ def _table(
         for i, head in enumerate(heads)
     )
     body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
-    said = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f"<table>{said}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    heading = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f"<table>{heading}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _list(items: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Where one client of a job stands at its site."""
+"""The phase of one client of a job at its site."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Phase"]
 
 
 class Phase(enum.StrEnum):
-    """Where a client stands, as its site reports it."""
+    """The phase of a client, as its site reports it."""
 
     ACCEPTED = "accepted"
     """The site will start it, perhaps later."""
@@ -17,7 +17,7 @@ class Phase(enum.StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     REFUSED = "refused"
-    """The site does not start it, or the coordinator did not admit it; trying again is no use."""
+    """The site does not start it, or the coordinator did not admit it; a retry would not help."""
     STOPPED = "stopped"
 
     @property

@@ -1,4 +1,4 @@
-"""Where a job stands, and what has happened in it, as the coordinator and its operators say it."""
+"""The status of a job and its events, as coordinator and operators exchange them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ __all__ = ["ExclusionState", "JobEvent", "JobState", "JobStatus"]
 
 
 class JobStatus(enum.StrEnum):
-    """Where a job stands."""
+    """The status of a job."""
 
     PENDING = "pending"
     RUNNING = "running"
     INTERRUPTED = "interrupted"
-    """The coordinator stopped or was killed; it goes on from its last checkpoint."""
+    """The coordinator stopped or was killed; the job continues from its last checkpoint."""
     FINISHED = "finished"
     FAILED = "failed"
     CANCELLED = "cancelled"
 
     @property
     def open(self) -> bool:
-        """Whether the job will run, or runs, without anybody asking again."""
+        """Whether the job runs, or will run without another request."""
         return self in {JobStatus.PENDING, JobStatus.RUNNING, JobStatus.INTERRUPTED}
 
 

@@ -189,7 +189,7 @@ def _epsilon(spec: PrivacySpec, rounds: int) -> float:
         one = {spec.noise_multiplier: rounds}
         found = _composed(one, "rdp", spec.delta)
         # The support of a privacy loss distribution grows with the loss. For a budget that is
-        # already absurd would cost gigabytes to compute, and RDP says so for nothing.
+        # much too large it needs gigabytes, and RDP shows that the budget is exceeded.
         if spec.accountant == "pld" and found <= _PLD_LIMIT:
             found = _composed(one, "pld", spec.delta)
     return found

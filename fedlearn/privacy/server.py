@@ -30,8 +30,8 @@ def noise_secret(spec: PrivacySpec, *, seed: int | None = None) -> bytes:
     """Return the 32-byte noise secret of a new job, from the operating system's generator.
 
     Draw it once per job and keep it sealed next to the job's state: a resumed job needs it
-    to arrive at the same bits, and whoever learns it can subtract the noise. Where the spec
-    says ``insecure_deterministic_noise`` it is derived from the job's ``seed`` instead.
+    to produce the same bits, and with it the noise can be subtracted. If the spec has
+    ``insecure_deterministic_noise``, it is derived from the job's ``seed`` instead.
     """
     if not spec.insecure_deterministic_noise:
         return os.urandom(SECRET_BYTES)

@@ -18,14 +18,14 @@ _OF_TEXT: Final = {phase.value: phase for phase in Phase}
 
 
 def phase_fields(phase: Phase) -> dict[str, Any]:
-    """Return the fields of a message that say ``phase``."""
+    """Return the fields of a message that state ``phase``."""
     return {"phase": phase.value, "state": _NUMBERS[phase]}
 
 
 def phase_of(message: pb.WorkloadStatus | pb.ClientState) -> Phase:
     """Return the phase in a message: of its number, or of its text where it has no number.
 
-    :raises ConfigError: when it is not a phase that this version knows.
+    :raises ConfigError: when this version does not know the phase.
     """
     number, text = message.state, message.phase
     found = _OF_NUMBER.get(number) if number else _OF_TEXT.get(text)

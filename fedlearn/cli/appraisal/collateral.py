@@ -1,4 +1,4 @@
-"""``fedlearn collateral``: what verification needs, in a folder, for places without a network.
+"""``fedlearn collateral``: the documents for verification, in a folder, also for offline use.
 
 The page is docs/how-to/collateral.md.
 """
@@ -71,7 +71,7 @@ _folder_option = click.option(
     "--directory", "folder", type=_PATH, required=True, metavar="DIR", help="The folder."
 )
 _at_option = click.option(
-    "--at", default=None, metavar="RFC3339", help="Judge validity at this time instead of now."
+    "--at", default=None, metavar="RFC3339", help="Check validity at this time instead of now."
 )
 
 
@@ -79,7 +79,7 @@ _at_option = click.option(
 @_folder_option
 @json_option
 def show(folder: Path, as_json: bool) -> None:
-    """List what a folder holds, and until when it counts."""
+    """List the content of a folder, and until when each item is valid."""
     items = read_bundle(_existing(folder))
     if as_json:
         print_json({"items": [_to_json(item) for item in items]})
@@ -96,7 +96,7 @@ def show(folder: Path, as_json: bool) -> None:
     "--warn-days", type=click.IntRange(0, 3650), default=7, show_default=True, metavar="N"
 )
 def check(folder: Path, at: str | None, warn_days: int) -> None:
-    """Check that nothing is missing, altered or expired; warn of what soon will be."""
+    """Check that nothing is missing, altered or expired; warn of what expires soon."""
     loaded = load_folder(_existing(folder), now=moment(at), warn_before=timedelta(days=warn_days))
     for warning in loaded.warnings:
         click.echo(f"warning: {printable(warning)}", err=True)
@@ -151,7 +151,7 @@ def fetch(
     """Fetch collateral from Intel, AMD and NVIDIA into a folder, and list it there.
 
     Without --evidence and --fmspc, everything that the folder lists is fetched again, which
-    renews what expired and mends what is missing.
+    renews what has expired and adds what is missing.
     """
     wanted: dict[str, dict[str, str]] = {}
     for path in evidence_files:
@@ -203,7 +203,8 @@ def fetch(
 @click.argument("paths", type=_PATH, nargs=-1, required=True, metavar="FILE_OR_DIR...")
 @_at_option
 def add(folder: Path, paths: tuple[Path, ...], at: str | None) -> None:
-    """Add files that came another way: answers of vendors' services, certificates, lists.
+    """Add files that were fetched by other means: answers of vendors' services, certificates,
+    lists.
 
     The answers to TCB info, QE identity and revocation lists are put together, with the issuer
     chains of their header fields (as `curl -i` or `curl -D` keeps them), for each FMSPC.
@@ -219,7 +220,7 @@ def add(folder: Path, paths: tuple[Path, ...], at: str | None) -> None:
     ]
     added += _others([file for file in files if file.name not in answers.used], paths)
     if not added:
-        raise ConfigError("hold no collateral", where=", ".join(map(str, paths)))
+        raise ConfigError("contain no collateral", where=", ".join(map(str, paths)))
     if twice := {
         item.path for item in added if [other.path for other in added].count(item.path) > 1
     }:
@@ -233,7 +234,7 @@ def add(folder: Path, paths: tuple[Path, ...], at: str | None) -> None:
 
 
 def _document_names(answers: Assembly) -> list[str]:
-    """Name the documents as `fetch` does, and by their CA where there are both."""
+    """Name the documents as `fetch` does, and by their CA if there are several."""
     platforms = [item.platform for item in answers.documents]
     if len({platform.ca for platform in platforms}) == 1:
         return [_intel_name(platform) for platform in platforms]
@@ -241,9 +242,9 @@ def _document_names(answers: Assembly) -> list[str]:
 
 
 def _others(files: list[Input], named: tuple[Path, ...]) -> Iterator[Item]:
-    """Describe what is collateral already; in a folder, what is none is passed over.
+    """Describe the files that are collateral; other files in a folder are skipped.
 
-    :raises ConfigError: when a file that was named is no collateral.
+    :raises ConfigError: when a named file is not collateral.
     """
     for file in files:
         try:
@@ -251,13 +252,13 @@ def _others(files: list[Input], named: tuple[Path, ...]) -> Iterator[Item]:
         except EvidenceError as error:
             if Path(file.name) in named:
                 raise ConfigError(
-                    f"is no answer of a vendor's service, certificate or list ({error})",
+                    f"is not an answer of a vendor's service, a certificate or a list ({error})",
                     where=file.name,
                 ) from None
 
 
 def _unpacked(data: bytes) -> bytes:
-    """Take the RIM out of an answer of NVIDIA's RIM service; other data as it is."""
+    """Return the RIM in an answer of NVIDIA's RIM service; other data unchanged."""
     try:
         return rim_in_answer(data)
     except EvidenceError:
@@ -289,7 +290,7 @@ def _wanted(
     intel_crl_url: str,
     amd_url: str,
 ) -> dict[str, dict[str, str]]:
-    """Return what Intel or AMD publishes for evidence, by the name of the source."""
+    """Return the documents of Intel or AMD for evidence, by the name of the source."""
     try:
         if evidence.tee in (Tee.TDX, Tee.SGX):
             platform = intel_platform(evidence.quote)
@@ -334,9 +335,9 @@ def _intel_name(platform: IntelPlatform) -> str:
 def _get(
     client: httpx.Client, url: str, item: str, body: bytes | None = None, key: str | None = None
 ) -> Answer:
-    """Ask one address, by POST where there is a body; the answer is bounded while it is read.
+    """Request one address, by POST if there is a body; the answer is bounded while it is read.
 
-    :raises TransportError: naming the host, what it was asked for, and what is wrong.
+    :raises TransportError: naming the host, the request, and what is wrong.
     """
     what = f"{_ITEMS.get(item, item)}: {urlsplit(url).netloc or url}"
     hint = (
@@ -382,7 +383,7 @@ def _items(name: str, answers: Mapping[str, Answer]) -> Iterator[Item]:
 
 
 def _store(folder: Path, fetched: list[Item], sources: dict[str, dict[str, str]]) -> None:
-    """Write the items, and then the list that names them with those that were there."""
+    """Write the items, and then the list with them and the former ones."""
     folder.mkdir(parents=True, exist_ok=True)
     kept: tuple[Item, ...] = ()
     if (folder / BUNDLE_NAME).is_file():

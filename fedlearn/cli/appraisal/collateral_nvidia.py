@@ -1,4 +1,4 @@
-"""What `fedlearn collateral fetch` asks of NVIDIA: RIMs first, then OCSP about who signed them."""
+"""The requests of `fedlearn collateral fetch` to NVIDIA: RIMs, and OCSP for their signers."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from fedlearn.errors import TransportError
 __all__ = ["SOURCE", "Ask", "fetch_nvidia", "nvidia_addresses"]
 
 SOURCE = "nvidia"
-"""The one name among a folder's sources under which all of NVIDIA's addresses stand."""
+"""The name of all of NVIDIA's addresses among a folder's sources."""
 
 Ask = Callable[[str, str, bytes | None], bytes]
-"""Asks an address (GET, or POST with a body), for a part; returns the body."""
+"""Requests an address (GET, or POST with a body) for a part; returns the body."""
 
 
 def nvidia_addresses(evidence: Evidence, rim_url: str, ocsp_url: str) -> dict[str, str]:
-    """Return what to ask for the GPUs and NVSwitches of evidence; empty without any.
+    """Return the requests for the GPUs and NVSwitches of evidence; empty without any.
 
     :raises EvidenceError: when a report or its chain is malformed.
     """
@@ -51,11 +51,11 @@ def nvidia_addresses(evidence: Evidence, rim_url: str, ocsp_url: str) -> dict[st
 def fetch_nvidia(
     ask: Ask, addresses: Mapping[str, str], ocsp_url: str
 ) -> tuple[list[Item], dict[str, str]]:
-    """Ask for everything at ``addresses``, and for the certificates of the RIMs that come.
+    """Fetch everything at ``addresses``, and the OCSP answers for the signers of the RIMs.
 
-    The items are returned, and ``addresses`` with those about the RIMs' signers.
+    Returns the items, and ``addresses`` with those for the RIMs' signers.
 
-    :raises TransportError: naming the part whose answer is not what was asked for.
+    :raises TransportError: naming the part whose answer does not match the request.
     """
     items = [*_rims(ask, addresses)]
     chains = [read_label(item.data).chain for item in items]

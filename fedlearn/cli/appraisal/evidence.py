@@ -1,4 +1,4 @@
-"""``fedlearn evidence``: look at evidence, and collect it here."""
+"""``fedlearn evidence``: show evidence, and collect it on this machine."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def _for(key: str, what: str) -> str:
 
 @click.group(cls=Commands)
 def group() -> None:
-    """Evidence: what a TEE says about itself.
+    """Evidence: what a TEE proves about itself.
 
-    To judge evidence, see `fedlearn policy verify`.
+    To appraise evidence, see `fedlearn policy verify`.
     """
 
 
@@ -53,8 +53,8 @@ def group() -> None:
 def show(file: Path, format_name: str | None, as_json: bool) -> None:
     """Decode every field of a quote, report or log. Nothing is verified.
 
-    A field that becomes a claim says where it would come from: the signed quote, the host that
-    started the environment, a measured log, or software that reports about itself.
+    A field that becomes a claim is shown with its origin: the signed quote, the host that started
+    the environment, a measured log, or software that reports about itself.
     """
     data = file_bytes(file, limit=MAX_INPUT_BYTES)
     try:
@@ -129,7 +129,7 @@ def collect(
 
 
 def _sized(value: bytes | None, tee: Tee) -> bytes:
-    """Return the report data in the size that ``tee`` has a place for."""
+    """Return the report data in the size that ``tee`` binds."""
     if tee in (Tee.TPM, Tee.AZURE_VTPM):
         least, most, default = 1, _REPORT_DATA_BYTES, _QUALIFYING_BYTES
     else:

@@ -1,4 +1,4 @@
-"""What `policy` and `evidence` read: flags, files within bounds, times and hex."""
+"""The inputs of `policy` and `evidence`: flags, files within bounds, times and hex."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The evidence that was named on the command line, and what came with it."""
+    """The evidence that was named on the command line, and what belongs to it."""
 
     evidence: Evidence
     trust: TrustAnchors
@@ -128,7 +128,7 @@ def evidence_options(flag: str = "--evidence") -> Callable[[Callable[..., Any]],
                 "--report-data",
                 default=None,
                 metavar="HEX",
-                help="What the evidence must be bound to.",
+                help="The report data to which the evidence must be bound.",
             ),
             click.option(
                 "--at",
@@ -185,7 +185,7 @@ def moment(text: str | None) -> datetime:
 
 
 def unhex(text: str, flag: str, most: int = 1024) -> bytes:
-    """Return the bytes that ``text`` writes in hex.
+    """Return the bytes of ``text``, which is hexadecimal.
 
     :raises ConfigError: when it is not hex, or longer than ``most`` bytes.
     """
@@ -197,7 +197,7 @@ def unhex(text: str, flag: str, most: int = 1024) -> bytes:
 
 
 def write_new(path: Path, data: bytes, *, force: bool, mode: int = 0o644) -> None:
-    """Write a file as a whole or not at all; an existing one only when ``force`` says so.
+    """Write a file atomically; replace an existing one only with ``force``.
 
     :raises ConfigError: when the file exists or cannot be written.
     """
@@ -265,7 +265,7 @@ def _collateral(
         return (), (), ()
     if not path.is_dir():
         data = file_bytes(path, limit=MAX_COLLATERAL_BYTES, what="collateral")
-        # AMD's chains and lists are collateral too; what it is, is seen where it is read.
+        # AMD's chains and lists are collateral too; the reader detects the kind.
         return (), (Input(name=str(path), data=data),), ()
     from attestation.endorsements.collateral import load_folder
 

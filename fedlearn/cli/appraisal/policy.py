@@ -49,7 +49,7 @@ _PATH = click.Path(path_type=Path)
 
 @click.group(cls=Commands)
 def group() -> None:
-    """Appraisal policies: which genuine evidence is good enough.
+    """Appraisal policies: which genuine evidence is affirmed.
 
     Exit status: 0 when the result is affirming, 2 when it is refused, 1 when an input cannot
     be used.
@@ -60,7 +60,7 @@ _policy_option = click.option(
     "--policy", "policy_file", type=_PATH, required=True, metavar="FILE", help="The policy."
 )
 _node_option = click.option(
-    "--node", default=None, metavar="NAME", help="The node that the evidence is said to be from."
+    "--node", default=None, metavar="NAME", help="The node from which the evidence is expected."
 )
 
 
@@ -88,7 +88,7 @@ def verify(
 @_node_option
 @click.pass_context
 def explain(context: click.Context, request: Request, policy_file: Path, node: str | None) -> None:
-    """Like verify, for eyes: every step, expected, found, and what to do."""
+    """Like verify, with every step: what was expected and found, and what to do."""
     verdict = _judged(request, policy_file, node)
     print_explanation(verdict)
     context.exit(verdict.exit_status)
@@ -104,7 +104,7 @@ def explain(context: click.Context, request: Request, policy_file: Path, node: s
     type=_PATH,
     multiple=True,
     metavar="FILE",
-    help="Public key (PEM) of an operator whose signature counts; repeatable.",
+    help="Public key (PEM) of an operator whose signature is accepted; repeatable.",
 )
 @json_option
 @click.pass_context
@@ -116,9 +116,9 @@ def lint(
     operator_keys: tuple[Path, ...],
     as_json: bool,
 ) -> None:
-    """Check a policy file, and say what deserves a second look.
+    """Check a policy file, and report what should be reviewed.
 
-    It is an error when the policy pins no launch identity of a TEE that it accepts.
+    A policy that pins no launch identity of a TEE that it accepts is an error.
     """
     path = pick(file, policy_file, "policy")
     policy = read_policy(path)
@@ -158,7 +158,7 @@ def lint(
 def init(
     context: click.Context, request: Request, name: str, node: str, output: Path | None, force: bool
 ) -> None:
-    """Write a commented policy that pins what this evidence shows."""
+    """Write a commented policy that pins the values of this evidence."""
     _warn(request.warnings)
     try:
         claims = request.verify()
@@ -166,7 +166,7 @@ def init(
         click.echo(f"refused: {printable(str(error))}", err=True)
         if error.hint:
             click.echo(f"hint: {printable(error.hint)}", err=True)
-        click.echo("hint: only genuine evidence is pinned; nothing was written", err=True)
+        click.echo("hint: only genuine evidence is pinned; no file was written", err=True)
         context.exit(REFUSED)
     draft = draft_policy(claims, source=request.source, now=request.now, name=name, node=node)
     parse_policy(draft.text.encode(), str(output or "draft"))
@@ -252,7 +252,7 @@ def _private_key(path: Path) -> PrivateKey:
         key = load_pem_private_key(data, password)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise ConfigError(
-            "is not a private key in PEM, or its passphrase is another",
+            "is not a private key in PEM, or the passphrase is wrong",
             where=str(path),
             hint="openssl genpkey -algorithm ed25519 -out operator.pem",
         ) from None

@@ -1,4 +1,4 @@
-"""``fedlearn policy reference``: reference values, computed before anything runs."""
+"""``fedlearn policy reference``: computes reference values from files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["reference"]
 
 _PATH = click.Path(path_type=Path)
 _name_option = click.option(
-    "--name", default="", metavar="TEXT", help="What to call the value in the policy."
+    "--name", default="", metavar="TEXT", help="The name of the value in the policy."
 )
 
 
@@ -55,9 +55,9 @@ def initdata(file: Path, name: str) -> None:
 )
 @_name_option
 def event_log(file: Path, tee: str, events: bool, name: str) -> None:
-    """The registers that a known event log replays to.
+    """The values of the registers after the replay of a known event log.
 
-    With --events a policy accepts these events in any order and number, which serves where the
+    With --events a policy accepts these events in any order and number, for machines whose
     registers differ from boot to boot.
     """
     if events and tee != Tee.TDX:
@@ -105,7 +105,7 @@ def snp(
     """The launch digest of an SNP guest (needs sev-snp-measure)."""
     for path in (ovmf, kernel, initrd):
         if path is not None and not path.is_file():
-            raise ConfigError("does not exist, or is no file", where=str(path))
+            raise ConfigError("does not exist, or is not a file", where=str(path))
     _print(
         [
             snp_launch_reference(

@@ -1,4 +1,4 @@
-"""A verdict for eyes and for programs: what was checked, expected, found, and what to do."""
+"""A verdict as text and as JSON: what was checked, expected and found, and what to do."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _EXPECTED: Final[tuple[tuple[type[VerificationError], str, str, str], ...]] = (
         FreshnessError,
         "valid at the time of verification",
         "hardware",
-        "renew what expired, or judge at the time of the evidence with --at",
+        "renew what has expired, or verify at the time of the evidence with --at",
     ),
     (
         EventLogError,
@@ -71,7 +71,7 @@ _EXPECTED: Final[tuple[tuple[type[VerificationError], str, str, str], ...]] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What came out. ``claims`` is ``None`` when the evidence is not genuine."""
+    """The result. ``claims`` is ``None`` when the evidence is not genuine."""
 
     evidence: Evidence
     policy: AppraisalPolicy
@@ -104,9 +104,9 @@ class Verdict:
 
 
 def judge(request: Request, policy: AppraisalPolicy, *, node: str | None = None) -> Verdict:
-    """Verify and appraise. Evidence that is not genuine gives a verdict like any other.
+    """Verify and appraise. The result for evidence that is not genuine is a verdict as well.
 
-    Without ``--report-data`` the binding is reported as not compared, and does not decide.
+    Without ``--report-data`` the binding is not compared, which is reported and not a refusal.
 
     :raises EvidenceError: when the input is malformed.
     """

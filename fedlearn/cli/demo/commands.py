@@ -91,8 +91,8 @@ def command(
     """Train a model across attested sites on this machine.
 
     A coordinator and the sites run as separate processes with separate state. Each site is
-    admitted only after its evidence verified; an altered client is turned away; the model
-    stays sealed; a report is written to OUTPUT.
+    admitted only after its evidence verified; an altered client is refused; the model stays
+    sealed; a report is written to OUTPUT.
     """
     from fedlearn.cli.demo.stage import Options
 
@@ -110,10 +110,10 @@ def command(
 def run(
     options: Options, *, keep: bool, as_json: bool, federation: MakeFederation | None = None
 ) -> None:
-    """Run the demo, show it, and write its report; end with an error status when it has faults.
+    """Run the demo, show it, and write its report; return an error status if it has faults.
 
     :param federation: makes the federation; by default its sites are processes.
-    :raises FedlearnError: when an act fails. All processes are gone then.
+    :raises FedlearnError: when a step fails. All processes have ended then.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -123,7 +123,7 @@ def run(
     from fedlearn.demo.report import write_report
 
     _writable(options.output)
-    # What would fail at the very end is found at the beginning.
+    # What would fail at the end is checked first.
     extras.require("demo", needed_for="the demo")
     if options.data in ("digits", "fashion"):
         extras.require("torch", needed_for=f"the demo on {options.data}")
@@ -138,7 +138,7 @@ def run(
 
 @contextlib.contextmanager
 def _folder(output: Path, *, keep: bool) -> Iterator[Path]:
-    """A private folder for the run; gone afterwards, or moved to where it is kept.
+    """A private folder for the run, which is removed afterwards, or moved if it is kept.
 
     The logs of a run that failed are kept in any case.
     """
@@ -161,9 +161,9 @@ def _folder(output: Path, *, keep: bool) -> Iterator[Path]:
 
 
 def _writable(output: Path) -> None:
-    """Return when a report can be written to ``output``.
+    """Check that a report can be written to ``output``.
 
-    :raises ConfigError: saying what is in the way.
+    :raises ConfigError: stating what prevents it.
     """
     if output.exists() and not output.is_dir():
         raise ConfigError("is a file", where=f"--output {output}", hint="name a folder")
@@ -177,7 +177,7 @@ def _writable(output: Path) -> None:
 
 
 class _Person:
-    """Tells a person: headings, sentences, the live board of the job, a table at the end."""
+    """Narrates as text: headings, sentences, the live board of the job, a table at the end."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
@@ -187,7 +187,7 @@ class _Person:
         seconds = time.monotonic() - self._started
         line(f"\n{title}  [{seconds:.1f} s]", style="cyan", bold=True)
 
-    def say(self, text: str, *, warning: bool = False) -> None:
+    def note(self, text: str, *, warning: bool = False) -> None:
         """One indented line."""
         line(f"  {'insecure: ' if warning else ''}{text}", style="yellow" if warning else "")
 
@@ -198,7 +198,7 @@ class _Person:
 
     @contextlib.contextmanager
     def job(self, metric: str) -> Iterator[Show]:
-        """The live board, or lines in a pipe."""
+        """The live board, or lines if stdout is not a terminal."""
         from fedlearn.cli.job.progress import show_for
 
         with show_for(as_json=False, metric=metric) as show:
@@ -221,13 +221,13 @@ class _Person:
 
 
 class _Json:
-    """Tells a program: one object a line, with the facts of the whole run in the last."""
+    """Narrates as JSON: one object a line, with the outcome of the run in the last one."""
 
     def act(self, title: str) -> None:
         """``{"kind": "demo.act"}``."""
         self._put("act", title=title)
 
-    def say(self, text: str, *, warning: bool = False) -> None:
+    def note(self, text: str, *, warning: bool = False) -> None:
         """``{"kind": "demo.note"}``."""
         self._put("note", text=text, warning=warning)
 

@@ -1,4 +1,4 @@
-"""The impostor seen from the demo: started early, let loose in the middle of the job."""
+"""The impostor of the demo: its process is started early and acts in the middle of the job."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def impostor(
     finally:
         process.kill()
         process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
+                    stream.close()
 
 
 class Impostor:
-    """The impostor's process, which waits for its round."""
+    """The impostor's process, which waits until :meth:`act`."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], order: Mapping[str, Any], *, victim: str, start: int
@@ -81,25 +81,25 @@ class Impostor:
         self._send(json.dumps(order))
 
     def concerns(self, event: events.Event) -> bool:
-        """True for the refusal of the impostor, which comes under the victim's name."""
+        """Whether an event is the impostor's refusal, which has the victim's name."""
         return self._acted and (
             isinstance(event, events.ClientRefused) and event.site == self.victim
         )
 
     def due(self, number: int) -> bool:
-        """True once, in the middle of the job."""
+        """Return True once, in the middle of the job."""
         return number >= self._start and not self._acted
 
     def act(self, number: int) -> RefusedSite:
-        """Let it try, and return how it was refused.
+        """Let it request admission, and return how it was refused.
 
-        :raises FedlearnError: when it was admitted, or did not come to a decision.
+        :raises FedlearnError: when it was admitted, or there was no decision.
         """
         self._acted = True
         self._send("go")
         answer = self._receive()
         if answer.get("admitted"):
-            raise FedlearnError("the altered client was admitted: something is badly wrong")
+            raise FedlearnError("the altered client was admitted: the admission does not work")
         return RefusedSite(
             name=self.name,
             tee=self._tee,
@@ -124,7 +124,7 @@ class Impostor:
                     return answer
         raise LaunchError(
             "the impostor ended before it was refused",
-            hint="run again with --keep and look at impostor/impostor.log",
+            hint="run again with --keep and read impostor/impostor.log",
         )
 
 

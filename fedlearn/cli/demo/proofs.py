@@ -1,4 +1,4 @@
-"""The end of the demo: what a run leaves behind is checked with the commands of everybody."""
+"""The end of the demo: the results of a run are checked with the public commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fedlearn.job.owner_key import owner_key_text
 __all__ = ["Opened", "OwnerKey", "check_ledger", "open_model"]
 
 Reported = Callable[[str, str], None]
-"""Takes a command line and what it answered."""
+"""Called with a command line and its answer."""
 
 _SECONDS = 120.0
 _Words = Sequence[str | Path]
@@ -62,7 +62,7 @@ class Opened:
     weights: Mapping[str, Any]
 
 
-def check_ledger(federation: Federation, told: Reported) -> LedgerFacts:
+def check_ledger(federation: Federation, narrate: Reported) -> LedgerFacts:
     """Verify every entry of the coordinator's ledger."""
     command: _Words = ["ledger", "verify", "--state", federation.state, "--json"]
     done = _run(command)
@@ -74,7 +74,7 @@ def check_ledger(federation: Federation, told: Reported) -> LedgerFacts:
     if done.returncode or not found.get("intact"):
         fault = str(found.get("error", {}).get("message", "it is damaged"))
     entries = int(found.get("entries", 0))
-    told(_shown(command), fault or f"{entries} entries, every one verified")
+    narrate(_shown(command), fault or f"{entries} entries, every one verified")
     sequence, _, head = str(found.get("head") or "").partition(":")
     return LedgerFacts(
         entries=entries,
@@ -92,9 +92,9 @@ def open_model(
     owner: OwnerKey,
     stranger: OwnerKey,
     out: Path,
-    told: Reported,
+    narrate: Reported,
 ) -> Opened:
-    """Copy the newest version of ``model`` to ``out``, still sealed, and try both keys on it.
+    """Copy the newest version of ``model`` to ``out``, sealed, and open it with both keys.
 
     :raises JobError: when the coordinator keeps no such model.
     :raises LaunchError: when the owner's key does not open it.
@@ -113,7 +113,7 @@ def open_model(
     command: _Words = ["model", "open", out, "--key", owner.file, *ours, "--json"]
     opened = json.loads(_checked(command))
     parameters = sum(math.prod(tensor["shape"]) for tensor in opened["tensors"])
-    told(_shown(command), f"{parameters:,} numbers, signed by this coordinator")
+    narrate(_shown(command), f"{parameters:,} numbers, signed by this coordinator")
     content = out.read_bytes()
     facts = ModelFacts(
         name=str(latest["model"]),
@@ -127,13 +127,13 @@ def open_model(
         opened=True,
         matches=False,
         stranger=stranger.public,
-        refusal=_try_stranger(out, stranger, ours, told),
+        refusal=_try_stranger(out, stranger, ours, narrate),
     )
     return Opened(facts=facts, weights=_unseal(out, owner.file))
 
 
-def _try_stranger(path: Path, stranger: OwnerKey, ours: _Words, told: Reported) -> str:
-    """Return what a key is told that the model was not sealed for; empty if it opened."""
+def _try_stranger(path: Path, stranger: OwnerKey, ours: _Words, narrate: Reported) -> str:
+    """Return the refusal of a key for which the model was not sealed; empty if it opened."""
     command: _Words = ["model", "open", path, "--key", stranger.file, *ours, "--json"]
     done = _run(command)
     answer = ""
@@ -141,7 +141,7 @@ def _try_stranger(path: Path, stranger: OwnerKey, ours: _Words, told: Reported) 
         with contextlib.suppress(ValueError, KeyError, TypeError):
             answer = str(json.loads(done.stdout)["error"]["message"])
         answer = (answer or done.stderr.strip() or "refused").replace(f"{path}: ", "")
-    told(_shown(command), answer or "it opened")
+    narrate(_shown(command), answer or "it opened")
     return answer
 
 

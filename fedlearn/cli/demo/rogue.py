@@ -1,12 +1,11 @@
-"""An impostor, as a process of its own: what the demo tries to get in while a job runs.
+"""An impostor in a process of its own, which requests admission while the demo's job runs.
 
-It holds a copy of a site's key and a genuine machine, and speaks the protocol with the very
-functions that honest clients use. Two things are wrong with it: the machine is not the one
-that the site is listed with, and it measured an altered bundle. Nothing but the coordinator's
-appraisal keeps it out.
+It has a copy of a site's key and a genuine machine, and uses the protocol functions of honest
+clients. It differs from them in two points: the machine is not the one that is listed for the site,
+and it measured an altered bundle. Only the coordinator's appraisal can refuse it.
 
-Reads one JSON document from stdin, makes itself ready, says ``ready``, and acts when another
-line comes; then it writes one JSON document to stdout::
+It reads one JSON document from stdin, prepares, prints ``ready``, and acts after another line; then
+it writes one JSON document to stdout::
 
     {"identity", "tee", "state", "job", "policy", "job_digest", "bundle", "workload",
      "anchors"}                              digests and keys in hexadecimal
@@ -39,9 +38,9 @@ _CLIENT = "impostor"
 
 
 def try_to_join(order: Mapping[str, Any], wait: Callable[[], object]) -> dict[str, Any]:
-    """Measure the altered bundle, ``wait``, seek admission; return what came of it.
+    """Measure the altered bundle, ``wait``, request admission; return the result.
 
-    :raises FedlearnError: when it did not come to a decision.
+    :raises FedlearnError: when there was no decision.
     """
     identity = SiteIdentity.load(Path(order["identity"]))
     tee, state = Tee(order["tee"]), Path(order["state"])
@@ -54,7 +53,7 @@ def try_to_join(order: Mapping[str, Any], wait: Callable[[], object]) -> dict[st
         attester.extend("software", software_digest())
         attester.extend("app", bytes.fromhex(order["bundle"]))
         attester.extend("job", bytes.fromhex(order["job_digest"]))
-        membership = AdmissionParams(
+        params = AdmissionParams(
             job=order["job"],
             site=identity.site,
             client=_CLIENT,
@@ -72,7 +71,7 @@ def try_to_join(order: Mapping[str, Any], wait: Callable[[], object]) -> dict[st
 
         wait()
         try:
-            seek_admission(gate, attester, membership, voucher, now=lambda: datetime.now(UTC))
+            seek_admission(gate, attester, params, voucher, now=lambda: datetime.now(UTC))
         except AdmissionDenied as denied:
             return {"admitted": False, "reason": str(denied), "findings": list(denied.findings)}
     return {"admitted": True, "reason": "", "findings": []}

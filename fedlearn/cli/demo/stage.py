@@ -1,7 +1,7 @@
-"""The demo, act by act, with the commands and the API that everybody has.
+"""The demo, step by step, with the public commands and API.
 
-:func:`perform` runs the whole of it and returns what happened as plain values. It shows what
-it does through a :class:`Narrator`; the report is written by its caller.
+:func:`perform` runs the demo and returns its outcome as plain values. It shows the progress through
+a :class:`Narrator`; its caller writes the report.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ _ALTERATION: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What was asked for. ``rounds`` is None for the app's own number.
+    """The options. ``rounds`` is None for the app's own number.
 
     ``program``  the command line before its options
-    ``limits``   what this run does not show, for the report, besides what none does
+    ``limits``   what this run does not show, for the report, in addition to the common limits
     """
 
     data: str = "medpar"
@@ -62,7 +62,7 @@ class Options:
     limits: tuple[str, ...] = ()
 
     def command(self, rounds: int) -> str:
-        """Return the command line that does the same again."""
+        """Return the command line that repeats the run."""
         return (
             f"{self.program} --data {self.data} --sites {self.sites} --rounds {rounds} "
             f"--tee {self.tee} --seed {self.seed}"
@@ -70,18 +70,18 @@ class Options:
 
 
 class Narrator(Protocol):
-    """Shows what happens, to a person or to a program."""
+    """Shows the progress, as text or as JSON."""
 
     def act(self, title: str) -> None:
-        """A new act begins."""
+        """A new step begins."""
         ...
 
-    def say(self, text: str, *, warning: bool = False) -> None:
-        """One thing happened or is to be known."""
+    def note(self, text: str, *, warning: bool = False) -> None:
+        """A fact about the run."""
         ...
 
     def ran(self, command: str, answer: str) -> None:
-        """A command was run that anybody can run, and this is what it said."""
+        """A public command was run, with this output."""
         ...
 
     def job(self, metric: str) -> contextlib.AbstractContextManager[Show]:
@@ -90,7 +90,7 @@ class Narrator(Protocol):
 
 
 class MakeFederation(Protocol):
-    """Makes the parties of a demo."""
+    """Makes the coordinator and the sites of a demo."""
 
     def __call__(self, folder: Path, children: Children, *, tee: Tee) -> Federation:
         """Return a federation that has not been started."""
@@ -99,7 +99,7 @@ class MakeFederation(Protocol):
 
 @dataclass(slots=True)
 class _Watched:
-    """What the job's events said."""
+    """What the job's events reported."""
 
     admitted: dict[str, float] = field(default_factory=dict)
     tees: dict[str, str] = field(default_factory=dict)
@@ -111,7 +111,7 @@ class _Watched:
 
 @dataclass(slots=True)
 class _Clock:
-    """How long each act took, and the time since the start."""
+    """The duration of each step, and the time since the start."""
 
     began: float = field(default_factory=time.time)
     acts: dict[str, float] = field(default_factory=dict)
@@ -129,15 +129,15 @@ def perform(
     narrator: Narrator,
     federation: MakeFederation = Federation,
 ) -> DemoOutcome:
-    """Run the demo with all state below ``folder``; return what happened.
+    """Run the demo with all state below ``folder``; return its outcome.
 
     :param federation: makes the federation; by default its sites are processes.
 
-    :raises FedlearnError: when an act fails. All processes are gone then.
+    :raises FedlearnError: when a step fails. All processes have ended then.
     """
     clock = _Clock()
     tee, warning = choose_tee(options.tee)
-    narrator.say(warning, warning=True)
+    narrator.note(warning, warning=True)
     environment = {"FLWR_HOME": str(folder / "flower"), "PYTHONUNBUFFERED": "1"}
     with Children(folder / "logs", environment) as children:
         made = federation(folder, children, tee=tee)
@@ -165,7 +165,7 @@ class _Stage:
         self._stranger = OwnerKey.make(folder / "stranger" / "stranger.pem")
 
     def play(self) -> DemoOutcome:
-        """All acts in order."""
+        """Run all steps in order."""
         with self._clock.act("data"):
             dealt = self._deal()
         # Flower takes a second to import; the coordinator's processes start meanwhile.
@@ -189,18 +189,18 @@ class _Stage:
                 owner=self._owner,
                 stranger=self._stranger,
                 out=self._options.output / "model.flsw",
-                told=self._narrator.ran,
+                narrate=self._narrator.ran,
             )
         return self._outcome(dealt, spec, compared, ledger, opened)
 
-    # --- act by act -------------------------------------------------------------------
+    # --- the steps --------------------------------------------------------------------
 
     def _deal(self) -> data.DemoData:
-        self._narrator.act("Data, as it lies at the sites")
+        self._narrator.act("Data at the sites")
         options = self._options
         dealt = data.prepare(options.data, sites=options.sites, seed=options.seed)
-        self._narrator.say(f"{dealt.source}; to {dealt.task}")
-        self._narrator.say(f"{dealt.partition}; each site holds its own and no other")
+        self._narrator.note(f"{dealt.source}; to {dealt.task}")
+        self._narrator.note(f"{dealt.partition}; each site has its own data only")
         for site in dealt.sites:
             data.write(site, self._data_folder(site.name))
         return dealt
@@ -222,15 +222,15 @@ class _Stage:
         names = [site.name for site in dealt.sites]
         self._federation.open(names, pinned=[IMPOSTOR])
         kind = "software TPM" if self._federation.tee is Tee.TPM else "development key"
-        self._narrator.say(f"coordinator in a process of its own, proven by its {kind}")
+        self._narrator.note(f"coordinator in a process of its own, attested by its {kind}")
 
     def _enroll(self, dealt: data.DemoData, bundle: bytes) -> None:
-        self._narrator.act(f"{len(dealt.sites)} sites enroll, each with a token that is good once")
+        self._narrator.act(f"{len(dealt.sites)} sites enroll, each with a token for one use")
         for site in dealt.sites:
             self._federation.join(
                 site.name, data={dealt.name: self._data_folder(site.name)}, bundle=bundle
             )
-            self._narrator.say(f"{site.name}: {site.train_rows + site.test_rows} {dealt.unit}")
+            self._narrator.note(f"{site.name}: {site.train_rows + site.test_rows} {dealt.unit}")
         self._federation.await_connected(site.name for site in dealt.sites)
 
     def _write_job(self, dealt: data.DemoData, bundle: bytes) -> JobSpec:
@@ -259,7 +259,7 @@ class _Stage:
         return JobSpec.load(path)
 
     def _run_job(self, spec: JobSpec, bundle: bytes, altered: bytes) -> None:
-        self._narrator.act(f"{spec.rounds} rounds; in the middle an impostor tries to get in")
+        self._narrator.act(f"{spec.rounds} rounds; in the middle an impostor requests admission")
         policy = (self._folder / "policy.toml").read_text()
         operator = self._federation.operator
         with impostor(
@@ -305,7 +305,7 @@ class _Stage:
         settings = baselines.settings_of(dealt, rounds=self._options.rounds)
         return baselines.compare(dealt, settings)
 
-    # --- what it came to --------------------------------------------------------------
+    # --- the outcome ------------------------------------------------------------------
 
     def _outcome(
         self,
@@ -321,7 +321,7 @@ class _Stage:
         scored = judge.score(weights, pooled.test)
         last = watched.rounds[-1].metrics if watched.rounds else {}
         reported = float(last.get(dealt.metric, math.nan))
-        # The order of sums differs between one batch and many: one row may tip over.
+        # The order of sums differs between one batch and many: the result of one row may change.
         matches = math.isfinite(reported) and abs(scored - reported) <= 1 / pooled.test_rows
         by_site = {site.site: site for site in compared.sites}
         return DemoOutcome(
@@ -384,10 +384,10 @@ class _Stage:
         return (
             warning[:1].upper() + warning[1:] + ".",
             *self._options.limits,
-            "All parties ran as one user on one machine, so nothing but their folders kept "
-            "their files apart.",
-            "The model was trained without differential privacy: it protects the records from "
-            "being moved, not from what a model can reveal about them.",
+            "All parties ran as one user on one machine, so only their folders separated "
+            "their files.",
+            "The model was trained without differential privacy: the records did not leave "
+            "their sites, but the model may reveal some of them.",
         )
 
     # --- small pieces -----------------------------------------------------------------

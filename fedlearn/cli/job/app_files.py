@@ -1,4 +1,4 @@
-"""``fedlearn job files``: the files that a job's application left, out of their seal."""
+"""``fedlearn job files``: writes the files of a job's application in plaintext."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ __all__ = ["files"]
 @click.command("files")
 @click.argument("target")
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder to make, for you alone."
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder to create, which only you can access.",
 )
 @unlock_options
 @key_option
@@ -42,10 +45,11 @@ __all__ = ["files"]
 def files(
     target: str, out: Path, unlock: Unlock | None, key: Path | None, origin: Origin, as_json: bool
 ) -> None:
-    """Write the files that a job's ServerApp left, in the clear, into a new folder.
+    """Write the files that a job's ServerApp made, in plaintext, into a new folder.
 
-    TARGET is a job in a coordinator's --state (the ledger is told first), or the sealed FILE that
-    the job's owner opens with --key. Who sealed a FILE is checked as in `fedlearn model open`.
+    TARGET is a job in a coordinator's --state (the export is recorded in the ledger first), or the
+    sealed FILE that the job's owner opens with --key. Who sealed a FILE is checked as in `fedlearn
+    model open`.
     """
     if os.path.lexists(out):
         raise ConfigError("exists already; name a new folder", where=f"--out {out}")
@@ -55,7 +59,7 @@ def files(
         with unlock.recording() as store:
             name = kept_as(target)
             if name not in store.models():
-                raise ConfigError(f"no files of a job {target!r} are kept", where="TARGET")
+                raise ConfigError(f"there are no files of a job {target!r}", where="TARGET")
             with store.released(name, out) as (_, reader):
                 written = _write(_files(reader, target), out)
     else:
@@ -67,7 +71,7 @@ def files(
         return
     for path, size in written.items():
         line(f"  {printable(path)}  {size} bytes")
-    line(f"{len(written)} files in the clear in {out}")
+    line(f"{len(written)} files in plaintext in {out}")
     line(sealer.text, style="" if sealer.known else "red")
 
 

@@ -1,8 +1,8 @@
-"""What an app's sources show before it runs: that it will ask for the updates of single sites.
+"""Detects in an app's sources that it needs the updates of single sites.
 
-The aggregator decides this when the job runs (:mod:`server.flower.aggregation.aggregator`), by
-what the app does. Here the sources are read only, and nothing of them is run, so the answer is a
-hint: code may look as if it did, and code may do it in ways that nothing shows.
+When the job runs, the aggregator decides this by what the app does
+(:mod:`server.flower.aggregation.aggregator`). Here the sources are read and not run, so the answer
+is a hint: it can be wrong in both directions.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ _STRATEGY: Final = "flwr.serverapp.strategy"
 
 
 def asks_for_single_updates(app: Path, *, own_strategy: bool) -> tuple[str, ...]:
-    """Return where a folder or bundle does so, as ``file:line: what``; at most three places.
+    """Return where a folder or bundle needs them, as ``file:line: what``; at most three places.
 
     :param app: a folder, or a bundle that :func:`fedlearn.app.checks.check_bundle` has accepted.
-    :param own_strategy: whether the job leaves the strategy to the app. Otherwise another one
-        takes the place of the app's, and a class of the app's own does not count.
+    :param own_strategy: whether the app makes the strategy. Otherwise the job's strategy
+        replaces it, and a strategy class of the app is not reported.
     """
     found: list[str] = []
     for name, source in _sources(app):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes are the app's own business
+            warnings.simplefilter(
+                "ignore"
+            )  # warnings about the app's own code, such as invalid escapes, are not shown
             try:
                 tree = ast.parse(source)
             except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -90,5 +92,5 @@ def _last_name(base: ast.expr) -> str:
 
 
 def _of_strategy(base: ast.expr) -> bool:
-    """Say whether a base is named by its module: ``strategy.FedAvg``, in any depth."""
+    """Return whether a base is named by its module: ``strategy.FedAvg``, in any depth."""
     return isinstance(base, ast.Attribute) and ast.unparse(base.value).endswith("strategy")

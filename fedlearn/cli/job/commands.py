@@ -29,7 +29,7 @@ __all__ = ["group"]
         "files": Noun(
             module="fedlearn.cli.job.app_files",
             attribute="files",
-            summary="Write the files that a job's ServerApp left into a folder.",
+            summary="Write the files that a job's ServerApp made into a folder.",
         )
     },
 )
@@ -42,9 +42,9 @@ def group() -> None:
 @click.option("--name", default=None, help="Name of the job; that of the directory by default.")
 @json_option
 def init(directory: Path, name: str | None, as_json: bool) -> None:
-    """Write a first own job: job.toml, policy.toml, a Flower app in torch and data to try.
+    """Write an example job: job.toml, policy.toml, a Flower app in torch and data for two sites.
 
-    DIRECTORY (my-job) must be new or empty. It is written whole or not at all.
+    DIRECTORY (my-job) must be new or empty. It is written atomically.
     """
     from fedlearn.cli.job import template
 
@@ -109,7 +109,7 @@ def validate(file: Path, as_json: bool) -> None:
 )
 @json_option
 def try_(file: Path, data: Path | None, tee: str, model: Path | None, as_json: bool) -> None:
-    """Run a job here, with a coordinator and sites made for the occasion."""
+    """Run a job on this machine, with a temporary coordinator and temporary sites."""
     from typing import cast
 
     from fedlearn.cli.job import validation
@@ -131,7 +131,7 @@ def try_(file: Path, data: Path | None, tee: str, model: Path | None, as_json: b
         path = None if trial.model is None else str(trial.model)
         print_json({"job": trial.job, "rounds": trial.rounds, "model": path})
     elif trial.model is None:
-        line("the job finished, and its app left no model to write", style="green")
+        line("the job finished, and its app made no model", style="green")
     else:
         line(f"the weights are in {trial.model}", style="green")
 
@@ -142,19 +142,19 @@ def try_(file: Path, data: Path | None, tee: str, model: Path | None, as_json: b
 @operator_option
 @json_option
 def submit(file: Path, follow: bool, operator: Path | None, as_json: bool) -> None:
-    """Check a job here and hand it to the coordinator."""
+    """Check a job here and submit it to the coordinator."""
     from fedlearn.cli.job import validation
 
     report = validation.examine(file)
     spec = report.spec
     with connect(operator) as client:
         bundle = _bundle(report.app)
-        # Paths of this machine are nobody else's business.
-        told = dataclasses.replace(
+        # Paths of this machine are not sent.
+        submitted = dataclasses.replace(
             spec, app=report.app.name or "app", policy=report.policy_file.name
         )
         state = client.submit_job(
-            job_toml=told.to_toml(),
+            job_toml=submitted.to_toml(),
             bundle=bundle,
             policy_toml=report.policy_toml,
             policy_signature=validation.policy_signature(report.policy_file),
@@ -195,17 +195,17 @@ def status(name: str | None, operator: Path | None, as_json: bool) -> None:
             for out in state.exclusions:
                 who = f"client {out.client} of {out.site}" if out.client else out.site
                 lasts = f" until {out.until.isoformat(timespec='seconds')}" if out.until else ""
-                said = f"{who}{lasts}: {out.reason} (operator {out.operator})"
-                line(f"  out    {printable(said)}", style="yellow")
+                exclusion = f"{who}{lasts}: {out.reason} (operator {out.operator})"
+                line(f"  out    {printable(exclusion)}", style="yellow")
 
 
 @group.command("logs")
 @job_argument()
-@click.option("--follow", is_flag=True, help="Go on until the job ends.")
+@click.option("--follow", is_flag=True, help="Continue until the job ends.")
 @operator_option
 @json_option
 def logs(name: str, follow: bool, operator: Path | None, as_json: bool) -> None:
-    """Show what has happened in a job, and with --follow what happens."""
+    """Show the events of a job; with --follow, also new ones until it ends."""
     with connect(operator) as client:
         if follow:
             _follow(client, name, as_json=as_json, metric="")
@@ -222,9 +222,9 @@ def logs(name: str, follow: bool, operator: Path | None, as_json: bool) -> None:
 @operator_option
 @json_option
 def cancel(name: str, operator: Path | None, as_json: bool) -> None:
-    """Stop a job. What is sealed stays sealed; the job can be resumed."""
+    """Stop a job. Its sealed checkpoints stay; the job can be resumed."""
     with connect(operator) as client:
-        _say(client.cancel_job(name), as_json=as_json)
+        _print_state(client.cancel_job(name), as_json=as_json)
 
 
 for _command in (revoke, readmit):
@@ -237,9 +237,9 @@ for _command in (revoke, readmit):
 @operator_option
 @json_option
 def policy(name: str, file: Path, operator: Path | None, as_json: bool) -> None:
-    """Judge the clients of a running job by the policy in FILE from now on.
+    """Appraise the clients of a running job by the policy in FILE from now on.
 
-    FILE.sig goes along where there is one. Clients that the policy does not affirm end at once.
+    FILE.sig is sent with it if it exists. Clients that the policy does not affirm are stopped.
     """
     from attestation.policy.parse import parse_policy
     from fedlearn.cli.job import validation
@@ -262,7 +262,7 @@ def policy(name: str, file: Path, operator: Path | None, as_json: bool) -> None:
         )
         return
     signed = "signed" if signature else "not signed"
-    line(f"job {name} goes by version {new.version} of the policy {new.name!r} ({signed})")
+    line(f"job {name} uses version {new.version} of the policy {new.name!r} ({signed})")
 
 
 @group.command("resume")
@@ -271,17 +271,17 @@ def policy(name: str, file: Path, operator: Path | None, as_json: bool) -> None:
 @operator_option
 @json_option
 def resume(name: str, follow: bool, operator: Path | None, as_json: bool) -> None:
-    """Go on with a job from its last sealed checkpoint."""
+    """Resume a job from its last sealed checkpoint."""
     with connect(operator) as client:
         state = client.resume_job(name)
         if follow:
             _follow(client, name, as_json=as_json, metric="")
         else:
-            _say(state, as_json=as_json)
+            _print_state(state, as_json=as_json)
 
 
 def _bundle(app: Path) -> bytes:
-    # Building imports Flower, which takes a second: not for a job that is wrong anyway.
+    # Building imports Flower, which takes a second, so the job is checked first.
     from server.flower.application.bundle import build
 
     return build(app)
@@ -290,7 +290,7 @@ def _bundle(app: Path) -> bytes:
 def _follow(client: OperatorClient, name: str, *, as_json: bool, metric: str) -> None:
     """Show events until the stream ends, as it does when the job has ended.
 
-    A job that was resumed has had an end before; only the last event counts.
+    A job that was resumed has an earlier end; only the last event is used.
 
     :raises JobError: when the job does not finish well.
     """
@@ -314,8 +314,8 @@ def _follow(client: OperatorClient, name: str, *, as_json: bool, metric: str) ->
             )
         case _:
             raise TransportError(
-                f"the coordinator stopped sending while job {name} was running",
-                hint=f"`fedlearn job logs {name} --follow` goes on watching",
+                f"the coordinator ended the stream while job {name} was running",
+                hint=f"`fedlearn job logs {name} --follow` continues",
             )
 
 
@@ -329,7 +329,7 @@ def _events(
         yield events.Event.decode(item.kind, item.json), item.unix_ms
 
 
-def _say(state: Any, *, as_json: bool) -> None:
+def _print_state(state: Any, *, as_json: bool) -> None:
     if as_json:
         print_json(_state_json(state))
     else:

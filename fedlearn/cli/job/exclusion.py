@@ -1,4 +1,4 @@
-"""``fedlearn job revoke`` and ``readmit``: keep a site out of a job, and let it back in.
+"""``fedlearn job revoke`` and ``readmit``: exclude a site from a job, and readmit it.
 
 The page is docs/how-to/keep-a-site-out.md.
 """
@@ -17,7 +17,7 @@ __all__ = ["readmit", "revoke"]
 
 
 def _until(ctx: click.Context, param: click.Parameter, value: str) -> datetime | None:
-    """A duration from now, or a moment in RFC 3339."""
+    """A duration from now, or a time in RFC 3339."""
     if not value:
         return None
     if (span := duration(value)) is not None:
@@ -28,7 +28,7 @@ def _until(ctx: click.Context, param: click.Parameter, value: str) -> datetime |
         moment = None
     if moment is None or moment.tzinfo is None:
         raise click.BadParameter(
-            f"{value[:40]!r} is no time; write 30m, 12h, 7d or 2030-01-31T12:00Z"
+            f"{value[:40]!r} is not a time; write 30m, 12h, 7d or 2030-01-31T12:00Z"
         )
     return moment
 
@@ -51,9 +51,9 @@ _client_option = click.option(
     help="When it ends by itself: 30m, 12h, 7d, or a time such as 2030-01-31T12:00Z.",
 )
 @click.option(
-    "--once", is_flag=True, help="End the admission only: an honest client attests and is back."
+    "--once", is_flag=True, help="End the admission only: the client may attest again at once."
 )
-@click.option("--reason", default="revoked", show_default=True, help="Why, for the ledger.")
+@click.option("--reason", default="revoked", show_default=True, help="The reason, for the ledger.")
 @operator_option
 @json_option
 def revoke(
@@ -66,7 +66,7 @@ def revoke(
     operator: Path | None,
     as_json: bool,
 ) -> None:
-    """Keep a site out of job NAME, and drop its update of this round.
+    """Exclude a site from job NAME, and drop its update of this round.
 
     It lasts until `fedlearn job readmit`, or until the time that --until names.
     """
@@ -83,8 +83,8 @@ def revoke(
     if once:
         line(f"the admission of {who} to {name} has ended; it may attest again")
         return
-    lasts = f"until {until.isoformat(timespec='seconds')}" if until else "until you lift it"
-    line(f"{who} is out of {name} {lasts}:")
+    lasts = f"until {until.isoformat(timespec='seconds')}" if until else "until it is readmitted"
+    line(f"{who} is excluded from {name} {lasts}; to readmit it:")
     line(f"  fedlearn job readmit {name} --site {site}{f' --client {client}' if client else ''}")
 
 

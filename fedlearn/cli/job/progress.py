@@ -1,6 +1,6 @@
-"""A job while it runs: a live board on a terminal, lines in a pipe, JSON for programs.
+"""The progress of a job: a live board on a terminal, lines elsewhere, JSON for programs.
 
-:class:`Board` folds events into what is known; it draws nothing. The three shows share it.
+:class:`Board` collects the state from events and draws nothing; the three outputs share it.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _METRICS_SHOWN: Final = 3
 
 
 class Show(Protocol):
-    """Something that shows events as they come."""
+    """An output that shows events as they are received."""
 
     def __enter__(self) -> Self:
-        """Start to show."""
+        """Start the output."""
         ...
 
     def __exit__(
@@ -51,16 +51,16 @@ class Show(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         ...
 
     def show(self, event: events.Event, *, unix_ms: int = 0) -> None:
-        """Show one event; ``unix_ms`` is when it happened, 0 when that is not known."""
+        """Show one event; ``unix_ms`` is its time, 0 when that is not known."""
         ...
 
 
 def show_for(*, as_json: bool, stream: TextIO | None = None, metric: str = "") -> Show:
-    """Return what fits: JSON lines, a live board on a terminal, plain lines elsewhere.
+    """Return an output: JSON lines, a live board on a terminal, or plain lines elsewhere.
 
     ``metric`` is the one to show first.
     """
@@ -73,16 +73,16 @@ def show_for(*, as_json: bool, stream: TextIO | None = None, metric: str = "") -
 
 
 def lines_show(*, as_json: bool, stream: TextIO | None = None, metric: str = "") -> Show:
-    """Return a show that prints one line an event, on a terminal as well."""
+    """Return an output that prints one line an event, on a terminal as well."""
     return _JsonShow() if as_json else _PlainShow(stream or sys.stdout, metric)
 
 
-# --- what is known --------------------------------------------------------------------
+# --- the state ------------------------------------------------------------------------
 
 
 @dataclass(slots=True, kw_only=True)
 class SiteRow:
-    """One site: what it runs in, how it stands, what it sent."""
+    """One site: its TEE, its status, and its updates."""
 
     state: str = "waiting"
     tee: str = ""
@@ -93,7 +93,7 @@ class SiteRow:
 
 @dataclass(slots=True, kw_only=True)
 class Board:
-    """Everything that the events so far have said."""
+    """The state of the job after the events so far."""
 
     job: str = ""
     state: str = "waiting"
@@ -106,7 +106,7 @@ class Board:
     finished: list[events.RoundFinished] = field(default_factory=list)
 
     def fold(self, event: events.Event) -> None:
-        """Take one event in."""
+        """Update the state by one event."""
         match event:
             case events.JobSubmitted() | events.JobStarted():
                 self.job, self.rounds = event.job, event.rounds
@@ -152,7 +152,7 @@ class Board:
         return self.sites.setdefault(name, SiteRow())
 
 
-# --- words ----------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------
 
 
 def bytes_text(count: int) -> str:
@@ -187,7 +187,7 @@ def metrics_text(metrics: Mapping[str, float], first: str = "") -> str:
 
 
 def privacy_text(spent: events.PrivacySpent) -> str:
-    """Return an epsilon together with everything that gives it meaning."""
+    """Return an epsilon together with the values on which it depends."""
     limit = f" of {spent.limit:g}" if spent.limit else ""
     return (
         f"epsilon {spent.epsilon:.3f}{limit} at delta {spent.delta:g}, unit {spent.unit}, "
@@ -196,7 +196,7 @@ def privacy_text(spent: events.PrivacySpent) -> str:
 
 
 def event_text(event: events.Event, metric: str = "") -> str:
-    """Return the line that a pipe gets for ``event``; empty for what needs none."""
+    """Return one line of text for ``event``; empty for an event without one."""
     return printable(_sentence(event, metric))
 
 
@@ -255,7 +255,7 @@ def _why(findings: Findings) -> str:
     )
 
 
-# --- the three shows ------------------------------------------------------------------
+# --- the three outputs ----------------------------------------------------------------
 
 
 class _Quiet:
@@ -313,7 +313,7 @@ class _LiveShow:
         self._live.stop()
 
     def show(self, event: events.Event, *, unix_ms: int = 0) -> None:
-        """Redraw the board; what must not scroll out of memory is printed above it."""
+        """Redraw the board; lines that must stay visible are printed above it."""
         self._board.fold(event)
         lasting = events.ClientRefused | events.ClientQuarantined | events.Log
         if isinstance(event, lasting | events.UpdateRejected):

@@ -1,7 +1,7 @@
-"""The job that ``fedlearn job init`` writes: complete, small, and with data to try it on.
+"""The example job of ``fedlearn job init``, complete and small, with data.
 
-Two hospitals that do not exist hold 400 patients each; a logistic regression in torch learns
-who falls ill. Everything that a user replaces is marked in the files themselves.
+Two invented hospitals have 400 patients each; a logistic regression in torch predicts who falls
+ill. Comments in the files mark what a user replaces.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ROWS: Final = 400
 _FEATURES: Final = 4
 
 _JOB: Final = """\
-# A federated job. `fedlearn job validate job.toml` says whether it can run.
+# A federated job. `fedlearn job validate job.toml` checks whether it can run.
 
 name = "$name"
 app = "app"                # the Flower app's folder, next to this file
@@ -39,7 +39,7 @@ policy = "policy.toml"     # what a client must prove before it is admitted
 
 quorum = 2                 # updates that a round needs
 deadline_s = 120           # seconds that a round may take ...
-stragglers = "drop"        # ... and what happens to who is late: "drop", or "fail" the job
+stragglers = "drop"        # ... and then "drop" the late sites, or "fail" the job
 seed = 1                   # the same seed gives the same model; see docs/reference/job.md
 
 # The finished model opens for the holder of this key (X25519, PEM):
@@ -73,7 +73,7 @@ set = "$name"
 [data.site-b]
 set = "$name"
 
-# What the model may reveal about one site. Without this table, nothing is promised.
+# Limits what the model may reveal about one site. Without this table there is no limit.
 # [privacy]
 # mechanism = "central-gaussian"
 # clip = 1.0
@@ -83,21 +83,21 @@ set = "$name"
 """
 
 _POLICY: Final = """\
-# What evidence must say before its sender is admitted. Whatever is not named is refused.
-# The digests of the app and of the job are compared in any case, with what was sent out.
+# What evidence must prove before its sender is admitted. What is not named is refused.
+# The digests of the app and of the job are always compared, with those of the submitted job.
 
 version = 1
 name = "$name"
 
-# "sample" is evidence made by software. It proves nothing about hardware: good to try a job
-# on one machine, never for data that matters. Name "tdx", "snp" or "tpm" instead, and pin what
-# starts there, here and for the coordinator, or nobody is admitted: `fedlearn policy init`
-# writes the values of a machine that runs, `fedlearn policy reference` those of files.
+# "sample" is evidence made by software. It proves nothing about hardware: use it to try a job on
+# one machine, never for real data. Name "tdx", "snp" or "tpm" instead, and pin the launch
+# measurement, here and for the coordinator, or nobody is admitted: `fedlearn policy init` writes
+# the values of a running machine, `fedlearn policy reference` those of files.
 accept = ["sample"]
 insecure_sample = true
 
-# The digest of the fedlearn that wrote this file. Sites and coordinators with another one
-# are refused; name several values while you upgrade.
+# The digest of the fedlearn code that wrote this file. Sites and coordinators with other code
+# are refused; name several values during an upgrade.
 [[reference]]
 claim = "software"
 value = "$software"
@@ -277,14 +277,14 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def package_name(name: str) -> str:
-    """Return the Python package of a job's app; never one of ours."""
+    """Return the Python package of a job's app; never a package of fedlearn."""
     return re.sub(r"[^a-z0-9]", "_", f"{name}_app" if name[0].isalpha() else f"app_{name}")
 
 
 def write(folder: Path, name: str) -> tuple[Path, ...]:
-    """Write a job named ``name`` to ``folder``, whole or not at all; return its files.
+    """Write a job named ``name`` to ``folder`` atomically; return its files.
 
-    :raises ConfigError: when ``folder`` exists and holds something, or ``name`` is no name.
+    :raises ConfigError: when ``folder`` exists and is not empty, or ``name`` is not a name.
     """
     if not NAME.fullmatch(name):
         raise ConfigError(
@@ -319,7 +319,7 @@ def _make(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def _fill(folder: Path, files: Mapping[str, str]) -> None:
-    """Fill an empty folder, which stays the same folder: somebody may stand in it."""
+    """Fill an empty folder in place: it may be the working directory of a shell."""
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
     try:
         _write(scratch, files)
@@ -327,7 +327,7 @@ def _fill(folder: Path, files: Mapping[str, str]) -> None:
             path.rename(folder / path.name)
         scratch.rmdir()
     except BaseException:
-        # The folder was empty: what has these names is ours.
+        # The folder was empty, so these files were written here.
         for name in {Path(path).parts[0] for path in files}:
             shutil.rmtree(folder / name, ignore_errors=True)
             if (folder / name).is_file():
@@ -370,7 +370,7 @@ def _files(name: str) -> Mapping[str, str]:
 
 
 def _patients(number: int) -> str:
-    """Return a table of invented patients; the sites differ in who comes to them."""
+    """Return a table of invented patients; their distribution differs between the sites."""
     draw = random.Random(number)  # noqa: S311 (invented data, not a secret)
     lines = ["age,pressure,sugar,weight,ill"]
     for _ in range(_ROWS):

@@ -1,9 +1,8 @@
-"""``fedlearn job try``: a job of one's own on this machine, with parties made for the occasion.
+"""``fedlearn job try``: runs a job here, with a temporary coordinator and temporary sites.
 
-A coordinator and one site for each that the job names, as processes that end with the
-command. Everything is as in the field but the machines: they are stand-ins
-(:mod:`fedlearn.cli.local.machines`), so the job's own policy, which names real ones, gives way to
-one that names these.
+The coordinator and each site that the job names are processes that end with the command. They are
+the same as in production except the machines, which are simulated
+(:mod:`fedlearn.cli.local.machines`): a policy for these machines replaces the job's policy.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ __all__ = ["Trial", "attempt"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """How a trial went.
+    """The result of a trial.
 
-    ``sites`` are those that took part; ``model`` is the file with the weights, or None where the
-    job finished without a model, as one does whose app computes something else.
+    ``sites`` are those that took part; ``model`` is the file with the weights, or None when the job
+    finished without a model.
     """
 
     job: str
@@ -56,10 +55,10 @@ class Trial:
 def attempt(
     report: Report, *, data: Path, tee: TeeChoice, model: Path, bundle: bytes, show: Show
 ) -> Trial:
-    """Run the job to its end and leave its weights in ``model``.
+    """Run the job to its end and write its weights to ``model``.
 
-    :raises ConfigError: when the data of a site is not there, ``model`` exists, or a package
-        that the app depends on is not installed.
+    :raises ConfigError: when the data of a site is missing, ``model`` exists, or a package on which
+        the app depends is not installed.
     :raises JobError: when the job fails.
     """
     spec = report.spec
@@ -92,8 +91,8 @@ def attempt(
             policy = policy_text(
                 federation, name=spec.name, bundle=digest, app=spec.name, sites=spec.sites
             )
-            told = _told(spec, policy, owner)
-            sealed_model = _run(federation, told, policy, bundle, show)
+            adapted = _adapted(spec, policy, owner)
+            sealed_model = _run(federation, adapted, policy, bundle, show)
             if sealed_model:
                 _fetch(federation, spec.name, owner, model)
         finally:
@@ -132,8 +131,8 @@ def _check_installed(needs: Iterable[str]) -> None:
             ) from None
 
 
-def _told(spec: JobSpec, policy: str, owner: X25519PrivateKey) -> JobSpec:
-    """Return the job with the stand-ins' policy and an owner who can open the model here."""
+def _adapted(spec: JobSpec, policy: str, owner: X25519PrivateKey) -> JobSpec:
+    """Return the job with the policy of the simulated machines and an owner key made here."""
     public = owner.public_key().public_bytes_raw()
     return dataclasses.replace(
         spec,
@@ -150,7 +149,7 @@ def _told(spec: JobSpec, policy: str, owner: X25519PrivateKey) -> JobSpec:
 
 
 def _run(federation: Federation, spec: JobSpec, policy: str, bundle: bytes, show: Show) -> bool:
-    """Run the job to its end; say whether it left a model."""
+    """Run the job to its end; return whether it made a model."""
     operator = federation.operator
     operator.submit_job(job_toml=spec.to_toml(), bundle=bundle, policy_toml=policy)
     with show:
@@ -164,7 +163,7 @@ def _run(federation: Federation, spec: JobSpec, policy: str, bundle: bytes, show
 
 
 def _fetch(federation: Federation, job: str, owner: X25519PrivateKey, model: Path) -> None:
-    """Open the sealed model as its owner, and write the weights where they were asked for."""
+    """Open the sealed model as its owner, and write the weights to ``model``."""
     files = (federation.state / "store" / "models").glob(f"{job}.[0-9]*")
     newest = max(
         files,
@@ -172,6 +171,6 @@ def _fetch(federation: Federation, job: str, owner: X25519PrivateKey, model: Pat
         default=None,
     )
     if newest is None:
-        raise JobError(f"job {job} left no sealed model")
+        raise JobError(f"job {job} has no sealed model")
     with open_sealed(newest, PrivateKey(owner)) as reader:
         sealed.export(reader, model)

@@ -1,4 +1,4 @@
-"""Everything that can be said about a job before a coordinator has seen it."""
+"""The checks of a job that need no coordinator."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Report", "examine", "policy_signature"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A job that can run. ``found`` says what is right, ``warnings`` what deserves a look.
+    """A valid job. ``found`` states its facts, ``warnings`` what should be reviewed.
 
     ``needs`` are the distributions that the app depends on.
     """
@@ -53,10 +53,10 @@ def examine(path: Path) -> Report:
     """Read a job with its policy and its app.
 
     :raises ConfigError: naming file, line and key of what is wrong.
-    :raises JobError: when the app is not one that can run here.
+    :raises JobError: when the app cannot run here.
     :raises PolicyError: when the policy is not one, or pins no launch identity of a TEE that
         it accepts.
-    :raises VerificationError: when a signature lies beside it that is not its own.
+    :raises VerificationError: when the signature beside it is not a signature of it.
     :raises PrivacyError: when the rounds would spend more than the privacy budget.
     """
     files = JobFiles.load(path)
@@ -93,7 +93,7 @@ def examine(path: Path) -> Report:
 
 
 def policy_signature(policy_file: Path) -> bytes:
-    """Return the signature that lies beside a policy as ``FILE.sig``; empty: there is none.
+    """Return the signature beside a policy, ``FILE.sig``; empty if there is none.
 
     :raises ConfigError: when it cannot be read.
     """
@@ -122,7 +122,7 @@ def _check_config(spec: JobSpec, application: Application, path: Path) -> None:
                 f"the app {application.name} has no such setting; {wish}",
                 where=str(path),
                 key=f"config.{key}",
-                hint="a setting and its default stand in [tool.flwr.app.config] of the app",
+                hint="a setting and its default are in [tool.flwr.app.config] of the app",
             )
         default = application.defaults[key]
         numbers = isinstance(default, float) and type(value) in (int, float)
@@ -145,7 +145,7 @@ def _updates(spec: JobSpec) -> str:
 
 def _privacy(spec: JobSpec) -> str:
     if spec.privacy is None:
-        return "no privacy table: nothing is promised about what the model reveals"
+        return "no privacy table: what the model reveals is not limited"
     # The accountant takes a second to import.
     from fedlearn.privacy import Budget
 
@@ -153,7 +153,7 @@ def _privacy(spec: JobSpec) -> str:
 
 
 def _updates_note(spec: JobSpec, app: Path) -> list[str]:
-    """Say where the app seems to ask for more than the job lets it receive."""
+    """Return where the app seems to need more than the job lets it receive."""
     if spec.aggregation.visible:
         return []
     found = asks_for_single_updates(app, own_strategy=spec.strategy.name == APP)
@@ -166,7 +166,7 @@ def _updates_note(spec: JobSpec, app: Path) -> list[str]:
 
 
 def _rounds_note(spec: JobSpec, application: Application) -> list[str]:
-    """Say where the app states another number of rounds than the job."""
+    """Return whether the app states another number of rounds than the job."""
     key = "num-server-rounds"
     stated = spec.config.get(key, application.defaults.get(key, spec.rounds))
     if stated == spec.rounds:

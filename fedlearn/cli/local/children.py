@@ -1,8 +1,8 @@
-"""Processes that the demo starts, and that end with it, however it ends.
+"""Child processes of a command, which end when the command ends, for any reason.
 
-Each child hangs on a pipe: when the process that started it goes, SIGKILL included, the
-pipe closes and the child is asked to end (SIGTERM). What a child writes goes to a log. What a
-child has started ends with it at the latest, in whatever session it is.
+Each child waits on a pipe: when the process that started it ends, also by SIGKILL, the pipe is
+closed and the child is asked to end (SIGTERM). The output of a child is written to a log. What a
+child has started ends with it at the latest, in any session.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The number of the session that the child and what it starts are in."""
+        """The number of the session of the child and of what it starts."""
         return self._process.pid
 
     @property
@@ -68,7 +68,7 @@ class Child:
     def check(self) -> None:
         """Return while the child runs.
 
-        :raises LaunchError: with what it wrote last, when it has ended.
+        :raises LaunchError: with its last output, when it has ended.
         """
         if self.status is not None:
             raise LaunchError(f"{self.name} ended with status {self.status}:\n{self.tail()}")
@@ -87,7 +87,7 @@ class Child:
                 self._process.stdin.close()
 
     def stop(self, seconds: float = _STOP_SECONDS) -> None:
-        """End the child: first by asking, then by force."""
+        """End the child by SIGTERM, and then by SIGKILL."""
         self.ask_to_stop()
         if self.wait(seconds) is None:
             with contextlib.suppress(ProcessLookupError):
@@ -98,7 +98,7 @@ class Child:
 class Children:
     """All children of one command, as a context that ends them.
 
-    :param logs: folder for their logs, made when needed.
+    :param logs: folder for their logs, created when needed.
     :param environment: added to this process's own.
     """
 
@@ -138,7 +138,7 @@ class Children:
     def run(self, name: str, command: Sequence[str | Path], *, seconds: float = 60.0) -> str:
         """Run ``command`` to its end and return what it wrote to stdout.
 
-        :raises LaunchError: with what it wrote, when it fails or takes too long.
+        :raises LaunchError: with its output, when it fails or takes too long.
         """
         try:
             done = subprocess.run(
@@ -165,9 +165,9 @@ class Children:
             child.check()
 
     def stop(self) -> None:
-        """End all children, the last one first, and wait until they are gone.
+        """End all children, the last one first, and wait until they have ended.
 
-        What they have started and did not end is killed then.
+        What they started and did not end is killed then.
         """
         started = [_opened(pid) for pid in _descendants({child.pid for child in self._all})]
         for child in reversed(self._all):
@@ -177,7 +177,7 @@ class Children:
             child.stop(max(0.1, until - time.monotonic()))
         self._all.clear()
         for descriptor in filter(None, started):
-            # The descriptor is of that very process, whoever has its number now.
+            # The descriptor refers to that process, even if its number was reused.
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
             os.close(descriptor)
@@ -189,7 +189,7 @@ def _descendants(ancestors: Set[int]) -> tuple[int, ...]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                # The name of the program, in parentheses, may hold anything.
+                # The name of the program, in parentheses, may contain any characters.
                 state = (entry / "stat").read_bytes().rpartition(b")")[2].split()
                 parents[int(entry.name)] = int(state[1])
     found: set[int] = set(ancestors)
@@ -207,7 +207,7 @@ def _opened(pid: int) -> int | None:
 
 @contextlib.contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """Within it, SIGTERM ends this process as Ctrl-C does: everything is cleaned up first.
+    """A context in which SIGTERM ends this process as Ctrl-C does, with all clean-up.
 
     Only in the main thread; elsewhere it changes nothing.
     """

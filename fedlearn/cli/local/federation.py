@@ -1,10 +1,9 @@
 """A whole federation on one machine: a coordinator and sites, each in processes of its own.
 
-Everything goes through what a user has: the commands ``fedlearn-server`` and
-``fedlearn-edge``, their configuration files, and the operator's API. Each party keeps its
-state in a folder of its own; only a join token passes from the coordinator to a site. Paths in
-the configurations are relative, so the whole folder can be moved and used again. Used by
-the demo and by benchmarks.
+It uses the public interfaces only: the commands ``fedlearn-server`` and ``fedlearn-edge``, their
+configuration files, and the operator's API. Each party has its state in a folder of its own; only a
+join token is copied from the coordinator to a site. Paths in the configurations are relative, so
+the whole folder can be moved and used again. The demo and benchmarks use it.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ COORDINATOR: Final = "coordinator"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Party:
-    """A site: its folder, its machine, and the data sets that it offers by name.
+    """A site: its folder, its machine, and its data sets by name.
 
     ``visible_updates``: whether it accepts jobs whose app receives single updates.
     """
@@ -65,7 +64,7 @@ class Party:
 class Federation:
     """A coordinator and its sites below ``folder``, as children that end with ``children``.
 
-    :param tee: what the stand-ins for machines prove themselves with.
+    :param tee: the kind of evidence of the simulated machines.
     """
 
     def __init__(self, folder: Path, children: Children, *, tee: Tee) -> None:
@@ -86,7 +85,7 @@ class Federation:
 
     @property
     def passphrase_file(self) -> Path:
-        """What opens the coordinator's root key; not in its state directory."""
+        """The passphrase file of the coordinator's root key, outside of its state directory."""
         return self.folder / "operator" / "passphrase"
 
     @property
@@ -104,18 +103,18 @@ class Federation:
     def make_machines(self, names: Iterable[str], *, pinned: Iterable[str] = ()) -> None:
         """Make a machine for the coordinator and for each site in ``names``.
 
-        The coordinator knows the attestation keys of the ``pinned`` ones beforehand; a site
-        that joins proves its own.
+        The coordinator's configuration pins the attestation keys of the ``pinned`` ones; other
+        sites prove theirs when they join.
         """
         self.pinned = tuple(pinned)
         with ThreadPoolExecutor(max_workers=4) as pool:
             self._make([COORDINATOR, *names, *self.pinned], pool)
 
     def open(self, names: Iterable[str], *, pinned: Iterable[str] = ()) -> None:
-        """Do :meth:`make_machines` and :meth:`start`, at once where that can be.
+        """Do :meth:`make_machines` and :meth:`start`, in parallel if possible.
 
-        A coordinator that need not know the sites' keys beforehand starts while the machines
-        of the sites are made.
+        A coordinator whose configuration pins no sites' keys starts while the machines of the
+        sites are made.
         """
         self.pinned = tuple(pinned)
         first, later = [COORDINATOR, *self.pinned], list(names)
@@ -135,9 +134,9 @@ class Federation:
         self.machines.update(pool.map(make, names))
 
     def start(self) -> None:
-        """Establish the coordinator and start it; return when it answers its operator.
+        """Initialize the coordinator and start it; return when it answers its operator.
 
-        :raises LaunchError: with what it wrote last, when it does not come up.
+        :raises LaunchError: with its last output, when it does not start.
         :raises ConfigError: when the packages of a coordinator are not installed.
         """
         extras.require("server", needed_for="a coordinator on this machine")
@@ -149,7 +148,7 @@ class Federation:
         settings.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
         settings.write_text(dumps(self.server_table()))
         command = program("fedlearn-server")
-        # The operator's key is made at the operator; the coordinator sees the request.
+        # The operator makes the key; the coordinator receives the request only.
         request = request_login(self.login, "operator")
         self._children.run(
             "fedlearn-server init",
@@ -165,7 +164,7 @@ class Federation:
         self._client = self._connect(self._process)
 
     def token(self, site: str) -> str:
-        """Return a join token for ``site`` on its machine, good once and for ten minutes."""
+        """Return a join token for ``site`` and its machine, for one use within ten minutes."""
         machine = self.machines.get(site)
         ek = machine.hardware_id if machine is not None and machine.tee is Tee.TPM else b""
         invitation = self.operator.create_token(
@@ -185,7 +184,7 @@ class Federation:
 
         With ``visible_updates`` it also accepts jobs whose app receives single updates.
 
-        As ``fedlearn site enroll`` does; a process for each would take a second for each.
+        It does the same as ``fedlearn site enroll``, without the second that a process takes.
 
         :raises FedlearnError: when the enrollment fails.
         """
@@ -205,9 +204,9 @@ class Federation:
         return party
 
     def await_connected(self, names: Iterable[str]) -> None:
-        """Return when the agents of all ``names`` have a connection.
+        """Wait until the agents of all ``names`` are connected.
 
-        :raises LaunchError: naming who has not, after half a minute.
+        :raises LaunchError: naming those that are not connected after half a minute.
         """
         wanted = set(names)
 
@@ -219,11 +218,11 @@ class Federation:
             raise LaunchError(f"not connected: {', '.join(sorted(late))}")
 
     def identity_folder(self, name: str) -> Path:
-        """Return where a site keeps its key and certificate."""
+        """Return the folder of a site's key and certificate."""
         return self._site_state(name)
 
     def anchors(self, names: Iterable[str]) -> list[str]:
-        """Return the attestation keys of machines, as configurations name them."""
+        """Return the attestation keys of machines as configurations have them."""
         return [self.machines[name].anchor.hex() for name in names]
 
     def check(self) -> None:
@@ -303,10 +302,9 @@ class Federation:
 def policy_text(
     federation: Federation, *, name: str, bundle: bytes, app: str, sites: Iterable[str]
 ) -> str:
-    """Return the appraisal policy of the demo, as an operator would write it.
+    """Return the appraisal policy of the demo.
 
-    Only the named bundle, only on the machines on the list, and a coordinator that is who it
-    was pinned as.
+    It affirms only the named bundle, on the listed machines, and the pinned coordinator.
     """
     tee = federation.tee.value
     insecure = str(federation.tee is Tee.SAMPLE).lower()
@@ -315,7 +313,7 @@ def policy_text(
     firmware = _FIRMWARE if federation.tee is Tee.TPM else ""
     nodes = "\n".join(f'{site} = ["{machines[site].hardware_id.hex()}"]' for site in sites)
     return f"""\
-# Who is admitted to the job {name!r}. What is not named here is refused.
+# Which clients are admitted to the job {name!r}. What is not named here is refused.
 version = 1
 name = "{name}"
 accept = ["{tee}"]
@@ -367,7 +365,7 @@ def coordinator_table(machine: Machine) -> str:
 
 
 def program(name: str) -> Path:
-    """Return one of our commands: next to this Python, or on the path.
+    """Return the path of a command of fedlearn: next to this Python, or on the path.
 
     :raises ConfigError: when this installation has no commands.
     """
@@ -383,14 +381,14 @@ def program(name: str) -> Path:
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that nobody listened on a moment ago."""
+    """Return a port of the loopback interface that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def _poll(look: Callable[[], _T], *, until: Callable[[_T], bool]) -> _T:
-    """Look until it is so or time is up; return what was seen last."""
+    """Poll until the condition holds or the time is up; return the last result."""
     end = time.monotonic() + _START_SECONDS
     while True:
         seen = look()

@@ -1,9 +1,8 @@
-"""Stand-ins for the machines of sites, where one real machine plays all of them.
+"""Simulated machines of sites, which share one real machine.
 
 Each has a TPM of its own in software, or a development key. The endorsement key of a TPM is
 read once, as an operator does with a real machine, and the invitation of its site names it; a
-development key is pinned. Neither proves anything about hardware, and both are asked for by a
-name that says so.
+development key is pinned. Neither proves anything about hardware.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ _DEVELOPMENT_KEY: Final = "insecure-development.key"
 class Machine:
     """One machine.
 
-    ``state``        the folder in which its attester keeps what it must
+    ``state``        the folder of its attester
     ``anchor``       SHA-256 of the SPKI of its attestation key
-    ``hardware_id``  what evidence from it will name as its hardware; of a TPM, the SHA-256 of
-                     the SPKI of its endorsement key, once its attestation key is proven
+    ``hardware_id``  the hardware id in its evidence; of a TPM, the SHA-256 of the SPKI of its
+                     endorsement key, once its attestation key is proven
     """
 
     tee: Tee
@@ -46,7 +45,7 @@ class Machine:
 
     @property
     def pinned_id(self) -> bytes:
-        """What evidence names as its hardware where its attestation key is only pinned."""
+        """The hardware id in its evidence while its attestation key is only pinned."""
         return self.anchor if self.tee is Tee.TPM else self.hardware_id
 
     def table(self) -> dict[str, object]:
@@ -55,14 +54,14 @@ class Machine:
 
 
 def settings_of(tee: Tee) -> AttesterSettings:
-    """Return the attester's settings for a stand-in of the kind ``tee``."""
+    """Return the attester's settings for a simulated machine of the kind ``tee``."""
     return AttesterSettings(kind=_KINDS[tee])
 
 
 def choose_tee(choice: TeeChoice) -> tuple[Tee, str]:
-    """Return what machines will prove themselves with, and a warning that is to be shown.
+    """Return the kind of evidence of the machines, and a warning to show.
 
-    :raises ConfigError: when a TPM was asked for and cannot be had.
+    :raises ConfigError: when software TPMs were requested and are not available.
     """
     from attestation.attesters.software_tpm import SoftwareTpm
 
@@ -72,12 +71,12 @@ def choose_tee(choice: TeeChoice) -> tuple[Tee, str]:
     if choice == "sample" or lacking:
         why = f" ({lacking})" if lacking else ""
         return Tee.SAMPLE, (
-            f"sample evidence{why}: a development key signs whatever a process says about "
+            f"sample evidence{why}: a development key signs whatever a process states about "
             "itself; the policy of this run accepts it by name, and no other should"
         )
     return Tee.TPM, (
-        "software TPMs: evidence is made, verified and appraised as with a chip, and says "
-        "nothing about hardware, because whoever runs this machine can read their keys"
+        "software TPMs: evidence is made, verified and appraised as with a chip, and proves "
+        "nothing about hardware, because the administrator of this machine can read their keys"
     )
 
 

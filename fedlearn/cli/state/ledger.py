@@ -1,6 +1,6 @@
 """``fedlearn ledger``: show and verify the record of every decision.
 
-Exit statuses: 0 done and, for ``verify``, intact; 2 damaged, with the entry named; 1 when
+Exit statuses: 0 success and, for ``verify``, intact; 2 damaged, with the entry named; 1 when
 there is nothing to read or the input cannot be used.
 """
 
@@ -57,7 +57,7 @@ def _state(command: Command) -> Command:
 
 
 def _damage_is_an_answer(command: Callable[..., int | None]) -> Callable[..., int]:
-    """Exit with 2 where the ledger is damaged: that is what was found, and no fault."""
+    """Exit with 2 if the ledger is damaged, which is a result and not an error."""
 
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> int:
@@ -84,8 +84,10 @@ def group() -> None:
 @group.command()
 @_state
 @click.option("--kind", help="Only entries of this kind.")
-@click.option("--after", type=click.IntRange(0, 2**63 - 1), default=0, help="Skip up to here.")
-@click.option("--limit", type=click.IntRange(1), help="At most so many.")
+@click.option(
+    "--after", type=click.IntRange(0, 2**63 - 1), default=0, help="Skip the entries up to this one."
+)
+@click.option("--limit", type=click.IntRange(1), help="The largest number of entries.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
 @_damage_is_an_answer
 def show(state: Path, kind: str | None, after: int, limit: int | None, as_json: bool) -> None:
@@ -100,15 +102,17 @@ def show(state: Path, kind: str | None, after: int, limit: int | None, as_json: 
 @group.command()
 @unlock_options
 @click.option("--key", type=click.Path(path_type=Path), help="Public key (PEM) to verify with.")
-@click.option("--head", "head_text", metavar="FILE|SEQUENCE:HASH", help="A head kept elsewhere.")
+@click.option(
+    "--head", "head_text", metavar="FILE|SEQUENCE:HASH", help="A head that was kept elsewhere."
+)
 @json_option
 @_damage_is_an_answer
 def verify(unlock: Unlock | None, key: Path | None, head_text: str | None, as_json: bool) -> int:
     """Find any edit, deletion, insertion or reordering, and name the entry.
 
-    Entries cut off at the end, and another ledger in the place of this one, are found with what
-    the store has sealed of it (name what opens the state), or with --head. Keep the key outside
-    of the state directory too: whoever may write there can replace both.
+    To detect entries that were removed at the end, and a replaced ledger, compare with the store
+    (name what opens the state) or with --head. Keep the key outside of the state directory as
+    well: with write access to it, both can be replaced.
     """
     if unlock is None:
         raise ConfigError("is needed: the coordinator's state directory", where="--state")
@@ -142,14 +146,14 @@ def verify(unlock: Unlock | None, key: Path | None, head_text: str | None, as_js
         line(f"from {_time(found.first_time)} to {_time(found.last_time)}")
         line(f"head {head}")
     if unlock.given:
-        line("it ends as the store has it sealed")
+        line("its end matches the sealed store")
     elif not found.head_checked:
         line("the end was compared neither with the store (--config) nor with a head (--head)")
     return 0
 
 
 def _unlike_the_store(error: StoreError, as_json: bool) -> int:
-    """Say that store and ledger are not of one state, though each is intact."""
+    """Report that store and ledger do not match, though each is intact."""
     if as_json:
         failure = Failure(code=error.code, message=str(error), hint=error.hint)
         print_json({"intact": False, "entry": None, **failure.to_json()})
@@ -164,7 +168,7 @@ def _unlike_the_store(error: StoreError, as_json: bool) -> int:
 @json_option
 @_damage_is_an_answer
 def head(state: Path, out: Path | None, as_json: bool) -> None:
-    """Print where the ledger ends: keep it elsewhere, and no tail is cut unseen."""
+    """Print the head of the ledger: kept elsewhere, it shows whether entries were removed."""
     found = _reader(state).head()
     if found is None:
         raise LedgerError("the ledger is empty, so it has no head")
@@ -186,7 +190,7 @@ def head(state: Path, out: Path | None, as_json: bool) -> None:
 def contributions(
     state: Path, job: str, version: int | None, round_: int | None, as_json: bool
 ) -> None:
-    """List who made a model: round, site, measurements, policy."""
+    """List the contributions to a model: round, site, measurements, policy."""
     found = _reader(state).contributions(job, version=version, round=round_)
     if as_json:
         print_json([item.to_json() for item in found])

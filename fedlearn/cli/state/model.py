@@ -1,7 +1,7 @@
 """``fedlearn model``: sealed models, in a coordinator's state or as files of their own.
 
-Exit statuses: 0 done; 1 an error; 2 an answer that is a refusal: a key that does not open
-the model, a sealed file that nobody who was named sealed, or one that is not what was written.
+Exit statuses: 0 success; 1 an error; 2 a refusal: a key that does not open the model, a sealed
+file that none of the named parties sealed, or one that was altered.
 
 The page is docs/how-to/get-a-model-back.md.
 """
@@ -51,7 +51,7 @@ def group() -> None:
 @unlock_options
 @json_option
 def list_models(unlock: Unlock | None, as_json: bool) -> None:
-    """List the versions of every model that the coordinator keeps."""
+    """List the versions of every model of the coordinator."""
     with needed(unlock).reading() as store:
         kept = [stored for model in store.models() for stored in store.versions(model)]
     if as_json:
@@ -85,7 +85,7 @@ def open_model(
     version: int | None,
     as_json: bool,
 ) -> None:
-    """Open a sealed model, check every byte of it and who sealed it, and show what it holds."""
+    """Open a sealed model, check every byte of it and who sealed it, and show its content."""
     with opened(target, unlock, key, version, origin) as reader:
         try:
             digest = reader.verify()
@@ -113,7 +113,7 @@ def open_model(
 @group.command()
 @click.argument("target")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write.")
-@click.option("--replace", is_flag=True, help="Write over a file that is there.")
+@click.option("--replace", is_flag=True, help="Replace an existing file.")
 @unlock_options
 @key_option
 @origin_options
@@ -129,9 +129,9 @@ def export(
     version: int | None,
     as_json: bool,
 ) -> None:
-    """Write the weights in the clear, as safetensors that only you can read (mode 0600).
+    """Write the weights in plaintext, as safetensors that only you can read (mode 0600).
 
-    From a coordinator's state the export is written to the ledger first.
+    An export from a coordinator's state is recorded in the ledger first.
     """
     if unlock is not None:
         check_release(unlock, out, key, origin)
@@ -148,10 +148,10 @@ def export(
             model, found = reader.header.model, reader.header.version
     size = out.stat().st_size
     if as_json:
-        said = {"model": model, "version": found, "out": str(out), "bytes": size}
-        print_json({**said, **sealer.to_json()})
+        document = {"model": model, "version": found, "out": str(out), "bytes": size}
+        print_json({**document, **sealer.to_json()})
     else:
-        line(f"{printable(model)}, version {found}: {size} bytes in the clear in {out}")
+        line(f"{printable(model)}, version {found}: {size} bytes in plaintext in {out}")
         line(sealer.text, style="" if sealer.known else "red")
 
 
@@ -162,8 +162,8 @@ def export(
 def verify(model: str | None, unlock: Unlock | None, as_json: bool) -> int:
     """Read every byte of every version (of one MODEL), and compare store and ledger.
 
-    Store and ledger each say how far the other had come: an older one, or one of another
-    coordinator, is found out.
+    Store and ledger each record the state of the other: an older one, or one of another
+    coordinator, is detected.
     """
     from server.store.state_binding import compare_bound
 
@@ -189,7 +189,7 @@ def verify(model: str | None, unlock: Unlock | None, as_json: bool) -> int:
                 faults[name] = str(error)
         if model is None:
             for name in sorted(set(written) - set(names)):
-                faults[name] = f"{name}: version {written[name]} was written and is not there"
+                faults[name] = f"{name}: version {written[name]} was written and is missing"
     if as_json:
         versions = [_stored_json(stored) for stored in checked]
         print_json({"intact": not faults, "faults": faults, "versions": versions})
@@ -198,9 +198,7 @@ def verify(model: str | None, unlock: Unlock | None, as_json: bool) -> int:
         click.echo(f"damaged: {printable(text)}", err=True)
     if faults:
         return REFUSED
-    line(
-        f"intact: {len(checked)} versions of {len(names)} models, as the ledger says", style="green"
-    )
+    line(f"intact: {len(checked)} versions of {len(names)} models, as in the ledger", style="green")
     return 0
 
 
@@ -211,7 +209,7 @@ def verify(model: str | None, unlock: Unlock | None, as_json: bool) -> int:
 def rotate(model: str, unlock: Unlock | None, as_json: bool) -> None:
     """Seal all versions of MODEL under a new key, and destroy the old one.
 
-    Copies of the old files can then not be opened any more, but by the owner of the job.
+    Afterwards only the owner of the job can open copies of the old files.
     """
     with needed(unlock).recording(writing=True) as store:
         fresh = store.rotate(model)

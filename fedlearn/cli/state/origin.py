@@ -1,8 +1,8 @@
-"""Who must have sealed a file, for the commands that open one: options, and the check.
+"""The options for the sealer of a file, and the check, for commands that open one.
 
-A key that opens a sealed file says nothing of who made it: the public key that it was sealed
-for stands in every header. What counts is the signature of a coordinator whose CA was pinned,
-or the file's digest in a ledger.
+A key that opens a sealed file does not identify its maker: the recipients' public keys are in every
+header. The maker is identified by the signature of a coordinator whose CA was pinned, or by the
+file's digest in a ledger.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 class Sealer:
     """What was found: ``by`` is ``signature``, ``ledger``, ``catalogue`` or ``nothing``.
 
-    ``text`` says the same to people.
+    ``text`` is the same for people.
     """
 
     by: str
@@ -45,7 +45,7 @@ class Sealer:
 
     @property
     def known(self) -> bool:
-        """True where something that is trusted says who sealed the file."""
+        """Whether a trusted source identifies who sealed the file."""
         return self.by != "nothing"
 
     def to_json(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class Sealer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """What was given on the command line to recognise the sealer of a file by."""
+    """The options on the command line that identify the sealer of a file."""
 
     pin: bytes = b""
     operator: Path | None = None
@@ -69,16 +69,16 @@ class Origin:
         return self != Origin()
 
     def check(self, reader: SealedReader, target: str) -> Sealer:
-        """Find out who sealed the open file ``target``; all of it is read.
+        """Identify who sealed the open file ``target``, which is read completely.
 
-        :raises ConfigError: when nothing was given that could say so.
-        :raises ModelNotAuthentic: when it was not sealed by whom it should.
+        :raises ConfigError: when no option was given.
+        :raises ModelNotAuthentic: when another party sealed it.
         :raises LedgerError: when the ledger that was named is damaged, or cannot be read.
         """
         if self.insecure:
             return Sealer(
                 by="nothing",
-                text="NOT AUTHENTICATED: whoever knows the owner's public key may have made it",
+                text="NOT AUTHENTICATED: anybody with the owner's public key may have made it",
             )
         if self.ledger is not None:
             return self._by_ledger(reader, target, self.ledger)
@@ -88,10 +88,10 @@ class Origin:
         except UnsealError as error:
             raise ModelNotAuthentic(
                 f"{target} was not sealed by the coordinator whose CA is {pin.hex()}: {error}",
-                hint="ask whoever sent it; for a file that an older release sealed, compare it "
+                hint="ask the sender; for a file that an older release sealed, compare it "
                 "with the ledger (--ledger FILE)"
                 if not reader.header.signer
-                else "ask whoever sent it",
+                else "ask the sender",
             ) from error
         return Sealer(by="signature", text=f"signed by the coordinator whose CA is {pin.hex()}")
 
@@ -100,7 +100,7 @@ class Origin:
             return self.pin
         folder = self.operator or default_folder()
         if self.operator is None and not folder.is_dir():
-            raise ConfigError("nothing says who must have sealed the file", hint=_HINT)
+            raise ConfigError("no option states who must have sealed the file", hint=_HINT)
         return bytes.fromhex(ca_pin(OperatorLogin.load(folder).ca))
 
     def _by_ledger(self, reader: SealedReader, target: str, path: Path) -> Sealer:
@@ -126,12 +126,12 @@ class Origin:
         raise ModelNotAuthentic(
             f"{target}: the ledger {path} has no {header.model}, version {header.version}, with "
             f"the digest {digest}",
-            hint="ask whoever sent it, or name the ledger of the coordinator that sealed it",
+            hint="ask the sender, or name the ledger of the coordinator that sealed it",
         )
 
 
 def origin_options(command: Command) -> Command:
-    """Add the options that say who must have sealed a file, as one argument ``origin``."""
+    """Add the options that state who must have sealed a file, as one argument ``origin``."""
 
     @functools.wraps(command)
     def run(

@@ -1,4 +1,4 @@
-"""What model commands work on: a name in a coordinator's state, or a sealed file of its own."""
+"""The target of model commands: a name in a coordinator's state, or a sealed file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 key_option = click.option(
     "--key", type=click.Path(path_type=Path), help="The owner's private key (PEM), for a FILE."
 )
-CATALOGUE: Final = Sealer(by="catalogue", text="as the coordinator's sealed catalogue has it")
+CATALOGUE: Final = Sealer(by="catalogue", text="as in the coordinator's sealed catalogue")
 
 
 @contextmanager
@@ -45,8 +45,8 @@ def opened(
     """Open a model in a coordinator's state, or a sealed file with its owner's key.
 
     :raises ConfigError: when neither was given, or both.
-    :raises KeyReleaseDenied: when the key is not one that the file is sealed for.
-    :raises StoreError: when it is not what was sealed.
+    :raises KeyReleaseDenied: when the file is not sealed for the key.
+    :raises StoreError: when it was altered.
     """
     if unlock is not None:
         refuse_key(key)
@@ -62,7 +62,7 @@ def opened(
     with _opened_file(Path(target), key) as reader:
         if version is not None and reader.header.version != version:
             raise ConfigError(
-                f"the file holds version {reader.header.version}", where=f"--version {version}"
+                f"the file contains version {reader.header.version}", where=f"--version {version}"
             )
         yield reader
 
@@ -86,7 +86,7 @@ def _opened_file(path: Path, key: Path) -> SealedReader:
 
 
 def sealer_of(target: str, unlock: Unlock | None, origin: Origin, reader: SealedReader) -> Sealer:
-    """Return who sealed it: the catalogue vouches for a model in a coordinator's state."""
+    """Return who sealed it; a model in a coordinator's state is in its catalogue."""
     return origin.check(reader, target) if unlock is None else CATALOGUE
 
 
@@ -106,7 +106,7 @@ def check_release(unlock: Unlock, out: Path, key: Path | None, origin: Origin) -
     refuse_origin(origin)
     if out.resolve().is_relative_to(unlock.state.resolve()):
         raise ConfigError(
-            "lies in the coordinator's state, where nothing is in the clear",
+            "is in the coordinator's state, which contains no plaintext",
             where=f"--out {out}",
         )
 
@@ -118,9 +118,9 @@ def refuse_key(key: Path | None) -> None:
 
 
 def refuse_origin(origin: Origin) -> None:
-    """Check that nothing was given that says who sealed a file."""
+    """Check that no option states who sealed a file."""
     if origin.given:
         raise ConfigError(
-            "says who sealed a FILE; a model in --state is as the coordinator's catalogue has it",
+            "is for a FILE; for a model in --state, the coordinator's catalogue is used",
             where="--ca-pin, --operator, --ledger or --insecure-unknown-origin",
         )

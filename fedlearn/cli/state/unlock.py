@@ -1,4 +1,4 @@
-"""How a command opens a coordinator's state directory: by a recovery key, a passphrase, the
+"""Opens a coordinator's state directory for a command: by a recovery key, a passphrase, the
 coordinator's own configuration (its TPM), or the insecure key file of a development set-up.
 """
 
@@ -31,7 +31,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unlock:
-    """A state directory, and what was given to open it."""
+    """A state directory, and the options to open it."""
 
     state: Path
     recovery_key: Path | None
@@ -69,13 +69,13 @@ class Unlock:
 
     @property
     def given(self) -> bool:
-        """Whether anything was given to open the state with, besides asking a person."""
+        """Whether an option to open the state was given, besides the prompt for a passphrase."""
         return bool(self.recovery_key or self.passphrase_file or self.config or self.insecure)
 
     @contextmanager
     def recording(self, *, writing: bool = False) -> Iterator[ModelStore]:
-        """Open the store with the ledger, which is told what happens; the coordinator is not
-        running then.
+        """Open the store with the ledger, which records what is done; the coordinator must not be
+        running.
 
         :raises LedgerError: when the coordinator is running, or the ledger is not that of the
             store.
@@ -87,7 +87,7 @@ class Unlock:
             yield store
 
     def _protectors(self) -> tuple[list[Protector], bool]:
-        """Return what may open the root key, and whether an insecure one was asked for."""
+        """Return what may open the root key, and whether an insecure option was given."""
         found: list[Protector] = []
         insecure = self.insecure
         if self.recovery_key is not None:
@@ -120,7 +120,7 @@ class Unlock:
 def unlock_options(command: Command) -> Command:
     """Add the options that open a state directory, as one argument ``unlock``.
 
-    Without ``--state`` the argument is ``None``, for commands that have another way.
+    Without ``--state`` the argument is ``None``, for commands with other options.
     """
 
     @functools.wraps(command)
@@ -155,7 +155,7 @@ def unlock_options(command: Command) -> Command:
         click.option(
             "--insecure-plain-key-file",
             is_flag=True,
-            help="Use the key that a development set-up leaves on the disk.",
+            help="Use the key that a development set-up has on disk.",
         ),
     ]
     wrapped: Any = run
@@ -165,12 +165,12 @@ def unlock_options(command: Command) -> Command:
 
 
 def ask_passphrase(prompt: str) -> str:
-    """Ask a person, unseen.
+    """Prompt for a passphrase without echo.
 
-    :raises ConfigError: when there is nobody to ask.
+    :raises ConfigError: when there is no terminal.
     """
     if not sys.stdin.isatty():
-        raise ConfigError("a passphrase is needed, and nobody can be asked for it")
+        raise ConfigError("a passphrase is needed, and there is no terminal to ask for it")
     return str(click.prompt(prompt, hide_input=True, err=True))
 
 

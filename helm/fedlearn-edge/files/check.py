@@ -18,9 +18,9 @@ def main(host, port):
     try:
         with socket.create_connection((host, int(port)), timeout=10) as plain:
             with context.wrap_socket(plain, server_hostname=host) as secure:
-                print(f"sponsor  {host}:{port} speaks {secure.version()}")
+                print(f"agent    {host}:{port} speaks {secure.version()}")
     except OSError as error:
-        return f"sponsor: nobody speaks TLS at {host}:{port}: {error}"
+        return f"agent: nobody speaks TLS at {host}:{port}: {error}"
     return 0
 
 

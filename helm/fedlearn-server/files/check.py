@@ -35,13 +35,13 @@ def main(host, gate, control, fleet):
         try:
             with connect(host, port) as secure:
                 secure.sendall(b"GET / HTTP/1.1\r\n\r\n")
-                said = secure.recv(64)
+                answer = secure.recv(64)
         except (ssl.SSLError, ConnectionResetError):
             print(f"{what:8} {host}:{port} refuses a client without a certificate")
             continue
         except OSError as error:
             return f"{what}: nobody answers at {host}:{port}: {error}"
-        if said:
+        if answer:
             return f"{what}: {host}:{port} answers a client that has no certificate"
         print(f"{what:8} {host}:{port} refuses a client without a certificate")
     return 0

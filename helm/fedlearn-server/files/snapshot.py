@@ -38,8 +38,8 @@ def call(method, path, body=None):
         with urllib.request.urlopen(request, timeout=30, context=context) as answer:  # noqa: S310 (https)
             return json.load(answer)
     except urllib.error.HTTPError as error:
-        said = error.read(4096).decode(errors="replace")
-        raise SystemExit(f"{method} {path}: {error.code}: {said}") from None
+        message = error.read(4096).decode(errors="replace")
+        raise SystemExit(f"{method} {path}: {error.code}: {message}") from None
 
 
 def main(namespace, claim, instance, keep, snapshot_class=""):

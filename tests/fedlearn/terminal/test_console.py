@@ -80,7 +80,7 @@ def test_version_and_help_of_a_noun() -> None:
         (["job", "validate", "--jsn"], "no such option '--jsn'"),
         (["job", "validate", "a", "b"], "got unexpected extra argument"),
         (["job", "cancel"], "missing argument 'NAME'"),
-        (["job", "cancel", "../x"], "is no name of a job"),
+        (["job", "cancel", "../x"], "is not a name of a job"),
         (["job", "validate", "/nonexistent/job.toml"], "does not exist"),
         (["job", "status", "--operator", "/nonexistent"], "no operator login here"),
     ],

@@ -202,7 +202,7 @@ def test_a_client_is_kept_out_and_readmitted_by_commands(
         capsys, "job", "revoke", *about, "--until", "12h", "--reason", "odd", *as_operator
     )
     assert status == 0
-    assert "client c1 of site-a is out of alpha until" in out
+    assert "client c1 of site-a is excluded from alpha until" in out
     assert "fedlearn job readmit alpha --site site-a --client c1" in out
     with pytest.raises(AdmissionDenied, match="client c1 of site site-a is excluded"):
         listeners.deployment.admit(listeners.deployment.client())
@@ -230,7 +230,7 @@ def test_a_revocation_by_command_that_is_wrong_is_named(
     revoke = ("job", "revoke", "alpha", "--site", "site-a", *as_operator)
     assert "--site" in refused(capsys, "job", "revoke", "alpha", *as_operator)
     for when in ("soon", "2030-01-31T12:00", "-3h", "0m", "12"):
-        assert "is no time" in refused(capsys, *revoke, "--until", when)
+        assert "is not a time" in refused(capsys, *revoke, "--until", when)
     assert "past" in refused(capsys, *revoke, "--until", "2001-01-01T00:00Z")
     assert "exclude each other" in refused(capsys, *revoke, "--until", "1h", "--once")
     assert "not a name" in refused(capsys, *revoke, "--client", "../x")
@@ -269,7 +269,7 @@ def test_an_operator_asks_is_added_logs_in_renews_and_is_revoked(
     rows = [(o["name"], o["revoked"], o["reason"]) for o in json.loads(out)["operators"]]
     assert sorted(rows) == [("alice", False, ""), ("bob", False, ""), ("bob", True, "renewed")]
     _, out, _ = run(capsys, "operator", "revoke", "bob", "--reason", "left us", *as_alice)
-    assert "operator bob is out" in out
+    assert "operator bob is revoked" in out
     reported = refused(capsys, "job", "status", *as_bob)
     assert "operator bob was revoked: left us" in reported
     assert re.search(r"bob +revoked: left us", run(capsys, "operator", "list", *as_alice)[1])
@@ -285,7 +285,7 @@ def test_an_operator_command_that_is_wrong_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     as_alice = ("--operator", str(login))
-    assert "no name of an operator" in refused(capsys, "operator", "request", "Bob Smith")
+    assert "not a name of an operator" in refused(capsys, "operator", "request", "Bob Smith")
     assert "exists" in refused(capsys, "operator", "request", "bob", *as_alice)
     assert "does not exist" in refused(capsys, "operator", "add", "bob", "none.csr", *as_alice)
     key = login / "operator.key"
@@ -311,7 +311,7 @@ def test_a_policy_is_replaced_with_the_signature_that_lies_beside_it(
     file = tmp_path / "policy.toml"
     file.write_text(text)
     _, out, _ = run(capsys, "job", "policy", "alpha", str(file), *as_operator)
-    assert "job alpha goes by version 2 of the policy 'p' (not signed)" in out
+    assert "job alpha uses version 2 of the policy 'p' (not signed)" in out
     signature = sign_policy(parse_policy(text.encode()), key)
     (tmp_path / "policy.toml.sig").write_bytes(signature)
     _, out, _ = run(capsys, "job", "policy", "alpha", str(file), "--json", *as_operator)
@@ -377,7 +377,7 @@ def test_broken_input_is_one_message_and_leaves_nothing(
     listeners: DeploymentListeners, login: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     as_operator = ("--operator", str(login))
-    assert "no name of a site" in refused(capsys, "site", "show", "../x", *as_operator)
+    assert "not a name of a site" in refused(capsys, "site", "show", "../x", *as_operator)
     assert "no site" in refused(capsys, "site", "show", "nobody", *as_operator)
     assert "duration" in refused(
         capsys, "site", "token", "site-c", "--lifetime", "soon", *as_operator

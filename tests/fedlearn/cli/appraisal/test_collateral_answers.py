@@ -191,7 +191,7 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     file.write_text("asked on Monday")
     result = run("collateral", "add", "--directory", tmp_path / "bundle", file)
     assert result.exit_code == 1
-    assert "notes.txt: is no answer of a vendor's service" in result.stderr
+    assert "notes.txt: is not an answer of a vendor's service" in result.stderr
     gone = run("collateral", "add", "--directory", tmp_path / "bundle", tmp_path / "gone")
     assert gone.exit_code == 1
     assert "cannot be read" in gone.stderr

@@ -96,7 +96,7 @@ def test_the_owner_and_the_operator_get_the_files_for_themselves_alone(
     assert (reported["authenticated"], reported["origin"]) == (True, "signature")
     code, out, _ = run(capsys, "demo", *place.unlocked, "--out", theirs)
     assert code == 0
-    assert "3 files in the clear" in out
+    assert "3 files in plaintext" in out
     for folder in (mine, theirs):
         assert folder.stat().st_mode & 0o777 == 0o700
         assert found_in(folder) == FILES
@@ -119,7 +119,7 @@ def test_nobody_else_does(capsys: pytest.CaptureFixture[str], place: Place, tmp_
         ((damaged, *place.mine, "--out", out), 2, "did not sign this file"),
         (("other", *place.unlocked, "--out", out), 1, "no files of a job 'other'"),
         (("demo", *place.unlocked, *place.mine, "--out", out), 1, "leave out"),
-        (("demo", *place.unlocked, "--out", inside), 1, "nothing is in the clear"),
+        (("demo", *place.unlocked, "--out", inside), 1, "contains no plaintext"),
         (("demo", *place.unlocked, "--out", tmp_path), 1, "exists already"),
         (("demo", *place.unlocked, "--out", tmp_path / "no" / "out"), 1, "no such file"),
     ]

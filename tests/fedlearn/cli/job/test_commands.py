@@ -211,7 +211,7 @@ def test_a_stream_that_breaks_off_is_said(deployment: Deployment, job: Path) -> 
     deployment.coordinator.story = GOOD[:-1]
     done = deployment.run("job", "submit", job, "--follow")
     assert done.exit_code == 1
-    assert "stopped sending" in done.stderr
+    assert "ended the stream" in done.stderr
     assert "job logs heart --follow" in done.stderr
 
 

@@ -194,7 +194,7 @@ def test_validate_refuses_code_that_takes_our_place(tmp_path: Path, name: str) -
     (tmp_path / "x/app" / name).write_text("")
     done = _run("job", "validate", tmp_path / "x/job.toml")
     assert done.exit_code == 1
-    assert "would take the place of a package of fedlearn" in done.stderr
+    assert "would replace a package of fedlearn" in done.stderr
 
 
 def test_validate_notes_what_deserves_a_look(tmp_path: Path) -> None:
