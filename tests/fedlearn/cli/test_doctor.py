@@ -266,7 +266,11 @@ def test_a_root_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     [
         ("--server", "state = 1", "server.toml"),
         ("--server", SERVER.format(keys="recovery-key"), "needs the key 'recovery_key'"),
-        ("--server", SERVER.format(keys="tpm-policy") + 'tcti = "device:/gone"', "/gone does not exist"),
+        (
+            "--server",
+            SERVER.format(keys="tpm-policy") + 'tcti = "device:/gone"',
+            "/gone does not exist",
+        ),
         ("--edge", 'state = "s"\n[data.x]\npath = "gone"\n', "gone does not exist"),
         ("--edge", "stat = 's'", "did you mean 'state'?"),
     ],
