@@ -33,6 +33,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
+import grpc
+
 from attestation.config import dumps
 from attestation.evidence import Tee
 from edge.protocol.identity import certification_request, key_pem, new_key
@@ -42,8 +44,6 @@ from fedlearn.cli.local.federation import Federation, program
 from fedlearn.identity.join import JoinToken
 from fedlearn.identity.spiffe import COORDINATOR_DNS
 from fedlearn.wire import fedlearn_pb2 as pb
-
-import grpc  # isort: skip  (the wire sets gRPC's verbosity first)
 from fedlearn.wire import fedlearn_pb2_grpc as stubs
 
 ROOT: Final = Path(__file__).resolve().parents[1]

@@ -7,6 +7,7 @@ nobody answers; a nonce that was used is never sent again.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -16,18 +17,15 @@ from edge.protocol.identity import SiteIdentity, certification_request, key_pem,
 from edge.protocol.site_stream import Order, Reports, Start, Stop
 from fedlearn.app.checks import MAX_BUNDLE_BYTES
 from fedlearn.backoff import retry
-from fedlearn.errors import TransportError
+from fedlearn.errors import FedlearnError, TransportError
 from fedlearn.identity.admission import AdmitRequest
 from fedlearn.identity.join import JoinToken
 from fedlearn.wire import fedlearn_pb2 as pb
+from fedlearn.wire import fedlearn_pb2_grpc as stubs
 from fedlearn.wire.calls import ADMIT_SECONDS, Calls
 from fedlearn.wire.channel import open_channel
-from fedlearn.wire.failure import UNANSWERED, denied_of, failure_of
+from fedlearn.wire.failure import UNANSWERED, denied_of
 from fedlearn.wire.pinning import PinnedServer, fetch_pinned
-
-import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
-
-from fedlearn.wire import fedlearn_pb2_grpc as stubs
 
 __all__ = [
     "AdmittedClient",
@@ -240,36 +238,26 @@ class ControlClient(Calls):
         call = self._sites.Follow(iter(reports))
         reports.ends(call.cancel)
         try:
-            for order in call:
-                answered()
-                match order.WhichOneof("order"):
-                    case "start":
-                        yield Start(
-                            assignment_json=order.start.assignment_json,
-                            signature=order.start.signature,
-                        )
-                    case "stop":
-                        yield Stop(assignment=order.stop.assignment, reason=order.stop.reason)
-                    case _:
-                        continue
-        except grpc.RpcError as error:
+            with contextlib.closing(self._stream(call)) as orders:
+                for order in orders:
+                    answered()
+                    match order.WhichOneof("order"):
+                        case "start":
+                            yield Start(
+                                assignment_json=order.start.assignment_json,
+                                signature=order.start.signature,
+                            )
+                        case "stop":
+                            yield Stop(assignment=order.stop.assignment, reason=order.stop.reason)
+                        case _:
+                            continue
+        except FedlearnError:
             if not (reports.closed or reports.finished):
-                raise failure_of(error, self._other) from None
-        finally:
-            call.cancel()
+                raise
 
     def _fetch(self, sha256: bytes) -> bytes:
-        data = bytearray()
-        try:
-            for chunk in self._sites.FetchBundle(
-                pb.FetchBundleRequest(sha256=sha256), timeout=ADMIT_SECONDS
-            ):
-                if len(data) + len(chunk.data) > MAX_BUNDLE_BYTES:
-                    raise TransportError(f"the bundle is longer than {MAX_BUNDLE_BYTES} bytes")
-                data += chunk.data
-        except grpc.RpcError as error:
-            raise failure_of(error, self._other) from None
-        return bytes(data)
+        call = self._sites.FetchBundle(pb.FetchBundleRequest(sha256=sha256), timeout=ADMIT_SECONDS)
+        return self._joined(call, limit=MAX_BUNDLE_BYTES, what="the bundle")
 
 
 def enroll(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from fedlearn.backoff import retry
-from fedlearn.errors import Throttled
-from fedlearn.wire.failure import UNANSWERED, failure_of
+import grpc
 
-import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
+from fedlearn.backoff import retry
+from fedlearn.errors import Throttled, TransportError
+from fedlearn.wire.failure import UNANSWERED, failure_of
 
 __all__ = ["ADMIT_SECONDS", "CALL_SECONDS", "Calls"]
 
@@ -73,3 +74,28 @@ class Calls:
         return retry(
             lambda: self._once(method, request), failures=UNANSWERED, attempts=self.attempts
         )
+
+    def _stream(self, call: Any) -> Generator[Any, None, None]:
+        """Yield the messages of a streaming call; cancel it when no more are read.
+
+        :raises FedlearnError: as the other side raised it, or a TransportError.
+        """
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise failure_of(error, self._other) from None
+        finally:
+            call.cancel()
+
+    def _joined(self, call: Any, *, limit: int, what: str) -> bytes:
+        """Return what the chunks of a streaming call make together.
+
+        :raises TransportError: when that is longer than ``limit`` bytes.
+        """
+        data = bytearray()
+        with contextlib.closing(self._stream(call)) as chunks:
+            for chunk in chunks:
+                if len(data) + len(chunk.data) > limit:
+                    raise TransportError(f"{what} is longer than {limit} bytes")
+                data += chunk.data
+        return bytes(data)

@@ -8,10 +8,7 @@ connects only to the holder of that key.
 
 from __future__ import annotations
 
-import os
 from typing import Final
-
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol, Self, TypeVar
 
+import grpc
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
@@ -37,20 +38,16 @@ from fedlearn.errors import ConfigError, FedlearnError, LaunchError, TransportEr
 from fedlearn.identity.join import checked_address
 from fedlearn.job.phase import Phase
 from fedlearn.wire import fedlearn_pb2 as pb
+from fedlearn.wire import fedlearn_pb2_grpc as stubs
 from fedlearn.wire.calls import Calls
 from fedlearn.wire.failure import (
     MAX_MESSAGE_CHARS,
     UNANSWERED,
     Unreachable,
-    failure_of,
     status_of,
     trailing_of,
 )
 from fedlearn.wire.phases import phase_fields, phase_of
-
-import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
-
-from fedlearn.wire import fedlearn_pb2_grpc as stubs
 
 __all__ = [
     "WORKLOAD_API_DNS",
@@ -282,15 +279,8 @@ class WorkloadApiClient(Calls):
         self._once(self._stub.Tell, request)
 
     def _fetch(self, limit: int) -> bytes:
-        data = bytearray()
-        try:
-            for chunk in self._stub.Bootstrap(self._ticket, timeout=_STREAM_SECONDS):
-                if len(data) + len(chunk.data) > limit:
-                    raise TransportError(f"the bootstrap document is longer than {limit} bytes")
-                data += chunk.data
-        except grpc.RpcError as error:
-            raise failure_of(error, self._other) from None
-        return bytes(data)
+        call = self._stub.Bootstrap(self._ticket, timeout=_STREAM_SECONDS)
+        return self._joined(call, limit=limit, what="the bootstrap document")
 
 
 class _Service:

@@ -6,6 +6,7 @@ Replies are plain dataclasses. Every failure is an error of :mod:`fedlearn.error
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,13 +18,10 @@ from fedlearn.backoff import Backoff
 from fedlearn.errors import ConfigError, TransportError
 from fedlearn.job.state import ExclusionState, JobEvent, JobState, JobStatus
 from fedlearn.wire import fedlearn_pb2 as pb
+from fedlearn.wire import fedlearn_pb2_grpc as stubs
 from fedlearn.wire.calls import Calls
 from fedlearn.wire.channel import MAX_CONTROL_BYTES, open_channel
-from fedlearn.wire.failure import Unreachable, failure_of
-
-import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
-
-from fedlearn.wire import fedlearn_pb2_grpc as stubs
+from fedlearn.wire.failure import Unreachable
 
 __all__ = [
     "Invitation",
@@ -166,25 +164,22 @@ class OperatorClient(Calls):
         seen, failures, backoff = after, 0, Backoff(first=0.4)
         while True:
             request = pb.FollowJobRequest(name=name, after=seen, past_only=past_only)
-            call = self._operator.FollowJob(request)
             try:
-                for item in call:
-                    seen, failures = item.sequence, 0
-                    backoff.reset()
-                    yield JobEvent(
-                        sequence=item.sequence,
-                        unix_ms=item.unix_ms,
-                        kind=item.kind,
-                        json=item.json,
-                    )
+                with contextlib.closing(self._stream(self._operator.FollowJob(request))) as items:
+                    for item in items:
+                        seen, failures = item.sequence, 0
+                        backoff.reset()
+                        yield JobEvent(
+                            sequence=item.sequence,
+                            unix_ms=item.unix_ms,
+                            kind=item.kind,
+                            json=item.json,
+                        )
                 return
-            except grpc.RpcError as error:
-                failure = failure_of(error, self._other)
+            except Unreachable:
                 failures += 1
-                if not isinstance(failure, Unreachable) or failures > RECONNECTS:
-                    raise failure from None
-            finally:
-                call.cancel()
+                if failures > RECONNECTS:
+                    raise
             time.sleep(backoff.next())
 
     def cancel_job(self, name: str) -> JobState:

@@ -14,14 +14,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Self
 
+import grpc
+
 from attestation.trust import TrustAnchors
 from fedlearn.errors import ConfigError, FedlearnError, TransportError
 from fedlearn.identity.join import checked_address
-from fedlearn.wire.channel import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES
-
-import grpc  # isort: skip  (the channel module sets gRPC's verbosity first)
-
 from fedlearn.wire import fedlearn_pb2_grpc as rpc
+from fedlearn.wire.channel import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES
 from server.admission.coordinator_evidence import CoordinatorProof
 from server.admission.gate import AdmissionGate
 from server.identity.operators import OperatorRegistry
