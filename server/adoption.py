@@ -1,4 +1,4 @@
-"""Going on with an older ledger or store, because an operator says so.
+"""Continuing with an older ledger or store, by decision of an operator.
 
 Where a backup is all that is left, ledger and store are not of one state, and the coordinator
 refuses to start. Adopting binds what is there, after checking each part for itself, and enters
@@ -20,7 +20,7 @@ from server.ledger import LEDGER_FILE, Ledger, LedgerReader
 from server.state_directory import counter_of, opened_keys
 from server.store.head_file import HEAD_FILE, HeadFile
 from server.store.models import ModelStore
-from server.store.rollback import check_established, check_not_older
+from server.store.rollback import check_initialized, check_not_older
 from server.store.state_binding import STORE_FOLDER, compare_bound, ledger_key
 
 __all__ = ["Adopted", "adopt"]
@@ -46,7 +46,7 @@ def adopt(config: ServerConfig) -> Adopted:
     """Bind the ledger and the store that are there; the coordinator must not be running.
 
     :raises ConfigError: when they are of one state already.
-    :raises StoreError: when a part of the store is damaged, or is of no established coordinator.
+    :raises StoreError: when a part of the store is damaged, or was never initialized.
     :raises LedgerError: when the ledger is missing or damaged.
     """
     state = config.state
@@ -70,7 +70,7 @@ def adopt(config: ServerConfig) -> Adopted:
                 create=False,
             ) as store,
         ):
-            check_established(store.catalogue)
+            check_initialized(store.catalogue)
             versions = {model: store.verify(model)[-1].version for model in store.models()}
             with Ledger.open(
                 state / LEDGER_FILE, ledger_key(keys), create=False, seal=head.seal_head

@@ -1,9 +1,9 @@
 """The time of a coordinator, which neither a clock that jumps nor a pause of the process disturbs.
 
-:func:`awake` counts the seconds in which the process ran: while it is stopped, nobody could say
-that they are there. :class:`SteadyClock` tells dates by it. A date of the machine that differs for
-a moment is not believed; one that stays different is adopted, and what has a lifetime is told by
-how much to move its end.
+:func:`awake` counts the seconds in which the process ran: while it is suspended, no peer can show
+that it is online. :class:`SteadyClock` derives dates from it. A date of the machine that differs
+for a moment is ignored; one that stays different is adopted, and what has a lifetime is notified
+how far to move its end.
 """
 
 from __future__ import annotations

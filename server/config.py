@@ -11,7 +11,7 @@
     control = "127.0.0.1:9444"             # mTLS: sites, clients, operators
     fleet = "127.0.0.1:9445"               # mTLS: model traffic
 
-    [advertise]                            # what others are told; needed for 0.0.0.0 and [::]
+    [advertise]                            # addresses for others; needed for 0.0.0.0 and [::]
     gate = "coordinator.hospitals.example:9443"
 
     [keys]                                 # what keeps the root key; at least one
@@ -21,7 +21,7 @@
 
     [attester]                             # what proves the coordinator; see attesterfile
     [certificates]                         # lifetimes in seconds
-    [limits]                               # what strangers and jobs may use up
+    [limits]                               # bounds for peers and jobs
     [trust]                                # extra anchors for verifying clients
     [jobs]
 
@@ -100,7 +100,7 @@ class Listen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advertise:
-    """What sites, clients and operators are told. Empty: the address that is bound.
+    """The addresses given to sites, clients and operators. Empty: the address that is bound.
 
     ``gate``, ``control``, ``fleet``  the address at which others reach this listener
     """
@@ -114,12 +114,12 @@ class Advertise:
 class Keys:
     """What keeps the root key of the key service while the coordinator is not running.
 
-    ``protect``          any one of them opens it; ``insecure-plain-key-file`` stands alone
+    ``protect``          any one of them opens it; ``insecure-plain-key-file`` must be the only one
     ``recovery_key``     an X25519 public key, PEM; its private half stays offline
     ``passphrase_file``  read once at the start
     ``tcti``             how tpm2-tools reach the TPM
     ``pcrs``             the registers that must keep their values
-    ``key_id``           the root key that must be found; stops a state folder made by somebody else
+    ``key_id``           the root key that must be found; refuses a state folder of another party
     """
 
     protect: tuple[str, ...] = option(seq(choice(*_PROTECTORS), least=1, most=4, unique=True))
@@ -146,7 +146,7 @@ class Keys:
 
     @property
     def insecure(self) -> bool:
-        """True when whoever copies the disk can open everything."""
+        """True when a copy of the disk is enough to open everything."""
         return "insecure-plain-key-file" in self.protect
 
 
@@ -176,9 +176,9 @@ class Certificates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What strangers and jobs may use up.
+    """Bounds for peers and jobs.
 
-    ``challenges``           nonces that are given out and not used
+    ``challenges``           nonces that are issued and not used
     ``challenges_per_peer``  the same of one address; of one /64 in IPv6
     ``requests_per_second``  at the gate, from all peers together
     ``requests_per_second_per_peer``
@@ -220,12 +220,12 @@ class ServerTrust(Trust):
 class JobSettings:
     """How jobs run at the coordinator.
 
-    ``resume``          go on with interrupted jobs when the coordinator starts
+    ``resume``          continue interrupted jobs when the coordinator starts
     ``keep_checkpoints``
                         how many checkpoints of a job are kept
     ``app_memory_mib``  memory, and disk, of the process that runs a job's ServerApp
     ``sandbox``         ``full`` refuses a job where the kernel lacks a protection for that
-                        process; ``best-effort`` runs it and says what is missing
+                        process; ``best-effort`` runs it and reports what is missing
     ``app_host``        the socket of `fedlearn-server app-host`, which runs these processes in
                         another container; without one the coordinator does
     """
@@ -279,7 +279,7 @@ class ServerConfig:
         for name in ("gate", "control", "fleet"):
             bound = getattr(self.listen, name)
             if bound.rpartition(":")[0] in _EVERYWHERE and not getattr(self.advertise, name):
-                message = f"needs advertise.{name}: nobody can connect to {bound}"
+                message = f"needs advertise.{name}: no peer can connect to {bound}"
                 faults.append((("listen", name), message))
         if faults:
             raise InconsistentValues(*faults)
@@ -303,9 +303,9 @@ class ServerConfig:
         return found, toml.parse(data).table
 
     def advertised(self, listener: str, bound: str) -> str:
-        """Return what others are told about ``listener``, which is bound to ``bound``."""
-        told: str = getattr(self.advertise, listener)
-        return told or bound
+        """Return the address given to others for ``listener``, which is bound to ``bound``."""
+        advertised: str = getattr(self.advertise, listener)
+        return advertised or bound
 
 
 def _port(bound: str) -> int:

@@ -1,8 +1,9 @@
 """The coordinator: jobs from submission to their sealed model, and the sites that run them.
 
-It stands behind the services of :mod:`server.rpc` (:class:`server.rpc.ports.Coordinator`): what
-operators, sites and clients may ask. What is open, and how it ends, is in
-:mod:`server.jobs.active_jobs`. It decides nothing about evidence and touches no weights.
+It serves the requests of operators, sites and clients that come through the services of
+:mod:`server.rpc` (:class:`server.rpc.ports.Coordinator`). Open jobs are in
+:mod:`server.jobs.active_jobs`, their life in :mod:`server.jobs.supervisor`. It decides nothing
+about evidence and reads no weights.
 
 The pages are docs/explanation/architecture.md and docs/adr/0009-one-coordinator.md.
 """
@@ -66,7 +67,7 @@ class Coordinator:
 
     def __init__(
         self,
-        home: StateDirectory,
+        directory: StateDirectory,
         *,
         job_store: JobStore,
         sites: SiteRegistry,
@@ -77,23 +78,23 @@ class Coordinator:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         health: Health | None = None,
     ) -> None:
-        self._home = home
+        self._directory = directory
         self._job_store = job_store
         self._register = register
         self._clock = clock
         self._policies = PolicyRegistry(
-            keys=frozenset(home.config.trust.policy_keys),
-            entries=lambda: (entry.body for entry in home.ledger.entries(kind="policy")),
+            keys=frozenset(directory.config.trust.policy_keys),
+            entries=lambda: (entry.body for entry in directory.ledger.entries(kind="policy")),
         )
         health = health or Health()
         self.jobs = OpenJobs()
         self.events = JobEvents(job_store, jobs=self.jobs, clock=clock, health=health)
         self._dispatcher = AssignmentDispatcher(
-            jobs=self.jobs, order_key=home.order_key, report=self.events.report, clock=clock
+            jobs=self.jobs, order_key=directory.order_key, report=self.events.report, clock=clock
         )
         self.admission = JobAdmission(
             self.jobs,
-            ledger=home.ledger,
+            ledger=directory.ledger,
             register=register,
             dispatcher=self._dispatcher,
             report=self.events.report,
@@ -101,7 +102,7 @@ class Coordinator:
         )
         self.gate = gate_of(self.admission)
         self.supervisor = JobSupervisor(
-            home,
+            directory,
             job_store=job_store,
             jobs=self.jobs,
             events=self.events,
@@ -127,14 +128,14 @@ class Coordinator:
         policy_toml: str,
         policy_signature: bytes = b"",
     ) -> JobState:
-        """Accept a job and order it at its sites.
+        """Accept a job and send its assignments to its sites.
 
-        Where the job leaves the choice of its sites to us, the job that is accepted and in
-        force names exactly those that were chosen.
+        Where the job leaves the choice of its sites to the coordinator, the accepted job names
+        exactly those that were chosen.
 
         :raises JobError: when a site is unknown or too few are able, the budget cannot pay for
             its rounds, or the coordinator runs as many jobs as it may.
-        :raises AttestationError: when its policy is not signed as it has to be, or older
+        :raises AttestationError: when its policy is not signed as required, or is older
             than one that was accepted before.
         """
         policy = parse_policy(policy_toml.encode(), where="policy.toml")
@@ -161,7 +162,7 @@ class Coordinator:
         )
         with self._policies.deciding(), self.jobs.lock:
             signer = self._policies.check(policy, policy_signature)
-            limit = self._home.config.limits.jobs
+            limit = self._directory.config.limits.jobs
             if len(self.jobs) >= limit:
                 raise JobError(
                     f"{limit} jobs run already",
@@ -169,7 +170,7 @@ class Coordinator:
                 )
             self._job_store.add(record)
             text = hashlib.sha256(policy_toml.encode()).hexdigest()
-            self._home.ledger.append(
+            self._directory.ledger.append(
                 "job",
                 {
                     "job": spec.name,
@@ -182,7 +183,7 @@ class Coordinator:
                     **({} if choice is None else _placed(asked, choice)),
                 },
             )
-            self._home.ledger.append(
+            self._directory.ledger.append(
                 "policy",
                 {
                     "job": spec.name,
@@ -202,25 +203,25 @@ class Coordinator:
 
     def list_jobs(self) -> Sequence[JobState]:
         """Return all jobs, oldest first."""
-        models = self._home.store.models()
+        models = self._directory.store.models()
         return [self._with_model(state, models) for state in self._job_store.states()]
 
     def get_job(self, name: str) -> JobState:
         """Return one job."""
-        return self._with_model(self._job_store.state(name), self._home.store.models())
+        return self._with_model(self._job_store.state(name), self._directory.store.models())
 
     def follow_job(
         self, name: str, *, after: int, past_only: bool, stop: threading.Event
     ) -> Iterator[JobEvent]:
         """Yield events, and new ones as they come, until the job has ended.
 
-        The last one says how it ended. Where the disk did not take that one yet, it is waited for
-        some seconds.
+        The last event states how the job ended. If it is not written yet, this waits some seconds
+        for it.
         """
-        patience = time.monotonic() + _LAST_EVENT_SECONDS
+        deadline = time.monotonic() + _LAST_EVENT_SECONDS
         last = ""
         while not stop.is_set():
-            # Asked before the page is read: a job that has ended says nothing after its last event.
+            # Read before the page: a job that has ended has no event after its last one.
             running = self._job_store.state(name).status.open
             page = self._job_store.events.page(name, after=after, most=_EVENT_PAGE)
             for event in page:
@@ -234,8 +235,8 @@ class Coordinator:
             if len(page) >= _EVENT_PAGE:
                 continue
             if running:
-                patience = time.monotonic() + _LAST_EVENT_SECONDS
-            ended = not running and (last in _LAST_EVENTS or time.monotonic() > patience)
+                deadline = time.monotonic() + _LAST_EVENT_SECONDS
+            ended = not running and (last in _LAST_EVENTS or time.monotonic() > deadline)
             if past_only or ended:
                 return
             self._job_store.events.wait(name, after=after, seconds=1.0)
@@ -255,7 +256,7 @@ class Coordinator:
         return self.get_job(name)
 
     def resume_job(self, operator: str, name: str) -> JobState:
-        """Go on with a job that was cancelled, failed or interrupted."""
+        """Continue a job that was cancelled, failed or interrupted."""
         record = self._job_store.get(name)
         with self.jobs.lock:
             if self.jobs.named(name) is not None:
@@ -273,16 +274,16 @@ class Coordinator:
     def replace_policy(
         self, operator: str, name: str, policy_toml: str, policy_signature: bytes = b""
     ) -> None:
-        """Judge the clients of a job by another policy from now on.
+        """Appraise the clients of a job by another policy from now on.
 
-        :raises AttestationError: when the policy is not signed as it has to be, or older than
+        :raises AttestationError: when the policy is not signed as required, or older than
             one that was accepted before.
         """
         policy = parse_policy(policy_toml.encode(), where="policy.toml")
         job = self.jobs.require(name)
         with self._policies.deciding():
             signer = self._policies.check(policy, policy_signature)
-            # Kept first, in force with its entry: the ledger names it by its text.
+            # Stored first, in force with its ledger entry, which names it by its digest.
             text = self._job_store.add_policy(name, policy_toml, policy_signature)
             noted = {"operator": operator, **self._policies.entry(policy, signer)}
             self.gate.replace_policy(name, policy, noted={**noted, "text": text.hex()})
@@ -293,10 +294,10 @@ class Coordinator:
     # --- clients ----------------------------------------------------------------------
 
     def commit_data(self, admission: Admission, *, root: bytes, records: int, examples: int) -> int:
-        """Enter a commitment; a client whose data changed is put into quarantine."""
+        """Enter a commitment; a client whose data changed is quarantined."""
         job = self.jobs.require(admission.job)
         try:
-            return job.desk.commit(admission, root=root, records=records, examples=examples)
+            return job.channel.commit(admission, root=root, records=records, examples=examples)
         except FedlearnError as error:
             self._register.quarantine(admission.thumbprint, str(error), now=self._clock())
             raise
@@ -305,10 +306,10 @@ class Coordinator:
         self, admission: Admission, *, model: str, version: int, file_id: bytes
     ) -> bytes:
         """Wrap the content key of one sealed version to an admitted client."""
-        stored = self._home.store.version(model, version)
+        stored = self._directory.store.version(model, version)
         if stored.file_id != file_id:
             raise JobError(f"version {version} of {model} is another file")
-        return self._home.keys.release(
+        return self._directory.keys.release(
             admission, stored, register=self._register, now=self._clock()
         )
 
@@ -327,15 +328,15 @@ class Coordinator:
     def site_connected(
         self, site: str, orders: Orders, *, version: str, running: tuple[str, ...]
     ) -> None:
-        """Order what a site should run, and stop what it should not."""
+        """Start at a site what it should run, and stop what it should not."""
         self._dispatcher.connected(site, orders, running=running)
 
     def site_disconnected(self, site: str, orders: Orders) -> None:
-        """Forget the way to a site, unless it has a newer one."""
+        """Forget the connection of a site, unless it has a newer one."""
         self._dispatcher.disconnected(site, orders)
 
     def workload_changed(self, site: str, *, assignment: str, phase: Phase, reason: str) -> None:
-        """Tell people, and start a client anew that died while its job runs."""
+        """Report a change of a client, and start a client again that failed while its job runs."""
         job = self._dispatcher.job_of(site, assignment)
         if job is None:
             return
@@ -351,11 +352,11 @@ class Coordinator:
                 self.supervisor.client_refused(job, site, reason)
 
     def site_assignments(self, site: str) -> tuple[str, ...]:
-        """Return what the site runs, or shall run."""
+        """Return the assignments that the site runs or is to run."""
         return self._dispatcher.assignments(site)
 
     def _with_model(self, state: JobState, models: Collection[str]) -> JobState:
-        """Return how a job stands, as operators are told."""
+        """Return the state of a job as operators see it, with its model."""
         if state.name in models:
             state = dataclasses.replace(state, model=state.name)
         reason = self.supervisor.interruption(state.name)
@@ -365,11 +366,11 @@ class Coordinator:
         return dataclasses.replace(state, status=JobStatus.INTERRUPTED, detail=reason)
 
     def _note(self, name: str, change: str, operator: str) -> None:
-        self._home.ledger.append("job", {"job": name, "change": change, "operator": operator})
+        self._directory.ledger.append("job", {"job": name, "change": change, "operator": operator})
 
 
 def _placed(asked: JobSpec, choice: Choice) -> dict[str, Any]:
-    """Return what the ledger keeps of a choice, besides the job that came of it."""
+    """Return what the ledger has of a choice, besides the job that results from it."""
     return {
         "asked": asked.digest().hex(),
         "prefer": asked.placement.prefer,

@@ -62,7 +62,7 @@ _PRIMARY: Final = 0xFF
 
 
 def disk_failed(error: BaseException) -> bool:
-    """Say whether the disk, and not what is on it, is the cause."""
+    """Return whether the disk, and not its contents, is the cause."""
     if isinstance(error, OSError):
         return error.errno in _ERRNOS
     code = getattr(error, "sqlite_errorcode", None)

@@ -1,8 +1,8 @@
-"""What is wrong with a running coordinator, told by whoever notices it; for ``/readyz``.
+"""The faults of a running coordinator, reported by the parts that detect them, for ``/readyz``.
 
-A thread that has to live as long as the coordinator is started by :meth:`Health.thread`: when it
-ends early, that is a fault. A disk that does not take what has to be written is a fault until it
-does.
+A thread that has to run as long as the coordinator is started by :meth:`Health.thread`: when it
+ends early, that is a fault. A disk that cannot be written is a fault until it
+can.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Health:
         self._checks: dict[str, Callable[[], str]] = {}
 
     def fault(self, name: str, reason: str) -> None:
-        """Note a fault; it stands until :meth:`clear`."""
+        """Note a fault, which lasts until :meth:`clear`."""
         with self._lock:
             known = self._faults.get(name)
             self._faults[name] = reason[:_MOST_CHARS]
@@ -41,7 +41,7 @@ class Health:
             _LOG.warning("%s: works again", name)
 
     def check(self, name: str, look: Callable[[], str]) -> None:
-        """Have ``look`` asked for a fault whenever somebody wants to know; ``""`` is none."""
+        """Call ``look`` for a fault whenever :meth:`faults` is called; ``""`` is none."""
         with self._lock:
             self._checks[name] = look
 
@@ -67,7 +67,7 @@ class Health:
             reason = "it returned"
             try:
                 body()
-            except BaseException as error:  # noqa: BLE001 (it is told as a fault)
+            except BaseException as error:  # noqa: BLE001 (it is reported as a fault)
                 reason = f"{type(error).__name__}: {error}"
                 _LOG.exception("thread %s ended", name)
             if not over():

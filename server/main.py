@@ -1,4 +1,4 @@
-"""``fedlearn-server``: establish, check and run a coordinator.
+"""``fedlearn-server``: initialize, check and run a coordinator.
 
 The page is docs/reference/cli/fedlearn-server.md.
 """
@@ -39,7 +39,7 @@ _TEMPLATE = """\
 state = "state"
 trust_domain = "{trust_domain}"
 
-[listen]                      # TLS for newcomers, and mutual TLS for everybody else
+[listen]                      # TLS for enrollment and admission; the others have mutual TLS
 gate = "{host}:9443"
 control = "{host}:9444"
 fleet = "{host}:9445"
@@ -83,7 +83,7 @@ def main() -> None:
     "--insecure-operator-key-here",
     "key_here",
     is_flag=True,
-    help="Make the operator's key on this machine: whoever runs the coordinator then holds it.",
+    help="Make the operator's key on this machine: those who run the coordinator then hold it.",
 )
 @json_option
 def init(
@@ -95,7 +95,7 @@ def init(
     key_here: bool,
     as_json: bool,
 ) -> None:
-    """Establish a coordinator: its keys, CA, ledger and first operator.
+    """Initialize a coordinator: its keys, CA, ledger and first operator.
 
     Writes the configuration too where there is none.
     """
@@ -134,10 +134,10 @@ def init(
             }
         )
         return
-    line(f"established in {config.state}", style="green")
+    line(f"initialized in {config.state}", style="green")
     line(f"next:  fedlearn-server run --config {path}")
     if operator.name == GRANT_FILE:
-        line(f"then:  send {operator} to the operator, and tell them the CA's pin another way:")
+        line(f"then:  send {operator} to the operator, and the CA's pin by another channel:")
         line(f"       fedlearn operator login {operator.name} --ca-pin {pin}")
         return
     line(f"then:  fedlearn site token NAME --operator {operator}")
@@ -146,7 +146,7 @@ def init(
 
 @main.command()
 def establish() -> None:
-    """Establish a coordinator in a pod at its first start; print the operator's answer at each.
+    """Initialize a coordinator in a pod at its first start; print the operator's answer at each.
 
     What the chart's init container runs. It is part of the image and not of a ConfigMap, so that
     what makes the keys is measured with the image.
@@ -159,7 +159,7 @@ def establish() -> None:
 @_config
 @json_option
 def run(path: Path, as_json: bool) -> int:
-    """Run the coordinator until SIGTERM or Ctrl-C; jobs go on after the next start."""
+    """Run the coordinator until SIGTERM or Ctrl-C; jobs continue after the next start."""
     from server.config import ServerConfig
 
     config, document = ServerConfig.read(path)
@@ -252,10 +252,10 @@ def operator(name: str, csr: Path, path: Path, out: Path | None) -> None:
     if target.exists():
         raise ConfigError("exists", where=str(target), hint="name another file with --out")
     config = ServerConfig.load(path)
-    with StateDirectory.open(config) as home:
+    with StateDirectory.open(config) as directory:
         control = config.advertised("control", config.listen.control)
-        grant = admit_operator(home, name, csr, now=datetime.now(UTC), control=control)
-        pin = ca_pin(home.ca.certificate_pem)
+        grant = admit_operator(directory, name, csr, now=datetime.now(UTC), control=control)
+        pin = ca_pin(directory.ca.certificate_pem)
     target.write_text(grant.to_toml())
     line(f"{name} is an operator; send {target} there:", style="green")
     line(f"  fedlearn operator login {target} --ca-pin {pin}")
@@ -296,7 +296,7 @@ def adopt(path: Path, as_json: bool) -> None:
     """Go on with the ledger and the store that are there, though one is older than the other.
 
     For a coordinator that is not running, where a backup is all that is left. What only the lost
-    part knew is lost (revocations, removals, spent privacy); the ledger says what was adopted.
+    part knew is lost (revocations, removals, spent privacy); the ledger records what was adopted.
     """
     from server.adoption import adopt as adopted
     from server.config import ServerConfig
@@ -310,7 +310,7 @@ def adopt(path: Path, as_json: bool) -> None:
     line(f"before   it ended at {found.head or 'nothing that is known'}")
     for model, version in found.versions.items():
         line(f"model    {model} is at version {version}")
-    line("look at operators, sites and exclusions before you go on: revocations may be lost")
+    line("look at operators, sites and exclusions before you continue: revocations may be lost")
 
 
 @main.command()
@@ -326,13 +326,13 @@ def check(path: Path, as_json: bool) -> int:
 
     config = ServerConfig.load(path)
     found: dict[str, Any] = {"state": str(config.state), "models": {}}
-    with StateDirectory.open(config) as home:
-        verified = home.ledger.verify(home.ledger.public_key)
+    with StateDirectory.open(config) as directory:
+        verified = directory.ledger.verify(directory.ledger.public_key)
         found["ledger"] = {"entries": verified.entries, "head": str(verified.head or "")}
-        for model in home.store.models():
-            found["models"][model] = len(home.store.verify(model))
-        with contextlib.closing(home.job_store()) as book:
-            found["jobs"], found["set_apart"] = len(book.states()), dict(book.set_apart)
+        for model in directory.store.models():
+            found["models"][model] = len(directory.store.verify(model))
+        with contextlib.closing(directory.job_store()) as job_store:
+            found["jobs"], found["set_apart"] = len(job_store.states()), dict(job_store.set_apart)
     if as_json:
         print_json(found)
     else:

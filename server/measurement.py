@@ -1,8 +1,8 @@
-"""The digest of a coordinator's configuration, which it measures before it serves anybody.
+"""The digest of a coordinator's configuration, which it measures before it serves requests.
 
-Who chooses ``server.toml`` chooses whose evidence is genuine and whose policies count, and who may
-open the root key. The coordinator measures it as ``config``, beside ``software``, so that it stands
-in its evidence and a policy can pin it (``[[coordinator.reference]]`` with ``claim = "config"``).
+``server.toml`` decides whose evidence is genuine, whose policies count, and who may open the root
+key. The coordinator measures it as ``config``, beside ``software``, so that it is part of its
+evidence and a policy can pin it (``[[coordinator.reference]]`` with ``claim = "config"``).
 
 ``SHA-256("fedlearn-config/1\\0" | JSON)``; the JSON is an object in one form (keys sorted, no
 spaces, ASCII, dates as in RFC 3339) of
@@ -10,8 +10,8 @@ spaces, ASCII, dates as in RFC 3339) of
 - ``document``: ``server.toml``, of which comments and the order of keys do not matter; paths are
   part of it as they are written;
 - ``tpm_ek_roots``: the SHA-256 of each file in ``trust.tpm_ek_roots``, in their order;
-- ``protectors``: what the root key was protected with when the coordinator was established, as
-  its sealed store says: kinds, and of a recovery key its public half.
+- ``protectors``: what the root key was protected with when the coordinator was initialized, as
+  its sealed store has it: kinds, and of a recovery key its public half.
 
 Collateral and endorsements are not part of it: they are signed, count only under roots that are
 pinned, and are exchanged as they expire. Nor is a passphrase.

@@ -2,7 +2,7 @@
 
 ``GET /metrics`` answers in the text format 0.0.4 over plain HTTP. ``GET /readyz`` answers 200 when
 nothing is wrong, and 503 with one line for each fault otherwise; ``GET /livez`` answers 200 while
-the process answers. It is off unless ``[metrics] listen`` names an address; whoever reaches that
+the process answers. It is off unless ``[metrics] listen`` names an address; a peer that reaches it
 sees how many sites, jobs and admissions there are, how fast they change, and the names of jobs
 that a fault holds up. One request is answered at a time.
 

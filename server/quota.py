@@ -1,8 +1,8 @@
 """How often one source may be written down; what goes beyond is counted and not lost.
 
-The ledger and the events of a job grow with what strangers and sites do. Each source has a burst
-and then a steady rate of its own, so that none uses up what belongs to the others, and a line says
-how many were left out.
+Peers and sites make the ledger and the events of a job grow. Each source has a burst and then a
+steady rate of its own, so that none uses the share of another, and a line states how many were
+left out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Quota:
 
     :param burst: so many at once.
     :param every: seconds until one more.
-    :param sources: how many sources are told apart, those seen last.
+    :param sources: how many sources are distinguished, the most recent ones.
     :param clock: monotonic seconds.
     """
 
@@ -50,8 +50,8 @@ class Quota:
     def take(self, source: str, *, weight: int = 1) -> int | None:
         """Count one entry of ``source``; return how many were left out before it.
 
-        ``None`` when this one is to be left out. ``weight`` says for how many it counts; one that
-        counts for more than a burst counts for a burst.
+        ``None`` when this one is to be left out. ``weight`` is how many it counts for, at most a
+        burst.
         """
         cost = min(float(weight), self._burst)
         with self._lock:
@@ -66,7 +66,7 @@ class Quota:
     def settle(self) -> Mapping[str, int]:
         """Return the sources that may be written down again, and how many each has left out.
 
-        To be called now and then, so that the last ones are told even when no more come.
+        To be called now and then, so that the last ones are reported even when no more come.
         """
         found = {}
         with self._lock:

@@ -77,9 +77,9 @@ three each, one at Fleet, and as many again for those with a certificate, and fo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A coordinator that answers. Addresses are those that others are told."""
+    """A running coordinator. Addresses are those that are given to others."""
 
-    home: StateDirectory
+    directory: StateDirectory
     coordinator: Coordinator
     gate_address: str
     control_address: str
@@ -94,13 +94,13 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
     :raises FedlearnError: when the state does not open or an address cannot be bound.
     :raises AttesterError: when the coordinator cannot prove itself on this machine.
     """
-    # Other processes of this user, a core dump too, would have keys and weights in the clear.
+    # Other processes of this user, or a core dump, could read keys and weights in the clear.
     protect_this_process()
     os.umask(0o077)
     clock = SteadyClock()
     with ExitStack() as stack:
-        home = stack.enter_context(StateDirectory.open(config))
-        home.keys.sweep()
+        directory = stack.enter_context(StateDirectory.open(config))
+        directory.keys.sweep()
         settings = stack.enter_context(device(config.attester, state=config.state))
         anchors = config.trust.anchors()
         measured = {
@@ -108,7 +108,7 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
             "config": config_digest(
                 document,
                 roots=anchors.tpm_ek_roots,
-                protectors=home.store.catalogue.protectors,
+                protectors=directory.store.catalogue.protectors,
             ),
         }
         # A TPM that keeps its registers takes one value for each claim of a scope.
@@ -119,27 +119,27 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
         listen = {
             name: _resolved(getattr(config.listen, name)) for name in ("gate", "control", "fleet")
         }
-        told = {name: config.advertised(name, bound) for name, bound in listen.items()}
-        dns_names, ips = _names([*listen.values(), *told.values()])
-        key, chain = home.server_identity(dns_names=dns_names, ips=ips, now=clock())
+        advertised = {name: config.advertised(name, bound) for name, bound in listen.items()}
+        dns_names, ips = _names([*listen.values(), *advertised.values()])
+        key, chain = directory.server_identity(dns_names=dns_names, ips=ips, now=clock())
         register = AdmissionRegistry()
         counts = AdmissionCounts()
         register.subscribe(counts)
-        job_store = home.job_store()
+        job_store = directory.job_store()
         stack.callback(job_store.close)
         sites = SiteRegistry(
-            entries=site_entries(home.ledger),
-            address=told["gate"],
-            ca_pin=home.ca.key_digest,
+            entries=site_entries(directory.ledger),
+            address=advertised["gate"],
+            ca_pin=directory.ca.key_digest,
             clock=clock,
-            record=home.ledger.append,
+            record=directory.ledger.append,
             limit=config.limits.sites,
             token_lifetime=timedelta(seconds=config.certificates.token_s),
         )
         operators = OperatorRegistry(
-            ca=home.ca,
-            entries=(entry.body for entry in home.ledger.entries(kind="operator")),
-            record=home.ledger.append,
+            ca=directory.ca,
+            entries=(entry.body for entry in directory.ledger.entries(kind="operator")),
+            record=directory.ledger.append,
             clock=clock,
         )
         # Sockets and unpacked apps; systemd and the chart name a folder in memory for them.
@@ -148,23 +148,23 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
         runtime.mkdir(mode=0o700)
         health = Health()
         coordinator = Coordinator(
-            home,
+            directory,
             job_store=job_store,
             sites=sites,
             register=register,
             trust=lambda: anchors,
-            gate_of=partial(_gate, home, register, sites, clock),
+            gate_of=partial(_gate, directory, register, sites, clock),
             runtime=runtime,
             clock=clock,
             health=health,
         )
         gate = coordinator.gate
         clock.subscribe(gate.shift)
-        front = FleetServer(
+        fleet = FleetServer(
             tls=server_context(
                 x509.load_pem_x509_certificates(chain),
                 key,
-                [x509.load_pem_x509_certificate(home.ca.certificate_pem)],
+                [x509.load_pem_x509_certificate(directory.ca.certificate_pem)],
             ),
             register=register,
             link_of=coordinator.jobs.link_of,
@@ -176,8 +176,8 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
             caps=_caps(config, per_identity=16),
             clock=clock,
         )
-        front.start()
-        stack.callback(front.stop)
+        fleet.start()
+        stack.callback(fleet.stop)
         tpms = TpmEnrollment(sites=sites, trust=lambda: anchors, clock=clock)
         clock.subscribe(tpms.shift)
         hpke = X25519PrivateKey.generate().public_key().public_bytes_raw()
@@ -191,11 +191,11 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
             ),
             server_chain=chain,
             server_key=_pem(key),
-            ca=home.ca,
+            ca=directory.ca,
             gate=gate,
             proof=CoordinatorProof(
                 attester=attester,
-                verifier_id=home.ca.key_digest,
+                verifier_id=directory.ca.key_digest,
                 tls_key=spki(key.public_key()),
                 hpke_key=hpke,
                 jobs=coordinator.admission.admittable,
@@ -206,9 +206,9 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
             operators=operators,
             coordinator=coordinator,
             welcome=Welcome(
-                fleet_address=told["fleet"],
-                control_address=told["control"],
-                order_key=spki(home.order_key.public_key()),
+                fleet_address=advertised["fleet"],
+                control_address=advertised["control"],
+                order_key=spki(directory.order_key.public_key()),
                 site_lifetime=timedelta(days=config.certificates.site_days),
             ),
             clock=clock,
@@ -216,7 +216,7 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
         )
         listeners.start()
         stack.callback(listeners.stop)
-        health.check("fleet", front.fault)
+        health.check("fleet", fleet.fault)
         health.check("gate and control", listeners.fault)
         stack.enter_context(
             _sweeping(health, clock.tick, gate.sweep, sites.settle, coordinator.supervisor.tend)
@@ -224,19 +224,19 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
         stack.callback(coordinator.supervisor.stop)
         coordinator.supervisor.reopen_all()
         if config.metrics.listen:
-            read = partial(_gauges, home, coordinator, sites, counts, health)
+            read = partial(_gauges, directory, coordinator, sites, counts, health)
             stack.enter_context(serve_metrics(config.metrics.listen, read, health.faults))
         yield Service(
-            home=home,
+            directory=directory,
             coordinator=coordinator,
-            gate_address=told["gate"],
-            control_address=told["control"],
-            fleet_address=told["fleet"],
+            gate_address=advertised["gate"],
+            control_address=advertised["control"],
+            fleet_address=advertised["fleet"],
         )
 
 
 def _gauges(
-    home: StateDirectory,
+    directory: StateDirectory,
     coordinator: Coordinator,
     sites: SiteRegistry,
     counts: AdmissionCounts,
@@ -244,7 +244,7 @@ def _gauges(
 ) -> tuple[Gauge, ...]:
     jobs = Counter(job.status for job in coordinator.list_jobs())
     known = Counter(site.status.value for site in sites.list())
-    head = home.ledger.head()
+    head = directory.ledger.head()
     return (
         replace(JOBS, values={status.value: jobs[status] for status in JobStatus}),
         replace(SITES, values={status.value: known[status.value] for status in SiteStatus}),
@@ -255,19 +255,19 @@ def _gauges(
 
 
 def _gate(
-    home: StateDirectory,
+    directory: StateDirectory,
     register: AdmissionRegistry,
     sites: SiteRegistry,
     clock: Callable[[], datetime],
     jobs: JobAdmission,
 ) -> AdmissionGate:
-    certificates = home.config.certificates
+    certificates = directory.config.certificates
 
     def sign(result: AttestationResult) -> bytes:
-        return ear.issue(result, key=home.result_key, issued=clock()).encode()
+        return ear.issue(result, key=directory.result_key, issued=clock()).encode()
 
     return AdmissionGate(
-        ca=home.ca,
+        ca=directory.ca,
         register=register,
         jobs=jobs.admittable,
         sites=sites,
@@ -279,9 +279,11 @@ def _gate(
             renew_after=timedelta(seconds=certificates.renew_after_s),
             renew_by=timedelta(seconds=certificates.renew_by_s),
         ),
-        limits=_limits(home.config),
+        limits=_limits(directory.config),
         sign_result=sign,
-        exclusions=ExclusionList(entry.body for entry in home.ledger.entries(kind="exclusion")),
+        exclusions=ExclusionList(
+            entry.body for entry in directory.ledger.entries(kind="exclusion")
+        ),
         readmitted=jobs.readmitted,
     )
 
@@ -317,7 +319,7 @@ def _limits(config: ServerConfig) -> Limits:
 
 @contextmanager
 def _sweeping(health: Health, *duties: Callable[[], object]) -> Iterator[None]:
-    """Do each duty about twice a second: end what has lapsed, write what the disk did not take."""
+    """Call each duty about twice a second: end what has expired, write what was deferred."""
     over = threading.Event()
 
     def sweep() -> None:
@@ -325,7 +327,7 @@ def _sweeping(health: Health, *duties: Callable[[], object]) -> Iterator[None]:
             for duty in duties:
                 try:
                     duty()
-                except Exception as error:  # noqa: BLE001 (told; the next turn tries again)
+                except Exception as error:  # noqa: BLE001 (reported; the next turn tries again)
                     health.fault("sweep", f"{type(error).__name__}: {error}")
                     break
             else:

@@ -1,4 +1,4 @@
-"""The coordinator's state directory: established once, opened at every start.
+"""The coordinator's state directory: initialized once, opened at every start.
 
 ::
 
@@ -12,7 +12,7 @@
     STATE/attester/          public state of the coordinator's own attester
 
 The private keys (CA, ledger, orders, results) exist in memory and sealed in ``keys/`` only.
-The key of the TLS listeners and the HPKE key are made anew at every start and never written.
+The key of the TLS listeners and the HPKE key are made again at every start and never written.
 
 The page is docs/reference/state.md.
 """
@@ -131,14 +131,14 @@ def initialize(
         ``operator.toml``, which is public. ``None`` is insecure: the operator's key is made
         here and written, in clear, beside its certificate.
     :returns: the answer's file, or the login's folder.
-    :raises ConfigError: when a coordinator was established there before, or the request is
+    :raises ConfigError: when a coordinator was initialized there before, or the request is
         none of an operator.
     :raises TransportError: when the request is not signed by its own key on P-256.
     """
     state = config.state
     if (state / KEYS_FOLDER / ROOT_FILE).exists():
         raise ConfigError(
-            "a coordinator was established here before",
+            "a coordinator was initialized here before",
             where=str(state),
             hint="start it with `fedlearn-server run`, or name another `state` in server.toml",
         )
@@ -161,7 +161,7 @@ def initialize(
         ledger.append("policy", {"change": "established", "trust_domain": config.trust_domain})
         operators = OperatorRegistry(ca=ca, entries=(), record=ledger.append, clock=lambda: now)
         _, issued = operators.add(name, request)
-        # The last step: a state directory without this mark was not established.
+        # The last step: a state directory without this mark was not initialized.
         counter = counter_of(config.keys)
         with ModelStore.open(state / STORE_FOLDER, keys, counter=counter, head=head) as store:
             store.initialize(protectors=protector_names(config.keys))
@@ -177,7 +177,7 @@ def initialize(
 
 
 def admit_operator(
-    home: StateDirectory, name: str, csr: Path, *, now: datetime, control: str
+    directory: StateDirectory, name: str, csr: Path, *, now: datetime, control: str
 ) -> LoginGrant:
     """Let an operator in where no other operator can: the coordinator must not be running.
 
@@ -186,9 +186,9 @@ def admit_operator(
     :raises TransportError: when the request is not signed by its own key on P-256.
     """
     operators = OperatorRegistry(
-        ca=home.ca,
-        entries=(entry.body for entry in home.ledger.entries(kind="operator")),
-        record=home.ledger.append,
+        ca=directory.ca,
+        entries=(entry.body for entry in directory.ledger.entries(kind="operator")),
+        record=directory.ledger.append,
         clock=lambda: now,
     )
     _, issued = operators.add(name, csr_der(csr))
@@ -199,13 +199,13 @@ def admit_operator(
 def opened_keys(config: ServerConfig) -> Iterator[KeyService]:
     """Recover the root key of a coordinator and open its key service.
 
-    :raises ConfigError: when nothing was established there.
+    :raises ConfigError: when no coordinator was initialized there.
     :raises StoreError: when the keys do not open.
     """
     state = config.state
     if not (state / KEYS_FOLDER / ROOT_FILE).exists():
         raise ConfigError(
-            "no coordinator was established here",
+            "no coordinator was initialized here",
             where=str(state),
             hint="make one with `fedlearn-server init`",
         )
@@ -241,10 +241,10 @@ class StateDirectory:
     def open(cls, config: ServerConfig) -> Self:
         """Recover the root key and open everything under it.
 
-        :raises ConfigError: when nothing was established there.
+        :raises ConfigError: when no coordinator was initialized there.
         :raises StoreError: when keys or store do not open, or the store is older than the
-            ledger or the TPM's counter says.
-        :raises LedgerError: when the ledger does not open, is older than the store says, or is
+            ledger or the TPM's counter shows.
+        :raises LedgerError: when the ledger does not open, is older than the store shows, or is
             another one.
         """
         state = config.state

@@ -1,4 +1,4 @@
-"""Single-use nonces, and how many of them anybody may hold.
+"""Single-use nonces, and how many of them a peer may hold.
 
 The gate is reached without a certificate, so everything here is bounded: nonces per peer
 and overall, and requests per second by token buckets. Time is an argument throughout.
@@ -34,7 +34,7 @@ class Limits:
     ``outstanding``, ``outstanding_per_peer``  nonces that are neither used nor stale
     ``rate``, ``burst``                        requests per second over all peers
     ``rate_per_peer``, ``burst_per_peer``      the same for one peer
-    ``peers``                                  how many peers are told apart
+    ``peers``                                  how many peers are distinguished
     """
 
     outstanding: int = 4096
@@ -72,7 +72,7 @@ class ChallengeStore:
     def issue(self, *, job: str, site: str, peer: str, now: datetime) -> Challenge:
         """Return a fresh challenge.
 
-        :raises Throttled: when ``peer``, or everybody together, holds too many.
+        :raises Throttled: when ``peer``, or all peers together, hold too many.
         """
         with self._lock:
             self._drop_stale(now)
@@ -182,7 +182,7 @@ class _Bucket:
 
 
 class Rates:
-    """Token buckets: one for everybody, and one for each of the peers seen last."""
+    """Token buckets: one for all peers, and one for each of the most recent ones."""
 
     def __init__(self, *, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()

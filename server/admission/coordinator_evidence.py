@@ -3,7 +3,7 @@
 The binding names the coordinator's role, its CA (which signs every certificate that the
 caller will rely on), the key of the TLS connection, and the job. A caller that holds the
 nonce, sees that key in its own TLS handshake and finds the evidence affirmed by the job's
-policy talks to the attested coordinator and to nobody in between.
+policy talks to the attested coordinator, with no party in between.
 """
 
 from __future__ import annotations

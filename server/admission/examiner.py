@@ -96,7 +96,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Affirmed:
-    """What steps 1 to 9 established."""
+    """The result of steps 1 to 9."""
 
     job: AdmittableJob
     tls_key: bytes
@@ -327,7 +327,7 @@ def _same_party(request: AdmitRequest, tls_key: bytes, current: Admission) -> No
     if asked != (current.job, current.site, current.client):
         raise AdmissionDenied(
             f"the connection belongs to client {current.client} of site {current.site} in job "
-            f"{current.job}, and renews nobody else"
+            f"{current.job}, and cannot renew another client"
         )
     if tls_key != current.tls_key or request.hpke_key != current.hpke_key:
         raise AdmissionDenied("a renewal keeps its keys", hint="seek a new admission for a new key")
@@ -383,7 +383,7 @@ def refusal_finding(claim: str, actual: str, remedy: str) -> dict[str, object]:
 
 
 def summary(findings: tuple[Finding, ...]) -> str:
-    """Say in one line what keeps a result from being affirming."""
+    """Return in one line why a result is not affirming."""
     if not findings:
         return "there is no finding in its favour"
     first = findings[0]

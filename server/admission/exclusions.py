@@ -1,4 +1,4 @@
-"""Who is not admitted to a job, though its evidence may be good: an operator said so.
+"""The sites and clients that an operator excludes from a job, whatever their evidence.
 
 An exclusion names a site, or one client of it, and lasts until an operator lifts it or its
 time is over. The memory of it is the ledger (entries of kind ``exclusion``), so that it holds
@@ -23,11 +23,11 @@ MAX_EXCLUSIONS: Final = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exclusion:
-    """A site, or one of its clients, that is kept out of a job.
+    """A site, or one of its clients, that is excluded from a job.
 
     ``client``    empty: every client of the site
-    ``until``     when it ends by itself; ``None``: when somebody lifts it
-    ``operator``  who said so
+    ``until``     when it ends by itself; ``None``: when an operator lifts it
+    ``operator``  who decided it
     """
 
     job: str
@@ -38,11 +38,11 @@ class Exclusion:
     operator: str = ""
 
     def over(self, now: datetime) -> bool:
-        """Say whether its time has passed."""
+        """Return whether its time has passed."""
         return self.until is not None and now >= self.until
 
     def entry(self, change: str) -> dict[str, Any]:
-        """Return what the ledger says of it; ``change`` is ``laid``, ``lifted`` or ``over``."""
+        """Return its ledger entry; ``change`` is ``laid``, ``lifted`` or ``over``."""
         return {
             "job": self.job,
             "site": self.site,

@@ -1,8 +1,8 @@
 """Who is admitted right now. Everything that serves a client asks this register first.
 
 An admission begins in :mod:`server.admission.gate` and ends by expiry, by revocation, or by
-quarantine when attesting again failed or is overdue. It lives in memory only: after a
-restart every client attests anew. Time is always an argument.
+quarantine when attesting again failed or is overdue. The registry is in memory only: after a
+restart every client attests again. Time is always an argument.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Change(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionEvent:
-    """One change of one admission. ``reason`` is for people.
+    """One change of one admission. ``reason`` is text for operators.
 
     ``superseded``  it ended only because the same client, affirmed again, took its place
     """
@@ -76,9 +76,9 @@ class AdmissionEvent:
 
     @property
     def part_stays(self) -> bool:
-        """Whether what the client has sent counts, and its next admission goes on where it was.
+        """Whether the updates of the client count, and its next admission continues its part.
 
-        So it is when its successor took its place, and when only the date of its certificate came
+        This is so when its successor took its place, and when only the date of its certificate came
         before it had to attest again: the coordinator's date was moved.
         """
         return self.superseded or self.change is Change.EXPIRED
@@ -92,7 +92,7 @@ class AdmissionRegistry:
 
     Subscribers are called in the thread that made the change, after the change is in
     force and outside of the lock. When one raises, the others are still called and the
-    first error is raised to whoever made the change.
+    first error is raised to the caller who made the change.
     """
 
     def __init__(self) -> None:

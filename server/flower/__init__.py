@@ -1,9 +1,9 @@
-"""The door to Flower on the coordinator's side: nothing else under ``server`` imports it.
+"""All use of Flower on the coordinator's side: nothing else under ``server`` imports it.
 
 ::
 
-    job_plan     what the coordinator says about a job, and what it answers a job's processes
-    job_runner   one running job: its link, its processes, its outcome
+    job_plan     the plan of a job, and the channel between the coordinator and its aggregator
+    job_runner   one running job: its exchange, its processes, its outcome
 
     exchange     in the coordinator: questions for nodes, and their answers
       link         one job's exchange
@@ -35,11 +35,11 @@
       records           Flower's records
       failures          errors
       strategy_state    the state of a strategy, written down
-      task              which run a process works for, as Flower wants to know it
+      task              the run that a process works for, in Flower's form
       process_lifetime  what both processes do first: they end with the coordinator
 
 Importing this package imports no Flower; it checks its version, and switches its telemetry and
-update check off before anybody can import it.
+update check off before it is imported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the coordinator says about a job, and what it answers the job's aggregator.
+"""The plan of a job, and the channel between the coordinator and the job's aggregator.
 
 No Flower here: the coordinator codes against these types.
 """
@@ -56,11 +56,11 @@ class JobPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """All that a job needs to go on after ``round``.
+    """All that a job needs to continue after ``round``.
 
     ``model`` is the global model. ``tensors`` and ``state`` hold the rest (the state of the
     strategy, the metrics so far); ``state`` is JSON. The arrays may be views of one buffer;
-    nobody writes to them.
+    they must not be written to.
     """
 
     round: int
@@ -127,7 +127,7 @@ class Reply:
     """The answer to one message, as the exchange vouches for it.
 
     ``question`` is the id of the message, ``site`` and ``node`` are those that it was sent to,
-    and nobody else answered. ``message`` is the head of the answer, whose metadata is that of
+    and no other site answered it. ``message`` is the head of the answer, whose metadata is that of
     the question; ``objects`` are its parts by name; see :mod:`fedlearn.app.message`.
 
     ``size`` is what the node sent for it, in bytes; 0 for an error that the exchange made

@@ -1,4 +1,4 @@
-"""One job as it runs: its link for the nodes, its two processes, and how it ended.
+"""One running job: its exchange, its two processes, and its outcome.
 
 The aggregator (:mod:`server.flower.aggregation.aggregator`) is ours; the application's process
 (:mod:`server.flower.application.app_main`) runs user code and is connected to the aggregator only.
@@ -71,7 +71,7 @@ class JobRunner:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._outcome: Outcome | None = None
-        self._last_word: tuple[int, Mapping[str, str] | None] | None = None
+        self._final_report: tuple[int, Mapping[str, str] | None] | None = None
         self._cancelled = ""
 
     @property
@@ -94,7 +94,7 @@ class JobRunner:
 
     def start(self) -> None:
         """Start the job's processes. After a crash of one they may be started again, and
-        go on from the last checkpoint; clients need not notice.
+        continue from the last checkpoint; clients are not affected.
 
         :raises JobError: when it runs, or has ended for good.
         """
@@ -104,7 +104,7 @@ class JobRunner:
             if self._cancelled or self.link.closed:
                 raise JobError(f"job {self.plan.spec.name} has ended")
             self._ended.clear()
-            self._outcome = self._last_word = None
+            self._outcome = self._final_report = None
             # The kernel ends the process with the thread that started it; this one stays.
             self._thread = threading.Thread(
                 target=self._live, name=f"job {self.plan.spec.name}", daemon=True
@@ -123,7 +123,7 @@ class JobRunner:
             self._kill()
 
     def close(self) -> None:
-        """End the process, if there is one, and let the nodes go."""
+        """End the job's processes and its exchange."""
         self._over.set()
         with self._lock:
             self._kill()
@@ -149,7 +149,7 @@ class JobRunner:
             how = self._run()
         except FedlearnError as error:
             failure = error
-        except Exception as error:  # noqa: BLE001  a channel may raise anything; told, not lost
+        except Exception as error:  # noqa: BLE001  a channel may raise anything; it is reported
             _LOG.exception("job %s ends", self.plan.spec.name)
             failure = JobError(f"the coordinator failed: {type(error).__name__}: {error}")
         finally:
@@ -165,7 +165,7 @@ class JobRunner:
         self.link.start_over()
         ours, theirs = socket.socketpair()
         inner, outer = socket.socketpair()
-        pipe = ProcessChannel(ours, limit=MAX_RECORD_BYTES)
+        process_channel = ProcessChannel(ours, limit=MAX_RECORD_BYTES)
         followers: list[threading.Thread] = []
         try:
             with theirs, inner, outer:
@@ -178,12 +178,12 @@ class JobRunner:
             watch = threading.Thread(target=self._end_after, args=(application,), daemon=True)
             watch.start()
             header, blobs = to_record(self.plan)
-            with contextlib.suppress(ChannelClosed):  # its status says how the process ended
-                pipe.send(header, blobs)
-                serve(pipe, self.link, self._channel, self._done)
+            with contextlib.suppress(ChannelClosed):  # its status shows how the process ended
+                process_channel.send(header, blobs)
+                serve(process_channel, self.link, self._channel, self._done)
         finally:
-            # The pipe closes first: whatever still runs of the job cannot ask for anything.
-            pipe.close()
+            # Closed first: what still runs of the job can make no more requests.
+            process_channel.close()
             self._settle()
             # Before the job is reported as over: the files of the application are in the clear.
             shutil.rmtree(self._directory, ignore_errors=True)
@@ -288,21 +288,21 @@ class JobRunner:
         self._channel.event("log", {"line": line, "site": "", "level": level})
 
     def _done(self, rounds: int, failure: Mapping[str, str] | None) -> None:
-        self._last_word = (rounds, failure)
+        self._final_report = (rounds, failure)
 
     def _judge(self, how: str, failure: FedlearnError | None) -> Outcome:
         if self._cancelled:
             return Outcome(status=JobStatus.CANCELLED, message=self._cancelled)
-        if self._last_word is not None:
-            rounds, told = self._last_word
-            if told is None:
+        if self._final_report is not None:
+            rounds, reported = self._final_report
+            if reported is None:
                 return Outcome(status=JobStatus.FINISHED, rounds=rounds)
             return Outcome(
                 status=JobStatus.FAILED,
                 rounds=rounds,
-                code=str(told["code"]),
-                message=str(told["message"]),
-                hint=str(told["hint"]),
+                code=str(reported["code"]),
+                message=str(reported["message"]),
+                hint=str(reported["hint"]),
             )
         if failure is not None:
             code, message, hint = failure.code, str(failure), failure.hint
@@ -311,7 +311,7 @@ class JobRunner:
             status=JobStatus.FAILED,
             code="crashed",
             message=how,
-            hint="it goes on from its last checkpoint when it is started again",
+            hint="it continues from its last checkpoint when it is started again",
         )
 
 
@@ -339,7 +339,7 @@ class Allowance:
 
 
 def _how(aggregator: subprocess.Popen[bytes], application: Application) -> str:
-    """Say how the processes ended, the application's first: it is mostly the cause."""
+    """Return how the processes ended, the application's first: it is the usual cause."""
     found = []
     if application.why:
         found.append(f"the application's process was ended: {application.why}")

@@ -59,7 +59,7 @@ class Operator:
     reason: str = ""
 
     def live(self, now: datetime) -> bool:
-        """Say whether the certificate is neither revoked nor expired."""
+        """Return whether the certificate is neither revoked nor expired."""
         return not self.revoked and now < self.expires
 
 
@@ -95,7 +95,7 @@ class OperatorRegistry:
 
         ``by`` is the certificate of the operator who does so; ``None`` is the coordinator
         itself, for the first one and where none is left. A name with a live certificate gets
-        another one from nobody but its holder.
+        another one from its holder only.
 
         :raises ConfigError: when the name is taken, the request asks for another identity, or
             its key was used before.
@@ -144,7 +144,7 @@ class OperatorRegistry:
         operators that it let in.
 
         :returns: what was revoked.
-        :raises ConfigError: when there is none such, or nobody would be left.
+        :raises ConfigError: when there is none such, or it is the last one.
         :raises TransportError: when ``by`` may act no more.
         """
         if bool(name) == bool(serial):
@@ -169,7 +169,7 @@ class OperatorRegistry:
                 raise ConfigError(f"operator {named[0].name} was revoked before", key="operator")
             if not any(o.live(now) for o in self._known.values() if o not in chosen):
                 raise ConfigError(
-                    f"{chosen[0].name} is the last operator; nobody could let another one in",
+                    f"{chosen[0].name} is the last operator; no other one could be added",
                     key="operator",
                     hint="add another one first: `fedlearn operator add NAME request.csr`",
                 )
@@ -223,10 +223,10 @@ def requested_name(csr: bytes, *, trust_domain: str, expected: str = "") -> str:
     """Return the operator's name that a request (DER) asks for, or ``expected``.
 
     The request may name itself in its subject's common name, and in a SAN by the SPIFFE id of
-    that operator; anything else in either is refused, so that nobody signs what they did not
+    that operator; anything else in either is refused, so that no operator signs what they did not
     read. To be called after :func:`server.identity.peer_certificates.csr_key`.
 
-    :raises ConfigError: when the request names nobody, or somebody else than ``expected``.
+    :raises ConfigError: when the request names no operator, or another than ``expected``.
     """
     request = x509.load_der_x509_csr(csr)
     try:

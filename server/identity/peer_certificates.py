@@ -73,7 +73,7 @@ def csr_key(csr_der: bytes) -> ec.EllipticCurvePublicKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerCertificate:
-    """What a peer's certificate says. The TLS layer has verified its chain; this has not.
+    """The contents of a peer's certificate. The TLS layer has verified its chain; this has not.
 
     ``thumbprint`` is the SHA-256 of the key's DER SPKI. The digests are ``None`` where the
     certificate carries none (every kind but a client's).

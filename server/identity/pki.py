@@ -158,7 +158,7 @@ class CertificateAuthority:
 
     @property
     def file_signer(self) -> FileSigner:
-        """Signs sealed models with the root key, so that its pin says who sealed them.
+        """Signs sealed models with the root key, so that its pin identifies who sealed them.
 
         What it signs begins with a label of its own, and no certificate begins like that.
         """

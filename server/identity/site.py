@@ -1,4 +1,4 @@
-"""A site as the coordinator knows it, and where it stands."""
+"""A site as the coordinator knows it, and its status."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["Site", "SiteStatus", "status_change"]
 
 
 class SiteStatus(enum.StrEnum):
-    """Where a site stands."""
+    """The status of a site."""
 
     INVITED = "invited"
     PENDING = "pending"
     ACTIVE = "active"
     DRAINING = "draining"
-    """Keeps its running clients; gets no new ones."""
+    """Its running clients continue; it gets no new ones."""
     REMOVED = "removed"
 
 
@@ -75,7 +75,7 @@ class Site:
     def of_entry(cls, name: str, entry: Mapping[str, Any]) -> Self:
         """Return what :meth:`entry` wrote.
 
-        :raises LedgerError: when it is none of this version.
+        :raises LedgerError: when it was not written by this version.
         """
         try:
             return cls(

@@ -1,6 +1,6 @@
 """The TPM of a site: the endorsement key it is bound to, and the attestation key proven beside it.
 
-The first endorsement key is believed when its certificate chains to a root that was given,
+The first endorsement key is trusted when its certificate chains to a root that was given,
 when the invitation named it, or when the operator approves the site after it was shown.
 Another one later, whatever its certificate, is another machine, which the operator has to
 approve by name.
@@ -25,11 +25,11 @@ class SiteTpm:
     """What is known of one site's TPM. Keys are SHA-256 of their SPKI; empty: there is none.
 
     ``ek``           the endorsement key that the site is bound to
-    ``endorsement``  why it is believed: ``certificate`` (a manufacturer's, under a root that
+    ``endorsement``  why it is trusted: ``certificate`` (a manufacturer's, under a root that
                      was given), ``operator`` or ``invitation`` (named by the operator)
-    ``ak``           an attestation key that was proven to live in the TPM of ``ek``
+    ``ak``           an attestation key that was proven to be in the TPM of ``ek``
     ``shown_ek``     another endorsement key, which waits for the operator's approval
-    ``shown_ak``     an attestation key that was proven to live beside ``shown_ek``
+    ``shown_ak``     an attestation key that was proven to be in the TPM of ``shown_ek``
     ``certificate``  what was found of the certificate of the key that was seen last
     """
 
@@ -48,15 +48,15 @@ class SiteTpm:
             return None
         return ProvenKey(ak=self.ak, ek=self.ek, endorsement=self.endorsement)
 
-    def believes(self, proven: ProvenKey) -> bool:
-        """Say whether the endorsement key of ``proven`` needs no word of the operator."""
+    def trusts(self, proven: ProvenKey) -> bool:
+        """Return whether the endorsement key of ``proven`` needs no approval by the operator."""
         if self.ek:
             return self.ek == proven.ek
         return proven.endorsement == "certificate"
 
     def after(self, proven: ProvenKey, certificate: str) -> SiteTpm:
         """Return what is known once the site has proven these keys."""
-        if self.believes(proven):
+        if self.trusts(proven):
             return SiteTpm(
                 site=self.site,
                 ek=proven.ek,
@@ -72,7 +72,7 @@ class SiteTpm:
         """Return the TPM as the operator's approval binds it.
 
         ``ek`` is the endorsement key that the operator named; empty: the one that was shown,
-        which will not do where the site had another one before.
+        which is refused where the site was bound to another one before.
 
         :raises ConfigError: when it is not a key that the site has shown.
         """
@@ -128,7 +128,7 @@ class SiteTpm:
         )
 
     def holds(self, *, ek: bytes = b"", ak: bytes = b"") -> bool:
-        """Say whether the site is bound to ``ek``, or its proven key is ``ak``."""
+        """Return whether the site is bound to ``ek``, or its proven key is ``ak``."""
         return (bool(ek) and ek == self.ek) or (bool(ak) and ak == self.ak)
 
 

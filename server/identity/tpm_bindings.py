@@ -52,7 +52,7 @@ class TpmBindings:
                 raise EnrollmentRefused(f"site {site} is {found.status}")
             known = found.tpm
             tpm = known.after(proven, certificate)
-            status = found.status if known.believes(proven) else SiteStatus.PENDING
+            status = found.status if known.trusts(proven) else SiteStatus.PENDING
             changed = found
             if tpm != known or status is not found.status:
                 changed = found.changed_to(status, now=self._clock(), tpm=tpm)

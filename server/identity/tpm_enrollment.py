@@ -2,8 +2,8 @@
 
 A site names the endorsement key (EK) and the attestation key (AK) of its TPM, and gets a
 secret that only the TPM of that EK can open, and only while it holds that AK
-(:mod:`attestation.tpm.credential`). What it proves is kept by the register of sites, and is
-believed for this site alone.
+(:mod:`attestation.tpm.credential`). What it proves is kept by the site registry, and
+counts for this site alone.
 
 A challenge is good once, for 60 s, for the site that asked; asking again voids the former.
 """
@@ -46,7 +46,7 @@ class Outcome:
 
     ``accepted``     evidence of this AK counts for this site from now on; otherwise the
                      operator has to approve the EK, and the site is pending
-    ``endorsement``  why the EK is believed (:class:`server.identity.site_tpm.SiteTpm`), or
+    ``endorsement``  why the EK is trusted (:class:`server.identity.site_tpm.SiteTpm`), or
                      ``pinned`` where the operator pinned the AK itself
     """
 
@@ -81,7 +81,7 @@ class TpmEnrollment:
         self._open: dict[str, _Open] = {}
 
     def show(self, site: str, identity: bytes) -> None:
-        """Note what TPM a site says it has that waits for approval, for the operator to see.
+        """Note the TPM that a pending site claims to have, so that the operator can see it.
 
         :raises AttestationError: when ``identity`` is malformed, or its keys of a wrong kind.
         """
@@ -145,7 +145,7 @@ class TpmEnrollment:
             self._sites.tpms.refuse(site, found.activation.proven, str(error))
             raise EnrollmentRefused(f"site {site}: {error}", hint=error.hint) from error
         tpm = self._sites.tpm(site)
-        if not tpm.ek and not tpm.believes(proven) and proven.ak in self._trust().tpm_aks:
+        if not tpm.ek and not tpm.trusts(proven) and proven.ak in self._trust().tpm_aks:
             return Outcome(accepted=True, endorsement="pinned")
         after = self._sites.tpms.prove(site, proven, certificate=found.certificate)
         return Outcome(
@@ -156,8 +156,8 @@ class TpmEnrollment:
     def _challenge(self, identity: bytes) -> tuple[ActivationChallenge, str]:
         """Return a challenge and, in words, what was found of the EK's certificate.
 
-        An EK without a certificate that is believed gets one as well: whether it is believed
-        is for the register and the operator to say, once it is known that it holds the AK.
+        An EK without a trusted certificate gets one as well: the site registry and the operator
+        decide whether to trust it, once it is proven that its TPM has the AK.
         """
         shown = TpmIdentity.from_bytes(identity)
         trust, now = self._trust(), self._clock()

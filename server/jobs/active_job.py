@@ -43,16 +43,16 @@ class OpenJob:
     ``failed``     how often each site's client failed since it was admitted last
     ``refused``    sites whose client was not admitted, and why
     ``node_keys``  the key of each site's Flower node; ``nodes`` guards them
-    ``ending``     how the job ends whatever its process says: the coordinator decided it
-    ``disk``       what the disk did not do for its process; empty when that was not the trouble
-    ``interrupted``  why it does not run now, though it will go on by itself
-    ``progress``   changes whenever the job has come further
+    ``ending``     how the job ends, as the coordinator decided; its process cannot change it
+    ``disk``       the errors of the disk that its process met; empty when there were none
+    ``interrupted``  why it does not run now; it continues by itself later
+    ``progress``   changes whenever the job makes progress
     """
 
     record: JobRecord
     admittable: AdmittableJob
     host: JobRunner
-    desk: JobChannelHandler
+    channel: JobChannelHandler
     started: datetime
     life: int = 0
     attempts: dict[str, int] = field(default_factory=dict)
@@ -86,10 +86,10 @@ class OpenJob:
             yield attempt, self.assignment(site, attempt)
 
 
-class _NotesDisk:
-    """A job's channel that notes what the disk did not do.
+class _DiskErrors:
+    """A job's channel that notes the errors of the disk.
 
-    What the process itself says of its end is not asked: it may say anything.
+    The reason that the process itself gives for its end is not used: it is not trusted.
     """
 
     def __init__(self, channel: JobChannelHandler, noted: list[str]) -> None:
@@ -115,7 +115,7 @@ class _NotesDisk:
 def opened(
     record: JobRecord,
     *,
-    home: StateDirectory,
+    directory: StateDirectory,
     register: AdmissionRegistry,
     trust: TrustAnchors,
     runtime: Path,
@@ -127,22 +127,22 @@ def opened(
     ``runtime`` is a private directory that never holds weights.
     """
     spec = record.spec
-    desk = JobChannelHandler(
+    channel = JobChannelHandler(
         spec,
-        store=home.store,
-        ledger=home.ledger,
+        store=directory.store,
+        ledger=directory.ledger,
         register=register,
         report=report,
-        keep=home.config.jobs.keep_checkpoints,
+        keep=directory.config.jobs.keep_checkpoints,
         clock=clock,
     )
     plan = JobPlan(
         spec=spec,
         bundle=record.bundle.data,
-        noise_secret=_noise_secret(home, spec),
-        max_update_bytes=home.config.limits.update_mib * 1024 * 1024,
-        app_memory_bytes=home.config.jobs.app_memory_mib * 1024 * 1024,
-        full_sandbox=home.config.jobs.sandbox == "full",
+        noise_secret=_noise_secret(directory, spec),
+        max_update_bytes=directory.config.limits.update_mib * 1024 * 1024,
+        app_memory_bytes=directory.config.jobs.app_memory_mib * 1024 * 1024,
+        full_sandbox=directory.config.jobs.sandbox == "full",
     )
     disk: list[str] = []
     return OpenJob(
@@ -158,26 +158,26 @@ def opened(
         ),
         host=JobRunner(
             plan,
-            _NotesDisk(desk, disk),
+            _DiskErrors(channel, disk),
             directory=runtime / spec.name,
-            app_host=home.config.jobs.app_host,
+            app_host=directory.config.jobs.app_host,
         ),
         disk=disk,
-        desk=desk,
+        channel=channel,
         started=clock(),
-        life=_lives(home, spec.name),
+        life=_lives(directory, spec.name),
     )
 
 
-def _lives(home: StateDirectory, name: str) -> int:
+def _lives(directory: StateDirectory, name: str) -> int:
     """Return how often an operator resumed a job; the ledger knows, after a restart too."""
-    entries = home.ledger.entries(kind="job")
+    entries = directory.ledger.entries(kind="job")
     return sum(
         entry.body.get("job") == name and entry.body.get("change") == "resumed" for entry in entries
     )
 
 
-def _noise_secret(home: StateDirectory, spec: JobSpec) -> bytes:
+def _noise_secret(directory: StateDirectory, spec: JobSpec) -> bytes:
     """Return the secret of a job's noise, drawn once: another one would be another release.
 
     :raises StoreError: when it is missing or is not the one that the ledger commits to.
@@ -185,8 +185,8 @@ def _noise_secret(home: StateDirectory, spec: JobSpec) -> bytes:
     if spec.privacy is None:
         return b""
     name = f"noise-{spec.name}"
-    known = home.keys.secret(name)
-    entries = (entry.body for entry in home.ledger.entries(kind="job"))
+    known = directory.keys.secret(name)
+    entries = (entry.body for entry in directory.ledger.entries(kind="job"))
     entered = [
         body.get("commitment")
         for body in entries
@@ -196,12 +196,12 @@ def _noise_secret(home: StateDirectory, spec: JobSpec) -> bytes:
         if entered:
             raise _unlike(spec.name, "is missing")
         known = noise_secret(spec.privacy, seed=spec.seed)
-        home.keys.keep(name, known)
+        directory.keys.keep(name, known)
     commitment = hashlib.sha256(_NOISE_DOMAIN + known).hexdigest()
     if not entered:
         # A crash after the secret was kept leaves it without an entry.
         body = {"job": spec.name, "change": _NOISE_DRAWN, "commitment": commitment}
-        home.ledger.append("job", body)
+        directory.ledger.append("job", body)
     elif entered[0] != commitment:
         raise _unlike(spec.name, "is not the one that was drawn")
     return known
@@ -210,6 +210,6 @@ def _noise_secret(home: StateDirectory, spec: JobSpec) -> bytes:
 def _unlike(job: str, what: str) -> StoreError:
     return StoreError(
         f"the noise secret of job {job} {what}",
-        hint="restore the folder keys/ from a backup, or submit the job anew under another name: "
+        hint="restore the folder keys/ from a backup, or submit the job again under another name: "
         "with another secret one charge would pay for two releases",
     )

@@ -97,5 +97,5 @@ class JobAdmission:
         if job is None:
             return
         if event.change not in {Change.ADMITTED, Change.RENEWED}:
-            job.desk.admission_ended(event)
+            job.channel.admission_ended(event)
         self._report(admission.job, of_change(event))

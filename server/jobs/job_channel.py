@@ -1,12 +1,12 @@
-"""One job as it runs, seen from the coordinator: what its aggregator may ask, and who is told.
+"""The requests of one running job's aggregator, checked and answered by the coordinator.
 
 :class:`JobChannelHandler` answers a job's aggregator, a process of ours that holds no user code
-(:class:`server.flower.job_plan.JobChannel`). What it says about rounds and updates is checked
+(:class:`server.flower.job_plan.JobChannel`). What it reports about rounds and updates is checked
 against what the coordinator knows (which sites the job has, which round runs, who was asked, which
 admission a site has) before it becomes an entry of the ledger; the model of every round becomes a
-sealed version in the store, together with the state of the strategy, so that a crash never parts
-the two. What the application itself prints and measures reaches people as events, and the ledger
-never.
+sealed version in the store, together with the state of the strategy, so that a crash never
+separates the two. What the application itself prints and measures becomes events, and never
+entries of the ledger.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _FROM_A_JOB: Final = frozenset(
         "update.rejected",
     }
 )
-"""What a job may say. Everything else the coordinator says itself, of what it has done."""
+"""The events that a job may report. All others are reported by the coordinator itself."""
 _COARSE: Final = 16
 """Under privacy the ledger gives the number of a site's records as a power of this."""
 
@@ -116,7 +116,7 @@ class JobChannelHandler:
         """The metrics of that round."""
         return self._metrics
 
-    # --- what the job's aggregator says and asks --------------------------------------
+    # --- requests of the job's aggregator ----------------------------------------------
 
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
         """Take one event of :data:`_FROM_A_JOB`.
@@ -125,7 +125,7 @@ class JobChannelHandler:
         """
         found = KINDS.get(kind)
         if found is None or kind not in _FROM_A_JOB:
-            raise JobError(f"a job does not say {kind[:64]!r}")
+            raise JobError(f"a job may not report events of the kind {kind[:64]!r}")
         event = Event.decode(kind, json.dumps(dict(fields), default=str))
         self._enter(event, fields)
         self._report(event)
@@ -134,7 +134,7 @@ class JobChannelHandler:
         """Charge the privacy budget for one release, before it happens.
 
         Releases are counted over all stages, repeats, restarts and resumptions. An attempt that
-        was charged, and of which no checkpoint was sealed, was shown to nobody: it may be made
+        was charged, and of which no checkpoint was sealed, was not disclosed: it may be made
         again at no cost if its inputs are the same bytes, because its noise is then the same.
 
         :raises PrivacyError: when the release would exceed the budget.
@@ -337,9 +337,9 @@ class JobChannelHandler:
         """Put into the ledger what belongs there, after a look at whether it can be."""
         job = self.spec.name
         if isinstance(event, RoundStarted):
-            strangers = set(event.sites) - set(self.spec.sites)
-            if strangers or not 1 <= event.round <= MAX_ROUNDS:
-                raise JobError(f"round {event.round} with {sorted(strangers)}: not of this job")
+            unknown = set(event.sites) - set(self.spec.sites)
+            if unknown or not 1 <= event.round <= MAX_ROUNDS:
+                raise JobError(f"round {event.round} with {sorted(unknown)}: not of this job")
             body: dict[str, Any] = {"phase": "started", "participants": list(event.sites)}
             self._ledger.append("round", {"job": job, "round": event.round, **body})
             with self._lock:

@@ -2,7 +2,7 @@
 
 Pure: a job, its policy and reports go in, reasons and choices come out, the same for the same.
 A report is a claim of the site's and decides nothing about trust; evidence does that at
-admission. It saves everybody a round that cannot work.
+admission. It prevents a round that cannot work.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def choose(spec: JobSpec, policy: AppraisalPolicy, candidates: Sequence[Candidat
     if len(able) < wanted:
         why = "; ".join(f"site {name}: {reason}" for name, reason in passed.items())
         raise JobError(
-            f"the job wants {wanted} sites and {len(able)} are able: {why}",
+            f"the job needs {wanted} sites and {len(able)} are able: {why}",
             hint="change the job or the sites, or lower placement.choose and `quorum`",
         )
     able.sort(key=lambda item: item[0])
@@ -147,7 +147,7 @@ def obstacles(
     """Return why ``site`` cannot run ``spec``; empty when nothing it reports speaks against it.
 
     ``capabilities`` is the JSON object that the site sent last, or empty when it has not
-    been heard of yet. What it does not mention is not held against it.
+    sent one yet. What it does not mention is no obstacle.
     """
     report = _report(capabilities)
     if report is None:
@@ -160,7 +160,7 @@ def _reasons(
 ) -> Iterator[str]:
     launcher = report.get("launcher")
     if isinstance(launcher, str) and spec.launcher not in ("any", launcher):
-        yield f"the job wants the launcher {spec.launcher}, it has {launcher}"
+        yield f"the job needs the launcher {spec.launcher}, it has {launcher}"
     tees = report.get("tees")
     accepted = {tee.value for tee in policy.accept}
     if isinstance(tees, list) and accepted.isdisjoint(map(str, tees)):
@@ -169,7 +169,7 @@ def _reasons(
     for name in _RESOURCES:
         available, wanted = _number(report.get(name)), getattr(spec.resources, name)
         if available is not None and available < wanted:
-            yield f"the job wants {name} = {wanted:g}, it has {available:g}"
+            yield f"the job needs {name} = {wanted:g}, it has {available:g}"
     mount = spec.data.get(site)
     sets = report.get("data")
     if mount is not None and mount.set and isinstance(sets, list) and mount.set not in sets:

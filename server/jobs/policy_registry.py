@@ -24,9 +24,9 @@ Entries = Callable[[], Iterator[Mapping[str, Any]]]
 
 
 class PolicyRegistry:
-    """Checks policies as they come in, and again when a job goes on.
+    """Checks policies when they are submitted, and again when a job continues.
 
-    :param keys: SHA-256 of the SPKI of each key that may sign; empty: nobody has to sign.
+    :param keys: SHA-256 of the SPKI of each key that may sign; empty: no signature is required.
     """
 
     def __init__(self, *, keys: frozenset[bytes], entries: Entries) -> None:
@@ -41,7 +41,7 @@ class PolicyRegistry:
             yield
 
     def check(self, policy: AppraisalPolicy, signature: bytes) -> bytes:
-        """Return the digest of the key that signed a policy that comes in; empty: nobody did.
+        """Return the digest of the key that signed a new policy; empty when it is not signed.
 
         :raises AttestationError: when it pins no launch identity of a TEE that it accepts, has
             to be signed and is not, the signature is not one of it, or a newer one of its name
@@ -54,9 +54,9 @@ class PolicyRegistry:
         return signer
 
     def check_again(self, policy: AppraisalPolicy, signature: bytes, *, job: str) -> None:
-        """Check the policy that a job went by, before it goes on by it.
+        """Check the policy of a job before the job continues.
 
-        That it is the one in force is for the ledger to say
+        That it is the one in force is checked against the ledger
         (:meth:`server.jobs.records.job_store.JobStore.get`).
 
         :raises AttestationError: when its signature counts no more, or it pins no launch
@@ -66,7 +66,7 @@ class PolicyRegistry:
         self._signer(policy, signature)
 
     def entry(self, policy: AppraisalPolicy, signer: bytes) -> dict[str, Any]:
-        """Return what the ledger says of a policy besides its job and digest."""
+        """Return what the ledger has of a policy besides its job and digest."""
         return {"name": policy.name, "version": policy.version, "signer": signer.hex()}
 
     def _signer(self, policy: AppraisalPolicy, signature: bytes) -> bytes:

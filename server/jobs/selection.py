@@ -38,7 +38,7 @@ class Selection:
             if site.status is not SiteStatus.ACTIVE:
                 raise JobError(
                     f"site {name} is {site.status}",
-                    hint=f"`fedlearn site show {name}` says what it waits for",
+                    hint=f"`fedlearn site show {name}` shows what it waits for",
                 )
             reasons = obstacles(spec, policy, site=name, capabilities=site.capabilities)
             lacking += [f"site {name}: {reason}" for reason in reasons]
@@ -46,11 +46,11 @@ class Selection:
         if len(spec.sites) - len(unable) < spec.quorum:
             raise JobError(
                 f"{'; '.join(lacking)}",
-                hint="change the job or the sites, or lower `quorum` to go on without them",
+                hint="change the job or the sites, or lower `quorum` to continue without them",
             )
 
     def choose(self, spec: JobSpec, policy: AppraisalPolicy) -> Choice:
-        """Choose the sites of a job that wants some of those it names.
+        """Choose the sites of a job that needs some of those it names.
 
         :raises JobError: when too few are able.
         """

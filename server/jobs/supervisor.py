@@ -54,7 +54,7 @@ class JobSupervisor:
 
     def __init__(
         self,
-        home: StateDirectory,
+        directory: StateDirectory,
         *,
         job_store: JobStore,
         jobs: OpenJobs,
@@ -68,7 +68,7 @@ class JobSupervisor:
         clock: Callable[[], datetime],
         health: Health,
     ) -> None:
-        self._home = home
+        self._directory = directory
         self._job_store = job_store
         self._jobs = jobs
         self._events = events
@@ -92,7 +92,7 @@ class JobSupervisor:
                     # The coordinator crashed between the ledger entry of its end and the event.
                     self._events.report(name, self._end_of(state))
                 continue
-            if not self._home.config.jobs.resume:
+            if not self._directory.config.jobs.resume:
                 self._job_store.change(name, status=JobStatus.INTERRUPTED)
                 continue
             try:
@@ -112,13 +112,15 @@ class JobSupervisor:
             raise
         except (FedlearnError, AttestationError) as error:
             reason = str(error)
-            self._home.ledger.append("job", {"job": name, "change": "failed", "reason": reason})
+            self._directory.ledger.append(
+                "job", {"job": name, "change": "failed", "reason": reason}
+            )
             self.close(name, JobStatus.FAILED, JobFailed(detail=reason), detail=reason)
 
     def _end_of(self, state: JobState) -> Event:
         """Return the event of a job that has ended."""
         if state.status is JobStatus.FINISHED:
-            model = state.name if state.name in self._home.store.models() else ""
+            model = state.name if state.name in self._directory.store.models() else ""
             return JobFinished(model=model, seconds=0.0, metrics={})
         if state.status is JobStatus.CANCELLED:
             return JobCancelled(detail=state.detail)
@@ -133,7 +135,7 @@ class JobSupervisor:
         self._policies.check_again(record.policy_in_force, record.signature_in_force, job=name)
         job = opened(
             record,
-            home=self._home,
+            directory=self._directory,
             register=self._register,
             trust=self._trust(),
             runtime=self._runtime,
@@ -197,7 +199,7 @@ class JobSupervisor:
 
         :raises DiskError: when that fails.
         """
-        path = self._home.config.state / ".probe"
+        path = self._directory.config.state / ".probe"
         try:
             with path.open("wb") as file:
                 file.write(bytes(_PROBE_BYTES))
@@ -254,16 +256,16 @@ class JobSupervisor:
         body: dict[str, str | int] = {"job": name, "change": outcome.status.value}
         event: Event
         if outcome.status is JobStatus.FINISHED:
-            body["rounds"] = job.desk.round
-            model = job.desk.model if job.desk.model in self._home.store.models() else ""
-            event = JobFinished(model=model, seconds=seconds, metrics=job.desk.metrics)
+            body["rounds"] = job.channel.round
+            model = job.channel.model if job.channel.model in self._directory.store.models() else ""
+            event = JobFinished(model=model, seconds=seconds, metrics=job.channel.metrics)
         elif outcome.status is JobStatus.CANCELLED:
             event = JobCancelled(detail=outcome.message)
         else:
             detail = body["reason"] = outcome.message
             event = JobFailed(detail=outcome.message, hint=outcome.hint)
         what = f"end of job {name}"
-        if self._persist(what, lambda: self._home.ledger.append("job", body)):
+        if self._persist(what, lambda: self._directory.ledger.append("job", body)):
             self._persist(what, lambda: self.close(name, outcome.status, event, detail=detail))
 
     def close(self, name: str, status: JobStatus, event: Event, *, detail: str = "") -> None:
@@ -273,7 +275,7 @@ class JobSupervisor:
         """
         job = self._jobs.named(name)
         self._job_store.change(
-            name, status=status, detail=detail, round_=job.desk.round if job else None
+            name, status=status, detail=detail, round_=job.channel.round if job else None
         )
         self._jobs.remove(name)
         self._events.report(name, event)

@@ -1,9 +1,9 @@
 """One open job from its first process to its outcome: crashes, a failing disk, and its time.
 
 A job's process that crashed is started again, a few times. One that ended because the disk failed
-is started again when the disk works, however often: the job is *interrupted* meanwhile, says why,
-and its clients stay. A job that makes no progress, or takes longer than all of its rounds may, is
-ended: its own code may hang.
+is started again when the disk works, any number of times: until then the job is *interrupted*, with
+the reason in its status, and its clients stay. A job that makes no progress, or takes longer than
+all of its rounds may, is ended: its own code may hang.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PROGRESS: Final = (
     RoundFinished,
     CheckpointSealed,
 )
-"""The events by which a job shows that it goes on."""
+"""The events that count as progress of a job."""
 
 _MAX_CRASHES: Final = 3
 _LOOK_SECONDS: Final = 1.0
@@ -65,12 +65,12 @@ def longest(deadline_s: float, rounds: int) -> float:
 
 
 class JobWatch:
-    """Runs one job. :meth:`run` returns its outcome, or ``None`` when it is not ours any more.
+    """Runs one job. :meth:`run` returns its outcome, or ``None`` when the job is closed already.
 
     ``report``   writes an event of the job
-    ``mark``     ``mark(reason)`` notes why the job is interrupted, ``mark("")`` that it goes on;
-                 raises DiskError while the disk does not take it
-    ``probe``    raises DiskError while the disk does not work
+    ``mark``     ``mark(reason)`` notes why the job is interrupted, ``mark("")`` that it runs again;
+                 raises DiskError while the disk fails
+    ``probe``    raises DiskError while the disk fails
     ``current``  whether the job is still open
     ``over``     set when the coordinator stops
     """
@@ -101,7 +101,7 @@ class JobWatch:
         self._seen = job.progress
 
     def run(self) -> Outcome | None:
-        """Start the job's process as often as it takes."""
+        """Start the job's process as often as needed."""
         while True:
             self._job.disk.clear()
             try:
@@ -132,7 +132,7 @@ class JobWatch:
         spec = self._job.record.spec
         before = time.monotonic()
         while (outcome := self._job.host.wait(_LOOK_SECONDS)) is None:
-            # Time in which the coordinator itself stood still is nobody's.
+            # Time in which the coordinator itself was suspended does not count.
             now = time.monotonic()
             passed, before = min(now - before, 2 * _LOOK_SECONDS), now
             self._total += passed
@@ -153,25 +153,25 @@ class JobWatch:
             code="deadline",
             message=message,
             hint="see what its app does that long; `deadline_s` in job.toml sets the time, and "
-            "`fedlearn job resume` goes on from the last checkpoint",
+            "`fedlearn job resume` continues from the last checkpoint",
         )
         self._job.host.cancel(message)
 
     def _outlast(self, reason: str) -> bool:
-        """Wait until the disk works again; say whether the job goes on."""
+        """Wait until the disk works again; return whether the job continues."""
         name = self._job.record.name
         self._job.interrupted = reason
         self._health.fault(self._fault, f"interrupted: {reason}")
         self._report(
             Log(
-                line=f"interrupted: {reason}; the job goes on when the disk works again",
+                line=f"interrupted: {reason}; the job continues when the disk works again",
                 level="warning",
             )
         )
         try:
-            if self._job.desk.round > self._round:
+            if self._job.channel.round > self._round:
                 self._backoff.reset()
-            self._round = self._job.desk.round
+            self._round = self._job.channel.round
             pause = self._backoff.next()
             while True:
                 if self._over.wait(pause) or not self._current():
@@ -186,7 +186,9 @@ class JobWatch:
                     self._health.fault(self._fault, f"interrupted: {reason}; now: {error}")
                     pause = _PROBE_SECONDS
                     continue
-                self._report(Log(line=f"the disk works again; job {name} goes on", level="warning"))
+                self._report(
+                    Log(line=f"the disk works again; job {name} continues", level="warning")
+                )
                 return True
         finally:
             self._job.interrupted = ""

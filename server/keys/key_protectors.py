@@ -1,12 +1,12 @@
 """What keeps the root key of the key service while the coordinator is not running.
 
-A protector turns the root key into a *record* that may lie on a disk which anybody copies,
-and back again with something that does not lie there: a TPM in its right state, the private
-key of an operator, a passphrase. :class:`InsecurePlainKeyFile` is the exception, says so,
-and must be asked for by name.
+A protector turns the root key into a *record* that may be on a disk that can be copied, and
+back again with something that is not on that disk: a TPM in its right state, the private
+key of an operator, a passphrase. :class:`InsecurePlainKeyFile` is the exception: it is
+named insecure and must be requested by name.
 
 Every record is bound to the id of its root key. Numbers in a record are bounded before they
-are used, because whoever can write the disk chooses them.
+are used, because they can be chosen by an attacker who can write to the disk.
 """
 
 from __future__ import annotations

@@ -95,9 +95,9 @@ class RootKey:
         """Recover the root key with the first of ``protectors`` that opens it.
 
         :param expected_id: the ``id`` that the key must have; refuses a directory that
-            somebody else made for the same TPM or recovery key.
+            another party made for the same TPM or recovery key.
         :raises ConfigError: as :meth:`create`.
-        :raises StoreError: saying of each protector why it does not open.
+        :raises StoreError: with the reason why each protector does not open.
         """
         _check_protectors(protectors, allow_insecure_key_file)
         root_id, records = _read_root(directory / ROOT_FILE)
@@ -238,7 +238,7 @@ def hkdf(key: bytes, *, salt: bytes, info: bytes) -> bytes:
 
 
 def reason(error: Exception) -> str:
-    """Return what an error says, without the path that the caller names already."""
+    """Return the reason of an error, without the path, which the caller names."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return str(error)

@@ -8,7 +8,7 @@
         └── content keys, by file id    HKDF of the model key; what a file is sealed with
 
 On disk in the service's directory: ``root.json`` (the protector records), ``models.sealed``,
-``secrets/NAME.sealed``. Whoever copies it learns names and sizes, no more. A model key that
+``secrets/NAME.sealed``. A copy of it discloses names and sizes only. A model key that
 :meth:`KeyService.retire` removed is gone, and with it every file that was sealed under it.
 """
 

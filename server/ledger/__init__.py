@@ -3,10 +3,10 @@
 One :class:`Ledger` is open for writing in the coordinator. Anybody with the file and the
 public key reads and verifies it with a :class:`LedgerReader`.
 
-Guaranteed: whoever does not hold the coordinator's private key cannot edit, delete, insert
-or reorder an entry without :meth:`LedgerReader.verify` naming it, nor cut off entries before
-a :class:`LedgerHead` that was kept elsewhere. Not guaranteed: that the coordinator itself
-wrote the truth; for that it is attested.
+Guaranteed: without the coordinator's private key it is not possible to edit, delete, insert or
+reorder an entry without :meth:`LedgerReader.verify` naming it, nor to cut off entries before a
+:class:`LedgerHead` that was kept elsewhere. Not guaranteed: that the coordinator itself wrote
+what is true; for that it is attested.
 
 What the entries hold (digests, thumbprints and identifiers as lower-case hexadecimal)::
 
@@ -25,7 +25,7 @@ What the entries hold (digests, thumbprints and identifiers as lower-case hexade
     update       job round site key_thumbprint digest examples accepted(bool) reason
     checkpoint   job round model version file_id digest
     files        as checkpoint: the files that the job's application leaves
-    model        job model version change, and digests by version where all were sealed anew
+    model        job model version change, and digests by version where all were sealed again
     key-release  model version to allowed(bool)
     export       job model version to
     commitment   job site root records examples

@@ -1,7 +1,7 @@
 """Who made a model: the join of rounds, updates, admissions and checkpoints.
 
 A round that was begun again, because the coordinator had been interrupted, counts as it was
-finished last: beginning round *n* of a job takes back what the ledger said about its rounds
+finished last: beginning round *n* of a job revokes the earlier entries about its rounds
 from *n* on.
 """
 
@@ -103,13 +103,13 @@ def contributions(
     job: str,
     *,
     version: int | None = None,
-    round: int | None = None,  # noqa: A002 the word for it everywhere else
+    round: int | None = None,  # noqa: A002 the name that is used everywhere
 ) -> list[Contribution]:
     """List the accepted updates that a model consists of, by round and site.
 
     The model is the one of ``job`` at checkpoint ``version``, or after ``round``, or, with
     neither, after the last finished round. Run :func:`server.ledger.verification.verify`
-    first: this reads what the ledger says and does not check that it was not altered.
+    first: this reads the ledger and does not check that it was not altered.
 
     An update that was rejected after it had been accepted, or whose sender was quarantined
     before the round was finished, is not part of it.

@@ -97,7 +97,7 @@ _SHORT_HEAD: Final = re.compile(r"([0-9]{1,19}):([0-9a-f]{64})", re.ASCII)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One entry as it stands in the ledger.
+    """One entry of the ledger.
 
     ``sequence`` counts from 1 without a gap; ``time`` is in Unix milliseconds, by the clock
     of the coordinator; ``body`` is the JSON object.
@@ -196,7 +196,7 @@ def entry_of_row(row: tuple[object, ...], *, expected: int) -> Entry:
     """Turn a row into an entry, checking the type and size of every column.
 
     Raises :class:`fedlearn.errors.LedgerError` naming the entry; ``expected`` names it where
-    the row does not say its own sequence.
+    the row does not contain its own sequence.
     """
     check_columns(row, expected=expected)
     sequence, time, kind, body, previous, digest, signature = cast(
@@ -244,7 +244,7 @@ def check_columns(row: tuple[object, ...], *, expected: int) -> None:
 
 
 def valid_kind(kind: object) -> bool:
-    """Say whether this can be the kind of an entry, known to this version or not."""
+    """Return whether this can be the kind of an entry, known to this version or not."""
     return isinstance(kind, str) and _KIND.fullmatch(kind) is not None
 
 

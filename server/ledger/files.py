@@ -162,7 +162,7 @@ def open_read_only(path: Path) -> sqlite3.Connection:
     """Open the database to read; raises LedgerError when it is none."""
     name = urllib.parse.quote(str(path.absolute()))
     # A database in WAL mode needs its -shm file; on a read-only medium without a -wal file
-    # nothing can be missing, and SQLite may be told so.
+    # nothing can be missing, and SQLite may treat the file as immutable.
     modes = ["mode=ro"]
     if not path.with_name(path.name + "-wal").exists():
         modes.append("mode=ro&immutable=1")

@@ -226,8 +226,8 @@ class Ledger(LedgerReader):
 
         Raises :class:`fedlearn.errors.LedgerError` and appends nothing when the kind is not
         one of :data:`server.ledger.KINDS`, the body is not JSON or is larger than 256 KiB,
-        or the disk does not take it. When the disk takes the entry and not the sealed head,
-        the entry stands and the error says so; the next append seals the head first.
+        or it cannot be written. When the entry can be written and the sealed head cannot,
+        the entry stays and the error states this; the next append seals the head first.
         """
         if kind not in KINDS:
             raise LedgerError(f"{kind!r} is not a kind of ledger entry")

@@ -1,4 +1,4 @@
-"""Does the ledger still say what was written into it?"""
+"""Verification of a ledger: that its entries are those that were written."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ __all__ = ["VerifiedLedger", "verify"]
 class VerifiedLedger:
     """What an intact ledger holds; only :func:`verify` makes one.
 
-    ``head_checked`` says whether the end was compared with a head that was kept elsewhere:
-    without one, entries cut off at the end cannot be missed.
+    ``head_checked`` is whether the end was compared with a head that was kept elsewhere:
+    without one, entries cut off at the end cannot be detected.
     """
 
     entries: int
@@ -141,6 +141,6 @@ def _check_head(entry: Entry, head: LedgerHead) -> None:
     if entry.hash != head.hash:
         raise LedgerError(
             f"entry {entry.sequence}: not the one that the given head vouches for; "
-            "it or an entry before it was written anew",
+            "it or an entry before it was rewritten",
             entry=entry.sequence,
         )

@@ -1,4 +1,4 @@
-"""The coordinator's gRPC front: two listeners, one guard, thin services.
+"""The coordinator's gRPC services: two listeners, one guard, thin services.
 
 ``Gate`` is reached over TLS without a client certificate. ``Sites``, ``Clients`` and
 ``Operator`` need mutual TLS; the guard decides on every call who may call what.

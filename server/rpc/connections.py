@@ -1,8 +1,8 @@
 """Connections under caps: how many one address, and one identity, may hold.
 
 A connection counts for its address until it is known whose it is, and for its identity from
-then on: what strangers may hold never grows with what known peers hold, and the other way
-round. Where many peers share an address (NAT, a proxy), only the part that needs no certificate
+then on: what unknown peers may hold does not depend on what known peers hold, and vice
+versa. Where many peers share an address (NAT, a proxy), only the part that needs no certificate
 is shared among them.
 
 Everything here belongs to one event loop and is not safe to use from other threads.
@@ -69,7 +69,7 @@ class Connection:
             self._owner.identified(self, identity)
 
     def refused(self) -> None:
-        """Note that a call on it was refused; a peer that goes on regardless is cut off."""
+        """Note that a call on it was refused; a peer that continues regardless is disconnected."""
         self._refusals += 1
         if self._refusals > _REFUSALS:
             self.abort()
@@ -79,7 +79,7 @@ class Connection:
         self._abort()
 
     def close(self) -> None:
-        """Count it no more. May be called twice."""
+        """Stop counting it. May be called twice."""
         if self._open:
             self._open = False
             self._owner.closed(self)
@@ -252,7 +252,7 @@ class Relay:
 
     :param path: of the server's socket.
     :param unknown_seconds: how long a connection may be open before a call on it has shown whose
-        it is; ``None`` where nobody has to show it.
+        it is; ``None`` where it does not have to be shown.
     """
 
     def __init__(
@@ -287,8 +287,8 @@ class Relay:
             answered = asyncio.ensure_future(_pass_on(inner, sock))
             try:
                 await asyncio.wait({asked, answered}, return_when=asyncio.FIRST_COMPLETED)
-                # A peer that says no more may still be answered; a server that ended may not
-                # be asked.
+                # A peer that sends no more may still get a reply; a server that has ended gets no
+                # more requests.
                 if not answered.done() and asked.exception() is None:
                     await asyncio.wait({answered}, timeout=_ANSWER_SECONDS)
             finally:
@@ -308,7 +308,7 @@ def _end_unknown(connection: Connection) -> None:
 
 
 async def _pass_on(source: socket.socket, target: socket.socket) -> None:
-    """Copy until the source ends, then tell the target that nothing more comes."""
+    """Copy until the source ends, then close the target for writing."""
     loop = asyncio.get_running_loop()
     while piece := await loop.sock_recv(source, _PIECE):
         await loop.sock_sendall(target, piece)

@@ -58,7 +58,7 @@ class FleetApplication:
         finally:
             if body is not None:
                 body.close()
-            # The rest of a body that nobody reads is not read in order to be dropped.
+            # The unread rest of a body is not read only to be dropped.
             if connection.reads_body_of(scope):
                 connection.transport.close()
 

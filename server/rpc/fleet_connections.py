@@ -129,7 +129,7 @@ class ConnectedClients:
             return
         left = _ABSENT_SECONDS - (awake() - since)
         if left > _NEAR_SECONDS:
-            # This process was suspended meanwhile, so no client could connect.
+            # This process was suspended, so that no client could connect.
             asyncio.get_running_loop().call_later(left, self._check_absent, client, since)
             return
         self._present.pop(client, None)

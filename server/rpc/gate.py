@@ -32,7 +32,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Welcome:
-    """What newcomers are told: where to go next, and whose orders to follow.
+    """What a site gets on enrollment: the next addresses, and the key that signs orders.
 
     ``order_key``      DER SPKI of the key that signs assignments
     ``site_lifetime``  of the certificates that sites get

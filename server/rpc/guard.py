@@ -1,4 +1,4 @@
-"""The guard before every call: who is calling, may they, and what they are told.
+"""The guard before every call: authentication, authorization, and the form of errors.
 
 Bodies of services are plain functions of a request and a :class:`Caller`. The guard runs
 them in a bounded pool of threads with a deadline, turns errors into statuses with a code and
@@ -107,7 +107,7 @@ def identify_by_certificate(
     clock: Callable[[], datetime],
 ) -> Identify:
     """Return a function that admits sites to Sites, live clients to Clients, operators to
-    Operator, and nobody to anything else. It is asked on every call, and while a stream of
+    Operator, and no peer to anything else. It is called on every call, and while a stream of
     answers lasts: a certificate that expired, a site that was removed, an operator who was
     revoked or an admission that ended counts at once, whatever the age of the connection.
     """
@@ -214,10 +214,10 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 request = await _first(requests, method, room)
                 work = asyncio.get_running_loop().run_in_executor(room.pool, body, request, caller)
                 return await asyncio.wait_for(asyncio.shield(work), self._deadline)
-            except Exception as error:  # noqa: BLE001 - the one place where errors are told
-                await self._tell(context, method, error)
+            except Exception as error:  # noqa: BLE001 - the one place where errors are reported
+                await self._fail(context, method, error)
             finally:
-                # A body that nobody waits for any more still occupies its thread.
+                # A body that is not awaited any more still occupies its thread.
                 if work is None:
                     place.leave()
                 else:
@@ -248,8 +248,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                     source, room.streams, still=lambda: self._caller(method, context)
                 ):
                     yield item
-            except Exception as error:  # noqa: BLE001 - the one place where errors are told
-                await self._tell(context, method, error)
+            except Exception as error:  # noqa: BLE001 - the one place where errors are reported
+                await self._fail(context, method, error)
             finally:
                 stop.set()
                 place.leave()
@@ -267,8 +267,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 place.take(self, method, caller, "feeds", room.feeds)
                 async for item in body(_all_checked(requests), caller):
                     yield item
-            except Exception as error:  # noqa: BLE001 - the one place where errors are told
-                await self._tell(context, method, error)
+            except Exception as error:  # noqa: BLE001 - the one place where errors are reported
+                await self._fail(context, method, error)
             finally:
                 place.leave()
 
@@ -303,12 +303,12 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         if not self._under_way[key]:
             del self._under_way[key]
 
-    async def _tell(self, context: Any, method: str, error: Exception) -> None:
+    async def _fail(self, context: Any, method: str, error: Exception) -> None:
         if isinstance(error, Throttled | TransportError):
             connection = self._connection_of(context.peer())
             if connection is not None:
                 connection.refused()
-        await _tell(context, method, error)
+        await _report(context, method, error)
 
 
 class _Place:
@@ -389,7 +389,7 @@ async def _drawn(
         yield item
 
 
-async def _tell(context: Any, method: str, error: Exception) -> None:
+async def _report(context: Any, method: str, error: Exception) -> None:
     """End the call with what the caller may know of ``error``."""
     if isinstance(error, FedlearnError | AttestationError):
         message = str(error)

@@ -29,7 +29,7 @@ _MAX_UNIX_MS = 4_102_444_800_000  # the year 2100
 
 
 class OperatorService:
-    """Bodies of ``fedlearn.v1.Operator``. ``connected`` says whether a site has a stream."""
+    """Bodies of ``fedlearn.v1.Operator``. ``connected`` returns whether a site has a stream."""
 
     def __init__(
         self,

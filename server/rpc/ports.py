@@ -54,8 +54,8 @@ class Coordinator(Protocol):
     """The coordinator behind the services.
 
     Methods are called from several threads at once. They raise errors of
-    :mod:`fedlearn.errors` or :mod:`attestation.errors`, which the caller is told; anything
-    else is logged here and told as an internal error. ``operator`` is the name in the
+    :mod:`fedlearn.errors` or :mod:`attestation.errors`, which the caller gets; any other
+    error is logged here and reported as an internal error. ``operator`` is the name in the
     caller's certificate, for the ledger.
     """
 
@@ -120,11 +120,11 @@ class Coordinator(Protocol):
     def site_connected(
         self, site: str, orders: Orders, *, version: str, running: tuple[str, ...]
     ) -> None:
-        """A site's agent connected and says which assignments it runs."""
+        """A site's agent connected and reports which assignments it runs."""
         ...
 
     def site_disconnected(self, site: str, orders: Orders) -> None:
-        """That connection ended. The site may be connected anew already, by other orders."""
+        """That connection ended. The site may be connected again already, with other orders."""
         ...
 
     def workload_changed(self, site: str, *, assignment: str, phase: Phase, reason: str) -> None:

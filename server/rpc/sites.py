@@ -51,7 +51,7 @@ class _Stream:
         self._queued = 0
         self._closed = False
         self._tokens, self._at = _REPORTS_AT_ONCE, loop.time()
-        self._told: dict[str, tuple[Phase, str]] = {}
+        self._reported: dict[str, tuple[Phase, str]] = {}
 
     def send(self, order: StartOrder | StopOrder) -> None:
         """Queue an order."""
@@ -74,7 +74,7 @@ class _Stream:
         self._put(message)
 
     def close(self, reason: str) -> None:
-        """End the stream; ``reason`` is told to the site."""
+        """End the stream; ``reason`` is sent to the site."""
         self.fail(TransportError(reason))
 
     def fail(self, error: FedlearnError) -> None:
@@ -95,13 +95,13 @@ class _Stream:
         self._tokens -= 1.0
         return 0.0
 
-    def news(self, assignment: str, told: tuple[Phase, str]) -> bool:
-        """Say whether the site has not just said this of the assignment."""
-        known = self._told.pop(assignment, None)
-        self._told[assignment] = told
-        while len(self._told) > MAX_RUNNING:
-            del self._told[next(iter(self._told))]
-        return known != told
+    def news(self, assignment: str, reported: tuple[Phase, str]) -> bool:
+        """Return whether this differs from the last report on the assignment."""
+        known = self._reported.pop(assignment, None)
+        self._reported[assignment] = reported
+        while len(self._reported) > MAX_RUNNING:
+            del self._reported[next(iter(self._reported))]
+        return known != reported
 
     async def next(self, timeout: float) -> pb.SiteOrder:
         """Return the next order; a heartbeat when there is none for ``timeout`` seconds.
@@ -152,7 +152,7 @@ class SitesService:
         sites.subscribe(self._changed)
 
     def connected(self, site: str) -> bool:
-        """Say whether the site has a stream."""
+        """Return whether the site has a stream."""
         with self._lock:
             return site in self._streams
 
@@ -167,7 +167,7 @@ class SitesService:
         return enroll_reply(site, request.csr, self._ca, self._gate, self._welcome)
 
     def ProposeTpm(self, request: pb.ProposeTpmRequest, caller: Caller) -> pb.ProposeTpmReply:  # noqa: N802
-        """Challenge the TPM that a site says it has."""
+        """Challenge the TPM that a site claims to have."""
         site = _site(caller)
         self._gate.count(f"tpm/{site.name}")
         proposal = self._tpms.propose(site.name, request.identity)
@@ -227,16 +227,16 @@ class SitesService:
             with self._lock:
                 if self._streams.get(site.name) is stream:
                     del self._streams[site.name]
-            # Not awaited: a cancelled call must still be told, and may not wait.
+            # Not awaited: a cancelled call cannot wait, and the coordinator is notified of it too.
             self._pool.submit(self._coordinator.site_disconnected, site.name, stream)
 
     async def _hello(self, reports: AsyncIterator[pb.SiteReport]) -> pb.Hello:
         try:
             first = await asyncio.wait_for(anext(reports), HELLO_SECONDS)
         except (TimeoutError, StopAsyncIteration):
-            raise TransportError("a site says hello first") from None
+            raise TransportError("the first report of a site has to be hello") from None
         if first.WhichOneof("report") != "hello":
-            raise TransportError("a site says hello first")
+            raise TransportError("the first report of a site has to be hello")
         if len(first.hello.running) > MAX_RUNNING or len(first.hello.version) > 64:
             raise ConfigError("the greeting is too long", key="hello")
         return first.hello
@@ -250,7 +250,7 @@ class SitesService:
         """Hand on what the site reports, in order; end the stream when that ends."""
         try:
             async for report in reports:
-                # A site that reports too much is read more slowly, and nobody else is.
+                # Only a site that reports too much is read more slowly.
                 while (pause := stream.pause()) > 0:
                     await asyncio.sleep(pause)
                 await self._call(self._take, stream, report)
@@ -272,8 +272,8 @@ class SitesService:
                 phase = phase_of(workload)
                 if len(workload.reason) > MAX_TEXT or len(workload.assignment) > MAX_TEXT:
                     raise ConfigError(f"at most {MAX_TEXT} characters", key="reason")
-                told = (phase, workload.reason)
-                if not stream.news(workload.assignment, told):
+                reported = (phase, workload.reason)
+                if not stream.news(workload.assignment, reported):
                     return
                 self._coordinator.workload_changed(
                     site,

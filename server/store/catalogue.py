@@ -65,8 +65,8 @@ class Catalogue:
     ``models``   model → its job, highest version ever, and the versions that are kept
     ``counter``  value of the monotonic counter after the last write; None without one
     ``generation``   how often the catalogue was written
-    ``established``  a coordinator was established with this store: it has a ledger
-    ``protectors``   of the root key when it was established
+    ``established``  a coordinator was initialized with this store: it has a ledger
+    ``protectors``   of the root key when it was initialized
     (server.state_directory.protector_names) ``head``         where that ledger ended when the
     catalogue was written, ``sequence:hash``
     """
@@ -158,7 +158,7 @@ class CatalogueFile:
     def read(self) -> Catalogue | None:
         """Return the catalogue; ``None`` when there is none.
 
-        :raises StoreError: when it does not open, or is older than the counter says.
+        :raises StoreError: when it does not open, or is older than the counter shows.
         """
         data = self._root.read(self._path, _LABEL, limit=_LIMIT)
         if data is None:
@@ -185,7 +185,7 @@ class CatalogueFile:
     def write(self, catalogue: Catalogue) -> None:
         """Seal the catalogue and count.
 
-        :raises StoreError: when it cannot be written, or somebody else counts.
+        :raises StoreError: when it cannot be written, or the counter was used elsewhere.
         :raises AttestationError: when the counter cannot be used.
         """
         if self._counter is None:
@@ -216,6 +216,6 @@ class CatalogueFile:
         if written != value:
             raise StoreError(
                 f"the counter is at {value}, the store expects {written}: "
-                "it is another counter, or somebody else counts with it",
+                "it is another counter, or another program increments it",
                 hint=_ANOTHER_TPM,
             )

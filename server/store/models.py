@@ -78,7 +78,7 @@ class ModelStore:
 
         :param counter: a monotonic counter, by which an older copy of the directory is detected.
         :param adopt_counter: bind an existing store to ``counter`` for the first time, or
-            to that of a new machine. An older copy cannot be told from the newest then.
+            to that of a new machine. An older copy then cannot be distinguished from the newest.
         :param record: the ledger; it gets an entry for each checkpoint, rotation and export.
         :param signer: signs the models that are sealed for an owner as well; they leave this
             store, and the signature shows their owner where they come from.

@@ -1,10 +1,10 @@
-"""Are store and ledger of one state, and is neither older than the other?
+"""Checks that store and ledger are of one state, and neither is older than the other.
 
-Both are authenticated, each for itself. What binds them is sealed: the catalogue of the store
-says that there is a ledger and where it ended (:class:`server.store.catalogue.Catalogue`), and the
-head file how far either had come (:mod:`server.store.head_file`). Whoever puts back all of them
-together is found by a TPM's counter (:class:`server.store.catalogue.MonotonicCounter`) or by a
-ledger head that was kept elsewhere.
+Both are authenticated, each by itself. What binds them is sealed: the catalogue of the store
+states that there is a ledger and where it ended (:class:`server.store.catalogue.Catalogue`), and
+the head file how far either had come (:mod:`server.store.head_file`). If all of them are put back
+together, this is detected by a TPM's counter (:class:`server.store.catalogue.MonotonicCounter`) or
+by a ledger head that was kept elsewhere.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from server.store.catalogue import Catalogue
 from server.store.head_file import HEAD_FILE, HeadFile
 from server.store.models import ModelStore
 
-__all__ = ["check_bound", "check_established", "check_not_older", "written_versions"]
+__all__ = ["check_bound", "check_initialized", "check_not_older", "written_versions"]
 
 _BACKUP: Final = (
     "restore ledger and store from the same, newest backup; if an older one is all that is left, "
-    "`fedlearn-server adopt --config server.toml` goes on with it and says so in the ledger"
+    "`fedlearn-server adopt --config server.toml` continues with it and records this in the ledger"
 )
 
 
-def check_established(catalogue: Catalogue) -> None:
-    """Check that the store is one of an established coordinator.
+def check_initialized(catalogue: Catalogue) -> None:
+    """Check that the store is one of a coordinator that was initialized.
 
     :raises StoreError: when it is not, or is of a version whose state was not bound together.
     """
     if not catalogue.established:
         raise StoreError(
-            "the store does not say that a coordinator was established with it",
+            "the store is not marked as that of an initialized coordinator",
             hint="either `fedlearn-server init` was interrupted: remove the directory and run it "
             "again; or the directory is of a version that did not bind store and ledger: export "
-            "its models with that version, and establish a coordinator in another directory",
+            "its models with that version, and initialize a coordinator in another directory",
         )
 
 
@@ -56,12 +56,12 @@ def check_bound(
     :param length: how many entries the ledger has.
     :param hash_of: returns the hash of one of them, ``None`` where there is no such entry.
     :param sealed: the head file as it was read before the catalogue.
-    :param later: the head file as it was read after the ledger, where somebody may write.
-    :raises StoreError: when the store was never established, or catalogue or head file is older
+    :param later: the head file as it was read after the ledger, where another process may write.
+    :raises StoreError: when the store was never initialized, or catalogue or head file is older
         than the other, or than the ledger.
     :raises LedgerError: when the ledger is shorter than what is sealed, or another one.
     """
-    check_established(catalogue)
+    check_initialized(catalogue)
     if not sealed.found:
         raise StoreError(f"{HEAD_FILE} of the store is missing", hint=_BACKUP)
     position, latest = sealed.position, (later or sealed).position

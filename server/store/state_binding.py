@@ -21,7 +21,7 @@ from server.ledger import LEDGER_FILE, Ledger, LedgerReader
 from server.store.catalogue import MonotonicCounter
 from server.store.head_file import HEAD_FILE, HeadFile
 from server.store.models import ModelStore
-from server.store.rollback import check_bound, check_established, check_not_older
+from server.store.rollback import check_bound, check_initialized, check_not_older
 
 __all__ = [
     "CA_FILE",
@@ -64,7 +64,7 @@ def open_bound(
                 create=False,
             )
         )
-        check_established(store.catalogue)
+        check_initialized(store.catalogue)
         ledger = stack.enter_context(
             Ledger.open(
                 state / LEDGER_FILE, secret_key(keys, LEDGER_KEY), create=False, seal=head.seal_head
@@ -102,7 +102,7 @@ def compare_bound(state: Path, keys: KeyService) -> None:
     before = HeadFile(path, keys.root)
     with ModelStore.open(state / STORE_FOLDER, keys, read_only=True) as store:
         catalogue = store.catalogue
-    check_established(catalogue)
+    check_initialized(catalogue)
     chain = LedgerReader(state / LEDGER_FILE).chain(ledger_key(keys).public_key())
     check_bound(
         catalogue,
@@ -154,5 +154,5 @@ def secret_key(keys: KeyService, name: str) -> ec.EllipticCurvePrivateKey:
 def _incomplete(name: str) -> StoreError:
     return StoreError(
         f"the state directory lacks the secret {name!r}",
-        hint="restore it from a backup, or establish a new coordinator in another folder",
+        hint="restore it from a backup, or initialize a new coordinator in another folder",
     )

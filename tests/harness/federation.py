@@ -343,8 +343,8 @@ class FederationHarness:
         from server.config import ServerConfig
         from server.state_directory import StateDirectory
 
-        with StateDirectory.open(ServerConfig.load(self.server_toml)) as home:
-            self.ca = home.ca
+        with StateDirectory.open(ServerConfig.load(self.server_toml)) as directory:
+            self.ca = directory.ca
 
     # --- sites ------------------------------------------------------------------------
 

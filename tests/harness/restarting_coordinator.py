@@ -60,16 +60,16 @@ class RestartingCoordinator:
     def __call__(self) -> Coordinator:
         self.stop()
         closing, settings = self._closing, self._settings
-        home = StateDirectory.open(settings)
-        closing.append(home.close)
-        book = home.job_store()
+        directory = StateDirectory.open(settings)
+        closing.append(directory.close)
+        book = directory.job_store()
         closing.append(book.close)
         sites = SiteRegistry(
-            entries=site_entries(home.ledger),
+            entries=site_entries(directory.ledger),
             address="127.0.0.1:1",
-            ca_pin=home.ca.key_digest,
+            ca_pin=directory.ca.key_digest,
             clock=lambda: datetime.now(UTC),
-            record=home.ledger.append,
+            record=directory.ledger.append,
         )
         if not sites.list():
             token = sites.invitations.create_token("site-a", needs_approval=False)
@@ -78,13 +78,13 @@ class RestartingCoordinator:
         runtime = self._folder / "run"
         runtime.mkdir(exist_ok=True)
         coordinator = Coordinator(
-            home,
+            directory,
             job_store=book,
             sites=sites,
             register=register,
             trust=TrustAnchors,
             gate_of=lambda jobs: AdmissionGate(
-                ca=home.ca,
+                ca=directory.ca,
                 register=register,
                 jobs=jobs.admittable,
                 sites=sites,

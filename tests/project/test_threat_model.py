@@ -155,7 +155,7 @@ def test_the_table_names_every_file_of_a_coordinators_state(
         coordinator.submit_job(
             "alice", job_toml=job, bundle=tiny_bundle(tmp_path / "app"), policy_toml=policy
         )
-        coordinator._home.store.write("a", {"w": np.zeros(3, np.float32)}, round=1)
+        coordinator._directory.store.write("a", {"w": np.zeros(3, np.float32)}, round=1)
         made = files(tmp_path / "jobs" / "state")
     # One whose operator's key is made where it is.
     (tmp_path / "server.toml").write_text(

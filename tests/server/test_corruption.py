@@ -60,11 +60,11 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
                 coordinator.events.report(name, Log(line=f"line {number} of {name}"))
             for round_ in (1, 2):
                 weights = {"w": np.arange(300, dtype=np.float32) * round_}
-                coordinator._home.store.write(name, weights, round=round_, state=b"momentum")
+                coordinator._directory.store.write(name, weights, round=round_, state=b"momentum")
         coordinator.cancel_job("alice", "beta")
         excluded = {"job": "alpha", "site": "site-a", "client": "c", "change": "laid"}
         about = {"until": None, "reason": "r", "operator": "alice"}
-        coordinator._home.ledger.append("exclusion", {**excluded, **about})
+        coordinator._directory.ledger.append("exclusion", {**excluded, **about})
         start.stop()
         whole = folder / "state"
         yield folder, {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
@@ -78,19 +78,21 @@ def look(folder: Path) -> Facts:
     """Return what a coordinator learns from its state at the start, and its commands from it."""
     config = ServerConfig.load(folder / "server.toml")
     found: Facts = {}
-    with StateDirectory.open(config) as home:
-        home.keys.sweep()
-        verified = home.ledger.verify(home.ledger.public_key)
+    with StateDirectory.open(config) as directory:
+        directory.keys.sweep()
+        verified = directory.ledger.verify(directory.ledger.public_key)
         found["ledger"] = (verified.entries, str(verified.head))
-        for model in home.store.models():
-            stored = home.store.verify(model)
+        for model in directory.store.models():
+            stored = directory.store.verify(model)
             found[f"model {model}"] = [(s.version, s.digest.hex()) for s in stored]
-            weights = b"".join(array.tobytes() for array in home.store.load(model).values())
-            found[f"weights {model}"] = hashlib.sha256(weights + home.store.state(model)).digest()
-        found["ca"] = home.ca.key_digest
+            weights = b"".join(array.tobytes() for array in directory.store.load(model).values())
+            found[f"weights {model}"] = hashlib.sha256(
+                weights + directory.store.state(model)
+            ).digest()
+        found["ca"] = directory.ca.key_digest
         for key in ("order_key", "result_key"):
-            found[key] = getattr(home, key).private_numbers().private_value
-        with contextlib.closing(home.job_store()) as book:
+            found[key] = getattr(directory, key).private_numbers().private_value
+        with contextlib.closing(directory.job_store()) as book:
             for job in book.states():
                 name = job.name
                 found[f"state {name}"] = job if job.sites else Named(job.detail)
@@ -102,19 +104,19 @@ def look(folder: Path) -> Facts:
             for name, reason in book.set_apart.items():
                 found.setdefault(f"job {name}", Named(reason))
         sites = SiteRegistry(
-            entries=site_entries(home.ledger),
+            entries=site_entries(directory.ledger),
             address="127.0.0.1:1",
-            ca_pin=home.ca.key_digest,
+            ca_pin=directory.ca.key_digest,
             clock=_now,
             record=lambda *_: None,
         )
         found["sites"] = sites.list()
-        operators = (entry.body for entry in home.ledger.entries(kind="operator"))
+        operators = (entry.body for entry in directory.ledger.entries(kind="operator"))
         register = OperatorRegistry(
-            ca=home.ca, entries=operators, record=lambda *_: None, clock=_now
+            ca=directory.ca, entries=operators, record=lambda *_: None, clock=_now
         )
         found["operators"] = register.list()
-        excluded = ExclusionList(e.body for e in home.ledger.entries(kind="exclusion"))
+        excluded = ExclusionList(e.body for e in directory.ledger.entries(kind="exclusion"))
         found["exclusions"] = excluded.of_job("alpha", now=_now())
     return found
 

@@ -92,7 +92,7 @@ def test_the_first_operators_key_is_never_at_the_coordinator(place: Path) -> Non
         done = operator("list", "--operator", "mine", "--json")
         (row,) = json.loads(done.stdout)["operators"]
         assert (row["name"], row["by"], row["revoked"]) == ("alice", "(coordinator)", False)
-        entries = list(service.home.ledger.entries(kind="operator"))
+        entries = list(service.directory.ledger.entries(kind="operator"))
     assert [(e.body["operator"], e.body["change"]) for e in entries] == [("alice", "added")]
 
 

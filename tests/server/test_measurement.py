@@ -73,8 +73,8 @@ def test_what_protects_the_root_key_is_what_it_was_at_the_first_start(tmp_path: 
         operator_csr=None,
     )
     config = settings("server.toml", owner)
-    with StateDirectory.open(config) as home:
-        sealed = home.store.catalogue.protectors
+    with StateDirectory.open(config) as directory:
+        sealed = directory.store.catalogue.protectors
     public = thief.public_key().public_bytes_raw().hex()
     assert sealed == ["passphrase", f"recovery-key:{public}"]
     expected = protector_names(config.keys)

@@ -10,7 +10,7 @@ What the application may ask is decided here, by the job and not by the applicat
 =====================  =======================================================================
 ``nodes``              the numbers of the nodes that are online
 ``start``              run the rounds of one of Flower's strategies, here
-``start``, own         the same with a strategy of the application: only where the job says
+``start``, own         the same with a strategy of the application: only where the job has
 strategy               ``[aggregation] updates = "visible-to-app"``
 ``push pull forget``   messages of an application that drives its rounds itself: likewise
 ``files``              the files that the application leaves, once, before it has ended
@@ -49,7 +49,7 @@ from server.flower.aggregation.remote import (
 from server.flower.aggregation.round_updates import Rules
 from server.flower.aggregation.rounds import Rounds, RoundStrategy, Stage
 from server.flower.application import app_files as appfiles
-from server.flower.exchange.calls import MAX_RECORD_BYTES, Coordinator
+from server.flower.exchange.calls import MAX_RECORD_BYTES, CoordinatorClient
 from server.flower.ipc.failures import raised
 from server.flower.ipc.peer import Answer, Peer
 from server.flower.ipc.process_lifetime import end_with
@@ -66,10 +66,10 @@ _SLACK_BYTES: Final = 64 * 1024 * 1024
 
 
 class Session:
-    """What the application of one job may ask, answered. Safe to use from many threads."""
+    """Answers the requests of one job's application. Safe to use from many threads."""
 
     def __init__(
-        self, plan: JobPlan, run: Any, coordinator: Coordinator, pipe: ProcessChannel
+        self, plan: JobPlan, run: Any, coordinator: CoordinatorClient, pipe: ProcessChannel
     ) -> None:
         self._plan = plan
         self._visible = plan.spec.aggregation.visible
@@ -110,7 +110,7 @@ class Session:
                 failure = fields.get("failure")
                 self.failure = None if failure is None else raised(failure)
                 if self.failure is None and not self.rounds.finished:
-                    # Flower's legacy API goes on when nothing that it asks for is allowed.
+                    # Flower's legacy API continues even if none of its requests is allowed.
                     self.failure = self._denied
                 self.ended.set()
                 return {}, ()
@@ -118,7 +118,7 @@ class Session:
                 raise TransportError(f"{other[:40]!r} is not a request")
 
     def wait(self) -> None:
-        """Wait until the application says that it has ended, or its process is gone."""
+        """Wait until the application reports its end, or its process is gone."""
         while not self.ended.wait(_LOOK_SECONDS):
             if self.peer.wait_closed(0):
                 return
@@ -237,7 +237,7 @@ def main() -> None:
         raise SystemExit(1)
     header, blobs = first
     plan = from_record(header, blobs)
-    coordinator = Coordinator(ours)
+    coordinator = CoordinatorClient(ours)
     theirs = ProcessChannel(
         socket.socket(fileno=app_end), limit=_SLACK_BYTES + 4 * plan.max_update_bytes
     )

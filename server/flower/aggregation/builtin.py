@@ -161,7 +161,7 @@ class BuiltIn(Strategy):  # type: ignore[misc]
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Return the mean metrics of an evaluation; None where nobody reported any."""
+        """Return the mean metrics of an evaluation; None where no site reported any."""
         chosen = self._alike([each for each in replies if each.has_content()], train=False)
         if not chosen or not sum(self._weight(message.content) for message in chosen):
             return None
@@ -173,7 +173,7 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         mean = ExactMean(self._model)
-        told: list[Message] = []
+        received: list[Message] = []
         asked = 0
         for message in replies:
             asked += 1
@@ -186,14 +186,14 @@ class BuiltIn(Strategy):  # type: ignore[misc]
                 continue
             # The arrays are in the sum; only the metrics are kept until the round's end.
             message.content = RecordDict(dict(message.content.metric_records.items()))
-            told.append(message)
+            received.append(message)
         log(INFO, "aggregate_train: added %s of %s updates", mean.updates, asked)
         self._check_quorum(mean.updates, asked)
         arrays = self._result(mean, server_round, asked)
         if arrays is None:
             return None, None
-        told.sort(key=lambda message: self._place(message.metadata.src_node_id))
-        chosen = self._alike(told, train=True)
+        received.sort(key=lambda message: self._place(message.metadata.src_node_id))
+        chosen = self._alike(received, train=True)
         metrics_of = None
         if chosen and sum(self._weight(message.content) for message in chosen):
             contents = [message.content for message in chosen]

@@ -1,4 +1,4 @@
-"""The grid of a job: the one seam through which arrays leave and enter a strategy.
+"""The grid of a job: all arrays leave and enter a strategy through it.
 
 It runs in the aggregator, a process of ours; the application sees
 :class:`server.flower.application.app_grid.AppGrid`. A strategy sees Flower's ``Grid``. Behind it
@@ -6,7 +6,7 @@ It runs in the aggregator, a process of ours; the application sees
 * the global model is packed once for each exchange, however many clients get it;
 * nodes are listed in the order of the job, and replies are handed over in that order, so that
   a strategy which adds floating-point numbers gets the same bits in every run. A strategy that
-  declares ``streams = True`` gets each reply when it arrives, and then it is let go;
+  declares ``streams = True`` gets each reply when it arrives, and no reply is kept;
 * an exchange ends at its deadline, by the job's rule for stragglers and its quorum;
 * a reply is checked before it enters: names, types and shapes are those of the model, values
   are finite, metrics are few and numbers, the weight is at most what the site has committed
@@ -15,7 +15,7 @@ It runs in the aggregator, a process of ours; the application sees
 
 One reply is one failure domain: whatever is wrong with it refuses this reply alone. It reaches
 the strategy as an error message, which is how strategies of Flower know failures. Under
-privacy the reason of a refusal is a constant, because data may have gone into anything else.
+privacy the reason of a refusal is a constant, because any other text might depend on the data.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from server.flower.aggregation.replies import Spec
 from server.flower.aggregation.round_exchange import WAIT_SECONDS, RoundExchange
 from server.flower.aggregation.round_updates import RoundUpdates, Rules
 from server.flower.aggregation.update_validator import Asked, UpdateValidator
-from server.flower.exchange.calls import Coordinator, Node
+from server.flower.exchange.calls import CoordinatorClient, Node
 
 __all__ = ["JobGrid"]
 
@@ -52,7 +52,7 @@ class JobGrid(Grid):  # type: ignore[misc]
     ``updates`` are those of the present round, ``validator`` checks replies.
     """
 
-    def __init__(self, coordinator: Coordinator, rules: Rules) -> None:
+    def __init__(self, coordinator: CoordinatorClient, rules: Rules) -> None:
         self._coordinator = coordinator
         self._rules = rules
         self._order = {site: index for index, site in enumerate(rules.sites)}
@@ -103,7 +103,7 @@ class JobGrid(Grid):  # type: ignore[misc]
         return "" if node is None else node.site
 
     def place(self, number: int) -> int:
-        """Return where a node stands in the order of the job."""
+        """Return the position of a node in the order of the job."""
         node = self._nodes.get(number)
         return len(self._order) if node is None else self._place(node)
 
@@ -264,7 +264,7 @@ class JobGrid(Grid):  # type: ignore[misc]
             self._short_since = now
         elif now - self._short_since > self._rules.seconds:
             raise QuorumNotReached(
-                f"the strategy wants more than the {count} nodes that are online",
+                f"the strategy needs more than the {count} nodes that are online",
                 hint="lower its min_available_nodes, or wait for more sites",
             )
 

@@ -2,7 +2,7 @@
 
 An application may bring a function that evaluates the model, functions that aggregate metrics,
 and, where the job lets it see single updates, a whole strategy. None of them runs in the
-aggregator: each call goes over the pipe, and what comes back is checked like anything else that
+aggregator: each call goes over the process channel, and what comes back is checked like all that
 is not trusted.
 """
 
@@ -53,7 +53,7 @@ class RemoteFunctions:
         self._max_bytes = max_bytes
 
     def evaluate(self, round_: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """Return what ``evaluate_fn`` of the application says about a model."""
+        """Return the result of the application's ``evaluate_fn`` for a model."""
         described, blobs = packed_arrays(arrays)
         answer, _ = self._peer.call("evaluate", {"round": round_, "arrays": described}, blobs)
         return _metrics(answer.get("metrics"))
@@ -73,7 +73,7 @@ class RemoteFunctions:
         return aggregate
 
     def should_stop(self, round_: int, result: Result) -> bool:
-        """Return whether the application wants no further round."""
+        """Return whether the application stops after this round."""
         fields, blobs = result_fields(result)
         answer, _ = self._peer.call("should_stop", {**fields, "round": round_}, blobs)
         return answer.get("stop") is True
@@ -94,13 +94,13 @@ class RemoteStrategy:
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return the messages that the strategy wants to send."""
+        """Return the messages that the strategy sends."""
         return self._configured("configure_train", server_round, arrays, config)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return the messages that the strategy wants to send."""
+        """Return the messages that the strategy sends."""
         return self._configured("configure_evaluate", server_round, arrays, config)
 
     def aggregate_train(
@@ -197,7 +197,7 @@ def replies_fields(
 def messages_of(
     fields: Mapping[str, Any], blobs: Sequence[memoryview], *, max_bytes: int
 ) -> list[Message]:
-    """Return the messages to nodes that an application wants to send.
+    """Return the messages that an application sends to nodes.
 
     Messages that share a content share it here as well.
 

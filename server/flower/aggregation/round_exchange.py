@@ -11,7 +11,7 @@ from flwr.app import Message
 from fedlearn.errors import QuorumNotReached
 from server.flower.aggregation.round_updates import RoundUpdates, Rules
 from server.flower.aggregation.update_validator import Asked, UpdateValidator, failure
-from server.flower.exchange.calls import Coordinator, Node
+from server.flower.exchange.calls import CoordinatorClient, Node
 
 __all__ = ["WAIT_SECONDS", "RoundExchange"]
 
@@ -31,7 +31,7 @@ class RoundExchange:
 
     def __init__(
         self,
-        coordinator: Coordinator,
+        coordinator: CoordinatorClient,
         rules: Rules,
         updates: RoundUpdates,
         validator: UpdateValidator,

@@ -8,7 +8,7 @@ from typing import Final
 
 from attestation.length_prefixed import pack
 from fedlearn.errors import FedlearnError, QuorumNotReached
-from server.flower.exchange.calls import Coordinator
+from server.flower.exchange.calls import CoordinatorClient
 from server.flower.exchange.receipts import ledger_digest
 from server.flower.job_plan import Reply
 
@@ -54,7 +54,7 @@ class RoundUpdates:
     ``driven``  whether rounds run here, and not in the application
     """
 
-    def __init__(self, coordinator: Coordinator, rules: Rules) -> None:
+    def __init__(self, coordinator: CoordinatorClient, rules: Rules) -> None:
         self._coordinator = coordinator
         self._rules = rules
         self._contributors: frozenset[str] = frozenset()

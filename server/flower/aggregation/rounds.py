@@ -8,8 +8,8 @@ differences:
 * the model of a round is sealed, together with the state of the strategy and the metrics so
   far, before a site evaluates it, the application sees it or the next round begins. Whatever
   a crash interrupts was therefore never shown, or is read back from the seal as it was;
-* a round into which a site's update went that lost its admission meanwhile is run again
-  without it.
+* when a site loses its admission during a round, and its update is in the result, the round is
+  run again without it.
 
 Under privacy the order is: exact sum, noise, charge, seal. Releases are counted over all
 stages, repeats and restarts of a job (:meth:`server.jobs.job_channel.JobChannelHandler.charge`).
@@ -40,7 +40,7 @@ from fedlearn.job.spec import JobSpec
 from fedlearn.job.tables import MAX_ROUNDS
 from server.flower.aggregation.grid import JobGrid
 from server.flower.aggregation.round_updates import ContributorRevoked
-from server.flower.exchange.calls import Coordinator
+from server.flower.exchange.calls import CoordinatorClient
 from server.flower.ipc.records import HISTORIES
 from server.flower.ipc.strategy_state import Captured, NotCaptured, capture, restore
 from server.flower.job_plan import Checkpoint
@@ -96,7 +96,7 @@ class Stage:
 class Rounds:
     """Runs the rounds of one job, stage by stage."""
 
-    def __init__(self, coordinator: Coordinator, spec: JobSpec, grid: JobGrid) -> None:
+    def __init__(self, coordinator: CoordinatorClient, spec: JobSpec, grid: JobGrid) -> None:
         self._coordinator = coordinator
         self._spec = spec
         self._grid = grid
@@ -179,7 +179,7 @@ class Rounds:
         )
 
     def _release(self, stage: Stage, number: int, rounds: int) -> None:
-        """Make the model of a round, charge for it and seal it. Nobody has seen it before."""
+        """Make the model of a round, charge for it and seal it. It was not disclosed before."""
         saved = self._last if self._last is not None else self._state(stage)
         arrays = stage.arrays
         for _ in range(_MAX_REPEATS):
@@ -187,13 +187,13 @@ class Rounds:
                 self._train(stage, number, rounds)
                 self._grid.updates.check_contributors()
                 break
-            except ContributorRevoked as tainted:
+            except ContributorRevoked as revoked:
                 if saved is None:
                     raise RoundError(
-                        f"{tainted}, and the strategy's state cannot be set back",
+                        f"{revoked}, and the strategy's state cannot be set back",
                         hint="the job starts again from round 1 when it is resumed",
-                    ) from tainted
-                self._coordinator.event("log", line=f"round {number} is run again: {tainted}")
+                    ) from revoked
+                self._coordinator.event("log", line=f"round {number} is run again: {revoked}")
                 self._set_back(stage, saved)
                 stage.arrays = arrays
         else:
@@ -210,7 +210,7 @@ class Rounds:
         cohort = None if privacy is None else privacy.cohort(self._spec.sites, number)
         grid.restrict(None if cohort is None else frozenset(cohort))
         messages = list(strategy.configure_train(number, stage.arrays, stage.train_config, grid))
-        own = hasattr(strategy, "captured")  # a strategy of the application may ask nobody
+        own = hasattr(strategy, "captured")  # a strategy of the application may send no message
         if not messages and privacy is None and not own:
             raise QuorumNotReached(
                 f"round {number}: the strategy asked no site to train",
@@ -342,7 +342,7 @@ def _around(stage: Stage) -> dict[str, Any]:
 
 
 def _shown(result: Result, number: int) -> dict[str, Any]:
-    """Return the metrics of a round for people: evaluation wins over training."""
+    """Return the metrics of a round to show: evaluation takes precedence over training."""
     shown: dict[str, Any] = {}
     for name in HISTORIES:
         for key, value in getattr(result, name).get(number, {}).items():

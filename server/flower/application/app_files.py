@@ -1,7 +1,7 @@
 """The files that an application leaves in its folder: collected in its process, kept by the job.
 
-The application's process reads them itself, with its own rights, and hands them over when it
-has ended: whatever it says there are its files. A process that is killed leaves none.
+The application's process reads them itself, with its own rights, and sends them when it has
+ended: what it sends then are its files. A process that is killed leaves none.
 
 They are sealed as a model is, for the owner of the job, under a name of their own: every file
 is a tensor of bytes whose name is the file's with a prefix.
@@ -55,7 +55,7 @@ def collect(
 
     :param most: the bytes of all files; those beyond it, or beyond :data:`MAX_FILES`, in the
         order of their names, are left out.
-    :param without: entries of ``folder`` itself that are left out without a word.
+    :param without: entries of ``folder`` itself that are left out without a report.
     """
     kept: dict[str, bytes] = {}
     left_out: list[str] = []
@@ -82,7 +82,7 @@ def collect(
 
 
 def checked(names: object, blobs: Sequence[memoryview], *, most: int) -> dict[str, memoryview]:
-    """Return what an application's process says its files are, within the bounds.
+    """Return the files that an application's process sent, checked against the bounds.
 
     :raises TransportError: naming what is wrong with them.
     """

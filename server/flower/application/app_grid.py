@@ -137,7 +137,7 @@ class AppGrid(Grid):  # type: ignore[misc]
         """Send messages and return the replies, by the job's rules.
 
         :param timeout: seconds; the job's own deadline holds in any case.
-        :raises QuorumNotReached: when somebody is late and the job says that this is a failure.
+        :raises QuorumNotReached: when a site is late and the job treats this as a failure.
         """
         messages = list(messages)
         seconds = min(self._rules.seconds, timeout if timeout is not None else float("inf"))
@@ -186,7 +186,7 @@ class Started:
         self._asked: list[Message] = []
 
     def run(self) -> Result:
-        """Have the aggregator run the rounds; answer its calls meanwhile."""
+        """Have the aggregator run the rounds; answer its calls until they end."""
         given = self._arguments
         arrays, blobs = packed_arrays(given["initial_arrays"])
         fields = {

@@ -136,7 +136,7 @@ class AppHost:
     def _run(
         self, connection: socket.socket, fields: Mapping[str, Any], descriptors: list[int]
     ) -> None:
-        """Run one application to its end, and tell the coordinator of it."""
+        """Run one application to its end, and report the end to the coordinator."""
         folder: Path | None = None
         try:
             folder = Path(tempfile.mkdtemp(prefix="app-", dir=self._scratch))
@@ -228,8 +228,8 @@ def _refusal(connection: socket.socket) -> str:
 def _descent(pid: int) -> str:
     """Return why a process counts as one of an application; empty when it is none.
 
-    From the process upwards: a parent that ends meanwhile is seen to be gone, and then what it
-    left has another one.
+    From the process upwards: a parent that has ended is detected, and its children then
+    have another parent.
     """
     each, steps = pid, 0
     while each > 0 and steps < _MAX_STEPS:
@@ -249,7 +249,7 @@ def _descent(pid: int) -> str:
 
 def _refuse(connection: socket.socket, reason: str) -> None:
     with connection:
-        # A request that nobody read would reset the connection, and the reason be lost.
+        # An unread request would reset the connection, and the reason would be lost.
         with contextlib.suppress(OSError):
             connection.recv(MAX_RECORD, socket.MSG_DONTWAIT)
         _send(connection, {"error": reason, "busy": False})

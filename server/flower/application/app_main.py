@@ -2,7 +2,7 @@
 
 Started by :mod:`server.flower.job_runner` in a sandbox, with one end of a socket pair to the
 aggregator. It has no key, no network, no secret of the job, and sees the updates of sites only
-where the job says so.
+where the job allows it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
         _run(header, bytes(app), peer, folder)
     except FedlearnError as error:
         failure = error
-    except BaseException as error:  # noqa: BLE001  user code may raise anything; told, not lost
+    except BaseException as error:  # noqa: BLE001  user code may raise anything; it is reported
         traceback.print_exc()
         failure = JobError(
             f"the application raised {type(error).__name__}: {error}",
@@ -74,7 +74,7 @@ def main() -> None:
 
 def _run(header: dict[str, Any], app_bytes: bytes, peer: Peer, folder: Path) -> None:
     bundle.check_packages()
-    # An application that logs by Flower's logger expects to be heard.
+    # Show what an application logs with Flower's logger.
     logging.getLogger("flwr").setLevel(logging.INFO)
     run = enter_run(header["run"])
     application = bundle.unpack(app_bytes, folder / _APP_FOLDER)

@@ -1,7 +1,7 @@
 """An application that runs in another container, as its job's host sees it.
 
-The other side is :mod:`server.flower.application.app_host`, which says what travels between the
-two.
+The other side is :mod:`server.flower.application.app_host`, which defines the messages between
+the two.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["AppHostGone", "HostedApplication", "start_hosted"]
 _ANSWER_SECONDS: Final = 75.0
 _KILL_SECONDS: Final = 15.0
 _PAUSE_SECONDS: Final = 0.2
-_PATIENCE_SECONDS: Final = 60.0
+_TIMEOUT_SECONDS: Final = 60.0
 _MAX_WHY: Final = 1000
 
 
 class AppHostGone(JobError):
-    """No app host answers. A crash of the job: it goes on when there is one again."""
+    """No app host answers. A crash of the job, which continues when there is one again."""
 
     code: ClassVar[str] = "crashed"
 
@@ -89,10 +89,10 @@ class HostedApplication:
     def kill(self) -> int:
         """End everything of it, now; return the exit status.
 
-        An app host that does not say so within 15 s counts as gone: what it runs ends when it
-        finds the connection closed.
+        An app host that does not confirm this within 15 s counts as gone: what it runs ends when
+        it finds the connection closed.
         """
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # it has ended
             self._connection.shutdown(socket.SHUT_WR)
         if not self._ended.wait(_KILL_SECONDS):
             with contextlib.suppress(OSError):
@@ -118,19 +118,19 @@ def start_hosted(
     memory_bytes: int,
     full_sandbox: bool,
     over: threading.Event,
-    patience: float = _PATIENCE_SECONDS,
+    timeout: float = _TIMEOUT_SECONDS,
 ) -> HostedApplication:
     """Have the app host at ``path`` start an application; return when it runs.
 
     :param aggregator: the application's socket to the aggregator; it stays the caller's.
     :param over: ends the wait for an app host that is not there or busy.
-    :param patience: how many seconds to wait for it.
+    :param timeout: how many seconds to wait for it.
     :raises AppHostGone: when none answers in time.
     :raises SandboxError: when it does not start the application; in its words.
     :raises JobError: when it is not of this user, or busy for all that time.
     """
     fields = {"memory_bytes": memory_bytes, "full_sandbox": full_sandbox}
-    end = time.monotonic() + patience
+    end = time.monotonic() + timeout
     read, write = os.pipe()
     output = os.fdopen(read, "rb")
     try:

@@ -1,9 +1,9 @@
-"""What a job's aggregator asks of the coordinator, both ends of it.
+"""The requests of a job's aggregator to the coordinator, both ends.
 
-:class:`Coordinator` is the aggregator's end, :func:`serve` the coordinator's. One request at a
-time; every request gets one answer, which is a result or an error of :mod:`fedlearn.errors`.
+:class:`CoordinatorClient` is the aggregator's end, :func:`serve` the coordinator's. One request
+at a time; every request gets one answer, which is a result or an error of :mod:`fedlearn.errors`.
 The aggregator holds no user code; it parses what sites send, so the coordinator checks what it
-says against what the coordinator itself knows (:mod:`server.jobs.job_channel`).
+reports against what the coordinator itself knows (:mod:`server.jobs.job_channel`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from server.flower.job_plan import Checkpoint, JobChannel, Reply
 if TYPE_CHECKING:
     from server.flower.exchange.job_exchange import JobExchange
 
-__all__ = ["MAX_RECORD_BYTES", "Coordinator", "Node", "serve"]
+__all__ = ["MAX_RECORD_BYTES", "CoordinatorClient", "Node", "serve"]
 
 MAX_RECORD_BYTES: Final = 1 << 40
 _LOG = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Node:
     site: str
 
 
-class Coordinator:
+class CoordinatorClient:
     """The coordinator, as the aggregator sees it. Safe to use from several threads.
 
     Every method raises the error with which the coordinator answered, and TransportError when
@@ -64,7 +64,7 @@ class Coordinator:
         """Wait for answers to some of ``ids``, up to ``seconds``."""
         wanted = set(ids)
         with self._pulling:
-            # Whoever waits for many asks again and again for the same without what came.
+            # A caller that waits for many repeats its call without the ids that were answered.
             known = None if wanted == self._waited else sorted(wanted)
             self._waited = None
             answer, blobs = self._ask("pull", {"ids": known, "seconds": seconds})
@@ -99,11 +99,11 @@ class Coordinator:
         return answer["sent"], answer["received"]
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Tell people about the job. An update is named by its question (``question``)."""
+        """Report an event of the job. An update is named by its question (``question``)."""
         self._ask("event", {"kind": kind, "fields": fields})
 
     def charge(self, stage: int, round_: int, inputs: bytes) -> None:
-        """Pay for the release of a noised aggregate of these inputs, before it is released.
+        """Charge the budget for a noised aggregate of these inputs, before it is released.
 
         :raises PrivacyError: when the budget of the job does not pay for it.
         """
@@ -130,7 +130,7 @@ class Coordinator:
         )
 
     def done(self, *, rounds: int, error: FedlearnError | None = None) -> None:
-        """Say how the job ended; the last request."""
+        """Report how the job ended; the last request."""
         failure = None if error is None else failure_of(error)
         self._ask("done", {"rounds": rounds, "failure": failure})
 
@@ -158,8 +158,8 @@ def serve(
 
     An error of ours goes back to the job, and out of its process again with the outcome.
 
-    :param done: called with the job's last word: rounds, and the failure if there was one.
-    :raises TransportError: when the job does not keep to the protocol.
+    :param done: called with the job's final report: its rounds, and the failure if there was one.
+    :raises TransportError: when the job does not follow the protocol.
     """
     receipts = Receipts(link.plan.noise_secret)
     while (record := pipe.receive()) is not None:
@@ -191,7 +191,7 @@ def _answer(
             replies = link.pull(header["ids"], float(header["seconds"]))
             for reply in replies:
                 receipts.note(reply)
-            told = [
+            found = [
                 {
                     "question": each.question,
                     "site": each.site,
@@ -204,7 +204,7 @@ def _answer(
                 for each in replies
             ]
             parts = [part for each in replies for part in (each.message, *each.objects.values())]
-            return {"replies": told}, parts
+            return {"replies": found}, parts
         case "forget":
             link.forget(header["ids"])
             return {}, ()

@@ -12,7 +12,7 @@ activate-node        ``{"interval": seconds}``     ``{"node": number, "run": num
 send-node-heartbeat  ``{"interval": seconds}``     nothing
 deactivate-node      nothing                       nothing
 fetch                nothing                       a message in frames, or 204 after a while
-deliver              a message in frames           nothing; 410 when nobody waits for it
+deliver              a message in frames           nothing; 410 when it is not expected
 ==================== ============================= ========================================
 
 The first frame of a message is its head, the others are its parts; see
@@ -47,18 +47,18 @@ __all__ = [
 
 _SMALL_BYTES: Final = 64 * 1024
 _HOLD_SECONDS: Final = 20.0
-"""How long a node that asks for work is kept waiting before it is told that there is none."""
+"""How long a request for work waits before the response that there is none."""
 
 _SHORTEST_INTERVAL: Final = 10.0
 _LONGEST_INTERVAL: Final = 1800.0
 
 
 class NodeGone(TransportError):
-    """There is nothing left to do for this node."""
+    """The job has no more work for this node."""
 
 
 class NodeBusy(TransportError):
-    """The node does already what it asks for."""
+    """The node makes this request already."""
 
 
 class TooLarge(TransportError):
@@ -74,7 +74,7 @@ _STATUS: Final = {NodeGone: 410, NodeBusy: 409, TooLarge: 413}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivered:
-    """A whole message of a node: well-formed, and no more than that.
+    """A complete, well-formed message of a node, not checked further.
 
     ``digest`` is the SHA-256 of the parts after the content, one after the other, in
     hexadecimal; empty where there are none. For the usual update, one packed ArrayRecord, this
@@ -181,11 +181,11 @@ class NodeActions:
         await _respond(send, 200, list(write_frames(frames)), size=size)
 
     async def _deliver(self, caller: Caller, length: int, receive: Receive, send: Send) -> None:
-        """Take the answer to the question in hand; refused before it is read if there is none."""
+        """Accept the answer to the question in hand; refused before it is read if there is none."""
         with self._link.delivery(caller.node_id, length):
             delivered = await _delivered(receive, length)
             if delivered.head.sender != caller.node_id:
-                raise TransportError("a node may speak for itself only")
+                raise TransportError("a node may send messages of its own only")
             caller.still_live()
             taken = self._link.accept(caller.node_id, delivered, size=length, key=caller.key)
         await _respond(send, 200 if taken else 410, [])
@@ -247,12 +247,12 @@ async def _pieces(receive: Receive, length: int) -> AsyncIterator[bytes]:
 
 
 def _interval(body: bytes) -> float:
-    """Read the interval in which a node promises to say that it is there."""
+    """Read the interval of heartbeats that a node promises."""
     try:
         found = json.loads(body)["interval"]
         interval = float(found)
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
-        raise TransportError("a heartbeat says its interval in seconds") from None
+        raise TransportError("a heartbeat has to have its interval in seconds") from None
     if not math.isfinite(interval) or not _SHORTEST_INTERVAL <= interval <= _LONGEST_INTERVAL:
         raise TransportError(
             f"a heartbeat comes every {_SHORTEST_INTERVAL:g} to {_LONGEST_INTERVAL:g} s"

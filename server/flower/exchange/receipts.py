@@ -1,7 +1,7 @@
-"""What the coordinator handed to a job's aggregator, so that it writes the facts itself.
+"""The answers that were handed to a job's aggregator, from which the ledger gets its facts.
 
-The aggregator says which answer it took, by its question. Who sent it, with which admission,
-how many bytes came and their digest are what the exchange saw.
+The aggregator reports which answer it accepted, by its question. The sender, its admission, the
+number of bytes and their digest are those that the exchange has recorded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Receipt:
 
 
 class Receipts:
-    """The answers that an aggregator was given and has not told of yet. Not thread-safe.
+    """The answers that an aggregator has got and not reported yet. Not thread-safe.
 
     :param secret: that of the job's noise, under privacy; see :func:`ledger_digest`.
     """
@@ -51,8 +51,8 @@ class Receipts:
 
         Every answer makes one event.
 
-        :raises JobError: for an update that was not handed over, was told of before, or is said
-            to be another site's.
+        :raises JobError: for an update that was not handed over, was reported before, or is
+            reported as that of another site.
         """
         found = dict(fields)
         question = found.pop("question", None)
@@ -70,8 +70,8 @@ class Receipts:
 def ledger_digest(digest: str, secret: bytes) -> str:
     """Return the digest of an update as the ledger has it, in hexadecimal.
 
-    With a secret it is keyed (HMAC-SHA256, RFC 2104): whoever can guess an update could test the
-    guess against a bare digest.
+    With a secret it is keyed (HMAC-SHA256, RFC 2104): a guess of an update could be tested against
+    a digest without a key.
     """
     if not secret or not digest:
         return digest

@@ -1,1 +1,1 @@
-"""What the processes of a job say to each other, and in which form."""
+"""The messages between the processes of a job, and their form."""

@@ -177,7 +177,7 @@ class Peer:
         elif serving is not None:
             serving[0].put(("call", header, blobs))
         else:
-            raise TransportError("a call arrived that nobody serves")
+            raise TransportError("a call arrived, and this end serves none")
 
     def _handle(self, handler: Handler, header: dict[str, Any], blobs: list[memoryview]) -> None:
         number = header["id"]
@@ -190,7 +190,7 @@ class Peer:
             found: dict[str, Any] = {"id": number, "answer": dict(answer)}
         except FedlearnError as error:
             found = {"id": number, "error": failure_of(error)}
-        except Exception as error:  # noqa: BLE001  user code, or bytes that it made; told
+        except Exception as error:  # noqa: BLE001  user code, or bytes that it made; reported
             _LOG.exception("the call %s failed", str(header["call"])[:40])
             wrong = JobError(f"{header['call']} raised {type(error).__name__}: {error}")
             found = {"id": number, "error": failure_of(wrong)}
@@ -199,4 +199,4 @@ class Peer:
         try:
             self._send(found, parts)
         except ChannelClosed:
-            return  # the reader sees it too, and says so
+            return  # the reader detects and reports it too

@@ -126,7 +126,7 @@ def plain_record(body: Any, kind: type[MetricRecord] | None) -> MetricRecord | C
 
 
 def message_fields(message: Message) -> dict[str, Any]:
-    """Return what a message to a node says beside its content."""
+    """Return the fields of a message to a node beside its content."""
     metadata = message.metadata
     return {
         "node": metadata.dst_node_id,

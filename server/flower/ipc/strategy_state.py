@@ -2,7 +2,7 @@
 
 Numbers, text, numpy arrays, Flower's records, numpy generators, lists, tuples, dictionaries
 and nested strategies are captured; functions and classes are configuration and stay as the
-application made them. Anything else cannot be captured, and :class:`NotCaptured` says where
+application made them. Anything else cannot be captured, and :class:`NotCaptured` names where
 it is. No pickle: what is read back can only be data.
 
 Floats are written as hexadecimal, so that every bit returns.
@@ -42,13 +42,13 @@ Captured = tuple[dict[str, Any], dict[str, NDArray[Any]]]
 
 
 class NotCaptured(FedlearnError):
-    """A strategy holds something that cannot be written down. The message says what."""
+    """A strategy holds something that cannot be written down. The message names it."""
 
     code = "not-captured"
 
 
 def capture(values: Mapping[str, Any]) -> Captured:
-    """Return ``values`` (a strategy under a name, say) as JSON and arrays.
+    """Return ``values`` (for example a strategy under a name) as JSON and arrays.
 
     A strategy may name attributes that are no state in ``transient``.
 
@@ -152,7 +152,7 @@ def _keep(array: NDArray[Any], path: str, tensors: dict[str, NDArray[Any]]) -> s
     except UpdateRejected as error:
         raise NotCaptured(f"{path}: {error}") from error
     name = f"{len(tensors)}:{path}"[: update.MAX_NAME_BYTES // 4]
-    # The strategy may go on writing to its array while the checkpoint is on its way.
+    # The strategy may write to its array while the checkpoint is being sent.
     tensors[name] = np.array(array, order="C")
     return name
 

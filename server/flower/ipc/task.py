@@ -1,4 +1,4 @@
-"""Which run a process of a job works for, as Flower wants to know it.
+"""The run that a process of a job works for, in Flower's form.
 
 Flower's own servers describe a run at length: who started it, where its files are. Here a run is
 a number, :attr:`server.flower.job_plan.JobPlan.run_id`; the rest of the description is empty.

@@ -51,7 +51,7 @@ class Bundles:
         :raises StoreError: when it is missing or is another one.
         """
         path = self._folder / digest.hex()
-        hint = "restore the file from a backup, or submit the job anew under another name"
+        hint = "restore the file from a backup, or submit the job again under another name"
         try:
             with path.open("rb") as stream:
                 bundle = Bundle(stream.read(MAX_BUNDLE_BYTES + 1))

@@ -1,7 +1,7 @@
-"""What the ledger says of each job: what was submitted, what judges it now, how it stands.
+"""The ledger's facts about each job: what was submitted, its policy in force, and its status.
 
-Whatever is run is compared with this first. Other files may be edited by whoever has the disk;
-the ledger may not.
+What is run is compared with this first. Other files can be edited by an attacker with the disk;
+the ledger cannot.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class JobHistory:
         self._follow()
 
     def facts(self, job: str) -> JobFacts | None:
-        """Return what the ledger says of a job; ``None`` when nobody submitted it."""
+        """Return the ledger's facts about a job; ``None`` when it was not submitted."""
         with self._lock:
             self._follow()
             return self._known.get(job)

@@ -66,9 +66,9 @@ class JobRecord:
     """One job with everything that it is run from, as the ledger has it.
 
     ``policy``           as it was submitted, TOML: its digest is part of the job
-    ``policy_in_force``  what clients are judged by now; an operator may have replaced it
+    ``policy_in_force``  what clients are appraised by now; an operator may have replaced the first
 
-    Beside each stands the operator's signature (:mod:`attestation.policy.sign`), or nothing.
+    Each has the operator's signature (:mod:`attestation.policy.sign`), empty where there is none.
     """
 
     name: str
@@ -99,7 +99,7 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """A job whose row is genuine: the row, and what its ``spec`` says."""
+    """A job whose row is genuine: the row, and its ``spec`` parsed."""
 
     row: _Row
     spec: JobSpec
@@ -191,7 +191,7 @@ class JobStore:
             return self._put_policy(db, name, policy, signature)
 
     def states(self) -> tuple[JobState, ...]:
-        """Return how all jobs stand, oldest first; bundles and policies are not read."""
+        """Return the states of all jobs, oldest first; bundles and policies are not read."""
         facts = self._history.all()
         with self._lock:
             since = {name: kept.row.created for name, kept in self._kept.items()}
@@ -199,7 +199,7 @@ class JobStore:
             return tuple(self._state(facts[name]) for name in names)
 
     def state(self, name: str) -> JobState:
-        """Return how one job stands.
+        """Return the state of one job.
 
         :raises JobError: when none of that name was submitted.
         """
@@ -244,7 +244,7 @@ class JobStore:
         detail: str | None = None,
         round_: int | None = None,
     ) -> None:
-        """Change what is given and keep the rest; no change where the record was set apart.
+        """Change what is given and keep the rest; a record that is set apart is not changed.
 
         The ledger, and not this file, decides whether a job has ended.
         """
@@ -277,7 +277,7 @@ class JobStore:
             if not self._database.key.genuine("jobs", cells, mac):
                 self._set_apart(name, "its record was altered on the disk")
             elif name not in facts:
-                self._set_apart(name, "the ledger does not say that anybody submitted it")
+                self._set_apart(name, "the ledger has no entry of its submission")
             else:
                 try:
                     row = _Row(*cells)
@@ -307,7 +307,7 @@ class JobStore:
         return facts
 
     def _state(self, facts: JobFacts) -> JobState:
-        """Return how a job stands; its model is not looked for. The caller holds the lock."""
+        """Return the state of a job without its model. The caller holds the lock."""
         kept = self._kept.get(facts.job)
         if kept is None:
             return JobState(
@@ -369,4 +369,4 @@ def _digest(text: str) -> bytes:
 
 
 def _missing(name: str) -> str:
-    return f"the ledger says that {name} was submitted, and its record is missing"
+    return f"the ledger has the submission of {name}, and its record is missing"

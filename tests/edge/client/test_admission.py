@@ -150,7 +150,7 @@ def test_a_client_does_not_renew_for_another(listeners: DeploymentListeners, sit
         # With a nonce for the other one it gets further, and not far enough.
         challenge = site.gate.challenge("alpha", "site-b")
         request = _answer(challenge, site.gate, other.attester, other.params, other.voucher)
-        with pytest.raises(AdmissionDenied, match="renews nobody else"):
+        with pytest.raises(AdmissionDenied, match="cannot renew another client"):
             control.renew(request)
 
 

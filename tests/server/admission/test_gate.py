@@ -322,7 +322,7 @@ def test_a_renewal_for_another_party_quarantines(
     request = replace(deployment.request(client, nonce=nonce), job=job, site=site)
     change: dict[str, Any] = {changed: other}
     request = replace(request, **change)
-    with pytest.raises(AdmissionDenied, match="renews nobody else"):
+    with pytest.raises(AdmissionDenied, match="cannot renew another client"):
         deployment.gate.renew(request, current, peer="ip:test")
     quarantined(deployment, current)
 

@@ -127,7 +127,7 @@ JOB = 'name = "alpha"\napp = "app"\nrounds = 1\nsites = ["site-a"]\npolicy = "po
 
 
 def policy_entries(coordinator: Coordinator) -> list[dict[str, Any]]:
-    ledger = coordinator._home.ledger
+    ledger = coordinator._directory.ledger
     found = [json.loads(json.dumps(dict(e.body))) for e in ledger.entries(kind="policy")]
     return [body for body in found if "job" in body]
 
@@ -169,7 +169,9 @@ def test_a_coordinator_takes_no_policy_that_pins_no_launch(
         coordinator.replace_policy("bob", "alpha", bad, signature)
     # One that was taken before this was asked ends its job, with the reason.
     digest = coordinator._job_store.add_policy("alpha", bad, signature)
-    coordinator._home.ledger.append("policy", {"job": "alpha", "text": digest.hex(), "version": 2})
+    coordinator._directory.ledger.append(
+        "policy", {"job": "alpha", "text": digest.hex(), "version": 2}
+    )
     coordinator = coordinators()
     assert coordinator.admission.admittable("alpha") is None
     record = coordinator.get_job("alpha")

@@ -68,7 +68,7 @@ class Scene:
         self.job: Any = SimpleNamespace(
             record=SimpleNamespace(name="demo", spec=spec),
             host=host,
-            desk=SimpleNamespace(round=0),
+            channel=SimpleNamespace(round=0),
             crashes=0,
             ending=None,
             disk=[],

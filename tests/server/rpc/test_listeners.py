@@ -363,7 +363,7 @@ def test_a_site_says_hello_first(listeners: DeploymentListeners, opened: Open) -
     heartbeat = iter([pb.SiteReport(heartbeat=pb.Heartbeat())])
     _, seen, thread = follow(listeners, opened(*site_chain(listeners)), heartbeat)
     thread.join(5)
-    assert "hello first" in seen[-1].details()
+    assert "has to be hello" in seen[-1].details()
 
 
 def test_a_watcher_that_leaves_frees_its_thread(

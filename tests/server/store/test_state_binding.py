@@ -37,7 +37,7 @@ WEIGHTS = {"w": np.arange(6, dtype=np.float32)}
 
 @pytest.fixture
 def settings(tmp_path: Path) -> ServerConfig:
-    """A coordinator that was established, and wrote a model and a few entries."""
+    """A coordinator that was initialized, and wrote a model and a few entries."""
     (tmp_path / "server.toml").write_text(
         dumps(
             {
@@ -49,18 +49,18 @@ def settings(tmp_path: Path) -> ServerConfig:
     )
     made = ServerConfig.load(tmp_path / "server.toml")
     initialize(made, now=datetime.now(UTC), control_address="127.0.0.1:1", operator_csr=None)
-    with StateDirectory.open(made) as home:
-        home.store.write("demo", WEIGHTS, round=1)
-        home.ledger.append("exclusion", {"job": "demo", "change": "over"})
+    with StateDirectory.open(made) as directory:
+        directory.store.write("demo", WEIGHTS, round=1)
+        directory.ledger.append("exclusion", {"job": "demo", "change": "over"})
     return made
 
 
 def later(settings: ServerConfig) -> None:
     """What happens on the day after a copy was taken."""
-    with StateDirectory.open(settings) as home:
-        home.ledger.append("operator", {"change": "revoked"})
-        home.store.write("demo", WEIGHTS, round=2)
-        home.ledger.append("operator", {"change": "revoked"})
+    with StateDirectory.open(settings) as directory:
+        directory.ledger.append("operator", {"change": "revoked"})
+        directory.store.write("demo", WEIGHTS, round=2)
+        directory.ledger.append("operator", {"change": "revoked"})
 
 
 def copied(settings: ServerConfig, name: str) -> Path:
@@ -108,26 +108,26 @@ def test_an_untouched_state_opens_and_is_called_intact(
     for code, text in commands(capsys, settings).values():
         assert code == 0
         assert "intact" in text
-    with StateDirectory.open(settings) as home:
+    with StateDirectory.open(settings) as directory:
         # Beside a running coordinator too.
-        home.ledger.append("operator", {"change": "revoked"})
+        directory.ledger.append("operator", {"change": "revoked"})
         assert [code for code, _ in commands(capsys, settings).values()] == [0, 0]
 
 
 def test_a_coordinator_that_writes_all_the_time_is_no_rollback(settings: ServerConfig) -> None:
     """What is compared is read one after the other, while both grow."""
-    with StateDirectory.open(settings) as home:
+    with StateDirectory.open(settings) as directory:
         over = threading.Event()
         written = [0, 0]
 
         def append() -> None:
             while not over.is_set():
-                home.ledger.append("exclusion", {"job": "demo", "change": "over"})
+                directory.ledger.append("exclusion", {"job": "demo", "change": "over"})
                 written[0] += 1
 
         def write() -> None:
             while not over.is_set():
-                home.store.write("demo", {"x": np.zeros(1)}, round=written[1])
+                directory.store.write("demo", {"x": np.zeros(1)}, round=written[1])
                 written[1] += 1
 
         threads = [threading.Thread(target=work) for work in (append, write)]
@@ -135,7 +135,7 @@ def test_a_coordinator_that_writes_all_the_time_is_no_rollback(settings: ServerC
             thread.start()
         try:
             while min(written) < 40:
-                compare_bound(settings.state, home.keys)
+                compare_bound(settings.state, directory.keys)
         finally:
             over.set()
             for thread in threads:
@@ -205,7 +205,7 @@ def test_a_cut_tail_is_refused_to_the_last_entry(
         (f"store/{HEAD_FILE}", "is missing"),
         ("store", "is missing"),
         ("keys/secrets/ledger-key.sealed", "lacks the secret 'ledger-key'"),
-        ("keys/root.json", "no coordinator was established"),
+        ("keys/root.json", "no coordinator was initialized"),
     ],
 )
 def test_what_is_missing_is_not_made_anew(
@@ -231,9 +231,9 @@ def test_another_ledger_of_the_same_key_is_refused(
     later(settings)
     today = copied(settings, "today")
     put(settings, copy, LEDGER_FILE, "store", "keys")
-    with StateDirectory.open(other) as home:
+    with StateDirectory.open(other) as directory:
         for _ in range(9):
-            home.ledger.append("exclusion", {"job": "demo", "change": "over"})
+            directory.ledger.append("exclusion", {"job": "demo", "change": "over"})
     put(settings, today, "store")
     with pytest.raises(LedgerError, match="another ledger"):
         StateDirectory.open(settings)
@@ -251,26 +251,28 @@ def test_a_state_that_was_never_bound_says_what_to_do(settings: ServerConfig) ->
         path.unlink()
     shutil.rmtree(settings.state / "store")
     ModelStore.open(settings.state / "store", keys).close()
-    with pytest.raises(StoreError, match="established with it") as caught:
+    with pytest.raises(StoreError, match="not marked as that of an initialized") as caught:
         StateDirectory.open(settings)
     assert "export its models with that version" in caught.value.hint
 
 
 def test_a_catalogue_that_has_the_key_of_small_values_is_read(settings: ServerConfig) -> None:
-    with StateDirectory.open(settings) as home:
+    with StateDirectory.open(settings) as directory:
         path = settings.state / "store" / "catalogue.sealed"
-        now = json.loads(home.keys.root.read(path, "catalogue", limit=1 << 20) or b"")
+        now = json.loads(directory.keys.root.read(path, "catalogue", limit=1 << 20) or b"")
         older = json.dumps({**now, "blobs": {}}).encode()
-        home.keys.root.write(path, "catalogue", older)
-    with StateDirectory.open(settings) as home:
-        home.store.write("demo", {"x": np.zeros(1)}, round=0)
-        assert b"blobs" not in (home.keys.root.read(path, "catalogue", limit=1 << 20) or b"blobs")
+        directory.keys.root.write(path, "catalogue", older)
+    with StateDirectory.open(settings) as directory:
+        directory.store.write("demo", {"x": np.zeros(1)}, round=0)
+        assert b"blobs" not in (
+            directory.keys.root.read(path, "catalogue", limit=1 << 20) or b"blobs"
+        )
 
 
 def test_a_catalogue_of_a_newer_version_says_so(settings: ServerConfig) -> None:
-    with StateDirectory.open(settings) as home:
+    with StateDirectory.open(settings) as directory:
         newer = b'{"models": {}, "shards": 3}'
-        home.keys.root.write(settings.state / "store" / "catalogue.sealed", "catalogue", newer)
+        directory.keys.root.write(settings.state / "store" / "catalogue.sealed", "catalogue", newer)
     with pytest.raises(StoreError, match="not a catalogue that this version can read"):
         StateDirectory.open(settings)
 
@@ -345,12 +347,12 @@ def test_an_operator_may_adopt_what_is_left_and_the_ledger_says_so(
     assert "fedlearn-server adopt" in refused.value.hint
     done = server_main(capsys, "adopt", "--config", toml, "--json")
     assert done["disagreement"] == str(refused.value)
-    with StateDirectory.open(settings) as home:
-        [entry] = home.ledger.entries(kind="state")
+    with StateDirectory.open(settings) as directory:
+        [entry] = directory.ledger.entries(kind="state")
         assert entry.body["change"] == "adopted"
         assert entry.body["disagreement"] == done["disagreement"]
         assert entry.body["head"] == done["head"]
-        home.store.write("demo", WEIGHTS, round=3)
+        directory.store.write("demo", WEIGHTS, round=3)
     StateDirectory.open(settings).close()
     assert [code for code, _ in commands(capsys, settings).values()] == [0, 0]
 
@@ -447,14 +449,14 @@ def test_a_kill_at_any_step_leaves_a_state_that_opens(
         if not _killed(lambda: later(settings), step):
             break
         steps += 1
-        with StateDirectory.open(settings) as home:
-            entries = list(home.ledger.entries())
+        with StateDirectory.open(settings) as directory:
+            entries = list(directory.ledger.entries())
             written = [e.body["version"] for e in entries if e.kind == "checkpoint"]
-            versions = [stored.version for stored in home.store.versions("demo")]
+            versions = [stored.version for stored in directory.store.versions("demo")]
             # A version may be sealed before the ledger names it, never the other way.
             assert set(written) <= set(versions)
-            home.store.verify("demo")
-            home.ledger.append("operator", {"change": "revoked"})
+            directory.store.verify("demo")
+            directory.ledger.append("operator", {"change": "revoked"})
         assert [code for code, _ in commands(capsys, settings).values()] == [0, 0]
         shutil.rmtree(settings.state)
     assert steps > 40

@@ -24,7 +24,7 @@ from fedlearn.errors import AdmissionDenied, JobError, TransportError
 from fedlearn.update import arrays as update
 from fedlearn.update.frames import FrameReader
 from server.clock import awake
-from server.flower.exchange.calls import Coordinator
+from server.flower.exchange.calls import CoordinatorClient
 from server.flower.exchange.job_exchange import JobExchange
 from server.flower.exchange.nodes import Delivered, NodeGone
 from server.flower.job_plan import Reply
@@ -612,7 +612,7 @@ def test_a_jobs_process_names_what_it_waits_for_once() -> None:
             return {"replies": replies}, [b"head"] * len(replies)
 
     channel: Any = Channel()
-    coordinator = Coordinator(channel)
+    coordinator = CoordinatorClient(channel)
     for wanted in ("abc", "ac", "c", "cd"):
         coordinator.pull(wanted, 1.0)
     assert asked == [["a", "b", "c"], None, None, ["c", "d"]]

@@ -87,7 +87,7 @@ def sql(folder: Path, statement: str, *values: object) -> list[tuple[Any, ...]]:
 
 
 def last_failure(coordinator: Coordinator) -> dict[str, Any]:
-    [*_, entry] = coordinator._home.ledger.entries(kind="job")
+    [*_, entry] = coordinator._directory.ledger.entries(kind="job")
     return dict(entry.body)
 
 
@@ -230,7 +230,7 @@ def test_whether_a_job_is_open_is_for_the_ledger_to_say(
     submit(coordinator, bundle)
     submit(coordinator, bundle, "beta")
     coordinator.cancel_job("alice", "beta")
-    key = RowKey(coordinator._home.keys.root.derive("jobs"))
+    key = RowKey(coordinator._directory.keys.root.derive("jobs"))
     start.stop()
     for *cells, mac in sql(tmp_path, "SELECT * FROM jobs"):
         assert key.genuine("jobs", cells, mac)
@@ -248,7 +248,7 @@ def test_an_end_that_a_crash_kept_from_being_told_is_told(start: Start, bundle: 
     coordinator = start()
     submit(coordinator, bundle)
     coordinator.supervisor.stop()
-    ledger = coordinator._home.ledger
+    ledger = coordinator._directory.ledger
     ledger.append("job", {"job": "alpha", "change": "failed", "reason": "no room"})
     coordinator = start()
     assert coordinator.get_job("alpha").status == "failed"
@@ -307,7 +307,7 @@ def test_a_noise_secret_that_is_missing_is_not_drawn_again(
     coordinator = start()
     assert "noise secret of job alpha is missing" in coordinator.get_job("alpha").detail
     assert not path.exists()
-    coordinator._home.keys.keep("noise-alpha", bytes(32))
+    coordinator._directory.keys.keep("noise-alpha", bytes(32))
     with pytest.raises(StoreError, match="is not the one that was drawn"):
         coordinator.resume_job("alice", "alpha")
     path.write_bytes(kept)
@@ -355,8 +355,8 @@ def test_check_names_what_is_set_apart_and_changes_nothing(
         code, found = check()
         assert code == 2
         assert list(found["set_apart"]) == ["beta"]
-    with StateDirectory.open(ServerConfig.load(tmp_path / "server.toml")) as home:
-        changes = [entry.body["change"] for entry in home.ledger.entries(kind="job")]
+    with StateDirectory.open(ServerConfig.load(tmp_path / "server.toml")) as directory:
+        changes = [entry.body["change"] for entry in directory.ledger.entries(kind="job")]
     assert changes == ["submitted", "submitted"]
 
 
@@ -439,8 +439,8 @@ def _count(coordinator: Coordinator, step: Callable[[], None]) -> None:
     around(coordinator._job_store, "_put")
     around(coordinator._job_store, "_put_policy")
     around(coordinator._job_store._bundles, "keep")
-    around(coordinator._home.ledger, "_insert")
-    around(coordinator._home.ledger, "_seal")
+    around(coordinator._directory.ledger, "_insert")
+    around(coordinator._directory.ledger, "_seal")
     around(coordinator.gate, "replace_policy")
     around(os, "fsync")
 
@@ -474,7 +474,7 @@ def test_a_submission_that_a_kill_interrupts_is_whole_or_may_be_repeated(
         assert again._job_store.set_apart == {}
         submitted = [
             entry.body
-            for entry in again._home.ledger.entries(kind="job")
+            for entry in again._directory.ledger.entries(kind="job")
             if entry.body["change"] == "submitted"
         ]
         assert len(submitted) == 1
@@ -505,7 +505,7 @@ def test_a_replacement_that_a_kill_interrupts_is_recorded_or_did_not_happen(
 
         killed = _killed(replace, kill_at)
         again = start()
-        entries = [dict(e.body) for e in again._home.ledger.entries(kind="policy")]
+        entries = [dict(e.body) for e in again._directory.ledger.entries(kind="policy")]
         offered = again.admission.admittable("alpha")
         assert offered is not None
         recorded = next(e for e in reversed(entries) if e.get("job") == "alpha")
@@ -544,8 +544,8 @@ def test_listing_is_quick_however_large_the_bundles_are(tmp_path: Path, start: S
             "bundle": large_one.digest.hex(),
             "text": "00" * 32,
         }
-        coordinator._home.ledger.append("job", {"job": name, **submitted})
-        coordinator._home.ledger.append("job", {"job": name, "change": "cancelled"})
+        coordinator._directory.ledger.append("job", {"job": name, **submitted})
+        coordinator._directory.ledger.append("job", {"job": name, "change": "cancelled"})
     began = time.perf_counter()
     for _ in range(10):
         assert len(coordinator.list_jobs()) == 15
