@@ -37,6 +37,6 @@ def test_a_job_runs_at_the_sites_that_were_chosen_and_at_no_other(
 
 def test_too_few_able_sites_are_refused_before_anything_happens(shared: FederationHarness) -> None:
     asked = shared.job("unable", placement={"choose": 3}, resources={"cpu": 1000})
-    with pytest.raises(Exception, match=r"wants 3 sites and 0 are able: site site-a: the job"):
+    with pytest.raises(Exception, match=r"needs 3 sites and 0 are able: site site-a: the job"):
         asked.submit()
     assert asked.ledger("job") == []

@@ -146,7 +146,7 @@ def test_a_site_whose_report_speaks_against_it_is_passed_over() -> None:
 
 def test_too_few_able_sites_are_an_error_that_names_each() -> None:
     away = {"unable": "it is not connected"}
-    with pytest.raises(JobError, match="wants 2 sites and 1 are able") as caught:
+    with pytest.raises(JobError, match="needs 2 sites and 1 are able") as caught:
         _choose(north=away, south=away, west={"report": {"data": []}})
     assert "site north: it is not connected" in str(caught.value)
     assert "site west: it has no data set" in str(caught.value)

@@ -209,7 +209,7 @@ def test_a_job_that_nobody_submitted_is_not_run(
     )
     coordinator = start()
     assert sorted(coordinator._job_store.set_apart) == ["early", "ghost"]
-    assert "anybody submitted" in coordinator._job_store.set_apart["early"]
+    assert "no entry of its submission" in coordinator._job_store.set_apart["early"]
     assert [job.name for job in coordinator.list_jobs()] == ["alpha"]
     for name in ("early", "ghost"):
         assert coordinator.jobs.named(name) is None
