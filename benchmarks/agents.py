@@ -45,6 +45,7 @@ from fedlearn.identity.join import JoinToken
 from fedlearn.identity.spiffe import COORDINATOR_DNS
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as stubs
+from fedlearn.wire.channel import HEARTBEAT_SECONDS
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -56,7 +57,6 @@ AGENT_MIB: Final = 80
 REQUESTS_PER_SECOND: Final = 1.0
 CORES: Final = 1.0
 PROCESSES: Final = 4
-HEARTBEAT_SECONDS: Final = 15.0
 AT_ONCE: Final = 16
 CONNECT_SECONDS: Final = 240.0
 REPORT: Final = json.dumps({"launcher": "process", "cpu": 4, "memory_mib": 8192, "data": ["stays"]})

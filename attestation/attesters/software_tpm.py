@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from attestation.attesters.child_process import until_input_closes
 from attestation.attesters.tpm2_tools import Tpm2Tools
 from attestation.errors import AttesterError
 
@@ -29,16 +30,6 @@ _STOP_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 0.002
 _MAX_SOCKET_PATH: Final = 100
 """A unix socket path has at most 107 bytes; ``.ctrl`` is added to this one."""
-
-# The shell ends swtpm when its own standard input closes, which happens however the parent
-# dies, SIGKILL included; a parent-death signal would fire when the starting thread ends.
-_LEASE: Final = """
-exec 3<&0
-swtpm "$@" </dev/null 3<&- & tpm=$!
-(cat <&3 >/dev/null; kill $tpm) 2>/dev/null & exec 3<&-
-wait $tpm
-kill $! 2>/dev/null
-"""
 
 
 class SoftwareTpm:
@@ -100,15 +91,16 @@ class SoftwareTpm:
         for stale in (socket_path, control):
             stale.unlink(missing_ok=True)
         log = self._directory / "swtpm.log"
+        command = [
+            *("swtpm", "socket", "--tpm2"),
+            *("--tpmstate", f"dir={self._directory},mode=0600"),
+            *("--server", f"type=unixio,path={socket_path},mode=0600"),
+            *("--ctrl", f"type=unixio,path={control},mode=0600"),
+            *("--flags", "not-need-init,startup-clear"),
+            *("--log", f"file={log},level=1,truncate"),
+        ]
         self._process = subprocess.Popen(
-            [
-                *("/bin/sh", "-c", _LEASE, "swtpm-lease", "socket", "--tpm2"),
-                *("--tpmstate", f"dir={self._directory},mode=0600"),
-                *("--server", f"type=unixio,path={socket_path},mode=0600"),
-                *("--ctrl", f"type=unixio,path={control},mode=0600"),
-                *("--flags", "not-need-init,startup-clear"),
-                *("--log", f"file={log},level=1,truncate"),
-            ],
+            until_input_closes("swtpm-lease", command),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -33,6 +33,7 @@ from edge.protocol.workload import Launcher
 from fedlearn import __version__
 from fedlearn.backoff import Backoff
 from fedlearn.errors import FedlearnError, NotEnrolled
+from fedlearn.wire.channel import HEARTBEAT_SECONDS
 from fedlearn.wire.failure import Unreachable
 
 __all__ = ["Agent"]
@@ -42,8 +43,6 @@ _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 60.0
 _LONGEST_UNANSWERED: Final = 2.0
 """Between two attempts that reach nobody, in seconds."""
-
-_HEARTBEAT_SECONDS: Final = 15.0
 
 
 class Agent:
@@ -188,7 +187,7 @@ class Agent:
             self._proven = True
 
     def _beat(self, reports: Reports, control: ControlClient, over: threading.Event) -> None:
-        while not over.wait(self._certificate.seconds_until_check(_HEARTBEAT_SECONDS)):
+        while not over.wait(self._certificate.seconds_until_check(HEARTBEAT_SECONDS)):
             try:
                 reports.heartbeat()
                 if self._certificate.renew_if_due(control):

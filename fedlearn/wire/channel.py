@@ -17,10 +17,14 @@ from fedlearn.identity.join import checked_address
 from fedlearn.identity.spiffe import COORDINATOR_DNS
 
 __all__ = [
+    "HEARTBEAT_SECONDS",
     "MAX_CONTROL_BYTES",
     "MAX_MESSAGE_BYTES",
     "open_channel",
 ]
+
+HEARTBEAT_SECONDS: Final = 15.0
+"""How long each end of a site's stream stays silent at most."""
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024 + 64 * 1024
 """Upper bound of a message, except a job's submission: 4 MiB of evidence and its envelope."""

@@ -17,6 +17,7 @@ from typing import Any
 from fedlearn.errors import ConfigError, FedlearnError, NotEnrolled, TransportError
 from fedlearn.job.phase import Phase
 from fedlearn.wire import fedlearn_pb2 as pb
+from fedlearn.wire.channel import HEARTBEAT_SECONDS
 from fedlearn.wire.phases import phase_of
 from server.admission.gate import AdmissionGate
 from server.identity.peer_certificates import csr_key, spki, thumbprint
@@ -30,7 +31,6 @@ from server.rpc.ports import Coordinator, StartOrder, StopOrder
 
 __all__ = ["SitesService"]
 
-HEARTBEAT_SECONDS = 15.0
 HELLO_SECONDS = 10.0
 MAX_QUEUED = 256
 MAX_RUNNING = 1000

@@ -18,23 +18,13 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final, Self
 
+from attestation.attesters.child_process import until_input_closes
 from fedlearn.errors import LaunchError
 
 __all__ = ["Child", "Children", "terminate_as_interrupt"]
 
 _STOP_SECONDS: Final = 8.0
 _TAIL_BYTES: Final = 4096
-
-_LEASE: Final = """
-exec 3<&0
-"$@" </dev/null 3<&- & child=$!
-(cat <&3 >/dev/null; kill $child) 2>/dev/null & watch=$!
-exec 3<&-
-wait $child
-status=$?
-kill $watch 2>/dev/null
-exit $status
-"""
 
 
 class Child:
@@ -124,7 +114,7 @@ class Children:
         log = self._logs / f"{name}.log"
         with log.open("ab") as output:
             process = subprocess.Popen(
-                ["/bin/sh", "-c", _LEASE, name, *map(str, command)],
+                until_input_closes(name, list(map(str, command))),
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
