@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import socket
-import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -48,6 +46,7 @@ from fedlearn.wire.failure import (
     trailing_of,
 )
 from fedlearn.wire.phases import phase_fields, phase_of
+from fedlearn.wire.pinning import sent_certificates
 
 __all__ = [
     "WORKLOAD_API_DNS",
@@ -364,28 +363,9 @@ def _pinned(address: str, pin: bytes) -> bytes:
     :raises Unreachable: when nobody answers.
     :raises LaunchError: when the certificate has another key.
     """
-    host, _, port = checked_address(address).rpartition(":")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    # This handshake trusts no certificate and sends no data: the pin is compared below.
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.set_alpn_protocols(["h2"])
+    hint = "check that the agent runs, and that a NetworkPolicy lets clients connect to it"
+    certificate = sent_certificates(address, name=WORKLOAD_API_DNS, hint=hint)[0]
     try:
-        with (
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10.0) as plain,
-            context.wrap_socket(plain, server_hostname=WORKLOAD_API_DNS) as secure,
-        ):
-            der = secure.getpeercert(binary_form=True) or b""
-    except ssl.SSLError as error:
-        raise TransportError(f"{address} does not speak TLS 1.3: {error.reason}") from error
-    except OSError as error:
-        raise Unreachable(
-            f"{address} cannot be reached: {error}",
-            hint="check that the agent runs, and that a NetworkPolicy lets clients connect to it",
-        ) from error
-    try:
-        certificate = x509.load_der_x509_certificate(der)
         key = certificate.public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
         raise TransportError(f"{address} shows a malformed certificate") from error

@@ -28,7 +28,7 @@ from fedlearn.identity.join import checked_address
 from fedlearn.identity.spiffe import COORDINATOR_DNS, CoordinatorId, parse
 from fedlearn.wire.failure import Unreachable
 
-__all__ = ["PinnedServer", "fetch_pinned"]
+__all__ = ["PinnedServer", "fetch_pinned", "sent_certificates"]
 
 _MAX_CERTIFICATES: Final = 4
 
@@ -59,10 +59,8 @@ def fetch_pinned(
     :raises Unreachable: when nobody answers.
     :raises TransportError: when the CA has another key, or did not sign this certificate.
     """
-    host, _, port = checked_address(address).rpartition(":")
-    chain = [_load(der) for der in _handshake(host.strip("[]"), int(port), timeout)]
-    if not chain:
-        raise TransportError(f"{address} sent no certificate")
+    hint = "check that the coordinator runs and that no firewall blocks the connection"
+    chain = sent_certificates(address, name=COORDINATOR_DNS, hint=hint, timeout=timeout)
     leaf = chain[0]
     authority = next((item for item in chain[1:] if _pin(item) == ca_pin), None)
     if authority is None:
@@ -105,8 +103,18 @@ def fetch_pinned(
     )
 
 
-def _handshake(host: str, port: int, timeout: float) -> list[bytes]:
-    """Return the certificates that the server sent, DER, unverified."""
+def sent_certificates(
+    address: str, *, name: str, hint: str, timeout: float = 10.0
+) -> list[x509.Certificate]:
+    """Return the certificates that the server at ``address`` sends, at least one, unverified.
+
+    :param name: the name that the server is asked for.
+    :param hint: what to do when the server does not answer.
+    :raises ConfigError: when the address is malformed.
+    :raises Unreachable: when the server does not answer.
+    :raises TransportError: when it does not speak TLS, or sends no certificate.
+    """
+    host, _, port = checked_address(address).rpartition(":")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # This handshake trusts no certificate and sends no data: the caller verifies the chain.
@@ -115,20 +123,19 @@ def _handshake(host: str, port: int, timeout: float) -> list[bytes]:
     context.set_alpn_protocols(["h2"])
     try:
         with (
-            socket.create_connection((host, port), timeout=timeout) as plain,
-            context.wrap_socket(plain, server_hostname=COORDINATOR_DNS) as secure,
+            socket.create_connection((host.strip("[]"), int(port)), timeout=timeout) as plain,
+            context.wrap_socket(plain, server_hostname=name) as secure,
         ):
-            return _unverified_chain(secure)
+            found = [_load(der) for der in _unverified_chain(secure)]
     except ssl.SSLError as error:
         raise TransportError(
-            f"{host}:{port} does not speak TLS as a coordinator does: {error.reason}",
-            hint="check the port",
+            f"{address} does not speak TLS 1.2 or 1.3: {error.reason}", hint="check the port"
         ) from error
     except OSError as error:
-        raise Unreachable(
-            f"{host}:{port} cannot be reached: {error}",
-            hint="check that the coordinator runs and that no firewall blocks the connection",
-        ) from error
+        raise Unreachable(f"{address} cannot be reached: {error}", hint=hint) from error
+    if not found:
+        raise TransportError(f"{address} sent no certificate")
+    return found
 
 
 def _unverified_chain(secure: ssl.SSLSocket) -> list[bytes]:
