@@ -1,7 +1,7 @@
 """Stock Flower's deployment runtime on this machine: one SuperLink, SuperNodes, `flwr run`.
 
-Everything as Flower ships it, over plain HTTP on loopback (it has no mutual TLS), with
-telemetry, update checks and dependency installation off and a home of its own.
+Flower runs unmodified, over plain HTTP on loopback (it has no mutual TLS), with telemetry, update
+checks and dependency installation off, and with its own home directory.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ BIN = Path(sys.executable).parent
 def run(
     app: Path, *, sites: int, config: Mapping[str, object], folder: Path, timeout: float
 ) -> dict[str, Any]:
-    """Run ``app`` on ``sites`` SuperNodes and return what its ServerApp stamped.
+    """Run ``app`` on ``sites`` SuperNodes and return the time stamps of its ServerApp.
 
-    ``started`` is the time of day at which the first process was started, ``submitted`` that
-    at which `flwr run` was.
+    ``started`` is the time of day at which the first process was started, ``submitted`` that of
+    `flwr run`.
 
-    :raises RuntimeError: when nothing was stamped within ``timeout`` seconds, with the logs.
+    :raises RuntimeError: when there was no time stamp within ``timeout`` seconds, with the logs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     home = folder / "home"
@@ -77,7 +77,7 @@ def run(
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Return an environment in which Flower keeps to itself."""
+    """Return an environment in which Flower uses no network and no other home directory."""
     return {
         **os.environ,
         "FLWR_HOME": str(home),
@@ -90,7 +90,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Return a port that nobody listened on a moment ago."""
+    """Return a port that was free at the time of the call."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -144,7 +144,7 @@ def _await_port(port: int, child: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """End a process and what it started: it leads a session of its own."""
+    """End a process and its children: it leads its own session."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, number)

@@ -1,18 +1,18 @@
-"""What connected sites cost a coordinator, and what an agent costs its site.
+"""Measures the cost of connected sites for a coordinator, and of an agent for its site.
 
     python benchmarks/agents.py [--sites 1000] [--seconds 45] [--only sites|agent] [--json]
 
-*Sites.* A real coordinator (``fedlearn-server``), all of whose threads are held on one core.
-As many sites enroll, each with a key of its own, and each opens its stream over mutual TLS, as
-an agent does: greeting, report, a heartbeat every 15 seconds. Some processes play all of them.
-Memory and processor time are those of the coordinator's process: before anybody connects, while
-they connect, and while nothing happens but heartbeats.
+*Sites.* A real coordinator (``fedlearn-server``) runs with all threads on one core. The sites
+enroll, each with its own key, and each opens its stream over mutual TLS, as an agent does:
+greeting, report, a heartbeat every 15 seconds. A few processes simulate all of them. Memory and
+processor time are those of the coordinator's process: before the sites connect, while they connect,
+and while there are only heartbeats.
 
 *Agent.* A real agent (``fedlearn-edge``) in a real Kubernetes control plane, connected to that
 coordinator, idle. Its memory is read from the kernel, its requests from the API server's audit
-log. Left out where the programs of Kubernetes are missing (``tools/get-kubernetes.sh``).
+log. This part is left out if the programs of Kubernetes are missing (``tools/get-kubernetes.sh``).
 
-Everything is on the loopback interface. The status is 1 when a limit is not kept.
+Everything uses the loopback interface. The status is 1 when a limit is exceeded.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ REPORT: Final = json.dumps({"launcher": "process", "cpu": 4, "memory_mib": 8192,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sites:
-    """What streams cost. Memory in MiB, processor time in seconds of one core."""
+    """The cost of streams. Memory in MiB, processor time in seconds of one core."""
 
     streams: int
     held: int
@@ -82,13 +82,13 @@ class Sites:
 
     @property
     def core_share(self) -> float:
-        """Which part of a core they take while nothing happens but heartbeats."""
+        """The part of a core that they take while there are only heartbeats."""
         return self.idle_cpu_s / self.idle_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """What an idle agent in a cluster costs; ``requests`` in ``seconds``."""
+    """The cost of an idle agent in a cluster; ``requests`` in ``seconds``."""
 
     mib: float
     requests: int
@@ -96,10 +96,10 @@ class Agent:
 
 
 class Coordinator(Federation):
-    """The coordinator of the demo, with room for many at the gate."""
+    """The coordinator of the demo, with high limits at the gate."""
 
     def server_table(self) -> dict[str, object]:
-        """Return ``server.toml`` without the limits that are there for strangers."""
+        """Return ``server.toml`` with limits that the benchmark does not reach."""
         limits = {
             "requests_per_second": 100_000.0,
             "requests_per_second_per_peer": 10_000.0,
@@ -126,7 +126,7 @@ def program_pid(child: Child) -> int:
 
 
 def pin(pid: int, core: int) -> None:
-    """Hold all threads of a process on one core; threads to come inherit it."""
+    """Bind all threads of a process to one core; new threads inherit it."""
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(int(task.name), {core})
@@ -145,20 +145,20 @@ def cpu_seconds(pid: int) -> float:
 
 
 def measure_sites(federation: Federation, pid: int, count: int, seconds: float) -> Sites:
-    """Enroll ``count`` sites and let them be connected."""
+    """Enroll and connect ``count`` sites; return what they cost."""
     before = resident_mib(pid)
     address, roots, identities = enrolled(federation, count)
     cores = sorted(os.sched_getaffinity(0) - os.sched_getaffinity(pid)) or [0]
     began, cpu = time.monotonic(), cpu_seconds(pid)
     with contextlib.ExitStack() as stack:
-        players = [
-            stack.enter_context(player(address, roots, identities[index::PROCESSES], cores))
+        simulators = [
+            stack.enter_context(simulator(address, roots, identities[index::PROCESSES], cores))
             for index in range(PROCESSES)
         ]
-        for one in players:
-            received(one)
+        for one in simulators:
+            reported(one)
         connecting, connecting_cpu = time.monotonic() - began, cpu_seconds(pid) - cpu
-        # The first heartbeats fall together; let them spread.
+        # The first heartbeats are sent at the same time; wait until they are spread.
         time.sleep(HEARTBEAT_SECONDS / 3)
         began, cpu = time.monotonic(), cpu_seconds(pid)
         time.sleep(seconds)
@@ -166,11 +166,11 @@ def measure_sites(federation: Federation, pid: int, count: int, seconds: float) 
         after = resident_mib(pid)
         connected = sum(site.connected for site in federation.operator.list_sites())
         held = 0
-        for one in players:
+        for one in simulators:
             close(one)
-            held += received(one)
+            held += reported(one)
     if held != connected:
-        raise SystemExit(f"{held} streams are held, and the coordinator says {connected}")
+        raise SystemExit(f"{held} streams are open, but the coordinator reports {connected}")
     return Sites(
         streams=count,
         held=held,
@@ -213,12 +213,12 @@ def enrolled(federation: Federation, count: int) -> tuple[str, str, list[dict[st
 
 
 @contextlib.contextmanager
-def player(
+def simulator(
     address: str, roots: str, identities: list[dict[str, str]], cores: list[int]
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start a process that plays sites: this file, with ``--play``."""
+    """Start a process that simulates sites: this file, with ``--simulate``."""
     process = subprocess.Popen(
-        [sys.executable, __file__, "--play"],
+        [sys.executable, __file__, "--simulate"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -226,7 +226,7 @@ def player(
     os.sched_setaffinity(process.pid, cores)
     try:
         if process.stdin is None:
-            raise SystemExit("a player has no input")
+            raise SystemExit("the process of simulated sites has no input")
         process.stdin.write(
             json.dumps({"address": address, "roots": roots, "sites": identities}) + "\n"
         )
@@ -237,21 +237,21 @@ def player(
         process.wait()
 
 
-def received(process: subprocess.Popen[str]) -> int:
-    """Return the number on a player's next line."""
+def reported(process: subprocess.Popen[str]) -> int:
+    """Return the number on the next line of a process."""
     line = process.stdout.readline() if process.stdout is not None else ""
     if not line:
-        raise SystemExit("a process that plays sites has ended")
+        raise SystemExit("a process of simulated sites has ended")
     return int(line)
 
 
 def close(process: subprocess.Popen[str]) -> None:
-    """Let a player end."""
+    """Let a process of simulated sites end."""
     if process.stdin is not None:
         process.stdin.close()
 
 
-async def play(address: str, roots: str, sites: list[dict[str, str]]) -> None:
+async def simulate(address: str, roots: str, sites: list[dict[str, str]]) -> None:
     """Hold a stream for each site; print how many there are, at the start and at the end."""
     gate = asyncio.Semaphore(AT_ONCE)
     open_streams: set[int] = set()
@@ -306,7 +306,7 @@ async def play(address: str, roots: str, sites: list[dict[str, str]]) -> None:
 
 
 def measure_agent(folder: Path, federation: Federation, seconds: float) -> Agent:
-    """Run an agent under its own account in a cluster, and let it be idle."""
+    """Run an idle agent under its own account in a cluster; return what it costs."""
     with Cluster(folder / "cluster", audited=True) as cluster:
         site = ClusterSite(cluster, folder / "place")
         name, state = "in-a-cluster", folder / "agent"
@@ -359,12 +359,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=45.0, help="how long to watch, idle")
     parser.add_argument("--only", choices=("sites", "agent"))
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--play", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--simulate", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 65_536)), hard))
-    if arguments.play:
-        asyncio.run(play(**json.loads(sys.stdin.readline())))
+    if arguments.simulate:
+        asyncio.run(simulate(**json.loads(sys.stdin.readline())))
         return 0
     sites: Sites | None = None
     agent: Agent | None = None
@@ -389,7 +389,7 @@ def main() -> int:
 
 
 def show(sites: Sites | None, agent: Agent | None, *, as_json: bool) -> int:
-    """Print what was measured beside its limit; return 1 when one is not kept."""
+    """Print each result with its limit; return 1 when a limit is exceeded."""
     kept: dict[str, bool] = {}
     figures: dict[str, float] = {}
     if sites is not None:

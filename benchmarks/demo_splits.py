@@ -1,8 +1,8 @@
-"""How good is the demo's federated model, over many splits and not one lucky one?
+"""Measures the quality of the demo's federated model over many splits of the data.
 
-For each seed the data set is split anew; a model is trained by each site alone, by each
-hospital alone, by federated averaging and on all data in one place, by the demo's own code,
-and judged on the test rows of all sites.
+For each seed the data set is split again. The demo's own code trains a model at each site alone, at
+each hospital alone, by federated averaging, and on all data in one place. Each model is evaluated
+on the test rows of all sites.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What a client costs a job's exchange in one round, with few nodes and with many.
+"""Measures the cost of a client for a job's exchange in one round, with few nodes and with many.
 
-Every node asks for work, gets the model, and delivers an update; the job's side pushes the
-questions and pulls the answers as they come. Requests go through the ASGI application, without
-sockets and without TLS, so that nothing but the exchange is measured. The processor time of
-this process for one client is taken for each number of nodes, best of several rounds; the
-ratio says how much more it is with many nodes than with the fewest. 1 is linear. The status is
-1 when a ratio is above the target.
+Every node requests work, fetches the model, and delivers an update; the job's side pushes the
+questions and pulls the answers as they arrive. Requests go through the ASGI application, without
+sockets and without TLS, so that only the exchange is measured. The result is the processor time of
+this process for one client, for each number of nodes, the best of several rounds. The ratio is the
+time with many nodes to that with the fewest; 1 is linear. The status is 1 when a ratio is above the
+target.
 """
 
 from __future__ import annotations

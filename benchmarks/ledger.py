@@ -1,8 +1,8 @@
-"""Appending to the ledger against the same rows in a bare SQLite table, and verifying.
+"""Compares appending to the ledger with the same rows in a bare SQLite table, and verifies.
 
-Both write one row of the same size in one transaction with WAL and ``synchronous=FULL`` on
-the same disk, in turns, so that the ratio says what hashing, signing and checking cost on
-top of the disk. ``--directory`` chooses the disk.
+Both write one row of the same size in one transaction with WAL and ``synchronous=FULL`` on the same
+disk, in turns, so that the ratio is the cost of hashing, signing and checking beside the disk.
+``--directory`` chooses the disk.
 """
 
 from __future__ import annotations

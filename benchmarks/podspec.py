@@ -1,9 +1,8 @@
-"""How many manifests a second: a site's agent must never be what a job waits for.
+"""Measures manifests a second: a job must never wait for a site's agent.
 
     python benchmarks/podspec.py [--json]
 
-Prints manifests a second for each kind of workload, and the ratio to the 5,000 that are
-promised.
+Prints manifests a second for each kind of workload, and the ratio to the required 5,000.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def rate(kind: str, *, seconds: float = 0.5) -> float:
 
 
 def main() -> int:
-    """Run the benchmark; fail below what is promised."""
+    """Run the benchmark; fail below the required rate."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     arguments = parser.parse_args()

@@ -1,14 +1,14 @@
-"""What a round costs besides training: stock Flower and fedlearn, one job, one machine.
+"""Measures the overhead of a round beside training: stock Flower and fedlearn, one job.
 
 The job (``apps/vector``) averages a vector; its training takes no time, so the time of a
 round is overhead. The same unchanged Flower app runs
 
 * on stock Flower's deployment runtime: one SuperLink, SuperNodes over plain HTTP;
-* on fedlearn: a coordinator and sites, attested by software TPMs where there are any,
-  over mutual TLS, every round's model sealed and every decision in the ledger.
+* on fedlearn: a coordinator and sites, attested by software TPMs if these are installed, over
+  mutual TLS, with the model of every round sealed and every decision in the ledger.
 
-Both in one run, one after the other. Times are taken in the app, before the first round and
-after each. The printed ratio is stock's median round over ours.
+Both run on one machine, one after the other. Times are taken in the app, before the first round and
+after each. The printed ratio is the median round of stock Flower to that of fedlearn.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def main() -> None:
 
 
 def _check(results: Mapping[str, Measured], sites: int, size: int, rounds: int) -> None:
-    """Stop when a run did not compute what it should: then its time means nothing."""
+    """Stop when a run computed another result: its time then cannot be compared."""
     each = [np.random.default_rng(n + 1).random(size, np.float32).sum() for n in range(sites)]
     for name, found in results.items():
         count = rounds if name == "stock" else 5 * rounds

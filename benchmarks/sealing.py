@@ -1,4 +1,4 @@
-"""Seal and open a model, against what the machine can do at all, as ratios in one run.
+"""Compares sealing and opening a model with the limits of the machine, as ratios in one run.
 
     python benchmarks/sealing.py [--mib 256] [--repeat 5] [--directory DIR] [--json]
 
@@ -8,10 +8,10 @@ The floors are measured in the same process, in turns with what is compared:
   (``openssl speed -evp aes-256-gcm -bytes 1048576`` is printed next to it);
 * *disk*: writing, or reading, the same bytes in the clear; the write ends with fsync.
 
-No program can seal faster than the slower of the two when they overlap perfectly, nor needs
-more than their sum when they do not. A signed file costs one pass of SHA-256 besides, and so does
-checking who signed it. Peak memory is VmHWM above what the model itself takes.
-The page cache is warm for reading; what a cold disk costs is not ours to measure.
+When the two overlap perfectly, sealing takes as long as the slower of them; when they do not
+overlap, as long as their sum. A signed file needs one pass of SHA-256 in addition, and so does the
+check of its signature. Peak memory is VmHWM without the model itself. The page cache is warm for
+reading; the cost of a cold disk is not measured.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MIB = 1 << 20
 
 
 class OneKey:
-    """Seals with one content key, so that the benchmark can open again."""
+    """Seals with one content key, so that the benchmark can open the file."""
 
     key_id = "benchmark"
 

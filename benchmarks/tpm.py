@@ -1,9 +1,9 @@
-"""TPM evidence: what making, verifying and sealing costs, against the bare signature check.
+"""Compares the cost of making, verifying and sealing TPM evidence with the bare signature check.
 
     python benchmarks/tpm.py [--json]
 
 Times are CPU seconds of this process for verification (the best of five batches) and wall
-seconds for what the TPM does (the median). Needs swtpm and tpm2-tools.
+seconds for operations of the TPM (the median). Needs swtpm and tpm2-tools.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def measure() -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Return a row for each kind of key, and the seconds of what the TPM does besides."""
+    """Return a row for each kind of key, and the seconds of other operations of the TPM."""
     if reason := SoftwareTpm.available():
         raise SystemExit(f"no software TPM: {reason}")
     binding = Binding(

@@ -1,13 +1,13 @@
-"""Verifications a second on one core, and as a multiple of the bare signature checks in them.
+"""Measures verifications a second on one core, and compares them with their signature checks.
 
-For each kind of evidence the same signatures are checked twice, in turns: once as a whole
-verification, from bytes to claims, and once as nothing but calls of ``cryptography`` with
-keys that are parsed and messages that are at hand. The multiple is what parsing, chains,
-replay and comparison cost on top; the target is at most 1.5.
+For each kind of evidence the same signatures are checked twice, in turns: once in a whole
+verification, from bytes to claims, and once by calls of ``cryptography`` alone, with parsed keys
+and prepared messages. The multiple is the time of the first to that of the second, and so shows the
+cost of parsing, chains, replay and comparison; the target is at most 1.5.
 
-Evidence, chains and collateral are the made vectors of ``tests/vectors``. Certificates of the
-relying party (roots, authorities, collateral) are parsed once and then remembered, as in a
-coordinator that admits many clients; every signature is checked every time.
+Evidence, chains and collateral are the synthetic vectors of ``tests/vectors``. Certificates of the
+relying party (roots, authorities, collateral) are parsed once and cached, as in a coordinator that
+admits many clients; every signature is checked every time.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def tpm_check(quote: TpmQuote) -> Check:
 
 
 def bare_checks(subject: cases.Subject, evidence: Evidence) -> list[Check]:
-    """Return the signature checks that a verification of ``evidence`` cannot do without."""
+    """Return the signature checks that a verification of ``evidence`` requires."""
     if evidence.tee in (Tee.TDX, Tee.SGX):
         return dcap_checks(evidence, subject.trust.collateral[0])
     chain = [c for data in subject.trust.endorsements for c in split_certificates(data, "chain")]

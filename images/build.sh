@@ -5,8 +5,8 @@
 #   images/build.sh [server] [edge] [client]        all three by default
 #
 # The same commit, lists and Debian mirror give the same digests: dates are those of
-# SOURCE_DATE_EPOCH (the commit's by default), wheels are taken by hash, byte code by hash of its
-# source. DEBIAN_MIRROR pins the base (a snapshot.debian.org address makes it the same for ever).
+# SOURCE_DATE_EPOCH (the commit's by default), wheels are checked by hash, and byte code names the
+# hash of its source. DEBIAN_MIRROR pins the base (a snapshot.debian.org address never changes).
 # INSECURE_EVALUATION=1 adds a software TPM, which proves nothing about hardware.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,7 +20,7 @@ targets=("$@")
 
 fail() { echo "images: $*" >&2; exit 1; }
 for target in "${targets[@]}"; do
-  [ -f "$here/$target.lock" ] || fail "$target is no image: server, edge or client"
+  [ -f "$here/$target.lock" ] || fail "$target is not an image: name server, edge or client"
 done
 [ "$(id -u)" -eq 0 ] || fail "needs root: a chroot is made and files get owners"
 missing=()
@@ -61,7 +61,7 @@ done
 "$python" -m pip download --quiet --disable-pip-version-check --no-deps --dest "$work/context/wheels" \
   --only-binary=:all: pip==25.3
 rm -f "$work"/context/wheels/fedlearn-*.whl
-# From a copy: a build in the tree would take along what an earlier one left in build/lib.
+# From a copy: a build in the tree would include files of an earlier one in build/lib.
 rm -rf "$work/source"
 mkdir "$work/source"
 git ls-files -z --cached --others --exclude-standard |
@@ -82,7 +82,7 @@ for target in "${targets[@]}"; do
   echo "images: building $target" >&2
   buildah bud --quiet --timestamp "$SOURCE_DATE_EPOCH" --build-arg LOCK="$target.lock" \
     --format oci --file "$file" --tag "localhost/fedlearn/$target" "$work/context" >/dev/null
-  # It has to work, as the user that it names and with nothing mounted.
+  # The image must work as its own user and with nothing mounted.
   case "$target" in
     server) modules="server.main, server.service, server.rpc.fleet, server.flower.application.bundle, attestation.tpm.seal" ;;
     edge) modules="edge.main, edge.agent.agent, edge.kube.launcher, edge.client.pod_main, kubernetes.config" ;;

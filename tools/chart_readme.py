@@ -1,8 +1,7 @@
 """Write the tables of values in helm/*/README.md from values.yaml; ``--check`` only compares.
 
-A table stands between the lines ``<!-- values -->`` and ``<!-- /values -->``. The comment
-above a key in values.yaml describes it; a key without a comment is an error, unless it only
-holds other keys.
+The table is between the lines ``<!-- values -->`` and ``<!-- /values -->``. The comment above a key
+in values.yaml describes it; a key without one is an error, unless it only contains other keys.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ KEY = re.compile(r"^( *)([A-Za-z0-9_./-]+):(?: +(.*))?$")
 
 
 class Undescribed(Exception):
-    """A key that nobody can understand."""
+    """A key without a description."""
 
 
 def comments(text: str) -> dict[tuple[str, ...], str]:

@@ -1,8 +1,8 @@
 """Write ``config`` in helm/*/values.schema.json from the models that read server.toml and
 site.toml; ``--check`` only compares.
 
-What a chart writes itself is left out, so that a value for it is refused. The rest of the
-schemas is written by hand and stays as it is.
+Keys that a chart writes itself are left out, so that a value for them is refused. The rest of the
+schemas is written by hand and is not changed.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ MODELS: dict[str, tuple[type, tuple[str, ...], dict[str, Schema]]] = {
         },
     ),
 }
-"""For each chart its model, the keys that the chart writes, and what is known beyond types."""
+"""For each chart its model, the keys that the chart writes, and constraints beside the types."""
 
 
 def schema(cls: type, without: Iterable[str], beyond: Mapping[str, Schema]) -> Schema:

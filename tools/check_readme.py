@@ -1,4 +1,4 @@
-"""Check that every command in README.md, docs/ and our own hints exists, with its flags.
+"""Check that every command in README.md, docs/ and the hints of errors exists, with its flags.
 
 A command is a line of a fenced block, or a span of code in a line of prose or in a string of
 the source, that starts with one of our commands or with ``make``. Subcommands, flags and the
@@ -43,7 +43,7 @@ class Found:
 
 
 class Unknown(Exception):
-    """A command line that would not work; the text says why."""
+    """A command line that would not work; the text is the reason."""
 
 
 def in_markdown(path: Path, shown: str) -> Iterator[Found]:
@@ -70,7 +70,7 @@ def in_markdown(path: Path, shown: str) -> Iterator[Found]:
 
 
 def in_source(path: Path, shown: str) -> Iterator[Found]:
-    """Yield the commands that one module tells people to run."""
+    """Yield the commands that the texts of one module name."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         for span in SPAN.findall(line):
             # An f-string fills in names.
@@ -78,7 +78,7 @@ def in_source(path: Path, shown: str) -> Iterator[Found]:
 
 
 def commands(text: str, where: str) -> Iterator[Found]:
-    """Yield those of our commands that a line of shell runs."""
+    """Yield our commands in a line of shell."""
     lexer = shlex.shlex(text, posix=True, punctuation_chars="|&;")
     lexer.whitespace_split = True
     try:

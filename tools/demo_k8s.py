@@ -1,13 +1,13 @@
 """The demo with clusters: two real control planes on this machine, with sites in both.
 
-What runs: etcd, API server, controllers and scheduler of two Kubernetes clusters; real helm,
-which installs the fedlearn-edge chart for each site; the agents that the charts deploy, under
-the charts' own accounts; and clients as Jobs that the agents create and the schedulers place.
-The coordinator is outside of both, as it is in the field.
+Two Kubernetes clusters run with etcd, API server, controllers and scheduler. Helm installs the
+fedlearn-edge chart for each site; the agents run under the accounts of the chart; and clients are
+Jobs that the agents create and the schedulers place. The coordinator is outside of both clusters,
+as in a real federation.
 
-What does not: containers. A node here registers with its cluster and does with pods what a
-kubelet does, but runs their commands as processes of this machine (tests/harness/node.py). So
-there are no TEEs, no images and no network of pods; evidence is that of development keys.
+No containers run. A node here registers with its cluster and handles pods as a kubelet does, but
+runs their commands as processes of this machine (tests/harness/node.py). So there are no TEEs, no
+images and no network of pods; the evidence is signed by development keys.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ RELEASE: Final = "fedlearn-edge"
 CLUSTERS: Final = 2
 NODES: Final = 2
 DIGEST: Final = "sha256:" + "ab" * 32
-"""Stands for the images' digests: nothing is pulled here."""
+"""A placeholder for the images' digests: nothing is pulled here."""
 LIMITS: Final = (
     "Pods ran as processes: the nodes of both clusters are stand-ins that run a pod's command "
     "without a container, so nothing is shown about images, TEEs, kata or pod networks.",
@@ -65,7 +65,7 @@ class Clusters:
             for number in range(CLUSTERS)
         ]
         self._nodes: list[Any] = []
-        # The addresses that replace names and addresses of a cluster's network.
+        # Addresses for agents in place of those in a cluster's network.
         self.names = {"0.0.0.0": "127.0.0.1"}
 
     def start(self, pool: ThreadPoolExecutor) -> None:
@@ -86,7 +86,7 @@ class Clusters:
     def install(self, cluster: Any, namespace: str, values: Path, token: Path) -> None:
         """Install the chart, as the owner of a site does.
 
-        :raises LaunchError: with helm's words, when it does not.
+        :raises LaunchError: with helm's message, when helm fails.
         """
         words = ["install", RELEASE, str(CHART), "--namespace", namespace, "--create-namespace"]
         words += ["--values", str(values), "--set-file", f"enrollment.token={token}"]
@@ -106,7 +106,7 @@ class Clusters:
             raise LaunchError(f"helm install at {namespace}: {done.stderr.strip()}")
 
     def output(self) -> str:
-        """Return what all pods wrote last, for a person who looks for a fault."""
+        """Return the last output of all pods, to find a fault."""
         found = []
         for node in self._nodes:
             for pod in node.started():
@@ -162,7 +162,7 @@ class ClusterFederation(Federation):
     def await_connected(self, names: Iterable[str]) -> None:
         """Return when all agents have a connection.
 
-        :raises LaunchError: naming who has not, after two minutes.
+        :raises LaunchError: after two minutes, naming the agents without a connection.
         """
         wanted, end = set(names), time.monotonic() + _CONNECT_SECONDS
         while late := wanted - {one.name for one in self.operator.list_sites() if one.connected}:
@@ -186,7 +186,7 @@ class ClusterFederation(Federation):
             "config": {
                 "kubernetes": {"workload": "insecure-pods"},
                 "launcher": {"start_s": 120, "stop_s": 5},
-                # The stand-in for a machine's TEE is the machine's, not the pod's.
+                # The substitute for a machine's TEE belongs to the machine, not to the pod.
                 "attester": {
                     **machine.table(),
                     "key": str(machine.state / "insecure-development.key"),

@@ -16,10 +16,10 @@ import griffe
 __all__ = ["Docstrings", "inline", "markdown"]
 
 _ENTRY: Final = re.compile(r"^((?:``[\w., -]+``(?:, )?)+)(?:  +(.*))?$")
-"""A line of a list of names: one or several literals, and two spaces before what they mean."""
+"""A line of a list of names: one or several literals, two spaces, and their meaning."""
 
 _PAGES: Final = re.compile(r"\n\nThe (?:page is|pages are) docs/[^\0]*\Z")
-"""Where a module says which pages are about it: of no use to who reads one of them."""
+"""The sentence of a module that names its pages, which readers of the page do not need."""
 
 _ROLE: Final = re.compile(r":\w+:`[~!.]*([^`]+)`")
 

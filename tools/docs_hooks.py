@@ -1,4 +1,4 @@
-"""What MkDocs calls while it builds the site; ``mkdocs.yml`` names this file."""
+"""Hooks that MkDocs calls while it builds the site; ``mkdocs.yml`` names this file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _FOREIGN: Final = re.compile(
     r"""|<link\b(?=[^>]*\brel=["']?stylesheet)[^>]*\bhref=["']?(?:https?:)?//[^"'> ]*"""
     r"""|class=["']?mermaid\b"""
 )
-"""What a browser would fetch from another host. Material loads Mermaid from one."""
+"""References that a browser would fetch from another host. Material loads Mermaid from one."""
 
 _PLAIN_FENCE: Final = re.compile(r"<p>((?:```|~~~)[^\n<]*)")
-"""A fence that MkDocs took for text, as it does where it cannot read its options."""
+"""A fence that MkDocs treated as text, as it does when it cannot read its options."""
 
 
 def on_config(config: Any) -> Any:
@@ -35,9 +35,9 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, config: Any, **_: Any) -> str:
-    """Fill in what a page takes from the code, and put diagrams into it.
+    """Insert the generated parts of a page, and its diagrams.
 
-    A diagram inside of the page takes the colours that a reader chose; as an image it would not.
+    A diagram is inserted as SVG elements, so that it has the colours that the reader chose.
     """
     folder = Path(config["docs_dir"])
 

@@ -1,7 +1,7 @@
-"""The parts of the documentation that are made from the code: each function returns Markdown.
+"""The parts of the documentation that are generated from the code, as Markdown.
 
-A page asks for one with a line ``<!-- generated: NAME ARGUMENT -->``; :data:`GENERATED` has the
-names. ``tools/docs_hooks.py`` fills them in when the site is built, so nothing of it is stored.
+A line ``<!-- generated: NAME ARGUMENT -->`` of a page is the place of one; :data:`GENERATED` has
+the names. ``tools/docs_hooks.py`` inserts them when the site is built, so they are not stored.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ _MARK: Final = re.compile(r"^<!-- generated: ([a-z]+)(?: ([\w-]+))? -->$", re.MU
 
 
 class Unknown(Exception):
-    """A page asks for something that cannot be made; the text says what there is."""
+    """A page names a part that does not exist; the text lists those that do."""
 
 
 def fill(markdown: str) -> str:
-    """Return a page with what it asks for in the place of each mark.
+    """Return a page with the generated part in the place of each mark.
 
-    :raises Unknown: for a mark that nothing belongs to.
+    :raises Unknown: for a mark with an unknown name or argument.
     """
 
     def made(match: re.Match[str]) -> str:
@@ -299,7 +299,7 @@ def _cell_text(text: str) -> str:
 
 
 def _outside_code(text: str) -> str:
-    """Escape what would be markup, except between backticks."""
+    """Escape characters of markup, except between backticks."""
     parts = text.split("`")
     for index in range(0, len(parts), 2):
         plain = parts[index].replace("&", "&amp;").replace("<", "&lt;")
@@ -325,4 +325,4 @@ GENERATED: Final[Mapping[str, Callable[..., str]]] = {
     "strategies": strategy_options,
     "wire": wire,
 }
-"""What a page may ask for."""
+"""The parts that a page may name."""

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Shows, on a cluster that has TEEs and kata, what no machine without them can show.
+# Checks, on a cluster with TEEs and kata, what cannot be tested without them.
 #
 #   KUBECONFIG=... SERVER_VALUES=server.yaml EDGE_VALUES=edge.yaml JOB=job.toml tools/e2e-coco.sh
 #
 # Needs helm, kubectl and fedlearn, the images in a registry that the cluster reaches, and the
 # data claims of the values in the clients' namespace. The job must take several rounds. Both
 # releases are installed into NAMESPACE (fedlearn-e2e) and stay if a step fails; KEEP=1 keeps
-# them in any case. Each claim is printed with what was seen. Ends with 1 at the first that fails.
+# them in any case. Each check is printed with its result. Ends with 1 at the first that fails.
 set -euo pipefail
 here="$(cd "$(dirname "$0")/.." && pwd)"
 namespace="${NAMESPACE:-fedlearn-e2e}"
@@ -17,7 +17,7 @@ trap 'rm -rf "$work"' EXIT
 
 shown() { printf 'ok    %s: %s\n' "$1" "$2"; }
 fail() { printf 'FAIL  %s\n      %s\n' "$1" "$2" >&2; exit 1; }
-need() { command -v "$1" >/dev/null || fail "$1 is not here" "install it"; }
+need() { command -v "$1" >/dev/null || fail "$1 is not installed" "install it"; }
 k() { kubectl "$@"; }
 
 for program in helm kubectl fedlearn; do need "$program"; done
@@ -26,11 +26,11 @@ for name in KUBECONFIG SERVER_VALUES EDGE_VALUES JOB; do
   [ -e "${!name%%:*}" ] || fail "$name: ${!name} does not exist" "name a file"
 done
 
-# refused WHAT COMMAND...: the command has to fail, and not for want of a connection.
+# refused WHAT COMMAND...: the command must fail, and not because there is no connection.
 refused() {
   local what="$1" output
   shift
-  if output="$("$@" 2>&1)"; then fail "$what was let through" "$output"; fi
+  if output="$("$@" 2>&1)"; then fail "$what was not refused" "$output"; fi
   case "$output" in
     *"connection refused"* | *"no such host"* | *"Unable to connect"*) fail "$what" "$output" ;;
   esac
@@ -52,7 +52,7 @@ k -n "$namespace" logs server-0 -c establish >"$work/operator.toml" 2>/dev/null 
   k -n "$namespace" exec server-0 -c coordinator -- cat /var/lib/fedlearn/state/operator.toml \
     >"$work/operator.toml" || fail "the answer to the operator's request cannot be read" \
     "allow ReadStreamRequest or exec in the coordinator's guest policy, or read it from its volume"
-# This script takes the cluster's word for the CA; an operator compares its pin.
+# This script trusts the cluster for the CA; an operator compares its pin.
 pin="$(fedlearn operator login "$work/operator.toml" --operator "$work/operator" 2>&1 |
   sed -n 's/.*--ca-pin \([0-9a-f]\{64\}\).*/\1/p')"
 fedlearn operator login "$work/operator.toml" --operator "$work/operator" --ca-pin "$pin" \
@@ -83,7 +83,7 @@ refused "a privileged pod" k create --dry-run=server -f "$work/privileged.yaml"
 
 # --- a round ------------------------------------------------------------------------------
 name="$(fedlearn job submit "$JOB" --json | sed -n 's/.*"name": *"\([^"]*\)".*/\1/p' | head -n 1)"
-[ -n "$name" ] || fail "the job was not taken" "try: fedlearn job validate $JOB"
+[ -n "$name" ] || fail "the job was not accepted" "try: fedlearn job validate $JOB"
 selector="app.kubernetes.io/managed-by=fedlearn-edge,fedlearn.io/job=$name"
 for _ in $(seq 120); do
   pod="$(k -n "$clients" get pods -l "$selector" --field-selector=status.phase=Running \
@@ -96,7 +96,7 @@ shown "a client runs with the RuntimeClass" \
   "$(k -n "$clients" get pod "$pod" -o jsonpath='{.spec.runtimeClassName}')"
 refused "entering the client" k -n "$clients" exec "$pod" -- true
 
-# A pod of nobody: has curl's error for a filtered port, not for a closed one.
+# A pod without the clients' labels: curl must report a filtered port, not a closed one.
 image="$(k -n "$namespace" get pod server-0 -o jsonpath='{.spec.containers[0].image}')"
 cat >"$work/nobody.yaml" <<YAML
 apiVersion: v1
@@ -118,7 +118,7 @@ k -n "$clients" wait pod/nobody --for=jsonpath='{.status.phase}'=Failed --timeou
   fail "a pod without the clients' labels reached the coordinator" "does the CNI enforce NetworkPolicies?"
 shown "the network is closed" "a pod without the clients' labels does not reach the coordinator"
 
-# The client's first line is written before it is admitted, and nobody's pod has written its trace.
+# The client writes its first line before it is admitted, and the other pod has written its trace.
 for _ in $(seq 60); do
   fedlearn job logs "$name" --json | grep -q '"client.admitted"' && break
   sleep 5
@@ -126,8 +126,8 @@ done
 fedlearn job logs "$name" --json | grep -q '"client.admitted"' ||
   fail "no client was admitted" "fedlearn job logs $name"
 kept="$("$here/tools/kept-log.sh" "$clients" "$pod" nobody)" ||
-  fail "what the client writes is not kept by its guest, or that cannot be determined" "$kept"
-shown "what the client writes is kept" "$kept"
+  fail "the client's log is not hidden by its guest, or that cannot be determined" "$kept"
+shown "the client's log is hidden" "$kept"
 k -n "$clients" delete pod nobody --wait=false >/dev/null
 
 # The same client with another guest policy: started, but not admitted.

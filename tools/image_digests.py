@@ -5,8 +5,8 @@
     image_digests.py --client IMAGE@sha256:... --bundle HEX     reference values, for policy.toml
 
 A confidential pod is measured with its initdata, which names the client's image and the app's
-bundle (edge/kube/initdata.py). The values say which registers hold its digest; what the TEE's own
-firmware and kernel measure comes from whoever builds those.
+bundle (edge/kube/initdata.py). The values give its digest for each register that has it. The
+measurements of the TEE's firmware and kernel come from those who build them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ IMAGE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/-]{0,400}@sha256:[0-9a-f]{64}")
 
 
 class Damaged(Exception):
-    """A layout that does not hold what its digests say."""
+    """The content of a layout does not match its digests."""
 
 
 def verified(layout: Path, digest: str) -> Path:
@@ -69,7 +69,7 @@ STAMPS = {
     "edge": ("fedlearn-edge", "image"),
     "client": ("fedlearn-edge", "client.image"),
 }
-"""Where the digest of each image stands: the chart, and the path in its values."""
+"""The place of the digest of each image: the chart, and the path in its values."""
 
 
 def stamp(charts: Path, image: str, digest: str) -> None:

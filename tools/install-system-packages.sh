@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Installs the few parts that no Python index has, where Debian's apt and the right to use it
-# are at hand. Everything else works without them; what needs them says so.
+# Installs the few parts that no Python index has, by Debian's apt, as root. Everything else works
+# without them; what needs them reports that they are missing.
 #
-#   tools/install-system-packages.sh         what `make test` can use; never an error
-#   tools/install-system-packages.sh pods    what `make test-pods` and images/build.sh need: a
-#                                            container runtime and a builder of images; an error
-#                                            where they cannot be had
+#   tools/install-system-packages.sh         for `make test`; never an error
+#   tools/install-system-packages.sh pods    for `make test-pods` and images/build.sh: a container
+#                                            runtime and a builder of images; an error if they
+#                                            cannot be installed
 set -euo pipefail
 case "${1:-}" in
   "") packages=(swtpm tpm2-tools dataset-fashion-mnist ovmf) ;;
@@ -18,7 +18,7 @@ for package in "${packages[@]}"; do
 done
 [ ${#missing[@]} -eq 0 ] && exit 0
 if ! command -v apt-get >/dev/null || [ "$(id -u)" -ne 0 ]; then
-  echo "not installed: ${missing[*]} (needs root and apt; the tests that need them will say so)" >&2
+  echo "not installed: ${missing[*]} (needs root and apt; tests that need them report it)" >&2
   [ "${1:-}" = "" ] && exit 0 || exit 1
 fi
 export DEBIAN_FRONTEND=noninteractive

@@ -1,10 +1,10 @@
 """Write the list of wheels, with hashes, that each image is made of: images/*.lock.
 
 An image has the core, its own extras (:data:`IMAGES`), and ``nvidia``, because each of them
-verifies evidence. pip resolves for CPython 3.11 on x86-64 Linux within constraints.txt. What Flower
-asks for and does not import in an image is left out, with all that only it needs. An image takes
-the very files that are listed, and nothing is resolved when it is built. ``--check`` writes nothing
-and says whether the lists still fit pyproject.toml and constraints.txt.
+verifies evidence. pip resolves for CPython 3.11 on x86-64 Linux within constraints.txt. Packages
+that Flower requires and does not import in an image are left out, with those that only they need.
+An image is made of exactly the listed files; nothing is resolved when it is built. ``--check``
+writes nothing and reports whether the lists fit pyproject.toml and constraints.txt.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Wheel = tuple[str, str, tuple[str, ...]]
 
 
 def wanted(extras: Iterable[str]) -> list[Requirement]:
-    """Return what pyproject.toml asks for with these extras."""
+    """Return the requirements of pyproject.toml with these extras."""
     document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project = document["project"]
     needed = list(project["dependencies"])
@@ -92,7 +92,7 @@ def resolve(requirements: list[Requirement]) -> dict[str, Wheel]:
 def needed(
     requirements: list[Requirement], wheels: Mapping[str, Wheel], left_out: frozenset[str]
 ) -> dict[str, Wheel]:
-    """Return the wheels that are still asked for when Flower does not ask for ``left_out``."""
+    """Return the wheels that are still required when Flower does not require ``left_out``."""
     found: dict[str, Wheel] = {}
     seen: set[tuple[str, str]] = set()
     queue = list(requirements)
@@ -135,7 +135,7 @@ def locked(path: Path) -> dict[str, str]:
 
 
 def faults(image: str, pinned: Iterable[Requirement]) -> list[str]:
-    """Return what is wrong with the list of one image."""
+    """Return the faults in the list of one image."""
     found = locked(ROOT / f"images/{image}.lock")
     wrong = []
     for requirement in wanted(IMAGES[image].extras):
@@ -154,7 +154,7 @@ def faults(image: str, pinned: Iterable[Requirement]) -> list[str]:
 
 
 def check() -> int:
-    """Compare the lists with what the project asks for."""
+    """Compare the lists with the requirements of the project."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = [Requirement(line) for line in lines if "==" in line and not line.startswith("#")]
     wrong = [line for image in IMAGES for line in faults(image, pinned)]

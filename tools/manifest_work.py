@@ -4,8 +4,8 @@
         | python tools/manifest_work.py --namespace fedlearn --cluster hospital-a \\
         | kubectl --context hub apply -f -
 
-Hooks are left out: a hub runs none. A Secret is refused: the hub, and everybody who may read
-the work there, would see it. Make the one with the join token in the cluster itself, and name
+Hooks are left out, because a hub runs none. A Secret is refused, because everyone who may read the
+ManifestWork at the hub could read it. Make the Secret with the join token in the cluster, and name
 it in ``enrollment.existingSecret``.
 """
 
@@ -36,7 +36,7 @@ CLUSTER_WIDE: Final = frozenset(
 
 
 class Refused(Exception):
-    """The manifests cannot be wrapped; the message says why."""
+    """The manifests cannot be wrapped; the message is the reason."""
 
 
 def wrapped(
@@ -65,7 +65,7 @@ def wrapped(
     if namespace not in names:
         own = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
         kept.insert(0, own)
-    # Namespaces come first: what is in one cannot be made before it.
+    # Namespaces come first, before the objects in them.
     kept.sort(key=lambda one: one["kind"] != "Namespace")
     return manifest_work(kept, name=name, cluster=cluster)
 

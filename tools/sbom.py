@@ -2,9 +2,9 @@
 
     sbom.py FOLDER      an OCI layout (images/build.sh makes them)
 
-What counts is what is in the image: Debian's packages by ``/var/lib/dpkg/status``, Python's by
-their ``*.dist-info/METADATA``. Layers are read in order and whiteouts are heeded. The same
-image gives the same document.
+It lists the packages in the image: Debian's by ``/var/lib/dpkg/status``, Python's by their
+``*.dist-info/METADATA``. Layers are read in order and whiteouts are applied. The same image gives
+the same document.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def blob(layout: Path, digest: str) -> Path:
 
 
 def read(layout: Path) -> dict[str, bytes]:
-    """Return the files that describe packages, as the last layer leaves them."""
+    """Return the files that describe packages, after all layers."""
     found: dict[str, bytes] = {}
     for layer in manifest(layout)[1]["layers"]:
         path = blob(layout, layer["digest"])

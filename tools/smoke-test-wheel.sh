@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the wheel, installs it into a fresh environment and looks at what is in it: a file that
-# is missing from the wheel is not missed from a source tree.
+# Builds the wheel, installs it into a fresh environment and checks its content: tests in the source
+# tree cannot notice a file that is missing from the wheel.
 #
 # The environment borrows the libraries of .venv through a .pth file, so nothing is downloaded
 # again; our own packages come from the wheel alone.
@@ -46,7 +46,7 @@ import importlib
 import pathlib
 import sys
 
-home = pathlib.Path(sys.argv[1]).resolve()
+environment = pathlib.Path(sys.argv[1]).resolve()
 parents = set()
 for name in ("attestation", "edge", "fedlearn", "server"):
     module = importlib.import_module(name)
@@ -57,9 +57,9 @@ for name in ("attestation", "edge", "fedlearn", "server"):
 if len(parents) != 1:
     sys.exit(f"error: the packages do not share one parent: {sorted(map(str, parents))}")
 (parent,) = parents
-if home not in parent.parents:
+if environment not in parent.parents:
     sys.exit(f"error: the packages come from {parent}, not from the wheel")
-print(f"ok    four packages below {parent.relative_to(home)}")
+print(f"ok    four packages below {parent.relative_to(environment)}")
 LOOK
 
 "$python" - "${wheel[0]}" "$scratch/source" <<'DATA'

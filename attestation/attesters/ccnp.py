@@ -223,7 +223,7 @@ def _to_ccel(events: Sequence[pb.TcgEventlog], report: TdReport) -> EventLog:
     """Return the server's events as a CCEL that fits the quote.
 
     Servers count RTMRs from 0 or as a CCEL does, and list either RTMR3 or the container
-    under number 3; the quoted registers say which.
+    under number 3; the quoted registers show which.
     """
     quoted = dict(enumerate(report.rtmrs, 1))
     for first in (1, 0):

@@ -2,7 +2,7 @@
 
 No other module talks to a TPM. Every sequence of commands runs in a private scratch directory
 (mode 0700) that is removed at its end, under a lock that all processes sharing the TPM take, and
-with a time limit. Secrets go through pipes, never through argv or the disk.
+with a time limit. Secrets are passed by standard input and output, never by argv or the disk.
 
 A software TPM has no resource manager and only three slots for transient objects, so a
 sequence that loads objects or starts sessions flushes them before it begins and when it

@@ -1,7 +1,7 @@
 """Evidence in files: detects the format, and returns what a verifier takes.
 
 ======================  ==================================================================
-``tdx-quote``           a DCAP quote, versions 3 to 5; its header says TDX or SGX
+``tdx-quote``           a DCAP quote, versions 3 to 5; its header names TDX or SGX
 ``sgx-quote``           the same, of SGX only
 ``snp-report``          an AMD ATTESTATION_REPORT of 1184 bytes, with the certificate table
                         of an extended report behind it where there is one, or inside of

@@ -251,7 +251,7 @@ def _documents(info: _Signed, pieces: _Pieces, now: datetime) -> Iterator[Assemb
     if not any(lists.values()):
         raise _MissingError(
             "the revocation list of the PCK CA",
-            f"it is the answer of {addresses['pck_crl']}; a quote says platform or processor",
+            f"it is the answer of {addresses['pck_crl']}; a quote names platform or processor",
         )
     for ca, found in lists.items():
         if not found:

@@ -189,7 +189,7 @@ class EventLog:
         """Return the registers that the log extends, as they are after the last event.
 
         ``bank`` is a ``hashlib`` name. An event without a digest for it leaves that bank as
-        it was. Registers of a CCEL start at zero; PCRs as the TPM profile says, PCR 0 with
+        it was. Registers of a CCEL start at zero; PCRs as in the TPM profile, PCR 0 with
         the start-up locality that the log declares.
 
         :raises EventLogError: when the log has no digests for ``bank``.
@@ -337,7 +337,7 @@ def _header(read: Cursor) -> dict[str, int]:
     read.sized("header.vendorInfo", limit=255, prefix=1)
     if read.offset != start + size:
         raise read.fail(
-            f"says {size} bytes, its content has {read.offset - start}",
+            f"states {size} bytes, its content has {read.offset - start}",
             "header.eventSize",
             offset=start - 4,
         )

@@ -71,7 +71,7 @@ def _intel_tcb(rules: TdxRules | SgxRules, claims: Claims, table: str) -> Iterat
         actual="absent" if advisories is None else ", ".join(listed) or "none",
         remedy=f"{_UPDATE}; or accept {', '.join(unexpected)} in [{table}] advisories_allowed"
         if unexpected
-        else "give collateral, which says what is open on the platform",
+        else "give collateral, which lists the open advisories of the platform",
     )
     if rules.min_tcb_evaluation:
         yield _minimum(claims, "tcb_evaluation", rules.min_tcb_evaluation, "fetch newer collateral")

@@ -262,7 +262,7 @@ class SnpRules:
 class TpmRules:
     """Minimums for a TPM, for a quote alone or inside Azure's composite.
 
-    ``require_safe_clock``  the TPM says that its clock never ran backwards (TPM 2.0,
+    ``require_safe_clock``  the TPM reports that its clock never ran backwards (TPM 2.0,
                             part 2, ``TPMS_CLOCK_INFO.safe``)
     ``firmware``            accepted ``firmwareVersion`` values; empty accepts any
     ``pcrs``                registers that the quote must cover, of any bank but SHA-1

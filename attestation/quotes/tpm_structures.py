@@ -91,7 +91,7 @@ class QuoteStatement:
 
     @classmethod
     def _walk(cls, data: bytes) -> QuoteStatement:
-        """Parse field by field, which says what is wrong and where."""
+        """Parse field by field, so that an error names the field and the offset."""
         read = Cursor(data, "attest", limit=MAX_ATTEST_BYTES)
         if read.integer(4, "magic") != _GENERATED:
             raise read.fail("not a structure that a TPM generated", "magic", offset=0)
@@ -209,7 +209,7 @@ class TpmSignature:
 
     @classmethod
     def _walk(cls, data: bytes) -> TpmSignature:
-        """Parse field by field, which says what is wrong and where."""
+        """Parse field by field, so that an error names the field and the offset."""
         read = Cursor(data, "signature", limit=MAX_SIGNATURE_BYTES)
         scheme = SIGNATURE_SCHEMES.get(read.integer(2, "sigAlg"))
         if scheme is None:

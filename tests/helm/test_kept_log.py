@@ -1,7 +1,7 @@
-"""tools/kept-log.sh: a log that a guest keeps is told from one that is only empty, or not there.
+"""tools/kept-log.sh distinguishes a log that a guest hides from one that is empty or missing.
 
-kubectl and the API server are real. The node's port for logs is this test's, because what a
-kubelet says when a guest keeps its output is what has to be told apart.
+kubectl and the API server are real. The test serves the node's port for logs, with the answers of a
+kubelet whose guest hides its output.
 """
 
 from __future__ import annotations
@@ -135,10 +135,10 @@ def test_an_empty_log_beside_one_that_is_not_is_kept(place: Place) -> None:
 
 def test_an_error_of_the_kubelet_is_a_kept_log(place: Place) -> None:
     place.logs["client"] = (500, b"failed to read the stream: ReadStreamRequest is blocked")
-    status, reported = place.judged()
+    status, printed = place.judged()
     assert status == 0
-    assert reported.startswith("the kubelet has none: ")
-    assert "ReadStreamRequest is blocked" in reported
+    assert printed.startswith("the kubelet has none: ")
+    assert "ReadStreamRequest is blocked" in printed
 
 
 def test_a_log_that_can_be_read_is_not_kept(place: Place) -> None:
@@ -148,39 +148,39 @@ def test_a_log_that_can_be_read_is_not_kept(place: Place) -> None:
 
 def test_an_empty_log_among_empty_ones_says_nothing(place: Place) -> None:
     place.logs["nobody"] = (200, b"")
-    status, reported = place.judged()
+    status, printed = place.judged()
     assert status == 2
-    assert "an empty log says nothing here" in reported
+    assert "so an empty log proves nothing" in printed
 
 
 def test_a_cluster_that_shows_nobodys_log_says_nothing(place: Place) -> None:
     place.logs["nobody"] = (500, b"no logs today")
-    status, reported = place.judged()
+    status, printed = place.judged()
     assert status == 2
-    assert "nobody cannot be read either" in reported
-    assert "no logs today" in reported
+    assert "nobody cannot be read either" in printed
+    assert "no logs today" in printed
 
 
 def test_a_container_that_has_not_started_has_written_nothing(place: Place) -> None:
-    status, reported = place.judged("waiting")
+    status, printed = place.judged("waiting")
     assert status == 2
-    assert "has not started" in reported
+    assert "has not started" in printed
 
 
 def test_what_is_not_the_guests_doing_says_nothing(place: Place, tmp_path: Path) -> None:
-    status, reported = place.judged("missing")
+    status, printed = place.judged("missing")
     assert status == 2
-    assert "not found" in reported
+    assert "not found" in printed
     # The tester may not read logs at all.
     stranger = place.cluster.kubeconfig("stranger")
-    status, reported = place.judged(kubeconfig=stranger)
+    status, printed = place.judged(kubeconfig=stranger)
     assert status == 2
-    assert "forbidden" in reported.lower()
+    assert "forbidden" in printed.lower()
     # The node is away while its pod is asked.
     place.logs["client"] = (404, b"not found")
-    status, reported = place.judged()
+    status, printed = place.judged()
     assert status == 2
-    assert "not the guest's doing" in reported
+    assert "the guest is not the cause" in printed
 
 
 def test_the_script_for_clusters_stops_at_values_that_helm_refuses(

@@ -135,7 +135,7 @@ def test_first_start_keeps_the_login_in_memory_and_the_rest_sealed(place: Path) 
         assert not (state / "run").exists()
         done = _check(received)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "speaks TLSv1.3" in done.stdout
+        assert "uses TLSv1.3" in done.stdout
         assert done.stdout.count("refuses a client without a certificate") == 2
 
         port = (place / "port").read_text()
@@ -260,7 +260,7 @@ def test_helm_test_finds_a_proxy_that_ends_tls(tmp_path: Path) -> None:
     with _impostor(tmp_path, "proxy.example") as address:
         done = _check(dict.fromkeys(("gate", "control", "fleet"), address))
     assert done.returncode == 1
-    assert "is no coordinator, or TLS ends before it" in done.stderr
+    assert "is not a coordinator, or TLS ends before it" in done.stderr
 
 
 def test_helm_test_finds_a_listener_that_asks_for_no_certificate(tmp_path: Path) -> None:
@@ -274,10 +274,10 @@ def test_helm_test_says_who_is_not_there() -> None:
     address = f"127.0.0.1:{reserve_port()}"
     done = _check(dict.fromkeys(("gate", "control", "fleet"), address))
     assert done.returncode == 1
-    assert done.stderr.startswith(f"gate: nobody speaks TLS at {address}")
+    assert done.stderr.startswith(f"gate: no TLS server at {address}")
 
 
-def test_helm_test_of_a_site_wants_somebody_who_speaks_tls(tmp_path: Path) -> None:
+def test_helm_test_of_a_site_needs_a_tls_server(tmp_path: Path) -> None:
     def check(address: str) -> subprocess.CompletedProcess[str]:
         host, _, port = address.rpartition(":")
         return subprocess.run(
@@ -292,7 +292,7 @@ def test_helm_test_of_a_site_wants_somebody_who_speaks_tls(tmp_path: Path) -> No
         assert check(address).returncode == 0
     closed = check(address)
     assert closed.returncode == 1
-    assert "nobody speaks TLS" in closed.stderr
+    assert "no TLS server" in closed.stderr
 
 
 # --- the site -----------------------------------------------------------------------------

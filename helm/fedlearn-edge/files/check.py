@@ -1,7 +1,7 @@
 """Checks from inside the cluster that a site's agent answers its clients: check.py HOST PORT.
 
-The agent speaks TLS with a key that each client has pinned; which key it is, is not checked
-here. Whether the coordinator has let the site in is the coordinator's to say.
+The agent uses TLS with a key that each client has pinned. This check does not compare the key, nor
+whether the coordinator has approved the site.
 """
 
 import socket
@@ -10,7 +10,7 @@ import sys
 
 
 def main(host, port):
-    """Return 0, or say what is wrong."""
+    """Return 0, or a message about the fault."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -18,9 +18,9 @@ def main(host, port):
     try:
         with socket.create_connection((host, int(port)), timeout=10) as plain:
             with context.wrap_socket(plain, server_hostname=host) as secure:
-                print(f"agent    {host}:{port} speaks {secure.version()}")
+                print(f"client service  {host}:{port} uses {secure.version()}")
     except OSError as error:
-        return f"agent: nobody speaks TLS at {host}:{port}: {error}"
+        return f"client service: no TLS server at {host}:{port}: {error}"
     return 0
 
 

@@ -1,11 +1,11 @@
 # Enrolls the site when there is no identity, or again with a new token after it was removed.
-# The key is made here and stays here; the token is good for this key only, so whoever reads it
-# later has nothing.
+# The key is made here and stays here. Once used, the token is valid for this key only, so reading
+# it later gives nothing.
 set -eu
 umask 077
 disk="${FEDLEARN_DISK:-/var/lib/fedlearn}" token="${FEDLEARN_TOKEN:-/run/secrets/fedlearn/token}"
 if [ -e "$disk/state/site.json" ]; then
-  # A volume that was mounted with another group may have been opened to it.
+  # If the volume was mounted with another group, that group may have been given access.
   chmod -R go= "$disk/state"
   if [ ! -s "$token" ] || [ "$(cat "$token")" = "$(cat "$disk/state/token")" ]; then
     exit 0

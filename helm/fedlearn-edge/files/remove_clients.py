@@ -1,4 +1,4 @@
-"""Removes what the agent started, before the release is removed: remove_clients.py PATH SELECTOR.
+"""Removes the agent's clients before the release is removed: remove_clients.py PATH SELECTOR.
 
 Runs with the agent's own account. PATH is the API path of the kind in the clients' namespace.
 """
@@ -16,7 +16,7 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 def call(method, path, body=None):
-    """Return what the API server answers to one request."""
+    """Return the API server's answer to one request."""
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
     account = Path(os.environ.get("FEDLEARN_ACCOUNT", ACCOUNT))
     host = f"[{host}]" if ":" in host else host

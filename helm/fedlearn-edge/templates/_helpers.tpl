@@ -17,7 +17,7 @@ fedlearn.io/site: {{ .Values.site.name }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
-{{/* What the agent writes on clients (edge/kube/labels.py). */}}
+{{/* Labels that the agent sets on clients (edge/kube/labels.py). */}}
 {{- define "fedlearn.clients" -}}
 app.kubernetes.io/managed-by: fedlearn-edge
 app.kubernetes.io/component: client
@@ -34,7 +34,7 @@ app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
 {{- .Values.workloads.namespace | default .Release.Namespace -}}
 {{- end -}}
 
-{{/* An image by digest, or by a tag that says so: (list image registry). */}}
+{{/* An image by digest, or by its `insecureTag`: (list image registry). */}}
 {{- define "fedlearn.image" -}}
 {{- $image := index . 0 -}}
 {{- $name := printf "%s/%s" (trimSuffix "/" ($image.registry | default (index . 1))) $image.repository -}}

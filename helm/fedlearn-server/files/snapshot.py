@@ -1,9 +1,9 @@
-"""Asks the API server for a snapshot of the sealed state, and drops the oldest ones.
+"""Creates a snapshot of the sealed state through the API server, and deletes the oldest ones.
 
     snapshot.py NAMESPACE CLAIM INSTANCE KEEP [CLASS]
 
-Runs in a pod with a token for VolumeSnapshots of one namespace. A snapshot is one moment of
-the whole volume, so the ledger and the models in it belong together.
+Runs in a pod with a token for VolumeSnapshots of one namespace. A snapshot is the state of the
+whole volume at one time, so its ledger and models are consistent.
 """
 
 import json
@@ -20,7 +20,7 @@ LABEL = "fedlearn.io/backup-of"
 
 
 def call(method, path, body=None):
-    """Return what the API server answers to one request."""
+    """Return the API server's answer to one request."""
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
     account = Path(os.environ.get("FEDLEARN_ACCOUNT", ACCOUNT))
     host = f"[{host}]" if ":" in host else host
@@ -38,12 +38,12 @@ def call(method, path, body=None):
         with urllib.request.urlopen(request, timeout=30, context=context) as answer:  # noqa: S310 (https)
             return json.load(answer)
     except urllib.error.HTTPError as error:
-        message = error.read(4096).decode(errors="replace")
-        raise SystemExit(f"{method} {path}: {error.code}: {message}") from None
+        answer = error.read(4096).decode(errors="replace")
+        raise SystemExit(f"{method} {path}: {error.code}: {answer}") from None
 
 
 def main(namespace, claim, instance, keep, snapshot_class=""):
-    """Make one snapshot; then drop the oldest ready ones beyond ``keep``."""
+    """Create one snapshot; then delete the oldest ready ones beyond ``keep``."""
     made = datetime.now(UTC).strftime("%Y%m%d%H%M%S")
     spec = {"source": {"persistentVolumeClaimName": claim}}
     if snapshot_class:

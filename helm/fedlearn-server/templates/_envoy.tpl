@@ -7,7 +7,7 @@ app.kubernetes.io/part-of: fedlearn
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
-{{/* Not empty where the front has an autoscaler. */}}
+{{/* Not empty if the proxy has an autoscaler. */}}
 {{- define "fedlearn.frontScales" -}}
 {{- $range := .Values.front.replicas -}}
 {{- if and (gt (int $range.max) (int $range.min)) (.Capabilities.APIVersions.Has "autoscaling/v2") -}}
@@ -16,8 +16,8 @@ yes
 {{- end -}}
 
 {{/*
-Envoy's bootstrap. Only TLS with the coordinator's SNI gets a chain of filters, every other
-connection is closed. There is no admin interface and no key.
+Envoy's bootstrap. Only TLS with the coordinator's SNI has a filter chain; every other connection is
+closed. There is no admin interface and no key.
 */}}
 {{- define "fedlearn.envoy" -}}
 {{- $root := . -}}
@@ -29,7 +29,7 @@ static_resources:
       address:
         socket_address: {address: 0.0.0.0, port_value: {{ $number }}}
       per_connection_buffer_limit_bytes: 65536
-      # Whoever does not say hello in time goes.
+      # A connection without a ClientHello in this time is closed.
       listener_filters_timeout: 5s
       continue_on_listener_filters_timeout: false
       listener_filters:
@@ -59,7 +59,7 @@ static_resources:
                 "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
                 stat_prefix: {{ $port }}
                 cluster: {{ $port }}
-                # A site's stream has a heartbeat every 15 seconds, so silence is a dead peer.
+                # A site's stream has a heartbeat every 15 seconds, so the peer of an idle one is gone.
                 idle_timeout: {{ $root.Values.front.limits.idleSeconds }}s
   {{- end }}
     - name: ready

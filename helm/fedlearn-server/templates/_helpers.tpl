@@ -95,7 +95,7 @@ fleet: 9445
 {{- $_ := set $config.keys "passphrase_file" "/run/secrets/fedlearn/passphrase" -}}
 {{- end -}}
 {{- if $root.Values.front.enabled -}}
-{{- /* To the gate everybody has the front's address. */ -}}
+{{- /* The gate sees the proxy's address for all peers. */ -}}
 {{- $limits := $config.limits | default dict -}}
 {{- if not (hasKey $limits "requests_per_second_per_peer") -}}
 {{- $_ := set $limits "requests_per_second_per_peer" (get $limits "requests_per_second" | default 100) -}}

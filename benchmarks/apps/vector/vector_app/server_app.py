@@ -1,4 +1,4 @@
-"""Plain FedAvg, with a stop watch where Flower asks for an evaluation on the server."""
+"""Plain FedAvg, which takes the time where Flower calls the evaluation on the server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the rounds; write when they began and ended, and the sum of the weights."""
+    """Run the rounds; print their times, and the sum of the weights."""
     config = context.run_config
     sites = int(config["min-sites"])
     times: list[float] = []
