@@ -71,7 +71,7 @@ class Coordinator:
         *,
         job_store: JobStore,
         sites: SiteRegistry,
-        register: AdmissionRegistry,
+        registry: AdmissionRegistry,
         trust: Callable[[], TrustAnchors],
         gate_of: Callable[[JobAdmission], AdmissionGate],
         runtime: Path,
@@ -80,7 +80,7 @@ class Coordinator:
     ) -> None:
         self._directory = directory
         self._job_store = job_store
-        self._register = register
+        self._registry = registry
         self._clock = clock
         self._policies = PolicyRegistry(
             keys=frozenset(directory.config.trust.policy_keys),
@@ -95,7 +95,7 @@ class Coordinator:
         self.admission = JobAdmission(
             self.jobs,
             ledger=directory.ledger,
-            register=register,
+            registry=registry,
             dispatcher=self._dispatcher,
             report=self.events.report,
             trust=trust,
@@ -108,7 +108,7 @@ class Coordinator:
             events=self.events,
             dispatcher=self._dispatcher,
             gate=self.gate,
-            register=register,
+            registry=registry,
             policies=self._policies,
             trust=trust,
             runtime=runtime,
@@ -299,7 +299,7 @@ class Coordinator:
         try:
             return job.channel.commit(admission, root=root, records=records, examples=examples)
         except FedlearnError as error:
-            self._register.quarantine(admission.thumbprint, str(error), now=self._clock())
+            self._registry.quarantine(admission.thumbprint, str(error), now=self._clock())
             raise
 
     def release_key(
@@ -310,7 +310,7 @@ class Coordinator:
         if stored.file_id != file_id:
             raise JobError(f"version {version} of {model} is another file")
         return self._directory.keys.release(
-            admission, stored, register=self._register, now=self._clock()
+            admission, stored, registry=self._registry, now=self._clock()
         )
 
     # --- sites ------------------------------------------------------------------------

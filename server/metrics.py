@@ -79,7 +79,7 @@ METRICS: Final = (JOBS, SITES, LEDGER_ENTRIES, FAULTS, ADMISSIONS, ADMISSION_CHA
 
 
 class AdmissionCounts:
-    """How often admissions changed, and how many are in force; a subscriber of the register."""
+    """How often admissions changed, and how many are in force; a subscriber of the registry."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -149,7 +149,7 @@ def serve_metrics(
                 else:
                     self.send_error(404)
                     return
-            except Exception:  # noqa: BLE001 (logged; a count that fails is no reason to end)
+            except Exception:  # noqa: BLE001 (logged; a failed count must not end the server)
                 _LOG.exception("%s could not be answered", self.path)
                 self.send_error(500)
                 return

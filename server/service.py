@@ -122,9 +122,9 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
         advertised = {name: config.advertised(name, bound) for name, bound in listen.items()}
         dns_names, ips = _names([*listen.values(), *advertised.values()])
         key, chain = directory.server_identity(dns_names=dns_names, ips=ips, now=clock())
-        register = AdmissionRegistry()
+        registry = AdmissionRegistry()
         counts = AdmissionCounts()
-        register.subscribe(counts)
+        registry.subscribe(counts)
         job_store = directory.job_store()
         stack.callback(job_store.close)
         sites = SiteRegistry(
@@ -151,9 +151,9 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
             directory,
             job_store=job_store,
             sites=sites,
-            register=register,
+            registry=registry,
             trust=lambda: anchors,
-            gate_of=partial(_gate, directory, register, sites, clock),
+            gate_of=partial(_gate, directory, registry, sites, clock),
             runtime=runtime,
             clock=clock,
             health=health,
@@ -166,7 +166,7 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
                 key,
                 [x509.load_pem_x509_certificate(directory.ca.certificate_pem)],
             ),
-            register=register,
+            registry=registry,
             link_of=coordinator.jobs.link_of,
             trust_domain=config.trust_domain,
             host=listen["fleet"].rpartition(":")[0].strip("[]"),
@@ -256,7 +256,7 @@ def _gauges(
 
 def _gate(
     directory: StateDirectory,
-    register: AdmissionRegistry,
+    registry: AdmissionRegistry,
     sites: SiteRegistry,
     clock: Callable[[], datetime],
     jobs: JobAdmission,
@@ -268,7 +268,7 @@ def _gate(
 
     return AdmissionGate(
         ca=directory.ca,
-        register=register,
+        registry=registry,
         jobs=jobs.admittable,
         sites=sites,
         nodes=jobs,

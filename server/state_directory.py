@@ -285,7 +285,7 @@ class StateDirectory:
     def job_store(self) -> JobStore:
         """Open the file of jobs; to be closed before this.
 
-        :raises StoreError: when it cannot be opened, is damaged or is none of ours.
+        :raises StoreError: when it cannot be opened, is damaged or is not a file of jobs.
         """
         return JobStore(
             self.config.state, key=self.keys.root.derive("jobs"), history=JobHistory(self.ledger)
@@ -301,7 +301,7 @@ class StateDirectory:
 
 
 def _first_request(csr: Path | None, trust_domain: str) -> tuple[str, bytes, bytes | None]:
-    """Return the first operator's name and request (DER), and its key where we made it (PEM)."""
+    """Return the first operator's name and request (DER), and its key if it was made here."""
     if csr is None:
         key, pem = new_request(_FIRST_OPERATOR)
         made = x509.load_pem_x509_csr(pem).public_bytes(serialization.Encoding.DER)

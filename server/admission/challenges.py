@@ -127,7 +127,7 @@ class ChallengeStore:
         return challenge
 
     def shift(self, by: timedelta) -> None:
-        """Move the end of every nonce: the date was moved, and they live no longer for it."""
+        """Move the expiry of every nonce: the clock of the system was changed."""
         with self._lock:
             for nonce, challenge in self._open.items():
                 self._open[nonce] = replace(challenge, expires=challenge.expires + by)

@@ -67,7 +67,7 @@ class SiteKeys(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmittableJob:
-    """What a job asks of its clients.
+    """What a job requires of its clients.
 
     ``job_digest``     digest of the JobSpec; must be measured as ``job``
     ``bundle_digest``  SHA-256 of the app bundle; must be measured as ``app``
@@ -249,7 +249,7 @@ class Examiner:
             )
 
     def _check_own_key(self, site: str, claims: Claims) -> None:
-        """Refuse evidence whose attestation key was proven to live at another site.
+        """Refuse evidence whose attestation key was proven to be in the TPM of another site.
 
         The anchors of another site are never used here; this is for keys that are pinned for
         all sites, and proven by one.

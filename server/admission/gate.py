@@ -75,7 +75,7 @@ class AdmissionGate:
         self,
         *,
         ca: CertificateAuthority,
-        register: AdmissionRegistry,
+        registry: AdmissionRegistry,
         jobs: Callable[[str], AdmittableJob | None],
         sites: SiteKeys,
         nodes: JobNodes,
@@ -87,7 +87,7 @@ class AdmissionGate:
         exclusions: ExclusionList | None = None,
         readmitted: Callable[[Exclusion], object] = lambda _: None,
     ) -> None:
-        self.register = register
+        self.registry = registry
         self.exclusions = exclusions or ExclusionList()
         self._readmitted = readmitted
         self.periods = periods or Periods()
@@ -110,7 +110,7 @@ class AdmissionGate:
         self._admissions = Rates(limits=_OF_ONE_CLIENT)
         self._lock = threading.RLock()
         self._policies = JobPolicies(jobs, examiner=self._examiner)
-        register.subscribe(self._ended)
+        registry.subscribe(self._ended)
 
     def now(self) -> datetime:
         """Return the time by the gate's clock."""
@@ -155,7 +155,7 @@ class AdmissionGate:
            proven it, or when it is pinned and no other site has.
         9. The policy affirms the claims; ``app`` and ``job`` are measured as this job's.
         10. The policy is still the job's, and the site has no other client in it.
-        11. The ledger has the admission; certificate and Flower node are made; the register
+        11. The ledger has the admission; certificate and Flower node are made; the registry
             has it.
 
         An earlier admission of the same client is revoked first: a site has one client in a
@@ -194,7 +194,7 @@ class AdmissionGate:
         self._renewals.take(f"{current.job}/{current.site}/{current.client}", now=now)
         attempt = Attempt(request, peer)
         try:
-            self.register.live(current.thumbprint, now=now)
+            self.registry.live(current.thumbprint, now=now)
             affirmed = self._examiner.examine(
                 attempt, job_of=self._policies.job, current=current, now=now
             )
@@ -203,11 +203,11 @@ class AdmissionGate:
                 self._examiner.recheck(
                     affirmed, request, job_of=self._policies.job, admitting=False, now=now
                 )
-                latest = self.register.live(current.thumbprint, now=now)
+                latest = self.registry.live(current.thumbprint, now=now)
                 return self._complete(affirmed, request, now, current=latest)
         except FedlearnError as error:
             denied = self._refuse(attempt, error)
-            self.register.quarantine(
+            self.registry.quarantine(
                 current.thumbprint, f"attesting again failed: {denied}", now=now
             )
             raise denied from error
@@ -239,23 +239,23 @@ class AdmissionGate:
             )
             self._policies.replace(job, policy)
             offered = dataclasses.replace(offered, policy=policy)
-            unfit = self._policies.unfit(offered, self.register.of_job(job, now=now), now)
+            unfit = self._policies.unfit(offered, self.registry.of_job(job, now=now), now)
             for admission, why in unfit:
                 reason = f"the job's policy changed: {why}"
-                self.register.revoke(admission.thumbprint, reason, now=now)
+                self.registry.revoke(admission.thumbprint, reason, now=now)
         return tuple(admission for admission, _ in unfit)
 
     def close_job(self, job: str, reason: str = "the job ended") -> tuple[Admission, ...]:
         """End all admissions of ``job`` and forget a policy that replaced its first."""
         with self._lock:
             self._policies.forget(job)
-            return self.register.revoke_job(job, reason, now=self._clock())
+            return self.registry.revoke_job(job, reason, now=self._clock())
 
     def revoke_site(self, site: str, reason: str) -> tuple[Admission, ...]:
         """End all admissions of ``site``; to be called when a site is removed."""
         # With the lock, an admission between its last check and the registry is not missed.
         with self._lock:
-            return self.register.revoke_site(site, reason, now=self._clock())
+            return self.registry.revoke_site(site, reason, now=self._clock())
 
     def revoke_clients(
         self, job: str, site: str, reason: str, *, client: str = ""
@@ -269,10 +269,10 @@ class AdmissionGate:
         with self._lock:
             found = [
                 a
-                for a in self.register.of_job(job, now=now)
+                for a in self.registry.of_job(job, now=now)
                 if a.site == site and client in ("", a.client)
             ]
-            ended = [self.register.revoke(a.thumbprint, reason, now=now) for a in found]
+            ended = [self.registry.revoke(a.thumbprint, reason, now=now) for a in found]
         return tuple(admission for admission in ended if admission is not None)
 
     def exclude(self, exclusion: Exclusion) -> tuple[Admission, ...]:
@@ -307,7 +307,7 @@ class AdmissionGate:
         """Move the expiry of challenges and admissions: the clock of the system was changed."""
         with self._lock:
             self._challenges.shift(by)
-            self.register.shift(by)
+            self.registry.shift(by)
 
     def sweep(self) -> tuple[AdmissionEvent, ...]:
         """End what has expired. To be called about once a second by the owner."""
@@ -320,7 +320,7 @@ class AdmissionGate:
                     continue
                 self._lift(exclusion, "over")
             self._readmitted(exclusion)
-        return self.register.sweep(now=now)
+        return self.registry.sweep(now=now)
 
     def _lift(self, exclusion: Exclusion, change: str) -> None:
         self._ledger.append("exclusion", exclusion.entry(change))
@@ -342,9 +342,9 @@ class AdmissionGate:
 
         The node of the site in the job stays: its open questions go to the new client.
         """
-        for former in replaced(self.register.every(now=now), request, key):
-            reason = "the same client was admitted anew"
-            self.register.revoke(former.thumbprint, reason, now=now, superseded=True)
+        for former in replaced(self.registry.every(now=now), request, key):
+            reason = "the same client was admitted again"
+            self.registry.revoke(former.thumbprint, reason, now=now, superseded=True)
 
     def _complete(
         self,
@@ -397,9 +397,9 @@ class AdmissionGate:
             raise
         self._policies.keep_claims(admission, affirmed.claims)
         if made:
-            self.register.add(admission, now=now)
+            self.registry.add(admission, now=now)
         else:
-            self.register.renew(admission, now=now)
+            self.registry.renew(admission, now=now)
         return Admitted(
             admission=admission,
             certificate_chain=issued.chain_pem,

@@ -1,4 +1,4 @@
-"""Who is admitted right now. Everything that serves a client asks this register first.
+"""The live admissions. All that serves a client checks this registry first.
 
 An admission begins in :mod:`server.admission.gate` and ends by expiry, by revocation, or by
 quarantine when attesting again failed or is overdue. The registry is in memory only: after a
@@ -128,7 +128,7 @@ class AdmissionRegistry:
         self._publish([_event(Change.ADMITTED, admission, "the evidence was affirmed", now)])
 
     def renew(self, admission: Admission, *, now: datetime) -> None:
-        """Put ``admission`` in the place of the live one of the same key.
+        """Replace the live admission of the same key by ``admission``.
 
         :raises AdmissionDenied: when there is none, or none any more: what was revoked while
             the evidence was verified stays revoked.
@@ -195,7 +195,7 @@ class AdmissionRegistry:
     def sweep(self, *, now: datetime) -> tuple[AdmissionEvent, ...]:
         """End what has lapsed at ``now``; return what was ended.
 
-        To be called about once a second. :meth:`live` refuses a lapsed admission whether
+        To be called about once a second. :meth:`live` refuses an expired admission whether
         or not it was swept.
         """
         with self._lock:

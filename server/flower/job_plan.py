@@ -70,7 +70,7 @@ class Checkpoint:
 
 
 class JobChannel(Protocol):
-    """What a job's aggregator may ask of the coordinator.
+    """The requests that a job's aggregator may make to the coordinator.
 
     Calls come from one thread, in order, and block the job until they return. An error that
     a call raises ends the job with that error.

@@ -1,7 +1,7 @@
 """One running job: its exchange, its two processes, and its outcome.
 
-The aggregator (:mod:`server.flower.aggregation.aggregator`) is ours; the application's process
-(:mod:`server.flower.application.app_main`) runs user code and is connected to the aggregator only.
+The aggregator (:mod:`server.flower.aggregation.aggregator`) has no user code; the application's
+process (:mod:`server.flower.application.app_main`) runs it and is connected to the aggregator only.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 All operators may do the same. One lets another in by signing its certification request, and
 any of them may shut another out, at once. The memory of that is the ledger, which cannot be
-altered unseen: the register reads its ``operator`` entries when it is opened, and every change
+altered unnoticed: the registry reads its ``operator`` entries when it is opened, and every change
 is in the ledger before it counts.
 
 A request has to be signed by its own key on P-256 (RFC 2986). Of its subject only a common
 name is looked at, and it must be the name that the operator is to get; a request that asks for
-any other identity is refused. A key is used for one certificate, ever.
+any other identity is refused. A key is used for one certificate only.
 
 The page is docs/adr/0010-operators.md.
 """
@@ -94,7 +94,7 @@ class OperatorRegistry:
         """Let an operator in: sign the request ``csr`` (DER) for ``name``.
 
         ``by`` is the certificate of the operator who does so; ``None`` is the coordinator
-        itself, for the first one and where none is left. A name with a live certificate gets
+        itself, for the first operator and when none is left. A name with a live certificate gets
         another one from its holder only.
 
         :raises ConfigError: when the name is taken, the request asks for another identity, or
@@ -141,7 +141,7 @@ class OperatorRegistry:
         """Shut an operator out at once: all certificates of ``name``, or the one ``serial``.
 
         What the operator did before stays in force: jobs, sites that it approved, and other
-        operators that it let in.
+        operators that it has added.
 
         :returns: what was revoked.
         :raises ConfigError: when there is none such, or it is the last one.
@@ -152,7 +152,9 @@ class OperatorRegistry:
         if name:
             checked_name(name, "operator")
         elif _SERIAL.fullmatch(serial) is None:
-            raise ConfigError(f"{serial[:64]!a} is no serial number in hexadecimal", key="serial")
+            raise ConfigError(
+                f"{serial[:64]!a} is not a serial number in hexadecimal", key="serial"
+            )
         now = self._clock()
         with self._lock:
             actor = self._checked(by)
@@ -186,7 +188,7 @@ class OperatorRegistry:
 
         The caller has checked the chain, the trust domain and the dates.
 
-        :raises TransportError: when it was revoked, or is not in the register.
+        :raises TransportError: when it was revoked, or is not in the registry.
         """
         with self._lock:
             return self._checked(certificate)
@@ -207,7 +209,7 @@ class OperatorRegistry:
             certificate.thumbprint,
         ):
             raise TransportError(
-                f"this certificate of operator {identity.name} is not in the register",
+                f"this certificate of operator {identity.name} is not in the registry",
                 hint="ask another operator for `fedlearn operator add NAME request.csr`",
             )
         if found.revoked:
@@ -254,7 +256,7 @@ def requested_name(csr: bytes, *, trust_domain: str, expected: str = "") -> str:
     alternatives = extensions.pop(x509.SubjectAlternativeName.oid, None)
     if extensions:
         raise ConfigError(
-            "the request asks for extensions, and an operator's certificate has none of its own",
+            "the request has extensions; that of an operator must have none",
             key="csr",
             hint="make it with `fedlearn operator request NAME`",
         )

@@ -92,7 +92,7 @@ class PeerCertificate:
     def parse(cls, data: bytes) -> PeerCertificate:
         """Parse a certificate in DER or PEM.
 
-        :raises TransportError: unless it is one of ours by form: at most
+        :raises TransportError: unless it has the form of a certificate of this coordinator: at most
             :data:`MAX_CERTIFICATE_BYTES`, P-256, CA false, one SPIFFE id as its URI SAN, and
             client-auth only (server-auth only for the coordinator).
         """

@@ -119,7 +119,7 @@ class CertificateAuthority:
     def load(cls, cert_pem: bytes, key_bytes: bytes) -> CertificateAuthority:
         """Load a root from its certificate and :meth:`private_bytes`.
 
-        :raises StoreError: when they do not belong together or are no root of ours.
+        :raises StoreError: when they do not belong together or are not a root of this version.
         """
         try:
             certificate = x509.load_pem_x509_certificate(cert_pem)

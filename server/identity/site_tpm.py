@@ -115,7 +115,7 @@ class SiteTpm:
     def of_entry(cls, site: str, entry: Mapping[str, str]) -> Self:
         """Return what :meth:`entry` wrote.
 
-        :raises KeyError, TypeError, ValueError: when it is none of this version.
+        :raises KeyError, TypeError, ValueError: when it was not written by this version.
         """
         return cls(
             site=site,

@@ -42,7 +42,7 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a proof came to.
+    """The result of a proof.
 
     ``accepted``     evidence of this AK counts for this site from now on; otherwise the
                      operator has to approve the EK, and the site is pending
@@ -113,7 +113,7 @@ class TpmEnrollment:
         return proposal
 
     def shift(self, by: timedelta) -> None:
-        """Move the end of every challenge: the date was moved, and they live no longer for it."""
+        """Move the expiry of every challenge: the clock of the system was changed."""
         with self._lock:
             for site, one in self._open.items():
                 expires = one.proposal.expires + by

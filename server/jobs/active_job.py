@@ -32,7 +32,7 @@ MAX_ATTEMPTS: Final = 5
 """How often in a row a site's client may fail before it is admitted; then a person has to look."""
 
 _MOST_NAMES: Final = 100
-"""How often one site's client is started for one life of a job at all."""
+"""How often one site's client is started in total until the job is resumed."""
 
 
 @dataclass(slots=True)
@@ -116,7 +116,7 @@ def opened(
     record: JobRecord,
     *,
     directory: StateDirectory,
-    register: AdmissionRegistry,
+    registry: AdmissionRegistry,
     trust: TrustAnchors,
     runtime: Path,
     report: Callable[[Event], object],
@@ -131,7 +131,7 @@ def opened(
         spec,
         store=directory.store,
         ledger=directory.ledger,
-        register=register,
+        registry=registry,
         report=report,
         keep=directory.config.jobs.keep_checkpoints,
         clock=clock,
@@ -170,7 +170,7 @@ def opened(
 
 
 def _lives(directory: StateDirectory, name: str) -> int:
-    """Return how often an operator resumed a job; the ledger knows, after a restart too."""
+    """Return how often an operator resumed a job, by the ledger."""
     entries = directory.ledger.entries(kind="job")
     return sum(
         entry.body.get("job") == name and entry.body.get("change") == "resumed" for entry in entries

@@ -32,7 +32,7 @@ class JobAdmission:
         jobs: OpenJobs,
         *,
         ledger: Ledger,
-        register: AdmissionRegistry,
+        registry: AdmissionRegistry,
         dispatcher: AssignmentDispatcher,
         report: Callable[[str, Event], object],
         trust: Callable[[], TrustAnchors],
@@ -42,7 +42,7 @@ class JobAdmission:
         self._dispatcher = dispatcher
         self._report = report
         self._trust = trust
-        register.subscribe(self._changed)
+        registry.subscribe(self._changed)
 
     def admittable(self, name: str) -> AdmittableJob | None:
         """Return what the gate reads of an open job."""

@@ -1,6 +1,6 @@
 """The requests of one running job's aggregator, checked and answered by the coordinator.
 
-:class:`JobChannelHandler` answers a job's aggregator, a process of ours that holds no user code
+:class:`JobChannelHandler` answers a job's aggregator, a process without user code
 (:class:`server.flower.job_plan.JobChannel`). What it reports about rounds and updates is checked
 against what the coordinator knows (which sites the job has, which round runs, who was asked, which
 admission a site has) before it becomes an entry of the ledger; the model of every round becomes a
@@ -77,7 +77,7 @@ class JobChannelHandler:
         *,
         store: ModelStore,
         ledger: Ledger,
-        register: AdmissionRegistry,
+        registry: AdmissionRegistry,
         report: Callable[[Event], object],
         keep: int,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -87,7 +87,7 @@ class JobChannelHandler:
         self.files = kept_as(spec.name)
         self._store = store
         self._ledger = ledger
-        self._register = register
+        self._registry = registry
         self._report = report
         self._keep = keep
         self._clock = clock
@@ -121,7 +121,7 @@ class JobChannelHandler:
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
         """Take one event of :data:`_FROM_A_JOB`.
 
-        :raises JobError: for another one, or one that the coordinator knows to be impossible.
+        :raises JobError: for another kind, or an event that contradicts what the coordinator knows.
         """
         found = KINDS.get(kind)
         if found is None or kind not in _FROM_A_JOB:
@@ -245,13 +245,13 @@ class JobChannelHandler:
         Without those whose admission ended after their update of this round, though they may
         have a new one: what was sent under the old one does not count.
         """
-        live = self._register.of_job(self.spec.name, now=self._clock())
+        live = self._registry.of_job(self.spec.name, now=self._clock())
         with self._lock:
             fit = self._roots.keys() - self._dropped
             return {a.site: self._most.get(a.site, 0) for a in live if a.site in fit}
 
     def admission_ended(self, event: AdmissionEvent) -> None:
-        """Drop what a site has sent in this round; not when the same client came back."""
+        """Drop what a site has sent in this round, unless the same client was admitted again."""
         with self._lock:
             if not event.part_stays and event.admission.site in self._senders:
                 self._dropped.add(event.admission.site)
@@ -386,12 +386,12 @@ class JobChannelHandler:
     def _check_update(self, number: int, site: str) -> None:
         """Check that an update can be one: of a site that this round asked.
 
-        What an application asks outside of rounds has the number 0; its sites are the job's.
+        A question of an application outside of rounds has the number 0; its sites are the job's.
         """
         self._check_round(number)
         known = self._asked if number else frozenset(self.spec.sites)
         if site not in known:
-            raise JobError(f"an update of {site[:64]!r}, which round {number} did not ask")
+            raise JobError(f"an update of {site[:64]!r}, to which round {number} sent no question")
 
     def _note_sender(self, site: str, key: str, *, once: bool) -> str:
         """Remember with which admission a site sent its update; return its thumbprint."""
@@ -400,13 +400,13 @@ class JobChannelHandler:
             if once and site in self._senders:
                 raise JobError(f"a second update of {site} in round {self._running}")
             self._senders[site] = key
-            ended = self._register.ended(bytes.fromhex(key))
+            ended = self._registry.ended(bytes.fromhex(key))
             if ended is not None and not ended.part_stays:
                 self._dropped.add(site)
         return key
 
     def _key_of(self, site: str) -> str:
-        live = self._register.of_job(self.spec.name, now=self._clock())
+        live = self._registry.of_job(self.spec.name, now=self._clock())
         return next((a.thumbprint.hex() for a in live if a.site == site), "")
 
 

@@ -28,9 +28,9 @@ _RESOURCES: Final = ("cpu", "memory_mib", "gpu")
 class Candidate:
     """A site as the coordinator knows it when a job is submitted.
 
-    ``unable``        why it cannot take part at all, such as not being connected; or empty
+    ``unable``        why it cannot take part, such as not being connected; or empty
     ``capabilities``  the JSON object that it reported last, or empty
-    ``busy``          what the clients of other open jobs ask of it, one entry each
+    ``busy``          what the clients of other open jobs need of it, one entry each
     ``failures``      how many clients failed there lately
     """
 

@@ -61,7 +61,7 @@ class JobSupervisor:
         events: JobEvents,
         dispatcher: AssignmentDispatcher,
         gate: AdmissionGate,
-        register: AdmissionRegistry,
+        registry: AdmissionRegistry,
         policies: PolicyRegistry,
         trust: Callable[[], TrustAnchors],
         runtime: Path,
@@ -74,7 +74,7 @@ class JobSupervisor:
         self._events = events
         self._dispatcher = dispatcher
         self._gate = gate
-        self._register = register
+        self._registry = registry
         self._policies = policies
         self._trust = trust
         self._runtime = runtime
@@ -136,7 +136,7 @@ class JobSupervisor:
         job = opened(
             record,
             directory=self._directory,
-            register=self._register,
+            registry=self._registry,
             trust=self._trust(),
             runtime=self._runtime,
             report=lambda event: self._events.report(name, event),

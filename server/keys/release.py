@@ -17,7 +17,7 @@ _AGAIN: Final = "attest again and ask with the new admission"
 
 
 class Releasable(Protocol):
-    """A sealed file whose content key may be released: what the store knows of it."""
+    """A sealed file whose content key may be released: what the store has of it."""
 
     @property
     def model(self) -> str:
@@ -41,7 +41,7 @@ class Releasable(Protocol):
 
 
 class LiveAdmissions(Protocol):
-    """The register of admissions."""
+    """The admission registry."""
 
     def live(self, thumbprint: bytes, *, now: datetime) -> Admission:
         """Return the live admission of a key, or raise AdmissionDenied."""
@@ -53,7 +53,7 @@ def check_release(
     *,
     model: str,
     job: str | None,
-    register: LiveAdmissions,
+    registry: LiveAdmissions,
     now: datetime,
 ) -> None:
     """Check every condition again, whatever the caller has checked before.
@@ -78,7 +78,7 @@ def check_release(
     if admission.job != job:
         raise _denied(f"the model {model!r} belongs to the job {job!r}, not to {admission.job!r}")
     try:
-        standing = register.live(admission.thumbprint, now=now)
+        standing = registry.live(admission.thumbprint, now=now)
     except AdmissionDenied as error:
         raise _denied(str(error)) from error
     if standing != admission:

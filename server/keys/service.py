@@ -9,7 +9,7 @@
 
 On disk in the service's directory: ``root.json`` (the protector records), ``models.sealed``,
 ``secrets/NAME.sealed``. A copy of it discloses names and sizes only. A model key that
-:meth:`KeyService.retire` removed is gone, and with it every file that was sealed under it.
+:meth:`KeyService.retire` removed is destroyed, and with it every file that was sealed under it.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class KeyService:
         admission: Admission,
         file: Releasable,
         *,
-        register: LiveAdmissions,
+        registry: LiveAdmissions,
         now: datetime,
     ) -> bytes:
         """Return the content key of ``file``, wrapped to the admission's HPKE key.
@@ -245,7 +245,7 @@ class KeyService:
         try:
             with self._lock:
                 job = self._models.get(file.model, {}).get("job")
-            check_release(admission, model=file.model, job=job, register=register, now=now)
+            check_release(admission, model=file.model, job=job, registry=registry, now=now)
             try:
                 key = self._content_key(file.model, file.key, file.file_id)
                 wrapped = release_to(

@@ -114,7 +114,7 @@ def contributions(
     An update that was rejected after it had been accepted, or whose sender was quarantined
     before the round was finished, is not part of it.
 
-    Raises :class:`fedlearn.errors.LedgerError` when the ledger knows no such model.
+    Raises :class:`fedlearn.errors.LedgerError` when the ledger has no such model.
     """
     until: int | None = None
     if version is not None:

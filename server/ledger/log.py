@@ -244,7 +244,7 @@ class Ledger(LedgerReader):
                 # One statement is one transaction.
                 entry = self._insert(kind, data)
             except DATABASE_ERRORS as error:
-                # The file knows whether the entry came to the disk; it is asked next time.
+                # Whether the entry was written is read from the file at the next append.
                 self._uncertain = True
                 raise ledger_error(f"the ledger could not be written: {error}", error) from error
             self._chain.add(kind, entry.hash)

@@ -1,4 +1,4 @@
-"""The Clients service: what an admitted client asks for."""
+"""The Clients service: the requests of an admitted client."""
 
 from __future__ import annotations
 

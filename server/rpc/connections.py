@@ -36,7 +36,7 @@ _BACKLOG: Final = 1024
 _ANSWER_SECONDS: Final = 10.0
 _REFUSALS: Final = 100
 _ABORT: Final = struct.pack("ii", 1, 0)
-"""``SO_LINGER`` of zero seconds: a refused connection leaves nothing behind at our side."""
+"""``SO_LINGER`` of zero seconds: a refused connection leaves no state on this side."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

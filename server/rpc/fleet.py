@@ -70,7 +70,7 @@ class FleetServer:
         self,
         *,
         tls: ssl.SSLContext,
-        register: AdmissionRegistry,
+        registry: AdmissionRegistry,
         link_of: Callable[[str], Link | None],
         trust_domain: str,
         host: str = "127.0.0.1",
@@ -83,12 +83,12 @@ class FleetServer:
         if tls.verify_mode is not ssl.CERT_REQUIRED or tls.minimum_version < ssl.TLSVersion.TLSv1_3:
             raise ConfigError("the fleet listener needs TLS 1.3 and a client certificate")
         self._tls = tls
-        self._register = register
+        self._registry = registry
         self._link_of = link_of
         self._address = (host, port)
         self.counted = Connections(caps or Caps(per_identity=16))
         self.clients = ConnectedClients(
-            register=register, trust_domain=trust_domain, absent=self._absent, clock=clock
+            registry=registry, trust_domain=trust_domain, absent=self._absent, clock=clock
         )
         self._application = FleetApplication(
             self.clients,
@@ -128,7 +128,7 @@ class FleetServer:
         self._thread.start()
         if not self._started.wait(_START_SECONDS):
             raise ConfigError(f"the fleet listener did not start within {_START_SECONDS:g} s")
-        self._unsubscribe = self._register.subscribe(self._changed)
+        self._unsubscribe = self._registry.subscribe(self._changed)
         bound = listener.getsockname()
         return str(bound[0]), int(bound[1])
 

@@ -52,12 +52,12 @@ class ConnectedClients:
     def __init__(
         self,
         *,
-        register: AdmissionRegistry,
+        registry: AdmissionRegistry,
         trust_domain: str,
         absent: Callable[[str, str], None],
         clock: Callable[[], datetime],
     ) -> None:
-        self._register = register
+        self._registry = registry
         self._trust_domain = trust_domain
         self._absent = absent
         self._clock = clock
@@ -74,7 +74,7 @@ class ConnectedClients:
             peer.checked(trust_domain=self._trust_domain, now=now)
         except TransportError as error:
             raise AdmissionDenied(str(error), hint=error.hint) from error
-        admission = self._register.live(peer.thumbprint, now=now)
+        admission = self._registry.live(peer.thumbprint, now=now)
         same = (
             isinstance(peer.id, spiffe.ClientId)
             and (peer.id.job, peer.id.site) == (admission.job, admission.site)

@@ -102,7 +102,7 @@ def identify_by_certificate(
     *,
     trust_domain: str,
     sites: SiteRegistry,
-    register: AdmissionRegistry,
+    registry: AdmissionRegistry,
     operators: OperatorRegistry,
     clock: Callable[[], datetime],
 ) -> Identify:
@@ -123,7 +123,7 @@ def identify_by_certificate(
                 site = sites.authenticate(certificate)
                 return Caller(peer=peer, certificate=certificate, site=site)
             case "Clients", ClientId() as client:
-                admission = register.live(certificate.thumbprint, now=now)
+                admission = registry.live(certificate.thumbprint, now=now)
                 named = (client.job, client.site, client.client)
                 if named != (admission.job, admission.site, admission.client):
                     raise TransportError(f"{client} is not whom this key was admitted as")
@@ -243,7 +243,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 caller = self._caller(method, context)
                 place.take(self, method, caller, "feeds", room.feeds)
                 source = body(await _first(requests, method, room), caller, stop)
-                # Nothing is sent to a caller who may not call any more.
+                # Nothing is sent to a caller that is not authorized any more.
                 async for item in _drawn(
                     source, room.streams, still=lambda: self._caller(method, context)
                 ):

@@ -41,7 +41,7 @@ __all__ = ["Listeners", "RpcConfig"]
 _START_SECONDS: Final = 15.0
 _UNKNOWN_SECONDS: Final = 20.0
 """How long a connection to control may be open before the first call on it."""
-_register: Final[Any] = rpc
+_registry: Final[Any] = rpc
 """The generated functions, which carry no types."""
 
 
@@ -74,7 +74,7 @@ class Listeners:
     """Serves Gate over TLS, and Sites, Clients and Operator over mutual TLS.
 
     ``server_chain``, ``server_key``  PEM; the chain ends with the CA, which pinning needs
-    ``tpms``                          takes proofs of sites' TPMs; by default it knows no roots
+    ``tpms``                          accepts proofs of sites' TPMs; by default it has no roots
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Listeners:
         self._identify = identify_by_certificate(
             trust_domain=ca.trust_domain,
             sites=sites,
-            register=gate.register,
+            registry=gate.registry,
             operators=operators,
             clock=clock,
         )
@@ -224,11 +224,11 @@ class Listeners:
         self.gate_port = int(gate_listener.getsockname()[1])
         self.control_port = int(control_listener.getsockname()[1])
         gate, gate_relay = self._server("gate", identify_anyone, mutual=False)
-        _register.add_GateServicer_to_server(self._gate_service, gate)
+        _registry.add_GateServicer_to_server(self._gate_service, gate)
         control, control_relay = self._server("control", self._identify, mutual=True)
-        _register.add_SitesServicer_to_server(self._sites_service, control)
-        _register.add_ClientsServicer_to_server(self._clients_service, control)
-        _register.add_OperatorServicer_to_server(self._operator_service, control)
+        _registry.add_SitesServicer_to_server(self._sites_service, control)
+        _registry.add_ClientsServicer_to_server(self._clients_service, control)
+        _registry.add_OperatorServicer_to_server(self._operator_service, control)
         for name, server, listener, relay in (
             ("gate", gate, gate_listener, gate_relay),
             ("control", control, control_listener, control_relay),
@@ -264,7 +264,7 @@ class Listeners:
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            # Nobody needs a connection to the gate for longer than a few calls take.
+            # No peer needs a connection to the gate for longer than a few calls take.
             ("grpc.max_connection_idle_ms", 15 * 60_000 if mutual else 60_000),
             ("grpc.server_handshake_timeout_ms", 10_000),
         ]

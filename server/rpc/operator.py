@@ -119,7 +119,7 @@ class OperatorService:
                 raise ConfigError(f"site {site} has no live client in job {job}", key="site")
             return pb.Empty()
         if not 0 <= request.until_unix_ms < _MAX_UNIX_MS:
-            raise ConfigError("is no moment", key="until")
+            raise ConfigError("is not a Unix time in milliseconds", key="until")
         until = None
         if request.until_unix_ms:
             until = datetime.fromtimestamp(request.until_unix_ms / 1000, UTC)
@@ -136,7 +136,7 @@ class OperatorService:
         return pb.Empty()
 
     def ReadmitClient(self, request: pb.ReadmitClientRequest, caller: Caller) -> pb.Empty:  # noqa: N802
-        """Lift what RevokeClient laid on a site or a client."""
+        """Lift the exclusion that RevokeClient placed on a site or a client."""
         job, site, client = self._named(request)
         self._gate.readmit(job, site, client=client, operator=caller.operator)
         return pb.Empty()

@@ -41,7 +41,7 @@ class Orders(Protocol):
     def send(self, order: StartOrder | StopOrder) -> None:
         """Queue ``order``; never blocks, from any thread.
 
-        :raises TransportError: when the site is gone or does not take its orders.
+        :raises TransportError: when the site is gone or does not read its orders.
         """
         ...
 

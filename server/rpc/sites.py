@@ -205,7 +205,7 @@ class SitesService:
         self._open(stream)
         reader: asyncio.Task[None] | None = None
         try:
-            # Between the guard's look and ours the site may have been removed.
+            # The site may have been removed since the guard checked it.
             self._sites.authenticate(caller.certificate)
             await self._call(self._sites.seen, site.name)
             await self._call(self._greet, stream, hello)
@@ -299,7 +299,7 @@ class SitesService:
             former.close(f"site {stream.site} connected again")
 
     def _changed(self, site: Site) -> None:
-        """A site that was removed, or has to be approved again, is cut off at once."""
+        """A site that was removed, or has to be approved again, is disconnected at once."""
         error: FedlearnError
         if site.status is SiteStatus.REMOVED:
             error = NotEnrolled(

@@ -62,7 +62,7 @@ class StoredModel:
 class Catalogue:
     """The content of the catalogue.
 
-    ``models``   model → its job, highest version ever, and the versions that are kept
+    ``models``   model → its job, highest version so far, and the versions that are kept
     ``counter``  value of the monotonic counter after the last write; None without one
     ``generation``   how often the catalogue was written
     ``established``  a coordinator was initialized with this store: it has a ledger

@@ -115,7 +115,7 @@ class SealedDirectory:
         try:
             self._write(fresh)
         except BaseException:
-            # Whether the new catalogue came to the disk is not known here; the disk decides.
+            # It is not known here whether the new catalogue was written; the next start reads it.
             with contextlib.suppress(OSError, DiskError):
                 self.catalogue = self._file.read() or self.catalogue
                 self._sweep(self.catalogue)
@@ -160,7 +160,7 @@ class SealedDirectory:
         return catalogue
 
     def sweep(self) -> None:
-        """Remove what the catalogue does not name: a crash came before it was committed.
+        """Remove what the catalogue does not name: a crash before it was committed left it.
 
         Not before the catalogue is known to be the newest: it would be the newest files.
         """

@@ -178,7 +178,7 @@ def test_an_update_of_a_revoked_site_is_not_in_the_round(
         channel.wait_for("update.received", 1)
         site = channel.of("update.received")[0]["site"]
         thumbprint = federation.identities[site]["thumbprint"]
-        federation.register.revoke(thumbprint, "planted", now=datetime.now(UTC))
+        federation.registry.revoke(thumbprint, "planted", now=datetime.now(UTC))
         host.delete_node(site)
         revoked.append(site)
 
@@ -348,7 +348,7 @@ def test_a_certificate_is_renewed_under_a_running_client(
     host.start()
     channel.wait_for("round.started", 2)
     client.renew(identity(federation.admit(plan.spec.name, "site-0")))
-    federation.register.revoke(first["thumbprint"], "replaced", now=datetime.now(UTC))
+    federation.registry.revoke(first["thumbprint"], "replaced", now=datetime.now(UTC))
     outcome = ended(host, 60)
     assert outcome.status == "finished", outcome
     host.close()

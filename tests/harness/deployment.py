@@ -153,10 +153,10 @@ class Deployment:
             ca=self.ca, entries=(), record=self.record, clock=self.clock
         )
         self.site_keys = {name: self.enroll(name) for name in ("site-a", "site-b")}
-        self.register = AdmissionRegistry()
+        self.registry = AdmissionRegistry()
         self.gate = AdmissionGate(
             ca=self.ca,
-            register=self.register,
+            registry=self.registry,
             jobs=self.jobs.get,
             sites=self.sites,
             nodes=self.nodes,

@@ -178,14 +178,14 @@ class FlowerFederation:
         now = datetime.now(UTC)
         self.ca = CertificateAuthority.create(TRUST_DOMAIN, now)
         self.root = x509.load_pem_x509_certificate(self.ca.certificate_pem)
-        self.register = AdmissionRegistry()
+        self.registry = AdmissionRegistry()
         self.hosts: dict[str, Any] = {}
         key = ec.generate_private_key(ec.SECP256R1())
         issued = self.ca.issue_server(_csr(key), ips=["127.0.0.1"], now=now)
         chain = x509.load_pem_x509_certificates(issued.chain_pem)
         self.fleet = FleetServer(
             tls=server_context(chain, key, [self.root]),
-            register=self.register,
+            registry=self.registry,
             link_of=lambda job: self.hosts[job].link if job in self.hosts else None,
             trust_domain=TRUST_DOMAIN,
             **limits,
@@ -205,7 +205,7 @@ class FlowerFederation:
         return host, channel
 
     def live(self, job: str) -> frozenset[str]:
-        return frozenset(a.site for a in self.register.of_job(job, now=datetime.now(UTC)))
+        return frozenset(a.site for a in self.registry.of_job(job, now=datetime.now(UTC)))
 
     def admit(
         self, job: str, site: str, *, node_id: int | None = None, seconds: float = 1200
@@ -253,7 +253,7 @@ class FlowerFederation:
             issued=now,
             expires=issued.expires,
         )
-        self.register.add(admission, now=now)
+        self.registry.add(admission, now=now)
         pem = key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,

@@ -74,18 +74,18 @@ class RestartingCoordinator:
         if not sites.list():
             token = sites.invitations.create_token("site-a", needs_approval=False)
             sites.invitations.enroll(token.encode(), new_csr(new_key()))
-        register = AdmissionRegistry()
+        registry = AdmissionRegistry()
         runtime = self._folder / "run"
         runtime.mkdir(exist_ok=True)
         coordinator = Coordinator(
             directory,
             job_store=book,
             sites=sites,
-            register=register,
+            registry=registry,
             trust=TrustAnchors,
             gate_of=lambda jobs: AdmissionGate(
                 ca=directory.ca,
-                register=register,
+                registry=registry,
                 jobs=jobs.admittable,
                 sites=sites,
                 nodes=jobs,

@@ -120,7 +120,7 @@ def moving(deployment: Deployment) -> Machine:
 
 def _live(deployment: Deployment, admission: Admission) -> bool:
     try:
-        deployment.register.live(admission.thumbprint, now=deployment.clock())
+        deployment.registry.live(admission.thumbprint, now=deployment.clock())
     except AdmissionDenied:
         return False
     return True

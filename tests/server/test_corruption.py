@@ -112,10 +112,10 @@ def look(folder: Path) -> Facts:
         )
         found["sites"] = sites.list()
         operators = (entry.body for entry in directory.ledger.entries(kind="operator"))
-        register = OperatorRegistry(
+        registry = OperatorRegistry(
             ca=directory.ca, entries=operators, record=lambda *_: None, clock=_now
         )
-        found["operators"] = register.list()
+        found["operators"] = registry.list()
         excluded = ExclusionList(e.body for e in directory.ledger.entries(kind="exclusion"))
         found["exclusions"] = excluded.of_job("alpha", now=_now())
     return found

@@ -143,7 +143,7 @@ def test_an_ending_that_the_disk_does_not_take_is_entered_later(deployment: Depl
         return entered(kind, body)
 
     deployment.gate._ledger._record = record
-    deployment.register.revoke(admitted.admission.thumbprint, "enough", now=deployment.clock())
+    deployment.registry.revoke(admitted.admission.thumbprint, "enough", now=deployment.clock())
     assert Change.REVOKED.value not in deployment.kinds()
     # It has ended all the same, and nobody is admitted who cannot be entered.
     with pytest.raises(DiskError):

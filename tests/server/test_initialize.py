@@ -147,7 +147,7 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         ),
-        "holds a private key",
+        "contains a private key",
     ),
 }
 

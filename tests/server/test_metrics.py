@@ -32,20 +32,20 @@ def _admission(thumbprint: bytes) -> Any:
 
 @pytest.fixture
 def counted() -> tuple[AdmissionRegistry, AdmissionCounts]:
-    register, counts = AdmissionRegistry(), AdmissionCounts()
-    register.subscribe(counts)
-    return register, counts
+    registry, counts = AdmissionRegistry(), AdmissionCounts()
+    registry.subscribe(counts)
+    return registry, counts
 
 
 def test_admissions_are_counted_as_they_come_and_go(
     counted: tuple[AdmissionRegistry, AdmissionCounts],
 ) -> None:
-    register, counts = counted
+    registry, counts = counted
     now = datetime.now(UTC)
     for name in (b"1" * 32, b"2" * 32):
-        register.add(_admission(name), now=now)
-    register.renew(_admission(b"1" * 32), now=now)
-    register.revoke(b"2" * 32, reason="gone", now=now)
+        registry.add(_admission(name), now=now)
+    registry.renew(_admission(b"1" * 32), now=now)
+    registry.revoke(b"2" * 32, reason="gone", now=now)
     live, changes = counts.gauges()
     assert live.values == {"": 1}
     assert changes.values["admission"] == 2

@@ -145,7 +145,7 @@ def test_a_client_attests_again_and_begins_anew_only_so_often(deployment: Deploy
     with pytest.raises(Throttled):
         deployment.gate.renew(request, current, peer="ip:test")
     assert deployment.kinds().count("renewal") == 16
-    assert deployment.register.live(current.thumbprint, now=deployment.clock())
+    assert deployment.registry.live(current.thumbprint, now=deployment.clock())
     for _ in range(15):
         deployment.admit(deployment.client())
     with pytest.raises(AdmissionDenied, match="too often"):
@@ -204,7 +204,7 @@ def test_the_same_commitment_is_entered_once(tmp_path: Path) -> None:
             spec,
             store=None,  # type: ignore[arg-type]
             ledger=ledger,
-            register=AdmissionRegistry(),
+            registry=AdmissionRegistry(),
             report=lambda event: None,
             keep=2,
         )

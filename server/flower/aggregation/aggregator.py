@@ -1,11 +1,11 @@
 """The process of a job that aggregates: it has every update in the clear, and no user code.
 
 Started by :mod:`server.flower.job_runner` with two sockets: one to the coordinator, from which it
-gets the job and of which it asks all that it needs, and one to the process of the application. It
+gets the job and makes its requests, and one to the process of the application. It
 has no key but the secret of the job's noise, no network address and no place to keep weights;
 it ends with its parent.
 
-What the application may ask is decided here, by the job and not by the application:
+The requests that the application may make are decided here, by the job:
 
 =====================  =======================================================================
 ``nodes``              the numbers of the nodes that are online
@@ -308,7 +308,7 @@ def _whole(value: Any, name: str) -> int:
 
 
 def _seconds(value: Any) -> float:
-    # The comparison is false for NaN, which no clock would ever reach.
+    # The comparison is false for NaN.
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**31:
         raise TransportError("a time is a number of seconds from 0")
     return float(value)

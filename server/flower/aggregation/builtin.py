@@ -2,7 +2,7 @@
 
 The names and options are those of ``flwr.serverapp.strategy``. FedAvg (McMahan et al. 2017,
 arXiv:1602.05629), FedProx and the server optimisers (FedAvgM, FedAdagrad, FedAdam, FedYogi)
-work on one exact mean: updates are added when they arrive and then let go, and the sum is the
+work on one exact mean: updates are added when they arrive and then released, and the sum is the
 same to the last bit in any order (:mod:`server.flower.aggregation.mean`). A job's privacy puts its
 noise on that mean, before anything else sees it; what an optimiser makes of a noised mean is
 post-processing and costs nothing (Dwork and Roth 2014, proposition 2.1). The robust rules
@@ -83,7 +83,7 @@ class BuiltIn(Strategy):  # type: ignore[misc]
     :param privacy: noise for the mean. Every update must then be clipped and weigh the same.
     :param train_metrics: aggregates the metrics of training instead of a weighted mean.
     :param evaluate_metrics: the same for evaluation.
-    :raises JobError: when the class does not take these options.
+    :raises JobError: when the class does not accept these options.
     :raises PrivacyError: when the strategy sees single updates and the job has privacy.
     """
 

@@ -1,6 +1,6 @@
 """The grid of a job: all arrays leave and enter a strategy through it.
 
-It runs in the aggregator, a process of ours; the application sees
+It runs in the aggregator, a process without user code; the application sees
 :class:`server.flower.application.app_grid.AppGrid`. A strategy sees Flower's ``Grid``. Behind it
 
 * the global model is packed once for each exchange, however many clients get it;
@@ -86,7 +86,7 @@ class JobGrid(Grid):  # type: ignore[misc]
         self._cohort = sites
 
     def refuse(self, number: int, reason: str) -> None:
-        """Note that a strategy did not take the update of a node."""
+        """Note that a strategy did not accept the update of a node."""
         node = self._nodes.get(number)
         if node is not None:
             self.updates.remove(node.site)

@@ -80,7 +80,7 @@ class RemoteFunctions:
 
 
 class RemoteStrategy:
-    """A strategy that lives in the application's process and sees the update of each site."""
+    """A strategy that runs in the application's process and sees the update of each site."""
 
     def __init__(self, peer: Peer, *, max_bytes: int) -> None:
         self._peer = peer

@@ -177,7 +177,7 @@ class AppGrid(Grid):  # type: ignore[misc]
 
 
 class Started:
-    """One strategy that was started, and what the aggregator asks of it."""
+    """One strategy that was started, and its answers to the aggregator's requests."""
 
     def __init__(self, strategy: Strategy, grid: AppGrid, arguments: Mapping[str, Any]) -> None:
         self._strategy = strategy
@@ -271,7 +271,7 @@ def install(grid: AppGrid) -> None:
 
     ``should_stop``, an argument that Flower 1.43 adds, is honoured where there is one.
 
-    :raises FlowerMismatch: when ``Strategy.start`` is another one than those that we know.
+    :raises FlowerMismatch: when ``Strategy.start`` is not one of the known versions.
     """
     check()
     signature = inspect.signature(Strategy.start)

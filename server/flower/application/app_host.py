@@ -277,7 +277,7 @@ def _request(connection: socket.socket, descriptors: list[int]) -> dict[str, Any
     try:
         data, ancillary, flags, _ = connection.recvmsg(MAX_RECORD, room, socket.MSG_CMSG_CLOEXEC)
     except TimeoutError:
-        raise TransportError(f"no request came within {_REQUEST_SECONDS:g} s") from None
+        raise TransportError(f"no request arrived within {_REQUEST_SECONDS:g} s") from None
     finally:
         connection.settimeout(None)
     for level, kind, body in ancillary:

@@ -33,13 +33,13 @@ _BODIES: Final = frozenset({"ce8c9834e592a755"})
 
 _ADDED: Final = frozenset({"should_stop"})
 """Parameters of later releases that the rounds know too. ``should_stop(server_round, result)``
-came with 1.43: asked after each round, it ends the run when it returns true."""
+came with 1.43: called after each round, it ends the run when it returns true."""
 
 
 def check() -> None:
     """Check the ``Strategy.start`` of the installed Flower.
 
-    :raises FlowerMismatch: when it is one that we do not know.
+    :raises FlowerMismatch: when it is not one of the known versions.
     """
     check_start(Strategy.start)
 

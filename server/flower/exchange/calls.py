@@ -156,7 +156,7 @@ def serve(
 ) -> None:
     """Answer a job's requests until it closes its end.
 
-    An error of ours goes back to the job, and out of its process again with the outcome.
+    An error of :mod:`fedlearn.errors` is returned to the job, and may come back as its outcome.
 
     :param done: called with the job's final report: its rounds, and the failure if there was one.
     :raises TransportError: when the job does not follow the protocol.

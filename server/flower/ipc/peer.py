@@ -67,7 +67,7 @@ class Peer:
 
     @property
     def failure(self) -> TransportError | None:
-        """Why the other end is gone; None where it is not, or closed in good order."""
+        """Why the other end is gone; None where it is not, or closed regularly."""
         return self._failure
 
     def call(

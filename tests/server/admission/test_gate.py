@@ -40,7 +40,7 @@ def denied(deployment: Deployment, request: AdmitRequest, match: str, step: str)
     assert entry["reason"] == str(error)
     assert entry["findings"] == list(error.findings)
     assert deployment.nodes.alive == {}
-    assert deployment.register.every(now=deployment.clock()) == ()
+    assert deployment.registry.every(now=deployment.clock()) == ()
     assert "admission" not in deployment.kinds()
     return error
 
@@ -55,7 +55,7 @@ def test_a_client_with_good_evidence_is_admitted(deployment: Deployment, client:
     assert peer.policy_digest == deployment.policy.digest == admission.policy_digest
     assert admission.result.status is Tier.AFFIRMING
     assert deployment.nodes.alive == {admission.node_id: ("alpha", client.tls_key)}
-    live = deployment.register.live(admission.thumbprint, now=deployment.clock())
+    live = deployment.registry.live(admission.thumbprint, now=deployment.clock())
     assert live == admission
     assert live.hpke_key == client.hpke_key
     assert deployment.kinds()[-2:] == ["challenge", "admission"]
@@ -253,7 +253,7 @@ def test_an_admission_that_cannot_be_recorded_does_not_take_place(
     with pytest.raises(StoreError):
         deployment.gate.admit(request, peer="ip:test")
     assert deployment.nodes.alive == {}
-    assert deployment.register.every(now=deployment.clock()) == ()
+    assert deployment.registry.every(now=deployment.clock()) == ()
 
 
 def test_a_restarted_client_takes_the_place_of_the_former(
@@ -265,8 +265,8 @@ def test_a_restarted_client_takes_the_place_of_the_former(
     node = deployment.nodes.alive[second.node_id]
     assert node == ("alpha", second.tls_key)
     assert deployment.kinds()[-2:] == ["revocation", "admission"]
-    with pytest.raises(AdmissionDenied, match="revoked: the same client was admitted anew"):
-        deployment.register.live(first.thumbprint, now=deployment.clock())
+    with pytest.raises(AdmissionDenied, match="revoked: the same client was admitted again"):
+        deployment.registry.live(first.thumbprint, now=deployment.clock())
 
 
 def test_a_site_has_one_client_in_a_job(deployment: Deployment, client: Client) -> None:
@@ -286,13 +286,13 @@ def test_a_renewal_gives_a_new_certificate_and_keeps_the_node(
     assert second.admission.serial != first.admission.serial
     assert second.admission.node_id == first.admission.node_id
     deployment.clock.advance(minutes=9)
-    deployment.register.live(first.admission.thumbprint, now=deployment.clock())
+    deployment.registry.live(first.admission.thumbprint, now=deployment.clock())
     assert deployment.kinds()[-1] == "renewal"
 
 
 def quarantined(deployment: Deployment, admission: Admission) -> None:
     with pytest.raises(AdmissionDenied, match="quarantined"):
-        deployment.register.live(admission.thumbprint, now=deployment.clock())
+        deployment.registry.live(admission.thumbprint, now=deployment.clock())
     assert deployment.nodes.alive == {}
     assert deployment.kinds()[-2:] == ["refusal", "quarantine"]
 
@@ -340,7 +340,7 @@ def test_a_client_that_does_not_attest_again_is_quarantined(
     current = deployment.admit(client).admission
     deployment.clock.advance(minutes=10)
     with pytest.raises(AdmissionDenied, match="quarantined"):
-        deployment.register.live(current.thumbprint, now=deployment.clock())
+        deployment.registry.live(current.thumbprint, now=deployment.clock())
     events = deployment.gate.sweep()
     assert [event.change for event in events] == [Change.QUARANTINED]
     assert deployment.nodes.alive == {}
@@ -357,19 +357,19 @@ def test_an_expired_admission_is_refused_swept_or_not(
     deployment.clock.advance(minutes=31)
     for _ in range(2):
         with pytest.raises(AdmissionDenied, match="expired"):
-            deployment.register.live(current.thumbprint, now=deployment.clock())
+            deployment.registry.live(current.thumbprint, now=deployment.clock())
         deployment.gate.sweep()
     assert deployment.kinds()[-1] == "expiry"
 
 
 def test_revocation_is_told_and_takes_the_node(deployment: Deployment, client: Client) -> None:
     received: list[AdmissionEvent] = []
-    deployment.register.subscribe(received.append)
+    deployment.registry.subscribe(received.append)
     current = deployment.admit(client).admission
     assert deployment.gate.revoke_clients("alpha", "site-a", "the operator said so")
     assert [event.change for event in received] == [Change.ADMITTED, Change.REVOKED]
     with pytest.raises(AdmissionDenied, match="revoked: the operator said so"):
-        deployment.register.live(current.thumbprint, now=deployment.clock())
+        deployment.registry.live(current.thumbprint, now=deployment.clock())
     with pytest.raises(AdmissionDenied, match="revoked"):
         deployment.gate.renew(deployment.request(client), current, peer="ip:test")
     assert deployment.nodes.alive == {}
@@ -384,13 +384,13 @@ def test_a_subscriber_that_fails_does_not_keep_the_others_from_knowing(
 
     received: list[AdmissionEvent] = []
     current = deployment.admit(client).admission
-    deployment.register.subscribe(broken)
-    deployment.register.subscribe(received.append)
+    deployment.registry.subscribe(broken)
+    deployment.registry.subscribe(received.append)
     with pytest.raises(RuntimeError, match="broken"):
-        deployment.register.revoke(current.thumbprint, "why", now=deployment.clock())
+        deployment.registry.revoke(current.thumbprint, "why", now=deployment.clock())
     assert len(received) == 1
     with pytest.raises(AdmissionDenied, match="revoked"):
-        deployment.register.live(current.thumbprint, now=deployment.clock())
+        deployment.registry.live(current.thumbprint, now=deployment.clock())
 
 
 def test_a_policy_that_still_fits_keeps_its_clients(deployment: Deployment, client: Client) -> None:
@@ -487,9 +487,9 @@ def test_lapsing_is_judged_by_the_time_that_is_given(
     current = deployment.admit(client).admission
     assert current.renew_by is not None
     just_before = current.renew_by - timedelta(microseconds=1)
-    assert deployment.register.live(current.thumbprint, now=just_before) == current
+    assert deployment.registry.live(current.thumbprint, now=just_before) == current
     with pytest.raises(AdmissionDenied, match="quarantined"):
-        deployment.register.live(current.thumbprint, now=current.renew_by)
+        deployment.registry.live(current.thumbprint, now=current.renew_by)
 
 
 def test_a_revocation_during_verification_is_not_undone_by_a_renewal(
@@ -501,15 +501,15 @@ def test_a_revocation_during_verification_is_not_undone_by_a_renewal(
 
     def slow(*arguments: Any, **named: Any) -> Any:
         affirmed = examine(*arguments, **named)
-        deployment.register.revoke(current.thumbprint, "meanwhile", now=deployment.clock())
+        deployment.registry.revoke(current.thumbprint, "meanwhile", now=deployment.clock())
         return affirmed
 
     monkeypatch.setattr(deployment.gate._examiner, "examine", slow)
     with pytest.raises(AdmissionDenied, match="revoked: meanwhile"):
         deployment.gate.renew(request, current, peer="ip:test")
     with pytest.raises(AdmissionDenied, match="revoked"):
-        deployment.register.renew(current, now=deployment.clock())
-    assert deployment.register.every(now=deployment.clock()) == ()
+        deployment.registry.renew(current, now=deployment.clock())
+    assert deployment.registry.every(now=deployment.clock()) == ()
 
 
 def test_a_site_that_is_removed_during_verification_admits_nobody(
@@ -558,4 +558,4 @@ def test_two_clients_of_a_site_at_once_leave_one(deployment: Deployment) -> None
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(attempt, requests)) == 1
-    assert len(deployment.register.every(now=deployment.clock())) == 1
+    assert len(deployment.registry.every(now=deployment.clock())) == 1

@@ -310,12 +310,12 @@ def test_who_is_revoked_in_the_meantime_revokes_nobody(listeners: DeploymentList
     """The guard has let the call in, and then the caller is shut out."""
     deployment = listeners.deployment
     (alice, _), (bob, _), _ = (deployment.operator(name) for name in ("alice", "bob", "carol"))
-    register = deployment.operators
-    register.revoke(name="bob", by=PeerCertificate.parse(alice))
+    registry = deployment.operators
+    registry.revoke(name="bob", by=PeerCertificate.parse(alice))
     with pytest.raises(TransportError, match="bob was revoked"):
-        register.revoke(name="carol", by=PeerCertificate.parse(bob))
+        registry.revoke(name="carol", by=PeerCertificate.parse(bob))
     with pytest.raises(TransportError, match="bob was revoked"):
-        register.add("eve", request(new_key(), "eve"), by=PeerCertificate.parse(bob))
+        registry.add("eve", request(new_key(), "eve"), by=PeerCertificate.parse(bob))
 
 
 def reopened(
@@ -349,7 +349,7 @@ def test_a_certificate_that_the_register_does_not_know_is_refused(
     issued = deployment.ca.issue_operator(
         request(new_key(), "alice"), name="alice", now=deployment.clock()
     )
-    with pytest.raises(TransportError, match="not in the register"):
+    with pytest.raises(TransportError, match="not in the registry"):
         deployment.operators.authenticate(PeerCertificate.parse(issued.der))
     site = deployment.ca.issue_site(request(new_key()), site="site-a", now=deployment.clock())
     with pytest.raises(TransportError, match="is not an operator"):
@@ -364,9 +364,9 @@ def test_a_certificate_that_the_ledger_does_not_name_is_nobodys(
     unknown = deployment.ca.issue_operator(
         request(new_key(), "first"), name="first", now=deployment.clock()
     )
-    for register in (reopened(deployment, ()), reopened(deployment)):
-        with pytest.raises(TransportError, match="not in the register"):
-            register.authenticate(PeerCertificate.parse(unknown.der))
+    for registry in (reopened(deployment, ()), reopened(deployment)):
+        with pytest.raises(TransportError, match="not in the registry"):
+            registry.authenticate(PeerCertificate.parse(unknown.der))
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class Parts:
             return self.ledger.append(kind, body)
 
         self.store = ModelStore.open(folder / "store", keys, record=enter)
-        self.register = AdmissionRegistry()
+        self.registry = AdmissionRegistry()
         self.reported: list[Event] = []
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ def desk(
         spec,
         store=parts.store,
         ledger=parts.ledger,
-        register=parts.register,
+        registry=parts.registry,
         report=parts.reported.append,
         keep=2,
         clock=lambda: NOW,
@@ -105,7 +105,7 @@ def admitted(parts: Parts, site: str = "site-a", job: str = "demo") -> Admission
         evidence_digest=bytes(32),
         policy_digest=bytes(32),
     )
-    parts.register.add(admission, now=NOW)
+    parts.registry.add(admission, now=NOW)
     return admission
 
 
@@ -210,7 +210,7 @@ def test_what_an_application_asks_outside_of_rounds_has_the_number_0(parts: Part
     job.event("update.received", update(1))
     for _ in range(2):
         job.event("update.received", update(0))
-    with pytest.raises(JobError, match="which round 0 did not ask"):
+    with pytest.raises(JobError, match="to which round 0 sent no question"):
         job.event("update.received", update(0, site="evil"))
     assert [body["round"] for body in parts.bodies("update")] == [0, 1, 0, 0]
 

@@ -329,7 +329,7 @@ class Scene:
     """A service with a sealed file, and a client that was admitted."""
 
     service: KeyService
-    register: AdmissionRegistry
+    registry: AdmissionRegistry
     admission: Admission
     inside: X25519PrivateKey
     file: File
@@ -338,7 +338,7 @@ class Scene:
 
     def release(self, admission: Admission | None = None, *, now: datetime = NOW) -> bytes:
         return self.service.release(
-            admission or self.admission, self.file, register=self.register, now=now
+            admission or self.admission, self.file, registry=self.registry, now=now
         )
 
 
@@ -384,10 +384,10 @@ def scene(tmp_path: Path, recovery: RecoveryKey) -> Scene:
         issued=NOW - timedelta(minutes=1),
         expires=expires,
     )
-    register = AdmissionRegistry()
-    register.add(admission, now=NOW)
+    registry = AdmissionRegistry()
+    registry.add(admission, now=NOW)
     file = File(model="demo", version=3, file_id=sealed.header.file_id, key=sealed.header.key)
-    return Scene(service, register, admission, inside, file, tmp_path / "m", entries)
+    return Scene(service, registry, admission, inside, file, tmp_path / "m", entries)
 
 
 def test_an_admitted_client_opens_the_file(scene: Scene) -> None:
@@ -440,12 +440,12 @@ def test_no_key_without_every_condition(scene: Scene, case: str) -> None:
 def test_an_ended_admission_gets_no_key(scene: Scene) -> None:
     with pytest.raises(KeyReleaseDenied, match="certificate is valid"):
         scene.release(now=NOW + timedelta(minutes=30))
-    scene.register.quarantine(scene.admission.thumbprint, "did not renew", now=NOW)
+    scene.registry.quarantine(scene.admission.thumbprint, "did not renew", now=NOW)
     with pytest.raises(KeyReleaseDenied, match="quarantined: did not renew"):
         scene.release()
-    scene.register.add(scene.admission, now=NOW)
+    scene.registry.add(scene.admission, now=NOW)
     scene.release()
-    scene.register.revoke(scene.admission.thumbprint, "site drained", now=NOW)
+    scene.registry.revoke(scene.admission.thumbprint, "site drained", now=NOW)
     with pytest.raises(KeyReleaseDenied, match="revoked: site drained"):
         scene.release()
     assert [body["allowed"] for _, body in scene.entries] == [False, False, True, False]

@@ -182,7 +182,7 @@ def test_a_certificate_of_another_authority_is_no_connection(
 
 def test_a_certificate_without_an_admission_is_refused(federation: FlowerFederation) -> None:
     admitted = federation.admit("alpha", "site-a", node_id=5)
-    federation.register.revoke(admitted["thumbprint"], "planted", now=datetime.now(UTC))
+    federation.registry.revoke(admitted["thumbprint"], "planted", now=datetime.now(UTC))
     response = Caller(federation, admitted).post()
     assert response.status_code == 401
     assert "planted" in response.text
@@ -226,7 +226,7 @@ def test_an_admission_that_ends_takes_its_connections_with_it(
     admitted = federation.admit("alpha", "site-a", node_id=5)
     raw = Raw(federation, admitted)
     assert b" 200 " in raw.post("content-length: 1", body=b"x")
-    end = getattr(federation.register, how)
+    end = getattr(federation.registry, how)
     end(admitted["thumbprint"], "planted", now=datetime.now(UTC))
     begun = time.monotonic()
     assert raw.ended()
@@ -324,7 +324,7 @@ def test_the_client_says_why_it_is_not_let_in(federation: FlowerFederation) -> N
     admitted = federation.admit("alpha", "site-a", node_id=5)
     address = f"127.0.0.1:{federation.address[1]}"
     fleet = Fleet(address, _identity(admitted), max_message_bytes=1000)
-    federation.register.quarantine(admitted["thumbprint"], "planted", now=datetime.now(UTC))
+    federation.registry.quarantine(admitted["thumbprint"], "planted", now=datetime.now(UTC))
     with pytest.raises(AdmissionDenied, match="planted"):
         fleet.activate()
     closed = Fleet("127.0.0.1:1", _identity(admitted), max_message_bytes=1000)
@@ -339,13 +339,13 @@ def test_a_weak_context_or_a_taken_port_is_refused(federation: FlowerFederation)
     with pytest.raises(ConfigError, match="client certificate"):
         FleetServer(
             tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
-            register=federation.register,
+            registry=federation.registry,
             link_of=lambda _: None,
             trust_domain="test.example",
         )
     taken = FleetServer(
         tls=federation.fleet._tls,
-        register=federation.register,
+        registry=federation.registry,
         link_of=lambda _: None,
         trust_domain="test.example",
         port=federation.address[1],

@@ -195,7 +195,7 @@ def test_a_connection_without_a_live_admission_is_told_so_and_ends(
     monkeypatch.setattr("server.rpc.fleet_connections._REFUSED_SECONDS", 1.0)
     federation = start()
     peer = Peer(federation)
-    federation.register.revoke(peer.thumbprint, "the site was removed", now=datetime.now(UTC))
+    federation.registry.revoke(peer.thumbprint, "the site was removed", now=datetime.now(UTC))
     silent, asking = peer.connect(), peer.connect()
     assert federation.fleet.counted.unknown == 2
     asking.sendall(peer.head(1, "fetch") + b"x")

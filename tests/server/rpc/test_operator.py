@@ -391,7 +391,9 @@ def test_broken_input_is_one_message_and_leaves_nothing(
     enroll = ("site", "enroll", "--token-file")
     assert "cannot be read" in refused(capsys, *enroll, str(tmp_path / "none"), *state)
     (tmp_path / "junk").write_bytes(b"\xff" * 10)
-    assert "no join token" in refused(capsys, *enroll, str(tmp_path / "junk"), *state)
+    assert "does not contain a join token" in refused(
+        capsys, *enroll, str(tmp_path / "junk"), *state
+    )
     (tmp_path / "typo").write_text("fedlearn-join-AAAA")
     assert "mistyped" in refused(capsys, *enroll, str(tmp_path / "typo"), *state)
     forged = JoinToken.fresh(

@@ -334,7 +334,7 @@ def test_descriptors_are_counted_and_looked_at(path: Path) -> None:
 def test_a_silent_peer_is_let_go(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apphost, "_REQUEST_SECONDS", 0.2)
     with connect(path) as connection:
-        assert "no request came" in json.loads(connection.recv(MAX_RECORD))["error"]
+        assert "no request arrived" in json.loads(connection.recv(MAX_RECORD))["error"]
 
 
 def test_one_too_many_waits_for_another_one_to_end(
