@@ -81,13 +81,44 @@ ALLOWED: Final[tuple[tuple[str, str], ...]] = (
 )
 """What may stay in a line, and why."""
 
-_SAY: Final = frozenset({"hear", "say", "saying", "says"})
 NOT_YET: Final[Mapping[str, frozenset[str]]] = {
-    ".": _SAY,
-    ".github": _SAY,
-    "docs": _SAY | {"door", "doors", "pipes", "roof", "said", "sponsor", "told", "wings"},
-    "server": _SAY | {"desk", "door", "heard", "pipe", "said", "standing", "tainted", "told"},
-    "tests": frozenset(INSTEAD) | {"Place", "Wrong"},
+    ".": frozenset({"hear", "say", "says"}),
+    ".github": frozenset({"say", "says"}),
+    "docs": frozenset(
+        {
+            "door",
+            "doors",
+            "pipes",
+            "roof",
+            "said",
+            "say",
+            "saying",
+            "says",
+            "sponsor",
+            "told",
+            "wings",
+        }
+    ),
+    "server": frozenset({"pipe", "say", "saying", "standing", "tainted", "told"}),
+    "tests": frozenset(
+        {
+            "Place",
+            "Wrong",
+            "desk",
+            "door",
+            "heard",
+            "hears",
+            "pipe",
+            "said",
+            "say",
+            "saying",
+            "says",
+            "sponsor",
+            "sponsored",
+            "standing",
+            "told",
+        }
+    ),
 }
 """Words that a folder still has. It only shrinks."""
 
