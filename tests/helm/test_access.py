@@ -141,7 +141,7 @@ def test_counts_are_for_the_monitoring_only(render: Render) -> None:
     assert labels == {"kubernetes.io/metadata.name": "monitoring"}
 
 
-def test_clients_reach_coordinator_sponsor_and_dns(render: Render) -> None:
+def test_clients_reach_coordinator_agent_and_dns(render: Render) -> None:
     rendered = render(EDGE)
     closed = rendered.one("NetworkPolicy", "here-deny")
     assert closed["metadata"]["namespace"] == "fedlearn-clients"

@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-SUFFIXES: Final = {".md", ".py", ".sh", ".toml", ".tpl", ".txt", ".yaml"}
+SUFFIXES: Final = {".md", ".py", ".sh", ".toml", ".tpl", ".txt", ".yaml", ".yml"}
 
 INSTEAD: Final[Mapping[str, str]] = {
     "desk": "handler or registry",
@@ -82,23 +82,7 @@ ALLOWED: Final[tuple[tuple[str, str], ...]] = (
 """What may stay in a line, and why."""
 
 NOT_YET: Final[Mapping[str, frozenset[str]]] = {
-    ".": frozenset({"hear", "say", "says"}),
-    ".github": frozenset({"say", "says"}),
-    "docs": frozenset(
-        {
-            "door",
-            "doors",
-            "pipes",
-            "roof",
-            "said",
-            "say",
-            "saying",
-            "says",
-            "sponsor",
-            "told",
-            "wings",
-        }
-    ),
+    "docs": frozenset({"say", "saying", "says"}),
     "server": frozenset({"pipe", "say", "saying", "standing", "tainted", "told"}),
     "tests": frozenset(
         {

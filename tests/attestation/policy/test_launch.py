@@ -72,7 +72,7 @@ def test_no_evidence_is_affirmed_without_its_launch(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("subject", subjects(), ids=lambda subject: subject.name)
-def test_what_is_said_or_set_by_others_never_stands_in(subject: Subject) -> None:
+def test_what_others_report_or_set_never_replaces_a_measurement(subject: Subject) -> None:
     claims = judged(subject)
     names = [*SELF_REPORTED, *BY_THE_HOST]
     if subject.tee is Tee.SAMPLE:
