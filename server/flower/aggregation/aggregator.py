@@ -69,7 +69,11 @@ class Session:
     """Answers the requests of one job's application. Safe to use from many threads."""
 
     def __init__(
-        self, plan: JobPlan, run: Any, coordinator: CoordinatorClient, pipe: ProcessChannel
+        self,
+        plan: JobPlan,
+        run: Any,
+        coordinator: CoordinatorClient,
+        process_channel: ProcessChannel,
     ) -> None:
         self._plan = plan
         self._visible = plan.spec.aggregation.visible
@@ -81,7 +85,7 @@ class Session:
         self.grid = JobGrid(coordinator, _rules(plan))
         self.grid.set_run(run)
         self.rounds = Rounds(coordinator, plan.spec, self.grid)
-        self.peer = Peer(pipe, self._answer)
+        self.peer = Peer(process_channel, self._answer)
         self.ended = threading.Event()
         self.failure: FedlearnError | None = None
         self._denied: FedlearnError | None = None

@@ -40,12 +40,12 @@ def main() -> None:
     """Run the application whose socket is the descriptor in the first argument."""
     descriptor, folder = int(sys.argv[1]), Path(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    pipe = ProcessChannel(socket.socket(fileno=descriptor), limit=_MAX_RECORD_BYTES)
-    first = pipe.receive()
+    process_channel = ProcessChannel(socket.socket(fileno=descriptor), limit=_MAX_RECORD_BYTES)
+    first = process_channel.receive()
     if first is None:
         raise SystemExit(1)
     header, (app,) = first
-    peer = Peer(pipe, None)
+    peer = Peer(process_channel, None)
     peer.start()
     failure: FedlearnError | None = None
     try:

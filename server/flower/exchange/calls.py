@@ -48,8 +48,8 @@ class CoordinatorClient:
     it is gone.
     """
 
-    def __init__(self, pipe: ProcessChannel) -> None:
-        self._pipe = pipe
+    def __init__(self, process_channel: ProcessChannel) -> None:
+        self._process_channel = process_channel
         self._lock = threading.Lock()
         self._pulling = threading.Lock()
         self._waited: set[str] | None = None
@@ -138,8 +138,8 @@ class CoordinatorClient:
         self, what: str, header: Mapping[str, Any], blobs: Sequence[Blob] = ()
     ) -> tuple[dict[str, Any], list[memoryview]]:
         with self._lock:
-            self._pipe.send({"ask": what, **header}, blobs)
-            answer = self._pipe.receive()
+            self._process_channel.send({"ask": what, **header}, blobs)
+            answer = self._process_channel.receive()
         if answer is None:
             raise TransportError("the coordinator is gone")
         failure = answer[0].get("error")
@@ -149,8 +149,8 @@ class CoordinatorClient:
 
 
 def serve(
-    pipe: ProcessChannel,
-    link: JobExchange,
+    process_channel: ProcessChannel,
+    exchange: JobExchange,
     channel: JobChannel,
     done: Callable[[int, Mapping[str, str] | None], None],
 ) -> None:
@@ -161,22 +161,22 @@ def serve(
     :param done: called with the job's final report: its rounds, and the failure if there was one.
     :raises TransportError: when the job does not follow the protocol.
     """
-    receipts = Receipts(link.plan.noise_secret)
-    while (record := pipe.receive()) is not None:
+    receipts = Receipts(exchange.plan.noise_secret)
+    while (record := process_channel.receive()) is not None:
         header, blobs = record
         try:
-            answer, parts = _answer(header, blobs, link, channel, receipts, done)
+            answer, parts = _answer(header, blobs, exchange, channel, receipts, done)
         except FedlearnError as error:
             answer, parts = {"error": failure_of(error)}, ()
         except (KeyError, TypeError, ValueError, StopIteration) as error:
             raise TransportError(f"a request that is not one: {type(error).__name__}") from error
-        pipe.send(answer, parts)
+        process_channel.send(answer, parts)
 
 
 def _answer(
     header: dict[str, Any],
     blobs: list[memoryview],
-    link: JobExchange,
+    exchange: JobExchange,
     channel: JobChannel,
     receipts: Receipts,
     done: Callable[[int, Mapping[str, str] | None], None],
@@ -185,10 +185,10 @@ def _answer(
         case "push":
             count, ids = int(header["count"]), header["ids"]
             objects = zip(ids, map(bytes, blobs[count:]), strict=True)
-            pushed = link.push(list(map(bytes, blobs[:count])), objects)
+            pushed = exchange.push(list(map(bytes, blobs[:count])), objects)
             return {"ids": pushed}, ()
         case "pull":
-            replies = link.pull(header["ids"], float(header["seconds"]))
+            replies = exchange.pull(header["ids"], float(header["seconds"]))
             for reply in replies:
                 receipts.note(reply)
             found = [
@@ -206,14 +206,16 @@ def _answer(
             parts = [part for each in replies for part in (each.message, *each.objects.values())]
             return {"replies": found}, parts
         case "forget":
-            link.forget(header["ids"])
+            exchange.forget(header["ids"])
             return {}, ()
         case "online":
-            return {"nodes": link.wait_online(int(header["count"]), float(header["seconds"]))}, ()
+            return {
+                "nodes": exchange.wait_online(int(header["count"]), float(header["seconds"]))
+            }, ()
         case "live":
             return {"sites": dict(channel.live_sites())}, ()
         case "traffic":
-            sent, received = link.traffic()
+            sent, received = exchange.traffic()
             return {"sent": sent, "received": received}, ()
         case "event":
             kind = str(header["kind"])

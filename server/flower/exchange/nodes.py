@@ -124,8 +124,8 @@ class NodeQuestions(Protocol):
 class NodeActions:
     """The actions of the nodes of one job."""
 
-    def __init__(self, link: NodeQuestions) -> None:
-        self._link = link
+    def __init__(self, questions: NodeQuestions) -> None:
+        self._questions = questions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one action of one node."""
@@ -148,12 +148,12 @@ class NodeActions:
 
     def _simple(self, action: str, caller: Caller, body: bytes) -> bytes:
         if action == "activate-node":
-            self._link.beat(caller.node_id, _interval(body))
-            return json.dumps({"node": caller.node_id, "run": self._link.run_id}).encode()
+            self._questions.beat(caller.node_id, _interval(body))
+            return json.dumps({"node": caller.node_id, "run": self._questions.run_id}).encode()
         if action == "send-node-heartbeat":
-            self._link.beat(caller.node_id, _interval(body))
+            self._questions.beat(caller.node_id, _interval(body))
         elif action == "deactivate-node":
-            self._link.leave(caller.node_id)
+            self._questions.leave(caller.node_id)
         else:
             raise TransportError(f"{action} is not an action")
         return b""
@@ -162,9 +162,9 @@ class NodeActions:
         """Answer with the next message and its parts, or with 204 after a while."""
         node = caller.node_id
         loop = asyncio.get_running_loop()
-        with self._link.waiting(node, loop) as waiter:
+        with self._questions.waiting(node, loop) as waiter:
             end = loop.time() + _HOLD_SECONDS
-            while (frames := self._link.next_question(node)) is None:
+            while (frames := self._questions.next_question(node)) is None:
                 if waiter.replaced or loop.time() >= end:
                     await _respond(send, 204, [])
                     return
@@ -177,17 +177,17 @@ class NodeActions:
                 caller.still_live()
         caller.still_live()
         size = frames_length(frames)
-        self._link.count_sent(size)
+        self._questions.count_sent(size)
         await _respond(send, 200, list(write_frames(frames)), size=size)
 
     async def _deliver(self, caller: Caller, length: int, receive: Receive, send: Send) -> None:
         """Accept the answer to the question in hand; refused before it is read if there is none."""
-        with self._link.delivery(caller.node_id, length):
+        with self._questions.delivery(caller.node_id, length):
             delivered = await _delivered(receive, length)
             if delivered.head.sender != caller.node_id:
                 raise TransportError("a node may send messages of its own only")
             caller.still_live()
-            taken = self._link.accept(caller.node_id, delivered, size=length, key=caller.key)
+            taken = self._questions.accept(caller.node_id, delivered, size=length, key=caller.key)
         await _respond(send, 200 if taken else 410, [])
 
 

@@ -43,8 +43,8 @@ class Peer:
         run in the thread that started its strategy, as in Flower.
     """
 
-    def __init__(self, pipe: ProcessChannel, handler: Handler | None) -> None:
-        self._pipe = pipe
+    def __init__(self, process_channel: ProcessChannel, handler: Handler | None) -> None:
+        self._process_channel = process_channel
         self._handler = handler
         self._sending = threading.Lock()
         self._numbers = itertools.count(1)
@@ -55,7 +55,7 @@ class Peer:
         self._failure: TransportError | None = None
         self._closed = threading.Event()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="call")
-        self._reader = threading.Thread(target=self._read, name="pipe", daemon=True)
+        self._reader = threading.Thread(target=self._read, name="process channel", daemon=True)
 
     def start(self) -> None:
         """Begin to read."""
@@ -138,12 +138,12 @@ class Peer:
 
     def _send(self, header: Mapping[str, Any], blobs: Sequence[Blob]) -> None:
         with self._sending:
-            self._pipe.send(header, blobs)
+            self._process_channel.send(header, blobs)
 
     def _read(self) -> None:
         failure: TransportError | None = None
         try:
-            while (record := self._pipe.receive()) is not None:
+            while (record := self._process_channel.receive()) is not None:
                 self._route(*record)
         except TransportError as error:
             failure = error
