@@ -255,7 +255,7 @@ def test_an_own_aggregation_judges_the_replies(run: Run, mode: str, expected: st
 
 @pytest.mark.parametrize(
     ("mode", "reason"),
-    [("nan", "head: holds NaN or infinity"), ("raise", "my data file is missing column age")],
+    [("nan", "head: contains NaN or infinity"), ("raise", "my data file is missing column age")],
 )
 def test_what_is_no_update_reaches_an_own_aggregation_as_an_error(
     run: Run, mode: str, reason: str

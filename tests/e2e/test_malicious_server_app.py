@@ -193,8 +193,8 @@ PRIVATE = {
         def aggregate_train(self, server_round, replies):
             print("REACHED", list(replies))
             return MODEL, None
-    import server.flower.aggregation.builtin as builtin, server.flower.application.app_grid as
-    appgrid saved, appgrid.name_of = appgrid.name_of, lambda strategy: "fedmedian"
+    import server.flower.application.app_grid as appgrid
+    saved, appgrid.name_of = appgrid.name_of, lambda strategy: "fedmedian"
     attempt("attack", lambda: honest(grid, FedAvg2(**FEW)))
     appgrid.name_of = lambda strategy: "fedavg"
     print("named", float(np.abs(honest(grid, FedAvg2(**FEW)).arrays["0"].numpy()).max()) > 0)
