@@ -539,4 +539,4 @@ def test_the_operator_is_shown_the_tpm(
     assert f"{ek.hex()}, which waits for approval" in run("show", "site-t")
     assert "has shown" in run("approve", "site-t", "--ek", bytes(32).hex())
     assert f"bound to the endorsement key {ek.hex()}" in run("approve", "site-t")
-    assert "its evidence does not count yet" in run("show", "site-t")
+    assert "its evidence is not accepted yet" in run("show", "site-t")
