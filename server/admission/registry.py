@@ -25,7 +25,7 @@ _REMEMBERED: Final = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """One client's standing: its evidence was affirmed for these keys and this job.
+    """One client's admission: its evidence was affirmed for these keys and this job.
 
     ``thumbprint``  SHA-256 of the DER SPKI of its TLS key, which is its Flower node key
     ``hpke_key``    raw X25519 public key to which secrets are wrapped
@@ -299,17 +299,17 @@ def _lapsed(admission: Admission, now: datetime) -> bool:
     return overdue or now >= admission.expires
 
 
-def _denied(standing: str, reason: str) -> AdmissionDenied:
+def _denied(status: str, reason: str) -> AdmissionDenied:
     finding: dict[str, object] = {
         "claim": "admission",
         "tier": "contraindicated",
         "expected": "live",
-        "actual": standing,
+        "actual": status,
         "category": "instance-identity",
         "remedy": "seek a new admission with fresh evidence",
     }
     return AdmissionDenied(
-        f"the admission is {standing}: {reason}",
+        f"the admission is {status}: {reason}",
         findings=(finding,),
         hint="seek a new admission with fresh evidence",
     )

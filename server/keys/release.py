@@ -78,10 +78,10 @@ def check_release(
     if admission.job != job:
         raise _denied(f"the model {model!r} belongs to the job {job!r}, not to {admission.job!r}")
     try:
-        standing = registry.live(admission.thumbprint, now=now)
+        live = registry.live(admission.thumbprint, now=now)
     except AdmissionDenied as error:
         raise _denied(str(error)) from error
-    if standing != admission:
+    if live != admission:
         raise _denied("the admission in force for its key is another one")
 
 

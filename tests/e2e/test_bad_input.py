@@ -81,7 +81,7 @@ def _files(place: Path) -> dict[str, bytes]:
 
 
 def refused(place: Path, command: str, *words: str) -> str:
-    """Run a command that has to fail; return what it said."""
+    """Run a command that has to fail; return what it printed."""
     before = _files(place)
     done = CliRunner().invoke(_command(command), list(words), prog_name=command)
     reported = done.output

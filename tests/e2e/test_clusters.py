@@ -118,9 +118,9 @@ def test_a_killed_agent_adopts_its_client(harness: ClusterFederation) -> None:
     assert _pods_of(harness, "site-b", before[0][1]) == [before[0][1]]
 
 
-def test_an_adopted_client_has_a_sponsor_again(harness: ClusterFederation) -> None:
+def test_an_adopted_client_has_a_client_service_again(harness: ClusterFederation) -> None:
     """What replaces its pod asks the new agent for its start and for a voucher."""
-    job = harness.job("sponsored", rounds=5, config={"wait": 1.0}, deadline_s=120).submit()
+    job = harness.job("registered", rounds=5, config={"wait": 1.0}, deadline_s=120).submit()
     job.wait_for("round.started", 1)
     ((_, pod),) = _clients(harness, "site-b")
     harness.restart_agent("site-b")

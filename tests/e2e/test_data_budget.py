@@ -34,7 +34,7 @@ def _budget(harness: FederationHarness) -> dict[str, Any]:
 
 
 def _refusal(job: Job) -> str:
-    """Wait until a site's refusal is told in the job's events; return them all as text."""
+    """Wait until a site's refusal is reported in the job's events; return them all as text."""
     end = time.monotonic() + 40
     while True:
         received = " ".join(str(event.to_json()) for event in job.events())

@@ -38,7 +38,7 @@ def test_a_site_that_is_kept_out_stays_out_through_a_restart_and_comes_back(
     job = trio.job("kept-out", rounds=60, quorum=2, config={"wait": 0.5}).submit()
     job.wait_for("round.finished", round=1)
     trio.operator.revoke_client(job.name, "site-a", "seen on another machine")
-    # An honest client tries again, and is told why not.
+    # An honest client tries again, and learns why not.
     (received,) = job.wait_for("client.refused", site="site-a")[:1]
     assert "is excluded from job kept-out by operator operator" in received.reason
     assert "seen on another machine" in received.reason

@@ -275,12 +275,12 @@ def test_a_revoked_client_is_out_at_once(
     held = misbehaving.admit(job)
     fleet = held.fleet
     fleet.activate()
-    shared.operator.revoke_client(job.name, "misbehaving", "the test said so")
+    shared.operator.revoke_client(job.name, "misbehaving", "the test decided so")
     # The connection that it had is closed; a call on it may meet that before any answer.
     with contextlib.suppress(TransportError):
-        with pytest.raises(AdmissionDenied, match="the test said so"):
+        with pytest.raises(AdmissionDenied, match="the test decided so"):
             fleet.heartbeat()
-    with pytest.raises(AdmissionDenied, match="the test said so"):
+    with pytest.raises(AdmissionDenied, match="the test decided so"):
         fleet.heartbeat()
     shared.operator.cancel_job(job.name)
-    assert "the test said so" in job.ledger("revocation")[0]["reason"]
+    assert "the test decided so" in job.ledger("revocation")[0]["reason"]

@@ -302,7 +302,7 @@ def test_a_client_without_the_privacy_of_its_job_is_refused(
     host.start()
     outcome = ended(host, 60)
     assert outcome.code == "quorum"
-    # Under privacy the ledger and people are told that it was refused, and never why.
+    # Under privacy the ledger and people learn that it was refused, and never why.
     assert "no reason is given" in channel.of("update.rejected")[0]["reason"]
     assert channel.checkpoints == []
 

@@ -405,7 +405,7 @@ def test_evaluation_sends_no_arrays(make: Make) -> None:
     assert client.charged == []
 
 
-def test_without_privacy_the_reason_is_told(make: Make) -> None:
+def test_without_privacy_the_reason_is_reported(make: Make) -> None:
     client = make("@app.train()\ndef train(message, context):\n    raise ValueError(SECRET)\n")
     client.replies.load()
     assert client.ask().reason == f"ValueError: {SECRET}"

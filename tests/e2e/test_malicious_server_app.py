@@ -328,7 +328,7 @@ def test_only_its_own_files_are_kept_with_the_job(attack: Attack, tmp_path: Path
     pathlib.Path("fedlearn.state").write_bytes(bytes(3))
     os.symlink(secret, "linked")
     os.symlink(os.path.dirname(secret), "folder")
-    os.mkfifo("pipe")
+    os.mkfifo("fifo")
     pathlib.Path(".hidden").write_text("x")
     for name, names in {
         "upwards": ["../out"], "absolute": ["/etc/passwd"], "nothing": [""], "twice": ["a", "a"],
@@ -347,7 +347,7 @@ def test_only_its_own_files_are_kept_with_the_job(attack: Attack, tmp_path: Path
     assert outcome.status == "finished", (outcome, lines)
     assert len(refused(lines)) == 10, lines
     assert channel.files == [{"empty": b"", "fedlearn.state": bytes(3), "plots/loss.txt": b"0.5"}]
-    assert "a file of the application is not kept: pipe: not a regular file" in lines
+    assert "a file of the application is not kept: fifo: not a regular file" in lines
 
 
 def test_files_of_an_application_that_fails_are_kept_and_only_once(attack: Attack) -> None:

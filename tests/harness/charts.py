@@ -48,7 +48,7 @@ LEAST: Final[dict[str, Object]] = {
         },
     },
 }
-"""The least that each chart has to be told."""
+"""The least that each chart has to be given."""
 
 
 def merged(*layers: Mapping[str, Any]) -> Object:

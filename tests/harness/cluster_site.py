@@ -75,7 +75,7 @@ def workload(identity: str, *, gpu: int = 0, data: str = "", site: str = SITE) -
 
 
 def bootstrap(item: Workload) -> Bootstrap:
-    """What its client is told."""
+    """What its client receives."""
     return Bootstrap(
         site=item.assignment.site,
         client=item.client,

@@ -531,7 +531,7 @@ def _translated(text: str, places: Mapping[str, str]) -> str:
 
 
 def _retry(call: Callable[[], Any]) -> Any:
-    """Call again while the authorizer has not heard yet that the pod is bound to this node."""
+    """Call again while the authorizer does not know yet that the pod is bound to this node."""
     deadline = time.monotonic() + _READ_SECONDS
     while True:
         try:

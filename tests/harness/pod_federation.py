@@ -108,7 +108,7 @@ class PodFederation(FederationHarness):
         }
 
     def install(self, site: str, values: Mapping[str, Any], *more: str) -> str:
-        """Install or upgrade a site's release; return what helm said."""
+        """Install or upgrade a site's release; return what helm printed."""
         file = self.folder / "sites" / site / "values.json"
         file.write_text(json.dumps(values))
         chart = cluster.ROOT / "helm" / RELEASE

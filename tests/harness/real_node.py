@@ -165,7 +165,7 @@ class RealNode:
         return found
 
     def container(self, pod: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what runc was told about the first container of a pod (its OCI runtime spec)."""
+        """Return what runc was given about the first container of a pod (its OCI runtime spec)."""
         name = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
         found: dict[str, Any] = json.loads(self.host.run("cat", f"{_TASKS}/{name}/config.json"))
         return found

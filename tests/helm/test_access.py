@@ -151,9 +151,9 @@ def test_clients_reach_coordinator_agent_and_dns(render: Render) -> None:
     assert "ingress" not in spec
     assert "Ingress" in spec["policyTypes"]
     assert _ports(spec["egress"]) == {9443, 9444, 9445, 8453, 53, 443}
-    sponsor = next(rule for rule in spec["egress"] if rule["ports"][0]["port"] == 8453)
+    client_service = next(rule for rule in spec["egress"] if rule["ports"][0]["port"] == 8453)
     assert (
-        sponsor["to"][0]["podSelector"]["matchLabels"]
+        client_service["to"][0]["podSelector"]["matchLabels"]
         == (rendered.one("Deployment")["spec"]["selector"]["matchLabels"])
     )
     agent = rendered.one("NetworkPolicy", "here")["spec"]
@@ -363,7 +363,7 @@ def test_sites_reach_the_front_and_only_the_front_reaches_the_coordinator(
     assert front["egress"][0]["to"] == [{"podSelector": {"matchLabels": behind["selector"]}}]
 
 
-def test_envoy_is_told_where_the_coordinator_is(render: Render) -> None:
+def test_envoy_learns_where_the_coordinator_is(render: Render) -> None:
     text = render(SERVER, FRONT).one("ConfigMap", "here-front")["data"]["envoy.yaml"]
     resources = yaml.safe_load(text)["static_resources"]
     assert {

@@ -62,7 +62,7 @@ class Kubelet:
         self._server.server_close()
 
 
-class Place:
+class Setup:
     """A namespace with two pods on that node: a client, and nobody's."""
 
     def __init__(self, cluster: Cluster, kubelet: Kubelet) -> None:
@@ -107,7 +107,7 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
     with Cluster(tmp_path_factory.mktemp("logs")) as cluster:
         kubelet = Kubelet(cluster)
         cluster.request("/api/v1/nodes", "POST", {"metadata": {"name": NODE}})
@@ -116,7 +116,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             "daemonEndpoints": {"kubeletEndpoint": {"Port": kubelet.port}},
         }
         cluster.request(f"/api/v1/nodes/{NODE}/status", "PATCH", {"status": status})
-        made = Place(cluster, kubelet)
+        made = Setup(cluster, kubelet)
         made.pod("client")
         made.pod("nobody")
         made.pod("waiting", started=False)
@@ -125,15 +125,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.fixture(autouse=True)
-def as_it_should_be(place: Place) -> None:
+def as_it_should_be(place: Setup) -> None:
     place.logs |= {"client": (200, b""), "nobody": (200, TRACE), "waiting": (200, b"")}
 
 
-def test_an_empty_log_beside_one_that_is_not_is_kept(place: Place) -> None:
+def test_an_empty_log_beside_one_that_is_not_is_kept(place: Setup) -> None:
     assert place.judged() == (0, "its log is empty, that of nobody is not")
 
 
-def test_an_error_of_the_kubelet_is_a_kept_log(place: Place) -> None:
+def test_an_error_of_the_kubelet_is_a_kept_log(place: Setup) -> None:
     place.logs["client"] = (500, b"failed to read the stream: ReadStreamRequest is blocked")
     status, printed = place.judged()
     assert status == 0
@@ -141,19 +141,19 @@ def test_an_error_of_the_kubelet_is_a_kept_log(place: Place) -> None:
     assert "ReadStreamRequest is blocked" in printed
 
 
-def test_a_log_that_can_be_read_is_not_kept(place: Place) -> None:
+def test_a_log_that_can_be_read_is_not_kept(place: Setup) -> None:
     place.logs["client"] = (200, b"fedlearn client: started\n")
     assert place.judged() == (1, "it can be read: fedlearn client: started")
 
 
-def test_an_empty_log_among_empty_ones_says_nothing(place: Place) -> None:
+def test_an_empty_log_among_empty_ones_says_nothing(place: Setup) -> None:
     place.logs["nobody"] = (200, b"")
     status, printed = place.judged()
     assert status == 2
     assert "so an empty log proves nothing" in printed
 
 
-def test_a_cluster_that_shows_nobodys_log_says_nothing(place: Place) -> None:
+def test_a_cluster_that_shows_nobodys_log_says_nothing(place: Setup) -> None:
     place.logs["nobody"] = (500, b"no logs today")
     status, printed = place.judged()
     assert status == 2
@@ -161,13 +161,13 @@ def test_a_cluster_that_shows_nobodys_log_says_nothing(place: Place) -> None:
     assert "no logs today" in printed
 
 
-def test_a_container_that_has_not_started_has_written_nothing(place: Place) -> None:
+def test_a_container_that_has_not_started_has_written_nothing(place: Setup) -> None:
     status, printed = place.judged("waiting")
     assert status == 2
     assert "has not started" in printed
 
 
-def test_what_is_not_the_guests_doing_says_nothing(place: Place, tmp_path: Path) -> None:
+def test_what_is_not_the_guests_doing_says_nothing(place: Setup, tmp_path: Path) -> None:
     status, printed = place.judged("missing")
     assert status == 2
     assert "not found" in printed
@@ -184,7 +184,7 @@ def test_what_is_not_the_guests_doing_says_nothing(place: Place, tmp_path: Path)
 
 
 def test_the_script_for_clusters_stops_at_values_that_helm_refuses(
-    place: Place, helm: Helm, tmp_path: Path
+    place: Setup, helm: Helm, tmp_path: Path
 ) -> None:
     """Against the real API server, as far as it comes without a TEE: nothing is half-installed."""
     for name in ("server.yaml", "edge.yaml", "job.toml"):

@@ -334,9 +334,9 @@ def test_a_site_enrolls_once_and_then_needs_no_token(place: Path, helm: Helm) ->
             text=True,
             env={**os.environ, "PATH": PATH},
         )
-        told_of = json.loads(printed.stdout)
-        token.write_text(told_of["token"])
-        _check_install_line(helm, told_of["helm"], place)
+        reported_of = json.loads(printed.stdout)
+        token.write_text(reported_of["token"])
+        _check_install_line(helm, reported_of["helm"], place)
         done = _enroll(place)
         assert done.returncode == 0, done.stderr
         assert "site ward waits for approval" in done.stdout + done.stderr

@@ -41,7 +41,7 @@ Facts = dict[str, Any]
 
 
 class Named(str):
-    """What is said where something is not as it was written."""
+    """What is reported where something is not as it was written."""
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def sqlite_error(code: int) -> sqlite3.OperationalError:
         (ValueError("not of a disk"), False),
     ],
 )
-def test_a_failing_disk_is_told_from_a_damaged_file(error: Exception, failed: bool) -> None:
+def test_a_failing_disk_is_no_damaged_file(error: Exception, failed: bool) -> None:
     assert disk_failed(error) is failed
     assert type(store_error("x", error)) is (DiskError if failed else StoreError)
     assert type(ledger_error("x", error)) is (LedgerDiskError if failed else LedgerError)
@@ -65,7 +65,7 @@ def test_an_error_of_the_ledgers_disk_is_both_and_may_be_tried_again() -> None:
 
 
 class Failing:
-    """A connection to SQLite whose statements fail while they are told to."""
+    """A connection to SQLite whose statements fail while they are instructed to."""
 
     def __init__(self, real: sqlite3.Connection) -> None:
         self._real = real

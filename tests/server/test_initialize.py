@@ -184,8 +184,8 @@ def test_an_operator_is_let_in_where_none_is_left(place: Path) -> None:
         with OperatorClient(
             address=service.control_address, ca=login.ca, chain=login.chain, key=login.key
         ) as client:
-            standing = {one.name: one.revoked for one in client.list_operators()}
-        assert standing == {"alice": True, "bob": False}
+            status = {one.name: one.revoked for one in client.list_operators()}
+        assert status == {"alice": True, "bob": False}
 
 
 def test_the_lifetimes_of_server_toml_are_those_of_tokens_and_sites(place: Path) -> None:

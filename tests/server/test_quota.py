@@ -81,7 +81,7 @@ def test_long_lines_of_an_app_count_for_several(book: JobStore, job_events: JobE
     assert kept < 2 * 1024 * 1024
 
 
-def test_only_so_many_sources_are_told_apart() -> None:
+def test_only_so_many_sources_are_distinguished() -> None:
     quota = Quota(burst=1, every=10.0, sources=100, clock=Clock())
     for number in range(10_000):
         quota.take(f"source {number}")
@@ -200,7 +200,7 @@ def test_the_same_commitment_is_entered_once(tmp_path: Path) -> None:
     key = new_key()
     with Ledger.open(tmp_path / "ledger.sqlite", key) as ledger:
         spec: Any = SimpleNamespace(name="demo", privacy=None)
-        desk = JobChannelHandler(
+        handler = JobChannelHandler(
             spec,
             store=None,  # type: ignore[arg-type]
             ledger=ledger,
@@ -211,7 +211,7 @@ def test_the_same_commitment_is_entered_once(tmp_path: Path) -> None:
 
         def commit(thumbprint: bytes = b"1" * 32) -> int:
             admission: Any = SimpleNamespace(site="site-a", thumbprint=thumbprint)
-            return desk.commit(admission, root=b"r" * 32, records=5, examples=5)
+            return handler.commit(admission, root=b"r" * 32, records=5, examples=5)
 
         assert {commit() for _ in range(50)} == {1}
         assert commit(thumbprint=b"2" * 32) == 1, "the same data with another key"
@@ -253,7 +253,7 @@ def test_one_sites_flood_leaves_the_events_of_a_job_to_the_others(
     assert by_cause["round.started"] == 20
 
 
-def test_what_was_left_out_is_told(book: JobStore, job_events: JobEvents) -> None:
+def test_what_was_left_out_is_reported(book: JobStore, job_events: JobEvents) -> None:
     clock = Clock()
     job_events._quotas[True] = Quota(burst=2, every=1.0, clock=clock)
     for number in range(10):

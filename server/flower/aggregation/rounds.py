@@ -102,7 +102,7 @@ class Rounds:
         self._grid = grid
         self._stages = 0
         self._running = threading.Lock()
-        self._told = False
+        self._reported = False
         self._last: Captured | None = None
         self.finished = 0
 
@@ -266,8 +266,8 @@ class Rounds:
                 tensors = {**tensors, **{f"held/{name}": each for name, each in arrays.items()}}
             return state, tensors
         except NotCaptured as error:
-            if not self._told:
-                self._told = True
+            if not self._reported:
+                self._reported = True
                 self._coordinator.event(
                     "log",
                     level="warning",

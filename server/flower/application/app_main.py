@@ -33,7 +33,7 @@ __all__ = ["main"]
 
 _MAX_RECORD_BYTES: Final = 1 << 40
 _APP_FOLDER: Final = "app"
-_MAX_TOLD: Final = 20
+_MAX_REPORTED: Final = 20
 
 
 def main() -> None:
@@ -108,10 +108,10 @@ def _hand_over(peer: Peer, folder: Path, max_update_bytes: int) -> None:
     """Have the files that the application leaves kept with its job."""
     most = appfiles.most_bytes(max_update_bytes)
     files, left_out = appfiles.collect(folder, most=most, without=[_APP_FOLDER])
-    for reason in left_out[:_MAX_TOLD]:
+    for reason in left_out[:_MAX_REPORTED]:
         print(f"a file of the application is not kept: {reason}")
-    if len(left_out) > _MAX_TOLD:
-        print(f"{len(left_out) - _MAX_TOLD} more files of the application are not kept")
+    if len(left_out) > _MAX_REPORTED:
+        print(f"{len(left_out) - _MAX_REPORTED} more files of the application are not kept")
     if files:
         peer.call("files", {"names": list(files)}, list(files.values()))
 

@@ -356,7 +356,7 @@ def test_a_handle_with_another_key_is_not_used(fresh_tpm: SoftwareTpm, tmp_path:
     assert "tpm2_evictcontrol" in caught.value.hint
 
 
-# The software TPM itself, and the door to it.
+# The software TPM itself, and how it is reached.
 
 
 def test_it_starts_and_stops_fast_and_keeps_its_state(tmp_path: Path) -> None:

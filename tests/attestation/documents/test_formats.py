@@ -440,7 +440,7 @@ def test_what_is_no_evidence_is_recognised(data: bytes, word: str) -> None:
     assert word in refused.value.hint
 
 
-def test_a_tdreport_is_told_from_a_quote_with_its_version() -> None:
+def test_a_tdreport_is_distinguished_from_a_quote_with_its_version() -> None:
     report = (REPORTED / "tdreport_td15.bin").read_bytes()
     for version, data in ((1, report), (0, report[:2] + b"\0" + report[3:])):
         with pytest.raises(EvidenceError) as refused:

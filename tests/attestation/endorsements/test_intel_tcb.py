@@ -54,7 +54,7 @@ def signed(tcb: dict[str, Any], identity: dict[str, Any]) -> bytes:
     return json.dumps(document).encode()
 
 
-def told_by_dcap_qvl(quote: DcapQuote, document: bytes) -> tuple[str, tuple[str, ...]]:
+def judged_by_dcap_qvl(quote: DcapQuote, document: bytes) -> tuple[str, tuple[str, ...]]:
     collateral = parse_collateral(document)
     assert collateral is not None
     report = dcap_qvl.verify_with_root_ca(
@@ -63,7 +63,7 @@ def told_by_dcap_qvl(quote: DcapQuote, document: bytes) -> tuple[str, tuple[str,
     return str(report.status), tuple(sorted(set(report.advisory_ids)))
 
 
-def told_here(quote: DcapQuote, document: bytes) -> tuple[str, tuple[str, ...]]:
+def judged_here(quote: DcapQuote, document: bytes) -> tuple[str, tuple[str, ...]]:
     read = json.loads(document)
     tcb, identity = json.loads(read["tcb_info"]), json.loads(read["qe_identity"])
     return tcb_status(quote, read_pck(quote).svns, tcb, identity)
@@ -130,11 +130,11 @@ def test_dcap_qvl_gives_the_same(
     made = signed(tcb, identity)
     quote = DcapQuote.parse(quoted(version, bytes(then) + bytes(13), bytes(now) + bytes(13)))
     try:
-        expected = told_by_dcap_qvl(quote, made)
+        expected = judged_by_dcap_qvl(quote, made)
     except ValueError:
         expected = ("Revoked", ())
     try:
-        found = told_here(quote, made)
+        found = judged_here(quote, made)
     except EndorsementError:
         found = ("Revoked", ())
     assert found == expected or found[0] == expected[0] == "Revoked"
@@ -165,7 +165,7 @@ def test_a_domain_that_should_be_launched_again(
     tcb["tcbLevels"].append(older)
     made = signed(tcb, identity)
     quote = DcapQuote.parse(quoted(5, bytes((5, 1, 1)) + bytes(13), bytes((5, 1, 2)) + bytes(13)))
-    assert told_here(quote, made) == told_by_dcap_qvl(quote, made) == (status, ())
+    assert judged_here(quote, made) == judged_by_dcap_qvl(quote, made) == (status, ())
     policy = parse_policy(f'accept = ["tdx"]\n[tdx]\ntcb_status = ["{status}"]\n'.encode())
     assert policy.tdx.tcb_status == (status,)
 
@@ -177,7 +177,7 @@ def test_real_quotes_get_the_same_status(vectors: Path) -> None:
         collateral = parse_collateral(document)
         assert collateral is not None
         report = dcap_qvl.verify(quote.raw, collateral.parsed, 1750377600)
-        assert told_here(quote, document) == (
+        assert judged_here(quote, document) == (
             str(report.status),
             tuple(sorted(report.advisory_ids)),
         )

@@ -173,7 +173,7 @@ def test_every_bank_is_extended_by_its_own_rule(bank: str) -> None:
     log = EventLog.create((bank,))
     for pcr in (3, 17):
         log = log.append(pcr, 8, {bank: digest}, b"data")
-    log = log.append(3, EV_NO_ACTION, {bank: bytes(size)}, b"told, not extended")
+    log = log.append(3, EV_NO_ACTION, {bank: bytes(size)}, b"reported, not extended")
     assert log.replay(bank) == {
         3: hashlib.new(bank, bytes(size) + digest).digest(),
         17: hashlib.new(bank, b"\xff" * size + digest).digest(),

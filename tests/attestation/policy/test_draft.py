@@ -83,7 +83,7 @@ def test_what_is_as_it_should_be_is_pinned_without_a_note() -> None:
         ({"tee": Tee.TPM, "measurements": {"pcr.0": bytes(32)}}, {}, "nothing measured"),
     ],
 )
-def test_what_is_weaker_than_the_default_is_accepted_and_said(
+def test_what_is_weaker_than_the_default_is_accepted_and_reported(
     changes: dict[str, Any], attributes: dict[str, Any], note: str
 ) -> None:
     claims = replace(CLAIMS, attributes={**CLAIMS.attributes, **attributes}, **changes)
@@ -130,7 +130,7 @@ def test_components_are_pinned_by_their_kind() -> None:
     assert appraise(twice, claims, now=NOW).status is not Tier.AFFIRMING
 
 
-def test_what_no_policy_can_require_of_others_is_said() -> None:
+def test_what_no_policy_can_require_of_others_is_reported() -> None:
     other = Claims(
         tee=Tee.TPM, measurements={}, debug=False, tcb="", hardware_id=b"t", attributes={}
     )

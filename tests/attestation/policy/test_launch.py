@@ -246,7 +246,7 @@ def registers_of(log: EventLog) -> tuple[bytes, ...]:
 
 
 def booted(true: EventLog, received: EventLog, *pinned: tuple[str, bytes]) -> Finding:
-    """Return the launch finding about a domain that booted ``true`` and sends ``told``."""
+    """Return the launch finding about a domain that booted ``true`` and sends ``reported``."""
     evidence = Evidence(
         tee=Tee.TDX,
         quote=INTEL.quote(4, rtmrs=registers_of(true)),

@@ -58,7 +58,7 @@ def test_a_real_quote_is_read_field_by_field(vectors: Path, pieces: Pieces) -> N
     assert quote.signature.scheme == "ecdsa"
 
 
-def test_pieces_are_told_apart_in_any_order(vectors: Path, pieces: Pieces) -> None:
+def test_pieces_are_distinguished_in_any_order(vectors: Path, pieces: Pieces) -> None:
     beside = (pieces["pcr_values"], pieces["ak"], pieces["signature"])
     whole = TpmQuote.assemble(**pieces)
     for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)):

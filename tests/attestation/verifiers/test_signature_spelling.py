@@ -1,7 +1,7 @@
 """Which signatures have a second spelling, and in which formats it counts.
 
 To each ECDSA signature (r, s) belongs (r, n - s). In our own formats it is refused; vendors write
-either, so that in theirs both count, and nothing is named by a signature. The same is said in
+either, so that in theirs both count, and nothing is named by a signature. The same is reported in
 docs/reference/evidence.md.
 """
 

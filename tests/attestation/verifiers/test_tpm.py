@@ -267,7 +267,7 @@ def logs(tpm: SyntheticTpm) -> Iterator[tuple[str, EventLog]]:
     yield "more", log.append(14, 6, {"sha256": b"e" * 32}, b"extra")
     yield "other register", log.append(7, 6, {"sha256": b"e" * 32}, b"extra")
     yield "register not quoted", log.append(9, 6, {"sha256": b"e" * 32}, b"extra")
-    yield "told, not extended", replace(log, events=(replace(one, type=3), two))
+    yield "reported, not extended", replace(log, events=(replace(one, type=3), two))
     yield "moved", replace(log, events=(replace(one, index=16), two))
     data = one.data.replace(APP.hex().encode(), (b"b" * 32).hex().encode())
     assert data != one.data

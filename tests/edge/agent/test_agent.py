@@ -366,7 +366,7 @@ def test_an_assignment_is_never_started_twice(site: Site, ended: Phase, reported
     clients.there.clear()
     clients.callbacks.report("a-1", ended, "that is how it ended")
     site.order("a-1")
-    # The coordinator does not count what it was told before, so another order shows the end.
+    # The coordinator does not count what was reported before, so another order shows the end.
     site.order("a-2")
     eventually(lambda: len(clients.launched) >= 2)
     phase, reason = site.output("a-1")[-1]

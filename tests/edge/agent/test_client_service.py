@@ -39,7 +39,7 @@ KEY = (
 
 
 class Line:
-    """A sponsor's server with one client's workload."""
+    """A client service with one client's workload."""
 
     def __init__(self) -> None:
         self.workload = workload("a")

@@ -253,7 +253,7 @@ def test_a_channel_reaches_the_pinned_server_only(listeners: DeploymentListeners
             gate.challenge("alpha", "site-a")
 
 
-def test_nobody_at_the_address_is_told_as_such() -> None:
+def test_nobody_at_the_address_is_reported_as_such() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -261,7 +261,7 @@ def test_nobody_at_the_address_is_told_as_such() -> None:
         fetch_pinned(address, ca_pin=bytes(32), now=datetime.now(UTC))
 
 
-def test_a_server_without_tls_is_told_as_such() -> None:
+def test_a_server_without_tls_is_reported_as_such() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:

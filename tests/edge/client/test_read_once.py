@@ -63,13 +63,13 @@ def attester(monkeypatch: pytest.MonkeyPatch) -> Attester:
     for name, fake in {
         "GateClient": gate,
         "WarmClient": Warm,
-        "_identity": lambda standing: None,
+        "_identity": lambda status: None,
         "open_attester": lambda *_, **__: made,
         "protect_this_process": lambda: None,
         "seek_admission": lambda *_, **__: admitted,
     }.items():
         monkeypatch.setattr(client, name, fake)
-    monkeypatch.setattr(client._Client, "_commit", lambda self, standing: None)
+    monkeypatch.setattr(client._Client, "_commit", lambda self, status: None)
     monkeypatch.setattr(Replies, "_started", lambda self: None)
     return made
 

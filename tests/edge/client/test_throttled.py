@@ -25,7 +25,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("error", [Throttled("too many"), TransportError("away")])
 def test_admission_is_sought_again(client: Any, error: FedlearnError) -> None:
-    answers: list[Any] = [error, error, "standing"]
+    answers: list[Any] = [error, error, "status"]
 
     def seek(attester: Any) -> Any:
         answer = answers.pop(0)
@@ -34,7 +34,7 @@ def test_admission_is_sought_again(client: Any, error: FedlearnError) -> None:
         return answer
 
     client._seek = seek
-    assert client._admitted(None, patient=False) == "standing"
+    assert client._admitted(None, patient=False) == "status"
 
 
 def test_a_refusal_is_final(client: Any) -> None:
@@ -67,6 +67,6 @@ def test_attesting_again_is_tried_again_unless_it_was_refused(
         over.set()
 
     client._renew = renew
-    standing = SimpleNamespace(admitted=SimpleNamespace(renew_after=datetime.now(UTC)))
-    client._keep_admitted(None, standing, None, over)
+    status = SimpleNamespace(admitted=SimpleNamespace(renew_after=datetime.now(UTC)))
+    client._keep_admitted(None, status, None, over)
     assert len(made) == tries

@@ -66,7 +66,9 @@ def _until(reached: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
 # --- a client's life ----------------------------------------------------------------------
 
 
-def test_a_client_runs_once_and_its_last_words_are_heard(cluster_site: ClusterSite) -> None:
+def test_a_client_runs_once_and_reports_its_end(
+    cluster_site: ClusterSite,
+) -> None:
     node = cluster_site.node("n", WORK)
     launcher = cluster_site.launcher()
     launcher.launch(workload("a"))
@@ -97,9 +99,9 @@ def test_the_pod_is_guaranteed_and_counts_the_overhead_of_kata(
     assert not any("secret" in volume or "projected" in volume for volume in pod["spec"]["volumes"])
 
 
-def test_a_stopped_client_is_told_and_nothing_of_it_stays(cluster_site: ClusterSite) -> None:
+def test_a_stopped_client_is_informed_and_nothing_of_it_stays(cluster_site: ClusterSite) -> None:
     node = cluster_site.node(
-        "n", ["/bin/sh", "-c", "trap 'echo told; exit 0' TERM; echo up; sleep 60 & wait"]
+        "n", ["/bin/sh", "-c", "trap 'echo reported; exit 0' TERM; echo up; sleep 60 & wait"]
     )
     launcher = cluster_site.launcher()
     launcher.launch(workload("a"))
@@ -110,9 +112,9 @@ def test_a_stopped_client_is_told_and_nothing_of_it_stays(cluster_site: ClusterS
     words = cluster_site.reports.wait("a", Phase.STOPPED)
     assert words == "the operator cancelled the job"
     _until(lambda: not cluster_site.jobs() and not cluster_site.pods(), "nothing to be left")
-    assert "told" in node.output(pod)
+    assert "reported" in node.output(pod)
     launcher.stop("a", "again")
-    launcher.stop("never-heard-of", "at all")
+    launcher.stop("never-started", "at all")
 
 
 def test_a_refused_client_is_not_started_again(cluster_site: ClusterSite) -> None:
@@ -155,7 +157,7 @@ def test_a_restarted_agent_adopts_what_it_left(cluster_site: ClusterSite) -> Non
     cluster_site.reports.wait("a", Phase.STOPPED)
 
 
-def test_what_ended_while_the_agent_was_away_is_told(cluster_site: ClusterSite) -> None:
+def test_what_ended_while_the_agent_was_away_is_reported(cluster_site: ClusterSite) -> None:
     node = cluster_site.node("n", WORK)
     first = cluster_site.launcher()
     first.launch(workload("a"))
@@ -638,7 +640,7 @@ launcher = KubeLauncher(
     vouch_for=None,
     charge_for=lambda item, question: None,
     seed_for=None,
-    report=lambda *said: None,
+    report=lambda *reported: None,
     record=Path(folder) / "launched",
     start_s=10,
     stop_s=1,

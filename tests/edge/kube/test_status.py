@@ -208,7 +208,7 @@ _PULL_EVENTS = (
 
 @pytest.mark.parametrize("seen", [1, 2, 3])
 @pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff"])
-def test_why_an_image_cannot_be_pulled_is_said_once_and_stays(seen: int, reason: str) -> None:
+def test_why_an_image_cannot_be_pulled_is_reported_once_and_stays(seen: int, reason: str) -> None:
     waiting = {"reason": reason, "message": f"Back-off pulling image {_IMAGE}"}
     waits = pod(containerStatuses=[{"state": {"waiting": waiting}}], node="n")
     events = [

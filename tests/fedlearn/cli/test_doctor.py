@@ -286,7 +286,7 @@ def test_a_broken_configuration_is_a_failed_check(
     assert "Traceback" not in done.output
 
 
-def test_a_missing_configuration_and_a_cluster_are_said_plainly(tmp_path: Path) -> None:
+def test_a_missing_configuration_and_a_cluster_are_reported_plainly(tmp_path: Path) -> None:
     done = _run("doctor", "--edge", tmp_path / "gone.toml", "--cluster")
     assert done.exit_code == 1
     assert "does not exist" in done.stdout
@@ -295,7 +295,7 @@ def test_a_missing_configuration_and_a_cluster_are_said_plainly(tmp_path: Path) 
     assert "name the site: --edge site.toml" in alone.stdout
 
 
-def test_what_keeps_user_code_in_is_said() -> None:
+def test_what_keeps_user_code_in_is_reported() -> None:
     from fedlearn.sandbox import FULL, Protection, SandboxError, SandboxReport
 
     whole = SandboxReport(applied=FULL, missing={Protection.USER: "not root"}, abi=7)

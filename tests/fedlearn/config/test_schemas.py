@@ -139,13 +139,13 @@ def test_a_file_that_is_no_file_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text("")
     (tmp_path / "big").write_bytes(b"#" * (config.MAX_FILE_BYTES + 1))
     (tmp_path / "binary").write_bytes(b"\x7fELF\0\0")
-    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "fifo")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
         for name, words in {
             "jobb.toml": "does not exist",
             ".": "is a directory",
-            "pipe": "is not a regular file",
+            "fifo": "is not a regular file",
             "socket": "cannot be read",
             "big": "larger than",
             "binary": "binary file",

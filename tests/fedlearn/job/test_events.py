@@ -1,4 +1,4 @@
-"""Events: what is said is checked, and what is not understood is kept."""
+"""Events: what is reported is checked, and what is not understood is kept."""
 
 from __future__ import annotations
 

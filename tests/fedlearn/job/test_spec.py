@@ -168,7 +168,7 @@ def test_the_digest_does_not_depend_on_how_the_file_is_written() -> None:
     spec = _read(FULL)
     table = spec.to_table()
     shuffled = dumps(dict(reversed(list(table.items()))))
-    with_comments = FULL.replace("\n", "  # said\n").replace("# said\n\n", "\n")
+    with_comments = FULL.replace("\n", "  # noted\n").replace("# noted\n\n", "\n")
     assert _read(shuffled).digest() == spec.digest()
     assert _read(with_comments).digest() == spec.digest()
     moved = FULL.replace('app = "app"', 'app = "elsewhere/app"')

@@ -160,7 +160,7 @@ def test_sampling_is_credited_with_nothing_because_the_ledger_names_the_draw(
     assert found.sampling_text.endswith("draw in the ledger, no amplification")
 
 
-def test_no_round_costs_nothing_and_absurd_costs_are_told_quickly() -> None:
+def test_no_round_costs_nothing_and_absurd_costs_are_refused_quickly() -> None:
     assert epsilon(spec(), 0) == 0.0
     assert epsilon(spec(accountant="pld", noise_multiplier=0.05), 1000) > 1e5
     for rounds in (-1, 10**7):
@@ -270,7 +270,7 @@ def test_threads_cannot_overspend_together() -> None:
     assert budget.spent.epsilon <= 8.0
 
 
-def test_a_job_that_cannot_be_paid_for_is_told_what_would_do() -> None:
+def test_a_job_that_cannot_be_paid_for_is_informed_what_would_do() -> None:
     assert Budget.require(spec(), 2).rounds == 2
     with pytest.raises(PrivacyError, match="50 rounds exceed") as caught:
         Budget.require(spec(), 50)

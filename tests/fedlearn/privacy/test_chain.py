@@ -1,4 +1,4 @@
-"""Clipping holds exactly, and noise is what the accountant was told."""
+"""Clipping holds exactly, and noise is what the accountant was given."""
 
 from __future__ import annotations
 

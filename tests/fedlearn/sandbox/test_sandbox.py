@@ -370,7 +370,7 @@ def test_where_no_view_can_be_made_the_old_root_stays(tmp_path: Path, call: str)
     assert (folder / "own").read_text() == "x"
 
 
-def test_without_landlock_and_namespaces_the_rest_holds_and_is_said(tmp_path: Path) -> None:
+def test_without_landlock_and_namespaces_the_rest_holds_and_is_reported(tmp_path: Path) -> None:
     code = """
         attempt(socket.socket, socket.AF_INET)
         for number in (signal.SIGKILL, signal.SIGSTOP):
@@ -923,7 +923,7 @@ def test_children_are_found_without_the_kernels_list(monkeypatch: pytest.MonkeyP
         process.kill()
 
 
-def test_a_machine_without_a_table_is_said() -> None:
+def test_a_machine_without_a_table_is_reported() -> None:
     with pytest.raises(OSError, match="riscv64"):
         seccomp.program("riscv64")
     assert ctypes.sizeof(ctypes.c_long) == 8

@@ -1,4 +1,4 @@
-"""Every altered byte, moved chunk and foreign spelling is found, and the reason is said."""
+"""Every altered byte, moved chunk and foreign spelling is found, and the reason is reported."""
 
 from __future__ import annotations
 

@@ -283,7 +283,7 @@ def test_json_has_no_numbers_that_are_not_finite() -> None:
     }
 
 
-def test_with_json_what_people_are_told_goes_to_stderr() -> None:
+def test_with_json_what_people_read_goes_to_stderr() -> None:
     group = _group(ConfigError("wrong"))
 
     @group.command("tell")

@@ -1,4 +1,4 @@
-"""The door to torch keeps every bit and every element type."""
+"""The way to torch and back keeps every bit and every element type."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_evidence_for_another_hpke_key_is_refused(deployment: Deployment, client
 def test_evidence_made_for_something_else_is_refused(
     deployment: Deployment, client: Client, changes: dict[str, Any]
 ) -> None:
-    """Wrong role, relayed from another relying party, diverted site, another workload."""
+    """Another role, relayed from another relying party, diverted site, another workload."""
     denied(deployment, deployment.request(client, **changes), "not genuine", "verification")
 
 
@@ -362,18 +362,18 @@ def test_an_expired_admission_is_refused_swept_or_not(
     assert deployment.kinds()[-1] == "expiry"
 
 
-def test_revocation_is_told_and_takes_the_node(deployment: Deployment, client: Client) -> None:
+def test_revocation_is_reported_and_takes_the_node(deployment: Deployment, client: Client) -> None:
     received: list[AdmissionEvent] = []
     deployment.registry.subscribe(received.append)
     current = deployment.admit(client).admission
-    assert deployment.gate.revoke_clients("alpha", "site-a", "the operator said so")
+    assert deployment.gate.revoke_clients("alpha", "site-a", "the operator decided so")
     assert [event.change for event in received] == [Change.ADMITTED, Change.REVOKED]
-    with pytest.raises(AdmissionDenied, match="revoked: the operator said so"):
+    with pytest.raises(AdmissionDenied, match="revoked: the operator decided so"):
         deployment.registry.live(current.thumbprint, now=deployment.clock())
     with pytest.raises(AdmissionDenied, match="revoked"):
         deployment.gate.renew(deployment.request(client), current, peer="ip:test")
     assert deployment.nodes.alive == {}
-    assert deployment.last("revocation")["reason"] == "the operator said so"
+    assert deployment.last("revocation")["reason"] == "the operator decided so"
 
 
 def test_a_subscriber_that_fails_does_not_keep_the_others_from_knowing(

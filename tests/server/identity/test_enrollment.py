@@ -92,7 +92,7 @@ def test_a_spent_token_lets_its_own_key_back_in_however_late(
     assert deployment.sites.invitations.enroll(token, csr).status is SiteStatus.ACTIVE
 
 
-def test_a_forged_token_is_told_apart_from_a_typing_mistake(
+def test_a_forged_token_is_distinguished_from_a_typing_mistake(
     deployment: Deployment, csr: bytes
 ) -> None:
     genuine = deployment.sites.invitations.create_token("site-c")
@@ -137,7 +137,7 @@ def test_one_key_is_one_site(deployment: Deployment) -> None:
         deployment.sites.invitations.enroll(token, csr)
 
 
-def test_a_removed_site_is_cut_off_told_and_may_be_invited_anew(
+def test_a_removed_site_is_cut_off_informed_and_may_be_invited_anew(
     deployment: Deployment, csr: bytes
 ) -> None:
     sites = deployment.sites

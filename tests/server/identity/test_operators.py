@@ -287,7 +287,7 @@ def test_an_expired_operator_is_none_that_is_left(listeners: DeploymentListeners
         deployment.operators.revoke(name="bob", by=PeerCertificate.parse(chain))
 
 
-def test_a_revocation_of_nobody_is_said(alice: OperatorClient) -> None:
+def test_a_revocation_of_nobody_is_reported(alice: OperatorClient) -> None:
     with pytest.raises(ConfigError, match="no operator with the name bob"):
         alice.revoke_operator(name="bob")
     with pytest.raises(ConfigError, match="no operator with the serial beef"):

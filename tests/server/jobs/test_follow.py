@@ -17,7 +17,7 @@ from server.coordinator import Coordinator
 
 
 @dataclass
-class Said:
+class Stored:
     sequence: int
     kind: str
     body: str = "{}"
@@ -28,18 +28,18 @@ class Book:
     """Events and the status of one job; ``between`` runs after each reading of events."""
 
     def __init__(self) -> None:
-        self.reported: list[Said] = []
+        self.reported: list[Stored] = []
         self.status = JobStatus.RUNNING
         self.between: list[Callable[[], None]] = []
         self.waited = 0
 
     def add(self, *kinds: str) -> None:
-        self.reported += [Said(len(self.reported) + 1 + n, kind) for n, kind in enumerate(kinds)]
+        self.reported += [Stored(len(self.reported) + 1 + n, kind) for n, kind in enumerate(kinds)]
 
     def state(self, name: str) -> Any:
         return SimpleNamespace(status=self.status)
 
-    def page(self, name: str, *, after: int, most: int) -> list[Said]:
+    def page(self, name: str, *, after: int, most: int) -> list[Stored]:
         page = [event for event in self.reported if event.sequence > after][:most]
         if self.between:
             self.between.pop(0)()
@@ -55,7 +55,7 @@ def follow(book: Book, **more: Any) -> list[str]:
     return [event.kind for event in Coordinator.follow_job(around, "job", **asked)]
 
 
-def test_what_is_said_between_a_page_and_the_end_is_not_lost() -> None:
+def test_what_is_reported_between_a_page_and_the_end_is_not_lost() -> None:
     book = Book()
     book.add("job.started", "log")
 

@@ -35,7 +35,7 @@ SITES = ("site-a", "site-b")
 
 
 class Parts:
-    """A ledger, a store and a register that outlive a desk, as they do in a coordinator."""
+    """A ledger, a store and a register that outlive a handler, as they do in a coordinator."""
 
     def __init__(self, folder: Path, key: ec.EllipticCurvePrivateKey) -> None:
         self.ledger = Ledger.open(folder / "ledger.sqlite", key)
@@ -63,7 +63,7 @@ def parts(tmp_path: Path) -> Iterator[Parts]:
     made.close()
 
 
-def desk(
+def handler(
     parts: Parts, *, privacy: PrivacySpec | None = None, job: str = "demo"
 ) -> JobChannelHandler:
     spec: Any = SimpleNamespace(
@@ -133,13 +133,13 @@ def checkpoint(number: int = 1, value: float = 1.0, **more: Any) -> Checkpoint:
 def test_a_job_says_nothing_that_the_coordinator_has_to_have_done(parts: Parts, kind: str) -> None:
     fields = {"round": 1, "site": "site-a", "reason": "planted", "model": "m", "epsilon": 0.0}
     with pytest.raises(JobError, match="may not report events"):
-        desk(parts).event(kind, fields)
+        handler(parts).event(kind, fields)
     assert parts.reported == []
     assert len(list(parts.ledger.entries())) == 0
 
 
 def test_the_applications_files_are_sealed_under_a_name_of_their_own(parts: Parts) -> None:
-    job = desk(parts)
+    job = handler(parts)
     begin(job)
     job.save_checkpoint(checkpoint())
     job.keep_files({"a/b.txt": memoryview(b"text"), "empty": memoryview(b"")})
@@ -153,7 +153,7 @@ def test_the_applications_files_are_sealed_under_a_name_of_their_own(parts: Part
     # They are no checkpoint: the job goes on from its model, and a lost version is found.
     assert [body["model"] for body in parts.bodies("checkpoint")] == ["demo"]
     assert written_versions(parts.ledger) == {"demo": 1, "demo.files": 2}
-    resumed = desk(parts).load_checkpoint()
+    resumed = handler(parts).load_checkpoint()
     assert resumed is not None
     assert resumed.round == 1
 
@@ -181,7 +181,7 @@ FORGED: dict[str, Callable[[JobChannelHandler], None]] = {
 @pytest.mark.parametrize("name", sorted(FORGED))
 def test_what_cannot_be_is_refused_and_enters_no_ledger(parts: Parts, name: str) -> None:
     admitted(parts)
-    job = desk(parts)
+    job = handler(parts)
     begin(job, 1, ("site-a",))
     before = len(list(parts.ledger.entries()))
     with pytest.raises(JobError):
@@ -192,7 +192,7 @@ def test_what_cannot_be_is_refused_and_enters_no_ledger(parts: Parts, name: str)
 
 def test_an_update_counts_once_in_a_round(parts: Parts) -> None:
     admitted(parts)
-    job = desk(parts)
+    job = handler(parts)
     begin(job)
     job.event("update.received", update())
     with pytest.raises(JobError, match="a second update of site-a in round 1"):
@@ -204,7 +204,7 @@ def test_an_update_counts_once_in_a_round(parts: Parts) -> None:
 
 def test_what_an_application_asks_outside_of_rounds_has_the_number_0(parts: Parts) -> None:
     admitted(parts)
-    job = desk(parts)
+    job = handler(parts)
     job.event("update.received", update(0))
     begin(job)
     job.event("update.received", update(1))
@@ -217,7 +217,7 @@ def test_what_an_application_asks_outside_of_rounds_has_the_number_0(parts: Part
 
 def test_metrics_reach_people_and_no_ledger(parts: Parts) -> None:
     admitted(parts)
-    job = desk(parts)
+    job = handler(parts)
     begin(job)
     job.save_checkpoint(checkpoint())
     finished = {"round": 1, "seconds": 1.0, "sites": 1, "bytes": 9, "metrics": {"auc": 0.999}}
@@ -239,12 +239,12 @@ def release(
 
 
 def test_releases_are_charged_over_stages_repeats_and_restarts(parts: Parts) -> None:
-    job = desk(parts, privacy=SPEC)
+    job = handler(parts, privacy=SPEC)
     release(job, 1, 1, b"a" * 32)
     release(job, 1, 2, b"b" * 32)
     release(job, 2, 1, b"c" * 32)
     # A job that cannot be resumed begins again with the same numbers: they are new releases.
-    again = desk(parts, privacy=SPEC)
+    again = handler(parts, privacy=SPEC)
     release(again, 1, 1, b"a" * 32)
     entries = parts.bodies("privacy")
     assert [body["release"] for body in entries] == [1, 2, 3, 4]
@@ -253,12 +253,12 @@ def test_releases_are_charged_over_stages_repeats_and_restarts(parts: Parts) -> 
 
 
 def test_an_attempt_that_nobody_saw_is_free_for_the_same_inputs_only(parts: Parts) -> None:
-    job = desk(parts, privacy=SPEC)
+    job = handler(parts, privacy=SPEC)
     release(job, 1, 1, b"a" * 32, seal=False)
     release(job, 1, 1, b"a" * 32, seal=False)
     assert len(parts.bodies("privacy")) == 1
     # After a restart of the coordinator as well.
-    again = desk(parts, privacy=SPEC)
+    again = handler(parts, privacy=SPEC)
     release(again, 1, 1, b"a" * 32, seal=False)
     assert len(parts.bodies("privacy")) == 1
     release(again, 1, 1, b"other" * 6 + b"!!", seal=False)
@@ -270,17 +270,17 @@ def test_an_attempt_that_nobody_saw_is_free_for_the_same_inputs_only(parts: Part
 
 
 def test_of_two_jobs_each_pays_for_itself(parts: Parts) -> None:
-    one, two = desk(parts, privacy=SPEC), desk(parts, privacy=SPEC, job="other")
+    one, two = handler(parts, privacy=SPEC), handler(parts, privacy=SPEC, job="other")
     release(one, 1, 1, b"a" * 32, seal=False)
     release(two, 1, 1, b"a" * 32)
     assert [body["job"] for body in parts.bodies("privacy")] == ["demo", "other"]
-    again = desk(parts, privacy=SPEC)
+    again = handler(parts, privacy=SPEC)
     release(again, 1, 1, b"a" * 32)
     assert len(parts.bodies("privacy")) == 2
 
 
 def test_the_release_beyond_the_budget_does_not_happen(parts: Parts) -> None:
-    job = desk(parts, privacy=SPEC)
+    job = handler(parts, privacy=SPEC)
     paid = rounds_within(SPEC)
     assert paid > 3
     for number in range(1, paid + 1):
@@ -296,7 +296,7 @@ def test_the_release_beyond_the_budget_does_not_happen(parts: Parts) -> None:
 
 def test_a_commitment_is_entered_once_and_bounds_what_a_site_may_claim(parts: Parts) -> None:
     admission = admitted(parts)
-    job = desk(parts)
+    job = handler(parts)
     first = job.commit(admission, root=b"r" * 32, records=118, examples=90)
     assert job.commit(admission, root=b"r" * 32, records=118, examples=90) == first
     assert job.live_sites() == {"site-a": 90}
@@ -304,7 +304,7 @@ def test_a_commitment_is_entered_once_and_bounds_what_a_site_may_claim(parts: Pa
         job.commit(admission, root=b"x" * 32, records=118, examples=90)
     (body,) = parts.bodies("commitment")
     assert (body["records"], body["examples"]) == (118, 90)
-    assert desk(parts).live_sites() == {"site-a": 90}
+    assert handler(parts).live_sites() == {"site-a": 90}
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_a_commitment_is_entered_once_and_bounds_what_a_site_may_claim(parts: Pa
 def test_under_privacy_the_number_of_records_is_coarse(
     parts: Parts, records: int, coarse: int
 ) -> None:
-    job = desk(parts, privacy=SPEC)
+    job = handler(parts, privacy=SPEC)
     job.commit(admitted(parts), root=b"r" * 32, records=records, examples=records)
     (body,) = parts.bodies("commitment")
     assert (body["records"], body["examples"]) == (coarse, coarse)

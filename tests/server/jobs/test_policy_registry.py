@@ -1,4 +1,4 @@
-"""Policies are taken from whom the coordinator was told to, and never an older one."""
+"""Policies are taken from whom the coordinator was instructed to, and never an older one."""
 
 from __future__ import annotations
 
@@ -41,71 +41,71 @@ def text(version: int = 1, *, name: str = "p", software: str = "ab") -> str:
     )
 
 
-class Desk:
-    """A desk, and the ledger's entries that it looks at."""
+class Registered:
+    """A registry, and the ledger's entries that it looks at."""
 
     def __init__(self, *keys: bytes) -> None:
         self.entries: list[dict[str, Any]] = [{"change": "established"}]
-        self.desk = PolicyRegistry(keys=frozenset(keys), entries=lambda: iter(self.entries))
+        self.registry = PolicyRegistry(keys=frozenset(keys), entries=lambda: iter(self.entries))
 
     def accept(self, new: AppraisalPolicy, signature: bytes, job: str = "alpha") -> bytes:
-        signer = self.desk.check(new, signature)
-        noted = self.desk.entry(new, signer)
+        signer = self.registry.check(new, signature)
+        noted = self.registry.entry(new, signer)
         self.entries.append({"job": job, "policy": new.digest.hex(), **noted})
         return signer
 
 
 def test_a_policy_has_to_be_signed_by_a_known_key() -> None:
-    desk = Desk(DIGEST)
-    assert desk.accept(policy(), sign_policy(policy(), KEY)) == DIGEST
-    assert desk.entries[-1]["signer"] == DIGEST.hex()
+    registry = Registered(DIGEST)
+    assert registry.accept(policy(), sign_policy(policy(), KEY)) == DIGEST
+    assert registry.entries[-1]["signer"] == DIGEST.hex()
     with pytest.raises(EvidenceError, match="signed policies only"):
-        desk.accept(policy(), b"")
+        registry.accept(policy(), b"")
     with pytest.raises(EndorsementError, match="not a known operator"):
-        desk.accept(policy(), sign_policy(policy(), OTHER))
+        registry.accept(policy(), sign_policy(policy(), OTHER))
     with pytest.raises(SignatureError, match="another policy"):
-        desk.accept(policy(), sign_policy(policy(2), KEY))
+        registry.accept(policy(), sign_policy(policy(2), KEY))
 
 
 def test_an_older_version_of_a_name_is_a_rollback() -> None:
-    desk = Desk(DIGEST)
-    desk.accept(policy(3), sign_policy(policy(3), KEY))
-    desk.accept(policy(3), sign_policy(policy(3), KEY), job="beta")
+    registry = Registered(DIGEST)
+    registry.accept(policy(3), sign_policy(policy(3), KEY))
+    registry.accept(policy(3), sign_policy(policy(3), KEY), job="beta")
     with pytest.raises(FreshnessError, match="older than 3"):
-        desk.accept(policy(2), sign_policy(policy(2), KEY))
+        registry.accept(policy(2), sign_policy(policy(2), KEY))
     with pytest.raises(FreshnessError, match="another content"):
-        desk.accept(policy(3, software="cd"), sign_policy(policy(3, software="cd"), KEY))
-    desk.accept(policy(1, name="q"), sign_policy(policy(1, name="q"), KEY))
-    desk.accept(policy(4), sign_policy(policy(4), KEY))
+        registry.accept(policy(3, software="cd"), sign_policy(policy(3, software="cd"), KEY))
+    registry.accept(policy(1, name="q"), sign_policy(policy(1, name="q"), KEY))
+    registry.accept(policy(4), sign_policy(policy(4), KEY))
 
 
 def test_without_keys_anybody_may_sign_or_nobody() -> None:
-    desk = Desk()
-    assert desk.accept(policy(2), b"") == b""
-    assert desk.accept(policy(1), sign_policy(policy(1), OTHER)) == operator_key_digest(
+    registry = Registered()
+    assert registry.accept(policy(2), b"") == b""
+    assert registry.accept(policy(1), sign_policy(policy(1), OTHER)) == operator_key_digest(
         OTHER.public_key()
     )
     with pytest.raises(SignatureError):
-        desk.accept(policy(1), sign_policy(policy(2), OTHER))
+        registry.accept(policy(1), sign_policy(policy(2), OTHER))
     with pytest.raises(EvidenceError):
-        desk.accept(policy(1), b"junk")
+        registry.accept(policy(1), b"junk")
 
 
 def test_versions_that_strangers_signed_hold_nobody_back() -> None:
-    desk = Desk()
-    desk.accept(policy(9), sign_policy(policy(9), OTHER))
-    desk.accept(policy(9), b"")
-    strict = PolicyRegistry(keys=frozenset({DIGEST}), entries=lambda: iter(desk.entries))
+    registry = Registered()
+    registry.accept(policy(9), sign_policy(policy(9), OTHER))
+    registry.accept(policy(9), b"")
+    strict = PolicyRegistry(keys=frozenset({DIGEST}), entries=lambda: iter(registry.entries))
     assert strict.check(policy(1), sign_policy(policy(1), KEY)) == DIGEST
 
 
 def test_a_job_goes_on_by_a_policy_whose_signature_still_counts() -> None:
-    desk = Desk(DIGEST).desk
-    desk.check_again(policy(), sign_policy(policy(), KEY), job="alpha")
+    registry = Registered(DIGEST).registry
+    registry.check_again(policy(), sign_policy(policy(), KEY), job="alpha")
     with pytest.raises(EndorsementError, match="not a known operator's key"):
-        desk.check_again(policy(), sign_policy(policy(), OTHER), job="alpha")
+        registry.check_again(policy(), sign_policy(policy(), OTHER), job="alpha")
     with pytest.raises(EvidenceError, match="signed policies only"):
-        desk.check_again(policy(), b"", job="alpha")
+        registry.check_again(policy(), b"", job="alpha")
 
 
 # --- a coordinator ------------------------------------------------------------------------

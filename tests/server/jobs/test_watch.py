@@ -27,7 +27,7 @@ DISK = Outcome(
 
 
 class Host:
-    """Ends as it is told to, process after process; ``None`` hangs until it is cancelled."""
+    """Ends as it is instructed to, process after process; ``None`` hangs until it is cancelled."""
 
     def __init__(self, *outcomes: Outcome | Exception | None) -> None:
         self.outcomes = list(outcomes)

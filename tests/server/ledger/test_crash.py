@@ -31,7 +31,7 @@ while True:
 
 
 def acknowledged(process: subprocess.Popen[bytes], count: int) -> int:
-    """Read ``count`` acknowledgements, kill the writer, and read what it still said."""
+    """Read ``count`` acknowledgements, kill the writer, and read what it still printed."""
     assert process.stdout is not None
     last = 0
     for _ in range(count):

@@ -583,7 +583,7 @@ def test_the_head_is_sealed_before_an_append_returns(filled: Path) -> None:
         assert len(sealed) == 1
 
 
-def test_an_entry_whose_disk_said_no_and_kept_it_is_followed(filled: Path) -> None:
+def test_an_entry_whose_disk_refused_and_kept_it_is_followed(filled: Path) -> None:
     with Ledger.open(filled, KEY) as ledger:
         connection = ledger._connection
 

@@ -277,7 +277,7 @@ def test_a_body_is_bounded_before_it_is_read(federation: FlowerFederation, calle
         (update, f"content-length: {2**40}", b" 413 "),
         (update, f"content-length: {10**30}", b" 400 "),
         (update, "transfer-encoding: chunked", b" 411 "),
-        (update, "x-nothing: said", b" 411 "),
+        (update, "x-nothing: sent", b" 411 "),
     ]:
         assert status in Raw(federation, admitted).post(line, path=path)
     link = federation.hosts["alpha"].link
@@ -379,7 +379,7 @@ class Exchange:
         self.link = JobExchange(job_plan(sites=("site-a",)))
 
 
-def test_an_answer_that_nobody_waits_for_is_refused_unread_and_the_client_hears_it(
+def test_an_answer_that_nobody_waits_for_is_refused_unread_and_the_client_learns_it(
     federation: FlowerFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = []

@@ -29,7 +29,7 @@ MIB = 1024 * 1024
 
 
 class Link:
-    """Reads bodies, or refuses them unread; answers with as much as it is told to."""
+    """Reads bodies, or refuses them unread; answers with as much as it is instructed to."""
 
     def __init__(self) -> None:
         self.refuses = False
@@ -189,7 +189,7 @@ def test_a_head_that_trickles_in_after_an_answer_has_no_more(
     assert trickled(tls, b"\r\n" * 3 + peer.head(1)) < 3
 
 
-def test_a_connection_without_a_live_admission_is_told_so_and_ends(
+def test_a_connection_without_a_live_admission_is_informed_and_ends(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.rpc.fleet_connections._REFUSED_SECONDS", 1.0)

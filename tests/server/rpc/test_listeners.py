@@ -1,4 +1,4 @@
-"""The gRPC listeners, over real TLS: who may call what, and what callers are told."""
+"""The gRPC listeners, over real TLS: who may call what, and what callers receive."""
 
 from __future__ import annotations
 
@@ -347,7 +347,7 @@ def test_a_second_stream_of_a_site_replaces_the_first(
         ),
     ],
 )
-def test_a_site_that_reports_nonsense_is_told_so(
+def test_a_site_that_reports_nonsense_is_informed(
     listeners: DeploymentListeners, opened: Open, report: Any, why: str
 ) -> None:
     hold = threading.Event()

@@ -130,7 +130,7 @@ def test_a_revocation_that_cannot_be_is_refused(
     assert "exclusion" not in listeners.deployment.kinds()
 
 
-def test_a_coordinator_that_is_away_is_told_as_such(
+def test_a_coordinator_that_is_away_is_reported_as_such(
     listeners: DeploymentListeners, operator: OperatorClient
 ) -> None:
     listeners.stop()

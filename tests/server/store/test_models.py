@@ -113,7 +113,7 @@ def test_versions_grow_and_survive_a_restart(
         assert store.state("demo") == b""
 
 
-def test_the_ledger_is_told(tmp_path: Path, keys: KeyService) -> None:
+def test_the_ledger_is_reported(tmp_path: Path, keys: KeyService) -> None:
     received: list[tuple[str, dict[str, Any]]] = []
     with ModelStore.open(
         tmp_path / "s", keys, record=lambda k, b: received.append((k, dict(b)))

@@ -440,7 +440,7 @@ def _killed(work: Callable[[], None], kill_at: int) -> bool:
 def test_a_kill_at_any_step_leaves_a_state_that_opens(
     settings: ServerConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of an entry, of a model, of opening and closing: what was told is there."""
+    """Of an entry, of a model, of opening and closing: what was reported is there."""
     kept = copied(settings, "kept")
     shutil.rmtree(settings.state)
     steps = 0
@@ -462,7 +462,7 @@ def test_a_kill_at_any_step_leaves_a_state_that_opens(
     assert steps > 40
 
 
-def test_a_kill_while_establishing_is_told_from_an_established_state(
+def test_a_kill_while_establishing_is_distinguished_from_an_established_state(
     settings: ServerConfig,
 ) -> None:
     shutil.rmtree(settings.state)

@@ -222,7 +222,7 @@ def test_410_gone_between_two_pages_of_a_list_begins_the_list_again(
         until(lambda: lists, "the list")
     finally:
         follower.stop()
-    # The first attempt told nobody of half a list.
+    # The first attempt reported nobody half a list.
     assert lists == [{*names, "another"}]
     assert len(asked) > 3
 
@@ -230,7 +230,7 @@ def test_410_gone_between_two_pages_of_a_list_begins_the_list_again(
 def test_410_gone_loses_no_client(
     cluster: Cluster, cluster_site: ClusterSite, relay: Relay, tmp_path: Path
 ) -> None:
-    """A client ends while its agent is cut off and the server forgets: the agent hears of it."""
+    """A client ends while its agent is cut off and the server forgets: the agent learns of it."""
     document = json.loads(cluster_site.kubeconfig.read_text())
     document["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{relay.port}"
     relayed = tmp_path / "agent.kubeconfig"

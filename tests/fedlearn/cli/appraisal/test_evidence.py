@@ -139,7 +139,7 @@ def test_a_log_of_sha1_digests_is_shown_and_never_verified(tmp_path: Path, paddi
 @pytest.mark.parametrize(
     ("start", "words"), [(b"CCEL\x38\0\0\0", "tables/data/CCEL"), (b"\x81\0\0\0", "TDREPORT")]
 )
-def test_what_is_near_evidence_is_told_from_it(tmp_path: Path, start: bytes, words: str) -> None:
+def test_what_is_near_evidence_is_distinguished(tmp_path: Path, start: bytes, words: str) -> None:
     path = tmp_path / "file"
     path.write_bytes(start + bytes(range(1, 200)))
     failed(run("show", path), "it looks like", words)

@@ -252,7 +252,7 @@ def test_a_broken_flag_is_named(
         ("tpm", "is not a TPM quote"),
     ],
 )
-def test_another_format_than_said_is_named(
+def test_another_format_than_given_is_named(
     files: dict[str, Path], format_name: str, word: str
 ) -> None:
     stderr = failed(run("verify", *arguments(files, format=format_name)), word)

@@ -79,7 +79,7 @@ def test_a_missing_data_set_leaves_nothing_behind(
     assert not output.exists()
 
 
-def test_the_same_command_is_said_again() -> None:
+def test_the_same_command_is_reported_again() -> None:
     text = Options(data="digits", sites=5, seed=9, tee="sample").command(3)
     assert text == "fedlearn demo --data digits --sites 5 --rounds 3 --tee sample --seed 9"
 

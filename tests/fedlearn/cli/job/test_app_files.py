@@ -25,7 +25,7 @@ FILES = {"plots/loss.svg": b"<svg/>", "notes.txt": b"", "fedlearn.state": b"abc"
 
 
 @dataclass(frozen=True)
-class Place:
+class Setup:
     state: Path
     unlocked: tuple[str, ...]
     sealed: Path
@@ -40,7 +40,7 @@ def pem(path: Path, key: X25519PrivateKey) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     monkeypatch.setenv("FEDLEARN_OPERATOR", str(tmp_path / "no-login"))
     recovery, owner = X25519PrivateKey.generate(), X25519PrivateKey.generate()
     state = tmp_path / "state"
@@ -61,7 +61,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
             recipients=recipients,
             entry="files",
         )
-    return Place(
+    return Setup(
         state=state,
         unlocked=("--state", str(state), "--recovery-key", str(pem(tmp_path / "r.pem", recovery))),
         sealed=stored.path,
@@ -86,7 +86,7 @@ def found_in(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_owner_and_the_operator_get_the_files_for_themselves_alone(
-    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], place: Setup, tmp_path: Path
 ) -> None:
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
     code, out, _ = run(capsys, place.sealed, *place.mine, "--out", mine, "--json")
@@ -105,7 +105,7 @@ def test_the_owner_and_the_operator_get_the_files_for_themselves_alone(
     assert (entry.body["model"], entry.body["job"]) == ("demo.files", "demo")
 
 
-def test_nobody_else_does(capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path) -> None:
+def test_nobody_else_does(capsys: pytest.CaptureFixture[str], place: Setup, tmp_path: Path) -> None:
     out = tmp_path / "out"
     inside, pin = place.state / "out", place.mine[2:]
     damaged = tmp_path / "damaged"

@@ -207,7 +207,7 @@ def test_an_end_before_a_resumption_is_not_the_end(deployment: Deployment, job: 
     assert done.stdout.splitlines()[-1] == "job finished, model heart is sealed"
 
 
-def test_a_stream_that_breaks_off_is_said(deployment: Deployment, job: Path) -> None:
+def test_a_stream_that_breaks_off_is_reported(deployment: Deployment, job: Path) -> None:
     deployment.coordinator.story = GOOD[:-1]
     done = deployment.run("job", "submit", job, "--follow")
     assert done.exit_code == 1
@@ -275,7 +275,7 @@ def test_a_job_that_is_wrong_never_leaves(deployment: Deployment, job: Path) -> 
     assert deployment.coordinator.submitted == []
 
 
-def test_a_coordinator_that_is_not_there_is_said(deployment: Deployment, tmp_path: Path) -> None:
+def test_an_absent_coordinator_is_reported(deployment: Deployment, tmp_path: Path) -> None:
     good = OperatorLogin.load(deployment.login)
     closed = OperatorLogin(address="127.0.0.1:1", ca=good.ca, chain=good.chain, key=good.key)
     closed.save(tmp_path / "closed")

@@ -1,4 +1,4 @@
-"""Progress: one line an event in a pipe, JSON for programs, a board on a terminal."""
+"""Progress: one line an event when redirected, JSON for programs, a board on a terminal."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ STORY: list[events.Event] = [
 ]
 
 
-def test_a_pipe_gets_plain_lines() -> None:
+def test_redirected_output_gets_plain_lines() -> None:
     stream = io.StringIO()
     with lines_show(as_json=False, stream=stream, metric="auc") as show:
         for event in STORY:
@@ -81,7 +81,7 @@ def test_programs_get_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> N
     assert rows[-2] == {"kind": "new.kind", "x": 1, "unix_ms": 5}
 
 
-def test_the_board_knows_what_was_said() -> None:
+def test_the_board_knows_what_was_reported() -> None:
     board = Board()
     for event in STORY:
         board.fold(event)

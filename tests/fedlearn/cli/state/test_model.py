@@ -1,4 +1,4 @@
-"""``fedlearn model``: who may open a model does, and everybody else is told why not."""
+"""``fedlearn model``: who may open a model does, and everybody else learns why not."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ WEIGHTS: dict[str, np.ndarray[Any, Any]] = {
 
 
 @dataclass(frozen=True)
-class Place:
+class Setup:
     """A coordinator's state with two versions of a model, and the keys of people."""
 
     state: Path
@@ -71,7 +71,7 @@ def pem(path: Path, key: Any, password: bytes | None = None) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     monkeypatch.setenv("FEDLEARN_OPERATOR", str(tmp_path / "no-login"))
     recovery, owner = X25519PrivateKey.generate(), X25519PrivateKey.generate()
     state = tmp_path / "state"
@@ -94,7 +94,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
             meta={"final": True},
             recipients=[owner.public_key().public_bytes_raw()],
         )
-    return Place(
+    return Setup(
         state=state,
         recovery=pem(tmp_path / "recovery.pem", recovery),
         passphrase=passphrase,
@@ -122,7 +122,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path, status: 
     return err
 
 
-def test_listing(capsys: pytest.CaptureFixture[str], place: Place) -> None:
+def test_listing(capsys: pytest.CaptureFixture[str], place: Setup) -> None:
     code, out, _ = run(capsys, "list", *place.unlocked)
     assert code == 0
     assert [row.split()[:4] for row in out.splitlines()] == [
@@ -134,7 +134,7 @@ def test_listing(capsys: pytest.CaptureFixture[str], place: Place) -> None:
     assert [item["version"] for item in json.loads(out)] == [1, 2]
 
 
-def test_each_way_of_unlocking(capsys: pytest.CaptureFixture[str], place: Place) -> None:
+def test_each_way_of_unlocking(capsys: pytest.CaptureFixture[str], place: Setup) -> None:
     state = ("--state", place.state)
     assert run(capsys, "list", *state, "--passphrase-file", place.passphrase)[0] == 0
     assert "the state is sealed" in refused(capsys, "list", *state)
@@ -165,7 +165,7 @@ def test_a_development_set_up_opens_when_asked_for_by_name(
 
 
 def test_opening_a_model_of_the_coordinator(
-    capsys: pytest.CaptureFixture[str], place: Place
+    capsys: pytest.CaptureFixture[str], place: Setup
 ) -> None:
     code, out, _ = run(capsys, "open", "demo", *place.unlocked)
     assert code == 0
@@ -182,7 +182,7 @@ def test_opening_a_model_of_the_coordinator(
 
 
 def test_the_owner_opens_a_sealed_file_and_another_key_is_refused(
-    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], place: Setup, tmp_path: Path
 ) -> None:
     file = shutil.copy(place.sealed, tmp_path / "model.flsw")
     shutil.rmtree(place.state)
@@ -202,18 +202,18 @@ def test_the_owner_opens_a_sealed_file_and_another_key_is_refused(
 
 
 def test_bad_files_and_keys(
-    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], place: Setup, tmp_path: Path
 ) -> None:
     def attempt(file: Path, key: Path) -> str:
         return refused(capsys, "open", file, "--key", key, "--ca-pin", place.pin)
 
     noise = tmp_path / "noise"
     noise.write_bytes(os.urandom(100))
-    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "fifo")
     assert "does not start with FLSW" in attempt(noise, place.owner)
     assert "no such file" in attempt(tmp_path / "none", place.owner)
     assert "is a directory" in attempt(tmp_path, place.owner)
-    assert "illegal seek" in attempt(tmp_path / "pipe", place.owner)
+    assert "illegal seek" in attempt(tmp_path / "fifo", place.owner)
     assert "does not exist" in attempt(place.sealed, tmp_path / "none.pem")
     assert "holds no key" in attempt(place.sealed, noise)
     public = tmp_path / "owner.pub.pem"
@@ -242,7 +242,7 @@ def test_bad_files_and_keys(
 
 
 def test_an_export_is_private_and_in_the_ledger(
-    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], place: Setup, tmp_path: Path
 ) -> None:
     out = tmp_path / "model.safetensors"
     code, text, _ = run(capsys, "export", "demo", "--out", out, *place.unlocked)
@@ -267,7 +267,7 @@ def test_an_export_is_private_and_in_the_ledger(
 
 
 def test_verify_finds_damage_and_an_older_state(
-    capsys: pytest.CaptureFixture[str], place: Place
+    capsys: pytest.CaptureFixture[str], place: Setup
 ) -> None:
     code, out, _ = run(capsys, "verify", *place.unlocked)
     assert code == 0
@@ -287,7 +287,7 @@ def test_verify_finds_damage_and_an_older_state(
 
 
 def test_an_older_store_is_found_out_by_the_ledger(
-    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], place: Setup, tmp_path: Path
 ) -> None:
     old = tmp_path / "old"
     shutil.copytree(place.state / "store", old)
@@ -304,7 +304,7 @@ def test_an_older_store_is_found_out_by_the_ledger(
     assert "other: version 1 was written and is missing" in err
 
 
-def test_rotation(capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path) -> None:
+def test_rotation(capsys: pytest.CaptureFixture[str], place: Setup, tmp_path: Path) -> None:
     copy = shutil.copy(place.sealed, tmp_path / "old.flsw")
     code, out, _ = run(capsys, "rotate", "demo", *place.unlocked)
     assert code == 0
@@ -318,7 +318,7 @@ def test_rotation(capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Pa
 
 
 def test_nothing_is_written_beside_a_running_coordinator(
-    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], place: Setup, tmp_path: Path
 ) -> None:
     keys = KeyService.open(place.state / "keys", [Passphrase(WORDS, 2**15)])
     with ModelStore.open(place.state / "store", keys):
@@ -327,7 +327,7 @@ def test_nothing_is_written_beside_a_running_coordinator(
 
 
 def test_errors_are_one_object_for_programs(
-    capsys: pytest.CaptureFixture[str], place: Place
+    capsys: pytest.CaptureFixture[str], place: Setup
 ) -> None:
     code, out, err = run(capsys, "open", place.sealed, "--key", place.other, "--json")
     assert (code, err) == (2, "")
@@ -337,7 +337,7 @@ def test_errors_are_one_object_for_programs(
 # Who sealed a file.
 
 
-def forged(place: Place, path: Path, signer: FileSigner | None = None) -> Path:
+def forged(place: Setup, path: Path, signer: FileSigner | None = None) -> Path:
     """Make what somebody makes who knows the owner's public key and nothing else."""
     header = read_header(place.sealed)
     tensor = Tensor(name="w", dtype="F32", shape=(2,), data=struct.pack("<2f", 6.6, 6.6))
@@ -356,7 +356,7 @@ def forged(place: Place, path: Path, signer: FileSigner | None = None) -> Path:
 
 
 def test_a_model_that_anybody_made_for_the_owner_is_refused(
-    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], place: Setup, tmp_path: Path
 ) -> None:
     stranger = FileSigner(ec.generate_private_key(ec.SECP256R1()))
     for signer, why in ((None, "it is not signed"), (stranger, "which is not pinned")):
@@ -373,7 +373,7 @@ def test_a_model_that_anybody_made_for_the_owner_is_refused(
 
 
 def test_a_forged_model_as_it_was_reported_is_refused(
-    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], place: Setup, tmp_path: Path
 ) -> None:
     reported = Path(__file__).parent / "reported"
     key = tmp_path / "forged_owner.pem"
@@ -390,7 +390,7 @@ def test_a_forged_model_as_it_was_reported_is_refused(
 
 
 def test_nobody_is_believed_unless_somebody_was_named(
-    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], place: Setup, tmp_path: Path
 ) -> None:
     for command in (("open", place.sealed), ("export", place.sealed, "--out", tmp_path / "out")):
         err = refused(capsys, *command, "--key", place.owner)
@@ -418,7 +418,7 @@ def test_nobody_is_believed_unless_somebody_was_named(
 @pytest.mark.parametrize("named", [True, False])
 def test_the_login_of_an_operator_says_whose_models_are_theirs(
     capsys: pytest.CaptureFixture[str],
-    place: Place,
+    place: Setup,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     named: bool,
@@ -441,7 +441,7 @@ def test_the_login_of_an_operator_says_whose_models_are_theirs(
 
 
 def test_a_ledger_says_whose_a_model_is_before_and_after_a_rotation(
-    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], place: Setup, tmp_path: Path
 ) -> None:
     copy = shutil.copy(place.sealed, tmp_path / "old.flsw")
     ledger = ("--key", place.owner, "--ledger", place.state / LEDGER_FILE)

@@ -33,10 +33,10 @@ def test_files_are_collected_by_name_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "link").symlink_to(tmp_path / "a")
     (tmp_path / "loop").symlink_to(tmp_path)
-    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "fifo")
     kept, left_out = collect(tmp_path, most=100, without=["app"])
     assert kept == {"a": b"1", "runs/app/b": b"2"}
-    assert left_out == ["pipe: not a regular file"]
+    assert left_out == ["fifo: not a regular file"]
 
 
 def test_what_is_beyond_the_bounds_is_named(

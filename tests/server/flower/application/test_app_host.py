@@ -413,7 +413,7 @@ def test_a_malformed_answer_is_refused(tmp_path: Path, answer: bytes) -> None:
         thread.join()
 
 
-def test_what_the_sandbox_refuses_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_sandbox_refuses_is_reported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: Any) -> Any:
         raise SandboxError("landlock: the kernel has none")
 

@@ -251,12 +251,12 @@ def test_a_plan_that_cannot_work_is_refused() -> None:
             from_record({**header, "spec": spec}, [memoryview(each) for each in blobs])
 
 
-def test_flower_is_told_what_is_missing() -> None:
+def test_flower_learns_what_is_missing() -> None:
     with pytest.raises(FlowerMismatch, match="list has no nothing"):
         flower.has(list, "nothing")
 
 
-def test_a_plan_crosses_the_pipe_whole() -> None:
+def test_a_plan_crosses_the_process_channel_whole() -> None:
     spec = PrivacySpec(clip=1.0, noise_multiplier=1.0, epsilon=1.0, delta=1e-5)
     plan = job_plan(privacy=spec, noise_secret=bytes(32), run_config={"a": 1}, stragglers="fail")
     visible = job_plan(updates="visible-to-app")

@@ -147,9 +147,9 @@ def test_a_reply_has_the_metadata_of_its_question(link: JobExchange, nodes: list
     (question,) = ask(link, nodes[0].number)
     nodes[0].fetched()
     frames = nodes[0].answer(question)
-    told = json.loads(frames[0])
-    told |= {"run": 77, "receiver": 5, "group": "other", "kind": "evaluate"}
-    assert nodes[0].deliver([json.dumps(told).encode(), *frames[1:]]) == 200
+    reported = json.loads(frames[0])
+    reported |= {"run": 77, "receiver": 5, "group": "other", "kind": "evaluate"}
+    assert nodes[0].deliver([json.dumps(reported).encode(), *frames[1:]]) == 200
     head = Head.from_bytes(link.pull([question], 1)[0].message)
     assert (head.run, head.receiver, head.group, head.kind) == (9, COORDINATOR, "1", "train")
     assert (head.sender, head.reply_to) == (nodes[0].number, question)
@@ -424,7 +424,7 @@ def _leave(node: FakeNode, link: JobExchange, how: str) -> None:
 def test_what_a_node_sent_before_it_left_counts(
     link: JobExchange, nodes: list[FakeNode], how: str
 ) -> None:
-    """A client that is told to stop answers what it has in hand, and goes at once."""
+    """A client that is instructed to stop answers what it has in hand, and goes at once."""
     (question,) = ask(link, nodes[0].number)
     nodes[0].fetched()
     assert nodes[0].deliver(nodes[0].answer(question)) == 200
@@ -606,9 +606,9 @@ def test_a_jobs_process_names_what_it_waits_for_once() -> None:
             asked.append(header["ids"])
 
         def receive(self) -> Any:
-            told = {"site": "a", "node": 5, "ids": [], "size": 0, "key": "", "digest": ""}
+            reported = {"site": "a", "node": 5, "ids": [], "size": 0, "key": "", "digest": ""}
             question = {1: "b", 2: "a"}.get(len(asked))
-            replies = [{"question": question, **told}] if question else []
+            replies = [{"question": question, **reported}] if question else []
             return {"replies": replies}, [b"head"] * len(replies)
 
     channel: Any = Channel()

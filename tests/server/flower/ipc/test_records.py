@@ -169,7 +169,7 @@ def test_calls_go_both_ways_and_may_lead_to_another(
         theirs.call("what")
 
 
-def test_whoever_waits_hears_that_the_other_end_is_gone(
+def test_whoever_waits_learns_that_the_other_end_is_gone(
     ends: tuple[socket.socket, socket.socket],
 ) -> None:
     ours = Peer(ProcessChannel(ends[0], limit=1000), None)

@@ -244,7 +244,7 @@ def test_whether_a_job_is_open_is_for_the_ledger_to_say(
     assert coordinator.jobs.named("beta") is None
 
 
-def test_an_end_that_a_crash_kept_from_being_told_is_told(start: Start, bundle: bytes) -> None:
+def test_an_end_that_a_crash_hid_is_reported(start: Start, bundle: bytes) -> None:
     coordinator = start()
     submit(coordinator, bundle)
     coordinator.supervisor.stop()
