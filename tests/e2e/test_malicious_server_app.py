@@ -325,6 +325,8 @@ def test_only_its_own_files_are_kept_with_the_job(attack: Attack, tmp_path: Path
     pathlib.Path("plots").mkdir()
     pathlib.Path("plots/loss.txt").write_text("0.5")
     pathlib.Path("empty").touch()
+    import tempfile
+    tempfile.NamedTemporaryFile(delete=False).close()
     pathlib.Path("fedlearn.state").write_bytes(bytes(3))
     os.symlink(secret, "linked")
     os.symlink(os.path.dirname(secret), "folder")

@@ -33,6 +33,7 @@ __all__ = ["main"]
 
 _MAX_RECORD_BYTES: Final = 1 << 40
 _APP_FOLDER: Final = "app"
+_TEMPORARY: Final = "tmp"  # the folder of the sandbox for temporary files
 _MAX_REPORTED: Final = 20
 
 
@@ -107,7 +108,7 @@ def _run(header: dict[str, Any], app_bytes: bytes, peer: Peer, folder: Path) -> 
 def _hand_over(peer: Peer, folder: Path, max_update_bytes: int) -> None:
     """Have the files that the application leaves kept with its job."""
     most = appfiles.most_bytes(max_update_bytes)
-    files, left_out = appfiles.collect(folder, most=most, without=[_APP_FOLDER])
+    files, left_out = appfiles.collect(folder, most=most, without=[_APP_FOLDER, _TEMPORARY])
     for reason in left_out[:_MAX_REPORTED]:
         print(f"a file of the application is not kept: {reason}")
     if len(left_out) > _MAX_REPORTED:
