@@ -68,5 +68,5 @@ def test_an_app_that_leaves_no_model_finishes_and_loses_no_line(tmp_path: Path) 
         line for line in lines if line.startswith("server | line")
     ]
     assert any("an INFO line of the app" in line for line in lines)
-    assert lines[-1] == "the job finished, and its app left made no model"
+    assert lines[-1] == "the job finished, and its app made no model"
     assert not (tmp_path / "counts" / "out").exists()
