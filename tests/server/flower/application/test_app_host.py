@@ -62,7 +62,7 @@ def start(path: Path, *, over: threading.Event | None = None, **more: Any) -> St
             path,
             aggregator=theirs,
             over=over or threading.Event(),
-            **{**REQUEST, "patience": 0.5, **more},
+            **{**REQUEST, "timeout": 0.5, **more},
         )
     return found, ProcessChannel(ours, limit=MIB)
 
@@ -347,20 +347,20 @@ def test_one_too_many_waits_for_another_one_to_end(
         start(path)
     assert not isinstance(found.value, AppHostGone), "it is there, so this is no crash"
     threading.Timer(0.5, first.kill).start()
-    second, _second = start(path, patience=20)
+    second, _second = start(path, timeout=20)
     assert first.poll() is not None
     second.kill()
 
 
 def test_nobody_there_is_a_crash_that_names_the_socket(tmp_path: Path) -> None:
     with pytest.raises(AppHostGone, match=f"no app host answers at {tmp_path / 's'}: No such"):
-        start(tmp_path / "s", patience=0)
+        start(tmp_path / "s", timeout=0)
     assert AppHostGone.code == "crashed"
     over = threading.Event()
     over.set()
     began = time.monotonic()
     with pytest.raises(AppHostGone):
-        start(tmp_path / "s", patience=60, over=over)
+        start(tmp_path / "s", timeout=60, over=over)
     assert time.monotonic() - began < 5
 
 
@@ -376,7 +376,7 @@ def test_an_app_host_that_does_not_answer_counts_as_gone(
     listener.listen()
     with listener:
         with pytest.raises(AppHostGone, match="timed out"):
-            start(path, patience=0)
+            start(path, timeout=0)
         listener.accept()[0].close()
         held: list[socket.socket] = []
 
