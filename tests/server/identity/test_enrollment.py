@@ -104,7 +104,7 @@ def test_a_forged_token_is_distinguished_from_a_typing_mistake(
     text = genuine.encode()
     position = len(text) // 2
     mistyped = text[:position] + ("A" if text[position] != "A" else "B") + text[position + 1 :]
-    with pytest.raises(ConfigError, match="cut or mistyped"):
+    with pytest.raises(ConfigError, match="incomplete or mistyped"):
         deployment.sites.invitations.enroll(mistyped, csr)
 
 
@@ -285,7 +285,7 @@ def test_a_token_of_another_version_says_so() -> None:
     "text", ["", "fedlearn-join-", "fedlearn-join-!!!!", "Bearer x", "fedlearn-join-" + "A" * 2000]
 )
 def test_what_is_no_token_says_so(text: str) -> None:
-    with pytest.raises(ConfigError, match="cut or mistyped"):
+    with pytest.raises(ConfigError, match="incomplete or mistyped"):
         JoinToken.parse(text)
 
 
