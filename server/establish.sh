@@ -1,4 +1,4 @@
-# Establishes a coordinator when there is none; only the sealed state reaches the disk, whole or
+# Initializes a coordinator when there is none; only the sealed state reaches the disk, whole or
 # not at all. The first operator's request is answered on standard output, at every start: the
 # answer is public. Without a request the operator's key is made here, and stays in memory.
 set -eu

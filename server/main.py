@@ -144,8 +144,8 @@ def init(
     line(f"INSECURE: the operator's key was made on this machine, in {operator}", style="yellow")
 
 
-@main.command()
-def establish() -> None:
+@main.command("establish")
+def initialize_pod() -> None:
     """Initialize a coordinator in a pod at its first start; print the operator's answer at each.
 
     What the chart's init container runs. It is part of the image and not of a ConfigMap, so that

@@ -30,10 +30,10 @@ from fedlearn.identity.spiffe import OperatorId, checked_name
 from server.identity.peer_certificates import PeerCertificate, csr_key, spki, thumbprint
 from server.identity.pki import CertificateAuthority, IssuedCertificate
 
-__all__ = ["ESTABLISHED", "Operator", "OperatorRegistry", "requested_name"]
+__all__ = ["BY_COORDINATOR", "Operator", "OperatorRegistry", "requested_name"]
 
 MAX_OPERATORS: Final = 1000
-ESTABLISHED: Final = "(coordinator)"
+BY_COORDINATOR: Final = "(coordinator)"
 """Who added an operator that no other operator added. No operator can have this name."""
 
 _SERIAL: Final = re.compile(r"[0-9a-f]{1,40}")
@@ -106,7 +106,7 @@ class OperatorRegistry:
         requested_name(csr, expected=name, trust_domain=self._ca.trust_domain)
         now = self._clock()
         with self._lock:
-            actor = ESTABLISHED if by is None else self._checked(by).name
+            actor = BY_COORDINATOR if by is None else self._checked(by).name
             mark = thumbprint(spki(key))
             former = next((o for o in self._known.values() if o.thumbprint == mark), None)
             if former is not None:

@@ -216,8 +216,8 @@ FILES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], tuple[str, ...
         ("attester.kind",),
     ),
     "limits": (_with("server.toml", _SERVER, limits={"jobs": 0}), _INIT, ("limits.jobs",)),
-    "never established": (lambda p: None, _CHECK, ("fedlearn-server init",)),
-    "never established, run": (lambda p: None, _RUN, ("fedlearn-server init",)),
+    "never initialized": (lambda p: None, _CHECK, ("fedlearn-server init",)),
+    "never initialized, run": (lambda p: None, _RUN, ("fedlearn-server init",)),
     # site.toml
     "no site.toml": (lambda p: (p / "site.toml").unlink(), _EDGE, ("site.toml",)),
     "site is binary": (_write("site.toml", _BINARY), _EDGE, ("site.toml",)),

@@ -20,7 +20,7 @@ from server.store.models import ModelStore
 def bound_state(
     state: Path, keys: KeyService, *, signer: FileSigner | None = None
 ) -> Iterator[tuple[Ledger, ModelStore]]:
-    """Make ledger and store in ``state`` as a coordinator's establishment does."""
+    """Make ledger and store in ``state`` as `fedlearn-server init` does."""
     key = ec.generate_private_key(ec.SECP256R1())
     secret = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
     keys.keep("ledger-key", secret)

@@ -190,14 +190,14 @@ def make_data(rows: int, seed: int) -> Data:
 
 
 class _Children(Children):
-    """Children that tell when the coordinator is established, and not started yet."""
+    """Children that tell when the coordinator is initialized, and not started yet."""
 
-    established: Callable[[], None] | None = None
+    initialized: Callable[[], None] | None = None
 
     def run(self, name: str, command: Sequence[str | Path], *, seconds: float = 60.0) -> str:
         reported = super().run(name, command, seconds=seconds)
-        if self.established is not None:
-            self.established()
+        if self.initialized is not None:
+            self.initialized()
         return reported
 
 
@@ -308,7 +308,7 @@ class FederationHarness:
             "FEDLEARN_LOG": "INFO",
         }
         self.children = _Children(folder / "logs", environment)
-        self.children.established = self._borrow_ca
+        self.children.initialized = self._borrow_ca
         self.federation = _Federation(folder, self.children, tee=tee)
         limits = {"requests_per_second_per_peer": 200.0, "jobs": 64}
         self.federation.extra = {"limits": limits, **(server or {})}

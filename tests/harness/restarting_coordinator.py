@@ -103,7 +103,7 @@ class RestartingCoordinator:
 def restarting_coordinator(
     folder: Path, *, policy_keys: Sequence[bytes] = ()
 ) -> Iterator[RestartingCoordinator]:
-    """Establish a coordinator with one site; give what starts it."""
+    """Initialize a coordinator with one site; give what starts it."""
     table = {
         "state": "state",
         "trust_domain": "test.example",

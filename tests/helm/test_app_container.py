@@ -68,8 +68,8 @@ def test_the_coordinator_has_what_the_container_has_not(render: Render) -> None:
     mounts = {mount["name"]: mount for mount in _named(pod, "coordinator")["volumeMounts"]}
     assert set(mounts) == {"config", "state", "tmp", "run", "passphrase", "keys", "apps"}
     assert mounts["apps"] == {"name": "apps", "mountPath": "/run/fedlearn-apps", "readOnly": True}
-    (establish,) = pod["initContainers"]
-    assert "apps" not in {mount["name"] for mount in establish["volumeMounts"]}
+    (init,) = pod["initContainers"]
+    assert "apps" not in {mount["name"] for mount in init["volumeMounts"]}
 
 
 def test_both_name_the_same_socket_and_the_command_is_understood(

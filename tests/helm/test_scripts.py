@@ -75,7 +75,7 @@ def _control_on_a_known_port(place: Path) -> None:
         file.write_text(kept.replace('control = "127.0.0.1:0"', control))
 
 
-def _establish(place: Path, path: str = PATH) -> subprocess.CompletedProcess[str]:
+def _initialize(place: Path, path: str = PATH) -> subprocess.CompletedProcess[str]:
     environment = {
         "PATH": path,
         "HOME": str(place / "memory"),
@@ -111,7 +111,7 @@ def _coordinator(place: Path) -> Iterator[dict[str, str]]:
 
 @pytest.mark.e2e
 def test_first_start_keeps_the_login_in_memory_and_the_rest_sealed(place: Path) -> None:
-    done = _establish(place)
+    done = _initialize(place)
     assert done.returncode == 0, done.stderr
     login, state = place / "memory/operator", place / "disk/state"
     assert (login / "operator.key").is_file()
@@ -126,7 +126,7 @@ def test_first_start_keeps_the_login_in_memory_and_the_rest_sealed(place: Path) 
     # The next start changes nothing, but for what a volume's group was given.
     (state / "ca.pem").chmod(0o660)
     before = (state / "ca.pem").read_bytes()
-    assert _establish(place).returncode == 0
+    assert _initialize(place).returncode == 0
     assert stat.S_IMODE((state / "ca.pem").stat().st_mode) == 0o600
     assert (state / "ca.pem").read_bytes() == before
 
@@ -153,7 +153,7 @@ def test_a_first_start_answers_a_request_and_never_has_the_operators_key(place: 
     subprocess.run(request, check=True, capture_output=True, env=environment)
     shutil.copy(place / "alice/operator.csr", place / "etc/operator.csr")
     _control_on_a_known_port(place)
-    done = _establish(place)
+    done = _initialize(place)
     assert done.returncode == 0, done.stderr
     answer = place / "operator.toml"
     answer.write_text(done.stdout)
@@ -162,7 +162,7 @@ def test_a_first_start_answers_a_request_and_never_has_the_operators_key(place: 
         for path in (place / volume).rglob("*"):
             assert not path.is_file() or b"PRIVATE KEY" not in path.read_bytes(), path
     # The answer is there at every start, and is all that there is to read.
-    assert _establish(place).stdout == done.stdout
+    assert _initialize(place).stdout == done.stdout
     login = ["fedlearn", "operator", "login", str(answer), "--operator", str(place / "alice")]
     asked = subprocess.run(login, check=False, capture_output=True, text=True, env=environment)
     assert asked.returncode == 1
@@ -178,7 +178,7 @@ def test_a_first_start_answers_a_request_and_never_has_the_operators_key(place: 
 @pytest.mark.e2e
 def test_a_first_start_refuses_a_request_that_is_none(place: Path) -> None:
     (place / "etc/operator.csr").write_text("-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n")
-    done = _establish(place)
+    done = _initialize(place)
     assert done.returncode != 0
     assert "not a certification request" in done.stderr
     assert not any((place / "disk").iterdir())
@@ -192,9 +192,9 @@ def test_a_first_start_that_was_cut_off_begins_again(place: Path, tmp_path: Path
     broken.mkdir()
     (broken / "cp").write_text("#!/bin/sh\nexit 9\n")
     (broken / "cp").chmod(0o755)
-    assert _establish(place, f"{broken}:{PATH}").returncode == 9
+    assert _initialize(place, f"{broken}:{PATH}").returncode == 9
     assert not (place / "disk/state").exists()
-    done = _establish(place)
+    done = _initialize(place)
     assert done.returncode == 0, done.stderr
     assert (place / "disk/state/keys").is_dir()
     assert (place / "memory/operator/operator.key").is_file()
@@ -203,7 +203,7 @@ def test_a_first_start_that_was_cut_off_begins_again(place: Path, tmp_path: Path
 @pytest.mark.e2e
 def test_a_first_start_without_its_passphrase_leaves_nothing(place: Path) -> None:
     (place / "etc/passphrase").unlink()
-    done = _establish(place)
+    done = _initialize(place)
     assert done.returncode != 0
     assert "passphrase" in done.stderr
     assert not any((place / "disk").iterdir())
@@ -316,7 +316,7 @@ def _enroll(place: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.e2e
 def test_a_site_enrolls_once_and_then_needs_no_token(place: Path, helm: Helm) -> None:
-    assert _establish(place).returncode == 0
+    assert _initialize(place).returncode == 0
     token = place / "etc/token"
     (place / "site").mkdir()
     done = _enroll(place)

@@ -21,6 +21,11 @@ INSTEAD: Final[Mapping[str, str]] = {
     "desk": "handler or registry",
     "door": "the package's name",
     "doors": "the package's name",
+    "establish": "initialize",
+    "established": "initialized",
+    "establishes": "initializes",
+    "establishing": "initializing",
+    "establishment": "initialization",
     "hear": "receive",
     "heard": "received",
     "hears": "receives",
@@ -53,6 +58,7 @@ INSTEAD: Final[Mapping[str, str]] = {
 """Words that do not occur, and what stands instead."""
 
 NAMES: Final[Mapping[str, str]] = {
+    "AdmissionRegister": "AdmissionRegistry",
     "AgentLine": "AgentChannel",
     "ChallengeBook": "ChallengeStore",
     "Front": "FleetServer",
@@ -63,8 +69,10 @@ NAMES: Final[Mapping[str, str]] = {
     "JobHost": "JobRunner",
     "JobLink": "JobExchange",
     "NodeDoor": "JobNodes",
+    "OperatorRegister": "OperatorRegistry",
     "Place": "ReadContext",
     "PolicyDesk": "PolicyRegistry",
+    "SiteRegister": "SiteRegistry",
     "Wrong": "InvalidValue",
     "leave_word": "write_termination_message",
     "paper_tpm": "synthetic_tpm",
@@ -79,6 +87,16 @@ ALLOWED: Final[tuple[tuple[str, str], ...]] = (
         r"\w*Sponsor(Servicer|Stub)\w*|^service Sponsor|fedlearn\.v1\.Sponsor",
         "the name of the service on the wire",
     ),
+    (
+        r"fedlearn-server\"?, \"?establish|server[` ]*establish|^establish`|establish\.sh|"
+        r"-c establish|name: establish\b|\"establish\"",
+        "a command, its script, and the container of a chart that runs it",
+    ),
+    (
+        r"[\"`]established[\"`]|\bestablished: bool|catalogue\.established",
+        "a key of the catalogue, and a value in ledgers",
+    ),
+    (r"Failed to establish|Connection established", "texts of urllib3 and of RFC 9110 proxies"),
     (r"\b(os\.pipe|PIPE|SIGPIPE|pipefail|\w*BrokenPipe\w*|\w*broken_pipe\w*)", "of the kernel"),
     (r"code = \"tainted\"", "an error code between the processes of a job"),
     (r"\b(a|an|the|named|each) pipes?\b", "of the kernel"),

@@ -153,7 +153,7 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("case", list(BROKEN))
-def test_a_request_that_is_none_establishes_nothing(place: Path, case: str) -> None:
+def test_a_request_that_is_none_initializes_nothing(place: Path, case: str) -> None:
     make, why = BROKEN[case]
     (place / "alice.csr").write_bytes(make())
     refused(run("init", "--operator-csr", "alice.csr"), why)

@@ -52,7 +52,7 @@ def test_the_digest_is_the_one_that_is_documented(tmp_path: Path) -> None:
 
 
 def test_what_protects_the_root_key_is_what_it_was_at_the_first_start(tmp_path: Path) -> None:
-    """Whoever established with a recovery key of their own stands in the evidence."""
+    """Whoever initialized with a recovery key of their own stands in the evidence."""
 
     def settings(name: str, key: X25519PrivateKey) -> ServerConfig:
         pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 from fedlearn.errors import ConfigError, FedlearnError, LedgerError, TransportError
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire.operator import OperatorClient
-from server.identity.operators import ESTABLISHED, OperatorRegistry
+from server.identity.operators import BY_COORDINATOR, OperatorRegistry
 from server.identity.peer_certificates import PeerCertificate
 from tests.harness.deployment import Deployment, key_pem, new_key
 from tests.harness.listeners import DeploymentListeners
@@ -83,7 +83,7 @@ def test_an_operator_lets_another_in(
     listed = {one.name: one for one in bob.list_operators()}
     assert set(listed) == {"alice", "bob"}
     assert listed["bob"] == grant.operator
-    assert (listed["bob"].by, listed["alice"].by) == ("alice", ESTABLISHED)
+    assert (listed["bob"].by, listed["alice"].by) == ("alice", BY_COORDINATOR)
     entry = listeners.deployment.last("operator")
     assert (entry["change"], entry["operator"], entry["by"]) == ("added", "bob", "alice")
     assert entry["serial"] == grant.operator.serial

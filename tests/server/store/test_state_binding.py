@@ -241,7 +241,7 @@ def test_another_ledger_of_the_same_key_is_refused(
 
 
 def test_a_state_that_was_never_bound_says_what_to_do(settings: ServerConfig) -> None:
-    """A version before the mark, or an establishment that was interrupted."""
+    """A version before the mark, or an initialization that was interrupted."""
     keys = KeyService.open(
         settings.state / "keys",
         [InsecurePlainKeyFile(settings.state / "keys")],
@@ -462,7 +462,7 @@ def test_a_kill_at_any_step_leaves_a_state_that_opens(
     assert steps > 40
 
 
-def test_a_kill_while_establishing_is_distinguished_from_an_established_state(
+def test_a_kill_while_initializing_is_distinguished_from_an_initialized_state(
     settings: ServerConfig,
 ) -> None:
     shutil.rmtree(settings.state)
