@@ -39,10 +39,10 @@ from attestation.config import dumps
 from attestation.evidence import Tee
 from edge.protocol.identity import certification_request, key_pem, new_key
 from edge.protocol.rpc import GateClient, enroll
-from fedlearn.cli.local.children import Child, Children
-from fedlearn.cli.local.federation import Federation, program
 from fedlearn.identity.join import JoinToken
 from fedlearn.identity.spiffe import COORDINATOR_DNS
+from fedlearn.local.children import Child, Children
+from fedlearn.local.federation import Federation, program
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as stubs
 from fedlearn.wire.channel import HEARTBEAT_SECONDS

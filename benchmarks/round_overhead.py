@@ -33,10 +33,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import _stock_flower as stock_flower
 import numpy as np
 
-from fedlearn.cli.local.children import Children
-from fedlearn.cli.local.federation import Federation, policy_text
-from fedlearn.cli.local.machines import TEES, choose_tee
 from fedlearn.job.spec import JobSpec
+from fedlearn.local.children import Children
+from fedlearn.local.federation import Federation, policy_text
+from fedlearn.local.machines import TEES, choose_tee
 
 APP = Path(__file__).parent / "apps" / "vector"
 NAME = "vector"

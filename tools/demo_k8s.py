@@ -29,10 +29,10 @@ import click
 from attestation.evidence import Tee
 from fedlearn.cli.demo import commands as demo
 from fedlearn.cli.demo.stage import Options
-from fedlearn.cli.local.children import Children, terminate_as_interrupt
-from fedlearn.cli.local.federation import COORDINATOR, Federation, Party, free_port
 from fedlearn.demo.data import DATA_SETS, DEFAULT_SEED
 from fedlearn.errors import FedlearnError, LaunchError
+from fedlearn.local.children import Children, terminate_as_interrupt
+from fedlearn.local.federation import COORDINATOR, Federation, Party, free_port
 from fedlearn.terminal.console import line
 
 ROOT: Final = Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from attestation.config import dumps
 from fedlearn.cli import main as fedlearn
-from fedlearn.cli.local.federation import program
+from fedlearn.local.federation import program
 from tests.harness.federation import write_app
 
 pytestmark = pytest.mark.e2e

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fedlearn.cli.local.federation import Party
 from fedlearn.job import events
+from fedlearn.local.federation import Party
 from tests.harness.federation import FederationHarness, Job
 
 pytestmark = pytest.mark.e2e

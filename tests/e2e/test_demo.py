@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fedlearn.cli.local.federation import program
+from fedlearn.local.federation import program
 
 pytestmark = [pytest.mark.e2e]
 

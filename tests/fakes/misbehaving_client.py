@@ -26,12 +26,12 @@ from edge.client.admission import AdmissionParams, ClientKeys, control_of, seek_
 from edge.client.flower.fleet import Fleet, Identity
 from edge.protocol.identity import certification_request, new_key
 from edge.protocol.rpc import AdmittedClient, ControlClient, GateClient, enroll
-from fedlearn.cli.local.federation import COORDINATOR
 from fedlearn.identity.admission import AdmitRequest
 from fedlearn.identity.software import software_digest
 from fedlearn.identity.spiffe import COORDINATOR_DNS
 from fedlearn.identity.tls import client_context
 from fedlearn.job.spec import workload_digest
+from fedlearn.local.federation import COORDINATOR
 from tests.harness.federation import FederationHarness, Job
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedlearn.cli.local.federation import Party, program
+from fedlearn.local.federation import Party, program
 from tests.harness import cluster
 from tests.harness.cluster_site import ClusterSite
 from tests.harness.federation import Data, FederationHarness

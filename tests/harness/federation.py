@@ -1,6 +1,6 @@
 """A whole federation with real processes: a coordinator, agents of sites, clients and jobs.
 
-Built on :mod:`fedlearn.cli.local.federation`, so what runs are the commands that everybody has,
+Built on :mod:`fedlearn.local.federation`, so what runs are the commands that everybody has,
 with their configuration files. Added here is what tests need: more of the configuration, an
 application whose sites misbehave when the job says so, processes that are killed, and what
 is on the disk and in the ledger afterwards.
@@ -25,11 +25,11 @@ import numpy.typing as npt
 from attestation.config import dumps
 from attestation.evidence import Tee
 from fedlearn.cli.demo.proofs import OwnerKey
-from fedlearn.cli.local.children import Child, Children
-from fedlearn.cli.local.federation import COORDINATOR, Federation, policy_text, program
 from fedlearn.job.events import Event
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.state import JobState, JobStatus
+from fedlearn.local.children import Child, Children
+from fedlearn.local.federation import COORDINATOR, Federation, policy_text, program
 from fedlearn.wire.operator import OperatorClient
 
 Array = npt.NDArray[Any]

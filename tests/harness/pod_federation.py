@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from fedlearn.cli.local.federation import COORDINATOR, free_port
+from fedlearn.local.federation import COORDINATOR, free_port
 from tests.harness import cluster
 from tests.harness.federation import MARKER, Data, FederationHarness
 from tests.harness.real_node import RealNode

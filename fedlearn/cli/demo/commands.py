@@ -21,9 +21,9 @@ from fedlearn.terminal.console import ERROR, colours, line, print_json
 
 if TYPE_CHECKING:
     from fedlearn.cli.demo.stage import MakeFederation, Options
-    from fedlearn.cli.job.progress import Show
-    from fedlearn.cli.local.machines import TeeChoice
     from fedlearn.demo.outcome import DemoOutcome
+    from fedlearn.local.machines import TeeChoice
+    from fedlearn.terminal.progress import Show
 
 __all__ = ["command", "run"]
 
@@ -118,9 +118,9 @@ def run(
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     from fedlearn.cli.demo.stage import perform
-    from fedlearn.cli.local.children import terminate_as_interrupt
-    from fedlearn.cli.local.federation import Federation
     from fedlearn.demo.report import write_report
+    from fedlearn.local.children import terminate_as_interrupt
+    from fedlearn.local.federation import Federation
 
     _writable(options.output)
     # What would fail at the end is checked first.
@@ -199,7 +199,7 @@ class _Person:
     @contextlib.contextmanager
     def job(self, metric: str) -> Iterator[Show]:
         """The live board, or lines if stdout is not a terminal."""
-        from fedlearn.cli.job.progress import show_for
+        from fedlearn.terminal.progress import show_for
 
         with show_for(as_json=False, metric=metric) as show:
             yield show
@@ -238,7 +238,7 @@ class _Json:
     @contextlib.contextmanager
     def job(self, metric: str) -> Iterator[Show]:
         """The events of the job as they are."""
-        from fedlearn.cli.job.progress import show_for
+        from fedlearn.terminal.progress import show_for
 
         with show_for(as_json=True, metric=metric) as show:
             yield show

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from typing import Any
 
-from fedlearn.cli.local.federation import COORDINATOR, Federation
 from fedlearn.demo.outcome import RefusedSite
 from fedlearn.errors import FedlearnError, LaunchError
 from fedlearn.job import events
 from fedlearn.job.spec import JobSpec, workload_digest
+from fedlearn.local.federation import COORDINATOR, Federation
 
 __all__ = ["IMPOSTOR", "Impostor", "impostor"]
 

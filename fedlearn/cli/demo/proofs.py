@@ -17,10 +17,10 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from fedlearn.cli.local.federation import Federation, program
 from fedlearn.demo.outcome import LedgerFacts, ModelFacts
 from fedlearn.errors import JobError, LaunchError
 from fedlearn.job.owner_key import owner_key_text
+from fedlearn.local.federation import Federation, program
 
 __all__ = ["Opened", "OwnerKey", "check_ledger", "open_model"]
 

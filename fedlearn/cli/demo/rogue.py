@@ -27,10 +27,10 @@ from attestation.trust import TrustAnchors
 from edge.client.admission import AdmissionParams, ClientKeys, seek_admission
 from edge.protocol.identity import SiteIdentity
 from edge.protocol.rpc import GateClient
-from fedlearn.cli.local.machines import settings_of
 from fedlearn.config.attester import device, open_attester
 from fedlearn.errors import AdmissionDenied
 from fedlearn.identity.software import software_digest
+from fedlearn.local.machines import settings_of
 
 __all__ = ["try_to_join"]
 

@@ -24,10 +24,6 @@ from attestation.evidence import Tee
 from fedlearn import __version__
 from fedlearn.cli.demo.impostor import IMPOSTOR, impostor
 from fedlearn.cli.demo.proofs import Opened, OwnerKey, check_ledger, open_model
-from fedlearn.cli.job.progress import Show
-from fedlearn.cli.local.children import Children
-from fedlearn.cli.local.federation import Federation, policy_text
-from fedlearn.cli.local.machines import TeeChoice, choose_tee
 from fedlearn.demo import app, baselines, data
 from fedlearn.demo.data import DEFAULT_SEED, DEFAULT_SITES
 from fedlearn.demo.outcome import DemoOutcome, LedgerFacts, RefusedSite, RoundFacts, SiteFacts
@@ -35,6 +31,10 @@ from fedlearn.errors import JobError
 from fedlearn.job import events
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.state import JobStatus
+from fedlearn.local.children import Children
+from fedlearn.local.federation import Federation, policy_text
+from fedlearn.local.machines import TeeChoice, choose_tee
+from fedlearn.terminal.progress import Show
 
 __all__ = ["MakeFederation", "Narrator", "Options", "perform"]
 

@@ -73,7 +73,7 @@ def validate(file: Path, as_json: bool) -> None:
 
     Names every fault with its file, line and key.
     """
-    from fedlearn.cli.job import validation
+    from fedlearn.api import validation
 
     report = validation.examine(file)
     if as_json:
@@ -112,10 +112,10 @@ def try_(file: Path, data: Path | None, tee: str, model: Path | None, as_json: b
     """Run a job on this machine, with a temporary coordinator and temporary sites."""
     from typing import cast
 
-    from fedlearn.cli.job import validation
-    from fedlearn.cli.job.progress import show_for
-    from fedlearn.cli.job.trial import attempt
-    from fedlearn.cli.local.machines import TeeChoice
+    from fedlearn.api import validation
+    from fedlearn.api.trial import attempt
+    from fedlearn.local.machines import TeeChoice
+    from fedlearn.terminal.progress import show_for
 
     report = validation.examine(file)
     spec = report.spec
@@ -143,7 +143,7 @@ def try_(file: Path, data: Path | None, tee: str, model: Path | None, as_json: b
 @json_option
 def submit(file: Path, follow: bool, operator: Path | None, as_json: bool) -> None:
     """Check a job here and submit it to the coordinator."""
-    from fedlearn.cli.job import validation
+    from fedlearn.api import validation
 
     report = validation.examine(file)
     spec = report.spec
@@ -210,7 +210,7 @@ def logs(name: str, follow: bool, operator: Path | None, as_json: bool) -> None:
         if follow:
             _follow(client, name, as_json=as_json, metric="")
             return
-        from fedlearn.cli.job.progress import lines_show
+        from fedlearn.terminal.progress import lines_show
 
         with lines_show(as_json=as_json) as show:
             for event, unix_ms in _events(client, name, past_only=True):
@@ -242,7 +242,7 @@ def policy(name: str, file: Path, operator: Path | None, as_json: bool) -> None:
     FILE.sig is sent with it if it exists. Clients that the policy does not affirm are stopped.
     """
     from attestation.policy.parse import parse_policy
-    from fedlearn.cli.job import validation
+    from fedlearn.api import validation
     from fedlearn.config import file_bytes
 
     data = file_bytes(file, what="the policy")
@@ -294,8 +294,8 @@ def _follow(client: OperatorClient, name: str, *, as_json: bool, metric: str) ->
 
     :raises JobError: when the job does not finish well.
     """
-    from fedlearn.cli.job.progress import show_for
     from fedlearn.job import events
+    from fedlearn.terminal.progress import show_for
 
     last: events.Event | None = None
     with show_for(as_json=as_json, metric=metric) as show:

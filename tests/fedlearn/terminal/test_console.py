@@ -322,7 +322,7 @@ PRINTS_TO_STDOUT = {
     ("fedlearn/cli/demo/rogue.py", "_main"),
     ("fedlearn/cli/demo/rogue.py", "wait"),
     # The show for people; with --json there is another one.
-    ("fedlearn/cli/job/progress.py", "show"),
+    ("fedlearn/terminal/progress.py", "show"),
 }
 
 
@@ -343,5 +343,11 @@ def _prints(path: Path) -> Iterator[tuple[str, str]]:
 def test_commands_print_by_line_and_print_json_alone() -> None:
     """So that with --json nothing but JSON can come to stdout."""
     root = Path(__file__).parents[3]
-    files = [*(root / "fedlearn/cli").rglob("*.py"), root / "server/main.py", root / "edge/main.py"]
+    folders = ("fedlearn/api", "fedlearn/cli", "fedlearn/local")
+    files = [path for folder in folders for path in (root / folder).rglob("*.py")]
+    files += [
+        root / "fedlearn/terminal/progress.py",
+        root / "server/main.py",
+        root / "edge/main.py",
+    ]
     assert {found for path in files for found in _prints(path)} == PRINTS_TO_STDOUT

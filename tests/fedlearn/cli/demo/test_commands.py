@@ -15,9 +15,9 @@ from attestation.config import dumps
 from attestation.evidence import Tee
 from fedlearn.cli import main
 from fedlearn.cli.demo.stage import Options
-from fedlearn.cli.local.federation import Federation, free_port, policy_text, program
-from fedlearn.cli.local.machines import Machine, choose_tee, make_machine
 from fedlearn.errors import ConfigError
+from fedlearn.local.federation import Federation, free_port, policy_text, program
+from fedlearn.local.machines import Machine, choose_tee, make_machine
 
 
 def _demo(*arguments: str) -> Result:
@@ -126,7 +126,7 @@ def _machine(name: str, folder: Path, tee: Tee) -> Machine:
 @pytest.mark.parametrize("tee", [Tee.TPM, Tee.SAMPLE])
 def test_the_policy_and_the_configurations_can_be_read(tmp_path: Path, tee: Tee) -> None:
     from attestation.policy.parse import parse_policy
-    from fedlearn.cli.local.children import Children
+    from fedlearn.local.children import Children
     from server.config import ServerConfig
 
     names = ["site-1", "site-2"]

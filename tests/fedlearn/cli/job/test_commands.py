@@ -24,10 +24,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from attestation.policy.parse import parse_policy
+from fedlearn.api.validation import examine
 from fedlearn.app.checks import check_bundle
 from fedlearn.cli import main
 from fedlearn.cli.job import template
-from fedlearn.cli.job.validation import examine
 from fedlearn.identity.login import OperatorLogin
 from fedlearn.job import events
 from fedlearn.job.spec import JobSpec

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from fedlearn.api.app_sources import asks_for_single_updates
 from fedlearn.cli import main
 from fedlearn.cli.job import template
-from fedlearn.cli.job.app_sources import asks_for_single_updates
 from fedlearn.errors import ConfigError
 
 

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from attestation.config import dumps
 from attestation.evidence import Tee
 from fedlearn import extras
-from fedlearn.cli.local.children import Child, Children
-from fedlearn.cli.local.machines import Machine, make_machine
 from fedlearn.errors import ConfigError, FedlearnError, LaunchError, TransportError
 from fedlearn.identity.login import OperatorLogin, accept_grant, ca_pin, request_login
 from fedlearn.identity.software import software_digest
+from fedlearn.local.children import Child, Children
+from fedlearn.local.machines import Machine, make_machine
 
 if TYPE_CHECKING:
     from fedlearn.wire.operator import OperatorClient

@@ -9,7 +9,8 @@ import math
 import pytest
 from rich.console import Console
 
-from fedlearn.cli.job.progress import (
+from fedlearn.job import events
+from fedlearn.terminal.progress import (
     Board,
     bytes_text,
     draw,
@@ -19,7 +20,6 @@ from fedlearn.cli.job.progress import (
     seconds_text,
     show_for,
 )
-from fedlearn.job import events
 
 STORY: list[events.Event] = [
     events.JobSubmitted(job="medpar", rounds=2, sites=("a", "b")),

@@ -13,8 +13,8 @@ from attestation.policy.launch import launch_warnings, require_launch_identity
 from attestation.policy.model import AppraisalPolicy
 from attestation.policy.sign import MAX_SIGNATURE_BYTES, signer_of, verify_policy
 from fedlearn import config
+from fedlearn.api.app_sources import asks_for_single_updates
 from fedlearn.app.checks import Application, check_bundle, check_folder
-from fedlearn.cli.job.app_sources import asks_for_single_updates
 from fedlearn.errors import ConfigError
 from fedlearn.job.spec import JobFiles, JobSpec
 from fedlearn.job.strategies import AGGREGATED, APP, VISIBLE_TO_APP

@@ -2,7 +2,7 @@
 
 The coordinator and each site that the job names are processes that end with the command. They are
 the same as in production except the machines, which are simulated
-(:mod:`fedlearn.cli.local.machines`): a policy for these machines replaces the job's policy.
+(:mod:`fedlearn.local.machines`): a policy for these machines replaces the job's policy.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from attestation.policy.parse import parse_policy
-from fedlearn.cli.job.progress import Show
-from fedlearn.cli.job.validation import Report
-from fedlearn.cli.local.children import Children, terminate_as_interrupt
-from fedlearn.cli.local.federation import Federation, policy_text
-from fedlearn.cli.local.machines import TeeChoice, choose_tee
+from fedlearn.api.validation import Report
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.extras import extra_of, install
 from fedlearn.job import events
 from fedlearn.job.owner_key import owner_key_text
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.state import JobStatus
+from fedlearn.local.children import Children, terminate_as_interrupt
+from fedlearn.local.federation import Federation, policy_text
+from fedlearn.local.machines import TeeChoice, choose_tee
 from fedlearn.sealing import PrivateKey, open_sealed
 from fedlearn.terminal.console import line
+from fedlearn.terminal.progress import Show
 from fedlearn.update import sealed
 
 __all__ = ["Trial", "attempt"]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fedlearn.cli.local.children import Children, terminate_as_interrupt
 from fedlearn.errors import LaunchError
+from fedlearn.local.children import Children, terminate_as_interrupt
 
 _SLEEPER = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
 _STUBBORN = (
@@ -23,7 +23,7 @@ _STUBBORN = (
 _PARENT = """
 import sys, time
 from pathlib import Path
-from fedlearn.cli.local.children import Children
+from fedlearn.local.children import Children
 with Children(Path(sys.argv[1])) as children:
     children.start("sleeper", [sys.executable, "-c", sys.argv[2]])
     print("started", flush=True)

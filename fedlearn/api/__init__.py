@@ -1,0 +1,1 @@
+"""The public Python API; the command line is built on it."""
