@@ -52,7 +52,6 @@ from attestation.config import (
     seq,
     table,
     text,
-    toml,
     whole,
 )
 from fedlearn import config
@@ -298,9 +297,7 @@ class ServerConfig:
 
         :raises ConfigError: naming file, line and key of everything that is wrong.
         """
-        data = config.file_bytes(path)
-        found = config.read(cls, data, where=str(path), base=path.parent)
-        return found, toml.parse(data).table
+        return config.read_document(cls, path)
 
     def advertised(self, listener: str, bound: str) -> str:
         """Return the address given to others for ``listener``, which is bound to ``bound``."""

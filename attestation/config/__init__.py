@@ -67,6 +67,7 @@ from attestation.config.schema import (
     describe,
     model_at,
     option,
+    parse,
     read,
     shown,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "number",
     "octets",
     "option",
+    "parse",
     "plain",
     "read",
     "scalar",

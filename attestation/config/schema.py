@@ -33,6 +33,7 @@ __all__ = [
     "describe",
     "model_at",
     "option",
+    "parse",
     "read",
     "shown",
 ]
@@ -157,6 +158,18 @@ def option(
 # --- reading --------------------------------------------------------------------------
 
 
+def parse(document: bytes | str, *, where: str) -> toml.Source:
+    """Return the tables of a TOML document; ``where`` is its name in messages.
+
+    :raises SchemaError: when it is not TOML, naming the line.
+    """
+    try:
+        return toml.parse(document)
+    except toml.TomlError as error:
+        line = f":{error.line}" if error.line else ""
+        raise SchemaError(Fault(f"{where}{line}", "", str(error))) from None
+
+
 def read(
     model: type[M],
     document: bytes | str | toml.Source | Mapping[str, object],
@@ -173,11 +186,7 @@ def read(
     :raises SchemaError: naming file, line and key of everything that is wrong.
     """
     if isinstance(document, bytes | str):
-        try:
-            document = toml.parse(document)
-        except toml.TomlError as error:
-            line = f":{error.line}" if error.line else ""
-            raise SchemaError(Fault(f"{where}{line}", "", str(error))) from None
+        document = parse(document, where=where)
     elif isinstance(document, Mapping):
         document = toml.Source(table=dict(document), lines={})
     context = ReadContext(document, where, (base or Path()).absolute())

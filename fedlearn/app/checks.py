@@ -28,9 +28,9 @@ __all__ = [
     "MAX_BUNDLE_BYTES",
     "OUR_PACKAGES",
     "Application",
-    "bundle_files",
     "check_bundle",
     "check_folder",
+    "read_bundle",
 ]
 
 OUR_PACKAGES: Final = frozenset({"attestation", "edge", "fedlearn", "server"})
@@ -90,29 +90,39 @@ def check_folder(folder: Path) -> Application:
 def check_bundle(bundle: bytes, *, where: str = "the bundle") -> Application:
     """Return what is in ``bundle``, after every file of it was read.
 
-    :raises JobError: as :func:`bundle_files`, and when its ``pyproject.toml`` is not that of an
+    :raises JobError: when it is not a zip file, is too large packed or unpacked, has a path
+        that leaves it or is not in normal form, a path twice, a file where another path has a
+        folder, a link, an encrypted or damaged file, no ``pyproject.toml`` at its root, or the
+        name of a package of fedlearn there; and when its ``pyproject.toml`` is not that of an
         application that may run here.
     """
     project = b""
-    for path, content in bundle_files(bundle, where=where):
+    for path, content in _files(bundle, where):
         if path == PurePosixPath(_PROJECT):
             project = content
     return _check_project(project, f"{where}: {_PROJECT}")
 
 
-def bundle_files(
+def read_bundle(
     bundle: bytes, *, where: str = "the bundle"
-) -> Iterator[tuple[PurePosixPath, bytes]]:
+) -> tuple[Application, Mapping[PurePosixPath, bytes]]:
+    """Return what :func:`check_bundle` returns, and every file by its relative path.
+
+    A file that is written below an empty folder under its path is inside of it. The files have
+    ``MAX_BUNDLE_BYTES`` at most in all.
+
+    :raises JobError: as :func:`check_bundle`.
+    """
+    files = dict(_files(bundle, where))
+    application = _check_project(files[PurePosixPath(_PROJECT)], f"{where}: {_PROJECT}")
+    return application, files
+
+
+def _files(bundle: bytes, where: str) -> Iterator[tuple[PurePosixPath, bytes]]:
     """Yield the relative path and the content of every file of a bundle, one at a time.
 
     All paths are checked before the first file is read. A path is in normal form and stands for
-    one file; each file is decompressed whole and its CRC-32 compared. Files that are written below
-    an empty folder under these paths are inside of it, and none replaces another.
-
-    :raises JobError: when it is not a zip file, is too large packed or unpacked, has a path
-        that leaves it or is not in normal form, a path twice, a file where another path has a
-        folder, a link, an encrypted or damaged file, no ``pyproject.toml`` at its root, or the
-        name of a package of fedlearn there.
+    one file; each file is decompressed whole and its CRC-32 compared.
     """
     if len(bundle) > MAX_BUNDLE_BYTES:
         raise JobError(f"{where}: {len(bundle)} bytes; at most {MAX_BUNDLE_BYTES} are accepted")

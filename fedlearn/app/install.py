@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fedlearn.app.checks import OUR_PACKAGES, bundle_files, check_bundle
+from fedlearn.app.checks import OUR_PACKAGES, read_bundle
 from fedlearn.errors import JobError
 
 __all__ = ["Installed", "check_packages", "unpack"]
@@ -91,9 +91,9 @@ def unpack(bundle: bytes, folder: Path) -> Installed:
 
     :raises JobError: when the bundle may not run here.
     """
-    application = check_bundle(bundle)
+    application, files = read_bundle(bundle)
     folder.mkdir(mode=0o700, parents=True)
-    for path, content in bundle_files(bundle):
+    for path, content in files.items():
         target = folder / path
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         target.write_bytes(content)

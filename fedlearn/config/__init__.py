@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from fedlearn.config.fields import NAME, address, name
-from fedlearn.config.files import MAX_FILE_BYTES, ConfigErrors, file_bytes, read, read_file
+from fedlearn.config.files import (
+    MAX_FILE_BYTES,
+    ConfigErrors,
+    file_bytes,
+    read,
+    read_document,
+    read_file,
+)
 
 __all__ = [
     "MAX_FILE_BYTES",
@@ -13,5 +20,6 @@ __all__ = [
     "file_bytes",
     "name",
     "read",
+    "read_document",
     "read_file",
 ]

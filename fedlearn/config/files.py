@@ -5,15 +5,16 @@ from __future__ import annotations
 import difflib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from attestation import config
 from attestation.config import toml
 from fedlearn.errors import ConfigError
 
-__all__ = ["MAX_FILE_BYTES", "ConfigErrors", "file_bytes", "read", "read_file"]
+__all__ = ["MAX_FILE_BYTES", "ConfigErrors", "file_bytes", "read", "read_document", "read_file"]
 
 MAX_FILE_BYTES: Final = toml.MAX_TOML_BYTES
 
@@ -41,13 +42,8 @@ def read(
 
     :raises ConfigError: naming file, line and key of everything that is wrong.
     """
-    try:
+    with _config_errors():
         return config.read(model, document, where=where, base=base)
-    except config.SchemaError as error:
-        found = [
-            ConfigError(fault.message, where=fault.where, key=fault.key) for fault in error.faults
-        ]
-    raise found[0] if len(found) == 1 else ConfigErrors(tuple(found))
 
 
 def read_file(model: type[M], path: Path) -> M:
@@ -56,6 +52,17 @@ def read_file(model: type[M], path: Path) -> M:
     :raises ConfigError: naming file, line and key of everything that is wrong.
     """
     return read(model, file_bytes(path), where=str(path), base=path.parent)
+
+
+def read_document(model: type[M], path: Path) -> tuple[M, Mapping[str, Any]]:
+    """Return what :func:`read_file` returns, and the TOML document that it was read from.
+
+    :raises ConfigError: naming file, line and key of everything that is wrong.
+    """
+    data = file_bytes(path)
+    with _config_errors():
+        source = config.parse(data, where=str(path))
+    return read(model, source, where=str(path), base=path.parent), source.table
 
 
 def file_bytes(path: Path, *, limit: int = MAX_FILE_BYTES, what: str = "") -> bytes:
@@ -88,6 +95,18 @@ def file_bytes(path: Path, *, limit: int = MAX_FILE_BYTES, what: str = "") -> by
     if len(data) > limit:
         raise ConfigError(f"{shown}is larger than the {limit} bytes that are read", where=str(path))
     return data
+
+
+@contextmanager
+def _config_errors() -> Iterator[None]:
+    """Raise the faults of a document as :class:`ConfigError`."""
+    try:
+        yield
+    except config.SchemaError as error:
+        found = tuple(
+            ConfigError(fault.message, where=fault.where, key=fault.key) for fault in error.faults
+        )
+        raise found[0] if len(found) == 1 else ConfigErrors(found) from None
 
 
 def _names_beside(path: Path) -> list[str]:

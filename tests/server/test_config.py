@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from attestation.config import toml
 from fedlearn.errors import ConfigError
 from server.config import ServerConfig
 
@@ -53,6 +54,30 @@ collateral = ["collateral.json"]
 [jobs]
 resume = false
 """.replace("{key}", "ab" * 32)
+
+
+def test_the_file_is_read_and_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text(MINIMUM)
+    parsed: list[bytes | str] = []
+    parse = toml.parse
+
+    def counting(data: bytes | str) -> toml.Source:
+        parsed.append(data)
+        return parse(data)
+
+    monkeypatch.setattr(toml, "parse", counting)
+    found, document = ServerConfig.read(path)
+    assert parsed == [MINIMUM.encode()]
+    assert found == ServerConfig.load(path)
+    assert document["trust_domain"] == found.trust_domain
+
+
+def test_a_document_that_is_not_toml_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text(MINIMUM + "\nlisten = [")
+    with pytest.raises(ConfigError, match=r"server\.toml:\d+: is not TOML"):
+        ServerConfig.read(path)
 
 
 def _load(tmp_path: Path, source: str) -> ServerConfig:

@@ -60,6 +60,19 @@ def test_a_bundle_is_unpacked_read_and_loaded(
         found.run_config({"speed": 2})
 
 
+def test_a_bundle_is_decompressed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+    read = zipfile.ZipFile.read
+
+    def counting(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+        reads.append(entry.filename)
+        return read(archive, entry)
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", counting)
+    bundle.unpack(_zip(GOOD), tmp_path / "app")
+    assert reads == list(GOOD)
+
+
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
