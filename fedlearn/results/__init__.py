@@ -1,0 +1,1 @@
+"""The results of a job, from its events: rounds, sites, refusals, privacy, times."""

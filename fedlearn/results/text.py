@@ -1,0 +1,119 @@
+"""Events, sizes, durations and metrics as text, for the terminal and for pages.
+
+Each text is one line without control characters, also where it has words of other parties; a page
+escapes it for HTML in addition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Final
+
+from fedlearn.job import events
+from fedlearn.job.event_fields import Findings
+from fedlearn.terminal.plaintext import printable
+
+__all__ = ["bytes_text", "event_text", "metrics_text", "privacy_text", "seconds_text"]
+
+_METRICS_SHOWN: Final = 3
+
+
+def bytes_text(count: int) -> str:
+    """Return a size with a binary unit: ``1.4 MiB``."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def seconds_text(seconds: float) -> str:
+    """Return a duration: ``0.42 s``, ``3 min 05 s``."""
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def metrics_text(metrics: Mapping[str, float], first: str = "") -> str:
+    """Return a few metrics: ``first``, then the loss, then the others by name."""
+    ranked = sorted(metrics, key=lambda key: (key != first, key != "loss", key))
+    parts = []
+    for key in ranked[:_METRICS_SHOWN]:
+        value = metrics[key]
+        shown = f"{value:.4f}" if math.isfinite(value) and abs(value) < 1e4 else f"{value:.4g}"
+        parts.append(f"{printable(key)} {shown}")
+    return "  ".join(parts)
+
+
+def privacy_text(spent: events.PrivacySpent) -> str:
+    """Return an epsilon together with the values on which it depends."""
+    limit = f" of {spent.limit:g}" if spent.limit else ""
+    return printable(
+        f"epsilon {spent.epsilon:.3f}{limit} at delta {spent.delta:g}, unit {spent.unit}, "
+        f"{spent.sampling}, accountant {spent.accountant}"
+    )
+
+
+def event_text(event: events.Event, metric: str = "") -> str:
+    """Return one line of text for ``event``; empty for an event without one."""
+    return printable(_sentence(event, metric))
+
+
+def _sentence(event: events.Event, metric: str) -> str:
+    match event:
+        case events.JobSubmitted():
+            return f"job {event.job}: {event.rounds} rounds, {len(event.sites)} sites"
+        case events.JobStarted():
+            again = f", continued after round {event.resumed_from}" if event.resumed_from else ""
+            return f"job {event.job}: started{again}"
+        case events.ClientStarting():
+            return f"site {event.site}: starting {event.detail}".rstrip()
+        case events.ClientAdmitted():
+            return f"site {event.site}: admitted ({event.tee})"
+        case events.ClientRefused():
+            return f"site {event.site}: REFUSED: {event.reason}{_why(event.findings)}"
+        case events.ClientQuarantined():
+            return f"site {event.site}: QUARANTINED: {event.reason}{_why(event.findings)}"
+        case events.ClientLost():
+            return f"site {event.site}: lost: {event.reason}"
+        case events.UpdateRejected():
+            return f"round {event.round}: update of {event.site} dropped: {event.reason}"
+        case events.RoundStarted():
+            return f"round {event.round}/{event.rounds}: started on {len(event.sites)} sites"
+        case events.RoundFinished():
+            total = f"/{event.rounds}" if event.rounds else ""
+            numbers = f"{event.sites} sites  {seconds_text(event.seconds)}"
+            numbers += f"  {bytes_text(event.bytes)}  {metrics_text(event.metrics, metric)}"
+            return f"round {event.round}{total}: {numbers}".rstrip()
+        case events.PrivacySpent():
+            return f"round {event.round}: {privacy_text(event)}"
+        case events.Log():
+            return f"{event.site or 'server'} | {event.line}"
+        case events.JobFinished():
+            model = f", model {event.model} is sealed" if event.model else ""
+            tail = f": {event.detail}" if event.detail else ""
+            return f"job finished{model}{tail}"
+        case events.JobFailed() | events.JobCancelled() | events.JobInterrupted():
+            hint = f" ({event.hint})" if isinstance(event, events.JobFailed) and event.hint else ""
+            return f"{event.kind.replace('.', ' ')}: {event.detail}{hint}".rstrip(": ")
+        case events.OtherEvent():
+            return f"{event.name}: {dict(event.body)}"
+        case _:
+            return ""
+
+
+def _why(findings: Findings) -> str:
+    wrong = [item for item in findings if item.get("tier") != "affirming"]
+    if not wrong:
+        return ""
+    first = wrong[0]
+    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    return (
+        f" [{first.get('claim')}: expected {first.get('expected')}, "
+        f"found {first.get('actual')}{more}]"
+    )
