@@ -45,7 +45,7 @@ from fedlearn.config import NAME
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.job.owner_key import parse_owner_key, read_owner_key
 from fedlearn.job.placement import LAUNCHERS, Placement
-from fedlearn.job.strategies import APP, MEAN_FAMILY
+from fedlearn.job.strategies import APP, MEAN_FAMILY, too_few_updates
 from fedlearn.job.tables import (
     MAX_ROUNDS,
     OPTION,
@@ -180,6 +180,10 @@ class JobSpec:
                     'site; use "aggregated", or remove [privacy]',
                 )
             )
+        few = too_few_updates(self.strategy.name, self.strategy.options, self.quorum or most)
+        if few and not faults:
+            wish = "raise `quorum`, name more sites, or use another strategy"
+            faults.append((("strategy", "name"), f"{few}; {wish}"))
         if faults:
             raise InconsistentValues(*faults)
         if self.quorum == 0:

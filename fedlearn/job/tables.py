@@ -22,7 +22,15 @@ from attestation.config import (
     whole,
 )
 from fedlearn import config as reading
-from fedlearn.job.strategies import AGGREGATED, APP, STRATEGIES, UPDATES, VISIBLE_TO_APP
+from fedlearn.job.strategies import (
+    AGGREGATED,
+    APP,
+    REQUIRED,
+    STRATEGIES,
+    UPDATES,
+    VISIBLE_TO_APP,
+    option_fault,
+)
 
 __all__ = [
     "MAX_ROUNDS",
@@ -48,7 +56,7 @@ class StrategySpec:
     """How updates become one model.
 
     ``name``     the strategy; ``app``: that of the application's own ServerApp
-    ``options``  of the strategy, those of Flower's class of this name
+    ``options``  of the strategy, those of Flower's class of this name, each of its type
     """
 
     name: str = option(choice(*STRATEGIES), default=APP)
@@ -57,15 +65,23 @@ class StrategySpec:
     )
 
     def __post_init__(self) -> None:
-        known = STRATEGIES.get(self.name, ())
+        known = STRATEGIES.get(self.name, {})
         faults: list[tuple[toml.Path, str]] = []
-        for key in self.options:
-            if key not in known:
+        for key, value in self.options.items():
+            if key in known:
+                if fault := option_fault(self.name, key, value):
+                    faults.append((("options", key), fault))
+            else:
                 near = difflib.get_close_matches(key, known, n=1)
                 wish = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
                 if not known:
                     wish = "the application makes its own strategy; use [config] to configure it"
                 faults.append((("options", key), f'not an option of "{self.name}"; {wish}'))
+        faults += [
+            (("options",), f'"{self.name}" needs the option {key!r}')
+            for key in REQUIRED.get(self.name, ())
+            if key not in self.options
+        ]
         if faults:
             raise InconsistentValues(*faults)
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from attestation.config import InconsistentValues, dumps
@@ -28,7 +28,7 @@ from fedlearn.errors import ConfigError, JobError
 from fedlearn.job.assignment import Assignment
 from fedlearn.job.owner_key import owner_key_text
 from fedlearn.job.spec import MAX_JOB_TOML_BYTES, JobFiles, JobSpec, workload_digest
-from fedlearn.job.strategies import STRATEGIES
+from fedlearn.job.strategies import REQUIRED, STRATEGIES, option_fault, too_few_updates
 from fedlearn.job.tables import StrategySpec
 
 POLICY = b'version = 1\nname = "p"\naccept = ["sample"]\ninsecure_sample = true\n'
@@ -103,12 +103,30 @@ scalars = st.one_of(
 )
 
 
+def _valid(option: str) -> st.SearchStrategy[str | int | float]:
+    """Values of an option, of its type."""
+    if option.endswith("_key"):
+        return st.text(min_size=1, max_size=10).filter(lambda text: "\0" not in text)
+    if option.startswith("num_"):
+        return st.integers(1, 3)
+    return st.floats(0.2, 0.4) if option == "beta" else st.floats(0.1, 0.9)
+
+
+@st.composite
+def strategies(draw: st.DrawFn, quorum: int) -> StrategySpec:
+    name = draw(st.sampled_from(sorted(STRATEGIES)))
+    known = sorted(STRATEGIES[name])
+    chosen = draw(st.lists(st.sampled_from(known), unique=True)) if known else []
+    options = {key: draw(_valid(key)) for key in {*chosen, *REQUIRED.get(name, ())}}
+    assume(not too_few_updates(name, options, quorum))
+    return StrategySpec(name=name, options=options)
+
+
 @st.composite
 def specs(draw: st.DrawFn) -> JobSpec:
     sites = tuple(draw(st.lists(names, min_size=1, max_size=5, unique=True)))
-    strategy = draw(st.sampled_from(sorted(STRATEGIES)))
-    options = STRATEGIES[strategy]
-    chosen = draw(st.lists(st.sampled_from(options), unique=True)) if options else []
+    quorum = draw(st.integers(1, len(sites)))
+    strategy = draw(strategies(quorum))
     return JobSpec(
         name=draw(names),
         app=draw(st.text(min_size=1, max_size=20).filter(lambda t: "\0" not in t)),
@@ -116,14 +134,14 @@ def specs(draw: st.DrawFn) -> JobSpec:
         sites=sites,
         policy="policy.toml",
         policy_digest=draw(st.binary(min_size=32, max_size=32)),
-        quorum=draw(st.integers(1, len(sites))),
+        quorum=quorum,
         deadline_s=draw(st.floats(1, 604_800)),
         stragglers=draw(st.sampled_from(["drop", "fail"])),
         seed=draw(st.integers(0, 2**63 - 1)),
         owner_key=draw(
             st.one_of(st.just(""), st.binary(min_size=32, max_size=32).map(owner_key_text))
         ),
-        strategy=StrategySpec(name=strategy, options={key: draw(scalars) for key in chosen}),
+        strategy=strategy,
         config=draw(st.dictionaries(names.filter(lambda n: n[0].isalpha()), scalars, max_size=4)),
     )
 
@@ -151,7 +169,12 @@ def test_an_app_that_receives_single_updates_cannot_promise_privacy() -> None:
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_under_privacy_a_strategy_needs_nothing_but_the_mean(name: str) -> None:
-    text = FULL.replace('"fedprox"\noptions = { proximal_mu = 0.1 }', f'"{name}"')
+    rate = "\noptions = { client_learning_rate = 0.1 }" if name == "qfedavg" else ""
+    text = (
+        FULL.replace('"fedprox"\noptions = { proximal_mu = 0.1 }', f'"{name}"{rate}')
+        .replace('["a", "b"]', '["a", "b", "c", "d", "e"]')
+        .replace("quorum = 1", "quorum = 5")
+    )
     single = {"bulyan", "fedmedian", "fedtrimmedavg", "krum", "multikrum", "qfedavg"}
     if name not in single:
         assert _read(text).privacy is not None
@@ -159,6 +182,91 @@ def test_under_privacy_a_strategy_needs_nothing_but_the_mean(name: str) -> None:
     with pytest.raises(ConfigError, match=rf'strategy\.name: "{name}" needs the updates of single'):
         _read(text)
     assert _read(text[: text.index("[privacy]")]).strategy.name == name
+
+
+# --- strategies -----------------------------------------------------------------------
+
+_SEVEN = MINIMUM.replace('["a", "b"]', '["a", "b", "c", "d", "e", "f", "g"]')
+
+
+@pytest.mark.parametrize(
+    ("strategy", "quorum", "words"),
+    [
+        ('name = "bulyan"', 3, ""),
+        ('name = "bulyan"', 2, r"needs 3 updates in each round \(n >= 4f \+ 3"),
+        ('name = "bulyan"\noptions = { num_malicious_nodes = 1 }', 7, ""),
+        ('name = "bulyan"\noptions = { num_malicious_nodes = 1 }', 6, "needs 7 updates"),
+        ('name = "krum"\noptions = { num_malicious_nodes = 1 }', 5, ""),
+        (
+            'name = "krum"\noptions = { num_malicious_nodes = 1 }',
+            4,
+            r"with num_malicious_nodes = 1 needs 5 updates in each round \(n >= 2f \+ 3, Blanchard",
+        ),
+        ('name = "multikrum"\noptions = { num_nodes_to_select = 5 }', 5, ""),
+        (
+            'name = "multikrum"\noptions = { num_malicious_nodes = 1, num_nodes_to_select = 5 }',
+            5,
+            "of the 5 of a round only 4 are not malicious",
+        ),
+        ('name = "fedmedian"', 3, ""),
+        ('name = "fedmedian"', 2, "the median of two is their mean"),
+        ('name = "fedtrimmedavg"', 5, ""),
+        ('name = "fedtrimmedavg"', 4, "with beta = 0.2 needs 5 updates in each round"),
+        ('name = "fedtrimmedavg"\noptions = { beta = 0 }', 7, "beta = 0 trims nothing"),
+        # Of seven sites a round asks three, and has three updates.
+        (
+            'name = "krum"\noptions = { num_malicious_nodes = 1, fraction_train = 0.5 }',
+            7,
+            "a round of this job may have 3",
+        ),
+        ('name = "fedavg"', 1, ""),
+    ],
+)
+def test_a_robust_rule_is_refused_where_it_would_guarantee_nothing(
+    strategy: str, quorum: int, words: str
+) -> None:
+    source = f"{_SEVEN}quorum = {quorum}\n[strategy]\n{strategy}\n"
+    if not words:
+        assert _read(source).quorum == quorum
+        return
+    with pytest.raises(ConfigError, match=rf"job.toml:8: strategy\.name: .*{words}"):
+        _read(source)
+
+
+def test_a_rule_counts_the_sites_that_a_placement_chooses() -> None:
+    chosen = _SEVEN + '[strategy]\nname = "krum"\n[placement]\nchoose = {}\n'
+    assert _read(chosen.format(3)).quorum == 3
+    with pytest.raises(ConfigError, match="may have 2"):
+        _read(chosen.format(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "words"),
+    [
+        ("fedadam", "eta", '"x"', r'must be a number above 0, up to 1e\+09, not "x"'),
+        ("fedadam", "eta", "true", "must be a number above 0"),
+        ("fedyogi", "beta_2", "1.0", "must be a number from 0 up to, not including, 1, not 1.0"),
+        ("fedprox", "proximal_mu", "-0.1", "must be a number from 0"),
+        ("fedavg", "fraction_train", "0", "must be a number above 0, up to 1, not 0"),
+        ("fedtrimmedavg", "beta", "0.5", "must be a number from 0 up to, not including, 0.5, not 0.5"),
+        ("krum", "num_malicious_nodes", "1.0", "must be a whole number from 0 to 1000, not 1.0"),
+        ("multikrum", "num_nodes_to_select", "0", "must be a whole number from 1"),
+        ("fedavg", "weighted_by_key", "3", "must be text of 1 to 64 characters"),
+    ],
+)
+def test_an_option_has_the_type_of_its_strategy(
+    name: str, option: str, value: str, words: str
+) -> None:
+    source = f'{_SEVEN}[strategy]\nname = "{name}"\noptions = {{ {option} = {value} }}\n'
+    with pytest.raises(ConfigError, match=rf"job.toml:8: strategy\.options\.{option}: {words}"):
+        _read(source)
+
+
+def test_an_option_without_a_default_is_asked_for() -> None:
+    source = _SEVEN + '[strategy]\nname = "qfedavg"\n'
+    with pytest.raises(ConfigError, match="needs the option 'client_learning_rate'"):
+        _read(source)
+    assert _read(source + "options = { client_learning_rate = 0.1 }").strategy.options
 
 
 # --- digest ---------------------------------------------------------------------------
@@ -460,7 +568,14 @@ def test_the_table_of_strategies_is_flowers() -> None:
     for name, options in STRATEGIES.items():
         if name == "app":
             continue
-        assert set(options) <= set(inspect.signature(found[name]).parameters), name
+        parameters = inspect.signature(found[name]).parameters
+        assert set(options) <= set(parameters), name
+        for option in options:
+            default = parameters[option].default
+            if default is inspect.Parameter.empty:
+                assert option in REQUIRED[name], (name, option)
+            else:
+                assert not option_fault(name, option, default), (name, option)
 
 
 def test_a_file_that_no_coordinator_takes_is_refused_where_it_lies(tmp_path: Path) -> None:
