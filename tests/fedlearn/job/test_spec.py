@@ -248,7 +248,12 @@ def test_a_rule_counts_the_sites_that_a_placement_chooses() -> None:
         ("fedyogi", "beta_2", "1.0", "must be a number from 0 up to, not including, 1, not 1.0"),
         ("fedprox", "proximal_mu", "-0.1", "must be a number from 0"),
         ("fedavg", "fraction_train", "0", "must be a number above 0, up to 1, not 0"),
-        ("fedtrimmedavg", "beta", "0.5", "must be a number from 0 up to, not including, 0.5, not 0.5"),
+        (
+            "fedtrimmedavg",
+            "beta",
+            "0.5",
+            "must be a number from 0 up to, not including, 0.5, not 0.5",
+        ),
         ("krum", "num_malicious_nodes", "1.0", "must be a whole number from 0 to 1000, not 1.0"),
         ("multikrum", "num_nodes_to_select", "0", "must be a whole number from 1"),
         ("fedavg", "weighted_by_key", "3", "must be text of 1 to 64 characters"),
