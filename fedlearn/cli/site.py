@@ -6,7 +6,9 @@ The page is docs/tutorials/enroll-a-site.md.
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,11 +17,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from attestation.durable import write_durably
 from fedlearn.cli.operator import connect, duration, operator_option
 from fedlearn.config import NAME
 from fedlearn.errors import ConfigError, EnrollmentRefused
 from fedlearn.identity.join import JoinToken
 from fedlearn.terminal.console import Commands, json_option, line, print_json, printable
+from fedlearn.terminal.options import sample_key_option
 
 if TYPE_CHECKING:
     from fedlearn.wire.operator import OperatorClient, SiteState, SiteTpm
@@ -79,6 +83,14 @@ _name = click.argument("name", callback=_checked_name)
     metavar="SHA256",
     help="Endorsement key that the site's TPM must have, as `fedlearn-edge check` prints it there.",
 )
+@sample_key_option("the site's")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    metavar="FILE",
+    help="Write the token to a new file that only you may read, and not to the terminal.",
+)
 @operator_option
 @json_option
 def token(
@@ -86,6 +98,8 @@ def token(
     lifetime: timedelta | None,
     no_approval: bool,
     ek: bytes,
+    sample_key: bytes,
+    out: Path | None,
     operator: Path | None,
     as_json: bool,
 ) -> None:
@@ -93,17 +107,26 @@ def token(
 
     The token is a secret; give it to the site's owner only.
     """
+    if out is not None and out.exists():
+        raise ConfigError("exists", where=str(out), hint="name another file with --out")
     with connect(operator) as client:
         invitation = client.create_token(
-            name, lifetime=lifetime, needs_approval=not no_approval, ek=ek
+            name,
+            lifetime=lifetime,
+            needs_approval=not no_approval,
+            ek=ek,
+            sample_key=sample_key,
         )
-    install = _install(name, JoinToken.parse(invitation.token).address)
-    enroll = f"fedlearn site enroll --token-file token.txt --state ./{name}"
+    if out is not None:
+        write_durably(out, f"{invitation.token}\n".encode())
+    file = "token.txt" if out is None else out.name
+    install = _install(name, JoinToken.parse(invitation.token).address, file)
+    enroll = f"fedlearn-edge init --token-file {file} --data NAME=PATH"
     if as_json:
         print_json(
             {
                 "site": name,
-                "token": invitation.token,
+                **({"token": invitation.token} if out is None else {"file": str(out)}),
                 "expires": invitation.expires.isoformat(),
                 "needs_approval": not no_approval,
                 "helm": install,
@@ -112,17 +135,33 @@ def token(
         )
         return
     # If stdout is not a terminal, it gets the token only, so that it can be redirected to a file.
-    click.echo(invitation.token)
+    click.echo(invitation.token if out is None else f"the token of {name} is in {out}")
     click.echo(
-        f"\nValid once, until {_when(invitation.expires)}. Save it at the site as token.txt:\n"
+        f"\nValid once, until {_when(invitation.expires)}. Send it to the site; there:\n"
         f"  {enroll}\nor, on Kubernetes, with the addresses that clients reach "
         f"in capital letters replaced:\n  {install}"
         + ("" if no_approval else f"\nthen here:\n  fedlearn site approve {name}"),
         err=True,
     )
+    if out is None and (mode := _open_to_others()) is not None:
+        click.echo(
+            f"\nwarning: other users of this machine may read the file that holds the token now "
+            f"(mode {mode:03o}); --out FILE writes one that only you may read",
+            err=True,
+        )
 
 
-def _install(name: str, gate: str) -> str:
+def _open_to_others() -> int | None:
+    """Return the mode of the regular file that is stdout, where others may read it."""
+    try:
+        status = os.fstat(sys.stdout.fileno())
+    except (OSError, ValueError):  # not a file of the system
+        return None
+    mode = stat.S_IMODE(status.st_mode)
+    return mode if stat.S_ISREG(status.st_mode) and mode & 0o077 else None
+
+
+def _install(name: str, gate: str, file: str) -> str:
     """Return the command that installs a site's chart.
 
     A NetworkPolicy needs addresses: those that are not known here are placeholders in capitals.
@@ -136,7 +175,7 @@ def _install(name: str, gate: str) -> str:
     return " ".join(
         (
             f"helm install fedlearn-edge helm/fedlearn-edge --set site.name={name}",
-            "--set-file enrollment.token=token.txt",
+            f"--set-file enrollment.token={file}",
             *(
                 f"--set 'networkPolicy.{peer}.to[0].ipBlock.cidr={cidr}'"
                 for peer, cidr in peers.items()
@@ -179,6 +218,8 @@ def show(name: str, operator: Path | None, as_json: bool) -> None:
     line(f"  key          {site.key_thumbprint.hex() or '-'}")
     for key, value in _tpm_lines(site.tpm):
         line(f"  {key:<11}  {printable(value)}")
+    if site.sample_key:
+        line(f"  INSECURE     sample evidence of the development key {site.sample_key.hex()}")
     line(f"  assignments  {', '.join(map(printable, site.assignments)) or '-'}")
     for key, value in sorted(_capabilities(site).items()):
         line(f"  {printable(str(key)):<11}  {printable(_words(value))}")
@@ -209,22 +250,25 @@ def _changing(verb: str, summary: str, call: Callable[[OperatorClient, str], Sit
     metavar="SHA256",
     help="The endorsement key to bind; required if the site was bound to another one before.",
 )
+@sample_key_option("the site's")
 @operator_option
 @json_option
-def approve(name: str, ek: bytes, operator: Path | None, as_json: bool) -> None:
+def approve(name: str, ek: bytes, sample_key: bytes, operator: Path | None, as_json: bool) -> None:
     """Approve a pending site, or activate a draining one again.
 
     This binds the site to the TPM that `fedlearn site show` prints. Compare it first with the
     output of `fedlearn-edge check` at the site.
     """
     with connect(operator) as client:
-        site = client.approve_site(name, ek=ek)
+        site = client.approve_site(name, ek=ek, sample_key=sample_key)
     if as_json:
         print_json(_json(site))
         return
     line(f"site {printable(site.name)}: {printable(site.status)}")
     if site.tpm.ek:
         line(f"  bound to the endorsement key {site.tpm.ek.hex()}")
+    if site.sample_key:
+        line(f"  INSECURE: its development key is {site.sample_key.hex()}", style="yellow")
 
 
 _changing("reject", "Reject a pending site.", lambda client, name: client.reject_site(name))
@@ -379,6 +423,7 @@ def _json(site: SiteState, *, whole: bool = False) -> dict[str, Any]:
         "last_seen": site.last_seen.isoformat() if site.last_seen else None,
         "assignments": list(site.assignments),
         "key_thumbprint": site.key_thumbprint.hex(),
+        "insecure_sample_key": site.sample_key.hex(),
         "tpm": {
             "ek": site.tpm.ek.hex(),
             "endorsement": site.tpm.endorsement,

@@ -14,21 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from attestation.attesters import Attester
-from fedlearn.config import file_bytes
 from fedlearn.config.attesterfile import AttesterSettings
+from fedlearn.config.development_key import DEVELOPMENT_KEY, key_digest, read_key
 from fedlearn.errors import ConfigError
 
 if TYPE_CHECKING:
     from attestation.attesters.tpm import TpmAttester
 
-__all__ = ["device", "open_attester", "open_tpm"]
-
-_MAX_KEY_BYTES = 64 * 1024
+__all__ = ["device", "open_attester", "open_tpm", "sample_key_digest"]
 
 
 @contextmanager
@@ -99,13 +93,18 @@ def open_tpm(settings: AttesterSettings, *, state: Path) -> TpmAttester | None:
 def _sample(settings: AttesterSettings, state: Path) -> Attester:
     from attestation.attesters.sample import SampleAttester
 
-    path = settings.key or state / "insecure-development.key"
-    data = file_bytes(path, limit=_MAX_KEY_BYTES, what="the development key")
-    try:
-        key = serialization.load_pem_private_key(data, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise ConfigError("not a private key in PEM", where=str(path)) from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError("a development key is an EC key on P-256", where=str(path))
+    key = read_key(_key_file(settings, state))
     hardware_id = settings.hardware_id or hashlib.sha256(str(state.resolve()).encode()).digest()
     return SampleAttester(key, hardware_id)
+
+
+def sample_key_digest(settings: AttesterSettings, *, state: Path) -> bytes | None:
+    """Return the digest by which others trust this machine's development key; ``None`` without.
+
+    :raises ConfigError: when the settings name such a key, and it cannot be read.
+    """
+    return key_digest(_key_file(settings, state)) if settings.kind == "insecure-sample" else None
+
+
+def _key_file(settings: AttesterSettings, state: Path) -> Path:
+    return settings.key or state / DEVELOPMENT_KEY

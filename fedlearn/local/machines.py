@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from attestation.evidence import Tee
 from fedlearn.config.attester import device, open_attester
 from fedlearn.config.attesterfile import AttesterSettings
+from fedlearn.config.development_key import make_key
 from fedlearn.errors import ConfigError
 
 __all__ = ["TEES", "Machine", "TeeChoice", "choose_tee", "make_machine", "settings_of"]
@@ -25,7 +23,6 @@ __all__ = ["TEES", "Machine", "TeeChoice", "choose_tee", "make_machine", "settin
 TeeChoice = Literal["auto", "tpm", "sample"]
 TEES: Final = ("auto", "tpm", "sample")
 _KINDS: Final = {Tee.TPM: "insecure-software-tpm", Tee.SAMPLE: "insecure-sample"}
-_DEVELOPMENT_KEY: Final = "insecure-development.key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,22 +96,9 @@ def make_machine(tee: Tee, state: Path) -> Machine:
 
 
 def _sample(state: Path) -> Machine:
-    key = ec.generate_private_key(ec.SECP256R1())
-    path = state / _DEVELOPMENT_KEY
-    path.touch(mode=0o600)
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    public = key.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
     return Machine(
         tee=Tee.SAMPLE,
         state=state,
-        anchor=hashlib.sha256(public).digest(),
+        anchor=make_key(state),
         hardware_id=hashlib.sha256(str(state.resolve()).encode()).digest(),
     )

@@ -390,12 +390,14 @@ class SiteName(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class ApproveSiteRequest(_message.Message):
-    __slots__ = ("name", "ek")
+    __slots__ = ("name", "ek", "insecure_sample_key")
     NAME_FIELD_NUMBER: _ClassVar[int]
     EK_FIELD_NUMBER: _ClassVar[int]
+    INSECURE_SAMPLE_KEY_FIELD_NUMBER: _ClassVar[int]
     name: str
     ek: bytes
-    def __init__(self, name: _Optional[str] = ..., ek: _Optional[bytes] = ...) -> None: ...
+    insecure_sample_key: bytes
+    def __init__(self, name: _Optional[str] = ..., ek: _Optional[bytes] = ..., insecure_sample_key: _Optional[bytes] = ...) -> None: ...
 
 class JobList(_message.Message):
     __slots__ = ("jobs",)
@@ -468,16 +470,18 @@ class Event(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., unix_ms: _Optional[int] = ..., kind: _Optional[str] = ..., json: _Optional[str] = ...) -> None: ...
 
 class CreateTokenRequest(_message.Message):
-    __slots__ = ("site", "lifetime_s", "needs_approval", "ek")
+    __slots__ = ("site", "lifetime_s", "needs_approval", "ek", "insecure_sample_key")
     SITE_FIELD_NUMBER: _ClassVar[int]
     LIFETIME_S_FIELD_NUMBER: _ClassVar[int]
     NEEDS_APPROVAL_FIELD_NUMBER: _ClassVar[int]
     EK_FIELD_NUMBER: _ClassVar[int]
+    INSECURE_SAMPLE_KEY_FIELD_NUMBER: _ClassVar[int]
     site: str
     lifetime_s: int
     needs_approval: bool
     ek: bytes
-    def __init__(self, site: _Optional[str] = ..., lifetime_s: _Optional[int] = ..., needs_approval: _Optional[bool] = ..., ek: _Optional[bytes] = ...) -> None: ...
+    insecure_sample_key: bytes
+    def __init__(self, site: _Optional[str] = ..., lifetime_s: _Optional[int] = ..., needs_approval: _Optional[bool] = ..., ek: _Optional[bytes] = ..., insecure_sample_key: _Optional[bytes] = ...) -> None: ...
 
 class CreateTokenReply(_message.Message):
     __slots__ = ("token", "expires_unix_ms")
@@ -488,7 +492,7 @@ class CreateTokenReply(_message.Message):
     def __init__(self, token: _Optional[str] = ..., expires_unix_ms: _Optional[int] = ...) -> None: ...
 
 class SiteState(_message.Message):
-    __slots__ = ("name", "status", "connected", "last_seen_unix_ms", "capabilities_json", "assignments", "key_thumbprint", "tpm")
+    __slots__ = ("name", "status", "connected", "last_seen_unix_ms", "capabilities_json", "assignments", "key_thumbprint", "tpm", "insecure_sample_key")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
@@ -497,6 +501,7 @@ class SiteState(_message.Message):
     ASSIGNMENTS_FIELD_NUMBER: _ClassVar[int]
     KEY_THUMBPRINT_FIELD_NUMBER: _ClassVar[int]
     TPM_FIELD_NUMBER: _ClassVar[int]
+    INSECURE_SAMPLE_KEY_FIELD_NUMBER: _ClassVar[int]
     name: str
     status: str
     connected: bool
@@ -505,7 +510,8 @@ class SiteState(_message.Message):
     assignments: _containers.RepeatedScalarFieldContainer[str]
     key_thumbprint: bytes
     tpm: SiteTpm
-    def __init__(self, name: _Optional[str] = ..., status: _Optional[str] = ..., connected: _Optional[bool] = ..., last_seen_unix_ms: _Optional[int] = ..., capabilities_json: _Optional[str] = ..., assignments: _Optional[_Iterable[str]] = ..., key_thumbprint: _Optional[bytes] = ..., tpm: _Optional[_Union[SiteTpm, _Mapping]] = ...) -> None: ...
+    insecure_sample_key: bytes
+    def __init__(self, name: _Optional[str] = ..., status: _Optional[str] = ..., connected: _Optional[bool] = ..., last_seen_unix_ms: _Optional[int] = ..., capabilities_json: _Optional[str] = ..., assignments: _Optional[_Iterable[str]] = ..., key_thumbprint: _Optional[bytes] = ..., tpm: _Optional[_Union[SiteTpm, _Mapping]] = ..., insecure_sample_key: _Optional[bytes] = ...) -> None: ...
 
 class SiteTpm(_message.Message):
     __slots__ = ("ek", "endorsement", "ak", "shown_ek", "certificate")

@@ -60,7 +60,8 @@ class SiteTpm:
 class SiteState:
     """A site. ``status``: invited, pending, active, draining or removed.
 
-    ``capabilities`` is the JSON that the site reports; empty in a list.
+    ``capabilities`` is the JSON that the site reports; empty in a list. ``sample_key`` is the
+    SHA-256 of a development key that may sign its evidence, which proves nothing about hardware.
     """
 
     name: str
@@ -70,6 +71,7 @@ class SiteState:
     capabilities: str
     assignments: tuple[str, ...]
     key_thumbprint: bytes
+    sample_key: bytes = b""
     tpm: SiteTpm = field(default_factory=SiteTpm)
 
 
@@ -257,8 +259,11 @@ class OperatorClient(Calls):
         lifetime: timedelta | None = None,
         needs_approval: bool = True,
         ek: bytes = b"",
+        sample_key: bytes = b"",
     ) -> Invitation:
         """Invite a site; ``ek`` names the endorsement key that its TPM must have (SHA-256).
+
+        ``sample_key`` is insecure: a development key (SHA-256) that may sign its evidence.
 
         Without ``lifetime`` the token is valid for as long as the coordinator configures.
         """
@@ -267,6 +272,7 @@ class OperatorClient(Calls):
             lifetime_s=int(lifetime.total_seconds()) if lifetime is not None else 0,
             needs_approval=needs_approval,
             ek=ek,
+            insecure_sample_key=sample_key,
         )
         reply = self._once(self._operator.CreateToken, request)
         return Invitation(token=reply.token, expires=_moment(reply.expires_unix_ms))
@@ -280,13 +286,14 @@ class OperatorClient(Calls):
         """Return one site, with what it reports about itself."""
         return _site(self._retry(self._operator.GetSite, pb.SiteName(name=name)))
 
-    def approve_site(self, name: str, *, ek: bytes = b"") -> SiteState:
+    def approve_site(self, name: str, *, ek: bytes = b"", sample_key: bytes = b"") -> SiteState:
         """Approve a pending site, or activate a draining one again.
 
         The site is bound to the endorsement key that it has shown. ``ek`` names that key, and is
-        required if the site was bound to another one before.
+        required if the site was bound to another one before. ``sample_key`` is insecure: a
+        development key (SHA-256) that may sign its evidence.
         """
-        request = pb.ApproveSiteRequest(name=name, ek=ek)
+        request = pb.ApproveSiteRequest(name=name, ek=ek, insecure_sample_key=sample_key)
         return _site(self._once(self._operator.ApproveSite, request))
 
     def reject_site(self, name: str) -> SiteState:
@@ -361,6 +368,7 @@ def _site(state: pb.SiteState) -> SiteState:
         capabilities=state.capabilities_json,
         assignments=tuple(state.assignments),
         key_thumbprint=state.key_thumbprint,
+        sample_key=state.insecure_sample_key,
         tpm=SiteTpm(
             ek=state.tpm.ek,
             endorsement=state.tpm.endorsement,

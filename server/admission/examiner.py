@@ -60,6 +60,10 @@ class SiteKeys(Protocol):
         """Return the keys that the TPM of ``site`` has proven, if it has."""
         ...
 
+    def sample_key_of(self, site: str) -> bytes:
+        """Return the development key (SHA-256) that an operator named for ``site``, or nothing."""
+        ...
+
     def site_of_ak(self, ak: bytes) -> str | None:
         """Return the site whose TPM holds an attestation key (SHA-256), if any is known to."""
         ...
@@ -104,6 +108,7 @@ class Affirmed:
     claims: Claims
     result: AttestationResult
     tpm: ProvenKey | None = None
+    sample_key: bytes = b""
 
 
 class Examiner:
@@ -174,6 +179,8 @@ class Examiner:
             _same_party(request, tls_key, current)
         attempt.step = "evidence"
         tpm = self._sites.tpm_of(request.site)
+        sample_key = self._sites.sample_key_of(request.site)
+        trust = _trusting(job.trust, tpm, sample_key)
         try:
             evidence = Evidence.from_bytes(request.evidence)
             digest = evidence.digest()
@@ -190,7 +197,7 @@ class Examiner:
                     node_id=request.site,
                     workload=job.workload,
                 ),
-                trust=job.policy.anchors_for(_trusting(job.trust, tpm), tee=evidence.tee, now=now),
+                trust=job.policy.anchors_for(trust, tee=evidence.tee, now=now),
                 now=now,
             )
         except AttestationError as error:
@@ -218,6 +225,7 @@ class Examiner:
             claims=claims,
             result=result,
             tpm=tpm,
+            sample_key=sample_key,
         )
 
     def recheck(
@@ -239,6 +247,11 @@ class Examiner:
         if self._sites.tpm_of(site) != affirmed.tpm:
             raise AdmissionDenied(
                 f"the TPM of site {site} changed while the evidence was verified",
+                hint="try again with a new challenge",
+            )
+        if self._sites.sample_key_of(site) != affirmed.sample_key:
+            raise AdmissionDenied(
+                f"the development key of site {site} changed while the evidence was verified",
                 hint="try again with a new challenge",
             )
         job = job_of(affirmed.job.name)
@@ -333,8 +346,13 @@ def _same_party(request: AdmitRequest, tls_key: bytes, current: Admission) -> No
         raise AdmissionDenied("a renewal keeps its keys", hint="seek a new admission for a new key")
 
 
-def _trusting(trust: TrustAnchors, tpm: ProvenKey | None) -> TrustAnchors:
-    """Return ``trust`` with the attestation key that this site, and no other, has proven."""
+def _trusting(trust: TrustAnchors, tpm: ProvenKey | None, sample_key: bytes) -> TrustAnchors:
+    """Return ``trust`` with the keys that count for this site, and for no other.
+
+    ``tpm`` is what its TPM has proven, ``sample_key`` the development key that an operator named.
+    """
+    if sample_key:
+        trust = dataclasses.replace(trust, sample_keys=trust.sample_keys | {sample_key})
     if tpm is None:
         return trust
     return dataclasses.replace(

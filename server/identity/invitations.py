@@ -18,7 +18,7 @@ from fedlearn.errors import ConfigError, EnrollmentRefused
 from fedlearn.identity.join import JoinToken, checked_address
 from fedlearn.identity.spiffe import checked_name
 from server.identity.peer_certificates import csr_key, spki, thumbprint
-from server.identity.site import Site, SiteStatus
+from server.identity.site import Site, SiteStatus, sample_key_entry
 from server.identity.site_records import SiteRecords
 from server.identity.site_tpm import SiteTpm, check_digest
 
@@ -62,16 +62,19 @@ class Invitations:
         lifetime: timedelta | None = None,
         needs_approval: bool = True,
         ek: bytes = b"",
+        sample_key: bytes = b"",
     ) -> JoinToken:
         """Invite ``site``. An earlier invitation that was not redeemed is void.
 
         ``ek`` is the SHA-256 of the endorsement key that its TPM must have, where it is known.
+        ``sample_key`` is insecure: that of a development key that may sign its evidence.
 
         :raises ConfigError: when the name or lifetime is out of bounds, the site is enrolled
             already, or there are too many sites.
         """
         checked_name(site, "site")
         check_digest(ek)
+        check_digest(sample_key, what="a development key", key="insecure_sample_key")
         lifetime = self.lifetime if lifetime is None else lifetime
         if not timedelta(minutes=1) <= lifetime <= MAX_TOKEN_LIFETIME:
             raise ConfigError(
@@ -103,6 +106,7 @@ class Invitations:
                 needs_approval=needs_approval,
                 changed=now,
                 tpm=SiteTpm(site=site, ek=ek, endorsement="invitation" if ek else ""),
+                sample_key=sample_key,
             )
             self._records.enter(
                 "enrollment",
@@ -112,6 +116,7 @@ class Invitations:
                     "expires": (now + lifetime).isoformat(),
                     "needs_approval": needs_approval,
                     **({"ek": ek.hex()} if ek else {}),
+                    **sample_key_entry(sample_key),
                 },
             )
         return token

@@ -12,7 +12,7 @@ from fedlearn.errors import LedgerError
 from server.identity.peer_certificates import thumbprint
 from server.identity.site_tpm import SiteTpm
 
-__all__ = ["Site", "SiteStatus", "status_change"]
+__all__ = ["Site", "SiteStatus", "sample_key_entry", "status_change"]
 
 
 class SiteStatus(enum.StrEnum):
@@ -35,6 +35,10 @@ class Site:
     ``needs_approval`` whether an operator has to let it in once it has redeemed the token
     ``changed``        when its status changed last
     ``tpm``            what is known of its TPM
+    ``sample_key``     SHA-256 of the SPKI of a development key that may sign this site's sample
+                       evidence, as an operator named it; empty: there is none. It proves nothing
+                       about hardware, and counts only where the job's policy accepts such
+                       evidence by name
     ``last_seen``      when it was in touch since the coordinator started
     ``capabilities``   the JSON object that it reported since then, or empty
     """
@@ -47,6 +51,7 @@ class Site:
     needs_approval: bool
     changed: datetime
     tpm: SiteTpm
+    sample_key: bytes = b""
     last_seen: datetime | None = None
     capabilities: str = ""
 
@@ -55,9 +60,20 @@ class Site:
         """SHA-256 of the key; empty when there is none."""
         return thumbprint(self.key) if self.key else b""
 
-    def changed_to(self, status: SiteStatus, *, now: datetime, tpm: SiteTpm | None = None) -> Self:
-        """Return the site with another status, and what is then known of its TPM."""
-        return replace(self, status=status, changed=now, tpm=tpm or self.tpm)
+    def changed_to(
+        self,
+        status: SiteStatus,
+        *,
+        now: datetime,
+        tpm: SiteTpm | None = None,
+        sample_key: bytes = b"",
+    ) -> Self:
+        """Return the site with another status, and with these keys where they are given.
+
+        A removed site keeps no development key.
+        """
+        kept = b"" if status is SiteStatus.REMOVED else sample_key or self.sample_key
+        return replace(self, status=status, changed=now, tpm=tpm or self.tpm, sample_key=kept)
 
     def entry(self) -> dict[str, Any]:
         """Return what the ledger keeps: all that the coordinator acts on."""
@@ -69,6 +85,7 @@ class Site:
             "needs_approval": self.needs_approval,
             "changed": self.changed.isoformat(),
             "tpm": self.tpm.entry(),
+            **sample_key_entry(self.sample_key),
         }
 
     @classmethod
@@ -87,6 +104,7 @@ class Site:
                 needs_approval=entry["needs_approval"] is True,
                 changed=datetime.fromisoformat(entry["changed"]).astimezone(UTC),
                 tpm=SiteTpm.of_entry(name, entry["tpm"]),
+                sample_key=bytes.fromhex(entry.get("insecure_sample_key", "")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise LedgerError(
@@ -102,4 +120,10 @@ def status_change(former: Site, site: Site) -> dict[str, Any]:
         "former": former.status.value,
         "key_thumbprint": former.key_thumbprint.hex(),
         **({"tpm": site.tpm.entry()} if site.tpm.ek or site.tpm.shown_ek else {}),
+        **sample_key_entry(site.sample_key),
     }
+
+
+def sample_key_entry(key: bytes) -> dict[str, str]:
+    """Return the part of a ledger entry that names a development key; empty without one."""
+    return {"insecure_sample_key": key.hex()} if key else {}

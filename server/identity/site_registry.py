@@ -75,18 +75,20 @@ class SiteRegistry:
         """Write to the ledger how many refusals were left out; to be called once a second."""
         self._records.settle()
 
-    def approve(self, site: str, *, ek: bytes = b"") -> Site:
+    def approve(self, site: str, *, ek: bytes = b"", sample_key: bytes = b"") -> Site:
         """Make a pending or draining site active.
 
         This binds the site to the endorsement key that it has shown. ``ek`` is the key that the
         operator means; it is required when the site was bound to another key before.
+        ``sample_key`` is insecure: a development key that may sign its evidence from now on.
 
         :raises ConfigError: when the site has shown another key, or changed it and ``ek`` is
             not given.
         """
         check_digest(ek)
+        check_digest(sample_key, what="a development key", key="insecure_sample_key")
         former = (SiteStatus.PENDING, SiteStatus.DRAINING)
-        return self._change(site, SiteStatus.ACTIVE, former, ek=ek)
+        return self._change(site, SiteStatus.ACTIVE, former, ek=ek, sample_key=sample_key)
 
     def reject(self, site: str) -> Site:
         """Remove a site that is not active yet; its token is void."""
@@ -159,6 +161,11 @@ class SiteRegistry:
         """Return the keys that the TPM of an enrolled site has proven, if it has."""
         return self.tpm(site).proven
 
+    def sample_key_of(self, site: str) -> bytes:
+        """Return the development key (SHA-256) that may sign a site's evidence, or nothing."""
+        found = self._records.find(site)
+        return b"" if found is None else found.sample_key
+
     def site_of_ak(self, ak: bytes) -> str | None:
         """Return the site whose TPM holds the attestation key ``ak`` (SHA-256), if any does."""
         return self._records.holder(ak=ak)
@@ -191,7 +198,13 @@ class SiteRegistry:
                 self._records.keep(replace(found, last_seen=self._clock()))
 
     def _change(
-        self, name: str, to: SiteStatus, former: tuple[SiteStatus, ...], *, ek: bytes = b""
+        self,
+        name: str,
+        to: SiteStatus,
+        former: tuple[SiteStatus, ...],
+        *,
+        ek: bytes = b"",
+        sample_key: bytes = b"",
     ) -> Site:
         with self._records.exclusive():
             site = self.show(name)
@@ -203,7 +216,7 @@ class SiteRegistry:
                 tpm = SiteTpm(site=name)
             elif to is SiteStatus.ACTIVE:
                 tpm = site.tpm.approved(ek)
-            changed = site.changed_to(to, now=self._clock(), tpm=tpm)
+            changed = site.changed_to(to, now=self._clock(), tpm=tpm, sample_key=sample_key)
             self._records.enter("site", changed, status_change(site, changed))
         self._records.publish(changed)
         return changed

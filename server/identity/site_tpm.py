@@ -132,10 +132,10 @@ class SiteTpm:
         return (bool(ek) and ek == self.ek) or (bool(ak) and ak == self.ak)
 
 
-def check_digest(ek: bytes) -> None:
-    """Check that ``ek``, where it is given, can be a SHA-256.
+def check_digest(digest: bytes, *, what: str = "an endorsement key", key: str = "ek") -> None:
+    """Check that the digest of ``what``, where it is given, can be a SHA-256.
 
     :raises ConfigError: when it cannot.
     """
-    if ek and len(ek) != 32:
-        raise ConfigError("an endorsement key is named by its SHA-256, 32 bytes", key="ek")
+    if digest and len(digest) != 32:
+        raise ConfigError(f"{what} is named by its SHA-256, 32 bytes", key=key)

@@ -163,6 +163,7 @@ class OperatorService:
             lifetime=lifetime,
             needs_approval=request.needs_approval,
             ek=request.ek,
+            sample_key=request.insecure_sample_key,
         )
         expires = self._gate.now() + lifetime
         return pb.CreateTokenReply(
@@ -180,7 +181,10 @@ class OperatorService:
 
     def ApproveSite(self, request: pb.ApproveSiteRequest, caller: Caller) -> pb.SiteState:  # noqa: N802
         """Let a site in, and bind it to the TPM that it has shown."""
-        return self._site(self._sites.approve(request.name, ek=request.ek))
+        approved = self._sites.approve(
+            request.name, ek=request.ek, sample_key=request.insecure_sample_key
+        )
+        return self._site(approved)
 
     def RejectSite(self, request: pb.SiteName, caller: Caller) -> pb.SiteState:  # noqa: N802
         """Turn a site away."""
@@ -230,6 +234,7 @@ class OperatorService:
             capabilities_json=site.capabilities if whole else "",
             assignments=list(self._coordinator.site_assignments(site.name)),
             key_thumbprint=site.key_thumbprint,
+            insecure_sample_key=site.sample_key,
             tpm=pb.SiteTpm(
                 ek=tpm.ek,
                 endorsement=tpm.endorsement,

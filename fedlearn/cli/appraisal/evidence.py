@@ -17,6 +17,7 @@ from fedlearn.cli.appraisal.inputs import unhex, write_new
 from fedlearn.config import file_bytes
 from fedlearn.config.attester import device, open_attester
 from fedlearn.config.attesterfile import ATTESTER_KINDS, AttesterSettings
+from fedlearn.config.development_key import key_digest
 from fedlearn.errors import ConfigError
 from fedlearn.terminal.console import Commands, json_option, line, print_json, printable
 
@@ -126,6 +127,21 @@ def collect(
         evidence = attester.collect(bound)
     write_new(output, evidence.to_bytes(), force=force)
     line(f"wrote {output}: {_about(evidence)}")
+
+
+@group.command("development-key")
+@click.argument("file", type=_PATH)
+@json_option
+def development_key(file: Path, as_json: bool) -> None:
+    """Print the digest by which others name the development key in FILE to trust it.
+
+    FILE is either half of a key of sample evidence, which proves nothing about hardware.
+    """
+    digest = key_digest(file).hex()
+    if as_json:
+        print_json({"file": str(file), "sha256": digest})
+        return
+    line(digest)
 
 
 def _sized(value: bytes | None, tee: Tee) -> bytes:

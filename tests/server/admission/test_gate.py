@@ -20,8 +20,8 @@ from fedlearn.identity.admission import AdmitRequest
 from fedlearn.identity.spiffe import ClientId
 from server.admission.challenges import Limits
 from server.admission.registry import Admission, AdmissionEvent, Change
-from server.identity.pki import PeerCertificate
-from tests.harness.deployment import Client, Deployment
+from server.identity.pki import PeerCertificate, spki
+from tests.harness.deployment import BUNDLE, JOB, LAUNCH, Client, Deployment, new_key
 
 
 @pytest.fixture
@@ -138,6 +138,42 @@ def test_an_untrusted_development_key_is_refused(deployment: Deployment, client:
     key = deployment.site_keys["site-a"]
     client.attester = SampleAttester(key, b"chip", {"app": b"a" * 32})
     denied(deployment, deployment.request(client), "not genuine", "verification")
+
+
+def test_a_development_key_that_an_operator_named_counts_for_that_site_only(
+    deployment: Deployment,
+) -> None:
+    own = new_key()
+    digest = hashlib.sha256(spki(own.public_key())).digest()
+    deployment.sites.drain("site-a")
+    deployment.sites.approve("site-a", sample_key=digest)
+    measured = {"app": BUNDLE, "job": JOB, "launch": LAUNCH}
+
+    def client_of(site: str) -> Client:
+        found = deployment.client(site=site)
+        found.attester = SampleAttester(own, b"chip", measured)
+        return found
+
+    elsewhere = deployment.request(client_of("site-b"))
+    denied(deployment, elsewhere, "not genuine", "verification")
+    admitted = deployment.gate.admit(deployment.request(client_of("site-a")), peer="ip:test")
+    assert admitted.admission.site == "site-a"
+
+
+def test_evidence_is_refused_when_its_development_key_was_replaced_meanwhile(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = new_key()
+    digest = hashlib.sha256(spki(own.public_key())).digest()
+    deployment.sites.drain("site-a")
+    deployment.sites.approve("site-a", sample_key=digest)
+    client = deployment.client(site="site-a")
+    client.attester = SampleAttester(own, b"chip", {"app": BUNDLE, "job": JOB, "launch": LAUNCH})
+    keys = iter([digest, bytes(32)])
+    monkeypatch.setattr(deployment.sites, "sample_key_of", lambda site: next(keys))
+    with pytest.raises(AdmissionDenied, match="development key of site site-a changed"):
+        deployment.gate.admit(deployment.request(client), peer="ip:test")
+    assert deployment.nodes.alive == {}
 
 
 @pytest.mark.parametrize("claim", ["app", "job"])

@@ -62,6 +62,38 @@ def test_a_site_enrolls_waits_and_is_approved(
     assert deployment.last("site")["status"] == "active"
 
 
+def test_a_development_key_is_kept_with_its_site_and_goes_with_it(
+    deployment: Deployment, csr: bytes
+) -> None:
+    sites, first, second = deployment.sites, b"1" * 32, b"2" * 32
+    token = sites.invitations.create_token("site-c", sample_key=first).encode()
+    assert sites.sample_key_of("site-c") == first
+    sites.invitations.enroll(token, csr)
+    sites.approve("site-c", sample_key=second)
+    assert sites.sample_key_of("site-c") == second
+    assert deployment.last("site")["insecure_sample_key"] == second.hex()
+    sites.drain("site-c")
+    sites.approve("site-c")
+    assert sites.sample_key_of("site-c") == second, "an approval without a key keeps it"
+    replayed = SiteRegistry(
+        entries=[body for kind, body in deployment.entries if kind in ("enrollment", "site")],
+        address="127.0.0.1:9443",
+        ca_pin=deployment.ca.key_digest,
+        clock=deployment.clock,
+        record=deployment.record,
+    )
+    assert replayed.sample_key_of("site-c") == second
+    sites.remove("site-c")
+    assert sites.sample_key_of("site-c") == b""
+
+
+def test_what_is_no_digest_names_no_development_key(deployment: Deployment) -> None:
+    with pytest.raises(ConfigError, match="a development key is named by its SHA-256"):
+        deployment.sites.invitations.create_token("site-c", sample_key=b"short")
+    with pytest.raises(ConfigError, match="a development key is named by its SHA-256"):
+        deployment.sites.approve("site-a", sample_key=b"short")
+
+
 def test_a_token_that_was_used_is_refused_with_another_key(
     deployment: Deployment, csr: bytes, other_csr: bytes
 ) -> None:

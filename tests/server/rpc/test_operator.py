@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,10 +18,12 @@ from attestation.policy.parse import parse_policy
 from attestation.policy.sign import operator_key_digest, sign_policy
 from edge.protocol.identity import SiteIdentity
 from fedlearn.cli import main
+from fedlearn.config.development_key import make_key
 from fedlearn.errors import AdmissionDenied, ConfigError, JobError, TransportError
 from fedlearn.identity.join import JoinToken
 from fedlearn.identity.login import OperatorLogin
 from fedlearn.job.spec import MAX_JOB_TOML_BYTES
+from fedlearn.local.federation import program
 from fedlearn.wire.failure import Unreachable
 from fedlearn.wire.operator import OperatorClient
 from tests.harness.deployment import key_pem
@@ -46,6 +50,42 @@ def operator(login: Path) -> Iterator[OperatorClient]:
         address=loaded.address, ca=loaded.ca, chain=loaded.chain, key=loaded.key
     ) as client:
         yield client
+
+
+def test_a_token_in_a_file_is_for_its_owner_and_names_a_development_key(
+    listeners: DeploymentListeners, login: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_operator = ("--operator", str(login))
+    digest = make_key(tmp_path / "site").hex()
+    public = str(tmp_path / "site" / "insecure-development.pub.pem")
+    out = tmp_path / "site-c.token"
+    trust = ("--insecure-trust-sample-key", public)
+    status, shown, _ = run(
+        capsys, "site", "token", "site-c", "--out", str(out), *trust, *as_operator
+    )
+    assert (status, out.stat().st_mode & 0o777) == (0, 0o600)
+    assert JoinToken.parse(out.read_text()).site == "site-c"
+    assert out.read_text().strip() not in shown
+    _, shown, _ = run(capsys, "site", "show", "site-c", *as_operator)
+    assert f"INSECURE     sample evidence of the development key {digest}" in shown
+    _, shown, _ = run(capsys, "site", "show", "site-c", "--json", *as_operator)
+    assert json.loads(shown)["insecure_sample_key"] == digest
+
+
+def test_a_token_in_a_file_that_others_may_read_is_warned_of(login: Path, tmp_path: Path) -> None:
+    """As in `fedlearn site token NAME > FILE` with a usual umask."""
+    warned = []
+    for mode in (0o644, 0o600):
+        with (tmp_path / f"{mode:o}").open("wb") as file:
+            os.fchmod(file.fileno(), mode)
+            done = subprocess.run(
+                [program("fedlearn"), "site", "token", "site-c", "--operator", login],
+                stdout=file,
+                stderr=subprocess.PIPE,
+                check=True,
+            )
+        warned.append(b"other users of this machine may read" in done.stderr)
+    assert warned == [True, False]
 
 
 def test_jobs_are_submitted_seen_followed_and_stopped(
@@ -386,6 +426,10 @@ def test_broken_input_is_one_message_and_leaves_nothing(
         capsys, "site", "token", "site-c", "--lifetime", "400d", *as_operator
     )
     assert "active already" in refused(capsys, "site", "token", "site-a", *as_operator)
+    out = ("--out", str(tmp_path / "operator" / "ca.pem"))
+    assert "exists" in refused(capsys, "site", "token", "site-c", *out, *as_operator)
+    trust = ("--insecure-trust-sample-key", "none.pub.pem")
+    assert "neither a SHA-256" in refused(capsys, "site", "token", "site-c", *trust, *as_operator)
     assert "not invited" in refused(capsys, "site", "reject", "site-a", *as_operator)
     state = ("--state", str(tmp_path / "new"))
     enroll = ("site", "enroll", "--token-file")
