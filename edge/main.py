@@ -42,7 +42,7 @@ __all__ = ["main"]
 _config = config_option("site.toml", "The site's configuration.")
 
 
-@click.group(cls=Commands)
+@click.group("fedlearn-edge", cls=Commands)
 @click.version_option(__version__, prog_name="fedlearn-edge", message="%(prog)s %(version)s")
 def main() -> None:
     """Run a site: its agent, its rules, and the clients that train on its data."""

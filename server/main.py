@@ -55,7 +55,7 @@ kind = "{attester}"
 _config = config_option("server.toml", "The coordinator's configuration.")
 
 
-@click.group(cls=Commands)
+@click.group("fedlearn-server", cls=Commands)
 @click.version_option(__version__, prog_name="fedlearn-server", message="%(prog)s %(version)s")
 def main() -> None:
     """Run a coordinator: admission, sealed models, the ledger and the rounds."""

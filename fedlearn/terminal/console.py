@@ -2,10 +2,11 @@
 
 Exit statuses: 0 success; 1 an error, with its cause and a hint on stderr; 2 a refusal, which is a
 result and not an error (evidence that a policy does not affirm, a key that is not released, a model
-that its coordinator did not seal); 130 stopped by Ctrl-C. With ``--json`` among the arguments an
-error is one JSON object on stdout, ``{"error": {"code", "message", "hint", "findings"}}``, and
-stdout has only JSON, one document a line: messages for people go to stderr. ``FEDLEARN_TRACE=1``
-adds Python's traceback on stderr, for developers of fedlearn.
+that its coordinator did not seal); 130 stopped by Ctrl-C. With ``--json`` among the arguments stdout has only JSON, one object a line, and
+messages for people go to stderr; each object has a ``schema``, and an error is one of them.
+``FEDLEARN_TRACE=1`` adds Python's traceback on stderr, for developers of fedlearn.
+
+The page is docs/reference/json.md.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from fedlearn.terminal.plaintext import json_text, printable
 
 __all__ = [
     "ERROR",
+    "ERROR_SCHEMA",
     "INTERRUPTED",
     "REFUSED",
     "Commands",
@@ -54,6 +56,7 @@ __all__ = [
 ERROR: Final = 1
 REFUSED: Final = 2
 INTERRUPTED: Final = 130
+ERROR_SCHEMA: Final = "fedlearn error/1"
 
 _T = TypeVar("_T", bound=Callable[..., Any])
 
@@ -240,10 +243,28 @@ def line(text: str, *, style: str = "", bold: bool = False) -> None:
     click.echo(shown, color=colours(), err=_for_programs)
 
 
-def print_json(value: object) -> None:
-    """Print one JSON document on one line of stdout; see
-    :func:`fedlearn.terminal.plaintext.json_text`."""
-    click.echo(json_text(value))
+def print_json(value: Mapping[str, Any], *, schema: str = "") -> None:
+    """Print one JSON object on one line of stdout; see :func:`fedlearn.terminal.plaintext.json_text`.
+
+    Its member ``schema`` names its form, with a number that changes with its meaning: that of the
+    command which runs, as in ``fedlearn job status/1``, or ``schema`` for a form that several
+    commands print.
+
+    :raises LookupError: without ``schema`` where no command runs.
+    """
+    click.echo(json_text({**value, "schema": schema or _command_schema()}))
+
+
+def _command_schema() -> str:
+    """Return the schema of what the command prints, from its path below the program's name."""
+    context = click.get_current_context(silent=True)
+    if context is None:
+        raise LookupError("no command runs: name the schema of what is printed")
+    words: list[str] = []
+    while context.parent is not None:
+        words.append(context.info_name or "")
+        context = context.parent
+    return " ".join([context.command.name or "", *reversed(words)]) + "/1"
 
 
 def _guarded(run: Callable[[], Any], *, as_json: bool) -> int:
@@ -284,7 +305,7 @@ def _broken_pipe_is_silent() -> Iterator[None]:
 
 def _show(failure: Failure, *, as_json: bool) -> None:
     if as_json:
-        print_json(failure.to_json())
+        print_json(failure.to_json(), schema=ERROR_SCHEMA)
         return
     coloured = colours() and sys.stderr.isatty()
     error, hint = "error:", "hint:"

@@ -24,7 +24,10 @@ from fedlearn.results.text import (
 )
 from fedlearn.terminal.console import colours, print_json, printable
 
-__all__ = ["Show", "draw", "lines_show", "show_for"]
+__all__ = ["EVENT_SCHEMA", "Show", "draw", "lines_show", "show_for"]
+
+EVENT_SCHEMA: Final = "fedlearn event/1"
+"""The schema of an event with ``--json``, whichever command prints it."""
 
 _ROUNDS_SHOWN: Final = 8
 _SITES_SHOWN: Final = 16
@@ -91,7 +94,7 @@ class _JsonShow(_Quiet):
         body = event.to_json()
         if unix_ms:
             body["unix_ms"] = unix_ms
-        print_json(body)
+        print_json(body, schema=EVENT_SCHEMA)
         sys.stdout.flush()
 
 

@@ -249,5 +249,5 @@ class _Json:
         self._put("outcome", files=files, **outcome.to_json())
 
     def _put(self, kind: str, **fields: Any) -> None:
-        print_json({"kind": f"demo.{kind}", **fields})
+        print_json({"kind": f"demo.{kind}", **fields}, schema="fedlearn demo/1")
         sys.stdout.flush()

@@ -103,7 +103,7 @@ def open_model(
         *("model", "list", "--state", federation.state),
         *("--passphrase-file", federation.passphrase_file, "--json"),
     ]
-    kept = [item for item in json.loads(_checked(listing)) if item["model"] == model]
+    kept = [item for item in json.loads(_checked(listing))["models"] if item["model"] == model]
     if not kept:
         raise JobError(f"the coordinator keeps no model {model!r}")
     latest = max(kept, key=lambda item: int(item["version"]))

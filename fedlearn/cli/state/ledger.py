@@ -193,7 +193,7 @@ def contributions(
     """List the contributions to a model: round, site, measurements, policy."""
     found = _reader(state).contributions(job, version=version, round=round_)
     if as_json:
-        print_json([item.to_json() for item in found])
+        print_json({"contributions": [item.to_json() for item in found]})
         return
     for item in found:
         line(_contribution_text(item))

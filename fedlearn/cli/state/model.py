@@ -55,7 +55,7 @@ def list_models(unlock: Unlock | None, as_json: bool) -> None:
     with needed(unlock).reading() as store:
         kept = [stored for model in store.models() for stored in store.versions(model)]
     if as_json:
-        print_json([_stored_json(stored) for stored in kept])
+        print_json({"models": [_stored_json(stored) for stored in kept]})
         return
     if not kept:
         line("no models")
@@ -214,7 +214,7 @@ def rotate(model: str, unlock: Unlock | None, as_json: bool) -> None:
     with needed(unlock).recording(writing=True) as store:
         fresh = store.rotate(model)
     if as_json:
-        print_json([_stored_json(stored) for stored in fresh])
+        print_json({"models": [_stored_json(stored) for stored in fresh]})
     else:
         line(f"{model}: {len(fresh)} versions sealed under the key {fresh[-1].key}")
 

@@ -108,7 +108,7 @@ def test_an_error_for_programs_is_one_object() -> None:
 
 
 def _group(error: BaseException) -> Commands:
-    @click.group(cls=Commands)
+    @click.group("fedlearn", cls=Commands)
     def group() -> None:
         """A group."""
 
@@ -294,7 +294,7 @@ def test_with_json_what_people_read_goes_to_stderr() -> None:
             console.print_json({"done": True})
 
     done = CliRunner().invoke(group, ["tell", "--json"])
-    assert done.stdout == '{"done": true}\n'
+    assert done.stdout == '{"done": true, "schema": "fedlearn tell/1"}\n'
     assert done.stderr == "insecure: a warning first\n"
     done = CliRunner().invoke(group, ["tell"])
     assert (done.stdout, done.stderr) == ("insecure: a warning first\n", "")

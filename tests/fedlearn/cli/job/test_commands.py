@@ -231,7 +231,9 @@ def test_status_cancel_and_resume(deployment: Deployment, job: Path) -> None:
     assert "cancelled" in deployment.run("job", "cancel", "heart").stdout
     state = json.loads(deployment.run("job", "status", "heart", "--json").stdout)
     assert (state["status"], state["rounds"]) == ("cancelled", 5)
-    assert json.loads(deployment.run("job", "status", "--json").stdout) == {"jobs": [state]}
+    assert state.pop("schema") == "fedlearn job status/1"
+    every = json.loads(deployment.run("job", "status", "--json").stdout)
+    assert every == {"jobs": [state], "schema": "fedlearn job status/1"}
     assert "running" in deployment.run("job", "resume", "heart").stdout
 
 

@@ -120,7 +120,7 @@ def test_contributions_of_a_model(state: Path, capsys: pytest.CaptureFixture[str
     assert "app=0123" in out
     assert "policy=77" in out
     _, out, _ = run(capsys, *arguments, "--json")
-    assert [item["site"] for item in json.loads(out)] == ["a"]
+    assert [item["site"] for item in json.loads(out)["contributions"]] == ["a"]
     code, _, err = run(capsys, "contributions", "--state", state, "--job", "else")
     assert code == 1
     assert "else" in err

@@ -131,7 +131,7 @@ def test_listing(capsys: pytest.CaptureFixture[str], place: Setup) -> None:
         ["demo", "2", "demo", "2"],
     ]
     code, out, _ = run(capsys, "list", "--json", *place.unlocked)
-    assert [item["version"] for item in json.loads(out)] == [1, 2]
+    assert [item["version"] for item in json.loads(out)["models"]] == [1, 2]
 
 
 def test_each_way_of_unlocking(capsys: pytest.CaptureFixture[str], place: Setup) -> None:
@@ -450,7 +450,7 @@ def test_a_ledger_says_whose_a_model_is_before_and_after_a_rotation(
     assert "entry 3 of the ledger has its digest" in out
     assert run(capsys, "rotate", "demo", *place.unlocked)[0] == 0
     code, out, _ = run(capsys, "list", "--json", *place.unlocked)
-    fresh = json.loads(out)[-1]["file"]
+    fresh = json.loads(out)["models"][-1]["file"]
     code, out, _ = run(capsys, "open", fresh, *ledger, "--json")
     assert (code, json.loads(out)["origin"]) == (0, "ledger")
     public = place.state / "ledger.pub.pem"
