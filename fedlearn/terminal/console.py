@@ -2,9 +2,10 @@
 
 Exit statuses: 0 success; 1 an error, with its cause and a hint on stderr; 2 a refusal, which is a
 result and not an error (evidence that a policy does not affirm, a key that is not released, a model
-that its coordinator did not seal); 130 stopped by Ctrl-C. With ``--json`` among the arguments stdout has only JSON, one object a line, and
-messages for people go to stderr; each object has a ``schema``, and an error is one of them.
-``FEDLEARN_TRACE=1`` adds Python's traceback on stderr, for developers of fedlearn.
+that its coordinator did not seal); 130 stopped by Ctrl-C. With ``--json`` among the arguments
+stdout has only JSON, one object a line, and messages for people go to stderr; each object has a
+``schema``, and an error is one of them. ``FEDLEARN_TRACE=1`` adds Python's traceback on stderr, for
+developers of fedlearn.
 
 The page is docs/reference/json.md.
 """
@@ -244,7 +245,7 @@ def line(text: str, *, style: str = "", bold: bool = False) -> None:
 
 
 def print_json(value: Mapping[str, Any], *, schema: str = "") -> None:
-    """Print one JSON object on one line of stdout; see :func:`fedlearn.terminal.plaintext.json_text`.
+    """Print one JSON object on one line of stdout, as ``plaintext.json_text`` writes it.
 
     Its member ``schema`` names its form, with a number that changes with its meaning: that of the
     command which runs, as in ``fedlearn job status/1``, or ``schema`` for a form that several
