@@ -212,6 +212,8 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
                 site_lifetime=timedelta(days=config.certificates.site_days),
             ),
             clock=clock,
+            store=directory.store,
+            ledger=directory.ledger,
             tpms=tpms,
         )
         listeners.start()

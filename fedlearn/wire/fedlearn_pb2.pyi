@@ -614,3 +614,155 @@ class ReplacePolicyRequest(_message.Message):
     policy_toml: str
     policy_signature: bytes
     def __init__(self, job: _Optional[str] = ..., policy_toml: _Optional[str] = ..., policy_signature: _Optional[bytes] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    def __init__(self, job: _Optional[str] = ...) -> None: ...
+
+class SealedModel(_message.Message):
+    __slots__ = ("model", "version", "job", "round", "bytes", "digest", "file_id", "owners")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FILE_ID_FIELD_NUMBER: _ClassVar[int]
+    OWNERS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    job: str
+    round: int
+    bytes: int
+    digest: bytes
+    file_id: bytes
+    owners: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., job: _Optional[str] = ..., round: _Optional[int] = ..., bytes: _Optional[int] = ..., digest: _Optional[bytes] = ..., file_id: _Optional[bytes] = ..., owners: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class DownloadModelRequest(_message.Message):
+    __slots__ = ("model", "version", "offset", "file_id")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    FILE_ID_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    offset: int
+    file_id: bytes
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., offset: _Optional[int] = ..., file_id: _Optional[bytes] = ...) -> None: ...
+
+class SealedFile(_message.Message):
+    __slots__ = ("model", "offset")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    model: SealedModel
+    offset: int
+    def __init__(self, model: _Optional[_Union[SealedModel, _Mapping]] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class ModelPart(_message.Message):
+    __slots__ = ("file", "data")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    file: SealedFile
+    data: bytes
+    def __init__(self, file: _Optional[_Union[SealedFile, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ReadLedgerRequest(_message.Message):
+    __slots__ = ("after", "kind", "limit")
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    after: int
+    kind: str
+    limit: int
+    def __init__(self, after: _Optional[int] = ..., kind: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class LedgerEntry(_message.Message):
+    __slots__ = ("sequence", "unix_ms", "kind", "body", "previous", "hash", "signature")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    unix_ms: int
+    kind: str
+    body: bytes
+    previous: bytes
+    hash: bytes
+    signature: bytes
+    def __init__(self, sequence: _Optional[int] = ..., unix_ms: _Optional[int] = ..., kind: _Optional[str] = ..., body: _Optional[bytes] = ..., previous: _Optional[bytes] = ..., hash: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class LedgerEntries(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[LedgerEntry]
+    def __init__(self, entries: _Optional[_Iterable[_Union[LedgerEntry, _Mapping]]] = ...) -> None: ...
+
+class SignedLedgerHead(_message.Message):
+    __slots__ = ("sequence", "unix_ms", "hash", "signature", "public_key", "key_signature")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    KEY_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    unix_ms: int
+    hash: bytes
+    signature: bytes
+    public_key: bytes
+    key_signature: bytes
+    def __init__(self, sequence: _Optional[int] = ..., unix_ms: _Optional[int] = ..., hash: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., key_signature: _Optional[bytes] = ...) -> None: ...
+
+class OwnerChallengeRequest(_message.Message):
+    __slots__ = ("owner_key",)
+    OWNER_KEY_FIELD_NUMBER: _ClassVar[int]
+    owner_key: bytes
+    def __init__(self, owner_key: _Optional[bytes] = ...) -> None: ...
+
+class OwnerChallengeReply(_message.Message):
+    __slots__ = ("challenge", "sealed", "expires_unix_ms")
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    challenge: bytes
+    sealed: bytes
+    expires_unix_ms: int
+    def __init__(self, challenge: _Optional[bytes] = ..., sealed: _Optional[bytes] = ..., expires_unix_ms: _Optional[int] = ...) -> None: ...
+
+class OpenOwnerSessionRequest(_message.Message):
+    __slots__ = ("challenge", "nonce")
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    challenge: bytes
+    nonce: bytes
+    def __init__(self, challenge: _Optional[bytes] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+
+class OwnerSession(_message.Message):
+    __slots__ = ("token", "expires_unix_ms")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    token: bytes
+    expires_unix_ms: int
+    def __init__(self, token: _Optional[bytes] = ..., expires_unix_ms: _Optional[int] = ...) -> None: ...
+
+class OwnerModelsRequest(_message.Message):
+    __slots__ = ("token", "job")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    token: bytes
+    job: str
+    def __init__(self, token: _Optional[bytes] = ..., job: _Optional[str] = ...) -> None: ...
+
+class OwnerDownloadRequest(_message.Message):
+    __slots__ = ("token", "download")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    DOWNLOAD_FIELD_NUMBER: _ClassVar[int]
+    token: bytes
+    download: DownloadModelRequest
+    def __init__(self, token: _Optional[bytes] = ..., download: _Optional[_Union[DownloadModelRequest, _Mapping]] = ...) -> None: ...

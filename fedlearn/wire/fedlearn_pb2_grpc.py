@@ -233,6 +233,218 @@ class Gate:
             _registered_method=True)
 
 
+class OwnerStub:
+    """Served beside Gate, without a client certificate. The caller proves that it holds the private
+    half of an X25519 key, and sees what is sealed for that key and nothing else. The answers are
+    the same whether or not any model is sealed for the key.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Challenge = channel.unary_unary(
+                '/fedlearn.v1.Owner/Challenge',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerChallengeRequest.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerChallengeReply.FromString,
+                _registered_method=True)
+        self.OpenSession = channel.unary_unary(
+                '/fedlearn.v1.Owner/OpenSession',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.OpenOwnerSessionRequest.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerSession.FromString,
+                _registered_method=True)
+        self.ListModels = channel.unary_stream(
+                '/fedlearn.v1.Owner/ListModels',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerModelsRequest.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.SealedModel.FromString,
+                _registered_method=True)
+        self.DownloadModel = channel.unary_stream(
+                '/fedlearn.v1.Owner/DownloadModel',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerDownloadRequest.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ModelPart.FromString,
+                _registered_method=True)
+
+
+class OwnerServicer:
+    """Served beside Gate, without a client certificate. The caller proves that it holds the private
+    half of an X25519 key, and sees what is sealed for that key and nothing else. The answers are
+    the same whether or not any model is sealed for the key.
+    """
+
+    def Challenge(self, request, context):
+        """A nonce that is sealed to the key; see fedlearn.sealing.owner_challenge.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OpenSession(self, request, context):
+        """The opened nonce in; a session of some minutes out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModels(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadModel(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_OwnerServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Challenge': grpc.unary_unary_rpc_method_handler(
+                    servicer.Challenge,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerChallengeRequest.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerChallengeReply.SerializeToString,
+            ),
+            'OpenSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenSession,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.OpenOwnerSessionRequest.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerSession.SerializeToString,
+            ),
+            'ListModels': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerModelsRequest.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.SealedModel.SerializeToString,
+            ),
+            'DownloadModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadModel,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerDownloadRequest.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ModelPart.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'fedlearn.v1.Owner', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('fedlearn.v1.Owner', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Owner:
+    """Served beside Gate, without a client certificate. The caller proves that it holds the private
+    half of an X25519 key, and sees what is sealed for that key and nothing else. The answers are
+    the same whether or not any model is sealed for the key.
+    """
+
+    @staticmethod
+    def Challenge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlearn.v1.Owner/Challenge',
+            fedlearn_dot_wire_dot_fedlearn__pb2.OwnerChallengeRequest.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.OwnerChallengeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlearn.v1.Owner/OpenSession',
+            fedlearn_dot_wire_dot_fedlearn__pb2.OpenOwnerSessionRequest.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.OwnerSession.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedlearn.v1.Owner/ListModels',
+            fedlearn_dot_wire_dot_fedlearn__pb2.OwnerModelsRequest.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.SealedModel.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedlearn.v1.Owner/DownloadModel',
+            fedlearn_dot_wire_dot_fedlearn__pb2.OwnerDownloadRequest.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.ModelPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class SitesStub:
     """Needs a site certificate: spiffe://<trust domain>/site/<site>
     """
@@ -1049,6 +1261,26 @@ class OperatorStub:
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.RevokeOperatorRequest.SerializeToString,
                 response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.OperatorList.FromString,
                 _registered_method=True)
+        self.ListModels = channel.unary_stream(
+                '/fedlearn.v1.Operator/ListModels',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.SealedModel.FromString,
+                _registered_method=True)
+        self.DownloadModel = channel.unary_stream(
+                '/fedlearn.v1.Operator/DownloadModel',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.DownloadModelRequest.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ModelPart.FromString,
+                _registered_method=True)
+        self.ReadLedger = channel.unary_stream(
+                '/fedlearn.v1.Operator/ReadLedger',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ReadLedgerRequest.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.LedgerEntries.FromString,
+                _registered_method=True)
+        self.GetLedgerHead = channel.unary_unary(
+                '/fedlearn.v1.Operator/GetLedgerHead',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.Empty.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.SignedLedgerHead.FromString,
+                _registered_method=True)
 
 
 class OperatorServicer:
@@ -1171,6 +1403,33 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListModels(self, request, context):
+        """The versions of models that the coordinator keeps: of one job, or of all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadModel(self, request, context):
+        """One version as it is sealed. The first message describes the file, the others are its bytes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadLedger(self, request, context):
+        """The entries of the ledger, oldest first, up to the head that it has when the call begins.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLedgerHead(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1268,6 +1527,26 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.RevokeOperator,
                     request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.RevokeOperatorRequest.FromString,
                     response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.OperatorList.SerializeToString,
+            ),
+            'ListModels': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ListModelsRequest.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.SealedModel.SerializeToString,
+            ),
+            'DownloadModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadModel,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.DownloadModelRequest.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ModelPart.SerializeToString,
+            ),
+            'ReadLedger': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadLedger,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ReadLedgerRequest.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.LedgerEntries.SerializeToString,
+            ),
+            'GetLedgerHead': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLedgerHead,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.Empty.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.SignedLedgerHead.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1784,6 +2063,114 @@ class Operator:
             '/fedlearn.v1.Operator/RevokeOperator',
             fedlearn_dot_wire_dot_fedlearn__pb2.RevokeOperatorRequest.SerializeToString,
             fedlearn_dot_wire_dot_fedlearn__pb2.OperatorList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedlearn.v1.Operator/ListModels',
+            fedlearn_dot_wire_dot_fedlearn__pb2.ListModelsRequest.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.SealedModel.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedlearn.v1.Operator/DownloadModel',
+            fedlearn_dot_wire_dot_fedlearn__pb2.DownloadModelRequest.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.ModelPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadLedger(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedlearn.v1.Operator/ReadLedger',
+            fedlearn_dot_wire_dot_fedlearn__pb2.ReadLedgerRequest.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.LedgerEntries.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLedgerHead(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlearn.v1.Operator/GetLedgerHead',
+            fedlearn_dot_wire_dot_fedlearn__pb2.Empty.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.SignedLedgerHead.FromString,
             options,
             channel_credentials,
             insecure,

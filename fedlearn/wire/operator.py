@@ -19,9 +19,9 @@ from fedlearn.errors import ConfigError, TransportError
 from fedlearn.job.state import ExclusionState, JobEvent, JobState, JobStatus
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as stubs
-from fedlearn.wire.calls import Calls
 from fedlearn.wire.channel import MAX_CONTROL_BYTES, open_channel
 from fedlearn.wire.failure import Unreachable
+from fedlearn.wire.results import OperatorResults
 
 __all__ = [
     "Invitation",
@@ -109,7 +109,7 @@ class OperatorGrant:
     address: str
 
 
-class OperatorClient(Calls):
+class OperatorClient(OperatorResults):
     """A client of the control listener for an operator; its context closes the channel.
 
     ``address`` is ``host:port``; ``ca``, ``chain`` and ``key`` are PEM bytes.

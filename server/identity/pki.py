@@ -24,6 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedlearn.errors import StoreError, TransportError
 from fedlearn.identity import spiffe
+from fedlearn.identity.ledger_key import sign_ledger_key
 from fedlearn.identity.oids import EVIDENCE_DIGEST, POLICY_DIGEST
 from fedlearn.sealing import FileSigner
 from server.identity.peer_certificates import (
@@ -163,6 +164,11 @@ class CertificateAuthority:
         What it signs begins with a label of its own, and no certificate begins like that.
         """
         return FileSigner(self._key)
+
+    def sign_ledger_key(self, public_key: bytes) -> bytes:
+        """Sign the key of the ledger (DER SubjectPublicKeyInfo); see
+        :mod:`fedlearn.identity.ledger_key`."""
+        return sign_ledger_key(self._key, public_key)
 
     @property
     def key_digest(self) -> bytes:

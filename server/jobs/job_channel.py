@@ -197,7 +197,7 @@ class JobChannelHandler:
                 round=checkpoint.round,
                 model=self.model,
                 version=stored.version,
-                bytes=stored.path.stat().st_size,
+                bytes=stored.size,
             )
         )
 

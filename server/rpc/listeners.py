@@ -28,13 +28,17 @@ from server.identity.pki import CertificateAuthority
 from server.identity.site import Site, SiteStatus
 from server.identity.site_registry import SiteRegistry
 from server.identity.tpm_enrollment import TpmEnrollment
+from server.ledger import Ledger
 from server.rpc.clients import ClientsService
 from server.rpc.connections import Caps, Connections, Relay, accept_all, listen
 from server.rpc.gate import GateService, Welcome
 from server.rpc.guard import Guard, Identify, Room, identify_anyone, identify_by_certificate
 from server.rpc.operator import OperatorService
 from server.rpc.ports import Coordinator
+from server.rpc.results.ledger import LedgerSender
+from server.rpc.results.models import ModelSender
 from server.rpc.sites import SitesService
+from server.store.models import ModelStore
 
 __all__ = ["Listeners", "RpcConfig"]
 
@@ -74,6 +78,7 @@ class Listeners:
     """Serves Gate over TLS, and Sites, Clients and Operator over mutual TLS.
 
     ``server_chain``, ``server_key``  PEM; the chain ends with the CA, which pinning needs
+    ``store``, ``ledger``             what operators and owners may read
     ``tpms``                          accepts proofs of sites' TPMs; by default it has no roots
     """
 
@@ -91,6 +96,8 @@ class Listeners:
         coordinator: Coordinator,
         welcome: Welcome,
         clock: Callable[[], datetime],
+        store: ModelStore,
+        ledger: Ledger,
         tpms: TpmEnrollment | None = None,
     ) -> None:
         tpms = tpms or TpmEnrollment(sites=sites, trust=TrustAnchors, clock=clock)
@@ -151,6 +158,8 @@ class Listeners:
             gate=gate,
             connected=self._sites_service.connected,
             control_address=welcome.control_address,
+            models=ModelSender(store),
+            ledger=LedgerSender(ledger, ca),
         )
         self.gate_port = 0
         self.control_port = 0

@@ -20,6 +20,9 @@ from server.identity.site import Site
 from server.identity.site_registry import SiteRegistry
 from server.rpc.guard import Caller
 from server.rpc.ports import Coordinator
+from server.rpc.results.ledger import LedgerSender
+from server.rpc.results.models import ModelSender
+from server.rpc.results.operator import OperatorResults
 
 __all__ = ["OperatorService"]
 
@@ -28,7 +31,7 @@ _MAX_CERTIFICATE_CHARS = 500
 _MAX_UNIX_MS = 4_102_444_800_000  # the year 2100
 
 
-class OperatorService:
+class OperatorService(OperatorResults):
     """Bodies of ``fedlearn.v1.Operator``. ``connected`` returns whether a site has a stream."""
 
     def __init__(
@@ -40,7 +43,11 @@ class OperatorService:
         gate: AdmissionGate,
         connected: Callable[[str], bool],
         control_address: str,
+        models: ModelSender,
+        ledger: LedgerSender,
     ) -> None:
+        self._models = models
+        self._ledger = ledger
         self._coordinator = coordinator
         self._sites = sites
         self._operators = operators

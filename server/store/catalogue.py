@@ -14,7 +14,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from attestation.errors import UnsealError
 from fedlearn.errors import StoreError
+from fedlearn.sealing import read_header
 from server.keys.root_key import RootKey
 
 __all__ = ["Catalogue", "CatalogueFile", "MonotonicCounter", "StoredModel"]
@@ -43,9 +45,11 @@ class MonotonicCounter(Protocol):
 class StoredModel:
     """One sealed version of a model.
 
-    ``file_id``  of the sealed file (16 bytes)
-    ``digest``   of the sealed file (32 bytes), see ``fedlearn.sealing.Sealed``
-    ``key``      the key service's name of the key that it is sealed under
+    ``file_id``     of the sealed file (16 bytes)
+    ``digest``      of the sealed file (32 bytes), see ``fedlearn.sealing.Sealed``
+    ``key``         the key service's name of the key that it is sealed under
+    ``size``        of the sealed file in bytes
+    ``recipients``  raw X25519 public keys of owners, who can open the file by themselves
     """
 
     model: str
@@ -56,6 +60,8 @@ class StoredModel:
     digest: bytes
     key: str
     path: Path
+    size: int
+    recipients: tuple[bytes, ...] = ()
 
 
 @dataclass(slots=True)
@@ -107,6 +113,8 @@ class Catalogue:
             "file_id": stored.file_id.hex(),
             "digest": stored.digest.hex(),
             "key": stored.key,
+            "size": stored.size,
+            "recipients": [key.hex() for key in stored.recipients],
         }
 
     def versions(self, model: str, directory: Path) -> tuple[StoredModel, ...]:
@@ -128,9 +136,30 @@ class Catalogue:
                 digest=bytes.fromhex(kept["digest"]),
                 key=kept["key"],
                 path=directory / kept["file"],
+                size=kept["size"],
+                recipients=tuple(map(bytes.fromhex, kept["recipients"])),
             )
-            for version, kept in sorted(entry["kept"].items(), key=lambda item: int(item[0]))
+            for version, kept in (
+                (
+                    version,
+                    kept if "size" in kept else {**kept, **_of_file(directory / kept["file"])},
+                )
+                for version, kept in sorted(entry["kept"].items(), key=lambda item: int(item[0]))
+            )
         )
+
+
+def _of_file(path: Path) -> dict[str, Any]:
+    """Return what catalogues of earlier stores leave to the header of the file."""
+    try:
+        wraps = read_header(path).wraps
+        return {
+            "size": path.stat().st_size,
+            "recipients": [wrap.recipient.hex() for wrap in wraps],
+        }
+    except (OSError, UnsealError):
+        # Whoever opens the file gets the reason.
+        return {"size": 0, "recipients": []}
 
 
 class CatalogueFile:

@@ -87,6 +87,8 @@ class ModelFiles:
             digest=done.digest,
             key=key.key_id,
             path=path,
+            size=done.size,
+            recipients=tuple(recipients),
         )
 
     def reseal(self, stored: StoredModel) -> StoredModel:

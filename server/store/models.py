@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from attestation.errors import UnsealError
 from fedlearn.errors import StoreError
@@ -214,6 +214,16 @@ class ModelStore:
         """
         return self._directory.catalogue.versions(checked_name(model), self._directory.files)
 
+    def kept(self, job: str = "") -> tuple[StoredModel, ...]:
+        """Return the versions of all models that are kept, or of those of one job."""
+        catalogue = self._directory.catalogue
+        return tuple(
+            stored
+            for model in sorted(catalogue.models)
+            for stored in catalogue.versions(model, self._directory.files)
+            if job in ("", stored.job)
+        )
+
     def latest(self, model: str, *, expected_version: int = 0) -> StoredModel:
         """Return the latest version.
 
@@ -251,15 +261,43 @@ class ModelStore:
 
         :raises StoreError: when it is missing, altered, exchanged or does not open.
         """
-        return self._files.open(self.version(model, version))
+        return self._opened(model, version)[1]
+
+    def open_file(self, model: str, version: int | None = None) -> tuple[StoredModel, BinaryIO]:
+        """Open the sealed file of one version, by default the latest; to be closed.
+
+        Nothing is locked: while it is open it stays readable, also when the version is pruned or
+        sealed again.
+
+        :raises StoreError: when it is missing or cannot be read.
+        """
+        stored = self.version(model, version)
+        try:
+            return stored, stored.path.open("rb")
+        except OSError as error:
+            fresh = self.version(model, version)
+            if fresh == stored:
+                raise not_as_sealed(stored, error) from error
+            return self.open_file(model, version)
+
+    def _opened(self, model: str, version: int | None) -> tuple[StoredModel, SealedReader]:
+        """Open one version; once more where another thread sealed it again meanwhile."""
+        stored = self.version(model, version)
+        try:
+            return stored, self._files.open(stored)
+        except StoreError:
+            fresh = self.version(model, version)
+            if fresh == stored:
+                raise
+            return fresh, self._files.open(fresh)
 
     def load(self, model: str, version: int | None = None) -> dict[str, Array]:
         """Return the weights of one version, by default the latest.
 
         :raises StoreError: naming the tensor that is not what was sealed.
         """
-        stored = self.version(model, version)
-        with self._files.open(stored) as reader:
+        stored, opened = self._opened(model, version)
+        with opened as reader:
             try:
                 if reader.header.signer:
                     reader.check_signer({signer_digest(reader.header.signer)})
@@ -272,8 +310,8 @@ class ModelStore:
 
         :raises StoreError: when it is not what was sealed.
         """
-        stored = self.version(model, version)
-        with self._files.open(stored) as reader:
+        stored, opened = self._opened(model, version)
+        with opened as reader:
             if sealed.STATE not in reader.header.spans:
                 return b""
             try:
@@ -323,13 +361,13 @@ class ModelStore:
         :raises StoreError: when ``out`` lies in the store's own directory, or the version is
             not what was sealed.
         """
-        stored = self.version(model, version)
         if out.resolve().is_relative_to(self._directory.path.resolve()):
             raise StoreError(
                 f"{out} lies in the sealed store, where nothing is in the clear",
                 hint="choose a place outside of it",
             )
-        with self._files.open(stored) as reader:
+        stored, opened = self._opened(model, version)
+        with opened as reader:
             self._report("export", stored, {"to": str(out)})
             try:
                 yield stored, reader

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from fedlearn.errors import ConfigError, JobError, KeyReleaseDenied
 from fedlearn.job.phase import Phase
 from fedlearn.job.state import JobEvent, JobState, JobStatus
 from server.admission.registry import Admission
+from server.keys.key_protectors import InsecurePlainKeyFile
+from server.keys.service import KeyService
 from server.rpc import Listeners, RpcConfig, Welcome
+from tests.harness.bound_state import bound_state
 from tests.harness.deployment import Deployment, key_pem
 
 
@@ -118,6 +124,14 @@ class DeploymentListeners:
         welcome = welcome or Welcome(
             fleet_address="127.0.0.1:1", control_address="", order_key=b"order"
         )
+        self._state = ExitStack()
+        folder = Path(self._state.enter_context(tempfile.TemporaryDirectory()))
+        keys = KeyService.create(
+            folder / "keys", [InsecurePlainKeyFile(folder / "keys")], allow_insecure_key_file=True
+        )
+        self.ledger, self.store = self._state.enter_context(
+            bound_state(folder, keys, signer=deployment.ca.file_signer)
+        )
         self.running = Listeners(
             config=RpcConfig(**({"gate": "127.0.0.1:0", "control": "127.0.0.1:0"} | config)),
             server_chain=deployment.server.chain_pem,
@@ -130,10 +144,17 @@ class DeploymentListeners:
             coordinator=self.coordinator,
             welcome=welcome,
             clock=deployment.clock,
+            store=self.store,
+            ledger=self.ledger,
         )
-        self.running.start()
+        try:
+            self.running.start()
+        except BaseException:
+            self._state.close()
+            raise
         self.gate = f"127.0.0.1:{self.running.gate_port}"
         self.control = f"127.0.0.1:{self.running.control_port}"
 
     def stop(self) -> None:
         self.running.stop(0.0)
+        self._state.close()

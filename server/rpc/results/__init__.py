@@ -1,0 +1,1 @@
+"""What operators and owners get of finished work: sealed models and the ledger."""
