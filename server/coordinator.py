@@ -23,6 +23,7 @@ from attestation.policy.parse import parse_policy
 from attestation.trust import TrustAnchors
 from fedlearn.app.checks import check_bundle
 from fedlearn.errors import FedlearnError, JobError
+from fedlearn.job.app_log import SealedAppLog
 from fedlearn.job.events import KINDS, ClientLost, ClientStarting, JobCancelled, JobSubmitted, Log
 from fedlearn.job.phase import Phase
 from fedlearn.job.spec import JobSpec
@@ -33,11 +34,13 @@ from server.admission.registry import Admission, AdmissionRegistry
 from server.health import Health
 from server.identity.site_registry import SiteRegistry
 from server.jobs.active_jobs import OpenJobs
+from server.jobs.app_logs import AppLogs
 from server.jobs.assignment_dispatcher import AssignmentDispatcher
 from server.jobs.job_admission import JobAdmission
 from server.jobs.job_events import JobEvents
 from server.jobs.placement import Choice
 from server.jobs.policy_registry import PolicyRegistry
+from server.jobs.records.app_log_store import AppLogStore
 from server.jobs.records.bundles import Bundle
 from server.jobs.records.job_store import JobRecord, JobStore
 from server.jobs.selection import Selection
@@ -70,6 +73,7 @@ class Coordinator:
         directory: StateDirectory,
         *,
         job_store: JobStore,
+        app_logs: AppLogStore,
         sites: SiteRegistry,
         registry: AdmissionRegistry,
         trust: Callable[[], TrustAnchors],
@@ -88,6 +92,7 @@ class Coordinator:
         )
         health = health or Health()
         self.jobs = OpenJobs()
+        self._app_logs = AppLogs(app_logs, job_store=job_store, jobs=self.jobs)
         self.events = JobEvents(job_store, jobs=self.jobs, clock=clock, health=health)
         self._dispatcher = AssignmentDispatcher(
             jobs=self.jobs, order_key=directory.order_key, report=self.events.report, clock=clock
@@ -312,6 +317,14 @@ class Coordinator:
         return self._directory.keys.release(
             admission, stored, registry=self._registry, now=self._clock()
         )
+
+    def deliver_app_log(self, admission: Admission, log: SealedAppLog) -> None:
+        """Keep a sealed log; see :meth:`server.jobs.app_logs.AppLogs.deliver`."""
+        self._app_logs.deliver(admission, log)
+
+    def app_logs(self, name: str, site: str) -> Iterator[SealedAppLog]:
+        """Yield the logs of a job at one site; see :meth:`server.jobs.app_logs.AppLogs.of_site`."""
+        return self._app_logs.of_site(name, site)
 
     # --- sites ------------------------------------------------------------------------
 

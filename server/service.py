@@ -127,6 +127,8 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
         registry.subscribe(counts)
         job_store = directory.job_store()
         stack.callback(job_store.close)
+        app_logs = directory.app_log_store()
+        stack.callback(app_logs.close)
         sites = SiteRegistry(
             entries=site_entries(directory.ledger),
             address=advertised["gate"],
@@ -150,6 +152,7 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
         coordinator = Coordinator(
             directory,
             job_store=job_store,
+            app_logs=app_logs,
             sites=sites,
             registry=registry,
             trust=lambda: anchors,

@@ -7,6 +7,7 @@
     STATE/ledger.sqlite      every decision;  STATE/ledger.pub.pem verifies it
     STATE/store/             sealed models, and the seal that binds them to the ledger
     STATE/jobs.sqlite        job specifications, policies and events;  STATE/bundles/ their code
+    STATE/app-logs.sqlite    what apps wrote at sites, sealed to the owners of their jobs
     STATE/operator.toml      the answer to the first operator's request (public), or
     STATE/operator/          insecure: the first operator's login with its key, made here
     STATE/attester/          public state of the coordinator's own attester
@@ -41,6 +42,7 @@ from server.config import Keys, ServerConfig
 from server.identity.operators import OperatorRegistry, requested_name
 from server.identity.peer_certificates import csr_key
 from server.identity.pki import CertificateAuthority
+from server.jobs.records.app_log_store import AppLogStore
 from server.jobs.records.history import JobHistory
 from server.jobs.records.job_store import JobStore
 from server.keys.key_protectors import (
@@ -290,6 +292,13 @@ class StateDirectory:
         return JobStore(
             self.config.state, key=self.keys.root.derive("jobs"), history=JobHistory(self.ledger)
         )
+
+    def app_log_store(self) -> AppLogStore:
+        """Open the file of the logs of apps; to be closed before this.
+
+        :raises StoreError: when it cannot be opened, is damaged or is not such a file.
+        """
+        return AppLogStore(self.config.state, key=self.keys.root.derive("app-logs"))
 
     def server_identity(
         self, *, dns_names: Sequence[str], ips: Sequence[str], now: datetime

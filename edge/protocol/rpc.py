@@ -20,6 +20,7 @@ from fedlearn.backoff import retry
 from fedlearn.errors import FedlearnError, TransportError
 from fedlearn.identity.admission import AdmitRequest
 from fedlearn.identity.join import JoinToken
+from fedlearn.job.app_log import SealedAppLog
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as stubs
 from fedlearn.wire.calls import ADMIT_SECONDS, Calls
@@ -195,6 +196,13 @@ class ControlClient(Calls):
         """
         request = pb.ReleaseKeyRequest(model=model, version=version, file_id=file_id)
         return bytes(self._retry(self._clients.ReleaseKey, request).wrapped)
+
+    def deliver_app_log(self, log: SealedAppLog) -> None:
+        """Deliver a sealed log of the app, once: a log that does not arrive leaves a gap."""
+        request = pb.AppLog(
+            stream=log.stream, round=log.round, sequence=log.sequence, sealed=log.sealed
+        )
+        self._once(self._clients.DeliverAppLog, request)
 
     def renew_site(self, identity: SiteIdentity) -> SiteIdentity:
         """Return the site's identity with a new certificate for the same key."""

@@ -16,7 +16,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +103,8 @@ class JobSpec:
     ``policy``         path of the appraisal policy, relative to the job's file
     ``policy_digest``  digest of that policy, 32 bytes (``AppraisalPolicy.digest``)
     ``owner_key``      ``x25519:`` and base64 of the key that opens the finished model, or empty
+    ``app_logs``       ``sealed``: what the app writes at a site is sealed to the owner's key
+                       (:mod:`fedlearn.sealing.app_log`), where the site accepts it
     ``launcher``       how sites start the client: ``any``, ``process`` or ``kubernetes``
     ``seed``           from which all randomness of the training is derived
 
@@ -135,6 +137,7 @@ class JobSpec:
     stragglers: str = option(choice("drop", "fail"), default="drop")
     seed: int = option(whole(0, 2**63 - 1), default=0)
     owner_key: str = option(text(least=0), default="")
+    app_logs: str = option(choice("off", "sealed"), default="off")
     launcher: str = option(choice("any", *LAUNCHERS), default="any")
     strategy: StrategySpec = option(table(StrategySpec), factory=StrategySpec)
     aggregation: AggregationSpec = option(table(AggregationSpec), factory=AggregationSpec)
@@ -184,10 +187,26 @@ class JobSpec:
         if few and not faults:
             wish = "raise `quorum`, name more sites, or use another strategy"
             faults.append((("strategy", "name"), f"{few}; {wish}"))
+        if self.app_logs == "sealed":
+            faults += self._faults_of_logs()
         if faults:
             raise InconsistentValues(*faults)
         if self.quorum == 0:
             object.__setattr__(self, "quorum", most)
+
+    def _faults_of_logs(self) -> Iterator[tuple[toml.Path, str]]:
+        if not self.owner_key:
+            wish = (
+                'needs owner_key: logs are sealed to the owner of the job; make a key, or set "off"'
+            )
+            yield ("app_logs",), wish
+        if self.privacy is not None:
+            yield (
+                ("app_logs",),
+                "an app can write records of its site into its log, and no budget of [privacy] "
+                'counts them; set "off" (`fedlearn job try` shows what the app writes), or remove '
+                "[privacy]",
+            )
 
     def at(self, sites: Collection[str]) -> JobSpec:
         """Return the job that runs at exactly these of its sites.
@@ -263,6 +282,8 @@ class JobSpec:
         if not self.placement.choose:
             # Left out when empty, so that such jobs keep the digest of earlier releases.
             del values["placement"]
+        if self.app_logs == "off":
+            del values["app_logs"]  # for the same reason
         del values["privacy"]
         if self.privacy is not None:
             values["privacy"] = self.privacy.to_mapping()

@@ -307,6 +307,22 @@ class ReleaseKeyReply(_message.Message):
     wrapped: bytes
     def __init__(self, wrapped: _Optional[bytes] = ...) -> None: ...
 
+class AppLog(_message.Message):
+    __slots__ = ("client", "stream", "round", "sequence", "sealed", "fault")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    FAULT_FIELD_NUMBER: _ClassVar[int]
+    client: str
+    stream: bytes
+    round: int
+    sequence: int
+    sealed: bytes
+    fault: str
+    def __init__(self, client: _Optional[str] = ..., stream: _Optional[bytes] = ..., round: _Optional[int] = ..., sequence: _Optional[int] = ..., sealed: _Optional[bytes] = ..., fault: _Optional[str] = ...) -> None: ...
+
 class LaunchTicket(_message.Message):
     __slots__ = ("assignment", "tag")
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
@@ -456,6 +472,14 @@ class FollowJobRequest(_message.Message):
     after: int
     past_only: bool
     def __init__(self, name: _Optional[str] = ..., after: _Optional[int] = ..., past_only: _Optional[bool] = ...) -> None: ...
+
+class AppLogsRequest(_message.Message):
+    __slots__ = ("job", "site")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    site: str
+    def __init__(self, job: _Optional[str] = ..., site: _Optional[str] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("sequence", "unix_ms", "kind", "json")

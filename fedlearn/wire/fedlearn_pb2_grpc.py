@@ -724,6 +724,11 @@ class ClientsStub:
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ReleaseKeyRequest.SerializeToString,
                 response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ReleaseKeyReply.FromString,
                 _registered_method=True)
+        self.DeliverAppLog = channel.unary_unary(
+                '/fedlearn.v1.Clients/DeliverAppLog',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.AppLog.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.Empty.FromString,
+                _registered_method=True)
 
 
 class ClientsServicer:
@@ -758,6 +763,13 @@ class ClientsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeliverAppLog(self, request, context):
+        """What the app has written in one round, sealed to the job's owner (fedlearn.sealing.app_log).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClientsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -780,6 +792,11 @@ def add_ClientsServicer_to_server(servicer, server):
                     servicer.ReleaseKey,
                     request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ReleaseKeyRequest.FromString,
                     response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ReleaseKeyReply.SerializeToString,
+            ),
+            'DeliverAppLog': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeliverAppLog,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.AppLog.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.Empty.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -891,6 +908,33 @@ class Clients:
             '/fedlearn.v1.Clients/ReleaseKey',
             fedlearn_dot_wire_dot_fedlearn__pb2.ReleaseKeyRequest.SerializeToString,
             fedlearn_dot_wire_dot_fedlearn__pb2.ReleaseKeyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeliverAppLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlearn.v1.Clients/DeliverAppLog',
+            fedlearn_dot_wire_dot_fedlearn__pb2.AppLog.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1186,6 +1230,11 @@ class OperatorStub:
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.FollowJobRequest.SerializeToString,
                 response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.Event.FromString,
                 _registered_method=True)
+        self.FetchAppLogs = channel.unary_stream(
+                '/fedlearn.v1.Operator/FetchAppLogs',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.AppLogsRequest.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.AppLog.FromString,
+                _registered_method=True)
         self.CancelJob = channel.unary_unary(
                 '/fedlearn.v1.Operator/CancelJob',
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.JobName.SerializeToString,
@@ -1307,6 +1356,13 @@ class OperatorServicer:
 
     def FollowJob(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchAppLogs(self, request, context):
+        """The sealed logs of a job's app at one site, in the order in which they were delivered.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -1452,6 +1508,11 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.FollowJob,
                     request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.FollowJobRequest.FromString,
                     response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.Event.SerializeToString,
+            ),
+            'FetchAppLogs': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchAppLogs,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.AppLogsRequest.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.AppLog.SerializeToString,
             ),
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
@@ -1658,6 +1719,33 @@ class Operator:
             '/fedlearn.v1.Operator/FollowJob',
             fedlearn_dot_wire_dot_fedlearn__pb2.FollowJobRequest.SerializeToString,
             fedlearn_dot_wire_dot_fedlearn__pb2.Event.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchAppLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedlearn.v1.Operator/FetchAppLogs',
+            fedlearn_dot_wire_dot_fedlearn__pb2.AppLogsRequest.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.AppLog.FromString,
             options,
             channel_credentials,
             insecure,

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 from fedlearn.app.checks import MAX_BUNDLE_BYTES
 from fedlearn.backoff import Backoff
 from fedlearn.errors import ConfigError, TransportError
+from fedlearn.job.app_log import SealedAppLog
 from fedlearn.job.state import ExclusionState, JobEvent, JobState, JobStatus
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as stubs
@@ -183,6 +184,25 @@ class OperatorClient(OperatorResults):
                 if failures > RECONNECTS:
                     raise
             time.sleep(backoff.next())
+
+    def fetch_app_logs(self, name: str, site: str) -> Iterator[SealedAppLog]:
+        """Yield the sealed logs of a job's app at one site, oldest first.
+
+        They are as the coordinator sent them: :mod:`fedlearn.api.app_logs` opens and checks them.
+
+        :raises JobError: when there is no such job or site, or the job was submitted without logs.
+        """
+        call = self._operator.FetchAppLogs(pb.AppLogsRequest(job=name, site=site))
+        with contextlib.closing(self._stream(call)) as logs:
+            for log in logs:
+                yield SealedAppLog(
+                    client=log.client,
+                    stream=log.stream,
+                    round=log.round,
+                    sequence=log.sequence,
+                    sealed=log.sealed,
+                    fault=log.fault,
+                )
 
     def cancel_job(self, name: str) -> JobState:
         """Stop a job."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from fedlearn.errors import AdmissionDenied, ConfigError, Throttled, TransportError
+from fedlearn.job.app_log import SealedAppLog
+from fedlearn.job.tables import MAX_ROUNDS
+from fedlearn.sealing.app_log import MAX_SEALED_BYTES, STREAM_BYTES
 from fedlearn.wire import fedlearn_pb2 as pb
 from server.admission.gate import AdmissionGate
 from server.admission.registry import Admission
@@ -69,6 +72,25 @@ class ClientsService:
             file_id=request.file_id,
         )
         return pb.ReleaseKeyReply(wrapped=wrapped)
+
+    def DeliverAppLog(self, request: pb.AppLog, caller: Caller) -> pb.Empty:  # noqa: N802
+        """Keep a sealed log. Whose it is, the admission states, and not the request."""
+        admission = _admission(caller)
+        if not 0 < len(request.sealed) <= MAX_SEALED_BYTES:
+            raise ConfigError(f"a sealed log has at most {MAX_SEALED_BYTES} bytes", key="sealed")
+        if len(request.stream) != STREAM_BYTES:
+            raise ConfigError(f"a stream is named by {STREAM_BYTES} bytes", key="stream")
+        if request.round > MAX_ROUNDS:
+            raise ConfigError(f"a round is at most {MAX_ROUNDS}", key="round")
+        log = SealedAppLog(
+            client=admission.client,
+            stream=request.stream,
+            round=request.round,
+            sequence=request.sequence,
+            sealed=request.sealed,
+        )
+        self._coordinator.deliver_app_log(admission, log)
+        return pb.Empty()
 
 
 def _admission(caller: Caller) -> Admission:

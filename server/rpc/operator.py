@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -96,6 +97,16 @@ class OperatorService(OperatorResults):
             yield pb.Event(
                 sequence=event.sequence, unix_ms=event.unix_ms, kind=event.kind, json=event.json
             )
+
+    def FetchAppLogs(  # noqa: N802
+        self, request: pb.AppLogsRequest, caller: Caller, stop: threading.Event
+    ) -> Iterator[pb.AppLog]:
+        """Return the sealed logs of a job at one site."""
+        job, site = checked_name(request.job, "job"), checked_name(request.site, "site")
+        for log in self._coordinator.app_logs(job, site):
+            if stop.is_set():
+                return
+            yield pb.AppLog(**dataclasses.asdict(log))
 
     def CancelJob(self, request: pb.JobName, caller: Caller) -> pb.JobState:  # noqa: N802
         """Stop a job."""

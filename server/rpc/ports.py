@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from fedlearn.job.app_log import SealedAppLog
 from fedlearn.job.phase import Phase
 from fedlearn.job.state import JobEvent, JobState
 from server.admission.registry import Admission
@@ -115,6 +116,14 @@ class Coordinator(Protocol):
         self, admission: Admission, *, model: str, version: int, file_id: bytes
     ) -> bytes:
         """Return a content key, HPKE-wrapped to the admission's key."""
+        ...
+
+    def deliver_app_log(self, admission: Admission, log: SealedAppLog) -> None:
+        """Keep a sealed log of an admitted client."""
+        ...
+
+    def app_logs(self, name: str, site: str) -> Iterator[SealedAppLog]:
+        """Yield the sealed logs of a job at one site, oldest first."""
         ...
 
     def site_connected(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlearn.errors import ConfigError, JobError, KeyReleaseDenied
+from fedlearn.job.app_log import SealedAppLog
 from fedlearn.job.phase import Phase
 from fedlearn.job.state import JobEvent, JobState, JobStatus
 from server.admission.registry import Admission
@@ -97,6 +98,14 @@ class RecordingCoordinator:
         if model != "alpha":
             raise KeyReleaseDenied(f"the model {model} is not for {admission.job}", hint="ask")
         return b"wrapped for " + admission.hpke_key
+
+    def deliver_app_log(self, admission: Admission, log: SealedAppLog) -> None:
+        self.calls.append(("app log", (admission.job, admission.site, log)))
+
+    def app_logs(self, name: str, site: str) -> Iterator[SealedAppLog]:
+        for kind, what in self.calls:
+            if kind == "app log" and what[:2] == (name, site):
+                yield what[2]
 
     def site_connected(self, site: str, orders: Any, *, version: str, running: Any) -> None:
         self.calls.append(("connected", (site, version, running)))

@@ -64,6 +64,8 @@ class RestartingCoordinator:
         closing.append(directory.close)
         book = directory.job_store()
         closing.append(book.close)
+        app_logs = directory.app_log_store()
+        closing.append(app_logs.close)
         sites = SiteRegistry(
             entries=site_entries(directory.ledger),
             address="127.0.0.1:1",
@@ -80,6 +82,7 @@ class RestartingCoordinator:
         coordinator = Coordinator(
             directory,
             job_store=book,
+            app_logs=app_logs,
             sites=sites,
             registry=registry,
             trust=TrustAnchors,

@@ -413,3 +413,55 @@ def test_a_request_for_admission_crosses_the_wire_whole(deployment: Deployment) 
     assert {field.name for field in pb.AdmitRequest.DESCRIPTOR.fields} == {
         field.name for field in dataclasses.fields(AdmitRequest)
     }
+
+
+def test_a_log_is_that_of_the_client_that_was_admitted(
+    listeners: DeploymentListeners, opened: Open
+) -> None:
+    chain, key, _ = client_chain(listeners)
+    clients = rpc.ClientsStub(opened(chain, key))
+    # The name in the request is not read: a client cannot speak for another one.
+    request = pb.AppLog(client="c9", stream=bytes(16), round=2, sequence=5, sealed=b"sealed")
+    clients.DeliverAppLog(request, timeout=5)
+    operator = rpc.OperatorStub(opened(*operator_chain(listeners)))
+    asked = pb.AppLogsRequest(job="alpha", site="site-a")
+    found = list(operator.FetchAppLogs(asked, timeout=5))
+    assert [(log.client, log.round, log.sequence, log.sealed) for log in found] == [
+        ("c1", 2, 5, b"sealed")
+    ]
+    assert not list(operator.FetchAppLogs(pb.AppLogsRequest(job="alpha", site="site-b")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"sealed": b""}, "at most"),
+        ({"sealed": bytes(2 * 1024 * 1024 + 1)}, "at most"),
+        ({"stream": b"short"}, "16 bytes"),
+        ({"round": 2**31}, "at most 10000"),
+    ],
+)
+def test_a_malformed_log_is_refused(
+    listeners: DeploymentListeners, opened: Open, changes: dict[str, Any], match: str
+) -> None:
+    chain, key, _ = client_chain(listeners)
+    clients = rpc.ClientsStub(opened(chain, key))
+    request = pb.AppLog(**({"stream": bytes(16), "sealed": b"sealed"} | changes))
+    refused(clients.DeliverAppLog, request, grpc.StatusCode.INVALID_ARGUMENT, match)
+    assert not [call for call in listeners.coordinator.calls if call[0] == "app log"]
+
+
+def test_logs_are_for_operators_and_from_clients(
+    listeners: DeploymentListeners, opened: Open
+) -> None:
+    site = opened(*site_chain(listeners))
+    unauthenticated = grpc.StatusCode.UNAUTHENTICATED
+    log = pb.AppLog(stream=bytes(16), sealed=b"x")
+    refused(rpc.ClientsStub(site).DeliverAppLog, log, unauthenticated, "may not call")
+    client = opened(*client_chain(listeners)[:2])
+    asked = pb.AppLogsRequest(job="alpha", site="site-a")
+    with pytest.raises(grpc.RpcError, match="may not call"):
+        list(rpc.OperatorStub(client).FetchAppLogs(asked, timeout=5))
+    listeners.deployment.gate.revoke_clients("alpha", "site-a", "enough")
+    denied = grpc.StatusCode.PERMISSION_DENIED
+    refused(rpc.ClientsStub(client).DeliverAppLog, log, denied, "revoked: enough")
