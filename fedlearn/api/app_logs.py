@@ -1,8 +1,8 @@
 """What an app wrote at the sites of a job: fetched as an operator, opened as the job's owner.
 
-Nothing that the coordinator sends is trusted beyond what :mod:`fedlearn.sealing.app_log` guarantees:
-a log that was altered, or is another job's or site's, does not open; one that is missing, repeated
-or out of order is named.
+What the coordinator sends is trusted as far as :mod:`fedlearn.sealing.app_log` guarantees it: a log
+that was altered, or is another job's or site's, does not open; one that is missing, repeated or out
+of order is named.
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ class AppLogs:
     faults: tuple[str, ...] = ()
 
 
-def fetch_app_logs(
-    client: OperatorClient, job: str, site: str, key: X25519PrivateKey
-) -> AppLogs:
+def fetch_app_logs(client: OperatorClient, job: str, site: str, key: X25519PrivateKey) -> AppLogs:
     """Fetch the logs of a job's app at one site, and open them with the key of the job's owner.
 
     :raises JobError: when there is no such job or site, or the job was submitted without logs.
@@ -85,9 +83,7 @@ def open_app_logs(
             )
             continue
         logs.append(
-            AppLog(
-                client=log.client, round=log.round, lines=opened.lines, left_out=opened.left_out
-            )
+            AppLog(client=log.client, round=log.round, lines=opened.lines, left_out=opened.left_out)
         )
     if sealed and not logs:
         mine = key.public_key().public_bytes_raw().hex()
