@@ -111,14 +111,14 @@ class Advertise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
-    """What keeps the root key of the key service while the coordinator is not running.
+    """The protectors of the root key of the key service while the coordinator is not running.
 
     ``protect``          any one of them opens it; ``insecure-plain-key-file`` must be the only one
     ``recovery_key``     an X25519 public key, PEM; its private half stays offline
     ``passphrase_file``  read once at the start
     ``tcti``             how tpm2-tools reach the TPM
     ``pcrs``             the registers that must keep their values
-    ``key_id``           the root key that must be found; refuses a state folder of another party
+    ``key_id``           the root key that must be found; another party's state folder is refused
     """
 
     protect: tuple[str, ...] = option(seq(choice(*_PROTECTORS), least=1, most=4, unique=True))
@@ -139,7 +139,12 @@ class Keys:
             if given and not wanted:
                 faults.append(((key,), f'is not used; add "{kind}" to protect'))
         if self.insecure and len(self.protect) > 1:
-            faults.append((("protect",), f'"{_PROTECTORS[-1]}" makes the others pointless'))
+            faults.append(
+                (
+                    ("protect",),
+                    f'"{_PROTECTORS[-1]}" must be the only protector: it leaves the key readable',
+                )
+            )
         if faults:
             raise InconsistentValues(*faults)
 
@@ -187,7 +192,7 @@ class Limits:
     ``connections_per_peer``
                              the same of one address; of one /64 in IPv6
     ``update_mib``           the largest update that is read
-    ``deliveries_mib``       of all updates that are read at once
+    ``deliveries_mib``       the largest sum of the updates that are read at once
     ``jobs``                 jobs that run at once
     ``sites``                sites that may be invited, those that were removed included
     """
@@ -206,7 +211,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerTrust(Trust):
-    """Anchors for verifying clients, and whose policies judge them.
+    """Anchors for verifying clients, and the keys that may sign the policies of jobs.
 
     ``policy_keys``  SHA-256 of the SPKI of operators' policy keys; when there are any, a
                      policy that none of them signed, or an older one, is refused
@@ -226,7 +231,7 @@ class JobSettings:
     ``sandbox``         ``full`` refuses a job where the kernel lacks a protection for that
                         process; ``best-effort`` runs it and reports what is missing
     ``app_host``        the socket of `fedlearn-server app-host`, which runs these processes in
-                        another container; without one the coordinator does
+                        another container; without one, the coordinator runs them
     """
 
     resume: bool = option(flag(), default=True)

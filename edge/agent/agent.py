@@ -50,7 +50,7 @@ class Agent:
 
     :param launcher: makes a launcher that uses these callbacks.
     :param tpm: this machine's TPM, which the agent proves before it takes orders.
-    :param counter: of that TPM; an older copy of the privacy budget is found by it.
+    :param counter: of that TPM; it detects an older copy of the privacy budget.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Agent:
         return reports.finished and not self._stopped.is_set()
 
     def _note_answer(self) -> None:
-        """Note that the coordinator accepted the stream, however the stream ends later."""
+        """Record that the coordinator accepted the stream, even if it ends with an error later."""
         self._answered = True
 
     def _capabilities(self) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The assignments that an agent follows, and how those that ended have ended."""
+"""The assignments that an agent follows, and the phases in which others ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a launcher calls: reports of its clients, and what a client asks of its site."""
+"""The callbacks of a launcher: reports of its clients, and requests of a client to its site."""
 
 from __future__ import annotations
 

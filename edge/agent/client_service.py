@@ -39,7 +39,7 @@ _MAX_KEY_BYTES: Final = 1024
 
 
 class Keys:
-    """What is derived from a site's key (HKDF, RFC 5869, SHA-256)."""
+    """The keys that are derived from a site's key (HKDF, RFC 5869, SHA-256)."""
 
     def __init__(self, site_key: ec.EllipticCurvePrivateKey) -> None:
         secret = site_key.private_numbers().private_value.to_bytes(32, "big")

@@ -1,4 +1,4 @@
-"""One privacy budget for each data set, over all jobs: what is charged, and what still fits. Pure.
+"""One privacy budget for each data set, over all jobs: its charges, and what is left. Pure.
 
 A site names a limit for a data set in ``site.toml`` (``epsilon`` and ``delta`` of ``[data.NAME]``).
 Every job with ``[privacy]`` that trains on the data is a :class:`Charge`. The charges of a data

@@ -1,4 +1,4 @@
-"""What an agent does with the coordinator's orders: verify, decide, start, wait, stop.
+"""Follows the coordinator's orders at a site: verify, decide, start, wait, stop.
 
 An order is followed when the coordinator's order key signed it for this site, the site's own
 rules allow it (:mod:`edge.agent.site_policy`), and its code has the digest that the order names.
@@ -41,7 +41,7 @@ _POLL_SECONDS: Final = 0.1
 class OrderHandler:
     """Follows orders with a launcher.
 
-    :param stopped: when it is set, nothing that waits is decided on any more.
+    :param stopped: when it is set, waiting assignments are no longer decided on.
     """
 
     def __init__(

@@ -109,7 +109,7 @@ def _hours() -> FieldType[Hours]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launcher:
-    """How clients are started.
+    """How the site starts clients.
 
     ``kind``     as processes of this machine, or in a cluster
     ``start_s``  seconds that a client may take to start

@@ -167,7 +167,7 @@ def _scaled_norm(delta: Delta) -> tuple[float, float]:
         found = float(np.max(np.abs(array))) if array.size else 0.0
         if not math.isfinite(found):
             raise PrivacyError(
-                f"{name}: holds NaN or infinity",
+                f"{name}: contains NaN or infinity",
                 hint="training diverged; lower the learning rate",
             )
         largest = max(largest, found)

@@ -43,7 +43,7 @@ class ClientPrivacy:
         not floating-point are not changed. The inputs are not changed.
 
         Raises :class:`fedlearn.errors.UpdateRejected` when the update does not match the
-        reference, :class:`fedlearn.errors.PrivacyError` when it holds NaN or infinity.
+        reference, :class:`fedlearn.errors.PrivacyError` when it contains NaN or infinity.
         """
         check_like(update, reference)
         clipped = self.chain.apply(difference(update, reference))

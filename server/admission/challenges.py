@@ -98,7 +98,7 @@ class ChallengeStore:
     def redeem(self, nonce: bytes, *, job: str, site: str, now: datetime) -> Challenge:
         """Use up ``nonce`` and return its challenge. A refused nonce is used up as well.
 
-        :raises NonceRefused: saying whether it is malformed, replayed, unknown, stale, or
+        :raises NonceRefused: stating whether it is malformed, replayed, unknown, stale, or
             was given out for another job or site.
         """
         if len(nonce) != NONCE_BYTES:

@@ -125,7 +125,7 @@ class ExclusionList:
     def check(self, job: str, site: str, client: str, *, now: datetime) -> None:
         """Return when this client is not excluded.
 
-        :raises AdmissionDenied: saying by whom, why, until when, and what to do.
+        :raises AdmissionDenied: stating by whom, why, until when, and what to do.
         """
         with self._lock:
             kept = [self._known.get((job, site, "")), self._known.get((job, site, client))]

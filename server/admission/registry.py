@@ -141,7 +141,7 @@ class AdmissionRegistry:
     def live(self, thumbprint: bytes, *, now: datetime) -> Admission:
         """Return the admission of the key with this thumbprint.
 
-        :raises AdmissionDenied: saying why there is none: unknown, expired, revoked or
+        :raises AdmissionDenied: stating why there is none: unknown, expired, revoked or
             quarantined.
         """
         with self._lock:

@@ -145,7 +145,7 @@ class PeerCertificate:
 
         A connection outlives the handshake in which TLS looked at the dates.
 
-        :raises TransportError: saying which of the two it is not.
+        :raises TransportError: naming which of the two it is not.
         """
         if self.id.trust_domain != trust_domain:
             raise TransportError(f"{self.id} is of another trust domain than {trust_domain}")

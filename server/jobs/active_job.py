@@ -1,4 +1,4 @@
-"""A job that runs, or waits for its sites: what the coordinator holds of it, and how it is made."""
+"""A job that runs or waits for its sites, as the coordinator holds it, and how it is made."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ __all__ = ["MAX_ATTEMPTS", "OpenJob", "opened"]
 _NOISE_DRAWN: Final = "noise secret drawn"
 _NOISE_DOMAIN: Final = b"fedlearn-noise-secret/1\0"
 MAX_ATTEMPTS: Final = 5
-"""How often in a row a site's client may fail before it is admitted; then a person has to look."""
+"""How often in a row a site's client may fail before it is admitted, and is started again."""
 
 _MOST_NAMES: Final = 100
-"""How often one site's client is started in total until the job is resumed."""
+"""How often one site's client is started in total, until the job is resumed."""
 
 
 @dataclass(slots=True)
@@ -67,15 +67,15 @@ class OpenJob:
     progress: int = 0
 
     def may_try_again(self, site: str) -> bool:
-        """Say whether a site's client, which failed, may be started once more."""
+        """Return whether a site's client that failed may be started once more."""
         failed = self.failed.get(site, 0)
         return failed < MAX_ATTEMPTS and self.attempts.get(site, 1) < _MOST_NAMES
 
     def assignment(self, site: str, attempt: int) -> str:
         """Name the ``attempt`` of a site in this life of the job, the same after a restart.
 
-        A DNS label whatever the names are. A job that is resumed has a new life: its sites may
-        still be busy with stopping what the former one ordered.
+        It is a DNS label for any names. A resumed job has a new life, because its sites may
+        still be stopping clients of the former one.
         """
         text = f"{self.record.name}/{site}/{self.life}/{attempt}".encode()
         return f"a-{hashlib.sha256(text).hexdigest()[:32]}"
@@ -87,9 +87,9 @@ class OpenJob:
 
 
 class _DiskErrors:
-    """A job's channel that notes the errors of the disk.
+    """A job's channel that records the errors of the disk.
 
-    The reason that the process itself gives for its end is not used: it is not trusted.
+    The process is not trusted, so the reason that it gives for its end is not used.
     """
 
     def __init__(self, channel: JobChannelHandler, noted: list[str]) -> None:
@@ -122,7 +122,7 @@ def opened(
     report: Callable[[Event], object],
     clock: Callable[[], datetime],
 ) -> OpenJob:
-    """Make an open job of a record; nothing of it runs yet.
+    """Make an open job of a record; none of its processes runs yet.
 
     ``runtime`` is a private directory that never holds weights.
     """
@@ -170,7 +170,7 @@ def opened(
 
 
 def _lives(directory: StateDirectory, name: str) -> int:
-    """Return how often an operator resumed a job, by the ledger."""
+    """Return how often an operator resumed a job, according to the ledger."""
     entries = directory.ledger.entries(kind="job")
     return sum(
         entry.body.get("job") == name and entry.body.get("change") == "resumed" for entry in entries
@@ -178,7 +178,7 @@ def _lives(directory: StateDirectory, name: str) -> int:
 
 
 def _noise_secret(directory: StateDirectory, spec: JobSpec) -> bytes:
-    """Return the secret of a job's noise, drawn once: another one would be another release.
+    """Return the secret of a job's noise, which is drawn once: another secret is another release.
 
     :raises StoreError: when it is missing or is not the one that the ledger commits to.
     """
@@ -199,7 +199,7 @@ def _noise_secret(directory: StateDirectory, spec: JobSpec) -> bytes:
         directory.keys.keep(name, known)
     commitment = hashlib.sha256(_NOISE_DOMAIN + known).hexdigest()
     if not entered:
-        # A crash after the secret was kept leaves it without an entry.
+        # A crash after the secret was stored leaves it without an entry.
         body = {"job": spec.name, "change": _NOISE_DRAWN, "commitment": commitment}
         directory.ledger.append("job", body)
     elif entered[0] != commitment:

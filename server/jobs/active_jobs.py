@@ -21,8 +21,8 @@ __all__ = ["OpenJobs"]
 class OpenJobs:
     """The open jobs by name. Safe to use from many threads.
 
-    ``lock`` guards the table, and of each job what changes: its admittable form, attempts,
-    failures and refusals of its sites.
+    ``lock`` guards the table and the parts of each job that change: its admittable form, and the
+    attempts, failures and refusals of its sites.
     """
 
     def __init__(self) -> None:

@@ -65,7 +65,7 @@ class AssignmentDispatcher:
             for identity in running:
                 if identity not in kept:
                     orders.send(StopOrder(assignment=identity, reason="the job is not open"))
-            # Also for what runs there already: a restarted agent adopts a client by its order.
+            # Also for clients that run already: a restarted agent adopts a client by its order.
             for job in wanted:
                 self._order(job, site, orders)
 
@@ -101,7 +101,7 @@ class AssignmentDispatcher:
                 _LOG.info("site %s: %s", site, error)
 
     def again(self, job: OpenJob, site: str, reason: str) -> None:
-        """Note that a site's client failed, and order it once more after a pause."""
+        """Record that a site's client failed, and order it once more after a pause."""
         with self._lock:
             failures = self._failures.setdefault(site, deque(maxlen=_MOST_FAILURES))
             failures.append(self._clock())
@@ -126,7 +126,7 @@ class AssignmentDispatcher:
         timer.start()
 
     def anew(self, job: OpenJob, site: str) -> None:
-        """Order a site's client once more, after the reason for its refusal is gone."""
+        """Order a site's client once more, when the reason for its refusal no longer holds."""
         with self._lock:
             attempt = job.attempts.get(site, 1)
             orders = self._orders.get(site)

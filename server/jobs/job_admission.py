@@ -1,4 +1,4 @@
-"""What admission reads of open jobs, and what a change of an admission does to its job."""
+"""The interface of the admission gate to open jobs: what it reads, and what it changes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class JobAdmission:
                 found.host.delete_node(site)
 
     def readmitted(self, exclusion: Exclusion) -> None:
-        """Have a site start its client again if the exclusion, now over, had it refused."""
+        """Have a site start its client again if an exclusion, now over, was why it was refused."""
         with self._jobs.lock:
             job = self._jobs.named(exclusion.job)
             was_refused = job is not None and job.refused.pop(exclusion.site, None) is not None
@@ -79,7 +79,7 @@ class JobAdmission:
             self._dispatcher.anew(job, exclusion.site)
 
     def record(self, kind: str, body: Mapping[str, Any]) -> object:
-        """Append to the ledger; report to the job what concerns it."""
+        """Append to the ledger, and report the entry to the job that it concerns."""
         entry = self._ledger.append(kind, body)
         event = of_entry(kind, body)
         name = body.get("job")

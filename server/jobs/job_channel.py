@@ -5,8 +5,8 @@
 against what the coordinator knows (which sites the job has, which round runs, who was asked, which
 admission a site has) before it becomes an entry of the ledger; the model of every round becomes a
 sealed version in the store, together with the state of the strategy, so that a crash never
-separates the two. What the application itself prints and measures becomes events, and never
-entries of the ledger.
+separates the two. What the application prints and measures becomes events, never entries of the
+ledger.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class JobChannelHandler:
     ``report``    writes an event of this job
     ``model``     the name under which the model is sealed
     ``files``     the name under which the application's files are
-    ``keep``      how many versions of the model are kept; the newest are
+    ``keep``      how many versions of the model are kept, the newest ones
     """
 
     def __init__(
@@ -133,9 +133,9 @@ class JobChannelHandler:
     def charge(self, stage: int, round_: int, inputs: bytes) -> None:
         """Charge the privacy budget for one release, before it happens.
 
-        Releases are counted over all stages, repeats, restarts and resumptions. An attempt that
-        was charged, and of which no checkpoint was sealed, was not disclosed: it may be made
-        again at no cost if its inputs are the same bytes, because its noise is then the same.
+        Releases are counted over all stages, repeats, restarts and resumptions. An attempt that was
+        charged and has no sealed checkpoint was not disclosed. It may be repeated at no cost with
+        the same bytes as inputs, because its noise is then the same.
 
         :raises PrivacyError: when the release would exceed the budget.
         """
@@ -146,7 +146,7 @@ class JobChannelHandler:
             return
         release = self._budget.releases + 1
         spent = self._budget.charge(release)
-        # The entry precedes the release, so that no crash can spend what was not written down.
+        # The entry precedes the release, so that a crash cannot spend budget without an entry.
         self._ledger.append(
             "privacy",
             {
@@ -174,7 +174,7 @@ class JobChannelHandler:
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Seal the model and the state of one round; durable when this returns.
 
-        :raises JobError: when it is not the checkpoint of the round that runs, or holds NaN.
+        :raises JobError: when it is not the checkpoint of the round that runs, or contains NaN.
         """
         self._check_checkpoint(checkpoint)
         owner = self.spec.owner_public_key()
@@ -226,7 +226,7 @@ class JobChannelHandler:
         if self.model not in self._store.models():
             if written:
                 raise StoreError(
-                    f"version {written} of {self.model} was written and is not there",
+                    f"version {written} of {self.model} was written and is missing",
                     hint="restore the state directory from its newest backup",
                 )
             return None
@@ -240,10 +240,10 @@ class JobChannelHandler:
     def live_sites(self) -> dict[str, int]:
         """Return the sites that are admitted now and have committed to their data.
 
-        With each goes how many examples it may claim by that commitment; 0: not known.
+        The value is how many examples the site may claim by that commitment; 0 when not known.
 
-        Without those whose admission ended after their update of this round, though they may
-        have a new one: what was sent under the old one does not count.
+        A site whose admission ended after its update of this round is left out, even when it has
+        a new admission: an update that was sent under the old one does not count.
         """
         live = self._registry.of_job(self.spec.name, now=self._clock())
         with self._lock:
@@ -261,10 +261,10 @@ class JobChannelHandler:
     def commit(self, admission: Admission, *, root: bytes, records: int, examples: int) -> int:
         """Enter a site's commitment to its data; return the number of the entry.
 
-        A client that commits to the same data again, because it attested again, is known
-        already: that is no entry of its own. Under privacy the number of records is private
-        like the records, and the entry gives it as the power of 16 below it. ``examples`` bounds
-        what the site may claim to have trained on.
+        A client that commits to the same data again, because it attested again, gets no further
+        entry. Under privacy the number of records is private like the records, and the entry
+        contains the power of 16 below it. ``examples`` bounds the number of examples that the
+        site may claim to have trained on.
 
         :raises AdmissionDenied: when the site committed to other data before.
         """
@@ -273,7 +273,8 @@ class JobChannelHandler:
             known = self._roots.get(site)
             if known is not None and known != root:
                 raise AdmissionDenied(
-                    f"the data of site {site} is not what it committed to before its first round",
+                    f"the data of site {site} is not the data that it committed to before its "
+                    "first round",
                     hint="restore the data, or submit a new job for the new data",
                 )
             self._most[site] = examples
@@ -301,7 +302,7 @@ class JobChannelHandler:
     # --- inside -----------------------------------------------------------------------
 
     def _remember(self) -> None:
-        """Read from the ledger what an earlier life of the coordinator entered."""
+        """Read from the ledger what the coordinator entered before its restart."""
         name, charged = self.spec.name, list[int]()
         for entry in self._ledger.entries(kind="commitment"):
             if entry.body.get("job") == name:
@@ -329,12 +330,13 @@ class JobChannelHandler:
         for name, array in checkpoint.model.items():
             if array.dtype.kind in "fc" and not np.isfinite(array).all():
                 raise JobError(
-                    f"round {checkpoint.round}: the model's array {name!r} holds NaN or infinity",
+                    f"round {checkpoint.round}: the model's array {name!r} "
+                    "contains NaN or infinity",
                     hint="training diverged; lower the learning rate",
                 )
 
     def _enter(self, event: Event, fields: Mapping[str, Any]) -> None:
-        """Put into the ledger what belongs there, after a look at whether it can be."""
+        """Append an event to the ledger if it belongs there, after checking that it is possible."""
         job = self.spec.name
         if isinstance(event, RoundStarted):
             unknown = set(event.sites) - set(self.spec.sites)
@@ -384,9 +386,9 @@ class JobChannelHandler:
             raise JobError(f"something of round {number}; round {self._running} runs")
 
     def _check_update(self, number: int, site: str) -> None:
-        """Check that an update can be one: of a site that this round asked.
+        """Check that an update is from a site that this round sent a message to.
 
-        A question of an application outside of rounds has the number 0; its sites are the job's.
+        A message of an application outside of rounds has the number 0 and goes to the job's sites.
         """
         self._check_round(number)
         known = self._asked if number else frozenset(self.spec.sites)
@@ -394,7 +396,7 @@ class JobChannelHandler:
             raise JobError(f"an update of {site[:64]!r}, to which round {number} sent no question")
 
     def _note_sender(self, site: str, key: str, *, once: bool) -> str:
-        """Remember with which admission a site sent its update; return its thumbprint."""
+        """Record the admission with which a site sent its update; return its thumbprint."""
         key = key or self._key_of(site)
         with self._lock:
             if once and site in self._senders:

@@ -25,14 +25,14 @@ _MOST_LATER: Final = 10_000
 
 _SITE_EVENTS: Final = 500
 _SECONDS_FOR_EACH: Final = 2.0
-"""How many events one site may cause in one job at once, and then one in so many seconds."""
+"""How many events one site may cause in one job at once, and the seconds for one more."""
 
 _BYTES_OF_ONE: Final = 512
-"""A longer event counts as several."""
+"""The bytes of one event. A longer event counts as several."""
 
 _APP_LINES: Final = 2000
 _SECONDS_FOR_EACH_LINE: Final = 0.1
-"""The same for the lines that the code of a job prints."""
+"""The same limits for the lines that the code of a job prints."""
 
 
 class JobEvents:
@@ -76,7 +76,7 @@ class JobEvents:
         self.append(name, event)
 
     def append(self, name: str, event: Event) -> None:
-        """Write an event that no quota applies to; later, while the disk fails."""
+        """Write an event without a quota; later, while the disk fails."""
         job = self._jobs.named(name)
         if job is not None and isinstance(event, PROGRESS):
             job.progress += 1
@@ -105,9 +105,9 @@ class JobEvents:
                     self.append(name, _left_out(site, left_out))
 
     def catch_up(self) -> None:
-        """Write what could not be written before, oldest first.
+        """Write the events that could not be written before, oldest first.
 
-        :raises DiskError: when it cannot be written now either; what is left is kept.
+        :raises DiskError: when one still cannot be written; it and all later ones are kept.
         """
         with self._lock:
             try:

@@ -1,8 +1,8 @@
-"""Which sites run a job? Asked before a round, of what the sites report about themselves.
+"""Decides which sites run a job, before its first round, from what the sites report.
 
-Pure: a job, its policy and reports go in, reasons and choices come out, the same for the same.
-A report is a claim of the site's and decides nothing about trust; evidence does that at
-admission. It prevents a round that cannot work.
+Pure: the same job, policy and reports give the same reasons and choices. A report is a claim of
+the site and decides nothing about trust, which evidence decides at admission. It prevents rounds
+that cannot succeed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Who takes part, in the job's order, and why each of the others does not."""
+    """The sites that take part, in the job's order, and why each of the others does not."""
 
     sites: tuple[str, ...]
     passed_over: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -52,12 +52,12 @@ class Choice:
 def choose(spec: JobSpec, policy: AppraisalPolicy, candidates: Sequence[Candidate]) -> Choice:
     """Pick ``spec.placement.choose`` of ``candidates``, which are the job's sites.
 
-    Left out are those that are unable, or whose reports speak against them
-    (:func:`obstacles`). Of the others come first those with room for one more client, then
-    those with the fewest failures, then those that ``spec.placement.prefer`` names, then those
-    that the job lists first. A site that reports no cost comes after all that do.
+    Sites that are unable, or have :func:`obstacles` in their reports, are left out. The others
+    are sorted: first those with room for one more client, then those with the fewest failures,
+    then by ``spec.placement.prefer``, then in the order of the job. A site that reports no cost
+    follows all sites that report one.
 
-    :raises JobError: when too few are able, saying what is wrong with each of the others.
+    :raises JobError: when too few are able, with the reason for each of the others.
     """
     able: list[tuple[tuple[float, ...], Candidate, str]] = []
     passed: dict[str, str] = {}
@@ -85,7 +85,7 @@ def choose(spec: JobSpec, policy: AppraisalPolicy, candidates: Sequence[Candidat
 
 
 def _rank(spec: JobSpec, candidate: Candidate) -> tuple[tuple[float, ...], str]:
-    """Return what a site is sorted by, least first, and the same in words."""
+    """Return the sort key of a site, least first, and the same in words."""
     report = _report(candidate.capabilities) or {}
     room = _room(spec.resources, report, candidate.busy)
     cost = _number(report.get("cost"))
@@ -103,7 +103,7 @@ def _rank(spec: JobSpec, candidate: Candidate) -> tuple[tuple[float, ...], str]:
 
 
 def _room(wanted: Resources, report: Mapping[str, Any], busy: Sequence[Resources]) -> float:
-    """Return for how many such clients there is room; what is not reported does not limit it."""
+    """Return for how many such clients there is room; a value not reported sets no limit."""
     rooms = []
     for name in _RESOURCES:
         each = float(getattr(wanted, name))
@@ -123,7 +123,7 @@ def _shown(room: float) -> str:
 
 
 def _number(value: object) -> float | None:
-    """Return a number that is one; a report may hold anything."""
+    """Return a value of a report if it is a number; a report may contain anything."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -144,14 +144,14 @@ def _report(capabilities: str) -> Mapping[str, Any] | None:
 def obstacles(
     spec: JobSpec, policy: AppraisalPolicy, *, site: str, capabilities: str
 ) -> tuple[str, ...]:
-    """Return why ``site`` cannot run ``spec``; empty when nothing it reports speaks against it.
+    """Return the reasons in the report of ``site`` why it cannot run ``spec``.
 
     ``capabilities`` is the JSON object that the site sent last, or empty when it has not
-    sent one yet. What it does not mention is no obstacle.
+    sent one yet. A value that it does not mention is not an obstacle.
     """
     report = _report(capabilities)
     if report is None:
-        return ("its report of capabilities is no JSON object",)
+        return ("its report of capabilities is not a JSON object",)
     return tuple(_reasons(spec, policy, site, report))
 
 

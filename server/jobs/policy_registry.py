@@ -1,8 +1,8 @@
-"""Which appraisal policies a coordinator takes from its operators, and what it remembers of them.
+"""Decides which appraisal policies a coordinator accepts from its operators.
 
-Where ``server.toml`` names operators' policy keys, a policy counts when one of them signed it,
-and when it is not older than the newest one of its name that was signed and accepted before.
-The memory of that is the ledger, which cannot be rolled back unseen.
+Where ``server.toml`` names operators' policy keys, a policy is accepted when one of them signed
+it and it is not older than the newest accepted policy of its name. The accepted versions are read
+from the ledger, of which a rollback is detected.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class PolicyRegistry:
 
     @contextmanager
     def deciding(self) -> Iterator[None]:
-        """Keep others from deciding between a check and its entry in the ledger."""
+        """Exclude other decisions between a check and its entry in the ledger."""
         with self._lock:
             yield
 
     def check(self, policy: AppraisalPolicy, signature: bytes) -> bytes:
         """Return the digest of the key that signed a new policy; empty when it is not signed.
 
-        :raises AttestationError: when it pins no launch identity of a TEE that it accepts, has
-            to be signed and is not, the signature is not one of it, or a newer one of its name
-            was accepted before.
+        :raises AttestationError: when it pins no launch identity of a TEE that it accepts, lacks a
+            required signature, has a signature of something else, or a newer one of its name was
+            accepted before.
         """
         require_launch_identity(policy)
         signer = self._signer(policy, signature)
@@ -56,17 +56,17 @@ class PolicyRegistry:
     def check_again(self, policy: AppraisalPolicy, signature: bytes, *, job: str) -> None:
         """Check the policy of a job before the job continues.
 
-        That it is the one in force is checked against the ledger
-        (:meth:`server.jobs.records.job_store.JobStore.get`).
+        :meth:`server.jobs.records.job_store.JobStore.get` checks against the ledger that it is the
+        one in force.
 
-        :raises AttestationError: when its signature counts no more, or it pins no launch
+        :raises AttestationError: when its signature no longer counts, or it pins no launch
             identity of a TEE that it accepts.
         """
         require_launch_identity(policy, where=f"the policy of job {job}")
         self._signer(policy, signature)
 
     def entry(self, policy: AppraisalPolicy, signer: bytes) -> dict[str, Any]:
-        """Return what the ledger has of a policy besides its job and digest."""
+        """Return the fields of a policy's entry in the ledger, besides its job and digest."""
         return {"name": policy.name, "version": policy.version, "signer": signer.hex()}
 
     def _signer(self, policy: AppraisalPolicy, signature: bytes) -> bytes:
@@ -74,7 +74,7 @@ class PolicyRegistry:
             if not self._keys:
                 return b""
             raise EvidenceError(
-                "is missing, and this coordinator takes signed policies only",
+                "is missing, and this coordinator accepts signed policies only",
                 field="policy signature",
                 hint="`fedlearn policy sign policy.toml --key operator.pem`, then submit again",
             )

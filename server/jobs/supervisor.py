@@ -89,7 +89,7 @@ class JobSupervisor:
             name = state.name
             if not state.status.open:
                 if not self._job_store.events.ended(name):
-                    # The coordinator crashed between the ledger entry of its end and the event.
+                    # The coordinator crashed after the ledger entry of its end, before the event.
                     self._events.report(name, self._end_of(state))
                 continue
             if not self._directory.config.jobs.resume:
@@ -212,7 +212,7 @@ class JobSupervisor:
             raise store_error(f"{path}: {error.strerror}", error) from error
 
     def _persist(self, what: str, act: Callable[[], object]) -> bool:
-        """Retry ``act`` while the disk fails; return False when the coordinator stops before.
+        """Retry ``act`` while the disk fails; return False when the coordinator stops first.
 
         A job that has ended must not stay open because its end could not be written.
         """
@@ -230,7 +230,7 @@ class JobSupervisor:
         return True
 
     def client_refused(self, job: OpenJob, site: str, reason: str) -> None:
-        """Note a refused client; end the job when too few sites are left for its quorum."""
+        """Record a refused client; end the job when too few sites are left for its quorum."""
         spec = job.record.spec
         with self._jobs.lock:
             job.refused[site] = reason
@@ -285,7 +285,7 @@ class JobSupervisor:
         self._dispatcher.end(job, f"the job is {status}")
 
     def interruption(self, name: str) -> str:
-        """Return why an open job does not run now and waits to continue; ``""`` while it runs."""
+        """Return why an open job is interrupted and waits to continue; ``""`` while it runs."""
         job = self._jobs.named(name)
         return "" if job is None else job.interrupted
 

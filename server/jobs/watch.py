@@ -1,9 +1,9 @@
-"""One open job from its first process to its outcome: crashes, a failing disk, and its time.
+"""Runs one open job from its first process to its outcome: crashes, disk failures and time limits.
 
-A job's process that crashed is started again, a few times. One that ended because the disk failed
-is started again when the disk works, any number of times: until then the job is *interrupted*, with
-the reason in its status, and its clients stay. A job that makes no progress, or takes longer than
-all of its rounds may, is ended: its own code may hang.
+A process that crashed is started again, a few times. A process that ended because the disk failed
+is started again when the disk works, any number of times: until then the job is *interrupted*,
+with the reason in its status, and its clients keep running. A job that makes no progress, or takes
+longer than all of its rounds may, is ended: its own code may hang.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class JobWatch:
     """Runs one job. :meth:`run` returns its outcome, or ``None`` when the job is closed already.
 
     ``report``   writes an event of the job
-    ``mark``     ``mark(reason)`` notes why the job is interrupted, ``mark("")`` that it runs again;
+    ``mark``     ``mark(reason)`` records why the job is interrupted, ``mark("")`` that it runs;
                  raises DiskError while the disk fails
     ``probe``    raises DiskError while the disk fails
     ``current``  whether the job is still open
@@ -132,7 +132,7 @@ class JobWatch:
         spec = self._job.record.spec
         before = time.monotonic()
         while (outcome := self._job.host.wait(_LOOK_SECONDS)) is None:
-            # Time in which the coordinator itself was suspended does not count.
+            # Time during which the coordinator was suspended does not count.
             now = time.monotonic()
             passed, before = min(now - before, 2 * _LOOK_SECONDS), now
             self._total += passed
@@ -152,7 +152,7 @@ class JobWatch:
             status=JobStatus.FAILED,
             code="deadline",
             message=message,
-            hint="see what its app does that long; `deadline_s` in job.toml sets the time, and "
+            hint="find out why its app takes so long; `deadline_s` in job.toml sets the time, and "
             "`fedlearn job resume` continues from the last checkpoint",
         )
         self._job.host.cancel(message)

@@ -62,7 +62,7 @@ class Protector(Protocol):
 
     @property
     def kind(self) -> str:
-        """The name by which records and configuration know it."""
+        """Its name in records and in the configuration."""
         ...
 
     @property
@@ -80,7 +80,7 @@ class Protector(Protocol):
     def recover(self, record: Record, *, root_id: str) -> bytes:
         """Return the root key.
 
-        :raises AttestationError: saying why this protector does not open this record.
+        :raises AttestationError: with the reason why this protector does not open this record.
         """
         ...
 
@@ -165,7 +165,7 @@ class Passphrase:
                 _NONCE, _hex(record, "sealed"), _PASSPHRASE + root_id.encode()
             )
         except (InvalidTag, ValueError):
-            raise UnsealError("the passphrase is another one, or the record was altered") from None
+            raise UnsealError("the passphrase is wrong, or the record was altered") from None
 
     def _stretched(self, salt: bytes, cost: int) -> bytes:
         text = unicodedata.normalize("NFKC", self.text).encode()
@@ -186,7 +186,7 @@ class TpmSealing(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TpmPolicy:
-    """This machine's TPM, as long as the selected PCRs keep their values.
+    """This machine's TPM, which opens the key while the selected PCRs keep their values.
 
     A TPM alone loses the key with the machine: protect with a recovery key as well.
     """

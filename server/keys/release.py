@@ -1,4 +1,4 @@
-"""May this client have a content key, now? Pure: everything it looks at is an argument."""
+"""Decides whether a client may receive a content key now. Pure: it reads its arguments only."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class RootKey:
             raise StoreError(f"{directory} holds a root key already", hint="open it instead")
         if left := sorted(directory.rglob("*.sealed")):
             raise StoreError(
-                f"{directory / ROOT_FILE} is missing, and {left[0].name} that it protects is there",
+                f"{directory / ROOT_FILE} is missing, but {left[0].name} exists, which it protects",
                 hint="restore the file from a backup",
             )
         root = cls(directory, secrets.token_bytes(ROOT_BYTES))
@@ -119,7 +119,7 @@ class RootKey:
                     continue
                 if len(key) == ROOT_BYTES and _root_id(key) == root_id:
                     return cls(directory, key)
-                reasons.append(f"{protector.kind}: opens, but to another key")
+                reasons.append(f"{protector.kind}: opens, but gives another key")
         kinds = ", ".join(sorted({str(item.get("kind")) for item in records}))
         raise StoreError(
             f"the root key in {directory} does not open ({'; '.join(reasons)})",
@@ -127,7 +127,7 @@ class RootKey:
         )
 
     def close(self) -> None:
-        """Overwrite the key; this object is of no use then."""
+        """Overwrite the key. The object cannot be used afterwards."""
         self._key[:] = bytes(len(self._key))
 
     def protectors(self) -> tuple[str, ...]:

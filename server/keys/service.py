@@ -111,7 +111,7 @@ class KeyService:
 
     @property
     def id(self) -> str:
-        """Names the root key without revealing it; can be pinned in configuration."""
+        """The name of the root key, which does not reveal it and can be pinned in configuration."""
         return self.root.id
 
     def record_with(self, record: RecordEntry) -> None:
@@ -119,7 +119,7 @@ class KeyService:
         self._record = record
 
     def close(self) -> None:
-        """Forget all keys; the service is of no use then."""
+        """Forget all keys. The service cannot be used afterwards."""
         with self._lock:
             self.root.close()
             self._models = {}
@@ -229,7 +229,7 @@ class KeyService:
         refusal is in the ledger before this returns; a release that cannot be recorded does
         not take place. :func:`fedlearn.sealing.open_released` opens the answer.
 
-        :raises KeyReleaseDenied: saying which condition failed.
+        :raises KeyReleaseDenied: naming the condition that failed.
         """
         body: dict[str, Any] = {
             "model": file.model,
@@ -280,7 +280,7 @@ class KeyService:
         with self._lock:
             value = self._models.get(model, {}).get("keys", {}).get(epoch)
         if value is None:
-            raise UnsealError(f"the key {epoch!r} of the model {model!r} is not held any more")
+            raise UnsealError(f"the key {epoch!r} of the model {model!r} no longer exists")
         return ModelKey(key_id, bytes.fromhex(value)).content_key(file_id)
 
     def _secret_path(self, name: str) -> Path:

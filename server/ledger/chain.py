@@ -35,7 +35,7 @@ class Chain:
         self._kinds: dict[str, array[int]] = {}
 
     def follow(self, connection: sqlite3.Connection) -> Chain:
-        """Take in what the file holds beyond, and return this chain.
+        """Add the entries of the file that follow this chain, and return this chain.
 
         Every entry's hash and place is checked, and the signature of the last, which covers all.
         Raises :class:`fedlearn.errors.LedgerError` naming the first entry that is wrong.
@@ -51,7 +51,7 @@ class Chain:
                 number += 1
                 digest = hash_of_row(row, number)
                 if row[0] != number:
-                    raise _unusable(number, "missing" if row[0] > number else "there twice")
+                    raise _unusable(number, "missing" if row[0] > number else "occurs twice")
                 if digest != row[5]:
                     raise _unusable(number, "altered; its hash is not that of its content")
                 if row[4] != self.end:
@@ -74,7 +74,7 @@ class Chain:
         return self.hash_of(len(self)) or genesis(self._public_key)
 
     def add(self, kind: str, digest: bytes) -> None:
-        """Enter the next entry."""
+        """Add the next entry."""
         self._hashes += digest
         self._kinds.setdefault(kind, array("Q")).append(len(self))
 

@@ -1,8 +1,7 @@
 """Who made a model: the join of rounds, updates, admissions and checkpoints.
 
-A round that was begun again, because the coordinator had been interrupted, counts as it was
-finished last: beginning round *n* of a job revokes the earlier entries about its rounds
-from *n* on.
+When a round is repeated after an interruption of the coordinator, its last repetition counts: the
+entry that begins round *n* of a job revokes the earlier entries about its rounds from *n* on.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ class Contribution:
 
 @dataclass(slots=True)
 class _Rounds:
-    """What is known of the rounds of one job while its entries pass by."""
+    """What the entries read so far state about the rounds of one job."""
 
     running: dict[int, dict[str, Contribution]] = field(default_factory=dict)
     finished: dict[int, list[Contribution]] = field(default_factory=dict)

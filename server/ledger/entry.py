@@ -126,7 +126,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerHead:
-    """Where a ledger ended at some moment: keep it elsewhere, and no tail can be cut unseen.
+    """The end of a ledger at some moment. A copy kept elsewhere shows when entries were cut off.
 
     The hash covers every entry up to ``sequence``, and the signature is the coordinator's
     own over that hash. ``signature`` is empty for a head that a person wrote down in the
@@ -140,7 +140,7 @@ class LedgerHead:
 
     def __post_init__(self) -> None:
         if not 1 <= self.sequence <= MAX_SEQUENCE or len(self.hash) != HASH_BYTES:
-            raise LedgerError("a ledger head has a sequence from 1 and a hash of 32 bytes")
+            raise LedgerError("a ledger head needs a sequence from 1 and a hash of 32 bytes")
 
     @classmethod
     def of(cls, entry: Entry) -> LedgerHead:
@@ -178,10 +178,12 @@ class LedgerHead:
                 return cls(sequence=int(short[1]), hash=bytes.fromhex(short[2]))
             fields = json.loads(text)
             if not isinstance(fields, dict) or fields.get("format") != _HEAD_FORMAT:
-                raise LedgerError(f'no ledger head: "format" is not "{_HEAD_FORMAT}"', hint=hint)
+                raise LedgerError(f'not a ledger head: "format" is not "{_HEAD_FORMAT}"', hint=hint)
             sequence, time = fields["sequence"], fields["time"]
             if type(sequence) is not int or type(time) is not int:
-                raise LedgerError("no ledger head: sequence and time are whole numbers", hint=hint)
+                raise LedgerError(
+                    "not a ledger head: sequence and time must be whole numbers", hint=hint
+                )
             return cls(
                 sequence=sequence,
                 time=time,
@@ -189,7 +191,7 @@ class LedgerHead:
                 signature=bytes.fromhex(fields["signature"]),
             )
         except (UnicodeDecodeError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise LedgerError(f"no ledger head: {error}", hint=hint) from None
+            raise LedgerError(f"not a ledger head: {error}", hint=hint) from None
 
 
 def entry_of_row(row: tuple[object, ...], *, expected: int) -> Entry:
@@ -294,11 +296,13 @@ def _plain(value: object, path: str, depth: int) -> object:
             return [_plain(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
         case _:
             kind = type(value).__name__
-            raise LedgerError(f"{path}: a {kind} is not JSON", hint="bytes go in as .hex()")
+            raise LedgerError(
+                f"{path}: a {kind} is not JSON", hint="bytes must be written as .hex()"
+            )
 
 
 def parse_body(data: bytes) -> dict[str, Json]:
-    """Read a body that must be canonical JSON; raises LedgerError saying why it is not."""
+    """Read a body that must be canonical JSON; raises LedgerError with the reason."""
     if len(data) > MAX_BODY_BYTES:
         raise LedgerError(f"the body has {len(data)} bytes, more than {MAX_BODY_BYTES}")
     try:
@@ -351,7 +355,7 @@ def verify_signature(
 ) -> None:
     """Check a signature over an entry's hash.
 
-    :raises LedgerError: saying why it fails.
+    :raises LedgerError: with the reason why it fails.
     """
     try:
         ecdsa.verify(public_key, signature, digest, digested=True)

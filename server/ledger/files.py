@@ -53,11 +53,11 @@ _OBJECTS: Final = {
     ("trigger", "entry_is_not_changed", _UNCHANGED),
     ("trigger", "entry_is_not_deleted", _UNDELETED),
 }
-"""All that is in the database of a ledger: a trigger more could undo what is appended."""
+"""Everything that the database of a ledger contains. A further trigger could undo an append."""
 
 
 def load_public_key(path: Path) -> ec.EllipticCurvePublicKey:
-    """Read the PEM public key of a ledger; raises LedgerError saying what is wrong with it."""
+    """Read the PEM public key of a ledger; raises LedgerError with the reason."""
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_KEY_BYTES + 1)
@@ -159,7 +159,7 @@ def check_objects(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:
-    """Open the database to read; raises LedgerError when it is none."""
+    """Open the database to read; raises LedgerError when it is not a database."""
     name = urllib.parse.quote(str(path.absolute()))
     # A database in WAL mode needs its -shm file; on a read-only medium without a -wal file
     # nothing can be missing, and SQLite may treat the file as immutable.

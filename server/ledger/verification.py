@@ -112,7 +112,7 @@ def _check_row(
     if entry.sequence > expected:
         raise LedgerError(f"entry {expected}: missing", entry=expected)
     if entry.sequence < expected:
-        raise LedgerError(f"entry {entry.sequence}: there twice", entry=entry.sequence)
+        raise LedgerError(f"entry {entry.sequence}: occurs twice", entry=entry.sequence)
 
     def damaged(what: str) -> LedgerError:
         return LedgerError(f"entry {expected}: {what}", entry=expected)

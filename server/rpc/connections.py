@@ -1,11 +1,11 @@
-"""Connections under caps: how many one address, and one identity, may hold.
+"""Limits how many connections one address, and one identity, may hold.
 
-A connection counts for its address until it is known whose it is, and for its identity from
-then on: what unknown peers may hold does not depend on what known peers hold, and vice
-versa. Where many peers share an address (NAT, a proxy), only the part that needs no certificate
-is shared among them.
+A connection counts for its address until its peer is identified, and for its identity
+afterwards: the limits of unknown peers do not depend on the connections of known peers, and vice
+versa. Where many peers share an address (NAT, a proxy), they share only the limit of unknown
+peers.
 
-Everything here belongs to one event loop and is not safe to use from other threads.
+The classes belong to one event loop and are not safe to use from other threads.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ _ABORT: Final = struct.pack("ii", 1, 0)
 class Caps:
     """How many connections are held at once.
 
-    ``unknown``, ``unknown_per_peer``  whose identity is not known (yet): in all, for one address
-    ``per_identity``                   of one identity; a further one ends the oldest
+    ``unknown``           of all peers that are not identified (yet)
+    ``unknown_per_peer``  of the unidentified peers at one address
+    ``per_identity``      of one identity; a further one ends the oldest
     """
 
     unknown: int = 1024
@@ -75,11 +76,11 @@ class Connection:
             self.abort()
 
     def abort(self) -> None:
-        """End it."""
+        """End the connection."""
         self._abort()
 
     def close(self) -> None:
-        """Stop counting it. May be called twice."""
+        """No longer count the connection. May be called twice."""
         if self._open:
             self._open = False
             self._owner.closed(self)
@@ -95,7 +96,7 @@ class Connections:
         self._known: dict[str, OrderedDict[Connection, None]] = {}
 
     def take(self, address: str, abort: Callable[[], None]) -> Connection | None:
-        """Return a place for a connection from the IP ``address``; ``None`` when it has none left.
+        """Count a connection from the IP ``address``, and return it; ``None`` beyond the limits.
 
         ``abort`` ends the connection; the caller calls :meth:`Connection.close` afterwards.
         """
@@ -109,7 +110,7 @@ class Connections:
 
     @property
     def unknown(self) -> int:
-        """How many connections are open whose identity is not known."""
+        """The number of open connections whose identity is not known."""
         return self._unknown_total
 
     def of(self, identity: str) -> int:
@@ -148,7 +149,7 @@ class Connections:
 
 
 def network_of(address: str) -> str:
-    """Return an IPv4 address as it is, and IPv6 as its /64, which one party holds."""
+    """Return an IPv4 address unchanged, and an IPv6 address as its /64, which one party holds."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -175,7 +176,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(
             f"{host}:{port} cannot be bound: {os.strerror(error.errno or 0)}",
             key="listen",
-            hint="see that no other process listens there (`ss -ltnp`), or choose another port",
+            hint="end the process that listens there (`ss -ltnp` lists it), or choose another port",
         ) from error
     listener.setblocking(False)
     return listener
@@ -186,10 +187,10 @@ async def accept_all(
     connections: Connections,
     serve: Callable[[socket.socket, Connection], Awaitable[None]],
 ) -> None:
-    """Accept until cancelled; run ``serve`` for each connection that has a place.
+    """Accept until cancelled; run ``serve`` for each connection within the limits.
 
-    A connection beyond the caps is reset at once. Too few file descriptors pause accepting and
-    end nothing. ``serve`` owns the socket and closes it.
+    A connection beyond the limits is reset at once. When file descriptors run out, accepting
+    pauses and open connections stay. ``serve`` owns the socket and closes it.
     """
     loop = asyncio.get_running_loop()
     running: set[asyncio.Task[None]] = set()
@@ -244,15 +245,15 @@ async def _served(
 
 
 class Relay:
-    """Stands before a gRPC server, which counts no connections of one peer and cannot end one.
+    """Accepts connections for a gRPC server, which cannot count or end the connections of one peer.
 
-    The server listens on a Unix socket in a private folder. Bytes are passed on as they are: TLS
-    ends in the server. To the server each connection has a name of its own, by which
+    The server listens on a Unix socket in a private folder. Bytes are forwarded unchanged: TLS
+    ends in the server. Each connection has its own name at the server, by which
     :meth:`of_peer` finds it again.
 
     :param path: of the server's socket.
-    :param unknown_seconds: how long a connection may be open before a call on it has shown whose
-        it is; ``None`` where it does not have to be shown.
+    :param unknown_seconds: how long a connection may be open before a call identifies its peer;
+        ``None`` without a limit.
     """
 
     def __init__(
@@ -266,11 +267,11 @@ class Relay:
         self._named: dict[str, Connection] = {}
 
     def of_peer(self, peer: str) -> Connection | None:
-        """Return the connection that gRPC calls ``peer``, while it is open."""
+        """Return the open connection whose name in gRPC is ``peer``."""
         return self._named.get(peer.removeprefix("unix-abstract:"))
 
     async def serve(self, sock: socket.socket, connection: Connection) -> None:
-        """Pass bytes both ways until either side ends."""
+        """Forward bytes in both directions until either side ends."""
         loop = asyncio.get_running_loop()
         self._number += 1
         name = f"{self._prefix}{self._number}"
@@ -287,7 +288,7 @@ class Relay:
             answered = asyncio.ensure_future(_pass_on(inner, sock))
             try:
                 await asyncio.wait({asked, answered}, return_when=asyncio.FIRST_COMPLETED)
-                # A peer that sends no more may still get a reply; a server that has ended gets no
+                # A peer that sends no more may still receive a reply; an ended server receives no
                 # more requests.
                 if not answered.done() and asked.exception() is None:
                     await asyncio.wait({answered}, timeout=_ANSWER_SECONDS)
@@ -308,7 +309,7 @@ def _end_unknown(connection: Connection) -> None:
 
 
 async def _pass_on(source: socket.socket, target: socket.socket) -> None:
-    """Copy until the source ends, then close the target for writing."""
+    """Copy bytes until the source ends, then close the target for writing."""
     loop = asyncio.get_running_loop()
     while piece := await loop.sock_recv(source, _PIECE):
         await loop.sock_sendall(target, piece)

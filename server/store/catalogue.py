@@ -1,4 +1,4 @@
-"""What the store should hold: the high-water mark of every model, sealed in one file.
+"""The catalogue of the store: the high-water mark of every model, sealed in one file.
 
 The catalogue is written after the file that it names and sealed under the root key, so a
 file that the store did not finish, an older file under a newer name, and a deleted file are
@@ -30,10 +30,10 @@ _ANOTHER_TPM: Final = (
 
 
 class MonotonicCounter(Protocol):
-    """A counter outside of the disk that only goes up, such as a TPM's NV counter."""
+    """A counter outside of the disk that only increases, such as a TPM's NV counter."""
 
     def create(self) -> int:
-        """Make the counter unless it exists; return its value."""
+        """Create the counter unless it exists; return its value."""
         ...
 
     def increment(self) -> int:
@@ -68,13 +68,13 @@ class StoredModel:
 class Catalogue:
     """The content of the catalogue.
 
-    ``models``   model → its job, highest version so far, and the versions that are kept
-    ``counter``  value of the monotonic counter after the last write; None without one
+    ``models``       of each model its job, its highest version so far, and the kept versions
+    ``counter``      the value of the monotonic counter after the last write; None without one
     ``generation``   how often the catalogue was written
     ``established``  a coordinator was initialized with this store: it has a ledger
-    ``protectors``   of the root key when it was initialized
-    (server.state_directory.protector_names) ``head``         where that ledger ended when the
-    catalogue was written, ``sequence:hash``
+    ``protectors``   of the root key when the coordinator was initialized
+                     (``server.state_directory.protector_names``)
+    ``head``         the end of that ledger when the catalogue was written, ``sequence:hash``
     """
 
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Catalogue:
     head: str = ""
 
     def copy(self) -> Catalogue:
-        """Return a deep copy, to change and write."""
+        """Return a deep copy, which the caller changes and writes."""
         return Catalogue(**json.loads(self.to_bytes()))
 
     def to_bytes(self) -> bytes:
@@ -98,13 +98,13 @@ class Catalogue:
         return int(self.models.get(model, {}).get("highest", 0))
 
     def files(self) -> set[str]:
-        """Return the names of all files that should be there."""
+        """Return the names of all files that must exist."""
         return {
             str(entry["file"]) for model in self.models.values() for entry in model["kept"].values()
         }
 
     def add(self, stored: StoredModel) -> None:
-        """Enter a version, in the place of the same version if there is one."""
+        """Add a version, or replace the entry of the same version."""
         model = self.models.setdefault(stored.model, {"job": stored.job, "highest": 0, "kept": {}})
         model["highest"] = max(model["highest"], stored.version)
         model["kept"][str(stored.version)] = {
@@ -163,9 +163,9 @@ def _of_file(path: Path) -> dict[str, Any]:
 
 
 class CatalogueFile:
-    """The catalogue on disk, and the counter that it must agree with.
+    """The catalogue on disk, and the counter that it must match.
 
-    ``adopt``    bind to the counter as it is now
+    ``adopt``    bind to the present value of the counter
     ``unbound``  read without the counter, where nothing will be written
     """
 
@@ -212,7 +212,7 @@ class CatalogueFile:
         return catalogue
 
     def write(self, catalogue: Catalogue) -> None:
-        """Seal the catalogue and count.
+        """Seal the catalogue and increment the counter.
 
         :raises StoreError: when it cannot be written, or the counter was used elsewhere.
         :raises AttestationError: when the counter cannot be used.
@@ -232,7 +232,7 @@ class CatalogueFile:
         if written is None:
             raise StoreError("this store was not yet bound to the counter", hint=_ANOTHER_TPM)
         if written == value + 1:
-            # A crash between writing the catalogue and counting: count now.
+            # After a crash between the write of the catalogue and the increment: increment now.
             value = counter.increment()
         if written < value:
             raise StoreError(

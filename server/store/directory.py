@@ -1,4 +1,4 @@
-"""The directory of the sealed store: one writer, a catalogue, and nothing unaccounted for.
+"""The directory of the sealed store: one writer, a catalogue, and the files that it names.
 
 ::
 
@@ -30,7 +30,7 @@ RESTORE_HINT: Final = "restore the newest backup; the ledger names the versions 
 
 
 class SealedDirectory:
-    """A directory in which files count only once the catalogue names them.
+    """A directory whose files count as stored when the catalogue names them.
 
     Safe to use from several threads; one process at a time may write.
     """
@@ -105,7 +105,7 @@ class SealedDirectory:
             yield
 
     def commit(self, change: Callable[[Catalogue], object]) -> None:
-        """Make a change of the catalogue durable, then remove files that it names no more.
+        """Make a change of the catalogue durable, then remove files that it no longer names.
 
         :raises StoreError: when it cannot be written; the catalogue is then as before,
             unless only the counter failed.
@@ -121,7 +121,7 @@ class SealedDirectory:
                 self._sweep(self.catalogue)
             raise
         self.catalogue = fresh
-        # What is left over is removed with the next change, or at the next start.
+        # The next change, or the next start, removes what is left.
         with contextlib.suppress(OSError):
             self._sweep(fresh)
 
@@ -131,7 +131,7 @@ class SealedDirectory:
         if self._head is None:
             self._file.write(fresh)
             return
-        # First, for a former time when the catalogue was written and this was not.
+        # First, in case an earlier catalogue was written and its generation was not.
         self._head.seal_generation(self.catalogue.generation)
         fresh.head = str(self._head.position.head or "")
         self._file.write(fresh)
@@ -160,13 +160,13 @@ class SealedDirectory:
         return catalogue
 
     def sweep(self) -> None:
-        """Remove what the catalogue does not name: a crash before it was committed left it.
+        """Remove files that the catalogue does not name: a crash left them before their commit.
 
-        Not before the catalogue is known to be the newest: it would be the newest files.
+        Call it only when the catalogue is known to be the newest, or it removes the newest files.
         """
         with self.writing():
             self._sweep(self.catalogue)
-            # Not later: the ledger's head is written beside the catalogue by other threads.
+            # Now, because other threads write the ledger's head beside the catalogue later.
             for path in self.path.iterdir():
                 if is_temporary(path.name):
                     path.unlink()
@@ -186,6 +186,6 @@ def _locked(path: Path) -> int:
         os.close(fd)
         raise StoreError(
             f"another process writes to {path.parent}",
-            hint="stop the coordinator first, or only read",
+            hint="stop the coordinator first, or open the store for reading only",
         ) from None
     return fd

@@ -28,14 +28,14 @@ _LIMIT: Final = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """How far ledger and store had come: a head, and how often the catalogue was written."""
+    """The state of ledger and store: the ledger's head, and how often the catalogue was written."""
 
     head: LedgerHead | None = None
     generation: int = 0
 
 
 class HeadFile:
-    """The file, and what it holds. Safe to use from several threads of the one writer."""
+    """The file and its content. Safe to use from several threads of the one writer."""
 
     def __init__(self, path: Path, root: RootKey) -> None:
         """Read the file.
@@ -51,12 +51,12 @@ class HeadFile:
 
     @property
     def found(self) -> bool:
-        """Whether there was a file."""
+        """Whether the file existed."""
         return self._found
 
     @property
     def position(self) -> Position:
-        """What is sealed now."""
+        """The content that is sealed now."""
         return self._position
 
     def seal_head(self, head: LedgerHead) -> None:

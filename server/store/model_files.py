@@ -26,7 +26,7 @@ __all__ = ["ModelFiles", "not_as_sealed"]
 
 
 class ModelFiles:
-    """The files in ``folder``. They are in the store once the catalogue has them.
+    """The files in ``folder``. They are in the store when the catalogue names them.
 
     :param signer: signs the files that are sealed for an owner as well.
     """
@@ -53,7 +53,7 @@ class ModelFiles:
         """
         if recipients and self._signer is None:
             raise StoreError(
-                f"{model}, version {version}: a model for an owner has to be signed, and no "
+                f"{model}, version {version}: a model for an owner must be signed, and no "
                 "signing key was given",
                 hint="name the state directory of a coordinator",
             )

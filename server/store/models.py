@@ -1,8 +1,8 @@
 """The sealed model store: every version of every model, and the coordinator's other state.
 
 Guaranteed: only names, types, shapes and sizes are in its directory in the clear. A version is
-stored whole or not at all, after a crash as well. What is read is what was written last: an
-altered, exchanged, deleted or older file is refused, and the error states which.
+stored whole or not at all, also after a crash. A read returns what was written last: an
+altered, exchanged, deleted or older file is refused, and the error names the fault.
 
 ::
 
@@ -77,7 +77,7 @@ class ModelStore:
         """Open the store in ``directory``, or make it there.
 
         :param counter: a monotonic counter, by which an older copy of the directory is detected.
-        :param adopt_counter: bind an existing store to ``counter`` for the first time, or
+        :param adopt_counter: binds an existing store to ``counter`` for the first time, or
             to that of a new machine. An older copy then cannot be distinguished from the newest.
         :param record: the ledger; it gets an entry for each checkpoint, rotation and export.
         :param signer: signs the models that are sealed for an owner as well; they leave this
@@ -88,7 +88,7 @@ class ModelStore:
             (:func:`server.store.rollback.check_bound`), then calls :meth:`sweep`.
         :param create: whether there may be no store yet.
         :raises StoreError: when another process writes here, the catalogue does not open,
-            or it was rolled back.
+            or was rolled back.
         """
         opened = SealedDirectory.open(
             directory,
@@ -130,7 +130,7 @@ class ModelStore:
         return self._directory.catalogue
 
     def sweep(self) -> None:
-        """Remove what a crash left that the catalogue does not name."""
+        """Remove what a crash left and the catalogue does not name."""
         self._directory.sweep()
 
     def initialize(self, *, protectors: Sequence[str] | None = None) -> None:
@@ -363,7 +363,7 @@ class ModelStore:
         """
         if out.resolve().is_relative_to(self._directory.path.resolve()):
             raise StoreError(
-                f"{out} lies in the sealed store, where nothing is in the clear",
+                f"{out} lies in the sealed store, where no file is stored in the clear",
                 hint="choose a place outside of it",
             )
         stored, opened = self._opened(model, version)

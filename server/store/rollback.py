@@ -1,8 +1,8 @@
 """Checks that store and ledger are of one state, and neither is older than the other.
 
-Both are authenticated, each by itself. What binds them is sealed: the catalogue of the store
+Each of them is authenticated. Two sealed files bind them: the catalogue of the store
 states that there is a ledger and where it ended (:class:`server.store.catalogue.Catalogue`), and
-the head file how far either had come (:mod:`server.store.head_file`). If all of them are put back
+the head file states the length of both (:mod:`server.store.head_file`). If all of them are put back
 together, this is detected by a TPM's counter (:class:`server.store.catalogue.MonotonicCounter`) or
 by a ledger head that was kept elsewhere.
 """
@@ -50,8 +50,8 @@ def check_bound(
 ) -> None:
     """Compare the store's catalogue, the head file and the ledger, each with the others.
 
-    Beside a running coordinator they are read in this order, and the head file once more: each
-    is then as new as what was read before it, and not newer than what is read after.
+    Beside a running coordinator they are read in this order, and the head file once more: each is
+    then at least as new as the one read before it, and not newer than the one read after it.
 
     :param length: how many entries the ledger has.
     :param hash_of: returns the hash of one of them, ``None`` where there is no such entry.
@@ -140,7 +140,7 @@ def check_not_older(store: ModelStore, ledger: LedgerReader) -> None:
     for model, version in sorted(written_versions(ledger).items()):
         if model not in present:
             raise StoreError(
-                f"rolled back: version {version} of {model} was written and is not there",
+                f"rolled back: version {version} of {model} was written and is missing",
                 hint="restore the newest backup of the store",
             )
         store.latest(model, expected_version=version)

@@ -78,7 +78,7 @@ def open_bound(
             hash_of=ledger.hash_of,
         )
         check_not_older(store, ledger)
-        # What a crash left unsealed is sealed now.
+        # Seal what a crash left unsealed.
         if end is not None:
             head.seal_head(end)
         head.seal_generation(store.catalogue.generation)
@@ -88,7 +88,7 @@ def open_bound(
         yield ledger, store
         end = ledger.head()
         if counter is not None and writing and store.catalogue.head != str(end or ""):
-            # The counter vouches for the catalogue, and by it for the ledger up to here.
+            # The counter confirms the catalogue, and the catalogue confirms the ledger up to here.
             store.initialize()
 
 

@@ -121,7 +121,7 @@ def test_data_that_changed_puts_a_client_into_quarantine(brisk: FederationHarnes
     brisk.write_data("site-b", make_data(30, seed=1))
     try:
         (gone,) = job.wait_for("client.quarantined", site="site-b", seconds=20)[:1]
-        assert "not what it committed to" in gone.reason
+        assert "not the data that it committed to" in gone.reason
         job.finish(seconds=80)
     finally:
         brisk.write_data("site-b", brisk.data["site-b"])

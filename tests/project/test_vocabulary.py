@@ -105,7 +105,6 @@ ALLOWED: Final[tuple[tuple[str, str], ...]] = (
 
 NOT_YET: Final[Mapping[str, frozenset[str]]] = {
     "docs": frozenset({"say", "saying", "says"}),
-    "server": frozenset({"say", "saying"}),
     "tests": frozenset({"say", "saying", "says"}),
 }
 """Words that a folder still has. It only shrinks."""

@@ -122,7 +122,7 @@ def test_everything(tmp_path: Path) -> None:
             "",
             "\"recovery-key\" needs the key 'recovery_key'",
         ),
-        ('"passphrase"]', '"passphrase", "insecure-plain-key-file"]', "makes the others pointless"),
+        ('"passphrase"]', '"passphrase", "insecure-plain-key-file"]', "must be the only protector"),
         ("pcrs = [0, 7]", "pcrs = [0, 24]", ":16: keys.pcrs[1]: must be a whole number from 0"),
         ("pcrs = [0, 7]", "pcrs = [7, 7]", "7 is listed twice"),
         ('kind = "tpm"', 'kind = "sample"', ':19: attester.kind: must be one of "auto"'),

@@ -116,7 +116,7 @@ class ExactMean:
         for name, array in arrays.items():
             largest[name] = _largest(array)
             if not math.isfinite(largest[name]):
-                raise UpdateRejected(f"{name}: holds NaN or infinity")
+                raise UpdateRejected(f"{name}: contains NaN or infinity")
             if largest[name] * weight > MAX_MAGNITUDE:
                 raise UpdateRejected(
                     f"{name}: {largest[name]:.3g} with weight {weight} is beyond 2^190",

@@ -125,7 +125,7 @@ def _check_finite(arrays: Mapping[str, update.Array]) -> None:
         if array.dtype.kind not in "biufc":
             raise UpdateRejected(f"{name}: an array of {array.dtype} is not numbers")
         if not np.isfinite(array).all():
-            raise UpdateRejected(f"{name}: holds NaN or infinity")
+            raise UpdateRejected(f"{name}: contains NaN or infinity")
 
 
 def _check_metrics(content: RecordDict) -> None:

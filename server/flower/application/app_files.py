@@ -1,7 +1,7 @@
 """The files that an application leaves in its folder: collected in its process, kept by the job.
 
-The application's process reads them itself, with its own rights, and sends them when it has
-ended: what it sends then are its files. A process that is killed leaves none.
+The application's process reads them with its own rights, and sends them when the application
+has ended. A process that is killed leaves none.
 
 They are sealed as a model is, for the owner of the job, under a name of their own: every file
 is a tensor of bytes whose name is the file's with a prefix.
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 MAX_FILES: Final = 1_000
-"""The most files that are kept of one application."""
+"""The largest number of files that are kept of one application."""
 
 _MAX_NAME_BYTES: Final = 500  # with the prefix, less than a tensor's name may have
 _PREFIX: Final = "files/"
@@ -41,7 +41,7 @@ _PASSED_OVER: Final = frozenset({"__pycache__"})
 
 
 def most_bytes(max_update_bytes: int) -> int:
-    """Return how many bytes the files may have together: as many as an update, 16 MiB to 1 GiB."""
+    """Return the largest total size of the files: that of an update, within 16 MiB and 1 GiB."""
     return min(max(max_update_bytes, _LEAST_BYTES), _MOST_BYTES)
 
 
@@ -122,7 +122,7 @@ def as_files(arrays: Mapping[str, NDArray[Any]]) -> dict[str, memoryview]:
 
 
 def _check(name: object) -> None:
-    """Check that a name is that of a file below a folder, anywhere."""
+    """Check that a name is that of a file below a folder, at any depth."""
     if not isinstance(name, str) or not name.isprintable() or "\\" in name:
         raise TransportError(f"{str(name)[:80]!r} is not a file's name")
     if len(name.encode(errors="surrogatepass")) > _MAX_NAME_BYTES:

@@ -1,10 +1,10 @@
-"""What the application's process has of Flower's grid and of ``Strategy.start``.
+"""Flower's grid and ``Strategy.start``, as the application's process has them.
 
 Everything here runs beside user code, in its process, and holds nothing that a job promises to
 protect: the aggregator decides what may be asked (:mod:`server.flower.aggregation.aggregator`).
 :func:`install` puts a function in the place of Flower's ``Strategy.start`` that hands the
-strategy's description, the first model and the application's functions to the aggregator. An
-application does not notice.
+strategy's description, the first model and the application's functions to the aggregator. For
+the application nothing changes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _MAX_RESULT_BYTES: Final = 1 << 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRules:
-    """What an application that drives its rounds itself keeps to; see the job's file."""
+    """The rules of the job for an application that drives its rounds itself; see the job's file."""
 
     sites: tuple[str, ...]
     seconds: float
@@ -77,7 +77,7 @@ class AppGrid(Grid):  # type: ignore[misc]
 
     @property
     def peer(self) -> Peer:
-        """The way to the aggregator."""
+        """The connection to the aggregator."""
         return self._peer
 
     @property
@@ -108,7 +108,7 @@ class AppGrid(Grid):  # type: ignore[misc]
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes that are online, in the order of the job.
 
-        :raises QuorumNotReached: when the quorum is not there by the job's deadline.
+        :raises QuorumNotReached: when fewer nodes than the quorum are online at the job's deadline.
         """
         answer, _ = self._peer.call("nodes")
         return [int(number) for number in answer["nodes"]]
@@ -128,7 +128,7 @@ class AppGrid(Grid):  # type: ignore[misc]
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return what has been answered, after waiting for a moment if nothing has."""
+        """Return the replies that have arrived, after a short wait if there are none."""
         return self._pulled(list(message_ids), 1.0)
 
     def send_and_receive(
@@ -315,7 +315,7 @@ def _reply(each: Mapping[str, Any], asked: Message, parts: Any, max_bytes: int) 
 
 
 def _described(strategy: Strategy) -> dict[str, Any]:
-    """Return a strategy of Flower's as its name and its options; another one by its title."""
+    """Return one of Flower's strategies as its name and options, and any other by its title."""
     title = f"{type(strategy).__module__}.{type(strategy).__qualname__}"
     name = name_of(strategy)
     if name is None:

@@ -1,4 +1,4 @@
-"""Applications of jobs in another container than the coordinator's: ``fedlearn-server app-host``.
+"""Runs the applications of jobs in a container of its own: ``fedlearn-server app-host``.
 
 The coordinator connects to an AF_UNIX socket of type SOCK_SEQPACKET, once for each application.
 Every record is one packet with a JSON object of at most :data:`MAX_RECORD` bytes:
@@ -12,8 +12,8 @@ Every record is one packet with a JSON object of at most :data:`MAX_RECORD` byte
 The connection is the application's lifetime: when the coordinator closes it or dies, the
 application ends, and when the app host dies, the kernel closes it.
 
-Only processes of the same user are answered, and of these none that the app host itself started:
-without a mount namespace the code of a job sees the socket too.
+The app host answers only processes of its own user, and none that it started itself: without a
+mount namespace the code of a job can reach the socket too.
 
 The page is docs/adr/0020-app-container.md.
 """
@@ -56,7 +56,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class AppHost:
-    """Starts applications for a coordinator, each in a sandbox of its own.
+    """Starts applications for a coordinator, each in its own sandbox.
 
     :param path: the socket. Its folder is made, for this user alone.
     :param scratch: where each application gets a folder; it holds nothing else.
@@ -122,7 +122,7 @@ class AppHost:
                     _send(connection, {"error": str(error), "busy": False})
                     return
                 if not self._free.acquire(blocking=False):
-                    full = f"{self._most} applications run already, and more may not"
+                    full = f"{self._most} applications run already, which is the limit"
                     _send(connection, {"error": full, "busy": True})
                     return
                 try:
@@ -162,7 +162,7 @@ class AppHost:
         poll = select.poll()
         poll.register(connection, select.POLLIN)
         ended = -1
-        with contextlib.suppress(OSError):  # before Linux 5.3; then each tick looks
+        with contextlib.suppress(OSError):  # before Linux 5.3; then each tick checks
             ended = os.pidfd_open(process.pid)
             poll.register(ended, select.POLLIN)
         try:
@@ -226,7 +226,7 @@ def _refusal(connection: socket.socket) -> str:
 
 
 def _descent(pid: int) -> str:
-    """Return why a process counts as one of an application; empty when it is none.
+    """Return why a process counts as part of an application; empty when it does not.
 
     From the process upwards: a parent that has ended is detected, and its children then
     have another parent.

@@ -1,4 +1,4 @@
-"""The process of a job's application: how it is started, and what its host sees of it.
+"""The process of a job's application: how it is started, and the interface of its host to it.
 
 It runs in a sandbox with one folder and one socket, either as a child of the coordinator, or in
 another container (:mod:`server.flower.application.app_host`).
@@ -24,11 +24,11 @@ class Application(Protocol):
 
     @property
     def report(self) -> SandboxReport:
-        """What of its sandbox is in force."""
+        """The parts of its sandbox that are in force."""
 
     @property
     def pid(self) -> int:
-        """The number of its supervisor, in the PID namespace that started it."""
+        """The process id of its supervisor, in the PID namespace that started it."""
 
     @property
     def stdout(self) -> IO[bytes] | None:
@@ -36,11 +36,11 @@ class Application(Protocol):
 
     @property
     def returncode(self) -> int | None:
-        """Its exit status, negative for a signal; None while anything of it runs."""
+        """Its exit status, negative for a signal; None while any of its processes runs."""
 
     @property
     def why(self) -> str:
-        """Why it was ended; empty when it ended by itself."""
+        """The reason why it was ended; empty when it ended by itself."""
 
     def poll(self) -> int | None:
         """Return ``returncode``."""
@@ -49,7 +49,7 @@ class Application(Protocol):
         """Return the exit status; raise :class:`subprocess.TimeoutExpired` after ``timeout``."""
 
     def kill(self) -> int:
-        """End everything of it; return the exit status."""
+        """End all of its processes; return the exit status."""
 
 
 def start_application(
@@ -60,7 +60,7 @@ def start_application(
     memory_bytes: int,
     full_sandbox: bool,
 ) -> SandboxedProcess:
-    """Start the process of an application; its folder and one socket are all it has.
+    """Start the process of an application, with access to its folder and one socket only.
 
     :param folder: an empty folder for it alone.
     :param aggregator: the descriptor of its socket to the aggregator.
@@ -87,5 +87,5 @@ def start_application(
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Return the environment of a job's processes: what this one has of it, and no secret."""
+    """Return the environment of a job's processes: variables of this process, without secrets."""
     return {**app_environment(home, *_THREADS), "PYTHONUNBUFFERED": "1"}

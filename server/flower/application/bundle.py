@@ -1,4 +1,4 @@
-"""An application folder as one file, the same bytes wherever it is made."""
+"""Packs an application folder into one file, with the same bytes on every machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["build"]
 def build(folder: Path) -> bytes:
     """Return the folder as a Flower app bundle (FAB); equal folders give equal bytes.
 
-    What goes in follows Flower's rules (``.gitignore``, ``fab-include``, ``fab-exclude``).
+    Flower's rules select the files (``.gitignore``, ``fab-include``, ``fab-exclude``).
 
     :raises JobError: when the folder is not an application that may run here.
     """

@@ -1,8 +1,7 @@
-"""What is known of Flower's ``Strategy.start``, whose place the rounds of a job take.
+"""Checks that Flower's ``Strategy.start`` is one that the rounds of a job can replace.
 
-Flower is used by its public interface; this is the one place where behaviour is replaced, so
-it is checked that the replaced behaviour is the one that :mod:`server.flower.aggregation.rounds`
-imitates.
+Flower is used by its public interface, except here: :mod:`server.flower.aggregation.rounds`
+replaces this function, and the checks compare the installed function with the replaced one.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ _PARAMETERS: Final = (
     "evaluate_fn",
 )
 _BODIES: Final = frozenset({"ce8c9834e592a755"})
-"""The start of the SHA-256 of the source with these parameters: that of 1.41 and 1.42."""
+"""The first digits of the SHA-256 of the source with these parameters, in 1.41 and 1.42."""
 
 _ADDED: Final = frozenset({"should_stop"})
-"""Parameters of later releases that the rounds know too. ``should_stop(server_round, result)``
+"""Parameters of later releases that the rounds support too. ``should_stop(server_round, result)``
 came with 1.43: called after each round, it ends the run when it returns true."""
 
 
@@ -45,12 +44,12 @@ def check() -> None:
 
 
 def check_start(start: Callable[..., Any]) -> None:
-    """Check that a ``Strategy.start`` does what the rounds of a job do in its place.
+    """Check that the rounds of a job can replace a ``Strategy.start``.
 
-    A source with the parameters of 1.41 has to be one that was read. A release that adds
-    parameters has another source; it may only add those that are known, and as options.
+    A source with the parameters of 1.41 must be the source that was reviewed. A release that adds
+    parameters has another source; it may add only the parameters that are known, and as options.
 
-    :raises FlowerMismatch: when it is another one.
+    :raises FlowerMismatch: when it is a different one.
     """
     found = inspect.signature(start).parameters
     added = [name for name in found if name in _ADDED]
@@ -62,4 +61,4 @@ def check_start(start: Callable[..., Any]) -> None:
     if not added:
         digest = hashlib.sha256(inspect.getsource(start).encode()).hexdigest()[:16]
         if digest not in _BODIES:
-            raise mismatch(f"the body of Strategy.start is another one ({digest})")
+            raise mismatch(f"the body of Strategy.start is not the reviewed one ({digest})")

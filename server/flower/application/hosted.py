@@ -1,4 +1,4 @@
-"""An application that runs in another container, as its job's host sees it.
+"""The job's side of an application that runs in another container.
 
 The other side is :mod:`server.flower.application.app_host`, which defines the messages between
 the two.
@@ -32,19 +32,19 @@ _MAX_WHY: Final = 1000
 
 
 class AppHostGone(JobError):
-    """No app host answers. A crash of the job, which continues when there is one again."""
+    """No app host answers. The job counts as crashed, and continues when one answers again."""
 
     code: ClassVar[str] = "crashed"
 
 
 class _Busy(Exception):
-    """The app host runs as many applications as it may."""
+    """The app host runs its maximum number of applications."""
 
 
 class HostedApplication:
     """An application in another container. Safe to use from many threads.
 
-    It ends when the connection does. When the app host is gone, ``returncode`` is that of a
+    It ends when the connection ends. When the app host is gone, ``returncode`` is that of a
     killed process and ``why`` names the app host.
     """
 
@@ -69,7 +69,7 @@ class HostedApplication:
 
     @property
     def returncode(self) -> int | None:
-        """The exit status, negative for a signal; None while anything of it runs."""
+        """The exit status, negative for a signal; None while any of its processes runs."""
         return self.poll()
 
     def poll(self) -> int | None:
@@ -87,10 +87,10 @@ class HostedApplication:
         return -signal.SIGKILL if found is None else found
 
     def kill(self) -> int:
-        """End everything of it, now; return the exit status.
+        """End all of its processes now; return the exit status.
 
-        An app host that does not confirm this within 15 s counts as gone: what it runs ends when
-        it finds the connection closed.
+        An app host that does not confirm this within 15 s counts as gone; it ends the application
+        when it finds the connection closed.
         """
         with contextlib.suppress(OSError):  # it has ended
             self._connection.shutdown(socket.SHUT_WR)
@@ -123,10 +123,10 @@ def start_hosted(
     """Have the app host at ``path`` start an application; return when it runs.
 
     :param aggregator: the application's socket to the aggregator; it stays the caller's.
-    :param over: ends the wait for an app host that is not there or busy.
+    :param over: ends the wait for an app host that is missing or busy.
     :param timeout: how many seconds to wait for it.
     :raises AppHostGone: when none answers in time.
-    :raises SandboxError: when it does not start the application; in its words.
+    :raises SandboxError: when it does not start the application, with its message.
     :raises JobError: when it is not of this user, or busy for all that time.
     """
     fields = {"memory_bytes": memory_bytes, "full_sandbox": full_sandbox}
@@ -169,7 +169,7 @@ def _unreachable(path: Path, reason: OSError | _Busy) -> JobError:
         )
     return AppHostGone(
         f"no app host answers at {path}: {reason.strerror or reason}",
-        hint="start it (`fedlearn-server app-host`), or take jobs.app_host out of server.toml",
+        hint="start it (`fedlearn-server app-host`), or remove jobs.app_host from server.toml",
     )
 
 
@@ -193,9 +193,11 @@ def _connect(path: Path) -> socket.socket:
 def _ask(
     connection: socket.socket, fields: dict[str, Any], descriptors: list[int]
 ) -> dict[str, Any]:
-    """Send a request; return what an application has that runs."""
+    """Send a request; return the properties of the running application."""
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))
-    with contextlib.suppress(BrokenPipeError):  # who refuses at once has answered already
+    with contextlib.suppress(
+        BrokenPipeError
+    ):  # an app host that refuses at once has answered already
         connection.sendmsg([json.dumps(fields).encode()], [rights], socket.MSG_NOSIGNAL)
     data = connection.recv(MAX_RECORD)
     if not data:
@@ -215,11 +217,13 @@ def _ask(
         )
         return {"pid": int(found["pid"]), "report": report}
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise JobError("the app host's answer is malformed: is it of this version?") from None
+        raise JobError(
+            "the app host's answer is malformed; run the app host of the coordinator's version"
+        ) from None
 
 
 def _record(data: bytes) -> dict[str, Any]:
-    """Return one record; raise ValueError when it is none."""
+    """Return one record; raise ValueError when it is not one."""
     try:
         found = json.loads(data)
     except RecursionError:

@@ -1,1 +1,1 @@
-"""What is stored of jobs: specifications, policies, bundles and events, and their history."""
+"""The stored parts of jobs: specifications, policies, bundles, events, and their history."""

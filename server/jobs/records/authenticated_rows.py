@@ -1,8 +1,8 @@
 """Rows of a database that is not sealed, each with a MAC under a key that is.
 
 ``mac = HMAC-SHA-256(key, canonical JSON of [table, column, column, ...])``, bytes as hexadecimal.
-A row that was altered or forged is detected when it is read. A row that was removed is not: that
-has to be detected by what is recorded elsewhere.
+An altered or forged row is detected when it is read. A removed row is not: the caller detects it
+by a record elsewhere.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The bundles of all jobs, each once, in files named by their SHA-256, which is taken once."""
+"""The bundles of all jobs, each stored once, in files named by their SHA-256."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Bundle", "Bundles"]
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """An app bundle and its SHA-256, 32 bytes, which is taken when the value is made."""
+    """An app bundle and its SHA-256, 32 bytes, which is computed when the value is made."""
 
     data: bytes = field(repr=False)
     digest: bytes = field(init=False)
@@ -27,7 +27,7 @@ class Bundle:
 
 
 class Bundles:
-    """Bundles by digest. What is read is what was kept, or an error."""
+    """Bundles by digest. A read returns what was stored, or raises."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -48,7 +48,7 @@ class Bundles:
     def get(self, digest: bytes) -> Bundle:
         """Return the bundle with this SHA-256.
 
-        :raises StoreError: when it is missing or is another one.
+        :raises StoreError: when it is missing or has another digest.
         """
         path = self._folder / digest.hex()
         hint = "restore the file from a backup, or submit the job again under another name"

@@ -27,7 +27,7 @@ from server.jobs.records.authenticated_rows import Database
 __all__ = ["EVENTS", "MAX_EVENTS", "UNKNOWN", "EventStore", "StoredEvent", "moment_of"]
 
 MAX_EVENTS: Final = 200_000
-"""Events stored of one job; beyond it only those of rounds are, and twice as many in all."""
+"""Stored events of one job. Beyond it only those of rounds are, up to twice as many in all."""
 
 ROUNDS: Final = (
     JobStarted,
@@ -37,7 +37,7 @@ ROUNDS: Final = (
     CheckpointSealed,
     PrivacySpent,
 )
-"""The events of the rounds themselves; no site causes more of them than there are rounds."""
+"""The events of rounds; a site cannot cause more of them than there are rounds."""
 
 EVENTS: Final = """CREATE TABLE events (
   job TEXT NOT NULL,
@@ -139,7 +139,7 @@ class EventStore:
         return tuple(found)
 
     def ended(self, name: str) -> bool:
-        """Return whether the newest event of a job is one of its end."""
+        """Return whether the newest event of a job reports its end."""
         with self._news:
             newest = self._sequences.get(name, 0)
         last = self.page(name, after=newest - 1, most=1) if newest else ()

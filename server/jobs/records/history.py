@@ -1,7 +1,7 @@
 """The ledger's facts about each job: what was submitted, its policy in force, and its status.
 
-What is run is compared with this first. Other files can be edited by an attacker with the disk;
-the ledger cannot.
+A job is compared with these facts before it runs. An attacker with the disk can edit other files
+undetected, but not the ledger.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class JobFacts:
     ``digest``    of the job (:meth:`fedlearn.job.spec.JobSpec.digest`)
     ``bundle``    of the bundle
     ``policy``    of the text of the policy that was submitted
-    ``in_force``  of the text of the policy that judges its clients now
+    ``in_force``  of the text of the policy by which its clients are appraised now
     ``ended``     how it ended; ``None``: it is open
     ``reason``    why it failed
     """
@@ -49,9 +49,9 @@ class JobHistory:
     """All jobs of a ledger, as of its newest entry. Safe to use from many threads."""
 
     def __init__(self, ledger: Ledger) -> None:
-        """Replay the ledger.
+        """Read the ledger.
 
-        :raises LedgerError: when an entry about a job is none that this version can read.
+        :raises LedgerError: when this version cannot read an entry about a job.
         """
         self._ledger = ledger
         self._lock = threading.Lock()
@@ -72,7 +72,7 @@ class JobHistory:
             return dict(self._known)
 
     def _follow(self) -> None:
-        """Take in what was appended since. The caller holds the lock."""
+        """Read the entries that were appended since. The caller holds the lock."""
         head = self._ledger.head()
         if head is None or head.sequence == self._read:
             return

@@ -1,4 +1,4 @@
-"""The jobs of one coordinator, and what happened in each, in one SQLite file and the ledger.
+"""The jobs of one coordinator and their events, in one SQLite file and the ledger.
 
 The file holds specifications, policies and progress, never weights; bundles lie beside it
 (:mod:`server.jobs.records.bundles`). A job's name is its identity and is used once.
@@ -66,7 +66,7 @@ class JobRecord:
     """One job with everything that it is run from, as the ledger has it.
 
     ``policy``           as it was submitted, TOML: its digest is part of the job
-    ``policy_in_force``  what clients are appraised by now; an operator may have replaced the first
+    ``policy_in_force``  by which clients are appraised now; an operator may have replaced the first
 
     Each has the operator's signature (:mod:`attestation.policy.sign`), empty where there is none.
     """
@@ -99,7 +99,7 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """A job whose row is genuine: the row, and its ``spec`` parsed."""
+    """A job whose row is authentic: the row, and its ``spec`` parsed."""
 
     row: _Row
     spec: JobSpec
@@ -108,7 +108,7 @@ class _Kept:
 class JobStore:
     """All jobs. Safe to use from many threads; every change is durable when it returns.
 
-    ``events`` are what happened in them.
+    ``events`` are their events.
 
     The rows of jobs are read once, when the file is opened, and kept in memory without
     policies and bundles; an edit of the file beside the running coordinator changes nothing.
@@ -208,10 +208,10 @@ class JobStore:
             return self._state(facts)
 
     def get(self, name: str) -> JobRecord:
-        """Return a job with all that it is run from, compared with the ledger.
+        """Return a job with everything that it runs from, compared with the ledger.
 
         :raises JobError: when none of that name was submitted.
-        :raises StoreError: when something of it is missing or is not what the ledger names.
+        :raises StoreError: when a part of it is missing or is not the one that the ledger names.
         :raises PolicyError: when this version cannot read the policy in force.
         """
         facts = self._facts(name)
@@ -244,7 +244,7 @@ class JobStore:
         detail: str | None = None,
         round_: int | None = None,
     ) -> None:
-        """Change what is given and keep the rest; a record that is set apart is not changed.
+        """Change the given values and keep the others; a record that is set apart is not changed.
 
         The ledger, and not this file, decides whether a job has ended.
         """
@@ -266,7 +266,7 @@ class JobStore:
     # --- inside -----------------------------------------------------------------------
 
     def _load(self) -> None:
-        """Read every row of a job, and set apart what is not as the ledger has it."""
+        """Read every row of a job, and set apart those that differ from the ledger."""
         facts = self._history.all()
         with self._database.reading() as db:
             rows = db.execute(

@@ -86,7 +86,7 @@ def test_differences_beyond_float64_norms_are_clipped() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_difference_that_is_not_finite_is_refused_by_name(bad: float) -> None:
-    with pytest.raises(PrivacyError, match="layer: holds NaN or infinity"):
+    with pytest.raises(PrivacyError, match="layer: contains NaN or infinity"):
         Clip(1.0).apply({"fine": np.ones(2), "layer": np.array([0.0, bad])})
 
 

@@ -300,7 +300,7 @@ def test_a_commitment_is_entered_once_and_bounds_what_a_site_may_claim(parts: Pa
     first = job.commit(admission, root=b"r" * 32, records=118, examples=90)
     assert job.commit(admission, root=b"r" * 32, records=118, examples=90) == first
     assert job.live_sites() == {"site-a": 90}
-    with pytest.raises(AdmissionDenied, match="not what it committed to before"):
+    with pytest.raises(AdmissionDenied, match="not the data that it committed to before"):
         job.commit(admission, root=b"x" * 32, records=118, examples=90)
     (body,) = parts.bodies("commitment")
     assert (body["records"], body["examples"]) == (118, 90)

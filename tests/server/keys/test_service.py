@@ -192,7 +192,7 @@ def test_a_root_key_needs_a_protector_and_is_made_once(
         KeyService.create(tmp_path, [recovery])
     first.keep("ca", b"x")
     (tmp_path / "root.json").unlink()
-    with pytest.raises(StoreError, match=r"root\.json is missing, and ca\.sealed"):
+    with pytest.raises(StoreError, match=r"root\.json is missing, but ca\.sealed"):
         KeyService.create(tmp_path, [recovery])
 
 
@@ -223,13 +223,13 @@ BROKEN_ROOT: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "cheap": (lambda d: _first(d).update(n=2), "scrypt with n=2;"),
     "odd": (lambda d: _first(d).update(n=40_000), "scrypt with n=40000"),
     "text": (lambda d: _first(d).update(n="x"), "scrypt with n='x'"),
-    "other cost": (lambda d: _first(d).update(n=2**16), "passphrase is another one"),
+    "other cost": (lambda d: _first(d).update(n=2**16), "passphrase is wrong"),
     "salt": (lambda d: _first(d).update(salt="00"), "scrypt"),
     "hex": (lambda d: _first(d).update(sealed="zz"), "not hexadecimal"),
     "missing": (lambda d: _first(d).pop("sealed"), "has no sealed"),
     "long": (lambda d: _first(d).update(sealed="00" * 9000), "has no sealed"),
-    "empty": (lambda d: _first(d).update(sealed=""), "passphrase is another one"),
-    "id": (lambda d: d.update(root="00" * 8), "passphrase is another one"),
+    "empty": (lambda d: _first(d).update(sealed=""), "passphrase is wrong"),
+    "id": (lambda d: d.update(root="00" * 8), "passphrase is wrong"),
     "version": (lambda d: d.update(version=2), "not the protectors"),
     "extra": (lambda d: d.update(more=1), "not the protectors"),
     "many": (lambda d: d.update(protectors=[{}] * 17), "not the protectors"),
@@ -302,7 +302,7 @@ def test_rotation_and_retirement(tmp_path: Path, recovery: RecoveryKey) -> None:
     open_sealed(new, service).close()
     assert service.retire("demo") == 1
     assert service.retire("demo") == 0
-    with pytest.raises(UnsealError, match="key '1' of the model 'demo' is not held any more"):
+    with pytest.raises(UnsealError, match="key '1' of the model 'demo' no longer exists"):
         open_sealed(old, service)
     open_sealed(new, service).close()
     other = KeyService.create(tmp_path / "other", [recovery])
@@ -458,7 +458,7 @@ def test_no_key_for_an_unknown_or_retired_model(scene: Scene) -> None:
     scene.file = dataclasses.replace(scene.file, model="demo")
     scene.service.rotate("demo")
     scene.service.retire("demo")
-    with pytest.raises(KeyReleaseDenied, match="not held any more"):
+    with pytest.raises(KeyReleaseDenied, match="no longer exists"):
         scene.release()
 
 

@@ -231,7 +231,7 @@ def test_a_store_is_compared_with_its_ledger_at_the_start(tmp_path: Path, keys: 
             with pytest.raises(StoreError, match="rolled back: demo is at version 1, version 2"):
                 check_not_older(store, ledger)
         with ModelStore.open(tmp_path / "none", keys) as store:
-            with pytest.raises(StoreError, match="version 2 of demo was written and is not there"):
+            with pytest.raises(StoreError, match="version 2 of demo was written and is missing"):
                 check_not_older(store, ledger)
 
 
@@ -475,9 +475,9 @@ def test_what_leaves_for_an_owner_is_signed_and_nothing_else_is(
         store.rotate("demo")
     store.close()
     with ModelStore.open(tmp_path / "state" / "store", keys) as bare:
-        with pytest.raises(StoreError, match="a model for an owner has to be signed"):
+        with pytest.raises(StoreError, match="a model for an owner must be signed"):
             bare.write("demo", arrays(), round=2, recipients=[public])
-        with pytest.raises(StoreError, match="a model for an owner has to be signed"):
+        with pytest.raises(StoreError, match="a model for an owner must be signed"):
             bare.rotate("demo")
         assert [item.version for item in bare.verify("demo")] == [1, 2]
 
@@ -494,7 +494,7 @@ def test_rotation_seals_anew_and_destroys_the_old_key(
     assert same(store.load("demo", 1), arrays(1))
     assert store.state("demo", 2) == b"2"
     for copy in copies:
-        with pytest.raises(UnsealError, match="not held any more"):
+        with pytest.raises(UnsealError, match="no longer exists"):
             open_sealed(Path(copy), keys)
 
 

@@ -140,7 +140,7 @@ def test_each_way_of_unlocking(capsys: pytest.CaptureFixture[str], place: Setup)
     assert "the state is sealed" in refused(capsys, "list", *state)
     assert "not by" in refused(capsys, "list", *state, "--recovery-key", place.other)
     place.passphrase.write_text("another passphrase entirely")
-    assert "passphrase is another one" in refused(
+    assert "passphrase is wrong" in refused(
         capsys, "list", *state, "--passphrase-file", place.passphrase
     )
     assert "does not protect this root key" in refused(
