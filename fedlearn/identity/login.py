@@ -6,6 +6,7 @@
     ca.pem             the coordinator's CA; nothing else is trusted
     operator.pem       the operator's certificate chain, leaf first
     operator.key       the operator's private key (PKCS#8, PEM), readable by its owner only
+    ledger-head.json   the end of the coordinator's ledger as it was verified last, if it was
 
 The key is made on the operator's machine and stays there. :func:`request_login` makes it, with a
 certification request (RFC 2986) that names the operator. The administrator of the coordinator, or
@@ -49,6 +50,7 @@ from fedlearn.identity.keyfile import check_private
 
 __all__ = [
     "ENVIRONMENT",
+    "LEDGER_HEAD",
     "LoginGrant",
     "OperatorLogin",
     "accept_grant",
@@ -67,6 +69,9 @@ _MAX_CSR_BYTES: Final = 16 * 1024
 _SETTINGS: Final = "coordinator.toml"
 _KEY: Final = "operator.key"
 _REQUEST: Final = "operator.csr"
+
+LEDGER_HEAD: Final = "ledger-head.json"
+"""The file of a login's folder with the last head of the ledger that was verified over it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +131,10 @@ class OperatorLogin:
         shutil.rmtree(aside, ignore_errors=True)
         scratch = folder.with_name(f".{folder.name}.new")
         shutil.rmtree(scratch, ignore_errors=True)
-        _write_folder(scratch, self._files())
+        files = self._files()
+        if (folder / LEDGER_HEAD).is_file():
+            files[LEDGER_HEAD] = config.file_bytes(folder / LEDGER_HEAD, limit=_MAX_CSR_BYTES)
+        _write_folder(scratch, files)
         rename_durably(folder, aside)
         try:
             rename_durably(scratch, folder)

@@ -66,7 +66,7 @@ from fedlearn.sealing.keys import (
     open_released,
     release_to,
 )
-from fedlearn.sealing.reader import SealedReader, open_sealed, read_header
+from fedlearn.sealing.reader import SealedFile, SealedReader, open_sealed, read_header
 from fedlearn.sealing.signature import FileSigner, signer_digest
 from fedlearn.sealing.writer import Sealed, SealedWriter, Tensor, seal
 
@@ -82,6 +82,7 @@ __all__ = [
     "RandomKey",
     "Scalar",
     "Sealed",
+    "SealedFile",
     "SealedReader",
     "SealedWriter",
     "SealingKey",

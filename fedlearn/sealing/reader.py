@@ -25,36 +25,31 @@ from fedlearn.sealing.keys import KeySource, derive, nonce
 from fedlearn.sealing.signature import SIGNATURE_BYTES, check_signature, signer_digest
 from fedlearn.sealing.writer import DIGEST_DOMAIN, SIGNED_DOMAIN
 
-__all__ = ["SealedReader", "open_sealed", "read_header"]
+__all__ = ["SealedFile", "SealedReader", "open_sealed", "read_header"]
 
 
-class SealedReader:
-    """An open sealed file whose header and chunks have one maker. A context manager.
+class SealedFile:
+    """An open sealed file, without the key that opens it. A context manager; not thread-safe.
 
-    :meth:`check_signer` checks who that was; without it, it may be anybody who knows the public
-    key of a recipient.
-
-    Values are checked chunk by chunk as they are read: what is returned is what was sealed. Not
-    thread-safe.
+    The header is well-formed and the size is what it says. :meth:`check_signer` checks who sealed
+    the file, and with that every byte of it.
     """
 
-    def __init__(self, path: Path, keys: KeySource) -> None:
+    def __init__(self, path: Path) -> None:
+        """Read the header.
+
+        :raises UnsealError: when it is not a well-formed sealed file, or has another size.
+        :raises OSError: when the file cannot be read.
+        """
         self.path = path
         self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
-            head, self.header, mac = _read_head(self._fd)
-            self._start = len(head) + MAC_BYTES
+            self._head, self.header, self._mac = _read_head(self._fd)
+            self._start = len(self._head) + MAC_BYTES
             self._check_size()
-            self._keys = derive(keys.content_key_of(self.header), self.header)
-            if not hmac.compare_digest(hmac.digest(self._keys.mac, head, "sha256"), mac):
-                raise UnsealError(
-                    "the header was altered, or this is not the key that the file was sealed with"
-                )
         except BaseException:
-            os.close(self._fd)
-            self._fd = -1
+            self.close()
             raise
-        self._mac = mac
         self._buffer = memoryview(bytearray(self.header.chunk + TAG_BYTES))
 
     def __enter__(self) -> Self:
@@ -73,55 +68,6 @@ class SealedReader:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def tensor(self, name: str, *, into: bytearray | memoryview | None = None) -> memoryview:
-        """Return the values of one tensor, without reading any other.
-
-        :param into: a writable buffer of exactly the tensor's bytes to decrypt into; its
-            content is undefined after an error.
-        :raises UnsealError: when there is no such tensor, or naming the chunk that was altered.
-        :raises ValueError: when ``into`` has another length.
-        """
-        spec, _, _ = self._span(name)
-        if into is None:
-            view = memoryview(bytearray(spec.nbytes))
-        elif memoryview(into).nbytes != spec.nbytes:
-            raise ValueError(f"{name}: {spec.nbytes} bytes are needed to read into")
-        else:
-            view = memoryview(into).cast("B") if spec.nbytes else memoryview(bytearray())
-        start = 0
-        for index, length, at in self._chunks(name):
-            self._open_chunk(name, index, length, at, view[start : start + length])
-            start += length
-        return view
-
-    def tensors(self) -> Iterator[tuple[TensorSpec, memoryview]]:
-        """Yield all tensors in order, one at a time.
-
-        :raises UnsealError: see :meth:`tensor`.
-        """
-        for spec in self.header.tensors:
-            yield spec, self.tensor(spec.name)
-
-    def chunks(self, name: str) -> Iterator[memoryview]:
-        """Yield one tensor piece by piece; a piece is valid until the next one is requested.
-
-        :raises UnsealError: see :meth:`tensor`.
-        """
-        plain = memoryview(bytearray(self.header.chunk))
-        for index, length, at in self._chunks(name):
-            self._open_chunk(name, index, length, at, plain[:length])
-            yield plain[:length]
-
-    def verify(self) -> bytes:
-        """Check every chunk and return the file's digest (see ``Sealed.digest``).
-
-        :raises UnsealError: naming the first chunk that was altered.
-        """
-        for spec in self.header.tensors:
-            for _ in self.chunks(spec.name):
-                pass
-        return self.digest()
 
     def check_signer(self, pinned: Collection[bytes]) -> bytes:
         """Check that the holder of a pinned key sealed this file; return the pin.
@@ -189,6 +135,88 @@ class SealedReader:
             index += 1
             at += length + TAG_BYTES
 
+    def _read(self, into: memoryview, at: int, what: str) -> None:
+        done = 0
+        while done < len(into):
+            count = os.preadv(self._fd, [into[done:]], at + done)
+            if count == 0:
+                raise UnsealError(f"{what}: the file was truncated")
+            done += count
+
+
+class SealedReader(SealedFile):
+    """A sealed file that is open with its key: header and chunks have one maker.
+
+    :meth:`check_signer` checks who that was; without it, it may be anybody who knows the public
+    key of a recipient.
+
+    Values are checked chunk by chunk as they are read: what is returned is what was sealed. Not
+    thread-safe.
+    """
+
+    def __init__(self, path: Path, keys: KeySource) -> None:
+        super().__init__(path)
+        try:
+            self._keys = derive(keys.content_key_of(self.header), self.header)
+            if not hmac.compare_digest(
+                hmac.digest(self._keys.mac, self._head, "sha256"), self._mac
+            ):
+                raise UnsealError(
+                    "the header was altered, or this is not the key that the file was sealed with"
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def tensor(self, name: str, *, into: bytearray | memoryview | None = None) -> memoryview:
+        """Return the values of one tensor, without reading any other.
+
+        :param into: a writable buffer of exactly the tensor's bytes to decrypt into; its
+            content is undefined after an error.
+        :raises UnsealError: when there is no such tensor, or naming the chunk that was altered.
+        :raises ValueError: when ``into`` has another length.
+        """
+        spec, _, _ = self._span(name)
+        if into is None:
+            view = memoryview(bytearray(spec.nbytes))
+        elif memoryview(into).nbytes != spec.nbytes:
+            raise ValueError(f"{name}: {spec.nbytes} bytes are needed to read into")
+        else:
+            view = memoryview(into).cast("B") if spec.nbytes else memoryview(bytearray())
+        start = 0
+        for index, length, at in self._chunks(name):
+            self._open_chunk(name, index, length, at, view[start : start + length])
+            start += length
+        return view
+
+    def tensors(self) -> Iterator[tuple[TensorSpec, memoryview]]:
+        """Yield all tensors in order, one at a time.
+
+        :raises UnsealError: see :meth:`tensor`.
+        """
+        for spec in self.header.tensors:
+            yield spec, self.tensor(spec.name)
+
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """Yield one tensor piece by piece; a piece is valid until the next one is requested.
+
+        :raises UnsealError: see :meth:`tensor`.
+        """
+        plain = memoryview(bytearray(self.header.chunk))
+        for index, length, at in self._chunks(name):
+            self._open_chunk(name, index, length, at, plain[:length])
+            yield plain[:length]
+
+    def verify(self) -> bytes:
+        """Check every chunk and return the file's digest (see ``Sealed.digest``).
+
+        :raises UnsealError: naming the first chunk that was altered.
+        """
+        for spec in self.header.tensors:
+            for _ in self.chunks(spec.name):
+                pass
+        return self.digest()
+
     def _open_chunk(self, name: str, index: int, length: int, at: int, into: memoryview) -> None:
         sealed = self._buffer[: length + TAG_BYTES]
         self._read(sealed, at, f"tensor {name!r}")
@@ -202,14 +230,6 @@ class SealedReader:
                 f"tensor {name!r}, chunk {index} of the file: was altered, "
                 "or comes from another place or file"
             ) from None
-
-    def _read(self, into: memoryview, at: int, what: str) -> None:
-        done = 0
-        while done < len(into):
-            count = os.preadv(self._fd, [into[done:]], at + done)
-            if count == 0:
-                raise UnsealError(f"{what}: the file was truncated")
-            done += count
 
 
 def open_sealed(

@@ -743,37 +743,19 @@ class SignedLedgerHead(_message.Message):
     key_signature: bytes
     def __init__(self, sequence: _Optional[int] = ..., unix_ms: _Optional[int] = ..., hash: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., key_signature: _Optional[bytes] = ...) -> None: ...
 
-class OwnerChallengeRequest(_message.Message):
+class OpenOwnerSessionRequest(_message.Message):
     __slots__ = ("owner_key",)
     OWNER_KEY_FIELD_NUMBER: _ClassVar[int]
     owner_key: bytes
     def __init__(self, owner_key: _Optional[bytes] = ...) -> None: ...
 
-class OwnerChallengeReply(_message.Message):
-    __slots__ = ("challenge", "sealed", "expires_unix_ms")
-    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+class SealedOwnerSession(_message.Message):
+    __slots__ = ("sealed", "expires_unix_ms")
     SEALED_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
-    challenge: bytes
     sealed: bytes
     expires_unix_ms: int
-    def __init__(self, challenge: _Optional[bytes] = ..., sealed: _Optional[bytes] = ..., expires_unix_ms: _Optional[int] = ...) -> None: ...
-
-class OpenOwnerSessionRequest(_message.Message):
-    __slots__ = ("challenge", "nonce")
-    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
-    NONCE_FIELD_NUMBER: _ClassVar[int]
-    challenge: bytes
-    nonce: bytes
-    def __init__(self, challenge: _Optional[bytes] = ..., nonce: _Optional[bytes] = ...) -> None: ...
-
-class OwnerSession(_message.Message):
-    __slots__ = ("token", "expires_unix_ms")
-    TOKEN_FIELD_NUMBER: _ClassVar[int]
-    EXPIRES_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
-    token: bytes
-    expires_unix_ms: int
-    def __init__(self, token: _Optional[bytes] = ..., expires_unix_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, sealed: _Optional[bytes] = ..., expires_unix_ms: _Optional[int] = ...) -> None: ...
 
 class OwnerModelsRequest(_message.Message):
     __slots__ = ("token", "job")

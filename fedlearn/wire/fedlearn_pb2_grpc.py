@@ -234,9 +234,9 @@ class Gate:
 
 
 class OwnerStub:
-    """Served beside Gate, without a client certificate. The caller proves that it holds the private
-    half of an X25519 key, and sees what is sealed for that key and nothing else. The answers are
-    the same whether or not any model is sealed for the key.
+    """Served beside Gate, without a client certificate, for whoever holds the private half of an
+    X25519 key: they see what is sealed for that key and nothing else. OpenSession answers in the
+    same way for every key, whether or not anything is sealed for it.
     """
 
     def __init__(self, channel):
@@ -245,15 +245,10 @@ class OwnerStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Challenge = channel.unary_unary(
-                '/fedlearn.v1.Owner/Challenge',
-                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerChallengeRequest.SerializeToString,
-                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerChallengeReply.FromString,
-                _registered_method=True)
         self.OpenSession = channel.unary_unary(
                 '/fedlearn.v1.Owner/OpenSession',
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.OpenOwnerSessionRequest.SerializeToString,
-                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerSession.FromString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.SealedOwnerSession.FromString,
                 _registered_method=True)
         self.ListModels = channel.unary_stream(
                 '/fedlearn.v1.Owner/ListModels',
@@ -268,20 +263,13 @@ class OwnerStub:
 
 
 class OwnerServicer:
-    """Served beside Gate, without a client certificate. The caller proves that it holds the private
-    half of an X25519 key, and sees what is sealed for that key and nothing else. The answers are
-    the same whether or not any model is sealed for the key.
+    """Served beside Gate, without a client certificate, for whoever holds the private half of an
+    X25519 key: they see what is sealed for that key and nothing else. OpenSession answers in the
+    same way for every key, whether or not anything is sealed for it.
     """
 
-    def Challenge(self, request, context):
-        """A nonce that is sealed to the key; see fedlearn.sealing.owner_challenge.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def OpenSession(self, request, context):
-        """The opened nonce in; a session of some minutes out.
+        """A session of some minutes, sealed to the key; see fedlearn.sealing.owner_session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -302,15 +290,10 @@ class OwnerServicer:
 
 def add_OwnerServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Challenge': grpc.unary_unary_rpc_method_handler(
-                    servicer.Challenge,
-                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerChallengeRequest.FromString,
-                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerChallengeReply.SerializeToString,
-            ),
             'OpenSession': grpc.unary_unary_rpc_method_handler(
                     servicer.OpenSession,
                     request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.OpenOwnerSessionRequest.FromString,
-                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerSession.SerializeToString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.SealedOwnerSession.SerializeToString,
             ),
             'ListModels': grpc.unary_stream_rpc_method_handler(
                     servicer.ListModels,
@@ -331,37 +314,10 @@ def add_OwnerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Owner:
-    """Served beside Gate, without a client certificate. The caller proves that it holds the private
-    half of an X25519 key, and sees what is sealed for that key and nothing else. The answers are
-    the same whether or not any model is sealed for the key.
+    """Served beside Gate, without a client certificate, for whoever holds the private half of an
+    X25519 key: they see what is sealed for that key and nothing else. OpenSession answers in the
+    same way for every key, whether or not anything is sealed for it.
     """
-
-    @staticmethod
-    def Challenge(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/fedlearn.v1.Owner/Challenge',
-            fedlearn_dot_wire_dot_fedlearn__pb2.OwnerChallengeRequest.SerializeToString,
-            fedlearn_dot_wire_dot_fedlearn__pb2.OwnerChallengeReply.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
 
     @staticmethod
     def OpenSession(request,
@@ -379,7 +335,7 @@ class Owner:
             target,
             '/fedlearn.v1.Owner/OpenSession',
             fedlearn_dot_wire_dot_fedlearn__pb2.OpenOwnerSessionRequest.SerializeToString,
-            fedlearn_dot_wire_dot_fedlearn__pb2.OwnerSession.FromString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.SealedOwnerSession.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -23,12 +24,12 @@ from server.ledger.entry import (
     verify_signature,
 )
 
-__all__ = ["VerifiedLedger", "verify"]
+__all__ = ["VerifiedLedger", "verify", "verify_rows"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedLedger:
-    """What an intact ledger holds; only :func:`verify` makes one.
+    """What an intact ledger holds; only :func:`verify_rows` makes one.
 
     ``head_checked`` is whether the end was compared with a head that was kept elsewhere:
     without one, entries cut off at the end cannot be detected.
@@ -51,57 +52,81 @@ def verify(
 ) -> VerifiedLedger:
     """Check every entry of a ledger under the coordinator's public key.
 
-    ``connection`` reads one snapshot. Finds an edit of any column, a deletion, an insertion
-    and a reordering, and, given a head that was exported earlier, entries cut off at the
-    end. Other tables, indices and triggers in the file do not matter. Memory does not grow
-    with the ledger.
+    ``connection`` reads one snapshot. Other tables, indices and triggers in the file do not
+    matter; see :func:`verify_rows`.
+    """
+    heads = {} if expect_head is None else {"the given head": expect_head}
+    return verify_rows(_rows(connection), public_key, heads=heads)
 
-    Raises :class:`fedlearn.errors.LedgerError`, its ``entry`` the sequence number of the
-    first entry that is wrong or missing; None when the input cannot be used at all.
+
+def _rows(connection: sqlite3.Connection) -> Iterator[tuple[object, ...]]:
+    yield from connection.execute(
+        "SELECT sequence, time, kind, body, previous, hash, signature "
+        "FROM entry NOT INDEXED ORDER BY sequence"
+    )
+
+
+def verify_rows(
+    rows: Iterable[tuple[object, ...]],
+    public_key: ec.EllipticCurvePublicKey,
+    *,
+    heads: Mapping[str, LedgerHead] = MappingProxyType({}),
+    after: LedgerHead | None = None,
+) -> VerifiedLedger:
+    """Check every entry of a ledger under the coordinator's public key.
+
+    Finds an edit of any column, a deletion, an insertion and a reordering, and, given a head that
+    was exported earlier, entries cut off at the end. Memory does not grow with the ledger.
+
+    :param rows: the columns of every entry, from any source, in the order of the entries.
+    :param heads: heads that the ledger must contain, by what they are in a message.
+    :param after: a head up to which the ledger is known; ``rows`` begin behind it then.
+    :raises LedgerError: its ``entry`` the sequence number of the first entry that is wrong or
+        missing; None when the input cannot be used at all.
     """
     require_p256(public_key)
-    if expect_head is not None and expect_head.signature:
-        try:
-            verify_signature(public_key, expect_head.hash, expect_head.signature)
-        except LedgerError as error:
-            raise LedgerError(f"the given head is not of this ledger: {error}") from None
-    previous = genesis(public_key)
-    expected = 1
+    for what, head in heads.items():
+        if head.signature:
+            try:
+                verify_signature(public_key, head.hash, head.signature)
+            except LedgerError as error:
+                raise LedgerError(f"{what} is not of this ledger: {error}") from None
+    previous = genesis(public_key) if after is None else after.hash
+    expected = 1 if after is None else after.sequence + 1
     first_time = last_time = 0
     kinds: Counter[str] = Counter()
     last: Entry | None = None
     try:
-        rows = connection.execute(
-            "SELECT sequence, time, kind, body, previous, hash, signature "
-            "FROM entry NOT INDEXED ORDER BY sequence"
-        )
         for row in rows:
-            last = _check_row(row, expected, previous, public_key)
-            if expect_head is not None and expect_head.sequence == expected:
-                _check_head(last, expect_head)
-            first_time = first_time if expected > 1 else last.time
-            last_time = last.time
-            kinds[last.kind] += 1
-            previous = last.hash
+            entry = _check_row(row, expected, previous, public_key)
+            for what, head in heads.items():
+                if head.sequence == expected:
+                    _check_head(entry, head, what)
+            first_time = entry.time if last is None else first_time
+            last_time = entry.time
+            kinds[entry.kind] += 1
+            previous = entry.hash
             expected += 1
+            last = entry
     except DATABASE_ERRORS as error:
         raise LedgerError(
             f"entry {expected}: the file cannot be read: {error}", entry=expected
         ) from error
-    if expect_head is not None and expect_head.sequence >= expected:
-        raise LedgerError(
-            f"entry {expected}: missing; the ledger ends before entry "
-            f"{expect_head.sequence} of the given head",
-            entry=expected,
-        )
+    for what, head in heads.items():
+        if head.sequence >= expected:
+            raise LedgerError(
+                f"entry {expected}: missing; the ledger ends before entry {head.sequence} of "
+                f"{what}",
+                entry=expected,
+            )
     return VerifiedLedger(
         entries=expected - 1,
-        head=None if last is None else LedgerHead.of(last),
+        head=after if last is None else LedgerHead.of(last),
         kinds=dict(sorted(kinds.items())),
         first_time=first_time,
         last_time=last_time,
         key_fingerprint=key_fingerprint(public_key),
-        head_checked=expect_head is not None,
+        head_checked=bool(heads),
     )
 
 
@@ -137,10 +162,10 @@ def _check_row(
     return entry
 
 
-def _check_head(entry: Entry, head: LedgerHead) -> None:
+def _check_head(entry: Entry, head: LedgerHead, what: str) -> None:
     if entry.hash != head.hash:
         raise LedgerError(
-            f"entry {entry.sequence}: not the one that the given head vouches for; "
+            f"entry {entry.sequence}: not the one that {what} vouches for; "
             "it or an entry before it was rewritten",
             entry=entry.sequence,
         )
