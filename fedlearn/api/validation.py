@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from attestation.policy.launch import launch_warnings, require_launch_identity
 from attestation.policy.model import AppraisalPolicy
 from attestation.policy.sign import MAX_SIGNATURE_BYTES, signer_of, verify_policy
 from fedlearn import config
-from fedlearn.api.app_sources import asks_for_single_updates
-from fedlearn.app.checks import Application, check_bundle, check_folder
+from fedlearn.api.app_imports import follow_imports
+from fedlearn.api.app_sources import AppSources, read_sources
+from fedlearn.api.job_notes import app_notes, privacy_notes
+from fedlearn.app.checks import MAX_BUNDLE_BYTES, Application, check_folder, read_bundle
 from fedlearn.errors import ConfigError
 from fedlearn.job.spec import JobFiles, JobSpec
 from fedlearn.job.strategies import AGGREGATED, APP, VISIBLE_TO_APP
@@ -26,11 +29,13 @@ __all__ = ["Report", "examine", "policy_signature"]
 class Report:
     """A valid job. ``found`` states its facts, ``warnings`` what should be reviewed.
 
-    ``needs`` are the distributions that the app depends on.
+    ``bundle`` is the app as it is submitted. ``needs`` are the distributions that the app depends
+    on.
     """
 
     spec: JobSpec
     app: Path
+    bundle: bytes = field(repr=False)
     policy_file: Path
     policy_toml: str
     found: tuple[str, ...]
@@ -44,16 +49,18 @@ class Report:
             "name": self.spec.name,
             "digest": self.spec.digest().hex(),
             "policy_digest": self.spec.policy_digest.hex(),
+            "bundle_digest": hashlib.sha256(self.bundle).hexdigest(),
             "found": list(self.found),
             "warnings": list(self.warnings),
         }
 
 
 def examine(path: Path) -> Report:
-    """Read a job with its policy and its app.
+    """Read a job with its policy and its app. No code of the app runs.
 
     :raises ConfigError: naming file, line and key of what is wrong.
-    :raises JobError: when the app cannot run here.
+    :raises JobError: when the app cannot run: it is not an application, a file of it does not
+        compile, or an import of it fails.
     :raises PolicyError: when the policy is not one, or pins no launch identity of a TEE that
         it accepts.
     :raises VerificationError: when the signature beside it is not a signature of it.
@@ -63,15 +70,19 @@ def examine(path: Path) -> Report:
     spec, policy, policy_file = files.spec, files.policy, files.policy_file
     require_launch_identity(policy, where=str(policy_file))
     app = path.parent / spec.app
-    application = _application(app)
+    bundle = _bundle(app)
+    application, contents = read_bundle(bundle, where=str(app))
     _check_config(spec, application, path)
+    sources = read_sources(contents, where=str(app))
+    imports = follow_imports(sources, application, where=str(app))
     found: tuple[str, ...] = (
         f"{spec.name}: {spec.rounds} rounds on {len(spec.sites)} sites, "
         f"at least {spec.quorum} in each, {spec.deadline_s:g} s for one",
         f"app {application.name} {application.version} in {app}",
-        f"strategy {spec.strategy.name}",
+        _strategy(spec, sources),
         _updates(spec),
         f"policy {policy.name} accepts {', '.join(policy.accept) or 'nobody'}",
+        f"bundle {hashlib.sha256(bundle).hexdigest()}",
         _privacy(spec),
     )
     if signature := policy_signature(policy_file):
@@ -80,13 +91,14 @@ def examine(path: Path) -> Report:
     return Report(
         spec=spec,
         app=app,
+        bundle=bundle,
         policy_file=policy_file,
         policy_toml=files.policy_toml,
         found=found,
         warnings=(
             *_warnings(spec, policy, policy_file),
-            *_rounds_note(spec, application),
-            *_updates_note(spec, app),
+            *app_notes(spec, application, sources, imports),
+            *privacy_notes(spec),
         ),
         needs=application.needs,
     )
@@ -103,13 +115,22 @@ def policy_signature(policy_file: Path) -> bytes:
     return config.file_bytes(path, limit=MAX_SIGNATURE_BYTES, what="the policy's signature")
 
 
-def _application(app: Path) -> Application:
+def _bundle(app: Path) -> bytes:
+    """Return a bundle as it is, or a folder as a bundle."""
     if app.is_file():
-        from fedlearn.app.checks import MAX_BUNDLE_BYTES
+        return config.file_bytes(app, limit=MAX_BUNDLE_BYTES, what="the bundle")
+    check_folder(app)
+    # Flower takes a second to import: the folder is checked first.
+    from server.flower.application.bundle import build
 
-        data = config.file_bytes(app, limit=MAX_BUNDLE_BYTES, what="the bundle")
-        return check_bundle(data, where=str(app))
-    return check_folder(app)
+    return build(app)
+
+
+def _strategy(spec: JobSpec, sources: AppSources) -> str:
+    if spec.strategy.name != APP:
+        return f"strategy {spec.strategy.name}"
+    own = ", ".join(f"{one.title} at {one.where}" for one in sources.strategies())
+    return f"strategy {APP}: the ServerApp makes it" + (f" ({own})" if own else "")
 
 
 def _check_config(spec: JobSpec, application: Application, path: Path) -> None:
@@ -152,32 +173,6 @@ def _privacy(spec: JobSpec) -> str:
     return f"privacy after all rounds: {Budget.require(spec.privacy, spec.rounds)}"
 
 
-def _updates_note(spec: JobSpec, app: Path) -> list[str]:
-    """Return where the app seems to need more than the job lets it receive."""
-    if spec.aggregation.visible:
-        return []
-    found = asks_for_single_updates(app, own_strategy=spec.strategy.name == APP)
-    remedy = (
-        "under [privacy] the app can only start one of Flower's strategies, unchanged"
-        if spec.privacy is not None
-        else f'set updates = "{VISIBLE_TO_APP}" in [aggregation]'
-    )
-    return [f"{where}, which needs the updates of single sites; {remedy}" for where in found]
-
-
-def _rounds_note(spec: JobSpec, application: Application) -> list[str]:
-    """Return whether the app states another number of rounds than the job."""
-    key = "num-server-rounds"
-    stated = spec.config.get(key, application.defaults.get(key, spec.rounds))
-    if stated == spec.rounds:
-        return []
-    return [
-        f"the job has rounds = {spec.rounds}, and the app's {key} is {stated}: a strategy that the "
-        f"app starts runs {spec.rounds} rounds, an app that drives the grid itself or uses the "
-        f"legacy API as many as it reads; set config.{key} = {spec.rounds}"
-    ]
-
-
 def _warnings(spec: JobSpec, policy: AppraisalPolicy, policy_file: Path) -> list[str]:
     notes = []
     if not policy.accept:
@@ -208,6 +203,4 @@ def _warnings(spec: JobSpec, policy: AppraisalPolicy, policy_file: Path) -> list
             "the app receives the update of each site: a site runs this job only with "
             "accept.visible_updates = true in its site.toml"
         )
-    if spec.strategy.name == APP:
-        notes.append("the app makes its own strategy: its own settings decide how many sites wait")
     return notes

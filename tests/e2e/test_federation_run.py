@@ -131,6 +131,7 @@ def test_a_private_job_enters_its_spending_with_all_that_gives_it_meaning(
     text = json.dumps(entries[1])
     for word in ("delta", "unit", "sampling", "accountant"):
         assert word in text
+    assert [entry for entry in job.of("log") if "no loss or metric of a site leaves" in entry.line]
     spent = job.of("privacy.spent")[-1]
     assert (spent.unit, spent.limit) == ("site", 8.0)
     # Each site charged its data with the two updates that left it, and gave back nothing.

@@ -103,6 +103,18 @@ def test_the_exact_mean_agrees_with_flowers(run: Run) -> None:
     assert ours.checkpoints[-1].model["1"].dtype == np.int64
 
 
+def test_a_job_reports_that_its_strategy_replaces_that_of_the_app(run: Run) -> None:
+    same, quiet = run(job="same", sites=2, rounds=1, strategy="fedavg")
+    other, loud = run(
+        job="other", sites=2, rounds=1, strategy="fedavg", run_config={"strategy": "FedAdam"}
+    )
+    assert same.status == other.status == "finished"
+    assert not [entry for entry in quiet.of("log") if "replaces" in entry["line"]]
+    (entry,) = [entry for entry in loud.of("log") if "replaces" in entry["line"]]
+    assert entry["level"] == "warning"
+    assert 'the job\'s strategy "fedavg" replaces that of the app, FedAdam' in entry["line"]
+
+
 @pytest.mark.parametrize("name", ["FedAdam", "FedMedian"])
 def test_strategies_of_flower_run_unchanged_and_resume_to_the_bit(run: Run, name: str) -> None:
     # A round without a pause is over in 30 ms: the kill would come after the job.

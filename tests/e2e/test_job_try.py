@@ -59,8 +59,6 @@ def test_with_json_every_line_is_json_from_the_first_byte(tmp_path: Path) -> Non
 def test_an_app_that_leaves_no_model_finishes_and_loses_no_line(tmp_path: Path) -> None:
     template.write(tmp_path / "counts", "counts")
     (tmp_path / "counts/app/counts_app/server_app.py").write_text(_COUNTS)
-    job = tmp_path / "counts/job.toml"
-    job.write_text(job.read_text().replace('name = "fedavg"', 'name = "app"'))
     done = _try(tmp_path / "counts")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -124,7 +124,7 @@ def try_(file: Path, data: Path | None, tee: str, model: Path | None, as_json: b
         data=data or file.parent / "data",
         tee=cast("TeeChoice", tee),
         model=model or Path(f"{spec.name}.safetensors"),
-        bundle=_bundle(report.app),
+        bundle=report.bundle,
         show=show_for(as_json=as_json, metric=spec.evaluate.metric),
     )
     if as_json:
@@ -148,14 +148,13 @@ def submit(file: Path, follow: bool, operator: Path | None, as_json: bool) -> No
     report = validation.examine(file)
     spec = report.spec
     with connect(operator) as client:
-        bundle = _bundle(report.app)
         # Paths of this machine are not sent.
         submitted = dataclasses.replace(
             spec, app=report.app.name or "app", policy=report.policy_file.name
         )
         state = client.submit_job(
             job_toml=submitted.to_toml(),
-            bundle=bundle,
+            bundle=report.bundle,
             policy_toml=report.policy_toml,
             policy_signature=validation.policy_signature(report.policy_file),
         )
@@ -278,13 +277,6 @@ def resume(name: str, follow: bool, operator: Path | None, as_json: bool) -> Non
             _follow(client, name, as_json=as_json, metric="")
         else:
             _print_state(state, as_json=as_json)
-
-
-def _bundle(app: Path) -> bytes:
-    # Building imports Flower, which takes a second, so the job is checked first.
-    from server.flower.application.bundle import build
-
-    return build(app)
 
 
 def _follow(client: OperatorClient, name: str, *, as_json: bool, metric: str) -> None:

@@ -47,8 +47,10 @@ seed = 1                   # the same seed gives the same model; see docs/refere
 #   openssl pkey -in owner.pem -pubout -out owner.pub.pem
 # owner_key = "owner.pub.pem"
 
+# "app" runs the strategy that the app's ServerApp starts. Another name, such as "fedavg" or
+# "fedadam", replaces it: see docs/how-to/choose-a-strategy.md.
 [strategy]
-name = "fedavg"            # "app" leaves it to the app's own ServerApp
+name = "app"
 
 # What the app's ServerApp receives: the aggregate of each round ("aggregated"), or also the
 # update of each site ("visible-to-app"), which an own aggregation or the legacy API needs.
@@ -121,7 +123,7 @@ name = "fedlearn $version"
 
 _PROJECT: Final = """\
 [project]
-name = "$name"
+name = "$project"
 version = "1.0.0"
 description = "A logistic regression over several sites"
 license = "Apache-2.0"
@@ -129,7 +131,7 @@ requires-python = ">=3.11"
 dependencies = ["flwr>=1.41", "torch>=2.4"]
 
 [tool.flwr.app]
-publisher = "$name"
+publisher = "$project"
 fab-include = ["$package/*.py"]
 
 [tool.flwr.app.components]
@@ -179,15 +181,24 @@ def load(folder: str) -> tuple[torch.Tensor, torch.Tensor]:
     return table[:, :FEATURES], table[:, FEATURES]
 
 
-def train(model: nn.Module, folder: str, *, epochs: int, rate: float) -> tuple[float, int]:
-    """Train in place; return the loss and the number of examples."""
+def train(
+    model: nn.Module, folder: str, *, epochs: int, rate: float, proximal_mu: float = 0.0
+) -> tuple[float, int]:
+    """Train in place; return the loss and the number of examples.
+
+    `proximal_mu` holds the weights near those that came from the coordinator: the term of FedProx
+    (Li et al. 2020, arXiv:1812.06127), which has no effect at 0.
+    """
     features, labels = load(folder)
+    received = [parameter.detach().clone() for parameter in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
     loss = torch.tensor(0.0)
     for _ in range(epochs):
         optimizer.zero_grad()
         loss = functional.binary_cross_entropy_with_logits(model(features).squeeze(1), labels)
-        loss.backward()
+        pairs = zip(model.parameters(), received, strict=True)
+        distance = sum((ours - theirs).square().sum() for ours, theirs in pairs)
+        (loss + proximal_mu / 2 * distance).backward()
         optimizer.step()
     return loss.item(), len(labels)
 
@@ -232,6 +243,8 @@ def train(message: Message, context: Context) -> Message:
         str(context.node_config["data"]),
         epochs=int(config["local-epochs"]),
         rate=float(config["learning-rate"]),
+        # What the strategy sends. Only FedProx sends this; without it, there is no such term.
+        proximal_mu=float(message.content["config"].get("proximal-mu", 0.0)),
     )
     content = {
         "arrays": ArrayRecord(model.state_dict()),
@@ -264,7 +277,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Average the sites' weights, round by round."""
+    """Average the sites' weights, round by round. Any `flwr.serverapp.strategy` works here."""
     config = context.run_config
     sites = int(config["min-sites"])
     strategy = FedAvg(min_train_nodes=sites, min_evaluate_nodes=sites, min_available_nodes=sites)
@@ -279,6 +292,11 @@ def main(grid: Grid, context: Context) -> None:
 def package_name(name: str) -> str:
     """Return the Python package of a job's app; never a package of fedlearn."""
     return re.sub(r"[^a-z0-9]", "_", f"{name}_app" if name[0].isalpha() else f"app_{name}")
+
+
+def _project_name(name: str) -> str:
+    """Return a name that Flower accepts for an app: it starts with a letter, of 32 at most."""
+    return (name if name[0].isalpha() else f"app-{name}")[:32].rstrip("-")
 
 
 def write(folder: Path, name: str) -> tuple[Path, ...]:
@@ -351,6 +369,7 @@ def _files(name: str) -> Mapping[str, str]:
         return Template(text).substitute(
             name=name,
             package=package,
+            project=_project_name(name),
             software=software,
             version=__version__,
         )

@@ -33,7 +33,7 @@ from flwr.app import ConfigRecord
 
 from fedlearn.errors import FedlearnError, JobError, PrivacyError, TransportError
 from fedlearn.job.seeds import derive, seed_generators
-from fedlearn.job.strategies import APP
+from fedlearn.job.strategies import APP, STRATEGIES
 from fedlearn.privacy import ServerPrivacy
 from fedlearn.sandbox import protect_this_process
 from fedlearn.sandbox.process_channel import ProcessChannel
@@ -63,6 +63,12 @@ _MAX_OPTIONS: Final = 100
 _MAX_WAIT: Final = 1.0
 _LOOK_SECONDS: Final = 0.1
 _SLACK_BYTES: Final = 64 * 1024 * 1024
+
+
+_NO_METRICS: Final = (
+    "under [privacy] no loss or metric of a site leaves it; the app may evaluate the model of each "
+    "round at the coordinator, on public data (evaluate_fn)"
+)
 
 
 class Session:
@@ -156,8 +162,17 @@ class Session:
 
     def _strategy(self, described: Any, functions: RemoteFunctions) -> RoundStrategy:
         plan, stage = self._plan, self.rounds.next_stage
+        if (
+            stage == 1
+            and self._privacy is not None
+            and not self._privacy.spec.insecure_exact_metrics
+        ):
+            self._coordinator.event("log", line=_NO_METRICS)
         if plan.spec.strategy.name != APP and stage == 1:
-            return self._built_in(plan.spec.strategy.name, self._options_of_job(), stage)
+            strategy = self._built_in(plan.spec.strategy.name, self._options_of_job(), stage)
+            if replaced := _replaced(described, strategy):
+                self._coordinator.event("log", line=replaced, level="warning")
+            return strategy
         if self._visible:
             return RemoteStrategy(self.peer, max_bytes=plan.max_update_bytes)
         if not isinstance(described, dict):
@@ -288,6 +303,26 @@ def _for_application(plan: JobPlan) -> tuple[dict[str, Any], list[bytes]]:
         "max_bytes": plan.max_update_bytes,
         "run": plan.run_id,
     }, [plan.bundle]
+
+
+def _replaced(described: Any, strategy: BuiltIn) -> str:
+    """Return a line if the job's strategy replaces another one of the application; else empty."""
+    if not isinstance(described, dict):
+        raise TransportError("a strategy is an object")
+    own, name = described.get("name"), strategy.name
+    if own == name:
+        options = _options(described.get("options"))
+        if all(
+            options[option] == getattr(strategy.inner, option, None)
+            for option in STRATEGIES[name]
+            if option in options
+        ):
+            return ""
+    title = CLASSES[own] if own in CLASSES else str(described.get("title")).rpartition(".")[2]
+    return (
+        f'the job\'s strategy "{name}" replaces that of the app, {title[:200]}; '
+        f'name = "{APP}" in [strategy] uses that of the app'
+    )
 
 
 def _options(described: Any) -> dict[str, Any]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-import zipfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from fedlearn.api.app_sources import asks_for_single_updates
+from fedlearn.api.app_sources import read_sources
 from fedlearn.cli import main
 from fedlearn.cli.job import template
 from fedlearn.errors import ConfigError
@@ -61,7 +60,9 @@ def test_the_directory_one_stands_in_stays_the_same(
     assert _run("job", "validate").exit_code == 0
 
 
-@pytest.mark.parametrize("name", ["server", "edge", "fedlearn", "attestation", "9lives", "a-b"])
+@pytest.mark.parametrize(
+    "name", ["server", "edge", "fedlearn", "attestation", "9lives", "a-b", "a" * 63]
+)
 def test_no_job_writes_code_that_takes_our_place(tmp_path: Path, name: str) -> None:
     assert _run("job", "init", tmp_path / "x", "--name", name).exit_code == 0
     assert _run("job", "validate", tmp_path / "x/job.toml").exit_code == 0
@@ -154,6 +155,7 @@ def test_the_bundle_of_the_app_is_accepted(written: Path) -> None:
     assert first == second
 
 
+APPS, FEDAVG = '[strategy]\nname = "app"', '[strategy]\nname = "fedavg"'
 LAUNCH = f'[[reference]]\nclaim = "launch"\nvalue = "{"ab" * 48}"\ntee = "snp"\n'
 BREAKS = [
     ("job.toml", "rounds = 5", "ronds = 5", "job.toml:5: ronds: unknown key; did you mean"),
@@ -236,8 +238,8 @@ def test_validate_notes_that_the_app_states_other_rounds(tmp_path: Path) -> None
         ),
         (
             "app = ServerApp()",
-            "import flwr\n\n\nclass Own(flwr.serverapp.strategy.FedAdam):\n    pass\n",
-            ":14: has a strategy of its own (Own)",
+            "import flwr\n\napp = 1\n\nclass Own(flwr.serverapp.strategy.FedAdam):\n    pass\n",
+            ":15: has a strategy of its own (Own)",
         ),
     ],
 )
@@ -248,35 +250,30 @@ def test_validate_notes_an_app_that_seems_to_need_single_updates(
     path, source = tmp_path / "x/job.toml", tmp_path / "x/app/x_app/server_app.py"
     assert "single sites" not in _run("job", "validate", path).stdout
     source.write_text(source.read_text().replace(old, new))
-    whole = path.read_text().replace('name = "fedavg"', 'name = "app"')
-    path.write_text(whole)
+    whole = path.read_text()
     shown = _run("job", "validate", path).stdout
     assert f"x_app/server_app.py{note}" in shown
     assert 'set updates = "visible-to-app" in [aggregation]' in shown
     path.write_text(whole.replace('updates = "aggregated"', 'updates = "visible-to-app"'))
-    assert "server_app.py" not in _run("job", "validate", path).stdout
+    assert "single sites" not in _run("job", "validate", path).stdout
     if "Own" in new:
-        # Another strategy takes its place.
-        path.write_text(whole.replace('name = "app"', 'name = "fedavg"'))
-        assert "server_app.py" not in _run("job", "validate", path).stdout
+        # Another strategy takes its place, which is reported.
+        path.write_text(whole.replace(APPS, FEDAVG))
+        shown = _run("job", "validate", path).stdout
+        assert "single sites" not in shown
+        assert 'the job\'s strategy "fedavg" replaces Own(Fed' in shown
 
 
-def test_a_bundle_is_read_as_its_folder_is(tmp_path: Path) -> None:
-    bundle = tmp_path / "app.fab"
-    with zipfile.ZipFile(bundle, "w") as archive:
-        archive.writestr("x_app/server_app.py", "def main(grid):\n    grid.push_messages([])\n")
-        archive.writestr("x_app/notes.txt", "grid.push_messages([])")
+def test_sources_are_those_of_the_bundle() -> None:
+    sources = read_sources(
+        {
+            PurePosixPath("x_app/server_app.py"): b"def main(grid):\n    grid.push_messages([])\n",
+            PurePosixPath("x_app/notes.txt"): b"grid.push_messages([])",
+        },
+        where="app.fab",
+    )
     expected = ("x_app/server_app.py:2: drives the grid itself (push_messages)",)
-    assert asks_for_single_updates(bundle, own_strategy=False) == expected
-
-
-def test_validate_reads_sources_that_are_no_python(tmp_path: Path) -> None:
-    template.write(tmp_path / "x", "x")
-    folder = tmp_path / "x/app/x_app"
-    (folder / "broken.py").write_text("def (:\n")
-    (folder / "binary.py").write_bytes(b"\0\xff")
-    (folder / "deep.py").write_text("(" * 5000)
-    assert _run("job", "validate", tmp_path / "x/job.toml").exit_code == 0
+    assert sources.single_updates(own_strategy=False) == expected
 
 
 def test_validate_says_what_the_app_receives(tmp_path: Path) -> None:

@@ -1,0 +1,158 @@
+"""What in a valid job deserves a look: settings without an effect, and what will not be shown.
+
+The sources of the app are read and not run, so notes about the app are hints: they can be wrong in
+both directions. What the notes are about does not make a job fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fedlearn.api.app_imports import Imports
+from fedlearn.api.app_sources import AppSources, StartedStrategy
+from fedlearn.app.checks import Application
+from fedlearn.job.spec import JobSpec
+from fedlearn.job.strategies import (
+    APP,
+    MEAN_FAMILY,
+    STRATEGIES,
+    VISIBLE_TO_APP,
+    client_parts,
+    ineffective_options,
+    option_fault,
+    too_few_updates,
+)
+
+__all__ = ["app_notes", "privacy_notes"]
+
+
+def app_notes(
+    spec: JobSpec, application: Application, sources: AppSources, imports: Imports
+) -> tuple[str, ...]:
+    """Return notes on how the job and its app fit together, one line each."""
+    started = sources.strategies()
+    return (
+        *_rounds(spec, application),
+        *_single_updates(spec, sources),
+        *_replaced(spec, started),
+        *_options(spec, started),
+        *_client(spec, started, sources, imports),
+        *(
+            f"{where}, which is neither in the app nor installed here: the sites and the "
+            "coordinator need it"
+            for where in imports.absent
+        ),
+    )
+
+
+def privacy_notes(spec: JobSpec) -> tuple[str, ...]:
+    """Return what a job with ``[privacy]`` does not show, and what it may show instead."""
+    if spec.privacy is None:
+        return ()
+    if spec.privacy.insecure_exact_metrics:
+        return (
+            "insecure_exact_metrics: the sites' losses and metrics leave them without noise, and "
+            "the promise of [privacy] does not cover them",
+        )
+    metric = f", {spec.evaluate.metric!r} included" if spec.evaluate.metric else ""
+    return (
+        f"under [privacy] no loss or metric of a site leaves it{metric}: a number computed from "
+        "its data has no noise. To see how the job does, let the ServerApp evaluate the model of "
+        "each round on public data in its bundle (`evaluate_fn` of `strategy.start`), which "
+        "costs no budget",
+    )
+
+
+def _rounds(spec: JobSpec, application: Application) -> Iterator[str]:
+    """Yield whether the app states another number of rounds than the job."""
+    key = "num-server-rounds"
+    stated = spec.config.get(key, application.defaults.get(key, spec.rounds))
+    if stated != spec.rounds:
+        yield (
+            f"the job has rounds = {spec.rounds}, and the app's {key} is {stated}: a strategy that "
+            f"the app starts runs {spec.rounds} rounds, an app that drives the grid itself or uses "
+            f"the legacy API as many as it reads; set config.{key} = {spec.rounds}"
+        )
+
+
+def _single_updates(spec: JobSpec, sources: AppSources) -> Iterator[str]:
+    """Yield where the app seems to need more than the job lets it receive."""
+    if spec.aggregation.visible:
+        return
+    remedy = (
+        "under [privacy] the app can only start one of Flower's strategies, unchanged"
+        if spec.privacy is not None
+        else f'set updates = "{VISIBLE_TO_APP}" in [aggregation]'
+    )
+    for where in sources.single_updates(own_strategy=spec.strategy.name == APP):
+        yield f"{where}, which needs the updates of single sites; {remedy}"
+
+
+def _replaced(spec: JobSpec, started: tuple[StartedStrategy, ...]) -> Iterator[str]:
+    """Yield whether the job's strategy replaces one of the app that is not the same."""
+    name = spec.strategy.name
+    for own in started if name != APP else ():
+        if own.title.lower() != name or _differ(name, own.options, spec.strategy.options):
+            yield (
+                f'the job\'s strategy "{name}" replaces {own.title} of the app ({own.where}); '
+                f'name = "{APP}" in [strategy] uses that of the app'
+            )
+
+
+def _differ(name: str, own: Mapping[str, object], ours: Mapping[str, object]) -> bool:
+    return any(own[option] != ours.get(option) for option in own if option in STRATEGIES[name])
+
+
+def _options(spec: JobSpec, started: tuple[StartedStrategy, ...]) -> Iterator[str]:
+    for name, options, where in _in_force(spec, started):
+        for text in ineffective_options(name, options):
+            yield f"{where}{text}"
+        if spec.strategy.name != APP:
+            continue
+        # The job's own options are checked where the job is read.
+        if spec.privacy is not None and name not in MEAN_FAMILY:
+            yield f"{where}{name} needs the updates of single sites, so [privacy] refuses it"
+        elif few := too_few_updates(name, options, spec.quorum):
+            yield f"{where}{few}"
+
+
+def _client(
+    spec: JobSpec, started: tuple[StartedStrategy, ...], sources: AppSources, imports: Imports
+) -> Iterator[str]:
+    """Yield what the strategy needs of the ClientApp that its sources do not seem to have."""
+    if not imports.client:
+        return
+    for name, options, where in _in_force(spec, started):
+        for part in client_parts(name, options):
+            if sources.has_text(imports.client, part.key):
+                continue
+            if part.reads:
+                yield (
+                    f"{where}{name} sends {part.key!r} to the clients, and the ClientApp does not "
+                    f"seem to use it: {part.option} has no effect until its training reads "
+                    f'message.content["config"]["{part.key}"]'
+                )
+            elif spec.privacy is None:
+                yield (
+                    f"{where}{name} needs the metric {part.key!r} of each update "
+                    f"({part.option}), and the ClientApp does not seem to report it"
+                )
+
+
+def _in_force(
+    spec: JobSpec, started: tuple[StartedStrategy, ...]
+) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+    """Yield the strategies that run, with their options, and where the app makes them."""
+    if spec.strategy.name != APP:
+        yield spec.strategy.name, spec.strategy.options, ""
+        return
+    for own in started:
+        name = own.title.lower()
+        if name in STRATEGIES and name != APP:
+            known = {
+                option: value
+                for option, value in own.options.items()
+                if option in STRATEGIES[name] and not option_fault(name, option, value)
+            }
+            yield name, known, f"{own.where}: "
