@@ -318,7 +318,7 @@ def _replaced(described: Any, strategy: BuiltIn) -> str:
             if option in options
         ):
             return ""
-    title = CLASSES[own] if own in CLASSES else str(described.get("title")).rpartition(".")[2]
+    title = str(described.get("title")).rpartition(".")[2]
     return (
         f'the job\'s strategy "{name}" replaces that of the app, {title[:200]}; '
         f'name = "{APP}" in [strategy] uses that of the app'
