@@ -1,4 +1,4 @@
-"""The history of a run: what its events say about rounds, sites, refusals, privacy and times.
+"""The history of a run: what its events state about rounds, sites, refusals, privacy and times.
 
 :class:`RunHistory` is the one reading of a job's events. The live view, the tables, the report,
 the Python API and tracking use it. It is fed one event at a time, so that it shows a job that runs

@@ -64,7 +64,7 @@ def test_a_nonce_that_the_prover_chose_is_refused(subject: Subject) -> None:
         claims_of(subject, evidence)
 
 
-def test_an_unchecked_binding_says_so_and_is_not_affirmed(subject: Subject) -> None:
+def test_an_unchecked_binding_states_it_and_is_not_affirmed(subject: Subject) -> None:
     evidence = subject.make(binding())
     claims = verify(evidence, binding=None, trust=subject.trust, now=keys.AT)
     assert claims.bound is False

@@ -1,4 +1,4 @@
-"""Every command with something broken: one message that says what to do, and no half-made file."""
+"""Every command with something broken: one message that names the remedy, and no partial file."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def refused(place: Path, command: str, *words: str) -> str:
     assert done.exit_code not in {0, None}, reported
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     assert "Traceback" not in reported
-    assert reported.strip(), "it says nothing"
+    assert reported.strip(), "it prints nothing"
     assert len(reported.strip().splitlines()) <= 6, reported
     assert _files(place) == before, "something was left behind"
     return reported
@@ -308,7 +308,7 @@ def test_a_broken_flag_is_named(place: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["fedlearn", "fedlearn-server", "fedlearn-edge"])
-def test_the_real_commands_say_it_on_stderr_with_a_status(place: Path, name: str) -> None:
+def test_the_real_commands_state_it_on_stderr_with_a_status(place: Path, name: str) -> None:
     words = ["job", "validate"] if name == "fedlearn" else ["check"]
     for file in ("job.toml", "server.toml", "site.toml"):
         (place / file).write_bytes(_BINARY)

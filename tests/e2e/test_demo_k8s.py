@@ -56,7 +56,7 @@ def test_the_demo_runs_in_two_clusters_and_leaves_nothing(tmp_path: Path) -> Non
     assert outcome["refused"][0]["round"] == 3
     assert outcome["model"]["matches"]
     assert any("Pods ran as processes" in text for text in outcome["limits"])
-    # Clients came from Jobs: a cluster says where their pods are.
+    # Clients came from Jobs: a cluster reports where their pods are.
     starting = [line for line in lines if line["kind"] == "client.starting"]
     assert {line["site"] for line in starting} == {site["name"] for site in outcome["sites"]}
     assert any("on node node-" in line["detail"] for line in starting)

@@ -125,7 +125,7 @@ def test_sites_are_back_within_five_seconds_of_a_coordinator_that_answers(
 
 
 def _readiness(restarting: FederationHarness) -> str:
-    """Return what the coordinator says of itself."""
+    """Return what the coordinator reports of itself."""
     listen = tomllib.loads(restarting.server_toml.read_text())["metrics"]["listen"]
     answer = httpx.get(f"http://{listen}/readyz", timeout=5)
     assert (answer.status_code == 200) == (answer.text == "ok\n")

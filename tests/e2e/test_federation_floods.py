@@ -132,7 +132,7 @@ def _silence(over: threading.Event) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def _held_calls(harness: FederationHarness) -> Iterator[list[Any]]:
-    """Open calls to the gate from this address, again and again, and say nothing in them."""
+    """Open calls to the gate from this address, again and again, and send nothing in them."""
     over = threading.Event()
     calls: list[Any] = []
     channels: list[grpc.Channel] = []

@@ -37,7 +37,7 @@ def _slow(**more: Any) -> dict[str, Any]:
 
 
 def _updates(job: Job, round_: int) -> dict[str, list[bool]]:
-    """By site: whether its updates of a round were taken, in order, as the ledger says."""
+    """By site: whether its updates of a round were taken, in order, as the ledger records."""
     found: dict[str, list[bool]] = {}
     for entry in job.ledger("update"):
         if entry["round"] == round_:
@@ -204,7 +204,7 @@ def test_a_straggler_is_dropped_at_the_deadline(shared: FederationHarness) -> No
     assert _updates(job, 1) == {"site-a": [False], "site-b": [True], "site-c": [True]}
 
 
-def test_a_straggler_fails_the_job_where_it_says_so(shared: FederationHarness) -> None:
+def test_a_straggler_fails_the_job_where_it_states_it(shared: FederationHarness) -> None:
     config = {"slow-site": "site-a", "slow-round": 1, "slow": 8.0}
     job = shared.job(
         "late-fails", rounds=1, quorum=2, deadline_s=3, stragglers="fail", config=config

@@ -54,7 +54,7 @@ def ready(envoy: Envoy) -> int:
 
 
 def outcome(port: int, hello: bytes | None, name: str | None = None) -> str:
-    """Say how a connection ends: ``closed``, or with the first bytes that came back."""
+    """Return how a connection ends: ``closed``, or with the first bytes that came back."""
     with socket.create_connection(("127.0.0.1", port), timeout=15) as plain:
         try:
             if hello is not None:
@@ -110,7 +110,7 @@ def test_what_is_not_for_the_coordinator_is_closed(
     assert outcome(number, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") == "closed"
 
 
-def test_whoever_says_nothing_is_closed(front: tuple[Envoy, FederationHarness]) -> None:
+def test_whoever_states_nothing_is_closed(front: tuple[Envoy, FederationHarness]) -> None:
     envoy, _ = front
     begun = time.monotonic()
     assert outcome(envoy.ports["gate"], b"\x16\x03\x01") == "closed"

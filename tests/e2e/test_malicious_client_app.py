@@ -1,4 +1,4 @@
-"""A ClientApp that attacks: each promise about what it cannot reach or say, from inside.
+"""A ClientApp that attacks: each promise about what it cannot reach or send, from inside.
 
 The app runs as in the field, in its own process; the client that asks it is this process, with
 a secret in its memory, an open TLS port and a folder of another job beside.
@@ -330,7 +330,7 @@ def test_without_privacy_the_update_is_what_the_app_made(ask: Ask) -> None:
     assert all((update[name] == MODEL[name] + 1000).all() for name in MODEL)
 
 
-# --- what it cannot say under privacy
+# --- what it cannot send under privacy
 
 
 _WAYS = {

@@ -1,4 +1,4 @@
-"""A reply that cannot travel, or says what no record may, costs the round its site and no more."""
+"""A reply that cannot be sent, or breaks the rules of records, costs the round only its site."""
 
 from __future__ import annotations
 

@@ -352,7 +352,7 @@ def test_other_code_is_refused_and_not_started_again(harness: PodFederation) -> 
     assert job.ledger("admission") == []
 
 
-def test_a_site_says_what_its_node_cannot_run(harness: PodFederation) -> None:
+def test_a_site_states_what_its_node_cannot_run(harness: PodFederation) -> None:
     """One site names an image that is nowhere, the other a runtime that the node lacks."""
     broken = {site: harness.values(site) for site in SITES}
     broken["site-a"]["client"]["image"]["digest"] = "sha256:" + "ab" * 32

@@ -25,7 +25,7 @@ LAUNCH = f'[[reference]]\nclaim = "launch"\nvalue = "{BOOTED.hex()}"\n'
 
 
 class Guest:
-    """An SNP guest whose owner booted what they liked and lets it say what is expected."""
+    """An SNP guest whose owner booted what they liked and lets it state what is expected."""
 
     def __init__(
         self,

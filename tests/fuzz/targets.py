@@ -2,7 +2,7 @@
 
 A target may raise errors of our own and nothing else. ``fuzz.py`` runs them under coverage
 guidance; ``tests/attestation/test_fuzz_targets.py`` checks in CI that each still does what it
-says here.
+states here.
 """
 
 from __future__ import annotations

@@ -330,7 +330,7 @@ class Cluster:
         return found
 
     def wait_ready(self) -> None:
-        """Return when the API server says that it is ready."""
+        """Return when the API server reports that it is ready."""
         self.wait(lambda: self.request("/readyz") == "ok", "the API server to be ready")
 
     def wait(self, reached: Callable[[], bool], what: str, seconds: float = _READY_SECONDS) -> None:

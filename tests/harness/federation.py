@@ -2,7 +2,7 @@
 
 Built on :mod:`fedlearn.local.federation`, so what runs are the commands that everybody has,
 with their configuration files. Added here is what tests need: more of the configuration, an
-application whose sites misbehave when the job says so, processes that are killed, and what
+application whose sites misbehave when the job asks for it, processes that are killed, and what
 is on the disk and in the ledger afterwards.
 """
 

@@ -1,14 +1,14 @@
 """A node without a container runtime: the real scheduler places pods on it, processes run.
 
 It registers capacity, labels and taints, renews its lease, and does with a pod what a kubelet
-does: starts the container's command, reports, stops it on deletion, says in an event why it
+does: starts the container's command, reports, stops it on deletion, states in an event why it
 cannot. It acts under a kubelet's own identity (``system:node:NAME``), so the Node authorizer
 and NodeRestriction apply to it.
 
 A process sees no mounts. Where the value of an environment variable is a mount path, the
 process gets the folder behind it instead; so do the words of its command, and the files of
 ConfigMaps, in which paths below a mount are rewritten. A service account's token is where
-``FEDLEARN_ACCOUNT`` says.
+``FEDLEARN_ACCOUNT`` states.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Node:
     # --- what happens to nodes --------------------------------------------------------
 
     def lose(self) -> None:
-        """Lose power: processes die and the node says nothing any more."""
+        """Lose power: processes die and the node reports nothing any more."""
         self._off.set()
         if self._watch is not None:
             self._watch.stop()
@@ -218,7 +218,7 @@ class Node:
         while not self._off.wait(LEASE_SECONDS):
             try:
                 self._heartbeat()
-                # A node that was given up for lost is ready again when it says so itself.
+                # A node that was given up for lost is ready again when it reports this itself.
                 self._core.patch_node_status(self.name, {"status": self._status()})
             except _FAILED:
                 continue

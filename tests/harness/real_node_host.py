@@ -26,7 +26,7 @@ NAMES: Final = "10.96.0.10"
 _NUMBERS: Final = range(1, 200)
 _STOP_SECONDS: Final = 20.0
 _PROGRAMS: Final = ("unshare", "nsenter", "setpriv", "ip", "mount")
-# The kubelet sets these for the whole machine. It gets files that already say so.
+# The kubelet sets these for the whole machine. It gets files that already have these values.
 _TUNABLES: Final = {
     "vm/overcommit_memory": "1",
     "vm/panic_on_oom": "0",

@@ -37,7 +37,7 @@ def render(helm: Helm, tmp_path: Path) -> Render:
 
 @pytest.fixture
 def refusal(helm: Helm, tmp_path: Path) -> Callable[[str, Mapping[str, Any]], str]:
-    """Return ``refusal(chart, values)``: what helm says of values that it refuses."""
+    """Return ``refusal(chart, values)``: what helm prints of values that it refuses."""
 
     def refusal(chart: str, values: Mapping[str, Any]) -> str:
         file = helm.values(chart, values, tmp_path)

@@ -45,7 +45,7 @@ class Kubelet:
                 self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
-                """Say nothing."""
+                """Print nothing."""
 
         certificate, key = cluster.authority.issue(
             "kubelet-logs", f"system:node:{NODE}", addresses=("127.0.0.1",)
@@ -146,14 +146,14 @@ def test_a_log_that_can_be_read_is_not_kept(place: Setup) -> None:
     assert place.judged() == (1, "it can be read: fedlearn client: started")
 
 
-def test_an_empty_log_among_empty_ones_says_nothing(place: Setup) -> None:
+def test_an_empty_log_among_empty_ones_states_nothing(place: Setup) -> None:
     place.logs["nobody"] = (200, b"")
     status, printed = place.judged()
     assert status == 2
     assert "so an empty log proves nothing" in printed
 
 
-def test_a_cluster_that_shows_nobodys_log_says_nothing(place: Setup) -> None:
+def test_a_cluster_that_shows_nobodys_log_states_nothing(place: Setup) -> None:
     place.logs["nobody"] = (500, b"no logs today")
     status, printed = place.judged()
     assert status == 2
@@ -167,7 +167,7 @@ def test_a_container_that_has_not_started_has_written_nothing(place: Setup) -> N
     assert "has not started" in printed
 
 
-def test_what_is_not_the_guests_doing_says_nothing(place: Setup, tmp_path: Path) -> None:
+def test_what_is_not_the_guests_doing_states_nothing(place: Setup, tmp_path: Path) -> None:
     status, printed = place.judged("missing")
     assert status == 2
     assert "not found" in printed

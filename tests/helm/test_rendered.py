@@ -192,7 +192,7 @@ def test_pods_meet_the_restricted_profile(rendered: Rendered) -> None:
     for name, template in rendered.pods():
         pod = template["spec"]
         if name.endswith("-ccnp"):
-            continue  # it mounts a folder of the node; the docs say so
+            continue  # it mounts a folder of the node; the docs state this
         own = pod["securityContext"]
         assert own["runAsNonRoot"] is True, name
         assert own["runAsUser"] > 0, name

@@ -270,7 +270,7 @@ def test_helm_test_finds_a_listener_that_asks_for_no_certificate(tmp_path: Path)
     assert "answers a client that has no certificate" in done.stderr
 
 
-def test_helm_test_says_who_is_not_there() -> None:
+def test_helm_test_states_who_is_not_there() -> None:
     address = f"127.0.0.1:{reserve_port()}"
     done = _check(dict.fromkeys(("gate", "control", "fleet"), address))
     assert done.returncode == 1
@@ -399,7 +399,7 @@ def _check_install_line(helm: Helm, printed: str, place: Path) -> None:
     assert (place / "etc/token").read_text() in done.stdout
 
 
-def test_the_script_for_clusters_with_tees_says_what_it_needs(helm: Helm, tmp_path: Path) -> None:
+def test_the_script_for_clusters_with_tees_states_what_it_needs(helm: Helm, tmp_path: Path) -> None:
     script = ROOT / "tools/e2e-coco.sh"
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
     environment = {"PATH": f"{helm.program.parent}:{PATH}", "HOME": str(tmp_path)}

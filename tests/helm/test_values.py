@@ -1,4 +1,4 @@
-"""Values: what the schema refuses and says, and what they become in server.toml and site.toml."""
+"""Values: what the schema refuses, and what the others become in server.toml and site.toml."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _site(rendered: Rendered, folder: Path) -> SiteConfig:
     return SiteConfig.load(folder / "site.toml")
 
 
-def test_server_toml_is_what_the_values_say(render: Render, tmp_path: Path) -> None:
+def test_server_toml_is_what_the_values_state(render: Render, tmp_path: Path) -> None:
     values = {
         "config": {
             "trust_domain": "a.example",
@@ -152,7 +152,7 @@ def test_server_toml_is_what_the_values_say(render: Render, tmp_path: Path) -> N
     assert dataclasses.replace(first, state=config.state) == config
 
 
-def test_site_toml_is_what_the_values_say(render: Render, tmp_path: Path) -> None:
+def test_site_toml_is_what_the_values_state(render: Render, tmp_path: Path) -> None:
     values = {
         "config": {
             "kubernetes": {

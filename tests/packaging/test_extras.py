@@ -1,4 +1,4 @@
-"""Extras: each part installs what it needs, and a command without its extra says which."""
+"""Extras: each part installs what it needs, and a command without its extra names it."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ def test_an_agent_for_a_cluster_names_the_extra_that_it_needs(
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-def test_a_core_install_is_small_and_says_what_it_lacks(wheel: Path, tmp_path: Path) -> None:
+def test_a_core_install_is_small_and_states_what_it_lacks(wheel: Path, tmp_path: Path) -> None:
     """A real environment with what pip takes for `fedlearn`, and nothing else."""
     pip = [sys.executable, "-m", "pip"]
     wheels = tmp_path / "wheels"

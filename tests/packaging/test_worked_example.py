@@ -45,14 +45,14 @@ class Change:
 
 
 def changes(page: str) -> Iterator[Change]:
-    """Yield what a page says to write."""
+    """Yield the files that a page tells its reader to write."""
     for language, path, text in BLOCK.findall((PAGES / page).read_text()):
         yield Change(language, path, text)
 
 
 @pytest.fixture(scope="module")
 def branch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the tree with what the page about attesters says, and nothing else."""
+    """A copy of the tree with the files of the page about attesters, and nothing else."""
     root = tmp_path_factory.mktemp("branch")
     for name in TREE:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -68,7 +68,7 @@ def branch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(root: Path, *words: str) -> str:
-    """Run Python in the copy, with the copy's packages, and return what it says."""
+    """Run Python in the copy, with the copy's packages, and return its output."""
     done = subprocess.run(
         [sys.executable, *words],
         cwd=root,

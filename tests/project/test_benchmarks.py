@@ -1,4 +1,4 @@
-"""Every benchmark takes `--json` and stands in the table of its page, as that page says."""
+"""Every benchmark takes `--json` and stands in the table of its page, as that page states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples in docstrings and pages give what they say, and every module of the API has one."""
+"""The examples in docstrings and pages are true, and every module of the API has one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PAGES = sorted((ROOT / "docs/reference/api").glob("[!i]*.md"))
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_examples_give_what_they_say(name: str) -> None:
+def test_examples_give_what_they_state(name: str) -> None:
     found = doctest.testmod(importlib.import_module(name))
     assert found.attempted
     assert found.failed == 0

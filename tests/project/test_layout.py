@@ -102,7 +102,7 @@ def test_no_folder_has_more_than_fifteen_modules() -> None:
     assert {folder: count for folder, count in counts.items() if count > MOST_MODULES} == {}
 
 
-def test_a_long_module_says_why_it_is_long() -> None:
+def test_a_long_module_states_why_it_is_long() -> None:
     found = set()
     for path in modules():
         text = (ROOT / path).read_text(encoding="utf-8")

@@ -76,7 +76,7 @@ def classes(text: str) -> tuple[str, ...]:
 
 @cache
 def exists(name: str) -> bool:
-    """Say whether a dotted name is a module or an attribute of one, or a name of the contracts."""
+    """Return whether a dotted name is a module, an attribute of one, or a contract."""
     parts = name.split(".")
     if parts[:2] == ["fedlearn", "v1"]:
         contracts = fedlearn_pb2.DESCRIPTOR

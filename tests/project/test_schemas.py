@@ -1,4 +1,4 @@
-"""Every key of every file of fedlearn says what it means, for the tables of the documentation."""
+"""Every key of every file of fedlearn states what it means, for the tables of the documentation."""
 
 from __future__ import annotations
 

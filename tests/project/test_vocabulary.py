@@ -103,12 +103,6 @@ ALLOWED: Final[tuple[tuple[str, str], ...]] = (
 )
 """What may stay in a line, and why."""
 
-NOT_YET: Final[Mapping[str, frozenset[str]]] = {
-    "docs": frozenset({"say", "saying", "says"}),
-    "tests": frozenset({"say", "saying", "says"}),
-}
-"""Words that a folder still has. It only shrinks."""
-
 _WORD: Final = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 _ALLOWED: Final = re.compile("|".join(pattern for pattern, _ in ALLOWED))
 _NAME: Final = re.compile(r"\b(" + "|".join(NAMES) + r")\b")
@@ -136,7 +130,7 @@ def words(line: str) -> set[str]:
     return {word.lower() for word in _WORD.findall(_ALLOWED.sub("", line))}
 
 
-def found(path: Path) -> Iterator[tuple[str, str]]:
+def found(path: Path) -> Iterator[str]:
     """Yield each replaced word or name in a file, with its place and what stands instead."""
     code = path.suffix == ".py"
     for number, line in enumerate((ROOT / path).read_text(encoding="utf-8").splitlines(), 1):
@@ -144,7 +138,7 @@ def found(path: Path) -> Iterator[tuple[str, str]]:
         if code:
             hits |= {name: NAMES[name] for name in _NAME.findall(line)}
         for word, instead in hits.items():
-            yield word, f"{path}:{number}: {word}: use {instead}"
+            yield f"{path}:{number}: {word}: use {instead}"
 
 
 def folder(path: Path) -> str:
@@ -154,14 +148,7 @@ def folder(path: Path) -> str:
 
 @pytest.mark.parametrize("where", sorted({folder(path) for path in files()}))
 def test_replaced_words_do_not_occur(where: str) -> None:
-    later = NOT_YET.get(where, frozenset())
-    wrong = [
-        text
-        for path in files()
-        if folder(path) == where
-        for word, text in found(path)
-        if word not in later
-    ]
+    wrong = [text for path in files() if folder(path) == where for text in found(path)]
     assert not wrong, "\n" + "\n".join(wrong)
 
 

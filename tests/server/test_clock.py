@@ -162,7 +162,7 @@ def test_a_date_that_moves_beyond_a_certificate_ends_no_clients_part(
     assert admission.node_id in deployment.nodes.alive
     again = deployment.admit(deployment.client()).admission
     assert (again.node_id, _live(deployment, again)) == (admission.node_id, True)
-    # Who does not attest again in time leaves, whatever the certificate says.
+    # A client that does not attest again in time leaves, whatever its certificate states.
     moving.run(605)
     (event,) = deployment.gate.sweep()
     assert (event.change, event.part_stays) == (Change.QUARANTINED, False)

@@ -122,7 +122,7 @@ def look(folder: Path) -> Facts:
 
 
 def _named_events(before: tuple[StoredEvent, ...], after: tuple[StoredEvent, ...]) -> bool:
-    """Say whether each event that differs says that it does."""
+    """Return whether each event that differs states that it does."""
     known = {event.sequence: event for event in before}
     changed = [event for event in after if known.get(event.sequence) != event]
     return bool(changed) and all("on the disk" in event.body for event in changed)

@@ -97,7 +97,7 @@ def test_a_commit_that_fails_is_undone_and_the_next_one_goes_on(tmp_path: Path) 
     real.close()
 
 
-def test_the_book_of_jobs_says_that_its_disk_failed_and_works_afterwards(
+def test_the_book_of_jobs_states_that_its_disk_failed_and_works_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(JobSupervisor, "_watch", lambda *_: None)

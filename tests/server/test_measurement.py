@@ -82,7 +82,7 @@ def test_what_protects_the_root_key_is_what_it_was_at_the_first_start(tmp_path: 
     assert len(digests) == 2
 
 
-def test_what_says_the_same_measures_the_same(tmp_path: Path) -> None:
+def test_what_states_the_same_measures_the_same(tmp_path: Path) -> None:
     lines = CONFIG.splitlines()
     other = "\n".join(["# a comment", lines[1], lines[0], *lines[4:], *lines[2:4]])
     assert measured(tmp_path, other) == measured(tmp_path)
@@ -126,7 +126,7 @@ def test_the_command_prints_what_a_policy_pins(
 
 @pytest.fixture
 def refusing(listeners: DeploymentListeners) -> Callable[[dict[str, bytes], bytes], None]:
-    """Return what a client says of a coordinator that measured one digest under a policy."""
+    """Return what a client reports of a coordinator that measured one digest under a policy."""
     from attestation.attesters.sample import SampleAttester
     from edge.client.admission import AdmissionParams, ClientKeys
     from edge.protocol.rpc import GateClient

@@ -1,4 +1,4 @@
-"""Counts for Prometheus: what they say, and what they do not."""
+"""Counts for Prometheus: what they show, and what they do not."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Everything in them is signed by roots of our own, whose keys follow from names: they test
 both directions of every path, and prove nothing to anybody else. ``make.py --check`` makes
-them again and says what differs; without it they are written.
+them again and prints what differs; without it they are written.
 """
 
 from __future__ import annotations

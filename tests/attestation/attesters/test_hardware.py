@@ -82,7 +82,7 @@ def test_tsm_makes_evidence_of_a_domain(tmp_path: Path, ccel: Path) -> None:
         attester.extend("app", JOB)
 
 
-def test_what_a_software_register_says_must_be_covered(tmp_path: Path, ccel: Path) -> None:
+def test_what_a_software_register_states_must_be_covered(tmp_path: Path, ccel: Path) -> None:
     kernel = tsm_kernel.TsmKernel(quote)
     attester = TsmAttester(tmp_path / "s", files=kernel, ccel=ccel, rtmr3=tmp_path / "none")
     attester.extend("app", APP)
@@ -165,7 +165,7 @@ def test_an_unknown_provider_is_refused(tmp_path: Path) -> None:
         TsmAttester(tmp_path / "s", files=kernel)
 
 
-def test_configfs_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
+def test_configfs_that_is_not_there_states_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(AttesterError, match="configfs-tsm") as refused:
         TsmAttester(tmp_path / "s", files=ConfigFs(tmp_path / "missing"))
     assert "6.7" in refused.value.hint
@@ -252,7 +252,7 @@ def container_policy(server: bytes | None, **window: Any) -> AppraisalPolicy:
         (None, {}, {"require.container.imr"}),
     ],
 )
-def test_the_policy_says_whose_containers_count(
+def test_the_policy_states_whose_containers_count(
     folder: Path, server: bytes | None, window: dict[str, Any], refused: set[str]
 ) -> None:
     policy = container_policy(server, **window)
@@ -442,7 +442,7 @@ def test_an_agent_that_fails_or_is_remote_is_an_error(agent: coco_agent.CocoAgen
         CocoAttester("127.0.0.1:1")
 
 
-def test_detection_says_why(tmp_path: Path, agent: coco_agent.CocoAgent) -> None:
+def test_detection_states_why(tmp_path: Path, agent: coco_agent.CocoAgent) -> None:
     assert [found.kind for found in detect()] == [kind.name for kind in KINDS]
     nothing = (
         tsm.find(tmp_path / "none"),
@@ -468,7 +468,7 @@ def test_detection_says_why(tmp_path: Path, agent: coco_agent.CocoAgent) -> None
     assert all(found.present and found.why for found in everything)
 
 
-def test_auto_takes_the_strongest_that_works_and_says_why(
+def test_auto_takes_the_strongest_that_works_and_states_why(
     tmp_path: Path, agent: coco_agent.CocoAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = (

@@ -68,7 +68,7 @@ def test_evidence_survives_its_own_encoding() -> None:
     assert verify(again, binding=BINDING, trust=TRUST, now=NOW)
 
 
-def test_without_a_binding_the_claims_say_so() -> None:
+def test_without_a_binding_the_claims_state_it() -> None:
     claims = verify(attester().collect(BINDING), binding=None, trust=TRUST, now=NOW)
     assert claims.bound is False
 

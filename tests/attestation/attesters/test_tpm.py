@@ -419,7 +419,9 @@ def test_it_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         assert TpmAttester.detect(tpm.tcti) == ""
 
 
-def test_a_tpm_that_is_not_there_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tpm_that_is_not_there_states_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "does not exist" in TpmAttester.detect("device:/dev/no-such-tpm")
     gone = f"swtpm:path={tmp_path}/none"
     assert "Could not load tcti" in TpmAttester.detect(gone)

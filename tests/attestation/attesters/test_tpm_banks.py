@@ -229,7 +229,7 @@ def test_a_register_that_a_policy_requires_may_be_of_any_bank_that_counts() -> N
     assert [item.claim for item in refused] == ["require.pcr.14"]
 
 
-def test_a_reference_for_another_bank_is_refused_and_says_what_was_quoted() -> None:
+def test_a_reference_for_another_bank_is_refused_and_states_what_was_quoted() -> None:
     policy = parse_policy((REPORTED / "p384.policy.toml").read_bytes())
     now = datetime(2026, 11, 1, tzinfo=UTC)
     other = replace(policy.references[0], claim="pcr.0")

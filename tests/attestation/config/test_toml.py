@@ -145,7 +145,7 @@ def test_the_scanner_finds_exactly_the_parsers_paths(text: str) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="ab.=[]{}\"'#\n ,1\\", max_size=40))
-def test_any_text_parses_as_the_parser_says_or_is_refused(text: str) -> None:
+def test_any_text_parses_as_the_parser_states_or_is_refused(text: str) -> None:
     try:
         table = tomllib.loads(text)
     except ValueError:

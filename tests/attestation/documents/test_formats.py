@@ -193,7 +193,7 @@ def test_a_report_is_found_inside_of_the_answer_of_the_firmware() -> None:
         judged(failed, VCEK, CHAIN)
 
 
-def test_bytes_behind_a_quote_are_refused_and_the_error_says_where_to_cut() -> None:
+def test_bytes_behind_a_quote_are_refused_and_the_error_states_where_to_cut() -> None:
     with pytest.raises(EvidenceError, match=f"quote.padding at offset {len(QUOTE)}") as raised:
         judged(QUOTE + b"not signed", collateral=COLLATERAL)
     assert f"head -c {len(QUOTE)}" in raised.value.hint
@@ -451,7 +451,7 @@ def test_a_tdreport_is_distinguished_from_a_quote_with_its_version() -> None:
     assert "known formats" in refused.value.hint
 
 
-def test_an_attestation_behind_its_size_says_how_to_cut_it() -> None:
+def test_an_attestation_behind_its_size_states_how_to_cut_it() -> None:
     message = (REPORTED / "p384.msg").read_bytes()
     assert detect_format(message) == "tpm"
     with pytest.raises(EvidenceError) as refused:
@@ -459,7 +459,7 @@ def test_an_attestation_behind_its_size_says_how_to_cut_it() -> None:
     assert refused.value.hint.endswith("tail -c +3")
 
 
-def test_bytes_behind_a_report_that_are_no_table_are_counted_and_say_where_to_cut() -> None:
+def test_bytes_behind_a_report_that_are_no_table_are_counted_and_state_where_to_cut() -> None:
     data = (REPORTED / "snp_report_and_20_bytes.bin").read_bytes()
     with pytest.raises(EvidenceError) as refused:
         to_evidence(data)

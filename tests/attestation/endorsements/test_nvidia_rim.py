@@ -444,7 +444,7 @@ def test_no_damage_raises_anything_of_another_tree(at: int, junk: bytes, cut: in
     assert found == match(DRIVER, VBIOS)[0]
 
 
-def test_a_label_says_what_a_rim_is_for_and_until_when() -> None:
+def test_a_label_states_what_a_rim_is_for_and_until_when() -> None:
     label = read_label(DRIVER_RIM)
     assert (label.product, label.edition, label.version) == ("GH100", "GPU", "550.90.07")
     assert min(item.end for item in label.chain) == datetime(2026, 6, 1, 2, 8, 29, tzinfo=UTC)

@@ -63,7 +63,7 @@ def test_the_efi_stub_names_command_line_and_initrd() -> None:
 @pytest.mark.parametrize(
     "hidden",
     [
-        (2, GPT, b"a partition table, it says", b"another kernel"),
+        (2, GPT, b"a partition table, it states", b"another kernel"),
         (2, ACTION, b"a harmless action", b"another kernel"),
         (2, IPL, b"", b"another kernel"),
     ],

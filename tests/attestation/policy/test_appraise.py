@@ -92,7 +92,7 @@ def refused(result: AttestationResult, claim: str) -> Finding:
 
 
 @pytest.mark.parametrize("tee", [Tee.TDX, Tee.SGX, Tee.SNP, Tee.TPM, Tee.AZURE_VTPM])
-def test_good_evidence_is_affirmed_and_every_check_says_so(tee: Tee) -> None:
+def test_good_evidence_is_affirmed_and_every_check_states_it(tee: Tee) -> None:
     result = appraise(policy(tee), claims(tee), key=b"spki")
     assert result.status is Tier.AFFIRMING
     assert result.refusals == ()
@@ -146,7 +146,7 @@ def test_unbound_claims_are_refused_unless_a_person_looks() -> None:
     assert note.claim == "binding"
 
 
-def test_only_a_verifier_that_says_so_has_compared_the_binding() -> None:
+def test_only_a_verifier_that_states_it_has_compared_the_binding() -> None:
     silent = Claims(tee=Tee.TPM, measurements={}, debug=False, tcb="", hardware_id=CHIP)
     refused(appraise(policy(), silent), "binding")
     # No fact of the evidence is called so.
@@ -199,7 +199,7 @@ def test_a_value_counts_only_inside_of_its_window() -> None:
         assert finding.tier is Tier.WARNING
 
 
-def test_a_value_for_one_tee_says_nothing_about_another() -> None:
+def test_a_value_for_one_tee_states_nothing_about_another() -> None:
     only = ReferenceValue(claim="app", value=APP, tee=Tee.TDX)
     both = policy(Tee.TPM, Tee.TDX, references=(only,))
     other = {"measurements": {"app": OTHER}}
@@ -241,7 +241,7 @@ def test_old_evidence_is_refused_where_the_policy_asks() -> None:
     assert "absent" in refused(appraise(asking, claims()), "age").actual
 
 
-def test_the_result_lives_as_long_as_the_stricter_side_says() -> None:
+def test_the_result_lives_as_long_as_the_stricter_side_states() -> None:
     short = policy(lifetime=timedelta(minutes=5))
     assert appraise(short, claims()).expires == NOW + timedelta(minutes=5)
     result = appraise(short, claims(), lifetime=timedelta(minutes=1))
@@ -418,7 +418,7 @@ def test_reference_values_of_a_component_do_not_stand_in_for_the_environment() -
     refused(appraise(only_gpu, claims(components=(gpu(),))), "launch_identity")
 
 
-def test_an_event_says_nothing_about_a_gpu() -> None:
+def test_an_event_states_nothing_about_a_gpu() -> None:
     event = ReferenceValue(claim="event", value=APP, tee=Tee.NVIDIA)
     needing = policy(nvidia=NvidiaRules(required=True)).with_references(event)
     refused(appraise(needing, claims(components=(gpu(),))), "nvidia.reference")

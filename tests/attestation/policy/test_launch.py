@@ -32,7 +32,7 @@ ONE = b"\x01" * 48
 
 
 def judged(subject: Subject) -> Claims:
-    """Return the claims of genuine evidence, with everything that somebody may say of it."""
+    """Return the claims of genuine evidence, with everything that somebody may claim of it."""
     bound = binding()
     trust = subject.policy.anchors_for(subject.trust, tee=subject.tee, now=keys.AT)
     claims = verify(subject.make(bound), binding=bound, trust=trust, now=keys.AT)
@@ -105,7 +105,7 @@ def claims_of(tee: Tee, **measurements: bytes) -> Claims:
 def identified(
     tee: Tee, shown: dict[str, bytes], *pinned: str, sgx: SgxRules | None = None
 ) -> bool:
-    """Say whether these pins identify the launch, by the policy alone and by the evidence."""
+    """Return whether these pins identify the launch, by the policy alone and by the evidence."""
     claims = replace(claims_of(tee), measurements=shown)
     policy = AppraisalPolicy(
         accept=(tee,),
@@ -340,7 +340,7 @@ def test_a_command_line_under_another_label_is_refused() -> None:
     assert found.actual == "nothing pins the kernel's command line (rtmr2)"
 
 
-def test_lint_says_which_labels_can_be_chosen() -> None:
+def test_lint_states_which_labels_can_be_chosen() -> None:
     def warned(*pinned: str) -> set[str]:
         references = tuple(ReferenceValue(claim=name, value=ONE) for name in ("mrtd", *pinned))
         policy = AppraisalPolicy(accept=(Tee.TDX,), references=references)
@@ -361,7 +361,7 @@ def test_lint_says_which_labels_can_be_chosen() -> None:
     assert warned("kernel", "cmdline", "initrd", "boot.1", "rtmr1", "rtmr2") == set()
 
 
-def test_claims_say_where_they_come_from() -> None:
+def test_claims_state_where_they_come_from() -> None:
     origins = {
         Tee.TDX: {
             "mrtd": Origin.QUOTE,

@@ -1,4 +1,4 @@
-"""Policy files: what they may say, and that every mistake names its key and line."""
+"""Policy files: what they may contain, and that every mistake names its key and line."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ products = ["Genoa"]
 """ % (b"11" * 32)
 
 
-def test_everything_that_a_policy_can_say() -> None:
+def test_everything_that_a_policy_can_state() -> None:
     policy = parse_policy(FULL)
     assert (policy.version, policy.name) == (7, "hospitals")
     assert policy.accept == (Tee.TDX, Tee.TPM)

@@ -1,4 +1,4 @@
-"""What reports of version 5 say besides: mitigations, and the TCBs of launch and commitment.
+"""The further fields of reports of version 5: mitigations, and the TCBs of launch and commitment.
 
 Offsets and bits: AMD publication 56860, table ``ATTESTATION_REPORT Structure``.
 """
@@ -114,7 +114,7 @@ def test_claims_have_each_tcb_by_component(product: str) -> None:
         ),
     ],
 )
-def test_a_policy_demands_what_a_report_says(
+def test_a_policy_demands_what_a_report_states(
     rules: SnpRules, good: dict[str, Any], bad: dict[str, Any], claim: str
 ) -> None:
     assert refused(claims(**good), rules) == set()
@@ -127,7 +127,7 @@ def test_mitigations_that_a_report_does_not_state_are_refused_as_absent() -> Non
     assert refused(claims(5, mitigations=(1, 1)), rules) == set()
 
 
-def test_a_draft_pins_what_a_report_of_version_5_says() -> None:
+def test_a_draft_pins_what_a_report_of_version_5_states() -> None:
     strong: dict[str, Any] = {"policy": SWAP_DISABLED, "platform": 1 << 5, "mitigations": (4, 5)}
     found = claims(launch=OLDER, **strong)
     made = draft_policy(found, source="report.bin", now=keys.AT)

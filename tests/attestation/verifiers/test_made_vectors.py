@@ -1,4 +1,4 @@
-"""The vectors in ``tests/vectors/data`` are what their script makes, and give what they say."""
+"""The vectors in ``tests/vectors/data`` are what their script makes, and give what they state."""
 
 from __future__ import annotations
 

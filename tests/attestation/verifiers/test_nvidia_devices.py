@@ -152,7 +152,7 @@ def test_a_host_cannot_make_the_claims_itself() -> None:
         ),
     ],
 )
-def test_an_answer_that_is_missing_or_says_revoked_is_refused(
+def test_an_answer_that_is_missing_or_states_revoked_is_refused(
     collateral: tuple[bytes, ...], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=f"nvidia revocation: .*{message}"):
@@ -332,7 +332,7 @@ def test_a_policy_pins_gpus_and_switches_by_themselves() -> None:
         assert bool(refused) is (tier is Tier.WARNING)
 
 
-def test_a_policy_says_how_many_gpus_there_must_be() -> None:
+def test_a_policy_states_how_many_gpus_there_must_be() -> None:
     two = judge(GPU.evidence(NONCE, DRIVER, VBIOS), made.Device("B").evidence(NONCE, DRIVER, VBIOS))
     for count, tier in ((1, Tier.AFFIRMING), (2, Tier.AFFIRMING), (3, Tier.CONTRAINDICATED)):
         result = appraise(two, "nvidia.rim", gpus=count)

@@ -161,7 +161,7 @@ def test_the_signature_of_a_policy_is_der_in_its_one_form() -> None:
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_a_second_spelling_of_a_vendors_signature_says_the_same(name: str) -> None:
+def test_a_second_spelling_of_a_vendors_signature_states_the_same(name: str) -> None:
     found = SUBJECTS[name]
     evidence = found.make(binding())
     claims = verify(evidence, binding=binding(), trust=found.trust, now=keys.AT)

@@ -1,4 +1,4 @@
-"""The TPM verifier: each step refuses what it is there to refuse, and says that it was it."""
+"""The TPM verifier: each step refuses its own fault, and its error names the step."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_another_scope_sees_the_measurements_as_those_of_others(
     assert claims.measurements["other/job-1/app"] == APP
 
 
-def test_unbound_evidence_says_so(tpm: SyntheticTpm, bound: Binding) -> None:
+def test_unbound_evidence_states_it(tpm: SyntheticTpm, bound: Binding) -> None:
     claims = verify(tpm.evidence(bound), binding=None, trust=trusting(tpm), now=NOW)
     assert claims.bound is False
 
@@ -111,7 +111,7 @@ def test_the_recorded_quote_of_a_software_tpm_verifies(vectors: Path) -> None:
     claims = verify(evidence, binding=asked, trust=trust, now=NOW)
     assert claims.measurements["pcr.14"] == read("pcrs.bin")[-32:]
     assert "app" not in claims.measurements
-    # Its PCR 14 was extended, and a log that is there must say with what.
+    # Its PCR 14 was extended, and a log that is there must state with what.
     empty = replace(evidence, event_log=EventLog.create(("sha256",)).to_bytes())
     with pytest.raises(EventLogError, match="no event for it") as caught:
         verify(empty, binding=asked, trust=trust, now=NOW)

@@ -1,6 +1,6 @@
 """Real evidence gives the outcome in its manifest, through the public interface.
 
-The files lie where ``FEDLEARN_VECTORS`` says. Each file of the manifest has a test here, and
+The files lie where ``FEDLEARN_VECTORS`` points. Each file of the manifest has a test here, and
 a file without one fails :func:`test_every_file_of_the_manifest_is_tested`.
 """
 
@@ -47,7 +47,7 @@ COVERED: dict[str, set[str]] = {}
 
 
 def covers(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Say which files of the manifest a test is about."""
+    """Return which files of the manifest a test is about."""
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         COVERED[test.__name__] = set(names)
@@ -259,7 +259,7 @@ def test_a_turin_certificate_chains_to_its_root(files: Files) -> None:
         check_issued(child, issuer, step="chain")
     assert len(chain[0].extensions["1.3.6.1.4.1.3704.1.4"]) == 8
     assert "1.3.6.1.4.1.3704.1.3.9" in chain[0].extensions
-    # A Milan report under it is refused: for its signature, before anything it says counts.
+    # A Milan report under it is refused: for its signature, before anything in it counts.
     report = SnpReport.parse(files.evidence("snp_v2_report_virtee_milan.hex").quote)
     with pytest.raises(SignatureError):
         check_report(report, Endorsements.gather(trust.endorsements, ()), trust, TODAY)

@@ -237,14 +237,14 @@ def test_the_program_leaves_its_last_words(line: Line, tmp_path: Path) -> None:
 
 
 def test_only_a_job_that_ended_well_is_complete() -> None:
-    """Kubernetes starts a client again unless its status is 0, or says that it was refused."""
+    """Kubernetes starts a client again unless its status is 0, or states that it was refused."""
     assert set(EXIT) == {phase for phase in Phase if phase.final}
     assert [phase for phase, status in EXIT.items() if status == 0] == [Phase.SUCCEEDED]
     assert EXIT[Phase.REFUSED] == REFUSED_EXIT
     assert len(set(EXIT.values())) == len(EXIT)
 
 
-def test_a_client_that_says_nothing_keeps_no_other_from_the_agent(
+def test_a_client_that_states_nothing_keeps_no_other_from_the_agent(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wire, "_MESSAGE_SECONDS", 1.0)

@@ -105,7 +105,7 @@ def spent(config: SiteConfig, book: BudgetAccounts) -> float:
 # --- what fits ------------------------------------------------------------------------
 
 
-def test_a_job_is_charged_what_the_accountant_says(config: SiteConfig) -> None:
+def test_a_job_is_charged_what_the_accountant_states(config: SiteConfig) -> None:
     spec = job(rounds=4)
     assert spec.privacy is not None
     kept = store(config)

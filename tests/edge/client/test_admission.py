@@ -123,7 +123,7 @@ def test_a_client_renews_on_its_connection(listeners: DeploymentListeners, site:
     assert listeners.deployment.kinds()[-1] == "renewal"
 
 
-def test_a_failed_renewal_quarantines_and_says_why(
+def test_a_failed_renewal_quarantines_and_states_why(
     listeners: DeploymentListeners, site: Site
 ) -> None:
     admitted = site.seek()
@@ -333,7 +333,7 @@ def test_a_token_of_another_coordinator_is_refused_before_it_is_sent(
     assert "refused" not in str(listeners.deployment.last("enrollment"))
 
 
-def test_a_mistyped_token_says_so(listeners: DeploymentListeners) -> None:
+def test_a_mistyped_token_states_it(listeners: DeploymentListeners) -> None:
     with pytest.raises(ConfigError, match="mistyped"):
         enroll(token_for(listeners, "site-c")[:-2])
 
@@ -422,7 +422,7 @@ def test_an_identity_is_its_owners_only(stored: Path) -> None:
         ("ca.pem", bytes(100_000), "more than"),
     ],
 )
-def test_a_damaged_identity_says_what_and_where(
+def test_a_damaged_identity_states_what_and_where(
     stored: Path, name: str, content: bytes, why: str
 ) -> None:
     (stored / name).write_bytes(content)
@@ -437,7 +437,7 @@ def test_a_key_that_others_may_read_is_refused(stored: Path) -> None:
     assert "chmod 600" in caught.value.hint
 
 
-def test_no_identity_says_how_to_get_one(tmp_path: Path) -> None:
+def test_no_identity_states_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no site is enrolled") as caught:
         SiteIdentity.load(tmp_path)
     assert "fedlearn site enroll" in caught.value.hint

@@ -37,7 +37,7 @@ def test_the_name_of_the_folder_does_not_matter(tmp_path: Path) -> None:
     assert list(records(tmp_path / "one")) == list(records(tmp_path / "two"))
 
 
-def test_a_missing_mount_says_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_mount_states_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist") as refusal:
         list(records(tmp_path / "nothing"))
     assert "site.toml" in refusal.value.hint

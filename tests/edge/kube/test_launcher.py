@@ -446,7 +446,7 @@ def test_clients_belong_to_the_agents_account(cluster_site: ClusterSite) -> None
     _until(lambda: not cluster_site.jobs(), "the client to go with its agent", 30)
 
 
-def test_errors_say_what_and_what_to_do(
+def test_errors_state_what_and_what_to_do(
     cluster_site: ClusterSite, tmp_path: Path, cluster: Cluster
 ) -> None:
     kube = cluster_site.kube()
@@ -494,7 +494,7 @@ def test_the_survey_sees_tees_devices_and_runtime_classes(
     assert any(check.name == "runtime class" and "160Mi" in check.found for check in checks)
 
 
-def test_the_doctor_says_what_is_missing_and_how_to_mend_it(
+def test_the_doctor_states_what_is_missing_and_how_to_mend_it(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     site = ClusterSite(cluster, tmp_path, rights=(*REQUIRED[1:], *OPTIONAL))

@@ -1,4 +1,4 @@
-"""What a cluster says, in words."""
+"""The status of a cluster, in words."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_images_that_cannot_be_pulled() -> None:
     assert found.reason == "the image cannot be pulled: denied"
 
 
-# What a real kubelet (1.20) with a real containerd (1.6) says, in this order.
+# The events of a real kubelet (1.20) with a real containerd (1.6), in this order.
 _IMAGE = f'"registry.example/fedlearn/client@sha256:{"ab" * 32}"'
 _UNKNOWN = "dial tcp: lookup registry.example on 10.96.0.10:53: no such host"
 _PULL_EVENTS = (

@@ -1,4 +1,4 @@
-"""What an agent and its client's process say to each other."""
+"""The messages between an agent and its client's process."""
 
 from __future__ import annotations
 

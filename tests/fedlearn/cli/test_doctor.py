@@ -1,4 +1,4 @@
-"""The doctor: every check finds its fault, and says how to mend it."""
+"""The doctor: every check finds its fault, and states how to mend it."""
 
 from __future__ import annotations
 

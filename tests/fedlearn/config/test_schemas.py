@@ -117,7 +117,7 @@ def test_paths_are_absolute_however_the_file_was_named(
         ("rounds == 3", "f:1: is not TOML: invalid value"),
     ],
 )
-def test_a_wrong_file_is_one_line_that_says_what_where_and_what_would_be_right(
+def test_a_wrong_file_is_one_line_that_states_what_where_and_what_would_be_right(
     source: str, message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:

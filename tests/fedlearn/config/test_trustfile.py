@@ -1,4 +1,4 @@
-"""The `[trust]` table: what it says becomes anchors, and a digest is a digest."""
+"""The `[trust]` table: its values become anchors, and a digest is a digest."""
 
 from __future__ import annotations
 

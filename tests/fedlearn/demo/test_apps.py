@@ -1,4 +1,4 @@
-"""The demo's apps do what they say, called the way Flower calls them."""
+"""The demo's apps do what they promise, called the way Flower calls them."""
 
 from __future__ import annotations
 

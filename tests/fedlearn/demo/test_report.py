@@ -1,4 +1,4 @@
-"""The report shows what happened, needs no network, and escapes what sites say."""
+"""The report shows what happened, needs no network, and escapes what sites report."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def make_outcome() -> DemoOutcome:
             refusal="no key of this file was wrapped to yours",
         ),
         timings={"data": 0.6, "coordinator": 1.9, "sites": 3.4, "training": 5.2, "report": 1.1},
-        limits=("Software TPMs: the evidence is real in form and says nothing about hardware.",),
+        limits=("Software TPMs: the evidence is real in form and proves nothing about hardware.",),
     )
 
 
@@ -217,7 +217,7 @@ def test_charts_describe_themselves(outcome: DemoOutcome) -> None:
     assert "is better than trained alone at 5 of 6 sites" in text
 
 
-def test_what_sites_say_is_escaped(outcome: DemoOutcome) -> None:
+def test_what_sites_state_is_escaped(outcome: DemoOutcome) -> None:
     evil = "<script>alert(1)</script>"
     site = dataclasses.replace(outcome.sites[0], name=evil, tee=evil)
     refused = dataclasses.replace(
@@ -241,7 +241,7 @@ def test_what_sites_say_is_escaped(outcome: DemoOutcome) -> None:
     assert "<script" not in text
 
 
-def test_a_run_that_failed_says_so(outcome: DemoOutcome) -> None:
+def test_a_run_that_failed_states_it(outcome: DemoOutcome) -> None:
     bad = dataclasses.replace(
         outcome,
         refused=(),

@@ -432,7 +432,7 @@ def test_a_job_is_encoded_once_and_another_one_anew() -> None:
         ("seed = 7", 'policy_digest = "00"', "policy_digest: must be 64 hexadecimal digits"),
     ],
 )
-def test_a_broken_job_says_what_where_and_what_would_be_right(
+def test_a_broken_job_states_what_where_and_what_would_be_right(
     old: str, new: str, message: str
 ) -> None:
     assert old in FULL

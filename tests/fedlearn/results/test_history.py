@@ -24,8 +24,8 @@ def a_round(number: int, *, seconds: float = 2.0, sites: int = 2) -> list[events
     ]
 
 
-def of(*told: events.Event) -> RunHistory:
-    return RunHistory.of((event, 1000 * (number + 1)) for number, event in enumerate(told))
+def of(*seen: events.Event) -> RunHistory:
+    return RunHistory.of((event, 1000 * (number + 1)) for number, event in enumerate(seen))
 
 
 def test_what_was_reported_is_known() -> None:
@@ -82,19 +82,19 @@ def test_affirming_findings_do_not_speak_against_a_client() -> None:
 
 
 def test_a_round_waits_for_the_sites_that_did_not_answer() -> None:
-    told = [
+    seen = [
         started(),
         events.RoundStarted(round=1, rounds=3, sites=("a", "b")),
         events.UpdateReceived(round=1, site="b", bytes=1),
     ]
-    assert of(*told).waits_for == ("a",)
-    assert of(*told, events.UpdateRejected(round=1, site="a", reason="late")).waits_for == ()
+    assert of(*seen).waits_for == ("a",)
+    assert of(*seen, events.UpdateRejected(round=1, site="a", reason="late")).waits_for == ()
 
 
 def test_before_the_first_round_a_run_waits_for_sites_that_are_not_admitted() -> None:
-    told = [started(), events.ClientAdmitted(site="a", tee="tpm")]
-    assert of(*told).waits_for == ("b",)
-    history = of(*told, events.JobFailed(detail="no quorum", hint="start b"))
+    seen = [started(), events.ClientAdmitted(site="a", tee="tpm")]
+    assert of(*seen).waits_for == ("b",)
+    history = of(*seen, events.JobFailed(detail="no quorum", hint="start b"))
     assert history.waits_for == ()
     assert (history.status, history.detail, history.hint) == ("failed", "no quorum", "start b")
 

@@ -234,7 +234,7 @@ def test_what_is_too_long_is_not_read(
     thread.join()
 
 
-def test_an_end_that_says_nothing_is_waited_for_no_longer_than_asked(
+def test_an_end_that_states_nothing_is_waited_for_no_longer_than_asked(
     channels: tuple[ProcessChannel, ProcessChannel], ends: tuple[socket.socket, socket.socket]
 ) -> None:
     started = time.monotonic()

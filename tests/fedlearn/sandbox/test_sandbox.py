@@ -798,7 +798,7 @@ def test_a_protection_that_is_required_and_missing_is_named(tmp_path: Path) -> N
     assert "ran" not in ran.output.split()
 
 
-def test_the_report_says_what_is_missing_and_why() -> None:
+def test_the_report_states_what_is_missing_and_why() -> None:
     found = report()
     assert found.applied | set(found.missing) == set(Protection)
     for name, why in found.missing.items():
@@ -874,7 +874,7 @@ _ALLOW, _KILL, _EPERM = 0x7FFF0000, 0x80000000, 0x00050001
         ),
     ],
 )
-def test_the_filter_says_what_it_should(
+def test_the_filter_states_what_it_should(
     machine: str, arch: int, other: int, numbers: dict[str, int]
 ) -> None:
     code = seccomp.program(machine)

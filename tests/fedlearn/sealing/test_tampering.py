@@ -173,7 +173,7 @@ def _swap(document: dict[str, Any]) -> None:
         (_set("chunk", 2 * CHUNK), "too short by|too long by"),
     ],
 )
-def test_a_header_that_says_something_else(
+def test_a_header_that_states_something_else(
     tmp_path: Path, change: Callable[[dict[str, Any]], None], reason: str
 ) -> None:
     refused(tmp_path / "m", edited(make(tmp_path / "m"), change), reason)

@@ -258,11 +258,11 @@ def test_nothing_that_steers_a_terminal_is_printed() -> None:
     assert done.exit_code == 1
     assert all(c.isprintable() or c == "\n" for c in done.output)
 
-    @group.command("say")
-    def say() -> None:
+    @group.command("greet")
+    def greet() -> None:
         console.line(HOSTILE, style="red")
 
-    done = CliRunner().invoke(group, ["say"])
+    done = CliRunner().invoke(group, ["greet"])
     assert all(c.isprintable() or c == "\n" for c in done.output)
 
 

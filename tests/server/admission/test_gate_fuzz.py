@@ -1,4 +1,4 @@
-"""Whatever bytes arrive before a certificate exists, the answer is a refusal that says why."""
+"""Whatever bytes arrive before a certificate exists, the answer is a refusal that states why."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A genuine guest is admitted only where the job's policy pins what was started in it.
 
-What a guest says about itself, the app, the job and fedlearn's own digest, is compared as well,
-and never stands in for the launch measurement: its owner chooses what it says.
+What a guest states about itself, the app, the job and fedlearn's own digest, is compared as well,
+and never stands in for the launch measurement: its owner chooses what it states.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.harness.deployment import Deployment
 from tests.vectors import keys
 from tests.vectors.cases import Subject, binding, subjects
 
-SAYS_SOFTWARE = f'[[reference]]\nclaim = "software"\nvalue = "{SOFTWARE.hex()}"\n'
+SOFTWARE_REFERENCE = f'[[reference]]\nclaim = "software"\nvalue = "{SOFTWARE.hex()}"\n'
 UNPINNED = {
     "no reference": ACCEPT,
     "for tdx only": ACCEPT.replace('"snp"', '"snp", "tdx"')
@@ -31,7 +31,7 @@ UNPINNED = {
     f'value = "{BOOTED.hex()}"\ntee = "azure-vtpm"\n',
     "an event": f'{ACCEPT}[[reference]]\nclaim = "event"\nvalue = "{BOOTED.hex()}"\n',
     "require only": f'{ACCEPT}[require]\nclaims = ["app", "job", "launch"]\n',
-    "software": ACCEPT + SAYS_SOFTWARE,
+    "software": ACCEPT + SOFTWARE_REFERENCE,
     "host data": f'{ACCEPT}[[reference]]\nclaim = "host_data"\nvalue = "{"00" * 32}"\n',
     "zero": f'{ACCEPT}[[reference]]\nclaim = "launch"\nvalue = "{"00" * 48}"\n',
 }
@@ -49,14 +49,16 @@ def test_a_policy_that_pins_no_launch_admits_nobody(deployment: Deployment, poli
 
 
 def test_the_same_guest_is_admitted_where_its_launch_is_pinned(deployment: Deployment) -> None:
-    guest = Guest(deployment, ACCEPT + SAYS_SOFTWARE + LAUNCH)
+    guest = Guest(deployment, ACCEPT + SOFTWARE_REFERENCE + LAUNCH)
     require_launch_identity(guest.job.policy)
     deployment.gate.admit(guest.request(), peer="ip:test")
     assert len(deployment.nodes.alive) == 1
 
 
 @pytest.mark.parametrize("claim", ["app", "job", "software"])
-def test_what_a_pinned_launch_says_is_compared_as_well(deployment: Deployment, claim: str) -> None:
+def test_what_a_pinned_launch_states_is_compared_as_well(
+    deployment: Deployment, claim: str
+) -> None:
     other = f'[[reference]]\nclaim = "{claim}"\nvalue = "{"01" * 32}"\n'
     guest = Guest(deployment, ACCEPT + LAUNCH + other)
     with pytest.raises(AdmissionDenied) as denied:

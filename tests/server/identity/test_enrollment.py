@@ -304,7 +304,7 @@ def test_a_token_reads_back_and_hides_its_secret() -> None:
     assert repr(token.secret) not in repr(token)
 
 
-def test_a_token_of_another_version_says_so() -> None:
+def test_a_token_of_another_version_states_it() -> None:
     import hashlib
 
     body = bytes([9]) + bytes(70)
@@ -316,13 +316,13 @@ def test_a_token_of_another_version_says_so() -> None:
 @pytest.mark.parametrize(
     "text", ["", "fedlearn-join-", "fedlearn-join-!!!!", "Bearer x", "fedlearn-join-" + "A" * 2000]
 )
-def test_what_is_no_token_says_so(text: str) -> None:
+def test_what_is_no_token_states_it(text: str) -> None:
     with pytest.raises(ConfigError, match="incomplete or mistyped"):
         JoinToken.parse(text)
 
 
 @pytest.mark.parametrize("text", ["host", "host:0", "host:65536", "a b:1", "http://h:1", ":1", ""])
-def test_what_is_no_address_says_so(text: str) -> None:
+def test_what_is_no_address_states_it(text: str) -> None:
     with pytest.raises(ConfigError, match="not an address"):
         checked_address(text)
 

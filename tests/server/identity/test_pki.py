@@ -1,4 +1,4 @@
-"""The CA issues what it says, and a peer's certificate is read strictly."""
+"""The CA issues what it states, and a peer's certificate is read strictly."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def issue(ca: CertificateAuthority, key: Any = None, **changes: Any) -> Any:
     return ca.issue_client(csr, **(fields | changes))
 
 
-def test_a_client_certificate_says_who_for_how_long_and_on_what_evidence(
+def test_a_client_certificate_states_who_for_how_long_and_on_what_evidence(
     ca: CertificateAuthority,
 ) -> None:
     key = ec.generate_private_key(ec.SECP256R1())

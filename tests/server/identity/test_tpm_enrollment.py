@@ -345,7 +345,7 @@ def test_the_operator_sees_the_key_before_the_first_approval(
     identity = enroll(token, tpm=shown)
     assert identity.pending
     assert sites.tpm("site-t").shown_ek == identities[0].ek_digest
-    assert sites.tpm("site-t").ak == b"", "nothing is proven by saying so"
+    assert sites.tpm("site-t").ak == b"", "a claim alone proves nothing"
     with GateClient.connect(listeners.gate, ca_pin=made.ca_pin) as gate:
         with pytest.raises(EvidenceError):
             gate.enroll(token, new_csr(identity.key), b"junk")
@@ -422,7 +422,7 @@ def test_evidence_counts_once_its_key_is_proven(
     assert deployment.last("admission")["hardware_id"] == identities[0].ek_digest.hex()
 
 
-def test_the_policy_says_which_events_are_known(
+def test_the_policy_states_which_events_are_known(
     deployment: Deployment,
     enrollment: TpmEnrollment,
     measured: Any,

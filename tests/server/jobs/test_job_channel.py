@@ -130,7 +130,9 @@ def checkpoint(number: int = 1, value: float = 1.0, **more: Any) -> Checkpoint:
         *("checkpoint.sealed", "privacy.spent", "made.up"),
     ],
 )
-def test_a_job_says_nothing_that_the_coordinator_has_to_have_done(parts: Parts, kind: str) -> None:
+def test_a_job_states_nothing_that_the_coordinator_has_to_have_done(
+    parts: Parts, kind: str
+) -> None:
     fields = {"round": 1, "site": "site-a", "reason": "planted", "model": "m", "epsilon": 0.0}
     with pytest.raises(JobError, match="may not report events"):
         handler(parts).event(kind, fields)

@@ -1,4 +1,4 @@
-"""A site that cannot run a job says so before the round; of those that can, some are chosen."""
+"""A site that cannot run a job is left out before the round; some of the others are chosen."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def test_a_job_that_is_closed_while_the_disk_fails_is_not_started_again() -> Non
 
 
 def test_an_end_is_of_the_disk_only_where_the_coordinator_saw_it_fail() -> None:
-    """The job's process may say that the disk failed; that starts nothing again."""
+    """The job's process may report that the disk failed; it is not started again for that."""
     lying = Outcome(status=JobStatus.FAILED, code="disk", message="believe me")
     scene = Scene(Host(lying, FINISHED))
     assert scene.watch.run() == lying

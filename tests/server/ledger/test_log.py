@@ -1,4 +1,4 @@
-"""The ledger keeps what was written, and says where it was touched."""
+"""The ledger keeps what was written, and reports where it was changed."""
 
 from __future__ import annotations
 
@@ -335,7 +335,7 @@ def test_another_database_is_refused(tmp_path: Path) -> None:
         Ledger.open(path, KEY)
 
 
-def test_a_missing_ledger_says_what_to_name(tmp_path: Path) -> None:
+def test_a_missing_ledger_states_what_to_name(tmp_path: Path) -> None:
     with pytest.raises(LedgerError) as caught:
         LedgerReader(tmp_path / LEDGER_FILE)
     assert LEDGER_FILE in caught.value.hint
@@ -474,7 +474,7 @@ def test_a_key_of_another_kind_is_refused(path: Path, filled: Path) -> None:
         LedgerReader(filled).verify(ec.generate_private_key(ec.SECP384R1()).public_key())
 
 
-def test_a_full_disk_appends_nothing_and_says_so(path: Path) -> None:
+def test_a_full_disk_appends_nothing_and_states_it(path: Path) -> None:
     with Ledger.open(path, KEY) as ledger:
         ledger.append("round", {})
         pages = ledger._connection.execute("PRAGMA page_count").fetchone()[0]

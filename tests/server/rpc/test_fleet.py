@@ -32,7 +32,7 @@ from tests.harness.job_plans import job_plan
 
 
 class EchoLink:
-    """A link that says who called, with how much."""
+    """A link that returns who called, with how much."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str, int]] = []
@@ -320,7 +320,7 @@ def test_a_client_at_work_is_there_after_its_certificate_was_renewed(
     fleet.close()
 
 
-def test_the_client_says_why_it_is_not_let_in(federation: FlowerFederation) -> None:
+def test_the_client_states_why_it_is_not_let_in(federation: FlowerFederation) -> None:
     admitted = federation.admit("alpha", "site-a", node_id=5)
     address = f"127.0.0.1:{federation.address[1]}"
     fleet = Fleet(address, _identity(admitted), max_message_bytes=1000)

@@ -64,7 +64,7 @@ def started(deployment: Deployment) -> Iterator[Callable[..., DeploymentListener
 
 
 class Holder:
-    """Opens calls, says nothing in them, and counts how they end."""
+    """Opens calls, sends nothing in them, and counts how they end."""
 
     def __init__(self) -> None:
         self._over = threading.Event()

@@ -291,7 +291,7 @@ def follow(
     return call, seen, thread
 
 
-def say_hello(*more: Any, hold: threading.Event) -> Any:
+def hello(*more: Any, hold: threading.Event) -> Any:
     yield pb.SiteReport(hello=pb.Hello(version="1", running=["a-1"]))
     yield from more
     hold.wait(20)
@@ -301,7 +301,7 @@ def test_a_site_that_is_removed_is_cut_off_at_once(
     listeners: DeploymentListeners, opened: Open
 ) -> None:
     hold = threading.Event()
-    _, seen, thread = follow(listeners, opened(*site_chain(listeners)), say_hello(hold=hold))
+    _, seen, thread = follow(listeners, opened(*site_chain(listeners)), hello(hold=hold))
     assert listeners.coordinator.connected.wait(5)
     started = time.monotonic()
     listeners.deployment.sites.remove("site-a")
@@ -324,10 +324,10 @@ def test_a_second_stream_of_a_site_replaces_the_first(
 ) -> None:
     hold = threading.Event()
     chain = site_chain(listeners)
-    _, seen, thread = follow(listeners, opened(*chain), say_hello(hold=hold))
+    _, seen, thread = follow(listeners, opened(*chain), hello(hold=hold))
     assert listeners.coordinator.connected.wait(5)
     listeners.coordinator.connected.clear()
-    follow(listeners, opened(*chain), say_hello(hold=hold))
+    follow(listeners, opened(*chain), hello(hold=hold))
     assert listeners.coordinator.connected.wait(5)
     thread.join(5)
     hold.set()
@@ -351,15 +351,13 @@ def test_a_site_that_reports_nonsense_is_informed(
     listeners: DeploymentListeners, opened: Open, report: Any, why: str
 ) -> None:
     hold = threading.Event()
-    _, seen, thread = follow(
-        listeners, opened(*site_chain(listeners)), say_hello(report, hold=hold)
-    )
+    _, seen, thread = follow(listeners, opened(*site_chain(listeners)), hello(report, hold=hold))
     thread.join(5)
     hold.set()
     assert why in seen[-1].details()
 
 
-def test_a_site_says_hello_first(listeners: DeploymentListeners, opened: Open) -> None:
+def test_a_site_states_hello_first(listeners: DeploymentListeners, opened: Open) -> None:
     heartbeat = iter([pb.SiteReport(heartbeat=pb.Heartbeat())])
     _, seen, thread = follow(listeners, opened(*site_chain(listeners)), heartbeat)
     thread.join(5)
@@ -401,7 +399,7 @@ def test_plain_text_and_junk_do_not_bother_the_listener(listeners: DeploymentLis
     assert reply.verifier_id == listeners.deployment.ca.key_digest
 
 
-def test_a_port_that_is_taken_says_so(listeners: DeploymentListeners) -> None:
+def test_a_port_that_is_taken_states_it(listeners: DeploymentListeners) -> None:
     with pytest.raises(ConfigError, match="cannot be bound"):
         DeploymentListeners(listeners.deployment, gate=listeners.gate)
 

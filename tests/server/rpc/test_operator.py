@@ -406,7 +406,7 @@ def test_a_policy_that_cannot_be_one_is_not_sent(
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The command fails, says why in words, and shows no trace."""
+    """The command fails, states why in words, and shows no trace."""
     status, out, err = run(capsys, *arguments)
     assert status != 0
     assert "Traceback" not in out + err

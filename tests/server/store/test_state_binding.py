@@ -88,7 +88,7 @@ def put(settings: ServerConfig, copy: Path, *names: str) -> None:
 def commands(
     capsys: pytest.CaptureFixture[str], settings: ServerConfig
 ) -> dict[str, tuple[int, str]]:
-    """What the two commands that verify say, and with which status."""
+    """The output of the two commands that verify, and their status."""
     reported = {}
     words = ("verify", "--state", settings.state, "--insecure-plain-key-file")
     for group in ("ledger", "model"):
@@ -240,7 +240,7 @@ def test_another_ledger_of_the_same_key_is_refused(
     assert [code for code, _ in commands(capsys, settings).values()] == [2, 2]
 
 
-def test_a_state_that_was_never_bound_says_what_to_do(settings: ServerConfig) -> None:
+def test_a_state_that_was_never_bound_states_what_to_do(settings: ServerConfig) -> None:
     """A version before the mark, or an initialization that was interrupted."""
     keys = KeyService.open(
         settings.state / "keys",
@@ -269,7 +269,7 @@ def test_a_catalogue_that_has_the_key_of_small_values_is_read(settings: ServerCo
         )
 
 
-def test_a_catalogue_of_a_newer_version_says_so(settings: ServerConfig) -> None:
+def test_a_catalogue_of_a_newer_version_states_it(settings: ServerConfig) -> None:
     with StateDirectory.open(settings) as directory:
         newer = b'{"models": {}, "shards": 3}'
         directory.keys.root.write(settings.state / "store" / "catalogue.sealed", "catalogue", newer)
@@ -332,7 +332,7 @@ def test_a_counter_vouches_for_the_ledger_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "names", [[LEDGER_FILE], ["store"], ["store/catalogue.sealed"]], ids=lambda names: names[0]
 )
-def test_an_operator_may_adopt_what_is_left_and_the_ledger_says_so(
+def test_an_operator_may_adopt_what_is_left_and_the_ledger_states_it(
     settings: ServerConfig, capsys: pytest.CaptureFixture[str], names: list[str]
 ) -> None:
     copy = copied(settings, "yesterday")
@@ -406,7 +406,7 @@ def _steps(kill_at: int) -> Callable[[], None]:
 
 
 def _killed(work: Callable[[], None], kill_at: int) -> bool:
-    """Do ``work`` in a child that is killed at a step; say whether it was."""
+    """Do ``work`` in a child that is killed at a step; return whether it was."""
     child = os.fork()
     if child == 0:
         step = _steps(kill_at)

@@ -207,7 +207,7 @@ def test_sample_evidence_is_collected_by_name(tmp_path: Path) -> None:
     failed(run("collect", *common, "--report-data", "ab", "--output", target, "--force"), "64")
 
 
-def test_auto_says_what_it_looked_for_and_why_it_found_nothing(tmp_path: Path) -> None:
+def test_auto_states_what_it_looked_for_and_why_it_found_nothing(tmp_path: Path) -> None:
     if any(found.present for found in detect()):
         pytest.skip("this machine can attest")
     target = tmp_path / "evidence.json"
@@ -267,7 +267,7 @@ def test_a_setting_of_another_attester_is_named(tmp_path: Path) -> None:
     assert not target.exists()
 
 
-def test_fields_say_where_the_claims_that_they_become_come_from(tmp_path: Path) -> None:
+def test_fields_state_where_the_claims_that_they_become_come_from(tmp_path: Path) -> None:
     expected: dict[bytes, dict[str, str | None]] = {
         bytes(REPORT): {
             "MEASUREMENT": "signed quote",

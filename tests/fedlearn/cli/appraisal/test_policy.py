@@ -50,7 +50,7 @@ def run(*arguments: object) -> Result:
 
 
 def failed(result: Result, *words: str) -> str:
-    """Check that the command failed with one line that says what and where."""
+    """Check that the command failed with one line that states what and where."""
     assert result.exit_code == 1, result.output
     lines = [item for item in result.stderr.splitlines() if item.startswith("error:")]
     assert len(lines) == 1, result.output
@@ -169,7 +169,7 @@ def test_what_is_not_genuine_ends_with_status_2(files: dict[str, Path]) -> None:
     assert "sample time" in early.output
 
 
-def test_debug_is_refused_unless_the_policy_says_so_by_name(files: dict[str, Path]) -> None:
+def test_debug_is_refused_unless_the_policy_states_it_by_name(files: dict[str, Path]) -> None:
     assert run("verify", *arguments(files, evidence=files["debug"])).exit_code == 2
     files["policy"].write_text("insecure_debug = true\n" + POLICY)
     assert run("verify", *arguments(files, evidence=files["debug"])).exit_code == 0
@@ -343,7 +343,7 @@ def test_nothing_is_drafted_from_what_is_not_genuine(files: dict[str, Path]) -> 
     assert not target.exists()
 
 
-def test_a_draft_that_is_refused_says_which_file_is_missing(tmp_path: Path) -> None:
+def test_a_draft_that_is_refused_states_which_file_is_missing(tmp_path: Path) -> None:
     report = Path(__file__).parents[3] / "vectors" / "data" / "snp_genoa_vcek_report.bin"
     done = run("init", "--from-evidence", report, "--output", tmp_path / "policy.toml")
     assert done.exit_code == 2
@@ -362,7 +362,7 @@ def test_a_draft_does_not_replace_a_file_unasked(files: dict[str, Path]) -> None
     assert [item.name for item in files["folder"].iterdir() if item.name.startswith(".")] == []
 
 
-def test_lint_says_what_deserves_a_look(files: dict[str, Path]) -> None:
+def test_lint_states_what_deserves_a_look(files: dict[str, Path]) -> None:
     result = run("lint", files["policy"])
     assert result.exit_code == 0
     assert "insecure_sample admits software" in result.output

@@ -302,7 +302,7 @@ def test_what_must_not_pass_is_refused(case: Case, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("case", "word"), [(NO_COLLATERAL, "TCB"), (DEBUG, "debug mode")])
-def test_a_draft_says_what_it_does_not_accept(case: Case, word: str, tmp_path: Path) -> None:
+def test_a_draft_states_what_it_does_not_accept(case: Case, word: str, tmp_path: Path) -> None:
     needs(case)
     policy = tmp_path / "policy.toml"
     made = run("init", *case.flags("--from-evidence"), "--output", policy)

@@ -87,7 +87,7 @@ def test_the_same_command_is_reported_again() -> None:
 # --- machines -------------------------------------------------------------------------
 
 
-def test_what_is_insecure_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_insecure_states_it(monkeypatch: pytest.MonkeyPatch) -> None:
     tee, warning = choose_tee("sample")
     assert tee is Tee.SAMPLE
     assert "accepts it by name" in warning

@@ -276,7 +276,7 @@ def test_sources_are_those_of_the_bundle() -> None:
     assert sources.single_updates(own_strategy=False) == expected
 
 
-def test_validate_says_what_the_app_receives(tmp_path: Path) -> None:
+def test_validate_states_what_the_app_receives(tmp_path: Path) -> None:
     template.write(tmp_path / "x", "x")
     path = tmp_path / "x/job.toml"
     whole = path.read_text()
@@ -290,7 +290,7 @@ def test_validate_says_what_the_app_receives(tmp_path: Path) -> None:
     assert "accept.visible_updates = true" in done.stdout
 
 
-def test_validate_says_that_sample_evidence_would_be_refused(tmp_path: Path) -> None:
+def test_validate_states_that_sample_evidence_would_be_refused(tmp_path: Path) -> None:
     template.write(tmp_path / "x", "x")
     policy = tmp_path / "x/policy.toml"
     whole = policy.read_text()

@@ -1,4 +1,4 @@
-"""``fedlearn ledger`` says what is intact, what is damaged and what cannot be read."""
+"""``fedlearn ledger`` reports what is intact, what is damaged and what cannot be read."""
 
 from __future__ import annotations
 

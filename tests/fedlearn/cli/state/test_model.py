@@ -416,7 +416,7 @@ def test_nobody_is_believed_unless_somebody_was_named(
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_the_login_of_an_operator_says_whose_models_are_theirs(
+def test_the_login_of_an_operator_states_whose_models_are_theirs(
     capsys: pytest.CaptureFixture[str],
     place: Setup,
     tmp_path: Path,
@@ -440,7 +440,7 @@ def test_the_login_of_an_operator_says_whose_models_are_theirs(
     assert "it is not signed" in refused(capsys, "open", file, "--key", place.owner, *by, status=2)
 
 
-def test_a_ledger_says_whose_a_model_is_before_and_after_a_rotation(
+def test_a_ledger_states_whose_a_model_is_before_and_after_a_rotation(
     capsys: pytest.CaptureFixture[str], place: Setup, tmp_path: Path
 ) -> None:
     copy = shutil.copy(place.sealed, tmp_path / "old.flsw")

@@ -158,7 +158,7 @@ def test_an_odd_reply_is_refused_and_the_others_count(name: str) -> None:
     assert replies[1].error.reason == refused["reason"]
 
 
-def test_under_privacy_a_refusal_says_nothing_and_inputs_are_keyed() -> None:
+def test_under_privacy_a_refusal_states_nothing_and_inputs_are_keyed() -> None:
     odd = content(float("nan"))
     inputs: set[bytes] = set()
     for blind in (b"k" * 32, b"other" * 7):
@@ -169,7 +169,7 @@ def test_under_privacy_a_refusal_says_nothing_and_inputs_are_keyed() -> None:
         assert "NaN" not in refused["reason"]
         assert "w" not in refused["reason"].split()
         received = [fields for kind, fields in coordinator.reported if kind == "update.received"]
-        # What an update is, the coordinator says itself.
+        # The coordinator itself states what an update is.
         assert all(each.keys().isdisjoint({"digest", "key", "bytes"}) for each in received)
         assert len({each["question"] for each in received}) == 2
         # The loss that a client should not have sent is not passed on either.

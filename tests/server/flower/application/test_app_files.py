@@ -1,4 +1,4 @@
-"""Which files of an application are collected, and what its process may say they are."""
+"""Which files of an application are collected, and what its process may report of them."""
 
 from __future__ import annotations
 

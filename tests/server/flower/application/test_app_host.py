@@ -367,7 +367,7 @@ def test_nobody_there_is_a_crash_that_names_the_socket(tmp_path: Path) -> None:
 def test_an_app_host_that_does_not_answer_counts_as_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A listener that takes the request, says that it runs, and then nothing more."""
+    """A listener that takes the request, reports that it runs, and then sends nothing more."""
     monkeypatch.setattr(hosted, "_KILL_SECONDS", 0.2)
     monkeypatch.setattr(hosted, "_ANSWER_SECONDS", 0.2)
     path = tmp_path / "s"

@@ -154,7 +154,7 @@ def test_another_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Flower143:
-    """What 1.43 changed in ``Strategy``, as its announcement says."""
+    """What 1.43 changed in ``Strategy``, as its announcement describes."""
 
     def start(  # type: ignore[no-untyped-def]
         self,

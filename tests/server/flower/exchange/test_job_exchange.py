@@ -486,7 +486,7 @@ def test_a_node_that_goes_silent_is_answered_for(
     assert _online(link) == []
 
 
-def test_a_question_lives_as_long_as_the_application_says(
+def test_a_question_lives_as_long_as_the_application_states(
     link: JobExchange, nodes: list[FakeNode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)

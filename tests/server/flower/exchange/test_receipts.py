@@ -1,4 +1,4 @@
-"""The facts of an update come from what the exchange saw, whatever the aggregator says."""
+"""The facts of an update come from what the exchange saw, whatever the aggregator reports."""
 
 from __future__ import annotations
 

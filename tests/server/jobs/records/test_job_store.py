@@ -149,7 +149,7 @@ def test_a_restored_file_lets_a_job_that_was_set_apart_go_on(
         Path(f"{tmp_path / 'state' / JOBS_FILE}{suffix}").unlink(missing_ok=True)
     shutil.copyfile(tmp_path / "backup", tmp_path / "state" / JOBS_FILE)
     coordinator = start()
-    assert coordinator.get_job("alpha").status == "failed", "the ledger says so"
+    assert coordinator.get_job("alpha").status == "failed", "the ledger has it so"
     assert coordinator.resume_job("alice", "alpha").status == "running"
 
 
@@ -222,10 +222,10 @@ def test_a_job_that_nobody_submitted_is_not_run(
 
 
 @pytest.mark.parametrize("status", ["running", "finished", "cancelled"])
-def test_whether_a_job_is_open_is_for_the_ledger_to_say(
+def test_whether_a_job_is_open_is_for_the_ledger_to_state(
     tmp_path: Path, start: Start, bundle: bytes, status: str
 ) -> None:
-    """Even where the file says otherwise with a MAC that is good, as an older copy does."""
+    """Even where the file states otherwise with a MAC that is good, as an older copy does."""
     coordinator = start()
     submit(coordinator, bundle)
     submit(coordinator, bundle, "beta")
