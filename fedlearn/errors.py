@@ -24,6 +24,9 @@
         ├── QuorumNotReached
         └── UpdateRejected
 
+    KeyboardInterrupt
+    └── Interrupted          Ctrl-C while a command waits; states what goes on
+
 ``code`` is stable and machine-readable; ``hint`` states what to do next. The command line prints
 both on one line and never a traceback.
 """
@@ -39,6 +42,7 @@ __all__ = [
     "DiskError",
     "EnrollmentRefused",
     "FedlearnError",
+    "Interrupted",
     "JobError",
     "KeyReleaseDenied",
     "LaunchError",
@@ -64,6 +68,19 @@ class FedlearnError(Exception):
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
+        self.hint = hint
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user interrupted a wait, by Ctrl-C or in a notebook; the text states what goes on.
+
+    ``hint`` states how to continue. It is no :class:`FedlearnError`, so that ``except Exception``
+    does not catch it.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(f"{message}; {hint}" if hint else message)
+        self.message = message
         self.hint = hint
 
 

@@ -23,6 +23,7 @@ from fedlearn.errors import TransportError
 from fedlearn.job.event_fields import Findings, checked, json_ready
 
 __all__ = [
+    "EVENT_SCHEMA",
     "KINDS",
     "MAX_EVENT_BYTES",
     "CheckpointSealed",
@@ -47,6 +48,9 @@ __all__ = [
     "UpdateReceived",
     "UpdateRejected",
 ]
+
+EVENT_SCHEMA: Final = "fedlearn event/1"
+"""The schema of an event as one line of JSON: with ``--json``, and in the folder of a run."""
 
 MAX_EVENT_BYTES: Final = 256 * 1024
 """Upper bound of one encoded event, checked before it is parsed."""

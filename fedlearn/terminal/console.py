@@ -31,6 +31,7 @@ from attestation.errors import AttestationError
 from fedlearn.errors import (
     AdmissionDenied,
     FedlearnError,
+    Interrupted,
     KeyReleaseDenied,
     ModelNotAuthentic,
 )
@@ -279,8 +280,13 @@ def _guarded(run: Callable[[], Any], *, as_json: bool) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else error.message, err=True)
         return ERROR
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        # click raises its Abort from the KeyboardInterrupt.
+        cause = stop.__cause__ if isinstance(stop, click.Abort) else stop
+        known = cause if isinstance(cause, Interrupted) else Interrupted("")
+        click.echo(": ".join(filter(None, ("stopped", printable(known.message)))), err=True)
+        if known.hint:
+            click.echo(f"hint: {printable(known.hint)}", err=True)
         return INTERRUPTED
     except BrokenPipeError:
         return ERROR

@@ -24,10 +24,7 @@ from fedlearn.results.text import (
 )
 from fedlearn.terminal.console import colours, print_json, printable
 
-__all__ = ["EVENT_SCHEMA", "Show", "draw", "lines_show", "show_for"]
-
-EVENT_SCHEMA: Final = "fedlearn event/1"
-"""The schema of an event with ``--json``, whichever command prints it."""
+__all__ = ["Show", "draw", "lines_show", "show_for"]
 
 _ROUNDS_SHOWN: Final = 8
 _SITES_SHOWN: Final = 16
@@ -94,7 +91,7 @@ class _JsonShow(_Quiet):
         body = event.to_json()
         if unix_ms:
             body["unix_ms"] = unix_ms
-        print_json(body, schema=EVENT_SCHEMA)
+        print_json(body, schema=events.EVENT_SCHEMA)
         sys.stdout.flush()
 
 

@@ -167,5 +167,5 @@ def _plain(text: str) -> str:
 _BY_CODE: Final[dict[str, type[FedlearnError]]] = {
     kind.code: kind
     for kind in (getattr(errors, name) for name in errors.__all__)
-    if kind is not FedlearnError
+    if issubclass(kind, FedlearnError) and kind is not FedlearnError
 }

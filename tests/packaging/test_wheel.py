@@ -39,6 +39,7 @@ def test_it_holds_our_packages_and_nothing_else(names: set[str]) -> None:
 
 def test_every_package_is_typed(names: set[str]) -> None:
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
+    assert "fedlearn/__init__.pyi" in names
 
 
 def test_its_version_is_that_of_the_code(wheel: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +10,11 @@ import click
 from fedlearn.cli.job.exclusion import readmit, revoke
 from fedlearn.cli.operator import connect, job_argument, operator_option
 from fedlearn.config import NAME
-from fedlearn.errors import ConfigError, JobError, TransportError
+from fedlearn.errors import ConfigError
 from fedlearn.terminal.console import Commands, Noun, json_option, line, print_json, printable
 
 if TYPE_CHECKING:
-    from fedlearn.job import events
-    from fedlearn.wire.operator import OperatorClient
+    from fedlearn.api.run import Run
 
 __all__ = ["group"]
 
@@ -143,29 +140,19 @@ def try_(file: Path, data: Path | None, tee: str, model: Path | None, as_json: b
 @json_option
 def submit(file: Path, follow: bool, operator: Path | None, as_json: bool) -> None:
     """Check a job here and submit it to the coordinator."""
-    from fedlearn.api import validation
+    from fedlearn.api.connection import connect
+    from fedlearn.api.job import Job
 
-    report = validation.examine(file)
-    spec = report.spec
-    with connect(operator) as client:
-        # Paths of this machine are not sent.
-        submitted = dataclasses.replace(
-            spec, app=report.app.name or "app", policy=report.policy_file.name
-        )
-        state = client.submit_job(
-            job_toml=submitted.to_toml(),
-            bundle=report.bundle,
-            policy_toml=report.policy_toml,
-            policy_signature=validation.policy_signature(report.policy_file),
-        )
-        if not follow:
-            if as_json:
-                print_json(_state_json(state))
-            else:
-                line(f"job {state.name}: {state.status}")
-                line(f"Next:  fedlearn job logs {state.name} --follow", bold=True)
-            return
-        _follow(client, state.name, as_json=as_json, metric=spec.evaluate.metric)
+    job = Job.load(file)
+    with connect(operator) as coordinator:
+        run = coordinator.submit(job)
+        if follow:
+            _follow(run, as_json=as_json)
+        elif as_json:
+            print_json(_state_json(run.state))
+        else:
+            line(f"job {run.name}: {run.state.status}")
+            line(f"Next:  fedlearn job logs {run.name} --follow", bold=True)
 
 
 @group.command("status")
@@ -174,8 +161,10 @@ def submit(file: Path, follow: bool, operator: Path | None, as_json: bool) -> No
 @json_option
 def status(name: str | None, operator: Path | None, as_json: bool) -> None:
     """Show one job, or all of them."""
-    with connect(operator) as client:
-        states = [client.get_job(name)] if name else list(client.list_jobs())
+    from fedlearn.api.connection import connect
+
+    with connect(operator) as coordinator:
+        states = [coordinator.job(name).state] if name else list(coordinator.jobs())
     if as_json:
         rows = [_state_json(state) for state in states]
         print_json(rows[0] if name else {"jobs": rows})
@@ -205,14 +194,16 @@ def status(name: str | None, operator: Path | None, as_json: bool) -> None:
 @json_option
 def logs(name: str, follow: bool, operator: Path | None, as_json: bool) -> None:
     """Show the events of a job; with --follow, also new ones until it ends."""
-    with connect(operator) as client:
-        if follow:
-            _follow(client, name, as_json=as_json, metric="")
-            return
-        from fedlearn.terminal.progress import lines_show
+    from fedlearn.api.connection import connect
+    from fedlearn.terminal.progress import lines_show
 
+    with connect(operator) as coordinator:
+        run = coordinator.job(name)
+        if follow:
+            _follow(run, as_json=as_json)
+            return
         with lines_show(as_json=as_json) as show:
-            for event, unix_ms in _events(client, name, past_only=True):
+            for event, unix_ms in run.events():
                 show.show(event, unix_ms=unix_ms)
 
 
@@ -222,8 +213,10 @@ def logs(name: str, follow: bool, operator: Path | None, as_json: bool) -> None:
 @json_option
 def cancel(name: str, operator: Path | None, as_json: bool) -> None:
     """Stop a job. Its sealed checkpoints stay; the job can be resumed."""
-    with connect(operator) as client:
-        _print_state(client.cancel_job(name), as_json=as_json)
+    from fedlearn.api.connection import connect
+
+    with connect(operator) as coordinator:
+        _print_state(coordinator.job(name).cancel(), as_json=as_json)
 
 
 for _command in (revoke, readmit):
@@ -271,54 +264,25 @@ def policy(name: str, file: Path, operator: Path | None, as_json: bool) -> None:
 @json_option
 def resume(name: str, follow: bool, operator: Path | None, as_json: bool) -> None:
     """Resume a job from its last sealed checkpoint."""
-    with connect(operator) as client:
-        state = client.resume_job(name)
+    from fedlearn.api.connection import connect
+
+    with connect(operator) as coordinator:
+        run = coordinator.job(name)
+        run.resume()
         if follow:
-            _follow(client, name, as_json=as_json, metric="")
+            _follow(run, as_json=as_json)
         else:
-            _print_state(state, as_json=as_json)
+            _print_state(run.state, as_json=as_json)
 
 
-def _follow(client: OperatorClient, name: str, *, as_json: bool, metric: str) -> None:
-    """Show events until the stream ends, as it does when the job has ended.
+def _follow(run: Run, *, as_json: bool) -> None:
+    """Show events until the job ends.
 
-    A job that was resumed has an earlier end; only the last event is used.
-
-    :raises JobError: when the job does not finish well.
+    :raises JobError: when it does not finish well.
     """
-    from fedlearn.job import events
     from fedlearn.terminal.progress import show_for
 
-    last: events.Event | None = None
-    with show_for(as_json=as_json, metric=metric) as show:
-        for event, unix_ms in _events(client, name, past_only=False):
-            show.show(event, unix_ms=unix_ms)
-            last = event
-    match last:
-        case events.JobFinished():
-            return
-        case events.JobFailed():
-            raise JobError(f"job {name} failed: {last.detail}", hint=last.hint)
-        case events.JobCancelled() | events.JobInterrupted():
-            raise JobError(
-                f"job {name} was {last.kind.removeprefix('job.')}: {last.detail}".rstrip(": "),
-                hint=f"`fedlearn job resume {name}` continues it",
-            )
-        case _:
-            raise TransportError(
-                f"the coordinator ended the stream while job {name} was running",
-                hint=f"`fedlearn job logs {name} --follow` continues",
-            )
-
-
-def _events(
-    client: OperatorClient, name: str, *, past_only: bool
-) -> Iterator[tuple[events.Event, int]]:
-    """Yield events with the time at which they happened."""
-    from fedlearn.job import events
-
-    for item in client.follow_job(name, after=0, past_only=past_only):
-        yield events.Event.decode(item.kind, item.json), item.unix_ms
+    run.follow(show=show_for(as_json=as_json, metric=run.metric))
 
 
 def _print_state(state: Any, *, as_json: bool) -> None:

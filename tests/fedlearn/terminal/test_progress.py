@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fedlearn.job import events
 from fedlearn.results.history import RunHistory
-from fedlearn.terminal.progress import EVENT_SCHEMA, draw, lines_show, show_for
+from fedlearn.terminal.progress import draw, lines_show, show_for
 from tests.fedlearn.results.story import STORY
 
 
@@ -37,7 +37,7 @@ def test_programs_get_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> N
             show.show(event, unix_ms=5)
     rows = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
     assert [row["kind"] for row in rows[:3]] == ["job.submitted", "job.started", "client.starting"]
-    assert rows[-2] == {"kind": "new.kind", "x": 1, "unix_ms": 5, "schema": EVENT_SCHEMA}
+    assert rows[-2] == {"kind": "new.kind", "x": 1, "unix_ms": 5, "schema": events.EVENT_SCHEMA}
 
 
 def test_a_history_is_drawn() -> None:

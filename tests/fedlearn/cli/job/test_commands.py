@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-import grpc
 import pytest
-from click.testing import CliRunner, Result
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-)
+from click.testing import CliRunner
 
 from attestation.policy.parse import parse_policy
 from fedlearn.api.validation import examine
@@ -31,109 +19,15 @@ from fedlearn.cli.job import template
 from fedlearn.identity.login import OperatorLogin
 from fedlearn.job import events
 from fedlearn.job.spec import JobSpec
-from fedlearn.wire import fedlearn_pb2 as pb
-from fedlearn.wire import fedlearn_pb2_grpc as stubs
 from server.identity.pki import CertificateAuthority
+from tests.fakes.lone_coordinator import LoneCoordinator
 from tests.harness.passes import passes
 
 
-@dataclass
-class Coordinator(stubs.OperatorServicer):
-    """Keeps jobs in memory and tells a story about each."""
-
-    jobs: dict[str, pb.JobState] = field(default_factory=dict)
-    story: list[events.Event] = field(default_factory=list)
-    submitted: list[pb.SubmitJobRequest] = field(default_factory=list)
-    ended: threading.Event = field(default_factory=threading.Event)
-    revoked: list[pb.RevokeClientRequest] = field(default_factory=list)
-
-    def RevokeClient(
-        self, request: pb.RevokeClientRequest, context: grpc.ServicerContext
-    ) -> pb.Empty:
-        self.GetJob(pb.JobName(name=request.job), context)
-        self.revoked.append(request)
-        return pb.Empty()
-
-    def SubmitJob(self, request: pb.SubmitJobRequest, context: grpc.ServicerContext) -> pb.JobState:
-        self.submitted.append(request)
-        policy = parse_policy(request.policy_toml.encode())
-        spec = JobSpec.from_toml(request.job_toml, policy=policy)
-        state = pb.JobState(
-            name=spec.name, status="running", rounds=spec.rounds, sites=list(spec.sites)
-        )
-        self.jobs[spec.name] = state
-        return state
-
-    def ListJobs(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.JobList:
-        return pb.JobList(jobs=list(self.jobs.values()))
-
-    def GetJob(self, request: pb.JobName, context: grpc.ServicerContext) -> pb.JobState:
-        if request.name not in self.jobs:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"there is no job {request.name}")
-        return self.jobs[request.name]
-
-    def CancelJob(self, request: pb.JobName, context: grpc.ServicerContext) -> pb.JobState:
-        state = self.GetJob(request, context)
-        state.status = "cancelled"
-        return state
-
-    def ResumeJob(self, request: pb.JobName, context: grpc.ServicerContext) -> pb.JobState:
-        state = self.GetJob(request, context)
-        state.status = "running"
-        return state
-
-    def FollowJob(
-        self, request: pb.FollowJobRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.Event]:
-        self.GetJob(pb.JobName(name=request.name), context)
-        for number, event in enumerate(self.story, 1):
-            if event is self.story[-1] and event.final:
-                self.jobs[request.name].status = event.kind.removeprefix("job.")
-            if number > request.after:
-                yield pb.Event(sequence=number, unix_ms=1000, kind=event.kind, json=event.encode())
-
-
-@dataclass(frozen=True)
-class Deployment:
-    coordinator: Coordinator
-    login: Path
-    address: str
-
-    def run(self, *arguments: object) -> Result:
-        return CliRunner().invoke(
-            main, [*map(str, arguments), "--operator", str(self.login)], catch_exceptions=False
-        )
-
-
-def _identity(ca: CertificateAuthority, *, server: bool) -> tuple[bytes, bytes]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    der = csr.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
-    now = datetime.now(UTC)
-    if server:
-        issued = ca.issue_server(der, ips=["127.0.0.1"], now=now)
-    else:
-        issued = ca.issue_operator(der, name="ada", now=now)
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return pem, issued.chain_pem
-
-
 @pytest.fixture
-def deployment(tmp_path: Path) -> Iterator[Deployment]:
-    ca = CertificateAuthority.create("test.example", datetime.now(UTC))
-    coordinator = Coordinator()
-    server = grpc.server(ThreadPoolExecutor(4))
-    stubs.add_OperatorServicer_to_server(coordinator, server)
-    credentials = grpc.ssl_server_credentials(
-        [_identity(ca, server=True)], ca.certificate_pem, require_client_auth=True
-    )
-    address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
-    server.start()
-    key, chain = _identity(ca, server=False)
-    login = tmp_path / "operator"
-    OperatorLogin(address=address, ca=ca.certificate_pem, chain=chain, key=key).save(login)
-    yield Deployment(coordinator, login, address)
-    server.stop(0).wait()
+def deployment(tmp_path: Path) -> Iterator[LoneCoordinator]:
+    with LoneCoordinator.started(tmp_path) as running:
+        yield running
 
 
 @pytest.fixture
@@ -150,7 +44,7 @@ GOOD = [
 ]
 
 
-def test_a_job_is_submitted_whole(deployment: Deployment, job: Path) -> None:
+def test_a_job_is_submitted_whole(deployment: LoneCoordinator, job: Path) -> None:
     done = deployment.run("job", "submit", job)
     assert done.exit_code == 0, done.output
     assert "job heart: running" in done.stdout
@@ -169,7 +63,7 @@ def test_a_job_and_its_policy_are_parsed_once_where_they_are_written(job: Path) 
     assert report.policy_toml == report.policy_file.read_text()
 
 
-def test_a_job_is_followed_to_its_end(deployment: Deployment, job: Path) -> None:
+def test_a_job_is_followed_to_its_end(deployment: LoneCoordinator, job: Path) -> None:
     deployment.coordinator.story = [*GOOD]
     done = deployment.run("job", "submit", job, "--follow")
     assert done.exit_code == 0, done.output
@@ -191,7 +85,7 @@ def test_a_job_is_followed_to_its_end(deployment: Deployment, job: Path) -> None
     ],
 )
 def test_a_job_that_ends_badly_is_an_error(
-    deployment: Deployment, job: Path, last: events.Event, words: str
+    deployment: LoneCoordinator, job: Path, last: events.Event, words: str
 ) -> None:
     deployment.coordinator.story = [*GOOD[:-1], last]
     done = deployment.run("job", "submit", job, "--follow")
@@ -200,14 +94,14 @@ def test_a_job_that_ends_badly_is_an_error(
     assert "Traceback" not in done.output
 
 
-def test_an_end_before_a_resumption_is_not_the_end(deployment: Deployment, job: Path) -> None:
+def test_an_end_before_a_resumption_is_not_the_end(deployment: LoneCoordinator, job: Path) -> None:
     deployment.coordinator.story = [GOOD[0], events.JobCancelled(), *GOOD]
     done = deployment.run("job", "submit", job, "--follow")
     assert done.exit_code == 0
     assert done.stdout.splitlines()[-1] == "job finished, model heart is sealed"
 
 
-def test_a_stream_that_breaks_off_is_reported(deployment: Deployment, job: Path) -> None:
+def test_a_stream_that_breaks_off_is_reported(deployment: LoneCoordinator, job: Path) -> None:
     deployment.coordinator.story = GOOD[:-1]
     done = deployment.run("job", "submit", job, "--follow")
     assert done.exit_code == 1
@@ -215,7 +109,9 @@ def test_a_stream_that_breaks_off_is_reported(deployment: Deployment, job: Path)
     assert "job logs heart --follow" in done.stderr
 
 
-def test_a_status_that_is_not_known_here_is_not_guessed(deployment: Deployment, job: Path) -> None:
+def test_a_status_that_is_not_known_here_is_not_guessed(
+    deployment: LoneCoordinator, job: Path
+) -> None:
     deployment.run("job", "submit", job)
     deployment.coordinator.jobs["heart"].status = "paused"
     done = deployment.run("job", "status", "heart")
@@ -223,7 +119,7 @@ def test_a_status_that_is_not_known_here_is_not_guessed(deployment: Deployment, 
     assert "not known here: 'paused'" in done.stderr
 
 
-def test_status_cancel_and_resume(deployment: Deployment, job: Path) -> None:
+def test_status_cancel_and_resume(deployment: LoneCoordinator, job: Path) -> None:
     assert "no jobs yet" in deployment.run("job", "status").stdout
     deployment.run("job", "submit", job)
     assert "running" in deployment.run("job", "status").stdout
@@ -237,7 +133,7 @@ def test_status_cancel_and_resume(deployment: Deployment, job: Path) -> None:
     assert "running" in deployment.run("job", "resume", "heart").stdout
 
 
-def test_a_client_is_revoked_with_a_reason(deployment: Deployment, job: Path) -> None:
+def test_a_client_is_revoked_with_a_reason(deployment: LoneCoordinator, job: Path) -> None:
     deployment.run("job", "submit", job)
     done = deployment.run("job", "revoke", "heart", "--site", "site-a", "--reason", "stolen disk")
     assert "site-a" in done.stdout
@@ -252,7 +148,7 @@ def test_a_client_is_revoked_with_a_reason(deployment: Deployment, job: Path) ->
     ids=["site", "job", "few"],
 )
 def test_a_revocation_that_is_wrong_revokes_nobody(
-    deployment: Deployment, job: Path, words: tuple[str, ...]
+    deployment: LoneCoordinator, job: Path, words: tuple[str, ...]
 ) -> None:
     deployment.run("job", "submit", job)
     done = deployment.run("job", "revoke", *words)
@@ -262,14 +158,14 @@ def test_a_revocation_that_is_wrong_revokes_nobody(
 
 
 @pytest.mark.parametrize("verb", ["status", "logs", "cancel", "resume"])
-def test_a_job_that_is_not_there_is_named(deployment: Deployment, verb: str) -> None:
+def test_a_job_that_is_not_there_is_named(deployment: LoneCoordinator, verb: str) -> None:
     done = deployment.run("job", verb, "nobody")
     assert done.exit_code == 1
     assert "nobody" in done.stderr
     assert "Traceback" not in done.output
 
 
-def test_a_job_that_is_wrong_never_leaves(deployment: Deployment, job: Path) -> None:
+def test_a_job_that_is_wrong_never_leaves(deployment: LoneCoordinator, job: Path) -> None:
     job.write_text(job.read_text().replace("rounds = 5", "rounds = 0"))
     done = deployment.run("job", "submit", job)
     assert done.exit_code == 1
@@ -277,7 +173,7 @@ def test_a_job_that_is_wrong_never_leaves(deployment: Deployment, job: Path) -> 
     assert deployment.coordinator.submitted == []
 
 
-def test_an_absent_coordinator_is_reported(deployment: Deployment, tmp_path: Path) -> None:
+def test_an_absent_coordinator_is_reported(deployment: LoneCoordinator, tmp_path: Path) -> None:
     good = OperatorLogin.load(deployment.login)
     closed = OperatorLogin(address="127.0.0.1:1", ca=good.ca, chain=good.chain, key=good.key)
     closed.save(tmp_path / "closed")
@@ -293,7 +189,7 @@ def test_an_absent_coordinator_is_reported(deployment: Deployment, tmp_path: Pat
     assert error["hint"]
 
 
-def test_another_authority_is_not_trusted(deployment: Deployment, tmp_path: Path) -> None:
+def test_another_authority_is_not_trusted(deployment: LoneCoordinator, tmp_path: Path) -> None:
     good = OperatorLogin.load(deployment.login)
     other = CertificateAuthority.create("test.example", datetime.now(UTC))
     OperatorLogin(
@@ -307,7 +203,7 @@ def test_another_authority_is_not_trusted(deployment: Deployment, tmp_path: Path
 # --- the login ------------------------------------------------------------------------
 
 
-def test_a_login_is_private_and_never_overwritten(deployment: Deployment) -> None:
+def test_a_login_is_private_and_never_overwritten(deployment: LoneCoordinator) -> None:
     from fedlearn.errors import ConfigError
 
     assert (deployment.login.stat().st_mode & 0o777) == 0o700
@@ -332,7 +228,7 @@ def test_a_login_is_private_and_never_overwritten(deployment: Deployment) -> Non
     ],
 )
 def test_a_broken_login_is_named(
-    deployment: Deployment, file: str, content: bytes | None, words: str
+    deployment: LoneCoordinator, file: str, content: bytes | None, words: str
 ) -> None:
     path = deployment.login / file
     path.unlink()
@@ -344,7 +240,7 @@ def test_a_broken_login_is_named(
     assert words in done.stderr
 
 
-def test_a_key_that_others_may_read_is_refused(deployment: Deployment) -> None:
+def test_a_key_that_others_may_read_is_refused(deployment: LoneCoordinator) -> None:
     (deployment.login / "operator.key").chmod(0o644)
     done = deployment.run("job", "status")
     assert done.exit_code == 1

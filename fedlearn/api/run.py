@@ -1,0 +1,138 @@
+"""A job at a coordinator: follow it, cancel it, and get its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedlearn.api.link import Link
+from fedlearn.api.notebook import show_here
+from fedlearn.api.result import Result
+from fedlearn.api.sources import CoordinatorSource
+from fedlearn.errors import FedlearnError, Interrupted, JobError, TransportError
+from fedlearn.job.events import Event, JobCancelled, JobFailed, JobFinished, JobInterrupted
+from fedlearn.job.state import JobState, JobStatus
+from fedlearn.terminal.progress import Show
+
+__all__ = ["Run", "outcome"]
+
+
+class Run:
+    """A run of a job at a coordinator; made by :class:`~fedlearn.api.connection.Connection`.
+
+    It goes on whether or not this object exists, and whoever follows it.
+    """
+
+    def __init__(self, link: Link, state: JobState, *, metric: str = "") -> None:
+        self._link = link
+        self.metric = metric
+        """The metric that is shown first; empty for none."""
+        self.state = state
+        """What the coordinator reported last; :meth:`refresh` asks it."""
+
+    def __repr__(self) -> str:
+        """Return name and last known status."""
+        return f"Run({self.name!r}, {str(self.state.status)!r})"
+
+    @property
+    def name(self) -> str:
+        """What names the run at the coordinator."""
+        return self.state.name
+
+    @property
+    def status(self) -> JobStatus:
+        """The status now, as the coordinator reports it."""
+        return self.refresh().status
+
+    def refresh(self) -> JobState:
+        """Return the state now."""
+        self.state = self._link.client.get_job(self.name)
+        return self.state
+
+    def events(self, *, follow: bool = False) -> Iterator[tuple[Event, int]]:
+        """Yield the events, each with its time in milliseconds since 1970.
+
+        :param follow: also yield new ones, until the run ends.
+        :raises Interrupted: on Ctrl-C, or when the cell of a notebook is interrupted. The run goes
+            on.
+
+        ::
+
+            for event, unix_ms in run.events(follow=True):
+                if event.kind == "round.finished":
+                    print(event.round, dict(event.metrics))
+        """
+        try:
+            for item in self._link.client.follow_job(self.name, past_only=not follow):
+                yield Event.decode(item.kind, item.json), item.unix_ms
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"job {self.name} goes on at the coordinator",
+                hint=f"`fedlearn job logs {self.name} --follow` follows it again, "
+                f"and `fedlearn job cancel {self.name}` stops it",
+            ) from None
+
+    def follow(self, *, show: Show | None = None) -> Result:
+        """Show the progress until the run ends, and return its result.
+
+        In a terminal it is a live view, in a notebook a display that is updated in place, and
+        elsewhere one line an event.
+
+        :param show: another output.
+        :raises JobError: when the run fails, is cancelled or is interrupted.
+        :raises Interrupted: on Ctrl-C, or when the cell of a notebook is interrupted. The run goes
+            on.
+        """
+        last: Event | None = None
+        with show or show_here(metric=self.metric) as shown:
+            for event, unix_ms in self.events(follow=True):
+                shown.show(event, unix_ms=unix_ms)
+                last = event
+        return self._ended(last)
+
+    def wait(self) -> Result:
+        """Wait until the run ends, and return its result; :meth:`follow` that shows nothing."""
+        last: Event | None = None
+        for event, _ in self.events(follow=True):
+            last = event
+        return self._ended(last)
+
+    def result(self) -> Result:
+        """Return the result so far: it does not wait, and the run may have failed."""
+        return Result(CoordinatorSource(self._link, self.name))
+
+    def cancel(self) -> JobState:
+        """Stop the run. Its sealed checkpoints stay; it can be resumed."""
+        self.state = self._link.client.cancel_job(self.name)
+        return self.state
+
+    def resume(self) -> JobState:
+        """Continue the run from its last sealed checkpoint."""
+        self.state = self._link.client.resume_job(self.name)
+        return self.state
+
+    def _ended(self, last: Event | None) -> Result:
+        if error := outcome(self.name, last):
+            raise error
+        return self.result()
+
+
+def outcome(name: str, last: Event | None) -> FedlearnError | None:
+    """Return the error of a run whose last event is ``last``; None when it has finished.
+
+    A run that was resumed has an earlier end; only the last event is used.
+    """
+    match last:
+        case JobFinished():
+            return None
+        case JobFailed():
+            return JobError(f"job {name} failed: {last.detail}", hint=last.hint)
+        case JobCancelled() | JobInterrupted():
+            return JobError(
+                f"job {name} was {last.kind.removeprefix('job.')}: {last.detail}".rstrip(": "),
+                hint=f"`fedlearn job resume {name}` continues it",
+            )
+        case _:
+            return TransportError(
+                f"the coordinator ended the stream while job {name} was running",
+                hint=f"`fedlearn job logs {name} --follow` continues",
+            )
