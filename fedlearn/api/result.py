@@ -1,4 +1,4 @@
-"""The result of a run: what its events say, its metrics as a table and a plot."""
+"""The result of a run: what its events report, its metrics as a table and a plot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Result"]
 class Result:
     """The result of a run so far; the run need not have finished.
 
-    ``history`` is what its events say: rounds, sites, refusals, privacy and times
+    ``history`` is what its events report: rounds, sites, refusals, privacy and times
     (:class:`fedlearn.results.history.RunHistory`).
     """
 

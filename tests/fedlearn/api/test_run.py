@@ -125,7 +125,7 @@ def test_a_closed_connection_is_opened_again(there: LoneCoordinator, job: fedlea
     coordinator.close()
 
 
-def test_an_interrupted_wait_leaves_the_job_running_and_says_so(
+def test_an_interrupted_wait_leaves_the_job_running_and_states_so(
     there: LoneCoordinator, job: fedlearn.Job
 ) -> None:
     there.coordinator.story, there.coordinator.goes_on = STORY[:3], True
@@ -146,7 +146,7 @@ def test_an_interrupted_wait_leaves_the_job_running_and_says_so(
         assert run.resume().status is JobStatus.RUNNING
 
 
-def test_ctrl_c_on_the_command_says_that_the_job_goes_on(
+def test_ctrl_c_on_the_command_states_that_the_job_goes_on(
     there: LoneCoordinator, job: fedlearn.Job
 ) -> None:
     there.coordinator.story, there.coordinator.goes_on = STORY[:3], True
