@@ -142,10 +142,10 @@ def approve(path: Path, job: str, bundle: str, withdraw: bool) -> int:
     from attestation.durable import sync_directory, write_durably
     from edge.agent.orders import approval_name
     from edge.config.site import SiteConfig
-    from fedlearn.identity.spiffe import checked_name
+    from fedlearn.job.run import checked_run_id
 
     config = SiteConfig.load(path)
-    checked_name(job, "job")
+    checked_run_id(job)
     try:
         digest = bytes.fromhex(bundle)
     except ValueError:

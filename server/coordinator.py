@@ -11,7 +11,6 @@ The pages are docs/explanation/architecture.md and docs/adr/0009-one-coordinator
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -21,14 +20,12 @@ from typing import Any, Final
 
 from attestation.policy.parse import parse_policy
 from attestation.trust import TrustAnchors
-from fedlearn.app.checks import check_bundle
 from fedlearn.errors import FedlearnError, JobError
 from fedlearn.job.app_log import SealedAppLog
 from fedlearn.job.events import KINDS, ClientLost, ClientStarting, JobCancelled, JobSubmitted, Log
 from fedlearn.job.phase import Phase
-from fedlearn.job.spec import JobSpec
+from fedlearn.job.run import RunName
 from fedlearn.job.state import JobEvent, JobState, JobStatus
-from fedlearn.privacy import Budget
 from server.admission.gate import AdmissionGate
 from server.admission.registry import Admission, AdmissionRegistry
 from server.health import Health
@@ -36,14 +33,15 @@ from server.identity.site_registry import SiteRegistry
 from server.jobs.active_jobs import OpenJobs
 from server.jobs.app_logs import AppLogs
 from server.jobs.assignment_dispatcher import AssignmentDispatcher
+from server.jobs.deletion import JobDeletion
 from server.jobs.job_admission import JobAdmission
 from server.jobs.job_events import JobEvents
-from server.jobs.placement import Choice
 from server.jobs.policy_registry import PolicyRegistry
 from server.jobs.records.app_log_store import AppLogStore
 from server.jobs.records.bundles import Bundle
 from server.jobs.records.job_store import JobRecord, JobStore
 from server.jobs.selection import Selection
+from server.jobs.submission import JobIntake
 from server.jobs.supervisor import JobSupervisor
 from server.rpc.ports import Orders
 from server.state_directory import StateDirectory
@@ -63,6 +61,7 @@ class Coordinator:
     ``admission``   what the gate reads of them
     ``gate``        admits their clients
     ``supervisor``  opens and closes them
+    ``deletion``    removes those that an operator deletes
 
     :param gate_of: makes the gate for the open jobs.
     :param runtime: a private directory for the processes of jobs; never holds weights.
@@ -121,6 +120,15 @@ class Coordinator:
             health=health,
         )
         self._selection = Selection(sites, self.jobs, self._dispatcher)
+        self._intake = JobIntake(
+            directory,
+            job_store=job_store,
+            jobs=self.jobs,
+            policies=self._policies,
+            selection=self._selection,
+            clock=clock,
+        )
+        self.deletion = JobDeletion(directory, job_store)
 
     # --- operators --------------------------------------------------------------------
 
@@ -135,76 +143,40 @@ class Coordinator:
     ) -> JobState:
         """Accept a job and send its assignments to its sites.
 
-        Where the job leaves the choice of its sites to the coordinator, the accepted job names
-        exactly those that were chosen.
+        It becomes the next run of its name. Where the job leaves the choice of its sites to the
+        coordinator, the accepted job names exactly those that were chosen. ``notes`` of the
+        answer state what its sites report that they would refuse.
 
-        :raises JobError: when a site is unknown or too few are able, the budget cannot pay for
-            its rounds, or the coordinator runs as many jobs as it may.
-        :raises AttestationError: when its policy is not signed as required, or is older
-            than one that was accepted before.
+        :raises FedlearnError: naming everything that is wrong: a site that is unknown, too few
+            that are able, a budget that cannot pay for its rounds, a run of its name that is not
+            over, as many jobs as the coordinator may run.
+        :raises AttestationError: when the only fault is its policy: it is not signed as required,
+            or is older than one that was accepted before.
         """
-        policy = parse_policy(policy_toml.encode(), where="policy.toml")
-        spec = JobSpec.from_toml(job_toml, where="job.toml", policy=policy)
-        check_bundle(bundle, where="the app bundle")
-        asked, choice = spec, None
-        if asked.placement.choose:
-            choice = self._selection.choose(asked, policy)
-            spec = asked.at(choice.sites)
-        else:
-            self._selection.require(spec, policy)
-        if spec.privacy is not None:
-            Budget.require(spec.privacy, spec.rounds)
-        record = JobRecord(
-            name=spec.name,
-            status=JobStatus.PENDING,
-            spec=spec,
-            policy=policy_toml,
-            policy_in_force=policy,
-            bundle=Bundle(bundle),
-            created=self._clock(),
-            policy_signature=policy_signature,
-            signature_in_force=policy_signature,
-        )
         with self._policies.deciding(), self.jobs.lock:
-            signer = self._policies.check(policy, policy_signature)
-            limit = self._directory.config.limits.jobs
-            if len(self.jobs) >= limit:
-                raise JobError(
-                    f"{limit} jobs run already",
-                    hint="wait for one to end, or raise limits.jobs in server.toml",
-                )
-            self._job_store.add(record)
-            text = hashlib.sha256(policy_toml.encode()).hexdigest()
-            self._directory.ledger.append(
-                "job",
-                {
-                    "job": spec.name,
-                    "change": "submitted",
-                    "operator": operator,
-                    "digest": spec.digest().hex(),
-                    "bundle": record.bundle.digest.hex(),
-                    "policy": policy.digest.hex(),
-                    "text": text,
-                    **({} if choice is None else _placed(asked, choice)),
-                },
+            record, choice = self._intake.accept(
+                operator,
+                job_toml=job_toml,
+                bundle=Bundle(bundle),
+                policy_toml=policy_toml,
+                policy_signature=policy_signature,
             )
-            self._directory.ledger.append(
-                "policy",
-                {
-                    "job": spec.name,
-                    "policy": policy.digest.hex(),
-                    "text": text,
-                    "operator": operator,
-                    **self._policies.entry(policy, signer),
-                },
-            )
-            self.events.report(
-                spec.name, JobSubmitted(job=spec.name, rounds=spec.rounds, sites=spec.sites)
-            )
-            for site, reason in choice.passed_over.items() if choice is not None else ():
-                self.events.report(spec.name, Log(line=f"not chosen: {reason}", site=site))
+            name, spec = record.name, record.spec
+            self.events.report(name, JobSubmitted(job=name, rounds=spec.rounds, sites=spec.sites))
+            for site, reason in choice.passed_over.items():
+                self.events.report(name, Log(line=f"not chosen: {reason}", site=site))
             self.supervisor.begin(record)
-        return self.get_job(spec.name)
+        notes = self._selection.notes(
+            spec, bundle=record.bundle.digest, signed=bool(policy_signature)
+        )
+        return dataclasses.replace(self.get_job(name), notes=notes)
+
+    def resolve_job(self, reference: str) -> str:
+        """Return the id of the run that an operator names; see :mod:`fedlearn.job.run`.
+
+        :raises JobError: when there is no such run.
+        """
+        return self._job_store.history.resolve(reference)
 
     def list_jobs(self) -> Sequence[JobState]:
         """Return all jobs, oldest first."""
@@ -261,16 +233,31 @@ class Coordinator:
         return self.get_job(name)
 
     def resume_job(self, operator: str, name: str) -> JobState:
-        """Continue a job that was cancelled, failed or interrupted."""
+        """Continue a run that was cancelled, failed or interrupted.
+
+        :raises JobError: when it runs, has finished, or is not the newest run of its job.
+        """
         record = self._job_store.get(name)
+        run = RunName.of_id(name)
         with self.jobs.lock:
             if self.jobs.named(name) is not None:
-                raise JobError(f"job {name} runs already")
+                raise JobError(
+                    f"job {name} runs already", hint=f"`fedlearn job logs {name} --follow` shows it"
+                )
             if record.status is JobStatus.FINISHED:
                 raise JobError(
                     f"job {name} has finished; there is nothing to resume",
-                    hint="submit a job with another name to train further",
+                    hint=f"`fedlearn job submit` makes run {run.number + 1} of it",
                 )
+            newest = self._job_store.history.resolve(run.name)
+            if newest != name:
+                raise JobError(
+                    f"run {run.number} of job {run.name} cannot be resumed after run "
+                    f"{RunName.of_id(newest).number} was submitted",
+                    hint=f"`fedlearn job clone {run.reference}` writes it to a folder, to be "
+                    "submitted again",
+                )
+            self._intake.check_room()
             self._selection.require(record.spec, record.policy_in_force)
             self._note(name, "resumed", operator)
             self.supervisor.begin(record)
@@ -279,22 +266,56 @@ class Coordinator:
     def replace_policy(
         self, operator: str, name: str, policy_toml: str, policy_signature: bytes = b""
     ) -> None:
-        """Appraise the clients of a job by another policy from now on.
+        """Appraise the clients of a job by another policy from now on, or once it is resumed.
 
+        :raises JobError: when the job has finished.
         :raises AttestationError: when the policy is not signed as required, or older than
             one that was accepted before.
         """
         policy = parse_policy(policy_toml.encode(), where="policy.toml")
-        job = self.jobs.require(name)
-        with self._policies.deciding():
+        if self._job_store.state(name).status is JobStatus.FINISHED:
+            raise JobError(
+                f"job {name} has finished, and no client of it is appraised any more",
+                hint="`fedlearn job submit` runs it again, with the policy in its folder",
+            )
+        with self._policies.deciding(), self.jobs.lock:
             signer = self._policies.check(policy, policy_signature)
             # Stored first, in force with its ledger entry, which names it by its digest.
-            text = self._job_store.add_policy(name, policy_toml, policy_signature)
-            noted = {"operator": operator, **self._policies.entry(policy, signer)}
-            self.gate.replace_policy(name, policy, noted={**noted, "text": text.hex()})
+            text = self._job_store.add_policy(name, policy_toml, policy_signature).hex()
+            job = self.jobs.named(name)
+            if job is None:
+                self._intake.enter_policy(name, policy, signer, operator=operator, text=text)
+            else:
+                noted = {"operator": operator, **self._policies.entry(policy, signer)}
+                self.gate.replace_policy(name, policy, noted={**noted, "text": text})
+                job.admittable = dataclasses.replace(job.admittable, policy=policy)
             self._note(name, "policy replaced", operator)
+
+    def delete_job(self, operator: str, name: str, *, keep_model: bool = False) -> JobState:
+        """Delete a run that is over, with its sealed model unless that is kept.
+
+        Its entries in the ledger stay, and its id is not used again. A crash after the entry of
+        the deletion leaves nothing of it after the next start.
+
+        :returns: its last state.
+        :raises JobError: when it is open.
+        """
         with self.jobs.lock:
-            job.admittable = dataclasses.replace(job.admittable, policy=policy)
+            state = self.get_job(name)
+            if state.status.open or self.jobs.named(name) is not None:
+                raise JobError(
+                    f"job {name} is {state.status}, and only a job that is over can be deleted",
+                    hint=f"stop it first: `fedlearn job cancel {name}`",
+                )
+            self.deletion.delete(name, operator=operator, keep_model=keep_model)
+        return state
+
+    def submission(self, name: str) -> JobRecord:
+        """Return what was submitted as a run, compared with the ledger.
+
+        :raises StoreError: when something of it is missing or is not what the ledger names.
+        """
+        return self._job_store.get(name)
 
     # --- clients ----------------------------------------------------------------------
 
@@ -378,15 +399,6 @@ class Coordinator:
         # The job store may not have it: its disk is what failed.
         return dataclasses.replace(state, status=JobStatus.INTERRUPTED, detail=reason)
 
-    def _note(self, name: str, change: str, operator: str) -> None:
-        self._directory.ledger.append("job", {"job": name, "change": change, "operator": operator})
-
-
-def _placed(asked: JobSpec, choice: Choice) -> dict[str, Any]:
-    """Return what the ledger has of a choice, besides the job that results from it."""
-    return {
-        "asked": asked.digest().hex(),
-        "prefer": asked.placement.prefer,
-        "sites": list(choice.sites),
-        "passed_over": dict(choice.passed_over),
-    }
+    def _note(self, name: str, change: str, operator: str, **more: Any) -> None:
+        body = {"job": name, "change": change, "operator": operator, **more}
+        self._directory.ledger.append("job", body)

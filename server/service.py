@@ -227,6 +227,7 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
             _sweeping(health, clock.tick, gate.sweep, sites.settle, coordinator.supervisor.tend)
         )
         stack.callback(coordinator.supervisor.stop)
+        coordinator.deletion.finish()
         coordinator.supervisor.reopen_all()
         if config.metrics.listen:
             read = partial(_gauges, directory, coordinator, sites, counts, health)

@@ -45,6 +45,10 @@ _LONGEST_UNANSWERED: Final = 2.0
 """Between two attempts that reach nobody, in seconds."""
 
 
+_MOST_BUNDLES: Final = 1000
+"""A site with more accepted bundles does not report them."""
+
+
 class Agent:
     """One site's agent. ``run`` returns when ``stop`` is called, or the site was removed.
 
@@ -178,6 +182,15 @@ class Agent:
         found["jobs"] = caps.jobs
         if caps.cost is not None:
             found["cost"] = caps.cost
+        accept = self._config.accept
+        bundles = sorted(each.hex() for each in accept.bundles)
+        found["accept"] = {
+            **({"bundles": bundles} if len(bundles) <= _MOST_BUNDLES else {}),
+            "other_bundles": accept.other_bundles,
+            "approval": accept.approval,
+            "visible_updates": accept.visible_updates,
+            "signed_policies": bool(accept.policy_keys),
+        }
         return found
 
     def _prove_tpm(self, control: ControlClient) -> None:

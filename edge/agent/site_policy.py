@@ -24,6 +24,7 @@ from attestation.policy.sign import verify_policy
 from edge.agent import data_budget as databudget
 from edge.agent.policy_versions import SeenPolicy, rollback
 from edge.config.site import SiteConfig
+from fedlearn.job.run import RunName
 from fedlearn.job.spec import JobSpec
 
 __all__ = ["Answer", "Decision", "decide"]
@@ -193,8 +194,9 @@ def _data(config: SiteConfig, spec: JobSpec, site: str) -> tuple[str, str]:
 
 
 def _allowed(jobs: tuple[str, ...], spec: JobSpec, name: str, place: str) -> tuple[str, str]:
-    if not any(fnmatch.fnmatchcase(spec.name, pattern) for pattern in jobs):
-        return "", f"the data set {name} is not for the job {spec.name}"
+    job = RunName.of_id(spec.name).name
+    if not any(fnmatch.fnmatchcase(job, pattern) for pattern in jobs):
+        return "", f"the data set {name} is not for the job {job}"
     return place, ""
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from fedlearn.config import NAME
+from fedlearn.errors import ConfigError
 from fedlearn.identity.login import ENVIRONMENT, OperatorLogin, default_folder
+from fedlearn.job.run import checked_reference
 
 if TYPE_CHECKING:
     from fedlearn.wire.operator import OperatorClient
@@ -25,13 +26,20 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def job_argument(*, required: bool = True) -> Callable[[Command], Command]:
-    """Add the argument NAME of a job; the command gets it as ``name``."""
+    """Add the argument NAME of a job; the command gets it as ``name``.
+
+    ``NAME`` is the newest run of the job, ``NAME@N`` run N, and so is its id.
+    """
 
     def check(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-        if value is not None and not NAME.fullmatch(value):
-            raise click.BadParameter(
-                f"{value[:80]!r} is not a name of a job: use 1 to 63 of a-z, 0-9 and '-'"
-            )
+        if value is not None:
+            try:
+                checked_reference(value)
+            except ConfigError:
+                raise click.BadParameter(
+                    f"{value[:80]!r} is not a name of a job: use 1 to 63 of a-z, 0-9 and '-', and "
+                    "NAME@2 for the second run of NAME"
+                ) from None
         return value
 
     return click.argument("name", required=required, callback=check)

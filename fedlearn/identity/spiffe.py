@@ -2,13 +2,14 @@
 
 ::
 
-    spiffe://<trust domain>/job/<job>/site/<site>/client/<client>     ClientId
+    spiffe://<trust domain>/job/<run>/site/<site>/client/<client>     ClientId
     spiffe://<trust domain>/site/<site>                               SiteId
     spiffe://<trust domain>/operator/<name>                           OperatorId
     spiffe://<trust domain>/coordinator                               CoordinatorId
 
 Format: SPIFFE-ID, section 2. These ids are stricter than the standard: names are DNS labels
-(RFC 1123), so that no id needs escaping and none can be mistaken for another.
+(RFC 1123), so that no id needs escaping and none can be mistaken for another. A job is named by
+the id of its run (:mod:`fedlearn.job.run`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fedlearn.errors import ConfigError, TransportError
+from fedlearn.job.run import checked_run_id
 
 __all__ = [
     "COORDINATOR_DNS",
@@ -46,7 +48,7 @@ that a forwarded port or a changed address needs no new certificate.
 
 
 def checked_name(value: str, what: str) -> str:
-    """Return ``value`` if it may name a job, site, client or operator.
+    """Return ``value`` if it may name a site, client or operator.
 
     :raises ConfigError: naming ``what`` otherwise.
     """
@@ -76,7 +78,7 @@ def checked_trust_domain(value: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientId:
-    """A client of one job at one site."""
+    """A client of one run of a job at one site."""
 
     trust_domain: str
     job: str
@@ -85,7 +87,7 @@ class ClientId:
 
     def __post_init__(self) -> None:
         checked_trust_domain(self.trust_domain)
-        checked_name(self.job, "job")
+        checked_run_id(self.job)
         checked_name(self.site, "site")
         checked_name(self.client, "client")
 

@@ -19,7 +19,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedlearn.errors import JobError
+from fedlearn.errors import ConfigError, JobError
+from fedlearn.job.run import checked_run_id
 
 __all__ = ["MAX_ASSIGNMENT_BYTES", "Assignment"]
 
@@ -111,7 +112,7 @@ class Assignment:
             document: dict[str, Any] = json.loads(data)
             assignment = cls(
                 id=_name(document["id"], "id"),
-                job=_name(document["job"], "job"),
+                job=_run(document["job"], "job"),
                 site=_name(document["site"], "site"),
                 spec=_text(document["spec"], "spec"),
                 bundle=_digest(document["bundle"], "bundle"),
@@ -134,6 +135,14 @@ def _text(value: object, key: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{key} must be a string")
     return value
+
+
+def _run(value: object, key: str) -> str:
+    text = _text(value, key)
+    try:
+        return checked_run_id(text, key)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
 
 
 def _name(value: object, key: str) -> str:

@@ -45,6 +45,7 @@ from fedlearn.config import NAME
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.job.owner_key import parse_owner_key, read_owner_key
 from fedlearn.job.placement import LAUNCHERS, Placement
+from fedlearn.job.run import RunName
 from fedlearn.job.strategies import APP, MEAN_FAMILY, too_few_updates
 from fedlearn.job.tables import (
     MAX_ROUNDS,
@@ -85,7 +86,8 @@ _ELSEWHERE: Final = "-"
 class JobSpec:
     """A complete and consistent job. Make one with :meth:`load` or :meth:`from_toml`.
 
-    ``name``           of the job, of its model and of its ledger entries
+    ``name``           of the job; of an accepted job the id of its run, which is also the name
+                       of its model and of its ledger entries (:mod:`fedlearn.job.run`)
     ``app``            folder or bundle of the Flower application, relative to the job's file
     ``rounds``         of training
     ``strategy``       how updates become one model
@@ -224,6 +226,13 @@ class JobSpec:
             placement=Placement(),
         )
 
+    def as_run(self, run: RunName) -> JobSpec:
+        """Return the job as one of its runs: its name is the id of the run.
+
+        A file cannot name a run: the coordinator numbers them.
+        """
+        return self if self.name == run.id else dataclasses.replace(self, name=run.id)
+
     # --- reading ----------------------------------------------------------------------
 
     @classmethod
@@ -266,8 +275,9 @@ class JobSpec:
         if not isinstance(document, dict) or document.pop("format", None) != _FORMAT:
             raise JobError(f"{where}: is not a job of format {_FORMAT}")
         try:
-            placed = {"app": _ELSEWHERE, "policy": _ELSEWHERE, **document}
-            return _complete(reading.read(cls, placed, where=where), where)
+            run = RunName.of_id(str(document.get("name")), "name")
+            placed = {"app": _ELSEWHERE, "policy": _ELSEWHERE, **document, "name": run.name}
+            return _complete(reading.read(cls, placed, where=where), where).as_run(run)
         except ConfigError as error:
             raise JobError(str(error), hint=error.hint) from None
 

@@ -39,12 +39,16 @@ class ExclusionState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobState:
-    """A job.
+    """A run of a job.
 
+    ``name``        of the job, as people type it; the coordinator itself has the id of the run here
+    ``run``         which run of that name it is, from 1
+    ``run_id``      its name in the ledger, in SPIFFE ids, of its model and at its sites
     ``id``          its digest (:meth:`fedlearn.job.spec.JobSpec.digest`), in hexadecimal
     ``round``       the last round that has a model; ``rounds`` of all that it has
     ``model``       name of its sealed model; empty while there is none
     ``exclusions``  who is kept out of it; empty in a list of jobs
+    ``notes``       of a submission: what may keep a site from running it
     """
 
     name: str
@@ -56,6 +60,14 @@ class JobState:
     model: str = ""
     sites: tuple[str, ...] = ()
     exclusions: tuple[ExclusionState, ...] = ()
+    run: int = 1
+    run_id: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def reference(self) -> str:
+        """What names exactly this run to every command and call, also after later runs."""
+        return f"{self.name}@{self.run}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

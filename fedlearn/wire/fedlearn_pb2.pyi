@@ -399,6 +399,32 @@ class JobName(_message.Message):
     name: str
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
+class DeleteJobRequest(_message.Message):
+    __slots__ = ("name", "keep_model")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KEEP_MODEL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    keep_model: bool
+    def __init__(self, name: _Optional[str] = ..., keep_model: _Optional[bool] = ...) -> None: ...
+
+class JobSubmission(_message.Message):
+    __slots__ = ("name", "run_id", "job_json", "bundle", "policy_toml", "policy_signature", "bundle_sha256")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_JSON_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    POLICY_TOML_FIELD_NUMBER: _ClassVar[int]
+    POLICY_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    run_id: str
+    job_json: str
+    bundle: bytes
+    policy_toml: str
+    policy_signature: bytes
+    bundle_sha256: bytes
+    def __init__(self, name: _Optional[str] = ..., run_id: _Optional[str] = ..., job_json: _Optional[str] = ..., bundle: _Optional[bytes] = ..., policy_toml: _Optional[str] = ..., policy_signature: _Optional[bytes] = ..., bundle_sha256: _Optional[bytes] = ...) -> None: ...
+
 class SiteName(_message.Message):
     __slots__ = ("name",)
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -428,7 +454,7 @@ class SiteList(_message.Message):
     def __init__(self, sites: _Optional[_Iterable[_Union[SiteState, _Mapping]]] = ...) -> None: ...
 
 class JobState(_message.Message):
-    __slots__ = ("name", "id", "status", "round", "rounds", "detail", "model", "sites", "exclusions")
+    __slots__ = ("name", "id", "status", "round", "rounds", "detail", "model", "sites", "exclusions", "run", "run_id", "notes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -438,6 +464,9 @@ class JobState(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SITES_FIELD_NUMBER: _ClassVar[int]
     EXCLUSIONS_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     id: str
     status: str
@@ -447,7 +476,10 @@ class JobState(_message.Message):
     model: str
     sites: _containers.RepeatedScalarFieldContainer[str]
     exclusions: _containers.RepeatedCompositeFieldContainer[Exclusion]
-    def __init__(self, name: _Optional[str] = ..., id: _Optional[str] = ..., status: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., detail: _Optional[str] = ..., model: _Optional[str] = ..., sites: _Optional[_Iterable[str]] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ...) -> None: ...
+    run: int
+    run_id: str
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., id: _Optional[str] = ..., status: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., detail: _Optional[str] = ..., model: _Optional[str] = ..., sites: _Optional[_Iterable[str]] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., run: _Optional[int] = ..., run_id: _Optional[str] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Exclusion(_message.Message):
     __slots__ = ("site", "client", "until_unix_ms", "reason", "operator")

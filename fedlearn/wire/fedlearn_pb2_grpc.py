@@ -1201,6 +1201,16 @@ class OperatorStub:
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.JobName.SerializeToString,
                 response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.JobState.FromString,
                 _registered_method=True)
+        self.DeleteJob = channel.unary_unary(
+                '/fedlearn.v1.Operator/DeleteJob',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.JobState.FromString,
+                _registered_method=True)
+        self.GetSubmission = channel.unary_unary(
+                '/fedlearn.v1.Operator/GetSubmission',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.JobName.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.JobSubmission.FromString,
+                _registered_method=True)
         self.CreateToken = channel.unary_unary(
                 '/fedlearn.v1.Operator/CreateToken',
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.CreateTokenRequest.SerializeToString,
@@ -1331,6 +1341,20 @@ class OperatorServicer:
 
     def ResumeJob(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteJob(self, request, context):
+        """Forgets a run that is over; returns its last state.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSubmission(self, request, context):
+        """What was submitted as a run, as the ledger has it.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -1479,6 +1503,16 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.ResumeJob,
                     request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.JobName.FromString,
                     response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.JobState.SerializeToString,
+            ),
+            'DeleteJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJob,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.DeleteJobRequest.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.JobState.SerializeToString,
+            ),
+            'GetSubmission': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSubmission,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.JobName.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.JobSubmission.SerializeToString,
             ),
             'CreateToken': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateToken,
@@ -1756,6 +1790,60 @@ class Operator:
             '/fedlearn.v1.Operator/ResumeJob',
             fedlearn_dot_wire_dot_fedlearn__pb2.JobName.SerializeToString,
             fedlearn_dot_wire_dot_fedlearn__pb2.JobState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlearn.v1.Operator/DeleteJob',
+            fedlearn_dot_wire_dot_fedlearn__pb2.DeleteJobRequest.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.JobState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSubmission(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlearn.v1.Operator/GetSubmission',
+            fedlearn_dot_wire_dot_fedlearn__pb2.JobName.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.JobSubmission.FromString,
             options,
             channel_credentials,
             insecure,

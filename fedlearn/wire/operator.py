@@ -7,16 +7,19 @@ Replies are plain dataclasses. Every failure is an error of :mod:`fedlearn.error
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
+from attestation.policy.parse import parse_policy
 from fedlearn.app.checks import MAX_BUNDLE_BYTES
 from fedlearn.backoff import Backoff
 from fedlearn.errors import ConfigError, TransportError
 from fedlearn.job.app_log import SealedAppLog
+from fedlearn.job.spec import JobSpec
 from fedlearn.job.state import ExclusionState, JobEvent, JobState, JobStatus
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as stubs
@@ -31,6 +34,7 @@ __all__ = [
     "OperatorState",
     "SiteState",
     "SiteTpm",
+    "Submission",
 ]
 
 SUBMIT_SECONDS: Final = 120.0
@@ -108,6 +112,16 @@ class OperatorGrant:
     operator: OperatorState
     chain: bytes
     address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """What was submitted as a run: ``spec`` names the run, ``bundle`` is its Flower app."""
+
+    spec: JobSpec
+    bundle: bytes = field(repr=False)
+    policy_toml: str = field(repr=False)
+    policy_signature: bytes = field(default=b"", repr=False)
 
 
 class OperatorClient(OperatorResults):
@@ -211,6 +225,37 @@ class OperatorClient(OperatorResults):
     def resume_job(self, name: str) -> JobState:
         """Resume a job from its last checkpoint."""
         return _job(self._once(self._operator.ResumeJob, pb.JobName(name=name)))
+
+    def delete_job(self, name: str, *, keep_model: bool = False) -> JobState:
+        """Delete a run that is over, and its sealed model unless that is kept.
+
+        :returns: its last state.
+        """
+        request = pb.DeleteJobRequest(name=name, keep_model=keep_model)
+        return _job(self._once(self._operator.DeleteJob, request))
+
+    def get_submission(self, name: str) -> Submission:
+        """Return what was submitted as a run, checked against its digests.
+
+        :raises TransportError: when the parts of the answer are not what its digests name.
+        """
+        reply = self._once(self._operator.GetSubmission, pb.JobName(name=name), SUBMIT_SECONDS)
+        spec = JobSpec.from_json(reply.job_json, where="the submitted job")
+        policy = parse_policy(reply.policy_toml.encode(), where="the submitted policy")
+        found = (spec.name, hashlib.sha256(reply.bundle).digest(), policy.digest)
+        expected = (reply.run_id, reply.bundle_sha256, spec.policy_digest)
+        for what, is_, should in zip(("job", "bundle", "policy"), found, expected, strict=True):
+            if is_ != should:
+                raise TransportError(
+                    f"the {what} that the coordinator returned is not the one that was submitted",
+                    hint="try again; `fedlearn ledger verify` checks what the coordinator keeps",
+                )
+        return Submission(
+            spec=spec,
+            bundle=reply.bundle,
+            policy_toml=reply.policy_toml,
+            policy_signature=reply.policy_signature,
+        )
 
     def replace_policy(self, job: str, policy_toml: str, signature: bytes = b"") -> None:
         """Put another appraisal policy in force for a job, at once."""
@@ -349,6 +394,9 @@ def _job(state: pb.JobState) -> JobState:
         detail=state.detail,
         model=state.model,
         sites=tuple(state.sites),
+        run=state.run or 1,
+        run_id=state.run_id or state.name,
+        notes=tuple(state.notes),
         exclusions=tuple(
             ExclusionState(
                 site=item.site,

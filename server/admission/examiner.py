@@ -24,6 +24,7 @@ from fedlearn.errors import AdmissionDenied, ConfigError
 from fedlearn.identity.admission import AdmitRequest
 from fedlearn.identity.spiffe import checked_name
 from fedlearn.identity.voucher import verify_voucher
+from fedlearn.job.run import checked_run_id
 from fedlearn.sealing.keys import PUBLIC_KEY_BYTES
 from server.admission.challenges import ChallengeStore
 from server.admission.exclusions import ExclusionList
@@ -300,7 +301,10 @@ def checked_names(**names: str) -> None:
     """
     try:
         for what, name in names.items():
-            checked_name(name, what)
+            if what == "job":
+                checked_run_id(name)
+            else:
+                checked_name(name, what)
     except ConfigError as error:
         raise AdmissionDenied(str(error), hint=error.hint) from None
 

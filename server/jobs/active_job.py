@@ -24,7 +24,7 @@ from server.jobs.job_channel import JobChannelHandler
 from server.jobs.records.job_store import JobRecord
 from server.state_directory import StateDirectory
 
-__all__ = ["MAX_ATTEMPTS", "OpenJob", "opened"]
+__all__ = ["MAX_ATTEMPTS", "OpenJob", "noise_name", "opened"]
 
 _NOISE_DRAWN: Final = "noise secret drawn"
 _NOISE_DOMAIN: Final = b"fedlearn-noise-secret/1\0"
@@ -184,7 +184,7 @@ def _noise_secret(directory: StateDirectory, spec: JobSpec) -> bytes:
     """
     if spec.privacy is None:
         return b""
-    name = f"noise-{spec.name}"
+    name = noise_name(spec.name)
     known = directory.keys.secret(name)
     entries = (entry.body for entry in directory.ledger.entries(kind="job"))
     entered = [
@@ -207,9 +207,14 @@ def _noise_secret(directory: StateDirectory, spec: JobSpec) -> bytes:
     return known
 
 
+def noise_name(run: str) -> str:
+    """Return the name under which the secret of a run's noise is kept."""
+    return f"noise-{run}"
+
+
 def _unlike(job: str, what: str) -> StoreError:
     return StoreError(
         f"the noise secret of job {job} {what}",
-        hint="restore the folder keys/ from a backup, or submit the job again under another name: "
+        hint="restore the folder keys/ from a backup, or submit the job again as another run: "
         "with another secret one charge would pay for two releases",
     )

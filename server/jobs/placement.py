@@ -19,7 +19,7 @@ from fedlearn.errors import JobError
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.tables import Resources
 
-__all__ = ["Candidate", "Choice", "choose", "obstacles"]
+__all__ = ["Candidate", "Choice", "choose", "objections", "obstacles"]
 
 _RESOURCES: Final = ("cpu", "memory_mib", "gpu")
 
@@ -153,6 +153,30 @@ def obstacles(
     if report is None:
         return ("its report of capabilities is not a JSON object",)
     return tuple(_reasons(spec, policy, site, report))
+
+
+def objections(spec: JobSpec, *, bundle: bytes, signed: bool, capabilities: str) -> Iterator[str]:
+    """Yield what a site reports that it refuses in ``spec``, or asks a person about.
+
+    ``bundle`` is the SHA-256 of the app's bundle; ``signed`` whether the policy is signed.
+    ``capabilities`` is as for :func:`obstacles`: a site need not report what it accepts.
+    """
+    report = _report(capabilities) or {}
+    accept = report.get("accept")
+    if not isinstance(accept, Mapping):
+        return
+    name = bundle.hex()
+    bundles, others = accept.get("bundles"), accept.get("other_bundles")
+    if isinstance(bundles, list) and name not in bundles and others == "refuse":
+        yield f"it refuses the app bundle {name} until its site.toml has it in accept.bundles"
+    elif accept.get("approval") == "manual" or (
+        isinstance(bundles, list) and name not in bundles and others == "ask"
+    ):
+        yield (f"a person there has to approve the app: `fedlearn-edge approve {spec.name} {name}`")
+    if spec.aggregation.visible and accept.get("visible_updates") is False:
+        yield "it refuses an app that receives the update of each site (accept.visible_updates)"
+    if accept.get("signed_policies") is True and not signed:
+        yield "it refuses a policy that is not signed (accept.policy_keys)"
 
 
 def _reasons(

@@ -6,13 +6,13 @@ The rules themselves are pure functions in :mod:`server.jobs.placement`.
 from __future__ import annotations
 
 from attestation.policy.model import AppraisalPolicy
-from fedlearn.errors import JobError
+from fedlearn.errors import ConfigError, JobError
 from fedlearn.job.spec import JobSpec
-from server.identity.site import SiteStatus
+from server.identity.site import Site, SiteStatus
 from server.identity.site_registry import SiteRegistry
 from server.jobs.active_jobs import OpenJobs
 from server.jobs.assignment_dispatcher import AssignmentDispatcher
-from server.jobs.placement import Candidate, Choice, choose, obstacles
+from server.jobs.placement import Candidate, Choice, choose, objections, obstacles
 
 __all__ = ["Selection"]
 
@@ -27,21 +27,39 @@ class Selection:
         self._jobs = jobs
         self._dispatcher = dispatcher
 
+    def sites(self, spec: JobSpec, policy: AppraisalPolicy | None) -> Choice:
+        """Return the sites of a new job: all that it names, or those that are chosen of them.
+
+        :param policy: its policy; ``None`` when that cannot be read, and only the names of the
+            sites are checked.
+        :raises JobError: naming every site that does not exist, or the obstacles of too many.
+        """
+        self._known(spec)
+        if policy is None:
+            return Choice(sites=spec.sites)
+        if spec.placement.choose:
+            return choose(spec, policy, [self._candidate(name) for name in spec.sites])
+        self.require(spec, policy)
+        return Choice(sites=spec.sites)
+
     def require(self, spec: JobSpec, policy: AppraisalPolicy) -> None:
         """Refuse a job before its first round when too few of its sites can run it.
 
         :raises JobError: naming the obstacles.
         """
         lacking = []
-        for name in spec.sites:
-            site = self._sites.show(name)
+        waiting = []
+        for site in self._known(spec):
             if site.status is not SiteStatus.ACTIVE:
-                raise JobError(
-                    f"site {name} is {site.status}",
-                    hint=f"`fedlearn site show {name}` shows what it waits for",
-                )
-            reasons = obstacles(spec, policy, site=name, capabilities=site.capabilities)
-            lacking += [f"site {name}: {reason}" for reason in reasons]
+                waiting.append(site)
+                continue
+            reasons = obstacles(spec, policy, site=site.name, capabilities=site.capabilities)
+            lacking += [f"site {site.name}: {reason}" for reason in reasons]
+        if waiting:
+            raise JobError(
+                "\n".join([*(f"site {site.name} is {site.status}" for site in waiting), *lacking]),
+                hint=f"`fedlearn site show {waiting[0].name}` shows what it waits for",
+            )
         unable = {text.split(":")[0] for text in lacking}
         if len(spec.sites) - len(unable) < spec.quorum:
             raise JobError(
@@ -49,12 +67,37 @@ class Selection:
                 hint="change the job or the sites, or lower `quorum` to continue without them",
             )
 
-    def choose(self, spec: JobSpec, policy: AppraisalPolicy) -> Choice:
-        """Choose the sites of a job that needs some of those it names.
+    def notes(self, spec: JobSpec, *, bundle: bytes, signed: bool) -> tuple[str, ...]:
+        """Return what the sites report that they would refuse, or ask a person about.
 
-        :raises JobError: when too few are able.
+        :param bundle: the SHA-256 of the app's bundle.
+        :param signed: whether the policy of the job is signed.
         """
-        return choose(spec, policy, [self._candidate(name) for name in spec.sites])
+        return tuple(
+            f"site {site.name}: {note}"
+            for site in self._known(spec)
+            for note in objections(
+                spec, bundle=bundle, signed=signed, capabilities=site.capabilities
+            )
+        )
+
+    def _known(self, spec: JobSpec) -> list[Site]:
+        """Return the sites of a job.
+
+        :raises JobError: naming every site that does not exist.
+        """
+        found, unknown = [], []
+        for name in spec.sites:
+            try:
+                found.append(self._sites.show(name))
+            except ConfigError as error:
+                unknown.append(str(error))
+        if unknown:
+            raise JobError(
+                "\n".join(unknown),
+                hint="`fedlearn site list` lists all; `fedlearn site token NAME` invites one",
+            )
+        return found
 
     def _candidate(self, name: str) -> Candidate:
         site, unable = self._sites.show(name), ""

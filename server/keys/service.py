@@ -28,9 +28,10 @@ from attestation.errors import UnsealError
 from fedlearn.errors import KeyReleaseDenied, StoreError
 from fedlearn.sealing import Header, release_to
 from server.admission.registry import Admission
+from server.disk import store_error
 from server.keys.key_protectors import ROOT_BYTES, Protector
 from server.keys.release import LiveAdmissions, Releasable, check_release
-from server.keys.root_key import RootKey, hkdf
+from server.keys.root_key import RootKey, hkdf, reason
 from server.naming import checked_name
 
 __all__ = ["KeyService", "ModelKey", "RecordEntry"]
@@ -149,6 +150,18 @@ class KeyService:
         with self._lock:
             self.root.write(self._secret_path(name), f"secret/{name}", value)
 
+    def discard(self, name: str) -> None:
+        """Remove the secret that was kept under ``name``, if there is one.
+
+        :raises StoreError: when it cannot be removed.
+        """
+        path = self._secret_path(name)
+        with self._lock:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise store_error(f"{path}: {reason(error)}", error) from error
+
     # -- model keys
 
     def define(self, model: str, *, job: str) -> None:
@@ -206,6 +219,15 @@ class KeyService:
             if removed:
                 self._write_models({**self._models, model: {**entry, "keys": kept}})
             return removed
+
+    def destroy(self, model: str) -> None:
+        """Destroy all keys of a model, if it has any.
+
+        What is still sealed under them can never be opened again by this service.
+        """
+        with self._lock:
+            if model in self._models:
+                self._write_models({k: v for k, v in self._models.items() if k != model})
 
     def content_key_of(self, header: Header) -> bytes:
         """Return the content key of a file (so that a service opens files itself).

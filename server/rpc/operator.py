@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from attestation.policy.model import MAX_POLICY_BYTES
 from fedlearn.errors import ConfigError, TransportError
 from fedlearn.identity.spiffe import checked_name
+from fedlearn.job.run import RunName
 from fedlearn.job.spec import MAX_JOB_TOML_BYTES
 from fedlearn.job.state import JobState
 from fedlearn.wire import fedlearn_pb2 as pb
@@ -77,7 +78,7 @@ class OperatorService(OperatorResults):
 
     def GetJob(self, request: pb.JobName, caller: Caller) -> pb.JobState:  # noqa: N802
         """Return one job."""
-        name = checked_name(request.name, "job")
+        name = self._coordinator.resolve_job(request.name)
         state = _job(self._coordinator.get_job(name))
         excluded = self._gate.exclusions.of_job(name, now=self._gate.now())
         state.exclusions.extend(_exclusion(one) for one in excluded)
@@ -88,7 +89,7 @@ class OperatorService(OperatorResults):
     ) -> Iterator[pb.Event]:
         """Return a job's events as they happen."""
         events = self._coordinator.follow_job(
-            checked_name(request.name, "job"),
+            self._coordinator.resolve_job(request.name),
             after=request.after,
             past_only=request.past_only,
             stop=stop,
@@ -110,18 +111,38 @@ class OperatorService(OperatorResults):
 
     def CancelJob(self, request: pb.JobName, caller: Caller) -> pb.JobState:  # noqa: N802
         """Stop a job."""
-        name = checked_name(request.name, "job")
+        name = self._coordinator.resolve_job(request.name)
         return _job(self._coordinator.cancel_job(caller.operator, name))
 
     def ResumeJob(self, request: pb.JobName, caller: Caller) -> pb.JobState:  # noqa: N802
         """Go on with a job."""
-        name = checked_name(request.name, "job")
+        name = self._coordinator.resolve_job(request.name)
         return _job(self._coordinator.resume_job(caller.operator, name))
+
+    def DeleteJob(self, request: pb.DeleteJobRequest, caller: Caller) -> pb.JobState:  # noqa: N802
+        """Delete a run that is over."""
+        name = self._coordinator.resolve_job(request.name)
+        return _job(
+            self._coordinator.delete_job(caller.operator, name, keep_model=request.keep_model)
+        )
+
+    def GetSubmission(self, request: pb.JobName, caller: Caller) -> pb.JobSubmission:  # noqa: N802
+        """Return what was submitted as a run."""
+        record = self._coordinator.submission(self._coordinator.resolve_job(request.name))
+        return pb.JobSubmission(
+            name=RunName.of_id(record.name).name,
+            run_id=record.name,
+            job_json=record.spec.to_json(),
+            bundle=record.bundle.data,
+            policy_toml=record.policy,
+            policy_signature=record.policy_signature,
+            bundle_sha256=record.bundle.digest,
+        )
 
     def ReplacePolicy(self, request: pb.ReplacePolicyRequest, caller: Caller) -> pb.Empty:  # noqa: N802
         """Put another policy in force."""
         _bounded_policy(request.policy_toml)
-        name = checked_name(request.job, "job")
+        name = self._coordinator.resolve_job(request.job)
         self._coordinator.replace_policy(
             caller.operator, name, request.policy_toml, request.policy_signature
         )
@@ -163,7 +184,7 @@ class OperatorService(OperatorResults):
         self, request: pb.RevokeClientRequest | pb.ReadmitClientRequest
     ) -> tuple[str, str, str]:
         """Return job, site and client of a request; the site has to be one of the job's."""
-        job, site = checked_name(request.job, "job"), checked_name(request.site, "site")
+        job, site = self._coordinator.resolve_job(request.job), checked_name(request.site, "site")
         if request.client:
             checked_name(request.client, "client")
         if site not in self._coordinator.get_job(job).sites:
@@ -303,8 +324,12 @@ def _bounded_policy(policy_toml: str) -> None:
 
 
 def _job(state: JobState) -> pb.JobState:
+    run = RunName.of_id(state.name)
     return pb.JobState(
-        name=state.name,
+        name=run.name,
+        run=run.number,
+        run_id=run.id,
+        notes=state.notes,
         id=state.id,
         status=state.status,
         round=state.round,

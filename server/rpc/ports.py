@@ -11,6 +11,7 @@ from fedlearn.job.app_log import SealedAppLog
 from fedlearn.job.phase import Phase
 from fedlearn.job.state import JobEvent, JobState
 from server.admission.registry import Admission
+from server.jobs.records.job_store import JobRecord
 
 __all__ = [
     "Coordinator",
@@ -52,7 +53,7 @@ class Orders(Protocol):
 
 
 class Coordinator(Protocol):
-    """The coordinator behind the services.
+    """The coordinator behind the services. Jobs are named by the id of a run.
 
     Methods are called from several threads at once. They raise errors of
     :mod:`fedlearn.errors` or :mod:`attestation.errors`, which the caller gets; any other
@@ -70,6 +71,18 @@ class Coordinator(Protocol):
         policy_signature: bytes = b"",
     ) -> JobState:
         """Accept a job."""
+        ...
+
+    def resolve_job(self, reference: str) -> str:
+        """Return the id of the run that ``NAME``, ``NAME@N`` or an id names."""
+        ...
+
+    def delete_job(self, operator: str, name: str, *, keep_model: bool = False) -> JobState:
+        """Delete a run that is over."""
+        ...
+
+    def submission(self, name: str) -> JobRecord:
+        """Return what was submitted as a run, compared with the ledger."""
         ...
 
     def list_jobs(self) -> Sequence[JobState]:

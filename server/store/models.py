@@ -412,6 +412,22 @@ class ModelStore:
                 self._directory.commit(drop)
         return len(old)
 
+    def remove(self, model: str) -> bool:
+        """Delete every version of a model and destroy its keys; return whether there was one.
+
+        The ledger must have that it is deleted: otherwise a store without it is refused as an
+        older one (:mod:`server.store.rollback`).
+
+        :raises StoreError: when it cannot be written.
+        """
+        with self._directory.writing():
+            found = model in self._directory.catalogue.models
+            if found:
+                self._directory.commit(lambda catalogue: catalogue.models.pop(model))
+            # A crash between the two leaves keys that open nothing.
+            self._keys.destroy(model)
+        return found
+
     def _report(self, kind: str, stored: StoredModel, body: Mapping[str, Any]) -> None:
         if self._record is not None:
             place = {"job": stored.job, "model": stored.model, "version": stored.version}

@@ -112,6 +112,7 @@ def written_versions(ledger: LedgerReader) -> dict[str, int]:
     """Return the highest version of each model that an entry names.
 
     Where an operator adopted an older store, what was written before counts as it was adopted.
+    Models that were deleted with their job are left out.
 
     :raises LedgerError: when there is no ledger, or it is damaged.
     """
@@ -127,6 +128,12 @@ def written_versions(ledger: LedgerReader) -> dict[str, int]:
             name, version = entry.body.get("model"), entry.body.get("version")
             if isinstance(name, str) and isinstance(version, int):
                 highest[name] = max(version, highest.get(name, 0))
+    for entry in ledger.entries(kind="job"):
+        if entry.body.get("change") == "deleted":
+            # The id of a run is never used again, so nothing of that name is written later.
+            models = entry.body.get("models")
+            for model in models if isinstance(models, list) else ():
+                highest.pop(str(model), None)
     return highest
 
 

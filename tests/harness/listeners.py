@@ -13,8 +13,10 @@ from typing import Any
 from fedlearn.errors import ConfigError, JobError, KeyReleaseDenied
 from fedlearn.job.app_log import SealedAppLog
 from fedlearn.job.phase import Phase
+from fedlearn.job.run import RunName, checked_reference
 from fedlearn.job.state import JobEvent, JobState, JobStatus
 from server.admission.registry import Admission
+from server.jobs.records.job_store import JobRecord
 from server.keys.key_protectors import InsecurePlainKeyFile
 from server.keys.service import KeyService
 from server.rpc import Listeners, RpcConfig, Welcome
@@ -50,6 +52,17 @@ class RecordingCoordinator:
         if job_toml == "crash":
             raise RuntimeError("a secret path /srv/state")
         return JobState(name="alpha", id="1", status=JobStatus.PENDING, rounds=3, sites=("site-a",))
+
+    def resolve_job(self, reference: str) -> str:
+        name, number = checked_reference(reference)
+        return RunName(name, number or 1).id
+
+    def delete_job(self, operator: str, name: str, *, keep_model: bool = False) -> JobState:
+        self.calls.append(("delete", (operator, name, keep_model)))
+        return JobState(name=name, id="1", status=JobStatus.FINISHED)
+
+    def submission(self, name: str) -> JobRecord:
+        raise JobError(f"there is no job {name}")
 
     def list_jobs(self) -> list[JobState]:
         sites = ("site-a", "site-b")

@@ -45,13 +45,24 @@ class Bundles:
         except OSError as error:
             raise store_error(f"{path}: {reason(error)}", error) from error
 
+    def remove(self, digest: bytes) -> None:
+        """Remove a bundle, if it is there.
+
+        :raises StoreError: when it cannot be removed.
+        """
+        path = self._folder / digest.hex()
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise store_error(f"{path}: {reason(error)}", error) from error
+
     def get(self, digest: bytes) -> Bundle:
         """Return the bundle with this SHA-256.
 
         :raises StoreError: when it is missing or has another digest.
         """
         path = self._folder / digest.hex()
-        hint = "restore the file from a backup, or submit the job again under another name"
+        hint = "restore the file from a backup, or submit the job again"
         try:
             with path.open("rb") as stream:
                 bundle = Bundle(stream.read(MAX_BUNDLE_BYTES + 1))

@@ -1,7 +1,8 @@
 """The jobs of one coordinator and their events, in one SQLite file and the ledger.
 
 The file holds specifications, policies and progress, never weights; bundles lie beside it
-(:mod:`server.jobs.records.bundles`). A job's name is its identity and is used once.
+(:mod:`server.jobs.records.bundles`). The identity of a job is the id of its run
+(:mod:`fedlearn.job.run`), which is used once; its name may be submitted again.
 
 The file alone is not trusted. Each row has a MAC under a sealed key
 (:mod:`server.jobs.records.authenticated_rows`). The digests of job, bundle and policies, and
@@ -26,6 +27,7 @@ from typing import Final
 from attestation.policy.model import AppraisalPolicy
 from attestation.policy.parse import parse_policy
 from fedlearn.errors import JobError, StoreError
+from fedlearn.job.run import RunName
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.state import JobState, JobStatus
 from server.jobs.records.authenticated_rows import Cell, Database
@@ -37,7 +39,6 @@ __all__ = ["JOBS_FILE", "JobRecord", "JobStore"]
 
 JOBS_FILE: Final = "jobs.sqlite"
 BUNDLES_FOLDER: Final = "bundles"
-MAX_JOBS: Final = 10_000
 
 _LOG = logging.getLogger(__name__)
 _APPLICATION: Final = 0x464C4A32  # "FLJ2"
@@ -108,7 +109,7 @@ class _Kept:
 class JobStore:
     """All jobs. Safe to use from many threads; every change is durable when it returns.
 
-    ``events`` are their events.
+    ``events`` are their events, ``history`` is what the ledger has of them.
 
     The rows of jobs are read once, when the file is opened, and kept in memory without
     policies and bundles; an edit of the file beside the running coordinator changes nothing.
@@ -122,10 +123,11 @@ class JobStore:
         """
         self._path = folder / JOBS_FILE
         self._bundles = Bundles(folder / BUNDLES_FOLDER)
-        self._history = history
+        self.history = history
         self._lock = threading.Lock()
         self._kept: dict[str, _Kept] = {}
         self._apart: dict[str, str] = {}
+        self._left: list[str] = []
         self._database = Database(
             self._path, key=key, schema=(_JOBS, _POLICIES, EVENTS), application=_APPLICATION
         )
@@ -148,21 +150,15 @@ class JobStore:
         self._database.close()
 
     def add(self, record: JobRecord) -> None:
-        """Store a new job, which is in effect once the ledger has its submission.
+        """Store a new run, which is in effect once the ledger has its submission.
 
-        A row of its name that was not submitted is replaced: a crash may have left it.
+        A row of its id that was not submitted is replaced: a crash may have left it.
 
-        :raises JobError: when its name was used before, or there are too many jobs.
+        :raises JobError: when it is not the next run of its name (:meth:`JobHistory.next_run`).
         :raises StoreError: when it cannot be written.
         """
-        known = self._history.all()
-        if record.name in known:
-            raise JobError(
-                f"there is a job {record.name!r} already",
-                hint="choose another `name` in job.toml; a name is used once",
-            )
-        if len(known) >= MAX_JOBS:
-            raise JobError(f"the coordinator keeps at most {MAX_JOBS} jobs")
+        if record.name != self.history.next_run(RunName.of_id(record.name).name).id:
+            raise JobError(f"{record.name} was submitted already")
         self._bundles.keep(record.bundle)
         row = _Row(
             record.name,
@@ -182,6 +178,34 @@ class JobStore:
             self._kept[record.name] = _Kept(row, record.spec)
             self._apart.pop(record.name, None)
 
+    def delete(self, name: str) -> None:
+        """Delete what is stored of a run that the ledger names as deleted.
+
+        Its bundle stays while another run has it.
+
+        :raises StoreError: when it cannot be written.
+        """
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM jobs WHERE name = ?", (name,))
+            for table in ("policies", "events"):
+                db.execute(f"DELETE FROM {table} WHERE job = ?", (name,))  # noqa: S608
+        self.events.forget(name)
+        with self._lock:
+            self._kept.pop(name, None)
+            self._apart.pop(name, None)
+        facts = self.history.deleted().get(name)
+        if facts is not None:
+            in_use = {other.bundle for other in self.history.all().values()}
+            if facts.bundle not in in_use:
+                self._bundles.remove(facts.bundle)
+
+    def finish_deletions(self) -> Mapping[str, tuple[str, ...]]:
+        """Complete deletions that a crash interrupted; return the models of every deleted run."""
+        while self._left:
+            self.delete(self._left[-1])
+            self._left.pop()
+        return {name: facts.removed for name, facts in self.history.deleted().items()}
+
     def add_policy(self, name: str, policy: str, signature: bytes) -> bytes:
         """Store a policy of a job, which is in force once the ledger has it.
 
@@ -192,7 +216,7 @@ class JobStore:
 
     def states(self) -> tuple[JobState, ...]:
         """Return the states of all jobs, oldest first; bundles and policies are not read."""
-        facts = self._history.all()
+        facts = self.history.all()
         with self._lock:
             since = {name: kept.row.created for name, kept in self._kept.items()}
             names = sorted(facts, key=lambda name: (since.get(name, 0.0), name))
@@ -267,7 +291,7 @@ class JobStore:
 
     def _load(self) -> None:
         """Read every row of a job, and set apart those that differ from the ledger."""
-        facts = self._history.all()
+        facts, deleted = self.history.all(), self.history.deleted()
         with self._database.reading() as db:
             rows = db.execute(
                 "SELECT name, status, detail, round, spec, created, mac FROM jobs"
@@ -276,6 +300,8 @@ class JobStore:
             name = str(cells[0])
             if not self._database.key.genuine("jobs", cells, mac):
                 self._set_apart(name, "its record was altered on the disk")
+            elif name in deleted:
+                self._left.append(name)
             elif name not in facts:
                 self._set_apart(name, "the ledger has no entry of its submission")
             else:
@@ -299,7 +325,7 @@ class JobStore:
         _LOG.error("%s: job %a is set apart: %s", self._path, name[:64], reason)
 
     def _facts(self, name: str) -> JobFacts:
-        facts = self._history.facts(name)
+        facts = self.history.facts(name)
         if facts is None:
             raise JobError(
                 f"there is no job {name!r}", hint="`fedlearn job status` lists all of them"

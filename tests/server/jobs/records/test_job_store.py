@@ -131,8 +131,9 @@ def test_an_edited_record_is_set_apart_and_not_run(
     with pytest.raises(StoreError, match="job alpha: ") as caught:
         coordinator.resume_job("alice", "alpha")
     assert "backup" in caught.value.hint
-    with pytest.raises(JobError, match="already"):
-        submit(coordinator, bundle)
+    submit(coordinator, bundle)
+    assert coordinator.jobs.named("alpha") is None
+    assert coordinator.jobs.require("alpha.2").record.spec.rounds == 1
 
 
 def test_a_restored_file_lets_a_job_that_was_set_apart_go_on(
