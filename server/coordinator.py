@@ -128,7 +128,7 @@ class Coordinator:
             selection=self._selection,
             clock=clock,
         )
-        self.deletion = JobDeletion(directory, job_store)
+        self.deletion = JobDeletion(directory, job_store, self._app_logs)
 
     # --- operators --------------------------------------------------------------------
 

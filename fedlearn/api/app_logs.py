@@ -49,8 +49,9 @@ def fetch_app_logs(client: OperatorClient, job: str, site: str, key: X25519Priva
     :raises JobError: when there is no such job or site, or the job was submitted without logs.
     :raises UnsealError: when there are logs, and none opens with this key.
     """
-    digest = bytes.fromhex(client.get_job(job).id)
-    return open_app_logs(client.fetch_app_logs(job, site), job, digest, site, key)
+    state = client.get_job(job)
+    logs = client.fetch_app_logs(state.reference, site)
+    return open_app_logs(logs, state.run_id, bytes.fromhex(state.id), site, key)
 
 
 def open_app_logs(

@@ -120,7 +120,8 @@ def failure_of(error: grpc.RpcError, what: str) -> FedlearnError | AttestationEr
 
 
 def _rebuilt(code: str, message: str, metadata: dict[str, Any]) -> FedlearnError | AttestationError:
-    message = _plain(message)
+    # Several faults of one request are one line each.
+    message = "\n".join(filter(None, map(_plain, message.splitlines())))
     raw = metadata.get("fedlearn-hint-bin", b"")
     hint = _plain(raw.decode("utf-8", "replace")) if isinstance(raw, bytes) else ""
     if code.startswith("attestation/"):

@@ -1,4 +1,4 @@
-"""Deletes a run that is over: its record, its bundle, its sealed models and its secret."""
+"""Deletes a run that is over: its record, bundle, sealed models and logs, and its secret."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from server.flower.application.app_files import kept_as
 from server.jobs.active_job import noise_name
+from server.jobs.app_logs import AppLogs
 from server.jobs.records.job_store import JobStore
 from server.state_directory import StateDirectory
 
@@ -19,9 +20,10 @@ class JobDeletion:
     without them is then not an older one. What a crash leaves is removed at the next start.
     """
 
-    def __init__(self, directory: StateDirectory, job_store: JobStore) -> None:
+    def __init__(self, directory: StateDirectory, job_store: JobStore, app_logs: AppLogs) -> None:
         self._directory = directory
         self._job_store = job_store
+        self._app_logs = app_logs
 
     def delete(self, run: str, *, operator: str, keep_model: bool) -> None:
         """Delete a run, which must be over.
@@ -47,4 +49,5 @@ class JobDeletion:
     def _erase(self, run: str, models: Sequence[str]) -> None:
         for model in models:
             self._directory.store.remove(model)
+        self._app_logs.forget(run)
         self._directory.keys.discard(noise_name(run))

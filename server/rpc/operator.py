@@ -103,7 +103,8 @@ class OperatorService(OperatorResults):
         self, request: pb.AppLogsRequest, caller: Caller, stop: threading.Event
     ) -> Iterator[pb.AppLog]:
         """Return the sealed logs of a job at one site."""
-        job, site = checked_name(request.job, "job"), checked_name(request.site, "site")
+        job = self._coordinator.resolve_job(request.job)
+        site = checked_name(request.site, "site")
         for log in self._coordinator.app_logs(job, site):
             if stop.is_set():
                 return

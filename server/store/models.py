@@ -214,14 +214,13 @@ class ModelStore:
         """
         return self._directory.catalogue.versions(checked_name(model), self._directory.files)
 
-    def kept(self, job: str = "") -> tuple[StoredModel, ...]:
-        """Return the versions of all models that are kept, or of those of one job."""
+    def kept(self) -> tuple[StoredModel, ...]:
+        """Return the versions of all models that are kept."""
         catalogue = self._directory.catalogue
         return tuple(
             stored
             for model in sorted(catalogue.models)
             for stored in catalogue.versions(model, self._directory.files)
-            if job in ("", stored.job)
         )
 
     def latest(self, model: str, *, expected_version: int = 0) -> StoredModel:

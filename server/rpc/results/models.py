@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from fedlearn.errors import JobError, StoreError
+from fedlearn.job.run import RunName, checked_reference
 from fedlearn.wire import fedlearn_pb2 as pb
 from server.store.models import ModelStore, StoredModel
 
@@ -30,9 +31,17 @@ class ModelSender:
         self._store = store
 
     def listed(self, job: str, visible: Visible) -> Iterator[pb.SealedModel]:
-        """Yield the versions that are kept and ``visible``, of ``job`` or (empty) of all."""
-        for stored in self._store.kept(job):
-            if visible(stored):
+        """Yield the versions that are kept and ``visible``, of ``job`` or (empty) of all.
+
+        ``NAME`` stands for all runs of a job, ``NAME@N`` and the id of a run for that run. Models
+        that were kept when their run was deleted are listed too.
+
+        :raises ConfigError: when ``job`` names neither.
+        """
+        name, number = checked_reference(job) if job else ("", None)
+        for stored in self._store.kept():
+            run = RunName.of_id(stored.job)
+            if (not name or run.name == name) and number in (None, run.number) and visible(stored):
                 yield _model(stored)
 
     def parts(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
-from fedlearn.identity.spiffe import checked_name
 from fedlearn.wire import fedlearn_pb2 as pb
 from server.rpc.guard import Caller
 from server.rpc.results.ledger import LedgerSender
@@ -25,8 +24,7 @@ class OperatorResults:
         self, request: pb.ListModelsRequest, caller: Caller, stop: threading.Event
     ) -> Iterator[pb.SealedModel]:
         """Return the versions of models that are kept."""
-        job = checked_name(request.job, "job") if request.job else ""
-        return self._models.listed(job, _anything)
+        return self._models.listed(request.job, _anything)
 
     def DownloadModel(  # noqa: N802
         self, request: pb.DownloadModelRequest, caller: Caller, stop: threading.Event
