@@ -34,7 +34,7 @@ from fedlearn.identity.software import software_digest
 from fedlearn.identity.tls import server_context
 from fedlearn.job.state import JobStatus
 from fedlearn.sandbox import protect_this_process
-from server.admission.challenges import Limits
+from server.admission.challenges import Limits, Rates
 from server.admission.coordinator_evidence import CoordinatorProof
 from server.admission.exclusions import ExclusionList
 from server.admission.gate import AdmissionGate
@@ -218,6 +218,7 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
             store=directory.store,
             ledger=directory.ledger,
             tpms=tpms,
+            owner_rates=Rates(limits=_limits(config)),
         )
         listeners.start()
         stack.callback(listeners.stop)

@@ -16,6 +16,7 @@ from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire.calls import Calls
 
 __all__ = [
+    "STREAM_SECONDS",
     "EntryRow",
     "LedgerState",
     "ModelDownload",
@@ -29,7 +30,9 @@ __all__ = [
 EntryRow: TypeAlias = tuple[int, int, str, bytes, bytes, bytes, bytes]
 """An entry of the ledger: sequence, time (Unix ms), kind, body, previous, hash, signature."""
 
-_STREAM_SECONDS: Final = 24 * 3600.0
+STREAM_SECONDS: Final = 24 * 3600.0
+"""The deadline of a download, in seconds."""
+
 _MAX_MODELS: Final = 1_000_000
 _MAX_OWNERS: Final = 64
 
@@ -86,7 +89,7 @@ class OperatorResults(Calls):
 
     def list_models(self, job: str = "") -> tuple[SealedModel, ...]:
         """Return the versions of models that are kept, of one job or of all; oldest first."""
-        call = self._operator.ListModels(pb.ListModelsRequest(job=job), timeout=_STREAM_SECONDS)
+        call = self._operator.ListModels(pb.ListModelsRequest(job=job), timeout=STREAM_SECONDS)
         return sealed_models(self._stream(call))
 
     @contextlib.contextmanager
@@ -100,7 +103,7 @@ class OperatorResults(Calls):
         :raises FedlearnError: as the coordinator raised it.
         """
         request = download_request(model, version=version, offset=offset, file_id=file_id)
-        call = self._operator.DownloadModel(request, timeout=_STREAM_SECONDS)
+        call = self._operator.DownloadModel(request, timeout=STREAM_SECONDS)
         with contextlib.closing(self._stream(call)) as parts:
             yield download(parts)
 
@@ -113,7 +116,7 @@ class OperatorResults(Calls):
         :param limit: the largest number of entries; 0 for all.
         """
         request = pb.ReadLedgerRequest(after=after, kind=kind, limit=limit)
-        call = self._operator.ReadLedger(request, timeout=_STREAM_SECONDS)
+        call = self._operator.ReadLedger(request, timeout=STREAM_SECONDS)
         with contextlib.closing(self._stream(call)) as pages:
             for page in pages:
                 for one in page.entries:

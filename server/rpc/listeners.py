@@ -21,6 +21,7 @@ from fedlearn.errors import ConfigError, FedlearnError, TransportError
 from fedlearn.identity.join import checked_address
 from fedlearn.wire import fedlearn_pb2_grpc as rpc
 from fedlearn.wire.channel import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES
+from server.admission.challenges import Rates
 from server.admission.coordinator_evidence import CoordinatorProof
 from server.admission.gate import AdmissionGate
 from server.identity.operators import OperatorRegistry
@@ -37,6 +38,7 @@ from server.rpc.operator import OperatorService
 from server.rpc.ports import Coordinator
 from server.rpc.results.ledger import LedgerSender
 from server.rpc.results.models import ModelSender
+from server.rpc.results.owner import OwnerService
 from server.rpc.sites import SitesService
 from server.store.models import ModelStore
 
@@ -75,11 +77,12 @@ class RpcConfig:
 
 
 class Listeners:
-    """Serves Gate over TLS, and Sites, Clients and Operator over mutual TLS.
+    """Serves Gate and Owner over TLS, and Sites, Clients and Operator over mutual TLS.
 
     ``server_chain``, ``server_key``  PEM; the chain ends with the CA, which pinning needs
     ``store``, ``ledger``             what operators and owners may read
     ``tpms``                          accepts proofs of sites' TPMs; by default it has no roots
+    ``owner_rates``                   of the calls of owners, apart from those of the gate
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class Listeners:
         store: ModelStore,
         ledger: Ledger,
         tpms: TpmEnrollment | None = None,
+        owner_rates: Rates | None = None,
     ) -> None:
         tpms = tpms or TpmEnrollment(sites=sites, trust=TrustAnchors, clock=clock)
         self._config = config
@@ -117,6 +121,7 @@ class Listeners:
             )
             for name, calls in (
                 ("Gate", config.gate_calls_per_peer),
+                ("Owner", 16),
                 ("Sites", 16),
                 ("Clients", 8),
                 ("Operator", 32),
@@ -140,6 +145,10 @@ class Listeners:
         self._gate_service = GateService(
             gate=gate, proof=proof, sites=sites, tpms=tpms, ca=ca, welcome=welcome
         )
+        models = ModelSender(store)
+        self._owner_service = OwnerService(
+            models=models, ca_pin=ca.key_digest, rates=owner_rates or Rates(), clock=clock
+        )
         self._sites_service = SitesService(
             coordinator=coordinator,
             sites=sites,
@@ -158,7 +167,7 @@ class Listeners:
             gate=gate,
             connected=self._sites_service.connected,
             control_address=welcome.control_address,
-            models=ModelSender(store),
+            models=models,
             ledger=LedgerSender(ledger, ca),
         )
         self.gate_port = 0
@@ -234,6 +243,7 @@ class Listeners:
         self.control_port = int(control_listener.getsockname()[1])
         gate, gate_relay = self._server("gate", identify_anyone, mutual=False)
         _registry.add_GateServicer_to_server(self._gate_service, gate)
+        _registry.add_OwnerServicer_to_server(self._owner_service, gate)
         control, control_relay = self._server("control", self._identify, mutual=True)
         _registry.add_SitesServicer_to_server(self._sites_service, control)
         _registry.add_ClientsServicer_to_server(self._clients_service, control)

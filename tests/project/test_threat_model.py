@@ -39,6 +39,7 @@ PARTIES = (
     "A job's ClientApp",
     "An admitted client, or a malicious site",
     "An operator of the coordinator",
+    "An owner of models",
     "The author of a job's apps",
     "A reader of the ledger or of the model",
     "The control plane of a cluster",
