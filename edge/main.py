@@ -19,6 +19,7 @@ from fedlearn import __version__
 from fedlearn.errors import ConfigError
 from fedlearn.terminal.console import (
     Commands,
+    Noun,
     config_option,
     json_option,
     line,
@@ -42,7 +43,17 @@ __all__ = ["main"]
 _config = config_option("site.toml", "The site's configuration.")
 
 
-@click.group("fedlearn-edge", cls=Commands)
+@click.group(
+    cls=Commands,
+    name="fedlearn-edge",
+    nouns={
+        "init": Noun(
+            module="edge.initial",
+            attribute="init",
+            summary="Write a site's configuration, and enroll the site.",
+        )
+    },
+)
 @click.version_option(__version__, prog_name="fedlearn-edge", message="%(prog)s %(version)s")
 def main() -> None:
     """Run a site: its agent, its rules, and the clients that train on its data."""

@@ -73,6 +73,7 @@ __all__ = [
 
 _TRUST_DOMAIN: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,126}[a-z0-9])?")
 _PROTECTORS: Final = ("tpm-policy", "recovery-key", "passphrase", "insecure-plain-key-file")
+_MADE_BY: Final = "fedlearn-server init"
 _MAX_SOCKET_NAME: Final = 107  # unix(7)
 _EVERYWHERE: Final = frozenset({"0.0.0.0", "[::]", "[0::0]"})  # noqa: S104 (compared, not bound)
 
@@ -294,7 +295,7 @@ class ServerConfig:
 
         :raises ConfigError: naming file, line and key of everything that is wrong.
         """
-        return config.read_file(cls, path)
+        return config.read_file(cls, path, made_by=_MADE_BY)
 
     @classmethod
     def read(cls, path: Path) -> tuple[Self, Mapping[str, Any]]:
@@ -302,7 +303,7 @@ class ServerConfig:
 
         :raises ConfigError: naming file, line and key of everything that is wrong.
         """
-        return config.read_document(cls, path)
+        return config.read_document(cls, path, made_by=_MADE_BY)
 
     def advertised(self, listener: str, bound: str) -> str:
         """Return the address given to others for ``listener``, which is bound to ``bound``."""

@@ -23,6 +23,7 @@ from fedlearn.errors import ConfigError
 from fedlearn.terminal.console import (
     REFUSED,
     Commands,
+    Noun,
     config_option,
     json_option,
     line,
@@ -34,114 +35,24 @@ from fedlearn.terminal.plaintext import configure_logging
 __all__ = ["main"]
 
 _OPEN_FILES: Final = 65_536
-_TEMPLATE = """\
-# One coordinator. Every key: server/config.py, or `fedlearn-server check --config FILE`.
-state = "state"
-trust_domain = "{trust_domain}"
-
-[listen]                      # TLS for enrollment and admission; the others have mutual TLS
-gate = "{host}:9443"
-control = "{host}:9444"
-fleet = "{host}:9445"
-
-[keys]                        # what keeps the root key while the coordinator is not running
-{keys}
-
-[attester]                    # what proves this coordinator to its clients
-kind = "{attester}"
-"""
-
 
 _config = config_option("server.toml", "The coordinator's configuration.")
 
 
-@click.group("fedlearn-server", cls=Commands)
+@click.group(
+    cls=Commands,
+    name="fedlearn-server",
+    nouns={
+        "init": Noun(
+            module="server.initial",
+            attribute="init",
+            summary="Initialize a coordinator: its keys, CA, ledger and first operator.",
+        )
+    },
+)
 @click.version_option(__version__, prog_name="fedlearn-server", message="%(prog)s %(version)s")
 def main() -> None:
     """Run a coordinator: admission, sealed models, the ledger and the rounds."""
-
-
-@main.command()
-@_config
-@click.option("--trust-domain", default="fedlearn.local", show_default=True)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where a new one listens.")
-@click.option(
-    "--insecure-development",
-    is_flag=True,
-    help="Without a configuration: write one with a plain key file and a software attester, and "
-    "make the operator's key here.",
-)
-@click.option(
-    "--operator-csr",
-    "csr",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=None,
-    metavar="FILE",
-    help="The first operator's request, as `fedlearn operator request NAME` makes it.",
-)
-@click.option(
-    "--insecure-operator-key-here",
-    "key_here",
-    is_flag=True,
-    help="Make the operator's key on this machine: those who run the coordinator then hold it.",
-)
-@json_option
-def init(
-    path: Path,
-    trust_domain: str,
-    host: str,
-    insecure_development: bool,
-    csr: Path | None,
-    key_here: bool,
-    as_json: bool,
-) -> None:
-    """Initialize a coordinator: its keys, CA, ledger and first operator.
-
-    Writes the configuration too where there is none.
-    """
-    from fedlearn.identity.login import ca_pin
-    from server.config import ServerConfig
-    from server.state_directory import GRANT_FILE, initialize
-
-    if csr is not None and key_here:
-        raise click.UsageError("--operator-csr and --insecure-operator-key-here exclude each other")
-    written = _write_template(path, trust_domain, host, insecure_development)
-    try:
-        config = ServerConfig.load(path)
-        if csr is None and not key_here and not insecure_development:
-            raise ConfigError(
-                "the first operator's request is missing",
-                key="--operator-csr",
-                hint="`fedlearn operator request NAME` makes key and request on the operator's "
-                "machine; --insecure-operator-key-here makes the key on this one",
-            )
-        control = config.advertised("control", config.listen.control)
-        operator = initialize(
-            config, now=datetime.now(UTC), control_address=control, operator_csr=csr
-        )
-    except BaseException:
-        for file in written:
-            file.unlink(missing_ok=True)
-        raise
-    pin = ca_pin((config.state / "ca.pem").read_bytes())
-    if as_json:
-        print_json(
-            {
-                "state": str(config.state),
-                "operator": str(operator),
-                "config": str(path),
-                "ca_pin": pin,
-            }
-        )
-        return
-    line(f"initialized in {config.state}", style="green")
-    line(f"next:  fedlearn-server run --config {path}")
-    if operator.name == GRANT_FILE:
-        line(f"then:  send {operator} to the operator, and the CA's pin by another channel:")
-        line(f"       fedlearn operator login {operator.name} --ca-pin {pin}")
-        return
-    line(f"then:  fedlearn site token NAME --operator {operator}")
-    line(f"INSECURE: the operator's key was made on this machine, in {operator}", style="yellow")
 
 
 @main.command("establish")
@@ -344,56 +255,6 @@ def check(path: Path, as_json: bool) -> int:
         for name, reason in found["set_apart"].items():
             line(printable(f"         {name}: {reason}"), style="yellow")
     return REFUSED if found["set_apart"] else 0
-
-
-def _write_template(
-    path: Path, trust_domain: str, host: str, insecure_development: bool
-) -> list[Path]:
-    """Write a configuration where there is none; return the files that were written."""
-    if path.exists():
-        if insecure_development:
-            raise ConfigError(
-                "exists, so --insecure-development has nothing to write",
-                where=str(path),
-                hint="leave the flag out, or name another file",
-            )
-        return []
-    if not insecure_development:
-        raise ConfigError(
-            "does not exist",
-            where=str(path),
-            hint="write it (README, 'A coordinator'), or try things out with "
-            "--insecure-development",
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    key = _development_key(path.parent / "state")
-    path.write_text(
-        _TEMPLATE.format(
-            trust_domain=trust_domain,
-            host=host,
-            keys='protect = ["insecure-plain-key-file"]',
-            attester="insecure-sample",
-        )
-    )
-    return [path, key]
-
-
-def _development_key(state: Path) -> Path:
-    """Make the key that signs the coordinator's sample evidence."""
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = state / "insecure-development.key"
-    path.touch(mode=0o600)
-    path.write_bytes(
-        ec.generate_private_key(ec.SECP256R1()).private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return path
 
 
 def _until_stopped() -> threading.Event:

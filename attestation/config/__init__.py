@@ -34,6 +34,7 @@ The pages are docs/reference/api/config.md and docs/adr/0022-toml.md.
 
 from __future__ import annotations
 
+from attestation.config.commented import commented
 from attestation.config.fields import (
     choice,
     each,
@@ -82,6 +83,7 @@ __all__ = [
     "ReadContext",
     "SchemaError",
     "choice",
+    "commented",
     "describe",
     "dumps",
     "each",

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-__all__ = ["default_text", "dumps", "to_plain", "value_text"]
+__all__ = ["default_text", "dumps", "key_text", "to_plain", "value_text"]
 
 
 def dumps(values: Mapping[str, object]) -> str:
@@ -24,17 +24,17 @@ def dumps(values: Mapping[str, object]) -> str:
 
 
 def _table_lines(path: tuple[str, ...], values: Mapping[str, object]) -> list[str]:
-    lines = [f"\n[{'.'.join(map(_key_text, path))}]"] if path else []
+    lines = [f"\n[{'.'.join(map(key_text, path))}]"] if path else []
     below: list[str] = []
     for key, value in values.items():
         if isinstance(value, Mapping):
             below += _table_lines((*path, key), value)
         else:
-            lines.append(f"{_key_text(key)} = {value_text(value)}")
+            lines.append(f"{key_text(key)} = {value_text(value)}")
     return lines + below
 
 
-def _key_text(key: str) -> str:
+def key_text(key: str) -> str:
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else value_text(key)
 
 

@@ -258,4 +258,4 @@ class SiteConfig:
 
         :raises ConfigError: naming file, line and key of everything that is wrong.
         """
-        return config.read_file(cls, path)
+        return config.read_file(cls, path, made_by="fedlearn-edge init")

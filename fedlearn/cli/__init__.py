@@ -45,7 +45,7 @@ NOUNS: Final[Mapping[str, Noun]] = MappingProxyType(
 """The nouns of the command line, in the order in which ``--help`` shows them."""
 
 
-@click.group("fedlearn", cls=Commands, nouns=NOUNS)
+@click.group(cls=Commands, name="fedlearn", nouns=NOUNS)
 @click.version_option(__version__, prog_name="fedlearn", message="%(prog)s %(version)s")
 def main() -> None:
     """Train one model across attested sites.

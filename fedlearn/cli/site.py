@@ -20,7 +20,7 @@ import click
 from attestation.durable import write_durably
 from fedlearn.cli.operator import connect, duration, operator_option
 from fedlearn.config import NAME
-from fedlearn.errors import ConfigError, EnrollmentRefused
+from fedlearn.errors import ConfigError
 from fedlearn.identity.join import JoinToken
 from fedlearn.terminal.console import Commands, json_option, line, print_json, printable
 from fedlearn.terminal.options import sample_key_option
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["group"]
 
-_MAX_TOKEN_FILE: Final = 4096
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -305,25 +304,9 @@ def enroll(token_file: Path, state: Path, as_json: bool) -> None:
     The key is made here and stays here. Run it again after the operator's approval, with
     the same folder, to fetch the certificate.
     """
-    from edge.protocol.identity import SiteIdentity
-    from edge.protocol.rpc import enroll as redeem
+    from edge.protocol.enrollment import read_token, redeem
 
-    text = _token(token_file)
-    parsed = JoinToken.parse(text)
-    known = SiteIdentity.load(state) if (state / "site.json").exists() else None
-    if known is not None and known.site != parsed.site:
-        raise ConfigError(
-            f"site {known.site} is enrolled here, and the token is for {parsed.site}",
-            where=str(state),
-            hint="name another folder with --state",
-        )
-    try:
-        identity = redeem(text, identity=known, keep=lambda made: made.save(state))
-    except EnrollmentRefused:
-        if known is None:
-            SiteIdentity.discard(state)
-        raise
-    identity.save(state)
+    identity = redeem(read_token(token_file), state)
     if as_json:
         print_json(
             {
@@ -340,29 +323,6 @@ def enroll(token_file: Path, state: Path, as_json: bool) -> None:
     else:
         line(f"site {identity.site} is enrolled; its identity is in {state}")
         line("Next:  fedlearn-edge run", bold=True)
-
-
-def _token(path: Path) -> str:
-    try:
-        if str(path) == "-":
-            data = sys.stdin.buffer.read(_MAX_TOKEN_FILE + 1)
-        else:
-            with path.open("rb") as file:
-                data = file.read(_MAX_TOKEN_FILE + 1)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot be read: {error.strerror}", where=str(path), key="--token-file"
-        ) from error
-    try:
-        if len(data) > _MAX_TOKEN_FILE:
-            raise ValueError
-        return data.decode("ascii").strip()
-    except ValueError:
-        raise ConfigError(
-            "does not contain a join token",
-            where=str(path),
-            hint="save the line that `fedlearn site token` printed, and nothing else",
-        ) from None
 
 
 def _tpm_lines(tpm: SiteTpm) -> Iterator[tuple[str, str]]:

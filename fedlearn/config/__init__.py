@@ -10,6 +10,8 @@ from fedlearn.config.files import (
     read,
     read_document,
     read_file,
+    relative,
+    write_new,
 )
 
 __all__ = [
@@ -22,4 +24,6 @@ __all__ = [
     "read",
     "read_document",
     "read_file",
+    "relative",
+    "write_new",
 ]

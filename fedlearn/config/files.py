@@ -12,9 +12,19 @@ from typing import Any, Final, TypeVar
 
 from attestation import config
 from attestation.config import toml
+from attestation.durable import write_once
 from fedlearn.errors import ConfigError
 
-__all__ = ["MAX_FILE_BYTES", "ConfigErrors", "file_bytes", "read", "read_document", "read_file"]
+__all__ = [
+    "MAX_FILE_BYTES",
+    "ConfigErrors",
+    "file_bytes",
+    "read",
+    "read_document",
+    "read_file",
+    "relative",
+    "write_new",
+]
 
 MAX_FILE_BYTES: Final = toml.MAX_TOML_BYTES
 
@@ -46,27 +56,53 @@ def read(
         return config.read(model, document, where=where, base=base)
 
 
-def read_file(model: type[M], path: Path) -> M:
+def read_file(model: type[M], path: Path, *, made_by: str = "") -> M:
     """Return the file as a ``model``. Relative paths in it start from its folder.
+
+    ``made_by`` is the command that writes such a file, for the hint where there is none.
 
     :raises ConfigError: naming file, line and key of everything that is wrong.
     """
-    return read(model, file_bytes(path), where=str(path), base=path.parent)
+    return read(model, file_bytes(path, made_by=made_by), where=str(path), base=path.parent)
 
 
-def read_document(model: type[M], path: Path) -> tuple[M, Mapping[str, Any]]:
+def read_document(model: type[M], path: Path, *, made_by: str = "") -> tuple[M, Mapping[str, Any]]:
     """Return what :func:`read_file` returns, and the TOML document that it was read from.
 
     :raises ConfigError: naming file, line and key of everything that is wrong.
     """
-    data = file_bytes(path)
+    data = file_bytes(path, made_by=made_by)
     with _config_errors():
         source = config.parse(data, where=str(path))
     return read(model, source, where=str(path), base=path.parent), source.table
 
 
-def file_bytes(path: Path, *, limit: int = MAX_FILE_BYTES, what: str = "") -> bytes:
+def relative(path: Path, file: Path) -> str:
+    """Return ``path`` as the configuration ``file`` states it: relative paths start there."""
+    return str(path) if path.is_absolute() else os.path.relpath(path, file.parent)
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file as a whole, where there is none.
+
+    :raises ConfigError: when there is one, or the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = write_once(path, text.encode())
+    except OSError as error:
+        reason = (error.strerror or "unknown reason").lower()
+        raise ConfigError(f"cannot be written: {reason}", where=str(path)) from None
+    if written != text.encode():
+        raise ConfigError("exists", where=str(path), hint="name another file; nothing was written")
+
+
+def file_bytes(
+    path: Path, *, limit: int = MAX_FILE_BYTES, what: str = "", made_by: str = ""
+) -> bytes:
     """Return the content of a regular file of at most ``limit`` bytes.
+
+    ``made_by`` is the command that writes such a file, for the hint where there is none.
 
     :raises ConfigError: when it is missing, not a file, not readable or too large.
     """
@@ -75,8 +111,9 @@ def file_bytes(path: Path, *, limit: int = MAX_FILE_BYTES, what: str = "") -> by
         # O_NONBLOCK: opening a named pipe without a writer must not wait.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, _names_beside(path), n=1)
-        hint = f"did you mean {path.with_name(near[0])}?" if near else ""
+        hints = [f"did you mean {near}?"] if (near := _near(path)) is not None else []
+        hints += [f"`{made_by}` writes one"] if made_by else []
+        hint = "; ".join(hints)
         raise ConfigError(f"{shown}does not exist", where=str(path), hint=hint) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -109,8 +146,12 @@ def _config_errors() -> Iterator[None]:
         raise found[0] if len(found) == 1 else ConfigErrors(found) from None
 
 
-def _names_beside(path: Path) -> list[str]:
+def _near(path: Path) -> Path | None:
+    """Return the file beside ``path`` whose name may have been meant: all but the suffix counts."""
     try:
-        return [entry.name for _, entry in zip(range(1000), path.parent.iterdir(), strict=False)]
+        beside = [entry for _, entry in zip(range(1000), path.parent.iterdir(), strict=False)]
     except OSError:
-        return []
+        return None
+    stems = [entry.stem for entry in beside if entry.suffix == path.suffix]
+    near = difflib.get_close_matches(path.stem, stems, n=1)
+    return path.with_name(near[0] + path.suffix) if near else None

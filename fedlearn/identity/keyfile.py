@@ -1,7 +1,7 @@
 """Private keys of people in files: of a model's owner, and the operator's recovery key.
 
-X25519 in PKCS #8 PEM, as ``openssl genpkey -algorithm x25519`` writes it, encrypted with a
-passphrase or not.
+X25519 in PKCS #8 PEM, as ``fedlearn model keygen`` and ``openssl genpkey -algorithm x25519`` write
+it, encrypted with a passphrase or not.
 """
 
 from __future__ import annotations
@@ -13,15 +13,49 @@ from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 
+from attestation.durable import write_durably
 from fedlearn.config import file_bytes
 from fedlearn.errors import ConfigError
 
-__all__ = ["check_private", "read_private_key"]
+__all__ = ["check_private", "make_key_pair", "public_file", "read_private_key"]
 
 _LIMIT: Final = 64 * 1024
-_MAKE: Final = "make a pair with: openssl genpkey -algorithm x25519 -out owner.pem"
+_MAKE: Final = "`fedlearn model keygen --out NEW.pem` makes a pair, and overwrites no file"
+
+
+def public_file(path: Path) -> Path:
+    """Return where the public half of a new key is written: ``owner.pub.pem`` for ``owner.pem``."""
+    return path.with_name(f"{path.name.removesuffix('.pem')}.pub.pem")
+
+
+def make_key_pair(path: Path, *, passphrase: str = "") -> Path:
+    """Write a new X25519 key to ``path`` (mode 0600); return the file of its public half.
+
+    :raises ConfigError: when one of the two files exists. Nothing is written then.
+    :raises OSError: when the folder cannot be written.
+    """
+    public = public_file(path)
+    for file in (path, public):
+        if file.exists():
+            raise ConfigError(
+                "exists", where=str(file), hint="name another file; a key is not lost"
+            )
+    key = X25519PrivateKey.generate()
+    protection = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection))
+    public_pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    write_durably(public, public_pem, mode=0o644)
+    return public
 
 
 def check_private(path: Path) -> None:
@@ -50,8 +84,13 @@ def read_private_key(
     data = file_bytes(path, limit=_LIMIT, what=what)
     where = str(path)
     if b"PRIVATE KEY" not in data:
-        kind = "a public key, the private one is needed" if b"PUBLIC KEY" in data else "no key"
-        raise ConfigError(f"holds {kind}", where=where, hint=_MAKE)
+        if b"PUBLIC KEY" in data:
+            raise ConfigError(
+                "holds a public key, the private one is needed",
+                where=where,
+                hint="name the file of the private half, which was made together with this one",
+            )
+        raise ConfigError("holds no key", where=where, hint=_MAKE)
     try:
         key = load_pem_private_key(data, password=None)
     except TypeError:

@@ -358,10 +358,12 @@ class JobFiles:
         """
         from attestation.policy.parse import parse_policy
 
-        data = reading.file_bytes(path, limit=MAX_JOB_TOML_BYTES, what="the job")
+        data = reading.file_bytes(
+            path, limit=MAX_JOB_TOML_BYTES, what="the job", made_by="fedlearn job init"
+        )
         spec = reading.read(JobSpec, data, where=str(path))
         file = path.parent / spec.policy
-        text = reading.file_bytes(file, what="the policy")
+        text = reading.file_bytes(file, what="the policy", made_by="fedlearn policy init")
         policy = parse_policy(text, where=str(file))
         return cls(
             spec=_complete(spec, str(path), policy, path.parent),

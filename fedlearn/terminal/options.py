@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -9,10 +10,23 @@ import click
 
 from fedlearn.errors import ConfigError
 
-__all__ = ["SAMPLE_KEY_FLAG", "sample_key_option"]
+__all__ = ["SAMPLE_KEY_FLAG", "sample_key_option", "sha256"]
 
 SAMPLE_KEY_FLAG: Final = "--insecure-trust-sample-key"
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _T = TypeVar("_T", bound=Callable[..., Any])
+
+
+def sha256(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[bytes, ...]:
+    """Return the digests of an option that may be repeated, each once.
+
+    :raises click.BadParameter: when one is not a SHA-256 in hexadecimal.
+    """
+    if wrong := next((text for text in value if not _SHA256.fullmatch(text)), ""):
+        raise click.BadParameter(
+            f"{wrong[:80]!r} is not a SHA-256: 64 digits in hexadecimal, lower case"
+        )
+    return tuple(dict.fromkeys(map(bytes.fromhex, value)))
 
 
 def sample_key_option(whose: str, *, multiple: bool = False) -> Callable[[_T], _T]:

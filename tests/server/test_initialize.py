@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from edge.protocol.rpc import enroll
 from fedlearn.cli import main as fedlearn
+from fedlearn.config.development_key import make_key
 from fedlearn.identity.login import OperatorLogin, ca_pin
 from fedlearn.wire.operator import OperatorClient
 from server.config import ServerConfig
@@ -105,6 +106,65 @@ def test_a_key_at_the_coordinator_is_asked_for_by_name(place: Path) -> None:
     assert done.exit_code == 0
     assert "INSECURE" in done.output
     assert OperatorLogin.load(place / "state/operator").key.startswith(b"-----BEGIN PRIVATE")
+
+
+def test_a_configuration_is_written_from_flags(place: Path) -> None:
+    assert operator("request", "alice", "--operator", "mine").exit_code == 0
+    owner = ("model", "keygen", "--out", "recovery.pem")
+    assert run(*owner, command=fedlearn).exit_code == 0
+    where = ("--config", "new/server.toml", "--operator-csr", "mine/operator.csr")
+    digest = "ab" * 32
+    keys = ("--passphrase-file", "passphrase", "--recovery-key", "recovery.pub.pem")
+    network = ("--host", "0.0.0.0", "--port", "7001", "--advertise", "coordinator.example")
+    done = run("init", *where, *keys, *network, "--policy-key", digest, "--attester", "tpm")
+    assert done.exit_code == 0, done.output
+    config = ServerConfig.load(Path("new/server.toml"))
+    assert config.keys.protect == ("recovery-key", "passphrase")
+    assert config.keys.passphrase_file is not None
+    assert config.keys.passphrase_file.samefile("passphrase")
+    assert config.state == place / "new/state"
+    assert config.listen.fleet == "0.0.0.0:7003"
+    assert config.advertise.control == "coordinator.example:7002"
+    assert config.trust.policy_keys == (bytes.fromhex(digest),)
+    assert config.attester.kind == "tpm"
+    assert not (place / "new/state/insecure-development.key").exists()
+    refused(run("init", *where, "--tpm"), "exists, and --tpm would change it")
+
+
+def test_a_trial_without_a_tee_needs_no_edit(place: Path) -> None:
+    digest = make_key(place / "site").hex()
+    where = ("--config", "new/server.toml", "--insecure-development")
+    trust = ("--insecure-trust-sample-key", "site/insecure-development.pub.pem")
+    done = run("init", *where, *trust, "--json")
+    assert done.exit_code == 0, done.output
+    made = json.loads(done.stdout)
+    config = ServerConfig.load(Path("new/server.toml"))
+    assert config.keys.insecure
+    assert config.trust.insecure_sample_keys == (bytes.fromhex(digest),)
+    shown = run(
+        "evidence", "development-key", "new/state/insecure-development.key", command=fedlearn
+    )
+    assert shown.stdout.strip() == made["insecure_sample_key"] != digest
+    assert made["operator"] == str(place / "new/state/operator")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ((), "nothing says what keeps the root key"),
+        (("--passphrase-file", "none"), "umask 077"),
+        (("--recovery-key", "sample.key", "--passphrase-file", "passphrase"), "X25519"),
+        (("--tpm", "--trust-domain", "A B"), "trust_domain: must be a lower-case DNS name"),
+        (("--tpm", "--host", "0.0.0.0"), "needs advertise.gate"),
+        (("--insecure-development", "--policy-key", "abc"), "is not a SHA-256"),
+        (("--insecure-development", "--insecure-trust-sample-key", "sample.key"), "private key"),
+        (("--insecure-development", "--attester", "magic"), "is not one of"),
+    ],
+)
+def test_wrong_flags_write_nothing(place: Path, flags: tuple[str, ...], words: str) -> None:
+    before = {path for path in place.rglob("*") if path.is_file()}
+    refused(run("init", "--config", "server2.toml", "--insecure-operator-key-here", *flags), words)
+    assert {path for path in place.rglob("*") if path.is_file()} == before
 
 
 def _csr(key: Any, name: x509.Name, uri: str = "") -> bytes:

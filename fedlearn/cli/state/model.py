@@ -26,7 +26,15 @@ from fedlearn.cli.state.target import (
 from fedlearn.cli.state.unlock import Unlock, unlock_options
 from fedlearn.errors import LedgerError, StoreError
 from fedlearn.sealing import Header
-from fedlearn.terminal.console import REFUSED, Commands, json_option, line, print_json, printable
+from fedlearn.terminal.console import (
+    REFUSED,
+    Commands,
+    Noun,
+    json_option,
+    line,
+    print_json,
+    printable,
+)
 from fedlearn.update import sealed
 from server.ledger import LEDGER_FILE, LedgerReader
 from server.store.models import StoredModel
@@ -37,7 +45,17 @@ __all__ = ["group"]
 _version = click.option("--version", type=click.IntRange(1), help="By default the latest.")
 
 
-@click.group(cls=Commands, name="model")
+@click.group(
+    cls=Commands,
+    name="model",
+    nouns={
+        "keygen": Noun(
+            module="fedlearn.cli.state.keygen",
+            attribute="keygen",
+            summary="Make the key pair of a model's owner.",
+        )
+    },
+)
 def group() -> None:
     """List, open, export and verify sealed models.
 
