@@ -26,7 +26,7 @@ from attestation.durable import write_durably
 from fedlearn.config import file_bytes
 from fedlearn.errors import ConfigError
 
-__all__ = ["check_private", "make_key_pair", "public_file", "read_private_key"]
+__all__ = ["check_new_pair", "check_private", "make_key_pair", "public_file", "read_private_key"]
 
 _LIMIT: Final = 64 * 1024
 _MAKE: Final = "`fedlearn model keygen --out NEW.pem` makes a pair, and overwrites no file"
@@ -37,18 +37,24 @@ def public_file(path: Path) -> Path:
     return path.with_name(f"{path.name.removesuffix('.pem')}.pub.pem")
 
 
+def check_new_pair(path: Path) -> None:
+    """Check that a new key and its public half would overwrite no file.
+
+    :raises ConfigError: when one would.
+    """
+    for file in (path, public_file(path)):
+        if file.exists():
+            raise ConfigError("exists", where=str(file), hint="name another file")
+
+
 def make_key_pair(path: Path, *, passphrase: str = "") -> Path:
     """Write a new X25519 key to ``path`` (mode 0600); return the file of its public half.
 
     :raises ConfigError: when one of the two files exists. Nothing is written then.
     :raises OSError: when the folder cannot be written.
     """
+    check_new_pair(path)
     public = public_file(path)
-    for file in (path, public):
-        if file.exists():
-            raise ConfigError(
-                "exists", where=str(file), hint="name another file; a key is not lost"
-            )
     key = X25519PrivateKey.generate()
     protection = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,9 +22,10 @@ def sha256(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
 
     :raises click.BadParameter: when one is not a SHA-256 in hexadecimal.
     """
-    if wrong := next((text for text in value if not _SHA256.fullmatch(text)), ""):
+    wrong = [text for text in value if not _SHA256.fullmatch(text)]
+    if wrong:
         raise click.BadParameter(
-            f"{wrong[:80]!r} is not a SHA-256: 64 digits in hexadecimal, lower case"
+            f"{wrong[0][:80]!r} is not a SHA-256: 64 digits in hexadecimal, lower case"
         )
     return tuple(dict.fromkeys(map(bytes.fromhex, value)))
 

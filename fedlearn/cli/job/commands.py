@@ -9,8 +9,6 @@ import click
 
 from fedlearn.cli.job.exclusion import readmit, revoke
 from fedlearn.cli.operator import connect, job_argument, operator_option
-from fedlearn.config import NAME
-from fedlearn.errors import ConfigError
 from fedlearn.terminal.console import Commands, Noun, json_option, line, print_json, printable
 
 if TYPE_CHECKING:
@@ -23,43 +21,20 @@ __all__ = ["group"]
     cls=Commands,
     name="job",
     nouns={
+        "init": Noun(
+            module="fedlearn.cli.job.init",
+            attribute="init",
+            summary="Write an example job with its policy, app and data.",
+        ),
         "files": Noun(
             module="fedlearn.cli.job.app_files",
             attribute="files",
             summary="Write the files that a job's ServerApp made into a folder.",
-        )
+        ),
     },
 )
 def group() -> None:
     """Write, check, submit and watch jobs."""
-
-
-@group.command("init")
-@click.argument("directory", type=click.Path(path_type=Path), default=Path("my-job"))
-@click.option("--name", default=None, help="Name of the job; that of the directory by default.")
-@json_option
-def init(directory: Path, name: str | None, as_json: bool) -> None:
-    """Write an example job: job.toml, policy.toml, a Flower app in torch and data for two sites.
-
-    DIRECTORY (my-job) must be new or empty. It is written atomically.
-    """
-    from fedlearn.cli.job import template
-
-    chosen = name or directory.resolve().name
-    if name is None and not NAME.fullmatch(chosen):
-        raise ConfigError(
-            f"{chosen!r} cannot name a job",
-            where=str(directory),
-            hint="name the job with --name: 1 to 63 of a-z, 0-9 and '-'",
-        )
-    files = template.write(directory, chosen)
-    if as_json:
-        print_json({"name": chosen, "files": [str(path) for path in files]})
-        return
-    for path in files:
-        line(f"  {path}")
-    line("")
-    line(f"Next:  fedlearn job validate {directory / 'job.toml'}", bold=True)
 
 
 @group.command("validate")

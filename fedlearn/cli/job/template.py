@@ -1,7 +1,7 @@
 """The example job of ``fedlearn job init``, complete and small, with data.
 
-Two invented hospitals have 400 patients each; a logistic regression in torch predicts who falls
-ill. Comments in the files mark what a user replaces.
+Invented hospitals, two by default, have 400 patients each; a logistic regression in torch predicts
+who falls ill. Comments in the files mark what a user replaces.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import random
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Final
 
+from attestation.config.writing import value_text
 from fedlearn import __version__
-from fedlearn.config import NAME
+from fedlearn.config import NAME, relative
 from fedlearn.errors import ConfigError
 from fedlearn.identity.software import software_digest
 
@@ -34,18 +35,16 @@ _JOB: Final = """\
 name = "$name"
 app = "app"                # the Flower app's folder, next to this file
 rounds = 5
-sites = ["site-a", "site-b"]
+sites = [$sites]
 policy = "policy.toml"     # what a client must prove before it is admitted
 
-quorum = 2                 # updates that a round needs
+quorum = $count                 # updates that a round needs
 deadline_s = 120           # seconds that a round may take ...
 stragglers = "drop"        # ... and then "drop" the late sites, or "fail" the job
 seed = 1                   # the same seed gives the same model; see docs/reference/job.md
 
-# The finished model opens for the holder of this key (X25519, PEM):
-#   openssl genpkey -algorithm x25519 -out owner.pem
-#   openssl pkey -in owner.pem -pubout -out owner.pub.pem
-# owner_key = "owner.pub.pem"
+# The finished model opens for the holder of this key: `fedlearn model keygen` makes a pair.
+$owner
 
 # "app" runs the strategy that the app's ServerApp starts. Another name, such as "fedavg" or
 # "fedadam", replaces it: see docs/how-to/choose-a-strategy.md.
@@ -69,12 +68,7 @@ cpu = 1
 memory_mib = 2048
 
 # The data of each site: the name of a data set in that site's site.toml.
-[data.site-a]
-set = "$name"
-
-[data.site-b]
-set = "$name"
-
+$data
 # Limits what the model may reveal about one site. Without this table there is no limit.
 # [privacy]
 # mechanism = "central-gaussian"
@@ -140,7 +134,7 @@ clientapp = "$package.client_app:app"
 
 [tool.flwr.app.config]
 num-server-rounds = 5
-min-sites = 2
+min-sites = $count
 local-epochs = 2
 learning-rate = 0.5
 seed = 1
@@ -299,8 +293,12 @@ def _project_name(name: str) -> str:
     return (name if name[0].isalpha() else f"app-{name}")[:32].rstrip("-")
 
 
-def write(folder: Path, name: str) -> tuple[Path, ...]:
+def write(
+    folder: Path, name: str, *, sites: Sequence[str] = SITES, owner_key: Path | None = None
+) -> tuple[Path, ...]:
     """Write a job named ``name`` to ``folder`` atomically; return its files.
+
+    ``owner_key`` is the file of the public key to which the model is sealed.
 
     :raises ConfigError: when ``folder`` exists and is not empty, or ``name`` is not a name.
     """
@@ -316,7 +314,7 @@ def write(folder: Path, name: str) -> tuple[Path, ...]:
         raise ConfigError(
             "is not empty", where=str(folder), hint="name a new directory; nothing was written"
         )
-    files = _files(name)
+    files = _files(name, sites, _owner(owner_key, folder))
     if folder.is_dir():
         _fill(folder, files)
     else:
@@ -361,7 +359,14 @@ def _write(folder: Path, files: Mapping[str, str]) -> None:
         target.write_text(text, encoding="utf-8")
 
 
-def _files(name: str) -> Mapping[str, str]:
+def _owner(key: Path | None, folder: Path) -> str:
+    """Return the line about the owner's key; relative paths of a job start from its folder."""
+    if key is None:
+        return '# owner_key = "owner.pub.pem"'
+    return f"owner_key = {value_text(relative(key, folder / 'job.toml'))}"
+
+
+def _files(name: str, sites: Sequence[str], owner: str) -> Mapping[str, str]:
     package = package_name(name)
     software = software_digest().hex()
 
@@ -372,6 +377,10 @@ def _files(name: str) -> Mapping[str, str]:
             project=_project_name(name),
             software=software,
             version=__version__,
+            sites=", ".join(map(value_text, sites)),
+            count=len(sites),
+            owner=owner,
+            data="\n".join(f'[data.{site}]\nset = "{name}"\n' for site in sites),
         )
 
     files = {
@@ -383,7 +392,7 @@ def _files(name: str) -> Mapping[str, str]:
         f"app/{package}/client_app.py": fill(_CLIENT),
         f"app/{package}/server_app.py": fill(_SERVER),
     }
-    for number, site in enumerate(SITES):
+    for number, site in enumerate(sites):
         files[f"data/{site}/data.csv"] = _patients(number)
     return files
 

@@ -22,7 +22,7 @@ SITE: dict[str, Any] = {
     "accept": {"other_bundles": "ask", "hours": "20:00-06:00", "bundles": ["ab" * 32]},
 }
 DEFAULT = re.compile(r"^# ([a-z_]+ = (?!\.\.\.).+)$")
-CASES = {
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "server": (ServerConfig, SERVER),
     "listening": (ServerConfig, {**SERVER, "listen": {"gate": "127.0.0.1:1"}}),
     "site": (SiteConfig, SITE),
@@ -38,7 +38,7 @@ CASES = {
 def test_it_reads_as_the_chosen_values_do(case: str, tmp_path: Path) -> None:
     model, values = CASES[case]
     text = commented(model, values)
-    found: object = read(model, text, where="a.toml", base=tmp_path)
+    found = read(model, text, where="a.toml", base=tmp_path)
     assert found == read(model, dumps(values), where="b.toml", base=tmp_path)
     assert all(len(row) <= 100 for row in text.splitlines() if row.startswith("# "))
 
@@ -63,7 +63,7 @@ def test_a_default_can_be_uncommented(case: str, tmp_path: Path) -> None:
         live = row.startswith("[") or (live and not row.startswith("# ["))
         changed += (DEFAULT.sub(r"\1", row) if live else row) + "\n"
     assert changed != text
-    found: object = read(model, changed, where="a.toml", base=tmp_path)
+    found = read(model, changed, where="a.toml", base=tmp_path)
     assert found == read(model, text, where="a.toml", base=tmp_path)
 
 

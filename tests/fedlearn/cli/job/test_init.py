@@ -16,6 +16,9 @@ from fedlearn.api.app_sources import read_sources
 from fedlearn.cli import main
 from fedlearn.cli.job import template
 from fedlearn.errors import ConfigError
+from fedlearn.identity.keyfile import make_key_pair, read_private_key
+from fedlearn.job.owner_key import parse_owner_key, read_owner_key
+from fedlearn.job.spec import JobFiles
 
 
 def _run(*arguments: object) -> Result:
@@ -361,3 +364,66 @@ def test_a_job_that_its_budget_does_not_pay_for_is_refused(tmp_path: Path) -> No
     assert done.exit_code == 1
     assert "exceed the privacy budget" in done.stderr
     assert "set noise_multiplier" in done.stderr
+
+
+def test_sites_and_a_new_owners_key_need_no_edit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--sites", "north,south,east", "--new-owner-key", "keys/owner.pem"]
+    done = CliRunner().invoke(main, ["job", "init", "j", *flags, "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["files"][-2:] == ["keys/owner.pem", "keys/owner.pub.pem"]
+    assert Path("keys/owner.pem").stat().st_mode & 0o777 == 0o600
+    spec = JobFiles.load(tmp_path / "j/job.toml").spec
+    assert spec.sites == tuple(spec.data) == ("north", "south", "east")
+    assert spec.quorum == 3
+    assert spec.owner_key.startswith("x25519:")
+    assert Path("j/data/east/data.csv").is_file()
+    again = CliRunner().invoke(main, ["job", "init", "k", "--owner-key", "keys/owner.pub.pem"])
+    assert again.exit_code == 0, again.output
+    assert JobFiles.load(tmp_path / "k/job.toml").spec.owner_key == spec.owner_key
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--sites", "north,"), "is not a name of a site"),
+        (("--sites", "north,north"), "names a site twice"),
+        (("--owner-key", "none.pem"), "does not exist"),
+        (("--owner-key", "private.pem"), "holds a private key"),
+        (("--new-owner-key", "private.pem"), "exists"),
+        (("--owner-key", "private.pem", "--new-owner-key", "x.pem"), "exclude each other"),
+    ],
+)
+def test_wrong_sites_and_keys_write_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_key_pair(Path("private.pem"))
+    before = Path("private.pem").read_bytes()
+    done = CliRunner().invoke(main, ["job", "init", "j", *flags])
+    assert done.exit_code != 0
+    assert words in done.output
+    assert not Path("j").exists()
+    assert Path("private.pem").read_bytes() == before
+
+
+def test_a_key_pair_of_an_owner_is_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = CliRunner().invoke(main, ["model", "keygen", "--passphrase"], input="one\none\n")
+    assert made.exit_code == 0, made.output
+    key = read_private_key(Path("owner.pem"), ask=lambda: "one")
+    raw = key.public_key().public_bytes_raw()
+    assert parse_owner_key(read_owner_key("owner.pub.pem", "job", tmp_path)) == raw
+    again = CliRunner().invoke(main, ["model", "keygen"])
+    assert "owner.pem: exists" in again.output
+    Path("owner.pem").rename("moved.pem")
+    again = CliRunner().invoke(main, ["model", "keygen"])
+    assert "owner.pub.pem: exists" in again.output
+    with pytest.raises(ConfigError, match="the private one is needed") as caught:
+        read_private_key(Path("owner.pub.pem"))
+    assert "owner.pub.pem" not in caught.value.hint
+    assert "genpkey" not in caught.value.hint
