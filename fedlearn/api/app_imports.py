@@ -78,7 +78,7 @@ def _no_module(where: str, key: str, module: str) -> JobError:
     return JobError(
         f"{where}/pyproject.toml: {key} names the module {module}, which is not in the bundle",
         hint=f"the bundle needs {module.replace('.', '/')}.py; `fab-include` in [tool.flwr.app] "
-        "of its pyproject.toml says what goes in",
+        "of its pyproject.toml states what goes in",
     )
 
 

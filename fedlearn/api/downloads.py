@@ -122,7 +122,7 @@ def _received(
     part: Path,
     progress: Progress | None,
 ) -> SealedModel:
-    """Fill ``part`` to its end; return what the coordinator says that it is."""
+    """Fill ``part`` to its end; return what it is by the coordinator's answer."""
     failures, backoff = 0, Backoff(first=0.4)
     while True:
         before = os.fstat(file).st_size

@@ -31,8 +31,8 @@ __all__ = ["SealedFile", "SealedReader", "open_sealed", "read_header"]
 class SealedFile:
     """An open sealed file, without the key that opens it. A context manager; not thread-safe.
 
-    The header is well-formed and the size is what it says. :meth:`check_signer` checks who sealed
-    the file, and with that every byte of it.
+    The header is well-formed and states the size that the file has. :meth:`check_signer` checks
+    who sealed the file, and with that every byte of it.
     """
 
     def __init__(self, path: Path) -> None:

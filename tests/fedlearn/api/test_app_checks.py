@@ -281,7 +281,7 @@ def _examine_private(job: Path, more: str = "") -> Report:
     return examine(path)
 
 
-def test_privacy_says_what_will_not_be_shown(job: Path) -> None:
+def test_privacy_states_what_will_not_be_shown(job: Path) -> None:
     assert "[privacy]" not in _notes(job)
     notes = "\n".join(_examine_private(job).warnings)
     assert "under [privacy] no loss or metric of a site leaves it, 'accuracy' included" in notes

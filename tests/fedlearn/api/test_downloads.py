@@ -230,7 +230,7 @@ def test_a_coordinator_that_sends_more_or_elsewhere_is_refused(source: Source, o
         get(source, out)
 
 
-def test_no_file_is_overwritten_unless_it_is_said(source: Source, out: Path) -> None:
+def test_no_file_is_overwritten_unless_it_is_requested(source: Source, out: Path) -> None:
     data = source.add(1)
     out.write_text("mine")
     with pytest.raises(ConfigError, match="exists"):

@@ -55,7 +55,7 @@ class Dishonest:
         self.ca = ca
         self.shown = list(rows_of(ledger))
         self.rows: list[EntryRow] | None = None
-        """What it sends in place of what its head says."""
+        """What it sends in place of what its head states."""
         self.public_key = ledger.public_key
 
     def ledger_state(self) -> LedgerState:

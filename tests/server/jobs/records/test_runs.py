@@ -170,7 +170,7 @@ def test_the_policy_of_an_old_run_does_not_pass_as_that_of_the_new_one(
         coordinator.submission("alpha.2")
 
 
-def test_an_entry_about_an_old_run_says_nothing_about_the_new_one(
+def test_an_entry_about_an_old_run_states_nothing_about_the_new_one(
     start: RestartingCoordinator, bundle: bytes
 ) -> None:
     coordinator = start()
