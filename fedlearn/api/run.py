@@ -35,8 +35,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What names the run at the coordinator."""
-        return self.state.name
+        """The name of the job; from the second run on, with the number of the run: ``NAME@2``."""
+        return self.state.label
 
     @property
     def status(self) -> JobStatus:
@@ -45,7 +45,7 @@ class Run:
 
     def refresh(self) -> JobState:
         """Return the state now."""
-        self.state = self._link.client.get_job(self.name)
+        self.state = self._link.client.get_job(self.state.reference)
         return self.state
 
     def events(self, *, follow: bool = False) -> Iterator[tuple[Event, int]]:
@@ -62,7 +62,7 @@ class Run:
                     print(event.round, dict(event.metrics))
         """
         try:
-            for item in self._link.client.follow_job(self.name, past_only=not follow):
+            for item in self._link.client.follow_job(self.state.reference, past_only=not follow):
                 yield Event.decode(item.kind, item.json), item.unix_ms
         except KeyboardInterrupt:
             raise Interrupted(
@@ -98,16 +98,16 @@ class Run:
 
     def result(self) -> Result:
         """Return the result so far: it does not wait, and the run may have failed."""
-        return Result(CoordinatorSource(self._link, self.name))
+        return Result(CoordinatorSource(self._link, self.state.reference))
 
     def cancel(self) -> JobState:
         """Stop the run. Its sealed checkpoints stay; it can be resumed."""
-        self.state = self._link.client.cancel_job(self.name)
+        self.state = self._link.client.cancel_job(self.state.reference)
         return self.state
 
     def resume(self) -> JobState:
         """Continue the run from its last sealed checkpoint."""
-        self.state = self._link.client.resume_job(self.name)
+        self.state = self._link.client.resume_job(self.state.reference)
         return self.state
 
     def _ended(self, last: Event | None) -> Result:

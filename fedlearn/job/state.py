@@ -42,7 +42,7 @@ class JobState:
     """A run of a job.
 
     ``name``        of the job, as people type it; the coordinator itself has the id of the run here
-    ``run``         which run of that name it is, from 1
+    ``run``         which run of that name it is, from 1; 0 from a coordinator of an earlier release
     ``run_id``      its name in the ledger, in SPIFFE ids, of its model and at its sites
     ``id``          its digest (:meth:`fedlearn.job.spec.JobSpec.digest`), in hexadecimal
     ``round``       the last round that has a model; ``rounds`` of all that it has
@@ -60,14 +60,19 @@ class JobState:
     model: str = ""
     sites: tuple[str, ...] = ()
     exclusions: tuple[ExclusionState, ...] = ()
-    run: int = 1
+    run: int = 0
     run_id: str = ""
     notes: tuple[str, ...] = ()
 
     @property
     def reference(self) -> str:
         """What names exactly this run to every command and call, also after later runs."""
-        return f"{self.name}@{self.run}"
+        return f"{self.name}@{self.run}" if self.run else self.name
+
+    @property
+    def label(self) -> str:
+        """What the run is called where people read it: the first one by the job's name alone."""
+        return self.reference if self.run > 1 else self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from fedlearn.errors import ConfigError, TransportError
 from fedlearn.job.app_log import SealedAppLog
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.state import ExclusionState, JobEvent, JobState, JobStatus
+from fedlearn.job.submission import Submission
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as stubs
 from fedlearn.wire.channel import MAX_CONTROL_BYTES, open_channel
@@ -34,7 +35,6 @@ __all__ = [
     "OperatorState",
     "SiteState",
     "SiteTpm",
-    "Submission",
 ]
 
 SUBMIT_SECONDS: Final = 120.0
@@ -112,16 +112,6 @@ class OperatorGrant:
     operator: OperatorState
     chain: bytes
     address: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """What was submitted as a run: ``spec`` names the run, ``bundle`` is its Flower app."""
-
-    spec: JobSpec
-    bundle: bytes = field(repr=False)
-    policy_toml: str = field(repr=False)
-    policy_signature: bytes = field(default=b"", repr=False)
 
 
 class OperatorClient(OperatorResults):
@@ -394,7 +384,7 @@ def _job(state: pb.JobState) -> JobState:
         detail=state.detail,
         model=state.model,
         sites=tuple(state.sites),
-        run=state.run or 1,
+        run=state.run,
         run_id=state.run_id or state.name,
         notes=tuple(state.notes),
         exclusions=tuple(

@@ -243,8 +243,9 @@ class JobSupervisor:
             status=JobStatus.FAILED,
             code="quorum",
             message=f"too few sites can take part, {spec.quorum} are needed: {reasons}"[:4000],
-            hint="`fedlearn ledger show --kind refusal` has the findings; correct the policy "
-            "or the sites, then `fedlearn job resume`",
+            hint="`fedlearn ledger show --kind refusal` has the findings; correct the sites, or "
+            f"the policy with `fedlearn job policy {job.record.name} policy.toml`; then "
+            f"`fedlearn job resume {job.record.name}`",
         )
         job.host.cancel("too few sites can take part")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from attestation.policy.parse import parse_policy
 from fedlearn.cli import main
 from fedlearn.identity.login import OperatorLogin
 from fedlearn.job import events
+from fedlearn.job.run import RunName
 from fedlearn.job.spec import JobSpec
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as stubs
@@ -38,6 +40,7 @@ class Coordinator(stubs.OperatorServicer):
     """Keeps jobs in memory and tells a story about each.
 
     With ``goes_on`` the story has no end: whoever follows a job waits, and ``waits`` is set.
+    ``cut`` bytes are missing in the bundles that it returns.
     """
 
     jobs: dict[str, pb.JobState] = field(default_factory=dict)
@@ -46,6 +49,9 @@ class Coordinator(stubs.OperatorServicer):
     goes_on: bool = False
     waits: threading.Event = field(default_factory=threading.Event)
     revoked: list[pb.RevokeClientRequest] = field(default_factory=list)
+    deleted: list[pb.DeleteJobRequest] = field(default_factory=list)
+    cut: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def RevokeClient(
         self, request: pb.RevokeClientRequest, context: grpc.ServicerContext
@@ -59,7 +65,11 @@ class Coordinator(stubs.OperatorServicer):
         policy = parse_policy(request.policy_toml.encode())
         spec = JobSpec.from_toml(request.job_toml, policy=policy)
         state = pb.JobState(
-            name=spec.name, status="running", rounds=spec.rounds, sites=list(spec.sites)
+            name=spec.name,
+            status="running",
+            rounds=spec.rounds,
+            sites=list(spec.sites),
+            notes=self.notes,
         )
         self.jobs[spec.name] = state
         return state
@@ -81,6 +91,27 @@ class Coordinator(stubs.OperatorServicer):
         state = self.GetJob(request, context)
         state.status = "running"
         return state
+
+    def DeleteJob(self, request: pb.DeleteJobRequest, context: grpc.ServicerContext) -> pb.JobState:
+        state = self.GetJob(pb.JobName(name=request.name), context)
+        self.deleted.append(request)
+        return state
+
+    def GetSubmission(self, request: pb.JobName, context: grpc.ServicerContext) -> pb.JobSubmission:
+        self.GetJob(request, context)
+        submitted = self.submitted[0]
+        policy = parse_policy(submitted.policy_toml.encode())
+        spec = JobSpec.from_toml(submitted.job_toml, policy=policy)
+        run = RunName(spec.name, 2)
+        return pb.JobSubmission(
+            name=run.name,
+            run_id=run.id,
+            job_json=spec.as_run(run).to_json(),
+            bundle=submitted.bundle[self.cut :],
+            policy_toml=submitted.policy_toml,
+            policy_signature=submitted.policy_signature,
+            bundle_sha256=hashlib.sha256(submitted.bundle).digest(),
+        )
 
     def FollowJob(
         self, request: pb.FollowJobRequest, context: grpc.ServicerContext

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedlearn.cli.job.exclusion import readmit, revoke
+from fedlearn.cli.job.runs import clone, delete
 from fedlearn.cli.operator import connect, job_argument, operator_option
 from fedlearn.terminal.console import Commands, Noun, json_option, line, print_json, printable
 
@@ -121,12 +122,16 @@ def submit(file: Path, follow: bool, operator: Path | None, as_json: bool) -> No
     job = Job.load(file)
     with connect(operator) as coordinator:
         run = coordinator.submit(job)
+        if as_json and not follow:
+            print_json(_state_json(run.state))
+            return
+        if not as_json:
+            line(f"job {run.name}: {run.state.status}")
+            for note in run.state.notes:
+                line(f"  note  {printable(note)}", style="yellow")
         if follow:
             _follow(run, as_json=as_json)
-        elif as_json:
-            print_json(_state_json(run.state))
         else:
-            line(f"job {run.name}: {run.state.status}")
             line(f"Next:  fedlearn job logs {run.name} --follow", bold=True)
 
 
@@ -135,7 +140,10 @@ def submit(file: Path, follow: bool, operator: Path | None, as_json: bool) -> No
 @operator_option
 @json_option
 def status(name: str | None, operator: Path | None, as_json: bool) -> None:
-    """Show one job, or all of them."""
+    """Show one job, or all of them; NAME@2 is the second run of NAME.
+
+    Example: fedlearn job status heart@2
+    """
     from fedlearn.api.connection import connect
 
     with connect(operator) as coordinator:
@@ -147,11 +155,11 @@ def status(name: str | None, operator: Path | None, as_json: bool) -> None:
     if not states:
         line("there are no jobs yet; `fedlearn job submit job.toml` adds one")
         return
-    width = max(len(state.name) for state in states)
+    width = max(len(state.label) for state in states)
     for state in states:
         rounds = f"round {state.round}/{state.rounds}"
         tail = f"  {printable(state.detail)}" if state.detail else ""
-        line(f"{printable(state.name):<{width}}  {printable(state.status):<11}  {rounds}{tail}")
+        line(f"{printable(state.label):<{width}}  {printable(state.status):<11}  {rounds}{tail}")
         if name:
             line(f"  sites  {', '.join(map(printable, state.sites)) or '-'}")
             line(f"  model  {printable(state.model) or '-'}")
@@ -194,7 +202,7 @@ def cancel(name: str, operator: Path | None, as_json: bool) -> None:
         _print_state(coordinator.job(name).cancel(), as_json=as_json)
 
 
-for _command in (revoke, readmit):
+for _command in (revoke, readmit, delete, clone):
     group.add_command(_command)
 
 
@@ -204,7 +212,7 @@ for _command in (revoke, readmit):
 @operator_option
 @json_option
 def policy(name: str, file: Path, operator: Path | None, as_json: bool) -> None:
-    """Appraise the clients of a running job by the policy in FILE from now on.
+    """Appraise the clients of a job by the policy in FILE from now on, or once it is resumed.
 
     FILE.sig is sent with it if it exists. Clients that the policy does not affirm are stopped.
     """
@@ -264,12 +272,14 @@ def _print_state(state: Any, *, as_json: bool) -> None:
     if as_json:
         print_json(_state_json(state))
     else:
-        line(f"job {printable(state.name)}: {printable(state.status)}")
+        line(f"job {printable(state.label)}: {printable(state.status)}")
 
 
 def _state_json(state: Any) -> dict[str, Any]:
     return {
         "name": state.name,
+        "run": state.run,
+        "run_id": state.run_id,
         "id": state.id,
         "status": state.status,
         "round": state.round,
@@ -277,6 +287,7 @@ def _state_json(state: Any) -> dict[str, Any]:
         "detail": state.detail,
         "model": state.model,
         "sites": list(state.sites),
+        "notes": list(state.notes),
         "exclusions": [
             {
                 "site": out.site,
