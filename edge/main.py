@@ -18,6 +18,7 @@ import click
 from fedlearn import __version__
 from fedlearn.errors import ConfigError
 from fedlearn.terminal.console import (
+    COMPLETION,
     Commands,
     Noun,
     config_option,
@@ -51,7 +52,8 @@ _config = config_option("site.toml", "The site's configuration.")
             module="edge.initial",
             attribute="init",
             summary="Write a site's configuration, and enroll the site.",
-        )
+        ),
+        "completion": COMPLETION,
     },
 )
 @click.version_option(__version__, prog_name="fedlearn-edge", message="%(prog)s %(version)s")

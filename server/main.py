@@ -21,6 +21,7 @@ import click
 from fedlearn import __version__
 from fedlearn.errors import ConfigError
 from fedlearn.terminal.console import (
+    COMPLETION,
     REFUSED,
     Commands,
     Noun,
@@ -47,7 +48,8 @@ _config = config_option("server.toml", "The coordinator's configuration.")
             module="server.initial",
             attribute="init",
             summary="Initialize a coordinator: its keys, CA, ledger and first operator.",
-        )
+        ),
+        "completion": COMPLETION,
     },
 )
 @click.version_option(__version__, prog_name="fedlearn-server", message="%(prog)s %(version)s")

@@ -26,6 +26,7 @@ from attestation.policy.model import AppraisalPolicy
 from edge.config.site import SiteConfig
 from fedlearn.job import events, strategies
 from fedlearn.job.spec import JobSpec
+from fedlearn.terminal.examples import EXAMPLES
 from server import metrics
 from server.config import ServerConfig
 
@@ -99,6 +100,8 @@ def _command(command: click.Command, context: click.Context, level: int) -> Iter
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
     yield f"```text\n{usage}\n```"
     yield from _options(command, context)
+    if example := EXAMPLES.get(context.command_path):
+        yield f"```sh\n{example}\n```"
 
 
 def _help(command: click.Command) -> Iterator[str]:

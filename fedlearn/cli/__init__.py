@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 from fedlearn import __version__
-from fedlearn.terminal.console import Commands, Noun
+from fedlearn.terminal.console import COMPLETION, Commands, Noun
 
 __all__ = ["NOUNS", "main"]
 
@@ -40,6 +40,7 @@ NOUNS: Final[Mapping[str, Noun]] = MappingProxyType(
         "model": _noun("state.model", "List, open, export and verify sealed models."),
         "ledger": _noun("state.ledger", "Show and verify the record of every decision."),
         "doctor": _noun("doctor", "Check this machine and its configuration.", "command"),
+        "completion": COMPLETION,
     }
 )
 """The nouns of the command line, in the order in which ``--help`` shows them."""

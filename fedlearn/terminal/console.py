@@ -36,6 +36,7 @@ from fedlearn.errors import (
     ModelNotAuthentic,
 )
 from fedlearn.extras import missing_extra
+from fedlearn.terminal.examples import epilog
 from fedlearn.terminal.plaintext import json_text, printable
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "ERROR_SCHEMA",
     "INTERRUPTED",
     "REFUSED",
+    "COMPLETION",
     "Commands",
     "Failure",
     "Noun",
@@ -124,6 +126,12 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return one command."""
+        found = self._found(ctx, cmd_name)
+        if found is not None and (example := epilog(f"{_full_name(ctx)} {cmd_name}")):
+            found.epilog = example
+        return found
+
+    def _found(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         noun = self._nouns.get(cmd_name)
         if noun is None:
             return super().get_command(ctx, cmd_name)
@@ -142,6 +150,12 @@ class Commands(click.Group):
             wish = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
             raise click.UsageError(f"no command {args[0]!r}; {wish}", ctx)
         return super().resolve_command(ctx, args)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the example of the program, where this is its first group."""
+        if self.epilog is None:
+            self.epilog = epilog(_full_name(ctx))
+        super().format_epilog(ctx, formatter)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing those in the table."""
@@ -210,6 +224,21 @@ def describe(error: BaseException) -> Failure:
         hint="this is a bug of fedlearn; FEDLEARN_TRACE=1 shows the traceback",
     )
 
+
+def _full_name(ctx: click.Context) -> str:
+    """Return a command's name as :mod:`fedlearn.terminal.examples` has it."""
+    names = []
+    while ctx.parent is not None:
+        names.append(ctx.info_name or "")
+        ctx = ctx.parent
+    return " ".join([ctx.command.name or "", *reversed(names)])
+
+
+COMPLETION: Final = Noun(
+    module="fedlearn.terminal.completion",
+    attribute="completion",
+    summary="Print the script that completes commands in bash, zsh or fish.",
+)
 
 json_option: Final = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON for programs."
