@@ -27,6 +27,7 @@ EXTRAS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
         "kubernetes": {"kubernetes": "kubernetes", "urllib3": "urllib3"},
         "torch": {"torch": "torch"},
         "nvidia": {"lxml": "lxml", "signxml": "signxml"},
+        "parquet": {"pyarrow": "pyarrow"},
         "measure": {"sevsnpmeasure": "sev-snp-measure"},
         "demo": {
             "matplotlib": "matplotlib",

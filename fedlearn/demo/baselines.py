@@ -13,7 +13,7 @@ patients everywhere; the figures on a site's own test rows are given in addition
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final, Protocol
@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from fedlearn.demo import app
 from fedlearn.demo.data import Arrays, DemoData, SiteData
+from fedlearn.demo.significance import Gain, gain_in_area, gain_in_share
 
 __all__ = [
     "Baselines",
@@ -67,6 +68,10 @@ class Judge(Protocol):
         """Return the metric of ``weights`` on ``rows``; NaN where it is not defined."""
         ...
 
+    def gain(self, weights: Weights, others: Sequence[Weights], rows: Arrays) -> Gain:
+        """Return the metric of ``weights`` less the mean of the ``others``, on ``rows``."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteBaseline:
@@ -75,12 +80,17 @@ class SiteBaseline:
     site: str
     all: float
     own: float
+    weights: Weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baselines:
-    """``member`` is the mean over single owners; None where sites have no owners inside."""
+    """``member`` is the mean over single owners; None where sites have no owners inside.
 
+    ``test`` are the test rows of all sites.
+    """
+
+    test: Arrays
     sites: tuple[SiteBaseline, ...]
     pooled: float
     member: float | None
@@ -117,11 +127,13 @@ def compare(data: DemoData, settings: Settings) -> Baselines:
                 site=site.name,
                 all=court.score(weights, pooled.test),
                 own=court.score(weights, site.test),
+                weights=weights,
             )
         )
     rng = np.random.default_rng([data.seed, _POOLED])
     members = _members(court, data, epochs)
     return Baselines(
+        test=pooled.test,
         sites=tuple(sites),
         pooled=court.score(court.train(pooled.train, epochs=epochs, rng=rng), pooled.test),
         member=float(np.mean(members)) if members else None,
@@ -212,11 +224,23 @@ class _Medpar:
         return {"weights": trained}
 
     def score(self, weights: Weights, rows: Arrays) -> float:
-        features, outcome = self._model.design(rows["stays"])
+        scores, outcome = self._predict(weights, rows)
         if outcome.min() == outcome.max():
             return float("nan")
-        scores = self._model.predict(np.asarray(weights["weights"], np.float64), features)
         return float(self._ranking.area(*self._ranking.histogram(scores, outcome)).value)
+
+    def gain(self, weights: Weights, others: Sequence[Weights], rows: Arrays) -> Gain:
+        scores, outcome = self._predict(weights, rows)
+        every = [self._predict(other, rows)[0] for other in others]
+        # As in score(): what falls into one bin is not ordered.
+        bins = self._ranking.BINS
+        return gain_in_area(
+            np.floor(scores * bins), [np.floor(each * bins) for each in every], outcome > 0.5
+        )
+
+    def _predict(self, weights: Weights, rows: Arrays) -> tuple[Any, Any]:
+        features, outcome = self._model.design(rows["stays"])
+        return self._model.predict(np.asarray(weights["weights"], np.float64), features), outcome
 
 
 class _Images:
@@ -250,9 +274,17 @@ class _Images:
         return trained
 
     def score(self, weights: Weights, rows: Arrays) -> float:
+        right = self._right(weights, rows)
+        return float(right.mean()) if len(right) else float("nan")
+
+    def gain(self, weights: Weights, others: Sequence[Weights], rows: Arrays) -> Gain:
+        every = [self._right(other, rows) for other in others]
+        return gain_in_share(self._right(weights, rows), every)
+
+    def _right(self, weights: Weights, rows: Arrays) -> npt.NDArray[np.bool_]:
         images, labels = self._model.tensors(rows["images"], rows["labels"])
-        _, right = self._model.measure(self._net(weights), images, labels)
-        return float(right / len(labels))
+        right: npt.NDArray[np.bool_] = self._model.right(self._net(weights), images, labels)
+        return right
 
     def _net(self, weights: Weights) -> Any:
         net = self._model.Net(int(self._settings["image-size"]))

@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from fedlearn.demo.significance import UNKNOWN, Gain
+from fedlearn.job.event_fields import Findings
+from fedlearn.results.history import findings_against
+
 __all__ = [
     "METRIC_NAMES",
     "DemoOutcome",
@@ -32,6 +36,8 @@ class SiteFacts:
     ``alone``         metric of a model trained on this site's rows only, on all test rows
     ``alone_own``     the same model on the site's own test rows; NaN where undefined
     ``federated_own`` the federated model on the site's own test rows; NaN where undefined
+    ``gain``          the federated model over the one trained alone, on all test rows
+    ``gain_own``      the same on the site's own test rows
     """
 
     name: str
@@ -45,6 +51,8 @@ class SiteFacts:
     alone: float = math.nan
     alone_own: float = math.nan
     federated_own: float = math.nan
+    gain: Gain = UNKNOWN
+    gain_own: Gain = UNKNOWN
     hardware_id: str = ""
 
 
@@ -56,22 +64,18 @@ class RefusedSite:
     tee: str
     story: str
     reason: str
-    findings: tuple[Mapping[str, Any], ...] = ()
+    findings: Findings = ()
     round: int = 0
 
     @property
-    def against(self) -> tuple[Mapping[str, Any], ...]:
+    def against(self) -> Findings:
         """The findings for which it was refused, one for each claim and value."""
-        seen: dict[tuple[object, object], Mapping[str, Any]] = {}
-        for finding in self.findings:
-            if finding.get("tier") != "affirming":
-                seen.setdefault((finding.get("claim"), finding.get("actual")), finding)
-        return tuple(seen.values())
+        return findings_against(self.findings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundFacts:
-    """One round. ``overhead`` is its time without training, in seconds; None when unknown."""
+    """One round, with the metric of its model."""
 
     number: int
     seconds: float
@@ -79,7 +83,6 @@ class RoundFacts:
     bytes: int
     metric: float = math.nan
     loss: float = math.nan
-    overhead: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +120,11 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOutcome:
-    """A whole run. ``started`` is RFC 3339 with a zone; ``timings`` are seconds by step."""
+    """A whole run. ``started`` is RFC 3339 with a zone; ``timings`` are seconds by step.
+
+    ``gain``      of the federated model over the mean of the sites' own, on all test rows
+    ``insecure``  why the evidence of this run proves nothing about hardware
+    """
 
     data: str
     title: str
@@ -142,6 +149,8 @@ class DemoOutcome:
     rounds: tuple[RoundFacts, ...]
     ledger: LedgerFacts
     model: ModelFacts
+    gain: Gain = UNKNOWN
+    insecure: str = ""
     policy: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
@@ -156,6 +165,11 @@ class DemoOutcome:
         """Mean over the sites of the metric that each reaches alone, on all test rows."""
         known = [site.alone for site in self.sites if math.isfinite(site.alone)]
         return sum(known) / len(known) if known else math.nan
+
+    @property
+    def better_alone(self) -> tuple[SiteFacts, ...]:
+        """The sites whose own model is better on their own test rows."""
+        return tuple(site for site in self.sites if site.alone_own > site.federated_own)
 
     @property
     def train(self) -> int:
@@ -183,6 +197,7 @@ class DemoOutcome:
         """Return all values JSON-ready; NaN becomes null."""
         document: dict[str, Any] = _plain(dataclasses.asdict(self))
         document["alone"] = _plain(self.alone)
+        document["gain"]["significant"] = self.gain.significant
         document["faults"] = list(self.faults)
         return document
 

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fedlearn.demo.comparison import gain_text, own_rows_text
 from fedlearn.demo.outcome import DemoOutcome, RefusedSite, SiteFacts
 from fedlearn.terminal.console import printable
 
@@ -74,6 +75,8 @@ def _lines(outcome: DemoOutcome) -> list[Text]:
         compared += f", a hospital alone {_n(outcome.member)} (mean of {outcome.members})"
     lines = [
         Text(f"for comparison: {compared}"),
+        Text(gain_text(outcome.gain, outcome.metric_name)),
+        Text(printable(own_rows_text(outcome))),
         _check(
             not ledger.fault,
             f"ledger: {ledger.entries} entries verified, head {ledger.head[:16]}",
@@ -91,7 +94,8 @@ def _lines(outcome: DemoOutcome) -> list[Text]:
             "sealed model: it opened for another key",
         ),
     ]
-    lines += [Text(f"note: {limit}", style="yellow") for limit in outcome.limits]
+    limits = (outcome.insecure, *outcome.limits) if outcome.insecure else outcome.limits
+    lines += [Text(f"note: {limit}", style="yellow") for limit in limits]
     return lines
 
 

@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 from fedlearn.job import events
 from fedlearn.job.event_fields import Findings
 
-__all__ = ["Refusal", "Round", "RunHistory", "Site", "Update"]
+__all__ = ["Refusal", "Round", "RunHistory", "Site", "Update", "findings_against"]
 
 _MOST_REFUSALS: Final = 1000
 
@@ -81,6 +81,7 @@ class Site:
 
     ``state``     ``waiting``, ``starting``, ``admitted``, ``training``, ``done``, ``rejected``,
                   ``refused``, ``quarantined`` or ``lost``
+    ``admissions``  how often a client of it was admitted, the first time at ``admitted_unix_ms``
     ``examples``  those of its last update; ``metrics`` likewise
     ``note``      why, for a state that needs an explanation
     """
@@ -89,6 +90,7 @@ class Site:
     state: str = "waiting"
     tee: str = ""
     client: str = ""
+    admissions: int = 0
     admitted_unix_ms: int = 0
     updates: int = 0
     rejected: int = 0
@@ -116,14 +118,18 @@ class Refusal:
     count: int = 1
 
     @property
-    def against(self) -> tuple[Mapping[str, Any], ...]:
+    def against(self) -> Findings:
         """The findings that speak against the client, one for each claim and value."""
-        seen: dict[tuple[str, str], Mapping[str, Any]] = {}
-        for finding in self.findings:
-            if finding.get("tier") != "affirming":
-                pair = str(finding.get("claim")), str(finding.get("actual"))
-                seen.setdefault(pair, finding)
-        return tuple(seen.values())
+        return findings_against(self.findings)
+
+
+def findings_against(findings: Findings) -> Findings:
+    """Return the findings that are not affirming, one for each claim and value."""
+    seen: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for finding in findings:
+        if finding.get("tier") != "affirming":
+            seen.setdefault((str(finding.get("claim")), str(finding.get("actual"))), finding)
+    return tuple(seen.values())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -335,6 +341,7 @@ class RunHistory:
             case events.ClientAdmitted():
                 site.state, site.note = "admitted", ""
                 site.tee, site.client = event.tee, event.client
+                site.admissions += 1
                 site.admitted_unix_ms = site.admitted_unix_ms or unix_ms
             case events.ClientRenewed():
                 pass

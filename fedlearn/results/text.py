@@ -7,14 +7,22 @@ escapes it for HTML in addition.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from fedlearn.job import events
 from fedlearn.job.event_fields import Findings
+from fedlearn.results.history import findings_against
 from fedlearn.terminal.plaintext import printable
 
-__all__ = ["bytes_text", "event_text", "metrics_text", "privacy_text", "seconds_text"]
+__all__ = [
+    "bytes_text",
+    "event_text",
+    "metrics_text",
+    "privacy_text",
+    "ranked_metrics",
+    "seconds_text",
+]
 
 _METRICS_SHOWN: Final = 3
 
@@ -41,13 +49,17 @@ def seconds_text(seconds: float) -> str:
 
 def metrics_text(metrics: Mapping[str, float], first: str = "") -> str:
     """Return a few metrics: ``first``, then the loss, then the others by name."""
-    ranked = sorted(metrics, key=lambda key: (key != first, key != "loss", key))
     parts = []
-    for key in ranked[:_METRICS_SHOWN]:
+    for key in ranked_metrics(metrics, first)[:_METRICS_SHOWN]:
         value = metrics[key]
         shown = f"{value:.4f}" if math.isfinite(value) and abs(value) < 1e4 else f"{value:.4g}"
         parts.append(f"{printable(key)} {shown}")
     return "  ".join(parts)
+
+
+def ranked_metrics(metrics: Iterable[str], first: str = "") -> list[str]:
+    """Return names of metrics as they are shown: ``first``, then the loss, then by name."""
+    return sorted(metrics, key=lambda key: (key != first, key != "loss", key))
 
 
 def privacy_text(spent: events.PrivacySpent) -> str:
@@ -108,11 +120,11 @@ def _sentence(event: events.Event, metric: str) -> str:
 
 
 def _why(findings: Findings) -> str:
-    wrong = [item for item in findings if item.get("tier") != "affirming"]
+    wrong = findings_against(findings)
     if not wrong:
         return ""
     first = wrong[0]
-    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
     return (
         f" [{first.get('claim')}: expected {first.get('expected')}, "
         f"found {first.get('actual')}{more}]"

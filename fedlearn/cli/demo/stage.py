@@ -34,6 +34,7 @@ from fedlearn.job.state import JobStatus
 from fedlearn.local.children import Children
 from fedlearn.local.federation import Federation, policy_text
 from fedlearn.local.machines import TeeChoice, choose_tee
+from fedlearn.results.history import RunHistory, Site
 from fedlearn.terminal.progress import Show
 
 __all__ = ["MakeFederation", "Narrator", "Options", "perform"]
@@ -98,18 +99,6 @@ class MakeFederation(Protocol):
 
 
 @dataclass(slots=True)
-class _Watched:
-    """What the job's events reported."""
-
-    admitted: dict[str, float] = field(default_factory=dict)
-    tees: dict[str, str] = field(default_factory=dict)
-    updates: dict[str, int] = field(default_factory=dict)
-    bytes: dict[str, int] = field(default_factory=dict)
-    rounds: list[events.RoundFinished] = field(default_factory=list)
-    model: str = ""
-
-
-@dataclass(slots=True)
 class _Clock:
     """The duration of each step, and the time since the start."""
 
@@ -159,7 +148,7 @@ class _Stage:
     ) -> None:
         self._options, self._folder, self._narrator = options, folder, narrator
         self._clock, self._children, self._federation = clock, children, federation
-        self._watched = _Watched()
+        self._history = RunHistory()
         self._refused: list[RefusedSite] = []
         self._owner = OwnerKey.make(folder / "owner" / "owner.pem")
         self._stranger = OwnerKey.make(folder / "stranger" / "stranger.pem")
@@ -185,7 +174,7 @@ class _Stage:
             ledger = check_ledger(self._federation, self._narrator.ran)
             opened = open_model(
                 self._federation,
-                self._watched.model or spec.name,
+                self._history.model or spec.name,
                 owner=self._owner,
                 stranger=self._stranger,
                 out=self._options.output / "model.flsw",
@@ -271,34 +260,18 @@ class _Stage:
                     event = events.Event.decode(item.kind, item.json)
                     if not rogue.concerns(event):
                         show.show(event, unix_ms=item.unix_ms)
-                    self._watch(event, item.unix_ms)
+                        self._history.add(event, unix_ms=item.unix_ms)
                     if isinstance(event, events.RoundStarted) and rogue.due(event.round):
                         self._refused.append(rogue.act(event.round))
                         for line in _refusal_lines(self._refused[-1]):
                             show.show(events.Log(line=line, site=IMPOSTOR, level="warning"))
                     if event.final:
                         break
+        if self._history.status == "failed":
+            raise JobError(f"the job failed: {self._history.detail}", hint=self._history.hint)
         state = operator.get_job(spec.name)
         if state.status is not JobStatus.FINISHED:
             raise JobError(f"the job is {state.status}: {state.detail}")
-
-    def _watch(self, event: events.Event, unix_ms: int) -> None:
-        watched = self._watched
-        match event:
-            case events.ClientAdmitted():
-                watched.admitted.setdefault(event.site, unix_ms / 1000 - self._clock.began)
-                watched.tees[event.site] = event.tee
-            case events.UpdateReceived():
-                watched.updates[event.site] = watched.updates.get(event.site, 0) + 1
-                watched.bytes[event.site] = watched.bytes.get(event.site, 0) + event.bytes
-            case events.RoundFinished():
-                watched.rounds.append(event)
-            case events.JobFinished():
-                watched.model = event.model
-            case events.JobFailed():
-                raise JobError(f"the job failed: {event.detail}", hint=event.hint)
-            case _:
-                pass
 
     def _compare(self, dealt: data.DemoData) -> baselines.Baselines:
         self._narrator.act("What each site reaches alone, for comparison")
@@ -315,15 +288,14 @@ class _Stage:
         ledger: LedgerFacts,
         opened: Opened,
     ) -> DemoOutcome:
-        watched, weights = self._watched, opened.weights
+        history, weights = self._history, opened.weights
         judge = baselines.judge(dealt, baselines.settings_of(dealt))
         pooled = dealt.pooled()
         scored = judge.score(weights, pooled.test)
-        last = watched.rounds[-1].metrics if watched.rounds else {}
+        last = history.finished[-1].metrics if history.finished else {}
         reported = float(last.get(dealt.metric, math.nan))
         # The order of sums differs between one batch and many: the result of one row may change.
         matches = math.isfinite(reported) and abs(scored - reported) <= 1 / pooled.test_rows
-        by_site = {site.site: site for site in compared.sites}
         return DemoOutcome(
             data=dealt.name,
             title=dealt.title,
@@ -344,34 +316,20 @@ class _Stage:
             version=__version__,
             command=self._options.command(spec.rounds),
             policy=spec.policy_digest.hex(),
-            sites=tuple(
-                SiteFacts(
-                    name=site.name,
-                    tee=watched.tees.get(site.name, ""),
-                    train=site.train_rows,
-                    test=site.test_rows,
-                    members=len(site.members),
-                    admitted=watched.admitted.get(site.name, math.nan),
-                    rounds=watched.updates.get(site.name, 0),
-                    bytes=watched.bytes.get(site.name, 0),
-                    alone=by_site[site.name].all,
-                    alone_own=by_site[site.name].own,
-                    federated_own=judge.score(weights, site.test),
-                    hardware_id=self._federation.machines[site.name].hardware_id.hex(),
-                )
-                for site in dealt.sites
-            ),
+            gain=judge.gain(weights, [site.weights for site in compared.sites], pooled.test),
+            insecure=self._insecure(),
+            sites=tuple(self._site_facts(site, judge, compared, opened) for site in dealt.sites),
             refused=tuple(self._refused),
             rounds=tuple(
                 RoundFacts(
-                    number=event.round,
-                    seconds=event.seconds,
-                    sites=event.sites,
-                    bytes=event.bytes,
-                    metric=float(event.metrics.get(dealt.metric, math.nan)),
-                    loss=float(event.metrics.get("loss", math.nan)),
+                    number=each.number,
+                    seconds=each.seconds,
+                    sites=each.sites,
+                    bytes=each.bytes,
+                    metric=float(each.metrics.get(dealt.metric, math.nan)),
+                    loss=float(each.metrics.get("loss", math.nan)),
                 )
-                for event in watched.rounds
+                for each in history.finished
             ),
             ledger=ledger,
             model=dataclasses.replace(opened.facts, matches=matches),
@@ -379,10 +337,40 @@ class _Stage:
             limits=self._limits(),
         )
 
-    def _limits(self) -> tuple[str, ...]:
+    def _site_facts(
+        self,
+        site: data.SiteData,
+        judge: baselines.Judge,
+        compared: baselines.Baselines,
+        opened: Opened,
+    ) -> SiteFacts:
+        seen = self._history.sites.get(site.name, Site(name=site.name))
+        alone = next(each for each in compared.sites if each.site == site.name)
+        pooled = compared.test
+        admitted = seen.admitted_unix_ms
+        return SiteFacts(
+            name=site.name,
+            tee=seen.tee,
+            train=site.train_rows,
+            test=site.test_rows,
+            members=len(site.members),
+            admitted=admitted / 1000 - self._clock.began if admitted else math.nan,
+            rounds=seen.updates,
+            bytes=seen.bytes,
+            alone=alone.all,
+            alone_own=alone.own,
+            federated_own=judge.score(opened.weights, site.test),
+            gain=judge.gain(opened.weights, [alone.weights], pooled),
+            gain_own=judge.gain(opened.weights, [alone.weights], site.test),
+            hardware_id=self._federation.machines[site.name].hardware_id.hex(),
+        )
+
+    def _insecure(self) -> str:
         _, warning = choose_tee(self._options.tee)
+        return warning[:1].upper() + warning[1:] + "."
+
+    def _limits(self) -> tuple[str, ...]:
         return (
-            warning[:1].upper() + warning[1:] + ".",
             *self._options.limits,
             "All parties ran as one user on one machine, so only their folders separated "
             "their files.",

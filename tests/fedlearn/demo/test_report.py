@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedlearn.demo import charts
 from fedlearn.demo.outcome import (
     DemoOutcome,
     LedgerFacts,
@@ -25,6 +24,7 @@ from fedlearn.demo.outcome import (
 )
 from fedlearn.demo.page import page
 from fedlearn.demo.report import FILES, write_report
+from fedlearn.demo.significance import AREAS, Gain
 from fedlearn.demo.terminal import findings_table, summary
 from fedlearn.errors import ConfigError
 
@@ -56,6 +56,8 @@ def make_outcome() -> DemoOutcome:
         seconds=14.2,
         version="0.1.0",
         command="fedlearn demo --data medpar --sites 6 --rounds 10 --seed 1",
+        gain=Gain(value=0.020, low=-0.012, high=0.052, method=AREAS),
+        insecure="Software TPMs: the evidence proves nothing about hardware.",
         policy="7f" * 32,
         sites=tuple(
             SiteFacts(
@@ -118,7 +120,6 @@ def make_outcome() -> DemoOutcome:
                 bytes=6 * 184,
                 metric=value,
                 loss=0.61 - 0.002 * i,
-                overhead=0.18,
             )
             for i, value in enumerate(metrics)
         ),
@@ -143,7 +144,7 @@ def make_outcome() -> DemoOutcome:
             refusal="no key of this file was wrapped to yours",
         ),
         timings={"data": 0.6, "coordinator": 1.9, "sites": 3.4, "training": 5.2, "report": 1.1},
-        limits=("Software TPMs: the evidence is real in form and proves nothing about hardware.",),
+        limits=("The model was trained without differential privacy.",),
     )
 
 
@@ -213,8 +214,64 @@ def test_the_page_shows_every_fact_that_a_demo_must_show(outcome: DemoOutcome) -
 
 def test_charts_describe_themselves(outcome: DemoOutcome) -> None:
     text = page(outcome)
-    assert text.count("<svg") == text.count("<desc>") == text.count('role="img"') == 2
+    # Three charts, each for a wide and for a narrow page.
+    assert text.count("<svg") == text.count("<desc>") == text.count('role="img"') == 6
     assert "is better than trained alone at 5 of 6 sites" in text
+
+
+def test_insecure_evidence_is_the_first_thing_on_the_page(outcome: DemoOutcome) -> None:
+    text = page(outcome)
+    body = text[text.index("<main>") :]
+    assert body.index("No proof of hardware") < body.index("<h1>")
+    assert "only after its evidence verified" not in text
+    assert "made by software on this machine" in text
+    without = page(dataclasses.replace(outcome, insecure=""))
+    assert "No proof of hardware" not in without
+    assert "made by software" not in without
+
+
+def test_a_difference_comes_with_its_interval_and_a_verdict(outcome: DemoOutcome) -> None:
+    text = page(outcome)
+    assert "The difference in AUC is +0.020, its 95% interval -0.012 to +0.052." in text
+    assert "not significant: it includes 0" in text
+    assert "DeLong, DeLong and Clarke-Pearson 1988" in text
+    better = dataclasses.replace(outcome.gain, low=0.001)
+    assert "significant: it excludes 0" in page(dataclasses.replace(outcome, gain=better))
+    nothing = page(dataclasses.replace(outcome, gain=Gain()))
+    assert "too few test rows for an interval" in nothing
+
+
+def test_sites_that_lose_on_their_own_rows_are_named(outcome: DemoOutcome) -> None:
+    losing = tuple(
+        dataclasses.replace(site, federated_own=site.alone_own - 0.02)
+        if site.name in {"hospitals-2", "hospitals-6"}
+        else site
+        for site in outcome.sites
+    )
+    worse = dataclasses.replace(outcome, sites=losing)
+    sentence = (
+        "2 of 5 sites do better with the model that each trained alone: hospitals-2, hospitals-6"
+    )
+    assert sentence in page(worse)
+    assert "significant at none of them" in page(worse)
+    sure = Gain(value=-0.02, low=-0.03, high=-0.01, method="")
+    told = dataclasses.replace(
+        worse, sites=(*losing[:5], dataclasses.replace(losing[5], gain_own=sure))
+    )
+    assert "significant at hospitals-6" in page(told)
+    assert "no site does better" in page(outcome)
+
+
+def test_no_column_without_a_value_and_no_digest_in_a_sentence(outcome: DemoOutcome) -> None:
+    refused = dataclasses.replace(
+        outcome.refused[0], reason="app is " + "c1d0" * 16 + ", expected " + "5ee8" * 16
+    )
+    unknown = tuple(dataclasses.replace(site, admitted=math.nan) for site in outcome.sites)
+    text = page(dataclasses.replace(outcome, refused=(refused,), sites=unknown))
+    assert "app is c1d0c1d0…c1d0, expected 5ee85ee8…5ee8" in text
+    assert "Admitted after" not in text
+    assert "Admitted after" in page(outcome)
+    assert "Overhead" not in text
 
 
 def test_what_sites_state_is_escaped(outcome: DemoOutcome) -> None:
@@ -289,33 +346,20 @@ def test_the_terminal_shows_the_same(outcome: DemoOutcome) -> None:
     console = Console(file=stream, width=120, no_color=True)
     console.print(summary(outcome))
     console.print(findings_table(outcome.refused[0]))
-    text = stream.getvalue()
-    for wanted in ("hospitals-1", "refused", "0.650", "+0.031", "128 entries verified", "app"):
+    text = " ".join(stream.getvalue().split())
+    for wanted in (
+        "hospitals-1",
+        "refused",
+        "0.650",
+        "+0.031",
+        "128 entries verified",
+        "app",
+        "not significant",
+        "no site does better",
+        "note: Software TPMs",
+    ):
         assert wanted in text, wanted
     assert "affirming" not in text
     assert "[reference" in text
     assert "this job's bundle" not in text
     assert "FAIL" not in text
-
-
-def test_charts_stand_missing_and_equal_values() -> None:
-    marks = [charts.Mark(value=0.5, name="pooled", style="pooled")]
-    svg = charts.progress([(1, 0.5)], marks, name="AUC")
-    assert svg.count('class="dot federated"') == 1
-    rows = [
-        charts.Row(name="a", left=math.nan, right=0.5),
-        charts.Row(name="b", left=0.5, right=0.5),
-    ]
-    svg = charts.dumbbells(rows, marks, name="AUC", left_name="alone", right_name="together")
-    assert svg.count('class="dot alone"') == 1
-    assert svg.count('class="dot federated"') == 2
-    assert "nan" not in svg
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.58, 0.65), (0.0, 1.0), (0.5, 0.5), (-3.0, 120.0)])
-def test_ticks_span_the_values(low: float, high: float) -> None:
-    scale = charts.ticks(low, high)
-    assert scale[0] <= low
-    assert scale[-1] >= high
-    assert len(scale) <= 8
-    assert scale == sorted(set(scale))

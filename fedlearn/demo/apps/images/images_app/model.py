@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["Net", "load", "measure", "tensors", "train", "unload"]
+__all__ = ["Net", "load", "measure", "right", "tensors", "train", "unload"]
 
 torch.set_num_threads(1)
 
@@ -91,3 +91,11 @@ def measure(net: Net, images: torch.Tensor, labels: torch.Tensor) -> tuple[float
         logits = net(images)
         loss = functional.cross_entropy(logits, labels).item()
         return loss, int((logits.argmax(1) == labels).sum())
+
+
+def right(net: Net, images: torch.Tensor, labels: torch.Tensor) -> npt.NDArray[np.bool_]:
+    """Return for each image whether ``net`` gets it right."""
+    net.eval()
+    with torch.no_grad():
+        found: npt.NDArray[np.bool_] = (net(images).argmax(1) == labels).numpy()
+        return found
