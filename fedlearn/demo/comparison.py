@@ -36,7 +36,8 @@ def gain_text(gain: Gain, metric: str) -> str:
     )
     return (
         f"The difference in {metric} is {gain.value:+.3f}, its 95% interval {gain.low:+.3f} to "
-        f"{gain.high:+.3f}. This is {verdict} ({gain.method})."
+        f"{gain.high:+.3f}. This is {verdict} ({gain.method}). The interval is about the choice "
+        "of test rows; it does not cover other splits and seeds."
     )
 
 
@@ -54,9 +55,9 @@ def own_rows_text(outcome: DemoOutcome) -> str:
     sure = f"significant at {', '.join(clear)}" if clear else "significant at none of them"
     rows = [site.test for site in known]
     return (
-        f"{where}, {len(losing)} of {len(known)} sites {do} better with the model that each trained "
-        f"alone: {names}. Own test {outcome.unit} are few ({min(rows):,} to {max(rows):,} a site): "
-        f"the difference is {sure}."
+        f"{where}, {len(losing)} of {len(known)} sites {do} better with the model that each "
+        f"trained alone: {names}. Own test {outcome.unit} are few ({min(rows):,} to "
+        f"{max(rows):,} a site): the difference is {sure}."
     )
 
 
@@ -109,7 +110,7 @@ def together_section(outcome: DemoOutcome) -> Html:
             heads,
             rows,
             caption=f"{outcome.unit.capitalize()} are training + test. An interval covers the "
-            "choice of test rows, for one comparison; not that of training rows and seeds.",
+            "choice of test rows, for one comparison.",
             cards=True,
         ),
     )

@@ -83,7 +83,7 @@ def curves(
     :raises ValueError: for more than :data:`MOST_SERIES` curves.
     """
     if len(series) > MOST_SERIES:
-        raise ValueError(f"{len(series)} curves; at most {MOST_SERIES} can be told apart")
+        raise ValueError(f"{len(series)} curves; at most {MOST_SERIES} can be reported apart")
     shown = [
         Series(name=each.name, points=points)
         for each in series

@@ -197,7 +197,7 @@ def table(
     """Return a table whose first column names its rows.
 
     Columns without any value are left out. Of more than 500 rows the last ones are shown, and the
-    caption says so.
+    caption states how many are left out.
 
     :param cards: on a narrow page each row is a card, for tables that do not fit there.
     """

@@ -67,7 +67,7 @@ _TONES: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportFacts:
-    """What a report says besides the events.
+    """What a report shows besides the events.
 
     ``metric``    the metric that is shown first
     ``source``    where the run was, as in ``coordinator.example:9444``
@@ -241,7 +241,7 @@ def _sites(history: RunHistory, facts: ReportFacts) -> Html:
     everyone = list(history.sites.values())
     if not everyone:
         return Html()
-    told = {each.site for each in history.refusals}
+    reported = {each.site for each in history.refusals}
     names = ranked_metrics({n: 0.0 for s in everyone for n in s.metrics}, facts.metric)[:2]
     heads = [
         Head("Site"),
@@ -266,7 +266,7 @@ def _sites(history: RunHistory, facts: ReportFacts) -> Html:
             bytes_text(site.bytes),
             f"{site.examples:,}" if site.examples else NOT_KNOWN,
             *(number_text(site.metrics.get(name)) for name in names),
-            "see below" if site.name in told else shortened(site.note) or NOT_KNOWN,
+            "see below" if site.name in reported else shortened(site.note) or NOT_KNOWN,
         ]
         for site in everyone
     ]

@@ -110,7 +110,7 @@ def round_table(history: RunHistory) -> Table:
 def site_table(history: RunHistory) -> Table:
     """Return one row for each site that a round asked, with the metrics that the site reports.
 
-    ``state`` is ``received``, ``rejected`` (``reason`` says why) or ``waiting``.
+    ``state`` is ``received``, ``rejected`` (for ``reason``) or ``waiting``.
     """
     every = (update.metrics for each in history.rounds for update in each.updates.values())
     columns = _columns(_SITE, every)

@@ -97,7 +97,10 @@ ALLOWED: Final[tuple[tuple[str, str], ...]] = (
         "a key of the catalogue, and a value in ledgers",
     ),
     (r"Failed to establish|Connection established", "texts of urllib3 and of RFC 9110 proxies"),
-    (r"\b(os\.pipe|PIPE|SIGPIPE|pipefail|\w*BrokenPipe\w*|\w*broken_pipe\w*)", "of the kernel"),
+    (
+        r"\b(remote-debugging-pipe|os\.pipe|PIPE|SIGPIPE|pipefail|\w*BrokenPipe\w*|\w*broken_pipe\w*)",
+        "of the kernel",
+    ),
     (r"code = \"tainted\"", "an error code between the processes of a job"),
     (r"\b(a|an|the|named|each) pipes?\b", "of the kernel"),
 )

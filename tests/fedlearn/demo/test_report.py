@@ -255,10 +255,10 @@ def test_sites_that_lose_on_their_own_rows_are_named(outcome: DemoOutcome) -> No
     assert sentence in page(worse)
     assert "significant at none of them" in page(worse)
     sure = Gain(value=-0.02, low=-0.03, high=-0.01, method="")
-    told = dataclasses.replace(
+    reported = dataclasses.replace(
         worse, sites=(*losing[:5], dataclasses.replace(losing[5], gain_own=sure))
     )
-    assert "significant at hospitals-6" in page(told)
+    assert "significant at hospitals-6" in page(reported)
     assert "no site does better" in page(outcome)
 
 

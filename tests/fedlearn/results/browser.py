@@ -1,4 +1,4 @@
-"""A headless Chromium that tests drive over its DevTools pipe; nothing else is needed for that.
+"""A headless Chromium that tests drive over two descriptors; nothing else is needed for that.
 
 Chromium reads commands from its descriptor 3 and writes answers to 4, each a JSON document that
 ends with a NUL (``--remote-debugging-pipe``, https://chromedevtools.github.io/devtools-protocol/).

@@ -68,7 +68,7 @@ def test_many_points_are_thinned_and_the_last_one_stays() -> None:
     assert "to 2.5e+04" in svg
 
 
-def test_curves_that_cannot_be_told_apart_are_refused() -> None:
+def test_curves_that_look_alike_are_refused() -> None:
     many = [Series(name=str(n), points=[(1, 1.0)]) for n in range(MOST_SERIES + 1)]
     with pytest.raises(ValueError, match="9 curves; at most 8"):
         curves(many, name="a")

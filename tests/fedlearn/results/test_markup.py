@@ -62,7 +62,7 @@ def test_columns_and_definitions_without_a_value_are_left_out() -> None:
     assert section("Empty", "", Html()) == ""
 
 
-def test_a_table_without_end_shows_its_end_and_says_so() -> None:
+def test_a_table_without_end_shows_its_end_and_what_is_left_out() -> None:
     text = table([Head("n")], [[str(n)] for n in range(1200)])
     assert text.count("<tr") == 501
     assert "The first 700 of 1200 rows are left out." in text

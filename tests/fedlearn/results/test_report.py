@@ -97,11 +97,11 @@ def test_sample_evidence_is_the_first_thing_on_the_page() -> None:
 
 
 def test_evidence_of_a_refused_client_is_not_that_of_a_site() -> None:
-    told = [
+    reported = [
         events.ClientRefused(site="x", reason="no", tee="sample"),
         events.ClientAdmitted(site="y", tee="tdx"),
     ]
-    text = words(report_page(RunHistory.of((event, 1) for event in told)))
+    text = words(report_page(RunHistory.of((event, 1) for event in reported)))
     assert "No proof" not in text
     assert "Intel TDX: the processor signed" in text
     assert WORDS["sample"] not in text
@@ -121,19 +121,19 @@ def test_evidence_of_a_refused_client_is_not_that_of_a_site() -> None:
     ],
 )
 def test_what_went_wrong_is_stated(event: events.Event, sentence: str) -> None:
-    told = [events.JobStarted(job="j", rounds=2, sites=("a",)), event]
-    text = words(report_page(RunHistory.of((each, 1000) for each in told)))
+    reported = [events.JobStarted(job="j", rounds=2, sites=("a",)), event]
+    text = words(report_page(RunHistory.of((each, 1000) for each in reported)))
     assert "What went wrong" in text
     assert sentence in text
 
 
 def test_a_job_without_faults_reports_none() -> None:
-    told = [
+    reported = [
         events.JobStarted(job="j", rounds=1, sites=("a",)),
         events.RoundFinished(round=1, rounds=1, seconds=1.0, sites=1, bytes=5),
         events.JobFinished(model="j"),
     ]
-    text = words(report_page(RunHistory.of((each, 1000) for each in told)))
+    text = words(report_page(RunHistory.of((each, 1000) for each in reported)))
     assert "What went wrong" not in text
     assert "Privacy" not in text
     assert "Refused" not in text
@@ -146,7 +146,7 @@ def test_a_job_that_has_not_begun_has_a_page() -> None:
 def test_nothing_that_others_name_can_be_markup() -> None:
     finding = {"claim": EVIL, "expected": EVIL, "actual": EVIL, "remedy": EVIL}
     metrics = {EVIL: 1.0, "loss": math.nan}
-    told = [
+    reported = [
         events.JobSubmitted(job=EVIL, rounds=1, sites=(EVIL,)),
         events.ClientAdmitted(site=EVIL, tee=EVIL),
         events.ClientRefused(site=EVIL, reason=EVIL, tee=EVIL, findings=(finding,)),
@@ -161,14 +161,14 @@ def test_nothing_that_others_name_can_be_markup() -> None:
         events.JobFailed(detail=EVIL, hint=EVIL),
     ]
     facts = ReportFacts(source=EVIL, insecure=EVIL, about=[(EVIL, EVIL)], notes=[EVIL])
-    page = report_page(RunHistory.of((each, 1) for each in told), facts)
+    page = report_page(RunHistory.of((each, 1) for each in reported), facts)
     assert "<script" not in page
     assert "\x1b" not in page
 
 
 def test_endless_refusals_are_counted() -> None:
-    told = [events.ClientRefused(site="x", reason=f"reason {n}") for n in range(50)]
-    page = report_page(RunHistory.of((each, 1) for each in told))
+    reported = [events.ClientRefused(site="x", reason=f"reason {n}") for n in range(50)]
+    page = report_page(RunHistory.of((each, 1) for each in reported))
     assert page.count('class="refused"') == 20
     assert "30 more are in the events of the job." in page
 

@@ -24,7 +24,7 @@ def rows(table: Table) -> list[dict[str, str]]:
 
 
 def metrics(values: dict[str, float]) -> RunHistory:
-    told: list[events.Event] = [
+    reported: list[events.Event] = [
         events.JobStarted(job="j", rounds=2, sites=("a", "b", "c")),
         events.RoundStarted(round=1, rounds=2, sites=("a", "b", "c")),
         events.UpdateReceived(round=1, site="a", bytes=5, examples=9, metrics=values),
@@ -32,7 +32,7 @@ def metrics(values: dict[str, float]) -> RunHistory:
         events.RoundFinished(round=1, rounds=2, seconds=0.5, sites=1, bytes=5, metrics=values),
         events.RoundFinished(round=2, rounds=2, seconds=0.5, sites=0, bytes=0),
     ]
-    return RunHistory.of((event, 1000 * n) for n, event in enumerate(told, 1))
+    return RunHistory.of((event, 1000 * n) for n, event in enumerate(reported, 1))
 
 
 def test_rounds_have_their_metrics_and_what_they_cost() -> None:
@@ -58,8 +58,8 @@ def test_a_text_cannot_be_a_formula_in_a_spreadsheet() -> None:
     second = rows(site_table(metrics({})))[1]
     assert second["reason"] == "'=cmd|' /C calc'!A0"
     assert rows(round_table(metrics({"loss": -0.5})))[0]["loss"] == "-0.5"
-    told = [(events.Log(line="=1+1", site="@a"), 1)]
-    (row,) = rows(event_table(told))
+    reported = [(events.Log(line="=1+1", site="@a"), 1)]
+    (row,) = rows(event_table(reported))
     assert row["site"] == "'@a"
 
 
