@@ -6,7 +6,7 @@ starts clients in a cluster, ``fedlearn[torch]`` to train with torch. A command 
 package of an extra which is not installed ends with a :class:`~fedlearn.errors.ConfigError` whose
 hint is the command that installs it.
 
-The pages are docs/start/install.md and docs/adr/0023-extras-and-images.md.
+The pages are docs/start/install.md, docs/start/faq.md and docs/adr/0023-extras-and-images.md.
 """
 
 from __future__ import annotations

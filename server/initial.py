@@ -118,18 +118,35 @@ class _Answers:
     is_flag=True,
     help="Make the operator's key on this machine: those who run the coordinator then hold it.",
 )
+@click.option(
+    "--install-login",
+    "install",
+    is_flag=True,
+    help="Make the login with that key the one that `fedlearn` uses here without --operator.",
+)
 @json_option
-def init(path: Path, csr: Path | None, key_here: bool, as_json: bool, **given: Any) -> None:
+def init(
+    path: Path, csr: Path | None, key_here: bool, install: bool, as_json: bool, **given: Any
+) -> None:
     """Initialize a coordinator: its keys, CA, ledger and first operator.
 
     Writes the configuration too where there is none, with every key that it may have.
     """
-    from fedlearn.identity.login import ca_pin
+    from fedlearn.identity.login import OperatorLogin, ca_pin, default_folder
     from server.config import ServerConfig
     from server.state_directory import GRANT_FILE, initialize
 
     if csr is not None and key_here:
         raise click.UsageError("--operator-csr and --insecure-operator-key-here exclude each other")
+    if csr is not None and install:
+        raise click.UsageError("--install-login is for a key that is made here")
+    if install and default_folder().exists():
+        raise ConfigError(
+            "a login is installed there already",
+            where=str(default_folder()),
+            key="--install-login",
+            hint="leave the flag out, and name the new login with --operator",
+        )
     answers = _Answers(**given)
     if csr is None and not key_here and not answers.insecure:
         raise ConfigError(
@@ -149,6 +166,8 @@ def init(path: Path, csr: Path | None, key_here: bool, as_json: bool, **given: A
         for file in written:
             file.unlink(missing_ok=True)
         raise
+    if install:
+        OperatorLogin.load(operator).save(default_folder())
     pin = ca_pin((config.state / "ca.pem").read_bytes())
     sample_key = _sample_key(config)
     if as_json:
@@ -173,7 +192,8 @@ def init(path: Path, csr: Path | None, key_here: bool, as_json: bool, **given: A
         line(f"then:  send {operator} to the operator, and the CA's pin by another channel:")
         line(f"       fedlearn operator login {operator.name} --ca-pin {pin}")
         return
-    line(f"then:  fedlearn site token NAME --operator {operator}")
+    named = "" if install else f" --operator {operator}"
+    line(f"then:  fedlearn site token NAME{named}")
     line(f"INSECURE: the operator's key was made on this machine, in {operator}", style="yellow")
 
 

@@ -148,6 +148,22 @@ def test_a_trial_without_a_tee_needs_no_edit(place: Path) -> None:
     assert made["operator"] == str(place / "new/state/operator")
 
 
+def test_the_login_is_installed_where_that_is_asked_for(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(place / "home"))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.delenv("FEDLEARN_OPERATOR", raising=False)
+    where = ("--config", "new/server.toml", "--insecure-development", "--install-login")
+    refused(run("init", *where, "--operator-csr", "x.csr"), "for a key that is made here")
+    assert run("init", *where).exit_code == 0
+    installed = OperatorLogin.load(place / "home/.config/fedlearn/operator")
+    assert installed.key == OperatorLogin.load(place / "new/state/operator").key
+    again = ("--config", "other/server.toml", "--insecure-development", "--install-login")
+    refused(run("init", *again), "a login is installed there already", "--operator")
+    assert not (place / "other").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
