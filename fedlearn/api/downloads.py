@@ -23,6 +23,7 @@ from attestation.durable import rename_durably
 from attestation.errors import UnsealError
 from fedlearn.backoff import Backoff
 from fedlearn.errors import ConfigError, ModelNotAuthentic, StoreError, TransportError
+from fedlearn.job.model_name import run_of_model
 from fedlearn.sealing import SealedFile, read_header
 from fedlearn.sealing.header import MAGIC
 from fedlearn.wire.failure import Unreachable
@@ -58,6 +59,9 @@ def download_model(
     progress: Progress | None = None,
 ) -> SealedModel:
     """Download one version (0: the latest) of ``model`` to ``out``; return what it is.
+
+    ``model`` is the name of a job, for its newest run, or ``NAME@N``; with ``.files`` behind it,
+    the files that its app wrote.
 
     A lost connection is opened again some times, and then reported; the same call later goes on.
 
@@ -193,11 +197,11 @@ def _check(part: Path, found: SealedModel, model: str, version: int, pin: bytes)
     try:
         with SealedFile(part) as file:
             header = file.header
-            wanted = (model, version or found.version)
-            if (header.model, header.version) != wanted:
+            wanted = version or found.version
+            if not run_of_model(header.model, model) or header.version != wanted:
                 raise UnsealError(
                     f"it contains {header.model}, version {header.version}, "
-                    f"instead of {wanted[0]}, version {wanted[1]}"
+                    f"instead of {model}, version {wanted}"
                 )
             digest = file.digest()
             if digest != found.digest:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from fedlearn.errors import JobError, StoreError
-from fedlearn.job.run import RunName, checked_reference
+from fedlearn.job.model_name import is_of_job, run_of_model
 from fedlearn.wire import fedlearn_pb2 as pb
 from server.store.models import ModelStore, StoredModel
 
@@ -38,10 +38,8 @@ class ModelSender:
 
         :raises ConfigError: when ``job`` names neither.
         """
-        name, number = checked_reference(job) if job else ("", None)
         for stored in self._store.kept():
-            run = RunName.of_id(stored.job)
-            if (not name or run.name == name) and number in (None, run.number) and visible(stored):
+            if visible(stored) and (not job or is_of_job(stored.job, job)):
                 yield _model(stored)
 
     def parts(
@@ -80,22 +78,27 @@ class ModelSender:
                 yield pb.ModelPart(data=data)
 
     def _found(self, request: pb.DownloadModelRequest, visible: Visible) -> StoredModel:
-        """Return the version; what the caller may not see is as what is not there."""
-        kept = [
-            stored
-            for stored in self._store.kept()
-            if stored.model == request.model and visible(stored)
-        ]
-        if not kept:
+        """Return the version, of the newest run where several have the name.
+
+        What the caller may not see is as what is not there.
+        """
+        runs: dict[int, list[StoredModel]] = {}
+        for stored in self._store.kept():
+            if visible(stored) and (run := run_of_model(stored.model, request.model)):
+                runs.setdefault(run, []).append(stored)
+        if not runs:
             raise JobError(
                 f"there is no model {request.model[:80]!a}",
                 hint="`fedlearn model list` names the models",
             )
+        kept = runs[max(runs)]
+        if not request.version:
+            return kept[-1]
         for stored in kept:
-            if request.version in (stored.version, 0) and (request.version or stored is kept[-1]):
+            if stored.version == request.version:
                 return stored
         raise JobError(
-            f"{request.model} has no version {request.version}",
+            f"{kept[-1].model} has no version {request.version}",
             hint=f"kept are {kept[0].version} to {kept[-1].version}",
         )
 

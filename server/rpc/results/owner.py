@@ -20,7 +20,6 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from fedlearn.errors import ConfigError, TransportError
-from fedlearn.identity.spiffe import checked_name
 from fedlearn.sealing.owner_session import seal_owner_session
 from fedlearn.wire import fedlearn_pb2 as pb
 from server.admission.challenges import Rates
@@ -116,9 +115,7 @@ class OwnerService:
         self, request: pb.OwnerModelsRequest, caller: Caller, stop: threading.Event
     ) -> Iterator[pb.SealedModel]:
         """Return the versions that are sealed for the session's key."""
-        visible = self._visible(request.token, caller)
-        job = checked_name(request.job, "job") if request.job else ""
-        return self._models.listed(job, visible)
+        return self._models.listed(request.job, self._visible(request.token, caller))
 
     def DownloadModel(  # noqa: N802
         self, request: pb.OwnerDownloadRequest, caller: Caller, stop: threading.Event

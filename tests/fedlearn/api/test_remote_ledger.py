@@ -204,7 +204,7 @@ def test_an_entry_that_was_altered_or_left_out_is_named(
     for shown, why in (
         ([*rows[:3], *rows[4:]], r"entry 4: missing"),
         (rows[:5], r"entry 6: missing; .* the head that the coordinator signed"),
-        ([*rows[:3], *rows[2:]], r"entry 3: there twice"),
+        ([*rows[:3], *rows[2:]], r"entry 3: occurs twice"),
         ([*rows[:2], altered, *rows[3:]], r"entry 3: altered"),
         ([*rows[:2], unsigned, *rows[3:]], r"entry 3: the signature"),
         ([(2**63, *rows[0][1:]), *rows[1:]], r"entry 1: its sequence"),

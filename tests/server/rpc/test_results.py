@@ -37,9 +37,9 @@ def operator(listeners: DeploymentListeners) -> Iterator[OperatorClient]:
         yield client
 
 
-def write(store: ModelStore, model: str = "heart", round_: int = 1) -> bytes:
+def write(store: ModelStore, model: str = "heart", round_: int = 1, job: str = "") -> bytes:
     """Seal a version; return the bytes of its file."""
-    stored = store.write(model, BIG, round=round_, recipients=(OWNER_KEY,))
+    stored = store.write(model, BIG, round=round_, recipients=(OWNER_KEY,), job=job)
     return stored.path.read_bytes()
 
 
@@ -97,6 +97,23 @@ def test_a_download_goes_on_where_the_same_file_was_left(
     assert fetched(operator, "heart", 1_000_001, bytes(16)) == (0, data)
     assert fetched(operator, "heart", len(data) + 1, known.file_id) == (0, data)
     assert fetched(operator, "heart", 2**63, known.file_id) == (0, data)
+
+
+def test_the_newest_run_is_found_by_the_name_of_the_job(
+    listeners: DeploymentListeners, operator: OperatorClient
+) -> None:
+    first, third = write(listeners.store), write(listeners.store, "heart.3")
+    files = write(listeners.store, "heart.3.files", job="heart.3")
+    assert fetched(operator, "heart") == fetched(operator, "heart@3") == (0, third)
+    assert fetched(operator, "heart.3") == (0, third)
+    assert fetched(operator, "heart@1") == (0, first)
+    assert fetched(operator, "heart.files") == (0, files)
+    assert {found.model for found in operator.list_models("heart@3")} == {
+        "heart.3",
+        "heart.3.files",
+    }
+    with pytest.raises(JobError, match="there is no model 'heart@2'"):
+        fetched(operator, "heart@2")
 
 
 def test_what_is_not_there_or_for_no_owner_is_refused(
