@@ -17,7 +17,7 @@ from fedlearn.job.run import checked_reference
 if TYPE_CHECKING:
     from fedlearn.wire.operator import OperatorClient
 
-__all__ = ["connect", "duration", "job_argument", "operator_option"]
+__all__ = ["connect", "duration", "job_argument", "login_or", "operator_option"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -60,6 +60,25 @@ def duration(text: str) -> timedelta | None:
     """Return a span such as ``90s``, ``15m``, ``24h`` or ``7d``; ``None`` for other text."""
     match = _DURATION.fullmatch(text)
     return timedelta(seconds=int(match[1]) * _UNITS[match[2]]) if match else None
+
+
+def login_or(folder: Path | None, otherwise: str) -> tuple[Path, OperatorLogin]:
+    """Return the folder of a login and the login, for a command that has another way, too.
+
+    :param otherwise: the other way, for the hint where there is no login by default.
+    :raises ConfigError: when the login is missing or wrong.
+    """
+    found = folder or default_folder()
+    try:
+        return found, OperatorLogin.load(found)
+    except ConfigError as error:
+        if folder is not None or found.is_dir():
+            raise
+        raise ConfigError(
+            "no operator login here",
+            where=str(found),
+            hint=f"name its folder with --operator DIR or {ENVIRONMENT}; {otherwise}",
+        ) from error
 
 
 def connect(folder: Path | None) -> OperatorClient:

@@ -82,7 +82,8 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
         "fedlearn collateral add": "fedlearn collateral add certs/*.pem --directory collateral",
         "fedlearn model": "fedlearn model open my-model.sealed --key owner.pem",
         "fedlearn model keygen": "fedlearn model keygen --out owner.pem",
-        "fedlearn model list": "fedlearn model list --state state --config server.toml",
+        "fedlearn model list": "fedlearn model list mortality",
+        "fedlearn model download": "fedlearn model download mortality --out mortality.flsw",
         "fedlearn model open": "fedlearn model open my-model.sealed --key owner.pem",
         "fedlearn model export": (
             "fedlearn model export my-model.sealed --key owner.pem --out weights.safetensors"

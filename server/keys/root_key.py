@@ -26,7 +26,7 @@ from fedlearn.errors import ConfigError, StoreError
 from server.disk import store_error
 from server.keys.key_protectors import PLAIN_KEY_FILE, ROOT_BYTES, InsecurePlainKeyFile, Protector
 
-__all__ = ["ROOT_FILE", "RootKey", "hkdf", "reason"]
+__all__ = ["ROOT_FILE", "RootKey", "hkdf", "protector_kinds", "reason"]
 
 ROOT_FILE: Final = "root.json"
 _MAGIC: Final = b"FLSB\x01"
@@ -230,6 +230,15 @@ class RootKey:
             write_durably(path, json.dumps(document, indent=2).encode() + b"\n")
         except OSError as error:
             raise store_error(f"{path}: {reason(error)}", error) from error
+
+
+def protector_kinds(directory: Path) -> tuple[str, ...]:
+    """Return the kinds of the protectors of the root key in ``directory``, without opening it.
+
+    :raises StoreError: when there is no root key, or the file is damaged.
+    """
+    _, records = _read_root(directory / ROOT_FILE)
+    return tuple(dict.fromkeys(str(item.get("kind")) for item in records))
 
 
 def hkdf(key: bytes, *, salt: bytes, info: bytes) -> bytes:

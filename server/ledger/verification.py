@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -56,10 +57,11 @@ def verify(
     matter; see :func:`verify_rows`.
     """
     heads = {} if expect_head is None else {"the given head": expect_head}
-    return verify_rows(_rows(connection), public_key, heads=heads)
+    with closing(_rows(connection)) as rows:
+        return verify_rows(rows, public_key, heads=heads)
 
 
-def _rows(connection: sqlite3.Connection) -> Iterator[tuple[object, ...]]:
+def _rows(connection: sqlite3.Connection) -> Generator[tuple[object, ...], None, None]:
     yield from connection.execute(
         "SELECT sequence, time, kind, body, previous, hash, signature "
         "FROM entry NOT INDEXED ORDER BY sequence"

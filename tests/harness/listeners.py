@@ -151,6 +151,7 @@ class DeploymentListeners:
         keys = KeyService.create(
             folder / "keys", [InsecurePlainKeyFile(folder / "keys")], allow_insecure_key_file=True
         )
+        self.state = folder
         self.ledger, self.store = self._state.enter_context(
             bound_state(folder, keys, signer=deployment.ca.file_signer)
         )

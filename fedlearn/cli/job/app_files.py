@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from attestation.durable import rename_durably, write_durably
 from attestation.errors import UnsealError
+from fedlearn.api.downloads import download_model
+from fedlearn.cli.state.model_source import Remote
 from fedlearn.cli.state.origin import Origin, origin_options
 from fedlearn.cli.state.target import (
     CATALOGUE,
@@ -22,6 +26,8 @@ from fedlearn.cli.state.target import (
 )
 from fedlearn.cli.state.unlock import Unlock, unlock_options
 from fedlearn.errors import ConfigError, StoreError, TransportError
+from fedlearn.job.model_name import FILES
+from fedlearn.job.run import checked_reference
 from fedlearn.sealing import SealedReader
 from fedlearn.terminal.console import json_option, line, print_json, printable
 from fedlearn.update import sealed
@@ -47,9 +53,9 @@ def files(
 ) -> None:
     """Write the files that a job's ServerApp made, in plaintext, into a new folder.
 
-    TARGET is a job in a coordinator's --state (the export is recorded in the ledger first), or the
-    sealed FILE that the job's owner opens with --key. Who sealed a FILE is checked as in `fedlearn
-    model open`.
+    TARGET is a job, whose sealed files are downloaded over your login and opened with the owner's
+    --key; or the sealed FILE, if you have it; or a job in a coordinator's --state (the export is
+    recorded in the ledger first). Who sealed the files is checked as in `fedlearn model open`.
     """
     if os.path.lexists(out):
         raise ConfigError("exists already; name a new folder", where=f"--out {out}")
@@ -63,7 +69,10 @@ def files(
             with store.released(name, out) as (_, reader):
                 written = _write(_files(reader, target), out)
     else:
-        with opened(target, None, key, None, origin) as reader:
+        with (
+            _downloaded(target, key, origin) as file,
+            opened(file, None, key, None, origin) as reader,
+        ):
             sealer = sealer_of(target, None, origin, reader)
             written = _write(_files(reader, target), out)
     if as_json:
@@ -73,6 +82,28 @@ def files(
         line(f"  {printable(path)}  {size} bytes")
     line(f"{len(written)} files in plaintext in {out}")
     line(sealer.text, style="" if sealer.known else "red")
+
+
+@contextmanager
+def _downloaded(target: str, key: Path | None, origin: Origin) -> Iterator[str]:
+    """Yield the sealed file that TARGET names, downloaded where it is a job."""
+    login = not origin.given or origin.operator is not None
+    if key is None or not login or Path(target).exists() or not _names_a_job(target):
+        yield target
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "sealed"
+        with Remote(operator=origin.operator).opened() as (client, pin):
+            download_model(client, f"{target}{FILES}", file, pin=pin)
+        yield str(file)
+
+
+def _names_a_job(target: str) -> bool:
+    try:
+        checked_reference(target)
+    except ConfigError:
+        return False
+    return True
 
 
 def _files(reader: SealedReader, target: str) -> dict[str, memoryview]:

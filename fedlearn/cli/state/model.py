@@ -49,43 +49,30 @@ _version = click.option("--version", type=click.IntRange(1), help="By default th
     cls=Commands,
     name="model",
     nouns={
+        "list": Noun(
+            module="fedlearn.cli.state.remote_models",
+            attribute="list_models",
+            summary="List the sealed versions of models.",
+        ),
+        "download": Noun(
+            module="fedlearn.cli.state.remote_models",
+            attribute="download",
+            summary="Download a sealed model.",
+        ),
         "keygen": Noun(
             module="fedlearn.cli.state.keygen",
             attribute="keygen",
             summary="Make the key pair of a model's owner.",
-        )
+        ),
     },
 )
 def group() -> None:
-    """List, open, export and verify sealed models.
+    """List, download, open, export and verify sealed models.
 
     A TARGET is the name of a model in a coordinator's --state, or a sealed FILE that its
     owner opens with --key. Who sealed a FILE is checked: against the CA of your operator's
     login, or what --ca-pin, --operator or --ledger names.
     """
-
-
-@group.command(name="list")
-@unlock_options
-@json_option
-def list_models(unlock: Unlock | None, as_json: bool) -> None:
-    """List the versions of every model of the coordinator."""
-    with needed(unlock).reading() as store:
-        kept = [stored for model in store.models() for stored in store.versions(model)]
-    if as_json:
-        print_json({"models": [_stored_json(stored) for stored in kept]})
-        return
-    if not kept:
-        line("no models")
-        return
-    rows = [("MODEL", "VERSION", "JOB", "ROUND", "BYTES", "DIGEST")]
-    for stored in kept:
-        size = str(stored.path.stat().st_size) if stored.path.exists() else "missing"
-        place = (stored.model, str(stored.version), stored.job, str(stored.round))
-        rows.append((*place, size, stored.digest.hex()[:16]))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 @group.command(name="open")

@@ -22,7 +22,7 @@ from fedlearn.identity.login import OperatorLogin, ca_pin, default_folder
 from fedlearn.sealing import SealedReader
 from server.ledger import PUBLIC_KEY_FILE, LedgerReader, load_public_key
 
-__all__ = ["Origin", "Sealer", "origin_options"]
+__all__ = ["Origin", "Sealer", "origin_options", "parse_pin"]
 
 _DIGEST_BYTES = 32
 _HINT = (
@@ -130,6 +130,17 @@ class Origin:
         )
 
 
+def parse_pin(text: str) -> bytes:
+    """Return the pin of a CA (32 bytes) that was given with ``--ca-pin``.
+
+    :raises ConfigError: when it is not a SHA-256 in hexadecimal.
+    """
+    pin = unhex(text, "--ca-pin", _DIGEST_BYTES)
+    if len(pin) != _DIGEST_BYTES:
+        raise ConfigError(f"is a SHA-256 of {_DIGEST_BYTES} bytes", where="--ca-pin")
+    return pin
+
+
 def origin_options(command: Command) -> Command:
     """Add the options that state who must have sealed a file, as one argument ``origin``."""
 
@@ -150,9 +161,7 @@ def origin_options(command: Command) -> Command:
             )
         if ledger_key is not None and ledger is None:
             raise ConfigError("is the key of a --ledger", where="--ledger-key")
-        pin = unhex(ca_pin_text, "--ca-pin", _DIGEST_BYTES) if ca_pin_text else b""
-        if pin and len(pin) != _DIGEST_BYTES:
-            raise ConfigError(f"is a SHA-256 of {_DIGEST_BYTES} bytes", where="--ca-pin")
+        pin = parse_pin(ca_pin_text) if ca_pin_text else b""
         origin = Origin(
             pin=pin,
             operator=operator,

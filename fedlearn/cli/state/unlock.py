@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,17 @@ from fedlearn.config import file_bytes
 from fedlearn.errors import ConfigError
 from fedlearn.identity.keyfile import read_private_key
 from server.keys.key_protectors import InsecurePlainKeyFile, Passphrase, Protector, RecoveryKey
+from server.keys.root_key import protector_kinds
 from server.keys.service import KeyService
 from server.store.models import ModelStore
 
 __all__ = ["Unlock", "ask_passphrase", "unlock_options"]
 
+_FLAGS: Final = {
+    Passphrase.kind: "--passphrase-file FILE",
+    RecoveryKey.kind: "--recovery-key FILE (the private key)",
+    InsecurePlainKeyFile.kind: "--insecure-plain-key-file",
+}
 KEYS_FOLDER: Final = "keys"
 STORE_FOLDER: Final = "store"
 
@@ -105,16 +111,23 @@ class Unlock:
             keys = ServerConfig.load(self.config).keys
             found += protectors_of(keys, self.state)
             insecure = insecure or keys.insecure
-        if not found and sys.stdin.isatty():
-            found.append(Passphrase(ask_passphrase("Passphrase of the coordinator's state")))
         if not found:
-            raise ConfigError(
-                "the state is sealed",
-                where=f"--state {self.state}",
-                hint="open it with --recovery-key, --passphrase-file, --config server.toml, "
-                "or --insecure-plain-key-file for a development set-up",
-            )
+            kinds = protector_kinds(self.state / KEYS_FOLDER)
+            if Passphrase.kind not in kinds or not sys.stdin.isatty():
+                raise ConfigError(
+                    f"the state is sealed; its key is protected by {', '.join(kinds)}",
+                    where=f"--state {self.state}",
+                    hint=f"open it with {_ways(kinds, self.state)}",
+                )
+            found.append(Passphrase(ask_passphrase("Passphrase of the coordinator's state")))
         return found, insecure
+
+
+def _ways(kinds: Sequence[str], state: Path) -> str:
+    """Return the options that open a key with these protectors."""
+    ways = [_FLAGS[kind] for kind in kinds if kind in _FLAGS]
+    config = state.absolute().parent / "server.toml"
+    return " or ".join([*ways, f"--config {config if config.is_file() else 'server.toml'}"])
 
 
 def unlock_options(command: Command) -> Command:

@@ -117,8 +117,13 @@ def test_contributions_of_a_model(state: Path, capsys: pytest.CaptureFixture[str
     arguments = ("contributions", "--state", state, "--job", "demo", "--version", "1")
     code, out, _ = run(capsys, *arguments)
     assert code == 0
-    assert "app=0123" in out
-    assert "policy=77" in out
+    assert out.splitlines() == [
+        "ROUND  SITE  TEE  EXAMPLES  UPDATE  POLICY  MEASURED",
+        "    1  a     tpm         3  dd      77      [1]",
+        "",
+        "[1]",
+        "  app  0123",
+    ]
     _, out, _ = run(capsys, *arguments, "--json")
     assert [item["site"] for item in json.loads(out)["contributions"]] == ["a"]
     code, _, err = run(capsys, "contributions", "--state", state, "--job", "else")

@@ -137,7 +137,9 @@ def test_listing(capsys: pytest.CaptureFixture[str], place: Setup) -> None:
 def test_each_way_of_unlocking(capsys: pytest.CaptureFixture[str], place: Setup) -> None:
     state = ("--state", place.state)
     assert run(capsys, "list", *state, "--passphrase-file", place.passphrase)[0] == 0
-    assert "the state is sealed" in refused(capsys, "list", *state)
+    sealed = refused(capsys, "list", *state)
+    assert "the state is sealed; its key is protected by recovery-key, passphrase" in sealed
+    assert "--recovery-key FILE (the private key) or --passphrase-file FILE or --conf" in sealed
     assert "not by" in refused(capsys, "list", *state, "--recovery-key", place.other)
     place.passphrase.write_text("another passphrase entirely")
     assert "passphrase is wrong" in refused(
