@@ -142,7 +142,7 @@ def test_the_owner_needs_no_login(
     pin = place.as_owner[-1]
     opened = ("model", "open", "one", "--key", place.owner, "--ca-pin", pin)
     assert run(capsys, *opened)[0] == 0
-    other = ("--key", place.other, *place.as_owner[2:])
+    other = ("--key", str(place.other), *place.as_owner[2:])
     assert run(capsys, "model", "list", *other)[1] == "no models\n"
     assert "there is no model 'heart'" in refused(capsys, "model", "download", "heart", *other)
     wrong = (*place.as_owner[:-1], "0" * 64)
