@@ -99,7 +99,7 @@ def _write(name: str, text: str | bytes) -> Callable[[Path], object]:
     return lambda place: (place / name).write_bytes(data)
 
 
-def _with(file: str, table: dict[str, Any], /, **changes: Any) -> Callable[[Path], object]:
+def _with(file: str, table: dict[str, Any], /, **changes: object) -> Callable[[Path], object]:
     return _write(file, dumps({**table, **changes}))
 
 

@@ -46,7 +46,7 @@ class Attempt:
     ) -> None:
         self.shared, self.misbehaving, self.job, self.gate = shared, misbehaving, job, gate
 
-    def refused(self, match: str, *, keys: ClientKeys | None = None, **changes: Any) -> Any:
+    def refused(self, match: str, *, keys: ClientKeys | None = None, **changes: object) -> Any:
         before = len(self.job.ledger("refusal"))
         request = self.misbehaving.request(
             self.job, self.gate, keys or ClientKeys.fresh(), **changes

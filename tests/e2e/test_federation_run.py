@@ -110,7 +110,7 @@ def test_two_jobs_at_once_do_not_disturb_each_other(shared: FederationHarness) -
     assert first == second != third
 
 
-def _privacy(**more: Any) -> dict[str, Any]:
+def _privacy(**more: object) -> dict[str, Any]:
     spec = {
         "mechanism": "central-gaussian",
         "clip": 1.0,

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -197,7 +196,7 @@ def run(federation: FlowerFederation, tmp_path: Path) -> Run:
     from server.flower.application.bundle import build
 
     def go(
-        job: str, server: str, client: str, *, during: During | None = None, **plan: Any
+        job: str, server: str, client: str, *, during: During | None = None, **plan: object
     ) -> tuple[Outcome, Channel, list[str]]:
         folder = write_app(tmp_path / f"app-{job}", server=server, client=client, project=PROJECT)
         made = make_plan(build(folder), job=job, sites=2, **{"updates": "visible-to-app", **plan})

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from server.flower.job_plan import Outcome
 from server.flower.job_runner import JobRunner
@@ -331,7 +332,8 @@ def test_a_certificate_is_renewed_under_a_running_client(
     from edge.client.flower.warm_client import ClientPlan, Identity, WarmClient
 
     def identity(admitted: dict[str, Any]) -> Identity:
-        key: Any = load_pem_private_key(admitted["key"].encode(), None)
+        key = load_pem_private_key(admitted["key"].encode(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
         return Identity(
             chain=tuple(x509.load_pem_x509_certificates(admitted["chain"].encode())),
             key=key,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,7 @@ class FakeNode:
             piece = left.pop(0) if left else b""
             return {"type": "http.request", "body": piece, "more_body": bool(left) or bool(more)}
 
-        async def send(event: Any) -> None:
+        async def send(event: Mapping[str, Any]) -> None:
             sent.append(event)
 
         await self.link(scope, receive, send)

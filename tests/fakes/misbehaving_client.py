@@ -164,7 +164,7 @@ class Stranger:
         key: ec.EllipticCurvePrivateKey | None = None,
         header_key: ec.EllipticCurvePrivateKey | None = None,
     ) -> None:
-        context: Any = client_context(chain or (self_made(new := new_key()),), key or new, (ca,))
+        context = client_context(chain or (self_made(new := new_key()),), key or new, (ca,))
         if not chain:
             import ssl
 

@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, x25519
 
+from attestation.attesters import Attester
 from attestation.attesters.sample import SampleAttester
 from attestation.binding import Binding, Role
 from attestation.policy.model import AppraisalPolicy
@@ -106,7 +107,7 @@ class Client:
     job: str
     site: str
     name: str
-    attester: SampleAttester
+    attester: Attester
     key: ec.EllipticCurvePrivateKey = field(default_factory=new_key)
     hpke_key: bytes = field(default_factory=raw_hpke)
 
@@ -257,7 +258,7 @@ value = "{LAUNCH.hex()}"
         return Client(job, site, name, attester)
 
     def request(
-        self, client: Client, *, nonce: bytes | None = None, **changes: Any
+        self, client: Client, *, nonce: bytes | None = None, **changes: object
     ) -> AdmitRequest:
         """An honest request of ``client``, but for ``changes`` of its fields or binding."""
         if nonce is None:

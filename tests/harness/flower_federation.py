@@ -25,6 +25,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from server.flower.job_plan import Checkpoint
+
 if TYPE_CHECKING:
     from server.flower.job_plan import JobPlan, Outcome
     from server.flower.job_runner import JobRunner
@@ -138,7 +140,7 @@ class Channel:
     def charge(self, stage: int, round_: int, inputs: bytes) -> None:
         self.charged.append((stage, round_, inputs))
 
-    def save_checkpoint(self, checkpoint: Any) -> None:
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         with self.changed:
             self.checkpoints.append(checkpoint)
             self.changed.notify_all()

@@ -20,6 +20,7 @@ from server.jobs.records.job_store import JobRecord
 from server.keys.key_protectors import InsecurePlainKeyFile
 from server.keys.service import KeyService
 from server.rpc import Listeners, RpcConfig, Welcome
+from server.rpc.ports import Orders
 from tests.harness.bound_state import bound_state
 from tests.harness.deployment import Deployment, key_pem
 
@@ -120,12 +121,14 @@ class RecordingCoordinator:
             if kind == "app log" and what[:2] == (name, site):
                 yield what[2]
 
-    def site_connected(self, site: str, orders: Any, *, version: str, running: Any) -> None:
+    def site_connected(
+        self, site: str, orders: Orders, *, version: str, running: tuple[str, ...]
+    ) -> None:
         self.calls.append(("connected", (site, version, running)))
         self.orders[site] = orders
         self.connected.set()
 
-    def site_disconnected(self, site: str, orders: Any) -> None:
+    def site_disconnected(self, site: str, orders: Orders) -> None:
         self.calls.append(("disconnected", site))
 
     def workload_changed(self, site: str, *, assignment: str, phase: Phase, reason: str) -> None:

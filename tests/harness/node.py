@@ -174,7 +174,7 @@ class Node:
 
     # --- the kubelet ------------------------------------------------------------------
 
-    def _start(self, work: Any, name: str) -> None:
+    def _start(self, work: Callable[[], None], name: str) -> None:
         thread = threading.Thread(target=work, name=f"{self.name} {name}", daemon=True)
         thread.start()
         self._threads.append(thread)
@@ -260,7 +260,7 @@ class Node:
             except _FAILED:
                 self._off.wait(0.2)
 
-    def _seen(self, pod: Any) -> None:
+    def _seen(self, pod: client.V1Pod) -> None:
         name = pod.metadata.name
         with self._lock:
             known = self._pods.get(name)
@@ -276,7 +276,7 @@ class Node:
                 known.deleted = True
                 known.terminate(pod.metadata.deletion_grace_period_seconds or 0)
 
-    def _forget(self, pod: Any) -> None:
+    def _forget(self, pod: client.V1Pod) -> None:
         try:
             self._core.delete_namespaced_pod(
                 pod.metadata.name,
@@ -331,14 +331,14 @@ class Node:
             if not self._off.is_set() and getattr(error, "status", 0) != 404:
                 raise
 
-    def _missing_handler(self, pod: Any) -> str:
+    def _missing_handler(self, pod: client.V1Pod) -> str:
         wanted = pod.spec.runtime_class_name
         if not wanted:
             return ""
         handler: str = self._runtime_classes.read_runtime_class(wanted).handler
         return "" if handler in self._handlers else handler
 
-    def _mounts(self, pod: Any, folder: Path) -> dict[str, str]:
+    def _mounts(self, pod: client.V1Pod, folder: Path) -> dict[str, str]:
         """Return the folder behind each path that a container of the pod mounts."""
         volumes = {volume.name: volume for volume in pod.spec.volumes or ()}
         found: dict[str, str] = {}
@@ -373,7 +373,7 @@ class Node:
         volume = self._admin.read_persistent_volume(claim.spec.volume_name)
         return Path(volume.spec.host_path.path)
 
-    def _files(self, volume: Any, namespace: str) -> dict[str, bytes]:
+    def _files(self, volume: client.V1Volume, namespace: str) -> dict[str, bytes]:
         if volume.config_map is not None:
             name = volume.config_map.name
             found = _retry(lambda: self._core.read_namespaced_config_map(name, namespace))
@@ -392,7 +392,9 @@ class Node:
             return {item.path: data[item.key] for item in secret.items if item.key in data}
         return data
 
-    def _process_environment(self, container: Any, mounts: Mapping[str, str]) -> dict[str, str]:
+    def _process_environment(
+        self, container: client.V1Container, mounts: Mapping[str, str]
+    ) -> dict[str, str]:
         # What an image has: the interpreter and the packages of this very environment.
         values = {key: os.environ[key] for key in _KEPT if key in os.environ}
         values["PATH"] = f"{Path(sys.executable).parent}:{values.get('PATH', '')}"
@@ -405,7 +407,9 @@ class Node:
             values[item.name] = mounts.get(item.value, item.value or "")
         return values
 
-    def _patch(self, pod: Any, phase: str, state: dict[str, Any], evicted: str = "") -> None:
+    def _patch(
+        self, pod: client.V1Pod, phase: str, state: dict[str, Any], evicted: str = ""
+    ) -> None:
         container = pod.spec.containers[0]
         ready = phase == "Running"
         body: dict[str, Any] = {
@@ -436,7 +440,7 @@ class Node:
             pod.metadata.name, pod.metadata.namespace, {"status": body}
         )
 
-    def _tell(self, pod: Any, reason: str, message: str) -> None:
+    def _tell(self, pod: client.V1Pod, reason: str, message: str) -> None:
         self._core.create_namespaced_event(
             pod.metadata.namespace,
             {
@@ -461,7 +465,7 @@ class Node:
 class _Pod:
     """A pod here, and its process."""
 
-    def __init__(self, pod: Any, folder: Path) -> None:
+    def __init__(self, pod: client.V1Pod, folder: Path) -> None:
         self.pod = pod
         self.folder = folder
         self.deleted = False

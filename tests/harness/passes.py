@@ -40,7 +40,7 @@ def passes(bundle: bytes, *, caller: bool = True) -> Iterator[Counter[str]]:
             with lock:
                 counted[what] += 1
 
-    def count(frame: FrameType, event: str, _: Any) -> None:
+    def count(frame: FrameType, event: str, _: object) -> None:
         if event == "call" and frame.f_code in _PARSERS:
             add(_PARSERS[frame.f_code])
 

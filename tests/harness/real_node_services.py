@@ -114,7 +114,7 @@ class _Dns(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
 
-    def datagram_received(self, data: bytes, address: Any) -> None:
+    def datagram_received(self, data: bytes, address: object) -> None:
         with contextlib.suppress(IndexError, struct.error, UnicodeDecodeError):
             self._transport.sendto(self._answer(data), address)  # type: ignore[attr-defined]
 

@@ -84,7 +84,7 @@ def test_both_name_the_same_socket_and_the_command_is_understood(
     assert program == "fedlearn-server"
     made: dict[str, Any] = {}
 
-    def refuse(path: Path, **more: Any) -> None:
+    def refuse(path: Path, **more: object) -> None:
         made.update(path=path, **more)
         raise SystemExit(7)
 

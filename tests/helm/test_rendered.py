@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ def _fault(document: str, version: str) -> str:
     return ""
 
 
-def _core(objects: Any) -> Iterator[dict[str, Any]]:
+def _core(objects: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     yield from (one for one in objects if one["kind"] not in CUSTOM)
 
 
@@ -281,7 +281,7 @@ def test_examples_name_no_key_twice() -> None:
     class Once(yaml.SafeLoader):
         pass
 
-    def mapping(loader: Any, node: Any) -> Any:
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Any:
         keys = [loader.construct_object(key) for key, _ in node.value]
         assert len(keys) == len(set(keys)), keys
         return loader.construct_mapping(node, deep=True)

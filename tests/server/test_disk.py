@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sqlite3
 import threading
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ class Failing:
         self.fails: str | None = None
         self.tried = 0
 
-    def execute(self, statement: str, *arguments: Any) -> Any:
+    def execute(self, statement: str, *arguments: str) -> Any:
         if self.fails is not None and statement.lstrip().startswith(self.fails):
             self.tried += 1
             raise sqlite_error(sqlite3.SQLITE_IOERR_FSYNC)
@@ -137,7 +138,7 @@ def test_an_ending_that_the_disk_does_not_take_is_entered_later(deployment: Depl
     broken = True
     entered = deployment.gate._ledger._record
 
-    def record(kind: str, body: Any) -> Any:
+    def record(kind: str, body: Mapping[str, object]) -> Any:
         if broken:
             raise LedgerDiskError("the disk is full")
         return entered(kind, body)

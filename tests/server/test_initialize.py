@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 
 from edge.protocol.rpc import enroll
 from fedlearn.cli import main as fedlearn
@@ -56,7 +57,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(*arguments: str, command: Any = server) -> Result:
+def run(*arguments: str, command: click.Group = server) -> Result:
     return CliRunner().invoke(command, list(arguments), catch_exceptions=False)
 
 
@@ -183,7 +184,7 @@ def test_wrong_flags_write_nothing(place: Path, flags: tuple[str, ...], words: s
     assert {path for path in place.rglob("*") if path.is_file()} == before
 
 
-def _csr(key: Any, name: x509.Name, uri: str = "") -> bytes:
+def _csr(key: CertificateIssuerPrivateKeyTypes, name: x509.Name, uri: str = "") -> bytes:
     builder = x509.CertificateSigningRequestBuilder().subject_name(name)
     if uri:
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])

@@ -6,6 +6,7 @@ import datetime as dt
 import hashlib
 import json
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,7 +57,13 @@ class Intel:
         return keys.ec_key(f"{self.seed}/{name}")
 
     def _certificate(
-        self, name: str, issuer: str, *, serial: int, ca: bool, extra: Any = ()
+        self,
+        name: str,
+        issuer: str,
+        *,
+        serial: int,
+        ca: bool,
+        extra: Iterable[x509.ExtensionType] = (),
     ) -> bytes:
         titles = {
             "root": "Intel SGX Root CA",

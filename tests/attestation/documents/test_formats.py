@@ -8,6 +8,7 @@ import hashlib
 import json
 import struct
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,7 +86,7 @@ TEXTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_a_text_is_read_as_its_bytes(text: Any) -> None:
+def test_a_text_is_read_as_its_bytes(text: Callable[[bytes], bytes]) -> None:
     assert judged(text(REPORT), text(VCEK), CHAIN).tee is Tee.SNP
     assert judged(text(QUOTE), collateral=COLLATERAL).tcb == "UpToDate"
     assert detect_format(text(REPORT)) == "snp-report"

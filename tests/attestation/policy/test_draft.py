@@ -50,7 +50,7 @@ SNP: dict[str, Any] = {
 }
 
 
-def draft(claims: Claims, **options: Any) -> tuple[Draft, AppraisalPolicy]:
+def draft(claims: Claims, **options: str) -> tuple[Draft, AppraisalPolicy]:
     made = draft_policy(claims, source="quote.bin", now=NOW, **options)
     return made, parse_policy(made.text.encode())
 

@@ -23,7 +23,7 @@ KEY = ec.generate_private_key(ec.SECP256R1())
 POLICY = hashlib.sha256(b"policy").digest()
 
 
-def finding(tier: Tier = Tier.AFFIRMING, **changes: Any) -> Finding:
+def finding(tier: Tier = Tier.AFFIRMING, **changes: object) -> Finding:
     values: dict[str, Any] = {
         "claim": "app",
         "expected": "ab",
@@ -52,7 +52,7 @@ def unb64(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
-def sign(header: dict[str, Any], payload: Any, key: ec.EllipticCurvePrivateKey = KEY) -> str:
+def sign(header: dict[str, Any], payload: object, key: ec.EllipticCurvePrivateKey = KEY) -> str:
     signed = f"{b64(json.dumps(header).encode())}.{b64(json.dumps(payload).encode())}"
     return f"{signed}.{b64(ecdsa.sign(key, signed.encode()))}"
 
@@ -62,7 +62,7 @@ def claims(token: str) -> dict[str, Any]:
     return document
 
 
-def read(token: str | bytes, **options: Any) -> AttestationResult:
+def read(token: str | bytes, **options: object) -> AttestationResult:
     usual: dict[str, Any] = {"key": KEY.public_key(), "now": NOW}
     return ear.read(token, **(usual | options))
 
@@ -175,7 +175,7 @@ def test_the_public_key_as_a_secret_is_refused() -> None:
         read(f"{header}.{body}.{b64(mac * 2)}")
 
 
-def edit(path: list[Any], value: Any) -> str:
+def edit(path: list[Any], value: object) -> str:
     payload = claims(ear.issue(result(), key=KEY, issued=NOW))
     place: Any = payload
     for step in path[:-1]:
@@ -233,7 +233,7 @@ FINDING = [*APPRAISAL, "fedlearn.findings", 0]
         ([*FINDING, "actual"], None, "ear.submods.tpm.fedlearn.findings[0].actual"),
     ],
 )
-def test_a_malformed_claim_is_named(path: list[Any], value: Any, field: str) -> None:
+def test_a_malformed_claim_is_named(path: list[Any], value: object, field: str) -> None:
     with pytest.raises(EvidenceError) as error:
         read(edit(path, value))
     assert error.value.field == field

@@ -132,7 +132,7 @@ SCHEMES = [
 
 @pytest.mark.parametrize(("scheme", "digest", "size"), SCHEMES)
 def test_every_scheme_verifies_and_refuses_another_key(
-    bound: Binding, scheme: str, digest: str, size: Any
+    bound: Binding, scheme: str, digest: str, size: int
 ) -> None:
     def key() -> Any:
         return (

@@ -134,7 +134,7 @@ def test_an_agent_that_is_turned_away_asks_ever_more_seldom(
     seconds_until(lambda: coordinator.connected("site-c"))
     asked: list[float] = []
 
-    def follow(self: ControlClient, *_: Any, **__: Any) -> Iterator[Any]:
+    def follow(self: ControlClient, *_: object, **__: object) -> Iterator[Any]:
         asked.append(time.monotonic())
         raise Throttled("too many")
         yield  # type: ignore[unreachable]  # makes a generator of it

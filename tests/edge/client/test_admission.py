@@ -34,6 +34,7 @@ from fedlearn.errors import (
     NonceRefused,
     TransportError,
 )
+from fedlearn.identity.admission import AdmitRequest
 from fedlearn.identity.join import JoinToken
 from fedlearn.identity.voucher import sign_voucher
 from fedlearn.job.phase import Phase
@@ -177,7 +178,7 @@ def test_a_replayed_request_is_refused(listeners: DeploymentListeners, site: Sit
     sent: list[Any] = []
     admit = site.gate.admit
 
-    def record(request: Any) -> Any:
+    def record(request: AdmitRequest) -> Any:
         sent.append(request)
         return admit(request)
 

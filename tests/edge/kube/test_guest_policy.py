@@ -25,7 +25,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Ask:
     path = tmp_path_factory.mktemp("policy") / "policy.rego"
     path.write_text(guest_policy(IMAGE))
 
-    def evaluate(request: str, given: Any) -> bool:
+    def evaluate(request: str, given: object) -> bool:
         engine = opa_eval.OpaEval(str(path), query=f"data.agent_policy.{request}Request")
         answer = engine.evaluate_parsed(json.dumps(given))
         assert isinstance(answer, bool), request

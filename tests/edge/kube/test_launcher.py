@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -390,7 +390,7 @@ def test_the_api_server_may_restart(cluster_site: ClusterSite, cluster: Cluster)
     snapshot = kube.snapshot
     lists: list[list[Any]] = []
 
-    def stale(resource: Any, selector: Any) -> Any:
+    def stale(resource: Resource, selector: Mapping[str, str]) -> Any:
         return ([], versions.pop()) if versions else snapshot(resource, selector)
 
     kube.snapshot = stale  # type: ignore[method-assign]

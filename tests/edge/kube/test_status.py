@@ -13,7 +13,7 @@ from edge.protocol.workload import REFUSED_EXIT
 from fedlearn.job.phase import Phase
 
 
-def pod(phase: str = "Pending", **details: Any) -> dict[str, Any]:
+def pod(phase: str = "Pending", **details: object) -> dict[str, Any]:
     deleted = details.pop("deleted", None)
     return {
         "metadata": {
@@ -26,11 +26,11 @@ def pod(phase: str = "Pending", **details: Any) -> dict[str, Any]:
     }
 
 
-def ended(code: int, **details: Any) -> list[dict[str, Any]]:
+def ended(code: int, **details: object) -> list[dict[str, Any]]:
     return [{"state": {"terminated": {"exitCode": code, **details}}}]
 
 
-def job(*conditions: tuple[str, str], **spec: Any) -> dict[str, Any]:
+def job(*conditions: tuple[str, str], **spec: object) -> dict[str, Any]:
     return {
         "metadata": {"uid": "j"},
         "spec": spec,

@@ -93,7 +93,7 @@ def parties(deployment: Deployment) -> Parties:
 
 
 @pytest.fixture
-def stranger(parties: Parties) -> Any:
+def stranger(parties: Parties) -> CertificateAuthority:
     """Another coordinator's CA, under the same name."""
     from server.identity.pki import CertificateAuthority
 
@@ -109,7 +109,7 @@ def test_an_admitted_client_gets_the_seed(parties: Parties) -> None:
 # --- who asks -----------------------------------------------------------------------------
 
 
-def test_a_ticket_alone_gets_nothing(parties: Parties, stranger: Any) -> None:
+def test_a_ticket_alone_gets_nothing(parties: Parties, stranger: CertificateAuthority) -> None:
     """Whoever can read a pod has no certificate, and can only make one up."""
     with pytest.raises(LaunchError, match="not one of this coordinator"):
         parties.grant(parties.request(chain=parties.issue_client(WHO, stranger)))
@@ -160,7 +160,9 @@ def test_another_key_to_seal_to_cannot_be_put_in(parties: Parties) -> None:
 # --- who answers --------------------------------------------------------------------------
 
 
-def test_a_seed_that_somebody_made_up_is_not_taken(parties: Parties, stranger: Any) -> None:
+def test_a_seed_that_somebody_made_up_is_not_taken(
+    parties: Parties, stranger: CertificateAuthority
+) -> None:
     """He could look up records in the root that he sees."""
     request = parties.request()
     made_up = parties.grant(request, seed=bytes(32), chain=parties.issue_site("site-a", stranger))

@@ -123,7 +123,7 @@ def test_a_record_of_views_copies_nothing() -> None:
         (MetricRecord({"many": [0.123456789] * 400_000}), "at most 4194304 are sent"),
     ],
 )
-def test_what_nobody_would_take_is_not_sent(content: Any, match: str) -> None:
+def test_what_nobody_would_take_is_not_sent(content: object, match: str) -> None:
     with pytest.raises(TransportError, match=match):
         flatten([message(RecordDict({"x": content}), to=5)])
 
@@ -151,7 +151,7 @@ def _npy(header: str, data: bytes) -> Array:
         np.array(["text"]),
     ],
 )
-def test_an_array_in_numpys_format_is_read_as_numpy_does(array: Any) -> None:
+def test_an_array_in_numpys_format_is_read_as_numpy_does(array: object) -> None:
     stored = Array(np.asarray(array))
     found = arrays_of(ArrayRecord({"w": stored}))["w"]
     assert (found.dtype, found.shape) == (stored.numpy().dtype, stored.numpy().shape)

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from flwr.serverapp.strategy import Result
+
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 from collections.abc import Callable
@@ -113,7 +115,7 @@ def _run(load: Load, dealt: data.DemoData, folder: Path, **changes: Any) -> Any:
     return results[0]
 
 
-def _weights(result: Any) -> dict[str, np.ndarray]:
+def _weights(result: Result) -> dict[str, np.ndarray]:
     return {name: array.numpy() for name, array in result.arrays.items()}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography import x509
@@ -55,7 +54,7 @@ def test_a_request_names_its_operator_and_keeps_its_key(folder: Path) -> None:
     request = x509.load_der_x509_csr(csr_der(folder / "operator.csr"))
     assert request.is_signature_valid
     assert request.subject.rfc4514_string() == "CN=alice"
-    key: Any = load_pem_private_key((folder / "operator.key").read_bytes(), None)
+    key = load_pem_private_key((folder / "operator.key").read_bytes(), None)
     assert request.public_key() == key.public_key()
     assert b"PRIVATE" not in (folder / "operator.csr").read_bytes()
     with pytest.raises(ConfigError, match="exists"):

@@ -31,7 +31,7 @@ from fedlearn.update.arrays import BF16, to_bfloat16, to_float32
 SECRET = bytes(range(32))
 
 
-def spec(**changes: Any) -> PrivacySpec:
+def spec(**changes: object) -> PrivacySpec:
     values: dict[str, Any] = {"clip": 1.0, "noise_multiplier": 1.0, "epsilon": 1e3, "delta": 1e-5}
     return PrivacySpec(**{**values, **changes})
 
@@ -246,7 +246,7 @@ def test_a_short_secret_is_refused() -> None:
 # --- noise on a sum ----------------------------------------------------------------------
 
 
-def grid_noise(**changes: Any) -> GridNoise:
+def grid_noise(**changes: object) -> GridNoise:
     values: dict[str, Any] = {
         "multiplier": 2.0,
         "sensitivity": 0.5,
@@ -300,7 +300,7 @@ def test_impossible_noise_is_refused() -> None:
 # --- the coordinator ---------------------------------------------------------------------
 
 
-def server(**changes: Any) -> ServerPrivacy:
+def server(**changes: object) -> ServerPrivacy:
     return ServerPrivacy.from_spec(spec(**changes), SECRET)
 
 

@@ -139,7 +139,7 @@ def test_other_formats_and_versions_are_named(tmp_path: Path) -> None:
     refused(tmp_path / "m", raw, "states version 2, and its header is of version 1")
 
 
-def _set(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+def _set(key: str, value: object) -> Callable[[dict[str, Any]], None]:
     def change(document: dict[str, Any]) -> None:
         document[key] = value
 

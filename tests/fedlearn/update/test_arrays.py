@@ -29,7 +29,7 @@ from fedlearn.update.arrays import (
 )
 
 
-def document(header: Any, body: bytes = b"") -> bytes:
+def document(header: object, body: bytes = b"") -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + body
 

@@ -222,7 +222,7 @@ def test_certificates_of_another_form_are_refused(data: bytes, why: str) -> None
         CoordinatorId(trust_domain=DOMAIN),
     ],
 )
-def test_an_id_reads_back_as_it_was_written(identity: Any) -> None:
+def test_an_id_reads_back_as_it_was_written(identity: object) -> None:
     assert parse(str(identity)) == identity
 
 

@@ -16,6 +16,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestation.attesters.software_tpm import SoftwareTpm
@@ -53,7 +54,7 @@ def maker(name: str, issuer: Maker | None = None) -> Maker:
 
 def certificate(
     name: str,
-    public: Any,
+    public: CertificatePublicKeyTypes,
     issuer: Maker | None,
     key: ec.EllipticCurvePrivateKey,
     *,

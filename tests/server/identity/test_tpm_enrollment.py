@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from attestation.attesters import Attester
 from attestation.attesters.software_tpm import SoftwareTpm
 from attestation.attesters.tpm import TpmAttester
-from attestation.binding import ReportData
+from attestation.binding import Bound, ReportData
 from attestation.errors import AttesterError, EndorsementError, EvidenceError
+from attestation.evidence import Evidence
 from attestation.tpm.credential import TpmIdentity
 from attestation.trust import TrustAnchors
 from edge.agent.tpm_activation import prove_tpm
@@ -394,7 +396,7 @@ name = "software TPM"
     )
 
 
-def client_of(deployment: Deployment, site: str, attester: Any) -> Client:
+def client_of(deployment: Deployment, site: str, attester: Attester) -> Client:
     client = deployment.client(site=site)
     client.attester = attester
     return client
@@ -408,7 +410,7 @@ def prove(deployment: Deployment, enrollment: TpmEnrollment, site: str, tpm: Tpm
 def test_evidence_counts_once_its_key_is_proven(
     deployment: Deployment,
     enrollment: TpmEnrollment,
-    measured: Any,
+    measured: tuple[TpmAttester, TpmAttester],
     identities: tuple[TpmIdentity, TpmIdentity],
 ) -> None:
     nodes = f'[nodes]\nsite-t = ["{identities[0].ek_digest.hex()}"]'
@@ -425,7 +427,7 @@ def test_evidence_counts_once_its_key_is_proven(
 def test_the_policy_states_which_events_are_known(
     deployment: Deployment,
     enrollment: TpmEnrollment,
-    measured: Any,
+    measured: tuple[TpmAttester, TpmAttester],
     identities: tuple[TpmIdentity, TpmIdentity],
 ) -> None:
     from attestation.logs.eventlog import EventLog
@@ -437,8 +439,11 @@ def test_the_policy_states_which_events_are_known(
 
         tee = genuine.tee
 
-        def collect(self, bound: Any) -> Any:
-            evidence = genuine.collect(bound)
+        def extend(self, claim: str, value: bytes) -> None:
+            genuine.extend(claim, value)
+
+        def collect(self, binding: Bound) -> Evidence:
+            evidence = genuine.collect(binding)
             log = EventLog.parse(evidence.event_log)
             digests = {name: b"\x01" * size for name, size in log.sizes.items()}
             return replace(evidence, event_log=log.append(14, 6, digests, b"more").to_bytes())
@@ -459,7 +464,7 @@ def test_the_policy_states_which_events_are_known(
 def test_a_key_proven_by_one_site_vouches_for_no_other(
     deployment: Deployment,
     enrollment: TpmEnrollment,
-    measured: Any,
+    measured: tuple[TpmAttester, TpmAttester],
     identities: tuple[TpmIdentity, TpmIdentity],
 ) -> None:
     make_job(deployment)
@@ -475,7 +480,7 @@ def test_a_key_proven_by_one_site_vouches_for_no_other(
 def test_a_key_pinned_for_all_is_only_for_the_site_that_proved_it(
     deployment: Deployment,
     enrollment: TpmEnrollment,
-    measured: Any,
+    measured: tuple[TpmAttester, TpmAttester],
     identities: tuple[TpmIdentity, TpmIdentity],
 ) -> None:
     trust = TrustAnchors(tpm_aks=frozenset(i.ak_digest for i in identities))
@@ -491,7 +496,7 @@ def test_a_key_pinned_for_all_is_only_for_the_site_that_proved_it(
 def test_a_removed_site_takes_its_key_along(
     deployment: Deployment,
     enrollment: TpmEnrollment,
-    measured: Any,
+    measured: tuple[TpmAttester, TpmAttester],
     identities: tuple[TpmIdentity, TpmIdentity],
 ) -> None:
     make_job(deployment)

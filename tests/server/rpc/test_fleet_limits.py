@@ -16,6 +16,7 @@ import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from edge.client.flower.fleet import Fleet, Identity
 from fedlearn.errors import AdmissionDenied
@@ -85,7 +86,8 @@ class Peer:
         self._federation = federation
         admitted = federation.admit("alpha", site, node_id=node)
         self.thumbprint = admitted["thumbprint"]
-        key: Any = serialization.load_pem_private_key(admitted["key"].encode(), None)
+        key = serialization.load_pem_private_key(admitted["key"].encode(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
         self.identity = Identity(
             chain=tuple(x509.load_pem_x509_certificates(admitted["chain"].encode())),
             key=key,

@@ -76,7 +76,7 @@ def client_chain(listeners: DeploymentListeners) -> tuple[bytes, Any, Any]:
     return admitted.certificate_chain, client.key, admitted.admission
 
 
-def refused(call: Any, request: Any, code: grpc.StatusCode, match: str) -> Any:
+def refused(call: Callable[..., object], request: object, code: grpc.StatusCode, match: str) -> Any:
     with pytest.raises(grpc.RpcError, match=match) as caught:
         call(request, timeout=5)
     assert caught.value.code() is code
@@ -275,7 +275,7 @@ def test_errors_keep_their_kind_and_hint_and_internal_ones_tell_nothing(
 
 
 def follow(
-    listeners: DeploymentListeners, open_as: grpc.Channel, reports: Any
+    listeners: DeploymentListeners, open_as: grpc.Channel, reports: Iterator[pb.SiteReport]
 ) -> tuple[Any, list[Any], threading.Thread]:
     call = rpc.SitesStub(open_as).Follow(reports)
     seen: list[Any] = []
@@ -291,7 +291,7 @@ def follow(
     return call, seen, thread
 
 
-def hello(*more: Any, hold: threading.Event) -> Any:
+def hello(*more: pb.SiteReport, hold: threading.Event) -> Iterator[pb.SiteReport]:
     yield pb.SiteReport(hello=pb.Hello(version="1", running=["a-1"]))
     yield from more
     hold.wait(20)
@@ -348,7 +348,7 @@ def test_a_second_stream_of_a_site_replaces_the_first(
     ],
 )
 def test_a_site_that_reports_nonsense_is_informed(
-    listeners: DeploymentListeners, opened: Open, report: Any, why: str
+    listeners: DeploymentListeners, opened: Open, report: pb.SiteReport, why: str
 ) -> None:
     hold = threading.Event()
     _, seen, thread = follow(listeners, opened(*site_chain(listeners)), hello(report, hold=hold))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Any
 
 import grpc
 import numpy as np
@@ -55,7 +54,7 @@ def sealed(listeners: DeploymentListeners) -> DeploymentListeners:
 
 
 @pytest.fixture
-def stub(listeners: DeploymentListeners) -> Iterator[Any]:
+def stub(listeners: DeploymentListeners) -> Iterator[rpc.OwnerStub]:
     roots = listeners.deployment.ca.certificate_pem
     with open_channel(listeners.gate, roots=roots) as channel:
         yield rpc.OwnerStub(channel)
@@ -70,7 +69,7 @@ def data(client: OwnerClient, model: str) -> bytes:
         return b"".join(download.chunks)
 
 
-def error_of(call: Any) -> FedlearnError:
+def error_of(call: Callable[[], object]) -> FedlearnError:
     """Return how a call with one or more answers fails."""
     with pytest.raises(grpc.RpcError) as caught:
         list(call()) if inspect.isgeneratorfunction(call) else call()
@@ -106,7 +105,7 @@ def test_another_owner_gets_nothing_and_is_told_nothing(sealed: DeploymentListen
 
 
 def test_a_stranger_cannot_tell_which_keys_are_owners(
-    sealed: DeploymentListeners, stub: Any
+    sealed: DeploymentListeners, stub: rpc.OwnerStub
 ) -> None:
     replies = [
         stub.OpenSession(pb.OpenOwnerSessionRequest(owner_key=public(key)))
@@ -126,7 +125,9 @@ def test_a_stranger_cannot_tell_which_keys_are_owners(
         assert names(stranger) == []
 
 
-def test_a_token_that_nobody_issued_is_refused(sealed: DeploymentListeners, stub: Any) -> None:
+def test_a_token_that_nobody_issued_is_refused(
+    sealed: DeploymentListeners, stub: rpc.OwnerStub
+) -> None:
     issued = OwnerTokens().issue(public(ALICE))  # by another coordinator, or before a restart
     for token in (b"", b"x", bytes(72), issued, issued[:-1], issued + b"x", b"x" * 100_000):
         for call in (
@@ -187,7 +188,7 @@ def test_a_session_that_another_coordinator_passes_on_is_not_opened(
 
 
 @pytest.mark.parametrize("key", [b"", b"x" * 31, b"x" * 33, bytes(32), (1).to_bytes(32, "little")])
-def test_what_is_no_key_is_refused(stub: Any, key: bytes) -> None:
+def test_what_is_no_key_is_refused(stub: rpc.OwnerStub, key: bytes) -> None:
     error = error_of(lambda: stub.OpenSession(pb.OpenOwnerSessionRequest(owner_key=key)))
     assert isinstance(error, ConfigError)
     assert "X25519 public key" in str(error)
@@ -217,7 +218,7 @@ def test_an_operator_is_no_owner(sealed: DeploymentListeners) -> None:
         assert "not one of this coordinator" in str(error)
 
 
-def test_an_owner_is_no_operator(sealed: DeploymentListeners, stub: Any) -> None:
+def test_an_owner_is_no_operator(sealed: DeploymentListeners, stub: rpc.OwnerStub) -> None:
     roots = sealed.deployment.ca.certificate_pem
     with open_channel(sealed.gate, roots=roots) as channel:
         operator = rpc.OperatorStub(channel)

@@ -411,8 +411,8 @@ def _killed(work: Callable[[], None], kill_at: int) -> bool:
     if child == 0:
         step = _steps(kill_at)
 
-        def around(function: Any) -> Any:
-            def counted(*args: Any, **options: Any) -> Any:
+        def around(function: Callable[..., Any]) -> Callable[..., Any]:
+            def counted(*args: object, **options: object) -> Any:
                 step()
                 done = function(*args, **options)
                 step()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -64,7 +65,7 @@ class Setup:
         return ("--key", str(self.owner), "--ca-pin", self.pin)
 
 
-def pem(path: Path, key: Any, password: bytes | None = None) -> Path:
+def pem(path: Path, key: PrivateKeyTypes, password: bytes | None = None) -> Path:
     protection = BestAvailableEncryption(password) if password else NoEncryption()
     path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection))
     return path

@@ -61,7 +61,11 @@ def strategy(name: str, grid: Grid, *, rounds: int = 1, **more: Any) -> BuiltIn:
 
 
 def reply(
-    node: int, value: float, *, metrics: dict[str, Any] | None = None, arrays: Any = None
+    node: int,
+    value: float,
+    *,
+    metrics: dict[str, Any] | None = None,
+    arrays: ArrayRecord | None = None,
 ) -> Message:
     model = {"w": np.full(64, value, np.float32), "n": np.asarray(3)}
     losses = {"loss": value, "train_loss": value}

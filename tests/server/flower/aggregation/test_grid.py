@@ -44,7 +44,7 @@ class FakeCoordinator:
     def live_sites(self) -> dict[str, int]:
         return self.most
 
-    def event(self, kind: str, **fields: Any) -> None:
+    def event(self, kind: str, **fields: object) -> None:
         self.reported.append((kind, fields))
 
     def push(self, flat: Flat) -> list[str]:
@@ -87,7 +87,7 @@ class FakeCoordinator:
         )
 
 
-def content(value: float = 1.0, *, arrays: Any = None, **metrics: Any) -> RecordDict:
+def content(value: float = 1.0, *, arrays: object = None, **metrics: object) -> RecordDict:
     model: dict[str, npt.NDArray[Any]] = {
         "w": np.full(8, value, np.float32),
         "n": np.zeros((), np.int64),
@@ -99,7 +99,7 @@ def content(value: float = 1.0, *, arrays: Any = None, **metrics: Any) -> Record
 
 
 def run(
-    contents: dict[str, Any], *, gone: Set[str] = frozenset(), **rules: Any
+    contents: dict[str, Any], *, gone: Set[str] = frozenset(), **rules: object
 ) -> tuple[FakeCoordinator, JobGrid, list[Message]]:
     coordinator = FakeCoordinator(contents, dict.fromkeys(SITES, 90))
     coordinator.gone = set(gone)

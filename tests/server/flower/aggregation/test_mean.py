@@ -237,7 +237,7 @@ def test_another_model_is_refused(other: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("weight", [-1, 0.5, float("nan"), float("inf"), 2**29, True, "3", None])
-def test_a_weight_that_is_no_number_of_examples_is_refused(weight: Any) -> None:
+def test_a_weight_that_is_no_number_of_examples_is_refused(weight: object) -> None:
     with pytest.raises(UpdateRejected):
         whole_weight(weight)
 

@@ -86,7 +86,7 @@ BAD: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("names", BAD.values(), ids=BAD.keys())
-def test_names_from_the_applications_process_are_bounded(names: Any) -> None:
+def test_names_from_the_applications_process_are_bounded(names: object) -> None:
     with pytest.raises(TransportError):
         checked(names, [memoryview(b"x")], most=10)
 

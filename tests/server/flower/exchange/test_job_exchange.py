@@ -602,7 +602,7 @@ def test_a_jobs_process_names_what_it_waits_for_once() -> None:
     asked: list[Any] = []
 
     class Channel:
-        def send(self, header: dict[str, Any], blobs: Any) -> None:
+        def send(self, header: dict[str, Any], blobs: object) -> None:
             asked.append(header["ids"])
 
         def receive(self) -> Any:

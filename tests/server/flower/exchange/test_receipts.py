@@ -29,7 +29,7 @@ def reply(question: str = "q1", site: str = "site-a") -> Reply:
     )
 
 
-def reported(**more: Any) -> dict[str, Any]:
+def reported(**more: object) -> dict[str, Any]:
     return {"question": "q1", "round": 1, "site": "site-a", "examples": 5, "metrics": {}, **more}
 
 

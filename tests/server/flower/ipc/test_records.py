@@ -89,7 +89,7 @@ trees = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(trees, st.lists(st.binary(max_size=40), max_size=3))
-def test_what_is_no_content_or_message_is_refused_by_name(tree: Any, blobs: list[bytes]) -> None:
+def test_what_is_no_content_or_message_is_refused_by_name(tree: object, blobs: list[bytes]) -> None:
     views = [memoryview(each) for each in blobs]
     fields = tree if isinstance(tree, dict) else {"messages": tree}
     for read in (
@@ -217,7 +217,7 @@ def test_more_calls_than_anybody_needs_end_the_connection(
 ) -> None:
     hold = threading.Event()
 
-    def slow(*_: Any) -> Any:
+    def slow(*_: object) -> Any:
         hold.wait(20)
         return {}, ()
 
@@ -234,7 +234,7 @@ def test_more_calls_than_anybody_needs_end_the_connection(
 
 
 @pytest.mark.parametrize("failure", [None, 7, [], {"code": 7}, {"code": "made-up"}])
-def test_a_malformed_failure_is_a_failure(failure: Any) -> None:
+def test_a_malformed_failure_is_a_failure(failure: object) -> None:
     assert isinstance(raised(failure), JobError)
 
 

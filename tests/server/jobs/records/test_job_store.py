@@ -426,10 +426,10 @@ def _killed(work: Callable[[Callable[[], None]], None], kill_at: int) -> bool:
 def _count(coordinator: Coordinator, step: Callable[[], None]) -> None:
     """Have ``step`` called before and after each step that leaves something on the disk."""
 
-    def around(owner: Any, name: str) -> None:
+    def around(owner: object, name: str) -> None:
         inner = getattr(owner, name)
 
-        def counted(*args: Any, **options: Any) -> Any:
+        def counted(*args: object, **options: object) -> Any:
             step()
             done = inner(*args, **options)
             step()
