@@ -18,6 +18,7 @@ from fedlearn.terminal.plaintext import printable
 __all__ = [
     "bytes_text",
     "event_text",
+    "metric_texts",
     "metrics_text",
     "privacy_text",
     "ranked_metrics",
@@ -49,12 +50,17 @@ def seconds_text(seconds: float) -> str:
 
 def metrics_text(metrics: Mapping[str, float], first: str = "") -> str:
     """Return a few metrics: ``first``, then the loss, then the others by name."""
-    parts = []
+    return "  ".join(metric_texts(metrics, first))
+
+
+def metric_texts(metrics: Mapping[str, float], first: str = "") -> list[str]:
+    """Return the texts of :func:`metrics_text`, one for each metric."""
+    texts = []
     for key in ranked_metrics(metrics, first)[:_METRICS_SHOWN]:
         value = metrics[key]
         shown = f"{value:.4f}" if math.isfinite(value) and abs(value) < 1e4 else f"{value:.4g}"
-        parts.append(f"{printable(key)} {shown}")
-    return "  ".join(parts)
+        texts.append(f"{printable(key)} {shown}")
+    return texts
 
 
 def ranked_metrics(metrics: Iterable[str], first: str = "") -> list[str]:

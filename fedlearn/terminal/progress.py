@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+import time
 from types import TracebackType
-from typing import Final, Protocol, Self, TextIO
+from typing import Protocol, Self, TextIO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from fedlearn.job import events
 from fedlearn.results.history import RunHistory
-from fedlearn.results.text import (
-    bytes_text,
-    event_text,
-    metrics_text,
-    privacy_text,
-    seconds_text,
-)
-from fedlearn.terminal.console import colours, print_json, printable
+from fedlearn.results.text import event_text
+from fedlearn.terminal.console import colours, print_json
+from fedlearn.terminal.view import draw
 
 __all__ = ["Show", "draw", "lines_show", "show_for"]
-
-_ROUNDS_SHOWN: Final = 8
-_SITES_SHOWN: Final = 16
 
 
 class Show(Protocol):
@@ -110,6 +100,7 @@ class _LiveShow:
     def __init__(self, console: Console, metric: str) -> None:
         self._history = RunHistory()
         self._metric = metric
+        self._received = time.monotonic()
         self._live = Live(
             console=console, refresh_per_second=8, get_renderable=self._draw, transient=False
         )
@@ -129,82 +120,14 @@ class _LiveShow:
     def show(self, event: events.Event, *, unix_ms: int = 0) -> None:
         """Redraw the board; lines that must stay visible are printed above it."""
         self._history.add(event, unix_ms=unix_ms)
+        self._received = time.monotonic()
         lasting = events.ClientRefused | events.ClientQuarantined | events.Log
         if isinstance(event, lasting | events.UpdateRejected):
             style = "" if isinstance(event, events.Log) else "red"
             self._live.console.print(Text(event_text(event, self._metric), style=style))
 
     def _draw(self) -> RenderableType:
-        return draw(self._history, self._metric)
-
-
-_STYLES: Final[Mapping[str, str]] = {
-    "admitted": "green",
-    "cancelled": "yellow",
-    "done": "green",
-    "failed": "red",
-    "finished": "green",
-    "interrupted": "yellow",
-    "lost": "yellow",
-    "quarantined": "red",
-    "refused": "bold red",
-    "rejected": "red",
-    "training": "cyan",
-}
-
-
-def draw(history: RunHistory, metric: str = "") -> RenderableType:
-    """Return the history as rich draws it."""
-    head = Text.assemble(
-        (printable(history.job) or "job", "bold"),
-        "  ",
-        (history.status, _STYLES.get(history.status, "cyan")),
-        f"  round {history.round}/{history.planned or '?'}",
-    )
-    parts: list[RenderableType] = [
-        head,
-        ProgressBar(total=max(history.planned, 1), completed=len(history.finished), width=40),
-        _sites_table(history),
-    ]
-    if history.finished:
-        parts.append(_rounds_table(history, metric))
-    if history.privacy:
-        parts.append(Text(printable(privacy_text(history.privacy[-1])), style="magenta"))
-    if history.detail or history.model:
-        model = f"model {history.model} is sealed" if history.model else ""
-        parts.append(Text(printable("  ".join(filter(None, (history.detail, model))))))
-    return Group(*parts)
-
-
-def _sites_table(history: RunHistory) -> Table:
-    grid = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("site", "TEE", "state", "updates", "sent", ""):
-        grid.add_column(title, justify="right" if title in ("updates", "sent") else "left")
-    rows = list(history.sites.items())
-    for name, row in rows[:_SITES_SHOWN]:
-        grid.add_row(
-            Text(printable(name)),
-            Text(printable(row.tee or "-")),
-            Text(row.state, style=_STYLES.get(row.state, "dim")),
-            str(row.updates),
-            bytes_text(row.bytes),
-            Text(printable(row.note), style="red", overflow="ellipsis", no_wrap=True),
-        )
-    if len(rows) > _SITES_SHOWN:
-        grid.add_row(f"and {len(rows) - _SITES_SHOWN} more", "", "", "", "", "")
-    return grid
-
-
-def _rounds_table(history: RunHistory, metric: str) -> Table:
-    grid = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("round", "clients", "seconds", "bytes", "metrics"):
-        grid.add_column(title, justify="left" if title == "metrics" else "right")
-    for done in history.finished[-_ROUNDS_SHOWN:]:
-        grid.add_row(
-            str(done.number),
-            str(done.sites),
-            seconds_text(done.seconds),
-            bytes_text(done.bytes),
-            Text(metrics_text(done.metrics, metric)),
-        )
-    return grid
+        # By the clock of the events, which may differ from the one here.
+        passed = int(1000 * (time.monotonic() - self._received))
+        now = self._history.last_unix_ms + passed if self._history.last_unix_ms else 0
+        return draw(self._history, self._metric, now_unix_ms=now)

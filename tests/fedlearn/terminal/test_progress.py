@@ -6,11 +6,9 @@ import io
 import json
 
 import pytest
-from rich.console import Console
 
 from fedlearn.job import events
-from fedlearn.results.history import RunHistory
-from fedlearn.terminal.progress import draw, lines_show, show_for
+from fedlearn.terminal.progress import lines_show, show_for
 from tests.fedlearn.results.story import STORY
 
 
@@ -38,21 +36,6 @@ def test_programs_get_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> N
     rows = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
     assert [row["kind"] for row in rows[:3]] == ["job.submitted", "job.started", "client.starting"]
     assert rows[-2] == {"kind": "new.kind", "x": 1, "unix_ms": 5, "schema": events.EVENT_SCHEMA}
-
-
-def test_a_history_is_drawn() -> None:
-    history = RunHistory()
-    for event in STORY:
-        history.add(event)
-    console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(draw(history, "auc"))
-    text = console.export_text()
-    for words in ("medpar", "finished", "round 1/2", "tpm", "refused", "0.42 s", "auc 0.6600"):
-        assert words in text
-    many = RunHistory()
-    many.add(events.JobStarted(job="many", rounds=3, sites=tuple(f"s{i}" for i in range(40))))
-    console.print(draw(many))
-    assert "and 24 more" in console.export_text()
 
 
 def test_a_terminal_gets_a_live_view(monkeypatch: pytest.MonkeyPatch) -> None:
