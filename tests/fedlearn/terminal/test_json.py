@@ -24,6 +24,7 @@ WITHOUT = {
     "fedlearn collateral add",
     "fedlearn collateral check",
     "fedlearn collateral fetch",
+    "fedlearn completion",
     "fedlearn evidence collect",
     "fedlearn policy explain",
     "fedlearn policy init",
@@ -34,6 +35,8 @@ WITHOUT = {
     "fedlearn policy sign",
     "fedlearn-edge approve",
     "fedlearn-edge budget reset",
+    "fedlearn-edge completion",
+    "fedlearn-server completion",
     "fedlearn-server establish",
     "fedlearn-server operator",
 }
