@@ -15,11 +15,13 @@ from fedlearn.api.job import Job
 from fedlearn.api.link import Link
 from fedlearn.api.run import Run
 from fedlearn.api.validation import policy_signature
-from fedlearn.identity.login import default_folder
+from fedlearn.identity.login import ca_pin, default_folder
 from fedlearn.job.state import JobState
 
 if TYPE_CHECKING:
     from fedlearn.wire.operator import OperatorClient, SiteState
+    from fedlearn.wire.results import SealedModel
+    from server.ledger import VerifiedLedger
 
 __all__ = ["Connection", "connect"]
 
@@ -111,6 +113,44 @@ class Connection:
     def sites(self) -> tuple[SiteState, ...]:
         """Return the state of every site."""
         return self.client.list_sites()
+
+    def models(self) -> tuple[SealedModel, ...]:
+        """Return every version of every sealed model that the coordinator keeps."""
+        return self.client.list_models()
+
+    def download(
+        self,
+        model: str,
+        path: str | os.PathLike[str],
+        *,
+        version: int = 0,
+        replace: bool = False,
+    ) -> SealedModel:
+        """Download a sealed model to ``path``, checked; return what it is.
+
+        It stays sealed: the owner's key opens it, with ``fedlearn model open`` or
+        :meth:`fedlearn.api.result.Result.model`. A download that was interrupted goes on when it
+        is called again.
+
+        :param version: 0 for the latest.
+        :param replace: replace an existing file.
+        :raises ModelNotAuthentic: when this coordinator did not seal what arrived.
+        """
+        from fedlearn.api.downloads import download_model
+
+        pin = bytes.fromhex(ca_pin(self._link.login.ca))
+        return download_model(
+            self.client, model, Path(path), pin=pin, version=version, replace=replace
+        )
+
+    def verify_ledger(self) -> VerifiedLedger:
+        """Verify every entry of the coordinator's ledger, under the key that its CA signed.
+
+        It must go on from the head that this login verified before; the new head is kept.
+
+        :raises LedgerError: naming the first entry that is wrong or missing.
+        """
+        return self._link.verify_ledger()
 
     def close(self) -> None:
         """Close the network connection; the next call opens it again."""

@@ -6,10 +6,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from fedlearn.api.result import Result
+from fedlearn.api.sources import FolderSource
 from fedlearn.job.spec import JobSpec
+from fedlearn.results.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from fedlearn.api.validation import Report
+    from fedlearn.local.machines import TeeChoice
+    from fedlearn.terminal.progress import Show
 
 __all__ = ["Job"]
 
@@ -58,3 +63,43 @@ class Job:
         from fedlearn.api.validation import examine
 
         return examine(self.path)
+
+    def try_(
+        self,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        data: str | os.PathLike[str] | None = None,
+        tee: TeeChoice = "auto",
+        resume: bool = False,
+        show: Show | None = None,
+    ) -> Result:
+        """Run the job on this machine, with a temporary coordinator and temporary sites.
+
+        The run is kept in a folder: its events, weights, report, logs and ledger, in plaintext
+        (:mod:`fedlearn.results.run_folder`).
+
+        :param folder: of the run; without one ``runs/NAME-N`` with the next N, or with ``resume``
+            the newest.
+        :param data: a folder with one folder of data for each site; ``data`` next to the job's
+            file by default.
+        :param tee: the evidence of the simulated machines: ``tpm`` for software TPMs, ``sample``
+            for development keys, ``auto`` for TPMs where they are available.
+        :param resume: continue a run that was interrupted, from its last sealed checkpoint.
+        :param show: another output than the progress display.
+        :raises ConfigError: when something is wrong with the job, its data or the folder.
+        :raises JobError: when the job fails.
+        :raises Interrupted: on Ctrl-C, or when the cell of a notebook is interrupted: the run is
+            kept, and ``resume`` continues it.
+        """
+        from fedlearn.api import trial
+        from fedlearn.terminal.notebook import show_here
+
+        report = self.validate()
+        shown = show or show_here(metric=self.spec.evaluate.metric)
+        path = None if folder is None else Path(folder)
+        if resume:
+            kept = RunFolder.newest(trial.RUNS, self.name) if path is None else RunFolder.load(path)
+            return Result(FolderSource(trial.resume(report, self.path, kept, show=shown)))
+        place = Path(data) if data is not None else self.path.parent / "data"
+        made = trial.begin(report, self.path, path=path, data=place, tee=tee, show=shown)
+        return Result(FolderSource(made))

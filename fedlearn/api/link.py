@@ -9,6 +9,7 @@ from fedlearn.identity.login import OperatorLogin
 
 if TYPE_CHECKING:
     from fedlearn.wire.operator import OperatorClient
+    from server.ledger import VerifiedLedger
 
 __all__ = ["Link"]
 
@@ -37,6 +38,17 @@ class Link:
                 address=login.address, ca=login.ca, chain=login.chain, key=login.key
             )
         return self._client
+
+    def verify_ledger(self) -> VerifiedLedger:
+        """Verify every entry of the coordinator's ledger, under the key that its CA signed.
+
+        It must go on from the head that this login verified before; the new head is kept.
+
+        :raises LedgerError: naming the first entry that is wrong or missing.
+        """
+        from fedlearn.api.remote_ledger import RemoteLedger
+
+        return RemoteLedger(self.client, self.login, self.folder).verify()
 
     def close(self) -> None:
         """Close the client."""

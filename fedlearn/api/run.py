@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedlearn.api.link import Link
-from fedlearn.api.notebook import show_here
 from fedlearn.api.result import Result
 from fedlearn.api.sources import CoordinatorSource
 from fedlearn.errors import FedlearnError, Interrupted, JobError, TransportError
 from fedlearn.job.events import Event, JobCancelled, JobFailed, JobFinished, JobInterrupted
 from fedlearn.job.state import JobState, JobStatus
+from fedlearn.terminal.notebook import show_here
 from fedlearn.terminal.progress import Show
 
 __all__ = ["Run", "outcome"]
@@ -98,7 +98,7 @@ class Run:
 
     def result(self) -> Result:
         """Return the result so far: it does not wait, and the run may have failed."""
-        return Result(CoordinatorSource(self._link, self.state.reference))
+        return Result(CoordinatorSource(self._link, self.state.reference, self.name))
 
     def cancel(self) -> JobState:
         """Stop the run. Its sealed checkpoints stay; it can be resumed."""

@@ -1,110 +1,206 @@
 """``fedlearn job try``: runs a job here, with a temporary coordinator and temporary sites.
 
-The coordinator and each site that the job names are processes that end with the command. They are
-the same as in production except the machines, which are simulated
-(:mod:`fedlearn.local.machines`): a policy for these machines replaces the job's policy.
+The coordinator and each site that the job names are processes that end with the run. They are the
+same as in production except the machines, which are simulated (:mod:`fedlearn.local.machines`): a
+policy for these machines replaces the job's policy. The run is kept in a folder
+(:mod:`fedlearn.results.run_folder`), from which it can be continued until it has finished.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
-import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from attestation.evidence import Tee
 from attestation.policy.parse import parse_policy
+from fedlearn.api.downloads import download_model
+from fedlearn.api.owned import open_owned
 from fedlearn.api.validation import Report
-from fedlearn.errors import ConfigError, JobError
-from fedlearn.extras import extra_of, install
-from fedlearn.job import events
+from fedlearn.errors import ConfigError, Interrupted, JobError
+from fedlearn.extras import extra_of, install, require
+from fedlearn.identity.keyfile import make_key_pair, read_private_key
+from fedlearn.identity.login import OperatorLogin, ca_pin
+from fedlearn.job.events import Event
 from fedlearn.job.owner_key import owner_key_text
 from fedlearn.job.spec import JobSpec
-from fedlearn.job.state import JobStatus
+from fedlearn.job.state import JobState, JobStatus
 from fedlearn.local.children import Children, terminate_as_interrupt
 from fedlearn.local.federation import Federation, policy_text
 from fedlearn.local.machines import TeeChoice, choose_tee
-from fedlearn.sealing import PrivateKey, open_sealed
+from fedlearn.results.run_folder import About, Recorder, RunFolder
 from fedlearn.terminal.console import line
 from fedlearn.terminal.progress import Show
 from fedlearn.update import sealed
 
-__all__ = ["Trial", "attempt"]
+__all__ = ["RUNS", "begin", "resume"]
+
+RUNS: Final = Path("runs")
+"""Where runs are kept if no folder is named."""
+
+_OWNER: Final = "owner.pem"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """The result of a trial.
+def begin(
+    report: Report, file: Path, *, path: Path | None, data: Path, tee: TeeChoice, show: Show
+) -> RunFolder:
+    """Run a job to its end in a new folder, and return the folder.
 
-    ``sites`` are those that took part; ``model`` is the file with the weights, or None when the job
-    finished without a model.
-    """
-
-    job: str
-    rounds: int
-    sites: tuple[str, ...]
-    tee: str
-    insecure: str
-    model: Path | None
-
-
-def attempt(
-    report: Report, *, data: Path, tee: TeeChoice, model: Path, bundle: bytes, show: Show
-) -> Trial:
-    """Run the job to its end and write its weights to ``model``.
-
-    :raises ConfigError: when the data of a site is missing, ``model`` exists, or a package on which
-        the app depends is not installed.
+    :param file: the job's file.
+    :param path: the folder; without one, ``runs/NAME-N`` with the next N.
+    :param data: a folder with one folder of data for each site.
+    :raises ConfigError: when the data of a site is missing, the folder exists, or a package on
+        which the app depends is not installed.
     :raises JobError: when the job fails.
+    :raises Interrupted: on Ctrl-C; the run can be continued by :func:`resume`.
     """
     spec = report.spec
     _check_installed(report.needs)
+    require("server", needed_for="a coordinator on this machine")
     folders = {site: _folder(data, site) for site in spec.sites}
-    if model.exists():
-        raise ConfigError("exists", where=str(model), hint="name another file with --model")
     kind, insecure = choose_tee(tee)
     line(f"insecure: {insecure}", style="yellow")
-    owner = X25519PrivateKey.generate()
-    with (
-        tempfile.TemporaryDirectory(prefix="fedlearn-try-") as scratch,
-        terminate_as_interrupt(),
-        Children(Path(scratch) / "logs") as children,
-    ):
-        federation = Federation(Path(scratch), children, tee=kind)
-        try:
-            federation.open(spec.sites)
-            digest = hashlib.sha256(bundle).digest()
-            for site in spec.sites:
-                mount = spec.data.get(site)
-                name = mount.set if mount is not None and mount.set else spec.name
-                federation.join(
-                    site,
-                    data={name: folders[site]},
-                    bundle=digest,
-                    visible_updates=spec.aggregation.visible,
-                )
-            federation.await_connected(spec.sites)
-            policy = policy_text(
-                federation, name=spec.name, bundle=digest, app=spec.name, sites=spec.sites
-            )
-            adapted = _adapted(spec, policy, owner)
-            sealed_model = _run(federation, adapted, policy, bundle, show)
-            if sealed_model:
-                _fetch(federation, spec.name, owner, model)
-        finally:
-            federation.close()
-    return Trial(
+    about = About(
         job=spec.name,
-        rounds=spec.rounds,
-        sites=spec.sites,
+        metric=spec.evaluate.metric,
         tee=kind.value,
-        insecure=insecure,
-        model=model if sealed_model else None,
+        digest=spec.digest(),
+        bundle=hashlib.sha256(report.bundle).digest(),
     )
+    folder = RunFolder.create_below(RUNS, about) if path is None else RunFolder.create(path, about)
+    with folder.record() as recorder, _federation(folder, file) as federation:
+        federation.open(spec.sites)
+        for site in spec.sites:
+            mount = spec.data.get(site)
+            name = mount.set if mount is not None and mount.set else spec.name
+            federation.join(
+                site,
+                data={name: folders[site]},
+                bundle=about.bundle,
+                visible_updates=spec.aggregation.visible,
+            )
+        federation.await_connected(spec.sites)
+        policy = policy_text(
+            federation, name=spec.name, bundle=about.bundle, app=spec.name, sites=spec.sites
+        )
+        make_key_pair(folder.federation / _OWNER)
+        owner = read_private_key(folder.federation / _OWNER)
+        adapted = _adapted(spec, policy, owner).to_toml()
+        folder.policy.write_text(policy)
+        folder.job.write_text(adapted)
+        federation.operator.submit_job(job_toml=adapted, bundle=report.bundle, policy_toml=policy)
+        _follow(folder, federation, recorder, show)
+    _finish(folder, federation.state)
+    return folder
+
+
+def resume(report: Report, file: Path, folder: RunFolder, *, show: Show) -> RunFolder:
+    """Continue a run from its last sealed checkpoint to its end, and return its folder.
+
+    :raises ConfigError: when the run has finished or did not begin, the job or its app were changed
+        since, or another process runs it.
+    :raises JobError: when the job fails.
+    :raises Interrupted: on Ctrl-C; the run can be continued.
+    """
+    where, about = str(folder.path), folder.about
+    if not folder.federation.is_dir():
+        raise ConfigError("the run has finished", where=where, hint="begin one without --resume")
+    if not folder.job.exists():
+        raise ConfigError(
+            "the run ended before its job was submitted; nothing is left to continue",
+            where=where,
+            hint="begin one without --resume",
+        )
+    for what, before, now in (
+        ("job", about.digest, report.spec.digest()),
+        ("app", about.bundle, hashlib.sha256(report.bundle).digest()),
+    ):
+        if before != now:
+            raise ConfigError(
+                f"the {what} was changed since this run began",
+                where=where,
+                hint="take the change back, or begin a run without --resume",
+            )
+    with folder.record() as recorder, _federation(folder, file) as federation:
+        federation.reopen()
+        state = federation.operator.get_job(about.job)
+        if not state.status.open and state.status is not JobStatus.FINISHED:
+            federation.operator.resume_job(about.job)
+        _follow(folder, federation, recorder, show)
+    _finish(folder, federation.state)
+    return folder
+
+
+@contextlib.contextmanager
+def _federation(folder: RunFolder, file: Path) -> Iterator[Federation]:
+    """A context with a federation below ``folder``, whose processes end with it.
+
+    :raises Interrupted: in place of KeyboardInterrupt, once the job was submitted.
+    """
+    try:
+        with terminate_as_interrupt(), Children(folder.logs) as children:
+            federation = Federation(folder.federation, children, tee=Tee(folder.about.tee))
+            try:
+                yield federation
+            finally:
+                federation.close()
+    except KeyboardInterrupt:
+        if not folder.job.exists():
+            shutil.rmtree(folder.path, ignore_errors=True)
+            raise
+        raise Interrupted(
+            f"the run is kept in {folder.path}",
+            hint=f"`fedlearn job try {file} --resume --run {folder.path}` continues it",
+        ) from None
+
+
+def _follow(folder: RunFolder, federation: Federation, recorder: Recorder, show: Show) -> None:
+    """Record and show events to the end of the job, and fetch its model.
+
+    :raises JobError: when the job does not finish well.
+    """
+    operator, job = federation.operator, folder.about.job
+    with show:
+        for event, unix_ms in folder.events():
+            show.show(event, unix_ms=unix_ms)
+        for item in operator.follow_job(job, after=recorder.sequence):
+            event = Event.decode(item.kind, item.json)
+            recorder.add(event, unix_ms=item.unix_ms, sequence=item.sequence)
+            show.show(event, unix_ms=item.unix_ms)
+            federation.check()
+    state = operator.get_job(job)
+    if state.status is not JobStatus.FINISHED:
+        raise JobError(
+            f"the job is {state.status}: {state.detail}", hint=f"the logs are in {folder.logs}"
+        )
+    if state.model:
+        _fetch(folder, federation, state)
+
+
+def _fetch(folder: RunFolder, federation: Federation, state: JobState) -> None:
+    """Download the sealed model, open it as its owner, and write the weights."""
+    file = folder.federation / "model.sealed"
+    pin = bytes.fromhex(ca_pin(OperatorLogin.load(federation.login).ca))
+    download_model(federation.operator, state.model, file, pin=pin, replace=True)
+    with open_owned(file, folder.federation / _OWNER) as reader:
+        sealed.export(reader, folder.model, replace=True)
+
+
+def _finish(folder: RunFolder, state: Path) -> None:
+    """Keep the ledger of the coordinator's ``state``; remove what only a run that goes on needs."""
+    from server.ledger import LEDGER_FILE, PUBLIC_KEY_FILE
+
+    folder.ledger.mkdir(mode=0o700, exist_ok=True)
+    for path in [*state.glob(f"{LEDGER_FILE}*"), state / PUBLIC_KEY_FILE]:
+        shutil.move(path, folder.ledger / path.name)
+    shutil.rmtree(folder.federation)
 
 
 def _folder(data: Path, site: str) -> Path:
@@ -146,31 +242,3 @@ def _adapted(spec: JobSpec, policy: str, owner: X25519PrivateKey) -> JobSpec:
             for site, mount in spec.data.items()
         },
     )
-
-
-def _run(federation: Federation, spec: JobSpec, policy: str, bundle: bytes, show: Show) -> bool:
-    """Run the job to its end; return whether it made a model."""
-    operator = federation.operator
-    operator.submit_job(job_toml=spec.to_toml(), bundle=bundle, policy_toml=policy)
-    with show:
-        for item in operator.follow_job(spec.name):
-            show.show(events.Event.decode(item.kind, item.json), unix_ms=item.unix_ms)
-            federation.check()
-    state = operator.get_job(spec.name)
-    if state.status is not JobStatus.FINISHED:
-        raise JobError(f"the job is {state.status}: {state.detail}")
-    return bool(state.model)
-
-
-def _fetch(federation: Federation, job: str, owner: X25519PrivateKey, model: Path) -> None:
-    """Open the sealed model as its owner, and write the weights to ``model``."""
-    files = (federation.state / "store" / "models").glob(f"{job}.[0-9]*")
-    newest = max(
-        files,
-        key=lambda path: int(path.name.split(".")[1]),
-        default=None,
-    )
-    if newest is None:
-        raise JobError(f"job {job} has no sealed model")
-    with open_sealed(newest, PrivateKey(owner)) as reader:
-        sealed.export(reader, model)

@@ -163,6 +163,26 @@ class Federation:
         self._process = self._children.start(COORDINATOR, [command, "run", "--config", settings])
         self._client = self._connect(self._process)
 
+    def reopen(self) -> None:
+        """Start the coordinator and the agents again, with what an earlier run left in the folder.
+
+        They listen where they did before, and go on with their jobs. Returns when the coordinator
+        answers its operator.
+
+        :raises LaunchError: with its last output, when it does not start.
+        :raises ConfigError: when the packages of a coordinator are not installed.
+        """
+        extras.require("server", needed_for="a coordinator on this machine")
+        settings = self._server / "server.toml"
+        self._process = self._children.start(
+            COORDINATOR, [program("fedlearn-server"), "run", "--config", settings]
+        )
+        self._client = self._connect(self._process)
+        for site in sorted(self.folder.glob("sites/*/site.toml")):
+            self._children.start(
+                site.parent.name, [program("fedlearn-edge"), "run", "--config", site]
+            )
+
     def token(self, site: str) -> str:
         """Return a join token for ``site`` and its machine, for one use within ten minutes."""
         machine = self.machines.get(site)

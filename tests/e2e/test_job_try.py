@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import fedlearn
 from fedlearn.cli.job import template
+from fedlearn.errors import ConfigError, JobError
+from fedlearn.results.run_folder import About, RunFolder
 
 pytestmark = pytest.mark.e2e
 
@@ -30,10 +35,13 @@ def main(grid, context):
 """
 
 
+def _command(*words: str) -> list[str]:
+    return [sys.executable, "-c", "from fedlearn.cli import main; main()", *words]
+
+
 def _try(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from fedlearn.cli import main; main()"]
     return subprocess.run(
-        [*command, "job", "try", "job.toml", "--tee", "sample", "--model", "out", *words],
+        _command("job", "try", "job.toml", "--tee", "sample", *words),
         cwd=folder,
         capture_output=True,
         text=True,
@@ -43,17 +51,101 @@ def _try(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_with_json_every_line_is_json_from_the_first_byte(tmp_path: Path) -> None:
-    template.write(tmp_path / "tried", "tried")
-    done = _try(tmp_path / "tried", "--json")
+def test_an_interrupted_run_is_kept_and_continues_from_its_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "tried"
+    template.write(folder, "tried")
+    client = folder / "app/tried_app/client_app.py"
+    client.write_text(
+        client.read_text().replace("model = model_of(", "_wait()\n    model = model_of(")
+    )
+    client.write_text(client.read_text() + "\n\ndef _wait():\n    __import__('time').sleep(0.3)\n")
+    running = subprocess.Popen(
+        _command("job", "try", "job.toml", "--tee", "sample", "--json"),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "FLWR_HOME": str(folder / "flower")},
+    )
+    assert running.stdout is not None
+    first = []
+    for text in running.stdout:
+        first.append(json.loads(text))
+        if first[-1]["kind"] == "round.finished" and first[-1]["round"] == 2:
+            running.send_signal(signal.SIGINT)
+    errors = running.communicate(timeout=60)[1].splitlines()
+    assert running.returncode == 130
+    assert "insecure: " in errors[0]
+    assert errors[-2:] == [
+        "stopped: the run is kept in runs/tried-1",
+        "hint: `fedlearn job try job.toml --resume --run runs/tried-1` continues it",
+    ]
+    done = _try(folder, "--json", "--resume", "--model", "out")
     assert done.returncode == 0, done.stderr
-    reported = [json.loads(line) for line in done.stdout.splitlines()]
-    assert reported[-1] == {"job": "tried", "model": "out", "rounds": 5}
-    kinds = [item["kind"] for item in reported[:-1]]
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    last = {"job": "tried", "model": "out", "rounds": 5, "run": "runs/tried-1"}
+    assert rows.pop() == {**last, "schema": "fedlearn job try/1"}
+    assert rows[: len(first)] == first
+    kinds = [row["kind"] for row in rows]
     assert kinds[0] == "job.submitted"
     assert kinds[-1] == "job.finished"
-    assert "insecure: " in done.stderr
-    assert (tmp_path / "tried" / "out").stat().st_size > 0
+    assert [row["resumed_from"] for row in rows if row["kind"] == "job.started"][0] == 0
+    finished = [row["round"] for row in rows if row["kind"] == "round.finished"]
+    assert finished == [1, 2, 3, 4, 5]
+
+    monkeypatch.chdir(folder)
+    result = fedlearn.Result.load("runs/tried-1")
+    assert (result.status, len(result.metrics)) == ("finished", 5)
+    assert (folder / "out").read_bytes() == (folder / "runs/tried-1/model.safetensors").read_bytes()
+    assert {name: array.shape for name, array in result.model().items()} == {
+        "weight": (1, 4),
+        "bias": (1,),
+    }
+    assert list(result.model(as_="torch")) == ["weight", "bias"]
+    assert result.verify_ledger().kinds["round"] >= 5
+    with pytest.raises(ConfigError, match="exists"):
+        result.download("out")
+    job = fedlearn.Job.load("job.toml")
+    with pytest.raises(ConfigError, match="the run has finished"):
+        job.try_(resume=True)
+    assert not (folder / "runs/tried-1/federation").exists()
+    assert sorted(path.name for path in (folder / "runs/tried-1/logs").iterdir()) == [
+        "coordinator.log",
+        "site-a.log",
+        "site-b.log",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("job", "the job was changed since this run began"),
+        ("app", "the app was changed since this run began"),
+        ("early", "the run ended before its job was submitted"),
+    ],
+)
+def test_a_run_whose_job_was_changed_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    template.write(tmp_path / "tried", "tried")
+    report = fedlearn.Job.load("tried").validate()
+    bundle = hashlib.sha256(report.bundle).digest()
+    about = About(job="tried", tee="sample", digest=report.spec.digest(), bundle=bundle)
+    kept = RunFolder.create_below(tmp_path / "runs", about)
+    kept.federation.mkdir()
+    if change != "early":
+        kept.job.write_text(report.spec.to_toml())
+    if change == "job":
+        job = tmp_path / "tried/job.toml"
+        job.write_text(job.read_text().replace("rounds = 5", "rounds = 6"))
+    if change == "app":
+        with (tmp_path / "tried/app/tried_app/task.py").open("a") as file:
+            file.write("# changed\n")
+    with pytest.raises(ConfigError, match=words):
+        fedlearn.Job.load("tried").try_(resume=True)
 
 
 def test_an_app_that_leaves_no_model_finishes_and_loses_no_line(tmp_path: Path) -> None:
@@ -66,5 +158,10 @@ def test_an_app_that_leaves_no_model_finishes_and_loses_no_line(tmp_path: Path) 
         line for line in lines if line.startswith("server | line")
     ]
     assert any("an INFO line of the app" in line for line in lines)
-    assert lines[-1] == "the job finished, and its app made no model"
-    assert not (tmp_path / "counts" / "out").exists()
+    assert lines[-2:] == [
+        "the run is kept in runs/counts-1",
+        "the job finished, and its app made no model",
+    ]
+    result = fedlearn.Result.load(tmp_path / "counts/runs/counts-1")
+    with pytest.raises(JobError, match="has made no model"):
+        result.model()

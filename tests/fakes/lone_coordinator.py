@@ -78,9 +78,10 @@ class Coordinator(stubs.OperatorServicer):
         return pb.JobList(jobs=list(self.jobs.values()))
 
     def GetJob(self, request: pb.JobName, context: grpc.ServicerContext) -> pb.JobState:
-        if request.name not in self.jobs:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"there is no job {request.name}")
-        return self.jobs[request.name]
+        name = request.name.removesuffix("@1")
+        if name not in self.jobs:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"there is no job {name}")
+        return self.jobs[name]
 
     def CancelJob(self, request: pb.JobName, context: grpc.ServicerContext) -> pb.JobState:
         state = self.GetJob(request, context)
@@ -116,10 +117,10 @@ class Coordinator(stubs.OperatorServicer):
     def FollowJob(
         self, request: pb.FollowJobRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.Event]:
-        self.GetJob(pb.JobName(name=request.name), context)
+        state = self.GetJob(pb.JobName(name=request.name), context)
         for number, event in enumerate(self.story, 1):
             if event is self.story[-1] and event.final:
-                self.jobs[request.name].status = event.kind.removeprefix("job.")
+                state.status = event.kind.removeprefix("job.")
             if number > request.after:
                 yield pb.Event(sequence=number, unix_ms=1000, kind=event.kind, json=event.encode())
         self.waits.set()

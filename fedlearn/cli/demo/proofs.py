@@ -17,6 +17,7 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from fedlearn.api.owned import open_owned
 from fedlearn.demo.outcome import LedgerFacts, ModelFacts
 from fedlearn.errors import JobError, LaunchError
 from fedlearn.job.owner_key import owner_key_text
@@ -146,13 +147,9 @@ def _try_stranger(path: Path, stranger: OwnerKey, ours: _Words, narrate: Reporte
 
 
 def _unseal(path: Path, key: Path) -> Mapping[str, Any]:
-    from fedlearn.sealing import PrivateKey, open_sealed
     from fedlearn.update import sealed
 
-    private = serialization.load_pem_private_key(key.read_bytes(), None)
-    if not isinstance(private, X25519PrivateKey):
-        raise TypeError("an owner's key is an X25519 key")
-    with open_sealed(path, PrivateKey(private)) as reader:
+    with open_owned(path, key) as reader:
         return sealed.load(reader)
 
 

@@ -27,6 +27,11 @@ __all__ = ["group"]
             attribute="init",
             summary="Write an example job with its policy, app and data.",
         ),
+        "try": Noun(
+            module="fedlearn.cli.job.trial",
+            attribute="try_",
+            summary="Run a job on this machine, and keep the run in a folder.",
+        ),
         "files": Noun(
             module="fedlearn.cli.job.app_files",
             attribute="files",
@@ -57,56 +62,6 @@ def validate(file: Path, as_json: bool) -> None:
     for text in report.warnings:
         line(f"  note  {text}", style="yellow")
     line(f"{file} can run. Its digest is {report.spec.digest().hex()}", bold=True)
-
-
-@group.command("try")
-@click.argument("file", type=click.Path(path_type=Path), default=Path("job.toml"))
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=None,
-    help="Folder with one folder of data for each site; 'data' next to FILE by default.",
-)
-@click.option(
-    "--tee",
-    type=click.Choice(["auto", "tpm", "sample"]),
-    default="auto",
-    show_default=True,
-    help="tpm: software TPMs; sample: development keys; auto: tpm where swtpm is installed.",
-)
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=None,
-    help="Where to write the weights; NAME.safetensors by default.",
-)
-@json_option
-def try_(file: Path, data: Path | None, tee: str, model: Path | None, as_json: bool) -> None:
-    """Run a job on this machine, with a temporary coordinator and temporary sites."""
-    from typing import cast
-
-    from fedlearn.api import validation
-    from fedlearn.api.trial import attempt
-    from fedlearn.local.machines import TeeChoice
-    from fedlearn.terminal.progress import show_for
-
-    report = validation.examine(file)
-    spec = report.spec
-    trial = attempt(
-        report,
-        data=data or file.parent / "data",
-        tee=cast("TeeChoice", tee),
-        model=model or Path(f"{spec.name}.safetensors"),
-        bundle=report.bundle,
-        show=show_for(as_json=as_json, metric=spec.evaluate.metric),
-    )
-    if as_json:
-        path = None if trial.model is None else str(trial.model)
-        print_json({"job": trial.job, "rounds": trial.rounds, "model": path})
-    elif trial.model is None:
-        line("the job finished, and its app made no model", style="green")
-    else:
-        line(f"the weights are in {trial.model}", style="green")
 
 
 @group.command("submit")

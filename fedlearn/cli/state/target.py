@@ -10,12 +10,11 @@ from typing import Final
 
 import click
 
-from attestation.errors import UnsealError
+from fedlearn.api.owned import open_owned
 from fedlearn.cli.state.origin import Origin, Sealer
 from fedlearn.cli.state.unlock import Unlock, ask_passphrase
-from fedlearn.errors import ConfigError, KeyReleaseDenied, StoreError
-from fedlearn.identity.keyfile import read_private_key
-from fedlearn.sealing import PrivateKey, SealedReader, open_sealed, read_header
+from fedlearn.errors import ConfigError
+from fedlearn.sealing import SealedReader
 
 __all__ = [
     "CATALOGUE",
@@ -59,30 +58,13 @@ def opened(
             "is needed to open a sealed file, or --state to open a coordinator's model",
             where="--key",
         )
-    with _opened_file(Path(target), key) as reader:
+    ask = functools.partial(ask_passphrase, "Passphrase of the owner's key")
+    with open_owned(Path(target), key, ask=ask) as reader:
         if version is not None and reader.header.version != version:
             raise ConfigError(
                 f"the file contains version {reader.header.version}", where=f"--version {version}"
             )
         yield reader
-
-
-def _opened_file(path: Path, key: Path) -> SealedReader:
-    try:
-        header = read_header(path)
-    except UnsealError as error:
-        raise StoreError(f"{path}: {error}") from error
-    except OSError as error:
-        raise StoreError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from error
-    ask = functools.partial(ask_passphrase, "Passphrase of the owner's key")
-    private = read_private_key(key, what="the owner's key", ask=ask)
-    mine = private.public_key().public_bytes_raw()
-    try:
-        return open_sealed(path, PrivateKey(private))
-    except UnsealError as error:
-        if all(wrap.recipient != mine for wrap in header.wraps):
-            raise KeyReleaseDenied(f"{path}: {error}", hint=error.hint) from error
-        raise StoreError(f"{path}: {error}") from error
 
 
 def sealer_of(target: str, unlock: Unlock | None, origin: Origin, reader: SealedReader) -> Sealer:
