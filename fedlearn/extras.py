@@ -28,6 +28,7 @@ EXTRAS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
         "torch": {"torch": "torch"},
         "nvidia": {"lxml": "lxml", "signxml": "signxml"},
         "parquet": {"pyarrow": "pyarrow"},
+        "plot": {"matplotlib": "matplotlib", "pandas": "pandas"},
         "measure": {"sevsnpmeasure": "sev-snp-measure"},
         "demo": {
             "matplotlib": "matplotlib",

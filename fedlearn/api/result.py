@@ -5,19 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 
+from attestation.durable import write_durably
 from fedlearn.api.sources import FolderSource, Source
-from fedlearn.extras import load
+from fedlearn.errors import ConfigError
+from fedlearn.extras import load, require
 from fedlearn.job.events import Event
 from fedlearn.results.history import RunHistory
 from fedlearn.results.run_folder import RunFolder
+from fedlearn.results.tables import round_table
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from fedlearn.update.arrays import Array
     from server.ledger import VerifiedLedger
 
 __all__ = ["Result"]
+
+_MOST_PLOTS: Final = 8
 
 
 class Result:
@@ -72,22 +79,14 @@ class Result:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The finished rounds, one mapping each.
+        """The finished rounds, one mapping each, in the columns of ``fedlearn job metrics``.
 
-        ``round``, ``sites``, ``seconds``, ``bytes``, each metric by its name, and ``epsilon`` where
-        the job has a privacy budget. A metric that one round lacks is left out of its mapping.
+        ``round``, ``sites``, ``seconds``, ``bytes``, ``epsilon`` and others
+        (:func:`fedlearn.results.tables.round_table`), and each metric by its name. None stands for
+        what is not known, and for a metric that the round lacks.
         """
-        return [
-            {
-                "round": each.number,
-                "sites": each.sites,
-                "seconds": each.seconds,
-                "bytes": each.bytes,
-                **each.metrics,
-                **({} if each.privacy is None else {"epsilon": each.privacy.epsilon}),
-            }
-            for each in self.history.finished
-        ]
+        every = round_table(self.history).rows
+        return [dict(row) for row in every if row["state"] != "running"]
 
     @property
     def metrics(self) -> Any:
@@ -101,6 +100,36 @@ class Result:
             return self.rows
         frame = pd.DataFrame(self.rows, columns=None if self.rows else ["round"])
         return frame.set_index("round")
+
+    def plot(self, *metrics: str) -> Figure:
+        """Return a matplotlib figure: each metric by round.
+
+        :param metrics: their names; without any, all that a round has, the first eight of them.
+        :raises ConfigError: when matplotlib is not installed.
+        :raises ValueError: for a name that no round has.
+        """
+        require("plot", needed_for="a plot")
+        # Not pyplot: that would keep every figure, and choose a window system.
+        from matplotlib.figure import Figure
+
+        rounds = self.history.finished
+        known = list(dict.fromkeys(name for each in rounds for name in each.metrics))
+        if unknown := [name for name in metrics if name not in known]:
+            raise ValueError(
+                f"no round has the metric {unknown[0]!r}; there are {', '.join(known) or 'none'}"
+            )
+        shown = list(metrics) or known[:_MOST_PLOTS]
+        figure = Figure(figsize=(6.4, 1.0 + 2.2 * max(1, len(shown))), layout="constrained")
+        axes = figure.subplots(max(1, len(shown)), squeeze=False, sharex=True)[:, 0]
+        for axis, name in zip(axes, shown, strict=False):
+            points = [(each.number, each.metrics[name]) for each in rounds if name in each.metrics]
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=3)
+            axis.set_ylabel(name)
+            axis.grid(alpha=0.3)
+        axes[0].set_title(self.name)
+        axes[-1].set_xlabel("round")
+        axes[-1].xaxis.get_major_locator().set_params(integer=True)
+        return figure
 
     @overload
     def model(
@@ -163,3 +192,18 @@ class Result:
         :raises LedgerError: naming the first entry that is wrong or missing.
         """
         return self._source.verify_ledger()
+
+    def report(self, path: str | os.PathLike[str], *, replace: bool = False) -> Path:
+        """Write the report as one HTML page that loads nothing from the network.
+
+        :param replace: replace an existing file.
+        :raises ConfigError: when the file exists.
+        """
+        from fedlearn.results.report import ReportFacts, report_page
+
+        out = Path(path)
+        if not replace and os.path.lexists(out):
+            raise ConfigError("exists", where=str(out), hint="name another file, or replace it")
+        facts = ReportFacts(metric=self._source.metric, source=self._source.place)
+        write_durably(out, report_page(self.history, facts).encode(), mode=0o644)
+        return out

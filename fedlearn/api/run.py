@@ -98,7 +98,8 @@ class Run:
 
     def result(self) -> Result:
         """Return the result so far: it does not wait, and the run may have failed."""
-        return Result(CoordinatorSource(self._link, self.state.reference, self.name))
+        source = CoordinatorSource(self._link, self.state.reference, self.name, self.metric)
+        return Result(source)
 
     def cancel(self) -> JobState:
         """Stop the run. Its sealed checkpoints stay; it can be resumed."""

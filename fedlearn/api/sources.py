@@ -29,6 +29,16 @@ class Source(Protocol):
         """What names the run."""
         ...
 
+    @property
+    def place(self) -> str:
+        """Where the run was, for its report."""
+        ...
+
+    @property
+    def metric(self) -> str:
+        """The metric that is shown first; empty for none."""
+        ...
+
     def events(self) -> Iterator[tuple[Event, int]]:
         """Yield the events so far, each with its time in milliseconds since 1970."""
         ...
@@ -60,6 +70,16 @@ class FolderSource:
     def name(self) -> str:
         """The job's name."""
         return self.folder.about.job
+
+    @property
+    def place(self) -> str:
+        """The folder."""
+        return f"this machine, {self.folder.path}"
+
+    @property
+    def metric(self) -> str:
+        """The metric that the job names."""
+        return self.folder.about.metric
 
     def events(self) -> Iterator[tuple[Event, int]]:
         """Yield the events of the folder."""
@@ -118,17 +138,29 @@ class CoordinatorSource:
 
     :param reference: what names exactly this run to the coordinator.
     :param name: what names it to people.
+    :param metric: the metric that is shown first; empty for none.
     """
 
-    def __init__(self, link: Link, reference: str, name: str) -> None:
+    def __init__(self, link: Link, reference: str, name: str, metric: str) -> None:
         self._link = link
         self._reference = reference
         self._name = name
+        self._metric = metric
 
     @property
     def name(self) -> str:
         """The job's name, ``NAME@N`` from the second run on."""
         return self._name
+
+    @property
+    def place(self) -> str:
+        """The address of the coordinator."""
+        return self._link.login.address
+
+    @property
+    def metric(self) -> str:
+        """The metric that the job names, where it was submitted from here."""
+        return self._metric
 
     def events(self) -> Iterator[tuple[Event, int]]:
         """Yield the events that the coordinator has."""

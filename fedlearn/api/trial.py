@@ -23,6 +23,8 @@ from attestation.evidence import Tee
 from attestation.policy.parse import parse_policy
 from fedlearn.api.downloads import download_model
 from fedlearn.api.owned import open_owned
+from fedlearn.api.result import Result
+from fedlearn.api.sources import FolderSource
 from fedlearn.api.validation import Report
 from fedlearn.errors import ConfigError, Interrupted, JobError
 from fedlearn.extras import extra_of, install, require
@@ -175,6 +177,7 @@ def _follow(folder: RunFolder, federation: Federation, recorder: Recorder, show:
             recorder.add(event, unix_ms=item.unix_ms, sequence=item.sequence)
             show.show(event, unix_ms=item.unix_ms)
             federation.check()
+    _report(folder)
     state = operator.get_job(job)
     if state.status is not JobStatus.FINISHED:
         raise JobError(
@@ -182,6 +185,11 @@ def _follow(folder: RunFolder, federation: Federation, recorder: Recorder, show:
         )
     if state.model:
         _fetch(folder, federation, state)
+
+
+def _report(folder: RunFolder) -> None:
+    """Write the report, also of a run that did not finish well."""
+    Result(FolderSource(folder)).report(folder.report, replace=True)
 
 
 def _fetch(folder: RunFolder, federation: Federation, state: JobState) -> None:

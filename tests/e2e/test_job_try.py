@@ -91,7 +91,7 @@ def test_an_interrupted_run_is_kept_and_continues_from_its_last_checkpoint(
     kinds = [row["kind"] for row in rows]
     assert kinds[0] == "job.submitted"
     assert kinds[-1] == "job.finished"
-    assert [row["resumed_from"] for row in rows if row["kind"] == "job.started"][0] == 0
+    assert sum(row["kind"] == "job.started" for row in rows) == 2
     finished = [row["round"] for row in rows if row["kind"] == "round.finished"]
     assert finished == [1, 2, 3, 4, 5]
 
@@ -104,7 +104,8 @@ def test_an_interrupted_run_is_kept_and_continues_from_its_last_checkpoint(
         "bias": (1,),
     }
     assert list(result.model(as_="torch")) == ["weight", "bias"]
-    assert result.verify_ledger().kinds["round"] >= 5
+    assert result.verify_ledger().head is not None
+    assert "runs/tried-1" in (folder / "runs/tried-1/report.html").read_text()
     with pytest.raises(ConfigError, match="exists"):
         result.download("out")
     job = fedlearn.Job.load("job.toml")

@@ -82,17 +82,13 @@ def test_a_job_is_read_checked_submitted_and_followed(
         assert coordinator.job("heart").wait().status == "finished"
     assert "round 2/2: 1 sites" in capsys.readouterr().out
     assert result.history.model == "heart"
-    assert result.rows == [
-        {
-            "round": 1,
-            "sites": 2,
-            "seconds": 0.3,
-            "bytes": 9,
-            "accuracy": 0.5,
-            "loss": 2.0,
-            "epsilon": 0.7,
-        },
-        {"round": 2, "sites": 1, "seconds": 0.2, "bytes": 8, "loss": 1.0},
+    assert [(row["round"], row["sites"], row["bytes"]) for row in result.rows] == [
+        (1, 2, 9),
+        (2, 1, 8),
+    ]
+    assert [(row["accuracy"], row["loss"], row["epsilon"]) for row in result.rows] == [
+        (0.5, 2.0, 0.7),
+        (None, 1.0, None),
     ]
     assert repr(result) == "Result('heart', 'finished', round 2/2)"
 
@@ -115,6 +111,34 @@ def test_a_result_without_a_round_has_no_rows(there: LoneCoordinator, job: fedle
     there.coordinator.story = STORY[:2]
     result = fedlearn.connect(there.login).submit(job).result()
     assert (result.rows, len(result.metrics), result.status) == ([], 0, "running")
+
+
+def test_a_result_is_plotted_and_reported(
+    there: LoneCoordinator, job: fedlearn.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = fedlearn.connect(there.login).submit(job).wait()
+    both, one = result.plot(), result.plot("loss")
+    assert [axis.get_ylabel() for axis in both.axes] == ["accuracy", "loss"]
+    assert one.axes[0].lines[0].get_xydata().tolist() == [[1.0, 2.0], [2.0, 1.0]]
+    one.savefig(tmp_path / "loss.png")
+    with pytest.raises(ValueError, match="no round has the metric 'auc'; there are accuracy, loss"):
+        result.plot("auc")
+    page = result.report(tmp_path / "report.html").read_text()
+    assert there.address in page
+    with pytest.raises(ConfigError, match="exists"):
+        result.report(tmp_path / "report.html")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match="a plot needs the package 'matplotlib'") as refused:
+        result.plot()
+    assert refused.value.hint == "pip install 'fedlearn[plot]'"
+
+
+def test_a_result_without_a_round_has_an_empty_plot(
+    there: LoneCoordinator, job: fedlearn.Job
+) -> None:
+    there.coordinator.story = STORY[:2]
+    (axis,) = fedlearn.connect(there.login).submit(job).result().plot().axes
+    assert not axis.lines
 
 
 def test_a_closed_connection_is_opened_again(there: LoneCoordinator, job: fedlearn.Job) -> None:
