@@ -172,7 +172,7 @@ class RunFolder:
             yield line.event, line.unix_ms
 
     def history(self) -> RunHistory:
-        """Return what the events say so far."""
+        """Return the history of the events so far."""
         return RunHistory.of(self.events())
 
     @contextlib.contextmanager
