@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fedlearn
@@ -119,7 +120,7 @@ def test_a_result_is_plotted_and_reported(
     result = fedlearn.connect(there.login).submit(job).wait()
     both, one = result.plot(), result.plot("loss")
     assert [axis.get_ylabel() for axis in both.axes] == ["accuracy", "loss"]
-    assert one.axes[0].lines[0].get_xydata().tolist() == [[1.0, 2.0], [2.0, 1.0]]
+    assert np.array_equal(one.axes[0].lines[0].get_xydata(), [[1.0, 2.0], [2.0, 1.0]])
     one.savefig(tmp_path / "loss.png")
     with pytest.raises(ValueError, match="no round has the metric 'auc'; there are accuracy, loss"):
         result.plot("auc")
