@@ -113,6 +113,7 @@ def check(path: Path, as_json: bool) -> int:
         "coordinator": identity.gate_address,
         "pending": identity.pending,
         "expires": identity.expires.isoformat() if identity.expires else None,
+        "app_logs": config.accept.app_logs,
         "data": {},
     }
     with device(config.attester, state=config.state) as settings:
@@ -312,6 +313,7 @@ def _launcher(
             state=config.state,
             trust=anchors,
             sandbox=config.accept.sandbox,
+            app_logs=config.accept.app_logs,
         )
 
     if config.launcher.kind == "kubernetes":

@@ -180,6 +180,7 @@ class Agent:
                 found[name] = min(has, cap)
         found["data"] = sorted(self._config.data)
         found["jobs"] = caps.jobs
+        found["app_logs"] = self._config.accept.app_logs
         if caps.cost is not None:
             found["cost"] = caps.cost
         accept = self._config.accept

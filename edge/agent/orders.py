@@ -151,7 +151,7 @@ class OrderHandler:
             if decision.policy is not None:
                 self._policies.remember(decision.policy)
             self._budget.reserve(spec, place=decision.data, assignment=assignment.id)
-            self._sender.send(assignment.id, Phase.ACCEPTED, "")
+            self._sender.send(assignment.id, Phase.ACCEPTED, _note(self._config, spec))
             self._launcher.launch(
                 Workload(
                     assignment=assignment,
@@ -193,6 +193,15 @@ class OrderHandler:
         """Return whether a person at this site approved this job with this code."""
         name = approval_name(assignment.job, assignment.bundle)
         return (self._config.state / "approvals" / name).is_file()
+
+
+def _note(config: SiteConfig, spec: JobSpec) -> str:
+    """Return what the job asks for and does not get here; empty when there is nothing."""
+    if spec.app_logs == "sealed" and config.accept.app_logs != "sealed":
+        return (
+            f'without the app\'s logs: accept.app_logs of this site is "{config.accept.app_logs}"'
+        )
+    return ""
 
 
 def approval_name(job: str, bundle: bytes) -> str:

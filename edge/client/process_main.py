@@ -39,7 +39,12 @@ def main(arguments: list[str]) -> int:
         from edge.protocol.bootstrap import Bootstrap
 
         phase = run(
-            Bootstrap.decode(data), agent, report=agent.report, stop=agent.stop, scratch=scratch
+            Bootstrap.decode(data),
+            agent,
+            report=agent.report,
+            stop=agent.stop,
+            scratch=scratch,
+            in_pod=False,
         )
     except Gone:
         return 1

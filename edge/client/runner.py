@@ -38,6 +38,7 @@ from edge.client.admission import (
     renew_admission,
     seek_admission,
 )
+from edge.client.app_log import app_log_for, plain_is_possible
 from edge.client.dataset import Tally, records
 from edge.client.flower.app_process import AppLimits
 from edge.client.flower.fleet import Identity
@@ -50,6 +51,7 @@ from fedlearn.backoff import Backoff, retry
 from fedlearn.config.attester import open_attester
 from fedlearn.errors import AdmissionDenied, FedlearnError, Throttled, TransportError
 from fedlearn.identity.software import software_digest
+from fedlearn.job.app_log import SealedAppLog
 from fedlearn.job.phase import Phase
 from fedlearn.job.spec import JobSpec
 from fedlearn.sandbox import FULL, protect_this_process
@@ -86,16 +88,26 @@ def run(
     report: ReportPhase,
     stop: threading.Event,
     scratch: Path,
+    in_pod: bool = True,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Phase:
     """Run a client until its job ends or ``stop`` is set; return how it ended.
 
     :param scratch: a private folder for the unpacked app; it must not exist.
+    :param in_pod: whether the client's log is read by others than the site's machine.
     """
     # This process has keys, data and weights in its memory, unencrypted.
     protect_this_process()
     os.umask(0o077)
-    client = _Client(bootstrap, workload_api, report=report, stop=stop, scratch=scratch, now=now)
+    client = _Client(
+        bootstrap,
+        workload_api,
+        report=report,
+        stop=stop,
+        scratch=scratch,
+        plain=plain_is_possible(bootstrap.attester, in_pod=in_pod),
+        now=now,
+    )
     try:
         reason = client.run()
     except AdmissionDenied as denied:
@@ -118,6 +130,7 @@ class _Client:
         report: ReportPhase,
         stop: threading.Event,
         scratch: Path,
+        plain: bool,
         now: Callable[[], datetime],
     ) -> None:
         self._bootstrap = bootstrap
@@ -125,11 +138,13 @@ class _Client:
         self._report = report
         self._stop = stop
         self._scratch = scratch
+        self._plain = plain
         self._now = now
         self._read = bootstrap.read()
         self._job: JobSpec = self._read.spec
         self._seed: bytes | None = None
         self._opened: WarmClient | None = None
+        self._admission: _Admitted | None = None
 
     def run(self) -> str:
         """Do steps 1 to 5; return why the work ended. No process of the app is left then."""
@@ -141,7 +156,7 @@ class _Client:
 
     def _run(self) -> str:
         attester = self._measured()
-        admission = self._admitted(attester, patient=False)
+        admission = self._admission = self._admitted(attester, patient=False)
         warm = self._warm(admission)
         self._report(Phase.RUNNING, "admitted")
         watcher = threading.Thread(target=self._stop_with, args=(warm,), name="stop", daemon=True)
@@ -167,7 +182,7 @@ class _Client:
                 over.set()
                 renewal.join(30)
                 admission.close()
-            admission = self._admitted(attester, patient=True)
+            admission = self._admission = self._admitted(attester, patient=True)
             warm.renew(_identity(admission))
 
     # --- before the first round -------------------------------------------------------
@@ -274,10 +289,27 @@ class _Client:
             identity=_identity(admission),
             directory=self._scratch,
             charge=self._workload_api.charge,
+            log=app_log_for(
+                job,
+                mode=bootstrap.app_logs,
+                plain=self._plain,
+                site=bootstrap.site,
+                client=bootstrap.client,
+                deliver=self._deliver_log,
+            ),
         )
         self._opened = warm
         warm.load()
         return warm
+
+    def _deliver_log(self, log: SealedAppLog) -> None:
+        """Deliver a sealed log as the client that is admitted now."""
+        admission = self._admission
+        if admission is None:
+            raise AdmissionDenied("the client is not admitted")
+        keys = admission.params.keys
+        with control_of(admission.gate, admission.admitted, keys) as control:
+            control.deliver_app_log(log)
 
     # --- while it works ---------------------------------------------------------------
 

@@ -22,6 +22,7 @@
     data_paths = ["/srv"]              # below these a job may name a path of its own
     visible_updates = false            # true: also jobs whose app receives single updates
     sandbox = "best-effort"            # "full": no job where the kernel lacks a protection
+    app_logs = "off"                   # "sealed": the job's owner may read what the app writes
 
     [privacy]                          # the least that a job must promise
     required = true
@@ -169,6 +170,10 @@ class Accept:
                          (``updates = "visible-to-app"``), and not only what was aggregated
     ``sandbox``          "full": a client runs no app where the kernel lacks one of
                          :data:`fedlearn.sandbox.FULL`
+    ``app_logs``         ``sealed``: what an app writes here is sealed to the owner of its job, if
+                         the job asks for it and has no ``[privacy]``; ``insecure-plain``: it is
+                         written into a file of this machine, whose attester is an insecure
+                         one; ``off``: it is discarded
     """
 
     bundles: tuple[bytes, ...] = option(seq(hexadecimal(32), most=10_000, unique=True), default=())
@@ -179,6 +184,7 @@ class Accept:
     policy_keys: tuple[bytes, ...] = option(seq(hexadecimal(32), most=100), default=())
     visible_updates: bool = option(flag(), default=False)
     sandbox: str = option(choice("best-effort", "full"), default="best-effort")
+    app_logs: str = option(choice("off", "sealed", "insecure-plain"), default="off")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +249,12 @@ class SiteConfig:
             raise InconsistentValues(
                 (("launcher", "kind"), "needs a table [kubernetes] with an image")
             )
+        if self.accept.app_logs == "insecure-plain" and (inside or not self.attester.insecure):
+            wish = (
+                '"insecure-plain" writes what apps print into a file of this machine; it needs '
+                'launcher.kind = "process" and an attester of an insecure kind'
+            )
+            raise InconsistentValues((("accept", "app_logs"), wish))
         for name, found in self.data.items():
             if found.claim and not inside:
                 raise InconsistentValues(

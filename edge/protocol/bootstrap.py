@@ -59,6 +59,7 @@ class Bootstrap:
     ``data``    path of the data mount, as the client sees it
     ``state``   the attester's private directory
     ``sandbox`` which sandbox the site requires for the app: ``full`` or ``best-effort``
+    ``app_logs`` where the site lets the app's output go: ``off``, ``sealed`` or ``insecure-plain``
     """
 
     site: str
@@ -73,6 +74,7 @@ class Bootstrap:
     state: Path
     trust: TrustAnchors = field(default_factory=TrustAnchors)
     sandbox: str = "best-effort"
+    app_logs: str = "off"
 
     def read(self) -> ClientJob:
         """Parse the job and its policy, and hash the code; a client does it once.
@@ -111,6 +113,7 @@ class Bootstrap:
             "state": str(self.state),
             "trust": _anchors_json(self.trust),
             "sandbox": self.sandbox,
+            "app_logs": self.app_logs,
         }
         return json.dumps(document).encode()
 
@@ -138,6 +141,7 @@ class Bootstrap:
                 state=Path(str(document["state"])),
                 trust=_anchors(trust),
                 sandbox=str(document["sandbox"]),
+                app_logs=str(document.get("app_logs", "off")),
             )
         except (
             ValueError,
@@ -201,6 +205,7 @@ def bootstrap_of(
     state: Path,
     trust: TrustAnchors,
     sandbox: str = "best-effort",
+    app_logs: str = "off",
     data: str = "",
 ) -> Bootstrap:
     """Return the bootstrap document of a client of this site."""
@@ -220,4 +225,5 @@ def bootstrap_of(
         state=state.resolve(),
         trust=trust,
         sandbox=sandbox,
+        app_logs=app_logs,
     )

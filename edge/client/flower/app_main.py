@@ -7,11 +7,8 @@ of the client: it receives messages and answers them. The client does not trust 
 
 from __future__ import annotations
 
-import logging
-import os
 import socket
 import sys
-import traceback
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +16,7 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 
+from edge.client.log_records import RecordHandler
 from fedlearn.app import install as bundle
 from fedlearn.app.flower import CALL, Packer, flatten, inflate, unpack
 from fedlearn.app.message import Head
@@ -93,15 +91,14 @@ def _frames(content: RecordDict) -> list[bytes]:
 
 def main(arguments: list[str]) -> int:
     """Answer the client until it has ended."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=os.environ.get("FEDLEARN_LOG", "WARNING").upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
     channel = ProcessChannel(socket.socket(fileno=int(arguments[0])), limit=_LIMIT)
     app: _App | None = None
+    records: RecordHandler | None = None
     while (asked := channel.receive()) is not None:
         request, blobs = asked
+        if records is None:
+            records = RecordHandler(Path(request["folder"]))
+            records.install()
         message: list[bytes] = []
         failure = None
         try:
@@ -110,10 +107,10 @@ def main(arguments: list[str]) -> int:
             else:
                 message = app.call(request, blobs)
         except FedlearnError as error:
+            records.exception(error)
             failure = str(error)[:_MAX_FAILURE]
         except Exception as error:  # noqa: BLE001  user code may raise anything; it is reported
-            traceback.print_exc()
-            failure = f"{type(error).__name__}: {error}"[:_MAX_FAILURE]
+            failure = records.exception(error).reason[:_MAX_FAILURE]
         state = [] if app is None else app.state()
         answer = {"number": request["number"], "failure": failure, "split": len(message)}
         channel.send(answer, [*message, *state])

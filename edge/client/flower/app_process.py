@@ -12,15 +12,15 @@ import logging
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from flwr.app import RecordDict
 
 from edge.client.flower.app_state import State
+from edge.client.output_reader import OutputReader
 from fedlearn.app.flower import inflate
 from fedlearn.app.message import Head
 from fedlearn.errors import FedlearnError, TransportError
@@ -36,22 +36,24 @@ from fedlearn.sandbox import (
 from fedlearn.sandbox.environment import app_environment
 from fedlearn.sandbox.process_channel import Blob, ChannelClosed, ChannelTimeout, ProcessChannel
 
-__all__ = ["Answer", "AppFailed", "AppLimits", "AppProcess"]
+__all__ = ["Answer", "AppFailed", "AppLimits", "AppProcess", "AppRaised"]
 
 _LOG = logging.getLogger(__name__)
 _MAX_ANSWER_HEADER: Final = 4 * 1024 * 1024
-_MAX_LINE: Final = 4096
-_MAX_LOG_BYTES: Final = 64 * 1024 * 1024
 _END_SECONDS: Final = 5.0
 _GPU_DEVICES: Final = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri/*", "/dev/kfd")
 _GPU_FILES: Final = ("/sys/bus/pci", "/sys/class/drm", "/sys/devices", "/sys/module/nvidia")
-_KEPT: Final = ("CUDA_VISIBLE_DEVICES", "FEDLEARN_LOG", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+_KEPT: Final = ("CUDA_VISIBLE_DEVICES", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
 
 class AppFailed(FedlearnError):
     """The app raised an exception, or its process ended, hung or sent a malformed answer."""
 
     code: ClassVar[str] = "app"
+
+
+class AppRaised(AppFailed):
+    """The app raised an exception. The text is the app's, and may hold anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +94,19 @@ class AppProcess:
     :param folder: of the unpacked app, which it may read.
     :param own: a folder of its own, which it may write to.
     :param data: the site's data, which it may read.
+    :param output: takes what it writes to its standard output and error.
     :raises AppFailed: when it cannot be started.
     """
 
-    def __init__(self, *, folder: Path, own: Path, data: Path | None, limits: AppLimits) -> None:
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        own: Path,
+        data: Path | None,
+        limits: AppLimits,
+        output: Callable[[bytes], None],
+    ) -> None:
         self._limits = limits
         self._number = 0
         ours, theirs = socket.socketpair()
@@ -109,10 +120,9 @@ class AppProcess:
             self._channel.close()
             raise AppFailed(f"the app's process could not be started: {error}") from error
         _LOG.info("the app's process runs in a sandbox; %s", self._process.report)
+        self._output = None
         if self._process.stdout is not None:
-            threading.Thread(
-                target=_follow, args=(self._process.stdout,), name="app log", daemon=True
-            ).start()
+            self._output = OutputReader(self._process.stdout, output)
 
     def ask(
         self, question: Mapping[str, Any], message: Sequence[Blob], state: State | None
@@ -156,6 +166,11 @@ class AppProcess:
         """Whether it can be called."""
         return self._process.poll() is None
 
+    def drain(self) -> None:
+        """Take what the process has written so far."""
+        if self._output is not None:
+            self._output.drain()
+
     def close(self) -> None:
         """End the process and all that it started."""
         self._channel.close()
@@ -193,6 +208,7 @@ class AppProcess:
             **thread_environment(limits.cpu),
             "LOGNAME": "app",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONFAULTHANDLER": "1",
             "PYTHONUNBUFFERED": "1",
             "USER": "app",
         }
@@ -227,18 +243,3 @@ def _content(message: Sequence[memoryview]) -> RecordDict:
     if found.has_error():
         raise ValueError("an error instead of a message")
     return found.content
-
-
-def _follow(lines: IO[bytes]) -> None:
-    """Write the app's output into the site's log, line by line, up to a bound."""
-    left = _MAX_LOG_BYTES
-    with lines:
-        while line := lines.readline(_MAX_LINE):
-            if left <= 0:
-                continue
-            left -= len(line)
-            text = line.decode(errors="replace").rstrip()
-            sys.stderr.write(f"app: {text}\n")
-            if left <= 0:
-                sys.stderr.write("app: its output exceeds the bound; the rest is not logged\n")
-            sys.stderr.flush()

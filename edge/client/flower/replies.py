@@ -11,7 +11,8 @@ change of the app (:mod:`edge.client.flower.app_process`). Around each call
   started again when it is needed.
 
 Under ``[privacy]`` nothing leaves that the app could use to encode data: no text, no name, and of
-the metrics only the weight, which is 1. The reason of a failure is only in the site's log.
+the metrics only the weight, which is 1. What the app itself writes, and the reason why it failed,
+goes to its log (:mod:`edge.client.app_log`), and never into the log of this process.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from typing import Final
 
 from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 
-from edge.client.flower.app_process import AppFailed, AppLimits, AppProcess
+from edge.client.app_log import AppLog, DiscardedAppLog
+from edge.client.flower.app_process import AppFailed, AppLimits, AppProcess, AppRaised
 from edge.client.flower.app_state import EMPTY, Call, State, StateHistory
 from edge.client.flower.fleet import Work
 from fedlearn.app import install as bundle
@@ -43,7 +45,10 @@ _METRICS: Final = "metrics"
 _STATES: Final = 4
 """A state of an app has at most this part of the app's memory; a few states are kept."""
 
-WITHHELD: Final = "the app gave no answer; under [privacy] the reason stays in the site's log"
+WITHHELD: Final = (
+    "the app gave no answer; under [privacy] the reason does not leave the client "
+    "(`fedlearn job try` shows it)"
+)
 """What a client replies for every failure of the app when the job has ``[privacy]``."""
 
 
@@ -78,12 +83,20 @@ class Replies:
 
     :param directory: a private folder for the app; it must not exist.
     :param charge: see :class:`edge.client.flower.warm_client.WarmClient`.
+    :param log: takes what the app writes; by default it is discarded.
     """
 
     def __init__(
-        self, plan: ClientPlan, *, directory: Path, charge: Callable[[str], object]
+        self,
+        plan: ClientPlan,
+        *,
+        directory: Path,
+        charge: Callable[[str], object],
+        log: AppLog | None = None,
     ) -> None:
         self.node = self.run = 0
+        self._log = log or DiscardedAppLog()
+        self._round = 0
         self._plan = plan
         self._directory = directory
         privacy = plan.spec.privacy
@@ -113,10 +126,12 @@ class Replies:
         try:
             self._started()
         except FedlearnError as error:
+            self._note(error, "the app was not loaded")
             if self._privacy is None:
                 raise
-            _LOG.warning("the app was not loaded: %s", error)
             raise AppFailed(WITHHELD) from None
+        finally:
+            self._deliver_log()
 
     def reply(self, work: Work) -> Flat:
         """Return the reply to a message, in parts; after a failure, a reply that states it."""
@@ -125,17 +140,21 @@ class Replies:
             content = self._content(work, message)
             return flatten([Message(content, reply_to=message)])
         except FedlearnError as error:
-            _LOG.warning("the reply was not sent: %s", error)
+            if str(error) != WITHHELD:
+                self._note(error, "the app gave no answer")
             reason = str(error)
         except Exception as error:  # noqa: BLE001  content of user code that Flower does not take
-            _LOG.exception("the reply cannot be sent")
+            self._note(error, "the app's answer cannot be sent")
             reason = WITHHELD if self._privacy else f"{type(error).__name__}: {error}"
+        finally:
+            self._deliver_log()
         return flatten([_failure(message, reason)])
 
     def _content(self, work: Work, message: Message) -> RecordDict:
         config = message.content.pop(CALL, ConfigRecord())
         kind = message.metadata.message_type
         call = Call.of(int(config.get("round", 0)), kind)
+        self._round = call.round
         self._state = self._history.before(call, self._state)
         privacy = self._privacy
         if privacy is None:
@@ -146,7 +165,7 @@ class Replies:
             asked = unpack(message.content, max_bytes=limit)
             outgoing = self._private(privacy, answer, asked, kind)
         except Exception as error:  # noqa: BLE001  the app can choose each error that this has
-            _LOG.warning("the app's answer does not leave: %s: %s", type(error).__name__, error)
+            self._note(error, "the app's answer does not leave")
             raise JobError(WITHHELD) from None
         if outgoing.array_records:
             self._charge(message.metadata.message_id)
@@ -161,7 +180,7 @@ class Replies:
         answer = process.ask(question, [work.head, *work.objects.values()], state)
         self._keep(answer.state)
         if answer.failure is not None:
-            raise AppFailed(answer.failure)
+            raise AppRaised(answer.failure)
         return answer.content
 
     def _keep(self, state: State) -> None:
@@ -191,6 +210,7 @@ class Replies:
             own=self._directory / "own",
             data=plan.data,
             limits=plan.limits,
+            output=self._log.write,
         )
         question = {
             "folder": str(installed.folder),
@@ -203,8 +223,23 @@ class Replies:
         answer = process.ask(question, (), None)
         if answer.failure is not None:
             process.close()
-            raise AppFailed(f"the app cannot be loaded: {answer.failure}")
+            raise AppRaised(f"the app cannot be loaded: {answer.failure}")
         return process
+
+    def _note(self, error: Exception, what: str) -> None:
+        """Put an error into the log of the app, which has that of an exception that it raised.
+
+        The log of this process has no text that the app can choose.
+        """
+        if not isinstance(error, AppRaised):
+            self._log.note(f"{what}: {type(error).__name__}: {error}")
+        _LOG.warning("round %d: %s (%s)", self._round, what, type(error).__name__)
+
+    def _deliver_log(self) -> None:
+        """Deliver what the app has written until now, before the reply is sent."""
+        if self._process is not None:
+            self._process.drain()
+        self._log.deliver(self._round)
 
     def _private(
         self, privacy: ClientPrivacy, content: RecordDict, asked: RecordDict, kind: str

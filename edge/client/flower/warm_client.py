@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from edge.client.app_log import AppLog
 from edge.client.flower.fleet import HEARTBEAT_SECONDS, Ended, Fleet, Identity, Work
 from edge.client.flower.replies import ClientPlan, Replies
 from fedlearn.app.message import Flat
@@ -31,6 +32,7 @@ class WarmClient:
     :param address: ``host:port`` of the coordinator's fleet server.
     :param charge: ``charge(question)`` charges an update to the budget of the site's data before
         it leaves under privacy; if it raises, the update does not leave.
+    :param log: takes what the app writes; by default it is discarded.
     """
 
     def __init__(
@@ -41,10 +43,11 @@ class WarmClient:
         identity: Identity,
         directory: Path,
         charge: Callable[[str], object],
+        log: AppLog | None = None,
     ) -> None:
         self._plan = plan
         self._fleet = Fleet(address, identity, max_message_bytes=plan.max_message_bytes)
-        self._replies = Replies(plan, directory=directory, charge=charge)
+        self._replies = Replies(plan, directory=directory, charge=charge, log=log)
         self._last: tuple[str, Flat] | None = None
         self._stop = threading.Event()
 

@@ -1,0 +1,60 @@
+"""Reads what a process writes into a pipe, in a thread of its own, and on request at once."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections.abc import Callable
+from typing import IO, Final
+
+__all__ = ["OutputReader"]
+
+_PIECE: Final = 64 * 1024
+_MOST_AT_ONCE: Final = 2 * 1024 * 1024
+"""More than any pipe holds, so that a process that goes on writing does not hold up its reader."""
+
+
+class OutputReader:
+    """Reads ``pipe`` to its end. :meth:`drain` may be called from any thread.
+
+    The pipe ends when no process has its other end open any more, whoever inherited it.
+
+    :param output: takes the bytes in their order, from one thread at a time.
+    """
+
+    def __init__(self, pipe: IO[bytes], output: Callable[[bytes], None]) -> None:
+        self._pipe = pipe
+        self._output = output
+        self._lock = threading.Lock()
+        self._ended = False
+        os.set_blocking(pipe.fileno(), False)
+        threading.Thread(target=self._run, name="app output", daemon=True).start()
+
+    def drain(self) -> None:
+        """Take what is in the pipe now."""
+        left = _MOST_AT_ONCE
+        while left > 0 and (count := self._read()):
+            left -= count
+
+    def _run(self) -> None:
+        with self._pipe:
+            poll = select.poll()
+            poll.register(self._pipe, select.POLLIN)
+            while not self._ended:
+                poll.poll()
+                self._read()
+
+    def _read(self) -> int:
+        """Take one piece; return its length, 0 when there is none now."""
+        with self._lock:
+            if self._ended:
+                return 0
+            try:
+                data = os.read(self._pipe.fileno(), _PIECE)
+            except BlockingIOError:
+                return 0
+            self._ended = not data
+            if data:
+                self._output(data)
+            return len(data)
