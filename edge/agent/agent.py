@@ -180,7 +180,6 @@ class Agent:
                 found[name] = min(has, cap)
         found["data"] = sorted(self._config.data)
         found["jobs"] = caps.jobs
-        found["app_logs"] = self._config.accept.app_logs
         if caps.cost is not None:
             found["cost"] = caps.cost
         accept = self._config.accept
@@ -190,6 +189,7 @@ class Agent:
             "other_bundles": accept.other_bundles,
             "approval": accept.approval,
             "visible_updates": accept.visible_updates,
+            "app_logs": accept.app_logs,
             "signed_policies": bool(accept.policy_keys),
         }
         return found

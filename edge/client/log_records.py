@@ -11,8 +11,9 @@ import json
 import logging
 import os
 import threading
+import warnings
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 from fedlearn.app.tracebacks import AppTraceback, app_traceback, shown_file
 from fedlearn.sealing.app_log import LEVELS, MAX_LINE_BYTES, AppLogLine
@@ -33,16 +34,16 @@ _MAX_LINES: Final = 1_000
 
 
 class RecordHandler(logging.Handler):
-    """Writes log records and exceptions of the app to its standard error, one line at a time.
+    """Writes log records, warnings and exceptions of the app, one line at a time.
 
     :param folder: of the unpacked bundle, to which the names of source files are relative.
+    :param target: a copy of the descriptor of standard error: the app may close its own.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, target: int) -> None:
         super().__init__()
         self._folder = folder
-        # A copy: the app may close or redirect its own.
-        self._target = os.dup(2)
+        self._target = target
 
     def install(self) -> None:
         """Take the records of all loggers, warnings, and the exceptions that end threads."""
@@ -51,7 +52,7 @@ class RecordHandler(logging.Handler):
         root.setLevel(logging.INFO)
         # Flower's logger writes to the terminal by itself, in colours.
         logging.getLogger("flwr").handlers.clear()
-        logging.captureWarnings(True)
+        warnings.showwarning = self._warn
         threading.excepthook = self._ended
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -76,6 +77,20 @@ class RecordHandler(logging.Handler):
         found = app_traceback(error, self._folder)
         self._write("error", found.lines, file=found.file, line=found.line)
         return found
+
+    def _warn(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        """Write a warning in place of :func:`warnings.showwarning`, also one for a ``file``."""
+        text = f"{category.__name__}: {message}"
+        shown = shown_file(filename, self._folder)
+        self._write("warning", text.splitlines(), file=shown, line=lineno, logger="py.warnings")
 
     def _ended(self, hook: threading.ExceptHookArgs) -> None:
         if hook.exc_value is not None and hook.exc_type is not SystemExit:

@@ -32,11 +32,15 @@ class AppTraceback:
 def app_traceback(error: BaseException, folder: Path) -> AppTraceback:
     """Return the traceback of an exception; ``folder`` is the one of the unpacked bundle.
 
-    Chained exceptions are part of it. Paths of this machine are not.
+    Chained exceptions are part of it. Paths of this machine are not, nor are the calls that led to
+    the app.
     """
     found = traceback.TracebackException.from_exception(error)
     place = _place(found, folder)
     for each in _chain(found):
+        inside = [_inside(frame.filename, folder) for frame in each.stack]
+        if True in inside:
+            del each.stack[: inside.index(True)]
         for frame in each.stack:
             frame.filename = shown_file(frame.filename, folder)
         name = getattr(each, "filename", None)  # of a SyntaxError
@@ -69,14 +73,17 @@ def _text(error: BaseException) -> str:
 
 def _place(found: traceback.TracebackException, folder: Path) -> tuple[str, int] | None:
     """Return the innermost place in the app; of a SyntaxError, where it is."""
-    inside = f"{folder}/"
     name, number = getattr(found, "filename", None), getattr(found, "lineno", None)
-    if isinstance(name, str) and name.startswith(inside) and str(number).isdecimal():
+    if isinstance(name, str) and _inside(name, folder) and str(number).isdecimal():
         return shown_file(name, folder), int(str(number))
     for frame in reversed(found.stack):
-        if frame.filename.startswith(inside):
+        if _inside(frame.filename, folder):
             return shown_file(frame.filename, folder), frame.lineno or 0
     return None
+
+
+def _inside(path: str, folder: Path) -> bool:
+    return path.startswith(f"{folder}/")
 
 
 def _chain(found: traceback.TracebackException) -> Iterator[traceback.TracebackException]:

@@ -47,6 +47,7 @@ class Party:
     """A site: its folder, its machine, and its data sets by name.
 
     ``visible_updates``: whether it accepts jobs whose app receives single updates.
+    ``app_logs``: where the output of apps goes (:class:`edge.config.site.Accept`).
     """
 
     name: str
@@ -54,6 +55,7 @@ class Party:
     machine: Machine
     data: Mapping[str, Path] = field(default_factory=dict)
     visible_updates: bool = False
+    app_logs: str = "off"
 
     @property
     def config(self) -> Path:
@@ -199,10 +201,12 @@ class Federation:
         data: Mapping[str, Path],
         bundle: bytes,
         visible_updates: bool = False,
+        app_logs: str = "off",
     ) -> Party:
         """Enroll a site with a token, let it accept ``bundle`` (SHA-256), and start its agent.
 
-        With ``visible_updates`` it also accepts jobs whose app receives single updates.
+        With ``visible_updates`` it also accepts jobs whose app receives single updates;
+        ``app_logs`` states where the output of apps goes (:class:`edge.config.site.Accept`).
 
         It does the same as ``fedlearn site enroll``, without the second that a process takes.
 
@@ -216,6 +220,7 @@ class Federation:
             machine=self.machines[name],
             data=data,
             visible_updates=visible_updates,
+            app_logs=app_logs,
         )
         party.config.write_text(dumps(self.site_table(party, bundle)))
         enroll(self.token(name)).save(self._site_state(name))
@@ -288,7 +293,11 @@ class Federation:
             "state": "state",
             "launcher": {"kind": "process"},
             "attester": party.machine.table(),
-            "accept": {"bundles": [bundle.hex()], "visible_updates": party.visible_updates},
+            "accept": {
+                "bundles": [bundle.hex()],
+                "visible_updates": party.visible_updates,
+                "app_logs": party.app_logs,
+            },
             "trust": {trust: self.anchors([COORDINATOR])},
             "data": {
                 name: {"path": os.path.relpath(path, party.folder)}

@@ -156,7 +156,7 @@ def obstacles(
 
 
 def objections(spec: JobSpec, *, bundle: bytes, signed: bool, capabilities: str) -> Iterator[str]:
-    """Yield what a site reports that it refuses in ``spec``, or asks a person about.
+    """Yield what a site reports that it refuses or leaves out of ``spec``, or asks a person about.
 
     ``bundle`` is the SHA-256 of the app's bundle; ``signed`` whether the policy is signed.
     ``capabilities`` is as for :func:`obstacles`: a site need not report what it accepts.
@@ -175,6 +175,8 @@ def objections(spec: JobSpec, *, bundle: bytes, signed: bool, capabilities: str)
         yield (f"a person there has to approve the app: `fedlearn-edge approve {spec.name} {name}`")
     if spec.aggregation.visible and accept.get("visible_updates") is False:
         yield "it refuses an app that receives the update of each site (accept.visible_updates)"
+    if spec.app_logs == "sealed" and accept.get("app_logs") in ("off", "insecure-plain"):
+        yield "it runs the job and sends no logs of the app (accept.app_logs)"
     if accept.get("signed_policies") is True and not signed:
         yield "it refuses a policy that is not signed (accept.policy_keys)"
 

@@ -283,7 +283,8 @@ class Job:
 class FederationHarness:
     """A coordinator and its sites below ``folder``; a context that ends all processes.
 
-    ``server``  tables that are laid over the coordinator's ``server.toml``
+    ``server``    tables that are laid over the coordinator's ``server.toml``
+    ``app_logs``  ``accept.app_logs`` of sites where it is not off
     """
 
     def __init__(
@@ -294,6 +295,7 @@ class FederationHarness:
         tee: Tee = Tee.SAMPLE,
         server: Mapping[str, Any] | None = None,
         rows: int = 40,
+        app_logs: Mapping[str, str] | None = None,
         **app: str,
     ) -> None:
         from server.flower.application.bundle import build
@@ -316,6 +318,7 @@ class FederationHarness:
         self.owner = OwnerKey.make(folder / "owner" / "owner.pem")
         self.coordinator: Child | None = None
         self._rows = rows
+        self._app_logs = app_logs or {}
 
     def __enter__(self) -> Self:
         try:
@@ -360,7 +363,12 @@ class FederationHarness:
     def join(self, site: str, data: Data) -> None:
         self.write_data(site, data)
         digest = hashlib.sha256(self.bundle).digest()
-        self.federation.join(site, data={"small": self.data_folder(site)}, bundle=digest)
+        self.federation.join(
+            site,
+            data={"small": self.data_folder(site)},
+            bundle=digest,
+            app_logs=self._app_logs.get(site, "off"),
+        )
 
     def agent(self, site: str) -> Child:
         return next(c for c in reversed(self.children._all) if c.name == site)

@@ -7,6 +7,7 @@ of the client: it receives messages and answers them. The client does not trust 
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from pathlib import Path
@@ -97,7 +98,7 @@ def main(arguments: list[str]) -> int:
     while (asked := channel.receive()) is not None:
         request, blobs = asked
         if records is None:
-            records = RecordHandler(Path(request["folder"]))
+            records = RecordHandler(Path(request["folder"]), os.dup(2))
             records.install()
         message: list[bytes] = []
         failure = None
