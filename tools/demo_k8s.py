@@ -132,6 +132,7 @@ class ClusterFederation(Federation):
         data: Mapping[str, Path],
         bundle: bytes,
         visible_updates: bool = False,
+        app_logs: str = "off",
     ) -> Party:
         """Install the chart for a site, with its token, its data and the code that it accepts."""
         folder = self.folder / "sites" / name
@@ -141,6 +142,7 @@ class ClusterFederation(Federation):
             machine=self.machines[name],
             data=data,
             visible_updates=visible_updates,
+            app_logs=app_logs,
         )
         cluster = self._clusters.all[len(self.parties) % CLUSTERS]
         self._clusters.names[f"{RELEASE}.{name}.svc"] = "127.0.0.1"

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from attestation.errors import UnsealError
+from fedlearn.errors import KeyReleaseDenied
 from fedlearn.job.app_log import SealedAppLog
 from fedlearn.sealing.app_log import AppLogLine, AppLogName, OpenedAppLog, open_app_log
-from fedlearn.wire.operator import OperatorClient
+
+if TYPE_CHECKING:
+    from fedlearn.wire.operator import OperatorClient
 
 __all__ = ["AppLog", "AppLogs", "fetch_app_logs", "open_app_logs"]
 
@@ -47,7 +51,7 @@ def fetch_app_logs(client: OperatorClient, job: str, site: str, key: X25519Priva
     """Fetch the logs of a job's app at one site, and open them with the key of the job's owner.
 
     :raises JobError: when there is no such job or site, or the job was submitted without logs.
-    :raises UnsealError: when there are logs, and none opens with this key.
+    :raises KeyReleaseDenied: when there are logs, and none opens with this key.
     """
     state = client.get_job(job)
     logs = client.fetch_app_logs(state.reference, site)
@@ -59,7 +63,7 @@ def open_app_logs(
 ) -> AppLogs:
     """Open logs and check their order; ``digest`` is that of the job, 32 bytes.
 
-    :raises UnsealError: when there are logs, and none opens with this key.
+    :raises KeyReleaseDenied: when there are logs, and none opens with this key.
     """
     logs: list[AppLog] = []
     faults: list[str] = []
@@ -88,7 +92,7 @@ def open_app_logs(
         )
     if sealed and not logs:
         mine = key.public_key().public_bytes_raw().hex()
-        raise UnsealError(
+        raise KeyReleaseDenied(
             f"none of the {sealed} logs of site {site} in job {job} opens with this key "
             f"({mine[:16]})",
             hint="use the private key whose public half is owner_key in job.toml",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from fedlearn.api.app_logs import AppLogs, fetch_app_logs
 from fedlearn.api.link import Link
 from fedlearn.api.result import Result
 from fedlearn.api.sources import CoordinatorSource
@@ -100,6 +103,16 @@ class Run:
         """Return the result so far: it does not wait, and the run may have failed."""
         source = CoordinatorSource(self._link, self.state.reference, self.name, self.metric)
         return Result(source)
+
+    def app_logs(self, site: str, key: X25519PrivateKey) -> AppLogs:
+        """Return what the app wrote at one site, opened with the private key of the job's owner.
+
+        Both the job and the site have to ask for logs (``app_logs = "sealed"``).
+
+        :raises JobError: when the job has no such site, or was submitted without logs.
+        :raises KeyReleaseDenied: when the logs are not sealed for this key.
+        """
+        return fetch_app_logs(self._link.client, self.state.reference, site, key)
 
     def cancel(self) -> JobState:
         """Stop the run. Its sealed checkpoints stay; it can be resumed."""

@@ -28,7 +28,7 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
         "fedlearn job try": "fedlearn job try my-job/job.toml --tee sample",
         "fedlearn job submit": "fedlearn job submit my-job/job.toml --follow",
         "fedlearn job status": "fedlearn job status mortality --json",
-        "fedlearn job logs": "fedlearn job logs mortality --follow",
+        "fedlearn job logs": "fedlearn job logs mortality --site north --key owner.pem --round 3",
         "fedlearn job cancel": "fedlearn job cancel mortality",
         "fedlearn job revoke": "fedlearn job revoke mortality --site north --reason 'wrong data'",
         "fedlearn job readmit": "fedlearn job readmit mortality --site north",

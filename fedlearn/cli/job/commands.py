@@ -22,6 +22,11 @@ __all__ = ["group"]
     cls=Commands,
     name="job",
     nouns={
+        "logs": Noun(
+            module="fedlearn.cli.job.logs",
+            attribute="logs",
+            summary="Show the events of a job, or what its app wrote at a site.",
+        ),
         "init": Noun(
             module="fedlearn.cli.job.init",
             attribute="init",
@@ -123,26 +128,6 @@ def status(name: str | None, operator: Path | None, as_json: bool) -> None:
                 lasts = f" until {out.until.isoformat(timespec='seconds')}" if out.until else ""
                 exclusion = f"{who}{lasts}: {out.reason} (operator {out.operator})"
                 line(f"  out    {printable(exclusion)}", style="yellow")
-
-
-@group.command("logs")
-@job_argument()
-@click.option("--follow", is_flag=True, help="Continue until the job ends.")
-@operator_option
-@json_option
-def logs(name: str, follow: bool, operator: Path | None, as_json: bool) -> None:
-    """Show the events of a job; with --follow, also new ones until it ends."""
-    from fedlearn.api.connection import connect
-    from fedlearn.terminal.progress import lines_show
-
-    with connect(operator) as coordinator:
-        run = coordinator.job(name)
-        if follow:
-            _follow(run, as_json=as_json)
-            return
-        with lines_show(as_json=as_json) as show:
-            for event, unix_ms in run.events():
-                show.show(event, unix_ms=unix_ms)
 
 
 @group.command("cancel")
