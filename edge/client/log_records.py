@@ -26,7 +26,7 @@ MAX_RAW_BYTES: Final = 2 * MAX_LINE_BYTES
 _SEPARATOR: Final = b"\x1e"
 _NOTE_BYTES: Final = 64
 _ATOMIC_BYTES: Final = 4_096
-"""What one write(2) to a pipe does not mix with those of other threads (PIPE_BUF, pipe(7))."""
+"""What one write(2) does not mix with those of other threads (PIPE_BUF of Linux)."""
 
 _CUT_CHARACTERS: Final = 450
 _MAX_LINES: Final = 1_000

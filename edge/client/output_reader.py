@@ -1,4 +1,4 @@
-"""Reads what a process writes into a pipe, in a thread of its own, and on request at once."""
+"""Reads what a process writes, in a thread of its own, and on request at once."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ __all__ = ["OutputReader"]
 
 _PIECE: Final = 64 * 1024
 _MOST_AT_ONCE: Final = 2 * 1024 * 1024
-"""More than any pipe holds, so that a process that goes on writing does not hold up its reader."""
+"""More than the kernel keeps of it: a process that goes on writing does not hold up its reader."""
 
 
 class OutputReader:
-    """Reads ``pipe`` to its end. :meth:`drain` may be called from any thread.
+    """Reads ``stream``, the output of a process, to its end.
 
-    The pipe ends when no process has its other end open any more, whoever inherited it.
+    It ends when no process has its other end open any more, whoever inherited that. Any thread may
+    call :meth:`drain`.
 
     :param output: takes the bytes in their order, from one thread at a time.
     """
 
-    def __init__(self, pipe: IO[bytes], output: Callable[[bytes], None]) -> None:
-        self._pipe = pipe
+    def __init__(self, stream: IO[bytes], output: Callable[[bytes], None]) -> None:
+        self._stream = stream
         self._output = output
         self._lock = threading.Lock()
         self._ended = False
-        os.set_blocking(pipe.fileno(), False)
+        os.set_blocking(stream.fileno(), False)
         threading.Thread(target=self._run, name="app output", daemon=True).start()
 
     def drain(self) -> None:
-        """Take what is in the pipe now."""
+        """Take what was written until now."""
         left = _MOST_AT_ONCE
         while left > 0 and (count := self._read()):
             left -= count
 
     def _run(self) -> None:
-        with self._pipe:
+        with self._stream:
             poll = select.poll()
-            poll.register(self._pipe, select.POLLIN)
+            poll.register(self._stream, select.POLLIN)
             while not self._ended:
                 poll.poll()
                 self._read()
@@ -51,7 +52,7 @@ class OutputReader:
             if self._ended:
                 return 0
             try:
-                data = os.read(self._pipe.fileno(), _PIECE)
+                data = os.read(self._stream.fileno(), _PIECE)
             except BlockingIOError:
                 return 0
             self._ended = not data

@@ -3,6 +3,8 @@
 What the coordinator sends is trusted as far as :mod:`fedlearn.sealing.app_log` guarantees it: a log
 that was altered, or is another job's or site's, does not open; one that is missing, repeated or out
 of order is named.
+
+The page is docs/how-to/read-an-apps-logs.md.
 """
 
 from __future__ import annotations

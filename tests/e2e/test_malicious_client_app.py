@@ -408,7 +408,8 @@ def test_evaluation_sends_no_arrays(make: Make) -> None:
 def test_without_privacy_the_reason_is_reported(make: Make) -> None:
     client = make("@app.train()\ndef train(message, context):\n    raise ValueError(SECRET)\n")
     client.replies.load()
-    assert client.ask().reason == f"ValueError: {SECRET}"
+    found = client.ask().reason
+    assert re.fullmatch(rf"tiny/client_app\.py:\d+: ValueError: {SECRET}", found)
     client = make("import a_library_that_is_not_here")
     with pytest.raises(AppFailed, match="ModuleNotFoundError: No module named 'a_library_that"):
         client.replies.load()

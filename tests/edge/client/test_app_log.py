@@ -138,9 +138,8 @@ def test_a_plain_log_is_for_a_machine_without_secrets_only() -> None:
         '[accept]\napp_logs = "insecure-plain"\n[attester]\nkind = "tpm"\n',
         '[accept]\napp_logs = "insecure-plain"\n',
         '[accept]\napp_logs = "insecure-plain"\n[attester]\nkind = "insecure-sample"\n'
-        '[launcher]\nkind = "kubernetes"\n[kubernetes]\nworkload = "insecure-pods"\nimage = "r/i@sha256:'
-        + "0" * 64
-        + '"\n',
+        '[launcher]\nkind = "kubernetes"\n[kubernetes]\nworkload = "insecure-pods"\n'
+        'image = "r/i@sha256:' + "0" * 64 + '"\n',
         '[accept]\napp_logs = "plain"\n',
     ],
 )
