@@ -115,6 +115,9 @@ class Coordinator:
             registry=registry,
             policies=self._policies,
             trust=trust,
+            absence=lambda name, site: self._selection.absence(
+                name, site, excluded=self.gate.exclusions.of_job(name, now=clock()), now=clock()
+            ),
             runtime=runtime,
             clock=clock,
             health=health,
@@ -395,6 +398,8 @@ class Coordinator:
             state = dataclasses.replace(state, model=state.name)
         reason = self.supervisor.interruption(state.name)
         if not reason:
+            if state.status.open and (waits := self.supervisor.waiting(state.name)):
+                state = dataclasses.replace(state, detail=waits)
             return state
         # The job store may not have it: its disk is what failed.
         return dataclasses.replace(state, status=JobStatus.INTERRUPTED, detail=reason)

@@ -44,7 +44,9 @@ __all__ = [
     "OtherEvent",
     "PrivacySpent",
     "RoundFinished",
+    "RoundSkipped",
     "RoundStarted",
+    "RoundWaiting",
     "UpdateReceived",
     "UpdateRejected",
 ]
@@ -246,6 +248,28 @@ class RoundFinished(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RoundWaiting(Event):
+    """A round waits for ``sites``, at most until ``until_unix_ms``; ``detail`` states why each."""
+
+    kind: ClassVar[str] = "round.waiting"
+    round: int
+    rounds: int = 0
+    sites: tuple[str, ...]
+    detail: str = ""
+    until_unix_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundSkipped(Event):
+    """The strategy made no model in a round: the model is that of the round before."""
+
+    kind: ClassVar[str] = "round.skipped"
+    round: int
+    rounds: int = 0
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointSealed(Event):
     """The model of a round is on disk, sealed."""
 
@@ -284,7 +308,8 @@ class Log(Event):
 class JobFinished(Event):
     """All rounds are done, and the model is sealed under the name ``model``.
 
-    ``model`` is empty when the app made no model.
+    ``model`` is empty when the app ran no round, and ``detail`` states this. A job whose rounds
+    made no model has failed.
     """
 
     kind: ClassVar[str] = "job.finished"
@@ -351,6 +376,8 @@ KINDS: Final[Mapping[str, type[Event]]] = MappingProxyType(
             UpdateReceived,
             UpdateRejected,
             RoundFinished,
+            RoundWaiting,
+            RoundSkipped,
             CheckpointSealed,
             PrivacySpent,
             Log,

@@ -16,6 +16,7 @@ from fedlearn.errors import DiskError, StoreError
 from fedlearn.job.events import Event
 from fedlearn.job.spec import JobSpec, workload_digest
 from fedlearn.privacy.server import noise_secret
+from server.admission.absence import Absence
 from server.admission.examiner import AdmittableJob
 from server.admission.registry import AdmissionRegistry
 from server.flower.job_plan import JobPlan, Outcome
@@ -120,11 +121,13 @@ def opened(
     trust: TrustAnchors,
     runtime: Path,
     report: Callable[[Event], object],
+    absence: Callable[[str], Absence],
     clock: Callable[[], datetime],
 ) -> OpenJob:
     """Make an open job of a record; none of its processes runs yet.
 
-    ``runtime`` is a private directory that never holds weights.
+    ``absence`` returns what keeps a site away. ``runtime`` is a private directory that never
+    holds weights.
     """
     spec = record.spec
     channel = JobChannelHandler(
@@ -134,6 +137,7 @@ def opened(
         registry=registry,
         report=report,
         keep=directory.config.jobs.keep_checkpoints,
+        absence=absence,
         clock=clock,
     )
     plan = JobPlan(

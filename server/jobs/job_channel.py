@@ -12,9 +12,8 @@ ledger.
 from __future__ import annotations
 
 import json
-import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -25,34 +24,37 @@ from fedlearn.job.events import (
     KINDS,
     CheckpointSealed,
     Event,
+    Log,
     PrivacySpent,
     RoundFinished,
+    RoundSkipped,
     RoundStarted,
+    RoundWaiting,
     UpdateReceived,
     UpdateRejected,
 )
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.tables import MAX_ROUNDS
 from fedlearn.privacy import Budget
-from fedlearn.update import arrays as update
+from server.admission.absence import Absence, SiteWaits
 from server.admission.registry import Admission, AdmissionEvent, AdmissionRegistry
 from server.flower.application.app_files import as_arrays, kept_as
 from server.flower.job_plan import Checkpoint
+from server.jobs.records.checkpoint import pack_state, unpack_state
 from server.ledger import Entry, Ledger
 from server.store.models import ModelStore
 from server.store.rollback import written_versions
 
 __all__ = ["JobChannelHandler"]
 
-_MAX_STATE: Final = 64 * 1024 * 1024
-_CHECKPOINT_MAGIC: Final = b"fedlearn-checkpoint/1\0"
-
 _FROM_A_JOB: Final = frozenset(
     {
         "job.started",
         "log",
         "round.finished",
+        "round.skipped",
         "round.started",
+        "round.waiting",
         "update.received",
         "update.rejected",
     }
@@ -69,6 +71,7 @@ class JobChannelHandler:
     ``model``     the name under which the model is sealed
     ``files``     the name under which the application's files are
     ``keep``      how many versions of the model are kept, the newest ones
+    ``waits``     for which sites the job waits; ``absence`` returns what keeps one away
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class JobChannelHandler:
         registry: AdmissionRegistry,
         report: Callable[[Event], object],
         keep: int,
+        absence: Callable[[str], Absence] = lambda _: Absence("not admitted"),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.spec = spec
@@ -90,6 +94,7 @@ class JobChannelHandler:
         self._registry = registry
         self._report = report
         self._keep = keep
+        self.waits = SiteWaits(spec, absence=absence, live=self.live_sites)
         self._clock = clock
         self._lock = threading.Lock()
         self._round = 0
@@ -127,6 +132,14 @@ class JobChannelHandler:
         if found is None or kind not in _FROM_A_JOB:
             raise JobError(f"a job may not report events of the kind {kind[:64]!r}")
         event = Event.decode(kind, json.dumps(dict(fields), default=str))
+        if isinstance(event, RoundWaiting):
+            self._check_sites(event.round, event.sites, least=0)
+            news = self.waits.begin(event)
+            if news is not None:
+                self._report(news)
+            return
+        if not isinstance(event, Log):
+            self.waits.end()
         self._enter(event, fields)
         self._report(event)
 
@@ -183,7 +196,7 @@ class JobChannelHandler:
             checkpoint.model,
             job=self.spec.name,
             round=checkpoint.round,
-            state=_pack(checkpoint),
+            state=pack_state(checkpoint.state, checkpoint.tensors),
             meta={"rounds": self.spec.rounds},
             recipients=(owner,) if owner else (),
         )
@@ -232,7 +245,7 @@ class JobChannelHandler:
             return None
         stored = self._store.latest(self.model, expected_version=written)
         model = self._store.load(self.model, stored.version)
-        tensors, state = _unpack(self._store.state(self.model, stored.version))
+        state, tensors = unpack_state(self._store.state(self.model, stored.version))
         with self._lock:
             self._round = stored.round
         return Checkpoint(round=stored.round, model=model, tensors=tensors, state=state)
@@ -335,13 +348,16 @@ class JobChannelHandler:
                     hint="training diverged; lower the learning rate",
                 )
 
+    def _check_sites(self, round_: int, sites: Sequence[str], *, least: int) -> None:
+        unknown = set(sites) - set(self.spec.sites)
+        if unknown or not least <= round_ <= MAX_ROUNDS:
+            raise JobError(f"round {round_} with {sorted(unknown)}: not of this job")
+
     def _enter(self, event: Event, fields: Mapping[str, Any]) -> None:
         """Append an event to the ledger if it belongs there, after checking that it is possible."""
         job = self.spec.name
         if isinstance(event, RoundStarted):
-            unknown = set(event.sites) - set(self.spec.sites)
-            if unknown or not 1 <= event.round <= MAX_ROUNDS:
-                raise JobError(f"round {event.round} with {sorted(unknown)}: not of this job")
+            self._check_sites(event.round, event.sites, least=1)
             body: dict[str, Any] = {"phase": "started", "participants": list(event.sites)}
             self._ledger.append("round", {"job": job, "round": event.round, **body})
             with self._lock:
@@ -370,6 +386,8 @@ class JobChannelHandler:
                 "reason": event.reason,
             }
             self._ledger.append("update", {"job": job, "round": event.round, **body})
+        elif isinstance(event, RoundSkipped):
+            self._check_round(event.round)
         elif isinstance(event, RoundFinished):
             self._check_round(event.round)
             self._metrics = event.metrics
@@ -425,24 +443,3 @@ def _attempt(entry: Entry) -> tuple[int, int, str] | None:
     if isinstance(stage, int) and isinstance(round_, int) and isinstance(inputs, str):
         return stage, round_, inputs
     return None
-
-
-def _pack(checkpoint: Checkpoint) -> bytes:
-    """Encode what is not weights: ``magic | u64be length | JSON | safetensors``."""
-    state = json.dumps(dict(checkpoint.state), sort_keys=True).encode()
-    if len(state) > _MAX_STATE:
-        raise StoreError(f"the state of a strategy has at most {_MAX_STATE} bytes of JSON")
-    tensors = update.encode(dict(checkpoint.tensors))
-    return b"".join((_CHECKPOINT_MAGIC, struct.pack(">Q", len(state)), state, tensors))
-
-
-def _unpack(data: bytes) -> tuple[dict[str, update.Array], dict[str, Any]]:
-    start = len(_CHECKPOINT_MAGIC)
-    if not data.startswith(_CHECKPOINT_MAGIC) or len(data) < start + 8:
-        raise StoreError("the sealed state is not that of a checkpoint")
-    (length,) = struct.unpack_from(">Q", data, start)
-    body = start + 8
-    if length > _MAX_STATE or body + length > len(data):
-        raise StoreError("the sealed state of a checkpoint is cut short")
-    state = json.loads(data[body : body + length])
-    return update.decode(data[body + length :]), state

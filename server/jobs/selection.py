@@ -5,9 +5,14 @@ The rules themselves are pure functions in :mod:`server.jobs.placement`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
+
 from attestation.policy.model import AppraisalPolicy
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.job.spec import JobSpec
+from server.admission.absence import Absence
+from server.admission.exclusions import Exclusion
 from server.identity.site import Site, SiteStatus
 from server.identity.site_registry import SiteRegistry
 from server.jobs.active_jobs import OpenJobs
@@ -80,6 +85,44 @@ class Selection:
                 spec, bundle=bundle, signed=signed, capabilities=site.capabilities
             )
         )
+
+    def absence(
+        self, job: str, site: str, *, excluded: Sequence[Exclusion], now: datetime
+    ) -> Absence:
+        """Return what keeps a site away from an open job.
+
+        :param excluded: the exclusions of the job that hold now.
+        """
+        try:
+            found = self._sites.show(site)
+        except ConfigError:
+            return Absence("there is no such site", final=True)
+        ago = max(0, round((now - found.changed).total_seconds()))
+        if found.status is SiteStatus.REMOVED:
+            return Absence("removed", final=True, seconds=ago)
+        if found.status is SiteStatus.DRAINING:
+            return Absence("drained", seconds=ago)
+        if found.status is not SiteStatus.ACTIVE:
+            return Absence(f"it is {found.status}")
+        for exclusion in excluded:
+            if exclusion.site == site and not exclusion.client:
+                until = f" until {exclusion.until:%H:%M:%S} UTC" if exclusion.until else ""
+                return Absence(
+                    f"excluded{until} by operator {exclusion.operator}: {exclusion.reason}",
+                    final=exclusion.until is None,
+                )
+        with self._jobs.lock:
+            found_job = self._jobs.named(job)
+            refused = found_job.refused.get(site, "") if found_job is not None else ""
+            failed = found_job is not None and not found_job.may_try_again(site)
+            connected = self._dispatcher.is_connected(site)
+        if refused:
+            return Absence(f"refused: {refused}", final=True)
+        if failed:
+            return Absence("its client failed too often", final=True)
+        if not connected:
+            return Absence("not connected")
+        return Absence("its client is not admitted yet")
 
     def _known(self, spec: JobSpec) -> list[Site]:
         """Return the sites of a job.

@@ -23,6 +23,7 @@ from fedlearn.job.events import (
     JobInterrupted,
 )
 from fedlearn.job.state import JobState, JobStatus
+from server.admission.absence import Absence
 from server.admission.gate import AdmissionGate
 from server.admission.registry import AdmissionRegistry
 from server.disk import store_error
@@ -48,6 +49,7 @@ _PROBE_BYTES: Final = 1024 * 1024
 class JobSupervisor:
     """Opens and closes jobs. Safe to use from many threads.
 
+    :param absence: ``absence(job, site)`` returns what keeps a site away from an open job.
     :param runtime: a private directory for the processes of jobs; never holds weights.
     :param health: gets a fault for each job that cannot be opened or concluded.
     """
@@ -64,6 +66,7 @@ class JobSupervisor:
         registry: AdmissionRegistry,
         policies: PolicyRegistry,
         trust: Callable[[], TrustAnchors],
+        absence: Callable[[str, str], Absence],
         runtime: Path,
         clock: Callable[[], datetime],
         health: Health,
@@ -77,6 +80,7 @@ class JobSupervisor:
         self._registry = registry
         self._policies = policies
         self._trust = trust
+        self._absence = absence
         self._runtime = runtime
         self._clock = clock
         self._health = health
@@ -140,6 +144,7 @@ class JobSupervisor:
             trust=self._trust(),
             runtime=self._runtime,
             report=lambda event: self._events.report(name, event),
+            absence=lambda site: self._absence(name, site),
             clock=self._clock,
         )
         with self._jobs.lock:
@@ -259,7 +264,12 @@ class JobSupervisor:
         if outcome.status is JobStatus.FINISHED:
             body["rounds"] = job.channel.round
             model = job.channel.model if job.channel.model in self._directory.store.models() else ""
-            event = JobFinished(model=model, seconds=seconds, metrics=job.channel.metrics)
+            event = JobFinished(
+                detail="" if model else "the app ran no round, so there is no model",
+                model=model,
+                seconds=seconds,
+                metrics=job.channel.metrics,
+            )
         elif outcome.status is JobStatus.CANCELLED:
             event = JobCancelled(detail=outcome.message)
         else:
@@ -289,6 +299,11 @@ class JobSupervisor:
         """Return why an open job is interrupted and waits to continue; ``""`` while it runs."""
         job = self._jobs.named(name)
         return "" if job is None else job.interrupted
+
+    def waiting(self, name: str) -> str:
+        """Return for what the present round of an open job waits; ``""`` for nothing."""
+        job = self._jobs.named(name)
+        return "" if job is None else job.channel.waits.text()
 
     def stop(self) -> None:
         """Interrupt every job; each continues from its last checkpoint after a restart."""

@@ -122,6 +122,11 @@ class Session:
                 if self.failure is None and not self.rounds.finished:
                     # Flower's legacy API continues even if none of its requests is allowed.
                     self.failure = self._denied
+                if self.failure is None:
+                    try:
+                        self.rounds.check_made()
+                    except FedlearnError as error:
+                        self.failure = error
                 self.ended.set()
                 return {}, ()
             case other:

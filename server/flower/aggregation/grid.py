@@ -42,6 +42,9 @@ __all__ = ["JobGrid"]
 _GRACE_SECONDS: Final = 10.0
 """How long to wait for sites that have not connected yet after the quorum is reached."""
 
+_PATIENCE_SECONDS: Final = 2.0
+"""How long a round waits for sites before it reports this."""
+
 _MAX_OPEN: Final = 8
 """The most questions that may wait for the answer of one node."""
 
@@ -145,6 +148,7 @@ class JobGrid(Grid):  # type: ignore[misc]
         started = time.monotonic()
         quorum, all_sites = self._rules.quorum, len(self._rules.sites)
         nodes = self._coordinator.online()
+        patience = _PATIENCE_SECONDS
         while len(nodes) < quorum:
             left = started + self._rules.seconds - time.monotonic()
             if left <= 0:
@@ -152,7 +156,10 @@ class JobGrid(Grid):  # type: ignore[misc]
                     f"{len(nodes)} of {quorum} sites are online after {self._rules.seconds:g} s",
                     hint="look at `fedlearn site list`, or lower `quorum`",
                 )
-            nodes = self._coordinator.online(quorum, min(left, WAIT_SECONDS))
+            nodes = self._coordinator.online(quorum, min(left, patience))
+            if len(nodes) < quorum:
+                self._report_waiting(nodes, started + self._rules.seconds)
+                patience = WAIT_SECONDS
         if self._absent(nodes) - self._met:
             end = time.monotonic() + min(_GRACE_SECONDS, self._rules.seconds / 4)
             while len(nodes) < all_sites and (left := end - time.monotonic()) > 0:
@@ -160,7 +167,7 @@ class JobGrid(Grid):  # type: ignore[misc]
             self._met = frozenset(self._rules.sites)
         self._met |= {node.site for node in nodes}
         self._nodes.update((node.number, node) for node in nodes)
-        self._check_strategy(len(nodes))
+        self._check_strategy(nodes)
         cohort = self._cohort
         return [node.number for node in nodes if cohort is None or node.site in cohort]
 
@@ -257,15 +264,31 @@ class JobGrid(Grid):  # type: ignore[misc]
         if known:
             self._coordinator.forget(known)
 
-    def _check_strategy(self, count: int) -> None:
+    def _check_strategy(self, nodes: list[Node]) -> None:
         """End a strategy that repeats its call because it wants more nodes than are online."""
         now = time.monotonic()
         if self._short_since is None:
             self._short_since = now
         elif now - self._short_since > self._rules.seconds:
             raise QuorumNotReached(
-                f"the strategy needs more than the {count} nodes that are online",
+                f"the strategy needs more than the {len(nodes)} nodes that are online",
                 hint="lower its min_available_nodes, or wait for more sites",
+            )
+        elif self.updates.driven and now - self._short_since > _PATIENCE_SECONDS:
+            self._report_waiting(nodes, self._short_since + self._rules.seconds)
+
+    def _report_waiting(self, nodes: list[Node], end: float) -> None:
+        """Report for which sites the job waits; the coordinator knows what is new of it.
+
+        :raises QuorumNotReached: when none of them comes back by itself, as the coordinator knows.
+        """
+        absent = self._absent(nodes)
+        if absent:
+            self._coordinator.event(
+                "round.waiting",
+                round=self.updates.round,
+                sites=[site for site in self._rules.sites if site in absent],
+                until_unix_ms=int((time.time() + max(0.0, end - time.monotonic())) * 1000),
             )
 
     def _place(self, node: Node) -> int:

@@ -105,11 +105,25 @@ class Rounds:
         self._reported = False
         self._last: Captured | None = None
         self.finished = 0
+        self._made = False
+        self._skipped = ""
 
     @property
     def next_stage(self) -> int:
         """The number of the next stage; 1 for the first."""
         return self._stages + 1
+
+    def check_made(self) -> None:
+        """Check that some round made a model, if there was a round.
+
+        :raises RoundError: when the model is still the first one.
+        """
+        if self.finished and not self._made:
+            raise RoundError(
+                f"none of the {self.finished} rounds made a model: {self._skipped}",
+                hint="the events `update.rejected` and `log` of these rounds have the reasons; "
+                "see also the bounds of the strategy",
+            )
 
     def run(self, stage: Stage) -> Result:
         """Run all rounds of a stage.
@@ -166,6 +180,10 @@ class Rounds:
         started = time.monotonic()
         before = self._traffic()
         self._release(stage, number, rounds)
+        if self._skipped:
+            self._coordinator.event(
+                "round.skipped", round=number, rounds=rounds, reason=self._skipped
+            )
         sites = len(self._grid.updates.contributors)
         self._evaluate(stage, number, rounds)
         self._coordinator.event(
@@ -221,8 +239,16 @@ class Rounds:
         self._coordinator.event("round.started", round=number, rounds=rounds, sites=sites)
         replies = grid.send_and_receive(messages, timeout=stage.timeout)
         arrays, metrics = strategy.aggregate_train(number, replies)
+        self._skipped = ""
         if arrays is not None:
             stage.arrays = stage.result.arrays = arrays
+            self._made = True
+        elif own and metrics is not None:
+            # A strategy of the application may compute figures only, without a model.
+            self._made = True
+        else:
+            used = len(grid.updates.contributors)
+            self._skipped = f"the strategy made no model of the {used} updates that it received"
         if metrics is not None:
             stage.result.train_metrics_clientapp[number] = metrics
         grid.restrict(None)
@@ -288,6 +314,7 @@ class Rounds:
                 state={
                     "resumable": resumable,
                     "evaluated": False,
+                    "made": self._made,
                     "stage": self._stages,
                     "captured": state,
                 },
@@ -310,6 +337,8 @@ class Rounds:
         self._set_back(stage, (checkpoint.state["captured"], dict(checkpoint.tensors)))
         stage.arrays = stage.result.arrays = record_of(checkpoint.model)
         self.finished = checkpoint.round
+        # Checkpoints of earlier releases do not state it.
+        self._made = bool(checkpoint.state.get("made", True))
         return checkpoint.round, bool(checkpoint.state.get("evaluated", True))
 
     def _set_back(self, stage: Stage, captured: Captured) -> None:
