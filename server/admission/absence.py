@@ -87,6 +87,11 @@ class SiteWaits:
         known = _text(self._known(absent))
         return f"round {event.round}/{event.rounds} waits for {known} until {until} UTC"
 
+    def away(self) -> str:
+        """Return the sites that are not admitted now, each with what keeps it away."""
+        live = self._live()
+        return _text(self._known([site for site in self._spec.sites if site not in live]))
+
     def _known(self, sites: Collection[str]) -> dict[str, Absence]:
         return {site: self._absence(site) for site in sites}
 

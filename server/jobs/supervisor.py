@@ -14,7 +14,7 @@ from typing import Final
 from attestation.errors import AttestationError
 from attestation.trust import TrustAnchors
 from fedlearn.backoff import Backoff, retry
-from fedlearn.errors import DiskError, FedlearnError, StoreError
+from fedlearn.errors import DiskError, FedlearnError, QuorumNotReached, StoreError
 from fedlearn.job.events import (
     Event,
     JobCancelled,
@@ -273,8 +273,13 @@ class JobSupervisor:
         elif outcome.status is JobStatus.CANCELLED:
             event = JobCancelled(detail=outcome.message)
         else:
-            detail = body["reason"] = outcome.message
-            event = JobFailed(detail=outcome.message, hint=outcome.hint)
+            detail = outcome.message
+            named = any(site in detail for site in job.record.spec.sites)
+            if outcome.code == QuorumNotReached.code and not named:
+                away = job.channel.waits.away()
+                detail = f"{detail}; away: {away}" if away else detail
+            body["reason"] = detail
+            event = JobFailed(detail=detail, hint=outcome.hint)
         what = f"end of job {name}"
         if self._persist(what, lambda: self._directory.ledger.append("job", body)):
             self._persist(what, lambda: self.close(name, outcome.status, event, detail=detail))

@@ -58,6 +58,7 @@ def test_a_round_does_not_wait_for_sites_that_cannot_come_back() -> None:
         "north": Absence("removed", final=True, seconds=3),
         "south": Absence("excluded by operator alice: stolen disk", final=True),
     }
+    assert waits(gone, live={"south"}).away() == "north (removed 3 s ago)"
     with pytest.raises(QuorumNotReached, match=r"round 26 needs .* north \(removed 3 s") as caught:
         waits(gone).begin(EVENT)
     assert "fedlearn job resume heart" in caught.value.hint
