@@ -43,6 +43,7 @@ class Round:
     ``asked``     sites to which the model was sent
     ``updates``   by site, what may enter the sum
     ``rejected``  by site, why its update may not
+    ``skip``      why the strategy made no model in it; empty when it made one
     ``privacy``   the budget spent after this round
     """
 
@@ -58,6 +59,7 @@ class Round:
     sites: int = 0
     bytes: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    skip: str = ""
     privacy: events.PrivacySpent | None = None
     checkpoint: events.CheckpointSealed | None = None
 
@@ -71,8 +73,8 @@ class Round:
 
     @property
     def skipped(self) -> bool:
-        """True for a finished round without a single update: its model is the one before."""
-        return self.finished and self.sites == 0
+        """True for a finished round that made no model: its model is the one before."""
+        return self.finished and (bool(self.skip) or self.sites == 0)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -270,6 +272,9 @@ class RunHistory:
                 self._rejected(event)
             case events.RoundFinished():
                 self._finish(event, unix_ms)
+            case events.RoundSkipped():
+                if self.current is not None and self.current.number == event.round:
+                    self.current.skip = event.reason
             case events.CheckpointSealed():
                 self.checkpoints.append(event)
                 if self.rounds and self.round == event.round:

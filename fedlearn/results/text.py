@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Final
 
 from fedlearn.job import events
@@ -23,6 +24,7 @@ __all__ = [
     "privacy_text",
     "ranked_metrics",
     "seconds_text",
+    "time_text",
 ]
 
 _METRICS_SHOWN: Final = 3
@@ -68,6 +70,11 @@ def ranked_metrics(metrics: Iterable[str], first: str = "") -> list[str]:
     return sorted(metrics, key=lambda key: (key != first, key != "loss", key))
 
 
+def time_text(unix_ms: int) -> str:
+    """Return the time of day, in UTC."""
+    return datetime.fromtimestamp(unix_ms / 1000, UTC).strftime("%H:%M:%S UTC")
+
+
 def privacy_text(spent: events.PrivacySpent) -> str:
     """Return an epsilon together with the values on which it depends."""
     limit = f" of {spent.limit:g}" if spent.limit else ""
@@ -108,6 +115,11 @@ def _sentence(event: events.Event, metric: str) -> str:
             numbers = f"{event.sites} sites  {seconds_text(event.seconds)}"
             numbers += f"  {bytes_text(event.bytes)}  {metrics_text(event.metrics, metric)}"
             return f"round {event.round}{total}: {numbers}".rstrip()
+        case events.RoundSkipped():
+            return f"round {event.round}/{event.rounds}: SKIPPED: {event.reason}"
+        case events.RoundWaiting():
+            until = time_text(event.until_unix_ms)
+            return f"round {event.round}/{event.rounds} waits for {event.detail} until {until}"
         case events.PrivacySpent():
             return f"round {event.round}: {privacy_text(event)}"
         case events.Log():

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from fedlearn.errors import QuorumNotReached
 from fedlearn.job.events import RoundWaiting
 from fedlearn.job.spec import JobSpec
+from fedlearn.results.text import event_text
 
 __all__ = ["Absence", "SiteWaits"]
 
@@ -83,9 +83,8 @@ class SiteWaits:
         absent = [site for site in event.sites if site not in live]
         if not absent:
             return ""
-        until = datetime.fromtimestamp(event.until_unix_ms / 1000, UTC).strftime("%H:%M:%S")
-        known = _text(self._known(absent))
-        return f"round {event.round}/{event.rounds} waits for {known} until {until} UTC"
+        now = dataclasses.replace(event, detail=_text(self._known(absent)))
+        return event_text(now)
 
     def away(self) -> str:
         """Return the sites that are not admitted now, each with what keeps it away."""

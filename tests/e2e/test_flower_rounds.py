@@ -116,6 +116,27 @@ def test_a_job_reports_that_its_strategy_replaces_that_of_the_app(run: Run) -> N
     assert 'the job\'s strategy "fedavg" replaces that of the app, FedAdam' in entry["line"]
 
 
+def test_a_job_whose_rounds_made_no_model_fails_and_each_skipped_round_is_an_event(
+    federation: FlowerFederation, tmp_path: Path
+) -> None:
+    from server.flower.application.bundle import build
+
+    weightless = CLIENT_APP.replace('10 + context.node_config["index"]', "0")
+    bundle = build(write_app(tmp_path / "weightless", client=weightless))
+    plan = make_plan(bundle, job="no-model", sites=2, rounds=2)
+    host, channel = federation.host(plan)
+    for site in plan.spec.sites:
+        federation.client(plan, site)
+    host.start()
+    outcome = ended(host, 60)
+    host.close()
+    assert (outcome.status, outcome.code) == ("failed", "round")
+    assert outcome.message.startswith("none of the 2 rounds made a model: the strategy made no")
+    assert [fields["round"] for fields in channel.of("round.skipped")] == [1, 2]
+    # What was sealed is the first model, to go on from; it is not reported as the result.
+    assert len(channel.checkpoints) == 2
+
+
 @pytest.mark.parametrize("name", ["FedAdam", "FedMedian"])
 def test_strategies_of_flower_run_unchanged_and_resume_to_the_bit(run: Run, name: str) -> None:
     # A round without a pause is over in 30 ms: the kill would come after the job.

@@ -111,6 +111,18 @@ def test_an_update_that_the_strategy_rejects_does_not_count() -> None:
     assert (history.sites["a"].updates, history.sites["a"].rejected) == (0, 1)
 
 
+def test_a_round_in_which_the_strategy_made_no_model_is_skipped_with_the_reason() -> None:
+    history = RunHistory()
+    history.add(events.RoundStarted(round=1, rounds=2, sites=("north",)))
+    history.add(events.RoundSkipped(round=1, rounds=2, reason="no model of 1 update"))
+    history.add(events.RoundFinished(round=1, rounds=2, seconds=1.0, sites=1, bytes=9))
+    history.add(events.RoundStarted(round=2, rounds=2, sites=("north",)))
+    # An event of another round changes nothing.
+    history.add(events.RoundSkipped(round=1, rounds=2, reason="late"))
+    history.add(events.RoundFinished(round=2, rounds=2, seconds=1.0, sites=1, bytes=9))
+    assert [(each.number, each.skip) for each in history.skipped] == [(1, "no model of 1 update")]
+
+
 def test_a_round_without_updates_is_skipped() -> None:
     history = of(started(), *a_round(1), *a_round(2, sites=0))
     assert [each.number for each in history.skipped] == [2]

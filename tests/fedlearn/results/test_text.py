@@ -49,3 +49,17 @@ def test_a_name_of_a_metric_cannot_control_a_terminal() -> None:
         round=1, epsilon=1.0, delta=1e-5, unit="\x1b[0m", sampling="s", accountant="a"
     )
     assert "\x1b" not in privacy_text(spent)
+
+
+def test_what_a_round_waits_for_is_one_line() -> None:
+    event = events.RoundWaiting(
+        round=26,
+        rounds=400,
+        sites=("north",),
+        detail="north (removed 12 s ago)",
+        until_unix_ms=47_110_000,
+    )
+    expected = "round 26/400 waits for north (removed 12 s ago) until 13:05:10 UTC"
+    assert event_text(event) == expected
+    skipped = events.RoundSkipped(round=3, rounds=4, reason="no model of 2 updates")
+    assert event_text(skipped) == "round 3/4: SKIPPED: no model of 2 updates"
