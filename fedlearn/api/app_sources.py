@@ -81,6 +81,16 @@ class AppSources:
             for node, title in _strategies(tree)
         )
 
+    def passes(self, keyword: str) -> bool:
+        """Return whether a call in the app has this keyword argument, other than None."""
+        return any(
+            isinstance(node, ast.keyword)
+            and node.arg == keyword
+            and not (isinstance(node.value, ast.Constant) and node.value.value is None)
+            for tree in self.trees.values()
+            for node in ast.walk(tree)
+        )
+
     def has_text(self, paths: frozenset[str], word: str) -> bool:
         """Return whether ``word`` is a whole text in the code of one of these files."""
         return any(

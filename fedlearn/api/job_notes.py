@@ -2,6 +2,8 @@
 
 The sources of the app are read and not run, so notes about the app are hints: they can be wrong in
 both directions. What the notes are about does not make a job fail.
+
+The page is docs/how-to/choose-a-strategy.md.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ def app_notes(
     )
 
 
-def privacy_notes(spec: JobSpec) -> tuple[str, ...]:
+def privacy_notes(spec: JobSpec, sources: AppSources) -> tuple[str, ...]:
     """Return what a job with ``[privacy]`` does not show, and what it may show instead."""
     if spec.privacy is None:
         return ()
@@ -55,12 +57,15 @@ def privacy_notes(spec: JobSpec) -> tuple[str, ...]:
             "insecure_exact_metrics: the sites' losses and metrics leave them without noise, and "
             "the promise of [privacy] does not cover them",
         )
-    metric = f", {spec.evaluate.metric!r} included" if spec.evaluate.metric else ""
+    without = (
+        "under [privacy] no loss or metric of a site leaves it: such a number is computed from its "
+        "data, without noise"
+    )
+    if sources.passes("evaluate_fn"):
+        return (f"{without}; shown are the metrics of the ServerApp's evaluate_fn",)
     return (
-        f"under [privacy] no loss or metric of a site leaves it{metric}: a number computed from "
-        "its data has no noise. To see how the job does, let the ServerApp evaluate the model of "
-        "each round on public data in its bundle (`evaluate_fn` of `strategy.start`), which "
-        "costs no budget",
+        f"{without}. To see how the job does, let the ServerApp evaluate the model of each round "
+        "on public data in its bundle (`evaluate_fn` of `strategy.start`), which costs no budget",
     )
 
 

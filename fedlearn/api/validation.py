@@ -98,7 +98,7 @@ def examine(path: Path) -> Report:
         warnings=(
             *_warnings(spec, policy, policy_file),
             *app_notes(spec, application, sources, imports),
-            *privacy_notes(spec),
+            *privacy_notes(spec, sources),
         ),
         needs=application.needs,
     )

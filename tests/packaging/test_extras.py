@@ -19,7 +19,7 @@ from fedlearn.errors import ConfigError
 from fedlearn.extras import EXTRAS, load, missing_extra, require
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_A_PART = {"all", "dev", "docs"}
+NOT_A_PART = {"all", "dev", "docs", "examples"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # Started by every Python below: what is named in BLOCKED is as if it were not installed.

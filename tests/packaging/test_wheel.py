@@ -53,6 +53,7 @@ def test_its_version_is_that_of_the_code(wheel: Path) -> None:
         "dev",
         "docs",
         "edge",
+        "examples",
         "kubernetes",
         "measure",
         "nvidia",

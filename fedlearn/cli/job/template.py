@@ -1,7 +1,8 @@
 """The example job of ``fedlearn job init``, complete and small, with data.
 
 Invented hospitals, two by default, have 400 patients each; a logistic regression in torch predicts
-who falls ill. Comments in the files mark what a user replaces.
+who falls ill. Comments in the files mark what a user replaces. More jobs, one for each purpose, are
+listed in docs/examples.md.
 """
 
 from __future__ import annotations

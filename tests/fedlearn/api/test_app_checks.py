@@ -284,8 +284,12 @@ def _examine_private(job: Path, more: str = "") -> Report:
 def test_privacy_states_what_will_not_be_shown(job: Path) -> None:
     assert "[privacy]" not in _notes(job)
     notes = "\n".join(_examine_private(job).warnings)
-    assert "under [privacy] no loss or metric of a site leaves it, 'accuracy' included" in notes
+    assert "under [privacy] no loss or metric of a site leaves it" in notes
     assert "`evaluate_fn` of `strategy.start`" in notes
+    _set(
+        job, "app/x_app/server_app.py", "        grid=grid,", "        grid=grid, evaluate_fn=main,"
+    )
+    assert "shown are the metrics of the ServerApp's evaluate_fn" in _notes(job)
 
 
 def test_exact_metrics_are_shown_and_named(job: Path) -> None:

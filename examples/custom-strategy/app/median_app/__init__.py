@@ -1,0 +1,1 @@
+"""A logistic regression with an own aggregation rule."""

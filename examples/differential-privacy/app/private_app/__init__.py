@@ -1,0 +1,1 @@
+"""A logistic regression with differential privacy."""

@@ -1,0 +1,21 @@
+"""The ServerApp."""
+
+from __future__ import annotations
+
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAdagrad
+
+from digits_app import task
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a strategy of Flower."""
+    FedAdagrad(eta=0.05).start(
+        grid=grid,
+        initial_arrays=ArrayRecord(task.new_model().state_dict()),
+        num_rounds=int(context.run_config["num-server-rounds"]),
+    )

@@ -1,0 +1,1 @@
+"""A logistic regression over two sites."""
