@@ -132,12 +132,14 @@ def parse_line(raw: bytes, *, left_out: int = 0) -> AppLogLine:
 
 
 def line_text(line: AppLogLine) -> str:
-    """Return a line as one text for a person, with its level, logger and place if it has them."""
-    if line.level == "output":
+    """Return a line as one text for a person; that of a record has its level, logger and place.
+
+    A line of a traceback is as Python prints it.
+    """
+    if not line.logger:
         return line.text
     place = f" ({line.file}:{line.line})" if line.file else ""
-    logger = f"{line.logger}: " if line.logger else ""
-    return f"{line.level.upper()} {logger}{line.text}{place}"
+    return f"{line.level.upper()} {line.logger}: {line.text}{place}"
 
 
 def _bounded(text: str, *, left_out: int = 0) -> str:

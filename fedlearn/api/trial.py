@@ -13,6 +13,8 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import shutil
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -30,10 +32,11 @@ from fedlearn.errors import ConfigError, Interrupted, JobError
 from fedlearn.extras import extra_of, install, require
 from fedlearn.identity.keyfile import make_key_pair, read_private_key
 from fedlearn.identity.login import OperatorLogin, ca_pin
-from fedlearn.job.events import Event
+from fedlearn.job.events import Event, Log
 from fedlearn.job.owner_key import owner_key_text
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.state import JobState, JobStatus
+from fedlearn.local.app_output import AppOutput
 from fedlearn.local.children import Children, terminate_as_interrupt
 from fedlearn.local.federation import Federation, policy_text
 from fedlearn.local.machines import TeeChoice, choose_tee
@@ -48,6 +51,7 @@ RUNS: Final = Path("runs")
 """Where runs are kept if no folder is named."""
 
 _OWNER: Final = "owner.pem"
+_APP_LOG: Final = "app.log"
 
 
 def begin(
@@ -87,6 +91,7 @@ def begin(
                 data={name: folders[site]},
                 bundle=about.bundle,
                 visible_updates=spec.aggregation.visible,
+                app_logs="insecure-plain",
             )
         federation.await_connected(spec.sites)
         policy = policy_text(
@@ -98,7 +103,7 @@ def begin(
         folder.policy.write_text(policy)
         folder.job.write_text(adapted)
         federation.operator.submit_job(job_toml=adapted, bundle=report.bundle, policy_toml=policy)
-        _follow(folder, federation, recorder, show)
+        _follow(folder, federation, recorder, show, sites=spec.sites)
     _finish(folder, federation.state)
     return folder
 
@@ -135,7 +140,7 @@ def resume(report: Report, file: Path, folder: RunFolder, *, show: Show) -> RunF
         state = federation.operator.get_job(about.job)
         if not state.status.open and state.status is not JobStatus.FINISHED:
             federation.operator.resume_job(about.job)
-        _follow(folder, federation, recorder, show)
+        _follow(folder, federation, recorder, show, sites=report.spec.sites, again=True)
     _finish(folder, federation.state)
     return folder
 
@@ -163,20 +168,41 @@ def _federation(folder: RunFolder, file: Path) -> Iterator[Federation]:
         ) from None
 
 
-def _follow(folder: RunFolder, federation: Federation, recorder: Recorder, show: Show) -> None:
+def _follow(
+    folder: RunFolder,
+    federation: Federation,
+    recorder: Recorder,
+    show: Show,
+    *,
+    sites: Iterable[str],
+    again: bool = False,
+) -> None:
     """Record and show events to the end of the job, and fetch its model.
 
+    What the app writes at the sites is shown between them, and kept in ``logs/app.log``.
+
+    :param again: whether the run is continued.
     :raises JobError: when the job does not finish well.
     """
     operator, job = federation.operator, folder.about.job
-    with show:
+    logs = {site: federation.client_logs(site) for site in sites}
+    one_at_a_time = threading.Lock()
+    with show, (folder.logs / _APP_LOG).open("a", encoding="utf-8") as kept:
         for event, unix_ms in folder.events():
             show.show(event, unix_ms=unix_ms)
-        for item in operator.follow_job(job, after=recorder.sequence):
-            event = Event.decode(item.kind, item.json)
-            recorder.add(event, unix_ms=item.unix_ms, sequence=item.sequence)
-            show.show(event, unix_ms=item.unix_ms)
-            federation.check()
+
+        def show_line(site: str, text: str) -> None:
+            kept.write(f"{site} | {text}\n")
+            with one_at_a_time:
+                show.show(Log(line=text, site=site), unix_ms=int(time.time() * 1000))
+
+        with AppOutput(logs, show_line, old=again):
+            for item in operator.follow_job(job, after=recorder.sequence):
+                event = Event.decode(item.kind, item.json)
+                recorder.add(event, unix_ms=item.unix_ms, sequence=item.sequence)
+                with one_at_a_time:
+                    show.show(event, unix_ms=item.unix_ms)
+                federation.check()
     _report(folder)
     state = operator.get_job(job)
     if state.status is not JobStatus.FINISHED:

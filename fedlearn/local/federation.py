@@ -266,6 +266,10 @@ class Federation:
     def _site_folder(self, name: str) -> Path:
         return self.folder / "sites" / name
 
+    def client_logs(self, site: str) -> Path:
+        """Return the folder of the logs of a site's clients."""
+        return self._site_state(site) / "clients" / "logs"
+
     def _site_state(self, name: str) -> Path:
         return self._site_folder(name) / "state"
 

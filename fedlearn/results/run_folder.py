@@ -7,7 +7,7 @@
     events.jsonl       the events, one JSON object a line, as every command prints them
     model.safetensors  the weights
     report.html        the report
-    logs/              the output of each process
+    logs/              the output of each process; app.log, what the app wrote at the sites
     ledger/            the record of every decision, and the public key that verifies it
     federation/        what the run needs to go on; removed once it has finished
 

@@ -166,3 +166,41 @@ def test_an_app_that_leaves_no_model_finishes_and_loses_no_line(tmp_path: Path) 
     result = fedlearn.Result.load(tmp_path / "counts/runs/counts-1")
     with pytest.raises(JobError, match="has made no model"):
         result.model()
+
+
+_FAILS = """
+import logging
+
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+print("imported")
+
+
+@app.train()
+def train(message, context):
+    print("at", context.node_config["site"], "\\x1b[2J")
+    logging.getLogger("mine").warning("rate %s", 0)
+    context.run_config["learning_rate"]
+"""
+
+
+def test_what_the_app_writes_at_a_site_is_shown_with_the_traceback(tmp_path: Path) -> None:
+    folder = tmp_path / "fails"
+    template.write(folder, "fails")
+    (folder / "app/fails_app/client_app.py").write_text(_FAILS)
+    done = _try(folder)
+    assert done.returncode != 0
+    lines = done.stdout.splitlines()
+    number = 1 + _FAILS.splitlines().index('    context.run_config["learning_rate"]')
+    place = f'  File "fails_app/client_app.py", line {number}, in train'
+    for site in ("site-a", "site-b"):
+        assert f"{site} | imported" in lines
+        assert f"{site} | at {site} \N{REPLACEMENT CHARACTER}[2J" in lines
+        assert f"{site} | WARNING mine: rate 0 (fails_app/client_app.py:{number - 1})" in lines
+        assert f"{site} | {place}" in lines
+        assert f"{site} | KeyError: 'learning_rate'" in lines
+        reason = f"fails_app/client_app.py:{number}: KeyError: 'learning_rate'"
+        assert any(f"update of {site} dropped: {reason}" in line for line in lines)
+    kept = (folder / "runs/fails-1/logs/app.log").read_text().splitlines()
+    assert kept == [line for line in lines if line.startswith(("site-a | ", "site-b | "))]

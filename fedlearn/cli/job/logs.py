@@ -97,7 +97,8 @@ def _events(name: str, *, follow: bool, operator: Path | None, as_json: bool) ->
 
 def _texts(log: AppLog) -> Iterator[str]:
     for each in log.lines:
-        place = f"  [{each.file}:{each.line}]" if each.file else ""
+        # A traceback has its places in its lines.
+        place = f"  [{each.file}:{each.line}]" if each.file and each.logger else ""
         logger = f"{each.logger}: " if each.logger else ""
         text = printable(f"{logger}{each.text}{place}")
         yield f"round {log.round}  {printable(log.client)}  {each.level:<8}  {text}".rstrip()
