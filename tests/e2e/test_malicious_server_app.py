@@ -7,7 +7,9 @@ Each attack is the body of a ServerApp. It prints ``REACHED`` when it got what i
 from __future__ import annotations
 
 import os
+import re
 import signal
+import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -363,8 +365,15 @@ def test_files_of_an_application_that_fails_are_kept_and_only_once(attack: Attac
     assert "no more" in outcome.message
     assert channel.files == [{"first": b"1"}]
     body = 'open("notes", "w").write("so far"); raise ValueError("no more")'
-    outcome, channel, _ = attack(body, job="failed-2", clients=False)
-    assert "no more" in outcome.message
+    outcome, channel, lines = attack(body, job="failed-2", clients=False)
+    # With the place in the bundle, and no path of the coordinator.
+    place = re.search(
+        r"exception: (tiny/server_app\.py):(\d+): ValueError: no more", outcome.message
+    )
+    assert place is not None, outcome.message
+    assert f'  File "{place[1]}", line {place[2]}, in main' in lines
+    assert lines[-1] == "ValueError: no more"
+    assert not any(sys.prefix in line for line in lines)
     assert channel.files == [{"notes": b"so far"}]
 
 

@@ -12,7 +12,6 @@ import os
 import resource
 import socket
 import sys
-import traceback
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import ServerApp
 
 from fedlearn.app import install as bundle
+from fedlearn.app.tracebacks import app_traceback
 from fedlearn.errors import FedlearnError, JobError, TransportError
 from fedlearn.job.seeds import derive, seed_generators
 from fedlearn.sandbox.process_channel import ProcessChannel
@@ -54,11 +54,7 @@ def main() -> None:
     except FedlearnError as error:
         failure = error
     except BaseException as error:  # noqa: BLE001  user code may raise anything; it is reported
-        traceback.print_exc()
-        failure = JobError(
-            f"the application raised {type(error).__name__}: {error}",
-            hint="see the log of the job for where",
-        )
+        failure = _raised(error, folder / _APP_FOLDER)
     try:
         _hand_over(peer, folder, header["max_bytes"])
     except FedlearnError as error:
@@ -103,6 +99,16 @@ def _run(header: dict[str, Any], app_bytes: bytes, peer: Peer, folder: Path) -> 
     # Once more: the application has brought its libraries, and may have used them.
     seed_generators(seed)
     app(grid=grid, context=context)
+
+
+def _raised(error: BaseException, app: Path) -> JobError:
+    """Print the traceback, which becomes events of the job, and return the failure of the job."""
+    found = app_traceback(error, app)
+    print("\n".join(found.lines), file=sys.stderr)
+    return JobError(
+        f"the application raised an exception: {found.reason}",
+        hint="the log of the job has the traceback",
+    )
 
 
 def _hand_over(peer: Peer, folder: Path, max_update_bytes: int) -> None:
