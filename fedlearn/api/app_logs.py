@@ -57,7 +57,7 @@ def fetch_app_logs(client: OperatorClient, job: str, site: str, key: X25519Priva
     """
     state = client.get_job(job)
     logs = client.fetch_app_logs(state.reference, site)
-    return open_app_logs(logs, state.run_id, bytes.fromhex(state.id), site, key)
+    return open_app_logs(logs, state.run_id or state.name, bytes.fromhex(state.id), site, key)
 
 
 def open_app_logs(

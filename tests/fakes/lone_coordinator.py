@@ -51,6 +51,7 @@ class Coordinator(stubs.OperatorServicer):
     revoked: list[pb.RevokeClientRequest] = field(default_factory=list)
     deleted: list[pb.DeleteJobRequest] = field(default_factory=list)
     cut: int = 0
+    app_logs: list[pb.AppLog] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def RevokeClient(
@@ -113,6 +114,12 @@ class Coordinator(stubs.OperatorServicer):
             policy_signature=submitted.policy_signature,
             bundle_sha256=hashlib.sha256(submitted.bundle).digest(),
         )
+
+    def FetchAppLogs(
+        self, request: pb.AppLogsRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.AppLog]:
+        self.GetJob(pb.JobName(name=request.job), context)
+        yield from self.app_logs
 
     def FollowJob(
         self, request: pb.FollowJobRequest, context: grpc.ServicerContext
