@@ -381,7 +381,7 @@ class Coordinator:
         if phase in {Phase.ACCEPTED, Phase.STARTING}:
             self.events.report(name, ClientStarting(site=site, detail=reason))
         elif phase.final:
-            self.events.report(name, ClientLost(site=site, reason=f"{phase}: {reason}"))
+            self.events.report(name, ClientLost(site=site, reason=phase.ended(reason)))
             job.host.link.absent(site)
             if phase is Phase.FAILED:
                 self._dispatcher.again(job, site, reason)

@@ -112,8 +112,10 @@ class OrderHandler:
             return
         # The report of its end may not have arrived. Only an assignment with another id runs.
         phase, reason = ended
-        if phase is not Phase.REFUSED:
-            phase, reason = Phase.FAILED, f"its client has ended here: {phase}: {reason}"
+        if phase in {Phase.SUCCEEDED, Phase.STOPPED}:
+            how = "ended" if phase is Phase.SUCCEEDED else "was stopped"
+            why = f" ({reason})" if reason else ""
+            phase, reason = Phase.FAILED, f"it {how} before the end of the job{why}"
         self._sender.send(assignment.id, phase, reason)
 
     def _decide(self, assignment: Assignment, control: ControlClient) -> None:

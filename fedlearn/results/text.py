@@ -105,7 +105,7 @@ def _sentence(event: events.Event, metric: str) -> str:
         case events.ClientQuarantined():
             return f"site {event.site}: QUARANTINED: {event.reason}{_why(event.findings)}"
         case events.ClientLost():
-            return f"site {event.site}: lost: {event.reason}"
+            return f"site {event.site}: lost, {event.reason}"
         case events.UpdateRejected():
             return f"round {event.round}: update of {event.site} dropped: {event.reason}"
         case events.RoundStarted():

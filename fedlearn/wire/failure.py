@@ -25,6 +25,7 @@ from fedlearn.errors import (
     Throttled,
     TransportError,
 )
+from fedlearn.wire.unreachable import Cause, Unreachable, cause_of_details, unreachable
 
 __all__ = ["UNANSWERED", "Unreachable", "failure_of", "status_of", "trailing_of"]
 
@@ -32,10 +33,6 @@ MAX_MESSAGE_CHARS: Final = 2000
 MAX_HINT_BYTES: Final = 1000
 MAX_FINDINGS_BYTES: Final = 3500
 """gRPC limits all metadata of a call to 8 KiB."""
-
-
-class Unreachable(TransportError):
-    """Nobody answered, or the peer cannot act now. The same call may succeed later."""
 
 
 UNANSWERED: Final = (Unreachable, Throttled)
@@ -91,17 +88,10 @@ def failure_of(error: grpc.RpcError, what: str) -> FedlearnError | AttestationEr
     if isinstance(ours, str):
         return _rebuilt(ours, details[:MAX_MESSAGE_CHARS], metadata)
     match code:
-        case grpc.StatusCode.UNAVAILABLE if "CERTIFICATE_VERIFY_FAILED" in details:
-            return TransportError(
-                f"{what} does not prove who it is: its certificate is not the expected one",
-                hint="check that address and CA are those of your coordinator; then attest again",
-            )
         case grpc.StatusCode.UNAVAILABLE:
-            return Unreachable(
-                f"{what} cannot be reached, or closed the connection",
-                hint="check that it runs, that the address is right, that no firewall blocks it, "
-                "and that your certificate has not expired",
-            )
+            return unreachable(what, cause_of_details(details))
+        case _ if cause_of_details(details) is Cause.NOT_GRPC:
+            return unreachable(what, Cause.NOT_GRPC)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return TransportError(f"{what} did not answer in time", hint="try again")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -111,7 +101,9 @@ def failure_of(error: grpc.RpcError, what: str) -> FedlearnError | AttestationEr
             )
         case grpc.StatusCode.UNIMPLEMENTED:
             return TransportError(
-                f"{what} does not know this call", hint="use the same release on both sides"
+                f"{what} does not know this call: it is another listener, or of another release",
+                hint="check the port: operators use the control listener, enrollment the gate; if "
+                "it is right, use the same release on both sides",
             )
         case grpc.StatusCode.CANCELLED:
             return TransportError(f"the call to {what} was cancelled")

@@ -26,7 +26,7 @@ from attestation.errors import UNREADABLE
 from fedlearn.errors import TransportError
 from fedlearn.identity.join import checked_address
 from fedlearn.identity.spiffe import COORDINATOR_DNS, CoordinatorId, parse
-from fedlearn.wire.failure import Unreachable
+from fedlearn.wire.unreachable import cause_of_error, unreachable
 
 __all__ = ["PinnedServer", "fetch_pinned", "sent_certificates"]
 
@@ -59,8 +59,7 @@ def fetch_pinned(
     :raises Unreachable: when nobody answers.
     :raises TransportError: when the CA has another key, or did not sign this certificate.
     """
-    hint = "check that the coordinator runs and that no firewall blocks the connection"
-    chain = sent_certificates(address, name=COORDINATOR_DNS, hint=hint, timeout=timeout)
+    chain = sent_certificates(address, name=COORDINATOR_DNS, timeout=timeout)
     leaf = chain[0]
     authority = next((item for item in chain[1:] if _pin(item) == ca_pin), None)
     if authority is None:
@@ -104,12 +103,12 @@ def fetch_pinned(
 
 
 def sent_certificates(
-    address: str, *, name: str, hint: str, timeout: float = 10.0
+    address: str, *, name: str, hint: str = "", timeout: float = 10.0
 ) -> list[x509.Certificate]:
     """Return the certificates that the server at ``address`` sends, at least one, unverified.
 
     :param name: the name that the server is asked for.
-    :param hint: what to do when the server does not answer.
+    :param hint: what to do when the server does not answer, where that is known better.
     :raises ConfigError: when the address is malformed.
     :raises Unreachable: when the server does not answer.
     :raises TransportError: when it does not speak TLS, or sends no certificate.
@@ -127,12 +126,8 @@ def sent_certificates(
             context.wrap_socket(plain, server_hostname=name) as secure,
         ):
             found = [_load(der) for der in _unverified_chain(secure)]
-    except ssl.SSLError as error:
-        raise TransportError(
-            f"{address} does not speak TLS 1.2 or 1.3: {error.reason}", hint="check the port"
-        ) from error
     except OSError as error:
-        raise Unreachable(f"{address} cannot be reached: {error}", hint=hint) from error
+        raise unreachable(address, cause_of_error(error), hint=hint) from error
     if not found:
         raise TransportError(f"{address} sent no certificate")
     return found

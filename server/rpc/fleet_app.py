@@ -82,7 +82,7 @@ class FleetApplication:
         length = self._length(headers, ACTIONS[path])
         link = self._link_of(admission.job)
         if link is None:
-            raise RequestRefused(410, f"job {admission.job} does not run here")
+            raise RequestRefused(410, f"job {admission.job} is not open at the coordinator")
         self._clients.authorized(connection, admission)
 
         def still_live() -> None:

@@ -157,11 +157,11 @@ class LoneCoordinator:
         server = grpc.server(ThreadPoolExecutor(4))
         stubs.add_OperatorServicer_to_server(coordinator, server)
         credentials = grpc.ssl_server_credentials(
-            [_identity(ca, server=True)], ca.certificate_pem, require_client_auth=True
+            [new_identity(ca, server=True)], ca.certificate_pem, require_client_auth=True
         )
         address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
         server.start()
-        key, chain = _identity(ca, server=False)
+        key, chain = new_identity(ca, server=False)
         login = folder / "operator"
         OperatorLogin(address=address, ca=ca.certificate_pem, chain=chain, key=key).save(login)
         try:
@@ -170,7 +170,8 @@ class LoneCoordinator:
             server.stop(0).wait()
 
 
-def _identity(ca: CertificateAuthority, *, server: bool) -> tuple[bytes, bytes]:
+def new_identity(ca: CertificateAuthority, *, server: bool) -> tuple[bytes, bytes]:
+    """A fresh key and its chain, both PEM: of a server on loopback, or of an operator."""
     key = ec.generate_private_key(ec.SECP256R1())
     csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     der = csr.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)

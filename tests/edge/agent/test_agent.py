@@ -356,7 +356,15 @@ def test_an_adopted_client_that_the_rules_refuse_now_is_stopped(site: Site) -> N
 
 @pytest.mark.parametrize(
     ("ended", "reported"),
-    [(Phase.FAILED, "failed"), (Phase.SUCCEEDED, "failed"), (Phase.REFUSED, "refused")],
+    [
+        (Phase.FAILED, "its client failed: no memory is left"),
+        (
+            Phase.SUCCEEDED,
+            "its client failed: it ended before the end of the job (no memory is left)",
+        ),
+        (Phase.STOPPED, "its client failed: it was stopped before the end of the job"),
+        (Phase.REFUSED, "its client was refused: no memory is left"),
+    ],
 )
 def test_an_assignment_is_never_started_twice(site: Site, ended: Phase, reported: str) -> None:
     clients = Clients()
@@ -364,14 +372,15 @@ def test_an_assignment_is_never_started_twice(site: Site, ended: Phase, reported
     site.order("a-1")
     eventually(lambda: clients.launched == ["a-1"])
     clients.there.clear()
-    clients.callbacks.report("a-1", ended, "that is how it ended")
+    cause = "" if ended is Phase.STOPPED else "no memory is left"
+    clients.callbacks.report("a-1", ended, cause)
     site.order("a-1")
     # The coordinator does not count what was reported before, so another order shows the end.
     site.order("a-2")
     eventually(lambda: len(clients.launched) >= 2)
     phase, reason = site.output("a-1")[-1]
-    assert phase == reported
-    assert "that is how it ended" in reason
+    # One sentence with its cause, whoever repeats it.
+    assert Phase(phase).ended(reason) == reported
     assert clients.launched == ["a-1", "a-2"]
 
 
