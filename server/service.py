@@ -51,6 +51,7 @@ from server.identity.site_records import site_entries
 from server.identity.site_registry import SiteRegistry
 from server.identity.tpm_enrollment import TpmEnrollment
 from server.jobs.job_admission import JobAdmission
+from server.maintenance.listener import MaintenanceListener
 from server.measurement import config_digest
 from server.metrics import (
     FAULTS,
@@ -222,6 +223,10 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
         )
         listeners.start()
         stack.callback(listeners.stop)
+        maintenance = MaintenanceListener(config.state, directory.keys.root, directory.store)
+        maintenance.start()
+        stack.callback(maintenance.stop)
+        health.check("maintenance socket", maintenance.fault)
         health.check("fleet", fleet.fault)
         health.check("gate and control", listeners.fault)
         stack.enter_context(

@@ -27,7 +27,7 @@ from fedlearn.errors import (
 )
 from fedlearn.wire.unreachable import Cause, Unreachable, cause_of_details, unreachable
 
-__all__ = ["UNANSWERED", "Unreachable", "failure_of", "status_of", "trailing_of"]
+__all__ = ["ERRORS_BY_CODE", "UNANSWERED", "Unreachable", "failure_of", "status_of", "trailing_of"]
 
 MAX_MESSAGE_CHARS: Final = 2000
 MAX_HINT_BYTES: Final = 1000
@@ -124,7 +124,7 @@ def _rebuilt(code: str, message: str, metadata: dict[str, Any]) -> FedlearnError
     if code == DiskError.code:
         # It is the peer's disk: the call may be made again.
         return Unreachable(message, hint=hint)
-    kind = _BY_CODE.get(code, TransportError)
+    kind = ERRORS_BY_CODE.get(code, TransportError)
     if issubclass(kind, AdmissionDenied):
         return kind(message, findings=findings_of(metadata.get("fedlearn-findings-bin")), hint=hint)
     return kind(message, hint=hint)
@@ -145,7 +145,7 @@ def findings_of(raw: object) -> tuple[dict[str, object], ...]:
 
 def denied_of(reason: str, *, findings_json: str, code: str, hint: str) -> AdmissionDenied:
     """Return the refusal in a reply."""
-    kind = _BY_CODE.get(code, AdmissionDenied)
+    kind = ERRORS_BY_CODE.get(code, AdmissionDenied)
     if not issubclass(kind, AdmissionDenied):
         kind = AdmissionDenied
     return kind(_plain(reason), findings=findings_of(findings_json), hint=_plain(hint))
@@ -157,8 +157,9 @@ def _plain(text: str) -> str:
     return shown if len(shown) <= MAX_MESSAGE_CHARS else shown[: MAX_MESSAGE_CHARS - 3] + "..."
 
 
-_BY_CODE: Final[dict[str, type[FedlearnError]]] = {
+ERRORS_BY_CODE: Final[dict[str, type[FedlearnError]]] = {
     kind.code: kind
     for kind in (getattr(errors, name) for name in errors.__all__)
     if issubclass(kind, FedlearnError) and kind is not FedlearnError
 }
+"""Each error of :mod:`fedlearn.errors` by its stable code."""

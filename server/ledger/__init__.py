@@ -27,7 +27,7 @@ What the entries hold (digests, thumbprints and identifiers as lower-case hexade
     files        as checkpoint: the files that the job's application leaves
     model        job model version change, and digests by version where all were sealed again
     key-release  model version to allowed(bool)
-    export       job model version to
+    export       job model version digest to
     commitment   job site root records examples
     privacy      job round stage release inputs, and Spent.to_json(): epsilon delta rounds unit
                  adjacency sampling accountant noise_multiplier ...

@@ -367,11 +367,15 @@ class ModelStore:
             )
         stored, opened = self._opened(model, version)
         with opened as reader:
-            self._report("export", stored, {"to": str(out)})
+            self.record_export(stored, str(out))
             try:
                 yield stored, reader
             except UnsealError as error:
                 raise not_as_sealed(stored, error) from error
+
+    def record_export(self, stored: StoredModel, to: str) -> None:
+        """Enter into the ledger that a version is written in the clear to ``to``."""
+        self._report("export", stored, {"digest": stored.digest.hex(), "to": to})
 
     def rotate(self, model: str) -> tuple[StoredModel, ...]:
         """Seal every kept version again under a new key and destroy the old keys.

@@ -136,7 +136,7 @@ def export(
 ) -> None:
     """Write the weights in plaintext, as safetensors that only you can read (mode 0600).
 
-    An export from a coordinator's state is recorded in the ledger first.
+    An export from a coordinator's state is recorded in the ledger first; the coordinator may run.
     """
     if unlock is not None:
         check_release(unlock, out, key, origin)
@@ -214,10 +214,10 @@ def verify(model: str | None, unlock: Unlock | None, as_json: bool) -> int:
 def rotate(model: str, unlock: Unlock | None, as_json: bool) -> None:
     """Seal all versions of MODEL under a new key, and destroy the old one.
 
-    Afterwards only the owner of the job can open copies of the old files.
+    Afterwards only the owner of the job can open copies of the old files. A coordinator that runs
+    does it while its jobs go on.
     """
-    with needed(unlock).recording(writing=True) as store:
-        fresh = store.rotate(model)
+    fresh = needed(unlock).rotate(model)
     if as_json:
         print_json({"models": [_stored_json(stored) for stored in fresh]})
     else:

@@ -20,7 +20,7 @@ from fedlearn.identity.keyfile import read_private_key
 from server.keys.key_protectors import InsecurePlainKeyFile, Passphrase, Protector, RecoveryKey
 from server.keys.root_key import protector_kinds
 from server.keys.service import KeyService
-from server.store.models import ModelStore
+from server.store.models import ModelStore, StoredModel
 
 __all__ = ["Unlock", "ask_passphrase", "unlock_options"]
 
@@ -79,18 +79,46 @@ class Unlock:
         return bool(self.recovery_key or self.passphrase_file or self.config or self.insecure)
 
     @contextmanager
-    def recording(self, *, writing: bool = False) -> Iterator[ModelStore]:
-        """Open the store with the ledger, which records what is done; the coordinator must not be
-        running.
+    def recording(self) -> Iterator[ModelStore]:
+        """Open the store for reading, with the ledger, which records what is exported.
 
-        :raises LedgerError: when the coordinator is running, or the ledger is not that of the
-            store.
-        :raises StoreError: when the store is older than the ledger.
+        A coordinator that runs enters it into its ledger; without one, this process does.
+
+        :raises LedgerError: when the ledger is not that of the store.
+        :raises StoreError: when the store is older than the ledger, or the coordinator refuses.
         """
+        from server.maintenance.client import RunningCoordinator
         from server.store.state_binding import open_bound
 
-        with self.keys() as keys, open_bound(self.state, keys, writing=writing) as (_, store):
-            yield store
+        with self.keys() as keys:
+            running = RunningCoordinator.find(self.state, keys.root)
+            if running is None:
+                with open_bound(self.state, keys, writing=False) as (_, store):
+                    yield store
+                return
+            with self.opened(keys) as store:
+                store.record_with(running.record)
+                yield store
+
+    def rotate(self, model: str) -> tuple[StoredModel, ...]:
+        """Seal all versions of a model under a new key; return them.
+
+        A coordinator that runs does it; without one, this process does.
+
+        :raises LedgerError: as :meth:`recording`.
+        :raises StoreError: when a version is not what was sealed, or cannot be written.
+        """
+        from server.maintenance.client import RunningCoordinator
+        from server.store.state_binding import open_bound
+
+        with self.keys() as keys:
+            running = RunningCoordinator.find(self.state, keys.root)
+            if running is None:
+                with open_bound(self.state, keys) as (_, store):
+                    return store.rotate(model)
+            running.rotate(model)
+            with self.opened(keys) as store:
+                return store.versions(model)
 
     def _protectors(self) -> tuple[list[Protector], bool]:
         """Return what may open the root key, and whether an insecure option was given."""

@@ -1,0 +1,1 @@
+"""Requests of commands on the coordinator's machine to the coordinator that runs there."""
