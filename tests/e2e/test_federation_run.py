@@ -38,7 +38,7 @@ def test_a_job_runs_and_leaves_a_sealed_model_and_a_ledger(
         *("fedlearn", "ledger", "contributions", "--state", shared.state),
         *("--job", "happy", "--json"),
     )
-    made = json.loads(reported.stdout)
+    made = json.loads(reported.stdout)["contributions"]
     assert [(c["round"], c["site"]) for c in made] == [
         (number, site) for number in (1, 2, 3) for site in shared.sites
     ]
