@@ -275,7 +275,7 @@ def _keys(path: Path, answers: _Answers) -> Mapping[str, Any]:
         protect.append("insecure-plain-key-file")
     if not protect:
         raise ConfigError(
-            "does not exist, and nothing says what keeps the root key of a new coordinator",
+            "does not exist, and nothing states what keeps the root key of a new coordinator",
             where=str(path),
             hint="give --tpm, --passphrase-file or --recovery-key, or try things out with "
             "--insecure-development",

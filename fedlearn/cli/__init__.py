@@ -30,6 +30,7 @@ NOUNS: Final[Mapping[str, Noun]] = MappingProxyType(
         "job": _noun("job.commands", "Write, check, submit and watch jobs."),
         "site": _noun("site", "Invite, show, approve, drain and remove sites."),
         "operator": _noun("operators", "Log in, and add or revoke operators of the coordinator."),
+        "local": _noun("local", "Keep a coordinator and sites on this machine."),
         "policy": _noun(
             "appraisal.policy", "Check, apply, explain, draft and sign appraisal policies."
         ),

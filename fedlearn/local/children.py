@@ -13,6 +13,7 @@ import signal
 import subprocess
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -21,29 +22,23 @@ from typing import Final, Self
 from attestation.attesters.child_process import until_input_closes
 from fedlearn.errors import LaunchError
 
-__all__ = ["Child", "Children", "terminate_as_interrupt"]
+__all__ = ["Child", "Children", "LoggedProcess", "run_to_end", "terminate_as_interrupt"]
 
 _STOP_SECONDS: Final = 8.0
 _TAIL_BYTES: Final = 4096
 
 
-class Child:
-    """One process. Made by :meth:`Children.start`."""
+class LoggedProcess(ABC):
+    """A process whose output is written to ``log``."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, name: str, log: Path) -> None:
         self.name = name
         self.log = log
-        self._process = process
 
     @property
-    def pid(self) -> int:
-        """The number of the session of the child and of what it starts."""
-        return self._process.pid
-
-    @property
-    def status(self) -> int | None:
-        """The exit status; None while it runs."""
-        return self._process.poll()
+    @abstractmethod
+    def ended(self) -> str:
+        """How it ended, in words; empty while it runs."""
 
     def tail(self, lines: int = 12) -> str:
         """Return the last lines that the child wrote."""
@@ -60,8 +55,31 @@ class Child:
 
         :raises LaunchError: with its last output, when it has ended.
         """
-        if self.status is not None:
-            raise LaunchError(f"{self.name} ended with status {self.status}:\n{self.tail()}")
+        if how := self.ended:
+            raise LaunchError(f"{self.name} {how}:\n{self.tail()}")
+
+
+class Child(LoggedProcess):
+    """One process. Made by :meth:`Children.start`."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], log: Path) -> None:
+        super().__init__(name, log)
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        """The number of the session of the child and of what it starts."""
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """The exit status; None while it runs."""
+        return self._process.poll()
+
+    @property
+    def ended(self) -> str:
+        """How it ended, in words; empty while it runs."""
+        return "" if self.status is None else f"ended with status {self.status}"
 
     def wait(self, seconds: float) -> int | None:
         """Return the exit status, or None when it still runs after ``seconds``."""
@@ -126,25 +144,8 @@ class Children:
         return child
 
     def run(self, name: str, command: Sequence[str | Path], *, seconds: float = 60.0) -> str:
-        """Run ``command`` to its end and return what it wrote to stdout.
-
-        :raises LaunchError: with its output, when it fails or takes too long.
-        """
-        try:
-            done = subprocess.run(
-                [str(part) for part in command],
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=seconds,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise LaunchError(f"{name} did not end within {seconds:.0f} s") from None
-        if done.returncode:
-            wrote = (done.stderr or done.stdout).decode(errors="replace").strip()
-            raise LaunchError(f"{name} ended with status {done.returncode}: {wrote}")
-        return done.stdout.decode(errors="replace")
+        """Do :func:`run_to_end` in the environment of the children."""
+        return run_to_end(name, command, environment=self._environment, seconds=seconds)
 
     def check(self) -> None:
         """Return while every child runs.
@@ -171,6 +172,30 @@ class Children:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
             os.close(descriptor)
+
+
+def run_to_end(
+    name: str, command: Sequence[str | Path], *, environment: Mapping[str, str], seconds: float
+) -> str:
+    """Run ``command`` to its end and return what it wrote to stdout.
+
+    :raises LaunchError: with its output, when it fails or takes too long.
+    """
+    try:
+        done = subprocess.run(
+            [str(part) for part in command],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise LaunchError(f"{name} did not end within {seconds:.0f} s") from None
+    if done.returncode:
+        wrote = (done.stderr or done.stdout).decode(errors="replace").strip()
+        raise LaunchError(f"{name} ended with status {done.returncode}: {wrote}")
+    return done.stdout.decode(errors="replace")
 
 
 def _descendants(ancestors: Set[int]) -> tuple[int, ...]:

@@ -3,7 +3,8 @@
 It uses the public interfaces only: the commands ``fedlearn-server`` and ``fedlearn-edge``, their
 configuration files, and the operator's API. Each party has its state in a folder of its own; only a
 join token is copied from the coordinator to a site. Paths in the configurations are relative, so
-the whole folder can be moved and used again. The demo and benchmarks use it.
+the whole folder can be moved and used again. The demo, ``fedlearn job try``, ``fedlearn local`` and
+benchmarks use it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from fedlearn.errors import ConfigError, FedlearnError, LaunchError, TransportEr
 from fedlearn.identity.login import OperatorLogin, accept_grant, ca_pin, request_login
 from fedlearn.identity.software import software_digest
 from fedlearn.local.children import Child, Children
+from fedlearn.local.daemons import Daemon, Daemons
 from fedlearn.local.machines import Machine, make_machine
 
 if TYPE_CHECKING:
@@ -64,26 +66,41 @@ class Party:
 
 
 class Federation:
-    """A coordinator and its sites below ``folder``, as children that end with ``children``.
+    """A coordinator and its sites below ``folder``.
 
+    :param children: starts their processes, which end with it or stay.
     :param tee: the kind of evidence of the simulated machines.
+    :param insecure_any_bundle: the sites run any code.
     """
 
-    def __init__(self, folder: Path, children: Children, *, tee: Tee) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        children: Children | Daemons,
+        *,
+        tee: Tee,
+        insecure_any_bundle: bool = False,
+    ) -> None:
         self.folder = folder
         self.tee = tee
         self.machines: dict[str, Machine] = {}
         self.parties: dict[str, Party] = {}
         self.pinned: tuple[str, ...] = ()
         self._children = children
+        self._insecure_any_bundle = insecure_any_bundle
         self._server = folder / COORDINATOR
         self._client: OperatorClient | None = None
-        self._process: Child | None = None
+        self._process: Child | Daemon | None = None
 
     @property
     def state(self) -> Path:
         """The coordinator's state directory."""
         return self._server / "state"
+
+    @property
+    def server_config(self) -> Path:
+        """The coordinator's ``server.toml``."""
+        return self._server / "server.toml"
 
     @property
     def passphrase_file(self) -> Path:
@@ -141,12 +158,27 @@ class Federation:
         :raises LaunchError: with its last output, when it does not start.
         :raises ConfigError: when the packages of a coordinator are not installed.
         """
+        self._initialize()
+        self.resume()
+
+    def resume(self) -> None:
+        """Start the coordinator that was initialized; return when it answers its operator.
+
+        :raises LaunchError: with its last output, when it does not start.
+        :raises ConfigError: when the packages of a coordinator are not installed.
+        """
+        extras.require("server", needed_for="a coordinator on this machine")
+        command = (program("fedlearn-server"), "run", "--config", self.server_config)
+        self._process = self._children.start(COORDINATOR, command)
+        self._client = self._connect(self._process)
+
+    def _initialize(self) -> None:
         extras.require("server", needed_for="a coordinator on this machine")
         secret = self.passphrase_file
         secret.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
         secret.touch(mode=0o600)
         secret.write_text(secrets.token_urlsafe(32) + "\n")
-        settings = self._server / "server.toml"
+        settings = self.server_config
         settings.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
         settings.write_text(dumps(self.server_table()))
         command = program("fedlearn-server")
@@ -162,8 +194,6 @@ class Federation:
             now=datetime.now(UTC),
             pin=ca_pin((self.state / "ca.pem").read_bytes()),
         )
-        self._process = self._children.start(COORDINATOR, [command, "run", "--config", settings])
-        self._client = self._connect(self._process)
 
     def reopen(self) -> None:
         """Start the coordinator and the agents again, with what an earlier run left in the folder.
@@ -174,23 +204,22 @@ class Federation:
         :raises LaunchError: with its last output, when it does not start.
         :raises ConfigError: when the packages of a coordinator are not installed.
         """
-        extras.require("server", needed_for="a coordinator on this machine")
-        settings = self._server / "server.toml"
-        self._process = self._children.start(
-            COORDINATOR, [program("fedlearn-server"), "run", "--config", settings]
-        )
-        self._client = self._connect(self._process)
+        self.resume()
         for site in sorted(self.folder.glob("sites/*/site.toml")):
-            self._children.start(
-                site.parent.name, [program("fedlearn-edge"), "run", "--config", site]
-            )
+            command = (program("fedlearn-edge"), "run", "--config", site)
+            self._children.start(site.parent.name, command)
 
     def token(self, site: str) -> str:
         """Return a join token for ``site`` and its machine, for one use within ten minutes."""
         machine = self.machines.get(site)
         ek = machine.hardware_id if machine is not None and machine.tee is Tee.TPM else b""
+        sample = machine.anchor if machine is not None and machine.tee is Tee.SAMPLE else b""
         invitation = self.operator.create_token(
-            site, lifetime=timedelta(minutes=10), needs_approval=False, ek=ek
+            site,
+            lifetime=timedelta(minutes=10),
+            needs_approval=False,
+            ek=ek,
+            sample_key=sample,
         )
         return invitation.token
 
@@ -224,9 +253,14 @@ class Federation:
         )
         party.config.write_text(dumps(self.site_table(party, bundle)))
         enroll(self.token(name)).save(self._site_state(name))
-        self._children.start(name, [program("fedlearn-edge"), "run", "--config", party.config])
-        self.parties[name] = party
+        self.start_agent(party)
         return party
+
+    def start_agent(self, party: Party) -> None:
+        """Start the agent of a site that has enrolled."""
+        command = (program("fedlearn-edge"), "run", "--config", party.config)
+        self._children.start(party.name, command)
+        self.parties[party.name] = party
 
     def await_connected(self, names: Iterable[str]) -> None:
         """Wait until the agents of all ``names`` are connected.
@@ -291,17 +325,21 @@ class Federation:
         }
 
     def site_table(self, party: Party, bundle: bytes) -> dict[str, object]:
-        """Return a site's ``site.toml``; ``bundle`` is the one that it accepts."""
+        """Return a site's ``site.toml``; ``bundle`` is the one that it accepts, if not empty."""
         trust = "tpm_aks" if self.tee is Tee.TPM else "insecure_sample_keys"
+        accept: dict[str, object] = {
+            "visible_updates": party.visible_updates,
+            "app_logs": party.app_logs,
+        }
+        if self._insecure_any_bundle:
+            accept["other_bundles"] = "insecure-accept"
+        if bundle:
+            accept["bundles"] = [bundle.hex()]
         return {
             "state": "state",
             "launcher": {"kind": "process"},
             "attester": party.machine.table(),
-            "accept": {
-                "bundles": [bundle.hex()],
-                "visible_updates": party.visible_updates,
-                "app_logs": party.app_logs,
-            },
+            "accept": accept,
             "trust": {trust: self.anchors([COORDINATOR])},
             "data": {
                 name: {"path": os.path.relpath(path, party.folder)}
@@ -309,7 +347,7 @@ class Federation:
             },
         }
 
-    def _connect(self, process: Child) -> OperatorClient:
+    def _connect(self, process: Child | Daemon) -> OperatorClient:
         from fedlearn.wire.operator import OperatorClient
 
         login = OperatorLogin.load(self.login)

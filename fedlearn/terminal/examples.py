@@ -32,6 +32,8 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
         "fedlearn job cancel": "fedlearn job cancel mortality",
         "fedlearn job revoke": "fedlearn job revoke mortality --site north --reason 'wrong data'",
         "fedlearn job readmit": "fedlearn job readmit mortality --site north",
+        "fedlearn job delete": "fedlearn job delete mortality@1",
+        "fedlearn job clone": "fedlearn job clone mortality mortality-2",
         "fedlearn job policy": "fedlearn job policy mortality my-job/policy.toml",
         "fedlearn job resume": "fedlearn job resume mortality",
         "fedlearn site": "fedlearn site list",
@@ -50,6 +52,11 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
         "fedlearn operator list": "fedlearn operator list",
         "fedlearn operator add": "fedlearn operator add bob bob.csr --out bob.toml",
         "fedlearn operator revoke": "fedlearn operator revoke bob --reason 'left the project'",
+        "fedlearn local": "fedlearn local up --sites 3",
+        "fedlearn local up": "fedlearn local up --sites 3 --data my-job=my-job/data",
+        "fedlearn local status": "fedlearn local status --json",
+        "fedlearn local add-site": "fedlearn local add-site site-d",
+        "fedlearn local down": "fedlearn local down --purge",
         "fedlearn policy": "fedlearn policy lint policy.toml",
         "fedlearn policy verify": (
             "fedlearn policy verify --evidence evidence.cbor --policy policy.toml"

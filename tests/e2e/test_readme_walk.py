@@ -25,6 +25,7 @@ from tests.harness.readme import README, Step, steps
 pytestmark = pytest.mark.e2e
 
 FIRST: Final = "Your first job, in five minutes"
+LOCAL: Final = "All of it on one machine"
 FEDERATION: Final = "A federation of your own, in twelve commands"
 SUBMIT: Final = "fedlearn job submit"
 PATH: Final = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -100,6 +101,16 @@ def test_a_researcher_runs_a_first_job(walk: Walk) -> None:
     assert (walk.folder / "my-job.safetensors").stat().st_size > 0
 
 
+def test_a_federation_on_one_machine_that_stays(walk: Walk) -> None:
+    given = list(steps(LOCAL))
+    try:
+        printed = {step.command: walk.give(step) for step in given}
+    finally:
+        walk.give(Step("reader", "fedlearn local down --purge"))
+    assert "job finished, model my-job is sealed" in printed[given[2].command]
+    assert printed["fedlearn local down"].startswith("ended: site-b, site-a, coordinator")
+
+
 def test_a_federation_without_an_edit_of_a_file(walk: Walk) -> None:
     """At most twelve commands to a finished job, and each party's home is its own."""
     given = list(steps(FEDERATION))
@@ -115,7 +126,7 @@ def test_a_federation_without_an_edit_of_a_file(walk: Walk) -> None:
 
 
 def test_no_section_edits_a_file() -> None:
-    for heading in (FIRST, FEDERATION):
+    for heading in (FIRST, LOCAL, FEDERATION):
         assert all(step.command.startswith("fedlearn") for step in steps(heading))
 
 

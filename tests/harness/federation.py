@@ -324,6 +324,7 @@ class FederationHarness:
         try:
             self.federation.make_machines([*self.sites, "misbehaving"])
             self.federation.start()
+            assert isinstance(self.federation._process, Child)
             self.coordinator = self.federation._process
             for index, site in enumerate(self.sites):
                 self.data[site] = make_data(self._rows + 7 * index, seed=100 + index)

@@ -168,7 +168,7 @@ def test_the_login_is_installed_where_that_is_asked_for(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ((), "nothing says what keeps the root key"),
+        ((), "nothing states what keeps the root key"),
         (("--passphrase-file", "none"), "umask 077"),
         (("--recovery-key", "sample.key", "--passphrase-file", "passphrase"), "X25519"),
         (("--tpm", "--trust-domain", "A B"), "trust_domain: must be a lower-case DNS name"),
