@@ -35,8 +35,9 @@ import numpy as np
 
 from fedlearn.job.spec import JobSpec
 from fedlearn.local.children import Children
-from fedlearn.local.federation import Federation, policy_text
+from fedlearn.local.federation import Federation
 from fedlearn.local.machines import TEES, choose_tee
+from fedlearn.local.policy import policy_text
 
 APP = Path(__file__).parent / "apps" / "vector"
 NAME = "vector"

@@ -38,8 +38,9 @@ from fedlearn.job.spec import JobSpec
 from fedlearn.job.state import JobState, JobStatus
 from fedlearn.local.app_output import AppOutput
 from fedlearn.local.children import Children, terminate_as_interrupt
-from fedlearn.local.federation import Federation, policy_text
+from fedlearn.local.federation import Federation
 from fedlearn.local.machines import TeeChoice, choose_tee
+from fedlearn.local.policy import policy_text
 from fedlearn.results.run_folder import About, Recorder, RunFolder
 from fedlearn.terminal.console import line
 from fedlearn.terminal.progress import Show

@@ -98,7 +98,7 @@ def walk(tmp_path: Path) -> Iterator[Walk]:
 def test_a_researcher_runs_a_first_job(walk: Walk) -> None:
     printed = [walk.give(step) for step in steps(FIRST)]
     assert "can run" in printed[1]
-    assert (walk.folder / "my-job.safetensors").stat().st_size > 0
+    assert (walk.folder / "runs/my-job-1/model.safetensors").stat().st_size > 0
 
 
 def test_a_federation_on_one_machine_that_stays(walk: Walk) -> None:

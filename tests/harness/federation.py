@@ -29,7 +29,8 @@ from fedlearn.job.events import Event
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.state import JobState, JobStatus
 from fedlearn.local.children import Child, Children
-from fedlearn.local.federation import COORDINATOR, Federation, policy_text, program
+from fedlearn.local.federation import COORDINATOR, Federation, program
+from fedlearn.local.policy import policy_text
 from fedlearn.wire.operator import OperatorClient
 
 Array = npt.NDArray[Any]

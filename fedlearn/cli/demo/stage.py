@@ -32,8 +32,9 @@ from fedlearn.job import events
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.state import JobStatus
 from fedlearn.local.children import Children
-from fedlearn.local.federation import Federation, policy_text
+from fedlearn.local.federation import Federation
 from fedlearn.local.machines import TeeChoice, choose_tee
+from fedlearn.local.policy import policy_text
 from fedlearn.results.history import RunHistory, Site
 from fedlearn.terminal.progress import Show
 

@@ -16,8 +16,9 @@ from attestation.evidence import Tee
 from fedlearn.cli import main
 from fedlearn.cli.demo.stage import Options
 from fedlearn.errors import ConfigError
-from fedlearn.local.federation import Federation, free_port, policy_text, program
+from fedlearn.local.federation import Federation, free_port, program
 from fedlearn.local.machines import Machine, choose_tee, make_machine
+from fedlearn.local.policy import policy_text
 
 
 def _demo(*arguments: str) -> Result:
