@@ -14,9 +14,9 @@ from attestation.policy.launch import launch_warnings, require_launch_identity
 from attestation.policy.model import AppraisalPolicy
 from attestation.policy.sign import MAX_SIGNATURE_BYTES, signer_of, verify_policy
 from fedlearn import config
-from fedlearn.api.app_imports import follow_imports
-from fedlearn.api.app_sources import AppSources, read_sources
-from fedlearn.api.job_notes import app_notes, privacy_notes
+from fedlearn.api.inspection.imports import follow_imports
+from fedlearn.api.inspection.notes import app_notes, privacy_notes
+from fedlearn.api.inspection.sources import AppSources, read_sources
 from fedlearn.app.checks import MAX_BUNDLE_BYTES, Application, check_folder, read_bundle
 from fedlearn.errors import ConfigError
 from fedlearn.job.spec import JobFiles, JobSpec

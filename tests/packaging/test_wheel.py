@@ -57,6 +57,8 @@ def test_its_version_is_that_of_the_code(wheel: Path) -> None:
         "kubernetes",
         "measure",
         "nvidia",
+        "parquet",
+        "plot",
         "server",
         "torch",
     }

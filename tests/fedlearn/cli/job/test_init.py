@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from fedlearn.api.app_sources import read_sources
+from fedlearn.api.inspection.sources import read_sources
 from fedlearn.cli import main
 from fedlearn.cli.job import template
 from fedlearn.errors import ConfigError

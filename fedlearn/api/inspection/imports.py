@@ -3,7 +3,7 @@
 Only imports that run whenever their module is imported are judged: those at the top level of a
 module, not under ``if`` or ``try``, and not in a function. No code of the app runs, and no package
 that it names is imported. A module that makes names at run time (``from x import *``,
-``__getattr__``, ``globals()``) is taken to have every name.
+``__getattr__``, ``globals()``, ``sys.modules``) is taken to have every name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from fedlearn.api.app_sources import AppSources
+from fedlearn.api.inspection.sources import AppSources
 from fedlearn.app.checks import Application
 from fedlearn.errors import JobError
 
@@ -26,7 +26,8 @@ _OF_EVERY_MODULE: Final = frozenset(
     {"__annotations__", "__builtins__", "__dict__", "__doc__", "__file__", "__loader__"}
     | {"__name__", "__package__", "__path__", "__spec__"}
 )
-_MAKES_NAMES: Final = frozenset({"exec", "globals", "setattr", "vars"})
+_MAKES_NAMES: Final = frozenset({"exec", "globals", "locals", "setattr", "vars"})
+_HOLDS_NAMES: Final = frozenset({"__dict__", "modules"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,11 +103,7 @@ class _Walk:
     _packages: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        self._packages = frozenset(
-            ".".join(parts[:size])
-            for parts in (name.split(".") for name in self.sources.modules)
-            for size in range(1, len(parts) + 1)
-        )
+        self._packages = self.sources.folders | self.sources.modules.keys()
 
     def ours(self, name: str) -> bool:
         """Whether the top-level package of a module is in the bundle."""
@@ -157,7 +154,7 @@ class _Walk:
         if f"{module}.{name}" in self._packages or name in _OF_EVERY_MODULE:
             return True
         path = self.sources.modules.get(module)
-        if path is None:  # a folder without __init__.py
+        if path is None:  # a folder without __init__.py has what is in it
             return False
         bound = frozenset(_bound(self.sources.trees[path]))
         return name in bound or "*" in bound
@@ -221,5 +218,9 @@ def _bound(tree: ast.Module) -> Iterator[str]:
                 yield from names
             case ast.Call(func=ast.Name(id=name)) if name in _MAKES_NAMES:
                 yield "*"
+            case ast.Attribute(attr=name) if name in _HOLDS_NAMES:
+                yield "*"
+            case ast.MatchMapping(rest=str(name)):
+                yield name
             case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
                 yield name

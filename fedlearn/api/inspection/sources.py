@@ -8,6 +8,7 @@ which cannot be compiled cannot be imported.
 from __future__ import annotations
 
 import ast
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from fedlearn.errors import JobError
 __all__ = ["AppSources", "StartedStrategy", "read_sources"]
 
 _MAX_SHOWN: Final = 3
+_PYTHON: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
 _GRID: Final = frozenset({"push_messages", "pull_messages", "send_and_receive"})
 _STRATEGY: Final = "flwr.serverapp.strategy"
 _NOT: Final = ("Result", "Strategy")
@@ -41,9 +43,14 @@ class StartedStrategy:
 
 @dataclass(frozen=True)
 class AppSources:
-    """The Python sources of a bundle, by their paths in it."""
+    """The Python sources of a bundle, by their paths in it.
+
+    ``folders`` are the folders of all its files, as dotted names: Python imports each of them as a
+    package, with or without sources in it.
+    """
 
     trees: Mapping[str, ast.Module]
+    folders: frozenset[str] = frozenset()
 
     @cached_property
     def modules(self) -> Mapping[str, str]:
@@ -116,7 +123,7 @@ def read_sources(files: Mapping[PurePosixPath, bytes], *, where: str) -> AppSour
             trees[str(path)] = _compiled(files[path])
         except SyntaxError as error:
             line = f":{error.lineno}" if error.lineno else ""
-            faults.append(f"{where}/{path}{line}: {error.msg}")
+            faults.append(f"{where}/{path}{line}: {error.msg} (Python {_PYTHON})")
         except (ValueError, RecursionError, MemoryError) as error:
             faults.append(f"{where}/{path}: {_reason(error)}")
     if faults:
@@ -125,7 +132,8 @@ def read_sources(files: Mapping[PurePosixPath, bytes], *, where: str) -> AppSour
             hint="each .py file of the bundle must compile; `fab-exclude` in [tool.flwr.app] of "
             "its pyproject.toml leaves out a file that the app does not import",
         )
-    return AppSources(MappingProxyType(trees))
+    folders = {".".join(parent.parts) for path in files for parent in path.parents if parent.parts}
+    return AppSources(MappingProxyType(trees), frozenset(folders))
 
 
 def _compiled(source: bytes) -> ast.Module:

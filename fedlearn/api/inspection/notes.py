@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fedlearn.api.app_imports import Imports
-from fedlearn.api.app_sources import AppSources, StartedStrategy
+from fedlearn.api.inspection.imports import Imports
+from fedlearn.api.inspection.sources import AppSources, StartedStrategy
 from fedlearn.app.checks import Application
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.strategies import (

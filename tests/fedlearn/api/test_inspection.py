@@ -116,12 +116,26 @@ def test_names_that_are_made_when_the_module_runs_are_not_missed(job: Path) -> N
         "def f():\n    global anything\n    anything = 1",
         "with open('x') as anything:\n    pass",
         "import anything",
+        "import sys\nsys.modules[__name__].anything = 1",
+        "match {}:\n    case {**anything}:\n        pass",
     ):
         made.write_text(source + "\n")
         examine(job / "job.toml")
     made.write_text("nothing = 1\n")
     with pytest.raises(JobError, match=r"imports 'anything' from x_app\.made"):
         examine(job / "job.toml")
+
+
+def test_a_folder_of_data_is_a_package_like_any_other(job: Path) -> None:
+    client = job / "app/x_app/client_app.py"
+    rest = client.read_text().replace("from __future__ import annotations\n", "")
+    client.write_text(f"from x_app import tables\nimport x_app.tables\n{rest}")
+    with pytest.raises(JobError, match="imports 'tables' from x_app"):
+        examine(job / "job.toml")
+    (job / "app/x_app/tables").mkdir()
+    (job / "app/x_app/tables/rows.json").write_text("[]")
+    _set(job, "app/pyproject.toml", '"x_app/*.py"', '"x_app/*.py", "x_app/tables/*.json"')
+    examine(job / "job.toml")
 
 
 def test_no_code_of_the_app_runs(job: Path) -> None:
