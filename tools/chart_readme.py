@@ -32,6 +32,8 @@ def comments(text: str) -> dict[tuple[str, ...], str]:
     pending: list[str] = []
     for line in text.splitlines():
         stripped = line.strip()
+        if stripped.startswith("##"):  # keys of a table, from tools/chart_schema.py
+            continue
         if stripped.startswith("#"):
             pending.append(stripped.removeprefix("#").strip())
             continue

@@ -6,11 +6,11 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from attestation.config import toml
 from attestation.config.schema import (
@@ -46,21 +46,30 @@ __all__ = [
     "whole",
 ]
 
+_JSON_TYPES: Final[Mapping[type, str]] = {str: "string", int: "integer", bool: "boolean"}
+
 T = TypeVar("T")
 U = TypeVar("U")
 M = TypeVar("M")
 
 
-def simple(expected: str, accept: Callable[[object], T]) -> FieldType[T]:
+def simple(
+    expected: str, accept: Callable[[object], T], json: Mapping[str, Any] = MappingProxyType({})
+) -> FieldType[T]:
     """Return a type whose ``convert`` returns the value, or raises :class:`InvalidValue`."""
 
     def convert(value: object, path: toml.Path, context: ReadContext) -> T:
         return accept(value)
 
-    return FieldType(expected, convert)
+    return FieldType(expected, convert, json=json)
 
 
-def plain(kind: type[T], holds: Callable[[T], object], expected: str) -> FieldType[T]:
+def plain(
+    kind: type[T],
+    holds: Callable[[T], object],
+    expected: str,
+    json: Mapping[str, Any] = MappingProxyType({}),
+) -> FieldType[T]:
     """A value of exactly this Python type, of which ``holds`` is true."""
 
     def accept(value: object) -> T:
@@ -68,7 +77,8 @@ def plain(kind: type[T], holds: Callable[[T], object], expected: str) -> FieldTy
             raise InvalidValue
         return value
 
-    return simple(expected, accept)
+    found = {"type": _JSON_TYPES[kind]} if kind in _JSON_TYPES else {}
+    return simple(expected, accept, {**found, **json})
 
 
 def mapped(kind: FieldType[T], function: Callable[[T], U]) -> FieldType[U]:
@@ -85,24 +95,35 @@ def mapped(kind: FieldType[T], function: Callable[[T], U]) -> FieldType[U]:
 def text(*, least: int = 1, most: int = 4096) -> FieldType[str]:
     """One line or several of text, counted in characters."""
     expected = f"text of {least} to {most} characters"
-    return plain(str, lambda value: least <= len(value) <= most and "\0" not in value, expected)
+    return plain(
+        str,
+        lambda value: least <= len(value) <= most and "\0" not in value,
+        expected,
+        _lengths(least, most),
+    )
 
 
 def line(*, most: int) -> FieldType[str]:
     """At most so many printable characters, on one line."""
     expected = f"text of at most {most} characters on one line"
-    return plain(str, lambda value: len(value) <= most and value.isprintable(), expected)
+    return plain(
+        str,
+        lambda value: len(value) <= most and value.isprintable(),
+        expected,
+        {"maxLength": most, "pattern": r"^[^\x00-\x1f\x7f]*$"},
+    )
 
 
 def matching(pattern: re.Pattern[str], expected: str) -> FieldType[str]:
     """Text that the whole ``pattern`` matches."""
-    return plain(str, pattern.fullmatch, expected)
+    return plain(str, pattern.fullmatch, expected, {"pattern": _whole(pattern)})
 
 
 def whole(least: int, most: int) -> FieldType[int]:
     """A whole number, bounds included."""
     expected = f"a whole number from {least} to {most}"
-    return plain(int, lambda value: least <= value <= most, expected)
+    bounds = {"minimum": least, "maximum": most}
+    return plain(int, lambda value: least <= value <= most, expected, bounds)
 
 
 def flag() -> FieldType[bool]:
@@ -120,7 +141,8 @@ def number(least: float, most: float, *, expected: str = "") -> FieldType[float]
             raise InvalidValue
         return float(value)
 
-    return simple(expected or f"a number from {least:g} to {most:g}", accept)
+    bounds = {"type": "number", "minimum": least, "maximum": most}
+    return simple(expected or f"a number from {least:g} to {most:g}", accept, bounds)
 
 
 def choice(*values: str) -> FieldType[str]:
@@ -137,7 +159,7 @@ def choice(*values: str) -> FieldType[str]:
             raise InvalidValue(f"must be one of {listed}, not {shown(value)}{wish}")
         return value
 
-    return simple(f"one of {listed}", accept)
+    return simple(f"one of {listed}", accept, {"enum": list(values)})
 
 
 def hexadecimal(*sizes: int) -> FieldType[bytes]:
@@ -150,7 +172,7 @@ def octets(least: int, most: int) -> FieldType[bytes]:
     return _hexadecimal(range(least, most + 1), f"an even number, {2 * least} to {2 * most}, of")
 
 
-def _hexadecimal(sizes: Container[int], digits: str) -> FieldType[bytes]:
+def _hexadecimal(sizes: range | tuple[int, ...], digits: str) -> FieldType[bytes]:
     expected = f"{digits} hexadecimal digits"
 
     def accept(value: object) -> bytes:
@@ -160,7 +182,13 @@ def _hexadecimal(sizes: Container[int], digits: str) -> FieldType[bytes]:
             raise InvalidValue(f"must be {expected}, not {len(value)}")
         return bytes.fromhex(value)
 
-    return simple(expected, accept)
+    if isinstance(sizes, range):
+        lengths = _lengths(2 * sizes[0], 2 * sizes[-1])
+        return simple(
+            expected, accept, {"type": "string", "pattern": "^([0-9a-fA-F]{2})*$", **lengths}
+        )
+    pattern = "|".join(f"[0-9a-fA-F]{{{2 * size}}}" for size in sizes)
+    return simple(expected, accept, {"type": "string", "pattern": f"^(?:{pattern})$"})
 
 
 def timestamp() -> FieldType[datetime]:
@@ -179,7 +207,8 @@ def timestamp() -> FieldType[datetime]:
         except OverflowError:
             raise InvalidValue("is outside of the years 1 to 9999 in UTC") from None
 
-    return simple("a time with its zone, such as 2026-07-01T00:00:00Z", accept)
+    expected = "a time with its zone, such as 2026-07-01T00:00:00Z"
+    return simple(expected, accept, {"type": "string"})
 
 
 def scalar() -> FieldType[str | int | float | bool]:
@@ -194,7 +223,8 @@ def scalar() -> FieldType[str | int | float | bool]:
             return value
         raise InvalidValue
 
-    return simple("text, a finite number, true or false", accept)
+    json = {"type": ["string", "number", "boolean"], "maxLength": 4096}
+    return simple("text, a finite number, true or false", accept, json)
 
 
 def file_path() -> FieldType[Path]:
@@ -205,7 +235,7 @@ def file_path() -> FieldType[Path]:
             raise InvalidValue
         return context.base / value
 
-    return FieldType("a path", convert)
+    return FieldType("a path", convert, json={"type": "string", **_lengths(1, 4096)})
 
 
 def seq(
@@ -225,7 +255,12 @@ def seq(
                     context.add((*path, i), f"{shown(value[i])} is listed twice")
         return tuple(found)
 
-    return FieldType(f"a list of {count} items, each {kind.expected}", convert)
+    json: dict[str, Any] = {"type": "array", "items": kind.json, "maxItems": most}
+    if least:
+        json["minItems"] = least
+    if unique:
+        json["uniqueItems"] = True
+    return FieldType(f"a list of {count} items, each {kind.expected}", convert, json=json)
 
 
 def sorted_set(kind: FieldType[T], *, most: int = 1000) -> FieldType[tuple[T, ...]]:
@@ -239,7 +274,7 @@ def table(model: type[M]) -> FieldType[M]:
     def convert(value: object, path: toml.Path, context: ReadContext) -> M:
         return cast("M", model_at(model, value, path, context))
 
-    return FieldType("a table", convert, model)
+    return FieldType("a table", convert, model, json={"type": "object"})
 
 
 def tables(model: type[M], *, least: int = 0, most: int = 1000) -> FieldType[tuple[M, ...]]:
@@ -251,7 +286,7 @@ def tables(model: type[M], *, least: int = 0, most: int = 1000) -> FieldType[tup
             raise InvalidValue(f"must be tables, each written [[{toml.dotted(path)}]]")
         return inner.convert(value, path, context)
 
-    return FieldType(inner.expected, convert, model, "[]")
+    return FieldType(inner.expected, convert, model, "[]", inner.json)
 
 
 def each(
@@ -282,4 +317,23 @@ def each(
         return MappingProxyType(found)
 
     keys = f"the keys {', '.join(key)}" if isinstance(key, tuple) else f"at most {most} keys"
-    return FieldType(f"a table of {keys}, each {kind.expected}", convert, kind.model, ".NAME")
+    names: Mapping[str, Any] = (
+        {"enum": list(key)} if isinstance(key, tuple) else {"pattern": _whole(key)}
+    )
+    json = {"type": "object", "maxProperties": most, "propertyNames": names}
+    return FieldType(
+        f"a table of {keys}, each {kind.expected}",
+        convert,
+        kind.model,
+        ".NAME",
+        {**json, "additionalProperties": kind.json},
+    )
+
+
+def _whole(pattern: re.Pattern[str]) -> str:
+    """Return a pattern of JSON Schema, which searches, for one that has to match the whole."""
+    return f"^(?:{pattern.pattern})$"
+
+
+def _lengths(least: int, most: int) -> dict[str, int]:
+    return {"minLength": least, "maxLength": most}

@@ -124,12 +124,15 @@ class FieldType(Generic[T]):
 
     ``convert`` returns the value at a path; it records faults below, and raises
     :class:`InvalidValue`. ``model`` is the schema of tables below, whose keys follow ``suffix``.
+    ``json`` is a JSON Schema (draft 2020-12) that every such value meets; for a ``model`` see
+    ``contents`` of :class:`KeyDescription`. Its patterns are of RE2.
     """
 
     expected: str
     convert: Callable[[object, toml.Path, ReadContext], T]
     model: type | None = None
     suffix: str = ""
+    json: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def option(
@@ -326,6 +329,7 @@ class KeyDescription:
     ``default``   as it is written in TOML; empty for nothing, None where the key is required
     ``meaning``   its description in the docstring of the model
     ``contents``  for a table that is described as well, its name as a ``table``; else empty
+    ``json``      a JSON Schema (draft 2020-12) that every value meets, without ``contents``
     """
 
     table: str
@@ -334,6 +338,7 @@ class KeyDescription:
     default: str | None
     meaning: str
     contents: str = ""
+    json: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def describe(model: type, table: str = "") -> Iterator[KeyDescription]:
@@ -356,7 +361,7 @@ def describe(model: type, table: str = "") -> Iterator[KeyDescription]:
             meaning = " ".join((inspect.getdoc(kind.model) or "").split("\n\n")[0].split())
         default = "" if item.default is MISSING else default_text(item.default)
         yield KeyDescription(
-            above, name, kind.expected, None if required else default, meaning, contents
+            above, name, kind.expected, None if required else default, meaning, contents, kind.json
         )
         if kind.model is not None:
             yield from describe(kind.model, contents)

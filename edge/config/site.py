@@ -105,7 +105,8 @@ def _hours() -> FieldType[Hours]:
             raise InvalidValue("begins and ends at the same time: leave it out for the whole day")
         return Hours(start=start, end=end)
 
-    return FieldType('hours of the day such as "20:00-06:00"', convert)
+    json = {"type": "string", "pattern": f"^(?:{_HOURS.pattern})$"}
+    return FieldType('hours of the day such as "20:00-06:00"', convert, json=json)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,4 +28,6 @@ def address(*, port_zero: bool = False) -> FieldType[str]:
         found = _ADDRESS.fullmatch(value)
         return found is not None and len(value) <= 300 and least <= int(found[2]) <= 65_535
 
-    return plain(str, holds, f'an address "host:port" with a port from {least} to 65535')
+    expected = f'an address "host:port" with a port from {least} to 65535'
+    json = {"pattern": f"^(?:{_ADDRESS.pattern})$", "maxLength": 300}
+    return plain(str, holds, expected, json)

@@ -382,6 +382,10 @@ def test_behind_the_front_an_address_stands_for_everybody(render: Render, tmp_pa
         ({}, (100.0, 4096, 1024)),
         ({"requests_per_second": 50, "challenges": 99, "connections": 64}, (50.0, 99, 64)),
         (
+            {"requests_per_second": 100_000, "challenges": 1_000_000, "connections": 100_000},
+            (10_000.0, 100_000, 100_000),
+        ),
+        (
             {
                 "requests_per_second_per_peer": 7,
                 "challenges_per_peer": 3,

@@ -39,7 +39,7 @@ MATRIX: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
             "runtimeClassName": "kata-qemu-snp",
             "config": {
                 "keys": {"protect": ["tpm-policy", "recovery-key", "passphrase"], "pcrs": [0, 7]},
-                "limits": {"requests_per_second": 1000000, "update_mib": 1024},
+                "limits": {"requests_per_second": 100000, "update_mib": 1024},
                 "jobs": {"resume": False},
             },
             "keys": {"recoveryKey": "-----BEGIN PUBLIC KEY-----\nMCow\n-----END PUBLIC KEY-----\n"},

@@ -95,13 +95,13 @@ fleet: 9445
 {{- $_ := set $config.keys "passphrase_file" "/run/secrets/fedlearn/passphrase" -}}
 {{- end -}}
 {{- if $root.Values.front.enabled -}}
-{{- /* The gate sees the proxy's address for all peers. */ -}}
+{{- /* The gate sees the proxy's address for all peers. Each limit has a largest value of its own. */ -}}
 {{- $limits := $config.limits | default dict -}}
 {{- if not (hasKey $limits "requests_per_second_per_peer") -}}
-{{- $_ := set $limits "requests_per_second_per_peer" (get $limits "requests_per_second" | default 100) -}}
+{{- $_ := set $limits "requests_per_second_per_peer" (minf 10000 (get $limits "requests_per_second" | default 100)) -}}
 {{- end -}}
 {{- if not (hasKey $limits "challenges_per_peer") -}}
-{{- $_ := set $limits "challenges_per_peer" (get $limits "challenges" | default 4096) -}}
+{{- $_ := set $limits "challenges_per_peer" (min 100000 (get $limits "challenges" | default 4096)) -}}
 {{- end -}}
 {{- if not (hasKey $limits "connections_per_peer") -}}
 {{- $_ := set $limits "connections_per_peer" (get $limits "connections" | default 1024) -}}
