@@ -20,7 +20,7 @@ from tests.harness.federation import MARKER, FederationHarness
 pytestmark = pytest.mark.e2e
 
 
-class Home:
+class OperatorHome:
     """A machine of its own: an empty home, and nothing of the coordinator's disk."""
 
     def __init__(self, folder: Path) -> None:
@@ -48,7 +48,7 @@ def test_an_operator_and_an_owner_get_the_model_home(
     shared: FederationHarness, tmp_path: Path
 ) -> None:
     shared.run("fetched")
-    alice, owner = Home(tmp_path / "alice"), Home(tmp_path / "owner")
+    alice, owner = OperatorHome(tmp_path / "alice"), OperatorHome(tmp_path / "owner")
     shutil.copytree(shared.federation.login, alice.folder / ".config/fedlearn/operator")
     for home in (alice, owner):
         shutil.copy(shared.owner.file, home.folder / "owner.pem")
@@ -78,7 +78,7 @@ def test_an_operator_and_an_owner_get_the_model_home(
     other = owner.run("model", "open", "fetched.flsw", "--key", "owner.pem", status=1)
     assert "no option states who must have sealed the file" in other
 
-    # What the ledger says is the same as on the coordinator's disk, and has to go on from there.
+    # What the ledger states is the same as on the coordinator's disk, and has to go on from there.
     assert json.loads(alice.run("ledger", "verify", "--json"))["intact"] is True
     shared.run("fetched-later", sites=["site-a"])
     again = json.loads(alice.run("ledger", "verify", "--json"))

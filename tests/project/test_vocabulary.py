@@ -98,7 +98,8 @@ ALLOWED: Final[tuple[tuple[str, str], ...]] = (
     ),
     (r"Failed to establish|Connection established", "texts of urllib3 and of RFC 9110 proxies"),
     (
-        r"\b(remote-debugging-pipe|os\.pipe|PIPE|SIGPIPE|pipefail|\w*BrokenPipe\w*|\w*broken_pipe\w*)",
+        r"\b(remote-debugging-pipe|os\.pipe|PIPE|SIGPIPE|pipefail|\w*BrokenPipe\w*|"
+        r"\w*[Bb]roken[ _]pipe\w*)",
         "of the kernel",
     ),
     (r"code = \"tainted\"", "an error code between the processes of a job"),

@@ -248,7 +248,7 @@ def test_it_is_for_the_user_of_the_coordinator(
 
 
 class Impostor:
-    """Listens in place of the coordinator, and does what a test says with a connection."""
+    """Listens in place of the coordinator, and does what a test asks for with a connection."""
 
     def __init__(self, state: Path, act: Callable[[socket.socket], object]) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -302,14 +302,14 @@ def test_a_coordinator_that_stops_meanwhile_is_reported(
 def test_a_reply_that_is_not_the_coordinators_is_refused(running: Running) -> None:
     running.listener.stop()
 
-    def say_done(connection: socket.socket) -> None:
+    def send_done(connection: socket.socket) -> None:
         send(connection, {"version": VERSION, "nonce": "00" * 32})
         receive(connection)
         send(connection, {"text": json.dumps({"done": "rotate"}), "proof": "00" * 32})
 
     client = RunningCoordinator(running.state, running.keys.root)
     with (
-        Impostor(running.state, say_done),
+        Impostor(running.state, send_done),
         pytest.raises(TransportError, match="does not have the coordinator's root key"),
     ):
         client.rotate("demo")

@@ -89,7 +89,7 @@ def test_an_owner_sees_and_gets_what_is_sealed_for_their_key(sealed: DeploymentL
             assert download.offset == 9
 
 
-def test_another_owner_gets_nothing_and_is_told_nothing(sealed: DeploymentListeners) -> None:
+def test_another_owner_gets_nothing_and_learns_nothing(sealed: DeploymentListeners) -> None:
     with connect(sealed, BOB) as bob:
         assert names(bob) == [("lung", 7 - 6)]
         with pytest.raises(JobError) as hidden:

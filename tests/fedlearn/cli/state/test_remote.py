@@ -23,7 +23,7 @@ WEIGHTS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
 
 
 @dataclass(frozen=True)
-class Place:
+class RemoteCommands:
     listeners: DeploymentListeners
     login: Path
     owner: Path
@@ -44,7 +44,9 @@ def private(path: Path, key: X25519PrivateKey) -> Path:
 
 
 @pytest.fixture
-def place(listeners: DeploymentListeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(
+    listeners: DeploymentListeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> RemoteCommands:
     """A home with a login and an owner's key, and nothing else."""
     home = tmp_path / "home"
     home.mkdir()
@@ -68,7 +70,7 @@ def place(listeners: DeploymentListeners, tmp_path: Path, monkeypatch: pytest.Mo
     files = as_arrays({"plot.svg": b"<svg/>"})
     store.write("heart.files", files, round=2, job="heart", recipients=mine, entry="files")
     store.write("lung", WEIGHTS, round=1)
-    return Place(
+    return RemoteCommands(
         listeners=listeners,
         login=login,
         owner=private(home / "owner.pem", owner),
@@ -97,7 +99,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_the_whole_way_from_a_login_and_a_key(
-    capsys: pytest.CaptureFixture[str], place: Place
+    capsys: pytest.CaptureFixture[str], place: RemoteCommands
 ) -> None:
     code, out, _ = run(capsys, "model", "list", "heart")
     assert code == 0
@@ -126,7 +128,7 @@ def test_the_whole_way_from_a_login_and_a_key(
 
 
 def test_the_owner_needs_no_login(
-    capsys: pytest.CaptureFixture[str], place: Place, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], place: RemoteCommands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDLEARN_OPERATOR", str(place.folder / "none"))
     code, out, _ = run(capsys, "model", "list", *place.as_owner, "--json")
@@ -150,7 +152,7 @@ def test_the_owner_needs_no_login(
 
 
 def test_options_that_do_not_fit_are_refused(
-    capsys: pytest.CaptureFixture[str], place: Place
+    capsys: pytest.CaptureFixture[str], place: RemoteCommands
 ) -> None:
     cases: tuple[tuple[tuple[str | Path, ...], str], ...] = (
         (("--key", place.owner), "--coordinator HOST:PORT"),
@@ -170,7 +172,7 @@ def test_options_that_do_not_fit_are_refused(
 
 
 def test_without_a_login_the_other_ways_are_named(
-    capsys: pytest.CaptureFixture[str], place: Place, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], place: RemoteCommands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDLEARN_OPERATOR", str(place.folder / "none"))
     for command in ("model list", "ledger verify", "model download heart"):
@@ -181,7 +183,7 @@ def test_without_a_login_the_other_ways_are_named(
 
 
 def test_a_model_that_is_not_there_or_exists_is_refused(
-    capsys: pytest.CaptureFixture[str], place: Place
+    capsys: pytest.CaptureFixture[str], place: RemoteCommands
 ) -> None:
     assert "there is no model 'nope'" in refused(capsys, "model", "download", "nope")
     assert "no version 9" in refused(capsys, "model", "download", "heart", "--version", "9")
@@ -201,7 +203,7 @@ def test_a_model_that_is_not_there_or_exists_is_refused(
 
 
 def test_files_of_a_job_are_downloaded_and_opened(
-    capsys: pytest.CaptureFixture[str], place: Place
+    capsys: pytest.CaptureFixture[str], place: RemoteCommands
 ) -> None:
     arguments = ("job", "files", "heart", "--out", "files", "--operator", place.login)
     assert run(capsys, *arguments, "--key", place.owner)[0] == 0
@@ -214,7 +216,7 @@ def test_files_of_a_job_are_downloaded_and_opened(
     assert not (place.folder / "more").exists()
 
 
-def test_the_ledger_over_a_login(capsys: pytest.CaptureFixture[str], place: Place) -> None:
+def test_the_ledger_over_a_login(capsys: pytest.CaptureFixture[str], place: RemoteCommands) -> None:
     ledger = place.listeners.ledger
     code, out, err = run(capsys, "ledger", "verify")
     assert (code, err) == (0, "")
@@ -235,7 +237,7 @@ def test_the_ledger_over_a_login(capsys: pytest.CaptureFixture[str], place: Plac
 
 
 def test_a_ledger_that_was_set_back_is_named(
-    capsys: pytest.CaptureFixture[str], place: Place
+    capsys: pytest.CaptureFixture[str], place: RemoteCommands
 ) -> None:
     assert run(capsys, "ledger", "verify")[0] == 0
     head = json.loads((place.login / LEDGER_HEAD).read_text())
@@ -249,7 +251,9 @@ def test_a_ledger_that_was_set_back_is_named(
     assert (code, json.loads(out)["entry"]) == (2, head["sequence"] + 1)
 
 
-def test_contributions_are_a_table(capsys: pytest.CaptureFixture[str], place: Place) -> None:
+def test_contributions_are_a_table(
+    capsys: pytest.CaptureFixture[str], place: RemoteCommands
+) -> None:
     ledger = place.listeners.ledger
     measured: dict[str, Json] = {
         "app": "aa" * 32,
