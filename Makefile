@@ -27,6 +27,7 @@ system: ## Install what is not Python: swtpm, tpm2-tools, the Fashion-MNIST data
 	@tools/install-system-packages.sh
 
 demo: $(STAMP) ## Train a model across attested sites on this machine
+	@tools/install-system-packages.sh demo
 	@$(BIN)/fedlearn demo
 
 demo-k8s: $(STAMP) ## The same with sites in two Kubernetes clusters on this machine
@@ -35,6 +36,7 @@ demo-k8s: $(STAMP) ## The same with sites in two Kubernetes clusters on this mac
 
 test: $(STAMP) ## Run the tests
 	@tools/install-system-packages.sh
+	@tools/get-axe.sh >/dev/null || echo "axe-core is not installed; the tests of pages report it" >&2
 	@tools/get-kubernetes.sh >/dev/null
 	@$(BIN)/python -m pytest -q -m 'not long'
 

@@ -101,7 +101,7 @@ def run(path: Path, as_json: bool) -> int:
 @json_option
 def check(path: Path, as_json: bool) -> int:
     """Report what would keep this site from working, and change nothing."""
-    from edge.client.dataset import records
+    from edge.client.dataset import Tally, records
     from edge.config.site import SiteConfig
     from edge.protocol.identity import SiteIdentity
     from fedlearn.config.attester import device, open_attester
@@ -130,13 +130,17 @@ def check(path: Path, as_json: bool) -> int:
             )
     for name, data in sorted(config.data.items()):
         if data.path is not None:
-            found["data"][name] = sum(1 for _ in records(data.path))
+            tally = Tally()
+            count = sum(1 for _ in records(data.path, tally))
+            found["data"][name] = count - tally.headers
     config.trust.anchors()
     if as_json:
         print_json(found)
     else:
         for key, value in found.items():
-            line(f"{key:12} {value}")
+            if isinstance(value, dict):
+                value = ", ".join(f"{name}: {count} records" for name, count in value.items())
+            line(f"{key:12} {'-' if value in (None, '') else value}")
     if identity.expires is not None and identity.expires <= datetime.now(UTC):
         raise ConfigError(
             "the site's certificate has expired",

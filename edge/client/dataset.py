@@ -16,7 +16,7 @@ path and its position, so that the commitment covers the place of a record and n
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,6 +32,7 @@ _BLOCK: Final = 64 * 1024
 _LINES: Final = frozenset({".csv", ".jsonl", ".ndjson", ".tsv"})
 _ARRAYS: Final = frozenset({".npy", ".npz"})
 _COUNTED: Final = _LINES | _ARRAYS
+_TABLES: Final[Mapping[str, bytes]] = {".csv": b",", ".tsv": b"\t"}
 
 
 @dataclass(slots=True)
@@ -40,9 +41,14 @@ class Tally:
 
     A line or a row is one example. The content of other blocks is not known, so each of their
     bytes counts as one.
+
+    ``headers`` is how many of the lines look like the head of a table: the first line of a CSV or
+    TSV file, without a number, above a line with one. They are records, and count as examples,
+    because a table without a head may look the same.
     """
 
     examples: int = 0
+    headers: int = 0
 
 
 def records(mount: Path, tally: Tally | None = None) -> Iterator[bytes]:
@@ -64,9 +70,14 @@ def records(mount: Path, tally: Tally | None = None) -> Iterator[bytes]:
             raise ConfigError("a link leads out of the data mount", where=str(path))
         name = path.name if path == root else path.relative_to(root).as_posix()
         counted = path.suffix.lower() in _COUNTED
+        table = _TABLES.get(path.suffix.lower())
+        first = b""
         for position, body in enumerate(_bodies(path)):
             if tally is not None:
                 tally.examples += 1 if counted else len(body)
+                if table and position == 1:
+                    tally.headers += _is_head(first, above=body, separator=table)
+                first = body if position == 0 else b""
             label = name.encode()
             yield struct.pack(">IQ", len(label), position) + label + body
 
@@ -83,6 +94,22 @@ def _bodies(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             while block := file.read(_BLOCK):
                 yield block
+
+
+def _is_head(line: bytes, *, above: bytes, separator: bytes) -> bool:
+    """Return whether a line looks like the head of the table that goes on with ``above``."""
+    names, values = line.split(separator), above.split(separator)
+    if len(names) != len(values) or any(map(_is_number, names)):
+        return False
+    return any(map(_is_number, values))
+
+
+def _is_number(text: bytes) -> bool:
+    try:
+        float(text.strip(b' "'))
+    except ValueError:
+        return False
+    return True
 
 
 def _rows(path: Path) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -193,17 +194,22 @@ class Result:
         """
         return self._source.verify_ledger()
 
-    def report(self, path: str | os.PathLike[str], *, replace: bool = False) -> Path:
+    def report(
+        self, path: str | os.PathLike[str], *, replace: bool = False, metric: str = ""
+    ) -> Path:
         """Write the report as one HTML page that loads nothing from the network.
 
         :param replace: replace an existing file.
+        :param metric: the metric to show first; by default the one that the job names.
         :raises ConfigError: when the file exists.
         """
-        from fedlearn.results.report import ReportFacts, report_page
+        from fedlearn.results.report import report_page
 
         out = Path(path)
         if not replace and os.path.lexists(out):
             raise ConfigError("exists", where=str(out), hint="name another file, or replace it")
-        facts = ReportFacts(metric=self._source.metric, source=self._source.place)
+        facts = self._source.facts()
+        if metric:
+            facts = dataclasses.replace(facts, metric=metric)
         write_durably(out, report_page(self.history, facts).encode(), mode=0o644)
         return out

@@ -12,6 +12,7 @@ from fedlearn.api.link import Link
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.identity.login import ca_pin
 from fedlearn.job.events import Event
+from fedlearn.results.report import ReportFacts
 from fedlearn.results.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -29,14 +30,8 @@ class Source(Protocol):
         """What names the run."""
         ...
 
-    @property
-    def place(self) -> str:
-        """Where the run was, for its report."""
-        ...
-
-    @property
-    def metric(self) -> str:
-        """The metric that is shown first; empty for none."""
+    def facts(self) -> ReportFacts:
+        """Return what the report of the run shows besides its events."""
         ...
 
     def events(self) -> Iterator[tuple[Event, int]]:
@@ -71,15 +66,19 @@ class FolderSource:
         """The job's name."""
         return self.folder.about.job
 
-    @property
-    def place(self) -> str:
-        """The folder."""
-        return f"this machine, {self.folder.path}"
-
-    @property
-    def metric(self) -> str:
-        """The metric that the job names."""
-        return self.folder.about.metric
+    def facts(self) -> ReportFacts:
+        """Return what the folder has about the run."""
+        about = self.folder.about
+        return ReportFacts(
+            metric=about.metric,
+            insecure=f"This run was a trial on one machine: its evidence ({about.tee}) is made by "
+            "software.",
+            about=[("Digest of the job", about.digest.hex()), ("App", about.bundle.hex())],
+            notes=[
+                "All parties ran on one machine, as one user.",
+                "The policy of the job was replaced by one for simulated machines.",
+            ],
+        )
 
     def events(self) -> Iterator[tuple[Event, int]]:
         """Yield the events of the folder."""
@@ -152,15 +151,14 @@ class CoordinatorSource:
         """The job's name, ``NAME@N`` from the second run on."""
         return self._name
 
-    @property
-    def place(self) -> str:
-        """The address of the coordinator."""
-        return self._link.login.address
-
-    @property
-    def metric(self) -> str:
-        """The metric that the job names, where it was submitted from here."""
-        return self._metric
+    def facts(self) -> ReportFacts:
+        """Return the address of the coordinator, and which run of the job it is."""
+        state = self._link.client.get_job(self._reference)
+        return ReportFacts(
+            metric=self._metric,
+            source=self._link.login.address,
+            about=[("Run", state.reference), ("Digest of the job", state.id)],
+        )
 
     def events(self) -> Iterator[tuple[Event, int]]:
         """Yield the events that the coordinator has."""

@@ -13,7 +13,6 @@ The format of a message is that of :mod:`fedlearn.app.message`.
 from __future__ import annotations
 
 import io
-import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from flwr.app import (
     RecordDict,
 )
 
-from fedlearn.app.flower_pin import WANTED, FlowerMismatch
+from fedlearn.app.flower_pin import WANTED, FlowerMismatch, settle_log
 from fedlearn.app.message import Failure, Flat, Head, Record, read_content, write_content
 from fedlearn.errors import TransportError, UpdateRejected
 from fedlearn.update import arrays as update
@@ -67,8 +66,7 @@ _HEADERS: Final[Mapping[tuple[int, int], Any]] = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 
-# Flower's own log lines would hide those of the application and of fedlearn.
-logging.getLogger("flwr").setLevel(logging.WARNING)
+settle_log()
 
 
 class ArrayView(Array):  # type: ignore[misc]

@@ -8,13 +8,15 @@ The pages are docs/adr/0001-flower-1-41.md and docs/adr/0012-flower-range.md.
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from fedlearn.errors import FedlearnError
 
-__all__ = ["WANTED", "FlowerMismatch", "prepare"]
+__all__ = ["WANTED", "FlowerMismatch", "prepare", "settle_log"]
 
 WANTED: Final = ">=1.41,<1.44"
 """The releases that this version of fedlearn supports, as in pyproject.toml."""
@@ -45,6 +47,20 @@ def prepare() -> None:
             f"Flower {found} is installed; this release of fedlearn needs flwr{WANTED}",
             hint=f"install flwr{WANTED}",
         )
+
+
+def settle_log() -> None:
+    """Show Flower's warnings only, and in colour only on a terminal that wants colours.
+
+    To be called when Flower is imported, because that adds its handler, which always colours.
+    """
+    logger = logging.getLogger("flwr")
+    # Flower's own log lines would hide those of the application and of fedlearn.
+    logger.setLevel(logging.WARNING)
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    for handler in logger.handlers:
+        if hasattr(handler, "colored"):
+            handler.colored = not plain and sys.stderr.isatty()
 
 
 def _release(found: str) -> tuple[int, ...]:

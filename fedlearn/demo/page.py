@@ -92,7 +92,7 @@ def _tiles(outcome: DemoOutcome) -> Html:
         values.append((number_text(outcome.member), f"a hospital alone, mean of {outcome.members}"))
     values += [
         (number_text(outcome.pooled), "all data in one place, for comparison"),
-        (f"{len(outcome.sites)} / {len(outcome.refused)}", "sites admitted / refused"),
+        (f"{len(outcome.sites)}/{len(outcome.refused)}", "sites admitted / refused"),
         (_median_round(outcome), f"median round of {len(outcome.rounds)}"),
     ]
     return tiles(values)

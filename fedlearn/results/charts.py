@@ -164,7 +164,6 @@ def _curves(
         f'<text class="axis" x="{(left + width - right) / 2:.0f}" y="{height - 4}" '
         f'text-anchor="middle">{_text(x_name)}</text>'
     )
-    parts += _marks(marks, y, left=left, width=width, right=right)
     for index, each in enumerate(series):
         points = [(x(a), y(b)) for a, b in each.points]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
@@ -176,7 +175,7 @@ def _curves(
                 "</title></circle>"
                 for (number, value), (a, b) in zip(each.points, points, strict=True)
             ]
-    return height, parts
+    return height, parts + _marks(marks, y, left=left, width=width, right=right)
 
 
 def _marks(

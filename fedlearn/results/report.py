@@ -130,14 +130,14 @@ def _tiles(history: RunHistory, facts: ReportFacts) -> Html:
     last = next((each.metrics for each in reversed(done) if each.metrics), {})
     names = [name for name in _names(history, facts)[:2] if name in last]
     shown = [(number_text(last[name]), f"{name}, last round") for name in names]
-    rounds = f"{len(done)} / {history.planned}" if history.planned else str(len(done))
+    rounds = f"{len(done)}/{history.planned}" if history.planned else str(len(done))
     admitted = sum(site.admissions > 0 for site in history.sites.values())
     refused = sum(not each.quarantined for each in history.refusals)
     seconds = [each.seconds for each in done]
     values = [
         *shown,
         (rounds, "rounds with a model, of those planned"),
-        (f"{admitted} / {refused}", "sites admitted / clients refused"),
+        (f"{admitted}/{refused}", "sites admitted / clients refused"),
     ]
     if seconds:
         values.append((seconds_text(statistics.median(seconds)), "median round"))

@@ -51,6 +51,7 @@ __all__ = [
     "colours",
     "config_option",
     "describe",
+    "json_document",
     "json_option",
     "line",
     "print_json",
@@ -283,7 +284,12 @@ def print_json(value: Mapping[str, Any], *, schema: str = "") -> None:
 
     :raises LookupError: without ``schema`` where no command runs.
     """
-    click.echo(json_text({**value, "schema": schema or _command_schema()}))
+    click.echo(json_document(value, schema=schema))
+
+
+def json_document(value: Mapping[str, Any], *, schema: str = "") -> str:
+    """Return what :func:`print_json` prints, for a file."""
+    return json_text({**value, "schema": schema or _command_schema()})
 
 
 def _command_schema() -> str:

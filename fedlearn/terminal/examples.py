@@ -29,6 +29,12 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
         "fedlearn job submit": "fedlearn job submit my-job/job.toml --follow",
         "fedlearn job status": "fedlearn job status mortality --json",
         "fedlearn job logs": "fedlearn job logs mortality --site north --key owner.pem --round 3",
+        "fedlearn job events": "fedlearn job events mortality --format csv --out events.csv",
+        "fedlearn job metrics": "fedlearn job metrics mortality --out mortality.csv",
+        "fedlearn job report": "fedlearn job report mortality --out mortality.html",
+        "fedlearn job compare": (
+            "fedlearn job compare mortality mortality@2 ./mortality-1 --out compare.html"
+        ),
         "fedlearn job cancel": "fedlearn job cancel mortality",
         "fedlearn job revoke": "fedlearn job revoke mortality --site north --reason 'wrong data'",
         "fedlearn job readmit": "fedlearn job readmit mortality --site north",

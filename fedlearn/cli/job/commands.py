@@ -42,6 +42,15 @@ __all__ = ["group"]
             attribute="files",
             summary="Write the files that a job's ServerApp made into a folder.",
         ),
+        **{
+            name: Noun(module="fedlearn.cli.job.results", attribute=name, summary=summary)
+            for name, summary in (
+                ("events", "Write every event of a job as JSON lines, CSV or Parquet."),
+                ("metrics", "Show the metrics of a job by round, or write them to a file."),
+                ("report", "Write the report of a job as one HTML page."),
+                ("compare", "Compare jobs: a table, and a page with their metrics overlaid."),
+            )
+        },
     },
 )
 def group() -> None:

@@ -7,9 +7,12 @@ from pathlib import Path
 from flwr.cli.build import build_fab_from_disk
 
 from fedlearn.app.checks import check_bundle, check_folder
+from fedlearn.app.flower_pin import settle_log
 from fedlearn.errors import JobError
 
 __all__ = ["build"]
+
+settle_log()
 
 
 def build(folder: Path) -> bytes:

@@ -55,3 +55,27 @@ def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([object()]), allow_pickle=True)
     with pytest.raises(ConfigError, match="safe to read"):
         list(records(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "headers"),
+    [
+        ("a.csv", b"age,score\n40,0.5\n41,0.25\n", 1),
+        ("a.csv", b'"age","score"\r\n"40","0.5"\r\n', 1),
+        ("a.tsv", b"id\tname\nx\t3\n", 1),
+        ("a.csv", b"40,0.5\n41,0.25\n", 0),
+        ("a.csv", b"red,round\ngreen,square\n", 0),
+        ("a.csv", b"age,score\n", 0),
+        ("a.csv", b"a title\n1,2\n", 0),
+        ("a.csv", b"", 0),
+        ("a.jsonl", b'{"a": 1}\n{"a": 2}\n', 0),
+    ],
+)
+def test_the_head_of_a_table_is_known_and_stays_a_record(
+    tmp_path: Path, name: str, content: bytes, headers: int
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    tally = Tally()
+    count = len(list(records(tmp_path, tally)))
+    assert count == tally.examples == len(content.splitlines())
+    assert tally.headers == headers

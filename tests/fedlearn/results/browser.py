@@ -37,10 +37,10 @@ def open_browser(profile: Path) -> Iterator[Browser]:
     # The shell gives Chromium its two descriptors: what Popen could do only with a preexec_fn.
     process = subprocess.Popen(
         [
-            "/bin/sh",
+            "/bin/bash",
             "-c",
             f'exec "$@" 3<&{to_browser} 4>&{from_browser}',
-            "sh",
+            "bash",
             browser_program(),
             "--headless=new",
             "--remote-debugging-pipe",

@@ -318,6 +318,8 @@ PRINTS_TO_STDOUT = {
     ("fedlearn/cli/appraisal/policy.py", "init"),
     # After the answer for --json has returned: a token that is saved as it is.
     ("fedlearn/cli/site.py", "token"),
+    # Rows as CSV, which exclude --json.
+    ("fedlearn/cli/job/results.py", "_write"),
     # A program that the demo talks to.
     ("fedlearn/cli/demo/rogue.py", "_main"),
     ("fedlearn/cli/demo/rogue.py", "wait"),
