@@ -94,7 +94,9 @@ def commands(text: str, where: str) -> Iterator[Found]:
             re.fullmatch(r"[A-Z_][A-Z0-9_]*=.*", current[0]) or current[0] in ("sudo", "time")
         ):
             current.pop(0)
-        if current and Path(current[0]).name in NAMES:
+        # The name of a form of JSON, as `fedlearn job status/1`, is no command.
+        schema = bool(current) and re.fullmatch(r"[a-z-]+/\d+", current[-1])
+        if current and not schema and Path(current[0]).name in NAMES:
             yield Found(where=where, words=(Path(current[0]).name, *current[1:]))
         current = []
 
