@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from attestation.policy import ear
 from attestation.policy.result import AttestationResult
 from fedlearn.config.attester import device, open_attester
+from fedlearn.errors import ConfigError
 from fedlearn.identity.software import software_digest
 from fedlearn.identity.tls import server_context
 from fedlearn.job.state import JobStatus
@@ -224,9 +225,14 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
         listeners.start()
         stack.callback(listeners.stop)
         maintenance = MaintenanceListener(config.state, directory.keys.root, directory.store)
-        maintenance.start()
-        stack.callback(maintenance.stop)
-        health.check("maintenance socket", maintenance.fault)
+        try:
+            maintenance.start()
+        except ConfigError as error:
+            # A file system without sockets: export and rotation need a stopped coordinator.
+            _LOG.warning("%s", error)
+        else:
+            stack.callback(maintenance.stop)
+            health.check("maintenance socket", maintenance.fault)
         health.check("fleet", fleet.fault)
         health.check("gate and control", listeners.fault)
         stack.enter_context(

@@ -16,6 +16,7 @@ from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as stubs
 from fedlearn.wire.calls import Calls
 from fedlearn.wire.channel import open_channel
+from fedlearn.wire.failure import Unreachable
 from fedlearn.wire.pinning import PinnedServer, fetch_pinned
 from fedlearn.wire.results import (
     STREAM_SECONDS,
@@ -84,7 +85,14 @@ class OwnerClient(Calls):
         """
         public = self._key.public_key().public_bytes_raw()
         request = pb.OpenOwnerSessionRequest(owner_key=public)
-        reply = self._retry(self._owner.OpenSession, request)
+        try:
+            reply = self._retry(self._owner.OpenSession, request)
+        except Unreachable as error:
+            raise Unreachable(
+                str(error),
+                hint="check that this is the address of the coordinator's gate (`listen.gate` in "
+                "server.toml), and not of another listener",
+            ) from error
         try:
             return open_owner_session(
                 reply.sealed,

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Final
 
-from fedlearn.errors import ConfigError, TransportError
+from fedlearn.errors import ConfigError, Throttled, TransportError
 from fedlearn.sealing.owner_session import seal_owner_session
 from fedlearn.wire import fedlearn_pb2 as pb
 from server.admission.challenges import Rates
@@ -27,9 +27,12 @@ from server.rpc.guard import Caller
 from server.rpc.results.models import ModelSender
 from server.store.models import StoredModel
 
-__all__ = ["SESSION_LIFETIME", "OwnerService", "OwnerTokens"]
+__all__ = ["MAX_DOWNLOADS", "SESSION_LIFETIME", "OwnerService", "OwnerTokens"]
 
 SESSION_LIFETIME: Final = timedelta(minutes=5)
+MAX_DOWNLOADS: Final = 64
+"""Downloads of all owners at once: slow ones leave the most part of the gate's calls to others."""
+
 _PURPOSE: Final = b"fedlearn/owner-token/1\0"
 _KEY_BYTES: Final = 32
 _BODY: Final = struct.Struct(">32sQ")
@@ -93,6 +96,7 @@ class OwnerService:
         self._rates = rates
         self._clock = clock
         self._tokens = tokens or OwnerTokens()
+        self._downloads = threading.BoundedSemaphore(MAX_DOWNLOADS)
 
     def OpenSession(  # noqa: N802
         self, request: pb.OpenOwnerSessionRequest, caller: Caller
@@ -122,7 +126,15 @@ class OwnerService:
     ) -> Iterator[pb.ModelPart]:
         """Send one file that is sealed for the session's key."""
         visible = self._visible(request.token, caller)
-        return self._models.parts(request.download, visible, stop)
+        if not self._downloads.acquire(blocking=False):
+            raise Throttled(
+                f"owners have {MAX_DOWNLOADS} downloads under way, which is the most",
+                hint="try again in some minutes",
+            )
+        try:
+            yield from self._models.parts(request.download, visible, stop)
+        finally:
+            self._downloads.release()
 
     def _visible(self, token: bytes, caller: Caller) -> Callable[[StoredModel], bool]:
         self._rates.take(caller.peer, now=self._clock())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import grpc
 import numpy as np
@@ -24,7 +26,7 @@ from server.admission.challenges import Limits, Rates
 from server.identity.pki import CertificateAuthority
 from server.rpc.guard import Caller
 from server.rpc.results.models import ModelSender
-from server.rpc.results.owner import SESSION_LIFETIME, OwnerService, OwnerTokens
+from server.rpc.results.owner import MAX_DOWNLOADS, SESSION_LIFETIME, OwnerService, OwnerTokens
 from tests.harness.deployment import TRUST_DOMAIN, key_pem
 from tests.harness.listeners import DeploymentListeners
 
@@ -218,6 +220,17 @@ def test_an_operator_is_no_owner(sealed: DeploymentListeners) -> None:
         assert "not one of this coordinator" in str(error)
 
 
+def test_the_control_listener_is_not_the_gate(sealed: DeploymentListeners) -> None:
+    pin = sealed.deployment.ca.key_digest
+    with (
+        pytest.raises(FedlearnError) as caught,
+        OwnerClient.connect(sealed.control, ca_pin=pin, key=ALICE, now=datetime.now(UTC)) as wrong,
+    ):
+        wrong.list_models()
+    assert sealed.control in str(caught.value)
+    assert "gate" in caught.value.hint
+
+
 def test_an_owner_is_no_operator(sealed: DeploymentListeners, stub: rpc.OwnerStub) -> None:
     roots = sealed.deployment.ca.certificate_pem
     with open_channel(sealed.gate, roots=roots) as channel:
@@ -230,7 +243,7 @@ def test_an_owner_is_no_operator(sealed: DeploymentListeners, stub: rpc.OwnerStu
 def test_one_address_has_a_bounded_number_of_downloads_and_the_gate_goes_on(
     sealed: DeploymentListeners,
 ) -> None:
-    large = {"w": np.zeros(3_000_000, np.float32)}
+    large = {"w": np.zeros(12_000_000, np.float32)}
     sealed.store.write("heart", large, round=3, recipients=(public(ALICE),))
     with connect(sealed, ALICE) as alice, contextlib.ExitStack() as stack:
         for _ in range(8):
@@ -260,3 +273,29 @@ def test_a_flood_of_one_address_is_throttled_and_keeps_nothing(
     with pytest.raises(Throttled, match="too many requests from this address"):
         service.OpenSession(request, flooder)
     assert service.OpenSession(request, other).sealed
+
+
+def test_all_owners_together_have_a_bounded_number_of_downloads(
+    sealed: DeploymentListeners,
+) -> None:
+    service = OwnerService(
+        models=ModelSender(sealed.store),
+        ca_pin=PIN,
+        rates=Rates(),
+        clock=sealed.deployment.clock,
+        tokens=(tokens := OwnerTokens()),
+    )
+    wanted = pb.DownloadModelRequest(model="heart")
+    request = pb.OwnerDownloadRequest(token=tokens.issue(public(ALICE)), download=wanted)
+
+    def begun(number: int) -> Iterator[Any]:
+        caller = Caller(peer=f"192.0.2.{number}")
+        parts = service.DownloadModel(request, caller, threading.Event())
+        next(parts)
+        return parts
+
+    held = [begun(number) for number in range(MAX_DOWNLOADS)]
+    with pytest.raises(Throttled, match="owners have 64 downloads under way"):
+        begun(MAX_DOWNLOADS)
+    del held[0]
+    assert begun(MAX_DOWNLOADS)

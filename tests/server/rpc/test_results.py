@@ -187,7 +187,8 @@ def test_a_version_that_is_sealed_again_meanwhile_is_found(
 def test_one_operator_has_a_bounded_number_of_downloads(
     listeners: DeploymentListeners, operator: OperatorClient
 ) -> None:
-    write(listeners.store)
+    large = {"w": np.zeros(12_000_000, np.float32)}
+    listeners.store.write("heart", large, round=1, recipients=(OWNER_KEY,))
     with contextlib.ExitStack() as stack:
         for _ in range(8):
             next(stack.enter_context(operator.download_model("heart")).chunks)
