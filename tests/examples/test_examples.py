@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -186,6 +187,28 @@ def test_an_existing_app_moves_by_the_lines_that_are_shown() -> None:
     readme = (folder / "README.md").read_text()
     (shown,) = re.findall(r"```diff\n(.*?)```", readme, re.S)
     assert shown.splitlines() == changed
+
+
+def test_the_stock_app_is_one_of_flowers_simulation() -> None:
+    """It takes its partition from the packaged data, and its part is what `site-a` has here."""
+    found = []
+    for folder, node_config in (
+        ("stock", {"partition-id": 0, "num-partitions": 2}),
+        ("app", {"data": str(EXAMPLES / "existing-flower-app/data/site-a")}),
+    ):
+        source = EXAMPLES / "existing-flower-app" / folder / "digits_app/task.py"
+        spec = importlib.util.spec_from_file_location(f"{folder}_task", source)
+        assert spec is not None
+        assert spec.loader is not None
+        task = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(task)
+        context = Context(
+            run_id=1, node_id=1, node_config=node_config, state=RecordDict(), run_config={}
+        )
+        images, labels = task.load(context, held_out=False)
+        found.append((images[:200].numpy(), labels[:200].numpy()))
+    for stock, moved in zip(*found, strict=True):
+        np.testing.assert_array_equal(stock, moved)
 
 
 def test_an_existing_app_learns_with_the_strategy_that_it_starts(runs: Runs) -> None:
