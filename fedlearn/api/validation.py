@@ -82,7 +82,8 @@ def examine(path: Path) -> Report:
         _strategy(spec, sources),
         _updates(spec),
         f"policy {policy.name} accepts {', '.join(policy.accept) or 'nobody'}",
-        f"bundle {hashlib.sha256(bundle).hexdigest()}",
+        f"bundle {hashlib.sha256(bundle).hexdigest()}, the digest that sites put into "
+        "accept.bundles",
         _privacy(spec),
     )
     if signature := policy_signature(policy_file):
