@@ -199,9 +199,9 @@ class CertificateAuthority:
         return self._issue(
             csr_key(csr_der),
             spiffe.ClientId(trust_domain=self.trust_domain, job=job, site=site, client=client),
-            lifetime=_bounded(lifetime, MAX_CLIENT_LIFETIME),
+            now,
+            lifetime,
             longest=MAX_CLIENT_LIFETIME,
-            now=now,
             extensions=extensions,
         )
 
@@ -217,9 +217,9 @@ class CertificateAuthority:
         return self._issue(
             csr_key(csr_der),
             spiffe.SiteId(trust_domain=self.trust_domain, site=site),
-            lifetime=_bounded(lifetime, MAX_SITE_LIFETIME),
+            now,
+            lifetime,
             longest=MAX_SITE_LIFETIME,
-            now=now,
         )
 
     def issue_operator(
@@ -234,9 +234,9 @@ class CertificateAuthority:
         return self._issue(
             csr_key(csr_der),
             spiffe.OperatorId(trust_domain=self.trust_domain, name=name),
-            lifetime=_bounded(lifetime, MAX_OPERATOR_LIFETIME),
+            now,
+            lifetime,
             longest=MAX_OPERATOR_LIFETIME,
-            now=now,
         )
 
     def issue_server(
@@ -262,9 +262,9 @@ class CertificateAuthority:
         return self._issue(
             csr_key(csr_der),
             spiffe.CoordinatorId(trust_domain=self.trust_domain),
-            lifetime=_bounded(lifetime, MAX_SERVER_LIFETIME),
+            now,
+            lifetime,
             longest=MAX_SERVER_LIFETIME,
-            now=now,
             names=names,
         )
 
@@ -272,14 +272,16 @@ class CertificateAuthority:
         self,
         key: ec.EllipticCurvePublicKey,
         identity: spiffe.SpiffeId,
-        *,
-        lifetime: timedelta,
-        longest: timedelta,
         now: datetime,
+        lifetime: timedelta,
+        *,
+        longest: timedelta,
         names: Sequence[x509.GeneralName] = (),
         extensions: Sequence[x509.UnrecognizedExtension] = (),
     ) -> IssuedCertificate:
         """Sign one leaf. ``longest`` bounds the whole validity, clock allowance included."""
+        if not timedelta(0) < lifetime <= longest:
+            raise ValueError(f"a lifetime must be positive and at most {longest}, not {lifetime}")
         if spki(key) == spki(self._key.public_key()):
             raise TransportError("the request uses the CA's own key")
         start = _whole(now) - _SKEW
@@ -318,12 +320,6 @@ class CertificateAuthority:
             not_before=start,
             expires=end,
         )
-
-
-def _bounded(lifetime: timedelta, longest: timedelta) -> timedelta:
-    if not timedelta(0) < lifetime <= longest:
-        raise ValueError(f"a lifetime must be positive and at most {longest}, not {lifetime}")
-    return lifetime
 
 
 def _whole(moment: datetime) -> datetime:

@@ -87,13 +87,11 @@ def evidence_options(flag: str = "--evidence") -> Callable[[Callable[..., Any]],
             return command(request=request, **rest)
 
         options = (
-            click.option(
+            _file(
                 flag,
-                "evidence",
-                type=click.Path(path_type=Path),
+                "The quote, report or evidence document.",
+                name="evidence",
                 required=True,
-                metavar="FILE",
-                help="The quote, report or evidence document.",
             ),
             click.option(
                 "--format",
@@ -102,28 +100,18 @@ def evidence_options(flag: str = "--evidence") -> Callable[[Callable[..., Any]],
                 default=None,
                 help="Format of the evidence; detected when it is left out.",
             ),
-            click.option(
+            _file(
                 "--collateral",
-                type=click.Path(path_type=Path),
-                default=None,
+                "Intel collateral as JSON, or a folder of collateral.",
                 metavar="FILE_OR_DIR",
-                help="Intel collateral as JSON, or a folder of collateral.",
             ),
-            click.option(
+            _file(
                 "--endorsement",
-                "endorsements",
-                type=click.Path(path_type=Path),
+                "A certificate, chain, revocation list or pinned public key; repeatable.",
+                name="endorsements",
                 multiple=True,
-                metavar="FILE",
-                help="A certificate, chain, revocation list or pinned public key; repeatable.",
             ),
-            click.option(
-                "--event-log",
-                type=click.Path(path_type=Path),
-                default=None,
-                metavar="FILE",
-                help="The event log that replays to the quoted registers.",
-            ),
+            _file("--event-log", "The event log that replays to the quoted registers."),
             click.option(
                 "--report-data",
                 default=None,
@@ -143,6 +131,26 @@ def evidence_options(flag: str = "--evidence") -> Callable[[Callable[..., Any]],
         return result
 
     return decorate
+
+
+def _file(
+    flag: str,
+    text: str,
+    *,
+    name: str = "",
+    metavar: str = "FILE",
+    required: bool = False,
+    multiple: bool = False,
+) -> Callable[[Callable[..., Any]], Any]:
+    """Return an option that names a file."""
+    return click.option(
+        *((flag, name) if name else (flag,)),
+        type=click.Path(path_type=Path),
+        metavar=metavar,
+        required=required,
+        multiple=multiple,
+        help=text,
+    )
 
 
 def read_policy(path: Path) -> AppraisalPolicy:

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +16,14 @@ import pytest
 from edge.agent.agent import Agent
 from edge.config.site import Accept, SiteConfig
 from edge.protocol.rpc import ControlClient, enroll
-from edge.protocol.workload import Workload
 from fedlearn.errors import FedlearnError, Throttled
 from server.rpc import Welcome
+from tests.fakes.no_clients import NoClients
 from tests.harness.cluster import reserve_port
 from tests.harness.deployment import Deployment
 from tests.harness.listeners import DeploymentListeners
 
 BACK_SECONDS = 5.0
-
-
-class NoClients:
-    """A launcher with nothing to do."""
-
-    kind = "process"
-
-    def launch(self, workload: Workload) -> None:
-        raise AssertionError("nothing was ordered")
-
-    def stop(self, assignment: str, reason: str) -> None:
-        raise AssertionError("nothing runs")
-
-    def running(self) -> tuple[str, ...]:
-        return ()
-
-    def capabilities(self) -> Mapping[str, Any]:
-        return {"launcher": self.kind}
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 class Coordinator:

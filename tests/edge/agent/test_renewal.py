@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,36 +17,15 @@ from edge.agent.agent import Agent
 from edge.config.site import Accept, SiteConfig
 from edge.protocol.identity import SiteIdentity
 from edge.protocol.rpc import ControlClient, enroll
-from edge.protocol.workload import Workload
 from fedlearn.errors import FedlearnError, NotEnrolled, TransportError
 from server.identity.site import SiteStatus
 from server.rpc import Welcome
+from tests.fakes.no_clients import NoClients
 from tests.harness.cluster import reserve_port
 from tests.harness.deployment import Deployment, new_key
 from tests.harness.listeners import DeploymentListeners
 
 LIFETIME = timedelta(seconds=4)
-
-
-class NoClients:
-    """A launcher with nothing to do."""
-
-    kind = "process"
-
-    def launch(self, workload: Workload) -> None:
-        raise AssertionError("nothing was ordered")
-
-    def stop(self, assignment: str, reason: str) -> None:
-        raise AssertionError("nothing runs")
-
-    def running(self) -> tuple[str, ...]:
-        return ()
-
-    def capabilities(self) -> Mapping[str, Any]:
-        return {"launcher": self.kind}
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 @pytest.fixture

@@ -37,9 +37,12 @@ from tests.harness.listeners import DeploymentListeners
 
 pytestmark = pytest.mark.swtpm
 
+Tpms = tuple[TpmAttester, TpmAttester]
+Identities = tuple[TpmIdentity, TpmIdentity]
+
 
 @pytest.fixture(scope="module")
-def tpms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TpmAttester, TpmAttester]]:
+def tpms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tpms]:
     """Two machines."""
     if reason := SoftwareTpm.available():
         pytest.skip(reason)
@@ -52,7 +55,7 @@ def tpms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TpmAttester
 
 
 @pytest.fixture(scope="module")
-def identities(tpms: tuple[TpmAttester, TpmAttester]) -> tuple[TpmIdentity, TpmIdentity]:
+def identities(tpms: Tpms) -> Identities:
     return tpms[0].identity(), tpms[1].identity()
 
 
@@ -83,9 +86,7 @@ def control(listeners: DeploymentListeners, name: str) -> ControlClient:
 
 
 def test_a_site_proves_its_tpm_over_the_wire(
-    listeners: DeploymentListeners,
-    tpms: tuple[TpmAttester, TpmAttester],
-    identities: tuple[TpmIdentity, TpmIdentity],
+    listeners: DeploymentListeners, tpms: Tpms, identities: Identities
 ) -> None:
     sites: SiteRegistry = listeners.deployment.sites
     identity = identities[0]
@@ -104,10 +105,7 @@ def test_a_site_proves_its_tpm_over_the_wire(
 
 
 def test_what_was_proven_outlives_a_restart(
-    deployment: Deployment,
-    enrollment: TpmEnrollment,
-    tpms: tuple[TpmAttester, TpmAttester],
-    identities: tuple[TpmIdentity, TpmIdentity],
+    deployment: Deployment, enrollment: TpmEnrollment, tpms: Tpms, identities: Identities
 ) -> None:
     invite(deployment, "site-t", identities[0].ek_digest)
     asked = enrollment.propose("site-t", identities[0].to_bytes())
@@ -125,7 +123,7 @@ def test_what_was_proven_outlives_a_restart(
 
 
 def test_a_wrong_secret_proves_nothing_and_is_in_the_ledger(
-    deployment: Deployment, enrollment: TpmEnrollment, identities: tuple[TpmIdentity, TpmIdentity]
+    deployment: Deployment, enrollment: TpmEnrollment, identities: Identities
 ) -> None:
     invite(deployment, "site-t", identities[0].ek_digest)
     asked = enrollment.propose("site-t", identities[0].to_bytes())
@@ -138,10 +136,7 @@ def test_a_wrong_secret_proves_nothing_and_is_in_the_ledger(
 
 
 def test_an_answer_counts_once_and_in_time(
-    deployment: Deployment,
-    enrollment: TpmEnrollment,
-    tpms: tuple[TpmAttester, TpmAttester],
-    identities: tuple[TpmIdentity, TpmIdentity],
+    deployment: Deployment, enrollment: TpmEnrollment, tpms: Tpms, identities: Identities
 ) -> None:
     invite(deployment, "site-t", identities[0].ek_digest)
     asked = enrollment.propose("site-t", identities[0].to_bytes())
@@ -162,10 +157,7 @@ def test_an_answer_counts_once_and_in_time(
 
 
 def test_a_wrong_answer_uses_the_challenge_up(
-    deployment: Deployment,
-    enrollment: TpmEnrollment,
-    tpms: tuple[TpmAttester, TpmAttester],
-    identities: tuple[TpmIdentity, TpmIdentity],
+    deployment: Deployment, enrollment: TpmEnrollment, tpms: Tpms, identities: Identities
 ) -> None:
     invite(deployment, "site-t", identities[0].ek_digest)
     asked = enrollment.propose("site-t", identities[0].to_bytes())
@@ -176,9 +168,7 @@ def test_a_wrong_answer_uses_the_challenge_up(
 
 
 def test_the_attestation_key_of_another_tpm_is_not_proven(
-    listeners: DeploymentListeners,
-    tpms: tuple[TpmAttester, TpmAttester],
-    identities: tuple[TpmIdentity, TpmIdentity],
+    listeners: DeploymentListeners, tpms: Tpms, identities: Identities
 ) -> None:
     invite(listeners.deployment, "site-t", identities[0].ek_digest)
 
@@ -202,7 +192,7 @@ def test_the_attestation_key_of_another_tpm_is_not_proven(
 
 
 def test_malformed_identities_and_keys_that_sign_anything_are_refused(
-    listeners: DeploymentListeners, identities: tuple[TpmIdentity, TpmIdentity]
+    listeners: DeploymentListeners, identities: Identities
 ) -> None:
     honest = identities[0]
     with control(listeners, "site-a") as site:
@@ -216,9 +206,7 @@ def test_malformed_identities_and_keys_that_sign_anything_are_refused(
 
 
 def test_an_endorsement_key_that_nobody_knows_waits_for_the_operator(
-    listeners: DeploymentListeners,
-    tpms: tuple[TpmAttester, TpmAttester],
-    identities: tuple[TpmIdentity, TpmIdentity],
+    listeners: DeploymentListeners, tpms: Tpms, identities: Identities
 ) -> None:
     sites: SiteRegistry = listeners.deployment.sites
     listeners.deployment.admit(listeners.deployment.client())
@@ -240,9 +228,7 @@ def test_an_endorsement_key_that_nobody_knows_waits_for_the_operator(
 
 
 def test_a_pinned_attestation_key_needs_no_approval(
-    deployment: Deployment,
-    tpms: tuple[TpmAttester, TpmAttester],
-    identities: tuple[TpmIdentity, TpmIdentity],
+    deployment: Deployment, tpms: Tpms, identities: Identities
 ) -> None:
     trust = TrustAnchors(tpm_aks=frozenset({identities[0].ak_digest}))
     enrollment = TpmEnrollment(sites=deployment.sites, trust=lambda: trust, clock=deployment.clock)
@@ -253,9 +239,7 @@ def test_a_pinned_attestation_key_needs_no_approval(
 
 
 def test_another_endorsement_key_sends_the_site_back(
-    listeners: DeploymentListeners,
-    tpms: tuple[TpmAttester, TpmAttester],
-    identities: tuple[TpmIdentity, TpmIdentity],
+    listeners: DeploymentListeners, tpms: Tpms, identities: Identities
 ) -> None:
     sites: SiteRegistry = listeners.deployment.sites
     invite(listeners.deployment, "site-t", identities[0].ek_digest)
@@ -275,10 +259,7 @@ def test_another_endorsement_key_sends_the_site_back(
 
 
 def test_the_former_machine_may_be_meant(
-    deployment: Deployment,
-    enrollment: TpmEnrollment,
-    tpms: tuple[TpmAttester, TpmAttester],
-    identities: tuple[TpmIdentity, TpmIdentity],
+    deployment: Deployment, enrollment: TpmEnrollment, tpms: Tpms, identities: Identities
 ) -> None:
     invite(deployment, "site-t", identities[0].ek_digest)
     asked = enrollment.propose("site-t", identities[1].to_bytes())
@@ -289,9 +270,7 @@ def test_the_former_machine_may_be_meant(
 
 
 def test_one_tpm_speaks_for_one_site(
-    listeners: DeploymentListeners,
-    tpms: tuple[TpmAttester, TpmAttester],
-    identities: tuple[TpmIdentity, TpmIdentity],
+    listeners: DeploymentListeners, tpms: Tpms, identities: Identities
 ) -> None:
     sites: SiteRegistry = listeners.deployment.sites
     invite(listeners.deployment, "site-t", identities[0].ek_digest)
@@ -308,9 +287,7 @@ def test_one_tpm_speaks_for_one_site(
 
 
 def test_a_removed_site_proves_nothing(
-    listeners: DeploymentListeners,
-    tpms: tuple[TpmAttester, TpmAttester],
-    identities: tuple[TpmIdentity, TpmIdentity],
+    listeners: DeploymentListeners, tpms: Tpms, identities: Identities
 ) -> None:
     invite(listeners.deployment, "site-t", identities[0].ek_digest)
     with control(listeners, "site-t") as site:
@@ -333,10 +310,7 @@ def replace_proven(identity: TpmIdentity) -> Any:
 
 
 def test_the_operator_sees_the_key_before_the_first_approval(
-    listeners: DeploymentListeners,
-    tpms: tuple[TpmAttester, TpmAttester],
-    identities: tuple[TpmIdentity, TpmIdentity],
-    tmp_path: Path,
+    listeners: DeploymentListeners, tpms: Tpms, identities: Identities, tmp_path: Path
 ) -> None:
     sites: SiteRegistry = listeners.deployment.sites
     made = sites.invitations.create_token("site-t")
@@ -364,7 +338,7 @@ def test_the_operator_sees_the_key_before_the_first_approval(
 
 
 @pytest.fixture
-def measured(deployment: Deployment, tpms: tuple[TpmAttester, TpmAttester]) -> Any:
+def measured(deployment: Deployment, tpms: Tpms) -> Tpms:
     """A job that accepts TPM evidence; both machines have measured it."""
     for tpm in tpms:
         tpm.extend("app", BUNDLE)
@@ -408,10 +382,7 @@ def prove(deployment: Deployment, enrollment: TpmEnrollment, site: str, tpm: Tpm
 
 
 def test_evidence_counts_once_its_key_is_proven(
-    deployment: Deployment,
-    enrollment: TpmEnrollment,
-    measured: tuple[TpmAttester, TpmAttester],
-    identities: tuple[TpmIdentity, TpmIdentity],
+    deployment: Deployment, enrollment: TpmEnrollment, measured: Tpms, identities: Identities
 ) -> None:
     nodes = f'[nodes]\nsite-t = ["{identities[0].ek_digest.hex()}"]'
     make_job(deployment, nodes)
@@ -425,10 +396,7 @@ def test_evidence_counts_once_its_key_is_proven(
 
 
 def test_the_policy_states_which_events_are_known(
-    deployment: Deployment,
-    enrollment: TpmEnrollment,
-    measured: tuple[TpmAttester, TpmAttester],
-    identities: tuple[TpmIdentity, TpmIdentity],
+    deployment: Deployment, enrollment: TpmEnrollment, measured: Tpms, identities: Identities
 ) -> None:
     from attestation.logs.eventlog import EventLog
 
@@ -462,10 +430,7 @@ def test_the_policy_states_which_events_are_known(
 
 
 def test_a_key_proven_by_one_site_vouches_for_no_other(
-    deployment: Deployment,
-    enrollment: TpmEnrollment,
-    measured: tuple[TpmAttester, TpmAttester],
-    identities: tuple[TpmIdentity, TpmIdentity],
+    deployment: Deployment, enrollment: TpmEnrollment, measured: Tpms, identities: Identities
 ) -> None:
     make_job(deployment)
     invite(deployment, "site-t", identities[0].ek_digest)
@@ -478,10 +443,7 @@ def test_a_key_proven_by_one_site_vouches_for_no_other(
 
 
 def test_a_key_pinned_for_all_is_only_for_the_site_that_proved_it(
-    deployment: Deployment,
-    enrollment: TpmEnrollment,
-    measured: tuple[TpmAttester, TpmAttester],
-    identities: tuple[TpmIdentity, TpmIdentity],
+    deployment: Deployment, enrollment: TpmEnrollment, measured: Tpms, identities: Identities
 ) -> None:
     trust = TrustAnchors(tpm_aks=frozenset(i.ak_digest for i in identities))
     make_job(deployment, trust=trust)
@@ -494,10 +456,7 @@ def test_a_key_pinned_for_all_is_only_for_the_site_that_proved_it(
 
 
 def test_a_removed_site_takes_its_key_along(
-    deployment: Deployment,
-    enrollment: TpmEnrollment,
-    measured: tuple[TpmAttester, TpmAttester],
-    identities: tuple[TpmIdentity, TpmIdentity],
+    deployment: Deployment, enrollment: TpmEnrollment, measured: Tpms, identities: Identities
 ) -> None:
     make_job(deployment)
     invite(deployment, "site-t", identities[0].ek_digest)
@@ -514,7 +473,7 @@ def test_a_removed_site_takes_its_key_along(
 
 def test_the_operator_is_shown_the_tpm(
     listeners: DeploymentListeners,
-    identities: tuple[TpmIdentity, TpmIdentity],
+    identities: Identities,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

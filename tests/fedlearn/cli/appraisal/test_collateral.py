@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from attestation.endorsements.collateral import BUNDLE_NAME, load_folder
 from attestation.errors import EndorsementError, EvidenceError, FreshnessError
 from fedlearn.cli import main
+from tests.harness.http import QuietHandler, serving_http
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 FMSPC = "B0C06F000000"
@@ -79,9 +77,8 @@ class Vendor:
         return {}, certificate(self.ends(path))
 
 
-@contextmanager
-def serving(vendor: Vendor) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
+def serving(vendor: Vendor) -> AbstractContextManager[str]:
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             headers, body = vendor.answer(self.path)
             self.send_response(vendor.status)
@@ -90,18 +87,7 @@ def serving(vendor: Vendor) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return serving_http(Handler)
 
 
 def run(*arguments: object) -> Result:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -34,6 +31,7 @@ from attestation.evidence import Evidence, Tee
 from attestation.quotes.nvidia import NvidiaReport
 from attestation.verifiers import verify
 from fedlearn.cli import main
+from tests.harness.http import QuietHandler, serving_http
 from tests.vectors import nvidia as made
 from tests.vectors.nvidia import Authority
 
@@ -80,9 +78,8 @@ class Nvidia:
         return made.answer(subject, start=NOW - timedelta(hours=4), end=self.until)
 
 
-@contextmanager
-def serving(nvidia: Nvidia) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
+def serving(nvidia: Nvidia) -> AbstractContextManager[str]:
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             self.reply(nvidia.get(self.path, self.headers.get("Authorization", "")))
 
@@ -96,18 +93,7 @@ def serving(nvidia: Nvidia) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body or b"")
 
-        def log_message(self, *_: object) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return serving_http(Handler)
 
 
 def run(*arguments: object) -> Result:
