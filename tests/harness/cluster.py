@@ -26,6 +26,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from tests.harness.started import Started
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 _READY_SECONDS: Final = 90.0
 
@@ -142,7 +144,7 @@ def _general_name(address: str) -> x509.GeneralName:
         return x509.DNSName(address)
 
 
-class Cluster:
+class Cluster(Started):
     """One control plane below ``folder``; a context manager.
 
     ``url``    of the API server
@@ -175,18 +177,6 @@ class Cluster:
         self._etcd, self._peer, self._secure = (reserve_port() for _ in range(3))
         self.url = f"https://{address}:{self._secure}"
         self.admin = self.kubeconfig("admin", groups=("system:masters",))
-
-    def __enter__(self) -> Self:
-        """Start."""
-        try:
-            return self.start()
-        except BaseException:
-            self.stop()
-            raise
-
-    def __exit__(self, *exception: object) -> None:
-        """Stop."""
-        self.stop()
 
     def start(self) -> Self:
         """Start everything; return when a pod could be created."""

@@ -28,6 +28,7 @@ from tests.harness import (
     real_node_services as real_node_services,
 )
 from tests.harness.cluster import Cluster, assets
+from tests.harness.started import Started
 
 NAME: Final = "real-node"
 PLUGINS: Final = Path("/usr/lib/cni")
@@ -72,7 +73,7 @@ def missing() -> str:
     return f"not installed: {', '.join(lacking)}: run tools/install-system-packages.sh pods"
 
 
-class RealNode:
+class RealNode(Started):
     """A control plane and its one node; a context manager. Needs root.
 
     ``cluster``   the control plane (:class:`cluster.Cluster`)
@@ -104,18 +105,6 @@ class RealNode:
         """The control plane that the node belongs to, once it is started."""
         assert self._cluster is not None
         return self._cluster
-
-    def __enter__(self) -> Self:
-        """Start."""
-        try:
-            return self.start()
-        except BaseException:
-            self.stop()
-            raise
-
-    def __exit__(self, *exception: object) -> None:
-        """Stop."""
-        self.stop()
 
     def start(self) -> Self:
         """Start everything; return when the node is ready.

@@ -20,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Self
 
+from tests.harness.started import Started
+
 PREFIX: Final = "fedlearn-node-"
 NAMES: Final = "10.96.0.10"
 """Where names are asked for inside; see :mod:`real_node_services`."""
@@ -53,7 +55,7 @@ echo 1 >/proc/sys/net/ipv4/ip_forward
 """
 
 
-class Host:
+class Host(Started):
     """Namespaces for one node; a context manager. Needs root.
 
     ``address``   the node's, as this machine reaches it
@@ -70,18 +72,6 @@ class Host:
         self._link = ""
         self._keeper: subprocess.Popen[str] | None = None
         self._first = 0
-
-    def __enter__(self) -> Self:
-        """Start."""
-        try:
-            return self.start()
-        except BaseException:
-            self.stop()
-            raise
-
-    def __exit__(self, *exception: object) -> None:
-        """Stop."""
-        self.stop()
 
     def start(self) -> Self:
         """Make the namespaces and the link.
