@@ -69,7 +69,7 @@ def run(path: Path, as_json: bool) -> int:
     from edge.agent.agent import Agent
     from edge.config.site import SiteConfig
     from edge.protocol.identity import SiteIdentity
-    from fedlearn.config.attester import device
+    from fedlearn.config.attester import device, open_attester
     from fedlearn.sandbox import protect_this_process
 
     config = SiteConfig.load(path)
@@ -78,6 +78,9 @@ def run(path: Path, as_json: bool) -> int:
     protect_this_process()
     os.umask(0o077)
     with device(config.attester, state=config.state) as attester:
+        if config.launcher.kind == "process":
+            # What the clients will need, as `check` and the doctor examine it.
+            open_attester(attester, state=config.state, scope="check")
         agent = Agent(
             config,
             identity,
@@ -104,7 +107,7 @@ def check(path: Path, as_json: bool) -> int:
     from edge.client.dataset import Tally, records
     from edge.config.site import SiteConfig
     from edge.protocol.identity import SiteIdentity
-    from fedlearn.config.attester import device, open_attester
+    from fedlearn.config.attester import device, open_attester, sample_key_digest
 
     config = SiteConfig.load(path)
     identity = SiteIdentity.load(config.state)
@@ -117,8 +120,11 @@ def check(path: Path, as_json: bool) -> int:
         "data": {},
     }
     with device(config.attester, state=config.state) as settings:
-        attester = open_attester(settings, state=config.state, scope="check")
-        found["tee"] = attester.tee.value
+        if config.launcher.kind == "process":
+            attester = open_attester(settings, state=config.state, scope="check")
+            found["tee"] = attester.tee.value
+        if (digest := sample_key_digest(settings, state=config.state)) is not None:
+            found["insecure_sample_key"] = digest.hex()
         tpm = _tpm(config, settings)
         if tpm is not None:
             found["ek"] = tpm.identity().ek_digest.hex()
@@ -140,7 +146,7 @@ def check(path: Path, as_json: bool) -> int:
         for key, value in found.items():
             if isinstance(value, dict):
                 value = ", ".join(f"{name}: {count} records" for name, count in value.items())
-            line(f"{key:12} {'-' if value in (None, '') else value}")
+            line(f"{key:<19} {'-' if value in (None, '') else value}")
     if identity.expires is not None and identity.expires <= datetime.now(UTC):
         raise ConfigError(
             "the site's certificate has expired",

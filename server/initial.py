@@ -205,6 +205,7 @@ def _write(path: Path, answers: _Answers) -> list[Path]:
     """
     from attestation.config import commented
     from fedlearn import config
+    from fedlearn.checks.files import new_secret
     from fedlearn.config.development_key import DEVELOPMENT_KEY, make_key
     from server.config import ServerConfig
 
@@ -223,7 +224,7 @@ def _write(path: Path, answers: _Answers) -> list[Path]:
             "does not exist",
             where=str(secret),
             key="--passphrase-file",
-            hint=f"make one: (umask 077; head -c 32 /dev/urandom | base64 > {secret})",
+            hint=f"make one: {new_secret(secret)}",
         )
     written = [path]
     if found.attester.kind == "insecure-sample":

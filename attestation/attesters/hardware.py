@@ -60,5 +60,5 @@ def _strongest(options: Options, report: Callable[[str], None] | None) -> Attest
         return attester
     raise AttesterError(
         f"nothing here can attest: {'; '.join(reasons)}",
-        hint='for development name an insecure kind, such as kind = "insecure-software-tpm"',
+        hint='for development name an insecure kind, such as kind = "insecure-sample"',
     )

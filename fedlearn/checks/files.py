@@ -16,7 +16,7 @@ from cryptography import x509
 from attestation.endorsements.offline import readable_certificates
 from fedlearn.checks import Check, fail, ok, warn
 
-__all__ = ["certificates", "folder", "port", "secret"]
+__all__ = ["certificates", "folder", "new_secret", "port", "secret"]
 
 _MAX_FILES: Final = 2000
 _MAX_BYTES: Final = 256 * 1024
@@ -91,14 +91,24 @@ def _port_failure(what: str, error: OSError) -> Check:
     return fail("port", f"{what}: {(error.strerror or 'unknown').lower()}", "check the network")
 
 
-def folder(path: Path, *, name: str, private: bool = False, write: bool = True) -> Check:
-    """Check that a folder exists and is usable, or can be created."""
+def folder(
+    path: Path,
+    *,
+    name: str,
+    private: bool = False,
+    write: bool = True,
+    mend: str = "correct the path, or create it",
+) -> Check:
+    """Check that a folder exists and is usable, or can be created.
+
+    ``mend`` is what to do where something that is only read does not exist.
+    """
     if not path.exists():
         parent = path.absolute()
         while not parent.exists():
             parent = parent.parent
         if not write:
-            return fail(name, f"{path} does not exist", "correct the path, or create it")
+            return fail(name, f"{path} does not exist", mend)
         if not os.access(parent, os.W_OK | os.X_OK):
             return fail(
                 name, f"{path} cannot be created in {parent}", "name a folder that can be written"
@@ -117,13 +127,18 @@ def folder(path: Path, *, name: str, private: bool = False, write: bool = True) 
     return ok(name, str(path))
 
 
+def new_secret(path: Path) -> str:
+    """Return the command that makes a file with a random passphrase."""
+    return f"(umask 077; head -c 32 /dev/urandom | base64 > {path})"
+
+
 def secret(path: Path, *, name: str) -> Check:
     """Check that a file with a secret exists, and that other users cannot read it."""
     try:
         status = path.stat()
     except OSError as error:
         reason = (error.strerror or "unknown").lower()
-        return fail(name, f"{path}: {reason}", "create the file, or correct the path")
+        return fail(name, f"{path}: {reason}", f"correct the path, or make one: {new_secret(path)}")
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:
         return fail(

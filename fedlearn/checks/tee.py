@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from fedlearn.checks import Check, fail, ok, warn
+from fedlearn.config.attester import sample_key_digest
 from fedlearn.config.attesterfile import AttesterSettings
 
 __all__ = ["attester", "devices", "tools"]
@@ -63,15 +64,22 @@ def tools(which: Which = shutil.which) -> Iterator[Check]:
 
 
 def attester(
-    settings: AttesterSettings, *, root: Path = Path("/"), which: Which = shutil.which
+    settings: AttesterSettings,
+    *,
+    state: Path,
+    root: Path = Path("/"),
+    which: Which = shutil.which,
 ) -> Check:
-    """Check that what ``[attester]`` names is available."""
+    """Check that what ``[attester]`` names is available.
+
+    :raises ConfigError: when it is a development key that cannot be used.
+    """
     kind = settings.kind
     if kind == "auto":
         here = [place for _, place in _DEVICES if (root / place).exists()]
         if here or (root / _TSM).is_dir() or any((root / item).exists() for item in _CCNP):
             return ok("attester", "auto: hardware is available")
-        mend = 'set attester.kind = "insecure-sample" for tests without hardware'
+        mend = 'for a trial without hardware, write kind = "insecure-sample" in [attester]'
         return fail("attester", "auto: no TEE on this machine", mend)
     if kind == "tsm" and not (root / _TSM).is_dir():
         mend = "mount configfs, load the guest driver (Linux 6.7 or later), or use another kind"
@@ -89,11 +97,12 @@ def attester(
         if device is not None and not device.exists():
             mend = "enable the TPM in the firmware or the hypervisor, or name a tcti"
             return fail("attester", f"{kind}: {device} does not exist", mend)
-    if kind == "insecure-sample" and settings.key is not None and not settings.key.is_file():
-        mend = "openssl ecparam -genkey -name prime256v1 -noout -out development.key"
-        return fail("attester", f"{kind}: {settings.key} does not exist", mend)
+    digest = sample_key_digest(settings, state=state)
     if settings.insecure:
-        return warn("attester", f"{kind}: proves nothing about hardware", "use it for tests only")
+        shown = f"; its key is {digest.hex()}" if digest is not None else ""
+        return warn(
+            "attester", f"{kind}: proves nothing about hardware{shown}", "use it for tests only"
+        )
     return ok("attester", kind)
 
 

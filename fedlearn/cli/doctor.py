@@ -84,7 +84,7 @@ def server_probes(path: Path) -> Iterator[tuple[str, Probe]]:
     yield "certificates", lambda: files.certificates(config.state)
     for name in ("gate", "control", "fleet"):
         yield "port", _port(getattr(config.listen, name), name)
-    yield "attester", lambda: tee.attester(config.attester)
+    yield "attester", lambda: tee.attester(config.attester, state=config.state)
     yield "server extra", lambda: _extra("server", needed_for="a coordinator")
     yield "flower", _flower
     keys = config.keys
@@ -92,12 +92,17 @@ def server_probes(path: Path) -> Iterator[tuple[str, Probe]]:
         yield (
             "keys",
             lambda: dataclasses.replace(
-                tee.attester(AttesterSettings(kind="tpm", tcti=keys.tcti)), name="keys"
+                tee.attester(AttesterSettings(kind="tpm", tcti=keys.tcti), state=config.state),
+                name="keys",
             ),
         )
     if keys.recovery_key is not None:
         recovery = keys.recovery_key
-        yield "recovery key", lambda: files.folder(recovery, name="recovery key", write=False)
+        make = "correct the path, or make a pair: fedlearn model keygen --out recovery.pem"
+        yield (
+            "recovery key",
+            lambda: files.folder(recovery, name="recovery key", write=False, mend=make),
+        )
     if keys.passphrase_file is not None:
         passphrase = keys.passphrase_file
         yield "passphrase", lambda: files.secret(passphrase, name="passphrase")
@@ -109,6 +114,7 @@ def server_probes(path: Path) -> Iterator[tuple[str, Probe]]:
     for item in (*config.trust.collateral, *config.trust.endorsements, *config.trust.tpm_ek_roots):
         yield "trust", _readable(item, "trust")
     yield "trust", lambda: _trust(config.trust)
+    yield "initialized", lambda: _initialized(config.state, path)
 
 
 def edge_probes(path: Path) -> Iterator[tuple[str, Probe]]:
@@ -125,7 +131,9 @@ def edge_probes(path: Path) -> Iterator[tuple[str, Probe]]:
     yield "state", lambda: files.folder(config.state, name="state", private=True)
     yield "disk", lambda: machine.disk(config.state, what="state disk")
     yield "certificates", lambda: files.certificates(config.state)
-    yield "attester", lambda: tee.attester(config.attester)
+    yield "enrollment", lambda: _enrollment(config.state)
+    if config.launcher.kind == "process":
+        yield "attester", lambda: tee.attester(config.attester, state=config.state)
     yield "trust", lambda: _trust(config.trust)
     for name, data in config.data.items():
         if data.path is not None:
@@ -144,6 +152,26 @@ def edge_probes(path: Path) -> Iterator[tuple[str, Probe]]:
                 'name bundles in [accept], or set other_bundles = "ask"',
             ),
         )
+
+
+def _initialized(state: Path, path: Path) -> Check:
+    from server.keys.root_key import ROOT_FILE
+    from server.state_directory import KEYS_FOLDER
+
+    if (state / KEYS_FOLDER / ROOT_FILE).exists():
+        return checks.ok("initialized", str(state))
+    mend = f"fedlearn-server init --config {path} --operator-csr operator.csr"
+    return checks.fail("initialized", f"no coordinator was initialized in {state}", mend)
+
+
+def _enrollment(state: Path) -> Check:
+    from edge.protocol.identity import SiteIdentity
+
+    identity = SiteIdentity.load(state)
+    if not identity.pending:
+        return checks.ok("enrollment", f"site {identity.site} of {identity.gate_address}")
+    mend = f"the coordinator's operator runs: fedlearn site approve {identity.site}"
+    return checks.warn("enrollment", f"site {identity.site} has no certificate yet", mend)
 
 
 def _extra(extra: str, *, needed_for: str) -> Check:

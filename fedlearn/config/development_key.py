@@ -24,7 +24,15 @@ from attestation.durable import write_durably, write_once
 from fedlearn.config.files import file_bytes
 from fedlearn.errors import ConfigError
 
-__all__ = ["DEVELOPMENT_KEY", "digest_of", "key_digest", "make_key", "named_digest", "read_key"]
+__all__ = [
+    "DEVELOPMENT_KEY",
+    "digest_of",
+    "key_digest",
+    "make_key",
+    "make_key_file",
+    "named_digest",
+    "read_key",
+]
 
 DEVELOPMENT_KEY: Final = "insecure-development.key"
 """Its name in a state directory."""
@@ -36,13 +44,17 @@ _UNREADABLE: Final = (ValueError, TypeError, UnsupportedAlgorithm)
 
 
 def make_key(state: Path) -> bytes:
-    """Make the development key of a state directory, unless there is one; return its digest.
+    """Do :func:`make_key_file` for the development key of a state directory."""
+    return make_key_file(state / DEVELOPMENT_KEY)
+
+
+def make_key_file(path: Path) -> bytes:
+    """Make a development key and its public half, unless there is one; return its digest.
 
     :raises ConfigError: when there is something else at its place.
     :raises OSError: when the folder cannot be written.
     """
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = state / DEVELOPMENT_KEY
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
         made = ec.generate_private_key(ec.SECP256R1()).private_bytes(
             serialization.Encoding.PEM,
@@ -63,7 +75,7 @@ def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
     :raises ConfigError: when it cannot be read, or is none.
     """
-    data = file_bytes(path, limit=_MAX_BYTES, what=_WHAT)
+    data = _bytes(path)
     try:
         key = serialization.load_pem_private_key(data, password=None)
     except _UNREADABLE:
@@ -87,7 +99,7 @@ def key_digest(path: Path) -> bytes:
 
     :raises ConfigError: when the file cannot be read, or holds no such key.
     """
-    if b"PRIVATE KEY" in file_bytes(path, limit=_MAX_BYTES, what=_WHAT):
+    if b"PRIVATE KEY" in _bytes(path):
         return digest_of(read_key(path).public_key())
     return _public_digest(path)
 
@@ -123,6 +135,11 @@ def _public_digest(path: Path) -> bytes:
     if not _is_p256(public) or not isinstance(public, ec.EllipticCurvePublicKey):
         raise ConfigError("a development key is an EC key on P-256", where=str(path))
     return digest_of(public)
+
+
+def _bytes(path: Path) -> bytes:
+    made_by = f"fedlearn evidence development-key --new {path}"
+    return file_bytes(path, limit=_MAX_BYTES, what=_WHAT, made_by=made_by)
 
 
 def _is_p256(key: object) -> bool:

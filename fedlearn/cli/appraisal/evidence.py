@@ -17,7 +17,7 @@ from fedlearn.cli.appraisal.inputs import unhex, write_new
 from fedlearn.config import file_bytes
 from fedlearn.config.attester import device, open_attester
 from fedlearn.config.attesterfile import ATTESTER_KINDS, AttesterSettings
-from fedlearn.config.development_key import key_digest
+from fedlearn.config.development_key import key_digest, make_key_file
 from fedlearn.errors import ConfigError
 from fedlearn.terminal.console import Commands, json_option, line, print_json, printable
 
@@ -131,13 +131,14 @@ def collect(
 
 @group.command("development-key")
 @click.argument("file", type=_PATH)
+@click.option("--new", is_flag=True, help="Make the key first, where FILE does not exist.")
 @json_option
-def development_key(file: Path, as_json: bool) -> None:
+def development_key(file: Path, new: bool, as_json: bool) -> None:
     """Print the digest by which others name the development key in FILE to trust it.
 
     FILE is either half of a key of sample evidence, which proves nothing about hardware.
     """
-    digest = key_digest(file).hex()
+    digest = (make_key_file if new else key_digest)(file).hex()
     if as_json:
         print_json({"file": str(file), "sha256": digest})
         return

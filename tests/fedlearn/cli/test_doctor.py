@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 from fedlearn.checks import Check, Level, files, machine, run, tee
 from fedlearn.cli import main
 from fedlearn.config.attesterfile import AttesterSettings
+from fedlearn.config.development_key import make_key
 from fedlearn.errors import ConfigError
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -137,24 +138,38 @@ def test_tools_that_are_missing_are_named() -> None:
         (AttesterSettings(kind="ccnp"), Level.FAIL, "no socket"),
         (AttesterSettings(kind="tpm"), Level.FAIL, "tpm2-tools"),
         (AttesterSettings(kind="insecure-software-tpm"), Level.FAIL, "tpm2-tools"),
-        (AttesterSettings(kind="insecure-sample"), Level.WARN, "proves nothing"),
-        (AttesterSettings(kind="insecure-sample", key=Path("/gone")), Level.FAIL, "/gone"),
     ],
 )
 def test_an_attester_that_is_not_there_fails(
     tmp_path: Path, settings: AttesterSettings, level: Level, words: str
 ) -> None:
-    found = tee.attester(settings, root=tmp_path, which=lambda name: None)
+    found = tee.attester(settings, state=tmp_path, root=tmp_path, which=lambda name: None)
     assert found.level is level
     assert words in found.found
     assert found.mend
+
+
+def test_a_development_key_is_shown_by_its_digest_and_a_missing_one_is_a_failed_check(
+    tmp_path: Path,
+) -> None:
+    sample = AttesterSettings(kind="insecure-sample")
+    [missing] = run([("attester", lambda: tee.attester(sample, state=tmp_path))])
+    assert missing.level is Level.FAIL
+    assert f"fedlearn evidence development-key --new {tmp_path}" in missing.mend
+    digest = make_key(tmp_path)
+    found = tee.attester(sample, state=tmp_path)
+    assert (found.level, digest.hex() in found.found) == (Level.WARN, True)
+    gone = AttesterSettings(kind="insecure-sample", key=Path("/gone"))
+    [missing] = run([("attester", lambda: tee.attester(gone, state=tmp_path))])
+    assert (missing.level, "/gone" in missing.found) == (Level.FAIL, True)
 
 
 def test_an_attester_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/tpmrm0").write_text("")
     for kind in ("auto", "tpm"):
-        found = tee.attester(AttesterSettings(kind=kind), root=tmp_path, which=lambda name: name)
+        settings = AttesterSettings(kind=kind)
+        found = tee.attester(settings, state=tmp_path, root=tmp_path, which=lambda name: name)
         assert found.level is Level.OK
 
 
