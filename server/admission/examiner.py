@@ -409,5 +409,7 @@ def summary(findings: tuple[Finding, ...]) -> str:
     if not findings:
         return "there is no finding in its favour"
     first = findings[0]
-    more = f", and {len(findings) - 1} more" if len(findings) > 1 else ""
+    # A claim that several rules refuse for the same value is one finding to people.
+    others = len({(finding.claim, finding.actual) for finding in findings}) - 1
+    more = f", and {others} more" if others else ""
     return f"{first.claim} is {first.actual}, expected {first.expected}{more}"
