@@ -36,6 +36,8 @@ def json_rows(table: Table) -> list[dict[str, Any]]:
     >>> json_rows(Table(columns, [{"round": 1, "loss": float("nan")}]))
     [{'round': 1, 'metrics': {'loss': 'nan'}}]
     """
+    if table.objects is not None:
+        return [dict(body) for body in table.objects]
     objects = []
     with_metrics = any(column.metric for column in table.columns)
     for row in table.rows:

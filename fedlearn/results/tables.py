@@ -67,17 +67,27 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Columns, and rows with a value for each of them."""
+    """Columns, and rows with a value for each of them.
+
+    ``objects``  what JSON has instead of the rows, where they are objects already
+    ``schema``   the schema of those objects
+    """
 
     columns: tuple[Column, ...]
     rows: Sequence[Mapping[str, Any]]
+    objects: Sequence[Mapping[str, Any]] | None = None
+    schema: str = ""
 
 
 def event_table(timed: Iterable[tuple[events.Event, int]]) -> Table:
-    """Return one row an event; ``fields`` has all of its fields as JSON, ``text`` a sentence."""
-    rows = []
+    """Return one row an event; ``fields`` has all of its fields as JSON, ``text`` a sentence.
+
+    As JSON they are the events themselves, as in the file ``events.jsonl`` of a run's folder.
+    """
+    rows, objects = [], []
     for event, unix_ms in timed:
         body = event.to_json()
+        objects.append({**body, "unix_ms": unix_ms} if unix_ms else dict(body))
         kind = body.pop("kind")
         rows.append(
             {
@@ -90,7 +100,7 @@ def event_table(timed: Iterable[tuple[events.Event, int]]) -> Table:
                 "fields": json.dumps(body, sort_keys=True, default=str),
             }
         )
-    return Table(_columns(_EVENT), rows)
+    return Table(_columns(_EVENT), rows, objects, events.EVENT_SCHEMA)
 
 
 def round_table(history: RunHistory) -> Table:

@@ -197,7 +197,8 @@ def _write(table: Table, form: Format | None, out: Path | None, *, as_json: bool
         elif form == "csv":
             data = csv_text(table).encode()
         else:
-            data = "".join(f"{json_document(row)}\n" for row in json_rows(table)).encode()
+            rows = (json_document(row, schema=table.schema) for row in json_rows(table))
+            data = "".join(f"{row}\n" for row in rows).encode()
         _save(out, data)
         if as_json:
             done = {"out": str(out), "format": form, "rows": len(table.rows), "bytes": len(data)}
@@ -212,7 +213,7 @@ def _write(table: Table, form: Format | None, out: Path | None, *, as_json: bool
         click.echo(csv_text(table), nl=False)
     else:
         for row in json_rows(table):
-            print_json(row)
+            print_json(row, schema=table.schema)
 
 
 def _save(path: Path, data: bytes) -> None:

@@ -35,8 +35,13 @@ def test_every_event_is_exported(deployment: LoneCoordinator) -> None:
     assert done.exit_code == 0, done.output
     rows = lines(done.stdout)
     assert [row["kind"] for row in rows] == [event.kind for event in STORY]
-    assert {row["schema"] for row in rows} == {"fedlearn job events/1"}
+    assert {row["schema"] for row in rows} == {"fedlearn event/1"}
     assert deployment.run("job", "events", "heart", "--json").stdout == done.stdout
+    assert rows[7] == {
+        **STORY[7].to_json(),
+        "unix_ms": rows[7]["unix_ms"],
+        "schema": rows[7]["schema"],
+    }
     as_csv = deployment.run("job", "events", "heart", "--format", "csv")
     assert len(list(csv.DictReader(io.StringIO(as_csv.stdout)))) == len(STORY)
 
