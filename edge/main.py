@@ -27,7 +27,7 @@ from fedlearn.terminal.console import (
     print_json,
     printable,
 )
-from fedlearn.terminal.plaintext import configure_logging
+from fedlearn.terminal.logs import configure_logging, log_options
 
 if TYPE_CHECKING:
     from attestation.attesters.tpm import TpmAttester
@@ -63,8 +63,9 @@ def main() -> None:
 
 @main.command()
 @_config
+@log_options
 @json_option
-def run(path: Path, as_json: bool) -> int:
+def run(path: Path, level: str, form: str, as_json: bool) -> int:
     """Run the site's agent until SIGTERM or Ctrl-C."""
     from edge.agent.agent import Agent
     from edge.config.site import SiteConfig
@@ -74,7 +75,7 @@ def run(path: Path, as_json: bool) -> int:
 
     config = SiteConfig.load(path)
     identity = SiteIdentity.load(config.state)
-    configure_logging()
+    configure_logging(level, form=form)
     protect_this_process()
     os.umask(0o077)
     with device(config.attester, state=config.state) as attester:

@@ -7,7 +7,8 @@
     ├── JobError             a job cannot be accepted, found or continued
     ├── LaunchError          a workload could not be started at a site
     ├── TransportError       a peer cannot be reached or does not prove who it is
-    │   └── NotEnrolled          the coordinator does not know this site (any more)
+    │   ├── NotEnrolled          the coordinator does not know this site (any more)
+    │   └── NotApproved          an operator has to approve this site first
     ├── AdmissionDenied      evidence was refused; carries the findings
     │   ├── NonceRefused         the nonce is unknown, used, stale or of another purpose
     │   ├── EnrollmentRefused    a join token or a site's key is not accepted
@@ -50,6 +51,7 @@ __all__ = [
     "LedgerError",
     "ModelNotAuthentic",
     "NonceRefused",
+    "NotApproved",
     "NotEnrolled",
     "PrivacyError",
     "QuorumNotReached",
@@ -121,6 +123,12 @@ class NotEnrolled(TransportError):
     """The coordinator does not know this site: it was removed, or never enrolled."""
 
     code = "not-enrolled"
+
+
+class NotApproved(TransportError):
+    """The site waits for an operator's approval; the same call succeeds after it."""
+
+    code = "not-approved"
 
 
 class AdmissionDenied(FedlearnError):

@@ -11,6 +11,7 @@ The pages are docs/explanation/architecture.md and docs/adr/0009-one-coordinator
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -26,6 +27,7 @@ from fedlearn.job.events import KINDS, ClientLost, ClientStarting, JobCancelled,
 from fedlearn.job.phase import Phase
 from fedlearn.job.run import RunName
 from fedlearn.job.state import JobEvent, JobState, JobStatus
+from fedlearn.terminal.logs import log_event
 from server.admission.gate import AdmissionGate
 from server.admission.registry import Admission, AdmissionRegistry
 from server.health import Health
@@ -48,6 +50,7 @@ from server.state_directory import StateDirectory
 
 __all__ = ["Coordinator"]
 
+_LOG = logging.getLogger(__name__)
 _EVENT_PAGE: Final = 500
 _LAST_EVENT_SECONDS: Final = 5.0
 _LAST_EVENTS: Final = frozenset(kind for kind, event in KINDS.items() if event.final)
@@ -366,10 +369,14 @@ class Coordinator:
         self, site: str, orders: Orders, *, version: str, running: tuple[str, ...]
     ) -> None:
         """Start at a site what it should run, and stop what it should not."""
+        log_event(
+            _LOG, "site.connected", f"site {site} is connected", site=site, version=version[:40]
+        )
         self._dispatcher.connected(site, orders, running=running)
 
     def site_disconnected(self, site: str, orders: Orders) -> None:
         """Forget the connection of a site, unless it has a newer one."""
+        log_event(_LOG, "site.disconnected", f"site {site} closed a connection", site=site)
         self._dispatcher.disconnected(site, orders)
 
     def workload_changed(self, site: str, *, assignment: str, phase: Phase, reason: str) -> None:

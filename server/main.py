@@ -31,7 +31,7 @@ from fedlearn.terminal.console import (
     print_json,
     printable,
 )
-from fedlearn.terminal.plaintext import configure_logging
+from fedlearn.terminal.logs import configure_logging, log_options
 
 __all__ = ["main"]
 
@@ -70,13 +70,14 @@ def initialize_pod() -> None:
 
 @main.command()
 @_config
+@log_options
 @json_option
-def run(path: Path, as_json: bool) -> int:
+def run(path: Path, level: str, form: str, as_json: bool) -> int:
     """Run the coordinator until SIGTERM or Ctrl-C; jobs continue after the next start."""
     from server.config import ServerConfig
 
     config, document = ServerConfig.read(path)
-    configure_logging()
+    configure_logging(level, form=form)
     _raise_open_files()
     stop = _until_stopped()
     from server.service import serve

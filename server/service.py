@@ -35,6 +35,7 @@ from fedlearn.identity.software import software_digest
 from fedlearn.identity.tls import server_context
 from fedlearn.job.state import JobStatus
 from fedlearn.sandbox import protect_this_process
+from fedlearn.terminal.logs import log_event
 from server.admission.challenges import Limits, Rates
 from server.admission.coordinator_evidence import CoordinatorProof
 from server.admission.exclusions import ExclusionList
@@ -44,6 +45,7 @@ from server.admission.types import Periods
 from server.clock import SteadyClock
 from server.config import ServerConfig
 from server.coordinator import Coordinator
+from server.event_log import log_entry
 from server.health import Health
 from server.identity.operators import OperatorRegistry
 from server.identity.peer_certificates import spki
@@ -102,6 +104,7 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
     clock = SteadyClock()
     with ExitStack() as stack:
         directory = stack.enter_context(StateDirectory.open(config))
+        directory.ledger.subscribe(log_entry)
         directory.keys.sweep()
         settings = stack.enter_context(device(config.attester, state=config.state))
         anchors = config.trust.anchors()
@@ -244,6 +247,13 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
         if config.metrics.listen:
             read = partial(_gauges, directory, coordinator, sites, counts, health)
             stack.enter_context(serve_metrics(config.metrics.listen, read, health.faults))
+        addresses = ", ".join(f"{name} at {address}" for name, address in advertised.items())
+        log_event(
+            _LOG,
+            "coordinator.listening",
+            f"the coordinator listens: {addresses}",
+            addresses=advertised,
+        )
         yield Service(
             directory=directory,
             coordinator=coordinator,

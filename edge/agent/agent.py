@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from attestation.errors import AttestationError
+from edge.agent.agent_log import ConnectionLog
 from edge.agent.assignments import AssignmentTable, StatusSender
 from edge.agent.budget_store import BudgetStore
 from edge.agent.certificate import SiteCertificate
@@ -32,7 +33,7 @@ from edge.protocol.site_stream import Reports
 from edge.protocol.workload import Launcher
 from fedlearn import __version__
 from fedlearn.backoff import Backoff
-from fedlearn.errors import FedlearnError, NotEnrolled
+from fedlearn.errors import FedlearnError, NotApproved, NotEnrolled
 from fedlearn.wire.channel import HEARTBEAT_SECONDS
 from fedlearn.wire.failure import Unreachable
 
@@ -72,6 +73,7 @@ class Agent:
         self._proven = False
         self._settled = False
         self._answered = False
+        self._log = ConnectionLog(identity.site)
         self._stopped = threading.Event()
         self._budget = BudgetStore(config, file_key(identity.key), counter=counter)
         self._certificate = SiteCertificate(identity, state=config.state, tpm=tpm, now=now)
@@ -132,11 +134,13 @@ class Agent:
                     continue
             except NotEnrolled:
                 raise
+            except NotApproved as error:
+                self._log.waits_for_approval(error)
             except Unreachable as error:
-                _LOG.warning("the coordinator does not answer: %s", error)
+                self._log.failed("the coordinator does not answer", error)
                 longest = _LONGEST_UNANSWERED
             except (FedlearnError, AttestationError) as error:
-                _LOG.warning("the stream ended: %s", error)
+                self._log.failed("the stream ended", error)
             if self._answered:
                 backoff.reset()
             self._stopped.wait(backoff.next(longest=longest))
@@ -168,7 +172,9 @@ class Agent:
 
     def _note_answer(self) -> None:
         """Record that the coordinator accepted the stream, even if it ends with an error later."""
-        self._answered = True
+        if not self._answered:
+            self._answered = True
+            self._log.connected()
 
     def _capabilities(self) -> dict[str, object]:
         """Return what this site can run: what its launcher finds, within the caps of the site."""

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from edge.agent.agent_log import PhaseLog
 from edge.protocol.site_stream import Reports
 from fedlearn.errors import JobError, TransportError
 from fedlearn.job.phase import Phase
@@ -108,15 +109,18 @@ class AssignmentTable:
 class StatusSender:
     """Sends the phases of assignments on the stream that is open; without one, sends nothing.
 
-    ``stream`` is set by the agent. Nothing is lost without a stream: the coordinator asks for
-    what runs when the next one opens, and repeats each order whose end it has not received.
+    ``stream`` is set by the agent, ``log`` logs every phase. Nothing is lost without a stream: the
+    coordinator asks for what runs when the next one opens, and repeats each order whose end it
+    has not received.
     """
 
     def __init__(self) -> None:
         self.stream: Reports | None = None
+        self.log = PhaseLog()
 
     def send(self, assignment: str, phase: Phase, reason: str) -> None:
         """Report that ``assignment`` is in ``phase``; a report that cannot be sent is logged."""
+        self.log.phase(assignment, phase, reason)
         stream = self.stream
         if stream is None:
             return

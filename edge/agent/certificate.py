@@ -10,7 +10,7 @@ from typing import Final
 from edge.agent.tpm_activation import OwnTpm
 from edge.protocol.identity import SiteIdentity
 from edge.protocol.rpc import ControlClient, enroll
-from fedlearn.errors import EnrollmentRefused, NotEnrolled, TransportError
+from fedlearn.errors import EnrollmentRefused, NotApproved, NotEnrolled
 
 __all__ = ["SiteCertificate"]
 
@@ -45,7 +45,7 @@ class SiteCertificate:
         :param control: the open connection to use; without one, a connection is made.
         :returns: whether there is a new certificate.
         :raises NotEnrolled: when the coordinator does not accept the join token any more.
-        :raises TransportError: when the site has to be approved first.
+        :raises NotApproved: when the site has to be approved first.
         """
         identity, now = self.identity, self._now()
         if identity.renew_at is not None and now < identity.renew_at:
@@ -64,7 +64,7 @@ class SiteCertificate:
             raise NotEnrolled(str(refused), hint=refused.hint) from refused
         self._replace(enrolled)
         if self.identity.pending:
-            raise TransportError(
+            raise NotApproved(
                 f"site {identity.site} waits for approval",
                 hint=f"the coordinator's operator runs `fedlearn site approve {identity.site}`",
             )

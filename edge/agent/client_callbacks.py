@@ -90,3 +90,4 @@ class ClientCallbacks:
         """
         self._table.check_followed(workload.assignment.id)
         self._budget.charge(workload.assignment.id, question)
+        self._sender.log.charged(workload.assignment.id)

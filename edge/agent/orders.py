@@ -104,6 +104,7 @@ class OrderHandler:
         except JobError as error:
             _LOG.error("an order was refused: %s", error)
             return
+        self._sender.log.begin(assignment.id, assignment.job)
         if self._table.begin(assignment.id):
             self._decide(assignment, control)
             return
@@ -122,6 +123,7 @@ class OrderHandler:
         """Decide by the site's rules, and start the client if they allow it."""
         try:
             spec = JobSpec.from_json(assignment.spec)
+            approved = self._approved(assignment)
             running = set(self._launcher.running())
             adopting = assignment.id in running
             decision = decide(
@@ -131,7 +133,7 @@ class OrderHandler:
                 bundle=assignment.bundle,
                 now=self._now(),
                 running=len(running - {assignment.id}),
-                approved=self._approved(assignment),
+                approved=approved,
                 adopting=adopting,
                 policy=assignment.policy,
                 policy_signature=assignment.policy_signature,
@@ -152,6 +154,8 @@ class OrderHandler:
                 raise JobError("the app bundle is not the one that the order names")
             if decision.policy is not None:
                 self._policies.remember(decision.policy)
+            if approved:
+                self._sender.log.approved(assignment.job, assignment.bundle)
             self._budget.reserve(spec, place=decision.data, assignment=assignment.id)
             self._sender.send(assignment.id, Phase.ACCEPTED, _note(self._config, spec))
             self._launcher.launch(

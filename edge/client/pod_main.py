@@ -30,7 +30,7 @@ from edge.protocol.bootstrap import MAX_BOOTSTRAP_BYTES, Bootstrap
 from edge.protocol.workload import REFUSED_EXIT
 from fedlearn.errors import ConfigError, FedlearnError
 from fedlearn.job.phase import Phase
-from fedlearn.terminal.plaintext import configure_logging
+from fedlearn.terminal.logs import configure_logging
 from fedlearn.wire.client_service import Ticket, WorkloadApiClient
 
 __all__ = ["EXIT", "START_LINE", "PodEnvironment", "main"]

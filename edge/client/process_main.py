@@ -17,7 +17,7 @@ from pathlib import Path
 from edge.protocol.agent_channel import AgentChannel, Gone
 from fedlearn.errors import FedlearnError
 from fedlearn.job.phase import Phase
-from fedlearn.terminal.plaintext import configure_logging
+from fedlearn.terminal.logs import configure_logging
 
 _GRACE_SECONDS = 5.0
 

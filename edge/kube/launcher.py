@@ -312,7 +312,6 @@ class KubeLauncher:
             if client is None:
                 return
             client.reported = reason
-        _LOG.info("client of %s: %s: %s", assignment, phase.value, reason)
         self._look(assignment)
 
     def _look(self, identity: str) -> None:

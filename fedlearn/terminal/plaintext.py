@@ -8,16 +8,11 @@ as U+FFFD, or escaped in JSON.
 from __future__ import annotations
 
 import json
-import logging
 import math
-import os
-import sys
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
-__all__ = ["configure_logging", "json_text", "printable"]
-
-_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+__all__ = ["json_text", "printable"]
 
 
 def printable(text: str) -> str:
@@ -33,24 +28,6 @@ def json_text(value: object) -> str:
     """
     text = json.dumps(_finite(value), sort_keys=True, allow_nan=False, default=str)
     return text.replace("\x7f", "\\u007f")
-
-
-def configure_logging(level: str = "") -> None:
-    """Log to standard error at ``level``, or what ``FEDLEARN_LOG`` names; ``WARNING`` by default.
-
-    A message is one line, whatever text of others is in it; only a traceback has more.
-    """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine(_FORMAT))
-    chosen = level or os.environ.get("FEDLEARN_LOG", "WARNING")
-    logging.basicConfig(level=chosen.upper(), handlers=[handler])
-
-
-class _OneLine(logging.Formatter):
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
-        """Return the line of a record."""
-        record.message = printable(record.message)
-        return super().formatMessage(record)
 
 
 def _finite(value: Any) -> Any:

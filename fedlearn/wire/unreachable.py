@@ -90,7 +90,6 @@ _DETAILS: Final = (
     ("imeout", Cause.SILENT),
     ("Socket closed", Cause.CLOSED),
     ("onnection reset", Cause.CLOSED),
-    ("Broken pipe", Cause.CLOSED),
 )
 """Parts of gRPC's messages, the first that occurs counts. Tried against its release in tests."""
 

@@ -15,7 +15,13 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from attestation.tpm.credential import ProvenKey
-from fedlearn.errors import AdmissionDenied, ConfigError, NotEnrolled, TransportError
+from fedlearn.errors import (
+    AdmissionDenied,
+    ConfigError,
+    NotApproved,
+    NotEnrolled,
+    TransportError,
+)
 from fedlearn.identity.spiffe import SiteId
 from server.identity.invitations import MAX_SITES, TOKEN_LIFETIME, Invitations
 from server.identity.peer_certificates import PeerCertificate
@@ -146,7 +152,7 @@ class SiteRegistry:
         if found.key_thumbprint != peer.thumbprint:
             raise NotEnrolled(f"site {name} is enrolled with another key")
         if found.status is SiteStatus.PENDING:
-            raise TransportError(
+            raise NotApproved(
                 f"site {name} is pending",
                 hint=f"the coordinator's operator runs `fedlearn site approve {name}`",
             )

@@ -169,6 +169,7 @@ class Ledger(LedgerReader):
         self._seal = seal
         self._unsealed = False
         self._uncertain = False
+        self._subscribers: list[Callable[[Entry], object]] = []
         self._writer = threading.Lock()
         self._closed = False
 
@@ -250,7 +251,13 @@ class Ledger(LedgerReader):
             self._chain.add(kind, entry.hash)
             self._unsealed = True
             self._seal_head()
+        for subscriber in self._subscribers:
+            subscriber(entry)
         return entry
+
+    def subscribe(self, callback: Callable[[Entry], object]) -> None:
+        """Have ``callback`` called with each entry that is appended, in the thread that does."""
+        self._subscribers.append(callback)
 
     def _seal_head(self) -> None:
         """Seal where the ledger ends. The caller holds the lock."""

@@ -302,7 +302,7 @@ def test_with_json_what_people_read_goes_to_stderr() -> None:
 
 def test_a_message_in_a_log_is_one_line() -> None:
     code = (
-        "import logging\nfrom fedlearn.terminal.plaintext import configure_logging\n"
+        "import logging\nfrom fedlearn.terminal.logs import configure_logging\n"
         "configure_logging('info')\n"
         f"logging.getLogger('x').info('%s', {HOSTILE!r})\n"
     )
