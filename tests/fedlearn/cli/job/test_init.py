@@ -152,6 +152,36 @@ def test_the_app_learns(written: Path) -> None:
     assert min(after) > max(before) + 0.1
 
 
+def test_the_client_applies_the_proximal_term_that_a_strategy_sends(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+    from flwr.supercore.task_identity import TaskIdentity
+
+    for name in ("_task_id", "_run_id", "_node_id"):  # as in Flower's own process
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    task = importlib.import_module("j_app.task")
+    client = importlib.import_module("j_app.client_app")
+    context = Context(
+        run_id=1,
+        node_id=1,
+        node_config={"data": str(written / "data/site-a")},
+        state=RecordDict(),
+        run_config={"local-epochs": 5, "learning-rate": 0.5},
+    )
+
+    def distance(**config: float) -> float:
+        """How far the weights move from those of the first model, which are all 0."""
+        arrays = ArrayRecord(task.new_model().state_dict())
+        content = RecordDict({"arrays": arrays, "config": ConfigRecord(config)})
+        reply = client.app(Message(content, 1, "train"), context)
+        (sent,) = reply.content.array_records.values()
+        return sum(float((array**2).sum()) for array in sent.to_numpy_ndarrays())
+
+    assert distance() == distance(**{"proximal-mu": 0.0})
+    assert distance(**{"proximal-mu": 1.0}) < 0.7 * distance()
+
+
 def test_the_bundle_of_the_app_is_accepted(written: Path) -> None:
     bundle = pytest.importorskip("server.flower.application.bundle")
     first, second = bundle.build(written / "app"), bundle.build(written / "app")
