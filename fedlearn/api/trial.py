@@ -74,6 +74,8 @@ def begin(
     folders = {site: _folder(data, site) for site in spec.sites}
     kind, insecure = choose_tee(tee)
     line(f"insecure: {insecure}", style="yellow")
+    for note in report.app_notes:
+        line(f"note: {note}", style="yellow")
     about = About(
         job=spec.name,
         metric=spec.evaluate.metric,

@@ -29,8 +29,9 @@ __all__ = ["Report", "examine", "policy_signature"]
 class Report:
     """A valid job. ``found`` states its facts, ``warnings`` what should be reviewed.
 
-    ``bundle`` is the app as it is submitted. ``needs`` are the distributions that the app depends
-    on.
+    ``bundle`` is the app as it is submitted. ``app_notes`` are those of the warnings that are about
+    job and app together, such as a setting without an effect. ``needs`` are the distributions that
+    the app depends on.
     """
 
     spec: JobSpec
@@ -40,6 +41,7 @@ class Report:
     policy_toml: str
     found: tuple[str, ...]
     warnings: tuple[str, ...]
+    app_notes: tuple[str, ...]
     needs: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +77,7 @@ def examine(path: Path) -> Report:
     _check_config(spec, application, path)
     sources = read_sources(contents, where=str(app))
     imports = follow_imports(sources, application, where=str(app))
+    notes = app_notes(spec, application, sources, imports) + privacy_notes(spec, sources)
     found: tuple[str, ...] = (
         f"{spec.name}: {spec.rounds} rounds on {len(spec.sites)} sites, "
         f"at least {spec.quorum} in each, {spec.deadline_s:g} s for one",
@@ -96,11 +99,8 @@ def examine(path: Path) -> Report:
         policy_file=policy_file,
         policy_toml=files.policy_toml,
         found=found,
-        warnings=(
-            *_warnings(spec, policy, policy_file),
-            *app_notes(spec, application, sources, imports),
-            *privacy_notes(spec, sources),
-        ),
+        warnings=(*_warnings(spec, policy, policy_file), *notes),
+        app_notes=notes,
         needs=application.needs,
     )
 

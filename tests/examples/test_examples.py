@@ -47,9 +47,10 @@ AT_ONCE = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished run of an example: its folder, its events and the weights."""
+    """A finished run of an example: its folder, its events, what it noted, and the weights."""
 
     folder: Path
+    noted: str
     events: tuple[Mapping[str, Any], ...]
     model: Mapping[str, np.ndarray]
 
@@ -94,6 +95,7 @@ class Runs:
         assert done.returncode == 0, f"{name}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
         return Run(
             folder=folder,
+            noted=done.stderr,
             events=tuple(json.loads(line) for line in done.stdout.splitlines()),
             model=load_file(folder / "out.safetensors"),
         )
@@ -287,6 +289,7 @@ def test_personal_layers_do_what_one_model_cannot(runs: Runs) -> None:
 
 def test_privacy_spends_its_epsilon_and_no_more(runs: Runs, app: Any) -> None:
     run = runs("differential-privacy")
+    assert "note: under [privacy] no loss or metric of a site leaves it" in run.noted
     spent = run.of("privacy.spent")
     assert [event["round"] for event in spent] == [1, 2, 3, 4]
     assert 7.5 < spent[-1]["epsilon"] <= spent[-1]["limit"] == 8.0
