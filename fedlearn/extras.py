@@ -29,6 +29,10 @@ EXTRAS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
         "nvidia": {"lxml": "lxml", "signxml": "signxml"},
         "parquet": {"pyarrow": "pyarrow"},
         "plot": {"matplotlib": "matplotlib", "pandas": "pandas"},
+        "mlflow": {"mlflow": "mlflow-skinny"},
+        "tensorboard": {"tensorboard": "tensorboard"},
+        "wandb": {"wandb": "wandb"},
+        "trackio": {"trackio": "trackio"},
         "measure": {"sevsnpmeasure": "sev-snp-measure"},
         "demo": {
             "matplotlib": "matplotlib",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 
@@ -20,10 +20,11 @@ from fedlearn.results.tables import round_table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from fedlearn.tracking.record import Recorded, TrackerName
     from fedlearn.update.arrays import Array
     from server.ledger import VerifiedLedger
 
-__all__ = ["Result"]
+__all__ = ["Result", "track"]
 
 _MOST_PLOTS: Final = 8
 
@@ -213,3 +214,41 @@ class Result:
             facts = dataclasses.replace(facts, metric=metric)
         write_durably(out, report_page(self.history, facts).encode(), mode=0o644)
         return out
+
+    def track(self, to: TrackerName, *, project: str = "fedlearn", at: str = "") -> Recorded:
+        """Record what the run has so far with an experiment tracker; see :meth:`Run.track`.
+
+        :param to: ``mlflow``, ``tensorboard``, ``wandb`` or ``trackio``.
+        :raises ConfigError: when the package of the tracker is not installed.
+        :raises TrackingError: when the tracker does not record something.
+        """
+        return track(self._source, self.events(), to=to, project=project, at=at)
+
+
+def track(
+    source: Source,
+    events: Iterable[tuple[Event, int]],
+    *,
+    to: TrackerName,
+    project: str,
+    at: str,
+    show: Callable[[Event, int], object] = lambda event, unix_ms: None,
+) -> Recorded:
+    """Record the run of ``source``, as ``events`` come; see :func:`fedlearn.tracking.record`."""
+    from fedlearn.results.report import report_page
+    from fedlearn.tracking.record import record
+    from fedlearn.tracking.tracker import flat
+
+    require(to, needed_for=f"tracking with {to}")
+    spec, facts = source.spec(), source.facts()
+    table = {key: value for key, value in spec.to_table().items() if key not in ("app", "policy")}
+    return record(
+        events,
+        to=to,
+        name=source.name,
+        project=project,
+        at=at,
+        parameters={**flat(table), "digest": spec.digest().hex()},
+        page=lambda history: report_page(history, facts),
+        show=show,
+    )

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedlearn.api.app_logs import AppLogs, fetch_app_logs
 from fedlearn.api.link import Link
-from fedlearn.api.result import Result
+from fedlearn.api.result import Result, track
 from fedlearn.api.sources import CoordinatorSource
 from fedlearn.errors import FedlearnError, Interrupted, JobError, TransportError
 from fedlearn.job.events import Event, JobCancelled, JobFailed, JobFinished, JobInterrupted
 from fedlearn.job.state import JobState, JobStatus
 from fedlearn.terminal.notebook import show_here
 from fedlearn.terminal.progress import Show
+
+if TYPE_CHECKING:
+    from fedlearn.tracking.record import Recorded, TrackerName
 
 __all__ = ["Run", "outcome"]
 
@@ -101,8 +105,49 @@ class Run:
 
     def result(self) -> Result:
         """Return the result so far: it does not wait, and the run may have failed."""
-        source = CoordinatorSource(self._link, self.state.reference, self.name, self.metric)
-        return Result(source)
+        return Result(self._source)
+
+    def track(
+        self,
+        to: TrackerName,
+        *,
+        project: str = "fedlearn",
+        at: str = "",
+        show: Show | None = None,
+    ) -> Recorded:
+        """Record the run with an experiment tracker until it ends, and show its progress.
+
+        Parameters, metrics by round, the privacy spent and the report are recorded from here;
+        the coordinator and the sites do not know of it. What is recorded already is not recorded
+        again, so that the same call continues after an interruption. The privacy unit, delta and
+        sampling without which an epsilon means nothing are in the parameters and the report.
+
+        :param to: ``mlflow``, ``tensorboard``, ``wandb`` or ``trackio``; each needs the extra of
+            its name.
+        :param project: the experiment of MLflow, or the project.
+        :param at: where: MLflow's tracking URI, or the folder of another tracker.
+        :param show: another output than the progress display.
+        :raises ConfigError: when the package of the tracker is not installed.
+        :raises TrackingError: when the tracker does not record something. The run is not affected.
+        :raises Interrupted: on Ctrl-C, or when the cell of a notebook is interrupted. The run goes
+            on.
+        """
+        with show or show_here(metric=self.metric) as shown:
+            done = track(
+                self._source,
+                self.events(follow=True),
+                to=to,
+                project=project,
+                at=at,
+                show=lambda event, unix_ms: shown.show(event, unix_ms=unix_ms),
+            )
+        if done.status in ("waiting", "running"):
+            raise _broken_off(self.name, f"fedlearn job track {self.name} --to {to}")
+        return done
+
+    @property
+    def _source(self) -> CoordinatorSource:
+        return CoordinatorSource(self._link, self.state.reference, self.name, self.metric)
 
     def app_logs(self, site: str, key: X25519PrivateKey) -> AppLogs:
         """Return what the app wrote at one site, opened with the private key of the job's owner.
@@ -146,7 +191,11 @@ def outcome(name: str, last: Event | None) -> FedlearnError | None:
                 hint=f"`fedlearn job resume {name}` continues it",
             )
         case _:
-            return TransportError(
-                f"the coordinator ended the stream while job {name} was running",
-                hint=f"`fedlearn job logs {name} --follow` continues",
-            )
+            return _broken_off(name, f"fedlearn job logs {name} --follow")
+
+
+def _broken_off(name: str, command: str) -> TransportError:
+    return TransportError(
+        f"the coordinator ended the stream while job {name} was running",
+        hint=f"`{command}` continues",
+    )

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fedlearn.api.link import Link
+from fedlearn.config import file_bytes
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.identity.login import ca_pin
 from fedlearn.job.events import Event
+from fedlearn.job.spec import JobSpec
 from fedlearn.results.report import ReportFacts
 from fedlearn.results.run_folder import RunFolder
 
@@ -32,6 +34,10 @@ class Source(Protocol):
 
     def facts(self) -> ReportFacts:
         """Return what the report of the run shows besides its events."""
+        ...
+
+    def spec(self) -> JobSpec:
+        """Return the job that was submitted."""
         ...
 
     def events(self) -> Iterator[tuple[Event, int]]:
@@ -63,8 +69,8 @@ class FolderSource:
 
     @property
     def name(self) -> str:
-        """The job's name."""
-        return self.folder.about.job
+        """The name of the folder."""
+        return self.folder.path.resolve().name
 
     def facts(self) -> ReportFacts:
         """Return what the folder has about the run."""
@@ -79,6 +85,15 @@ class FolderSource:
                 "The policy of the job was replaced by one for simulated machines.",
             ],
         )
+
+    def spec(self) -> JobSpec:
+        """Return the job as it runs here.
+
+        :raises JobError: when the run ended before the job was submitted.
+        """
+        if not self.folder.job.exists():
+            raise JobError(f"the run in {self.folder.path} ended before its job was submitted")
+        return JobSpec.from_toml(file_bytes(self.folder.job), str(self.folder.job))
 
     def events(self) -> Iterator[tuple[Event, int]]:
         """Yield the events of the folder."""
@@ -159,6 +174,10 @@ class CoordinatorSource:
             source=self._link.login.address,
             about=[("Run", state.reference), ("Digest of the job", state.id)],
         )
+
+    def spec(self) -> JobSpec:
+        """Return the job that was submitted, checked against its digest."""
+        return self._link.client.get_submission(self._reference).spec
 
     def events(self) -> Iterator[tuple[Event, int]]:
         """Yield the events that the coordinator has."""

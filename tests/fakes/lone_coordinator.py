@@ -47,6 +47,7 @@ class Coordinator(stubs.OperatorServicer):
     story: list[events.Event] = field(default_factory=list)
     submitted: list[pb.SubmitJobRequest] = field(default_factory=list)
     goes_on: bool = False
+    started_unix_ms: int = 1000
     waits: threading.Event = field(default_factory=threading.Event)
     revoked: list[pb.RevokeClientRequest] = field(default_factory=list)
     deleted: list[pb.DeleteJobRequest] = field(default_factory=list)
@@ -129,7 +130,8 @@ class Coordinator(stubs.OperatorServicer):
             if event is self.story[-1] and event.final:
                 state.status = event.kind.removeprefix("job.")
             if number > request.after:
-                yield pb.Event(sequence=number, unix_ms=1000, kind=event.kind, json=event.encode())
+                at = self.started_unix_ms
+                yield pb.Event(sequence=number, unix_ms=at, kind=event.kind, json=event.encode())
         self.waits.set()
         while self.goes_on and not request.past_only and context.is_active():
             time.sleep(0.02)

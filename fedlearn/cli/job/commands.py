@@ -37,6 +37,11 @@ __all__ = ["group"]
             attribute="try_",
             summary="Run a job on this machine, and keep the run in a folder.",
         ),
+        "track": Noun(
+            module="fedlearn.cli.job.track",
+            attribute="track",
+            summary="Record a run with an experiment tracker.",
+        ),
         "files": Noun(
             module="fedlearn.cli.job.app_files",
             attribute="files",

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +16,8 @@ from fedlearn.cli.job import template
 from fedlearn.errors import ConfigError, FedlearnError, Interrupted, JobError, TransportError
 from fedlearn.job import events
 from fedlearn.job.state import JobStatus
-from tests.fakes.lone_coordinator import Coordinator, LoneCoordinator
+from tests.fakes.interrupt import interrupted
+from tests.fakes.lone_coordinator import LoneCoordinator
 
 STORY = [
     events.JobStarted(job="heart", rounds=2, sites=("site-a", "site-b")),
@@ -48,25 +45,6 @@ def there(tmp_path: Path) -> Iterator[LoneCoordinator]:
 def job(tmp_path: Path) -> fedlearn.Job:
     template.write(tmp_path / "heart", "heart")
     return fedlearn.Job.load(tmp_path / "heart")
-
-
-@contextlib.contextmanager
-def interrupted(coordinator: Coordinator) -> Iterator[None]:
-    """A context in which this process gets SIGINT, as by Ctrl-C, once it waits for an event."""
-    coordinator.waits.clear()
-
-    def interrupt() -> None:
-        if coordinator.waits.wait(60):
-            time.sleep(0.2)
-            os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    try:
-        yield
-    finally:
-        coordinator.waits.set()
-        thread.join()
 
 
 def test_a_job_is_read_checked_submitted_and_followed(
