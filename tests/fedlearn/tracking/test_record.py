@@ -212,7 +212,7 @@ def test_ctrl_c_leaves_the_job_running_and_what_is_recorded(
         assert run.status is JobStatus.RUNNING
 
 
-def test_a_tracker_that_is_gone_does_not_touch_the_job_and_the_hint_says_what_to_do(
+def test_a_tracker_that_is_gone_does_not_touch_the_job_and_the_hint_states_what_to_do(
     there: LoneCoordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
