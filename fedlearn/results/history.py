@@ -23,6 +23,17 @@ from fedlearn.job.event_fields import Findings
 __all__ = ["Refusal", "Round", "RunHistory", "Site", "Update", "findings_against"]
 
 _MOST_REFUSALS: Final = 1000
+_NO_WAIT: Final = (
+    events.JobStarted,
+    events.RoundStarted,
+    events.UpdateReceived,
+    events.RoundFinished,
+    events.JobFinished,
+    events.JobFailed,
+    events.JobCancelled,
+    events.JobInterrupted,
+)
+"""After one of these the job does not wait any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +154,7 @@ class RunHistory:
     ``planned``  rounds of the stage that runs; 0 when not known
     ``rounds``   in their order. A round that is run again, because the job was resumed or lost a
                  site, replaces the earlier attempt.
+    ``waiting``  for which sites the next round waits before it begins, and why each is away
     ``resumed``  how often the job was continued after an end
 
     >>> history = RunHistory()
@@ -161,6 +173,7 @@ class RunHistory:
     planned: int = 0
     stage: int = 1
     resumed: int = 0
+    waiting: events.RoundWaiting | None = None
     sites: dict[str, Site] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
@@ -215,6 +228,8 @@ class RunHistory:
         """The sites for which the run waits: to answer a round, or to be admitted before one."""
         if self.ended:
             return ()
+        if self.waiting is not None:
+            return self.waiting.sites
         if self.current is not None:
             return self.current.waits_for
         before = ("waiting", "starting", "lost", "quarantined")
@@ -247,6 +262,8 @@ class RunHistory:
         self.last_unix_ms = max(self.last_unix_ms, unix_ms)
         if not self.started_unix_ms:
             self.started_unix_ms = unix_ms
+        if isinstance(event, _NO_WAIT):
+            self.waiting = None
         match event:
             case events.JobSubmitted():
                 self._begin(event.job, event.rounds, event.sites)
@@ -272,6 +289,8 @@ class RunHistory:
                 self._rejected(event)
             case events.RoundFinished():
                 self._finish(event, unix_ms)
+            case events.RoundWaiting():
+                self.waiting = event
             case events.RoundSkipped():
                 if self.current is not None and self.current.number == event.round:
                     self.current.skip = event.reason

@@ -45,14 +45,20 @@ from fedlearn.results.markup import (
     tag,
     tiles,
 )
-from fedlearn.results.tables import time_text
-from fedlearn.results.text import bytes_text, privacy_text, ranked_metrics, seconds_text
+from fedlearn.results.text import (
+    bytes_text,
+    privacy_text,
+    ranked_metrics,
+    seconds_text,
+    time_text,
+)
 
 __all__ = ["ReportFacts", "report_page"]
 
 _METRICS: Final = 4
 _CHARTS: Final = 2
 _FINDINGS: Final = 30
+_SKIPPED: Final = 10
 _TONES: Final[Mapping[str, str]] = {
     "admitted": "good",
     "done": "good",
@@ -154,10 +160,11 @@ def _faults(history: RunHistory) -> Html:
         found.append(f"The job is {history.status}: {history.detail or 'no reason was given'}")
         if history.hint:
             found.append(f"What to do: {history.hint}")
-    if history.skipped:
-        numbers = ", ".join(str(each.number) for each in history.skipped[:20])
-        more = f" and {len(history.skipped) - 20} more" if len(history.skipped) > 20 else ""
-        found.append(f"No update could be used in round {numbers}{more}: the model did not change.")
+    for each in history.skipped[:_SKIPPED]:
+        why = each.skip or "no update could be used"
+        found.append(f"Round {each.number} made no model, so that the one before stays: {why}")
+    if len(history.skipped) > _SKIPPED:
+        found.append(f"{len(history.skipped) - _SKIPPED} more rounds made no model.")
     for site in list(history.sites.values())[:_FINDINGS]:
         if site.state == "lost":
             found.append(f"{site.name} was lost: {site.note}")

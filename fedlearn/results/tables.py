@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeAlias
 
 from fedlearn.job import events
 from fedlearn.results.history import Round, RunHistory
-from fedlearn.results.text import event_text
+from fedlearn.results.text import event_text, time_text
 
-__all__ = ["Column", "Table", "event_table", "round_table", "site_table", "time_text"]
+__all__ = ["Column", "Table", "event_table", "round_table", "site_table"]
 
 Kind: TypeAlias = Literal["text", "integer", "number"]
 
@@ -33,6 +32,7 @@ _ROUND: Final[tuple[tuple[str, Kind], ...]] = (
     ("sites", "integer"),
     ("bytes", "integer"),
     ("epsilon", "number"),
+    ("reason", "text"),
 )
 _SITE: Final[tuple[tuple[str, Kind], ...]] = (
     ("job", "text"),
@@ -106,8 +106,8 @@ def event_table(timed: Iterable[tuple[events.Event, int]]) -> Table:
 def round_table(history: RunHistory) -> Table:
     """Return one row a round, with the metrics of its model.
 
-    ``state`` is ``finished``, ``skipped`` (no update could be used) or ``running``; ``sites`` is
-    the number of updates in the model, of ``asked`` that were asked.
+    ``state`` is ``finished``, ``skipped`` (it made no model, for ``reason``) or ``running``;
+    ``sites`` is the number of updates in the model, of ``asked`` that were asked.
     """
     columns = _columns(_ROUND, (each.metrics for each in history.rounds))
     rows = [
@@ -143,18 +143,6 @@ def site_table(history: RunHistory) -> Table:
     return Table(columns, rows)
 
 
-def time_text(unix_ms: int) -> str | None:
-    """Return a time as RFC 3339 in UTC with milliseconds; None for one that is not known.
-
-    >>> time_text(1_700_000_000_500)
-    '2023-11-14T22:13:20.500Z'
-    """
-    if not 0 < unix_ms < 253_402_300_800_000:  # the year 10000
-        return None
-    moment = datetime.fromtimestamp(unix_ms / 1000, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def _place(history: RunHistory, each: Round) -> dict[str, Any]:
     return {"job": history.job, "stage": each.stage, "round": each.number}
 
@@ -170,6 +158,7 @@ def _round(each: Round) -> dict[str, Any]:
         "sites": each.sites if each.finished else None,
         "bytes": each.bytes if each.finished else None,
         "epsilon": each.privacy.epsilon if each.privacy else None,
+        "reason": each.skip or None,
     }
 
 

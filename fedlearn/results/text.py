@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _METRICS_SHOWN: Final = 3
+_YEAR_10000: Final = 253_402_300_800_000
 
 
 def bytes_text(count: int) -> str:
@@ -70,9 +71,16 @@ def ranked_metrics(metrics: Iterable[str], first: str = "") -> list[str]:
     return sorted(metrics, key=lambda key: (key != first, key != "loss", key))
 
 
-def time_text(unix_ms: int) -> str:
-    """Return the time of day, in UTC."""
-    return datetime.fromtimestamp(unix_ms / 1000, UTC).strftime("%H:%M:%S UTC")
+def time_text(unix_ms: int) -> str | None:
+    """Return a time as RFC 3339 in UTC with milliseconds; None for one that is not known.
+
+    >>> time_text(1_700_000_000_500)
+    '2023-11-14T22:13:20.500Z'
+    """
+    if not 0 < unix_ms < _YEAR_10000:
+        return None
+    moment = datetime.fromtimestamp(unix_ms / 1000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def privacy_text(spent: events.PrivacySpent) -> str:
@@ -119,7 +127,8 @@ def _sentence(event: events.Event, metric: str) -> str:
             return f"round {event.round}/{event.rounds}: SKIPPED: {event.reason}"
         case events.RoundWaiting():
             until = time_text(event.until_unix_ms)
-            return f"round {event.round}/{event.rounds} waits for {event.detail} until {until}"
+            limit = f" until {until[11:19]} UTC" if until else ""
+            return f"round {event.round}/{event.rounds} waits for {event.detail}{limit}"
         case events.PrivacySpent():
             return f"round {event.round}: {privacy_text(event)}"
         case events.Log():

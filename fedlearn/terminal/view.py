@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedlearn.results.history import RunHistory
-from fedlearn.results.text import bytes_text, metric_texts, privacy_text, seconds_text
+from fedlearn.results.text import bytes_text, event_text, metric_texts, privacy_text, seconds_text
 from fedlearn.terminal.plaintext import printable
 
 __all__ = ["draw", "shortened_name"]
@@ -119,6 +119,8 @@ class _View:
         history = self.history
         if history.ended:
             return None
+        if history.waiting is not None:
+            return Text(event_text(history.waiting), style="yellow")
         missing = history.waits_for
         if not missing:
             return Text("aggregating and evaluating", style="dim") if history.current else None

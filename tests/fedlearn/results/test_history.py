@@ -91,6 +91,19 @@ def test_a_round_waits_for_the_sites_that_did_not_answer() -> None:
     assert of(*seen, events.UpdateRejected(round=1, site="a", reason="late")).waits_for == ()
 
 
+def test_a_run_waits_for_absent_sites_until_a_round_begins() -> None:
+    waiting = events.RoundWaiting(round=2, rounds=3, sites=("b",), detail="b (removed 12 s ago)")
+    history = of(started(), *a_round(1), waiting)
+    assert (history.waits_for, history.waiting) == (("b",), waiting)
+    for event in (
+        events.RoundStarted(round=2, rounds=3, sites=("a",)),
+        started(resumed_from=1),
+        events.JobCancelled(),
+    ):
+        again = of(started(), *a_round(1), waiting, event)
+        assert again.waiting is None
+
+
 def test_before_the_first_round_a_run_waits_for_sites_that_are_not_admitted() -> None:
     seen = [started(), events.ClientAdmitted(site="a", tee="tpm")]
     assert of(*seen).waits_for == ("b",)

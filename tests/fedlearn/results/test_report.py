@@ -116,7 +116,7 @@ def test_evidence_of_a_refused_client_is_not_that_of_a_site() -> None:
         (events.ClientLost(site="a", reason="gone"), "a was lost: gone"),
         (
             events.RoundFinished(round=2, rounds=2, seconds=1.0, sites=0, bytes=0),
-            "No update could be used in round 2: the model did not change.",
+            "Round 2 made no model, so that the one before stays: no update could be used",
         ),
     ],
 )

@@ -7,7 +7,14 @@ import math
 import pytest
 
 from fedlearn.job import events
-from fedlearn.results.text import bytes_text, event_text, metrics_text, privacy_text, seconds_text
+from fedlearn.results.text import (
+    bytes_text,
+    event_text,
+    metrics_text,
+    privacy_text,
+    seconds_text,
+    time_text,
+)
 from tests.fedlearn.results.story import STORY
 
 
@@ -63,3 +70,12 @@ def test_what_a_round_waits_for_is_one_line() -> None:
     assert event_text(event) == expected
     skipped = events.RoundSkipped(round=3, rounds=4, reason="no model of 2 updates")
     assert event_text(skipped) == "round 3/4: SKIPPED: no model of 2 updates"
+
+
+@pytest.mark.parametrize("until", [0, 2**63 - 1])
+def test_a_time_that_cannot_be_is_left_out(until: int) -> None:
+    event = events.RoundWaiting(
+        round=1, rounds=2, sites=("a",), detail="a (offline)", until_unix_ms=until
+    )
+    assert event_text(event) == "round 1/2 waits for a (offline)"
+    assert time_text(until) is None

@@ -106,6 +106,20 @@ def test_what_a_run_waits_for() -> None:
     assert not [line for line in drawn(history, 60) if "waits for" in line or "aggregating" in line]
 
 
+@pytest.mark.parametrize("width", [60, 120])
+def test_an_absent_site_is_named_with_the_reason(width: int) -> None:
+    history = RunHistory.of([(events.JobStarted(job="j", rounds=400, sites=("a", "b")), START)])
+    detail = "a-site-with-a-long-name (removed 12 s ago)"
+    waiting = events.RoundWaiting(
+        round=26, rounds=400, sites=("b",), detail=detail, until_unix_ms=START
+    )
+    history.add(waiting, unix_ms=START + 1)
+    lines = drawn(history, width)
+    assert max(map(len, lines)) <= width
+    text = " ".join(" ".join(lines).split())
+    assert f"round 26/400 waits for {detail} until 22:13:20 UTC" in text
+
+
 def test_the_end_of_a_run() -> None:
     text = "\n".join(drawn(RunHistory.of(TIMED), 100, "auc"))
     for words in ("medpar", "finished", "round 1/2", "tpm", "refused", "0.42 s", "auc 0.6600"):
