@@ -123,6 +123,7 @@ def test_a_federation_without_an_edit_of_a_file(walk: Walk) -> None:
     assert "job finished, model my-job is sealed" in printed[-1]
     for step in given[submit + 1 :]:
         walk.give(step)
+    assert (walk.folder / "my-job.safetensors").stat().st_size > 0
 
 
 def test_no_section_edits_a_file() -> None:

@@ -157,6 +157,9 @@ def test_a_file_that_is_no_file_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         config.read_file(Outer, tmp_path / "jobb.toml")
     assert caught.value.hint == f"did you mean {tmp_path / 'job.toml'}?"
+    with pytest.raises(ConfigError) as caught:
+        config.read_file(Outer, tmp_path / "policy.toml", made_by="fedlearn policy init")
+    assert caught.value.hint == "`fedlearn policy init` writes one", "job.toml is another file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
