@@ -143,6 +143,7 @@ READ: dict[str, tuple[str, Read]] = {
 
 @pytest.fixture
 def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoneCoordinator]:
+    monkeypatch.chdir(tmp_path)  # where MLflow puts the artifacts of a database file
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     template.write(tmp_path / "heart", "heart")
