@@ -379,10 +379,6 @@ class AppraisalPolicy:
         canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(_DOMAIN + canonical.encode()).digest()
 
-    def with_references(self, *references: ReferenceValue) -> AppraisalPolicy:
-        """Return this policy with more accepted values; its digest changes with it."""
-        return replace(self, references=(*self.references, *references))
-
     def anchors_for(self, trust: TrustAnchors, *, tee: Tee, now: datetime) -> TrustAnchors:
         """Return ``trust`` with the digests of log events that this policy's references name.
 

@@ -45,7 +45,6 @@ class RuntimeClass:
     """A RuntimeClass; ``overhead`` is what it adds to a pod's own requests."""
 
     name: str
-    handler: str
     overhead: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -216,7 +215,6 @@ def _runtime_class(item: Mapping[str, Any]) -> RuntimeClass:
     overhead = (item.get("overhead") or {}).get("podFixed") or {}
     return RuntimeClass(
         name=str(item["metadata"]["name"]),
-        handler=str(item.get("handler") or ""),
         overhead={str(key): str(value) for key, value in overhead.items()},
     )
 

@@ -16,7 +16,7 @@ import torch
 from fedlearn.errors import UpdateRejected
 from fedlearn.update.arrays import BF16, DTYPES, Array, Update, dtype_name
 
-__all__ = ["from_module", "from_state_dict", "load_into", "to_state_dict", "to_tensor"]
+__all__ = ["from_state_dict", "to_state_dict", "to_tensor"]
 
 _TORCH: Final[Mapping[str, torch.dtype]] = {
     "BOOL": torch.bool,
@@ -47,11 +47,6 @@ def from_state_dict(state: Mapping[str, torch.Tensor]) -> Update:
     return Update({name: _to_array(name, tensor) for name, tensor in state.items()})
 
 
-def from_module(module: torch.nn.Module) -> Update:
-    """Return parameters and buffers of ``module``; see :func:`from_state_dict`."""
-    return from_state_dict(module.state_dict())
-
-
 def to_tensor(array: Array, *, device: torch.device | str | None = None) -> torch.Tensor:
     """Return a tensor with a copy of ``array``, on the CPU or on ``device``."""
     tensor = torch.empty(array.shape, dtype=_TORCH[dtype_name(array.dtype)])
@@ -64,37 +59,6 @@ def to_state_dict(
 ) -> dict[str, torch.Tensor]:
     """Return copies of ``arrays`` as tensors, in the same order and of the same types."""
     return {name: to_tensor(array, device=device) for name, array in arrays.items()}
-
-
-def load_into(module: torch.nn.Module, arrays: Mapping[str, Array]) -> None:
-    """Copy ``arrays`` into parameters and buffers of ``module``: all of them, or none.
-
-    Names, shapes and element types are compared first; nothing is cast or broadcast.
-
-    :raises UpdateRejected: naming the first array that does not match; the module is unchanged
-        then.
-    """
-    state = module.state_dict()
-    if missing := [name for name in state if name not in arrays]:
-        raise UpdateRejected(f"the array {missing[0]!r} of the module is missing")
-    if extra := [name for name in arrays if name not in state]:
-        raise UpdateRejected(f"the module has no {extra[0]!r}")
-    for name, tensor in state.items():
-        array = arrays[name]
-        if tuple(tensor.shape) != array.shape:
-            raise UpdateRejected(
-                f"{name}: has shape {array.shape}, the module has {tuple(tensor.shape)}"
-            )
-        if _NAMES.get(tensor.dtype) != dtype_name(array.dtype):
-            raise UpdateRejected(
-                f"{name}: is {dtype_name(array.dtype)}, the module has {tensor.dtype}"
-            )
-    with torch.no_grad():
-        for name, tensor in state.items():
-            if tensor.device.type == "cpu" and tensor.is_contiguous():
-                _fill(tensor, arrays[name])
-            else:
-                tensor.copy_(to_tensor(arrays[name]))
 
 
 def _to_array(name: str, tensor: object) -> Array:

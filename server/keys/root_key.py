@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -24,7 +23,7 @@ from attestation.durable import write_durably
 from attestation.errors import AttestationError, UnsealError
 from fedlearn.errors import ConfigError, StoreError
 from server.disk import store_error
-from server.keys.key_protectors import PLAIN_KEY_FILE, ROOT_BYTES, InsecurePlainKeyFile, Protector
+from server.keys.key_protectors import ROOT_BYTES, Protector
 
 __all__ = ["ROOT_FILE", "RootKey", "hkdf", "protector_kinds", "reason"]
 
@@ -50,7 +49,6 @@ class RootKey:
         self.directory = directory
         self.id = _root_id(key)
         self._key = bytearray(key)
-        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"RootKey({self.id})"
@@ -133,32 +131,6 @@ class RootKey:
     def protectors(self) -> tuple[str, ...]:
         """Return the kinds of the protectors that open the key."""
         return tuple(str(item.get("kind")) for item in self._records())
-
-    def protect_with(self, protector: Protector, *, allow_insecure_key_file: bool = False) -> None:
-        """Add a protector, for instance after a machine's TPM changed.
-
-        :raises ConfigError: for an insecure one that was not allowed.
-        :raises StoreError: when that cannot be written.
-        """
-        _check_protectors([protector], allow_insecure_key_file)
-        with self._lock:
-            records = self._records()
-            if len(records) >= _MAX_PROTECTORS:
-                raise StoreError(f"at most {_MAX_PROTECTORS} protectors")
-            self._write([*records, protector.protect(bytes(self._key), root_id=self.id)])
-
-    def drop_protectors(self, kind: str) -> None:
-        """Remove all protectors of one kind. Copies of the disk keep the old records.
-
-        :raises StoreError: when none would be left.
-        """
-        with self._lock:
-            kept = [item for item in self._records() if item.get("kind") != kind]
-            if not kept:
-                raise StoreError("the last protector cannot be removed", hint="add another first")
-            self._write(kept)
-            if kind == InsecurePlainKeyFile.kind:
-                (self.directory / PLAIN_KEY_FILE).unlink(missing_ok=True)
 
     def derive(self, label: str) -> bytes:
         """Return a key (32 bytes) for one purpose, the same whenever the root key is."""

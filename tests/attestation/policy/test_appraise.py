@@ -80,6 +80,11 @@ def policy(*tees: Tee, **changes: Any) -> AppraisalPolicy:
     return replace(base, **changes)
 
 
+def referring(rules: AppraisalPolicy, *references: ReferenceValue) -> AppraisalPolicy:
+    """Return a policy with more accepted values."""
+    return replace(rules, references=(*rules.references, *references))
+
+
 def appraise(rules: AppraisalPolicy, subject: Claims, **options: Any) -> AttestationResult:
     return appraise_claims(rules, subject, now=options.pop("now", NOW), **options)
 
@@ -178,7 +183,7 @@ def test_a_claim_that_nobody_verified_is_not_a_match() -> None:
 
 
 def test_a_rollout_accepts_the_old_and_the_new_value() -> None:
-    rollout = policy().with_references(ReferenceValue(claim="app", value=OTHER, name="1.1"))
+    rollout = referring(policy(), ReferenceValue(claim="app", value=OTHER, name="1.1"))
     for value in (APP, OTHER):
         assert appraise(rollout, claims(measurements={"app": value})).status is Tier.AFFIRMING
     third = hashlib.sha256(b"third").digest()
@@ -368,7 +373,7 @@ def gpu(**changes: Any) -> Claims:
 def test_a_required_gpu_must_be_there_and_verified() -> None:
     needing = policy(nvidia=NvidiaRules(required=True))
     refused(appraise(needing, claims(components=(gpu(),))), "nvidia.reference")
-    needing = needing.with_references(ReferenceValue(claim="vbios", value=APP, tee=Tee.NVIDIA))
+    needing = referring(needing, ReferenceValue(claim="vbios", value=APP, tee=Tee.NVIDIA))
     assert refused(appraise(needing, claims()), "nvidia").actual == "absent"
     unverified = claims(components=(gpu(unverified=("report",)),))
     assert "not verified" in refused(appraise(needing, unverified), "nvidia").actual
@@ -383,9 +388,7 @@ def test_a_required_gpu_must_be_there_and_verified() -> None:
     )
     both = claims(components=(switch, gpu()))
     assert "NVSwitch" in refused(appraise(needing, both), "nvidia.reference").expected
-    needing = needing.with_references(
-        ReferenceValue(claim="nvswitch.vbios", value=APP, tee=Tee.NVIDIA)
-    )
+    needing = referring(needing, ReferenceValue(claim="nvswitch.vbios", value=APP, tee=Tee.NVIDIA))
     assert appraise(needing, both).status is Tier.AFFIRMING
     more = replace(needing, nvidia=NvidiaRules(required=True, min_gpus=2))
     refused(appraise(more, both), "nvidia")
@@ -402,7 +405,8 @@ def test_an_unverified_gpu_is_a_note_where_nobody_needs_it() -> None:
 
 
 def test_a_component_is_appraised_by_its_own_reference_values() -> None:
-    pinned = policy().with_references(
+    pinned = referring(
+        policy(),
         ReferenceValue(claim="vbios", value=APP, tee=Tee.NVIDIA),
     )
     assert appraise(pinned, claims(components=(gpu(),))).status is Tier.AFFIRMING
@@ -420,7 +424,7 @@ def test_reference_values_of_a_component_do_not_stand_in_for_the_environment() -
 
 def test_an_event_states_nothing_about_a_gpu() -> None:
     event = ReferenceValue(claim="event", value=APP, tee=Tee.NVIDIA)
-    needing = policy(nvidia=NvidiaRules(required=True)).with_references(event)
+    needing = referring(policy(nvidia=NvidiaRules(required=True)), event)
     refused(appraise(needing, claims(components=(gpu(),))), "nvidia.reference")
 
 

@@ -189,7 +189,7 @@ def test_a_signed_launch_has_a_version() -> None:
     launch = ReferenceValue(claim="launch", value=ONE)
     for tidy in (
         replace(any_version, snp=SnpRules(min_guest_svn=1)),
-        any_version.with_references(launch),
+        replace(any_version, references=(*any_version.references, launch)),
     ):
         assert list(launch_warnings(tidy)) == []
     shown = replace(
