@@ -353,6 +353,16 @@ class Coordinator:
         """Yield the logs of a job at one site; see :meth:`server.jobs.app_logs.AppLogs.of_site`."""
         return self._app_logs.of_site(name, site)
 
+    def app_logs_of_owner(
+        self, name: str, site: str, owner_key: bytes
+    ) -> tuple[str, bytes, Iterator[SealedAppLog]]:
+        """Return the id and the digest of a run, and its logs at one site, for its owner."""
+        try:
+            run = self.resolve_job(name)
+        except FedlearnError:
+            run = name  # refused like a run of another owner
+        return run, *self._app_logs.of_owner(run, site, owner_key)
+
     # --- sites ------------------------------------------------------------------------
 
     def fetch_bundle(self, site: str, sha256: bytes) -> bytes:

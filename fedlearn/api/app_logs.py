@@ -22,8 +22,9 @@ from fedlearn.sealing.app_log import AppLogLine, AppLogName, OpenedAppLog, open_
 
 if TYPE_CHECKING:
     from fedlearn.wire.operator import OperatorClient
+    from fedlearn.wire.owner import OwnerClient
 
-__all__ = ["AppLog", "AppLogs", "fetch_app_logs", "open_app_logs"]
+__all__ = ["AppLog", "AppLogs", "fetch_app_logs", "fetch_app_logs_as_owner", "open_app_logs"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,18 @@ def fetch_app_logs(client: OperatorClient, job: str, site: str, key: X25519Priva
     state = client.get_job(job)
     logs = client.fetch_app_logs(state.reference, site)
     return open_app_logs(logs, state.run_id or state.name, bytes.fromhex(state.id), site, key)
+
+
+def fetch_app_logs_as_owner(
+    owner: OwnerClient, job: str, site: str, key: X25519PrivateKey
+) -> AppLogs:
+    """Fetch and open the logs as the job's owner, who needs no login; see :func:`fetch_app_logs`.
+
+    :raises JobError: when no such logs are sealed for the key of ``owner``.
+    :raises KeyReleaseDenied: when there are logs, and none opens with ``key``.
+    """
+    with owner.fetch_app_logs(job, site) as (run, digest, logs):
+        return open_app_logs(logs, run, digest, site, key)
 
 
 def open_app_logs(

@@ -797,6 +797,30 @@ class OwnerModelsRequest(_message.Message):
     job: str
     def __init__(self, token: _Optional[bytes] = ..., job: _Optional[str] = ...) -> None: ...
 
+class OwnerAppLogsRequest(_message.Message):
+    __slots__ = ("token", "logs")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LOGS_FIELD_NUMBER: _ClassVar[int]
+    token: bytes
+    logs: AppLogsRequest
+    def __init__(self, token: _Optional[bytes] = ..., logs: _Optional[_Union[AppLogsRequest, _Mapping]] = ...) -> None: ...
+
+class OwnerAppLogsPart(_message.Message):
+    __slots__ = ("run", "log")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    LOG_FIELD_NUMBER: _ClassVar[int]
+    run: AppLogsRun
+    log: AppLog
+    def __init__(self, run: _Optional[_Union[AppLogsRun, _Mapping]] = ..., log: _Optional[_Union[AppLog, _Mapping]] = ...) -> None: ...
+
+class AppLogsRun(_message.Message):
+    __slots__ = ("run_id", "digest")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    digest: bytes
+    def __init__(self, run_id: _Optional[str] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
 class OwnerDownloadRequest(_message.Message):
     __slots__ = ("token", "download")
     TOKEN_FIELD_NUMBER: _ClassVar[int]

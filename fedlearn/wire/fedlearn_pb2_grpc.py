@@ -260,6 +260,11 @@ class OwnerStub:
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerDownloadRequest.SerializeToString,
                 response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ModelPart.FromString,
                 _registered_method=True)
+        self.FetchAppLogs = channel.unary_stream(
+                '/fedlearn.v1.Owner/FetchAppLogs',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerAppLogsRequest.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerAppLogsPart.FromString,
+                _registered_method=True)
 
 
 class OwnerServicer:
@@ -287,6 +292,13 @@ class OwnerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchAppLogs(self, request, context):
+        """The logs of a job whose owner key is the session's; the first part names the run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OwnerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -304,6 +316,11 @@ def add_OwnerServicer_to_server(servicer, server):
                     servicer.DownloadModel,
                     request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerDownloadRequest.FromString,
                     response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ModelPart.SerializeToString,
+            ),
+            'FetchAppLogs': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchAppLogs,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerAppLogsRequest.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.OwnerAppLogsPart.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -390,6 +407,33 @@ class Owner:
             '/fedlearn.v1.Owner/DownloadModel',
             fedlearn_dot_wire_dot_fedlearn__pb2.OwnerDownloadRequest.SerializeToString,
             fedlearn_dot_wire_dot_fedlearn__pb2.ModelPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchAppLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedlearn.v1.Owner/FetchAppLogs',
+            fedlearn_dot_wire_dot_fedlearn__pb2.OwnerAppLogsRequest.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.OwnerAppLogsPart.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,7 +26,7 @@ from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as stubs
 from fedlearn.wire.channel import MAX_CONTROL_BYTES, open_channel
 from fedlearn.wire.failure import Unreachable
-from fedlearn.wire.results import OperatorResults
+from fedlearn.wire.results import OperatorResults, app_log
 
 __all__ = [
     "Invitation",
@@ -199,14 +199,7 @@ class OperatorClient(OperatorResults):
         call = self._operator.FetchAppLogs(pb.AppLogsRequest(job=name, site=site))
         with contextlib.closing(self._stream(call)) as logs:
             for log in logs:
-                yield SealedAppLog(
-                    client=log.client,
-                    stream=log.stream,
-                    round=log.round,
-                    sequence=log.sequence,
-                    sealed=log.sealed,
-                    fault=log.fault,
-                )
+                yield app_log(log)
 
     def cancel_job(self, name: str) -> JobState:
         """Stop a job."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from datetime import datetime
 from typing import Any, Final, Self
 
@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from attestation.errors import UnsealError
 from fedlearn.errors import TransportError
+from fedlearn.job.app_log import SealedAppLog
 from fedlearn.sealing.owner_session import open_owner_session
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as stubs
@@ -22,6 +23,7 @@ from fedlearn.wire.results import (
     STREAM_SECONDS,
     ModelDownload,
     SealedModel,
+    app_log,
     download,
     download_request,
     sealed_models,
@@ -77,6 +79,27 @@ class OwnerClient(Calls):
         call = self._owner.DownloadModel(request, timeout=STREAM_SECONDS)
         with contextlib.closing(self._stream(call)) as parts:
             yield download(parts)
+
+    @contextlib.contextmanager
+    def fetch_app_logs(
+        self, job: str, site: str
+    ) -> Generator[tuple[str, bytes, Iterator[SealedAppLog]], None, None]:
+        """Yield the id of the run, the digest of its job, and its sealed logs at one site.
+
+        They are as the coordinator sent them: :mod:`fedlearn.api.app_logs` opens and checks them.
+
+        :raises JobError: when no such logs are sealed for the key.
+        """
+        request = pb.OwnerAppLogsRequest(
+            token=self._session(), logs=pb.AppLogsRequest(job=job, site=site)
+        )
+        call = self._owner.FetchAppLogs(request, timeout=STREAM_SECONDS)
+        with contextlib.closing(self._stream(call)) as parts:
+            first = next(parts, None)
+            if first is None or first.WhichOneof("part") != "run":
+                raise TransportError(f"{self._other} does not name the run of the logs")
+            logs = (app_log(part.log) for part in parts)
+            yield first.run.run_id, first.run.digest, logs
 
     def _session(self) -> bytes:
         """Have a session sealed to the key, and open it.

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from fedlearn.errors import TransportError
+from fedlearn.job.app_log import SealedAppLog
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire.calls import Calls
 
 __all__ = [
     "STREAM_SECONDS",
+    "app_log",
     "EntryRow",
     "LedgerState",
     "ModelDownload",
@@ -199,4 +201,16 @@ def _model(item: pb.SealedModel) -> SealedModel:
         digest=item.digest,
         file_id=item.file_id,
         owners=tuple(item.owners),
+    )
+
+
+def app_log(log: pb.AppLog) -> SealedAppLog:
+    """Return a log as the coordinator sent it, unchecked."""
+    return SealedAppLog(
+        client=log.client,
+        stream=log.stream,
+        round=log.round,
+        sequence=log.sequence,
+        sealed=log.sealed,
+        fault=log.fault,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from fedlearn.errors import JobError, Throttled
+from fedlearn.errors import FedlearnError, JobError, Throttled
 from fedlearn.job.app_log import SealedAppLog
 from server.admission.registry import Admission
 from server.jobs.active_jobs import OpenJobs
@@ -48,7 +48,7 @@ class AppLogs:
         :raises JobError: when there is no such job, it has no such site, or it was submitted
             without logs.
         """
-        spec = self._job_store.get(name).spec
+        spec = self._job_store.spec(name)
         if site not in spec.sites:
             raise JobError(
                 f"job {name} has no site {site!r}", hint=f"it has {', '.join(spec.sites)}"
@@ -59,6 +59,27 @@ class AppLogs:
                 hint='set app_logs = "sealed" and owner_key in job.toml, and submit it again',
             )
         return self._store.of_site(name, site)
+
+    def of_owner(
+        self, run: str, site: str, owner_key: bytes
+    ) -> tuple[bytes, Iterator[SealedAppLog]]:
+        """Return the digest of a run and its logs at one site, for the holder of ``owner_key``.
+
+        :raises JobError: in the same words for every run that is not sealed for that key.
+        """
+        refused = JobError(
+            f"no logs of site {site} in a job {run} are sealed for this key",
+            hint="name the job as the coordinator does, such as NAME or NAME@2",
+        )
+        try:
+            spec = self._job_store.spec(run)
+        except FedlearnError:
+            raise refused from None
+        if spec.owner_public_key() != owner_key or site not in spec.sites:
+            raise refused
+        if spec.app_logs != "sealed":
+            raise refused
+        return spec.digest(), self._store.of_site(run, site)
 
     def forget(self, name: str) -> None:
         """Delete the logs of a job, which is deleted."""

@@ -147,7 +147,11 @@ class Listeners:
         )
         models = ModelSender(store)
         self._owner_service = OwnerService(
-            models=models, ca_pin=ca.key_digest, rates=owner_rates or Rates(), clock=clock
+            models=models,
+            coordinator=coordinator,
+            ca_pin=ca.key_digest,
+            rates=owner_rates or Rates(),
+            clock=clock,
         )
         self._sites_service = SitesService(
             coordinator=coordinator,

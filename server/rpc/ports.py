@@ -139,6 +139,12 @@ class Coordinator(Protocol):
         """Yield the sealed logs of a job at one site, oldest first."""
         ...
 
+    def app_logs_of_owner(
+        self, name: str, site: str, owner_key: bytes
+    ) -> tuple[str, bytes, Iterator[SealedAppLog]]:
+        """Return the id and the digest of a run, and its logs at one site, for its owner."""
+        ...
+
     def site_connected(
         self, site: str, orders: Orders, *, version: str, running: tuple[str, ...]
     ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import textwrap
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from fedlearn.api.app_logs import AppLogs, fetch_app_logs, open_app_logs
 from fedlearn.app.flower import CALL, Packer, flatten, inflate, record_of
 from fedlearn.app.message import Head
 from fedlearn.errors import JobError, KeyReleaseDenied, TransportError
+from fedlearn.identity.login import OperatorLogin, ca_pin
 from fedlearn.job.app_log import SealedAppLog
 from fedlearn.job.owner_key import owner_key_text
 from fedlearn.privacy import PrivacySpec
@@ -472,6 +474,15 @@ def test_the_owner_reads_the_logs_of_a_job_and_others_do_not(harness: Federation
         ok=False,
     )
     assert "has no site 'nowhere'" in unknown.stderr
+
+    # An owner who has no login of an operator.
+    pin = ca_pin(OperatorLogin.load(harness.federation.login).ca)
+    gate = tomllib.loads(harness.server_toml.read_text())["listen"]["gate"]
+    as_owner = harness.command(
+        *("fedlearn", "job", "logs", job.name, "--site", "site-a", "--key", owner),
+        *("--coordinator", gate, "--ca-pin", pin),
+    ).stdout
+    assert as_owner == of_a
 
     # No file of the coordinator and of the two sites has a line in the clear.
     for path in harness.folder.rglob("*"):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fedlearn.cli.operator import job_argument, operator_option
+from fedlearn.cli.state.origin import parse_pin
 from fedlearn.cli.state.unlock import ask_passphrase
 from fedlearn.terminal.console import REFUSED, json_option, line, print_json, printable
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
     from fedlearn.api.app_logs import AppLog, AppLogs
     from fedlearn.sealing.app_log import AppLogLine
 
@@ -33,6 +37,13 @@ __all__ = ["logs"]
 @click.option(
     "--round", "round_", type=click.IntRange(0), default=None, help="Of --site: this round only."
 )
+@click.option("--coordinator", metavar="HOST:PORT", help="As the owner, without a login: its gate.")
+@click.option(
+    "--ca-pin",
+    "ca_pin",
+    metavar="HEX",
+    help="With --coordinator: SHA-256 of the key of its CA.",
+)
 @operator_option
 @json_option
 def logs(
@@ -41,6 +52,8 @@ def logs(
     site: str | None,
     key: Path | None,
     round_: int | None,
+    coordinator: str | None,
+    ca_pin: str | None,
     operator: Path | None,
     as_json: bool,
 ) -> int:
@@ -48,45 +61,71 @@ def logs(
 
     The app's logs are opened here, with the private key of the job's owner. They are there for a
     job with app_logs = "sealed", from the sites that allow it. Round 0 is before the first round.
+    An owner who is not an operator names the --coordinator and its --ca-pin in place of a login.
     The exit status is 2 when a log is missing, was altered, or does not open with the key.
     """
     if site is None:
-        if key is not None or round_ is not None:
-            raise click.UsageError("--key and --round show what an app wrote: name its --site")
+        if (key, round_, coordinator, ca_pin) != (None, None, None, None):
+            raise click.UsageError(
+                "--key, --round, --coordinator and --ca-pin are for what an app wrote: name its "
+                "--site"
+            )
         _events(name, follow=follow, operator=operator, as_json=as_json)
         return 0
     if key is None:
         raise click.UsageError(f"the logs of site {site} are sealed: give the owner's --key")
     if follow:
         raise click.UsageError("--follow shows events: leave it out with --site")
-    from fedlearn.api.connection import connect
     from fedlearn.identity.keyfile import read_private_key
 
     ask = functools.partial(ask_passphrase, "Passphrase of the owner's key")
     private = read_private_key(key, what="the owner's key", ask=ask)
-    with connect(operator) as coordinator:
-        run = coordinator.job(name)
-        found = run.app_logs(site, private)
+    if coordinator is None:
+        if ca_pin is not None:
+            raise click.UsageError("--ca-pin pins the --coordinator: name both, or none")
+        found = _over_login(name, site, private, operator)
+    else:
+        if ca_pin is None or operator is not None:
+            raise click.UsageError(
+                "--coordinator asks as the owner: give its --ca-pin, and no --operator"
+            )
+        found = _as_owner(name, site, private, coordinator, parse_pin(ca_pin))
     chosen = [log for log in found.logs if round_ is None or log.round == round_]
     if as_json:
-        print_json({"job": run.name, "site": site, **_json(found, chosen)})
+        print_json({"job": name, "site": site, **_json(found, chosen)})
     else:
         for log in chosen:
             for text in _texts(log):
                 line(text)
         if not chosen:
-            click.echo(f"there are no logs of site {printable(site)} in job {run.name}", err=True)
+            click.echo(f"there are no logs of site {printable(site)} in job {name}", err=True)
     for fault in found.faults:
         click.echo(f"warning: {printable(fault)}", err=True)
     return REFUSED if found.faults else 0
+
+
+def _over_login(name: str, site: str, key: X25519PrivateKey, operator: Path | None) -> AppLogs:
+    from fedlearn.api.connection import connect
+
+    with connect(operator) as connection:
+        return connection.job(name).app_logs(site, key)
+
+
+def _as_owner(name: str, site: str, key: X25519PrivateKey, coordinator: str, pin: bytes) -> AppLogs:
+    from fedlearn.api.app_logs import fetch_app_logs_as_owner
+    from fedlearn.wire.owner import OwnerClient
+
+    now = datetime.now(UTC)
+    with OwnerClient.connect(coordinator, ca_pin=pin, key=key, now=now) as owner:
+        return fetch_app_logs_as_owner(owner, name, site, key)
 
 
 def _events(name: str, *, follow: bool, operator: Path | None, as_json: bool) -> None:
     from fedlearn.api.connection import connect
     from fedlearn.terminal.progress import lines_show, show_for
 
-    with connect(operator) as coordinator:
-        run = coordinator.job(name)
+    with connect(operator) as connection:
+        run = connection.job(name)
         if follow:
             run.follow(show=show_for(as_json=as_json))
             return

@@ -231,6 +231,20 @@ class JobStore:
         with self._lock:
             return self._state(facts)
 
+    def spec(self, name: str) -> JobSpec:
+        """Return the specification of a run, as the ledger has it; nothing is read from disk.
+
+        :raises JobError: when no such run was submitted.
+        :raises StoreError: when its record is missing or is not what the ledger names.
+        """
+        self._facts(name)
+        with self._lock:
+            kept = self._kept.get(name)
+            if kept is None:
+                reason = self._apart.get(name, _missing(name))
+                raise StoreError(f"job {name}: {reason}", hint=_RESTORE)
+            return kept.spec
+
     def get(self, name: str) -> JobRecord:
         """Return a job with everything that it runs from, compared with the ledger.
 

@@ -1,4 +1,4 @@
-"""The Owner service: the models that are sealed for a key, for whoever holds it.
+"""The Owner service: the models and logs that are sealed for a key, for whoever holds it.
 
 It is reached without a certificate. A session is a token that only the key's holder can open
 (:mod:`fedlearn.sealing.owner_session`), authenticated with a secret of this process. Nothing is
@@ -10,6 +10,7 @@ another key's models are called is answered as if they were not there.
 
 from __future__ import annotations
 
+import dataclasses
 import hmac
 import secrets
 import struct
@@ -24,6 +25,7 @@ from fedlearn.sealing.owner_session import seal_owner_session
 from fedlearn.wire import fedlearn_pb2 as pb
 from server.admission.challenges import Rates
 from server.rpc.guard import Caller
+from server.rpc.ports import Coordinator
 from server.rpc.results.models import ModelSender
 from server.store.models import StoredModel
 
@@ -37,6 +39,7 @@ _PURPOSE: Final = b"fedlearn/owner-token/1\0"
 _KEY_BYTES: Final = 32
 _BODY: Final = struct.Struct(">32sQ")
 _MAC_BYTES: Final = 32
+_MAX_NAME: Final = 80
 
 
 class OwnerTokens:
@@ -86,12 +89,14 @@ class OwnerService:
         self,
         *,
         models: ModelSender,
+        coordinator: Coordinator,
         ca_pin: bytes,
         rates: Rates,
         clock: Callable[[], datetime],
         tokens: OwnerTokens | None = None,
     ) -> None:
         self._models = models
+        self._coordinator = coordinator
         self._ca_pin = ca_pin
         self._rates = rates
         self._clock = clock
@@ -127,12 +132,30 @@ class OwnerService:
         """Send one file that is sealed for the session's key."""
         visible = self._visible(request.token, caller)
         if not self._downloads.acquire(blocking=False):
-            raise Throttled(
-                f"owners have {MAX_DOWNLOADS} downloads under way, which is the most",
-                hint="try again in some minutes",
-            )
+            raise _too_many()
         try:
             yield from self._models.parts(request.download, visible, stop)
+        finally:
+            self._downloads.release()
+
+    def FetchAppLogs(  # noqa: N802
+        self, request: pb.OwnerAppLogsRequest, caller: Caller, stop: threading.Event
+    ) -> Iterator[pb.OwnerAppLogsPart]:
+        """Send the logs of a job whose owner's key is the session's."""
+        self._rates.take(caller.peer, now=self._clock())
+        key = self._tokens.owner_key(request.token)
+        if len(request.logs.job) > _MAX_NAME or len(request.logs.site) > _MAX_NAME:
+            raise ConfigError(f"a name has at most {_MAX_NAME} characters", key="job")
+        if not self._downloads.acquire(blocking=False):
+            raise _too_many()
+        try:
+            found = self._coordinator.app_logs_of_owner(request.logs.job, request.logs.site, key)
+            run, digest, logs = found
+            yield pb.OwnerAppLogsPart(run=pb.AppLogsRun(run_id=run, digest=digest))
+            for log in logs:
+                if stop.is_set():
+                    return
+                yield pb.OwnerAppLogsPart(log=pb.AppLog(**dataclasses.asdict(log)))
         finally:
             self._downloads.release()
 
@@ -140,3 +163,10 @@ class OwnerService:
         self._rates.take(caller.peer, now=self._clock())
         key = self._tokens.owner_key(token)
         return lambda stored: key in stored.recipients
+
+
+def _too_many() -> Throttled:
+    return Throttled(
+        f"owners have {MAX_DOWNLOADS} downloads under way, which is the most",
+        hint="try again in some minutes",
+    )

@@ -94,6 +94,31 @@ def test_a_site_of_another_job_has_no_logs_here(
         list(coordinator.app_logs("alpha", "site-b"))
 
 
+def test_to_others_than_the_owner_a_job_is_as_if_it_were_not_there(
+    start: RestartingCoordinator, bundle: bytes
+) -> None:
+    coordinator = start()
+    submit(coordinator, bundle, "alpha")
+    submit(coordinator, bundle, "quiet", keys="")
+    coordinator.deliver_app_log(client("alpha"), LOG)
+    mine = bytes(range(32))
+    run, digest, logs = coordinator.app_logs_of_owner("alpha@1", "site-a", mine)
+    assert (run, digest.hex(), list(logs)) == ("alpha", coordinator.get_job("alpha").id, [LOG])
+    reasons = set()
+    for name, site, key in (
+        ("alpha", "site-a", bytes(32)),
+        ("alpha", "site-b", mine),
+        ("quiet", "site-a", b""),
+        ("quiet", "site-a", mine),
+        ("never", "site-a", mine),
+        ("../alpha", "site-a", mine),
+    ):
+        with pytest.raises(JobError) as refused:
+            coordinator.app_logs_of_owner(name, site, key)
+        reasons.add(str(refused.value).replace(name, "JOB").replace(site, "SITE"))
+    assert reasons == {"no logs of site SITE in a job JOB are sealed for this key"}
+
+
 def test_a_client_that_delivers_without_end_is_throttled(
     start: RestartingCoordinator, bundle: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

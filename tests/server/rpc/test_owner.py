@@ -15,7 +15,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from attestation.errors import UnsealError
+from fedlearn.api.app_logs import fetch_app_logs_as_owner
 from fedlearn.errors import ConfigError, FedlearnError, JobError, Throttled, TransportError
+from fedlearn.job.app_log import SealedAppLog
+from fedlearn.sealing.app_log import AppLogLine, AppLogName, OpenedAppLog, seal_app_log
 from fedlearn.sealing.owner_session import open_owner_session, seal_owner_session
 from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire import fedlearn_pb2_grpc as rpc
@@ -28,7 +31,7 @@ from server.rpc.guard import Caller
 from server.rpc.results.models import ModelSender
 from server.rpc.results.owner import MAX_DOWNLOADS, SESSION_LIFETIME, OwnerService, OwnerTokens
 from tests.harness.deployment import TRUST_DOMAIN, key_pem
-from tests.harness.listeners import DeploymentListeners
+from tests.harness.listeners import DeploymentListeners, RecordingCoordinator
 
 ALICE, BOB, STRANGER = (X25519PrivateKey.generate() for _ in range(3))
 WEIGHTS = {"w": np.arange(600_000, dtype=np.float32)}
@@ -261,6 +264,7 @@ def test_a_flood_of_one_address_is_throttled_and_keeps_nothing(
 ) -> None:
     limits = Limits(rate_per_peer=1.0, burst_per_peer=3)
     service = OwnerService(
+        coordinator=RecordingCoordinator(),
         models=ModelSender(sealed.store),
         ca_pin=PIN,
         rates=Rates(limits=limits),
@@ -279,6 +283,7 @@ def test_all_owners_together_have_a_bounded_number_of_downloads(
     sealed: DeploymentListeners,
 ) -> None:
     service = OwnerService(
+        coordinator=RecordingCoordinator(),
         models=ModelSender(sealed.store),
         ca_pin=PIN,
         rates=Rates(),
@@ -299,3 +304,43 @@ def test_all_owners_together_have_a_bounded_number_of_downloads(
         begun(MAX_DOWNLOADS)
     del held[0]
     assert begun(MAX_DOWNLOADS)
+
+
+def test_an_owner_reads_the_logs_of_their_job_and_of_no_other(
+    listeners: DeploymentListeners,
+) -> None:
+    coordinator = listeners.coordinator
+    coordinator.owner_key = public(ALICE)
+    name = AppLogName(
+        job="alpha",
+        digest=bytes(32),
+        site="site-a",
+        client="c1",
+        stream=bytes(16),
+        round=1,
+        sequence=0,
+    )
+    lines = (AppLogLine(level="output", text="for Alice"),)
+    sealed = seal_app_log(OpenedAppLog(lines=lines), name, public(ALICE))
+    log = SealedAppLog(client="c1", stream=name.stream, round=1, sequence=0, sealed=sealed)
+    coordinator.calls.append(("app log", ("alpha", "site-a", log)))
+    with connect(listeners, ALICE) as alice:
+        (found,) = fetch_app_logs_as_owner(alice, "alpha", "site-a", ALICE).logs
+        assert found.lines == lines
+        assert fetch_app_logs_as_owner(alice, "alpha", "site-b", ALICE).logs == ()
+        with pytest.raises(JobError, match="sealed for this key"):
+            fetch_app_logs_as_owner(alice, "beta", "site-a", ALICE)
+    with connect(listeners, BOB) as bob, pytest.raises(JobError, match="sealed for this key"):
+        fetch_app_logs_as_owner(bob, "alpha", "site-a", BOB)
+
+
+def test_logs_need_a_session_and_names_that_can_be(
+    listeners: DeploymentListeners, stub: rpc.OwnerStub
+) -> None:
+    asked = pb.AppLogsRequest(job="alpha", site="site-a")
+    error = error_of(
+        lambda: list(stub.FetchAppLogs(pb.OwnerAppLogsRequest(token=b"made up", logs=asked)))
+    )
+    assert "not one of this coordinator" in str(error)
+    with connect(listeners, ALICE) as alice, pytest.raises(ConfigError, match="at most"):
+        fetch_app_logs_as_owner(alice, "a" * 1000, "site-a", ALICE)

@@ -127,6 +127,12 @@ def test_another_key_is_a_refusal(deployment: LoneCoordinator, tmp_path: Path) -
         (("--site", "north", "--key", "KEY", "--follow"), "leave it out with --site"),
         (("--site", "north", "--key", "KEY", "--round", "-1"), "--round"),
         (("--site", "north", "--key", "nowhere.pem"), "does not exist"),
+        (("--coordinator", "h:1"), "name its --site"),
+        (("--site", "north", "--key", "KEY", "--ca-pin", "00" * 32), "name both, or none"),
+        (
+            ("--site", "north", "--key", "KEY", "--coordinator", "h:1", "--ca-pin", "00" * 32),
+            "no --operator",
+        ),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(
