@@ -33,7 +33,7 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
         "fedlearn job metrics": "fedlearn job metrics mortality --out mortality.csv",
         "fedlearn job report": "fedlearn job report mortality --out mortality.html",
         "fedlearn job compare": (
-            "fedlearn job compare mortality mortality@2 ./mortality-1 --out compare.html"
+            "fedlearn job compare mortality mortality@2 runs/mortality-1 --out compare.html"
         ),
         "fedlearn job cancel": "fedlearn job cancel mortality",
         "fedlearn job revoke": "fedlearn job revoke mortality --site north --reason 'wrong data'",

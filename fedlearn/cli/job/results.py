@@ -1,7 +1,7 @@
 """``fedlearn job events, metrics, report, compare``: the results of runs, over an operator's login.
 
 A run is a job of the coordinator, ``NAME`` or ``NAME@2``, or a folder of ``fedlearn job try``: an
-argument with a ``/`` in it, as ``./NAME-1``, is a folder.
+argument with a ``/`` in it, as ``runs/NAME-1``, is a folder.
 
 The page is docs/how-to/plot-and-compare-runs.md.
 """
@@ -59,7 +59,7 @@ def events(
 ) -> None:
     """Write every event of RUN, with its time, as JSON lines, CSV or Parquet.
 
-    RUN is a job of the coordinator, or a folder of `job try` (./NAME-1).
+    RUN is a job of the coordinator, or a folder of `job try` (runs/NAME-1).
     """
     from fedlearn.results.tables import event_table
 
@@ -83,7 +83,7 @@ def metrics(
 ) -> None:
     """Show the metrics of RUN round by round, or write them as JSON lines, CSV or Parquet.
 
-    RUN is a job of the coordinator, or a folder of `job try` (./NAME-1).
+    RUN is a job of the coordinator, or a folder of `job try` (runs/NAME-1).
     """
     from fedlearn.results.tables import round_table, site_table
 
@@ -112,7 +112,7 @@ def report(run: str, out: Path, metric: str, operator: Path | None, as_json: boo
     """Write the report of RUN: one HTML page that loads nothing from the network.
 
     It shows rounds, sites, refusals, privacy spent, evidence and resources. RUN is a job of the
-    coordinator, or a folder of `job try` (./NAME-1).
+    coordinator, or a folder of `job try` (runs/NAME-1).
     """
     with _result(run, operator) as found:
         found.report(out, replace=True, metric=metric)
@@ -134,7 +134,7 @@ def compare(
 ) -> None:
     """Compare 2 to 8 RUNS: a table, and with --out one page with their metrics overlaid.
 
-    Each of RUNS is a job of the coordinator, or a folder of `job try` (./NAME-1).
+    Each of RUNS is a job of the coordinator, or a folder of `job try` (runs/NAME-1).
     """
     from fedlearn.results.compare import compare as compared
 
@@ -171,7 +171,7 @@ def _result(run: str, operator: Path | None) -> Iterator[Result]:
     except ConfigError:
         raise click.BadParameter(
             f"{run[:80]!r} is neither a job (1 to 63 of a-z, 0-9 and '-', or NAME@2) nor a folder "
-            "(./NAME-1)"
+            "(runs/NAME-1)"
         ) from None
     from fedlearn.api.connection import connect
 
@@ -232,11 +232,7 @@ def _show(table: Table) -> None:
             return NOT_KNOWN
         return number_text(value) if isinstance(value, float) else str(value)
 
-    columns = [
-        column
-        for column in table.columns
-        if column.name not in _NOT_SHOWN and any(row[column.name] is not None for row in table.rows)
-    ]
+    columns = [column for column in table.columns if column.name not in _NOT_SHOWN]
     if not table.rows:
         line("no round has begun")
         return
@@ -247,9 +243,12 @@ def _show(table: Table) -> None:
 
 
 def _grid(heads: list[str], rows: list[list[str]]) -> None:
-    """Print columns of text, each as wide as its widest cell."""
-    cells = [[printable(cell) for cell in row] for row in (heads, *rows)]
-    widths = [max(len(row[index]) for row in cells) for index in range(len(heads))]
+    """Print columns of text, each as wide as its widest cell, without those that have no value."""
+    from fedlearn.results.markup import NOT_KNOWN
+
+    kept = [i for i in range(len(heads)) if any(row[i] != NOT_KNOWN for row in rows)]
+    cells = [[printable(row[i]) for i in kept] for row in (heads, *rows)]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(kept))]
     for number, row in enumerate(cells):
         texts = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         line("  ".join(texts).rstrip(), bold=number == 0)
