@@ -18,33 +18,28 @@ Everything uses the loopback interface. The status is 1 when a limit is exceeded
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import grpc
+from _processes import cpu_seconds, pin, program_pid, resident_mib
+from _simulated_sites import close, reported, simulator
 
 from attestation.config import dumps
 from attestation.evidence import Tee
 from edge.protocol.identity import certification_request, key_pem, new_key
 from edge.protocol.rpc import GateClient, enroll
 from fedlearn.identity.join import JoinToken
-from fedlearn.identity.spiffe import COORDINATOR_DNS
-from fedlearn.local.children import Child, Children
+from fedlearn.local.children import Children
 from fedlearn.local.federation import Federation, program
-from fedlearn.wire import fedlearn_pb2 as pb
-from fedlearn.wire import fedlearn_pb2_grpc as stubs
 from fedlearn.wire.channel import HEARTBEAT_SECONDS
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -57,9 +52,6 @@ AGENT_MIB: Final = 80
 REQUESTS_PER_SECOND: Final = 1.0
 CORES: Final = 1.0
 PROCESSES: Final = 4
-AT_ONCE: Final = 16
-CONNECT_SECONDS: Final = 240.0
-REPORT: Final = json.dumps({"launcher": "process", "cpu": 4, "memory_mib": 8192, "data": ["stays"]})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,37 +103,6 @@ class Coordinator(Federation):
 
 
 # --- the coordinator's side -------------------------------------------------------------------
-
-
-def program_pid(child: Child) -> int:
-    """Return the process of a command below ``child``, which is a shell: the largest there."""
-    found, waiting = [child.pid], [child.pid]
-    while waiting:
-        for task in Path(f"/proc/{waiting.pop()}/task").iterdir():
-            with contextlib.suppress(OSError):
-                below = [int(pid) for pid in (task / "children").read_text().split()]
-                found += below
-                waiting += below
-    return max(found, key=resident_mib)
-
-
-def pin(pid: int, core: int) -> None:
-    """Bind all threads of a process to one core; new threads inherit it."""
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(ProcessLookupError):
-            os.sched_setaffinity(int(task.name), {core})
-
-
-def resident_mib(pid: int) -> float:
-    """Return VmRSS."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024
-
-
-def cpu_seconds(pid: int) -> float:
-    """Return the processor time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def measure_sites(federation: Federation, pid: int, count: int, seconds: float) -> Sites:
@@ -209,99 +170,6 @@ def enrolled(federation: Federation, count: int) -> tuple[str, str, list[dict[st
             gate.close()
 
 
-# --- the sites' side --------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def simulator(
-    address: str, roots: str, identities: list[dict[str, str]], cores: list[int]
-) -> Iterator[subprocess.Popen[str]]:
-    """Start a process that simulates sites: this file, with ``--simulate``."""
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--simulate"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    os.sched_setaffinity(process.pid, cores)
-    try:
-        if process.stdin is None:
-            raise SystemExit("the process of simulated sites has no input")
-        process.stdin.write(
-            json.dumps({"address": address, "roots": roots, "sites": identities}) + "\n"
-        )
-        process.stdin.flush()
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def reported(process: subprocess.Popen[str]) -> int:
-    """Return the number on the next line of a process."""
-    line = process.stdout.readline() if process.stdout is not None else ""
-    if not line:
-        raise SystemExit("a process of simulated sites has ended")
-    return int(line)
-
-
-def close(process: subprocess.Popen[str]) -> None:
-    """Let a process of simulated sites end."""
-    if process.stdin is not None:
-        process.stdin.close()
-
-
-async def simulate(address: str, roots: str, sites: list[dict[str, str]]) -> None:
-    """Hold a stream for each site; print how many there are, at the start and at the end."""
-    gate = asyncio.Semaphore(AT_ONCE)
-    open_streams: set[int] = set()
-    everybody = asyncio.Event()
-
-    async def one(number: int, site: dict[str, str]) -> None:
-        credentials = grpc.ssl_channel_credentials(
-            roots.encode(), site["key"].encode(), site["chain"].encode()
-        )
-        options = [
-            ("grpc.ssl_target_name_override", COORDINATOR_DNS),
-            ("grpc.default_authority", COORDINATOR_DNS),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.enable_http_proxy", 0),
-        ]
-        async with grpc.aio.secure_channel(address, credentials, options) as channel:
-            call = stubs.SitesStub(channel).Follow()  # type: ignore[no-untyped-call]
-            async with gate:
-                await call.write(pb.SiteReport(hello=pb.Hello(version="benchmark")))
-                await call.write(pb.SiteReport(capabilities=pb.Capabilities(json=REPORT)))
-            open_streams.add(number)
-            if len(open_streams) == len(sites):
-                everybody.set()
-            reader = asyncio.create_task(listen(call))
-            try:
-                while not reader.done():
-                    await asyncio.wait({reader}, timeout=HEARTBEAT_SECONDS)
-                    now = pb.Heartbeat(unix_ms=int(time.time() * 1000))
-                    await call.write(pb.SiteReport(heartbeat=now))
-            finally:
-                open_streams.discard(number)
-                reader.cancel()
-
-    async def listen(call: Any) -> None:
-        async for _ in call:
-            pass
-
-    tasks = [asyncio.create_task(one(number, site)) for number, site in enumerate(sites)]
-    try:
-        await asyncio.wait_for(everybody.wait(), CONNECT_SECONDS)
-    except TimeoutError:
-        raise SystemExit(f"{len(open_streams)} of {len(sites)} streams came up") from None
-    print(len(open_streams), flush=True)
-    await asyncio.to_thread(sys.stdin.read)
-    print(len(open_streams), flush=True)
-    for task in tasks:
-        task.cancel()
-
-
 # --- an agent in a cluster --------------------------------------------------------------------
 
 
@@ -359,13 +227,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=45.0, help="how long to watch, idle")
     parser.add_argument("--only", choices=("sites", "agent"))
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--simulate", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 65_536)), hard))
-    if arguments.simulate:
-        asyncio.run(simulate(**json.loads(sys.stdin.readline())))
-        return 0
     sites: Sites | None = None
     agent: Agent | None = None
     with tempfile.TemporaryDirectory(prefix="fedlearn-agents-") as scratch:
