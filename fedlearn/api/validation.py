@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from attestation.policy.launch import launch_warnings, require_launch_identity
 from attestation.policy.model import AppraisalPolicy
 from attestation.policy.sign import MAX_SIGNATURE_BYTES, signer_of, verify_policy
 from fedlearn import config
-from fedlearn.api.inspection.imports import follow_imports
+from fedlearn.api.inspection.imports import Imports, follow_imports
 from fedlearn.api.inspection.notes import app_notes, privacy_notes
 from fedlearn.api.inspection.sources import AppSources, read_sources
 from fedlearn.app.checks import MAX_BUNDLE_BYTES, Application, check_folder, read_bundle
 from fedlearn.errors import ConfigError
+from fedlearn.faults import Faults
 from fedlearn.job.spec import JobFiles, JobSpec
 from fedlearn.job.strategies import AGGREGATED, APP, VISIBLE_TO_APP
+from fedlearn.job.tables import Scalar
 
 __all__ = ["Report", "examine", "policy_signature"]
 
@@ -60,9 +63,12 @@ class Report:
 def examine(path: Path) -> Report:
     """Read a job with its policy and its app. No code of the app runs.
 
+    Everything that is wrong is reported at once, except what can only be checked when the job's
+    file and its policy are read.
+
     :raises ConfigError: naming file, line and key of what is wrong.
     :raises JobError: when the app cannot run: it is not an application, a file of it does not
-        compile, or an import of it fails.
+        compile, or an import of it fails; or with one line for each of several faults.
     :raises PolicyError: when the policy is not one, or pins no launch identity of a TEE that
         it accepts.
     :raises VerificationError: when the signature beside it is not a signature of it.
@@ -70,13 +76,17 @@ def examine(path: Path) -> Report:
     """
     files = JobFiles.load(path)
     spec, policy, policy_file = files.spec, files.policy, files.policy_file
-    require_launch_identity(policy, where=str(policy_file))
     app = path.parent / spec.app
-    bundle = _bundle(app)
-    application, contents = read_bundle(bundle, where=str(app))
-    _check_config(spec, application, path)
-    sources = read_sources(contents, where=str(app))
-    imports = follow_imports(sources, application, where=str(app))
+    faults = Faults()
+    faults.of(lambda: require_launch_identity(policy, where=str(policy_file)))
+    signature = faults.of(lambda: policy_signature(policy_file)) or b""
+    signer = faults.of(lambda: _signer(policy, signature))
+    privacy = faults.of(lambda: _privacy(spec))
+    inspected = _inspect(spec, app, path, faults)
+    faults.check()
+    assert privacy is not None
+    assert inspected is not None
+    bundle, application, sources, imports = inspected
     notes = app_notes(spec, application, sources, imports) + privacy_notes(spec, sources)
     found: tuple[str, ...] = (
         f"{spec.name}: {spec.rounds} rounds on {len(spec.sites)} sites, "
@@ -87,11 +97,9 @@ def examine(path: Path) -> Report:
         f"policy {policy.name} accepts {', '.join(policy.accept) or 'nobody'}",
         f"bundle {hashlib.sha256(bundle).hexdigest()}, the digest that sites put into "
         "accept.bundles",
-        _privacy(spec),
+        privacy,
+        *([f"policy signed by the key {signer.hex()}"] if signer else []),
     )
-    if signature := policy_signature(policy_file):
-        signer = verify_policy(policy, signature, key_digests={signer_of(signature)})
-        found += (f"policy signed by the key {signer.hex()}",)
     return Report(
         spec=spec,
         app=app,
@@ -134,26 +142,52 @@ def _strategy(spec: JobSpec, sources: AppSources) -> str:
     return f"strategy {APP}: the ServerApp makes it" + (f" ({own})" if own else "")
 
 
-def _check_config(spec: JobSpec, application: Application, path: Path) -> None:
+def _signer(policy: AppraisalPolicy, signature: bytes) -> bytes:
+    """Return the digest of the key that signed the policy; empty where there is no signature."""
+    if not signature:
+        return b""
+    return verify_policy(policy, signature, key_digests={signer_of(signature)})
+
+
+def _inspect(
+    spec: JobSpec, app: Path, path: Path, faults: Faults
+) -> tuple[bytes, Application, AppSources, Imports] | None:
+    """Return an app, as far as it tells without being run; None where something is wrong."""
+    bundle = faults.of(lambda: _bundle(app))
+    if bundle is None:
+        return None
+    read = faults.of(lambda: read_bundle(bundle, where=str(app)))
+    if read is None:
+        return None
+    application, contents = read
     for key, value in spec.config.items():
-        if key not in application.defaults:
-            known = [str(name) for name in application.defaults]
-            near = difflib.get_close_matches(key, known, n=1)
-            wish = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
-            raise ConfigError(
-                f"the app {application.name} has no such setting; {wish}",
-                where=str(path),
-                key=f"config.{key}",
-                hint="a setting and its default are in [tool.flwr.app.config] of the app",
-            )
-        default = application.defaults[key]
-        numbers = isinstance(default, float) and type(value) in (int, float)
-        if type(value) is not type(default) and not numbers:
-            raise ConfigError(
-                f"must be like the app's default {shown(default)}, not {shown(value)}",
-                where=str(path),
-                key=f"config.{key}",
-            )
+        faults.of(partial(_check_setting, key, value, application, path))
+    sources = faults.of(lambda: read_sources(contents, where=str(app)))
+    if sources is None:
+        return None
+    imports = faults.of(lambda: follow_imports(sources, application, where=str(app)))
+    return None if imports is None else (bundle, application, sources, imports)
+
+
+def _check_setting(key: str, value: Scalar, application: Application, path: Path) -> None:
+    if key not in application.defaults:
+        known = [str(name) for name in application.defaults]
+        near = difflib.get_close_matches(key, known, n=1)
+        wish = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
+        raise ConfigError(
+            f"the app {application.name} has no such setting; {wish}",
+            where=str(path),
+            key=f"config.{key}",
+            hint="a setting and its default are in [tool.flwr.app.config] of the app",
+        )
+    default = application.defaults[key]
+    numbers = isinstance(default, float) and type(value) in (int, float)
+    if type(value) is not type(default) and not numbers:
+        raise ConfigError(
+            f"must be like the app's default {shown(default)}, not {shown(value)}",
+            where=str(path),
+            key=f"config.{key}",
+        )
 
 
 def _updates(spec: JobSpec) -> str:

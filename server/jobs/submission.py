@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
-from attestation.errors import AttestationError
 from attestation.policy.model import AppraisalPolicy
 from attestation.policy.parse import parse_policy
 from fedlearn.app.checks import check_bundle
-from fedlearn.errors import DiskError, FedlearnError, JobError
+from fedlearn.errors import JobError
+from fedlearn.faults import Faults
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.state import JobStatus
 from fedlearn.privacy import Budget
@@ -26,41 +26,7 @@ from server.jobs.records.job_store import JobRecord, JobStore
 from server.jobs.selection import Selection
 from server.state_directory import StateDirectory
 
-__all__ = ["Faults", "JobIntake"]
-
-_T = TypeVar("_T")
-
-
-class Faults:
-    """Everything that is wrong with one request, collected before it is refused."""
-
-    def __init__(self) -> None:
-        self._found: list[FedlearnError | AttestationError] = []
-
-    def of(self, check: Callable[[], _T]) -> _T | None:
-        """Return what ``check`` returns; ``None``, and a fault more, when it refuses.
-
-        :raises DiskError: when the disk failed: that is no fault of the request.
-        """
-        try:
-            return check()
-        except DiskError:
-            raise
-        except (FedlearnError, AttestationError) as error:
-            self._found.append(error)
-            return None
-
-    def check(self) -> None:
-        """Refuse the request if anything is wrong with it.
-
-        :raises FedlearnError: the fault, or a JobError with one line for each of several.
-        :raises AttestationError: when that is the only fault.
-        """
-        if len(self._found) == 1:
-            raise self._found[0]
-        if self._found:
-            hints = dict.fromkeys(error.hint for error in self._found if error.hint)
-            raise JobError("\n".join(map(str, self._found)), hint="; ".join(hints))
+__all__ = ["JobIntake"]
 
 
 class JobIntake:

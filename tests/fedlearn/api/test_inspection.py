@@ -67,6 +67,25 @@ def test_all_files_that_do_not_compile_are_named_at_once(job: Path) -> None:
     ]
 
 
+def test_everything_that_is_wrong_is_reported_at_once(job: Path) -> None:
+    _set(job, "job.toml", "local-epochs = 2", 'local-epoch = 2\nlearning-rate = "x"')
+    path = job / "job.toml"
+    path.write_text(path.read_text() + _PRIVACY.replace("epsilon = 8.0", "epsilon = 0.1"))
+    _set(job, "policy.toml", 'claim = "software"', 'claim = "app"')
+    (job / "app/x_app/other.py").write_text("def (:\n")
+    with pytest.raises(JobError) as caught:
+        examine(path)
+    lines = str(caught.value).splitlines()
+    for words in (
+        "policy.toml: nothing pins",
+        "epsilon",
+        "config.local-epoch: the app x has no such setting; did you mean 'local-epochs'?",
+        "config.learning-rate: must be like the app's default 0.5",
+        "other.py:1: invalid syntax",
+    ):
+        assert len([line for line in lines if words in line]) == 1, (words, lines)
+
+
 def test_a_file_outside_of_the_bundle_may_be_anything(job: Path) -> None:
     (job / "app/draft.py").write_text("def (:\n")
     assert examine(job / "job.toml").spec.name == "x"
