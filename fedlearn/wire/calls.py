@@ -9,9 +9,10 @@ from typing import Any, Final, Self, TypeVar
 
 import grpc
 
-from fedlearn.backoff import retry
+from fedlearn.backoff import Backoff, retry
 from fedlearn.errors import Throttled, TransportError
 from fedlearn.wire.failure import UNANSWERED, failure_of
+from fedlearn.wire.unreachable import NotConnected
 
 __all__ = ["ADMIT_SECONDS", "CALL_SECONDS", "Calls"]
 
@@ -20,6 +21,8 @@ CALL_SECONDS: Final = 15.0
 
 ADMIT_SECONDS: Final = 60.0
 """The deadline of a call in which evidence is verified or a bundle is sent, in seconds."""
+
+_CONNECT_ATTEMPTS: Final = 3
 
 _T = TypeVar("_T")
 
@@ -52,10 +55,19 @@ class Calls:
         self._channel.close()
 
     def _once(self, method: Callable[..., _T], request: Any, seconds: float = CALL_SECONDS) -> _T:
-        """Make a call.
+        """Make a call that may not be made twice; repeat it only while no connection comes about.
 
         :raises FedlearnError: as the other side raised it, or a TransportError.
         """
+        return retry(
+            lambda: self._call(method, request, seconds),
+            failures=(NotConnected,),
+            attempts=min(self.attempts, _CONNECT_ATTEMPTS),
+            # The channel itself pauses for 0.2 s after its first attempt.
+            backoff=Backoff(first=0.4),
+        )
+
+    def _call(self, method: Callable[..., _T], request: Any, seconds: float) -> _T:
         try:
             return method(request, timeout=seconds)
         except grpc.RpcError as error:
@@ -64,15 +76,17 @@ class Calls:
     def _when_taken(self, method: Callable[..., _T], request: Any) -> _T:
         """Make a call that may not be made twice; repeat it only if it was not processed."""
         return retry(
-            lambda: self._once(method, request, ADMIT_SECONDS),
-            failures=(Throttled,),
+            lambda: self._call(method, request, ADMIT_SECONDS),
+            failures=(Throttled, NotConnected),
             attempts=self.attempts,
         )
 
     def _retry(self, method: Callable[..., _T], request: Any) -> _T:
         """Make a call that may be made twice; repeat it while nobody answers."""
         return retry(
-            lambda: self._once(method, request), failures=UNANSWERED, attempts=self.attempts
+            lambda: self._call(method, request, CALL_SECONDS),
+            failures=UNANSWERED,
+            attempts=self.attempts,
         )
 
     def _stream(self, call: Any) -> Generator[Any, None, None]:

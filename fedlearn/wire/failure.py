@@ -25,7 +25,13 @@ from fedlearn.errors import (
     Throttled,
     TransportError,
 )
-from fedlearn.wire.unreachable import Cause, Unreachable, cause_of_details, unreachable
+from fedlearn.wire.unreachable import (
+    Cause,
+    Unreachable,
+    cause_of_details,
+    failed_to_connect,
+    unreachable,
+)
 
 __all__ = ["ERRORS_BY_CODE", "UNANSWERED", "Unreachable", "failure_of", "status_of", "trailing_of"]
 
@@ -89,7 +95,8 @@ def failure_of(error: grpc.RpcError, what: str) -> FedlearnError | AttestationEr
         return _rebuilt(ours, details[:MAX_MESSAGE_CHARS], metadata)
     match code:
         case grpc.StatusCode.UNAVAILABLE:
-            return unreachable(what, cause_of_details(details))
+            sent = not failed_to_connect(details)
+            return unreachable(what, cause_of_details(details), sent=sent)
         case _ if cause_of_details(details) is Cause.NOT_GRPC:
             return unreachable(what, Cause.NOT_GRPC)
         case grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -14,11 +14,23 @@ from typing import Final
 
 from fedlearn.errors import TransportError
 
-__all__ = ["Cause", "Unreachable", "cause_of_details", "cause_of_error", "unreachable"]
+__all__ = [
+    "Cause",
+    "NotConnected",
+    "Unreachable",
+    "cause_of_details",
+    "cause_of_error",
+    "failed_to_connect",
+    "unreachable",
+]
 
 
 class Unreachable(TransportError):
     """Nobody answered, or the peer cannot act now. The same call may succeed later."""
+
+
+class NotConnected(Unreachable):
+    """No connection came about, so nothing was sent: any call may be made again."""
 
 
 class Cause(enum.Enum):
@@ -118,11 +130,21 @@ def cause_of_error(error: OSError) -> Cause:
             return Cause.NO_ROUTE
 
 
-def unreachable(what: str, cause: Cause, *, hint: str = "") -> TransportError:
+def failed_to_connect(details: str) -> bool:
+    """Return whether the details of a status of gRPC are those of a call that was not sent.
+
+    gRPC sends a call when the handshake has ended and the peer has sent its settings.
+    """
+    return "failed to connect to all addresses" in details or "errors resolving" in details
+
+
+def unreachable(what: str, cause: Cause, *, hint: str = "", sent: bool = False) -> TransportError:
     """Return the error of a peer ``what``; an :class:`Unreachable` where a retry may help.
 
     :param hint: what to do, where that is better known than in general.
+    :param sent: whether the peer may have received the call.
     """
     message, usual = cause.value
-    kind = Unreachable if cause in _LATER else TransportError
+    later = Unreachable if sent else NotConnected
+    kind = later if cause in _LATER else TransportError
     return kind(f"{what} {message}", hint=hint or usual)

@@ -40,7 +40,8 @@ class Coordinator(stubs.OperatorServicer):
     """Keeps jobs in memory and tells a story about each.
 
     With ``goes_on`` the story has no end: whoever follows a job waits, and ``waits`` is set.
-    ``cut`` bytes are missing in the bundles that it returns.
+    ``cut`` bytes are missing in the bundles that it returns. Without ``answers`` a cancellation
+    takes place, and its answer is lost.
     """
 
     jobs: dict[str, pb.JobState] = field(default_factory=dict)
@@ -52,6 +53,8 @@ class Coordinator(stubs.OperatorServicer):
     revoked: list[pb.RevokeClientRequest] = field(default_factory=list)
     deleted: list[pb.DeleteJobRequest] = field(default_factory=list)
     cut: int = 0
+    cancelled: int = 0
+    answers: bool = True
     app_logs: list[pb.AppLog] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -88,6 +91,9 @@ class Coordinator(stubs.OperatorServicer):
     def CancelJob(self, request: pb.JobName, context: grpc.ServicerContext) -> pb.JobState:
         state = self.GetJob(request, context)
         state.status = "cancelled"
+        self.cancelled += 1
+        if not self.answers:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         return state
 
     def ResumeJob(self, request: pb.JobName, context: grpc.ServicerContext) -> pb.JobState:

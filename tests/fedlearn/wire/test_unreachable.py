@@ -15,6 +15,7 @@ import pytest
 from edge.protocol.rpc import GateClient
 from fedlearn.errors import TransportError
 from fedlearn.identity.login import OperatorLogin
+from fedlearn.wire import fedlearn_pb2 as pb
 from fedlearn.wire.operator import OperatorClient
 from fedlearn.wire.pinning import fetch_pinned
 from fedlearn.wire.unreachable import Unreachable
@@ -120,6 +121,56 @@ def test_each_cause_has_a_message_of_its_own(lone: LoneCoordinator, tmp_path: Pa
         assert text in str(found[name]), name
     later = {name for name, error in found.items() if isinstance(error, Unreachable)}
     assert later == {"refused", "unknown host", "own certificate", "closes"}
+
+
+def test_a_call_that_changes_something_is_repeated_only_if_it_was_not_sent(
+    lone: LoneCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a busy machine, where a handshake ends late."""
+    monkeypatch.setattr(OperatorClient, "attempts", 4)
+    refused = 1
+
+    def relay(connection: socket.socket) -> None:
+        nonlocal refused
+        refused -= 1
+        if refused >= 0:
+            connection.close()
+            return
+        host, _, port = lone.address.rpartition(":")
+        with connection, socket.create_connection((host, int(port))) as onward:
+            pair = ((connection, onward), (onward, connection))
+            threads = [threading.Thread(target=copy, args=each, daemon=True) for each in pair]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+    def copy(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    login = OperatorLogin.load(lone.login)
+    lone.coordinator.jobs["heart"] = pb.JobState(name="heart", status="running")
+    with (
+        listening(relay) as address,
+        OperatorClient(address=address, ca=login.ca, chain=login.chain, key=login.key) as client,
+    ):
+        assert client.cancel_job("heart").status == "cancelled"
+        assert refused < 0
+        lone.coordinator.cancelled = 0
+
+    # Sent and not answered: whether it was processed is not known, so it is not sent again.
+    lone.coordinator.answers = False
+    with (
+        OperatorClient(
+            address=lone.address, ca=login.ca, chain=login.chain, key=login.key
+        ) as client,
+        pytest.raises(TransportError),
+    ):
+        client.cancel_job("heart")
+    assert lone.coordinator.cancelled == 1
 
 
 def test_a_listener_for_other_calls_is_named(lone: LoneCoordinator) -> None:
