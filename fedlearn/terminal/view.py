@@ -24,6 +24,8 @@ __all__ = ["draw", "shortened_name"]
 
 _ROUNDS_SHOWN: Final = 8
 _SITES_SHOWN: Final = 16
+_OTHER_LINES: Final = 9
+"""Lines beside those of sites and rounds, at most, and one below the view."""
 _LEAST_WIDTH: Final = 40
 _LEAST_NAME: Final = 9
 _MOST_NAME: Final = 40
@@ -77,13 +79,18 @@ class _View:
     ) -> Iterator[RenderableType]:
         width = max(_LEAST_WIDTH, options.max_width)
         history = self.history
+        sites, rounds = _SITES_SHOWN, _ROUNDS_SHOWN
+        if console.is_terminal:
+            lines = max(6, console.size.height - _OTHER_LINES)
+            rounds = min(rounds, lines // 2)
+            sites = min(sites, lines - min(rounds, len(history.finished)))
         yield self._head(width)
         yield self._bar(width)
         if waiting := self._waiting(width):
             yield waiting
-        yield from _sites(history, width)
+        yield from _sites(history, width, sites)
         if history.finished:
-            yield from _rounds(history, self.metric, width)
+            yield from _rounds(history, self.metric, width, rounds)
         if history.privacy:
             yield Text(privacy_text(history.privacy[-1]), style="magenta")
         if history.detail or history.model:
@@ -137,11 +144,11 @@ class _View:
         return Text(text, style="yellow")
 
 
-def _sites(history: RunHistory, width: int) -> Iterator[RenderableType]:
+def _sites(history: RunHistory, width: int, most: int) -> Iterator[RenderableType]:
     rows = list(history.sites.values())
     if not rows:
         return
-    shown = rows[:_SITES_SHOWN]
+    shown = rows[:most]
     heads = ["site", "TEE", "state", "updates", "sent"]
     cells = [
         [
@@ -172,9 +179,9 @@ def _sites(history: RunHistory, width: int) -> Iterator[RenderableType]:
         yield Text(f"and {len(rows) - len(shown)} more", style="dim")
 
 
-def _rounds(history: RunHistory, metric: str, width: int) -> Iterator[RenderableType]:
+def _rounds(history: RunHistory, metric: str, width: int, most: int) -> Iterator[RenderableType]:
     heads = ["round", "sites", "time", "bytes"]
-    done = history.finished[-_ROUNDS_SHOWN:]
+    done = history.finished[-most:]
     cells = [
         [
             str(each.number),

@@ -138,6 +138,21 @@ def test_many_sites_are_counted() -> None:
     assert "and 24 more" in drawn(history, 80)
 
 
+@pytest.mark.parametrize("height", [15, 24, 40])
+def test_it_fits_the_height_of_a_terminal(height: int) -> None:
+    history = busy()
+    names = tuple(f"site-{number}" for number in range(40))
+    history.add(events.RoundStarted(round=27, rounds=400, sites=names))
+    console = Console(
+        file=io.StringIO(), width=100, height=height, force_terminal=True, no_color=True
+    )
+    console.print(draw(history))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert len(lines) <= height
+    assert any(line.startswith("   25") for line in lines)
+    assert any("more" in line for line in lines)
+
+
 def test_text_of_others_cannot_control_the_terminal() -> None:
     evil = "\x1b[31m[bold]x\x1b[0m"
     reported = [
