@@ -1,7 +1,7 @@
-"""Private keys of people in files: of a model's owner, and the operator's recovery key.
+"""Private keys of people in files: of a model's owner, of operators' policies and for recovery.
 
 X25519 in PKCS #8 PEM, as ``fedlearn model keygen`` and ``openssl genpkey -algorithm x25519`` write
-it, encrypted with a passphrase or not.
+it, encrypted with a passphrase or not. A key that signs policies is Ed25519.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -47,15 +48,17 @@ def check_new_pair(path: Path) -> None:
             raise ConfigError("exists", where=str(file), hint="name another file")
 
 
-def make_key_pair(path: Path, *, passphrase: str = "") -> Path:
-    """Write a new X25519 key to ``path`` (mode 0600); return the file of its public half.
+def make_key_pair(path: Path, *, passphrase: str = "", signing: bool = False) -> Path:
+    """Write a new key to ``path`` (mode 0600); return the file of its public half.
+
+    It is an X25519 key, or for ``signing`` an Ed25519 key.
 
     :raises ConfigError: when one of the two files exists. Nothing is written then.
     :raises OSError: when the folder cannot be written.
     """
     check_new_pair(path)
     public = public_file(path)
-    key = X25519PrivateKey.generate()
+    key = Ed25519PrivateKey.generate() if signing else X25519PrivateKey.generate()
     protection = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection))

@@ -42,6 +42,7 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
         "fedlearn job clone": "fedlearn job clone mortality@2 --out mortality-3",
         "fedlearn job policy": "fedlearn job policy mortality my-job/policy.toml",
         "fedlearn job resume": "fedlearn job resume mortality",
+        "fedlearn job track": "fedlearn job track mortality --to mlflow --at http://127.0.0.1:5000",
         "fedlearn site": "fedlearn site list",
         "fedlearn site token": "fedlearn site token north --out north.token",
         "fedlearn site list": "fedlearn site list --json",
@@ -79,6 +80,7 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
             f"fedlearn policy reference image registry.example/client@sha256:{_SHA256}"
         ),
         "fedlearn policy reference snp": "fedlearn policy reference snp --ovmf OVMF.fd --vcpus 4",
+        "fedlearn policy keygen": "fedlearn policy keygen --out policy-key.pem",
         "fedlearn policy sign": "fedlearn policy sign policy.toml --key operator.pem",
         "fedlearn evidence": "fedlearn evidence show quote.bin",
         "fedlearn evidence show": "fedlearn evidence show quote.bin",

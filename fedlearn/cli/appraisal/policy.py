@@ -35,6 +35,7 @@ from fedlearn.terminal.console import (
     ERROR,
     REFUSED,
     Commands,
+    Noun,
     json_option,
     line,
     print_json,
@@ -47,7 +48,16 @@ _MAX_KEY_BYTES = 16 * 1024
 _PATH = click.Path(path_type=Path)
 
 
-@click.group(cls=Commands)
+@click.group(
+    cls=Commands,
+    nouns={
+        "keygen": Noun(
+            module="fedlearn.cli.appraisal.keygen",
+            attribute="keygen",
+            summary="Make the key pair with which an operator signs policies.",
+        )
+    },
+)
 def group() -> None:
     """Appraisal policies: which genuine evidence is affirmed.
 
@@ -254,7 +264,7 @@ def _private_key(path: Path) -> PrivateKey:
         raise ConfigError(
             "is not a private key in PEM, or the passphrase is wrong",
             where=str(path),
-            hint="openssl genpkey -algorithm ed25519 -out operator.pem",
+            hint="`fedlearn policy keygen --out NEW.pem` makes a pair, and overwrites no file",
         ) from None
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return key
@@ -271,7 +281,7 @@ def _public_key(path: Path) -> PublicKey:
         raise ConfigError(
             "is not a public key in PEM",
             where=str(path),
-            hint="openssl pkey -in operator.pem -pubout -out operator.pub.pem",
+            hint="name the public half that `fedlearn policy keygen` wrote beside the private one",
         ) from None
     if isinstance(key, ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey):
         return key

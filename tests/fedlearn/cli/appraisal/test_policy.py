@@ -466,3 +466,21 @@ def test_a_policy_that_pins_no_launch_is_an_error_of_lint(files: dict[str, Path]
     assert refused.exit_code == 2
     assert "refused  launch_identity" in refused.output
     assert "found     nothing pins the software that it reports" in refused.output
+
+
+def test_a_key_that_signs_policies_is_made_once_and_named_by_its_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["policy", "keygen", "--json"])
+    assert done.exit_code == 0, done.output
+    made = json.loads(done.stdout)
+    Path("policy.toml").write_text('version = 1\nname = "p"\naccept = []\n')
+    signed = CliRunner().invoke(main, ["policy", "sign", "policy.toml", "--key", made["private"]])
+    assert signed.exit_code == 0, signed.output
+    assert f"signed by {made['sha256']}" in signed.output
+    before = Path("policy-key.pem").read_bytes()
+    assert "policy-key.pem: exists" in CliRunner().invoke(main, ["policy", "keygen"]).output
+    assert Path("policy-key.pem").read_bytes() == before
+    wrong = CliRunner().invoke(main, ["policy", "sign", "policy.toml", "--key", made["public"]])
+    assert "fedlearn policy keygen --out NEW.pem" in wrong.output
