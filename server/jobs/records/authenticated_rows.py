@@ -119,6 +119,7 @@ def _open_database(path: Path, *, schema: Sequence[str], application: int) -> sq
             db.execute("PRAGMA cell_size_check = ON")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA secure_delete = ON")  # what is deleted is not left in free pages
             if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                 made = "; ".join((*schema, f"PRAGMA application_id = {application}"))
                 db.executescript(f"BEGIN IMMEDIATE; {made}; COMMIT")

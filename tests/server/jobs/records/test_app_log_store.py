@@ -50,6 +50,17 @@ def test_logs_come_back_as_they_were_added(store: AppLogStore, tmp_path: Path) -
     again.close()
 
 
+def test_what_is_forgotten_is_not_left_in_the_file(store: AppLogStore, tmp_path: Path) -> None:
+    for sequence in range(20):
+        store.add("alpha", "north", log(sequence, size=5000), sites=1)
+        store.add("beta", "north", log(100 + sequence, size=5000), sites=1)
+    store.forget("alpha")
+    store.close()
+    data = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert bytes([100]) * 1000 in data
+    assert not any(bytes([sequence]) * 1000 in data for sequence in range(1, 20))
+
+
 def test_a_site_has_its_part_and_takes_none_of_another(store: AppLogStore) -> None:
     store.add("alpha", "south", log(0), sites=2)
     most = MAX_SITE_BYTES // MAX_SEALED_BYTES
