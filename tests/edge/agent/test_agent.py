@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ from edge.protocol.rpc import enroll
 from edge.protocol.workload import Workload
 from fedlearn.errors import FedlearnError, LaunchError, NotEnrolled
 from fedlearn.job.assignment import Assignment
+from fedlearn.job.owner_key import owner_key_text
 from fedlearn.job.phase import Phase
 from fedlearn.job.spec import JobSpec, workload_digest
 from server.identity.site import SiteStatus
@@ -302,6 +304,44 @@ def test_an_order_against_the_sites_rules_is_refused_in_words(site: Site) -> Non
     phase, reason = site.output("a-1")[0]
     assert phase == "refused"
     assert "is not in accept.bundles of this site" in reason
+    assert clients.launched == []
+
+
+LOGGED = JOB + f'owner_key = "{owner_key_text(bytes(range(32)))}"\napp_logs = "sealed"\n'
+PRIVACY = {
+    "mechanism": "central-gaussian",
+    "clip": 1.0,
+    "noise_multiplier": 2.0,
+    "epsilon": 8.0,
+    "delta": 1e-5,
+}
+
+
+def test_a_site_runs_a_job_without_the_logs_that_it_does_not_allow_and_states_it(
+    site: Site,
+) -> None:
+    clients = Clients()
+    site.agent(clients)
+    site.order("a-1", text=LOGGED)
+    eventually(lambda: clients.launched)
+    assert site.output("a-1")[0] == (
+        "accepted",
+        'without the app\'s logs: accept.app_logs of this site is "off"',
+    )
+
+
+def test_a_job_with_logs_and_privacy_is_not_started_though_the_coordinator_signed_it(
+    site: Site,
+) -> None:
+    clients = Clients()
+    site.agent(clients)
+    spec = JobSpec.from_toml(LOGGED, policy=parse_policy(POLICY))
+    forged = json.loads(spec.to_json()) | {"privacy": PRIVACY}
+    site.order("a-1", text=LOGGED, spec=json.dumps(forged))
+    eventually(lambda: site.output("a-1"))
+    phase, reason = site.output("a-1")[-1]
+    assert phase == "failed"
+    assert "no budget of [privacy] counts them" in reason
     assert clients.launched == []
 
 
