@@ -185,10 +185,6 @@ class JobSpec:
                     'site; use "aggregated", or remove [privacy]',
                 )
             )
-        few = too_few_updates(self.strategy.name, self.strategy.options, self.quorum or most)
-        if few and not faults:
-            wish = "raise `quorum`, name more sites, or use another strategy"
-            faults.append((("strategy", "name"), f"{few}; {wish}"))
         if self.app_logs == "sealed":
             faults += self._faults_of_logs()
         if faults:
@@ -258,7 +254,9 @@ class JobSpec:
 
         :raises ConfigError: naming file, line and key of everything that is wrong.
         """
-        return _complete(reading.read(cls, source, where=where), where, policy)
+        spec = _complete(reading.read(cls, source, where=where), where, policy)
+        _require_updates(spec, source, where)
+        return spec
 
     @classmethod
     def from_json(cls, data: bytes | str, where: str = "the job") -> JobSpec:
@@ -362,6 +360,7 @@ class JobFiles:
             path, limit=MAX_JOB_TOML_BYTES, what="the job", made_by="fedlearn job init"
         )
         spec = reading.read(JobSpec, data, where=str(path))
+        _require_updates(spec, data, str(path))
         file = path.parent / spec.policy
         text = reading.file_bytes(file, what="the policy", made_by="fedlearn policy init")
         policy = parse_policy(text, where=str(file))
@@ -384,6 +383,21 @@ def workload_digest(job_digest: bytes, bundle_digest: bytes) -> bytes:
         if len(digest) != _DIGEST_BYTES:
             raise ValueError(f"a {what} digest has {_DIGEST_BYTES} bytes, not {len(digest)}")
     return hashlib.sha256(_WORKLOAD_DOMAIN + pack(job_digest, bundle_digest)).digest()
+
+
+def _require_updates(spec: JobSpec, source: bytes | str, where: str) -> None:
+    """Refuse a new job whose rounds may have too few updates for its strategy.
+
+    A job that an earlier release accepted is read without this, so that its results stay in reach.
+    """
+    few = too_few_updates(spec.strategy.name, spec.strategy.options, spec.quorum)
+    if few:
+        line = toml.parse(source).line(("strategy", "name"))
+        raise ConfigError(
+            f"{few}; raise `quorum`, name more sites, or use another strategy",
+            where=f"{where}:{line}" if line else where,
+            key="strategy.name",
+        )
 
 
 def _complete(

@@ -233,6 +233,19 @@ def test_a_robust_rule_is_refused_where_it_would_guarantee_nothing(
         _read(source)
 
 
+def test_a_job_that_was_accepted_before_stays_readable(tmp_path: Path) -> None:
+    source = f'{_SEVEN}quorum = 2\n[strategy]\nname = "krum"\n'
+    accepted = dataclasses.replace(
+        _read(source.replace("quorum = 2", "quorum = 3")), quorum=2, seed=1
+    )
+    assert JobSpec.from_json(accepted.to_json()) == accepted
+    (tmp_path / "job.toml").write_text(source)
+    (tmp_path / "policy.toml").write_bytes(POLICY)
+    for read in (lambda: JobFiles.load(tmp_path / "job.toml"), lambda: _read(accepted.to_toml())):
+        with pytest.raises(ConfigError, match="needs 3 updates"):
+            read()
+
+
 def test_a_rule_counts_the_sites_that_a_placement_chooses() -> None:
     chosen = _SEVEN + '[strategy]\nname = "krum"\n[placement]\nchoose = {}\n'
     assert _read(chosen.format(3)).quorum == 3
