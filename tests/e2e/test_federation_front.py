@@ -186,7 +186,7 @@ def test_a_model_of_another_job_is_not_released(
         *("fedlearn", "model", "list", "--state", shared.state),
         *("--passphrase-file", shared.federation.passphrase_file, "--json"),
     ).stdout
-    file = next(each for each in json.loads(stored) if each["model"] == done.name)
+    file = next(each for each in json.loads(stored)["models"] if each["model"] == done.name)
     with held.control as control, pytest.raises(KeyReleaseDenied) as denied:
         control.release_key(done.name, int(file["version"]), bytes.fromhex(file["file_id"]))
     assert "belongs to the job" in str(denied.value)

@@ -60,7 +60,7 @@ def test_a_revoked_client_is_out_and_its_update_with_it(shared: FederationHarnes
         *("fedlearn", "ledger", "contributions", "--state", shared.state),
         *("--job", job.name, "--json"),
     ).stdout
-    made = {(c["round"], c["site"]): c["thumbprint"] for c in json.loads(reported)}
+    made = {(c["round"], c["site"]): c["thumbprint"] for c in json.loads(reported)["contributions"]}
     assert made[1, "site-a"] == revoked
     assert made.get((2, "site-a")) != revoked
     lost = [e for e in job.of("client.lost") if e.site == "site-a"]
