@@ -56,11 +56,15 @@ def test_its_version_is_that_of_the_code(wheel: Path) -> None:
         "examples",
         "kubernetes",
         "measure",
+        "mlflow",
         "nvidia",
         "parquet",
         "plot",
         "server",
+        "tensorboard",
         "torch",
+        "trackio",
+        "wandb",
     }
     assert set(metadata.get_all("Provides-Extra") or ()) == extras
 
