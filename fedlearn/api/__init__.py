@@ -1,1 +1,4 @@
-"""The public Python API; the command line is built on it."""
+"""The public Python API; the command line is built on it.
+
+The page is docs/how-to/use-from-python.md.
+"""

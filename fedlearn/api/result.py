@@ -16,6 +16,7 @@ from fedlearn.job.events import Event
 from fedlearn.results.history import RunHistory
 from fedlearn.results.run_folder import RunFolder
 from fedlearn.results.tables import round_table
+from fedlearn.terminal.notebook import picture_figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -114,6 +115,7 @@ class Result:
         # Not pyplot: that would keep every figure, and choose a window system.
         from matplotlib.figure import Figure
 
+        picture_figures()
         rounds = self.history.finished
         known = list(dict.fromkeys(name for each in rounds for name in each.metrics))
         if unknown := [name for name in metrics if name not in known]:

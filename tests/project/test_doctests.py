@@ -23,7 +23,7 @@ SNIPPETS = [
     (path.stem, code, output)
     for path in sorted((ROOT / "docs").rglob("*.md"))
     for code, output in re.findall(
-        r"```python\n((?:(?!```).)*?fedlearn.*?)```\n\n```text\n(.*?)```",
+        r"```python\n((?:(?!```).)*?fedlearn(?:(?!```).)*)```\n\n```text\n(.*?)```",
         path.read_text(encoding="utf-8"),
         re.DOTALL,
     )
@@ -54,4 +54,6 @@ def test_code_on_a_page_prints_what_stands_below_it(page: str, code: str, output
 
 
 def test_there_is_code_on_pages() -> None:
-    assert {"choose-epsilon-and-clip", "study-privacy"} <= {page for page, _, _ in SNIPPETS}
+    assert {"choose-epsilon-and-clip", "study-privacy", "use-from-python"} <= {
+        page for page, _, _ in SNIPPETS
+    }
