@@ -383,11 +383,18 @@ class ResidentFederation:
         federation = self._federation
         data = {key: _of_site(Path(place), name) for key, place in record.data.items()}
         if not (federation.identity_folder(name) / "site.json").exists():
-            federation.join(name, data=data, bundle=b"", visible_updates=True)
+            federation.join(name, data=data, bundle=b"", visible_updates=True, app_logs="sealed")
             return
         folder = self.folder / "sites" / name
         machine = federation.machines[name]
-        party = Party(name=name, folder=folder, machine=machine, data=data, visible_updates=True)
+        party = Party(
+            name=name,
+            folder=folder,
+            machine=machine,
+            data=data,
+            visible_updates=True,
+            app_logs="sealed",
+        )
         write_durably(party.config, dumps(federation.site_table(party, b"")).encode())
         federation.start_agent(party)
 
