@@ -46,6 +46,8 @@ seed = 1                   # the same seed gives the same model; see docs/refere
 
 # The finished model opens for the holder of this key: `fedlearn model keygen` makes a pair.
 $owner
+# What the app writes at the sites opens for it, too, where the sites allow that.
+# app_logs = "sealed"
 
 # "app" runs the strategy that the app's ServerApp starts. Another name, such as "fedavg" or
 # "fedadam", replaces it: see docs/how-to/choose-a-strategy.md.
