@@ -137,7 +137,16 @@ REQUIRED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 )
 """Options without a default."""
 
-MEAN_FAMILY: Final = frozenset({"fedadagrad", "fedadam", "fedavg", "fedavgm", "fedprox", "fedyogi"})
+MEAN_FAMILY: Final = frozenset(
+    {
+        "fedadagrad",
+        "fedadam",
+        "fedavg",
+        "fedavgm",
+        "fedprox",
+        "fedyogi",
+    }
+)
 """The strategies that use only the mean of the updates, to which noise can be added."""
 
 _NOWHERE: Final = ReadContext(toml.Source(table={}, lines={}), "", Path())

@@ -63,16 +63,20 @@ def check_classes() -> None:
 
     :raises FlowerMismatch: naming the first that is missing.
     """
-    for name in CLASSES.values():
-        has(strategies, name)
+    for name in CLASSES:
+        _class_of(name)
 
 
 def name_of(strategy: object) -> str | None:
     """Return the name of a strategy that is one of Flower's, unchanged; None for another one."""
-    for name, title in CLASSES.items():
-        if type(strategy) is getattr(strategies, title):
-            return name
-    return None
+    return next((name for name in CLASSES if type(strategy) is _class_of(name)), None)
+
+
+def _class_of(name: str) -> Any:
+    """Return the class of one of :data:`CLASSES`; raises FlowerMismatch where it is missing."""
+    title = CLASSES[name]
+    has(strategies, title)
+    return getattr(strategies, title)
 
 
 class BuiltIn(Strategy):  # type: ignore[misc]
@@ -104,7 +108,7 @@ class BuiltIn(Strategy):  # type: ignore[misc]
                 hint=f"under [privacy] use one of {', '.join(sorted(MEAN_FAMILY))}",
             )
         try:
-            self.inner: FedAvg = getattr(strategies, CLASSES[name])(
+            self.inner: FedAvg = _class_of(name)(
                 **options,
                 train_metrics_aggr_fn=train_metrics,
                 evaluate_metrics_aggr_fn=evaluate_metrics,
