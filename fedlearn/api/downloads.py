@@ -22,7 +22,7 @@ from typing import Final, Protocol
 from attestation.durable import rename_durably
 from attestation.errors import UnsealError
 from fedlearn.backoff import Backoff
-from fedlearn.errors import ConfigError, ModelNotAuthentic, StoreError, TransportError
+from fedlearn.errors import ConfigError, Interrupted, ModelNotAuthentic, StoreError, TransportError
 from fedlearn.job.model_name import run_of_model
 from fedlearn.sealing import SealedFile, read_header
 from fedlearn.sealing.header import MAGIC
@@ -35,6 +35,7 @@ Progress = Callable[[int, int], object]
 """Called with the number of bytes that are there, and of those that the file has."""
 
 _RECONNECTS: Final = 4
+_AGAIN: Final = "run the same again: it goes on where it ended"
 _MAX_BYTES: Final = 2**50
 
 
@@ -73,6 +74,7 @@ def download_model(
         nothing of it is kept then.
     :raises FedlearnError: as the coordinator raised it, or a TransportError.
     :raises StoreError: when the file cannot be written.
+    :raises Interrupted: on Ctrl-C; what arrived is kept.
     """
     if not replace and os.path.lexists(out):
         raise ConfigError("exists", where=str(out), hint="name another file, or --replace it")
@@ -132,13 +134,18 @@ def _received(
         before = os.fstat(file).st_size
         try:
             return _receive(source, model, version, file, part, progress)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"the download was interrupted with {os.fstat(file).st_size} bytes in {part}",
+                hint=_AGAIN,
+            ) from None
         except Unreachable as error:
             have = os.fstat(file).st_size
             failures = 1 if have > before else failures + 1
             if failures > _RECONNECTS:
                 raise Unreachable(
                     f"the download was interrupted with {have} bytes in {part}: {error}",
-                    hint="run the same again: it goes on where it ended",
+                    hint=_AGAIN,
                 ) from error
         time.sleep(backoff.next())
 

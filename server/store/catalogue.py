@@ -10,6 +10,7 @@ knows from the ledger.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -126,27 +127,30 @@ class Catalogue:
         if entry is None:
             known = ", ".join(sorted(self.models)) or "none"
             raise StoreError(f"there is no model {model!r}", hint=f"there are: {known}")
+        kept = sorted(entry["kept"].items(), key=lambda item: int(item[0]))
         return tuple(
-            StoredModel(
-                model=model,
-                job=entry["job"],
-                version=int(version),
-                round=kept["round"],
-                file_id=bytes.fromhex(kept["file_id"]),
-                digest=bytes.fromhex(kept["digest"]),
-                key=kept["key"],
-                path=directory / kept["file"],
-                size=kept["size"],
-                recipients=tuple(map(bytes.fromhex, kept["recipients"])),
-            )
-            for version, kept in (
-                (
-                    version,
-                    kept if "size" in kept else {**kept, **_of_file(directory / kept["file"])},
-                )
-                for version, kept in sorted(entry["kept"].items(), key=lambda item: int(item[0]))
-            )
+            _stored(model, entry["job"], int(version), facts, directory) for version, facts in kept
         )
+
+
+def _stored(
+    model: str, job: str, version: int, facts: Mapping[str, Any], directory: Path
+) -> StoredModel:
+    path = directory / facts["file"]
+    if "size" not in facts:
+        facts = {**facts, **_of_file(path)}
+    return StoredModel(
+        model=model,
+        job=job,
+        version=version,
+        round=facts["round"],
+        file_id=bytes.fromhex(facts["file_id"]),
+        digest=bytes.fromhex(facts["digest"]),
+        key=facts["key"],
+        path=path,
+        size=facts["size"],
+        recipients=tuple(map(bytes.fromhex, facts["recipients"])),
+    )
 
 
 def _of_file(path: Path) -> dict[str, Any]:

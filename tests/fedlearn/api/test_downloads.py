@@ -13,7 +13,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedlearn.api.downloads import download_model
-from fedlearn.errors import ConfigError, JobError, ModelNotAuthentic, StoreError, TransportError
+from fedlearn.errors import (
+    ConfigError,
+    Interrupted,
+    JobError,
+    ModelNotAuthentic,
+    StoreError,
+    TransportError,
+)
 from fedlearn.sealing import (
     FileSigner,
     PrivateKey,
@@ -154,6 +161,22 @@ def test_a_half_downloaded_model_is_continued_by_the_next_call(source: Source, o
     get(source, out)
     assert source.offsets == [300_000]
     assert out.read_bytes() == data
+
+
+def test_an_interrupted_download_keeps_what_arrived(source: Source, out: Path) -> None:
+    data = source.add(1)
+
+    def stop(done: int, total: int) -> None:
+        if done >= 200_000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="interrupted with 200000 bytes") as caught:
+        get(source, out, progress=stop)
+    assert "run the same again" in caught.value.hint
+    assert part(out).read_bytes() == data[:200_000]
+    get(source, out)
+    assert out.read_bytes() == data
+    assert source.offsets == [0, 200_000]
 
 
 def test_a_part_of_another_version_is_begun_again(source: Source, out: Path) -> None:

@@ -300,6 +300,28 @@ def test_a_catalogue_that_is_gone_or_damaged(tmp_path: Path, keys: KeyService) -
 # -- crashes and writers
 
 
+def test_a_catalogue_without_sizes_and_owners_is_read_with_the_files(
+    tmp_path: Path, keys: KeyService
+) -> None:
+    owner = X25519PrivateKey.generate().public_key().public_bytes_raw()
+    with ModelStore.open(tmp_path / "store", keys, signer=SIGNER) as store:
+        store.write("demo", {"w": np.ones(3)}, round=1, recipients=(owner,))
+        store.write("demo", {"w": np.ones(3)}, round=2)
+        now = store.versions("demo")
+        assert [one.size for one in now] == [one.path.stat().st_size for one in now]
+        assert [one.recipients for one in now] == [(owner,), ()]
+        for facts in store.catalogue.models["demo"]["kept"].values():
+            del facts["size"], facts["recipients"]
+        store.initialize()
+    with ModelStore.open(tmp_path / "store", keys) as store:
+        assert "size" not in store.catalogue.models["demo"]["kept"]["1"]
+        assert store.versions("demo") == now
+        now[0].path.write_bytes(b"damaged")
+        assert store.versions("demo")[0].size == 0
+        with pytest.raises(StoreError, match="demo, version 1"):
+            store.load("demo", 1)
+
+
 def test_what_a_crash_left_is_removed_at_the_start(tmp_path: Path, keys: KeyService) -> None:
     place = tmp_path / "s"
     with ModelStore.open(place, keys) as store:
