@@ -7,6 +7,8 @@
 
 Whoever has the key signs any statement about a process, so that it proves nothing about hardware.
 A verifier accepts it only where it is named: by its digest, the SHA-256 of its SPKI.
+
+The page is docs/adr/0036-development-keys.md.
 """
 
 from __future__ import annotations
