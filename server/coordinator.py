@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from attestation.policy.parse import parse_policy
+from attestation.policy.sign import signer_of
 from attestation.trust import TrustAnchors
 from fedlearn.errors import FedlearnError, JobError
 from fedlearn.job.app_log import SealedAppLog
@@ -173,16 +174,19 @@ class Coordinator:
                 self.events.report(name, Log(line=f"not chosen: {reason}", site=site))
             self.supervisor.begin(record)
         notes = self._selection.notes(
-            spec, bundle=record.bundle.digest, signed=bool(policy_signature)
+            spec,
+            bundle=record.bundle.digest,
+            signer=signer_of(policy_signature) if policy_signature else b"",
         )
         return dataclasses.replace(self.get_job(name), notes=notes)
 
-    def resolve_job(self, reference: str) -> str:
+    def resolve_job(self, reference: str, *, kept: bool = False) -> str:
         """Return the id of the run that an operator names; see :mod:`fedlearn.job.run`.
 
+        :param kept: also runs that were deleted, and whose model was kept.
         :raises JobError: when there is no such run.
         """
-        return self._job_store.history.resolve(reference)
+        return self._job_store.history.resolve(reference, kept=kept)
 
     def list_jobs(self) -> Sequence[JobState]:
         """Return all jobs, oldest first."""
@@ -301,12 +305,15 @@ class Coordinator:
         """Delete a run that is over, with its sealed model unless that is kept.
 
         Its entries in the ledger stay, and its id is not used again. A crash after the entry of
-        the deletion leaves nothing of it after the next start.
+        the deletion leaves nothing of it after the next start. Of a run that was deleted, the
+        model is deleted that was kept.
 
         :returns: its last state.
         :raises JobError: when it is open.
         """
         with self.jobs.lock:
+            if self._job_store.history.facts(name) is None:
+                return self.deletion.delete_kept(name, operator=operator)
             state = self.get_job(name)
             if state.status.open or self.jobs.named(name) is not None:
                 raise JobError(

@@ -196,7 +196,7 @@ class Agent:
             "approval": accept.approval,
             "visible_updates": accept.visible_updates,
             "app_logs": accept.app_logs,
-            "signed_policies": bool(accept.policy_keys),
+            "policy_keys": sorted(each.hex() for each in accept.policy_keys),
         }
         return found
 

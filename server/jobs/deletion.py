@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedlearn.job.state import JobState, JobStatus
 from server.flower.application.app_files import kept_as
 from server.jobs.active_job import noise_name
 from server.jobs.app_logs import AppLogs
@@ -37,6 +38,17 @@ class JobDeletion:
         self._directory.ledger.append("job", body)
         self._job_store.delete(run)
         self._erase(run, models)
+
+    def delete_kept(self, run: str, *, operator: str) -> JobState:
+        """Delete the model that was kept of a run which was deleted before."""
+        models = [run, kept_as(run)]
+        body = {"job": run, "change": "deleted", "operator": operator, "models": models}
+        self._directory.ledger.append("job", body)
+        facts = self._job_store.history.deleted()[run]
+        self._erase(run, models)
+        return JobState(
+            name=run, id=facts.digest.hex(), status=facts.ended or JobStatus.INTERRUPTED
+        )
 
     def finish(self) -> None:
         """Remove what a crash left of runs that the ledger has as deleted.

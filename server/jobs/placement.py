@@ -155,10 +155,11 @@ def obstacles(
     return tuple(_reasons(spec, policy, site, report))
 
 
-def objections(spec: JobSpec, *, bundle: bytes, signed: bool, capabilities: str) -> Iterator[str]:
+def objections(spec: JobSpec, *, bundle: bytes, signer: bytes, capabilities: str) -> Iterator[str]:
     """Yield what a site reports that it refuses or leaves out of ``spec``, or asks a person about.
 
-    ``bundle`` is the SHA-256 of the app's bundle; ``signed`` whether the policy is signed.
+    ``bundle`` is the SHA-256 of the app's bundle; ``signer`` that of the key (SPKI) that signed the
+    policy, empty when it is not signed.
     ``capabilities`` is as for :func:`obstacles`: a site need not report what it accepts.
     """
     report = _report(capabilities) or {}
@@ -177,8 +178,10 @@ def objections(spec: JobSpec, *, bundle: bytes, signed: bool, capabilities: str)
         yield "it refuses an app that receives the update of each site (accept.visible_updates)"
     if spec.app_logs == "sealed" and accept.get("app_logs") in ("off", "insecure-plain"):
         yield "it runs the job and sends no logs of the app (accept.app_logs)"
-    if accept.get("signed_policies") is True and not signed:
-        yield "it refuses a policy that is not signed (accept.policy_keys)"
+    keys = accept.get("policy_keys")
+    if isinstance(keys, list) and keys and signer.hex() not in keys:
+        what = f"is signed by {signer.hex()}" if signer else "is not signed"
+        yield f"it refuses a policy that {what}: its accept.policy_keys names other keys"
 
 
 def _reasons(

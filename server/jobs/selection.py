@@ -72,17 +72,17 @@ class Selection:
                 hint="change the job or the sites, or lower `quorum` to continue without them",
             )
 
-    def notes(self, spec: JobSpec, *, bundle: bytes, signed: bool) -> tuple[str, ...]:
+    def notes(self, spec: JobSpec, *, bundle: bytes, signer: bytes) -> tuple[str, ...]:
         """Return what the sites report that they would refuse, or ask a person about.
 
         :param bundle: the SHA-256 of the app's bundle.
-        :param signed: whether the policy of the job is signed.
+        :param signer: the digest of the key that signed its policy; empty when it is not signed.
         """
         return tuple(
             f"site {site.name}: {note}"
             for site in self._known(spec)
             for note in objections(
-                spec, bundle=bundle, signed=signed, capabilities=site.capabilities
+                spec, bundle=bundle, signer=signer, capabilities=site.capabilities
             )
         )
 

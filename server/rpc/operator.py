@@ -122,7 +122,7 @@ class OperatorService(OperatorResults):
 
     def DeleteJob(self, request: pb.DeleteJobRequest, caller: Caller) -> pb.JobState:  # noqa: N802
         """Delete a run that is over."""
-        name = self._coordinator.resolve_job(request.name)
+        name = self._coordinator.resolve_job(request.name, kept=True)
         return _job(
             self._coordinator.delete_job(caller.operator, name, keep_model=request.keep_model)
         )

@@ -73,8 +73,11 @@ class Coordinator(Protocol):
         """Accept a job."""
         ...
 
-    def resolve_job(self, reference: str) -> str:
-        """Return the id of the run that ``NAME``, ``NAME@N`` or an id names."""
+    def resolve_job(self, reference: str, *, kept: bool = False) -> str:
+        """Return the id of the run that ``NAME``, ``NAME@N`` or an id names.
+
+        With ``kept`` it may be one that was deleted without its model.
+        """
         ...
 
     def delete_job(self, operator: str, name: str, *, keep_model: bool = False) -> JobState:

@@ -55,7 +55,7 @@ class RecordingCoordinator:
             raise RuntimeError("a secret path /srv/state")
         return JobState(name="alpha", id="1", status=JobStatus.PENDING, rounds=3, sites=("site-a",))
 
-    def resolve_job(self, reference: str) -> str:
+    def resolve_job(self, reference: str, *, kept: bool = False) -> str:
         name, number = checked_reference(reference)
         return RunName(name, number or 1).id
 

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fedlearn.cli.operator import connect, job_argument, operator_option
-from fedlearn.errors import ConfigError
+from fedlearn.errors import ConfigError, JobError
 from fedlearn.terminal.console import json_option, line, print_json, printable
+
+if TYPE_CHECKING:
+    from fedlearn.wire.operator import OperatorClient
 
 __all__ = ["clone", "delete"]
 
@@ -27,14 +31,12 @@ def delete(name: str, keep_model: bool, yes: bool, operator: Path | None, as_jso
     """Delete a run that is over: its record, its checkpoints and its sealed model.
 
     NAME is the newest run of a job, NAME@2 its second one. The ledger keeps its entries, and
-    the entry of the deletion.
+    the entry of the deletion. Of a run that was deleted, the model is deleted that was kept.
 
     Example: fedlearn job delete heart@2 --keep-model
     """
     with connect(operator) as client:
-        state = client.get_job(name)
-        model = state.model and not keep_model
-        what = f"run {state.label} ({state.status})" + (" and its sealed model" if model else "")
+        reference, what = _named(client, name, keep_model=keep_model)
         if not yes:
             if as_json or not sys.stdin.isatty():
                 raise ConfigError(
@@ -44,7 +46,7 @@ def delete(name: str, keep_model: bool, yes: bool, operator: Path | None, as_jso
                 )
             click.confirm(f"Delete {what}? It cannot be restored", abort=True, err=True)
         # By its number: meanwhile the name may stand for a later run.
-        state = client.delete_job(state.reference, keep_model=keep_model)
+        state = client.delete_job(reference, keep_model=keep_model)
     if as_json:
         kept = state.model if keep_model else ""
         print_json({"job": state.name, "run": state.run, "run_id": state.run_id, "model": kept})
@@ -52,6 +54,22 @@ def delete(name: str, keep_model: bool, yes: bool, operator: Path | None, as_jso
     line(f"run {printable(state.label)} is deleted")
     if keep_model and state.model:
         line(f"its model {printable(state.model)} stays, sealed")
+
+
+def _named(client: OperatorClient, name: str, *, keep_model: bool) -> tuple[str, str]:
+    """Return what names exactly the run that is to be deleted, and what is deleted, in words.
+
+    :raises JobError: when there is no such run.
+    """
+    try:
+        state = client.get_job(name)
+    except JobError:
+        if keep_model:
+            raise
+        # It may have been deleted before, and its model kept: the coordinator knows.
+        return name, f"the sealed model that was kept of {name}"
+    model = " and its sealed model" if state.model and not keep_model else ""
+    return state.reference, f"run {state.label} ({state.status}){model}"
 
 
 @click.command("clone")

@@ -115,14 +115,19 @@ class JobHistory:
                 hint="choose another `name` in job.toml, of at most 58 characters",
             ) from None
 
-    def resolve(self, reference: str) -> str:
+    def resolve(self, reference: str, *, kept: bool = False) -> str:
         """Return the id of the run that ``NAME`` (the newest one), ``NAME@N`` or an id names.
+
+        :param kept: also runs that were deleted, and whose model was kept.
 
         :raises ConfigError: when it is not a reference.
         :raises JobError: when there is no such run.
         """
         name, number = checked_reference(reference)
-        numbers = [run.number for run in map(RunName.of_id, self.all()) if run.name == name]
+        facts = self._all().values()
+        found = (each.job for each in facts if not each.deleted or (kept and not each.removed))
+        runs = map(RunName.of_id, found)
+        numbers = [run.number for run in runs if run.name == name]
         if not numbers:
             raise JobError(
                 f"there is no job {name!r}", hint="`fedlearn job status` lists all of them"

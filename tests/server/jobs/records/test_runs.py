@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedlearn.errors import FedlearnError, JobError, PrivacyError, StoreError
+from fedlearn.errors import FedlearnError, JobError, PrivacyError, QuorumNotReached, StoreError
 from fedlearn.job.state import JobStatus
+from server.admission.exclusions import Exclusion
 from server.coordinator import Coordinator
 from server.jobs.active_job import noise_name
 from server.jobs.records.job_store import JOBS_FILE
@@ -230,6 +231,17 @@ def test_delete_keeps_the_model_on_demand_and_the_bundle_of_another_run(
     coordinator = start()
     assert coordinator._directory.store.models() == ("alpha",)
     assert coordinator.submission("alpha.2").bundle.data == bundle
+    # The model that was kept goes with a second deletion, and not by accident.
+    with pytest.raises(JobError, match="job alpha has no run 1"):
+        coordinator.resolve_job("alpha@1")
+    assert coordinator.resolve_job("alpha", kept=True) == "alpha.2"
+    name = coordinator.resolve_job("alpha@1", kept=True)
+    assert coordinator.delete_job("alice", name).name == "alpha"
+    assert coordinator._directory.store.models() == ()
+    with pytest.raises(JobError, match="job alpha has no run 1"):
+        coordinator.resolve_job("alpha@1", kept=True)
+    coordinator = start()
+    assert [state.name for state in coordinator.list_jobs()] == ["alpha.2"]
 
 
 @pytest.mark.parametrize("crash", ["delete", "remove"])
@@ -341,14 +353,14 @@ def test_what_a_site_reports_that_it_would_refuse_is_a_note(
     coordinator = start()
     sites = coordinator._selection._sites
     sites.report_capabilities(
-        "site-a", '{"accept": {"bundles": [], "other_bundles": "refuse", "signed_policies": true}}'
+        "site-a", '{"accept": {"bundles": [], "other_bundles": "refuse", "policy_keys": ["ab"]}}'
     )
     state = coordinator.submit_job(
         "alice", job_toml=JOB.format("alpha", 1), bundle=bundle, policy_toml=POLICY.format(1)
     )
     refused, unsigned = state.notes
     assert refused.startswith("site site-a: it refuses the app bundle ")
-    assert "accept.policy_keys" in unsigned
+    assert "it refuses a policy that is not signed" in unsigned
     over(coordinator, "alpha")
     sites.report_capabilities("site-a", '{"accept": {"bundles": [], "other_bundles": "ask"}}')
     state = coordinator.submit_job(
@@ -362,3 +374,34 @@ def test_what_a_site_reports_that_it_would_refuse_is_a_note(
         "alice", job_toml=JOB.format("alpha", 1), bundle=bundle, policy_toml=POLICY.format(1)
     )
     assert state.notes == ()
+
+
+def test_the_state_names_for_what_a_round_waits_and_a_removed_site_ends_the_wait(
+    start: RestartingCoordinator, bundle: bytes
+) -> None:
+    coordinator = start()
+    submit(coordinator, bundle)
+    job = coordinator.jobs.require("alpha")
+    fields = {"round": 1, "sites": ["site-a"], "until_unix_ms": 47_110_000}
+    job.channel.event("round.waiting", fields)
+    job.channel.event("round.waiting", fields)
+    expected = "round 1/1 waits for site-a (not connected) until 13:05:10 UTC"
+    assert coordinator.get_job("alpha").detail == expected
+    events = coordinator._job_store.events.page("alpha")
+    assert [event.kind for event in events].count("round.waiting") == 1
+    coordinator.gate.exclude(
+        Exclusion(
+            job="alpha", site="site-a", client="", until=None, reason="stolen", operator="alice"
+        )
+    )
+    assert "excluded by operator alice: stolen" in coordinator.get_job("alpha").detail
+    with pytest.raises(QuorumNotReached, match="excluded by operator alice: stolen"):
+        job.channel.event("round.waiting", fields)
+    coordinator.gate.readmit("alpha", "site-a", client="", operator="alice")
+    coordinator._selection._sites.remove("site-a")
+    with pytest.raises(QuorumNotReached, match=r"site-a \(removed \d+ s ago\)"):
+        job.channel.event("round.waiting", fields)
+    with pytest.raises(JobError, match="not of this job"):
+        job.channel.event("round.waiting", {**fields, "sites": ["elsewhere"]})
+    job.channel.event("round.started", {"round": 1, "rounds": 1, "sites": ["site-a"]})
+    assert coordinator.get_job("alpha").detail == ""
