@@ -173,11 +173,8 @@ class Coordinator:
             for site, reason in choice.passed_over.items():
                 self.events.report(name, Log(line=f"not chosen: {reason}", site=site))
             self.supervisor.begin(record)
-        notes = self._selection.notes(
-            spec,
-            bundle=record.bundle.digest,
-            signer=signer_of(policy_signature) if policy_signature else b"",
-        )
+        signer = signer_of(policy_signature) if policy_signature else b""
+        notes = self._selection.notes(spec, bundle=record.bundle.digest, signer=signer)
         return dataclasses.replace(self.get_job(name), notes=notes)
 
     def resolve_job(self, reference: str, *, kept: bool = False) -> str:
@@ -232,7 +229,10 @@ class Coordinator:
         """Stop a job. Its sealed versions stay."""
         status = self._job_store.state(name).status
         if not status.open:
-            raise JobError(f"job {name} is {status} already")
+            raise JobError(
+                f"job {name} is {status} already",
+                hint=f"`fedlearn job delete {name}` removes it; its name can be submitted again",
+            )
         self._note(name, "cancelled", operator)
         job = self.jobs.named(name)
         event = JobCancelled(detail=f"by operator {operator}")
