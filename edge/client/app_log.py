@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final, Protocol, TextIO
 
 from edge.client.app_output import BoundedOutput, LineSplitter
-from edge.client.log_records import line_text
+from edge.client.log_records import bounded_text, line_text
 from fedlearn.config.attesterfile import AttesterSettings
 from fedlearn.errors import ConfigError, FedlearnError, JobError
 from fedlearn.job.app_log import SealedAppLog
@@ -99,7 +99,8 @@ class PlainAppLog:
     def note(self, text: str) -> None:
         """Write one line."""
         with self._lock:
-            self._show(AppLogLine(level="error", text=text[:1000], logger="fedlearn"))
+            shown = bounded_text(text[:1000])
+            self._show(AppLogLine(level="error", text=shown, logger="fedlearn"))
 
     def deliver(self, round_: int) -> None:
         """Write the line that has not ended yet."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from edge.client.log_records import MAX_RAW_BYTES, parse_line
+from edge.client.log_records import MAX_RAW_BYTES, bounded_text, parse_line
 from fedlearn.sealing.app_log import MAX_LINES, AppLogLine, OpenedAppLog
 
 __all__ = ["MAX_ROUND_BYTES", "BoundedOutput", "LineSplitter"]
@@ -85,7 +85,8 @@ class BoundedOutput:
     def note(self, text: str) -> None:
         """Take a line of the client itself."""
         if len(self._notes) < _NOTES:
-            self._notes.append(AppLogLine(level="error", text=text[:1000], logger="fedlearn"))
+            shown = bounded_text(text[:1000])
+            self._notes.append(AppLogLine(level="error", text=shown, logger="fedlearn"))
 
     def finish(self) -> OpenedAppLog:
         """Return the log of the round; nothing is fed to it any more."""

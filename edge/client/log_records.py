@@ -18,7 +18,7 @@ from typing import Final, TextIO
 from fedlearn.app.tracebacks import AppTraceback, app_traceback, shown_file
 from fedlearn.sealing.app_log import LEVELS, MAX_LINE_BYTES, AppLogLine
 
-__all__ = ["MAX_RAW_BYTES", "RecordHandler", "line_text", "parse_line"]
+__all__ = ["MAX_RAW_BYTES", "RecordHandler", "bounded_text", "line_text", "parse_line"]
 
 MAX_RAW_BYTES: Final = 2 * MAX_LINE_BYTES
 """Bytes of one line that the client keeps before it parses the line."""
@@ -123,11 +123,14 @@ def parse_line(raw: bytes, *, left_out: int = 0) -> AppLogLine:
     if raw.startswith(_SEPARATOR) and not left_out:
         try:
             level, text, logger, file, line = json.loads(raw[1:])
-            return AppLogLine(level=level, text=_bounded(text), logger=logger, file=file, line=line)
+            return AppLogLine(
+                level=level, text=bounded_text(text), logger=logger, file=file, line=line
+            )
         except (ValueError, TypeError, RecursionError, AttributeError):
             pass  # the app wrote it by itself: it is text
     return AppLogLine(
-        level="output", text=_bounded(raw.decode("utf-8", "backslashreplace"), left_out=left_out)
+        level="output",
+        text=bounded_text(raw.decode("utf-8", "backslashreplace"), left_out=left_out),
     )
 
 
@@ -142,8 +145,8 @@ def line_text(line: AppLogLine) -> str:
     return f"{line.level.upper()} {line.logger}: {line.text}{place}"
 
 
-def _bounded(text: str, *, left_out: int = 0) -> str:
-    """Return a text of at most ``MAX_LINE_BYTES`` bytes, with a note when it was cut."""
+def bounded_text(text: str, *, left_out: int = 0) -> str:
+    """Return a text of at most ``MAX_LINE_BYTES`` bytes of UTF-8, with a note when it was cut."""
     data = text.encode("utf-8", "backslashreplace")
     if len(data) <= MAX_LINE_BYTES and not left_out:
         return data.decode()

@@ -76,9 +76,12 @@ class AppLogLine:
     line: int = 0
 
     def __post_init__(self) -> None:
+        parts = (self.level, self.text, self.logger, self.file)
+        if not all(isinstance(each, str) for each in parts) or type(self.line) is not int:
+            raise TypeError("a line has four texts and a whole number")
         if self.level not in LEVELS:
             raise ValueError(f"{self.level[:40]!r} is none of the levels {', '.join(LEVELS)}")
-        if max(len(each.encode()) for each in (self.text, self.logger, self.file)) > MAX_LINE_BYTES:
+        if max(len(each.encode()) for each in parts) > MAX_LINE_BYTES:
             raise ValueError(f"a part of a line has more than {MAX_LINE_BYTES} bytes")
         if not 0 <= self.line <= _MAX_COUNT:
             raise ValueError("the number of a line of source is out of range")
@@ -168,8 +171,4 @@ def open_app_log(sealed: bytes, name: AppLogName, key: X25519PrivateKey) -> Open
 
 def _line(row: Sequence[Any]) -> AppLogLine:
     level, text, logger, file, number = row
-    if not all(isinstance(each, str) for each in (level, text, logger, file)):
-        raise TypeError("a part of a line is not text")
-    if type(number) is not int:
-        raise TypeError("the number of a line of source is not a whole number")
     return AppLogLine(level=level, text=text, logger=logger, file=file, line=number)

@@ -13,12 +13,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.client.app_output import MAX_ROUND_BYTES, BoundedOutput
 from edge.client.log_records import MAX_RAW_BYTES, RecordHandler, line_text, parse_line
-from fedlearn.sealing.app_log import LEVELS, MAX_LINE_BYTES, MAX_LINES, AppLogLine, OpenedAppLog
+from fedlearn.sealing.app_log import (
+    LEVELS,
+    MAX_LINE_BYTES,
+    MAX_LINES,
+    AppLogLine,
+    AppLogName,
+    OpenedAppLog,
+    open_app_log,
+    seal_app_log,
+)
 
 FOLDER = Path(__file__).parents[1]
 
@@ -99,6 +109,21 @@ def test_notes_of_the_client_are_kept_after_a_flood() -> None:
     assert len(log.lines) <= MAX_LINES
 
 
+@pytest.mark.parametrize("unit", [b"\0", b"\xff", b'"', b"\xc3\xa9"])
+def test_the_largest_log_of_a_round_can_be_sealed(unit: bytes) -> None:
+    output = BoundedOutput()
+    output.feed((unit * (130 // len(unit)) + b"\n") * 10_000)
+    for _ in range(20):
+        output.note("\udc80\0" * 5000)
+    key = X25519PrivateKey.generate()
+    name = AppLogName(
+        job="j", digest=bytes(32), site="s", client="c", stream=bytes(16), round=1, sequence=0
+    )
+    log = output.finish()
+    sealed = seal_app_log(log, name, key.public_key().public_bytes_raw())
+    assert open_app_log(sealed, name, key) == log
+
+
 @given(st.lists(st.binary(max_size=3000), max_size=30))
 def test_whatever_is_written_is_a_log(pieces: list[bytes]) -> None:
     log = of(*pieces)
@@ -167,6 +192,11 @@ def test_a_record_is_one_write_that_is_not_mixed_with_others(written: Path) -> N
         b'\x1e["info", "text", "", "", "1"]',
         b'\x1e["info", "text", null, "", 1]',
         b'\x1e["info", "text", "", "", 1e999]',
+        b'\x1e["info", "text", "", "", true]',
+        b'\x1e["info", "text", "", "", 1.0]',
+        b'\x1e["info", "text", 1, "", 1]',
+        b'\x1e["info", "text", "\\ud800", "", 1]',
+        b'\x1e[["info"], "text", "", "", 1]',
         b"\x1e" + b"[" * 5000,
         b'\x1e["info", "' + b"x" * 5000,
     ],
