@@ -9,7 +9,7 @@ The page is docs/how-to/choose-a-strategy.md.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from fedlearn.api.inspection.imports import Imports
 from fedlearn.api.inspection.sources import AppSources, StartedStrategy
@@ -28,6 +28,8 @@ from fedlearn.job.strategies import (
 
 __all__ = ["app_notes", "privacy_notes"]
 
+_NODES: Final = ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes")
+
 
 def app_notes(
     spec: JobSpec, application: Application, sources: AppSources, imports: Imports
@@ -39,6 +41,7 @@ def app_notes(
         *_single_updates(spec, sources),
         *_replaced(spec, started),
         *_options(spec, started),
+        *_nodes(spec, started),
         *_client(spec, started, sources, imports),
         *(
             f"{where}, which is neither in the app nor installed here: the sites and the "
@@ -120,6 +123,29 @@ def _options(spec: JobSpec, started: tuple[StartedStrategy, ...]) -> Iterator[st
             yield f"{where}{name} needs the updates of single sites, so [privacy] refuses it"
         elif few := too_few_updates(name, options, spec.quorum):
             yield f"{where}{few}"
+
+
+def _nodes(spec: JobSpec, started: tuple[StartedStrategy, ...]) -> Iterator[str]:
+    """Yield which numbers of the job a strategy of the app replaces by its own."""
+    if spec.strategy.name != APP:
+        return
+    if 0 < spec.evaluate.fraction < 1:
+        yield (
+            f"evaluate.fraction = {spec.evaluate.fraction:g} has no effect on a strategy that the "
+            "app starts: its own fraction_evaluate counts"
+        )
+    for own in started if spec.privacy is None else ():
+        if own.title.lower() not in STRATEGIES or None in own.computed:
+            continue
+        for option in _NODES:
+            # Flower's default is 2.
+            least = 0 if option in own.computed else own.options.get(option, 2)
+            if isinstance(least, int) and least > spec.quorum:
+                yield (
+                    f"{own.where}: {own.title} waits for {option} = {least} sites, and the job has "
+                    f"quorum = {spec.quorum}: the larger number counts"
+                )
+                break
 
 
 def _client(

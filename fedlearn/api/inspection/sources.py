@@ -33,12 +33,14 @@ _NOT: Final = ("Result", "Strategy")
 class StartedStrategy:
     """A strategy that an app makes: where, which class, and the options that are written out.
 
-    ``title`` is the name of Flower's class, or a class of the app with its base.
+    ``title`` is the name of Flower's class, or a class of the app with its base. ``computed`` are
+    the options that are not written out; ``None`` among them stands for ``**options``.
     """
 
     where: str
     title: str
     options: Mapping[str, object]
+    computed: frozenset[str | None] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class AppSources:
                 where=f"{path}:{node.lineno}",
                 title=title,
                 options=MappingProxyType(_plain(node)),
+                computed=frozenset(item.arg for item in node.keywords) - _plain(node).keys(),
             )
             for path, tree in self.trees.items()
             for node, title in _strategies(tree)

@@ -293,6 +293,34 @@ def test_settings_with_an_effect_are_not_named(job: Path) -> None:
     assert "needs the metric" not in _notes(job)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "note"),
+    [
+        ("min_available_nodes=2", "waits for min_available_nodes = 2 sites, and the job has"),
+        ("min_available_nodes=1, min_train_nodes=3", "waits for min_train_nodes = 3 sites"),
+        ("", "waits for min_available_nodes = 2 sites"),
+        ("min_available_nodes=1, min_train_nodes=1, min_evaluate_nodes=1", ""),
+        ("min_available_nodes=int('2'), min_train_nodes=1, min_evaluate_nodes=1", ""),
+        ("**options", ""),
+    ],
+)
+def test_a_strategy_that_waits_for_more_sites_than_the_quorum_is_named(
+    job: Path, arguments: str, note: str
+) -> None:
+    _set(job, "job.toml", "quorum = 2", "quorum = 1")
+    assert "waits for" not in _notes(job)
+    line = "FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)"
+    _set(job, "app/x_app/server_app.py", line, f"FedAvg({arguments})")
+    assert (f"FedAvg {note}" in _notes(job)) if note else ("waits for" not in _notes(job))
+
+
+def test_a_fraction_of_the_job_that_the_apps_strategy_does_not_use_is_named(job: Path) -> None:
+    _set(job, "job.toml", "[evaluate]\n", "[evaluate]\nfraction = 0.5\n")
+    assert "evaluate.fraction = 0.5 has no effect on a strategy that the app starts" in _notes(job)
+    _strategy(job, 'name = "fedavg"')
+    assert "evaluate.fraction" not in _notes(job)
+
+
 def test_a_robust_strategy_of_the_app_is_held_to_its_bound(job: Path) -> None:
     server = job / "app/x_app/server_app.py"
     text = server.read_text().replace("FedAvg(", "Krum(num_malicious_nodes=1, ")
