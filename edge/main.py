@@ -162,7 +162,8 @@ def check(path: Path, as_json: bool) -> int:
 @click.argument("job")
 @click.argument("bundle")
 @click.option("--withdraw", is_flag=True, help="Withdraw the approval.")
-def approve(path: Path, job: str, bundle: str, withdraw: bool) -> int:
+@json_option
+def approve(path: Path, job: str, bundle: str, withdraw: bool, as_json: bool) -> int:
     """Approve that JOB runs the code with the SHA-256 BUNDLE on this site's data."""
     from attestation.durable import sync_directory, write_durably
     from edge.agent.orders import approval_name
@@ -182,11 +183,15 @@ def approve(path: Path, job: str, bundle: str, withdraw: bool) -> int:
         if file.exists():
             file.unlink()
             sync_directory(file.parent)
+    else:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_durably(file, b"")
+    if as_json:
+        print_json({"job": job, "bundle": digest.hex(), "approved": not withdraw})
+    elif withdraw:
         line(f"{job} is no longer approved")
-        return 0
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_durably(file, b"")
-    line(f"{job} may run the code {bundle[:16]}... here", style="green")
+    else:
+        line(f"{job} may run the code {bundle[:16]}... here", style="green")
     return 0
 
 
@@ -256,7 +261,8 @@ def show(path: Path, as_json: bool) -> int:
     is_flag=True,
     help="Required: what jobs have learned of this site's data so far is no longer counted.",
 )
-def reset(path: Path, forget: bool) -> int:
+@json_option
+def reset(path: Path, forget: bool, as_json: bool) -> int:
     """Begin a new budget, where the old one is lost or cannot be opened. Stop the agent first."""
     from edge.agent.budget_store import BudgetStore
     from edge.agent.sealed_file import file_key
@@ -275,7 +281,10 @@ def reset(path: Path, forget: bool) -> int:
     with device(config.attester, state=config.state) as settings:
         counter = _counter(config, settings)
         BudgetStore(config, file_key(identity.key), counter=counter).reset()
-    line("the privacy budgets of this site are empty now", style="yellow")
+    if as_json:
+        print_json({"data": sorted(config.data), "forgotten": True})
+    else:
+        line("the privacy budgets of this site are empty now", style="yellow")
     return 0
 
 

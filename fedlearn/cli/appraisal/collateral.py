@@ -95,12 +95,16 @@ def show(folder: Path, as_json: bool) -> None:
 @click.option(
     "--warn-days", type=click.IntRange(0, 3650), default=7, show_default=True, metavar="N"
 )
-def check(folder: Path, at: str | None, warn_days: int) -> None:
+@json_option
+def check(folder: Path, at: str | None, warn_days: int, as_json: bool) -> None:
     """Check that nothing is missing, altered or expired; warn of what expires soon."""
     loaded = load_folder(_existing(folder), now=moment(at), warn_before=timedelta(days=warn_days))
     for warning in loaded.warnings:
         click.echo(f"warning: {printable(warning)}", err=True)
     count = len(loaded.collateral) + len(loaded.endorsements)
+    if as_json:
+        print_json({"items": count, "warnings": list(loaded.warnings)})
+        return
     line(f"{count} items, all present and valid")
 
 
@@ -134,6 +138,7 @@ def check(folder: Path, at: str | None, warn_days: int) -> None:
     metavar="FILE",
     help="A key for NVIDIA's RIM service, where it asks for one.",
 )
+@json_option
 def fetch(
     folder: Path,
     evidence_files: tuple[Path, ...],
@@ -147,6 +152,7 @@ def fetch(
     nvidia_rim_url: str,
     nvidia_ocsp_url: str,
     nvidia_key_file: Path | None,
+    as_json: bool,
 ) -> None:
     """Fetch collateral from Intel, AMD and NVIDIA into a folder, and list it there.
 
@@ -193,6 +199,9 @@ def fetch(
             fetched += items
             wanted[SOURCE] = known.get(SOURCE, {}) | addresses
     _store(folder, fetched, known | wanted)
+    if as_json:
+        print_json({"items": [_to_json(item) for item in fetched]})
+        return
     for item in fetched:
         until = item.not_after.isoformat(timespec="seconds")
         line(f"fetched {printable(item.name)}, valid until {until}")
@@ -202,7 +211,8 @@ def fetch(
 @_folder_option
 @click.argument("paths", type=_PATH, nargs=-1, required=True, metavar="FILE_OR_DIR...")
 @_at_option
-def add(folder: Path, paths: tuple[Path, ...], at: str | None) -> None:
+@json_option
+def add(folder: Path, paths: tuple[Path, ...], at: str | None, as_json: bool) -> None:
     """Add files that were fetched by other means: answers of vendors' services, certificates,
     lists.
 
@@ -228,6 +238,9 @@ def add(folder: Path, paths: tuple[Path, ...], at: str | None) -> None:
     known = read_sources(folder) if (folder / BUNDLE_NAME).is_file() else {}
     made = zip(names, answers.documents, strict=True)
     _store(folder, added, known | {name: item.platform.addresses() for name, item in made})
+    if as_json:
+        print_json({"items": [_to_json(item) for item in added], "warnings": list(answers.missing)})
+        return
     for item in added:
         until = item.not_after.isoformat(timespec="seconds")
         line(f"added {printable(item.name)}, valid until {until}")

@@ -102,6 +102,7 @@ def show(file: Path, format_name: str | None, as_json: bool) -> None:
 )
 @click.option("--output", type=_PATH, required=True, metavar="FILE", help="Where to write it.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
+@json_option
 def collect(
     kind: str,
     report_data: str | None,
@@ -112,6 +113,7 @@ def collect(
     state: Path,
     output: Path,
     force: bool,
+    as_json: bool,
 ) -> None:
     """Run an attester on this machine and write its evidence."""
     value = None if report_data is None else unhex(report_data, "--report-data")
@@ -126,6 +128,9 @@ def collect(
         bound = ReportData(value=_sized(value, attester.tee))
         evidence = attester.collect(bound)
     write_new(output, evidence.to_bytes(), force=force)
+    if as_json:
+        print_json({"file": str(output), "tee": evidence.tee.value, "about": _about(evidence)})
+        return
     line(f"wrote {output}: {_about(evidence)}")
 
 

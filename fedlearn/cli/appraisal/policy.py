@@ -206,8 +206,14 @@ group.add_command(reference)
     "--output", type=_PATH, default=None, metavar="FILE", help="Default: FILE.sig beside it."
 )
 @click.option("--force", is_flag=True, help="Replace an existing signature.")
+@json_option
 def sign(
-    file: Path | None, policy_file: Path | None, key: Path, output: Path | None, force: bool
+    file: Path | None,
+    policy_file: Path | None,
+    key: Path,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Sign a policy with an operator's key, in a file beside it."""
     path = pick(file, policy_file, "policy")
@@ -215,8 +221,19 @@ def sign(
     private = _private_key(key)
     target = output or path.with_name(f"{path.name}.sig")
     write_new(target, sign_policy(policy, private), force=force)
+    signer = operator_key_digest(private.public_key()).hex()
+    if as_json:
+        print_json(
+            {
+                "file": str(target),
+                "version": policy.version,
+                "digest": policy.digest.hex(),
+                "signer": signer,
+            }
+        )
+        return
     line(f"wrote {target}: version {policy.version}, digest {policy.digest.hex()}")
-    line(f"signed by {operator_key_digest(private.public_key()).hex()}")
+    line(f"signed by {signer}")
 
 
 def _judged(request: Request, policy_file: Path, node: str | None) -> Verdict:

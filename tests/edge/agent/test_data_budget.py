@@ -496,6 +496,8 @@ def test_the_commands_show_and_begin_anew(
     assert kept.book().charges
     assert run("reset", "--insecure-forget-spent").exit_code == 0
     assert kept.book() == BudgetAccounts()
+    again = json.loads(run("reset", "--insecure-forget-spent", "--json").stdout)
+    assert (again["forgotten"], again["data"]) == (True, ["free", "stays"])
 
 
 def test_a_budget_below_another_limit_is_named(config: SiteConfig) -> None:

@@ -20,21 +20,14 @@ ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs/reference/json.md"
 
 WITHOUT = {
-    # Their output is a file, or a text that people read, and what they did is their exit status.
-    "fedlearn collateral add",
-    "fedlearn collateral check",
-    "fedlearn collateral fetch",
+    # Their output is a file, or a text that people or a shell read.
     "fedlearn completion",
-    "fedlearn evidence collect",
     "fedlearn policy explain",
     "fedlearn policy init",
     "fedlearn policy reference event-log",
     "fedlearn policy reference image",
     "fedlearn policy reference initdata",
     "fedlearn policy reference snp",
-    "fedlearn policy sign",
-    "fedlearn-edge approve",
-    "fedlearn-edge budget reset",
     "fedlearn-edge completion",
     "fedlearn-server completion",
     "fedlearn-server establish",

@@ -123,6 +123,7 @@ def test_intel_collateral_is_fetched_and_loaded(tmp_path: Path) -> None:
     shown = run("show", "--directory", folder)
     assert "intel-collateral" in shown.output
     assert run("check", "--directory", folder).exit_code == 0
+    assert json.loads(run("check", "--directory", folder, "--json").stdout)["items"] == 1
 
 
 def report(version: int = 3, family: int = 0x19, model: int = 0x01, chip: bytes = b"\x0c") -> bytes:
@@ -173,7 +174,8 @@ def test_what_expires_is_warned_of_and_then_refused_and_mended(tmp_path: Path) -
         with pytest.raises(FreshnessError, match="counts only from"):
             load_folder(folder, now=NOW - timedelta(days=2))
         vendor.until = NOW + timedelta(days=60)
-        assert run("fetch", "--directory", folder).exit_code == 0
+        (item,) = json.loads(run("fetch", "--directory", folder, "--json").stdout)["items"]
+        assert FMSPC in item["name"]
         assert run("check", "--directory", folder, "--at", late).exit_code == 0
 
 

@@ -204,6 +204,8 @@ def test_sample_evidence_is_collected_by_name(tmp_path: Path) -> None:
     assert "sample evidence" in result.output
     assert fields(target)["sample statement (insecure)/report_data"] == "ab" * 64
     failed(run("collect", *common, "--output", target), "exists already")
+    again = run("collect", *common, "--output", target, "--force", "--json")
+    assert json.loads(again.stdout.splitlines()[-1])["tee"] == "sample"
     failed(run("collect", *common, "--report-data", "ab", "--output", target, "--force"), "64")
 
 

@@ -397,6 +397,8 @@ def test_a_signature_is_made_and_checked(
     check = ("--signature", signature, "--operator-key", operator.with_suffix(".pub"))
     assert "signed by" in run("lint", files["policy"], *check).output
     failed(run("sign", files["policy"], "--key", operator), "exists already")
+    again = run("sign", files["policy"], "--key", operator, "--force", "--json")
+    assert json.loads(again.stdout)["signer"] in made.stdout
     files["policy"].write_text("version = 2\n" + POLICY)
     failed(run("lint", files["policy"], *check), "another policy")
     other = private(files["folder"] / "other.pem", ed25519.Ed25519PrivateKey.generate())
