@@ -218,7 +218,8 @@ class CoordinatorSource:
         if not state.model:
             raise JobError(f"the job {self.name} has no model; it is {state.status}")
         pin = bytes.fromhex(ca_pin(self._link.login.ca))
-        download_model(self._link.client, state.model, path, pin=pin, replace=replace)
+        # By the run: the name of the job alone is that of its newest run.
+        download_model(self._link.client, state.reference, path, pin=pin, replace=replace)
 
     def verify_ledger(self) -> VerifiedLedger:
         """Verify every entry of the coordinator's ledger; see :meth:`Link.verify_ledger`."""

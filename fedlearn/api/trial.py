@@ -225,7 +225,7 @@ def _fetch(folder: RunFolder, federation: Federation, state: JobState) -> None:
     """Download the sealed model, open it as its owner, and write the weights."""
     file = folder.federation / "model.sealed"
     pin = bytes.fromhex(ca_pin(OperatorLogin.load(federation.login).ca))
-    download_model(federation.operator, state.model, file, pin=pin, replace=True)
+    download_model(federation.operator, state.reference, file, pin=pin, replace=True)
     with open_owned(file, folder.federation / _OWNER) as reader:
         sealed.export(reader, folder.model, replace=True)
 

@@ -69,6 +69,19 @@ def test_a_model_is_listed_and_downloaded_sealed(login: Path, tmp_path: Path) ->
     assert WEIGHTS["w"].tobytes() not in same.read_bytes()
 
 
+def test_the_result_of_a_run_is_not_that_of_a_later_one(
+    login: Path, tmp_path: Path, listeners: DeploymentListeners
+) -> None:
+    (first,) = listeners.store.versions("alpha")
+    later = {"w": WEIGHTS["w"] + 1}
+    listeners.store.write("alpha.2", later, round=1, recipients=first.recipients)
+    with fedlearn.connect(login) as coordinator:
+        result = coordinator.job("alpha@1").result()
+        file = result.download(tmp_path / "first.flsw")
+        assert coordinator.download("alpha", tmp_path / "newest.flsw").model == "alpha.2"
+    assert file.read_bytes() == first.path.read_bytes()
+
+
 def test_another_key_no_key_and_another_coordinator_are_refused(
     login: Path, tmp_path: Path, listeners: DeploymentListeners, monkeypatch: pytest.MonkeyPatch
 ) -> None:
