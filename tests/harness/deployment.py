@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -117,10 +117,15 @@ class Client:
 
 
 class Deployment:
-    """A coordinator with sites ``site-a`` and ``site-b``, and the jobs ``alpha`` and ``beta``."""
+    """A coordinator with sites ``site-a`` and ``site-b``, and the jobs ``alpha`` and ``beta``.
+
+    A test may replace ``clock``, ``job`` (by which the gate reads a job) and ``before_entry``,
+    which is called with each entry before it is in the ledger, and may raise.
+    """
 
     def __init__(self, state: Path, *, limits: Limits | None = None) -> None:
         self.clock = Clock()
+        self.before_entry: Callable[[str, Mapping[str, object]], object] = lambda kind, body: None
         self.entries: list[tuple[str, dict[str, Any]]] = []
         self.nodes = Nodes()
         self.ca = CertificateAuthority.create(TRUST_DOMAIN, self.clock())
@@ -158,11 +163,11 @@ class Deployment:
         self.gate = AdmissionGate(
             ca=self.ca,
             registry=self.registry,
-            jobs=self.jobs.get,
+            jobs=lambda name: self.job(name),
             sites=self.sites,
             nodes=self.nodes,
             record=self.record,
-            clock=self.clock,
+            clock=lambda: self.clock(),
             periods=Periods(),
             limits=limits,
         )
@@ -221,7 +226,11 @@ value = "{LAUNCH.hex()}"
             clock=self.clock,
         )
 
+    def job(self, name: str) -> AdmittableJob | None:
+        return self.jobs.get(name)
+
     def record(self, kind: str, body: Mapping[str, object]) -> None:
+        self.before_entry(kind, body)
         self.entries.append((kind, json.loads(json.dumps(body))))
 
     def site_entries(self) -> list[dict[str, Any]]:

@@ -111,10 +111,8 @@ def test_time_in_which_the_process_is_stopped_does_not_count(
 def moving(deployment: Deployment) -> Machine:
     """The deployment with the date of a machine that the test moves."""
     machine = Machine(datetime.now(UTC))
-    gate = deployment.gate
-    gate._clock = machine.clock
     deployment.clock = machine.clock  # type: ignore[assignment]
-    machine.clock.subscribe(gate.shift)
+    machine.clock.subscribe(deployment.gate.shift)
     return machine
 
 

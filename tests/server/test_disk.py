@@ -136,14 +136,12 @@ def test_the_book_of_jobs_states_that_its_disk_failed_and_works_afterwards(
 def test_an_ending_that_the_disk_does_not_take_is_entered_later(deployment: Deployment) -> None:
     admitted = deployment.admit(deployment.client())
     broken = True
-    entered = deployment.gate._ledger._record
 
-    def record(kind: str, body: Mapping[str, object]) -> Any:
+    def fail(kind: str, body: Mapping[str, object]) -> None:
         if broken:
             raise LedgerDiskError("the disk is full")
-        return entered(kind, body)
 
-    deployment.gate._ledger._record = record
+    deployment.before_entry = fail
     deployment.registry.revoke(admitted.admission.thumbprint, "enough", now=deployment.clock())
     assert Change.REVOKED.value not in deployment.kinds()
     # It has ended all the same, and nobody is admitted who cannot be entered.

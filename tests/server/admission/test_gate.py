@@ -285,7 +285,7 @@ def test_an_admission_that_cannot_be_recorded_does_not_take_place(
     def full(kind: str, body: Mapping[str, Any]) -> None:
         raise StoreError("the disk is full")
 
-    deployment.gate._ledger._record = full
+    deployment.before_entry = full
     with pytest.raises(StoreError):
         deployment.gate.admit(request, peer="ip:test")
     assert deployment.nodes.alive == {}
@@ -450,11 +450,11 @@ def test_a_policy_that_fits_no_more_revokes_at_once(deployment: Deployment, clie
 
 
 def test_a_job_that_changes_during_verification_admits_nobody(
-    deployment: Deployment, client: Client
+    deployment: Deployment, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = deployment.request(client)
     answers = [deployment.jobs["alpha"], None]
-    deployment.gate._policies._jobs = lambda name: answers.pop(0)
+    monkeypatch.setattr(deployment, "job", lambda name: answers.pop(0))
     denied(deployment, request, "changed while", "register")
 
 

@@ -210,14 +210,15 @@ def test_what_does_not_fit_the_status_is_refused(deployment: Deployment) -> None
     assert deployment.sites.approve("site-a").status is SiteStatus.ACTIVE
 
 
-def reopened(deployment: Deployment) -> SiteRegistry:
-    """The register as it is after a restart: all that is known of sites is in the ledger."""
+def reopened(deployment: Deployment, *, limit: int = 1000) -> SiteRegistry:
+    """The registry as it is after a restart: all that is known of sites is in the ledger."""
     return SiteRegistry(
         entries=deployment.site_entries(),
         address="127.0.0.1:9443",
         ca_pin=deployment.ca.key_digest,
         clock=deployment.clock,
         record=deployment.record,
+        limit=limit,
     )
 
 
@@ -277,7 +278,7 @@ def test_a_change_that_cannot_be_recorded_does_not_take_place(
     def full(kind: str, body: Mapping[str, Any]) -> None:
         raise StoreError("the disk is full")
 
-    deployment.sites._records._record = full
+    deployment.before_entry = full
     with pytest.raises(StoreError):
         deployment.sites.invitations.enroll(token, csr)
     assert deployment.sites.show("site-c").status is SiteStatus.INVITED
@@ -328,9 +329,9 @@ def test_what_is_no_address_states_it(text: str) -> None:
 
 
 def test_no_more_sites_are_invited_than_the_operator_allows(deployment: Deployment) -> None:
-    deployment.sites.invitations._limit = 3
-    deployment.sites.invitations.create_token("site-c")
-    deployment.sites.invitations.create_token("site-c")
+    invitations = reopened(deployment, limit=3).invitations
+    invitations.create_token("site-c")
+    invitations.create_token("site-c")
     with pytest.raises(ConfigError, match="there are 3 sites already") as caught:
-        deployment.sites.invitations.create_token("site-d")
+        invitations.create_token("site-d")
     assert "limits.sites" in caught.value.hint
