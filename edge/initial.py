@@ -40,6 +40,7 @@ class _Answers:
     bundles: tuple[bytes, ...]
     other_bundles: str | None
     approval: str | None
+    app_logs: str | None
     policy_keys: tuple[bytes, ...]
     max_epsilon: float | None
     sample_keys: tuple[bytes, ...]
@@ -111,6 +112,11 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     "--approval",
     type=click.Choice(("automatic", "manual")),
     help="manual: a person here approves every job.  [default: automatic]",
+)
+@click.option(
+    "--app-logs",
+    type=click.Choice(("off", "sealed")),
+    help="sealed: a job's owner may read what its app writes here.  [default: off]",
 )
 @click.option(
     "--policy-key",
@@ -230,7 +236,10 @@ def _table(path: Path, answers: _Answers) -> dict[str, Any]:
         "attester": {"kind": kind},
         "data": data,
         "accept": _given(
-            **hexadecimal, other_bundles=answers.other_bundles, approval=answers.approval
+            **hexadecimal,
+            other_bundles=answers.other_bundles,
+            approval=answers.approval,
+            app_logs=answers.app_logs,
         ),
         "trust": _given(insecure_sample_keys=[key.hex() for key in answers.sample_keys]),
     }

@@ -45,6 +45,7 @@ def test_a_configuration_is_written_from_flags(place: Path) -> None:
         *("init", "--config", "north/site.toml", "--data", "medpar=medpar", "--data", "b=/usr"),
         *("--accept-bundle", BUNDLE, "--other-bundles", "ask", "--approval", "manual"),
         *("--policy-key", BUNDLE, "--max-epsilon", "8", "--insecure-development"),
+        *("--app-logs", "sealed"),
         *("--insecure-trust-sample-key", coordinator, "--json"),
     )
     assert done.exit_code == 0, done.output
@@ -56,6 +57,7 @@ def test_a_configuration_is_written_from_flags(place: Path) -> None:
     accept = config.accept
     assert (accept.bundles, accept.other_bundles) == ((bytes.fromhex(BUNDLE),), "ask")
     assert (accept.approval, accept.policy_keys) == ("manual", (bytes.fromhex(BUNDLE),))
+    assert accept.app_logs == "sealed"
     assert (config.privacy.required, config.privacy.max_epsilon) == (True, 8.0)
     assert config.trust.insecure_sample_keys == (bytes.fromhex(coordinator),)
     assert config.attester.kind == "insecure-sample"
