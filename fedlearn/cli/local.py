@@ -108,6 +108,9 @@ def up(
     if not install:
         line("Next, in each shell that submits jobs:")
         line(f"  export FEDLEARN_OPERATOR={federation.login}", bold=True)
+    if not federation.data:
+        line("The sites have no data set; add one:")
+        line("  fedlearn local up --data my-job=my-job/data", bold=True)
     line("then:  fedlearn job submit my-job/job.toml --follow")
 
 

@@ -273,6 +273,11 @@ class ResidentFederation:
         return own.is_file() and other.is_file() and own.read_bytes() == other.read_bytes()
 
     @property
+    def data(self) -> tuple[str, ...]:
+        """The names of the data sets that its sites have."""
+        return tuple(self._record().data)
+
+    @property
     def made(self) -> bool:
         """Whether there is a federation in the folder."""
         return (self.folder / _RECORD).exists()

@@ -47,6 +47,7 @@ def test_it_stays_and_continues(home: Path) -> None:
     done = local("up", "--sites", "1", "--data", f"first={home / 'data'}")
     assert done.exit_code == 0, done.output
     assert "INSECURE" in done.output
+    assert "no data set" not in done.output
     assert f"export FEDLEARN_OPERATOR={default_place()}/operator/login" in done.output
     table = (default_place() / "sites/site-a/site.toml").read_text()
     assert 'other_bundles = "insecure-accept"' in table
