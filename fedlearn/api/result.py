@@ -16,7 +16,6 @@ from fedlearn.job.events import Event
 from fedlearn.results.history import RunHistory
 from fedlearn.results.run_folder import RunFolder
 from fedlearn.results.tables import round_table
-from fedlearn.terminal.notebook import picture_figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -114,6 +113,8 @@ class Result:
         require("plot", needed_for="a plot")
         # Not pyplot: that would keep every figure, and choose a window system.
         from matplotlib.figure import Figure
+
+        from fedlearn.terminal.notebook import picture_figures
 
         picture_figures()
         rounds = self.history.finished

@@ -1,4 +1,7 @@
-"""A job at a coordinator: follow it, cancel it, and get its result."""
+"""A job at a coordinator: follow it, cancel it, and get its result.
+
+The page is docs/adr/0037-python-api.md.
+"""
 
 from __future__ import annotations
 

@@ -210,7 +210,9 @@ def _follow(
     state = operator.get_job(job)
     if state.status is not JobStatus.FINISHED:
         raise JobError(
-            f"the job is {state.status}: {state.detail}", hint=f"the logs are in {folder.logs}"
+            f"job {job} {state.status}: {state.detail}",
+            hint=f"the logs are in {folder.logs}; --resume continues the run from its last "
+            "checkpoint, if the cause is in the data or the machine",
         )
     if state.model:
         _fetch(folder, federation, state)

@@ -34,6 +34,14 @@ def main(grid, context):
         print("line", number)
 """
 
+_NEEDS_OK = """\
+    import pathlib
+
+    there = pathlib.Path(str(context.node_config["data"])) / "ok"
+    if message.content["config"]["server-round"] == 3 and not there.exists():
+        raise ValueError("planned failure")
+    model = model_of("""
+
 
 def _command(*words: str) -> list[str]:
     return [sys.executable, "-c", "from fedlearn.cli import main; main()", *words]
@@ -117,6 +125,27 @@ def test_an_interrupted_run_is_kept_and_continues_from_its_last_checkpoint(
         "site-a.log",
         "site-b.log",
     ]
+
+
+@pytest.mark.long
+def test_a_run_that_failed_continues_once_its_cause_is_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "bad"
+    template.write(folder, "bad")
+    job = folder / "job.toml"
+    job.write_text(job.read_text().replace('stragglers = "drop"', 'stragglers = "fail"'))
+    client = folder / "app/bad_app/client_app.py"
+    client.write_text(client.read_text().replace("    model = model_of(", _NEEDS_OK, 1))
+    failed = _try(folder)
+    assert failed.returncode == 1
+    assert "error: job bad failed: 0 of the 2 updates" in failed.stderr
+    assert "--resume continues the run" in failed.stderr
+    assert (folder / "runs/bad-1/report.html").is_file()
+    for site in ("site-a", "site-b"):
+        (folder / "data" / site / "ok").touch()
+    done = _try(folder, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "job bad: started, continued after round 2" in done.stdout
+    assert fedlearn.Result.load(folder / "runs/bad-1").history.resumed == 1
 
 
 @pytest.mark.parametrize(

@@ -81,16 +81,28 @@ def _mlflow(place: Path) -> Mapping[str, list[tuple[int, float]]]:
 
 
 def _tensorboard(place: Path) -> Mapping[str, list[tuple[int, float]]]:
+    (folder,) = (place / "fedlearn").iterdir()
+    assert "heart" in (folder / "report.html").read_text()
+    known = _events(place)
+    (table,) = known.Tensors("parameters/text_summary")
+    assert b"|strategy.name|app|" in table.tensor_proto.string_val[0]
+    assert all(each.wall_time >= START / 1000 for each in known.Scalars("loss"))
+    return _scalars(place)
+
+
+def _events(place: Path) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (folder,) = (place / "fedlearn").iterdir()
-    assert "heart" in (folder / "report.html").read_text()
-    known = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    (table,) = known.Tensors("parameters/text_summary")
-    assert b"|strategy.name|app|" in table.tensor_proto.string_val[0]
-    scalars = {name: known.Scalars(name) for name in known.Tags()["scalars"]}
-    assert all(each.wall_time >= START / 1000 for each in scalars["loss"])
-    return {name: [(each.step, each.value) for each in found] for name, found in scalars.items()}
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+
+
+def _scalars(place: Path) -> Mapping[str, list[tuple[int, float]]]:
+    known = _events(place)
+    return {
+        name: [(each.step, each.value) for each in known.Scalars(name)]
+        for name in known.Tags()["scalars"]
+    }
 
 
 def _wandb(place: Path) -> Mapping[str, list[tuple[int, float]]]:
@@ -211,6 +223,8 @@ def test_ctrl_c_leaves_the_job_running_and_what_is_recorded(
         with pytest.raises(Interrupted, match="goes on"), interrupted(there.coordinator):
             run.track("tensorboard", at=str(tmp_path / "boards"))
         assert run.status is JobStatus.RUNNING
+        # The second round would have been recorded once the third began.
+        assert [step for step, _ in _scalars(tmp_path / "boards")["loss"]] == [1]
 
 
 def test_a_tracker_that_is_gone_does_not_touch_the_job_and_the_hint_states_what_to_do(
