@@ -151,6 +151,16 @@ def test_the_owner_needs_no_login(
     assert "does not have the pinned key" in refused(capsys, "model", "list", *wrong)
 
 
+def test_the_key_of_another_owner_opens_nothing(
+    capsys: pytest.CaptureFixture[str], place: RemoteCommands
+) -> None:
+    assert run(capsys, "model", "download", "heart")[0] == 0
+    for command in (("open",), ("export", "--out", "w.safetensors")):
+        arguments = ("model", *command, "heart.flsw", "--key", str(place.other))
+        assert "sealed for" in refused(capsys, *arguments, status=2)
+    assert not (place.folder / "w.safetensors").exists()
+
+
 def test_options_that_do_not_fit_are_refused(
     capsys: pytest.CaptureFixture[str], place: RemoteCommands
 ) -> None:
