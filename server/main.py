@@ -235,11 +235,14 @@ def check(path: Path, as_json: bool) -> int:
 
     For a coordinator that is not running. Exits with 2 where jobs are set apart.
     """
+    from fedlearn.config.attester import sample_key_digest
     from server.config import ServerConfig
     from server.state_directory import StateDirectory
 
     config = ServerConfig.load(path)
     found: dict[str, Any] = {"state": str(config.state), "models": {}}
+    if (digest := sample_key_digest(config.attester, state=config.state)) is not None:
+        found["insecure_sample_key"] = digest.hex()
     with StateDirectory.open(config) as directory:
         verified = directory.ledger.verify(directory.ledger.public_key)
         found["ledger"] = {"entries": verified.entries, "head": str(verified.head or "")}
@@ -251,6 +254,8 @@ def check(path: Path, as_json: bool) -> int:
         print_json(found)
     else:
         line(f"state    {found['state']}")
+        if "insecure_sample_key" in found:
+            line(f"key      {found['insecure_sample_key']}, of its sample evidence", style="yellow")
         line(f"ledger   {found['ledger']['entries']} entries, intact, as the store has it sealed")
         for model, versions in found["models"].items():
             line(f"model    {model}: {versions} sealed versions, intact")

@@ -94,11 +94,12 @@ def examine(path: Path) -> Report:
         f"app {application.name} {application.version} in {app}",
         _strategy(spec, sources),
         _updates(spec),
-        f"policy {policy.name} accepts {', '.join(policy.accept) or 'nobody'}",
+        f"policy {policy.name} accepts {', '.join(policy.accept) or 'nobody'}; its digest is "
+        f"{policy.digest.hex()}",
         f"bundle {hashlib.sha256(bundle).hexdigest()}, the digest that sites put into "
         "accept.bundles",
         privacy,
-        *([f"policy signed by the key {signer.hex()}"] if signer else []),
+        *([f"policy signed by the key {signer.hex()}, for accept.policy_keys"] if signer else []),
     )
     return Report(
         spec=spec,

@@ -73,8 +73,10 @@ def test_a_coordinator_that_follows_the_hints_can_start(tmp_path: Path) -> None:
     csr = ".config/fedlearn/operator/operator.csr"
     given = follow(tmp_path, ("--server", "server.toml"), {"operator.csr": csr})
     assert [text.split()[0] for text in given].count("fedlearn-server") == 1
-    done = shell("fedlearn-server check", tmp_path)
+    done = shell("fedlearn-server check --json", tmp_path)
     assert done.returncode == 0, done.stderr
+    digest = shell("fedlearn evidence development-key state/insecure-development.key", tmp_path)
+    assert json.loads(done.stdout)["insecure_sample_key"] == digest.stdout.strip()
 
 
 def test_a_site_that_follows_the_hints_can_start(
