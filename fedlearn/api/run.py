@@ -17,7 +17,7 @@ from fedlearn.api.sources import CoordinatorSource
 from fedlearn.errors import FedlearnError, Interrupted, JobError, TransportError
 from fedlearn.job.events import Event, JobCancelled, JobFailed, JobFinished, JobInterrupted
 from fedlearn.job.state import JobState, JobStatus
-from fedlearn.terminal.notebook import show_here
+from fedlearn.terminal.notebook import in_notebook, show_here
 from fedlearn.terminal.progress import Show
 
 if TYPE_CHECKING:
@@ -75,10 +75,14 @@ class Run:
             for item in self._link.client.follow_job(self.state.reference, past_only=not follow):
                 yield Event.decode(item.kind, item.json), item.unix_ms
         except KeyboardInterrupt:
+            again, stop = (
+                ("run.follow()", "run.cancel()")
+                if in_notebook()
+                else (f"fedlearn job logs {self.name} --follow", f"fedlearn job cancel {self.name}")
+            )
             raise Interrupted(
                 f"job {self.name} goes on at the coordinator",
-                hint=f"`fedlearn job logs {self.name} --follow` follows it again, "
-                f"and `fedlearn job cancel {self.name}` stops it",
+                hint=f"`{again}` follows it again, and `{stop}` stops it",
             ) from None
 
     def follow(self, *, show: Show | None = None) -> Result:

@@ -43,6 +43,7 @@ from fedlearn.local.machines import TeeChoice, choose_tee
 from fedlearn.local.policy import policy_text
 from fedlearn.results.run_folder import About, Recorder, RunFolder
 from fedlearn.terminal.console import line
+from fedlearn.terminal.notebook import in_notebook
 from fedlearn.terminal.progress import Show
 from fedlearn.update import sealed
 
@@ -165,9 +166,11 @@ def _federation(folder: RunFolder, file: Path) -> Iterator[Federation]:
         if not folder.job.exists():
             shutil.rmtree(folder.path, ignore_errors=True)
             raise
+        again = f"`fedlearn job try {file} --resume --run {folder.path}`"
+        if in_notebook():
+            again = f"`job.try_(folder={str(folder.path)!r}, resume=True)`"
         raise Interrupted(
-            f"the run is kept in {folder.path}",
-            hint=f"`fedlearn job try {file} --resume --run {folder.path}` continues it",
+            f"the run is kept in {folder.path}", hint=f"{again} continues it"
         ) from None
 
 

@@ -116,9 +116,7 @@ def test_an_interrupted_cell_leaves_the_job_running_and_states_so(
         stopped = kernel.run("run.follow()", interrupt_at="round 1/2")
         (error,) = [each for each in stopped if "ename" in each]
         assert error["ename"] == "Interrupted"
-        assert error["evalue"].startswith(
-            "job heart goes on at the coordinator; `fedlearn job logs"
-        )
+        assert error["evalue"].startswith("job heart goes on at the coordinator; `run.follow()`")
         status = kernel.run("print(run.status, len(run.result().history.rounds))")
         assert status[-1]["text"] == "running 1\n"
         assert fedlearn.connect(there.login).job("heart").state.status == "running"
