@@ -94,6 +94,7 @@ def _levels(outcome: DemoOutcome) -> list[tuple[float, str, str]]:
 
 def _matplotlib() -> tuple[Any, Any, Any]:
     need = "the demo's report"
+    extras.require("demo", needed_for=need)
     return (
         extras.load("matplotlib.backends.backend_agg", needed_for=need),
         extras.load("matplotlib.figure", needed_for=need),
