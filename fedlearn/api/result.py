@@ -219,7 +219,7 @@ class Result:
         return out
 
     def track(self, to: TrackerName, *, project: str = "fedlearn", at: str = "") -> Recorded:
-        """Record what the run has so far with an experiment tracker; see :meth:`Run.track`.
+        """Record what the run has so far with an experiment tracker; see ``Run.track``.
 
         :param to: ``mlflow``, ``tensorboard``, ``wandb`` or ``trackio``.
         :raises ConfigError: when the package of the tracker is not installed.

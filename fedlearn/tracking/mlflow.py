@@ -30,7 +30,7 @@ def open_tracker(run: RunId, *, project: str, at: str) -> MlflowRun:
 
 
 class MlflowRun:
-    """A run of MLflow. It is found again by its tag ``fedlearn.run``."""
+    """A run of MLflow. It is found again by one of its tags."""
 
     def __init__(self, client: Any, run: RunId, project: str) -> None:
         self._client = client
