@@ -53,8 +53,8 @@ class WandbRun:
                 x_save_requirements=False,
             ),
         )
-        self._offline = bool(self._run.settings._offline)
-        self._folder = folder
+        self._offline = bool(self._run.offline)
+        self._status = ""
         self._kept = folder / "wandb" / f"fedlearn-{run.id}.json"
         self.recorded = self._known()
 
@@ -83,8 +83,7 @@ class WandbRun:
 
     def close(self) -> None:
         """Hand over what was recorded, and keep how far that is."""
-        failed = getattr(self, "_status", "finished") == "failed"
-        self._run.finish(exit_code=int(failed))
+        self._run.finish(exit_code=int(self._status == "failed"))
         if self._offline:
             write_durably(self._kept, json.dumps({_STEP: self.recorded}).encode())
 

@@ -44,10 +44,6 @@ def track(run: str, to: str, at: str, project: str, operator: Path | None, as_js
 
     RUN is a job, NAME or NAME@2, which is followed until it ends, or the folder of a run of
     `fedlearn job try`: an argument with a / in it. What is recorded already is not recorded again.
-
-    \b
-    fedlearn job track ecg --to mlflow --at http://127.0.0.1:5000
-    fedlearn job track runs/my-job-1 --to tensorboard --at tensorboard
     """
     tracker = cast("TrackerName", to)
     if "/" in run:

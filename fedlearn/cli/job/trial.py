@@ -63,10 +63,6 @@ def try_(
 
     The run is kept in a folder: its events, weights, report, logs and ledger. Ctrl-C stops it;
     --resume continues it.
-
-    \b
-    fedlearn job try my-job/job.toml
-    fedlearn job try my-job/job.toml --resume
     """
     from fedlearn.api.job import Job
     from fedlearn.terminal.progress import show_for
