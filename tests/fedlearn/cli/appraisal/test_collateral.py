@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from attestation.endorsements.collateral import BUNDLE_NAME, load_folder
 from attestation.errors import EndorsementError, EvidenceError, FreshnessError
 from fedlearn.cli import main
-from tests.harness.http import QuietHandler, serving_http
+from tests.harness.http_server import QuietHandler, serving_http
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 FMSPC = "B0C06F000000"

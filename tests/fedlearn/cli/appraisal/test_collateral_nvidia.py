@@ -31,7 +31,7 @@ from attestation.evidence import Evidence, Tee
 from attestation.quotes.nvidia import NvidiaReport
 from attestation.verifiers import verify
 from fedlearn.cli import main
-from tests.harness.http import QuietHandler, serving_http
+from tests.harness.http_server import QuietHandler, serving_http
 from tests.vectors import nvidia as made
 from tests.vectors.nvidia import Authority
 
