@@ -39,6 +39,11 @@ class Job:
 
         :param path: the job's file, or the folder with a ``job.toml``.
         :raises ConfigError: naming file, line and key of everything that is wrong.
+
+        >>> Job.load("no-such-job/job.toml")
+        Traceback (most recent call last):
+            ...
+        fedlearn.errors.ConfigError: no-such-job/job.toml: the job does not exist
         """
         file = Path(path)
         if file.is_dir():

@@ -45,6 +45,18 @@ class Result:
         """Return the result of a run that is kept in a folder, as ``fedlearn job try`` leaves it.
 
         :raises ConfigError: when it is not the folder of a run.
+
+        >>> import tempfile
+        >>> from fedlearn.job.events import JobStarted
+        >>> from fedlearn.results.run_folder import About
+        >>> about = About(job="ecg", tee="sample", digest=bytes(32), bundle=bytes(32))
+        >>> with tempfile.TemporaryDirectory() as base:
+        ...     folder = RunFolder.create_below(Path(base), about)
+        ...     with folder.record() as recorder:
+        ...         started = JobStarted(job="ecg", rounds=3, sites=("north",))
+        ...         recorder.add(started, unix_ms=1_700_000_000_000, sequence=1)
+        ...     Result.load(folder.path)
+        Result('ecg-1', 'running', round 0/3)
         """
         return cls(FolderSource(RunFolder.load(Path(folder))))
 

@@ -139,15 +139,20 @@ class Run:
         :raises Interrupted: on Ctrl-C, or when the cell of a notebook is interrupted. The run goes
             on.
         """
-        with show or show_here(metric=self.metric) as shown:
-            done = track(
-                self._source,
-                self.events(follow=True),
-                to=to,
-                project=project,
-                at=at,
-                show=lambda event, unix_ms: shown.show(event, unix_ms=unix_ms),
-            )
+        try:
+            with show or show_here(metric=self.metric) as shown:
+                done = track(
+                    self._source,
+                    self.events(follow=True),
+                    to=to,
+                    project=project,
+                    at=at,
+                    show=lambda event, unix_ms: shown.show(event, unix_ms=unix_ms),
+                )
+        except Interrupted as stopped:
+            raise Interrupted(
+                stopped.message, hint=f"the same again continues the record with {to}"
+            ) from None
         if done.status in ("waiting", "running"):
             raise _broken_off(self.name, f"fedlearn job track {self.name} --to {to}")
         return done
