@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fedlearn.update.arrays import Array
     from server.ledger import VerifiedLedger
 
-__all__ = ["Result", "track"]
+__all__ = ["Result"]
 
 _MOST_PLOTS: Final = 8
 

@@ -23,7 +23,7 @@ from fedlearn.terminal.progress import Show
 if TYPE_CHECKING:
     from fedlearn.tracking.record import Recorded, TrackerName
 
-__all__ = ["Run", "outcome"]
+__all__ = ["Run"]
 
 
 class Run:
@@ -182,12 +182,12 @@ class Run:
         return self.state
 
     def _ended(self, last: Event | None) -> Result:
-        if error := outcome(self.name, last):
+        if error := _outcome(self.name, last):
             raise error
         return self.result()
 
 
-def outcome(name: str, last: Event | None) -> FedlearnError | None:
+def _outcome(name: str, last: Event | None) -> FedlearnError | None:
     """Return the error of a run whose last event is ``last``; None when it has finished.
 
     A run that was resumed has an earlier end; only the last event is used.
