@@ -83,11 +83,15 @@ class EvidenceError(AttestationError):
 
 
 class VerificationError(AttestationError):
-    """Evidence is well-formed but not genuine. ``step`` names the check that failed."""
+    """Evidence is well-formed but not genuine. ``step`` names the check that failed.
 
-    def __init__(self, message: str, *, step: str = "", hint: str = "") -> None:
+    ``key`` is the SHA-256 of a key that would have to be trusted, where that is what is missing.
+    """
+
+    def __init__(self, message: str, *, step: str = "", hint: str = "", key: bytes = b"") -> None:
         super().__init__(f"{step}: {message}" if step else message, hint=hint)
         self.step = step
+        self.key = key
 
 
 class SignatureError(VerificationError):

@@ -69,9 +69,12 @@ class SampleVerifier:
         )
 
     def _check_signature(self, quote: SampleQuote, trust: TrustAnchors) -> None:
-        if hashlib.sha256(quote.key).digest() not in trust.sample_keys:
+        digest = hashlib.sha256(quote.key).digest()
+        if digest not in trust.sample_keys:
             raise EndorsementError(
-                "signed by a key that is not a trusted development key", step="sample key"
+                f"signed by a key that is not a trusted development key: {digest.hex()}",
+                step="sample key",
+                key=digest,
             )
         key = _load(quote.key)
         try:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, x25519
 
 from attestation.attesters import Attester
 from attestation.binding import COORDINATOR_NODE, NONCE_BYTES, Binding, Role
-from attestation.errors import UNREADABLE, AttestationError
+from attestation.errors import UNREADABLE, AttestationError, VerificationError
 from attestation.evidence import Evidence
 from attestation.policy.appraise import appraise
 from attestation.policy.model import AppraisalPolicy
@@ -130,8 +130,14 @@ def verify_coordinator(
             demanded, claims, now=now(), node=COORDINATOR_NODE, key=gate.pinned.tls_key
         )
     except AttestationError as error:
+        hint = error.hint
+        if isinstance(error, VerificationError) and error.key and error.step == "sample key":
+            hint = (
+                "if it is the coordinator's own, add it to insecure_sample_keys in [trust] of "
+                "site.toml, and start the agent again"
+            )
         raise AdmissionDenied(
-            f"the coordinator's evidence is not genuine: {error}", hint=error.hint
+            f"the coordinator's evidence is not genuine: {error}", hint=hint
         ) from error
     if result.status is not Tier.AFFIRMING:
         findings = tuple(finding.to_json() for finding in result.refusals)

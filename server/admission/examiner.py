@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from attestation.binding import NONCE_BYTES, Binding, Role
-from attestation.errors import AttestationError, EvidenceError
+from attestation.errors import AttestationError, EvidenceError, VerificationError
 from attestation.evidence import MAX_EVIDENCE_BYTES, Claims, Evidence
 from attestation.policy.appraise import appraise
 from attestation.policy.model import AppraisalPolicy
@@ -202,7 +202,7 @@ class Examiner:
                 now=now,
             )
         except AttestationError as error:
-            raise _not_genuine(error) from error
+            raise _not_genuine(error, request.site) from error
         if not claims.bound:
             raise AdmissionDenied("the verifier did not check what the evidence is bound to")
         self._check_own_key(request.site, claims)
@@ -381,14 +381,18 @@ def _measured(claims: Claims, claim: str, expected: bytes, remedy: str) -> Findi
     )
 
 
-def _not_genuine(error: AttestationError) -> AdmissionDenied:
+def _not_genuine(error: AttestationError, site: str) -> AdmissionDenied:
     malformed = isinstance(error, EvidenceError)
+    hint = error.hint
+    if isinstance(error, VerificationError) and error.key and error.step == "sample key":
+        name = f"`fedlearn site approve {site} --insecure-trust-sample-key {error.key.hex()}`"
+        hint = f"if it is the site's own, {name} accepts it"
     step = "evidence" if malformed else getattr(error, "step", "") or "verification"
     what = "the evidence is malformed" if malformed else "the evidence is not genuine"
     return AdmissionDenied(
         f"{what}: {error}",
-        findings=(refusal_finding(step, str(error), error.hint),),
-        hint=error.hint,
+        findings=(refusal_finding(step, str(error), hint),),
+        hint=hint,
     )
 
 

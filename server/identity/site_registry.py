@@ -86,14 +86,17 @@ class SiteRegistry:
 
         This binds the site to the endorsement key that it has shown. ``ek`` is the key that the
         operator means; it is required when the site was bound to another key before.
-        ``sample_key`` is insecure: a development key that may sign its evidence from now on.
+        ``sample_key`` is insecure: a development key that may sign its evidence from now on; an
+        active site may get one, too.
 
         :raises ConfigError: when the site has shown another key, or changed it and ``ek`` is
             not given.
         """
         check_digest(ek)
         check_digest(sample_key, what="a development key", key="insecure_sample_key")
-        former = (SiteStatus.PENDING, SiteStatus.DRAINING)
+        former: tuple[SiteStatus, ...] = (SiteStatus.PENDING, SiteStatus.DRAINING)
+        if sample_key:
+            former = (*former, SiteStatus.ACTIVE)
         return self._change(site, SiteStatus.ACTIVE, former, ek=ek, sample_key=sample_key)
 
     def reject(self, site: str) -> Site:

@@ -225,6 +225,19 @@ def test_evidence_of_a_coordinator_for_another_key_is_refused(
     nothing_was_sent(listeners.deployment)
 
 
+def test_a_development_key_of_a_coordinator_that_the_site_did_not_name_is_refused_by_digest(
+    listeners: DeploymentListeners, site: Site
+) -> None:
+    known = listeners.deployment.trust
+    site.params = replace(site.params, trust=replace(known, sample_keys=frozenset()))
+    with pytest.raises(AdmissionDenied, match="not a trusted development key") as caught:
+        verify_coordinator(site.gate, site.params, now=listeners.deployment.clock)
+    (digest,) = known.sample_keys
+    assert digest.hex() in str(caught.value)
+    assert "insecure_sample_keys in [trust] of site.toml" in caught.value.hint
+    nothing_was_sent(listeners.deployment)
+
+
 def test_replayed_evidence_of_a_coordinator_is_refused(
     listeners: DeploymentListeners, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,6 +136,20 @@ def test_a_development_key_that_an_operator_named_counts_for_that_site_only(
     assert admitted.admission.site == "site-a"
 
 
+def test_the_hint_about_an_unknown_development_key_works_when_it_is_followed(
+    deployment: Deployment,
+) -> None:
+    own = new_key()
+    client = deployment.client(site="site-a")
+    client.attester = SampleAttester(own, b"chip", {"app": BUNDLE, "job": JOB, "launch": LAUNCH})
+    error = denied(deployment, deployment.request(client), "not genuine", "verification")
+    digest = hashlib.sha256(spki(own.public_key())).digest()
+    command = f"fedlearn site approve site-a --insecure-trust-sample-key {digest.hex()}"
+    assert command in error.hint
+    deployment.sites.approve("site-a", sample_key=digest)
+    deployment.gate.admit(deployment.request(client), peer="ip:test")
+
+
 def test_evidence_is_refused_when_its_development_key_was_replaced_meanwhile(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
