@@ -1,4 +1,4 @@
-"""Evidence and endorsements as other tools write them: each reads as what it is, or not at all."""
+"""Evidence in the forms of other tools is recognised, or refused with what to do."""
 
 from __future__ import annotations
 
@@ -10,63 +10,35 @@ import struct
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from attestation.binding import ReportData
 from attestation.decoded import decode_file
 from attestation.documents.formats import detect_format, to_evidence
 from attestation.encodings import json_bytes, unwrap_text
-from attestation.endorsements.collateral import load_folder
-from attestation.endorsements.collateral_forms import read_collateral
 from attestation.endorsements.offline import Input, gather
 from attestation.errors import BindingError, EndorsementError, EvidenceError, VerificationError
-from attestation.evidence import Claims, Tee
+from attestation.evidence import Tee
 from attestation.trust import TrustAnchors, key_digest
 from attestation.verifiers import verify
 from tests.fakes.synthetic_tpm import SyntheticTpm
-from tests.vectors import azure, keys, make
-from tests.vectors.amd import Amd
-from tests.vectors.intel import Intel
-
-DATA = Path(make.__file__).parent / "data"
-REPORT_DATA = make.REPORT_DATA
-REPORT = (DATA / "snp_milan_vcek_report.bin").read_bytes()
-QUOTE = (DATA / "tdx_v4_quote.bin").read_bytes()
-VCEK = (DATA / "snp_milan_vcek.der").read_bytes()
-CHAIN = (DATA / "snp_milan_ask_ark.pem").read_bytes()
-COLLATERAL = (DATA / "tdx_collateral.json").read_bytes()
-REPORTED = Path(__file__).parents[1] / "reported"
-"""Inputs that were reported as read wrongly, or refused without a useful word."""
-
-INTEL, AMD = Intel(), Amd()
-
-
-def judged(
-    data: bytes,
-    *endorsements: bytes,
-    collateral: bytes = b"",
-    form: str | None = None,
-    bound: bytes = REPORT_DATA,
-) -> Claims:
-    """Verify a file as the command line does, under our own roots."""
-    evidence, trust = gather(
-        Input(name="evidence", data=data),
-        format=form,
-        endorsements=tuple(
-            Input(name=f"file {number}", data=item) for number, item in enumerate(endorsements)
-        ),
-        collateral=(collateral,) if collateral else (),
-    )
-    trust = replace(trust, intel_root=INTEL.root_key, amd_ark_keys=frozenset({AMD.root_key}))
-    return verify(evidence, binding=ReportData(value=bound), trust=trust, now=keys.AT)
+from tests.vectors import azure, keys
+from tests.vectors.foreign_forms import (
+    AMD,
+    CHAIN,
+    COLLATERAL,
+    QUOTE,
+    REPORT,
+    REPORT_DATA,
+    REPORTED,
+    VCEK,
+    ders,
+    judged,
+)
 
 
 def lines(data: bytes) -> bytes:
@@ -155,13 +127,15 @@ def table(*entries: tuple[str, bytes]) -> bytes:
     return head + bytes(24) + body
 
 
-def ders(chain: bytes) -> list[bytes]:
-    return [item.public_bytes(Encoding.DER) for item in x509.load_pem_x509_certificates(chain)]
-
-
 VCEK_GUID = "63da758d-e664-4564-adc5-f4b93be8accd"
+
+
 ASK_GUID = "4ab7b379-bbac-4fe4-a02f-05aef327c782"
+
+
 ARK_GUID = "c0b406a4-a803-4952-9743-3fb6014cd0ae"
+
+
 OTHER_GUID = "ecae0c0f-9502-43b1-afa2-0ae2e0d565b6"
 
 
@@ -198,45 +172,6 @@ def test_bytes_behind_a_quote_are_refused_and_the_error_states_where_to_cut() ->
     with pytest.raises(EvidenceError, match=f"quote.padding at offset {len(QUOTE)}") as raised:
         judged(QUOTE + b"not signed", collateral=COLLATERAL)
     assert f"head -c {len(QUOTE)}" in raised.value.hint
-
-
-def test_certificates_come_in_any_order_and_any_number_of_files() -> None:
-    ask, ark = ders(CHAIN)
-    pems = [keys.pem(item) for item in (VCEK, ask, ark)]
-    for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2], [2, 0, 1]):
-        assert judged(REPORT, b"".join(pems[number] for number in order)).hardware_id
-        assert judged(REPORT, *(pems[number] for number in order)).hardware_id
-    assert judged(REPORT, ark, VCEK, ask).hardware_id
-    asvk = (DATA / "snp_milan_asvk_ark.pem").read_bytes()
-    assert judged(REPORT, VCEK, asvk + CHAIN).hardware_id
-    text = b"subject=/CN=SEV\n" + CHAIN.replace(b"\n", b"\r\n") + b"\n\n"
-    assert judged(REPORT, VCEK, text).hardware_id
-
-
-def test_an_unreadable_certificate_takes_nothing_from_the_others_in_its_file() -> None:
-    malformed = (REPORTED / "NUVO_2111.pem").read_bytes()
-    for chain in (malformed + CHAIN, CHAIN + malformed, b"text\n" + malformed + b"text\n" + CHAIN):
-        assert judged(REPORT, VCEK, chain).hardware_id
-    with pytest.raises(EndorsementError, match="file 1 is not a certificate"):
-        judged(REPORT, VCEK, malformed)
-
-
-def test_every_revocation_list_of_a_file_counts() -> None:
-    def pem(crl: bytes) -> bytes:
-        return x509.load_der_x509_crl(crl).public_bytes(Encoding.PEM)
-
-    other = pem(Amd(product="Genoa").crl())
-    assert judged(REPORT, VCEK, pem(AMD.crl()) + other + CHAIN).hardware_id
-    for file in (other + pem(AMD.crl((2,))), CHAIN + other + pem(AMD.crl((2,)))):
-        with pytest.raises(EndorsementError, match="was revoked by"):
-            judged(REPORT, VCEK, CHAIN, file)
-
-
-def test_a_revocation_list_that_cannot_be_read_is_refused() -> None:
-    broken = b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"
-    for file in (broken, CHAIN + broken):
-        with pytest.raises(EndorsementError, match="a revocation list that was given cannot be re"):
-            judged(REPORT, VCEK, CHAIN, file)
 
 
 def tpm_document(tpm: SyntheticTpm, **changed: Any) -> bytes:
@@ -312,123 +247,6 @@ def test_user_data_of_azure_must_be_what_the_quote_is_bound_to() -> None:
             judged(json.dumps({**document, "version": version}).encode(), CHAIN, bound=bound)
     with pytest.raises(EvidenceError, match="unknown key"):
         judged(json.dumps({**json.loads(old_azure(azure.evidence(bound))), "version": 1}).encode())
-
-
-def signed_wrap(document: dict[str, str]) -> dict[str, str]:
-    rest = {key: value for key, value in document.items() if not key.endswith("_signature")}
-    for key, name in (("tcb_info", "tcbInfo"), ("qe_identity", "enclaveIdentity")):
-        signature = document[f"{key}_signature"]
-        rest[key] = f'{{"{name}":{document[key]},"signature":"{signature}"}}'
-    return rest
-
-
-def turned(chain: str) -> str:
-    """Return a chain with its root first."""
-    found = x509.load_pem_x509_certificates(chain.encode())
-    return "".join(item.public_bytes(Encoding.PEM).decode() for item in reversed(found))
-
-
-def crl_pem(text: str) -> str:
-    return x509.load_der_x509_crl(bytes.fromhex(text)).public_bytes(Encoding.PEM).decode()
-
-
-LISTS = ("root_ca_crl", "pck_crl")
-FORMS: dict[str, Any] = {
-    "signature inside": signed_wrap,
-    "lists in PEM": lambda d: {**d, **{key: crl_pem(d[key]) for key in LISTS}},
-    "lists in base64": lambda d: {
-        **d,
-        **{key: base64.b64encode(bytes.fromhex(d[key])).decode() for key in LISTS},
-    },
-    "lists of numbers": lambda d: {**d, **{key: list(bytes.fromhex(d[key])) for key in LISTS}},
-    "hex of hex": lambda d: {**d, "root_ca_crl": d["root_ca_crl"].encode().hex() + "00"},
-    "signatures in base64": lambda d: {
-        **d,
-        "tcb_info_signature": base64.b64encode(bytes.fromhex(d["tcb_info_signature"])).decode(),
-    },
-    "root first": lambda d: {
-        **d,
-        **{key: turned(value) for key, value in d.items() if key.endswith("_chain")},
-    },
-    "more keys": lambda d: {**d, "major_version": 3, "pck_certificate_chain": None},
-}
-
-
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_collateral_of_other_tools_is_read(form: Any, tmp_path: Path) -> None:
-    document = json.loads(COLLATERAL)
-    other = form(document)
-    assert read_collateral(other) == read_collateral(document)
-    data = json.dumps(other).encode()
-    assert judged(QUOTE, collateral=data).tcb == "UpToDate"
-    assert judged(QUOTE, data).tcb == "UpToDate"
-    (tmp_path / "collateral.json").write_bytes(data)
-    assert load_folder(tmp_path, now=keys.AT).collateral == (data,)
-
-
-@pytest.mark.parametrize("key", sorted(json.loads(COLLATERAL)))
-def test_collateral_that_lacks_a_part_names_it(key: str) -> None:
-    document = json.loads(COLLATERAL)
-    for value in (None, "", 1, "!", [300]):
-        if (value == "!" and key in ("tcb_info", "qe_identity")) or key.endswith("_chain"):
-            continue
-        with pytest.raises(EvidenceError, match=key):
-            read_collateral({**document, key: value})
-
-
-def test_real_collateral_with_the_root_first_judges_a_real_quote() -> None:
-    quote = (REPORTED / "tdx_out_of_date_quote.dat").read_bytes()
-    evidence, trust = gather(
-        Input(name="quote", data=quote),
-        collateral=((REPORTED / "collateral_root_first.json").read_bytes(),),
-    )
-    now = datetime(2026, 2, 1, tzinfo=UTC)
-    claims = verify(evidence, binding=None, trust=trust, now=now)
-    assert claims.tcb == "OutOfDate"
-
-
-def test_a_malformed_document_takes_nothing_from_other_collateral() -> None:
-    bad = json.dumps({**json.loads(COLLATERAL), "pck_crl": ""}).encode()
-    evidence = to_evidence(QUOTE)
-    bound = ReportData(value=REPORT_DATA)
-    trust = TrustAnchors(intel_root=INTEL.root_key, collateral=(bad, COLLATERAL))
-    assert verify(evidence, binding=bound, trust=trust, now=keys.AT).tcb == "UpToDate"
-    alone = replace(trust, collateral=(bad,))
-    with pytest.raises(
-        EndorsementError, match=r"not read: document 1, collateral\.pck_crl: is empty"
-    ):
-        verify(evidence, binding=bound, trust=alone, now=keys.AT)
-
-
-@pytest.mark.parametrize("key", ["tcb_info_issuer_chain", "qe_identity_issuer_chain"])
-def test_a_chain_without_its_signer_is_named_with_the_order(key: str) -> None:
-    document = json.loads(COLLATERAL)
-    root = turned(document[key]).split("-----END CERTIFICATE-----")[0]
-    without = {**document, key: root + "-----END CERTIFICATE-----\n"}
-    words = f"collateral.{key}: has no signer: it starts with .* comes first, its root second"
-    with pytest.raises(EvidenceError, match=words):
-        read_collateral(without)
-
-
-def test_malformed_collateral_in_a_folder_is_named(tmp_path: Path) -> None:
-    (tmp_path / "good.json").write_bytes(COLLATERAL)
-    bad = json.dumps({**json.loads(COLLATERAL), "pck_crl": ""}).encode()
-    (tmp_path / "bad.json").write_bytes(bad)
-    loaded = load_folder(tmp_path, now=keys.AT)
-    assert loaded.collateral == (COLLATERAL,)
-    assert loaded.warnings == (f"{tmp_path / 'bad.json'}: collateral.pck_crl: is empty",)
-
-
-@pytest.mark.parametrize("data", [b'{"a": 1}', b"garbage", b""])
-def test_an_endorsement_of_another_kind_is_named(data: bytes) -> None:
-    with pytest.raises(EndorsementError, match="file 0 is not"):
-        judged(REPORT, data)
-
-
-def test_collateral_among_the_endorsements_that_is_malformed_is_named() -> None:
-    for data in (b"{", b'{"tcb_info": 1}'):
-        with pytest.raises(EndorsementError, match="file 0: collateral"):
-            judged(REPORT, data)
 
 
 @pytest.mark.parametrize(

@@ -1,28 +1,21 @@
-"""A site's attestation key counts when its TPM has proven it, and for that site alone."""
+"""A site proves that its attestation key is in its TPM, or waits for the operator."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from attestation.attesters import Attester
-from attestation.attesters.software_tpm import SoftwareTpm
-from attestation.attesters.tpm import TpmAttester
-from attestation.binding import Bound, ReportData
 from attestation.errors import AttesterError, EndorsementError, EvidenceError
-from attestation.evidence import Evidence
 from attestation.tpm.credential import TpmIdentity
 from attestation.trust import TrustAnchors
 from edge.agent.tpm_activation import prove_tpm
 from edge.protocol.identity import SiteIdentity
 from edge.protocol.rpc import ControlClient, GateClient, TpmChallenge, enroll
 from fedlearn.errors import (
-    AdmissionDenied,
     ConfigError,
     EnrollmentRefused,
     NonceRefused,
@@ -32,44 +25,11 @@ from fedlearn.identity.join import JoinToken
 from server.identity.site import SiteStatus
 from server.identity.site_registry import SiteRegistry
 from server.identity.tpm_enrollment import TpmEnrollment
-from tests.harness.deployment import BUNDLE, JOB, Client, Deployment, key_pem, new_csr, new_key
+from tests.harness.deployment import Deployment, key_pem, new_csr, new_key
 from tests.harness.listeners import DeploymentListeners
+from tests.harness.tpm_sites import Identities, Tpms, invite
 
 pytestmark = pytest.mark.swtpm
-
-Tpms = tuple[TpmAttester, TpmAttester]
-Identities = tuple[TpmIdentity, TpmIdentity]
-
-
-@pytest.fixture(scope="module")
-def tpms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tpms]:
-    """Two machines."""
-    if reason := SoftwareTpm.available():
-        pytest.skip(reason)
-    here, there = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("there")
-    with SoftwareTpm(here / "tpm") as first, SoftwareTpm(there / "tpm") as second:
-        yield (
-            TpmAttester(here / "state", tcti=first.tcti, scope="alpha"),
-            TpmAttester(there / "state", tcti=second.tcti, scope="alpha"),
-        )
-
-
-@pytest.fixture(scope="module")
-def identities(tpms: Tpms) -> Identities:
-    return tpms[0].identity(), tpms[1].identity()
-
-
-@pytest.fixture
-def enrollment(deployment: Deployment) -> TpmEnrollment:
-    return TpmEnrollment(sites=deployment.sites, trust=TrustAnchors, clock=deployment.clock)
-
-
-def invite(deployment: Deployment, name: str, ek: bytes = b"") -> None:
-    """Enroll a site whose invitation names the endorsement key."""
-    key = new_key()
-    token = deployment.sites.invitations.create_token(name, needs_approval=False, ek=ek)
-    deployment.sites.invitations.enroll(token.encode(), new_csr(key))
-    deployment.site_keys[name] = key
 
 
 def control(listeners: DeploymentListeners, name: str) -> ControlClient:
@@ -332,143 +292,6 @@ def test_the_operator_sees_the_key_before_the_first_approval(
     identity.save(tmp_path / "site")
     with ControlClient.of_site(SiteIdentity.load(tmp_path / "site")) as site:
         assert prove_tpm(site, tpms[0], site="site-t") == "operator"
-
-
-# --- admission ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def measured(deployment: Deployment, tpms: Tpms) -> Tpms:
-    """A job that accepts TPM evidence; both machines have measured it."""
-    for tpm in tpms:
-        tpm.extend("app", BUNDLE)
-        tpm.extend("job", JOB)
-    return tpms
-
-
-def make_job(deployment: Deployment, nodes: str = "", trust: TrustAnchors | None = None) -> Any:
-    from attestation.policy.parse import parse_policy
-
-    text = f"""
-version = 1
-name = "tpm"
-accept = ["tpm"]
-[[reference]]
-claim = "app"
-value = "{BUNDLE.hex()}"
-[[reference]]
-claim = "pcr.0"
-value = "{"00" * 32}"
-name = "software TPM"
-{nodes}
-"""
-    deployment.jobs["alpha"] = replace(
-        deployment.jobs["alpha"],
-        policy=parse_policy(text.encode()),
-        trust=trust or TrustAnchors(),
-        sites=frozenset({"site-t", "site-u", "site-a"}),
-    )
-
-
-def client_of(deployment: Deployment, site: str, attester: Attester) -> Client:
-    client = deployment.client(site=site)
-    client.attester = attester
-    return client
-
-
-def prove(deployment: Deployment, enrollment: TpmEnrollment, site: str, tpm: TpmAttester) -> None:
-    asked = enrollment.propose(site, tpm.identity().to_bytes())
-    assert enrollment.prove(site, asked.challenge, tpm.activate(asked.blob)).accepted
-
-
-def test_evidence_counts_once_its_key_is_proven(
-    deployment: Deployment, enrollment: TpmEnrollment, measured: Tpms, identities: Identities
-) -> None:
-    nodes = f'[nodes]\nsite-t = ["{identities[0].ek_digest.hex()}"]'
-    make_job(deployment, nodes)
-    invite(deployment, "site-t", identities[0].ek_digest)
-    client = client_of(deployment, "site-t", measured[0])
-    with pytest.raises(AdmissionDenied, match="neither proven to live in a TPM nor pinned"):
-        deployment.admit(client)
-    prove(deployment, enrollment, "site-t", measured[0])
-    deployment.admit(client)
-    assert deployment.last("admission")["hardware_id"] == identities[0].ek_digest.hex()
-
-
-def test_the_policy_states_which_events_are_known(
-    deployment: Deployment, enrollment: TpmEnrollment, measured: Tpms, identities: Identities
-) -> None:
-    from attestation.logs.eventlog import EventLog
-
-    genuine = measured[0]
-
-    class Longer:
-        """Sends along one event more than the register has."""
-
-        tee = genuine.tee
-
-        def extend(self, claim: str, value: bytes) -> None:
-            genuine.extend(claim, value)
-
-        def collect(self, binding: Bound) -> Evidence:
-            evidence = genuine.collect(binding)
-            log = EventLog.parse(evidence.event_log)
-            digests = {name: b"\x01" * size for name, size in log.sizes.items()}
-            return replace(evidence, event_log=log.append(14, 6, digests, b"more").to_bytes())
-
-    log = EventLog.parse(genuine.collect(ReportData(value=bytes(32))).event_log)
-    known = "".join(
-        f'[[reference]]\nclaim = "event"\nvalue = "{event.digests["sha256"].hex()}"\n'
-        for event in log.events
-    )
-    make_job(deployment, known)
-    invite(deployment, "site-t", identities[0].ek_digest)
-    prove(deployment, enrollment, "site-t", genuine)
-    with pytest.raises(AdmissionDenied, match=f"event {len(log.events) + 1} is the first that no"):
-        deployment.admit(client_of(deployment, "site-t", Longer()))
-    deployment.admit(client_of(deployment, "site-t", genuine))
-
-
-def test_a_key_proven_by_one_site_vouches_for_no_other(
-    deployment: Deployment, enrollment: TpmEnrollment, measured: Tpms, identities: Identities
-) -> None:
-    make_job(deployment)
-    invite(deployment, "site-t", identities[0].ek_digest)
-    invite(deployment, "site-u", identities[1].ek_digest)
-    prove(deployment, enrollment, "site-t", measured[0])
-    prove(deployment, enrollment, "site-u", measured[1])
-    with pytest.raises(AdmissionDenied, match="neither proven"):
-        deployment.admit(client_of(deployment, "site-u", measured[0]))
-    deployment.admit(client_of(deployment, "site-u", measured[1]))
-
-
-def test_a_key_pinned_for_all_is_only_for_the_site_that_proved_it(
-    deployment: Deployment, enrollment: TpmEnrollment, measured: Tpms, identities: Identities
-) -> None:
-    trust = TrustAnchors(tpm_aks=frozenset(i.ak_digest for i in identities))
-    make_job(deployment, trust=trust)
-    invite(deployment, "site-t", identities[0].ek_digest)
-    prove(deployment, enrollment, "site-t", measured[0])
-    with pytest.raises(AdmissionDenied, match="that of another site's TPM"):
-        deployment.admit(client_of(deployment, "site-a", measured[0]))
-    assert deployment.last("refusal")["step"] == "verification"
-    deployment.admit(client_of(deployment, "site-a", measured[1]))
-
-
-def test_a_removed_site_takes_its_key_along(
-    deployment: Deployment, enrollment: TpmEnrollment, measured: Tpms, identities: Identities
-) -> None:
-    make_job(deployment)
-    invite(deployment, "site-t", identities[0].ek_digest)
-    prove(deployment, enrollment, "site-t", measured[0])
-    client = client_of(deployment, "site-t", measured[0])
-    deployment.admit(client)
-    deployment.sites.remove("site-t")
-    with pytest.raises(AdmissionDenied):
-        deployment.admit(client)
-    invite(deployment, "site-t")
-    with pytest.raises(AdmissionDenied, match="neither proven"):
-        deployment.admit(client)
 
 
 def test_the_operator_is_shown_the_tpm(
