@@ -122,6 +122,7 @@ def test_an_interrupted_run_is_kept_and_continues_from_its_last_checkpoint(
         job.try_(resume=True)
     assert not (folder / "runs/tried-1/federation").exists()
     assert sorted(path.name for path in (folder / "runs/tried-1/logs").iterdir()) == [
+        "app.log",
         "coordinator.log",
         "site-a.log",
         "site-b.log",
