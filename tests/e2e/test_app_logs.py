@@ -194,6 +194,7 @@ def test_the_log_of_an_app_that_cannot_be_loaded_arrives(make: Make) -> None:
     assert texts[-1] == "ModuleNotFoundError: No module named 'a_module_that_is_not_there'"
 
 
+@pytest.mark.long
 def test_an_app_that_hangs_is_read_until_it_is_ended(make: Make) -> None:
     client = make(
         """
@@ -532,6 +533,7 @@ def test_logs_of_another_run_site_or_order_do_not_pass(harness: FederationHarnes
     assert "does not open" in opened([renumbered, *stored[1:]]).faults[0]
 
 
+@pytest.mark.long
 def test_a_job_without_logs_sends_none_though_its_sites_allow_them(
     harness: FederationHarness,
 ) -> None:
@@ -543,6 +545,7 @@ def test_a_job_without_logs_sends_none_though_its_sites_allow_them(
     assert not any("printed at" in path.read_text() for path in logs)
 
 
+@pytest.mark.long
 def test_on_a_development_machine_a_site_may_show_them(harness: FederationHarness) -> None:
     job = harness.run("shown", rounds=1, quorum=2)
     folder = harness.folder / "sites" / "site-c" / "state" / "clients" / "logs"
