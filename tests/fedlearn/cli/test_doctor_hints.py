@@ -5,6 +5,7 @@ The doctor, ``check`` and ``run`` agree on what keeps a party from working.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,7 +14,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from fedlearn.cli import main
 from fedlearn.identity.join import JoinToken
 from tests.harness.listeners import DeploymentListeners
 
@@ -36,9 +39,10 @@ def shell(command: str, home: Path) -> subprocess.CompletedProcess[str]:
 
 def failed(home: Path, *flags: str) -> list[dict[str, str]]:
     """Return the checks that failed; those of the machine itself are the same everywhere."""
-    done = shell(" ".join(("fedlearn doctor --json", *flags)), home)
+    with contextlib.chdir(home):
+        done = CliRunner().invoke(main, ["doctor", "--json", *flags])
     found = [check for check in json.loads(done.stdout)["checks"] if check["level"] == "fail"]
-    assert bool(found) is (done.returncode != 0)
+    assert bool(found) is (done.exit_code != 0)
     return found
 
 
