@@ -314,7 +314,8 @@ def test_it_forges_nothing(attack: Attack) -> None:
     assert set(refused(lines)) >= {*FORGED, "nan", "rounds", "ids"}, lines
     assert outcome.status == "finished", (outcome, lines)
     assert {kind for kind, _ in channel.events} <= {
-        *("log", "job.started", "round.started", "round.finished", "update.received"),
+        *("log", "job.started", "round.waiting", "round.started", "round.finished"),
+        "update.received",
     }
     assert len(channel.checkpoints) == 1
 
