@@ -111,6 +111,7 @@ def test_a_researcher_runs_a_job_once_and_at_a_federation_that_stays(walk: Walk)
         with contextlib.suppress(AssertionError):
             walk.give(Step("reader", "fedlearn local down --purge"))
     assert "job finished, model my-job is sealed" in printed[1]
+    assert (walk.folder / "my-job.safetensors").stat().st_size > 0
     assert printed[-1].startswith("ended: site-b, site-a, coordinator")
     assert not (walk.home("reader") / ".config/fedlearn/operator").exists()
 
