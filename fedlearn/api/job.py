@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from fedlearn.api.result import Result
 from fedlearn.api.sources import FolderSource
-from fedlearn.job.spec import JobSpec
+from fedlearn.job.spec import JobFiles
 from fedlearn.results.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -25,9 +25,10 @@ class Job:
     ``path`` is the file and ``spec`` its content; what is in the file later is not seen.
     """
 
-    def __init__(self, path: Path, spec: JobSpec) -> None:
+    def __init__(self, path: Path, files: JobFiles) -> None:
         self.path = path
-        self.spec = spec
+        self.spec = files.spec
+        self._files = files
 
     def __repr__(self) -> str:
         """Return name and file."""
@@ -48,7 +49,7 @@ class Job:
         file = Path(path)
         if file.is_dir():
             file /= "job.toml"
-        return cls(file, JobSpec.load(file))
+        return cls(file, JobFiles.load(file))
 
     @property
     def name(self) -> str:
@@ -67,7 +68,7 @@ class Job:
         """
         from fedlearn.api.validation import examine
 
-        return examine(self.path)
+        return examine(self.path, self._files)
 
     def try_(
         self,

@@ -60,8 +60,10 @@ class Report:
         }
 
 
-def examine(path: Path) -> Report:
-    """Read a job with its policy and its app. No code of the app runs.
+def examine(path: Path, files: JobFiles | None = None) -> Report:
+    """Check a job with its policy and its app. No code of the app runs.
+
+    ``files`` are the job's file and its policy where they were read before; else they are read.
 
     Everything that is wrong is reported at once, except what can only be checked when the job's
     file and its policy are read.
@@ -74,7 +76,7 @@ def examine(path: Path) -> Report:
     :raises VerificationError: when the signature beside it is not a signature of it.
     :raises PrivacyError: when the rounds would spend more than the privacy budget.
     """
-    files = JobFiles.load(path)
+    files = files or JobFiles.load(path)
     spec, policy, policy_file = files.spec, files.policy, files.policy_file
     app = path.parent / spec.app
     faults = Faults()

@@ -198,7 +198,9 @@ def test_what_is_wrong_is_refused_before_anything_is_sent(
     with fedlearn.connect(there.login) as coordinator:
         with pytest.raises(FedlearnError, match="nobody"):
             coordinator.job("nobody")
-        job.path.write_text(job.path.read_text().replace("rounds = 5", "rounds = 0"))
-        with pytest.raises(ConfigError, match="rounds: must be"):
+        with pytest.raises(FedlearnError, match="invalid syntax"):
             coordinator.submit(job)
+    job.path.write_text(job.path.read_text().replace("rounds = 5", "rounds = 0"))
+    with pytest.raises(ConfigError, match="rounds: must be"):
+        fedlearn.Job.load(job.path)
     assert there.coordinator.submitted == []

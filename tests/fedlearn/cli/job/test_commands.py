@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from attestation.policy.parse import parse_policy
+from fedlearn.api.job import Job
 from fedlearn.api.validation import examine
 from fedlearn.app.checks import check_bundle
 from fedlearn.cli import main
@@ -61,6 +62,16 @@ def test_a_job_and_its_policy_are_parsed_once_where_they_are_written(job: Path) 
         report = examine(job)
     assert counted == {"spec": 1, "policy": 1}
     assert report.policy_toml == report.policy_file.read_text()
+
+
+def test_a_loaded_job_is_checked_as_it_was_read(job: Path) -> None:
+    with passes(b"") as counted:
+        loaded = Job.load(job)
+        job.write_text(job.read_text().replace("rounds = ", "rounds = 9"))
+        report = loaded.validate()
+    assert counted == {"spec": 1, "policy": 1}
+    assert report.spec is loaded.spec
+    assert Job.load(job).validate().spec.rounds != report.spec.rounds
 
 
 def test_a_job_is_followed_to_its_end(deployment: LoneCoordinator, job: Path) -> None:
