@@ -128,7 +128,7 @@ def _head(history: RunHistory, facts: ReportFacts) -> Html:
     if facts.source:
         words.append(f"It ran at {facts.source}.")
     state = tag(history.status, _TONES.get(history.status, "warn"))
-    return header(joined(f"{history.job or 'job'}: ", state), " ".join(words))
+    return header(joined(f"{history.job or 'job'} ", state), " ".join(words))
 
 
 def _tiles(history: RunHistory, facts: ReportFacts) -> Html:
