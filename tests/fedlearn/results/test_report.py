@@ -61,7 +61,7 @@ def test_the_page_shows_what_happened() -> None:
     )
     text = words(report_page(RunHistory.of(TIMED), facts))
     for wanted in (
-        "medpar: finished",
+        "medpar finished",
         "1 site took part in 1 round.",
         "The model medpar is sealed.",
         "coordinator.example:9444",
