@@ -68,7 +68,7 @@ class Coordinator:
     ``deletion``    removes those that an operator deletes
 
     :param gate_of: makes the gate for the open jobs.
-    :param runtime: a private directory for the processes of jobs; never holds weights.
+    :param runtime: a private directory for the processes of jobs, which holds the app's own files.
     """
 
     def __init__(

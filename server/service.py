@@ -10,7 +10,6 @@ import ipaddress
 import logging
 import os
 import resource
-import shutil
 import socket
 import threading
 from collections import Counter
@@ -19,7 +18,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 from cryptography import x509
@@ -54,6 +52,7 @@ from server.identity.site_records import site_entries
 from server.identity.site_registry import SiteRegistry
 from server.identity.tpm_enrollment import TpmEnrollment
 from server.jobs.job_admission import JobAdmission
+from server.jobs.runtime_folder import in_memory, make_runtime_folder
 from server.maintenance.listener import MaintenanceListener
 from server.measurement import config_digest
 from server.metrics import (
@@ -74,6 +73,7 @@ __all__ = ["Service", "serve"]
 
 _LOG = logging.getLogger(__name__)
 _SWEEP_SECONDS: Final = 0.5
+_HOW: Final = "they run, on a disk: name a folder in memory by RUNTIME_DIRECTORY"
 _FILES_FOR_EACH: Final = 16
 """Open files of the process for each connection without a certificate: two gRPC listeners with
 three each, one at Fleet, and as many again for those with a certificate, and for the rest."""
@@ -149,10 +149,9 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
             record=directory.ledger.append,
             clock=clock,
         )
-        # Sockets and unpacked apps; systemd and the chart name a folder in memory for them.
-        runtime = Path(os.environ.get("RUNTIME_DIRECTORY", config.state)).absolute() / "run"
-        shutil.rmtree(runtime, ignore_errors=True)
-        runtime.mkdir(mode=0o700)
+        runtime = make_runtime_folder(config.state)
+        if not in_memory(runtime):
+            _LOG.warning("the files that apps write are in the clear in %s while %s", runtime, _HOW)
         health = Health()
         coordinator = Coordinator(
             directory,

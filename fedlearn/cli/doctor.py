@@ -81,6 +81,7 @@ def server_probes(path: Path) -> Iterator[tuple[str, Probe]]:
     yield "server.toml", lambda: checks.ok("server.toml", f"{path} is valid")
     yield "state", lambda: files.folder(config.state, name="state", private=True)
     yield "disk", lambda: machine.disk(config.state, what="state disk")
+    yield "runtime folder", lambda: _runtime_folder(config.state)
     yield "certificates", lambda: files.certificates(config.state)
     for name in ("gate", "control", "fleet"):
         yield "port", _port(getattr(config.listen, name), name)
@@ -115,6 +116,20 @@ def server_probes(path: Path) -> Iterator[tuple[str, Probe]]:
         yield "trust", _readable(item, "trust")
     yield "trust", lambda: _trust(config.trust)
     yield "initialized", lambda: _initialized(config.state, path)
+
+
+def _runtime_folder(state: Path) -> Check:
+    from server.jobs.runtime_folder import in_memory, runtime_folder
+
+    folder = runtime_folder(state)
+    there = next(each for each in folder.parents if each.is_dir())
+    if in_memory(there):
+        return checks.ok("runtime folder", f"{folder} is in memory")
+    return checks.warn(
+        "runtime folder",
+        f"{folder} is on a disk: files that apps write are there in the clear while they run",
+        "set RUNTIME_DIRECTORY to a folder in memory, as systemd's RuntimeDirectory= does",
+    )
 
 
 def edge_probes(path: Path) -> Iterator[tuple[str, Probe]]:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -310,6 +312,9 @@ class FederationHarness:
             "PYTHONUNBUFFERED": "1",
             "FEDLEARN_LOG": "INFO",
         }
+        # As systemd and the chart do: the folder for apps is in memory.
+        self.runtime = Path(tempfile.mkdtemp(prefix="fedlearn-runtime-", dir="/dev/shm"))
+        environment["RUNTIME_DIRECTORY"] = str(self.runtime)
         self.children = _Children(folder / "logs", environment)
         self.children.initialized = self._borrow_ca
         self.federation = _Federation(folder, self.children, tee=tee)
@@ -342,6 +347,7 @@ class FederationHarness:
     def close(self) -> None:
         self.federation.close()
         self.children.stop()
+        shutil.rmtree(self.runtime, ignore_errors=True)
 
     def _borrow_ca(self) -> None:
         """Keep the coordinator's CA key, for certificates that it would not issue itself."""
