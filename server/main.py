@@ -241,9 +241,9 @@ def check(path: Path, as_json: bool) -> int:
 
     config = ServerConfig.load(path)
     found: dict[str, Any] = {"state": str(config.state), "models": {}}
-    if (digest := sample_key_digest(config.attester, state=config.state)) is not None:
-        found["insecure_sample_key"] = digest.hex()
     with StateDirectory.open(config) as directory:
+        if (digest := sample_key_digest(config.attester, state=config.state)) is not None:
+            found["insecure_sample_key"] = digest.hex()
         verified = directory.ledger.verify(directory.ledger.public_key)
         found["ledger"] = {"entries": verified.entries, "head": str(verified.head or "")}
         for model in directory.store.models():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from attestation.config import dumps
+from attestation.durable import rename_durably
 from fedlearn.app.install import unpack
 from fedlearn.errors import ConfigError
 from fedlearn.job.run import RunName
@@ -64,7 +65,7 @@ def write_clone(submission: Submission, folder: Path) -> tuple[Path, ...]:
         unpack(submission.bundle, scratch / _APP)
         if folder.is_dir():
             folder.rmdir()
-        scratch.rename(folder)
+        rename_durably(scratch, folder)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise

@@ -115,6 +115,6 @@ def test_why_an_app_cannot_be_loaded_reaches_whoever_follows_the_job(tmp_path: P
         job = harness.job("badimport", deadline_s=30).submit()
         lost = job.wait_for("client.lost", seconds=30)[0]
         assert lost.reason == (
-            "failed: the app cannot be loaded: small/client_app.py:1: ModuleNotFoundError: "
-            "No module named 'not_installed_package'"
+            "its client failed: the app cannot be loaded: small/client_app.py:1: "
+            "ModuleNotFoundError: No module named 'not_installed_package'"
         )
