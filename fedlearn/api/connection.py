@@ -83,6 +83,8 @@ class Connection:
     def submit(self, job: Job) -> Run:
         """Check a job, submit it, and return its run.
 
+        The notes of its state are about its app, and about what sites report that they refuse.
+
         :raises ConfigError: when something is wrong with it, here or at the coordinator.
         :raises JobError: when the coordinator does not accept it.
         """
@@ -97,7 +99,8 @@ class Connection:
             policy_toml=report.policy_toml,
             policy_signature=policy_signature(report.policy_file),
         )
-        return Run(self._link, state, metric=report.spec.evaluate.metric)
+        noted = dataclasses.replace(state, notes=(*report.app_notes, *state.notes))
+        return Run(self._link, noted, metric=report.spec.evaluate.metric)
 
     def job(self, name: str) -> Run:
         """Return the run of a job that was submitted before.

@@ -72,6 +72,20 @@ def test_a_job_is_read_checked_submitted_and_followed(
     assert repr(result) == "Result('heart', 'finished', round 2/2)"
 
 
+def test_a_submission_notes_what_the_job_replaces_in_its_app(
+    there: LoneCoordinator, tmp_path: Path, job: fedlearn.Job
+) -> None:
+    file = tmp_path / "heart" / "job.toml"
+    text = file.read_text()
+    assert 'name = "app"' in text
+    file.write_text(text.replace('name = "app"', 'name = "fedadam"'))
+    with fedlearn.connect(there.login) as coordinator:
+        assert coordinator.submit(job).state.notes == ()  # as it was read
+        (note,) = coordinator.submit(fedlearn.Job.load(file)).state.notes
+    assert "fedadam" in note
+    assert "server_app.py" in note
+
+
 def test_metrics_are_a_frame_where_pandas_is_there(
     there: LoneCoordinator, job: fedlearn.Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
