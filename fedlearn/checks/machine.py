@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import ctypes
 import hashlib
 import importlib.metadata
@@ -161,10 +162,12 @@ def installation() -> Check:
         distribution = importlib.metadata.distribution("fedlearn")
     except importlib.metadata.PackageNotFoundError:
         return fail("installation", "fedlearn is not installed", "pip install fedlearn")
+    # With the package importlib_metadata loaded, `Distribution.files` has no missing files.
+    rows = csv.reader((distribution.read_text("RECORD") or "").splitlines())
     listed = {
-        str(file): file.hash.value
-        for file in distribution.files or ()
-        if file.parts[0] in _PACKAGES and file.hash is not None and file.suffix != ".pyc"
+        name: digest.removeprefix("sha256=")
+        for name, digest, _ in rows
+        if name.split("/")[0] in _PACKAGES and digest and not name.endswith(".pyc")
     }
     if not listed:
         return ok("installation", f"{__version__}, a source tree")

@@ -122,6 +122,16 @@ def test_a_package_that_another_distribution_wrote_into_is_named(installed: Path
     assert "are missing: edge/main.py" in machine.installation().found
 
 
+def test_a_missing_file_is_named_where_the_backport_of_importlib_metadata_is_loaded(
+    installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backport = importlib.import_module("importlib_metadata")
+    here = next(iter(backport.distributions(name="fedlearn", path=[str(installed)])))
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda _: here)
+    (installed / "edge/main.py").unlink()
+    assert "are missing: edge/main.py" in machine.installation().found
+
+
 def test_packages_of_two_versions_are_named(
     installed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
