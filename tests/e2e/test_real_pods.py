@@ -401,4 +401,4 @@ def test_removing_a_release_ends_its_clients(harness: PodFederation) -> None:
     _until(lambda: not harness.clients("site-b", "removed"))
     job.finish("failed", seconds=90)
     lost = [event.reason for event in job.of("client.lost") if event.site == "site-b"]
-    assert lost == ["failed: its object was removed from the cluster by somebody else"]
+    assert lost == ["its client failed: its object was removed from the cluster by somebody else"]
