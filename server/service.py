@@ -224,6 +224,10 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
             tpms=tpms,
             owner_rates=Rates(limits=_limits(config)),
         )
+        # Before a site can connect: what it runs of a job that is not open is stopped there.
+        stack.callback(coordinator.supervisor.stop)
+        coordinator.deletion.finish()
+        coordinator.supervisor.reopen_all()
         listeners.start()
         stack.callback(listeners.stop)
         maintenance = MaintenanceListener(config.state, directory.keys.root, directory.store)
@@ -240,9 +244,8 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
         stack.enter_context(
             _sweeping(health, clock.tick, gate.sweep, sites.settle, coordinator.supervisor.tend)
         )
+        # At the end first of all, while the sites are connected; the other time, it has no jobs.
         stack.callback(coordinator.supervisor.stop)
-        coordinator.deletion.finish()
-        coordinator.supervisor.reopen_all()
         if config.metrics.listen:
             read = partial(_gauges, directory, coordinator, sites, counts, health)
             stack.enter_context(serve_metrics(config.metrics.listen, read, health.faults))

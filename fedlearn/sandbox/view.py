@@ -82,6 +82,10 @@ def _mount_point(view: View) -> Path:
 
 
 def _fill(root: Path, view: View) -> None:
+    # First: a path of the view may be below it.
+    shared = root / "dev/shm"
+    shared.mkdir(parents=True)
+    kernel.mount("tmpfs", shared, flags=_FLAGS, options=f"size={view.shared_memory},mode=1777")
     for path in view.readable:
         _show(root, path, _HARMLESS | kernel.MOUNT_ATTR_RDONLY)
     for path in view.writable:
@@ -94,9 +98,6 @@ def _fill(root: Path, view: View) -> None:
     usual = _below(root, _USUAL)
     if not os.path.lexists(usual):
         usual.symlink_to(TEMPORARY)
-    shared = root / "dev/shm"
-    shared.mkdir(parents=True)
-    kernel.mount("tmpfs", shared, flags=_FLAGS, options=f"size={view.shared_memory},mode=1777")
     for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         (root / "dev" / name).symlink_to(f"/proc/self/{target}")
     proc = root / "proc"

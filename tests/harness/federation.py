@@ -312,7 +312,7 @@ class FederationHarness:
             "PYTHONUNBUFFERED": "1",
             "FEDLEARN_LOG": "INFO",
         }
-        # As systemd and the chart do: the folder for apps is in memory.
+        # The folder for apps is in memory, as with systemd and the chart. Apps have namespaces here.
         self.runtime = Path(tempfile.mkdtemp(prefix="fedlearn-runtime-", dir="/dev/shm"))
         environment["RUNTIME_DIRECTORY"] = str(self.runtime)
         self.children = _Children(folder / "logs", environment)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
+
+import pytest
 
 from tests.harness.sandbox import (
     NEEDS_SANDBOX,
@@ -47,6 +50,23 @@ def test_nothing_is_written_outside(run: Run, tmp_path: Path) -> None:
     assert len(found) == 8
     assert all(line.startswith("refused") for line in found), found
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
+@pytest.mark.parametrize("run", ["namespaces"], indirect=True)
+def test_a_folder_in_shared_memory_is_given_without_the_rest_of_it(run: Run) -> None:
+    """With namespaces; without them, all programs share /dev/shm."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        given, other = Path(name, "given"), Path(name, "other")
+        for folder in (given, other):
+            folder.mkdir()
+            (folder / "rows.csv").write_text("1,2")
+        given.parent.chmod(0o755)
+        code = """
+        attempt(lambda: open(sys.argv[1] + "/rows.csv").read())
+        attempt(lambda: open(sys.argv[2] + "/rows.csv").read())
+        """
+        found = attack(run, code, given, other, readable=(given,))
+    assert found == ["done 1,2", "refused ENOENT"]
 
 
 def test_what_it_was_given_is_readable_and_not_writable(run: Run, tmp_path: Path) -> None:
