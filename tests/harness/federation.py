@@ -312,7 +312,7 @@ class FederationHarness:
             "PYTHONUNBUFFERED": "1",
             "FEDLEARN_LOG": "INFO",
         }
-        # The folder for apps is in memory, as with systemd and the chart. Apps have namespaces here.
+        # In memory, as with systemd and the chart. Here apps have namespaces.
         self.runtime = Path(tempfile.mkdtemp(prefix="fedlearn-runtime-", dir="/dev/shm"))
         environment["RUNTIME_DIRECTORY"] = str(self.runtime)
         self.children = _Children(folder / "logs", environment)
