@@ -116,7 +116,9 @@ def make(tmp_path: Path) -> Iterator[Make]:
         client.replies.close()
 
 
-def test_what_is_printed_logged_and_raised_reaches_the_owner(make: Make, capfd: Any) -> None:
+def test_what_is_printed_logged_and_raised_reaches_the_owner(
+    make: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
     client = make(
         """
         print("imported")
@@ -337,7 +339,9 @@ def test_a_log_that_cannot_be_delivered_leaves_a_gap_and_the_round_goes_on(make:
     assert found.faults == ("log 1 of client c1 is missing before round 3",)
 
 
-def test_under_privacy_no_byte_of_what_the_app_writes_leaves(tmp_path: Path, capfd: Any) -> None:
+def test_under_privacy_no_byte_of_what_the_app_writes_leaves(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     from server.flower.application.bundle import build
 
     code = HEAD + textwrap.dedent(

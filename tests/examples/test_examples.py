@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,8 @@ JOBS = (  # in the order in which the tests ask for them
     "lora",
 )
 AT_ONCE = 2
+
+Load = Callable[[str, str], ModuleType]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 
 
 @pytest.fixture
-def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     """Import a module of the app of an example."""
     packages: set[str] = set()
 
@@ -172,7 +174,7 @@ def test_the_data_is_what_the_script_writes(tmp_path: Path) -> None:
 # --- what each promises ---------------------------------------------------------------
 
 
-def test_quickstart_beats_the_model_of_round_0(runs: Runs, app: Any) -> None:
+def test_quickstart_beats_the_model_of_round_0(runs: Runs, app: Load) -> None:
     run = runs("quickstart")
     task = app("quickstart", "tumours_app.task")
     for site in ("north", "south"):
@@ -232,7 +234,7 @@ def test_an_existing_app_learns_with_the_strategy_that_it_starts(runs: Runs) -> 
     assert not [event for event in run.of("log") if "replaces" in event["line"]]
 
 
-def test_the_custom_strategy_withstands_a_site_that_a_mean_does_not(runs: Runs, app: Any) -> None:
+def test_the_custom_strategy_withstands_a_site_that_a_mean_does_not(runs: Runs, app: Load) -> None:
     run = runs("custom-strategy")
     task = app("custom-strategy", "median_app.task")
     rows = np.array(json.loads((run.folder / "app/median_app/public.json").read_text())["rows"])
@@ -254,7 +256,7 @@ def test_the_custom_strategy_withstands_a_site_that_a_mean_does_not(runs: Runs, 
 
 
 def test_personal_layers_never_leave_their_site(
-    runs: Runs, app: Any, monkeypatch: pytest.MonkeyPatch
+    runs: Runs, app: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_task_id", "_run_id", "_node_id"):  # as in Flower's own process
         monkeypatch.setattr(TaskIdentity, name, 1)
@@ -287,7 +289,7 @@ def test_personal_layers_do_what_one_model_cannot(runs: Runs) -> None:
     assert min(run.metric("accuracy")) > 0.75
 
 
-def test_privacy_spends_its_epsilon_and_no_more(runs: Runs, app: Any) -> None:
+def test_privacy_spends_its_epsilon_and_no_more(runs: Runs, app: Load) -> None:
     run = runs("differential-privacy")
     assert "note: under [privacy] no loss or metric of a site leaves it" in run.noted
     spent = run.of("privacy.spent")
@@ -315,7 +317,7 @@ def test_the_numbers_of_the_privacy_example_belong_together(tmp_path: Path) -> N
     assert "epsilon" in done.output
 
 
-def test_trees_of_all_sites_beat_those_of_each(runs: Runs, app: Any) -> None:
+def test_trees_of_all_sites_beat_those_of_each(runs: Runs, app: Load) -> None:
     run = runs("xgboost")
     task = app("xgboost", "trees_app.task")
     tables = [run.data(site) for site in ("site-a", "site-b", "site-c")]
@@ -335,7 +337,7 @@ def test_trees_of_all_sites_beat_those_of_each(runs: Runs, app: Any) -> None:
         assert together > task.judge(alone, features, labels) + 0.02
 
 
-def test_lora_sends_the_adapter_only(runs: Runs, app: Any) -> None:
+def test_lora_sends_the_adapter_only(runs: Runs, app: Load) -> None:
     run = runs("lora")
     assert all("lora_" in name or "classifier" in name for name in run.model)
     assert any("lora_" in name for name in run.model)

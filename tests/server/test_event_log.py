@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from server.coordinator import Coordinator
 from server.event_log import log_entry
 from server.ledger import KINDS, Entry
 from tests.server.jobs.records.test_runs import start, submit
@@ -132,7 +135,7 @@ def test_the_reason_of_a_failed_job_is_not_logged(caplog: pytest.LogCaptureFixtu
 
 
 def test_an_entry_is_logged_when_it_was_appended(
-    caplog: pytest.LogCaptureFixture, start: Any, tmp_path: Any
+    caplog: pytest.LogCaptureFixture, start: Callable[[], Coordinator], tmp_path: Path
 ) -> None:
     from tests.harness.restarting_coordinator import tiny_bundle
 

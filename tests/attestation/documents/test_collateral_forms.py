@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -121,7 +122,9 @@ FORMS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_collateral_of_other_tools_is_read(form: Any, tmp_path: Path) -> None:
+def test_collateral_of_other_tools_is_read(
+    form: Callable[[dict[str, Any]], dict[str, Any]], tmp_path: Path
+) -> None:
     document = json.loads(COLLATERAL)
     other = form(document)
     assert read_collateral(other) == read_collateral(document)

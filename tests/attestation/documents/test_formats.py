@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestation.decoded import decode_file
@@ -191,7 +191,9 @@ def tpm_document(tpm: SyntheticTpm, **changed: Any) -> bytes:
 
 
 @pytest.mark.parametrize("key", [keys.ec_key("tpm ak"), keys.rsa_key("tpm ak")])
-def test_the_tpm_quote_of_another_agent_is_read(key: Any) -> None:
+def test_the_tpm_quote_of_another_agent_is_read(
+    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey,
+) -> None:
     kind = "ecdsa" if key is keys.ec_key("tpm ak") else "rsassa"
     tpm = SyntheticTpm(key=key, scheme=kind)
     document = tpm_document(tpm)

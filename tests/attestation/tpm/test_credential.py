@@ -13,6 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -193,7 +194,7 @@ class Authority:
 
 def issue(
     name: str,
-    public_key: Any,
+    public_key: CertificatePublicKeyTypes,
     issuer: Authority | None,
     key: ec.EllipticCurvePrivateKey,
     *,

@@ -25,7 +25,10 @@ from fedlearn.errors import AdmissionDenied, ConfigError, TransportError, Update
 from fedlearn.identity.spiffe import COORDINATOR_DNS
 from fedlearn.identity.tls import client_context, server_context
 from server.flower.exchange.job_exchange import JobExchange
+from server.identity.peer_certificates import PeerCertificate
 from server.rpc.fleet import FleetServer
+from server.rpc.fleet_api import Receive, Scope, Send
+from server.rpc.fleet_connections import FleetConnection
 from tests.fakes.exchange import ask, message
 from tests.harness.flower_federation import FlowerFederation
 from tests.harness.job_plans import job_plan
@@ -39,7 +42,7 @@ class EchoLink:
         self.absences: list[str] = []
         self.bytes_read = 0
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller = scope["fedlearn.caller"]
         self.calls.append((scope["path"], caller.site, caller.node_id))
         while True:
@@ -360,7 +363,7 @@ def test_a_client_keeps_its_connection_from_one_call_to_the_next(
     opened = []
     whole = federation.fleet.clients.opened
 
-    def counting(connection: Any, peer: Any) -> None:
+    def counting(connection: FleetConnection, peer: PeerCertificate) -> None:
         opened.append(connection)
         whole(connection, peer)
 

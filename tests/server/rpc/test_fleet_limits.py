@@ -23,6 +23,7 @@ from fedlearn.errors import AdmissionDenied
 from fedlearn.identity.spiffe import COORDINATOR_DNS
 from fedlearn.identity.tls import client_context
 from server.rpc.connections import Caps
+from server.rpc.fleet_api import Receive, Scope, Send
 from server.rpc.fleet_streams import DeliveryMemory, RequestRefused
 from tests.harness.flower_federation import FlowerFederation
 
@@ -38,7 +39,7 @@ class Link:
         self.read: list[int] = []
         self.reading = 0
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         status = 410
         if not self.refuses:
             status = 200
