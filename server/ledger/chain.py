@@ -27,12 +27,17 @@ COLUMNS: Final = "sequence, time, kind, body, previous, hash, signature"
 
 
 class Chain:
-    """The kind and hash of every entry of a ledger whose chain was checked."""
+    """The kind and hash of every entry of a ledger whose chain was checked.
+
+    ``burst``  how many entries at the end bear one time, as those of one transaction do
+    """
 
     def __init__(self, public_key: ec.EllipticCurvePublicKey) -> None:
         self._public_key = public_key
         self._hashes = bytearray()
         self._kinds: dict[str, array[int]] = {}
+        self._time = -1
+        self.burst = 0
 
     def follow(self, connection: sqlite3.Connection) -> Chain:
         """Add the entries of the file that follow this chain, and return this chain.
@@ -56,7 +61,7 @@ class Chain:
                     raise _unusable(number, "altered; its hash is not that of its content")
                 if row[4] != self.end:
                     raise _unusable(number, "it does not follow the entry before it")
-                self.add(row[2], digest)
+                self.add(row[2], digest, time=row[1])
                 signature = row[6]
             if signature:
                 verify_signature(self._public_key, self.end, signature)
@@ -73,8 +78,10 @@ class Chain:
         """The hash that the next entry has to follow."""
         return self.hash_of(len(self)) or genesis(self._public_key)
 
-    def add(self, kind: str, digest: bytes) -> None:
+    def add(self, kind: str, digest: bytes, *, time: int) -> None:
         """Add the next entry."""
+        self.burst = self.burst + 1 if time == self._time else 1
+        self._time = time
         self._hashes += digest
         self._kinds.setdefault(kind, array("Q")).append(len(self))
 

@@ -1,8 +1,10 @@
 """The ledger on disk: one SQLite table, one writer, any number of readers.
 
 An entry is durable when :meth:`Ledger.append` returns: the database is in WAL mode with
-``synchronous=FULL``, and an entry is one transaction. A process killed while it appends
-leaves every entry that was returned, and at most one more; never half of one.
+``synchronous=FULL``. Entries that several threads append while a transaction is written form the
+next transaction, a *burst*: it costs one synchronization of the disk, is written whole or not at
+all, and its entries bear one time. A process killed while it appends leaves every entry that was
+returned, and at most one burst more.
 
 The writer checks the whole chain when it opens the ledger and keeps the hash of every entry in
 memory, 32 bytes each. What it reads afterwards is compared with them, so that an edit of the
@@ -19,15 +21,15 @@ import os
 import sqlite3
 import threading
 import time as clock
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedlearn.errors import DiskError, LedgerDiskError, LedgerError, StoreError
-from server.disk import DATABASE_ERRORS, ledger_error
+from server.disk import DATABASE_ERRORS, ledger_error, transaction
+from server.group_commit import GroupCommit
 from server.ledger.chain import COLUMNS, Chain, hash_of_row, unreadable
 from server.ledger.contributions import Contribution, contributions
 from server.ledger.entry import (
@@ -171,6 +173,7 @@ class Ledger(LedgerReader):
         self._uncertain = False
         self._subscribers: list[Callable[[Entry], object]] = []
         self._writer = threading.Lock()
+        self._bursts = GroupCommit(self._write)
         self._closed = False
 
     @classmethod
@@ -230,9 +233,26 @@ class Ledger(LedgerReader):
         or it cannot be written. When the entry can be written and the sealed head cannot,
         the entry stays and the error states this; the next append seals the head first.
         """
-        if kind not in KINDS:
-            raise LedgerError(f"{kind!r} is not a kind of ledger entry")
-        data = canonical_body(body)
+        return self.append_all([(kind, body)])[0]
+
+    def append_all(self, entries: Iterable[tuple[str, Mapping[str, Json]]]) -> list[Entry]:
+        """Append entries one after the other, all or none; as :meth:`append`.
+
+        No other entry is between them. Return them when they are durable.
+        """
+        made: list[tuple[str, bytes]] = []
+        for kind, body in entries:
+            if kind not in KINDS:
+                raise LedgerError(f"{kind!r} is not a kind of ledger entry")
+            made.append((kind, canonical_body(body)))
+        appended = self._bursts.add(made) if made else []
+        for entry in appended:
+            for subscriber in self._subscribers:
+                subscriber(entry)
+        return appended
+
+    def _write(self, burst: Sequence[Sequence[tuple[str, bytes]]]) -> list[list[Entry]]:
+        """Write what several callers append as one transaction, then seal the head."""
         with self._writer:
             if self._closed:
                 raise LedgerError("the ledger is closed")
@@ -241,19 +261,18 @@ class Ledger(LedgerReader):
                 self._uncertain, self._unsealed = False, True
             if self._unsealed:
                 self._seal_head()
+            made = self._signed(burst)
             try:
-                # One statement is one transaction.
-                entry = self._insert(kind, data)
-            except DATABASE_ERRORS as error:
-                # Whether the entry was written is read from the file at the next append.
+                self._insert([entry for each in made for entry in each])
+            except LedgerError:
+                # Whether the entries were written is read from the file at the next append.
                 self._uncertain = True
-                raise ledger_error(f"the ledger could not be written: {error}", error) from error
-            self._chain.add(kind, entry.hash)
+                raise
+            for entry, _ in (each for several in made for each in several):
+                self._chain.add(entry.kind, entry.hash, time=entry.time)
             self._unsealed = True
             self._seal_head()
-        for subscriber in self._subscribers:
-            subscriber(entry)
-        return entry
+        return [[entry for entry, _ in several] for several in made]
 
     def subscribe(self, callback: Callable[[Entry], object]) -> None:
         """Have ``callback`` called with each entry that is appended, in the thread that does."""
@@ -278,6 +297,12 @@ class Ledger(LedgerReader):
         """Return where the ledger ends now; None when it is empty."""
         with self._writer:
             return self._chain.head()
+
+    @property
+    def last_burst(self) -> int:
+        """How many entries at the end may have been written together; they bear one time."""
+        with self._writer:
+            return self._chain.burst
 
     def hash_of(self, sequence: int) -> bytes | None:
         """Return the hash of an entry as it was checked; None when there is no such entry."""
@@ -310,26 +335,45 @@ class Ledger(LedgerReader):
                     )
                 yield entry_of_row(row, expected=sequence)
 
-    def _insert(self, kind: str, body: bytes) -> Entry:
-        previous = self._chain.end
-        entry = Entry(
-            sequence=len(self._chain) + 1,
-            time=clock.time_ns() // 1_000_000,
-            kind=kind,
-            body=parse_body(body),
-            previous=previous,
-            hash=b"",
-            signature=b"",
+    def _signed(
+        self, burst: Sequence[Sequence[tuple[str, bytes]]]
+    ) -> list[list[tuple[Entry, bytes]]]:
+        """Return the entries of a burst, each with its body in bytes; all have one time."""
+        time, sequence, previous = clock.time_ns() // 1_000_000, len(self._chain), self._chain.end
+        made: list[list[tuple[Entry, bytes]]] = []
+        for several in burst:
+            made.append([])
+            for kind, body in several:
+                sequence += 1
+                digest = entry_hash(
+                    sequence=sequence, time=time, kind=kind, body=body, previous=previous
+                )
+                entry = Entry(
+                    sequence=sequence,
+                    time=time,
+                    kind=kind,
+                    body=parse_body(body),
+                    previous=previous,
+                    hash=digest,
+                    signature=sign_hash(self._signer, digest),
+                )
+                made[-1].append((entry, body))
+                previous = digest
+        return made
+
+    def _insert(self, entries: Sequence[tuple[Entry, bytes]]) -> None:
+        rows = (
+            (each.sequence, each.time, each.kind, body, each.previous, each.hash, each.signature)
+            for each, body in entries
         )
-        digest = entry_hash(
-            sequence=entry.sequence, time=entry.time, kind=kind, body=body, previous=previous
-        )
-        entry = replace(entry, hash=digest, signature=sign_hash(self._signer, digest))
-        self._connection.execute(
-            f"INSERT INTO entry ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
-            (entry.sequence, entry.time, kind, body, previous, digest, entry.signature),
-        )
-        return entry
+        insert = f"INSERT INTO entry ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+        try:
+            with transaction(self._connection, "the ledger could not be written") as db:
+                for row in rows:
+                    db.execute(insert, row)
+        except StoreError as error:
+            kind = LedgerDiskError if isinstance(error, DiskError) else LedgerError
+            raise kind(str(error), hint=error.hint) from error
 
     def close(self) -> None:
         """Close the ledger and let another process write to it. Closing twice is harmless."""

@@ -1,9 +1,9 @@
 """The ledger's newest head and the store's generation, sealed in one small file.
 
 ``STORE/ledger-head.sealed`` binds the two authenticated parts of the state to each other. It is
-written after each entry of the ledger and after each write of the catalogue, before the caller
-continues, and is therefore behind either of them by at most what one crash explains: one
-entry of the ledger, one write of the catalogue. It is never ahead of them.
+written after each burst of entries of the ledger and after each write of the catalogue, before the
+caller continues, and is therefore behind either of them by at most what one crash explains: the
+last burst of the ledger, one write of the catalogue. It is never ahead of them.
 :func:`server.store.rollback.check_bound` compares the three.
 """
 

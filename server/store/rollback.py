@@ -45,6 +45,7 @@ def check_bound(
     sealed: HeadFile,
     *,
     length: int,
+    burst: int,
     hash_of: Callable[[int], bytes | None],
     later: HeadFile | None = None,
 ) -> None:
@@ -54,6 +55,8 @@ def check_bound(
     then at least as new as the one read before it, and not newer than the one read after it.
 
     :param length: how many entries the ledger has.
+    :param burst: how many of the last of them may have been written together, of which the head
+        is sealed once (:mod:`server.ledger.log`).
     :param hash_of: returns the hash of one of them, ``None`` where there is no such entry.
     :param sealed: the head file as it was read before the catalogue.
     :param later: the head file as it was read after the ledger, where another process may write.
@@ -82,7 +85,7 @@ def check_bound(
     for head in (noted, newest):
         if head is not None:
             _check_head(head, length, hash_of)
-    if length > known + 1:
+    if length > known + burst:
         raise StoreError(
             f"rolled back: {HEAD_FILE} of the store is of entry {known}, and the ledger has "
             f"{length}",

@@ -75,6 +75,7 @@ def open_bound(
             store.catalogue,
             head,
             length=0 if end is None else end.sequence,
+            burst=ledger.last_burst,
             hash_of=ledger.hash_of,
         )
         check_not_older(store, ledger)
@@ -108,6 +109,7 @@ def compare_bound(state: Path, keys: KeyService) -> None:
         catalogue,
         before,
         length=len(chain),
+        burst=chain.burst,
         hash_of=chain.hash_of,
         later=HeadFile(path, keys.root),
     )

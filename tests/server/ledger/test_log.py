@@ -311,9 +311,12 @@ def test_an_entry_whose_disk_refused_and_kept_it_is_followed(filled: Path) -> No
         connection = ledger._connection
 
         class Failing:
-            def execute(self, statement: str, values: tuple[object, ...]) -> None:
+            in_transaction = False
+
+            def execute(self, statement: str, values: tuple[object, ...] = ()) -> None:
                 connection.execute(statement, values)
-                raise sqlite3.OperationalError("disk I/O error")
+                if statement == "COMMIT":
+                    raise sqlite3.OperationalError("disk I/O error")
 
         ledger._connection = Failing()  # type: ignore[assignment]
         with pytest.raises(LedgerError, match="disk I/O error"):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -175,6 +176,21 @@ def test_an_older_part_with_the_rest_of_today_is_refused(
     for command, (code, text) in commands(capsys, settings).items():
         assert code == 2, command
         assert "damaged" in text
+
+
+def test_a_crash_before_the_head_explains_one_burst_and_no_entry_more(
+    settings: ServerConfig,
+) -> None:
+    old, change = copied(settings, "old"), ("exclusion", {"job": "demo", "change": "over"})
+    with StateDirectory.open(settings) as directory:
+        directory.ledger.append_all([change] * 3)
+    put(settings, old, f"store/{HEAD_FILE}")
+    with StateDirectory.open(settings) as directory:
+        time.sleep(0.01)  # the entries of one burst bear one time, and this one another
+        directory.ledger.append(*change)
+    put(settings, old, f"store/{HEAD_FILE}")
+    with pytest.raises(StoreError, match="is of entry"):
+        StateDirectory.open(settings)
 
 
 @pytest.mark.parametrize("entries", [1, 2, 3])
