@@ -29,7 +29,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedlearn.errors import DiskError, LedgerDiskError, LedgerError, StoreError
 from server.disk import DATABASE_ERRORS, ledger_error, transaction
-from server.group_commit import GroupCommit
 from server.ledger.chain import COLUMNS, Chain, hash_of_row, unreadable
 from server.ledger.contributions import Contribution, contributions
 from server.ledger.entry import (
@@ -55,6 +54,7 @@ from server.ledger.files import (
     publish_key,
     require_ledger,
 )
+from server.ledger.group_commit import GroupCommit
 from server.ledger.verification import VerifiedLedger, verify
 
 __all__ = ["Ledger", "LedgerReader"]

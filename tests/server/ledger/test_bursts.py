@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedlearn.errors import DiskError, LedgerError, StoreError
-from server.group_commit import MOST_AT_ONCE, GroupCommit
 from server.ledger import LEDGER_FILE, Ledger, LedgerHead, LedgerReader
+from server.ledger.group_commit import MOST_AT_ONCE, GroupCommit
 from tests.fakes.ledger_file import KEY
 
 WRITER = """
