@@ -44,6 +44,7 @@ from server.rpc.connections import Caps, Connection, Connections, accept_all, li
 from server.rpc.fleet_api import Link
 from server.rpc.fleet_app import FleetApplication
 from server.rpc.fleet_connections import ConnectedClients, FleetConnection
+from server.rpc.fleet_tls import TlsAcceptor
 
 __all__ = ["FleetServer"]
 
@@ -180,6 +181,10 @@ class FleetServer:
             await asyncio.sleep(0.01)
         self._started.set()
 
+        acceptor = TlsAcceptor(
+            self._tls, handshake_seconds=_HANDSHAKE_SECONDS, close_seconds=_CLOSE_SECONDS
+        )
+
         async def serve(sock: socket.socket, connection: Connection) -> None:
             protocol = server.config.http_protocol_class(
                 config=server.config,
@@ -187,16 +192,10 @@ class FleetServer:
                 app_state=server.lifespan.state,
             )
             protocol.counted = connection
-            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: protocol,
-                sock,
-                ssl=self._tls,
-                ssl_handshake_timeout=_HANDSHAKE_SECONDS,
-                ssl_shutdown_timeout=_CLOSE_SECONDS,
-            )
+            await acceptor.accept(sock, protocol)
             try:
                 await protocol.over.wait()
             finally:
-                transport.abort()
+                protocol.transport.abort()
 
         await accept_all(listener, self.counted, serve)

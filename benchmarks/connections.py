@@ -1,0 +1,134 @@
+"""Measures the memory of the Fleet listener for each connected client that is idle.
+
+    python benchmarks/connections.py [--clients 300] [--json]
+
+A process with a Fleet listener and the exchange of one job admits the clients. Each client has two
+connections over mutual TLS, as a client in a TEE has: one on which it waits for work, and one on
+which it sent a heartbeat. The memory is the resident set of the listener's process, before they
+connect and when all of them wait; a process that has served one client before is the base, so that
+what is loaded once is not counted. The status is 1 when a client needs more than the target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import multiprocessing
+import socket
+import ssl
+import sys
+import tempfile
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from _processes import resident_mib  # noqa: E402
+from cryptography import x509  # noqa: E402
+from cryptography.hazmat.primitives import serialization  # noqa: E402
+
+from edge.client.flower.fleet import Fleet, Identity  # noqa: E402
+from fedlearn.identity.spiffe import COORDINATOR_DNS  # noqa: E402
+from fedlearn.identity.tls import client_context  # noqa: E402
+
+TARGET_KIB: Final = 100.0
+JOB: Final = "idle"
+
+
+class _Host:
+    def __init__(self, link: Any) -> None:
+        self.link = link
+
+
+def _serve(pipe: Connection, clients: int) -> None:
+    """Run the listener; hand out an identity for each client; end with the pipe."""
+    from server.flower.exchange.job_exchange import JobExchange
+    from server.rpc.connections import Caps
+    from tests.harness.flower_federation import FlowerFederation
+    from tests.harness.job_plans import job_plan
+
+    sites = [f"site-{number}" for number in range(clients)]
+    link = JobExchange(job_plan(job=JOB, sites=sites))
+    with tempfile.TemporaryDirectory() as folder:
+        caps = Caps(unknown_per_peer=4 * clients, unknown=4 * clients)
+        federation = FlowerFederation(Path(folder), caps=caps)
+        federation.hosts = {JOB: _Host(link)}
+        identities = []
+        for site in sites:
+            node = link.create_node(site, b"")
+            identities.append(federation.admit(JOB, site, node_id=node))
+        gc.collect()
+        pipe.send((federation.address, identities))
+        with contextlib.suppress(EOFError):
+            pipe.recv()
+        federation.hosts = {}
+        federation.close()
+
+
+def _connected(address: tuple[str, int], identity: dict[str, str]) -> list[ssl.SSLSocket]:
+    """Connect one client: a heartbeat on one connection, a request for work on the other."""
+    key = serialization.load_pem_private_key(identity["key"].encode(), None)
+    found = Identity(
+        chain=tuple(x509.load_pem_x509_certificates(identity["chain"].encode())),
+        key=key,  # type: ignore[arg-type]
+        authorities=(x509.load_pem_x509_certificate(identity["root"].encode()),),
+    )
+    header = Fleet("127.0.0.1:1", found, max_message_bytes=1)._session.key
+    context = client_context(found.chain, found.key, found.authorities)
+    body = json.dumps({"interval": 1000.0}).encode()
+    sockets = []
+    for action, content in (("activate-node", body), ("fetch", b"")):
+        raw = socket.create_connection(address)
+        tls = context.wrap_socket(raw, server_hostname=COORDINATOR_DNS)
+        lines = [f"POST /v1/fleet/{action} HTTP/1.1", "host: x", f"flwr-public-key: {header}"]
+        head = "\r\n".join([*lines, f"content-length: {len(content)}", "", ""]).encode()
+        tls.sendall(head + content)
+        if content and b" 200 " not in tls.recv(4096):
+            raise SystemExit("a client was not let in")
+        sockets.append(tls)
+    return sockets
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=300)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    ours, theirs = multiprocessing.get_context("fork").Pipe()
+    server = multiprocessing.get_context("fork").Process(
+        target=_serve, args=(theirs, options.clients + 1), daemon=True
+    )
+    server.start()
+    address, identities = ours.recv()
+    pid = server.pid or 0
+    held = _connected(address, identities[0])
+    before = resident_mib(pid)
+    for identity in identities[1:]:
+        held += _connected(address, identity)
+    after = resident_mib(pid)
+    each = (after - before) * 1024 / options.clients
+    found = {
+        "clients": options.clients,
+        "connections": 2 * options.clients,
+        "base_mib": round(before, 1),
+        "kib_per_client": round(each, 1),
+        "kib_per_connection": round(each / 2, 1),
+        "target_kib_per_client": TARGET_KIB,
+    }
+    ours.close()
+    server.terminate()
+    if options.json:
+        print(json.dumps(found))
+    else:
+        print(f"{options.clients} idle clients of two connections each, mutual TLS")
+        print(f"a client {each:.0f} KiB, a connection {each / 2:.0f} KiB (target {TARGET_KIB:g})")
+    return 0 if each <= TARGET_KIB else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
