@@ -43,6 +43,8 @@ _MAX_ANSWER_HEADER: Final = 4 * 1024 * 1024
 _END_SECONDS: Final = 5.0
 _GPU_DEVICES: Final = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri/*", "/dev/kfd")
 _GPU_FILES: Final = ("/sys/bus/pci", "/sys/class/drm", "/sys/devices", "/sys/module/nvidia")
+_GPU_ENVIRONMENT: Final = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+"""With which cuBLAS adds in the same order each time (its manual, *Results reproducibility*)."""
 _KEPT: Final = ("CUDA_VISIBLE_DEVICES", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
 
@@ -206,6 +208,7 @@ class AppProcess:
         environment = {
             **app_environment(own, *_KEPT),
             **thread_environment(limits.cpu),
+            **(_GPU_ENVIRONMENT if limits.gpu else {}),
             "LOGNAME": "app",
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONFAULTHANDLER": "1",
