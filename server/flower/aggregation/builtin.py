@@ -218,12 +218,13 @@ class BuiltIn(Strategy):  # type: ignore[misc]
 
     def _result(self, mean: ExactMean, server_round: int, asked: int) -> dict[str, Array] | None:
         if self.privacy is None:
-            return mean.result() if mean.updates and mean.weight else None
-        found = mean.result(wide=True) if mean.updates else self._model
+            return mean.result(release=True) if mean.updates and mean.weight else None
+        updates = mean.updates
+        found = mean.result(wide=True, release=True) if updates else self._model
         return self.privacy.after_mean(
             found,
             self._model,
-            mean.updates,
+            updates,
             server_round,
             stage=self.stage,
             asked=asked,
