@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -79,8 +79,19 @@ def stock(folder: Path, *, sites: int, rounds: int, size: int) -> Measured:
     return _measured(found, started=found["started"], submitted=found["submitted"])
 
 
-def ours(folder: Path, *, sites: int, rounds: int, size: int, tee: str) -> Measured:
-    """Run the job on fedlearn, through its real processes."""
+def ours(
+    folder: Path,
+    *,
+    sites: int,
+    rounds: int,
+    size: int,
+    tee: str,
+    submitting: Callable[[], object] = lambda: None,
+) -> Measured:
+    """Run the job on fedlearn, through its real processes.
+
+    :param submitting: called before the job is submitted, when everything else is up.
+    """
     from server.flower.application import bundle as bundles
 
     stamps: list[str] = []
@@ -116,6 +127,7 @@ def ours(folder: Path, *, sites: int, rounds: int, size: int, tee: str) -> Measu
             )
         )
         spec = JobSpec.load(folder / "job.toml")
+        submitting()
         submitted = time.time()
         operator = federation.operator
         operator.submit_job(job_toml=spec.to_toml(), bundle=bundle, policy_toml=policy)

@@ -27,7 +27,8 @@ from typing import Any, Final
 from edge.protocol.bootstrap import MAX_BOOTSTRAP_BYTES
 from fedlearn.errors import LaunchError, TransportError
 from fedlearn.job.phase import Phase
-from fedlearn.sandbox.process_channel import Blob, ProcessChannel
+from fedlearn.sandbox.memory_file import Part
+from fedlearn.sandbox.process_channel import ProcessChannel
 
 __all__ = ["AgentChannel", "Gone", "agent_end"]
 
@@ -91,7 +92,7 @@ class AgentChannel:
         refusal = "does not charge the update to the budget of its data"
         self._ask("charge", [question.encode()], refusal)
 
-    def _ask(self, what: str, blobs: Sequence[Blob], refusal: str) -> bytes:
+    def _ask(self, what: str, blobs: Sequence[Part], refusal: str) -> bytes:
         with self._asking:
             self._number += 1
             self._send({"ask": what, "number": self._number}, blobs)
@@ -114,7 +115,7 @@ class AgentChannel:
         """Return whether the answer to the last question has arrived, or none will arrive."""
         return self._closed or self._answer[0].get("number") == self._number
 
-    def _send(self, header: dict[str, Any], blobs: Sequence[Blob] = ()) -> None:
+    def _send(self, header: dict[str, Any], blobs: Sequence[Part] = ()) -> None:
         try:
             self._channel.send(header, blobs)
         except TransportError as error:

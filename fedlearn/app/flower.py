@@ -5,8 +5,9 @@ import Flower; this module imports Flower's public package only.
 
 Flower cuts every array into objects of its own and moves each with a request. Here an
 ArrayRecord becomes a record with a single array, whose bytes are the canonical safetensors
-document of :mod:`fedlearn.update.arrays`. Messages that share a record share the packed one, so the
-global model is encoded once a round. A record that safetensors cannot hold travels as it is.
+document of :mod:`fedlearn.update.arrays`. A record that was decoded from a document keeps it
+(:class:`DocumentRecord`) and is not encoded again, so the global model is encoded once a round. A
+record that safetensors cannot hold travels as it is.
 The format of a message is that of :mod:`fedlearn.app.message`.
 """
 
@@ -34,22 +35,26 @@ from flwr.app import (
 from fedlearn.app.flower_pin import WANTED, FlowerMismatch, settle_log
 from fedlearn.app.message import Failure, Flat, Head, Record, read_content, write_content
 from fedlearn.errors import TransportError, UpdateRejected
+from fedlearn.sandbox.memory_file import Part
 from fedlearn.update import arrays as update
 
 __all__ = [
     "CALL",
     "PACKED",
     "ArrayView",
+    "DocumentRecord",
     "Flat",
     "FlowerMismatch",
     "Packer",
     "arrays_of",
+    "document_of",
     "flatten",
     "has",
     "inflate",
     "metadata_of",
     "mismatch",
     "record_of",
+    "record_of_document",
     "unpack",
 ]
 
@@ -97,6 +102,42 @@ class ArrayView(Array):  # type: ignore[misc]
 
 # Flower writes the name of the class into an object's head and reads it back by name.
 ArrayView.__qualname__ = Array.__qualname__
+
+
+class DocumentRecord(ArrayRecord):  # type: ignore[misc]
+    """A record whose arrays are views of a document, which it keeps until it is changed."""
+
+    def __init__(self, arrays: Mapping[str, update.Array], document: Part) -> None:
+        super().__init__()
+        for name, array in arrays.items():
+            self[name] = ArrayView(array)
+        self.__dict__["document"] = document
+
+    @property
+    def document(self) -> Part | None:
+        """The canonical encoding of the arrays; None when the record was changed."""
+        return cast("Part | None", self.__dict__["document"])
+
+    def __setitem__(self, key: str, value: Array) -> None:
+        self.__dict__["document"] = None
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        self.__dict__["document"] = None
+        super().__delitem__(key)
+
+    def copy(self) -> ArrayRecord:
+        """Return a record with the same arrays, as Flower's method does."""
+        found = ArrayRecord()
+        for name, array in self.items():
+            found[name] = array
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ArrayRecord, (dict(self.items()),)
+
+
+DocumentRecord.__qualname__ = ArrayRecord.__qualname__
 
 
 def has(owner: Any, name: str) -> None:
@@ -191,6 +232,24 @@ def record_of(arrays: Mapping[str, update.Array]) -> ArrayRecord:
     return record
 
 
+def record_of_document(document: Part, *, max_bytes: int, finite: bool = False) -> DocumentRecord:
+    """Return the record of a document; its arrays are views of it.
+
+    :param finite: refuse NaN and infinity.
+    :raises UpdateRejected: for a document that is not one.
+    """
+    return DocumentRecord(update.decode(document, max_bytes=max_bytes, finite=finite), document)
+
+
+def document_of(record: ArrayRecord) -> Part:
+    """Return the document of a record: the one that it was decoded from, else a new one.
+
+    :raises UpdateRejected: for arrays that safetensors cannot hold.
+    """
+    known = record.document if isinstance(record, DocumentRecord) else None
+    return update.document(arrays_of(record)) if known is None else known
+
+
 def unpack(content: RecordDict, *, max_bytes: int, finite: bool = False) -> RecordDict:
     """Return ``content`` with its packed records as arrays; they are views of the document.
 
@@ -201,7 +260,7 @@ def unpack(content: RecordDict, *, max_bytes: int, finite: bool = False) -> Reco
     for name, record in content.items():
         packed = record.get(_NAME) if isinstance(record, ArrayRecord) else None
         if packed is not None and len(record) == 1 and packed.stype == PACKED:
-            record = record_of(update.decode(packed.data, max_bytes=max_bytes, finite=finite))
+            record = record_of_document(packed.data, max_bytes=max_bytes, finite=finite)
         found[name] = record
     return found
 
@@ -220,7 +279,7 @@ def flatten(messages: Sequence[Message]) -> Flat:
     )
 
 
-def inflate(head: bytes, objects: Mapping[str, bytes | memoryview]) -> Message:
+def inflate(head: Part, objects: Mapping[str, Part]) -> Message:
     """Put a message together from its head and its parts, without a copy of an array.
 
     :raises TransportError: when they do not make up a message.
@@ -235,7 +294,7 @@ def inflate(head: bytes, objects: Mapping[str, bytes | memoryview]) -> Message:
     except KeyError:
         raise TransportError("a part of the message is missing") from None
     records = RecordDict()
-    for record in read_content(bytes(content), len(parts)):
+    for record in read_content(content, len(parts)):
         try:
             records[record.name] = _record(record, parts)
         except (TypeError, ValueError) as error:
@@ -243,7 +302,7 @@ def inflate(head: bytes, objects: Mapping[str, bytes | memoryview]) -> Message:
     return Message(metadata=metadata, content=records)
 
 
-def metadata_of(head: bytes) -> Metadata:
+def metadata_of(head: Part) -> Metadata:
     """Return the metadata of a message from its head.
 
     :raises TransportError: when it is not a head.
@@ -272,11 +331,11 @@ def _metadata(head: Head) -> Metadata:
 class _Parts:
     """The parts of several messages. Shared parts are recognised by the identity of their owner."""
 
-    found: dict[str, bytes] = field(default_factory=dict)
+    found: dict[str, Part] = field(default_factory=dict)
     contents: dict[int, tuple[str, ...]] = field(default_factory=dict)
     arrays: dict[int, str] = field(default_factory=dict)
 
-    def add(self, data: bytes) -> str:
+    def add(self, data: Part) -> str:
         name = str(len(self.found))
         self.found[name] = data
         return name
@@ -342,9 +401,7 @@ def _head(message: Message, parts: _Parts) -> Head:
     )
 
 
-def _record(
-    record: Record, parts: Sequence[bytes | memoryview]
-) -> ArrayRecord | MetricRecord | ConfigRecord:
+def _record(record: Record, parts: Sequence[Part]) -> ArrayRecord | MetricRecord | ConfigRecord:
     """Return Flower's record for one that :func:`read_content` has checked."""
     if record.kind == "arrays":
         arrays = ArrayRecord()
@@ -353,7 +410,7 @@ def _record(
             arrays[name] = Array(
                 dtype, tuple(shape), stype, b"" if stype == PACKED else bytes(data)
             )
-            if stype == PACKED:  # a part in shared memory stays there; Flower's check wants bytes
+            if stype == PACKED:  # a part in a file stays there; Flower's check wants bytes
                 arrays[name].data = data
         return arrays
     if record.kind == "metrics":
@@ -371,7 +428,10 @@ def _packed(record: ArrayRecord) -> ArrayRecord:
     if any(array.stype != _NUMPY for array in record.values()):
         return record
     try:
-        document = update.encode(arrays_of(record))
+        document = document_of(record)
     except UpdateRejected:
         return record
-    return ArrayRecord({_NAME: Array("uint8", (len(document),), PACKED, document)})
+    packed = ArrayRecord()
+    packed[_NAME] = Array("uint8", (len(document),), PACKED, b"")
+    packed[_NAME].data = document  # may be a part in a file; Flower's check wants bytes
+    return packed

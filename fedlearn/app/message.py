@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from fedlearn.errors import TransportError
+from fedlearn.sandbox.memory_file import Part
 
 __all__ = [
     "CLIENT_APP_RAISED_EXCEPTION",
@@ -104,14 +105,14 @@ class Head:
         return replace(self, parts=tuple(map(str, range(count))))
 
     @classmethod
-    def from_bytes(cls, data: bytes | bytearray) -> Head:
+    def from_bytes(cls, data: Part) -> Head:
         """Read a head.
 
         :raises TransportError: for anything that :meth:`to_bytes` does not write.
         """
         if len(data) > MAX_HEAD_BYTES:
             raise TransportError(f"the head of a message has at most {MAX_HEAD_BYTES} bytes")
-        found = _parsed(data, "head")
+        found = _parsed(bytes(data), "head")
         if not isinstance(found, dict) or set(found) != set(cls.__slots__):
             raise TransportError("the head of a message has the wrong fields")
         texts = [found[name] for name in ("id", "reply_to", "group", "kind")]
@@ -144,9 +145,9 @@ class Flat:
 
     messages: tuple[bytes, ...]
     ids: tuple[str, ...]
-    objects: Mapping[str, bytes]
+    objects: Mapping[str, Part]
 
-    def frames(self, index: int) -> list[bytes]:
+    def frames(self, index: int) -> list[Part]:
         """Return one message as it travels: its head, and its parts in order."""
         head = self.messages[index]
         return [head, *(self.objects[name] for name in Head.from_bytes(head).parts)]
@@ -176,7 +177,7 @@ def write_content(records: Sequence[Record]) -> bytes:
     return data
 
 
-def read_content(data: bytes | bytearray, count: int) -> list[Record]:
+def read_content(data: Part, count: int) -> list[Record]:
     """Read a content that comes with ``count`` further parts.
 
     Every part is named exactly once, in order. Integers have at most 64 bits.
@@ -185,7 +186,7 @@ def read_content(data: bytes | bytearray, count: int) -> list[Record]:
     """
     if len(data) > MAX_CONTENT_BYTES:
         raise TransportError(f"the content of a message has at most {MAX_CONTENT_BYTES} bytes")
-    found = _parsed(data, "content")
+    found = _parsed(bytes(data), "content")
     if type(found) is not list:
         raise TransportError("the content of a message is not a list of records")
     records: list[Record] = []
@@ -278,7 +279,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _parsed(data: bytes | bytearray, what: str) -> Any:
+def _parsed(data: bytes, what: str) -> Any:
     try:
         found = json.loads(str(data, "utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError):

@@ -13,16 +13,30 @@ not map it, so the bytes do not count as its memory.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import mmap
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, NoReturn
 
 from fedlearn.errors import TransportError
 
-__all__ = ["PIECE_BYTES", "Buffer", "FilePart", "MemoryFile", "Part"]
+__all__ = [
+    "PIECE_BYTES",
+    "SMALL_BYTES",
+    "Buffer",
+    "FilePart",
+    "MemoryFile",
+    "Part",
+    "gathered",
+    "same_bytes",
+    "view_of",
+]
+
+SMALL_BYTES: Final = 64 * 1024
+"""Byte strings below this size are not worth a file."""
 
 PIECE_BYTES: Final = 1 << 20
 """The most bytes that :meth:`FilePart.pieces` yields at a time."""
@@ -83,6 +97,12 @@ class MemoryFile:
     def sealed(self) -> bool:
         """Whether nobody can change it any more."""
         return self._sealed
+
+    def __deepcopy__(self, memo: Any) -> MemoryFile:
+        return self  # what is sealed does not change, and the descriptor is closed once
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a file in memory cannot be pickled")
 
     def fileno(self) -> int:
         """Return the descriptor, which stays that of this object."""
@@ -165,3 +185,55 @@ class FilePart:
 
 Part = Buffer | FilePart
 """A byte string of a message, wherever it lies."""
+
+
+def view_of(part: Part) -> memoryview:
+    """Return the bytes of a part in place; a small part of a file is copied.
+
+    :raises TransportError: when there is no room to map its file.
+    """
+    if isinstance(part, FilePart):
+        return part.view() if part.size >= SMALL_BYTES else memoryview(bytes(part))
+    return memoryview(part)
+
+
+def gathered(pieces: Iterable[Buffer]) -> Part:
+    """Return pieces as one byte string, in a sealed file unless it is smaller than
+    :data:`SMALL_BYTES`.
+
+    Where this process may not write such a file (RLIMIT_FSIZE holds for a memfd too), the bytes
+    are in its own memory.
+    """
+    left = iter(pieces)
+    begun: list[Buffer] = []
+    size = 0
+    for piece in left:
+        begun.append(piece)
+        size += memoryview(piece).nbytes
+        if size >= SMALL_BYTES:
+            break
+    else:
+        return b"".join(begun)
+    left = itertools.chain(begun, left)
+    try:
+        file = MemoryFile.create()
+    except OSError:
+        return b"".join(left)
+    for piece in left:
+        before = file.size
+        try:
+            file.append(piece)
+        except OSError:
+            return b"".join([*file.seal().part(0, before).pieces(), piece, *left])
+    return file.seal().part()
+
+
+def same_bytes(one: Part, other: Part) -> bool:
+    """Return whether two parts have the same bytes."""
+    if len(one) != len(other):
+        return False
+    if not isinstance(one, FilePart) or not isinstance(other, FilePart):
+        return bytes(one) == bytes(other)
+    if one.start == other.start and os.path.sameopenfile(one.file.fileno(), other.file.fileno()):
+        return True  # it is sealed
+    return all(a == b for a, b in zip(one.pieces(), other.pieces(), strict=True))

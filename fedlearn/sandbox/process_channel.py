@@ -3,14 +3,17 @@
 The two ends are a pair of connected AF_UNIX sockets, which has no name and no port: only the
 process that inherits one end can speak. A record is
 
-* a 4-byte big-endian length, and with it, by SCM_RIGHTS, at most one file descriptor,
-* a JSON object of that length, whose ``blobs`` are the lengths of the byte strings, and
-* the byte strings: in the descriptor's file when there is one, else in the stream.
+* a 4-byte big-endian length, and with it, by SCM_RIGHTS, the descriptors of its files, if any,
+* a JSON object of that length: ``files`` are the sizes of the files, and ``blobs`` are the byte
+  strings, each its length, or the number of its file, its start there and its length, and
+* those byte strings that lie in no file.
 
-Large byte strings travel in a memfd, which the receiver maps instead of copying it. It maps
-only a file that nobody can change any more: sealed against shrinking, growing and writing
-(``F_SEAL_*``, fcntl(2)), and of exactly the announced size. Every other descriptor is refused,
-so that a sender cannot cut off a file under a reader (SIGBUS) or change what was checked.
+Large byte strings travel as memfds (:mod:`fedlearn.sandbox.memory_file`): the descriptor of a
+:class:`FilePart` is passed on as it is, and other large byte strings are written into one file
+of the record. The receiver maps them instead of copying them, or passes them on in turn. It
+accepts only files that nobody can change any more, of exactly the announced sizes and number.
+Every other descriptor is refused, so that a sender cannot cut off a file under a reader (SIGBUS)
+or change what was checked.
 
 Both ends bound what they read. Pickle is not used.
 """
@@ -18,9 +21,7 @@ Both ends bound what they read. Pickle is not used.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import mmap
 import os
 import select
 import socket
@@ -29,11 +30,17 @@ import threading
 import time
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
 from fedlearn.errors import TransportError
+from fedlearn.sandbox.memory_file import Buffer, FilePart, MemoryFile, Part
 
-__all__ = ["Blob", "ChannelClosed", "ChannelTimeout", "ProcessChannel"]
+__all__ = ["MAX_FILES", "ChannelClosed", "ChannelTimeout", "ProcessChannel"]
+
+MAX_FILES: Final = 64
+"""The most files of one record; the kernel takes 253 (SCM_MAX_FD)."""
+
 
 _HEAD: Final = struct.Struct(">I")
 _PIECE: Final = 1 << 20
@@ -41,13 +48,8 @@ _LARGE: Final = 128 * 1024
 _MAX_BLOBS: Final = 1_000_000
 _MAX_HEADER: Final = 64 * 1024 * 1024
 
-# fcntl(2); Python's module has these names on Linux only.
-_F_ADD_SEALS: Final = 1033
-_F_GET_SEALS: Final = 1034
-_F_SEAL_SEAL: Final = 0x1
-_SEALED: Final = 0x2 | 0x4 | 0x8  # F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_WRITE
-
-Blob = bytes | bytearray | memoryview
+_Place = int | list[int]
+"""A byte string in the stream: its length. In a file: its number, the start and the length."""
 
 
 class ChannelClosed(TransportError):
@@ -80,11 +82,11 @@ class ProcessChannel:
     def send(
         self,
         header: Mapping[str, Any],
-        blobs: Sequence[Blob | Sequence[Blob]] = (),
+        blobs: Sequence[Part | Sequence[Buffer]] = (),
         *,
         timeout: float | None = None,
     ) -> None:
-        """Send one record. ``header`` is a JSON object without a key ``blobs``.
+        """Send one record. ``header`` is a JSON object without the keys ``blobs`` and ``files``.
 
         A blob may be given in pieces, which arrive as one.
 
@@ -93,31 +95,20 @@ class ProcessChannel:
         :raises ChannelClosed: when the other end is closed.
         :raises ChannelTimeout: when it did not accept the record within ``timeout`` seconds.
         """
-        pieces = [[blob] if isinstance(blob, Blob) else blob for blob in blobs]
-        views = [memoryview(piece).cast("B") for blob in pieces for piece in blob]
-        sizes = [sum(memoryview(piece).nbytes for piece in blob) for blob in pieces]
-        body = json.dumps({**header, "blobs": sizes}).encode()
-        if sum(sizes) < _LARGE:
-            self._send(b"".join([_HEAD.pack(len(body)), body, *views]), None, timeout)
-            return
-        try:
-            file = _sealed(views)
-        except OSError:
-            # RLIMIT_FSIZE holds for a memfd too; then the blobs are copied into the stream.
-            self._send(b"".join([_HEAD.pack(len(body)), body, *views]), None, timeout)
-            return
-        try:
-            self._send(_HEAD.pack(len(body)) + body, file, timeout)
-        finally:
-            os.close(file)
+        record = _Outgoing()
+        record.place(blobs)
+        sizes = [file.size for file in record.files]
+        body = json.dumps({**header, "files": sizes, "blobs": record.places}).encode()
+        data = b"".join([_HEAD.pack(len(body)), body, *record.stream])
+        self._send(data, record.files, timeout)
 
     def receive(
         self, *, timeout: float | None = None
     ) -> tuple[dict[str, Any], list[memoryview]] | None:
         """Return the next record, or None when the other end closed between two records.
 
-        The blobs are read-only. Those of a large record are views of one mapping, which is
-        unmapped with the last of them.
+        The blobs are read-only. Those of a file are views of one mapping, which is unmapped with
+        the last of them.
 
         :param timeout: seconds for the whole record; after :class:`ChannelTimeout` the channel
             cannot be used.
@@ -125,8 +116,28 @@ class ProcessChannel:
         :raises ChannelTimeout: when no whole record arrives in time.
         :raises TransportError: when a record is malformed, too long, or its file may change.
         """
+        record = self.receive_parts(timeout=timeout)
+        if record is None:
+            return None
+        header, parts = record
+        mapped: dict[int, memoryview] = {}
+        views: list[memoryview] = []
+        for part in parts:
+            if not isinstance(part, FilePart):
+                views.append(memoryview(part))
+                continue
+            whole = mapped.get(id(part.file))
+            if whole is None:
+                whole = mapped[id(part.file)] = part.file.map()
+            views.append(whole[part.start : part.start + part.size])
+        return header, views
+
+    def receive_parts(
+        self, *, timeout: float | None = None
+    ) -> tuple[dict[str, Any], list[bytes | FilePart]] | None:
+        """As :meth:`receive`, but what lies in files is not mapped: it can be passed on."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        head, file = self._read_head(deadline)
+        head, descriptors = self._read_head(deadline)
         if not head:
             return None
         try:
@@ -135,18 +146,28 @@ class ProcessChannel:
                 raise TransportError(
                     f"a record's header has {length} bytes; at most {self._max_header} are read"
                 )
-            header, sizes = _parsed(self._read(length, deadline))
-            if len(sizes) > _MAX_BLOBS or sum(sizes) > self._limit:
+            header, sizes, places = _parsed(self._read(length, deadline))
+            total = sum(place if isinstance(place, int) else place[2] for place in places)
+            if len(places) > _MAX_BLOBS or max(total, sum(sizes)) > self._limit:
                 raise TransportError(
-                    f"a record of {sum(sizes)} bytes in {len(sizes)} pieces; at most "
-                    f"{self._limit} bytes in {_MAX_BLOBS} pieces are read"
+                    f"a record of {total} bytes in {len(places)} pieces, with files of "
+                    f"{sum(sizes)} bytes; at most {self._limit} bytes in {_MAX_BLOBS} pieces "
+                    "are read"
                 )
-            if file is None:
-                return header, [memoryview(self._read(size, deadline)) for size in sizes]
-            return header, _mapped(file, sizes)
+            files = _adopted(descriptors, sizes)
         finally:
-            if file is not None:
-                os.close(file)
+            for each in descriptors:
+                os.close(each)
+        parts: list[bytes | FilePart] = []
+        for place in places:
+            if isinstance(place, int):
+                parts.append(self._read(place, deadline))
+                continue
+            number, start, size = place
+            if number >= len(files):
+                raise TransportError(f"file {number} of a record that has {len(files)}")
+            parts.append(files[number].part(start, size))
+        return header, parts
 
     def close(self) -> None:
         """Close this end; a thread that reads from it stops."""
@@ -156,59 +177,56 @@ class ProcessChannel:
 
     # --- sending ----------------------------------------------------------------------
 
-    def _send(self, data: bytes, file: int | None, timeout: float | None) -> None:
+    def _send(self, data: bytes, files: Sequence[MemoryFile], timeout: float | None) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
         rest = memoryview(data)
         with self._sending:
             try:
                 while rest:
                     self._ready(select.POLLOUT, deadline)
-                    if file is None:
+                    if not files:
                         sent = self._end.send(rest[:_PIECE], socket.MSG_DONTWAIT)
                     else:
-                        # The receiver expects the descriptor together with the head.
-                        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [file]))
+                        # The receiver expects the descriptors together with the head.
+                        numbers = array("i", [file.fileno() for file in files])
+                        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)
                         sent = self._end.sendmsg(
                             [rest[: _HEAD.size]], [rights], socket.MSG_DONTWAIT
                         )
-                        file = None
+                        files = ()
                     rest = rest[sent:]
             except (OSError, ValueError) as error:
                 raise ChannelClosed("the other end of the channel is closed") from error
 
     # --- receiving --------------------------------------------------------------------
 
-    def _read_head(self, deadline: float | None) -> tuple[bytes, int | None]:
-        """Return the head, empty at the end, and the descriptor that was sent with it."""
+    def _read_head(self, deadline: float | None) -> tuple[bytes, list[int]]:
+        """Return the head, empty at the end, and the descriptors that were sent with it."""
         head = bytearray()
-        file: int | None = None
+        files: list[int] = []
         try:
             while len(head) < _HEAD.size:
-                room = socket.CMSG_SPACE(2 * array("i").itemsize)
+                room = socket.CMSG_SPACE(MAX_FILES * array("i").itemsize)
                 try:
                     self._ready(select.POLLIN, deadline)
                     piece, ancillary, flags, _ = self._end.recvmsg(
-                        _HEAD.size - len(head), room, socket.MSG_DONTWAIT
+                        _HEAD.size - len(head), room, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
                     )
                 except (OSError, ValueError):
                     piece, ancillary, flags = b"", [], 0
-                found = _descriptors(ancillary)
-                if file is None and len(found) == 1:
-                    file = found.pop()
-                if found or flags & socket.MSG_CTRUNC:
-                    for each in found:
-                        os.close(each)
-                    raise TransportError("a record has more than one file")
+                files += _descriptors(ancillary)
+                if len(files) > MAX_FILES or flags & socket.MSG_CTRUNC:
+                    raise TransportError(f"a record has more than {MAX_FILES} files")
                 if not piece:
-                    if head or file is not None:
+                    if head or files:
                         raise ChannelClosed("the other end of the channel is closed")
                     break
                 head += piece
         except BaseException:
-            if file is not None:
-                os.close(file)
+            for each in files:
+                os.close(each)
             raise
-        return bytes(head), file
+        return bytes(head), files
 
     def _read(self, length: int, deadline: float | None) -> bytes:
         # Grows with the received bytes, so that a length alone allocates no memory.
@@ -233,41 +251,82 @@ class ProcessChannel:
             raise ChannelTimeout("the other end of the channel did not send or receive in time")
 
 
-def _sealed(views: Sequence[memoryview]) -> int:
-    """Return a sealed memfd with these bytes."""
-    file = os.memfd_create("record", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        for view in views:
-            rest = view
-            while rest:
-                rest = rest[os.write(file, rest) :]
-        fcntl.fcntl(file, _F_ADD_SEALS, _SEALED | _F_SEAL_SEAL)
-    except BaseException:
-        os.close(file)
-        raise
-    return file
+@dataclass(slots=True)
+class _Outgoing:
+    """Where the byte strings of a record go: into files that exist, into a new one, the stream."""
+
+    files: list[MemoryFile] = field(default_factory=list)
+    places: list[_Place] = field(default_factory=list)
+    stream: list[Buffer] = field(default_factory=list)
+
+    def place(self, blobs: Sequence[Part | Sequence[Buffer]]) -> None:
+        numbers: dict[int, int] = {}
+        rest: list[tuple[int, Sequence[Buffer] | FilePart, int]] = []
+        for index, blob in enumerate(blobs):
+            self.places.append(0)
+            if not isinstance(blob, FilePart):
+                pieces = [memoryview(each).cast("B") for each in _pieces(blob)]
+                rest.append((index, pieces, sum(map(len, pieces))))
+                continue
+            number = numbers.get(id(blob.file))
+            if number is None and len(self.files) < MAX_FILES - 1:  # one is left for the rest
+                number = numbers[id(blob.file)] = len(self.files)
+                self.files.append(blob.file)
+            if number is None:
+                rest.append((index, blob, blob.size))
+            else:
+                self.places[index] = [number, blob.start, blob.size]
+        file = _written([each for _, each, _ in rest]) if _large(rest) else None
+        position = 0
+        for index, each, size in rest:
+            if file is None:
+                self.places[index] = size
+                self.stream += each.pieces() if isinstance(each, FilePart) else each
+            else:
+                self.places[index] = [len(self.files), position, size]
+                position += size
+        if file is not None:
+            self.files.append(file)
 
 
-def _mapped(file: int, sizes: Sequence[int]) -> list[memoryview]:
-    """Return views of a file, after checking that it is sealed."""
+def _pieces(blob: Buffer | Sequence[Buffer]) -> Sequence[Buffer]:
+    return [blob] if isinstance(blob, Buffer) else blob
+
+
+def _large(rest: Sequence[tuple[int, Sequence[Buffer] | FilePart, int]]) -> bool:
+    return sum(size for _, _, size in rest) >= _LARGE
+
+
+def _written(blobs: Sequence[Sequence[Buffer] | FilePart]) -> MemoryFile | None:
+    """Return a sealed file of these byte strings; None where this process may not write one.
+
+    RLIMIT_FSIZE holds for a memfd too; the byte strings are then copied into the stream.
+    """
     try:
-        seals = fcntl.fcntl(file, _F_GET_SEALS)
+        file = MemoryFile.create()
+        for blob in blobs:
+            for piece in blob.pieces() if isinstance(blob, FilePart) else blob:
+                file.append(piece)
+        return file.seal()
     except OSError:
-        seals = 0
-    if seals & _SEALED != _SEALED:
-        raise TransportError("a record's file is not sealed against shrinking, growing and writing")
-    size, expected = os.fstat(file).st_size, sum(sizes)
-    if size != expected or not size:
-        raise TransportError(f"a record's file has {size} bytes, and {expected} are announced")
-    try:
-        whole = memoryview(mmap.mmap(file, size, prot=mmap.PROT_READ))
-    except (OSError, ValueError) as error:
-        raise TransportError(f"a record's file cannot be mapped: {error}") from None
-    found, start = [], 0
-    for each in sizes:
-        found.append(whole[start : start + each])
-        start += each
-    return found
+        return None
+
+
+def _adopted(descriptors: list[int], sizes: Sequence[int]) -> list[MemoryFile]:
+    """Return the files of descriptors, which it removes from the list, after checking them."""
+    if len(descriptors) != len(sizes):
+        raise TransportError(
+            f"a record has {len(descriptors)} files, and {len(sizes)} are announced"
+        )
+    files = []
+    for expected in sizes:
+        file = MemoryFile.adopt(descriptors.pop(0))
+        if file.size != expected or not expected:
+            raise TransportError(
+                f"a record's file has {file.size} bytes, and {expected} are announced"
+            )
+        files.append(file)
+    return files
 
 
 def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
@@ -278,13 +337,29 @@ def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
     return found.tolist()
 
 
-def _parsed(body: bytes) -> tuple[dict[str, Any], list[int]]:
+def _parsed(body: bytes) -> tuple[dict[str, Any], list[int], list[_Place]]:
     try:
         header = json.loads(body)
-        sizes = header.pop("blobs")
-        valid = isinstance(sizes, list) and all(type(each) is int and each >= 0 for each in sizes)
+        places, sizes = header.pop("blobs"), header.pop("files")
+        valid = (
+            isinstance(places, list)
+            and isinstance(sizes, list)
+            and all(map(_is_size, sizes))
+            and all(_is_size(each) or _is_range(each) for each in places)
+        )
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         valid = False
     if not valid:
-        raise TransportError("a record's header is not a JSON object with the lengths of its blobs")
-    return header, sizes
+        raise TransportError(
+            "a record's header is not a JSON object with the places of its blobs and the sizes "
+            "of its files"
+        )
+    return header, sizes, places
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_range(value: Any) -> bool:
+    return type(value) is list and len(value) == 3 and all(map(_is_size, value))

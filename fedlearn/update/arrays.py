@@ -37,6 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.errors import UpdateRejected
+from fedlearn.sandbox.memory_file import Part, gathered, view_of
 from fedlearn.sealing import ITEM_BYTES
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "decode",
     "digest",
     "dtype_name",
+    "document",
     "encode",
     "encoded_parts",
     "safetensors_header",
@@ -80,6 +82,8 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
 
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 _ALIGN: Final = 8
+_BLOCK: Final = 1 << 16
+"""Elements that are checked at a time, so that intermediate values stay in the cache."""
 _LENGTH: Final = struct.Struct("<Q")
 MAX_HEADER_BYTES: Final = 8 * 1024 * 1024
 MAX_NAME_BYTES: Final = 512
@@ -209,6 +213,14 @@ def encode(arrays: Mapping[str, Array]) -> bytes:
     return b"".join(encoded_parts(arrays))
 
 
+def document(arrays: Mapping[str, Array]) -> Part:
+    """Return the canonical encoding as a part of a message: in a sealed file if it is large.
+
+    :raises UpdateRejected: for a name or an element type that cannot be encoded.
+    """
+    return gathered(encoded_parts(arrays))
+
+
 def digest(arrays: Mapping[str, Array]) -> bytes:
     """Return the SHA-256 of the canonical encoding (32 bytes) without building it.
 
@@ -221,7 +233,7 @@ def digest(arrays: Mapping[str, Array]) -> bytes:
 
 
 def decode(
-    data: bytes | bytearray | memoryview,
+    data: Part,
     *,
     max_bytes: int = DEFAULT_MAX_BYTES,
     max_tensors: int = DEFAULT_MAX_TENSORS,
@@ -229,7 +241,8 @@ def decode(
 ) -> dict[str, Array]:
     """Return the arrays of a safetensors document, in the order of its header.
 
-    The arrays are views of ``data`` (read-only where ``data`` is): nothing is copied.
+    The arrays are views of ``data`` (read-only where ``data`` is): nothing is copied. What lies in
+    a file is mapped as long as there is one of its arrays.
     Every length is checked before it is used; the data must be covered exactly, with no
     gap, overlap or rest. With ``finite`` an array with NaN or infinity is refused.
 
@@ -237,7 +250,7 @@ def decode(
     :param max_tensors: upper bound of the number of arrays.
     :raises UpdateRejected: for anything else; the message names the array.
     """
-    view = memoryview(data).cast("B")
+    view = view_of(data).cast("B")
     if len(view) > max_bytes:
         raise UpdateRejected(f"an update of {len(view)} bytes; at most {max_bytes} are accepted")
     header, body = _split(view)
@@ -330,9 +343,16 @@ def _flat(array: Array) -> memoryview:
 
 
 def _is_finite(array: Array) -> bool:
-    if array.dtype == BF16:
-        return not bool(((array["bfloat16"] & 0x7F80) == 0x7F80).any())
-    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+    if array.dtype != BF16 and array.dtype.kind != "f":
+        return True
+    flat = array.reshape(-1)
+    return all(_are_finite(flat[start : start + _BLOCK]) for start in range(0, flat.size, _BLOCK))
+
+
+def _are_finite(block: Array) -> bool:
+    if block.dtype == BF16:
+        return not bool(((block["bfloat16"] & 0x7F80) == 0x7F80).any())
+    return bool(np.isfinite(block).all())
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from fedlearn.errors import TransportError
+from fedlearn.sandbox.memory_file import Buffer, FilePart, Part
 
 __all__ = ["FrameReader", "frames_length", "write_frames"]
 
@@ -19,14 +20,17 @@ _HEAD: Final = struct.Struct(">Q")
 MAX_FRAMES: Final = 1_000_000
 
 
-def write_frames(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """Yield a body of ``parts``, without copying them."""
+def write_frames(parts: Iterable[Part]) -> Iterator[Buffer]:
+    """Yield a body of ``parts``, without copying them; what lies in a file comes in pieces."""
     for part in parts:
         yield _HEAD.pack(len(part))
-        yield part
+        if isinstance(part, FilePart):
+            yield from part.pieces()
+        else:
+            yield part
 
 
-def frames_length(parts: Iterable[bytes | memoryview]) -> int:
+def frames_length(parts: Iterable[Part]) -> int:
     """Return the length of the body that :func:`write_frames` makes of ``parts``."""
     return sum(_HEAD.size + len(part) for part in parts)
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from numpy.typing import NDArray
-
 from fedlearn.job.seeds import node_number
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.state import JobStatus
+from fedlearn.sandbox.memory_file import Part
+from fedlearn.update.arrays import encode
 
 __all__ = [
     "Checkpoint",
@@ -59,13 +59,13 @@ class Checkpoint:
     """All that a job needs to continue after ``round``.
 
     ``model`` is the global model. ``tensors`` and ``state`` hold the rest (the state of the
-    strategy, the metrics so far); ``state`` is JSON. The arrays may be views of one buffer;
-    they must not be written to.
+    strategy, the metrics so far). Model and tensors are documents of
+    :mod:`fedlearn.update.arrays`, ``state`` is JSON.
     """
 
     round: int
-    model: Mapping[str, NDArray[Any]]
-    tensors: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    model: Part
+    tensors: Part = field(default_factory=lambda: encode({}))
     state: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -140,7 +140,7 @@ class Reply:
     site: str
     node: int
     message: bytes
-    objects: Mapping[str, bytes]
+    objects: Mapping[str, Part]
     size: int
     key: str = ""
     digest: str = ""

@@ -36,9 +36,11 @@ from fedlearn.job.events import (
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.tables import MAX_ROUNDS
 from fedlearn.privacy import Budget
+from fedlearn.update import arrays as update
 from server.admission.absence import Absence, SiteWaits
 from server.admission.registry import Admission, AdmissionEvent, AdmissionRegistry
 from server.flower.application.app_files import as_arrays, kept_as
+from server.flower.exchange.calls import MAX_RECORD_BYTES
 from server.flower.job_plan import Checkpoint
 from server.jobs.records.checkpoint import pack_state, unpack_state
 from server.ledger import Entry, Ledger
@@ -189,14 +191,16 @@ class JobChannelHandler:
 
         :raises JobError: when it is not the checkpoint of the round that runs, or contains NaN.
         """
-        self._check_checkpoint(checkpoint)
+        model = update.decode(checkpoint.model, max_bytes=MAX_RECORD_BYTES)
+        tensors = update.decode(checkpoint.tensors, max_bytes=MAX_RECORD_BYTES)
+        self._check_checkpoint(checkpoint.round, model)
         owner = self.spec.owner_public_key()
         stored = self._store.write(
             self.model,
-            checkpoint.model,
+            model,
             job=self.spec.name,
             round=checkpoint.round,
-            state=pack_state(checkpoint.state, checkpoint.tensors),
+            state=pack_state(checkpoint.state, tensors),
             meta={"rounds": self.spec.rounds},
             recipients=(owner,) if owner else (),
         )
@@ -248,7 +252,12 @@ class JobChannelHandler:
         state, tensors = unpack_state(self._store.state(self.model, stored.version))
         with self._lock:
             self._round = stored.round
-        return Checkpoint(round=stored.round, model=model, tensors=tensors, state=state)
+        return Checkpoint(
+            round=stored.round,
+            model=update.document(model),
+            tensors=update.document(tensors),
+            state=state,
+        )
 
     def live_sites(self) -> dict[str, int]:
         """Return the sites that are admitted now and have committed to their data.
@@ -335,16 +344,15 @@ class JobChannelHandler:
             if last is not None and entry.body.get("job") == name:
                 self._unreleased = None if entry.sequence > last.sequence else self._unreleased
 
-    def _check_checkpoint(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.round != self._running or not self._running:
+    def _check_checkpoint(self, round_: int, model: Mapping[str, update.Array]) -> None:
+        if round_ != self._running or not self._running:
             raise JobError(
-                f"a checkpoint of round {checkpoint.round}; round {self._running} runs",
+                f"a checkpoint of round {round_}; round {self._running} runs",
             )
-        for name, array in checkpoint.model.items():
+        for name, array in model.items():
             if array.dtype.kind in "fc" and not np.isfinite(array).all():
                 raise JobError(
-                    f"round {checkpoint.round}: the model's array {name!r} "
-                    "contains NaN or infinity",
+                    f"round {round_}: the model's array {name!r} contains NaN or infinity",
                     hint="training diverged; lower the learning rate",
                 )
 

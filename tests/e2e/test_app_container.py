@@ -128,7 +128,7 @@ def run(federation: FlowerFederation, bundle: bytes) -> Run:
 
 
 def _bits(channel: Channel) -> dict[str, bytes]:
-    return {name: array.tobytes() for name, array in channel.checkpoints[-1].model.items()}
+    return {name: array.tobytes() for name, array in channel.models[-1].items()}
 
 
 def test_it_runs_there_and_nothing_of_it_in_the_coordinators_place(

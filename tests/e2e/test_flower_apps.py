@@ -249,7 +249,7 @@ def test_an_own_aggregation_judges_the_replies(run: Run, mode: str, expected: st
     assert outcome.status == "finished", (outcome, lines)
     assert len([each for each in lines if each.startswith("got") and expected in each]) == 6
     assert "seen [2, 2, 2]" in lines
-    assert channel.checkpoints[-1].model["body"].tolist() == [3.0] * 8
+    assert channel.models[-1]["body"].tolist() == [3.0] * 8
 
 
 @pytest.mark.parametrize(
@@ -307,8 +307,8 @@ def test_an_own_strategy_resumes_with_the_state_that_it_had(run: Run) -> None:
     assert outcome.status == "finished", (outcome, lines)
     assert channel.of("job.started")[-1]["resumed_from"] == 2
     assert [each for each in lines if each.startswith("seen")][-1] == "seen [2, 2, 2]"
-    for name, array in whole.checkpoints[-1].model.items():
-        assert array.tobytes() == channel.checkpoints[-1].model[name].tobytes()
+    for name, array in whole.models[-1].items():
+        assert array.tobytes() == channel.models[-1][name].tobytes()
 
 
 def test_a_round_that_reached_no_site_is_not_finished(

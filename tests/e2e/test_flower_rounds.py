@@ -69,7 +69,7 @@ def run(federation: FlowerFederation, bundle: bytes) -> Run:
 
 
 def _bits(channel: Channel) -> dict[str, bytes]:
-    return {name: array.tobytes() for name, array in channel.checkpoints[-1].model.items()}
+    return {name: array.tobytes() for name, array in channel.models[-1].items()}
 
 
 def test_a_round_costs_less_than_half_a_second_and_repeats_to_the_bit(
@@ -99,9 +99,9 @@ def test_the_exact_mean_agrees_with_flowers(run: Run) -> None:
     flower, theirs = run(job="stock", sites=2)
     exact, ours = run(job="exact", sites=2, strategy="fedavg")
     assert flower.status == exact.status == "finished"
-    for name, array in ours.checkpoints[-1].model.items():
-        np.testing.assert_allclose(array, theirs.checkpoints[-1].model[name], rtol=1e-5)
-    assert ours.checkpoints[-1].model["1"].dtype == np.int64
+    for name, array in ours.models[-1].items():
+        np.testing.assert_allclose(array, theirs.models[-1][name], rtol=1e-5)
+    assert ours.models[-1]["1"].dtype == np.int64
 
 
 def test_a_job_reports_that_its_strategy_replaces_that_of_the_app(run: Run) -> None:

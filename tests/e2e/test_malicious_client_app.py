@@ -561,6 +561,15 @@ def send(header, files=()):
     body = json.dumps(header).encode()
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))] if files else []
     channel().sendmsg([struct.pack(">I", len(body)) + body], rights)
+def file(size, sealed=True):
+    found = os.memfd_create('x', 2)
+    os.ftruncate(found, size)
+    if sealed:
+        fcntl.fcntl(found, fcntl.F_ADD_SEALS, 14)
+    return found
+def answered(blobs, files=(), announced=(), number=2, split=1):
+    header = {'number': number, 'failure': None, 'split': split}
+    send({**header, 'files': list(announced), 'blobs': blobs}, files)
 """
 
 
@@ -568,25 +577,54 @@ def send(header, files=()):
     ("code", "reason"),
     [
         (
-            "file = os.memfd_create('x', 2); os.ftruncate(file, 1 << 20)\n"
-            "    send({'number': 2, 'failure': None, 'split': 1, 'blobs': [1 << 20]}, [file])\n"
-            "    os.ftruncate(file, 0)",
+            "found = file(1 << 20, sealed=False)\n"
+            "    answered([[0, 0, 1 << 20]], [found], [1 << 20])\n"
+            "    os.ftruncate(found, 0)",
             "not sealed against shrinking, growing and writing",
         ),
-        ("send({'number': 7, 'failure': None, 'split': 0, 'blobs': []})", "a malformed answer"),
-        ("send({'blobs': []})", "a malformed answer"),
-        ("send([1])", "header is not a JSON object"),
-        ("send({'number': 2, 'failure': None, 'split': 0, 'blobs': [1 << 60]})", "at most"),
-        ("send({'number': 2, 'failure': None, 'split': 0, 'blobs': []})", "a malformed answer"),
         (
-            "send({'number': 2, 'failure': None, 'split': 2, 'blobs': [2, 2]})\n"
-            "    channel().sendall(b'{}[]')",
-            "a malformed answer",
+            "answered([[0, 0, 1 << 20]], [file(1 << 19)], [1 << 20])",
+            "has 524288 bytes, and 1048576 are announced",
         ),
+        (
+            "answered([[0, 0, 1 << 20]], [file(1 << 21)], [1 << 20])",
+            "has 2097152 bytes, and 1048576 are announced",
+        ),
+        ("answered([[0, 0, 2]], [file(1)], [1])", "bytes 0 to 2 of a file that has 1"),
+        ("answered([[0, 0, 1]], [file(1)], [1 << 40])", "at most"),
+        ("answered([[0, 0, 1]], [file(1), file(1)], [1])", "has 2 files, and 1 are announced"),
+        ("answered([[0, 0, 1]], [file(1)] * 65, [1] * 65)", "more than 64 files"),
+        (
+            "answered([[0, 0, 1 << 23]], [file(1 << 23)], [1 << 23])",
+            "head of a message has at most",
+        ),
+        ("answered([], number=7, split=0)", "a malformed answer"),
+        ("send({'files': [], 'blobs': []})", "a malformed answer"),
+        ("send([1])", "header is not a JSON object"),
+        ("answered([1 << 60], split=0)", "at most"),
+        ("answered([], split=0)", "a malformed answer"),
+        ("answered([2, 2], split=2); channel().sendall(b'{}[]')", "a malformed answer"),
         ("channel().sendall(b'x' * 100)", "a record's header has"),
         ("channel().shutdown(socket.SHUT_RDWR)", "the app's process ended"),
     ],
-    ids=["shrinks", "number", "empty", "list", "huge", "no-message", "odd-head", "noise", "closed"],
+    ids=[
+        "shrinks",
+        "too-small",
+        "too-large",
+        "beyond",
+        "huge-file",
+        "second-file",
+        "many-files",
+        "huge-head",
+        "number",
+        "empty",
+        "list",
+        "huge",
+        "no-message",
+        "odd-head",
+        "noise",
+        "closed",
+    ],
 )
 def test_an_answer_that_is_made_up_is_refused(make: Make, code: str, reason: str) -> None:
     client = make(

@@ -230,7 +230,7 @@ def test_every_release_of_every_stage_is_charged(attack: Attack) -> None:
     outcome, channel, lines = attack(body, job="stages", privacy=SPEC)
     assert outcome.status == "finished", (outcome, lines)
     assert [(stage, number) for stage, number, _ in channel.charged] == [(1, 1), (2, 1), (3, 1)]
-    released = [each.model["0"].tobytes() for each in channel.checkpoints]
+    released = [each["0"].tobytes() for each in channel.models]
     assert len(set(released)) == 3
 
 
@@ -246,7 +246,7 @@ def test_what_it_sees_under_privacy_has_noise_and_was_sealed_first(attack: Attac
     """
     outcome, channel, lines = attack(body, job="noise", privacy=SPEC)
     assert outcome.status == "finished", (outcome, lines)
-    sealed = float(abs(channel.checkpoints[0].model["0"]).max())
+    sealed = float(abs(channel.models[0]["0"]).max())
     # Two updates within 0.5 of zeros have a mean within 0.5; the noise is larger.
     for word in ("seen", "final"):
         (line,) = [each for each in lines if each.startswith(word)]

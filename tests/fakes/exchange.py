@@ -128,7 +128,8 @@ class FakeNode:
         content["metrics"] = MetricRecord({"num-examples": examples})
         sender = self.number if by is None else by
         packed = Packer().content(content)
-        return flatten([message(packed, to=COORDINATOR, by=sender, reply_to=question)]).frames(0)
+        flat = flatten([message(packed, to=COORDINATOR, by=sender, reply_to=question)])
+        return [*map(bytes, flat.frames(0))]
 
     def deliver(self, frames: list[bytes]) -> int:
         return self.call("deliver", body(frames))[0]

@@ -25,6 +25,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fedlearn.update.arrays import Array, decode
 from server.flower.job_plan import Checkpoint
 
 if TYPE_CHECKING:
@@ -144,6 +145,11 @@ class Channel:
         with self.changed:
             self.checkpoints.append(checkpoint)
             self.changed.notify_all()
+
+    @property
+    def models(self) -> list[dict[str, Array]]:
+        """The model of each checkpoint."""
+        return [decode(each.model) for each in self.checkpoints]
 
     def keep_files(self, files: Mapping[str, memoryview]) -> None:
         self.files.append({name: bytes(data) for name, data in files.items()})

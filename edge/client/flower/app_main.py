@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from fedlearn.app.flower import CALL, Packer, flatten, inflate, unpack
 from fedlearn.app.message import Head
 from fedlearn.errors import FedlearnError, JobError
 from fedlearn.job.seeds import seed_generators
+from fedlearn.sandbox.memory_file import Part
 from fedlearn.sandbox.process_channel import ProcessChannel
 
 __all__ = ["main"]
@@ -56,7 +58,7 @@ class _App:
             run_config=request["run_config"],
         )
 
-    def call(self, request: dict[str, Any], blobs: list[memoryview]) -> list[bytes]:
+    def call(self, request: dict[str, Any], blobs: Sequence[Part]) -> list[Part]:
         """Call the app with one message; return its answer in frames."""
         context, split = self._context, request["split"]
         if not request["keep"]:
@@ -72,19 +74,19 @@ class _App:
             raise JobError(f"the app answered with an error: {reply.error.reason}")
         return _frames(reply.content)
 
-    def state(self) -> list[bytes]:
+    def state(self) -> list[Part]:
         """Return the state of the app in frames; none when it is empty."""
         return _frames(self._context.state) if len(self._context.state) else []
 
 
-def _message(frames: list[memoryview]) -> Message:
-    head = bytes(frames[0])
-    message = inflate(head, dict(zip(Head.from_bytes(head).parts, frames[1:], strict=True)))
+def _message(frames: Sequence[Part]) -> Message:
+    head = Head.from_bytes(frames[0])
+    message = inflate(frames[0], dict(zip(head.parts, frames[1:], strict=True)))
     message.content = unpack(message.content, max_bytes=_LIMIT)
     return message
 
 
-def _frames(content: RecordDict) -> list[bytes]:
+def _frames(content: RecordDict) -> list[Part]:
     """Return a message with these records; its metadata are not used."""
     message = Message(Packer().content(content), dst_node_id=0, message_type=MessageType.QUERY)
     return flatten([message]).frames(0)
@@ -95,12 +97,12 @@ def main(arguments: list[str]) -> int:
     channel = ProcessChannel(socket.socket(fileno=int(arguments[0])), limit=_LIMIT)
     app: _App | None = None
     records: RecordHandler | None = None
-    while (asked := channel.receive()) is not None:
+    while (asked := channel.receive_parts()) is not None:
         request, blobs = asked
         if records is None:
             records = RecordHandler(Path(request["folder"]), os.dup(2))
             records.install()
-        message: list[bytes] = []
+        message: list[Part] = []
         failure = None
         try:
             if app is None:
@@ -115,6 +117,7 @@ def main(arguments: list[str]) -> int:
         state = [] if app is None else app.state()
         answer = {"number": request["number"], "failure": failure, "split": len(message)}
         channel.send(answer, [*message, *state])
+        del asked, blobs, message, state  # files, which would live until the next message
     return 0
 
 

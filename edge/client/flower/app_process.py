@@ -34,7 +34,8 @@ from fedlearn.sandbox import (
     thread_environment,
 )
 from fedlearn.sandbox.environment import app_environment
-from fedlearn.sandbox.process_channel import Blob, ChannelClosed, ChannelTimeout, ProcessChannel
+from fedlearn.sandbox.memory_file import Part
+from fedlearn.sandbox.process_channel import ChannelClosed, ChannelTimeout, ProcessChannel
 
 __all__ = ["Answer", "AppFailed", "AppLimits", "AppProcess", "AppRaised"]
 
@@ -82,7 +83,8 @@ class AppLimits:
 class Answer:
     """An answer of the app's process: the records of a reply, or why there are none.
 
-    Arrays are packed as they were received, and have not been checked.
+    Arrays are packed as they were received, and have not been checked. They lie in the files that
+    the process sent, which are not mapped.
     """
 
     failure: str | None
@@ -127,7 +129,7 @@ class AppProcess:
             self._output = OutputReader(self._process.stdout, output)
 
     def ask(
-        self, question: Mapping[str, Any], message: Sequence[Blob], state: State | None
+        self, question: Mapping[str, Any], message: Sequence[Part], state: State | None
     ) -> Answer:
         """Send one question and return what the process answers.
 
@@ -146,7 +148,7 @@ class AppProcess:
         blobs = [*message, *(state or ())]
         try:
             self._channel.send(header, blobs, timeout=self._limits.seconds)
-            received = self._channel.receive(timeout=self._limits.seconds)
+            received = self._channel.receive_parts(timeout=self._limits.seconds)
         except ChannelTimeout:
             self.close()
             raise AppFailed(f"the app gave no answer in {self._limits.seconds:g} s") from None
@@ -181,7 +183,7 @@ class AppProcess:
         except SandboxError as error:
             _LOG.error("%s", error)
 
-    def _answer(self, header: dict[str, Any], blobs: list[memoryview], *, empty: bool) -> Answer:
+    def _answer(self, header: dict[str, Any], blobs: Sequence[Part], *, empty: bool) -> Answer:
         number, failure, split = header["number"], header["failure"], header["split"]
         if number != self._number or type(split) is not int or not 0 <= split <= len(blobs):
             raise ValueError("of another question, or of the wrong size")
@@ -239,10 +241,10 @@ class AppProcess:
         )
 
 
-def _content(message: Sequence[memoryview]) -> RecordDict:
+def _content(message: Sequence[Part]) -> RecordDict:
     """Return the records of a message in frames; the rest of it is ignored."""
-    head = bytes(message[0])
-    found = inflate(head, dict(zip(Head.from_bytes(head).parts, message[1:], strict=True)))
+    head = Head.from_bytes(message[0])
+    found = inflate(message[0], dict(zip(head.parts, message[1:], strict=True)))
     if found.has_error():
         raise ValueError("an error instead of a message")
     return found.content

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from fedlearn.errors import RoundError
-from fedlearn.sandbox.process_channel import Blob
+from fedlearn.sandbox.memory_file import Part
 
 __all__ = ["EMPTY", "Call", "State", "StateHistory"]
 
-State = Sequence[Blob]
+State = Sequence[Part]
 """A message with the records of a state, in frames; the empty tuple is the empty state."""
 
 EMPTY: Final[State] = ()

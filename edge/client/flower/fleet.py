@@ -26,6 +26,7 @@ from fedlearn.app.message import Flat, Head
 from fedlearn.errors import AdmissionDenied, FedlearnError, TransportError, UpdateRejected
 from fedlearn.identity import spiffe
 from fedlearn.identity.tls import client_context
+from fedlearn.sandbox.memory_file import Part
 from fedlearn.update.frames import FrameReader, frames_length, write_frames
 
 __all__ = ["HEARTBEAT_SECONDS", "Ended", "Fleet", "Identity", "Work"]
@@ -61,8 +62,8 @@ class Work:
     """One received message: its id, its head, and its parts by name."""
 
     id: str
-    head: bytes
-    objects: dict[str, bytes]
+    head: Part
+    objects: dict[str, Part]
 
 
 class _Session:

@@ -36,6 +36,7 @@ from fedlearn.errors import FedlearnError, JobError, UpdateRejected
 from fedlearn.job.seeds import derive
 from fedlearn.job.spec import JobSpec
 from fedlearn.privacy import ClientPrivacy
+from fedlearn.sandbox.memory_file import same_bytes
 
 __all__ = ["WITHHELD", "ClientPlan", "Replies"]
 
@@ -193,7 +194,8 @@ class Replies:
                 hint="keep less in Context.state, or ask for more resources.memory_mib",
             )
         # The head has a new id each time and is not part of the state.
-        if list(self._state[1:]) != list(state[1:]):
+        old, new = self._state[1:], state[1:]
+        if len(old) != len(new) or not all(map(same_bytes, old, new)):
             self._state = state
         self._in_process = self._state
 

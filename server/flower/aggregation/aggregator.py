@@ -36,6 +36,7 @@ from fedlearn.job.seeds import derive, seed_generators
 from fedlearn.job.strategies import APP, STRATEGIES
 from fedlearn.privacy import ServerPrivacy
 from fedlearn.sandbox import protect_this_process
+from fedlearn.sandbox.memory_file import Part, view_of
 from fedlearn.sandbox.process_channel import ProcessChannel
 from server.flower.aggregation.builtin import CLASSES, BuiltIn
 from server.flower.aggregation.grid import JobGrid
@@ -98,7 +99,7 @@ class Session:
         self._coordinator = coordinator
         self._files_kept = threading.Lock()
 
-    def _answer(self, name: str, fields: dict[str, Any], blobs: list[memoryview]) -> Answer:
+    def _answer(self, name: str, fields: dict[str, Any], blobs: list[Part]) -> Answer:
         match name:
             case "nodes":
                 return {"nodes": list(self.grid.get_node_ids())}, ()
@@ -139,9 +140,9 @@ class Session:
                 return
         self.peer.wait_closed(_MAX_WAIT)
 
-    def _keep_files(self, fields: dict[str, Any], blobs: list[memoryview]) -> Answer:
+    def _keep_files(self, fields: dict[str, Any], blobs: list[Part]) -> Answer:
         most = appfiles.most_bytes(self._plan.max_update_bytes)
-        files = appfiles.checked(fields.get("names"), blobs, most=most)
+        files = appfiles.checked(fields.get("names"), [*map(view_of, blobs)], most=most)
         if not self._files_kept.acquire(blocking=False):
             raise TransportError("the application's files are kept already")
         self._coordinator.keep_files(files)
@@ -149,7 +150,7 @@ class Session:
 
     # Rounds that run here
 
-    def _start(self, fields: dict[str, Any], blobs: list[memoryview]) -> Answer:
+    def _start(self, fields: dict[str, Any], blobs: list[Part]) -> Answer:
         parts = iter(blobs)
         most = self._plan.max_update_bytes
         functions = RemoteFunctions(self.peer, max_bytes=most)

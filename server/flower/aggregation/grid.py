@@ -21,7 +21,7 @@ privacy the reason of a refusal is a constant, because any other text might depe
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Final
 
@@ -219,7 +219,7 @@ class JobGrid(Grid):  # type: ignore[misc]
     ) -> Iterable[Message]:
         """Return the answers that have arrived, after a wait if there is none."""
         known = [id_ for id_ in message_ids if id_ in self._asked]
-        replies = self._coordinator.pull(known, seconds) if known else []
+        replies = self._coordinator.pull(known, seconds) if known else deque()
         return [message for _, message in self.validator.opened(replies, self._asked)]
 
     def send_and_receive(

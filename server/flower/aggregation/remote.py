@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import Result
 
 from fedlearn.app.flower import arrays_of
 from fedlearn.errors import TransportError
-from fedlearn.sandbox.process_channel import Blob
+from fedlearn.sandbox.memory_file import Part
 from fedlearn.update import arrays as update
 from server.flower.ipc.peer import Peer
 from server.flower.ipc.records import (
@@ -139,7 +139,7 @@ class RemoteStrategy:
     def restore(self, captured: Captured) -> None:
         """Give the strategy back the state that it had."""
         state, arrays = captured
-        self._peer.call("restore", {"state": state}, [update.encode(arrays)])
+        self._peer.call("restore", {"state": state}, [update.document(arrays)])
 
     def _configured(
         self, name: str, round_: int, arrays: ArrayRecord, config: ConfigRecord
@@ -155,7 +155,7 @@ class RemoteStrategy:
 
     def _aggregated(
         self, name: str, round_: int, replies: Iterable[Message]
-    ) -> tuple[dict[str, Any], list[memoryview]]:
+    ) -> tuple[dict[str, Any], list[Part]]:
         places = {each.metadata.message_id: place for place, each in enumerate(self._asked)}
         listed, blobs = replies_fields(
             (places[each.metadata.reply_to_message_id], each)
@@ -165,10 +165,10 @@ class RemoteStrategy:
         return self._peer.call(name, {"round": round_, "replies": listed}, blobs)
 
 
-def result_fields(result: Result) -> tuple[dict[str, Any], Sequence[Blob]]:
+def result_fields(result: Result) -> tuple[dict[str, Any], Sequence[Part]]:
     """Return the result of a stage so far as JSON and byte strings."""
     described, blobs = (
-        (None, list[Blob]()) if result.arrays is None else packed_arrays(result.arrays)
+        (None, list[Part]()) if result.arrays is None else packed_arrays(result.arrays)
     )
     fields: dict[str, Any] = {"arrays": described}
     for name in HISTORIES:
@@ -179,10 +179,10 @@ def result_fields(result: Result) -> tuple[dict[str, Any], Sequence[Blob]]:
 
 def replies_fields(
     replies: Iterable[tuple[int | str, Message]],
-) -> tuple[list[dict[str, Any]], list[Blob]]:
+) -> tuple[list[dict[str, Any]], list[Part]]:
     """Return replies as JSON and byte strings; ``to`` names what each answers."""
     listed: list[dict[str, Any]] = []
-    blobs: list[Blob] = []
+    blobs: list[Part] = []
     for to, message in replies:
         if message.has_error():
             error = {"code": message.error.code, "reason": message.error.reason}
@@ -195,7 +195,7 @@ def replies_fields(
 
 
 def messages_of(
-    fields: Mapping[str, Any], blobs: Sequence[memoryview], *, max_bytes: int
+    fields: Mapping[str, Any], blobs: Sequence[Part], *, max_bytes: int
 ) -> list[Message]:
     """Return the messages that an application sends to nodes.
 
@@ -208,7 +208,7 @@ def messages_of(
         raise TransportError("messages and contents are lists")
     if len(listed) > _MAX_MESSAGES or len(contents) > len(listed):
         raise TransportError(f"at most {_MAX_MESSAGES} messages are sent at once")
-    parts: Iterator[memoryview] = iter(blobs)
+    parts: Iterator[Part] = iter(blobs)
     made = [content(each, parts, max_bytes=max_bytes) for each in contents]
     return [_message(each, made) for each in listed]
 

@@ -33,14 +33,15 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.grid import Grid
 from flwr.serverapp.strategy import Result
 
-from fedlearn.app.flower import arrays_of, record_of
+from fedlearn.app.flower import document_of, record_of_document
 from fedlearn.errors import JobError, QuorumNotReached, RoundError
 from fedlearn.job.seeds import derive, seed_generators
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.tables import MAX_ROUNDS
+from fedlearn.update.arrays import decode, document
 from server.flower.aggregation.grid import JobGrid
 from server.flower.aggregation.round_updates import ContributorRevoked
-from server.flower.exchange.calls import CoordinatorClient
+from server.flower.exchange.calls import MAX_RECORD_BYTES, CoordinatorClient
 from server.flower.ipc.records import HISTORIES
 from server.flower.ipc.strategy_state import Captured, NotCaptured, capture, restore
 from server.flower.job_plan import Checkpoint
@@ -309,8 +310,8 @@ class Rounds:
         self._coordinator.save(
             Checkpoint(
                 round=number,
-                model=arrays_of(stage.arrays),
-                tensors=tensors,
+                model=document_of(stage.arrays),
+                tensors=document(tensors),
                 state={
                     "resumable": resumable,
                     "evaluated": False,
@@ -334,8 +335,10 @@ class Rounds:
                 "not one that can be written down",
             )
             return 0, True
-        self._set_back(stage, (checkpoint.state["captured"], dict(checkpoint.tensors)))
-        stage.arrays = stage.result.arrays = record_of(checkpoint.model)
+        tensors = decode(checkpoint.tensors, max_bytes=MAX_RECORD_BYTES)
+        self._set_back(stage, (checkpoint.state["captured"], tensors))
+        model = record_of_document(checkpoint.model, max_bytes=MAX_RECORD_BYTES)
+        stage.arrays = stage.result.arrays = model
         self.finished = checkpoint.round
         # Checkpoints of earlier releases do not state it.
         self._made = bool(checkpoint.state.get("made", True))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,13 +66,15 @@ class UpdateValidator:
         return self._checks.spec(content)
 
     def opened(
-        self, replies: Iterable[Reply], waiting: dict[str, Asked]
+        self, replies: deque[Reply], waiting: dict[str, Asked]
     ) -> Iterator[tuple[str, Message]]:
-        """Yield each reply with its question, as a message or as a failure.
+        """Yield each reply with its question, as a message or as a failure; take it out of
+        ``replies``.
 
         :param waiting: the questions by id; those that are answered are removed.
         """
-        for reply in replies:
+        while replies:
+            reply = replies.popleft()  # the others are freed one by one, when each is used up
             question = reply.question
             asked = waiting.pop(question, None)
             if asked is None:

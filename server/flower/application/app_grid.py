@@ -22,7 +22,7 @@ from flwr.supercore.run import Run
 
 from fedlearn.errors import JobError, QuorumNotReached, TransportError
 from fedlearn.job.seeds import derive, seed_generators
-from fedlearn.sandbox.process_channel import Blob
+from fedlearn.sandbox.memory_file import Part
 from fedlearn.update import arrays as update
 from server.flower.aggregation.builtin import name_of
 from server.flower.application.contract import check
@@ -202,7 +202,7 @@ class Started:
         answer, found = self._grid.peer.call_serving("start", fields, blobs, self.answer)
         return _result(answer, found)
 
-    def answer(self, name: str, fields: dict[str, Any], blobs: list[memoryview]) -> Answer:
+    def answer(self, name: str, fields: dict[str, Any], blobs: list[Part]) -> Answer:
         """Answer one call of the aggregator."""
         round_, parts = fields.get("round"), iter(blobs)
         seed_generators(derive(self._grid.rules.seed, "server", round_ or 0, name))
@@ -239,7 +239,7 @@ class Started:
         found = getattr(self._strategy, which)(contents, fields["weighted_by"])
         return _metrics_fields(found)
 
-    def _configured(self, name: str, fields: dict[str, Any], blobs: list[memoryview]) -> Answer:
+    def _configured(self, name: str, fields: dict[str, Any], blobs: list[Part]) -> Answer:
         model = array_record(fields["arrays"], iter(blobs), max_bytes=_MAX_RESULT_BYTES)
         config = cast("ConfigRecord", plain_record(fields["config"], None))
         configure = getattr(self._strategy, name)
@@ -247,7 +247,7 @@ class Started:
         found, parts = messages_fields(self._asked)
         return {**found, "config": plain(config)}, parts
 
-    def _aggregated(self, name: str, fields: dict[str, Any], blobs: list[memoryview]) -> Answer:
+    def _aggregated(self, name: str, fields: dict[str, Any], blobs: list[Part]) -> Answer:
         parts = iter(blobs)
         most = self._grid.rules.max_bytes
         replies = [_reply(each, self._asked[each["to"]], parts, most) for each in fields["replies"]]
@@ -255,7 +255,7 @@ class Started:
         if name == "aggregate_evaluate":
             return _metrics_fields(found), ()
         arrays, metrics = found
-        described, more = (None, list[Blob]()) if arrays is None else packed_arrays(arrays)
+        described, more = (None, list[Part]()) if arrays is None else packed_arrays(arrays)
         return {"arrays": described, **_metrics_fields(metrics)}, more
 
     def _captured(self) -> Answer:
@@ -263,7 +263,7 @@ class Started:
             state, tensors = capture({"strategy": self._strategy})
         except NotCaptured as error:
             return {"not_captured": str(error)}, ()
-        return {"state": state}, [update.encode(tensors)]
+        return {"state": state}, [update.document(tensors)]
 
 
 def install(grid: AppGrid) -> None:
@@ -290,11 +290,11 @@ def install(grid: AppGrid) -> None:
     Strategy.start = start
 
 
-def messages_fields(messages: Iterable[Message]) -> tuple[dict[str, Any], list[Blob]]:
+def messages_fields(messages: Iterable[Message]) -> tuple[dict[str, Any], list[Part]]:
     """Return messages as JSON and byte strings; a content that they share appears once."""
     places: dict[int, int] = {}
     contents: list[Any] = []
-    blobs: list[Blob] = []
+    blobs: list[Part] = []
     listed: list[dict[str, Any]] = []
     for message in messages:
         found = message.content
@@ -342,7 +342,7 @@ def _metrics_fields(found: MetricRecord | None) -> dict[str, Any]:
     return {"metrics": None if found is None else plain(MetricRecord(dict(found)))}
 
 
-def _result(fields: Mapping[str, Any], blobs: list[memoryview]) -> Result:
+def _result(fields: Mapping[str, Any], blobs: list[Part]) -> Result:
     result = Result()
     if fields["arrays"] is not None:
         found: ArrayRecord = array_record(

@@ -2,7 +2,8 @@
 
 :class:`CoordinatorClient` is the aggregator's end, :func:`serve` the coordinator's. One request
 at a time; every request gets one answer, which is a result or an error of :mod:`fedlearn.errors`.
-The aggregator holds no user code; it parses what sites send, so the coordinator checks what it
+Models pass through in files (:mod:`fedlearn.sandbox.memory_file`), which the coordinator does not
+map. The aggregator holds no user code; it parses what sites send, so the coordinator checks what it
 reports against what the coordinator itself knows (:mod:`server.jobs.job_channel`).
 """
 
@@ -10,14 +11,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from fedlearn.app.message import Flat
 from fedlearn.errors import FedlearnError, TransportError
-from fedlearn.sandbox.process_channel import Blob, ProcessChannel
-from fedlearn.update import arrays as update
+from fedlearn.sandbox.memory_file import FilePart, Part, view_of
+from fedlearn.sandbox.process_channel import ProcessChannel
 from server.flower.exchange.receipts import Receipts
 from server.flower.ipc.failures import failure_of, raised
 from server.flower.job_plan import Checkpoint, JobChannel, Reply
@@ -30,7 +32,7 @@ __all__ = ["MAX_RECORD_BYTES", "CoordinatorClient", "Node", "serve"]
 MAX_RECORD_BYTES: Final = 1 << 40
 _LOG = logging.getLogger(__name__)
 
-Answer = tuple[Mapping[str, Any], Sequence[bytes | memoryview]]
+Answer = tuple[Mapping[str, Any], Sequence[Part]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +54,8 @@ class CoordinatorClient:
         self._process_channel = process_channel
         self._lock = threading.Lock()
         self._pulling = threading.Lock()
-        self._waited: set[str] | None = None
+        self._waited: Collection[str] | None = None
+        self._left = 0
 
     def push(self, flat: Flat) -> list[str]:
         """Hand messages to the nodes; return their ids, empty for one that was refused."""
@@ -60,20 +63,24 @@ class CoordinatorClient:
         answer, _ = self._ask("push", header, [*flat.messages, *flat.objects.values()])
         return list(answer["ids"])
 
-    def pull(self, ids: Iterable[str], seconds: float) -> list[Reply]:
-        """Wait for answers to some of ``ids``, up to ``seconds``."""
-        wanted = set(ids)
+    def pull(self, ids: Collection[str], seconds: float) -> deque[Reply]:
+        """Wait for answers to some of ``ids``, up to ``seconds``.
+
+        A caller that waits for many repeats its call with the same object, from which it has
+        removed what was answered; the ids then travel once. What is in a file is not mapped; the
+        caller takes the replies out of the result one by one, so that each is freed in time.
+        """
         with self._pulling:
-            # A caller that waits for many repeats its call without the ids that were answered.
-            known = None if wanted == self._waited else sorted(wanted)
+            same = ids is self._waited and len(ids) == self._left
+            known = None if same else sorted(ids)
             self._waited = None
             answer, blobs = self._ask("pull", {"ids": known, "seconds": seconds})
-            self._waited = wanted.difference(each["question"] for each in answer["replies"])
-        replies: list[Reply] = []
+            self._waited, self._left = ids, len(ids) - len(answer["replies"])
+        replies: deque[Reply] = deque()
         parts = iter(blobs)
         for each in answer["replies"]:
             message = bytes(next(parts))
-            objects = {id_: bytes(next(parts)) for id_ in each.pop("ids")}
+            objects = {id_: next(parts) for id_ in each.pop("ids")}
             replies.append(Reply(**each, message=message, objects=objects))
         return replies
 
@@ -112,8 +119,7 @@ class CoordinatorClient:
     def save(self, checkpoint: Checkpoint) -> None:
         """Have a checkpoint sealed."""
         header = {"round": checkpoint.round, "state": checkpoint.state}
-        documents = [update.encode(checkpoint.model), update.encode(checkpoint.tensors)]
-        self._ask("save", header, documents)
+        self._ask("save", header, [checkpoint.model, checkpoint.tensors])
 
     def keep_files(self, files: Mapping[str, memoryview]) -> None:
         """Have the application's files sealed."""
@@ -124,7 +130,7 @@ class CoordinatorClient:
         answer, blobs = self._ask("load", {})
         if answer["round"] is None:
             return None
-        model, tensors = (update.decode(blob, max_bytes=MAX_RECORD_BYTES) for blob in blobs)
+        model, tensors = blobs
         return Checkpoint(
             round=answer["round"], model=model, tensors=tensors, state=answer["state"]
         )
@@ -135,11 +141,11 @@ class CoordinatorClient:
         self._ask("done", {"rounds": rounds, "failure": failure})
 
     def _ask(
-        self, what: str, header: Mapping[str, Any], blobs: Sequence[Blob] = ()
-    ) -> tuple[dict[str, Any], list[memoryview]]:
+        self, what: str, header: Mapping[str, Any], blobs: Sequence[Part] = ()
+    ) -> tuple[dict[str, Any], list[bytes | FilePart]]:
         with self._lock:
             self._process_channel.send({"ask": what, **header}, blobs)
-            answer = self._process_channel.receive()
+            answer = self._process_channel.receive_parts()
         if answer is None:
             raise TransportError("the coordinator is gone")
         failure = answer[0].get("error")
@@ -162,7 +168,7 @@ def serve(
     :raises TransportError: when the job does not follow the protocol.
     """
     receipts = Receipts(exchange.plan.noise_secret)
-    while (record := process_channel.receive()) is not None:
+    while (record := process_channel.receive_parts()) is not None:
         header, blobs = record
         try:
             answer, parts = _answer(header, blobs, exchange, channel, receipts, done)
@@ -171,11 +177,12 @@ def serve(
         except (KeyError, TypeError, ValueError, StopIteration) as error:
             raise TransportError(f"a request that is not one: {type(error).__name__}") from error
         process_channel.send(answer, parts)
+        del record, blobs, parts  # files, which would live until the next request
 
 
 def _answer(
     header: dict[str, Any],
-    blobs: list[memoryview],
+    blobs: list[bytes | FilePart],
     exchange: JobExchange,
     channel: JobChannel,
     receipts: Receipts,
@@ -184,7 +191,7 @@ def _answer(
     match header.pop("ask"):
         case "push":
             count, ids = int(header["count"]), header["ids"]
-            objects = zip(ids, map(bytes, blobs[count:]), strict=True)
+            objects = zip(ids, blobs[count:], strict=True)
             pushed = exchange.push(list(map(bytes, blobs[:count])), objects)
             return {"ids": pushed}, ()
         case "pull":
@@ -231,7 +238,7 @@ def _answer(
             channel.charge(int(header["stage"]), int(header["round"]), inputs)
             return {}, ()
         case "save":
-            model, tensors = (update.decode(blob, max_bytes=MAX_RECORD_BYTES) for blob in blobs)
+            model, tensors = blobs
             channel.save_checkpoint(
                 Checkpoint(
                     round=int(header["round"]),
@@ -242,7 +249,7 @@ def _answer(
             )
             return {}, ()
         case "files":
-            files = dict(zip(map(str, header["names"]), blobs, strict=True))
+            files = dict(zip(map(str, header["names"]), map(view_of, blobs), strict=True))
             channel.keep_files(files)
             return {}, ()
         case "load":
@@ -258,4 +265,4 @@ def _loaded(checkpoint: Checkpoint | None) -> Answer:
     if checkpoint is None:
         return {"round": None}, ()
     header = {"round": checkpoint.round, "state": dict(checkpoint.state)}
-    return header, [update.encode(checkpoint.model), update.encode(checkpoint.tensors)]
+    return header, [checkpoint.model, checkpoint.tensors]

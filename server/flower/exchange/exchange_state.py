@@ -15,6 +15,7 @@ from typing import Final
 
 from fedlearn.app.message import MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE, Failure, Head
 from fedlearn.errors import TransportError
+from fedlearn.sandbox.memory_file import FilePart, Part
 from server.clock import awake
 from server.flower.exchange.nodes import NodeGone, Waiter
 from server.flower.job_plan import Reply
@@ -33,7 +34,7 @@ class Question:
     """A message for one node, with its parts, until its deadline."""
 
     head: Head
-    frames: Sequence[bytes]
+    frames: Sequence[Part]
     deadline: float
 
 
@@ -141,6 +142,21 @@ class ExchangeState:
         self.close_question(question.head.id)
         self.replies[question.head.id] = reply
         self._changed_answers()
+
+    def ready(self, files: int) -> list[str]:
+        """Return the ids of wanted answers that have at most so many files together.
+
+        The first one is among them however many it has.
+        """
+        found: list[str] = []
+        for id_, reply in self.replies.items():
+            if id_ not in self.wanted:
+                continue
+            files -= sum(isinstance(part, FilePart) for part in reply.objects.values())
+            if found and files < 0:
+                break
+            found.append(id_)
+        return found
 
     def _fail(self, question: Question, code: int, reason: str) -> None:
         head = question.head

@@ -37,6 +37,8 @@ from fedlearn.app.message import (
 )
 from fedlearn.errors import JobError, TransportError
 from fedlearn.job.seeds import node_number
+from fedlearn.sandbox.memory_file import Part
+from fedlearn.sandbox.process_channel import MAX_FILES
 from server.clock import awake
 from server.flower.exchange.exchange_state import ExchangeState, Node, Question
 from server.flower.exchange.nodes import (
@@ -163,7 +165,7 @@ class JobExchange:
                     return self._state.listed()
                 self._presence.wait(self._state.until(end, now))
 
-    def push(self, messages: Sequence[bytes], objects: Iterable[tuple[str, bytes]]) -> list[str]:
+    def push(self, messages: Sequence[bytes], objects: Iterable[tuple[str, Part]]) -> list[str]:
         """Put questions into the queues of their nodes; return their ids.
 
         An id is empty where the node is not part of the job. A question for a node that is not
@@ -192,13 +194,16 @@ class JobExchange:
             self._state.check_new(asked)
             return [self._state.ask(question) for question in asked]
 
-    def pull(self, ids: Iterable[str] | None, seconds: float) -> list[Reply]:
+    def pull(
+        self, ids: Iterable[str] | None, seconds: float, *, files: int = MAX_FILES
+    ) -> list[Reply]:
         """Wait until some of the questions are answered; return and forget those answers.
 
         Empty when the time is up. Answers come in the order in which they arrived.
 
         :param ids: the questions; None for those of the last call that it did not answer, which
             costs nothing for the many that are still open.
+        :param files: the most files that the answers have together; others wait for the next call.
         """
         end = _end(seconds)
         wanted = None if ids is None else set(ids)
@@ -208,7 +213,7 @@ class JobExchange:
             while True:
                 now = awake()
                 self._state.expire(now)
-                ready = [id_ for id_ in self._state.replies if id_ in self._state.wanted]
+                ready = self._state.ready(files)
                 if ready or now >= end or self._state.closed:
                     self._state.wanted.difference_update(ready)
                     return [self._state.replies.pop(id_) for id_ in ready]
@@ -266,7 +271,7 @@ class JobExchange:
                 if found.waiter is waiter:
                     found.waiter = None
 
-    def next_question(self, node: int) -> Sequence[bytes] | None:
+    def next_question(self, node: int) -> Sequence[Part] | None:
         """Return the question that a node has to answer, head first; ``None`` for none.
 
         A question that was handed out and not answered is handed out again.

@@ -32,6 +32,7 @@ from typing import Any, Final, Protocol
 
 from fedlearn.app.message import Head, read_content
 from fedlearn.errors import TransportError
+from fedlearn.sandbox.memory_file import Buffer, Part
 from fedlearn.update.frames import FrameReader, frames_length, write_frames
 from server.rpc.fleet_api import Caller, Receive, Scope, Send
 
@@ -82,7 +83,7 @@ class Delivered:
     """
 
     head: Head
-    parts: tuple[bytes, ...]
+    parts: tuple[Part, ...]
     digest: str
 
 
@@ -112,7 +113,7 @@ class NodeQuestions(Protocol):
         self, node: int, loop: asyncio.AbstractEventLoop
     ) -> AbstractContextManager[Waiter]: ...
 
-    def next_question(self, node: int) -> Sequence[bytes] | None: ...
+    def next_question(self, node: int) -> Sequence[Part] | None: ...
 
     def count_sent(self, size: int) -> None: ...
 
@@ -268,7 +269,7 @@ async def _refuse(send: Send, error: TransportError) -> None:
 async def _respond(
     send: Send,
     status: int,
-    parts: Sequence[bytes | memoryview],
+    parts: Sequence[Buffer],
     *,
     size: int | None = None,
     kind: bytes = b"application/octet-stream",

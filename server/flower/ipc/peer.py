@@ -3,7 +3,8 @@
 Both ends may call. A record of a :class:`fedlearn.sandbox.process_channel.ProcessChannel` is a call
 (``call``, ``id``) or the answer to one (``answer`` or ``error``, ``id``). Calls of the other end
 are handled by threads of a pool, so that a call may lead to another one in the opposite
-direction, and that several threads of the application may wait at once. What arrives is data of
+direction, and that several threads of the application may wait at once. Byte strings that lie in
+files are handed over unmapped, and can be passed on. What arrives is data of
 a process that is not trusted: names, sizes and numbers of calls are bounded here, fields by who
 handles them.
 """
@@ -19,13 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from fedlearn.errors import FedlearnError, JobError, TransportError
-from fedlearn.sandbox.process_channel import Blob, ChannelClosed, ProcessChannel
+from fedlearn.sandbox.memory_file import Part
+from fedlearn.sandbox.process_channel import ChannelClosed, ProcessChannel
 from server.flower.ipc.failures import failure_of, raised
 
 __all__ = ["Answer", "Handler", "Peer"]
 
-Answer = tuple[Mapping[str, Any], Sequence[Blob]]
-Handler = Callable[[str, dict[str, Any], list[memoryview]], Answer]
+Answer = tuple[Mapping[str, Any], Sequence[Part]]
+Handler = Callable[[str, dict[str, Any], list[Part]], Answer]
 """Handles one call of the other end: its name, its fields and its byte strings."""
 
 _LOG = logging.getLogger(__name__)
@@ -71,8 +73,8 @@ class Peer:
         return self._failure
 
     def call(
-        self, name: str, fields: Mapping[str, Any] | None = None, blobs: Sequence[Blob] = ()
-    ) -> tuple[dict[str, Any], list[memoryview]]:
+        self, name: str, fields: Mapping[str, Any] | None = None, blobs: Sequence[Part] = ()
+    ) -> tuple[dict[str, Any], list[Part]]:
         """Call the other end and return its answer.
 
         :raises TransportError: when the other end is gone.
@@ -84,9 +86,9 @@ class Peer:
         self,
         name: str,
         fields: Mapping[str, Any],
-        blobs: Sequence[Blob],
+        blobs: Sequence[Part],
         handler: Handler,
-    ) -> tuple[dict[str, Any], list[memoryview]]:
+    ) -> tuple[dict[str, Any], list[Part]]:
         """As :meth:`call`; until the answer comes, this thread answers the other end's calls."""
         answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         with self._lock:
@@ -103,7 +105,7 @@ class Peer:
         self,
         name: str,
         fields: Mapping[str, Any],
-        blobs: Sequence[Blob],
+        blobs: Sequence[Part],
         *,
         into: queue.SimpleQueue[Any] | None = None,
     ) -> tuple[int, queue.SimpleQueue[Any]]:
@@ -118,7 +120,7 @@ class Peer:
 
     def _wait(
         self, number: int, answers: queue.SimpleQueue[Any], handler: Handler | None = None
-    ) -> tuple[dict[str, Any], list[memoryview]]:
+    ) -> tuple[dict[str, Any], list[Part]]:
         while True:
             kind, header, blobs = answers.get()
             if kind == "call" and handler is not None:
@@ -136,15 +138,15 @@ class Peer:
                 raise TransportError("an answer is not an object")
             return answer, blobs
 
-    def _send(self, header: Mapping[str, Any], blobs: Sequence[Blob]) -> None:
+    def _send(self, header: Mapping[str, Any], blobs: Sequence[Part]) -> None:
         with self._sending:
             self._process_channel.send(header, blobs)
 
     def _read(self) -> None:
         failure: TransportError | None = None
         try:
-            while (record := self._process_channel.receive()) is not None:
-                self._route(*record)
+            while (record := self._process_channel.receive_parts()) is not None:
+                self._route(record[0], [*record[1]])
         except TransportError as error:
             failure = error
         finally:
@@ -156,7 +158,7 @@ class Peer:
                 answers.put(("closed", {}, []))
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _route(self, header: dict[str, Any], blobs: list[memoryview]) -> None:
+    def _route(self, header: dict[str, Any], blobs: list[Part]) -> None:
         number = header.get("id")
         if type(number) is not int:
             raise TransportError("a record has no number")
@@ -179,9 +181,9 @@ class Peer:
         else:
             raise TransportError("a call arrived, and this end serves none")
 
-    def _handle(self, handler: Handler, header: dict[str, Any], blobs: list[memoryview]) -> None:
+    def _handle(self, handler: Handler, header: dict[str, Any], blobs: list[Part]) -> None:
         number = header["id"]
-        parts: Sequence[Blob] = ()
+        parts: Sequence[Part] = ()
         try:
             fields = header.get("fields")
             if not isinstance(fields, dict):

@@ -1,7 +1,8 @@
 """Flower's records as JSON and byte strings, between the processes of a job.
 
 An ArrayRecord travels as one safetensors document (:mod:`fedlearn.update.arrays`) where its arrays
-are numpy's, and array by array where they are not. Metrics and configuration are JSON; bytes are
+are numpy's, and array by array where they are not. A record that came as a document is passed on
+as that document, by its descriptor. Metrics and configuration are JSON; bytes are
 base64 text under ``b``. No pickle. The reader bounds names, counts and sizes before it uses
 them, since the writer may be a process that runs user code.
 """
@@ -15,10 +16,9 @@ from typing import Any, Final
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedlearn.app.flower import arrays_of, record_of
+from fedlearn.app.flower import document_of, record_of_document
 from fedlearn.errors import TransportError, UpdateRejected
-from fedlearn.sandbox.process_channel import Blob
-from fedlearn.update import arrays as update
+from fedlearn.sandbox.memory_file import Part
 
 __all__ = [
     "HISTORIES",
@@ -42,13 +42,13 @@ _MAX_RECORDS: Final = 1_000
 _MAX_ITEMS: Final = 200_000
 _MAX_NAME: Final = 1_024
 
-Packed = tuple[list[Any], list[Blob]]
+Packed = tuple[list[Any], list[Part]]
 
 
 def packed_content(found: RecordDict) -> Packed:
     """Return a content as a list of JSON and the byte strings that it refers to, in order."""
     described: list[Any] = []
-    blobs: list[Blob] = []
+    blobs: list[Part] = []
     for name, record in found.items():
         if isinstance(record, ArrayRecord):
             entry, parts = packed_arrays(record)
@@ -61,7 +61,7 @@ def packed_content(found: RecordDict) -> Packed:
     return described, blobs
 
 
-def content(described: Any, blobs: Iterator[memoryview], *, max_bytes: int) -> RecordDict:
+def content(described: Any, blobs: Iterator[Part], *, max_bytes: int) -> RecordDict:
     """Return what :func:`packed_content` packed, taking byte strings from ``blobs``.
 
     :raises TransportError: when it is malformed.
@@ -83,18 +83,18 @@ def packed_arrays(record: ArrayRecord) -> Packed:
     """Return an ArrayRecord as JSON and byte strings."""
     if all(array.stype == NUMPY for array in record.values()):
         try:
-            return ["safetensors"], [update.encode(arrays_of(record))]
+            return ["safetensors"], [document_of(record)]
         except UpdateRejected:
             pass  # arrays that safetensors cannot hold travel as they are
     described = [[name, each.dtype, list(each.shape), each.stype] for name, each in record.items()]
     return ["raw", described], [each.data for each in record.values()]
 
 
-def array_record(body: Any, blobs: Iterator[memoryview], *, max_bytes: int) -> ArrayRecord:
+def array_record(body: Any, blobs: Iterator[Part], *, max_bytes: int) -> ArrayRecord:
     """Return what :func:`packed_arrays` packed; the arrays are views of their document."""
     kind, *rest = _listed(body, 2)
     if kind == "safetensors":
-        return record_of(update.decode(_next(blobs), max_bytes=max_bytes))
+        return record_of_document(_next(blobs), max_bytes=max_bytes)
     if kind != "raw" or len(rest) != 1:
         raise TransportError("arrays of an unknown form")
     found = ArrayRecord()
@@ -180,7 +180,7 @@ def _whole(value: Any) -> int:
     return value
 
 
-def _next(blobs: Iterator[memoryview]) -> memoryview:
+def _next(blobs: Iterator[Part]) -> Part:
     found = next(blobs, None)
     if found is None:
         raise TransportError("a byte string is missing")

@@ -6,6 +6,7 @@ import array
 import fcntl
 import json
 import os
+import resource
 import socket
 import struct
 import threading
@@ -17,7 +18,13 @@ import numpy as np
 import pytest
 
 from fedlearn.errors import TransportError
-from fedlearn.sandbox.process_channel import ChannelClosed, ChannelTimeout, ProcessChannel
+from fedlearn.sandbox.memory_file import FilePart, MemoryFile, gathered
+from fedlearn.sandbox.process_channel import (
+    MAX_FILES,
+    ChannelClosed,
+    ChannelTimeout,
+    ProcessChannel,
+)
 
 LIMIT = 64 << 20
 SHRINK, GROW, WRITE = fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_GROW, fcntl.F_SEAL_WRITE
@@ -134,7 +141,7 @@ def test_a_file_that_may_change_is_refused(
 ) -> None:
     before = open_files()
     file = memfd(4096, seals)
-    send_with(ends[0], [file], {"blobs": [4096]})
+    send_with(ends[0], [file], {"files": [4096], "blobs": [[0, 0, 4096]]})
     os.close(file)
     with pytest.raises(TransportError, match="not sealed against shrinking, growing and writing"):
         channels[1].receive(timeout=5)
@@ -149,7 +156,7 @@ def test_a_file_that_cannot_be_sealed_is_refused(
     path = tmp_path / "file"
     path.write_bytes(bytes(4096))
     with path.open("rb") as plain:
-        send_with(ends[0], [plain.fileno()], {"blobs": [4096]})
+        send_with(ends[0], [plain.fileno()], {"files": [4096], "blobs": [[0, 0, 4096]]})
     with pytest.raises(TransportError, match="not sealed"):
         channels[1].receive(timeout=5)
 
@@ -161,26 +168,153 @@ def test_a_file_of_another_size_is_refused(
     size: int,
 ) -> None:
     file = memfd(size, SHRINK | GROW | WRITE)
-    send_with(ends[0], [file], {"blobs": [4096]})
+    send_with(ends[0], [file], {"files": [4096], "blobs": [[0, 0, 4096]]})
     os.close(file)
     with pytest.raises(TransportError, match=f"has {size} bytes, and 4096 are announced"):
         channels[1].receive(timeout=5)
 
 
-@pytest.mark.parametrize("count", [2, 3, 10])
-def test_more_than_one_file_is_refused_and_closed(
+@pytest.mark.parametrize(
+    ("count", "announced"), [(2, 1), (10, 1), (1, 0), (0, 1), (1, 2), (MAX_FILES, 1)]
+)
+def test_another_number_of_files_than_announced_is_refused_and_closed(
+    channels: tuple[ProcessChannel, ProcessChannel],
+    ends: tuple[socket.socket, socket.socket],
+    count: int,
+    announced: int,
+) -> None:
+    before = open_files()
+    files = [memfd(4096, SHRINK | GROW | WRITE) for _ in range(count)]
+    send_with(ends[0], files, {"files": [4096] * announced, "blobs": []})
+    for file in files:
+        os.close(file)
+    with pytest.raises(TransportError, match=f"has {count} files, and {announced} are announced"):
+        channels[1].receive(timeout=5)
+    assert open_files() == before
+
+
+@pytest.mark.parametrize("count", [MAX_FILES + 1, 2 * MAX_FILES])
+def test_too_many_files_are_refused_and_closed(
     channels: tuple[ProcessChannel, ProcessChannel],
     ends: tuple[socket.socket, socket.socket],
     count: int,
 ) -> None:
     before = open_files()
     files = [memfd(4096, SHRINK | GROW | WRITE) for _ in range(count)]
-    send_with(ends[0], files, {"blobs": [4096]})
+    send_with(ends[0], files, {"files": [4096] * count, "blobs": []})
     for file in files:
         os.close(file)
-    with pytest.raises(TransportError, match="more than one file"):
+    with pytest.raises(TransportError, match=f"more than {MAX_FILES} files"):
         channels[1].receive(timeout=5)
     assert open_files() == before
+
+
+@pytest.mark.parametrize(
+    ("blob", "reason"),
+    [
+        ([0, 0, 4097], "bytes 0 to 4097 of a file that has 4096"),
+        ([0, 4096, 1], "bytes 4096 to 4097 of a file that has 4096"),
+        ([1, 0, 1], "file 1 of a record that has 1"),
+        ([0, 0, LIMIT + 1], f"at most {LIMIT} bytes"),
+    ],
+)
+def test_a_range_outside_of_the_file_is_refused(
+    channels: tuple[ProcessChannel, ProcessChannel],
+    ends: tuple[socket.socket, socket.socket],
+    blob: list[int],
+    reason: str,
+) -> None:
+    before = open_files()
+    file = memfd(4096, SHRINK | GROW | WRITE)
+    send_with(ends[0], [file], {"files": [4096], "blobs": [blob]})
+    os.close(file)
+    with pytest.raises(TransportError, match=reason):
+        channels[1].receive(timeout=5)
+    assert open_files() == before
+
+
+def test_a_file_larger_than_a_record_may_be_is_refused_unmapped(
+    channels: tuple[ProcessChannel, ProcessChannel], ends: tuple[socket.socket, socket.socket]
+) -> None:
+    before = open_files()
+    file = memfd(LIMIT + 1, SHRINK | GROW | WRITE)
+    send_with(ends[0], [file], {"files": [LIMIT + 1], "blobs": [[0, 0, 1]]})
+    os.close(file)
+    with pytest.raises(TransportError, match=f"at most {LIMIT} bytes"):
+        channels[1].receive(timeout=5)
+    assert open_files() == before
+
+
+# --- files that are passed on
+
+
+def inode(part: object) -> int:
+    assert isinstance(part, FilePart)
+    return os.fstat(part.file.fileno()).st_ino
+
+
+def test_a_part_of_a_file_is_passed_on_and_not_copied(
+    channels: tuple[ProcessChannel, ProcessChannel],
+) -> None:
+    ours, theirs = channels
+    before = open_files()
+    file = MemoryFile.create()
+    file.append(b"head" + bytes(range(256)) * 1000)
+    one = file.seal().part(4)
+    two = gathered([b"x" * 70_000])
+    for size in (1, 200_000):  # other byte strings: few, in the stream; many, in one more file
+        ours.send({"n": 1}, [b"a" * size, one, two, file.part(0, 4), [b"b", b"c"]])
+        found = theirs.receive_parts(timeout=5)
+        assert found is not None
+        header, parts = found
+        assert header == {"n": 1}
+        assert [inode(part) for part in (parts[1], parts[3])] == [inode(one)] * 2
+        assert inode(parts[2]) == inode(two)
+        assert [bytes(part) for part in parts] == [
+            b"a" * size,
+            bytes(range(256)) * 1000,
+            b"x" * 70_000,
+            b"head",
+            b"bc",
+        ]
+    del file, one, two, found, parts
+    assert open_files() == before
+
+
+def test_more_files_than_a_record_takes_arrive_all_the_same(
+    channels: tuple[ProcessChannel, ProcessChannel],
+) -> None:
+    ours, theirs = channels
+    sent = [gathered([bytes([n]) * 70_000]) for n in range(MAX_FILES + 3)]
+    ours.send({}, sent)
+    found = theirs.receive(timeout=5)
+    assert found is not None
+    assert [bytes(each) for each in found[1]] == [bytes(each) for each in sent]
+
+
+def test_where_no_file_may_be_written_the_bytes_travel_in_the_stream(
+    channels: tuple[ProcessChannel, ProcessChannel],
+) -> None:
+    ours, theirs = channels
+    file = gathered([b"f" * 70_000])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))
+    try:
+        made = gathered([b"a" * 1000, b"b" * 70_000, b"c" * 3])
+        thread = threading.Thread(target=ours.send, args=({}, [b"x" * 200_000, file, made]))
+        thread.start()
+        found = theirs.receive_parts(timeout=5)
+        thread.join()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert isinstance(made, bytes)
+    assert found is not None
+    assert [type(part) for part in found[1]] == [bytes, FilePart, bytes]
+    assert [bytes(part) for part in found[1]] == [
+        b"x" * 200_000,
+        b"f" * 70_000,
+        b"a" * 1000 + b"b" * 70_000 + b"ccc",
+    ]
 
 
 # --- bounds
@@ -193,16 +327,23 @@ def test_more_than_one_file_is_refused_and_closed(
         b"x",
         b"[]",
         b"{}",
-        b'{"blobs": 3}',
-        b'{"blobs": [-1]}',
-        b'{"blobs": [1.5]}',
-        b'{"blobs": [true]}',
-        b'{"blobs": ["1"]}',
-        b'{"blobs": {"1": 2}}',
+        b'{"blobs": []}',
+        b'{"files": []}',
+        b'{"files": [], "blobs": 3}',
+        b'{"files": [], "blobs": [-1]}',
+        b'{"files": [], "blobs": [1.5]}',
+        b'{"files": [], "blobs": [true]}',
+        b'{"files": [], "blobs": ["1"]}',
+        b'{"files": [], "blobs": {"1": 2}}',
+        b'{"files": [], "blobs": [[0, 0]]}',
+        b'{"files": [], "blobs": [[0, -1, 5]]}',
+        b'{"files": [], "blobs": [[0, 0, true]]}',
+        b'{"files": [-1], "blobs": []}',
+        b'{"files": 3, "blobs": []}',
         b'{"blobs": [' + b"[" * 100_000,
         b"\xff\xfe",
     ],
-    ids=range(12),
+    ids=range(19),
 )
 def test_a_header_that_is_not_one_is_refused(
     channels: tuple[ProcessChannel, ProcessChannel],
@@ -220,11 +361,11 @@ def test_what_is_too_long_is_not_read(
     ends[0].sendall(struct.pack(">I", (1 << 32) - 1))
     with pytest.raises(TransportError, match="at most 67108864 are read"):
         channels[1].receive(timeout=5)
-    body = json.dumps({"blobs": [LIMIT, 1]}).encode()
+    body = json.dumps({"files": [], "blobs": [LIMIT, 1]}).encode()
     ends[0].sendall(struct.pack(">I", len(body)) + body)
     with pytest.raises(TransportError, match=f"at most {LIMIT} bytes"):
         channels[1].receive(timeout=5)
-    body = json.dumps({"blobs": [0] * 1_000_001}).encode()
+    body = json.dumps({"files": [], "blobs": [0] * 1_000_001}).encode()
     thread = threading.Thread(
         target=ends[0].sendall, args=(struct.pack(">I", len(body)) + body,), daemon=True
     )
@@ -265,7 +406,7 @@ def test_the_end_of_the_other_side_is_seen(
 def test_a_record_that_is_cut_off_is_no_record(
     channels: tuple[ProcessChannel, ProcessChannel], ends: tuple[socket.socket, socket.socket]
 ) -> None:
-    body = json.dumps({"blobs": [100]}).encode()
+    body = json.dumps({"files": [], "blobs": [100]}).encode()
     ends[0].sendall(struct.pack(">I", len(body)) + body + bytes(99))
     ends[0].close()
     with pytest.raises(ChannelClosed):

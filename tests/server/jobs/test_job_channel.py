@@ -18,6 +18,7 @@ from fedlearn.errors import AdmissionDenied, JobError, PrivacyError
 from fedlearn.job.events import Event
 from fedlearn.privacy import PrivacySpec
 from fedlearn.privacy.accountant import rounds_within
+from fedlearn.update.arrays import encode
 from server.admission.registry import Admission, AdmissionRegistry
 from server.flower.application.app_files import as_files
 from server.flower.job_plan import Checkpoint
@@ -119,7 +120,8 @@ def update(number: int = 1, site: str = "site-a", **more: Any) -> dict[str, Any]
 
 
 def checkpoint(number: int = 1, value: float = 1.0, **more: Any) -> Checkpoint:
-    return Checkpoint(round=number, model={"w": np.full(4, value, np.float32)}, **more)
+    model = encode({"w": np.full(4, value, np.float32)})
+    return Checkpoint(round=number, model=model, **more)
 
 
 @pytest.mark.parametrize(

@@ -421,7 +421,7 @@ def test_a_message_goes_through_the_front_and_its_answer_comes_back(
     answer = flatten([message(packed, to=1, by=number, reply_to=question)])
     assert fleet.deliver(answer) is True
     (reply,) = exchange.link.pull([question], 5)
-    assert reply.digest == hashlib.sha256(answer.frames(0)[2]).hexdigest()
+    assert reply.digest == hashlib.sha256(bytes(answer.frames(0)[2])).hexdigest()
     large = RecordDict({"a": record_of({"w": np.zeros(1 << 19, np.float32)})})
     with pytest.raises(UpdateRejected, match="at most 1048576"):
         fleet.deliver(flatten([message(Packer().content(large), to=1, by=number)]))

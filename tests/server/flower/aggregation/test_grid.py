@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Set
 from typing import Any, cast
 
@@ -61,8 +62,8 @@ class FakeCoordinator:
     def forget(self, ids: Iterable[str]) -> None:
         return None
 
-    def pull(self, ids: Iterable[str], seconds: float) -> list[Reply]:
-        return [self.reply(id_, self.asked.pop(id_)) for id_ in ids if id_ in self.asked]
+    def pull(self, ids: Iterable[str], seconds: float) -> deque[Reply]:
+        return deque(self.reply(id_, self.asked.pop(id_)) for id_ in ids if id_ in self.asked)
 
     def reply(self, question: str, site: str) -> Reply:
         node = SITES.index(site) + 1

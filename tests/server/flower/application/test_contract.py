@@ -279,9 +279,9 @@ def test_a_plan_crosses_the_process_channel_whole() -> None:
         b"\xff\xff\xff\xff",
         b"\0\0\0\x02{}",
         b"\0\0\0\x02[]",
-        b'\0\0\0\x0e{"blobs":[-1]}',
-        b'\0\0\0\x10{"blobs":[9999]}',
-        b'\0\0\0\x0d{"blobs":[5]}abc',
+        b'\0\0\0\x19{"files":[],"blobs":[-1]}',
+        b'\0\0\0\x1b{"files":[],"blobs":[9999]}',
+        b'\0\0\0\x18{"files":[],"blobs":[5]}abc',
     ],
 )
 def test_a_record_that_is_not_one_is_refused(data: bytes) -> None:

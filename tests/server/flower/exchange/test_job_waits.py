@@ -92,17 +92,27 @@ def test_a_jobs_process_names_what_it_waits_for_once() -> None:
         def send(self, header: dict[str, Any], blobs: object) -> None:
             asked.append(header["ids"])
 
-        def receive(self) -> Any:
+        def receive_parts(self) -> Any:
             reported = {"site": "a", "node": 5, "ids": [], "size": 0, "key": "", "digest": ""}
-            question = {1: "b", 2: "a"}.get(len(asked))
+            question = {1: "b", 2: "a", 5: "x"}.get(len(asked))
             replies = [{"question": question, **reported}] if question else []
             return {"replies": replies}, [b"head"] * len(replies)
 
     channel: Any = Channel()
     coordinator = CoordinatorClient(channel)
-    for wanted in ("abc", "ac", "c", "cd"):
-        coordinator.pull(wanted, 1.0)
-    assert asked == [["a", "b", "c"], None, None, ["c", "d"]]
+    waiting = dict.fromkeys("abc")
+    for _ in range(3):
+        for reply in coordinator.pull(waiting, 1.0):
+            del waiting[reply.question]
+    assert asked == [["a", "b", "c"], None, None]
+    coordinator.pull({"c": None}, 1.0)  # another caller
+    coordinator.pull(waiting | {"x": None}, 1.0)
+    waiting["d"] = None
+    coordinator.pull(waiting, 1.0)
+    assert asked[3:] == [["c"], ["c", "x"], ["c", "d"]]
+    waiting["e"] = None
+    coordinator.pull(waiting, 1.0)
+    assert asked[6:] == [["c", "d", "e"]]
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), -1.0])

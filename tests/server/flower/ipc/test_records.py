@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlearn.errors import FedlearnError, JobError, PrivacyError, TransportError, UpdateRejected
+from fedlearn.sandbox.memory_file import Part
 from fedlearn.sandbox.process_channel import ProcessChannel
 from server.flower.aggregation.remote import messages_of
 from server.flower.application.app_grid import messages_fields
@@ -48,9 +49,7 @@ def everything() -> RecordDict:
 
 def test_a_content_comes_back_as_it_was() -> None:
     described, blobs = packed_content(everything())
-    found = content(
-        json.loads(json.dumps(described)), (memoryview(each) for each in blobs), max_bytes=999
-    )
+    found = content(json.loads(json.dumps(described)), iter(blobs), max_bytes=999)
     assert list(found) == list(everything())
     assert found["arrays"]["w"].numpy().tolist() == [[0, 1, 2], [3, 4, 5]]
     assert found["own"]["p"].data == b"\x80\x04N."
@@ -63,9 +62,7 @@ def test_messages_share_what_they_share() -> None:
     shared = everything()
     fields, blobs = messages_fields([Message(shared, n, "train") for n in (1, 2, 3)])
     assert len(fields["contents"]) == 1
-    found = messages_of(
-        json.loads(json.dumps(fields)), [memoryview(each) for each in blobs], max_bytes=999
-    )
+    found = messages_of(json.loads(json.dumps(fields)), blobs, max_bytes=999)
     assert found[0].content is found[2].content
     assert [each.metadata.dst_node_id for each in found] == [1, 2, 3]
 
@@ -90,7 +87,7 @@ trees = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(trees, st.lists(st.binary(max_size=40), max_size=3))
 def test_what_is_no_content_or_message_is_refused_by_name(tree: object, blobs: list[bytes]) -> None:
-    views = [memoryview(each) for each in blobs]
+    views = blobs
     fields = tree if isinstance(tree, dict) else {"messages": tree}
     for read in (
         lambda: content(tree, iter(views), max_bytes=100),
@@ -144,7 +141,7 @@ def test_calls_go_both_ways_and_may_lead_to_another(
     ours: Peer
     theirs: Peer
 
-    def answer(name: str, fields: dict[str, Any], blobs: list[memoryview]) -> Any:
+    def answer(name: str, fields: dict[str, Any], blobs: list[Part]) -> Any:
         if name == "start":
             found, parts = ours.call("evaluate", {"round": fields["rounds"]}, [b"model"])
             return {"found": found["score"]}, parts
@@ -152,7 +149,7 @@ def test_calls_go_both_ways_and_may_lead_to_another(
             raise PrivacyError("no", hint="never")
         raise ValueError("odd")
 
-    def evaluate(name: str, fields: dict[str, Any], blobs: list[memoryview]) -> Any:
+    def evaluate(name: str, fields: dict[str, Any], blobs: list[Part]) -> Any:
         # From inside of a call the other end may be called again.
         with pytest.raises(PrivacyError, match="no"):
             theirs.call("deny")
