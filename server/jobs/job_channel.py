@@ -346,9 +346,7 @@ class JobChannelHandler:
 
     def _check_checkpoint(self, round_: int, model: Mapping[str, update.Array]) -> None:
         if round_ != self._running or not self._running:
-            raise JobError(
-                f"a checkpoint of round {round_}; round {self._running} runs",
-            )
+            raise JobError(f"a checkpoint of round {round_}; round {self._running} runs")
         for name, array in model.items():
             if array.dtype.kind in "fc" and not np.isfinite(array).all():
                 raise JobError(
