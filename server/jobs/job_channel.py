@@ -252,12 +252,8 @@ class JobChannelHandler:
         state, tensors = unpack_state(self._store.state(self.model, stored.version))
         with self._lock:
             self._round = stored.round
-        return Checkpoint(
-            round=stored.round,
-            model=update.document(model),
-            tensors=update.document(tensors),
-            state=state,
-        )
+        documents = {"model": update.document(model), "tensors": update.document(tensors)}
+        return Checkpoint(round=stored.round, state=state, **documents)
 
     def live_sites(self) -> dict[str, int]:
         """Return the sites that are admitted now and have committed to their data.

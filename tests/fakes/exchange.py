@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord,
 from fedlearn.app.flower import Packer, flatten
 from fedlearn.app.message import Head
 from fedlearn.errors import AdmissionDenied
+from fedlearn.sandbox.memory_file import Part
 from fedlearn.update.frames import FrameReader, write_frames
 from server.flower.exchange.job_exchange import JobExchange
 from server.rpc.fleet_api import Caller
@@ -51,7 +52,7 @@ def ask(
     return link.push(flat.messages, flat.objects.items())
 
 
-def body(frames: list[bytes]) -> bytes:
+def body(frames: Iterable[Part]) -> bytes:
     return b"".join(map(bytes, write_frames(frames)))
 
 
@@ -131,5 +132,5 @@ class FakeNode:
         flat = flatten([message(packed, to=COORDINATOR, by=sender, reply_to=question)])
         return [*map(bytes, flat.frames(0))]
 
-    def deliver(self, frames: list[bytes]) -> int:
+    def deliver(self, frames: Iterable[Part]) -> int:
         return self.call("deliver", body(frames))[0]

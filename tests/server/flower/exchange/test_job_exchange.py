@@ -70,7 +70,7 @@ def test_the_digest_covers_every_part_after_the_content(
     ).frames(0)
     assert nodes[0].deliver(frames) == 200
     (reply,) = link.pull([question], 1)
-    assert reply.digest == hashlib.sha256(b"".join(frames[2:])).hexdigest()
+    assert reply.digest == hashlib.sha256(b"".join(map(bytes, frames[2:]))).hexdigest()
 
     (question,) = ask(link, nodes[0].number)
     nodes[0].fetched()
