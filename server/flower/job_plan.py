@@ -5,9 +5,9 @@ No Flower here: the coordinator codes against these types.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from fedlearn.job.seeds import node_number
 from fedlearn.job.spec import JobSpec
@@ -16,6 +16,8 @@ from fedlearn.sandbox.memory_file import Part
 from fedlearn.update.arrays import encode
 
 __all__ = [
+    "MAX_EVENTS",
+    "OF_ANSWERS",
     "Checkpoint",
     "JobChannel",
     "JobPlan",
@@ -24,6 +26,13 @@ __all__ = [
     "from_record",
     "to_record",
 ]
+
+
+OF_ANSWERS: Final = frozenset({"log", "update.received", "update.rejected"})
+"""The kinds of events that say what became of an answer; a round has one for each site."""
+
+MAX_EVENTS: Final = 1_000
+"""The most events that one request reports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +89,13 @@ class JobChannel(Protocol):
         """Take one event of :mod:`fedlearn.job.events`.
 
         ``update.received`` has ``digest`` and ``key`` as well, of :class:`Reply`.
+        """
+        ...
+
+    def take_events(self, events: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Take several events, each of a kind of :data:`OF_ANSWERS`, at most :data:`MAX_EVENTS`.
+
+        The same as :meth:`event` for one after the other, but durable together.
         """
         ...
 

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from attestation.trust import TrustAnchors
 from fedlearn.errors import DiskError, StoreError
-from fedlearn.job.events import Event
 from fedlearn.job.spec import JobSpec, workload_digest
 from fedlearn.privacy.server import noise_secret
 from server.admission.absence import Absence
@@ -120,7 +119,7 @@ def opened(
     registry: AdmissionRegistry,
     trust: TrustAnchors,
     runtime: Path,
-    report: Callable[[Event], object],
+    report: Callable[..., object],
     absence: Callable[[str], Absence],
     clock: Callable[[], datetime],
 ) -> OpenJob:

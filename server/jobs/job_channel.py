@@ -12,6 +12,7 @@ ledger.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,11 +22,9 @@ import numpy as np
 
 from fedlearn.errors import AdmissionDenied, JobError, StoreError
 from fedlearn.job.events import (
-    KINDS,
     CheckpointSealed,
     Event,
     Log,
-    PrivacySpent,
     RoundFinished,
     RoundSkipped,
     RoundStarted,
@@ -35,19 +34,21 @@ from fedlearn.job.events import (
 )
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.tables import MAX_ROUNDS
-from fedlearn.privacy import Budget
 from fedlearn.update import arrays as update
 from server.admission.absence import Absence, SiteWaits
 from server.admission.registry import Admission, AdmissionEvent, AdmissionRegistry
 from server.flower.application.app_files import as_arrays, kept_as
 from server.flower.exchange.calls import MAX_RECORD_BYTES
-from server.flower.job_plan import Checkpoint
+from server.flower.job_plan import MAX_EVENTS, OF_ANSWERS, Checkpoint
 from server.jobs.records.checkpoint import pack_state, unpack_state
-from server.ledger import Entry, Ledger
+from server.jobs.records.releases import Releases
+from server.ledger import Ledger
 from server.store.models import ModelStore
 from server.store.rollback import written_versions
 
 __all__ = ["JobChannelHandler"]
+
+_LOG = logging.getLogger(__name__)
 
 _FROM_A_JOB: Final = frozenset(
     {
@@ -69,7 +70,7 @@ _COARSE: Final = 16
 class JobChannelHandler:
     """Answers one job's process. Safe to use from many threads.
 
-    ``report``    writes an event of this job
+    ``report``    writes events of this job, in their order
     ``model``     the name under which the model is sealed
     ``files``     the name under which the application's files are
     ``keep``      how many versions of the model are kept, the newest ones
@@ -83,7 +84,7 @@ class JobChannelHandler:
         store: ModelStore,
         ledger: Ledger,
         registry: AdmissionRegistry,
-        report: Callable[[Event], object],
+        report: Callable[..., object],
         keep: int,
         absence: Callable[[str], Absence] = lambda _: Absence("not admitted"),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -109,8 +110,7 @@ class JobChannelHandler:
         self._dropped: set[str] = set()
         self._last_digest = ""
         self._metrics: Mapping[str, float] = {}
-        self._budget: Budget | None = None
-        self._unreleased: tuple[int, int, str] | None = None
+        self._releases = Releases(spec.name, spec.privacy, ledger)
         self._remember()
 
     @property
@@ -130,61 +130,53 @@ class JobChannelHandler:
 
         :raises JobError: for another kind, or an event that contradicts what the coordinator knows.
         """
-        found = KINDS.get(kind)
-        if found is None or kind not in _FROM_A_JOB:
+        if kind not in _FROM_A_JOB:
             raise JobError(f"a job may not report events of the kind {kind[:64]!r}")
-        event = Event.decode(kind, json.dumps(dict(fields), default=str))
+        if kind in OF_ANSWERS:
+            self.take_events([(kind, fields)])
+            return
+        event = _decoded(kind, fields)
         if isinstance(event, RoundWaiting):
             self._check_sites(event.round, event.sites, least=0)
             news = self.waits.begin(event)
             if news is not None:
                 self._report(news)
             return
-        if not isinstance(event, Log):
-            self.waits.end()
-        self._enter(event, fields)
+        self.waits.end()
+        self._enter(event)
         self._report(event)
 
-    def charge(self, stage: int, round_: int, inputs: bytes) -> None:
-        """Charge the privacy budget for one release, before it happens.
+    def take_events(self, events: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Take events of :data:`server.flower.job_plan.OF_ANSWERS`; they are durable together.
 
-        Releases are counted over all stages, repeats, restarts and resumptions. An attempt that was
-        charged and has no sealed checkpoint was not disclosed. It may be repeated at no cost with
-        the same bytes as inputs, because its noise is then the same.
+        :raises JobError: for other kinds, for too many, and at the first event that contradicts
+            what the coordinator knows; those before it are taken.
+        """
+        if len(events) > MAX_EVENTS:
+            raise JobError(f"{len(events)} events at once; at most {MAX_EVENTS} are taken")
+        if odd := [kind for kind, _ in events if kind not in OF_ANSWERS]:
+            raise JobError(f"a job may not report events of the kind {odd[0][:64]!r} together")
+        entries: list[tuple[str, dict[str, Any]]] = []
+        news: list[Event] = []
+        try:
+            for kind, fields in events:
+                event = _decoded(kind, fields)
+                if not isinstance(event, Log):
+                    self.waits.end()
+                    entries.append(("update", self._of_update(event, fields)))
+                news.append(event)
+        finally:
+            self._ledger.append_all(entries)
+            self._report(*filter(_showable, news))
+
+    def charge(self, stage: int, round_: int, inputs: bytes) -> None:
+        """Charge the privacy budget for one release, before it happens; see :class:`Releases`.
 
         :raises PrivacyError: when the release would exceed the budget.
         """
-        if self._budget is None:
-            raise JobError("a job without [privacy] has no budget to charge")
-        attempt = (stage, round_, inputs.hex())
-        if attempt == self._unreleased:
-            return
-        release = self._budget.releases + 1
-        spent = self._budget.charge(release)
-        # The entry precedes the release, so that a crash cannot spend budget without an entry.
-        self._ledger.append(
-            "privacy",
-            {
-                "job": self.spec.name,
-                "round": round_,
-                "stage": stage,
-                "release": release,
-                "inputs": inputs.hex(),
-                **spent.to_json(),
-            },
-        )
-        self._unreleased = attempt
-        self._report(
-            PrivacySpent(
-                round=round_,
-                epsilon=spent.epsilon,
-                delta=spent.delta,
-                unit=spent.spec.unit,
-                sampling=spent.spec.sampling_text,
-                accountant=spent.spec.accountant,
-                limit=self._budget.spec.epsilon,
-            )
-        )
+        news = self._releases.charge(stage, round_, inputs)
+        if news is not None:
+            self._report(news)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Seal the model and the state of one round; durable when this returns.
@@ -207,7 +199,7 @@ class JobChannelHandler:
         with self._lock:
             self._round = checkpoint.round
             self._last_digest = stored.digest.hex()
-        self._unreleased = None
+        self._releases.sealed()
         self._store.prune(self.model, keep=self._keep)
         self._report(
             CheckpointSealed(
@@ -321,7 +313,7 @@ class JobChannelHandler:
 
     def _remember(self) -> None:
         """Read from the ledger what the coordinator entered before its restart."""
-        name, charged = self.spec.name, list[int]()
+        name = self.spec.name
         for entry in self._ledger.entries(kind="commitment"):
             if entry.body.get("job") == name:
                 site, examples = str(entry.body["site"]), entry.body.get("examples")
@@ -329,16 +321,6 @@ class JobChannelHandler:
                 self._entered[site] = entry.sequence
                 if self.spec.privacy is None and isinstance(examples, int):
                     self._most[site] = examples
-        last: Entry | None = None
-        for last in self._ledger.entries(kind="privacy"):
-            if last.body.get("job") == name:
-                charged.append(len(charged) + 1)
-                self._unreleased = _attempt(last)
-        if self.spec.privacy is not None:
-            self._budget = Budget(self.spec.privacy, charged)
-        for entry in self._ledger.entries(kind="checkpoint"):
-            if last is not None and entry.body.get("job") == name:
-                self._unreleased = None if entry.sequence > last.sequence else self._unreleased
 
     def _check_checkpoint(self, round_: int, model: Mapping[str, update.Array]) -> None:
         if round_ != self._running or not self._running:
@@ -355,7 +337,7 @@ class JobChannelHandler:
         if unknown or not least <= round_ <= MAX_ROUNDS:
             raise JobError(f"round {round_} with {sorted(unknown)}: not of this job")
 
-    def _enter(self, event: Event, fields: Mapping[str, Any]) -> None:
+    def _enter(self, event: Event) -> None:
         """Append an event to the ledger if it belongs there, after checking that it is possible."""
         job = self.spec.name
         if isinstance(event, RoundStarted):
@@ -367,27 +349,6 @@ class JobChannelHandler:
                 self._asked = frozenset(event.sites)
                 self._senders.clear()
                 self._dropped.clear()
-        elif isinstance(event, UpdateReceived):
-            self._check_update(event.round, event.site)
-            body = {
-                "site": event.site,
-                "key_thumbprint": self._note_sender(
-                    event.site, str(fields.get("key", "")), once=event.round > 0
-                ),
-                "digest": str(fields.get("digest", "")),
-                "examples": event.examples,
-                "accepted": True,
-            }
-            self._ledger.append("update", {"job": job, "round": event.round, **body})
-        elif isinstance(event, UpdateRejected):
-            self._check_update(event.round, event.site)
-            body = {
-                "site": event.site,
-                "key_thumbprint": self._senders.get(event.site) or self._key_of(event.site),
-                "accepted": False,
-                "reason": event.reason,
-            }
-            self._ledger.append("update", {"job": job, "round": event.round, **body})
         elif isinstance(event, RoundSkipped):
             self._check_round(event.round)
         elif isinstance(event, RoundFinished):
@@ -400,6 +361,22 @@ class JobChannelHandler:
                 "seconds": round(event.seconds, 3),
             }
             self._ledger.append("round", {"job": job, "round": event.round, **body})
+
+    def _of_update(self, event: Event, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the entry for what became of an update, after checking that it is possible."""
+        assert isinstance(event, UpdateReceived | UpdateRejected)
+        self._check_update(event.round, event.site)
+        body: dict[str, Any] = {"job": self.spec.name, "round": event.round, "site": event.site}
+        if isinstance(event, UpdateRejected):
+            key = self._senders.get(event.site) or self._key_of(event.site)
+            return body | {"key_thumbprint": key, "accepted": False, "reason": event.reason}
+        key = self._note_sender(event.site, str(fields.get("key", "")), once=event.round > 0)
+        return body | {
+            "key_thumbprint": key,
+            "digest": str(fields.get("digest", "")),
+            "examples": event.examples,
+            "accepted": True,
+        }
 
     def _check_round(self, number: int) -> None:
         if number and number != self._running:
@@ -440,8 +417,15 @@ def _coarse(records: int) -> int:
     return found if records else 0
 
 
-def _attempt(entry: Entry) -> tuple[int, int, str] | None:
-    stage, round_, inputs = (entry.body.get(name) for name in ("stage", "round", "inputs"))
-    if isinstance(stage, int) and isinstance(round_, int) and isinstance(inputs, str):
-        return stage, round_, inputs
-    return None
+def _decoded(kind: str, fields: Mapping[str, Any]) -> Event:
+    return Event.decode(kind, json.dumps(dict(fields), default=str))
+
+
+def _showable(event: Event) -> bool:
+    """Return whether an event can be written. It informs; one that cannot must not end a job."""
+    try:
+        event.encode().encode()
+    except ValueError as error:
+        _LOG.warning("an event was not passed on: %s", error)
+        return False
+    return True

@@ -143,7 +143,7 @@ class JobSupervisor:
             registry=self._registry,
             trust=self._trust(),
             runtime=self._runtime,
-            report=lambda event: self._events.report(name, event),
+            report=lambda *events: self._events.report(name, *events),
             absence=lambda site: self._absence(name, site),
             clock=self._clock,
         )

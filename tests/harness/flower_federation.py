@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,6 +137,10 @@ class Channel:
         with self.changed:
             self.events.append((kind, dict(fields)))
             self.changed.notify_all()
+
+    def take_events(self, events: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        for kind, fields in events:
+            self.event(kind, fields)
 
     def charge(self, stage: int, round_: int, inputs: bytes) -> None:
         self.charged.append((stage, round_, inputs))

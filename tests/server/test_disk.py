@@ -125,7 +125,19 @@ def test_the_book_of_jobs_states_that_its_disk_failed_and_works_afterwards(
             failing.fails = statement
             with pytest.raises(DiskError, match=r"jobs\.sqlite: cannot be"):
                 act()
+        # Of several events that were reported together none is there, and all are later.
+        burst = [("x", Log(line=line), now) for line in ("c", "d")]
+        failing.fails = "COMMIT"
+        with pytest.raises(DiskError, match=r"jobs\.sqlite: cannot be"):
+            book.events.add_all(burst)
+        coordinator.events.append("x", *(event for _, event, _ in burst))
+        assert "2 are not written" in coordinator.events._health.faults()["events"]
         failing.fails = None
+        assert book.events.page("x") == before
+        coordinator.events.catch_up()
+        assert "events" not in coordinator.events._health.faults()
+        before = book.events.page("x")
+        assert [event.body for event in before[-2:]] == [event.encode() for _, event, _ in burst]
         assert book.state("x").detail == ""
         number = len(before) + 1
         assert book.events.add("x", Log(line="b"), at=now) == number

@@ -131,7 +131,7 @@ class RoundUpdates:
     ) -> None:
         """Report an update that was accepted."""
         self._inputs[site] = ledger_digest(reply.digest, self._rules.blind)
-        self._coordinator.event(
+        self._coordinator.note(
             "update.received",
             question=reply.question,
             round=self.round,
@@ -147,8 +147,8 @@ class RoundUpdates:
         """
         shown = _REFUSED if self._rules.private else reason[:_MAX_REASON]
         if train:
-            self._coordinator.event("update.rejected", round=self.round, site=site, reason=shown)
+            self._coordinator.note("update.rejected", round=self.round, site=site, reason=shown)
         else:
             line = f"round {self.round}: no evaluation of this site: {shown}"
-            self._coordinator.event("log", line=line, site=site, level="warning")
+            self._coordinator.note("log", line=line, site=site, level="warning")
         return shown

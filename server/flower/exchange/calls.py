@@ -22,7 +22,7 @@ from fedlearn.sandbox.memory_file import FilePart, Part, view_of
 from fedlearn.sandbox.process_channel import ProcessChannel
 from server.flower.exchange.receipts import Receipts
 from server.flower.ipc.failures import failure_of, raised
-from server.flower.job_plan import Checkpoint, JobChannel, Reply
+from server.flower.job_plan import MAX_EVENTS, Checkpoint, JobChannel, Reply
 
 if TYPE_CHECKING:
     from server.flower.exchange.job_exchange import JobExchange
@@ -56,6 +56,7 @@ class CoordinatorClient:
         self._pulling = threading.Lock()
         self._waited: Collection[str] | None = None
         self._left = 0
+        self._noted: list[tuple[str, dict[str, Any]]] = []
 
     def push(self, flat: Flat) -> list[str]:
         """Hand messages to the nodes; return their ids, empty for one that was refused."""
@@ -109,6 +110,14 @@ class CoordinatorClient:
         """Report an event of the job. An update is named by its question (``question``)."""
         self._ask("event", {"kind": kind, "fields": fields})
 
+    def note(self, kind: str, **fields: Any) -> None:
+        """Report an event of :data:`server.flower.job_plan.OF_ANSWERS` ahead of the next request.
+
+        Many are one request. What the coordinator raises for it, that next request raises.
+        """
+        with self._lock:
+            self._noted.append((kind, fields))
+
     def charge(self, stage: int, round_: int, inputs: bytes) -> None:
         """Charge the budget for a noised aggregate of these inputs, before it is released.
 
@@ -144,8 +153,16 @@ class CoordinatorClient:
         self, what: str, header: Mapping[str, Any], blobs: Sequence[Part] = ()
     ) -> tuple[dict[str, Any], list[bytes | FilePart]]:
         with self._lock:
-            self._process_channel.send({"ask": what, **header}, blobs)
-            answer = self._process_channel.receive_parts()
+            while self._noted:
+                now, self._noted = self._noted[:MAX_EVENTS], self._noted[MAX_EVENTS:]
+                self._exchange({"ask": "events", "events": now}, ())
+            return self._exchange({"ask": what, **header}, blobs)
+
+    def _exchange(
+        self, header: Mapping[str, Any], blobs: Sequence[Part]
+    ) -> tuple[dict[str, Any], list[bytes | FilePart]]:
+        self._process_channel.send(header, blobs)
+        answer = self._process_channel.receive_parts()
         if answer is None:
             raise TransportError("the coordinator is gone")
         failure = answer[0].get("error")
@@ -232,6 +249,10 @@ def _answer(
             except ValueError as error:
                 # An event informs; one that cannot be shown must not end a job.
                 _LOG.warning("an event was not passed on: %s", error)
+            return {}, ()
+        case "events":
+            noted = [(str(kind), fields) for kind, fields in header["events"]]
+            channel.take_events([(kind, receipts.fill(kind, fields)) for kind, fields in noted])
             return {}, ()
         case "charge":
             inputs = bytes.fromhex(header["inputs"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -22,7 +23,7 @@ from fedlearn.job.events import (
     RoundStarted,
     UpdateReceived,
 )
-from server.jobs.records.authenticated_rows import Database
+from server.jobs.records.authenticated_rows import Cell, Database
 
 __all__ = ["EVENTS", "MAX_EVENTS", "UNKNOWN", "EventStore", "StoredEvent", "moment_of"]
 
@@ -86,28 +87,40 @@ class EventStore:
             self._sequences.pop(name, None)
 
     def add(self, name: str, event: Event, *, at: datetime) -> int:
-        """Store one event and end the waits for it; return its sequence number.
+        """Store one event, as :meth:`add_all`; return its sequence number."""
+        return self.add_all([(name, event, at)])[0]
 
-        Beyond :data:`MAX_EVENTS` events of a job only those of its rounds are stored, and beyond
-        twice as many only final ones.
+    def add_all(self, events: Sequence[tuple[str, Event, datetime]]) -> list[int]:
+        """Store events of jobs, each with its time, all or none, and end the waits for them.
+
+        Return their sequence numbers. Beyond :data:`MAX_EVENTS` events of a job only those of its
+        rounds are stored, and beyond twice as many only final ones.
         """
-        body = event.encode()
-        if len(body.encode()) > MAX_EVENT_BYTES:
-            raise StoreError(f"an event of job {name!r} is longer than {MAX_EVENT_BYTES} bytes")
+        bodies = [event.encode() for _, event, _ in events]
+        for (name, _, _), body in zip(events, bodies, strict=True):
+            if len(body.encode()) > MAX_EVENT_BYTES:
+                raise StoreError(f"an event of job {name!r} is longer than {MAX_EVENT_BYTES} bytes")
         with self._news:
-            sequence = self._sequences.get(name, 0) + 1
-            most = 2 * MAX_EVENTS if isinstance(event, ROUNDS) else MAX_EVENTS
-            if sequence > most and not event.final:
-                return sequence - 1
-            cells = (name, sequence, at.timestamp(), str(event.to_json()["kind"]), body)
-            with self._database.reading() as db:
-                db.execute(
-                    "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)",
-                    (*cells, self._database.key.mac("events", cells)),
-                )
-            self._sequences[name] = sequence
+            last: dict[str, int] = {}
+            numbers: list[int] = []
+            rows: list[tuple[Cell, ...]] = []
+            for (name, event, at), body in zip(events, bodies, strict=True):
+                sequence = last.get(name, self._sequences.get(name, 0)) + 1
+                most = 2 * MAX_EVENTS if isinstance(event, ROUNDS) else MAX_EVENTS
+                if sequence > most and not event.final:
+                    numbers.append(sequence - 1)
+                    continue
+                kind = str(event.to_json()["kind"])
+                cells = (name, sequence, at.timestamp(), kind, body)
+                rows.append((*cells, self._database.key.mac("events", cells)))
+                last[name] = sequence
+                numbers.append(sequence)
+            with self._database.transaction() as db:
+                for row in rows:
+                    db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", row)
+            self._sequences |= last
             self._news.notify_all()
-        return sequence
+        return numbers
 
     def page(self, name: str, *, after: int = 0, most: int = 1000) -> tuple[StoredEvent, ...]:
         """Return the events of a job that follow number ``after``, at most ``most``.

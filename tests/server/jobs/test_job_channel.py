@@ -21,7 +21,7 @@ from fedlearn.privacy.accountant import rounds_within
 from fedlearn.update.arrays import encode
 from server.admission.registry import Admission, AdmissionRegistry
 from server.flower.application.app_files import as_files
-from server.flower.job_plan import Checkpoint
+from server.flower.job_plan import MAX_EVENTS, Checkpoint
 from server.jobs.job_channel import JobChannelHandler
 from server.keys.key_protectors import RecoveryKey
 from server.keys.service import KeyService
@@ -75,7 +75,7 @@ def handler(
         store=parts.store,
         ledger=parts.ledger,
         registry=parts.registry,
-        report=parts.reported.append,
+        report=lambda *events: parts.reported.extend(events),
         keep=2,
         clock=lambda: NOW,
     )
@@ -204,6 +204,65 @@ def test_an_update_counts_once_in_a_round(parts: Parts) -> None:
     begin(job, 2)
     job.event("update.received", update(2))
     assert [body["round"] for body in parts.bodies("update")] == [1, 2]
+
+
+def test_the_outcomes_of_many_answers_are_durable_together(parts: Parts) -> None:
+    job = handler(parts)
+    begin(job)
+    refused = {"round": 1, "site": "site-b", "reason": "NaN"}
+    before = len(list(parts.ledger.entries()))
+    job.take_events(
+        [
+            ("update.received", update()),
+            ("log", {"line": "site-b: slow", "site": "site-b"}),
+            ("update.rejected", refused),
+        ]
+    )
+    written = list(parts.ledger.entries(after=before))
+    assert [(entry.body["site"], entry.body["accepted"]) for entry in written] == [
+        ("site-a", True),
+        ("site-b", False),
+    ]
+    assert len({entry.time for entry in written}) == 1
+    assert [event.kind for event in parts.reported[-3:]] == [
+        "update.received",
+        "log",
+        "update.rejected",
+    ]
+
+
+def test_of_many_outcomes_those_before_a_contradiction_are_taken(parts: Parts) -> None:
+    job = handler(parts)
+    begin(job)
+    with pytest.raises(JobError, match="a second update of site-a"):
+        job.take_events(
+            [
+                ("update.received", update()),
+                ("update.received", update()),
+                ("update.received", update(site="site-b")),
+            ]
+        )
+    assert [body["site"] for body in parts.bodies("update")] == ["site-a"]
+    assert [event.kind for event in parts.reported] == ["round.started", "update.received"]
+
+
+def test_a_line_that_cannot_be_written_leaves_the_others(parts: Parts) -> None:
+    job = handler(parts)
+    job.take_events([("log", {"line": "\ud800"}), ("log", {"line": "readable"})])
+    assert [event.to_json()["line"] for event in parts.reported] == ["readable"]
+
+
+@pytest.mark.parametrize("kind", ["round.started", "round.finished", "checkpoint.sealed", "x"])
+def test_only_outcomes_of_answers_are_reported_together(parts: Parts, kind: str) -> None:
+    with pytest.raises(JobError, match="may not report events of the kind"):
+        handler(parts).take_events([("log", {"line": "x"}), (kind, {"round": 1, "sites": []})])
+    assert parts.reported == []
+
+
+def test_too_many_outcomes_at_once_are_refused(parts: Parts) -> None:
+    with pytest.raises(JobError, match="at most 1000 are taken"):
+        handler(parts).take_events([("log", {"line": "x"})] * (MAX_EVENTS + 1))
+    assert parts.reported == []
 
 
 def test_what_an_application_asks_outside_of_rounds_has_the_number_0(parts: Parts) -> None:

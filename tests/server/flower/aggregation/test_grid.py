@@ -48,6 +48,8 @@ class FakeCoordinator:
     def event(self, kind: str, **fields: object) -> None:
         self.reported.append((kind, fields))
 
+    note = event
+
     def push(self, flat: Flat) -> list[str]:
         sent = [site for site in SITES if site not in self.gone]
         ids = iter(flat.ids)
