@@ -32,7 +32,7 @@ def main(grid: Grid, context: Context) -> None:
         num_rounds=int(config["num-server-rounds"]),
         evaluate_fn=stamp,
     )
-    total = float(result.arrays["weights"].numpy().sum())
+    total = float(result.arrays["weights"].numpy().sum(dtype=np.float64))
     found = json.dumps({"times": times, "sum": total})
     if config["stamps"]:
         Path(str(config["stamps"])).write_text(found)
