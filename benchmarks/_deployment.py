@@ -99,7 +99,7 @@ class Deployment:
         for event in operator.follow_job(spec.name):
             self.federation.check()
             found = json.loads(event.json)
-            if found["kind"] == "round.finished":
+            if event.kind == "round.finished":
                 tell(found["round"])
             line = found.get("line", "")
             if line.startswith("stamps "):
