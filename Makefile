@@ -92,8 +92,8 @@ images: $(STAMP) ## Build the container images below build/images (minutes; root
 e2e-coco: ## Show on a cluster with TEEs what no other machine can: KUBECONFIG=... JOB=...
 	@PATH="$(CURDIR)/$(BIN):$$PATH" tools/e2e-coco.sh
 
-bench: $(STAMP) ## Run the benchmarks; they print ratios
-	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
+bench: $(STAMP) ## Run the benchmarks (12 minutes); write their numbers and docs/performance.md
+	@$(BIN)/python benchmarks/run.py
 
 FUZZ_SECONDS ?= 60
 fuzz: $(STAMP) ## Fuzz every parser for FUZZ_SECONDS (60) each; finds lie in .cache/fuzz

@@ -1,17 +1,14 @@
 """Measures the memory of the Fleet listener for each connected client that is idle.
 
-    python benchmarks/connections.py [--clients 300] [--json]
-
 A process with a Fleet listener and the exchange of one job admits the clients. Each client has two
 connections over mutual TLS, as a client in a TEE has: one on which it waits for work, and one on
 which it sent a heartbeat. The memory is the resident set of the listener's process, before they
 connect and when all of them wait; a process that has served one client before is the base, so that
-what is loaded once is not counted. The status is 1 when a client needs more than the target.
+what is loaded once is not counted.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import json
@@ -28,6 +25,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from _processes import resident_mib  # noqa: E402
+from _report import at_most, measured, options, show  # noqa: E402
 from cryptography import x509  # noqa: E402
 from cryptography.hazmat.primitives import serialization  # noqa: E402
 
@@ -93,15 +91,15 @@ def _connected(address: tuple[str, int], identity: dict[str, str]) -> list[ssl.S
     return sockets
 
 
-def main() -> int:
+def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__)
     parser.add_argument("--clients", type=int, default=300)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    arguments = parser.parse_args()
+    clients = 10 if arguments.quick else arguments.clients
     ours, theirs = multiprocessing.get_context("fork").Pipe()
     server = multiprocessing.get_context("fork").Process(
-        target=_serve, args=(theirs, options.clients + 1), daemon=True
+        target=_serve, args=(theirs, clients + 1), daemon=True
     )
     server.start()
     address, identities = ours.recv()
@@ -111,24 +109,17 @@ def main() -> int:
     for identity in identities[1:]:
         held += _connected(address, identity)
     after = resident_mib(pid)
-    each = (after - before) * 1024 / options.clients
-    found = {
-        "clients": options.clients,
-        "connections": 2 * options.clients,
-        "base_mib": round(before, 1),
-        "kib_per_client": round(each, 1),
-        "kib_per_connection": round(each / 2, 1),
-        "target_kib_per_client": TARGET_KIB,
-    }
     ours.close()
     server.terminate()
-    if options.json:
-        print(json.dumps(found))
-    else:
-        print(f"{options.clients} idle clients of two connections each, mutual TLS")
-        print(f"a client {each:.0f} KiB, a connection {each / 2:.0f} KiB (target {TARGET_KIB:g})")
-    return 0 if each <= TARGET_KIB else 1
+    row = measured(
+        "memory of a connected client in the fleet listener",
+        unit="KiB",
+        ours=(after - before) * 1024 / clients,
+        target=[at_most(TARGET_KIB)],
+        how=f"growth of VmRSS by {clients} idle clients of two connections each, mutual TLS",
+    )
+    show([row], as_json=arguments.json)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -3,27 +3,23 @@
 Every node requests work, fetches the model, and delivers an update; the job's side pushes the
 questions and pulls the answers as they arrive. Requests go through the ASGI application, without
 sockets and without TLS, so that only the exchange is measured. The result is the processor time of
-this process for one client, for each number of nodes, the best of several rounds. The ratio is the
-time with many nodes to that with the fewest; 1 is linear. The status is 1 when a ratio is above the
-target.
+this process for one client, for each number of nodes. The ratio is the time with many nodes to that
+with the fewest; 1 is linear.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import os
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
+from _report import at_most, measured, options, show  # noqa: E402
 from flwr.app import Array, ArrayRecord, RecordDict  # noqa: E402
 
 from server.flower.exchange.job_exchange import JobExchange  # noqa: E402
@@ -71,31 +67,34 @@ class Round:
         await asyncio.gather(*(work(node, delivery) for node, delivery in works))
 
 
-def main() -> int:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> None:
+    """Measure each number of nodes."""
+    parser = options(__doc__)
     parser.add_argument("--nodes", type=int, nargs="+", default=[100, 500, 1000, 2000])
     parser.add_argument("--values", type=int, default=1000, help="float32 values of the model")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    for count in options.nodes:
-        made = Round(count, options.values)
-        best = min(made.seconds() for _ in range(options.rounds))
-        rows.append({"nodes": count, "microseconds": round(1e6 * best / count, 1)})
-    for row in rows:
-        row["ratio"] = round(row["microseconds"] / rows[0]["microseconds"], 2)
-    kept = all(row["ratio"] <= TARGET for row in rows)
-    if options.json:
-        print(json.dumps({"rows": rows, "target": TARGET, "kept": kept}))
-    else:
-        print(f"{'nodes':>6}  {'CPU of one client':>18}  {'ratio':>6}   {os.cpu_count()} cores")
-        for row in rows:
-            print(f"{row['nodes']:>6}  {row['microseconds']:>15} µs  {row['ratio']:>6}")
-        print(f"target: at most {TARGET}: {'kept' if kept else 'MISSED'}")
-    return 0 if kept else 1
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.nodes, arguments.rounds = [10, 20], 1
+    found: dict[int, list[float]] = {}
+    for count in arguments.nodes:
+        made = Round(count, arguments.values)
+        found[count] = [1e6 * made.seconds() / count for _ in range(arguments.rounds)]
+    fewest, *more = found
+    floor = f"{fewest} clients"
+    rows = [
+        measured(
+            f"a client's part of a round for the exchange, {count} clients",
+            unit="µs",
+            ours=found[count],
+            floor={floor: found[fewest]},
+            target=[at_most(TARGET, floor)],
+            how=f"CPU time without sockets and TLS; medians of {arguments.rounds} rounds",
+        )
+        for count in more
+    ]
+    show(rows, as_json=arguments.json)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

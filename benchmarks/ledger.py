@@ -7,16 +7,15 @@ disk, in turns, so that the ratio is the cost of hashing, signing and checking b
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sqlite3
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from _report import interleave, measured, options, show
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from server.ledger import LEDGER_FILE, Ledger
@@ -32,12 +31,15 @@ BODY = {
 }
 
 
-def per_second(work: Callable[[], object], count: int) -> float:
-    """Return how often a second ``work`` was done."""
+_BARE = "a row in a bare table"
+
+
+def milliseconds(work: Callable[[], object], count: int) -> float:
+    """Return the wall time of one call of ``work``."""
     start = time.perf_counter()
     for _ in range(count):
         work()
-    return count / (time.perf_counter() - start)
+    return 1e3 * (time.perf_counter() - start) / count
 
 
 def bare(path: Path) -> sqlite3.Connection:
@@ -53,13 +55,13 @@ def bare(path: Path) -> sqlite3.Connection:
 
 
 def main() -> None:
-    """Print the rates and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Append in turns, and verify what was appended."""
+    parser = options(__doc__)
     parser.add_argument("--directory", type=Path, help="where to write; the temporary folder")
     parser.add_argument("--entries", type=int, default=300, help="entries in each repetition")
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    count, repeat = (10, 1) if arguments.quick else (arguments.entries, arguments.repeat)
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
         folder = Path(name)
         table = bare(folder / "bare.sqlite")
@@ -67,31 +69,38 @@ def main() -> None:
         insert = "INSERT INTO entry VALUES (NULL, ?, ?, ?, ?, ?, ?)"
         signature = os.urandom(64)
         key = ec.generate_private_key(ec.SECP256R1())
-        plain, ours = [], []
         with Ledger.open(folder / LEDGER_FILE, key) as ledger:
-            for _ in range(arguments.repeat):
-                count = arguments.entries
-                plain.append(per_second(lambda: table.execute(insert, (*row, signature)), count))
-                ours.append(per_second(lambda: ledger.append("update", BODY), count))
+            found = interleave(
+                {
+                    _BARE: lambda: milliseconds(
+                        lambda: table.execute(insert, (*row, signature)), count
+                    ),
+                    "ours": lambda: milliseconds(lambda: ledger.append("update", BODY), count),
+                },
+                repeat=repeat,
+            )
             start = time.perf_counter()
             entries = ledger.verify(ledger.public_key).entries
-            verified = entries / (time.perf_counter() - start)
+            verified = 1e3 * (time.perf_counter() - start) / entries
         table.close()
-    ratios = [a / b for a, b in zip(ours, plain, strict=True)]
-    result = {
-        "appends_per_second": statistics.median(ours),
-        "bare_sqlite_per_second": statistics.median(plain),
-        "ratio": statistics.median(ratios),
-        "ratio_lowest": min(ratios),
-        "ratio_highest": max(ratios),
-        "verified_per_second": verified,
-        "entries": entries,
-    }
-    if arguments.json:
-        print(json.dumps(result))
-        return
-    for label, value in result.items():
-        print(f"{label.replace('_', ' '):<42} {value:10.4g}")
+    show(
+        [
+            measured(
+                "an entry appended and synchronized, one caller",
+                unit="ms",
+                ours=found["ours"],
+                floor={_BARE: found[_BARE]},
+                how=f"wall time; medians of {repeat} turns of {count} entries",
+            ),
+            measured(
+                "an entry verified",
+                unit="ms",
+                ours=verified,
+                how=f"one pass over {entries} entries",
+            ),
+        ],
+        as_json=arguments.json,
+    )
 
 
 if __name__ == "__main__":

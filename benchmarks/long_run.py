@@ -5,9 +5,8 @@
 Two sites take part, with a tiny model. Every second the memory, the open descriptors and the
 threads of the coordinator and of both agents are read from /proc, and the size of the coordinator's
 state on disk. What grows is stated as the slope of a straight line through the later half of the
-samples, for each 1,000 rounds and for each 100 jobs. ``--write`` keeps the samples in
-``benchmarks/long_run.json`` and draws ``docs/assets/long-run.svg``. It takes an hour or so, and is
-no part of ``make bench``.
+samples, for each 1,000 rounds and for each 100 jobs. ``--write`` keeps the samples and draws the
+plot of the page. It takes an hour or so, and runs in ``make bench`` only when it is named.
 """
 
 from __future__ import annotations

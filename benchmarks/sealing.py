@@ -1,11 +1,8 @@
 """Compares sealing and opening a model with the limits of the machine, as ratios in one run.
 
-    python benchmarks/sealing.py [--mib 256] [--repeat 5] [--directory DIR] [--json]
-
 The floors are measured in the same process, in turns with what is compared:
 
-* *cipher*: AES-256-GCM over the same buffers in memory, 1 MiB at a time
-  (``openssl speed -evp aes-256-gcm -bytes 1048576`` is printed next to it);
+* *cipher*: AES-256-GCM over the same buffers in memory, 1 MiB at a time;
 * *disk*: writing, or reading, the same bytes in the clear; the write ends with fsync.
 
 When the two overlap perfectly, sealing takes as long as the slower of them; when they do not
@@ -16,14 +13,10 @@ reading; the cost of a cold disk is not measured.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import re
 import secrets
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from _report import measured, options, show
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -69,30 +63,26 @@ class Measured:
     seconds: list[float] = field(default_factory=list)
     peak: float = 0.0
 
-    @property
-    def median(self) -> float:
-        """The median of the seconds."""
-        return statistics.median(self.seconds)
-
 
 def main() -> int:
     """Measure, print, and return the exit status."""
-    parser = argparse.ArgumentParser(description="Seal and open a model, as ratios.")
+    parser = options(__doc__)
     parser.add_argument("--mib", type=int, default=256, help="size of the model (default 256)")
     parser.add_argument("--repeat", type=int, default=5, help="repetitions (default 5)")
     parser.add_argument(
         "--directory", type=Path, help="where to write (default: a new one in /tmp)"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON document")
-    options = parser.parse_args()
-    if not 1 <= options.mib <= 65_536 or not 1 <= options.repeat <= 100:
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.mib, arguments.repeat = 4, 1
+    if not 1 <= arguments.mib <= 65_536 or not 1 <= arguments.repeat <= 100:
         parser.error("--mib is 1 to 65536, --repeat 1 to 100")
-    directory = Path(tempfile.mkdtemp(prefix="fedlearn-sealing-", dir=options.directory))
+    directory = Path(tempfile.mkdtemp(prefix="fedlearn-sealing-", dir=arguments.directory))
     try:
         free = shutil.disk_usage(directory).free // MIB
-        if free < 4 * options.mib:
-            parser.error(f"{directory} has {free} MiB free, {4 * options.mib} are needed")
-        report(measure(directory, options.mib, options.repeat), options.mib, options.json)
+        if free < 4 * arguments.mib:
+            parser.error(f"{directory} has {free} MiB free, {4 * arguments.mib} are needed")
+        report(measure(directory, arguments.mib, arguments.repeat), arguments.mib, arguments.json)
     finally:
         shutil.rmtree(directory)
     return 0
@@ -170,7 +160,7 @@ def measure(directory: Path, mib: int, repeat: int) -> dict[str, Measured]:
         "check signer": check_signer,
         "save, encrypt, write": save_encrypt_write,
     }
-    measured = {name: Measured() for name in tasks}
+    found = {name: Measured() for name in tasks}
     for _ in range(repeat):
         for left in (path, plain, naive, signed):
             left.unlink(missing_ok=True)
@@ -180,50 +170,56 @@ def measure(directory: Path, mib: int, repeat: int) -> dict[str, Measured]:
             before = _status("VmRSS")
             start = time.perf_counter()
             task()
-            measured[name].seconds.append(time.perf_counter() - start)
-            measured[name].peak = max(measured[name].peak, _status("VmHWM") - before)
+            found[name].seconds.append(time.perf_counter() - start)
+            found[name].peak = max(found[name].peak, _status("VmHWM") - before)
     for name, array in model.items():
         if not np.array_equal(array, target[name]):
             raise SystemExit(f"{name} was not opened as it was sealed")
-    return measured
+    return found
 
 
-def report(measured: dict[str, Measured], mib: int, as_json: bool) -> None:
-    """Print what was measured."""
-    cipher, write, read = (measured[n].median for n in ("cipher", "disk write", "disk read"))
-    floors = {"seal": (cipher, write), "open": (cipher, read), "verify": (cipher, read)}
-    floors["save, encrypt, write"] = floors["seal, signed"] = (cipher, write)
-    floors["check signer"] = (cipher, read)
-    speed = _openssl_speed()
+def report(found: dict[str, Measured], mib: int, as_json: bool) -> None:
+    """Show each task with the cipher and the disk that it needs at least."""
     rows = []
-    for name, task in measured.items():
-        row: dict[str, object] = {
-            "task": name,
-            "seconds": round(task.median, 4),
-            "mib_per_second": round(mib / task.median),
-            "extra_mib": round(task.peak, 1),
+    for name, disk in _DISK.items():
+        floor = {
+            f"AES-256-GCM and {disk}": [
+                a + b for a, b in zip(found["cipher"].seconds, found[disk].seconds, strict=True)
+            ]
         }
-        if name in floors:
-            aes, disk = floors[name]
-            row["times_cipher"] = round(task.median / aes, 2)
-            row["times_disk"] = round(task.median / disk, 2)
-            row["times_both"] = round(task.median / (aes + disk), 2)
-        rows.append(row)
-    if as_json:
-        print(json.dumps({"mib": mib, "openssl_speed_mib_per_second": speed, "tasks": rows}))
-        return
-    print(
-        f"a model of {mib} MiB; medians of {len(measured['seal'].seconds)}; ratios: lower is better"
-    )
-    shown = "not available" if speed is None else f"{speed} MiB/s"
-    print(f"openssl speed -evp aes-256-gcm, 1 MiB blocks: {shown}")
-    print(f"{'':22}{'MiB/s':>8}{'x cipher':>10}{'x disk':>8}{'x both':>8}{'extra MiB':>11}")
-    for row in rows:
-        ratios = [row.get(key, "") for key in ("times_cipher", "times_disk", "times_both")]
-        print(
-            f"{row['task']:22}{row['mib_per_second']:>8}{ratios[0]:>10}{ratios[1]:>8}"
-            f"{ratios[2]:>8}{row['extra_mib']:>11}"
+        peers = {_NAIVE: found[_NAIVE].seconds} if name == "seal" else {}
+        rows.append(
+            measured(
+                f"{name} {mib} MiB",
+                unit="s",
+                ours=found[name].seconds,
+                peers=peers,
+                floor=floor,
+                how=f"wall time; medians of {len(found[name].seconds)} in turns; writing ends with "
+                "fsync, reading is from the page cache",
+            )
         )
+    rows.append(
+        measured(
+            f"memory beside the model while sealing {mib} MiB",
+            unit="MiB",
+            ours=found["seal"].peak,
+            peers={_NAIVE: found[_NAIVE].peak},
+            how="growth of VmHWM",
+        )
+    )
+    show(rows, as_json=as_json)
+
+
+_NAIVE = "save, encrypt, write"
+_DISK = {
+    "seal": "disk write",
+    "seal, signed": "disk write",
+    "open": "disk read",
+    "verify": "disk read",
+    "check signer": "disk read",
+}
+"""What is shown, and what of the disk it needs."""
 
 
 def _model(mib: int) -> dict[str, Array]:
@@ -244,17 +240,6 @@ def _status(key: str) -> float:
     if found is None:
         raise SystemExit(f"/proc/self/status has no {key}")
     return int(found[1]) / 1024
-
-
-def _openssl_speed() -> int | None:
-    if shutil.which("openssl") is None:
-        return None
-    command = ["openssl", "speed", "-elapsed", "-seconds", "1", "-bytes", str(CHUNK_BYTES)]
-    done = subprocess.run(
-        [*command, "-evp", "aes-256-gcm"], capture_output=True, text=True, check=False
-    )
-    found = re.search(r"AES-256-GCM\s+([\d.]+)k", done.stdout, re.IGNORECASE)
-    return None if found is None else round(float(found[1]) * 1000 / MIB)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,19 @@
 """Compares the cost of making, verifying and sealing TPM evidence with the bare signature check.
 
-    python benchmarks/tpm.py [--json]
-
-Times are CPU seconds of this process for verification (the best of five batches) and wall
-seconds for operations of the TPM (the median). Needs swtpm and tpm2-tools.
+Times are those of this process's CPU for verification, and wall time for operations of the TPM.
+Needs swtpm and tpm2-tools.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+from _report import Row, interleave, measured, options, show
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -33,25 +28,29 @@ from attestation.tpm.seal import TpmCounter, TpmSeal
 from attestation.trust import TrustAnchors
 from attestation.verifiers import verify
 
+_CHECK = "key and signature"
 
-def cpu(work: Callable[[], object], batch: int = 200) -> float:
-    work()
-    best = float("inf")
-    for _ in range(5):
+
+def cpu(work: Callable[[], object], batch: int) -> Callable[[], float]:
+    """Return a task that measures the CPU microseconds of one call."""
+
+    def task() -> float:
         start = time.process_time()
         for _ in range(batch):
             work()
-        best = min(best, (time.process_time() - start) / batch)
-    return best
+        return 1e6 * (time.process_time() - start) / batch
+
+    return task
 
 
-def wall(work: Callable[[], object], times: int = 9) -> float:
+def wall(name: str, work: Callable[[], object], times: int) -> Row:
+    """Return a row with the milliseconds of an operation of the TPM."""
     taken = []
     for _ in range(times):
         start = time.perf_counter()
         work()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+        taken.append(1e3 * (time.perf_counter() - start))
+    return measured(name, unit="ms", ours=taken, how=f"wall time on swtpm; median of {times}")
 
 
 def bare_check(quote: TpmQuote) -> Callable[[], object]:
@@ -71,25 +70,13 @@ def bare_check(quote: TpmQuote) -> Callable[[], object]:
 
 
 def main() -> None:
-    """Run the benchmark and print its ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    arguments = parser.parse_args()
-    rows, device = measure()
-    if arguments.json:
-        print(json.dumps({"rows": rows, "seconds": device}, indent=1))
-        return
-    for row in rows:
-        print(
-            f"{row['key']}: {row['verifications_per_s']:,.0f} verifications/s on one core, "
-            f"{row['multiple']:.1f} times the bare signature check "
-            f"({row['signature_s'] * 1e6:.0f} us); collect {row['collect_s'] * 1e3:.0f} ms"
-        )
-    print(", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in device.items()))
+    """Run the benchmark."""
+    arguments = options(__doc__).parse_args()
+    show(measure(quick=arguments.quick), as_json=arguments.json)
 
 
-def measure() -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Return a row for each kind of key, and the seconds of other operations of the TPM."""
+def measure(*, quick: bool) -> list[Row]:
+    """Return the rows of each kind of key, and of other operations of the TPM."""
     if reason := SoftwareTpm.available():
         raise SystemExit(f"no software TPM: {reason}")
     binding = Binding(
@@ -101,8 +88,8 @@ def measure() -> tuple[list[dict[str, Any]], dict[str, float]]:
         node_id="site",
         workload=bytes(32),
     )
-    now = datetime.now(UTC)
-    rows: list[dict[str, Any]] = []
+    now, rows = datetime.now(UTC), []
+    batch, times = (5, 1) if quick else (200, 9)
     with tempfile.TemporaryDirectory() as directory, SoftwareTpm(Path(directory) / "tpm") as tpm:
         for kind in ("ecdsa", "rsassa"):
             attester = TpmAttester(Path(directory) / "site", tcti=tpm.tcti, scope="job", ak=kind)
@@ -112,25 +99,32 @@ def measure() -> tuple[list[dict[str, Any]], dict[str, float]]:
             quote = TpmQuote.from_evidence(evidence)
             ak = hashlib.sha256(attester.attestation_key.spki).digest()
             trust = TrustAnchors(tpm_aks=frozenset([ak]))
-            whole = cpu(lambda: verify(evidence, binding=binding, trust=trust, now=now))  # noqa: B023
-            bare = cpu(bare_check(quote))
-            rows.append(
+            found = interleave(
                 {
-                    "key": kind,
-                    "verifications_per_s": 1 / whole,
-                    "multiple": whole / bare,
-                    "signature_s": bare,
-                    "collect_s": wall(lambda: attester.collect(binding)),  # noqa: B023
-                }
+                    "ours": cpu(
+                        lambda: verify(evidence, binding=binding, trust=trust, now=now),  # noqa: B023
+                        batch,
+                    ),
+                    _CHECK: cpu(bare_check(quote), batch),
+                },
+                repeat=times,
             )
+            rows.append(
+                measured(
+                    f"verification of a TPM quote, {kind}",
+                    unit="µs",
+                    ours=found["ours"],
+                    floor={_CHECK: found[_CHECK]},
+                    how="CPU time of one core; medians of batches in turns",
+                )
+            )
+            rows.append(wall(f"quote, {kind}", lambda: attester.collect(binding), times))  # noqa: B023
         seal, counter = TpmSeal(tpm.tcti, Path(directory)), TpmCounter(tpm.tcti)
         blob = seal.seal(bytes(32))
-        device = {
-            "seal": wall(lambda: seal.seal(bytes(32))),
-            "unseal": wall(lambda: seal.unseal(blob)),
-            "count": wall(counter.increment),
-        }
-    return rows, device
+        rows.append(wall("seal a key to the TPM", lambda: seal.seal(bytes(32)), times))
+        rows.append(wall("open it", lambda: seal.unseal(blob), times))
+        rows.append(wall("count once", counter.increment, times))
+    return rows
 
 
 if __name__ == "__main__":
