@@ -14,8 +14,15 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 RUNNER = "run.py"
 SCRIPTS = sorted({path.name for path in FOLDER.glob("[a-z]*.py")} - {RUNNER})
-FEDERATIONS = {"agents.py", "long_run.py", "round_overhead.py", "scale.py", "tpm.py"}
-"""Those that start processes; they take longer."""
+FEDERATIONS = {
+    "agents.py",
+    "compression.py",
+    "long_run.py",
+    "round_overhead.py",
+    "scale.py",
+    "tpm.py",
+}
+"""Those that start processes or train; they take longer."""
 
 OPTIONAL = {"gpu.py"}
 """Those that measure nothing on a machine without a device, and state so."""
