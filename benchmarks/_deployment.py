@@ -19,7 +19,7 @@ from attestation.config import dumps
 from fedlearn.job.spec import JobSpec
 from fedlearn.local.children import Children
 from fedlearn.local.federation import Federation
-from fedlearn.local.machines import choose_tee
+from fedlearn.local.machines import TeeChoice, choose_tee
 from fedlearn.local.policy import policy_text
 
 __all__ = ["APP", "Deployment", "Rounds", "deployment"]
@@ -111,14 +111,14 @@ class Deployment:
 
 
 @contextlib.contextmanager
-def deployment(folder: Path, *, sites: int, tee: str = "auto") -> Iterator[Deployment]:
+def deployment(folder: Path, *, sites: int, tee: TeeChoice = "auto") -> Iterator[Deployment]:
     """Start a federation below ``folder``, each process with one thread for numerics."""
     from server.flower.application import bundle as bundles
 
     names = [f"site-{number + 1}" for number in range(sites)]
     bundle = bundles.build(APP)
     with Children(folder / "logs", environment(folder / "flower")) as children:
-        federation = Federation(folder, children, tee=choose_tee(tee)[0])  # type: ignore[arg-type]
+        federation = Federation(folder, children, tee=choose_tee(tee)[0])
         federation.make_machines(names)
         federation.start()
         for name in names:

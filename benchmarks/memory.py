@@ -4,29 +4,29 @@ The job is that of ``round_overhead.py``: its training takes no time. While it r
 below this one are looked at 50 times a second, and counted by what they do: the coordinator, the
 job's aggregator, its application, each site's client, and the app of each client.
 
-``peak`` is the most resident memory of a process (``VmHWM``) above what it had when the job was
-submitted, or above 0 where it was started by the job; ``anonymous`` and ``shared`` are the most
-that ``RssAnon`` and ``RssShmem`` showed, at different times. Where a role has several processes,
-the largest counts. ``cpu`` is the processor time of all of them in a round.
+The peak is the most resident memory of a process (``VmHWM``) above what it had when the job was
+submitted, or above 0 where it was started by the job. Pages that processes share count in each.
+Where a role has several processes, the largest counts; processor time is that of all of them.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import os
 import sys
 import tempfile
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import round_overhead
+from _deployment import deployment
 from _processes import cpu_seconds
+from _report import Row, measured, options, show
+
+from fedlearn.local.machines import TeeChoice
 
 ROLES: Final = {
     "coordinator": ("fedlearn-server", "run"),
@@ -37,7 +37,6 @@ ROLES: Final = {
 }
 """The words of a command line by which a process is recognised."""
 
-MIB: Final = 1 << 20
 _INTERVAL: Final = 0.02
 
 
@@ -47,8 +46,6 @@ class Seen:
 
     first: int = 0
     peak: int = 0
-    anonymous: int = 0
-    shared: int = 0
     began: float = 0.0
     cpu: float = 0.0
 
@@ -87,8 +84,6 @@ class Observer:
         seen = self.found.setdefault(role, {}).setdefault(pid, Seen())
         status = _status(pid)
         seen.peak = max(seen.peak, status["VmHWM"])
-        seen.anonymous = max(seen.anonymous, status["RssAnon"])
-        seen.shared = max(seen.shared, status["RssShmem"])
         seen.cpu = cpu_seconds(pid)
 
 
@@ -117,68 +112,60 @@ def _status(pid: int) -> dict[str, int]:
     return {name: 1024 * int(rest.split()[0]) for name, rest in pairs if rest.endswith(" kB")}
 
 
-def measured(*, sites: int, rounds: int, size: int) -> dict[str, Any]:
+def rows_of(*, sites: int, rounds: int, size: int, tee: TeeChoice) -> list[Row]:
     """Run the job and return what each role took."""
     observer = Observer()
     thread = threading.Thread(target=observer.run, daemon=True)
     thread.start()
     with tempfile.TemporaryDirectory(prefix="fedlearn-bench-") as folder:
-        found = round_overhead.ours(
-            Path(folder) / "ours",
-            sites=sites,
-            rounds=rounds,
-            size=size,
-            tee="auto",
-            submitting=observer.submitted,
-        )
+        with deployment(Path(folder), sites=sites, tee=tee) as federation:
+            observer.submitted()
+            federation.run("memory", rounds=rounds, size=size)
     observer.stop()
     thread.join()
     model = 4 * size
-    roles = {}
+    title = f"{model / 1e6:.0f} MB model, {sites} updates in a round"
+    how = f"{rounds} rounds; the largest of the processes; their CPU together"
+    rows = []
     for role in ROLES:
         processes = list(observer.found.get(role, {}).values())
         if processes:
-            roles[role] = {
-                "processes": len(processes),
-                "peak_models": round(max(p.peak - p.first for p in processes) / model, 2),
-                "anonymous_models": round(max(p.anonymous for p in processes) / model, 2),
-                "shared_models": round(max(p.shared for p in processes) / model, 2),
-                "peak_mib": round(max(p.peak for p in processes) / MIB),
-                "cpu_s_a_round": round(sum(p.cpu - p.began for p in processes) / rounds, 3),
-            }
-    return {
-        "sites": sites,
-        "rounds": rounds,
-        "model_mib": round(model / MIB, 1),
-        "round_s": round(found.median, 3),
-        "roles": roles,
-    }
+            rows += [
+                measured(
+                    f"peak of the {role}, {title}",
+                    unit="models",
+                    ours=max(0, *(p.peak - p.first for p in processes)) / model,
+                    how="VmHWM above that at submission, or above 0 where the job started the "
+                    f"process; {how}",
+                ),
+                measured(
+                    f"CPU of the {role} in a round, {title}",
+                    unit="s",
+                    ours=max(0.0, sum(p.cpu - p.began for p in processes)) / rounds,
+                    how=f"user and system time; {how}",
+                ),
+            ]
+    return rows
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--sites", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = options(__doc__)
+    parser.add_argument("--sites", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--size", type=int, default=25_000_000, help="32-bit numbers in the model")
-    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    found = measured(sites=arguments.sites, rounds=arguments.rounds, size=arguments.size)
-    if arguments.json:
-        print(json.dumps(found))
-        return
-    print(
-        f"{found['sites']} sites, a model of {found['model_mib']} MiB, {found['rounds']} rounds "
-        f"of {found['round_s']} s (median)"
-    )
-    for role, each in found["roles"].items():
-        print(
-            f"{role:>12} x {each['processes']}  peak {each['peak_models']:5.2f} models above the "
-            f"start ({each['peak_mib']} MiB in all; anonymous {each['anonymous_models']:.2f}, "
-            f"shared {each['shared_models']:.2f})   cpu {each['cpu_s_a_round']:.2f} s a round"
+    if arguments.quick:
+        arguments.sites, arguments.rounds, arguments.size = [2], 2, 250_000
+    rows: list[Row] = []
+    for sites in arguments.sites:
+        rows += rows_of(
+            sites=sites,
+            rounds=arguments.rounds,
+            size=arguments.size,
+            tee="sample" if arguments.quick else "auto",
         )
+    show(rows, as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ FEDERATIONS = {
     "agents.py",
     "compression.py",
     "long_run.py",
+    "memory.py",
     "round_overhead.py",
     "scale.py",
     "tpm.py",
