@@ -195,19 +195,20 @@ class Limits:
     ``update_mib``           the largest update that is read
     ``deliveries_mib``       the largest sum of the updates that are read at once
     ``jobs``                 jobs that run at once
-    ``sites``                sites that may be invited, those that were removed included
+    ``sites``                sites that may be invited, those that were removed included; the
+                             process must be able to open four files for each
     """
 
     challenges: int = option(whole(16, 1_000_000), default=4096)
-    challenges_per_peer: int = option(whole(1, 100_000), default=64)
-    requests_per_second: float = option(number(1, 100_000), default=100.0)
-    requests_per_second_per_peer: float = option(number(0.1, 10_000), default=8.0)
+    challenges_per_peer: int = option(whole(1, 100_000), default=256)
+    requests_per_second: float = option(number(1, 100_000), default=400.0)
+    requests_per_second_per_peer: float = option(number(0.1, 10_000), default=32.0)
     connections: int = option(whole(16, 100_000), default=1024)
-    connections_per_peer: int = option(whole(1, 100_000), default=128)
+    connections_per_peer: int = option(whole(1, 100_000), default=256)
     update_mib: int = option(whole(1, 1024 * 1024), default=4096)
     deliveries_mib: int = option(whole(1, 1024 * 1024), default=8192)
     jobs: int = option(whole(1, 1000), default=8)
-    sites: int = option(whole(1, 10_000), default=1000)
+    sites: int = option(whole(1, 100_000), default=1000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -288,17 +288,20 @@ class Coordinator:
                 f"job {name} has finished, and no client of it is appraised any more",
                 hint="`fedlearn job submit` runs it again, with the policy in its folder",
             )
-        with self._policies.deciding(), self.jobs.lock:
+        with self._policies.deciding():
             signer = self._policies.check(policy, policy_signature)
             # Stored first, in force with its ledger entry, which names it by its digest.
             text = self._job_store.add_policy(name, policy_toml, policy_signature).hex()
-            job = self.jobs.named(name)
-            if job is None:
-                self._intake.enter_policy(name, policy, signer, operator=operator, text=text)
-            else:
+            with self.jobs.lock:
+                job = self.jobs.named(name)
+                if job is None:
+                    self._intake.enter_policy(name, policy, signer, operator=operator, text=text)
+            if job is not None:
                 noted = {"operator": operator, **self._policies.entry(policy, signer)}
+                # Not with the lock of the jobs: the gate waits for admissions, which take it.
                 self.gate.replace_policy(name, policy, noted={**noted, "text": text})
-                job.admittable = dataclasses.replace(job.admittable, policy=policy)
+                with self.jobs.lock:
+                    job.admittable = dataclasses.replace(job.admittable, policy=policy)
             self._note(name, "policy replaced", operator)
 
     def delete_job(self, operator: str, name: str, *, keep_model: bool = False) -> JobState:

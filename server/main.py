@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import resource
 import signal
 import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -35,7 +34,6 @@ from fedlearn.terminal.logs import configure_logging, log_options
 
 __all__ = ["main"]
 
-_OPEN_FILES: Final = 65_536
 
 _config = config_option("server.toml", "The coordinator's configuration.")
 
@@ -75,10 +73,11 @@ def initialize_pod() -> None:
 def run(path: Path, level: str, form: str, as_json: bool) -> int:
     """Run the coordinator until SIGTERM or Ctrl-C; jobs continue after the next start."""
     from server.config import ServerConfig
+    from server.rpc.open_files import raise_open_files
 
     config, document = ServerConfig.read(path)
     configure_logging(level, form=form)
-    _raise_open_files()
+    raise_open_files(config.limits.sites)
     stop = _until_stopped()
     from server.service import serve
 
@@ -271,14 +270,6 @@ def _until_stopped() -> threading.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     return stop
-
-
-def _raise_open_files() -> None:
-    """Allow as many open files as this process may: each connected site has one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 if __name__ == "__main__":

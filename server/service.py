@@ -9,7 +9,6 @@ import hashlib
 import ipaddress
 import logging
 import os
-import resource
 import socket
 import threading
 from collections import Counter
@@ -67,6 +66,7 @@ from server.metrics import (
 from server.rpc import Listeners, RpcConfig, Welcome
 from server.rpc.connections import Caps
 from server.rpc.fleet import FleetServer
+from server.rpc.open_files import caps_of, check_open_files
 from server.state_directory import StateDirectory
 
 __all__ = ["Service", "serve"]
@@ -74,9 +74,6 @@ __all__ = ["Service", "serve"]
 _LOG = logging.getLogger(__name__)
 _SWEEP_SECONDS: Final = 0.5
 _HOW: Final = "they run, on a disk: name a folder in memory by RUNTIME_DIRECTORY"
-_FILES_FOR_EACH: Final = 16
-"""Open files of the process for each connection without a certificate: two gRPC listeners with
-three each, one at Fleet, and as many again for those with a certificate, and for the rest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +97,7 @@ def serve(config: ServerConfig, document: Mapping[str, Any]) -> Iterator[Service
     """
     # Other processes of this user, or a core dump, could read keys and weights in the clear.
     protect_this_process()
+    check_open_files(config.limits.sites)
     os.umask(0o077)
     clock = SteadyClock()
     with ExitStack() as stack:
@@ -319,17 +317,10 @@ def _gate(
 
 
 def _caps(config: ServerConfig, *, per_identity: int) -> Caps:
-    """Return what one listener holds; a connection to gRPC has three open files."""
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     limits = config.limits
-    unknown = limits.connections
-    if files != resource.RLIM_INFINITY:
-        unknown = max(16, min(unknown, files // _FILES_FOR_EACH))
-    # One address has the same part of few connections as of many.
-    per_peer = limits.connections_per_peer * unknown // limits.connections
-    return Caps(
-        unknown=unknown,
-        unknown_per_peer=min(max(4, per_peer), unknown),
+    return caps_of(
+        connections=limits.connections,
+        per_peer=limits.connections_per_peer,
         per_identity=per_identity,
     )
 

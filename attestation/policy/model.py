@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final, cast
 
@@ -306,7 +307,7 @@ def _coordinator() -> FieldType[AppraisalPolicy]:
     return FieldType("a table with the keys of a policy", convert)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class AppraisalPolicy:
     """Which claims are good enough, for one relying party.
 
@@ -369,7 +370,7 @@ class AppraisalPolicy:
         values: dict[str, Any] = to_plain(self)
         return values
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """The SHA-256 (32 bytes) of what the policy means.
 

@@ -24,7 +24,7 @@ from fedlearn.job.run import checked_run_id
 
 __all__ = ["MAX_ASSIGNMENT_BYTES", "Assignment"]
 
-MAX_ASSIGNMENT_BYTES: Final = 2 * 1024 * 1024
+MAX_ASSIGNMENT_BYTES: Final = 8 * 1024 * 1024
 """Upper bound of an encoded assignment, checked before it is parsed."""
 
 _DOMAIN: Final = b"fedlearn-assignment/1\0"

@@ -13,7 +13,10 @@ from typing import Final
 
 from attestation.config import choice, option, whole
 
-__all__ = ["LAUNCHERS", "PREFERENCES", "Placement"]
+__all__ = ["LAUNCHERS", "MAX_SITES", "PREFERENCES", "Placement"]
+
+MAX_SITES: Final = 8191
+"""The most sites of one job: the exact mean adds as many updates in one round (docs/adr/0042)."""
 
 LAUNCHERS: Final = ("process", "kubernetes")
 """How a site may start clients: ``launcher.kind`` of ``site.toml``, and a job's ``launcher``."""
@@ -30,5 +33,5 @@ class Placement:
                 the most free ``capacity``, or those of the least ``cost``
     """
 
-    choose: int = option(whole(0, 1_000), default=0)
+    choose: int = option(whole(0, MAX_SITES), default=0)
     prefer: str = option(choice(*PREFERENCES), default="listed")

@@ -44,7 +44,7 @@ from fedlearn import config as reading
 from fedlearn.config import NAME
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.job.owner_key import parse_owner_key, read_owner_key
-from fedlearn.job.placement import LAUNCHERS, Placement
+from fedlearn.job.placement import LAUNCHERS, MAX_SITES, Placement
 from fedlearn.job.run import RunName
 from fedlearn.job.strategies import APP, MEAN_FAMILY, too_few_updates
 from fedlearn.job.tables import (
@@ -63,17 +63,18 @@ if TYPE_CHECKING:
     from attestation.policy.model import AppraisalPolicy
 
 __all__ = [
-    "MAX_SITES",
     "JobFiles",
     "JobSpec",
     "workload_digest",
 ]
 
-MAX_SITES: Final = 1_000
-MAX_JOB_BYTES: Final = 1024 * 1024
+MAX_NAMES_BYTES: Final = 192 * 1024
+"""Upper bound of the names of a job's sites, as JSON."""
+
+MAX_JOB_BYTES: Final = 4 * 1024 * 1024
 """Upper bound of a specification as JSON."""
 
-MAX_JOB_TOML_BYTES: Final = 256 * 1024
+MAX_JOB_TOML_BYTES: Final = 2 * 1024 * 1024
 """Upper bound of a job's file, which a coordinator takes as it is."""
 
 _FORMAT: Final = 1
@@ -163,6 +164,15 @@ class JobSpec:
         ):
             if count > limit:
                 faults.append((key, f"must be at most the {limit} sites, not {count}"))
+        names = sum(map(len, self.sites)) + 3 * len(self.sites)
+        if names > MAX_NAMES_BYTES:
+            faults.append(
+                (
+                    ("sites",),
+                    f"their names have {names} bytes with quotes and commas, and one entry of the "
+                    f"ledger names them all: at most {MAX_NAMES_BYTES}; use shorter names",
+                )
+            )
         for site in self.data:
             if site not in self.sites:
                 near = difflib.get_close_matches(site, self.sites, n=1)

@@ -40,6 +40,7 @@ from attestation.config import (
     toml,
     whole,
 )
+from fedlearn.job.placement import MAX_SITES
 
 __all__ = [
     "AGGREGATED",
@@ -68,7 +69,6 @@ VISIBLE_TO_APP: Final = "visible-to-app"
 UPDATES: Final = (AGGREGATED, VISIBLE_TO_APP)
 """What a job may let its ServerApp receive."""
 
-_MOST_NODES: Final = 1_000
 _LARGEST: Final = 1e9
 
 
@@ -100,7 +100,7 @@ _MOMENTS: Final[Mapping[str, FieldType[Any]]] = {
 }
 _ROBUST: Final[Mapping[str, FieldType[Any]]] = {
     **_SAMPLING,
-    "num_malicious_nodes": whole(0, _MOST_NODES),
+    "num_malicious_nodes": whole(0, MAX_SITES),
 }
 
 STRATEGIES: Final[Mapping[str, Mapping[str, FieldType[Any]]]] = MappingProxyType(
@@ -120,7 +120,7 @@ STRATEGIES: Final[Mapping[str, Mapping[str, FieldType[Any]]]] = MappingProxyType
         "fedtrimmedavg": {**_SAMPLING, "beta": _below(0.5)},
         "fedyogi": _MOMENTS,
         "krum": _ROBUST,
-        "multikrum": {**_ROBUST, "num_nodes_to_select": whole(1, _MOST_NODES)},
+        "multikrum": {**_ROBUST, "num_nodes_to_select": whole(1, MAX_SITES)},
         "qfedavg": {
             **_SAMPLING,
             "client_learning_rate": _positive(),

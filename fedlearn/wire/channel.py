@@ -29,7 +29,7 @@ HEARTBEAT_SECONDS: Final = 15.0
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024 + 64 * 1024
 """Upper bound of a message, except a job's submission: 4 MiB of evidence and its envelope."""
 
-MAX_CONTROL_BYTES: Final = MAX_BUNDLE_BYTES + 2 * 1024 * 1024
+MAX_CONTROL_BYTES: Final = MAX_BUNDLE_BYTES + 4 * 1024 * 1024
 """Upper bound of a job's submission."""
 
 

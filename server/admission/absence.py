@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from itertools import islice
+from typing import Final
 
 from fedlearn.errors import QuorumNotReached
 from fedlearn.job.events import RoundWaiting
@@ -12,6 +14,9 @@ from fedlearn.job.spec import JobSpec
 from fedlearn.results.text import event_text
 
 __all__ = ["Absence", "SiteWaits"]
+
+_MOST_NAMED: Final = 100
+"""The sites whose absence a text explains; it counts the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,4 +101,6 @@ class SiteWaits:
 
 
 def _text(known: Mapping[str, Absence]) -> str:
-    return ", ".join(f"{site} ({absence})" for site, absence in known.items())
+    named = [f"{site} ({absence})" for site, absence in islice(known.items(), _MOST_NAMED)]
+    left_out = len(known) - len(named)
+    return ", ".join([*named, *([f"and {left_out} more"] if left_out else [])])

@@ -38,11 +38,11 @@ class Limits:
     """
 
     outstanding: int = 4096
-    outstanding_per_peer: int = 64
-    rate: float = 100.0
-    burst: int = 400
-    rate_per_peer: float = 8.0
-    burst_per_peer: int = 64
+    outstanding_per_peer: int = 256
+    rate: float = 400.0
+    burst: int = 1600
+    rate_per_peer: float = 32.0
+    burst_per_peer: int = 256
     peers: int = 4096
 
 

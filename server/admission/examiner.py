@@ -37,9 +37,9 @@ __all__ = [
     "Attempt",
     "Examiner",
     "SiteKeys",
+    "check_only_client",
     "checked_names",
     "refusal_finding",
-    "replaced",
     "summary",
 ]
 
@@ -309,22 +309,17 @@ def checked_names(**names: str) -> None:
         raise AdmissionDenied(str(error), hint=error.hint) from None
 
 
-def replaced(live: Sequence[Admission], request: AdmitRequest, key: bytes) -> list[Admission]:
-    """Return the admissions that a new one of the same client replaces.
+def check_only_client(at_site: Sequence[Admission], request: AdmitRequest) -> None:
+    """Check that a site has no other client in a job than the one that seeks admission.
 
-    :param live: all live admissions.
-    :param key: the thumbprint of the client's key.
-    :raises AdmissionDenied: when the site has another client in the job, or the key is admitted.
+    :param at_site: the live admissions of the site to the job.
+    :raises AdmissionDenied: when it has another client.
     """
-    at_site = [a for a in live if (a.job, a.site) == (request.job, request.site)]
     if any(a.client != request.client for a in at_site):
         raise AdmissionDenied(
             f"site {request.site} has a live client in this job already",
             hint="stop the other client, or restart it under the same client id",
         )
-    if any(a.thumbprint == key for a in live):
-        raise AdmissionDenied("this key is admitted already", hint="renew it, or make a fresh key")
-    return at_site
 
 
 def _bounded(request: AdmitRequest) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import threading
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -32,9 +31,9 @@ from server.admission.examiner import (
     Attempt,
     Examiner,
     SiteKeys,
+    check_only_client,
     checked_names,
     refusal_finding,
-    replaced,
 )
 from server.admission.exclusions import Exclusion, ExclusionList
 from server.admission.job_policies import JobPolicies
@@ -45,6 +44,7 @@ from server.admission.ledger_entries import (
     refusal_entry,
 )
 from server.admission.ledger_writer import AdmissionLedger
+from server.admission.locks import AdmissionLocks
 from server.admission.registry import Admission, AdmissionEvent, AdmissionRegistry, Change
 from server.admission.types import Admitted, JobNodes, Periods, Record
 from server.identity.peer_certificates import thumbprint
@@ -59,8 +59,8 @@ _OF_ONE_CLIENT: Final = Limits(rate=1e6, burst=10**6, rate_per_peer=0.5, burst_p
 class AdmissionGate:
     """Decides who is admitted. Safe to use from many threads.
 
-    ``jobs``, ``nodes`` and ``record`` are called while the gate holds its lock: they must not
-    wait for anything that calls the gate.
+    ``jobs``, ``nodes`` and ``record`` are called while the gate holds its locks: they must not
+    wait for anything that calls the gate. They are called by many threads at once.
 
     ``jobs``         returns the job of a name, or ``None``
     ``sites``        the site registry
@@ -108,7 +108,7 @@ class AdmissionGate:
         self._attempts = Rates(limits=limits)
         self._renewals = Rates(limits=_OF_ONE_CLIENT)
         self._admissions = Rates(limits=_OF_ONE_CLIENT)
-        self._lock = threading.RLock()
+        self._locks = AdmissionLocks()
         self._policies = JobPolicies(jobs, examiner=self._examiner)
         registry.subscribe(self._ended)
 
@@ -172,11 +172,12 @@ class AdmissionGate:
             )
             attempt.step = "register"
             self._count_admission(request, now)
-            with self._lock:
+            key = thumbprint(affirmed.tls_key)
+            with self._locks.admitting((request.job, request.site), key):
                 self._examiner.recheck(
                     affirmed, request, job_of=self._policies.job, admitting=True, now=now
                 )
-                self._end_former(request, thumbprint(affirmed.tls_key), now)
+                self._end_former(request, key, now)
                 return self._complete(affirmed, request, now, current=None)
         except FedlearnError as error:
             raise self._refuse(attempt, error) from error
@@ -198,7 +199,7 @@ class AdmissionGate:
             affirmed = self._examiner.examine(
                 attempt, job_of=self._policies.job, current=current, now=now
             )
-            with self._lock:
+            with self._locks.admitting((request.job, request.site), current.thumbprint):
                 attempt.step = "register"
                 self._examiner.recheck(
                     affirmed, request, job_of=self._policies.job, admitting=False, now=now
@@ -224,7 +225,7 @@ class AdmissionGate:
         :raises ConfigError: when there is no such job.
         """
         now = self._clock()
-        with self._lock:
+        with self._locks.changing():
             offered = self._policies.job(job)
             if offered is None:
                 raise ConfigError(f"there is no open job {job!r}", key="job")
@@ -247,14 +248,14 @@ class AdmissionGate:
 
     def close_job(self, job: str, reason: str = "the job ended") -> tuple[Admission, ...]:
         """End all admissions of ``job`` and forget a policy that replaced its first."""
-        with self._lock:
+        with self._locks.changing():
             self._policies.forget(job)
             return self.registry.revoke_job(job, reason, now=self._clock())
 
     def revoke_site(self, site: str, reason: str) -> tuple[Admission, ...]:
         """End all admissions of ``site``; to be called when a site is removed."""
         # With the lock, an admission between its last check and the registry is not missed.
-        with self._lock:
+        with self._locks.changing():
             return self.registry.revoke_site(site, reason, now=self._clock())
 
     def revoke_clients(
@@ -266,7 +267,7 @@ class AdmissionGate:
         prevents that.
         """
         now = self._clock()
-        with self._lock:
+        with self._locks.changing():
             found = [
                 a
                 for a in self.registry.of_job(job, now=now)
@@ -283,7 +284,7 @@ class AdmissionGate:
         now = self._clock()
         if exclusion.over(now):
             raise ConfigError("is in the past", key="until")
-        with self._lock:
+        with self._locks.changing():
             self.exclusions.check_room(exclusion)
             self._ledger.append("exclusion", exclusion.entry("laid"))
             self.exclusions.lay(exclusion)
@@ -297,7 +298,7 @@ class AdmissionGate:
 
         :raises ConfigError: when there is none of exactly these names.
         """
-        with self._lock:
+        with self._locks.changing():
             found = self.exclusions.find(job, site, client)
             self._lift(dataclasses.replace(found, operator=operator), "lifted")
         self._readmitted(found)
@@ -305,7 +306,7 @@ class AdmissionGate:
 
     def shift(self, by: timedelta) -> None:
         """Move the expiry of challenges and admissions: the clock of the system was changed."""
-        with self._lock:
+        with self._locks.changing():
             self._challenges.shift(by)
             self.registry.shift(by)
 
@@ -315,7 +316,7 @@ class AdmissionGate:
         self._ledger.catch_up()
         self._ledger.settle()
         for exclusion in self.exclusions.over(now=now):
-            with self._lock:
+            with self._locks.changing():
                 if exclusion not in self.exclusions.over(now=now):
                     continue
                 self._lift(exclusion, "over")
@@ -342,7 +343,13 @@ class AdmissionGate:
 
         The node of the site in the job stays: its open questions go to the new client.
         """
-        for former in replaced(self.registry.every(now=now), request, key):
+        at_site = self.registry.of_site(request.job, request.site, now=now)
+        check_only_client(at_site, request)
+        if self.registry.holds(key, now=now):
+            raise AdmissionDenied(
+                "this key is admitted already", hint="renew it, or make a fresh key"
+            )
+        for former in at_site:
             reason = "the same client was admitted again"
             self.registry.revoke(former.thumbprint, reason, now=now, superseded=True)
 
@@ -354,7 +361,7 @@ class AdmissionGate:
         *,
         current: Admission | None,
     ) -> Admitted:
-        """Step 11. The caller holds the lock."""
+        """Step 11. The caller holds the locks of the admission."""
         job = affirmed.job
         made = current is None
         if current is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -98,6 +98,7 @@ class AdmissionRegistry:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._live: dict[bytes, Admission] = {}
+        self._of_job: dict[str, dict[str, set[bytes]]] = {}
         self._ended: OrderedDict[bytes, AdmissionEvent] = OrderedDict()
         self._subscribers: list[Subscriber] = []
 
@@ -124,6 +125,8 @@ class AdmissionRegistry:
                     "this key is admitted already", hint="renew it, or make a fresh key"
                 )
             self._live[admission.thumbprint] = admission
+            of_job = self._of_job.setdefault(admission.job, {})
+            of_job.setdefault(admission.site, set()).add(admission.thumbprint)
             self._ended.pop(admission.thumbprint, None)
         self._publish([_event(Change.ADMITTED, admission, "the evidence was affirmed", now)])
 
@@ -147,17 +150,24 @@ class AdmissionRegistry:
         with self._lock:
             return self._check_live(thumbprint, now)
 
+    def holds(self, thumbprint: bytes, *, now: datetime) -> bool:
+        """Return whether the key with this thumbprint is admitted."""
+        with self._lock:
+            admission = self._live.get(thumbprint)
+            return admission is not None and not _lapsed(admission, now)
+
+    def of_site(self, job: str, site: str, *, now: datetime) -> tuple[Admission, ...]:
+        """Return the live admissions of ``site`` to ``job``, ordered by client."""
+        with self._lock:
+            found = self._found(self._of_job.get(job, {}).get(site, ()), now)
+        return tuple(sorted(found, key=lambda a: a.client))
+
     def of_job(self, job: str, *, now: datetime) -> tuple[Admission, ...]:
         """Return the live admissions of ``job``, ordered by site and client."""
         with self._lock:
-            found = [a for a in self._live.values() if a.job == job and not _lapsed(a, now)]
+            sites = self._of_job.get(job, {}).values()
+            found = self._found((key for keys in sites for key in keys), now)
         return tuple(sorted(found, key=lambda a: (a.site, a.client)))
-
-    def every(self, *, now: datetime) -> tuple[Admission, ...]:
-        """Return all live admissions, ordered by job, site and client."""
-        with self._lock:
-            found = [a for a in self._live.values() if not _lapsed(a, now)]
-        return tuple(sorted(found, key=lambda a: (a.job, a.site, a.client)))
 
     def revoke(
         self, thumbprint: bytes, reason: str, *, now: datetime, superseded: bool = False
@@ -211,6 +221,10 @@ class AdmissionRegistry:
         self._publish(events)
         return tuple(events)
 
+    def _found(self, thumbprints: Iterable[bytes], now: datetime) -> list[Admission]:
+        """Return the admissions of keys that have not lapsed. The caller holds the lock."""
+        return [a for a in map(self._live.__getitem__, thumbprints) if not _lapsed(a, now)]
+
     def _check_live(self, thumbprint: bytes, now: datetime) -> Admission:
         """The caller holds the lock."""
         admission = self._live.get(thumbprint)
@@ -259,8 +273,18 @@ class AdmissionRegistry:
 
     def _forget(self, event: AdmissionEvent) -> None:
         """Move an admission from the living to the ended. The caller holds the lock."""
-        thumbprint = event.admission.thumbprint
-        self._live.pop(thumbprint, None)
+        job, site, thumbprint = (
+            event.admission.job,
+            event.admission.site,
+            event.admission.thumbprint,
+        )
+        if self._live.pop(thumbprint, None) is not None:
+            at_site = self._of_job[job][site]
+            at_site.discard(thumbprint)
+            if not at_site:
+                del self._of_job[job][site]
+            if not self._of_job[job]:
+                del self._of_job[job]
         self._ended[thumbprint] = event
         while len(self._ended) > _REMEMBERED:
             self._ended.popitem(last=False)

@@ -17,14 +17,14 @@ from typing import Final
 from fedlearn.errors import ConfigError, EnrollmentRefused
 from fedlearn.identity.join import JoinToken, checked_address
 from fedlearn.identity.spiffe import checked_name
+from fedlearn.job.placement import MAX_SITES
 from server.identity.peer_certificates import csr_key, spki, thumbprint
 from server.identity.site import Site, SiteStatus, sample_key_entry
 from server.identity.site_records import SiteRecords
 from server.identity.site_tpm import SiteTpm, check_digest
 
-__all__ = ["MAX_SITES", "TOKEN_LIFETIME", "Invitations"]
+__all__ = ["TOKEN_LIFETIME", "Invitations"]
 
-MAX_SITES: Final = 10_000
 TOKEN_LIFETIME: Final = timedelta(hours=24)
 MAX_TOKEN_LIFETIME: Final = timedelta(days=30)
 

@@ -23,7 +23,8 @@ from fedlearn.errors import (
     TransportError,
 )
 from fedlearn.identity.spiffe import SiteId
-from server.identity.invitations import MAX_SITES, TOKEN_LIFETIME, Invitations
+from fedlearn.job.placement import MAX_SITES
+from server.identity.invitations import TOKEN_LIFETIME, Invitations
 from server.identity.peer_certificates import PeerCertificate
 from server.identity.site import Site, SiteStatus, status_change
 from server.identity.site_records import Record, SiteRecords, Subscriber

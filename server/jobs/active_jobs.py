@@ -22,7 +22,8 @@ class OpenJobs:
     """The open jobs by name. Safe to use from many threads.
 
     ``lock`` guards the table and the parts of each job that change: its admittable form, and the
-    attempts, failures and refusals of its sites.
+    attempts, failures and refusals of its sites. The gate takes it during an admission, so whoever
+    holds it must not wait for the gate.
     """
 
     def __init__(self) -> None:
@@ -68,7 +69,7 @@ class OpenJobs:
     def of_site(self, site: str) -> Sequence[OpenJob]:
         """Return the open jobs that a site takes part in, by name."""
         with self.lock:
-            return [job for _, job in sorted(self._open.items()) if site in job.record.spec.sites]
+            return [job for _, job in sorted(self._open.items()) if site in job.admittable.sites]
 
     def busy(self, site: str) -> tuple[Resources, ...]:
         """Return the resources that the clients of open jobs need at a site, one entry each."""

@@ -405,8 +405,8 @@ class JobChannelHandler:
         return key
 
     def _key_of(self, site: str) -> str:
-        live = self._registry.of_job(self.spec.name, now=self._clock())
-        return next((a.thumbprint.hex() for a in live if a.site == site), "")
+        live = self._registry.of_site(self.spec.name, site, now=self._clock())
+        return live[0].thumbprint.hex() if live else ""
 
 
 def _coarse(records: int) -> int:

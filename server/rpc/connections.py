@@ -49,7 +49,7 @@ class Caps:
     """
 
     unknown: int = 1024
-    unknown_per_peer: int = 128
+    unknown_per_peer: int = 256
     per_identity: int = 8
 
 

@@ -68,7 +68,7 @@ class RpcConfig:
     control: str
     deadline: float = 60.0
     gate_calls: int = 256
-    gate_calls_per_peer: int = 32
+    gate_calls_per_peer: int = 64
     control_calls: int = 4096
     first_message: float = 20.0
     threads: int = 16

@@ -36,9 +36,11 @@ def brisk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FederationHarnes
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 16_384), hard))
     certificates = {"client_s": 60, "renew_after_s": 5, "renew_by_s": 10}
+    # So few sites that 400 open files are enough for all of them.
+    limits = {"requests_per_second_per_peer": 200.0, "jobs": 64, "sites": 64}
     folder = tmp_path_factory.mktemp("floods")
     with FederationHarness(
-        folder, ("site-a", "site-b"), server={"certificates": certificates}
+        folder, ("site-a", "site-b"), server={"certificates": certificates, "limits": limits}
     ) as harness:
         yield harness
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

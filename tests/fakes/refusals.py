@@ -20,6 +20,6 @@ def denied(deployment: Deployment, request: AdmitRequest, match: str, step: str)
     assert entry["reason"] == str(error)
     assert entry["findings"] == list(error.findings)
     assert deployment.nodes.alive == {}
-    assert deployment.registry.every(now=deployment.clock()) == ()
+    assert deployment.registry.of_job("alpha", now=deployment.clock()) == ()
     assert "admission" not in deployment.kinds()
     return error

@@ -379,7 +379,7 @@ def test_envoy_learns_where_the_coordinator_is(render: Render) -> None:
 
 def test_behind_the_front_an_address_stands_for_everybody(render: Render, tmp_path: Path) -> None:
     for limits, expected in (
-        ({}, (100.0, 4096, 1024)),
+        ({}, (400.0, 4096, 1024)),
         ({"requests_per_second": 50, "challenges": 99, "connections": 64}, (50.0, 99, 64)),
         (
             {"requests_per_second": 100_000, "challenges": 1_000_000, "connections": 100_000},

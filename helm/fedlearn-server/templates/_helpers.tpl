@@ -98,7 +98,7 @@ fleet: 9445
 {{- /* The gate sees the proxy's address for all peers. Each limit has a largest value of its own. */ -}}
 {{- $limits := $config.limits | default dict -}}
 {{- if not (hasKey $limits "requests_per_second_per_peer") -}}
-{{- $_ := set $limits "requests_per_second_per_peer" (minf 10000 (get $limits "requests_per_second" | default 100)) -}}
+{{- $_ := set $limits "requests_per_second_per_peer" (minf 10000 (get $limits "requests_per_second" | default 400)) -}}
 {{- end -}}
 {{- if not (hasKey $limits "challenges_per_peer") -}}
 {{- $_ := set $limits "challenges_per_peer" (min 100000 (get $limits "challenges" | default 4096)) -}}

@@ -27,9 +27,11 @@ from attestation.policy.parse import parse_policy
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.job.assignment import Assignment
 from fedlearn.job.owner_key import owner_key_text
+from fedlearn.job.placement import MAX_SITES
 from fedlearn.job.spec import MAX_JOB_TOML_BYTES, JobFiles, JobSpec, workload_digest
 from fedlearn.job.strategies import REQUIRED, STRATEGIES, option_fault, too_few_updates
 from fedlearn.job.tables import StrategySpec
+from server.flower.aggregation.mean import MAX_UPDATES
 
 POLICY = b'version = 1\nname = "p"\naccept = ["sample"]\ninsecure_sample = true\n'
 MINIMUM = 'name = "medpar"\napp = "app"\nrounds = 5\nsites = ["a", "b"]\npolicy = "policy.toml"\n'
@@ -267,7 +269,7 @@ def test_a_rule_counts_the_sites_that_a_placement_chooses() -> None:
             "0.5",
             "must be a number from 0 up to, not including, 0.5, not 0.5",
         ),
-        ("krum", "num_malicious_nodes", "1.0", "must be a whole number from 0 to 1000, not 1.0"),
+        ("krum", "num_malicious_nodes", "1.0", "must be a whole number from 0 to 8191, not 1.0"),
         ("multikrum", "num_nodes_to_select", "0", "must be a whole number from 1"),
         ("fedavg", "weighted_by_key", "3", "must be text of 1 to 64 characters"),
     ],
@@ -405,6 +407,20 @@ def test_a_job_is_encoded_once_and_another_one_anew() -> None:
     assert spec == _read(FULL)
 
 
+def test_a_job_has_as_many_sites_as_the_mean_adds_updates() -> None:
+    names = ", ".join(f'"site-{number}"' for number in range(MAX_SITES - 2))
+    spec = _read(FULL.replace('["a", "b"]', f'["a", "b", {names}]'))
+    assert len(spec.sites) == MAX_SITES == MAX_UPDATES
+    with pytest.raises(ConfigError, match=r"sites: must be a list of 1 to 8191"):
+        _read(FULL.replace('["a", "b"]', f'["a", "b", "c", {names}]'))
+
+
+def test_names_of_sites_that_no_entry_of_the_ledger_can_hold_are_refused() -> None:
+    names = ", ".join(f'"{number:063d}"' for number in range(3000))
+    with pytest.raises(ConfigError, match=r"job.toml:4: sites: their names have 198008 bytes"):
+        _read(FULL.replace('["a", "b"]', f'["a", "b", {names}]'))
+
+
 # --- refusals -------------------------------------------------------------------------
 
 
@@ -416,7 +432,7 @@ def test_a_job_is_encoded_once_and_another_one_anew() -> None:
         ("rounds = 5", "rouns = 5", "job.toml:3: rouns: unknown key; did you mean 'rounds'?"),
         ("rounds = 5\n", "", "job.toml: needs the key 'rounds'"),
         ('"medpar"', '"Med par"', "job.toml:1: name: must be 1 to 63 of a-z"),
-        ('["a", "b"]', "[]", "job.toml:4: sites: must be a list of 1 to 1000"),
+        ('["a", "b"]', "[]", "job.toml:4: sites: must be a list of 1 to 8191"),
         ('["a", "b"]', '["a", "a"]', 'job.toml:4: sites[1]: "a" is listed twice'),
         ("quorum = 1", "quorum = 3", "job.toml:7: quorum: must be at most the 2 sites, not 3"),
         ("deadline_s = 30", "deadline_s = 0", "deadline_s: must be a number from 1 to 604800"),

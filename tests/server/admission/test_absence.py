@@ -45,6 +45,15 @@ def test_the_reasons_are_stated_once_and_again_when_they_change() -> None:
     assert waiting.text() == ""
 
 
+def test_a_text_names_a_hundred_sites_and_counts_the_others() -> None:
+    names = tuple(f"site-{number}" for number in range(2000))
+    waiting = waits(dict.fromkeys(names, Absence("not connected")))
+    stated = waiting.begin(RoundWaiting(round=1, sites=names, until_unix_ms=UNTIL))
+    assert stated is not None
+    assert stated.detail.startswith("site-0 (not connected), site-1 (not connected), ")
+    assert stated.detail.endswith("site-99 (not connected), and 1900 more")
+
+
 def test_nothing_is_stated_once_the_round_goes_on() -> None:
     waiting = waits({"north": Absence("not connected"), "south": Absence("not connected")})
     assert waiting.text() == ""

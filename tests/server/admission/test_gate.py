@@ -279,7 +279,7 @@ def test_an_admission_that_cannot_be_recorded_does_not_take_place(
     with pytest.raises(StoreError):
         deployment.gate.admit(request, peer="ip:test")
     assert deployment.nodes.alive == {}
-    assert deployment.registry.every(now=deployment.clock()) == ()
+    assert deployment.registry.of_job("alpha", now=deployment.clock()) == ()
 
 
 def test_a_restarted_client_takes_the_place_of_the_former(

@@ -30,7 +30,7 @@ def test_a_revocation_during_verification_is_not_undone_by_a_renewal(
         deployment.gate.renew(request, current, peer="ip:test")
     with pytest.raises(AdmissionDenied, match="revoked"):
         deployment.registry.renew(current, now=deployment.clock())
-    assert deployment.registry.every(now=deployment.clock()) == ()
+    assert deployment.registry.of_job("alpha", now=deployment.clock()) == ()
 
 
 def test_a_site_that_is_removed_during_verification_admits_nobody(
@@ -79,4 +79,4 @@ def test_two_clients_of_a_site_at_once_leave_one(deployment: Deployment) -> None
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(attempt, requests)) == 1
-    assert len(deployment.registry.every(now=deployment.clock())) == 1
+    assert len(deployment.registry.of_job("alpha", now=deployment.clock())) == 1

@@ -150,7 +150,7 @@ def test_one_address_leaves_a_slow_attester_to_others(
             return collect(binding)
 
     monkeypatch.setattr(deployment.proof._attester, "collect", slowly)
-    listeners = started()
+    listeners = started(gate_calls_per_peer=32)
     request = pb.AttestCoordinatorRequest(job="alpha", nonce=bytes(32))
     roots = deployment.ca.certificate_pem
     with (

@@ -115,7 +115,7 @@ def test_errors_come_back_as_they_were_raised(operator: OperatorClient) -> None:
     assert "secret" not in str(crashed.value)
     with pytest.raises(ConfigError, match="at most"):
         operator.submit_job(job_toml="", bundle=bytes(65 * 1024 * 1024), policy_toml="")
-    with pytest.raises(ConfigError, match=r"job.toml: at most 262144 bytes"):
+    with pytest.raises(ConfigError, match=r"job.toml: at most 2097152 bytes"):
         operator.submit_job(job_toml="#" * (MAX_JOB_TOML_BYTES + 1), bundle=b"", policy_toml="")
     with pytest.raises(ConfigError, match="no live client"):
         operator.revoke_client("alpha", "site-a", "why", once=True)
