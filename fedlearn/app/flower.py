@@ -41,6 +41,7 @@ from fedlearn.update import arrays as update
 __all__ = [
     "CALL",
     "PACKED",
+    "ArrayRecord",
     "ArrayView",
     "DocumentRecord",
     "Flat",

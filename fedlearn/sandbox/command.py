@@ -114,7 +114,8 @@ class Command:
         return user.hidden(
             number,
             readable=[Path(self._request.argv[0]), *self._request.system],
-            wholly=sandbox.readable,
+            # Files of the kernel are read as far as their modes let.
+            wholly=[path for path in sandbox.readable if not path.is_relative_to("/sys")],
             reachable=sandbox.writable,
         )
 
@@ -142,11 +143,14 @@ class Command:
         # The names in a view disclose nothing about the machine.
         proc = [Path("/proc")] if self._own_proc else _COMMON_PROC
         listable = [Path("/")] if self._own_proc else request.listable
+        # In a view, /proc has the processes of the sandbox only, and the rest of it is read-only.
+        threads = Path("/proc") if self._own_proc else Path("/proc/self/task")
         return landlock.Rules(
             readable=[*request.system, *sandbox.readable, *proc],
             listable=listable,
             writable=[*sandbox.writable, self._temporary, Path("/dev/shm")],  # noqa: S108
             devices=[*DEVICES, *sandbox.devices],
+            changeable=[threads] if sandbox.thread_names else [],
         )
 
     def _restrict(self, ruleset: int) -> None:

@@ -195,6 +195,7 @@ class _Supervisor:
             devices=[*DEVICES, *sandbox.devices],
             temporary=self._temporary,
             shared_memory=max(sandbox.memory_bytes // 2, 1 << 20),
+            thread_names=sandbox.thread_names,
         )
         whole = applied.attempt(Protection.FILES, lambda: view.enter(shown))
         temporary = view.TEMPORARY if whole else self._outside or self._temporary

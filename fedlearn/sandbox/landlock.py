@@ -48,16 +48,18 @@ _SCOPES: Final = 0b11
 class Rules:
     """What may be accessed; everything else is denied.
 
-    ``readable``  files, and folders with all below them: read and execute
-    ``listable``  folders whose names may be listed
-    ``writable``  folders with all below them: everything but devices
-    ``devices``   device files: read, write and ioctl
+    ``readable``    files, and folders with all below them: read and execute
+    ``listable``    folders whose names may be listed
+    ``writable``    folders with all below them: everything but devices
+    ``devices``     device files: read, write and ioctl
+    ``changeable``  folders whose files may be written, but neither made nor removed
     """
 
     readable: Iterable[Path]
     listable: Iterable[Path]
     writable: Iterable[Path]
     devices: Iterable[Path]
+    changeable: Iterable[Path] = ()
 
 
 def abi() -> int:
@@ -91,6 +93,7 @@ def build(rules: Rules) -> int:
         (rules.listable, _READ_DIR),
         (rules.writable, everything),
         (rules.devices, device),
+        (rules.changeable, _WRITE_FILE | _TRUNCATE),
     ):
         for path in paths:
             _allow(ruleset, path, rights & handled)

@@ -59,6 +59,8 @@ class Sandbox:
                       sandbox alone: with ``user`` set, their files are given to that user
     ``readable``      files, and folders with all that is in them
     ``devices``       device files that may be opened and controlled (``/dev/nvidia0``)
+    ``thread_names``  whether a process may write the names of its threads in ``/proc``, without
+                      which the driver of CUDA does not start
     ``memory_bytes``  for all of its processes together
     ``processes``     processes and threads, together
     ``cpu_seconds``   processor time of each process; None for no bound
@@ -71,6 +73,7 @@ class Sandbox:
     writable: tuple[Path, ...]
     readable: tuple[Path, ...] = ()
     devices: tuple[Path, ...] = ()
+    thread_names: bool = False
     memory_bytes: int = 4 * _GIB
     processes: int = 512
     cpu_seconds: int | None = None
@@ -96,6 +99,7 @@ class Sandbox:
             "writable": list(map(str, self.writable)),
             "readable": list(map(str, self.readable)),
             "devices": list(map(str, self.devices)),
+            "thread_names": self.thread_names,
             "memory_bytes": self.memory_bytes,
             "processes": self.processes,
             "cpu_seconds": self.cpu_seconds,

@@ -43,6 +43,7 @@ class View:
     devices: Iterable[Path]
     temporary: Path
     shared_memory: int
+    thread_names: bool = False
 
 
 def enter(view: View) -> None:
@@ -102,7 +103,15 @@ def _fill(root: Path, view: View) -> None:
         (root / "dev" / name).symlink_to(f"/proc/self/{target}")
     proc = root / "proc"
     proc.mkdir(exist_ok=True)
-    kernel.mount("proc", proc, flags=_FLAGS | kernel.MS_NOEXEC | kernel.MS_RDONLY)
+    flags = _FLAGS | kernel.MS_NOEXEC
+    if not view.thread_names:
+        kernel.mount("proc", proc, flags=flags | kernel.MS_RDONLY)
+        return
+    kernel.mount("proc", proc, flags=flags)
+    for entry in proc.iterdir():
+        # The command and its children have no entry yet, and theirs alone can be written.
+        if not entry.is_symlink():
+            _bind(entry, entry, _HARMLESS | kernel.MOUNT_ATTR_RDONLY)
 
 
 def _show(root: Path, path: Path, attributes: int) -> None:

@@ -33,12 +33,16 @@ from fedlearn.update.arrays import (
 )
 
 __all__ = [
+    "State",
     "encode_state_dict",
     "fill_state_dict",
     "from_state_dict",
     "to_state_dict",
     "to_tensor",
 ]
+
+State = Mapping[str, torch.Tensor]
+"""What ``state_dict()`` of a module returns: tensors by name, in order."""
 
 _TORCH: Final[Mapping[str, torch.dtype]] = {
     "BOOL": torch.bool,
@@ -60,7 +64,7 @@ _STAGE_BYTES: Final = 8 << 20
 """Of each page-locked buffer: large enough for the full rate of a PCIe or NVLink transfer."""
 
 
-def from_state_dict(state: Mapping[str, torch.Tensor]) -> Update:
+def from_state_dict(state: State) -> Update:
     """Return the tensors of ``state`` as an update, in its order.
 
     A contiguous tensor on the CPU is shared, not copied: use the update before training
@@ -71,7 +75,7 @@ def from_state_dict(state: Mapping[str, torch.Tensor]) -> Update:
     return Update({name: _to_array(name, tensor) for name, tensor in state.items()})
 
 
-def encode_state_dict(state: Mapping[str, torch.Tensor]) -> FilePart:
+def encode_state_dict(state: State) -> FilePart:
     """Return the canonical encoding of ``state``, in a file in memory.
 
     The bytes are those of ``from_state_dict(state).to_bytes()``. Each tensor is copied once by the
@@ -96,7 +100,7 @@ def encode_state_dict(state: Mapping[str, torch.Tensor]) -> FilePart:
     return file.seal().part()
 
 
-def fill_state_dict(state: Mapping[str, torch.Tensor], arrays: Mapping[str, Array]) -> None:
+def fill_state_dict(state: State, arrays: Mapping[str, Array]) -> None:
     """Copy ``arrays`` into the tensors of ``state``, in place, whatever device they are on.
 
     :raises UpdateRejected: when names, order, element types or shapes differ; then no tensor

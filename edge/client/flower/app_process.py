@@ -228,6 +228,7 @@ class AppProcess:
                 writable=(own.resolve(),),
                 readable=tuple(path.resolve() for path in readable),
                 devices=tuple(path for path in devices if not path.is_dir()),
+                thread_names=limits.gpu,
                 memory_bytes=limits.memory_bytes,
                 processes=512 + 64 * int(limits.cpu),
                 disk_bytes=limits.disk_bytes,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fedlearn.sandbox import Protection, report
 from tests.harness.sandbox import (
     NEEDS_SANDBOX,
     Run,
@@ -87,3 +88,46 @@ def test_what_it_was_given_is_readable_and_not_writable(run: Run, tmp_path: Path
     assert found[0] == "done 1,2"
     assert [line.split()[0] for line in found[1:]] == ["refused"] * 3
     assert (data / "rows.csv").read_text() == "1,2"
+
+
+NAME_A_THREAD = """
+import threading
+stop = threading.Event()
+thread = threading.Thread(target=stop.wait)
+thread.start()
+comm = f"/proc/self/task/{thread.native_id}/comm"
+attempt(lambda: open(comm, "w").write("worker"))
+stop.set()
+"""
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_thread_is_named_where_the_sandbox_permits_it(run: Run, asked: bool) -> None:
+    """CUDA's driver does so, and does not start where it is refused."""
+    (found,) = attack(run, NAME_A_THREAD, thread_names=asked)
+    # Without namespaces, and without Landlock, nothing keeps a process from it.
+    assert found == "done 6" if asked else found.split()[0] in ("refused", "done")
+    if not asked and Protection.LANDLOCK in report().applied:
+        assert found.startswith("refused")
+
+
+def test_the_rest_of_proc_stays_as_it_is_where_threads_are_named(run: Run) -> None:
+    found = attack(
+        run,
+        """
+        for path in (
+            "/proc/sys/kernel/core_pattern",
+            "/proc/sys/vm/overcommit_memory",
+            "/proc/sysrq-trigger",
+            "/proc/irq/default_smp_affinity",
+            "/proc/1/comm",
+            "/proc/1/oom_score_adj",
+            "/proc/1/mem",
+        ):
+            attempt(lambda: open(path, "w"))
+        attempt(os.mkdir, "/proc/sys/x")
+        """,
+        thread_names=True,
+    )
+    assert len(found) == 8
+    assert all(line.startswith("refused") for line in found), found

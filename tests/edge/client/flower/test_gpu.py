@@ -30,6 +30,7 @@ pytestmark = [
 
 APP = """
 import torch
+from fedlearn.app.state_dict import load_record, record_of_state_dict
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -46,9 +47,12 @@ def train(message, context):
         raise RuntimeError("no device")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-    model = net()
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    model.cuda()
+    ours = message.content["config"]["ours"]
+    model = net().cuda()
+    if ours:
+        load_record(model.state_dict(), message.content["arrays"])
+    else:
+        model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     batch, labels = torch.randn(256, 1, 8, 8).cuda(), torch.randint(10, (256,)).cuda()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for _ in range(20):
@@ -56,7 +60,7 @@ def train(message, context):
         torch.nn.functional.cross_entropy(model(batch), labels).backward()
         optimiser.step()
     content = RecordDict({
-        "arrays": ArrayRecord(model.state_dict()),
+        "arrays": (record_of_state_dict if ours else ArrayRecord)(model.state_dict()),
         "metrics": MetricRecord({"num-examples": 256}),
     })
     return Message(content, reply_to=message)
@@ -90,9 +94,9 @@ def start() -> dict[str, update.Array]:
     return {name: (rng.normal(size=s) / 10).astype(np.float32) for name, s in shapes.items()}
 
 
-def ask(replies: Replies) -> Message:
+def ask(replies: Replies, *, ours: bool = False) -> Message:
     replies.load()
-    content = RecordDict({"arrays": record_of(start())})
+    content = RecordDict({"arrays": record_of(start()), "config": ConfigRecord({"ours": ours})})
     packed = Packer().content(content, **{CALL: ConfigRecord({"round": 1})})
     metadata = Metadata(1, "", 1, 5, "", "", time.time(), 600.0, "train")
     flat = flatten([Message(metadata=metadata, content=packed)])
@@ -106,14 +110,14 @@ def ask(replies: Replies) -> Message:
 
 def test_an_app_trains_on_the_gpu_in_its_sandbox_to_the_same_bits(make: Make) -> None:
     digests = set()
-    for _ in range(2):
-        answer = ask(make(True))
+    for ours in (False, False, True):
+        answer = ask(make(True), ours=ours)
         assert not answer.has_error(), answer.error.reason
         content = unpack(answer.content, max_bytes=1 << 30)
         arrays = arrays_of(next(iter(content.array_records.values())))
         assert not np.array_equal(arrays["3.weight"], start()["3.weight"])
         digests.add(update.digest(arrays))
-    assert len(digests) == 1
+    assert len(digests) == 1, "two runs, and both ways of moving the model, give the same bits"
 
 
 def test_an_app_whose_job_asks_for_no_gpu_reaches_none(make: Make) -> None:
