@@ -263,6 +263,7 @@ class Relay:
         self._connections = connections
         self._unknown_seconds = unknown_seconds
         self._prefix = f"fedlearn-{os.getpid()}-{secrets.token_hex(8)}-"
+        self._buffer = bytearray(_PIECE)
         self._number = 0
         self._named: dict[str, Connection] = {}
 
@@ -277,6 +278,7 @@ class Relay:
         name = f"{self._prefix}{self._number}"
         inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         timer: asyncio.TimerHandle | None = None
+        flows: list[_Flow] = []
         try:
             inner.setblocking(False)
             inner.bind(f"\0{name}")
@@ -284,34 +286,107 @@ class Relay:
             await loop.sock_connect(inner, self._path)
             if self._unknown_seconds is not None:
                 timer = loop.call_later(self._unknown_seconds, _end_unknown, connection)
-            asked = asyncio.ensure_future(_pass_on(sock, inner))
-            answered = asyncio.ensure_future(_pass_on(inner, sock))
-            try:
-                await asyncio.wait({asked, answered}, return_when=asyncio.FIRST_COMPLETED)
-                # A peer that sends no more may still receive a reply; an ended server receives no
-                # more requests.
-                if not answered.done() and asked.exception() is None:
-                    await asyncio.wait({answered}, timeout=_ANSWER_SECONDS)
-            finally:
-                asked.cancel()
-                answered.cancel()
-                await asyncio.gather(asked, answered, return_exceptions=True)
+            flows += [
+                _Flow(loop, sock, inner, self._buffer),
+                _Flow(loop, inner, sock, self._buffer),
+            ]
+            asked, answered = (flow.over for flow in flows)
+            await asyncio.wait({asked, answered}, return_when=asyncio.FIRST_COMPLETED)
+            # A peer that sends no more may still receive a reply; an ended server receives no
+            # more requests.
+            if not answered.done() and asked.result():
+                await asyncio.wait({answered}, timeout=_ANSWER_SECONDS)
         finally:
+            for flow in flows:
+                flow.stop()
             if timer is not None:
                 timer.cancel()
             self._named.pop(name, None)
             inner.close()
 
 
+class _Flow:
+    """Copies bytes from a socket to another in callbacks of the loop, without a task.
+
+    While the target takes no more, nothing is read.
+
+    ``over``  done when the source has ended (True) or either socket has failed (False)
+
+    :param buffer: used between a read and the write after it; flows of one loop may share it.
+    """
+
+    __slots__ = ("_buffer", "_loop", "_rest", "_source", "_target", "over")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        source: socket.socket,
+        target: socket.socket,
+        buffer: bytearray,
+    ) -> None:
+        self._loop = loop
+        self._source = source
+        self._target = target
+        self._buffer = buffer
+        self._rest = b""
+        self.over: asyncio.Future[bool] = loop.create_future()
+        loop.add_reader(source, self._read)
+
+    def stop(self) -> None:
+        """Copy no more."""
+        self._loop.remove_reader(self._source)
+        self._loop.remove_writer(self._target)
+        if not self.over.done():
+            self.over.cancel()
+
+    def _read(self) -> None:
+        try:
+            size = self._source.recv_into(self._buffer)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._end(whole=False)
+            return
+        if size:
+            self._write(memoryview(self._buffer)[:size])
+        else:
+            self._end(whole=True)
+
+    def _write(self, piece: memoryview) -> None:
+        sent = self._sent(piece)
+        if sent is not None and sent < len(piece):
+            self._rest = bytes(piece[sent:])
+            self._loop.remove_reader(self._source)
+            self._loop.add_writer(self._target, self._write_rest)
+
+    def _write_rest(self) -> None:
+        sent = self._sent(self._rest)
+        if sent is None:
+            return
+        self._rest = self._rest[sent:]
+        if not self._rest:
+            self._loop.remove_writer(self._target)
+            self._loop.add_reader(self._source, self._read)
+
+    def _sent(self, piece: bytes | memoryview) -> int | None:
+        """Return how many bytes the target has taken; ``None`` when it has failed."""
+        try:
+            return self._target.send(piece)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError:
+            self._end(whole=False)
+            return None
+
+    def _end(self, *, whole: bool) -> None:
+        self._loop.remove_reader(self._source)
+        self._loop.remove_writer(self._target)
+        with contextlib.suppress(OSError):
+            self._target.shutdown(socket.SHUT_WR)
+        if not self.over.done():
+            self.over.set_result(whole)
+
+
 def _end_unknown(connection: Connection) -> None:
     if not connection.identity:
         connection.abort()
-
-
-async def _pass_on(source: socket.socket, target: socket.socket) -> None:
-    """Copy bytes until the source ends, then close the target for writing."""
-    loop = asyncio.get_running_loop()
-    while piece := await loop.sock_recv(source, _PIECE):
-        await loop.sock_sendall(target, piece)
-    with contextlib.suppress(OSError):
-        target.shutdown(socket.SHUT_WR)

@@ -213,7 +213,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 place.take(self, method, caller, what, most)
                 request = await _first(requests, method, room)
                 work = asyncio.get_running_loop().run_in_executor(room.pool, body, request, caller)
-                return await asyncio.wait_for(asyncio.shield(work), self._deadline)
+                async with asyncio.timeout(self._deadline):
+                    return await asyncio.shield(work)
             except Exception as error:  # noqa: BLE001 - the one place where errors are reported
                 await self._fail(context, method, error)
             finally:
@@ -341,7 +342,8 @@ async def _first(requests: AsyncIterator[Any], method: str, room: Room) -> Any:
     """
     seconds = _SUBMIT_SECONDS if method == _SUBMIT else room.first_message
     try:
-        return _checked(await asyncio.wait_for(anext(requests), seconds))
+        async with asyncio.timeout(seconds):
+            return _checked(await anext(requests))
     except StopAsyncIteration:
         raise TransportError("the call ended without a message") from None
     except TimeoutError:

@@ -242,7 +242,7 @@ def test_oversized_messages_are_refused(listeners: DeploymentListeners, opened: 
     operator.SubmitJob(pb.SubmitJobRequest(bundle=bytes(60 * 1024 * 1024)), timeout=20)
     refused(
         operator.SubmitJob,
-        pb.SubmitJobRequest(bundle=bytes(67 * 1024 * 1024)),
+        pb.SubmitJobRequest(bundle=bytes(69 * 1024 * 1024)),
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "larger than max",
     )
