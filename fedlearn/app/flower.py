@@ -40,6 +40,7 @@ from fedlearn.update import arrays as update
 
 __all__ = [
     "CALL",
+    "COMPRESSED",
     "PACKED",
     "ArrayRecord",
     "ArrayView",
@@ -54,6 +55,7 @@ __all__ = [
     "inflate",
     "metadata_of",
     "mismatch",
+    "packed",
     "record_of",
     "record_of_document",
     "unpack",
@@ -61,6 +63,9 @@ __all__ = [
 
 PACKED: Final = "fedlearn.safetensors/1"
 """The serialisation type of an array that is a whole packed record."""
+
+COMPRESSED: Final = "fedlearn.compressed/1"
+"""The same for an encoded update (:mod:`fedlearn.compression.codec`)."""
 
 CALL: Final = "fedlearn.call"
 """The name of the record with the number of the round, which apps do not receive."""
@@ -259,11 +264,19 @@ def unpack(content: RecordDict, *, max_bytes: int, finite: bool = False) -> Reco
     """
     found = RecordDict()
     for name, record in content.items():
-        packed = record.get(_NAME) if isinstance(record, ArrayRecord) else None
-        if packed is not None and len(record) == 1 and packed.stype == PACKED:
-            record = record_of_document(packed.data, max_bytes=max_bytes, finite=finite)
+        only = record.get(_NAME) if isinstance(record, ArrayRecord) else None
+        if only is not None and len(record) == 1 and only.stype == PACKED:
+            record = record_of_document(only.data, max_bytes=max_bytes, finite=finite)
         found[name] = record
     return found
+
+
+def packed(document: Part, stype: str) -> ArrayRecord:
+    """Return a record that is one document; ``stype`` is :data:`PACKED` or :data:`COMPRESSED`."""
+    record = ArrayRecord()
+    record[_NAME] = Array("uint8", (len(document),), stype, b"")
+    record[_NAME].data = document  # may be a part in a file; Flower's check wants bytes
+    return record
 
 
 def flatten(messages: Sequence[Message]) -> Flat:
@@ -408,10 +421,9 @@ def _record(record: Record, parts: Sequence[Part]) -> ArrayRecord | MetricRecord
         arrays = ArrayRecord()
         for name, dtype, shape, stype, part in record.values:
             data = parts[part]
-            arrays[name] = Array(
-                dtype, tuple(shape), stype, b"" if stype == PACKED else bytes(data)
-            )
-            if stype == PACKED:  # a part in a file stays there; Flower's check wants bytes
+            document = stype in (PACKED, COMPRESSED)
+            arrays[name] = Array(dtype, tuple(shape), stype, b"" if document else bytes(data))
+            if document:  # a part in a file stays there; Flower's check wants bytes
                 arrays[name].data = data
         return arrays
     if record.kind == "metrics":
@@ -432,7 +444,4 @@ def _packed(record: ArrayRecord) -> ArrayRecord:
         document = document_of(record)
     except UpdateRejected:
         return record
-    packed = ArrayRecord()
-    packed[_NAME] = Array("uint8", (len(document),), PACKED, b"")
-    packed[_NAME].data = document  # may be a part in a file; Flower's check wants bytes
-    return packed
+    return packed(document, PACKED)

@@ -37,10 +37,7 @@ from fedlearn.compression.spec import CompressionSpec
 from fedlearn.errors import UpdateRejected
 from fedlearn.update.arrays import BF16, Array, dtype_name
 
-__all__ = ["FORMAT", "Encoded", "Residual", "decode", "encode"]
-
-FORMAT: Final = "fedlearn.compressed/1"
-"""The type of a record that is an encoded update."""
+__all__ = ["Encoded", "Residual", "decode", "encode"]
 
 Residual = Mapping[str, NDArray[Any]]
 """What compression has removed from the updates of a client so far, by the name of the array."""

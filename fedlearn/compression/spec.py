@@ -8,6 +8,8 @@
     error_feedback = true    # add to an update what earlier ones lost
     fraction = 0.01          # for "topk": of the numbers of each array
     arrays = ["lora_*"]      # only these arrays travel; all by default
+
+The page is docs/how-to/compress-updates.md.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from fedlearn.demo.significance import UNKNOWN, Gain
 from fedlearn.job.event_fields import Findings
-from fedlearn.results.history import findings_against
+from fedlearn.results.refusals import findings_against
 
 __all__ = [
     "METRIC_NAMES",

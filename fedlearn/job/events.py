@@ -64,10 +64,10 @@ class Event:
 
     :raises ValueError: for a field of a wrong type or a value out of range.
 
-    >>> event = RoundFinished(round=3, seconds=1.5, sites=2, bytes=4096, metrics={"auc": 0.7})
+    >>> event = UpdateReceived(round=3, site="north", bytes=4096, metrics={"auc": 0.7})
     >>> event.encode()
-    '{"bytes":4096,"metrics":{"auc":0.7},"round":3,"rounds":0,"seconds":1.5,"sites":2}'
-    >>> Event.decode("round.finished", event.encode()) == event
+    '{"bytes":4096,"examples":0,"metrics":{"auc":0.7},"round":3,"site":"north"}'
+    >>> Event.decode("update.received", event.encode()) == event
     True
     >>> Event.decode("log", '{"line": 3}')
     Traceback (most recent call last):
@@ -134,13 +134,17 @@ class JobSubmitted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobStarted(Event):
-    """The job's process runs. ``resumed_from`` is the last finished round, 0 for none."""
+    """The job's process runs. ``resumed_from`` is the last finished round, 0 for none.
+
+    ``compression`` is that of updates in a few words, empty for none.
+    """
 
     kind: ClassVar[str] = "job.started"
     job: str
     rounds: int
     sites: tuple[str, ...] = ()
     resumed_from: int = 0
+    compression: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +240,11 @@ class UpdateRejected(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundFinished(Event):
-    """A round has a model. ``sites`` is the number of updates in it."""
+    """A round has a model. ``sites`` is the number of updates in it.
+
+    ``bytes`` are all that crossed the wire, ``bytes_received`` those that sites sent.
+    ``bytes_saved`` are those that compression of updates saved.
+    """
 
     kind: ClassVar[str] = "round.finished"
     round: int
@@ -244,6 +252,8 @@ class RoundFinished(Event):
     seconds: float
     sites: int
     bytes: int
+    bytes_received: int = 0
+    bytes_saved: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 

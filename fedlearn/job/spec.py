@@ -41,6 +41,7 @@ from attestation.config import (
 )
 from attestation.length_prefixed import pack
 from fedlearn import config as reading
+from fedlearn.compression.spec import CompressionSpec
 from fedlearn.config import NAME
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.job.owner_key import parse_owner_key, read_owner_key
@@ -96,6 +97,7 @@ class JobSpec:
     ``evaluate``       how the sites evaluate
     ``resources``      what one client asks of its site
     ``privacy``        the differential privacy; none by default
+    ``compression``    the form in which updates travel; as they are by default
     ``data``           the data of each site, by its name; exactly one of the keys of a table
     ``config``         overrides of the application's run config
     ``sites``          the sites that take part, in the order that every aggregation uses
@@ -151,6 +153,7 @@ class JobSpec:
     resources: Resources = option(table(Resources), factory=Resources)
     placement: Placement = option(table(Placement), factory=Placement)
     privacy: PrivacySpec | None = option(table(PrivacySpec), default=None)
+    compression: CompressionSpec = option(table(CompressionSpec), factory=CompressionSpec)
     data: Mapping[str, DataMount] = option(
         each(table(DataMount), key=NAME), factory=lambda: MappingProxyType({})
     )
@@ -195,6 +198,9 @@ class JobSpec:
                     'site; use "aggregated", or remove [privacy]',
                 )
             )
+        if self.privacy is not None:
+            excluded = self.compression.private_faults()
+            faults += [(("compression", key), fault) for key, fault in excluded]
         if self.app_logs == "sealed":
             faults += self._faults_of_logs()
         if faults:
@@ -302,9 +308,11 @@ class JobSpec:
             del values["placement"]
         if self.app_logs == "off":
             del values["app_logs"]  # for the same reason
-        del values["privacy"]
+        del values["privacy"], values["compression"]
         if self.privacy is not None:
             values["privacy"] = self.privacy.to_mapping()
+        if self.compression.active:
+            values["compression"] = self.compression.to_mapping()
         return values
 
     def to_toml(self) -> str:

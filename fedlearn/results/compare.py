@@ -28,7 +28,7 @@ from fedlearn.results.markup import (
     section,
     table,
 )
-from fedlearn.results.text import bytes_text, ranked_metrics, seconds_text
+from fedlearn.results.text import bytes_text, compression_text, ranked_metrics, seconds_text
 
 __all__ = ["Comparison", "compare"]
 
@@ -60,6 +60,9 @@ class Comparison:
                 "seconds": run.elapsed(),
                 "median_round_seconds": _median(run),
                 "bytes": run.bytes,
+                "bytes_received": run.bytes_received or None,
+                "bytes_saved": run.bytes_saved,
+                "compression": run.compression,
                 "epsilon": run.privacy[-1].epsilon if run.privacy else None,
                 "metrics": {key: value for key, value in _last(run).items() if key in self.metrics},
             }
@@ -79,6 +82,8 @@ class Comparison:
             "elapsed",
             "median round",
             "traffic",
+            "from sites",
+            "compression",
             "epsilon",
         ]
 
@@ -96,6 +101,8 @@ class Comparison:
                 seconds_text(row["seconds"]),
                 seconds_text(median) if (median := row["median_round_seconds"]) else NOT_KNOWN,
                 bytes_text(row["bytes"]),
+                bytes_text(up) if (up := row["bytes_received"]) else NOT_KNOWN,
+                compression_text(row["compression"], up or 0, row["bytes_saved"]) or NOT_KNOWN,
                 number_text(row["epsilon"]),
             ]
             for row in self.rows()

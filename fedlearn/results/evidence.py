@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Final
 
 from fedlearn.job.event_fields import Findings
-from fedlearn.results.history import Refusal, RunHistory
+from fedlearn.results.history import RunHistory
 from fedlearn.results.markup import (
     NOT_KNOWN,
     Head,
@@ -26,6 +26,7 @@ from fedlearn.results.markup import (
     table,
     tag,
 )
+from fedlearn.results.refusals import Refusal
 
 __all__ = [
     "INSECURE",

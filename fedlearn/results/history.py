@@ -15,12 +15,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from fedlearn.job import events
-from fedlearn.job.event_fields import Findings
+from fedlearn.results.refusals import Refusal
 
-__all__ = ["Refusal", "Round", "RunHistory", "Site", "Update", "findings_against"]
+__all__ = ["Round", "RunHistory", "Site", "Update"]
 
 _MOST_REFUSALS: Final = 1000
 _NO_WAIT: Final = (
@@ -56,6 +56,8 @@ class Round:
     ``rejected``  by site, why its update may not
     ``skip``      why the strategy made no model in it; empty when it made one
     ``privacy``   the budget spent after this round
+    ``bytes``     all that crossed the wire; ``bytes_received``: what sites sent;
+                  ``bytes_saved``: by how much compression made that smaller
     """
 
     number: int
@@ -69,6 +71,8 @@ class Round:
     seconds: float = 0.0
     sites: int = 0
     bytes: int = 0
+    bytes_received: int = 0
+    bytes_saved: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     skip: str = ""
     privacy: events.PrivacySpent | None = None
@@ -114,38 +118,6 @@ class Site:
 
 
 @dataclass(slots=True, kw_only=True)
-class Refusal:
-    """A client that was refused, or quarantined; ``count`` times in the same words.
-
-    ``findings`` are as ``attestation.policy.result.Finding.to_json`` returns them; ``round`` is
-    the round that ran, 0 before the first.
-    """
-
-    site: str
-    reason: str
-    quarantined: bool = False
-    tee: str = ""
-    findings: Findings = ()
-    round: int = 0
-    unix_ms: int = 0
-    count: int = 1
-
-    @property
-    def against(self) -> Findings:
-        """The findings that speak against the client, one for each claim and value."""
-        return findings_against(self.findings)
-
-
-def findings_against(findings: Findings) -> Findings:
-    """Return the findings that are not affirming, one for each claim and value."""
-    seen: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for finding in findings:
-        if finding.get("tier") != "affirming":
-            seen.setdefault((str(finding.get("claim")), str(finding.get("actual"))), finding)
-    return tuple(seen.values())
-
-
-@dataclass(slots=True, kw_only=True)
 class RunHistory:
     """The state of a run after the events so far.
 
@@ -156,6 +128,7 @@ class RunHistory:
                  site, replaces the earlier attempt.
     ``waiting``  for which sites the next round waits before it begins, and why each is away
     ``resumed``  how often the job was continued after an end
+    ``compression``  that of updates in a few words, empty for none
 
     >>> history = RunHistory()
     >>> history.add(events.JobStarted(job="ecg", rounds=2, sites=("north",)), unix_ms=1000)
@@ -173,6 +146,7 @@ class RunHistory:
     planned: int = 0
     stage: int = 1
     resumed: int = 0
+    compression: str = ""
     waiting: events.RoundWaiting | None = None
     sites: dict[str, Site] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
@@ -217,6 +191,16 @@ class RunHistory:
     def bytes(self) -> int:
         """The bytes of all finished rounds."""
         return sum(each.bytes for each in self.rounds)
+
+    @property
+    def bytes_received(self) -> int:
+        """The bytes that sites sent in all finished rounds."""
+        return sum(each.bytes_received for each in self.rounds)
+
+    @property
+    def bytes_saved(self) -> int:
+        """By how much compression of updates made :attr:`bytes_received` smaller."""
+        return sum(each.bytes_saved for each in self.rounds)
 
     @property
     def ended(self) -> bool:
@@ -318,6 +302,7 @@ class RunHistory:
         """A stage begins, or the job goes on after ``resumed_from``."""
         self._begin(event.job, event.rounds, event.sites)
         self.resumed += self.ended
+        self.compression = event.compression
         self.status, self.detail, self.hint, self.ended_unix_ms = "running", "", "", 0
         if self.current is not None:
             self.rounds.pop()
@@ -444,4 +429,5 @@ class RunHistory:
         self.planned = event.rounds or self.planned
         done.finished, done.finished_unix_ms = True, unix_ms
         done.seconds, done.sites, done.bytes = event.seconds, event.sites, event.bytes
+        done.bytes_received, done.bytes_saved = event.bytes_received, event.bytes_saved
         done.metrics = event.metrics

@@ -47,6 +47,7 @@ from fedlearn.results.markup import (
 )
 from fedlearn.results.text import (
     bytes_text,
+    compression_text,
     privacy_text,
     ranked_metrics,
     seconds_text,
@@ -321,7 +322,13 @@ def _resources(history: RunHistory) -> Html:
                 ("End", time_text(history.ended_unix_ms) or ""),
                 ("In rounds", f"{seconds_text(total)} of {seconds_text(history.elapsed())}"),
                 ("Slowest round", f"{slowest.number}: {seconds_text(slowest.seconds)}"),
-                ("Traffic", f"{bytes_text(history.bytes)} in {counted(len(done), 'round')}"),
+                ("Traffic", f"{_traffic(history)} in {counted(len(done), 'round')}"),
+                (
+                    "Compression",
+                    compression_text(
+                        history.compression, history.bytes_received, history.bytes_saved
+                    ),
+                ),
                 (
                     "Sealed models",
                     f"{counted(len(sealed), 'version')}, the last of {bytes_text(sealed[-1])}"
@@ -332,6 +339,13 @@ def _resources(history: RunHistory) -> Html:
             ]
         ),
     )
+
+
+def _traffic(history: RunHistory) -> str:
+    received = history.bytes_received
+    if not received:  # of a coordinator that does not tell the two apart
+        return bytes_text(history.bytes)
+    return f"{bytes_text(history.bytes - received)} to sites, {bytes_text(received)} from them"
 
 
 def _about(history: RunHistory, facts: ReportFacts) -> Html:

@@ -31,6 +31,8 @@ _ROUND: Final[tuple[tuple[str, Kind], ...]] = (
     ("asked", "integer"),
     ("sites", "integer"),
     ("bytes", "integer"),
+    ("bytes_received", "integer"),
+    ("bytes_saved", "integer"),
     ("epsilon", "number"),
     ("reason", "text"),
 )
@@ -157,6 +159,8 @@ def _round(each: Round) -> dict[str, Any]:
         "asked": len(each.asked) or None,
         "sites": each.sites if each.finished else None,
         "bytes": each.bytes if each.finished else None,
+        "bytes_received": each.bytes_received if each.finished else None,
+        "bytes_saved": each.bytes_saved if each.finished else None,
         "epsilon": each.privacy.epsilon if each.privacy else None,
         "reason": each.skip or None,
     }

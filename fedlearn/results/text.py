@@ -13,11 +13,12 @@ from typing import Final
 
 from fedlearn.job import events
 from fedlearn.job.event_fields import Findings
-from fedlearn.results.history import findings_against
+from fedlearn.results.refusals import findings_against
 from fedlearn.terminal.plaintext import printable
 
 __all__ = [
     "bytes_text",
+    "compression_text",
     "event_text",
     "metric_texts",
     "metrics_text",
@@ -39,6 +40,13 @@ def bytes_text(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} GiB"
+
+
+def compression_text(title: str, received: int, saved: int) -> str:
+    """Return the compression of a run and what it saved; empty for none."""
+    if not title or not received:
+        return title
+    return f"{title}: {bytes_text(received)} instead of {bytes_text(received + saved)}"
 
 
 def seconds_text(seconds: float) -> str:

@@ -25,6 +25,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fedlearn.compression.spec import CompressionSpec
 from fedlearn.update.arrays import Array, decode
 from server.flower.job_plan import Checkpoint
 
@@ -280,7 +281,8 @@ class FlowerFederation:
 
     def client(self, plan: JobPlan, site: str, *, cheats: bool = False) -> subprocess.Popen[bytes]:
         """Admit a site and start its client process; one that ``cheats`` protects nothing."""
-        spec = dataclasses.replace(plan.spec, privacy=None) if cheats else plan.spec
+        plain = dataclasses.replace(plan.spec, privacy=None, compression=CompressionSpec())
+        spec = plain if cheats else plan.spec
         identity = self.admit(plan.spec.name, site)
         self.identities = {**getattr(self, "identities", {}), site: identity}
         reported = {

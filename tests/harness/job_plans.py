@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedlearn.compression.spec import CompressionSpec
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.tables import AggregationSpec, EvaluateSpec, StrategySpec
 from fedlearn.privacy import PrivacySpec
@@ -28,6 +29,7 @@ def job_plan(
     evaluate_fraction: float = 1.0,
     run_config: Mapping[str, Any] | None = None,
     privacy: PrivacySpec | None = None,
+    compression: CompressionSpec | None = None,
     **plan: Any,
 ) -> JobPlan:
     """Return the plan of a job; ``plan`` are fields of :class:`JobPlan` itself."""
@@ -47,5 +49,6 @@ def job_plan(
         evaluate=EvaluateSpec(every=evaluate_every, fraction=evaluate_fraction),
         config=run_config or {},
         privacy=privacy,
+        compression=compression or CompressionSpec(),
     )
     return JobPlan(spec=spec, bundle=bundle, **plan)

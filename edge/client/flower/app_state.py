@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from fedlearn.errors import RoundError
 from fedlearn.sandbox.memory_file import Part
 
 __all__ = ["EMPTY", "Call", "State", "StateHistory"]
 
+T = TypeVar("T")
 State = Sequence[Part]
 """A message with the records of a state, in frames; the empty tuple is the empty state."""
 
@@ -41,17 +42,20 @@ class Call:
         return cls(round_, _PHASES.get(message_type.split(".")[0], len(_PHASES)))
 
 
-class StateHistory:
-    """The states before the last calls, and the state before the first one."""
+class StateHistory(Generic[T]):
+    """The states before the last calls, and the state before the first one.
+
+    A state is a :data:`State`, or another value that is false when it is empty.
+    """
 
     def __init__(self) -> None:
-        self._before: dict[Call, State] = {}
+        self._before: dict[Call, T] = {}
         self._latest: Call | None = None
 
-    def before(self, call: Call, state: State) -> State:
-        """Return the state that the app must have for ``call``, given the one that it has.
+    def before(self, call: Call, state: T) -> T:
+        """Return the state to have for ``call``, given the one that there is.
 
-        :raises RoundError: when the app has a state, and that of ``call`` is not kept any more.
+        :raises RoundError: when there is a state, and that of ``call`` is not kept any more.
         """
         if call in self._before:
             found = self._before[call]

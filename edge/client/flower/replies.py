@@ -6,7 +6,8 @@ change of the app (:mod:`edge.client.flower.app_process`). Around each call
 * the packed model becomes the ArrayRecord that the app expects, and the reply is packed;
 * the generators of ``random``, numpy and torch are seeded from the job's seed, the site and
   the round, and the app has the state that it had before that round;
-* the reply is made from the answer of the app's process, and the job's privacy is applied;
+* the reply is made from the answer of the app's process, and the job's privacy and compression
+  are applied, in this order;
 * an exception of the app, or the end of its process, becomes an error reply; the process is
   started again when it is needed.
 
@@ -28,6 +29,7 @@ from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, Re
 from edge.client.app_log import AppLog, DiscardedAppLog
 from edge.client.flower.app_process import AppFailed, AppLimits, AppProcess, AppRaised
 from edge.client.flower.app_state import EMPTY, Call, State, StateHistory
+from edge.client.flower.compression import UpdateCompressor
 from edge.client.flower.fleet import Work
 from fedlearn.app import install as bundle
 from fedlearn.app.flower import CALL, Flat, Packer, arrays_of, flatten, inflate, record_of, unpack
@@ -103,7 +105,8 @@ class Replies:
         privacy = plan.spec.privacy
         self._privacy = None if privacy is None else ClientPrivacy.from_spec(privacy)
         self._charge = charge
-        self._history = StateHistory()
+        self._compressor = UpdateCompressor(plan.spec) if plan.spec.compression.active else None
+        self._history = StateHistory[State]()
         self._installed: bundle.Installed | None = None
         self._process: AppProcess | None = None
         self._state: State = EMPTY
@@ -159,18 +162,29 @@ class Replies:
         self._state = self._history.before(call, self._state)
         privacy = self._privacy
         if privacy is None:
-            return self._called(work, call, kind)
+            return self._compressed(self._called(work, call, kind), message.content, call, kind)
         limit = self._plan.max_message_bytes
         try:
             answer = unpack(self._called(work, call, kind), max_bytes=limit)
             asked = unpack(message.content, max_bytes=limit)
             outgoing = self._private(privacy, answer, asked, kind)
+            outgoing = self._compressed(outgoing, asked, call, kind)
         except Exception as error:  # noqa: BLE001  the app can choose each error that this has
             self._note(error, "the app's answer does not leave")
             raise JobError(WITHHELD) from None
         if outgoing.array_records:
             self._charge(message.metadata.message_id)
         return Packer().content(outgoing)
+
+    def _compressed(
+        self, answer: RecordDict, asked: RecordDict, call: Call, kind: str
+    ) -> RecordDict:
+        """Return the answer in the form that the job declares for updates."""
+        if self._compressor is None or kind.split(".")[0] != MessageType.TRAIN:
+            return answer
+        limit = self._plan.max_message_bytes
+        answer, asked = (unpack(each, max_bytes=limit) for each in (answer, asked))
+        return Packer().content(self._compressor.content(answer, asked, call))
 
     def _called(self, work: Work, call: Call, kind: str) -> RecordDict:
         """Call the app's process; return its records unchanged."""

@@ -293,6 +293,7 @@ def _rules(plan: JobPlan) -> Rules:
         visible=spec.aggregation.visible and spec.strategy.name == APP,
         exact_metrics=spec.privacy is not None and spec.privacy.insecure_exact_metrics,
         blind=plan.noise_secret,
+        compression=spec.compression,
     )
 
 

@@ -200,7 +200,8 @@ class JobGrid(Grid):  # type: ignore[misc]
                 number = message.metadata.dst_node_id
                 node = self._nodes.get(number, Node(number=number, site=""))
                 kind = message.metadata.message_type
-                self._asked[id_] = Asked(node, kind, specs[id(message.content)])
+                model = self.validator.reference(message)
+                self._asked[id_] = Asked(node, kind, specs[id(message.content)], model)
         return pushed
 
     def _check_open(self, messages: Iterable[Message]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from attestation.length_prefixed import pack
+from fedlearn.compression.spec import CompressionSpec
 from fedlearn.errors import FedlearnError, QuorumNotReached
 from server.flower.exchange.calls import CoordinatorClient
 from server.flower.exchange.receipts import ledger_digest
@@ -30,6 +31,7 @@ class Rules:
     visible: bool = False
     exact_metrics: bool = False
     blind: bytes = field(default=b"", repr=False)
+    compression: CompressionSpec = field(default_factory=CompressionSpec)
 
     @property
     def private(self) -> bool:
@@ -52,6 +54,7 @@ class RoundUpdates:
 
     ``round``   the number of the round; 0 between rounds
     ``driven``  whether rounds run here, and not in the application
+    ``saved``   by how many bytes compression made the updates of the round smaller
     """
 
     def __init__(self, coordinator: CoordinatorClient, rules: Rules) -> None:
@@ -61,6 +64,7 @@ class RoundUpdates:
         self._inputs: dict[str, str] = {}
         self.round = 0
         self.driven = False
+        self.saved = 0
 
     def begin(self, round_: int) -> None:
         """Begin a round."""
@@ -68,6 +72,7 @@ class RoundUpdates:
         self.driven = True
         self._contributors = frozenset()
         self._inputs = {}
+        self.saved = 0
 
     def end(self) -> None:
         """End the rounds, until the next one begins."""

@@ -161,6 +161,7 @@ class Rounds:
             rounds=rounds,
             sites=list(self._spec.sites),
             resumed_from=done,
+            compression=self._spec.compression.title,
         )
         if done == 0:
             self._evaluate_here(stage, 0)
@@ -179,21 +180,24 @@ class Rounds:
 
     def _whole_round(self, stage: Stage, number: int, rounds: int) -> None:
         started = time.monotonic()
-        before = self._traffic()
+        sent, received = self._coordinator.traffic()
         self._release(stage, number, rounds)
         if self._skipped:
             self._coordinator.event(
                 "round.skipped", round=number, rounds=rounds, reason=self._skipped
             )
-        sites = len(self._grid.updates.contributors)
+        sites, saved = len(self._grid.updates.contributors), self._grid.updates.saved
         self._evaluate(stage, number, rounds)
+        sent_now, received_now = self._coordinator.traffic()
         self._coordinator.event(
             "round.finished",
             round=number,
             rounds=rounds,
             seconds=time.monotonic() - started,
             sites=sites,
-            bytes=self._traffic() - before,
+            bytes=sent_now - sent + received_now - received,
+            bytes_received=received_now - received,
+            bytes_saved=saved,
             metrics=_shown(stage.result, number),
         )
 
@@ -275,9 +279,6 @@ class Rounds:
 
     def _seed(self, number: int, phase: str) -> None:
         seed_generators(derive(self._spec.seed, "server", number, phase))
-
-    def _traffic(self) -> int:
-        return sum(self._coordinator.traffic())
 
     # Checkpoints
 

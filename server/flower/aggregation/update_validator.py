@@ -15,6 +15,7 @@ from fedlearn.app.message import UNKNOWN
 from fedlearn.errors import FedlearnError
 from server.flower.aggregation.replies import ReplyChecks, Spec
 from server.flower.aggregation.round_updates import RoundUpdates, Rules
+from server.flower.aggregation.update_decoder import UpdateDecoder
 from server.flower.exchange.calls import Node
 from server.flower.job_plan import Reply
 
@@ -23,11 +24,15 @@ __all__ = ["Asked", "UpdateValidator", "failure"]
 
 @dataclass(slots=True)
 class Asked:
-    """A question that waits for an answer; ``spec`` is the model that it carried."""
+    """A question that waits for an answer; ``spec`` is the model that it carried.
+
+    ``model`` is that model itself where an update has to be decoded, else None.
+    """
 
     node: Node
     kind: str
     spec: Spec | None
+    model: ArrayRecord | None = None
 
     @property
     def train(self) -> bool:
@@ -43,6 +48,7 @@ class UpdateValidator:
 
     def __init__(self, rules: Rules, updates: RoundUpdates) -> None:
         self._updates = updates
+        self._decoder = UpdateDecoder(rules.compression, max_bytes=rules.max_update_bytes)
         self._checks = ReplyChecks(
             max_bytes=rules.max_update_bytes,
             any_model=rules.visible,
@@ -54,7 +60,10 @@ class UpdateValidator:
         """Take the element types of the first model: updates may always have these.
 
         A strategy may average integers into floats; a client's integers stay welcome.
+
+        :raises JobError: when no array of it travels in an update.
         """
+        self._decoder.check_model(model)
         self._checks.types = {name: str(each.dtype) for name, each in model.items()}
 
     def weigh_by(self, key: str) -> None:
@@ -64,6 +73,10 @@ class UpdateValidator:
     def spec(self, content: RecordDict) -> Spec | None:
         """Return the names, types and shapes of the model in a question; None for none."""
         return self._checks.spec(content)
+
+    def reference(self, message: Message) -> ArrayRecord | None:
+        """Return the model of a question whose answer has to be decoded; None for another one."""
+        return self._decoder.reference(message)
 
     def opened(
         self, replies: deque[Reply], waiting: dict[str, Asked]
@@ -97,6 +110,9 @@ class UpdateValidator:
 
     def _checked(self, content: RecordDict, asked: Asked) -> RecordDict:
         most = self.most_examples.get(asked.node.site, 0)
+        if asked.model is not None:
+            content, saved = self._decoder.decoded(content, asked.model)
+            self._updates.saved += saved
         return self._checks.checked(content, asked.spec, most_examples=most)
 
     def _report(self, message: Message, asked: Asked, reply: Reply) -> None:

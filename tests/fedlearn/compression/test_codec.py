@@ -189,7 +189,7 @@ def test_bytes_are_what_the_documentation_states() -> None:
 
 
 @pytest.mark.parametrize(
-    ("update", "said"),
+    ("update", "stated"),
     [
         ({}, "the array 'w' of the model is not in the update"),
         ({"w": np.ones(3, np.float32), "x": np.ones(3)}, "'x' of the update is not in the model"),
@@ -200,8 +200,8 @@ def test_bytes_are_what_the_documentation_states() -> None:
         ({"w": np.array([1, 70_000, 1], np.float32)}, "w: a number is beyond float16"),
     ],
 )
-def test_an_update_that_cannot_be_encoded_is_refused(update: dict[str, Array], said: str) -> None:
-    with pytest.raises(UpdateRejected, match=said):
+def test_an_update_that_cannot_be_encoded_is_refused(update: dict[str, Array], stated: str) -> None:
+    with pytest.raises(UpdateRejected, match=stated):
         encode(update, {"w": np.zeros(3, np.float32)}, SPECS["fp16"])
 
 
@@ -248,7 +248,7 @@ def flip(array: Array) -> Array:
 
 
 @pytest.mark.parametrize(
-    ("name", "part", "change", "said"),
+    ("name", "part", "change", "stated"),
     [
         ("int8", "scales", put(1, np.nan), "weight: a scale is not a finite number from 0"),
         ("int8", "scales", put(1, np.inf), "weight: a scale is not a finite number from 0"),
@@ -277,13 +277,13 @@ def flip(array: Array) -> Array:
     ],
 )
 def test_parts_that_no_client_writes_are_refused(
-    name: str, part: str, change: Any, said: str | None
+    name: str, part: str, change: Any, stated: str | None
 ) -> None:
     parts, model = broken(name, part, change)
-    if said is None:  # the largest number that is allowed
+    if stated is None:  # the largest number that is allowed
         assert decode(parts, model, SPECS[name])["weight"][5] == np.float32(3.3895314e38)
         return
-    with pytest.raises(UpdateRejected, match=said):
+    with pytest.raises(UpdateRejected, match=stated):
         decode(parts, model, SPECS[name])
 
 

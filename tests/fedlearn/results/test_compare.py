@@ -33,6 +33,30 @@ def test_rows_have_what_a_run_cost_and_reached() -> None:
     assert (first["metrics"], second["metrics"]) == ({"loss": 0.5}, {"loss": 0.25})
 
 
+def test_rows_have_the_compression_and_what_it_saved() -> None:
+    compressed = RunHistory.of(
+        [
+            (events.JobStarted(job="j", rounds=1, compression="int8"), 1),
+            (
+                events.RoundFinished(
+                    round=1, seconds=2.0, sites=1, bytes=9000, bytes_received=1024, bytes_saved=3072
+                ),
+                2,
+            ),
+        ]
+    )
+    found = compare([("one", run(loss=0.5)), ("two", compressed)])
+    plain, small = found.rows()
+    assert (plain["compression"], plain["bytes_received"], plain["bytes_saved"]) == ("", None, 0)
+    assert (small["compression"], small["bytes_received"]) == ("int8", 1024)
+    rows = [dict(zip(found.heads(), cells, strict=True)) for cells in found.cells()]
+    assert (rows[0]["from sites"], rows[0]["compression"]) == ("n/a", "n/a")
+    assert (rows[1]["from sites"], rows[1]["compression"]) == (
+        "1.0 KiB",
+        "int8: 1.0 KiB instead of 4.0 KiB",
+    )
+
+
 def test_the_chosen_metric_is_first_and_may_be_of_one_run() -> None:
     found = compare([("one", run(loss=0.5, auc=0.75)), ("two", run(loss=0.25))], metric="auc")
     assert found.metrics == ("auc", "loss")

@@ -55,6 +55,19 @@ def test_the_page_is_complete_in_itself() -> None:
     assert "default-src 'none'" in page
 
 
+def test_the_page_shows_the_compression_and_both_directions() -> None:
+    done = events.RoundFinished(
+        round=1, seconds=2.0, sites=1, bytes=3072, bytes_received=1024, bytes_saved=3072
+    )
+    started = events.JobStarted(job="j", rounds=1, compression="int8 with error feedback")
+    text = words(report_page(RunHistory.of([(started, 1), (done, 2)])))
+    assert "Traffic 2.0 KiB to sites, 1.0 KiB from them in 1 round" in text
+    assert "Compression int8 with error feedback: 1.0 KiB instead of 4.0 KiB" in text
+    plain = words(report_page(RunHistory.of(TIMED)))
+    assert "Compression" not in plain
+    assert "to sites" not in plain
+
+
 def test_the_page_shows_what_happened() -> None:
     facts = ReportFacts(
         metric="auc", source="coordinator.example:9444", about=[("Policy", "77" * 32)]

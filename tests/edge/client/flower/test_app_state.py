@@ -13,7 +13,7 @@ def _state(calls: int) -> State:
 
 
 def test_a_round_that_is_run_again_finds_the_state_from_before_it() -> None:
-    history, state = StateHistory(), EMPTY
+    history, state = StateHistory[State](), EMPTY
     for number in (1, 2, 3):
         for kind in ("train", "evaluate"):
             state = history.before(Call.of(number, kind), state)
@@ -25,7 +25,7 @@ def test_a_round_that_is_run_again_finds_the_state_from_before_it() -> None:
 
 
 def test_a_state_that_is_too_long_ago_is_refused() -> None:
-    history = StateHistory()
+    history = StateHistory[State]()
     for number in range(1, 8):
         history.before(Call.of(number, "train"), _state(number))
     with pytest.raises(RoundError, match="round 7, not 3"):

@@ -1,0 +1,61 @@
+"""The compression of a job's updates at the client, after the privacy of the job.
+
+What compression removes from an update is kept and added to the next one, where the job asks for
+``error_feedback``. It is state of the client, bound to rounds like that of the app: a round that is
+run again starts from what was there before it (:mod:`edge.client.flower.app_state`).
+"""
+
+from __future__ import annotations
+
+from flwr.app import RecordDict
+
+from edge.client.flower.app_state import Call, StateHistory
+from fedlearn.app.flower import COMPRESSED, arrays_of, packed
+from fedlearn.compression.bounded import encode_within
+from fedlearn.compression.codec import Encoded, Residual, encode
+from fedlearn.errors import UpdateRejected
+from fedlearn.job.spec import JobSpec
+from fedlearn.update import arrays as update
+
+__all__ = ["UpdateCompressor"]
+
+
+class UpdateCompressor:
+    """Encodes the updates of one job at one site. Not thread-safe."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self._spec = spec.compression
+        self._clip = None if spec.privacy is None else spec.privacy.clip
+        self._history = StateHistory[Residual]()
+        self._residual: Residual = {}
+
+    def content(self, content: RecordDict, asked: RecordDict, call: Call) -> RecordDict:
+        """Return the answer to training with its update encoded; others are returned as they are.
+
+        :param content: the answer, with arrays that are not packed.
+        :param asked: the question. Its first ArrayRecord is the model of the round.
+        :raises UpdateRejected: for arrays that are not one update of this model.
+        :raises PrivacyError: when the encoded update cannot be within the clip norm.
+        """
+        if not content.array_records or not asked.array_records:
+            return content
+        if len(content.array_records) > 1:
+            raise UpdateRejected(
+                f"the answer has {len(content.array_records)} ArrayRecords; with [compression] an "
+                "update is one"
+            )
+        self._residual = self._history.before(call, self._residual)
+        name, record = next(iter(content.array_records.items()))
+        reference = arrays_of(next(iter(asked.array_records.values())))
+        encoded = self._encoded(arrays_of(record), reference)
+        self._residual = encoded.residual
+        found = RecordDict(dict(content.items()))
+        found[name] = packed(update.document(encoded.arrays), COMPRESSED)
+        return found
+
+    def _encoded(
+        self, arrays: dict[str, update.Array], reference: dict[str, update.Array]
+    ) -> Encoded:
+        if self._clip is not None:
+            return encode_within(arrays, reference, self._spec, self._clip)
+        return encode(arrays, reference, self._spec, residual=self._residual)
