@@ -1,7 +1,8 @@
 """The aggregation strategies that a job may name, the options of each, and what each needs.
 
 The names are those of ``flwr.serverapp.strategy`` in lower case; the options are keyword
-arguments of its classes. ``app`` leaves the choice to the application's own ServerApp.
+arguments of its classes. ``geomedian``, the geometric median, is our own. ``app`` leaves the
+choice to the application's own ServerApp.
 
 A robust rule gives its guarantee only for enough updates in each round. With ``n`` updates, ``f``
 of them malicious:
@@ -16,6 +17,9 @@ trimmed mean      ``beta * n >= 1``              Yin et al. 2018 (arXiv:1803.014
                                                  no update is trimmed, and it is the mean
 median            ``n >= 3``                     Yin et al. 2018: ``f < n / 2``; the median of
                                                  two updates is their mean
+geometric median  ``n >= 3``                     Pillutla et al. 2022 (arXiv:1912.13445):
+                                                 ``f < n / 2``; between two updates every point
+                                                 is one
 ================= ============================== ================================================
 
 The page is docs/contributing/add-a-strategy.md.
@@ -70,6 +74,8 @@ UPDATES: Final = (AGGREGATED, VISIBLE_TO_APP)
 """What a job may let its ServerApp receive."""
 
 _LARGEST: Final = 1e9
+_MOST_ITERATIONS: Final = 1_000
+_FINEST: Final = 1e-12
 
 
 def _positive() -> FieldType[float]:
@@ -119,6 +125,12 @@ STRATEGIES: Final[Mapping[str, Mapping[str, FieldType[Any]]]] = MappingProxyType
         "fedprox": {**_SAMPLING, "proximal_mu": number(0, _LARGEST)},
         "fedtrimmedavg": {**_SAMPLING, "beta": _below(0.5)},
         "fedyogi": _MOMENTS,
+        "geomedian": {
+            **_SAMPLING,
+            "iterations": whole(1, _MOST_ITERATIONS),
+            "smoothing": number(_FINEST, _LARGEST),
+            "tolerance": _below(1),
+        },
         "krum": _ROBUST,
         "multikrum": {**_ROBUST, "num_nodes_to_select": whole(1, MAX_SITES)},
         "qfedavg": {
@@ -187,6 +199,8 @@ al. 2017), and a round of this job may have 2'
             needed, rule = 4 * malicious + 3, "n >= 4f + 3, El Mhamdi et al. 2018"
         case "fedmedian":
             needed, rule = 3, "the median of two is their mean"
+        case "geomedian":
+            needed, rule = 3, "between two, every point is one, Pillutla et al. 2022"
         case "fedtrimmedavg":
             return _trims_nothing(float(options.get("beta", 0.2)), updates)
         case _:

@@ -6,7 +6,10 @@ work on one exact mean: updates are added when they arrive and then released, an
 same to the last bit in any order (:mod:`server.flower.aggregation.mean`). A job's privacy puts its
 noise on that mean, before anything else sees it; what an optimiser makes of a noised mean is
 post-processing and costs nothing (Dwork and Roth 2014, proposition 2.1). The robust rules
-(median, trimmed mean, Krum, Bulyan) and q-FedAvg are Flower's own, over the single updates.
+(median, trimmed mean, Krum, Bulyan, geometric median) and q-FedAvg look at the single updates, a
+block of them at a time (:mod:`server.flower.aggregation.robust`).
+
+Flower's classes have the options, choose the nodes and make the messages.
 
 A model keeps its element types. One reply is one failure domain: a reply whose records or
 metrics differ from those of the others is left out, and named.
@@ -14,6 +17,7 @@ metrics differ from those of the others is left out, and named.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO
@@ -30,9 +34,11 @@ from fedlearn.app.flower import arrays_of, has, record_of
 from fedlearn.errors import JobError, PrivacyError, UpdateRejected
 from fedlearn.job.strategies import MEAN_FAMILY
 from fedlearn.privacy import ServerPrivacy
-from fedlearn.update.arrays import BF16, Array
+from fedlearn.update.arrays import Array, check_like
 from server.flower.aggregation.grid import JobGrid
 from server.flower.aggregation.mean import MAX_WEIGHT, ExactMean, whole_weight
+from server.flower.aggregation.robust.blocks import as_type
+from server.flower.aggregation.robust.rules import RULES, GeometricMedian, RoundInput
 
 __all__ = ["CLASSES", "BuiltIn", "check_classes", "name_of"]
 
@@ -46,11 +52,12 @@ CLASSES: Final[Mapping[str, str]] = {
     "fedprox": "FedProx",
     "fedtrimmedavg": "FedTrimmedAvg",
     "fedyogi": "FedYogi",
+    "geomedian": "GeometricMedian",
     "krum": "Krum",
     "multikrum": "MultiKrum",
     "qfedavg": "QFedAvg",
 }
-"""Flower's classes by the names that a job may use."""
+"""Classes by the names that a job may use: Flower's, and our own for what Flower does not have."""
 
 _PLAIN_MEAN: Final = frozenset({"fedavg", "fedprox"})
 _MAX_WEIGHT: Final = float(MAX_WEIGHT)
@@ -75,12 +82,14 @@ def name_of(strategy: object) -> str | None:
 def _class_of(name: str) -> Any:
     """Return the class of one of :data:`CLASSES`; raises FlowerMismatch where it is missing."""
     title = CLASSES[name]
+    if title == "GeometricMedian":
+        return GeometricMedian
     has(strategies, title)
     return getattr(strategies, title)
 
 
 class BuiltIn(Strategy):  # type: ignore[misc]
-    """One of Flower's strategies, over an exact mean where it is one of :data:`MEAN_FAMILY`.
+    """A strategy, over an exact mean where it is one of :data:`MEAN_FAMILY`, else by a rule.
 
     :param name: one of :data:`CLASSES`.
     :param options: keyword arguments of that class.
@@ -159,15 +168,24 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         self._check_quorum(len(chosen), len(usable))
         if not chosen:
             return None, None
-        arrays, metrics = self.inner.aggregate_train(server_round, chosen)
-        return (None if arrays is None else self._as_model(arrays)), metrics
+        given = RoundInput(
+            model=self._model,
+            updates=[self._update(message.content) for message in chosen],
+            weights=[int(self._weight(message.content)) for message in chosen],
+            losses=[self._loss(message.content) for message in chosen],
+        )
+        arrays, used = RULES[self.name](self.inner, given)
+        log(INFO, "aggregate_train: used %s of %s updates", len(used), len(chosen))
+        if arrays is None:
+            return None, None
+        return record_of(arrays), self._metrics([chosen[index] for index in used])
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Return the mean metrics of an evaluation; None where no site reported any."""
         chosen = self._alike([each for each in replies if each.has_content()], train=False)
-        if not chosen or not sum(self._weight(message.content) for message in chosen):
+        if not self._weighs(chosen):
             return None
         return cast("MetricRecord | None", self.inner.aggregate_evaluate(server_round, chosen))
 
@@ -197,19 +215,11 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         if arrays is None:
             return None, None
         received.sort(key=lambda message: self._place(message.metadata.src_node_id))
-        chosen = self._alike(received, train=True)
-        metrics_of = None
-        if chosen and sum(self._weight(message.content) for message in chosen):
-            contents = [message.content for message in chosen]
-            metrics_of = self.inner.train_metrics_aggr_fn(contents, self.inner.weighted_by_key)
-        return self._optimised(server_round, arrays), metrics_of
+        metrics = self._metrics(self._alike(received, train=True))
+        return self._optimised(server_round, arrays), metrics
 
     def _add(self, mean: ExactMean, content: RecordDict) -> None:
-        records, metrics = list(content.array_records.values()), content.metric_records
-        if len(records) != 1 or len(metrics) != 1:
-            raise UpdateRejected("an update holds one ArrayRecord and one MetricRecord")
-        weight = whole_weight(self._weight(content))
-        arrays = arrays_of(records[0])
+        arrays, weight = self._update(content), whole_weight(self._weight(content))
         if self.privacy is not None:
             if weight != 1:
                 raise UpdateRejected("under privacy every update weighs 1")
@@ -250,7 +260,42 @@ class BuiltIn(Strategy):  # type: ignore[misc]
             raise JobError(f"the strategy {self.name} changed the names of the model's arrays")
         return record_of({name: _typed(found[name], like) for name, like in self._model.items()})
 
+    def _metrics(self, chosen: Sequence[Message]) -> MetricRecord | None:
+        """Return the metrics of training of some replies; None where they weigh nothing."""
+        if not self._weighs(chosen):
+            return None
+        contents = [message.content for message in chosen]
+        found = self.inner.train_metrics_aggr_fn(contents, self.inner.weighted_by_key)
+        return cast("MetricRecord | None", found)
+
+    def _weighs(self, replies: Sequence[Message]) -> bool:
+        return any(self._weight(message.content) for message in replies)
+
     # Which replies are used
+
+    def _update(self, content: RecordDict) -> dict[str, Array]:
+        """Return the arrays of a reply; raises UpdateRejected where it is not one update."""
+        records = list(content.array_records.values())
+        if len(records) != 1 or len(content.metric_records) != 1:
+            raise UpdateRejected("an update holds one ArrayRecord and one MetricRecord")
+        return arrays_of(records[0])
+
+    def _loss(self, content: RecordDict) -> float:
+        """Return the training loss of a reply, where the strategy reads it.
+
+        :raises UpdateRejected: when there is none, or it is below 0 or not finite.
+        """
+        key = getattr(self.inner, "train_loss_key", None)
+        if key is None:
+            return 0.0
+        for record in content.metric_records.values():
+            value = record.get(key)
+            if isinstance(value, int | float) and math.isfinite(value) and value >= 0:
+                return float(value)
+        raise UpdateRejected(
+            f"a reply reports {key!r}, its training loss, as a finite number from 0 on",
+            hint="see train_loss_key under [strategy.options]",
+        )
 
     def _weight(self, content: RecordDict) -> int | float:
         """Return the weight that a reply reports; raises UpdateRejected where there is none."""
@@ -266,9 +311,9 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         if message.has_error():
             return False
         try:
-            if len(message.content.array_records) != 1 or len(message.content.metric_records) != 1:
-                raise UpdateRejected("an update holds one ArrayRecord and one MetricRecord")
+            check_like(self._update(message.content), self._model)
             whole_weight(self._weight(message.content))
+            self._loss(message.content)
         except UpdateRejected as error:
             self._refuse(message, str(error))
             return False
@@ -329,12 +374,7 @@ def _shape(content: RecordDict) -> tuple[tuple[str, int], ...]:
 def _typed(array: Array, like: Array) -> Array:
     if array.shape != like.shape:
         raise JobError(f"the strategy made an array of shape {array.shape} out of {like.shape}")
-    if array.dtype == like.dtype:
-        return array
-    if like.dtype == BF16 or like.dtype.kind not in "fiub":
+    if array.dtype.kind not in "fiub":
         raise JobError(f"{array.dtype} cannot be written back as {like.dtype}")
-    if like.dtype.kind in "iu":
-        bounds = np.iinfo(like.dtype)
-        array = np.clip(np.rint(array), bounds.min, bounds.max)
     # An array without axes comes out of arithmetic as a scalar.
-    return np.asarray(array).astype(like.dtype)
+    return as_type(np.asarray(array), like.dtype)
