@@ -22,6 +22,7 @@ from typing import Final
 
 from fedlearn.errors import FedlearnError, JobError
 from fedlearn.job.state import JobStatus
+from fedlearn.sandbox import thread_environment
 from fedlearn.sandbox.process_channel import ChannelClosed, ProcessChannel
 from server.flower.application.app_process import Application, environment, start_application
 from server.flower.application.hosted import start_hosted
@@ -29,7 +30,7 @@ from server.flower.exchange.calls import MAX_RECORD_BYTES, serve
 from server.flower.exchange.job_exchange import JobExchange
 from server.flower.job_plan import JobChannel, JobPlan, Outcome, to_record
 
-__all__ = ["JobRunner"]
+__all__ = ["JobRunner", "aggregator_environment"]
 
 _MAX_LINE: Final = 4096
 _LINES_PER_SECOND: Final = 100
@@ -37,6 +38,15 @@ _LINES_AT_ONCE: Final = 2_000
 _LAST_LINES_SECONDS: Final = 5.0
 _END_SECONDS: Final = 2.0
 _LOG = logging.getLogger(__name__)
+
+
+def aggregator_environment(home: Path) -> dict[str, str]:
+    """Return the environment of an aggregator, whose numerical libraries use one thread.
+
+    It parts its arithmetic between threads itself. The threads of a BLAS would wait for each
+    other in loops for products as small as its blocks, and their number would decide last bits.
+    """
+    return environment(home) | thread_environment(1)
 
 
 class JobRunner:
@@ -231,7 +241,7 @@ class JobRunner:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env=environment(self._directory),
+                env=aggregator_environment(self._directory),
                 cwd="/",
                 pass_fds=descriptors,
                 start_new_session=True,

@@ -59,6 +59,7 @@ CLASSES: Final[Mapping[str, str]] = {
 }
 """Classes by the names that a job may use: Flower's, and our own for what Flower does not have."""
 
+_OWN: Final[Mapping[str, Any]] = {"GeometricMedian": GeometricMedian}
 _PLAIN_MEAN: Final = frozenset({"fedavg", "fedprox"})
 _MAX_WEIGHT: Final = float(MAX_WEIGHT)
 
@@ -82,8 +83,8 @@ def name_of(strategy: object) -> str | None:
 def _class_of(name: str) -> Any:
     """Return the class of one of :data:`CLASSES`; raises FlowerMismatch where it is missing."""
     title = CLASSES[name]
-    if title == "GeometricMedian":
-        return GeometricMedian
+    if title in _OWN:
+        return _OWN[title]
     has(strategies, title)
     return getattr(strategies, title)
 
