@@ -59,7 +59,9 @@ CLASSES: Final[Mapping[str, str]] = {
 }
 """Classes by the names that a job may use: Flower's, and our own for what Flower does not have."""
 
-_OWN: Final[Mapping[str, Any]] = {"GeometricMedian": GeometricMedian}
+_OWN: Final[Mapping[str, Any]] = {
+    "GeometricMedian": GeometricMedian,
+}
 _PLAIN_MEAN: Final = frozenset({"fedavg", "fedprox"})
 _MAX_WEIGHT: Final = float(MAX_WEIGHT)
 

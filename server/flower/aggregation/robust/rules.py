@@ -86,12 +86,14 @@ def _trimmed_mean(strategy: Any, given: RoundInput) -> Made:
 
 
 def _krum(strategy: Any, given: RoundInput) -> Made:
-    """Return the mean of the selected updates; exact, so that their order does not matter."""
+    """Return the selected update, or the mean of several; it is exact, in any order of them."""
     chosen = multi_krum(
         gram(given.updates, given.model),
         strategy.num_malicious_nodes,
         strategy.num_nodes_to_select,
     )
+    if len(chosen) == 1:
+        return {name: array.copy() for name, array in given.updates[chosen[0]].items()}, chosen
     # Where every selected site states no example at all, each counts the same.
     states_none = not any(given.weights[index] for index in chosen)
     mean = ExactMean(given.model)
