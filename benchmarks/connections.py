@@ -42,8 +42,8 @@ class _Host:
         self.link = link
 
 
-def _serve(pipe: Connection, clients: int) -> None:
-    """Run the listener; hand out an identity for each client; end with the pipe."""
+def _serve(parent: Connection, clients: int) -> None:
+    """Run the listener; hand out an identity for each client; end with the parent."""
     from server.flower.exchange.job_exchange import JobExchange
     from server.rpc.connections import Caps
     from tests.harness.flower_federation import FlowerFederation
@@ -60,9 +60,9 @@ def _serve(pipe: Connection, clients: int) -> None:
             node = link.create_node(site, b"")
             identities.append(federation.admit(JOB, site, node_id=node))
         gc.collect()
-        pipe.send((federation.address, identities))
+        parent.send((federation.address, identities))
         with contextlib.suppress(EOFError):
-            pipe.recv()
+            parent.recv()
         federation.hosts = {}
         federation.close()
 
@@ -97,7 +97,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=300)
     arguments = parser.parse_args()
     clients = 10 if arguments.quick else arguments.clients
-    ours, theirs = multiprocessing.get_context("fork").Pipe()
+    one, other = socket.socketpair()
+    ours, theirs = Connection(one.detach()), Connection(other.detach())
     server = multiprocessing.get_context("fork").Process(
         target=_serve, args=(theirs, clients + 1), daemon=True
     )

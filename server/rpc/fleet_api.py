@@ -24,6 +24,7 @@ ACTIONS: Final[Mapping[str, int | None]] = {
     "/v1/fleet/send-node-heartbeat": _CONTROL_BYTES,
     "/v1/fleet/fetch": _CONTROL_BYTES,
     "/v1/fleet/deliver": None,
+    "/v1/fleet/delivery-offset": _CONTROL_BYTES,
 }
 """The paths of requests, each with the most bytes of its body; ``None``: those of an update."""
 
@@ -46,9 +47,10 @@ class Caller:
 class Link(Protocol):
     """The ASGI application of one job.
 
-    The scope has ``fedlearn.caller`` (:class:`Caller`) and ``fedlearn.length`` (the announced
-    bytes of the body). When it responds before its first ``receive()``, the body is refused
-    unread, and the connection is closed after the response.
+    The scope has ``fedlearn.caller`` (:class:`Caller`), ``fedlearn.length`` (the announced bytes
+    of the body), and ``fedlearn.keep``, which keeps memory for the beginning of a delivery
+    (:meth:`server.rpc.fleet_streams.RequestBody.keep`). When it responds before its first
+    ``receive()``, the body is refused unread, and the connection is closed after the response.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -8,7 +8,13 @@ from typing import Final
 from fedlearn.errors import AdmissionDenied
 from server.rpc.fleet_api import ACTIONS, Caller, Link, Receive, Scope, Send
 from server.rpc.fleet_connections import ConnectedClients, FleetConnection
-from server.rpc.fleet_streams import DeliveryMemory, RequestBody, RequestRefused, ResponseBody
+from server.rpc.fleet_streams import (
+    ArrivingBody,
+    DeliveryMemory,
+    RequestBody,
+    RequestRefused,
+    ResponseBody,
+)
 
 __all__ = ["FleetApplication"]
 
@@ -41,13 +47,15 @@ class FleetApplication:
         """Serve one request."""
         connection: FleetConnection = scope["fedlearn.connection"]
         response = ResponseBody(send, connection.flow)
+        arriving: ArrivingBody = scope["fedlearn.body"]
         body: RequestBody | None = None
         try:
             link, caller, length = self._authorize(connection, scope)
             scope["fedlearn.caller"] = caller
             scope["fedlearn.length"] = length
             bounded = ACTIONS[scope["path"]] is not None
-            body = RequestBody(receive, length, None if bounded else self._memory)
+            body = RequestBody(arriving.receive, length, None if bounded else self._memory)
+            scope["fedlearn.keep"] = body.keep
             await link(scope, body.receive, response.send)
         except (RequestRefused, AdmissionDenied) as refused:
             if response.started:

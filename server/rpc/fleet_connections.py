@@ -26,6 +26,7 @@ from server.clock import awake
 from server.identity.peer_certificates import PeerCertificate
 from server.rpc.connections import Connection
 from server.rpc.fleet_api import Scope
+from server.rpc.fleet_streams import ArrivingBody
 
 __all__ = ["ConnectedClients", "FleetConnection"]
 
@@ -154,6 +155,7 @@ class FleetConnection(HttpToolsProtocol):  # type: ignore[misc]
     flower_key: bytes = b""
     belongs_to: tuple[str, str] | None = None
     ends: datetime | None = None
+    _body: ArrivingBody | None = None
     _in_head = True
     _head_bytes = 0
     _head_ends: asyncio.TimerHandle | None = None
@@ -186,6 +188,8 @@ class FleetConnection(HttpToolsProtocol):  # type: ignore[misc]
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._head_complete()
+        if self._body is not None:
+            self._body.lose()
         self.over.set()
         if self.peer is not None:
             self.clients.lost(self, self.peer)
@@ -204,12 +208,24 @@ class FleetConnection(HttpToolsProtocol):  # type: ignore[misc]
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head, self._head_bytes = True, 0
+        self._body = ArrivingBody(self.flow)
         self.scope["fedlearn.connection"] = self
+        self.scope["fedlearn.body"] = self._body
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._head_complete()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a piece until it is taken. uvicorn would add all of them to one byte string."""
+        if self._body is not None and not self.cycle.response_complete:
+            self._body.put(body)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self._body is not None:
+            self._body.end()
 
     def _expect_head(self) -> None:
         if self._head_ends is None and not self.transport.is_closing():

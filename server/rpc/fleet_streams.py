@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any, Final
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from server.rpc.fleet_api import Receive, Send
 
-__all__ = ["DeliveryMemory", "RequestBody", "RequestRefused", "ResponseBody"]
+__all__ = [
+    "ArrivingBody",
+    "DeliveryMemory",
+    "KeptBytes",
+    "RequestBody",
+    "RequestRefused",
+    "ResponseBody",
+]
 
 _STILL_SECONDS: Final = 30.0
 """How long a body may make no progress, in either direction."""
 
 _PIECE_BYTES: Final = 256 * 1024
+_ARRIVED_BYTES: Final = 1024 * 1024
+"""How much of a body may wait in memory; beyond it, nothing is read from the connection."""
+
 _LEAST_RATE: Final = 32 * 1024
 """Bytes per second below which a request or a response is aborted."""
 
@@ -32,14 +42,16 @@ class RequestRefused(Exception):
 class DeliveryMemory:
     """A budget of bytes for the bodies of all deliveries being read; first in, first out.
 
-    A delivery that is larger than the budget is read when no other one is. Not thread-safe: all
-    calls come from one event loop.
+    A delivery that is larger than the budget is read when no other one is. The beginnings of
+    deliveries that were cut off are kept in what is left of the budget. Not thread-safe: all calls
+    come from one event loop.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._reserved = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._kept: dict[KeptBytes, None] = {}
 
     async def reserve(self, size: int) -> None:
         """Wait until ``size`` bytes are free, and reserve them."""
@@ -67,8 +79,101 @@ class DeliveryMemory:
                 turn.set_result(None)
             self._waiting.popleft()
 
+    def keep(self, size: int, drop: Callable[[], None]) -> KeptBytes | None:
+        """Reserve ``size`` bytes that nobody waits for; None when they are not free.
+
+        :param drop: called, after the bytes were released, when a delivery needs them.
+        """
+        if self._waiting or self._reserved + size > self._size:
+            return None
+        self._reserved += size
+        kept = KeptBytes(self, size, drop)
+        self._kept[kept] = None
+        return kept
+
+    def unkeep(self, kept: KeptBytes) -> None:
+        """Take kept bytes out of those that are dropped when needed; they stay reserved."""
+        self._kept.pop(kept, None)
+
     def _fits(self, size: int) -> bool:
+        while self._kept and self._reserved + size > self._size:
+            oldest = next(iter(self._kept))
+            del self._kept[oldest]
+            self._reserved -= oldest.size
+            oldest.dropped()
         return self._reserved == 0 or self._reserved + size <= self._size
+
+
+class KeptBytes:
+    """Bytes of the budget that hold the beginning of a delivery."""
+
+    def __init__(self, memory: DeliveryMemory, size: int, drop: Callable[[], None]) -> None:
+        self.size = size
+        self._memory: DeliveryMemory | None = memory
+        self._drop = drop
+
+    def pin(self) -> None:
+        """Hold them even if another delivery needs them."""
+        if self._memory is not None:
+            self._memory.unkeep(self)
+
+    def release(self) -> None:
+        """Release them. May be called twice."""
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            memory.unkeep(self)
+            memory.release(self.size)
+
+    def dropped(self) -> None:
+        """Note that they were released for another delivery."""
+        self._memory = None
+        self._drop()
+
+
+class ArrivingBody:
+    """What has arrived of a request's body and was not taken yet."""
+
+    def __init__(self, flow: FlowControl) -> None:
+        self._flow = flow
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._paused = False
+        self._whole = False
+        self._lost = False
+        self._changed = asyncio.Event()
+
+    def put(self, piece: bytes) -> None:
+        """Add bytes; reading pauses when too many wait."""
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if self._size >= _ARRIVED_BYTES and not self._paused:
+            self._paused = True
+            self._flow.pause_reading()
+        self._changed.set()
+
+    def end(self) -> None:
+        """Note that the body is whole."""
+        self._whole = True
+        self._changed.set()
+
+    def lose(self) -> None:
+        """Note that the connection has ended."""
+        self._lost = True
+        self._changed.set()
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        """Return all that has arrived as one ASGI event, after waiting for some of it."""
+        while not self._pieces and not self._whole and not self._lost:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._lost and not self._whole:
+            return {"type": "http.disconnect"}
+        pieces, self._pieces, self._size = self._pieces, [], 0
+        if self._paused:
+            self._paused = False
+            self._flow.resume_reading()
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return {"type": "http.request", "body": body, "more_body": not self._whole}
 
 
 class RequestBody:
@@ -109,6 +214,14 @@ class RequestBody:
         if not self._whole and self._waited > _STILL_SECONDS + self._read / _LEAST_RATE:
             raise RequestRefused(408, f"the body arrived at less than {_LEAST_RATE} bytes a second")
         return event
+
+    def keep(self, size: int, drop: Callable[[], None]) -> KeptBytes | None:
+        """Release the memory that the body reserved, but for what arrived and is to be kept.
+
+        See :meth:`DeliveryMemory.keep`.
+        """
+        self.close()
+        return None if self._memory is None else self._memory.keep(size, drop)
 
     def close(self) -> None:
         """Release the memory that the body reserved."""

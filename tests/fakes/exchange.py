@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from fedlearn.app.flower import Packer, flatten
 from fedlearn.app.message import Head
 from fedlearn.errors import AdmissionDenied
 from fedlearn.sandbox.memory_file import Part
-from fedlearn.update.frames import FrameReader, write_frames
+from fedlearn.update.frames import FrameReader, body_pieces
 from server.flower.exchange.job_exchange import JobExchange
 from server.rpc.fleet_api import Caller
 
@@ -53,7 +53,13 @@ def ask(
 
 
 def body(frames: Iterable[Part]) -> bytes:
-    return b"".join(map(bytes, write_frames(frames)))
+    return b"".join(map(bytes, body_pieces(frames, most=1 << 20)))
+
+
+def frames_of(data: bytes) -> list[bytes]:
+    reader = FrameReader(len(data))
+    reader.feed(data)
+    return list(map(bytes, reader.finish()))
 
 
 class FakeNode:
@@ -77,11 +83,15 @@ class FakeNode:
         *,
         length: int | None = None,
         more: Callable[[], Any] | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        keep: Callable[..., Any] = lambda size, drop: None,
     ) -> tuple[int, bytes]:
         """Send a body in pieces; ``more`` is awaited when they are all read, for what follows."""
         scope = {
             "type": "http",
             "path": f"/v1/fleet/{action}",
+            "headers": headers,
+            "fedlearn.keep": keep,
             "fedlearn.caller": Caller(
                 node_id=self.number, site=self.site, still_live=self.still_live, key=b"key"
             ),
@@ -115,7 +125,7 @@ class FakeNode:
     def fetch(self) -> tuple[int, list[bytes]]:
         """Return the status and the frames of a message; no frames where there is none."""
         status, answer = self.call("fetch")
-        return status, list(FrameReader(len(answer)).feed(answer)) if status == 200 else []
+        return status, frames_of(answer) if status == 200 else []
 
     def fetched(self) -> str:
         """Fetch a message that must be there; return its id."""

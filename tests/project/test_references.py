@@ -34,7 +34,7 @@ USERS = {"server.toml", "edge.lock"}
 """Files of a user, named like a member of a package."""
 READERS = {"deal.py", "judge.py"}
 """Modules that a tutorial has its reader write."""
-SCOPE = {"fedlearn.caller", "fedlearn.length"}
+SCOPE = {"fedlearn.caller", "fedlearn.keep", "fedlearn.length"}
 """Keys of the ASGI scope that the fleet listener hands on."""
 
 

@@ -2,12 +2,13 @@
 
 ::
 
-    warm_client  works until the job ends; loads the app once, in another process
-    fleet        the client's side of the coordinator's fleet server: HTTP over mutual TLS
-    app_main     the process of the app
-    app_process  the client's end of that process
-    app_state    the state of an app between rounds, and its restoration
-    replies      the replies of a client
+    warm_client    works until the job ends; loads the app once, in another process
+    fleet          the client's side of the coordinator's fleet server: its actions
+    fleet_session  HTTP over mutual TLS, for them
+    app_main       the process of the app
+    app_process    the client's end of that process
+    app_state      the state of an app between rounds, and its restoration
+    replies        the replies of a client
 
 Importing this package does not import Flower: it checks Flower's version, and switches its
 telemetry and update check off before another module can import it.

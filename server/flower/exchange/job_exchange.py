@@ -184,7 +184,7 @@ class JobExchange:
             if not head.ttl > 0:
                 raise TransportError(f"a time to live must be above 0 s, not {head.ttl}")
             try:
-                frames = (data, *(parts[name] for name in head.parts))
+                frames: tuple[Part, ...] = (data, *(parts[name] for name in head.parts))
             except KeyError:
                 raise TransportError("a part of the message is missing") from None
             asked.append(Question(head, frames, now + head.ttl))
@@ -290,14 +290,27 @@ class JobExchange:
                 del found.queue[found.in_hand]
             return self._state.questions[found.in_hand].frames
 
+    def question_in_hand(self, node: int) -> tuple[str, Sequence[Part]]:
+        """Return the id and the frames of the question that a node has fetched; empty for none.
+
+        :raises NodeGone: when the job has ended, or the node is not part of it.
+        """
+        with self._lock:
+            self._state.expire(awake())
+            found = self._state.node(node)
+            self._state.alive(found)
+            if not found.in_hand:
+                return "", ()
+            return found.in_hand, self._state.questions[found.in_hand].frames
+
     def count_sent(self, size: int) -> None:
         """Add to :meth:`traffic`."""
         with self._lock:
             self._sent += size
 
     @contextlib.contextmanager
-    def delivery(self, node: int, length: int) -> Iterator[None]:
-        """Admit one delivery of a node, before anything of it is read.
+    def delivery(self, node: int, length: int) -> Iterator[str]:
+        """Admit one delivery of a node, before anything of it is read; yield its question.
 
         :param length: the bytes that it will have.
         :raises NodeGone: when the node has no question in hand.
@@ -314,8 +327,9 @@ class JobExchange:
             if length > most:
                 raise TooLarge(f"an answer of {length} bytes; at most {most} are accepted")
             found.delivering = True
+            question = found.in_hand
         try:
-            yield
+            yield question
         finally:
             with self._lock:
                 found.delivering = False

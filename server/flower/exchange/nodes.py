@@ -13,7 +13,16 @@ send-node-heartbeat  ``{"interval": seconds}``     nothing
 deactivate-node      nothing                       nothing
 fetch                nothing                       a message in frames, or 204 after a while
 deliver              a message in frames           nothing; 410 when it is not expected
+delivery-offset      ``{"delivery": name,          ``{"offset": bytes}``
+                     "length": bytes}``
 ==================== ============================= ========================================
+
+A transfer that was cut off goes on at a byte of its body. A fetch with ``{"question": id,
+"offset": bytes}`` is answered with the rest of the message in hand, and ``fedlearn-offset`` in the
+head of the answer. A delivery with the headers ``fedlearn-delivery`` (32 hexadecimal digits, drawn
+by the client) and ``fedlearn-offset`` has the rest only; see
+:mod:`server.flower.exchange.resumption`. An offset at which nothing goes on is refused with 416. A
+client that uses none of this begins anew.
 
 The first frame of a message is its head, the others are its parts; see
 :mod:`fedlearn.app.message` and :mod:`fedlearn.update.frames`.
@@ -22,18 +31,24 @@ The first frame of a message is its head, the others are its parts; see
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from fedlearn.app.message import Head, read_content
 from fedlearn.errors import TransportError
-from fedlearn.sandbox.memory_file import Buffer, Part
-from fedlearn.update.frames import FrameReader, frames_length, write_frames
+from fedlearn.sandbox.memory_file import SMALL_BYTES, Buffer, Part
+from fedlearn.update.frames import body_pieces, frames_length
+from server.flower.exchange.resumption import (
+    CannotResume,
+    CutDeliveries,
+    Delivery,
+    Start,
+    fetch_start,
+)
 from server.rpc.fleet_api import Caller, Receive, Scope, Send
 
 __all__ = [
@@ -46,7 +61,7 @@ __all__ = [
     "Waiter",
 ]
 
-_SMALL_BYTES: Final = 64 * 1024
+_PIECE_BYTES: Final = 256 * 1024
 _HOLD_SECONDS: Final = 20.0
 """How long a request for work waits before the response that there is none."""
 
@@ -70,7 +85,7 @@ class _Left(Exception):
     """The connection ended in the middle of a request."""
 
 
-_STATUS: Final = {NodeGone: 410, NodeBusy: 409, TooLarge: 413}
+_STATUS: Final = {NodeGone: 410, NodeBusy: 409, TooLarge: 413, CannotResume: 416}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +130,11 @@ class NodeQuestions(Protocol):
 
     def next_question(self, node: int) -> Sequence[Part] | None: ...
 
+    def question_in_hand(self, node: int) -> tuple[str, Sequence[Part]]: ...
+
     def count_sent(self, size: int) -> None: ...
 
-    def delivery(self, node: int, length: int) -> AbstractContextManager[None]: ...
+    def delivery(self, node: int, length: int) -> AbstractContextManager[str]: ...
 
     def accept(self, node: int, delivered: Delivered, *, size: int, key: bytes) -> bool: ...
 
@@ -127,6 +144,7 @@ class NodeActions:
 
     def __init__(self, questions: NodeQuestions) -> None:
         self._questions = questions
+        self._cut = CutDeliveries()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one action of one node."""
@@ -135,13 +153,14 @@ class NodeActions:
         length = int(scope["fedlearn.length"])
         try:
             if action == "deliver":
-                await self._deliver(caller, length, receive, send)
+                await self._deliver(scope, receive, send)
                 return
             body = b"".join([piece async for piece in _pieces(receive, length)])
             if action == "fetch":
-                await self._fetch(caller, send)
+                await self._fetch(caller, body, send)
             else:
-                await _respond(send, 200, [self._simple(action, caller, body)])
+                answer = self._simple(action, caller, body)
+                await _respond(send, 200, [answer], size=len(answer))
         except _Left:
             return
         except TransportError as error:
@@ -151,6 +170,10 @@ class NodeActions:
         if action == "activate-node":
             self._questions.beat(caller.node_id, _interval(body))
             return json.dumps({"node": caller.node_id, "run": self._questions.run_id}).encode()
+        if action == "delivery-offset":
+            with self._questions.delivery(caller.node_id, 0) as question:
+                offset = self._cut.offset(caller.node_id, question, body)
+            return json.dumps({"offset": offset}).encode()
         if action == "send-node-heartbeat":
             self._questions.beat(caller.node_id, _interval(body))
         elif action == "deactivate-node":
@@ -159,15 +182,19 @@ class NodeActions:
             raise TransportError(f"{action} is not an action")
         return b""
 
-    async def _fetch(self, caller: Caller, send: Send) -> None:
+    async def _fetch(self, caller: Caller, body: bytes, send: Send) -> None:
         """Answer with the next message and its parts, or with 204 after a while."""
+        rest = fetch_start(body)
+        if rest is not None:
+            await self._fetch_rest(caller, *rest, send)
+            return
         node = caller.node_id
         loop = asyncio.get_running_loop()
         with self._questions.waiting(node, loop) as waiter:
             end = loop.time() + _HOLD_SECONDS
             while (frames := self._questions.next_question(node)) is None:
                 if waiter.replaced or loop.time() >= end:
-                    await _respond(send, 204, [])
+                    await _respond(send, 204, (), size=0)
                     return
                 try:
                     async with asyncio.timeout_at(end):
@@ -179,52 +206,66 @@ class NodeActions:
         caller.still_live()
         size = frames_length(frames)
         self._questions.count_sent(size)
-        await _respond(send, 200, list(write_frames(frames)), size=size)
+        await _respond(send, 200, body_pieces(frames, most=_PIECE_BYTES), size=size)
 
-    async def _deliver(self, caller: Caller, length: int, receive: Receive, send: Send) -> None:
+    async def _fetch_rest(self, caller: Caller, question: str, offset: int, send: Send) -> None:
+        """Answer with the rest of the message in hand."""
+        in_hand, frames = self._questions.question_in_hand(caller.node_id)
+        if in_hand != question:
+            raise CannotResume("the node has another question in hand; fetch it anew")
+        left = frames_length(frames) - offset
+        if left <= 0:
+            raise CannotResume(f"the message has {left + offset} bytes and ends before {offset}")
+        self._questions.count_sent(left)
+        pieces = body_pieces(frames, most=_PIECE_BYTES, start=offset)
+        await _respond(send, 200, pieces, size=left, offset=offset)
+
+    async def _deliver(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Accept the answer to the question in hand; refused before it is read if there is none."""
-        with self._questions.delivery(caller.node_id, length):
-            delivered = await _delivered(receive, length)
-            if delivered.head.sender != caller.node_id:
+        caller: Caller = scope["fedlearn.caller"]
+        length = int(scope["fedlearn.length"])
+        start = Start.of(scope["headers"])
+        node = caller.node_id
+        with self._questions.delivery(node, start.offset + length) as question:
+            cut = self._cut.begin(node, question, start, length)
+            try:
+                delivered = await _delivered(receive, cut, length)
+            except (TransportError, asyncio.CancelledError):
+                self._cut.end(cut)
+                raise
+            except Exception:
+                # The connection ended or was too slow: the client may go on with another one.
+                self._cut.keep(node, cut, scope["fedlearn.keep"])
+                raise
+            self._cut.end(cut)
+            if delivered.head.sender != node:
                 raise TransportError("a node may send messages of its own only")
             caller.still_live()
-            taken = self._questions.accept(caller.node_id, delivered, size=length, key=caller.key)
-        await _respond(send, 200 if taken else 410, [])
+            taken = self._questions.accept(node, delivered, size=cut.reader.length, key=caller.key)
+        await _respond(send, 200 if taken else 410, (), size=0)
 
 
-async def _delivered(receive: Receive, length: int) -> Delivered:
-    """Read a message, piece by piece as it arrives; each part is hashed once, when it is whole.
+async def _delivered(receive: Receive, cut: Delivery, length: int) -> Delivered:
+    """Read the ``length`` bytes that are missing of a message, piece by piece as they arrive.
 
     :raises TransportError: when it is not one message, whole and well-formed.
     """
-    reader = FrameReader(length)
-    state = hashlib.sha256()
-    head: Head | None = None
-    parts: list[bytes] = []
+    reader = cut.reader
     async for piece in _pieces(receive, length):
-        for frame in reader.feed(piece):
-            if head is None:
-                head = await _off_loop(Head.from_bytes, frame)
-                continue
-            parts.append(frame)
-            if len(parts) > len(head.parts):
-                raise TransportError("a part that the head of the message does not name")
-            if len(parts) > 1:
-                await _off_loop(state.update, frame)
-    reader.finish()
-    if head is None or len(parts) != len(head.parts):
-        raise TransportError("a message ends before all of its parts are there")
+        cut.pin()
+        await _off_loop(reader.feed, piece)
+    head, _, parts = reader.finish()
     if parts:
-        await _off_loop(read_content, parts[0], len(parts) - 1)
-    digest = state.hexdigest() if len(parts) > 1 else ""
-    return Delivered(head=head, parts=tuple(parts), digest=digest)
+        await _off_loop(read_content, bytes(parts[0]), len(parts) - 1)
+    return Delivered(head=head, parts=parts, digest=reader.digest())
 
 
-async def _off_loop(function: Any, data: bytes, *more: Any) -> Any:
+async def _off_loop(function: Callable[..., object], data: bytes, *more: object) -> None:
     """Call a function; in a thread where the data is large, so that others need not wait."""
-    if len(data) < _SMALL_BYTES:
-        return function(data, *more)
-    return await asyncio.to_thread(function, data, *more)
+    if len(data) < SMALL_BYTES:
+        function(data, *more)
+    else:
+        await asyncio.to_thread(function, data, *more)
 
 
 async def _pieces(receive: Receive, length: int) -> AsyncIterator[bytes]:
@@ -263,19 +304,22 @@ def _interval(body: bytes) -> float:
 
 async def _refuse(send: Send, error: TransportError) -> None:
     text = b"text/plain; charset=utf-8"
-    await _respond(send, _STATUS.get(type(error), 400), [str(error).encode()], kind=text)
+    reason = str(error).encode()
+    await _respond(send, _STATUS.get(type(error), 400), [reason], size=len(reason), kind=text)
 
 
 async def _respond(
     send: Send,
     status: int,
-    parts: Sequence[Buffer],
+    parts: Iterable[Buffer],
     *,
-    size: int | None = None,
+    size: int,
+    offset: int = 0,
     kind: bytes = b"application/octet-stream",
 ) -> None:
-    length = sum(map(len, parts)) if size is None else size
-    headers = [(b"content-type", kind), (b"content-length", str(length).encode())]
+    headers = [(b"content-type", kind), (b"content-length", str(size).encode())]
+    if offset:
+        headers.append((b"fedlearn-offset", str(offset).encode()))
     if status == 204:
         headers = []
     await send({"type": "http.response.start", "status": status, "headers": headers})

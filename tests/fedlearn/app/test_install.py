@@ -15,9 +15,8 @@ import pytest
 
 from fedlearn.app import install as bundle
 from fedlearn.app.checks import check_bundle
-from fedlearn.errors import JobError, TransportError
+from fedlearn.errors import JobError
 from fedlearn.job.seeds import derive, node_number, seed_generators
-from fedlearn.update.frames import FrameReader, frames_length, write_frames
 
 PROJECT = b"""
 [project]
@@ -106,37 +105,6 @@ def test_our_packages_come_from_one_place(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     with pytest.raises(JobError, match="come from different places"):
         bundle.check_packages()
-
-
-@pytest.mark.parametrize("step", [1, 3, 1000])
-def test_frames_come_back_however_they_are_cut(step: int) -> None:
-    parts = [b"", b"a", bytes(500), b""]
-    body = b"".join(map(bytes, write_frames(parts)))
-    assert len(body) == frames_length(parts)
-    reader = FrameReader(len(body))
-    found = [f for at in range(0, len(body), step) for f in reader.feed(body[at : at + step])]
-    reader.finish()
-    assert found == parts
-
-
-@pytest.mark.parametrize(
-    "body",
-    [b"\0\0\0\0\0\0\0\x05abc", b"\xff" * 8, b"\0\0\0", b"\0" * 7 + b"\x02abc" + b"\0"],
-)
-def test_a_body_that_is_not_frames_is_refused(body: bytes) -> None:
-    reader = FrameReader(len(body))
-
-    def read() -> None:
-        list(reader.feed(body))
-        reader.finish()
-
-    with pytest.raises(TransportError):
-        read()
-
-
-def test_more_than_announced_is_refused() -> None:
-    with pytest.raises(TransportError, match="longer than announced"):
-        list(FrameReader(3).feed(b"\0" * 4))
 
 
 def test_seeds_do_not_collide_and_do_not_change() -> None:

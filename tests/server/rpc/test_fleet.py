@@ -387,7 +387,8 @@ def test_an_answer_that_nobody_waits_for_is_refused_unread_and_the_client_learns
 ) -> None:
     taken = []
     monkeypatch.setattr(
-        "server.flower.exchange.nodes.FrameReader", lambda length: taken.append(length)
+        "server.flower.exchange.resumption.MessageReader",
+        lambda length, **_: taken.append(length),
     )
     exchange = federation.hosts["alpha"] = Exchange()
     number = exchange.link.create_node("site-a", b"key")
