@@ -204,7 +204,8 @@ class Session:
         )
 
     def _built_in(self, name: str, options: Mapping[str, Any], stage: int, **own: Any) -> BuiltIn:
-        strategy = BuiltIn(name, options, privacy=self._privacy, **own)
+        travels = self._plan.spec.compression.travels
+        strategy = BuiltIn(name, options, privacy=self._privacy, travels=travels, **own)
         strategy.stage = stage
         self.grid.validator.weigh_by(strategy.inner.weighted_by_key)
         return strategy

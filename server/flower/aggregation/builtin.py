@@ -99,11 +99,14 @@ class BuiltIn(Strategy):  # type: ignore[misc]
     :param privacy: noise for the mean. Every update must then be clipped and weigh the same.
     :param train_metrics: aggregates the metrics of training instead of a weighted mean.
     :param evaluate_metrics: the same for evaluation.
+    :param travels: whether an array of the model is in an update
+        (:meth:`fedlearn.compression.spec.CompressionSpec.travels`). The others stay as they
+        are: they are not aggregated and get no noise.
     :raises JobError: when the class does not accept these options.
     :raises PrivacyError: when the strategy sees single updates and the job has privacy.
     """
 
-    transient = frozenset({"privacy", "_grid", "_model", "stage"})
+    transient = frozenset({"privacy", "_grid", "_model", "_part", "_travels", "stage"})
 
     def __init__(
         self,
@@ -113,6 +116,7 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         privacy: ServerPrivacy | None = None,
         train_metrics: Aggregate | None = None,
         evaluate_metrics: Aggregate | None = None,
+        travels: Callable[[str], bool] = lambda name: True,
     ) -> None:
         if privacy is not None and name not in MEAN_FAMILY:
             raise PrivacyError(
@@ -136,6 +140,8 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         self.stage = 1
         self._grid: JobGrid | None = None
         self._model: dict[str, Array] = {}
+        self._travels = travels
+        self._part: dict[str, Array] = {}
 
     def summary(self) -> None:
         """Log the options."""
@@ -149,6 +155,7 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         """Choose nodes and make their messages, as Flower does."""
         self._grid = cast("JobGrid", grid)
         self._model = arrays_of(arrays)
+        self._part = self._travelling(self._model)
         if self.privacy is not None and not list(grid.get_node_ids()):
             return []
         return list(self.inner.configure_train(server_round, arrays, config, grid))
@@ -172,8 +179,8 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         if not chosen:
             return None, None
         given = RoundInput(
-            model=self._model,
-            updates=[self._update(message.content) for message in chosen],
+            model=self._part,
+            updates=[self._travelling(self._update(each.content)) for each in chosen],
             weights=[int(self._weight(message.content)) for message in chosen],
             losses=[self._loss(message.content) for message in chosen],
         )
@@ -181,7 +188,8 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         log(INFO, "aggregate_train: used %s of %s updates", len(used), len(chosen))
         if arrays is None:
             return None, None
-        return record_of(arrays), self._metrics([chosen[index] for index in used])
+        metrics = self._metrics([chosen[index] for index in used])
+        return record_of(self._model | arrays), metrics
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -197,7 +205,7 @@ class BuiltIn(Strategy):  # type: ignore[misc]
     def _over_mean(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        mean = ExactMean(self._model)
+        mean = ExactMean(self._part)
         received: list[Message] = []
         asked = 0
         for message in replies:
@@ -222,26 +230,31 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         return self._optimised(server_round, arrays), metrics
 
     def _add(self, mean: ExactMean, content: RecordDict) -> None:
-        arrays, weight = self._update(content), whole_weight(self._weight(content))
+        arrays = self._travelling(self._update(content))
+        weight = whole_weight(self._weight(content))
         if self.privacy is not None:
             if weight != 1:
                 raise UpdateRejected("under privacy every update weighs 1")
-            self.privacy.check(arrays, self._model)
+            self.privacy.check(arrays, self._part)
         mean.add(arrays, weight)
 
     def _result(self, mean: ExactMean, server_round: int, asked: int) -> dict[str, Array] | None:
         if self.privacy is None:
-            return mean.result(release=True) if mean.updates and mean.weight else None
+            usable = mean.updates and mean.weight
+            return self._model | mean.result(release=True) if usable else None
         updates = mean.updates
-        found = mean.result(wide=True, release=True) if updates else self._model
-        return self.privacy.after_mean(
+        found = mean.result(wide=True, release=True) if updates else self._part
+        return self._model | self.privacy.after_mean(
             found,
-            self._model,
+            self._part,
             updates,
             server_round,
             stage=self.stage,
             asked=asked,
         )
+
+    def _travelling(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: array for name, array in arrays.items() if self._travels(name)}
 
     def _optimised(self, server_round: int, mean: dict[str, Array]) -> ArrayRecord:
         """Hand the mean to the server's optimiser, as the only update that there is."""

@@ -7,16 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedlearn.app.flower import COMPRESSED, arrays_of, record_of
 from fedlearn.compression.codec import decode, encode
 from fedlearn.compression.spec import CompressionSpec
 from fedlearn.errors import JobError
+from fedlearn.privacy import PrivacySpec, ServerPrivacy
 from fedlearn.update import arrays as update
+from server.flower.aggregation.builtin import BuiltIn
 from server.flower.aggregation.mean import ExactMean
 from server.flower.aggregation.update_decoder import UpdateDecoder
 from server.flower.ipc.task import enter_run
+from tests.server.flower.aggregation.test_builtin import Grid
 from tests.server.flower.aggregation.test_grid import MODEL, SITES, run
 
 INT8 = CompressionSpec(update="int8")
@@ -113,6 +116,36 @@ def test_a_malformed_update_is_refused_and_the_mean_is_that_of_the_others(
         expected.add(arrays, 5)
     assert mean.updates == 2
     assert update.encode(mean.result()) == update.encode(expected.result())
+
+
+@pytest.mark.parametrize(
+    ("name", "private"),
+    [("fedavg", False), ("fedavg", True), ("fedadam", False), ("fedadam", True), ("krum", False)],
+)
+def test_arrays_that_do_not_travel_stay_as_they_are(name: str, private: bool) -> None:
+    model = {"body": np.full(8, 0.1, np.float32), "lora": np.zeros(8, np.float32)}
+    privacy = PrivacySpec(clip=1.0, noise_multiplier=1.0, epsilon=50.0, delta=1e-5)
+    server = ServerPrivacy.from_spec(privacy, bytes(32)) if private else None
+    few = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
+    spec = CompressionSpec(arrays=("lora*",))
+    strategy = BuiltIn(name, few, privacy=server, travels=spec.travels)
+    strategy.configure_train(1, record_of(model), ConfigRecord(), Grid())
+    update_ = {**model, "lora": np.full(8, 0.25, np.float32)}
+    replies = [
+        Message(
+            RecordDict({"a": record_of(update_), "m": MetricRecord({"num-examples": 1})}),
+            reply_to=Message(RecordDict(), node, "train"),
+        )
+        for node in (1, 2)
+    ]
+    arrays, _ = strategy.aggregate_train(1, replies)
+    assert arrays is not None
+    found = arrays_of(arrays)
+    assert list(found) == ["body", "lora"]
+    assert found["body"].tobytes() == model["body"].tobytes()
+    assert (found["lora"] != 0).all()
+    if not private and name == "fedavg":
+        assert found["lora"].tolist() == [0.25] * 8
 
 
 def test_the_order_of_arrival_changes_no_bit() -> None:
