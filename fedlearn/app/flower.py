@@ -50,6 +50,7 @@ __all__ = [
     "Packer",
     "arrays_of",
     "document_of",
+    "documented",
     "flatten",
     "has",
     "inflate",
@@ -254,6 +255,20 @@ def document_of(record: ArrayRecord) -> Part:
     """
     known = record.document if isinstance(record, DocumentRecord) else None
     return update.document(arrays_of(record)) if known is None else known
+
+
+def documented(record: ArrayRecord) -> ArrayRecord:
+    """Return a record whose arrays are views of its document, which is made if there is none.
+
+    Arrays that safetensors cannot hold are left as they are.
+    """
+    if isinstance(record, DocumentRecord) and record.document is not None:
+        return record
+    try:
+        document = document_of(record)
+    except UpdateRejected:
+        return record
+    return record_of_document(document, max_bytes=len(document))
 
 
 def unpack(content: RecordDict, *, max_bytes: int, finite: bool = False) -> RecordDict:

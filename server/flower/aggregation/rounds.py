@@ -33,7 +33,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.grid import Grid
 from flwr.serverapp.strategy import Result
 
-from fedlearn.app.flower import document_of, record_of_document
+from fedlearn.app.flower import document_of, documented, record_of_document
 from fedlearn.errors import JobError, QuorumNotReached, RoundError
 from fedlearn.job.seeds import derive, seed_generators
 from fedlearn.job.spec import JobSpec
@@ -246,7 +246,9 @@ class Rounds:
         arrays, metrics = strategy.aggregate_train(number, replies)
         self._skipped = ""
         if arrays is not None:
-            stage.arrays = stage.result.arrays = arrays
+            # The arrays that the strategy made are freed: the seal, the sites and the application
+            # all get this document.
+            stage.arrays = stage.result.arrays = documented(arrays)
             self._made = True
         elif own and metrics is not None:
             # A strategy of the application may compute figures only, without a model.
