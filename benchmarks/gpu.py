@@ -15,7 +15,8 @@ import torch
 from _report import Row, at_most, interleave, measured, options, show
 from flwr.app import ArrayRecord, RecordDict
 
-from fedlearn.app.flower import Packer, record_of
+from fedlearn.app.array_records import record_of
+from fedlearn.app.flower import Packer
 from fedlearn.update.arrays import decode
 from fedlearn.update.torch import encode_state_dict, fill_state_dict
 

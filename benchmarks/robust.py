@@ -28,7 +28,7 @@ from _report import Row, at_most, interleave, measured, options, show
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedlearn.app.flower import arrays_of, record_of
+from fedlearn.app.array_records import arrays_of, record_of
 from server.flower.aggregation.builtin import CLASSES, BuiltIn
 from server.flower.aggregation.robust.blocks import (
     Block,

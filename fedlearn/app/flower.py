@@ -5,22 +5,20 @@ import Flower; this module imports Flower's public package only.
 
 Flower cuts every array into objects of its own and moves each with a request. Here an
 ArrayRecord becomes a record with a single array, whose bytes are the canonical safetensors
-document of :mod:`fedlearn.update.arrays`. A record that was decoded from a document keeps it
-(:class:`DocumentRecord`) and is not encoded again, so the global model is encoded once a round. A
-record that safetensors cannot hold travels as it is.
-The format of a message is that of :mod:`fedlearn.app.message`.
+document of :mod:`fedlearn.update.arrays`. A record that was decoded from a document
+keeps it (:mod:`fedlearn.app.array_records`) and is not encoded again, so the global model is
+encoded once a round. A record that safetensors cannot hold travels as it is. The format of a
+message is that of :mod:`fedlearn.app.message`.
 """
 
 from __future__ import annotations
 
-import io
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import flwr
-import numpy as np
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -32,33 +30,25 @@ from flwr.app import (
     RecordDict,
 )
 
-from fedlearn.app.flower_pin import WANTED, FlowerMismatch, settle_log
+from fedlearn.app.array_records import NUMPY, document_of, record_of_document
+from fedlearn.app.flower_pin import WANTED, FlowerMismatch
 from fedlearn.app.message import Failure, Flat, Head, Record, read_content, write_content
 from fedlearn.errors import TransportError, UpdateRejected
 from fedlearn.sandbox.memory_file import Part
-from fedlearn.update import arrays as update
 
 __all__ = [
     "CALL",
     "COMPRESSED",
     "PACKED",
-    "ArrayRecord",
-    "ArrayView",
-    "DocumentRecord",
     "Flat",
     "FlowerMismatch",
     "Packer",
-    "arrays_of",
-    "document_of",
-    "documented",
     "flatten",
     "has",
     "inflate",
     "metadata_of",
     "mismatch",
     "packed",
-    "record_of",
-    "record_of_document",
     "unpack",
 ]
 
@@ -72,79 +62,6 @@ CALL: Final = "fedlearn.call"
 """The name of the record with the number of the round, which apps do not receive."""
 
 _NAME: Final = "packed"
-_NUMPY: Final = "numpy.ndarray"  # how Flower calls numpy's own format
-_HEADERS: Final[Mapping[tuple[int, int], Any]] = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
-
-settle_log()
-
-
-class ArrayView(Array):  # type: ignore[misc]
-    """An array that is already decoded: its Flower bytes are made on demand."""
-
-    def __init__(self, ndarray: update.Array) -> None:
-        self.dtype = str(ndarray.dtype)
-        self.shape = tuple(ndarray.shape)
-        self.stype = _NUMPY
-        self.__dict__["view"] = ndarray
-
-    @property
-    def data(self) -> bytes:
-        """The array as Flower stores it (numpy's own format)."""
-        if "made" not in self.__dict__:
-            self.__dict__["made"] = Array(self.view).data
-        return cast("bytes", self.__dict__["made"])
-
-    @property
-    def view(self) -> update.Array:
-        """The array itself, which must not be written to."""
-        return cast("update.Array", self.__dict__["view"])
-
-    def numpy(self) -> update.Array:
-        """Return a copy that the caller may write to, as Flower's method does."""
-        return self.view.copy()
-
-
-# Flower writes the name of the class into an object's head and reads it back by name.
-ArrayView.__qualname__ = Array.__qualname__
-
-
-class DocumentRecord(ArrayRecord):  # type: ignore[misc]
-    """A record whose arrays are views of a document, which it keeps until it is changed."""
-
-    def __init__(self, arrays: Mapping[str, update.Array], document: Part) -> None:
-        super().__init__()
-        for name, array in arrays.items():
-            self[name] = ArrayView(array)
-        self.__dict__["document"] = document
-
-    @property
-    def document(self) -> Part | None:
-        """The canonical encoding of the arrays; None when the record was changed."""
-        return cast("Part | None", self.__dict__["document"])
-
-    def __setitem__(self, key: str, value: Array) -> None:
-        self.__dict__["document"] = None
-        super().__setitem__(key, value)
-
-    def __delitem__(self, key: str) -> None:
-        self.__dict__["document"] = None
-        super().__delitem__(key)
-
-    def copy(self) -> ArrayRecord:
-        """Return a record with the same arrays, as Flower's method does."""
-        found = ArrayRecord()
-        for name, array in self.items():
-            found[name] = array
-        return found
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ArrayRecord, (dict(self.items()),)
-
-
-DocumentRecord.__qualname__ = ArrayRecord.__qualname__
 
 
 def has(owner: Any, name: str) -> None:
@@ -195,80 +112,6 @@ class Packer:
         if known is None:
             known = self._records[id(record)] = (record, _packed(record))
         return known[1]
-
-
-def arrays_of(record: ArrayRecord) -> dict[str, update.Array]:
-    """Return the arrays of a record, in its order, without a copy where there is a view.
-
-    :raises UpdateRejected: for an array that is not numpy's, or whose header is wrong.
-    """
-    found: dict[str, update.Array] = {}
-    for name, array in record.items():
-        if isinstance(array, ArrayView):
-            found[name] = array.view
-            continue
-        found[name] = _ndarray(name, array)
-    return found
-
-
-def _ndarray(name: str, array: Array) -> update.Array:
-    """Return an array in numpy's own format as a view of its bytes.
-
-    ``numpy.load`` allocates the shape in the header before it checks how many bytes follow; the
-    bytes may come from a peer.
-    """
-    if array.stype != _NUMPY:
-        raise UpdateRejected(f"{name}: is of the type {array.stype[:64]!r}, not a numpy array")
-    try:
-        stream = io.BytesIO(array.data)
-        read = _HEADERS[np.lib.format.read_magic(stream)]
-        shape, fortran, dtype = read(stream)
-        if dtype.hasobject or min(shape, default=0) < 0:
-            raise ValueError(f"an array of {dtype} with the shape {shape}")
-        flat = np.frombuffer(memoryview(array.data)[stream.tell() :], dtype)
-        return flat.reshape(shape, order="F" if fortran else "C")
-    except Exception as error:
-        raise UpdateRejected(f"{name}: is not a numpy array ({type(error).__name__})") from error
-
-
-def record_of(arrays: Mapping[str, update.Array]) -> ArrayRecord:
-    """Return a record of views of ``arrays``."""
-    record = ArrayRecord()
-    for name, array in arrays.items():
-        record[name] = ArrayView(array)  # the constructor would make an Array of each, by a copy
-    return record
-
-
-def record_of_document(document: Part, *, max_bytes: int, finite: bool = False) -> DocumentRecord:
-    """Return the record of a document; its arrays are views of it.
-
-    :param finite: refuse NaN and infinity.
-    :raises UpdateRejected: for a document that is not one.
-    """
-    return DocumentRecord(update.decode(document, max_bytes=max_bytes, finite=finite), document)
-
-
-def document_of(record: ArrayRecord) -> Part:
-    """Return the document of a record: the one that it was decoded from, else a new one.
-
-    :raises UpdateRejected: for arrays that safetensors cannot hold.
-    """
-    known = record.document if isinstance(record, DocumentRecord) else None
-    return update.document(arrays_of(record)) if known is None else known
-
-
-def documented(record: ArrayRecord) -> ArrayRecord:
-    """Return a record whose arrays are views of its document, which is made if there is none.
-
-    Arrays that safetensors cannot hold are left as they are.
-    """
-    if isinstance(record, DocumentRecord) and record.document is not None:
-        return record
-    try:
-        document = document_of(record)
-    except UpdateRejected:
-        return record
-    return record_of_document(document, max_bytes=len(document))
 
 
 def unpack(content: RecordDict, *, max_bytes: int, finite: bool = False) -> RecordDict:
@@ -453,7 +296,7 @@ def _record(record: Record, parts: Sequence[Part]) -> ArrayRecord | MetricRecord
 
 
 def _packed(record: ArrayRecord) -> ArrayRecord:
-    if any(array.stype != _NUMPY for array in record.values()):
+    if any(array.stype != NUMPY for array in record.values()):
         return record
     try:
         document = document_of(record)

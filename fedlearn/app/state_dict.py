@@ -18,7 +18,7 @@ The page is docs/how-to/train-on-a-gpu.md.
 
 from __future__ import annotations
 
-from fedlearn.app.flower import ArrayRecord, arrays_of, record_of_document
+from fedlearn.app.array_records import ArrayRecord, arrays_of, record_of_document
 from fedlearn.update.torch import State, encode_state_dict, fill_state_dict
 
 __all__ = ["load_record", "record_of_state_dict"]

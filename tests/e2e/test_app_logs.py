@@ -26,7 +26,8 @@ from edge.client.flower.app_process import AppFailed, AppLimits
 from edge.client.flower.fleet import Work
 from edge.client.flower.replies import WITHHELD, ClientPlan, Replies
 from fedlearn.api.app_logs import AppLogs, fetch_app_logs, open_app_logs
-from fedlearn.app.flower import CALL, Packer, flatten, inflate, record_of
+from fedlearn.app.array_records import record_of
+from fedlearn.app.flower import CALL, Packer, flatten, inflate
 from fedlearn.app.message import Head
 from fedlearn.errors import JobError, KeyReleaseDenied, TransportError
 from fedlearn.identity.login import OperatorLogin, ca_pin

@@ -26,7 +26,8 @@ from flwr.app import ConfigRecord, Message, Metadata, RecordDict
 from edge.client.flower.app_process import AppFailed, AppLimits
 from edge.client.flower.fleet import Work
 from edge.client.flower.replies import WITHHELD, ClientPlan, Replies
-from fedlearn.app.flower import CALL, Packer, arrays_of, flatten, inflate, record_of, unpack
+from fedlearn.app.array_records import arrays_of, record_of
+from fedlearn.app.flower import CALL, Packer, flatten, inflate, unpack
 from fedlearn.app.message import Head
 from fedlearn.privacy import PrivacySpec
 from fedlearn.sandbox import Protection, report

@@ -72,6 +72,7 @@ class _App:
         reply: Message = self._app(message, context)
         if reply.has_error():
             raise JobError(f"the app answered with an error: {reply.error.reason}")
+        del message  # its arrays, before the answer takes its room
         return _frames(reply.content)
 
     def state(self) -> list[Part]:

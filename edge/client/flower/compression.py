@@ -7,10 +7,11 @@ run again starts from what was there before it (:mod:`edge.client.flower.app_sta
 
 from __future__ import annotations
 
-from flwr.app import RecordDict
+from flwr.app import ArrayRecord, RecordDict
 
 from edge.client.flower.app_state import Call, StateHistory
-from fedlearn.app.flower import COMPRESSED, arrays_of, packed
+from fedlearn.app.array_records import arrays_of, records_of
+from fedlearn.app.flower import COMPRESSED, packed
 from fedlearn.compression.bounded import encode_within
 from fedlearn.compression.codec import Encoded, Residual, encode
 from fedlearn.errors import UpdateRejected
@@ -37,16 +38,16 @@ class UpdateCompressor:
         :raises UpdateRejected: for arrays that are not one update of this model.
         :raises PrivacyError: when the encoded update cannot be within the clip norm.
         """
-        if not content.array_records or not asked.array_records:
+        arrays, models = records_of(content, ArrayRecord), records_of(asked, ArrayRecord)
+        if not arrays or not models:
             return content
-        if len(content.array_records) > 1:
+        if len(arrays) > 1:
             raise UpdateRejected(
-                f"the answer has {len(content.array_records)} ArrayRecords; with [compression] an "
-                "update is one"
+                f"the answer has {len(arrays)} ArrayRecords; with [compression] an update is one"
             )
         self._residual = self._history.before(call, self._residual)
-        name, record = next(iter(content.array_records.items()))
-        reference = arrays_of(next(iter(asked.array_records.values())))
+        name, record = next(iter(arrays.items()))
+        reference = arrays_of(next(iter(models.values())))
         encoded = self._encoded(arrays_of(record), reference)
         self._residual = encoded.residual
         found = RecordDict(dict(content.items()))

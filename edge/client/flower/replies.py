@@ -24,7 +24,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 
 from edge.client.app_log import AppLog, DiscardedAppLog
 from edge.client.flower.app_process import AppFailed, AppLimits, AppProcess, AppRaised
@@ -32,7 +40,8 @@ from edge.client.flower.app_state import EMPTY, Call, State, StateHistory
 from edge.client.flower.compression import UpdateCompressor
 from edge.client.flower.fleet import Work
 from fedlearn.app import install as bundle
-from fedlearn.app.flower import CALL, Flat, Packer, arrays_of, flatten, inflate, record_of, unpack
+from fedlearn.app.array_records import arrays_of, record_of, records_of
+from fedlearn.app.flower import CALL, Flat, Packer, flatten, inflate, unpack
 from fedlearn.app.message import CLIENT_APP_RAISED_EXCEPTION
 from fedlearn.errors import FedlearnError, JobError, UpdateRejected
 from fedlearn.job.seeds import derive
@@ -172,7 +181,7 @@ class Replies:
         except Exception as error:  # noqa: BLE001  the app can choose each error that this has
             self._note(error, "the app's answer does not leave")
             raise JobError(WITHHELD) from None
-        if outgoing.array_records:
+        if records_of(outgoing, ArrayRecord):
             self._charge(message.metadata.message_id)
         return Packer().content(outgoing)
 
@@ -262,8 +271,9 @@ class Replies:
     ) -> RecordDict:
         """Make the reply that may leave under privacy; no name in it comes from the app."""
         found = RecordDict()
-        updates, metrics = list(content.array_records.values()), content.metric_records
-        name, reference = next(iter(asked.array_records.items()), ("", None))
+        updates = list(records_of(content, ArrayRecord).values())
+        metrics = records_of(content, MetricRecord)
+        name, reference = next(iter(records_of(asked, ArrayRecord).items()), ("", None))
         if updates:
             if reference is None or kind.split(".")[0] != MessageType.TRAIN:
                 raise UpdateRejected("under privacy, arrays leave in the answer to training only")

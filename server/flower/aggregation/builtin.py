@@ -30,7 +30,8 @@ from flwr.common import log
 from flwr.serverapp.grid import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 
-from fedlearn.app.flower import arrays_of, has, record_of
+from fedlearn.app.array_records import arrays_of, record_of, records_of
+from fedlearn.app.flower import has
 from fedlearn.errors import JobError, PrivacyError, UpdateRejected
 from fedlearn.job.strategies import MEAN_FAMILY
 from fedlearn.privacy import ServerPrivacy
@@ -218,7 +219,7 @@ class BuiltIn(Strategy):  # type: ignore[misc]
                 self._refuse(message, str(error))
                 continue
             # The arrays are in the sum; only the metrics are kept until the round's end.
-            message.content = RecordDict(dict(message.content.metric_records.items()))
+            message.content = RecordDict(records_of(message.content, MetricRecord))
             received.append(message)
         log(INFO, "aggregate_train: added %s of %s updates", mean.updates, asked)
         self._check_quorum(mean.updates, asked)
@@ -291,8 +292,8 @@ class BuiltIn(Strategy):  # type: ignore[misc]
 
     def _update(self, content: RecordDict) -> dict[str, Array]:
         """Return the arrays of a reply; raises UpdateRejected where it is not one update."""
-        records = list(content.array_records.values())
-        if len(records) != 1 or len(content.metric_records) != 1:
+        records = list(records_of(content, ArrayRecord).values())
+        if len(records) != 1 or len(records_of(content, MetricRecord)) != 1:
             raise UpdateRejected("an update holds one ArrayRecord and one MetricRecord")
         return arrays_of(records[0])
 
@@ -304,7 +305,7 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         key = getattr(self.inner, "train_loss_key", None)
         if key is None:
             return 0.0
-        for record in content.metric_records.values():
+        for record in records_of(content, MetricRecord).values():
             value = record.get(key)
             if isinstance(value, int | float) and math.isfinite(value) and value >= 0:
                 return float(value)
@@ -316,7 +317,7 @@ class BuiltIn(Strategy):  # type: ignore[misc]
     def _weight(self, content: RecordDict) -> int | float:
         """Return the weight that a reply reports; raises UpdateRejected where there is none."""
         key = self.inner.weighted_by_key
-        for record in content.metric_records.values():
+        for record in records_of(content, MetricRecord).values():
             value = record.get(key)
             if isinstance(value, int | float):
                 return value
@@ -346,7 +347,10 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         for message in replies:
             try:
                 weight = self._weight(message.content)
-                fit = 0 <= weight <= _MAX_WEIGHT and len(message.content.metric_records) == 1
+                fit = (
+                    0 <= weight <= _MAX_WEIGHT
+                    and len(records_of(message.content, MetricRecord)) == 1
+                )
             except UpdateRejected:
                 fit = False
             shapes.append(_shape(message.content) if fit else None)
@@ -381,7 +385,7 @@ def _shape(content: RecordDict) -> tuple[tuple[str, int], ...]:
     return tuple(
         sorted(
             (name, len(value) if isinstance(value, list) else -1)
-            for record in content.metric_records.values()
+            for record in records_of(content, MetricRecord).values()
             for name, value in record.items()
         )
     )

@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp.grid import Grid
 from flwr.serverapp.strategy import Result
 
-from fedlearn.app.flower import arrays_of
+from fedlearn.app.array_records import arrays_of, records_of
 from fedlearn.errors import TransportError
 from fedlearn.sandbox.memory_file import Part
 from fedlearn.update import arrays as update
@@ -64,7 +64,7 @@ class RemoteFunctions:
         def aggregate(contents: list[RecordDict], weighted_by: str) -> MetricRecord:
             listed: list[Any] = []
             for each in contents:
-                only = RecordDict(dict(each.metric_records.items()))
+                only = RecordDict(records_of(each, MetricRecord))
                 listed.append(packed_content(only)[0])
             fields = {"which": which, "contents": listed, "weighted_by": weighted_by}
             answer, _ = self._peer.call("metrics", fields)

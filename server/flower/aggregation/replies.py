@@ -8,7 +8,8 @@ from typing import Final
 import numpy as np
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
-from fedlearn.app.flower import ArrayView, arrays_of, unpack
+from fedlearn.app.array_records import ArrayView, arrays_of, records_of
+from fedlearn.app.flower import unpack
 from fedlearn.errors import UpdateRejected
 from fedlearn.update import arrays as update
 
@@ -43,7 +44,7 @@ class ReplyChecks:
 
     def spec(self, content: RecordDict) -> Spec | None:
         """Return what an update must look like; None where no model was sent."""
-        records = list(content.array_records.values())
+        records = list(records_of(content, ArrayRecord).values())
         if not records:
             return None
         found: Spec = {}
@@ -72,7 +73,7 @@ class ReplyChecks:
         self._check_weight(content, most_examples or _MOST_EXAMPLES)
         if spec is None:
             return content
-        records = content.array_records
+        records = records_of(content, ArrayRecord)
         for name, record in records.items():
             arrays = arrays_of(record)
             if not all(isinstance(array, ArrayView) for array in record.values()):
@@ -95,7 +96,7 @@ class ReplyChecks:
 
     def _check_weight(self, content: RecordDict, most: int) -> None:
         """Check that a site claims no more examples than the records that it committed to."""
-        for record in content.metric_records.values():
+        for record in records_of(content, MetricRecord).values():
             value = record.get(self.weighted_by, 0)
             if isinstance(value, list) or not 0 <= value <= most:
                 raise UpdateRejected(
@@ -131,7 +132,7 @@ def _check_finite(arrays: Mapping[str, update.Array]) -> None:
 def _check_metrics(content: RecordDict) -> None:
     """Check that there are few metrics, and that each is a number or a short list of them."""
     values = 0
-    for record in content.metric_records.values():
+    for record in records_of(content, MetricRecord).values():
         for name, value in record.items():
             items = value if isinstance(value, list) else [value]
             values += max(1, len(items))

@@ -60,7 +60,7 @@ class RoundUpdates:
     def __init__(self, coordinator: CoordinatorClient, rules: Rules) -> None:
         self._coordinator = coordinator
         self._rules = rules
-        self._contributors: frozenset[str] = frozenset()
+        self._contributors: set[str] = set()
         self._inputs: dict[str, str] = {}
         self.round = 0
         self.driven = False
@@ -70,7 +70,7 @@ class RoundUpdates:
         """Begin a round."""
         self.round = round_
         self.driven = True
-        self._contributors = frozenset()
+        self._contributors = set()
         self._inputs = {}
         self.saved = 0
 
@@ -82,15 +82,15 @@ class RoundUpdates:
     @property
     def contributors(self) -> frozenset[str]:
         """The sites whose updates were handed to the strategy in this round."""
-        return self._contributors
+        return frozenset(self._contributors)
 
     def add(self, site: str) -> None:
         """Note that the update of a site is handed to the strategy."""
-        self._contributors |= {site}
+        self._contributors.add(site)
 
     def remove(self, site: str) -> None:
         """Note that the update of a site is not in the result after all."""
-        self._contributors -= {site}
+        self._contributors.discard(site)
 
     def check_contributors(self) -> None:
         """Check that every site in the result of this round is still admitted.
@@ -99,7 +99,7 @@ class RoundUpdates:
         """
         gone = self._contributors - self._coordinator.live_sites().keys()
         if gone:
-            raise ContributorRevoked(gone)
+            raise ContributorRevoked(frozenset(gone))
 
     def inputs(self) -> bytes:
         """Return a 32-byte digest of the updates that are in the result of this round."""

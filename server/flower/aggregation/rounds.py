@@ -33,7 +33,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.grid import Grid
 from flwr.serverapp.strategy import Result
 
-from fedlearn.app.flower import document_of, documented, record_of_document
+from fedlearn.app.array_records import document_of, documented, record_of_document
 from fedlearn.errors import JobError, QuorumNotReached, RoundError
 from fedlearn.job.seeds import derive, seed_generators
 from fedlearn.job.spec import JobSpec

@@ -6,7 +6,8 @@ from typing import Final
 
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 
-from fedlearn.app.flower import COMPRESSED, arrays_of, record_of
+from fedlearn.app.array_records import arrays_of, record_of, records_of
+from fedlearn.app.flower import COMPRESSED
 from fedlearn.compression.codec import decode
 from fedlearn.compression.spec import CompressionSpec
 from fedlearn.errors import JobError, UpdateRejected
@@ -40,7 +41,7 @@ class UpdateDecoder:
     def reference(self, message: Message) -> ArrayRecord | None:
         """Return the model of a question to train; None where the answer is not compressed."""
         train = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
-        records = message.content.array_records if train and self._spec.active else {}
+        records = records_of(message.content, ArrayRecord) if train and self._spec.active else {}
         return next(iter(records.values()), None)
 
     def decoded(self, content: RecordDict, model: ArrayRecord) -> tuple[RecordDict, int]:

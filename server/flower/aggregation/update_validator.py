@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Error, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Error, Message, MessageType, MetricRecord, RecordDict
 
+from fedlearn.app.array_records import records_of
 from fedlearn.app.flower import inflate, metadata_of
 from fedlearn.app.message import UNKNOWN
 from fedlearn.errors import FedlearnError
@@ -133,7 +134,7 @@ def failure(metadata: Any, reason: str) -> Message:
 
 def _numbers(content: RecordDict) -> dict[str, float]:
     found: dict[str, float] = {}
-    for record in content.metric_records.values():
+    for record in records_of(content, MetricRecord).values():
         for name, value in record.items():
             if isinstance(value, int | float) and np.isfinite(value):
                 found[name] = float(value)

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedlearn.app.flower import document_of, record_of_document
+from fedlearn.app.array_records import document_of, record_of_document
 from fedlearn.errors import TransportError, UpdateRejected
 from fedlearn.sandbox.memory_file import Part
 

@@ -20,7 +20,7 @@ from flwr.serverapp.grid import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedlearn.app.flower import arrays_of, record_of
+from fedlearn.app.array_records import arrays_of, record_of
 from fedlearn.errors import FedlearnError, StoreError, UpdateRejected
 from fedlearn.update import arrays as update
 

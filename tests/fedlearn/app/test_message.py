@@ -11,16 +11,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlearn.app.flower import (
-    ArrayView,
-    Packer,
-    arrays_of,
-    flatten,
-    inflate,
-    metadata_of,
-    record_of,
-    unpack,
-)
+from fedlearn.app.array_records import ArrayView, arrays_of, record_of
+from fedlearn.app.flower import Packer, flatten, inflate, metadata_of, unpack
 from fedlearn.app.message import MAX_CONTENT_BYTES, Head, read_content, write_content
 from fedlearn.errors import TransportError, UpdateRejected
 from tests.fakes.exchange import message, model

@@ -7,7 +7,8 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, RecordDict
 
-from fedlearn.app.flower import Packer, document_of, record_of
+from fedlearn.app.array_records import document_of, record_of
+from fedlearn.app.flower import Packer
 from fedlearn.app.state_dict import load_record, record_of_state_dict
 from fedlearn.errors import UpdateRejected
 

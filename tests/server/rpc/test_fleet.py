@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import RecordDict
 
 from edge.client.flower.fleet import Fleet, Identity
-from fedlearn.app.flower import Packer, flatten, inflate, record_of, unpack
+from fedlearn.app.array_records import record_of
+from fedlearn.app.flower import Packer, flatten, inflate, unpack
 from fedlearn.errors import AdmissionDenied, ConfigError, TransportError, UpdateRejected
 from fedlearn.identity.spiffe import COORDINATOR_DNS
 from fedlearn.identity.tls import client_context, server_context

@@ -10,7 +10,8 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from edge.client.flower.app_state import Call
 from edge.client.flower.compression import UpdateCompressor
-from fedlearn.app.flower import COMPRESSED, record_of
+from fedlearn.app.array_records import record_of
+from fedlearn.app.flower import COMPRESSED
 from fedlearn.compression.codec import decode
 from fedlearn.compression.spec import CompressionSpec
 from fedlearn.errors import RoundError, UpdateRejected

@@ -16,7 +16,8 @@ from flwr.app import ConfigRecord, Message, Metadata, RecordDict
 from edge.client.flower.app_process import AppLimits
 from edge.client.flower.fleet import Work
 from edge.client.flower.replies import ClientPlan, Replies
-from fedlearn.app.flower import CALL, Packer, arrays_of, flatten, inflate, record_of, unpack
+from fedlearn.app.array_records import arrays_of, record_of
+from fedlearn.app.flower import CALL, Packer, flatten, inflate, unpack
 from fedlearn.app.message import Head
 from fedlearn.update import arrays as update
 from server.flower.application.bundle import build

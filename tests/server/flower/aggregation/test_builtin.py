@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 from flwr.serverapp.strategy import FedAdam, FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedlearn.app.flower import arrays_of, record_of
+from fedlearn.app.array_records import arrays_of, record_of
 from fedlearn.errors import JobError, PrivacyError, QuorumNotReached
 from fedlearn.job.strategies import APP, MEAN_FAMILY, STRATEGIES
 from fedlearn.privacy import PrivacySpec, ServerPrivacy

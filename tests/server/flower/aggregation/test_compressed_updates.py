@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedlearn.app.flower import COMPRESSED, arrays_of, record_of
+from fedlearn.app.array_records import arrays_of, record_of
+from fedlearn.app.flower import COMPRESSED
 from fedlearn.compression.codec import decode, encode
 from fedlearn.compression.spec import CompressionSpec
 from fedlearn.errors import JobError

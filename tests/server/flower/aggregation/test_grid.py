@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedlearn.app.flower import Flat, Packer, flatten, record_of
+from fedlearn.app.array_records import record_of
+from fedlearn.app.flower import Flat, Packer, flatten
 from fedlearn.errors import QuorumNotReached
 from server.flower.aggregation.grid import JobGrid
 from server.flower.aggregation.round_updates import Rules

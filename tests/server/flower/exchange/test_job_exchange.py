@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from flwr.app import RecordDict
 
-from fedlearn.app.flower import Packer, arrays_of, flatten, inflate, unpack
+from fedlearn.app.array_records import arrays_of
+from fedlearn.app.flower import Packer, flatten, inflate, unpack
 from fedlearn.app.message import Head
 from fedlearn.errors import AdmissionDenied, JobError, TransportError
 from fedlearn.update import arrays as update
