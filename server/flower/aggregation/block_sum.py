@@ -27,12 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.update.arrays import BF16, Array
-from server.flower.aggregation.digits import Digits
+from server.flower.aggregation.digits import Digits, whole_mean
 
 __all__ = ["BLOCK", "NARROW", "BlockSum", "Scratch"]
 
-BLOCK: Final = 1 << 15
-"""Elements of a block: what is needed to add one fits the second-level cache of a core."""
+BLOCK: Final = 1 << 16
+"""Elements of a block: what is needed to add one fits the second-level cache of a core, and a
+position fits 16 bits."""
 
 NARROW: Final[dict[np.dtype[Any], tuple[int, int]]] = {
     np.dtype(np.float32): (23, -149),
@@ -55,32 +56,56 @@ _SHIFT_BITS: Final = int(np.float64(_SHIFT).view(np.int64))
 _LARGEST: Final = float(np.finfo(np.float32).max)
 _FEW: Final = 8
 """Up to one of so many positions are looked at one by one."""
+_NONE: Final = np.empty(0, np.intp)
 
 
 class Scratch:
-    """The memory in which one thread adds a block."""
+    """The memory in which one thread adds a block, and the block that is loaded into it."""
 
     def __init__(self) -> None:
-        self.values = np.empty(BLOCK, np.float32)
-        self.magnitudes = np.empty(BLOCK, np.float32)
-        self.products = np.empty(BLOCK)
-        self.small = np.empty(BLOCK, np.bool_)
+        self._converted = np.empty(BLOCK, np.float32)
+        self._magnitudes = np.empty(BLOCK, np.float32)
+        self._products = np.empty(BLOCK)
+        self._small = np.empty(BLOCK, np.bool_)
+        self.values = self._converted[:0]
 
-    def narrow(self, block: Array) -> NDArray[np.float32]:
-        """Return a block of one of the types of :data:`NARROW` as float32, without rounding."""
-        if block.dtype == np.float32:
-            return block
-        values = self.values[: len(block)]
-        if block.dtype == BF16:
-            np.left_shift(block["bfloat16"], 16, out=values.view(np.uint32), dtype=np.uint32)
-        else:
-            np.copyto(values, block, casting="unsafe")
-        return values
+    def load(self, block: Array) -> float:
+        """Load a block of one of the types of :data:`NARROW`.
 
-    def largest(self, block: Array) -> float:
-        """Return the largest magnitude of a block; NaN or infinity where one is in it."""
+        The block must not change until it is added.
+
+        :returns: its largest magnitude; NaN or infinity where one is in it.
+        """
+        self.values = block
+        if block.dtype != np.float32:
+            self.values = self._converted[: len(block)]
+            if block.dtype == BF16:
+                bits = self.values.view(np.uint32)
+                np.left_shift(block["bfloat16"], 16, out=bits, dtype=np.uint32)
+            else:
+                np.copyto(self.values, block, casting="unsafe")
         # np.max, unlike max(), lets NaN through.
-        return float(np.max(np.abs(self.narrow(block), out=self.magnitudes[: len(block)])))
+        return float(np.max(np.abs(self.values, out=self.magnitudes)))
+
+    @property
+    def magnitudes(self) -> NDArray[np.float32]:
+        """The magnitudes of the values."""
+        return self._magnitudes[: len(self.values)]
+
+    def products(self, factor: float) -> NDArray[np.float64]:
+        """Return the values times a factor."""
+        products = self._products[: len(self.values)]
+        np.copyto(products, self.values)
+        products *= factor
+        return products
+
+    def small(self, limit: float) -> NDArray[np.intp]:
+        """Return the positions of the magnitudes up to ``limit``, without most zeros."""
+        small = np.less_equal(self.magnitudes, limit, out=self._small[: len(self.values)])
+        count = np.count_nonzero(small)
+        if count > len(small) // _FEW:
+            small &= self.magnitudes != 0
+        return np.flatnonzero(small) if count else _NONE
 
 
 class BlockSum:
@@ -90,13 +115,23 @@ class BlockSum:
     :param dtype: one of :data:`NARROW`.
     """
 
-    __slots__ = ("_bits", "_bound", "_finest", "_remainders", "_shifts", "_step", "_sums")
+    __slots__ = (
+        "_before",
+        "_bits",
+        "_bound",
+        "_finest",
+        "_remainders",
+        "_shifts",
+        "_step",
+        "_sums",
+    )
 
     def __init__(self, sums: NDArray[np.int64], dtype: np.dtype[Any]) -> None:
         self._sums = sums
         self._bits, self._finest = NARROW[dtype]
         self._step = self._finest
         self._bound = 0
+        self._before = (self._bound, self._step)
         self._shifts = 0
         self._remainders: _Remainders | None = None
 
@@ -105,22 +140,39 @@ class BlockSum:
         """Bytes that the sum takes."""
         return self._sums.nbytes + (self._remainders.nbytes if self._remainders else 0)
 
-    def add(self, block: Array, largest: float, weight: int, scratch: Scratch) -> None:
-        """Add a block times ``weight``.
+    def load(self, block: Array, scratch: Scratch) -> float:
+        """Load a block; return its largest magnitude, or NaN or infinity where one is in it."""
+        return scratch.load(block)
+
+    def add(self, largest: float, weight: int, scratch: Scratch) -> None:
+        """Add the loaded block times ``weight``.
 
         :param largest: the largest magnitude in the block, which is finite.
         """
+        self._before = (self._bound, self._step)
+        self._add(largest, weight, scratch)
+
+    def take_back(self, largest: float, weight: int, scratch: Scratch) -> None:
+        """Subtract the loaded block, which was the last that was added, with the same weight."""
+        bound, step = self._before
+        self._add(largest, -weight, scratch)
+        if bound:
+            self._bound = -(-bound >> (self._step - step))
+        else:
+            self._settle()
+            self._bound, self._step, self._remainders = 0, self._finest, None
+
+    def _add(self, largest: float, weight: int, scratch: Scratch) -> None:
         if not largest or not weight:
             return
-        self._make_room(largest * weight)
-        values = scratch.narrow(block)
-        products = scratch.products[: len(block)]
-        np.copyto(products, values)
-        products *= math.ldexp(weight, -self._step)
+        self._make_room(largest * abs(weight))
+        products = scratch.products(math.ldexp(weight, -self._step))
         # The last bit of a value times a weight is at least that of a power of two in both.
         even = (weight & -weight).bit_length() - 1
         if self._step > self._finest + even:
-            self._part_small(values, products, self._step - even + self._bits, scratch)
+            # Values from this one on have whole products.
+            limit = math.ldexp(1.0, self._step - even + self._bits)
+            self._part(products, scratch.small(min(limit, _LARGEST)))
         products += _SHIFT
         self._shifts += 1
         self._sums += products.view(np.int64)
@@ -136,10 +188,19 @@ class BlockSum:
             found[at] = digits.rounded()
         return found
 
-    def whole(self) -> NDArray[np.int64]:
-        """Return the sums of whole numbers: their step is 1, for 16 + 29 + 13 bits fit."""
+    def mean(self, weight: int) -> NDArray[Any]:
+        """Return the sums of whole numbers by ``weight``, rounded to whole ones, ties to even.
+
+        Their step is 1, for 16 bits of a value, 29 of a weight and 13 of a count fit.
+        """
         self._settle()
-        return self._sums
+        return whole_mean(self._sums, weight)
+
+    def most(self, weight: int) -> NDArray[np.bool_]:
+        """Return whether the sums of booleans are more than half of ``weight``."""
+        self._settle()
+        found: NDArray[np.bool_] = 2 * self._sums > weight
+        return found
 
     def _settle(self) -> None:
         """Take the shifts out of the sum. Both wrap around at 64 bits, and cancel out."""
@@ -169,29 +230,10 @@ class BlockSum:
             self._bound = (self._bound >> bits) + 1
         self._step += bits
 
-    def _part_small(
-        self,
-        values: NDArray[np.float32],
-        products: NDArray[np.float64],
-        exponent: int,
-        scratch: Scratch,
-    ) -> None:
-        """Move those products that may not be whole to the remainders.
-
-        :param exponent: values from 2 to its power on have whole products.
-        """
-        limit = min(math.ldexp(1.0, exponent), _LARGEST)
-        small = scratch.small[: len(values)]
-        magnitudes = np.abs(values, out=scratch.magnitudes[: len(values)])
-        np.less_equal(magnitudes, limit, out=small)
-        count = np.count_nonzero(small)
-        if count > len(values) // _FEW:
-            small &= magnitudes != 0
-        if not count:
-            return
-        at = np.flatnonzero(small)
+    def _part(self, products: NDArray[np.float64], at: NDArray[np.intp]) -> None:
+        """Move the products at these positions to the remainders."""
         found = products[at]
-        if not found.all():
+        if np.count_nonzero(found) < len(found):
             at, found = at[found != 0], found[found != 0]
         if len(at):
             products[at] = 0
@@ -209,7 +251,7 @@ class _Remainders:
 
     __slots__ = ("_at", "_count", "_digits", "_size", "_waiting")
 
-    _MOST_WAITING: Final = 64
+    _MOST_WAITING: Final = 32
 
     def __init__(self, size: int) -> None:
         self._size = size

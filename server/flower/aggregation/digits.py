@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MAX_MAGNITUDE", "Digits", "whole_mean"]
+__all__ = ["MAX_MAGNITUDE", "Digits", "WideSum", "whole_mean"]
 
 MAX_MAGNITUDE: Final = 2.0**190
 
@@ -33,6 +33,11 @@ _MAX_LOAD: Final = 4096
 """Digits of 2^50 that are added up before they are carried: 2^62."""
 _LEADING: Final = 16
 """A digit from here on, with the next one, holds the 53 bits of a float and the bit behind them."""
+
+_PART_BITS: Final = 22
+"""Bits of an integer that are multiplied at a time."""
+_SPLITTER: Final = 2.0**29 + 1
+"""Leaves the upper 24 of the 53 bits of a float64 (Veltkamp 1968; Dekker 1971, section 5)."""
 
 
 class Digits:
@@ -164,3 +169,78 @@ def _first_grid(largest: float) -> int:
     return max(
         grid for grid, exponent in enumerate(_EXPONENTS) if largest <= 2.0 ** (exponent + _BASE)
     )
+
+
+class WideSum:
+    """The running sum of a block of float64, or of integers of 32 or 64 bits. Not thread-safe."""
+
+    __slots__ = ("_digits", "_values")
+
+    def __init__(self, size: int) -> None:
+        self._digits = Digits(size)
+        self._values: NDArray[Any] = np.empty(0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the sum takes."""
+        return self._digits.nbytes
+
+    def load(self, block: NDArray[Any], scratch: object) -> float:
+        """Load a block; return its largest magnitude, or NaN or infinity where one is in it."""
+        del scratch
+        self._values = block
+        return float(np.max(np.abs(block.astype(np.float64))))
+
+    def add(self, largest: float, weight: int, scratch: object) -> None:
+        """Add the loaded block times ``weight``; its largest magnitude is finite."""
+        del scratch
+        values, self._values = self._values, self._values[:0]
+        if not largest or not weight:
+            return
+        largest = max(largest, _largest_part(values)) * abs(weight)
+        for part in _parts(values):
+            part *= float(weight)
+            self._digits.add(part, largest)
+
+    def take_back(self, largest: float, weight: int, scratch: object) -> None:
+        """Subtract the loaded block, which was the last that was added, with the same weight."""
+        self.add(largest, -weight, scratch)
+
+    def rounded(self) -> NDArray[np.float64]:
+        """Return each sum as the nearest float64, ties to even."""
+        return self._digits.rounded()
+
+    def mean(self, weight: int) -> NDArray[Any]:
+        """Return the sums of whole numbers by ``weight``, rounded to whole ones, ties to even."""
+        return self._digits.mean(weight)
+
+
+def _largest_part(values: NDArray[Any]) -> float:
+    """Return what a part may be where it can be larger than its value; 0 where it cannot."""
+    return 2.0 ** (8 * values.dtype.itemsize) if values.dtype.kind == "i" else 0.0
+
+
+def _parts(values: NDArray[Any]) -> tuple[NDArray[np.float64], ...]:
+    """Return parts of at most 24 significant bits that sum up to the values."""
+    if values.dtype.kind == "f":
+        wide = values.astype(np.float64)
+        upper = _upper(wide)
+        wide -= upper
+        middle = _upper(wide)
+        wide -= middle
+        return upper, middle, wide
+    mask = values.dtype.type((1 << _PART_BITS) - 1)
+    last = 8 * values.dtype.itemsize // _PART_BITS
+    parts = []
+    for index in range(last + 1):
+        shifted = values >> values.dtype.type(index * _PART_BITS)
+        # The uppermost part keeps the sign.
+        digits = shifted if index == last else shifted & mask
+        parts.append(np.ldexp(digits.astype(np.float64), index * _PART_BITS))
+    return tuple(parts)
+
+
+def _upper(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    scaled = values * _SPLITTER
+    found: NDArray[np.float64] = scaled - (scaled - values)
+    return found

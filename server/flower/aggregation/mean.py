@@ -40,19 +40,17 @@ from numpy.typing import NDArray
 from fedlearn.errors import UpdateRejected
 from fedlearn.update.arrays import BF16, Array, check_like, to_bfloat16
 from server.flower.aggregation.block_sum import BLOCK, NARROW, BlockSum, Scratch
-from server.flower.aggregation.digits import MAX_MAGNITUDE, Digits, whole_mean
+from server.flower.aggregation.digits import MAX_MAGNITUDE, WideSum
 
 __all__ = ["MAX_MAGNITUDE", "MAX_UPDATES", "MAX_WEIGHT", "ExactMean", "whole_weight"]
 
 MAX_UPDATES: Final = 8191
 MAX_WEIGHT: Final = 2**29 - 1
 
-_PART_BITS: Final = 22
-"""Bits of an integer that are multiplied at a time."""
-_SPLITTER: Final = 2.0**29 + 1
-"""Leaves the upper 24 of the 53 bits of a float64 (Veltkamp 1968; Dekker 1971, section 5)."""
 _THREADED: Final = 1 << 20
 """Elements from which on threads pay."""
+_MOST_THREADS: Final = 16
+"""More do not have more of the memory's bandwidth."""
 
 
 def whole_weight(value: object) -> int:
@@ -77,11 +75,15 @@ class _Block:
     name: str
     start: int
     end: int
-    sum: BlockSum | Digits
+    sum: BlockSum | WideSum
     place: int
     """How many integers lie before its own in the memory of the sums."""
-    largest: float = 0.0
-    """The largest magnitude in the update that is being added."""
+    added: bool = False
+    """Whether it holds the update that is being added."""
+
+    def of(self, flat: Mapping[str, Array]) -> Array:
+        """Return the same part of another array of that name."""
+        return flat[self.name][self.start : self.end]
 
 
 class ExactMean:
@@ -111,11 +113,11 @@ class ExactMean:
             for start in range(0, like.size, BLOCK):
                 end = min(start + BLOCK, like.size)
                 if like.dtype in NARROW:
-                    total: BlockSum | Digits = BlockSum(
+                    total: BlockSum | WideSum = BlockSum(
                         self._memory.integers(place, end - start), like.dtype
                     )
                 else:
-                    total = Digits(end - start)
+                    total = WideSum(end - start)
                 yield _Block(name, start, end, total, place)
                 place += _padded(end - start) if like.dtype in NARROW else 0
 
@@ -137,11 +139,13 @@ class ExactMean:
     def add(self, arrays: Mapping[str, Array], weight: int) -> None:
         """Add one update.
 
-        Every value is looked at, so the caller need not check that values are finite.
+        Every value is looked at once, while it is added. What was added of an update that turns out
+        to be wrong is subtracted again, which leaves every bit of the sum as it was. The arrays
+        must not change meanwhile.
 
         :param weight: a whole number from 0 to :data:`MAX_WEIGHT`.
         :raises UpdateRejected: when the update does not match, holds a value that is not
-            finite or out of range, or when there are too many updates. Nothing is added then.
+            finite or out of range, or when there are too many updates. The sum is as before then.
         """
         weight = whole_weight(weight)
         if self._updates >= MAX_UPDATES:
@@ -152,35 +156,39 @@ class ExactMean:
             for name, like in self._like.items()
         }
 
-        def look(block: _Block, scratch: Scratch) -> None:
-            values = flat[block.name][block.start : block.end]
-            if isinstance(block.sum, BlockSum):
-                block.largest = scratch.largest(values)
-            else:
-                block.largest = float(np.max(np.abs(values.astype(np.float64))))
+        refused: list[_Block] = []
 
         def add(block: _Block, scratch: Scratch) -> None:
-            values = flat[block.name][block.start : block.end]
-            if isinstance(block.sum, BlockSum):
-                block.sum.add(values, block.largest, weight, scratch)
+            block.added = False
+            if refused:
                 return
-            for part in _parts(values):
-                part *= float(weight)
-                block.sum.add(part, max(block.largest, _largest_part(values)) * weight)
+            largest = block.sum.load(block.of(flat), scratch)
+            if _refusal(block, largest, weight):
+                refused.append(block)
+                return
+            block.sum.add(largest, weight, scratch)
+            block.added = True
 
-        self._each(look)
-        for block in self._blocks:
-            if not math.isfinite(block.largest):
-                raise UpdateRejected(f"{block.name}: contains NaN or infinity")
-            if block.largest * weight > MAX_MAGNITUDE:
-                raise UpdateRejected(
-                    f"{block.name}: {block.largest:.3g} with weight {weight} is beyond 2^190",
-                    hint="the update has diverged, or weights are not numbers of examples",
-                )
-        if weight:
-            self._each(add)
+        def take_back(block: _Block, scratch: Scratch) -> None:
+            if block.added:
+                largest = block.sum.load(block.of(flat), scratch)
+                block.sum.take_back(largest, weight, scratch)
+
+        self._each(add)
+        if refused:
+            self._each(take_back)
+            raise self._first_refusal(flat, weight)
         self._updates += 1
         self._weight += weight
+
+    def _first_refusal(self, flat: Mapping[str, Array], weight: int) -> UpdateRejected:
+        """Return the refusal of the first wrong block, whichever thread found one first."""
+        for block in self._blocks:
+            largest = block.sum.load(block.of(flat), self._scratch[0])
+            refusal = _refusal(block, largest, weight)
+            if refusal is not None:
+                return refusal
+        return UpdateRejected("the update changed while it was added")
 
     def result(self, *, wide: bool = False, release: bool = False) -> dict[str, Array]:
         """Return the mean of what was added, in the element types of the model.
@@ -217,14 +225,11 @@ class ExactMean:
         return {name: found[name].reshape(like.shape) for name, like in self._like.items()}
 
     def _mean(self, block: _Block, dtype: np.dtype[Any]) -> Array:
-        total = block.sum
-        if dtype.kind in "iub":
-            if isinstance(total, Digits):
-                return total.mean(self._weight)
-            if dtype.kind == "b":
-                return 2 * total.whole() > self._weight
-            return whole_mean(total.whole(), self._weight)
-        mean = total.rounded()
+        if dtype.kind == "b" and isinstance(block.sum, BlockSum):
+            return block.sum.most(self._weight)
+        if dtype.kind in "iu":
+            return block.sum.mean(self._weight)
+        mean = block.sum.rounded()
         mean /= float(self._weight)
         return to_bfloat16(mean.astype(np.float32)) if dtype == BF16 else mean
 
@@ -261,6 +266,18 @@ class _Memory:
         self._map.madvise(mmap.MADV_DONTNEED, 8 * place, 8 * _padded(count))
 
 
+def _refusal(block: _Block, largest: float, weight: int) -> UpdateRejected | None:
+    """Return why a block with this largest magnitude cannot be added; None where it can."""
+    if not math.isfinite(largest):
+        return UpdateRejected(f"{block.name}: contains NaN or infinity")
+    if largest * weight > MAX_MAGNITUDE:
+        return UpdateRejected(
+            f"{block.name}: {largest:.3g} with weight {weight} is beyond 2^190",
+            hint="the update has diverged, or weights are not numbers of examples",
+        )
+    return None
+
+
 def _padded(elements: int) -> int:
     """Return how many integers the pages have that take so many."""
     page = mmap.PAGESIZE // 8
@@ -271,7 +288,7 @@ def _threads(size: int) -> int:
     if size < _THREADED:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, size // BLOCK))
+    return min(cores or 1, size // (_THREADED // 2), _MOST_THREADS)
 
 
 def _empty_like(array: Array) -> Array:
@@ -281,34 +298,3 @@ def _empty_like(array: Array) -> Array:
 
 def _is_float(array: Array) -> bool:
     return array.dtype == BF16 or array.dtype.kind == "f"
-
-
-def _largest_part(values: Array) -> float:
-    """Return what a part may be where it can be larger than its value; 0 where it cannot."""
-    return 2.0 ** (8 * values.dtype.itemsize) if values.dtype.kind == "i" else 0.0
-
-
-def _parts(values: Array) -> tuple[NDArray[np.float64], ...]:
-    """Return parts of at most 24 significant bits that sum up to the values."""
-    if values.dtype.kind == "f":
-        wide = values.astype(np.float64)
-        upper = _upper(wide)
-        wide -= upper
-        middle = _upper(wide)
-        wide -= middle
-        return upper, middle, wide
-    mask = values.dtype.type((1 << _PART_BITS) - 1)
-    last = 8 * values.dtype.itemsize // _PART_BITS
-    parts = []
-    for index in range(last + 1):
-        shifted = values >> values.dtype.type(index * _PART_BITS)
-        # The uppermost part keeps the sign.
-        digits = shifted if index == last else shifted & mask
-        parts.append(np.ldexp(digits.astype(np.float64), index * _PART_BITS))
-    return tuple(parts)
-
-
-def _upper(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    scaled = values * _SPLITTER
-    found: NDArray[np.float64] = scaled - (scaled - values)
-    return found

@@ -212,6 +212,48 @@ def test_a_bad_value_in_the_last_block_leaves_every_block_as_it_was(bad: float, 
     assert mean.result(wide=True)["w"].tobytes() == expected
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(["float32", "float64"]),
+    st.lists(st.tuples(st.integers(-149, 100), st.integers(1, MAX_WEIGHT)), min_size=1, max_size=4),
+    st.tuples(st.integers(-149, 127), st.integers(1, MAX_WEIGHT), st.integers(0, 5)),
+)
+def test_a_refused_update_leaves_the_bits_of_a_sum_without_it(
+    dtype: str, good: list[tuple[int, int]], wrong: tuple[int, int, int]
+) -> None:
+    """Whatever it did to the steps, wherever it came, and whichever array was wrong."""
+
+    def model(seed: int, exponent: int) -> dict[str, Array]:
+        values = np.ldexp(_values(seed, 40), exponent).astype(dtype)
+        return {"a": values, "b": values[:3].copy()}
+
+    exponent, heavy, place = wrong
+    bad = model(99, exponent)
+    bad["b"][-1] = np.inf
+    without, beside = ExactMean(bad), ExactMean(bad)
+    for seed, (size, weight) in enumerate(good):
+        if seed == min(place, len(good) - 1):
+            with pytest.raises(UpdateRejected, match="b: contains NaN or infinity"):
+                beside.add(bad, heavy)
+        beside.add(model(seed, size), weight)
+        without.add(model(seed, size), weight)
+    assert (beside.updates, beside.weight) == (without.updates, without.weight)
+    assert encode(beside.result(wide=True)) == encode(without.result(wide=True))
+
+
+def test_the_first_wrong_array_is_named_whichever_thread_finds_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    good = {name: np.ones(BLOCK * 6, np.float32) for name in "abcdef"}
+    bad = dict(good, **{name: np.full(BLOCK * 6, np.nan, np.float32) for name in "bcdef"})
+    mean = ExactMean(good)
+    mean.add(good, 1)
+    with pytest.raises(UpdateRejected, match="b: contains NaN or infinity"):
+        mean.add(bad, 2)
+    assert encode(mean.result()) == encode(good)
+
+
 def test_zeros_take_no_remainders() -> None:
     values = _values(3, BLOCK).astype(np.float32)
     values[::2] = 0
