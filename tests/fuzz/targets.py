@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -36,10 +37,13 @@ from attestation.quotes.tpm_keys import PublicArea
 from attestation.tpm.credential import TpmIdentity
 from attestation.verifiers import verify
 from fedlearn.app import message
+from fedlearn.compression.codec import decode, encode
+from fedlearn.compression.spec import CompressionSpec
 from fedlearn.errors import FedlearnError
 from fedlearn.identity.join import JoinToken
 from fedlearn.job.assignment import Assignment
 from fedlearn.sealing.header import PREFIX, Header, read_prefix
+from fedlearn.update import arrays as update
 from tests.fakes.synthetic_tpm import SyntheticTpm
 from tests.vectors import keys, nvidia
 from tests.vectors.amd import Amd
@@ -258,7 +262,37 @@ def _gpu_report() -> bytes:
     )
 
 
+MODEL: dict[str, update.Array] = {
+    "weight": np.linspace(-1, 1, 100, dtype=np.float32),
+    "count": np.array(3),
+}
+COMPRESSIONS = [
+    CompressionSpec(update=kind, fraction=fraction)
+    for kind, fraction in (
+        ("bf16", None),
+        ("fp16", None),
+        ("int8", None),
+        ("topk", 0.01),
+        ("topk", 0.5),
+    )
+]
+
+
+def _encoded(spec: CompressionSpec) -> bytes:
+    trained = {"weight": MODEL["weight"] * np.float32(1.5), "count": np.array(4)}
+    return update.encode(encode(trained, MODEL, spec).arrays)
+
+
+def _compressed(data: bytes) -> None:
+    parts = update.decode(data)
+    for spec in COMPRESSIONS:
+        with contextlib.suppress(*OURS):
+            found = decode(parts, MODEL, spec)
+            assert np.isfinite(found["weight"]).all()
+
+
 TARGETS: dict[str, Target] = {
+    "compressed": Target(read=_compressed, seeds=tuple(map(_encoded, COMPRESSIONS))),
     "tdx": _quote("tdx-v4", "tdx-v5"),
     "sgx": _quote("sgx-v3"),
     "snp": _quote(*(name for name in SUBJECTS if name.startswith("snp"))),

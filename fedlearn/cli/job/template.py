@@ -72,6 +72,10 @@ memory_mib = 2048
 
 # The data of each site: the name of a data set in that site's site.toml.
 $data
+# Lets updates travel in fewer bytes.
+# [compression]
+# update = "int8"          # or "bf16", "fp16", "topk"
+
 # Limits what the model may reveal about one site. Without this table there is no limit.
 # [privacy]
 # mechanism = "central-gaussian"
