@@ -11,14 +11,20 @@ from fedlearn.local.children import Child
 
 def program_pid(child: Child) -> int:
     """Return the process of a command below ``child``, which is a shell: the largest there."""
-    found, waiting = [child.pid], [child.pid]
+    return max([child.pid, *descendants(child.pid)], key=resident_mib)
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process started, and that these started."""
+    found: list[int] = []
+    waiting = [pid]
     while waiting:
         for task in Path(f"/proc/{waiting.pop()}/task").iterdir():
             with contextlib.suppress(OSError):
-                below = [int(pid) for pid in (task / "children").read_text().split()]
+                below = [int(each) for each in (task / "children").read_text().split()]
                 found += below
                 waiting += below
-    return max(found, key=resident_mib)
+    return found
 
 
 def pin(pid: int, core: int) -> None:

@@ -15,10 +15,12 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 RUNNER = "run.py"
 SCRIPTS = sorted({path.name for path in FOLDER.glob("[a-z]*.py")} - {RUNNER})
 FEDERATIONS = {
+    "admissions.py",
     "agents.py",
     "compression.py",
     "long_run.py",
     "memory.py",
+    "renewals.py",
     "round_overhead.py",
     "scale.py",
     "tpm.py",
