@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,62 +15,20 @@ from flwr.app import RecordDict
 from fedlearn.app.array_records import record_of
 from fedlearn.app.flower import Packer, flatten
 from fedlearn.app.message import Head
-from fedlearn.errors import TransportError
 from fedlearn.sandbox.memory_file import FilePart, MemoryFile, gathered
-from fedlearn.sandbox.process_channel import MAX_FILES, ProcessChannel
-from server.flower.exchange.calls import CoordinatorClient, serve
+from fedlearn.sandbox.process_channel import MAX_FILES
 from server.flower.exchange.job_exchange import JobExchange
 from server.flower.exchange.nodes import Delivered
 from server.flower.job_plan import Checkpoint
 from tests.fakes.exchange import FakeNode, message
+from tests.fakes.job_requests import JobRequests
 
 MODEL = RecordDict({"arrays": record_of({"w": np.arange(50_000, dtype=np.float32)})})
 
 
-class Channel:
-    """A job's channel that keeps what is saved."""
-
-    def __init__(self) -> None:
-        self.saved: list[Checkpoint] = []
-
-    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        self.saved.append(checkpoint)
-
-    def load_checkpoint(self) -> Checkpoint | None:
-        return self.saved[-1] if self.saved else None
-
-
-class Job:
-    """An aggregator's end of the requests, and the coordinator's, which a thread serves."""
-
-    def __init__(self, link: JobExchange) -> None:
-        ours, theirs = socket.socketpair()
-        self.channel = Channel()
-        self.end = ProcessChannel(ours, limit=1 << 30)
-        self.client = CoordinatorClient(self.end)
-        self.failed: list[TransportError] = []
-        self._thread = threading.Thread(
-            target=self._serve, args=(ProcessChannel(theirs, limit=1 << 30), link)
-        )
-        self._thread.start()
-
-    def _serve(self, end: ProcessChannel, link: JobExchange) -> None:
-        channel: Any = self.channel
-        try:
-            serve(end, link, channel, lambda rounds, failure: None)
-        except TransportError as error:
-            self.failed.append(error)
-        finally:
-            end.close()
-
-    def close(self) -> None:
-        self.end.close()
-        self._thread.join(10)
-
-
 @pytest.fixture
-def job(link: JobExchange) -> Iterator[Job]:
-    job = Job(link)
+def job(link: JobExchange) -> Iterator[JobRequests]:
+    job = JobRequests(link)
     yield job
     job.close()
 
@@ -91,7 +47,7 @@ def inode(part: object) -> int:
 
 
 def test_models_pass_through_by_their_files(
-    job: Job, link: JobExchange, nodes: list[FakeNode]
+    job: JobRequests, link: JobExchange, nodes: list[FakeNode]
 ) -> None:
     packed = Packer().content(MODEL)
     flat = flatten([message(packed, to=node.number) for node in nodes[:2]])
@@ -114,7 +70,7 @@ def test_models_pass_through_by_their_files(
 
 
 def test_what_the_coordinator_handed_over_is_freed(
-    job: Job, link: JobExchange, nodes: list[FakeNode]
+    job: JobRequests, link: JobExchange, nodes: list[FakeNode]
 ) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     asked = job.client.push(flatten([message(Packer().content(MODEL), to=nodes[0].number)]))
@@ -135,7 +91,7 @@ def test_what_the_coordinator_handed_over_is_freed(
 
 
 def test_a_call_returns_no_more_answers_than_a_record_has_files(
-    job: Job, link: JobExchange, nodes: list[FakeNode]
+    job: JobRequests, link: JobExchange, nodes: list[FakeNode]
 ) -> None:
     node, count = nodes[0], MAX_FILES + 5
     packed = Packer().content(RecordDict())
@@ -160,7 +116,7 @@ def test_a_call_returns_no_more_answers_than_a_record_has_files(
     assert numbers == list(range(count))
 
 
-def test_a_checkpoint_passes_through_as_documents(job: Job) -> None:
+def test_a_checkpoint_passes_through_as_documents(job: JobRequests) -> None:
     assert job.client.load() is None
     model = gathered([b"m" * 100_000])
     job.client.save(Checkpoint(round=3, model=model, state={"a": 1}))
@@ -185,7 +141,7 @@ def test_a_checkpoint_passes_through_as_documents(job: Job) -> None:
     ],
 )
 def test_a_request_that_is_not_one_ends_the_job(
-    job: Job, header: dict[str, Any], blobs: list[bytes]
+    job: JobRequests, header: dict[str, Any], blobs: list[bytes]
 ) -> None:
     job.end.send(header, blobs)
     assert job.end.receive(timeout=10) is None

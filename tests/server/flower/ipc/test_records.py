@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedlearn.app.array_records import record_of_document
 from fedlearn.errors import FedlearnError, JobError, PrivacyError, TransportError, UpdateRejected
-from fedlearn.sandbox.memory_file import Part
+from fedlearn.sandbox.memory_file import FilePart, Part
 from fedlearn.sandbox.process_channel import ProcessChannel
+from fedlearn.update import arrays as update
 from server.flower.aggregation.remote import messages_of
 from server.flower.application.app_grid import messages_fields
 from server.flower.ipc.failures import failure_of, raised
@@ -239,3 +242,28 @@ def test_a_failure_keeps_its_kind_and_is_cut() -> None:
     error = raised(failure_of(PrivacyError("x" * 100_000, hint="h" * 100_000)))
     assert isinstance(error, PrivacyError)
     assert len(str(error)) == len(error.hint) == 4_000
+
+
+def test_a_model_that_lies_in_a_file_is_passed_on_by_it_and_read_only(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    document = update.document({"w": np.zeros(50_000, np.float32)})
+    assert isinstance(document, FilePart)
+    sent = record_of_document(document, max_bytes=1 << 20)
+    described, blobs = packed_content(RecordDict({"a": sent, "m": MetricRecord({"n": 1})}))
+    assert blobs == [document]
+    theirs = Peer(
+        ProcessChannel(ends[0], limit=1 << 20), lambda name, fields, parts: ({"n": name}, parts)
+    )
+    ours = Peer(ProcessChannel(ends[1], limit=1 << 20), None)
+    theirs.start()
+    ours.start()
+    _, returned = ours.call("back", {}, blobs)
+    found = content(described, iter(returned), max_bytes=1 << 20)["a"]
+    assert isinstance(found.document, FilePart)
+    inodes = {os.fstat(each.file.fileno()).st_ino for each in (document, found.document)}
+    assert len(inodes) == 1
+    with pytest.raises(ValueError, match="read-only"):
+        found["w"].view[0] = 1
+    with pytest.raises(UpdateRejected, match="at most 100 are accepted"):
+        content(described, iter(returned), max_bytes=100)
