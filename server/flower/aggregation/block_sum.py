@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.update.arrays import BF16, Array
-from server.flower.aggregation.digits import Digits, whole_mean
+from server.flower.aggregation.digits import SHIFT, SHIFT_BITS, Digits, whole_mean
 
 __all__ = ["BLOCK", "NARROW", "BlockSum", "Scratch"]
 
@@ -50,9 +50,6 @@ smallest positive value."""
 
 _SUM_BITS: Final = 62
 _PRODUCT_BITS: Final = 51
-_SHIFT: Final = 1.5 * 2.0**52
-"""The float whose lower bits hold a whole number of at most 51 bits that is added to it."""
-_SHIFT_BITS: Final = int(np.float64(_SHIFT).view(np.int64))
 _LARGEST: Final = float(np.finfo(np.float32).max)
 _FEW: Final = 8
 """Up to one of so many positions are looked at one by one."""
@@ -173,7 +170,7 @@ class BlockSum:
             # Values from this one on have whole products.
             limit = math.ldexp(1.0, self._step - even + self._bits)
             self._part(products, scratch.small(min(limit, _LARGEST)))
-        products += _SHIFT
+        products += SHIFT
         self._shifts += 1
         self._sums += products.view(np.int64)
 
@@ -204,7 +201,7 @@ class BlockSum:
 
     def _settle(self) -> None:
         """Take the shifts out of the sum. Both wrap around at 64 bits, and cancel out."""
-        shifts = self._shifts * _SHIFT_BITS % 2**64
+        shifts = self._shifts * SHIFT_BITS % 2**64
         self._sums -= np.uint64(shifts).astype(np.int64)
         self._shifts = 0
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MAX_MAGNITUDE", "Digits", "WideSum", "whole_mean"]
+__all__ = ["MAX_MAGNITUDE", "SHIFT", "SHIFT_BITS", "Digits", "WideSum", "whole_mean"]
 
 MAX_MAGNITUDE: Final = 2.0**190
 
@@ -29,6 +29,11 @@ _BASE: Final = 50
 """Bits between two grids: a digit is at most 2^50."""
 _EXPONENTS: Final = (190, 140, 90, 40, -10, -60, -110, -160, -210)
 """Of the steps of the grids, in powers of two; the first one takes only what is carried."""
+SHIFT: Final = 1.5 * 2.0**52
+"""A float that, added to one of at most 2^51, rounds it to a whole number, ties to even, and has it
+in the lower bits."""
+SHIFT_BITS: Final = int(np.float64(SHIFT).view(np.int64))
+"""What these bits are for zero."""
 _MAX_LOAD: Final = 4096
 """Digits of 2^50 that are added up before they are carried: 2^62."""
 _LEADING: Final = 16
@@ -71,14 +76,18 @@ class Digits:
             self._carry()
         self._load += times
         for grid in range(_first_grid(largest), len(_EXPONENTS)):
-            digits = np.rint(rest * 2.0 ** -_EXPONENTS[grid])
-            if digits.any():
+            shifted = rest * 2.0 ** -_EXPONENTS[grid]
+            shifted += SHIFT
+            digits = shifted - SHIFT
+            if grid in self._grids or digits.any():
                 if grid not in self._grids:
                     self._grids[grid] = np.zeros(self._size, np.int64)
+                whole = shifted.view(np.int64)
+                whole -= SHIFT_BITS
                 if at is None:
-                    self._grids[grid] += digits.astype(np.int64)
+                    self._grids[grid] += whole
                 else:
-                    np.add.at(self._grids[grid], at, digits.astype(np.int64))
+                    np.add.at(self._grids[grid], at, whole)
                 digits *= 2.0 ** _EXPONENTS[grid]
                 rest -= digits
             if not rest.any():
@@ -198,7 +207,7 @@ class WideSum:
         if not largest or not weight:
             return
         largest = max(largest, _largest_part(values)) * abs(weight)
-        for part in _parts(values):
+        for part in _parts(values, abs(weight)):
             part *= float(weight)
             self._digits.add(part, largest)
 
@@ -220,12 +229,17 @@ def _largest_part(values: NDArray[Any]) -> float:
     return 2.0 ** (8 * values.dtype.itemsize) if values.dtype.kind == "i" else 0.0
 
 
-def _parts(values: NDArray[Any]) -> tuple[NDArray[np.float64], ...]:
-    """Return parts of at most 24 significant bits that sum up to the values."""
+def _parts(values: NDArray[Any], weight: int) -> tuple[NDArray[np.float64], ...]:
+    """Return parts that sum up to the values, and times ``weight`` are floats without rounding.
+
+    They have at most 24 significant bits, or 28 where that is enough.
+    """
     if values.dtype.kind == "f":
         wide = values.astype(np.float64)
         upper = _upper(wide)
         wide -= upper
+        if weight < 2**24:
+            return upper, wide
         middle = _upper(wide)
         wide -= middle
         return upper, middle, wide

@@ -5,9 +5,9 @@ does not depend on the order of arrival. Two modules hold the sums:
 
 * :mod:`server.flower.aggregation.block_sum` those of float32, float16, bfloat16, integers of at
   most 16 bits and booleans, in 8 bytes for each parameter and what few remainders need;
-* :mod:`server.flower.aggregation.digits` those of float64 and wider integers, each value in parts
-  of at most 24 significant bits, so that a part times its weight (below 2^29) is a 64-bit float
-  without rounding. A part takes 8 bytes for each 50 bits that the sums of a block span.
+* :mod:`server.flower.aggregation.digits` those of float64 and wider integers, each value in two to
+  four parts, so that a part times its weight (below 2^29) is a 64-bit float without rounding. A
+  parameter takes 8 bytes for each 50 bits that the sums of its block span.
 
 The sum is exact for float32, float16, bfloat16, integers and booleans, over their whole range.
 float64 values are added exactly as far as they are multiples of 2^-210; what is finer is rounded

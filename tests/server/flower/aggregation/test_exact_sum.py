@@ -72,7 +72,11 @@ def test_the_sum_is_the_exact_one_rounded_once_in_any_order(
 ) -> None:
     value = {"float64": _double(), "float16": _single(16)}.get(dtype, _single(32))
     array = st.lists(value, min_size=_SIZE, max_size=_SIZE).map(lambda v: _array(dtype, v))
-    weight = st.integers(1, 2000) | st.integers(1, MAX_WEIGHT) | st.sampled_from([1, 2**20])
+    weight = (
+        st.integers(1, 2000)
+        | st.integers(1, MAX_WEIGHT)
+        | st.sampled_from([2**20, 2**24 - 1, 2**24 + 1])
+    )
     updates = data.draw(st.lists(st.tuples(array, weight), min_size=1, max_size=7))
     mean = _added(updates)
     found = mean.result(wide=True)["w"]
