@@ -159,7 +159,10 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         self._part = self._travelling(self._model)
         if self.privacy is not None and not list(grid.get_node_ids()):
             return []
-        return list(self.inner.configure_train(server_round, arrays, config, grid))
+        messages = list(self.inner.configure_train(server_round, arrays, config, grid))
+        if self.name == "qfedavg":
+            self.inner.current_arrays = None  # the rule has the model; a checkpoint has it once
+        return messages
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -17,6 +17,7 @@ from fedlearn.errors import JobError, PrivacyError, QuorumNotReached
 from fedlearn.job.strategies import APP, MEAN_FAMILY, STRATEGIES
 from fedlearn.privacy import PrivacySpec, ServerPrivacy
 from server.flower.aggregation.builtin import CLASSES, BuiltIn, check_classes, name_of
+from server.flower.ipc.strategy_state import capture, restore
 
 SPEC = PrivacySpec(clip=1.0, noise_multiplier=1.0, epsilon=100.0, delta=1e-5)
 FEW = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
@@ -126,6 +127,20 @@ def test_a_rule_over_single_updates_needs_no_examples(name: str) -> None:
     assert np.isfinite(arrays["w"].numpy()).all()
     assert found is None  # nothing weighs them
     assert grid.refused == {}
+
+
+@pytest.mark.parametrize("name", sorted(set(CLASSES) - MEAN_FAMILY))
+def test_a_rule_over_single_updates_keeps_its_options_between_rounds_and_no_array(
+    name: str,
+) -> None:
+    made = strategy(name, Grid())
+    made.aggregate_train(1, [reply(node, 1.0 + node / 8) for node in range(1, 8)])
+    state, arrays = capture({"strategy": made})
+    assert arrays == {}
+    again = strategy(name, Grid())
+    again.inner.weighted_by_key = "another"
+    restore({"strategy": again}, (state, arrays))
+    assert again.inner.weighted_by_key == "num-examples"
 
 
 def test_bulyan_makes_no_model_of_too_few_updates() -> None:
