@@ -104,6 +104,14 @@ def test_the_exact_mean_agrees_with_flowers(run: Run) -> None:
     assert ours.models[-1]["1"].dtype == np.int64
 
 
+def test_a_rule_over_single_updates_repeats_to_the_bit(run: Run) -> None:
+    plan: dict[str, Any] = {"sites": 3, "rounds": 2, "strategy": "geomedian"}
+    (first, given), (second, again) = (run(job=job, **plan) for job in ("one", "two"))
+    assert first.status == second.status == "finished"
+    assert _bits(given) == _bits(again)
+    assert given.models[-1]["1"].dtype == np.int64
+
+
 def test_a_job_reports_that_its_strategy_replaces_that_of_the_app(run: Run) -> None:
     same, quiet = run(job="same", sites=2, rounds=1, strategy="fedavg")
     other, loud = run(
