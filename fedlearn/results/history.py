@@ -280,8 +280,10 @@ class RunHistory:
                     self.current.skip = event.reason
             case events.CheckpointSealed():
                 self.checkpoints.append(event)
-                if self.rounds and self.round == event.round:
-                    self.rounds[-1].checkpoint = event
+                # It may be sealed while the next round trains.
+                for each in self.rounds[-2:]:
+                    if (each.stage, each.number) == (self.stage, event.round):
+                        each.checkpoint = event
             case events.PrivacySpent():
                 self.privacy.append(event)
                 if self.rounds and self.round == event.round:

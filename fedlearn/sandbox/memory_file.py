@@ -32,6 +32,7 @@ __all__ = [
     "Part",
     "gathered",
     "same_bytes",
+    "slice_of",
     "view_of",
 ]
 
@@ -175,6 +176,26 @@ class FilePart:
             position += len(piece)
             yield piece
 
+    def read_into(self, into: memoryview, start: int = 0) -> None:
+        """Fill ``into`` with its bytes from ``start`` on, without mapping it.
+
+        :raises TransportError: when it has fewer.
+        """
+        if not 0 <= start <= self.size - len(into):
+            raise TransportError(
+                f"bytes {start} to {start + len(into)} of a part that has {self.size}"
+            )
+        done = 0
+        while done < len(into):
+            position = self.start + start + done
+            done += os.preadv(self.file.fileno(), [into[done:]], position)
+
+    def part(self, start: int, size: int) -> FilePart:
+        """Return a range of it; see :meth:`MemoryFile.part`."""
+        if not 0 <= start <= self.size - size:
+            raise TransportError(f"bytes {start} to {start + size} of a part that has {self.size}")
+        return self.file.part(self.start + start, size)
+
     def view(self) -> memoryview:
         """Return its bytes in place, read-only; see :meth:`MemoryFile.map`."""
         return self.file.map()[self.start : self.start + self.size]
@@ -226,6 +247,16 @@ def gathered(pieces: Iterable[Buffer]) -> Part:
         except OSError:
             return b"".join([*file.seal().part(0, before).pieces(), piece, *left])
     return file.seal().part()
+
+
+def slice_of(part: Part, start: int, size: int) -> Part:
+    """Return a range of a part, in place.
+
+    :raises TransportError: when it is not within a part of a file.
+    """
+    if isinstance(part, FilePart):
+        return part.part(start, size)
+    return memoryview(part)[start : start + size]
 
 
 def same_bytes(one: Part, other: Part) -> bool:

@@ -20,6 +20,7 @@ __all__ = [
     "ITEM_BYTES",
     "MAC_BYTES",
     "MAX_HEADER_BYTES",
+    "MAX_TENSORS",
     "PREFIX",
     "TAG_BYTES",
     "Header",

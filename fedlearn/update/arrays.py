@@ -31,13 +31,14 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.errors import UpdateRejected
-from fedlearn.sandbox.memory_file import Part, gathered, view_of
+from fedlearn.sandbox.memory_file import Part, gathered, slice_of, view_of
 from fedlearn.sealing import ITEM_BYTES
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "DTYPES",
     "MAX_NAME_BYTES",
     "Array",
+    "Place",
     "Update",
     "check_like",
     "decode",
@@ -53,6 +55,8 @@ __all__ = [
     "document",
     "encode",
     "encoded_parts",
+    "is_finite",
+    "layout",
     "safetensors_header",
     "to_bfloat16",
     "to_float32",
@@ -251,34 +255,59 @@ def decode(
     :raises UpdateRejected: for anything else; the message names the array.
     """
     view = view_of(data).cast("B")
-    if len(view) > max_bytes:
-        raise UpdateRejected(f"an update of {len(view)} bytes; at most {max_bytes} are accepted")
-    header, body = _split(view)
+    arrays: dict[str, Array] = {}
+    for place in layout(view, max_bytes=max_bytes, max_tensors=max_tensors):
+        values = view[place.start : place.end]
+        if place.dtype.kind == "b" and (np.frombuffer(values, np.uint8) > 1).any():
+            raise UpdateRejected(f"{place.name}: a BOOL is neither 0 nor 1")
+        array = np.frombuffer(values, place.dtype).reshape(place.shape)
+        if finite and not is_finite(array):
+            raise UpdateRejected(f"{place.name}: contains NaN or infinity")
+        arrays[place.name] = array
+    return arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the values of one array are in a document: bytes ``start`` to ``end``."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def layout(
+    data: Part, *, max_bytes: int = DEFAULT_MAX_BYTES, max_tensors: int = DEFAULT_MAX_TENSORS
+) -> list[Place]:
+    """Return where the arrays of a safetensors document are, in the order of its header.
+
+    Reads the header only. Parameters, checks and errors are those of :func:`decode`.
+    """
+    if len(data) > max_bytes:
+        raise UpdateRejected(f"an update of {len(data)} bytes; at most {max_bytes} are accepted")
+    header, begin = _header(data)
     if len(header) > max_tensors:
         raise UpdateRejected(
             f"an update of {len(header)} arrays; at most {max_tensors} are accepted"
         )
-    arrays: dict[str, Array] = {}
-    spans: list[tuple[int, int, str]] = []
+    size = len(data) - begin
+    places: list[Place] = []
     for name, entry in header.items():
-        dtype, shape, start, end = _entry(_checked_name(name), entry, len(body))
-        spans.append((start, end, name))
-        if dtype.kind == "b" and (np.frombuffer(body[start:end], np.uint8) > 1).any():
-            raise UpdateRejected(f"{name}: a BOOL is neither 0 nor 1")
-        array = np.frombuffer(body[start:end], dtype).reshape(shape)
-        if finite and not _is_finite(array):
-            raise UpdateRejected(f"{name}: contains NaN or infinity")
-        arrays[name] = array
-    position = 0
-    for start, end, name in sorted(spans):
-        if start != position:
+        dtype, shape, start, end = _entry(_checked_name(name), entry, size)
+        places.append(Place(name, dtype, shape, begin + start, begin + end))
+    position = begin
+    for place in sorted(places, key=lambda each: (each.start, each.end, each.name)):
+        if place.start != position:
             raise UpdateRejected(
-                f"{name}: starts at {start}, the array before it ends at {position}"
+                f"{place.name}: starts at {place.start - begin}, the array before it ends at "
+                f"{position - begin}"
             )
-        position = end
-    if position != len(body):
-        raise UpdateRejected(f"{len(body) - position} bytes belong to no array")
-    return arrays
+        position = place.end
+    if position != len(data):
+        raise UpdateRejected(f"{len(data) - position} bytes belong to no array")
+    return places
 
 
 def check_like(arrays: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
@@ -342,7 +371,8 @@ def _flat(array: Array) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def _is_finite(array: Array) -> bool:
+def is_finite(array: Array) -> bool:
+    """Return whether an array has neither NaN nor infinity."""
     if array.dtype != BF16 and array.dtype.kind != "f":
         return True
     flat = array.reshape(-1)
@@ -362,24 +392,25 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _split(view: memoryview) -> tuple[dict[str, Any], memoryview]:
-    if len(view) < _LENGTH.size:
+def _header(data: Part) -> tuple[dict[str, Any], int]:
+    """Return the header of a document, and where the data begins."""
+    if len(data) < _LENGTH.size:
         raise UpdateRejected("an update is truncated: no header length")
-    (size,) = _LENGTH.unpack_from(view)
+    (size,) = _LENGTH.unpack(bytes(slice_of(data, 0, _LENGTH.size)))
     if size > MAX_HEADER_BYTES:
         raise UpdateRejected(f"a header of {size} bytes; at most {MAX_HEADER_BYTES} are read")
-    if _LENGTH.size + size > len(view):
+    if _LENGTH.size + size > len(data):
         raise UpdateRejected("an update is truncated: the header is not complete")
     try:
         header = json.loads(
-            bytes(view[_LENGTH.size : _LENGTH.size + size]), object_pairs_hook=_no_duplicates
+            bytes(slice_of(data, _LENGTH.size, size)), object_pairs_hook=_no_duplicates
         )
     except (ValueError, RecursionError) as error:
         raise UpdateRejected("the header of an update is not a JSON object") from error
     if not isinstance(header, dict):
         raise UpdateRejected("the header of an update is not a JSON object")
     header.pop("__metadata__", None)
-    return header, view[_LENGTH.size + size :]
+    return header, _LENGTH.size + size
 
 
 def _entry(name: str, entry: object, limit: int) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:

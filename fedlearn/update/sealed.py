@@ -7,9 +7,12 @@ coordinator. Errors are those of :mod:`fedlearn.sealing`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -17,10 +20,20 @@ import numpy as np
 
 from attestation.errors import UnsealError
 from fedlearn.errors import StoreError
-from fedlearn.sealing import SealedReader, Tensor
-from fedlearn.update.arrays import DTYPES, Array, dtype_name, safetensors_header
+from fedlearn.sandbox.memory_file import FilePart, Part, gathered, slice_of
+from fedlearn.sealing import MAX_TENSORS, SealedReader, Tensor, TensorSpec
+from fedlearn.update.arrays import DTYPES, Array, dtype_name, layout, safetensors_header
 
-__all__ = ["STATE", "as_tensors", "export", "load"]
+__all__ = [
+    "STATE",
+    "Source",
+    "as_tensors",
+    "export",
+    "load",
+    "load_document",
+    "load_state",
+    "sources",
+]
 
 STATE: Final = "fedlearn.state"
 """The tensor of a checkpoint with everything except the weights; never exported."""
@@ -37,6 +50,84 @@ def as_tensors(arrays: Mapping[str, Array]) -> Iterator[Tensor]:
         yield Tensor(
             name=name, dtype=label, shape=plain.shape, data=plain.reshape(-1).view(np.uint8).data
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A tensor to seal whose values lie in ``parts``, one after the other."""
+
+    spec: TensorSpec
+    parts: tuple[Part, ...]
+
+    def chunks(self, lengths: Iterable[int]) -> Iterator[memoryview]:
+        """Yield the values in pieces of these lengths; one is valid until the next is requested.
+
+        What lies in memory is not copied, and what lies in a file is read piece by piece.
+        """
+        left = deque(
+            part if isinstance(part, FilePart) else memoryview(part) for part in self.parts
+        )
+        at = 0
+        buffer = memoryview(b"")
+        for length in lengths:
+            first = left[0] if left else None
+            if isinstance(first, memoryview) and at + length <= len(first):
+                yield first[at : at + length]
+                at += length
+                if at == len(first):
+                    left.popleft()
+                    at = 0
+                continue
+            if len(buffer) < length:
+                buffer = memoryview(bytearray(length))
+            done = 0
+            while done < length:
+                part, size = left[0], min(length - done, len(left[0]) - at)
+                if isinstance(part, FilePart):
+                    part.read_into(buffer[done : done + size], at)
+                else:
+                    buffer[done : done + size] = part[at : at + size]
+                done, at = done + size, at + size
+                if at == len(part):
+                    left.popleft()
+                    at = 0
+            yield buffer[:length]
+
+
+def sources(content: Mapping[str, Array] | Part, *, max_bytes: int) -> Iterator[Source]:
+    """Yield what is to be sealed of arrays, or of a document of them that is not decoded.
+
+    :raises UpdateRejected: for an element type that has no name in safetensors, or something that
+        is not a document.
+    """
+    if isinstance(content, Mapping):
+        for tensor in as_tensors(content):
+            spec = TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape)
+            yield Source(spec, (tensor.data,))
+        return
+    for place in layout(content, max_bytes=max_bytes, max_tensors=MAX_TENSORS):
+        spec = TensorSpec(name=place.name, dtype=dtype_name(place.dtype), shape=place.shape)
+        yield Source(spec, (slice_of(content, place.start, place.end - place.start),))
+
+
+def load_document(reader: SealedReader) -> Part:
+    """Return the weights as one document, decrypted piece by piece into a sealed file in memory.
+
+    :raises UnsealError: naming the tensor that was altered.
+    """
+    specs = {
+        spec.name: (spec.dtype, spec.shape) for spec in reader.header.tensors if spec.name != STATE
+    }
+    header, order = safetensors_header(specs)
+    pieces = (bytes(piece) for name in order for piece in reader.chunks(name))
+    return gathered(itertools.chain([header], pieces))
+
+
+def load_state(reader: SealedReader) -> Part:
+    """Return the tensor :data:`STATE`, as :func:`load_document`; empty where there is none."""
+    if STATE not in reader.header.spans:
+        return b""
+    return gathered(map(bytes, reader.chunks(STATE)))
 
 
 def load(reader: SealedReader) -> dict[str, Array]:

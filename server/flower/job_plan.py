@@ -108,7 +108,15 @@ class JobChannel(Protocol):
         ...
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Seal the checkpoint; when this returns, it survives a crash."""
+        """Seal the checkpoint, after the one before it; see :meth:`settle`.
+
+        Under privacy it survives a crash when this returns. Otherwise it may be sealed in the
+        background, at most one at a time; its error is raised by a later request.
+        """
+        ...
+
+    def settle(self) -> None:
+        """Return when the last checkpoint survives a crash, or raise why it does not."""
         ...
 
     def keep_files(self, files: Mapping[str, memoryview]) -> None:

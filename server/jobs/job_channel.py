@@ -5,8 +5,8 @@
 against what the coordinator knows (which sites the job has, which round runs, who was asked, which
 admission a site has) before it becomes an entry of the ledger; the model of every round becomes a
 sealed version in the store, together with the state of the strategy, so that a crash never
-separates the two. What the application prints and measures becomes events, never entries of the
-ledger.
+separates the two: in the background of the next round where the job has no privacy. What the
+application prints and measures becomes events, never entries of the ledger.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
-
-import numpy as np
 
 from fedlearn.errors import AdmissionDenied, JobError, StoreError
 from fedlearn.job.events import (
@@ -34,12 +32,11 @@ from fedlearn.job.events import (
 )
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.tables import MAX_ROUNDS
-from fedlearn.update import arrays as update
 from server.admission.absence import Absence, SiteWaits
 from server.admission.registry import Admission, AdmissionEvent, AdmissionRegistry
 from server.flower.application.app_files import as_arrays, kept_as
-from server.flower.exchange.calls import MAX_RECORD_BYTES
 from server.flower.job_plan import MAX_EVENTS, OF_ANSWERS, Checkpoint
+from server.jobs.records.background import BackgroundWork
 from server.jobs.records.checkpoint import pack_state, unpack_state
 from server.jobs.records.releases import Releases
 from server.ledger import Ledger
@@ -110,6 +107,7 @@ class JobChannelHandler:
         self._dropped: set[str] = set()
         self._last_digest = ""
         self._metrics: Mapping[str, float] = {}
+        self._sealing = BackgroundWork(f"seals {spec.name}")
         self._releases = Releases(spec.name, spec.privacy, ledger)
         self._remember()
 
@@ -135,6 +133,7 @@ class JobChannelHandler:
         if kind in OF_ANSWERS:
             self.take_events([(kind, fields)])
             return
+        self._sealing.check()
         event = _decoded(kind, fields)
         if isinstance(event, RoundWaiting):
             self._check_sites(event.round, event.sites, least=0)
@@ -154,6 +153,7 @@ class JobChannelHandler:
         """
         if len(events) > MAX_EVENTS:
             raise JobError(f"{len(events)} events at once; at most {MAX_EVENTS} are taken")
+        self._sealing.check()
         if odd := [kind for kind, _ in events if kind not in OF_ANSWERS]:
             raise JobError(f"a job may not report events of the kind {odd[0][:64]!r} together")
         entries: list[tuple[str, dict[str, Any]]] = []
@@ -179,20 +179,37 @@ class JobChannelHandler:
             self._report(news)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Seal the model and the state of one round; durable when this returns.
+        """Seal the model and the state of one round, after the checkpoint before it.
 
-        :raises JobError: when it is not the checkpoint of the round that runs, or contains NaN.
+        Under privacy it is durable when this returns, because the model is disclosed then.
+        Otherwise it is sealed in the background: whatever a crash interrupts is computed again
+        from the checkpoint before it, with the same bits.
+
+        :raises JobError: when it is not the checkpoint of the round that runs.
+        :raises StoreError: when this checkpoint, or the one before it, could not be sealed.
         """
-        model = update.decode(checkpoint.model, max_bytes=MAX_RECORD_BYTES)
-        tensors = update.decode(checkpoint.tensors, max_bytes=MAX_RECORD_BYTES)
-        self._check_checkpoint(checkpoint.round, model)
+        if checkpoint.round != self._running or not self._running:
+            raise JobError(f"a checkpoint of round {checkpoint.round}; round {self._running} runs")
+        if self.spec.privacy is not None:
+            self._seal(checkpoint)
+        else:
+            self._sealing.begin(lambda: self._seal(checkpoint))
+
+    def settle(self) -> None:
+        """Return when no checkpoint is being sealed any more.
+
+        :raises StoreError: when the last one could not be sealed.
+        """
+        self._sealing.settle()
+
+    def _seal(self, checkpoint: Checkpoint) -> None:
         owner = self.spec.owner_public_key()
         stored = self._store.write(
             self.model,
-            model,
+            checkpoint.model,
             job=self.spec.name,
             round=checkpoint.round,
-            state=pack_state(checkpoint.state, tensors),
+            state=pack_state(checkpoint.state, checkpoint.tensors),
             meta={"rounds": self.spec.rounds},
             recipients=(owner,) if owner else (),
         )
@@ -215,6 +232,7 @@ class JobChannelHandler:
 
         :raises StoreError: when it cannot be sealed.
         """
+        self.settle()
         owner = self.spec.owner_public_key()
         self._store.write(
             self.files,
@@ -240,12 +258,11 @@ class JobChannelHandler:
                 )
             return None
         stored = self._store.latest(self.model, expected_version=written)
-        model = self._store.load(self.model, stored.version)
-        state, tensors = unpack_state(self._store.state(self.model, stored.version))
+        model, packed = self._store.load_parts(self.model, stored.version)
+        state, tensors = unpack_state(packed)
         with self._lock:
             self._round = stored.round
-        documents = {"model": update.document(model), "tensors": update.document(tensors)}
-        return Checkpoint(round=stored.round, state=state, **documents)
+        return Checkpoint(round=stored.round, model=model, tensors=tensors, state=state)
 
     def live_sites(self) -> dict[str, int]:
         """Return the sites that are admitted now and have committed to their data.
@@ -322,16 +339,6 @@ class JobChannelHandler:
                 if self.spec.privacy is None and isinstance(examples, int):
                     self._most[site] = examples
 
-    def _check_checkpoint(self, round_: int, model: Mapping[str, update.Array]) -> None:
-        if round_ != self._running or not self._running:
-            raise JobError(f"a checkpoint of round {round_}; round {self._running} runs")
-        for name, array in model.items():
-            if array.dtype.kind in "fc" and not np.isfinite(array).all():
-                raise JobError(
-                    f"round {round_}: the model's array {name!r} contains NaN or infinity",
-                    hint="training diverged; lower the learning rate",
-                )
-
     def _check_sites(self, round_: int, sites: Sequence[str], *, least: int) -> None:
         unknown = set(sites) - set(self.spec.sites)
         if unknown or not least <= round_ <= MAX_ROUNDS:
@@ -357,7 +364,7 @@ class JobChannelHandler:
             body = {
                 "phase": "finished",
                 "participants": event.sites,
-                "model_digest": self._last_digest,
+                "model_digest": self._last_digest if self._round == event.round else "",
                 "seconds": round(event.seconds, 3),
             }
             self._ledger.append("round", {"job": job, "round": event.round, **body})

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Final
 
 from fedlearn.errors import DiskError
-from fedlearn.job.events import Event, Log, RoundFinished
+from fedlearn.job.events import CheckpointSealed, Event, Log
 from server.admission.events import what_causes
 from server.health import Health
 from server.jobs.active_jobs import OpenJobs
@@ -39,7 +39,7 @@ _SECONDS_FOR_EACH_LINE: Final = 0.1
 
 
 _Step = tuple[str, Event | int, datetime]
-"""A job, and its event or the round that it has finished, and when that was."""
+"""A job, and its event or the round that was sealed last, and when that was."""
 
 
 class JobEvents:
@@ -96,7 +96,7 @@ class JobEvents:
         for event in events:
             if job is not None and isinstance(event, PROGRESS):
                 job.progress += 1
-            steps += [event, event.round] if isinstance(event, RoundFinished) else [event]
+            steps += [event, event.round] if isinstance(event, CheckpointSealed) else [event]
         with self._lock:
             self._later.extend((name, step, at) for step in steps)
         with contextlib.suppress(DiskError):

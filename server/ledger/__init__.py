@@ -21,7 +21,8 @@ What the entries hold (digests, thumbprints and identifiers as lower-case hexade
     enrollment   site outcome key_thumbprint, or ek ak of a TPM that did not prove itself
     site         site status former key_thumbprint tpm(ek endorsement ak shown_ek certificate)
     job          job change digest bundle policy
-    round        job round phase("started"|"finished") participants model_digest seconds
+    round        job round phase("started"|"finished") participants seconds model_digest (empty
+                 where the checkpoint is sealed while the next round trains; its entry has it)
     update       job round site key_thumbprint digest examples accepted(bool) reason
     checkpoint   job round model version file_id digest
     files        as checkpoint: the files that the job's application leaves

@@ -70,10 +70,12 @@ class _Rounds:
 
     running: dict[int, dict[str, Contribution]] = field(default_factory=dict)
     finished: dict[int, list[Contribution]] = field(default_factory=dict)
+    sealed: set[int] = field(default_factory=set)
 
     def begin(self, number: int) -> None:
         self.running = {n: found for n, found in self.running.items() if n < number}
         self.finished = {n: found for n, found in self.finished.items() if n < number}
+        self.sealed = {n for n in self.sealed if n < number}
         self.running[number] = {}
 
     def add(self, found: Contribution) -> None:
@@ -107,8 +109,9 @@ def contributions(
     """List the accepted updates that a model consists of, by round and site.
 
     The model is the one of ``job`` at checkpoint ``version``, or after ``round``, or, with
-    neither, after the last finished round. Run :func:`server.ledger.verification.verify`
-    first: this reads the ledger and does not check that it was not altered.
+    neither, after the last round whose checkpoint was sealed. Run
+    :func:`server.ledger.verification.verify` first: this reads the ledger and does not check
+    that it was not altered.
 
     An update that was rejected after it had been accepted, or whose sender was quarantined
     before the round was finished, is not part of it.
@@ -138,9 +141,11 @@ def contributions(
             _note_update(entry, admissions, rounds)
         elif entry.kind == "checkpoint":
             rounds.finish(_integer(entry, "round"))
+            rounds.sealed.add(_integer(entry, "round"))
         elif entry.kind == "quarantine":
             rounds.quarantine(_thumbprint(entry), _text(entry, "site"))
-    last = max(rounds.finished, default=None)
+    # A round that has finished may be sealed a little later.
+    last = max(rounds.sealed or rounds.finished, default=None)
     if last is None or (round is not None and round not in rounds.finished):
         wanted = "finished round" if round is None else f"finished round {round}"
         raise LedgerError(

@@ -17,15 +17,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Final, Self
 
 from attestation.errors import UnsealError
 from fedlearn.errors import StoreError
+from fedlearn.sandbox.memory_file import Part
 from fedlearn.sealing import (
     FileSigner,
     SealedReader,
     SealedWriter,
-    Tensor,
     TensorSpec,
     signer_digest,
 )
@@ -40,6 +40,9 @@ from server.store.head_file import HeadFile
 from server.store.model_files import ModelFiles, not_as_sealed
 
 __all__ = ["ModelStore", "StoredModel"]
+
+_MAX_BYTES: Final = 1 << 40
+"""The most bytes of a document that is sealed."""
 
 
 class ModelStore:
@@ -152,22 +155,24 @@ class ModelStore:
     def write(
         self,
         model: str,
-        arrays: Mapping[str, Array],
+        content: Mapping[str, Array] | Part,
         *,
         round: int,  # noqa: A002
         job: str = "",
-        state: bytes = b"",
+        state: bytes | Sequence[Part] = b"",
         meta: Mapping[str, str | int | bool] | None = None,
         recipients: Sequence[bytes] = (),
         entry: str = "checkpoint",
     ) -> StoredModel:
         """Seal the next version of ``model``. It is durable when this returns.
 
-        The arrays are not copied. When this raises, the version before stays the latest.
+        ``content`` is the weights, or a document of :mod:`fedlearn.update.arrays` with them. Arrays
+        are not copied; a document that lies in a file is read piece by piece. When this raises,
+        the version before stays the latest.
 
         :param job: the job that the model belongs to; by default one of the same name.
-        :param state: what must be restored together with the weights; sealed in the same
-            file, so that a crash cannot separate the two. See :meth:`state`.
+        :param state: what must be restored together with the weights, in one part or several;
+            sealed in the same file, so that a crash cannot separate the two. See :meth:`state`.
         :param recipients: raw X25519 public keys of owners, who can open the file by themselves.
         :param entry: the kind of the ledger's entry.
         :raises StoreError: when it cannot be written, or it has recipients and this store has
@@ -175,23 +180,25 @@ class ModelStore:
         :raises UpdateRejected: for an array that has no name or type in the format.
         """
         checked_name(model)
-        tensors = [*sealed.as_tensors(arrays)]
-        if state:
-            tensors.append(Tensor(name=sealed.STATE, dtype="U8", shape=(len(state),), data=state))
+        parts = (state,) if isinstance(state, bytes) else tuple(state)
+        size = sum(map(len, parts))
         try:
-            specs = [TensorSpec(name=t.name, dtype=t.dtype, shape=t.shape) for t in tensors]
+            found = list(sealed.sources(content, max_bytes=_MAX_BYTES))
+            if size:
+                spec = TensorSpec(name=sealed.STATE, dtype="U8", shape=(size,))
+                found.append(sealed.Source(spec, parts))
         except ValueError as error:
             raise StoreError(f"{model}: {error}") from error
 
         def fill(writer: SealedWriter) -> None:
-            for tensor in tensors:
-                writer.write(tensor.data)
+            for source in found:
+                writer.write_chunks(source.chunks(writer.header.lengths(source.spec)))
 
         with self._directory.writing():
             self._keys.define(model, job=job or model)
             stored = self._files.seal(
                 model,
-                specs,
+                [source.spec for source in found],
                 fill,
                 version=self._directory.catalogue.highest(model) + 1,
                 round=round,
@@ -305,16 +312,20 @@ class ModelStore:
                 raise not_as_sealed(stored, error) from error
 
     def state(self, model: str, version: int | None = None) -> bytes:
-        """Return what was sealed as ``state`` beside the weights; empty if nothing was.
+        """Return what was sealed as ``state`` beside the weights; empty if nothing was."""
+        return bytes(self.load_parts(model, version)[1])
 
-        :raises StoreError: when it is not what was sealed.
+    def load_parts(self, model: str, version: int | None = None) -> tuple[Part, Part]:
+        """Return the weights as a document, and the state; what is large is in a file in memory.
+
+        :raises StoreError: naming the tensor that is not what was sealed.
         """
         stored, opened = self._opened(model, version)
         with opened as reader:
-            if sealed.STATE not in reader.header.spans:
-                return b""
             try:
-                return bytes(reader.tensor(sealed.STATE))
+                if reader.header.signer:
+                    reader.check_signer({signer_digest(reader.header.signer)})
+                return sealed.load_document(reader), sealed.load_state(reader)
             except UnsealError as error:
                 raise not_as_sealed(stored, error) from error
 

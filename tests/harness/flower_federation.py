@@ -156,6 +156,9 @@ class Channel:
         """The model of each checkpoint."""
         return [decode(each.model) for each in self.checkpoints]
 
+    def settle(self) -> None:
+        return None
+
     def keep_files(self, files: Mapping[str, memoryview]) -> None:
         self.files.append({name: bytes(data) for name, data in files.items()})
 

@@ -23,8 +23,9 @@ State = Sequence[Part]
 
 EMPTY: Final[State] = ()
 
-_ROUNDS: Final = 2
-"""Rounds whose states are kept: the current one, and the one before its checkpoint."""
+_ROUNDS: Final = 3
+"""Rounds whose states are kept: the current one, the one that is sealed meanwhile, and the one that
+the coordinator has sealed, which it evaluates again after a crash."""
 
 _PHASES: Final = {"train": 0, "query": 1, "evaluate": 2}
 

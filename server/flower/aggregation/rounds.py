@@ -6,8 +6,10 @@ The phases of a round and their order are those of Flower's ``Strategy.start``, 
 differences:
 
 * the model of a round is sealed, together with the state of the strategy and the metrics so
-  far, before a site evaluates it, the application sees it or the next round begins. Whatever
-  a crash interrupts was therefore never shown, or is read back from the seal as it was;
+  far. Under privacy that precedes its disclosure, so that whatever a crash interrupts was never
+  shown, or is read back from the seal as it was. Otherwise the coordinator seals it while the
+  next round trains, at most one at a time, and before the stage ends; a crash goes on from the
+  checkpoint before it, and computes the same bits again (docs/adr/0040-off-the-path.md);
 * when a site loses its admission during a round, and its update is in the result, the round is
   run again without it.
 
@@ -33,12 +35,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.grid import Grid
 from flwr.serverapp.strategy import Result
 
-from fedlearn.app.array_records import document_of, documented, record_of_document
+from fedlearn.app.array_records import arrays_of, document_of, documented, record_of_document
 from fedlearn.errors import JobError, QuorumNotReached, RoundError
 from fedlearn.job.seeds import derive, seed_generators
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.tables import MAX_ROUNDS
-from fedlearn.update.arrays import decode, document
+from fedlearn.update.arrays import decode, document, is_finite
 from server.flower.aggregation.grid import JobGrid
 from server.flower.aggregation.round_updates import ContributorRevoked
 from server.flower.exchange.calls import MAX_RECORD_BYTES, CoordinatorClient
@@ -169,11 +171,15 @@ class Rounds:
             # Its messages carry the number of that round, by which clients know their state.
             self._grid.begin_round(done, streams=False)
             self._evaluate(stage, done, rounds)
+        # A stage that was to stop after its checkpoint does not go on because it was interrupted.
+        stopped = done > 0 and _stops(stage, done)
         for number in range(done + 1, rounds + 1):
+            if stopped:
+                break
             self._whole_round(stage, number, rounds)
             self.finished = number
-            if stage.should_stop is not None and stage.should_stop(number, stage.result):
-                break
+            stopped = _stops(stage, number)
+        self._coordinator.settle()
         return stage.result
 
     # One round
@@ -307,6 +313,12 @@ class Rounds:
             return None
 
     def _save(self, stage: Stage, number: int) -> None:
+        for name, array in arrays_of(stage.arrays).items():
+            if not is_finite(array):
+                raise JobError(
+                    f"round {number}: the model's array {name!r} contains NaN or infinity",
+                    hint="training diverged; lower the learning rate",
+                )
         captured = self._last = self._state(stage)
         state, tensors = captured if captured is not None else ({}, {})
         resumable = captured is not None and self._stages == 1
@@ -365,6 +377,11 @@ class Rounds:
         stage.evaluate_config = values["evaluate_config"]
         for name in HISTORIES:
             setattr(stage.result, name, values[name])
+
+
+def _stops(stage: Stage, number: int) -> bool:
+    """Return whether the application ends the stage after this round."""
+    return stage.should_stop is not None and stage.should_stop(number, stage.result)
 
 
 def _around(stage: Stage) -> dict[str, Any]:

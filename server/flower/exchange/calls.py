@@ -126,9 +126,13 @@ class CoordinatorClient:
         self._ask("charge", {"stage": stage, "round": round_, "inputs": inputs.hex()})
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Have a checkpoint sealed."""
+        """Have a checkpoint sealed; without privacy it may be when this has returned."""
         header = {"round": checkpoint.round, "state": checkpoint.state}
         self._ask("save", header, [checkpoint.model, checkpoint.tensors])
+
+    def settle(self) -> None:
+        """Wait until the last checkpoint is sealed."""
+        self._ask("settle", {})
 
     def keep_files(self, files: Mapping[str, memoryview]) -> None:
         """Have the application's files sealed."""
@@ -183,18 +187,24 @@ def serve(
 
     :param done: called with the job's final report: its rounds, and the failure if there was one.
     :raises TransportError: when the job does not follow the protocol.
+    :raises StoreError: when its last checkpoint could not be sealed, and no request was told.
     """
     receipts = Receipts(exchange.plan.noise_secret)
-    while (record := process_channel.receive_parts()) is not None:
-        header, blobs = record
-        try:
-            answer, parts = _answer(header, blobs, exchange, channel, receipts, done)
-        except FedlearnError as error:
-            answer, parts = {"error": failure_of(error)}, ()
-        except (KeyError, TypeError, ValueError, StopIteration) as error:
-            raise TransportError(f"a request that is not one: {type(error).__name__}") from error
-        process_channel.send(answer, parts)
-        del record, blobs, parts  # files, which would live until the next request
+    try:
+        while (record := process_channel.receive_parts()) is not None:
+            header, blobs = record
+            try:
+                answer, parts = _answer(header, blobs, exchange, channel, receipts, done)
+            except FedlearnError as error:
+                answer, parts = {"error": failure_of(error)}, ()
+            except (KeyError, TypeError, ValueError, StopIteration) as error:
+                name = type(error).__name__
+                raise TransportError(f"a request that is not one: {name}") from error
+            process_channel.send(answer, parts)
+            del record, blobs, parts  # files, which would live until the next request
+    finally:
+        # The end of a job, and its next start, are after the seal of its last checkpoint.
+        channel.settle()
 
 
 def _answer(
@@ -268,6 +278,9 @@ def _answer(
                     state=dict(header["state"]),
                 )
             )
+            return {}, ()
+        case "settle":
+            channel.settle()
             return {}, ()
         case "files":
             files = dict(zip(map(str, header["names"]), map(view_of, blobs), strict=True))

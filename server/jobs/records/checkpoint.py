@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from fedlearn.errors import StoreError
-from fedlearn.update import arrays as update
+from fedlearn.sandbox.memory_file import Part, slice_of
 
 __all__ = ["pack_state", "unpack_state"]
 
@@ -19,27 +19,29 @@ _MAGIC: Final = b"fedlearn-checkpoint/1\0"
 _MAX_STATE: Final = 64 * 1024 * 1024
 
 
-def pack_state(state: Mapping[str, Any], tensors: Mapping[str, update.Array]) -> bytes:
-    """Encode the state of a strategy.
+def pack_state(state: Mapping[str, Any], tensors: Part) -> list[Part]:
+    """Encode the state of a strategy, in parts; ``tensors`` is a document, which is not copied.
 
     :raises StoreError: when its JSON has more than 64 MiB.
     """
     text = json.dumps(dict(state), sort_keys=True).encode()
     if len(text) > _MAX_STATE:
         raise StoreError(f"the state of a strategy has at most {_MAX_STATE} bytes of JSON")
-    return b"".join((_MAGIC, struct.pack(">Q", len(text)), text, update.encode(dict(tensors))))
+    return [b"".join((_MAGIC, struct.pack(">Q", len(text)), text)), tensors]
 
 
-def unpack_state(data: bytes) -> tuple[dict[str, Any], dict[str, update.Array]]:
+def unpack_state(data: Part) -> tuple[dict[str, Any], Part]:
     """Return what :func:`pack_state` encoded.
 
     :raises StoreError: when it is something else, or is cut short.
     """
     start = len(_MAGIC)
-    if not data.startswith(_MAGIC) or len(data) < start + 8:
-        raise StoreError("the sealed state is not that of a checkpoint")
-    (length,) = struct.unpack_from(">Q", data, start)
     body = start + 8
+    head = bytes(slice_of(data, 0, min(body, len(data))))
+    if not head.startswith(_MAGIC) or len(head) < body:
+        raise StoreError("the sealed state is not that of a checkpoint")
+    (length,) = struct.unpack_from(">Q", head, start)
     if length > _MAX_STATE or body + length > len(data):
         raise StoreError("the sealed state of a checkpoint is cut short")
-    return json.loads(data[body : body + length]), update.decode(data[body + length :])
+    tensors = slice_of(data, body + length, len(data) - body - length)
+    return json.loads(bytes(slice_of(data, body, length))), tensors

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,11 +16,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from attestation.policy.result import AttestationResult, Tier
-from fedlearn.errors import AdmissionDenied, JobError, PrivacyError
+from fedlearn.errors import AdmissionDenied, DiskError, JobError, PrivacyError, UpdateRejected
 from fedlearn.job.events import Event
 from fedlearn.privacy import PrivacySpec
 from fedlearn.privacy.accountant import rounds_within
-from fedlearn.update.arrays import encode
+from fedlearn.sandbox.memory_file import FilePart, MemoryFile, same_bytes
+from fedlearn.update.arrays import document, encode
 from server.admission.registry import Admission, AdmissionRegistry
 from server.flower.application.app_files import as_files
 from server.flower.job_plan import MAX_EVENTS, Checkpoint
@@ -119,6 +122,11 @@ def update(number: int = 1, site: str = "site-a", **more: Any) -> dict[str, Any]
     return {**fields, "digest": "ab" * 32, "key": site.encode().ljust(32, b"\0").hex(), **more}
 
 
+def save(job: JobChannelHandler, number: int = 1, value: float = 1.0) -> None:
+    job.save_checkpoint(checkpoint(number, value))
+    job.settle()
+
+
 def checkpoint(number: int = 1, value: float = 1.0, **more: Any) -> Checkpoint:
     model = encode({"w": np.full(4, value, np.float32)})
     return Checkpoint(round=number, model=model, **more)
@@ -145,7 +153,7 @@ def test_a_job_states_nothing_that_the_coordinator_has_to_have_done(
 def test_the_applications_files_are_sealed_under_a_name_of_their_own(parts: Parts) -> None:
     job = handler(parts)
     begin(job)
-    job.save_checkpoint(checkpoint())
+    save(job)
     job.keep_files({"a/b.txt": memoryview(b"text"), "empty": memoryview(b"")})
     job.keep_files({"a/b.txt": memoryview(b"newer")})
     assert parts.store.models() == ("demo", "demo.files")
@@ -177,7 +185,6 @@ FORGED: dict[str, Callable[[JobChannelHandler], None]] = {
     ),
     "a checkpoint of another round": lambda job: job.save_checkpoint(checkpoint(7)),
     "a checkpoint of round 0": lambda job: job.save_checkpoint(checkpoint(0)),
-    "a checkpoint of NaN": lambda job: job.save_checkpoint(checkpoint(1, float("nan"))),
     "a charge without privacy": lambda job: job.charge(1, 1, bytes(32)),
 }
 
@@ -282,11 +289,145 @@ def test_metrics_reach_people_and_no_ledger(parts: Parts) -> None:
     admitted(parts)
     job = handler(parts)
     begin(job)
-    job.save_checkpoint(checkpoint())
+    save(job)
     finished = {"round": 1, "seconds": 1.0, "sites": 1, "bytes": 9, "metrics": {"auc": 0.999}}
     job.event("round.finished", finished)
     assert job.metrics == {"auc": 0.999}
     assert "metrics" not in parts.bodies("round")[-1]
+
+
+# --- checkpoints in the background ----------------------------------------------------
+
+
+class HeldStore:
+    """A store whose writes wait until they are let go, or fail."""
+
+    def __init__(self, real: ModelStore) -> None:
+        self._real = real
+        self.go = threading.Event()
+        self.begun: list[int] = []
+        self.fails: Exception | None = None
+
+    def write(self, *arguments: Any, **named: Any) -> Any:
+        self.begun.append(named["round"])
+        assert self.go.wait(30)
+        if self.fails is not None:
+            raise self.fails
+        return self._real.write(*arguments, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+FINISHED = {"seconds": 1.0, "sites": 2, "bytes": 9, "metrics": {}}
+
+
+def test_a_checkpoint_is_sealed_while_the_next_round_runs(parts: Parts) -> None:
+    job, real = handler(parts), parts.store
+    job._store = held = HeldStore(real)  # type: ignore[assignment]
+    begin(job, 1)
+    job.save_checkpoint(checkpoint(1))
+    job.event("round.finished", {"round": 1, **FINISHED})
+    begin(job, 2)
+    job.event("update.received", update(2))
+    # Nobody is shown what is not complete.
+    assert (job.round, real.models(), parts.bodies("checkpoint")) == (0, (), [])
+    assert parts.bodies("round")[1]["model_digest"] == ""
+    waits = threading.Thread(target=job.save_checkpoint, args=(checkpoint(2),))
+    waits.start()
+    waits.join(0.2)
+    assert waits.is_alive(), "at most one checkpoint waits"
+    assert held.begun == [1]
+    held.go.set()
+    waits.join(30)
+    job.settle()
+    assert held.begun == [1, 2]
+    assert (job.round, [each.round for each in real.versions("demo")]) == (2, [1, 2])
+    assert [body["round"] for body in parts.bodies("checkpoint")] == [1, 2]
+    found = handler(parts).load_checkpoint()
+    assert found is not None
+    assert (found.round, bytes(found.model)) == (2, bytes(checkpoint(2).model))
+
+
+def test_a_seal_that_fails_is_raised_by_the_next_request_and_nothing_follows(parts: Parts) -> None:
+    requests: tuple[Callable[[JobChannelHandler], object], ...] = (
+        lambda job: job.event("round.finished", {"round": 1, **FINISHED}),
+        lambda job: job.take_events([("log", {"line": "x"})]),
+        lambda job: job.save_checkpoint(checkpoint(1)),
+        lambda job: job.keep_files({}),
+        lambda job: job.settle(),
+    )
+    for request in requests:
+        job, real = handler(parts), parts.store
+        job._store = held = HeldStore(real)  # type: ignore[assignment]
+        held.fails = DiskError("no space left")
+        held.go.set()
+        begin(job)
+        job.save_checkpoint(checkpoint())
+        while job._sealing._last is not None and not job._sealing._last.done():
+            time.sleep(0.001)
+        with pytest.raises(DiskError, match="no space left"):
+            request(job)
+        assert (job.round, real.models(), held.begun) == (0, (), [1])
+        assert "round.finished" not in [event.kind for event in parts.reported]
+        # Once it was raised, the job goes on from what is complete.
+        held.fails = None
+        assert job.load_checkpoint() is None
+
+
+def test_under_privacy_a_checkpoint_is_durable_before_the_job_goes_on(parts: Parts) -> None:
+    job = handler(parts, privacy=SPEC)
+    begin(job)
+    job.charge(1, 1, bytes(32))
+    job._store = held = HeldStore(parts.store)  # type: ignore[assignment]
+    waits = threading.Thread(target=job.save_checkpoint, args=(checkpoint(),))
+    waits.start()
+    waits.join(0.2)
+    assert waits.is_alive()
+    held.go.set()
+    waits.join(30)
+    assert (job.round, parts.bodies("checkpoint")[0]["round"]) == (1, 1)
+    job.event("round.finished", {"round": 1, **FINISHED})
+    assert parts.bodies("round")[-1]["model_digest"] == parts.bodies("checkpoint")[0]["digest"]
+
+
+def test_a_document_in_a_file_is_sealed_and_comes_back_without_a_map(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.default_rng(0)
+    model: dict[str, Any] = {
+        "w": draw.random((700, 701), np.float32),
+        "n": np.arange(3),
+        "e": np.zeros((0, 2)),
+    }
+    tensors = {"m": draw.random(2_000_000)}
+    job = handler(parts)
+    begin(job)
+    given = Checkpoint(
+        round=1, model=document(model), tensors=document(tensors), state={"resumable": True}
+    )
+    assert isinstance(given.model, FilePart)
+    monkeypatch.setattr(MemoryFile, "map", lambda _: pytest.fail("it was mapped"))
+    job.save_checkpoint(given)
+    job.settle()
+    found = handler(parts).load_checkpoint()
+    assert found is not None
+    assert same_bytes(found.model, given.model)
+    assert same_bytes(found.tensors, given.tensors)
+    assert found.state == given.state
+    monkeypatch.undo()
+    loaded = parts.store.load("demo")
+    assert list(loaded) == list(model)
+    assert all(np.array_equal(loaded[name], array) for name, array in model.items())
+
+
+def test_what_is_no_document_is_not_sealed(parts: Parts) -> None:
+    job = handler(parts)
+    begin(job)
+    job.save_checkpoint(Checkpoint(round=1, model=bytes(checkpoint().model)[:-1]))
+    with pytest.raises(UpdateRejected, match="out of range"):
+        job.settle()
+    assert parts.store.models() == ()
 
 
 # --- releases -----------------------------------------------------------------------------
