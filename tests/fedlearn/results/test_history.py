@@ -191,6 +191,19 @@ def test_a_round_that_was_never_seen_to_start_counts() -> None:
     assert history.planned == 9
 
 
+def test_a_checkpoint_that_is_sealed_while_the_next_round_trains_is_of_its_round() -> None:
+    sealed = events.CheckpointSealed(round=1, model="m", version=1, bytes=9)
+    history = of(
+        started(),
+        events.RoundStarted(round=1, rounds=3, sites=("a",)),
+        events.RoundFinished(round=1, rounds=3, seconds=1.0, sites=1, bytes=5),
+        events.RoundStarted(round=2, rounds=3, sites=("a",)),
+        sealed,
+    )
+    assert [each.checkpoint for each in history.rounds] == [sealed, None]
+    assert history.checkpoints == [sealed]
+
+
 @pytest.mark.parametrize(
     "event",
     [

@@ -129,6 +129,24 @@ def test_going_back_to_a_checkpoint_takes_back_later_rounds(ledger: Ledger) -> N
     assert digests(ledger, version=4) == ["a-1", "again"]
 
 
+def test_a_round_that_has_finished_makes_the_model_when_it_is_sealed(ledger: Ledger) -> None:
+    run_round(ledger, 1, "a")
+    phase(ledger, 2, "started")
+    update(ledger, 2, "a", "a-2")
+    phase(ledger, 2, "finished")
+    phase(ledger, 3, "started")
+    update(ledger, 3, "a", "a-3")
+    assert digests(ledger) == ["a-1"]
+    # A site that is quarantined while round 2 is sealed is part of it.
+    ledger.append("quarantine", {"job": "demo", "site": "a", "key_thumbprint": "key-a"})
+    checkpoint(ledger, 2, 2)
+    assert digests(ledger) == digests(ledger, version=2) == ["a-1", "a-2"]
+    # After a crash before the seal of round 3, the job goes on from round 2.
+    phase(ledger, 3, "finished")
+    phase(ledger, 3, "started")
+    assert digests(ledger) == ["a-1", "a-2"]
+
+
 def test_an_update_without_a_key_is_joined_by_its_site(ledger: Ledger) -> None:
     admit(ledger, "a", "app-1")
     phase(ledger, 1, "started")
