@@ -11,7 +11,7 @@ import itertools
 import os
 import secrets
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -152,14 +152,18 @@ def load(reader: SealedReader) -> dict[str, Array]:
     return arrays
 
 
-def export(reader: SealedReader, out: Path, *, replace: bool = False) -> int:
+def export(
+    reader: SealedReader, out: Path, *, replace: bool = False, names: Collection[str] = ()
+) -> int:
     """Write the weights to ``out`` as safetensors, with mode 0600, and return its bytes.
 
     This is plaintext. The file is written atomically; extra memory is one chunk. Its
     SHA-256 is the digest of the same weights as an :class:`fedlearn.update.arrays.Update`.
 
     :param replace: replace an existing file.
-    :raises StoreError: when ``out`` exists and is not to be replaced.
+    :param names: the tensors to write, by default all; no chunk of another one is read.
+    :raises StoreError: when ``out`` exists and is not to be replaced, or there is no tensor of a
+        name.
     :raises UnsealError: naming the tensor that was altered; no file is left.
     :raises OSError: when it cannot be written; no file is left.
     """
@@ -168,13 +172,20 @@ def export(reader: SealedReader, out: Path, *, replace: bool = False) -> int:
     specs = {
         spec.name: (spec.dtype, spec.shape) for spec in reader.header.tensors if spec.name != STATE
     }
-    header, layout = safetensors_header(specs)
+    if missing := [name for name in names if name not in specs]:
+        raise StoreError(
+            f"{reader.path.name} has no tensor {missing[0]!r}",
+            hint="`fedlearn model open` lists its tensors",
+        )
+    if names:
+        specs = {name: spec for name, spec in specs.items() if name in names}
+    header, order = safetensors_header(specs)
     directory = os.open(out.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fd, temporary = _unnamed(directory)
         try:
             size = _write(fd, header)
-            for name in layout:
+            for name in order:
                 for chunk in reader.chunks(name):
                     size += _write(fd, chunk)
             os.fsync(fd)

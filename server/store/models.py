@@ -13,7 +13,7 @@ altered, exchanged, deleted or older file is refused, and the error names the fa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -302,14 +302,8 @@ class ModelStore:
 
         :raises StoreError: naming the tensor that is not what was sealed.
         """
-        stored, opened = self._opened(model, version)
-        with opened as reader:
-            try:
-                if reader.header.signer:
-                    reader.check_signer({signer_digest(reader.header.signer)})
-                return sealed.load(reader)
-            except UnsealError as error:
-                raise not_as_sealed(stored, error) from error
+        with self._authentic(model, version) as reader:
+            return sealed.load(reader)
 
     def state(self, model: str, version: int | None = None) -> bytes:
         """Return what was sealed as ``state`` beside the weights; empty if nothing was."""
@@ -320,12 +314,17 @@ class ModelStore:
 
         :raises StoreError: naming the tensor that is not what was sealed.
         """
+        with self._authentic(model, version) as reader:
+            return sealed.load_document(reader), sealed.load_state(reader)
+
+    @contextmanager
+    def _authentic(self, model: str, version: int | None) -> Iterator[SealedReader]:
         stored, opened = self._opened(model, version)
         with opened as reader:
             try:
                 if reader.header.signer:
                     reader.check_signer({signer_digest(reader.header.signer)})
-                return sealed.load_document(reader), sealed.load_state(reader)
+                yield reader
             except UnsealError as error:
                 raise not_as_sealed(stored, error) from error
 
@@ -346,9 +345,15 @@ class ModelStore:
         return kept
 
     def export(
-        self, model: str, out: Path, *, version: int | None = None, replace: bool = False
+        self,
+        model: str,
+        out: Path,
+        *,
+        version: int | None = None,
+        replace: bool = False,
+        names: Collection[str] = (),
     ) -> StoredModel:
-        """Write one version in the clear, as safetensors with mode 0600.
+        """Write one version in the clear, all of it or some tensors; see :func:`sealed.export`.
 
         The ledger has an entry before the file appears.
 
@@ -357,7 +362,7 @@ class ModelStore:
         """
         with self.released(model, out, version=version) as (stored, reader):
             try:
-                sealed.export(reader, out, replace=replace)
+                sealed.export(reader, out, replace=replace, names=names)
             except OSError as error:
                 raise StoreError(f"{out}: {reason(error)}") from error
         return stored

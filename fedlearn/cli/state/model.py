@@ -119,6 +119,13 @@ def open_model(
 @click.argument("target")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write.")
 @click.option("--replace", is_flag=True, help="Replace an existing file.")
+@click.option(
+    "--tensor",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Write this tensor alone; may be repeated. Example: --tensor head.weight",
+)
 @unlock_options
 @key_option
 @origin_options
@@ -128,6 +135,7 @@ def export(
     target: str,
     out: Path,
     replace: bool,
+    names: tuple[str, ...],
     unlock: Unlock | None,
     key: Path | None,
     origin: Origin,
@@ -136,18 +144,21 @@ def export(
 ) -> None:
     """Write the weights in plaintext, as safetensors that only you can read (mode 0600).
 
+    With --tensor only the tensors of these names are decrypted. Who sealed a FILE is checked over
+    all of it, nevertheless: the signature covers every byte.
+
     An export from a coordinator's state is recorded in the ledger first; the coordinator may run.
     """
     if unlock is not None:
         check_release(unlock, out, key, origin)
         with unlock.recording() as store:
-            stored = store.export(target, out, version=version, replace=replace)
+            stored = store.export(target, out, version=version, replace=replace, names=names)
         model, found, sealer = stored.model, stored.version, CATALOGUE
     else:
         with opened(target, None, key, version, origin) as reader:
             sealer = sealer_of(target, None, origin, reader)
             try:
-                sealed.export(reader, out, replace=replace)
+                sealed.export(reader, out, replace=replace, names=names)
             except UnsealError as error:
                 raise StoreError(f"{target}: {error}") from error
             model, found = reader.header.model, reader.header.version

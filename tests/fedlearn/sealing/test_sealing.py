@@ -128,6 +128,55 @@ def test_one_tensor_opens_although_another_is_damaged(tmp_path: Path) -> None:
             reader.verify()
 
 
+def test_one_tensor_is_read_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, path = X25519PrivateKey.generate(), tmp_path / "demo"
+    given = {tensor.name: tensor for tensor in tensors()}
+    seal(
+        path,
+        given.values(),
+        model="demo",
+        version=1,
+        round=1,
+        key=RandomKey(),
+        recipients=[owner.public_key().public_bytes_raw()],
+        chunk=CHUNK,
+    )
+    read: list[tuple[int, int]] = []
+    preadv = os.preadv
+
+    def noted(fd: int, buffers: list[memoryview], at: int) -> int:
+        read.append((at, sum(map(len, buffers))))
+        return preadv(fd, buffers, at)
+
+    with open_sealed(path, PrivateKey(owner)) as reader:
+        monkeypatch.setattr(os, "preadv", noted)
+        found = bytes(reader.tensor("b"))
+        monkeypatch.undo()
+        start = path.stat().st_size - 2 * (CHUNK + 16)
+        assert read == [(start, CHUNK + 16), (start + CHUNK + 16, CHUNK + 16)]
+    assert found == bytes(given["b"].data)
+    whole = path.read_bytes()
+    # The two chunks of it in the other order, one twice, one of another tensor, and a cut.
+    first, second = whole[start : start + CHUNK + 16], whole[start + CHUNK + 16 :]
+    other = whole[start - 8 - 16 - CHUNK - 16 : start - 8 - 16]
+    for damaged in (second + first, first + first, other + second):
+        path.write_bytes(whole[:start] + damaged)
+        with open_sealed(path, PrivateKey(owner)) as reader:
+            with pytest.raises(UnsealError, match="tensor 'b', chunk"):
+                reader.tensor("b")
+            assert bytes(reader.tensor("a")) == bytes(given["a"].data)
+    path.write_bytes(whole[:-1])
+    with pytest.raises(UnsealError, match="too short by 1 bytes"):
+        open_sealed(path, PrivateKey(owner))
+    path.write_bytes(whole)
+    with open_sealed(path, PrivateKey(owner)) as reader:
+        os.truncate(path, start + CHUNK)
+        with pytest.raises(UnsealError, match="tensor 'b': the file was truncated"):
+            reader.tensor("b")
+
+
 def test_each_recipient_opens_and_nobody_else(tmp_path: Path) -> None:
     one, two, other = (X25519PrivateKey.generate() for _ in range(3))
     sealed_for(tmp_path / "m", one, two)

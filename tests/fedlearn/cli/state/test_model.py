@@ -470,3 +470,21 @@ def test_a_ledger_states_whose_a_model_is_before_and_after_a_rotation(
     assert "there is no ledger" in refused(
         capsys, "open", fresh, "--key", place.owner, "--ledger", tmp_path / "none"
     )
+
+
+def test_one_tensor_is_exported_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: Setup
+) -> None:
+    for number, source in enumerate(((place.sealed, *place.mine), ("demo", *place.unlocked))):
+        out = tmp_path / f"{number}.safetensors"
+        command = ("export", *source, "--tensor", "b", "--out", out)
+        assert run(capsys, *command)[0] == 0
+        found = safetensors.numpy.load_file(out)
+        assert list(found) == ["b"]
+        assert np.array_equal(found["b"], WEIGHTS["b"])
+        # Neither an unknown name nor the strategy's state is written.
+        for name in ("x", "fedlearn.state"):
+            nothing = tmp_path / "nothing"
+            text = refused(capsys, "export", *source, "--tensor", name, "--out", nothing)
+            assert f"has no tensor '{name}'" in text
+            assert not nothing.exists()
