@@ -94,7 +94,7 @@ class Source:
             yield buffer[:length]
 
 
-def sources(content: Mapping[str, Array] | Part, *, max_bytes: int) -> Iterator[Source]:
+def sources(content: Mapping[str, Array] | Part) -> Iterator[Source]:
     """Yield what is to be sealed of arrays, or of a document of them that is not decoded.
 
     :raises UpdateRejected: for an element type that has no name in safetensors, or something that
@@ -105,7 +105,7 @@ def sources(content: Mapping[str, Array] | Part, *, max_bytes: int) -> Iterator[
             spec = TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape)
             yield Source(spec, (tensor.data,))
         return
-    for place in layout(content, max_bytes=max_bytes, max_tensors=MAX_TENSORS):
+    for place in layout(content, max_bytes=len(content), max_tensors=MAX_TENSORS):
         spec = TensorSpec(name=place.name, dtype=dtype_name(place.dtype), shape=place.shape)
         yield Source(spec, (slice_of(content, place.start, place.end - place.start),))
 

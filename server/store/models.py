@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, BinaryIO, Self
 
 from attestation.errors import UnsealError
 from fedlearn.errors import StoreError
@@ -40,9 +40,6 @@ from server.store.head_file import HeadFile
 from server.store.model_files import ModelFiles, not_as_sealed
 
 __all__ = ["ModelStore", "StoredModel"]
-
-_MAX_BYTES: Final = 1 << 40
-"""The most bytes of a document that is sealed."""
 
 
 class ModelStore:
@@ -183,7 +180,7 @@ class ModelStore:
         parts = (state,) if isinstance(state, bytes) else tuple(state)
         size = sum(map(len, parts))
         try:
-            found = list(sealed.sources(content, max_bytes=_MAX_BYTES))
+            found = list(sealed.sources(content))
             if size:
                 spec = TensorSpec(name=sealed.STATE, dtype="U8", shape=(size,))
                 found.append(sealed.Source(spec, parts))
