@@ -46,7 +46,7 @@ __all__ = [
     "DTYPES",
     "MAX_NAME_BYTES",
     "Array",
-    "Place",
+    "Extent",
     "Update",
     "check_like",
     "decode",
@@ -268,7 +268,7 @@ def decode(
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Extent:
     """Where the values of one array are in a document: bytes ``start`` to ``end``."""
 
     name: str
@@ -280,7 +280,7 @@ class Place:
 
 def layout(
     data: Part, *, max_bytes: int = DEFAULT_MAX_BYTES, max_tensors: int = DEFAULT_MAX_TENSORS
-) -> list[Place]:
+) -> list[Extent]:
     """Return where the arrays of a safetensors document are, in the order of its header.
 
     Reads the header only. Parameters, checks and errors are those of :func:`decode`.
@@ -293,10 +293,10 @@ def layout(
             f"an update of {len(header)} arrays; at most {max_tensors} are accepted"
         )
     size = len(data) - begin
-    places: list[Place] = []
+    places: list[Extent] = []
     for name, entry in header.items():
         dtype, shape, start, end = _entry(_checked_name(name), entry, size)
-        places.append(Place(name, dtype, shape, begin + start, begin + end))
+        places.append(Extent(name, dtype, shape, begin + start, begin + end))
     position = begin
     for place in sorted(places, key=lambda each: (each.start, each.end, each.name)):
         if place.start != position:

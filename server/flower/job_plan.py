@@ -29,7 +29,7 @@ __all__ = [
 
 
 OF_ANSWERS: Final = frozenset({"log", "update.received", "update.rejected"})
-"""The kinds of events that say what became of an answer; a round has one for each site."""
+"""The kinds of events that state what became of an answer; a round has one for each site."""
 
 MAX_EVENTS: Final = 1_000
 """The most events that one request reports."""

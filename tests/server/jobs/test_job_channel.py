@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -408,9 +409,13 @@ def test_a_document_in_a_file_is_sealed_and_comes_back_without_a_map(
     )
     assert isinstance(given.model, FilePart)
     monkeypatch.setattr(MemoryFile, "map", lambda _: pytest.fail("it was mapped"))
+    tracemalloc.start()
     job.save_checkpoint(given)
     job.settle()
     found = handler(parts).load_checkpoint()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 << 20, "the state alone has 15 MiB"
     assert found is not None
     assert same_bytes(found.model, given.model)
     assert same_bytes(found.tensors, given.tensors)
