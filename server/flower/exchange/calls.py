@@ -187,7 +187,7 @@ def serve(
 
     :param done: called with the job's final report: its rounds, and the failure if there was one.
     :raises TransportError: when the job does not follow the protocol.
-    :raises StoreError: when its last checkpoint could not be sealed, and no request was answered with it.
+    :raises StoreError: when its last checkpoint could not be sealed, which no answer reported.
     """
     receipts = Receipts(exchange.plan.noise_secret)
     try:

@@ -475,10 +475,13 @@ def test_a_ledger_states_whose_a_model_is_before_and_after_a_rotation(
 def test_one_tensor_is_exported_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], place: Setup
 ) -> None:
-    for number, source in enumerate(((place.sealed, *place.mine), ("demo", *place.unlocked))):
+    sources: tuple[tuple[str | Path, ...], ...] = (
+        (place.sealed, *place.mine),
+        ("demo", *place.unlocked),
+    )
+    for number, source in enumerate(sources):
         out = tmp_path / f"{number}.safetensors"
-        command = ("export", *source, "--tensor", "b", "--out", out)
-        assert run(capsys, *command)[0] == 0
+        assert run(capsys, "export", *source, "--tensor", "b", "--out", out)[0] == 0
         found = safetensors.numpy.load_file(out)
         assert list(found) == ["b"]
         assert np.array_equal(found["b"], WEIGHTS["b"])

@@ -99,6 +99,7 @@ def run(
         sites=(),
         seed=1,
         privacy=None,
+        compression=SimpleNamespace(title="none"),
         evaluate=SimpleNamespace(every=1, fraction=1.0),
     )
     stage = Stage(
