@@ -93,7 +93,7 @@ class Deployment:
             )
         )
         spec = JobSpec.load(folder / "job.toml")
-        operator, stamps = self.federation.operator, ""
+        operator, stamps = self.federation.operator, list[dict[str, Any]]()
         submitted = time.time()
         operator.submit_job(job_toml=spec.to_toml(), bundle=self._bundle, policy_toml=self._policy)
         for event in operator.follow_job(spec.name):
@@ -103,11 +103,12 @@ class Deployment:
                 tell(found["round"])
             line = found.get("line", "")
             if line.startswith("stamps "):
-                stamps = line.removeprefix("stamps ")
+                stamps.append(json.loads(line.removeprefix("stamps ")))
         state = operator.get_job(spec.name)
         if state.status != "finished" or not stamps:
             raise SystemExit(f"the job {name} is {state.status}: {state.detail}")
-        return Rounds.of(json.loads(stamps), submitted=submitted)
+        times = [moment for part in stamps for moment in part["times"]]
+        return Rounds.of({"times": times, "sum": stamps[-1]["sum"]}, submitted=submitted)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 app = ServerApp()
+LINE = 100
 
 
 @app.main()
@@ -33,8 +34,9 @@ def main(grid: Grid, context: Context) -> None:
         evaluate_fn=stamp,
     )
     total = float(result.arrays["weights"].numpy().sum(dtype=np.float64))
-    found = json.dumps({"times": times, "sum": total})
     if config["stamps"]:
-        Path(str(config["stamps"])).write_text(found)
-    else:  # fedlearn's sandbox has no place to write to that anybody else can read
-        print(f"stamps {found}")
+        Path(str(config["stamps"])).write_text(json.dumps({"times": times, "sum": total}))
+        return
+    # fedlearn's sandbox has no place to write to that anybody else can read; a line is bounded.
+    for start in range(0, len(times), LINE):
+        print(f"stamps {json.dumps({'times': times[start : start + LINE], 'sum': total})}")
