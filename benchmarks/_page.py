@@ -29,7 +29,7 @@ PLOTS: Final = {"long_run.py": "long-run.svg"}
 _PACKAGES: Final = ("flwr", "numpy", "torch", "cryptography", "grpcio", "uvicorn")
 _HEAD: Final = """\
 ---
-owner: fedlearn.bench
+owner: fedlearn.cli.bench
 ---
 
 # Performance

@@ -29,15 +29,15 @@ _MAX_BYTES: Final = 64 * 1024 * 1024
 _UBYTE: Final = 0x08
 
 
-def load(*, sites: int, seed: int) -> DemoData:
-    """Return ``PER_SITE`` images for each site, drawn without repetition.
+def load(*, sites: int, seed: int, per_site: int = PER_SITE) -> DemoData:
+    """Return ``per_site`` images for each site on average, drawn without repetition.
 
     :raises ConfigError: when Debian's package is not installed.
     """
     pixels = read_idx(FOLDER / "train-images-idx3-ubyte.gz", dimensions=3)
     labels = read_idx(FOLDER / "train-labels-idx1-ubyte.gz", dimensions=1)
     rng = np.random.default_rng([seed, 3])
-    chosen = np.sort(rng.choice(len(labels), size=sites * PER_SITE, replace=False))
+    chosen = np.sort(rng.choice(len(labels), size=sites * per_site, replace=False))
     return DemoData(
         name="fashion",
         title="Fashion-MNIST",

@@ -18,6 +18,10 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "fedlearn": "fedlearn job init my-job && fedlearn job try my-job/job.toml",
         "fedlearn demo": "fedlearn demo --data digits",
+        "fedlearn bench": "fedlearn bench confidentiality",
+        "fedlearn bench confidentiality": (
+            "fedlearn bench confidentiality --app digits --rounds 10"
+        ),
         "fedlearn completion": 'eval "$(fedlearn completion bash)"',
         "fedlearn job": "fedlearn job submit my-job/job.toml --follow",
         "fedlearn job init": (

@@ -18,6 +18,7 @@ FEDERATIONS = {
     "admissions.py",
     "agents.py",
     "compression.py",
+    "confidentiality.py",
     "long_run.py",
     "memory.py",
     "renewals.py",
@@ -27,8 +28,8 @@ FEDERATIONS = {
 }
 """Those that start processes or train; they take longer."""
 
-OPTIONAL = {"gpu.py"}
-"""Those that measure nothing on a machine without a device, and state so."""
+OPTIONAL = {"confidentiality.py", "gpu.py"}
+"""Those that measure nothing where a device or a data set is missing, and state so."""
 
 
 class Modules:

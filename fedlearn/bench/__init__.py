@@ -1,4 +1,0 @@
-"""What confidentiality costs a job: the same job with and without each of its protections.
-
-The page is docs/performance.md.
-"""
