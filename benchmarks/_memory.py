@@ -114,6 +114,8 @@ def parts() -> dict[str, list[int]]:
     for pid, command in commands.items():
         if not _below(pid, os.getpid(), parents):
             continue
+        if commands.get(parents[pid]) == command:  # a fork that has not become its own program yet
+            continue
         words = command.split()
         if "server.flower." in command:
             found.setdefault(JOB, []).append(pid)

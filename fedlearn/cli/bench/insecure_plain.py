@@ -35,7 +35,8 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.serverapp.grid import Grid
 from flwr.supercore.run import Run as FlowerRun
 
-from fedlearn.app.flower import Packer, arrays_of, flatten, inflate, unpack
+from fedlearn.app.array_records import arrays_of
+from fedlearn.app.flower import Packer, flatten, inflate, unpack
 from fedlearn.app.install import Installed
 from fedlearn.app.install import unpack as install
 from fedlearn.app.message import Head
