@@ -135,7 +135,7 @@ class ArrivingBody:
 
     def __init__(self, flow: FlowControl) -> None:
         self._flow = flow
-        self._pieces: list[bytes] = []
+        self._pieces: deque[bytes] = deque()
         self._size = 0
         self._paused = False
         self._whole = False
@@ -162,18 +162,23 @@ class ArrivingBody:
         self._changed.set()
 
     async def receive(self) -> MutableMapping[str, Any]:
-        """Return all that has arrived as one ASGI event, after waiting for some of it."""
+        """Return the next piece as an ASGI event, after waiting for it.
+
+        A piece is what one read of the connection gave. Larger ones, put together here, do not pay:
+        they leave the cache of the processor before they are hashed.
+        """
         while not self._pieces and not self._whole and not self._lost:
             self._changed.clear()
             await self._changed.wait()
-        if self._lost and not self._whole:
+        if self._lost and not self._whole and not self._pieces:
             return {"type": "http.disconnect"}
-        pieces, self._pieces, self._size = self._pieces, [], 0
-        if self._paused:
+        piece = self._pieces.popleft() if self._pieces else b""
+        self._size -= len(piece)
+        if self._paused and self._size < _ARRIVED_BYTES // 2:
             self._paused = False
             self._flow.resume_reading()
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        return {"type": "http.request", "body": body, "more_body": not self._whole}
+        more = bool(self._pieces) or not self._whole
+        return {"type": "http.request", "body": piece, "more_body": more}
 
 
 class RequestBody:

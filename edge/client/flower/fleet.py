@@ -14,6 +14,7 @@ import json
 import secrets
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -211,8 +212,7 @@ class Fleet:
             else:
                 reader = MessageReader(length)
             try:
-                for piece in answer.pieces():
-                    reader.feed(piece)
+                _read(answer, reader)
             except (OSError, http.client.HTTPException, TransportError):
                 self._fetched = reader if reader.resumable else None
                 raise
@@ -288,6 +288,18 @@ class Fleet:
                 del self._users[session]
         if unused:
             session.close()
+
+
+def _read(answer: Answer, reader: MessageReader) -> None:
+    """Feed a body to its reader, which writes a piece while the next one arrives."""
+    with ThreadPoolExecutor(1) as writer:
+        writing: Future[None] | None = None
+        for piece in answer.pieces():
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(reader.feed, piece)
+        if writing is not None:
+            writing.result()
 
 
 def _check(answer: Answer, *, gone: bool) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
+import itertools
 import select
 import socket
 import ssl
@@ -31,7 +32,7 @@ from fedlearn.sandbox.memory_file import Buffer
 __all__ = ["Answer", "Identity", "Session"]
 
 _CONNECT_SECONDS: Final = 10.0
-_READ_BYTES: Final = 256 * 1024
+_READ_BYTES: Final = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +61,13 @@ class Answer:
         return self._response.getheader(name, "")
 
     def pieces(self) -> Iterator[memoryview]:
-        """Yield the body in views of one buffer, each valid until the next one.
+        """Yield the body in views of two buffers, each valid until the next but one.
 
         :raises TransportError: when it ends early.
         """
-        buffer = memoryview(bytearray(_READ_BYTES))
-        while size := self._response.readinto(buffer):
+        size = min(_READ_BYTES, self._response.length or 1)
+        buffers = itertools.cycle([memoryview(bytearray(size)), memoryview(bytearray(size))])
+        while size := self._response.readinto(buffer := next(buffers)):
             yield buffer[:size]
         if self._response.length:
             raise TransportError(
