@@ -84,7 +84,7 @@ def run(
     rounds: int = 4,
 ) -> float:
     """Run one stage; return the value that its model has at the end."""
-    updates = SimpleNamespace(check_contributors=lambda: None, contributors=frozenset())
+    updates = SimpleNamespace(check_contributors=lambda: None, contributors=frozenset(), saved=0)
     grid: Any = SimpleNamespace(
         updates=updates,
         validator=SimpleNamespace(remember_types=lambda _: None),
