@@ -47,7 +47,7 @@ from fedlearn.app.message import Head  # noqa: E402
 from fedlearn.identity.spiffe import COORDINATOR_DNS  # noqa: E402
 from fedlearn.identity.tls import client_context  # noqa: E402
 from fedlearn.identity.voucher import sign_voucher  # noqa: E402
-from fedlearn.update.frames import FrameReader, write_frames  # noqa: E402
+from fedlearn.update.frames import body_pieces  # noqa: E402
 from fedlearn.wire import fedlearn_pb2 as pb  # noqa: E402
 from fedlearn.wire import fedlearn_pb2_grpc as stubs  # noqa: E402
 
@@ -222,7 +222,7 @@ class Client:
             if status in (401, 410):
                 return
             if status == 200:
-                frames = list(FrameReader(len(body)).feed(body))
+                frames = _frames(body)
                 status, _ = await fleet.post("deliver", _reply(frames))
                 if status != 200:
                     raise SystemExit(f"a delivery of {self.site} was answered {status}")
@@ -303,6 +303,16 @@ class FleetConnection:
 _GENERATOR: Final = np.random.default_rng()
 
 
+def _frames(body: bytes) -> list[bytes]:
+    """Return the frames of a body."""
+    found, start = list[bytes](), 0
+    while start < len(body):
+        end = start + 8 + int.from_bytes(body[start : start + 8])
+        found.append(body[start + 8 : end])
+        start = end
+    return found
+
+
 def _reply(frames: list[bytes]) -> bytes:
     """Return the delivery that answers a message: random arrays of the same shapes."""
     head = Head.from_bytes(frames[0])
@@ -321,7 +331,7 @@ def _reply(frames: list[bytes]) -> bytes:
     )
     answered = Message(Packer().content(record), reply_to=asked)
     parts = flatten([answered]).frames(0)
-    return b"".join(map(bytes, write_frames(parts)))
+    return b"".join(body_pieces(parts, most=2**20))
 
 
 # --- the program ----------------------------------------------------------------------------------

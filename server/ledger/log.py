@@ -17,6 +17,7 @@ the process. Readers open the file for themselves, read-only, and see a snapshot
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 import threading
@@ -40,7 +41,6 @@ from server.ledger.entry import (
     canonical_body,
     entry_hash,
     entry_of_row,
-    parse_body,
     require_p256,
     sign_hash,
 )
@@ -352,7 +352,7 @@ class Ledger(LedgerReader):
                     sequence=sequence,
                     time=time,
                     kind=kind,
-                    body=parse_body(body),
+                    body=json.loads(body),  # a copy: what was appended is the caller's
                     previous=previous,
                     hash=digest,
                     signature=sign_hash(self._signer, digest),

@@ -13,6 +13,7 @@ within :class:`Room`'s time.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import secrets
 import threading
@@ -88,6 +89,9 @@ class Room:
     first_message: float = 20.0
 
 
+_parsed = functools.lru_cache(maxsize=1024)(PeerCertificate.parse)
+"""A certificate says the same on every call of its connection; whether it counts is asked anew."""
+
 Identify = Callable[[str, str, bytes | None], Caller]
 """From method, peer address and PEM certificate to a caller; raises TransportError or
 AdmissionDenied when it may not call this."""
@@ -116,7 +120,7 @@ def identify_by_certificate(
         if not pem:
             raise TransportError("this service needs a client certificate")
         now = clock()
-        certificate = PeerCertificate.parse(pem).checked(trust_domain=trust_domain, now=now)
+        certificate = _parsed(pem).checked(trust_domain=trust_domain, now=now)
         service = method.split("/")[1].removeprefix("fedlearn.v1.")
         match service, certificate.id:
             case "Sites", SiteId():
