@@ -51,7 +51,7 @@ smallest positive value."""
 _SUM_BITS: Final = 62
 _PRODUCT_BITS: Final = 51
 _LARGEST: Final = float(np.finfo(np.float32).max)
-_FEW: Final = 8
+_FEW: Final = 32
 """Up to one of so many positions are looked at one by one."""
 _NONE: Final = np.empty(0, np.intp)
 
@@ -96,12 +96,14 @@ class Scratch:
         products *= factor
         return products
 
-    def small(self, limit: float) -> NDArray[np.intp]:
-        """Return the positions of the magnitudes up to ``limit``, without most zeros."""
+    def small(self, limit: float) -> NDArray[np.intp] | None:
+        """Return the positions of the magnitudes up to ``limit``; None where they are many."""
         small = np.less_equal(self.magnitudes, limit, out=self._small[: len(self.values)])
         count = np.count_nonzero(small)
         if count > len(small) // _FEW:
             small &= self.magnitudes != 0
+            if np.count_nonzero(small) > len(small) // _FEW:
+                return None
         return np.flatnonzero(small) if count else _NONE
 
 
@@ -169,7 +171,11 @@ class BlockSum:
         if self._step > self._finest + even:
             # Values from this one on have whole products.
             limit = math.ldexp(1.0, self._step - even + self._bits)
-            self._part(products, scratch.small(min(limit, _LARGEST)))
+            at = scratch.small(min(limit, _LARGEST))
+            if at is None:
+                self._part_all(products)
+            else:
+                self._part(products, at)
         products += SHIFT
         self._shifts += 1
         self._sums += products.view(np.int64)
@@ -237,6 +243,15 @@ class BlockSum:
             found *= math.ldexp(1.0, self._step)
             self._remains().add(at, found)
 
+    def _part_all(self, products: NDArray[np.float64]) -> None:
+        """Round the products; the rest goes to the remainders."""
+        rest = products.copy()
+        products += SHIFT
+        products -= SHIFT
+        rest -= products
+        rest *= math.ldexp(1.0, self._step)
+        self._remains().add_all(rest, math.ldexp(1.0, self._step))
+
     def _remains(self) -> _Remainders:
         if self._remainders is None:
             self._remainders = _Remainders(len(self._sums))
@@ -270,10 +285,16 @@ class _Remainders:
         if self._count > self._size // 16 or len(self._waiting) >= self._MOST_WAITING:
             self._fold()
 
+    def add_all(self, values: NDArray[np.float64], largest: float) -> None:
+        """Add a value to each position; ``values`` is used up."""
+        self._fold()
+        self._extend(np.arange(self._size, dtype=np.uint16))
+        self._digits.add(values, largest)
+
     def add_whole(self, at: NDArray[np.intp], values: NDArray[np.int64], exponent: int) -> None:
         """Add integers of at most 2^62, in units of ``2^exponent``, to positions that differ."""
         self._extend(at.astype(np.uint16))
-        self._digits.add_whole(values, exponent, np.searchsorted(self._at, at))
+        self._digits.add_whole(values, exponent, self._places(at))
 
     def summed(self) -> tuple[NDArray[np.uint16], Digits]:
         """Return the positions, and a copy of their sums."""
@@ -287,18 +308,25 @@ class _Remainders:
         values = np.concatenate([values for _, values in self._waiting])
         self._extend(at)
         largest = float(np.max(np.abs(values)))
-        places = np.searchsorted(self._at, at)
+        places = self._places(at)
         self._digits.add(values, largest, places, times=len(self._waiting))
         self._waiting.clear()
         self._count = 0
+
+    def _places(self, at: NDArray[np.integer[Any]]) -> NDArray[np.intp]:
+        """Return where the sums of these positions are."""
+        whole = len(self._at) == self._size
+        return at.astype(np.intp) if whole else np.searchsorted(self._at, at)
 
     def _extend(self, at: NDArray[np.uint16]) -> None:
         """Give the positions ``at`` a place; past the half of a block, give all one."""
         if len(self._at) == self._size:
             return
-        known = np.union1d(self._at, at)
-        if 2 * len(known) > self._size:
-            known = np.arange(self._size, dtype=np.uint16)
+        held = np.zeros(self._size, np.bool_)
+        held[self._at] = held[at] = True
+        if 2 * np.count_nonzero(held) > self._size:
+            held[:] = True
+        known = np.flatnonzero(held).astype(np.uint16)
         if len(known) > len(self._at):
             self._digits = self._digits.placed(len(known), np.searchsorted(known, self._at))
             self._at = known
