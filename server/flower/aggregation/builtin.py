@@ -184,7 +184,7 @@ class BuiltIn(Strategy):  # type: ignore[misc]
             return None, None
         given = RoundInput(
             model=self._part,
-            updates=[self._travelling(self._update(each.content)) for each in chosen],
+            updates=[self._travelling(self._single(each.content)) for each in chosen],
             weights=[int(self._weight(message.content)) for message in chosen],
             losses=[self._loss(message.content) for message in chosen],
         )
@@ -300,6 +300,16 @@ class BuiltIn(Strategy):  # type: ignore[misc]
             raise UpdateRejected("an update holds one ArrayRecord and one MetricRecord")
         return arrays_of(records[0])
 
+    def _single(self, content: RecordDict) -> dict[str, Array]:
+        """Return the arrays of a reply in the order of the model.
+
+        :raises UpdateRejected: unless they have its names, element types and shapes.
+        """
+        arrays = self._update(content)
+        ordered = {name: arrays[name] for name in self._model if name in arrays}
+        check_like(ordered | arrays, self._model)
+        return ordered
+
     def _loss(self, content: RecordDict) -> float:
         """Return the training loss of a reply, where the strategy reads it.
 
@@ -331,7 +341,7 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         if message.has_error():
             return False
         try:
-            check_like(self._update(message.content), self._model)
+            self._single(message.content)
             whole_weight(self._weight(message.content))
             self._loss(message.content)
         except UpdateRejected as error:

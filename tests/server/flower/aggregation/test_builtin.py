@@ -105,6 +105,23 @@ def test_each_makes_a_model_of_the_types_that_it_had(name: str) -> None:
     assert metrics["loss"] == pytest.approx(1.5, abs=0.6)
 
 
+@pytest.mark.parametrize("name", sorted(set(CLASSES) - MEAN_FAMILY))
+def test_a_rule_over_single_updates_takes_arrays_in_any_order(name: str) -> None:
+    found = []
+    for order in (["w", "n"], ["n", "w"]):
+        grid = Grid()
+        replies = [reply(node, 1.0 + node / 8) for node in range(1, 8)]
+        for message in replies[:4]:
+            arrays = arrays_of(message.content["arrays"])
+            message.content["arrays"] = record_of({each: arrays[each] for each in order})
+        made, _ = strategy(name, grid).aggregate_train(1, replies)
+        assert made is not None
+        assert grid.refused == {}
+        found.append({key: each.tobytes() for key, each in arrays_of(made).items()})
+    assert found[0] == found[1]
+    assert list(found[0]) == list(found[1]) == list(MODEL)
+
+
 @pytest.mark.parametrize("loss", [None, -1.0, float("nan"), float("inf"), [1.0, 2.0]])
 def test_q_fedavg_refuses_a_reply_without_a_loss(loss: Any) -> None:
     grid = Grid()
