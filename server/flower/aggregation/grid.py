@@ -75,14 +75,14 @@ class JobGrid(Grid):  # type: ignore[misc]
     def begin_round(self, round_: int, *, streams: bool) -> None:
         """Begin a round; its exchanges have this number."""
         self.updates.begin(round_)
-        self.streams = streams
+        self.streams = self.validator.added = streams
 
     def end_rounds(self) -> None:
         """End the rounds: later questions belong to none, until the next one begins."""
         # Clients know their calls by growing numbers.
         self._calls = max(self._calls, self.updates.round)
         self.updates.end()
-        self.streams = False
+        self.streams = self.validator.added = False
 
     def restrict(self, sites: frozenset[str] | None) -> None:
         """Show the strategy these sites only; None for all of the job."""

@@ -56,17 +56,23 @@ class ReplyChecks:
         return found
 
     def checked(
-        self, content: RecordDict, spec: Spec | None, *, most_examples: int = 0
+        self,
+        content: RecordDict,
+        spec: Spec | None,
+        *,
+        most_examples: int = 0,
+        finite: bool = True,
     ) -> RecordDict:
         """Return a reply's content, unpacked and checked.
 
         :param spec: from :meth:`spec` of what the site was sent; None where that was no model.
         :param most_examples: the largest weight; 0 where the site committed to nothing that
             can be counted, and 2^53 is the bound.
+        :param finite: refuse NaN and infinity in the arrays, where a model was sent.
         :raises UpdateRejected: naming what is wrong. Numpy's own errors for arrays that lie
             about themselves come out as they are.
         """
-        content = unpack(content, max_bytes=self._max_bytes, finite=spec is not None)
+        content = unpack(content, max_bytes=self._max_bytes, finite=finite and spec is not None)
         if not self._metrics:
             content = self._without_metrics(content)
         _check_metrics(content)

@@ -84,6 +84,10 @@ class RoundUpdates:
         """The sites whose updates were handed to the strategy in this round."""
         return frozenset(self._contributors)
 
+    def uses(self, site: str) -> bool:
+        """Return whether the update of a site is in the result of this round so far."""
+        return site in self._contributors
+
     def add(self, site: str) -> None:
         """Note that the update of a site is handed to the strategy."""
         self._contributors.add(site)

@@ -44,7 +44,10 @@ class Asked:
 class UpdateValidator:
     """Checks the replies of sites, and reports each. Not thread-safe.
 
-    ``most_examples`` is how many examples each site may claim, from its commitment.
+    ``most_examples``  how many examples each site may claim, from its commitment
+    ``added``          whether updates go into the exact mean one by one: it looks at every value,
+                       so that values are not checked here as well, and an update is reported when
+                       it is in the sum
     """
 
     def __init__(self, rules: Rules, updates: RoundUpdates) -> None:
@@ -56,6 +59,7 @@ class UpdateValidator:
             metrics=not rules.private or rules.exact_metrics,
         )
         self.most_examples: Mapping[str, int] = {}
+        self.added = False
 
     def remember_types(self, model: ArrayRecord) -> None:
         """Take the element types of the first model: updates may always have these.
@@ -103,23 +107,28 @@ class UpdateValidator:
                 reason = str(error) if known else f"cannot be read ({type(error).__name__})"
                 yield question, failure(metadata, self._reject(asked, reason))
                 continue
-            if message.has_content():
-                self._report(message, asked, reply)
-                yield question, message
-            else:
+            if not message.has_content():
                 yield question, failure(metadata, self._reject(asked, message.error.reason))
+                continue
+            metrics = _numbers(message.content)  # the strategy may take the content apart
+            added = self.added and asked.train
+            if not added:
+                self._report(metrics, asked, reply)
+            yield question, message
+            if added and self._updates.uses(asked.node.site):
+                self._report(metrics, asked, reply)
 
     def _checked(self, content: RecordDict, asked: Asked) -> RecordDict:
         most = self.most_examples.get(asked.node.site, 0)
         if asked.model is not None:
             content, saved = self._decoder.decoded(content, asked.model)
             self._updates.saved += saved
-        return self._checks.checked(content, asked.spec, most_examples=most)
+        finite = not (self.added and asked.train)
+        return self._checks.checked(content, asked.spec, most_examples=most, finite=finite)
 
-    def _report(self, message: Message, asked: Asked, reply: Reply) -> None:
+    def _report(self, metrics: dict[str, float], asked: Asked, reply: Reply) -> None:
         if not asked.train:
             return
-        metrics = _numbers(message.content)
         examples = max(0, int(metrics.pop(self._checks.weighted_by, 0)))
         self._updates.received(reply, asked.node.site, examples=examples, metrics=metrics)
 

@@ -162,13 +162,14 @@ def as_type(values: NDArray[Any], dtype: np.dtype[Any]) -> Array:
     if dtype == BF16:
         return to_bfloat16(values.astype(np.float32))
     if dtype.kind == "b":
-        return values > 0.5
+        return np.asarray(values > 0.5)
     if dtype.kind in "iu":
         bounds = np.iinfo(dtype)
         # The largest integer of 64 bits is not a float64; the float64 above it would wrap around.
         most = min(float(bounds.max), math.nextafter(float(bounds.max) + 1, 0))
         values = np.clip(np.rint(values.astype(np.float64)), float(bounds.min), most)
-    return values.astype(dtype)
+    # An array without axes comes out of arithmetic as a scalar.
+    return np.asarray(values).astype(dtype)
 
 
 def empty_like(like: Arrays) -> tuple[dict[str, Array], dict[str, Array]]:

@@ -17,6 +17,7 @@ from fedlearn.errors import JobError, PrivacyError, QuorumNotReached
 from fedlearn.job.strategies import APP, MEAN_FAMILY, STRATEGIES
 from fedlearn.privacy import PrivacySpec, ServerPrivacy
 from server.flower.aggregation.builtin import CLASSES, BuiltIn, check_classes, name_of
+from server.flower.aggregation.robust.blocks import as_type
 from server.flower.ipc.strategy_state import capture, restore
 
 SPEC = PrivacySpec(clip=1.0, noise_multiplier=1.0, epsilon=100.0, delta=1e-5)
@@ -274,3 +275,11 @@ def test_too_few_usable_updates_are_no_round() -> None:
     failed = Message(Error(code=0, reason="planted"), reply_to=reply(4, 0))
     with pytest.raises(QuorumNotReached, match="2 of 3"):
         made.aggregate_train(1, [reply(1, 1.0), reply(2, 1.0), failed])
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i4", "i8", "u1", "?"])
+def test_a_number_without_axes_keeps_being_an_array(dtype: str) -> None:
+    found = as_type(np.asarray(0.75), np.dtype(dtype))
+    assert isinstance(found, np.ndarray)
+    assert (found.shape, found.dtype) == ((), np.dtype(dtype))
+    assert found == (0.75 if dtype[0] == "f" else 1)

@@ -137,7 +137,7 @@ def round_of(
             for kind, fields in sites.requests.channel.events
             if kind == "update.received"
         }
-        assert received >= documents.keys() - refused.keys()
+        assert received == documents.keys() - refused.keys()
         return arrays_of(found), refused
     finally:
         sites.close()
