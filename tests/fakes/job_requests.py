@@ -27,6 +27,9 @@ class Channel:
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         self.saved.append(checkpoint)
 
+    def settle(self) -> None:
+        return None
+
     def load_checkpoint(self) -> Checkpoint | None:
         return self.saved[-1] if self.saved else None
 
