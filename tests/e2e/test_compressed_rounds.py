@@ -119,6 +119,7 @@ def test_a_client_that_does_not_compress_is_refused_by_name(
     assert channel.of("round.finished")[0]["sites"] == 1
 
 
+@pytest.mark.long
 def test_under_privacy_what_is_decoded_is_within_the_bound(
     federation: FlowerFederation, bundle: bytes
 ) -> None:
