@@ -222,7 +222,7 @@ def main() -> None:
     """Run the command."""
     parser = options(__doc__)
     parser.add_argument("--sites", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=20.0, help="how long to watch, idle")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long to watch, idle")
     parser.add_argument("--only", choices=("sites", "agent"))
     arguments = parser.parse_args()
     if arguments.quick:

@@ -20,7 +20,7 @@ def main() -> None:
     """Run the command and print its rows."""
     parser = options(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=6000)
+    parser.add_argument("--images", type=int, default=3000)
     arguments = parser.parse_args()
     size = ["--app", "medpar", "--rounds", "2", "--repeat", "1", "--tee", "sample"]
     if not arguments.quick:

@@ -152,7 +152,7 @@ def main() -> None:
     """Measure and print."""
     parser = options(__doc__)
     parser.add_argument("--sites", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=25_000_000, help="32-bit numbers in the model")
     arguments = parser.parse_args()
     if arguments.quick:

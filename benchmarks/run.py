@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
@@ -30,27 +31,27 @@ from _report import Row
 FOLDER: Final = Path(__file__).parent
 TITLES: Final[Mapping[str, str]] = {
     "round_overhead.py": "Rounds, bytes and memory, against stock Flower",
-    "confidentiality.py": "The cost of confidentiality",
-    "sealing.py": "Sealing a model",
-    "ledger.py": "The ledger",
-    "verification.py": "Verification of evidence",
-    "tpm.py": "TPM",
+    "transport.py": "Model bytes over mutual TLS",
     "mean.py": "The exact mean",
     "robust.py": "Robust strategies",
-    "transport.py": "Model bytes over mutual TLS",
     "memory.py": "Memory of the server in a round",
-    "compression.py": "Compressed updates",
-    "gpu.py": "Models on a GPU",
-    "durability.py": "Sealing and ledger in a round",
-    "admissions.py": "Admissions",
     "scale.py": "Many clients",
-    "renewals.py": "Clients that attest again",
+    "admissions.py": "Admissions",
     "connections.py": "Connected clients",
+    "confidentiality.py": "The cost of confidentiality",
+    "durability.py": "Sealing and ledger in a round",
+    "sealing.py": "Sealing a model",
+    "ledger.py": "The ledger",
     "exchange.py": "A job's exchange, as the number of clients grows",
     "agents.py": "Sites' streams and agents",
+    "compression.py": "Compressed updates",
+    "verification.py": "Verification of evidence",
+    "tpm.py": "TPM",
+    "gpu.py": "Models on a GPU",
     "podspec.py": "Manifests of clients",
     "demo_splits.py": "Quality of the demo's model over many splits",
     "long_run.py": "One coordinator for long",
+    "renewals.py": "Clients that attest again",
 }
 """The order of the page. A script that is not here follows, under its name."""
 
@@ -63,6 +64,7 @@ _BOUNDS: Final = {
     "renewals.py": 2 * 3600.0,
 }
 _BOUND: Final = 120.0
+_LEAST: Final = 0.1
 
 
 class Failed(Exception):
@@ -76,14 +78,17 @@ def scripts() -> list[str]:
     return [*order, *sorted(found - set(order))]
 
 
-def rows_of(name: str, *, quick: bool) -> list[dict[str, Any]]:
+def rows_of(name: str, *, quick: bool, seconds: float = math.inf) -> list[dict[str, Any]]:
     """Run one script and return its rows; none where this machine cannot measure them.
 
+    :param seconds: that are left for all scripts.
     :raises Failed: when it fails, does not end, or writes no document.
     """
+    bound = min(seconds, _BOUNDS.get(name, _BOUND))
+    if bound < _LEAST:
+        raise Failed("was not started: no time is left; name it alone, or raise --minutes")
     command = [sys.executable, str(FOLDER / name), "--json", *(["--quick"] if quick else [])]
     command += ["--write"] if name in _page.PLOTS and not quick else []
-    bound = _BOUNDS.get(name, _BOUND)
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, start_new_session=True, cwd=FOLDER.parent
     )
@@ -132,6 +137,9 @@ def main() -> int:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="these scripts alone")
     parser.add_argument("--quick", action="store_true", help="small sizes; writes nothing")
+    parser.add_argument(
+        "--minutes", type=float, default=14.0, help="for all scripts that are not named (14)"
+    )
     parser.add_argument("--page", action="store_true", help="write the page and run nothing")
     arguments = parser.parse_args()
     document = _page.read()
@@ -146,12 +154,13 @@ def main() -> int:
     if document["machine"] != now:  # numbers of another machine or of other versions
         document = {"machine": now, "scripts": {}}
     names = names or [name for name in known if name not in BY_NAME_ONLY]
+    end = math.inf if arguments.names else time.monotonic() + 60 * arguments.minutes
     tree, failed, begun = commit(), {}, time.monotonic()
     for number, name in enumerate(names, 1):
         print(f"[{number}/{len(names)}] {name} ...", file=sys.stderr, flush=True)
         started = time.monotonic()
         try:
-            rows = rows_of(name, quick=arguments.quick)
+            rows = rows_of(name, quick=arguments.quick, seconds=end - time.monotonic())
         except Failed as error:
             failed[name] = str(error)
             print(f"    FAILED: {error}", file=sys.stderr, flush=True)

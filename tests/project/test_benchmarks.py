@@ -14,19 +14,21 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 RUNNER = "run.py"
 SCRIPTS = sorted({path.name for path in FOLDER.glob("[a-z]*.py")} - {RUNNER})
-FEDERATIONS = {
+SLOW = {
     "admissions.py",
     "agents.py",
     "compression.py",
     "confidentiality.py",
     "long_run.py",
+    "mean.py",
     "memory.py",
     "renewals.py",
+    "robust.py",
     "round_overhead.py",
     "scale.py",
     "tpm.py",
 }
-"""Those that start processes or train; they take longer."""
+"""Those that start processes, train, or import torch."""
 
 OPTIONAL = {"confidentiality.py", "gpu.py"}
 """Those that measure nothing where a device or a data set is missing, and state so."""
@@ -70,10 +72,7 @@ def test_a_benchmark_is_listed(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.long] if name in FEDERATIONS else [])
-        for name in SCRIPTS
-    ],
+    [pytest.param(name, marks=[pytest.mark.long] if name in SLOW else []) for name in SCRIPTS],
 )
 def test_a_benchmark_gives_rows(bench: Modules, name: str) -> None:
     done = subprocess.run(
