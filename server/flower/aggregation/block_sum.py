@@ -84,6 +84,10 @@ class Scratch:
         # np.max, unlike max(), lets NaN through.
         return float(np.max(np.abs(self.values, out=self.magnitudes)))
 
+    def forget(self) -> None:
+        """Let the memory of the loaded block be freed, which is that of a whole update."""
+        self.values = self._converted[:0]
+
     @property
     def magnitudes(self) -> NDArray[np.float32]:
         """The magnitudes of the values."""

@@ -180,6 +180,10 @@ def _first_grid(largest: float) -> int:
     )
 
 
+_NOTHING: Final = np.empty(0)
+"""In place of the values of an update, which must not stay in memory after it is added."""
+
+
 class WideSum:
     """The running sum of a block of float64, or of integers of 32 or 64 bits. Not thread-safe."""
 
@@ -187,7 +191,7 @@ class WideSum:
 
     def __init__(self, size: int) -> None:
         self._digits = Digits(size)
-        self._values: NDArray[Any] = np.empty(0)
+        self._values: NDArray[Any] = _NOTHING
 
     @property
     def nbytes(self) -> int:
@@ -203,7 +207,7 @@ class WideSum:
     def add(self, largest: float, weight: int, scratch: object) -> None:
         """Add the loaded block times ``weight``; its largest magnitude is finite."""
         del scratch
-        values, self._values = self._values, self._values[:0]
+        values, self._values = self._values, _NOTHING
         if not largest or not weight:
             return
         largest = max(largest, _largest_part(values)) * abs(weight)

@@ -239,6 +239,7 @@ class ExactMean:
         def some(first: int) -> None:
             for block in self._blocks[first :: len(self._scratch)]:
                 work(block, self._scratch[first])
+            self._scratch[first].forget()
 
         if len(self._scratch) == 1:
             some(0)
