@@ -99,6 +99,8 @@ class ConnectedClients:
 
     def authorized(self, connection: FleetConnection, admission: Admission) -> None:
         """Note the admission of a connection, which ends with it."""
+        if connection.over.is_set():
+            return
         client = (admission.job, admission.site)
         if connection.belongs_to is None:
             connection.belongs_to = client
@@ -106,11 +108,13 @@ class ConnectedClients:
         if connection.ends != admission.expires:
             connection.ends = admission.expires
             seconds = (admission.expires - self._clock()).total_seconds()
+            connection.forget_end()
             loop = asyncio.get_running_loop()
-            loop.call_later(max(0.0, seconds), self._expire, connection)
+            connection.end_timer = loop.call_later(max(0.0, seconds), self._expire, connection)
 
     def lost(self, connection: FleetConnection, peer: PeerCertificate) -> None:
         """Note the end of a connection; report the client absent if it does not come back."""
+        connection.forget_end()
         same_key = self._connections.get(peer.thumbprint, set())
         same_key.discard(connection)
         if not same_key:
@@ -155,6 +159,7 @@ class FleetConnection(HttpToolsProtocol):  # type: ignore[misc]
     flower_key: bytes = b""
     belongs_to: tuple[str, str] | None = None
     ends: datetime | None = None
+    end_timer: asyncio.TimerHandle | None = None
     _body: ArrivingBody | None = None
     _in_head = True
     _head_bytes = 0
@@ -163,6 +168,12 @@ class FleetConnection(HttpToolsProtocol):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.over = asyncio.Event()
+
+    def forget_end(self) -> None:
+        """Cancel the timer of the end of the admission: it would keep the connection till then."""
+        if self.end_timer is not None:
+            self.end_timer.cancel()
+            self.end_timer = None
 
     def reads_body_of(self, scope: Scope) -> bool:
         """Return whether a part of the request's body has not been read."""

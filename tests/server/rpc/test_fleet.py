@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import socket
 import ssl
@@ -293,6 +294,25 @@ def test_a_body_is_bounded_before_it_is_read(federation: FlowerFederation, calle
 def test_a_head_is_bounded(caller: Caller) -> None:
     with pytest.raises(httpx.TransportError):
         caller.post(headers={"x-long": "a" * 400_000})
+
+
+def test_nothing_keeps_a_connection_that_has_ended(
+    federation: FlowerFederation, caller: Caller
+) -> None:
+    """Its admission lives on for minutes, and a timer waits for its end."""
+
+    def connections() -> int:
+        gc.collect()
+        return sum(isinstance(found, FleetConnection) for found in gc.get_objects())
+
+    before = connections()
+    assert caller.post().status_code == 200
+    assert connections() == before + 1
+    caller.client.close()
+    end = time.monotonic() + 8
+    while connections() > before and time.monotonic() < end:
+        time.sleep(0.05)
+    assert connections() == before
 
 
 def test_the_last_connection_of_a_client_is_noticed(
