@@ -4,6 +4,8 @@ A commit costs one synchronization of the disk, whatever it contains. So a threa
 while another one commits waits, and one of those that wait then commits for all of them, in the
 order in which they came (DeWitt et al., *Implementation Techniques for Main Memory Database
 Systems*, SIGMOD 1984).
+
+The page is docs/adr/0040-off-the-path.md.
 """
 
 from __future__ import annotations
