@@ -287,8 +287,9 @@ class Listeners:
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            # No peer needs a connection to the gate for longer than a few calls take.
-            ("grpc.max_connection_idle_ms", 15 * 60_000 if mutual else 60_000),
+            # No peer needs a connection to the gate for longer than a few calls take. A thousand
+            # strangers may hold one, so that each idle second keeps later clients out.
+            ("grpc.max_connection_idle_ms", 15 * 60_000 if mutual else 10_000),
             ("grpc.server_handshake_timeout_ms", 10_000),
         ]
         server = grpc.aio.server(
