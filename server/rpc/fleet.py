@@ -194,7 +194,7 @@ class FleetServer:
             protocol.counted = connection
             await acceptor.accept(sock, protocol)
             try:
-                await protocol.over.wait()
+                await protocol.over
             finally:
                 protocol.transport.abort()
 

@@ -99,7 +99,7 @@ class ConnectedClients:
 
     def authorized(self, connection: FleetConnection, admission: Admission) -> None:
         """Note the admission of a connection, which ends with it."""
-        if connection.over.is_set():
+        if connection.over.done():
             return
         client = (admission.job, admission.site)
         if connection.belongs_to is None:
@@ -167,7 +167,7 @@ class FleetConnection(HttpToolsProtocol):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.over = asyncio.Event()
+        self.over: asyncio.Future[None] = self.loop.create_future()
 
     def forget_end(self) -> None:
         """Cancel the timer of the end of the admission: it would keep the connection till then."""
@@ -201,7 +201,8 @@ class FleetConnection(HttpToolsProtocol):  # type: ignore[misc]
         self._head_complete()
         if self._body is not None:
             self._body.lose()
-        self.over.set()
+        if not self.over.done():
+            self.over.set_result(None)
         if self.peer is not None:
             self.clients.lost(self, self.peer)
 

@@ -24,6 +24,9 @@ _STILL_SECONDS: Final = 30.0
 """How long a body may make no progress, in either direction."""
 
 _PIECE_BYTES: Final = 256 * 1024
+_LEAST_PIECE: Final = 1024
+"""What a piece counts for at least, so that few tiny ones wait, too."""
+
 _ARRIVED_BYTES: Final = 1024 * 1024
 """How much of a body may wait in memory; beyond it, nothing is read from the connection."""
 
@@ -135,31 +138,32 @@ class ArrivingBody:
 
     def __init__(self, flow: FlowControl) -> None:
         self._flow = flow
-        self._pieces: deque[bytes] = deque()
+        self._pieces: list[bytes] = []
         self._size = 0
         self._paused = False
         self._whole = False
         self._lost = False
-        self._changed = asyncio.Event()
+        # Every idle connection has one of these: an Event or a deque takes 760 bytes.
+        self._waiter: asyncio.Future[None] | None = None
 
     def put(self, piece: bytes) -> None:
         """Add bytes; reading pauses when too many wait."""
         self._pieces.append(piece)
-        self._size += len(piece)
+        self._size += max(len(piece), _LEAST_PIECE)
         if self._size >= _ARRIVED_BYTES and not self._paused:
             self._paused = True
             self._flow.pause_reading()
-        self._changed.set()
+        self._wake()
 
     def end(self) -> None:
         """Note that the body is whole."""
         self._whole = True
-        self._changed.set()
+        self._wake()
 
     def lose(self) -> None:
         """Note that the connection has ended."""
         self._lost = True
-        self._changed.set()
+        self._wake()
 
     async def receive(self) -> MutableMapping[str, Any]:
         """Return the next piece as an ASGI event, after waiting for it.
@@ -168,17 +172,26 @@ class ArrivingBody:
         they leave the cache of the processor before they are hashed.
         """
         while not self._pieces and not self._whole and not self._lost:
-            self._changed.clear()
-            await self._changed.wait()
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         if self._lost and not self._whole and not self._pieces:
             return {"type": "http.disconnect"}
-        piece = self._pieces.popleft() if self._pieces else b""
-        self._size -= len(piece)
+        piece = b""
+        if self._pieces:
+            piece = self._pieces.pop(0)
+            self._size -= max(len(piece), _LEAST_PIECE)
         if self._paused and self._size < _ARRIVED_BYTES // 2:
             self._paused = False
             self._flow.resume_reading()
         more = bool(self._pieces) or not self._whole
         return {"type": "http.request", "body": piece, "more_body": more}
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class RequestBody:

@@ -58,6 +58,7 @@ class TlsAcceptor:
         except BaseException:
             transport.close()
             raise
+        tls.forget_parsed_certificate()
 
 
 class _SharedBufferTls(SSLProtocol):
@@ -69,6 +70,10 @@ class _SharedBufferTls(SSLProtocol):
         super().__init__(*arguments, **named)
         self._ssl_buffer = bytearray()
         self._ssl_buffer_view = shared
+
+    def forget_parsed_certificate(self) -> None:
+        """Drop the dictionary that asyncio makes of the certificate; TLS still has its bytes."""
+        self._extra.pop("peercert", None)
 
     def get_buffer(self, n: int) -> memoryview:
         """Return the buffer that the next bytes are read into."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -24,7 +25,7 @@ from fedlearn.identity.spiffe import COORDINATOR_DNS
 from fedlearn.identity.tls import client_context
 from server.rpc.connections import Caps
 from server.rpc.fleet_api import Receive, Scope, Send
-from server.rpc.fleet_streams import DeliveryMemory, RequestRefused
+from server.rpc.fleet_streams import ArrivingBody, DeliveryMemory, RequestRefused
 from tests.harness.flower_federation import FlowerFederation
 
 MIB = 1024 * 1024
@@ -325,6 +326,33 @@ def test_an_answer_that_nobody_takes_ends(
             assert time.monotonic() < end
             time.sleep(0.005)
     tls.close()
+
+
+@pytest.mark.parametrize(("piece", "most"), [(b"x", 1024), (bytes(256 * 1024), 4)])
+def test_few_pieces_wait_whatever_their_size(piece: bytes, most: int) -> None:
+    calls: list[str] = []
+    flow: Any = SimpleNamespace(
+        pause_reading=lambda: calls.append("pause"), resume_reading=lambda: calls.append("resume")
+    )
+
+    async def scene() -> tuple[int, list[Any]]:
+        body = ArrivingBody(flow)
+        count = 0
+        while not calls:
+            body.put(piece)
+            count += 1
+        found = [await body.receive() for _ in range(count)]
+        assert calls == ["pause", "resume"]
+        waiting = asyncio.ensure_future(body.receive())
+        await asyncio.sleep(0)
+        body.put(b"last")
+        body.lose()
+        return count, [*found, await waiting, await body.receive()]
+
+    count, found = asyncio.run(scene())
+    assert count == most
+    assert [each.get("body") for each in found] == [piece] * most + [b"last", None]
+    assert found[-1] == {"type": "http.disconnect"}
 
 
 def test_memory_is_reserved_in_turn_and_released() -> None:
