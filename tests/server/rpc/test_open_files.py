@@ -1,4 +1,4 @@
-"""A coordinator that may open too few files for its sites says so, and what to do."""
+"""A coordinator that may open too few files for its sites does not start, and states what to do."""
 
 from __future__ import annotations
 
