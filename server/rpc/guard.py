@@ -90,7 +90,7 @@ class Room:
 
 
 _parsed = functools.lru_cache(maxsize=1024)(PeerCertificate.parse)
-"""A certificate says the same on every call of its connection; whether it counts is asked anew."""
+"""A certificate is parsed once, not on each call; whether it counts is checked each time."""
 
 Identify = Callable[[str, str, bytes | None], Caller]
 """From method, peer address and PEM certificate to a caller; raises TransportError or
