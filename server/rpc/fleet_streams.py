@@ -1,4 +1,7 @@
-"""Bodies of requests and responses at the fleet listener, bounded in memory and in time."""
+"""Bodies of requests and responses at the fleet listener, bounded in memory and in time.
+
+The page is docs/adr/0038-model-bytes-over-http.md.
+"""
 
 from __future__ import annotations
 
