@@ -252,6 +252,7 @@ class Rounds:
         arrays, metrics = strategy.aggregate_train(number, replies)
         self._skipped = ""
         if arrays is not None:
+            _check_finite(arrays, number)
             # The arrays that the strategy made are freed: the seal, the sites and the application
             # all get this document.
             stage.arrays = stage.result.arrays = documented(arrays)
@@ -313,12 +314,6 @@ class Rounds:
             return None
 
     def _save(self, stage: Stage, number: int) -> None:
-        for name, array in arrays_of(stage.arrays).items():
-            if not is_finite(array):
-                raise JobError(
-                    f"round {number}: the model's array {name!r} contains NaN or infinity",
-                    hint="training diverged; lower the learning rate",
-                )
         captured = self._last = self._state(stage)
         state, tensors = captured if captured is not None else ({}, {})
         resumable = captured is not None and self._stages == 1
@@ -382,6 +377,15 @@ class Rounds:
 def _stops(stage: Stage, number: int) -> bool:
     """Return whether the application ends the stage after this round."""
     return stage.should_stop is not None and stage.should_stop(number, stage.result)
+
+
+def _check_finite(arrays: ArrayRecord, number: int) -> None:
+    for name, array in arrays_of(arrays).items():
+        if not is_finite(array):
+            raise JobError(
+                f"round {number}: the model's array {name!r} contains NaN or infinity",
+                hint="training diverged; lower the learning rate",
+            )
 
 
 def _around(stage: Stage) -> dict[str, Any]:
