@@ -107,6 +107,7 @@ class Crowd:
             "sites": names,
             "policy": "policy.toml",
             "seed": 1,
+            "deadline_s": 86_400,  # clients that only renew answer no round
             "strategy": {"name": "fedavg", "options": {"fraction_evaluate": 0.0}},
             "config": {"size": size, "min-sites": sites, "stamps": ""},
         }

@@ -48,9 +48,8 @@ def test_every_event_is_exported(deployment: LoneCoordinator) -> None:
 
 def test_metrics_by_round_and_by_site(deployment: LoneCoordinator, tmp_path: Path) -> None:
     shown = deployment.run("job", "metrics", "heart")
-    assert shown.stdout.splitlines()[0].split() == (
-        ["round", "state", "seconds", "asked", "sites", "bytes", "epsilon", "auc", "loss"]
-    )
+    columns = "round state seconds asked sites bytes bytes_received bytes_saved epsilon auc loss"
+    assert shown.stdout.splitlines()[0].split() == columns.split()
     assert "finished" in shown.stdout
     (row,) = lines(deployment.run("job", "metrics", "heart", "--json").stdout)
     assert row["metrics"] == {"auc": 0.66, "loss": 0.5}
