@@ -95,7 +95,7 @@ class Coordinator(Federation):
             "requests_per_second_per_peer": 10_000.0,
             "connections": 16_384,
             "connections_per_peer": 16_384,
-            "sites": 10_000,
+            "sites": 4_000,  # four open files each
         }
         return {**super().server_table(), "limits": limits}
 
