@@ -5,9 +5,9 @@
 A real coordinator admits the clients of one job. Each renews its admission every
 ``--renew-seconds``, over a connection of its own to the control listener, as a client in a TEE
 does; certificates end after 60 seconds, so that a client that misses its renewals is lost and the
-run fails. ``--renew-seconds 600 --minutes 60`` is the plain case, with certificates of 30 minutes.
-The memory and the descriptors of the coordinator's process at the end are compared with those at
-the end of the first third.
+run fails. ``--renew-seconds 540 --minutes 60`` is the plain case: a client has ten minutes
+(``renew_by_s``). The memory and the descriptors of the coordinator's process at the end are
+compared with those at the end of the first third.
 """
 
 from __future__ import annotations
