@@ -109,7 +109,7 @@ def _valid(option: str) -> st.SearchStrategy[str | int | float]:
     """Values of an option, of its type."""
     if option.endswith("_key"):
         return st.text(min_size=1, max_size=10).filter(lambda text: "\0" not in text)
-    if option.startswith("num_"):
+    if option.startswith("num_") or option == "iterations":
         return st.integers(1, 3)
     return st.floats(0.2, 0.4) if option == "beta" else st.floats(0.1, 0.9)
 
