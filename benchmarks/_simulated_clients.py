@@ -398,7 +398,9 @@ class Program:
                 began = time.monotonic()
                 await client.renew()
                 renewed += 1
-                await asyncio.sleep(max(0.0, seconds - (time.monotonic() - began)))
+                # Not beyond the end: whoever renewed first would be late before the last is done.
+                pause = min(began + seconds, end) - time.monotonic()
+                await asyncio.sleep(max(0.0, pause))
 
         await asyncio.gather(*(one(client) for client in self.clients))
         return {"renewed": renewed}
