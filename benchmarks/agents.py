@@ -22,19 +22,17 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+from _crowd import enrolled
 from _processes import cpu_seconds, pin, program_pid, resident_mib
 from _report import Row, at_most, measured, options, show
 from _simulated_sites import close, reported, simulator
 
 from attestation.config import dumps
 from attestation.evidence import Tee
-from edge.protocol.identity import certification_request, key_pem, new_key
-from edge.protocol.rpc import GateClient, enroll
-from fedlearn.identity.join import JoinToken
+from edge.protocol.rpc import enroll
 from fedlearn.local.children import Children
 from fedlearn.local.federation import Federation, program
 from fedlearn.wire.channel import HEARTBEAT_SECONDS
@@ -106,7 +104,8 @@ class Coordinator(Federation):
 def measure_sites(federation: Federation, pid: int, count: int, seconds: float) -> Sites:
     """Enroll and connect ``count`` sites; return what they cost."""
     before = resident_mib(pid)
-    address, roots, identities = enrolled(federation, count)
+    address, gate, identities = enrolled(federation, count)
+    roots = gate.ca_pem.decode()
     cores = sorted(os.sched_getaffinity(0) - os.sched_getaffinity(pid)) or [0]
     began, cpu = time.monotonic(), cpu_seconds(pid)
     with contextlib.ExitStack() as stack:
@@ -140,32 +139,6 @@ def measure_sites(federation: Federation, pid: int, count: int, seconds: float) 
         idle_s=idle,
         idle_cpu_s=idle_cpu,
     )
-
-
-def enrolled(federation: Federation, count: int) -> tuple[str, str, list[dict[str, str]]]:
-    """Return the control address, the CA, and a chain and key for each of ``count`` sites."""
-    found: list[dict[str, str]] = []
-    gate: GateClient | None = None
-    address = ""
-    try:
-        for number in range(count):
-            invitation = federation.operator.create_token(
-                f"site-{number}", lifetime=timedelta(hours=1), needs_approval=False
-            )
-            if gate is None:
-                parsed = JoinToken.parse(invitation.token)
-                gate = GateClient.connect(parsed.address, ca_pin=parsed.ca_pin)
-            key = new_key()
-            reply = gate.enroll(invitation.token, certification_request(key))
-            address = reply.control_address
-            chain = bytes(reply.certificate_chain).decode()
-            found.append({"chain": chain, "key": key_pem(key).decode()})
-        if gate is None:
-            raise SystemExit("no sites, no measurement")
-        return address, gate.pinned.ca_pem.decode(), found
-    finally:
-        if gate is not None:
-            gate.close()
 
 
 # --- an agent in a cluster --------------------------------------------------------------------
