@@ -1,0 +1,1 @@
+"""Experiments: many runs of a job over a grid of keys and seeds, and their report."""
