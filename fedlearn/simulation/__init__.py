@@ -1,1 +1,1 @@
-"""Runs a job with all its clients on one machine, without attestation, TLS and sealing: for research."""
+"""Runs a job with all its clients on one machine, for research: no attestation, TLS or sealing."""
